@@ -1,0 +1,111 @@
+/* Training engine: runs the programs that codegen emitted for a model.
+ *
+ * The caller owns all memory. Nothing here allocates, recurses, or calls out of the
+ * runtime. All arithmetic is on integers (docs/specification/arithmetic.md), so that
+ * host and boards give the same bits.
+ */
+#ifndef TINYFLEET_ENGINE_H
+#define TINYFLEET_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tinyfleet/status.h"
+
+#define TF_DIGEST_BYTES 32u
+
+/* What a step of a program works on. Generated code reads it, the client doesn't. */
+typedef struct {
+    const uint8_t *weights; /* weights blob (flash), 4-byte aligned */
+    uint8_t *arena;         /* activations, masks, errors, scratch of one step */
+    uint8_t *state;         /* working copies and fractions of what the plan trains */
+    const int8_t *input;    /* sample, HWC */
+    int32_t *logits;        /* in units of tf_model.logit_scale */
+    int32_t label;
+    uint32_t learning_rate_q20;
+    uint32_t seed;       /* of the task: stochastic rounding */
+    uint32_t step_index; /* counts training steps since tf_engine_load */
+    uint32_t loss_q16;   /* cross entropy in nats times 2^16 */
+} tf_frame;
+
+/* A run of values of one tensor that a plan trains, in delta order. */
+typedef struct {
+    uint32_t values;        /* total number of values */
+    uint32_t blob_offset;   /* of the tensor in the weights blob */
+    uint32_t state_offset;  /* of the working copy (whole tensor) in the state */
+    uint32_t fraction_offset; /* int8 fractions of the trained values; q8.8 only */
+    uint16_t row;           /* length of the tensor's last axis */
+    uint16_t start, count;  /* trained range of the last axis */
+    uint8_t bytes;          /* size of one value in the blob: 1, 2 or 4 */
+    uint8_t has_fraction;   /* 1: q8.8 */
+    uint8_t shift;          /* delta unit = 2^shift units of the state */
+} tf_segment;
+
+typedef struct {
+    uint8_t id[TF_DIGEST_BYTES];
+    uint32_t arena_bytes;
+    uint32_t state_bytes;
+    uint32_t delta_values;
+    uint16_t segment_count;
+    const tf_segment *segments;
+    void (*forward)(tf_frame *frame);  /* input → logits, keeping what backward needs */
+    void (*backward)(tf_frame *frame); /* after forward: loss, gradients, updates in place */
+} tf_plan;
+
+typedef struct {
+    uint8_t bundle_id[TF_DIGEST_BYTES];
+    uint8_t weights_sha256[TF_DIGEST_BYTES]; /* of factory_weights */
+    const uint8_t *factory_weights;
+    uint32_t weights_bytes;
+    uint32_t input_bytes;
+    uint16_t classes;
+    uint16_t plan_count;
+    const tf_plan *plans;
+} tf_model;
+
+/* Emitted by codegen, one per bundle. */
+extern const tf_model tf_the_model;
+
+typedef struct {
+    const tf_plan *plan;
+    tf_frame frame;
+} tf_engine;
+
+/* The plan with this id, or NULL. */
+const tf_plan *tf_engine_find_plan(const tf_model *model, const uint8_t id[TF_DIGEST_BYTES]);
+
+/* Bytes that tf_engine_load needs for this plan (arena, state, logits), alignment 8 included. */
+uint32_t tf_engine_pool_bytes(const tf_model *model, const tf_plan *plan);
+
+/* Prepares `plan` over `weights` (a whole blob, 4-byte aligned, read for as long as the
+ * engine is used) in `pool`. Copies the trained tensors into the state.
+ * TF_NO_MEMORY: the pool has fewer than tf_engine_pool_bytes. */
+tf_status tf_engine_load(tf_engine *engine, const tf_model *model, const tf_plan *plan,
+                         const uint8_t *weights, void *pool, uint32_t pool_bytes);
+
+/* Runs the forward pass on one sample; returns the class with the largest logit. */
+int32_t tf_engine_predict(tf_engine *engine, const int8_t *sample);
+
+/* Forward pass and loss for a labelled sample, nothing is updated. Returns the predicted
+ * class; the loss in nats times 2^16 is in engine->frame.loss_q16. */
+int32_t tf_engine_score(tf_engine *engine, const int8_t *sample, int32_t label);
+
+/* One step of SGD on one sample: forward, backward, update in place. The loss before the
+ * step is in engine->frame.loss_q16. */
+void tf_engine_train_step(tf_engine *engine, const int8_t *sample, int32_t label,
+                          uint32_t learning_rate_q20, uint32_t seed);
+
+/* Value `index` (0 … plan->delta_values-1) of the delta against the blob that was loaded, in
+ * units of 2^shift state units, rounded to nearest. Calls with rising index are O(1). */
+typedef struct {
+    const tf_engine *engine;
+    uint16_t segment;
+    uint32_t within;
+} tf_delta_cursor;
+void tf_delta_begin(tf_delta_cursor *cursor, const tf_engine *engine);
+int32_t tf_delta_next(tf_delta_cursor *cursor); /* plan->delta_values calls at most */
+
+/* Counter-based random bits (arithmetic.md). */
+uint32_t tf_random(uint32_t key, uint32_t stream, uint32_t counter);
+
+#endif
