@@ -1,0 +1,103 @@
+/* Messages between device and gateway: typed structs to and from CBOR.
+ *
+ * The bytes are those of fleet/protocol/tinyfleet.cddl; docs/specification/wire.md says what
+ * the fields mean. Encoders give TF_NO_MEMORY where `capacity` is too small and TF_BAD_INPUT
+ * where a field is outside its range (a name not 1 … 32 characters of [A-Za-z0-9_-], percent
+ * above 100, more than 512 coded bytes); *length is set on TF_OK only. Decoders give
+ * TF_BAD_INPUT on anything the CDDL doesn't allow, bytes after the message included, and then
+ * leave the struct in an unspecified state. They keep no pointer into the bytes.
+ */
+#ifndef TINYFLEET_MESSAGES_H
+#define TINYFLEET_MESSAGES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "tinyfleet/engine.h" /* TF_DIGEST_BYTES */
+#include "tinyfleet/status.h"
+
+#define TF_NAME_LIMIT 32u
+#define TF_PASSWORD_LIMIT 64u
+#define TF_CAMPAIGN_BYTES 8u
+#define TF_PREFIX_BYTES 8u
+#define TF_CODED_CHUNK_BYTES 512u
+
+/* Longest encodings, for buffers. */
+#define TF_ANNOUNCE_MESSAGE_BYTES 160u
+#define TF_STATUS_MESSAGE_BYTES 64u
+#define TF_DELTA_MESSAGE_BYTES 608u
+
+typedef struct {
+    const char *device; /* NUL-terminated */
+    const char *board;  /* NUL-terminated */
+    const uint8_t *bundle;  /* TF_DIGEST_BYTES */
+    const uint8_t *weights; /* TF_DIGEST_BYTES */
+    uint32_t free_sram_bytes;
+    uint32_t link_bits_per_second;
+    uint16_t train_samples;
+    uint16_t held_out_samples;
+    uint8_t battery_percent; /* 0 … 100 */
+} tf_announce;
+
+typedef struct {
+    uint8_t campaign[TF_CAMPAIGN_BYTES];
+    uint8_t plan[TF_DIGEST_BYTES];
+    uint8_t weights[TF_DIGEST_BYTES];
+    uint32_t round;
+    uint32_t weights_bytes;
+    uint32_t learning_rate_q20; /* learning rate times 2^20 */
+    uint32_t seed;
+    uint32_t deadline_seconds; /* from the moment the task was published */
+    uint32_t check_in_seconds; /* wait this long before the next connection */
+    uint16_t chunk_bytes;
+    uint16_t max_score_drop_permille;
+    uint8_t epochs; /* 0: only score */
+} tf_task;
+
+typedef struct {
+    uint8_t campaign[TF_CAMPAIGN_BYTES];
+    uint8_t plan[TF_PREFIX_BYTES];    /* first bytes of the id */
+    uint8_t weights[TF_PREFIX_BYTES]; /* first bytes of the digest */
+    uint32_t round;
+    uint32_t coded_bytes; /* of the whole delta */
+    uint32_t coded_crc32; /* of the whole delta */
+    uint32_t train_steps;
+    uint32_t loss_before_millinats;
+    uint32_t loss_after_millinats;
+    uint16_t chunk;
+    uint16_t chunks;
+    uint16_t train_samples;
+    uint16_t held_out_samples;
+    uint16_t correct_before;
+    uint16_t correct_after;
+    const uint8_t *coded; /* this chunk's bytes; must not overlap the output */
+    uint16_t coded_chunk_bytes; /* 0 … TF_CODED_CHUNK_BYTES */
+} tf_delta;
+
+typedef struct {
+    const char *device; /* NUL-terminated */
+    uint8_t campaign[TF_CAMPAIGN_BYTES]; /* zeros where there is none */
+    uint32_t round;
+    uint8_t state;  /* wire.md: device states */
+    uint8_t reason; /* wire.md: reasons */
+    uint8_t battery_percent; /* 0 … 100 */
+} tf_device_status;
+
+typedef struct {
+    char device[TF_NAME_LIMIT + 1u];       /* NUL-terminated, [A-Za-z0-9_-]{1,32} */
+    char fleet[TF_NAME_LIMIT + 1u];        /* likewise */
+    char password[TF_PASSWORD_LIMIT + 1u]; /* NUL-terminated, holds no NUL itself */
+    uint32_t reserved_sram_bytes;
+    uint32_t link_bits_per_second;
+} tf_identity;
+
+tf_status tf_encode_announce(const tf_announce *announce, uint8_t *bytes, size_t capacity,
+                             size_t *length);
+tf_status tf_encode_delta(const tf_delta *delta, uint8_t *bytes, size_t capacity,
+                          size_t *length);
+tf_status tf_encode_status(const tf_device_status *status, uint8_t *bytes, size_t capacity,
+                           size_t *length);
+tf_status tf_decode_task(const uint8_t *bytes, size_t length, tf_task *task);
+tf_status tf_decode_identity(const uint8_t *bytes, size_t length, tf_identity *identity);
+
+#endif
