@@ -1,0 +1,76 @@
+"""What can go wrong between a device and a finished campaign.
+
+    FleetError
+    ├── ProtocolError       a message, topic or coded delta isn't what the specification says
+    │   └── CodingError     the coded values of a delta
+    ├── ManifestError       a bundle's manifest.json can't be used
+    ├── ConfigurationError  a configuration file or option is wrong
+    ├── BrokerError         the MQTT broker can't be found, started or reached
+    │   └── BrokerRefusedError  the broker refuses the login
+    ├── GatewayError        the gateway can't be reached, or refuses a request
+    ├── StoreError          a store on disk can't be used
+    ├── AggregationError    sums of a round don't fit the model or each other
+    ├── CampaignError       a campaign's description or a step of it is wrong
+    └── FlowerError         Flower's processes can't be started or reached
+
+Every message names the thing and says what to do about it.
+"""
+
+
+class FleetError(Exception):
+    """Base of everything that fleet raises for bad input and failing peers."""
+
+
+class ProtocolError(FleetError):
+    """A message isn't what the specification says; names the message and the field."""
+
+    def __init__(self, message: str, field: str, problem: str) -> None:
+        """Keep which ``message`` and ``field`` it is; ``problem`` says what is wrong with it."""
+        self.message = message
+        self.field = field
+        self.problem = problem
+        super().__init__(f"{message}.{field}: {problem}" if field else f"{message}: {problem}")
+
+
+class CodingError(ProtocolError):
+    """The coded values of a delta aren't in the one form that the specification allows."""
+
+    def __init__(self, problem: str) -> None:
+        """``problem`` says what is wrong with the bytes."""
+        super().__init__("delta", "coded", problem)
+
+
+class ManifestError(FleetError):
+    """A bundle's manifest.json can't be used."""
+
+
+class ConfigurationError(FleetError):
+    """A configuration file or option is wrong."""
+
+
+class BrokerError(FleetError):
+    """The MQTT broker can't be found, started or reached."""
+
+
+class BrokerRefusedError(BrokerError):
+    """The broker refuses the login."""
+
+
+class GatewayError(FleetError):
+    """The gateway can't be reached, or refuses a request."""
+
+
+class StoreError(FleetError):
+    """A store on disk can't be used."""
+
+
+class AggregationError(FleetError):
+    """The sums of a round don't fit the model or each other."""
+
+
+class CampaignError(FleetError):
+    """A campaign's description, or a step of it, is wrong."""
+
+
+class FlowerError(FleetError):
+    """Flower's processes can't be started or reached."""

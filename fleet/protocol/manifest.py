@@ -1,0 +1,215 @@
+"""What fleet needs of a bundle's ``manifest.json`` (bundle.md).
+
+A *coordinate* is a position in all of a model's tensors laid end to end; a plan's delta
+names a subset of them, in plan order.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fleet.errors import ManifestError
+
+FORMAT = "tinyfleet-manifest/1"
+STATE_UNITS_PER_INT8_STEP = 256
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+Dtype = Literal["int8", "int16", "int32"]
+DTYPE_BYTES: dict[str, int] = {"int8": 1, "int16": 2, "int32": 4}
+
+
+class _Model(BaseModel):
+    # Bundles of later versions may say more; what fleet doesn't know it doesn't need.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class TensorEntry(_Model):
+    """One tensor of the weights blob."""
+
+    name: str
+    layer: str
+    kind: Literal["weight", "bias"]
+    dtype: Dtype
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    offset: Annotated[int, Field(ge=0, multiple_of=4)]
+    limit: Annotated[int, Field(ge=1)]
+    step: tuple[float, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Size in the weights blob without padding."""
+        return self.size * DTYPE_BYTES[self.dtype]
+
+
+class Segment(_Model):
+    """A run of delta values: ``start … start+count`` of a tensor's last axis."""
+
+    tensor: str
+    start: Count
+    count: Annotated[int, Field(ge=1)]
+    values: Annotated[int, Field(ge=1)]
+    shift: Annotated[int, Field(ge=0, le=31)]
+
+
+class PlanEntry(_Model):
+    """One of the bundle's update plans."""
+
+    id: Digest
+    name: str
+    delta_values: Count
+    pool_bytes: Count
+    segments: tuple[Segment, ...]
+
+
+class WeightsEntry(_Model):
+    """The weights blob, version 0."""
+
+    bytes: Annotated[int, Field(ge=1)]
+    sha256: Digest
+    file: str
+
+
+class InputEntry(_Model):
+    """What the model's input looks like."""
+
+    shape: tuple[int, int, int]
+    scale: float
+    zero_point: int
+
+
+class ModelEntry(_Model):
+    """The model that the bundle was compiled from."""
+
+    name: str
+    onnx_sha256: Digest
+    input: InputEntry
+    classes: int
+
+
+class BoardEntry(_Model):
+    """The board that the bundle was compiled for."""
+
+    name: str
+
+
+class Manifest(_Model):
+    """A bundle's manifest, checked for what its parts say about each other."""
+
+    format: Literal["tinyfleet-manifest/1"]
+    bundle_id: Digest
+    model: ModelEntry
+    board: BoardEntry
+    weights: WeightsEntry
+    tensors: tuple[TensorEntry, ...]
+    coordinates: Count
+    plans: tuple[PlanEntry, ...]
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        names = [tensor.name for tensor in self.tensors]
+        if len(set(names)) != len(names):
+            raise ValueError("two tensors have one name")
+        if sum(tensor.size for tensor in self.tensors) != self.coordinates:
+            raise ValueError(f"the tensors don't add up to {self.coordinates} coordinates")
+        spans = sorted((t.offset, t.offset + t.bytes, t.name) for t in self.tensors)
+        for (_, end, before), (start, _, after) in pairwise(spans):
+            if start < end:
+                raise ValueError(f"tensors {before} and {after} overlap in the blob")
+        if spans and spans[-1][1] > self.weights.bytes:
+            raise ValueError(f"tensor {spans[-1][2]} lies beyond the end of the blob")
+        for plan in self.plans:
+            self._check_plan(plan)
+        return self
+
+    def _check_plan(self, plan: PlanEntry) -> None:
+        tensors = {tensor.name: tensor for tensor in self.tensors}
+        for segment in plan.segments:
+            tensor = tensors.get(segment.tensor)
+            if tensor is None:
+                raise ValueError(f"plan {plan.name} names no tensor: {segment.tensor}")
+            last = tensor.shape[-1]
+            if segment.start + segment.count > last:
+                raise ValueError(f"plan {plan.name} goes beyond the end of {segment.tensor}")
+            if tensor.size // last * segment.count != segment.values:
+                raise ValueError(f"plan {plan.name} miscounts the values of {segment.tensor}")
+        if sum(segment.values for segment in plan.segments) != plan.delta_values:
+            raise ValueError(f"the segments of plan {plan.name} don't add up to delta_values")
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """The manifest in file ``path``, or in the bundle folder ``path``; else ManifestError."""
+        if path.is_dir():
+            path = path / "manifest.json"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ManifestError(
+                f"{path}: can't be read ({error}); is this the folder that "
+                f"'tinyfleet compile' wrote?"
+            ) from None
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str | bytes, source: str = "manifest.json") -> Manifest:
+        """The manifest in a JSON text; ``source`` names it in a ManifestError."""
+        try:
+            return cls.model_validate(json.loads(text))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "as a whole"
+            raise ManifestError(
+                f"{source}: {where}: {first['msg']}; compile the bundle again"
+            ) from None
+        except ValueError as error:
+            raise ManifestError(f"{source}: isn't JSON ({error}); compile it again") from None
+
+    def plan(self, plan_id: str) -> PlanEntry:
+        """The plan with this id (hex) or name; ManifestError with those that exist."""
+        for plan in self.plans:
+            if plan_id in (plan.id, plan.name):
+                return plan
+        known = ", ".join(f"{plan.name} ({plan.id[:8]})" for plan in self.plans)
+        raise ManifestError(f"no plan {plan_id!r} in bundle {self.bundle_id[:8]}; it has {known}")
+
+    def tensor_coordinates(self) -> dict[str, int]:
+        """The coordinate of each tensor's first value."""
+        first, coordinate = {}, 0
+        for tensor in self.tensors:
+            first[tensor.name] = coordinate
+            coordinate += tensor.size
+        return first
+
+    def plan_coordinates(self, plan: PlanEntry) -> NDArray[np.int64]:
+        """Coordinate of every delta value in plan order; shape (delta_values,)."""
+        first = self.tensor_coordinates()
+        shapes = {tensor.name: tensor.shape for tensor in self.tensors}
+        parts = []
+        for segment in plan.segments:
+            shape = shapes[segment.tensor]
+            rows = np.arange(prod(shape[:-1]), dtype=np.int64)[:, None] * shape[-1]
+            columns = np.arange(segment.start, segment.start + segment.count, dtype=np.int64)
+            parts.append((first[segment.tensor] + rows + columns).ravel())
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def steps_per_unit(self, plan: PlanEntry) -> NDArray[np.float64]:
+        """Integer steps of its tensor that one unit of each delta value is; (delta_values,)."""
+        dtypes = {tensor.name: tensor.dtype for tensor in self.tensors}
+        parts = []
+        for segment in plan.segments:
+            per_step = STATE_UNITS_PER_INT8_STEP if dtypes[segment.tensor] == "int8" else 1
+            parts.append(np.full(segment.values, 2.0**segment.shift / per_step))
+        return np.concatenate(parts) if parts else np.empty(0, np.float64)
