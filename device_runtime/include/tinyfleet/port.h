@@ -1,18 +1,19 @@
-/* What a board gives to the client, besides its flash (flash.h) and its byte stream (stream.h).
+/* What a board gives to the client, besides its flash (flash.h) and its byte stream with the
+ * clock (stream.h).
  *
  * PORTING.md is the checklist. All functions return at once.
  */
 #ifndef TINYFLEET_PORT_H
 #define TINYFLEET_PORT_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
-typedef struct {
-    void *context; /* handed back to each function */
+#include "tinyfleet/flash.h"
+#include "tinyfleet/stream.h"
 
-    /* Milliseconds since some moment; wraps around at 2^32. */
-    uint32_t (*milliseconds)(void *context);
+typedef struct {
+    const tf_stream *stream;
+    const tf_flash *flash;
 
     /* 32 random bits, for jitter and packet identifiers only. */
     uint32_t (*entropy)(void *context);
@@ -20,11 +21,7 @@ typedef struct {
     /* Charge left, 0 … 100. A board on mains says 100. */
     uint8_t (*battery_percent)(void *context);
 
-    /* Asks the modem to open the byte stream (true) or to hang up (false). */
-    void (*dial)(void *context, bool up);
-
-    /* Whether the byte stream is open. */
-    bool (*carrier)(void *context);
+    void *context; /* handed to both functions */
 } tf_port;
 
 #endif

@@ -1,0 +1,329 @@
+/* Two-slot weights store. The order of flash operations is what makes it safe:
+ *
+ *   stage:  erase the slot, program the header, its CRC last of all
+ *   chunk:  program the payload words, then the chunk's mark
+ *   verify: check the digest, then program the payload's CRC
+ *   commit: program the commit word
+ *
+ * A slot counts as staged with an intact header, as committed with intact header, payload and
+ * commit word; so whatever an interrupted operation left behind, the other slot stays active
+ * until the very last word is in.
+ */
+#include "tinyfleet/weights_store.h"
+
+#include <stddef.h>
+
+#include "tinyfleet/crc32.h"
+#include "tinyfleet/sha256.h"
+
+#define SLOT_MAGIC 0x31574654u
+#define SLOT_COMMITTED 0x54494D43u
+#define MARKED 0u
+
+enum {
+    AT_MAGIC = 0,
+    AT_SEQUENCE = 4,
+    AT_WEIGHTS_BYTES = 8,
+    AT_CHUNK_BYTES = 12,
+    AT_SHA256 = 16,
+    AT_HEADER_CRC = 48,
+    AT_PAYLOAD_CRC = 52,
+    AT_COMMIT = 56,
+    AT_MARKS = 64
+};
+
+#define HEADER_WORDS ((uint32_t)AT_HEADER_CRC / 4u)
+
+static uint32_t slot_word(const tf_weights_store *store, int slot, uint32_t offset) {
+    return tf_flash_word(store->flash, store->slots[slot].address + offset);
+}
+
+static const uint8_t *slot_bytes(const tf_weights_store *store, int slot, uint32_t offset,
+                                 uint32_t bytes) {
+    return store->flash->map(store->flash->context, store->slots[slot].address + offset, bytes);
+}
+
+static const uint8_t *slot_payload(const tf_weights_store *store, int slot) {
+    return slot_bytes(store, slot, TF_WEIGHTS_PAYLOAD_OFFSET, store->weights_bytes);
+}
+
+static tf_status write_slot_word(const tf_weights_store *store, int slot, uint32_t offset,
+                                 uint32_t word) {
+    const uint32_t address = store->slots[slot].address + offset;
+    /* Bits of something else at that place can't be told from a broken word here. */
+    return tf_flash_complete_word(store->flash, address, word) == TF_OK ? TF_OK : TF_FLASH_FAILED;
+}
+
+static bool same_digest(const uint8_t *left, const uint8_t *right) {
+    for (uint32_t i = 0; i < TF_WEIGHTS_DIGEST_BYTES; i++) {
+        if (left[i] != right[i]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool has_header(const tf_weights_store *store, int slot) {
+    const uint8_t *header = slot_bytes(store, slot, 0, AT_HEADER_CRC);
+    return header != NULL && slot_word(store, slot, AT_MAGIC) == SLOT_MAGIC &&
+           slot_word(store, slot, AT_HEADER_CRC) == tf_crc32(0, header, AT_HEADER_CRC) &&
+           slot_word(store, slot, AT_WEIGHTS_BYTES) == store->weights_bytes;
+}
+
+static bool is_committed(const tf_weights_store *store, int slot) {
+    const uint8_t *payload = slot_payload(store, slot);
+    return payload != NULL && has_header(store, slot) &&
+           slot_word(store, slot, AT_COMMIT) == SLOT_COMMITTED &&
+           slot_word(store, slot, AT_PAYLOAD_CRC) == tf_crc32(0, payload, store->weights_bytes);
+}
+
+/* Above every sequence in flash, so that what is staged wins once it is committed. */
+static uint32_t next_sequence(const tf_weights_store *store) {
+    uint32_t newest = 0;
+    for (int slot = 0; slot < 2; slot++) {
+        if (has_header(store, slot) && slot_word(store, slot, AT_SEQUENCE) > newest) {
+            newest = slot_word(store, slot, AT_SEQUENCE);
+        }
+    }
+    return newest + 1u;
+}
+
+tf_status tf_weights_open(tf_weights_store *store, const tf_flash *flash,
+                          const tf_flash_region slots[2], const uint8_t *factory,
+                          const uint8_t *factory_sha256, uint32_t weights_bytes) {
+    store->flash = flash;
+    store->slots[0] = slots[0];
+    store->slots[1] = slots[1];
+    store->factory = factory;
+    store->factory_sha256 = factory_sha256;
+    store->weights_bytes = weights_bytes;
+    store->active = -1;
+    store->staging = -1;
+    store->chunk_bytes = 0;
+    store->chunks = 0;
+    store->missing = 0;
+    store->resumed = false;
+    store->verified = false;
+    for (int slot = 0; slot < 2; slot++) {
+        if (slots[slot].bytes < TF_WEIGHTS_PAYLOAD_OFFSET ||
+            slots[slot].bytes - TF_WEIGHTS_PAYLOAD_OFFSET < weights_bytes) {
+            return TF_NO_MEMORY;
+        }
+        if (slot_payload(store, slot) == NULL || slot_bytes(store, slot, 0, AT_MARKS) == NULL) {
+            return TF_FLASH_FAILED;
+        }
+    }
+    for (int slot = 0; slot < 2; slot++) {
+        if (is_committed(store, slot) &&
+            (store->active < 0 || slot_word(store, slot, AT_SEQUENCE) >
+                                      slot_word(store, store->active, AT_SEQUENCE))) {
+            store->active = (int8_t)slot;
+        }
+    }
+    return TF_OK;
+}
+
+const uint8_t *tf_weights_active(const tf_weights_store *store) {
+    return store->active < 0 ? store->factory : slot_payload(store, store->active);
+}
+
+const uint8_t *tf_weights_active_sha256(const tf_weights_store *store) {
+    return store->active < 0 ? store->factory_sha256
+                             : slot_bytes(store, store->active, AT_SHA256,
+                                          TF_WEIGHTS_DIGEST_BYTES);
+}
+
+static uint32_t mark_offset(uint32_t index) {
+    return (uint32_t)AT_MARKS + 4u * index;
+}
+
+static bool is_resumable(const tf_weights_store *store, int slot, const uint8_t *sha256,
+                         uint32_t chunk_bytes) {
+    if (!has_header(store, slot) || slot_word(store, slot, AT_COMMIT) == SLOT_COMMITTED ||
+        slot_word(store, slot, AT_CHUNK_BYTES) != chunk_bytes) {
+        return false;
+    }
+    if (store->active >= 0 &&
+        slot_word(store, slot, AT_SEQUENCE) <= slot_word(store, store->active, AT_SEQUENCE)) {
+        return false; /* would not win over the active version when committed */
+    }
+    return same_digest(slot_bytes(store, slot, AT_SHA256, TF_WEIGHTS_DIGEST_BYTES), sha256);
+}
+
+static tf_status write_header(const tf_weights_store *store, int slot, const uint8_t *sha256,
+                              uint32_t chunk_bytes, uint32_t sequence) {
+    uint32_t words[HEADER_WORDS];
+    uint8_t bytes[AT_HEADER_CRC];
+    words[AT_MAGIC / 4] = SLOT_MAGIC;
+    words[AT_SEQUENCE / 4] = sequence;
+    words[AT_WEIGHTS_BYTES / 4] = store->weights_bytes;
+    words[AT_CHUNK_BYTES / 4] = chunk_bytes;
+    for (uint32_t i = 0; i < TF_WEIGHTS_DIGEST_BYTES / 4u; i++) {
+        const uint8_t *from = sha256 + 4u * i;
+        words[AT_SHA256 / 4 + i] = (uint32_t)from[0] | ((uint32_t)from[1] << 8) |
+                                   ((uint32_t)from[2] << 16) | ((uint32_t)from[3] << 24);
+    }
+    for (uint32_t i = 0; i < HEADER_WORDS; i++) {
+        for (uint32_t byte = 0; byte < 4u; byte++) {
+            bytes[4u * i + byte] = (uint8_t)(words[i] >> (8u * byte));
+        }
+        if (write_slot_word(store, slot, 4u * i, words[i]) != TF_OK) {
+            return TF_FLASH_FAILED;
+        }
+    }
+    return write_slot_word(store, slot, AT_HEADER_CRC, tf_crc32(0, bytes, AT_HEADER_CRC));
+}
+
+static bool is_erased(const tf_weights_store *store, int slot) {
+    for (uint32_t offset = 0; offset < store->slots[slot].bytes; offset += 4u) {
+        if (slot_word(store, slot, offset) != TF_FLASH_ERASED) {
+            return false;
+        }
+    }
+    return true;
+}
+
+tf_status tf_weights_stage(tf_weights_store *store, const uint8_t sha256[TF_WEIGHTS_DIGEST_BYTES],
+                           uint32_t weights_bytes, uint32_t chunk_bytes) {
+    store->staging = -1;
+    store->verified = false;
+    store->resumed = false;
+    if (weights_bytes != store->weights_bytes || chunk_bytes == 0u || chunk_bytes % 4u != 0u) {
+        return TF_BAD_INPUT;
+    }
+    const uint32_t chunks = weights_bytes / chunk_bytes + (weights_bytes % chunk_bytes != 0u);
+    if (chunks > TF_WEIGHTS_MAX_CHUNKS) {
+        return TF_BAD_INPUT;
+    }
+    const int slot = store->active == 0 ? 1 : 0;
+    const int other = 1 - slot;
+    int staging = slot;
+    /* With the factory weights active either slot may hold the download of before a reset. */
+    if (store->active < 0 && !is_resumable(store, slot, sha256, chunk_bytes) &&
+        is_resumable(store, other, sha256, chunk_bytes)) {
+        staging = other;
+    }
+    if (!is_resumable(store, staging, sha256, chunk_bytes)) {
+        const uint32_t sequence = next_sequence(store);
+        /* Sectors wear out: an erased slot isn't erased again. */
+        if (!is_erased(store, staging) &&
+            tf_flash_erase_region(store->flash, &store->slots[staging]) != TF_OK) {
+            return TF_FLASH_FAILED;
+        }
+        if (write_header(store, staging, sha256, chunk_bytes, sequence) != TF_OK) {
+            return TF_FLASH_FAILED;
+        }
+    }
+    store->staging = (int8_t)staging;
+    store->chunk_bytes = chunk_bytes;
+    store->chunks = chunks;
+    store->missing = 0;
+    for (uint32_t i = 0; i < chunks; i++) {
+        if (tf_weights_has_chunk(store, i)) {
+            store->resumed = true;
+        } else {
+            store->missing++;
+        }
+    }
+    return TF_OK;
+}
+
+bool tf_weights_has_chunk(const tf_weights_store *store, uint32_t index) {
+    return store->staging >= 0 && index < store->chunks &&
+           slot_word(store, store->staging, mark_offset(index)) == MARKED;
+}
+
+/* `bytes` may end within a word: the rest of the last word stays erased. */
+static uint32_t word_of(const uint8_t *data, uint32_t bytes) {
+    uint32_t word = TF_FLASH_ERASED;
+    for (uint32_t i = 0; i < 4u && i < bytes; i++) {
+        word &= ~(0xFFu << (8u * i));
+        word |= (uint32_t)data[i] << (8u * i);
+    }
+    return word;
+}
+
+tf_status tf_weights_write_chunk(tf_weights_store *store, uint32_t index, const uint8_t *data,
+                                 uint32_t bytes) {
+    if (store->staging < 0) {
+        return TF_NOT_FOUND;
+    }
+    if (index >= store->chunks) {
+        return TF_BAD_INPUT;
+    }
+    const uint32_t start = index * store->chunk_bytes;
+    const uint32_t left = store->weights_bytes - start;
+    if (bytes != (left < store->chunk_bytes ? left : store->chunk_bytes)) {
+        return TF_BAD_INPUT;
+    }
+    if (tf_weights_has_chunk(store, index)) {
+        return TF_OK;
+    }
+    for (uint32_t i = 0; i < bytes; i += 4u) {
+        if (write_slot_word(store, store->staging, TF_WEIGHTS_PAYLOAD_OFFSET + start + i,
+                            word_of(data + i, bytes - i)) != TF_OK) {
+            return TF_FLASH_FAILED;
+        }
+    }
+    if (write_slot_word(store, store->staging, mark_offset(index), MARKED) != TF_OK) {
+        return TF_FLASH_FAILED;
+    }
+    store->missing--;
+    return TF_OK;
+}
+
+tf_status tf_weights_verify(tf_weights_store *store) {
+    if (store->staging < 0) {
+        return TF_NOT_FOUND;
+    }
+    if (store->missing != 0u) {
+        return TF_AGAIN;
+    }
+    const uint8_t *payload = slot_payload(store, store->staging);
+    const uint8_t *wanted =
+        slot_bytes(store, store->staging, AT_SHA256, TF_WEIGHTS_DIGEST_BYTES);
+    uint8_t digest[TF_SHA256_BYTES];
+    tf_sha256 hash;
+    if (payload == NULL || wanted == NULL) {
+        return TF_FLASH_FAILED;
+    }
+    tf_sha256_begin(&hash);
+    tf_sha256_add(&hash, payload, store->weights_bytes);
+    tf_sha256_finish(&hash, digest);
+    if (!same_digest(digest, wanted)) {
+        return TF_BAD_INPUT;
+    }
+    if (write_slot_word(store, store->staging, AT_PAYLOAD_CRC,
+                        tf_crc32(0, payload, store->weights_bytes)) != TF_OK) {
+        return TF_FLASH_FAILED;
+    }
+    store->verified = true;
+    return TF_OK;
+}
+
+const uint8_t *tf_weights_staged(const tf_weights_store *store) {
+    return store->staging >= 0 && store->verified ? slot_payload(store, store->staging) : NULL;
+}
+
+tf_status tf_weights_commit(tf_weights_store *store) {
+    if (store->staging < 0 || !store->verified) {
+        return TF_NOT_FOUND;
+    }
+    if (write_slot_word(store, store->staging, AT_COMMIT, SLOT_COMMITTED) != TF_OK) {
+        return TF_FLASH_FAILED;
+    }
+    store->active = store->staging;
+    store->staging = -1;
+    store->verified = false;
+    return TF_OK;
+}
+
+tf_status tf_weights_discard(tf_weights_store *store) {
+    if (store->staging < 0) {
+        return TF_OK;
+    }
+    const int slot = store->staging;
+    store->staging = -1;
+    store->verified = false;
+    return tf_flash_erase_region(store->flash, &store->slots[slot]);
+}
