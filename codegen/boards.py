@@ -1,0 +1,130 @@
+"""Boards are data: one JSON file each, described in docs/specification/boards.md."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from codegen.errors import BoardError
+
+
+def _address(value: object) -> object:
+    """Addresses are written in hexadecimal ("0x20000000"), since JSON has no such numbers."""
+    return int(value, 16) if isinstance(value, str) else value
+
+
+Address = Annotated[int, BeforeValidator(_address), Field(ge=0, lt=2**32)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sram(_Frozen):
+    """The region that holds data, stack and pool."""
+
+    address: Address
+    bytes: Positive
+
+
+class Flash(_Frozen):
+    """The flash array: erase sectors in order of address; ``controller`` names the driver."""
+
+    address: Address
+    sectors: tuple[Positive, ...] = Field(min_length=1)
+    program_bytes: Positive = 4
+    controller: str
+
+    @property
+    def bytes(self) -> int:
+        """Size of the array."""
+        return sum(self.sectors)
+
+    def sector_address(self, index: int) -> int:
+        """Address of the first byte of sector ``index``."""
+        if not 0 <= index < len(self.sectors):
+            raise IndexError(f"sector {index} of {len(self.sectors)}")
+        return self.address + sum(self.sectors[:index])
+
+
+class Board(_Frozen):
+    """A target as data. Sizes in bytes, addresses as the core sees them."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")
+    title: str
+    cpu: Literal["cortex-m4", "cortex-m7", "cortex-m33"]
+    fpu: str
+    dsp: bool
+    clock_hz: Positive
+    port: str
+    sram: Sram
+    sram_limit_bytes: Positive
+    stack_bytes: Positive
+    flash: Flash
+    defines: dict[str, int] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Board:
+        if self.sram_limit_bytes > self.sram.bytes:
+            raise ValueError(
+                f"sram_limit_bytes {self.sram_limit_bytes} is more than the board's "
+                f"{self.sram.bytes} bytes of SRAM"
+            )
+        if self.stack_bytes >= self.sram_limit_bytes:
+            raise ValueError("stack_bytes leaves nothing of sram_limit_bytes")
+        return self
+
+
+def list_boards() -> list[str]:
+    """Names of the boards that come with tinyfleet, sorted."""
+    folder = resources.files("codegen") / "boards"
+    return sorted(
+        entry.name.removesuffix(".json")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".json")
+    )
+
+
+def load_board(name: str | Path) -> Board:
+    """The board of that name, or the one described by a .json file of the user's own.
+
+    Raises BoardError, with the known names, for an unknown board or a wrong description.
+    """
+    text = str(name)
+    known = list_boards()
+    if text in known:
+        source = (resources.files("codegen") / "boards" / f"{text}.json").read_text("utf-8")
+        return _parse(source, f"board '{text}'")
+    if not text.endswith(".json"):
+        raise BoardError(
+            f"no board '{text}'; known boards: {', '.join(known)}. "
+            "For a board of your own give the path of its .json file"
+        )
+    try:
+        source = Path(text).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BoardError(
+            f"board file {text} can't be read ({error}); known boards: {', '.join(known)}"
+        ) from error
+    return _parse(source, f"board file {text}")
+
+
+def _parse(source: str, origin: str) -> Board:
+    try:
+        return Board.model_validate(json.loads(source))
+    except json.JSONDecodeError as error:
+        raise BoardError(f"{origin}: not JSON ({error}); see a known board for the form") from error
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in entry['loc']) or 'board'}: {entry['msg']}"
+            for entry in error.errors()
+        )
+        raise BoardError(
+            f"{origin}: {problems}. The form is that of the known boards: "
+            f"{', '.join(list_boards())}"
+        ) from error

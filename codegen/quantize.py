@@ -1,0 +1,211 @@
+"""Float graph + calibration set → quantized graph, after Jacob et al., arXiv 1712.05877.
+
+Weights are int8, symmetric, one scale per output channel. Activations are int8, one scale and
+zero point per tensor, from the smallest and largest value over the calibration set; the range
+always holds 0, and real zero is one of the codes. Where a clamp follows, the calibrated range ends
+at the clamp, so that the clamp to int8 *is* the activation function.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen import ir
+from codegen.errors import CalibrationError, ModelError
+from codegen.float_graph import (
+    FloatAdd,
+    FloatConv,
+    FloatGraph,
+    FloatHead,
+    FloatPool,
+    evaluate,
+)
+
+BATCH = 32
+"""Samples evaluated at once: bounds the memory of a calibration."""
+
+_WEIGHT_MAX = 127
+_INT32_MAX = 2**31 - 1
+_HEAD_STEPS = 256  # q8.8
+# A bias may take up half of int32, which leaves the other half to the accumulated products:
+# 255 * 127 * K fits for every kernel of up to K = 33,000 weights per output.
+_BIAS_MAX = 2**30
+# Below this share of an output step per accumulator step, products no longer show: 2^-30 times the
+# largest accumulator of the line above is less than one step.
+_SMALLEST_MULTIPLIER = 2.0**-30
+
+
+def load_calibration(path: Path | str) -> NDArray[np.float32]:
+    """Reads array `x` (or the only array) of an .npz: float32 (samples, channels, height, width).
+
+    Raises CalibrationError for a file that is missing, damaged, or has no such array.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise CalibrationError(f"{path}: a single .npy; save it with np.savez(path, x=...)")
+            names = archive.files
+            if "x" not in names and len(names) != 1:
+                raise CalibrationError(
+                    f"{path}: holds arrays {names}; the calibration samples must be named 'x'"
+                )
+            array = archive["x" if "x" in names else names[0]]
+    except FileNotFoundError as error:
+        raise CalibrationError(f"{path}: no such file; {_HOW_TO_GIVE}") from error
+    except CalibrationError:
+        raise
+    except Exception as error:  # numpy raises zipfile, zlib, struct, ... errors for damaged files
+        raise CalibrationError(
+            f"{path}: not a readable .npz file ({error}); {_HOW_TO_GIVE}"
+        ) from error
+    if array.dtype.kind not in "fiub":
+        raise CalibrationError(f"{path}: array of {array.dtype}; {_HOW_TO_GIVE}")
+    return np.asarray(array, dtype=np.float32)
+
+
+_HOW_TO_GIVE = (
+    "save about 100 typical inputs, preprocessed as for the model, as float32 "
+    "(samples, channels, height, width) with numpy.savez(FILE, x=inputs) and pass "
+    "--calibration FILE"
+)
+
+
+def quantize(graph: FloatGraph, calibration: NDArray[np.float32] | None) -> ir.Graph:
+    """The quantized graph of ``graph``; ``calibration`` is (samples, channels, height, width).
+
+    Raises CalibrationError when there is no calibration set, it doesn't fit the model's input, or
+    it holds values that aren't finite.
+    """
+    samples = _checked(graph, calibration)
+    ranges = _ranges(graph, samples)
+    tensors: dict[str, ir.Tensor] = {}
+
+    def add_tensor(name: str) -> ir.Tensor:
+        channels, height, width = graph.shapes[name]
+        scale, zero_point = activation_code(*ranges[name])
+        tensors[name] = ir.Tensor(name, (height, width, channels), scale, zero_point)
+        return tensors[name]
+
+    add_tensor(graph.input)
+    ops: list[ir.Op] = []
+    for op in graph.ops:
+        match op:
+            case FloatConv():
+                ops.append(_convolution(op, tensors[op.input], add_tensor(op.output)))
+            case FloatAdd():
+                add_tensor(op.output)
+                ops.append(ir.Add(op.name, op.inputs, op.output))
+            case FloatPool():
+                source = tensors[op.input]
+                shape = (1, 1, source.shape[2])
+                tensors[op.output] = ir.Tensor(op.output, shape, source.scale, source.zero_point)
+                ops.append(ir.GlobalAveragePool(op.name, op.input, op.output))
+            case FloatHead():
+                ops.append(_head(op, tensors[op.input]))
+    return ir.Graph(graph.name, graph.input, tensors, tuple(ops))
+
+
+def quantize_input(graph: ir.Graph, x: NDArray[np.floating]) -> NDArray[np.int8]:
+    """Real inputs (..., height, width, channels) as the device's int8 codes, same shape.
+
+    Values outside the calibrated range saturate. Raises ValueError for another shape.
+    """
+    tensor = graph.tensors[graph.input]
+    if x.shape[-3:] != tensor.shape:
+        raise ValueError(
+            f"input of shape {x.shape}; the last three dimensions must be {tensor.shape}"
+        )
+    codes = np.rint(np.asarray(x, dtype=np.float64) / tensor.scale) + tensor.zero_point
+    return np.clip(codes, ir.INT8_MIN, ir.INT8_MAX).astype(np.int8)
+
+
+def activation_code(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point for real values ``low`` … ``high``, widened to hold 0."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    if low == high:
+        return 1.0 / 255.0, 0  # a tensor that is always zero: any scale represents it
+    scale = (high - low) / 255.0
+    zero_point = int(np.clip(np.rint(ir.INT8_MIN - low / scale), ir.INT8_MIN, ir.INT8_MAX))
+    return scale, zero_point
+
+
+def _checked(graph: FloatGraph, calibration: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    if calibration is None:
+        raise CalibrationError(f"a float model needs a calibration set: {_HOW_TO_GIVE}")
+    expected = graph.shapes[graph.input]
+    if calibration.ndim != 4 or calibration.shape[1:] != expected or len(calibration) == 0:
+        shown = ", ".join(str(size) for size in expected)
+        raise CalibrationError(
+            f"calibration set of shape {calibration.shape}; the model's input '{graph.input}' "
+            f"needs (samples, {shown}) = (samples, channels, height, width), with 1 or more samples"
+        )
+    if not np.isfinite(calibration).all():
+        raise CalibrationError("the calibration set holds NaN or infinity; clean it")
+    return calibration
+
+
+def _ranges(graph: FloatGraph, samples: NDArray[np.float32]) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of each tensor over the calibration set."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for start in range(0, len(samples), BATCH):
+        for name, values in evaluate(graph, samples[start : start + BATCH]).items():
+            low, high = ranges.get(name, (np.inf, -np.inf))
+            ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
+    for name, (low, high) in ranges.items():
+        if not np.isfinite([low, high]).all():
+            raise ModelError(
+                f"tensor '{name}' overflows on the calibration set; the model's weights or the "
+                "calibration set are out of scale"
+            )
+    return ranges
+
+
+def _convolution(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> ir.Conv | ir.DepthwiseConv:
+    scale = _weight_scales(op, source, result)
+    codes = np.rint(op.weight / scale[:, np.newaxis, np.newaxis, np.newaxis])
+    weight = np.clip(codes, -_WEIGHT_MAX, _WEIGHT_MAX).astype(np.int8)
+    bias = np.clip(np.rint(op.bias / (source.scale * scale)), -_INT32_MAX - 1, _INT32_MAX)
+    kind = ir.DepthwiseConv if op.depthwise else ir.Conv
+    # [C, 1, Kh, Kw] → [Kh, Kw, C] and [O, I, Kh, Kw] → [O, Kh, Kw, I]
+    laid_out = weight[:, 0].transpose(1, 2, 0) if op.depthwise else weight.transpose(0, 2, 3, 1)
+    return kind(
+        name=op.name,
+        input=op.input,
+        output=op.output,
+        weight=np.ascontiguousarray(laid_out),
+        weight_scale=scale,
+        bias=bias.astype(np.int32),
+        stride=op.stride,
+        padding=op.padding,
+    )
+
+
+def _weight_scales(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> NDArray[np.float64]:
+    """Scale per output channel: max|w| / 127, raised where bias or multiplier would not fit.
+
+    A channel of zeros takes the median of the others, so that training can bring it to life.
+    """
+    scale: NDArray[np.float64] = np.abs(op.weight).max(axis=(1, 2, 3)) / _WEIGHT_MAX
+    alive = scale > 0
+    scale[~alive] = np.median(scale[alive]) if alive.any() else 1.0 / _WEIGHT_MAX
+    for_bias = np.abs(op.bias) / (source.scale * _BIAS_MAX)
+    for_multiplier = _SMALLEST_MULTIPLIER * result.scale / source.scale
+    return np.maximum(np.maximum(scale, for_bias), for_multiplier)
+
+
+def _head(op: FloatHead, source: ir.Tensor) -> ir.Head:
+    largest = float(np.abs(op.weight).max())
+    scale = (largest if largest > 0 else 1.0) / _WEIGHT_MAX
+    scale = max(scale, float(np.abs(op.bias).max()) * _HEAD_STEPS / (source.scale * _BIAS_MAX))
+    step = scale / _HEAD_STEPS
+    bias = np.clip(np.rint(op.bias / (source.scale * step)), -_INT32_MAX - 1, _INT32_MAX)
+    return ir.Head(
+        name=op.name,
+        input=op.input,
+        weight=np.rint(op.weight / step).astype(np.int16),
+        weight_scale=scale,
+        bias=bias.astype(np.int32),
+    )
