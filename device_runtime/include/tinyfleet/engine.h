@@ -20,7 +20,7 @@ typedef struct {
     uint8_t *arena;         /* activations, masks, errors, scratch of one step */
     uint8_t *state;         /* working copies and fractions of what the plan trains */
     const int8_t *input;    /* sample, HWC */
-    int32_t *logits;        /* in units of tf_model.logit_scale */
+    int32_t *logits;        /* the manifest's model.logit_scale gives their unit */
     int32_t label;
     uint32_t learning_rate_q20;
     uint32_t seed;       /* of the task: stochastic rounding */
@@ -49,7 +49,8 @@ typedef struct {
     uint16_t segment_count;
     const tf_segment *segments;
     void (*forward)(tf_frame *frame);  /* input → logits, keeping what backward needs */
-    void (*backward)(tf_frame *frame); /* after forward: loss, gradients, updates in place */
+    void (*loss)(tf_frame *frame);     /* after forward: loss_q16 and the error of the logits */
+    void (*backward)(tf_frame *frame); /* after loss: gradients, updates in place */
 } tf_plan;
 
 typedef struct {
@@ -68,6 +69,7 @@ extern const tf_model tf_the_model;
 
 typedef struct {
     const tf_plan *plan;
+    uint16_t classes;
     tf_frame frame;
 } tf_engine;
 

@@ -1,0 +1,136 @@
+/* Runs the programs of a model: memory, working copies, steps, deltas. */
+#include "tinyfleet/engine.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#define ALIGNMENT 8u
+
+static uint32_t aligned(uint32_t bytes) { return (bytes + ALIGNMENT - 1u) & ~(ALIGNMENT - 1u); }
+
+const tf_plan *tf_engine_find_plan(const tf_model *model, const uint8_t id[TF_DIGEST_BYTES])
+{
+    for (uint16_t i = 0; i < model->plan_count; i++) {
+        if (memcmp(model->plans[i].id, id, TF_DIGEST_BYTES) == 0) {
+            return &model->plans[i];
+        }
+    }
+    return NULL;
+}
+
+uint32_t tf_engine_pool_bytes(const tf_model *model, const tf_plan *plan)
+{
+    return ALIGNMENT + aligned(plan->arena_bytes) + aligned(plan->state_bytes) +
+           aligned((uint32_t)sizeof(int32_t) * model->classes);
+}
+
+tf_status tf_engine_load(tf_engine *engine, const tf_model *model, const tf_plan *plan,
+                         const uint8_t *weights, void *pool, uint32_t pool_bytes)
+{
+    if (pool_bytes < tf_engine_pool_bytes(model, plan)) {
+        return TF_NO_MEMORY;
+    }
+    uint8_t *next = (uint8_t *)(((uintptr_t)pool + ALIGNMENT - 1u) & ~(uintptr_t)(ALIGNMENT - 1u));
+    memset(engine, 0, sizeof *engine);
+    engine->plan = plan;
+    engine->classes = model->classes;
+    engine->frame.weights = weights;
+    engine->frame.arena = next;
+    next += aligned(plan->arena_bytes);
+    engine->frame.state = next;
+    next += aligned(plan->state_bytes);
+    engine->frame.logits = (int32_t *)(void *)next;
+    for (uint16_t s = 0; s < plan->segment_count; s++) {
+        const tf_segment *segment = &plan->segments[s];
+        const uint32_t lines = segment->values / segment->count;
+        memcpy(engine->frame.state + segment->state_offset, weights + segment->blob_offset,
+               (size_t)lines * segment->row * segment->bytes);
+        if (segment->has_fraction != 0) {
+            memset(engine->frame.state + segment->fraction_offset, 0, segment->values);
+        }
+    }
+    return TF_OK;
+}
+
+int32_t tf_engine_predict(tf_engine *engine, const int8_t *sample)
+{
+    tf_frame *frame = &engine->frame;
+    frame->input = sample;
+    engine->plan->forward(frame);
+    int32_t best = 0;
+    for (int32_t i = 1; i < engine->classes; i++) {
+        if (frame->logits[i] > frame->logits[best]) {
+            best = i;
+        }
+    }
+    return best;
+}
+
+int32_t tf_engine_score(tf_engine *engine, const int8_t *sample, int32_t label)
+{
+    const int32_t predicted = tf_engine_predict(engine, sample);
+    engine->frame.label = label;
+    engine->plan->loss(&engine->frame);
+    return predicted;
+}
+
+void tf_engine_train_step(tf_engine *engine, const int8_t *sample, int32_t label,
+                          uint32_t learning_rate_q20, uint32_t seed)
+{
+    tf_frame *frame = &engine->frame;
+    frame->input = sample;
+    frame->label = label;
+    frame->learning_rate_q20 = learning_rate_q20;
+    frame->seed = seed;
+    engine->plan->forward(frame);
+    engine->plan->loss(frame);
+    engine->plan->backward(frame);
+    frame->step_index++;
+}
+
+void tf_delta_begin(tf_delta_cursor *cursor, const tf_engine *engine)
+{
+    cursor->engine = engine;
+    cursor->segment = 0;
+    cursor->within = 0;
+}
+
+/* Element `at` of a little-endian tensor of `bytes` wide signed integers, 4-byte aligned. */
+static int32_t element(const uint8_t *tensor, uint32_t at, uint8_t bytes)
+{
+    if (bytes == 1u) {
+        return (int8_t)tensor[at];
+    }
+    if (bytes == 2u) {
+        int16_t value;
+        memcpy(&value, tensor + 2u * at, sizeof value);
+        return value;
+    }
+    int32_t value;
+    memcpy(&value, tensor + 4u * at, sizeof value);
+    return value;
+}
+
+int32_t tf_delta_next(tf_delta_cursor *cursor)
+{
+    const tf_plan *plan = cursor->engine->plan;
+    const tf_frame *frame = &cursor->engine->frame;
+    const tf_segment *segment = &plan->segments[cursor->segment];
+    const uint32_t line = cursor->within / segment->count;
+    const uint32_t at = line * segment->row + segment->start + cursor->within % segment->count;
+    const int32_t unit = segment->bytes == 1u ? 256 : 1;
+    int64_t change = (int64_t)element(frame->state + segment->state_offset, at, segment->bytes) -
+                     element(frame->weights + segment->blob_offset, at, segment->bytes);
+    change *= unit;
+    if (segment->has_fraction != 0) {
+        change += (int8_t)frame->state[segment->fraction_offset + cursor->within];
+    }
+    if (segment->shift > 0) {
+        change = (change + ((int64_t)1 << (segment->shift - 1))) >> segment->shift;
+    }
+    if (++cursor->within == segment->values) {
+        cursor->within = 0;
+        cursor->segment++;
+    }
+    return change > INT32_MAX ? INT32_MAX : (change < -INT32_MAX ? -INT32_MAX : (int32_t)change);
+}

@@ -1,0 +1,148 @@
+/* Kernels: what the steps of a generated program call.
+ *
+ * Activations are int8 in HWC order, errors int16 in HWC order with one power-of-two scale
+ * per tensor, weights [O][Kh][Kw][I] (convolution), [Kh][Kw][C] (depthwise), [O][I] (head).
+ * The rules of every rounding stand in docs/specification/arithmetic.md. All pointers are
+ * caller-owned; buffers may not overlap unless a function says so.
+ */
+#ifndef TINYFLEET_KERNELS_H
+#define TINYFLEET_KERNELS_H
+
+#include <stdint.h>
+
+/* Real factor mantissa * 2^-(32 + shift), 1 <= shift <= 31. */
+typedef struct {
+    int32_t mantissa;
+    int32_t shift;
+} tf_multiplier;
+
+/* Real factor mantissa * 2^exponent, mantissa in [2^30, 2^31) or 0. */
+typedef struct {
+    uint32_t mantissa;
+    int32_t exponent;
+} tf_gain;
+
+/* Scale of an error tensor: real = code * 2^exponent; magnitude = largest |code|. */
+typedef struct {
+    int32_t exponent;
+    int32_t magnitude;
+} tf_scale;
+
+/* Size and arithmetic of a convolution, full or depthwise. Arrays have one entry per output
+ * channel. What serves only the backward pass is NULL where no plan needs it. */
+typedef struct {
+    uint16_t in_height, in_width, in_channels;
+    uint16_t out_height, out_width, out_channels;
+    uint8_t kernel_height, kernel_width;
+    uint8_t stride_height, stride_width;
+    uint8_t pad_top, pad_left;
+    int16_t in_zero, out_zero;
+    const tf_multiplier *requantize;
+    int32_t bias_limit;              /* largest |bias| for which no accumulator overflows */
+    const int16_t *error_multiplier; /* Q15, relative to 2^error_exponent */
+    int8_t error_exponent;
+    uint8_t error_headroom;  /* bits kept free in the scaled error, so that sums fit 32 bits */
+    uint8_t error_shift;     /* from the sum to int16 */
+    uint8_t gradient_shift;  /* > 0: weight gradients are summed in 64 bits, then shifted */
+    const tf_gain *weight_gain; /* input scale / (output scale * weight scale) */
+    const tf_gain *bias_gain;   /* 1 / (output scale * bias scale) */
+} tf_convolution;
+
+typedef struct {
+    uint32_t size;
+    int16_t a_zero, b_zero, out_zero;
+    int32_t a_multiplier, b_multiplier; /* real factor times 2^shift, at most 2^20 */
+    uint8_t shift;
+    int16_t a_error_multiplier, b_error_multiplier; /* Q15 */
+    int8_t a_error_exponent, b_error_exponent;
+} tf_addition;
+
+typedef struct {
+    uint16_t pixels, channels;
+    int16_t error_multiplier; /* Q14: 1/pixels relative to 2^error_exponent, at most 2^14 */
+    int8_t error_exponent;
+} tf_pooling;
+
+typedef struct {
+    uint16_t in_channels, classes;
+    int16_t in_zero;
+    tf_gain loss;        /* logit unit * log2(e), to Q16 */
+    int16_t error_multiplier; /* Q15 of the logit unit relative to 2^error_exponent */
+    int8_t error_exponent;
+    tf_gain weight_gain; /* logit unit / (weight step)^2 */
+    tf_gain bias_gain;   /* 1 / logit unit */
+} tf_head;
+
+/* Where a plan's trained values live and how they change. */
+typedef struct {
+    int8_t *weights;      /* working copy, whole tensor */
+    int8_t *fractions;    /* q8.8: fractions of the trained values in delta order; else NULL */
+    uint32_t first_value; /* index in the delta of the first value: counter of random bits */
+    uint16_t start, count; /* trained range of the last axis */
+} tf_trained;
+
+/* Learning rate and random stream of one step. */
+typedef struct {
+    uint32_t learning_rate_q20;
+    uint32_t seed;
+    uint32_t step_index;
+} tf_update;
+
+/* ---- forward. `mask` (size/8 bytes, rounded up) gets a 1 where the clamp lets gradients
+ * through; NULL where nothing needs it. ---- */
+
+/* scratch: tf_convolution_scratch_bytes, 4-byte aligned. */
+uint32_t tf_convolution_scratch_bytes(const tf_convolution *layer);
+void tf_convolution_forward(const tf_convolution *layer, const int8_t *input,
+                            const int8_t *weights, const int32_t *bias, int8_t *output,
+                            uint8_t *mask, void *scratch);
+void tf_depthwise_forward(const tf_convolution *layer, const int8_t *input,
+                          const int8_t *weights, const int32_t *bias, int8_t *output,
+                          uint8_t *mask);
+void tf_add_forward(const tf_addition *layer, const int8_t *a, const int8_t *b, int8_t *output,
+                    uint8_t *mask);
+void tf_pool_forward(const tf_pooling *layer, const int8_t *input, int8_t *output);
+void tf_head_forward(const tf_head *layer, const int8_t *input, const int16_t *weights,
+                     const int32_t *bias, int32_t *logits);
+
+/* Cross entropy of softmax(logits) against `label`: returns nats times 2^16 and writes the
+ * error of the logits (probability minus target; real units, not steps). */
+uint32_t tf_cross_entropy(const tf_head *layer, const int32_t *logits, int32_t label,
+                          int16_t *error, tf_scale *scale);
+
+/* ---- backward. Errors come with their scale and leave with one. ---- */
+
+/* error[i] = 0 where the mask has no bit; in place. */
+void tf_error_mask(int16_t *error, tf_scale *scale, const uint8_t *mask, uint32_t size);
+/* a += b, both as real values; in place in a. */
+void tf_error_sum(int16_t *a, tf_scale *a_scale, const int16_t *b, const tf_scale *b_scale,
+                  uint32_t size);
+/* out = error * multiplier * 2^(exponent - 15); out may be error itself. */
+void tf_error_scale(const int16_t *error, const tf_scale *scale, int16_t multiplier,
+                    int32_t exponent, uint32_t size, int16_t *out, tf_scale *out_scale);
+void tf_pool_input_gradient(const tf_pooling *layer, const int16_t *error,
+                            const tf_scale *scale, int16_t *out, tf_scale *out_scale);
+void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf_scale *scale,
+                            const int16_t *weights, int16_t *out, tf_scale *out_scale);
+/* Gradient and update of the head; weights and bias are working copies. */
+void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *scale,
+                    const int8_t *input, int16_t *weights, int32_t *bias,
+                    const tf_update *update);
+
+/* scratch: 4 * out_channels bytes, 4-byte aligned. */
+void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
+                                   const tf_scale *scale, const int8_t *weights, int16_t *out,
+                                   tf_scale *out_scale, void *scratch);
+void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
+                                 const tf_scale *scale, const int8_t *weights, int16_t *out,
+                                 tf_scale *out_scale);
+void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_scale *scale,
+                    int32_t *bias, const tf_update *update);
+void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *error,
+                                  const tf_scale *scale, const int8_t *input,
+                                  const tf_trained *trained, const tf_update *update);
+void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *error,
+                                const tf_scale *scale, const int8_t *input,
+                                const tf_trained *trained, const tf_update *update);
+
+#endif

@@ -1,0 +1,111 @@
+/* Rounding and scaling that several kernels share (docs/specification/arithmetic.md). */
+#ifndef TINYFLEET_FIXED_POINT_H
+#define TINYFLEET_FIXED_POINT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "tinyfleet/kernels.h"
+
+#define TF_Q88_LIMIT 32512 /* 127 in q8.8 */
+
+static inline int32_t tf_clamp(int32_t value, int32_t low, int32_t high)
+{
+    return value < low ? low : (value > high ? high : value);
+}
+
+/* Number of bits of |value|: 0 for 0, 15 for 32767. */
+static inline int32_t tf_bit_length(uint32_t value)
+{
+    return value == 0 ? 0 : 32 - __builtin_clz(value);
+}
+
+static inline int32_t tf_bit_length64(uint64_t value)
+{
+    const uint32_t high = (uint32_t)(value >> 32);
+    return high != 0 ? 32 + tf_bit_length(high) : tf_bit_length((uint32_t)value);
+}
+
+/* Round half up by `shift` bits; negative shifts go left. |shift| <= 62, no overflow. */
+static inline int64_t tf_round_shift(int64_t value, int32_t shift)
+{
+    if (shift <= 0) {
+        return value * ((int64_t)1 << -shift);
+    }
+    return (value + ((int64_t)1 << (shift - 1))) >> shift;
+}
+
+/* The same for 32 bits: 0 <= shift <= 30, |value| + 2^(shift-1) fits. */
+static inline int32_t tf_round_shift32(int32_t value, int32_t shift)
+{
+    return shift == 0 ? value : (value + (1 << (shift - 1))) >> shift;
+}
+
+static inline int32_t tf_requantize(int32_t sum, const tf_multiplier *multiplier, int32_t zero)
+{
+    const int32_t high = (int32_t)(((int64_t)sum * multiplier->mantissa) >> 32);
+    return ((high + (1 << (multiplier->shift - 1))) >> multiplier->shift) + zero;
+}
+
+/* Stores the clamped value and, where asked for, whether the clamp let it through. */
+static inline void tf_store_clamped(int32_t value, int8_t *output, uint8_t *mask, uint32_t index)
+{
+    const int32_t clamped = tf_clamp(value, -128, 127);
+    output[index] = (int8_t)clamped;
+    if (mask != NULL && clamped == value) {
+        mask[index >> 3] |= (uint8_t)(1u << (index & 7u));
+    }
+}
+
+/* gain * learning rate, normalized to a mantissa below 2^31. */
+static inline tf_gain tf_step_gain(tf_gain gain, uint32_t learning_rate_q20)
+{
+    const uint64_t product = (uint64_t)gain.mantissa * learning_rate_q20;
+    const int32_t excess = tf_bit_length64(product) - 31;
+    tf_gain step;
+    if (excess > 0) {
+        step.mantissa = (uint32_t)(product >> excess);
+        step.exponent = gain.exponent - 20 + excess;
+    } else {
+        step.mantissa = (uint32_t)product;
+        step.exponent = gain.exponent - 20;
+    }
+    return step;
+}
+
+/* gradient * gain * 2^exponent, rounded, saturated to 32 bits. */
+static inline int32_t tf_apply_gain(int32_t gradient, tf_gain gain, int32_t exponent)
+{
+    const int64_t product = (int64_t)gradient * (int64_t)gain.mantissa;
+    const int32_t shift = -(gain.exponent + exponent);
+    if (shift > 62) {
+        return 0;
+    }
+    if (shift < 0) {
+        const uint64_t size = (uint64_t)(product < 0 ? -product : product);
+        if (size != 0 && tf_bit_length64(size) - shift > 31) {
+            return product < 0 ? -INT32_MAX : INT32_MAX;
+        }
+    }
+    const int64_t value = tf_round_shift(product, shift);
+    if (value > INT32_MAX) {
+        return INT32_MAX;
+    }
+    return value < -INT32_MAX ? -INT32_MAX : (int32_t)value;
+}
+
+static inline void tf_note_magnitude(int32_t *magnitude, int32_t value)
+{
+    const int32_t size = value < 0 ? -value : value;
+    if (size > *magnitude) {
+        *magnitude = size;
+    }
+}
+
+/* Bits by which an error tensor can go left and still fit 15 bits and a sign. */
+static inline int32_t tf_headroom(const tf_scale *scale)
+{
+    return 15 - tf_bit_length((uint32_t)scale->magnitude);
+}
+
+#endif
