@@ -1,0 +1,54 @@
+"""The device's CBOR codec, generated from the protocol's CDDL when firmware is built.
+
+zcbor's generator and its C files come from the installed Python package; nothing of them is
+kept in this repository.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+from codegen.errors import ToolchainError
+
+ENTRY_TYPES = ("announce", "task", "delta", "status", "identity")
+RUNTIME_SOURCES = ("zcbor_common.c", "zcbor_decode.c", "zcbor_encode.c")
+RUNTIME_HEADERS = (
+    "zcbor_common.h",
+    "zcbor_decode.h",
+    "zcbor_encode.h",
+    "zcbor_print.h",
+    "zcbor_tags.h",
+)
+
+
+def generate_codec(cddl: Path, folder: Path) -> list[Path]:
+    """Writes ``tinyfleet_cbor_*`` and zcbor's own C files into ``folder``.
+
+    Returns the C files to compile: the generated ones and zcbor's runtime. They are meant to be
+    compiled without this project's warning flags (zcbor's encoder has unused results).
+    Raises ToolchainError if zcbor isn't installed, or refuses the CDDL.
+    """
+    if not cddl.is_file():
+        raise ToolchainError(f"there is no protocol description at {cddl}; give the CDDL's path")
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "zcbor.zcbor.zcbor", "code", "-c", str(cddl), "-d", "-e", "-b", "32"]
+    command += ["-t", *ENTRY_TYPES]
+    command += ["--oc", str(folder / "tinyfleet_cbor.c"), "--oh", str(folder / "tinyfleet_cbor.h")]
+    command += ["--oht", str(folder / "tinyfleet_cbor_types.h")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise ToolchainError(
+            f"zcbor can't generate the codec from {cddl.name}: {lines[-1]} "
+            "(zcbor 0.9.1 with cbor2 below 6 is needed: pip install 'zcbor==0.9.1' 'cbor2<6')"
+        )
+    for name, part in [(name, "src") for name in RUNTIME_SOURCES] + [
+        (name, "include") for name in RUNTIME_HEADERS
+    ]:
+        content = resources.files("zcbor").joinpath(part, name).read_bytes()
+        (folder / name).write_bytes(content)
+    generated = ["tinyfleet_cbor_decode.c", "tinyfleet_cbor_encode.c"]
+    return [folder / name for name in [*generated, *RUNTIME_SOURCES]]
