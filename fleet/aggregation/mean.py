@@ -1,0 +1,172 @@
+"""Weighted mean of sparse deltas with mixed plans, in integers up to the one division.
+
+For device i with n_i training samples and delta value v_i[c] at coordinate c:
+
+    master[c] += learning_rate · Σ_i n_i·v_i[c] / Σ_{i that trained c} n_i
+
+that is FedAvg (arXiv 1602.05629) per coordinate over those who trained it. Gateways sent
+Σ n_i·v_i per plan as int64, so the result doesn't depend on the order of devices, on how
+they are spread over gateways, or on how often a round was resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fleet.aggregation.errors import SumError
+from fleet.aggregation.master import (
+    FloatVector,
+    IndexVector,
+    TensorSlot,
+    layout_from_manifest,
+    master_from_blob,
+)
+
+IntVector = npt.NDArray[np.int64]
+
+# int8 weights travel in 1/256 steps; everything is summed in this unit.
+UNITS_PER_STEP = 256
+# Below this magnitude an int64 is a float64 without rounding.
+EXACT_LIMIT = 2**53
+
+
+@dataclass(frozen=True)
+class MasterState:
+    """Master weights (steps) over a layout; `applied` counts aggregations."""
+
+    layout: tuple[TensorSlot, ...]
+    master: FloatVector
+    applied: int = 0
+
+
+@dataclass(frozen=True)
+class PlanSum:
+    """Σ n_i·v_i of one plan from one gateway (or several added up).
+
+    `coordinates` and `units` (1/256 steps per delta value, powers of two) have one entry
+    per delta value; `values` is that sum in delta values; `weight` is Σ n_i.
+    """
+
+    coordinates: IndexVector
+    units: IntVector
+    values: IntVector
+    weight: int
+
+
+def init(layout: Sequence[TensorSlot], blob: bytes) -> MasterState:
+    """State whose master weights are exactly a bundle's weights."""
+    return MasterState(tuple(layout), master_from_blob(layout, blob))
+
+
+def plan_geometry(manifest: Mapping[str, Any], plan_id: str) -> tuple[IndexVector, IntVector]:
+    """Coordinates and units (1/256 steps) of a plan's delta values, in plan order.
+
+    A segment covers `start … start+count` of its tensor's last axis for every index of the
+    others, row-major (docs/specification/bundle.md). Raises `SumError` for an unknown plan.
+    """
+    layout = layout_from_manifest(manifest)
+    bases = dict(
+        zip(
+            (slot.name for slot in layout),
+            np.cumsum([0] + [slot.size for slot in layout]).tolist(),
+            strict=False,
+        )
+    )
+    tensors = {tensor["name"]: tensor for tensor in manifest["tensors"]}
+    plan = next((plan for plan in manifest["plans"] if plan["id"] == plan_id), None)
+    if plan is None:
+        raise SumError(
+            f"no plan {plan_id[:16]}… in bundle {manifest['bundle_id'][:16]}…; it has "
+            + ", ".join(f"{plan['name']} ({plan['id'][:16]}…)" for plan in manifest["plans"])
+        )
+    coordinates = []
+    units = []
+    for segment in plan["segments"]:
+        tensor = tensors[segment["tensor"]]
+        shape = tensor["shape"]
+        index = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.int64).reshape(shape)
+        part = index[..., segment["start"] : segment["start"] + segment["count"]].reshape(-1)
+        if part.size != segment["values"]:
+            raise SumError(
+                f"plan {plan['name']}: segment of {segment['tensor']} covers {part.size} values, "
+                f"the manifest says {segment['values']}: compile the bundle again"
+            )
+        coordinates.append(part + bases[segment["tensor"]])
+        unit = (1 if tensor["dtype"] == "int8" else UNITS_PER_STEP) << segment["shift"]
+        units.append(np.full(part.size, unit, np.int64))
+    return np.concatenate(coordinates), np.concatenate(units)
+
+
+def plan_sum_from_manifest(
+    manifest: Mapping[str, Any], plan_id: str, values: bytes, weight: int
+) -> PlanSum:
+    """A gateway's sum (`values`: int64, little endian) placed on the model's coordinates."""
+    coordinates, units = plan_geometry(manifest, plan_id)
+    if len(values) != 8 * coordinates.size:
+        raise SumError(
+            f"sum for plan {plan_id[:16]}… has {len(values)} bytes, the plan has "
+            f"{coordinates.size} values of 8 bytes: gateway and coordinator have different bundles"
+        )
+    return PlanSum(coordinates, units, np.frombuffer(values, "<i8").astype(np.int64), weight)
+
+
+def add_plan_sums(sums: Iterable[PlanSum], size: int) -> tuple[IntVector, IntVector]:
+    """Per-coordinate numerators (1/256 steps) and weights, int64, shape [size].
+
+    Raises `SumError` where a magnitude could leave what int64 and float64 hold exactly.
+    """
+    numerators = np.zeros(size, np.int64)
+    weights = np.zeros(size, np.int64)
+    bound = 0
+    for one in sums:
+        if one.values.shape != one.coordinates.shape or one.units.shape != one.coordinates.shape:
+            raise SumError("a plan's sum, coordinates and units differ in length")
+        if one.weight < 0:
+            raise SumError(f"a sum has weight {one.weight}; weights are counts of samples")
+        if one.weight == 0:
+            if np.any(one.values):
+                raise SumError("a sum of weight 0 has values other than 0")
+            continue
+        if one.coordinates.size == 0:
+            continue
+        if one.coordinates.min() < 0 or one.coordinates.max() >= size:
+            raise SumError(f"a plan trains coordinates outside 0 … {size - 1}")
+        # In Python integers: the check itself must not overflow.
+        largest = max(int(one.values.max()), -int(one.values.min())) * int(one.units.max())
+        bound += largest
+        if bound >= EXACT_LIMIT:
+            raise SumError(
+                f"sums reach {bound}, beyond the exact range of {EXACT_LIMIT}: "
+                "a device sent absurd values, or the cohort is too large for one sum"
+            )
+        # add.at: a plan may name a coordinate twice only by mistake, but then both count.
+        np.add.at(numerators, one.coordinates, one.values * one.units)
+        np.add.at(weights, one.coordinates, one.weight)
+    return numerators, weights
+
+
+def apply(
+    state: MasterState, plan_sums: Iterable[PlanSum], server_learning_rate: float = 1.0
+) -> MasterState:
+    """New state after one round; coordinates that nobody trained stay as they are.
+
+    Master values are clamped to their tensor's ±limit, as the devices clamp theirs, so that
+    a saturated weight doesn't drift away from what the devices hold.
+    """
+    numerators, weights = add_plan_sums(plan_sums, state.master.size)
+    touched = weights > 0
+    master = state.master.copy()
+    master[touched] += (
+        server_learning_rate * numerators[touched] / (weights[touched] * float(UNITS_PER_STEP))
+    )
+    start = 0
+    for slot in state.layout:
+        part = master[start : start + slot.size]
+        np.clip(part, -slot.limit, slot.limit, out=part)
+        start += slot.size
+    return replace(state, master=master, applied=state.applied + 1)

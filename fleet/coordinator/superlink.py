@@ -1,0 +1,301 @@
+"""Flower's processes as context managers: SuperLink, its SuperExec, SuperNodes.
+
+They are the stock programs of the installed `flwr`, on loopback, each with its own log
+file, all with their own `FLWR_HOME` in one work folder. A process can be killed (`kill`)
+and started again with the same arguments (`start`), which is what the kill tests do and
+what a service manager does in production.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fleet.coordinator.errors import ProcessStartError
+
+START_SECONDS = 60.0
+STOP_SECONDS = 5.0
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def find_program(name: str) -> str:
+    """Path of a program of the running Python's environment, else of PATH.
+
+    Raises `ProcessStartError` where it is missing.
+    """
+    beside_python = Path(sys.executable).parent / name
+    if beside_python.exists():
+        return str(beside_python)
+    found = shutil.which(name)
+    if found is None:
+        raise ProcessStartError(f"program {name} is missing; install it with: pip install flwr")
+    return found
+
+
+def flower_environment(work: Path) -> dict[str, str]:
+    """Environment of every Flower process: offline, quiet, short polls, own home folder."""
+    environment = dict(os.environ)
+    environment.update(
+        {
+            "FLWR_HOME": str(work / "flwr-home"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+            # The SuperNode starts flower-superexec, and that flwr-clientapp, by name.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}",
+            # Every ClientApp is a fresh process; numpy's thread pools would cost it more
+            # than its work does.
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            # Proxies must not see what goes over loopback.
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+        }
+    )
+    return environment
+
+
+class ManagedProcess:
+    """One child process in its own process group, with a log file.
+
+    `start` may be called again after `kill` or `stop`.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], log_file: Path, environment: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self.command = list(command)
+        self.log_file = log_file
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None before the first start."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start the program. Does nothing where it runs already."""
+        if self.alive():
+            return
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+            )
+
+    def alive(self) -> bool:
+        """True while the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def require_alive(self) -> None:
+        """Raise `ProcessStartError` with the end of the log where the process has ended."""
+        if not self.alive():
+            code = None if self._process is None else self._process.returncode
+            raise ProcessStartError(
+                f"{self.name} ended with code {code}; its log {self.log_file} ends with:\n"
+                f"{self.log_tail()}"
+            )
+
+    def log_tail(self, characters: int = 1500) -> str:
+        """The end of the log file."""
+        if not self.log_file.exists():
+            return "(no log)"
+        return self.log_file.read_text(errors="replace")[-characters:]
+
+    def kill(self) -> None:
+        """SIGKILL to the whole process group, as a power cut would end it."""
+        self._signal_group(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL to what is left of the group after `STOP_SECONDS`."""
+        if self._process is None:
+            return
+        self._signal_group(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
+        self._signal_group(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal_group(self, number: int) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
+
+    def __enter__(self) -> Self:
+        """Start the process."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the process."""
+        self.stop()
+
+
+class SuperLink:
+    """A SuperLink with SQLite state and its own SuperExec, on loopback.
+
+    State lies in a file and the SuperExec is a process of its own, so that a SuperLink that
+    is killed and started again within a few seconds finds its run and its nodes again.
+    """
+
+    def __init__(self, work: Path, port: int | None = None) -> None:
+        self.work = work
+        self.port = free_port() if port is None else port
+        work.mkdir(parents=True, exist_ok=True)
+        environment = flower_environment(work)
+        secret = work / "superexec.secret"
+        if not secret.exists():
+            secret.touch(mode=0o600)
+            secret.write_bytes(secrets.token_bytes(32))
+        self.link = ManagedProcess(
+            "flower-superlink",
+            [
+                find_program("flower-superlink"),
+                "--insecure",
+                "--isolation",
+                "process",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(self.port),
+                "--database",
+                str(work / "superlink.sqlite"),
+                "--superexec-auth-secret-file",
+                str(secret),
+                "--disable-runtime-dependency-installation",
+            ],
+            work / "logs" / "superlink.log",
+            environment,
+        )
+        self.superexec = ManagedProcess(
+            "flower-superexec",
+            [
+                find_program("flower-superexec"),
+                "--insecure",
+                "--runtime-api-address",
+                self.address,
+                "--superexec-auth-secret-file",
+                str(secret),
+            ],
+            work / "logs" / "superexec.log",
+            environment,
+        )
+
+    @property
+    def address(self) -> str:
+        """`host:port` for SuperNodes and for the control interface."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start both processes and return when the SuperLink answers."""
+        self.link.start()
+        self.wait_ready()
+        self.superexec.start()
+
+    def wait_ready(self, seconds: float = START_SECONDS) -> None:
+        """Wait until the health endpoint answers. Raises `ProcessStartError`."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.link.require_alive()
+            if self.healthy():
+                return
+            time.sleep(0.05)
+        raise ProcessStartError(
+            f"flower-superlink does not answer at {self.address} after {seconds:.0f} s; "
+            f"see {self.link.log_file}"
+        )
+
+    def healthy(self) -> bool:
+        """True where the SuperLink answers."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"http://{self.address}/health", timeout=1.0):
+                return True
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """Kill the SuperLink alone; its SuperExec and ServerApp live on."""
+        self.link.kill()
+
+    def restart(self) -> None:
+        """Start what does not run, on the same port and state."""
+        self.start()
+
+    def stop(self) -> None:
+        """Stop both processes."""
+        self.superexec.stop()
+        self.link.stop()
+
+    def __enter__(self) -> Self:
+        """Start both processes."""
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop both processes."""
+        self.stop()
+
+
+class SuperNode(ManagedProcess):
+    """A stock SuperNode beside a gateway daemon, whose unix socket is in its node config."""
+
+    def __init__(self, work: Path, superlink_address: str, gateway: str, socket_path: Path) -> None:
+        self.gateway = gateway
+        super().__init__(
+            f"flower-supernode of gateway {gateway}",
+            [
+                find_program("flower-supernode"),
+                "--insecure",
+                "--superlink",
+                superlink_address,
+                "--port",
+                str(free_port()),
+                "--node-config",
+                f'gateway="{gateway}" socket="{socket_path}"',
+            ],
+            work / "logs" / f"supernode-{gateway}.log",
+            flower_environment(work),
+        )
