@@ -7,14 +7,13 @@ that rounding would lose, so that many small rounds add up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from fleet.aggregation.errors import BlobError
+from fleet.errors import AggregationError
+from fleet.protocol.manifest import TensorEntry
 
 FloatVector = npt.NDArray[np.float64]
 IndexVector = npt.NDArray[np.int64]
@@ -22,52 +21,14 @@ IndexVector = npt.NDArray[np.int64]
 _DTYPES = {"int8": "<i1", "int16": "<i2", "int32": "<i4"}
 
 
-@dataclass(frozen=True)
-class TensorSlot:
-    """Where one tensor lies: `size` values at byte `offset`, each within ±`limit` steps."""
-
-    name: str
-    dtype: str
-    offset: int
-    size: int
-    limit: int
-
-
-def layout_from_manifest(manifest: Mapping[str, Any]) -> tuple[TensorSlot, ...]:
-    """The tensors of a bundle's manifest.json in coordinate order.
-
-    Raises `BlobError` where a dtype is unknown or the sizes don't add up to `coordinates`.
-    """
-    slots = []
-    for tensor in manifest["tensors"]:
-        if tensor["dtype"] not in _DTYPES:
-            raise BlobError(
-                f"tensor {tensor['name']} has dtype {tensor['dtype']}; "
-                f"known are {', '.join(_DTYPES)}: compile the bundle again"
-            )
-        size = int(np.prod(tensor["shape"], dtype=np.int64))
-        slots.append(
-            TensorSlot(
-                tensor["name"], tensor["dtype"], tensor["offset"], size, int(tensor["limit"])
-            )
-        )
-    total = sum(slot.size for slot in slots)
-    if total != manifest["coordinates"]:
-        raise BlobError(
-            f"the manifest's tensors hold {total} values but it says {manifest['coordinates']} "
-            "coordinates: compile the bundle again"
-        )
-    return tuple(slots)
-
-
-def master_from_blob(layout: Sequence[TensorSlot], blob: bytes) -> FloatVector:
+def master_from_blob(layout: Sequence[TensorEntry], blob: bytes) -> FloatVector:
     """Master weights (steps, shape [coordinates]) from a weights blob, exactly."""
     parts = []
     for slot in layout:
         dtype = np.dtype(_DTYPES[slot.dtype])
         end = slot.offset + slot.size * dtype.itemsize
         if end > len(blob):
-            raise BlobError(
+            raise AggregationError(
                 f"weights blob has {len(blob)} bytes but tensor {slot.name} ends at byte {end}: "
                 "it belongs to another bundle"
             )
@@ -76,16 +37,18 @@ def master_from_blob(layout: Sequence[TensorSlot], blob: bytes) -> FloatVector:
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def blob_from_master(layout: Sequence[TensorSlot], master: FloatVector, size: int) -> bytes:
+def blob_from_master(layout: Sequence[TensorEntry], master: FloatVector, size: int) -> bytes:
     """Weights blob of `size` bytes: rounded to the nearest even step, clamped to ±limit.
 
-    Padding between tensors is zero. Raises `BlobError` on a wrong length or on NaN.
+    Padding between tensors is zero. Raises `AggregationError` on a wrong length or on NaN.
     """
     total = sum(slot.size for slot in layout)
     if master.shape != (total,):
-        raise BlobError(f"master vector has shape {master.shape}, the layout has {total} values")
+        raise AggregationError(
+            f"master vector has shape {master.shape}, the layout has {total} values"
+        )
     if not np.all(np.isfinite(master)):
-        raise BlobError(
+        raise AggregationError(
             "master weights are not finite: resume from an earlier version and lower the "
             "server learning rate"
         )
@@ -95,13 +58,13 @@ def blob_from_master(layout: Sequence[TensorSlot], master: FloatVector, size: in
         part = np.clip(np.rint(master[start : start + slot.size]), -slot.limit, slot.limit)
         packed = part.astype(_DTYPES[slot.dtype]).tobytes()
         if slot.offset + len(packed) > size:
-            raise BlobError(f"tensor {slot.name} ends behind the blob's {size} bytes")
+            raise AggregationError(f"tensor {slot.name} ends behind the blob's {size} bytes")
         blob[slot.offset : slot.offset + len(packed)] = packed
         start += slot.size
     return bytes(blob)
 
 
-def changed_values(before: bytes, after: bytes, layout: Sequence[TensorSlot]) -> int:
+def changed_values(before: bytes, after: bytes, layout: Sequence[TensorEntry]) -> int:
     """How many integers differ between two blobs of the same layout."""
     difference = master_from_blob(layout, before) != master_from_blob(layout, after)
     return int(np.count_nonzero(difference))

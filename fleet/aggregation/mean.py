@@ -11,21 +11,19 @@ they are spread over gateways, or on how often a round was resumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fleet.aggregation.errors import SumError
 from fleet.aggregation.master import (
     FloatVector,
     IndexVector,
-    TensorSlot,
-    layout_from_manifest,
     master_from_blob,
 )
+from fleet.errors import AggregationError
+from fleet.protocol.manifest import Manifest, PlanEntry, TensorEntry
 
 IntVector = npt.NDArray[np.int64]
 
@@ -39,7 +37,7 @@ EXACT_LIMIT = 2**53
 class MasterState:
     """Master weights (steps) over a layout; `applied` counts aggregations."""
 
-    layout: tuple[TensorSlot, ...]
+    layout: tuple[TensorEntry, ...]
     master: FloatVector
     applied: int = 0
 
@@ -58,89 +56,56 @@ class PlanSum:
     weight: int
 
 
-def init(layout: Sequence[TensorSlot], blob: bytes) -> MasterState:
+def init(layout: Sequence[TensorEntry], blob: bytes) -> MasterState:
     """State whose master weights are exactly a bundle's weights."""
     return MasterState(tuple(layout), master_from_blob(layout, blob))
 
 
-def plan_geometry(manifest: Mapping[str, Any], plan_id: str) -> tuple[IndexVector, IntVector]:
-    """Coordinates and units (1/256 steps) of a plan's delta values, in plan order.
-
-    A segment covers `start … start+count` of its tensor's last axis for every index of the
-    others, row-major (docs/specification/bundle.md). Raises `SumError` for an unknown plan.
-    """
-    layout = layout_from_manifest(manifest)
-    bases = dict(
-        zip(
-            (slot.name for slot in layout),
-            np.cumsum([0] + [slot.size for slot in layout]).tolist(),
-            strict=False,
-        )
-    )
-    tensors = {tensor["name"]: tensor for tensor in manifest["tensors"]}
-    plan = next((plan for plan in manifest["plans"] if plan["id"] == plan_id), None)
-    if plan is None:
-        raise SumError(
-            f"no plan {plan_id[:16]}… in bundle {manifest['bundle_id'][:16]}…; it has "
-            + ", ".join(f"{plan['name']} ({plan['id'][:16]}…)" for plan in manifest["plans"])
-        )
-    coordinates = []
-    units = []
-    for segment in plan["segments"]:
-        tensor = tensors[segment["tensor"]]
-        shape = tensor["shape"]
-        index = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.int64).reshape(shape)
-        part = index[..., segment["start"] : segment["start"] + segment["count"]].reshape(-1)
-        if part.size != segment["values"]:
-            raise SumError(
-                f"plan {plan['name']}: segment of {segment['tensor']} covers {part.size} values, "
-                f"the manifest says {segment['values']}: compile the bundle again"
-            )
-        coordinates.append(part + bases[segment["tensor"]])
-        unit = (1 if tensor["dtype"] == "int8" else UNITS_PER_STEP) << segment["shift"]
-        units.append(np.full(part.size, unit, np.int64))
-    return np.concatenate(coordinates), np.concatenate(units)
-
-
 def plan_sum_from_manifest(
-    manifest: Mapping[str, Any], plan_id: str, values: bytes, weight: int
+    manifest: Manifest, plan: PlanEntry, values: bytes, weight: int
 ) -> PlanSum:
     """A gateway's sum (`values`: int64, little endian) placed on the model's coordinates."""
-    coordinates, units = plan_geometry(manifest, plan_id)
-    if len(values) != 8 * coordinates.size:
-        raise SumError(
-            f"sum for plan {plan_id[:16]}… has {len(values)} bytes, the plan has "
-            f"{coordinates.size} values of 8 bytes: gateway and coordinator have different bundles"
+    if len(values) != 8 * plan.delta_values:
+        raise AggregationError(
+            f"sum for plan {plan.name} ({plan.id[:8]}) has {len(values)} bytes, the plan has "
+            f"{plan.delta_values} values of 8 bytes: gateway and coordinator have different bundles"
         )
-    return PlanSum(coordinates, units, np.frombuffer(values, "<i8").astype(np.int64), weight)
+    # A power of two between 1/256 and 2^31: the product is exact.
+    units = (manifest.steps_per_unit(plan) * UNITS_PER_STEP).astype(np.int64)
+    return PlanSum(
+        manifest.plan_coordinates(plan),
+        units,
+        np.frombuffer(values, "<i8").astype(np.int64),
+        weight,
+    )
 
 
 def add_plan_sums(sums: Iterable[PlanSum], size: int) -> tuple[IntVector, IntVector]:
     """Per-coordinate numerators (1/256 steps) and weights, int64, shape [size].
 
-    Raises `SumError` where a magnitude could leave what int64 and float64 hold exactly.
+    Raises `AggregationError` where a magnitude could leave what int64 and float64 hold exactly.
     """
     numerators = np.zeros(size, np.int64)
     weights = np.zeros(size, np.int64)
     bound = 0
     for one in sums:
         if one.values.shape != one.coordinates.shape or one.units.shape != one.coordinates.shape:
-            raise SumError("a plan's sum, coordinates and units differ in length")
+            raise AggregationError("a plan's sum, coordinates and units differ in length")
         if one.weight < 0:
-            raise SumError(f"a sum has weight {one.weight}; weights are counts of samples")
+            raise AggregationError(f"a sum has weight {one.weight}; weights are counts of samples")
         if one.weight == 0:
             if np.any(one.values):
-                raise SumError("a sum of weight 0 has values other than 0")
+                raise AggregationError("a sum of weight 0 has values other than 0")
             continue
         if one.coordinates.size == 0:
             continue
         if one.coordinates.min() < 0 or one.coordinates.max() >= size:
-            raise SumError(f"a plan trains coordinates outside 0 … {size - 1}")
+            raise AggregationError(f"a plan trains coordinates outside 0 … {size - 1}")
         # In Python integers: the check itself must not overflow.
         largest = max(int(one.values.max()), -int(one.values.min())) * int(one.units.max())
         bound += largest
         if bound >= EXACT_LIMIT:
-            raise SumError(
+            raise AggregationError(
                 f"sums reach {bound}, beyond the exact range of {EXACT_LIMIT}: "
                 "a device sent absurd values, or the cohort is too large for one sum"
             )

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fleet.coordinator.errors import ProcessStartError
+from fleet.errors import FlowerError
 
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0
@@ -39,23 +39,23 @@ def free_port() -> int:
 def find_program(name: str) -> str:
     """Path of a program of the running Python's environment, else of PATH.
 
-    Raises `ProcessStartError` where it is missing.
+    Raises `FlowerError` where it is missing.
     """
     beside_python = Path(sys.executable).parent / name
     if beside_python.exists():
         return str(beside_python)
     found = shutil.which(name)
     if found is None:
-        raise ProcessStartError(f"program {name} is missing; install it with: pip install flwr")
+        raise FlowerError(f"program {name} is missing; install it with: pip install flwr")
     return found
 
 
-def flower_environment(work: Path) -> dict[str, str]:
+def flower_environment(work: Path, home: str) -> dict[str, str]:
     """Environment of every Flower process: offline, quiet, short polls, own home folder."""
     environment = dict(os.environ)
     environment.update(
         {
-            "FLWR_HOME": str(work / "flwr-home"),
+            "FLWR_HOME": str(work / "flwr-home" / home),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -83,6 +83,7 @@ class ManagedProcess:
     def __init__(
         self, name: str, command: Sequence[str], log_file: Path, environment: Mapping[str, str]
     ) -> None:
+        """Nothing is started yet; `name` is what error messages call the process."""
         self.name = name
         self.command = list(command)
         self.log_file = log_file
@@ -114,10 +115,10 @@ class ManagedProcess:
         return self._process is not None and self._process.poll() is None
 
     def require_alive(self) -> None:
-        """Raise `ProcessStartError` with the end of the log where the process has ended."""
+        """Raise `FlowerError` with the end of the log where the process has ended."""
         if not self.alive():
             code = None if self._process is None else self._process.returncode
-            raise ProcessStartError(
+            raise FlowerError(
                 f"{self.name} ended with code {code}; its log {self.log_file} ends with:\n"
                 f"{self.log_tail()}"
             )
@@ -172,10 +173,11 @@ class SuperLink:
     """
 
     def __init__(self, work: Path, port: int | None = None) -> None:
+        """All files go into `work`; without `port` a free one is taken."""
         self.work = work
         self.port = free_port() if port is None else port
         work.mkdir(parents=True, exist_ok=True)
-        environment = flower_environment(work)
+        environment = flower_environment(work, "superlink")
         secret = work / "superexec.secret"
         if not secret.exists():
             secret.touch(mode=0o600)
@@ -226,14 +228,14 @@ class SuperLink:
         self.superexec.start()
 
     def wait_ready(self, seconds: float = START_SECONDS) -> None:
-        """Wait until the health endpoint answers. Raises `ProcessStartError`."""
+        """Wait until the health endpoint answers. Raises `FlowerError`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self.link.require_alive()
             if self.healthy():
                 return
             time.sleep(0.05)
-        raise ProcessStartError(
+        raise FlowerError(
             f"flower-superlink does not answer at {self.address} after {seconds:.0f} s; "
             f"see {self.link.log_file}"
         )
@@ -283,6 +285,7 @@ class SuperNode(ManagedProcess):
     """A stock SuperNode beside a gateway daemon, whose unix socket is in its node config."""
 
     def __init__(self, work: Path, superlink_address: str, gateway: str, socket_path: Path) -> None:
+        """`gateway` names the log file and must be the daemon's own name."""
         self.gateway = gateway
         super().__init__(
             f"flower-supernode of gateway {gateway}",
@@ -297,5 +300,6 @@ class SuperNode(ManagedProcess):
                 f'gateway="{gateway}" socket="{socket_path}"',
             ],
             work / "logs" / f"supernode-{gateway}.log",
-            flower_environment(work),
+            # Two SuperNodes that install the app into one home would race.
+            flower_environment(work, gateway),
         )
