@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -144,7 +144,7 @@ class _Import:
         self.shapes[entry.name] = (channels, height, width)
         self.alias[entry.name] = entry.name
         self.taken.add(entry.name)
-        return entry.name
+        return str(entry.name)
 
     def run(self) -> FloatGraph:
         for node in self.nodes:

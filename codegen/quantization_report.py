@@ -41,8 +41,9 @@ def simulate(graph: ir.Graph, codes: NDArray[np.int8]) -> dict[str, NDArray[np.f
             case ir.Head():
                 step = op.weight_scale / 256
                 flat = values[op.input].reshape(len(codes), -1)
-                bias = tensors[op.input].scale * step * op.bias
-                values[op.name] = flat @ (step * op.weight.astype(np.float64)).T + bias
+                logits = flat @ op.weight.T.astype(np.float64)
+                logits += tensors[op.input].scale * op.bias
+                values[op.name] = step * logits
     return values
 
 
@@ -55,7 +56,8 @@ def _real_weight(op: ir.Conv | ir.DepthwiseConv) -> tuple[NDArray[np.float64], i
 
 
 def _rounded(values: NDArray[np.float64], tensor: ir.Tensor) -> NDArray[np.float64]:
-    codes = np.clip(np.rint(values / tensor.scale) + tensor.zero_point, ir.INT8_MIN, ir.INT8_MAX)
+    steps = np.rint(values / tensor.scale) + tensor.zero_point
+    codes: NDArray[np.float64] = np.clip(steps, ir.INT8_MIN, ir.INT8_MAX)
     return tensor.scale * (codes - tensor.zero_point)
 
 

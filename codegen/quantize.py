@@ -118,8 +118,9 @@ def quantize_input(graph: ir.Graph, x: NDArray[np.floating]) -> NDArray[np.int8]
         raise ValueError(
             f"input of shape {x.shape}; the last three dimensions must be {tensor.shape}"
         )
-    codes = np.rint(np.asarray(x, dtype=np.float64) / tensor.scale) + tensor.zero_point
-    return np.clip(codes, ir.INT8_MIN, ir.INT8_MAX).astype(np.int8)
+    steps = np.rint(np.asarray(x, dtype=np.float64) / tensor.scale) + tensor.zero_point
+    codes: NDArray[np.int8] = np.clip(steps, ir.INT8_MIN, ir.INT8_MAX).astype(np.int8)
+    return codes
 
 
 def activation_code(low: float, high: float) -> tuple[float, int]:
