@@ -22,6 +22,7 @@
 
 #define TF_MQTT_MINIMUM_RECEIVE_BYTES 768u /* also the maximum packet size of wire.md */
 #define TF_MQTT_MINIMUM_TRANSMIT_BYTES 768u
+#define TF_MQTT_CLIENT_ID_LIMIT 64u
 #define TF_MQTT_TOPIC_LIMIT 128u   /* longest topic or filter that may be sent */
 #define TF_MQTT_CONTROL_BYTES 160u /* room for one SUBSCRIBE and some PUBACKs */
 
@@ -96,7 +97,7 @@ typedef struct {
 
 /* Read for as long as the client is used. Texts are NUL-terminated UTF-8. */
 typedef struct {
-    const char *client_id; /* 1 … 64 bytes */
+    const char *client_id; /* 1 … TF_MQTT_CLIENT_ID_LIMIT bytes */
     const char *user;      /* NULL: none */
     const char *password;  /* NULL: none */
     const char *will_topic; /* NULL: no will. Else published by the broker, QoS 1, retained */
@@ -155,7 +156,9 @@ typedef struct {
     uint16_t subscribe_id;
     uint16_t unsubscribe_id;
     uint16_t last_id;
+    uint8_t control_reserved; /* kept free for the PUBACK of the message being handed over */
     bool ping_pending;
+    bool disconnect_queued;
 
     /* what the broker allows */
     uint32_t server_packet_limit;
@@ -177,7 +180,7 @@ typedef struct {
 
 /* Prepares a client; nothing is sent before tf_mqtt_start.
  * TF_NO_MEMORY: a buffer is smaller than its minimum above (or larger than 65,535).
- * TF_BAD_INPUT: client_id, receive_maximum, random or on_message is missing, or the CONNECT
+ * TF_BAD_INPUT: client_id, receive_maximum, random or a callback is missing, or the CONNECT
  * packet of this configuration doesn't fit in the receive buffer. */
 tf_status tf_mqtt_init(tf_mqtt *client, const tf_mqtt_config *config, const tf_stream *stream,
                        const tf_mqtt_callbacks *callbacks, uint8_t *receive,
@@ -186,8 +189,9 @@ tf_status tf_mqtt_init(tf_mqtt *client, const tf_mqtt_config *config, const tf_s
 /* Starts dialling at the next poll. Does nothing unless the state is TF_MQTT_IDLE. */
 void tf_mqtt_start(tf_mqtt *client);
 
-/* Sends DISCONNECT once what is queued has gone out, then closes and stays TF_MQTT_IDLE until
- * the next start. A publication under way is kept. `with_will` asks the broker to publish the
+/* Sends DISCONNECT once the packets already begun have gone out, waits for the broker to hang up
+ * (at most answer_timeout_ms), closes, and stays TF_MQTT_IDLE until the next start. A publication
+ * not acknowledged by then is kept. `with_will` asks the broker to publish the
  * will all the same. TF_MQTT_STOPPED follows from a later poll in every case. */
 void tf_mqtt_stop(tf_mqtt *client, bool with_will);
 
@@ -220,7 +224,8 @@ tf_status tf_mqtt_publish_commit(tf_mqtt *client, size_t payload_bytes, uint16_t
 /* Subscribes to a filter with QoS 1; one SUBSCRIBE at a time. The event TF_MQTT_SUBSCRIBED tells
  * the outcome. TF_AGAIN: one is under way or there is no room just now. TF_LINK_LOST: not
  * TF_MQTT_ONLINE (subscribe again after TF_MQTT_CONNECTED: requests don't outlive a connection).
- * TF_BAD_INPUT: filter empty or longer than TF_MQTT_TOPIC_LIMIT. */
+ * TF_BAD_INPUT: filter empty or longer than TF_MQTT_TOPIC_LIMIT. TF_NO_MEMORY: the packet would be
+ * larger than the broker allows. */
 tf_status tf_mqtt_subscribe(tf_mqtt *client, const char *filter, size_t filter_bytes,
                             uint16_t *packet_id);
 /* As tf_mqtt_subscribe; the event is TF_MQTT_UNSUBSCRIBED. */
