@@ -1,0 +1,46 @@
+"""What can go wrong in the simulator.
+
+    SimulatorError
+    ├── ImageError      an ELF image doesn't fit the board or lacks a symbol
+    ├── MachineFault    the firmware did what its board can't do: address, access, PC, symbol
+    ├── MeasureError    a bundle can't be measured
+    └── FleetError      a fleet couldn't be started or controlled
+
+Every message names the thing and says what to do about it.
+"""
+
+
+class SimulatorError(Exception):
+    """Base of everything that the simulator raises."""
+
+
+class ImageError(SimulatorError):
+    """An ELF image doesn't fit the board or lacks a symbol."""
+
+
+class MachineFault(SimulatorError):
+    """The firmware did what its board can't do."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        address: int | None = None,
+        access: str = "",
+        pc: int = 0,
+        symbol: str = "",
+    ) -> None:
+        """Keep the parts of ``message`` for programs: ``access`` is read, write, fetch, …"""
+        super().__init__(message)
+        self.address = address
+        self.access = access
+        self.pc = pc
+        self.symbol = symbol
+
+
+class MeasureError(SimulatorError):
+    """A bundle can't be measured."""
+
+
+class FleetError(SimulatorError):
+    """A fleet couldn't be started or controlled."""

@@ -1,0 +1,160 @@
+"""The flash interface of STM32F4/F7: unlock, program by words, erase by sectors, lose power.
+
+Content lives in one buffer for all of the flash. Programming can only clear bits, erasing
+sets a whole sector to ones. Both count as one *flash operation*; an armed power cut tears one
+of them in a way drawn from its seed: nothing, a part, or all of it has happened.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import ClassVar
+
+from simulator.board_map import BoardMap
+from simulator.peripherals import Peripheral
+
+
+class FlashMisuse(Exception):
+    """The firmware broke a rule of the flash interface; becomes a machine fault."""
+
+
+class FlashController(Peripheral):
+    """Registers of the flash interface, and what they do to the content."""
+
+    BASE = 0x40023C00
+    ACR, KEYR, OPTKEYR, SR, CR, OPTCR = 0x00, 0x04, 0x08, 0x0C, 0x10, 0x14
+    PG, SER, MER, STRT, LOCK = 1 << 0, 1 << 1, 1 << 2, 1 << 16, 1 << 31
+    PSIZE_WORD = 2
+    KEYS = (0x45670123, 0xCDEF89AB)
+    REGISTERS: ClassVar[dict[str, int]] = {
+        "ACR": 0x00,
+        "KEYR": 0x04,
+        "OPTKEYR": 0x08,
+        "SR": 0x0C,
+        "CR": 0x10,
+        "OPTCR": 0x14,
+    }
+
+    def __init__(
+        self,
+        board: BoardMap,
+        content: memoryview,
+        code: tuple[tuple[int, int], ...],
+        power_cut: Callable[[], None],
+    ) -> None:
+        """``content``: all of the flash. ``code``: (address, bytes) that must not be erased."""
+        super().__init__()
+        self._board, self.content, self._code, self._power_cut = board, content, code, power_cut
+        self._keys_seen = 0
+        self._key_error = False
+        self._cut_in = 0
+        self._cut_random = random.Random(0)
+        self.operations = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Locked, nothing selected; the content stays."""
+        super().reset()
+        self.values[self.CR] = self.LOCK
+        self._keys_seen = 0
+        self._key_error = False
+
+    def arm_power_cut(self, operations: int, seed: int) -> None:
+        """Cut power in the ``operations``-th operation from now (1: the next); 0 disarms."""
+        self._cut_in = operations
+        self._cut_random = random.Random(f"power cut {seed}")
+
+    def read(self, offset: int) -> int:
+        """Operations end at once, so SR never shows busy; key registers read as zero."""
+        return 0 if offset in (self.KEYR, self.OPTKEYR, self.SR) else self.values[offset]
+
+    def write(self, offset: int, value: int) -> None:
+        """Keys unlock CR; STRT with SER erases.
+
+        Raises: FlashMisuse.
+        """
+        if offset == self.KEYR:
+            self._take_key(value)
+        elif offset == self.CR:
+            self._control(value)
+        elif offset != self.SR:
+            self.values[offset] = value
+
+    def _take_key(self, value: int) -> None:
+        if not self._key_error and value == self.KEYS[self._keys_seen % 2]:
+            self._keys_seen += 1
+            if self._keys_seen == 2:
+                self.values[self.CR] &= ~self.LOCK
+                self._keys_seen = 0
+        else:  # the real interface stays locked until the next reset
+            self._key_error = True
+            raise FlashMisuse(f"wrong flash key {value:#010x}")
+
+    def _control(self, value: int) -> None:
+        if self.values[self.CR] & self.LOCK:
+            if value & self.LOCK:
+                return
+            raise FlashMisuse("flash control written while locked")
+        if value & self.MER:
+            raise FlashMisuse("mass erase would erase the running firmware")
+        start = value & self.STRT
+        self.values[self.CR] = value & ~self.STRT
+        if start:
+            if not value & self.SER or value & self.PG:
+                raise FlashMisuse("STRT needs SER set and PG clear")
+            self._erase(value >> 3 & 0xF)
+
+    def _next_operation_is_cut(self) -> bool:
+        self.operations += 1
+        if self._cut_in == 0:
+            return False
+        self._cut_in -= 1
+        return self._cut_in == 0
+
+    def _erase(self, sector: int) -> None:
+        if sector >= len(self._board.sectors):
+            raise FlashMisuse(f"erase of sector {sector}, which isn't there")
+        address, size = self._board.sector_range(sector)
+        for start, length in self._code:
+            if start < address + size and address < start + length:
+                raise FlashMisuse(f"erase of sector {sector}, which holds the running firmware")
+        first = address - self._board.flash_address
+        if not self._next_operation_is_cut():
+            self.content[first : first + size] = b"\xff" * size
+            return
+        how = self._cut_random.randrange(4)
+        if how == 1:
+            self.content[first : first + size] = b"\xff" * size
+        elif how >= 2:
+            old = int.from_bytes(self.content[first : first + size], "little")
+            torn = old | self._cut_random.getrandbits(8 * size)
+            self.content[first : first + size] = torn.to_bytes(size, "little")
+        self._power_cut()
+
+    def program(self, address: int, size: int, value: int) -> tuple[bool, bytes]:
+        """A store of the CPU to flash.
+
+        Returns: whether the store went through (False: power was cut in it and the content is
+        as the cut left it), and the bytes that the location must hold afterwards.
+
+        Raises: FlashMisuse when locked, PG not set, or not one aligned word.
+        """
+        control = self.values[self.CR]
+        if control & self.LOCK or not control & self.PG:
+            raise FlashMisuse("store to flash without unlock and PG")
+        if control >> 8 & 3 != self.PSIZE_WORD or size != 4 or address % 4:
+            raise FlashMisuse(f"flash takes aligned words (PSIZE 2), not {size} bytes")
+        for start, length in self._code:
+            if start <= address < start + length:
+                raise FlashMisuse("store over the running firmware")
+        first = address - self._board.flash_address
+        old = int.from_bytes(self.content[first : first + 4], "little")
+        wanted = old & value & 0xFFFFFFFF
+        if not self._next_operation_is_cut():
+            return True, wanted.to_bytes(4, "little")
+        how = self._cut_random.randrange(4)
+        torn = (old, wanted)[how] if how < 2 else wanted | old & self._cut_random.getrandbits(32)
+        self.content[first : first + 4] = torn.to_bytes(4, "little")
+        self._power_cut()
+        return False, torn.to_bytes(4, "little")

@@ -1,0 +1,664 @@
+"""A board in Unicorn: its core, its memories and its peripherals, and nothing more.
+
+Idle: the firmware runs with interrupts masked and waits with ``wfi``; Unicorn then leaves
+``uc_emu_start`` with the PC behind the ``wfi``. Slices: a slice that is over ends at the next
+read of the clock or the DMA position, which costs nothing while it isn't; a watchdog thread
+ends those that read neither. Unicorn's own timeout polls from a thread of its own (140 µs per
+start) and its instruction count slows everything down, so neither is used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any
+
+from unicorn import arm_const, unicorn_const
+from unicorn.unicorn_py3 import unicorn as binding
+from unicorn.unicorn_py3.arch.types import uc_engine, uc_hook_h
+
+from simulator.board_map import BoardMap, load_board_map
+from simulator.elf_image import ElfImage, load_elf
+from simulator.errors import ImageError, MachineFault
+from simulator.flash_controller import FlashController, FlashMisuse
+from simulator.machine import Milliseconds, StopReason, TrafficCount, host_milliseconds
+from simulator.peripherals import (
+    Adc1,
+    Dma2,
+    GpioB,
+    Peripheral,
+    Rcc,
+    Rng,
+    SystemControl,
+    Tim2,
+    Usart,
+)
+
+_NOWHERE = 0xFFFFFFFE
+_WFI, _WFI_WIDE = b"\x30\xbf", b"\xaf\xf3\x03\x80"
+_TRANSLATION_BYTES = 4 << 20
+_MODELS = {
+    "cortex-m4": arm_const.UC_CPU_ARM_CORTEX_M4,
+    "cortex-m7": arm_const.UC_CPU_ARM_CORTEX_M7,
+    "cortex-m33": arm_const.UC_CPU_ARM_CORTEX_M33,
+}
+_ACCESS = {
+    unicorn_const.UC_MEM_READ_UNMAPPED: "read",
+    unicorn_const.UC_MEM_READ_PROT: "read",
+    unicorn_const.UC_MEM_WRITE_UNMAPPED: "write",
+    unicorn_const.UC_MEM_WRITE_PROT: "write",
+    unicorn_const.UC_MEM_FETCH_UNMAPPED: "fetch",
+    unicorn_const.UC_MEM_FETCH_PROT: "fetch",
+}
+_INVALID_ACCESS = (
+    unicorn_const.UC_HOOK_MEM_READ_UNMAPPED
+    | unicorn_const.UC_HOOK_MEM_WRITE_UNMAPPED
+    | unicorn_const.UC_HOOK_MEM_FETCH_UNMAPPED
+    | unicorn_const.UC_HOOK_MEM_READ_PROT
+    | unicorn_const.UC_HOOK_MEM_WRITE_PROT
+    | unicorn_const.UC_HOOK_MEM_FETCH_PROT
+)
+ARGUMENT_REGISTERS = (
+    arm_const.UC_ARM_REG_R0,
+    arm_const.UC_ARM_REG_R1,
+    arm_const.UC_ARM_REG_R2,
+    arm_const.UC_ARM_REG_R3,
+)
+
+
+class _Watchdog:
+    """Ends slices that run late although the firmware reads neither clock nor ring."""
+
+    PERIOD_SECONDS = 0.02
+
+    def __init__(self) -> None:
+        self._running: dict[int, tuple[Any, float]] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, engine: Any, deadline: float) -> None:
+        with self._lock:
+            self._running[id(engine)] = (engine, deadline)
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._watch, name="slices", daemon=True)
+            self._thread.start()
+
+    def end(self, engine: Any) -> None:
+        # Under the lock, so that an engine isn't closed while it is being stopped.
+        with self._lock:
+            self._running.pop(id(engine), None)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(self.PERIOD_SECONDS)
+            with self._lock:
+                now = time.monotonic()
+                for engine, deadline in self._running.values():
+                    if now > deadline:
+                        binding.uclib.uc_emu_stop(engine)
+
+
+_watchdog = _Watchdog()
+
+
+@functools.lru_cache(maxsize=16)
+def _pristine_flash(image: ElfImage, board: BoardMap) -> IO[bytes]:
+    """A file with the flash content of nothing but the image; machines map it copy-on-write."""
+    if hasattr(os, "memfd_create"):
+        file: IO[bytes] = os.fdopen(os.memfd_create("flash"), "w+b")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the cache entry
+    content = bytearray(b"\xff" * board.flash_bytes)
+    for address, data in image.segments:
+        first = address - board.flash_address
+        if first < 0 or first + len(data) > len(content):
+            raise ImageError(
+                f"{image.path} puts {len(data)} bytes at {address:#010x}, outside the flash of"
+                f" {board.name}; compile it for this board"
+            )
+        content[first : first + len(data)] = data
+    file.write(content)
+    file.flush()
+    return file
+
+
+class UnicornMachine:
+    """One board with its firmware. Implements ``simulator.machine.Machine``."""
+
+    def __init__(
+        self,
+        board: BoardMap | str,
+        image: ElfImage | Path | str,
+        *,
+        clock: Milliseconds = host_milliseconds,
+        battery_percent: Callable[[], float] = lambda: 100.0,
+        seed: int = 0,
+        flash_content: Iterable[tuple[int, bytes]] = (),
+    ) -> None:
+        """Build the board, write the image and ``flash_content`` to its flash, and power it on.
+
+        Raises: ImageError when the image doesn't fit the board.
+        """
+        self.board = load_board_map(board) if isinstance(board, str) else board
+        self.image = image if isinstance(image, ElfImage) else load_elf(image)
+        if self.board.cpu not in _MODELS:
+            raise ImageError(f"board {self.board.name}: Unicorn has no core {self.board.cpu!r}")
+        self.fault: MachineFault | None = None
+        self._transmitted = bytearray()
+        self._bytes_up = self._bytes_down = 0
+        self._pending_fault: MachineFault | None = None
+        self._pending_flash: list[tuple[int, bytes]] = []
+        self._stop_cause: StopReason | None = None
+        self._deadline = float("inf")
+        self._powered = False
+        self._callbacks: list[Any] = []
+        self._engine: Any = None
+
+        self._flash_map = mmap.mmap(
+            _pristine_flash(self.image, self.board).fileno(),
+            self.board.flash_bytes,
+            flags=mmap.MAP_PRIVATE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+        )
+        self._sram_map = mmap.mmap(-1, self.board.sram_bytes)
+        self.flash = memoryview(self._flash_map)
+        self.sram = memoryview(self._sram_map)
+        for address, data in flash_content:
+            first = address - self.board.flash_address
+            if first < 0 or first + len(data) > self.board.flash_bytes:
+                raise ImageError(f"{len(data)} bytes for {address:#010x} lie outside the flash")
+            self.flash[first : first + len(data)] = data
+
+        code = tuple((address, len(data)) for address, data in self.image.segments)
+        self.flash_controller = FlashController(self.board, self.flash, code, self._power_is_cut)
+        self.usart = Usart(self.board.usart_version, self._transmit)
+        self.dma = Dma2(self.usart, self._dma_load, self._dma_store, self._transmit)
+        self.gpio = GpioB()
+        self._peripherals: list[Peripheral] = [
+            Rcc(),
+            self.flash_controller,
+            self.usart,
+            self.dma,
+            self.gpio,
+            Tim2(clock),
+            Adc1(battery_percent),
+            Rng(seed),
+            SystemControl(self.board.cpu, self._reset_requested),
+        ]
+        self.power_on()
+
+    # --- Machine -----------------------------------------------------------------------------
+
+    def run(self, max_milliseconds: float) -> StopReason:
+        """Run until the firmware idles, the slice is over, or something happened."""
+        if self.fault is not None:
+            return StopReason.FAULT
+        if not self._powered:
+            return StopReason.POWER_CUT
+        self._deadline = time.monotonic() + max_milliseconds / 1000.0
+        return self._emulate(self.pc, _NOWHERE)
+
+    def receive(self, data: bytes) -> int:
+        """Bytes from the line go into the receive ring by DMA; returns how many were taken."""
+        if not self._powered:
+            return 0
+        taken = self.dma.receive(data)
+        self._bytes_down += taken
+        return taken
+
+    @property
+    def ready_to_receive(self) -> bool:
+        """Whether the receiver and its ring are set up."""
+        return self._powered and self.dma.ready_to_receive
+
+    def take_transmitted(self) -> bytes:
+        """Bytes that the firmware has sent since the last call."""
+        data = bytes(self._transmitted)
+        self._transmitted.clear()
+        return data
+
+    @property
+    def data_terminal_ready(self) -> bool:
+        """PB0."""
+        return self._powered and self.gpio.data_terminal_ready
+
+    def set_data_carrier_detect(self, connected: bool) -> None:
+        """PB1."""
+        self.gpio.carrier = connected
+
+    @property
+    def traffic(self) -> TrafficCount:
+        """Bytes on the serial line since the machine was made."""
+        return TrafficCount(self._bytes_up, self._bytes_down)
+
+    def power_on(self, *, keep_sram: bool = False) -> None:
+        """Start from the reset vector. Flash stays; SRAM turns into noise unless kept."""
+        self._close_engine()
+        if not keep_sram:
+            # Real SRAM comes up with anything in it; a fixed pattern keeps runs repeatable.
+            self.sram[:] = b"\xa5\x5a\xc3\x3c" * (self.board.sram_bytes // 4)
+        for peripheral in self._peripherals:
+            peripheral.reset()
+        self.fault = self._pending_fault = None
+        self._pending_flash.clear()
+        self._transmitted.clear()
+        self._powered = True
+        self._open_engine()
+        self._write_register(
+            arm_const.UC_ARM_REG_SP, int.from_bytes(self.flash[0:4], "little") & ~3
+        )
+        self.pc = int.from_bytes(self.flash[4:8], "little") & ~1
+
+    def cut_power_at_flash_operation(self, operations: int, seed: int) -> None:
+        """Cut power in the ``operations``-th (from 1) flash operation from now."""
+        self.flash_controller.arm_power_cut(operations, seed)
+
+    def close(self) -> None:
+        """Give back all memory."""
+        self._powered = False
+        self._close_engine()
+        for view in (self.flash, self.sram):
+            view.release()
+        self.flash_controller.content = memoryview(b"")
+        self._flash_map.close()
+        self._sram_map.close()
+
+    # --- For measuring and tests ---------------------------------------------------------------
+
+    @property
+    def pc(self) -> int:
+        """Address of the next instruction."""
+        return self.read_register(arm_const.UC_ARM_REG_PC)
+
+    @pc.setter
+    def pc(self, address: int) -> None:
+        self._write_register(arm_const.UC_ARM_REG_PC, address | 1)
+
+    @property
+    def stack_pointer(self) -> int:
+        """SP."""
+        return self.read_register(arm_const.UC_ARM_REG_SP)
+
+    @stack_pointer.setter
+    def stack_pointer(self, address: int) -> None:
+        self._write_register(arm_const.UC_ARM_REG_SP, address)
+
+    def read_register(self, register: int) -> int:
+        """A 32-bit register by Unicorn's number."""
+        value = ctypes.c_uint32()
+        binding.uclib.uc_reg_read(self._engine, register, ctypes.byref(value))
+        return value.value
+
+    def _write_register(self, register: int, value: int) -> None:
+        binding.uclib.uc_reg_write(self._engine, register, ctypes.byref(ctypes.c_uint32(value)))
+
+    def read_memory(self, address: int, size: int) -> bytes:
+        """Bytes of SRAM or flash.
+
+        Raises: MachineFault outside of both.
+        """
+        view, first = self._memory(address, size, "read")
+        return bytes(view[first : first + size])
+
+    def write_sram(self, address: int, data: bytes) -> None:
+        """Store to SRAM.
+
+        Raises: MachineFault outside of it.
+        """
+        self._dma_store(address, data)
+
+    def call(
+        self,
+        function: str,
+        *arguments: int,
+        max_milliseconds: float = 120_000,
+        slice_milliseconds: float = float("inf"),
+    ) -> int:
+        """Call a function of the image on the present stack and return R0.
+
+        ``slice_milliseconds`` interrupts and resumes it, as a fleet does.
+
+        Raises: ImageError for an unknown function or more than 8 arguments; MachineFault when
+        it faults, idles or runs longer than ``max_milliseconds``.
+        """
+        if len(arguments) > 8:
+            raise ImageError(f"{function}: at most 8 arguments, not {len(arguments)}")
+        address = self.image.address_of(function)
+        trap = self.board.flash_address + self.board.flash_bytes - 4
+        pc, stack = self.pc, self.stack_pointer
+        on_stack = b"".join(value.to_bytes(4, "little") for value in arguments[4:])
+        top = (stack - len(on_stack)) & ~7
+        self._dma_store(top, on_stack)
+        self.stack_pointer = top
+        for register, value in zip(ARGUMENT_REGISTERS, arguments, strict=False):
+            self._write_register(register, value & 0xFFFFFFFF)
+        self._write_register(arm_const.UC_ARM_REG_LR, trap | 1)
+        give_up = time.monotonic() + max_milliseconds / 1000.0
+        reason = StopReason.SLICE_OVER
+        self.pc = address
+        while reason is StopReason.SLICE_OVER and self.pc != trap:
+            if time.monotonic() >= give_up:
+                break
+            self._deadline = min(give_up, time.monotonic() + slice_milliseconds / 1000.0)
+            reason = self._emulate(self.pc, trap)
+        if reason is StopReason.FAULT:
+            assert self.fault is not None
+            raise self.fault
+        if self.pc != trap:
+            raise MachineFault(
+                f"{function} didn't return ({reason.value}) at PC {self.pc:#010x}"
+                f" ({self.image.locate(self.pc)})",
+                pc=self.pc,
+            )
+        result = self.read_register(arm_const.UC_ARM_REG_R0)
+        self.pc, self.stack_pointer = pc, stack
+        return result
+
+    def add_hook(self, kind: int, callback: Any) -> int:
+        """Install a raw Unicorn hook (a ctypes callback); translations start afresh.
+
+        Returns: its handle for ``remove_hook``. Hooks don't survive ``power_on``.
+        """
+        handle = uc_hook_h()
+        self._check(
+            binding.uclib.uc_hook_add(
+                self._engine,
+                ctypes.byref(handle),
+                kind,
+                ctypes.cast(callback, ctypes.c_void_p),
+                None,
+                ctypes.c_uint64(1),
+                ctypes.c_uint64(0),
+            ),
+            "hook",
+        )
+        self._callbacks.append(callback)
+        self.flush_translations()
+        return int(handle.value or 0)
+
+    def remove_hook(self, handle: int) -> None:
+        """Take out a hook."""
+        self._check(binding.uclib.uc_hook_del(self._engine, uc_hook_h(handle)), "hook")
+        self.flush_translations()
+
+    def flush_translations(self) -> None:
+        """Forget translated code."""
+        control = unicorn_const.UC_CTL_TB_FLUSH | unicorn_const.UC_CTL_IO_WRITE << 30
+        self._check(binding.uclib.uc_ctl(self._engine, control), "flush")
+
+    # --- Engine --------------------------------------------------------------------------------
+
+    @staticmethod
+    def _check(status: int, what: str) -> None:
+        if status != unicorn_const.UC_ERR_OK:
+            text = binding.uclib.uc_strerror(status).decode()
+            raise ImageError(f"Unicorn refused the {what}: {text}")
+
+    def _open_engine(self) -> None:
+        library = binding.uclib
+        engine = uc_engine()
+        mode = unicorn_const.UC_MODE_THUMB | unicorn_const.UC_MODE_MCLASS
+        self._check(library.uc_open(unicorn_const.UC_ARCH_ARM, mode, ctypes.byref(engine)), "board")
+        self._engine = engine
+        write = unicorn_const.UC_CTL_IO_WRITE << 30 | 1 << 26
+        self._check(
+            library.uc_ctl(
+                engine,
+                unicorn_const.UC_CTL_CPU_MODEL | write,
+                ctypes.c_int(_MODELS[self.board.cpu]),
+            ),
+            "core",
+        )
+        self._check(
+            library.uc_ctl(
+                engine,
+                unicorn_const.UC_CTL_TCG_BUFFER_SIZE | write,
+                ctypes.c_uint32(_TRANSLATION_BYTES),
+            ),
+            "translation buffer",
+        )
+        for address, size, permissions, memory in (
+            (
+                self.board.flash_address,
+                self.board.flash_bytes,
+                unicorn_const.UC_PROT_READ | unicorn_const.UC_PROT_EXEC,
+                self._flash_map,
+            ),
+            (
+                self.board.sram_address,
+                self.board.sram_bytes,
+                unicorn_const.UC_PROT_READ | unicorn_const.UC_PROT_WRITE,
+                self._sram_map,
+            ),
+        ):
+            start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            self._check(
+                library.uc_mem_map_ptr(engine, address, size, permissions, ctypes.c_void_p(start)),
+                "memory map",
+            )
+        for peripheral in self._peripherals:
+            self._map_peripheral(peripheral)
+        self._keep_hook(_INVALID_ACCESS, binding.HOOK_MEM_INVALID_CFUNC(self._invalid_access))
+        self._keep_hook(unicorn_const.UC_HOOK_INTR, binding.HOOK_INTR_CFUNC(self._exception))
+
+    def _keep_hook(self, kind: int, callback: Any) -> None:
+        handle = uc_hook_h()
+        self._callbacks.append(callback)
+        self._check(
+            binding.uclib.uc_hook_add(
+                self._engine,
+                ctypes.byref(handle),
+                kind,
+                ctypes.cast(callback, ctypes.c_void_p),
+                None,
+                ctypes.c_uint64(1),
+                ctypes.c_uint64(0),
+            ),
+            "hook",
+        )
+
+    def _close_engine(self) -> None:
+        if self._engine is not None:
+            binding.uclib.uc_close(self._engine)
+            self._engine = None
+        self._callbacks.clear()
+
+    def _map_peripheral(self, peripheral: Peripheral) -> None:
+        base = peripheral.BASE
+        # The firmware waits by reading these two, so this is where a slice can end for free.
+        ends_slice = isinstance(peripheral, (Tim2, Dma2))
+        monotonic = time.monotonic
+
+        def read(engine: Any, offset: int, size: int, _: Any) -> int:
+            try:
+                if size == 4 and peripheral.has(offset):
+                    if ends_slice and monotonic() > self._deadline:
+                        self._stop(StopReason.SLICE_OVER)
+                    return peripheral.read(offset)
+                self._register_fault("read", base + offset, size)
+            except Exception as error:  # must not escape into C
+                self._stop_with(self._make_fault(str(error), base + offset, "read"))
+            return 0
+
+        def write(engine: Any, offset: int, size: int, value: int, _: Any) -> None:
+            if self._stop_cause in (StopReason.POWER_CUT, StopReason.RESET):
+                return
+            try:
+                if self._pending_flash:
+                    self._settle_flash()
+                if size == 4 and peripheral.has(offset):
+                    peripheral.write(offset, value & 0xFFFFFFFF)
+                else:
+                    self._register_fault("write", base + offset, size)
+            except Exception as error:  # must not escape into C
+                self._stop_with(self._make_fault(str(error), base + offset, "write"))
+
+        callbacks = binding.MMIO_READ_CFUNC(read), binding.MMIO_WRITE_CFUNC(write)
+        self._callbacks.extend(callbacks)
+        self._check(
+            binding.uclib.uc_mmio_map(
+                self._engine,
+                base,
+                peripheral.SIZE,
+                ctypes.cast(callbacks[0], ctypes.c_void_p),
+                None,
+                ctypes.cast(callbacks[1], ctypes.c_void_p),
+                None,
+            ),
+            "peripheral",
+        )
+
+    def _emulate(self, address: int, until: int) -> StopReason:
+        self._stop_cause = None
+        self._pending_fault = None
+        _watchdog.begin(self._engine, self._deadline)
+        try:
+            status = binding.uclib.uc_emu_start(self._engine, address | 1, until, 0, 0)
+        finally:
+            _watchdog.end(self._engine)
+        if self._pending_flash:
+            self._settle_flash()
+        pc = self.pc
+        if self._stop_cause is StopReason.POWER_CUT:
+            self._powered = False
+            self.sram[:] = bytes(self.board.sram_bytes)
+            self._transmitted.clear()
+            return StopReason.POWER_CUT
+        if self._pending_fault is None and status != unicorn_const.UC_ERR_OK:
+            text = binding.uclib.uc_strerror(status).decode()
+            self._pending_fault = self._make_fault(text, None, "execute")
+        if self._pending_fault is not None:
+            # Only now is the PC that of the instruction, not of its block.
+            self.fault = self._located(self._pending_fault, pc)
+            return StopReason.FAULT
+        if self._stop_cause is StopReason.RESET:
+            self.power_on(keep_sram=True)
+            return StopReason.RESET
+        if self._stop_cause is None and pc != until and self._is_behind_wfi(pc):
+            return StopReason.IDLE
+        return StopReason.SLICE_OVER
+
+    def _is_behind_wfi(self, pc: int) -> bool:
+        first = pc - self.board.flash_address
+        return (
+            bytes(self.flash[first - 2 : first]) == _WFI
+            or bytes(self.flash[first - 4 : first]) == _WFI_WIDE
+        )
+
+    # --- What the peripherals and hooks call ----------------------------------------------------
+
+    def _stop(self, cause: StopReason) -> None:
+        if self._stop_cause is None:
+            self._stop_cause = cause
+        binding.uclib.uc_emu_stop(self._engine)
+
+    def _stop_with(self, fault: MachineFault) -> None:
+        if self._pending_fault is None:
+            self._pending_fault = fault
+        binding.uclib.uc_emu_stop(self._engine)
+
+    def _power_is_cut(self) -> None:
+        self._stop(StopReason.POWER_CUT)
+
+    def _reset_requested(self) -> None:
+        self._stop(StopReason.RESET)
+
+    def _transmit(self, data: bytes) -> None:
+        self._transmitted += data
+        self._bytes_up += len(data)
+
+    def _memory(self, address: int, size: int, access: str) -> tuple[memoryview, int]:
+        board = self.board
+        sram_end = board.sram_address + board.sram_bytes
+        if board.sram_address <= address and address + size <= sram_end:
+            return self.sram, address - board.sram_address
+        flash_end = board.flash_address + board.flash_bytes
+        if access == "read" and board.flash_address <= address and address + size <= flash_end:
+            return self.flash, address - board.flash_address
+        raise self._make_fault(f"{size} bytes outside the memory of {board.name}", address, access)
+
+    def _dma_load(self, address: int, size: int) -> bytes:
+        return self.read_memory(address, size)
+
+    def _dma_store(self, address: int, data: bytes) -> None:
+        view, first = self._memory(address, len(data), "write")
+        view[first : first + len(data)] = data
+
+    def _settle_flash(self) -> None:
+        """Unicorn stores the plain value after the hook; flash can only clear bits."""
+        for address, data in self._pending_flash:
+            first = address - self.board.flash_address
+            self.flash[first : first + len(data)] = data
+        self._pending_flash.clear()
+
+    def _invalid_access(
+        self, engine: Any, kind: int, address: int, size: int, value: int, _: Any
+    ) -> bool:
+        try:
+            access = _ACCESS.get(kind, "access")
+            if self._stop_cause is StopReason.POWER_CUT:
+                return False
+            if kind == unicorn_const.UC_MEM_WRITE_PROT and self._in_flash(address):
+                if self._pending_flash:
+                    self._settle_flash()
+                went_through, data = self.flash_controller.program(address, size, value)
+                if went_through and int.from_bytes(data, "little") != value & 0xFFFFFFFF:
+                    self._pending_flash.append((address, data))
+                return went_through
+            self._stop_with(
+                self._make_fault(
+                    f"{access} of {size} bytes at {address:#010x}, where {self.board.name} has"
+                    f" {'no such access' if self._is_mapped(address) else 'nothing'}",
+                    address,
+                    access,
+                )
+            )
+        except FlashMisuse as error:
+            self._stop_with(self._make_fault(f"{error} at {address:#010x}", address, "write"))
+        except Exception as error:  # must not escape into C
+            self._stop_with(self._make_fault(repr(error), address, "access"))
+        return False
+
+    def _in_flash(self, address: int) -> bool:
+        return 0 <= address - self.board.flash_address < self.board.flash_bytes
+
+    def _is_mapped(self, address: int) -> bool:
+        return self._in_flash(address) or (
+            0 <= address - self.board.sram_address < self.board.sram_bytes
+        )
+
+    def _exception(self, engine: Any, number: int, _: Any) -> None:
+        names = {1: "undefined instruction", 2: "svc", 3: "prefetch abort", 7: "bkpt"}
+        name = names.get(number, f"exception {number}")
+        text = f"{name}, which the firmware must not use"
+        self._stop_with(self._make_fault(text, None, "execute"))
+
+    def _register_fault(self, access: str, address: int, size: int) -> None:
+        self._stop_with(
+            self._make_fault(
+                f"{access} of {size} bytes at {address:#010x}: no such 32-bit register on"
+                f" {self.board.name}",
+                address,
+                access,
+            )
+        )
+
+    @staticmethod
+    def _make_fault(text: str, address: int | None, access: str) -> MachineFault:
+        return MachineFault(text, address=address, access=access)
+
+    def _located(self, fault: MachineFault, pc: int) -> MachineFault:
+        return MachineFault(
+            f"{fault} by PC {pc:#010x} ({self.image.locate(pc)})",
+            address=fault.address,
+            access=fault.access,
+            pc=pc,
+            symbol=self.image.function_at(pc),
+        )

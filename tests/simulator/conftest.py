@@ -1,0 +1,88 @@
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from simulator.elf_image import ElfImage, load_elf
+from simulator.unicorn_machine import UnicornMachine
+
+FIRMWARE = Path(__file__).parent / "firmware"
+BOARDS = {
+    "stm32f746": ("cortex-m7", "fpv5-sp-d16", 1),
+    "stm32f407": ("cortex-m4", "fpv4-sp-d16", 0),
+}
+
+
+def compile_image(board: str, folder: Path, *sources: Path) -> Path:
+    cpu, fpu, usart_v2 = BOARDS[board]
+    target = folder / f"{board}.elf"
+    common = [
+        "-O2",
+        "-g",
+        "-ffreestanding",
+        "-nostdlib",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        f"-DTF_USART_V2={usart_v2}",
+        "-T",
+        str(FIRMWARE / "image.ld"),
+        "-o",
+        str(target),
+        *map(str, sources),
+    ]
+    if gcc := shutil.which("arm-none-eabi-gcc"):
+        command = [
+            gcc,
+            f"-mcpu={cpu}",
+            "-mthumb",
+            "-mfloat-abi=hard",
+            f"-mfpu={fpu}",
+            "-fno-tree-loop-distribute-patterns",
+            *common,
+        ]
+    else:
+        command = [
+            sys.executable,
+            "-m",
+            "ziglang",
+            "cc",
+            "-target",
+            "thumb-freestanding-eabihf",
+            f"-mcpu={cpu.replace('-', '_')}",
+            "-fno-builtin",
+            *common,
+        ]
+    subprocess.run(command, check=True)
+    return target
+
+
+@pytest.fixture(scope="session", params=sorted(BOARDS))
+def board(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def image(board: str, tmp_path_factory: pytest.TempPathFactory) -> ElfImage:
+    return load_elf(compile_image(board, tmp_path_factory.mktemp("firmware"), FIRMWARE / "image.c"))
+
+
+@pytest.fixture
+def make_machine(board: str, image: ElfImage) -> Iterator[Callable[..., UnicornMachine]]:
+    machines: list[UnicornMachine] = []
+
+    def make(**options: object) -> UnicornMachine:
+        machines.append(UnicornMachine(board, image, **options))  # type: ignore[arg-type]
+        return machines[-1]
+
+    yield make
+    for machine in machines:
+        machine.close()
+
+
+@pytest.fixture
+def machine(make_machine: Callable[..., UnicornMachine]) -> UnicornMachine:
+    return make_machine()

@@ -1,0 +1,183 @@
+/* A small firmware for the tests of the emulated boards: it touches every peripheral of
+ * docs/specification/boards.md in the way that the stm32 port does. TF_USART_V2 is 0 or 1. */
+#include <stdint.h>
+
+#define REG(address) (*(volatile uint32_t *)(address))
+#define RCC_AHB1ENR REG(0x40023830u)
+#define FLASH_KEYR REG(0x40023C04u)
+#define FLASH_SR REG(0x40023C0Cu)
+#define FLASH_CR REG(0x40023C10u)
+#define USART1 0x40011000u
+#if TF_USART_V2
+#define USART_CR1 REG(USART1 + 0x00u)
+#define USART_CR3 REG(USART1 + 0x08u)
+#define USART_ENABLE 0xDu /* RE, TE, UE */
+#define USART_RX_DATA (USART1 + 0x24u)
+#define USART_TX_DATA (USART1 + 0x28u)
+#else
+#define USART_CR1 REG(USART1 + 0x0Cu)
+#define USART_CR3 REG(USART1 + 0x14u)
+#define USART_ENABLE 0x200Cu
+#define USART_RX_DATA (USART1 + 0x04u)
+#define USART_TX_DATA (USART1 + 0x04u)
+#endif
+#define DMA2 0x40026400u
+#define STREAM(n, r) REG(DMA2 + 0x10u + 0x18u * (n) + 4u * (r))
+#define GPIOB_BSRR REG(0x40020418u)
+#define GPIOB_IDR REG(0x40020410u)
+#define RING_BYTES 64u
+
+extern uint32_t _stack_top[], _sidata[], _sdata[], _edata[], _sbss[], _ebss[];
+void reset_handler(void);
+
+__attribute__((section(".vectors"), used)) void *const vectors[] = {_stack_top, reset_handler};
+
+uint8_t ring[RING_BYTES];
+uint8_t out[256];
+volatile uint32_t looks = 0, milliseconds, battery, entropy, command;
+volatile uint32_t initialised = 0x12345678u;
+int8_t numbers[1024];
+
+/* Bytes that came since `*from`, echoed with each bit flipped. */
+static void echo(uint32_t *from)
+{
+    uint32_t position = RING_BYTES - STREAM(2, 1);
+    uint32_t count = 0;
+    while (*from != position) {
+        out[count++] = ring[*from] ^ 0xFFu;
+        *from = (*from + 1u) % RING_BYTES;
+    }
+    if (count != 0) {
+        REG(DMA2 + 0x0Cu) = 1u << 27;
+        STREAM(7, 2) = USART_TX_DATA;
+        STREAM(7, 3) = (uint32_t)(uintptr_t)out;
+        STREAM(7, 1) = count;
+        STREAM(7, 0) = 4u << 25 | 1u << 10 | 1u << 6 | 1u;
+        while ((REG(DMA2 + 0x04u) & 1u << 27) == 0) {
+        }
+    }
+}
+
+uint32_t unlock(void)
+{
+    FLASH_KEYR = 0x45670123u;
+    FLASH_KEYR = 0xCDEF89ABu;
+    return FLASH_CR;
+}
+
+uint32_t erase(uint32_t sector)
+{
+    FLASH_CR = 1u << 1 | sector << 3 | 2u << 8;
+    FLASH_CR |= 1u << 16;
+    while ((FLASH_SR & 1u << 16) != 0) {
+    }
+    FLASH_CR = 0;
+    return 0;
+}
+
+uint32_t program(uint32_t address, uint32_t value)
+{
+    FLASH_CR = 1u | 2u << 8;
+    REG(address) = value;
+    while ((FLASH_SR & 1u << 16) != 0) {
+    }
+    FLASH_CR = 0;
+    return REG(address);
+}
+
+uint32_t poke(uint32_t address, uint32_t value)
+{
+    REG(address) = value;
+    return value;
+}
+
+uint32_t peek(uint32_t address) { return REG(address); }
+
+uint32_t poke_byte(uint32_t address, uint32_t value)
+{
+    *(volatile uint8_t *)(uintptr_t)address = (uint8_t)value;
+    return value;
+}
+
+uint32_t spin(void)
+{
+    for (;;) {
+        initialised++;
+    }
+}
+
+/* Loops, calls, predicated instructions: something to count. */
+__attribute__((noinline)) int32_t clamp(int32_t value, int32_t low, int32_t high)
+{
+    value = value < low ? low : value;
+    return value > high ? high : value;
+}
+
+int32_t mix(uint32_t rounds, int32_t a, int32_t b, int32_t c, int32_t d, int32_t e)
+{
+    int32_t sum = a + b + c + d + e;
+    for (uint32_t i = 0; i < rounds; i++) {
+        numbers[i % 1024u] = (int8_t)clamp((int32_t)(i * 7u) - sum, -100, 100);
+        if (i % 3u == 0) {
+            sum += numbers[(i * 5u) % 1024u];
+        } else if (i % 7u == 2) {
+            sum -= clamp(sum, -5, 5);
+        }
+    }
+    return sum;
+}
+
+uint32_t deep(uint32_t bytes)
+{
+    volatile uint8_t local[bytes];
+    local[0] = 1;
+    local[bytes - 1u] = 2;
+    return local[0] + local[bytes - 1u];
+}
+
+uint32_t undefined(void)
+{
+    __asm volatile("udf #0");
+    return 0;
+}
+
+static void run(void)
+{
+    uint32_t from = 0;
+    RCC_AHB1ENR |= 1u << 1 | 1u << 22;
+    REG(0x40020400u) = 1u; /* PB0 output */
+    USART_CR1 = USART_ENABLE;
+    USART_CR3 = 1u << 6 | 1u << 7;
+    STREAM(2, 2) = USART_RX_DATA;
+    STREAM(2, 3) = (uint32_t)(uintptr_t)ring;
+    STREAM(2, 1) = RING_BYTES;
+    STREAM(2, 0) = 4u << 25 | 1u << 10 | 1u << 8 | 1u;
+    REG(0x40000000u) = 1u;
+    GPIOB_BSRR = 1u;
+    for (;;) {
+        looks++;
+        milliseconds = REG(0x40000024u);
+        battery = REG(0x4001204Cu);
+        entropy = REG(0x50060808u);
+        echo(&from);
+        if (command == 1u) {
+            GPIOB_BSRR = 1u << 16;
+        } else if (command == 2u) {
+            REG(0xE000ED0Cu) = 0x05FA0004u;
+        }
+        __asm volatile("wfi");
+    }
+}
+
+void reset_handler(void)
+{
+    __asm volatile("cpsid i");
+    volatile uint32_t *to = _sdata;
+    for (const uint32_t *from = _sidata; to < _edata;) {
+        *to++ = *from++;
+    }
+    for (to = _sbss; to < _ebss;) {
+        *to++ = 0;
+    }
+    run();
+}

@@ -1,0 +1,216 @@
+import time
+from collections.abc import Callable
+
+import pytest
+
+from simulator.elf_image import ElfImage
+from simulator.errors import ImageError, MachineFault
+from simulator.machine import StopReason
+from simulator.unicorn_machine import UnicornMachine
+
+MakeMachine = Callable[..., UnicornMachine]
+SLICE = 200
+
+
+def word(machine: UnicornMachine, symbol: str) -> int:
+    address = machine.image.address_of(symbol)
+    return int.from_bytes(machine.read_memory(address, 4), "little")
+
+
+def set_word(machine: UnicornMachine, symbol: str, value: int) -> None:
+    machine.write_sram(machine.image.address_of(symbol), value.to_bytes(4, "little"))
+
+
+def test_the_firmware_boots_and_idles_at_wfi(machine: UnicornMachine) -> None:
+    assert machine.run(SLICE) is StopReason.IDLE
+    assert word(machine, "looks") == 1
+    assert word(machine, "initialised") == 0x12345678
+
+
+def test_each_run_of_an_idle_machine_is_one_look(machine: UnicornMachine) -> None:
+    for _ in range(10):
+        assert machine.run(SLICE) is StopReason.IDLE
+    assert word(machine, "looks") == 10
+
+
+def test_clock_battery_and_entropy_come_from_outside(make_machine: MakeMachine) -> None:
+    now = [5000]
+    values = {"battery_percent": lambda: 50.0, "clock": lambda: now[0]}
+    first, second, other = (make_machine(seed=seed, **values) for seed in (1, 1, 2))
+    for machine in (first, second, other):
+        machine.run(SLICE)
+    now[0] += 1234
+    first.run(SLICE)
+    assert word(first, "milliseconds") == 1234
+    assert word(first, "battery") == 2048
+    second.run(SLICE)
+    other.run(SLICE)
+    assert word(first, "entropy") == word(second, "entropy") != word(other, "entropy")
+
+
+def test_bytes_pass_through_the_receive_ring_and_wrap(machine: UnicornMachine) -> None:
+    machine.run(SLICE)
+    sent = bytes(range(256)) * 2
+    echoed = b""
+    for first in range(0, len(sent), 37):
+        assert machine.receive(sent[first : first + 37]) == len(sent[first : first + 37])
+        assert machine.run(SLICE) is StopReason.IDLE
+        echoed += machine.take_transmitted()
+    assert echoed == bytes(byte ^ 0xFF for byte in sent)
+    assert (machine.traffic.up, machine.traffic.down) == (512, 512)
+
+
+def test_bytes_before_the_receiver_is_on_are_not_taken(machine: UnicornMachine) -> None:
+    assert machine.receive(b"early") == 0
+
+
+def test_dtr_follows_pb0_and_dcd_shows_on_pb1(machine: UnicornMachine) -> None:
+    assert not machine.data_terminal_ready
+    machine.run(SLICE)
+    assert machine.data_terminal_ready
+    machine.set_data_carrier_detect(True)
+    assert machine.call("peek", 0x40020410) & 2
+    machine.set_data_carrier_detect(False)
+    assert not machine.call("peek", 0x40020410) & 2
+    set_word(machine, "command", 1)
+    machine.run(SLICE)
+    assert not machine.data_terminal_ready
+
+
+def test_a_reset_request_starts_again_with_sram_kept(machine: UnicornMachine) -> None:
+    machine.run(SLICE)
+    machine.write_sram(0x2000FFF0, b"kept")
+    set_word(machine, "command", 2)
+    assert machine.run(SLICE) is StopReason.RESET
+    assert machine.read_memory(0x2000FFF0, 4) == b"kept"
+    assert machine.run(SLICE) is StopReason.IDLE
+    assert word(machine, "looks") == 1
+
+
+def test_power_loss_forgets_sram_but_not_flash(machine: UnicornMachine) -> None:
+    machine.run(SLICE)
+    machine.call("unlock")
+    machine.call("program", 0x08010000, 0xCAFE)
+    machine.write_sram(0x2000FFF0, b"gone")
+    machine.power_on()
+    assert machine.read_memory(0x2000FFF0, 4) != b"gone"
+    assert machine.read_memory(0x08010000, 4) == (0xCAFE).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize(
+    ("address", "function", "access"),
+    [
+        (0x30000000, "poke", "write"),
+        (0x30000000, "peek", "read"),
+        (0x40000400, "peek", "read"),  # TIM3: not on our boards' list
+        (0x00000000, "peek", "read"),
+        (0x1FFFFFFC, "poke", "write"),  # below the stack
+    ],
+)
+def test_an_access_outside_the_board_names_address_access_pc_and_symbol(
+    machine: UnicornMachine, address: int, function: str, access: str
+) -> None:
+    machine.run(SLICE)
+    with pytest.raises(MachineFault) as caught:
+        machine.call(function, address, 1)
+    fault = caught.value
+    start, size = machine.image.symbols[function]
+    assert (fault.address, fault.access, fault.symbol) == (address, access, function)
+    assert start <= fault.pc < start + size
+    for part in (f"{address:#010x}", access, f"{fault.pc:#010x}", function):
+        assert part in str(fault)
+    assert machine.run(SLICE) is StopReason.FAULT
+
+
+def test_the_end_of_sram_is_the_end(machine: UnicornMachine) -> None:
+    machine.run(SLICE)
+    end = machine.board.sram_address + machine.board.sram_bytes
+    assert machine.call("poke", end - 4, 7) == 7
+    with pytest.raises(MachineFault, match=f"{end:#010x}"):
+        machine.call("poke", end, 7)
+
+
+@pytest.mark.parametrize("address", [0x4001104C, 0x40026400 + 0x3FC])
+def test_a_missing_register_names_address_and_pc(machine: UnicornMachine, address: int) -> None:
+    machine.run(SLICE)
+    with pytest.raises(MachineFault, match="no such 32-bit register") as caught:
+        machine.call("poke", address, 1)
+    assert caught.value.address == address
+    assert caught.value.symbol == "poke"
+
+
+def test_registers_take_whole_words_only(machine: UnicornMachine) -> None:
+    machine.run(SLICE)
+    with pytest.raises(MachineFault, match="write of 1 bytes at 0x40020414"):
+        machine.call("poke_byte", 0x40020414, 1)
+
+
+def test_a_stack_overflow_is_a_fault_and_not_damage(machine: UnicornMachine) -> None:
+    machine.run(SLICE)
+    assert machine.call("deep", 3000) == 3
+    with pytest.raises(MachineFault) as caught:
+        machine.call("deep", 5000)
+    assert caught.value.address is not None
+    assert caught.value.address < machine.board.sram_address
+
+
+def test_an_undefined_instruction_is_a_fault(machine: UnicornMachine) -> None:
+    machine.run(SLICE)
+    with pytest.raises(MachineFault, match="undefined"):
+        machine.call("undefined")
+
+
+def test_a_jump_to_nowhere_is_a_fault(machine: UnicornMachine) -> None:
+    machine.pc = 0x10000000
+    assert machine.run(SLICE) is StopReason.FAULT
+    assert machine.fault is not None
+    assert machine.fault.address == 0x10000000
+    assert "fetch" in str(machine.fault)
+
+
+def test_code_in_sram_does_not_run(machine: UnicornMachine) -> None:
+    machine.pc = 0x20000000
+    assert machine.run(SLICE) is StopReason.FAULT
+
+
+def test_a_slice_ends_in_time_even_in_an_endless_loop(machine: UnicornMachine) -> None:
+    machine.run(SLICE)
+    machine.pc = machine.image.address_of("spin")
+    for _ in range(3):
+        before = word(machine, "initialised")
+        start = time.monotonic()
+        assert machine.run(10) is StopReason.SLICE_OVER
+        assert time.monotonic() - start < 0.5
+        assert word(machine, "initialised") > before
+
+
+def test_a_sliced_computation_gives_the_same_result(machine: UnicornMachine) -> None:
+    machine.run(SLICE)
+    whole = machine.call("mix", 3_000_000, 1, 2, 3, 4, 5)
+    machine.power_on()
+    machine.run(SLICE)
+    assert machine.call("mix", 3_000_000, 1, 2, 3, 4, 5, slice_milliseconds=1) == whole
+
+
+def test_a_call_that_never_returns_is_given_up(machine: UnicornMachine) -> None:
+    machine.run(SLICE)
+    with pytest.raises(MachineFault, match="spin didn't return"):
+        machine.call("spin", max_milliseconds=50)
+
+
+def test_calls_pass_more_than_four_arguments(machine: UnicornMachine) -> None:
+    machine.run(SLICE)
+    assert machine.call("mix", 0, 1, 20, 300, 4000, 50000) == 54321
+
+
+def test_an_image_for_other_addresses_is_refused(board: str, image: ElfImage) -> None:
+    from dataclasses import replace
+
+    moved = replace(image, segments=((0x00200000, b"x"),))
+    with pytest.raises(ImageError, match="outside the flash"):
+        UnicornMachine(board, moved)
+
+
+def test_an_unknown_board_is_refused_by_name(image: ElfImage) -> None:
+    with pytest.raises(ImageError, match=r"no board 'toaster'.*stm32f746"):
+        UnicornMachine("toaster", image)
