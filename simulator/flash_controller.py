@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import ClassVar
 
-from simulator.board_map import BoardMap
+from codegen.boards import Board
 from simulator.peripherals import Peripheral
 
 
@@ -38,7 +38,7 @@ class FlashController(Peripheral):
 
     def __init__(
         self,
-        board: BoardMap,
+        board: Board,
         content: memoryview,
         code: tuple[tuple[int, int], ...],
         power_cut: Callable[[], None],
@@ -113,13 +113,14 @@ class FlashController(Peripheral):
         return self._cut_in == 0
 
     def _erase(self, sector: int) -> None:
-        if sector >= len(self._board.sectors):
+        if sector >= len(self._board.flash.sectors):
             raise FlashMisuse(f"erase of sector {sector}, which isn't there")
-        address, size = self._board.sector_range(sector)
+        address = self._board.flash.sector_address(sector)
+        size = self._board.flash.sectors[sector]
         for start, length in self._code:
             if start < address + size and address < start + length:
                 raise FlashMisuse(f"erase of sector {sector}, which holds the running firmware")
-        first = address - self._board.flash_address
+        first = address - self._board.flash.address
         if not self._next_operation_is_cut():
             self.content[first : first + size] = b"\xff" * size
             return
@@ -148,7 +149,7 @@ class FlashController(Peripheral):
         for start, length in self._code:
             if start <= address < start + length:
                 raise FlashMisuse("store over the running firmware")
-        first = address - self._board.flash_address
+        first = address - self._board.flash.address
         old = int.from_bytes(self.content[first : first + 4], "little")
         wanted = old & value & 0xFFFFFFFF
         if not self._next_operation_is_cut():

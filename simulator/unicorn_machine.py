@@ -24,7 +24,7 @@ from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3 import unicorn as binding
 from unicorn.unicorn_py3.arch.types import uc_engine, uc_hook_h
 
-from simulator.board_map import BoardMap, load_board_map
+from codegen.boards import Board, load_board
 from simulator.elf_image import ElfImage, load_elf
 from simulator.errors import ImageError, MachineFault
 from simulator.flash_controller import FlashController, FlashMisuse
@@ -109,19 +109,19 @@ _watchdog = _Watchdog()
 
 
 @functools.lru_cache(maxsize=16)
-def _pristine_flash(image: ElfImage, board: BoardMap) -> IO[bytes]:
+def _pristine_flash(image: ElfImage, board: str, address: int, size: int) -> IO[bytes]:
     """A file with the flash content of nothing but the image; machines map it copy-on-write."""
     if hasattr(os, "memfd_create"):
         file: IO[bytes] = os.fdopen(os.memfd_create("flash"), "w+b")
     else:
         file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the cache entry
-    content = bytearray(b"\xff" * board.flash_bytes)
-    for address, data in image.segments:
-        first = address - board.flash_address
-        if first < 0 or first + len(data) > len(content):
+    content = bytearray(b"\xff" * size)
+    for start, data in image.segments:
+        first = start - address
+        if first < 0 or first + len(data) > size:
             raise ImageError(
-                f"{image.path} puts {len(data)} bytes at {address:#010x}, outside the flash of"
-                f" {board.name}; compile it for this board"
+                f"{image.path} puts {len(data)} bytes at {start:#010x}, outside the flash of"
+                f" {board}; compile it for this board"
             )
         content[first : first + len(data)] = data
     file.write(content)
@@ -134,7 +134,7 @@ class UnicornMachine:
 
     def __init__(
         self,
-        board: BoardMap | str,
+        board: Board | str,
         image: ElfImage | Path | str,
         *,
         clock: Milliseconds = host_milliseconds,
@@ -146,8 +146,12 @@ class UnicornMachine:
 
         Raises: ImageError when the image doesn't fit the board.
         """
-        self.board = load_board_map(board) if isinstance(board, str) else board
+        self.board = load_board(board) if isinstance(board, str) else board
         self.image = image if isinstance(image, ElfImage) else load_elf(image)
+        if self.board.port != "stm32":
+            raise ImageError(
+                f"board {self.board.name}: port {self.board.port!r} can't be emulated, only stm32"
+            )
         if self.board.cpu not in _MODELS:
             raise ImageError(f"board {self.board.name}: Unicorn has no core {self.board.cpu!r}")
         self.fault: MachineFault | None = None
@@ -161,24 +165,25 @@ class UnicornMachine:
         self._callbacks: list[Any] = []
         self._engine: Any = None
 
+        flash = self.board.flash
         self._flash_map = mmap.mmap(
-            _pristine_flash(self.image, self.board).fileno(),
-            self.board.flash_bytes,
+            _pristine_flash(self.image, self.board.name, flash.address, flash.bytes).fileno(),
+            self.board.flash.bytes,
             flags=mmap.MAP_PRIVATE,
             prot=mmap.PROT_READ | mmap.PROT_WRITE,
         )
-        self._sram_map = mmap.mmap(-1, self.board.sram_bytes)
+        self._sram_map = mmap.mmap(-1, self.board.sram.bytes)
         self.flash = memoryview(self._flash_map)
         self.sram = memoryview(self._sram_map)
         for address, data in flash_content:
-            first = address - self.board.flash_address
-            if first < 0 or first + len(data) > self.board.flash_bytes:
+            first = address - self.board.flash.address
+            if first < 0 or first + len(data) > self.board.flash.bytes:
                 raise ImageError(f"{len(data)} bytes for {address:#010x} lie outside the flash")
             self.flash[first : first + len(data)] = data
 
         code = tuple((address, len(data)) for address, data in self.image.segments)
         self.flash_controller = FlashController(self.board, self.flash, code, self._power_is_cut)
-        self.usart = Usart(self.board.usart_version, self._transmit)
+        self.usart = Usart(2 if self.board.defines.get("TF_BOARD_USART_V2") else 1, self._transmit)
         self.dma = Dma2(self.usart, self._dma_load, self._dma_store, self._transmit)
         self.gpio = GpioB()
         self._peripherals: list[Peripheral] = [
@@ -243,7 +248,7 @@ class UnicornMachine:
         self._close_engine()
         if not keep_sram:
             # Real SRAM comes up with anything in it; a fixed pattern keeps runs repeatable.
-            self.sram[:] = b"\xa5\x5a\xc3\x3c" * (self.board.sram_bytes // 4)
+            self.sram[:] = b"\xa5\x5a\xc3\x3c" * (self.board.sram.bytes // 4)
         for peripheral in self._peripherals:
             peripheral.reset()
         self.fault = self._pending_fault = None
@@ -331,7 +336,7 @@ class UnicornMachine:
         if len(arguments) > 8:
             raise ImageError(f"{function}: at most 8 arguments, not {len(arguments)}")
         address = self.image.address_of(function)
-        trap = self.board.flash_address + self.board.flash_bytes - 4
+        trap = self.board.flash.address + self.board.flash.bytes - 4
         pc, stack = self.pc, self.stack_pointer
         on_stack = b"".join(value.to_bytes(4, "little") for value in arguments[4:])
         top = (stack - len(on_stack)) & ~7
@@ -426,14 +431,14 @@ class UnicornMachine:
         )
         for address, size, permissions, memory in (
             (
-                self.board.flash_address,
-                self.board.flash_bytes,
+                self.board.flash.address,
+                self.board.flash.bytes,
                 unicorn_const.UC_PROT_READ | unicorn_const.UC_PROT_EXEC,
                 self._flash_map,
             ),
             (
-                self.board.sram_address,
-                self.board.sram_bytes,
+                self.board.sram.address,
+                self.board.sram.bytes,
                 unicorn_const.UC_PROT_READ | unicorn_const.UC_PROT_WRITE,
                 self._sram_map,
             ),
@@ -528,7 +533,7 @@ class UnicornMachine:
         pc = self.pc
         if self._stop_cause is StopReason.POWER_CUT:
             self._powered = False
-            self.sram[:] = bytes(self.board.sram_bytes)
+            self.sram[:] = bytes(self.board.sram.bytes)
             self._transmitted.clear()
             return StopReason.POWER_CUT
         if self._pending_fault is None and status != unicorn_const.UC_ERR_OK:
@@ -546,7 +551,7 @@ class UnicornMachine:
         return StopReason.SLICE_OVER
 
     def _is_behind_wfi(self, pc: int) -> bool:
-        first = pc - self.board.flash_address
+        first = pc - self.board.flash.address
         return (
             bytes(self.flash[first - 2 : first]) == _WFI
             or bytes(self.flash[first - 4 : first]) == _WFI_WIDE
@@ -576,12 +581,12 @@ class UnicornMachine:
 
     def _memory(self, address: int, size: int, access: str) -> tuple[memoryview, int]:
         board = self.board
-        sram_end = board.sram_address + board.sram_bytes
-        if board.sram_address <= address and address + size <= sram_end:
-            return self.sram, address - board.sram_address
-        flash_end = board.flash_address + board.flash_bytes
-        if access == "read" and board.flash_address <= address and address + size <= flash_end:
-            return self.flash, address - board.flash_address
+        sram_end = board.sram.address + board.sram.bytes
+        if board.sram.address <= address and address + size <= sram_end:
+            return self.sram, address - board.sram.address
+        flash_end = board.flash.address + board.flash.bytes
+        if access == "read" and board.flash.address <= address and address + size <= flash_end:
+            return self.flash, address - board.flash.address
         raise self._make_fault(f"{size} bytes outside the memory of {board.name}", address, access)
 
     def _dma_load(self, address: int, size: int) -> bytes:
@@ -594,7 +599,7 @@ class UnicornMachine:
     def _settle_flash(self) -> None:
         """Unicorn stores the plain value after the hook; flash can only clear bits."""
         for address, data in self._pending_flash:
-            first = address - self.board.flash_address
+            first = address - self.board.flash.address
             self.flash[first : first + len(data)] = data
         self._pending_flash.clear()
 
@@ -627,11 +632,11 @@ class UnicornMachine:
         return False
 
     def _in_flash(self, address: int) -> bool:
-        return 0 <= address - self.board.flash_address < self.board.flash_bytes
+        return 0 <= address - self.board.flash.address < self.board.flash.bytes
 
     def _is_mapped(self, address: int) -> bool:
         return self._in_flash(address) or (
-            0 <= address - self.board.sram_address < self.board.sram_bytes
+            0 <= address - self.board.sram.address < self.board.sram.bytes
         )
 
     def _exception(self, engine: Any, number: int, _: Any) -> None:

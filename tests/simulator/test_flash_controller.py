@@ -18,8 +18,8 @@ def machine(make_machine: MakeMachine) -> UnicornMachine:
 
 
 def last_sector(machine: UnicornMachine) -> tuple[int, int, int]:
-    index = len(machine.board.sectors) - 1
-    return index, *machine.board.sector_range(index)
+    index = len(machine.board.flash.sectors) - 1
+    return index, machine.board.flash.sector_address(index), machine.board.flash.sectors[index]
 
 
 def test_programming_clears_bits_only(machine: UnicornMachine) -> None:

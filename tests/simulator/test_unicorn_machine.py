@@ -3,6 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
+from codegen.errors import BoardError
 from simulator.elf_image import ElfImage
 from simulator.errors import ImageError, MachineFault
 from simulator.machine import StopReason
@@ -124,7 +125,7 @@ def test_an_access_outside_the_board_names_address_access_pc_and_symbol(
 
 def test_the_end_of_sram_is_the_end(machine: UnicornMachine) -> None:
     machine.run(SLICE)
-    end = machine.board.sram_address + machine.board.sram_bytes
+    end = machine.board.sram.address + machine.board.sram.bytes
     assert machine.call("poke", end - 4, 7) == 7
     with pytest.raises(MachineFault, match=f"{end:#010x}"):
         machine.call("poke", end, 7)
@@ -151,7 +152,7 @@ def test_a_stack_overflow_is_a_fault_and_not_damage(machine: UnicornMachine) -> 
     with pytest.raises(MachineFault) as caught:
         machine.call("deep", 5000)
     assert caught.value.address is not None
-    assert caught.value.address < machine.board.sram_address
+    assert caught.value.address < machine.board.sram.address
 
 
 def test_an_undefined_instruction_is_a_fault(machine: UnicornMachine) -> None:
@@ -212,5 +213,5 @@ def test_an_image_for_other_addresses_is_refused(board: str, image: ElfImage) ->
 
 
 def test_an_unknown_board_is_refused_by_name(image: ElfImage) -> None:
-    with pytest.raises(ImageError, match=r"no board 'toaster'.*stm32f746"):
+    with pytest.raises(BoardError, match=r"no board 'toaster'.*stm32f746"):
         UnicornMachine("toaster", image)
