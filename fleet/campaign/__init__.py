@@ -1,0 +1,37 @@
+"""Campaigns: configuration, who trains what, and a round as a state machine. No I/O."""
+
+from fleet.campaign.config import CampaignConfig, Target
+from fleet.campaign.planning import (
+    Assignment,
+    DeviceInfo,
+    RoundKind,
+    RoundPlan,
+    choose_plan,
+    eligible,
+    plan_round,
+    round_seed,
+    schedule,
+    select_cohort,
+    start_request,
+)
+from fleet.campaign.round_machine import GatewayPhase, Operation, RoundMachine, RoundOutcome
+
+__all__ = [
+    "Assignment",
+    "CampaignConfig",
+    "DeviceInfo",
+    "GatewayPhase",
+    "Operation",
+    "RoundKind",
+    "RoundMachine",
+    "RoundOutcome",
+    "RoundPlan",
+    "Target",
+    "choose_plan",
+    "eligible",
+    "plan_round",
+    "round_seed",
+    "schedule",
+    "select_cohort",
+    "start_request",
+]

@@ -1,0 +1,294 @@
+"""Who trains what in a round: target, plan per device, cohort. Pure functions.
+
+A cohort depends on the campaign's seed, the round and the names of the eligible devices,
+and on nothing else: the same devices give the same cohort in whatever order they announced
+themselves, and a coordinator that was killed draws it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from fleet.campaign.config import CampaignConfig
+from fleet.errors import CampaignError
+from fleet.protocol.manifest import Manifest, PlanEntry
+
+
+class RoundKind(StrEnum):
+    """What a round is for."""
+
+    SCORE_FIRST = "score-first"
+    TRAIN = "train"
+    SCORE_LAST = "score-last"
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What a gateway says about a device (docs/specification/gateway.md, `hello`)."""
+
+    gateway: str
+    device: str
+    board: str
+    bundle: str
+    weights: str
+    free_sram_bytes: int
+    battery_percent: int
+    link_bits_per_second: int
+    train_samples: int
+    held_out_samples: int
+    online: bool
+
+    @classmethod
+    def from_hello(cls, gateway: str, entry: Mapping[str, Any]) -> DeviceInfo:
+        """The entry of a `hello` reply; `CampaignError` where a field is missing."""
+        try:
+            return cls(
+                gateway=gateway,
+                device=str(entry["device"]),
+                board=str(entry["board"]),
+                bundle=str(entry["bundle"]),
+                weights=str(entry["weights"]),
+                free_sram_bytes=int(entry["free_sram_bytes"]),
+                battery_percent=int(entry["battery_percent"]),
+                link_bits_per_second=int(entry["link_bits_per_second"]),
+                train_samples=int(entry["train_samples"]),
+                held_out_samples=int(entry["held_out_samples"]),
+                online=bool(entry["online"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CampaignError(
+                f"gateway {gateway} describes a device without a usable field {error}: "
+                "gateway and coordinator are of different versions"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One device's part in a round."""
+
+    device: str
+    gateway: str
+    bundle: str
+    plan: str
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """All that a round is, fixed before its first message; what the store keeps of it."""
+
+    number: int
+    kind: RoundKind
+    seed: int
+    weights: str
+    epochs: int
+    wanted: int
+    assignments: tuple[Assignment, ...]
+    skipped: dict[str, str]
+    targets: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain dictionaries and lists."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RoundPlan:
+        """The inverse of `to_json`."""
+        fields = dict(data)
+        fields["kind"] = RoundKind(fields["kind"])
+        fields["assignments"] = tuple(Assignment(**one) for one in fields["assignments"])
+        return cls(**fields)
+
+    def gateways(self) -> tuple[str, ...]:
+        """The gateways that have a part in this round, in order of name."""
+        return tuple(sorted({one.gateway for one in self.assignments}))
+
+
+def schedule(config: CampaignConfig) -> tuple[tuple[int, RoundKind], ...]:
+    """Number and kind of every round: scoring is 0 and `rounds`+1, training 1 … `rounds`."""
+    rounds = [(number, RoundKind.TRAIN) for number in range(1, config.rounds + 1)]
+    if config.score_first:
+        rounds.insert(0, (0, RoundKind.SCORE_FIRST))
+    if config.score_last:
+        rounds.append((config.rounds + 1, RoundKind.SCORE_LAST))
+    return tuple(rounds)
+
+
+def _draw(*parts: object) -> int:
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def round_seed(seed: int, number: int) -> int:
+    """Seed of a round's tasks, 32 bits."""
+    return _draw("tinyfleet-round-seed", seed, number) & 0xFFFFFFFF
+
+
+def select_cohort(seed: int, number: int, names: Iterable[str], size: int) -> tuple[str, ...]:
+    """`size` of the names (all where there are fewer), sorted: those that draw lowest."""
+    drawn = sorted((_draw("tinyfleet-cohort", seed, number, name), name) for name in set(names))
+    return tuple(sorted(name for _, name in drawn[:size]))
+
+
+def choose_plan(
+    device: DeviceInfo, plans: Sequence[PlanEntry], config: CampaignConfig
+) -> tuple[PlanEntry | None, str]:
+    """The largest plan that the device can carry, or None and the reason.
+
+    Its pool must fit the announced free SRAM; all but the smallest fitting plan also need
+    `min_battery_percent`, and the delta on the link within its share of the deadline.
+    """
+    if not plans:
+        return None, "the bundle has none of the campaign's plans"
+    if device.battery_percent < config.min_battery_to_take_part:
+        return None, (
+            f"battery {device.battery_percent} % is below {config.min_battery_to_take_part} %"
+        )
+    by_size = sorted(plans, key=lambda plan: (plan.delta_values, plan.pool_bytes, plan.id))
+    fitting = [plan for plan in by_size if plan.pool_bytes <= device.free_sram_bytes]
+    if not fitting:
+        smallest = min(plan.pool_bytes for plan in plans)
+        return None, (
+            f"{device.free_sram_bytes} bytes of free SRAM, the smallest plan needs {smallest}"
+        )
+    chosen = fitting[0]
+    if device.battery_percent >= config.min_battery_percent:
+        seconds = config.uplink_share * config.deadline_seconds
+        for plan in fitting[1:]:
+            bits = plan.delta_values * config.delta_bits_per_value
+            if bits <= seconds * device.link_bits_per_second:
+                chosen = plan
+    return chosen, ""
+
+
+def eligible(
+    config: CampaignConfig, devices: Iterable[DeviceInfo], manifests: Mapping[str, Manifest]
+) -> tuple[dict[str, Assignment], dict[str, str]]:
+    """Assignments of all devices that could take part now, and why the others can't.
+
+    A device known to two gateways belongs to the one where it is online, then to the
+    gateway first in the alphabet.
+    """
+    assignments: dict[str, Assignment] = {}
+    skipped: dict[str, str] = {}
+    seen: set[str] = set()
+    for device in sorted(devices, key=lambda one: (one.device, not one.online, one.gateway)):
+        if device.device in seen:
+            continue
+        seen.add(device.device)
+        if not config.target.matches(device.device, device.board, device.gateway):
+            continue
+        manifest = manifests.get(device.bundle)
+        if not device.online:
+            skipped[device.device] = "offline"
+        elif manifest is None:
+            skipped[device.device] = f"bundle {device.bundle[:16]} isn't part of the campaign"
+        elif device.train_samples == 0:
+            skipped[device.device] = "no samples"
+        else:
+            plans = [
+                plan
+                for plan in manifest.plans
+                if not config.plans or plan.id in config.plans or plan.name in config.plans
+            ]
+            plan, reason = choose_plan(device, plans, config)
+            if plan is None:
+                skipped[device.device] = reason
+            else:
+                assignments[device.device] = Assignment(
+                    device.device, device.gateway, device.bundle, plan.id
+                )
+    return assignments, skipped
+
+
+def _split(wanted: int, selected: Mapping[str, int]) -> dict[str, int]:
+    """`wanted` deltas dealt to gateways by how many devices of theirs were selected.
+
+    Largest remainders first, at least one each, never more than a gateway's devices.
+    """
+    total = sum(selected.values())
+    exact = {gateway: wanted * count / total for gateway, count in selected.items()}
+    targets = {gateway: max(1, math.floor(value)) for gateway, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda gateway: math.floor(exact[gateway]) - exact[gateway])
+    for gateway in by_remainder:
+        if sum(targets.values()) < wanted and targets[gateway] < selected[gateway]:
+            targets[gateway] += 1
+    return targets
+
+
+def plan_round(
+    config: CampaignConfig,
+    number: int,
+    kind: RoundKind,
+    devices: Iterable[DeviceInfo],
+    manifests: Mapping[str, Manifest],
+    weights: str,
+) -> RoundPlan:
+    """The round's plan. Scoring rounds take every eligible device, without over-selection.
+
+    Raises `CampaignError` where no device is eligible.
+    """
+    assignments, skipped = eligible(config, devices, manifests)
+    if not assignments:
+        why = "; ".join(f"{device}: {reason}" for device, reason in list(skipped.items())[:5])
+        raise CampaignError(
+            f"round {number}: no device can take part ({why or 'none matches the target'})"
+        )
+    if kind is RoundKind.TRAIN:
+        wanted = config.cohort_size or math.ceil(config.cohort_share * len(assignments))
+        wanted = min(wanted, len(assignments))
+        asked = math.ceil(wanted * (1 + config.over_selection))
+        cohort = select_cohort(config.seed, number, assignments, asked)
+    else:
+        cohort = tuple(sorted(assignments))
+        wanted = len(cohort)
+    chosen = tuple(assignments[name] for name in cohort)
+    selected: dict[str, int] = {}
+    for one in chosen:
+        selected[one.gateway] = selected.get(one.gateway, 0) + 1
+    return RoundPlan(
+        number=number,
+        kind=kind,
+        seed=round_seed(config.seed, number),
+        weights=weights,
+        epochs=config.epochs if kind is RoundKind.TRAIN else 0,
+        wanted=wanted,
+        assignments=chosen,
+        skipped=skipped,
+        targets=_split(wanted, selected),
+    )
+
+
+def start_request(
+    config: CampaignConfig,
+    campaign: str,
+    plan: RoundPlan,
+    gateway: str,
+    manifests: Mapping[str, Manifest],
+    blob: bytes,
+) -> dict[str, Any]:
+    """The `start` request for one gateway (docs/specification/gateway.md).
+
+    The same plan always gives the same request, so that repeating it is harmless.
+    """
+    mine = [one for one in plan.assignments if one.gateway == gateway]
+    return {
+        "campaign": campaign,
+        "round": plan.number,
+        "blobs": [{"sha256": plan.weights, "data": blob, "chunk_bytes": config.chunk_bytes}],
+        "tasks": {one.device: {"plan": one.plan, "weights": plan.weights} for one in mine},
+        "plans": {
+            one.plan: {"values": manifests[one.bundle].plan(one.plan).delta_values} for one in mine
+        },
+        "epochs": plan.epochs,
+        "learning_rate": config.learning_rate,
+        "seed": plan.seed,
+        "deadline_seconds": config.deadline_seconds,
+        "max_score_drop_permille": round(config.max_score_drop * 1000),
+        "check_in_seconds": config.check_in_seconds,
+        "target": plan.targets[gateway],
+    }
