@@ -135,6 +135,33 @@ uint32_t deep(uint32_t bytes)
     return local[0] + local[bytes - 1u];
 }
 
+/* Executes exactly 6 + 13 * rounds instructions, whatever the conditions of its IT blocks say:
+ * before the loop 3 (push, mov, mov.w), in the loop 13, after it 3 (mov, nop.w, pop). */
+__attribute__((naked, noinline)) uint32_t counted(uint32_t rounds __attribute__((unused)))
+{
+    __asm volatile(".syntax unified\n"
+                   "push {r4, lr}\n"
+                   "movs r1, #0\n"
+                   "mov.w r4, #0\n"
+                   "1:\n"
+                   "tst r0, #1\n"
+                   "ite eq\n"
+                   "addeq r1, #1\n"
+                   "addne r4, #1\n"
+                   "cmp r0, #5\n"
+                   "ittt lt\n"
+                   "addlt.w r1, r1, #2\n"
+                   "addlt r1, #1\n"
+                   "addlt.w r4, r4, #1\n"
+                   "nop.w\n"
+                   "nop\n"
+                   "subs r0, #1\n"
+                   "bne 1b\n"
+                   "mov r0, r1\n"
+                   "nop.w\n"
+                   "pop {r4, pc}\n");
+}
+
 uint32_t undefined(void)
 {
     __asm volatile("udf #0");
