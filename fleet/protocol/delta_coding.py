@@ -73,7 +73,8 @@ def _best_parameters(grid: NDArray[np.int64], present: NDArray[np.bool_]) -> NDA
         quotient = grid >> k
         bits = np.where(quotient >= ESCAPE_QUOTIENT, ESCAPE_BITS, quotient + 1 + k)
         costs[k] = np.where(present, bits, 0).sum(axis=1)
-    return np.argmin(costs, axis=0).astype(np.int64)
+    best: NDArray[np.int64] = np.argmin(costs, axis=0).astype(np.int64)
+    return best
 
 
 def _merge_zero_blocks(
