@@ -1,0 +1,323 @@
+"""The importer against onnxruntime, and against models it must refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from codegen.errors import ModelError
+from codegen.float_graph import FloatConv, evaluate, forward_macs, parameter_count
+from codegen.importer import import_model, import_proto
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "digits.onnx"
+
+Constants = dict[str, NDArray[np.float32]]
+
+
+def model(
+    nodes: list[onnx.NodeProto],
+    constants: dict[str, NDArray] | None = None,
+    *,
+    shape: tuple[object, ...] = ("batch", 3, 7, 6),
+    output: str = "logits",
+    opset: int = 17,
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [None, None])],
+        [numpy_helper.from_array(value, name) for name, value in (constants or {}).items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    proto.ir_version = 8
+    return proto
+
+
+def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+
+
+def head(source: str, channels: int) -> tuple[list[onnx.NodeProto], Constants]:
+    """Pool, flatten and Gemm behind ``source``."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", [source], ["pooled"], "pool"),
+        helper.make_node("Flatten", ["pooled"], ["flat"], "flatten"),
+        helper.make_node("Gemm", ["flat", "hw", "hb"], ["logits"], "head", transB=1),
+    ]
+    return nodes, {"hw": normal(4, channels, seed=8), "hb": normal(4, seed=9)}
+
+
+def with_head(
+    nodes: list[onnx.NodeProto], constants: Constants, source: str, channels: int, **options: object
+) -> onnx.ModelProto:
+    more, weights = head(source, channels)
+    return model([*nodes, *more], {**constants, **weights}, **options)  # type: ignore[arg-type]
+
+
+def assert_equals_onnxruntime(proto: onnx.ModelProto) -> None:
+    graph = import_proto(proto)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    shape = graph.shapes[graph.input]
+    fixed = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    x = normal(1 if fixed else 5, *shape, seed=42)
+    expected = session.run(None, {graph.input: x})[0]
+    np.testing.assert_allclose(evaluate(graph, x)[graph.head.output], expected, atol=1e-4)
+
+
+def test_the_digit_model_evaluates_as_onnxruntime_does() -> None:
+    assert_equals_onnxruntime(onnx.load(DIGITS))
+
+
+def test_the_digit_model_keeps_to_its_budgets() -> None:
+    graph = import_model(DIGITS)
+    assert DIGITS.stat().st_size <= 200_000
+    assert parameter_count(graph) < 40_000
+    assert forward_macs(graph) < 300_000
+    assert all(shape[0] % 4 == 0 for name, shape in graph.shapes.items() if name != graph.input)
+
+
+def test_layers_carry_the_names_of_the_conv_nodes() -> None:
+    graph = import_model(DIGITS)
+    names = [op.name for op in graph.ops if isinstance(op, FloatConv)]
+    assert names[:4] == ["stem", "b1_pw1", "b1_dw", "b1_pw2"]
+    assert names[-1] == "last"
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"pads": [1, 0, 2, 1], "strides": [2, 1]},
+        {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+        {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
+        {"auto_pad": "VALID"},
+        {"kernel_shape": [3, 2], "dilations": [1, 1]},
+    ],
+)
+def test_convolutions_pad_and_stride_as_onnxruntime_does(attributes: dict[str, object]) -> None:
+    conv = helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", **attributes)
+    assert_equals_onnxruntime(
+        with_head([conv], {"w": normal(8, 3, 3, 2), "b": normal(8)}, "y", 8)
+    )
+
+
+def test_depthwise_convolutions_evaluate_as_onnxruntime_does() -> None:
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], "dw", group=3, pads=[1, 1, 1, 1])
+    assert_equals_onnxruntime(with_head([conv], {"w": normal(3, 1, 3, 3)}, "y", 3))
+
+
+def test_batch_normalization_and_activations_are_folded_into_the_convolution() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["a"], "conv"),
+        helper.make_node("BatchNormalization", ["a", "g", "s", "m", "v"], ["n"], epsilon=0.01),
+        helper.make_node("Relu", ["n"], ["r"]),
+        helper.make_node("Clip", ["r", "", "high"], ["y"]),
+    ]
+    constants = {
+        "w": normal(4, 3, 2, 2), "b": normal(4), "g": normal(4, seed=1), "s": normal(4, seed=2),
+        "m": normal(4, seed=3), "v": np.abs(normal(4, seed=4)), "high": np.float32([0.5])[0:1],
+    }  # fmt: skip
+    constants["high"] = np.array(0.5, dtype=np.float32)
+    proto = with_head(nodes, constants, "y", 4)
+    assert_equals_onnxruntime(proto)
+    assert [op.name for op in import_proto(proto).ops] == ["conv", "pool", "head"]
+
+
+def residual_nodes() -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Conv", ["x", "w", "b"], ["a"], "first"),
+        helper.make_node("Identity", ["a"], ["same"]),
+        helper.make_node("Conv", ["same", "w2"], ["c"], "second", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["c", "a"], ["sum"], "join"),
+        helper.make_node("Relu", ["sum"], ["y"]),
+    ]
+
+
+RESIDUAL = {"w": normal(4, 3, 1, 1), "b": normal(4), "w2": normal(4, 4, 3, 3)}
+
+
+def test_residual_sums_with_an_activation_evaluate_as_onnxruntime_does() -> None:
+    assert_equals_onnxruntime(with_head(residual_nodes(), RESIDUAL, "y", 4))
+
+
+def test_an_activation_on_a_tensor_read_elsewhere_is_refused_and_not_folded() -> None:
+    # Relu sees 'same', which is 'a' under another name; the sum reads 'a' without Relu.
+    nodes = residual_nodes()
+    nodes[2] = helper.make_node("Relu", ["same"], ["c"], "bend")
+    with pytest.raises(ModelError, match="'bend'.*also read elsewhere"):
+        import_proto(with_head(nodes, RESIDUAL, "y", 4))
+
+
+def classifier(tail: list[onnx.NodeProto], **constants: NDArray) -> onnx.ModelProto:
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
+    return model([conv, *tail], {"w": normal(6, 3, 2, 2), **constants})
+
+
+SHAPE = np.array([0, -1], dtype=np.int64)
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        classifier(
+            [
+                helper.make_node("ReduceMean", ["y"], ["p"], axes=[-1, 2], keepdims=0),
+                helper.make_node("MatMul", ["p", "m"], ["l"]),
+                helper.make_node("Add", ["bias", "l"], ["z"]),
+                helper.make_node("Softmax", ["z"], ["logits"]),
+            ],
+            m=normal(6, 5),
+            bias=normal(5),
+        ),
+        classifier(
+            [
+                helper.make_node("GlobalAveragePool", ["y"], ["p"]),
+                helper.make_node("Constant", [], ["shape"], value=numpy_helper.from_array(SHAPE)),
+                helper.make_node("Reshape", ["p", "shape"], ["f"]),
+                helper.make_node("Dropout", ["f"], ["d"]),
+                helper.make_node("Gemm", ["d", "m"], ["l"], alpha=0.5),
+                helper.make_node("Identity", ["l"], ["logits"]),
+            ],
+            m=normal(6, 5),
+        ),
+        classifier(
+            [
+                helper.make_node("GlobalAveragePool", ["y"], ["p"]),
+                helper.make_node("Squeeze", ["p", "axes"], ["f"]),
+                helper.make_node("Gemm", ["f", "m", "c"], ["logits"], beta=2.0, transB=1),
+            ],
+            axes=np.array([2, 3], dtype=np.int64),
+            m=normal(5, 6),
+            c=normal(1, 5),
+        ),
+        classifier(
+            [
+                helper.make_node("Add", ["y", "shift"], ["s"]),
+                helper.make_node("Clip", ["s", "low", "high"], ["r"]),
+                helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+                helper.make_node("Flatten", ["p"], ["f"]),
+                helper.make_node("MatMul", ["f", "m"], ["logits"]),
+            ],
+            shift=normal(6, 1, 1),
+            low=np.array(-0.5, dtype=np.float32),
+            high=np.array(0.7, dtype=np.float32),
+            m=normal(6, 5),
+        ),
+    ],
+    ids=["mean-matmul-add-softmax", "reshape-dropout-gemm", "squeeze-gemm", "bias-as-add"],
+)
+def test_every_way_to_write_the_classifier_evaluates_as_onnxruntime_does(
+    proto: onnx.ModelProto,
+) -> None:
+    graph = import_proto(proto)
+    x = normal(3, 3, 7, 6)
+    expected = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
+    logits = evaluate(graph, x)[graph.head.output]
+    if proto.graph.node[-1].op_type == "Softmax":
+        logits = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_nodes_without_a_name_get_distinct_ones() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Conv", ["a", "w2"], ["y"]),
+    ]
+    graph = import_proto(with_head(nodes, {"w": normal(4, 3, 1, 1), "w2": normal(4, 4, 1, 1)},
+                                   "y", 4))  # fmt: skip
+    names = [op.name for op in graph.ops]
+    assert len(set(names)) == len(names)
+
+
+def test_two_layers_of_one_name_are_told_apart() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "twin"),
+        helper.make_node("Conv", ["a", "w2"], ["y"], "twin"),
+    ]
+    graph = import_proto(with_head(nodes, {"w": normal(4, 3, 1, 1), "w2": normal(4, 4, 1, 1)},
+                                   "y", 4))  # fmt: skip
+    assert [op.name for op in graph.ops[:2]] == ["twin", "twin_2"]
+
+
+W = normal(4, 3, 3, 3)
+CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
+
+
+@pytest.mark.parametrize(
+    ("proto", "message"),
+    [
+        (with_head([helper.make_node("Sigmoid", ["x"], ["y"], "bend")], {}, "y", 3),
+         r"'bend' \(Sigmoid\).*not supported; use Relu or Clip"),
+        (with_head([helper.make_node("MaxPool", ["x"], ["y"], "mp", kernel_shape=[2, 2])], {}, "y",
+                   3), r"'mp' \(MaxPool\).*Conv with stride 2"),
+        (with_head([helper.make_node("Conv", ["x", "w"], ["y"], "wide", dilations=[2, 2])],
+                   {"w": W}, "y", 4), r"'wide' \(Conv\): attribute dilations = \[2, 2\]"),
+        (with_head([helper.make_node("Conv", ["x", "w"], ["y"], "grouped", group=2)],
+                   {"w": normal(8, 2, 3, 3)}, "y", 8, shape=(1, 4, 8, 8)),
+         r"'grouped'.*group = 2.*depthwise"),
+        (with_head([helper.make_node("Relu", ["x"], ["y"], "bare")], {}, "y", 3),
+         "'bare'.*model's input"),
+        (with_head([CONV, helper.make_node("Relu", ["y"], ["r"], "r"),
+                    helper.make_node("BatchNormalization", ["r", "c", "c", "c", "v"], ["n"],
+                                     "late")],
+                   {"w": W, "c": normal(4), "v": np.ones(4, np.float32)}, "n", 4),
+         "'late'.*before its activation"),
+        (with_head([CONV, helper.make_node("Clip", ["y", "one"], ["r"], "high")],
+                   {"w": W, "one": np.array(1, np.float32)}, "r", 4), "'high'.*must hold 0"),
+        (with_head([CONV], {"w": np.full_like(W, np.nan)}, "y", 4), "'conv'.*NaN"),
+        (with_head([CONV], {"w": normal(4, 3, 9, 9)}, "y", 4), "'conv'.*larger than the padded"),
+        (with_head([CONV], {"w": normal(4, 5, 3, 3)}, "y", 4), "'conv'.*doesn't fit.*3 channels"),
+        (with_head([CONV], {"w": W}, "y", 4, shape=(8, 3, 7, 6)), "batch size 8"),
+        (with_head([CONV], {"w": W}, "y", 4, shape=("n", 3, "h", 6)), "all but the batch fixed"),
+        (with_head([CONV], {"w": W}, "y", 4, opset=12), "opset 12; export it with opset 13"),
+        (model([CONV], {"w": W}, output="y"), "must end in a Gemm"),
+        (model([CONV, helper.make_node("Flatten", ["y"], ["f"], "flat"),
+                helper.make_node("MatMul", ["f", "m"], ["logits"], "head")],
+               {"w": W, "m": normal(80, 5)}), "'flat'.*GlobalAveragePool before it"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_imported_is_refused_with_node_and_remedy(
+    proto: onnx.ModelProto, message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        import_proto(proto)
+
+
+def test_a_second_fully_connected_layer_is_refused_with_the_remedy() -> None:
+    nodes, constants = head("x", 3)
+    nodes.append(helper.make_node("MatMul", ["logits", "m"], ["more"], "extra"))
+    with pytest.raises(ModelError, match=r"'extra'.*hidden fully connected layers as 1x1 Conv"):
+        import_proto(model(nodes, {**constants, "m": normal(4, 4)}, output="more"))
+
+
+def test_a_quantized_model_is_refused_with_the_remedy() -> None:
+    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "q")]
+    constants = {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
+    with pytest.raises(ModelError, match="float model and a calibration set"):
+        import_proto(model(nodes, constants, output="q"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "no ONNX opset"),
+        (b"\xff\xff\xff not an onnx file", "not a readable ONNX file"),
+        (DIGITS.read_bytes()[:50_000], "not a readable ONNX file|breaks the ONNX rules"),
+    ],
+    ids=["missing", "empty", "garbage", "cut off"],
+)
+def test_a_damaged_file_gives_one_clear_error(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        import_model(path)
