@@ -1,0 +1,164 @@
+"""The store's interface and records.
+
+The store is the only memory of a campaign: coordinator, ServerApps and whoever looks on
+share it. Two promises carry the kill tests. A round's plan is stored before its first
+message and never changes, so that a resumed round is the same round. And a round's end (its
+result, its reports and the new weights) is one transaction that happens once.
+
+A ServerApp `claim`s a campaign under a name of its own; writes of one that has been
+superseded since are refused, so that two never drive one campaign.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fleet.errors import StoreError
+
+CAMPAIGN_STATES = ("pending", "running", "finished", "failed", "cancelled")
+ENDED_STATES = ("finished", "failed", "cancelled")
+
+
+class SupersededError(StoreError):
+    """Another ServerApp has claimed the campaign since; this one has to end."""
+
+
+@dataclass(frozen=True)
+class CampaignRecord:
+    """A campaign as stored; `config` is the JSON text of its configuration."""
+
+    id: str
+    config: str
+    state: str = "pending"
+    reason: str = ""
+    driver: str = ""
+    stop_requested: bool = False
+
+
+@dataclass(frozen=True)
+class WeightsVersion:
+    """One version of the global weights.
+
+    `version` counts aggregations from 0; `master` is float64, little endian, in steps;
+    `sha256` (hex) is that of `blob`, which devices get.
+    """
+
+    version: int
+    sha256: str
+    blob: bytes
+    master: bytes
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """A round as stored. `state` is `running`, `done` or `cancelled`."""
+
+    number: int
+    kind: str
+    plan: dict[str, Any]
+    state: str = "running"
+    progress: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+class Store(ABC):
+    """What every store does. Reads of unknown things raise `StoreError`."""
+
+    @abstractmethod
+    def create_campaign(
+        self, campaign: str, config: str, manifests: Mapping[str, str], weights: WeightsVersion
+    ) -> None:
+        """A new campaign with its bundles' manifests (bundle id → JSON text) and version 0.
+
+        Raises `StoreError` where the id exists.
+        """
+
+    @abstractmethod
+    def campaign(self, campaign: str) -> CampaignRecord:
+        """One campaign."""
+
+    @abstractmethod
+    def campaigns(self) -> tuple[CampaignRecord, ...]:
+        """All campaigns, oldest first."""
+
+    @abstractmethod
+    def manifests(self, campaign: str) -> dict[str, str]:
+        """Manifests of the campaign's bundles: bundle id → JSON text."""
+
+    @abstractmethod
+    def claim(self, campaign: str, driver: str) -> CampaignRecord:
+        """Take over a campaign that hasn't ended; whoever held it is superseded.
+
+        A campaign that has ended is returned as it is.
+        """
+
+    @abstractmethod
+    def end_campaign(self, campaign: str, driver: str, state: str, reason: str = "") -> None:
+        """Set one of `ENDED_STATES`. An empty `driver` is the operator, who may always."""
+
+    @abstractmethod
+    def request_stop(self, campaign: str) -> None:
+        """Ask the campaign's driver to cancel the round and end."""
+
+    @abstractmethod
+    def latest_weights(self, campaign: str) -> WeightsVersion:
+        """The newest version."""
+
+    @abstractmethod
+    def weights(self, campaign: str, version: int) -> WeightsVersion:
+        """One version."""
+
+    @abstractmethod
+    def save_devices(self, campaign: str, devices: Mapping[str, Mapping[str, Any]]) -> None:
+        """What is known of devices (name → fields); replaces what was known of those."""
+
+    @abstractmethod
+    def devices(self, campaign: str) -> dict[str, dict[str, Any]]:
+        """All known devices."""
+
+    @abstractmethod
+    def begin_round(
+        self, campaign: str, driver: str, number: int, kind: str, plan: Mapping[str, Any]
+    ) -> RoundRecord:
+        """Store a round's plan; where the round exists, return it as it was stored first."""
+
+    @abstractmethod
+    def note_progress(
+        self, campaign: str, driver: str, number: int, progress: Mapping[str, Any]
+    ) -> None:
+        """How far a running round is, for onlookers."""
+
+    @abstractmethod
+    def finish_round(
+        self,
+        campaign: str,
+        driver: str,
+        number: int,
+        state: str,
+        result: Mapping[str, Any],
+        reports: Sequence[Mapping[str, Any]],
+        weights: WeightsVersion | None,
+    ) -> bool:
+        """End a running round and store its reports and new weights, all or nothing.
+
+        False, and nothing is written, where the round had ended already.
+        """
+
+    @abstractmethod
+    def round(self, campaign: str, number: int) -> RoundRecord:
+        """One round."""
+
+    @abstractmethod
+    def rounds(self, campaign: str) -> tuple[RoundRecord, ...]:
+        """All rounds in order."""
+
+    @abstractmethod
+    def reports(self, campaign: str, number: int) -> tuple[dict[str, Any], ...]:
+        """A round's reports per device, in order of their names."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the store holds."""

@@ -1,0 +1,318 @@
+"""The store as an SQLite file, shared by the processes of one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fleet.errors import StoreError
+from fleet.store.base import (
+    ENDED_STATES,
+    CampaignRecord,
+    RoundRecord,
+    Store,
+    SupersededError,
+    WeightsVersion,
+)
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE campaigns (
+    id TEXT PRIMARY KEY, config TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'pending',
+    reason TEXT NOT NULL DEFAULT '', driver TEXT NOT NULL DEFAULT '',
+    stop_requested INTEGER NOT NULL DEFAULT 0, position INTEGER NOT NULL);
+CREATE TABLE manifests (
+    campaign TEXT NOT NULL REFERENCES campaigns, bundle TEXT NOT NULL, text TEXT NOT NULL,
+    PRIMARY KEY (campaign, bundle));
+CREATE TABLE weights (
+    campaign TEXT NOT NULL REFERENCES campaigns, version INTEGER NOT NULL,
+    sha256 TEXT NOT NULL, blob BLOB NOT NULL, master BLOB NOT NULL,
+    PRIMARY KEY (campaign, version));
+CREATE TABLE devices (
+    campaign TEXT NOT NULL REFERENCES campaigns, device TEXT NOT NULL, fields TEXT NOT NULL,
+    PRIMARY KEY (campaign, device));
+CREATE TABLE rounds (
+    campaign TEXT NOT NULL REFERENCES campaigns, number INTEGER NOT NULL, kind TEXT NOT NULL,
+    plan TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'running',
+    progress TEXT NOT NULL DEFAULT '{}', result TEXT NOT NULL DEFAULT '{}',
+    PRIMARY KEY (campaign, number));
+CREATE TABLE reports (
+    campaign TEXT NOT NULL REFERENCES campaigns, round INTEGER NOT NULL, device TEXT NOT NULL,
+    fields TEXT NOT NULL, PRIMARY KEY (campaign, round, device));
+"""
+
+_CAMPAIGN_COLUMNS = "id, config, state, reason, driver, stop_requested"
+_ROUND_COLUMNS = "number, kind, plan, state, progress, result"
+
+
+def _campaign_record(row: Sequence[Any]) -> CampaignRecord:
+    return CampaignRecord(row[0], row[1], row[2], row[3], row[4], bool(row[5]))
+
+
+def _round_record(row: Sequence[Any]) -> RoundRecord:
+    return RoundRecord(
+        row[0], row[1], json.loads(row[2]), row[3], json.loads(row[4]), json.loads(row[5])
+    )
+
+
+class SqliteStore(Store):
+    """See `Store`. Safe for several threads and processes; writers wait for each other."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, or create it. Raises `StoreError` where it can't be used."""
+        self._lock = threading.RLock()
+        try:
+            self._db = sqlite3.connect(
+                path, timeout=30.0, isolation_level=None, check_same_thread=False
+            )
+            self._db.execute("PRAGMA journal_mode = WAL")
+            # A commit has to survive a power cut: accepted deltas hang on it.
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            with self._transaction():
+                version = self._db.execute("PRAGMA user_version").fetchone()[0]
+                if version == 0:
+                    for statement in _SCHEMA.split(";"):
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                elif version != SCHEMA_VERSION:
+                    raise StoreError(
+                        f"{path} has schema version {version}, this program knows "
+                        f"{SCHEMA_VERSION}: use the program that wrote it, or another file"
+                    )
+        except sqlite3.Error as error:
+            raise StoreError(f"{path} can't be used as a campaign store: {error}") from None
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def _row(self, statement: str, *values: Any) -> Any:
+        with self._lock:
+            return self._db.execute(statement, values).fetchone()
+
+    def _rows(self, statement: str, *values: Any) -> list[Any]:
+        with self._lock:
+            return self._db.execute(statement, values).fetchall()
+
+    def _check(self, campaign: str, driver: str) -> CampaignRecord:
+        record = self.campaign(campaign)
+        if driver and record.driver != driver:
+            raise SupersededError(
+                f"campaign {campaign} was taken over by {record.driver or 'the operator'}"
+            )
+        return record
+
+    def create_campaign(
+        self, campaign: str, config: str, manifests: Mapping[str, str], weights: WeightsVersion
+    ) -> None:
+        """See `Store`."""
+        with self._transaction():
+            if self._row("SELECT 1 FROM campaigns WHERE id = ?", campaign):
+                raise StoreError(f"the store has a campaign {campaign} already; choose another id")
+            self._db.execute(
+                "INSERT INTO campaigns (id, config, position) "
+                "VALUES (?, ?, (SELECT COUNT(*) FROM campaigns))",
+                (campaign, config),
+            )
+            self._db.executemany(
+                "INSERT INTO manifests VALUES (?, ?, ?)",
+                [(campaign, bundle, text) for bundle, text in manifests.items()],
+            )
+            self._insert_weights(campaign, weights)
+
+    def _insert_weights(self, campaign: str, weights: WeightsVersion) -> None:
+        if self._row(
+            "SELECT 1 FROM weights WHERE campaign = ? AND version = ?", campaign, weights.version
+        ):
+            raise StoreError(f"campaign {campaign} has weights version {weights.version} already")
+        self._db.execute(
+            "INSERT INTO weights VALUES (?, ?, ?, ?, ?)",
+            (campaign, weights.version, weights.sha256, weights.blob, weights.master),
+        )
+
+    def campaign(self, campaign: str) -> CampaignRecord:
+        """See `Store`."""
+        row = self._row(f"SELECT {_CAMPAIGN_COLUMNS} FROM campaigns WHERE id = ?", campaign)
+        if row is None:
+            raise StoreError(f"the store has no campaign {campaign}")
+        return _campaign_record(row)
+
+    def campaigns(self) -> tuple[CampaignRecord, ...]:
+        """See `Store`."""
+        rows = self._rows(f"SELECT {_CAMPAIGN_COLUMNS} FROM campaigns ORDER BY position")
+        return tuple(_campaign_record(row) for row in rows)
+
+    def manifests(self, campaign: str) -> dict[str, str]:
+        """See `Store`."""
+        self.campaign(campaign)
+        rows = self._rows(
+            "SELECT bundle, text FROM manifests WHERE campaign = ? ORDER BY bundle", campaign
+        )
+        return dict(rows)
+
+    def claim(self, campaign: str, driver: str) -> CampaignRecord:
+        """See `Store`."""
+        with self._transaction():
+            record = self.campaign(campaign)
+            if record.state not in ENDED_STATES:
+                self._db.execute(
+                    "UPDATE campaigns SET state = 'running', driver = ? WHERE id = ?",
+                    (driver, campaign),
+                )
+            return self.campaign(campaign)
+
+    def end_campaign(self, campaign: str, driver: str, state: str, reason: str = "") -> None:
+        """See `Store`."""
+        if state not in ENDED_STATES:
+            raise StoreError(f"{state} isn't a state in which a campaign ends")
+        with self._transaction():
+            if self._check(campaign, driver).state not in ENDED_STATES:
+                self._db.execute(
+                    "UPDATE campaigns SET state = ?, reason = ? WHERE id = ?",
+                    (state, reason, campaign),
+                )
+
+    def request_stop(self, campaign: str) -> None:
+        """See `Store`."""
+        with self._transaction():
+            self.campaign(campaign)
+            self._db.execute("UPDATE campaigns SET stop_requested = 1 WHERE id = ?", (campaign,))
+
+    def latest_weights(self, campaign: str) -> WeightsVersion:
+        """See `Store`."""
+        self.campaign(campaign)
+        row = self._row(
+            "SELECT version, sha256, blob, master FROM weights WHERE campaign = ? "
+            "ORDER BY version DESC LIMIT 1",
+            campaign,
+        )
+        return WeightsVersion(*row)
+
+    def weights(self, campaign: str, version: int) -> WeightsVersion:
+        """See `Store`."""
+        row = self._row(
+            "SELECT version, sha256, blob, master FROM weights WHERE campaign = ? AND version = ?",
+            campaign,
+            version,
+        )
+        if row is None:
+            self.campaign(campaign)
+            raise StoreError(f"campaign {campaign} has no weights version {version}")
+        return WeightsVersion(*row)
+
+    def save_devices(self, campaign: str, devices: Mapping[str, Mapping[str, Any]]) -> None:
+        """See `Store`."""
+        with self._transaction():
+            self.campaign(campaign)
+            self._db.executemany(
+                "INSERT OR REPLACE INTO devices VALUES (?, ?, ?)",
+                [(campaign, name, json.dumps(dict(fields))) for name, fields in devices.items()],
+            )
+
+    def devices(self, campaign: str) -> dict[str, dict[str, Any]]:
+        """See `Store`."""
+        self.campaign(campaign)
+        rows = self._rows(
+            "SELECT device, fields FROM devices WHERE campaign = ? ORDER BY device", campaign
+        )
+        return {name: json.loads(text) for name, text in rows}
+
+    def begin_round(
+        self, campaign: str, driver: str, number: int, kind: str, plan: Mapping[str, Any]
+    ) -> RoundRecord:
+        """See `Store`."""
+        with self._transaction():
+            self._check(campaign, driver)
+            self._db.execute(
+                "INSERT OR IGNORE INTO rounds (campaign, number, kind, plan) VALUES (?, ?, ?, ?)",
+                (campaign, number, kind, json.dumps(dict(plan))),
+            )
+            return self.round(campaign, number)
+
+    def note_progress(
+        self, campaign: str, driver: str, number: int, progress: Mapping[str, Any]
+    ) -> None:
+        """See `Store`."""
+        with self._transaction():
+            self._check(campaign, driver)
+            self.round(campaign, number)
+            self._db.execute(
+                "UPDATE rounds SET progress = ? WHERE campaign = ? AND number = ?",
+                (json.dumps(dict(progress)), campaign, number),
+            )
+
+    def finish_round(
+        self,
+        campaign: str,
+        driver: str,
+        number: int,
+        state: str,
+        result: Mapping[str, Any],
+        reports: Sequence[Mapping[str, Any]],
+        weights: WeightsVersion | None,
+    ) -> bool:
+        """See `Store`."""
+        with self._transaction():
+            self._check(campaign, driver)
+            if self.round(campaign, number).state != "running":
+                return False
+            if weights is not None:
+                self._insert_weights(campaign, weights)
+            self._db.executemany(
+                "INSERT OR REPLACE INTO reports VALUES (?, ?, ?, ?)",
+                [(campaign, number, str(one["device"]), json.dumps(dict(one))) for one in reports],
+            )
+            self._db.execute(
+                "UPDATE rounds SET state = ?, result = ? WHERE campaign = ? AND number = ?",
+                (state, json.dumps(dict(result)), campaign, number),
+            )
+            return True
+
+    def round(self, campaign: str, number: int) -> RoundRecord:
+        """See `Store`."""
+        row = self._row(
+            f"SELECT {_ROUND_COLUMNS} FROM rounds WHERE campaign = ? AND number = ?",
+            campaign,
+            number,
+        )
+        if row is None:
+            self.campaign(campaign)
+            raise StoreError(f"campaign {campaign} has no round {number}")
+        return _round_record(row)
+
+    def rounds(self, campaign: str) -> tuple[RoundRecord, ...]:
+        """See `Store`."""
+        self.campaign(campaign)
+        rows = self._rows(
+            f"SELECT {_ROUND_COLUMNS} FROM rounds WHERE campaign = ? ORDER BY number", campaign
+        )
+        return tuple(_round_record(row) for row in rows)
+
+    def reports(self, campaign: str, number: int) -> tuple[dict[str, Any], ...]:
+        """See `Store`."""
+        self.campaign(campaign)
+        rows = self._rows(
+            "SELECT fields FROM reports WHERE campaign = ? AND round = ? ORDER BY device",
+            campaign,
+            number,
+        )
+        return tuple(json.loads(text) for (text,) in rows)
+
+    def close(self) -> None:
+        """See `Store`."""
+        with self._lock:
+            self._db.close()
