@@ -1,0 +1,168 @@
+"""The C training engine as a host shared library, driven through ctypes.
+
+The library is built from the same sources as the firmware; the numbers it gives are those
+of the boards, bit for bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen.errors import PlanError
+
+_Pointer = ctypes.c_void_p
+_Program = ctypes.CFUNCTYPE(None, _Pointer)
+
+
+class _Frame(ctypes.Structure):
+    _fields_ = (
+        ("weights", _Pointer),
+        ("arena", _Pointer),
+        ("state", _Pointer),
+        ("input", _Pointer),
+        ("logits", ctypes.POINTER(ctypes.c_int32)),
+        ("label", ctypes.c_int32),
+        ("learning_rate_q20", ctypes.c_uint32),
+        ("seed", ctypes.c_uint32),
+        ("step_index", ctypes.c_uint32),
+        ("loss_q16", ctypes.c_uint32),
+    )
+
+
+class _Plan(ctypes.Structure):
+    _fields_ = (
+        ("id", ctypes.c_uint8 * 32),
+        ("arena_bytes", ctypes.c_uint32),
+        ("state_bytes", ctypes.c_uint32),
+        ("delta_values", ctypes.c_uint32),
+        ("segment_count", ctypes.c_uint16),
+        ("segments", _Pointer),
+        ("forward", _Program),
+        ("loss", _Program),
+        ("backward", _Program),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        ("bundle_id", ctypes.c_uint8 * 32),
+        ("weights_sha256", ctypes.c_uint8 * 32),
+        ("factory_weights", _Pointer),
+        ("weights_bytes", ctypes.c_uint32),
+        ("input_bytes", ctypes.c_uint32),
+        ("classes", ctypes.c_uint16),
+        ("plan_count", ctypes.c_uint16),
+        ("plans", ctypes.POINTER(_Plan)),
+    )
+
+
+class _Engine(ctypes.Structure):
+    _fields_ = (
+        ("plan", ctypes.POINTER(_Plan)),
+        ("classes", ctypes.c_uint16),
+        ("frame", _Frame),
+    )
+
+
+class _Cursor(ctypes.Structure):
+    _fields_ = (
+        ("engine", _Pointer),
+        ("segment", ctypes.c_uint16),
+        ("within", ctypes.c_uint32),
+    )
+
+
+class HostEngine:
+    """One plan of a bundle's model, loaded with a weights blob.
+
+    ``library`` is a shared library built by ``codegen.compile.build_host_engine``. ``plan_id``
+    is the plan's id in hex. ``weights`` is a blob; the factory weights where left out.
+    """
+
+    def __init__(self, library: Path, plan_id: str, weights: bytes | None = None) -> None:
+        self._library = ctypes.CDLL(str(library))
+        self._library.tf_engine_find_plan.restype = ctypes.POINTER(_Plan)
+        self._library.tf_engine_pool_bytes.restype = ctypes.c_uint32
+        self._library.tf_delta_next.restype = ctypes.c_int32
+        self._library.tf_engine_score.restype = ctypes.c_int32
+        self._model = _Model.in_dll(self._library, "tf_the_model")
+        wanted = (ctypes.c_uint8 * 32)(*bytes.fromhex(plan_id))
+        self._plan = self._library.tf_engine_find_plan(ctypes.byref(self._model), wanted)
+        if not self._plan:
+            raise PlanError(f"{library} has no plan {plan_id}; compile it into the bundle")
+        pool_bytes = self._library.tf_engine_pool_bytes(ctypes.byref(self._model), self._plan)
+        self._pool = ctypes.create_string_buffer(pool_bytes)
+        self._engine = _Engine()
+        self.load(weights)
+
+    def load(self, weights: bytes | None = None) -> None:
+        """Starts over from a blob, or from the factory weights."""
+        source: ctypes.c_void_p | ctypes.Array[ctypes.c_uint64]
+        if weights is None:
+            source = _Pointer(self._model.factory_weights)
+        else:
+            source = (ctypes.c_uint64 * (-(-len(weights) // 8)))()
+            ctypes.memmove(source, weights, len(weights))
+        self._weights = source
+        status = self._library.tf_engine_load(
+            ctypes.byref(self._engine),
+            ctypes.byref(self._model),
+            self._plan,
+            source,
+            self._pool,
+            ctypes.c_uint32(len(self._pool)),
+        )
+        assert status == 0, "the pool was sized by tf_engine_pool_bytes"
+
+    def score(self, sample: NDArray[np.int8], label: int) -> int:
+        """Forward pass and loss of an int8 sample (H, W, C); returns the predicted class."""
+        data = np.ascontiguousarray(sample, np.int8)
+        return int(
+            self._library.tf_engine_score(
+                ctypes.byref(self._engine), data.ctypes.data_as(_Pointer), ctypes.c_int32(label)
+            )
+        )
+
+    def train_step(
+        self, sample: NDArray[np.int8], label: int, learning_rate_q20: int, seed: int
+    ) -> None:
+        """One step of SGD; ``learning_rate_q20`` is the learning rate times 2**20."""
+        data = np.ascontiguousarray(sample, np.int8)
+        self._library.tf_engine_train_step(
+            ctypes.byref(self._engine),
+            data.ctypes.data_as(_Pointer),
+            ctypes.c_int32(label),
+            ctypes.c_uint32(learning_rate_q20),
+            ctypes.c_uint32(seed),
+        )
+
+    @property
+    def logits(self) -> NDArray[np.int32]:
+        """Logits of the last forward pass, in units of the manifest's logit_scale."""
+        return np.array(self._engine.frame.logits[: self._model.classes], np.int32)
+
+    @property
+    def loss_q16(self) -> int:
+        """Loss of the last labelled sample in nats times 2**16."""
+        return int(self._engine.frame.loss_q16)
+
+    @property
+    def state(self) -> bytes:
+        """The plan's whole update state: working copies and fractions."""
+        return ctypes.string_at(self._engine.frame.state, self._plan.contents.state_bytes)
+
+    def delta(self) -> NDArray[np.int32]:
+        """Delta against the loaded blob, in plan order and delta units."""
+        cursor = _Cursor()
+        self._library.tf_delta_begin(ctypes.byref(cursor), ctypes.byref(self._engine))
+        return np.array(
+            [
+                self._library.tf_delta_next(ctypes.byref(cursor))
+                for _ in range(self._plan.contents.delta_values)
+            ],
+            np.int32,
+        )

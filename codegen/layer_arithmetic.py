@@ -1,0 +1,230 @@
+"""Constants of the device's integer arithmetic, computed once per layer.
+
+docs/specification/arithmetic.md derives them. Real scales become integers here and
+nowhere else, so that generated C and interpreter can't disagree about them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen.errors import ModelError
+from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph
+
+INT32_MAX = 2**31 - 1
+# Sums of |error| <= 32767 times |input - zero| <= 255 over this many pixels fit 32 bits.
+PIXELS_IN_32_BITS = INT32_MAX // (32767 * 255)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Real factor mantissa * 2**exponent with mantissa in [2**30, 2**31), or 0."""
+
+    mantissa: int
+    exponent: int
+
+
+def gain(value: float) -> Gain:
+    """The nearest gain to a non-negative real ``value``."""
+    if value == 0.0:
+        return Gain(0, 0)
+    fraction, exponent = math.frexp(value)
+    mantissa = round(fraction * 2**31)
+    if mantissa == 2**31:
+        mantissa, exponent = 2**30, exponent + 1
+    return Gain(mantissa, exponent - 31)
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """Real factor mantissa * 2**-(32 + shift), 1 <= shift <= 31."""
+
+    mantissa: int
+    shift: int
+
+
+def multiplier(value: float, layer: str) -> Multiplier:
+    """The nearest multiplier to a requantization factor below one quarter."""
+    fraction, exponent = math.frexp(value)
+    shift = min(-exponent - 1, 31)
+    if shift < 1:
+        raise ModelError(
+            f"layer {layer}: input scale * weight scale / output scale = {value:.4g} is not "
+            "below 0.25; calibrate with more varied samples, so that the output range grows"
+        )
+    return Multiplier(min(round(value * 2.0 ** (32 + shift)), INT32_MAX), shift)
+
+
+def relative_q15(values: NDArray[np.float64]) -> tuple[NDArray[np.int64], int]:
+    """Factors as Q15 integers below 2**15 relative to the power of two above the largest."""
+    _, exponent = math.frexp(float(np.max(values)))
+    scaled = np.rint(values / 2.0**exponent * 2**15).astype(np.int64)
+    return np.minimum(scaled, 32767), exponent
+
+
+@dataclass(frozen=True, eq=False)
+class ConvolutionArithmetic:
+    """What ``tf_convolution`` holds; arrays have one entry per output channel."""
+
+    requantize: list[Multiplier]
+    bias_limit: int
+    error_multiplier: NDArray[np.int64]
+    error_exponent: int
+    error_headroom: int
+    error_shift: int
+    gradient_shift: int
+    weight_gain: list[Gain]
+    bias_gain: list[Gain]
+
+
+@dataclass(frozen=True)
+class AdditionArithmetic:
+    """What ``tf_addition`` holds."""
+
+    a_multiplier: int
+    b_multiplier: int
+    shift: int
+    a_error_multiplier: int
+    a_error_exponent: int
+    b_error_multiplier: int
+    b_error_exponent: int
+
+
+@dataclass(frozen=True)
+class PoolingArithmetic:
+    """What ``tf_pooling`` holds: 1/pixels as a Q14 integer and a power of two."""
+
+    error_multiplier: int
+    error_exponent: int
+
+
+@dataclass(frozen=True)
+class HeadArithmetic:
+    """What ``tf_head`` holds."""
+
+    loss: Gain
+    error_multiplier: int
+    error_exponent: int
+    weight_gain: Gain
+    bias_gain: Gain
+
+
+def terms_per_output(op: Conv | DepthwiseConv) -> int:
+    """Products that are summed for one output element."""
+    if isinstance(op, Conv):
+        return int(np.prod(op.weight.shape[1:]))
+    return int(np.prod(op.weight.shape[:2]))
+
+
+def bias_limit(op: Conv | DepthwiseConv) -> int:
+    """Largest |bias| that leaves room for every possible sum of products in 32 bits."""
+    limit = INT32_MAX - terms_per_output(op) * 127 * 255
+    if limit <= 0:
+        raise ModelError(
+            f"layer {op.name}: {terms_per_output(op)} products per output can overflow 32 bits; "
+            "split the layer"
+        )
+    return limit
+
+
+def _bits(value: int) -> int:
+    return int(value).bit_length()
+
+
+def _error_sum_limits(op: Conv | DepthwiseConv, factors: NDArray[np.int64]) -> tuple[int, int]:
+    """Headroom of the scaled error and shift of the sums, from the weights' L1 norms.
+
+    No int8 weights at all may overflow the 32-bit sum (headroom); the shift is sized for
+    the norms that the weights have at compile time, and saturates beyond.
+    """
+    magnitude = np.abs(op.weight.astype(np.int64))
+    if isinstance(op, Conv):
+        terms = op.weight.shape[0] * op.weight.shape[1] * op.weight.shape[2]
+        headroom = max(0, _bits(32767 * 127 * terms) - 31)
+        largest = int(magnitude.sum(axis=(0, 1, 2)).max()) * (32767 >> headroom)
+    else:
+        headroom = 0
+        largest = int(((magnitude.sum(axis=(0, 1)) * factors) >> 15).max() + 1) * 32767
+    return headroom, max(0, _bits(largest) - 15)
+
+
+def convolution_arithmetic(graph: Graph, op: Conv | DepthwiseConv) -> ConvolutionArithmetic:
+    """Constants of one convolution."""
+    source, target = graph.tensors[op.input], graph.tensors[op.output]
+    factors = source.scale * op.weight_scale / target.scale
+    error_multiplier, error_exponent = relative_q15(factors)
+    headroom, error_shift = _error_sum_limits(op, error_multiplier)
+    height, width, _ = target.shape
+    pixels = height * width
+    if width > PIXELS_IN_32_BITS:
+        raise ModelError(
+            f"layer {op.name}: an output row of {width} is wider than {PIXELS_IN_32_BITS}, the "
+            "widest whose gradient sums fit 32 bits; use a smaller input"
+        )
+    wide = pixels > PIXELS_IN_32_BITS
+    bias_scale = source.scale * op.weight_scale
+    return ConvolutionArithmetic(
+        requantize=[multiplier(float(f), op.name) for f in factors],
+        bias_limit=bias_limit(op),
+        error_multiplier=error_multiplier,
+        error_exponent=error_exponent,
+        error_headroom=headroom,
+        error_shift=error_shift,
+        gradient_shift=_bits(pixels * 32767 * 255) - 31 if wide else 0,
+        weight_gain=[gain(source.scale / (target.scale * float(s))) for s in op.weight_scale],
+        bias_gain=[gain(1 / (target.scale * float(s))) for s in bias_scale],
+    )
+
+
+def addition_arithmetic(graph: Graph, op: Add) -> AdditionArithmetic:
+    """Constants of one addition."""
+    a, b = (graph.tensors[name].scale for name in op.inputs)
+    out = graph.tensors[op.output].scale
+    ratios = np.array([a / out, b / out])
+    _, exponent = math.frexp(float(ratios.max()))
+    shift = min(22 - exponent, 30)
+    if shift < 1:
+        raise ModelError(f"addition {op.name}: its output scale is too small for its inputs")
+    a_error, a_exponent = relative_q15(ratios[:1])
+    b_error, b_exponent = relative_q15(ratios[1:])
+    return AdditionArithmetic(
+        round(a / out * 2**shift),
+        round(b / out * 2**shift),
+        shift,
+        int(a_error[0]),
+        a_exponent,
+        int(b_error[0]),
+        b_exponent,
+    )
+
+
+def pooling_arithmetic(graph: Graph, op: GlobalAveragePool) -> PoolingArithmetic:
+    """Constants of one pooling; exact where the number of pixels is a power of two."""
+    height, width, _ = graph.tensors[op.input].shape
+    fraction, exponent = math.frexp(1 / (height * width))
+    if fraction == 0.5:
+        return PoolingArithmetic(2**14, exponent - 1)
+    return PoolingArithmetic(round(fraction * 2**14), exponent)
+
+
+def logit_scale(graph: Graph) -> float:
+    """Real value of one unit of the int32 logits."""
+    return graph.tensors[graph.head.input].scale * graph.head.weight_scale / 256
+
+
+def head_arithmetic(graph: Graph) -> HeadArithmetic:
+    """Constants of the head and of its loss."""
+    unit = logit_scale(graph)
+    weight_step = graph.head.weight_scale / 256
+    error_multiplier, error_exponent = relative_q15(np.array([unit]))
+    return HeadArithmetic(
+        loss=gain(unit * math.log2(math.e) * 2**16),
+        error_multiplier=int(error_multiplier[0]),
+        error_exponent=error_exponent,
+        weight_gain=gain(unit / weight_step**2),
+        bias_gain=gain(1 / unit),
+    )

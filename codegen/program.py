@@ -1,0 +1,392 @@
+"""Programs: ordered kernel calls with arena offsets for one graph and one update plan.
+
+``lower`` is the pipeline: differentiate and prune by plan (only gradients that something
+needs come into being), order the calls, give every buffer a lifetime and a place. What a
+step does with its buffers is told by its ``kernel``; the interpreter has one function and
+the device one C kernel for each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+
+from codegen import memory_plan
+from codegen.blob import BlobTensor, layout
+from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Head, Op, inputs_of
+from codegen.layer_arithmetic import convolution_arithmetic
+from codegen.plans import Plan
+
+INPUT = "input"
+SCALES = "scales"
+SCALE_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of trained values of one tensor: see docs/specification/bundle.md.
+
+    Offsets are bytes into the plan's state. ``first_value`` is the place of the first value
+    in the delta.
+    """
+
+    tensor: str
+    start: int
+    count: int
+    values: int
+    first_value: int
+    state_offset: int
+    fraction_offset: int | None
+    shift: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call. ``buffers`` maps the kernel's operands to buffer names."""
+
+    name: str
+    phase: str
+    kernel: str
+    op: Op
+    buffers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    operand: int = 0
+    """Which input of an addition an error is propagated to."""
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a device runs for one plan."""
+
+    graph: Graph
+    plan: Plan
+    steps: tuple[Step, ...]
+    buffers: tuple[memory_plan.Buffer, ...]
+    offsets: Mapping[str, int]
+    error_index: Mapping[str, int]
+    segments: tuple[Segment, ...]
+    state_bytes: int
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes for activations, masks, errors and scratch."""
+        return memory_plan.arena_bytes(self.buffers, self.offsets)
+
+    @property
+    def arena_lower_bound_bytes(self) -> int:
+        """Bytes that are live at once: no order of offsets can do with less."""
+        return memory_plan.lower_bound(self.buffers)
+
+    @property
+    def pool_bytes(self) -> int:
+        """What ``tf_engine_pool_bytes`` asks for: arena, state, logits, alignment."""
+        classes = self.graph.head.bias.size
+        return (
+            8 + _align(self.arena_bytes, 8) + _align(self.state_bytes, 8) + _align(4 * classes, 8)
+        )
+
+    @property
+    def delta_values(self) -> int:
+        """Number of values that the plan trains."""
+        return sum(segment.values for segment in self.segments)
+
+    @property
+    def macs_forward(self) -> int:
+        """Multiply-accumulates of one forward pass."""
+        return sum(step.macs for step in self.steps if step.phase == "forward")
+
+    @property
+    def macs_backward(self) -> int:
+        """Multiply-accumulates of gradients, of inputs as well as of weights."""
+        return sum(step.macs for step in self.steps if step.phase == "backward")
+
+    def phase(self, name: str) -> list[Step]:
+        """Steps of ``forward``, ``loss`` or ``backward`` in order."""
+        return [step for step in self.steps if step.phase == name]
+
+    def segment_of(self, tensor: str) -> Segment | None:
+        """The segment that trains ``tensor``, or None where it is frozen."""
+        return next((s for s in self.segments if s.tensor == tensor), None)
+
+
+def _align(value: int, to: int = 4) -> int:
+    return -(-value // to) * to
+
+
+def lower(graph: Graph, plan: Plan) -> Program:
+    """The program that trains ``graph`` by ``plan``."""
+    segments, state_bytes = _segments(graph, plan)
+    builder = _Builder(graph, plan, {segment.tensor for segment in segments})
+    builder.forward()
+    builder.loss()
+    builder.backward()
+    buffers = builder.buffers_with_lifetimes()
+    return Program(
+        graph=graph,
+        plan=plan,
+        steps=tuple(builder.steps),
+        buffers=buffers,
+        offsets=MappingProxyType(memory_plan.plan_offsets(buffers)),
+        error_index=MappingProxyType(dict(builder.error_index)),
+        segments=segments,
+        state_bytes=state_bytes,
+    )
+
+
+def _delta_shift(graph: Graph, plan: Plan, tensor: BlobTensor) -> int:
+    """Bits dropped from a delta: a sixteenth of a weight step, a sixteenth of an output step.
+
+    Finer than that, a value would cost bits without moving any output.
+    """
+    if tensor.kind == "weight":
+        stochastic = tensor.values.dtype == np.int8 and plan.state == "int8-stochastic"
+        return 8 if stochastic else 4
+    op = next(op for op in graph.ops if op.name == tensor.layer)
+    if isinstance(op, Head):
+        return 8
+    assert isinstance(op, (Conv, DepthwiseConv))
+    output_steps = max(tensor.step) / graph.tensors[op.output].scale
+    return int(np.clip(math.floor(-math.log2(16 * output_steps)), 0, 20))
+
+
+def _segments(graph: Graph, plan: Plan) -> tuple[tuple[Segment, ...], int]:
+    tensors = {tensor.name: tensor for tensor in layout(graph)}
+    wanted: list[tuple[BlobTensor, int, int]] = []
+    for layer in plan.biases:
+        bias = tensors[f"{layer}.bias"]
+        wanted.append((bias, 0, bias.values.size))
+    for weight in plan.weights:
+        wanted.append((tensors[f"{weight.layer}.weight"], weight.start, weight.count))
+    if plan.head:
+        for kind in ("bias", "weight"):
+            tensor = tensors[f"{graph.head.name}.{kind}"]
+            wanted.append((tensor, 0, tensor.values.shape[-1]))
+
+    segments = []
+    offset = first_value = 0
+    for tensor, start, count in wanted:
+        values = tensor.values.size // tensor.values.shape[-1] * count
+        copy, offset = offset, offset + _align(tensor.size)
+        fraction = None
+        if tensor.values.dtype == np.int8 and plan.state == "q8.8":
+            fraction, offset = offset, offset + _align(values)
+        shift = _delta_shift(graph, plan, tensor)
+        segments.append(
+            Segment(tensor.name, start, count, values, first_value, copy, fraction, shift)
+        )
+        first_value += values
+    return tuple(segments), offset
+
+
+class _Builder:
+    """Emits steps in order and remembers which buffers each of them touches."""
+
+    def __init__(self, graph: Graph, plan: Plan, trained: set[str]) -> None:
+        self.graph = graph
+        self.plan = plan
+        self.trained = trained
+        self.steps: list[Step] = []
+        self.sizes: dict[str, int] = {}
+        self.error_index: dict[str, int] = {}
+        self.errors: dict[str, str] = {}
+        self.needs_error = self._tensors_that_need_errors()
+
+    def _tensors_that_need_errors(self) -> set[str]:
+        """Tensors whose error some trained value depends on: backward stops at the others."""
+        needed: set[str] = set()
+        for op in self.graph.ops:
+            if isinstance(op, Head):
+                continue
+            trained = {f"{op.name}.weight", f"{op.name}.bias"} & self.trained
+            if trained or any(name in needed for name in inputs_of(op)):
+                needed.add(op.output)
+        return needed
+
+    def _buffer(self, name: str, size: int) -> str:
+        self.sizes[name] = size
+        return name
+
+    def _error(self, name: str, tensor: str) -> str:
+        self.error_index[name] = len(self.error_index)
+        return self._buffer(name, 2 * self.graph.tensors[tensor].size)
+
+    def _step(
+        self, phase: str, kernel: str, op: Op, macs: int = 0, operand: int = 0, **buffers: str
+    ) -> None:
+        self.steps.append(
+            Step(
+                name=f"{kernel}_{op.name}",
+                phase=phase,
+                kernel=kernel,
+                op=op,
+                buffers=MappingProxyType(buffers),
+                operand=operand,
+                macs=macs,
+            )
+        )
+
+    def _activation(self, tensor: str) -> str:
+        return INPUT if tensor == self.graph.input else f"activation {tensor}"
+
+    def _macs(self, op: Conv | DepthwiseConv) -> int:
+        height, width, _ = self.graph.tensors[op.output].shape
+        return height * width * op.weight.size
+
+    # Forward: every op once, masks where an error will pass through.
+
+    def forward(self) -> None:
+        for op in self.graph.ops:
+            if isinstance(op, Head):
+                macs = op.weight.size
+                self._step("forward", "head_forward", op, macs, input=self._activation(op.input))
+                continue
+            output = self._buffer(self._activation(op.output), self.graph.tensors[op.output].size)
+            buffers = {"output": output}
+            if op.output in self.needs_error and not isinstance(op, GlobalAveragePool):
+                size = -(-self.graph.tensors[op.output].size // 8)
+                buffers["mask"] = self._buffer(f"mask {op.output}", size)
+            if isinstance(op, Add):
+                buffers["a"], buffers["b"] = map(self._activation, op.inputs)
+                self._step("forward", "add_forward", op, **buffers)
+                continue
+            buffers["input"] = self._activation(op.input)
+            if isinstance(op, Conv):
+                columns = 2 * 2 * _align(math.prod(op.weight.shape[1:]), 2)
+                buffers["scratch"] = self._buffer(f"columns {op.name}", columns)
+                self._step("forward", "convolution_forward", op, self._macs(op), **buffers)
+            elif isinstance(op, DepthwiseConv):
+                self._step("forward", "depthwise_forward", op, self._macs(op), **buffers)
+            else:
+                self._step("forward", "pool_forward", op, **buffers)
+
+    def loss(self) -> None:
+        head = self.graph.head
+        self.error_index["error logits"] = len(self.error_index)
+        error = self._buffer("error logits", 2 * head.bias.size)
+        self._step("loss", "cross_entropy", head, error=error)
+
+    # Backward: gradients as a table, one method per op.
+
+    def backward(self) -> None:
+        rules = {
+            Head: self._head_backward,
+            GlobalAveragePool: self._pool_backward,
+            Add: self._add_backward,
+            Conv: self._convolution_backward,
+            DepthwiseConv: self._convolution_backward,
+        }
+        for op in reversed(self.graph.ops):
+            if isinstance(op, Head) or op.output in self.needs_error:
+                rules[type(op)](op)
+
+    def _target(self, tensor: str, op: Op) -> tuple[str, bool]:
+        """Buffer for the error that ``op`` sends to ``tensor``, and whether it must be added
+        to one that another consumer has already sent."""
+        if tensor in self.errors:
+            return self._error(f"error {tensor} from {op.name}", tensor), True
+        self.errors[tensor] = self._error(f"error {tensor}", tensor)
+        return self.errors[tensor], False
+
+    def _merge(self, tensor: str, part: str, op: Op) -> None:
+        self._step("backward", "error_sum", op, a=self.errors[tensor], b=part)
+
+    def _head_backward(self, op: Op) -> None:
+        assert isinstance(op, Head)
+        if op.input in self.needs_error:
+            target, add = self._target(op.input, op)
+            self._step(
+                "backward",
+                "head_input_gradient",
+                op,
+                op.weight.size,
+                error="error logits",
+                out=target,
+            )
+            if add:
+                self._merge(op.input, target, op)
+        if self.plan.head:
+            self._step(
+                "backward",
+                "head_update",
+                op,
+                op.weight.size,
+                error="error logits",
+                input=self._activation(op.input),
+            )
+
+    def _pool_backward(self, op: Op) -> None:
+        assert isinstance(op, GlobalAveragePool)
+        target, add = self._target(op.input, op)
+        self._step("backward", "pool_input_gradient", op, error=self.errors[op.output], out=target)
+        if add:
+            self._merge(op.input, target, op)
+
+    def _mask(self, op: Add | Conv | DepthwiseConv) -> str:
+        error = self.errors[op.output]
+        self._step("backward", "error_mask", op, error=error, mask=f"mask {op.output}")
+        return error
+
+    def _add_backward(self, op: Op) -> None:
+        assert isinstance(op, Add)
+        error = self._mask(op)
+        for operand, tensor in enumerate(op.inputs):
+            if tensor not in self.needs_error:
+                continue
+            target, add = self._target(tensor, op)
+            self._step("backward", "error_scale", op, operand=operand, error=error, out=target)
+            if add:
+                self._merge(tensor, target, op)
+
+    def _convolution_backward(self, op: Op) -> None:
+        assert isinstance(op, (Conv, DepthwiseConv))
+        error = self._mask(op)
+        kind = "convolution" if isinstance(op, Conv) else "depthwise"
+        # The input's error is due to the weights of the forward pass: it comes before updates.
+        if op.input in self.needs_error:
+            target, add = self._target(op.input, op)
+            buffers = {"error": error, "out": target}
+            if isinstance(op, Conv):
+                columns = 2 * 2 * _align(op.weight.shape[0], 2)
+                buffers["scratch"] = self._buffer(f"error columns {op.name}", columns)
+            self._step("backward", f"{kind}_input_gradient", op, self._macs(op), **buffers)
+            if add:
+                self._merge(op.input, target, op)
+        if f"{op.name}.bias" in self.trained:
+            self._step("backward", "bias_update", op, error=error)
+        if f"{op.name}.weight" in self.trained:
+            share = next(w.count for w in self.plan.weights if w.layer == op.name)
+            macs = self._macs(op) * share // op.weight.shape[-1]
+            self._step(
+                "backward",
+                f"{kind}_weight_update",
+                op,
+                macs,
+                error=error,
+                input=self._activation(op.input),
+            )
+
+    def buffers_with_lifetimes(self) -> tuple[memory_plan.Buffer, ...]:
+        """Every arena buffer from the first to the last step that touches it."""
+        first: dict[str, int] = {}
+        last: dict[str, int] = {}
+        for index, step in enumerate(self.steps):
+            for name in step.buffers.values():
+                first.setdefault(name, index)
+                last[name] = index
+        self._buffer(SCALES, SCALE_BYTES * len(self.error_index))
+        first[SCALES] = min(i for i, step in enumerate(self.steps) if step.phase == "loss")
+        last[SCALES] = len(self.steps) - 1
+        return tuple(
+            memory_plan.Buffer(name, size, first[name], last[name])
+            for name, size in self.sizes.items()
+        )
+
+
+def check_layers(graph: Graph) -> None:
+    """Derives every layer's constants once: raises ModelError where one can't be had."""
+    for op in graph.convolutions:
+        convolution_arithmetic(graph, op)
