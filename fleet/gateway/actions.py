@@ -75,6 +75,13 @@ class ForgetRound:
 
 
 @dataclass(frozen=True)
+class ForgetBlob:
+    """Remove weights that no kept round refers to."""
+
+    weights: bytes
+
+
+@dataclass(frozen=True)
 class SaveChunk:
     """Keep a chunk of a delta."""
 
@@ -142,6 +149,7 @@ StoreAction: TypeAlias = (
     | SaveRound
     | SetState
     | ForgetRound
+    | ForgetBlob
     | SaveChunk
     | DropChunks
     | Assemble

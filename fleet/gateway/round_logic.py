@@ -276,8 +276,11 @@ class RoundLogic:
     # ---- what the coordinator asks ---------------------------------------------------
 
     def start(self, request: StartRequest, now: float) -> list[Action]:
-        """Begin a round; again with the same content changes nothing, else GatewayError."""
-        actions = self.tick(now)
+        """Begin a round; again with the same content changes nothing, else GatewayError.
+
+        Doesn't look at the clock first (a refusal has no actions), so call ``tick`` before.
+        """
+        actions: list[Action] = []
         spec = RoundSpec.from_request(request, {k: size for k, (size, _) in self.blobs.items()})
         known = self.rounds.get(spec.key)
         if known:
@@ -399,7 +402,11 @@ class RoundLogic:
         old = ended[: max(0, len(self.rounds) - KEPT_ROUNDS)]
         for key in old:
             del self.rounds[key]
-        return [act.ForgetRound(key) for key in old]
+        needed = {weights for found in self.rounds.values() for weights in found.spec.weights}
+        unused = [weights for weights in self.blobs if weights not in needed] if old else []
+        for weights in unused:
+            del self.blobs[weights]
+        return [*map(act.ForgetRound, old), *map(act.ForgetBlob, unused)]
 
     # ---- the connection to the broker ------------------------------------------------
 

@@ -162,6 +162,8 @@ class RoundStore:
                 run("DELETE FROM chunks WHERE round_id = ?", (round_id,))
             case act.ForgetRound(key):
                 self._forget(self._round_ids.pop(key))
+            case act.ForgetBlob(weights):
+                run("DELETE FROM blobs WHERE sha256 = ?", (weights,))
             case act.SaveChunk(key, device, delta):
                 run(
                     "INSERT INTO chunks VALUES (?, ?, ?, ?)",

@@ -1,0 +1,296 @@
+"""Mosquitto for a site: its configuration, and a broker as a child process.
+
+Every client logs in with its own name and password; an access list confines a device to its
+own topics and a gateway to those of its fleet. Persistence keeps sessions and retained
+messages over a restart.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fleet.errors import BrokerError, ConfigurationError, ProtocolError
+from fleet.protocol import fields
+
+START_SECONDS = 10.0
+STOP_SECONDS = 5.0
+PASSWORD_ITERATIONS = 101  # Mosquitto's own default
+# A device that subscribes to a version of the weights gets all its chunks queued at once.
+MAX_QUEUED_MESSAGES = 20_000
+MAX_INFLIGHT_MESSAGES = 100
+MAX_PACKET_BYTES = 8192
+
+# Debian and Homebrew put the broker where a user's PATH doesn't look.
+_USUAL_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
+
+_CONFIG = """\
+# Made by fleet.gateway.broker. One broker per site.
+listener {port} {host}
+allow_anonymous false
+password_file {folder}/passwords
+acl_file {folder}/access
+# Nobody can take over a session by using another client's identifier.
+use_username_as_clientid true
+
+# Sessions, queues and retained messages survive a restart; saved every second.
+persistence true
+persistence_location {folder}/data/
+autosave_interval 1
+persistent_client_expiration 7d
+
+# A version of the weights is some hundred chunks, all queued for a device that fetches it.
+# How many are under way at once is the device's own receive maximum.
+max_queued_messages {max_queued}
+max_inflight_messages {max_inflight}
+max_packet_size {max_packet}
+set_tcp_nodelay true
+
+log_dest stderr
+log_type error
+log_type warning
+log_type notice
+connection_messages true
+"""
+
+_ACCESS_PATTERNS = """\
+# Made by fleet.gateway.broker. %u is the user name, which is the name of the device.
+pattern write fleet/{fleet}/dev/%u/announce
+pattern write fleet/{fleet}/dev/%u/status
+pattern read fleet/{fleet}/dev/%u/task
+pattern write fleet/{fleet}/gw/+/%u/delta
+pattern read fleet/{fleet}/blob/+/+
+"""
+
+_ACCESS_GATEWAY = """
+user {gateway}
+topic read fleet/{fleet}/dev/+/announce
+topic read fleet/{fleet}/dev/+/status
+topic readwrite fleet/{fleet}/dev/+/task
+topic read fleet/{fleet}/gw/{gateway}/+/delta
+topic readwrite fleet/{fleet}/blob/+/+
+"""
+
+
+@dataclass(frozen=True)
+class BrokerConfig:
+    """Who may log in at a site's broker, and where it listens."""
+
+    fleet: str
+    gateways: Mapping[str, str]  # name → password
+    devices: Mapping[str, str] = field(default_factory=dict)
+    port: int = 1883
+    host: str = "127.0.0.1"
+
+    def __post_init__(self) -> None:
+        """Refuse names that can't stand in topics and passwords that a file can't hold."""
+        try:
+            fields.name("broker", "fleet", self.fleet)
+            for name in (*self.gateways, *self.devices):
+                fields.name("broker", "user", name)
+        except ProtocolError as error:
+            raise ConfigurationError(str(error)) from None
+        both = self.gateways.keys() & self.devices.keys()
+        if both:
+            raise ConfigurationError(
+                f"{', '.join(sorted(both))}: a gateway and a device have one name; rename one"
+            )
+
+    def config_text(self, folder: Path | str) -> str:
+        """mosquitto.conf for files in ``folder``."""
+        return _CONFIG.format(
+            port=self.port,
+            host=self.host,
+            folder=folder,
+            max_queued=MAX_QUEUED_MESSAGES,
+            max_inflight=MAX_INFLIGHT_MESSAGES,
+            max_packet=MAX_PACKET_BYTES,
+        )
+
+    def access_text(self) -> str:
+        """The access list."""
+        gateways = (
+            _ACCESS_GATEWAY.format(fleet=self.fleet, gateway=gateway)
+            for gateway in sorted(self.gateways)
+        )
+        return _ACCESS_PATTERNS.format(fleet=self.fleet) + "".join(gateways)
+
+
+def write_broker_config(folder: Path, config: BrokerConfig) -> Path:
+    """Write mosquitto.conf, access and passwords (hashed) into ``folder``; returns the first.
+
+    Works again on the same folder when devices were added; a running broker re-reads
+    passwords and access list on SIGHUP.
+    """
+    folder = folder.absolute()
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    text = config.config_text(folder)
+    if os.geteuid() == 0:
+        # As root Mosquitto would change to a user that can't read this folder.
+        text += "user root\n"
+    passwords = folder / "passwords"
+    passwords.touch(mode=0o600)
+    passwords.write_text(password_lines({**config.gateways, **config.devices}), encoding="utf-8")
+    (folder / "access").write_text(config.access_text(), encoding="utf-8")
+    (folder / "access").chmod(0o600)
+    path = folder / "mosquitto.conf"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def password_lines(passwords: Mapping[str, str]) -> str:
+    """Mosquitto's password file: PBKDF2-HMAC-SHA512 as mosquitto_passwd writes it.
+
+    Made here so that no password ever lies in a file in plain text.
+    """
+    return "".join(f"{name}:{_hashed(passwords[name])}\n" for name in sorted(passwords))
+
+
+def _hashed(password: str) -> str:
+    salt = secrets.token_bytes(12)
+    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, PASSWORD_ITERATIONS, 64)
+    salt_text, digest_text = (base64.b64encode(part).decode() for part in (salt, digest))
+    return f"$7${PASSWORD_ITERATIONS}${salt_text}${digest_text}"
+
+
+def new_passwords(names: Iterable[str]) -> dict[str, str]:
+    """A random password (128 bits) for every name."""
+    return {name: secrets.token_urlsafe(16) for name in names}
+
+
+def find_mosquitto() -> str:
+    """Path of the broker's program; BrokerError says how to get it."""
+    found = shutil.which("mosquitto")
+    if found is None:
+        found = shutil.which("mosquitto", path=os.pathsep.join(_USUAL_FOLDERS))
+    if found is None:
+        raise BrokerError(
+            "mosquitto isn't installed; on Debian and Ubuntu: apt-get install mosquitto, "
+            "on macOS: brew install mosquitto"
+        )
+    return found
+
+
+def free_port() -> int:
+    """A TCP port of loopback that is free at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Broker:
+    """A Mosquitto that lives as long as the ``with`` block, or between ``start`` and ``stop``.
+
+    ``kill`` and ``start`` again is what the kill tests do: folder, port and data stay.
+    """
+
+    def __init__(self, folder: Path, config: BrokerConfig) -> None:
+        """Write the configuration into ``folder``; nothing runs yet."""
+        self.config = config
+        self.folder = folder.absolute()
+        self._config_path = write_broker_config(folder, config)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def host(self) -> str:
+        """Where it listens."""
+        return self.config.host
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self.config.port
+
+    @property
+    def log_path(self) -> Path:
+        """What it says."""
+        return self.folder / "mosquitto.log"
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, where it runs."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start it and wait until it answers; BrokerError with its last words otherwise."""
+        if self._process is not None:
+            raise BrokerError("the broker runs already; stop it first")
+        program = find_mosquitto()
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [program, "-c", str(self._config_path)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            if self._process.poll() is not None:
+                break
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection((self.host, self.port), timeout=1.0),
+            ):
+                # Somebody else could answer on this port while ours is about to fail.
+                time.sleep(0.05)
+                if self._process.poll() is None:
+                    return
+            time.sleep(0.02)
+        self.kill()
+        words = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+        raise BrokerError(
+            f"the broker didn't start on {self.host}:{self.port}; {self.log_path} ends with: "
+            + " | ".join(words)
+        )
+
+    def stop(self) -> None:
+        """End it in order; it saves its data."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it like a power cut would."""
+        self._end(signal.SIGKILL)
+
+    def reload(self) -> None:
+        """Let it read passwords and access list again."""
+        if self._process:
+            self._process.send_signal(signal.SIGHUP)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop it."""
+        self.stop()

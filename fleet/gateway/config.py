@@ -1,0 +1,128 @@
+"""Configuration of a gateway: one TOML file, frozen once read.
+
+fleet = "barn"
+gateway = "north"
+store = "north.sqlite"          # paths are relative to this file
+socket = "north.sock"
+devices = ["cow-1", "cow-2"]    # or device_prefix = "cow-"; all devices where both are missing
+
+[broker]
+host = "127.0.0.1"
+port = 1883
+user = "north"
+password_file = "north.password"
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fleet.errors import ConfigurationError
+from fleet.protocol.fields import NAME_PATTERN
+
+Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
+
+# sockaddr_un has 108 bytes on Linux, 104 on macOS, with the zero at the end.
+MAX_SOCKET_PATH_BYTES = 103
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BrokerSettings(_Settings):
+    """Where the site's broker is and how to log in."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 1883
+    user: Name
+    password_file: Path
+    ca_file: Path | None = None  # certificate authority: TLS where given
+
+    def password(self) -> str:
+        """The first line of the password file; ConfigurationError if it can't be read."""
+        try:
+            lines = self.password_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"password_file {self.password_file}: can't be read ({error}); "
+                f"write the password of user {self.user} into it"
+            ) from None
+        if not lines or not lines[0]:
+            raise ConfigurationError(
+                f"password_file {self.password_file} is empty; "
+                f"write the password of user {self.user} into it"
+            )
+        return lines[0]
+
+
+class GatewaySettings(_Settings):
+    """All that a gateway daemon is told."""
+
+    fleet: Name
+    gateway: Name
+    store: Path
+    socket: Path
+    devices: tuple[Name, ...] = ()
+    device_prefix: str = ""
+    broker: BrokerSettings
+
+    def serves(self, device: str) -> bool:
+        """Whether ``device`` belongs to this gateway."""
+        if not self.devices and not self.device_prefix:
+            return True
+        if device in self.devices:
+            return True
+        return bool(self.device_prefix) and device.startswith(self.device_prefix)
+
+    @classmethod
+    def read(cls, path: Path) -> GatewaySettings:
+        """The settings in TOML file ``path``; ConfigurationError names what is wrong."""
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"{path}: can't be read ({error}); fleet/gateway/config.py shows an example"
+            ) from None
+        try:
+            settings = cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigurationError(
+                f"{path}: {where}: {first['msg']}; fleet/gateway/config.py shows an example"
+            ) from None
+        folder = path.absolute().parent
+        broker = settings.broker.model_copy(
+            update={
+                "password_file": folder / settings.broker.password_file,
+                "ca_file": folder / settings.broker.ca_file if settings.broker.ca_file else None,
+            }
+        )
+        settings = settings.model_copy(
+            update={
+                "store": folder / settings.store,
+                "socket": folder / settings.socket,
+                "broker": broker,
+            }
+        )
+        if len(bytes(settings.socket)) > MAX_SOCKET_PATH_BYTES:
+            raise ConfigurationError(
+                f"{path}: the path of socket {settings.socket} is longer than "
+                f"{MAX_SOCKET_PATH_BYTES} bytes; choose a shorter one, for instance under /tmp"
+            )
+        return settings
+
+    def write(self, path: Path) -> None:
+        """Write the settings as a TOML file that ``read`` takes."""
+        data = self.model_dump(mode="json", exclude_none=True, exclude={"broker"})
+        broker = self.broker.model_dump(mode="json", exclude_none=True)
+        # Texts, numbers and lists of texts look the same in JSON and TOML.
+        lines = [f"{key} = {json.dumps(value)}" for key, value in data.items()]
+        lines += ["", "[broker]", *(f"{key} = {json.dumps(v)}" for key, v in broker.items())]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
