@@ -1,0 +1,319 @@
+"""The MQTT client and a real broker: Mosquitto on a free loopback port."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import paho.mqtt.client as paho
+import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from tests.device_runtime.link.conftest import Client
+
+PASSWORD = "correct horse"
+SYSTEM_FOLDERS = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
+
+
+def tool(name: str) -> str:
+    path = shutil.which(name, path=os.environ.get("PATH", "") + ":" + SYSTEM_FOLDERS)
+    if path is None:
+        pytest.skip(f"{name} is not installed; install the package mosquitto to run this test")
+    return path
+
+
+class Broker:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        passwords = folder / "passwords"
+        for user in ("device", "gateway"):
+            subprocess.run(
+                [tool("mosquitto_passwd"), "-b", *(["-c"] if user == "device" else [])]
+                + [str(passwords), user, PASSWORD],
+                check=True,
+                capture_output=True,
+            )
+        passwords.chmod(0o600)
+        account = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True)
+        (folder / "mosquitto.conf").write_text(
+            f"listener {self.port} 127.0.0.1\nallow_anonymous false\npassword_file {passwords}\n"
+            f"persistence true\npersistence_location {folder}/\nautosave_on_changes true\n"
+            f"autosave_interval 1\nuser {account.stdout.strip()}\n"
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        log = (self.folder / "log").open("ab")
+        self.process = subprocess.Popen(
+            [tool("mosquitto"), "-v", "-c", str(self.folder / "mosquitto.conf")],
+            stdout=log,
+            stderr=log,
+        )
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.02)
+        pytest.fail("mosquitto doesn't listen:\n" + self.log())
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    running = Broker(tmp_path)
+    yield running
+    running.kill()
+
+
+class Gateway:
+    """The other side: paho, as the gateway uses it."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.messages: list[paho.MQTTMessage] = []
+        self.client = paho.Client(
+            paho.CallbackAPIVersion.VERSION2, "gateway", protocol=paho.MQTTv5
+        )
+        self.client.username_pw_set("gateway", PASSWORD)
+        self.client.on_message = lambda client, user, message: self.messages.append(message)
+        self.client.connect("127.0.0.1", broker.port)
+        self.client.loop_start()
+
+    def subscribe(self, topic: str) -> None:
+        done: list[int] = []
+        self.client.on_subscribe = lambda *arguments: done.append(1)
+        self.client.subscribe(topic, qos=1)
+        wait_for(lambda: bool(done))
+
+    def publish(
+        self, topic: str, payload: bytes, retain: bool = False, **properties: object
+    ) -> None:
+        carried = Properties(PacketTypes.PUBLISH)
+        for name, value in properties.items():
+            setattr(carried, name, value)
+        self.client.publish(topic, payload, 1, retain, carried).wait_for_publish(5)
+
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+@pytest.fixture
+def gateway(broker: Broker) -> Iterator[Gateway]:
+    other = Gateway(broker)
+    yield other
+    other.close()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def run_until(client: Client, start: str, seconds: float = 8) -> str:
+    """Runs the client to its next event that starts so; others in between are passed over."""
+    end = time.monotonic() + seconds
+    seen: list[str] = []
+    while time.monotonic() < end:
+        seen += (lines := client("run 500"))
+        for line in lines:
+            if line.startswith(start):
+                return line
+    pytest.fail(f"no event {start!r}; saw {seen}")
+
+
+@pytest.fixture
+def connect(make_client: Callable[..., Client], broker: Broker) -> Callable[..., Client]:
+    def make(**options: object) -> Client:
+        given = {"tcp": broker.port, "id": "device", "user": "device", "password": PASSWORD}
+        client = make_client(**{**given, "backoff": 100, **options})
+        client("start")
+        return client
+
+    return make
+
+
+def test_wrong_password_is_told_as_bad_credentials_or_not_authorized(
+    connect: Callable[..., Client],
+) -> None:
+    client = connect(password="wrong")
+    # 0x86 bad credentials, or 0x87 from Mosquitto before 2.1
+    assert run_until(client, "lost") in {
+        "lost cause=refused reason=86",
+        "lost cause=refused reason=87",
+    }
+
+
+def test_publication_reaches_the_gateway_whole_and_once(
+    connect: Callable[..., Client], gateway: Gateway
+) -> None:
+    gateway.subscribe("up/#")
+    client = connect()
+    assert run_until(client, "connected") == "connected session=0"
+    payload = bytes(index & 0xFF for index in range(600))
+    client(f"publish up/one 0 77 {payload.hex()}")
+    assert run_until(client, "published") == "published id=1 reason=00"
+    wait_for(lambda: bool(gateway.messages))
+    (message,) = gateway.messages
+    assert (message.topic, message.payload, message.qos) == ("up/one", payload, 1)
+    assert message.properties is not None
+    assert message.properties.MessageExpiryInterval in (76, 77)
+
+
+def test_publication_that_nobody_reads_is_acknowledged_with_that_reason(
+    connect: Callable[..., Client],
+) -> None:
+    client = connect()
+    run_until(client, "connected")
+    client("publish nobody 0 0 01")
+    assert run_until(client, "published") == "published id=1 reason=10"
+
+
+def test_retained_message_comes_after_subscribing_with_its_properties(
+    connect: Callable[..., Client], gateway: Gateway
+) -> None:
+    gateway.publish(
+        "task",
+        b"\1\2\3",
+        retain=True,
+        MessageExpiryInterval=100,
+        ResponseTopic="gw/delta",
+        CorrelationData=b"\xca\xfe",
+        UserProperty=("site", "north"),
+        ContentType="application/cbor",
+    )
+    client = connect()
+    run_until(client, "connected")
+    client("subscribe task")
+    seen = {run_until(client, "")[:7] for _ in range(1)}
+    lines = client("run 300")
+    message = run_until(client, "message") if not lines and "message" not in seen else None
+    text = message or next((line for line in lines if line.startswith("message")), None)
+    assert text is not None
+    assert "retained=1" in text
+    assert "response=gw/delta correlation=cafe payload=010203" in text
+    expiry = int(text.split("expiry=")[1].split()[0])
+    assert 95 <= expiry <= 100
+
+
+def test_broker_keeps_to_receive_maximum_until_messages_are_taken(
+    connect: Callable[..., Client], gateway: Gateway, broker: Broker
+) -> None:
+    client = connect()
+    run_until(client, "connected")
+    client("subscribe blob/+")
+    run_until(client, "subscribed")
+    client("answer 1")  # not yet, says the callback
+    for index in range(10):
+        gateway.publish(f"blob/{index}", bytes(512))
+    run_until(client, "message topic=blob/0")
+    time.sleep(0.3)
+    assert broker.log().count("Sending PUBLISH to device") == 2
+    client("answer 0")
+    topics = []
+    end = time.monotonic() + 8
+    while len(topics) < 10 and time.monotonic() < end:
+        topics += [line.split()[1] for line in client("run 200") if line.startswith("message")]
+    assert topics == [f"topic=blob/{index}" for index in range(10)]
+
+
+def test_messages_that_came_while_away_wait_in_the_session(
+    connect: Callable[..., Client], gateway: Gateway
+) -> None:
+    client = connect()
+    run_until(client, "connected")
+    client("subscribe task")
+    run_until(client, "subscribed")
+    client("stop 0")
+    run_until(client, "stopped")
+    gateway.publish("task", b"\x11")
+    client("start")
+    assert run_until(client, "connected") == "connected session=1"
+    assert run_until(client, "message").endswith("payload=11")
+
+
+def test_will_is_published_and_kept_when_the_device_dies(
+    connect: Callable[..., Client], gateway: Gateway
+) -> None:
+    client = connect(will="status")
+    run_until(client, "connected")
+    client.process.stdin.close()  # type: ignore[union-attr]
+    client.process.wait()
+    time.sleep(0.2)
+    gateway.subscribe("status")
+    wait_for(lambda: bool(gateway.messages))
+    assert gateway.messages[0].payload == b"gone"
+    assert gateway.messages[0].retain
+
+
+def test_orderly_stop_publishes_no_will_unless_asked(
+    connect: Callable[..., Client], gateway: Gateway
+) -> None:
+    gateway.subscribe("status/+")
+    for number, with_will in enumerate((0, 1)):
+        client = connect(will=f"status/{number}", id=f"device-{number}")
+        run_until(client, "connected")
+        client(f"stop {with_will}")
+        run_until(client, "stopped")
+    wait_for(lambda: bool(gateway.messages))
+    assert [message.topic for message in gateway.messages] == ["status/1"]
+
+
+def test_pings_keep_a_quiet_connection_open(connect: Callable[..., Client]) -> None:
+    client = connect(keepalive=1)
+    run_until(client, "connected")
+    assert client("run 3500") == []
+    assert client.state() == "online"
+
+
+def test_second_client_with_the_same_name_takes_the_session_over(
+    connect: Callable[..., Client],
+) -> None:
+    first = connect()
+    run_until(first, "connected")
+    second = connect()
+    run_until(second, "connected")
+    assert run_until(first, "lost") == "lost cause=disconnected reason=8e"
+
+
+def test_killed_broker_comes_back_and_nothing_acknowledged_or_pending_is_lost(
+    connect: Callable[..., Client], gateway: Gateway, broker: Broker
+) -> None:
+    gateway.subscribe("up/#")
+    client = connect()
+    run_until(client, "connected")
+    client("subscribe task")
+    run_until(client, "subscribed")
+    client("publish up/1 0 0 01")
+    run_until(client, "published")
+    broker.kill()
+    run_until(client, "lost cause=stream-closed")
+    client("publish up/2 0 0 02")  # waits for the broker
+    assert client("run 300") == [] or client.state() != "online"
+    broker.start()
+    connected = run_until(client, "connected", seconds=15)
+    assert run_until(client, "published").startswith("published id=")
+    client("subscribe task")
+    run_until(client, "subscribed")
+    wait_for(lambda: gateway.client.is_connected(), 10)
+    gateway.publish("task", b"\x42")
+    assert run_until(client, "message").endswith("payload=42")
+    assert connected in {"connected session=0", "connected session=1"}
