@@ -101,9 +101,7 @@ def command_options() -> dict[str, frozenset[str]]:
     commands = getattr(group, "commands", {})
     return {
         name: frozenset(option for parameter in command.params for option in parameter.opts)
-        | frozenset(
-            option for parameter in command.params for option in parameter.secondary_opts
-        )
+        | frozenset(option for parameter in command.params for option in parameter.secondary_opts)
         | {"--help"}
         for name, command in commands.items()
     }

@@ -1,0 +1,134 @@
+"""Commands and their options; what they do stands in the modules beside this one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fleet.cli._errors import is_expected, message_of
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="tinyfleet",
+    help="Fleets of microcontrollers that learn together without their data leaving them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
+
+
+@app.command("compile")
+def compile_command(
+    model: Annotated[Path, typer.Argument(help="ONNX file, float or QDQ int8.")],
+    board: Annotated[str, typer.Option(help="Board to build for; `tinyfleet boards` lists them.")],
+    out: Annotated[Path, typer.Option(help="Folder that the bundle is written to.")],
+    plan: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Update plan: FILE, or FILE#NAME of several; repeat for more plans. "
+            "A file with several plans and no #NAME gives them all. Default: plans.json "
+            "beside the model."
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="NPZ with an array `x` of input samples, for float models. Default: "
+            "calibration.npz beside the model."
+        ),
+    ] = None,
+    compiler: Annotated[
+        str, typer.Option(help="arm-gcc, zig, or auto (the first that is there).")
+    ] = "auto",
+    json: Json = False,
+) -> None:
+    """Compile a model and its update plans into a firmware bundle for a board."""
+    from fleet.cli._compile import compile_bundle
+
+    compile_bundle(
+        model=model,
+        board=board,
+        plans=plan or [],
+        calibration=calibration,
+        out=out,
+        compiler=compiler,
+        as_json=json,
+    )
+
+
+@app.command()
+def measure(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, written by `tinyfleet compile`.")],
+    plan: Annotated[
+        str | None, typer.Option(help="Plan: its name or the start of its id. Default: the first.")
+    ] = None,
+    machine: Annotated[str, typer.Option(help="What runs the image: unicorn.")] = "unicorn",
+    json: Json = False,
+) -> None:
+    """Run a bundle's image and report the instructions, stack and SRAM that it really uses."""
+    from fleet.cli._measure import measure_bundle
+
+    measure_bundle(bundle=bundle, plan=plan, machine=machine, as_json=json)
+
+
+@app.command()
+def demo(
+    devices: Annotated[int, typer.Option(min=2, help="Emulated microcontrollers.")] = 24,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the campaign.")] = 6,
+    seed: Annotated[int, typer.Option(help="Same seed: same partition, plans and cohorts.")] = 1,
+    out: Annotated[Path, typer.Option(help="Result folder.")] = Path("out/demo"),
+    json: Json = False,
+) -> None:
+    """Let emulated microcontrollers learn together over a real broker and a real SuperLink."""
+    from fleet.cli._demo import show_demo
+
+    show_demo(devices=devices, rounds=rounds, seed=seed, out=out, as_json=json)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Say what is installed, what is missing and how to get it."""
+    from fleet.cli._doctor import report
+
+    if not report(as_json=json):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def boards(json: Json = False) -> None:
+    """List the boards that firmware can be built for."""
+    from fleet.cli._boards import list_boards
+
+    list_boards(as_json=json)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with one of the exit codes above.
+
+    Bad input and failures that can be expected print one message. Anything else is a defect of
+    ours and keeps its traceback.
+    """
+    try:
+        app(args=list(arguments) if arguments is not None else None, prog_name="tinyfleet")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader went away (`| head`); nothing more can be printed, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    except Exception as error:
+        if not is_expected(error):
+            raise
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)

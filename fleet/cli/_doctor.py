@@ -1,0 +1,188 @@
+"""`tinyfleet doctor`: what is installed, what is missing, how to get it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from fleet.cli._output import console, print_json
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A program outside of Python, what it is for and how to get it.
+
+    `versioned`: Debian may have it under a name with its version only, such as ``clang-14``.
+    """
+
+    command: str
+    purpose: str
+    remedy: str
+    needed: bool
+    version_flag: str = "--version"
+    versioned: bool = False
+
+
+TOOLS = (
+    Tool("mosquitto", "MQTT broker of a site", "apt-get install mosquitto", True, "-h"),
+    Tool("mosquitto_passwd", "broker accounts", "apt-get install mosquitto", True, ""),
+    Tool("arm-none-eabi-gcc", "firmware compiler", "apt-get install gcc-arm-none-eabi", False),
+    Tool("gcc", "host library, tests", "apt-get install gcc", False),
+    Tool("clang", "fuzzing, sanitizers", "apt-get install clang", False, versioned=True),
+    Tool("clang-format", "make check", "apt-get install clang-format", False),
+    Tool("cppcheck", "make check", "apt-get install cppcheck", False),
+    Tool("qemu-system-arm", "second emulator", "apt-get install qemu-system-arm", False),
+    Tool("renode", "whole-board emulator", "download it from renode.io", False),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    name: str
+    found: bool
+    needed: bool
+    version: str
+    purpose: str
+    remedy: str
+
+
+def _search_path() -> str:
+    """PATH with the folders for system programs that users often lack."""
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
+def _version_of(path: str, flag: str) -> str:
+    """First version number in what the program says of itself; empty when it says none."""
+    if not flag:
+        return ""
+    try:
+        said = subprocess.run([path, flag], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    match = re.search(r"\d+\.\d+(?:\.\d+)?", said.stdout + said.stderr)
+    return match.group() if match else ""
+
+
+def check_tool(tool: Tool) -> Finding:
+    """Look for one program."""
+    names = [tool.command]
+    if tool.versioned:
+        names += [f"{tool.command}-{version}" for version in range(30, 11, -1)]
+    found = (shutil.which(name, path=_search_path()) for name in names)
+    path = next((path for path in found if path), None)
+    return Finding(
+        name=tool.command,
+        found=path is not None,
+        needed=tool.needed,
+        version=_version_of(path, tool.version_flag) if path else "",
+        purpose=tool.purpose,
+        remedy="" if path else tool.remedy,
+    )
+
+
+def check_python() -> Finding:
+    """The interpreter that runs us."""
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    suits = sys.version_info >= (3, 11)
+    return Finding(
+        "python", suits, True, version, "everything", "" if suits else "install Python >= 3.11"
+    )
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def satisfied(version: str, specifier: str) -> bool:
+    """Whether a version meets a specifier like `>=1.41,<1.42`: release numbers only."""
+    compare = {
+        ">=": lambda a, b: a >= b,
+        "<=": lambda a, b: a <= b,
+        "==": lambda a, b: a[: len(b)] == b,
+        ">": lambda a, b: a > b,
+        "<": lambda a, b: a < b,
+    }
+    for operator, bound in re.findall(r"(>=|<=|==|>|<)\s*([\d.]+)", specifier):
+        if not compare[operator](_parts(version), _parts(bound)):
+            return False
+    return True
+
+
+def check_packages(requirements: Sequence[str]) -> list[Finding]:
+    """Look for the packages of requirement lines such as `numpy>=1.26`.
+
+    Those that belong to an optional part (`; extra == "dev"`) are not needed to run.
+    """
+    findings = []
+    for requirement in requirements:
+        specification, _, marker = requirement.partition(";")
+        match = re.match(r"\s*([\w.-]+)\s*(?:\[[^\]]*\])?\s*\(?([^)]*)\)?", specification)
+        assert match is not None
+        name, specifier = match.group(1), match.group(2).strip()
+        optional = "extra" in marker
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = ""
+        suits = bool(version) and satisfied(version, specifier)
+        findings.append(
+            Finding(
+                name=name,
+                found=suits,
+                needed=not optional,
+                version=version,
+                purpose="development" if optional else "Python package",
+                remedy="" if suits else f"pip install '{name}{specifier}'",
+            )
+        )
+    return findings
+
+
+def examine() -> list[Finding]:
+    """All findings, in the order in which they are shown."""
+    try:
+        requirements = importlib.metadata.requires("tinyfleet") or []
+    except importlib.metadata.PackageNotFoundError:
+        requirements = []
+    return [check_python(), *(check_tool(tool) for tool in TOOLS), *check_packages(requirements)]
+
+
+def can_compile(findings: Sequence[Finding]) -> bool:
+    """Whether one of the two firmware compilers is there."""
+    return any(
+        finding.found and finding.name in {"arm-none-eabi-gcc", "ziglang"} for finding in findings
+    )
+
+
+def report(*, as_json: bool) -> bool:
+    """Print the findings; False when something that is needed is missing."""
+    findings = examine()
+    healthy = can_compile(findings) and all(
+        finding.found or not finding.needed for finding in findings
+    )
+    if as_json:
+        print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
+        return healthy
+    screen = console()
+    for finding in findings:
+        mark = "ok     " if finding.found else ("MISSING" if finding.needed else "absent ")
+        line = f"{mark} {finding.name:<20} {finding.version:<12} {finding.purpose}"
+        screen.print(
+            line + (f"  → {finding.remedy}" if finding.remedy else ""), markup=False, soft_wrap=True
+        )
+    if not can_compile(findings):
+        screen.print("No firmware compiler: install gcc-arm-none-eabi, or pip install ziglang.")
+    screen.print(
+        "Everything that is needed is there."
+        if healthy
+        else "Something that is needed is missing; `scripts/setup` installs it where it may."
+    )
+    return healthy

@@ -1,0 +1,61 @@
+"""How commands print: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_PLAIN_WIDTH = 160
+
+
+def print_json(facts: Any) -> None:
+    """Print facts as indented JSON on stdout."""
+    sys.stdout.write(json.dumps(facts, indent=2) + "\n")
+
+
+def console() -> Console:
+    """The console that people read; plain text when stdout is no terminal."""
+    screen = Console(highlight=False)
+    # Rich folds to 80 columns when stdout is a file or a pipe, where nothing needs folding.
+    return screen if screen.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A table whose first column is left aligned and whose numbers are right aligned."""
+    result = Table(title=title, title_justify="left", header_style="bold")
+    for index, column in enumerate(columns):
+        numeric = index > 0 and all(isinstance(row[index], (int, float)) for row in rows)
+        result.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*(readable(value) for value in row))
+    return result
+
+
+def readable(value: object) -> str:
+    """Numbers with separators between thousands; everything else as it is."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return str(value)
+
+
+def budget_rows(report: Mapping[str, Any]) -> list[list[object]]:
+    """SRAM by purpose, one row per plan of a bundle's report.json."""
+    purposes = ("arena", "state", "samples", "link", "data_bss_other", "stack", "total")
+    return [
+        [
+            plan["name"],
+            *(plan["sram_bytes"][purpose] for purpose in purposes),
+            plan["sram_limit_bytes"],
+            plan["delta_values"],
+        ]
+        for plan in report["plans"]
+    ]

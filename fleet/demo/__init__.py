@@ -1,0 +1,1 @@
+"""The demo: a campaign over emulated microcontrollers, and the result folder it leaves."""
