@@ -40,6 +40,9 @@ OLDEST_OPSET = 13
 
 _Array = NDArray[np.float64]
 
+# What onnx and numpy raise for tensors and attributes whose parts don't agree.
+_DAMAGE = (ValueError, TypeError, KeyError, IndexError, OverflowError)
+
 
 def import_model(path: Path | str) -> FloatGraph:
     """Reads an ONNX file. Raises ModelError for a file that is missing, damaged or unsupported."""
@@ -58,10 +61,13 @@ def import_proto(model: onnx.ModelProto, name: str | None = None) -> FloatGraph:
     _check_opset(model)
     try:
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"the model breaks the ONNX rules: {reason}; export it again") from error
-    return _Import(model.graph, name or model.graph.name or "model").run()
+    try:
+        return _Import(model.graph, name or model.graph.name or "model").run()
+    except _DAMAGE as error:
+        raise ModelError(f"the model contradicts itself ({error}); export it again") from error
 
 
 def _check_opset(model: onnx.ModelProto) -> None:
