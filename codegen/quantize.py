@@ -44,9 +44,10 @@ def load_calibration(path: Path | str) -> NDArray[np.float32]:
     Raises CalibrationError for a file that is missing, damaged, or has no such array.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise CalibrationError(f"{path}: a single .npy; save it with np.savez(path, x=...)")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise CalibrationError(f"{path}: not an .npz; {_HOW_TO_GIVE}")
+        with archive:
             names = archive.files
             if "x" not in names and len(names) != 1:
                 raise CalibrationError(

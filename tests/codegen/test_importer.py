@@ -102,9 +102,7 @@ def test_layers_carry_the_names_of_the_conv_nodes() -> None:
 )
 def test_convolutions_pad_and_stride_as_onnxruntime_does(attributes: dict[str, object]) -> None:
     conv = helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", **attributes)
-    assert_equals_onnxruntime(
-        with_head([conv], {"w": normal(8, 3, 3, 2), "b": normal(8)}, "y", 8)
-    )
+    assert_equals_onnxruntime(with_head([conv], {"w": normal(8, 3, 3, 2), "b": normal(8)}, "y", 8))
 
 
 def test_depthwise_convolutions_evaluate_as_onnxruntime_does() -> None:

@@ -1,0 +1,247 @@
+"""Quantization: bounds on what it costs, exactness where it promises exactness, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from codegen import ir
+from codegen.errors import CalibrationError
+from codegen.float_graph import (
+    NO_CLAMP,
+    Clamp,
+    FloatAdd,
+    FloatConv,
+    FloatGraph,
+    FloatHead,
+    FloatPool,
+    evaluate,
+)
+from codegen.importer import import_model
+from codegen.quantization_report import signal_to_noise, simulate
+from codegen.quantize import activation_code, load_calibration, quantize, quantize_input
+from simulator import digits
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
+
+
+@pytest.fixture(scope="module")
+def digit_float() -> FloatGraph:
+    return import_model(EXAMPLE / "digits.onnx")
+
+
+@pytest.fixture(scope="module")
+def digit_graph(digit_float: FloatGraph) -> ir.Graph:
+    return quantize(digit_float, load_calibration(EXAMPLE / "calibration.npz"))
+
+
+def small_graph(seed: int = 0, clamp: Clamp = NO_CLAMP) -> FloatGraph:
+    """3x5x4 input, convolution, depthwise, residual sum, pool, head."""
+    random = np.random.default_rng(seed)
+    conv = FloatConv(
+        "conv", "x", "conv", random.normal(size=(6, 3, 1, 1)), random.normal(size=6), clamp=clamp
+    )
+    depthwise = FloatConv(
+        "dw", "conv", "dw", random.normal(size=(6, 1, 3, 3)), random.normal(size=6), groups=6,
+        padding=ir.Padding(1, 1, 1, 1),
+    )  # fmt: skip
+    head = FloatHead("head", "pool", "head", random.normal(size=(4, 6)), random.normal(size=4))
+    ops = (
+        conv, depthwise, FloatAdd("sum", ("conv", "dw"), "sum"), FloatPool("pool", "sum", "pool"),
+        head,
+    )  # fmt: skip
+    shapes = dict.fromkeys(("conv", "dw", "sum"), (6, 5, 4))
+    return FloatGraph("small", "x", {"x": (3, 5, 4), **shapes, "pool": (6, 1, 1)}, ops)
+
+
+def inputs(count: int = 40, seed: int = 1) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(count, 3, 5, 4)).astype(np.float32)
+
+
+def test_the_quantized_digit_model_classifies_as_well_as_the_float_one(
+    digit_float: FloatGraph, digit_graph: ir.Graph
+) -> None:
+    x, y = digits.load()
+    rest = digits.lab_split()[1]
+    logits = simulate(digit_graph, quantize_input(digit_graph, x[rest]))["head"]
+    exact = evaluate(digit_float, x[rest].transpose(0, 3, 1, 2))["head"]
+    quantized_accuracy = float(np.mean(logits.argmax(1) == y[rest]))
+    assert quantized_accuracy >= float(np.mean(exact.argmax(1) == y[rest])) - 0.01
+    assert quantized_accuracy >= 0.95
+
+
+def test_every_layer_keeps_25_decibels_of_signal_to_noise(
+    digit_float: FloatGraph, digit_graph: ir.Graph
+) -> None:
+    x = digits.load()[0][digits.lab_split()[1][:100]].transpose(0, 3, 1, 2)
+    report = signal_to_noise(digit_float, digit_graph, x)
+    assert set(report) == {*digit_graph.tensors, "head"}
+    assert min(report.values()) > 25.0
+
+
+def test_weights_are_within_half_a_step_of_the_real_ones() -> None:
+    graph = small_graph()
+    quantized = quantize(graph, inputs())
+    conv, depthwise = quantized.convolutions
+    real, real_depthwise = graph.ops[0].weight, graph.ops[1].weight  # type: ignore[union-attr]
+    error = conv.weight * conv.weight_scale[:, None, None, None] - real.transpose(0, 2, 3, 1)
+    assert (np.abs(error) <= conv.weight_scale[:, None, None, None] * 0.5001).all()
+    error = depthwise.weight * depthwise.weight_scale - real_depthwise[:, 0].transpose(1, 2, 0)
+    assert (np.abs(error) <= depthwise.weight_scale * 0.5001).all()
+    assert (np.abs(conv.weight).max(axis=(1, 2, 3)) == 127).all()
+    head = graph.head
+    step = quantized.head.weight_scale / 256
+    assert np.abs(quantized.head.weight * step - head.weight).max() <= step * 0.5001
+    assert np.abs(quantized.head.weight).max() == 127 * 256
+
+
+def test_shapes_are_those_that_the_device_uses() -> None:
+    quantized = quantize(small_graph(), inputs())
+    assert quantized.tensors["x"].shape == (5, 4, 3)
+    conv, depthwise = quantized.convolutions
+    assert conv.weight.shape == (6, 1, 1, 3)
+    assert isinstance(depthwise, ir.DepthwiseConv)
+    assert depthwise.weight.shape == (3, 3, 6)
+    assert all(op.bias.dtype == np.int32 for op in (conv, depthwise, quantized.head))
+
+
+def test_the_pool_keeps_scale_and_zero_point_of_its_input() -> None:
+    tensors = quantize(small_graph(), inputs()).tensors
+    assert (tensors["pool"].scale, tensors["pool"].zero_point) == (
+        tensors["sum"].scale,
+        tensors["sum"].zero_point,
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 6.0), (-1.0, 1.0), (-3.0, 0.0), (2.0, 5.0), (-1e-9, 1e6), (-7.0, -2.0)]
+)
+def test_activation_codes_hold_the_range_and_an_exact_zero(low: float, high: float) -> None:
+    scale, zero_point = activation_code(low, high)
+    assert -128 <= zero_point <= 127
+    bottom, top = scale * (-128 - zero_point), scale * (127 - zero_point)
+    assert bottom <= min(low, 0.0) + scale * 0.501
+    assert top >= max(high, 0.0) - scale * 0.501
+
+
+def test_a_tensor_that_is_always_zero_gets_a_finite_scale() -> None:
+    scale, zero_point = activation_code(0.0, 0.0)
+    assert scale > 0
+    assert -128 <= zero_point <= 127
+
+
+def test_after_a_relu_the_lowest_code_is_real_zero_and_the_range_ends_at_the_clip() -> None:
+    graph = small_graph(clamp=Clamp(0.0, 0.5))
+    tensor = quantize(graph, inputs()).tensors["conv"]
+    assert tensor.zero_point == -128
+    assert math.isclose(tensor.scale * 255, 0.5)
+
+
+def test_a_clip_that_calibration_never_reaches_does_not_widen_the_range() -> None:
+    graph = small_graph(clamp=Clamp(0.0, 1000.0))
+    largest = evaluate(graph, inputs())["conv"].max()
+    assert math.isclose(quantize(graph, inputs()).tensors["conv"].scale * 255, largest)
+
+
+def with_first_conv(**changes: object) -> FloatGraph:
+    graph = small_graph()
+    first = dataclasses.replace(graph.ops[0], **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(graph, ops=(first, *graph.ops[1:]))
+
+
+def test_channels_of_zeros_get_a_scale_in_which_their_bias_is_still_right() -> None:
+    first = small_graph().ops[0]
+    assert isinstance(first, FloatConv)
+    weight, bias = first.weight.copy(), np.array([1e-3, 2.0, -300.0, 0.0, 5.0, 1.0])
+    weight[1:4] = 0.0
+    graph = with_first_conv(weight=weight, bias=bias)
+    quantized = quantize(graph, inputs())
+    conv = quantized.convolutions[0]
+    assert (conv.weight[1:4] == 0).all()
+    real = conv.bias * conv.weight_scale * quantized.tensors["x"].scale
+    np.testing.assert_allclose(real, bias, atol=1e-3)
+
+
+def test_biases_of_tiny_weights_do_not_overflow() -> None:
+    first = small_graph().ops[0]
+    assert isinstance(first, FloatConv)
+    graph = with_first_conv(weight=first.weight * 1e-15, bias=np.full(6, 4.0))
+    quantized = quantize(graph, inputs())
+    conv = quantized.convolutions[0]
+    real = conv.bias * conv.weight_scale * quantized.tensors["x"].scale
+    np.testing.assert_allclose(real, 4.0, rtol=1e-6)
+    assert np.abs(conv.bias.astype(np.int64)).max() <= 2**30
+
+
+def test_quantize_input_inverts_to_within_half_a_step_and_saturates_outside() -> None:
+    graph = quantize(small_graph(), inputs())
+    tensor = graph.tensors["x"]
+    x = inputs(3).transpose(0, 2, 3, 1)
+    codes = quantize_input(graph, x)
+    assert codes.dtype == np.int8
+    assert codes.shape == x.shape
+    low, high = (tensor.scale * (end - tensor.zero_point) for end in (-128, 127))
+    back = tensor.scale * (codes.astype(float) - tensor.zero_point)
+    assert np.abs(back - np.clip(x, low, high)).max() <= tensor.scale * 0.5001
+    assert (quantize_input(graph, np.full((5, 4, 3), 1e9)) == 127).all()
+    assert (quantize_input(graph, np.full((5, 4, 3), -1e9)) == -128).all()
+
+
+def test_quantize_input_refuses_channels_first() -> None:
+    graph = quantize(small_graph(), inputs())
+    with pytest.raises(ValueError, match="last three dimensions"):
+        quantize_input(graph, inputs(3))
+
+
+def test_without_a_calibration_set_the_error_says_how_to_give_one() -> None:
+    with pytest.raises(CalibrationError, match="--calibration FILE"):
+        quantize(small_graph(), None)
+
+
+@pytest.mark.parametrize("shape", [(10, 5, 4, 3), (3, 5, 4), (0, 3, 5, 4)])
+def test_a_calibration_set_of_the_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(CalibrationError, match=r"needs \(samples, 3, 5, 4\)"):
+        quantize(small_graph(), np.ones(shape, np.float32))
+
+
+def test_a_calibration_set_with_nan_is_refused() -> None:
+    samples = inputs()
+    samples[0, 0, 0, 0] = np.nan
+    with pytest.raises(CalibrationError, match="NaN"):
+        quantize(small_graph(), samples)
+
+
+def test_calibration_files_hold_x_or_a_single_array(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.npz"
+    np.savez(path, x=inputs(), y=np.arange(40))
+    np.testing.assert_array_equal(load_calibration(path), inputs())
+    np.savez(path, images=inputs())
+    np.testing.assert_array_equal(load_calibration(path), inputs())
+    np.savez(path, images=inputs(), y=np.arange(40))
+    with pytest.raises(CalibrationError, match="must be named 'x'"):
+        load_calibration(path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut", b"garbage"])
+def test_damaged_calibration_files_give_one_clear_error(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "calibration.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CalibrationError, match=r"numpy\.savez"):
+        load_calibration(path)
+
+
+def test_a_single_npy_and_objects_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", inputs())
+    with pytest.raises(CalibrationError, match="not an .npz"):
+        load_calibration(tmp_path / "one.npy")
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(CalibrationError):
+        load_calibration(tmp_path / "objects.npz")
