@@ -1,0 +1,286 @@
+"""Update plans: which values of a model a device trains, and how.
+
+The file format is described in docs/specification/bundle.md. A plan file is parsed without
+knowledge of a model (``load_plan``), then resolved against a graph (``resolve``); the result has
+everything spelt out, and its id is the SHA-256 of that canonical form.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from codegen.errors import PlanError
+from codegen.ir import Conv, Graph
+
+FORMAT = "tinyfleet-plan/1"
+State = Literal["q8.8", "int8-stochastic"]
+
+# The default middle plan trains about this part of the parameters (the issue asks for an uplink
+# of at most 1/50 of dense fp32, which 4 … 5 % of the values give with room to spare).
+MIDDLE_PART = 0.045
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LastLayers(_Strict):
+    """The last ``last`` convolutions in execution order."""
+
+    last: int = Field(ge=0)
+
+
+class WeightSpec(_Strict):
+    """A range of the last axis of a layer's weight (input channels; depthwise: channels)."""
+
+    layer: str
+    start: int = Field(default=0, ge=0)
+    count: Literal["all"] | int = "all"
+
+
+class PlanSpec(_Strict):
+    """An update plan as it stands in a file."""
+
+    format: Literal["tinyfleet-plan/1"] = FORMAT
+    name: str = Field(default="plan", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    biases: LastLayers | list[str] = Field(default_factory=list)
+    weights: list[WeightSpec] = Field(default_factory=list)
+    head: bool = True
+    state: State = "q8.8"
+    accumulate: int = 1
+    loss: str = "cross-entropy"
+
+
+@dataclass(frozen=True)
+class WeightRange:
+    """Positions ``start … start + count`` of the last axis of a layer's weight are trained."""
+
+    layer: str
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan resolved against a graph: layers and ranges in execution order.
+
+    ``state`` says how int8 weights are kept while they are trained; the head is int16 (q8.8)
+    with either.
+    """
+
+    name: str
+    biases: tuple[str, ...]
+    weights: tuple[WeightRange, ...]
+    head: bool
+    state: State
+    accumulate: int = 1
+    loss: str = "cross-entropy"
+
+    def canonical(self) -> dict[str, Any]:
+        """Everything but the name, spelt out: what the id stands for."""
+        return {
+            "format": FORMAT,
+            "biases": list(self.biases),
+            "weights": [
+                {"layer": item.layer, "start": item.start, "count": item.count}
+                for item in self.weights
+            ],
+            "head": self.head,
+            "state": self.state,
+            "accumulate": self.accumulate,
+            "loss": self.loss,
+        }
+
+    @property
+    def id(self) -> str:
+        """SHA-256 (hex) of the canonical plan's JSON with sorted keys and no spaces."""
+        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_plan(spec: str) -> PlanSpec:
+    """Reads ``FILE``, or plan ``NAME`` of ``FILE#NAME``.
+
+    Raises PlanError if the file isn't there or isn't a plan, or names no such plan.
+    """
+    file, _, name = spec.partition("#")
+    try:
+        content = json.loads(Path(file).read_text("utf-8"))
+    except OSError as error:
+        raise PlanError(
+            f"plan file {file} can't be read: {error.strerror}; give FILE or FILE#NAME"
+        ) from error
+    except ValueError as error:
+        raise PlanError(f"plan file {file} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise PlanError(f"plan file {file} holds no plan: an object is expected")
+    if "plans" not in content:
+        if name:
+            raise PlanError(f"{file} holds one plan, not several; leave out '#{name}'")
+        return parse_plan(content, file)
+    plans = content["plans"]
+    extra = sorted(set(content) - {"plans", "format"})
+    if extra or not isinstance(plans, dict) or not plans:
+        raise PlanError(
+            f"{file}: a file of several plans is {{'plans': {{'NAME': {{...}}}}}}"
+            + (f"; unknown key {extra[0]!r}" if extra else "")
+        )
+    known = ", ".join(sorted(plans))
+    if not name:
+        raise PlanError(f"{file} holds several plans ({known}); pick one with {file}#NAME")
+    if name not in plans:
+        raise PlanError(f"{file} has no plan {name!r}{_nearest(name, list(plans))}; it has {known}")
+    if not isinstance(plans[name], dict):
+        raise PlanError(f"{file}#{name}: an object is expected")
+    return parse_plan({"name": name, **plans[name]}, f"{file}#{name}")
+
+
+def parse_plan(content: dict[str, Any], origin: str) -> PlanSpec:
+    """A plan from JSON; ``origin`` names it in errors. Raises PlanError for what it can't be."""
+    try:
+        return PlanSpec.model_validate(content)
+    except ValidationError as error:
+        fields = list(PlanSpec.model_fields)
+        problems = []
+        for entry in error.errors():
+            place = ".".join(str(part) for part in entry["loc"] if part not in _UNION_BRANCHES)
+            message = entry["msg"]
+            if entry["type"] == "extra_forbidden":
+                message = f"unknown key{_nearest(str(entry['loc'][-1]), fields)}"
+            problems.append(f"{place or 'plan'}: {message}")
+        raise PlanError(f"{origin}: {'; '.join(dict.fromkeys(problems))}") from error
+
+
+_UNION_BRANCHES = {"LastLayers", "list[str]", "literal['all']", "int"}
+
+
+def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
+    """Spells out ``plan_spec`` for ``graph``.
+
+    Raises PlanError for layers that aren't there (with the nearest name), ranges out of bounds,
+    a layer named twice, settings that aren't supported, and a plan that trains nothing.
+    """
+    name = f"plan {plan_spec.name!r}"
+    layers = {op.name: op for op in graph.convolutions}
+    order = list(layers)
+    if plan_spec.accumulate != 1:
+        raise PlanError(
+            f"{name}: accumulate {plan_spec.accumulate} isn't supported; every sample is one "
+            "update, set it to 1"
+        )
+    if plan_spec.loss != "cross-entropy":
+        raise PlanError(
+            f"{name}: loss {plan_spec.loss!r} isn't supported; the only loss is 'cross-entropy'"
+        )
+    if isinstance(plan_spec.biases, LastLayers):
+        last = plan_spec.biases.last
+        if last > len(order):
+            raise PlanError(
+                f"{name}: biases of the last {last} layers are asked for, "
+                f"the model has {len(order)} convolutions"
+            )
+        biases = order[len(order) - last :]
+    else:
+        for layer in plan_spec.biases:
+            _known(layer, order, graph, name)
+        biases = sorted(plan_spec.biases, key=order.index)
+        _once(biases, f"{name}: biases")
+    weights = []
+    for item in plan_spec.weights:
+        _known(item.layer, order, graph, name)
+        channels = layers[item.layer].weight.shape[-1]
+        count = channels - item.start if item.count == "all" else item.count
+        if count < 1 or item.start + count > channels:
+            raise PlanError(
+                f"{name}: layer {item.layer!r} has channels 0 … {channels - 1}; the range of "
+                f"{item.count} from {item.start} isn't within them"
+            )
+        weights.append(WeightRange(item.layer, item.start, count))
+    weights.sort(key=lambda item: order.index(item.layer))
+    _once([item.layer for item in weights], f"{name}: weights")
+    if not biases and not weights and not plan_spec.head:
+        raise PlanError(f"{name} trains nothing: name biases or weights, or set head to true")
+    return Plan(
+        name=plan_spec.name,
+        biases=tuple(biases),
+        weights=tuple(weights),
+        head=plan_spec.head,
+        state=plan_spec.state,
+        accumulate=plan_spec.accumulate,
+        loss=plan_spec.loss,
+    )
+
+
+def default_plans(graph: Graph) -> list[Plan]:
+    """Plans in three sizes: ``small``, ``middle`` and ``full``.
+
+    Small: the biases of the last third of the layers, and the head. Middle: the biases of the
+    last two thirds, the head, and input channels of the last pointwise weights until about 4.5 %
+    of the parameters are trained. Full: every layer.
+    """
+    order = [op.name for op in graph.convolutions]
+    third = -(-len(order) // 3)
+    small = Plan("small", tuple(order[len(order) - third :]), (), True, "q8.8")
+    middle_biases = tuple(order[max(0, len(order) - 2 * third) :])
+    middle = Plan("middle", middle_biases, _middle_weights(graph, middle_biases), True, "q8.8")
+    everything = tuple(
+        WeightRange(op.name, 0, op.weight.shape[-1]) for op in graph.convolutions
+    )
+    return [small, middle, Plan("full", tuple(order), everything, True, "q8.8")]
+
+
+def parameter_count(graph: Graph) -> int:
+    """Number of weights and biases of the model."""
+    layers = [*graph.convolutions, graph.head]
+    return sum(op.weight.size + op.bias.size for op in layers)
+
+
+def _middle_weights(graph: Graph, biases: tuple[str, ...]) -> tuple[WeightRange, ...]:
+    head = graph.head
+    trained = head.weight.size + head.bias.size
+    trained += sum(op.bias.size for op in graph.convolutions if op.name in biases)
+    budget = MIDDLE_PART * parameter_count(graph) - trained
+    pointwise = [
+        op for op in graph.convolutions if isinstance(op, Conv) and op.weight.shape[1:3] == (1, 1)
+    ]
+    # The last convolution reads the most specific features; the ranges are spread over the last
+    # few so that each of them can turn some of its inputs.
+    chosen = pointwise[-4:]
+    ranges = []
+    for left, op in zip(range(len(chosen), 0, -1), chosen, strict=True):
+        outputs, channels = op.weight.shape[0], op.weight.shape[-1]
+        count = min(channels, int(budget / left / outputs))
+        if count >= 1:
+            ranges.append(WeightRange(op.name, 0, count))
+            budget -= count * outputs
+    return tuple(ranges)
+
+
+def _known(layer: str, order: Sequence[str], graph: Graph, plan: str) -> None:
+    if layer in order:
+        return
+    if layer == graph.head.name:
+        raise PlanError(f"{plan}: {layer!r} is the head; train it with \"head\": true")
+    raise PlanError(
+        f"{plan}: the model has no layer {layer!r}{_nearest(layer, order)}; "
+        f"its convolutions are {', '.join(order)}"
+    )
+
+
+def _once(layers: Sequence[str], where: str) -> None:
+    twice = next((layer for layer in layers if layers.count(layer) > 1), None)
+    if twice is not None:
+        raise PlanError(f"{where} name layer {twice!r} twice; name it once")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
+    return f" (did you mean {match[0]!r}?)" if match else ""
