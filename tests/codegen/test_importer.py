@@ -148,7 +148,7 @@ def test_an_activation_on_a_tensor_read_elsewhere_is_refused_and_not_folded() ->
     # Relu sees 'same', which is 'a' under another name; the sum reads 'a' without Relu.
     nodes = residual_nodes()
     nodes[2] = helper.make_node("Relu", ["same"], ["c"], "bend")
-    with pytest.raises(ModelError, match="'bend'.*also read elsewhere"):
+    with pytest.raises(ModelError, match=r"'bend'.*also read elsewhere"):
         import_proto(with_head(nodes, RESIDUAL, "y", 4))
 
 
@@ -319,3 +319,21 @@ def test_a_damaged_file_gives_one_clear_error(
         path.write_bytes(content)
     with pytest.raises(ModelError, match=message):
         import_model(path)
+
+
+def test_a_file_with_flipped_bytes_is_imported_or_refused_but_nothing_else(tmp_path: Path) -> None:
+    content = DIGITS.read_bytes()
+    structure = sum(node.ByteSize() + 3 for node in onnx.load(DIGITS).graph.node)
+    random = np.random.default_rng(11)
+    path = tmp_path / "flipped.onnx"
+    refused = 0
+    for _ in range(1000):
+        flipped = bytearray(content)
+        for place in random.integers(0, structure, size=2):
+            flipped[place] = random.integers(256)
+        path.write_bytes(flipped)
+        try:
+            import_model(path)
+        except ModelError:
+            refused += 1
+    assert refused > 0

@@ -240,7 +240,7 @@ def test_damaged_calibration_files_give_one_clear_error(
 
 def test_a_single_npy_and_objects_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", inputs())
-    with pytest.raises(CalibrationError, match="not an .npz"):
+    with pytest.raises(CalibrationError, match=r"not an \.npz"):
         load_calibration(tmp_path / "one.npy")
     np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object))
     with pytest.raises(CalibrationError):
