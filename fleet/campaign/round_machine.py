@@ -21,6 +21,7 @@ from typing import Any
 class Operation(StrEnum):
     """What a gateway is asked."""
 
+    HELLO = "hello"
     START = "start"
     COLLECT = "collect"
     CANCEL = "cancel"

@@ -1,0 +1,178 @@
+"""The one module that speaks Flower's message interface for the coordinator.
+
+Gateways are known by the name in their SuperNode's reply, never by node id: an anonymous
+SuperNode that restarts has a new one. A SuperNode handles one message at a time, so each
+gateway has one under way, and messages that nobody will read any more expire.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cbor2
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fleet.campaign import Operation
+from fleet.coordinator.driver import Reply, Transport
+
+logger = logging.getLogger(__name__)
+
+RECORD = "tinyfleet"
+MESSAGE_TYPES = {
+    Operation.HELLO: "query.hello",
+    Operation.START: "train.start",
+    Operation.COLLECT: "train.collect",
+    Operation.CANCEL: "train.cancel",
+}
+
+
+@dataclass(frozen=True)
+class FlowerPace:
+    """Waiting times in seconds.
+
+    `pull`: between looks for replies. `nodes`: between looks for new SuperNodes.
+    `collect_wait`: how long one start or collect stays at the gateway; each message costs a
+    process at the site, so long is cheap, and short shows progress. `answer`: beyond the
+    wait, until a message counts as lost.
+    """
+
+    pull: float = 0.1
+    nodes: float = 1.0
+    collect_wait: float = 10.0
+    answer: float = 45.0
+
+
+@dataclass(frozen=True)
+class _Sent:
+    gateway: str
+    node: int
+    operation: Operation
+    expires: float
+
+
+class GridTransport(Transport):
+    """`Transport` over a Flower `Grid`."""
+
+    def __init__(self, grid: Grid, pace: FlowerPace | None = None) -> None:
+        """Nothing is sent before the first `receive`."""
+        self._grid = grid
+        self._pace = pace or FlowerPace()
+        self._nodes: dict[str, int] = {}
+        self._greeted: dict[int, float] = {}
+        self._sent: dict[str, _Sent] = {}
+        self._unsent: list[Reply] = []
+        self._looked = 0.0
+
+    def gateways(self) -> frozenset[str]:
+        """See `Transport`."""
+        return frozenset(self._nodes)
+
+    def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
+        """See `Transport`."""
+        if operation is Operation.HELLO and any(
+            one.gateway == gateway for one in self._sent.values()
+        ):
+            return
+        node = self._nodes.get(gateway)
+        if node is None:
+            self._unsent.append(Reply(gateway, {}, error=f"no SuperNode of {gateway} is online"))
+            return
+        self._push(gateway, node, operation, fields)
+
+    def _push(
+        self, gateway: str, node: int, operation: Operation, fields: Mapping[str, Any]
+    ) -> None:
+        waits = operation in (Operation.START, Operation.COLLECT)
+        wait = self._pace.collect_wait if waits else 0.0
+        payload = cbor2.dumps({"fields": dict(fields), "wait_seconds": wait})
+        lifetime = wait + self._pace.answer
+        message = Message(
+            RecordDict({RECORD: ConfigRecord({"payload": payload})}),
+            dst_node_id=node,
+            message_type=MESSAGE_TYPES[operation],
+            ttl=lifetime,
+        )
+        (identifier,) = self._grid.push_messages([message])
+        if not identifier:
+            self._unsent.append(Reply(gateway, {}, error=f"SuperNode {node} is not online"))
+            return
+        self._sent[identifier] = _Sent(gateway, node, operation, time.monotonic() + lifetime)
+
+    def _look_for_nodes(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < self._pace.nodes:
+            return
+        self._looked = now
+        online = set(self._grid.get_node_ids())
+        for node in online - self._greeted.keys():
+            self._greeted[node] = now
+            self._push("", node, Operation.HELLO, {})
+        for node in self._greeted.keys() - online:
+            del self._greeted[node]
+        for gateway, node in list(self._nodes.items()):
+            if node not in online:
+                del self._nodes[gateway]
+
+    def receive(self) -> list[Reply]:
+        """See `Transport`."""
+        self._look_for_nodes()
+        replies, self._unsent = self._unsent, []
+        if self._sent:
+            for message in self._grid.pull_messages(list(self._sent)):
+                sent = self._sent.pop(message.metadata.reply_to_message_id, None)
+                if sent is not None:
+                    replies.extend(self._read(sent, message))
+        now = time.monotonic()
+        for identifier, sent in list(self._sent.items()):
+            if now > sent.expires:
+                del self._sent[identifier]
+                replies.extend(self._lost(sent, f"no answer to {sent.operation} in time"))
+        if not replies:
+            time.sleep(self._pace.pull)
+        return replies
+
+    def _lost(self, sent: _Sent, error: str) -> list[Reply]:
+        if not sent.gateway:
+            # A greeting: greet again at the next look.
+            self._greeted.pop(sent.node, None)
+            logger.warning("SuperNode %d: %s", sent.node, error)
+            return []
+        return [Reply(sent.gateway, {}, error=error)]
+
+    def _read(self, sent: _Sent, message: Message) -> list[Reply]:
+        if message.has_error():
+            return self._lost(sent, f"Flower: {message.error.reason} ({message.error.code})")
+        record = message.content.config_records.get(RECORD)
+        payload = None if record is None else record.get("payload")
+        if not isinstance(payload, bytes):
+            return self._lost(sent, "the SuperNode runs another app: its reply has no payload")
+        data = cbor2.loads(payload)
+        if not data.get("ok"):
+            return self._lost(sent, str(data.get("error", "no reason given")))
+        hello = data.get("hello")
+        devices = None
+        replies: list[Reply] = []
+        gateway = sent.gateway
+        if hello is not None:
+            gateway, devices = str(hello["gateway"]), list(hello["devices"])
+            replies.extend(self._meet(gateway, sent.node))
+        replies.append(Reply(gateway, dict(data.get("answer", {})), devices))
+        return replies
+
+    def _meet(self, gateway: str, node: int) -> list[Reply]:
+        before = self._nodes.get(gateway)
+        self._nodes[gateway] = node
+        if before in (None, node):
+            return []
+        # The SuperNode restarted under a new id: what was under way to the old one is lost.
+        lost = [key for key, one in self._sent.items() if one.node == before]
+        return [
+            Reply(gateway, {}, error="its SuperNode restarted")
+            for key in lost
+            if self._sent.pop(key).operation is not Operation.HELLO
+        ]

@@ -1,0 +1,75 @@
+"""What a ClientApp does for one message: ask the gateway daemon beside it, and answer.
+
+A ClientApp is a fresh process per message, so this module imports no more than it needs.
+A message and its reply carry one packed CBOR map each. A request is `fields` (those of
+docs/specification/gateway.md) and `wait_seconds`; a reply has `ok` and either `error` or the
+gateway's name, its answer, and its devices where they are news.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import cbor2
+
+from fleet.errors import GatewayError
+from fleet.gateway.client import GatewayClient
+
+# The gateway answers a collect within this; longer waits are several requests.
+COLLECT_WAIT_SECONDS = 5.0
+
+
+def handle(operation: str, payload: bytes, node_config: Mapping[str, Any]) -> bytes:
+    """Reply to a message of type `query.hello`, `train.start`, `train.collect`, `train.cancel`.
+
+    A failure is a reply too: an exception would end the ClientApp with a traceback and tell
+    the coordinator less.
+    """
+    gateway = str(node_config.get("gateway", ""))
+    try:
+        socket_path = node_config.get("socket")
+        if not socket_path:
+            raise GatewayError(
+                "this SuperNode's config names no socket; start it with --node-config "
+                '\'gateway="NAME" socket="PATH"\''
+            )
+        request = cbor2.loads(payload) if payload else {}
+        reply = _ask(
+            GatewayClient(str(socket_path)),
+            operation,
+            request.get("fields", {}),
+            float(request.get("wait_seconds", 0.0)),
+        )
+        return cbor2.dumps({"ok": True, "gateway": gateway, **reply})
+    except GatewayError as error:
+        return cbor2.dumps({"ok": False, "gateway": gateway, "error": str(error)})
+
+
+def _ask(
+    client: GatewayClient, operation: str, fields: Mapping[str, Any], wait_seconds: float
+) -> dict[str, Any]:
+    if operation == "hello":
+        return {"hello": client.hello()}
+    if operation == "cancel":
+        return {"answer": client.request("cancel", fields)}
+    if operation not in ("start", "collect"):
+        raise GatewayError(f"no such operation: {operation}; gateway and app differ in version")
+    answer: dict[str, Any] = {}
+    if operation == "start":
+        answer = client.request("start", fields)
+        if wait_seconds <= 0:
+            return {"answer": answer}
+    key = {"campaign": fields["campaign"], "round": fields["round"]}
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        left = max(0.0, deadline - time.monotonic())
+        answer = client.request("collect", {**key, "wait_seconds": min(COLLECT_WAIT_SECONDS, left)})
+        if answer.get("state") != "running" or time.monotonic() >= deadline:
+            break
+    reply: dict[str, Any] = {"answer": answer}
+    if answer.get("state") == "closed":
+        # The next round is planned with what devices say now; saves a message for it.
+        reply["hello"] = client.hello()
+    return reply

@@ -1,0 +1,48 @@
+"""What a round's reports say, in figures."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def accuracies(reports: Iterable[Mapping[str, Any]], field: str) -> dict[str, float]:
+    """Accuracy per device on its own held-out samples; `field` is `correct_before` or `…after`."""
+    return {
+        str(one["device"]): int(one[field]) / int(one["held_out"])
+        for one in reports
+        if int(one.get("held_out") or 0) > 0 and one.get(field) is not None
+    }
+
+
+def worst_tenth(values: Sequence[float]) -> float:
+    """Mean of the lowest tenth of the values (at least one). Raises on an empty sequence."""
+    count = max(1, len(values) // 10)
+    return statistics.fmean(sorted(values)[:count])
+
+
+def summarise(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Median and worst-tenth accuracy before and after training; None without reports."""
+    summary: dict[str, Any] = {}
+    for name in ("before", "after"):
+        values = list(accuracies(reports, f"correct_{name}").values())
+        summary[f"median_accuracy_{name}"] = statistics.median(values) if values else None
+        summary[f"worst_tenth_accuracy_{name}"] = worst_tenth(values) if values else None
+    summary["coded_bytes"] = sum(int(one.get("coded_bytes") or 0) for one in reports)
+    summary["payload_bytes"] = sum(int(one.get("payload_bytes") or 0) for one in reports)
+    return summary
+
+
+def add_counts(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The counters of several gateways' collect answers added up."""
+    total: dict[str, Any] = {"accepted": 0, "late": 0, "duplicate": 0}
+    refused: Counter[str] = Counter()
+    declined: Counter[str] = Counter()
+    for answer in answers:
+        for name in total:
+            total[name] += int(answer.get(name, 0))
+        refused.update(answer.get("refused", {}))
+        declined.update(answer.get("declined", {}))
+    return {**total, "refused": dict(refused), "declined": dict(declined)}

@@ -1,0 +1,54 @@
+"""What the ServerApp runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fleet.coordinator.driver import CampaignDriver
+from fleet.coordinator.flower_adapter import FlowerPace, GridTransport
+from fleet.errors import ConfigurationError
+from fleet.store import SqliteStore
+
+
+def _required(config: Mapping[str, Any], key: str) -> str:
+    value = config.get(key)
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(
+            f"the run's configuration has no {key}; submit the app with --run-config '{key}=\"…\"'"
+        )
+    return value
+
+
+def run_server(grid: Grid, config: Mapping[str, Any]) -> None:
+    """Run what `config` (the app's run configuration) asks for; returns when it has ended.
+
+    Raises `ConfigurationError` where it lacks the store or the campaign.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    pace = FlowerPace(
+        pull=float(config.get("pull-seconds", 0.1)),
+        collect_wait=float(config.get("collect-wait-seconds", 10.0)),
+    )
+    path = Path(_required(config, "store"))
+    if not path.exists():
+        raise ConfigurationError(f"the campaign store {path} does not exist on this machine")
+    store = SqliteStore(path)
+    campaign = _required(config, "campaign")
+    try:
+        mode = config.get("mode", "campaign")
+        if mode == "campaign":
+            CampaignDriver(store, campaign, GridTransport(grid, pace)).run()
+        elif mode == "strategy":
+            from fleet.coordinator.strategy import run_strategy
+
+            run_strategy(grid, store, campaign, int(config.get("num-server-rounds", 3)))
+        else:
+            raise ConfigurationError(f'mode {mode!r} is unknown; use "campaign" or "strategy"')
+    finally:
+        store.close()

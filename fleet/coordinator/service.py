@@ -1,0 +1,177 @@
+"""The coordinator: keeps a ServerApp running until a stored campaign has ended.
+
+It submits a run, watches it, and submits another when it has failed or its SuperLink has
+lost it. Everything that matters is in the store, so it may itself be killed and started
+again: the new one supersedes the old one's ServerApp.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fleet.coordinator.control import Control
+from fleet.coordinator.superlink import SuperLink
+from fleet.errors import FlowerError
+from fleet.store import ENDED_STATES, CampaignRecord, Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """Something that onlookers want to know.
+
+    `kind`: `run-submitted`, `run-failed`, `round-started` (data: round kind, asked, wanted),
+    `round-progress` (data: accepted), `round-done` (data: the round's result),
+    `campaign-ended` (data: state, reason).
+    """
+
+    kind: str
+    round: int | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+Progress = Callable[[ProgressEvent], None]
+
+
+class _Watcher:
+    """Turns what is in the store into events, each once."""
+
+    def __init__(self, store: Store, campaign: str, progress: Progress) -> None:
+        self._store = store
+        self._campaign = campaign
+        self._progress = progress
+        self._started: set[int] = set()
+        self._done: set[int] = set()
+        self._accepted: dict[int, int] = {}
+
+    def look(self) -> None:
+        for one in self._store.rounds(self._campaign):
+            if one.number in self._done:
+                continue
+            if one.number not in self._started:
+                self._started.add(one.number)
+                data = {
+                    "kind": one.kind,
+                    "asked": len(one.plan["assignments"]),
+                    "wanted": one.plan["wanted"],
+                }
+                self._progress(ProgressEvent("round-started", one.number, data))
+            accepted = sum(one.progress.get("accepted", {}).values())
+            if accepted != self._accepted.get(one.number, 0):
+                self._accepted[one.number] = accepted
+                self._progress(ProgressEvent("round-progress", one.number, {"accepted": accepted}))
+            if one.state != "running":
+                self._done.add(one.number)
+                data = {**one.result, "kind": one.kind, "state": one.state}
+                self._progress(ProgressEvent("round-done", one.number, data))
+
+
+class Coordinator:
+    """Runs stored campaigns over one SuperLink."""
+
+    def __init__(
+        self,
+        store: Store,
+        store_path: Path,
+        superlink: SuperLink,
+        *,
+        collect_wait_seconds: float = 10.0,
+        poll_seconds: float = 0.25,
+        restart_superlink: bool = True,
+        max_runs: int = 20,
+    ) -> None:
+        """`store_path` is the file of `store`, as ServerApps open it.
+
+        With `restart_superlink` a SuperLink that died is started again; without, it is
+        waited for (somebody else owns it). After `max_runs` runs without an end of the
+        campaign `run` gives up.
+        """
+        self._store = store
+        self._path = store_path.resolve()
+        self._superlink = superlink
+        self._collect_wait = collect_wait_seconds
+        self._poll = poll_seconds
+        self._restart = restart_superlink
+        self._max_runs = max_runs
+
+    def run(self, campaign: str, progress: Progress | None = None) -> CampaignRecord:
+        """Run a campaign to its end and return it as it ended; look at `state` and `reason`.
+
+        Raises `FlowerError` where Flower doesn't carry it through `max_runs` runs.
+        """
+        tell = progress or (lambda event: None)
+        watcher = _Watcher(self._store, campaign, tell)
+        runs = 0
+        run: int | None = None
+        last_error = ""
+        with Control(self._superlink.address) as control:
+            while True:
+                record = self._store.campaign(campaign)
+                watcher.look()
+                if record.state in ENDED_STATES:
+                    break
+                self._keep_superlink()
+                try:
+                    if run is not None:
+                        error = self._run_error(control, run)
+                        if error:
+                            last_error = error
+                            tell(ProgressEvent("run-failed", None, {"run": run, "error": error}))
+                            logger.warning("run %d of campaign %s: %s", run, campaign, error)
+                            run = None
+                    if run is None:
+                        if runs >= self._max_runs:
+                            break
+                        run = self._submit(control, campaign)
+                        runs += 1
+                        tell(ProgressEvent("run-submitted", None, {"run": run}))
+                except FlowerError as error:
+                    # The SuperLink is down or coming up; the next look sees.
+                    logger.info("waiting for the SuperLink: %s", error)
+                    time.sleep(1.0)
+                time.sleep(self._poll)
+        if record.state not in ENDED_STATES:
+            raise FlowerError(
+                f"campaign {campaign} has not ended after {runs} runs; the last one said: "
+                f"{last_error}; logs are in {self._superlink.link.log_file.parent}"
+            )
+        tell(
+            ProgressEvent("campaign-ended", None, {"state": record.state, "reason": record.reason})
+        )
+        return record
+
+    def stop(self, campaign: str) -> None:
+        """Ask for the running round to be cancelled at all gateways and the campaign to end."""
+        self._store.request_stop(campaign)
+
+    def _submit(self, control: Control, campaign: str) -> int:
+        return control.start_run(
+            {
+                "mode": "campaign",
+                "store": str(self._path),
+                "campaign": campaign,
+                "collect-wait-seconds": self._collect_wait,
+            }
+        )
+
+    def _run_error(self, control: Control, run: int) -> str:
+        """Why a run can't go on; empty while it does."""
+        state = control.run_state(run)
+        if state is None:
+            return "the SuperLink has forgotten it"
+        if state.ended:
+            return f"ended ({state.outcome}) before the campaign did: {state.details}"
+        return ""
+
+    def _keep_superlink(self) -> None:
+        if not self._restart:
+            return
+        if not (self._superlink.link.alive() and self._superlink.superexec.alive()):
+            logger.warning("a SuperLink process has ended; starting it again")
+            self._superlink.restart()

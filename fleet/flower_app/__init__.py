@@ -1,0 +1,1 @@
+"""The Flower app: `flwr run` on this folder, or the coordinator, submits it."""

@@ -1,0 +1,14 @@
+"""The ServerApp: reads what to do from the run's configuration; the work is in the package."""
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a campaign (`mode = "campaign"`) or Flower's own loop (`mode = "strategy"`)."""
+    from fleet.coordinator.server import run_server
+
+    run_server(grid, dict(context.run_config))
