@@ -1,1 +1,65 @@
-"""TODO."""
+"""The C that runs on devices, as lists of files for whoever builds it.
+
+Nothing here compiles anything; ``codegen.toolchain`` does. Every folder is listed as it is, so
+a new source file needs no entry anywhere.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+_ENGINE = ("kernels", "engine")
+_CLIENT = ("codec", "hash", "link", "storage", "client")
+
+
+def source_root() -> Path:
+    """The folder of the C sources."""
+    return Path(str(resources.files("device_runtime")))
+
+
+def include_directories() -> list[Path]:
+    """Where ``tinyfleet/*.h`` is found."""
+    return [source_root() / "include"]
+
+
+def engine_sources() -> list[Path]:
+    """Kernels and training engine: all that a generated model calls."""
+    return _listed(*_ENGINE)
+
+
+def client_sources() -> list[Path]:
+    """Codec, hashes, link, storage and client: all between the engine and a port.
+
+    ``codec`` needs the files that ``codegen.zcbor_codec.generate_codec`` makes.
+    """
+    return _listed(*_CLIENT)
+
+
+def firmware_sources(port: str) -> list[Path]:
+    """Every C file of a firmware for boards with this port (``board.port``), without the model.
+
+    Raises FileNotFoundError, with the known names, for a port that isn't there.
+    """
+    return [*engine_sources(), *client_sources(), *_listed("firmware"), *port_sources(port)]
+
+
+def host_sources() -> list[Path]:
+    """Every C file of a device in a host process, without the model."""
+    return [*engine_sources(), *client_sources(), *_listed("port/host")]
+
+
+def port_sources(port: str) -> list[Path]:
+    """C files of one port. Raises FileNotFoundError, with the known names, if it isn't there."""
+    folder = source_root() / "port" / port
+    if not folder.is_dir():
+        known = sorted(item.name for item in (source_root() / "port").iterdir() if item.is_dir())
+        raise FileNotFoundError(
+            f"device_runtime has no port {port!r}; it has {', '.join(known)} "
+            "(device_runtime/port/, named by \"port\" in the board's description)"
+        )
+    return _listed(f"port/{port}")
+
+
+def _listed(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((source_root() / folder).glob("*.c"))]
