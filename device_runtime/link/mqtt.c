@@ -5,6 +5,7 @@
 
 #include "mqtt_internal.h"
 
+#define DEFAULT_DIAL_TIMEOUT_MS 5000u
 #define DEFAULT_ANSWER_TIMEOUT_MS 20000u
 #define DEFAULT_BACKOFF_FIRST_MS 1000u
 #define DEFAULT_BACKOFF_LIMIT_MS 60000u
@@ -25,6 +26,12 @@ uint32_t tf_mqtt_answer_timeout(const tf_mqtt *client)
 {
     uint32_t timeout = client->config->answer_timeout_ms;
     return timeout != 0 ? timeout : DEFAULT_ANSWER_TIMEOUT_MS;
+}
+
+static uint32_t dial_timeout(const tf_mqtt *client)
+{
+    uint32_t timeout = client->config->dial_timeout_ms;
+    return timeout != 0 ? timeout : DEFAULT_DIAL_TIMEOUT_MS;
 }
 
 void tf_mqtt_tell(tf_mqtt *client, tf_mqtt_event_type type, uint16_t packet_id, uint8_t reason)
@@ -301,7 +308,10 @@ static bool poll_connected(tf_mqtt *client)
 
 static void poll_stopping(tf_mqtt *client)
 {
-    bool open = client->stream->is_open(client->stream->context);
+    const tf_stream *stream = client->stream;
+    bool open = stream->is_open(stream->context);
+    /* What still comes is dropped: the broker repeats what was not acknowledged. */
+    (void)stream->read(stream->context, client->receive, client->receive_capacity);
     if (open && tf_mqtt_flush(client, false) && !client->disconnect_queued) {
         const uint8_t reason = TF_REASON_WITH_WILL;
         client->disconnect_queued = tf_mqtt_queue_control(client, TF_PACKET_DISCONNECT, &reason,
@@ -336,7 +346,7 @@ bool tf_mqtt_poll(tf_mqtt *client)
             enter(client, TF_MQTT_CONNECTING);
             return true;
         }
-        if (overdue(client, true, client->state_since)) {
+        if (since(client, client->state_since) >= dial_timeout(client)) {
             lose(client, TF_MQTT_NO_ANSWER, 0);
         }
         return false;
@@ -367,7 +377,8 @@ uint32_t tf_mqtt_next_poll_ms(const tf_mqtt *client)
     case TF_MQTT_WAITING:
         return sooner(client, UINT32_MAX, client->state_since, client->wait_ms);
     case TF_MQTT_DIALLING:
-        return sooner(client, BLOCKED_WAIT_MS * 4u, client->state_since, timeout);
+        return sooner(client, BLOCKED_WAIT_MS * 4u, client->state_since,
+                      dial_timeout(client));
     default:
         break;
     }

@@ -106,7 +106,8 @@ typedef struct {
     uint16_t keep_alive_seconds;     /* 0: none */
     uint16_t receive_maximum;        /* QoS 1 messages under way to us, at least 1 */
     uint32_t session_expiry_seconds; /* how long the broker keeps the session */
-    uint32_t answer_timeout_ms;      /* for dialling and each acknowledgement; 0: 20,000 */
+    uint32_t dial_timeout_ms;        /* for the peer to pick up; 0: 5,000 */
+    uint32_t answer_timeout_ms;      /* for each acknowledgement; 0: 20,000 */
     uint32_t backoff_first_ms;       /* 0: 1,000 */
     uint32_t backoff_limit_ms;       /* 0: 60,000; a wait is drawn from half to all of it */
     uint32_t (*random)(void *context); /* 32 random bits, for jitter only */

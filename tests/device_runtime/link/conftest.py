@@ -21,6 +21,7 @@ class Client:
     """An MQTT client in a process of its own; a sanitizer's finding fails the test."""
 
     def __init__(self, program: Path, options: dict[str, object]) -> None:
+        self.held_back: list[str] = []  # lines printed but not yet asked for
         arguments = [text for pair in options.items() for text in map(str, pair)]
         self.process = subprocess.Popen(
             [program, *arguments],

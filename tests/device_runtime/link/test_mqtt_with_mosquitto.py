@@ -133,9 +133,12 @@ def run_until(client: Client, start: str, seconds: float = 8) -> str:
     end = time.monotonic() + seconds
     seen: list[str] = []
     while time.monotonic() < end:
-        seen += (lines := client("run 500"))
-        for line in lines:
+        # The process stops at the first event, but one poll may bring two.
+        seen += (lines := client.held_back + client("run 500"))
+        client.held_back = []
+        for index, line in enumerate(lines):
             if line.startswith(start):
+                client.held_back = lines[index + 1 :]
                 return line
     pytest.fail(f"no event {start!r}; saw {seen}")
 
@@ -144,7 +147,7 @@ def run_until(client: Client, start: str, seconds: float = 8) -> str:
 def connect(make_client: Callable[..., Client], broker: Broker) -> Callable[..., Client]:
     def make(**options: object) -> Client:
         given = {"tcp": broker.port, "id": "device", "user": "device", "password": PASSWORD}
-        client = make_client(**{**given, "backoff": 100, **options})
+        client = make_client(**{**given, "backoff": 100, "dial": 100, **options})
         client("start")
         return client
 
@@ -203,11 +206,7 @@ def test_retained_message_comes_after_subscribing_with_its_properties(
     client = connect()
     run_until(client, "connected")
     client("subscribe task")
-    seen = {run_until(client, "")[:7] for _ in range(1)}
-    lines = client("run 300")
-    message = run_until(client, "message") if not lines and "message" not in seen else None
-    text = message or next((line for line in lines if line.startswith("message")), None)
-    assert text is not None
+    text = run_until(client, "message")
     assert "retained=1" in text
     assert "response=gw/delta correlation=cafe payload=010203" in text
     expiry = int(text.split("expiry=")[1].split()[0])
@@ -291,7 +290,11 @@ def test_second_client_with_the_same_name_takes_the_session_over(
     run_until(first, "connected")
     second = connect()
     run_until(second, "connected")
-    assert run_until(first, "lost") == "lost cause=disconnected reason=8e"
+    # Mosquitto 2.0.11 only hangs up; later ones say 0x8E (session taken over) first.
+    assert run_until(first, "lost") in {
+        "lost cause=stream-closed reason=00",
+        "lost cause=disconnected reason=8e",
+    }
 
 
 def test_killed_broker_comes_back_and_nothing_acknowledged_or_pending_is_lost(
@@ -307,7 +310,8 @@ def test_killed_broker_comes_back_and_nothing_acknowledged_or_pending_is_lost(
     broker.kill()
     run_until(client, "lost cause=stream-closed")
     client("publish up/2 0 0 02")  # waits for the broker
-    assert client("run 300") == [] or client.state() != "online"
+    client("run 300")
+    assert client.state() != "online"
     broker.start()
     connected = run_until(client, "connected", seconds=15)
     assert run_until(client, "published").startswith("published id=")
