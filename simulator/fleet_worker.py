@@ -1,0 +1,304 @@
+"""A worker of a fleet: ``python -m simulator.fleet_worker FD``; started by ``simulator.fleet``.
+
+One event loop: commands of the parent, sockets of the modems, slices of the machines. A
+machine that has work to do gets a slice in turn; one that idles is run again when bytes came
+for it or its timer tick is due. Bytes come first, since a device that was woken up by them
+mostly needs microseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import heapq
+import json
+import math
+import multiprocessing.connection
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from simulator.errors import FleetError, SimulatorError
+from simulator.flash_image import Identity, sample_region
+from simulator.fleet import (
+    Command,
+    DeviceSpec,
+    DeviceStats,
+    Reply,
+    WorkerSettings,
+    WorkerStats,
+    resident_bytes,
+)
+from simulator.machine import StopReason
+from simulator.modem import Modem
+from simulator.unicorn_machine import UnicornMachine
+
+
+def build_machine(spec: DeviceSpec) -> UnicornMachine:
+    """A machine with the bundle's image and the device's sample region in its flash.
+
+    Raises: FleetError naming the device.
+    """
+    try:
+        manifest = json.loads((Path(spec.bundle) / "manifest.json").read_text())
+        board, region = manifest["board"], manifest["flash"]["samples"]
+        content = sample_region(
+            Identity(
+                spec.device,
+                spec.fleet,
+                spec.password,
+                spec.reserved_sram_bytes,
+                spec.link_bits_per_second,
+            ),
+            spec.samples,
+            spec.labels,
+            region["bytes"],
+        )
+        address = region["address"]
+        return UnicornMachine(
+            board,
+            Path(spec.bundle) / "firmware.elf",
+            battery_percent=lambda: spec.battery_percent,
+            seed=spec.seed,
+            flash_content=[(int(address, 0) if isinstance(address, str) else address, content)],
+        )
+    except (OSError, ValueError, KeyError, SimulatorError) as error:
+        raise FleetError(f"device {spec.device}, bundle {spec.bundle}: {error}") from error
+
+
+class _Device:
+    """A machine with its modem and its place in the worker's queues."""
+
+    def __init__(self, spec: DeviceSpec, worker: _Worker) -> None:
+        self.spec = spec
+        self.machine = build_machine(spec)
+        self.modem = Modem(
+            self.machine, worker.broker, on_socket=functools.partial(worker.socket_changed, self)
+        )
+        self.state = "running"
+        self.fault: str | None = None
+        self.resets = 0
+        self.busy_seconds = 0.0
+        self.off_seconds = 0.1
+        self.queued = False
+        self.wake_at = 0.0
+        self.events = 0
+
+    def stats(self) -> DeviceStats:
+        traffic = self.machine.traffic
+        return DeviceStats(
+            self.state,
+            self.fault,
+            self.modem.state.value,
+            self.modem.last_error,
+            traffic.up,
+            traffic.down,
+            self.resets,
+            self.modem.dials,
+            self.machine.flash_controller.operations,
+            self.busy_seconds,
+        )
+
+
+class _Worker:
+    def __init__(self, settings: WorkerSettings, connection: Any) -> None:
+        self.broker = settings.broker
+        self._slice = settings.slice_milliseconds
+        self._idle_seconds = settings.idle_milliseconds / 1000.0
+        self._connection = connection
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(connection.fileno(), selectors.EVENT_READ, None)
+        self._runnable: deque[_Device] = deque()
+        self._sleeping: list[tuple[float, int, _Device]] = []
+        self._sequence = 0
+        self._devices: dict[str, _Device] = {}
+        self._ended = False
+        for spec in settings.devices:
+            self._devices[spec.device] = _Device(spec, self)
+        for device in self._devices.values():
+            self._wake(device)
+
+    # --- Loop ----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until the parent closes its end."""
+        while not self._ended:
+            self._poll(self._timeout())
+            self._wake_sleepers()
+            if self._runnable:
+                self._run_one(self._runnable.popleft())
+        for device in self._devices.values():
+            device.modem.close()
+            device.machine.close()
+
+    def _timeout(self) -> float | None:
+        if self._runnable:
+            return 0.0
+        if self._sleeping:
+            return max(0.0, self._sleeping[0][0] - time.monotonic())
+        return None
+
+    def _poll(self, timeout: float | None) -> None:
+        for key, mask in self._selector.select(timeout):
+            device = key.data
+            if device is None:
+                self._obey()
+                continue
+            reached = device.modem.step(
+                readable=bool(mask & selectors.EVENT_READ),
+                writable=bool(mask & selectors.EVENT_WRITE),
+            )
+            self._watch(device)
+            if reached and device.state == "idle":
+                self._wake(device, first=True)
+
+    def _wake_sleepers(self) -> None:
+        now = time.monotonic()
+        while self._sleeping and self._sleeping[0][0] <= now:
+            due, _, device = heapq.heappop(self._sleeping)
+            if due != device.wake_at or device.queued:
+                continue  # it was woken up in another way since
+            if device.state == "off":
+                device.machine.power_on()
+                device.state = "running"
+            self._wake(device)
+
+    def _wake(self, device: _Device, *, first: bool = False) -> None:
+        if device.queued or device.state in ("off", "fault"):
+            return
+        device.queued = True
+        device.wake_at = 0.0
+        if first:
+            self._runnable.appendleft(device)
+        else:
+            self._runnable.append(device)
+
+    def _sleep(self, device: _Device, seconds: float) -> None:
+        if math.isinf(seconds):
+            device.wake_at = 0.0
+            return
+        device.wake_at = time.monotonic() + seconds
+        self._sequence += 1
+        heapq.heappush(self._sleeping, (device.wake_at, self._sequence, device))
+
+    def _run_one(self, device: _Device) -> None:
+        device.queued = False
+        if device.state in ("off", "fault"):
+            return
+        start = time.monotonic()
+        reason = device.machine.run(self._slice)
+        device.busy_seconds += time.monotonic() - start
+        reached = device.modem.step()
+        self._watch(device)
+        if reason is StopReason.IDLE:
+            device.state = "idle"
+            if reached:
+                self._wake(device, first=True)
+            else:
+                self._sleep(device, self._idle_seconds)
+        elif reason is StopReason.FAULT:
+            device.state = "fault"
+            device.fault = f"device {device.spec.device}: {device.machine.fault}"
+            print(device.fault, file=sys.stderr, flush=True)
+            device.modem.close()
+        elif reason is StopReason.POWER_CUT:
+            self._switch_off(device, device.off_seconds)
+        else:
+            if reason is StopReason.RESET:
+                device.resets += 1
+            device.state = "running"
+            self._wake(device)
+
+    def _switch_off(self, device: _Device, seconds: float) -> None:
+        device.state = "off"
+        device.modem.close()
+        self._sleep(device, seconds)
+
+    # --- Sockets -------------------------------------------------------------------------------
+
+    def socket_changed(self, device: _Device, stream: socket.socket | None) -> None:
+        """The modem made a socket, or is about to close the one it has."""
+        device.events = 0
+        if stream is None and device.modem.socket is not None:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(device.modem.socket)
+
+    def _watch(self, device: _Device) -> None:
+        """Let the selector wait for what the modem can use now."""
+        stream = device.modem.socket
+        if stream is None:
+            return
+        wanted = (selectors.EVENT_READ if device.modem.wants_read else 0) | (
+            selectors.EVENT_WRITE if device.modem.wants_write else 0
+        )
+        if wanted == device.events:
+            return
+        if not wanted:
+            self._selector.unregister(stream)
+        elif device.events:
+            self._selector.modify(stream, wanted, device)
+        else:
+            self._selector.register(stream, wanted, device)
+        device.events = wanted
+
+    # --- Commands ------------------------------------------------------------------------------
+
+    def _obey(self) -> None:
+        try:
+            command: Command = self._connection.recv()
+        except (EOFError, OSError):
+            self._ended = True
+            return
+        try:
+            reply = Reply(getattr(self, f"_do_{command.name}")(*command.arguments))
+        except Exception as error:  # the worker goes on whatever a command does
+            reply = Reply(error=f"{command.name}{command.arguments}: {error}")
+        try:
+            self._connection.send(reply)
+        except OSError:
+            self._ended = True
+
+    def _do_stats(self) -> WorkerStats:
+        resident, proportional = resident_bytes()
+        devices = {name: device.stats() for name, device in self._devices.items()}
+        return WorkerStats(os.getpid(), resident, proportional, devices)
+
+    def _do_power_cycle(self, name: str, off_seconds: float) -> None:
+        device = self._devices[name]
+        device.fault = None
+        self._switch_off(device, off_seconds)
+
+    def _do_cut_power_at_flash_operation(
+        self, name: str, operations: int, seed: int, off_seconds: float
+    ) -> None:
+        device = self._devices[name]
+        device.off_seconds = off_seconds
+        device.machine.cut_power_at_flash_operation(operations, seed)
+
+    def _do_read_flash(self, name: str, address: int, size: int) -> bytes:
+        return self._devices[name].machine.read_memory(address, size)
+
+
+def main() -> None:
+    """Run the worker whose parent holds the other end of the given socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    connection = multiprocessing.connection.Connection(int(sys.argv[1]))
+    try:
+        worker = _Worker(connection.recv(), connection)
+    except EOFError:
+        return
+    except FleetError as error:
+        connection.send(Reply(error=str(error)))
+        return
+    connection.send(Reply())
+    worker.run()
+
+
+if __name__ == "__main__":
+    main()

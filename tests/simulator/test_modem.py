@@ -1,0 +1,142 @@
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from simulator.machine import StopReason
+from simulator.modem import Modem, ModemState
+from simulator.unicorn_machine import UnicornMachine
+
+
+class Server:
+    """A TCP peer under the test's control."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = self.listener.getsockname()
+        self.streams: list[socket.socket] = []
+
+    def accept(self) -> socket.socket:
+        self.listener.settimeout(5)
+        stream, _ = self.listener.accept()
+        stream.settimeout(5)
+        self.streams.append(stream)
+        return stream
+
+    def close(self) -> None:
+        for stream in (*self.streams, self.listener):
+            stream.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+def turn(machine: UnicornMachine, modem: Modem) -> None:
+    """One slice, and what the worker does between slices."""
+    assert machine.run(50) in (StopReason.IDLE, StopReason.SLICE_OVER)
+    readable = writable = False
+    if modem.socket is not None:
+        reading, writing, _ = select.select([modem.socket], [modem.socket], [], 0)
+        readable, writable = bool(reading), bool(writing)
+    modem.step(readable=readable, writable=writable)
+
+
+def run_until(
+    machine: UnicornMachine, modem: Modem, condition: Callable[[], bool], seconds: float = 5
+) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"still {modem.state}: {modem.last_error}"
+        turn(machine, modem)
+
+
+def command(machine: UnicornMachine, value: int) -> None:
+    machine.write_sram(machine.image.address_of("command"), value.to_bytes(4, "little"))
+
+
+def test_dtr_dials_and_dcd_says_that_the_stream_is_open(
+    machine: UnicornMachine, server: Server
+) -> None:
+    modem = Modem(machine, server.address)
+    assert modem.state is ModemState.ON_HOOK
+    assert not modem.step()
+    run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
+    assert machine.gpio.carrier
+    server.accept()
+
+
+def test_bytes_pass_both_ways_through_ring_and_socket(
+    machine: UnicornMachine, server: Server
+) -> None:
+    modem = Modem(machine, server.address)
+    run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
+    stream = server.accept()
+    for size in (1, 40, 63, 17):  # the test image's ring holds 64
+        sent = bytes(range(100, 100 + size))
+        stream.sendall(sent)
+        echoed = bytearray()
+
+        def complete(echoed: bytearray = echoed, size: int = size) -> bool:
+            if select.select([stream], [], [], 0)[0]:
+                echoed += stream.recv(4096)
+            return len(echoed) >= size
+
+        run_until(machine, modem, complete)
+        assert bytes(echoed) == bytes(byte ^ 0xFF for byte in sent)
+
+
+def test_dropping_dtr_hangs_up_and_sends_the_last_words(
+    machine: UnicornMachine, server: Server
+) -> None:
+    modem = Modem(machine, server.address)
+    run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
+    stream = server.accept()
+    machine.receive(b"last")
+    command(machine, 1)
+    run_until(machine, modem, lambda: modem.state is ModemState.ON_HOOK)
+    assert not machine.gpio.carrier
+    received = b""
+    while part := stream.recv(100):
+        received += part
+    assert received == bytes(byte ^ 0xFF for byte in b"last")
+
+
+def test_a_lost_stream_drops_dcd_and_is_not_dialled_again_by_itself(
+    machine: UnicornMachine, server: Server
+) -> None:
+    modem = Modem(machine, server.address, redial_milliseconds=0)
+    run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
+    server.accept().close()
+    run_until(machine, modem, lambda: modem.state is ModemState.LOST)
+    assert not machine.gpio.carrier
+    for _ in range(5):
+        turn(machine, modem)
+    assert modem.dials == 1
+    command(machine, 1)
+    run_until(machine, modem, lambda: modem.state is ModemState.ON_HOOK)
+    machine.power_on()
+    run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
+    assert modem.dials == 2
+
+
+def test_a_dial_that_fails_is_repeated_until_the_broker_is_there(machine: UnicornMachine) -> None:
+    with socket.socket() as placeholder:
+        placeholder.bind(("127.0.0.1", 0))
+        address = placeholder.getsockname()
+    modem = Modem(machine, address, redial_milliseconds=20)
+    run_until(machine, modem, lambda: modem.dials >= 3)
+    assert "refused" in modem.last_error
+    listener = socket.create_server(address)
+    accepted = threading.Thread(target=listener.accept)
+    accepted.start()
+    run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
+    accepted.join(5)
+    listener.close()
+    modem.close()
