@@ -1,0 +1,117 @@
+/* The few registers of STM32F4 and F7 that the port uses.
+ *
+ * Sources: RM0090 (STM32F405/407), RM0385 (STM32F74x/75x), Armv7-M Architecture Reference
+ * Manual. docs/specification/boards.md lists what an emulated board must offer.
+ */
+#ifndef TINYFLEET_STM32_REGISTERS_H
+#define TINYFLEET_STM32_REGISTERS_H
+
+#include <stdint.h>
+
+#define REGISTER(address) (*(volatile uint32_t *)(address))
+
+/* Reset and clock control */
+#define RCC_CR REGISTER(0x40023800u)
+#define RCC_PLLCFGR REGISTER(0x40023804u)
+#define RCC_CFGR REGISTER(0x40023808u)
+#define RCC_AHB1ENR REGISTER(0x40023830u)
+#define RCC_AHB2ENR REGISTER(0x40023834u)
+#define RCC_APB1ENR REGISTER(0x40023840u)
+#define RCC_APB2ENR REGISTER(0x40023844u)
+
+/* Flash interface */
+#define FLASH_ACR REGISTER(0x40023C00u)
+#define FLASH_KEYR REGISTER(0x40023C04u)
+#define FLASH_SR REGISTER(0x40023C0Cu)
+#define FLASH_CR REGISTER(0x40023C10u)
+
+/* USART1: two generations of register maps */
+#if TF_BOARD_USART_V2
+#define USART1_CR1 REGISTER(0x40011000u)
+#define USART1_CR3 REGISTER(0x40011008u)
+#define USART1_BRR REGISTER(0x4001100Cu)
+#define USART1_ISR REGISTER(0x4001101Cu)
+#define USART1_ICR REGISTER(0x40011020u)
+#define USART1_RECEIVE_ADDRESS 0x40011024u
+#define USART1_TRANSMIT_ADDRESS 0x40011028u
+#define USART_ENABLE (1u << 0)
+#else
+#define USART1_SR REGISTER(0x40011000u)
+#define USART1_DR REGISTER(0x40011004u)
+#define USART1_BRR REGISTER(0x40011008u)
+#define USART1_CR1 REGISTER(0x4001100Cu)
+#define USART1_CR3 REGISTER(0x40011014u)
+#define USART1_RECEIVE_ADDRESS 0x40011004u
+#define USART1_TRANSMIT_ADDRESS 0x40011004u
+#define USART_ENABLE (1u << 13)
+#endif
+#define USART_RECEIVER_ENABLE (1u << 2)
+#define USART_TRANSMITTER_ENABLE (1u << 3)
+#define USART_IDLE_INTERRUPT (1u << 4)
+#define USART_DMA_RECEIVER (1u << 6)
+#define USART_DMA_TRANSMITTER (1u << 7)
+#define USART_IDLE (1u << 4)
+#define USART_ERRORS 0xFu /* parity, framing, noise, overrun */
+
+/* DMA2 */
+#define DMA2_LIFCR REGISTER(0x40026408u)
+#define DMA2_HIFCR REGISTER(0x4002640Cu)
+#define DMA2_CR(stream) REGISTER(0x40026410u + 0x18u * (stream))
+#define DMA2_NDTR(stream) REGISTER(0x40026414u + 0x18u * (stream))
+#define DMA2_PAR(stream) REGISTER(0x40026418u + 0x18u * (stream))
+#define DMA2_M0AR(stream) REGISTER(0x4002641Cu + 0x18u * (stream))
+#define DMA2_FCR(stream) REGISTER(0x40026424u + 0x18u * (stream))
+#define DMA_ENABLE (1u << 0)
+#define DMA_COMPLETE_INTERRUPT (1u << 4)
+#define DMA_FROM_MEMORY (1u << 6)
+#define DMA_CIRCULAR (1u << 8)
+#define DMA_INCREMENT_MEMORY (1u << 10)
+#define DMA_CHANNEL_4 (4u << 25)
+#define DMA_STREAM_2_FLAGS (0x3Du << 16)
+#define DMA_STREAM_7_FLAGS (0x3Du << 22)
+
+/* General purpose port B */
+#define GPIOB_MODER REGISTER(0x40020400u)
+#define GPIOB_PUPDR REGISTER(0x4002040Cu)
+#define GPIOB_IDR REGISTER(0x40020410u)
+#define GPIOB_BSRR REGISTER(0x40020418u)
+#define GPIOB_AFRL REGISTER(0x40020420u)
+
+/* Timer 2 */
+#define TIM2_CR1 REGISTER(0x40000000u)
+#define TIM2_EGR REGISTER(0x40000014u)
+#define TIM2_CNT REGISTER(0x40000024u)
+#define TIM2_PSC REGISTER(0x40000028u)
+#define TIM2_ARR REGISTER(0x4000002Cu)
+
+/* Analog converter 1 */
+#define ADC1_SR REGISTER(0x40012000u)
+#define ADC1_CR2 REGISTER(0x40012008u)
+#define ADC1_SMPR2 REGISTER(0x40012010u)
+#define ADC1_SQR3 REGISTER(0x40012034u)
+#define ADC1_DR REGISTER(0x4001204Cu)
+
+/* Random number generator */
+#define RNG_CR REGISTER(0x50060800u)
+#define RNG_SR REGISTER(0x50060804u)
+#define RNG_DR REGISTER(0x50060808u)
+
+/* System control space of the core */
+#define SYST_CSR REGISTER(0xE000E010u)
+#define SYST_RVR REGISTER(0xE000E014u)
+#define SYST_CVR REGISTER(0xE000E018u)
+#define NVIC_ISER(word) REGISTER(0xE000E100u + 4u * (word))
+#define NVIC_ICPR(word) REGISTER(0xE000E280u + 4u * (word))
+#define SCB_ICSR REGISTER(0xE000ED04u)
+#define SCB_VTOR REGISTER(0xE000ED08u)
+#define SCB_AIRCR REGISTER(0xE000ED0Cu)
+#define SCB_CCR REGISTER(0xE000ED14u)
+#define SCB_CPACR REGISTER(0xE000ED88u)
+#define SCB_ICIALLU REGISTER(0xE000EF50u)
+
+/* Clocks that board.c sets up */
+#define STM32_AHB_HZ 168000000u
+#define STM32_APB1_TIMER_HZ 42000000u
+#define STM32_APB2_HZ 42000000u
+
+#endif
