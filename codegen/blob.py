@@ -58,7 +58,9 @@ def layout(graph: Graph) -> list[BlobTensor]:
             input_scale = graph.tensors[op.input].scale
             place(op.name, "weight", op.weight, 127, tuple(op.weight_scale.tolist()))
             bias_step = tuple((input_scale * op.weight_scale).tolist())
-            place(op.name, "bias", op.bias, bias_limit(op), bias_step)
+            limit = bias_limit(graph, op)
+            bias = np.clip(op.bias, -limit, limit).astype(np.int32)
+            place(op.name, "bias", bias, limit, bias_step)
         elif isinstance(op, Head):
             weight_step = op.weight_scale / 256
             unit = graph.tensors[op.input].scale * weight_step

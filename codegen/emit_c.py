@@ -130,7 +130,7 @@ def _convolution(graph: Graph, op: Conv | DepthwiseConv) -> list[str]:
         f"    {kernel[0]}, {kernel[1]}, {op.stride[0]}, {op.stride[1]},",
         f"    {op.padding.top}, {op.padding.left},",
         f"    {source.zero_point}, {target.zero_point},",
-        f"    {name}_requantize, {constants.bias_limit},",
+        f"    {name}_requantize, {constants.pre_shift}, {constants.bias_limit},",
         f"    {name}_error_multiplier, {constants.error_exponent},",
         f"    {constants.error_headroom}, {constants.error_shift}, {constants.gradient_shift},",
         f"    {name}_weight_gain, {name}_bias_gain,",

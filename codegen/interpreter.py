@@ -220,6 +220,7 @@ class Interpreter:
         mantissa = np.array([m.mantissa for m in constants.requantize])
         shift = np.array([m.shift for m in constants.requantize])
         total = sums + self.tensors[f"{op.name}.bias"]
+        total = total << constants.pre_shift
         assert np.abs(total).max() <= INT32_MAX, f"{op.name}: accumulator overflow"
         high = (total * mantissa) >> 32
         scaled = (high + (1 << (shift - 1))) >> shift

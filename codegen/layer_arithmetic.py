@@ -47,15 +47,11 @@ class Multiplier:
     shift: int
 
 
-def multiplier(value: float, layer: str) -> Multiplier:
+def multiplier(value: float) -> Multiplier:
     """The nearest multiplier to a requantization factor below one quarter."""
-    fraction, exponent = math.frexp(value)
+    _, exponent = math.frexp(value)
     shift = min(-exponent - 1, 31)
-    if shift < 1:
-        raise ModelError(
-            f"layer {layer}: input scale * weight scale / output scale = {value:.4g} is not "
-            "below 0.25; calibrate with more varied samples, so that the output range grows"
-        )
+    assert shift >= 1, "pre_shift brings every factor below one quarter"
     return Multiplier(min(round(value * 2.0 ** (32 + shift)), INT32_MAX), shift)
 
 
@@ -71,6 +67,7 @@ class ConvolutionArithmetic:
     """What ``tf_convolution`` holds; arrays have one entry per output channel."""
 
     requantize: list[Multiplier]
+    pre_shift: int
     bias_limit: int
     error_multiplier: NDArray[np.int64]
     error_exponent: int
@@ -120,13 +117,32 @@ def terms_per_output(op: Conv | DepthwiseConv) -> int:
     return int(np.prod(op.weight.shape[:2]))
 
 
-def bias_limit(op: Conv | DepthwiseConv) -> int:
-    """Largest |bias| that leaves room for every possible sum of products in 32 bits."""
-    limit = INT32_MAX - terms_per_output(op) * 127 * 255
+def requantization_factors(graph: Graph, op: Conv | DepthwiseConv) -> NDArray[np.float64]:
+    """Output steps per accumulator step, one per output channel."""
+    source, target = graph.tensors[op.input], graph.tensors[op.output]
+    factors: NDArray[np.float64] = source.scale * op.weight_scale / target.scale
+    return factors
+
+
+def pre_shift(graph: Graph, op: Conv | DepthwiseConv) -> int:
+    """Bits by which accumulators go left first, so that every factor is below one quarter.
+
+    0 but for layers of very few products per output.
+    """
+    _, exponent = math.frexp(float(requantization_factors(graph, op).max()))
+    return max(0, exponent + 2)
+
+
+def bias_limit(graph: Graph, op: Conv | DepthwiseConv) -> int:
+    """Largest |bias| that leaves room for every possible sum of products in 32 bits.
+
+    Beyond it the output is far outside int8 in any case: clamping a bias changes nothing.
+    """
+    limit = (INT32_MAX >> pre_shift(graph, op)) - terms_per_output(op) * 127 * 255
     if limit <= 0:
         raise ModelError(
             f"layer {op.name}: {terms_per_output(op)} products per output can overflow 32 bits; "
-            "split the layer"
+            "split the layer, or calibrate with samples that spread its output further"
         )
     return limit
 
@@ -155,7 +171,8 @@ def _error_sum_limits(op: Conv | DepthwiseConv, factors: NDArray[np.int64]) -> t
 def convolution_arithmetic(graph: Graph, op: Conv | DepthwiseConv) -> ConvolutionArithmetic:
     """Constants of one convolution."""
     source, target = graph.tensors[op.input], graph.tensors[op.output]
-    factors = source.scale * op.weight_scale / target.scale
+    factors = requantization_factors(graph, op)
+    left = pre_shift(graph, op)
     error_multiplier, error_exponent = relative_q15(factors)
     headroom, error_shift = _error_sum_limits(op, error_multiplier)
     height, width, _ = target.shape
@@ -168,8 +185,9 @@ def convolution_arithmetic(graph: Graph, op: Conv | DepthwiseConv) -> Convolutio
     wide = pixels > PIXELS_IN_32_BITS
     bias_scale = source.scale * op.weight_scale
     return ConvolutionArithmetic(
-        requantize=[multiplier(float(f), op.name) for f in factors],
-        bias_limit=bias_limit(op),
+        requantize=[multiplier(float(f) / 2**left) for f in factors],
+        pre_shift=left,
+        bias_limit=bias_limit(graph, op),
         error_multiplier=error_multiplier,
         error_exponent=error_exponent,
         error_headroom=headroom,

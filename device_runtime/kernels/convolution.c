@@ -43,14 +43,14 @@ static void gather(const tf_convolution *layer, const int8_t *input, int32_t y, 
     }
 }
 
+/* All output channels of one pixel; `index` is the place of the first. */
 static void one_pixel(const tf_convolution *layer, const int16_t *column, const int8_t *weights,
                       const int32_t *bias, int8_t *output, uint8_t *mask, uint32_t index)
 {
     const uint32_t length = column_length(layer);
     for (uint32_t o = 0; o < layer->out_channels; o++) {
         const int32_t sum = tf_dot(column, weights + o * length, length) + bias[o];
-        tf_store_clamped(tf_requantize(sum, &layer->requantize[o], layer->out_zero), output, mask,
-                         index + o);
+        tf_store_clamped(tf_requantize(layer, o, sum), output, mask, index + o);
     }
 }
 
@@ -60,29 +60,24 @@ static void two_pixels(const tf_convolution *layer, const int16_t *column0,
 {
     const uint32_t length = column_length(layer);
     const uint32_t channels = layer->out_channels;
-    const int32_t zero = layer->out_zero;
     uint32_t o = 0;
     for (; o + 2 <= channels; o += 2) {
         const int8_t *row = weights + o * length;
-        const tf_multiplier *multiplier = &layer->requantize[o];
         int32_t sums[4];
         tf_dot_2x2(column0, column1, row, row + length, length, sums);
-        tf_store_clamped(tf_requantize(sums[0] + bias[o], multiplier, zero), output, mask,
-                         index + o);
-        tf_store_clamped(tf_requantize(sums[1] + bias[o + 1], multiplier + 1, zero), output, mask,
-                         index + o + 1);
-        tf_store_clamped(tf_requantize(sums[2] + bias[o], multiplier, zero), output, mask,
-                         index + channels + o);
-        tf_store_clamped(tf_requantize(sums[3] + bias[o + 1], multiplier + 1, zero), output, mask,
-                         index + channels + o + 1);
+        for (uint32_t i = 0; i < 2u; i++) {
+            const int32_t first = tf_requantize(layer, o + i, sums[i] + bias[o + i]);
+            const int32_t second = tf_requantize(layer, o + i, sums[2 + i] + bias[o + i]);
+            tf_store_clamped(first, output, mask, index + o + i);
+            tf_store_clamped(second, output, mask, index + channels + o + i);
+        }
     }
     for (; o < channels; o++) {
         const int8_t *row = weights + o * length;
-        const tf_multiplier *multiplier = &layer->requantize[o];
-        tf_store_clamped(tf_requantize(tf_dot(column0, row, length) + bias[o], multiplier, zero),
-                         output, mask, index + o);
-        tf_store_clamped(tf_requantize(tf_dot(column1, row, length) + bias[o], multiplier, zero),
-                         output, mask, index + channels + o);
+        const int32_t first = tf_dot(column0, row, length) + bias[o];
+        const int32_t second = tf_dot(column1, row, length) + bias[o];
+        tf_store_clamped(tf_requantize(layer, o, first), output, mask, index + o);
+        tf_store_clamped(tf_requantize(layer, o, second), output, mask, index + channels + o);
     }
 }
 

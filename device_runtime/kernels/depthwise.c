@@ -66,9 +66,8 @@ void tf_depthwise_forward(const tf_convolution *layer, const int8_t *input,
                     }
                 }
                 for (uint32_t lane = 0; lane < lanes; lane++) {
-                    const int32_t value = tf_requantize(sums[lane] + bias[c + lane],
-                                                        &layer->requantize[c + lane],
-                                                        layer->out_zero);
+                    const int32_t value =
+                        tf_requantize(layer, c + lane, sums[lane] + bias[c + lane]);
                     tf_store_clamped(value, output, mask, index + c + lane);
                 }
             }

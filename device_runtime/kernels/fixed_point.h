@@ -41,10 +41,13 @@ static inline int32_t tf_round_shift32(int32_t value, int32_t shift)
     return shift == 0 ? value : (value + (1 << (shift - 1))) >> shift;
 }
 
-static inline int32_t tf_requantize(int32_t sum, const tf_multiplier *multiplier, int32_t zero)
+/* The output code of channel `channel` before the clamp. */
+static inline int32_t tf_requantize(const tf_convolution *layer, uint32_t channel, int32_t sum)
 {
-    const int32_t high = (int32_t)(((int64_t)sum * multiplier->mantissa) >> 32);
-    return ((high + (1 << (multiplier->shift - 1))) >> multiplier->shift) + zero;
+    const tf_multiplier *by = &layer->requantize[channel];
+    const int32_t raised = (int32_t)((uint32_t)sum << layer->pre_shift);
+    const int32_t high = (int32_t)(((int64_t)raised * by->mantissa) >> 32);
+    return ((high + (1 << (by->shift - 1))) >> by->shift) + layer->out_zero;
 }
 
 /* Stores the clamped value and, where asked for, whether the clamp let it through. */

@@ -1,0 +1,86 @@
+"""Generated C against the interpreter: the same bits, for any graph and any plan."""
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from codegen.emit_c import emit
+from codegen.host_engine import HostEngine
+from codegen.interpreter import Interpreter
+from codegen.ir import Graph
+from codegen.program import Program, lower
+from codegen.toolchain import build_host_library
+from device_runtime import engine_sources, include_directories
+from tests.codegen.random_graphs import full_plan, random_graph, random_plan
+
+LEARNING_RATE = 2**20 // 50
+
+
+def build(graph: Graph, programs: list[Program], folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, text in emit(graph, programs, "00" * 32).items():
+        (folder / name).write_text(text)
+    library = folder / "engine.so"
+    build_host_library(
+        [*folder.glob("*.c"), *engine_sources()], [folder, *include_directories()], library
+    )
+    return library
+
+
+def assert_same_bits(
+    interpreter: Interpreter, engine: HostEngine, samples: np.ndarray, steps: int
+) -> None:
+    classes = interpreter.graph.head.bias.size
+    for step in range(steps):
+        sample, label = samples[step % len(samples)], step % classes
+        interpreter.train_step(sample, label, LEARNING_RATE, 99)
+        engine.train_step(sample, label, LEARNING_RATE, 99)
+        assert np.array_equal(interpreter.logits, engine.logits), step
+        assert interpreter.loss_q16 == engine.loss_q16, step
+    assert np.array_equal(interpreter.delta(), engine.delta())
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_random_graphs_train_to_the_same_bits_as_the_interpreter(seed: int, tmp_path: Path) -> None:
+    graph, samples = random_graph(seed)
+    plans = [full_plan(graph), full_plan(graph, "int8-stochastic"), random_plan(graph, seed)]
+    programs = [lower(graph, plan) for plan in plans]
+    library = build(graph, programs, tmp_path / str(seed))
+    for program in programs:
+        engine = HostEngine(library, program.plan.id)
+        assert_same_bits(Interpreter(program), engine, samples, steps=6)
+
+
+def test_a_layer_wider_than_32_bit_sums_gives_the_same_bits(tmp_path: Path) -> None:
+    graph, samples = random_graph(21, size=20)
+    programs = [lower(graph, full_plan(graph))]
+    library = build(graph, programs, tmp_path)
+    engine = HostEngine(library, programs[0].plan.id)
+    assert_same_bits(Interpreter(programs[0]), engine, samples, steps=3)
+
+
+def test_loading_again_starts_from_the_blob(tmp_path: Path) -> None:
+    graph, samples = random_graph(7)
+    program = lower(graph, full_plan(graph))
+    engine = HostEngine(build(graph, [program], tmp_path), program.plan.id)
+    engine.train_step(samples[0], 0, LEARNING_RATE, 1)
+    assert engine.delta().any()
+    engine.load()
+    assert not engine.delta().any()
+
+
+def test_a_pool_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    graph, _ = random_graph(7)
+    program = lower(graph, full_plan(graph))
+    engine = HostEngine(build(graph, [program], tmp_path), program.plan.id)
+    assert len(engine._pool) == program.pool_bytes
+    engine._pool = ctypes.create_string_buffer(program.pool_bytes - 1)
+    with pytest.raises(AssertionError):
+        engine.load()

@@ -1,0 +1,156 @@
+"""The interpreter against exact arithmetic: forward, gradients, updates."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codegen.interpreter import Interpreter
+from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Head
+from codegen.layer_arithmetic import logit_scale
+from codegen.program import INPUT, lower
+from tests.codegen.float_gradients import real_gradients
+from tests.codegen.random_graphs import full_plan, random_graph
+
+LEARNING_RATE = 2**20 // 50
+
+
+def activations(interpreter: Interpreter) -> dict[str, np.ndarray]:
+    graph = interpreter.graph
+    named = {graph.input: interpreter.arrays[INPUT]}
+    for name, values in interpreter.arrays.items():
+        if name.startswith("activation "):
+            named[name.removeprefix("activation ")] = values
+    return named
+
+
+def masks(interpreter: Interpreter) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix("mask "): values
+        for name, values in interpreter.arrays.items()
+        if name.startswith("mask ")
+    }
+
+
+def exact_output(graph: Graph, op: object, known: dict[str, np.ndarray]) -> np.ndarray:
+    """What the operation gives in real arithmetic on given codes, before rounding."""
+    tensors = graph.tensors
+
+    def real(name: str) -> np.ndarray:
+        return (known[name] - tensors[name].zero_point) * tensors[name].scale
+
+    if isinstance(op, Add):
+        value, name = real(op.inputs[0]) + real(op.inputs[1]), op.output
+    elif isinstance(op, GlobalAveragePool):
+        return known[op.input].mean(axis=(0, 1))[None, None, :]
+    else:
+        assert isinstance(op, (Conv, DepthwiseConv))
+        name, pad = op.output, op.padding
+        source = np.pad(real(op.input), ((pad.top, pad.bottom), (pad.left, pad.right), (0, 0)))
+        weight = op.weight.astype(float)
+        rows, columns = weight.shape[1:3] if isinstance(op, Conv) else weight.shape[:2]
+        height, width, channels = tensors[name].shape
+        value = np.zeros((height, width, channels))
+        for y in range(height):
+            for x in range(width):
+                top, left = y * op.stride[0], x * op.stride[1]
+                seen = source[top : top + rows, left : left + columns]
+                term = "hwi,ohwi->o" if isinstance(op, Conv) else "hwc,hwc->c"
+                value[y, x] = np.einsum(term, seen, weight)
+        value = (value + op.bias * tensors[op.input].scale) * op.weight_scale
+    return value / tensors[name].scale + tensors[name].zero_point
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_forward_differs_from_exact_arithmetic_by_rounding_only(seed: int) -> None:
+    graph, samples = random_graph(seed)
+    interpreter = Interpreter(lower(graph, full_plan(graph)))
+    interpreter.score(samples[0], 0)
+    known = activations(interpreter)
+    for op in graph.ops[:-1]:
+        exact = exact_output(graph, op, known)
+        got = known[op.output]
+        inside = np.clip(exact, -128, 127)
+        # Half a step of rounding, and a hair for the 31-bit multiplier.
+        assert np.abs(got - inside).max() <= 0.5 + 1e-3, op.name
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_weight_gradients_have_cosine_above_0_999_to_float_autodiff(seed: int) -> None:
+    graph, samples = random_graph(seed)
+    interpreter = Interpreter(lower(graph, full_plan(graph)))
+    label = seed % graph.head.bias.size
+    interpreter.train_step(samples[0], label, LEARNING_RATE, seed)
+    oracle = real_gradients(
+        graph, activations(interpreter), masks(interpreter), interpreter.logits, label
+    )
+    for name, (codes, exponent) in interpreter.gradients.items():
+        layer, kind = name.rsplit(".", 1)
+        op = next(op for op in graph.ops if op.name == layer)
+        if isinstance(op, Head):
+            factor = np.array(logit_scale(graph))
+        else:
+            source, target = graph.tensors[op.input].scale, graph.tensors[op.output].scale
+            factor = source * op.weight_scale / target
+            if kind == "weight" and isinstance(op, Conv):
+                factor = factor[:, None, None, None]
+        got = codes * 2.0**exponent * factor
+        expected = oracle[name]
+        norms = np.linalg.norm(got) * np.linalg.norm(expected)
+        if np.linalg.norm(expected) < 1e-12:
+            assert np.linalg.norm(got) < 1e-9
+            continue
+        assert (got * expected).sum() / norms >= 0.999, name
+
+
+def test_loss_is_the_cross_entropy_of_the_logits() -> None:
+    for seed in range(20):
+        graph, samples = random_graph(seed)
+        interpreter = Interpreter(lower(graph, full_plan(graph)))
+        for label in range(graph.head.bias.size):
+            interpreter.score(samples[label], label)
+            logits = interpreter.logits * logit_scale(graph)
+            expected = np.log(np.exp(logits - logits[label]).sum())
+            assert interpreter.loss_q16 / 2**16 == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("state", ["q8.8", "int8-stochastic"])
+def test_training_on_one_sample_lowers_its_loss(state: str) -> None:
+    graph, samples = random_graph(3)
+    interpreter = Interpreter(lower(graph, full_plan(graph, state)))
+    interpreter.score(samples[0], 1)
+    before = interpreter.loss_q16
+    for _ in range(30):
+        interpreter.train_step(samples[0], 1, LEARNING_RATE, 11)
+    assert interpreter.loss_q16 < before / 4
+
+
+def test_stochastic_rounding_keeps_small_steps_on_average() -> None:
+    graph, samples = random_graph(5)
+    exact = Interpreter(lower(graph, full_plan(graph)))
+    exact.train_step(samples[0], 0, LEARNING_RATE // 8, 0)
+    wanted = exact.delta()
+    segment = exact.program.segment_of("last.weight")
+    assert segment is not None
+    place = np.s_[segment.first_value : segment.first_value + segment.values]
+    program = lower(graph, full_plan(graph, "int8-stochastic"))
+    total = np.zeros(segment.values)
+    runs = 200
+    for seed in range(runs):
+        drawn = Interpreter(program)
+        drawn.train_step(samples[0], 0, LEARNING_RATE // 8, seed)
+        total += drawn.delta()[place]
+    # Units: whole steps there, sixteenths of a step here; a quarter step of noise remains.
+    assert np.abs(total / runs - wanted[place] / 16).max() < 0.25
+
+
+def test_weights_saturate_at_127_under_a_huge_learning_rate() -> None:
+    graph, samples = random_graph(9)
+    interpreter = Interpreter(lower(graph, full_plan(graph)))
+    for _ in range(5):
+        interpreter.train_step(samples[0], 0, 2**31, 0)
+    for op in graph.convolutions:
+        assert np.abs(interpreter.tensors[f"{op.name}.weight"]).max() <= 127
+    assert np.abs(interpreter.tensors["head.weight"]).max() <= 127 * 256
