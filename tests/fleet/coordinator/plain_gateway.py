@@ -1,0 +1,165 @@
+"""A gateway's socket without MQTT: devices whose deltas are a function of (device, round).
+
+It keeps to docs/specification/gateway.md, so that what drives it can't tell. The arithmetic
+of devices is made up; how often each delta was handed out is recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fleet.gateway import frames
+
+
+def device_delta(device: str, number: int, values: int) -> np.ndarray:
+    """What a device sends in a round; int64, small."""
+    seed = int.from_bytes(hashlib.sha256(f"{device}/{number}".encode()).digest()[:8], "big")
+    return np.random.default_rng(seed).integers(-20, 21, values).astype(np.int64)
+
+
+def train_samples(device: str) -> int:
+    """How many samples a device has."""
+    return 10 + len(device) + sum(map(ord, device)) % 7
+
+
+class PlainGateway:
+    """Serves a unix socket from a thread. A round closes `round_seconds` after its start."""
+
+    def __init__(
+        self,
+        name: str,
+        socket_path: Path,
+        devices: Iterable[dict[str, Any]],
+        round_seconds: float = 1.0,
+    ) -> None:
+        self.name = name
+        self.socket_path = socket_path
+        self.devices = list(devices)
+        self.round_seconds = round_seconds
+        self.requests: list[str] = []
+        self.rounds: dict[tuple[str, int], dict[str, Any]] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(socket_path))
+        self._server.listen(16)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._ended.set()
+        with socket.socket(socket.AF_UNIX) as wake:
+            wake.connect(str(self.socket_path))
+        self._thread.join()
+        self._server.close()
+        self.socket_path.unlink()
+
+    def _serve(self) -> None:
+        while not self._ended.is_set():
+            connection, _ = self._server.accept()
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        with connection:
+            request = frames.receive(connection)
+            if request is None:
+                return
+            operation = request.pop("op")
+            self.requests.append(operation)
+            try:
+                reply = {"ok": True, **getattr(self, f"_{operation}")(request)}
+            except ValueError as error:
+                reply = {"ok": False, "error": str(error)}
+            frames.send(connection, reply)
+
+    def _hello(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"gateway": self.name, "fleet": "test", "devices": self.devices, "rounds": []}
+
+    def _start(self, request: dict[str, Any]) -> dict[str, Any]:
+        key = (request["campaign"], request["round"])
+        with self._lock:
+            known = self.rounds.get(key)
+            if known is None:
+                for blob in request["blobs"]:
+                    if hashlib.sha256(blob["data"]).hexdigest() != blob["sha256"]:
+                        raise ValueError("the blob's digest is wrong")
+                self.rounds[key] = {"request": request, "begun": time.monotonic(), "state": ""}
+            elif known["request"] != request:
+                raise ValueError(f"round {key} was started with another content")
+            return {"state": self._state(key)}
+
+    def _state(self, key: tuple[str, int]) -> str:
+        known = self.rounds.get(key)
+        if known is None:
+            return "unknown"
+        if known["state"]:
+            return str(known["state"])
+        if time.monotonic() - known["begun"] >= self.round_seconds:
+            known["state"] = "closed"
+        return str(known["state"] or "running")
+
+    def _collect(self, request: dict[str, Any]) -> dict[str, Any]:
+        key = (request["campaign"], request["round"])
+        until = time.monotonic() + min(5.0, request["wait_seconds"])
+        while self._state(key) == "running" and time.monotonic() < until:
+            time.sleep(0.02)
+        state = self._state(key)
+        answer: dict[str, Any] = {
+            "state": state,
+            "accepted": 0,
+            "late": 0,
+            "duplicate": 0,
+            "refused": {},
+            "declined": {},
+            "reports": [],
+        }
+        if state == "closed":
+            answer.update(self._close(key))
+        return answer
+
+    def _close(self, key: tuple[str, int]) -> dict[str, Any]:
+        request = self.rounds[key]["request"]
+        sums: dict[str, dict[str, Any]] = {}
+        reports = []
+        for device, task in sorted(request["tasks"].items()):
+            values = request["plans"][task["plan"]]["values"]
+            count = train_samples(device) if request["epochs"] else 0
+            one = sums.setdefault(
+                task["plan"], {"values": np.zeros(values, np.int64), "weight": 0, "devices": 0}
+            )
+            if count:
+                one["values"] += count * device_delta(device, request["round"], values)
+            one["weight"] += count
+            one["devices"] += 1
+            reports.append(
+                {
+                    "device": device,
+                    "plan": task["plan"],
+                    "status": "accepted",
+                    "train_samples": count,
+                    "held_out": 10,
+                    "correct_before": min(10, 3 + request["round"]),
+                    "correct_after": min(10, 4 + request["round"]),
+                    "coded_bytes": 100,
+                    "payload_bytes": 120,
+                    "seconds": 1.0,
+                }
+            )
+        for one in sums.values():
+            one["values"] = one["values"].astype("<i8").tobytes()
+        return {"accepted": len(reports), "sums": sums, "reports": reports}
+
+    def _cancel(self, request: dict[str, Any]) -> dict[str, Any]:
+        key = (request["campaign"], request["round"])
+        with self._lock:
+            if self._state(key) == "running":
+                self.rounds[key]["state"] = "cancelled"
+            return {"state": self._state(key)}
