@@ -66,6 +66,8 @@ class DeviceStats:
     """Resets that the firmware asked for."""
     dials: int
     flash_operations: int
+    stack_high_water_bytes: int
+    """Deepest stack use since power on."""
     busy_seconds: float
     """Host time spent on emulating it."""
 
@@ -89,7 +91,6 @@ class WorkerSettings:
     devices: tuple[DeviceSpec, ...]
     broker: tuple[str, int]
     slice_milliseconds: float
-    idle_milliseconds: float
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,6 @@ class Fleet:
         *,
         workers: int = 2,
         slice_milliseconds: float = 20.0,
-        idle_milliseconds: float = 20.0,
     ) -> None:
         """Nothing is started before the context is entered.
 
@@ -180,7 +180,6 @@ class Fleet:
             broker: host and port of the MQTT broker.
             workers: processes; as many as cores is best.
             slice_milliseconds: how long a machine runs before the next has its turn.
-            idle_milliseconds: how long an idle machine sleeps when no bytes come.
 
         Raises: FleetError when two devices have one name or there are none.
         """
@@ -188,7 +187,7 @@ class Fleet:
         if not names or len(set(names)) != len(names):
             raise FleetError("a fleet needs at least one device, and each needs its own name")
         self._settings = [
-            WorkerSettings(tuple(part), broker, slice_milliseconds, idle_milliseconds)
+            WorkerSettings(tuple(part), broker, slice_milliseconds)
             for part in (list(devices[first::workers]) for first in range(workers))
             if part
         ]

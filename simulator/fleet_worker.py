@@ -72,6 +72,9 @@ def build_machine(spec: DeviceSpec) -> UnicornMachine:
         raise FleetError(f"device {spec.device}, bundle {spec.bundle}: {error}") from error
 
 
+_LONGEST_SLEEP_SECONDS = 0.5
+
+
 class _Device:
     """A machine with its modem and its place in the worker's queues."""
 
@@ -102,6 +105,7 @@ class _Device:
             self.resets,
             self.modem.dials,
             self.machine.flash_controller.operations,
+            self.machine.stack_high_water_bytes(),
             self.busy_seconds,
         )
 
@@ -110,7 +114,6 @@ class _Worker:
     def __init__(self, settings: WorkerSettings, connection: Any) -> None:
         self.broker = settings.broker
         self._slice = settings.slice_milliseconds
-        self._idle_seconds = settings.idle_milliseconds / 1000.0
         self._connection = connection
         self._selector = selectors.DefaultSelector()
         self._selector.register(connection.fileno(), selectors.EVENT_READ, None)
@@ -201,7 +204,8 @@ class _Worker:
             if reached:
                 self._wake(device, first=True)
             else:
-                self._sleep(device, self._idle_seconds)
+                wanted = device.machine.tick_milliseconds / 1000.0
+                self._sleep(device, min(wanted, _LONGEST_SLEEP_SECONDS, device.modem.wait_seconds))
         elif reason is StopReason.FAULT:
             device.state = "fault"
             device.fault = f"device {device.spec.device}: {device.machine.fault}"

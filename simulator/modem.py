@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import math
 import os
 import socket
 from collections.abc import Callable
@@ -30,6 +31,11 @@ class Terminal(Protocol):
     @property
     def data_terminal_ready(self) -> bool:
         """DTR."""
+        ...
+
+    @property
+    def hang_ups(self) -> int:
+        """How often DTR has fallen: it may have risen again since the modem's last look."""
         ...
 
     @property
@@ -80,6 +86,7 @@ class Modem:
         self._clock = clock
         self._redial_milliseconds = redial_milliseconds
         self._redial_at = 0
+        self._hang_ups = terminal.hang_ups
         self._on_socket = on_socket
         self._outgoing = bytearray()
         self._incoming = b""
@@ -103,16 +110,20 @@ class Modem:
         return self.state is ModemState.DIALLING or bool(self._outgoing and self.socket)
 
     @property
-    def wake_at(self) -> int | None:
-        """Time (clock's milliseconds) of the next dial, if one is due."""
-        return self._redial_at if self.state is ModemState.PAUSING else None
+    def wait_seconds(self) -> float:
+        """After how long ``step`` has something to do by itself; infinity where it hasn't."""
+        if self.state is not ModemState.PAUSING:
+            return math.inf
+        return max(0, self._redial_at - self._clock()) / 1000.0
 
     def step(self, *, readable: bool = False, writable: bool = False) -> bool:
         """Move what can move; returns whether something reached the firmware.
 
         ``readable`` and ``writable``: what is known of the socket; a write is tried anyway.
         """
-        if not self._terminal.data_terminal_ready:
+        fell = self._terminal.hang_ups != self._hang_ups
+        self._hang_ups = self._terminal.hang_ups
+        if fell or not self._terminal.data_terminal_ready:
             last_words = self._terminal.take_transmitted()
             if self.state is not ModemState.ON_HOOK:
                 self._outgoing += last_words

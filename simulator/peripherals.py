@@ -6,6 +6,7 @@ what it does to the rest of the machine it does through callables that it is giv
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import ClassVar
@@ -46,7 +47,25 @@ class Rcc(Peripheral):
     """Clock control: reads give what was written, with every ready bit set."""
 
     BASE = 0x40023800
-    CR, CFGR, CSR = 0x00, 0x08, 0x74
+    CR, PLLCFGR, CFGR, CSR = 0x00, 0x04, 0x08, 0x74
+    INTERNAL_HZ, EXTERNAL_HZ = 16_000_000, 8_000_000
+
+    @property
+    def core_hz(self) -> float:
+        """Clock of core and AHB as CFGR and PLLCFGR set it up (RM0090, 7.3.2 and 7.3.3)."""
+        oscillators = self.INTERNAL_HZ, self.EXTERNAL_HZ
+        pll, switch = self.values.get(self.PLLCFGR, 0x24003010), self.values.get(self.CFGR, 0)
+        if switch & 3 == 2:
+            source = oscillators[pll >> 22 & 1] / max(1, pll & 0x3F)
+            hertz = source * (pll >> 6 & 0x1FF) / (2 * ((pll >> 16 & 3) + 1))
+        else:
+            hertz = oscillators[switch & 1]
+        divider = switch >> 4 & 0xF
+        return hertz / (1, 2, 4, 8, 16, 64, 128, 256, 512)[max(0, divider - 7)]
+
+    def reset(self) -> None:
+        """Internal oscillator."""
+        self.values.clear()
 
     def has(self, offset: int) -> bool:
         """All of its words."""
@@ -252,6 +271,8 @@ class GpioB(Peripheral):
         """No carrier."""
         super().__init__()
         self.carrier = False
+        self.hang_ups = 0
+        """How often DTR fell: an edge between two looks of the modem counts, too."""
 
     @property
     def data_terminal_ready(self) -> bool:
@@ -266,11 +287,20 @@ class GpioB(Peripheral):
 
     def write(self, offset: int, value: int) -> None:
         """BSRR: the low half sets, the high half resets, setting wins."""
+        was_ready = self.data_terminal_ready
         if offset == 0x18:
             output = self.values[0x14] & ~(value >> 16) | value & 0xFFFF
             self.values[0x14] = output
         elif offset != 0x10:
             self.values[offset] = value
+        if was_ready and not self.data_terminal_ready:
+            self.hang_ups += 1
+
+    def reset(self) -> None:
+        """All pins become inputs, so DTR falls; DCD is the modem's."""
+        if self.data_terminal_ready:
+            self.hang_ups += 1
+        super().reset()
 
 
 class Tim2(Peripheral):
@@ -375,6 +405,7 @@ class SystemControl(Peripheral):
 
     BASE = 0xE000E000
     SIZE = 0x1000
+    SYST_CSR, SYST_RVR = 0x10, 0x14
     CPUID, VTOR, AIRCR, CPACR = 0xD00, 0xD08, 0xD0C, 0xD88
     VECTKEY, SYSRESETREQ = 0x05FA, 1 << 2
     CPUIDS: ClassVar[dict[str, int]] = {"cortex-m4": 0x410FC241, "cortex-m7": 0x411FC271}
@@ -398,6 +429,14 @@ class SystemControl(Peripheral):
         if 0x180 <= offset < 0x200:  # ICERn reads as ISERn
             offset -= 0x80
         return self.values.get(offset, 0)
+
+    def tick_milliseconds(self, core_hz: float) -> float:
+        """When SysTick will wake a core that waits; infinity where it is off."""
+        control = self.values.get(self.SYST_CSR, 0)
+        if control & 3 != 3:
+            return math.inf
+        hertz = core_hz if control & 4 else core_hz / 8
+        return (self.values.get(self.SYST_RVR, 0) + 1) * 1000.0 / hertz
 
     def write(self, offset: int, value: int) -> None:
         """Enable bits are kept; pending bits have nothing to clear."""

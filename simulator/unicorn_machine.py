@@ -9,6 +9,7 @@ start) and its instruction count slows everything down, so neither is used.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import mmap
@@ -16,13 +17,13 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3 import unicorn as binding
-from unicorn.unicorn_py3.arch.types import uc_engine, uc_hook_h
+from unicorn.unicorn_py3.arch.types import uc_context, uc_engine, uc_hook_h
 
 from codegen.boards import Board, load_board
 from simulator.elf_image import ElfImage, load_elf
@@ -42,6 +43,8 @@ from simulator.peripherals import (
 )
 
 _NOWHERE = 0xFFFFFFFE
+STACK_PAINT = 0xA5A5A5A5
+"""What the startup code fills the stack with (device_runtime/port/stm32/startup.c)."""
 _WFI, _WFI_WIDE = b"\x30\xbf", b"\xaf\xf3\x03\x80"
 _TRANSLATION_BYTES = 4 << 20
 _MODELS = {
@@ -186,8 +189,10 @@ class UnicornMachine:
         self.usart = Usart(2 if self.board.defines.get("TF_BOARD_USART_V2") else 1, self._transmit)
         self.dma = Dma2(self.usart, self._dma_load, self._dma_store, self._transmit)
         self.gpio = GpioB()
+        self.clocks = Rcc()
+        self.system = SystemControl(self.board.cpu, self._reset_requested)
         self._peripherals: list[Peripheral] = [
-            Rcc(),
+            self.clocks,
             self.flash_controller,
             self.usart,
             self.dma,
@@ -195,7 +200,7 @@ class UnicornMachine:
             Tim2(clock),
             Adc1(battery_percent),
             Rng(seed),
-            SystemControl(self.board.cpu, self._reset_requested),
+            self.system,
         ]
         self.power_on()
 
@@ -233,6 +238,28 @@ class UnicornMachine:
     def data_terminal_ready(self) -> bool:
         """PB0."""
         return self._powered and self.gpio.data_terminal_ready
+
+    @property
+    def hang_ups(self) -> int:
+        """How often DTR has fallen since the machine was made."""
+        return self.gpio.hang_ups
+
+    @property
+    def tick_milliseconds(self) -> float:
+        """After how long the idle firmware wants to be run again when nothing happens."""
+        return self.system.tick_milliseconds(self.clocks.core_hz)
+
+    def stack_high_water_bytes(self) -> int:
+        """Deepest stack use so far, from the paint of the startup code; 0 without any paint."""
+        symbols = self.image.symbols
+        if "__stack_bottom" not in symbols or "__stack_top" not in symbols:
+            return 0
+        bottom, top = symbols["__stack_bottom"][0], symbols["__stack_top"][0]
+        words = memoryview(self.read_memory(bottom, top - bottom)).cast("I")
+        painted = 0
+        while painted < len(words) and words[painted] == STACK_PAINT:
+            painted += 1
+        return top - bottom - 4 * painted if painted else 0
 
     def set_data_carrier_detect(self, connected: bool) -> None:
         """PB1."""
@@ -337,34 +364,46 @@ class UnicornMachine:
             raise ImageError(f"{function}: at most 8 arguments, not {len(arguments)}")
         address = self.image.address_of(function)
         trap = self.board.flash.address + self.board.flash.bytes - 4
-        pc, stack = self.pc, self.stack_pointer
-        on_stack = b"".join(value.to_bytes(4, "little") for value in arguments[4:])
-        top = (stack - len(on_stack)) & ~7
-        self._dma_store(top, on_stack)
-        self.stack_pointer = top
-        for register, value in zip(ARGUMENT_REGISTERS, arguments, strict=False):
-            self._write_register(register, value & 0xFFFFFFFF)
-        self._write_register(arm_const.UC_ARM_REG_LR, trap | 1)
-        give_up = time.monotonic() + max_milliseconds / 1000.0
-        reason = StopReason.SLICE_OVER
-        self.pc = address
-        while reason is StopReason.SLICE_OVER and self.pc != trap:
-            if time.monotonic() >= give_up:
-                break
-            self._deadline = min(give_up, time.monotonic() + slice_milliseconds / 1000.0)
-            reason = self._emulate(self.pc, trap)
-        if reason is StopReason.FAULT:
-            assert self.fault is not None
-            raise self.fault
-        if self.pc != trap:
-            raise MachineFault(
-                f"{function} didn't return ({reason.value}) at PC {self.pc:#010x}"
-                f" ({self.image.locate(self.pc)})",
-                pc=self.pc,
-            )
-        result = self.read_register(arm_const.UC_ARM_REG_R0)
-        self.pc, self.stack_pointer = pc, stack
-        return result
+        with self.registers_kept():
+            stack = self.stack_pointer
+            on_stack = b"".join(value.to_bytes(4, "little") for value in arguments[4:])
+            top = (stack - len(on_stack)) & ~7
+            self._dma_store(top, on_stack)
+            self.stack_pointer = top
+            for register, value in zip(ARGUMENT_REGISTERS, arguments, strict=False):
+                self._write_register(register, value & 0xFFFFFFFF)
+            self._write_register(arm_const.UC_ARM_REG_LR, trap | 1)
+            give_up = time.monotonic() + max_milliseconds / 1000.0
+            reason = StopReason.SLICE_OVER
+            self.pc = address
+            while reason is StopReason.SLICE_OVER and self.pc != trap:
+                if time.monotonic() >= give_up:
+                    break
+                self._deadline = min(give_up, time.monotonic() + slice_milliseconds / 1000.0)
+                reason = self._emulate(self.pc, trap)
+            if reason is StopReason.FAULT:
+                assert self.fault is not None
+                raise self.fault
+            if self.pc != trap:
+                raise MachineFault(
+                    f"{function} didn't return ({reason.value}) at PC {self.pc:#010x}"
+                    f" ({self.image.locate(self.pc)})",
+                    pc=self.pc,
+                )
+            return self.read_register(arm_const.UC_ARM_REG_R0)
+
+    @contextlib.contextmanager
+    def registers_kept(self) -> Iterator[None]:
+        """Puts all registers back at the end, so that the idle firmware isn't disturbed."""
+        library, context = binding.uclib, uc_context()
+        self._check(library.uc_context_alloc(self._engine, ctypes.byref(context)), "context")
+        try:
+            library.uc_context_save(self._engine, context)
+            yield
+        finally:
+            if self._engine is not None:
+                library.uc_context_restore(self._engine, context)
+            library.uc_context_free(context)
 
     def add_hook(self, kind: int, callback: Any) -> int:
         """Install a raw Unicorn hook (a ctypes callback); translations start afresh.
@@ -483,6 +522,8 @@ class UnicornMachine:
 
         def read(engine: Any, offset: int, size: int, _: Any) -> int:
             try:
+                if self._pending_flash:
+                    self._settle_flash()
                 if size == 4 and peripheral.has(offset):
                     if ends_slice and monotonic() > self._deadline:
                         self._stop(StopReason.SLICE_OVER)

@@ -29,6 +29,12 @@ def test_programming_clears_bits_only(machine: UnicornMachine) -> None:
     assert machine.read_memory(address, 4) == bytes.fromhex("ff00ff00")
 
 
+def test_the_firmware_sees_what_flash_made_of_its_word(machine: UnicornMachine) -> None:
+    _, address, _ = last_sector(machine)
+    machine.call("program", address, 0x0000FFFF)
+    assert machine.call("program", address, 0xFF00FF00) == 0x0000FF00
+
+
 def test_erasing_sets_its_sector_and_no_other(machine: UnicornMachine) -> None:
     index, address, size = last_sector(machine)
     for place in (address - 4, address, address + size - 4):

@@ -126,6 +126,20 @@ def test_a_lost_stream_drops_dcd_and_is_not_dialled_again_by_itself(
     assert modem.dials == 2
 
 
+def test_dtr_that_fell_and_rose_between_two_looks_hangs_up_and_dials_again(
+    machine: UnicornMachine, server: Server
+) -> None:
+    modem = Modem(machine, server.address)
+    run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
+    server.accept().close()
+    run_until(machine, modem, lambda: modem.state is ModemState.LOST)
+    machine.call("poke", 0x40020418, 1 << 16)
+    machine.call("poke", 0x40020418, 1)
+    assert machine.data_terminal_ready
+    run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
+    assert modem.dials == 2
+
+
 def test_a_dial_that_fails_is_repeated_until_the_broker_is_there(machine: UnicornMachine) -> None:
     with socket.socket() as placeholder:
         placeholder.bind(("127.0.0.1", 0))

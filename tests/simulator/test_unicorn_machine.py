@@ -78,6 +78,17 @@ def test_dtr_follows_pb0_and_dcd_shows_on_pb1(machine: UnicornMachine) -> None:
     assert not machine.data_terminal_ready
 
 
+def test_systick_tells_when_an_idle_firmware_wants_to_run_again(machine: UnicornMachine) -> None:
+    machine.run(SLICE)
+    assert machine.tick_milliseconds == float("inf")
+    machine.call("poke", 0xE000E014, 2_000_000 - 1)  # 2 MHz: 16 MHz oscillator / 8
+    machine.call("poke", 0xE000E010, 3)
+    assert machine.tick_milliseconds == 1000
+    machine.call("poke", 0x40023804, 16 | 336 << 6 | 7 << 24)  # PLL: 16 MHz / 16 * 336 / 2
+    machine.call("poke", 0x40023808, 2)
+    assert machine.tick_milliseconds == pytest.approx(2_000_000 / 21_000)
+
+
 def test_a_reset_request_starts_again_with_sram_kept(machine: UnicornMachine) -> None:
     machine.run(SLICE)
     machine.write_sram(0x2000FFF0, b"kept")
