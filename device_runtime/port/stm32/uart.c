@@ -11,6 +11,7 @@
 #endif
 #define RING_BYTES 2048u
 #define TRANSMIT_BYTES 256u
+#define LAST_WORDS_MS (TRANSMIT_BYTES * 10u * 1000u / TF_UART_BAUD + 2u)
 #define RECEIVE_STREAM 2u
 #define TRANSMIT_STREAM 7u
 #define DTR (1u << 0)
@@ -117,9 +118,14 @@ static void stream_open(void *context) {
 
 static void stream_close(void *context) {
     (void)context;
+    /* The last words, a DISCONNECT as a rule, take no longer than the buffer: let them out. */
+    const uint32_t since = TIM2_CNT;
+    while (line == CARRIED && has_carrier() &&
+           (DMA2_CR(TRANSMIT_STREAM) & DMA_ENABLE) != 0u && TIM2_CNT - since < LAST_WORDS_MS) {
+    }
+    DMA2_CR(TRANSMIT_STREAM) &= ~DMA_ENABLE;
     GPIOB_BSRR = DTR << 16;
     line = HUNG_UP;
-    DMA2_CR(TRANSMIT_STREAM) &= ~DMA_ENABLE;
     ring_taken = ring_filled();
 }
 
