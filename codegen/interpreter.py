@@ -46,8 +46,9 @@ def random_bits(key: int, stream: int, counter: Ints) -> Ints:
         y ^= y >> np.uint64(16)
         return y.astype(np.int64)
 
-    start = mix(np.array([key + 0x9E3779B9]))
-    return mix(mix(start + stream) + counter)
+    start = mix(np.array([key + 0x9E3779B9], np.int64))
+    bits: Ints = mix(mix(start + stream) + counter)
+    return bits
 
 
 def round_shift(value: Ints, shift: int) -> Ints:
@@ -71,7 +72,8 @@ def apply_gain(gradient: Ints, gain: Gain, exponent: int) -> Ints:
         return np.zeros_like(gradient)
     exact = gradient.astype(object) * gain.mantissa
     moved = exact * 2**-shift if shift <= 0 else (exact + (1 << (shift - 1))) // (1 << shift)
-    return np.clip(moved, -INT32_MAX, INT32_MAX).astype(np.int64)
+    saturated: Ints = np.clip(moved, -INT32_MAX, INT32_MAX).astype(np.int64)
+    return saturated
 
 
 @dataclass

@@ -9,16 +9,16 @@ the device one C kernel for each.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from codegen import memory_plan
 from codegen.blob import BlobTensor, layout
 from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Head, Op, inputs_of
-from codegen.layer_arithmetic import convolution_arithmetic
 from codegen.plans import Plan
 
 INPUT = "input"
@@ -215,7 +215,14 @@ class _Builder:
         return self._buffer(name, 2 * self.graph.tensors[tensor].size)
 
     def _step(
-        self, phase: str, kernel: str, op: Op, macs: int = 0, operand: int = 0, **buffers: str
+        self,
+        phase: str,
+        kernel: str,
+        op: Op,
+        buffers: dict[str, str],
+        *,
+        macs: int = 0,
+        operand: int = 0,
     ) -> None:
         self.steps.append(
             Step(
@@ -241,38 +248,37 @@ class _Builder:
     def forward(self) -> None:
         for op in self.graph.ops:
             if isinstance(op, Head):
-                macs = op.weight.size
-                self._step("forward", "head_forward", op, macs, input=self._activation(op.input))
+                buffers = {"input": self._activation(op.input)}
+                self._step("forward", "head_forward", op, buffers, macs=op.weight.size)
                 continue
-            output = self._buffer(self._activation(op.output), self.graph.tensors[op.output].size)
-            buffers = {"output": output}
+            size = self.graph.tensors[op.output].size
+            buffers = {"output": self._buffer(self._activation(op.output), size)}
             if op.output in self.needs_error and not isinstance(op, GlobalAveragePool):
-                size = -(-self.graph.tensors[op.output].size // 8)
-                buffers["mask"] = self._buffer(f"mask {op.output}", size)
+                buffers["mask"] = self._buffer(f"mask {op.output}", -(-size // 8))
             if isinstance(op, Add):
                 buffers["a"], buffers["b"] = map(self._activation, op.inputs)
-                self._step("forward", "add_forward", op, **buffers)
+                self._step("forward", "add_forward", op, buffers)
                 continue
             buffers["input"] = self._activation(op.input)
             if isinstance(op, Conv):
                 columns = 2 * 2 * _align(math.prod(op.weight.shape[1:]), 2)
                 buffers["scratch"] = self._buffer(f"columns {op.name}", columns)
-                self._step("forward", "convolution_forward", op, self._macs(op), **buffers)
+                self._step("forward", "convolution_forward", op, buffers, macs=self._macs(op))
             elif isinstance(op, DepthwiseConv):
-                self._step("forward", "depthwise_forward", op, self._macs(op), **buffers)
+                self._step("forward", "depthwise_forward", op, buffers, macs=self._macs(op))
             else:
-                self._step("forward", "pool_forward", op, **buffers)
+                self._step("forward", "pool_forward", op, buffers)
 
     def loss(self) -> None:
         head = self.graph.head
         self.error_index["error logits"] = len(self.error_index)
         error = self._buffer("error logits", 2 * head.bias.size)
-        self._step("loss", "cross_entropy", head, error=error)
+        self._step("loss", "cross_entropy", head, {"error": error})
 
     # Backward: gradients as a table, one method per op.
 
     def backward(self) -> None:
-        rules = {
+        rules: dict[type, Callable[[Any], None]] = {
             Head: self._head_backward,
             GlobalAveragePool: self._pool_backward,
             Add: self._add_backward,
@@ -283,91 +289,68 @@ class _Builder:
             if isinstance(op, Head) or op.output in self.needs_error:
                 rules[type(op)](op)
 
-    def _target(self, tensor: str, op: Op) -> tuple[str, bool]:
-        """Buffer for the error that ``op`` sends to ``tensor``, and whether it must be added
-        to one that another consumer has already sent."""
-        if tensor in self.errors:
-            return self._error(f"error {tensor} from {op.name}", tensor), True
-        self.errors[tensor] = self._error(f"error {tensor}", tensor)
-        return self.errors[tensor], False
+    def _propagate(
+        self,
+        kernel: str,
+        op: Op,
+        tensor: str,
+        buffers: dict[str, str],
+        *,
+        macs: int = 0,
+        operand: int = 0,
+    ) -> None:
+        """A step that sends an error to ``tensor``, added to what other consumers have sent."""
+        first = tensor not in self.errors
+        name = f"error {tensor}" if first else f"error {tensor} from {op.name}"
+        target = self._error(name, tensor)
+        operands = {**buffers, "out": target}
+        self._step("backward", kernel, op, operands, macs=macs, operand=operand)
+        if first:
+            self.errors[tensor] = target
+        else:
+            self._step("backward", "error_sum", op, {"a": self.errors[tensor], "b": target})
 
-    def _merge(self, tensor: str, part: str, op: Op) -> None:
-        self._step("backward", "error_sum", op, a=self.errors[tensor], b=part)
-
-    def _head_backward(self, op: Op) -> None:
-        assert isinstance(op, Head)
+    def _head_backward(self, op: Head) -> None:
+        error = {"error": "error logits"}
+        macs = op.weight.size
         if op.input in self.needs_error:
-            target, add = self._target(op.input, op)
-            self._step(
-                "backward",
-                "head_input_gradient",
-                op,
-                op.weight.size,
-                error="error logits",
-                out=target,
-            )
-            if add:
-                self._merge(op.input, target, op)
+            self._propagate("head_input_gradient", op, op.input, error, macs=macs)
         if self.plan.head:
-            self._step(
-                "backward",
-                "head_update",
-                op,
-                op.weight.size,
-                error="error logits",
-                input=self._activation(op.input),
-            )
+            buffers = {**error, "input": self._activation(op.input)}
+            self._step("backward", "head_update", op, buffers, macs=macs)
 
-    def _pool_backward(self, op: Op) -> None:
-        assert isinstance(op, GlobalAveragePool)
-        target, add = self._target(op.input, op)
-        self._step("backward", "pool_input_gradient", op, error=self.errors[op.output], out=target)
-        if add:
-            self._merge(op.input, target, op)
+    def _pool_backward(self, op: GlobalAveragePool) -> None:
+        self._propagate("pool_input_gradient", op, op.input, {"error": self.errors[op.output]})
 
-    def _mask(self, op: Add | Conv | DepthwiseConv) -> str:
-        error = self.errors[op.output]
-        self._step("backward", "error_mask", op, error=error, mask=f"mask {op.output}")
+    def _mask(self, op: Add | Conv | DepthwiseConv) -> dict[str, str]:
+        error = {"error": self.errors[op.output]}
+        self._step("backward", "error_mask", op, {**error, "mask": f"mask {op.output}"})
         return error
 
-    def _add_backward(self, op: Op) -> None:
-        assert isinstance(op, Add)
+    def _add_backward(self, op: Add) -> None:
         error = self._mask(op)
         for operand, tensor in enumerate(op.inputs):
-            if tensor not in self.needs_error:
-                continue
-            target, add = self._target(tensor, op)
-            self._step("backward", "error_scale", op, operand=operand, error=error, out=target)
-            if add:
-                self._merge(tensor, target, op)
+            if tensor in self.needs_error:
+                self._propagate("error_scale", op, tensor, error, operand=operand)
 
-    def _convolution_backward(self, op: Op) -> None:
-        assert isinstance(op, (Conv, DepthwiseConv))
+    def _convolution_backward(self, op: Conv | DepthwiseConv) -> None:
         error = self._mask(op)
         kind = "convolution" if isinstance(op, Conv) else "depthwise"
         # The input's error is due to the weights of the forward pass: it comes before updates.
         if op.input in self.needs_error:
-            target, add = self._target(op.input, op)
-            buffers = {"error": error, "out": target}
+            buffers = dict(error)
             if isinstance(op, Conv):
                 columns = 2 * 2 * _align(op.weight.shape[0], 2)
                 buffers["scratch"] = self._buffer(f"error columns {op.name}", columns)
-            self._step("backward", f"{kind}_input_gradient", op, self._macs(op), **buffers)
-            if add:
-                self._merge(op.input, target, op)
+            macs = self._macs(op)
+            self._propagate(f"{kind}_input_gradient", op, op.input, buffers, macs=macs)
         if f"{op.name}.bias" in self.trained:
-            self._step("backward", "bias_update", op, error=error)
+            self._step("backward", "bias_update", op, error)
         if f"{op.name}.weight" in self.trained:
             share = next(w.count for w in self.plan.weights if w.layer == op.name)
             macs = self._macs(op) * share // op.weight.shape[-1]
-            self._step(
-                "backward",
-                f"{kind}_weight_update",
-                op,
-                macs,
-                error=error,
-                input=self._activation(op.input),
-            )
+            buffers = {**error, "input": self._activation(op.input)}
+            self._step("backward", f"{kind}_weight_update", op, buffers, macs=macs)
 
     def buffers_with_lifetimes(self) -> tuple[memory_plan.Buffer, ...]:
         """Every arena buffer from the first to the last step that touches it."""
@@ -384,9 +367,3 @@ class _Builder:
             memory_plan.Buffer(name, size, first[name], last[name])
             for name, size in self.sizes.items()
         )
-
-
-def check_layers(graph: Graph) -> None:
-    """Derives every layer's constants once: raises ModelError where one can't be had."""
-    for op in graph.convolutions:
-        convolution_arithmetic(graph, op)
