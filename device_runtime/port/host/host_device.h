@@ -1,0 +1,70 @@
+/* The client as a host library: any number of devices in one process.
+ *
+ * Everything that a device has lies in one struct, its flash and its pool, all owned by the
+ * caller; there are no globals. Bytes, clock, battery and carrier go in and out through the
+ * functions below (as through the serial line of an emulated board), so that whoever drives
+ * thousands of devices decides about time and network. The model is the one that is linked
+ * into the library (tf_the_model).
+ */
+#ifndef TINYFLEET_HOST_DEVICE_H
+#define TINYFLEET_HOST_DEVICE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tinyfleet/client.h"
+
+/* Read for as long as the device is used. */
+typedef struct {
+    const char *board;            /* name in the announcement */
+    uint8_t *flash;               /* content of the flash; survives what the device doesn't */
+    const uint32_t *sector_bytes; /* size of each sector of the flash, in order */
+    uint32_t flash_address;       /* of its first byte, as in the board's data */
+    uint32_t flash_bytes;
+    uint32_t sector_count;
+    tf_flash_region slots[2];
+    tf_flash_region samples;
+    void *pool; /* 8-byte aligned */
+    uint32_t pool_bytes;
+    uint32_t seed; /* of its entropy and of torn flash operations */
+} tf_host_setup;
+
+typedef struct tf_host_device tf_host_device;
+
+/* Bytes of a tf_host_device, 16-byte aligned. */
+uint32_t tf_host_device_bytes(void);
+
+/* Powers a device on (also again, after a reset or a power cut). Status as tf_client_init. */
+tf_status tf_host_device_start(tf_host_device *device, const tf_host_setup *setup,
+                               uint32_t milliseconds);
+
+/* Polls the client up to `steps` times at that time; true: it has more to do at once. A device
+ * without power does nothing. */
+bool tf_host_device_run(tf_host_device *device, uint32_t milliseconds, uint32_t steps);
+
+/* Milliseconds until the clock alone gives it something to do (at most). */
+uint32_t tf_host_device_next_run_ms(const tf_host_device *device);
+
+/* Serial line: bytes to the device (returns how many fit its ring of 2,048), and from it. */
+uint32_t tf_host_device_receive(tf_host_device *device, const uint8_t *bytes, uint32_t length);
+uint32_t tf_host_device_take(tf_host_device *device, uint8_t *bytes, uint32_t capacity);
+
+/* DTR: the device wants a connection (true) or hangs up. DCD: the connection is there. */
+bool tf_host_device_dials(const tf_host_device *device);
+void tf_host_device_set_carrier(tf_host_device *device, bool carrier);
+
+void tf_host_device_set_battery(tf_host_device *device, uint8_t percent);
+
+/* Cuts the power during the n-th flash operation from now (1: the next), which is torn; 0: never. */
+void tf_host_device_cut_power(tf_host_device *device, uint32_t flash_operation);
+bool tf_host_device_has_power(const tf_host_device *device);
+uint32_t tf_host_device_flash_operations(const tf_host_device *device);
+
+/* wire.md: device state; and the digest of the active weights (32 bytes). */
+int32_t tf_host_device_state(const tf_host_device *device);
+void tf_host_device_active_weights(const tf_host_device *device, uint8_t *sha256);
+
+/* Of the model that is linked in. */
+const tf_model *tf_host_model(void);
+
+#endif
