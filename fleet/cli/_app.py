@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -36,20 +36,17 @@ def compile_command(
         list[str] | None,
         typer.Option(
             help="Update plan: FILE, or FILE#NAME of several; repeat for more plans. "
-            "A file with several plans and no #NAME gives them all. Default: plans.json "
-            "beside the model."
+            "Default: a small, a middle and a full one made for the model."
         ),
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            help="NPZ with an array `x` of input samples, for float models. Default: "
-            "calibration.npz beside the model."
-        ),
+        typer.Option(help="NPZ with an array `x` of typical input samples; float models need it."),
     ] = None,
     compiler: Annotated[
-        str, typer.Option(help="arm-gcc, zig, or auto (the first that is there).")
-    ] = "auto",
+        Literal["gcc", "zig"] | None,
+        typer.Option(help="Default: gcc where it is installed, else zig."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compile a model and its update plans into a firmware bundle for a board."""

@@ -1,0 +1,105 @@
+"""The demo's model, boards and population: which device has which board, samples and resources."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import codegen
+from fleet.errors import ConfigurationError
+from fleet.protocol.manifest import Manifest
+from simulator.digits import deal
+from simulator.fleet import DeviceSpec
+
+BOARDS = ("stm32f746", "stm32f407")
+PLANS = ("small", "middle", "full")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a device can spare for training; the coordinator chooses its plan by that."""
+
+    battery_percent: float
+    link_bits_per_second: int
+
+
+# A third of the devices each: mains and a fast link; a narrow-band link, over which the update of
+# every layer would take too long; a low battery.
+RESOURCES = (
+    Resources(battery_percent=95.0, link_bits_per_second=115_200),
+    Resources(battery_percent=80.0, link_bits_per_second=9_600),
+    Resources(battery_percent=20.0, link_bits_per_second=115_200),
+)
+
+
+def example_folder() -> Path:
+    """Where the digit model lies in a checkout. Raises ConfigurationError without one."""
+    folder = Path(codegen.__file__).resolve().parent.parent / "examples" / "digits"
+    if not (folder / "digits.onnx").exists():
+        raise ConfigurationError(
+            f"{folder} with the demo's model is missing; the demo runs from a checkout of the "
+            "repository, installed with `pip install -e .`"
+        )
+    return folder
+
+
+def device_names(count: int) -> list[str]:
+    """Names of the devices, in order."""
+    return [f"mcu-{number:02}" for number in range(1, count + 1)]
+
+
+def board_of(index: int) -> str:
+    """Board of device number ``index``, from 0. Every plan meets every board."""
+    return BOARDS[(index // len(RESOURCES)) % len(BOARDS)]
+
+
+def resources_of(index: int) -> Resources:
+    """Resources of device number ``index``, from 0."""
+    return RESOURCES[index % len(RESOURCES)]
+
+
+def input_codes(manifest: Manifest, x: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Real samples (n, H, W, C) as the int8 codes that a device's sensor driver would log."""
+    entry = manifest.model.input
+    steps = np.rint(x.astype(np.float64) / entry.scale) + entry.zero_point
+    codes: NDArray[np.int8] = np.clip(steps, -128, 127).astype(np.int8)
+    return codes
+
+
+def population(
+    names: Sequence[str], bundles: Mapping[str, Path], passwords: Mapping[str, str], seed: int
+) -> list[DeviceSpec]:
+    """The devices with their shares of the digits; the same names and seed give the same."""
+    manifests = {
+        board: Manifest.read(folder / "manifest.json") for board, folder in bundles.items()
+    }
+    specs = []
+    for index, share in enumerate(deal(names, seed)):
+        board, resources = board_of(index), resources_of(index)
+        specs.append(
+            DeviceSpec(
+                device=share.device,
+                bundle=bundles[board],
+                password=passwords[share.device],
+                samples=input_codes(manifests[board], share.x),
+                labels=share.y,
+                fleet="demo",
+                battery_percent=resources.battery_percent,
+                link_bits_per_second=resources.link_bits_per_second,
+                seed=seed * 1000 + index,
+            )
+        )
+    return specs
+
+
+def fresh_folder(folder: Path) -> Path:
+    """An empty folder in place of what was there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return folder

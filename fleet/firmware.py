@@ -1,0 +1,42 @@
+"""Bundles for fleets: codegen's compiler with our protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from codegen.bundle import Bundle
+from codegen.compile import compile_model
+from codegen.toolchain import find_toolchain
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, steps done, steps in all."""
+
+
+def compile_firmware(
+    model: Path,
+    board: str,
+    plans: Sequence[str],
+    calibration: Path | None,
+    out: Path,
+    *,
+    compiler: Literal["gcc", "zig"] | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Compile ``model`` for ``board`` into the bundle folder ``out``.
+
+    ``plans`` are FILE or FILE#NAME; none at all takes the three that codegen makes for the model.
+    Without ``compiler`` it is gcc where that is installed, else zig. Raises `CodegenError`.
+    """
+    return compile_model(
+        model,
+        board,
+        list(plans) or None,
+        calibration,
+        out,
+        Path(str(files("fleet.protocol") / "tinyfleet.cddl")),
+        toolchain=find_toolchain(compiler),
+        progress=progress,
+    )
