@@ -28,7 +28,7 @@ def unsigned(limit: int) -> FieldCheck:
     """An integer 0 … ``limit``; bool is not an integer here."""
 
     def check(message: str, field: str, value: object) -> None:
-        if type(value) is not int:
+        if not isinstance(value, int) or isinstance(value, bool):
             raise ProtocolError(message, field, f"an integer is wanted, not {kind_of(value)}")
         if not 0 <= value <= limit:
             raise ProtocolError(message, field, f"{value} is outside 0 … {limit}")

@@ -41,4 +41,8 @@ def validate(kind: str, data: bytes) -> dict[str, Any]:
     except Exception as error:  # CddlValidationError, and whatever cbor2 raises on hostile bytes
         raise ProtocolError(kind, "", f"doesn't fit tinyfleet.cddl: {error}") from None
     fields: dict[str, Any] = decoded._asdict()
+    for name, value in fields.items():
+        # zcbor 0.9.1 takes a negative number for a CDDL "uint" in Python (its C doesn't).
+        if isinstance(value, int) and value < 0:
+            raise ProtocolError(kind, name, f"doesn't fit tinyfleet.cddl: {value} is negative")
     return fields

@@ -1,0 +1,416 @@
+"""Whole rounds: a real Mosquitto, a real gateway process, real wire format."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fleet.errors import GatewayError
+from fleet.gateway.broker import free_port
+from fleet.protocol import DeviceState, Reason, Task, topics
+from tests.fleet.gateway.site import (
+    BLOB,
+    CAMPAIGN,
+    FLEET,
+    GATEWAY,
+    PLAN,
+    WEIGHTS,
+    FakeDevice,
+    Site,
+    delta_chunks,
+    memory_kib,
+)
+
+MakeSite = Callable[[list[str]], Site]
+VALUES = 1000
+
+
+def trained(seed: int) -> tuple[NDArray[np.int32], int]:
+    """What device number ``seed`` makes of a task; several chunks long."""
+    random = np.random.default_rng(seed)
+    values = (random.normal(size=VALUES) * 500 * (random.random(VALUES) < 0.7)).astype(np.int32)
+    return values, 20 + seed
+
+
+def trains(seed: int) -> Callable[[Task], tuple[NDArray[np.int32], int]]:
+    return lambda task: trained(seed)
+
+
+def expected_sum(seeds: list[int]) -> NDArray[np.int64]:
+    total = np.zeros(VALUES, np.int64)
+    for seed in seeds:
+        values, samples = trained(seed)
+        total += values.astype(np.int64) * samples
+    return total
+
+
+def assert_sum(reply: dict, seeds: list[int]) -> None:
+    total = reply["sums"][PLAN]
+    assert np.array_equal(np.frombuffer(total["values"], "<i8"), expected_sum(seeds))
+    assert total["weight"] == sum(trained(seed)[1] for seed in seeds)
+    assert total["devices"] == len(seeds)
+
+
+def test_a_whole_round_gives_the_exact_sum_of_what_the_devices_sent(make_site: MakeSite) -> None:
+    names = [f"cow-{i}" for i in range(4)]
+    site = make_site(names)
+    for seed, name in enumerate(names):
+        site.add(name, trains(seed))
+    assert site.start() == {"state": "running"}
+    reply = site.collect_closed()
+    assert reply["state"] == "closed"
+    assert reply["accepted"] == 4
+    assert (reply["late"], reply["duplicate"], reply["refused"]) == (0, 0, {})
+    assert_sum(reply, [0, 1, 2, 3])
+    report = reply["reports"][2]
+    chunks = delta_chunks(site.devices["cow-2"].tasks.get().task, *trained(2))
+    assert len(chunks) > 1
+    assert report["device"] == "cow-2"
+    assert report["coded_bytes"] == chunks[0].coded_bytes
+    assert report["payload_bytes"] == sum(len(chunk.encode()) for chunk in chunks)
+    assert (report["correct_before"], report["correct_after"], report["held_out"]) == (4, 7, 10)
+    for device in site.devices.values():
+        assert device.cleared.wait(10), "the task topic is emptied when the round ends"
+    # Asking again changes nothing.
+    assert site.client.collect(CAMPAIGN, 1) == reply
+    assert site.start() == {"state": "closed"}
+
+
+def test_a_task_carries_everything_that_the_device_needs(make_site: MakeSite) -> None:
+    site = make_site(["cow"])
+    device = site.add("cow")
+    site.start(deadline_seconds=50)
+    received = device.tasks.get(timeout=10)
+    assert received.response_topic == topics.delta(FLEET, GATEWAY, "cow")
+    assert received.expiry_seconds is not None
+    assert 45 <= received.expiry_seconds <= 50
+    assert received.task == Task(
+        campaign=bytes.fromhex(CAMPAIGN),
+        round=1,
+        plan=bytes.fromhex(PLAN),
+        weights=bytes.fromhex(WEIGHTS),
+        weights_bytes=len(BLOB),
+        chunk_bytes=512,
+        epochs=2,
+        learning_rate_q20=round(0.01 * 2**20),
+        seed=7,
+        deadline_seconds=50,
+        max_score_drop_permille=100,
+        check_in_seconds=5,
+    )
+    device.fetch(WEIGHTS)
+    site.until(lambda: len(device.blob) == 11, "all chunks of the weights are there")
+    assert b"".join(device.blob[n] for n in sorted(device.blob)) == BLOB
+
+
+def test_what_cannot_be_counted_in_is_counted_by_reason_and_explained(make_site: MakeSite) -> None:
+    names = ["good", "bad", "slow", "stranger"]
+    site = make_site(names)
+    for name in names:
+        site.add(name)
+    site.start(names=["good", "bad", "slow"], target=2)
+    good, bad, slow, stranger = (site.devices[name] for name in names)
+    task = bad.tasks.get(timeout=10).task
+    values, samples = trained(5)
+    chunks = delta_chunks(task, values, samples)
+    other = "ff" * 8
+    foreign = [replace(c, campaign=bytes.fromhex(other)) for c in chunks]
+    bad.send(foreign)
+    bad.send([replace(c, plan=b"12345678") for c in chunks])
+    bad.send([replace(c, weights=b"12345678") for c in chunks])
+    bad.send([replace(c, correct_after=11) for c in chunks])
+    bad.send([replace(c, coded_crc32=c.coded_crc32 ^ 1) for c in chunks])
+    flipped = bytearray(b"".join(c.coded for c in chunks))
+    flipped[-1] ^= 1
+    bad.send(delta_chunks(task, values, samples, coded_all=bytes(flipped[:-2])))
+    bad.send_raw(b"\x92\x01")
+    bad.send_raw(chunks[0].encode() + b"\x00")
+    bad.send([replace(chunks[0], chunks=7)])
+    bad.send([chunks[0], replace(chunks[1], train_steps=3)])
+    stranger.send(chunks)
+    good.send(delta_chunks(task, *trained(1)))
+    good.send(delta_chunks(task, *trained(1)))
+    bad.send(delta_chunks(task, *trained(2)))
+    reply = site.collect_closed()
+    slow.send(chunks)
+    site.until(lambda: site.client.collect(CAMPAIGN, 1)["late"] == 1, "the late delta is counted")
+    reply = site.client.collect(CAMPAIGN, 1)
+    assert reply["accepted"] == 2
+    assert reply["duplicate"] == 1
+    assert reply["refused"] == {
+        "unknown-round": 1,
+        "wrong-plan": 1,
+        "wrong-weights": 1,
+        "range": 1,
+        "crc": 1,
+        "coding": 1,
+        "malformed": 2,
+        "inconsistent-chunks": 3,
+        "not-in-cohort": 1,
+    }
+    assert_sum(reply, [1, 2])
+    explained = {(e["device"], e["kind"]) for e in reply["explanations"]}
+    assert ("stranger", "not-in-cohort") in explained
+    assert ("slow", "late") in explained
+    detail = next(e["detail"] for e in reply["explanations"] if e["kind"] == "wrong-plan")
+    assert b"12345678".hex() in detail
+    assert PLAN[:16] in detail
+
+
+def test_a_gateway_killed_in_the_middle_of_a_delta_loses_nothing(make_site: MakeSite) -> None:
+    names = ["cow-0", "cow-1", "cow-2"]
+    site = make_site(names)
+    reached, go = threading.Event(), threading.Event()
+    for seed, name in enumerate(names):
+        site.add(name, trains(seed))
+
+    def hold(chunk: int) -> None:
+        if chunk == 1:
+            reached.set()
+            assert go.wait(30)
+
+    site.devices["cow-1"].before_chunk = hold
+    site.start()
+    assert reached.wait(20)
+    site.until(lambda: site.client.collect(CAMPAIGN, 1)["accepted"] == 2, "two are accepted")
+    site.kill_gateway()
+    go.set()  # the rest is sent while no gateway is there; the broker keeps it
+    time.sleep(0.3)
+    site.start_gateway()
+    reply = site.collect_closed()
+    assert reply["accepted"] == 3
+    assert_sum(reply, [0, 1, 2])
+    assert reply["refused"] == {}
+
+
+@pytest.mark.slow
+def test_a_gateway_killed_at_random_instants_counts_every_delta_once(make_site: MakeSite) -> None:
+    names = [f"cow-{i}" for i in range(6)]
+    site = make_site(names)
+    for seed, name in enumerate(names):
+        device = site.add(name, trains(seed))
+        device.before_chunk = lambda chunk: time.sleep(0.15)
+    random = np.random.default_rng(3)
+    site.start()
+    for _ in range(6):
+        time.sleep(random.uniform(0.05, 0.5))
+        site.kill_gateway()
+        site.start_gateway()
+    reply = site.collect_closed()
+    assert reply["accepted"] == len(names)
+    assert_sum(reply, list(range(len(names))))
+    assert reply["refused"] == {}
+
+
+def test_a_broker_killed_in_the_middle_of_a_round_comes_back_with_the_task(
+    make_site: MakeSite,
+) -> None:
+    names = ["cow-0", "cow-1"]
+    site = make_site(names)
+    reached, go = threading.Event(), threading.Event()
+    site.add("cow-0", trains(0))
+    site.add("cow-1", trains(1))
+
+    def hold(chunk: int) -> None:
+        if chunk == 2:
+            reached.set()
+            assert go.wait(30)
+
+    site.devices["cow-1"].before_chunk = hold
+    site.start()
+    assert reached.wait(20)
+    site.broker.kill()
+    go.set()
+    time.sleep(0.5)
+    site.broker.start()
+    reply = site.collect_closed()
+    assert reply["accepted"] == 2
+    assert_sum(reply, [0, 1])
+    site.devices["cow-1"].close()
+    late_comer = FakeDevice("cow-1", site.config.port, site.passwords["cow-1"])
+    late_comer.fetch(WEIGHTS)
+    site.until(lambda: len(late_comer.blob) == 11, "the weights are still at the broker")
+    late_comer.close()
+
+
+def test_what_a_broker_forgot_is_published_again(make_site: MakeSite) -> None:
+    site = make_site(["cow"])
+    site.add("cow").close()
+    site.start()
+    time.sleep(1.5)
+    site.broker.kill()
+    for path in (site.broker.folder / "data").iterdir():
+        path.unlink()  # as after a disk was replaced: no session, no task, no weights
+    site.broker.start()
+    device = FakeDevice("cow", site.config.port, site.passwords["cow"], trains(0))
+    site.devices["cow"] = device
+    device.fetch(WEIGHTS)
+    site.until(lambda: len(device.blob) == 11, "the weights are back")
+    reply = site.collect_closed()
+    assert_sum(reply, [0])
+    remaining = device.tasks.get(timeout=5).task.deadline_seconds
+    assert remaining < 60, "the deadline is the round's, not a new one"
+
+
+def test_a_round_closes_at_its_deadline_with_what_is_there(make_site: MakeSite) -> None:
+    site = make_site(["cow-0", "cow-1"])
+    site.add("cow-0", trains(0))
+    site.add("cow-1")
+    site.start(deadline_seconds=2)
+    reply = site.collect_closed()
+    assert reply["state"] == "closed"
+    assert reply["accepted"] == 1
+    assert_sum(reply, [0])
+    assert "nothing from cow-1" in site.log
+
+
+def test_a_round_closes_as_soon_as_nothing_more_can_come(make_site: MakeSite) -> None:
+    site = make_site(["cow-0", "cow-1"])
+    site.add("cow-0", trains(0))
+    device = site.add("cow-1")
+    site.start(deadline_seconds=600)
+    task = device.tasks.get(timeout=10).task
+    device.say(DeviceState.DECLINED, Reason.SCORE_DROPPED, task)
+    reply = site.collect_closed()
+    assert reply["declined"] == {"score-dropped": 1}
+    assert_sum(reply, [0])
+
+
+def test_a_cancelled_round_gives_no_sums_and_takes_the_tasks_away(make_site: MakeSite) -> None:
+    site = make_site(["cow"])
+    device = site.add("cow")
+    site.start()
+    device.tasks.get(timeout=10)
+    assert site.client.cancel(CAMPAIGN, 1) == {"state": "cancelled"}
+    assert site.client.cancel(CAMPAIGN, 1) == {"state": "cancelled"}
+    assert device.cleared.wait(10)
+    reply = site.client.collect(CAMPAIGN, 1)
+    assert reply["state"] == "cancelled"
+    assert reply["sums"] == {}
+    assert site.client.cancel(CAMPAIGN, 99) == {"state": "unknown"}
+
+
+def test_a_device_that_vanishes_is_shown_offline(make_site: MakeSite) -> None:
+    site = make_site(["cow"])
+    device = site.add("cow")
+    device.client.loop_stop()
+    sock = device.client.socket()
+    assert sock
+    sock.close()  # no DISCONNECT: the broker publishes the will
+    site.until(lambda: not site.client.hello()["devices"][0]["online"], "the will was seen")
+
+
+def test_starts_that_make_no_sense_are_refused_by_name(make_site: MakeSite) -> None:
+    site = make_site(["cow"])
+    site.add("cow")
+    cases: list[tuple[dict, str]] = [
+        ({"names": ["nobody"]}, "nobody has never announced itself"),
+        ({"blobs": []}, WEIGHTS),
+        ({"blobs": [{"sha256": WEIGHTS, "data": b"other", "chunk_bytes": 512}]}, "digest"),
+        ({"plans": {}}, PLAN[:8]),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"campaign": "xyz"}, "campaign"),
+        ({"deadline_seconds": 0}, "deadline_seconds"),
+        ({"target": 0}, "target"),
+        ({"seed": 2**32}, "seed"),
+    ]
+    for changes, named in cases:
+        with pytest.raises(GatewayError, match=named):
+            site.start(**changes)
+    site.start()
+    with pytest.raises(GatewayError, match="another content"):
+        site.start(seed=8)
+    with pytest.raises(GatewayError, match="still in round 1"):
+        site.start(round=2)
+    with pytest.raises(GatewayError, match="wait_seconds"):
+        site.client.collect(CAMPAIGN, 1, wait_seconds=60)
+    with pytest.raises(GatewayError, match="hello, start, collect, cancel"):
+        site.client.request("dance")
+
+
+def test_sigterm_ends_the_gateway_in_order(make_site: MakeSite) -> None:
+    site = make_site(["cow"])
+    assert site.stop_gateway() == 0
+    assert not site.settings.socket.exists()
+    assert "Traceback" not in site.log
+    with pytest.raises(GatewayError, match="is the gateway daemon running"):
+        site.client.hello()
+
+
+def run_gateway(site: Site, settings: object) -> subprocess.CompletedProcess[str]:
+    path = site.folder / "other.toml"
+    settings.write(path)  # type: ignore[attr-defined]
+    command = [sys.executable, "-m", "fleet.gateway", "--config", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_a_broker_that_refuses_the_login_ends_the_gateway_with_one_message(
+    make_site: MakeSite,
+) -> None:
+    site = make_site([])
+    wrong = site.folder / "wrong.password"
+    wrong.write_text("not it\n")
+    settings = site.settings.model_copy(
+        update={
+            "store": site.folder / "other.sqlite",
+            "socket": site.folder / "other.sock",
+            "broker": site.settings.broker.model_copy(update={"password_file": wrong}),
+        }
+    )
+    done = run_gateway(site, settings)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "refuses user north" in last
+    assert str(wrong) in last
+    assert "Traceback" not in done.stderr
+
+
+def test_two_gateways_cannot_share_a_store(make_site: MakeSite) -> None:
+    site = make_site([])
+    settings = site.settings.model_copy(update={"socket": site.folder / "other.sock"})
+    done = run_gateway(site, settings)
+    assert done.returncode == 1
+    assert "used by another gateway process" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_gateway_waits_for_a_broker_that_is_not_up_yet(make_site: MakeSite) -> None:
+    site = make_site(["cow"])
+    site.stop_gateway()
+    site.broker.stop()
+    site.start_gateway()
+    assert site.client.hello()["devices"] == []
+    assert free_port()
+    site.broker.start()
+    site.add("cow")
+
+
+def test_memory_does_not_grow_with_the_cohort(make_site: MakeSite) -> None:
+    """Deltas of 20,000 values: 160 kB a sum. Folding 24 more of them must not keep any."""
+    values = 20_000
+    names = [f"cow-{i}" for i in range(32)]
+    site = make_site(names)
+    for name in names:
+        site.add(name)
+    site.start(values=values, target=len(names))
+    random = np.random.default_rng(0)
+    total = np.zeros(values, np.int64)
+    assert site.process
+    memory = []
+    for name in names:
+        delta = random.integers(-3000, 3000, values).astype(np.int32)
+        total += delta.astype(np.int64) * 3
+        device = site.devices[name]
+        device.send(delta_chunks(device.tasks.get(timeout=10).task, delta, 3))
+        memory.append(memory_kib(site.process.pid))
+    reply = site.collect_closed()
+    assert np.array_equal(np.frombuffer(reply["sums"][PLAN]["values"], "<i8"), total)
+    assert memory[-1] - memory[7] < 2_000, memory
