@@ -133,7 +133,6 @@ class Toolchain:
             f"-Wl,-T,{linker_script}",
             "-Wl,--entry=Reset_Handler",
             "-Wl,--gc-sections",
-            "-Wl,-S",
             "-g0",
             "-O2",
         ]

@@ -14,6 +14,8 @@ from pathlib import Path
 from codegen.errors import ToolchainError
 
 ENTRY_TYPES = ("announce", "task", "delta", "status", "identity")
+# Without it zcbor writes arrays of indefinite length, which the wire format doesn't have.
+CODEC_DEFINES = {"ZCBOR_CANONICAL": 1}
 RUNTIME_SOURCES = ("zcbor_common.c", "zcbor_decode.c", "zcbor_encode.c")
 RUNTIME_HEADERS = (
     "zcbor_common.h",

@@ -1,0 +1,400 @@
+"""From an ONNX model to a bundle: import, quantize, plan, lower, emit, build, measure.
+
+``compile_model`` is what ``tinyfleet compile`` calls; each stage is a module of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from codegen import blob
+from codegen.boards import Board, load_board
+from codegen.bundle import (
+    FIRMWARE,
+    MANIFEST_FORMAT,
+    WEIGHTS,
+    BoardInfo,
+    Bundle,
+    FlashInfo,
+    ImageSizes,
+    InputInfo,
+    Macs,
+    ModelInfo,
+    PlanInfo,
+    PlanReport,
+    RegionInfo,
+    Report,
+    SegmentInfo,
+    TensorInfo,
+    WeightsInfo,
+    bundle_id,
+    check_budget,
+    measure_image,
+    write_bundle,
+)
+from codegen.emit_c import emit
+from codegen.errors import BudgetError, ModelError, ToolchainError
+from codegen.flash_layout import FlashLayout, Region, linker_script, plan_flash
+from codegen.importer import import_model
+from codegen.ir import Graph
+from codegen.plans import Plan, PlanSpec, default_plans, load_plan, resolve
+from codegen.program import Program, lower
+from codegen.quantize import load_calibration, quantize
+from codegen.toolchain import (
+    LinkError,
+    Progress,
+    Source,
+    Toolchain,
+    find_toolchain,
+    host_toolchain,
+)
+from codegen.zcbor_codec import CODEC_DEFINES, generate_codec
+from device_runtime import engine_sources, firmware_sources, include_directories
+
+SAMPLE_LOG_BYTES = 64 * 1024
+"""Least size of the sample log in flash, unless the caller wants another."""
+
+LINKER_SCRIPT = "firmware.ld"
+_KERNELS = "kernels"
+
+
+@dataclass(frozen=True)
+class _Build:
+    """One build of a set of plans, with everything that the bundle says about it."""
+
+    programs: tuple[Program, ...]
+    manifest: dict[str, object]
+    files: dict[str, bytes]
+    sizes: ImageSizes
+    reports: tuple[PlanReport, ...]
+
+
+def compile_model(
+    model: Path | str,
+    board: str | Path | Board,
+    plans: Sequence[str | PlanSpec] | None,
+    calibration: Path | str | None,
+    out: Path | str,
+    protocol_cddl: Path | str,
+    toolchain: Toolchain | None = None,
+    progress: Progress | None = None,
+    sample_log_bytes: int = SAMPLE_LOG_BYTES,
+) -> Bundle:
+    """Compiles ``model`` (float ONNX) for ``board`` into the bundle folder ``out``.
+
+    ``plans`` are ``FILE`` or ``FILE#NAME`` or parsed plans; None takes the default set of three
+    sizes, of which those that don't fit the board are left out with a note in the report.
+    ``calibration`` is an .npz of typical inputs. ``progress`` is called with the stage's name,
+    steps done, and steps in all.
+
+    Raises a CodegenError whose message names the thing and the remedy.
+    """
+    tell = progress or _silent
+    target = board if isinstance(board, Board) else load_board(board)
+    compiler = toolchain or find_toolchain()
+    specs = None if not plans else [_parsed(plan) for plan in plans]
+
+    tell("importing", 0, 1)
+    path = Path(model)
+    float_graph = import_model(path)
+    tell("importing", 1, 1)
+    tell("quantizing", 0, 1)
+    samples = None if calibration is None else load_calibration(Path(calibration))
+    graph = quantize(float_graph, samples)
+    tell("quantizing", 1, 1)
+    return compile_graph(
+        graph,
+        target,
+        None if specs is None else [resolve(spec, graph) for spec in specs],
+        onnx_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        out=Path(out),
+        protocol_cddl=Path(protocol_cddl),
+        toolchain=compiler,
+        progress=tell,
+        sample_log_bytes=sample_log_bytes,
+    )
+
+
+def compile_graph(
+    graph: Graph,
+    board: Board,
+    plans: Sequence[Plan] | None,
+    *,
+    onnx_sha256: str,
+    out: Path,
+    protocol_cddl: Path,
+    toolchain: Toolchain,
+    progress: Progress | None = None,
+    sample_log_bytes: int = SAMPLE_LOG_BYTES,
+) -> Bundle:
+    """The part of ``compile_model`` after quantization; see there."""
+    tell = progress or _silent
+    wanted = list(plans) if plans else default_plans(graph)
+    _distinct(wanted)
+    layout = plan_flash(board, 0, blob.blob_bytes(graph), sample_log_bytes)
+    programs = []
+    for index, plan in enumerate(wanted):
+        tell("planning", index, len(wanted))
+        programs.append(lower(graph, plan))
+    tell("planning", len(wanted), len(wanted))
+
+    def build(chosen: Sequence[Program]) -> _Build:
+        return _build(
+            graph, board, layout, chosen, onnx_sha256, protocol_cddl, toolchain, progress
+        )
+
+    made = build(programs)
+    notes: list[str] = []
+    fitting = [
+        program
+        for program, report in zip(made.programs, made.reports, strict=True)
+        if report.sram_bytes.total <= report.sram_limit_bytes
+    ]
+    if len(fitting) < len(programs):
+        if plans or not fitting:
+            check_budget(made.reports, board)
+        for program, report in zip(made.programs, made.reports, strict=True):
+            if program not in fitting:
+                notes.append(
+                    f"plan {program.plan.name} is left out: it needs "
+                    f"{report.sram_bytes.total:,} bytes of SRAM, {board.name} has "
+                    f"{report.sram_limit_bytes:,}"
+                )
+        made = build(fitting)
+        check_budget(made.reports, board)
+    report = Report(
+        board=board.name,
+        plans=made.reports,
+        flash_bytes=made.sizes.flash,
+        notes=tuple(notes),
+    )
+    return write_bundle(out, made.manifest, report, made.files)
+
+
+def build_host_engine(
+    source: Bundle | tuple[Graph, Sequence[Program]],
+    output: Path,
+    toolchain: Toolchain | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Builds the training engine with a model as a shared library for this machine.
+
+    ``source`` is a bundle, or a graph with programs (which get an all-zero bundle id). The
+    library is driven by ``codegen.host_engine.HostEngine``. Returns ``output``.
+    """
+    host = toolchain or host_toolchain()
+    with tempfile.TemporaryDirectory() as scratch:
+        if isinstance(source, Bundle):
+            folder = source.source_folder
+            names = [n.removeprefix("src/") for n in source.manifest.files if n.startswith("src/")]
+            names = [name for name in names if re.fullmatch(r"(layers|model|plan_\d+)\.c", name)]
+        else:
+            folder = Path(scratch)
+            texts = emit(*source, "00" * 32)
+            for name, text in texts.items():
+                (folder / name).write_text(text)
+            names = [name for name in texts if name.endswith(".c")]
+        host.build_host(
+            [*(Source(folder / name) for name in names), *map(_runtime_source, engine_sources())],
+            include_dirs=[folder, *include_directories()],
+            output=output,
+            progress=progress,
+        )
+    return output
+
+
+def _build(
+    graph: Graph,
+    board: Board,
+    layout: FlashLayout,
+    programs: Sequence[Program],
+    onnx_sha256: str,
+    protocol_cddl: Path,
+    toolchain: Toolchain,
+    progress: Progress | None,
+) -> _Build:
+    manifest = _manifest(graph, board, layout, programs, onnx_sha256, toolchain)
+    with tempfile.TemporaryDirectory(prefix="tinyfleet-") as scratch:
+        folder = Path(scratch) / "src"
+        folder.mkdir()
+        foreign = generate_codec(protocol_cddl, folder)
+        emitted = emit(graph, programs, str(manifest["bundle_id"]))
+        for name, text in emitted.items():
+            (folder / name).write_text(text)
+        script = folder / LINKER_SCRIPT
+        script.write_text(linker_script(board, layout))
+        try:
+            runtime = firmware_sources(board.port)
+        except FileNotFoundError as error:
+            raise ToolchainError(f"board {board.name}: {error}") from error
+        sources = [
+            *map(_runtime_source, runtime),
+            *(Source(folder / name) for name in emitted if name.endswith(".c")),
+            *(Source(path, warnings=False) for path in foreign),
+        ]
+        elf = Path(scratch) / FIRMWARE
+        try:
+            built = toolchain.build(
+                sources,
+                include_dirs=[folder, *include_directories()],
+                defines=CODEC_DEFINES,
+                board=board,
+                linker_script=script,
+                output_elf=elf,
+                progress=progress,
+            )
+        except LinkError as error:
+            raise _budget_error(error, graph, board, layout) from error
+        sizes = measure_image(built.output)
+        files = {f"src/{item.name}": item.read_bytes() for item in sorted(folder.iterdir())}
+        files[FIRMWARE] = elf.read_bytes()
+    files[WEIGHTS] = blob.pack(graph)
+    plan_flash(board, sizes.flash.total, blob.blob_bytes(graph), layout.samples.bytes)
+    reports = tuple(_plan_report(program, sizes, board) for program in programs)
+    return _Build(tuple(programs), manifest, files, sizes, reports)
+
+
+def _manifest(
+    graph: Graph,
+    board: Board,
+    layout: FlashLayout,
+    programs: Sequence[Program],
+    onnx_sha256: str,
+    toolchain: Toolchain,
+) -> dict[str, object]:
+    data = blob.pack(graph)
+    tensors = [
+        TensorInfo(
+            name=tensor.name,
+            layer=tensor.layer,
+            kind="weight" if tensor.kind == "weight" else "bias",
+            dtype=tensor.values.dtype.name,  # type: ignore[arg-type]  # pydantic checks it
+            shape=tensor.values.shape,
+            offset=tensor.offset,
+            limit=tensor.limit,
+            step=tensor.step,
+        )
+        for tensor in blob.layout(graph)
+    ]
+    source = graph.tensors[graph.input]
+    head = graph.head
+    model = ModelInfo(
+        name=graph.name,
+        onnx_sha256=onnx_sha256,
+        input=InputInfo(shape=source.shape, scale=source.scale, zero_point=source.zero_point),
+        classes=head.bias.size,
+        logit_scale=graph.tensors[head.input].scale * head.weight_scale / 256,
+    )
+    weights = WeightsInfo(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), file=WEIGHTS)
+    info = BoardInfo(name=board.name)
+    plans = [
+        PlanInfo(
+            id=program.plan.id,
+            name=program.plan.name,
+            plan=program.plan.canonical(),
+            delta_values=program.delta_values,
+            pool_bytes=program.pool_bytes,
+            segments=tuple(
+                SegmentInfo(
+                    tensor=segment.tensor,
+                    start=segment.start,
+                    count=segment.count,
+                    values=segment.values,
+                    shift=segment.shift,
+                )
+                for segment in program.segments
+            ),
+        )
+        for program in programs
+    ]
+    return {
+        "format": MANIFEST_FORMAT,
+        "bundle_id": bundle_id(info, model, tensors, weights, [plan.id for plan in plans]),
+        "model": model,
+        "board": info,
+        "compiler": toolchain.version,
+        "weights": weights,
+        "tensors": tuple(tensors),
+        "coordinates": sum(tensor.values.size for tensor in blob.layout(graph)),
+        "plans": tuple(plans),
+        "flash": FlashInfo(
+            slot_a=_region(layout.slot_a),
+            slot_b=_region(layout.slot_b),
+            samples=_region(layout.samples),
+        ),
+    }
+
+
+def _plan_report(program: Program, sizes: ImageSizes, board: Board) -> PlanReport:
+    return PlanReport(
+        id=program.plan.id,
+        name=program.plan.name,
+        sram_bytes=sizes.sram(program.pool_bytes - program.state_bytes, program.state_bytes),
+        sram_limit_bytes=board.sram_limit_bytes,
+        macs=Macs(forward=program.macs_forward, backward=program.macs_backward),
+        delta_values=program.delta_values,
+        arena_lower_bound_bytes=program.arena_lower_bound_bytes,
+    )
+
+
+def _budget_error(
+    error: LinkError, graph: Graph, board: Board, layout: FlashLayout
+) -> ToolchainError | BudgetError:
+    """A budget error where the linker ran out of room, else ``error`` itself."""
+    by_region: dict[str, int] = {}
+    for region, excess in re.findall(
+        r"region [`'](\w+)'.*? overflowed by (\d+) bytes|$", error.output, re.MULTILINE
+    ):
+        if region:
+            by_region[region] = max(by_region.get(region, 0), int(excess))
+    if "FLASH" in by_region:
+        needed = layout.firmware.bytes + by_region["FLASH"]
+        try:
+            plan_flash(board, needed, blob.blob_bytes(graph), layout.samples.bytes)
+        except BudgetError as budget:
+            return budget
+    if "SRAM" in by_region or "SRAM overflowed" in error.output:
+        over = f" by {by_region['SRAM']:,} bytes" if "SRAM" in by_region else ""
+        return BudgetError(
+            f"the firmware's own data and stack exceed the SRAM of {board.name} "
+            f"({board.sram_limit_bytes:,} bytes){over}, before any plan; raise "
+            "sram_limit_bytes or use a board with more SRAM"
+        )
+    return error
+
+
+def _region(region: Region) -> RegionInfo:
+    return RegionInfo(
+        address=region.address,
+        bytes=region.bytes,
+        sectors=(region.first_sector, region.sector_count),
+    )
+
+
+def _runtime_source(path: Path) -> Source:
+    """Kernels are where the time goes: they are optimized for speed, the rest for both."""
+    return Source(path, optimize="-O3" if path.parent.name == _KERNELS else "-O2")
+
+
+def _parsed(plan: str | PlanSpec) -> PlanSpec:
+    return plan if isinstance(plan, PlanSpec) else load_plan(plan)
+
+
+def _distinct(plans: Sequence[Plan]) -> None:
+    seen: dict[str, str] = {}
+    for plan in plans:
+        if plan.id in seen:
+            raise ModelError(
+                f"plans {seen[plan.id]!r} and {plan.name!r} train the same values in the same "
+                "way; give one of them"
+            )
+        seen[plan.id] = plan.name
+
+
+def _silent(stage: str, done: int, of: int) -> None:
+    """Progress that nobody watches."""
