@@ -1,0 +1,160 @@
+"""The broker's configuration, judged by a real Mosquitto."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as paho
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+
+from fleet.errors import BrokerError, ConfigurationError
+from fleet.gateway.broker import Broker, BrokerConfig, free_port, new_passwords
+
+NAMES = ["cow-1", "cow-2"]
+SHA = "ab" * 32
+
+
+class Client:
+    def __init__(self, broker: Broker, user: str, password: str, client_id: str = "") -> None:
+        self.refusal: Any = None
+        self.answered = threading.Event()
+        self.messages: queue.Queue[str] = queue.Queue()
+        self.results: dict[int, Any] = {}
+        self.client = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id or user, protocol=paho.MQTTv5
+        )
+        self.client.username_pw_set(user, password)
+        self.client.on_connect = self._on_connect
+        self.client.on_message = lambda c, u, m: self.messages.put(m.topic)
+        self.client.on_publish = lambda c, u, mid, reason, p: self.results.update({mid: reason})
+        self.client.connect(broker.host, broker.port)
+        self.client.loop_start()
+        assert self.answered.wait(5)
+
+    def _on_connect(self, client: Any, user: Any, flags: Any, reason: Any, properties: Any) -> None:
+        self.refusal = reason if reason.is_failure else None
+        self.answered.set()
+        if self.refusal:
+            client.disconnect()
+
+    def may_write(self, topic: str) -> bool:
+        mid = self.client.publish(topic, b"x", qos=1).mid
+        end = time.monotonic() + 5
+        while mid not in self.results:
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        return not self.results[mid].is_failure
+
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Broker, dict[str, str]]]:
+    passwords = new_passwords(["north", "south", *NAMES])
+    config = BrokerConfig(
+        "barn",
+        {name: passwords[name] for name in ("north", "south")},
+        {name: passwords[name] for name in NAMES},
+        port=free_port(),
+    )
+    with Broker(tmp_path_factory.mktemp("broker"), config) as broker:
+        yield broker, passwords
+
+
+@pytest.fixture
+def login(site: tuple[Broker, dict[str, str]]) -> Iterator[Any]:
+    broker, passwords = site
+    clients: list[Client] = []
+
+    def connect(user: str, password: str | None = None) -> Client:
+        clients.append(Client(broker, user, password or passwords[user]))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+def test_passwords_are_checked_and_never_stored_in_plain_text(
+    site: tuple[Broker, dict[str, str]], login: Any
+) -> None:
+    broker, passwords = site
+    assert login("cow-1").refusal is None
+    assert login("cow-2", "wrong").refusal is not None
+    assert login("nobody", "wrong").refusal is not None
+    written = "".join(p.read_text() for p in broker.folder.iterdir() if p.is_file())
+    assert not any(password in written for password in passwords.values())
+
+
+def test_a_device_may_only_use_its_own_topics(login: Any) -> None:
+    cow = login("cow-1")
+    assert cow.may_write("fleet/barn/dev/cow-1/announce")
+    assert cow.may_write("fleet/barn/dev/cow-1/status")
+    assert cow.may_write("fleet/barn/gw/north/cow-1/delta")
+    for topic in (
+        "fleet/barn/dev/cow-2/announce",
+        "fleet/barn/dev/cow-1/task",
+        "fleet/barn/gw/north/cow-2/delta",
+        f"fleet/barn/blob/{SHA}/0",
+        "fleet/other/dev/cow-1/announce",
+        "anything",
+    ):
+        assert not cow.may_write(topic), topic
+
+
+def test_a_device_receives_nothing_of_others(login: Any) -> None:
+    cow, other, north = login("cow-1"), login("cow-2"), login("north")
+    cow.client.subscribe([("#", 1), ("fleet/barn/dev/cow-1/task", 1)])
+    assert other.may_write("fleet/barn/gw/north/cow-2/delta")
+    assert other.may_write("fleet/barn/dev/cow-2/announce")
+    assert north.may_write("fleet/barn/dev/cow-2/task")
+    assert north.may_write(f"fleet/barn/blob/{SHA}/0")
+    assert north.may_write("fleet/barn/dev/cow-1/task")
+    got = {cow.messages.get(timeout=5), cow.messages.get(timeout=5)}
+    assert got == {f"fleet/barn/blob/{SHA}/0", "fleet/barn/dev/cow-1/task"}
+    time.sleep(0.2)
+    left = set()
+    while not cow.messages.empty():
+        left.add(cow.messages.get())
+    assert left <= {"fleet/barn/dev/cow-1/task"}  # a second copy for the second filter
+
+
+def test_a_gateway_sees_its_own_deltas_and_not_those_of_another(login: Any) -> None:
+    north, south, cow = login("north"), login("south"), login("cow-1")
+    for gateway in (north, south):
+        gateway.client.subscribe("fleet/barn/gw/+/+/delta", qos=1)
+    time.sleep(0.2)
+    assert cow.may_write("fleet/barn/gw/south/cow-1/delta")
+    assert south.messages.get(timeout=5) == "fleet/barn/gw/south/cow-1/delta"
+    time.sleep(0.2)
+    assert north.messages.empty()
+    assert not north.may_write("fleet/barn/dev/cow-1/announce")
+
+
+def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with Broker(tmp_path / "one", BrokerConfig("barn", {}, port=free_port())) as first:
+        second = Broker(tmp_path / "two", BrokerConfig("barn", {}, port=first.port))
+        with pytest.raises(BrokerError, match="Address already in use"):
+            second.start()
+
+
+def test_names_that_could_widen_the_access_list_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="'#' is no name"):
+        BrokerConfig("barn", {}, {"#": "secret"})
+    with pytest.raises(ConfigurationError, match="one name; rename one"):
+        BrokerConfig("barn", {"cow": "secret"}, {"cow": "secret"})
+
+
+def test_the_templates_in_deploy_are_what_the_code_writes() -> None:
+    folder = Path(__file__).parents[3] / "deploy" / "mosquitto"
+    config = BrokerConfig("FLEET", {"GATEWAY": ""}, host="0.0.0.0")
+    assert (folder / "mosquitto.conf").read_text() == config.config_text("/etc/mosquitto/tinyfleet")
+    assert (folder / "access").read_text() == config.access_text()
