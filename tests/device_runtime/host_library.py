@@ -1,4 +1,4 @@
-"""Builds C sources into a shared library that ctypes can load, with traps for undefined behaviour."""
+"""Builds C sources into a shared library for ctypes, with traps for undefined behaviour."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def build_library(
     if compiler is None:
         pytest.skip("no C compiler (cc) here; install gcc or clang")
     objects = []
+    command = [compiler, "-std=c99", "-O1", "-g", "-fPIC", "-c", "-I", str(RUNTIME / "include")]
+    command += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
     warnings = ["-Wall", "-Wextra", "-Werror"]
     for sources, extra in ((ours, warnings), (foreign, ["-w"])):
         for source in sources:
             target = folder / f"{source.stem}.o"
             subprocess.run(
-                [compiler, "-std=c99", "-O1", "-g", "-fPIC", "-c", *extra, *flags]
-                + ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
-                + ["-I", str(RUNTIME / "include"), str(source), "-o", str(target)],
+                [*command, *extra, *flags, str(source), "-o", str(target)],
                 check=True,
             )
             objects.append(str(target))

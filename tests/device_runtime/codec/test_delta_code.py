@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from fleet.errors import CodingError
 from fleet.protocol import delta_coding
-
 from tests.device_runtime.host_library import RUNTIME, build_library
 
 TF_OK, TF_BAD_INPUT = 0, 4
@@ -129,9 +129,7 @@ def test_device_and_gateway_give_the_same_bytes_and_read_them_back(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("piece", [1, 2, 7, 64, 512])
-def test_bytes_do_not_depend_on_the_size_of_the_pieces(
-    coder: Coder, kind: str, piece: int
-) -> None:
+def test_bytes_do_not_depend_on_the_size_of_the_pieces(coder: Coder, kind: str, piece: int) -> None:
     values = deltas(kind, 1500)
     assert coder.encode(values, piece) == coder.encode(values, 100_000)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import cbor2
 import pytest
+
 from codegen.zcbor_codec import generate_codec
 from fleet.protocol import messages
-
 from tests.device_runtime.host_library import ROOT, RUNTIME, build_library
 
 TF_OK, TF_NO_MEMORY, TF_BAD_INPUT = 0, 2, 4
@@ -213,9 +213,7 @@ def test_empty_delta_needs_no_address_for_its_bytes(library: ctypes.CDLL) -> Non
     assert encode(library, "delta", struct) == message.encode()
 
 
-@pytest.mark.parametrize(
-    "device", [b"", b"d" * 33, b"a/b", b"a+", b"\xc3\xa4", b"a b", None]
-)
+@pytest.mark.parametrize("device", [b"", b"d" * 33, b"a/b", b"a+", b"\xc3\xa4", b"a b", None])
 def test_names_outside_the_specification_are_not_sent(
     library: ctypes.CDLL, device: bytes | None
 ) -> None:
@@ -337,10 +335,7 @@ def test_header_layouts_are_those_used_here(library: ctypes.CDLL, tmp_path: Path
     source = tmp_path / "sizes.c"
     names = ["tf_announce", "tf_delta", "tf_device_status", "tf_task", "tf_identity"]
     sizes = ", ".join(f"sizeof({name})" for name in names)
-    source.write_text(
-        '#include "tinyfleet/messages.h"\n'
-        f"const size_t sizes[5] = {{{sizes}}};\n"
-    )
+    source.write_text(f'#include "tinyfleet/messages.h"\nconst size_t sizes[5] = {{{sizes}}};\n')
     built = build_library(tmp_path, [source])
     measured = list((ctypes.c_size_t * 5).in_dll(built, "sizes"))
     kinds = ["announce", "delta", "status", "task", "identity"]

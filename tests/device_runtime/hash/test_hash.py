@@ -31,7 +31,7 @@ def sha256(library: ctypes.CDLL, pieces: list[bytes]) -> bytes:
     return digest.raw
 
 
-@pytest.mark.parametrize("length", [*range(0, 131), 1000, 100_000])
+@pytest.mark.parametrize("length", [*range(131), 1000, 100_000])
 def test_sha256_equals_hashlib_at_every_padding_edge(library: ctypes.CDLL, length: int) -> None:
     data = random.Random(length).randbytes(length)
     assert sha256(library, [data]) == hashlib.sha256(data).digest()

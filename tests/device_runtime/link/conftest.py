@@ -85,13 +85,11 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no C compiler (cc) here; install gcc or clang")
     program = tmp_path_factory.mktemp("link") / "harness"
     sources = [str(path) for path in sorted((RUNTIME / "link").glob("*.c"))]
-    subprocess.run(
-        [compiler, "-std=c99", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
-        + ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-        + ["-I", str(RUNTIME / "include"), *sources]
-        + [str(Path(__file__).with_name("harness.c")), "-o", str(program)],
-        check=True,
-    )
+    command = [compiler, "-std=c99", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
+    command += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command += ["-I", str(RUNTIME / "include"), *sources]
+    command += [str(Path(__file__).with_name("harness.c")), "-o", str(program)]
+    subprocess.run(command, check=True)
     return program
 
 

@@ -36,12 +36,9 @@ class Broker:
             self.port: int = probe.getsockname()[1]
         passwords = folder / "passwords"
         for user in ("device", "gateway"):
-            subprocess.run(
-                [tool("mosquitto_passwd"), "-b", *(["-c"] if user == "device" else [])]
-                + [str(passwords), user, PASSWORD],
-                check=True,
-                capture_output=True,
-            )
+            create = ["-c"] if user == "device" else []
+            command = [tool("mosquitto_passwd"), "-b", *create, str(passwords), user, PASSWORD]
+            subprocess.run(command, check=True, capture_output=True)
         passwords.chmod(0o600)
         account = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True)
         (folder / "mosquitto.conf").write_text(
@@ -87,9 +84,7 @@ class Gateway:
 
     def __init__(self, broker: Broker) -> None:
         self.messages: list[paho.MQTTMessage] = []
-        self.client = paho.Client(
-            paho.CallbackAPIVersion.VERSION2, "gateway", protocol=paho.MQTTv5
-        )
+        self.client = paho.Client(paho.CallbackAPIVersion.VERSION2, "gateway", protocol=paho.MQTTv5)
         self.client.username_pw_set("gateway", PASSWORD)
         self.client.on_message = lambda client, user, message: self.messages.append(message)
         self.client.connect("127.0.0.1", broker.port)
