@@ -1,0 +1,389 @@
+"""The demo from start to end: compile, boot, run the campaign, collect the figures."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from codegen.bundle import Bundle
+from fleet.campaign.config import CampaignConfig
+from fleet.coordinator.driver import new_campaign
+from fleet.coordinator.service import Coordinator, ProgressEvent
+from fleet.demo.digits import BOARDS, PLANS, board_of, device_names, example_folder, population
+from fleet.demo.report import write_result
+from fleet.demo.result import Deltas, DemoResult, DeviceRound, PlanFacts, RoundFacts
+from fleet.demo.site import Site
+from fleet.errors import CampaignError
+from fleet.firmware import compile_firmware
+from fleet.store import SqliteStore, Store
+from simulator.errors import SimulatorError
+
+BOOT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What a run of the demo is told. The same seed gives the same partition, plans and cohorts."""
+
+    devices: int = 24
+    rounds: int = 6
+    seed: int = 1
+    out: Path = Path("out/demo")
+    gateways: tuple[str, ...] = ("gw-east", "gw-west")
+    epochs: int = 2
+    learning_rate: float = 0.01
+    over_selection: float = 0.0
+    cohort_share: float = 1.0
+    deadline_seconds: int = 60
+
+
+class Watcher(Protocol):
+    """Where the demo says how far it is; a terminal, or nothing."""
+
+    def phase(self, name: str, done: int, of: int) -> None:
+        """`done` of `of` steps of a phase are done; phases come one after the other."""
+
+    def say(self, text: str) -> None:
+        """One line about something that happened."""
+
+
+class Silence:
+    """A watcher that says nothing."""
+
+    def phase(self, name: str, done: int, of: int) -> None:
+        """Ignore it."""
+
+    def say(self, text: str) -> None:
+        """Ignore it."""
+
+
+@dataclass
+class _Stopwatch:
+    """Seconds per phase."""
+
+    phases: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - start
+
+
+def run_demo(settings: DemoSettings, watcher: Watcher | None = None) -> DemoResult:
+    """Run the demo and write its result folder.
+
+    Whatever happens, nothing that was started is left running. Raises exceptions of `codegen`,
+    `simulator` and `fleet`, and `KeyboardInterrupt` on Ctrl-C and SIGTERM.
+    """
+    tell = watcher or Silence()
+    clock = _Stopwatch()
+    began = time.monotonic()
+    settings.out.mkdir(parents=True, exist_ok=True)
+    with _interruptible():
+        with clock("compile"):
+            bundles = compile_bundles(settings.out / "bundles", tell)
+        with clock("measure"):
+            measured = measure_plans(bundles, tell)
+        names = device_names(settings.devices)
+        sites = assign_gateways(names, settings.gateways)
+        store_path = settings.out / "campaign.sqlite"
+        for leftover in settings.out.glob("campaign.sqlite*"):
+            leftover.unlink()
+        store = SqliteStore(store_path)
+        try:
+            with Site(sites, settings.out / "logs") as site:
+                with clock("boot"):
+                    folders = {board: bundle.path for board, bundle in bundles.items()}
+                    site.boot(population(names, folders, site.device_passwords, settings.seed))
+                    wait_online(site, names, tell)
+                with clock("campaign"):
+                    campaign = new_campaign(
+                        store,
+                        campaign_config(settings),
+                        {
+                            board: (bundle.path / "manifest.json").read_text("utf-8")
+                            for board, bundle in bundles.items()
+                        },
+                        bundles[BOARDS[0]].weights,
+                    )
+                    run_campaign(store, store_path, site, campaign, settings, tell)
+                traffic = site.boards.stats() if site.boards else {}
+                memory = sum(
+                    worker.pss_bytes or worker.rss_bytes
+                    for worker in (site.boards.worker_stats() if site.boards else [])
+                )
+            result = collect(
+                store,
+                campaign,
+                settings,
+                bundles,
+                measured,
+                seconds=time.monotonic() - began,
+                phases=clock.phases,
+                bytes_up={name: stats.bytes_up for name, stats in traffic.items()},
+                bytes_down={name: stats.bytes_down for name, stats in traffic.items()},
+                fleet_memory_bytes=memory,
+            )
+        finally:
+            store.close()
+        write_result(result, settings.out)
+    return result
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does, so that everything is stopped in order."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread: whoever runs us there handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def compile_bundles(folder: Path, tell: Watcher) -> dict[str, Bundle]:
+    """Firmware with all plans for every board of the demo, by board."""
+    example = example_folder()
+    bundles = {}
+    for board in BOARDS:
+
+        def progress(stage: str, done: int, of: int, board: str = board) -> None:
+            tell.phase(f"compiling for {board}: {stage}", done, of)
+
+        bundles[board] = compile_firmware(
+            example / "digits.onnx",
+            board,
+            [f"{example / 'plans.json'}#{plan}" for plan in PLANS],
+            example / "calibration.npz",
+            folder / board,
+            progress=progress,
+        )
+    return bundles
+
+
+def measure_plans(bundles: Mapping[str, Bundle], tell: Watcher) -> dict[tuple[str, str], Any]:
+    """What every plan's image really needs on every board, by (board, plan id)."""
+    from simulator.measure import measure
+
+    wanted = [(board, plan) for board, bundle in bundles.items() for plan in bundle.manifest.plans]
+    measured = {}
+    for done, (board, plan) in enumerate(wanted):
+        tell.phase("measuring images", done, len(wanted))
+        measured[board, plan.id] = measure(bundles[board].path, plan.id)
+    tell.phase("measuring images", len(wanted), len(wanted))
+    return measured
+
+
+def assign_gateways(names: Sequence[str], gateways: Sequence[str]) -> dict[str, list[str]]:
+    """Which devices belong to which gateway's site: in turn."""
+    return {gateway: list(names[first :: len(gateways)]) for first, gateway in enumerate(gateways)}
+
+
+def wait_online(site: Site, names: Sequence[str], tell: Watcher) -> None:
+    """Wait until every device has announced itself.
+
+    Raises `SimulatorError` with the fault of a device that stopped, or the names that are missing.
+    """
+    assert site.boards is not None
+    end = time.monotonic() + BOOT_SECONDS
+    while True:
+        online = site.online()
+        tell.phase("booting", len(online), len(names))
+        missing = sorted(set(names) - online)
+        if not missing:
+            return
+        check_faults(site)
+        if time.monotonic() > end:
+            raise SimulatorError(
+                f"{len(missing)} of {len(names)} devices did not come online within "
+                f"{BOOT_SECONDS:.0f} s: {', '.join(missing[:8])}; logs are in {site.logs}"
+            )
+        time.sleep(0.2)
+
+
+def check_faults(site: Site) -> None:
+    """Raise `SimulatorError` for a board that stopped with a fault."""
+    assert site.boards is not None
+    for name, stats in site.boards.stats().items():
+        if stats.fault:
+            raise SimulatorError(f"device {name} stopped: {stats.fault}")
+
+
+def campaign_config(settings: DemoSettings) -> CampaignConfig:
+    """The campaign that the demo runs."""
+    return CampaignConfig(
+        name="digits",
+        seed=settings.seed,
+        rounds=settings.rounds,
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        cohort_share=settings.cohort_share,
+        over_selection=settings.over_selection,
+        deadline_seconds=settings.deadline_seconds,
+        min_devices=settings.devices,
+    )
+
+
+def run_campaign(
+    store: Store, store_path: Path, site: Site, campaign: str, settings: DemoSettings, tell: Watcher
+) -> None:
+    """Run the campaign to its end. Raises `CampaignError` where it ends without success."""
+    asked = 0
+
+    def progress(event: ProgressEvent) -> None:
+        nonlocal asked
+        label = _round_label(event.round, settings.rounds)
+        if event.kind == "round-started":
+            asked = int(event.data["wanted"])
+            tell.phase(label, 0, asked)
+        elif event.kind == "round-progress":
+            tell.phase(label, int(event.data["accepted"]), asked)
+        elif event.kind == "round-done":
+            tell.phase(label, asked, asked)
+        elif event.kind == "run-failed":
+            tell.say(f"Flower's run failed and is started again: {event.data['error']}")
+
+    coordinator = Coordinator(store, store_path, site.superlink, collect_wait_seconds=2.0)
+    record = coordinator.run(campaign, progress)
+    if record.state != "finished":
+        check_faults(site)
+        raise CampaignError(
+            f"the campaign ended as {record.state}: {record.reason or 'no reason given'}; "
+            f"logs are in {site.logs}"
+        )
+
+
+def _round_label(number: int | None, rounds: int) -> str:
+    if number == 0:
+        return "scoring the lab's weights"
+    if number == rounds + 1:
+        return "scoring the last weights"
+    return f"round {number} of {rounds}"
+
+
+def collect(
+    store: Store,
+    campaign: str,
+    settings: DemoSettings,
+    bundles: Mapping[str, Bundle],
+    measured: Mapping[tuple[str, str], Any],
+    *,
+    seconds: float,
+    phases: Mapping[str, float],
+    bytes_up: Mapping[str, int],
+    bytes_down: Mapping[str, int],
+    fleet_memory_bytes: int,
+) -> DemoResult:
+    """Read a finished campaign from its store into plain data."""
+    rows: dict[int, list[DeviceRound]] = {}
+    facts = []
+    deltas: dict[str, Any] = {"accepted": 0, "late": 0, "duplicate": 0}
+    refused: dict[str, int] = {}
+    declined: dict[str, int] = {}
+    boards = {name: board_of(index) for index, name in enumerate(device_names(settings.devices))}
+    for record in store.rounds(campaign):
+        rows[record.number] = [
+            device_round(record.number, report, boards[report["device"]])
+            for report in store.reports(campaign, record.number)
+        ]
+        result = record.result
+        for name in deltas:
+            deltas[name] += int(result.get(name, 0))
+        for total, key in ((refused, "refused"), (declined, "declined")):
+            for reason, count in result.get(key, {}).items():
+                total[reason] = total.get(reason, 0) + int(count)
+        if 1 <= record.number <= settings.rounds:
+            facts.append(
+                RoundFacts(
+                    round=record.number,
+                    asked=int(result["asked"]),
+                    accepted=int(result["accepted"]),
+                    seconds=max((row.seconds for row in rows[record.number]), default=0.0),
+                )
+            )
+    training = [row for number in range(1, settings.rounds + 1) for row in rows.get(number, [])]
+    first = bundles[BOARDS[0]]
+    return DemoResult(
+        devices=settings.devices,
+        rounds=settings.rounds,
+        seed=settings.seed,
+        seconds=seconds,
+        parameters=first.manifest.coordinates,
+        compiler=first.manifest.compiler,
+        plans=plan_facts(bundles, measured, training),
+        first_scores=rows.get(0, []),
+        device_rounds=training,
+        final_scores=rows.get(settings.rounds + 1, []),
+        round_facts=facts,
+        deltas=Deltas(**deltas, refused=refused, declined=declined),
+        bytes_up=bytes_up,
+        bytes_down=bytes_down,
+        phases=dict(phases),
+        fleet_memory_bytes=fleet_memory_bytes,
+    )
+
+
+def device_round(number: int, report: Mapping[str, Any], board: str) -> DeviceRound:
+    """A gateway's report of one delta (docs/specification/gateway.md) as a row."""
+    return DeviceRound(
+        round=number,
+        device=str(report["device"]),
+        gateway=str(report["gateway"]),
+        board=board,
+        plan=str(report["plan"]),
+        status=str(report["status"]),
+        train_samples=int(report["train_samples"]),
+        held_out=int(report["held_out"]),
+        correct_before=int(report["correct_before"]),
+        correct_after=int(report["correct_after"]),
+        loss_before=float(report["loss_before"]),
+        loss_after=float(report["loss_after"]),
+        coded_bytes=int(report["coded_bytes"]),
+        payload_bytes=int(report["payload_bytes"]),
+        seconds=float(report["seconds"]),
+    )
+
+
+def plan_facts(
+    bundles: Mapping[str, Bundle],
+    measured: Mapping[tuple[str, str], Any],
+    training: Sequence[DeviceRound],
+) -> list[PlanFacts]:
+    """Sizes and costs of every plan on every board, and how many devices trained it there."""
+    facts = []
+    for board, bundle in bundles.items():
+        for plan in bundle.report.plans:
+            used = {row.device for row in training if (row.board, row.plan) == (board, plan.id)}
+            figures = measured[board, plan.id]
+            facts.append(
+                PlanFacts(
+                    id=plan.id,
+                    name=plan.name,
+                    board=board,
+                    devices=len(used),
+                    sram_bytes=plan.sram_bytes.model_dump(),
+                    sram_total_bytes=plan.sram_bytes.total,
+                    sram_limit_bytes=plan.sram_limit_bytes,
+                    delta_values=plan.delta_values,
+                    instructions_per_step=int(figures.instructions.step),
+                    instructions_forward=int(figures.instructions.forward),
+                    stack_high_water_bytes=int(figures.stack_high_water_bytes),
+                )
+            )
+    return facts
