@@ -112,7 +112,7 @@ def keep(target: str, program: Path, scratch: Path) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     merged.mkdir(parents=True, exist_ok=True)
     folders = [str(merged), str(kept), str(scratch / "corpus" / target)]
-    subprocess.run([str(program), "-merge=1", *folders], check=True, capture_output=True)
+    subprocess.run([str(program), "-set_cover_merge=1", *folders], check=True, capture_output=True)
     for path in kept.iterdir():
         path.unlink()
     for path in merged.iterdir():
