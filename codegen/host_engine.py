@@ -155,6 +155,11 @@ class HostEngine:
         """The plan's whole update state: working copies and fractions."""
         return ctypes.string_at(self._engine.frame.state, self._plan.contents.state_bytes)
 
+    @property
+    def arena(self) -> bytes:
+        """The plan's arena as the last step left it."""
+        return ctypes.string_at(self._engine.frame.arena, self._plan.contents.arena_bytes)
+
     def delta(self) -> NDArray[np.int32]:
         """Delta against the loaded blob, in plan order and delta units."""
         cursor = _Cursor()

@@ -310,73 +310,50 @@ static void pointwise_gradient_2x4(const tf_convolution *layer, const int16_t *e
 }
 #endif
 
+static void update_row(const tf_convolution *layer, const tf_trained *trained,
+                       const tf_update *update, uint32_t line, uint32_t i, const int32_t *gradients,
+                       uint32_t count, tf_step step)
+{
+    for (uint32_t lane = 0; lane < count; lane++) {
+        tf_update_weight(trained, update, line * layer->in_channels + i + lane,
+                         line * trained->count + i + lane - trained->start, gradients[lane], step);
+    }
+}
+
 void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *error,
                                   const tf_scale *scale, const int8_t *input,
                                   const tf_trained *trained, const tf_update *update)
 {
-    const uint32_t channels = layer->in_channels;
     const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
     const uint32_t end = (uint32_t)trained->start + trained->count;
-    const int32_t exponent = scale->exponent + layer->gradient_shift;
+    const uint32_t rate = update->learning_rate_q20;
+    const int32_t exponent =
+        scale->exponent + layer->gradient_shift + tf_fraction_bits(trained);
+    uint32_t o = 0;
 #if TF_DSP
     if (is_pointwise(layer) && layer->gradient_shift == 0 && trained->count % 4u == 0u) {
         const uint32_t pixels = (uint32_t)layer->out_height * layer->out_width;
-        for (uint32_t o = 0; o < layer->out_channels; o += 2) {
-            const uint32_t rows = o + 1 < layer->out_channels ? 2u : 1u;
-            /* An odd last channel is computed together with the one before it. */
-            const uint32_t base = rows == 2u || o == 0u ? o : o - 1u;
-            const uint32_t mine = o - base;
-            if (layer->out_channels == 1u) {
-                break;
-            }
-            tf_gain gains[2];
-            gains[0] = tf_step_gain(layer->weight_gain[base], update->learning_rate_q20);
-            gains[1] = tf_step_gain(layer->weight_gain[base + 1], update->learning_rate_q20);
+        for (; o + 2 <= layer->out_channels; o += 2) {
+            const tf_step step0 = tf_make_step(layer->weight_gain[o], rate, exponent);
+            const tf_step step1 = tf_make_step(layer->weight_gain[o + 1], rate, exponent);
             for (uint32_t i = trained->start; i < end; i += 4) {
-                int32_t sums[2][4];
-                pointwise_gradient_2x4(layer, error + base, input + i, pixels, sums[0], sums[1]);
-                for (uint32_t row = mine; row < 2u; row++) {
-                    for (uint32_t lane = 0; lane < 4u; lane++) {
-                        tf_update_weight(trained, update, (base + row) * channels + i + lane,
-                                         (base + row) * trained->count + i + lane - trained->start,
-                                         sums[row][lane], gains[row], exponent);
-                    }
-                }
+                int32_t sums0[4], sums1[4];
+                pointwise_gradient_2x4(layer, error + o, input + i, pixels, sums0, sums1);
+                update_row(layer, trained, update, o, i, sums0, 4, step0);
+                update_row(layer, trained, update, o + 1, i, sums1, 4, step1);
             }
-        }
-        if (layer->out_channels > 1u) {
-            return;
         }
     }
 #endif
-    for (uint32_t o = 0; o < layer->out_channels; o++) {
-        const tf_gain gain = tf_step_gain(layer->weight_gain[o], update->learning_rate_q20);
+    for (; o < layer->out_channels; o++) {
+        const tf_step step = tf_make_step(layer->weight_gain[o], rate, exponent);
         for (uint32_t tap = 0; tap < taps; tap++) {
             const int32_t row = (int32_t)(tap / layer->kernel_width);
             const int32_t col = (int32_t)(tap % layer->kernel_width);
-            const uint32_t line = o * taps + tap;
             for (uint32_t i = trained->start; i < end; i++) {
                 const int32_t gradient = weight_gradient(layer, error, input, o, row, col, i);
-                tf_update_weight(trained, update, line * channels + i,
-                                 line * trained->count + i - trained->start, gradient, gain,
-                                 exponent);
+                update_row(layer, trained, update, o * taps + tap, i, &gradient, 1, step);
             }
         }
-    }
-}
-
-void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_scale *scale,
-                    int32_t *bias, const tf_update *update)
-{
-    const uint32_t pixels = (uint32_t)layer->out_height * layer->out_width;
-    for (uint32_t o = 0; o < layer->out_channels; o++) {
-        int32_t sum = 0;
-        for (uint32_t p = 0; p < pixels; p++) {
-            sum += error[p * layer->out_channels + o];
-        }
-        const tf_gain gain = tf_step_gain(layer->bias_gain[o], update->learning_rate_q20);
-        const int64_t next = (int64_t)bias[o] - tf_apply_gain(sum, gain, scale->exponent);
-        const int64_t limit = layer->bias_limit;
-        bias[o] = (int32_t)(next > limit ? limit : (next < -limit ? -limit : next));
     }
 }

@@ -60,41 +60,48 @@ static inline void tf_store_clamped(int32_t value, int8_t *output, uint8_t *mask
     }
 }
 
-/* gain * learning rate, normalized to a mantissa below 2^31. */
-static inline tf_gain tf_step_gain(tf_gain gain, uint32_t learning_rate_q20)
+/* A gradient's factor for one step: gain * learning rate * 2^exponent, as mantissa * 2^-shift. */
+typedef struct {
+    int32_t mantissa; /* below 2^31 */
+    int32_t shift;
+} tf_step;
+
+static inline tf_step tf_make_step(tf_gain gain, uint32_t learning_rate_q20, int32_t exponent)
 {
     const uint64_t product = (uint64_t)gain.mantissa * learning_rate_q20;
     const int32_t excess = tf_bit_length64(product) - 31;
-    tf_gain step;
-    if (excess > 0) {
-        step.mantissa = (uint32_t)(product >> excess);
-        step.exponent = gain.exponent - 20 + excess;
-    } else {
-        step.mantissa = (uint32_t)product;
-        step.exponent = gain.exponent - 20;
-    }
+    const int32_t cut = excess > 0 ? excess : 0;
+    const tf_step step = {(int32_t)(product >> cut), -(gain.exponent - 20 + cut + exponent)};
     return step;
 }
 
-/* gradient * gain * 2^exponent, rounded, saturated to 32 bits. */
-static inline int32_t tf_apply_gain(int32_t gradient, tf_gain gain, int32_t exponent)
+static inline int32_t tf_saturate32(int64_t value)
 {
-    const int64_t product = (int64_t)gradient * (int64_t)gain.mantissa;
-    const int32_t shift = -(gain.exponent + exponent);
-    if (shift > 62) {
-        return 0;
-    }
-    if (shift < 0) {
+    return value > INT32_MAX ? INT32_MAX : (value < -INT32_MAX ? -INT32_MAX : (int32_t)value);
+}
+
+/* gradient * step for shifts that keep part of the low word, or go left. */
+static inline int32_t tf_apply_large_step(int32_t gradient, tf_step step)
+{
+    const int64_t product = (int64_t)gradient * step.mantissa;
+    if (step.shift < 0) {
         const uint64_t size = (uint64_t)(product < 0 ? -product : product);
-        if (size != 0 && tf_bit_length64(size) - shift > 31) {
+        if (size != 0 && tf_bit_length64(size) - step.shift > 31) {
             return product < 0 ? -INT32_MAX : INT32_MAX;
         }
     }
-    const int64_t value = tf_round_shift(product, shift);
-    if (value > INT32_MAX) {
-        return INT32_MAX;
+    return tf_saturate32(tf_round_shift(product, step.shift));
+}
+
+/* gradient * step, rounded, saturated to 32 bits. */
+static inline int32_t tf_apply_step(int32_t gradient, tf_step step)
+{
+    if (step.shift >= 33 && step.shift <= 62) {
+        /* Below the kept bits only the high word matters: the same value in 32-bit steps. */
+        const int32_t high = (int32_t)(((int64_t)gradient * step.mantissa) >> 32);
+        return (high + (1 << (step.shift - 33))) >> (step.shift - 32);
     }
-    return value < -INT32_MAX ? -INT32_MAX : (int32_t)value;
+    return step.shift > 62 ? 0 : tf_apply_large_step(gradient, step);
 }
 
 static inline void tf_note_magnitude(int32_t *magnitude, int32_t value)

@@ -1,14 +1,6 @@
 /* The classifier: wide logits, q8.8 weights, its gradients and update. */
 #include "fixed_point.h"
 
-static int32_t saturate32(int64_t value)
-{
-    if (value > INT32_MAX) {
-        return INT32_MAX;
-    }
-    return value < -INT32_MAX ? -INT32_MAX : (int32_t)value;
-}
-
 void tf_head_forward(const tf_head *layer, const int8_t *input, const int16_t *weights,
                      const int32_t *bias, int32_t *logits)
 {
@@ -17,7 +9,7 @@ void tf_head_forward(const tf_head *layer, const int8_t *input, const int16_t *w
         for (uint32_t i = 0; i < layer->in_channels; i++) {
             sum += (input[i] - layer->in_zero) * weights[o * layer->in_channels + i];
         }
-        logits[o] = saturate32(sum);
+        logits[o] = tf_saturate32(sum);
     }
 }
 
@@ -57,19 +49,16 @@ void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *
                     const int8_t *input, int16_t *weights, int32_t *bias,
                     const tf_update *update)
 {
-    const tf_gain weight_gain = tf_step_gain(layer->weight_gain, update->learning_rate_q20);
-    const tf_gain bias_gain = tf_step_gain(layer->bias_gain, update->learning_rate_q20);
+    const uint32_t rate = update->learning_rate_q20;
+    const tf_step step = tf_make_step(layer->weight_gain, rate, scale->exponent);
+    const tf_step bias_step = tf_make_step(layer->bias_gain, rate, scale->exponent);
     for (uint32_t o = 0; o < layer->classes; o++) {
         int16_t *row = weights + o * layer->in_channels;
         for (uint32_t i = 0; i < layer->in_channels; i++) {
             const int32_t gradient = error[o] * (input[i] - layer->in_zero);
-            const int64_t next =
-                (int64_t)row[i] - tf_apply_gain(gradient, weight_gain, scale->exponent);
-            row[i] = (int16_t)(next > TF_Q88_LIMIT
-                                   ? TF_Q88_LIMIT
-                                   : (next < -TF_Q88_LIMIT ? -TF_Q88_LIMIT : next));
+            const int32_t change = tf_clamp(tf_apply_step(gradient, step), -65536, 65536);
+            row[i] = (int16_t)tf_clamp(row[i] - change, -TF_Q88_LIMIT, TF_Q88_LIMIT);
         }
-        bias[o] =
-            saturate32((int64_t)bias[o] - tf_apply_gain(error[o], bias_gain, scale->exponent));
+        bias[o] = tf_saturate32((int64_t)bias[o] - tf_apply_step(error[o], bias_step));
     }
 }

@@ -1,0 +1,98 @@
+"""Interpreter, host library and ARM image compute the same bits, whichever compiler built it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codegen import blob
+from codegen.boards import load_board
+from codegen.compile import build_host_engine, compile_graph
+from codegen.host_engine import HostEngine
+from codegen.importer import import_model
+from codegen.interpreter import Interpreter
+from codegen.ir import Graph
+from codegen.plans import Plan, default_plans
+from codegen.program import lower
+from codegen.quantize import load_calibration, quantize, quantize_input
+from codegen.toolchain import find_toolchain
+from fleet.firmware import PROTOCOL_CDDL
+from simulator.measure import ImageEngine
+from tests.codegen.random_graphs import full_plan
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+LEARNING_RATE = 2**20 // 100
+STEPS = 100
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Graph, np.ndarray]:
+    calibration = load_calibration(DIGITS / "calibration.npz")
+    graph = quantize(import_model(DIGITS / "digits.onnx"), calibration)
+    return graph, quantize_input(graph, np.moveaxis(calibration, 1, -1))
+
+
+def plans_of(graph: Graph) -> list[Plan]:
+    return [*default_plans(graph)[1:], full_plan(graph, "int8-stochastic")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("board", "compiler"),
+    [("stm32f746", "gcc"), ("stm32f746", "zig"), ("stm32f407", "gcc"), ("stm32f407", "zig")],
+)
+def test_a_hundred_steps_leave_the_same_state_everywhere(
+    board: str, compiler: str, digits: tuple[Graph, np.ndarray], tmp_path: Path
+) -> None:
+    graph, samples = digits
+    try:
+        toolchain = find_toolchain(compiler)  # type: ignore[arg-type]
+    except Exception as error:
+        pytest.skip(f"{compiler} can't be used here: {error}")
+    bundle = compile_graph(
+        graph,
+        load_board(board),
+        plans_of(graph),
+        onnx_sha256="00" * 32,
+        out=tmp_path / "bundle",
+        protocol_cddl=PROTOCOL_CDDL,
+        toolchain=toolchain,
+    )
+    library = build_host_engine(bundle, tmp_path / "engine.so")
+    labels = np.random.default_rng(0).integers(0, 10, STEPS)
+    for plan in plans_of(graph):
+        interpreter = Interpreter(lower(graph, plan))
+        host = HostEngine(library, plan.id)
+        with ImageEngine(bundle, plan.id) as image:
+            for step in range(STEPS):
+                sample, label = samples[step % len(samples)], int(labels[step])
+                interpreter.train_step(sample, label, LEARNING_RATE, 5)
+                host.train_step(sample, label, LEARNING_RATE, 5)
+                image.train_step(sample, label, LEARNING_RATE, 5)
+                assert np.array_equal(interpreter.logits, host.logits), (plan.name, step)
+                assert np.array_equal(host.logits, image.logits), (plan.name, step)
+                assert interpreter.loss_q16 == host.loss_q16 == image.loss_q16
+            assert image.state == host.state, plan.name
+            # The arena still holds every error tensor of the last step that nothing overwrote.
+            assert image.arena == host.arena, plan.name
+        assert np.array_equal(interpreter.delta(), host.delta()), plan.name
+
+
+def test_the_factory_weights_of_the_image_are_the_blob(
+    digits: tuple[Graph, np.ndarray], tmp_path: Path
+) -> None:
+    graph, _ = digits
+    bundle = compile_graph(
+        graph,
+        load_board("stm32f746"),
+        None,
+        onnx_sha256="00" * 32,
+        out=tmp_path / "bundle",
+        protocol_cddl=PROTOCOL_CDDL,
+        toolchain=find_toolchain(),
+    )
+    assert (tmp_path / "bundle" / "weights.bin").read_bytes() == blob.pack(graph)
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert manifest["weights"]["bytes"] == len(blob.pack(graph))
+    assert bundle.manifest.bundle_id == manifest["bundle_id"]
