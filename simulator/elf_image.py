@@ -45,7 +45,9 @@ class ElfImage:
             return ""
         name = self._names[index]
         start, size = self.symbols[name]
-        return name if address < start + max(size, 2) else ""
+        if size == 0:  # assembly without .size: it reaches to the next function
+            return name
+        return name if address < start + size else ""
 
     def locate(self, address: int) -> str:
         """``function+0x12`` for messages."""

@@ -47,7 +47,7 @@ def build_machine(spec: DeviceSpec) -> UnicornMachine:
     """
     try:
         manifest = json.loads((Path(spec.bundle) / "manifest.json").read_text())
-        board, region = manifest["board"], manifest["flash"]["samples"]
+        board, region = manifest["board"]["name"], manifest["flash"]["samples"]
         content = sample_region(
             Identity(
                 spec.device,

@@ -22,7 +22,7 @@ def bundle(board: str, image: ElfImage, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("bundle")
     shutil.copy(image.path, folder / "firmware.elf")
     manifest = {
-        "board": board,
+        "board": {"name": board},
         "flash": {"samples": {"address": SAMPLES[0], "bytes": SAMPLES[1]}},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))

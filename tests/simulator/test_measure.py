@@ -1,0 +1,112 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codegen.bundle import Bundle
+from codegen.compile import build_host_engine, compile_model
+from codegen.errors import BundleError
+from codegen.host_engine import HostEngine
+from simulator.errors import MeasureError
+from simulator.measure import Measurement, measure
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "examples" / "digits"
+SAMPLE = np.random.default_rng(7).integers(-128, 128, (8, 8, 1)).astype(np.int8)
+LABEL, RATE, SEED = 3, 0.02, 99
+
+
+@pytest.fixture(scope="module")
+def bundle(board: str, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return compile_model(
+        DIGITS / "digits.onnx",
+        board,
+        None,
+        DIGITS / "calibration.npz",
+        tmp_path_factory.mktemp("measured") / board,
+        ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
+    )
+
+
+@pytest.fixture(scope="module")
+def smallest(bundle: Bundle) -> Measurement:
+    return measure(bundle.path, sample=SAMPLE, label=LABEL, learning_rate=RATE, seed=SEED)
+
+
+def test_logits_and_loss_are_those_of_the_host_library(
+    bundle: Bundle, smallest: Measurement, tmp_path: Path
+) -> None:
+    library = build_host_engine(bundle, tmp_path / "engine.so")
+    engine = HostEngine(library, smallest.plan)
+    predicted = engine.score(SAMPLE, LABEL)
+    scale = bundle.manifest.model.logit_scale
+    assert smallest.logits == [int(value) * scale for value in engine.logits]
+    assert smallest.loss == engine.loss_q16 / 2**16
+    assert smallest.predicted == predicted
+
+
+def test_counts_repeat_and_add_up(bundle: Bundle, smallest: Measurement) -> None:
+    again = measure(bundle.path, sample=SAMPLE, label=LABEL, learning_rate=RATE, seed=SEED)
+    assert again == smallest
+    counts = smallest.instructions
+    assert sum(counts.by_kernel.values()) == counts.step
+    assert 0 < counts.forward < counts.step
+    assert counts.by_kernel["tf_convolution_forward"] > 0
+
+
+def test_a_larger_plan_takes_more_instructions_and_more_sram(bundle: Bundle) -> None:
+    small, full = (
+        measure(bundle.path, p.name) for p in (bundle.manifest.plans[i] for i in (0, -1))
+    )
+    assert full.instructions.step > small.instructions.step
+    assert full.sram_touched_bytes > small.sram_touched_bytes
+    assert small.logits == full.logits
+
+
+def test_what_is_touched_fits_what_the_report_promises(bundle: Bundle) -> None:
+    for report in bundle.report.plans:
+        measured = measure(bundle.path, report.id)
+        promised = report.sram_bytes
+        assert measured.stack_high_water_bytes <= promised.stack
+        assert promised.arena < measured.sram_touched_bytes <= promised.total
+        assert measured.sram_touched_bytes <= measured.sram_limit_bytes
+
+
+def test_the_measurement_is_plain_json(smallest: Measurement) -> None:
+    data = json.loads(json.dumps(smallest.to_json()))
+    assert {"forward", "step", "by_kernel"} == set(data["instructions"])
+    assert len(data["logits"]) == 10
+
+
+def test_plans_are_found_by_name_id_and_prefix(bundle: Bundle) -> None:
+    plan = bundle.manifest.plans[1]
+    found = {measure(bundle.path, wanted).plan for wanted in (plan.name, plan.id, plan.id[:10])}
+    assert found == {plan.id}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plan_id": "nope"}, r"no plan 'nope'; it has \w+ \("),
+        ({"machine": "toaster"}, "no machine 'toaster'"),
+        ({"label": 10}, "label 10 is none of 0 … 9"),
+        ({"sample": np.zeros(3, np.int8)}, "3 values of int8"),
+    ],
+)
+def test_wrong_wishes_are_refused_by_name(
+    bundle: Bundle, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(MeasureError, match=message):
+        measure(bundle.path, **options)  # type: ignore[arg-type]
+
+
+def test_a_corrupt_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(bundle.path, broken)
+    data = bytearray((broken / "firmware.elf").read_bytes())
+    data[len(data) // 2] ^= 1
+    (broken / "firmware.elf").write_bytes(data)
+    with pytest.raises(BundleError, match=r"firmware\.elf"):
+        measure(broken)
