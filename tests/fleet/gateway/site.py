@@ -257,17 +257,19 @@ class Site:
         return self.process.wait(15)
 
     def add(
-        self, name: str, train: Callable[[Task], tuple[NDArray[np.int32], int]] | None = None
+        self,
+        name: str,
+        train: Callable[[Task], tuple[NDArray[np.int32], int]] | None = None,
+        seconds: float = 20.0,
     ) -> FakeDevice:
         device = FakeDevice(name, self.config.port, self.passwords[name], train)
         self.devices[name] = device
-        self.until(
-            lambda: any(
-                d["device"] == name and d["online"] for d in self.client.hello()["devices"]
-            ),
-            f"{name} is known to the gateway",
-        )
+        self.until(lambda: self.is_online(name), f"{name} is known to the gateway", seconds)
         return device
+
+    def is_online(self, name: str) -> bool:
+        devices = self.client.hello()["devices"]
+        return any(one["device"] == name and one["online"] for one in devices)
 
     def until(self, condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
         end = time.monotonic() + seconds
