@@ -79,6 +79,7 @@ class Pace:
 
     stop_check: float = 1.0
     retry: float = 2.0
+    hello: float = 3.0
 
 
 class CampaignDriver:
@@ -94,6 +95,7 @@ class CampaignDriver:
         self._pace = pace or Pace()
         self._driver = uuid.uuid4().hex
         self._devices: dict[str, list[DeviceInfo]] = {}
+        self._heard: dict[str, float] = {}
         self._stop_checked = 0.0
         record = store.campaign(campaign)
         self._config = CampaignConfig.parse(record.config)
@@ -187,8 +189,11 @@ class CampaignDriver:
                     f"after {self._config.wait_for_devices_seconds:.0f} s, at gateways "
                     f"{sorted(self._transport.gateways()) or 'none'} ({why or 'none announced'})"
                 )
+            now = time.monotonic()
             for gateway in self._transport.gateways():
-                self._transport.send(gateway, Operation.HELLO, {})
+                if now - self._heard.get(gateway, now) >= self._pace.hello:
+                    self._heard[gateway] = now
+                    self._transport.send(gateway, Operation.HELLO, {})
             self._receive()
 
     def _receive(self) -> list[Reply]:
@@ -197,6 +202,7 @@ class CampaignDriver:
             if reply.devices is not None:
                 known = [DeviceInfo.from_hello(reply.gateway, one) for one in reply.devices]
                 self._devices[reply.gateway] = known
+                self._heard[reply.gateway] = time.monotonic()
                 self._store.save_devices(self._campaign, {one.device: asdict(one) for one in known})
         return replies
 

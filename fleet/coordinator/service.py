@@ -83,13 +83,15 @@ class Coordinator:
         *,
         collect_wait_seconds: float = 10.0,
         poll_seconds: float = 0.25,
+        ask_seconds: float = 1.5,
         restart_superlink: bool = True,
         max_runs: int = 20,
     ) -> None:
         """`store_path` is the file of `store`, as ServerApps open it.
 
         With `restart_superlink` a SuperLink that died is started again; without, it is
-        waited for (somebody else owns it). After `max_runs` runs without an end of the
+        waited for (somebody else owns it). The store is looked at every `poll_seconds`, the
+        SuperLink is asked about the run every `ask_seconds`. After `max_runs` runs without an end of the
         campaign `run` gives up.
         """
         self._store = store
@@ -97,6 +99,7 @@ class Coordinator:
         self._superlink = superlink
         self._collect_wait = collect_wait_seconds
         self._poll = poll_seconds
+        self._ask = ask_seconds
         self._restart = restart_superlink
         self._max_runs = max_runs
 
@@ -110,6 +113,7 @@ class Coordinator:
         runs = 0
         run: int | None = None
         last_error = ""
+        ask_at = 0.0
         with Control(self._superlink.address) as control:
             while True:
                 record = self._store.campaign(campaign)
@@ -118,7 +122,9 @@ class Coordinator:
                     break
                 self._keep_superlink()
                 try:
-                    if run is not None:
+                    # Asking costs the SuperLink more than a look into the store costs us.
+                    if run is not None and time.monotonic() >= ask_at:
+                        ask_at = time.monotonic() + self._ask
                         error = self._run_error(control, run)
                         if error:
                             last_error = error

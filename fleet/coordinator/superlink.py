@@ -50,7 +50,7 @@ def find_program(name: str) -> str:
     return found
 
 
-def flower_environment(work: Path, home: str) -> dict[str, str]:
+def flower_environment(work: Path, home: str, task_poll_seconds: float) -> dict[str, str]:
     """Environment of every Flower process: offline, quiet, short polls, own home folder."""
     environment = dict(os.environ)
     environment.update(
@@ -59,7 +59,7 @@ def flower_environment(work: Path, home: str) -> dict[str, str]:
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(task_poll_seconds),
             # The SuperNode starts flower-superexec, and that flwr-clientapp, by name.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}",
             # Every ClientApp is a fresh process; numpy's thread pools would cost it more
@@ -177,7 +177,7 @@ class SuperLink:
         self.work = work
         self.port = free_port() if port is None else port
         work.mkdir(parents=True, exist_ok=True)
-        environment = flower_environment(work, "superlink")
+        environment = flower_environment(work, "superlink", 0.5)
         secret = work / "superexec.secret"
         if not secret.exists():
             secret.touch(mode=0o600)
@@ -301,5 +301,5 @@ class SuperNode(ManagedProcess):
             ],
             work / "logs" / f"supernode-{gateway}.log",
             # Two SuperNodes that install the app into one home would race.
-            flower_environment(work, gateway),
+            flower_environment(work, gateway, 0.2),
         )
