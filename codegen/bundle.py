@@ -271,8 +271,11 @@ def measure_image(elf: Path) -> ImageSizes:
             f"{elf} isn't an image of tinyfleet ({error}); compile the bundle again"
         ) from error
     samples, link = (
-        sum(size for name, size in sizes.items() if name.startswith(prefix) and _is_object(
-            values[name], values))
+        sum(
+            size
+            for name, size in sizes.items()
+            if name.startswith(prefix) and _is_object(values[name], values)
+        )
         for prefix in (SAMPLE_PREFIX, LINK_PREFIX)
     )
     return ImageSizes(
@@ -316,8 +319,9 @@ def sram_table(plans: Sequence[PlanReport]) -> str:
         rows.append([plan.name, *(f"{sizes[c]:,}" for c in columns), f"{plan.sram_limit_bytes:,}"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
-        "  " + row[0].ljust(widths[0]) + "".join("  " + c.rjust(w) for c, w in zip(
-            row[1:], widths[1:], strict=True))
+        "  "
+        + row[0].ljust(widths[0])
+        + "".join("  " + c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))
         for row in rows
     )
 

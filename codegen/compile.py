@@ -144,9 +144,7 @@ def compile_graph(
     tell("planning", len(wanted), len(wanted))
 
     def build(chosen: Sequence[Program]) -> _Build:
-        return _build(
-            graph, board, layout, chosen, onnx_sha256, protocol_cddl, toolchain, progress
-        )
+        return _build(graph, board, layout, chosen, onnx_sha256, protocol_cddl, toolchain, progress)
 
     made = build(programs)
     notes: list[str] = []

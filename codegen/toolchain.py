@@ -159,7 +159,9 @@ class Toolchain:
         ``sanitize`` names sanitizers ("address", "undefined", "fuzzer"). Raises as ``build``.
         """
         if self.kind != "host":
-            raise ToolchainError("a board's compiler can't build for the host; use host_toolchain()")
+            raise ToolchainError(
+                "a board's compiler can't build for the host; use host_toolchain()"
+            )
         extra: list[str] = ["-fPIC", *flags]
         if sanitize:
             extra += [f"-fsanitize={','.join(sanitize)}", "-fno-sanitize-recover=all"]

@@ -36,7 +36,18 @@ def generate_codec(cddl: Path, folder: Path) -> list[Path]:
     if not cddl.is_file():
         raise ToolchainError(f"there is no protocol description at {cddl}; give the CDDL's path")
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "zcbor.zcbor.zcbor", "code", "-c", str(cddl), "-d", "-e", "-b", "32"]
+    command = [
+        sys.executable,
+        "-m",
+        "zcbor.zcbor.zcbor",
+        "code",
+        "-c",
+        str(cddl),
+        "-d",
+        "-e",
+        "-b",
+        "32",
+    ]
     command += ["-t", *ENTRY_TYPES]
     command += ["--oc", str(folder / "tinyfleet_cbor.c"), "--oh", str(folder / "tinyfleet_cbor.h")]
     command += ["--oht", str(folder / "tinyfleet_cbor_types.h")]

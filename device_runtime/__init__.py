@@ -56,7 +56,7 @@ def port_sources(port: str) -> list[Path]:
         known = sorted(item.name for item in (source_root() / "port").iterdir() if item.is_dir())
         raise FileNotFoundError(
             f"device_runtime has no port {port!r}; it has {', '.join(known)} "
-            "(device_runtime/port/, named by \"port\" in the board's description)"
+            '(device_runtime/port/, named by "port" in the board\'s description)'
         )
     return _listed(f"port/{port}")
 
