@@ -96,7 +96,7 @@ def lab_split(seed: int = 0) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 def draw_drift(random: np.random.Generator) -> Drift:
     """A device's drift: one-sided rotation and loss of gain in common, the rest its own."""
     return Drift(
-        rotation_degrees=float(random.uniform(15.0, 40.0)),
+        rotation_degrees=float(random.uniform(15.0, 35.0)),
         stroke=float(random.uniform(-0.4, 0.4)),
         gain=float(random.uniform(0.5, 0.8)),
         offset=float(random.uniform(0.0, 0.15)),

@@ -10,7 +10,7 @@ from codegen.compile import build_host_engine, compile_model
 from codegen.errors import BundleError
 from codegen.host_engine import HostEngine
 from simulator.errors import MeasureError
-from simulator.measure import Measurement, measure
+from simulator.measure import ImageEngine, Measurement, measure
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "examples" / "digits"
@@ -110,3 +110,20 @@ def test_a_corrupt_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     (broken / "firmware.elf").write_bytes(data)
     with pytest.raises(BundleError, match=r"firmware\.elf"):
         measure(broken)
+
+
+def test_steps_on_the_image_follow_the_host_library_bit_for_bit(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    library = build_host_engine(bundle, tmp_path / "engine.so")
+    random = np.random.default_rng(3)
+    for plan in bundle.manifest.plans[:2]:
+        host = HostEngine(library, plan.id)
+        with ImageEngine(bundle, plan.id) as image:
+            for step in range(5):
+                sample = random.integers(-128, 128, (8, 8, 1)).astype(np.int8)
+                for engine in (host, image):
+                    engine.train_step(sample, step, 2**20 // 50, 11)
+                assert np.array_equal(host.logits, image.logits)
+                assert host.loss_q16 == image.loss_q16
+            assert host.state == image.state

@@ -1,0 +1,210 @@
+"""The training engine as it runs in a bundle's image, called function by function.
+
+The image boots as on a device that nobody has commissioned yet, up to its idle loop; then
+functions of the image are called by symbol. The counterpart on the host is
+``codegen.host_engine.HostEngine``; both give the same bits.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen.boards import load_board
+from codegen.bundle import Bundle, PlanInfo
+from simulator.errors import MeasureError
+from simulator.machine import StopReason
+from simulator.unicorn_machine import UnicornMachine
+
+# Structs of device_runtime/include/tinyfleet/engine.h on a 32-bit core.
+# tf_engine: plan, classes, then tf_frame: weights, arena, state, input, logits, label,
+# learning rate, seed, step, loss.
+_ENGINE = struct.Struct("<IHxx5IiIIII")
+_PLAN, _CLASSES, _WEIGHTS, _ARENA, _STATE, _INPUT, _LOGITS = range(7)
+_LOSS = 11
+_MODEL_FACTORY_WEIGHTS = 64
+_PLAN_SIZES = struct.Struct("<32xII")  # arena_bytes, state_bytes
+_BOOT_MILLISECONDS = 10_000
+
+
+class ImageEngine:
+    """One plan of a bundle, loaded with the factory weights on an emulated board.
+
+    >>> with ImageEngine(bundle, plan_id) as engine:
+    ...     engine.train_step(sample, 3, 2**20 // 100, seed=5)
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        plan_id: str,
+        *,
+        before_boot: Callable[[UnicornMachine], None] = lambda _: None,
+    ) -> None:
+        """``before_boot`` is given the machine at its reset vector, to install hooks.
+
+        Raises: MeasureError when the bundle has no such plan.
+        """
+        self._bundle = bundle
+        self.plan = find_plan(bundle, plan_id)
+        region = bundle.manifest.flash.samples
+        # No identity record there: the firmware waits to be commissioned and leaves the pool.
+        self._plan_id_address = region.address
+        self._sample_address = region.address + 32
+        self._input_bytes = int(np.prod(bundle.manifest.model.input.shape))
+        if 32 + self._input_bytes > region.bytes:
+            raise MeasureError(f"a sample of {self._input_bytes} bytes doesn't fit the sample log")
+        self.machine = UnicornMachine(
+            load_board(bundle.manifest.board.name),
+            bundle.firmware,
+            clock=lambda: 0,
+            flash_content=[(region.address, bytes.fromhex(self.plan.id))],
+        )
+        self._stack = ExitStack()
+        self._engine = 0
+        before_boot(self.machine)
+
+    def __enter__(self) -> ImageEngine:
+        """Boot and load the plan.
+
+        Raises: MeasureError, MachineFault when the image doesn't get that far.
+        """
+        self._stack.callback(self.machine.close)
+        try:
+            self._boot()
+            self._stack.enter_context(self.machine.registers_kept())
+            self._load()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give back the machine."""
+        self._stack.close()
+
+    def score(self, sample: NDArray[np.int8], label: int) -> int:
+        """Forward pass and loss of an int8 sample (H, W, C); returns the predicted class."""
+        self._put_sample(sample, label)
+        return self.machine.call("tf_engine_score", self._engine, self._sample_address, label)
+
+    def train_step(
+        self, sample: NDArray[np.int8], label: int, learning_rate_q20: int, seed: int
+    ) -> None:
+        """One step of SGD; ``learning_rate_q20`` is the learning rate times 2**20."""
+        self._put_sample(sample, label)
+        self.machine.call(
+            "tf_engine_train_step",
+            self._engine,
+            self._sample_address,
+            label,
+            learning_rate_q20,
+            seed,
+        )
+
+    @property
+    def logits(self) -> NDArray[np.int32]:
+        """Logits of the last forward pass, in units of the manifest's logit_scale."""
+        fields = self._fields()
+        data = self.machine.read_memory(fields[_LOGITS], 4 * fields[_CLASSES])
+        return np.frombuffer(data, "<i4").astype(np.int32)
+
+    @property
+    def loss_q16(self) -> int:
+        """Loss of the last labelled sample in nats times 2**16."""
+        return self._fields()[_LOSS]
+
+    @property
+    def state(self) -> bytes:
+        """The plan's whole update state: working copies and fractions."""
+        fields = self._fields()
+        return self.machine.read_memory(fields[_STATE], self._plan_sizes(fields[_PLAN])[1])
+
+    @property
+    def arena(self) -> bytes:
+        """Activations, masks, errors and scratch as the last step left them."""
+        fields = self._fields()
+        return self.machine.read_memory(fields[_ARENA], self._plan_sizes(fields[_PLAN])[0])
+
+    def _put_sample(self, sample: NDArray[np.int8], label: int) -> None:
+        classes = self._bundle.manifest.model.classes
+        if sample.dtype != np.int8 or sample.size != self._input_bytes:
+            shape = tuple(self._bundle.manifest.model.input.shape)
+            raise MeasureError(
+                f"the sample has {sample.size} values of {sample.dtype}, the model's input is"
+                f" int8 {shape}"
+            )
+        if not 0 <= label < classes:
+            raise MeasureError(f"label {label} is none of 0 … {classes - 1}")
+        first = self._sample_address - self.machine.board.flash.address
+        self.machine.flash[first : first + sample.size] = sample.tobytes()
+
+    def _fields(self) -> tuple[int, ...]:
+        return _ENGINE.unpack(self.machine.read_memory(self._engine, _ENGINE.size))
+
+    def _plan_sizes(self, plan: int) -> tuple[int, int]:
+        arena, state = _PLAN_SIZES.unpack(self.machine.read_memory(plan, _PLAN_SIZES.size))
+        return arena, state
+
+    def _boot(self) -> None:
+        reason = self.machine.run(_BOOT_MILLISECONDS)
+        if reason is not StopReason.IDLE:
+            raise MeasureError(
+                f"{self._bundle.firmware} didn't get to its idle loop ({reason.value}):"
+                f" {self.machine.fault or 'PC ' + hex(self.machine.pc)}"
+            )
+
+    def _load(self) -> None:
+        machine, image = self.machine, self.machine.image
+        # The engine's struct takes a few bytes of stack, so that all of the pool is the plan's.
+        machine.stack_pointer = (machine.stack_pointer - _ENGINE.size) & ~7
+        self._engine = machine.stack_pointer
+        model = image.address_of("tf_the_model")
+        pool = image.address_of("__pool_start")
+        pool_bytes = image.address_of("__pool_end") - pool
+        plan = machine.call("tf_engine_find_plan", model, self._plan_id_address)
+        if plan == 0:
+            raise MeasureError(
+                f"{self._bundle.firmware} doesn't hold plan {self.plan.id}; the bundle's parts"
+                " don't belong together: compile it again"
+            )
+        weights = int.from_bytes(machine.read_memory(model + _MODEL_FACTORY_WEIGHTS, 4), "little")
+        status = machine.call(
+            "tf_engine_load", self._engine, model, plan, weights, pool, pool_bytes
+        )
+        if status != 0:
+            raise MeasureError(
+                f"plan {self.plan.name} doesn't fit the pool of {pool_bytes} bytes"
+                f" (tf_engine_load: {status})"
+            )
+        fields = self._fields()
+        if (fields[_PLAN], fields[_WEIGHTS]) != (plan, weights):
+            raise MeasureError("tf_engine of this image isn't laid out as the simulator knows it")
+
+
+def find_plan(bundle: Bundle, wanted: str | None) -> PlanInfo:
+    """The plan with this id, name, or start of an id; the first one for None.
+
+    Raises: MeasureError naming the plans that there are.
+    """
+    plans = bundle.manifest.plans
+    if wanted is None:
+        return plans[0]
+    for plan in plans:
+        if wanted in (plan.id, plan.name):
+            return plan
+    by_prefix = [plan for plan in plans if len(wanted) >= 4 and plan.id.startswith(wanted)]
+    if len(by_prefix) == 1:
+        return by_prefix[0]
+    known = ", ".join(f"{plan.name} ({plan.id[:12]})" for plan in plans)
+    raise MeasureError(f"bundle {bundle.path} has no plan {wanted!r}; it has {known}")
