@@ -71,8 +71,9 @@ class _Engine(ctypes.Structure):
 class _Cursor(ctypes.Structure):
     _fields_ = (
         ("engine", _Pointer),
-        ("segment", ctypes.c_uint16),
+        ("value", ctypes.c_uint32),
         ("within", ctypes.c_uint32),
+        ("segment", ctypes.c_uint16),
     )
 
 

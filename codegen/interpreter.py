@@ -31,6 +31,7 @@ EXP2_TABLE = np.array([round(2.0 ** (30 - i / 64)) for i in range(65)])
 LOG2_TABLE = np.rint(2**16 * np.log2(1 + np.arange(65) / 64)).astype(np.int64)
 LARGEST_DISTANCE = 31 << 16
 LN2_Q16 = 45426
+DELTA_STREAM = 0xFFFFFFFF
 
 
 def random_bits(key: int, stream: int, counter: Ints) -> Ints:
@@ -173,7 +174,9 @@ class Interpreter:
             change = self.tensors[segment.tensor][trained] - self.loaded[segment.tensor][trained]
             if self._is_int8(segment.tensor):
                 change = change * 256 + self.fractions.get(segment.tensor, 0)
-            parts.append(round_shift(change, segment.shift).ravel())
+            counter = segment.first_value + np.arange(segment.values)
+            bits = random_bits(self.seed, DELTA_STREAM, counter) & ((1 << segment.shift) - 1)
+            parts.append((change.ravel() + bits) >> segment.shift)
         return np.clip(np.concatenate(parts), -INT32_MAX, INT32_MAX)
 
     def _is_int8(self, tensor: str) -> bool:

@@ -138,19 +138,22 @@ def lower(graph: Graph, plan: Plan) -> Program:
 
 
 def _delta_shift(graph: Graph, plan: Plan, tensor: BlobTensor) -> int:
-    """Bits dropped from a delta: a sixteenth of a weight step, a sixteenth of an output step.
+    """Bits dropped from a delta, stochastically: the average over devices keeps them.
 
-    Finer than that, a value would cost bits without moving any output.
+    What remains is a sixteenth of a weight's step, and a quarter of an output step for what
+    moves outputs directly (biases and head): finer, a value would cost bits that vanish among
+    the differences between devices.
     """
+    if tensor.kind == "weight" and tensor.values.dtype == np.int8:
+        return 8 if plan.state == "int8-stochastic" else 4
     if tensor.kind == "weight":
-        stochastic = tensor.values.dtype == np.int8 and plan.state == "int8-stochastic"
-        return 8 if stochastic else 4
+        return 6
     op = next(op for op in graph.ops if op.name == tensor.layer)
     if isinstance(op, Head):
-        return 8
+        return 10
     assert isinstance(op, (Conv, DepthwiseConv))
     output_steps = max(tensor.step) / graph.tensors[op.output].scale
-    return int(np.clip(math.floor(-math.log2(16 * output_steps)), 0, 20))
+    return int(np.clip(math.floor(-math.log2(4 * output_steps)), 0, 20))
 
 
 def _segments(graph: Graph, plan: Plan) -> tuple[tuple[Segment, ...], int]:

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define ALIGNMENT 8u
+#define DELTA_STREAM 0xffffffffu /* no training step has this index */
 
 static uint32_t aligned(uint32_t bytes) { return (bytes + ALIGNMENT - 1u) & ~(ALIGNMENT - 1u); }
 
@@ -90,9 +91,8 @@ void tf_engine_train_step(tf_engine *engine, const int8_t *sample, int32_t label
 
 void tf_delta_begin(tf_delta_cursor *cursor, const tf_engine *engine)
 {
-    cursor->engine = engine;
-    cursor->segment = 0;
-    cursor->within = 0;
+    const tf_delta_cursor start = {engine, 0, 0, 0};
+    *cursor = start;
 }
 
 /* Element `at` of a little-endian tensor of `bytes` wide signed integers, 4-byte aligned. */
@@ -125,9 +125,9 @@ int32_t tf_delta_next(tf_delta_cursor *cursor)
     if (segment->has_fraction != 0) {
         change += (int8_t)frame->state[segment->fraction_offset + cursor->within];
     }
-    if (segment->shift > 0) {
-        change = (change + ((int64_t)1 << (segment->shift - 1))) >> segment->shift;
-    }
+    const uint32_t dropped = (1u << segment->shift) - 1u;
+    change += tf_random(frame->seed, DELTA_STREAM, cursor->value++) & dropped;
+    change >>= segment->shift;
     if (++cursor->within == segment->values) {
         cursor->within = 0;
         cursor->segment++;

@@ -97,12 +97,14 @@ int32_t tf_engine_score(tf_engine *engine, const int8_t *sample, int32_t label);
 void tf_engine_train_step(tf_engine *engine, const int8_t *sample, int32_t label,
                           uint32_t learning_rate_q20, uint32_t seed);
 
-/* Value `index` (0 … plan->delta_values-1) of the delta against the blob that was loaded, in
- * units of 2^shift state units, rounded to nearest. Calls with rising index are O(1). */
+/* The values of the delta against the blob that was loaded, in plan order, in units of
+ * 2^shift state units, rounded stochastically with the seed of the last training step: the
+ * same values whenever they are asked for again, and right on average over devices. */
 typedef struct {
     const tf_engine *engine;
+    uint32_t value; /* index of the next value in the delta */
+    uint32_t within; /* its place in the segment */
     uint16_t segment;
-    uint32_t within;
 } tf_delta_cursor;
 void tf_delta_begin(tf_delta_cursor *cursor, const tf_engine *engine);
 int32_t tf_delta_next(tf_delta_cursor *cursor); /* plan->delta_values calls at most */
