@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 import codegen
 from fleet.errors import ConfigurationError
 from fleet.protocol.manifest import Manifest
-from simulator.digits import deal
+from simulator.digits import DeviceSamples, deal
 from simulator.fleet import DeviceSpec
 
 BOARDS = ("stm32f746", "stm32f407")
@@ -71,15 +70,26 @@ def input_codes(manifest: Manifest, x: NDArray[np.float32]) -> NDArray[np.int8]:
     return codes
 
 
+def deal_digits(names: Sequence[str], seed: int) -> list[DeviceSamples]:
+    """Every device's share of the digits. Raises ConfigurationError for too many devices."""
+    try:
+        return deal(names, seed)
+    except ValueError as error:
+        raise ConfigurationError(f"{error}; choose fewer with --devices") from None
+
+
 def population(
-    names: Sequence[str], bundles: Mapping[str, Path], passwords: Mapping[str, str], seed: int
+    shares: Sequence[DeviceSamples],
+    bundles: Mapping[str, Path],
+    passwords: Mapping[str, str],
+    seed: int,
 ) -> list[DeviceSpec]:
-    """The devices with their shares of the digits; the same names and seed give the same."""
+    """The devices with what their sensors have recorded; all of it follows from the seed."""
     manifests = {
         board: Manifest.read(folder / "manifest.json") for board, folder in bundles.items()
     }
     specs = []
-    for index, share in enumerate(deal(names, seed)):
+    for index, share in enumerate(shares):
         board, resources = board_of(index), resources_of(index)
         specs.append(
             DeviceSpec(
@@ -95,11 +105,3 @@ def population(
             )
         )
     return specs
-
-
-def fresh_folder(folder: Path) -> Path:
-    """An empty folder in place of what was there."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    return folder

@@ -15,7 +15,15 @@ from codegen.bundle import Bundle
 from fleet.campaign.config import CampaignConfig
 from fleet.coordinator.driver import new_campaign
 from fleet.coordinator.service import Coordinator, ProgressEvent
-from fleet.demo.digits import BOARDS, PLANS, board_of, device_names, example_folder, population
+from fleet.demo.digits import (
+    BOARDS,
+    PLANS,
+    board_of,
+    deal_digits,
+    device_names,
+    example_folder,
+    population,
+)
 from fleet.demo.report import write_result
 from fleet.demo.result import Deltas, DemoResult, DeviceRound, PlanFacts, RoundFacts
 from fleet.demo.site import Site
@@ -23,6 +31,7 @@ from fleet.errors import CampaignError
 from fleet.firmware import compile_firmware
 from fleet.store import SqliteStore, Store
 from simulator.errors import SimulatorError
+from simulator.measure import Measurement, measure
 
 BOOT_SECONDS = 60.0
 
@@ -87,13 +96,14 @@ def run_demo(settings: DemoSettings, watcher: Watcher | None = None) -> DemoResu
     tell = watcher or Silence()
     clock = _Stopwatch()
     began = time.monotonic()
+    names = device_names(settings.devices)
+    shares = deal_digits(names, settings.seed)
     settings.out.mkdir(parents=True, exist_ok=True)
     with _interruptible():
         with clock("compile"):
             bundles = compile_bundles(settings.out / "bundles", tell)
         with clock("measure"):
             measured = measure_plans(bundles, tell)
-        names = device_names(settings.devices)
         sites = assign_gateways(names, settings.gateways)
         store_path = settings.out / "campaign.sqlite"
         for leftover in settings.out.glob("campaign.sqlite*"):
@@ -103,7 +113,7 @@ def run_demo(settings: DemoSettings, watcher: Watcher | None = None) -> DemoResu
             with Site(sites, settings.out / "logs") as site:
                 with clock("boot"):
                     folders = {board: bundle.path for board, bundle in bundles.items()}
-                    site.boot(population(names, folders, site.device_passwords, settings.seed))
+                    site.boot(population(shares, folders, site.device_passwords, settings.seed))
                     wait_online(site, names, tell)
                 with clock("campaign"):
                     campaign = new_campaign(
@@ -177,10 +187,10 @@ def compile_bundles(folder: Path, tell: Watcher) -> dict[str, Bundle]:
     return bundles
 
 
-def measure_plans(bundles: Mapping[str, Bundle], tell: Watcher) -> dict[tuple[str, str], Any]:
+def measure_plans(
+    bundles: Mapping[str, Bundle], tell: Watcher
+) -> dict[tuple[str, str], Measurement]:
     """What every plan's image really needs on every board, by (board, plan id)."""
-    from simulator.measure import measure
-
     wanted = [(board, plan) for board, bundle in bundles.items() for plan in bundle.manifest.plans]
     measured = {}
     for done, (board, plan) in enumerate(wanted):
@@ -282,7 +292,7 @@ def collect(
     campaign: str,
     settings: DemoSettings,
     bundles: Mapping[str, Bundle],
-    measured: Mapping[tuple[str, str], Any],
+    measured: Mapping[tuple[str, str], Measurement],
     *,
     seconds: float,
     phases: Mapping[str, float],
@@ -362,7 +372,7 @@ def device_round(number: int, report: Mapping[str, Any], board: str) -> DeviceRo
 
 def plan_facts(
     bundles: Mapping[str, Bundle],
-    measured: Mapping[tuple[str, str], Any],
+    measured: Mapping[tuple[str, str], Measurement],
     training: Sequence[DeviceRound],
 ) -> list[PlanFacts]:
     """Sizes and costs of every plan on every board, and how many devices trained it there."""
@@ -381,9 +391,9 @@ def plan_facts(
                     sram_total_bytes=plan.sram_bytes.total,
                     sram_limit_bytes=plan.sram_limit_bytes,
                     delta_values=plan.delta_values,
-                    instructions_per_step=int(figures.instructions.step),
-                    instructions_forward=int(figures.instructions.forward),
-                    stack_high_water_bytes=int(figures.stack_high_water_bytes),
+                    instructions_per_step=figures.instructions.step,
+                    instructions_forward=figures.instructions.forward,
+                    stack_high_water_bytes=figures.stack_high_water_bytes,
                 )
             )
     return facts
