@@ -216,6 +216,8 @@ int main(int argc, char **argv)
             config.will_payload_bytes = 4;
         } else if (!strcmp(argv[i], "backoff")) {
             config.backoff_first_ms = (uint32_t)atoi(value);
+        } else if (!strcmp(argv[i], "backoff-limit")) {
+            config.backoff_limit_ms = (uint32_t)atoi(value);
         } else if (!strcmp(argv[i], "dial")) {
             config.dial_timeout_ms = (uint32_t)atoi(value);
         } else if (!strcmp(argv[i], "keepalive")) {
