@@ -150,19 +150,18 @@ def compile_graph(
     notes: list[str] = []
     fitting = [
         program
-        for program, report in zip(made.programs, made.reports, strict=True)
-        if report.sram_bytes.total <= report.sram_limit_bytes
+        for program, costs in zip(made.programs, made.reports, strict=True)
+        if costs.sram_bytes.total <= costs.sram_limit_bytes
     ]
     if len(fitting) < len(programs):
         if plans or not fitting:
             check_budget(made.reports, board)
-        for program, report in zip(made.programs, made.reports, strict=True):
-            if program not in fitting:
-                notes.append(
-                    f"plan {program.plan.name} is left out: it needs "
-                    f"{report.sram_bytes.total:,} bytes of SRAM, {board.name} has "
-                    f"{report.sram_limit_bytes:,}"
-                )
+        notes = [
+            f"plan {plan.name} is left out: it needs {plan.sram_bytes.total:,} bytes of SRAM, "
+            f"{board.name} has {plan.sram_limit_bytes:,}"
+            for plan in made.reports
+            if plan.sram_bytes.total > plan.sram_limit_bytes
+        ]
         made = build(fitting)
         check_budget(made.reports, board)
     report = Report(

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from codegen.errors import PlanError
 from codegen.ir import Conv, Graph
 
-FORMAT = "tinyfleet-plan/1"
+FORMAT: Literal["tinyfleet-plan/1"] = "tinyfleet-plan/1"
 State = Literal["q8.8", "int8-stochastic"]
 
 # Part of the parameters that the default middle plan trains. Coded deltas took 7 … 8.2 bits per

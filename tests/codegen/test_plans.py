@@ -1,0 +1,191 @@
+"""Plans: what a file may say, what it means for a model, and clear errors for the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codegen.errors import PlanError
+from codegen.importer import import_model
+from codegen.ir import Conv, Graph
+from codegen.plans import (
+    PlanSpec,
+    WeightRange,
+    default_plans,
+    load_plan,
+    parameter_count,
+    resolve,
+)
+from codegen.quantize import load_calibration, quantize
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    model = import_model(DIGITS / "digits.onnx")
+    return quantize(model, load_calibration(DIGITS / "calibration.npz"))
+
+
+def spec(**fields: Any) -> PlanSpec:
+    return PlanSpec.model_validate(fields)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[Any], str]:
+    def to_file(content: Any) -> str:
+        file = tmp_path / "plan.json"
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(file)
+
+    return to_file
+
+
+def test_the_last_k_biases_are_spelt_out_in_execution_order(graph: Graph) -> None:
+    order = tuple(op.name for op in graph.convolutions)
+    assert resolve(spec(biases={"last": 4}), graph).biases == order[-4:]
+    assert resolve(spec(biases={"last": 0}), graph).biases == ()
+    shuffled = [order[5], order[0], order[3]]
+    assert resolve(spec(biases=shuffled), graph).biases == (order[0], order[3], order[5])
+
+
+def test_weights_are_sorted_into_execution_order_and_ranges_become_numbers(graph: Graph) -> None:
+    first, *_, last = graph.convolutions
+    channels = last.weight.shape[-1]
+    plan = resolve(
+        spec(weights=[{"layer": last.name, "start": 3}, {"layer": first.name, "count": "all"}]),
+        graph,
+    )
+    assert plan.weights == (
+        WeightRange(first.name, 0, first.weight.shape[-1]),
+        WeightRange(last.name, 3, channels - 3),
+    )
+
+
+def test_the_id_is_the_digest_of_what_is_trained_and_not_of_how_it_was_written(
+    graph: Graph,
+) -> None:
+    names = [op.name for op in graph.convolutions][-2:]
+    short = resolve(spec(name="a", biases={"last": 2}), graph)
+    long = resolve(spec(name="b", biases=names[::-1], state="q8.8", accumulate=1), graph)
+    assert short.id == long.id
+    text = json.dumps(short.canonical(), sort_keys=True, separators=(",", ":"))
+    assert short.id == hashlib.sha256(text.encode()).hexdigest()
+    assert "name" not in short.canonical()
+    others = [
+        resolve(spec(biases={"last": 2}, head=False), graph),
+        resolve(spec(biases={"last": 2}, state="int8-stochastic"), graph),
+        resolve(spec(biases={"last": 3}), graph),
+    ]
+    assert len({short.id, *(plan.id for plan in others)}) == 4
+
+
+def test_a_canonical_plan_resolves_to_itself(graph: Graph) -> None:
+    for plan in default_plans(graph):
+        assert resolve(PlanSpec.model_validate(plan.canonical()), graph).id == plan.id
+
+
+def test_default_plans_grow_and_the_middle_one_fits_the_uplink(graph: Graph) -> None:
+    small, middle, full = default_plans(graph)
+
+    def values(plan: Any) -> int:
+        layers = {op.name: op for op in graph.convolutions}
+        total = sum(layers[name].bias.size for name in plan.biases)
+        for item in plan.weights:
+            weight = layers[item.layer].weight
+            total += weight.size // weight.shape[-1] * item.count
+        return total + graph.head.weight.size + graph.head.bias.size
+
+    assert values(small) < values(middle) < values(full) == parameter_count(graph)
+    assert 0.055 <= values(middle) / parameter_count(graph) <= 0.065
+    pointwise = {
+        op.name
+        for op in graph.convolutions
+        if isinstance(op, Conv) and op.weight.shape[1:3] == (1, 1)
+    }
+    assert middle.weights
+    assert {item.layer for item in middle.weights} <= pointwise
+    assert set(small.biases) < set(middle.biases) < set(full.biases)
+
+
+def test_a_layer_that_is_not_there_is_named_with_the_nearest_one(graph: Graph) -> None:
+    with pytest.raises(PlanError, match=r"no layer 'b4_pw3' \(did you mean 'b4_pw[12]'\?\)"):
+        resolve(spec(weights=[{"layer": "b4_pw3"}]), graph)
+    with pytest.raises(PlanError, match=r"no layer 'b4-dw' \(did you mean 'b4_dw'\?\)"):
+        resolve(spec(biases=["b4-dw"]), graph)
+    with pytest.raises(PlanError, match=r"'head' is the head"):
+        resolve(spec(biases=["head"]), graph)
+
+
+@pytest.mark.parametrize(
+    ("start", "count"), [(0, 145), (144, 1), (100, 45), (0, 0), (0, -1), (200, "all")]
+)
+def test_a_range_beyond_the_channels_is_refused_with_the_bounds(
+    graph: Graph, start: int, count: Any
+) -> None:
+    with pytest.raises(PlanError, match=r"'b4_pw2' has channels 0 … 143"):
+        resolve(spec(weights=[{"layer": "b4_pw2", "start": start, "count": count}]), graph)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"accumulate": 4}, r"accumulate 4 isn't supported.*set it to 1"),
+        ({"loss": "hinge"}, r"'hinge' isn't supported.*'cross-entropy'"),
+        ({"biases": {"last": 99}}, r"last 99.*has 14 convolutions"),
+        ({"head": False}, r"trains nothing"),
+        ({"biases": ["stem", "stem"]}, r"layer 'stem' twice"),
+        ({"weights": [{"layer": "stem"}, {"layer": "stem"}]}, r"layer 'stem' twice"),
+    ],
+)
+def test_what_is_not_supported_is_refused(
+    graph: Graph, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PlanError, match=message):
+        resolve(spec(**fields), graph)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"biasses": []}, r"biasses: unknown key \(did you mean 'biases'\?\)"),
+        ({"state": "float"}, r"state: Input should be 'q8.8' or 'int8-stochastic'"),
+        ({"weights": [{"layer": "x", "start": -1}]}, r"weights\.0\.start"),
+        ({"weights": [{"layer": "x", "stop": 3}]}, r"weights\.0\.stop: unknown key"),
+        ({"format": "tinyfleet-plan/9"}, r"format: .*tinyfleet-plan/1"),
+        ({"biases": {"last": "many"}}, r"biases\.last"),
+        ([1, 2], r"holds no plan"),
+        ("{broken", r"no JSON"),
+        ({"plans": {}}, r"a file of several plans"),
+        ({"plans": {"a": {}}, "other": 1}, r"unknown key 'other'"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_refused_with_the_place(
+    write: Callable[[Any], str], content: Any, message: str
+) -> None:
+    with pytest.raises(PlanError, match=message) as caught:
+        load_plan(write(content))
+    assert "plan.json" in str(caught.value)
+
+
+def test_one_of_several_plans_is_picked_by_name(write: Callable[[Any], str]) -> None:
+    file = write({"plans": {"tiny": {"head": True}, "wide": {"biases": {"last": 2}}}})
+    assert load_plan(f"{file}#wide").name == "wide"
+    with pytest.raises(PlanError, match=r"several plans \(tiny, wide\)"):
+        load_plan(file)
+    with pytest.raises(PlanError, match=r"no plan 'wild' \(did you mean 'wide'\?\)"):
+        load_plan(f"{file}#wild")
+
+
+def test_a_missing_file_and_a_needless_name_are_named(
+    write: Callable[[Any], str], tmp_path: Path
+) -> None:
+    with pytest.raises(PlanError, match=r"nothing\.json can't be read: No such file"):
+        load_plan(str(tmp_path / "nothing.json"))
+    with pytest.raises(PlanError, match=r"holds one plan.*'#x'"):
+        load_plan(write({"head": True}) + "#x")
