@@ -6,13 +6,12 @@
 typedef struct {
     const uint8_t *bytes;
     size_t length;
-    size_t next; /* byte */
+    size_t next;   /* byte */
     unsigned used; /* bits of it */
-    bool failed; /* read past the end */
+    bool failed;   /* read past the end */
 } bit_reader;
 
-static uint32_t take_bits(bit_reader *reader, unsigned count)
-{
+static uint32_t take_bits(bit_reader *reader, unsigned count) {
     uint32_t bits = 0;
     while (count-- > 0) {
         if (reader->next >= reader->length) {
@@ -28,9 +27,8 @@ static uint32_t take_bits(bit_reader *reader, unsigned count)
     return bits;
 }
 
-/* One zigzag value; *needless_escape is set where the escape was used for one that didn't need it. */
-static uint32_t take_value(bit_reader *reader, unsigned parameter, bool *needless_escape)
-{
+/* One zigzag value; *needless_escape becomes true where one that didn't need the escape has it. */
+static uint32_t take_value(bit_reader *reader, unsigned parameter, bool *needless_escape) {
     uint32_t quotient = 0;
     while (quotient < TF_DELTA_ESCAPE && take_bits(reader, 1)) {
         quotient++;
@@ -44,8 +42,7 @@ static uint32_t take_value(bit_reader *reader, unsigned parameter, bool *needles
 }
 
 tf_status tf_delta_decode(const uint8_t *bytes, size_t length, int32_t *values,
-                          uint32_t value_count)
-{
+                          uint32_t value_count) {
     bit_reader reader = {bytes, length, 0, 0, false};
     uint32_t done = 0;
     bool run_may_follow = true; /* not after a run below the limit: it would have been one */

@@ -5,13 +5,11 @@
 #include "delta_format.h"
 
 void tf_delta_encoder_begin(tf_delta_encoder *encoder, tf_delta_source source, void *context,
-                            uint32_t values)
-{
+                            uint32_t values) {
     encoder->source = source;
     encoder->context = context;
     encoder->values_left = values;
     encoder->bits = 0;
-    encoder->zero_blocks = 0;
     encoder->bit_count = 0;
     encoder->count = 0;
     encoder->position = 0;
@@ -20,8 +18,7 @@ void tf_delta_encoder_begin(tf_delta_encoder *encoder, tf_delta_source source, v
 }
 
 /* Draws the next block into encoder->block; true if it holds anything but zeros. */
-static bool draw_block(tf_delta_encoder *encoder)
-{
+static bool draw_block(tf_delta_encoder *encoder) {
     uint32_t any = 0;
     uint8_t count = 0;
     while (count < TF_DELTA_BLOCK_VALUES && encoder->values_left > 0) {
@@ -34,16 +31,14 @@ static bool draw_block(tf_delta_encoder *encoder)
     return any != 0;
 }
 
-static void put_bits(tf_delta_encoder *encoder, uint64_t bits, unsigned count)
-{
+static void put_bits(tf_delta_encoder *encoder, uint64_t bits, unsigned count) {
     encoder->bits = encoder->bits << count | bits;
     encoder->bit_count = (uint8_t)(encoder->bit_count + count);
 }
 
 /* Appends the next element of the bit stream (at most 52 bits); false at the end. Called with
  * fewer than 8 bits pending, so that 64 always hold. */
-static bool put_next(tf_delta_encoder *encoder)
-{
+static bool put_next(tf_delta_encoder *encoder) {
     if (encoder->count == 0) {
         if (encoder->values_left == 0) {
             return false;
@@ -90,8 +85,7 @@ static bool put_next(tf_delta_encoder *encoder)
     return true;
 }
 
-size_t tf_delta_encoder_read(tf_delta_encoder *encoder, uint8_t *bytes, size_t capacity)
-{
+size_t tf_delta_encoder_read(tf_delta_encoder *encoder, uint8_t *bytes, size_t capacity) {
     size_t given = 0;
     while (given < capacity) {
         if (encoder->bit_count >= 8) {
@@ -108,8 +102,7 @@ size_t tf_delta_encoder_read(tf_delta_encoder *encoder, uint8_t *bytes, size_t c
 }
 
 void tf_delta_measure(tf_delta_encoder *encoder, tf_delta_source source, void *context,
-                      uint32_t values, uint32_t *coded_bytes, uint32_t *coded_crc32)
-{
+                      uint32_t values, uint32_t *coded_bytes, uint32_t *coded_crc32) {
     uint8_t piece[32];
     size_t length;
     uint32_t total = 0, crc = 0;

@@ -10,8 +10,7 @@
 #define TF_DELTA_ESCAPE 20u /* ones in front of 32 plain bits */
 
 /* 0, -1, 1, -2, 2 … to 0, 1, 2, 3, 4 … */
-static inline uint32_t tf_delta_zigzag(int32_t value)
-{
+static inline uint32_t tf_delta_zigzag(int32_t value) {
     return ((uint32_t)value << 1) ^ (value < 0 ? UINT32_MAX : 0u);
 }
 

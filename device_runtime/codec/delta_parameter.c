@@ -1,7 +1,6 @@
 #include "delta_format.h"
 
-unsigned tf_delta_best_parameter(const uint32_t *values, unsigned count)
-{
+unsigned tf_delta_best_parameter(const uint32_t *values, unsigned count) {
     unsigned best = 0;
     uint32_t best_bits = UINT32_MAX;
     for (unsigned k = 0; k < TF_DELTA_RUN_CODE; k++) {

@@ -11,15 +11,13 @@
 #error "compile this file and zcbor's with -DZCBOR_CANONICAL (docs/specification/bundle.md)"
 #endif
 
-static bool name_character(uint8_t c)
-{
-    return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') ||
-           c == '_' || c == '-';
+static bool name_character(uint8_t c) {
+    return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' ||
+           c == '-';
 }
 
 /* Points `string` at a NUL-terminated name; false if it isn't one. */
-static bool put_name(struct zcbor_string *string, const char *name)
-{
+static bool put_name(struct zcbor_string *string, const char *name) {
     size_t length = 0;
     if (name == NULL) {
         return false;
@@ -35,15 +33,13 @@ static bool put_name(struct zcbor_string *string, const char *name)
     return length > 0;
 }
 
-static void put_bytes(struct zcbor_string *string, const uint8_t *bytes, size_t length)
-{
+static void put_bytes(struct zcbor_string *string, const uint8_t *bytes, size_t length) {
     string->value = bytes;
     string->len = length;
 }
 
 /* Copies a name that zcbor has bounded to TF_NAME_LIMIT and terminates it. */
-static bool take_name(char *name, const struct zcbor_string *string)
-{
+static bool take_name(char *name, const struct zcbor_string *string) {
     for (size_t i = 0; i < string->len; i++) {
         if (!name_character(string->value[i])) {
             return false;
@@ -55,8 +51,7 @@ static bool take_name(char *name, const struct zcbor_string *string)
 }
 
 /* Likewise for a password: any text without NUL. */
-static bool take_password(char *password, const struct zcbor_string *string)
-{
+static bool take_password(char *password, const struct zcbor_string *string) {
     for (size_t i = 0; i < string->len; i++) {
         if (string->value[i] == 0) {
             return false;
@@ -67,8 +62,7 @@ static bool take_password(char *password, const struct zcbor_string *string)
     return true;
 }
 
-static tf_status encode_result(int error)
-{
+static tf_status encode_result(int error) {
     if (error == ZCBOR_SUCCESS) {
         return TF_OK;
     }
@@ -76,8 +70,7 @@ static tf_status encode_result(int error)
 }
 
 tf_status tf_encode_announce(const tf_announce *announce, uint8_t *bytes, size_t capacity,
-                             size_t *length)
-{
+                             size_t *length) {
     struct announce message;
     if (!put_name(&message.announce_device, announce->device) ||
         !put_name(&message.announce_board, announce->board)) {
@@ -93,9 +86,7 @@ tf_status tf_encode_announce(const tf_announce *announce, uint8_t *bytes, size_t
     return encode_result(cbor_encode_announce(bytes, capacity, &message, length));
 }
 
-tf_status tf_encode_delta(const tf_delta *delta, uint8_t *bytes, size_t capacity,
-                          size_t *length)
-{
+tf_status tf_encode_delta(const tf_delta *delta, uint8_t *bytes, size_t capacity, size_t *length) {
     static const uint8_t nothing[1] = {0}; /* zcbor wants an address for zero bytes too */
     struct delta message;
     put_bytes(&message.delta_campaign, delta->campaign, TF_CAMPAIGN_BYTES);
@@ -119,8 +110,7 @@ tf_status tf_encode_delta(const tf_delta *delta, uint8_t *bytes, size_t capacity
 }
 
 tf_status tf_encode_status(const tf_device_status *status, uint8_t *bytes, size_t capacity,
-                           size_t *length)
-{
+                           size_t *length) {
     struct status message;
     if (!put_name(&message.status_device, status->device)) {
         return TF_BAD_INPUT;
@@ -133,8 +123,7 @@ tf_status tf_encode_status(const tf_device_status *status, uint8_t *bytes, size_
     return encode_result(cbor_encode_status(bytes, capacity, &message, length));
 }
 
-tf_status tf_decode_task(const uint8_t *bytes, size_t length, tf_task *task)
-{
+tf_status tf_decode_task(const uint8_t *bytes, size_t length, tf_task *task) {
     struct task message;
     size_t used = 0;
     if (cbor_decode_task(bytes, length, &message, &used) != ZCBOR_SUCCESS || used != length) {
@@ -155,12 +144,11 @@ tf_status tf_decode_task(const uint8_t *bytes, size_t length, tf_task *task)
     return TF_OK;
 }
 
-tf_status tf_decode_identity(const uint8_t *bytes, size_t length, tf_identity *identity)
-{
+tf_status tf_decode_identity(const uint8_t *bytes, size_t length, tf_identity *identity) {
     struct identity message;
     size_t used = 0;
-    if (cbor_decode_identity(bytes, length, &message, &used) != ZCBOR_SUCCESS ||
-        used != length || !take_name(identity->device, &message.identity_device) ||
+    if (cbor_decode_identity(bytes, length, &message, &used) != ZCBOR_SUCCESS || used != length ||
+        !take_name(identity->device, &message.identity_device) ||
         !take_name(identity->fleet, &message.identity_fleet) ||
         !take_password(identity->password, &message.identity_password)) {
         return TF_BAD_INPUT;

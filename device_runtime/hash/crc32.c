@@ -7,8 +7,7 @@ static const uint32_t half_byte_table[16] = {
     0x9B64C2B0u, 0x86D3D2D4u, 0xA00AE278u, 0xBDBDF21Cu,
 };
 
-uint32_t tf_crc32(uint32_t crc, const void *bytes, size_t length)
-{
+uint32_t tf_crc32(uint32_t crc, const void *bytes, size_t length) {
     const uint8_t *next = bytes;
     crc = ~crc;
     for (size_t i = 0; i < length; i++) {

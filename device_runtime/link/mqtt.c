@@ -12,46 +12,39 @@
 #define LONGEST_WAIT_MS 500u /* between looks at is_open, which announces nothing */
 #define BLOCKED_WAIT_MS 5u   /* between tries to write into a full stream */
 
-uint32_t tf_mqtt_now(const tf_mqtt *client)
-{
+uint32_t tf_mqtt_now(const tf_mqtt *client) {
     return client->stream->milliseconds(client->stream->context);
 }
 
-static uint32_t since(const tf_mqtt *client, uint32_t start)
-{
+static uint32_t since(const tf_mqtt *client, uint32_t start) {
     return tf_mqtt_now(client) - start; /* right over the wrap of the clock too */
 }
 
-uint32_t tf_mqtt_answer_timeout(const tf_mqtt *client)
-{
+uint32_t tf_mqtt_answer_timeout(const tf_mqtt *client) {
     uint32_t timeout = client->config->answer_timeout_ms;
     return timeout != 0 ? timeout : DEFAULT_ANSWER_TIMEOUT_MS;
 }
 
-static uint32_t dial_timeout(const tf_mqtt *client)
-{
+static uint32_t dial_timeout(const tf_mqtt *client) {
     uint32_t timeout = client->config->dial_timeout_ms;
     return timeout != 0 ? timeout : DEFAULT_DIAL_TIMEOUT_MS;
 }
 
-void tf_mqtt_tell(tf_mqtt *client, tf_mqtt_event_type type, uint16_t packet_id, uint8_t reason)
-{
+void tf_mqtt_tell(tf_mqtt *client, tf_mqtt_event_type type, uint16_t packet_id, uint8_t reason) {
     tf_mqtt_event event = {.type = type, .packet_id = packet_id, .reason = reason};
     client->callbacks.on_event(client->callbacks.context, &event);
 }
 
 tf_status tf_mqtt_init(tf_mqtt *client, const tf_mqtt_config *config, const tf_stream *stream,
-                       const tf_mqtt_callbacks *callbacks, uint8_t *receive,
-                       size_t receive_bytes, uint8_t *transmit, size_t transmit_bytes)
-{
+                       const tf_mqtt_callbacks *callbacks, uint8_t *receive, size_t receive_bytes,
+                       uint8_t *transmit, size_t transmit_bytes) {
     if (receive_bytes < TF_MQTT_MINIMUM_RECEIVE_BYTES || receive_bytes > UINT16_MAX ||
         transmit_bytes < TF_MQTT_MINIMUM_TRANSMIT_BYTES || transmit_bytes > UINT16_MAX) {
         return TF_NO_MEMORY;
     }
     if (config->client_id == NULL || config->client_id[0] == '\0' ||
         strlen(config->client_id) > TF_MQTT_CLIENT_ID_LIMIT || config->receive_maximum == 0 ||
-        config->random == NULL || callbacks->on_message == NULL ||
-        callbacks->on_event == NULL ||
+        config->random == NULL || callbacks->on_message == NULL || callbacks->on_event == NULL ||
         tf_mqtt_compose_connect(config, receive, receive_bytes) == 0) {
         return TF_BAD_INPUT;
     }
@@ -67,14 +60,12 @@ tf_status tf_mqtt_init(tf_mqtt *client, const tf_mqtt_config *config, const tf_s
     return TF_OK;
 }
 
-static void enter(tf_mqtt *client, tf_mqtt_state state)
-{
+static void enter(tf_mqtt *client, tf_mqtt_state state) {
     client->state = state;
     client->state_since = tf_mqtt_now(client);
 }
 
-void tf_mqtt_start(tf_mqtt *client)
-{
+void tf_mqtt_start(tf_mqtt *client) {
     if (client->state == TF_MQTT_IDLE) {
         client->failures = 0;
         client->wait_ms = 0;
@@ -83,8 +74,7 @@ void tf_mqtt_start(tf_mqtt *client)
 }
 
 /* Closes the stream and forgets everything that belongs to this connection only. */
-static void hang_up(tf_mqtt *client)
-{
+static void hang_up(tf_mqtt *client) {
     client->stream->close(client->stream->context);
     client->received = client->packet_bytes = 0;
     client->message_waits = client->ping_pending = client->disconnect_queued = false;
@@ -99,8 +89,7 @@ static void hang_up(tf_mqtt *client)
     }
 }
 
-void tf_mqtt_stop(tf_mqtt *client, bool with_will)
-{
+void tf_mqtt_stop(tf_mqtt *client, bool with_will) {
     if (client->state == TF_MQTT_IDLE || client->state == TF_MQTT_STOPPING) {
         return;
     }
@@ -113,12 +102,10 @@ void tf_mqtt_stop(tf_mqtt *client, bool with_will)
 
 /* Half to all of first · 2^failures, at most of the limit, so that a fleet doesn't come back
  * in step. */
-static uint32_t draw_backoff(tf_mqtt *client)
-{
+static uint32_t draw_backoff(tf_mqtt *client) {
     const tf_mqtt_config *config = client->config;
     uint32_t most = config->backoff_first_ms ? config->backoff_first_ms : DEFAULT_BACKOFF_FIRST_MS;
-    uint32_t limit =
-        config->backoff_limit_ms ? config->backoff_limit_ms : DEFAULT_BACKOFF_LIMIT_MS;
+    uint32_t limit = config->backoff_limit_ms ? config->backoff_limit_ms : DEFAULT_BACKOFF_LIMIT_MS;
     for (unsigned i = 0; i < client->failures && most < limit; i++) {
         most = most > UINT32_MAX / 2u ? UINT32_MAX : most * 2u;
     }
@@ -128,8 +115,7 @@ static uint32_t draw_backoff(tf_mqtt *client)
     return most - config->random(config->random_context) % (most / 2u + 1u);
 }
 
-static void lose(tf_mqtt *client, tf_mqtt_cause cause, uint8_t reason)
-{
+static void lose(tf_mqtt *client, tf_mqtt_cause cause, uint8_t reason) {
     /* A broker that lets us in and throws us out again counts as failing too. */
     uint32_t first = client->config->backoff_first_ms;
     uint32_t steady_ms = 8u * (first ? first : DEFAULT_BACKOFF_FIRST_MS);
@@ -148,11 +134,9 @@ static void lose(tf_mqtt *client, tf_mqtt_cause cause, uint8_t reason)
 
 /* Ends the connection, with a word to the broker where no packet is half written. */
 static void lose_with_farewell(tf_mqtt *client, tf_mqtt_cause cause, uint8_t reason,
-                               uint8_t farewell)
-{
-    bool halfway = client->control_sent > 0 ||
-                   (client->publication_state == TF_PUBLICATION_READY &&
-                    client->publication_sent > 0);
+                               uint8_t farewell) {
+    bool halfway = client->control_sent > 0 || (client->publication_state == TF_PUBLICATION_READY &&
+                                                client->publication_sent > 0);
     if (farewell != 0 && client->state == TF_MQTT_ONLINE && !halfway) {
         const uint8_t packet[3] = {TF_PACKET_DISCONNECT, 1, farewell};
         (void)client->stream->write(client->stream->context, packet, sizeof packet);
@@ -160,11 +144,14 @@ static void lose_with_farewell(tf_mqtt *client, tf_mqtt_cause cause, uint8_t rea
     lose(client, cause, reason);
 }
 
-typedef enum { PACKET_NONE, PACKET_WHOLE, PACKET_BROKEN } framing;
+typedef enum {
+    PACKET_NONE,
+    PACKET_WHOLE,
+    PACKET_BROKEN
+} framing;
 
 /* Length of the packet whose first bytes have come: 0 not known yet, UINT32_MAX malformed. */
-static uint32_t packet_length(const tf_mqtt *client)
-{
+static uint32_t packet_length(const tf_mqtt *client) {
     uint32_t remaining = 0;
     for (unsigned i = 1; i < client->received; i++) {
         uint8_t byte = client->receive[i];
@@ -180,8 +167,7 @@ static uint32_t packet_length(const tf_mqtt *client)
 }
 
 /* Reads on until a packet is whole or nothing is there, never beyond the packet's end. */
-static framing read_packet(tf_mqtt *client, uint8_t *reason)
-{
+static framing read_packet(tf_mqtt *client, uint8_t *reason) {
     const tf_stream *stream = client->stream;
     for (;;) {
         size_t wanted = 1;
@@ -208,8 +194,7 @@ static framing read_packet(tf_mqtt *client, uint8_t *reason)
 }
 
 /* Handles the whole packet in the buffer. */
-static void handle_packet(tf_mqtt *client)
-{
+static void handle_packet(tf_mqtt *client) {
     tf_mqtt_event event = {.type = TF_MQTT_LOST};
     uint8_t farewell = 0;
     tf_status status = tf_mqtt_handle_packet(client, &event, &farewell);
@@ -221,25 +206,21 @@ static void handle_packet(tf_mqtt *client)
     }
 }
 
-static bool overdue(const tf_mqtt *client, bool pending, uint32_t start)
-{
+static bool overdue(const tf_mqtt *client, bool pending, uint32_t start) {
     return pending && since(client, start) >= tf_mqtt_answer_timeout(client);
 }
 
-static uint32_t ping_interval_ms(const tf_mqtt *client)
-{
+static uint32_t ping_interval_ms(const tf_mqtt *client) {
     return client->server_keep_alive_seconds * 500u; /* half the keep alive time */
 }
 
 /* Called only when no byte is waiting: whatever came during a long computation has been seen. */
-static void check_answers(tf_mqtt *client)
-{
+static void check_answers(tf_mqtt *client) {
     bool late = client->state == TF_MQTT_CONNECTING
                     ? overdue(client, true, client->state_since)
                     : overdue(client, client->ping_pending, client->ping_since) ||
                           overdue(client, client->subscribe_id != 0, client->subscribe_since) ||
-                          overdue(client, client->unsubscribe_id != 0,
-                                  client->unsubscribe_since) ||
+                          overdue(client, client->unsubscribe_id != 0, client->unsubscribe_since) ||
                           overdue(client, client->publication_state >= TF_PUBLICATION_READY,
                                   client->publication_since);
     if (late) {
@@ -247,8 +228,7 @@ static void check_answers(tf_mqtt *client)
     }
 }
 
-static void keep_alive(tf_mqtt *client)
-{
+static void keep_alive(tf_mqtt *client) {
     if (client->server_keep_alive_seconds > 0 && !client->ping_pending &&
         since(client, client->last_sent) >= ping_interval_ms(client) &&
         tf_mqtt_queue_control(client, TF_PACKET_PINGREQ, NULL, 0)) {
@@ -257,8 +237,7 @@ static void keep_alive(tf_mqtt *client)
     }
 }
 
-static bool poll_connected(tf_mqtt *client)
-{
+static bool poll_connected(tf_mqtt *client) {
     const tf_stream *stream = client->stream;
     bool open = stream->is_open(stream->context); /* first: read what came before the end */
     if (client->connect_sent < client->connect_bytes) {
@@ -306,8 +285,7 @@ static bool poll_connected(tf_mqtt *client)
     return handled;
 }
 
-static void poll_stopping(tf_mqtt *client)
-{
+static void poll_stopping(tf_mqtt *client) {
     const tf_stream *stream = client->stream;
     bool open = stream->is_open(stream->context);
     /* What still comes is dropped: the broker repeats what was not acknowledged. */
@@ -326,8 +304,7 @@ static void poll_stopping(tf_mqtt *client)
     }
 }
 
-bool tf_mqtt_poll(tf_mqtt *client)
-{
+bool tf_mqtt_poll(tf_mqtt *client) {
     const tf_stream *stream = client->stream;
     switch (client->state) {
     case TF_MQTT_IDLE:
@@ -361,15 +338,13 @@ bool tf_mqtt_poll(tf_mqtt *client)
 }
 
 /* The smaller of `so_far` and what is left of `period` since `start`. */
-static uint32_t sooner(const tf_mqtt *client, uint32_t so_far, uint32_t start, uint32_t period)
-{
+static uint32_t sooner(const tf_mqtt *client, uint32_t so_far, uint32_t start, uint32_t period) {
     uint32_t passed = since(client, start);
     uint32_t left = passed < period ? period - passed : 0;
     return left < so_far ? left : so_far;
 }
 
-uint32_t tf_mqtt_next_poll_ms(const tf_mqtt *client)
-{
+uint32_t tf_mqtt_next_poll_ms(const tf_mqtt *client) {
     uint32_t timeout = tf_mqtt_answer_timeout(client);
     switch (client->state) {
     case TF_MQTT_IDLE:
@@ -377,8 +352,7 @@ uint32_t tf_mqtt_next_poll_ms(const tf_mqtt *client)
     case TF_MQTT_WAITING:
         return sooner(client, UINT32_MAX, client->state_since, client->wait_ms);
     case TF_MQTT_DIALLING:
-        return sooner(client, BLOCKED_WAIT_MS * 4u, client->state_since,
-                      dial_timeout(client));
+        return sooner(client, BLOCKED_WAIT_MS * 4u, client->state_since, dial_timeout(client));
     default:
         break;
     }
@@ -396,7 +370,6 @@ uint32_t tf_mqtt_next_poll_ms(const tf_mqtt *client)
     return wait;
 }
 
-tf_mqtt_state tf_mqtt_current_state(const tf_mqtt *client)
-{
+tf_mqtt_state tf_mqtt_current_state(const tf_mqtt *client) {
     return client->state;
 }

@@ -61,8 +61,8 @@ const char *tf_mqtt_take_text(tf_mqtt_reader *reader, uint16_t *length);
 typedef struct {
     const char *response_topic;
     const uint8_t *correlation_data;
-    uint32_t expiry_seconds;    /* UINT32_MAX where absent */
-    uint32_t packet_limit;      /* UINT32_MAX where absent */
+    uint32_t expiry_seconds; /* UINT32_MAX where absent */
+    uint32_t packet_limit;   /* UINT32_MAX where absent */
     uint16_t response_topic_bytes;
     uint16_t correlation_data_bytes;
     uint16_t keep_alive_seconds; /* valid with has_keep_alive */
@@ -91,8 +91,7 @@ tf_status tf_mqtt_handle_packet(tf_mqtt *client, tf_mqtt_event *event, uint8_t *
 size_t tf_mqtt_compose_connect(const tf_mqtt_config *config, uint8_t *bytes, size_t capacity);
 
 /* Queues a control packet of 2 + body_bytes bytes (body_bytes < 128); false without room. */
-bool tf_mqtt_queue_control(tf_mqtt *client, uint8_t first, const uint8_t *body,
-                           size_t body_bytes);
+bool tf_mqtt_queue_control(tf_mqtt *client, uint8_t first, const uint8_t *body, size_t body_bytes);
 bool tf_mqtt_control_has_room(const tf_mqtt *client, size_t bytes);
 
 /* Writes what can be written now; `publication_too`: also begin one that is ready. true: nothing is

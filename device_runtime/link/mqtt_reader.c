@@ -1,8 +1,7 @@
 /* Fields of MQTT packets (MQTT 5, sections 1.5 and 2.2.2), bounds and form checked. */
 #include "mqtt_internal.h"
 
-const uint8_t *tf_mqtt_take_bytes(tf_mqtt_reader *reader, size_t length)
-{
+const uint8_t *tf_mqtt_take_bytes(tf_mqtt_reader *reader, size_t length) {
     const uint8_t *bytes = reader->next;
     if (length > reader->left) {
         reader->failed = true;
@@ -14,8 +13,7 @@ const uint8_t *tf_mqtt_take_bytes(tf_mqtt_reader *reader, size_t length)
     return bytes;
 }
 
-static uint32_t take_big_endian(tf_mqtt_reader *reader, size_t length)
-{
+static uint32_t take_big_endian(tf_mqtt_reader *reader, size_t length) {
     const uint8_t *bytes = tf_mqtt_take_bytes(reader, length);
     uint32_t value = 0;
     for (size_t i = 0; bytes != NULL && i < length; i++) {
@@ -24,23 +22,19 @@ static uint32_t take_big_endian(tf_mqtt_reader *reader, size_t length)
     return value;
 }
 
-uint8_t tf_mqtt_take_u8(tf_mqtt_reader *reader)
-{
+uint8_t tf_mqtt_take_u8(tf_mqtt_reader *reader) {
     return (uint8_t)take_big_endian(reader, 1);
 }
 
-uint16_t tf_mqtt_take_u16(tf_mqtt_reader *reader)
-{
+uint16_t tf_mqtt_take_u16(tf_mqtt_reader *reader) {
     return (uint16_t)take_big_endian(reader, 2);
 }
 
-uint32_t tf_mqtt_take_u32(tf_mqtt_reader *reader)
-{
+uint32_t tf_mqtt_take_u32(tf_mqtt_reader *reader) {
     return take_big_endian(reader, 4);
 }
 
-uint32_t tf_mqtt_take_variable(tf_mqtt_reader *reader)
-{
+uint32_t tf_mqtt_take_variable(tf_mqtt_reader *reader) {
     uint32_t value = 0;
     for (unsigned shift = 0; shift < 28; shift += 7) {
         uint8_t byte = tf_mqtt_take_u8(reader);
@@ -56,8 +50,7 @@ uint32_t tf_mqtt_take_variable(tf_mqtt_reader *reader)
     return 0;
 }
 
-const uint8_t *tf_mqtt_take_binary(tf_mqtt_reader *reader, uint16_t *length)
-{
+const uint8_t *tf_mqtt_take_binary(tf_mqtt_reader *reader, uint16_t *length) {
     *length = tf_mqtt_take_u16(reader);
     const uint8_t *bytes = tf_mqtt_take_bytes(reader, *length);
     if (bytes == NULL) {
@@ -67,8 +60,7 @@ const uint8_t *tf_mqtt_take_binary(tf_mqtt_reader *reader, uint16_t *length)
 }
 
 /* RFC 3629, section 4, without U+0000 (MQTT-1.5.4-2). */
-static bool well_formed(const uint8_t *text, size_t length)
-{
+static bool well_formed(const uint8_t *text, size_t length) {
     size_t i = 0;
     while (i < length) {
         uint8_t first = text[i++];
@@ -106,8 +98,7 @@ static bool well_formed(const uint8_t *text, size_t length)
     return true;
 }
 
-const char *tf_mqtt_take_text(tf_mqtt_reader *reader, uint16_t *length)
-{
+const char *tf_mqtt_take_text(tf_mqtt_reader *reader, uint16_t *length) {
     const uint8_t *text = tf_mqtt_take_binary(reader, length);
     if (text != NULL && !well_formed(text, *length)) {
         reader->failed = true;
@@ -115,7 +106,14 @@ const char *tf_mqtt_take_text(tf_mqtt_reader *reader, uint16_t *length)
     return (const char *)text;
 }
 
-enum { ONE_BYTE, TWO_BYTES, FOUR_BYTES, TEXT, BINARY, TEXT_PAIR };
+enum {
+    ONE_BYTE,
+    TWO_BYTES,
+    FOUR_BYTES,
+    TEXT,
+    BINARY,
+    TEXT_PAIR
+};
 
 typedef struct {
     uint8_t identifier;
@@ -148,8 +146,8 @@ static const property_rule rules[] = {
     {17, FOUR_BYTES, TF_IN_CONNACK, false}, /* session expiry interval */
     {18, TEXT, TF_IN_CONNACK, false},       /* assigned client identifier */
     {SERVER_KEEP_ALIVE, TWO_BYTES, TF_IN_CONNACK, false},
-    {26, TEXT, TF_IN_CONNACK, false},                    /* response information */
-    {28, TEXT, TF_IN_CONNACK | TF_IN_DISCONNECT, false}, /* server reference */
+    {26, TEXT, TF_IN_CONNACK, false},                                /* response information */
+    {28, TEXT, TF_IN_CONNACK | TF_IN_DISCONNECT, false},             /* server reference */
     {31, TEXT, TF_IN_CONNACK | TF_IN_ACK | TF_IN_DISCONNECT, false}, /* reason string */
     {RECEIVE_MAXIMUM, TWO_BYTES, TF_IN_CONNACK, false},
     {34, TWO_BYTES, TF_IN_CONNACK, false}, /* topic alias maximum */
@@ -165,9 +163,7 @@ static const property_rule rules[] = {
 #define RULE_COUNT (sizeof rules / sizeof rules[0])
 
 /* Keeps a number the client wants; false where it is out of its range. */
-static bool keep_number(tf_mqtt_properties *properties, const property_rule *rule,
-                        uint32_t value)
-{
+static bool keep_number(tf_mqtt_properties *properties, const property_rule *rule, uint32_t value) {
     if (rule->type == ONE_BYTE && value > 1) {
         return false; /* true of every one-byte property that may come */
     }
@@ -196,8 +192,7 @@ static bool keep_number(tf_mqtt_properties *properties, const property_rule *rul
 }
 
 static void take_property(tf_mqtt_reader *reader, const property_rule *rule,
-                          tf_mqtt_properties *properties)
-{
+                          tf_mqtt_properties *properties) {
     uint16_t length;
     const char *text;
     const uint8_t *bytes;
@@ -235,8 +230,7 @@ static void take_property(tf_mqtt_reader *reader, const property_rule *rule,
 }
 
 void tf_mqtt_take_properties(tf_mqtt_reader *reader, unsigned packet,
-                             tf_mqtt_properties *properties)
-{
+                             tf_mqtt_properties *properties) {
     *properties = (tf_mqtt_properties){
         .expiry_seconds = UINT32_MAX,
         .packet_limit = UINT32_MAX,

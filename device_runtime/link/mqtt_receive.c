@@ -9,27 +9,22 @@ typedef struct {
     uint8_t *farewell;
 } packet;
 
-static tf_status end_connection(packet *p, tf_mqtt_cause cause, uint8_t reason,
-                                uint8_t farewell)
-{
+static tf_status end_connection(packet *p, tf_mqtt_cause cause, uint8_t reason, uint8_t farewell) {
     p->event->cause = cause;
     p->event->reason = reason;
     *p->farewell = farewell;
     return TF_LINK_LOST;
 }
 
-static tf_status malformed(packet *p)
-{
+static tf_status malformed(packet *p) {
     return end_connection(p, TF_MQTT_PROTOCOL_ERROR, TF_REASON_MALFORMED, TF_REASON_MALFORMED);
 }
 
-static tf_status protocol_error(packet *p)
-{
+static tf_status protocol_error(packet *p) {
     return end_connection(p, TF_MQTT_PROTOCOL_ERROR, TF_REASON_PROTOCOL, TF_REASON_PROTOCOL);
 }
 
-static tf_status handle_connack(packet *p)
-{
+static tf_status handle_connack(packet *p) {
     tf_mqtt *client = p->client;
     uint8_t flags = tf_mqtt_take_u8(&p->reader);
     uint8_t reason = tf_mqtt_take_u8(&p->reader);
@@ -61,8 +56,7 @@ static tf_status handle_connack(packet *p)
     return TF_OK;
 }
 
-static bool plain_topic(const char *topic, size_t length)
-{
+static bool plain_topic(const char *topic, size_t length) {
     for (size_t i = 0; i < length; i++) {
         if (topic[i] == '+' || topic[i] == '#') {
             return false;
@@ -71,8 +65,7 @@ static bool plain_topic(const char *topic, size_t length)
     return length > 0;
 }
 
-static tf_status handle_publish(packet *p, uint8_t first)
-{
+static tf_status handle_publish(packet *p, uint8_t first) {
     tf_mqtt *client = p->client;
     tf_mqtt_message message = {0};
     uint16_t packet_id = 0;
@@ -90,8 +83,7 @@ static tf_status handle_publish(packet *p, uint8_t first)
     if (p->reader.failed || message.qos == 3 || (message.duplicate && message.qos == 0)) {
         return malformed(p);
     }
-    if ((message.qos == 1 && packet_id == 0) ||
-        !plain_topic(message.topic, message.topic_bytes) ||
+    if ((message.qos == 1 && packet_id == 0) || !plain_topic(message.topic, message.topic_bytes) ||
         (p->properties.response_topic != NULL &&
          !plain_topic(p->properties.response_topic, p->properties.response_topic_bytes))) {
         return protocol_error(p);
@@ -123,8 +115,7 @@ static tf_status handle_publish(packet *p, uint8_t first)
     return TF_OK;
 }
 
-static tf_status handle_puback(packet *p)
-{
+static tf_status handle_puback(packet *p) {
     tf_mqtt *client = p->client;
     uint16_t packet_id = tf_mqtt_take_u16(&p->reader);
     /* Success may be left out, and no properties too (section 3.4.2). */
@@ -135,8 +126,7 @@ static tf_status handle_puback(packet *p)
     if (p->reader.failed || p->reader.left > 0) {
         return malformed(p);
     }
-    if (client->publication_state != TF_PUBLICATION_SENT ||
-        packet_id != client->publication_id) {
+    if (client->publication_state != TF_PUBLICATION_SENT || packet_id != client->publication_id) {
         return protocol_error(p);
     }
     client->publication_state = TF_PUBLICATION_NONE;
@@ -145,9 +135,7 @@ static tf_status handle_puback(packet *p)
 }
 
 /* SUBACK and UNSUBACK: the identifier of the request, properties, one reason. */
-static tf_status handle_subscription_ack(packet *p, uint16_t *expected,
-                                         tf_mqtt_event_type type)
-{
+static tf_status handle_subscription_ack(packet *p, uint16_t *expected, tf_mqtt_event_type type) {
     uint16_t packet_id = tf_mqtt_take_u16(&p->reader);
     tf_mqtt_take_properties(&p->reader, TF_IN_ACK, &p->properties);
     uint8_t reason = tf_mqtt_take_u8(&p->reader);
@@ -165,8 +153,7 @@ static tf_status handle_subscription_ack(packet *p, uint16_t *expected,
     return TF_OK;
 }
 
-static tf_status handle_disconnect(packet *p)
-{
+static tf_status handle_disconnect(packet *p) {
     uint8_t reason = p->reader.left > 0 ? tf_mqtt_take_u8(&p->reader) : TF_MQTT_SUCCESS;
     if (p->reader.left > 0) {
         tf_mqtt_take_properties(&p->reader, TF_IN_DISCONNECT, &p->properties);
@@ -177,8 +164,7 @@ static tf_status handle_disconnect(packet *p)
     return end_connection(p, TF_MQTT_DISCONNECTED, reason, 0);
 }
 
-tf_status tf_mqtt_handle_packet(tf_mqtt *client, tf_mqtt_event *event, uint8_t *farewell)
-{
+tf_status tf_mqtt_handle_packet(tf_mqtt *client, tf_mqtt_event *event, uint8_t *farewell) {
     packet p = {.client = client,
                 .reader = {client->receive + 1, client->packet_bytes - 1u, false},
                 .event = event,

@@ -12,8 +12,7 @@ typedef struct {
     bool failed;
 } writer;
 
-static void put_bytes(writer *w, const void *bytes, size_t length)
-{
+static void put_bytes(writer *w, const void *bytes, size_t length) {
     if (w->failed || length > w->capacity - w->length) {
         w->failed = true;
         return;
@@ -24,8 +23,7 @@ static void put_bytes(writer *w, const void *bytes, size_t length)
     w->length += length;
 }
 
-static void put_number(writer *w, uint32_t value, unsigned length)
-{
+static void put_number(writer *w, uint32_t value, unsigned length) {
     uint8_t bytes[4];
     for (unsigned i = 0; i < length; i++) {
         bytes[i] = (uint8_t)(value >> (8u * (length - 1u - i)));
@@ -33,8 +31,7 @@ static void put_number(writer *w, uint32_t value, unsigned length)
     put_bytes(w, bytes, length);
 }
 
-static void put_binary(writer *w, const void *bytes, size_t length)
-{
+static void put_binary(writer *w, const void *bytes, size_t length) {
     if (length > UINT16_MAX) {
         w->failed = true;
         return;
@@ -44,8 +41,7 @@ static void put_binary(writer *w, const void *bytes, size_t length)
 }
 
 /* Variable byte integer for less than 2^21; returns its length. */
-static unsigned make_variable(uint8_t bytes[3], size_t value)
-{
+static unsigned make_variable(uint8_t bytes[3], size_t value) {
     unsigned length = 0;
     do {
         uint8_t more = value > 0x7F ? 0x80 : 0;
@@ -55,8 +51,7 @@ static unsigned make_variable(uint8_t bytes[3], size_t value)
     return length;
 }
 
-size_t tf_mqtt_compose_connect(const tf_mqtt_config *config, uint8_t *bytes, size_t capacity)
-{
+size_t tf_mqtt_compose_connect(const tf_mqtt_config *config, uint8_t *bytes, size_t capacity) {
     /* The body is written behind the longest possible prefix and moved back afterwards. */
     writer w = {bytes, capacity, 0, false};
     const uint8_t no_prefix[PUBLISH_PREFIX_BYTES] = {0};
@@ -101,16 +96,13 @@ size_t tf_mqtt_compose_connect(const tf_mqtt_config *config, uint8_t *bytes, siz
     return 1 + length + body;
 }
 
-bool tf_mqtt_control_has_room(const tf_mqtt *client, size_t bytes)
-{
-    size_t used = (size_t)(client->control_bytes - client->control_sent) +
-                  client->control_reserved;
+bool tf_mqtt_control_has_room(const tf_mqtt *client, size_t bytes) {
+    size_t used = (size_t)(client->control_bytes - client->control_sent) + client->control_reserved;
     return used + bytes <= TF_MQTT_CONTROL_BYTES;
 }
 
 /* Room for `length` bytes at the end of the queue, or NULL. */
-static uint8_t *extend_control(tf_mqtt *client, size_t length)
-{
+static uint8_t *extend_control(tf_mqtt *client, size_t length) {
     if (!tf_mqtt_control_has_room(client, length)) {
         return NULL;
     }
@@ -125,9 +117,7 @@ static uint8_t *extend_control(tf_mqtt *client, size_t length)
     return end;
 }
 
-bool tf_mqtt_queue_control(tf_mqtt *client, uint8_t first, const uint8_t *body,
-                           size_t body_bytes)
-{
+bool tf_mqtt_queue_control(tf_mqtt *client, uint8_t first, const uint8_t *body, size_t body_bytes) {
     uint8_t *bytes = extend_control(client, 2 + body_bytes);
     if (bytes == NULL) {
         return false;
@@ -140,8 +130,7 @@ bool tf_mqtt_queue_control(tf_mqtt *client, uint8_t first, const uint8_t *body,
     return true;
 }
 
-static uint16_t next_packet_id(tf_mqtt *client)
-{
+static uint16_t next_packet_id(tf_mqtt *client) {
     do {
         client->last_id++;
     } while (client->last_id == 0 || client->last_id == client->subscribe_id ||
@@ -151,10 +140,9 @@ static uint16_t next_packet_id(tf_mqtt *client)
     return client->last_id;
 }
 
-tf_status tf_mqtt_publish_begin(tf_mqtt *client, const char *topic, size_t topic_bytes,
-                                bool retain, uint32_t expiry_seconds, uint8_t **payload,
-                                size_t *payload_capacity)
-{
+tf_status tf_mqtt_publish_begin(tf_mqtt *client, const char *topic, size_t topic_bytes, bool retain,
+                                uint32_t expiry_seconds, uint8_t **payload,
+                                size_t *payload_capacity) {
     if (client->publication_state > TF_PUBLICATION_COMPOSING) {
         return TF_AGAIN;
     }
@@ -175,16 +163,15 @@ tf_status tf_mqtt_publish_begin(tf_mqtt *client, const char *topic, size_t topic
         put_number(&w, expiry_seconds, 4);
     }
     client->publication_header = (uint16_t)w.length;
-    client->publication_flags = (uint8_t)(TF_PACKET_PUBLISH | TF_PUBLISH_QOS1 |
-                                          (retain ? TF_PUBLISH_RETAIN : 0u));
+    client->publication_flags =
+        (uint8_t)(TF_PACKET_PUBLISH | TF_PUBLISH_QOS1 | (retain ? TF_PUBLISH_RETAIN : 0u));
     client->publication_state = TF_PUBLICATION_COMPOSING;
     *payload = client->transmit + w.length;
     *payload_capacity = w.capacity - w.length;
     return TF_OK;
 }
 
-tf_status tf_mqtt_publish_commit(tf_mqtt *client, size_t payload_bytes, uint16_t *packet_id)
-{
+tf_status tf_mqtt_publish_commit(tf_mqtt *client, size_t payload_bytes, uint16_t *packet_id) {
     if (client->publication_state != TF_PUBLICATION_COMPOSING) {
         return TF_BAD_INPUT;
     }
@@ -199,8 +186,8 @@ tf_status tf_mqtt_publish_commit(tf_mqtt *client, size_t payload_bytes, uint16_t
     bytes[start] = client->publication_flags;
     memcpy(bytes + start + 1, remaining, length);
     client->publication_id = next_packet_id(client);
-    size_t topic_bytes = (size_t)bytes[PUBLISH_PREFIX_BYTES] << 8 |
-                         bytes[PUBLISH_PREFIX_BYTES + 1u];
+    size_t topic_bytes =
+        (size_t)bytes[PUBLISH_PREFIX_BYTES] << 8 | bytes[PUBLISH_PREFIX_BYTES + 1u];
     uint8_t *identifier = bytes + PUBLISH_PREFIX_BYTES + 2u + topic_bytes;
     identifier[0] = (uint8_t)(client->publication_id >> 8);
     identifier[1] = (uint8_t)client->publication_id;
@@ -213,15 +200,12 @@ tf_status tf_mqtt_publish_commit(tf_mqtt *client, size_t payload_bytes, uint16_t
     return TF_OK;
 }
 
-bool tf_mqtt_can_publish(const tf_mqtt *client)
-{
+bool tf_mqtt_can_publish(const tf_mqtt *client) {
     return client->publication_state <= TF_PUBLICATION_COMPOSING;
 }
 
-static tf_status request(tf_mqtt *client, uint8_t first, const char *filter,
-                         size_t filter_bytes, uint16_t *pending, uint32_t *since,
-                         uint16_t *packet_id)
-{
+static tf_status request(tf_mqtt *client, uint8_t first, const char *filter, size_t filter_bytes,
+                         uint16_t *pending, uint32_t *since, uint16_t *packet_id) {
     const bool subscribing = first == TF_PACKET_SUBSCRIBE;
     if (client->state != TF_MQTT_ONLINE) {
         return TF_LINK_LOST;
@@ -258,25 +242,22 @@ static tf_status request(tf_mqtt *client, uint8_t first, const char *filter,
 }
 
 tf_status tf_mqtt_subscribe(tf_mqtt *client, const char *filter, size_t filter_bytes,
-                            uint16_t *packet_id)
-{
+                            uint16_t *packet_id) {
     return request(client, TF_PACKET_SUBSCRIBE, filter, filter_bytes, &client->subscribe_id,
                    &client->subscribe_since, packet_id);
 }
 
 tf_status tf_mqtt_unsubscribe(tf_mqtt *client, const char *filter, size_t filter_bytes,
-                              uint16_t *packet_id)
-{
-    return request(client, TF_PACKET_UNSUBSCRIBE, filter, filter_bytes,
-                   &client->unsubscribe_id, &client->unsubscribe_since, packet_id);
+                              uint16_t *packet_id) {
+    return request(client, TF_PACKET_UNSUBSCRIBE, filter, filter_bytes, &client->unsubscribe_id,
+                   &client->unsubscribe_since, packet_id);
 }
 
 /* Writes from *sent on; true when `end` is reached. */
-static bool write_some(tf_mqtt *client, const uint8_t *bytes, uint16_t *sent, uint16_t end)
-{
+static bool write_some(tf_mqtt *client, const uint8_t *bytes, uint16_t *sent, uint16_t end) {
     while (*sent < end) {
-        size_t taken = client->stream->write(client->stream->context, bytes + *sent,
-                                             (size_t)(end - *sent));
+        size_t taken =
+            client->stream->write(client->stream->context, bytes + *sent, (size_t)(end - *sent));
         if (taken == 0) {
             return false;
         }
@@ -287,8 +268,7 @@ static bool write_some(tf_mqtt *client, const uint8_t *bytes, uint16_t *sent, ui
 }
 
 /* 0, or why this broker will never take the publication that is ready. */
-static uint8_t refused_by_limits(const tf_mqtt *client)
-{
+static uint8_t refused_by_limits(const tf_mqtt *client) {
     size_t length = (size_t)(client->publication_end - client->publication_start);
     if (client->server_qos_limit == 0) {
         return TF_MQTT_QOS_NOT_SUPPORTED;
@@ -299,8 +279,7 @@ static uint8_t refused_by_limits(const tf_mqtt *client)
     return length > client->server_packet_limit ? TF_MQTT_PACKET_TOO_LARGE : 0;
 }
 
-bool tf_mqtt_flush(tf_mqtt *client, bool publication_too)
-{
+bool tf_mqtt_flush(tf_mqtt *client, bool publication_too) {
     for (;;) {
         bool ready = client->publication_state == TF_PUBLICATION_READY;
         /* publication_sent counts from the start of the buffer once writing has begun */

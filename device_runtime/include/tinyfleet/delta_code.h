@@ -22,12 +22,11 @@ typedef struct {
     void *context;
     uint32_t values_left; /* not yet drawn */
     uint64_t bits;        /* not yet given, the last bit_count ones */
-    uint16_t zero_blocks; /* run that is to be written */
     uint8_t bit_count;
-    uint8_t count;     /* values in the block, 0: none drawn */
-    uint8_t position;  /* next value of the block to be written */
-    uint8_t parameter; /* k of the block */
-    uint8_t code_written; /* the block's 4-bit code is out */
+    uint8_t count;                         /* values in the block, 0: none drawn */
+    uint8_t position;                      /* next value of the block to be written */
+    uint8_t parameter;                     /* k of the block */
+    uint8_t code_written;                  /* the block's 4-bit code is out */
     uint32_t block[TF_DELTA_BLOCK_VALUES]; /* zigzag form */
 } tf_delta_encoder;
 

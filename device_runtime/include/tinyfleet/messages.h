@@ -28,8 +28,8 @@
 #define TF_DELTA_MESSAGE_BYTES 608u
 
 typedef struct {
-    const char *device; /* NUL-terminated */
-    const char *board;  /* NUL-terminated */
+    const char *device;     /* NUL-terminated */
+    const char *board;      /* NUL-terminated */
     const uint8_t *bundle;  /* TF_DIGEST_BYTES */
     const uint8_t *weights; /* TF_DIGEST_BYTES */
     uint32_t free_sram_bytes;
@@ -70,16 +70,16 @@ typedef struct {
     uint16_t held_out_samples;
     uint16_t correct_before;
     uint16_t correct_after;
-    const uint8_t *coded; /* this chunk's bytes; must not overlap the output */
+    const uint8_t *coded;       /* this chunk's bytes; must not overlap the output */
     uint16_t coded_chunk_bytes; /* 0 … TF_CODED_CHUNK_BYTES */
 } tf_delta;
 
 typedef struct {
-    const char *device; /* NUL-terminated */
+    const char *device;                  /* NUL-terminated */
     uint8_t campaign[TF_CAMPAIGN_BYTES]; /* zeros where there is none */
     uint32_t round;
-    uint8_t state;  /* wire.md: device states */
-    uint8_t reason; /* wire.md: reasons */
+    uint8_t state;           /* wire.md: device states */
+    uint8_t reason;          /* wire.md: reasons */
     uint8_t battery_percent; /* 0 … 100 */
 } tf_device_status;
 
@@ -93,8 +93,7 @@ typedef struct {
 
 tf_status tf_encode_announce(const tf_announce *announce, uint8_t *bytes, size_t capacity,
                              size_t *length);
-tf_status tf_encode_delta(const tf_delta *delta, uint8_t *bytes, size_t capacity,
-                          size_t *length);
+tf_status tf_encode_delta(const tf_delta *delta, uint8_t *bytes, size_t capacity, size_t *length);
 tf_status tf_encode_status(const tf_device_status *status, uint8_t *bytes, size_t capacity,
                            size_t *length);
 tf_status tf_decode_task(const uint8_t *bytes, size_t length, tf_task *task);

@@ -43,7 +43,7 @@
  * only. Text is UTF-8 without a terminator; topics hold no NUL and no wildcard. */
 typedef struct {
     const char *topic;
-    const uint8_t *payload; /* NULL where payload_bytes is 0 */
+    const uint8_t *payload;          /* NULL where payload_bytes is 0 */
     const char *response_topic;      /* NULL where there is none */
     const uint8_t *correlation_data; /* NULL where there is none */
     uint32_t expiry_seconds;         /* remaining lifetime; UINT32_MAX: none given */
@@ -97,19 +97,19 @@ typedef struct {
 
 /* Read for as long as the client is used. Texts are NUL-terminated UTF-8. */
 typedef struct {
-    const char *client_id; /* 1 … TF_MQTT_CLIENT_ID_LIMIT bytes */
-    const char *user;      /* NULL: none */
-    const char *password;  /* NULL: none */
+    const char *client_id;  /* 1 … TF_MQTT_CLIENT_ID_LIMIT bytes */
+    const char *user;       /* NULL: none */
+    const char *password;   /* NULL: none */
     const char *will_topic; /* NULL: no will. Else published by the broker, QoS 1, retained */
     const uint8_t *will_payload;
     uint16_t will_payload_bytes;
-    uint16_t keep_alive_seconds;     /* 0: none */
-    uint16_t receive_maximum;        /* QoS 1 messages under way to us, at least 1 */
-    uint32_t session_expiry_seconds; /* how long the broker keeps the session */
-    uint32_t dial_timeout_ms;        /* for the peer to pick up; 0: 5,000 */
-    uint32_t answer_timeout_ms;      /* for each acknowledgement; 0: 20,000 */
-    uint32_t backoff_first_ms;       /* 0: 1,000 */
-    uint32_t backoff_limit_ms;       /* 0: 60,000; a wait is drawn from half to all of it */
+    uint16_t keep_alive_seconds;       /* 0: none */
+    uint16_t receive_maximum;          /* QoS 1 messages under way to us, at least 1 */
+    uint32_t session_expiry_seconds;   /* how long the broker keeps the session */
+    uint32_t dial_timeout_ms;          /* for the peer to pick up; 0: 5,000 */
+    uint32_t answer_timeout_ms;        /* for each acknowledgement; 0: 20,000 */
+    uint32_t backoff_first_ms;         /* 0: 1,000 */
+    uint32_t backoff_limit_ms;         /* 0: 60,000; a wait is drawn from half to all of it */
     uint32_t (*random)(void *context); /* 32 random bits, for jitter only */
     void *random_context;
 } tf_mqtt_config;
@@ -120,7 +120,7 @@ typedef enum {
     TF_MQTT_DIALLING,   /* for the stream to open */
     TF_MQTT_CONNECTING, /* for CONNECT to go out and CONNACK to come in */
     TF_MQTT_ONLINE,
-    TF_MQTT_STOPPING    /* writing DISCONNECT */
+    TF_MQTT_STOPPING /* writing DISCONNECT */
 } tf_mqtt_state;
 
 /* Fields are private to device_runtime/link; use the functions below. */
@@ -135,17 +135,17 @@ typedef struct {
     tf_mqtt_state state;
 
     /* receive side */
-    uint16_t received;       /* bytes of the packet that is being read */
-    uint16_t packet_bytes;   /* whole packet, 0 until the length is known */
-    uint16_t connect_bytes;  /* CONNECT packet in the receive buffer */
+    uint16_t received;      /* bytes of the packet that is being read */
+    uint16_t packet_bytes;  /* whole packet, 0 until the length is known */
+    uint16_t connect_bytes; /* CONNECT packet in the receive buffer */
     uint16_t connect_sent;
-    bool message_waits;      /* on_message said TF_AGAIN */
+    bool message_waits; /* on_message said TF_AGAIN */
 
     /* publication in the transmit buffer */
     uint16_t publication_start; /* offset of the packet's first byte */
     uint16_t publication_end;
     uint16_t publication_sent;
-    uint16_t publication_id; /* 0: none */
+    uint16_t publication_id;     /* 0: none */
     uint16_t publication_header; /* where the payload starts, while it is being composed */
     uint8_t publication_flags;
     uint8_t publication_state;
@@ -184,8 +184,8 @@ typedef struct {
  * TF_BAD_INPUT: client_id, receive_maximum, random or a callback is missing, or the CONNECT
  * packet of this configuration doesn't fit in the receive buffer. */
 tf_status tf_mqtt_init(tf_mqtt *client, const tf_mqtt_config *config, const tf_stream *stream,
-                       const tf_mqtt_callbacks *callbacks, uint8_t *receive,
-                       size_t receive_bytes, uint8_t *transmit, size_t transmit_bytes);
+                       const tf_mqtt_callbacks *callbacks, uint8_t *receive, size_t receive_bytes,
+                       uint8_t *transmit, size_t transmit_bytes);
 
 /* Starts dialling at the next poll. Does nothing unless the state is TF_MQTT_IDLE. */
 void tf_mqtt_start(tf_mqtt *client);
@@ -217,8 +217,8 @@ bool tf_mqtt_can_publish(const tf_mqtt *client);
  * TF_MQTT_TOPIC_LIMIT or with a wildcard. A publication begun and not committed is dropped by the
  * next begin.
  * commit: TF_BAD_INPUT: nothing was begun. TF_NO_MEMORY: payload_bytes is above the capacity. */
-tf_status tf_mqtt_publish_begin(tf_mqtt *client, const char *topic, size_t topic_bytes,
-                                bool retain, uint32_t expiry_seconds, uint8_t **payload,
+tf_status tf_mqtt_publish_begin(tf_mqtt *client, const char *topic, size_t topic_bytes, bool retain,
+                                uint32_t expiry_seconds, uint8_t **payload,
                                 size_t *payload_capacity);
 tf_status tf_mqtt_publish_commit(tf_mqtt *client, size_t payload_bytes, uint16_t *packet_id);
 

@@ -10,8 +10,7 @@ typedef struct {
     uint32_t count;
 } array_source;
 
-static int32_t next_value(void *context)
-{
+static int32_t next_value(void *context) {
     array_source *source = context;
     if (source->next == source->count) {
         abort(); /* more values were asked for than there are */
@@ -21,8 +20,7 @@ static int32_t next_value(void *context)
 
 /* Returns the number of coded bytes; *drawn is how many values were asked for. */
 size_t code_array(const int32_t *values, uint32_t count, size_t piece, uint8_t *out,
-                  size_t capacity, uint32_t *drawn)
-{
+                  size_t capacity, uint32_t *drawn) {
     array_source source = {values, 0, count};
     tf_delta_encoder encoder;
     size_t total = 0, length;
@@ -42,8 +40,7 @@ size_t code_array(const int32_t *values, uint32_t count, size_t piece, uint8_t *
     return total;
 }
 
-void measure_array(const int32_t *values, uint32_t count, uint32_t *bytes, uint32_t *crc)
-{
+void measure_array(const int32_t *values, uint32_t count, uint32_t *bytes, uint32_t *crc) {
     array_source source = {values, 0, count};
     tf_delta_encoder encoder;
     tf_delta_measure(&encoder, next_value, &source, count, bytes, crc);

@@ -34,12 +34,11 @@ typedef struct {
     uint32_t random_state;
 } world;
 
-static world the_world = {.socket = -1, .read_limit = 65536, .write_limit = 65536,
-                          .room = SIZE_MAX, .random_state = 1};
+static world the_world = {
+    .socket = -1, .read_limit = 65536, .write_limit = 65536, .room = SIZE_MAX, .random_state = 1};
 static unsigned event_count;
 
-static void stream_close(void *context)
-{
+static void stream_close(void *context) {
     world *w = context;
     if (w->socket >= 0) {
         close(w->socket);
@@ -49,8 +48,7 @@ static void stream_close(void *context)
     w->in_start = w->in_end = 0;
 }
 
-static void stream_open(void *context)
-{
+static void stream_open(void *context) {
     world *w = context;
     if (!w->tcp) {
         w->dialling = true;
@@ -68,13 +66,11 @@ static void stream_open(void *context)
     w->open = true;
 }
 
-static bool stream_is_open(void *context)
-{
+static bool stream_is_open(void *context) {
     return ((world *)context)->open;
 }
 
-static size_t stream_read(void *context, uint8_t *bytes, size_t capacity)
-{
+static size_t stream_read(void *context, uint8_t *bytes, size_t capacity) {
     world *w = context;
     size_t most = capacity < w->read_limit ? capacity : w->read_limit;
     if (w->tcp) {
@@ -91,8 +87,7 @@ static size_t stream_read(void *context, uint8_t *bytes, size_t capacity)
     return count;
 }
 
-static size_t stream_write(void *context, const uint8_t *bytes, size_t length)
-{
+static size_t stream_write(void *context, const uint8_t *bytes, size_t length) {
     world *w = context;
     size_t most = length < w->write_limit ? length : w->write_limit;
     if (!w->open) {
@@ -112,8 +107,7 @@ static size_t stream_write(void *context, const uint8_t *bytes, size_t length)
     return most;
 }
 
-static uint32_t stream_milliseconds(void *context)
-{
+static uint32_t stream_milliseconds(void *context) {
     world *w = context;
     if (w->tcp) {
         struct timespec now;
@@ -123,22 +117,19 @@ static uint32_t stream_milliseconds(void *context)
     return w->clock;
 }
 
-static uint32_t random_bits(void *context)
-{
+static uint32_t random_bits(void *context) {
     world *w = context;
     w->random_state = w->random_state * 1664525u + 1013904223u;
     return w->random_state;
 }
 
-static void print_hex(const void *bytes, size_t length)
-{
+static void print_hex(const void *bytes, size_t length) {
     for (size_t i = 0; i < length; i++) {
         printf("%02x", ((const uint8_t *)bytes)[i]);
     }
 }
 
-static tf_status on_message(void *context, const tf_mqtt_message *message)
-{
+static tf_status on_message(void *context, const tf_mqtt_message *message) {
     world *w = context;
     event_count++;
     printf("message topic=%.*s qos=%d retained=%d duplicate=%d expiry=%lld response=%.*s"
@@ -154,12 +145,11 @@ static tf_status on_message(void *context, const tf_mqtt_message *message)
     return w->answer;
 }
 
-static void on_event(void *context, const tf_mqtt_event *event)
-{
+static void on_event(void *context, const tf_mqtt_event *event) {
     static const char *const types[] = {"connected",  "lost",         "published",
                                         "subscribed", "unsubscribed", "stopped"};
-    static const char *const causes[] = {"stream-closed", "no-answer", "protocol-error",
-                                         "refused", "disconnected"};
+    static const char *const causes[] = {"stream-closed", "no-answer", "protocol-error", "refused",
+                                         "disconnected"};
     (void)context;
     event_count++;
     printf("%s", types[event->type]);
@@ -173,8 +163,7 @@ static void on_event(void *context, const tf_mqtt_event *event)
     printf("\n");
 }
 
-static size_t parse_hex(const char *text, uint8_t *bytes)
-{
+static size_t parse_hex(const char *text, uint8_t *bytes) {
     size_t length = 0;
     unsigned value;
     while (text != NULL && sscanf(text + 2 * length, "%2x", &value) == 1) {
@@ -183,8 +172,7 @@ static size_t parse_hex(const char *text, uint8_t *bytes)
     return length;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     static char line[140000];
     static uint8_t bytes[70000];
     static tf_mqtt client;
@@ -193,11 +181,19 @@ int main(int argc, char **argv)
     uint8_t *receive = malloc(TF_MQTT_MINIMUM_RECEIVE_BYTES);
     uint8_t *transmit = malloc(TF_MQTT_MINIMUM_TRANSMIT_BYTES);
     world *w = &the_world;
-    tf_mqtt_config config = {.client_id = "meter-1", .keep_alive_seconds = 60,
-                             .receive_maximum = 2, .session_expiry_seconds = 3600,
-                             .random = random_bits, .random_context = w};
-    const tf_stream stream = {stream_open, stream_close, stream_is_open, stream_read,
-                              stream_write, stream_milliseconds, w};
+    tf_mqtt_config config = {.client_id = "meter-1",
+                             .keep_alive_seconds = 60,
+                             .receive_maximum = 2,
+                             .session_expiry_seconds = 3600,
+                             .random = random_bits,
+                             .random_context = w};
+    const tf_stream stream = {stream_open,
+                              stream_close,
+                              stream_is_open,
+                              stream_read,
+                              stream_write,
+                              stream_milliseconds,
+                              w};
     const tf_mqtt_callbacks callbacks = {on_message, on_event, w};
     for (int i = 1; i + 1 < argc; i += 2) {
         const char *value = argv[i + 1];
@@ -226,9 +222,9 @@ int main(int argc, char **argv)
             w->random_state = (uint32_t)atoi(value);
         }
     }
-    tf_status made = tf_mqtt_init(&client, &config, &stream, &callbacks, receive,
-                                  TF_MQTT_MINIMUM_RECEIVE_BYTES, transmit,
-                                  TF_MQTT_MINIMUM_TRANSMIT_BYTES);
+    tf_status made =
+        tf_mqtt_init(&client, &config, &stream, &callbacks, receive, TF_MQTT_MINIMUM_RECEIVE_BYTES,
+                     transmit, TF_MQTT_MINIMUM_TRANSMIT_BYTES);
     if (made != TF_OK) {
         printf("init %d\n", made);
         free(receive);

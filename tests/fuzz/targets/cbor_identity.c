@@ -6,8 +6,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
-{
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     tf_identity *identity = malloc(sizeof *identity);
     if (tf_decode_identity(data, size, identity) == TF_OK &&
         (strlen(identity->device) - 1u >= TF_NAME_LIMIT ||

@@ -12,8 +12,7 @@ typedef struct {
     uint32_t left;
 } source;
 
-static int32_t next_value(void *context)
-{
+static int32_t next_value(void *context) {
     source *s = context;
     if (s->left-- == 0) {
         abort();
@@ -23,8 +22,7 @@ static int32_t next_value(void *context)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
-{
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size < 2) {
         return 0;
     }

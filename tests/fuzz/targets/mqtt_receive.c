@@ -21,13 +21,11 @@ typedef struct {
     uint32_t checksum; /* of everything the callback may look at */
 } world;
 
-static void stream_open(void *context)
-{
+static void stream_open(void *context) {
     ((world *)context)->open = true;
 }
 
-static void stream_close(void *context)
-{
+static void stream_close(void *context) {
     world *w = context;
     w->open = false;
     w->data += w->arrived;
@@ -35,13 +33,11 @@ static void stream_close(void *context)
     w->arrived = 0;
 }
 
-static bool stream_is_open(void *context)
-{
+static bool stream_is_open(void *context) {
     return ((world *)context)->open;
 }
 
-static size_t stream_read(void *context, uint8_t *bytes, size_t capacity)
-{
+static size_t stream_read(void *context, uint8_t *bytes, size_t capacity) {
     world *w = context;
     size_t count = w->arrived < capacity ? w->arrived : capacity;
     if (capacity == 0) {
@@ -54,8 +50,7 @@ static size_t stream_read(void *context, uint8_t *bytes, size_t capacity)
     return count;
 }
 
-static size_t stream_write(void *context, const uint8_t *bytes, size_t length)
-{
+static size_t stream_write(void *context, const uint8_t *bytes, size_t length) {
     world *w = context;
     size_t count = length < w->room ? length : w->room;
     if (length == 0) {
@@ -68,30 +63,26 @@ static size_t stream_write(void *context, const uint8_t *bytes, size_t length)
     return w->open ? count : 0;
 }
 
-static uint32_t stream_milliseconds(void *context)
-{
+static uint32_t stream_milliseconds(void *context) {
     return ((world *)context)->clock;
 }
 
-static uint32_t random_bits(void *context)
-{
+static uint32_t random_bits(void *context) {
     return ((world *)context)->clock * 2654435761u;
 }
 
-static void look_at(world *w, const void *bytes, size_t length)
-{
+static void look_at(world *w, const void *bytes, size_t length) {
     for (size_t i = 0; i < length; i++) {
         w->checksum += ((const uint8_t *)bytes)[i];
     }
 }
 
-static void publish(world *w)
-{
+static void publish(world *w) {
     uint8_t *payload;
     size_t capacity;
     uint16_t id;
-    if (tf_mqtt_publish_begin(w->client, "fleet/x/gw/y/z/delta", 20, w->clock & 1,
-                              w->clock & 600, &payload, &capacity) == TF_OK) {
+    if (tf_mqtt_publish_begin(w->client, "fleet/x/gw/y/z/delta", 20, w->clock & 1, w->clock & 600,
+                              &payload, &capacity) == TF_OK) {
         memset(payload, 0x55, capacity);
         if (tf_mqtt_publish_commit(w->client, w->checksum % (capacity + 1), &id) != TF_OK ||
             id == 0) {
@@ -100,8 +91,7 @@ static void publish(world *w)
     }
 }
 
-static tf_status on_message(void *context, const tf_mqtt_message *message)
-{
+static tf_status on_message(void *context, const tf_mqtt_message *message) {
     world *w = context;
     if (message->topic_bytes == 0 || message->qos > 1) {
         abort();
@@ -116,8 +106,7 @@ static tf_status on_message(void *context, const tf_mqtt_message *message)
     return w->answer;
 }
 
-static void on_event(void *context, const tf_mqtt_event *event)
-{
+static void on_event(void *context, const tf_mqtt_event *event) {
     world *w = context;
     uint16_t id;
     if (event->type == TF_MQTT_CONNECTED) {
@@ -126,8 +115,7 @@ static void on_event(void *context, const tf_mqtt_event *event)
     }
 }
 
-static void one_command(world *w, uint8_t command)
-{
+static void one_command(world *w, uint8_t command) {
     uint16_t id;
     unsigned value = command & 15u;
     if (command < 0x80) {
@@ -183,23 +171,26 @@ static void one_command(world *w, uint8_t command)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
-{
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     /* Buffers from the heap, so that the sanitizer sees one byte too many. */
     uint8_t *receive = malloc(TF_MQTT_MINIMUM_RECEIVE_BYTES);
     uint8_t *transmit = malloc(TF_MQTT_MINIMUM_TRANSMIT_BYTES);
     tf_mqtt *client = malloc(sizeof *client);
     world w = {.data = data, .left = size, .room = 1000000, .client = client};
-    const tf_stream stream = {stream_open, stream_close, stream_is_open, stream_read,
-                              stream_write, stream_milliseconds, &w};
-    const tf_mqtt_config config = {.client_id = "z", .user = "z", .password = "p",
-                                   .will_topic = "w", .keep_alive_seconds = 60,
-                                   .receive_maximum = 2, .random = random_bits,
+    const tf_stream stream = {stream_open, stream_close, stream_is_open,
+                              stream_read, stream_write, stream_milliseconds,
+                              &w};
+    const tf_mqtt_config config = {.client_id = "z",
+                                   .user = "z",
+                                   .password = "p",
+                                   .will_topic = "w",
+                                   .keep_alive_seconds = 60,
+                                   .receive_maximum = 2,
+                                   .random = random_bits,
                                    .random_context = &w};
     const tf_mqtt_callbacks callbacks = {on_message, on_event, &w};
-    if (tf_mqtt_init(client, &config, &stream, &callbacks, receive,
-                     TF_MQTT_MINIMUM_RECEIVE_BYTES, transmit,
-                     TF_MQTT_MINIMUM_TRANSMIT_BYTES) != TF_OK) {
+    if (tf_mqtt_init(client, &config, &stream, &callbacks, receive, TF_MQTT_MINIMUM_RECEIVE_BYTES,
+                     transmit, TF_MQTT_MINIMUM_TRANSMIT_BYTES) != TF_OK) {
         abort();
     }
     tf_mqtt_start(client);
