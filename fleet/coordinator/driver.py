@@ -15,17 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from fleet.aggregation import (
-    MasterState,
-    PlanSum,
-    apply,
-    blob_from_master,
-    changed_values,
-    master_from_blob,
-    plan_sum_from_manifest,
-)
+from fleet.aggregation import master_from_blob
 from fleet.campaign import (
     CampaignConfig,
     DeviceInfo,
@@ -39,7 +29,7 @@ from fleet.campaign import (
     schedule,
     start_request,
 )
-from fleet.coordinator.scores import add_counts, summarise
+from fleet.coordinator.closing import close_round
 from fleet.errors import AggregationError, CampaignError
 from fleet.protocol.manifest import Manifest
 from fleet.store import ENDED_STATES, RoundRecord, Store, SupersededError, WeightsVersion
@@ -86,14 +76,19 @@ class CampaignDriver:
     """Drives one campaign to its end, or until somebody else takes it over."""
 
     def __init__(
-        self, store: Store, campaign: str, transport: Transport, pace: Pace | None = None
+        self,
+        store: Store,
+        campaign: str,
+        transport: Transport,
+        pace: Pace | None = None,
+        driver: str | None = None,
     ) -> None:
-        """Nothing is claimed or sent before `run`."""
+        """Nothing is claimed or sent before `run`; `driver` is the name to claim under."""
         self._store = store
         self._campaign = campaign
         self._transport = transport
         self._pace = pace or Pace()
-        self._driver = uuid.uuid4().hex
+        self._driver = driver or uuid.uuid4().hex
         self._devices: dict[str, list[DeviceInfo]] = {}
         self._heard: dict[str, float] = {}
         self._stop_checked = 0.0
@@ -138,9 +133,9 @@ class CampaignDriver:
             plan = RoundPlan.from_json(stored[number].plan)
             logger.info("resuming round %d", number)
         else:
-            if not self._wait_for_devices():
+            devices = self.wait_for_devices()
+            if not devices:
                 return False
-            devices = [one for known in self._devices.values() for one in known]
             plan = plan_round(self._config, number, kind, devices, self._manifests, version.sha256)
             record = self._store.begin_round(
                 self._campaign, self._driver, number, kind.value, plan.to_json()
@@ -157,7 +152,16 @@ class CampaignDriver:
                 self._campaign, self._driver, number, "cancelled", {}, [], None
             )
             return False
-        self._finish(plan, outcome, version)
+        close_round(
+            self._store,
+            self._campaign,
+            self._driver,
+            self._config,
+            self._manifests,
+            plan,
+            outcome,
+            version,
+        )
         return True
 
     def _check_for_empty_rounds(self, rounds: tuple[RoundRecord, ...]) -> None:
@@ -173,15 +177,19 @@ class CampaignDriver:
 
     # Devices
 
-    def _wait_for_devices(self) -> bool:
+    def wait_for_devices(self) -> list[DeviceInfo]:
+        """What is known of devices, when enough can take part; empty where the user stops.
+
+        Raises `CampaignError` where they aren't there in time.
+        """
         deadline = time.monotonic() + self._config.wait_for_devices_seconds
         while True:
             devices = [one for known in self._devices.values() for one in known]
             ready, skipped = eligible(self._config, devices, self._manifests)
             if len(ready) >= self._config.min_devices:
-                return True
+                return devices
             if self._stopped():
-                return False
+                return []
             if time.monotonic() > deadline:
                 why = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:5])
                 raise CampaignError(
@@ -254,69 +262,6 @@ class CampaignDriver:
             if self._stopped():
                 machine.stop()
         return machine.outcome()
-
-    def _finish(self, plan: RoundPlan, outcome: RoundOutcome, version: WeightsVersion) -> None:
-        reports = [
-            {**report, "gateway": gateway}
-            for gateway, answer in sorted(outcome.answers.items())
-            for report in answer.get("reports", [])
-        ]
-        result: dict[str, Any] = {
-            **add_counts(outcome.answers.values()),
-            **summarise(reports),
-            "asked": len(plan.assignments),
-            "wanted": plan.wanted,
-            "skipped": plan.skipped,
-            "lost": outcome.lost,
-            "weights_before": version.sha256,
-        }
-        new = None
-        if plan.kind is RoundKind.TRAIN and result["accepted"] > 0:
-            new = self._aggregate(plan, outcome, version)
-            layout = next(iter(self._manifests.values())).tensors
-            result["weights_after"] = new.sha256
-            result["changed_values"] = changed_values(version.blob, new.blob, layout)
-        self._store.finish_round(
-            self._campaign, self._driver, plan.number, "done", result, reports, new
-        )
-        logger.info(
-            "round %d done: %d accepted, median accuracy %s → %s",
-            plan.number,
-            result["accepted"],
-            result["median_accuracy_before"],
-            result["median_accuracy_after"],
-        )
-
-    def _aggregate(
-        self, plan: RoundPlan, outcome: RoundOutcome, version: WeightsVersion
-    ) -> WeightsVersion:
-        by_plan = {one.plan: self._manifests[one.bundle] for one in plan.assignments}
-        sums: list[PlanSum] = []
-        for gateway, answer in outcome.answers.items():
-            for plan_id, one in answer["sums"].items():
-                manifest = by_plan.get(plan_id)
-                if manifest is None:
-                    raise AggregationError(
-                        f"gateway {gateway} sums plan {plan_id[:16]}… that round {plan.number} "
-                        "doesn't have"
-                    )
-                sums.append(
-                    plan_sum_from_manifest(
-                        manifest, manifest.plan(plan_id), one["values"], int(one["weight"])
-                    )
-                )
-        manifest = next(iter(self._manifests.values()))
-        state = MasterState(
-            tuple(manifest.tensors), np.frombuffer(version.master, "<f8").copy(), version.version
-        )
-        state = apply(state, sums, self._config.server_learning_rate)
-        blob = blob_from_master(state.layout, state.master, len(version.blob))
-        return WeightsVersion(
-            version.version + 1,
-            hashlib.sha256(blob).hexdigest(),
-            blob,
-            state.master.astype("<f8").tobytes(),
-        )
 
 
 def new_campaign(

@@ -47,8 +47,8 @@ class FlowerPace:
     wait, until a message counts as lost. `spare_collects`: send a collect ahead.
     """
 
-    pull: float = 0.2
-    nodes: float = 1.0
+    pull: float = 0.4
+    nodes: float = 1.5
     collect_wait: float = 10.0
     answer: float = 45.0
     spare_collects: bool = False
@@ -86,6 +86,10 @@ class GridTransport(Transport):
     def gateways(self) -> frozenset[str]:
         """See `Transport`."""
         return frozenset(self._nodes)
+
+    def nodes(self) -> dict[str, int]:
+        """Node id of every gateway that has been reached."""
+        return dict(self._nodes)
 
     def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
         """See `Transport`."""

@@ -32,7 +32,7 @@ def run_server(grid: Grid, config: Mapping[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     pace = FlowerPace(
-        pull=float(config.get("pull-seconds", 0.2)),
+        pull=float(config.get("pull-seconds", 0.4)),
         spare_collects=bool(config.get("spare-collects", False)),
         collect_wait=float(config.get("collect-wait-seconds", 10.0)),
     )

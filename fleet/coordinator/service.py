@@ -91,8 +91,8 @@ class Coordinator:
 
         With `restart_superlink` a SuperLink that died is started again; without, it is
         waited for (somebody else owns it). The store is looked at every `poll_seconds`, the
-        SuperLink is asked about the run every `ask_seconds`. After `max_runs` runs without an end of the
-        campaign `run` gives up.
+        SuperLink is asked about the run every `ask_seconds`. After `max_runs` runs without an
+        end of the campaign `run` gives up.
         """
         self._store = store
         self._path = store_path.resolve()

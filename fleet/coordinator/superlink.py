@@ -177,7 +177,7 @@ class SuperLink:
         self.work = work
         self.port = free_port() if port is None else port
         work.mkdir(parents=True, exist_ok=True)
-        environment = flower_environment(work, "superlink", 0.5)
+        environment = flower_environment(work, "superlink", 1.0)
         secret = work / "superexec.secret"
         if not secret.exists():
             secret.touch(mode=0o600)

@@ -1,0 +1,203 @@
+"""The same rounds as a Flower `Strategy`, for people who know Flower.
+
+`flwr run` on the app with `mode="strategy"` runs Flower's own loop, `Strategy.start`. Each
+gateway gets one message per round, whose ClientApp waits at the gateway for the round's end,
+so a SuperNode is busy for as long; campaigns don't do that, and resume after a crash, which
+`Strategy.start` doesn't.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import cbor2
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fleet.campaign import (
+    CampaignConfig,
+    DeviceInfo,
+    RoundKind,
+    RoundOutcome,
+    RoundPlan,
+    plan_round,
+    start_request,
+)
+from fleet.coordinator.closing import close_round
+from fleet.coordinator.driver import CampaignDriver, new_campaign
+from fleet.coordinator.flower_adapter import RECORD, GridTransport
+from fleet.protocol.manifest import Manifest
+from fleet.store import Store, WeightsVersion
+
+logger = logging.getLogger(__name__)
+
+MASTER = "master"
+
+
+class TinyfleetStrategy(Strategy):
+    """Sends sparse tasks to gateways and averages their integer sums exactly.
+
+    The arrays of Flower's loop are one float64 vector, `master`: the weights in integer
+    steps. Rounds, reports and versions go into the store, as those of a campaign do.
+    """
+
+    def __init__(self, store: Store, campaign: str) -> None:
+        """`campaign` is in the store and belongs to this strategy from now on."""
+        self._store = store
+        self._campaign = campaign
+        self._driver = f"strategy-{uuid.uuid4().hex}"
+        record = store.claim(campaign, self._driver)
+        self._config = CampaignConfig.parse(record.config)
+        self._manifests = {
+            bundle: Manifest.parse(text) for bundle, text in store.manifests(campaign).items()
+        }
+        self._plan: RoundPlan | None = None
+        self._version: WeightsVersion = store.latest_weights(campaign)
+
+    def initial_arrays(self) -> ArrayRecord:
+        """The newest weights of the campaign, for `start`."""
+        return self._arrays()
+
+    def _arrays(self) -> ArrayRecord:
+        master = np.frombuffer(self._version.master, "<f8").copy()
+        return ArrayRecord({MASTER: Array(master)})
+
+    def summary(self) -> None:
+        """Log what is going to happen."""
+        logger.info(
+            "campaign %s: %d bundles, %d coordinates",
+            self._campaign,
+            len(self._manifests),
+            next(iter(self._manifests.values())).coordinates,
+        )
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One `train.start` per gateway, which answers when its round is closed."""
+        transport = GridTransport(grid)
+        devices, nodes = self._devices(transport)
+        plan = plan_round(
+            self._config,
+            server_round,
+            RoundKind.TRAIN,
+            devices,
+            self._manifests,
+            self._version.sha256,
+        )
+        self._store.begin_round(
+            self._campaign, self._driver, server_round, plan.kind.value, plan.to_json()
+        )
+        self._plan = plan
+        messages = []
+        for gateway in plan.gateways():
+            fields = start_request(
+                self._config,
+                self._campaign,
+                plan,
+                gateway,
+                self._manifests,
+                self._version.blob,
+            )
+            wait = self._config.deadline_seconds + 5.0
+            payload = cbor2.dumps({"fields": fields, "wait_seconds": wait})
+            messages.append(
+                Message(
+                    RecordDict({RECORD: ConfigRecord({"payload": payload})}),
+                    dst_node_id=nodes[gateway],
+                    message_type="train.start",
+                    ttl=wait + self._config.gateway_grace_seconds,
+                )
+            )
+        return messages
+
+    def _devices(self, transport: GridTransport) -> tuple[list[DeviceInfo], dict[str, int]]:
+        listener = CampaignDriver(self._store, self._campaign, transport, driver=self._driver)
+        return listener.wait_for_devices(), transport.nodes()
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """New master weights, and what the round's result has as figures."""
+        if self._plan is None:
+            return None, None
+        answers: dict[str, dict[str, Any]] = {}
+        for message in replies:
+            if message.has_error():
+                logger.warning("a gateway failed: %s", message.error.reason)
+                continue
+            payload = message.content.config_records[RECORD]["payload"]
+            data = cbor2.loads(payload) if isinstance(payload, bytes) else {}
+            answer = data.get("answer", {})
+            if answer.get("state") == "closed":
+                answers[str(data["hello"]["gateway"])] = answer
+            else:
+                logger.warning("gateway %s: %s", data.get("gateway"), data.get("error", answer))
+        lost = {gateway: "no answer" for gateway in self._plan.gateways() if gateway not in answers}
+        outcome = RoundOutcome(answers, lost, cancelled=False)
+        result = close_round(
+            self._store,
+            self._campaign,
+            self._driver,
+            self._config,
+            self._manifests,
+            self._plan,
+            outcome,
+            self._version,
+        )
+        self._version = self._store.latest_weights(self._campaign)
+        return self._arrays(), MetricRecord(_figures(result))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing: devices score themselves before and after they train."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Nothing, see `configure_evaluate`."""
+        return None
+
+    def finish(self) -> None:
+        """Mark the campaign as finished in the store."""
+        self._store.end_campaign(self._campaign, self._driver, "finished")
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, int | float | list[int] | list[float]]:
+    names = (
+        "accepted",
+        "late",
+        "duplicate",
+        "asked",
+        "changed_values",
+        "median_accuracy_before",
+        "median_accuracy_after",
+    )
+    return {name: result[name] for name in names if isinstance(result.get(name), int | float)}
+
+
+def run_strategy(grid: Grid, store: Store, campaign: str, rounds: int) -> Result:
+    """Run `Strategy.start` over the bundles and configuration of a stored campaign.
+
+    The rounds go into a campaign of their own, a copy of the one named, so that a campaign
+    can be tried in both ways.
+    """
+    config = CampaignConfig.parse(store.campaign(campaign).config)
+    copy = new_campaign(
+        store,
+        config.model_copy(update={"rounds": rounds}),
+        store.manifests(campaign),
+        store.weights(campaign, 0).blob,
+    )
+    strategy = TinyfleetStrategy(store, copy)
+    result = strategy.start(grid, strategy.initial_arrays(), num_rounds=rounds)
+    strategy.finish()
+    logger.info("the rounds are in the store as campaign %s", copy)
+    return result
