@@ -9,7 +9,7 @@
 #define KEEP_ALIVE_SECONDS 60u
 #define SESSION_EXPIRY_SECONDS 3600u
 #define RECEIVE_MAXIMUM 2u
-#define LASTING_STATE_MS 2000u     /* states that pass sooner aren't worth a message */
+#define LASTING_STATE_MS 2000u       /* states that pass sooner aren't worth a message */
 #define SUBSCRIBE_PATIENCE_MS 15000u /* before a refused subscription is tried again */
 #define LONGEST_REST_SECONDS 1000000u
 
@@ -156,10 +156,8 @@ static void publish_status(tf_client *client) {
     size_t length;
     if (tf_mqtt_publish_begin(&client->mqtt, client->status_topic, strlen(client->status_topic),
                               true, 0, &payload, &capacity) == TF_OK &&
-        encode_status(client, client->state, client->reason, payload, capacity, &length) ==
-            TF_OK &&
-        tf_mqtt_publish_commit(&client->mqtt, length, &client->status_publication_id) ==
-            TF_OK) {
+        encode_status(client, client->state, client->reason, payload, capacity, &length) == TF_OK &&
+        tf_mqtt_publish_commit(&client->mqtt, length, &client->status_publication_id) == TF_OK) {
         client->wants_status = false;
     }
 }
@@ -300,9 +298,9 @@ tf_status tf_client_init(tf_client *client, const tf_client_config *config) {
         status = read_identity(client);
     }
     if (status == TF_OK) {
-        status = tf_weights_open(&client->weights, config->port->flash, config->slots,
-                                 model->factory_weights, model->weights_sha256,
-                                 model->weights_bytes);
+        status =
+            tf_weights_open(&client->weights, config->port->flash, config->slots,
+                            model->factory_weights, model->weights_sha256, model->weights_bytes);
     }
     if (status != TF_OK) {
         return status;

@@ -119,8 +119,8 @@ tf_status tf_round_on_blob(tf_client *client, const char *digits, uint32_t digit
         !read_chunk_number(client, digits, digits_bytes, &number)) {
         return TF_OK; /* a chunk that came too late or was asked for before a reset */
     }
-    const tf_status status = tf_weights_write_chunk(&client->weights, number, message->payload,
-                                                    message->payload_bytes);
+    const tf_status status =
+        tf_weights_write_chunk(&client->weights, number, message->payload, message->payload_bytes);
     if (status == TF_FLASH_FAILED) {
         client->flash_failed = true;
     }
@@ -171,12 +171,11 @@ static void begin_training(tf_client *client) {
 }
 
 static void stage(tf_client *client) {
-    const tf_status status =
-        tf_weights_stage(&client->weights, client->task.weights, client->task.weights_bytes,
-                         client->task.chunk_bytes);
+    const tf_status status = tf_weights_stage(&client->weights, client->task.weights,
+                                              client->task.weights_bytes, client->task.chunk_bytes);
     if (status != TF_OK) {
-        decline(client, status == TF_BAD_INPUT ? TF_REASON_MALFORMED_TASK
-                                               : TF_REASON_FLASH_FAILURE);
+        decline(client,
+                status == TF_BAD_INPUT ? TF_REASON_MALFORMED_TASK : TF_REASON_FLASH_FAILURE);
         return;
     }
     client->flash_failed = false;
@@ -220,8 +219,7 @@ static void copy_factory_chunk(tf_client *client) {
     const tf_model *model = client->config->model;
     const uint32_t start = client->copied_chunks * client->weights.chunk_bytes;
     const uint32_t left = model->weights_bytes - start;
-    const uint32_t bytes =
-        left < client->weights.chunk_bytes ? left : client->weights.chunk_bytes;
+    const uint32_t bytes = left < client->weights.chunk_bytes ? left : client->weights.chunk_bytes;
     if (tf_weights_write_chunk(&client->weights, client->copied_chunks,
                                model->factory_weights + start, bytes) != TF_OK) {
         restart_download(client, true, TF_REASON_FLASH_FAILURE);
@@ -336,8 +334,7 @@ static void measure(tf_client *client) {
 static void send(tf_client *client) {
     if (client->delta_publication_id != 0u || !tf_mqtt_can_publish(&client->mqtt) ||
         (client->wants_status && client->status_is_urgent) ||
-        (client->chunk_waits &&
-         tf_client_elapsed(client, client->chunk_since) < RESEND_AFTER_MS)) {
+        (client->chunk_waits && tf_client_elapsed(client, client->chunk_since) < RESEND_AFTER_MS)) {
         return;
     }
     if (!client->chunk_is_ready) {
@@ -348,9 +345,9 @@ static void send(tf_client *client) {
     uint8_t *payload;
     size_t capacity;
     size_t length;
-    const tf_status begun = tf_mqtt_publish_begin(
-        &client->mqtt, client->delta_topic, strlen(client->delta_topic), false,
-        tf_client_seconds_left(client), &payload, &capacity);
+    const tf_status begun =
+        tf_mqtt_publish_begin(&client->mqtt, client->delta_topic, strlen(client->delta_topic),
+                              false, tf_client_seconds_left(client), &payload, &capacity);
     if (begun == TF_AGAIN) {
         return;
     }

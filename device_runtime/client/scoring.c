@@ -21,9 +21,8 @@ void tf_scoring_count_samples(tf_client *client) {
 }
 
 tf_status tf_scoring_begin(tf_client *client, const uint8_t *weights) {
-    const tf_status status =
-        tf_engine_load(&client->engine, client->config->model, client->plan, weights,
-                       client->config->pool, client->pool_bytes);
+    const tf_status status = tf_engine_load(&client->engine, client->config->model, client->plan,
+                                            weights, client->config->pool, client->pool_bytes);
     client->score = (tf_client_score){0, 0, 0, 0};
     return status;
 }

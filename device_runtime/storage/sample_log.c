@@ -141,8 +141,8 @@ tf_status tf_sample_log_append(tf_sample_log *log, uint8_t type, uint16_t label,
     if (room < HEADER_BYTES || room - HEADER_BYTES < padded(payload_bytes)) {
         return TF_NO_MEMORY;
     }
-    const bool held_out = type == TF_RECORD_SAMPLE &&
-                          log->samples % HELD_OUT_EVERY == HELD_OUT_EVERY - 1u;
+    const bool held_out =
+        type == TF_RECORD_SAMPLE && log->samples % HELD_OUT_EVERY == HELD_OUT_EVERY - 1u;
     const uint32_t words[3] = {
         RECORD_MAGIC | ((uint32_t)type << 16) | (held_out ? HELD_OUT_FLAG << 24 : 0u),
         payload_bytes | ((uint32_t)label << 16),

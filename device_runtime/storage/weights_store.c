@@ -115,8 +115,8 @@ tf_status tf_weights_open(tf_weights_store *store, const tf_flash *flash,
     }
     for (int slot = 0; slot < 2; slot++) {
         if (is_committed(store, slot) &&
-            (store->active < 0 || slot_word(store, slot, AT_SEQUENCE) >
-                                      slot_word(store, store->active, AT_SEQUENCE))) {
+            (store->active < 0 ||
+             slot_word(store, slot, AT_SEQUENCE) > slot_word(store, store->active, AT_SEQUENCE))) {
             store->active = (int8_t)slot;
         }
     }
@@ -129,8 +129,7 @@ const uint8_t *tf_weights_active(const tf_weights_store *store) {
 
 const uint8_t *tf_weights_active_sha256(const tf_weights_store *store) {
     return store->active < 0 ? store->factory_sha256
-                             : slot_bytes(store, store->active, AT_SHA256,
-                                          TF_WEIGHTS_DIGEST_BYTES);
+                             : slot_bytes(store, store->active, AT_SHA256, TF_WEIGHTS_DIGEST_BYTES);
 }
 
 static uint32_t mark_offset(uint32_t index) {
@@ -280,8 +279,7 @@ tf_status tf_weights_verify(tf_weights_store *store) {
         return TF_AGAIN;
     }
     const uint8_t *payload = slot_payload(store, store->staging);
-    const uint8_t *wanted =
-        slot_bytes(store, store->staging, AT_SHA256, TF_WEIGHTS_DIGEST_BYTES);
+    const uint8_t *wanted = slot_bytes(store, store->staging, AT_SHA256, TF_WEIGHTS_DIGEST_BYTES);
     uint8_t digest[TF_SHA256_BYTES];
     tf_sha256 hash;
     if (payload == NULL || wanted == NULL) {

@@ -17,9 +17,8 @@
 
 static const uint8_t factory_weights[WEIGHTS_BYTES] __attribute__((aligned(4))) = {0};
 
-static void forward_over(tf_frame *frame, const uint8_t *weights, const uint8_t *biases)
-{
-    for (int class = 0; class < CLASSES; class++) {
+static void forward_over(tf_frame *frame, const uint8_t *weights, const uint8_t *biases) {
+    for (int class = 0; class < CLASSES; class ++) {
         int32_t sum;
         memcpy(&sum, biases + 4 * class, 4);
         for (int i = 0; i < INPUTS; i++) {
@@ -31,20 +30,17 @@ static void forward_over(tf_frame *frame, const uint8_t *weights, const uint8_t 
     }
 }
 
-static void forward_all(tf_frame *frame)
-{
+static void forward_all(tf_frame *frame) {
     forward_over(frame, frame->state, frame->state + BIASES_AT);
 }
 
-static void forward_biases(tf_frame *frame)
-{
+static void forward_biases(tf_frame *frame) {
     forward_over(frame, frame->weights, frame->state);
 }
 
-static int best_class(const tf_frame *frame)
-{
+static int best_class(const tf_frame *frame) {
     int best = 0;
-    for (int class = 1; class < CLASSES; class++) {
+    for (int class = 1; class < CLASSES; class ++) {
         if (frame->logits[class] > frame->logits[best]) {
             best = class;
         }
@@ -52,22 +48,19 @@ static int best_class(const tf_frame *frame)
     return best;
 }
 
-static void loss(tf_frame *frame)
-{
+static void loss(tf_frame *frame) {
     const int32_t gap = frame->logits[best_class(frame)] - frame->logits[frame->label];
     frame->loss_q16 = (uint32_t)gap << 6;
 }
 
-static void add_to_bias(uint8_t *biases, int class, int32_t amount)
-{
+static void add_to_bias(uint8_t *biases, int class, int32_t amount) {
     int32_t bias;
     memcpy(&bias, biases + 4 * class, 4);
     bias += amount;
     memcpy(biases + 4 * class, &bias, 4);
 }
 
-static void add_to_row(uint8_t *weights, int class, const int8_t *input, int sign)
-{
+static void add_to_row(uint8_t *weights, int class, const int8_t *input, int sign) {
     for (int i = 0; i < INPUTS; i++) {
         int16_t weight;
         memcpy(&weight, weights + 2 * (class * INPUTS + i), 2);
@@ -76,8 +69,7 @@ static void add_to_row(uint8_t *weights, int class, const int8_t *input, int sig
     }
 }
 
-static void backward_all(tf_frame *frame)
-{
+static void backward_all(tf_frame *frame) {
     const int best = best_class(frame);
     if (best != frame->label) {
         add_to_row(frame->state, frame->label, frame->input, 1);
@@ -87,8 +79,7 @@ static void backward_all(tf_frame *frame)
     }
 }
 
-static void backward_biases(tf_frame *frame)
-{
+static void backward_biases(tf_frame *frame) {
     const int best = best_class(frame);
     if (best != frame->label) {
         add_to_bias(frame->state, frame->label, 1);
@@ -98,8 +89,12 @@ static void backward_biases(tf_frame *frame)
 
 static const tf_segment all_segments[] = {
     {.values = CLASSES * INPUTS, .row = INPUTS, .count = INPUTS, .bytes = 2},
-    {.values = CLASSES, .blob_offset = BIASES_AT, .state_offset = BIASES_AT, .row = CLASSES,
-     .count = CLASSES, .bytes = 4},
+    {.values = CLASSES,
+     .blob_offset = BIASES_AT,
+     .state_offset = BIASES_AT,
+     .row = CLASSES,
+     .count = CLASSES,
+     .bytes = 4},
 };
 
 static const tf_segment bias_segments[] = {
@@ -107,15 +102,33 @@ static const tf_segment bias_segments[] = {
 };
 
 static const tf_plan plans[] = {
-    {.id = "plan 0: weights and biases.....", .arena_bytes = 8, .state_bytes = WEIGHTS_BYTES,
-     .delta_values = CLASSES * INPUTS + CLASSES, .segment_count = 2, .segments = all_segments,
-     .forward = forward_all, .loss = loss, .backward = backward_all},
-    {.id = "plan 1: biases.................", .arena_bytes = 8, .state_bytes = CLASSES * 4,
-     .delta_values = CLASSES, .segment_count = 1, .segments = bias_segments,
-     .forward = forward_biases, .loss = loss, .backward = backward_biases},
-    {.id = "plan 2: far too large..........", .arena_bytes = 1u << 20, .state_bytes = 16,
-     .delta_values = CLASSES, .segment_count = 1, .segments = bias_segments,
-     .forward = forward_biases, .loss = loss, .backward = backward_biases},
+    {.id = "plan 0: weights and biases.....",
+     .arena_bytes = 8,
+     .state_bytes = WEIGHTS_BYTES,
+     .delta_values = CLASSES * INPUTS + CLASSES,
+     .segment_count = 2,
+     .segments = all_segments,
+     .forward = forward_all,
+     .loss = loss,
+     .backward = backward_all},
+    {.id = "plan 1: biases.................",
+     .arena_bytes = 8,
+     .state_bytes = CLASSES * 4,
+     .delta_values = CLASSES,
+     .segment_count = 1,
+     .segments = bias_segments,
+     .forward = forward_biases,
+     .loss = loss,
+     .backward = backward_biases},
+    {.id = "plan 2: far too large..........",
+     .arena_bytes = 1u << 20,
+     .state_bytes = 16,
+     .delta_values = CLASSES,
+     .segment_count = 1,
+     .segments = bias_segments,
+     .forward = forward_biases,
+     .loss = loss,
+     .backward = backward_biases},
 };
 
 /* The SHA-256 of 144 zero bytes. */

@@ -63,18 +63,18 @@ typedef struct {
     uint8_t *transmit; /* TF_MQTT_MINIMUM_TRANSMIT_BYTES or more */
     uint16_t receive_bytes;
     uint16_t transmit_bytes;
-    uint8_t *chunk;             /* TF_CODED_CHUNK_BYTES: the part of the delta under way */
-    uint16_t *sample_order;     /* one entry per train sample; further samples rest */
+    uint8_t *chunk;         /* TF_CODED_CHUNK_BYTES: the part of the delta under way */
+    uint16_t *sample_order; /* one entry per train sample; further samples rest */
     uint16_t sample_order_size;
 } tf_client_config;
 
 /* What the client works on; private to device_runtime/client. */
 typedef enum {
     TF_WORK_NONE,
-    TF_WORK_BEGIN,   /* a task was taken: look whether it can be done */
-    TF_WORK_COPY,    /* stage the weights that are built in */
-    TF_WORK_FETCH,   /* chunks come in */
-    TF_WORK_VERIFY,  /* all chunks are there */
+    TF_WORK_BEGIN,  /* a task was taken: look whether it can be done */
+    TF_WORK_COPY,   /* stage the weights that are built in */
+    TF_WORK_FETCH,  /* chunks come in */
+    TF_WORK_VERIFY, /* all chunks are there */
     TF_WORK_SCORE_ACTIVE,
     TF_WORK_SCORE_NEW,
     TF_WORK_COMMIT,
@@ -112,11 +112,11 @@ typedef struct {
     bool wants_task_topic;
     bool wants_announce;
     bool wants_status;
-    bool wants_blob;       /* subscription to blob_filter that the work needs */
-    bool has_blob;         /* subscription that the broker holds */
-    bool leaves_blob;      /* blob_filter is to be unsubscribed before another is asked for */
-    bool blob_answer_due;  /* SUBSCRIBE or UNSUBSCRIBE of blob_filter under way */
-    bool resting;          /* hung up until the next check-in */
+    bool wants_blob;      /* subscription to blob_filter that the work needs */
+    bool has_blob;        /* subscription that the broker holds */
+    bool leaves_blob;     /* blob_filter is to be unsubscribed before another is asked for */
+    bool blob_answer_due; /* SUBSCRIBE or UNSUBSCRIBE of blob_filter under way */
+    bool resting;         /* hung up until the next check-in */
     uint16_t task_subscription_id;
     uint16_t blob_subscription_id;
     uint16_t status_publication_id;

@@ -178,7 +178,7 @@ tf_status tf_host_device_start(tf_host_device *device, const tf_host_setup *setu
     device->random = milliseconds << 12; /* other bits after each reset */
     device->battery = 100;
     device->has_power = true;
-    device->stream = (tf_stream){stream_open, stream_close, stream_is_open, stream_read,
+    device->stream = (tf_stream){stream_open,  stream_close,        stream_is_open, stream_read,
                                  stream_write, stream_milliseconds, device};
     device->flash = (tf_flash){device, erase_sector, program_word, map};
     device->port = (tf_port){&device->stream, &device->flash, entropy, battery_percent, device};
@@ -230,8 +230,7 @@ uint32_t tf_host_device_receive(tf_host_device *device, const uint8_t *bytes, ui
 }
 
 uint32_t tf_host_device_take(tf_host_device *device, uint8_t *bytes, uint32_t capacity) {
-    const uint32_t count =
-        device->transmit_count < capacity ? device->transmit_count : capacity;
+    const uint32_t count = device->transmit_count < capacity ? device->transmit_count : capacity;
     memcpy(bytes, device->transmit, count);
     device->transmit_count -= count;
     memmove(device->transmit, device->transmit + count, device->transmit_count);

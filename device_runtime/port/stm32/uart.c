@@ -49,8 +49,8 @@ void tf_stm32_uart_start(void) {
 
     USART1_BRR = (STM32_APB2_HZ + TF_UART_BAUD / 2u) / TF_UART_BAUD;
     USART1_CR3 = USART_DMA_RECEIVER | USART_DMA_TRANSMITTER;
-    USART1_CR1 = USART_ENABLE | USART_RECEIVER_ENABLE | USART_TRANSMITTER_ENABLE |
-                 USART_IDLE_INTERRUPT;
+    USART1_CR1 =
+        USART_ENABLE | USART_RECEIVER_ENABLE | USART_TRANSMITTER_ENABLE | USART_IDLE_INTERRUPT;
 
     DMA2_CR(RECEIVE_STREAM) = 0;
     while ((DMA2_CR(RECEIVE_STREAM) & DMA_ENABLE) != 0u) {
@@ -60,8 +60,7 @@ void tf_stm32_uart_start(void) {
     DMA2_M0AR(RECEIVE_STREAM) = (uint32_t)(uintptr_t)tf_link_uart_ring;
     DMA2_NDTR(RECEIVE_STREAM) = RING_BYTES;
     DMA2_FCR(RECEIVE_STREAM) = 0; /* direct mode: no FIFO holds bytes back */
-    DMA2_CR(RECEIVE_STREAM) =
-        DMA_CHANNEL_4 | DMA_INCREMENT_MEMORY | DMA_CIRCULAR | DMA_ENABLE;
+    DMA2_CR(RECEIVE_STREAM) = DMA_CHANNEL_4 | DMA_INCREMENT_MEMORY | DMA_CIRCULAR | DMA_ENABLE;
 
     DMA2_CR(TRANSMIT_STREAM) = 0;
     DMA2_PAR(TRANSMIT_STREAM) = USART1_TRANSMIT_ADDRESS;
@@ -120,8 +119,8 @@ static void stream_close(void *context) {
     (void)context;
     /* The last words, a DISCONNECT as a rule, take no longer than the buffer: let them out. */
     const uint32_t since = TIM2_CNT;
-    while (line == CARRIED && has_carrier() &&
-           (DMA2_CR(TRANSMIT_STREAM) & DMA_ENABLE) != 0u && TIM2_CNT - since < LAST_WORDS_MS) {
+    while (line == CARRIED && has_carrier() && (DMA2_CR(TRANSMIT_STREAM) & DMA_ENABLE) != 0u &&
+           TIM2_CNT - since < LAST_WORDS_MS) {
     }
     DMA2_CR(TRANSMIT_STREAM) &= ~DMA_ENABLE;
     GPIOB_BSRR = DTR << 16;
@@ -155,8 +154,7 @@ static size_t stream_read(void *context, uint8_t *bytes, size_t capacity) {
 
 static size_t stream_write(void *context, const uint8_t *bytes, size_t length) {
     (void)context;
-    if (line != CARRIED || !has_carrier() ||
-        (DMA2_CR(TRANSMIT_STREAM) & DMA_ENABLE) != 0u) {
+    if (line != CARRIED || !has_carrier() || (DMA2_CR(TRANSMIT_STREAM) & DMA_ENABLE) != 0u) {
         return 0;
     }
     const size_t count = length < TRANSMIT_BYTES ? length : TRANSMIT_BYTES;

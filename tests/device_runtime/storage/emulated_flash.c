@@ -11,8 +11,7 @@ static uint32_t draw(emulated_flash *emulated) {
 /* Counts an operation; true when the power goes during it. */
 static int is_cut(emulated_flash *emulated) {
     emulated->operations++;
-    if (emulated->operations_to_cut != 0u &&
-        emulated->operations == emulated->operations_to_cut) {
+    if (emulated->operations_to_cut != 0u && emulated->operations == emulated->operations_to_cut) {
         emulated->dead = 1;
     }
     return emulated->dead;

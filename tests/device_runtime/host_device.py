@@ -1,0 +1,399 @@
+"""The device as a host shared library with the tiny model, and a broker in a few lines."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from codegen.toolchain import Source, build_host_library
+from codegen.zcbor_codec import generate_codec
+from fleet.protocol import Announce, Delta, Identity, Status, Task
+
+TESTS = Path(__file__).parent
+RUNTIME = TESTS.parents[1] / "device_runtime"
+CDDL = TESTS.parents[1] / "fleet" / "protocol" / "tinyfleet.cddl"
+
+FLASH_ADDRESS = 0x08000000
+SECTORS = [8192, 8192, 16384]
+POOL_BYTES = 16384
+WEIGHTS_BYTES = 144  # of tiny_model.c
+INPUTS, CLASSES = 16, 4
+PLANS = [
+    name.ljust(31, ".").encode() + b"\0"
+    for name in ("plan 0: weights and biases", "plan 1: biases", "plan 2: far too large")
+]
+
+
+def client_sources() -> list[Path]:
+    """Everything of the runtime but kernels, ports and main."""
+    folders = ("storage", "client", "link", "hash", "engine", "codec")
+    found = [path for name in folders for path in sorted((RUNTIME / name).glob("*.c"))]
+    return [path for path in found if path.name != "delta_decode.c"]
+
+
+def build_library(folder: Path, sanitize: tuple[str, ...] = ("undefined",)) -> ctypes.CDLL:
+    """Compiles client, host port and tiny model."""
+    generated = generate_codec(CDDL, folder / "codec")
+    sources = [
+        *client_sources(),
+        RUNTIME / "port" / "host" / "host_device.c",
+        TESTS / "tiny_model.c",
+    ]
+    path = build_host_library(
+        [
+            *(Source(source) for source in sources),
+            *(Source(source, warnings=False) for source in generated),
+        ],
+        [RUNTIME / "include", folder / "codec"],
+        folder / "libdevice.so",
+        defines={"ZCBOR_CANONICAL": 1},
+        sanitize=sanitize,
+    )
+    library = ctypes.CDLL(str(path))
+    for name in ("run", "dials", "has_power"):
+        getattr(library, f"tf_host_device_{name}").restype = ctypes.c_bool
+    return library
+
+
+class Region(ctypes.Structure):
+    _fields_ = [
+        ("address", ctypes.c_uint32),
+        ("bytes", ctypes.c_uint32),
+        ("first_sector", ctypes.c_uint16),
+        ("sector_count", ctypes.c_uint16),
+    ]
+
+
+class Setup(ctypes.Structure):
+    """``tf_host_setup``."""
+
+    _fields_ = [
+        ("board", ctypes.c_char_p),
+        ("flash", ctypes.c_void_p),
+        ("sector_bytes", ctypes.c_void_p),
+        ("flash_address", ctypes.c_uint32),
+        ("flash_bytes", ctypes.c_uint32),
+        ("sector_count", ctypes.c_uint32),
+        ("slots", Region * 2),
+        ("samples", Region),
+        ("pool", ctypes.c_void_p),
+        ("pool_bytes", ctypes.c_uint32),
+        ("seed", ctypes.c_uint32),
+    ]
+
+
+class HostDevice:
+    """One device with flash and time of its own."""
+
+    def __init__(self, library: ctypes.CDLL, sample_region: bytes, seed: int = 1) -> None:
+        self._library = library
+        self._memory = ctypes.create_string_buffer(library.tf_host_device_bytes() + 16)
+        start = ctypes.addressof(self._memory)
+        self._device = ctypes.c_void_p(start + -start % 16)
+        self._sectors = (ctypes.c_uint32 * len(SECTORS))(*SECTORS)
+        self.flash = (ctypes.c_uint8 * sum(SECTORS))()
+        ctypes.memset(self.flash, 0xFF, sum(SECTORS))
+        ctypes.memmove(
+            ctypes.addressof(self.flash) + sum(SECTORS[:2]), sample_region, len(sample_region)
+        )
+        self._pool = (ctypes.c_uint64 * (POOL_BYTES // 8))()
+        regions = [
+            Region(FLASH_ADDRESS + sum(SECTORS[:index]), SECTORS[index], index, 1)
+            for index in range(3)
+        ]
+        self._setup = Setup(
+            board=b"host",
+            flash=ctypes.addressof(self.flash),
+            sector_bytes=ctypes.addressof(self._sectors),
+            flash_address=FLASH_ADDRESS,
+            flash_bytes=sum(SECTORS),
+            sector_count=len(SECTORS),
+            slots=(Region * 2)(*regions[:2]),
+            samples=regions[2],
+            pool=ctypes.addressof(self._pool),
+            pool_bytes=POOL_BYTES,
+            seed=seed,
+        )
+
+    def power_on(self, now: int) -> int:
+        return self._library.tf_host_device_start(self._device, ctypes.byref(self._setup), now)
+
+    def run(self, now: int, steps: int = 1) -> bool:
+        return self._library.tf_host_device_run(self._device, now, steps)
+
+    def receive(self, data: bytes) -> int:
+        return self._library.tf_host_device_receive(self._device, data, len(data))
+
+    def take(self) -> bytes:
+        buffer = ctypes.create_string_buffer(4096)
+        count = self._library.tf_host_device_take(self._device, buffer, 4096)
+        return buffer.raw[:count]
+
+    def set_carrier(self, carrier: bool) -> None:
+        self._library.tf_host_device_set_carrier(self._device, carrier)
+
+    def cut_power(self, operation: int) -> None:
+        self._library.tf_host_device_cut_power(self._device, operation)
+
+    @property
+    def dials(self) -> bool:
+        return self._library.tf_host_device_dials(self._device)
+
+    @property
+    def has_power(self) -> bool:
+        return self._library.tf_host_device_has_power(self._device)
+
+    @property
+    def flash_operations(self) -> int:
+        return self._library.tf_host_device_flash_operations(self._device)
+
+    @property
+    def state(self) -> int:
+        return self._library.tf_host_device_state(self._device)
+
+    @property
+    def active_weights(self) -> bytes:
+        digest = ctypes.create_string_buffer(32)
+        self._library.tf_host_device_active_weights(self._device, digest)
+        return digest.raw
+
+
+# --- A broker for one device --------------------------------------------------------------------
+
+
+@dataclass
+class Publication:
+    topic: str
+    payload: bytes
+    retained: bool = False
+    response_topic: str = ""
+    expiry_seconds: int | None = None
+
+
+def text(value: str | bytes) -> bytes:
+    data = value.encode() if isinstance(value, str) else value
+    return struct.pack(">H", len(data)) + data
+
+
+def number(value: int) -> bytes:
+    """Variable byte integer of MQTT 5, section 1.5.5."""
+    encoded = bytearray()
+    while True:
+        value, digit = value >> 7, value & 127
+        encoded.append(digit | (128 if value else 0))
+        if not value:
+            return bytes(encoded)
+
+
+def read_number(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        shift, at = shift + 7, at + 1
+        if byte < 128:
+            return value, at
+
+
+@dataclass
+class FakeBroker:
+    """Enough of an MQTT 5 broker for one client: retained messages, a session, PUBACKs.
+
+    Keeps to the client's receive maximum. ``answer`` says with which reason a publication is
+    acknowledged, None for not at all.
+    """
+
+    retained: dict[str, Publication] = field(default_factory=dict)
+    published: list[Publication] = field(default_factory=list)
+    subscribed: list[str] = field(default_factory=list)
+    unsubscribed: list[str] = field(default_factory=list)
+    answer: Callable[[Publication], int | None] = lambda _: 0
+    connects: int = 0
+    disconnected: bool = False
+    receive_maximum: int = 1
+    most_under_way: int = 0
+    _bytes: bytes = b""
+    _out: bytearray = field(default_factory=bytearray)
+    _queue: list[Publication] = field(default_factory=list)
+    _under_way: list[int] = field(default_factory=list)
+    _next_id: int = 1
+
+    def connection_begins(self) -> None:
+        self._bytes = b""
+        self._out.clear()
+        self._queue.clear()
+        self._under_way.clear()
+        self.disconnected = False
+
+    def send(self, publication: Publication) -> None:
+        """As a gateway would publish it."""
+        if publication.retained:
+            if publication.payload:
+                self.retained[publication.topic] = publication
+            else:
+                self.retained.pop(publication.topic, None)
+        if any(self._matches(wanted, publication.topic) for wanted in self.filters()):
+            self._queue.append(publication)
+
+    def filters(self) -> list[str]:
+        return [name for name in self.subscribed if name not in self.unsubscribed]
+
+    @staticmethod
+    def _matches(wanted: str, topic: str) -> bool:
+        if wanted.endswith("/+"):
+            return topic.rpartition("/")[0] == wanted[:-2]
+        return wanted == topic
+
+    def take(self) -> bytes:
+        while self._queue and len(self._under_way) < self.receive_maximum:
+            publication = self._queue.pop(0)
+            properties = b""
+            if publication.expiry_seconds is not None:
+                properties += b"\x02" + struct.pack(">I", publication.expiry_seconds)
+            if publication.response_topic:
+                properties += b"\x08" + text(publication.response_topic)
+            body = text(publication.topic) + struct.pack(">H", self._next_id)
+            body += number(len(properties)) + properties + publication.payload
+            self._packet(0x32 | publication.retained, body)
+            self._under_way.append(self._next_id)
+            self.most_under_way = max(self.most_under_way, len(self._under_way))
+            self._next_id = self._next_id % 65535 + 1
+        data = bytes(self._out)
+        self._out.clear()
+        return data
+
+    def _packet(self, first: int, body: bytes) -> None:
+        self._out += bytes([first]) + number(len(body)) + body
+
+    def receive(self, data: bytes) -> None:
+        self._bytes += data
+        while len(self._bytes) >= 2:
+            try:
+                length, start = read_number(self._bytes, 1)
+            except IndexError:
+                return
+            if len(self._bytes) < start + length:
+                return
+            first, body = self._bytes[0], self._bytes[start : start + length]
+            self._bytes = self._bytes[start + length :]
+            self._take_packet(first, body)
+
+    def _take_packet(self, first: int, body: bytes) -> None:
+        kind = first >> 4
+        if kind == 1:
+            self.connects += 1
+            size, at = read_number(body, 10)
+            properties = body[at : at + size]
+            where = properties.find(b"\x21")
+            self.receive_maximum = struct.unpack_from(">H", properties, where + 1)[0]
+            self._packet(0x20, b"\0\0\0")
+        elif kind == 3:
+            self._take_publication(first, body)
+        elif kind == 4:
+            self._under_way.remove(struct.unpack_from(">H", body)[0])
+        elif kind in (8, 10):
+            size, at = read_number(body, 2)
+            at += size
+            length = struct.unpack_from(">H", body, at)[0]
+            wanted = body[at + 2 : at + 2 + length].decode()
+            self._packet(0x90 if kind == 8 else 0xB0, body[:2] + b"\0" + bytes([kind == 8]))
+            if kind == 10:
+                self.unsubscribed.append(wanted)
+                return
+            self.unsubscribed = [name for name in self.unsubscribed if name != wanted]
+            self.subscribed.append(wanted)
+            self._queue += [
+                publication
+                for topic, publication in sorted(self.retained.items())
+                if self._matches(wanted, topic)
+            ]
+        elif kind == 12:
+            self._packet(0xD0, b"")
+        elif kind == 14:
+            self.disconnected = True
+        else:
+            raise AssertionError(f"packet of type {kind} from a device")
+
+    def _take_publication(self, first: int, body: bytes) -> None:
+        length = struct.unpack_from(">H", body)[0]
+        topic = body[2 : 2 + length].decode()
+        identifier = body[2 + length : 4 + length]
+        size, at = read_number(body, 4 + length)
+        publication = Publication(topic, body[at + size :], bool(first & 1))
+        reason = self.answer(publication)
+        if reason is not None:
+            self.published.append(publication)
+            self._packet(0x40, identifier + bytes([reason]))
+
+
+@dataclass
+class World:
+    """A device, its broker, and the time, which passes only when it is told to."""
+
+    device: HostDevice
+    broker: FakeBroker
+    now: int = 1_000_000
+    link_is_up: bool = True
+    connected: bool = False
+
+    def boot(self) -> int:
+        self.connected = False
+        return self.device.power_on(self.now)
+
+    def step(self, milliseconds: int = 1) -> bool:
+        """One poll; bytes go both ways; returns whether the device has more to do at once."""
+        self.now += milliseconds
+        wants = self.device.dials and self.link_is_up and self.device.has_power
+        if wants != self.connected:
+            if self.connected:
+                self.broker.receive(self.device.take())  # its last words
+            self.connected = wants
+            self.device.set_carrier(wants)
+            if wants:
+                self.broker.connection_begins()
+        busy = self.device.run(self.now & 0xFFFFFFFF)
+        if self.connected:
+            self.broker.receive(self.device.take())
+            data = self.broker.take()
+            assert self.device.receive(data) == len(data), "the receive ring overflowed"
+        return busy
+
+    def run_until(self, done: Callable[[], bool], seconds: float = 30.0) -> None:
+        """Steps until ``done``; idle time passes faster."""
+        end = self.now + seconds * 1000
+        while not done():
+            assert self.now < end, f"nothing happened within {seconds} s"
+            busy = self.step(1)
+            if not busy:
+                self.now += 20
+
+    def run_for(self, seconds: float) -> None:
+        end = self.now + seconds * 1000
+        while self.now < end:
+            if not self.step(1):
+                self.now += 20
+
+    def of(self, kind: type[Announce] | type[Status] | type[Delta]) -> list:
+        """What the device has published, decoded."""
+        return [
+            kind.decode(publication.payload)
+            for publication in self.broker.published
+            if publication.topic.endswith("/" + kind.KIND)
+        ]
+
+    def states(self) -> list[tuple[int, int]]:
+        return [(status.state, status.reason) for status in self.of(Status)]
+
+    def give(self, task: Task | bytes, expiry_seconds: int | None = None) -> None:
+        payload = task if isinstance(task, bytes) else task.encode()
+        self.broker.send(
+            Publication(
+                "fleet/f/dev/dev1/task", payload, True, "fleet/f/gw/gw/dev1/delta", expiry_seconds
+            )
+        )
+
+
+IDENTITY = Identity("dev1", "f", "secret", 0, 115200)
