@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet.campaign import (
+    CampaignConfig,
+    DeviceInfo,
+    RoundKind,
+    RoundPlan,
+    Target,
+    choose_plan,
+    eligible,
+    plan_round,
+    round_seed,
+    schedule,
+    select_cohort,
+    start_request,
+)
+from fleet.errors import CampaignError
+from fleet.protocol.manifest import Manifest
+from tests.fleet.coordinator import small_model
+
+MANIFESTS = {
+    entry["bundle_id"]: Manifest.parse(json.dumps(entry))
+    for entry in (small_model.manifest("a"), small_model.manifest("b"))
+}
+PLANS = next(iter(MANIFESTS.values())).plans
+CONFIG = CampaignConfig(name="test")
+WEIGHTS = "ab" * 32
+
+
+def device(name: str, gateway: str = "g1", board: str = "a", **fields: object) -> DeviceInfo:
+    return DeviceInfo.from_hello(gateway, small_model.device_entry(name, board, **fields))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 99), st.sets(st.text("abcd", min_size=1)))
+def test_a_cohort_depends_on_seed_round_and_names_only(
+    seed: int, number: int, names: set[str]
+) -> None:
+    in_order = sorted(names)
+    shuffled = list(names)
+    random.Random(seed).shuffle(shuffled)
+    size = len(names) // 2
+    cohort = select_cohort(seed, number, in_order, size)
+    assert cohort == select_cohort(seed, number, shuffled, size)
+    assert len(cohort) == size
+    assert set(cohort) <= names
+
+
+def test_cohorts_differ_between_rounds_and_use_all_devices_in_time() -> None:
+    names = [f"dev-{index}" for index in range(40)]
+    cohorts = [select_cohort(1, number, names, 10) for number in range(40)]
+    assert len(set(cohorts)) > 30
+    assert set().union(*cohorts) == set(names)
+
+
+def test_a_known_cohort_stays_what_it_was() -> None:
+    # A change here changes the cohorts of campaigns that run: bump nothing by accident.
+    assert select_cohort(7, 3, ["a", "b", "c", "d", "e", "f"], 3) == ("d", "e", "f")
+    assert round_seed(7, 3) == 2917759106
+
+
+@pytest.mark.parametrize(
+    ("fields", "plan"),
+    [
+        ({}, "large"),
+        ({"free_sram_bytes": 8999}, "middle"),
+        ({"free_sram_bytes": 9000}, "large"),
+        ({"free_sram_bytes": 1000}, "small"),
+        ({"battery_percent": 29}, "small"),
+        ({"battery_percent": 30}, "large"),
+        ({"link_bits_per_second": 1}, "small"),
+        ({"link_bits_per_second": 20}, "middle"),
+    ],
+)
+def test_a_device_gets_the_largest_plan_it_can_carry(fields: dict[str, int], plan: str) -> None:
+    chosen, _ = choose_plan(device("d", **fields), PLANS, CONFIG)
+    assert chosen is not None
+    assert chosen.name == plan
+
+
+def test_a_device_without_room_for_any_plan_is_told_why() -> None:
+    chosen, reason = choose_plan(device("d", free_sram_bytes=999), PLANS, CONFIG)
+    assert chosen is None
+    assert "999" in reason
+    assert "1000" in reason
+
+
+def test_those_who_cannot_take_part_are_skipped_with_a_reason() -> None:
+    config = CampaignConfig(name="test", target=Target(devices=("dev-*",)))
+    devices = [
+        device("dev-good"),
+        device("dev-offline", online=False),
+        device("dev-foreign", bundle="12" * 32),
+        device("dev-empty", train_samples=0),
+        device("other"),
+    ]
+    assignments, skipped = eligible(config, devices, MANIFESTS)
+    assert list(assignments) == ["dev-good"]
+    assert skipped["dev-offline"] == "offline"
+    assert "isn't part of the campaign" in skipped["dev-foreign"]
+    assert skipped["dev-empty"] == "no samples"
+    assert "other" not in skipped
+
+
+def test_a_device_at_two_gateways_belongs_to_the_one_where_it_is_online() -> None:
+    devices = [device("d", "g1", online=False), device("d", "g2"), device("e", "g2")]
+    assignments, skipped = eligible(CONFIG, devices, MANIFESTS)
+    assert assignments["d"].gateway == "g2"
+    assert not skipped
+
+
+def fleet(count: int) -> list[DeviceInfo]:
+    return [
+        device(f"d{index:02}", f"g{index % 3}", "ab"[index % 2], free_sram_bytes=1000 * index)
+        for index in range(1, count + 1)
+    ]
+
+
+@pytest.mark.parametrize("cohort", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("over", [0.0, 0.3, 2.0])
+def test_targets_add_up_to_the_wanted_deltas(cohort: int, over: float) -> None:
+    config = CampaignConfig(name="test", cohort_size=cohort, over_selection=over)
+    plan = plan_round(config, 1, RoundKind.TRAIN, fleet(20), MANIFESTS, WEIGHTS)
+    per_gateway = {
+        gateway: sum(one.gateway == gateway for one in plan.assignments)
+        for gateway in plan.gateways()
+    }
+    assert len(plan.assignments) >= min(20, cohort)
+    assert set(plan.targets) == set(per_gateway)
+    assert all(1 <= plan.targets[name] <= count for name, count in per_gateway.items())
+    # At least one each, so a cohort smaller than the gateways wants one more here and there.
+    assert sum(plan.targets.values()) == max(cohort, len(per_gateway))
+
+
+def test_the_same_fleet_in_another_order_gives_the_same_round() -> None:
+    config = CampaignConfig(name="test", cohort_size=6, over_selection=0.5, seed=3)
+    devices = fleet(20)
+    plan = plan_round(config, 2, RoundKind.TRAIN, devices, MANIFESTS, WEIGHTS)
+    again = plan_round(config, 2, RoundKind.TRAIN, devices[::-1], MANIFESTS, WEIGHTS)
+    assert again == plan
+    assert RoundPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_scoring_rounds_ask_everybody_to_train_nothing() -> None:
+    config = CampaignConfig(name="test", cohort_size=2, over_selection=1.0)
+    plan = plan_round(config, 0, RoundKind.SCORE_FIRST, fleet(20), MANIFESTS, WEIGHTS)
+    assert len(plan.assignments) == 20
+    assert plan.epochs == 0
+    assert sum(plan.targets.values()) == 20
+
+
+def test_a_round_without_devices_says_who_was_skipped() -> None:
+    with pytest.raises(CampaignError, match="d: offline"):
+        plan_round(CONFIG, 1, RoundKind.TRAIN, [device("d", online=False)], MANIFESTS, WEIGHTS)
+
+
+def test_schedule_puts_scoring_around_the_training_rounds() -> None:
+    rounds = schedule(CampaignConfig(name="test", rounds=2))
+    assert [(number, kind.value) for number, kind in rounds] == [
+        (0, "score-first"),
+        (1, "train"),
+        (2, "train"),
+        (3, "score-last"),
+    ]
+    bare = CampaignConfig(name="test", rounds=2, score_first=False, score_last=False)
+    assert [number for number, _ in schedule(bare)] == [1, 2]
+
+
+def test_start_requests_are_accepted_by_the_gateway_as_they_are() -> None:
+    from fleet.gateway.rounds import StartRequest
+
+    manifest = next(iter(MANIFESTS.values()))
+    plan = plan_round(CONFIG, 1, RoundKind.TRAIN, fleet(9), MANIFESTS, manifest.weights.sha256)
+    blob = small_model.blob()
+    tasks: set[str] = set()
+    for gateway in plan.gateways():
+        request = start_request(CONFIG, "00" * 8, plan, gateway, MANIFESTS, blob)
+        again = start_request(CONFIG, "00" * 8, plan, gateway, MANIFESTS, blob)
+        assert request == again
+        tasks |= StartRequest.parse(request).tasks.keys()
+    assert tasks == {one.device for one in plan.assignments}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"name": "x", "rounds": 0}', "rounds"),
+        ('{"name": "bad name"}', "name"),
+        ('{"name": "x", "round": 3}', "round"),
+        ("[]", "campaign configuration"),
+        ("{", "campaign configuration"),
+        ('{"name": "x", "plans": ["a", "a"]}', "named twice"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_by_field(text: str, message: str) -> None:
+    with pytest.raises(CampaignError, match=message):
+        CampaignConfig.parse(text)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fleet.campaign import Operation, RoundMachine
+
+CLOSED = {"state": "closed", "accepted": 3, "sums": {}}
+
+
+def machine(*gateways: str) -> RoundMachine:
+    return RoundMachine(gateways or ("g",), 0.0, deadline_seconds=100, grace_seconds=50)
+
+
+def test_a_gateway_is_started_then_collected_until_it_closes() -> None:
+    one = machine()
+    assert one.requests(0) == [("g", Operation.START)]
+    assert one.requests(1) == []
+    one.answered("g", {"state": "running"}, 2)
+    assert one.requests(2) == [("g", Operation.COLLECT)]
+    one.answered("g", {"state": "running", "accepted": 2}, 3)
+    assert one.accepted == {"g": 2}
+    assert one.requests(3) == [("g", Operation.COLLECT)]
+    one.answered("g", CLOSED, 4)
+    assert one.finished
+    assert one.outcome().answers == {"g": CLOSED}
+
+
+def test_closed_without_sums_is_collected_first() -> None:
+    one = machine()
+    one.requests(0)
+    one.answered("g", {"state": "closed"}, 1)
+    assert not one.finished
+    assert one.requests(1) == [("g", Operation.COLLECT)]
+
+
+def test_a_gateway_that_forgot_the_round_is_started_again() -> None:
+    one = machine()
+    one.requests(0)
+    one.answered("g", {"state": "running"}, 1)
+    one.requests(1)
+    one.answered("g", {"state": "unknown"}, 2)
+    assert one.requests(2) == []
+    assert one.requests(10) == [("g", Operation.START)]
+
+
+def test_failures_back_off_and_the_request_is_repeated() -> None:
+    one = machine()
+    waits, now = [], 0.0
+    for _ in range(5):
+        before = now
+        while not one.requests(now):
+            now += 0.5
+        waits.append(now - before)
+        one.failed("g", "no answer", now)
+    assert waits == [0.0, 2.0, 4.0, 8.0, 10.0]
+    assert not one.finished
+
+
+def test_a_silent_gateway_is_lost_after_deadline_and_grace_and_the_others_count() -> None:
+    one = machine("g1", "g2")
+    one.requests(0)
+    one.answered("g1", CLOSED, 5)
+    one.failed("g2", "SuperNode is away", 5)
+    one.requests(149)
+    assert not one.finished
+    one.requests(150)
+    assert one.finished
+    assert one.outcome().lost == {"g2": "SuperNode is away"}
+    assert set(one.outcome().answers) == {"g1"}
+
+
+def test_stop_cancels_what_still_runs() -> None:
+    one = machine("g1", "g2")
+    one.requests(0)
+    one.answered("g1", CLOSED, 1)
+    one.answered("g2", {"state": "running"}, 1)
+    one.stop()
+    assert one.requests(1) == [("g2", Operation.CANCEL)]
+    one.answered("g2", {"state": "cancelled"}, 2)
+    assert one.finished
+    assert one.outcome().cancelled
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_any_sequence_of_events_ends_in_time_with_one_request_under_way(data: Any) -> None:
+    gateways = ("g1", "g2", "g3")
+    one = machine(*gateways)
+    under_way: set[str] = set()
+    now = 0.0
+    answers = st.sampled_from(
+        [
+            {"state": "running", "accepted": 1},
+            {"state": "unknown"},
+            {"state": "closed"},
+            {"state": "cancelled"},
+            CLOSED,
+            None,
+        ]
+    )
+    while not one.finished:
+        assert now <= 160
+        for name, _ in one.requests(now):
+            assert name not in under_way
+            under_way.add(name)
+        for name in sorted(under_way):
+            if data.draw(st.booleans()):
+                under_way.discard(name)
+                answer = data.draw(answers)
+                if answer is None:
+                    one.failed(name, "lost", now)
+                else:
+                    one.answered(name, answer, now)
+        now += 10
+    outcome = one.outcome()
+    assert not set(outcome.answers) & set(outcome.lost)

@@ -1,0 +1,208 @@
+"""One suite for all stores, and what only a file can show."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fleet.errors import StoreError
+from fleet.store import MemoryStore, SqliteStore, Store, SupersededError, WeightsVersion
+
+V0 = WeightsVersion(0, "00" * 32, b"blob-0", b"master-0")
+V1 = WeightsVersion(1, "11" * 32, b"blob-1", b"master-1")
+REPORTS = [{"device": "b", "correct_after": 3}, {"device": "a", "correct_after": 2}]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    made: Store = (
+        MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "store.sqlite")
+    )
+    made.create_campaign("c1", '{"name": "x"}', {"bundle": "{}"}, V0)
+    yield made
+    made.close()
+
+
+def test_a_new_campaign_is_pending_with_its_first_weights(store: Store) -> None:
+    record = store.campaign("c1")
+    assert (record.state, record.config, record.driver) == ("pending", '{"name": "x"}', "")
+    assert store.manifests("c1") == {"bundle": "{}"}
+    assert store.latest_weights("c1") == V0
+    assert store.rounds("c1") == ()
+
+
+def test_campaigns_are_listed_in_the_order_of_their_creation(store: Store) -> None:
+    store.create_campaign("a0", "{}", {}, V0)
+    assert [one.id for one in store.campaigns()] == ["c1", "a0"]
+
+
+def test_an_id_is_used_once(store: Store) -> None:
+    with pytest.raises(StoreError, match="choose another id"):
+        store.create_campaign("c1", "{}", {}, V0)
+
+
+def test_unknown_things_are_named(store: Store) -> None:
+    for ask in (store.campaign, store.manifests, store.latest_weights, store.rounds):
+        with pytest.raises(StoreError, match="c9"):
+            ask("c9")
+    with pytest.raises(StoreError, match="no round 4"):
+        store.round("c1", 4)
+    with pytest.raises(StoreError, match="version 4"):
+        store.weights("c1", 4)
+
+
+def test_a_round_keeps_the_plan_it_began_with(store: Store) -> None:
+    store.claim("c1", "d1")
+    store.begin_round("c1", "d1", 1, "train", {"seed": 1, "list": [1, 2]})
+    again = store.begin_round("c1", "d1", 1, "train", {"seed": 2})
+    assert again.plan == {"seed": 1, "list": [1, 2]}
+    assert again.state == "running"
+
+
+def test_a_round_ends_once_with_reports_and_weights(store: Store) -> None:
+    store.claim("c1", "d1")
+    store.begin_round("c1", "d1", 1, "train", {})
+    store.note_progress("c1", "d1", 1, {"accepted": {"g": 1}})
+    assert store.round("c1", 1).progress == {"accepted": {"g": 1}}
+    assert store.finish_round("c1", "d1", 1, "done", {"accepted": 2}, REPORTS, V1)
+    other = WeightsVersion(2, "22" * 32, b"", b"")
+    assert not store.finish_round("c1", "d1", 1, "done", {"accepted": 9}, [], other)
+    assert store.round("c1", 1).result == {"accepted": 2}
+    assert store.latest_weights("c1") == V1
+    assert store.weights("c1", 0) == V0
+    assert [one["device"] for one in store.reports("c1", 1)] == ["a", "b"]
+
+
+def test_an_end_that_fails_leaves_nothing_behind(store: Store) -> None:
+    store.claim("c1", "d1")
+    store.begin_round("c1", "d1", 1, "train", {})
+    with pytest.raises(StoreError, match="already"):
+        store.finish_round("c1", "d1", 1, "done", {}, REPORTS, V0)
+    assert store.round("c1", 1).state == "running"
+    assert store.reports("c1", 1) == ()
+
+
+def test_a_superseded_driver_can_write_nothing(store: Store) -> None:
+    store.claim("c1", "old")
+    store.begin_round("c1", "old", 1, "train", {})
+    assert store.claim("c1", "new").driver == "new"
+    for write in (
+        lambda: store.begin_round("c1", "old", 2, "train", {}),
+        lambda: store.note_progress("c1", "old", 1, {}),
+        lambda: store.finish_round("c1", "old", 1, "done", {}, [], V1),
+        lambda: store.end_campaign("c1", "old", "failed"),
+    ):
+        with pytest.raises(SupersededError, match="taken over by new"):
+            write()
+    assert store.latest_weights("c1") == V0
+    assert store.finish_round("c1", "new", 1, "done", {}, [], V1)
+
+
+def test_an_ended_campaign_stays_as_it_ended(store: Store) -> None:
+    store.claim("c1", "d1")
+    store.end_campaign("c1", "d1", "failed", "no devices")
+    store.end_campaign("c1", "", "finished")
+    record = store.claim("c1", "d2")
+    assert (record.state, record.reason, record.driver) == ("failed", "no devices", "d1")
+    with pytest.raises(StoreError, match="isn't a state"):
+        store.end_campaign("c1", "", "running")
+
+
+def test_a_stop_request_is_seen(store: Store) -> None:
+    assert not store.campaign("c1").stop_requested
+    store.request_stop("c1")
+    assert store.campaign("c1").stop_requested
+
+
+def test_devices_are_replaced_by_name(store: Store) -> None:
+    store.save_devices("c1", {"a": {"battery": 5}, "b": {"battery": 6}})
+    store.save_devices("c1", {"a": {"battery": 4}})
+    assert store.devices("c1") == {"a": {"battery": 4}, "b": {"battery": 6}}
+
+
+def test_what_a_store_hands_out_is_the_callers_own(store: Store) -> None:
+    store.claim("c1", "d1")
+    store.begin_round("c1", "d1", 1, "train", {"tasks": [1]}).plan["tasks"].append(2)
+    assert store.round("c1", 1).plan == {"tasks": [1]}
+
+
+def test_many_threads_end_a_round_once(store: Store) -> None:
+    store.claim("c1", "d1")
+    store.begin_round("c1", "d1", 1, "train", {})
+    ended: list[bool] = []
+    threads = [
+        threading.Thread(
+            target=lambda: ended.append(store.finish_round("c1", "d1", 1, "done", {}, [], V1))
+        )
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(ended) == [False] * 7 + [True]
+
+
+def test_a_file_opened_again_has_everything(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    first = SqliteStore(path)
+    first.create_campaign("c1", "{}", {"b": "{}"}, V0)
+    first.claim("c1", "d1")
+    first.begin_round("c1", "d1", 1, "train", {"seed": 5})
+    # Not closed: as if the process had died.
+    second = SqliteStore(path)
+    assert second.campaign("c1").state == "running"
+    assert second.round("c1", 1).plan == {"seed": 5}
+
+
+def test_a_process_killed_while_it_ends_rounds_leaves_each_whole_or_not_begun(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "store.sqlite"
+    store = SqliteStore(path)
+    store.create_campaign("c1", "{}", {}, V0)
+    program = f"""
+from pathlib import Path
+from fleet.store import SqliteStore, WeightsVersion
+store = SqliteStore(Path({str(path)!r}))
+store.claim("c1", "d1")
+for number in range(1, 100000):
+    store.begin_round("c1", "d1", number, "train", {{}})
+    weights = WeightsVersion(number, "00", b"x" * 20000, b"y" * 20000)
+    reports = [{{"device": str(index)}} for index in range(20)]
+    store.finish_round("c1", "d1", number, "done", {{"accepted": 20}}, reports, weights)
+    print(number, flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        told = 0
+        while told < 30:
+            told = int(process.stdout.readline())
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    rounds = SqliteStore(path).rounds("c1")
+    done = [one.number for one in rounds if one.state == "done"]
+    assert len(done) >= 30
+    assert store.latest_weights("c1").version == len(done) == max(done)
+    assert all(len(store.reports("c1", number)) == 20 for number in done)
+    assert all(store.reports("c1", one.number) == () for one in rounds if one.state != "done")
+
+
+def test_a_file_of_another_kind_or_version_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("not a database, but long enough to have a header of a hundred bytes" * 3)
+    with pytest.raises(StoreError, match="can't be used as a campaign store"):
+        SqliteStore(text)
+    newer = tmp_path / "newer"
+    with sqlite3.connect(newer) as database:
+        database.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreError, match="schema version 99"):
+        SqliteStore(newer)
