@@ -1,1 +1,1 @@
-"""TODO."""
+"""Fleets of devices that learn together: protocol, gateways, aggregation, campaigns, commands."""

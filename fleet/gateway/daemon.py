@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast, get_args
 
-from fleet.errors import BrokerRefusedError, ConfigurationError, FleetError, ProtocolError
+from fleet.errors import BrokerError, ConfigurationError, FleetError, ProtocolError
 from fleet.gateway import actions as act
 from fleet.gateway.actions import Action, StoreAction
 from fleet.gateway.config import GatewaySettings
@@ -102,7 +102,7 @@ class Gateway:
         """See :class:`fleet.gateway.mqtt.Listener`."""
         self._jobs.put(_Job(lambda: (self.logic.connected(self._clock()), None)))
 
-    def on_refused(self, error: BrokerRefusedError) -> None:
+    def on_failed(self, error: BrokerError) -> None:
         """See :class:`fleet.gateway.mqtt.Listener`."""
         self._failure = error
         self._stopping.set()

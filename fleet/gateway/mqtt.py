@@ -20,7 +20,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from fleet.errors import BrokerRefusedError
+from fleet.errors import BrokerError, BrokerRefusedError
 from fleet.gateway.actions import Publish
 from fleet.gateway.config import BrokerSettings
 
@@ -64,8 +64,8 @@ class Listener(Protocol):
     def on_message(self, topic: str, payload: bytes, token: Token | None) -> None:
         """A message came; ``token`` is None where it needs no acknowledgement."""
 
-    def on_refused(self, error: BrokerRefusedError) -> None:
-        """The broker will not let us in; the connection has given up."""
+    def on_failed(self, error: BrokerError) -> None:
+        """The connection has given up: the broker will not let us in, or there is a defect."""
 
 
 def _properties(packet: int) -> Properties:
@@ -147,6 +147,15 @@ class BrokerConnection:
     # ---- the connection's thread -----------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._stay_connected()
+        except Exception as error:  # a gateway without its connection must not live on silently
+            log.exception("the connection to broker %s failed", self.address)
+            self._listener.on_failed(
+                BrokerError(f"broker {self.address}: {error!r}; the log has the traceback")
+            )
+
+    def _stay_connected(self) -> None:
         delay = MIN_RECONNECT_SECONDS
         while not self._stopping.is_set():
             before = self._connection
@@ -187,7 +196,7 @@ class BrokerConnection:
                 log.warning("broker %s is busy (%s); trying again", self.address, reason)
                 return
             self._stopping.set()
-            self._listener.on_refused(
+            self._listener.on_failed(
                 BrokerRefusedError(
                     f"broker {self.address} refuses user {self._settings.user} ({reason}): "
                     f"{remedy}; check 'user' and {self._settings.password_file} against the "

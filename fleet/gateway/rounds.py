@@ -276,4 +276,5 @@ class Round:
     @property
     def settled(self) -> bool:
         """Whether nothing more is wanted or can come."""
-        return len(self.accepted) >= self.spec.target or not self.waiting
+        answered = len(self.accepted) + len(self.declined)  # no device is in both
+        return len(self.accepted) >= self.spec.target or answered >= len(self.spec.tasks)
