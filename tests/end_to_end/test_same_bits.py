@@ -1,6 +1,7 @@
 """Interpreter, host library and ARM image compute the same bits, whichever compiler built it."""
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from codegen.plans import Plan, default_plans
 from codegen.program import lower
 from codegen.quantize import load_calibration, quantize, quantize_input
 from codegen.toolchain import find_toolchain
-from fleet.firmware import PROTOCOL_CDDL
 from simulator.measure import ImageEngine
 from tests.codegen.random_graphs import full_plan
 
@@ -56,7 +56,7 @@ def test_a_hundred_steps_leave_the_same_state_everywhere(
         plans_of(graph),
         onnx_sha256="00" * 32,
         out=tmp_path / "bundle",
-        protocol_cddl=PROTOCOL_CDDL,
+        protocol_cddl=Path(str(files("fleet.protocol") / "tinyfleet.cddl")),
         toolchain=toolchain,
     )
     library = build_host_engine(bundle, tmp_path / "engine.so")
@@ -89,7 +89,7 @@ def test_the_factory_weights_of_the_image_are_the_blob(
         None,
         onnx_sha256="00" * 32,
         out=tmp_path / "bundle",
-        protocol_cddl=PROTOCOL_CDDL,
+        protocol_cddl=Path(str(files("fleet.protocol") / "tinyfleet.cddl")),
         toolchain=find_toolchain(),
     )
     assert (tmp_path / "bundle" / "weights.bin").read_bytes() == blob.pack(graph)
