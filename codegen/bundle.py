@@ -34,7 +34,7 @@ _Parsed = TypeVar("_Parsed", bound=BaseModel)
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class InputInfo(_Strict):
@@ -421,7 +421,9 @@ def _manifest_digest(manifest: Manifest) -> str:
 
 def _parse(kind: type[_Parsed], file: Path) -> _Parsed:
     try:
-        return kind.model_validate(json.loads(file.read_text("utf-8")))
+        content = json.loads(file.read_text("utf-8"))
+        canonical_json(content)  # refuses numbers beyond the range of a float
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

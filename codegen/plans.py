@@ -26,6 +26,7 @@ State = Literal["q8.8", "int8-stochastic"]
 # Part of the parameters that the default middle plan trains. Coded deltas took 7 … 8.2 bits per
 # value on the digits; at 6.5 % and 10 bits with framing, an uplink stays below 1/50 of dense fp32.
 MIDDLE_PART = 0.065
+LEAST_CHANNELS = 4
 
 
 class _Strict(BaseModel):
@@ -249,17 +250,16 @@ def _middle_weights(graph: Graph, biases: tuple[str, ...]) -> tuple[WeightRange,
     pointwise = [
         op for op in graph.convolutions if isinstance(op, Conv) and op.weight.shape[1:3] == (1, 1)
     ]
-    # The last convolution reads the most specific features; the ranges are spread over the last
-    # few so that each of them can turn some of its inputs.
-    chosen = pointwise[-4:]
+    # A device keeps a working copy of the whole tensor: better many channels of one layer than
+    # a few of each.
     ranges = []
-    for left, op in zip(range(len(chosen), 0, -1), chosen, strict=True):
+    for op in reversed(pointwise):
         outputs, channels = op.weight.shape[0], op.weight.shape[-1]
-        count = min(channels, int(budget / left / outputs))
-        if count >= 1:
+        count = min(channels, int(budget / outputs))
+        if count >= min(LEAST_CHANNELS, channels):
             ranges.append(WeightRange(op.name, 0, count))
             budget -= count * outputs
-    return tuple(ranges)
+    return tuple(reversed(ranges))
 
 
 def _known(layer: str, order: Sequence[str], graph: Graph, plan: str) -> None:

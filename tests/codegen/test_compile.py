@@ -1,0 +1,352 @@
+"""From a model to a bundle: sizes are the image's, budgets hold, and damage is noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from codegen.boards import Board, load_board
+from codegen.bundle import Bundle, bundle_id, load_bundle, measure_image
+from codegen.compile import build_host_engine, compile_graph, compile_model
+from codegen.errors import BudgetError, BundleError, CalibrationError, CodegenError
+from codegen.host_engine import HostEngine
+from codegen.importer import import_model
+from codegen.ir import Graph
+from codegen.plans import PlanSpec
+from codegen.quantize import load_calibration, quantize
+from codegen.toolchain import find_toolchain
+from tests.codegen.random_graphs import random_graph
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "examples" / "digits" / "digits.onnx"
+CALIBRATION = ROOT / "examples" / "digits" / "calibration.npz"
+CDDL = ROOT / "fleet" / "protocol" / "tinyfleet.cddl"
+WITHOUT_GCC = shutil.which("arm-none-eabi-gcc") is None
+COMPILERS = [
+    pytest.param("gcc", marks=pytest.mark.skipif(WITHOUT_GCC, reason="no arm-none-eabi-gcc")),
+    "zig",
+]
+
+
+def compiled(out: Path, board: str | Board = "stm32f746", **options: Any) -> Bundle:
+    plans = options.pop("plans", None)
+    return compile_model(MODEL, board, plans, CALIBRATION, out, CDDL, **options)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return compiled(tmp_path_factory.mktemp("compiled") / "bundle")
+
+
+@pytest.fixture
+def copy(bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle.path, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("board_name", ["stm32f746", "stm32f407"])
+@pytest.mark.parametrize("kind", COMPILERS)
+def test_reported_sizes_add_up_to_the_image(kind: Any, board_name: str, tmp_path: Path) -> None:
+    made = compiled(tmp_path / "out", board_name, toolchain=find_toolchain(kind))
+    board = load_board(board_name)
+    with made.firmware.open("rb") as stream:
+        image = ELFFile(stream)
+        sections = [s for s in image.iter_sections() if s["sh_flags"] & 2 and s["sh_size"]]
+        loaded = [s for s in sections if s["sh_type"] == "SHT_PROGBITS"]
+        symbols = {s.name: s for s in image.get_section_by_name(".symtab").iter_symbols()}
+    flash_end = max(
+        s["sh_addr"] + s["sh_size"] for s in loaded if s["sh_addr"] < board.sram.address
+    ) + sum(s["sh_size"] for s in loaded if s["sh_addr"] >= board.sram.address)
+    flash = made.report.flash_bytes
+    # Sections are aligned, so a few bytes between them belong to none.
+    assert 0 <= flash_end - board.flash.address - flash.total < 16
+    assert flash.code + flash.weights == flash.total
+    assert flash.weights == made.manifest.weights.bytes
+    pool = symbols["__pool_start"]["st_value"]
+    for plan, costs in zip(made.manifest.plans, made.report.plans, strict=True):
+        sram = costs.sram_bytes
+        parts = sram.model_dump(exclude={"total"})
+        assert sum(parts.values()) == sram.total <= costs.sram_limit_bytes
+        assert sram.arena + sram.state == plan.pool_bytes
+        assert sram.total == pool - board.sram.address + plan.pool_bytes
+        assert sram.stack == board.stack_bytes
+        assert costs.arena_lower_bound_bytes <= sram.arena
+        assert costs.macs.forward > 0
+        assert costs.delta_values == plan.delta_values
+    named = {"samples": "tf_sample_", "link": "tf_link_"}
+    for field, prefix in named.items():
+        total = sum(
+            s["st_size"]
+            for name, s in symbols.items()
+            if name.startswith(prefix) and s["st_value"] >= board.sram.address
+        )
+        assert getattr(sram, field) == total > 0
+
+
+def test_the_manifest_describes_the_blob_and_the_plans(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert [plan.name for plan in manifest.plans] == ["small", "middle", "full"]
+    weights = bundle.weights
+    assert len(weights) == manifest.weights.bytes
+    covered = np.zeros(len(weights), bool)
+    for tensor in manifest.tensors:
+        size = int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize
+        assert not covered[tensor.offset : tensor.offset + size].any()
+        covered[tensor.offset : tensor.offset + size] = True
+        dtype = np.dtype(tensor.dtype).newbyteorder("<")
+        values = np.frombuffer(weights, dtype, int(np.prod(tensor.shape)), tensor.offset)
+        assert np.abs(values.astype(np.int64)).max() <= tensor.limit
+        assert len(tensor.step) in (1, tensor.shape[0], tensor.shape[-1])
+    assert not np.frombuffer(weights, np.uint8)[~covered].any()
+    full = manifest.plan("full")
+    assert full.delta_values == manifest.coordinates
+    for plan in manifest.plans:
+        assert sum(segment.values for segment in plan.segments) == plan.delta_values
+    flash = manifest.flash
+    assert flash.slot_a.address + flash.slot_a.bytes == flash.slot_b.address
+    assert flash.slot_b.address + flash.slot_b.bytes == flash.samples.address
+
+
+def test_the_bundle_id_is_the_same_for_both_compilers_and_follows_the_specification(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    other = compiled(tmp_path / "zig", toolchain=find_toolchain("zig")).manifest
+    manifest = bundle.manifest
+    assert other.bundle_id == manifest.bundle_id
+    ids = [plan.id for plan in manifest.plans]
+    parts = (manifest.board, manifest.model, manifest.tensors, manifest.weights)
+    assert bundle_id(*parts, ids) == manifest.bundle_id
+    assert bundle_id(*parts, ids[:1]) != manifest.bundle_id
+    assert bytes.fromhex(manifest.bundle_id) in bundle.firmware.read_bytes()
+    assert bytes.fromhex(manifest.weights.sha256) in bundle.firmware.read_bytes()
+
+
+def test_a_second_compilation_gives_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
+    again = compiled(tmp_path / "again")
+    for name in [*bundle.manifest.files, "manifest.json"]:
+        assert (again.path / name).read_bytes() == (bundle.path / name).read_bytes(), name
+
+
+def test_progress_tells_stages_that_come_to_their_end(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    compiled(tmp_path / "out", progress=lambda stage, done, of: told.append((stage, done, of)))
+    last = {stage: (done, of) for stage, done, of in told}
+    assert list(last) == ["importing", "quantizing", "planning", "compiling"]
+    assert all(done == of > 0 for done, of in last.values())
+
+
+def test_a_loaded_bundle_is_the_one_that_was_written(bundle: Bundle, copy: Path) -> None:
+    loaded = load_bundle(copy)
+    assert loaded.manifest == bundle.manifest
+    assert loaded.report == bundle.report
+
+
+def test_one_flipped_bit_in_any_file_is_refused_by_name(copy: Path) -> None:
+    names = [*load_bundle(copy).manifest.files]
+    assert {"firmware.elf", "weights.bin", "report.json", "src/model.c"} <= set(names)
+    for number, name in enumerate(names):
+        file = copy / name
+        good = file.read_bytes()
+        bad = bytearray(good)
+        bad[len(bad) * (number % 7) // 7] ^= 1 << number % 8
+        file.write_bytes(bytes(bad))
+        with pytest.raises(BundleError, match=r"is damaged.*compile the bundle again") as caught:
+            load_bundle(copy)
+        assert name in str(caught.value)
+        file.write_bytes(good)
+    load_bundle(copy)
+
+
+def test_a_changed_number_in_the_manifest_is_refused(copy: Path) -> None:
+    file = copy / "manifest.json"
+    content = json.loads(file.read_text())
+    content["flash"]["slot_a"]["address"] += 4
+    file.write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=r"manifest\.json is damaged.*digest"):
+        load_bundle(copy)
+
+
+def test_bytes_of_the_manifest_may_be_anything_and_give_one_error(copy: Path) -> None:
+    file = copy / "manifest.json"
+    good = file.read_bytes()
+    before = load_bundle(copy).manifest
+    random = np.random.default_rng(5)
+    refused = 0
+    for place in random.integers(0, len(good), 60):
+        bad = bytearray(good)
+        bad[place] ^= int(random.integers(1, 256))
+        file.write_bytes(bytes(bad))
+        try:
+            # A space that became another space changes nothing.
+            assert load_bundle(copy).manifest == before
+        except BundleError:
+            refused += 1
+    assert refused > 40
+
+
+@pytest.mark.parametrize("name", ["firmware.elf", "weights.bin", "report.json", "src/plan_0.c"])
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is damaged.*missing"):
+        load_bundle(copy)
+
+
+def test_a_folder_without_manifest_and_another_version_are_no_bundles(
+    copy: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BundleError, match=r"no bundle.*tinyfleet compile"):
+        load_bundle(tmp_path / "nothing")
+    content = json.loads((copy / "manifest.json").read_text())
+    content["format"] = "tinyfleet-manifest/2"
+    (copy / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=r"another version: format: .*tinyfleet-manifest/1"):
+        load_bundle(copy)
+
+
+def test_a_folder_that_is_no_bundle_is_not_overwritten_but_a_bundle_is(
+    copy: Path, tmp_path: Path
+) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match=r"isn't a bundle.*another --out"):
+        compiled(precious)
+    assert (precious / "thesis.txt").exists()
+    (copy / "src" / "stale.c").write_text("")
+    compiled(copy)
+    assert not (copy / "src" / "stale.c").exists()
+
+
+def small_board(limit: int) -> Board:
+    return load_board("stm32f746").model_copy(update={"sram_limit_bytes": limit})
+
+
+@pytest.fixture(scope="module")
+def limit(bundle: Bundle) -> int:
+    """SRAM that the middle plan fits in exactly."""
+    return bundle.report.plans[1].sram_bytes.total
+
+
+def test_default_plans_that_do_not_fit_are_left_out_with_a_note(tmp_path: Path, limit: int) -> None:
+    made = compiled(tmp_path / "out", small_board(limit))
+    assert [plan.name for plan in made.manifest.plans] == ["small", "middle"]
+    (note,) = made.report.notes
+    assert "plan full is left out" in note
+    assert f"{limit:,}" in note
+    assert made.manifest.plan("small").id in (made.path / "src" / "plan_0.c").read_text()
+
+
+def test_a_plan_that_was_asked_for_and_does_not_fit_is_refused_with_the_table(
+    tmp_path: Path, limit: int
+) -> None:
+    plans = [
+        PlanSpec(name="head-only"),
+        PlanSpec.model_validate(
+            {
+                "name": "greedy",
+                "weights": [{"layer": n} for n in ("last", "b4_pw1", "b4_pw2", "b3_pw2")],
+            }
+        ),
+    ]
+    with pytest.raises(BudgetError) as caught:
+        compiled(tmp_path / "out", small_board(limit), plans=plans)
+    text = str(caught.value)
+    assert "board stm32f746: greedy" in text
+    assert "These plans fit: head-only." in text
+    head, *rows = [line.split() for line in text.splitlines() if line.startswith("  ")]
+    assert head == [
+        "plan", "arena", "state", "samples", "link", "data_bss_other", "stack", "total", "limit",
+    ]  # fmt: skip
+    for row in rows:
+        *parts, total, row_limit = (int(cell.replace(",", "")) for cell in row[1:])
+        assert sum(parts) == total
+        assert row_limit == limit
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", COMPILERS)
+def test_a_board_with_no_room_for_the_firmwares_own_data_is_a_budget_error(
+    kind: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetError, match=r"own data and stack exceed the SRAM"):
+        compiled(tmp_path / "out", small_board(6_000), toolchain=find_toolchain(kind))
+
+
+def heavy_graph(weight_bytes: int) -> Graph:
+    """The digits' network with a stretched head, so that the blob has about that many bytes."""
+    graph = quantize(import_model(MODEL), load_calibration(CALIBRATION))
+    classes = weight_bytes // (2 * graph.head.weight.shape[1])
+    head = dataclasses.replace(
+        graph.head,
+        weight=np.resize(graph.head.weight, (classes, graph.head.weight.shape[1])),
+        bias=np.resize(graph.head.bias, classes),
+    )
+    return dataclasses.replace(graph, ops=(*graph.ops[:-1], head))
+
+
+@pytest.mark.parametrize("kind", COMPILERS)
+@pytest.mark.parametrize("weight_bytes", [170_000, 300_000])
+def test_a_model_too_big_for_the_flash_gives_the_table_of_needs(
+    kind: Any, weight_bytes: int, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetError, match=r"doesn't fit the flash of stm32f746") as caught:
+        compile_graph(
+            heavy_graph(weight_bytes),
+            load_board("stm32f746"),
+            None,
+            onnx_sha256="0" * 64,
+            out=tmp_path / "out",
+            protocol_cddl=CDDL,
+            toolchain=find_toolchain(kind),
+        )
+    assert "firmware with factory weights" in str(caught.value)
+    assert "smaller model" in str(caught.value)
+
+
+def test_two_names_for_one_plan_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CodegenError, match=r"'one' and 'two' train the same"):
+        compiled(tmp_path / "out", plans=[PlanSpec(name="one"), PlanSpec(name="two")])
+
+
+def test_a_model_without_calibration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"--calibration"):
+        compile_model(MODEL, "stm32f746", None, None, tmp_path / "out", CDDL)
+
+
+def test_the_host_engine_of_a_bundle_runs_each_plan(bundle: Bundle, tmp_path: Path) -> None:
+    library = build_host_engine(bundle, tmp_path / "engine.so")
+    sample = np.zeros(bundle.manifest.model.input.shape, np.int8)
+    logits = []
+    for plan in bundle.manifest.plans:
+        engine = HostEngine(library, plan.id, bundle.weights)
+        engine.score(sample, 0)
+        logits.append(engine.logits)
+        assert engine.delta().size == plan.delta_values
+    assert all(np.array_equal(logits[0], other) for other in logits)
+
+
+def test_a_random_graph_with_unusual_shapes_becomes_firmware(tmp_path: Path) -> None:
+    graph, _ = random_graph(3)
+    made = compile_graph(
+        graph,
+        load_board("stm32f407"),
+        None,
+        onnx_sha256="0" * 64,
+        out=tmp_path / "out",
+        protocol_cddl=CDDL,
+        toolchain=find_toolchain(),
+    )
+    assert load_bundle(made.path).manifest.model.name == "random"
+
+
+def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "firmware.elf"
+    file.write_bytes(b"no ELF at all")
+    with pytest.raises(BundleError, match=r"isn't an image"):
+        measure_image(file)
