@@ -16,7 +16,7 @@
 /* Gives the next value of the delta; called exactly `values` times per pass. */
 typedef int32_t (*tf_delta_source)(void *context);
 
-/* Private to device_runtime/codec; about 180 bytes. */
+/* Private to device_runtime/codec; 160 bytes. */
 typedef struct {
     tf_delta_source source;
     void *context;
