@@ -97,11 +97,23 @@ def test_a_plan_that_names_a_missing_layer_is_refused(tmp_path: Path) -> None:
     assert_refused(answer, "b9_pw9", "b1_pw1")
 
 
-def test_a_model_that_is_too_big_for_the_board_is_refused_with_the_table(tmp_path: Path) -> None:
-    # One activation of 8·8·6000 bytes alone is more than the 256 KiB that the board may use.
-    model = tensor_model(tmp_path / "net.onnx", "Relu", 6000)
-    answer = tinyfleet(*compile_digits(tmp_path / "out", model=model))
-    assert_refused(answer, "stm32f746")
+@pytest.mark.parametrize(
+    ("channels", "words"),
+    [
+        # One activation of 8·8·4500 bytes alone is more than the 256 KiB that the board may use.
+        (4500, ("SRAM", "head-only", "262,144")),
+        # Three copies of the weights are more than the 1 MiB of flash.
+        (9000, ("flash", "weights slot A", "1,048,576")),
+    ],
+)
+def test_a_model_that_is_too_big_for_the_board_is_refused_with_the_table(
+    tmp_path: Path, channels: int, words: tuple[str, ...]
+) -> None:
+    model = tensor_model(tmp_path / "net.onnx", "Relu", channels)
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"format": "tinyfleet-plan/1", "name": "head-only"}))
+    answer = tinyfleet(*compile_digits(tmp_path / "out", "--plan", plan, model=model))
+    assert_refused(answer, "stm32f746", *words)
     assert "bytes" in answer.stderr
     assert not (tmp_path / "out").exists()
 
