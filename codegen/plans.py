@@ -23,7 +23,7 @@ from codegen.ir import Conv, Graph
 FORMAT: Literal["tinyfleet-plan/1"] = "tinyfleet-plan/1"
 State = Literal["q8.8", "int8-stochastic"]
 
-# Part of the parameters that the default middle plan trains. Coded deltas took 7 … 8.2 bits per
+# Part of the parameters that the default middle plan trains. Coded deltas took 5 … 8 bits per
 # value on the digits; at 6.5 % and 10 bits with framing, an uplink stays below 1/50 of dense fp32.
 MIDDLE_PART = 0.065
 LEAST_CHANNELS = 4

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 from codegen.boards import Board
@@ -203,14 +204,16 @@ class Toolchain:
         definitions = [f"-D{name}={value}" for name, value in sorted(defines.items())]
         base = (*_COMMON, *flags, *definitions)
         cache = cache_folder() / "objects"
+        counting = Lock()
         done = 0
 
         def compile_one(source: Source) -> _Object:
             nonlocal done
             made = self._compile_one(source, include_dirs, base, cache)
-            done += 1
-            if progress is not None:
-                progress("compiling", done, len(sources))
+            with counting:
+                done += 1
+                if progress is not None:
+                    progress("compiling", done, len(sources))
             return made
 
         with ThreadPoolExecutor(PARALLEL_JOBS) as pool:
