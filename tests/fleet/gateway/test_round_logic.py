@@ -140,16 +140,20 @@ SHARED: dict[str, list[Delta]] = {
 }
 
 
+ALL_CHUNKS = -1
+
+
 @st.composite
 def arrivals(draw: st.DrawFn) -> list[tuple[str, int]]:
     """Every chunk at least once, in any order, many of them several times, crashes between."""
     every = [(name, i) for name, chunks in SHARED.items() for i in range(len(chunks))]
-    again = draw(st.lists(st.sampled_from([*every, ("crash", 0)]), max_size=20))
+    whole = [(name, ALL_CHUNKS) for name in SHARED]
+    again = draw(st.lists(st.sampled_from([*every, *whole, *whole, ("crash", 0)]), max_size=20))
     return draw(st.permutations([*every, *again]))
 
 
 @given(arrivals())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_order_repetition_and_crash_give_the_same_sums(
     tmp_path_factory: pytest.TempPathFactory, order: list[tuple[str, int]]
 ) -> None:
@@ -159,6 +163,9 @@ def test_any_order_repetition_and_crash_give_the_same_sums(
     for name, chunk in order:
         if name == "crash":
             bench.crash()
+        elif chunk == ALL_CHUNKS:
+            for delta in SHARED[name]:
+                bench.chunk(name, delta)
         else:
             bench.chunk(name, SHARED[name][chunk])
     assert bench.logic.state(KEY) is RoundState.CLOSED
@@ -168,6 +175,14 @@ def test_any_order_repetition_and_crash_give_the_same_sums(
     assert total["weight"] == sum(delta_of(name)[1] for name in "abc")
     assert total["devices"] == 3
     bench.store.close()
+
+
+def test_a_delta_from_a_device_without_a_task_is_not_counted_in(bench: Bench) -> None:
+    bench.start(names=["a", "b"])
+    for delta in SHARED["c"]:
+        bench.chunk("c", delta)
+    assert bench.store.counters(KEY) == {"not-in-cohort": 1}
+    assert not bench.sum().any()
 
 
 def test_sums_are_kept_apart_by_plan(bench: Bench) -> None:
