@@ -45,8 +45,8 @@ class DemoSettings:
     seed: int = 1
     out: Path = Path("out/demo")
     gateways: tuple[str, ...] = ("gw-east", "gw-west")
-    epochs: int = 2
-    learning_rate: float = 0.01
+    epochs: int = 1
+    learning_rate: float = 0.015
     over_selection: float = 0.0
     cohort_share: float = 1.0
     deadline_seconds: int = 60
