@@ -1,0 +1,247 @@
+"""Campaigns over real Flower processes: a SuperLink, its SuperExec and two SuperNodes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fleet.aggregation import apply, init
+from fleet.campaign import CampaignConfig, RoundPlan
+from fleet.coordinator.control import APP_FOLDER
+from fleet.coordinator.driver import new_campaign
+from fleet.coordinator.service import Coordinator, ProgressEvent
+from fleet.coordinator.superlink import SuperLink, SuperNode, flower_environment
+from fleet.store import SqliteStore
+from tests.fleet.aggregation.test_mean import MANIFEST, gateway_sums
+from tests.fleet.coordinator import small_model
+from tests.fleet.coordinator.plain_gateway import PlainGateway, device_delta, train_samples
+
+pytestmark = pytest.mark.slow
+
+PLAN_NAMES = {plan.id: plan.name for plan in MANIFEST.plans}
+
+
+@dataclass
+class Site:
+    """Everything that runs for these tests."""
+
+    folder: Path
+    superlink: SuperLink
+    nodes: list[SuperNode]
+    gateways: list[PlainGateway]
+    events: list[ProgressEvent] = field(default_factory=list)
+
+    def campaign(self, name: str, **fields: object) -> tuple[SqliteStore, Path, str]:
+        path = self.folder / f"{name}.sqlite"
+        store = SqliteStore(path)
+        settings = {
+            "rounds": 2,
+            "min_devices": 12,
+            "score_first": False,
+            "score_last": False,
+            "deadline_seconds": 60,
+            **fields,
+        }
+        config = CampaignConfig.model_validate({"name": name, **settings})
+        texts = small_model.manifest_texts("a", "b")
+        return store, path, new_campaign(store, config, texts, small_model.blob())
+
+    def run(
+        self,
+        store: SqliteStore,
+        path: Path,
+        campaign: str,
+        on_event: Callable[[ProgressEvent], None],
+    ) -> str:
+        self.events.clear()
+
+        def progress(event: ProgressEvent) -> None:
+            self.events.append(event)
+            on_event(event)
+
+        return Coordinator(store, path, self.superlink).run(campaign, progress).state
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    # Socket paths have to be short; pytest's folders aren't.
+    with tempfile.TemporaryDirectory(prefix="tf") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        free_sram = [1500, 5000, 20000]
+        gateways = []
+        for gateway in ("g1", "g2"):
+            devices = [
+                small_model.device_entry(
+                    f"{gateway}-{index}", "ab"[index % 2], free_sram_bytes=free_sram[index % 3]
+                )
+                for index in range(6)
+            ]
+            one = PlainGateway(gateway, folder / f"{gateway}.sock", devices)
+            stack.callback(one.close)
+            gateways.append(one)
+        superlink = stack.enter_context(SuperLink(folder / "flower"))
+        nodes = [
+            stack.enter_context(
+                SuperNode(superlink.work, superlink.address, one.name, one.socket_path)
+            )
+            for one in gateways
+        ]
+        yield Site(folder, superlink, nodes, gateways)
+
+
+@pytest.fixture(autouse=True)
+def _round_seconds(site: Site) -> None:
+    for gateway in site.gateways:
+        gateway.round_seconds = 1.0
+
+
+def assert_every_delta_counted_once(store: SqliteStore, campaign: str) -> None:
+    """The stored weights are bit for bit those of adding each device's delta once per round."""
+    state = init(MANIFEST.tensors, small_model.blob())
+    for record in store.rounds(campaign):
+        plan = RoundPlan.from_json(record.plan)
+        if record.kind != "train":
+            continue
+        assert record.result["accepted"] == len(plan.assignments)
+        sizes = {one.id: one.delta_values for one in MANIFEST.plans}
+        devices = [
+            (
+                PLAN_NAMES[one.plan],
+                train_samples(one.device),
+                [int(v) for v in device_delta(one.device, plan.number, sizes[one.plan])],
+            )
+            for one in plan.assignments
+        ]
+        state = apply(state, gateway_sums(devices))
+    stored = np.frombuffer(store.latest_weights(campaign).master, "<f8")
+    assert np.array_equal(stored, state.master)
+    assert store.latest_weights(campaign).version == state.applied
+
+
+def test_a_campaign_over_two_gateways_ends_with_the_exact_weights(site: Site) -> None:
+    store, path, campaign = site.campaign("plain", score_first=True, score_last=True)
+    assert site.run(store, path, campaign, lambda event: None) == "finished"
+    assert [one.number for one in store.rounds(campaign)] == [0, 1, 2, 3]
+    assert_every_delta_counted_once(store, campaign)
+    plans = {PLAN_NAMES[one["plan"]] for one in store.round(campaign, 1).plan["assignments"]}
+    assert plans == {"small", "middle", "large"}
+    assert store.round(campaign, 3).result["median_accuracy_before"] == 0.6
+    assert len(store.reports(campaign, 3)) == 12
+    assert len(store.devices(campaign)) == 12
+    kinds = [event.kind for event in site.events]
+    assert kinds[0] == "run-submitted"
+    assert kinds[-1] == "campaign-ended"
+    assert kinds.count("round-done") == 4
+    assert "run-failed" not in kinds
+
+
+def test_a_superlink_killed_in_the_middle_of_a_round_loses_and_doubles_nothing(
+    site: Site,
+) -> None:
+    for gateway in site.gateways:
+        gateway.round_seconds = 6.0
+    store, path, campaign = site.campaign("superlink-kill")
+    killed = []
+
+    def kill(event: ProgressEvent) -> None:
+        if event.kind == "round-started" and event.round == 1:
+            wait_for_start(site, campaign)
+            killed.append(site.superlink.link.pid)
+            site.superlink.kill()
+
+    assert site.run(store, path, campaign, kill) == "finished"
+    assert killed
+    assert killed[0] != site.superlink.link.pid
+    assert_every_delta_counted_once(store, campaign)
+
+
+def test_a_server_app_killed_in_the_middle_of_a_round_is_followed_by_one_that_resumes_it(
+    site: Site,
+) -> None:
+    for gateway in site.gateways:
+        gateway.round_seconds = 6.0
+    store, path, campaign = site.campaign("serverapp-kill")
+    drivers = []
+
+    def kill(event: ProgressEvent) -> None:
+        if event.kind == "round-started" and event.round == 1:
+            wait_for_start(site, campaign)
+            drivers.append(store.campaign(campaign).driver)
+            kill_server_app(site)
+
+    assert site.run(store, path, campaign, kill) == "finished"
+    assert drivers
+    assert store.campaign(campaign).driver != drivers[0]
+    assert_every_delta_counted_once(store, campaign)
+
+
+def test_a_stopped_campaign_cancels_the_round_at_the_gateways(site: Site) -> None:
+    for gateway in site.gateways:
+        gateway.round_seconds = 60.0
+    store, path, campaign = site.campaign("stopped", rounds=1)
+
+    def stop(event: ProgressEvent) -> None:
+        if event.kind == "round-started":
+            wait_for_start(site, campaign)
+            store.request_stop(campaign)
+
+    assert site.run(store, path, campaign, stop) == "cancelled"
+    assert [one.rounds[(campaign, 1)]["state"] for one in site.gateways] == ["cancelled"] * 2
+    assert store.latest_weights(campaign).version == 0
+
+
+def test_flwr_run_on_the_app_goes_through_flowers_own_loop(site: Site) -> None:
+    store, path, campaign = site.campaign("strategy")
+    environment = flower_environment(site.folder, "cli", 1.0)
+    home = Path(environment["FLWR_HOME"])
+    home.mkdir(parents=True)
+    (home / "config.toml").write_text(
+        f'[superlink.local]\naddress = "{site.superlink.address}"\ninsecure = true\n'
+    )
+    config = f'mode="strategy" store="{path}" campaign="{campaign}" num-server-rounds=2'
+    program = Path(sys.executable).parent / "flwr"
+    command = [program, "run", APP_FOLDER, "local", "--run-config", config, "--stream"]
+    done = subprocess.run(
+        [str(part) for part in command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    copies = [one for one in store.campaigns() if one.id != campaign]
+    assert [one.state for one in copies] == ["finished"], done.stdout
+    assert_every_delta_counted_once(store, copies[0].id)
+    assert len(store.rounds(copies[0].id)) == 2
+
+
+def wait_for_start(site: Site, campaign: str) -> None:
+    """Until a gateway has the round."""
+    deadline = time.monotonic() + 30
+    while not any((campaign, 1) in one.rounds for one in site.gateways):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def kill_server_app(site: Site) -> None:
+    """SIGKILL to the ServerApp of this SuperLink, found by its command line."""
+    killed = 0
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+            if b"flwr-serverapp" in line and site.superlink.address.encode() in line:
+                os.kill(int(entry.name), signal.SIGKILL)
+                killed += 1
+    assert killed
