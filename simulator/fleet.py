@@ -15,7 +15,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -91,6 +91,8 @@ class WorkerSettings:
     devices: tuple[DeviceSpec, ...]
     broker: tuple[str, int]
     slice_milliseconds: float
+    host_libraries: dict[str, Path]
+    """Bundle → library of its devices, where they aren't emulated boards."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ class Fleet:
         *,
         workers: int = 2,
         slice_milliseconds: float = 20.0,
+        host_libraries: Mapping[Path, Path] | None = None,
     ) -> None:
         """Nothing is started before the context is entered.
 
@@ -180,14 +183,17 @@ class Fleet:
             broker: host and port of the MQTT broker.
             workers: processes; as many as cores is best.
             slice_milliseconds: how long a machine runs before the next has its turn.
+            host_libraries: for bundles whose devices are to run as host code instead of on
+                emulated boards, the library made by ``host_machine.build_host_library``.
 
         Raises: FleetError when two devices have one name or there are none.
         """
         names = [spec.device for spec in devices]
         if not names or len(set(names)) != len(names):
             raise FleetError("a fleet needs at least one device, and each needs its own name")
+        libraries = {str(bundle): path for bundle, path in (host_libraries or {}).items()}
         self._settings = [
-            WorkerSettings(tuple(part), broker, slice_milliseconds)
+            WorkerSettings(tuple(part), broker, slice_milliseconds, libraries)
             for part in (list(devices[first::workers]) for first in range(workers))
             if part
         ]

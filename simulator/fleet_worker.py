@@ -24,6 +24,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from codegen.errors import CodegenError
 from simulator.errors import FleetError, SimulatorError
 from simulator.flash_image import Identity, sample_region
 from simulator.fleet import (
@@ -35,13 +36,16 @@ from simulator.fleet import (
     WorkerStats,
     resident_bytes,
 )
+from simulator.host_machine import HostMachine
 from simulator.machine import StopReason
 from simulator.modem import Modem
 from simulator.unicorn_machine import UnicornMachine
 
 
-def build_machine(spec: DeviceSpec) -> UnicornMachine:
+def build_machine(spec: DeviceSpec, library: Path | None = None) -> UnicornMachine | HostMachine:
     """A machine with the bundle's image and the device's sample region in its flash.
+
+    With ``library`` it is a device of that host library instead of an emulated board.
 
     Raises: FleetError naming the device.
     """
@@ -60,15 +64,23 @@ def build_machine(spec: DeviceSpec) -> UnicornMachine:
             spec.labels,
             region["bytes"],
         )
-        address = region["address"]
+        flash_content = [(region["address"], content)]
+        if library is not None:
+            return HostMachine(
+                spec.bundle,
+                library,
+                battery_percent=lambda: spec.battery_percent,
+                seed=spec.seed,
+                flash_content=flash_content,
+            )
         return UnicornMachine(
             board,
             Path(spec.bundle) / "firmware.elf",
             battery_percent=lambda: spec.battery_percent,
             seed=spec.seed,
-            flash_content=[(int(address, 0) if isinstance(address, str) else address, content)],
+            flash_content=flash_content,
         )
-    except (OSError, ValueError, KeyError, SimulatorError) as error:
+    except (OSError, ValueError, KeyError, CodegenError, SimulatorError) as error:
         raise FleetError(f"device {spec.device}, bundle {spec.bundle}: {error}") from error
 
 
@@ -80,7 +92,7 @@ class _Device:
 
     def __init__(self, spec: DeviceSpec, worker: _Worker) -> None:
         self.spec = spec
-        self.machine = build_machine(spec)
+        self.machine = build_machine(spec, worker.libraries.get(str(spec.bundle)))
         self.modem = Modem(
             self.machine, worker.broker, on_socket=functools.partial(worker.socket_changed, self)
         )
@@ -104,7 +116,7 @@ class _Device:
             traffic.down,
             self.resets,
             self.modem.dials,
-            self.machine.flash_controller.operations,
+            self.machine.flash_operations,
             self.machine.stack_high_water_bytes(),
             self.busy_seconds,
         )
@@ -113,6 +125,7 @@ class _Device:
 class _Worker:
     def __init__(self, settings: WorkerSettings, connection: Any) -> None:
         self.broker = settings.broker
+        self.libraries = settings.host_libraries
         self._slice = settings.slice_milliseconds
         self._connection = connection
         self._selector = selectors.DefaultSelector()

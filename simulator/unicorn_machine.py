@@ -15,7 +15,6 @@ import functools
 import mmap
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -41,6 +40,7 @@ from simulator.peripherals import (
     Tim2,
     Usart,
 )
+from simulator.slice_watchdog import slice_watchdog
 
 _NOWHERE = 0xFFFFFFFE
 STACK_PAINT = 0xA5A5A5A5
@@ -74,41 +74,6 @@ ARGUMENT_REGISTERS = (
     arm_const.UC_ARM_REG_R2,
     arm_const.UC_ARM_REG_R3,
 )
-
-
-class _Watchdog:
-    """Ends slices that run late although the firmware reads neither clock nor ring."""
-
-    PERIOD_SECONDS = 0.02
-
-    def __init__(self) -> None:
-        self._running: dict[int, tuple[Any, float]] = {}
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def begin(self, engine: Any, deadline: float) -> None:
-        with self._lock:
-            self._running[id(engine)] = (engine, deadline)
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._watch, name="slices", daemon=True)
-            self._thread.start()
-
-    def end(self, engine: Any) -> None:
-        # Under the lock, so that an engine isn't closed while it is being stopped.
-        with self._lock:
-            self._running.pop(id(engine), None)
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(self.PERIOD_SECONDS)
-            with self._lock:
-                now = time.monotonic()
-                for engine, deadline in self._running.values():
-                    if now > deadline:
-                        binding.uclib.uc_emu_stop(engine)
-
-
-_watchdog = _Watchdog()
 
 
 @functools.lru_cache(maxsize=16)
@@ -238,6 +203,11 @@ class UnicornMachine:
     def data_terminal_ready(self) -> bool:
         """PB0."""
         return self._powered and self.gpio.data_terminal_ready
+
+    @property
+    def flash_operations(self) -> int:
+        """Words programmed and sectors erased since the machine was made."""
+        return self.flash_controller.operations
 
     @property
     def hang_ups(self) -> int:
@@ -564,11 +534,11 @@ class UnicornMachine:
     def _emulate(self, address: int, until: int) -> StopReason:
         self._stop_cause = None
         self._pending_fault = None
-        _watchdog.begin(self._engine, self._deadline)
+        slice_watchdog.begin(self._engine, self._deadline)
         try:
             status = binding.uclib.uc_emu_start(self._engine, address | 1, until, 0, 0)
         finally:
-            _watchdog.end(self._engine)
+            slice_watchdog.end(self._engine)
         if self._pending_flash:
             self._settle_flash()
         pc = self.pc

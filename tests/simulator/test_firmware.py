@@ -1,0 +1,183 @@
+"""The real firmware on emulated boards and as host code, at a real broker with a real gateway."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codegen.bundle import Bundle, load_bundle
+from codegen.compile import compile_model
+from fleet.demo.site import GatewayProcess
+from fleet.gateway.broker import Broker, BrokerConfig, free_port, new_passwords
+from fleet.gateway.client import GatewayClient
+from simulator.fleet import DeviceSpec, Fleet
+from simulator.host_machine import build_host_library
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "examples" / "digits"
+CAMPAIGN = "00112233445566aa"
+FLEET = "demo"
+BOARDED, HOSTED = "on-board", "on-host"
+SAMPLES = np.random.default_rng(5).integers(-128, 128, (9, 8, 8, 1)).astype(np.int8)
+LABELS = np.arange(9)
+
+
+@pytest.fixture(scope="module")
+def bundle(board: str, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return compile_model(
+        DIGITS / "digits.onnx",
+        board,
+        None,
+        DIGITS / "calibration.npz",
+        tmp_path_factory.mktemp("firmware") / board,
+        ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
+    )
+
+
+class World:
+    """Broker, gateway and two devices with the same samples: a board and host code."""
+
+    def __init__(self, folder: Path, bundle: Bundle) -> None:
+        passwords = new_passwords([BOARDED, HOSTED])
+        gateway_password = new_passwords(["gw"])
+        self.bundle = bundle
+        self.broker = Broker(
+            folder / "broker",
+            BrokerConfig(FLEET, gateway_password, passwords, port=free_port()),
+        )
+        self.gateway = GatewayProcess(
+            folder, "gw", [BOARDED, HOSTED], self.broker.port, gateway_password["gw"]
+        )
+        hosted = folder / "hosted"
+        shutil.copytree(bundle.path, hosted)
+        library = build_host_library(load_bundle(hosted), folder / "device.so")
+        self.fleet = Fleet(
+            [
+                DeviceSpec(name, path, passwords[name], SAMPLES, LABELS, seed=3)
+                for name, path in ((BOARDED, bundle.path), (HOSTED, hosted))
+            ],
+            ("127.0.0.1", self.broker.port),
+            host_libraries={hosted: library},
+        )
+        self.client = GatewayClient(self.gateway.socket)
+
+    def until(self, what: str, condition: Callable[[], Any], seconds: float = 40) -> Any:
+        end = time.monotonic() + seconds
+        while not (found := condition()):
+            stats = self.fleet.stats()
+            assert not any(device.fault for device in stats.values()), stats
+            assert time.monotonic() < end, f"waited until {what}: {stats}"
+            time.sleep(0.05)
+        return found
+
+    def announced(self) -> dict[str, dict[str, Any]]:
+        return {
+            device["device"]: device
+            for device in self.client.hello()["devices"]
+            if device["online"]
+        }
+
+    def start(self, number: int, device: str, blob: bytes, plan: int = 1) -> None:
+        digest = hashlib.sha256(blob).hexdigest()
+        chosen = self.bundle.manifest.plans[plan]
+        self.client.start(
+            campaign=CAMPAIGN,
+            round=number,
+            blobs=[{"sha256": digest, "data": blob, "chunk_bytes": 512}],
+            tasks={device: {"plan": chosen.id, "weights": digest}},
+            plans={chosen.id: {"values": chosen.delta_values}},
+            epochs=1,
+            learning_rate=0.02,
+            seed=77,
+            deadline_seconds=120,
+            max_score_drop_permille=1000,
+            check_in_seconds=0,
+            target=1,
+        )
+
+    def collect(self, number: int) -> dict[str, Any]:
+        def closed() -> dict[str, Any] | None:
+            reply = self.client.collect(CAMPAIGN, number, wait_seconds=1)
+            return reply if reply["state"] != "running" else None
+
+        reply: dict[str, Any] = self.until(f"round {number} is closed", closed)
+        return reply
+
+
+@pytest.fixture
+def world(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("w")
+    (folder / "logs").mkdir()
+    world = World(folder, bundle)
+    with world.broker, world.gateway:
+        world.gateway.wait_ready()
+        with world.fleet:
+            world.until("both are online", lambda: len(world.announced()) == 2)
+            yield world
+
+
+def other_weights(bundle: Bundle) -> bytes:
+    blob = bundle.weights
+    return bytes([blob[0] ^ 1]) + blob[1:]
+
+
+def test_board_and_host_code_announce_alike_and_send_the_same_delta(world: World) -> None:
+    boarded, hosted = (world.announced()[name] for name in (BOARDED, HOSTED))
+    for field in ("board", "bundle", "weights", "train_samples", "held_out_samples"):
+        assert boarded[field] == hosted[field], field
+    assert (boarded["train_samples"], boarded["held_out_samples"]) == (6, 3)
+    blob = other_weights(world.bundle)
+    results = []
+    for number, device in enumerate((BOARDED, HOSTED), 1):
+        world.start(number, device, blob)
+        results.append(world.collect(number))
+    plan = world.bundle.manifest.plans[1].id
+    sums = [result["sums"][plan]["values"] for result in results]
+    assert [result["accepted"] for result in results] == [1, 1]
+    assert sums[0] == sums[1]
+    assert any(np.frombuffer(sums[0], "<i8"))
+    scores = [
+        {key: result["reports"][0][key] for key in ("correct_before", "loss_before", "loss_after")}
+        for result in results
+    ]
+    assert scores[0] == scores[1]
+    stats = world.fleet.stats()
+    assert stats[BOARDED].bytes_down > len(blob)
+    assert 0 < stats[BOARDED].stack_high_water_bytes < 4096
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", [BOARDED, HOSTED])
+def test_power_cuts_while_weights_are_staged_only_delay_the_delta(
+    world: World, device: str
+) -> None:
+    blob = other_weights(world.bundle)
+
+    def dials() -> int:
+        return world.fleet.stats()[device].dials
+
+    def is_closed() -> bool:
+        return bool(world.client.collect(CAMPAIGN, 1, wait_seconds=0)["state"] == "closed")
+
+    for cut, operations in enumerate((1, 40, 3000), 1):
+        before = dials()
+        world.fleet.cut_power_at_flash_operation(device, operations, seed=cut, off_seconds=0.05)
+        if cut == 1:
+            world.start(1, device, blob)
+            world.until("it is back", lambda before=before: dials() > before)
+        else:  # host code may be done before the next cut is armed
+            world.until("it is back", lambda before=before: dials() > before or is_closed())
+    result = world.collect(1)
+    assert (result["accepted"], result["duplicate"]) == (1, 0)
+    world.fleet.power_cycle(device)  # it announces its weights when it connects
+    world.until(
+        "it has the new weights",
+        lambda: (
+            world.announced().get(device, {}).get("weights") == hashlib.sha256(blob).hexdigest()
+        ),
+    )
