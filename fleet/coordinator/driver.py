@@ -67,7 +67,7 @@ class Transport(ABC):
 class Pace:
     """Waiting times of the driver, in seconds."""
 
-    stop_check: float = 1.0
+    stop_check: float = 2.0
     retry: float = 2.0
     hello: float = 3.0
 
@@ -219,9 +219,7 @@ class CampaignDriver:
         if now - self._stop_checked < self._pace.stop_check:
             return False
         self._stop_checked = now
-        record = self._store.campaign(self._campaign)
-        if record.driver != self._driver:
-            raise SupersededError(f"campaign {self._campaign} was taken over by {record.driver}")
+        record = self._store.driver_lives(self._campaign, self._driver, time.time())
         return record.stop_requested
 
     # One round

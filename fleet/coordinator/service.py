@@ -7,6 +7,7 @@ again: the new one supersedes the old one's ServerApp.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -84,6 +85,7 @@ class Coordinator:
         collect_wait_seconds: float = 10.0,
         poll_seconds: float = 0.25,
         ask_seconds: float = 1.5,
+        silence_seconds: float = 30.0,
         restart_superlink: bool = True,
         max_runs: int = 20,
     ) -> None:
@@ -91,8 +93,10 @@ class Coordinator:
 
         With `restart_superlink` a SuperLink that died is started again; without, it is
         waited for (somebody else owns it). The store is looked at every `poll_seconds`, the
-        SuperLink is asked about the run every `ask_seconds`. After `max_runs` runs without an
-        end of the campaign `run` gives up.
+        SuperLink is asked about the run every `ask_seconds`. A run whose ServerApp hasn't
+        touched the store for `silence_seconds` is replaced: Flower notices a killed ServerApp
+        after a minute only. After `max_runs` runs without an end of the campaign `run` gives
+        up.
         """
         self._store = store
         self._path = store_path.resolve()
@@ -100,6 +104,7 @@ class Coordinator:
         self._collect_wait = collect_wait_seconds
         self._poll = poll_seconds
         self._ask = ask_seconds
+        self._silence = silence_seconds
         self._restart = restart_superlink
         self._max_runs = max_runs
 
@@ -113,7 +118,7 @@ class Coordinator:
         runs = 0
         run: int | None = None
         last_error = ""
-        ask_at = 0.0
+        ask_at = submitted = 0.0
         with Control(self._superlink.address) as control:
             while True:
                 record = self._store.campaign(campaign)
@@ -126,6 +131,12 @@ class Coordinator:
                     if run is not None and time.monotonic() >= ask_at:
                         ask_at = time.monotonic() + self._ask
                         error = self._run_error(control, run)
+                        silent = time.time() - max(record.driver_seen, submitted)
+                        if not error and silent > self._silence:
+                            error = f"its ServerApp has been silent for {silent:.0f} s"
+                            # It may hang; what it still writes is refused once superseded.
+                            with contextlib.suppress(FlowerError):
+                                control.stop_run(run)
                         if error:
                             last_error = error
                             tell(ProgressEvent("run-failed", None, {"run": run, "error": error}))
@@ -136,6 +147,7 @@ class Coordinator:
                             break
                         run = self._submit(control, campaign)
                         runs += 1
+                        submitted = time.time()
                         tell(ProgressEvent("run-submitted", None, {"run": run}))
                 except FlowerError as error:
                     # The SuperLink is down or coming up; the next look sees.

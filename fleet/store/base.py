@@ -28,7 +28,10 @@ class SupersededError(StoreError):
 
 @dataclass(frozen=True)
 class CampaignRecord:
-    """A campaign as stored; `config` is the JSON text of its configuration."""
+    """A campaign as stored; `config` is the JSON text of its configuration.
+
+    `driver_seen` is when its driver last said that it lives (Unix time).
+    """
 
     id: str
     config: str
@@ -36,6 +39,7 @@ class CampaignRecord:
     reason: str = ""
     driver: str = ""
     stop_requested: bool = False
+    driver_seen: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,10 @@ class Store(ABC):
 
         A campaign that has ended is returned as it is.
         """
+
+    @abstractmethod
+    def driver_lives(self, campaign: str, driver: str, now: float) -> CampaignRecord:
+        """Note that the driver lives, and return the campaign; refused once superseded."""
 
     @abstractmethod
     def end_campaign(self, campaign: str, driver: str, state: str, reason: str = "") -> None:

@@ -81,6 +81,13 @@ class MemoryStore(Store):
                 found.record = replace(found.record, state="running", driver=driver)
             return found.record
 
+    def driver_lives(self, campaign: str, driver: str, now: float) -> CampaignRecord:
+        """See `Store`."""
+        with self._lock:
+            found = self._find(campaign, driver)
+            found.record = replace(found.record, driver_seen=now)
+            return found.record
+
     def end_campaign(self, campaign: str, driver: str, state: str, reason: str = "") -> None:
         """See `Store`."""
         if state not in ENDED_STATES:

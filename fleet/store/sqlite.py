@@ -26,7 +26,8 @@ _SCHEMA = """
 CREATE TABLE campaigns (
     id TEXT PRIMARY KEY, config TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'pending',
     reason TEXT NOT NULL DEFAULT '', driver TEXT NOT NULL DEFAULT '',
-    stop_requested INTEGER NOT NULL DEFAULT 0, position INTEGER NOT NULL);
+    stop_requested INTEGER NOT NULL DEFAULT 0, driver_seen REAL NOT NULL DEFAULT 0,
+    position INTEGER NOT NULL);
 CREATE TABLE manifests (
     campaign TEXT NOT NULL REFERENCES campaigns, bundle TEXT NOT NULL, text TEXT NOT NULL,
     PRIMARY KEY (campaign, bundle));
@@ -47,12 +48,12 @@ CREATE TABLE reports (
     fields TEXT NOT NULL, PRIMARY KEY (campaign, round, device));
 """
 
-_CAMPAIGN_COLUMNS = "id, config, state, reason, driver, stop_requested"
+_CAMPAIGN_COLUMNS = "id, config, state, reason, driver, stop_requested, driver_seen"
 _ROUND_COLUMNS = "number, kind, plan, state, progress, result"
 
 
 def _campaign_record(row: Sequence[Any]) -> CampaignRecord:
-    return CampaignRecord(row[0], row[1], row[2], row[3], row[4], bool(row[5]))
+    return CampaignRecord(row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6])
 
 
 def _round_record(row: Sequence[Any]) -> RoundRecord:
@@ -173,6 +174,13 @@ class SqliteStore(Store):
                     "UPDATE campaigns SET state = 'running', driver = ? WHERE id = ?",
                     (driver, campaign),
                 )
+            return self.campaign(campaign)
+
+    def driver_lives(self, campaign: str, driver: str, now: float) -> CampaignRecord:
+        """See `Store`."""
+        with self._transaction():
+            self._check(campaign, driver)
+            self._db.execute("UPDATE campaigns SET driver_seen = ? WHERE id = ?", (now, campaign))
             return self.campaign(campaign)
 
     def end_campaign(self, campaign: str, driver: str, state: str, reason: str = "") -> None:

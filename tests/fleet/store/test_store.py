@@ -99,11 +99,19 @@ def test_a_superseded_driver_can_write_nothing(store: Store) -> None:
         lambda: store.note_progress("c1", "old", 1, {}),
         lambda: store.finish_round("c1", "old", 1, "done", {}, [], V1),
         lambda: store.end_campaign("c1", "old", "failed"),
+        lambda: store.driver_lives("c1", "old", 5.0),
     ):
         with pytest.raises(SupersededError, match="taken over by new"):
             write()
     assert store.latest_weights("c1") == V0
     assert store.finish_round("c1", "new", 1, "done", {}, [], V1)
+
+
+def test_a_driver_that_lives_is_seen(store: Store) -> None:
+    store.claim("c1", "d1")
+    assert store.campaign("c1").driver_seen == 0.0
+    assert store.driver_lives("c1", "d1", 12.5).driver_seen == 12.5
+    assert store.campaign("c1").driver_seen == 12.5
 
 
 def test_an_ended_campaign_stays_as_it_ended(store: Store) -> None:
