@@ -13,23 +13,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from fleet.aggregation import apply, init
-from fleet.campaign import CampaignConfig, RoundPlan
+from fleet.campaign import CampaignConfig
 from fleet.coordinator.control import APP_FOLDER
 from fleet.coordinator.driver import new_campaign
 from fleet.coordinator.service import Coordinator, ProgressEvent
 from fleet.coordinator.superlink import SuperLink, SuperNode, flower_environment
 from fleet.store import SqliteStore
-from tests.fleet.aggregation.test_mean import MANIFEST, gateway_sums
 from tests.fleet.coordinator import small_model
-from tests.fleet.coordinator.plain_gateway import PlainGateway, device_delta, train_samples
+from tests.fleet.coordinator.oracle import PLAN_NAMES, assert_every_delta_counted_once
+from tests.fleet.coordinator.plain_gateway import PlainGateway
 
 pytestmark = pytest.mark.slow
-
-PLAN_NAMES = {plan.id: plan.name for plan in MANIFEST.plans}
 
 
 @dataclass
@@ -104,29 +100,6 @@ def site() -> Iterator[Site]:
 def _round_seconds(site: Site) -> None:
     for gateway in site.gateways:
         gateway.round_seconds = 1.0
-
-
-def assert_every_delta_counted_once(store: SqliteStore, campaign: str) -> None:
-    """The stored weights are bit for bit those of adding each device's delta once per round."""
-    state = init(MANIFEST.tensors, small_model.blob())
-    for record in store.rounds(campaign):
-        plan = RoundPlan.from_json(record.plan)
-        if record.kind != "train":
-            continue
-        assert record.result["accepted"] == len(plan.assignments)
-        sizes = {one.id: one.delta_values for one in MANIFEST.plans}
-        devices = [
-            (
-                PLAN_NAMES[one.plan],
-                train_samples(one.device),
-                [int(v) for v in device_delta(one.device, plan.number, sizes[one.plan])],
-            )
-            for one in plan.assignments
-        ]
-        state = apply(state, gateway_sums(devices))
-    stored = np.frombuffer(store.latest_weights(campaign).master, "<f8")
-    assert np.array_equal(stored, state.master)
-    assert store.latest_weights(campaign).version == state.applied
 
 
 def test_a_campaign_over_two_gateways_ends_with_the_exact_weights(site: Site) -> None:
