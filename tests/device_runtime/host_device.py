@@ -340,8 +340,10 @@ class World:
     connected: bool = False
 
     def boot(self) -> int:
+        status = self.device.power_on(self.now)
         self.connected = False
-        return self.device.power_on(self.now)
+        self.device.set_carrier(False)  # DTR dropped with the reset, so the modem hung up
+        return status
 
     def step(self, milliseconds: int = 1) -> bool:
         """One poll; bytes go both ways; returns whether the device has more to do at once."""

@@ -31,10 +31,10 @@ class Device:
         store = WeightsStore()
         self.factory = ctypes.create_string_buffer(FACTORY, len(FACTORY))
         self.digest = ctypes.create_string_buffer(hashlib.sha256(FACTORY).digest(), 32)
-        assert OK == self.library.tf_weights_open(
+        assert self.library.tf_weights_open(
             ctypes.byref(store), ctypes.byref(self.flash), SLOTS, self.factory, self.digest,
             WEIGHTS_BYTES,
-        )  # fmt: skip
+        ) == OK  # fmt: skip
         return store
 
     def active(self, store: WeightsStore) -> bytes:

@@ -1,0 +1,244 @@
+"""The firmware with the tiny model on emulated boards: the same rounds as the host library."""
+
+import ctypes
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import device_runtime
+from codegen.boards import load_board
+from codegen.flash_layout import FlashLayout, linker_script, plan_flash
+from codegen.toolchain import BuildResult, Source, find_toolchain
+from codegen.zcbor_codec import generate_codec
+from fleet.protocol import Announce, Delta, Status
+from simulator.machine import StopReason
+from simulator.unicorn_machine import UnicornMachine
+
+from ..host_device import (
+    CDDL,
+    PLANS,
+    SECTORS,
+    TESTS,
+    FakeBroker,
+    HostDevice,
+    Publication,
+    World,
+    build_library,
+)
+from ..tiny_round import Data, Weights, clustered_data, task_for, train
+
+FACTORY = bytes(144)
+DATA = clustered_data()
+BLOB = train(Weights.parse(FACTORY), DATA, seed=99, epochs=1, biases_only=False).blob()
+BOARDS = ["stm32f746", "stm32f407"]
+STACK_PAINT = b"\xa5" * 4
+
+
+@dataclass
+class Firmware:
+    board: str
+    layout: FlashLayout
+    built: BuildResult
+    path: Path
+
+
+@pytest.fixture(scope="session", params=BOARDS)
+def firmware(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Firmware:
+    folder = tmp_path_factory.mktemp(request.param)
+    board = load_board(request.param)
+    layout = plan_flash(board, 60_000, len(FACTORY), 8192)
+    (folder / "firmware.ld").write_text(linker_script(board, layout))
+    generated = generate_codec(CDDL, folder / "codec")
+    sources = [*device_runtime.firmware_sources("stm32"), TESTS / "tiny_model.c"]
+    built = find_toolchain().build(
+        [
+            *(Source(source) for source in sources),
+            *(Source(source, warnings=False) for source in generated),
+        ],
+        include_dirs=[*device_runtime.include_directories(), folder / "codec"],
+        defines={"ZCBOR_CANONICAL": 1},
+        board=board,
+        linker_script=folder / "firmware.ld",
+        output_elf=folder / "firmware.elf",
+    )
+    return Firmware(request.param, layout, built, folder / "firmware.elf")
+
+
+@dataclass
+class Board:
+    """An emulated board with the interface of ``HostDevice``."""
+
+    firmware: Firmware
+    data: Data
+    now: int = 0
+    operations: int = 0
+    machine: UnicornMachine = field(init=False)
+
+    def __post_init__(self) -> None:
+        samples = self.firmware.layout.samples
+        self.machine = UnicornMachine(
+            self.firmware.board,
+            self.firmware.path,
+            clock=lambda: self.now,
+            flash_content=[(samples.address, self.data.region(samples.bytes))],
+        )
+
+    def power_on(self, now: int) -> int:
+        self.now = now
+        self.machine.power_on()
+        return 0
+
+    def run(self, now: int, steps: int = 1) -> bool:
+        self.now = now
+        reason = self.machine.run(5)
+        assert reason is not StopReason.FAULT, self.machine.fault
+        return reason is StopReason.SLICE_OVER
+
+    def receive(self, data: bytes) -> int:
+        return self.machine.receive(data)
+
+    def take(self) -> bytes:
+        return self.machine.take_transmitted()
+
+    def set_carrier(self, carrier: bool) -> None:
+        self.machine.set_data_carrier_detect(carrier)
+
+    @property
+    def has_power(self) -> bool:
+        return self.machine.run(0) is not StopReason.POWER_CUT
+
+    @property
+    def dials(self) -> bool:
+        return self.machine.data_terminal_ready
+
+
+def world_on(firmware: Firmware) -> World:
+    world = World(Board(firmware, DATA), FakeBroker())  # type: ignore[arg-type]
+    world.boot()
+    return world
+
+
+@pytest.fixture
+def world(firmware: Firmware) -> Iterator[World]:
+    made = world_on(firmware)
+    yield made
+    machine_of(made).close()
+
+
+def machine_of(world: World) -> UnicornMachine:
+    return world.device.machine  # type: ignore[attr-defined]
+
+
+def give_blob(world: World, blob: bytes) -> None:
+    digest = hashlib.sha256(blob).hexdigest()
+    for number, start in enumerate(range(0, len(blob), 32)):
+        topic = f"fleet/f/blob/{digest}/{number}"
+        world.broker.send(Publication(topic, blob[start : start + 32], True))
+
+
+def deltas_of_a_round(world: World, epochs: int = 3) -> list[Delta]:
+    give_blob(world, BLOB)
+    world.give(task_for(PLANS[0], BLOB, epochs=epochs))
+    world.run_until(lambda: bool(world.of(Delta)), seconds=120)
+    return world.of(Delta)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return build_library(tmp_path_factory.mktemp("host"))
+
+
+@pytest.fixture(scope="session")
+def host_deltas(library: ctypes.CDLL) -> list[Delta]:
+    world = World(HostDevice(library, DATA.region(SECTORS[2])), FakeBroker())
+    assert world.boot() == 0
+    return deltas_of_a_round(world)
+
+
+def test_the_board_boots_connects_and_announces_itself(world: World, firmware: Firmware) -> None:
+    world.run_until(lambda: bool(world.of(Status)))
+    announce = world.of(Announce)[0]
+    board = load_board(firmware.board)
+    assert announce.board == firmware.board
+    assert announce.battery_percent == 100
+    used = board.sram_limit_bytes - announce.free_sram_bytes
+    assert board.stack_bytes < used < board.stack_bytes + 10_000
+
+
+def test_a_round_on_the_board_gives_the_same_delta_as_on_the_host(
+    world: World, host_deltas: list[Delta]
+) -> None:
+    assert deltas_of_a_round(world) == host_deltas
+    assert host_deltas[0].coded
+
+
+def test_the_stack_stays_far_from_its_end(world: World, firmware: Firmware) -> None:
+    deltas_of_a_round(world)
+    stack = bytes(machine_of(world).sram[: load_board(firmware.board).stack_bytes])
+    untouched = 0
+    while stack[untouched : untouched + 4] == STACK_PAINT:
+        untouched += 4
+    assert len(stack) // 2 < untouched < len(stack)
+
+
+def test_a_reset_while_training_does_the_round_again(
+    world: World, library: ctypes.CDLL
+) -> None:
+    epochs = 255
+    host = World(HostDevice(library, DATA.region(SECTORS[2])), FakeBroker())
+    assert host.boot() == 0
+    expected = deltas_of_a_round(host, epochs)
+    give_blob(world, BLOB)
+    world.give(task_for(PLANS[0], BLOB, epochs=epochs))
+    world.run_until(lambda: bool(world.broker.unsubscribed))  # all chunks are there
+    world.step()
+    world.step()
+    assert not world.of(Delta)
+    world.boot()
+    world.run_until(lambda: bool(world.of(Delta)), seconds=120)
+    assert world.of(Delta) == expected
+    assert expected[0].train_steps == epochs * expected[0].train_samples
+    assert world.of(Announce)[-1].weights == hashlib.sha256(BLOB).digest()
+
+
+@pytest.mark.slow
+def test_power_cuts_during_the_commit_leave_a_board_that_finishes(
+    firmware: Firmware, host_deltas: list[Delta]
+) -> None:
+    reference = world_on(firmware)
+    deltas_of_a_round(reference)
+    operations = machine_of(reference).flash_controller.operations
+    machine_of(reference).close()
+    assert operations > len(BLOB) // 4
+    for cut in [*range(1, operations + 1, 5), operations - 1, operations]:
+        world = world_on(firmware)
+        machine_of(world).cut_power_at_flash_operation(cut, seed=cut)
+        give_blob(world, BLOB)
+        world.give(task_for(PLANS[0], BLOB, epochs=3))
+        world.run_until(lambda world=world: not world.device.has_power)
+        assert not world.of(Delta)
+        world.boot()
+        world.run_until(lambda world=world: bool(world.of(Delta)), seconds=120)
+        assert world.of(Delta) == host_deltas
+        assert world.of(Announce)[-1].weights in (
+            hashlib.sha256(FACTORY).digest(),
+            hashlib.sha256(BLOB).digest(),
+        )
+        machine_of(world).close()
+
+
+def test_a_board_without_identity_waits_and_looks_again(firmware: Firmware) -> None:
+    world = World(Board(firmware, DATA), FakeBroker())  # type: ignore[arg-type]
+    machine = machine_of(world)
+    start = firmware.layout.samples.address - load_board(firmware.board).flash.address
+    recorded = bytes(machine.flash[start : start + 4096])
+    machine.flash[start : start + 4096] = b"\xff" * 4096
+    world.boot()
+    world.run_for(3)
+    assert world.broker.connects == 0
+    machine.flash[start : start + 4096] = recorded  # somebody commissions it
+    world.run_until(lambda: bool(world.of(Announce)))
+    machine.close()
