@@ -223,6 +223,17 @@ def test_a_flipped_bit_in_the_active_slot_brings_back_the_version_before(device:
     assert device.active(device.boot()) == VERSIONS[0]
 
 
+@pytest.mark.parametrize("offset", [*range(0, 52, 5), 53, 57])
+def test_a_damaged_header_of_the_active_slot_brings_back_the_version_before(
+    device: Device, offset: int
+) -> None:
+    assert device.update(VERSIONS[0])
+    assert device.update(VERSIONS[1])
+    active = device.boot().active
+    device.flash.content[SLOTS[active].address - 0x08000000 + offset] ^= 0x08
+    assert device.active(device.boot()) == VERSIONS[0]
+
+
 @pytest.mark.parametrize(
     ("weights_bytes", "chunk_bytes"),
     [(WEIGHTS_BYTES + 4, 64), (0, 64), (WEIGHTS_BYTES, 0), (WEIGHTS_BYTES, 62),
