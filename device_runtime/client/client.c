@@ -49,8 +49,9 @@ void tf_client_note(tf_client *client, tf_device_state state, tf_reason reason, 
     }
     client->state = (uint8_t)state;
     client->reason = (uint8_t)reason;
+    /* What was urgent stays so: the broker may still hold the will. */
+    client->status_is_urgent = urgent || (client->wants_status && client->status_is_urgent);
     client->wants_status = true;
-    client->status_is_urgent = urgent;
     client->status_since = tf_client_now(client);
 }
 

@@ -43,7 +43,7 @@ class Gateway:
         self.client.username_pw_set("gw", "gateway secret")
         self.client.on_message = self._take
         self.client.on_connect = lambda client, *_: client.subscribe(
-            [("fleet/f/dev/+/announce", 1), ("fleet/f/dev/+/status", 1), ("fleet/f/gw/gw/+/delta", 1)]
+            [(f"fleet/f/{end}", 1) for end in ("dev/+/announce", "dev/+/status", "gw/gw/+/delta")]
         )
         self.client.connect(broker.host, broker.port)
         self.client.loop_start()
