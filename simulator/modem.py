@@ -22,7 +22,9 @@ from typing import Protocol
 from simulator.machine import Milliseconds, host_milliseconds
 
 RECEIVE_BYTES = 512
-"""At most so many bytes reach the ring between two slices; wire.md bounds what is under way."""
+"""At most so many bytes reach the ring between two looks of the firmware, as on a serial line,
+which is far slower than the core. Receive maximum alone doesn't protect the ring: Mosquitto up
+to 2.0 (seen in 2.0.11, its issue 2301) sends two messages for each one acknowledged."""
 
 
 class Terminal(Protocol):

@@ -183,6 +183,14 @@ class Dma2(Peripheral):
                 self.values[self._offset(stream, register)] = 0
         self._usart, self._load, self._store, self._transmit = usart, load, store, transmit
         self._ring_bytes = 0
+        self.looked = True
+        """Whether the firmware has read the ring's position since bytes last came."""
+
+    def read(self, offset: int) -> int:
+        """Reading stream 2's NDTR is the firmware's look at the ring."""
+        if offset == self._offset(self.RX, 1):
+            self.looked = True
+        return self.values[offset]
 
     @staticmethod
     def _offset(stream: int, register: int) -> int:
@@ -203,6 +211,7 @@ class Dma2(Peripheral):
             self.values[offset] = value
             if value & self.EN and not before & self.EN:
                 if offset == self._offset(self.RX, 0):
+                    self.looked = True
                     self._ring_bytes = self._stream(self.RX, 1)
                 elif offset == self._offset(self.TX, 0):
                     self._send()
@@ -232,6 +241,7 @@ class Dma2(Peripheral):
         """Bytes from the line go into the ring and lower NDTR; returns how many were taken."""
         if not self.ready_to_receive:
             return 0
+        self.looked = False
         size, remaining = self._ring_bytes, self._stream(self.RX, 1)
         base = self._stream(self.RX, 3)
         taken = 0

@@ -190,8 +190,10 @@ class UnicornMachine:
 
     @property
     def ready_to_receive(self) -> bool:
-        """Whether the receiver and its ring are set up."""
-        return self._powered and self.dma.ready_to_receive
+        """Whether the receiver is set up and the firmware has looked at the ring since the last
+        bytes: a real line brings a few hundred bytes at most between two looks.
+        """
+        return self._powered and self.dma.ready_to_receive and self.dma.looked
 
     def take_transmitted(self) -> bytes:
         """Bytes that the firmware has sent since the last call."""

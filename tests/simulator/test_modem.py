@@ -92,6 +92,28 @@ def test_bytes_pass_both_ways_through_ring_and_socket(
         assert bytes(echoed) == bytes(byte ^ 0xFF for byte in sent)
 
 
+def test_no_more_than_512_bytes_come_between_two_looks_at_the_ring(
+    machine: UnicornMachine, server: Server
+) -> None:
+    modem = Modem(machine, server.address)
+    run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
+    server.accept().sendall(bytes(5000))
+    end = time.monotonic() + 5
+    while machine.traffic.down == 0:
+        assert time.monotonic() < end
+        assert modem.socket is not None
+        select.select([modem.socket], [], [], 1)
+        modem.step(readable=True)
+    for _ in range(5):
+        assert not modem.wants_read
+        modem.step(readable=True)
+    assert machine.traffic.down == 512
+    machine.run(50)
+    assert modem.wants_read
+    modem.step(readable=True)
+    assert machine.traffic.down == 1024
+
+
 def test_dropping_dtr_hangs_up_and_sends_the_last_words(
     machine: UnicornMachine, server: Server
 ) -> None:
