@@ -83,6 +83,7 @@ class Coordinator:
         superlink: SuperLink,
         *,
         collect_wait_seconds: float = 10.0,
+        spare_collects: bool = True,
         poll_seconds: float = 0.25,
         ask_seconds: float = 1.5,
         silence_seconds: float = 30.0,
@@ -91,6 +92,7 @@ class Coordinator:
     ) -> None:
         """`store_path` is the file of `store`, as ServerApps open it.
 
+        `collect_wait_seconds` and `spare_collects` are explained in `flower_adapter`.
         With `restart_superlink` a SuperLink that died is started again; without, it is
         waited for (somebody else owns it). The store is looked at every `poll_seconds`, the
         SuperLink is asked about the run every `ask_seconds`. A run whose ServerApp hasn't
@@ -102,6 +104,7 @@ class Coordinator:
         self._path = store_path.resolve()
         self._superlink = superlink
         self._collect_wait = collect_wait_seconds
+        self._spare_collects = spare_collects
         self._poll = poll_seconds
         self._ask = ask_seconds
         self._silence = silence_seconds
@@ -175,6 +178,7 @@ class Coordinator:
                 "store": str(self._path),
                 "campaign": campaign,
                 "collect-wait-seconds": self._collect_wait,
+                "spare-collects": self._spare_collects,
             }
         )
 
