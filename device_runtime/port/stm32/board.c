@@ -123,7 +123,7 @@ tf_board_layout tf_board_get_layout(void) {
         .samples = {NUMBER(__samples_start), NUMBER(__samples_bytes),
                     (uint16_t)NUMBER(__samples_sector), (uint16_t)NUMBER(__samples_sector_count)},
         .pool = __pool_start,
-        .pool_bytes = (uint32_t)(__pool_end - __pool_start),
+        .pool_bytes = NUMBER(__pool_end) - NUMBER(__pool_start),
     };
     return layout;
 }

@@ -57,12 +57,15 @@ void Reset_Handler(void) {
     __asm volatile("dsb\n\tisb" ::: "memory");
     SCB_VTOR = TF_FLASH_ADDRESS;
     paint_stack();
+    /* Ends are compared as numbers: to the language these symbols are unrelated objects. */
     const volatile uint32_t *from = __data_load;
-    for (volatile uint32_t *to = __data_start; to < __data_end; to++) {
-        *to = *from++;
+    volatile uint32_t *to = __data_start;
+    while ((uintptr_t)to < (uintptr_t)__data_end) {
+        *to++ = *from++;
     }
-    for (volatile uint32_t *word = __bss_start; word < __bss_end; word++) {
-        *word = 0;
+    volatile uint32_t *word = __bss_start;
+    while ((uintptr_t)word < (uintptr_t)__bss_end) {
+        *word++ = 0;
     }
     main();
     fault(); /* main doesn't return */

@@ -184,9 +184,7 @@ def test_the_stack_stays_far_from_its_end(world: World, firmware: Firmware) -> N
     assert len(stack) // 2 < untouched < len(stack)
 
 
-def test_a_reset_while_training_does_the_round_again(
-    world: World, library: ctypes.CDLL
-) -> None:
+def test_a_reset_while_training_does_the_round_again(world: World, library: ctypes.CDLL) -> None:
     epochs = 255
     host = World(HostDevice(library, DATA.region(SECTORS[2])), FakeBroker())
     assert host.boot() == 0
