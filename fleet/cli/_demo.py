@@ -39,6 +39,7 @@ class ProgressLines:
             disable=not screen.is_terminal,
         )
         self._phase = ""
+        self._said = ""
         self._task = self._bars.add_task("", visible=False)
 
     def phase(self, name: str, done: int, of: int) -> None:
@@ -47,7 +48,8 @@ class ProgressLines:
             self._phase = name
             self._task = self._bars.add_task(name, total=of)
         self._bars.update(self._task, completed=done, total=of)
-        if not self._screen.is_terminal and done == of:
+        if not self._screen.is_terminal and done == of and name != self._said:
+            self._said = name
             self.say(f"{name}: {done} of {of}")
 
     def say(self, text: str) -> None:

@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fleet.coordinator.scores import worst_tenth
+
 SRAM_PURPOSES = ("arena", "state", "samples", "link", "data_bss_other", "stack")
 
 
@@ -133,13 +135,12 @@ class DemoResult:
 def accuracy_of(scores: Iterable[DeviceRound]) -> Accuracy:
     """Median and worst tenth over the devices that have held-out samples.
 
-    The worst tenth is the mean accuracy of the ⌈n/10⌉ devices that fare worst.
+    The worst tenth is the mean over the tenth of the devices that fare worst, at least one.
     """
-    values = sorted(score.accuracy_before for score in scores if score.held_out)
+    values = [score.accuracy_before for score in scores if score.held_out]
     if not values:
         return Accuracy(math.nan, math.nan)
-    worst = values[: math.ceil(len(values) / 10)]
-    return Accuracy(statistics.median(values), statistics.fmean(worst))
+    return Accuracy(statistics.median(values), worst_tenth(values))
 
 
 def accuracy_per_round(result: DemoResult) -> list[tuple[int, Accuracy]]:
