@@ -46,10 +46,10 @@ def compile_bundle(
     if as_json:
         print_json(bundle.report.model_dump(mode="json"))
     else:
-        _show(bundle)
+        _show(bundle, out)
 
 
-def _show(bundle: Bundle) -> None:
+def _show(bundle: Bundle, out: Path) -> None:
     report = bundle.report.model_dump(mode="json")
     screen = console()
     titles = ["plan", "arena", "state", "samples", "link", "other", "stack", "total"]
@@ -68,4 +68,4 @@ def _show(bundle: Bundle) -> None:
     )
     for note in report["notes"]:
         screen.print(f"Note: {note}", soft_wrap=True)
-    screen.print(f"The bundle is in {bundle.path}.", soft_wrap=True)
+    screen.print(f"The bundle is in {out}.", soft_wrap=True)
