@@ -1,0 +1,92 @@
+"""The demo as users run it, small."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder for temporary files with a short path; all processes of a demo know its name."""
+    folder = Path(tempfile.mkdtemp(prefix="tf-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_demo(out: Path, scratch: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fleet.cli", "demo", "--out", str(out), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def processes_of(scratch: Path) -> list[str]:
+    """Command lines of all processes that were started with this folder for temporary files."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if f"TMPDIR={scratch}\0".encode() in (process / "environ").read_bytes() + b"\0":
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_small_demo_learns_and_leaves_nothing_but_its_result_folder(
+    tmp_path: Path, scratch: Path
+) -> None:
+    out = tmp_path / "demo"
+    demo = start_demo(out, scratch, "--devices", "6", "--rounds", "2", "--json")
+    said, errors = demo.communicate(timeout=380)
+    assert demo.returncode == 0, errors
+    result = json.loads((out / "result.json").read_text())
+    assert json.loads(said) == result
+    assert result["accuracy"]["median_after"] > result["accuracy"]["median_before"]
+    assert result["deltas"]["accepted"] >= 6 * 3
+    for plan in result["plans"]:
+        assert plan["sram_total_bytes"] <= plan["sram_limit_bytes"]
+        assert 0 < plan["stack_high_water_bytes"] <= plan["sram_bytes"]["stack"]
+        assert plan["instructions_per_step"] > plan["instructions_forward"] > 0
+    assert {plan["name"] for plan in result["plans"] if plan["devices"]} == {
+        "small",
+        "middle",
+        "full",
+    }
+    assert processes_of(scratch) == []
+    assert not list(scratch.glob("tinyfleet-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_no_process_behind(
+    tmp_path: Path, scratch: Path, number: signal.Signals
+) -> None:
+    demo = start_demo(tmp_path / "demo", scratch, "--devices", "4", "--rounds", "50")
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if line.startswith("scoring"):
+            break
+    assert len(processes_of(scratch)) > 8, "broker, gateways, Flower and boards run"
+    demo.send_signal(number)
+    _, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    assert "Traceback" not in errors
+    end = time.monotonic() + 10
+    while processes_of(scratch) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert processes_of(scratch) == []
