@@ -85,6 +85,7 @@ class HostEngine:
     """
 
     def __init__(self, library: Path, plan_id: str, weights: bytes | None = None) -> None:
+        """Raises PlanError where the library has no such plan."""
         self._library = ctypes.CDLL(str(library))
         self._library.tf_engine_find_plan.restype = ctypes.POINTER(_Plan)
         self._library.tf_engine_pool_bytes.restype = ctypes.c_uint32

@@ -15,13 +15,11 @@ size_t strlen(const char *text);
 /* May alias anything, as the bytes of every object may be copied. */
 typedef uint32_t __attribute__((may_alias)) word;
 
-static int both_aligned(const void *left, const void *right)
-{
+static int both_aligned(const void *left, const void *right) {
     return (((uintptr_t)left | (uintptr_t)right) & 3u) == 0u;
 }
 
-void *memcpy(void *restrict to, const void *restrict from, size_t bytes)
-{
+void *memcpy(void *restrict to, const void *restrict from, size_t bytes) {
     uint8_t *out = to;
     const uint8_t *in = from;
     if (both_aligned(to, from)) {
@@ -39,8 +37,7 @@ void *memcpy(void *restrict to, const void *restrict from, size_t bytes)
     return to;
 }
 
-void *memmove(void *to, const void *from, size_t bytes)
-{
+void *memmove(void *to, const void *from, size_t bytes) {
     uint8_t *out = to;
     const uint8_t *in = from;
     if ((uintptr_t)out <= (uintptr_t)in) {
@@ -55,8 +52,7 @@ void *memmove(void *to, const void *from, size_t bytes)
     return to;
 }
 
-void *memset(void *to, int value, size_t bytes)
-{
+void *memset(void *to, int value, size_t bytes) {
     uint8_t *out = to;
     while (bytes > 0u && ((uintptr_t)out & 3u) != 0u) {
         *out++ = (uint8_t)value;
@@ -74,8 +70,7 @@ void *memset(void *to, int value, size_t bytes)
     return to;
 }
 
-int memcmp(const void *left, const void *right, size_t bytes)
-{
+int memcmp(const void *left, const void *right, size_t bytes) {
     const uint8_t *a = left;
     const uint8_t *b = right;
     for (; bytes > 0u; bytes--, a++, b++) {
@@ -86,8 +81,7 @@ int memcmp(const void *left, const void *right, size_t bytes)
     return 0;
 }
 
-size_t strlen(const char *text)
-{
+size_t strlen(const char *text) {
     const char *end = text;
     while (*end != '\0') {
         end++;
@@ -111,52 +105,40 @@ void __aeabi_memclr(void *to, size_t bytes);
 void __aeabi_memclr4(void *to, size_t bytes);
 void __aeabi_memclr8(void *to, size_t bytes);
 
-void __aeabi_memcpy(void *restrict to, const void *restrict from, size_t bytes)
-{
+void __aeabi_memcpy(void *restrict to, const void *restrict from, size_t bytes) {
     (void)memcpy(to, from, bytes);
 }
-void __aeabi_memcpy4(void *restrict to, const void *restrict from, size_t bytes)
-{
+void __aeabi_memcpy4(void *restrict to, const void *restrict from, size_t bytes) {
     (void)memcpy(to, from, bytes);
 }
-void __aeabi_memcpy8(void *restrict to, const void *restrict from, size_t bytes)
-{
+void __aeabi_memcpy8(void *restrict to, const void *restrict from, size_t bytes) {
     (void)memcpy(to, from, bytes);
 }
-void __aeabi_memmove(void *to, const void *from, size_t bytes)
-{
+void __aeabi_memmove(void *to, const void *from, size_t bytes) {
     (void)memmove(to, from, bytes);
 }
-void __aeabi_memmove4(void *to, const void *from, size_t bytes)
-{
+void __aeabi_memmove4(void *to, const void *from, size_t bytes) {
     (void)memmove(to, from, bytes);
 }
-void __aeabi_memmove8(void *to, const void *from, size_t bytes)
-{
+void __aeabi_memmove8(void *to, const void *from, size_t bytes) {
     (void)memmove(to, from, bytes);
 }
-void __aeabi_memset(void *to, size_t bytes, int value)
-{
+void __aeabi_memset(void *to, size_t bytes, int value) {
     (void)memset(to, value, bytes);
 }
-void __aeabi_memset4(void *to, size_t bytes, int value)
-{
+void __aeabi_memset4(void *to, size_t bytes, int value) {
     (void)memset(to, value, bytes);
 }
-void __aeabi_memset8(void *to, size_t bytes, int value)
-{
+void __aeabi_memset8(void *to, size_t bytes, int value) {
     (void)memset(to, value, bytes);
 }
-void __aeabi_memclr(void *to, size_t bytes)
-{
+void __aeabi_memclr(void *to, size_t bytes) {
     (void)memset(to, 0, bytes);
 }
-void __aeabi_memclr4(void *to, size_t bytes)
-{
+void __aeabi_memclr4(void *to, size_t bytes) {
     (void)memset(to, 0, bytes);
 }
-void __aeabi_memclr8(void *to, size_t bytes)
-{
+void __aeabi_memclr8(void *to, size_t bytes) {
     (void)memset(to, 0, bytes);
 }
 #endif

@@ -7,10 +7,11 @@
 #define ALIGNMENT 8u
 #define DELTA_STREAM 0xffffffffu /* no training step has this index */
 
-static uint32_t aligned(uint32_t bytes) { return (bytes + ALIGNMENT - 1u) & ~(ALIGNMENT - 1u); }
+static uint32_t aligned(uint32_t bytes) {
+    return (bytes + ALIGNMENT - 1u) & ~(ALIGNMENT - 1u);
+}
 
-const tf_plan *tf_engine_find_plan(const tf_model *model, const uint8_t id[TF_DIGEST_BYTES])
-{
+const tf_plan *tf_engine_find_plan(const tf_model *model, const uint8_t id[TF_DIGEST_BYTES]) {
     for (uint16_t i = 0; i < model->plan_count; i++) {
         if (memcmp(model->plans[i].id, id, TF_DIGEST_BYTES) == 0) {
             return &model->plans[i];
@@ -19,15 +20,13 @@ const tf_plan *tf_engine_find_plan(const tf_model *model, const uint8_t id[TF_DI
     return NULL;
 }
 
-uint32_t tf_engine_pool_bytes(const tf_model *model, const tf_plan *plan)
-{
+uint32_t tf_engine_pool_bytes(const tf_model *model, const tf_plan *plan) {
     return ALIGNMENT + aligned(plan->arena_bytes) + aligned(plan->state_bytes) +
            aligned((uint32_t)sizeof(int32_t) * model->classes);
 }
 
 tf_status tf_engine_load(tf_engine *engine, const tf_model *model, const tf_plan *plan,
-                         const uint8_t *weights, void *pool, uint32_t pool_bytes)
-{
+                         const uint8_t *weights, void *pool, uint32_t pool_bytes) {
     if (pool_bytes < tf_engine_pool_bytes(model, plan)) {
         return TF_NO_MEMORY;
     }
@@ -53,8 +52,7 @@ tf_status tf_engine_load(tf_engine *engine, const tf_model *model, const tf_plan
     return TF_OK;
 }
 
-int32_t tf_engine_predict(tf_engine *engine, const int8_t *sample)
-{
+int32_t tf_engine_predict(tf_engine *engine, const int8_t *sample) {
     tf_frame *frame = &engine->frame;
     frame->input = sample;
     engine->plan->forward(frame);
@@ -67,8 +65,7 @@ int32_t tf_engine_predict(tf_engine *engine, const int8_t *sample)
     return best;
 }
 
-int32_t tf_engine_score(tf_engine *engine, const int8_t *sample, int32_t label)
-{
+int32_t tf_engine_score(tf_engine *engine, const int8_t *sample, int32_t label) {
     const int32_t predicted = tf_engine_predict(engine, sample);
     engine->frame.label = label;
     engine->plan->loss(&engine->frame);
@@ -76,8 +73,7 @@ int32_t tf_engine_score(tf_engine *engine, const int8_t *sample, int32_t label)
 }
 
 void tf_engine_train_step(tf_engine *engine, const int8_t *sample, int32_t label,
-                          uint32_t learning_rate_q20, uint32_t seed)
-{
+                          uint32_t learning_rate_q20, uint32_t seed) {
     tf_frame *frame = &engine->frame;
     frame->input = sample;
     frame->label = label;
@@ -89,15 +85,13 @@ void tf_engine_train_step(tf_engine *engine, const int8_t *sample, int32_t label
     frame->step_index++;
 }
 
-void tf_delta_begin(tf_delta_cursor *cursor, const tf_engine *engine)
-{
+void tf_delta_begin(tf_delta_cursor *cursor, const tf_engine *engine) {
     const tf_delta_cursor start = {engine, 0, 0, 0};
     *cursor = start;
 }
 
 /* Element `at` of a little-endian tensor of `bytes` wide signed integers, 4-byte aligned. */
-static int32_t element(const uint8_t *tensor, uint32_t at, uint8_t bytes)
-{
+static int32_t element(const uint8_t *tensor, uint32_t at, uint8_t bytes) {
     if (bytes == 1u) {
         return (int8_t)tensor[at];
     }
@@ -111,8 +105,7 @@ static int32_t element(const uint8_t *tensor, uint32_t at, uint8_t bytes)
     return value;
 }
 
-int32_t tf_delta_next(tf_delta_cursor *cursor)
-{
+int32_t tf_delta_next(tf_delta_cursor *cursor) {
     const tf_plan *plan = cursor->engine->plan;
     const tf_frame *frame = &cursor->engine->frame;
     const tf_segment *segment = &plan->segments[cursor->segment];

@@ -4,8 +4,7 @@
 #include "fixed_point.h"
 
 void tf_add_forward(const tf_addition *layer, const int8_t *a, const int8_t *b, int8_t *output,
-                    uint8_t *mask)
-{
+                    uint8_t *mask) {
     if (mask != NULL) {
         memset(mask, 0, (layer->size + 7u) / 8u);
     }

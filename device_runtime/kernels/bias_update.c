@@ -2,8 +2,7 @@
 #include "fixed_point.h"
 
 void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_scale *scale,
-                    int32_t *bias, const tf_update *update)
-{
+                    int32_t *bias, const tf_update *update) {
     const uint32_t pixels = (uint32_t)layer->out_height * layer->out_width;
     const uint32_t channels = layer->out_channels;
     for (uint32_t o = 0; o < channels; o++) {

@@ -2,13 +2,11 @@
 #include "dot.h"
 #include "fixed_point.h"
 
-static uint32_t column_length(const tf_convolution *layer)
-{
+static uint32_t column_length(const tf_convolution *layer) {
     return (uint32_t)layer->kernel_height * layer->kernel_width * layer->in_channels;
 }
 
-uint32_t tf_convolution_scratch_bytes(const tf_convolution *layer)
-{
+uint32_t tf_convolution_scratch_bytes(const tf_convolution *layer) {
     const uint32_t forward = 2u * 2u * ((column_length(layer) + 1u) & ~1u);
     const uint32_t gradient = 2u * 2u * ((layer->out_channels + 1u) & ~1u);
     return forward > gradient ? forward : gradient;
@@ -16,8 +14,7 @@ uint32_t tf_convolution_scratch_bytes(const tf_convolution *layer)
 
 /* Collects what output pixel (y, x) sees, minus the zero point; outside the input is zero. */
 static void gather(const tf_convolution *layer, const int8_t *input, int32_t y, int32_t x,
-                   int16_t *column)
-{
+                   int16_t *column) {
     const uint32_t channels = layer->in_channels;
     const int32_t top = y * layer->stride_height - layer->pad_top;
     const int32_t left = x * layer->stride_width - layer->pad_left;
@@ -28,7 +25,8 @@ static void gather(const tf_convolution *layer, const int8_t *input, int32_t y, 
                 memset(next, 0, channels * sizeof *next);
                 continue;
             }
-            const int8_t *pixel = input + ((uint32_t)row * layer->in_width + (uint32_t)col) * channels;
+            const int8_t *pixel =
+                input + ((uint32_t)row * layer->in_width + (uint32_t)col) * channels;
             if (channels % 4u == 0u) {
                 tf_widen(pixel, channels, layer->in_zero, next);
             } else {
@@ -45,8 +43,7 @@ static void gather(const tf_convolution *layer, const int8_t *input, int32_t y, 
 
 /* All output channels of one pixel; `index` is the place of the first. */
 static void one_pixel(const tf_convolution *layer, const int16_t *column, const int8_t *weights,
-                      const int32_t *bias, int8_t *output, uint8_t *mask, uint32_t index)
-{
+                      const int32_t *bias, int8_t *output, uint8_t *mask, uint32_t index) {
     const uint32_t length = column_length(layer);
     for (uint32_t o = 0; o < layer->out_channels; o++) {
         const int32_t sum = tf_dot(column, weights + o * length, length) + bias[o];
@@ -54,10 +51,9 @@ static void one_pixel(const tf_convolution *layer, const int16_t *column, const 
     }
 }
 
-static void two_pixels(const tf_convolution *layer, const int16_t *column0,
-                       const int16_t *column1, const int8_t *weights, const int32_t *bias,
-                       int8_t *output, uint8_t *mask, uint32_t index)
-{
+static void two_pixels(const tf_convolution *layer, const int16_t *column0, const int16_t *column1,
+                       const int8_t *weights, const int32_t *bias, int8_t *output, uint8_t *mask,
+                       uint32_t index) {
     const uint32_t length = column_length(layer);
     const uint32_t channels = layer->out_channels;
     uint32_t o = 0;
@@ -81,10 +77,8 @@ static void two_pixels(const tf_convolution *layer, const int16_t *column0,
     }
 }
 
-void tf_convolution_forward(const tf_convolution *layer, const int8_t *input,
-                            const int8_t *weights, const int32_t *bias, int8_t *output,
-                            uint8_t *mask, void *scratch)
-{
+void tf_convolution_forward(const tf_convolution *layer, const int8_t *input, const int8_t *weights,
+                            const int32_t *bias, int8_t *output, uint8_t *mask, void *scratch) {
     const uint32_t length = column_length(layer);
     const uint32_t pixels = (uint32_t)layer->out_height * layer->out_width;
     int16_t *column0 = scratch;

@@ -6,8 +6,7 @@
 /* The error of output pixel `pixel`, times each channel's multiplier, as a column of int16
  * that uses all bits but `error_headroom`. */
 static void scale_pixel(const tf_convolution *layer, const int16_t *error, uint32_t pixel,
-                        int32_t shift, int16_t *column)
-{
+                        int32_t shift, int16_t *column) {
     const int16_t *from = error + pixel * layer->out_channels;
     for (uint32_t o = 0; o < layer->out_channels; o++) {
         column[o] = (int16_t)tf_round_shift32(from[o] * layer->error_multiplier[o], shift);
@@ -16,8 +15,7 @@ static void scale_pixel(const tf_convolution *layer, const int16_t *error, uint3
 
 /* sums[i] += sum over o of column[o] * weights[o * stride + i], i = 0 … 3. */
 static void accumulate_four(const int16_t *column, const int8_t *weights, uint32_t stride,
-                            uint32_t count, int32_t sums[4])
-{
+                            uint32_t count, int32_t sums[4]) {
     int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3];
     uint32_t o = 0;
 #if TF_DSP
@@ -47,8 +45,7 @@ static void accumulate_four(const int16_t *column, const int8_t *weights, uint32
 }
 
 static int32_t accumulate_one(const int16_t *column, const int8_t *weights, uint32_t stride,
-                              uint32_t count)
-{
+                              uint32_t count) {
     int32_t sum = 0;
     for (uint32_t o = 0; o < count; o++) {
         sum += column[o] * weights[o * stride];
@@ -59,8 +56,7 @@ static int32_t accumulate_one(const int16_t *column, const int8_t *weights, uint
 /* Two pixels of a pointwise layer at once: the weights are loaded and split only once. */
 static void accumulate_four_twice(const int16_t *column0, const int16_t *column1,
                                   const int8_t *weights, uint32_t stride, uint32_t count,
-                                  int32_t sums0[4], int32_t sums1[4])
-{
+                                  int32_t sums0[4], int32_t sums1[4]) {
 #if TF_DSP
     int32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
     uint32_t o = 0;
@@ -99,8 +95,7 @@ static void accumulate_four_twice(const int16_t *column0, const int16_t *column1
 #endif
 }
 
-static void store_error(int32_t sum, int32_t shift, int16_t *out, int32_t *magnitude)
-{
+static void store_error(int32_t sum, int32_t shift, int16_t *out, int32_t *magnitude) {
     const int32_t value = tf_clamp(tf_round_shift32(sum, shift), -32767, 32767);
     *out = (int16_t)value;
     tf_note_magnitude(magnitude, value);
@@ -108,8 +103,7 @@ static void store_error(int32_t sum, int32_t shift, int16_t *out, int32_t *magni
 
 static int32_t pointwise_input_gradient(const tf_convolution *layer, const int16_t *error,
                                         int32_t shift, const int8_t *weights, int16_t *out,
-                                        int16_t *column0, int16_t *column1)
-{
+                                        int16_t *column0, int16_t *column1) {
     const uint32_t pixels = (uint32_t)layer->in_height * layer->in_width;
     const uint32_t channels = layer->in_channels;
     int32_t magnitude = 0;
@@ -140,8 +134,7 @@ static int32_t pointwise_input_gradient(const tf_convolution *layer, const int16
 }
 
 /* The output row or column that reads input position `at` through tap `tap`, or -1. */
-static int32_t output_position(int32_t at, int32_t tap, int32_t pad, int32_t stride, int32_t size)
-{
+static int32_t output_position(int32_t at, int32_t tap, int32_t pad, int32_t stride, int32_t size) {
     const int32_t scaled = at + pad - tap;
     if (scaled < 0 || scaled % stride != 0 || scaled / stride >= size) {
         return -1;
@@ -152,11 +145,9 @@ static int32_t output_position(int32_t at, int32_t tap, int32_t pad, int32_t str
 /* Sum over all taps that input pixel (y, x) feeds, for channels i … i + lanes - 1. */
 static void sum_taps(const tf_convolution *layer, const int16_t *error, int32_t shift,
                      const int8_t *weights, int32_t y, int32_t x, uint32_t i, uint32_t lanes,
-                     int16_t *column, int32_t sums[4])
-{
+                     int16_t *column, int32_t sums[4]) {
     const uint32_t channels = layer->in_channels;
-    const uint32_t stride =
-        (uint32_t)layer->kernel_height * layer->kernel_width * channels;
+    const uint32_t stride = (uint32_t)layer->kernel_height * layer->kernel_width * channels;
     for (int32_t row = 0; row < layer->kernel_height; row++) {
         const int32_t out_y =
             output_position(y, row, layer->pad_top, layer->stride_height, layer->out_height);
@@ -185,8 +176,7 @@ static void sum_taps(const tf_convolution *layer, const int16_t *error, int32_t 
 
 static int32_t spatial_input_gradient(const tf_convolution *layer, const int16_t *error,
                                       int32_t shift, const int8_t *weights, int16_t *out,
-                                      int16_t *column)
-{
+                                      int16_t *column) {
     const uint32_t channels = layer->in_channels;
     int32_t magnitude = 0;
     for (int32_t y = 0; y < layer->in_height; y++) {
@@ -205,8 +195,7 @@ static int32_t spatial_input_gradient(const tf_convolution *layer, const int16_t
     return magnitude;
 }
 
-static int is_pointwise(const tf_convolution *layer)
-{
+static int is_pointwise(const tf_convolution *layer) {
     return layer->kernel_height == 1 && layer->kernel_width == 1 && layer->stride_height == 1 &&
            layer->stride_width == 1 && layer->pad_top == 0 && layer->pad_left == 0 &&
            layer->in_height == layer->out_height && layer->in_width == layer->out_width;
@@ -214,8 +203,7 @@ static int is_pointwise(const tf_convolution *layer)
 
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const int8_t *weights, int16_t *out,
-                                   tf_scale *out_scale, void *scratch)
-{
+                                   tf_scale *out_scale, void *scratch) {
     const int32_t left = tf_headroom(scale) - layer->error_headroom;
     const int32_t shift = 15 - left;
     int16_t *column0 = scratch;
@@ -230,8 +218,7 @@ void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *e
 /* Gradient of weight (o, tap, i) over all output pixels: sum of error * (input - zero). */
 static int32_t weight_gradient(const tf_convolution *layer, const int16_t *error,
                                const int8_t *input, uint32_t o, int32_t row, int32_t col,
-                               uint32_t i)
-{
+                               uint32_t i) {
     int64_t total = 0;
     int32_t line = 0;
     for (int32_t y = 0; y < layer->out_height; y++) {
@@ -253,8 +240,7 @@ static int32_t weight_gradient(const tf_convolution *layer, const int16_t *error
             line = 0;
         }
     }
-    return layer->gradient_shift > 0 ? (int32_t)tf_round_shift(total, layer->gradient_shift)
-                                     : line;
+    return layer->gradient_shift > 0 ? (int32_t)tf_round_shift(total, layer->gradient_shift) : line;
 }
 
 #if TF_DSP
@@ -262,8 +248,7 @@ static int32_t weight_gradient(const tf_convolution *layer, const int16_t *error
  * The zero point is taken off at the end: sum of e * (x - z) = sum of e * x - z * sum of e. */
 static void pointwise_gradient_2x4(const tf_convolution *layer, const int16_t *error,
                                    const int8_t *input, uint32_t pixels, int32_t sums0[4],
-                                   int32_t sums1[4])
-{
+                                   int32_t sums1[4]) {
     const uint32_t out_step = layer->out_channels, in_step = layer->in_channels;
     const int16x2_t ones = (int16x2_t)0x00010001u;
     int32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
@@ -312,8 +297,7 @@ static void pointwise_gradient_2x4(const tf_convolution *layer, const int16_t *e
 
 static void update_row(const tf_convolution *layer, const tf_trained *trained,
                        const tf_update *update, uint32_t line, uint32_t i, const int32_t *gradients,
-                       uint32_t count, tf_step step)
-{
+                       uint32_t count, tf_step step) {
     for (uint32_t lane = 0; lane < count; lane++) {
         tf_update_weight(trained, update, line * layer->in_channels + i + lane,
                          line * trained->count + i + lane - trained->start, gradients[lane], step);
@@ -322,13 +306,11 @@ static void update_row(const tf_convolution *layer, const tf_trained *trained,
 
 void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *error,
                                   const tf_scale *scale, const int8_t *input,
-                                  const tf_trained *trained, const tf_update *update)
-{
+                                  const tf_trained *trained, const tf_update *update) {
     const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
     const uint32_t end = (uint32_t)trained->start + trained->count;
     const uint32_t rate = update->learning_rate_q20;
-    const int32_t exponent =
-        scale->exponent + layer->gradient_shift + tf_fraction_bits(trained);
+    const int32_t exponent = scale->exponent + layer->gradient_shift + tf_fraction_bits(trained);
     uint32_t o = 0;
 #if TF_DSP
     if (is_pointwise(layer) && layer->gradient_shift == 0 && trained->count % 4u == 0u) {

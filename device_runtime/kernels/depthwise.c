@@ -11,16 +11,14 @@ typedef struct {
     int32_t rows, cols;
 } window;
 
-static int32_t inside(int32_t start, int32_t kernel, int32_t size, int32_t *skipped)
-{
+static int32_t inside(int32_t start, int32_t kernel, int32_t size, int32_t *skipped) {
     *skipped = start < 0 ? -start : 0;
     const int32_t last = size - start < kernel ? size - start : kernel;
     return last - *skipped;
 }
 
 static window window_at(const tf_convolution *layer, const int8_t *input, const int8_t *weights,
-                        int32_t y, int32_t x)
-{
+                        int32_t y, int32_t x) {
     const int32_t top = y * layer->stride_height - layer->pad_top;
     const int32_t left = x * layer->stride_width - layer->pad_left;
     int32_t row, col;
@@ -33,8 +31,7 @@ static window window_at(const tf_convolution *layer, const int8_t *input, const 
 }
 
 static void four_channels(const tf_convolution *layer, const window *w, uint32_t channel,
-                          int32_t sums[4])
-{
+                          int32_t sums[4]) {
     const uint32_t channels = layer->out_channels;
     int32_t local[4] = {0, 0, 0, 0};
     for (int32_t i = 0; i < w->rows; i++) {
@@ -47,8 +44,7 @@ static void four_channels(const tf_convolution *layer, const window *w, uint32_t
     memcpy(sums, local, sizeof local);
 }
 
-static int32_t one_channel(const tf_convolution *layer, const window *w, uint32_t channel)
-{
+static int32_t one_channel(const tf_convolution *layer, const window *w, uint32_t channel) {
     const uint32_t channels = layer->out_channels;
     int32_t sum = 0;
     for (int32_t i = 0; i < w->rows; i++) {
@@ -61,10 +57,8 @@ static int32_t one_channel(const tf_convolution *layer, const window *w, uint32_
     return sum;
 }
 
-void tf_depthwise_forward(const tf_convolution *layer, const int8_t *input,
-                          const int8_t *weights, const int32_t *bias, int8_t *output,
-                          uint8_t *mask)
-{
+void tf_depthwise_forward(const tf_convolution *layer, const int8_t *input, const int8_t *weights,
+                          const int32_t *bias, int8_t *output, uint8_t *mask) {
     const uint32_t channels = layer->out_channels;
     if (mask != NULL) {
         const uint32_t size = (uint32_t)layer->out_height * layer->out_width * channels;

@@ -5,8 +5,7 @@
 
 /* First output position whose window can reach input position `at`, and the one past the last. */
 static void reaching(int32_t at, int32_t pad, int32_t stride, int32_t kernel, int32_t size,
-                     int32_t *first, int32_t *last)
-{
+                     int32_t *first, int32_t *last) {
     const int32_t low = at + pad - kernel + 1;
     *first = low <= 0 ? 0 : (low + stride - 1) / stride;
     const int32_t high = (at + pad) / stride + 1;
@@ -22,9 +21,8 @@ typedef struct {
     int32_t tap_row, tap_col;     /* elements from one tap to the next; they run backwards */
 } readers;
 
-static readers readers_of(const tf_convolution *layer, const int16_t *error,
-                          const int8_t *weights, int32_t y, int32_t x)
-{
+static readers readers_of(const tf_convolution *layer, const int16_t *error, const int8_t *weights,
+                          int32_t y, int32_t x) {
     const int32_t channels = layer->out_channels;
     int32_t first_y, last_y, first_x, last_x;
     reaching(y, layer->pad_top, layer->stride_height, layer->kernel_height, layer->out_height,
@@ -45,8 +43,7 @@ static readers readers_of(const tf_convolution *layer, const int16_t *error,
     return r;
 }
 
-static void sum_four(const readers *r, uint32_t channel, int32_t sums[4])
-{
+static void sum_four(const readers *r, uint32_t channel, int32_t sums[4]) {
     int32_t local[4] = {0, 0, 0, 0};
     for (int32_t i = 0; i < r->rows; i++) {
         const int16_t *error = r->error + i * r->error_row + channel;
@@ -58,8 +55,7 @@ static void sum_four(const readers *r, uint32_t channel, int32_t sums[4])
     memcpy(sums, local, sizeof local);
 }
 
-static int32_t sum_one(const readers *r, uint32_t channel)
-{
+static int32_t sum_one(const readers *r, uint32_t channel) {
     int32_t sum = 0;
     for (int32_t i = 0; i < r->rows; i++) {
         for (int32_t j = 0; j < r->cols; j++) {
@@ -71,8 +67,7 @@ static int32_t sum_one(const readers *r, uint32_t channel)
 }
 
 static int16_t scaled(const tf_convolution *layer, uint32_t channel, int32_t sum, int32_t shift,
-                      int32_t *magnitude)
-{
+                      int32_t *magnitude) {
     const int64_t product = (int64_t)sum * layer->error_multiplier[channel];
     const int32_t value = tf_clamp((int32_t)tf_round_shift(product, shift), -32767, 32767);
     tf_note_magnitude(magnitude, value);
@@ -81,8 +76,7 @@ static int16_t scaled(const tf_convolution *layer, uint32_t channel, int32_t sum
 
 void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
                                  const tf_scale *scale, const int8_t *weights, int16_t *out,
-                                 tf_scale *out_scale)
-{
+                                 tf_scale *out_scale) {
     const uint32_t channels = layer->out_channels;
     const int32_t left = tf_headroom(scale);
     const int32_t shift = 15 + layer->error_shift - left;
@@ -109,8 +103,7 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
 
 /* First output position whose tap `tap` lies inside the input, and the one past the last. */
 static void covered(int32_t tap, int32_t pad, int32_t stride, int32_t in_size, int32_t out_size,
-                    int32_t *first, int32_t *last)
-{
+                    int32_t *first, int32_t *last) {
     const int32_t before = pad - tap;
     *first = before <= 0 ? 0 : (before + stride - 1) / stride;
     const int32_t reach = in_size - 1 + before;
@@ -120,8 +113,7 @@ static void covered(int32_t tap, int32_t pad, int32_t stride, int32_t in_size, i
 
 /* Gradients of `lanes` (4 or 1) channels of one tap: sums of error * (input - zero). */
 static void tap_gradient(const tf_convolution *layer, const int16_t *error, const int8_t *input,
-                         int32_t row, int32_t col, uint32_t lanes, int32_t gradients[4])
-{
+                         int32_t row, int32_t col, uint32_t lanes, int32_t gradients[4]) {
     const int32_t channels = layer->out_channels;
     int32_t first_y, last_y, first_x, last_x;
     covered(row, layer->pad_top, layer->stride_height, layer->in_height, layer->out_height,
@@ -158,19 +150,17 @@ static void tap_gradient(const tf_convolution *layer, const int16_t *error, cons
 
 void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *error,
                                 const tf_scale *scale, const int8_t *input,
-                                const tf_trained *trained, const tf_update *update)
-{
+                                const tf_trained *trained, const tf_update *update) {
     const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
     const uint32_t end = (uint32_t)trained->start + trained->count;
-    const int32_t exponent =
-        scale->exponent + layer->gradient_shift + tf_fraction_bits(trained);
+    const int32_t exponent = scale->exponent + layer->gradient_shift + tf_fraction_bits(trained);
     uint32_t lanes;
     for (uint32_t c = trained->start; c < end; c += lanes) {
         lanes = end - c >= 4u ? 4u : 1u;
         tf_step steps[4];
         for (uint32_t lane = 0; lane < lanes; lane++) {
-            steps[lane] = tf_make_step(layer->weight_gain[c + lane], update->learning_rate_q20,
-                                       exponent);
+            steps[lane] =
+                tf_make_step(layer->weight_gain[c + lane], update->learning_rate_q20, exponent);
         }
         for (uint32_t tap = 0; tap < taps; tap++) {
             int32_t gradients[4];
@@ -178,8 +168,8 @@ void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *erro
                          (int32_t)(tap % layer->kernel_width), lanes, gradients);
             for (uint32_t lane = 0; lane < lanes; lane++) {
                 tf_update_weight(trained, update, tap * layer->out_channels + c + lane,
-                                 tap * trained->count + c + lane - trained->start,
-                                 gradients[lane], steps[lane]);
+                                 tap * trained->count + c + lane - trained->start, gradients[lane],
+                                 steps[lane]);
             }
         }
     }

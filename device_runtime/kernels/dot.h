@@ -17,25 +17,33 @@
 #define TF_DSP 0
 #endif
 
-static inline uint32_t tf_load32(const void *from)
-{
+static inline uint32_t tf_load32(const void *from) {
     uint32_t word;
     memcpy(&word, from, sizeof word);
     return word;
 }
 
-static inline void tf_store32(void *to, uint32_t word) { memcpy(to, &word, sizeof word); }
+static inline void tf_store32(void *to, uint32_t word) {
+    memcpy(to, &word, sizeof word);
+}
 
 #if TF_DSP
 
-static inline uint32_t tf_ror8(uint32_t word) { return (word >> 8) | (word << 24); }
-static inline int16x2_t tf_even(uint32_t word) { return __sxtb16((int8x4_t)word); }
-static inline int16x2_t tf_odd(uint32_t word) { return __sxtb16((int8x4_t)tf_ror8(word)); }
+static inline uint32_t tf_ror8(uint32_t word) {
+    return (word >> 8) | (word << 24);
+}
+static inline int16x2_t tf_even(uint32_t word) {
+    return __sxtb16((int8x4_t)word);
+}
+static inline int16x2_t tf_odd(uint32_t word) {
+    return __sxtb16((int8x4_t)tf_ror8(word));
+}
 
 /* (low half of a, low half of b) and (high half of a, high half of b). */
-static inline uint32_t tf_pack_low(uint32_t a, uint32_t b) { return (a & 0xffffu) | (b << 16); }
-static inline uint32_t tf_pack_high(uint32_t a, uint32_t b)
-{
+static inline uint32_t tf_pack_low(uint32_t a, uint32_t b) {
+    return (a & 0xffffu) | (b << 16);
+}
+static inline uint32_t tf_pack_high(uint32_t a, uint32_t b) {
     return (a >> 16) | (b & 0xffff0000u);
 }
 
@@ -43,8 +51,7 @@ static inline uint32_t tf_pack_high(uint32_t a, uint32_t b)
 
 /* dst[i] = src[i] - zero for i < count, in column order; count of the groups of four only
  * where the whole column is made of such calls. */
-static inline void tf_widen(const int8_t *src, uint32_t count, int32_t zero, int16_t *dst)
-{
+static inline void tf_widen(const int8_t *src, uint32_t count, int32_t zero, int16_t *dst) {
     uint32_t i = 0;
 #if TF_DSP
     const uint32_t zeros = ((uint32_t)zero & 0xffffu) | ((uint32_t)zero << 16);
@@ -60,8 +67,7 @@ static inline void tf_widen(const int8_t *src, uint32_t count, int32_t zero, int
 }
 
 /* Brings a column that was written in plain order into column order. */
-static inline void tf_order_column(int16_t *column, uint32_t count)
-{
+static inline void tf_order_column(int16_t *column, uint32_t count) {
 #if TF_DSP
     for (uint32_t i = 0; i + 4 <= count; i += 4) {
         const int16_t swapped = column[i + 1];
@@ -75,8 +81,7 @@ static inline void tf_order_column(int16_t *column, uint32_t count)
 }
 
 /* Sum over i < count of column[i] * row[i]. */
-static inline int32_t tf_dot(const int16_t *column, const int8_t *row, uint32_t count)
-{
+static inline int32_t tf_dot(const int16_t *column, const int8_t *row, uint32_t count) {
     int32_t sum = 0;
     uint32_t i = 0;
 #if TF_DSP
@@ -95,8 +100,7 @@ static inline int32_t tf_dot(const int16_t *column, const int8_t *row, uint32_t 
 /* Two columns by two rows: sums[0] column 0 row 0, [1] column 0 row 1, [2] column 1 row 0,
  * [3] column 1 row 1. */
 static inline void tf_dot_2x2(const int16_t *column0, const int16_t *column1, const int8_t *row0,
-                              const int8_t *row1, uint32_t count, int32_t sums[4])
-{
+                              const int8_t *row1, uint32_t count, int32_t sums[4]) {
     int32_t s00 = 0, s01 = 0, s10 = 0, s11 = 0;
     uint32_t i = 0;
 #if TF_DSP

@@ -1,8 +1,7 @@
 /* Error tensors: masks, sums at forks, scaling. */
 #include "fixed_point.h"
 
-void tf_error_mask(int16_t *error, tf_scale *scale, const uint8_t *mask, uint32_t size)
-{
+void tf_error_mask(int16_t *error, tf_scale *scale, const uint8_t *mask, uint32_t size) {
     int32_t magnitude = 0;
     for (uint32_t i = 0; i < size; i++) {
         if ((mask[i >> 3] >> (i & 7u) & 1u) == 0u) {
@@ -14,8 +13,7 @@ void tf_error_mask(int16_t *error, tf_scale *scale, const uint8_t *mask, uint32_
     scale->magnitude = magnitude;
 }
 
-static int32_t shifted(int32_t value, int32_t shift)
-{
+static int32_t shifted(int32_t value, int32_t shift) {
     if (shift > 30) {
         return 0;
     }
@@ -23,8 +21,7 @@ static int32_t shifted(int32_t value, int32_t shift)
 }
 
 void tf_error_sum(int16_t *a, tf_scale *a_scale, const int16_t *b, const tf_scale *b_scale,
-                  uint32_t size)
-{
+                  uint32_t size) {
     if (b_scale->magnitude == 0) {
         return;
     }
@@ -49,8 +46,7 @@ void tf_error_sum(int16_t *a, tf_scale *a_scale, const int16_t *b, const tf_scal
 }
 
 void tf_error_scale(const int16_t *error, const tf_scale *scale, int16_t multiplier,
-                    int32_t exponent, uint32_t size, int16_t *out, tf_scale *out_scale)
-{
+                    int32_t exponent, uint32_t size, int16_t *out, tf_scale *out_scale) {
     const int32_t headroom = tf_headroom(scale);
     const int32_t shift = 15 - headroom;
     int32_t magnitude = 0;

@@ -2,8 +2,7 @@
 #include "fixed_point.h"
 
 void tf_head_forward(const tf_head *layer, const int8_t *input, const int16_t *weights,
-                     const int32_t *bias, int32_t *logits)
-{
+                     const int32_t *bias, int32_t *logits) {
     for (uint32_t o = 0; o < layer->classes; o++) {
         int64_t sum = bias[o];
         for (uint32_t i = 0; i < layer->in_channels; i++) {
@@ -14,8 +13,7 @@ void tf_head_forward(const tf_head *layer, const int8_t *input, const int16_t *w
 }
 
 static int64_t weighted_sum(const tf_head *layer, const int16_t *error, const int16_t *weights,
-                            uint32_t channel)
-{
+                            uint32_t channel) {
     int64_t sum = 0;
     for (uint32_t o = 0; o < layer->classes; o++) {
         sum += (int64_t)error[o] * weights[o * layer->in_channels + channel];
@@ -24,8 +22,7 @@ static int64_t weighted_sum(const tf_head *layer, const int16_t *error, const in
 }
 
 void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf_scale *scale,
-                            const int16_t *weights, int16_t *out, tf_scale *out_scale)
-{
+                            const int16_t *weights, int16_t *out, tf_scale *out_scale) {
     /* Twice over the classes, since the scale must be known before the first value is kept. */
     uint64_t largest = 0;
     for (uint32_t i = 0; i < layer->in_channels; i++) {
@@ -46,9 +43,7 @@ void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf
 }
 
 void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *scale,
-                    const int8_t *input, int16_t *weights, int32_t *bias,
-                    const tf_update *update)
-{
+                    const int8_t *input, int16_t *weights, int32_t *bias, const tf_update *update) {
     const uint32_t rate = update->learning_rate_q20;
     const tf_step step = tf_make_step(layer->weight_gain, rate, scale->exponent);
     const tf_step bias_step = tf_make_step(layer->bias_gain, rate, scale->exponent);

@@ -6,8 +6,7 @@
 
 /* sums[i] += (values[i] - zero) * factors[i] for int8 values and factors, i = 0 ... 3. */
 static inline void tf_accumulate_s8(const int8_t *values, int32_t zero, const int8_t *factors,
-                                    int32_t sums[4])
-{
+                                    int32_t sums[4]) {
 #if TF_DSP
     const uint32_t zeros = ((uint32_t)zero & 0xffffu) | ((uint32_t)zero << 16);
     const uint32_t x = tf_load32(values), w = tf_load32(factors);
@@ -27,8 +26,7 @@ static inline void tf_accumulate_s8(const int8_t *values, int32_t zero, const in
 
 /* sums[i] += errors[i] * (values[i] - zero) for int16 errors and int8 values, i = 0 ... 3. */
 static inline void tf_accumulate_s16(const int16_t *errors, const int8_t *values, int32_t zero,
-                                     int32_t sums[4])
-{
+                                     int32_t sums[4]) {
 #if TF_DSP
     const uint32_t zeros = ((uint32_t)zero & 0xffffu) | ((uint32_t)zero << 16);
     const int32_t e01 = (int32_t)tf_load32(errors), e23 = (int32_t)tf_load32(errors + 2);

@@ -5,6 +5,7 @@
 #define LARGEST_DISTANCE (31u << 16)
 #define LN2_Q16 45426
 
+/* clang-format off */
 /* round(2^(30 - i/64)) and round(2^16 * log2(1 + i/64)) for i = 0 … 64. */
 static const int32_t exp2_table[65] = {
     1073741824, 1062175491, 1050733751, 1039415261, 1028218693, 1017142735, 1006186087, 995347464,
@@ -26,10 +27,10 @@ static const int32_t log2_table[65] = {
     54584, 55410, 56229, 57040, 57845, 58643, 59434, 60219, 60997, 61769,
     62534, 63294, 64047, 64794, 65536,
 };
+/* clang-format on */
 
 /* 2^-distance in Q30; distance in Q16. Relative error below 2e-5. */
-static uint32_t exp2_negative(uint32_t distance)
-{
+static uint32_t exp2_negative(uint32_t distance) {
     const uint32_t fraction = distance & 0xffffu;
     const uint32_t i = fraction >> 10;
     const int32_t rest = (int32_t)(fraction & 1023u);
@@ -38,10 +39,10 @@ static uint32_t exp2_negative(uint32_t distance)
 }
 
 /* log2(value) in Q16 of a value >= 1. */
-static int32_t log2_q16(uint64_t value)
-{
+static int32_t log2_q16(uint64_t value) {
     const int32_t length = tf_bit_length64(value);
-    const uint32_t mantissa = (uint32_t)(length > 31 ? value >> (length - 31) : value << (31 - length));
+    const uint32_t mantissa =
+        (uint32_t)(length > 31 ? value >> (length - 31) : value << (31 - length));
     const uint32_t fraction = mantissa & (ONE_Q30 - 1u);
     const uint32_t i = fraction >> 24;
     const int32_t rest = (int32_t)(fraction >> 8 & 0xffffu);
@@ -50,8 +51,7 @@ static int32_t log2_q16(uint64_t value)
 }
 
 /* How far `logit` lies below the largest, in powers of two, Q16. */
-static uint32_t distance_below(int32_t largest, int32_t logit, tf_gain gain)
-{
+static uint32_t distance_below(int32_t largest, int32_t logit, tf_gain gain) {
     const uint64_t difference = (uint64_t)((int64_t)largest - logit);
     const uint64_t product = difference * gain.mantissa; /* 32 and 31 bits */
     const int32_t shift = -gain.exponent;
@@ -67,8 +67,7 @@ static uint32_t distance_below(int32_t largest, int32_t logit, tf_gain gain)
 }
 
 uint32_t tf_cross_entropy(const tf_head *layer, const int32_t *logits, int32_t label,
-                          int16_t *error, tf_scale *scale)
-{
+                          int16_t *error, tf_scale *scale) {
     int32_t largest = logits[0];
     for (uint32_t o = 1; o < layer->classes; o++) {
         largest = logits[o] > largest ? logits[o] : largest;

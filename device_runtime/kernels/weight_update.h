@@ -6,16 +6,14 @@
 #include "tinyfleet/engine.h"
 
 /* Bits below the point of a step: see tf_make_step's exponent. */
-static inline int32_t tf_fraction_bits(const tf_trained *trained)
-{
+static inline int32_t tf_fraction_bits(const tf_trained *trained) {
     return trained->fractions != NULL ? 8 : 16;
 }
 
 /* `at` is the weight's place in the tensor, `value` its place among the trained ones; `step`
  * was made with tf_fraction_bits added to the exponent. */
-static inline void tf_update_weight(const tf_trained *trained, const tf_update *update,
-                                    uint32_t at, uint32_t value, int32_t gradient, tf_step step)
-{
+static inline void tf_update_weight(const tf_trained *trained, const tf_update *update, uint32_t at,
+                                    uint32_t value, int32_t gradient, tf_step step) {
     int8_t *weight = &trained->weights[at];
     if (trained->fractions != NULL) {
         /* Beyond 2^16 the state saturates in any case; the bound keeps the sum in 32 bits. */

@@ -30,15 +30,15 @@ typedef struct {
 
 /* A run of values of one tensor that a plan trains, in delta order. */
 typedef struct {
-    uint32_t values;        /* total number of values */
-    uint32_t blob_offset;   /* of the tensor in the weights blob */
-    uint32_t state_offset;  /* of the working copy (whole tensor) in the state */
+    uint32_t values;          /* total number of values */
+    uint32_t blob_offset;     /* of the tensor in the weights blob */
+    uint32_t state_offset;    /* of the working copy (whole tensor) in the state */
     uint32_t fraction_offset; /* int8 fractions of the trained values; q8.8 only */
-    uint16_t row;           /* length of the tensor's last axis */
-    uint16_t start, count;  /* trained range of the last axis */
-    uint8_t bytes;          /* size of one value in the blob: 1, 2 or 4 */
-    uint8_t has_fraction;   /* 1: q8.8 */
-    uint8_t shift;          /* delta unit = 2^shift units of the state */
+    uint16_t row;             /* length of the tensor's last axis */
+    uint16_t start, count;    /* trained range of the last axis */
+    uint8_t bytes;            /* size of one value in the blob: 1, 2 or 4 */
+    uint8_t has_fraction;     /* 1: q8.8 */
+    uint8_t shift;            /* delta unit = 2^shift units of the state */
 } tf_segment;
 
 typedef struct {
@@ -102,7 +102,7 @@ void tf_engine_train_step(tf_engine *engine, const int8_t *sample, int32_t label
  * same values whenever they are asked for again, and right on average over devices. */
 typedef struct {
     const tf_engine *engine;
-    uint32_t value; /* index of the next value in the delta */
+    uint32_t value;  /* index of the next value in the delta */
     uint32_t within; /* its place in the segment */
     uint16_t segment;
 } tf_delta_cursor;

@@ -42,9 +42,9 @@ typedef struct {
     int32_t bias_limit;              /* largest |bias| for which no accumulator overflows */
     const int16_t *error_multiplier; /* Q15, relative to 2^error_exponent */
     int8_t error_exponent;
-    uint8_t error_headroom;  /* bits kept free in the scaled error, so that sums fit 32 bits */
-    uint8_t error_shift;     /* from the sum to int16 */
-    uint8_t gradient_shift;  /* > 0: weight gradients are summed in 64 bits, then shifted */
+    uint8_t error_headroom;     /* bits kept free in the scaled error, so that sums fit 32 bits */
+    uint8_t error_shift;        /* from the sum to int16 */
+    uint8_t gradient_shift;     /* > 0: weight gradients are summed in 64 bits, then shifted */
     const tf_gain *weight_gain; /* input scale / (output scale * weight scale) */
     const tf_gain *bias_gain;   /* 1 / (output scale * bias scale) */
 } tf_convolution;
@@ -67,7 +67,7 @@ typedef struct {
 typedef struct {
     uint16_t in_channels, classes;
     int16_t in_zero;
-    tf_gain loss;        /* logit unit * log2(e), to Q16 */
+    tf_gain loss;             /* logit unit * log2(e), to Q16 */
     int16_t error_multiplier; /* Q15 of the logit unit relative to 2^error_exponent */
     int8_t error_exponent;
     tf_gain weight_gain; /* logit unit / (weight step)^2 */
@@ -76,9 +76,9 @@ typedef struct {
 
 /* Where a plan's trained values live and how they change. */
 typedef struct {
-    int8_t *weights;      /* working copy, whole tensor */
-    int8_t *fractions;    /* q8.8: fractions of the trained values in delta order; else NULL */
-    uint32_t first_value; /* index in the delta of the first value: counter of random bits */
+    int8_t *weights;       /* working copy, whole tensor */
+    int8_t *fractions;     /* q8.8: fractions of the trained values in delta order; else NULL */
+    uint32_t first_value;  /* index in the delta of the first value: counter of random bits */
     uint16_t start, count; /* trained range of the last axis */
 } tf_trained;
 
@@ -94,12 +94,10 @@ typedef struct {
 
 /* scratch: tf_convolution_scratch_bytes, 4-byte aligned. */
 uint32_t tf_convolution_scratch_bytes(const tf_convolution *layer);
-void tf_convolution_forward(const tf_convolution *layer, const int8_t *input,
-                            const int8_t *weights, const int32_t *bias, int8_t *output,
-                            uint8_t *mask, void *scratch);
-void tf_depthwise_forward(const tf_convolution *layer, const int8_t *input,
-                          const int8_t *weights, const int32_t *bias, int8_t *output,
-                          uint8_t *mask);
+void tf_convolution_forward(const tf_convolution *layer, const int8_t *input, const int8_t *weights,
+                            const int32_t *bias, int8_t *output, uint8_t *mask, void *scratch);
+void tf_depthwise_forward(const tf_convolution *layer, const int8_t *input, const int8_t *weights,
+                          const int32_t *bias, int8_t *output, uint8_t *mask);
 void tf_add_forward(const tf_addition *layer, const int8_t *a, const int8_t *b, int8_t *output,
                     uint8_t *mask);
 void tf_pool_forward(const tf_pooling *layer, const int8_t *input, int8_t *output);
@@ -121,14 +119,13 @@ void tf_error_sum(int16_t *a, tf_scale *a_scale, const int16_t *b, const tf_scal
 /* out = error * multiplier * 2^(exponent - 15); out may be error itself. */
 void tf_error_scale(const int16_t *error, const tf_scale *scale, int16_t multiplier,
                     int32_t exponent, uint32_t size, int16_t *out, tf_scale *out_scale);
-void tf_pool_input_gradient(const tf_pooling *layer, const int16_t *error,
-                            const tf_scale *scale, int16_t *out, tf_scale *out_scale);
+void tf_pool_input_gradient(const tf_pooling *layer, const int16_t *error, const tf_scale *scale,
+                            int16_t *out, tf_scale *out_scale);
 void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf_scale *scale,
                             const int16_t *weights, int16_t *out, tf_scale *out_scale);
 /* Gradient and update of the head; weights and bias are working copies. */
 void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *scale,
-                    const int8_t *input, int16_t *weights, int32_t *bias,
-                    const tf_update *update);
+                    const int8_t *input, int16_t *weights, int32_t *bias, const tf_update *update);
 
 /* scratch: 4 * out_channels bytes, 4-byte aligned. */
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,

@@ -39,8 +39,7 @@ volatile uint32_t initialised = 0x12345678u;
 int8_t numbers[1024];
 
 /* Bytes that came since `*from`, echoed with each bit flipped. */
-static void echo(uint32_t *from)
-{
+static void echo(uint32_t *from) {
     uint32_t position = RING_BYTES - STREAM(2, 1);
     uint32_t count = 0;
     while (*from != position) {
@@ -58,15 +57,13 @@ static void echo(uint32_t *from)
     }
 }
 
-uint32_t unlock(void)
-{
+uint32_t unlock(void) {
     FLASH_KEYR = 0x45670123u;
     FLASH_KEYR = 0xCDEF89ABu;
     return FLASH_CR;
 }
 
-uint32_t erase(uint32_t sector)
-{
+uint32_t erase(uint32_t sector) {
     FLASH_CR = 1u << 1 | sector << 3 | 2u << 8;
     FLASH_CR |= 1u << 16;
     while ((FLASH_SR & 1u << 16) != 0) {
@@ -75,8 +72,7 @@ uint32_t erase(uint32_t sector)
     return 0;
 }
 
-uint32_t program(uint32_t address, uint32_t value)
-{
+uint32_t program(uint32_t address, uint32_t value) {
     FLASH_CR = 1u | 2u << 8;
     REG(address) = value;
     while ((FLASH_SR & 1u << 16) != 0) {
@@ -85,36 +81,33 @@ uint32_t program(uint32_t address, uint32_t value)
     return REG(address);
 }
 
-uint32_t poke(uint32_t address, uint32_t value)
-{
+uint32_t poke(uint32_t address, uint32_t value) {
     REG(address) = value;
     return value;
 }
 
-uint32_t peek(uint32_t address) { return REG(address); }
+uint32_t peek(uint32_t address) {
+    return REG(address);
+}
 
-uint32_t poke_byte(uint32_t address, uint32_t value)
-{
+uint32_t poke_byte(uint32_t address, uint32_t value) {
     *(volatile uint8_t *)(uintptr_t)address = (uint8_t)value;
     return value;
 }
 
-uint32_t spin(void)
-{
+uint32_t spin(void) {
     for (;;) {
         initialised++;
     }
 }
 
 /* Loops, calls, predicated instructions: something to count. */
-__attribute__((noinline)) int32_t clamp(int32_t value, int32_t low, int32_t high)
-{
+__attribute__((noinline)) int32_t clamp(int32_t value, int32_t low, int32_t high) {
     value = value < low ? low : value;
     return value > high ? high : value;
 }
 
-int32_t mix(uint32_t rounds, int32_t a, int32_t b, int32_t c, int32_t d, int32_t e)
-{
+int32_t mix(uint32_t rounds, int32_t a, int32_t b, int32_t c, int32_t d, int32_t e) {
     int32_t sum = a + b + c + d + e;
     for (uint32_t i = 0; i < rounds; i++) {
         numbers[i % 1024u] = (int8_t)clamp((int32_t)(i * 7u) - sum, -100, 100);
@@ -127,8 +120,7 @@ int32_t mix(uint32_t rounds, int32_t a, int32_t b, int32_t c, int32_t d, int32_t
     return sum;
 }
 
-uint32_t deep(uint32_t bytes)
-{
+uint32_t deep(uint32_t bytes) {
     volatile uint8_t local[bytes];
     local[0] = 1;
     local[bytes - 1u] = 2;
@@ -137,8 +129,7 @@ uint32_t deep(uint32_t bytes)
 
 /* Executes exactly 6 + 13 * rounds instructions, whatever the conditions of its IT blocks say:
  * before the loop 3 (push, mov, mov.w), in the loop 13, after it 3 (mov, nop.w, pop). */
-__attribute__((naked, noinline)) uint32_t counted(uint32_t rounds __attribute__((unused)))
-{
+__attribute__((naked, noinline)) uint32_t counted(uint32_t rounds __attribute__((unused))) {
     __asm volatile(".syntax unified\n"
                    "push {r4, lr}\n"
                    "movs r1, #0\n"
@@ -162,14 +153,12 @@ __attribute__((naked, noinline)) uint32_t counted(uint32_t rounds __attribute__(
                    "pop {r4, pc}\n");
 }
 
-uint32_t undefined(void)
-{
+uint32_t undefined(void) {
     __asm volatile("udf #0");
     return 0;
 }
 
-static void run(void)
-{
+static void run(void) {
     uint32_t from = 0;
     RCC_AHB1ENR |= 1u << 1 | 1u << 22;
     REG(0x40020400u) = 1u; /* PB0 output */
@@ -196,8 +185,7 @@ static void run(void)
     }
 }
 
-void reset_handler(void)
-{
+void reset_handler(void) {
     __asm volatile("cpsid i");
     volatile uint32_t *to = _sdata;
     for (const uint32_t *from = _sidata; to < _edata;) {
