@@ -1,6 +1,7 @@
 """Generated C against the interpreter: the same bits, for any graph and any plan."""
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,18 @@ from tests.codegen.random_graphs import full_plan, random_graph, random_plan
 LEARNING_RATE = 2**20 // 50
 
 
-def build(graph: Graph, programs: list[Program], folder: Path) -> Path:
+def build(
+    graph: Graph, programs: list[Program], folder: Path, sanitize: Sequence[str] = ()
+) -> Path:
     folder.mkdir(exist_ok=True)
     for name, text in emit(graph, programs, "00" * 32).items():
         (folder / name).write_text(text)
     library = folder / "engine.so"
     build_host_library(
-        [*folder.glob("*.c"), *engine_sources()], [folder, *include_directories()], library
+        [*folder.glob("*.c"), *engine_sources()],
+        [folder, *include_directories()],
+        library,
+        sanitize=sanitize,
     )
     return library
 
@@ -84,3 +90,18 @@ def test_a_pool_that_is_too_small_is_refused(tmp_path: Path) -> None:
     engine._pool = ctypes.create_string_buffer(program.pool_bytes - 1)
     with pytest.raises(AssertionError):
         engine.load()
+
+
+def test_training_at_absurd_rates_has_no_undefined_behaviour(tmp_path: Path) -> None:
+    # The sanitizer ends the process at the first overflow, wild shift or misaligned access.
+    graph, samples = random_graph(13)
+    programs = [lower(graph, full_plan(graph)), lower(graph, full_plan(graph, "int8-stochastic"))]
+    library = build(graph, programs, tmp_path, sanitize=["undefined"])
+    for program in programs:
+        interpreter = Interpreter(program)
+        engine = HostEngine(library, program.plan.id)
+        for step, rate in enumerate([0, 1, 2**20, 2**31, 2**32 - 1, LEARNING_RATE]):
+            interpreter.train_step(samples[step], 0, rate, 3)
+            engine.train_step(samples[step], 0, rate, 3)
+            assert interpreter.loss_q16 == engine.loss_q16, rate
+        assert np.array_equal(interpreter.delta(), engine.delta())
