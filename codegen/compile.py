@@ -42,7 +42,7 @@ from codegen.errors import BudgetError, ModelError, ToolchainError
 from codegen.flash_layout import FlashLayout, Region, linker_script, plan_flash
 from codegen.importer import import_model
 from codegen.ir import Graph
-from codegen.plans import Plan, PlanSpec, default_plans, load_plan, resolve
+from codegen.plans import DEFAULT_NAMES, Plan, PlanSpec, default_plans, load_plan, resolve
 from codegen.program import Program, lower
 from codegen.quantize import load_calibration, quantize
 from codegen.toolchain import (
@@ -85,11 +85,11 @@ def compile_model(
     progress: Progress | None = None,
     sample_log_bytes: int = SAMPLE_LOG_BYTES,
 ) -> Bundle:
-    """Compiles ``model`` (float ONNX) for ``board`` into the bundle folder ``out``.
+    """Compiles ``model`` (ONNX, float or QDQ) for ``board`` into the bundle folder ``out``.
 
     ``plans`` are ``FILE`` or ``FILE#NAME`` or parsed plans; None takes the default set of three
     sizes, of which those that don't fit the board are left out with a note in the report.
-    ``calibration`` is an .npz of typical inputs. ``progress`` is called with the stage's name,
+    ``calibration`` is an .npz of typical inputs, for float models only. ``progress`` is called with the stage's name,
     steps done, and steps in all.
 
     Raises a CodegenError whose message names the thing and the remedy.
@@ -147,7 +147,13 @@ def compile_graph(
         return _build(graph, board, layout, chosen, onnx_sha256, protocol_cddl, toolchain, progress)
 
     made = build(programs)
-    notes: list[str] = []
+    # The default set of a very small model has fewer sizes; whoever looks for one learns why.
+    names = [plan.name for plan in wanted]
+    notes: list[str] = [
+        f"plan {name} is left out: it would train the same values as a smaller one"
+        for name in DEFAULT_NAMES
+        if not plans and name not in names
+    ]
     fitting = [
         program
         for program, costs in zip(made.programs, made.reports, strict=True)
@@ -156,7 +162,7 @@ def compile_graph(
     if len(fitting) < len(programs):
         if plans or not fitting:
             check_budget(made.reports, board)
-        notes = [
+        notes += [
             f"plan {plan.name} is left out: it needs {plan.sram_bytes.total:,} bytes of SRAM, "
             f"{board.name} has {plan.sram_limit_bytes:,}"
             for plan in made.reports

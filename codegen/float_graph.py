@@ -11,6 +11,7 @@ tensors are ``(channels, height, width)``; quantization turns both into the devi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -38,9 +39,34 @@ class Clamp:
 NO_CLAMP = Clamp()
 
 
+@dataclass(frozen=True)
+class Coding:
+    """How a quantized model stores a tensor: real = scale * (code - zero_point), code int8."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True, eq=False)
+class StoredIntegers:
+    """The integers of a layer of a quantized model, exactly as stored.
+
+    weight int8 [O, I/groups, Kh, Kw] with one scale per output channel; bias int32 [O] in steps
+    of input scale * weight scale, or None where the bias is stored as real numbers.
+    """
+
+    weight: NDArray[np.int8]
+    weight_scale: NDArray[np.float64]
+    bias: NDArray[np.int32] | None
+
+
 @dataclass(frozen=True, eq=False)
 class FloatConv:
-    """Convolution: weight [O, I/groups, Kh, Kw], bias [O]; groups is 1 or the channel count."""
+    """Convolution: weight [O, I/groups, Kh, Kw], bias [O]; groups is 1 or the channel count.
+
+    ``stored`` has the integers where the model came quantized; weight and bias are then their
+    real values.
+    """
 
     name: str
     input: str
@@ -51,6 +77,7 @@ class FloatConv:
     stride: tuple[int, int] = (1, 1)
     padding: Padding = field(default_factory=Padding)
     clamp: Clamp = NO_CLAMP
+    stored: StoredIntegers | None = None
 
     @property
     def depthwise(self) -> bool:
@@ -93,12 +120,16 @@ FloatOp: TypeAlias = FloatConv | FloatAdd | FloatPool | FloatHead
 
 @dataclass(frozen=True, eq=False)
 class FloatGraph:
-    """Operations in execution order, the head last; shapes of all tensors but the logits."""
+    """Operations in execution order, the head last; shapes of all tensors but the logits.
+
+    ``codings`` says how a quantized model codes its tensors; a float model has none.
+    """
 
     name: str
     input: str
     shapes: dict[str, ChannelsFirst]
     ops: tuple[FloatOp, ...]
+    codings: Mapping[str, Coding] = field(default_factory=dict)
 
     @property
     def head(self) -> FloatHead:

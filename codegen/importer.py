@@ -4,15 +4,16 @@ One small handler per operator, in the table `_HANDLERS`; a new operator is one 
 fold what the device doesn't have: batch normalization and constant sums go into the convolution
 before them, Relu and Clip become the clamp of the operation before them, and what changes nothing
 in inference (Identity, Dropout, Flatten of a vector, Softmax at the end) becomes another name for
-its input. What can't be imported is refused with the node, the operator, the attribute and the
-remedy.
+its input. In quantized models (QuantizeLinear and DequantizeLinear around every
+operation) these two also only rename tensors, but scales, zero points and stored integers are
+kept. What can't be imported is refused with the node, the operator, the attribute and the remedy.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,12 +27,14 @@ from codegen.errors import ModelError
 from codegen.float_graph import (
     ChannelsFirst,
     Clamp,
+    Coding,
     FloatAdd,
     FloatConv,
     FloatGraph,
     FloatHead,
     FloatOp,
     FloatPool,
+    StoredIntegers,
     conv_output_shape,
 )
 from codegen.ir import Padding
@@ -119,6 +122,8 @@ class _Import:
         self.uses.update(self.graph_outputs)
         self.input = self._read_input(graph)
         self.logits: str | None = None
+        self.codings: dict[str, Coding] = {}
+        self.integers: dict[str, _Integers] = {}  # by the name of their real values
 
     def _read_input(self, graph: onnx.GraphProto) -> str:
         inputs = [entry for entry in graph.input if entry.name not in self.constants]
@@ -169,7 +174,18 @@ class _Import:
                 "in a Gemm, or MatMul and Add, with an optional Softmax"
             )
         shapes = {name: shape for name, shape in self.shapes.items() if name != self.logits}
-        return FloatGraph(self.name, self.input, shapes, tuple(self.ops.values()))
+        self._check_codings(shapes)
+        return FloatGraph(self.name, self.input, shapes, tuple(self.ops.values()), self.codings)
+
+    def _check_codings(self, tensors: Mapping[str, ChannelsFirst]) -> None:
+        """A model is quantized as a whole or not at all."""
+        pools = {op.output: op.input for op in self.ops.values() if isinstance(op, FloatPool)}
+        bare = [name for name in tensors if name not in self.codings and name not in pools]
+        if self.codings and bare:
+            raise ModelError(
+                f"tensor '{bare[0]}' has no QuantizeLinear, though {len(self.codings)} others have "
+                "one; quantize every activation, or give the float model and a calibration set"
+            )
 
     # What handlers work with.
 
@@ -221,6 +237,10 @@ class _Import:
         maker = self.ops.get(self.tensor(node, index))
         if maker is None:
             node.refuse("works on the model's input; put it behind a Conv or Add")
+        if maker.output in self.codings:
+            node.refuse(
+                f"comes behind the QuantizeLinear of '{maker.name}'; quantize after it instead"
+            )
         if self.uses[name] > 1:
             node.refuse(
                 f"its input '{name}' is also read elsewhere, so the node can't be folded into "
@@ -257,9 +277,9 @@ def _attribute(entry: onnx.AttributeProto) -> Any:
 
 
 _REMEDIES = {
-    "QuantizeLinear": "give the float model and a calibration set; quantized models aren't read",
-    "DequantizeLinear": "give the float model and a calibration set; quantized models aren't read",
-    "QLinearConv": "give the float model and a calibration set; quantized models aren't read",
+    "QLinearConv": "export in QDQ format (quant_format=QuantFormat.QDQ)",
+    "QLinearAdd": "export in QDQ format (quant_format=QuantFormat.QDQ)",
+    "DynamicQuantizeLinear": "quantize statically (quantize_static), in QDQ format",
     "MaxPool": "use a Conv with stride 2 in its place",
     "AveragePool": "use GlobalAveragePool, or a Conv with stride",
     "Pad": "use the pads of the Conv behind it",
@@ -322,6 +342,7 @@ def _conv(state: _Import, node: _Node) -> None:
         groups=groups,
         stride=stride,
         padding=_padding(node, shape, kernel, stride),
+        stored=_stored_integers(state, node, source),
     )
     conv = dataclasses.replace(conv, output=conv.name)
     result = conv_output_shape(conv, shape)
@@ -331,6 +352,96 @@ def _conv(state: _Import, node: _Node) -> None:
             "use a larger input or fewer strides"
         )
     state.append(node, conv, result)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Integers:
+    """A constant that is stored as integers with one scale, or one per entry of axis 0."""
+
+    codes: NDArray[Any]
+    scale: _Array
+    zero_point: NDArray[Any]
+
+
+def _dequantize_linear(state: _Import, node: _Node) -> None:
+    scale = state.constant(node, 1, "scale").reshape(-1)
+    if (scale <= 0).any():
+        node.refuse("has a scale that is not positive; quantize the model again")
+    if node.input(0) not in state.constants:
+        _check_coding(state, node, scale)
+        state.rename(node)
+        return
+    codes = state.constants[node.input(0)]
+    zero = state.constants[node.input(2)] if node.input(2) else np.zeros(1, codes.dtype)
+    axis = int(node.attributes.get("axis", 1)) % max(codes.ndim, 1)
+    per_channel = scale.size > 1
+    if codes.dtype.kind not in "iu" or (per_channel and scale.size != codes.shape[axis]):
+        node.refuse(
+            f"turns {codes.dtype} constants of shape {list(codes.shape)} with {scale.size} scales "
+            f"along axis {axis} into real ones; supported are one scale, or one per channel"
+        )
+    along = [-1 if dimension == axis else 1 for dimension in range(codes.ndim)]
+    centred = codes.astype(np.int64) - zero.astype(np.int64).reshape(along)
+    state.constants[node.outputs[0]] = centred * scale.reshape(along)
+    if axis == 0 or not per_channel:
+        state.integers[node.outputs[0]] = _Integers(codes, scale, zero.reshape(-1))
+
+
+def _coding(state: _Import, node: _Node, scale: _Array) -> Coding:
+    """Scale and zero point of an activation; uint8 codes become int8 ones."""
+    zero = state.constants[node.input(2)] if node.input(2) else np.zeros(1, np.uint8)
+    if scale.size != 1 or zero.size != 1:
+        node.refuse("codes an activation with a scale per channel; use one per tensor")
+    if zero.dtype not in (np.dtype(np.int8), np.dtype(np.uint8)):
+        node.refuse(f"codes an activation as {zero.dtype}; use int8 or uint8")
+    offset = 128 if zero.dtype == np.uint8 else 0
+    return Coding(float(scale[0]), int(zero.reshape(-1)[0]) - offset)
+
+
+def _quantize_linear(state: _Import, node: _Node) -> None:
+    tensor = state.tensor(node)
+    coding = _coding(state, node, state.constant(node, 1, "scale").reshape(-1))
+    if tensor == state.logits:
+        state.rename(node)  # the head's logits are wide on the device
+        return
+    known = state.codings.setdefault(tensor, coding)
+    if known != coding:
+        node.refuse(
+            f"codes tensor '{tensor}' a second time, with other scale or zero point; quantize each "
+            "activation once"
+        )
+    state.rename(node)
+
+
+def _check_coding(state: _Import, node: _Node, scale: _Array) -> None:
+    tensor = state.tensor(node)
+    coding = _coding(state, node, scale)
+    if tensor != state.logits and state.codings.get(tensor) != coding:
+        node.refuse(
+            f"reads tensor '{tensor}' with another scale or zero point than it was written with; "
+            "quantize the model again"
+        )
+
+
+def _stored_integers(state: _Import, node: _Node, source: str) -> StoredIntegers | None:
+    """The integers behind the weight of a convolution, None where it is stored as real ones."""
+    stored = state.integers.get(node.input(1))
+    if stored is None:
+        return None
+    if stored.codes.dtype != np.int8 or stored.zero_point.any():
+        node.refuse(
+            f"its weight is stored as {stored.codes.dtype} with zero point "
+            f"{int(stored.zero_point[0])}; quantize weights as symmetric int8"
+        )
+    outputs = len(stored.codes)
+    scale = np.broadcast_to(stored.scale, outputs).astype(np.float64)
+    bias = state.integers.get(node.input(2))
+    codes = None
+    if bias is not None and source in state.codings:
+        wanted = state.codings[source].scale * scale
+        if np.allclose(bias.scale, wanted, rtol=1e-5, atol=0.0) and not bias.zero_point.any():
+            codes = bias.codes.astype(np.int32)
+    return StoredIntegers(np.clip(stored.codes, -127, 127).astype(np.int8), scale, codes)
 
 
 def _want_ones(node: _Node, attribute: str) -> None:
@@ -392,6 +503,10 @@ def _batch_normalization(state: _Import, node: _Node) -> None:
 
 def _foldable_conv(state: _Import, node: _Node, remedy: str) -> FloatConv:
     maker = state.producer(node)
+    if isinstance(maker, FloatConv) and maker.stored is not None:
+        node.refuse(
+            f"can't be folded into the integers of '{maker.name}'; fold it, then quantize the model"
+        )
     if not isinstance(maker, FloatConv) or maker.clamp != Clamp():
         node.refuse(f"can't be folded into '{maker.name}'; {remedy}, before its activation")
     return maker
@@ -539,6 +654,7 @@ _HANDLERS: dict[str, Callable[[_Import, _Node], None]] = {
     "Clip": _clip,
     "Constant": _constant,
     "Conv": _conv,
+    "DequantizeLinear": _dequantize_linear,
     "Dropout": _Import.rename,
     "Flatten": _to_vector,
     "Gemm": _gemm,
@@ -546,6 +662,7 @@ _HANDLERS: dict[str, Callable[[_Import, _Node], None]] = {
     "Identity": _Import.rename,
     "LogSoftmax": _softmax,
     "MatMul": _matmul,
+    "QuantizeLinear": _quantize_linear,
     "ReduceMean": _reduce_mean,
     "Relu": _relu,
     "Reshape": _to_vector,
@@ -553,6 +670,9 @@ _HANDLERS: dict[str, Callable[[_Import, _Node], None]] = {
     "Squeeze": _to_vector,
 }
 
-_AFTER_HEAD = {"Add", "Constant", "Dropout", "Identity", "LogSoftmax", "Softmax"}
+_AFTER_HEAD = {
+    *("Add", "Constant", "Dropout", "Identity", "LogSoftmax", "Softmax"),
+    *("QuantizeLinear", "DequantizeLinear"),
+}
 
 SUPPORTED_OPERATORS = tuple(sorted(_HANDLERS))

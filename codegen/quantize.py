@@ -8,6 +8,7 @@ at the clamp, so that the clamp to int8 *is* the activation function.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from codegen import ir
 from codegen.errors import CalibrationError, ModelError
 from codegen.float_graph import (
+    Coding,
     FloatAdd,
     FloatConv,
     FloatGraph,
@@ -77,16 +79,20 @@ _HOW_TO_GIVE = (
 def quantize(graph: FloatGraph, calibration: NDArray[np.float32] | None) -> ir.Graph:
     """The quantized graph of ``graph``; ``calibration`` is (samples, channels, height, width).
 
-    Raises CalibrationError when there is no calibration set, it doesn't fit the model's input, or
-    it holds values that aren't finite.
+    A model that came quantized keeps its scales, zero points and integers; calibration is then
+    not needed, and refused.
+
+    Raises CalibrationError when a float model has no calibration set, it doesn't fit the model's
+    input, or it holds values that aren't finite.
     """
-    samples = _checked(graph, calibration)
-    ranges = _ranges(graph, samples)
+    codings = (
+        _stored_codings(graph, calibration) if graph.codings else _measured(graph, calibration)
+    )
     tensors: dict[str, ir.Tensor] = {}
 
     def add_tensor(name: str) -> ir.Tensor:
         channels, height, width = graph.shapes[name]
-        scale, zero_point = activation_code(*ranges[name])
+        scale, zero_point = codings[name].scale, codings[name].zero_point
         tensors[name] = ir.Tensor(name, (height, width, channels), scale, zero_point)
         return tensors[name]
 
@@ -107,6 +113,39 @@ def quantize(graph: FloatGraph, calibration: NDArray[np.float32] | None) -> ir.G
             case FloatHead():
                 ops.append(_head(op, tensors[op.input]))
     return ir.Graph(graph.name, graph.input, tensors, tuple(ops))
+
+
+def _measured(graph: FloatGraph, calibration: NDArray[np.float32] | None) -> dict[str, Coding]:
+    """Codings from the range of each tensor over the calibration set."""
+    ranges = _ranges(graph, _checked(graph, calibration))
+    return {name: Coding(*activation_code(*span)) for name, span in ranges.items()}
+
+
+def _stored_codings(
+    graph: FloatGraph, calibration: NDArray[np.float32] | None
+) -> Mapping[str, Coding]:
+    """The model's own codings, once they are known to be those of the device's arithmetic."""
+    if calibration is not None:
+        raise CalibrationError(
+            f"model {graph.name} is quantized already and keeps its own scales; leave out the "
+            "calibration set, or give the float model with it"
+        )
+    for op in graph.ops:
+        if isinstance(op, (FloatConv, FloatAdd)):
+            _check_clamp(op, graph.codings[op.output])
+    return graph.codings
+
+
+def _check_clamp(op: FloatConv | FloatAdd, coding: Coding) -> None:
+    """On the device, saturation of the codes is the activation function: both must agree."""
+    low = (ir.INT8_MIN - coding.zero_point) * coding.scale
+    high = (ir.INT8_MAX - coding.zero_point) * coding.scale
+    if op.clamp.low > low + coding.scale / 2 or op.clamp.high < high - coding.scale / 2:
+        raise ModelError(
+            f"layer '{op.name}' is clamped to {op.clamp.low:g} … {op.clamp.high:g}, but its output "
+            f"is coded from {low:g} to {high:g}; quantize with the activation's range (for Relu: "
+            "zero point at the lowest code)"
+        )
 
 
 def quantize_input(graph: ir.Graph, x: NDArray[np.floating]) -> NDArray[np.int8]:
@@ -166,10 +205,16 @@ def _ranges(graph: FloatGraph, samples: NDArray[np.float32]) -> dict[str, tuple[
 
 
 def _convolution(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> ir.Conv | ir.DepthwiseConv:
-    scale = _weight_scales(op, source, result)
-    codes = np.rint(op.weight / scale[:, np.newaxis, np.newaxis, np.newaxis])
-    weight = np.clip(codes, -_WEIGHT_MAX, _WEIGHT_MAX).astype(np.int8)
-    bias = np.clip(np.rint(op.bias / (source.scale * scale)), -_INT32_MAX - 1, _INT32_MAX)
+    if op.stored is not None:
+        scale, weight = op.stored.weight_scale, op.stored.weight
+    else:
+        scale = _weight_scales(op, source, result)
+        codes = np.rint(op.weight / scale[:, np.newaxis, np.newaxis, np.newaxis])
+        weight = np.clip(codes, -_WEIGHT_MAX, _WEIGHT_MAX).astype(np.int8)
+    if op.stored is not None and op.stored.bias is not None:
+        bias = op.stored.bias.astype(np.float64)
+    else:
+        bias = np.clip(np.rint(op.bias / (source.scale * scale)), -_INT32_MAX - 1, _INT32_MAX)
     kind = ir.DepthwiseConv if op.depthwise else ir.Conv
     # [C, 1, Kh, Kw] → [Kh, Kw, C] and [O, I, Kh, Kw] → [O, Kh, Kw, I]
     laid_out = weight[:, 0].transpose(1, 2, 0) if op.depthwise else weight.transpose(0, 2, 3, 1)

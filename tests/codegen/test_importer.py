@@ -294,10 +294,15 @@ def test_a_second_fully_connected_layer_is_refused_with_the_remedy() -> None:
         import_proto(model(nodes, {**constants, "m": normal(4, 4)}, output="more"))
 
 
-def test_a_quantized_model_is_refused_with_the_remedy() -> None:
-    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "q")]
-    constants = {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
-    with pytest.raises(ModelError, match="float model and a calibration set"):
+def test_the_other_quantized_format_is_refused_with_the_remedy() -> None:
+    inputs = ["x", "s", "z", "w", "s", "z", "s", "z"]
+    nodes = [helper.make_node("QLinearConv", inputs, ["q"], "q")]
+    constants = {
+        "s": np.array(0.1, np.float32),
+        "z": np.array(0, np.int8),
+        "w": np.zeros((1, 1, 1, 1), np.int8),
+    }
+    with pytest.raises(ModelError, match="QDQ format"):
         import_proto(model(nodes, constants, output="q"))
 
 

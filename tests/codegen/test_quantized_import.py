@@ -1,0 +1,178 @@
+"""Models that come quantized (QDQ): onnxruntime makes them, and is the oracle."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from codegen.errors import CalibrationError, ModelError
+from codegen.float_autodiff import forward_integers
+from codegen.importer import import_model, import_proto
+from codegen.interpreter import Interpreter
+from codegen.ir import Conv, DepthwiseConv
+from codegen.layer_arithmetic import logit_scale
+from codegen.plans import default_plans
+from codegen.program import lower
+from codegen.quantize import load_calibration, quantize, quantize_input
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+
+
+class _Samples(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, samples: np.ndarray, name: str) -> None:
+        self._rows = iter([{name: sample[None]} for sample in samples])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._rows, None)
+
+
+@pytest.fixture(scope="module")
+def samples() -> np.ndarray:
+    return load_calibration(DIGITS / "calibration.npz")
+
+
+def quantized_digits(
+    folder: Path, samples: np.ndarray, activation: QuantType, per_channel: bool
+) -> Path:
+    prepared, target = folder / "prepared.onnx", folder / "quantized.onnx"
+    quant_pre_process(str(DIGITS / "digits.onnx"), str(prepared))
+    name = onnx.load(str(prepared)).graph.input[0].name
+    quantize_static(
+        str(prepared),
+        str(target),
+        _Samples(samples, name),
+        quant_format=QuantFormat.QDQ,
+        activation_type=activation,
+        weight_type=QuantType.QInt8,
+        per_channel=per_channel,
+    )
+    return target
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("activation", [QuantType.QInt8, QuantType.QUInt8])
+def test_a_model_quantized_by_onnxruntime_gives_its_logits(
+    activation: QuantType, per_channel: bool, samples: np.ndarray, tmp_path: Path
+) -> None:
+    path = quantized_digits(tmp_path, samples, activation, per_channel)
+    graph = quantize(import_model(path), None)
+    session = onnxruntime.InferenceSession(str(path))
+    name = session.get_inputs()[0].name
+    interpreter = Interpreter(lower(graph, default_plans(graph)[0]))
+    close = same = 0
+    for sample in samples[:40]:
+        expected = session.run(None, {name: sample[None]})[0][0]
+        interpreter.score(quantize_input(graph, np.moveaxis(sample, 0, -1)), 0)
+        got = interpreter.logits * logit_scale(graph)
+        same += int(np.argmax(got) == np.argmax(expected))
+        # onnxruntime rounds its logits to 8 bits, we don't.
+        close += int(np.abs(got - expected).max() < 0.06 * np.ptp(expected))
+    assert same >= 39
+    assert close >= 38
+
+
+def test_stored_integers_survive_unchanged(samples: np.ndarray, tmp_path: Path) -> None:
+    path = quantized_digits(tmp_path, samples, QuantType.QInt8, per_channel=True)
+    stored = {
+        entry.name: onnx.numpy_helper.to_array(entry)
+        for entry in onnx.load(str(path)).graph.initializer
+    }
+    graph = quantize(import_model(path), None)
+    integers = [array for array in stored.values() if array.dtype == np.int8 and array.ndim == 4]
+    assert len(integers) == len(graph.convolutions)
+    for op in graph.convolutions:
+        layout = (
+            op.weight.transpose(0, 3, 1, 2)
+            if isinstance(op, Conv)
+            else op.weight.transpose(2, 0, 1)[:, None]
+        )
+        assert any(
+            array.shape == layout.shape and np.array_equal(array, layout) for array in integers
+        ), op.name
+
+
+def test_forward_integers_are_within_one_step_of_onnxruntime(
+    samples: np.ndarray, tmp_path: Path
+) -> None:
+    path = quantized_digits(tmp_path, samples, QuantType.QInt8, per_channel=True)
+    graph = quantize(import_model(path), None)
+    model = onnx.load(str(path))
+    codes = {
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+    for name in codes:
+        model.graph.output.append(onnx.ValueInfoProto(name=name))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    result = session.run(list(codes), {session.get_inputs()[0].name: samples[:1]})
+    by_source = {codes[name]: values for name, values in zip(codes, result, strict=True)}
+    interpreter = Interpreter(lower(graph, default_plans(graph)[0]))
+    interpreter.score(quantize_input(graph, np.moveaxis(samples[0], 0, -1)), 0)
+    known, _ = forward_integers(interpreter)
+    compared = 0
+    makers = {node.output[0]: node for node in model.graph.node}
+    for source, values in by_source.items():
+        node = makers.get(source)
+        while node is not None and node.op_type in ("Relu", "Clip"):
+            node = makers.get(node.input[0])
+        # Pooled features keep the scale of what is pooled on the device.
+        if node is None or node.op_type not in ("Conv", "Add") or node.name not in known:
+            continue
+        expected = np.moveaxis(values[0], 0, -1).astype(int)
+        difference = np.abs(known[node.name] - expected)
+        # Single steps arise where float32 lands on the other side of a half, and then spread.
+        assert difference.max() <= 2, node.name
+        assert (difference > 0).mean() < 0.02, node.name
+        compared += 1
+    assert compared >= 10
+
+
+def test_a_calibration_set_for_a_quantized_model_is_refused(
+    samples: np.ndarray, tmp_path: Path
+) -> None:
+    path = quantized_digits(tmp_path, samples, QuantType.QInt8, per_channel=True)
+    with pytest.raises(CalibrationError, match="quantized already"):
+        quantize(import_model(path), samples)
+
+
+def test_a_half_quantized_model_is_refused_by_tensor(samples: np.ndarray, tmp_path: Path) -> None:
+    path = quantized_digits(tmp_path, samples, QuantType.QInt8, per_channel=True)
+    model = onnx.load(str(path))
+    nodes = list(model.graph.node)
+    add = next(node for node in nodes if node.op_type == "Add")
+    quantizer = next(node for node in nodes if add.output[0] in node.input)
+    reader = next(node for node in nodes if quantizer.output[0] in node.input)
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            if name == reader.output[0]:
+                node.input[index] = add.output[0]
+    model.graph.node.remove(quantizer)
+    model.graph.node.remove(reader)
+    with pytest.raises(ModelError, match="has no QuantizeLinear"):
+        import_proto(model)
+
+
+def test_asymmetric_weights_are_refused_with_the_remedy(
+    samples: np.ndarray, tmp_path: Path
+) -> None:
+    path = quantized_digits(tmp_path, samples, QuantType.QInt8, per_channel=False)
+    model = onnx.load(str(path))
+    graph = quantize(import_proto(model), None)
+    assert all(isinstance(op, (Conv, DepthwiseConv)) for op in graph.convolutions)
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    reader = next(node for node in model.graph.node if conv.input[1] in node.output)
+    zero = next(entry for entry in model.graph.initializer if entry.name == reader.input[2])
+    shape = onnx.numpy_helper.to_array(zero).shape
+    zero.CopyFrom(onnx.numpy_helper.from_array(np.full(shape, 3, np.int8), zero.name))
+    with pytest.raises(ModelError, match="symmetric int8"):
+        import_proto(model)
