@@ -27,6 +27,7 @@ State = Literal["q8.8", "int8-stochastic"]
 # value on the digits; at 6.5 % and 10 bits with framing, an uplink stays below 1/50 of dense fp32.
 MIDDLE_PART = 0.065
 LEAST_CHANNELS = 4
+DEFAULT_NAMES = ("small", "middle", "full")
 
 
 class _Strict(BaseModel):
@@ -221,11 +222,12 @@ def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
 
 
 def default_plans(graph: Graph) -> list[Plan]:
-    """Plans in three sizes: ``small``, ``middle`` and ``full``.
+    """Plans in three sizes, named as in ``DEFAULT_NAMES``.
 
     Small: the biases of the last third of the layers, and the head. Middle: the biases of the
     last two thirds, the head, and input channels of the last pointwise weights until about 6.5 %
-    of the parameters are trained. Full: every layer.
+    of the parameters are trained. Full: every layer. In very small models two of them can train
+    the same values; then only the smaller one is returned.
     """
     order = [op.name for op in graph.convolutions]
     third = -(-len(order) // 3)
@@ -233,7 +235,11 @@ def default_plans(graph: Graph) -> list[Plan]:
     middle_biases = tuple(order[max(0, len(order) - 2 * third) :])
     middle = Plan("middle", middle_biases, _middle_weights(graph, middle_biases), True, "q8.8")
     everything = tuple(WeightRange(op.name, 0, op.weight.shape[-1]) for op in graph.convolutions)
-    return [small, middle, Plan("full", tuple(order), everything, True, "q8.8")]
+    full = Plan("full", tuple(order), everything, True, "q8.8")
+    distinct: dict[str, Plan] = {}
+    for plan in (small, middle, full):
+        distinct.setdefault(plan.id, plan)
+    return list(distinct.values())
 
 
 def parameter_count(graph: Graph) -> int:

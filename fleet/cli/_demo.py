@@ -13,15 +13,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fleet.cli._output import console, print_json, table
 from fleet.demo.orchestrator import DemoSettings, run_demo
 from fleet.demo.report import (
+    LINK_COLUMNS,
+    LINK_NOTE,
     PLAN_COLUMNS,
     ROUND_COLUMNS,
     SRAM_COLUMNS,
-    percent,
+    headline,
+    link_rows,
     plan_rows,
     round_rows,
     sram_rows,
 )
-from fleet.demo.result import DemoResult, accuracy_of, summary, uplink_bytes
+from fleet.demo.result import DemoResult, summary
 
 
 class ProgressLines:
@@ -88,22 +91,10 @@ def show_demo(*, devices: int, rounds: int, seed: int, out: Path, as_json: bool)
 def show_result(screen: Console, result: DemoResult, out: Path) -> None:
     """The tables at the end of a demo."""
     screen.print(table("Plans", PLAN_COLUMNS, plan_rows(result)))
+    screen.print(table("Link, bytes per device and round", LINK_COLUMNS, link_rows(result)))
+    screen.print(LINK_NOTE.format(dense=result.dense_fp32_bytes), soft_wrap=True)
     screen.print(table("SRAM by purpose, bytes", SRAM_COLUMNS, sram_rows(result)))
     screen.print(table("Rounds", ROUND_COLUMNS, round_rows(result)))
-    before, after = accuracy_of(result.first_scores), accuracy_of(result.final_scores)
-    sent, dense = uplink_bytes(result.device_rounds), result.dense_fp32_bytes
-    screen.print(
-        "Accuracy on the devices' own held-out samples: "
-        f"median {percent(before.median)} → {percent(after.median)}, "
-        f"worst tenth {percent(before.worst_tenth)} → {percent(after.worst_tenth)}.",
-        soft_wrap=True,
-    )
-    if sent:
-        screen.print(
-            f"A device sent {sent:,.0f} bytes per round, 1/{dense / sent:,.0f} of a dense fp32 "
-            f"update ({dense:,} bytes).",
-            soft_wrap=True,
-        )
     deltas = result.deltas
     screen.print(
         f"{result.devices} devices, {result.rounds} rounds, {result.seconds:,.0f} s. Deltas: "
@@ -111,4 +102,6 @@ def show_result(screen: Console, result: DemoResult, out: Path) -> None:
         f"{sum(deltas.refused.values())} refused.",
         soft_wrap=True,
     )
+    for line in headline(result):
+        screen.print(line, soft_wrap=True)
     screen.print(f"Report: {out / 'report.html'}", soft_wrap=True)

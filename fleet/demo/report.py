@@ -20,8 +20,10 @@ from fleet.demo.result import (
     DeviceRound,
     accuracy_of,
     by_plan,
+    plan_names,
     plan_of_device,
     summary,
+    traffic_of,
     uplink_bytes,
 )
 
@@ -80,13 +82,16 @@ def write_parquet(result: DemoResult, path: Path) -> None:
 def page(result: DemoResult, images: dict[str, bytes]) -> str:
     """The one-page report; everything it shows is inside of it."""
     before, after = accuracy_of(result.first_scores), accuracy_of(result.final_scores)
-    sent, dense = uplink_bytes(result.device_rounds), result.dense_fp32_bytes
+    dense = result.dense_fp32_bytes
+    middle = next((plan for plan, name in plan_names(result).items() if name == "middle"), None)
+    whose = "middle plan" if middle else "all plans"
+    traffic = traffic_of(result, middle)
     boards = sorted({plan.board for plan in result.plans})
     facts = [
         ("median device", f"{percent(before.median)} → {percent(after.median)}"),
         ("worst tenth", f"{percent(before.worst_tenth)} → {percent(after.worst_tenth)}"),
-        ("uplink per device and round", f"{sent:,.0f} bytes"),
-        ("of a dense fp32 update", f"1/{dense / sent:,.0f}" if sent else "n/a"),
+        (f"delta per device and round, {whose}", f"{traffic.payload_up:,.0f} bytes"),
+        (f"of a dense fp32 update, {whose}", fraction(traffic.payload_up, dense)),
     ]
     shown = "".join(
         f'<div class="fact"><small>{_e(k)}</small><b>{_e(v)}</b></div>' for k, v in facts
@@ -110,6 +115,9 @@ def page(result: DemoResult, images: dict[str, bytes]) -> str:
 <div class="plots">{pictures}</div>
 <h2>Plans</h2>
 <div class="scroll">{html_table(PLAN_COLUMNS, plan_rows(result))}</div>
+<h2>Link, bytes per device and round</h2>
+<div class="scroll">{html_table(LINK_COLUMNS, link_rows(result))}</div>
+<p><small>{_e(LINK_NOTE.format(dense=dense))}</small></p>
 <h2>SRAM by purpose, bytes</h2>
 <div class="scroll">{html_table(SRAM_COLUMNS, sram_rows(result))}</div>
 <h2>Rounds</h2>
@@ -132,9 +140,21 @@ PLAN_COLUMNS = (
     "accuracy after",
     "SRAM / limit",
     "instructions per step",
+)
+LINK_COLUMNS = (
+    "plan",
     "delta values",
-    "bytes up",
+    "delta payload",
     "of dense fp32",
+    "whole link up",
+    "of dense fp32",
+    "whole link down",
+    "of dense fp32",
+)
+LINK_NOTE = (
+    "Dense fp32: {dense:,} bytes, 4 per parameter. Whole link: every byte on the UART from power "
+    "on to the end (MQTT, CBOR, acknowledgements, announce, status, weights, both scoring rounds), "
+    "per training round."
 )
 SRAM_COLUMNS = ("plan", "board", *SRAM_PURPOSES, "total", "limit")
 ROUND_COLUMNS = ("round", "asked", "accepted", "stragglers", "seconds", "before", "after training")
@@ -150,7 +170,6 @@ def plan_rows(result: DemoResult) -> list[list[str]]:
             accuracy_of(s for s in scored if (plan_of.get(s.device), s.board) == key).median
             for scored in (result.first_scores, result.final_scores)
         ]
-        sent = uplink_bytes(row for row in result.device_rounds if (row.plan, row.board) == key)
         rows.append(
             [
                 plan.name,
@@ -159,12 +178,47 @@ def plan_rows(result: DemoResult) -> list[list[str]]:
                 *(percent(score) for score in scores),
                 f"{kibibytes(plan.sram_total_bytes)} / {kibibytes(plan.sram_limit_bytes)}",
                 f"{plan.instructions_per_step:,}",
-                f"{plan.delta_values:,}",
-                f"{sent:,.0f}" if sent else "n/a",
-                f"1/{result.dense_fp32_bytes / sent:,.0f}" if sent else "n/a",
             ]
         )
     return rows
+
+
+def link_rows(result: DemoResult) -> list[list[str]]:
+    """Mean bytes per device and training round of each plan, as text; see `Traffic`."""
+    values = {plan.id: plan.delta_values for plan in result.plans}
+    rows = []
+    for plan, name in plan_names(result).items():
+        traffic = traffic_of(result, plan)
+        row = [name, f"{values[plan]:,}"]
+        for sent in (traffic.payload_up, traffic.link_up, traffic.link_down):
+            row += [f"{sent:,.0f}" if sent else "n/a", fraction(sent, result.dense_fp32_bytes)]
+        rows.append(row)
+    return rows
+
+
+def headline(result: DemoResult) -> list[str]:
+    """What the run is about, in two lines: the gain, and the uplink of the middle plan."""
+    before, after = accuracy_of(result.first_scores), accuracy_of(result.final_scores)
+    lines = [
+        f"Median accuracy on the devices' own held-out samples: {percent(before.median)} → "
+        f"{percent(after.median)} ({100 * (after.median - before.median):+.1f} points); worst "
+        f"tenth {percent(before.worst_tenth)} → {percent(after.worst_tenth)}."
+    ]
+    dense = result.dense_fp32_bytes
+    for plan, name in plan_names(result).items():
+        traffic = traffic_of(result, plan)
+        if name == "middle" and traffic.payload_up:
+            whole = (
+                f", {traffic.link_up:,.0f} with everything on the link "
+                f"({fraction(traffic.link_up, dense)})"
+                if traffic.link_up
+                else ""
+            )
+            lines.append(
+                f"Uplink of the middle plan per device and round: {traffic.payload_up:,.0f} bytes "
+                f"of delta ({fraction(traffic.payload_up, dense)} of dense fp32){whole}."
+            )
+    return lines
 
 
 def sram_rows(result: DemoResult) -> list[list[str]]:
@@ -239,6 +293,15 @@ def prometheus(result: DemoResult) -> str:
             for plan, rows in by_plan(result.device_rounds).items()
         ],
     )
+    for direction in ("up", "down"):
+        metric(
+            f"link_{direction}_bytes",
+            f"Mean bytes {direction} on the whole link per device and training round.",
+            [
+                (f'{{plan="{plan[:12]}"}}', getattr(traffic_of(result, plan), f"link_{direction}"))
+                for plan in plan_names(result)
+            ],
+        )
     metric(
         "sram_bytes",
         "SRAM of the firmware with the plan on the board.",
@@ -263,6 +326,14 @@ def prometheus(result: DemoResult) -> str:
 def percent(share: float) -> str:
     """A share as a percentage; n/a where nothing was measured."""
     return "n/a" if share != share else f"{100 * share:.1f} %"
+
+
+def fraction(sent: float, dense: int) -> str:
+    """Bytes as one part of a dense fp32 update, such as 1/75."""
+    if not sent:
+        return "n/a"
+    parts = dense / sent
+    return f"1/{parts:,.1f}" if parts < 10 else f"1/{parts:,.0f}"
 
 
 def kibibytes(size: int) -> str:

@@ -105,8 +105,9 @@ class DemoResult:
 
     `device_rounds` holds the training rounds 1 … `rounds`; `first_scores` and `final_scores`
     score every device with the lab's weights and with the last global ones. `bytes_up` and
-    `bytes_down` count every byte that crossed the emulated UARTs during the campaign, MQTT
-    included, by device.
+    `bytes_down` count every byte that crossed the emulated UARTs from power on to the campaign's
+    end, by device: logins, announcements, statuses, acknowledgements, weights, deltas, and the
+    two rounds that only score.
     """
 
     devices: int
@@ -182,17 +183,46 @@ def uplink_bytes(rows: Iterable[DeviceRound]) -> float:
     return statistics.fmean(sizes) if sizes else 0.0
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """Mean bytes per device and training round, over devices with one plan (or with any).
+
+    `payload_up` is what the delta's publications carried. `link_up` and `link_down` are the whole
+    link: every byte on the UART, with everything around the training rounds laid to them, so
+    that nothing is left out. All are 0 where nothing was counted.
+    """
+
+    payload_up: float
+    link_up: float
+    link_down: float
+
+
+def traffic_of(result: DemoResult, plan: str | None = None, board: str | None = None) -> Traffic:
+    """Traffic of the devices that trained ``plan`` (an id; None: any) on ``board`` (None: any)."""
+    plan_of = plan_of_device(result)
+    rows = [
+        row
+        for row in result.device_rounds
+        if row.train_samples and plan in (None, plan_of[row.device]) and board in (None, row.board)
+    ]
+    devices = {row.device for row in rows}
+
+    def per_round(counted: Mapping[str, int]) -> float:
+        total = sum(counted.get(device, 0) for device in devices)
+        return total / len(rows) if rows else 0.0
+
+    return Traffic(uplink_bytes(rows), per_round(result.bytes_up), per_round(result.bytes_down))
+
+
 def summary(result: DemoResult) -> dict[str, object]:
     """The content of result.json."""
     before, after = accuracy_of(result.first_scores), accuracy_of(result.final_scores)
-    sent = uplink_bytes(result.device_rounds)
+    traffic = traffic_of(result)
     dense = result.dense_fp32_bytes
     plan_of = plan_of_device(result)
     plans = []
     for plan in result.plans:
-        trained = [
-            row for row in result.device_rounds if (row.plan, row.board) == (plan.id, plan.board)
-        ]
+        plan_traffic = traffic_of(result, plan.id, plan.board)
         scored_before, scored_after = (
             [
                 score
@@ -214,7 +244,8 @@ def summary(result: DemoResult) -> dict[str, object]:
                 "instructions_per_step": plan.instructions_per_step,
                 "instructions_forward": plan.instructions_forward,
                 "delta_values": plan.delta_values,
-                "uplink": _uplink(uplink_bytes(trained), dense),
+                "uplink": _uplink(plan_traffic.payload_up, dense),
+                "link": _link(plan_traffic, dense),
                 "accuracy": {
                     "median_before": _finite(accuracy_of(scored_before).median),
                     "median_after": _finite(accuracy_of(scored_after).median),
@@ -233,11 +264,8 @@ def summary(result: DemoResult) -> dict[str, object]:
             "worst_tenth_before": _finite(before.worst_tenth),
             "worst_tenth_after": _finite(after.worst_tenth),
         },
-        "uplink": _uplink(sent, dense),
-        "link": {
-            "bytes_up_per_device_round": _per_device_round(result, result.bytes_up),
-            "bytes_down_per_device_round": _per_device_round(result, result.bytes_down),
-        },
+        "uplink": _uplink(traffic.payload_up, dense),
+        "link": _link(traffic, dense),
         "plans": plans,
         "deltas": {
             "accepted": result.deltas.accepted,
@@ -254,18 +282,27 @@ def summary(result: DemoResult) -> dict[str, object]:
 
 
 def _uplink(sent: float, dense: int) -> dict[str, object]:
-    """Bytes sent beside the dense figure; `ratio` is the share of it that was sent (0.02: 1/50)."""
+    """Delta payload beside the dense figure; `ratio` is the share of it that was sent."""
     return {
         "bytes_per_device_round": round(sent, 1),
         "dense_fp32_bytes": dense,
-        "ratio": round(sent / dense, 6) if sent and dense else None,
+        "ratio": _share(sent, dense),
     }
 
 
-def _per_device_round(result: DemoResult, counted: Mapping[str, int]) -> float | None:
-    """Mean bytes per device and round, scoring rounds included; None when nothing was counted."""
-    worked = len(result.device_rounds) + len(result.first_scores) + len(result.final_scores)
-    return round(sum(counted.values()) / worked, 1) if counted and worked else None
+def _link(traffic: Traffic, dense: int) -> dict[str, object]:
+    """Every byte on the UART, beside the same dense figure; None where nothing was counted."""
+    return {
+        "bytes_up_per_device_round": round(traffic.link_up, 1) or None,
+        "bytes_down_per_device_round": round(traffic.link_down, 1) or None,
+        "ratio_up": _share(traffic.link_up, dense),
+        "ratio_down": _share(traffic.link_down, dense),
+    }
+
+
+def _share(sent: float, dense: int) -> float | None:
+    """Bytes as a share of a dense fp32 update (0.02: 1/50)."""
+    return round(sent / dense, 6) if sent and dense else None
 
 
 def _finite(value: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -88,6 +89,21 @@ def test_the_id_is_the_digest_of_what_is_trained_and_not_of_how_it_was_written(
 def test_a_canonical_plan_resolves_to_itself(graph: Graph) -> None:
     for plan in default_plans(graph):
         assert resolve(PlanSpec.model_validate(plan.canonical()), graph).id == plan.id
+
+
+@pytest.mark.parametrize("convolutions", [0, 1, 2])
+def test_default_plans_of_very_small_models_are_never_equal(
+    graph: Graph, convolutions: int
+) -> None:
+    """With few layers the middle plan has no room for weights and the biases of all of them."""
+    kept = graph.convolutions[:convolutions]
+    dropped = {op.name for op in graph.convolutions} - {op.name for op in kept}
+    tiny = dataclasses.replace(graph, ops=tuple(op for op in graph.ops if op.name not in dropped))
+    plans = default_plans(tiny)
+    assert len({plan.id for plan in plans}) == len(plans) == max(1, min(convolutions + 1, 3))
+    assert plans[0].name == "small"
+    if convolutions:
+        assert plans[-1].name == "full"
 
 
 def test_default_plans_grow_and_the_middle_one_fits_the_uplink(graph: Graph) -> None:

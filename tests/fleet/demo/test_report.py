@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -10,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from fleet.demo.report import page, prometheus, write_result
+from fleet.demo.report import headline, link_rows, page, prometheus, write_result
 from fleet.demo.result import (
     Deltas,
     DemoResult,
@@ -150,6 +151,33 @@ def test_plans_are_compared_by_their_own_devices(result: DemoResult) -> None:
     assert large["uplink"]["bytes_per_device_round"] == 300.0
     assert small["accuracy"]["median_before"] == pytest.approx(0.4), "devices 0, 2, … 18"
     assert large["accuracy"]["median_before"] == pytest.approx(0.5), "devices 1, 3, … 19"
+
+
+def test_the_whole_link_is_counted_per_plan_and_training_round(result: DemoResult) -> None:
+    result = dataclasses.replace(
+        result,
+        bytes_up={f"mcu-{d:02}": 2_000 if d % 2 else 1_000 for d in range(20)},
+        bytes_down={f"mcu-{d:02}": 8_000 for d in range(20)},
+    )
+    small, large = summary(result)["plans"]  # type: ignore[misc]
+    assert small["link"] == {
+        "bytes_up_per_device_round": 500.0,
+        "bytes_down_per_device_round": 4_000.0,
+        "ratio_up": 0.025,
+        "ratio_down": 0.2,
+    }
+    assert large["link"]["bytes_up_per_device_round"] == 1_000.0
+    assert summary(result)["link"]["bytes_up_per_device_round"] == 750.0  # type: ignore[index]
+    assert [row[4:6] for row in link_rows(result)] == [["500", "1/40"], ["1,000", "1/20"]]
+
+
+def test_the_last_lines_say_the_gain_and_the_uplink_of_the_middle_plan(
+    result: DemoResult,
+) -> None:
+    plans = [dataclasses.replace(result.plans[0], name="middle"), result.plans[1]]
+    gain, uplink = headline(dataclasses.replace(result, plans=plans))
+    assert "45.0 % → 90.0 % (+45.0 points)" in gain
+    assert "middle plan per device and round: 100 bytes of delta (1/200 of dense fp32)" in uplink
 
 
 def test_a_run_in_which_nothing_was_accepted_still_makes_a_folder(tmp_path: Path) -> None:
