@@ -4,7 +4,9 @@ Idle: the firmware runs with interrupts masked and waits with ``wfi``; Unicorn t
 ``uc_emu_start`` with the PC behind the ``wfi``. Slices: a slice that is over ends at the next
 read of the clock or the DMA position, which costs nothing while it isn't; a watchdog thread
 ends those that read neither. Unicorn's own timeout polls from a thread of its own (140 µs per
-start) and its instruction count slows everything down, so neither is used.
+start) and its instruction count slows everything down, so neither is used. A stop by the
+watchdog while a peripheral is being written to leaves the PC at that store, which Unicorn then
+executes again; the machine ignores the repetition.
 """
 
 from __future__ import annotations
@@ -46,6 +48,17 @@ _NOWHERE = 0xFFFFFFFE
 STACK_PAINT = 0xA5A5A5A5
 """What the startup code fills the stack with (device_runtime/port/stm32/startup.c)."""
 _WFI, _WFI_WIDE = b"\x30\xbf", b"\xaf\xf3\x03\x80"
+# Mask and value of the first halfword of stores of words (Armv7-M reference manual, A5): immediate
+# offset, register offset, SP-relative, multiple; wide with either immediate or a register; double.
+_STORES = (
+    (0xF800, 0x6000),
+    (0xFE00, 0x5000),
+    (0xF800, 0x9000),
+    (0xF800, 0xC000),
+    (0xFFF0, 0xF840),
+    (0xFFF0, 0xF8C0),
+    (0xFE50, 0xE840),
+)
 _TRANSLATION_BYTES = 4 << 20
 _MODELS = {
     "cortex-m4": arm_const.UC_CPU_ARM_CORTEX_M4,
@@ -127,6 +140,11 @@ class UnicornMachine:
         self._bytes_up = self._bytes_down = 0
         self._pending_fault: MachineFault | None = None
         self._pending_flash: list[tuple[int, bytes]] = []
+        # Address and value of the last access to a peripheral, where that was a write.
+        self._last_write: tuple[int, int] | None = None
+        # The write that the store at this PC may repeat, and that write once it is awaited.
+        self._cut_store: tuple[int, tuple[int, int]] | None = None
+        self._repetition: tuple[int, int] | None = None
         self._stop_cause: StopReason | None = None
         self._deadline = float("inf")
         self._powered = False
@@ -252,6 +270,7 @@ class UnicornMachine:
             peripheral.reset()
         self.fault = self._pending_fault = None
         self._pending_flash.clear()
+        self._last_write = self._cut_store = self._repetition = None
         self._transmitted.clear()
         self._powered = True
         self._open_engine()
@@ -493,6 +512,7 @@ class UnicornMachine:
         monotonic = time.monotonic
 
         def read(engine: Any, offset: int, size: int, _: Any) -> int:
+            self._last_write = self._repetition = None
             try:
                 if self._pending_flash:
                     self._settle_flash()
@@ -507,6 +527,10 @@ class UnicornMachine:
 
         def write(engine: Any, offset: int, size: int, value: int, _: Any) -> None:
             if self._stop_cause in (StopReason.POWER_CUT, StopReason.RESET):
+                return
+            self._last_write = (base + offset, value)
+            repetition, self._repetition = self._repetition, None
+            if repetition == self._last_write:
                 return
             try:
                 if self._pending_flash:
@@ -536,6 +560,10 @@ class UnicornMachine:
     def _emulate(self, address: int, until: int) -> StopReason:
         self._stop_cause = None
         self._pending_fault = None
+        self._last_write = self._repetition = None
+        if self._cut_store is not None and self._cut_store[0] == address:
+            self._repetition = self._cut_store[1]
+            self._cut_store = None
         slice_watchdog.begin(self._engine, self._deadline)
         try:
             status = binding.uclib.uc_emu_start(self._engine, address | 1, until, 0, 0)
@@ -561,7 +589,14 @@ class UnicornMachine:
             return StopReason.RESET
         if self._stop_cause is None and pc != until and self._is_behind_wfi(pc):
             return StopReason.IDLE
+        if self._stop_cause is None and self._last_write is not None and self._is_store(pc):
+            self._cut_store = pc, self._last_write
         return StopReason.SLICE_OVER
+
+    def _is_store(self, pc: int) -> bool:
+        first = pc - self.board.flash.address
+        opcode = int.from_bytes(self.flash[first : first + 2], "little")
+        return any(opcode & mask == wanted for mask, wanted in _STORES)
 
     def _is_behind_wfi(self, pc: int) -> bool:
         first = pc - self.board.flash.address

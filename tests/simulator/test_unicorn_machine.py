@@ -204,6 +204,27 @@ def test_a_sliced_computation_gives_the_same_result(machine: UnicornMachine) -> 
     assert machine.call("mix", 3_000_000, 1, 2, 3, 4, 5, slice_milliseconds=1) == whole
 
 
+def test_a_slice_that_ends_during_a_write_to_a_peripheral_does_not_repeat_it(
+    machine: UnicornMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.run(SLICE)
+    controller, take = machine.flash_controller, machine.flash_controller.write
+    taken = []
+
+    def take_slowly(offset: int, value: int) -> None:
+        time.sleep(0.05)  # the slice is over meanwhile
+        taken.append(value)
+        take(offset, value)
+
+    monkeypatch.setattr(controller, "write", take_slowly)
+    machine.call("unlock", slice_milliseconds=1)
+    assert taken == [0x45670123, 0xCDEF89AB]
+    assert not machine.call("peek", 0x40023C10) & 1 << 31, "unlocked"
+    for _ in range(2):  # the same write again, but by another store
+        machine.call("poke", 0x40023C10, 1 << 31, slice_milliseconds=1)
+    assert taken[2:] == [1 << 31, 1 << 31]
+
+
 def test_a_call_that_never_returns_is_given_up(machine: UnicornMachine) -> None:
     machine.run(SLICE)
     with pytest.raises(MachineFault, match="spin didn't return"):
