@@ -18,11 +18,12 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from codegen.boards import Board
+from codegen.boards import Board, load_board
 from codegen.errors import BudgetError, BundleError
 
 MANIFEST_FORMAT: Literal["tinyfleet-manifest/1"] = "tinyfleet-manifest/1"
 MANIFEST, REPORT, FIRMWARE, WEIGHTS = "manifest.json", "report.json", "firmware.elf", "weights.bin"
+BOARD = "board.json"
 WEIGHTS_SYMBOL = "tf_factory_weights"
 SAMPLE_PREFIX, LINK_PREFIX = "tf_sample_", "tf_link_"
 
@@ -204,6 +205,11 @@ class Bundle:
     def firmware(self) -> Path:
         """The linked image."""
         return self.path / FIRMWARE
+
+    @property
+    def board(self) -> Board:
+        """The board as it was described when the bundle was compiled."""
+        return load_board(self.path / BOARD)
 
     @property
     def weights(self) -> bytes:
@@ -407,7 +413,7 @@ def load_bundle(path: Path | str) -> Bundle:
             raise _damaged(file, "it is missing")
         if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
             raise _damaged(file, "its SHA-256 isn't the manifest's")
-    missing = {FIRMWARE, REPORT, manifest.weights.file} - set(manifest.files)
+    missing = {FIRMWARE, REPORT, BOARD, manifest.weights.file} - set(manifest.files)
     if missing:
         raise _damaged(folder / MANIFEST, f"it doesn't list {', '.join(sorted(missing))}")
     return Bundle(folder, manifest, _parse(Report, folder / REPORT))

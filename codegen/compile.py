@@ -15,6 +15,7 @@ from pathlib import Path
 from codegen import blob
 from codegen.boards import Board, load_board
 from codegen.bundle import (
+    BOARD,
     FIRMWARE,
     MANIFEST_FORMAT,
     WEIGHTS,
@@ -89,8 +90,8 @@ def compile_model(
 
     ``plans`` are ``FILE`` or ``FILE#NAME`` or parsed plans; None takes the default set of three
     sizes, of which those that don't fit the board are left out with a note in the report.
-    ``calibration`` is an .npz of typical inputs, for float models only. ``progress`` is called with the stage's name,
-    steps done, and steps in all.
+    ``calibration`` is an .npz of typical inputs, for float models only. ``progress`` is called with
+    the stage's name, steps done, and steps in all.
 
     Raises a CodegenError whose message names the thing and the remedy.
     """
@@ -257,6 +258,7 @@ def _build(
         files = {f"src/{item.name}": item.read_bytes() for item in sorted(folder.iterdir())}
         files[FIRMWARE] = elf.read_bytes()
     files[WEIGHTS] = blob.pack(graph)
+    files[BOARD] = (board.model_dump_json(indent=1) + "\n").encode()
     plan_flash(board, sizes.flash.total, blob.blob_bytes(graph), layout.samples.bytes)
     reports = tuple(_plan_report(program, sizes, board) for program in programs)
     return _Build(tuple(programs), manifest, files, sizes, reports)

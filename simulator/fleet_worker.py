@@ -24,6 +24,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from codegen.boards import load_board
 from codegen.errors import CodegenError
 from simulator.errors import FleetError, SimulatorError
 from simulator.flash_image import Identity, sample_region
@@ -51,7 +52,8 @@ def build_machine(spec: DeviceSpec, library: Path | None = None) -> UnicornMachi
     """
     try:
         manifest = json.loads((Path(spec.bundle) / "manifest.json").read_text())
-        board, region = manifest["board"]["name"], manifest["flash"]["samples"]
+        board = load_board(Path(spec.bundle) / "board.json")
+        region = manifest["flash"]["samples"]
         content = sample_region(
             Identity(
                 spec.device,

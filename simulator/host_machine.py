@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from codegen.boards import load_board
 from codegen.bundle import Bundle, load_bundle
 from codegen.toolchain import Source, Toolchain, host_toolchain
 from codegen.zcbor_codec import CODEC_DEFINES
@@ -115,7 +114,7 @@ class HostMachine:
         """
         if not isinstance(bundle, Bundle):
             bundle = load_bundle(bundle)
-        self.board = load_board(bundle.manifest.board.name)
+        self.board = bundle.board
         self.fault: Exception | None = None
         self._library = _library(str(library))
         self._clock, self._start_of_clock = clock, clock()

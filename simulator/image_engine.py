@@ -15,7 +15,6 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.boards import load_board
 from codegen.bundle import Bundle, PlanInfo
 from simulator.errors import MeasureError
 from simulator.machine import StopReason
@@ -60,7 +59,7 @@ class ImageEngine:
         if 32 + self._input_bytes > region.bytes:
             raise MeasureError(f"a sample of {self._input_bytes} bytes doesn't fit the sample log")
         self.machine = UnicornMachine(
-            load_board(bundle.manifest.board.name),
+            bundle.board,
             bundle.firmware,
             clock=lambda: 0,
             flash_content=[(region.address, bytes.fromhex(self.plan.id))],

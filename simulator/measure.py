@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from unicorn import unicorn_const
 from unicorn.unicorn_py3.unicorn import HOOK_MEM_ACCESS_CFUNC
 
-from codegen.boards import load_board
 from codegen.bundle import Bundle, load_bundle
 from simulator.counting import InstructionCounter
 from simulator.errors import ImageError, MachineFault, MeasureError
@@ -97,7 +96,7 @@ def measure(
     if sample is None:
         random = np.random.default_rng(seed)
         sample = random.integers(-128, 128, bundle.manifest.model.input.shape).astype(np.int8)
-    board = load_board(bundle.manifest.board.name)
+    board = bundle.board
     step = (sample, label, round(learning_rate * _Q20), seed)
     try:
         with ImageEngine(bundle, plan.id) as engine:
@@ -129,7 +128,7 @@ def measure(
 
 def _touched_bytes(bundle: Bundle, plan: str, step: tuple[NDArray[np.int8], int, int, int]) -> int:
     """Bytes of the words of SRAM that are written from reset to the end of a training step."""
-    sram = load_board(bundle.manifest.board.name).sram
+    sram = bundle.board.sram
     written = bytearray(sram.bytes // 4)
 
     def watch(machine: UnicornMachine) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from codegen.boards import load_board
 from codegen.bundle import Bundle
 from codegen.compile import build_host_engine, compile_model
 from codegen.errors import BundleError
@@ -127,3 +128,19 @@ def test_steps_on_the_image_follow_the_host_library_bit_for_bit(
                 assert np.array_equal(host.logits, image.logits)
                 assert host.loss_q16 == image.loss_q16
             assert host.state == image.state
+
+
+def test_a_board_of_the_users_own_needs_no_entry_anywhere(tmp_path: Path) -> None:
+    described = json.loads(load_board("stm32f746").model_dump_json())
+    described |= {"name": "my-board", "sram_limit_bytes": 200_000}
+    (tmp_path / "my-board.json").write_text(json.dumps(described))
+    bundle = compile_model(
+        DIGITS / "digits.onnx",
+        tmp_path / "my-board.json",
+        None,
+        DIGITS / "calibration.npz",
+        tmp_path / "bundle",
+        ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
+    )
+    measured = measure(bundle.path, "small")
+    assert (measured.board, measured.sram_limit_bytes) == ("my-board", 200_000)
