@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from codegen.boards import load_board
 from simulator.elf_image import ElfImage
 from simulator.errors import FleetError
 from simulator.flash_image import read_sample_region
@@ -26,6 +27,7 @@ def bundle(board: str, image: ElfImage, tmp_path_factory: pytest.TempPathFactory
         "flash": {"samples": {"address": SAMPLES[0], "bytes": SAMPLES[1]}},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "board.json").write_text(load_board(board).model_dump_json())
     return folder
 
 
