@@ -29,11 +29,18 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     """A table whose first column is left aligned and whose numbers are right aligned."""
     result = Table(title=title, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
-        numeric = index > 0 and all(isinstance(row[index], (int, float)) for row in rows)
+        numeric = index > 0 and all(_is_figure(row[index]) for row in rows)
         result.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         result.add_row(*(readable(value) for value in row))
     return result
+
+
+def _is_figure(value: object) -> bool:
+    """Numbers, and texts that begin with one or stand for one that is missing."""
+    return isinstance(value, (int, float)) or (
+        isinstance(value, str) and (value[:1].isdigit() or value == "n/a")
+    )
 
 
 def readable(value: object) -> str:

@@ -27,7 +27,7 @@ from fleet.demo.digits import (
 from fleet.demo.report import write_result
 from fleet.demo.result import Deltas, DemoResult, DeviceRound, PlanFacts, RoundFacts
 from fleet.demo.site import Site
-from fleet.errors import CampaignError
+from fleet.errors import CampaignError, ConfigurationError
 from fleet.firmware import compile_firmware
 from fleet.store import SqliteStore, Store
 from simulator.errors import SimulatorError
@@ -98,6 +98,8 @@ def run_demo(settings: DemoSettings, watcher: Watcher | None = None) -> DemoResu
     began = time.monotonic()
     names = device_names(settings.devices)
     shares = deal_digits(names, settings.seed)
+    if settings.out.exists() and not settings.out.is_dir():
+        raise ConfigurationError(f"{settings.out} is a file; choose a folder with --out")
     settings.out.mkdir(parents=True, exist_ok=True)
     with _interruptible():
         with clock("compile"):
@@ -358,6 +360,7 @@ def device_round(number: int, report: Mapping[str, Any], board: str) -> DeviceRo
         gateway=str(report["gateway"]),
         board=board,
         plan=str(report["plan"]),
+        plan_reason=str(report["plan_reason"]),
         status=str(report["status"]),
         train_samples=int(report["train_samples"]),
         held_out=int(report["held_out"]),

@@ -13,7 +13,7 @@ from fleet.demo.result import (
     accuracy_per_round,
     plan_names,
     plan_of_device,
-    uplink_bytes,
+    traffic_of,
 )
 
 _SIZE = (6.4, 3.8)
@@ -50,7 +50,7 @@ def accuracy_by_plan(result: DemoResult) -> Figure:
             own = [score for score in scores if plan_of.get(score.device) == plan]
             median = 100 * accuracy_of(own).median
             bar = axes.bar(index + offset, median, width=0.38, color=colour)
-            axes.bar_label(bar, fmt="%.0f")
+            axes.bar_label(bar, fmt="%.1f", fontsize=8)
         devices = sum(1 for used in plan_of.values() if used == plan)
         names[index] = (plan, f"{name}\n{devices} devices")
     axes.set_xticks(range(len(names)), [name for _, name in names])
@@ -61,24 +61,28 @@ def accuracy_by_plan(result: DemoResult) -> Figure:
 
 
 def traffic(result: DemoResult) -> Figure:
-    """Bytes that a device sends per round and plan, beside a dense fp32 update."""
+    """Bytes up per device and round by plan, delta and whole link, beside a dense fp32 update."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.add_subplot()
-    names = plan_names(result)
-    labels, sizes = [], []
-    for plan, name in names.items():
-        rows = [row for row in result.device_rounds if row.plan == plan]
-        if any(row.train_samples for row in rows):
-            labels.append(name)
-            sizes.append(uplink_bytes(rows))
-    labels.append("dense fp32")
-    sizes.append(float(result.dense_fp32_bytes))
-    bars = axes.bar(labels, sizes, color=["C0"] * (len(labels) - 1) + ["C7"])
-    axes.bar_label(bars, labels=[f"{size:,.0f}" for size in sizes])
+    found = [(name, traffic_of(result, plan)) for plan, name in plan_names(result).items()]
+    found = [(name, sent) for name, sent in found if sent.payload_up]
+    series = [("delta alone", -0.2, "C0", [sent.payload_up for _, sent in found])]
+    if any(sent.link_up for _, sent in found):
+        series.append(("whole link", 0.2, "C1", [sent.link_up for _, sent in found]))
+    for label, offset, colour, sizes in series:
+        places = [index + offset for index in range(len(found))]
+        bars = axes.bar(places, sizes, width=0.38, color=colour, label=label)
+        axes.bar_label(bars, labels=[f"{size:,.0f}" for size in sizes], fontsize=8)
+    dense = result.dense_fp32_bytes
+    bars = axes.bar([len(found)], [dense], width=0.38, color="C7")
+    axes.bar_label(bars, labels=[f"{dense:,}"], fontsize=8)
+    axes.set_xticks(range(len(found) + 1), [*(name for name, _ in found), "dense fp32"])
     axes.set_yscale("log")
-    axes.set_ylim(top=max(sizes) * 3)
-    axes.set_title("Uplink payload per device and round")
+    axes.set_ylim(100, max(dense, 1_000) * 3)
+    axes.set_title("Bytes up per device and round")
     axes.set_ylabel("bytes (log scale)")
+    if found:
+        axes.legend(loc="upper left", fontsize=8)
     return _tidy(figure)
 
 
@@ -95,9 +99,9 @@ def sram(result: DemoResult) -> Figure:
         bottom = [low + size for low, size in zip(bottom, sizes, strict=True)]
     for index, plan in enumerate(plans):
         axes.hlines(plan.sram_limit_bytes / 1024, index - 0.45, index + 0.45, colors="k")
-    axes.set_title("SRAM by purpose; the line is the board's limit")
+    axes.set_title("SRAM by purpose; black line: the board's limit")
     axes.set_ylabel("KiB")
-    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="x", labelsize=7)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _tidy(figure)
 

@@ -37,9 +37,10 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.15rem; margin-top: 2rem }
 .facts { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0 }
 .fact { border: 1px solid #d5dae0; border-radius: 8px; padding: .6rem 1rem; flex: 1 1 11rem }
-.fact b { display: block; font-size: 1.5rem }
+.fact b { display: block; font-size: 1.3rem; white-space: nowrap }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #e3e7eb }
+th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid #e3e7eb }
+th { vertical-align: bottom } td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1rem }
 .plots img { width: 100% }
