@@ -69,12 +69,13 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class Assignment:
-    """One device's part in a round."""
+    """One device's part in a round; `plan_reason` says why it is this plan and no larger one."""
 
     device: str
     gateway: str
     bundle: str
     plan: str
+    plan_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,11 @@ def select_cohort(seed: int, number: int, names: Iterable[str], size: int) -> tu
 def choose_plan(
     device: DeviceInfo, plans: Sequence[PlanEntry], config: CampaignConfig
 ) -> tuple[PlanEntry | None, str]:
-    """The largest plan that the device can carry, or None and the reason.
+    """The largest plan that the device can carry, or None; and why that one.
 
     Its pool must fit the announced free SRAM; all but the smallest fitting plan also need
-    `min_battery_percent`, and the delta on the link within its share of the deadline.
+    `min_battery_percent`, and the delta on the link within its share of the deadline. The
+    reason says what keeps the device from the next larger plan.
     """
     if not plans:
         return None, "the bundle has none of the campaign's plans"
@@ -149,20 +151,43 @@ def choose_plan(
             f"battery {device.battery_percent} % is below {config.min_battery_to_take_part} %"
         )
     by_size = sorted(plans, key=lambda plan: (plan.delta_values, plan.pool_bytes, plan.id))
-    fitting = [plan for plan in by_size if plan.pool_bytes <= device.free_sram_bytes]
-    if not fitting:
+    chosen = None
+    obstacle = ""
+    for plan in by_size:
+        problem = _obstacle(device, plan, config, is_smallest=chosen is None)
+        if not problem:
+            chosen, obstacle = plan, ""
+        elif chosen is not None and not obstacle:
+            obstacle = problem
+    if chosen is None:
         smallest = min(plan.pool_bytes for plan in plans)
         return None, (
             f"{device.free_sram_bytes} bytes of free SRAM, the smallest plan needs {smallest}"
         )
-    chosen = fitting[0]
-    if device.battery_percent >= config.min_battery_percent:
-        seconds = config.uplink_share * config.deadline_seconds
-        for plan in fitting[1:]:
-            bits = plan.delta_values * config.delta_bits_per_value
-            if bits <= seconds * device.link_bits_per_second:
-                chosen = plan
-    return chosen, ""
+    return chosen, obstacle or "no larger plan"
+
+
+def _obstacle(
+    device: DeviceInfo, plan: PlanEntry, config: CampaignConfig, is_smallest: bool
+) -> str:
+    """What keeps a device from a plan; empty where nothing does."""
+    if plan.pool_bytes > device.free_sram_bytes:
+        return f"{plan.name} needs {plan.pool_bytes} of {device.free_sram_bytes} bytes of free SRAM"
+    if is_smallest:
+        return ""
+    if device.battery_percent < config.min_battery_percent:
+        return (
+            f"battery {device.battery_percent} % is below the {config.min_battery_percent} % "
+            f"for {plan.name}"
+        )
+    seconds = config.uplink_share * config.deadline_seconds
+    bits = plan.delta_values * config.delta_bits_per_value
+    if bits > seconds * device.link_bits_per_second:
+        return (
+            f"{plan.name} takes about {bits / 1000:,.0f} kbit up, more than {seconds:g} s "
+            f"at {device.link_bits_per_second} bit/s"
+        )
+    return ""
 
 
 def eligible(
@@ -200,7 +225,7 @@ def eligible(
                 skipped[device.device] = reason
             else:
                 assignments[device.device] = Assignment(
-                    device.device, device.gateway, device.bundle, plan.id
+                    device.device, device.gateway, device.bundle, plan.id, reason
                 )
     return assignments, skipped
 

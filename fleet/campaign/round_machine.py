@@ -74,6 +74,7 @@ class RoundMachine:
         """All `gateways` have to be started; retries back off from `retry_seconds`, doubling."""
         self._gateways = {name: _Gateway() for name in sorted(gateways)}
         self._give_up_at = now + deadline_seconds + grace_seconds
+        self._grace_seconds = grace_seconds
         self._retry_seconds = retry_seconds
         self._stopping = False
 
@@ -87,9 +88,16 @@ class RoundMachine:
         """Accepted deltas so far, by gateway."""
         return {name: one.accepted for name, one in self._gateways.items()}
 
-    def stop(self) -> None:
-        """Cancel the round at all gateways that haven't closed it."""
+    def stop(self, now: float) -> None:
+        """Cancel the round at all gateways that haven't closed it.
+
+        A gateway that doesn't answer is waited for as long as the grace, not to the deadline:
+        whoever stops a round of a week need not wait for a week.
+        """
+        if self._stopping or self.finished:
+            return
         self._stopping = True
+        self._give_up_at = min(self._give_up_at, now + self._grace_seconds)
         for one in self._gateways.values():
             one.not_before = 0.0
 
@@ -145,6 +153,7 @@ class RoundMachine:
 
     def outcome(self) -> RoundOutcome:
         """What came of it; to be asked when `finished`."""
+        phases = {one.phase for one in self._gateways.values()}
         return RoundOutcome(
             answers={
                 name: one.answer
@@ -156,5 +165,6 @@ class RoundMachine:
                 for name, one in self._gateways.items()
                 if one.phase is GatewayPhase.LOST
             },
-            cancelled=any(one.phase is GatewayPhase.CANCELLED for one in self._gateways.values()),
+            cancelled=GatewayPhase.CANCELLED in phases
+            or (self._stopping and GatewayPhase.LOST in phases),
         )

@@ -84,12 +84,39 @@ def demo(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the campaign.")] = 6,
     seed: Annotated[int, typer.Option(help="Same seed: same partition, plans and cohorts.")] = 1,
     out: Annotated[Path, typer.Option(help="Result folder.")] = Path("out/demo"),
+    cohort: Annotated[
+        float, typer.Option(help="Share of the devices whose deltas a round wants, above 0 to 1.")
+    ] = 1.0,
+    over_selection: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=4.0,
+            help="Share of the cohort asked on top; a round ends with the deltas it wants, "
+            "the slowest devices are stragglers.",
+        ),
+    ] = 0.0,
     json: Json = False,
 ) -> None:
     """Let emulated microcontrollers learn together over a real broker and a real SuperLink."""
     from fleet.cli._demo import show_demo
+    from fleet.demo.orchestrator import DemoSettings
 
-    show_demo(devices=devices, rounds=rounds, seed=seed, out=out, as_json=json)
+    if not 0.0 < cohort <= 1.0:
+        raise typer.BadParameter(
+            f"{cohort:g} isn't a share above 0, up to 1", param_hint="--cohort"
+        )
+    show_demo(
+        DemoSettings(
+            devices=devices,
+            rounds=rounds,
+            seed=seed,
+            out=out,
+            cohort_share=cohort,
+            over_selection=over_selection,
+        ),
+        as_json=json,
+    )
 
 
 @app.command()

@@ -74,18 +74,17 @@ class ProgressLines:
         self._bars.stop()
 
 
-def show_demo(*, devices: int, rounds: int, seed: int, out: Path, as_json: bool) -> None:
+def show_demo(settings: DemoSettings, *, as_json: bool) -> None:
     """Run the demo and show what came of it; every failure is an exception of ours."""
     # The services log to files; on the screen their chatter would break the bars.
     logging.getLogger().addHandler(logging.NullHandler())
-    settings = DemoSettings(devices=devices, rounds=rounds, seed=seed, out=out)
     if as_json:
         print_json(summary(run_demo(settings)))
         return
     screen = console()
     with ProgressLines(screen) as lines:
         result = run_demo(settings, lines)
-    show_result(screen, result, out)
+    show_result(screen, result, settings.out)
 
 
 def show_result(screen: Console, result: DemoResult, out: Path) -> None:

@@ -39,11 +39,14 @@ def close_round(
     """Aggregate, store and return a round's result; `version` is what the round trained from.
 
     The result has the counters of a collect answer added up, accuracies (`scores.summarise`),
-    `asked`, `wanted`, `skipped` and `lost` with reasons, and the weights before and after.
+    `asked`, `wanted`, `skipped` and `lost` with reasons, `missing` (who was asked and
+    delivered nothing), `explanations` of deltas that weren't counted in, and the weights before
+    and after.
     Raises `AggregationError` where sums don't fit the round.
     """
+    why = {one.device: one.plan_reason for one in plan.assignments}
     reports = [
-        {**report, "gateway": gateway}
+        {**report, "gateway": gateway, "plan_reason": why.get(str(report["device"]), "")}
         for gateway, answer in sorted(outcome.answers.items())
         for report in answer.get("reports", [])
     ]
@@ -54,6 +57,12 @@ def close_round(
         "wanted": plan.wanted,
         "skipped": plan.skipped,
         "lost": outcome.lost,
+        "missing": sorted(why.keys() - {str(report["device"]) for report in reports}),
+        "explanations": [
+            {**one, "gateway": gateway}
+            for gateway, answer in sorted(outcome.answers.items())
+            for one in answer.get("explanations", [])
+        ],
         "weights_before": version.sha256,
     }
     new = None

@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from fleet.campaign import (
     start_request,
 )
 from fleet.coordinator.closing import close_round
+from fleet.coordinator.scores import add_counts
 from fleet.errors import AggregationError, CampaignError
 from fleet.protocol.manifest import Manifest
 from fleet.store import ENDED_STATES, RoundRecord, Store, SupersededError, WeightsVersion
@@ -39,11 +40,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back: `answer` of a request, `devices` where the gateway told them, or an error."""
+    """What came back: `answer` of a request, or an error.
+
+    `devices` and `rounds` are those of a `hello`, where the gateway told them.
+    """
 
     gateway: str
     answer: dict[str, Any]
     devices: list[dict[str, Any]] | None = None
+    rounds: list[dict[str, Any]] | None = None
     error: str = ""
 
 
@@ -91,6 +96,7 @@ class CampaignDriver:
         self._driver = driver or uuid.uuid4().hex
         self._devices: dict[str, list[DeviceInfo]] = {}
         self._heard: dict[str, float] = {}
+        self._counters: dict[int, dict[str, Mapping[str, Any]]] = {}
         self._stop_checked = 0.0
         record = store.campaign(campaign)
         self._config = CampaignConfig.parse(record.config)
@@ -109,7 +115,7 @@ class CampaignDriver:
             return record.state
         try:
             for number, kind in schedule(self._config):
-                if not self._run_round(number, kind):
+                if self._stopped(at_once=True) or not self._run_round(number, kind):
                     self._end("cancelled", "stopped by the operator")
                     return "cancelled"
             self._end("finished", "")
@@ -212,11 +218,31 @@ class CampaignDriver:
                 self._devices[reply.gateway] = known
                 self._heard[reply.gateway] = time.monotonic()
                 self._store.save_devices(self._campaign, {one.device: asdict(one) for one in known})
+            if reply.rounds is not None:
+                self._note_counters(reply.gateway, reply.rounds)
         return replies
 
-    def _stopped(self) -> bool:
+    def _note_counters(self, gateway: str, rounds: Sequence[Mapping[str, Any]]) -> None:
+        """Bring the results of rounds that are over up to date with what came late."""
+        for one in rounds:
+            if one["campaign"] != self._campaign:
+                continue
+            known = self._counters.setdefault(int(one["round"]), {})
+            if known.get(gateway) == one:
+                continue
+            known[gateway] = one
+            total = add_counts(known.values())
+            if not self._store.raise_counters(
+                self._campaign,
+                self._driver,
+                int(one["round"]),
+                {name: total[name] for name in ("late", "duplicate", "refused")},
+            ):
+                del known[gateway]
+
+    def _stopped(self, at_once: bool = False) -> bool:
         now = time.monotonic()
-        if now - self._stop_checked < self._pace.stop_check:
+        if not at_once and now - self._stop_checked < self._pace.stop_check:
             return False
         self._stop_checked = now
         record = self._store.driver_lives(self._campaign, self._driver, time.time())
@@ -258,7 +284,7 @@ class CampaignDriver:
                     self._campaign, self._driver, plan.number, {"accepted": shown}
                 )
             if self._stopped():
-                machine.stop()
+                machine.stop(time.monotonic())
         return machine.outcome()
 
 

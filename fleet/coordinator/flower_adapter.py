@@ -201,15 +201,16 @@ class GridTransport(Transport):
         if not data.get("ok"):
             return self._lost(sent, str(data.get("error", "no reason given")))
         hello = data.get("hello")
-        devices = None
+        devices = rounds = None
         replies: list[Reply] = []
         gateway = sent.gateway
         if hello is not None:
             gateway, devices = str(hello["gateway"]), list(hello["devices"])
+            rounds = list(hello["rounds"])
             replies.extend(self._meet(gateway, sent.node))
         # A spare's answer about a round that has ended is old; its devices are news.
         answer = {} if sent.spare else dict(data.get("answer", {}))
-        replies.append(Reply(gateway, answer, devices))
+        replies.append(Reply(gateway, answer, devices, rounds))
         return replies
 
     def _meet(self, gateway: str, node: int) -> list[Reply]:

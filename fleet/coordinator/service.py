@@ -87,6 +87,7 @@ class Coordinator:
         poll_seconds: float = 0.25,
         ask_seconds: float = 1.5,
         silence_seconds: float = 30.0,
+        refusal_seconds: float = 300.0,
         restart_superlink: bool = True,
         max_runs: int = 20,
     ) -> None:
@@ -97,8 +98,8 @@ class Coordinator:
         waited for (somebody else owns it). The store is looked at every `poll_seconds`, the
         SuperLink is asked about the run every `ask_seconds`. A run whose ServerApp hasn't
         touched the store for `silence_seconds` is replaced: Flower notices a killed ServerApp
-        after a minute only. After `max_runs` runs without an end of the campaign `run` gives
-        up.
+        after a minute only. `run` gives up after `max_runs` runs without an end of the
+        campaign, or when the SuperLink has refused or not answered for `refusal_seconds`.
         """
         self._store = store
         self._path = store_path.resolve()
@@ -108,6 +109,7 @@ class Coordinator:
         self._poll = poll_seconds
         self._ask = ask_seconds
         self._silence = silence_seconds
+        self._refusal = refusal_seconds
         self._restart = restart_superlink
         self._max_runs = max_runs
 
@@ -122,6 +124,7 @@ class Coordinator:
         run: int | None = None
         last_error = ""
         ask_at = submitted = 0.0
+        answered = time.monotonic()
         with Control(self._superlink.address) as control:
             while True:
                 record = self._store.campaign(campaign)
@@ -134,6 +137,7 @@ class Coordinator:
                     if run is not None and time.monotonic() >= ask_at:
                         ask_at = time.monotonic() + self._ask
                         error = self._run_error(control, run)
+                        answered = time.monotonic()
                         silent = time.time() - max(record.driver_seen, submitted)
                         if not error and silent > self._silence:
                             error = f"its ServerApp has been silent for {silent:.0f} s"
@@ -151,10 +155,17 @@ class Coordinator:
                         run = self._submit(control, campaign)
                         runs += 1
                         submitted = time.time()
+                        answered = time.monotonic()
                         tell(ProgressEvent("run-submitted", None, {"run": run}))
                 except FlowerError as error:
                     # The SuperLink is down or coming up; the next look sees.
-                    logger.info("waiting for the SuperLink: %s", error)
+                    logger.warning("waiting for the SuperLink: %s", error)
+                    if time.monotonic() - answered > self._refusal:
+                        raise FlowerError(
+                            f"campaign {campaign} can't go on, the SuperLink has been of no use "
+                            f"for {self._refusal:.0f} s: {error}; mend it and run the campaign "
+                            "again, its state is in the store"
+                        ) from None
                     time.sleep(1.0)
                 time.sleep(self._poll)
         if record.state not in ENDED_STATES:

@@ -40,7 +40,8 @@ class DeviceRound:
     `correct_before` and `correct_after` count the device's own held-out samples that it got
     right with the round's global weights, before and after training on them. `payload_bytes`
     is what the delta's MQTT publications carried, CBOR included; `coded_bytes` the coded values
-    alone. A round that only scores has `train_samples` 0.
+    alone. A round that only scores has `train_samples` 0. `plan_reason` is what kept the device
+    from a larger plan.
     """
 
     round: int
@@ -48,6 +49,7 @@ class DeviceRound:
     gateway: str
     board: str
     plan: str
+    plan_reason: str
     status: str
     train_samples: int
     held_out: int

@@ -42,7 +42,12 @@ def hello_reply(settings: GatewaySettings, logic: RoundLogic, store: RoundStore)
         "fleet": settings.fleet,
         "devices": devices,
         "rounds": [
-            {"campaign": key.campaign.hex(), "round": key.round, "state": str(found.state)}
+            {
+                "campaign": key.campaign.hex(),
+                "round": key.round,
+                "state": str(found.state),
+                **_not_counted_in(store.counters(key)),
+            }
             for key, found in logic.rounds.items()
         ],
         "refused": store.counters(None),
@@ -65,17 +70,23 @@ def collect_reply(key: RoundKey, logic: RoundLogic, store: RoundStore) -> dict[s
             "reports": [],
             "explanations": [],
         }
-    counters = store.counters(key)
     return {
         "state": str(found.state),
         "accepted": len(found.accepted),
-        "late": counters.pop(LATE, 0),
-        "duplicate": counters.pop(DUPLICATE, 0),
-        "refused": counters,
+        **_not_counted_in(store.counters(key)),
         "declined": dict(Counter(map(reason_name, found.declined.values()))),
         "sums": store.sums(key) if found.state is RoundState.CLOSED else {},
         "reports": [_report(*row) for row in store.reports(key)],
         "explanations": store.explanations(key),
+    }
+
+
+def _not_counted_in(counters: dict[str, int]) -> dict[str, Any]:
+    refused = {kind: n for kind, n in counters.items() if kind not in (LATE, DUPLICATE)}
+    return {
+        "late": counters.get(LATE, 0),
+        "duplicate": counters.get(DUPLICATE, 0),
+        "refused": refused,
     }
 
 

@@ -156,6 +156,16 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def raise_counters(
+        self, campaign: str, driver: str, number: int, counters: Mapping[str, Any]
+    ) -> bool:
+        """Raise counters in the result of a round that is done; False for any other round.
+
+        `counters` holds numbers, and numbers by reason. None is ever lowered, since whoever
+        counts may not know of all gateways (yet).
+        """
+
+    @abstractmethod
     def round(self, campaign: str, number: int) -> RoundRecord:
         """One round."""
 
@@ -170,3 +180,14 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what the store holds."""
+
+
+def raised(result: Mapping[str, Any], counters: Mapping[str, Any]) -> dict[str, Any]:
+    """`result` with its `counters` as `Store.raise_counters` says."""
+    merged = dict(result)
+    for name, value in counters.items():
+        if isinstance(value, Mapping):
+            merged[name] = raised(merged.get(name, {}), value)
+        else:
+            merged[name] = max(int(merged.get(name, 0)), int(value))
+    return merged

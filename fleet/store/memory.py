@@ -16,6 +16,7 @@ from fleet.store.base import (
     Store,
     SupersededError,
     WeightsVersion,
+    raised,
 )
 
 
@@ -171,6 +172,18 @@ class MemoryStore(Store):
                 found.weights[weights.version] = weights
             found.reports[number] = {str(one["device"]): dict(one) for one in reports}
             found.rounds[number] = replace(record, state=state, result=copy.deepcopy(dict(result)))
+            return True
+
+    def raise_counters(
+        self, campaign: str, driver: str, number: int, counters: Mapping[str, Any]
+    ) -> bool:
+        """See `Store`."""
+        with self._lock:
+            found = self._find(campaign, driver)
+            record = found.rounds.get(number)
+            if record is None or record.state != "done":
+                return False
+            found.rounds[number] = replace(record, result=raised(record.result, counters))
             return True
 
     def _round(self, found: _Campaign, number: int) -> RoundRecord:

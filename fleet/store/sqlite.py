@@ -18,6 +18,7 @@ from fleet.store.base import (
     Store,
     SupersededError,
     WeightsVersion,
+    raised,
 )
 
 SCHEMA_VERSION = 1
@@ -287,6 +288,25 @@ class SqliteStore(Store):
             self._db.execute(
                 "UPDATE rounds SET state = ?, result = ? WHERE campaign = ? AND number = ?",
                 (state, json.dumps(dict(result)), campaign, number),
+            )
+            return True
+
+    def raise_counters(
+        self, campaign: str, driver: str, number: int, counters: Mapping[str, Any]
+    ) -> bool:
+        """See `Store`."""
+        with self._transaction():
+            self._check(campaign, driver)
+            row = self._row(
+                "SELECT result FROM rounds WHERE campaign = ? AND number = ? AND state = 'done'",
+                campaign,
+                number,
+            )
+            if row is None:
+                return False
+            self._db.execute(
+                "UPDATE rounds SET result = ? WHERE campaign = ? AND number = ?",
+                (json.dumps(raised(json.loads(row[0]), counters)), campaign, number),
             )
             return True
 

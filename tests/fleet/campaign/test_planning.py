@@ -84,6 +84,22 @@ def test_a_device_gets_the_largest_plan_it_can_carry(fields: dict[str, int], pla
     assert chosen.name == plan
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "no larger plan"),
+        ({"free_sram_bytes": 8999}, "large needs 9000 of 8999 bytes of free SRAM"),
+        ({"battery_percent": 29}, "battery 29 % is below the 30 % for middle"),
+        ({"link_bits_per_second": 20}, "at 20 bit/s"),
+        # What stops a device first is what it is told.
+        ({"battery_percent": 29, "free_sram_bytes": 8999}, "battery 29 %"),
+    ],
+)
+def test_the_choice_of_a_plan_is_explained(fields: dict[str, int], words: str) -> None:
+    assignments, _ = eligible(CONFIG, [device("d", **fields)], MANIFESTS)
+    assert words in assignments["d"].plan_reason
+
+
 def test_a_device_without_room_for_any_plan_is_told_why() -> None:
     chosen, reason = choose_plan(device("d", free_sram_bytes=999), PLANS, CONFIG)
     assert chosen is None

@@ -77,11 +77,34 @@ def test_stop_cancels_what_still_runs() -> None:
     one.requests(0)
     one.answered("g1", CLOSED, 1)
     one.answered("g2", {"state": "running"}, 1)
-    one.stop()
+    one.stop(1)
     assert one.requests(1) == [("g2", Operation.CANCEL)]
     one.answered("g2", {"state": "cancelled"}, 2)
     assert one.finished
     assert one.outcome().cancelled
+
+
+def test_a_stopped_round_waits_for_a_silent_gateway_no_longer_than_the_grace() -> None:
+    one = RoundMachine(("g",), 0.0, deadline_seconds=7 * 24 * 3600, grace_seconds=50)
+    one.requests(0)
+    one.failed("g", "away", 1)
+    one.stop(10)
+    one.stop(30)
+    one.requests(59)
+    assert not one.finished
+    one.failed("g", "away", 59)
+    one.requests(60)
+    assert one.finished
+    assert one.outcome().cancelled, "a round that was stopped isn't aggregated in part"
+
+
+def test_a_round_that_is_over_can_not_be_stopped_any_more() -> None:
+    one = machine("g1", "g2")
+    one.requests(0)
+    one.answered("g1", CLOSED, 1)
+    one.requests(150)
+    one.stop(151)
+    assert not one.outcome().cancelled
 
 
 @settings(max_examples=200)

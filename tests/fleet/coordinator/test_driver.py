@@ -31,6 +31,7 @@ class DirectTransport(Transport):
         self._dies_at = dies_at
         self.sent = 0
         self.silent: set[str] = set()
+        self.rounds: dict[str, list[dict[str, Any]]] = {}
         self._replies = [Reply(name, {}, list(one.devices)) for name, one in gateways.items()]
 
     def gateways(self) -> frozenset[str]:
@@ -49,7 +50,7 @@ class DirectTransport(Transport):
             request["wait_seconds"] = 0.0
         answer = getattr(one, f"_{operation.value}")(request)
         devices = answer.pop("devices", None) if operation is Operation.HELLO else None
-        self._replies.append(Reply(gateway, answer, devices))
+        self._replies.append(Reply(gateway, answer, devices, self.rounds.get(gateway)))
 
     def receive(self) -> list[Reply]:
         replies, self._replies = self._replies, []
@@ -134,6 +135,58 @@ def test_rounds_in_which_nothing_is_accepted_end_the_campaign(
     assert "no delta was accepted in 2 rounds" in store.campaign(name).reason
     assert "score dropped" in store.campaign(name).reason
     assert store.latest_weights(name).version == 0
+
+
+def test_deltas_that_come_after_the_end_of_a_round_are_in_its_result(
+    gateways: dict[str, PlainGateway],
+) -> None:
+    store = MemoryStore()
+    name = campaign(store)
+    transport = DirectTransport(gateways)
+    late = {"round": 1, "state": "closed", "late": 2, "duplicate": 1, "refused": {"crc": 1}}
+    foreign = {**late, "campaign": "ff" * 8, "late": 50}
+    transport.rounds = {
+        "g1": [{**late, "campaign": name}, foreign],
+        "g2": [{**late, "campaign": name, "late": 3}],
+    }
+    assert CampaignDriver(store, name, transport, PACE).run() == "finished"
+    result = store.round(name, 1).result
+    assert (result["late"], result["duplicate"], result["refused"]) == (5, 2, {"crc": 2})
+    assert store.round(name, 2).result["late"] == 0
+
+
+def test_a_stop_before_a_round_begins_no_round(gateways: dict[str, PlainGateway]) -> None:
+    store = MemoryStore()
+    name = campaign(store)
+    store.request_stop(name)
+    transport = DirectTransport(gateways)
+    assert CampaignDriver(store, name, transport, PACE).run() == "cancelled"
+    assert store.rounds(name) == ()
+    assert transport.sent == 0
+
+
+def test_a_round_keeps_why_a_delta_was_not_counted_in_and_who_sent_none(
+    gateways: dict[str, PlainGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = PlainGateway._close
+    spoilt = {"device": "g1-0", "kind": "crc", "detail": "the CRC-32 doesn't match", "at": 1.0}
+
+    def close_without_one(self: PlainGateway, key: tuple[str, int]) -> dict[str, Any]:
+        answer = close(self, key)
+        if self.name == "g1":
+            answer["reports"] = [one for one in answer["reports"] if one["device"] != "g1-0"]
+            answer["explanations"] = [spoilt]
+        return answer
+
+    monkeypatch.setattr(PlainGateway, "_close", close_without_one)
+    store = MemoryStore()
+    name = campaign(store, rounds=1, cohort_share=1.0)
+    assert CampaignDriver(store, name, DirectTransport(gateways), PACE).run() == "finished"
+    result = store.round(name, 1).result
+    assert result["missing"] == ["g1-0"]
+    assert result["explanations"] == [{**spoilt, "gateway": "g1"}]
+    reports = store.reports(name, 1)
+    assert {one["plan_reason"] for one in reports} == {"no larger plan"}
 
 
 def test_bundles_of_different_models_make_no_campaign() -> None:

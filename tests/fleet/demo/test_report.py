@@ -36,6 +36,7 @@ def row(
         "gateway": "gw-1",
         "board": "stm32f746",
         "plan": plan,
+        "plan_reason": "no larger plan",
         "status": "accepted",
         "train_samples": 20,
         "held_out": 10,

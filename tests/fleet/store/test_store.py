@@ -67,6 +67,25 @@ def test_a_round_keeps_the_plan_it_began_with(store: Store) -> None:
     assert again.state == "running"
 
 
+def test_counters_of_a_round_rise_after_its_end_and_never_fall(store: Store) -> None:
+    store.claim("c1", "d1")
+    store.begin_round("c1", "d1", 1, "train", {})
+    assert not store.raise_counters("c1", "d1", 1, {"late": 1}), "it still runs"
+    result = {"accepted": 2, "late": 1, "refused": {"crc": 1}}
+    store.finish_round("c1", "d1", 1, "done", result, REPORTS, V1)
+    assert store.raise_counters("c1", "d1", 1, {"late": 3, "refused": {"coding": 2}})
+    assert store.raise_counters("c1", "d1", 1, {"late": 2, "refused": {"crc": 0}})
+    assert store.round("c1", 1).result == {
+        "accepted": 2,
+        "late": 3,
+        "refused": {"crc": 1, "coding": 2},
+    }
+    assert not store.raise_counters("c1", "d1", 2, {"late": 1}), "there is no such round"
+    store.claim("c1", "d2")
+    with pytest.raises(SupersededError):
+        store.raise_counters("c1", "d1", 1, {"late": 9})
+
+
 def test_a_round_ends_once_with_reports_and_weights(store: Store) -> None:
     store.claim("c1", "d1")
     store.begin_round("c1", "d1", 1, "train", {})
