@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -67,6 +68,16 @@ def test_a_small_demo_learns_and_leaves_nothing_but_its_result_folder(
         "small",
         "middle",
         "full",
+    }
+    middle = [plan for plan in result["plans"] if plan["name"] == "middle" and plan["devices"]]
+    assert all(plan["uplink"]["ratio"] <= 1 / 50 for plan in middle)
+    table = pq.read_table(out / "rounds.parquet").to_pydict()
+    reasons = dict(zip(table["plan"], table["plan_reason"], strict=True))
+    names = {plan["id"]: plan["name"] for plan in result["plans"]}
+    assert {names[plan]: why.split()[0] for plan, why in reasons.items()} == {
+        "small": "battery",
+        "middle": "full",  # what it would take on the narrow link
+        "full": "no",
     }
     assert processes_of(scratch) == []
     assert not list(scratch.glob("tinyfleet-*"))

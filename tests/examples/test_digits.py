@@ -55,11 +55,21 @@ def test_the_labs_model_is_good_until_sensors_drift(graph: ir.Graph, seed: int) 
     assert 0.4 <= median_accuracy(graph, deal(NAMES, seed)) <= 0.7
 
 
+def coordinates(program: Program) -> set[tuple[str, int]]:
+    """Tensor and position on its last axis of everything that a plan trains."""
+    return {
+        (segment.tensor, segment.start + index)
+        for segment in program.segments
+        for index in range(segment.count)
+    }
+
+
 def test_the_plans_differ_in_what_they_train_and_cost(programs: dict[str, Program]) -> None:
     small, middle, full = (programs[name] for name in ("small", "middle", "full"))
     assert small.macs_backward < middle.macs_backward < full.macs_backward
     assert small.state_bytes < middle.state_bytes < full.state_bytes
-    assert full.delta_values == 37142
+    assert small.delta_values < middle.delta_values < full.delta_values == 37142
+    assert coordinates(small) < coordinates(middle) < coordinates(full), "each holds the last"
     assert small.pool_bytes < middle.pool_bytes < full.pool_bytes < 100_000
 
 
