@@ -1,30 +1,27 @@
 """A board in Unicorn: its core, its memories and its peripherals, and nothing more.
 
 Idle: the firmware runs with interrupts masked and waits with ``wfi``; Unicorn then leaves
-``uc_emu_start`` with the PC behind the ``wfi``. Slices: a slice that is over ends at the next
-read of the clock or the DMA position, which costs nothing while it isn't; a watchdog thread
-ends those that read neither. Unicorn's own timeout polls from a thread of its own (140 µs per
-start) and its instruction count slows everything down, so neither is used. A stop by the
-watchdog while a peripheral is being written to leaves the PC at that store, which Unicorn then
-executes again; the machine ignores the repetition.
+``uc_emu_start`` with the PC behind the ``wfi``. Slices: one that is over ends
+at the next read of a peripheral or entry of a long computation (``SLICE_POINTS``), from within
+Unicorn's own callback, which is exact. A watchdog thread ends loops that do neither for long;
+see slice_watchdog for what that can't promise.
+Unicorn's own timeout polls from a thread of its own (140 µs per start) and its instruction
+count slows everything down, so neither is used. A stop during a write to a peripheral leaves
+the PC at that store, which Unicorn then executes again; the machine ignores the repetition.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import functools
 import mmap
-import os
-import tempfile
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3 import unicorn as binding
-from unicorn.unicorn_py3.arch.types import uc_context, uc_engine, uc_hook_h
 
 from codegen.boards import Board, load_board
 from simulator.elf_image import ElfImage, load_elf
@@ -43,6 +40,7 @@ from simulator.peripherals import (
     Usart,
 )
 from simulator.slice_watchdog import slice_watchdog
+from simulator.unicorn_core import ACCESS, INVALID_ACCESS, MODELS, UnicornCore, pristine_flash
 
 _NOWHERE = 0xFFFFFFFE
 STACK_PAINT = 0xA5A5A5A5
@@ -59,28 +57,10 @@ _STORES = (
     (0xFFF0, 0xF8C0),
     (0xFE50, 0xE840),
 )
-_TRANSLATION_BYTES = 4 << 20
-_MODELS = {
-    "cortex-m4": arm_const.UC_CPU_ARM_CORTEX_M4,
-    "cortex-m7": arm_const.UC_CPU_ARM_CORTEX_M7,
-    "cortex-m33": arm_const.UC_CPU_ARM_CORTEX_M33,
-}
-_ACCESS = {
-    unicorn_const.UC_MEM_READ_UNMAPPED: "read",
-    unicorn_const.UC_MEM_READ_PROT: "read",
-    unicorn_const.UC_MEM_WRITE_UNMAPPED: "write",
-    unicorn_const.UC_MEM_WRITE_PROT: "write",
-    unicorn_const.UC_MEM_FETCH_UNMAPPED: "fetch",
-    unicorn_const.UC_MEM_FETCH_PROT: "fetch",
-}
-_INVALID_ACCESS = (
-    unicorn_const.UC_HOOK_MEM_READ_UNMAPPED
-    | unicorn_const.UC_HOOK_MEM_WRITE_UNMAPPED
-    | unicorn_const.UC_HOOK_MEM_FETCH_UNMAPPED
-    | unicorn_const.UC_HOOK_MEM_READ_PROT
-    | unicorn_const.UC_HOOK_MEM_WRITE_PROT
-    | unicorn_const.UC_HOOK_MEM_FETCH_PROT
-)
+_PATIENCE_SECONDS = 1.0
+"""So late a slice ends even at a write, for loops that do nothing else."""
+SLICE_POINTS = re.compile(r"tf_(\w+_(forward|gradient|update|step|add)|crc32|cross_entropy)")
+"""Functions of the firmware's long computations: a slice can end where one is entered."""
 ARGUMENT_REGISTERS = (
     arm_const.UC_ARM_REG_R0,
     arm_const.UC_ARM_REG_R1,
@@ -89,28 +69,7 @@ ARGUMENT_REGISTERS = (
 )
 
 
-@functools.lru_cache(maxsize=16)
-def _pristine_flash(image: ElfImage, board: str, address: int, size: int) -> IO[bytes]:
-    """A file with the flash content of nothing but the image; machines map it copy-on-write."""
-    if hasattr(os, "memfd_create"):
-        file: IO[bytes] = os.fdopen(os.memfd_create("flash"), "w+b")
-    else:
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the cache entry
-    content = bytearray(b"\xff" * size)
-    for start, data in image.segments:
-        first = start - address
-        if first < 0 or first + len(data) > size:
-            raise ImageError(
-                f"{image.path} puts {len(data)} bytes at {start:#010x}, outside the flash of"
-                f" {board}; compile it for this board"
-            )
-        content[first : first + len(data)] = data
-    file.write(content)
-    file.flush()
-    return file
-
-
-class UnicornMachine:
+class UnicornMachine(UnicornCore):
     """One board with its firmware. Implements ``simulator.machine.Machine``."""
 
     def __init__(
@@ -127,13 +86,14 @@ class UnicornMachine:
 
         Raises: ImageError when the image doesn't fit the board.
         """
+        super().__init__()
         self.board = load_board(board) if isinstance(board, str) else board
         self.image = image if isinstance(image, ElfImage) else load_elf(image)
         if self.board.port != "stm32":
             raise ImageError(
                 f"board {self.board.name}: port {self.board.port!r} can't be emulated, only stm32"
             )
-        if self.board.cpu not in _MODELS:
+        if self.board.cpu not in MODELS:
             raise ImageError(f"board {self.board.name}: Unicorn has no core {self.board.cpu!r}")
         self.fault: MachineFault | None = None
         self._transmitted = bytearray()
@@ -145,15 +105,15 @@ class UnicornMachine:
         # The write that the store at this PC may repeat, and that write once it is awaited.
         self._cut_store: tuple[int, tuple[int, int]] | None = None
         self._repetition: tuple[int, int] | None = None
+        # Goes up by one on the way into a callback and by one on the way out of it.
+        self._activity = 0
         self._stop_cause: StopReason | None = None
         self._deadline = float("inf")
         self._powered = False
-        self._callbacks: list[Any] = []
-        self._engine: Any = None
 
         flash = self.board.flash
         self._flash_map = mmap.mmap(
-            _pristine_flash(self.image, self.board.name, flash.address, flash.bytes).fileno(),
+            pristine_flash(self.image, self.board.name, flash.address, flash.bytes).fileno(),
             self.board.flash.bytes,
             flags=mmap.MAP_PRIVATE,
             prot=mmap.PROT_READ | mmap.PROT_WRITE,
@@ -295,33 +255,6 @@ class UnicornMachine:
 
     # --- For measuring and tests ---------------------------------------------------------------
 
-    @property
-    def pc(self) -> int:
-        """Address of the next instruction."""
-        return self.read_register(arm_const.UC_ARM_REG_PC)
-
-    @pc.setter
-    def pc(self, address: int) -> None:
-        self._write_register(arm_const.UC_ARM_REG_PC, address | 1)
-
-    @property
-    def stack_pointer(self) -> int:
-        """SP."""
-        return self.read_register(arm_const.UC_ARM_REG_SP)
-
-    @stack_pointer.setter
-    def stack_pointer(self, address: int) -> None:
-        self._write_register(arm_const.UC_ARM_REG_SP, address)
-
-    def read_register(self, register: int) -> int:
-        """A 32-bit register by Unicorn's number."""
-        value = ctypes.c_uint32()
-        binding.uclib.uc_reg_read(self._engine, register, ctypes.byref(value))
-        return value.value
-
-    def _write_register(self, register: int, value: int) -> None:
-        binding.uclib.uc_reg_write(self._engine, register, ctypes.byref(ctypes.c_uint32(value)))
-
     def read_memory(self, address: int, size: int) -> bytes:
         """Bytes of SRAM or flash.
 
@@ -383,82 +316,10 @@ class UnicornMachine:
                 )
             return self.read_register(arm_const.UC_ARM_REG_R0)
 
-    @contextlib.contextmanager
-    def registers_kept(self) -> Iterator[None]:
-        """Puts all registers back at the end, so that the idle firmware isn't disturbed."""
-        library, context = binding.uclib, uc_context()
-        self._check(library.uc_context_alloc(self._engine, ctypes.byref(context)), "context")
-        try:
-            library.uc_context_save(self._engine, context)
-            yield
-        finally:
-            if self._engine is not None:
-                library.uc_context_restore(self._engine, context)
-            library.uc_context_free(context)
-
-    def add_hook(self, kind: int, callback: Any) -> int:
-        """Install a raw Unicorn hook (a ctypes callback); translations start afresh.
-
-        Returns: its handle for ``remove_hook``. Hooks don't survive ``power_on``.
-        """
-        handle = uc_hook_h()
-        self._check(
-            binding.uclib.uc_hook_add(
-                self._engine,
-                ctypes.byref(handle),
-                kind,
-                ctypes.cast(callback, ctypes.c_void_p),
-                None,
-                ctypes.c_uint64(1),
-                ctypes.c_uint64(0),
-            ),
-            "hook",
-        )
-        self._callbacks.append(callback)
-        self.flush_translations()
-        return int(handle.value or 0)
-
-    def remove_hook(self, handle: int) -> None:
-        """Take out a hook."""
-        self._check(binding.uclib.uc_hook_del(self._engine, uc_hook_h(handle)), "hook")
-        self.flush_translations()
-
-    def flush_translations(self) -> None:
-        """Forget translated code."""
-        control = unicorn_const.UC_CTL_TB_FLUSH | unicorn_const.UC_CTL_IO_WRITE << 30
-        self._check(binding.uclib.uc_ctl(self._engine, control), "flush")
-
     # --- Engine --------------------------------------------------------------------------------
 
-    @staticmethod
-    def _check(status: int, what: str) -> None:
-        if status != unicorn_const.UC_ERR_OK:
-            text = binding.uclib.uc_strerror(status).decode()
-            raise ImageError(f"Unicorn refused the {what}: {text}")
-
     def _open_engine(self) -> None:
-        library = binding.uclib
-        engine = uc_engine()
-        mode = unicorn_const.UC_MODE_THUMB | unicorn_const.UC_MODE_MCLASS
-        self._check(library.uc_open(unicorn_const.UC_ARCH_ARM, mode, ctypes.byref(engine)), "board")
-        self._engine = engine
-        write = unicorn_const.UC_CTL_IO_WRITE << 30 | 1 << 26
-        self._check(
-            library.uc_ctl(
-                engine,
-                unicorn_const.UC_CTL_CPU_MODEL | write,
-                ctypes.c_int(_MODELS[self.board.cpu]),
-            ),
-            "core",
-        )
-        self._check(
-            library.uc_ctl(
-                engine,
-                unicorn_const.UC_CTL_TCG_BUFFER_SIZE | write,
-                ctypes.c_uint32(_TRANSLATION_BYTES),
-            ),
-            "translation buffer",
-        )
+        self._open_core(self.board.cpu)
         for address, size, permissions, memory in (
             (
                 self.board.flash.address,
@@ -475,29 +336,20 @@ class UnicornMachine:
         ):
             start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
             self._check(
-                library.uc_mem_map_ptr(engine, address, size, permissions, ctypes.c_void_p(start)),
+                binding.uclib.uc_mem_map_ptr(
+                    self._engine, address, size, permissions, ctypes.c_void_p(start)
+                ),
                 "memory map",
             )
         for peripheral in self._peripherals:
             self._map_peripheral(peripheral)
-        self._keep_hook(_INVALID_ACCESS, binding.HOOK_MEM_INVALID_CFUNC(self._invalid_access))
+        self._keep_hook(INVALID_ACCESS, binding.HOOK_MEM_INVALID_CFUNC(self._invalid_access))
+        entered = binding.HOOK_CODE_CFUNC(self._slice_point)
+        for name, (address, _) in self.image.symbols.items():
+            if SLICE_POINTS.fullmatch(name):
+                at = address & ~1
+                self._keep_hook(unicorn_const.UC_HOOK_BLOCK, entered, at, at)
         self._keep_hook(unicorn_const.UC_HOOK_INTR, binding.HOOK_INTR_CFUNC(self._exception))
-
-    def _keep_hook(self, kind: int, callback: Any) -> None:
-        handle = uc_hook_h()
-        self._callbacks.append(callback)
-        self._check(
-            binding.uclib.uc_hook_add(
-                self._engine,
-                ctypes.byref(handle),
-                kind,
-                ctypes.cast(callback, ctypes.c_void_p),
-                None,
-                ctypes.c_uint64(1),
-                ctypes.c_uint64(0),
-            ),
-            "hook",
-        )
 
     def _close_engine(self) -> None:
         if self._engine is not None:
@@ -507,11 +359,12 @@ class UnicornMachine:
 
     def _map_peripheral(self, peripheral: Peripheral) -> None:
         base = peripheral.BASE
-        # The firmware waits by reading these two, so this is where a slice can end for free.
-        ends_slice = isinstance(peripheral, (Tim2, Dma2))
+        # Unicorn may repeat the load on resume, which does no harm to all but this one.
+        ends_slice = not isinstance(peripheral, Rng)
         monotonic = time.monotonic
 
         def read(engine: Any, offset: int, size: int, _: Any) -> int:
+            self._activity += 1
             self._last_write = self._repetition = None
             try:
                 if self._pending_flash:
@@ -523,24 +376,32 @@ class UnicornMachine:
                 self._register_fault("read", base + offset, size)
             except Exception as error:  # must not escape into C
                 self._stop_with(self._make_fault(str(error), base + offset, "read"))
+            finally:
+                self._activity += 1
             return 0
 
         def write(engine: Any, offset: int, size: int, value: int, _: Any) -> None:
             if self._stop_cause in (StopReason.POWER_CUT, StopReason.RESET):
                 return
+            self._activity += 1
             self._last_write = (base + offset, value)
             repetition, self._repetition = self._repetition, None
             if repetition == self._last_write:
+                self._activity += 1
                 return
             try:
                 if self._pending_flash:
                     self._settle_flash()
                 if size == 4 and peripheral.has(offset):
                     peripheral.write(offset, value & 0xFFFFFFFF)
+                    if monotonic() > self._deadline + _PATIENCE_SECONDS:
+                        self._stop(StopReason.SLICE_OVER)
                 else:
                     self._register_fault("write", base + offset, size)
             except Exception as error:  # must not escape into C
                 self._stop_with(self._make_fault(str(error), base + offset, "write"))
+            finally:
+                self._activity += 1
 
         callbacks = binding.MMIO_READ_CFUNC(read), binding.MMIO_WRITE_CFUNC(write)
         self._callbacks.extend(callbacks)
@@ -564,7 +425,7 @@ class UnicornMachine:
         if self._cut_store is not None and self._cut_store[0] == address:
             self._repetition = self._cut_store[1]
             self._cut_store = None
-        slice_watchdog.begin(self._engine, self._deadline)
+        slice_watchdog.begin(self._engine, self._deadline, self._look_at_activity)
         try:
             status = binding.uclib.uc_emu_start(self._engine, address | 1, until, 0, 0)
         finally:
@@ -589,7 +450,7 @@ class UnicornMachine:
             return StopReason.RESET
         if self._stop_cause is None and pc != until and self._is_behind_wfi(pc):
             return StopReason.IDLE
-        if self._stop_cause is None and self._last_write is not None and self._is_store(pc):
+        if self._last_write is not None and self._is_store(pc):
             self._cut_store = pc, self._last_write
         return StopReason.SLICE_OVER
 
@@ -616,6 +477,15 @@ class UnicornMachine:
         if self._pending_fault is None:
             self._pending_fault = fault
         binding.uclib.uc_emu_stop(self._engine)
+
+    def _slice_point(self, engine: Any, address: int, size: int, _: Any) -> None:
+        self._activity += 2
+        self._last_write = None
+        if time.monotonic() > self._deadline:
+            self._stop(StopReason.SLICE_OVER)
+
+    def _look_at_activity(self) -> int:
+        return self._activity
 
     def _power_is_cut(self) -> None:
         self._stop(StopReason.POWER_CUT)
@@ -654,8 +524,9 @@ class UnicornMachine:
     def _invalid_access(
         self, engine: Any, kind: int, address: int, size: int, value: int, _: Any
     ) -> bool:
+        self._activity += 1
         try:
-            access = _ACCESS.get(kind, "access")
+            access = ACCESS.get(kind, "access")
             if self._stop_cause is StopReason.POWER_CUT:
                 return False
             if kind == unicorn_const.UC_MEM_WRITE_PROT and self._in_flash(address):
@@ -677,6 +548,8 @@ class UnicornMachine:
             self._stop_with(self._make_fault(f"{error} at {address:#010x}", address, "write"))
         except Exception as error:  # must not escape into C
             self._stop_with(self._make_fault(repr(error), address, "access"))
+        finally:
+            self._activity += 1
         return False
 
     def _in_flash(self, address: int) -> bool:

@@ -1,0 +1,182 @@
+"""A core in Unicorn without its board: registers, hooks and translations."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+from unicorn import arm_const, unicorn_const
+from unicorn.unicorn_py3 import unicorn as binding
+from unicorn.unicorn_py3.arch.types import uc_context, uc_engine, uc_hook_h
+
+from simulator.elf_image import ElfImage
+from simulator.errors import ImageError
+
+_TRANSLATION_BYTES = 4 << 20
+MODELS = {
+    "cortex-m4": arm_const.UC_CPU_ARM_CORTEX_M4,
+    "cortex-m7": arm_const.UC_CPU_ARM_CORTEX_M7,
+    "cortex-m33": arm_const.UC_CPU_ARM_CORTEX_M33,
+}
+
+
+ACCESS = {
+    unicorn_const.UC_MEM_READ_UNMAPPED: "read",
+    unicorn_const.UC_MEM_READ_PROT: "read",
+    unicorn_const.UC_MEM_WRITE_UNMAPPED: "write",
+    unicorn_const.UC_MEM_WRITE_PROT: "write",
+    unicorn_const.UC_MEM_FETCH_UNMAPPED: "fetch",
+    unicorn_const.UC_MEM_FETCH_PROT: "fetch",
+}
+INVALID_ACCESS = (
+    unicorn_const.UC_HOOK_MEM_READ_UNMAPPED
+    | unicorn_const.UC_HOOK_MEM_WRITE_UNMAPPED
+    | unicorn_const.UC_HOOK_MEM_FETCH_UNMAPPED
+    | unicorn_const.UC_HOOK_MEM_READ_PROT
+    | unicorn_const.UC_HOOK_MEM_WRITE_PROT
+    | unicorn_const.UC_HOOK_MEM_FETCH_PROT
+)
+
+
+@functools.lru_cache(maxsize=16)
+def pristine_flash(image: ElfImage, board: str, address: int, size: int) -> IO[bytes]:
+    """A file with the flash content of nothing but the image; machines map it copy-on-write."""
+    if hasattr(os, "memfd_create"):
+        file: IO[bytes] = os.fdopen(os.memfd_create("flash"), "w+b")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the cache entry
+    content = bytearray(b"\xff" * size)
+    for start, data in image.segments:
+        first = start - address
+        if first < 0 or first + len(data) > size:
+            raise ImageError(
+                f"{image.path} puts {len(data)} bytes at {start:#010x}, outside the flash of"
+                f" {board}; compile it for this board"
+            )
+        content[first : first + len(data)] = data
+    file.write(content)
+    file.flush()
+    return file
+
+
+class UnicornCore:
+    """What ``UnicornMachine`` and its measuring tools need of Unicorn's C interface."""
+
+    def __init__(self) -> None:
+        """No engine yet."""
+        self._engine: Any = None
+        # C keeps no reference to the Python functions that it calls.
+        self._callbacks: list[Any] = []
+
+    @property
+    def pc(self) -> int:
+        """Address of the next instruction."""
+        return self.read_register(arm_const.UC_ARM_REG_PC)
+
+    @pc.setter
+    def pc(self, address: int) -> None:
+        self._write_register(arm_const.UC_ARM_REG_PC, address | 1)
+
+    @property
+    def stack_pointer(self) -> int:
+        """SP."""
+        return self.read_register(arm_const.UC_ARM_REG_SP)
+
+    @stack_pointer.setter
+    def stack_pointer(self, address: int) -> None:
+        self._write_register(arm_const.UC_ARM_REG_SP, address)
+
+    def read_register(self, register: int) -> int:
+        """A 32-bit register by Unicorn's number."""
+        value = ctypes.c_uint32()
+        binding.uclib.uc_reg_read(self._engine, register, ctypes.byref(value))
+        return value.value
+
+    def _write_register(self, register: int, value: int) -> None:
+        binding.uclib.uc_reg_write(self._engine, register, ctypes.byref(ctypes.c_uint32(value)))
+
+    @contextlib.contextmanager
+    def registers_kept(self) -> Iterator[None]:
+        """Puts all registers back at the end, so that the idle firmware isn't disturbed."""
+        library, context = binding.uclib, uc_context()
+        self._check(library.uc_context_alloc(self._engine, ctypes.byref(context)), "context")
+        try:
+            library.uc_context_save(self._engine, context)
+            yield
+        finally:
+            if self._engine is not None:
+                library.uc_context_restore(self._engine, context)
+            library.uc_context_free(context)
+
+    def add_hook(self, kind: int, callback: Any) -> int:
+        """Install a raw Unicorn hook (a ctypes callback); translations start afresh.
+
+        Returns: its handle for ``remove_hook``. Hooks don't survive ``power_on``.
+        """
+        handle = self._keep_hook(kind, callback)
+        self.flush_translations()
+        return handle
+
+    def remove_hook(self, handle: int) -> None:
+        """Take out a hook."""
+        self._check(binding.uclib.uc_hook_del(self._engine, uc_hook_h(handle)), "hook")
+        self.flush_translations()
+
+    def flush_translations(self) -> None:
+        """Forget translated code."""
+        control = unicorn_const.UC_CTL_TB_FLUSH | unicorn_const.UC_CTL_IO_WRITE << 30
+        self._check(binding.uclib.uc_ctl(self._engine, control), "flush")
+
+    def _open_core(self, cpu: str) -> None:
+        """A core of ``MODELS`` without memory."""
+        library = binding.uclib
+        engine = uc_engine()
+        mode = unicorn_const.UC_MODE_THUMB | unicorn_const.UC_MODE_MCLASS
+        self._check(library.uc_open(unicorn_const.UC_ARCH_ARM, mode, ctypes.byref(engine)), "board")
+        self._engine = engine
+        write = unicorn_const.UC_CTL_IO_WRITE << 30 | 1 << 26
+        self._check(
+            library.uc_ctl(
+                engine,
+                unicorn_const.UC_CTL_CPU_MODEL | write,
+                ctypes.c_int(MODELS[cpu]),
+            ),
+            "core",
+        )
+        self._check(
+            library.uc_ctl(
+                engine,
+                unicorn_const.UC_CTL_TCG_BUFFER_SIZE | write,
+                ctypes.c_uint32(_TRANSLATION_BYTES),
+            ),
+            "translation buffer",
+        )
+
+    @staticmethod
+    def _check(status: int, what: str) -> None:
+        if status != unicorn_const.UC_ERR_OK:
+            text = binding.uclib.uc_strerror(status).decode()
+            raise ImageError(f"Unicorn refused the {what}: {text}")
+
+    def _keep_hook(self, kind: int, callback: Any, first: int = 1, last: int = 0) -> int:
+        """``first`` to ``last`` are the addresses that it is for; all where last < first."""
+        handle = uc_hook_h()
+        self._callbacks.append(callback)
+        self._check(
+            binding.uclib.uc_hook_add(
+                self._engine,
+                ctypes.byref(handle),
+                kind,
+                ctypes.cast(callback, ctypes.c_void_p),
+                None,
+                ctypes.c_uint64(first),
+                ctypes.c_uint64(last),
+            ),
+            "hook",
+        )
+        return int(handle.value or 0)
