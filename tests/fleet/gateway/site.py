@@ -271,7 +271,7 @@ class Site:
         devices = self.client.hello()["devices"]
         return any(one["device"] == name and one["online"] for one in devices)
 
-    def until(self, condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    def until(self, condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             log = self.log if (self.folder / "gateway.log").exists() else ""

@@ -157,6 +157,8 @@ def test_what_cannot_be_counted_in_is_counted_by_reason_and_explained(make_site:
         "not-in-cohort": 1,
     }
     assert_sum(reply, [1, 2])
+    (told,) = site.client.hello()["rounds"]
+    assert all(told[name] == reply[name] for name in ("late", "duplicate", "refused"))
     explained = {(e["device"], e["kind"]) for e in reply["explanations"]}
     assert ("stranger", "not-in-cohort") in explained
     assert ("slow", "late") in explained
