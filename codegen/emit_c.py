@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from codegen import blob
 from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Head, Op
@@ -32,7 +32,7 @@ def emit(graph: Graph, programs: Sequence[Program], bundle_id: str) -> dict[str,
     header = _HEADER.format(model=_comment(graph.name))
     files = {
         "layers.h": header + _layers_header(graph),
-        "layers.c": header + _layers_source(graph),
+        "layers.c": header + _layers_source(graph, programs),
         "model.c": header + _model_source(graph, programs, bundle_id),
     }
     for index, program in enumerate(programs):
@@ -87,17 +87,21 @@ def _layers_header(graph: Graph) -> str:
     return "\n".join([*lines, "", "#endif", ""])
 
 
-def _layers_source(graph: Graph) -> str:
-    writers: dict[type, Callable[..., list[str]]] = {
-        Conv: _convolution,
-        DepthwiseConv: _convolution,
-        Add: _addition,
-        GlobalAveragePool: _pooling,
-        Head: _head,
-    }
+def _layers_source(graph: Graph, programs: Sequence[Program]) -> str:
+    used = {(step.op.name, step.kernel) for program in programs for step in program.steps}
     lines = ['#include "layers.h"', ""]
     for op in graph.ops:
-        lines += [*writers[type(op)](graph, op), ""]
+        match op:
+            case Conv() | DepthwiseConv():
+                kernels = {kernel for name, kernel in used if name == op.name}
+                lines += _convolution(graph, op, kernels)
+            case Add():
+                lines += _addition(graph, op)
+            case GlobalAveragePool():
+                lines += _pooling(graph, op)
+            case Head():
+                lines += _head(graph, op)
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -105,35 +109,42 @@ def _gain(gain: Gain) -> str:
     return f"{{{gain.mantissa}u, {gain.exponent}}}"
 
 
-def _convolution(graph: Graph, op: Conv | DepthwiseConv) -> list[str]:
+def _convolution(graph: Graph, op: Conv | DepthwiseConv, kernels: set[str]) -> list[str]:
+    """The layer's struct; tables that serve only kernels which no plan calls are left out."""
     constants = convolution_arithmetic(graph, op)
     name = _layer(op)
     source, target = graph.tensors[op.input], graph.tensors[op.output]
     kernel = op.weight.shape[1:3] if isinstance(op, Conv) else op.weight.shape[:2]
+    lines: list[str] = []
+
+    def table(c_type: str, suffix: str, values: Iterable[object], per_line: int, user: str) -> str:
+        if not any(used.endswith(user) for used in kernels):
+            return "0"
+        lines.extend(
+            [f"static const {c_type} {name}_{suffix}[] = {{", _rows(values, per_line), "};"]
+        )
+        return f"{name}_{suffix}"
+
     requantize = [f"{{{m.mantissa}, {m.shift}}}" for m in constants.requantize]
+    weight_gain, bias_gain = map(_gain, constants.weight_gain), map(_gain, constants.bias_gain)
+    tables = [
+        table("tf_multiplier", "requantize", requantize, 5, "_forward"),
+        table("int16_t", "error_multiplier", constants.error_multiplier, 12, "_input_gradient"),
+        table("tf_gain", "weight_gain", weight_gain, 5, "_weight_update"),
+        table("tf_gain", "bias_gain", bias_gain, 5, "bias_update"),
+    ]
     return [
-        f"static const tf_multiplier {name}_requantize[] = {{",
-        _rows(requantize, 5),
-        "};",
-        f"static const int16_t {name}_error_multiplier[] = {{",
-        _rows(constants.error_multiplier, 12),
-        "};",
-        f"static const tf_gain {name}_weight_gain[] = {{",
-        _rows(map(_gain, constants.weight_gain), 5),
-        "};",
-        f"static const tf_gain {name}_bias_gain[] = {{",
-        _rows(map(_gain, constants.bias_gain), 5),
-        "};",
+        *lines,
         f"const tf_convolution {name} = {{",
         f"    {source.shape[0]}, {source.shape[1]}, {source.shape[2]},",
         f"    {target.shape[0]}, {target.shape[1]}, {target.shape[2]},",
         f"    {kernel[0]}, {kernel[1]}, {op.stride[0]}, {op.stride[1]},",
         f"    {op.padding.top}, {op.padding.left},",
         f"    {source.zero_point}, {target.zero_point},",
-        f"    {name}_requantize, {constants.pre_shift}, {constants.bias_limit},",
-        f"    {name}_error_multiplier, {constants.error_exponent},",
+        f"    {tables[0]}, {constants.pre_shift}, {constants.bias_limit},",
+        f"    {tables[1]}, {constants.error_exponent},",
         f"    {constants.error_headroom}, {constants.error_shift}, {constants.gradient_shift},",
-        f"    {name}_weight_gain, {name}_bias_gain,",
+        f"    {tables[2]}, {tables[3]},",
         "};",
     ]
 

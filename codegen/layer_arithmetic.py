@@ -16,6 +16,7 @@ from codegen.errors import ModelError
 from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph
 
 INT32_MAX = 2**31 - 1
+LARGEST_SHIFT = 22
 # Sums of |error| <= 32767 times |input - zero| <= 255 over this many pixels fit 32 bits.
 PIXELS_IN_32_BITS = INT32_MAX // (32767 * 255)
 
@@ -41,7 +42,7 @@ def gain(value: float) -> Gain:
 
 @dataclass(frozen=True)
 class Multiplier:
-    """Real factor mantissa * 2**-(32 + shift), 1 <= shift <= 31."""
+    """Real factor mantissa * 2**-(32 + shift), 1 <= shift <= 22."""
 
     mantissa: int
     shift: int
@@ -50,7 +51,9 @@ class Multiplier:
 def multiplier(value: float) -> Multiplier:
     """The nearest multiplier to a requantization factor below one quarter."""
     _, exponent = math.frexp(value)
-    shift = min(-exponent - 1, 31)
+    # A shift above 22 would leave no room for the zero point beside the sum; factors that small
+    # make nothing but zeros, and 22 bits of mantissa are plenty.
+    shift = min(-exponent - 1, LARGEST_SHIFT)
     assert shift >= 1, "pre_shift brings every factor below one quarter"
     return Multiplier(min(round(value * 2.0 ** (32 + shift)), INT32_MAX), shift)
 

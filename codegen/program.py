@@ -264,7 +264,7 @@ class _Builder:
                 continue
             buffers["input"] = self._activation(op.input)
             if isinstance(op, Conv):
-                columns = 2 * 2 * _align(math.prod(op.weight.shape[1:]), 2)
+                columns = 2 * 2 * _align(math.prod(op.weight.shape[1:]))
                 buffers["scratch"] = self._buffer(f"columns {op.name}", columns)
                 self._step("forward", "convolution_forward", op, buffers, macs=self._macs(op))
             elif isinstance(op, DepthwiseConv):

@@ -1,4 +1,4 @@
-/* Full convolution, forward: a column of widened input per output pixel, two at a time. */
+/* Full convolution, forward: the widened inputs of two output pixels times all rows of weights. */
 #include "dot.h"
 #include "fixed_point.h"
 
@@ -7,99 +7,118 @@ static uint32_t column_length(const tf_convolution *layer) {
 }
 
 uint32_t tf_convolution_scratch_bytes(const tf_convolution *layer) {
-    const uint32_t forward = 2u * 2u * ((column_length(layer) + 1u) & ~1u);
+    const uint32_t forward = 2u * 2u * tf_pair_length(column_length(layer));
     const uint32_t gradient = 2u * 2u * ((layer->out_channels + 1u) & ~1u);
     return forward > gradient ? forward : gradient;
 }
 
 /* Collects what output pixel (y, x) sees, minus the zero point; outside the input is zero. */
 static void gather(const tf_convolution *layer, const int8_t *input, int32_t y, int32_t x,
-                   int16_t *column) {
+                   int16_t *pair, uint32_t slot) {
     const uint32_t channels = layer->in_channels;
+    const uint32_t length = column_length(layer);
     const int32_t top = y * layer->stride_height - layer->pad_top;
     const int32_t left = x * layer->stride_width - layer->pad_left;
-    int16_t *next = column;
+    uint32_t at = 0;
     for (int32_t row = top; row < top + layer->kernel_height; row++) {
-        for (int32_t col = left; col < left + layer->kernel_width; col++, next += channels) {
+        for (int32_t col = left; col < left + layer->kernel_width; col++, at += channels) {
             if (row < 0 || row >= layer->in_height || col < 0 || col >= layer->in_width) {
-                memset(next, 0, channels * sizeof *next);
+                tf_pair_clear(pair, length, slot, at, channels);
                 continue;
             }
             const int8_t *pixel =
                 input + ((uint32_t)row * layer->in_width + (uint32_t)col) * channels;
-            if (channels % 4u == 0u) {
-                tf_widen(pixel, channels, layer->in_zero, next);
-            } else {
-                for (uint32_t i = 0; i < channels; i++) {
-                    next[i] = (int16_t)(pixel[i] - layer->in_zero);
-                }
-            }
+            tf_pair_widen(pair, length, slot, at, pixel, channels, layer->in_zero);
         }
     }
-    if (channels % 4u != 0u) {
-        tf_order_column(column, column_length(layer));
+    tf_pair_clear(pair, length, slot, length, tf_pair_length(length) - length);
+}
+
+/* Where a pair of pixels goes: `index` and `second` are the places of their first channels. */
+typedef struct {
+    int8_t *output;
+    uint8_t *mask;
+    uint32_t index, second;
+} target;
+
+/* A byte of the mask holds eight channels; so do the sums that wait to be requantized. */
+#define CHUNK 8u
+
+/* Sums of channels `from` … `from + count - 1` of both pixels to codes and mask bits. Apart from
+ * the products, since both want all registers of the core. */
+static __attribute__((noinline)) void finish(const tf_convolution *layer, const int32_t *sums,
+                                             const int32_t *bias, const target *to, uint32_t from,
+                                             uint32_t count) {
+    int8_t *first = to->output + to->index + from;
+    int8_t *second = to->output + to->second + from;
+    const tf_multiplier *by = layer->requantize + from;
+    const int32_t pre_shift = layer->pre_shift, zero = layer->out_zero;
+    uint32_t bits0 = 0, bits1 = 0, bit = 1;
+    bias += from;
+    for (uint32_t i = 0; i < count; i++, bit <<= 1) {
+        const tf_requantizer r = tf_make_requantizer(by++, zero);
+        const int32_t raise = *bias++;
+        const int32_t value0 = tf_requantize(&r, tf_raise(sums[0] + raise, pre_shift));
+        const int32_t value1 = tf_requantize(&r, tf_raise(sums[1] + raise, pre_shift));
+        const int32_t clamped0 = tf_clamp8(value0), clamped1 = tf_clamp8(value1);
+        sums += 2;
+        *first++ = (int8_t)clamped0;
+        *second++ = (int8_t)clamped1;
+        bits0 |= clamped0 == value0 ? bit : 0u;
+        bits1 |= clamped1 == value1 ? bit : 0u;
+    }
+    if (to->mask != NULL) {
+        tf_put_bits(to->mask, to->index + from, bits0, count);
+        tf_put_bits(to->mask, to->second + from, bits1, count);
     }
 }
 
-/* All output channels of one pixel; `index` is the place of the first. */
-static void one_pixel(const tf_convolution *layer, const int16_t *column, const int8_t *weights,
-                      const int32_t *bias, int8_t *output, uint8_t *mask, uint32_t index) {
-    const uint32_t length = column_length(layer);
-    for (uint32_t o = 0; o < layer->out_channels; o++) {
-        const int32_t sum = tf_dot(column, weights + o * length, length) + bias[o];
-        tf_store_clamped(tf_requantize(layer, o, sum), output, mask, index + o);
-    }
-}
-
-static void two_pixels(const tf_convolution *layer, const int16_t *column0, const int16_t *column1,
-                       const int8_t *weights, const int32_t *bias, int8_t *output, uint8_t *mask,
-                       uint32_t index) {
+/* All output channels of a pair of pixels. */
+static void multiply(const tf_convolution *layer, const int16_t *pair, const int8_t *weights,
+                     const int32_t *bias, const target *to) {
     const uint32_t length = column_length(layer);
     const uint32_t channels = layer->out_channels;
-    uint32_t o = 0;
-    for (; o + 2 <= channels; o += 2) {
-        const int8_t *row = weights + o * length;
-        int32_t sums[4];
-        tf_dot_2x2(column0, column1, row, row + length, length, sums);
-        for (uint32_t i = 0; i < 2u; i++) {
-            const int32_t first = tf_requantize(layer, o + i, sums[i] + bias[o + i]);
-            const int32_t second = tf_requantize(layer, o + i, sums[2 + i] + bias[o + i]);
-            tf_store_clamped(first, output, mask, index + o + i);
-            tf_store_clamped(second, output, mask, index + channels + o + i);
+    int32_t sums[2u * CHUNK]; /* channel by channel, both pixels */
+    for (uint32_t from = 0; from < channels; from += CHUNK) {
+        const uint32_t count = channels - from < CHUNK ? channels - from : CHUNK;
+        uint32_t i = 0;
+        for (; i + 2u <= count; i += 2u, weights += 2u * length) {
+            tf_pair_dot(pair, weights, length, length, sums + 2u * i);
         }
-    }
-    for (; o < channels; o++) {
-        const int8_t *row = weights + o * length;
-        const int32_t first = tf_dot(column0, row, length) + bias[o];
-        const int32_t second = tf_dot(column1, row, length) + bias[o];
-        tf_store_clamped(tf_requantize(layer, o, first), output, mask, index + o);
-        tf_store_clamped(tf_requantize(layer, o, second), output, mask, index + channels + o);
+        if (i < count) { /* an odd last row goes with itself */
+            int32_t twice[4];
+            tf_pair_dot(pair, weights, 0, length, twice);
+            sums[2u * i] = twice[0];
+            sums[2u * i + 1u] = twice[1];
+        }
+        finish(layer, sums, bias, to, from, count);
     }
 }
 
 void tf_convolution_forward(const tf_convolution *layer, const int8_t *input, const int8_t *weights,
                             const int32_t *bias, int8_t *output, uint8_t *mask, void *scratch) {
-    const uint32_t length = column_length(layer);
+    const uint32_t channels = layer->out_channels;
     const uint32_t pixels = (uint32_t)layer->out_height * layer->out_width;
-    int16_t *column0 = scratch;
-    int16_t *column1 = column0 + ((length + 1u) & ~1u);
+    int16_t *pair = scratch;
     if (mask != NULL) {
-        memset(mask, 0, (pixels * layer->out_channels + 7u) / 8u);
+        memset(mask, 0, (pixels * channels + 7u) / 8u);
     }
-    uint32_t p = 0;
     int32_t y = 0, x = 0;
-    for (; p < pixels; p++) {
-        gather(layer, input, y, x, (p & 1u) == 0u ? column0 : column1);
-        if ((p & 1u) == 1u) {
-            two_pixels(layer, column0, column1, weights, bias, output, mask,
-                       (p - 1u) * layer->out_channels);
-        }
+    for (uint32_t p = 0; p < pixels; p++) {
+        gather(layer, input, y, x, pair, p & 1u);
         if (++x == layer->out_width) {
             x = 0;
             y++;
         }
-    }
-    if ((pixels & 1u) == 1u) {
-        one_pixel(layer, column0, weights, bias, output, mask, (pixels - 1u) * layer->out_channels);
+        const uint32_t even = p & ~1u;
+        if (even == p && p + 1u < pixels) {
+            continue;
+        }
+        if (even == p) { /* an odd last pixel goes with a copy of itself */
+            gather(layer, input, (int32_t)(p / layer->out_width), (int32_t)(p % layer->out_width),
+                   pair, 1u);
+        }
+        const target to = {output, mask, even * channels, p * channels};
+        multiply(layer, pair, weights, bias, &to);
     }
 }

@@ -1,8 +1,8 @@
-/* Inner products of int16 columns with int8 rows: DSP instructions and portable twins.
+/* Inner products of widened input pixels with int8 rows: DSP instructions and portable twins.
  *
- * A column is widened once and used for every output channel. With DSP instructions SXTB16
- * splits four bytes into elements (0, 2) and (1, 3); columns are stored in that order, so that
- * rows of weights need no reordering. The portable twins keep the plain order.
+ * SXTB16 splits four bytes into elements (0, 2) and (1, 3). A *pair* holds the inputs of two
+ * output pixels in that order and interleaved, so that one LDRD loads the same elements of both
+ * and rows of weights need no reordering. The portable twin keeps two plain columns.
  */
 #ifndef TINYFLEET_DOT_H
 #define TINYFLEET_DOT_H
@@ -29,14 +29,33 @@ static inline void tf_store32(void *to, uint32_t word) {
 
 #if TF_DSP
 
-static inline uint32_t tf_ror8(uint32_t word) {
-    return (word >> 8) | (word << 24);
-}
 static inline int16x2_t tf_even(uint32_t word) {
     return __sxtb16((int8x4_t)word);
 }
+
+/* No compiler folds the rotation into the instruction by itself. */
 static inline int16x2_t tf_odd(uint32_t word) {
-    return __sxtb16((int8x4_t)tf_ror8(word));
+    uint32_t odd;
+    __asm("sxtb16 %0, %1, ror #8" : "=r"(odd) : "r"(word));
+    return (int16x2_t)odd;
+}
+
+/* The same with a pair of halfwords added to them. */
+static inline uint32_t tf_even_plus(uint32_t add, uint32_t word) {
+    uint32_t even;
+    __asm("sxtab16 %0, %1, %2" : "=r"(even) : "r"(add), "r"(word));
+    return even;
+}
+
+static inline uint32_t tf_odd_plus(uint32_t add, uint32_t word) {
+    uint32_t odd;
+    __asm("sxtab16 %0, %1, %2, ror #8" : "=r"(odd) : "r"(add), "r"(word));
+    return odd;
+}
+
+/* -zero in both halves. */
+static inline uint32_t tf_minus(int32_t zero) {
+    return ((uint32_t)-zero & 0xffffu) | ((uint32_t)-zero << 16);
 }
 
 /* (low half of a, low half of b) and (high half of a, high half of b). */
@@ -49,89 +68,95 @@ static inline uint32_t tf_pack_high(uint32_t a, uint32_t b) {
 
 #endif
 
-/* dst[i] = src[i] - zero for i < count, in column order; count of the groups of four only
- * where the whole column is made of such calls. */
-static inline void tf_widen(const int8_t *src, uint32_t count, int32_t zero, int16_t *dst) {
-    uint32_t i = 0;
-#if TF_DSP
-    const uint32_t zeros = ((uint32_t)zero & 0xffffu) | ((uint32_t)zero << 16);
-    for (; i + 4 <= count; i += 4) {
-        const uint32_t word = tf_load32(src + i);
-        tf_store32(dst + i, (uint32_t)__ssub16(tf_even(word), (int16x2_t)zeros));
-        tf_store32(dst + i + 2, (uint32_t)__ssub16(tf_odd(word), (int16x2_t)zeros));
-    }
-#endif
-    for (; i < count; i++) {
-        dst[i] = (int16_t)(src[i] - zero);
-    }
+/* Columns are filled up with zeros to a whole number of groups of four. */
+static inline uint32_t tf_pair_length(uint32_t length) {
+    return (length + 3u) & ~3u;
 }
 
-/* Brings a column that was written in plain order into column order. */
-static inline void tf_order_column(int16_t *column, uint32_t count) {
+/* Place of element `at` of column `slot` (0 or 1) in a pair. */
+static inline uint32_t tf_pair_index(uint32_t length, uint32_t slot, uint32_t at) {
 #if TF_DSP
-    for (uint32_t i = 0; i + 4 <= count; i += 4) {
-        const int16_t swapped = column[i + 1];
-        column[i + 1] = column[i + 2];
-        column[i + 2] = swapped;
-    }
+    (void)length;
+    return (at & ~3u) * 2u + (at & 1u) * 4u + slot * 2u + (at >> 1 & 1u);
 #else
-    (void)column;
-    (void)count;
+    return slot * tf_pair_length(length) + at;
 #endif
 }
 
-/* Sum over i < count of column[i] * row[i]. */
-static inline int32_t tf_dot(const int16_t *column, const int8_t *row, uint32_t count) {
-    int32_t sum = 0;
+/* Elements at … at + count - 1 of a column: src[i] - zero. */
+static inline void tf_pair_widen(int16_t *pair, uint32_t length, uint32_t slot, uint32_t at,
+                                 const int8_t *src, uint32_t count, int32_t zero) {
     uint32_t i = 0;
 #if TF_DSP
-    for (; i + 4 <= count; i += 4) {
-        const uint32_t word = tf_load32(row + i);
-        sum = __smlad((int16x2_t)tf_load32(column + i), tf_even(word), sum);
-        sum = __smlad((int16x2_t)tf_load32(column + i + 2), tf_odd(word), sum);
+    if (at % 4u == 0u) {
+        const uint32_t minus = tf_minus(zero);
+        int16_t *to = pair + tf_pair_index(length, slot, at);
+        for (; i + 4 <= count; i += 4, to += 8) {
+            const uint32_t word = tf_load32(src + i);
+            tf_store32(to, tf_even_plus(minus, word));
+            tf_store32(to + 4, tf_odd_plus(minus, word));
+        }
     }
 #endif
     for (; i < count; i++) {
-        sum += column[i] * row[i];
+        pair[tf_pair_index(length, slot, at + i)] = (int16_t)(src[i] - zero);
     }
-    return sum;
 }
 
-/* Two columns by two rows: sums[0] column 0 row 0, [1] column 0 row 1, [2] column 1 row 0,
- * [3] column 1 row 1. */
-static inline void tf_dot_2x2(const int16_t *column0, const int16_t *column1, const int8_t *row0,
-                              const int8_t *row1, uint32_t count, int32_t sums[4]) {
+/* Elements at … at + count - 1 of a column: zero. */
+static inline void tf_pair_clear(int16_t *pair, uint32_t length, uint32_t slot, uint32_t at,
+                                 uint32_t count) {
+    for (uint32_t i = at; i < at + count; i++) {
+        pair[tf_pair_index(length, slot, i)] = 0;
+    }
+}
+
+/* Both columns of a pair by row and by row + stride: sums[0] and [1] columns 0 and 1 by the
+ * first row, [2] and [3] by the second. With DSP instructions up to three
+ * bytes behind a row are read (and multiplied by zero). */
+static inline void tf_pair_dot(const int16_t *pair, const int8_t *row, uint32_t stride,
+                               uint32_t length, int32_t sums[4]) {
     int32_t s00 = 0, s01 = 0, s10 = 0, s11 = 0;
-    uint32_t i = 0;
 #if TF_DSP
-    for (; i + 4 <= count; i += 4) {
-        const uint32_t word0 = tf_load32(row0 + i);
-        const uint32_t word1 = tf_load32(row1 + i);
-        const int16x2_t a0 = (int16x2_t)tf_load32(column0 + i);
-        const int16x2_t a1 = (int16x2_t)tf_load32(column1 + i);
-        const int16x2_t even0 = tf_even(word0), even1 = tf_even(word1);
-        s00 = __smlad(a0, even0, s00);
-        s01 = __smlad(a0, even1, s01);
-        s10 = __smlad(a1, even0, s10);
-        s11 = __smlad(a1, even1, s11);
-        const int16x2_t b0 = (int16x2_t)tf_load32(column0 + i + 2);
-        const int16x2_t b1 = (int16x2_t)tf_load32(column1 + i + 2);
-        const int16x2_t odd0 = tf_odd(word0), odd1 = tf_odd(word1);
-        s00 = __smlad(b0, odd0, s00);
-        s01 = __smlad(b0, odd1, s01);
-        s10 = __smlad(b1, odd0, s10);
-        s11 = __smlad(b1, odd1, s11);
+    const int16_t *end = pair + 2u * tf_pair_length(length);
+    uint32_t a, b, w0, w1, t;
+    __asm volatile(
+        "1:\n\t"
+        "ldr %[w1], [%[row], %[stride]]\n\t"
+        "ldr %[w0], [%[row]], #4\n\t"
+        "ldrd %[a], %[b], [%[pair]], #8\n\t"
+        "sxtb16 %[t], %[w0]\n\t"
+        "smlad %[s00], %[a], %[t], %[s00]\n\t"
+        "smlad %[s10], %[b], %[t], %[s10]\n\t"
+        "sxtb16 %[t], %[w1]\n\t"
+        "smlad %[s01], %[a], %[t], %[s01]\n\t"
+        "smlad %[s11], %[b], %[t], %[s11]\n\t"
+        "ldrd %[a], %[b], [%[pair]], #8\n\t"
+        "sxtb16 %[w0], %[w0], ror #8\n\t"
+        "smlad %[s00], %[a], %[w0], %[s00]\n\t"
+        "smlad %[s10], %[b], %[w0], %[s10]\n\t"
+        "sxtb16 %[w1], %[w1], ror #8\n\t"
+        "cmp %[pair], %[end]\n\t"
+        "smlad %[s01], %[a], %[w1], %[s01]\n\t"
+        "smlad %[s11], %[b], %[w1], %[s11]\n\t"
+        "bne 1b"
+        : [s00] "+r"(s00), [s01] "+r"(s01), [s10] "+r"(s10), [s11] "+r"(s11), [pair] "+r"(pair),
+          [row] "+r"(row), [a] "=&r"(a), [b] "=&r"(b), [w0] "=&r"(w0), [w1] "=&r"(w1), [t] "=&r"(t)
+        : [stride] "r"(stride), [end] "r"(end)
+        : "cc", "memory");
+#else
+    const int16_t *other = pair + tf_pair_length(length);
+    const int8_t *second = row + stride;
+    for (uint32_t i = 0; i < length; i++) {
+        s00 += pair[i] * row[i];
+        s01 += pair[i] * second[i];
+        s10 += other[i] * row[i];
+        s11 += other[i] * second[i];
     }
 #endif
-    for (; i < count; i++) {
-        s00 += column0[i] * row0[i];
-        s01 += column0[i] * row1[i];
-        s10 += column1[i] * row0[i];
-        s11 += column1[i] * row1[i];
-    }
     sums[0] = s00;
-    sums[1] = s01;
-    sums[2] = s10;
+    sums[1] = s10;
+    sums[2] = s01;
     sums[3] = s11;
 }
 

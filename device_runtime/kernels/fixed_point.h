@@ -36,20 +36,50 @@ static inline int32_t tf_round_shift32(int32_t value, int32_t shift) {
     return shift == 0 ? value : (value + (1 << (shift - 1))) >> shift;
 }
 
-/* The output code of channel `channel` before the clamp. */
-static inline int32_t tf_requantize(const tf_convolution *layer, uint32_t channel, int32_t sum) {
-    const tf_multiplier *by = &layer->requantize[channel];
-    const int32_t raised = (int32_t)((uint32_t)sum << layer->pre_shift);
-    const int32_t high = (int32_t)(((int64_t)raised * by->mantissa) >> 32);
-    return ((high + (1 << (by->shift - 1))) >> by->shift) + layer->out_zero;
+/* How sums of one channel become output codes: ((high word of sum * mantissa) + offset) >> shift,
+ * where the offset holds half a step and the zero point. */
+typedef struct {
+    int32_t mantissa, offset, shift;
+} tf_requantizer;
+
+static inline tf_requantizer tf_make_requantizer(const tf_multiplier *by, int32_t zero) {
+    const int32_t one = 1 << by->shift;
+    const tf_requantizer r = {by->mantissa, (one >> 1) + zero * one, by->shift};
+    return r;
 }
 
-/* Stores the clamped value and, where asked for, whether the clamp let it through. */
-static inline void tf_store_clamped(int32_t value, int8_t *output, uint8_t *mask, uint32_t index) {
-    const int32_t clamped = tf_clamp(value, -128, 127);
-    output[index] = (int8_t)clamped;
-    if (mask != NULL && clamped == value) {
-        mask[index >> 3] |= (uint8_t)(1u << (index & 7u));
+/* The output code before the clamp; `raised` is the sum after the layer's pre_shift. */
+static inline int32_t tf_requantize(const tf_requantizer *by, int32_t raised) {
+#if defined(__ARM_FEATURE_DSP)
+    int32_t sum;
+    __asm("smmla %0, %1, %2, %3" : "=r"(sum) : "r"(raised), "r"(by->mantissa), "r"(by->offset));
+    return sum >> by->shift;
+#else
+    const int32_t high = (int32_t)(((int64_t)raised * by->mantissa) >> 32);
+    return (high + by->offset) >> by->shift;
+#endif
+}
+
+static inline int32_t tf_raise(int32_t sum, int32_t pre_shift) {
+    return (int32_t)((uint32_t)sum << pre_shift);
+}
+
+static inline int32_t tf_clamp8(int32_t value) {
+#if defined(__ARM_FEATURE_DSP)
+    int32_t clamped;
+    __asm("ssat %0, #8, %1" : "=r"(clamped) : "r"(value));
+    return clamped;
+#else
+    return tf_clamp(value, -128, 127);
+#endif
+}
+
+/* ORs `count` (at most 8) bits into a mask from bit `index` on. */
+static inline void tf_put_bits(uint8_t *mask, uint32_t index, uint32_t bits, uint32_t count) {
+    const uint32_t first = index & 7u;
+    mask[index >> 3] |= (uint8_t)(bits << first);
+    if (first + count > 8u) {
+        mask[(index >> 3) + 1u] |= (uint8_t)(bits >> (8u - first));
     }
 }
 

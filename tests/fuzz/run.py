@@ -93,7 +93,7 @@ def fuzz(target: str, program: Path, scratch: Path, seconds: int) -> str:
     crashes.mkdir(exist_ok=True)
     kept = HERE / "corpus" / target
     kept.mkdir(parents=True, exist_ok=True)
-    command = [str(program), f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=512"]
+    command = [str(program), f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=2048"]
     command += [f"-artifact_prefix={crashes}/{target}-", "-max_len=4096", str(found), str(kept)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:

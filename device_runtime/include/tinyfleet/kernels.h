@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-/* Real factor mantissa * 2^-(32 + shift), 1 <= shift <= 31. */
+/* Real factor mantissa * 2^-(32 + shift), 1 <= shift <= 22. */
 typedef struct {
     int32_t mantissa;
     int32_t shift;
