@@ -3,10 +3,13 @@ from collections.abc import Callable
 
 import pytest
 
+import simulator.unicorn_machine
 from codegen.errors import BoardError
 from simulator.elf_image import ElfImage
 from simulator.errors import ImageError, MachineFault
 from simulator.machine import StopReason
+from simulator.peripherals import Rng
+from simulator.slice_watchdog import slice_watchdog
 from simulator.unicorn_machine import UnicornMachine
 
 MakeMachine = Callable[..., UnicornMachine]
@@ -223,6 +226,62 @@ def test_a_slice_that_ends_during_a_write_to_a_peripheral_does_not_repeat_it(
     for _ in range(2):  # the same write again, but by another store
         machine.call("poke", 0x40023C10, 1 << 31, slice_milliseconds=1)
     assert taken[2:] == [1 << 31, 1 << 31]
+
+
+def spy(monkeypatch: pytest.MonkeyPatch, peripheral: object, name: str) -> list[tuple[int, ...]]:
+    """What a peripheral is asked for from now on."""
+    seen: list[tuple[int, ...]] = []
+    method = getattr(peripheral, name)
+
+    def look(*arguments: int) -> int | None:
+        seen.append(arguments)
+        return method(*arguments)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(peripheral, name, look)
+    return seen
+
+
+@pytest.mark.parametrize(("looking", "rounds"), [(True, 100_000), (False, 200_000)])
+def test_no_access_runs_twice_or_is_skipped_however_often_slices_end(
+    machine: UnicornMachine, monkeypatch: pytest.MonkeyPatch, looking: bool, rounds: int
+) -> None:
+    machine.run(SLICE)
+    monkeypatch.setattr(slice_watchdog, "PERIOD_SECONDS", 0.0003)
+    stored = spy(monkeypatch, machine.gpio, "write")
+    rng = next(one for one in machine._peripherals if isinstance(one, Rng))
+    drawn = spy(monkeypatch, rng, "read")
+    looks = spy(monkeypatch, machine.gpio, "read")
+    count = machine.call("traffic", rounds, int(looking), slice_milliseconds=0.2)
+    assert [value for _, value in stored] == list(range(1, rounds + 1))
+    assert len(drawn) == count == rounds
+    if looking:
+        assert len(looks) > rounds + 100, "it has been interrupted, each time at one look more"
+
+
+def test_a_loop_of_nothing_but_writes_is_interrupted_without_repeating_one(
+    machine: UnicornMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.run(SLICE)
+    monkeypatch.setattr(simulator.unicorn_machine, "_PATIENCE_SECONDS", 0.0)
+    stored = spy(monkeypatch, machine.gpio, "write")
+    assert machine.call("traffic", 20_000, 0, slice_milliseconds=0.2) == 20_000
+    assert [value for _, value in stored] == list(range(1, 20_001))
+
+
+def test_flash_is_programmed_once_per_word_however_often_slices_end(
+    machine: UnicornMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.run(SLICE)
+    machine.call("unlock")
+    machine.call("erase", 7)
+    monkeypatch.setattr(slice_watchdog, "PERIOD_SECONDS", 0.0003)
+    before, words = machine.flash_operations, 8_000
+    address = machine.board.flash.sector_address(7)
+    assert machine.call("program_many", address, words, slice_milliseconds=0.2) == words
+    assert machine.flash_operations == before + words
+    assert machine.read_memory(address, 4 * words) == b"".join(
+        number.to_bytes(4, "little") for number in range(words)
+    )
 
 
 def test_a_call_that_never_returns_is_given_up(machine: UnicornMachine) -> None:

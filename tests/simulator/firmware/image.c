@@ -101,6 +101,30 @@ uint32_t spin(void) {
     }
 }
 
+/* Stores each of 1 … rounds to the output register of port B and to SRAM, and draws as many
+ * random words; returns how often it did so by a count that only SRAM holds. `looking`: it also
+ * reads a register without side effects. */
+uint32_t traffic(uint32_t rounds, uint32_t looking) {
+    volatile uint32_t count = 0;
+    for (uint32_t i = 1; i <= rounds; i++) {
+        REG(0x40020414u) = i;
+        entropy = REG(0x50060808u);
+        count++;
+        if (looking != 0) {
+            milliseconds = GPIOB_IDR;
+        }
+    }
+    return count;
+}
+
+/* Programs `words` words from `address` on, each with its own number. */
+uint32_t program_many(uint32_t address, uint32_t words) {
+    for (uint32_t i = 0; i < words; i++) {
+        program(address + 4u * i, i);
+    }
+    return words;
+}
+
 /* Loops, calls, predicated instructions: something to count. */
 __attribute__((noinline)) int32_t clamp(int32_t value, int32_t low, int32_t high) {
     value = value < low ? low : value;
