@@ -1,47 +1,31 @@
 """ONNX file → float graph.
 
-One small handler per operator, in the table `_HANDLERS`; a new operator is one more row. Handlers
-fold what the device doesn't have: batch normalization and constant sums go into the convolution
-before them, Relu and Clip become the clamp of the operation before them, and what changes nothing
-in inference (Identity, Dropout, Flatten of a vector, Softmax at the end) becomes another name for
-its input. In quantized models (QuantizeLinear and DequantizeLinear around every
-operation) these two also only rename tensors, but scales, zero points and stored integers are
-kept. What can't be imported is refused with the node, the operator, the attribute and the remedy.
+One small handler per operator, in the table `HANDLERS` of `codegen.onnx_handlers`; a new operator
+is one more row. Handlers fold what the device doesn't have: batch normalization and constant sums
+go into the convolution before them, Relu and Clip become the clamp of the operation before them,
+and what changes nothing in inference (Identity, Dropout, Flatten of a vector, Softmax at the end)
+becomes another name for its input. In quantized models (QuantizeLinear and DequantizeLinear around
+every operation) these two also only rename tensors, but scales, zero points and stored integers
+are kept. What can't be imported is refused with the node, the operator, the attribute and the
+remedy.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from codegen.errors import ModelError
-from codegen.float_graph import (
-    ChannelsFirst,
-    Clamp,
-    Coding,
-    FloatAdd,
-    FloatConv,
-    FloatGraph,
-    FloatHead,
-    FloatOp,
-    FloatPool,
-    StoredIntegers,
-    conv_output_shape,
-)
-from codegen.ir import Padding
+from codegen.float_graph import ChannelsFirst, FloatGraph, FloatPool
+from codegen.onnx_graph import ImportState
+from codegen.onnx_handlers import AFTER_HEAD, HANDLERS, SUPPORTED_OPERATORS, unsupported
+
+__all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto"]
 
 OLDEST_OPSET = 13
-
-_Array = NDArray[np.float64]
 
 # What onnx and numpy raise for tensors and attributes whose parts don't agree.
 _DAMAGE = (ValueError, TypeError, KeyError, IndexError, OverflowError)
@@ -68,7 +52,7 @@ def import_proto(model: onnx.ModelProto, name: str | None = None) -> FloatGraph:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"the model breaks the ONNX rules: {reason}; export it again") from error
     try:
-        return _Import(model.graph, name or model.graph.name or "model").run()
+        return _run(ImportState(model.graph, name or model.graph.name or "model"))
     except _DAMAGE as error:
         raise ModelError(f"the model contradicts itself ({error}); export it again") from error
 
@@ -87,592 +71,33 @@ def _check_opset(model: onnx.ModelProto) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Node:
-    """A node of the file with its attributes decoded; '' stands for an input left out."""
-
-    name: str
-    operator: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: dict[str, Any]
-
-    def input(self, index: int) -> str:
-        return self.inputs[index] if index < len(self.inputs) else ""
-
-    def refuse(self, reason: str) -> NoReturn:
-        raise ModelError(f"node '{self.name}' ({self.operator}): {reason}")
-
-
-class _Import:
-    """State of one import: constants by name, aliases of tensors, operations made so far."""
-
-    def __init__(self, graph: onnx.GraphProto, name: str) -> None:
-        self.name = name
-        self.constants: dict[str, NDArray[Any]] = {
-            entry.name: numpy_helper.to_array(entry) for entry in graph.initializer
-        }
-        self.shapes: dict[str, ChannelsFirst] = {}
-        self.ops: dict[str, FloatOp] = {}  # by output tensor, in execution order
-        self.alias: dict[str, str] = {}  # ONNX tensor → tensor of the float graph
-        self.nodes = _named_nodes(graph)
-        self.taken: set[str] = set()
-        self.uses = Counter(name for node in self.nodes for name in node.inputs)
-        self.graph_outputs = [output.name for output in graph.output]
-        self.uses.update(self.graph_outputs)
-        self.input = self._read_input(graph)
-        self.logits: str | None = None
-        self.codings: dict[str, Coding] = {}
-        self.integers: dict[str, _Integers] = {}  # by the name of their real values
-
-    def _read_input(self, graph: onnx.GraphProto) -> str:
-        inputs = [entry for entry in graph.input if entry.name not in self.constants]
-        if len(inputs) != 1 or len(self.graph_outputs) != 1:
-            raise ModelError(
-                f"the model has {len(inputs)} inputs and {len(self.graph_outputs)} outputs; "
-                "export a classifier with one image input and one logits output"
-            )
-        entry = inputs[0]
-        if entry.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-            kind = onnx.TensorProto.DataType.Name(entry.type.tensor_type.elem_type)
-            raise ModelError(f"input '{entry.name}' is {kind}; export the model with float32 input")
-        dims = [
-            dim.dim_value if dim.HasField("dim_value") else None
-            for dim in entry.type.tensor_type.shape.dim
-        ]
-        if len(dims) != 4 or any(size is None or size < 1 for size in dims[1:]):
-            shown = [size if size is not None else "?" for size in dims]
-            raise ModelError(
-                f"input '{entry.name}' has shape {shown}; needed are 4 dimensions (batch, "
-                "channels, height, width), all but the batch fixed when exporting"
-            )
-        if dims[0] not in (None, 1):
-            raise ModelError(
-                f"input '{entry.name}' has batch size {dims[0]}; export with batch size 1 or a "
-                "symbolic one"
-            )
-        channels, height, width = (int(size or 0) for size in dims[1:])
-        self.shapes[entry.name] = (channels, height, width)
-        self.alias[entry.name] = entry.name
-        self.taken.add(entry.name)
-        return str(entry.name)
-
-    def run(self) -> FloatGraph:
-        for node in self.nodes:
-            handler = _HANDLERS.get(node.operator)
-            if handler is None:
-                node.refuse(_unsupported(node.operator))
-            if self.logits is not None and node.operator not in _AFTER_HEAD:
-                node.refuse(
-                    "comes after the classifier; the one Gemm or MatMul must be the last layer "
-                    "(write hidden fully connected layers as 1x1 Conv)"
-                )
-            handler(self, node)
-        if self.logits is None or self.alias.get(self.graph_outputs[0]) != self.logits:
-            raise ModelError(
-                f"output '{self.graph_outputs[0]}' isn't made by a classifier; the model must end "
-                "in a Gemm, or MatMul and Add, with an optional Softmax"
-            )
-        shapes = {name: shape for name, shape in self.shapes.items() if name != self.logits}
-        self._check_codings(shapes)
-        return FloatGraph(self.name, self.input, shapes, tuple(self.ops.values()), self.codings)
-
-    def _check_codings(self, tensors: Mapping[str, ChannelsFirst]) -> None:
-        """A model is quantized as a whole or not at all."""
-        pools = {op.output: op.input for op in self.ops.values() if isinstance(op, FloatPool)}
-        bare = [name for name in tensors if name not in self.codings and name not in pools]
-        if self.codings and bare:
-            raise ModelError(
-                f"tensor '{bare[0]}' has no QuantizeLinear, though {len(self.codings)} others have "
-                "one; quantize every activation, or give the float model and a calibration set"
-            )
-
-    # What handlers work with.
-
-    def constant(self, node: _Node, index: int, role: str) -> _Array:
-        """Input ``index`` as finite float64 constant."""
-        name = node.input(index)
-        if name not in self.constants:
+def _run(state: ImportState) -> FloatGraph:
+    for node in state.nodes:
+        handler = HANDLERS.get(node.operator)
+        if handler is None:
+            node.refuse(unsupported(node.operator))
+        if state.logits is not None and node.operator not in AFTER_HEAD:
             node.refuse(
-                f"its {role} '{name}' is not a constant; export with weights as initializers "
-                "and constant folding on"
+                "comes after the classifier; the one Gemm or MatMul must be the last layer "
+                "(write hidden fully connected layers as 1x1 Conv)"
             )
-        array = np.asarray(self.constants[name], dtype=np.float64)
-        if not np.isfinite(array).all():
-            node.refuse(f"its {role} '{name}' holds NaN or infinity; train or export it again")
-        return array
-
-    def tensor(self, node: _Node, index: int = 0) -> str:
-        """Input ``index`` as a tensor of the float graph."""
-        name = node.input(index)
-        if name not in self.alias:
-            node.refuse(
-                f"its input '{name}' is not computed from the image; fold constants when exporting"
-            )
-        return self.alias[name]
-
-    def rename(self, node: _Node) -> None:
-        """The node's output is its first input under another name."""
-        name, output = node.input(0), node.outputs[0]
-        self.alias[output] = self.tensor(node)
-        self.uses[output] += self.uses[name] - 1  # the other readers read the same tensor
-
-    def unique(self, name: str) -> str:
-        """``name``, or with a number behind it where another layer has it already."""
-        candidate, number = name, 2
-        while candidate in self.taken:
-            candidate, number = f"{name}_{number}", number + 1
-        self.taken.add(candidate)
-        return candidate
-
-    def append(self, node: _Node, op: FloatOp, shape: ChannelsFirst) -> None:
-        """Adds ``op`` as the maker of the node's output."""
-        self.ops[op.output] = op
-        self.shapes[op.output] = shape
-        self.alias[node.outputs[0]] = op.output
-
-    def producer(self, node: _Node, index: int = 0) -> FloatOp:
-        """The operation before the node, to be changed in place: nothing else may read it."""
-        name = node.input(index)
-        maker = self.ops.get(self.tensor(node, index))
-        if maker is None:
-            node.refuse("works on the model's input; put it behind a Conv or Add")
-        if maker.output in self.codings:
-            node.refuse(
-                f"comes behind the QuantizeLinear of '{maker.name}'; quantize after it instead"
-            )
-        if self.uses[name] > 1:
-            node.refuse(
-                f"its input '{name}' is also read elsewhere, so the node can't be folded into "
-                f"'{maker.name}'; let every reader use the output of '{node.name}'"
-            )
-        return maker
-
-    def replace(self, node: _Node, op: FloatOp) -> None:
-        """Puts a changed operation in the place of the one that made its output."""
-        self.ops[op.output] = op
-        self.alias[node.outputs[0]] = op.output
-
-
-def _named_nodes(graph: onnx.GraphProto) -> list[_Node]:
-    """All nodes, each with a name: its own, or one made of operator and place."""
-    nodes = []
-    for index, proto in enumerate(graph.node):
-        domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
-        nodes.append(
-            _Node(
-                proto.name or f"{proto.op_type.lower()}_{index}",
-                domain + proto.op_type,
-                tuple(proto.input),
-                tuple(proto.output),
-                {entry.name: _attribute(entry) for entry in proto.attribute},
-            )
+        handler(state, node)
+    if state.logits is None or state.alias.get(state.graph_outputs[0]) != state.logits:
+        raise ModelError(
+            f"output '{state.graph_outputs[0]}' isn't made by a classifier; the model must end "
+            "in a Gemm, or MatMul and Add, with an optional Softmax"
         )
-    return nodes
+    shapes = {name: shape for name, shape in state.shapes.items() if name != state.logits}
+    _check_codings(state, shapes)
+    return FloatGraph(state.name, state.input, shapes, tuple(state.ops.values()), state.codings)
 
 
-def _attribute(entry: onnx.AttributeProto) -> Any:
-    value = onnx.helper.get_attribute_value(entry)
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
-_REMEDIES = {
-    "QLinearConv": "export in QDQ format (quant_format=QuantFormat.QDQ)",
-    "QLinearAdd": "export in QDQ format (quant_format=QuantFormat.QDQ)",
-    "DynamicQuantizeLinear": "quantize statically (quantize_static), in QDQ format",
-    "MaxPool": "use a Conv with stride 2 in its place",
-    "AveragePool": "use GlobalAveragePool, or a Conv with stride",
-    "Pad": "use the pads of the Conv behind it",
-    "HardSwish": "use Relu or Clip",
-    "Sigmoid": "use Relu or Clip",
-    "LeakyRelu": "use Relu or Clip",
-    "PRelu": "use Relu or Clip",
-    "Mul": "fold it into the weights before it, or use BatchNormalization",
-}
-
-
-def _unsupported(operator: str) -> str:
-    remedy = _REMEDIES.get(operator, "change the model to use only these")
-    return f"operator not supported; {remedy}. Supported: {', '.join(SUPPORTED_OPERATORS)}"
-
-
-# Handlers, one per operator.
-
-
-def _constant(state: _Import, node: _Node) -> None:
-    for key, value in node.attributes.items():
-        if key == "value":
-            state.constants[node.outputs[0]] = numpy_helper.to_array(value)
-        elif key in ("value_float", "value_floats", "value_int", "value_ints"):
-            state.constants[node.outputs[0]] = np.asarray(value)
-        else:
-            node.refuse(f"attribute '{key}' not supported; use a dense tensor as 'value'")
-
-
-def _conv(state: _Import, node: _Node) -> None:
-    source = state.tensor(node)
-    shape = state.shapes[source]
-    weight = state.constant(node, 1, "weight")
-    if weight.ndim != 4:
-        node.refuse(f"weight has {weight.ndim} dimensions; only 2-D convolutions are supported")
-    outputs = weight.shape[0]
-    bias = state.constant(node, 2, "bias") if node.input(2) else np.zeros(outputs)
-    groups = int(node.attributes.get("group", 1))
-    kernel = (weight.shape[2], weight.shape[3])
-    if groups < 1 or weight.shape[1] * groups != shape[0] or bias.shape != (outputs,):
-        node.refuse(
-            f"weight {list(weight.shape)} with group {groups} doesn't fit an input of {shape[0]} "
-            "channels; the model is inconsistent, export it again"
+def _check_codings(state: ImportState, tensors: Mapping[str, ChannelsFirst]) -> None:
+    """A model is quantized as a whole or not at all."""
+    pools = {op.output: op.input for op in state.ops.values() if isinstance(op, FloatPool)}
+    bare = [name for name in tensors if name not in state.codings and name not in pools]
+    if state.codings and bare:
+        raise ModelError(
+            f"tensor '{bare[0]}' has no QuantizeLinear, though {len(state.codings)} others have "
+            "one; quantize every activation, or give the float model and a calibration set"
         )
-    if groups > 1 and not groups == shape[0] == outputs:
-        node.refuse(
-            f"attribute group = {groups} with {shape[0]} input and {outputs} output channels; "
-            "supported are group 1 and depthwise (group = inputs = outputs)"
-        )
-    if list(node.attributes.get("kernel_shape", kernel)) != list(kernel):
-        node.refuse(f"attribute kernel_shape contradicts the weight's {list(kernel)}")
-    _want_ones(node, "dilations")
-    stride = _pair(node, "strides")
-    conv = FloatConv(
-        name=state.unique(node.name),
-        input=source,
-        output="",
-        weight=weight,
-        bias=bias,
-        groups=groups,
-        stride=stride,
-        padding=_padding(node, shape, kernel, stride),
-        stored=_stored_integers(state, node, source),
-    )
-    conv = dataclasses.replace(conv, output=conv.name)
-    result = conv_output_shape(conv, shape)
-    if min(result) < 1:
-        node.refuse(
-            f"its {kernel[0]}x{kernel[1]} kernel is larger than the padded input {list(shape)}; "
-            "use a larger input or fewer strides"
-        )
-    state.append(node, conv, result)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Integers:
-    """A constant that is stored as integers with one scale, or one per entry of axis 0."""
-
-    codes: NDArray[Any]
-    scale: _Array
-    zero_point: NDArray[Any]
-
-
-def _dequantize_linear(state: _Import, node: _Node) -> None:
-    scale = state.constant(node, 1, "scale").reshape(-1)
-    if (scale <= 0).any():
-        node.refuse("has a scale that is not positive; quantize the model again")
-    if node.input(0) not in state.constants:
-        _check_coding(state, node, scale)
-        state.rename(node)
-        return
-    codes = state.constants[node.input(0)]
-    zero = state.constants[node.input(2)] if node.input(2) else np.zeros(1, codes.dtype)
-    axis = int(node.attributes.get("axis", 1)) % max(codes.ndim, 1)
-    per_channel = scale.size > 1
-    if codes.dtype.kind not in "iu" or (per_channel and scale.size != codes.shape[axis]):
-        node.refuse(
-            f"turns {codes.dtype} constants of shape {list(codes.shape)} with {scale.size} scales "
-            f"along axis {axis} into real ones; supported are one scale, or one per channel"
-        )
-    along = [-1 if dimension == axis else 1 for dimension in range(codes.ndim)]
-    centred = codes.astype(np.int64) - zero.astype(np.int64).reshape(along)
-    state.constants[node.outputs[0]] = centred * scale.reshape(along)
-    if axis == 0 or not per_channel:
-        state.integers[node.outputs[0]] = _Integers(codes, scale, zero.reshape(-1))
-
-
-def _coding(state: _Import, node: _Node, scale: _Array) -> Coding:
-    """Scale and zero point of an activation; uint8 codes become int8 ones."""
-    zero = state.constants[node.input(2)] if node.input(2) else np.zeros(1, np.uint8)
-    if scale.size != 1 or zero.size != 1:
-        node.refuse("codes an activation with a scale per channel; use one per tensor")
-    if zero.dtype not in (np.dtype(np.int8), np.dtype(np.uint8)):
-        node.refuse(f"codes an activation as {zero.dtype}; use int8 or uint8")
-    offset = 128 if zero.dtype == np.uint8 else 0
-    return Coding(float(scale[0]), int(zero.reshape(-1)[0]) - offset)
-
-
-def _quantize_linear(state: _Import, node: _Node) -> None:
-    tensor = state.tensor(node)
-    coding = _coding(state, node, state.constant(node, 1, "scale").reshape(-1))
-    if tensor == state.logits:
-        state.rename(node)  # the head's logits are wide on the device
-        return
-    known = state.codings.setdefault(tensor, coding)
-    if known != coding:
-        node.refuse(
-            f"codes tensor '{tensor}' a second time, with other scale or zero point; quantize each "
-            "activation once"
-        )
-    state.rename(node)
-
-
-def _check_coding(state: _Import, node: _Node, scale: _Array) -> None:
-    tensor = state.tensor(node)
-    coding = _coding(state, node, scale)
-    if tensor != state.logits and state.codings.get(tensor) != coding:
-        node.refuse(
-            f"reads tensor '{tensor}' with another scale or zero point than it was written with; "
-            "quantize the model again"
-        )
-
-
-def _stored_integers(state: _Import, node: _Node, source: str) -> StoredIntegers | None:
-    """The integers behind the weight of a convolution, None where it is stored as real ones."""
-    stored = state.integers.get(node.input(1))
-    if stored is None:
-        return None
-    if stored.codes.dtype != np.int8 or stored.zero_point.any():
-        node.refuse(
-            f"its weight is stored as {stored.codes.dtype} with zero point "
-            f"{int(stored.zero_point[0])}; quantize weights as symmetric int8"
-        )
-    outputs = len(stored.codes)
-    scale = np.broadcast_to(stored.scale, outputs).astype(np.float64)
-    bias = state.integers.get(node.input(2))
-    codes = None
-    if bias is not None and source in state.codings:
-        wanted = state.codings[source].scale * scale
-        if np.allclose(bias.scale, wanted, rtol=1e-5, atol=0.0) and not bias.zero_point.any():
-            codes = bias.codes.astype(np.int32)
-    return StoredIntegers(np.clip(stored.codes, -127, 127).astype(np.int8), scale, codes)
-
-
-def _want_ones(node: _Node, attribute: str) -> None:
-    value = list(node.attributes.get(attribute, (1, 1)))
-    if any(entry != 1 for entry in value):
-        node.refuse(f"attribute {attribute} = {value}; only 1 is supported")
-
-
-def _pair(node: _Node, attribute: str) -> tuple[int, int]:
-    value = list(node.attributes.get(attribute, (1, 1)))
-    if len(value) != 2 or min(value) < 1:
-        node.refuse(f"attribute {attribute} = {value}; two positive numbers are needed")
-    return int(value[0]), int(value[1])
-
-
-def _padding(
-    node: _Node, shape: ChannelsFirst, kernel: tuple[int, int], stride: tuple[int, int]
-) -> Padding:
-    mode = node.attributes.get("auto_pad", "NOTSET")
-    if mode == "VALID":
-        return Padding()
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        before, after = [], []
-        for size, window, step in zip(shape[1:], kernel, stride, strict=True):
-            total = max((-(-size // step) - 1) * step + window - size, 0)
-            small, large = total // 2, total - total // 2
-            before.append(small if mode == "SAME_UPPER" else large)
-            after.append(large if mode == "SAME_UPPER" else small)
-        return Padding(before[0], before[1], after[0], after[1])
-    if mode != "NOTSET":
-        node.refuse(f"attribute auto_pad = {mode} is unknown; use explicit pads")
-    pads = [int(entry) for entry in node.attributes.get("pads", (0, 0, 0, 0))]
-    if len(pads) != 4 or min(pads) < 0:
-        node.refuse(f"attribute pads = {pads}; four numbers of 0 or more are needed")
-    return Padding(*pads)
-
-
-def _batch_normalization(state: _Import, node: _Node) -> None:
-    if node.attributes.get("training_mode", 0):
-        node.refuse("attribute training_mode = 1; export the model in inference mode")
-    conv = _foldable_conv(state, node, "put it directly behind a Conv")
-    gain, shift, mean, variance = (
-        state.constant(node, index, role)
-        for index, role in ((1, "scale"), (2, "bias"), (3, "mean"), (4, "variance"))
-    )
-    if any(array.shape != conv.bias.shape for array in (gain, shift, mean, variance)):
-        node.refuse(f"its parameters don't have the {len(conv.bias)} channels of '{conv.name}'")
-    spread = variance + float(node.attributes.get("epsilon", 1e-5))
-    if (spread <= 0).any():
-        node.refuse("variance plus epsilon is not positive; train or export the model again")
-    factor = gain / np.sqrt(spread)
-    folded = dataclasses.replace(
-        conv,
-        weight=conv.weight * factor[:, np.newaxis, np.newaxis, np.newaxis],
-        bias=(conv.bias - mean) * factor + shift,
-    )
-    state.replace(node, folded)
-
-
-def _foldable_conv(state: _Import, node: _Node, remedy: str) -> FloatConv:
-    maker = state.producer(node)
-    if isinstance(maker, FloatConv) and maker.stored is not None:
-        node.refuse(
-            f"can't be folded into the integers of '{maker.name}'; fold it, then quantize the model"
-        )
-    if not isinstance(maker, FloatConv) or maker.clamp != Clamp():
-        node.refuse(f"can't be folded into '{maker.name}'; {remedy}, before its activation")
-    return maker
-
-
-def _relu(state: _Import, node: _Node) -> None:
-    _apply_clamp(state, node, Clamp(low=0.0))
-
-
-def _clip(state: _Import, node: _Node) -> None:
-    limits = [
-        float(state.constant(node, index, role).reshape(-1)[0]) if node.input(index) else default
-        for index, role, default in ((1, "min", -np.inf), (2, "max", np.inf))
-    ]
-    if not limits[0] <= 0.0 <= limits[1] or limits[0] == limits[1]:
-        node.refuse(f"clips to {limits[0]} … {limits[1]}; the range must hold 0 and more than it")
-    _apply_clamp(state, node, Clamp(*limits))
-
-
-def _apply_clamp(state: _Import, node: _Node, clamp: Clamp) -> None:
-    maker = state.producer(node)
-    if not isinstance(maker, (FloatConv, FloatAdd)):
-        node.refuse(f"can't clamp the output of '{maker.name}'; put it behind a Conv or Add")
-    state.replace(node, dataclasses.replace(maker, clamp=maker.clamp.then(clamp)))
-
-
-def _add(state: _Import, node: _Node) -> None:
-    constants = [index for index in (0, 1) if node.input(index) in state.constants]
-    if constants:
-        _add_constant(state, node, constants[0])
-        return
-    if state.logits is not None:
-        node.refuse("adds to the logits of the classifier something that isn't a constant")
-    left, right = state.tensor(node, 0), state.tensor(node, 1)
-    if state.shapes[left] != state.shapes[right]:
-        node.refuse(
-            f"adds tensors of shapes {list(state.shapes[left])} and {list(state.shapes[right])}; "
-            "broadcasting is not supported, both must be alike"
-        )
-    name = state.unique(node.name)
-    state.append(node, FloatAdd(name, (left, right), name), state.shapes[left])
-
-
-def _add_constant(state: _Import, node: _Node, index: int) -> None:
-    """A bias that is written as Add: of a MatMul, or of a convolution without one."""
-    value = state.constant(node, index, "constant")
-    flipped = dataclasses.replace(node, inputs=(node.input(1 - index), node.input(index)))
-    maker = state.producer(flipped)
-    if isinstance(maker, FloatHead):
-        wanted = [(1,), (len(maker.bias),)]
-        flat = value.reshape(-1) if value.ndim < 2 or value.size == value.shape[-1] else value
-    else:
-        maker = _foldable_conv(state, flipped, "put it directly behind a Conv")
-        wanted = [(1,), (len(maker.bias),)]
-        flat = value.reshape(-1) if value.shape[-2:] == (1, 1) or value.size == 1 else value
-    if flat.shape not in wanted:
-        node.refuse(f"adds a constant of shape {list(value.shape)}; one value per output is needed")
-    state.replace(flipped, dataclasses.replace(maker, bias=maker.bias + flat))
-
-
-def _global_average_pool(state: _Import, node: _Node) -> None:
-    source = state.tensor(node)
-    name = state.unique(node.name)
-    channels = state.shapes[source][0]
-    state.append(node, FloatPool(name, source, name), (channels, 1, 1))
-
-
-def _reduce_mean(state: _Import, node: _Node) -> None:
-    if node.input(1):
-        axes = state.constant(node, 1, "axes").astype(int).reshape(-1).tolist()
-    else:
-        axes = list(node.attributes.get("axes", ()))
-    if sorted(axis % 4 if -4 <= axis < 4 else axis for axis in axes) != [2, 3]:
-        node.refuse(f"averages over axes {axes}; only the mean over height and width [2, 3] is")
-    _global_average_pool(state, node)
-
-
-def _to_vector(state: _Import, node: _Node) -> None:
-    """Flatten, Reshape and Squeeze: fine where nothing but ones is moved about."""
-    shape = state.shapes[state.tensor(node)]
-    if shape[1:] != (1, 1):
-        node.refuse(
-            f"makes a vector of a tensor of shape {list(shape)}; put a GlobalAveragePool before it"
-        )
-    target: Sequence[int] | None = None
-    if node.operator == "Reshape":
-        target = [int(size) for size in state.constant(node, 1, "shape").reshape(-1)]
-        if len([size for size in target if size not in (0, 1, -1, shape[0])]) > 0:
-            node.refuse(f"reshapes {list(shape)} to {target}; only (batch, channels) is supported")
-    elif node.operator == "Flatten" and int(node.attributes.get("axis", 1)) not in (1, -3):
-        node.refuse(f"attribute axis = {node.attributes['axis']}; only 1 is supported")
-    state.rename(node)
-
-
-def _gemm(state: _Import, node: _Node) -> None:
-    if int(node.attributes.get("transA", 0)):
-        node.refuse("attribute transA = 1; export it with transA = 0")
-    weight = state.constant(node, 1, "weight") * float(node.attributes.get("alpha", 1.0))
-    if not int(node.attributes.get("transB", 0)):
-        weight = weight.T
-    bias = np.zeros(weight.shape[0])
-    if node.input(2):
-        constant = state.constant(node, 2, "bias") * float(node.attributes.get("beta", 1.0))
-        if constant.size not in (1, len(bias)):
-            node.refuse(f"its bias has shape {list(constant.shape)}; one value per class is needed")
-        bias = bias + constant.reshape(-1)
-    _head(state, node, weight, bias)
-
-
-def _matmul(state: _Import, node: _Node) -> None:
-    weight = state.constant(node, 1, "weight")
-    if weight.ndim != 2:
-        node.refuse(f"its weight has {weight.ndim} dimensions; a matrix is needed")
-    _head(state, node, weight.T, np.zeros(weight.shape[1]))
-
-
-def _head(state: _Import, node: _Node, weight: _Array, bias: _Array) -> None:
-    source = state.tensor(node)
-    channels, height, width = state.shapes[source]
-    if (height, width) != (1, 1) or weight.shape[1] != channels:
-        node.refuse(
-            f"weight of {weight.shape[1]} inputs on a tensor of shape "
-            f"{[channels, height, width]}; put a GlobalAveragePool before the classifier"
-        )
-    if weight.shape[0] < 2:
-        node.refuse("has one output; a classifier with at least 2 classes is needed")
-    name = state.unique(node.name)
-    state.append(node, FloatHead(name, source, name, weight, bias), (weight.shape[0], 1, 1))
-    state.logits = name
-
-
-def _softmax(state: _Import, node: _Node) -> None:
-    if state.tensor(node) != state.logits:
-        node.refuse("is only supported behind the classifier; remove it from inside the model")
-    if int(node.attributes.get("axis", -1)) not in (1, -1):
-        node.refuse(f"attribute axis = {node.attributes['axis']}; only the classes' axis 1 is")
-    if node.outputs[0] not in state.graph_outputs:
-        node.refuse("is only supported as the last node; export the model without what follows")
-    state.rename(node)
-
-
-_HANDLERS: dict[str, Callable[[_Import, _Node], None]] = {
-    "Add": _add,
-    "BatchNormalization": _batch_normalization,
-    "Clip": _clip,
-    "Constant": _constant,
-    "Conv": _conv,
-    "DequantizeLinear": _dequantize_linear,
-    "Dropout": _Import.rename,
-    "Flatten": _to_vector,
-    "Gemm": _gemm,
-    "GlobalAveragePool": _global_average_pool,
-    "Identity": _Import.rename,
-    "LogSoftmax": _softmax,
-    "MatMul": _matmul,
-    "QuantizeLinear": _quantize_linear,
-    "ReduceMean": _reduce_mean,
-    "Relu": _relu,
-    "Reshape": _to_vector,
-    "Softmax": _softmax,
-    "Squeeze": _to_vector,
-}
-
-_AFTER_HEAD = {
-    *("Add", "Constant", "Dropout", "Identity", "LogSoftmax", "Softmax"),
-    *("QuantizeLinear", "DequantizeLinear"),
-}
-
-SUPPORTED_OPERATORS = tuple(sorted(_HANDLERS))
