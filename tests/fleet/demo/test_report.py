@@ -123,7 +123,7 @@ def test_the_summary_has_every_promised_key(result: DemoResult) -> None:
         "worst_tenth_before": 0.0,
         "worst_tenth_after": 0.9,
     }
-    assert facts["uplink"] == {
+    assert facts["uplink_over_all_plans"] == {
         "bytes_per_device_round": 200.0,
         "dense_fp32_bytes": 20_000,
         "ratio": 0.01,
@@ -170,6 +170,26 @@ def test_the_whole_link_is_counted_per_plan_and_training_round(result: DemoResul
     assert large["link"]["bytes_up_per_device_round"] == 1_000.0
     assert summary(result)["link"]["bytes_up_per_device_round"] == 750.0  # type: ignore[index]
     assert [row[4:6] for row in link_rows(result)] == [["500", "1/40"], ["1,000", "1/20"]]
+
+
+def test_the_uplink_is_that_of_the_middle_plan_with_everything_on_the_link(
+    result: DemoResult,
+) -> None:
+    plans = [
+        dataclasses.replace(plan, name={"small": "middle"}.get(plan.name, plan.name))
+        for plan in result.plans
+    ]
+    counted = dataclasses.replace(
+        result, plans=plans, bytes_up={row.device: 150 for row in result.device_rounds}
+    )
+    uplink = summary(counted)["uplink"]
+    assert isinstance(uplink, dict)
+    assert uplink["plan"] == "middle"
+    middle = {plan.id for plan in plans if plan.name == "middle"}
+    rows = [row for row in result.device_rounds if row.plan in middle]
+    expected = 150 * len({row.device for row in rows}) / len(rows)
+    assert uplink["bytes_per_device_round"] == round(expected, 1)
+    assert uplink["ratio"] == pytest.approx(expected / 20_000, abs=1e-6)
 
 
 def test_the_last_lines_say_the_gain_and_the_uplink_of_the_middle_plan(
