@@ -117,6 +117,14 @@ def _align(value: int, to: int = 4) -> int:
     return -(-value // to) * to
 
 
+def _gradient_scratch_bytes(op: Conv) -> int:
+    """Columns of two pixels; pointwise layers also copy their weights, transposed."""
+    columns = 2 * 2 * _align(op.weight.shape[0])
+    # The last row is read in whole groups of four bytes.
+    copy = op.weight.size + 4 if op.weight.shape[1:3] == (1, 1) else 0
+    return columns + copy
+
+
 def lower(graph: Graph, plan: Plan) -> Program:
     """The program that trains ``graph`` by ``plan``."""
     segments, state_bytes = _segments(graph, plan)
@@ -343,8 +351,8 @@ class _Builder:
         if op.input in self.needs_error:
             buffers = dict(error)
             if isinstance(op, Conv):
-                columns = 2 * 2 * _align(op.weight.shape[0], 2)
-                buffers["scratch"] = self._buffer(f"error columns {op.name}", columns)
+                scratch = _gradient_scratch_bytes(op)
+                buffers["scratch"] = self._buffer(f"error columns {op.name}", scratch)
             macs = self._macs(op)
             self._propagate(f"{kind}_input_gradient", op, op.input, buffers, macs=macs)
         if f"{op.name}.bias" in self.trained:

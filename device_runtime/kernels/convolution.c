@@ -6,12 +6,6 @@ static uint32_t column_length(const tf_convolution *layer) {
     return (uint32_t)layer->kernel_height * layer->kernel_width * layer->in_channels;
 }
 
-uint32_t tf_convolution_scratch_bytes(const tf_convolution *layer) {
-    const uint32_t forward = 2u * 2u * tf_pair_length(column_length(layer));
-    const uint32_t gradient = 2u * 2u * ((layer->out_channels + 1u) & ~1u);
-    return forward > gradient ? forward : gradient;
-}
-
 /* Collects what output pixel (y, x) sees, minus the zero point; outside the input is zero. */
 static void gather(const tf_convolution *layer, const int8_t *input, int32_t y, int32_t x,
                    int16_t *pair, uint32_t slot) {

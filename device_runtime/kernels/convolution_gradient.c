@@ -53,81 +53,56 @@ static int32_t accumulate_one(const int16_t *column, const int8_t *weights, uint
     return sum;
 }
 
-/* Two pixels of a pointwise layer at once: the weights are loaded and split only once. */
-static void accumulate_four_twice(const int16_t *column0, const int16_t *column1,
-                                  const int8_t *weights, uint32_t stride, uint32_t count,
-                                  int32_t sums0[4], int32_t sums1[4]) {
-#if TF_DSP
-    int32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
-    uint32_t o = 0;
-    for (; o + 2 <= count; o += 2) {
-        const uint32_t word0 = tf_load32(weights);
-        const uint32_t word1 = tf_load32(weights + stride);
-        const uint32_t even0 = (uint32_t)tf_even(word0), even1 = (uint32_t)tf_even(word1);
-        const uint32_t odd0 = (uint32_t)tf_odd(word0), odd1 = (uint32_t)tf_odd(word1);
-        const int16x2_t w0 = (int16x2_t)tf_pack_low(even0, even1);
-        const int16x2_t w1 = (int16x2_t)tf_pack_low(odd0, odd1);
-        const int16x2_t w2 = (int16x2_t)tf_pack_high(even0, even1);
-        const int16x2_t w3 = (int16x2_t)tf_pack_high(odd0, odd1);
-        const int16x2_t a = (int16x2_t)tf_load32(column0 + o);
-        const int16x2_t b = (int16x2_t)tf_load32(column1 + o);
-        a0 = __smlad(a, w0, a0);
-        b0 = __smlad(b, w0, b0);
-        a1 = __smlad(a, w1, a1);
-        b1 = __smlad(b, w1, b1);
-        a2 = __smlad(a, w2, a2);
-        b2 = __smlad(b, w2, b2);
-        a3 = __smlad(a, w3, a3);
-        b3 = __smlad(b, w3, b3);
-        weights += 2u * stride;
-    }
-    sums0[0] = a0, sums0[1] = a1, sums0[2] = a2, sums0[3] = a3;
-    sums1[0] = b0, sums1[1] = b1, sums1[2] = b2, sums1[3] = b3;
-    accumulate_four(column0 + o, weights, stride, count - o, sums0);
-    accumulate_four(column1 + o, weights, stride, count - o, sums1);
-#else
-    for (uint32_t i = 0; i < 4u; i++) {
-        sums0[i] = 0;
-        sums1[i] = 0;
-    }
-    accumulate_four(column0, weights, stride, count, sums0);
-    accumulate_four(column1, weights, stride, count, sums1);
-#endif
-}
-
 static void store_error(int32_t sum, int32_t shift, int16_t *out, int32_t *magnitude) {
     const int32_t value = tf_clamp(tf_round_shift32(sum, shift), -32767, 32767);
     *out = (int16_t)value;
     tf_note_magnitude(magnitude, value);
 }
 
+/* transposed[i][o] = weights[o][i], rows of `outputs`, four by four where that goes. */
+static void transpose(const int8_t *weights, uint32_t outputs, uint32_t inputs,
+                      int8_t *transposed) {
+    for (uint32_t o = 0; o < outputs; o++) {
+        for (uint32_t i = 0; i < inputs; i++) {
+            transposed[i * outputs + o] = weights[o * inputs + i];
+        }
+    }
+}
+
+/* The errors of two output pixels, scaled as by scale_pixel, as a pair for tf_pair_dot. */
+static void scale_pair(const tf_convolution *layer, const int16_t *error, uint32_t slot,
+                       int32_t shift, int16_t *pair) {
+    const uint32_t channels = layer->out_channels;
+    for (uint32_t o = 0; o < channels; o++) {
+        pair[tf_pair_index(channels, slot, o)] =
+            (int16_t)tf_round_shift32(error[o] * layer->error_multiplier[o], shift);
+    }
+    tf_pair_clear(pair, channels, slot, channels, tf_pair_length(channels) - channels);
+}
+
+/* Pointwise layers are a forward pass with transposed weights: worth a copy of them, since every
+ * weight is used for every pixel. */
 static int32_t pointwise_input_gradient(const tf_convolution *layer, const int16_t *error,
                                         int32_t shift, const int8_t *weights, int16_t *out,
-                                        int16_t *column0, int16_t *column1) {
+                                        int16_t *pair, int8_t *transposed) {
     const uint32_t pixels = (uint32_t)layer->in_height * layer->in_width;
-    const uint32_t channels = layer->in_channels;
+    const uint32_t inputs = layer->in_channels, outputs = layer->out_channels;
     int32_t magnitude = 0;
-    for (uint32_t p = 0; p < pixels; p += 2) {
-        const uint32_t second = p + 1 < pixels ? p + 1 : p;
-        scale_pixel(layer, error, p, shift, column0);
-        scale_pixel(layer, error, second, shift, column1);
-        uint32_t i = 0;
-        for (; i + 4 <= channels; i += 4) {
-            int32_t sums0[4], sums1[4];
-            accumulate_four_twice(column0, column1, weights + i, channels, layer->out_channels,
-                                  sums0, sums1);
-            for (uint32_t lane = 0; lane < 4u; lane++) {
-                store_error(sums0[lane], layer->error_shift, &out[p * channels + i + lane],
-                            &magnitude);
-                store_error(sums1[lane], layer->error_shift, &out[second * channels + i + lane],
-                            &magnitude);
+    transpose(weights, outputs, inputs, transposed);
+    for (uint32_t p = 0; p < pixels; p += 2u) {
+        const uint32_t second = p + 1u < pixels ? p + 1u : p;
+        scale_pair(layer, error + p * outputs, 0u, shift, pair);
+        scale_pair(layer, error + second * outputs, 1u, shift, pair);
+        int16_t *to0 = out + p * inputs, *to1 = out + second * inputs;
+        const int8_t *row = transposed;
+        for (uint32_t i = 0; i < inputs; i += 2u, row += 2u * outputs) {
+            const uint32_t rows = inputs - i < 2u ? 1u : 2u;
+            int32_t sums[4];
+            tf_pair_dot(pair, row, rows == 2u ? outputs : 0u, outputs, sums);
+            for (uint32_t r = 0; r < rows; r++) {
+                store_error(sums[2u * r], layer->error_shift, &to0[i + r], &magnitude);
+                store_error(sums[2u * r + 1u], layer->error_shift, &to1[i + r], &magnitude);
             }
-        }
-        for (; i < channels; i++) {
-            store_error(accumulate_one(column0, weights + i, channels, layer->out_channels),
-                        layer->error_shift, &out[p * channels + i], &magnitude);
-            store_error(accumulate_one(column1, weights + i, channels, layer->out_channels),
-                        layer->error_shift, &out[second * channels + i], &magnitude);
         }
     }
     return magnitude;
@@ -206,12 +181,12 @@ void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *e
                                    tf_scale *out_scale, void *scratch) {
     const int32_t left = tf_headroom(scale) - layer->error_headroom;
     const int32_t shift = 15 - left;
-    int16_t *column0 = scratch;
-    int16_t *column1 = column0 + ((layer->out_channels + 1u) & ~1u);
+    int16_t *column = scratch;
+    int8_t *transposed = (int8_t *)(column + 2u * tf_pair_length(layer->out_channels));
     out_scale->magnitude =
         is_pointwise(layer)
-            ? pointwise_input_gradient(layer, error, shift, weights, out, column0, column1)
-            : spatial_input_gradient(layer, error, shift, weights, out, column0);
+            ? pointwise_input_gradient(layer, error, shift, weights, out, column, transposed)
+            : spatial_input_gradient(layer, error, shift, weights, out, column);
     out_scale->exponent = scale->exponent + layer->error_exponent - left + layer->error_shift;
 }
 

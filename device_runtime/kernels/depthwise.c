@@ -22,22 +22,6 @@ static int32_t taps_inside(int32_t start, int32_t kernel, int32_t size, int32_t 
     return (size - start < kernel ? size - start : kernel) - *skipped;
 }
 
-/* Sums of one output pixel over rows x cols taps from tap (row, col) on. */
-static inline __attribute__((always_inline)) void sum_window(const lane_group *g,
-                                                             const int8_t *pixel, int32_t row,
-                                                             int32_t rows, int32_t col,
-                                                             const int32_t cols, int32_t sums[4]) {
-    const tf_convolution *layer = g->layer;
-    const uint32_t channels = layer->out_channels;
-    int32_t local[4] = {0, 0, 0, 0};
-    for (int32_t i = 0; i < rows; i++) {
-        const int8_t *next = pixel + (uint32_t)i * layer->in_width * channels;
-        const uint32_t tap = (uint32_t)((row + i) * layer->kernel_width + col);
-        tf_accumulate_taps(&g->wide, tap, next, channels, layer->in_zero, (uint32_t)cols, local);
-    }
-    memcpy(sums, local, sizeof local);
-}
-
 static void sum_plainly(const lane_group *g, const int8_t *pixel, int32_t row, int32_t rows,
                         int32_t col, int32_t cols, int32_t sums[4]) {
     const tf_convolution *layer = g->layer;
@@ -55,45 +39,99 @@ static void sum_plainly(const lane_group *g, const int8_t *pixel, int32_t row, i
     }
 }
 
-static void store(const lane_group *g, uint32_t pixel, const int32_t sums[4]) {
-    const uint32_t index = pixel * g->layer->out_channels + g->channel;
+static inline __attribute__((always_inline)) void store(const lane_group *g, uint32_t index,
+                                                        const int32_t *sums, const uint32_t lanes) {
+    const int32_t pre_shift = g->layer->pre_shift;
     uint32_t bits = 0;
-    for (uint32_t lane = 0; lane < g->lanes; lane++) {
-        const int32_t raised = tf_raise(sums[lane] + g->bias[lane], g->layer->pre_shift);
-        const int32_t value = tf_requantize(&g->by[lane], raised);
+    for (uint32_t lane = 0; lane < lanes; lane++) {
+        const int32_t value = tf_requantize(&g->by[lane], tf_raise(sums[lane], pre_shift));
         const int32_t clamped = tf_clamp8(value);
         g->output[index + lane] = (int8_t)clamped;
-        bits |= (uint32_t)(clamped == value) << lane;
+        bits |= clamped == value ? 1u << lane : 0u;
     }
     if (g->mask != NULL) {
-        tf_put_bits(g->mask, index, bits, g->lanes);
+        tf_put_bits(g->mask, index, bits, lanes);
+    }
+}
+
+/* The part of an output row whose windows have `cols` columns inside the input, from tap
+ * (row, col) on; `pixel` lies under the first tap of the first window. */
+typedef struct {
+    const int8_t *pixel;
+    uint32_t index; /* of the first output, channel of the group included */
+    int32_t count;
+    int32_t row, rows, col;
+} stretch;
+
+static inline __attribute__((always_inline)) void
+four_lanes(const lane_group *g, const stretch *part, const int32_t cols) {
+    const tf_convolution *layer = g->layer;
+    const uint32_t channels = layer->out_channels;
+    const uint32_t line = (uint32_t)layer->in_width * channels;
+    const uint32_t step = (uint32_t)layer->stride_width * channels;
+    const uint32_t first = (uint32_t)(part->row * layer->kernel_width + part->col);
+    const int8_t *pixel = part->pixel;
+    uint32_t index = part->index;
+    for (int32_t n = 0; n < part->count; n++, pixel += step, index += channels) {
+        int32_t sums[4] = {g->bias[0], g->bias[1], g->bias[2], g->bias[3]};
+        const int8_t *next = pixel;
+        uint32_t tap = first;
+        for (int32_t i = 0; i < part->rows; i++, next += line, tap += layer->kernel_width) {
+            tf_accumulate_taps(&g->wide, tap, next, channels, layer->in_zero, (uint32_t)cols, sums);
+        }
+        store(g, index, sums, 4u);
+    }
+}
+
+static void any_lanes(const lane_group *g, const stretch *part, int32_t cols) {
+    const tf_convolution *layer = g->layer;
+    const uint32_t channels = layer->out_channels;
+    for (int32_t n = 0; n < part->count; n++) {
+        const int8_t *pixel = part->pixel + (uint32_t)(n * layer->stride_width) * channels;
+        int32_t sums[4];
+        sum_plainly(g, pixel, part->row, part->rows, part->col, cols, sums);
+        for (uint32_t lane = 0; lane < g->lanes; lane++) {
+            sums[lane] += g->bias[lane];
+        }
+        store(g, part->index + (uint32_t)n * channels, sums, g->lanes);
+    }
+}
+
+static void run_stretch(const lane_group *g, const stretch *part, int32_t cols) {
+    if (g->wide.taps == 0u) {
+        any_lanes(g, part, cols);
+    } else if (cols == 3) {
+        four_lanes(g, part, 3);
+    } else if (cols == 5) {
+        four_lanes(g, part, 5);
+    } else if (cols == 7) {
+        four_lanes(g, part, 7);
+    } else {
+        four_lanes(g, part, cols);
     }
 }
 
 static void one_row(const lane_group *g, int32_t y) {
     const tf_convolution *layer = g->layer;
+    const uint32_t channels = layer->out_channels;
     const int32_t top = y * layer->stride_height - layer->pad_top;
-    int32_t row;
-    const int32_t rows = taps_inside(top, layer->kernel_height, layer->in_height, &row);
-    for (int32_t x = 0; x < layer->out_width; x++) {
+    stretch part;
+    part.rows = taps_inside(top, layer->kernel_height, layer->in_height, &part.row);
+    const int8_t *line = g->input + (uint32_t)((top + part.row) * layer->in_width) * channels;
+    int32_t x = 0;
+    while (x < layer->out_width) {
         const int32_t left = x * layer->stride_width - layer->pad_left;
-        int32_t col;
-        const int32_t cols = taps_inside(left, layer->kernel_width, layer->in_width, &col);
-        const int8_t *pixel =
-            g->input + ((top + row) * layer->in_width + left + col) * layer->out_channels;
-        int32_t sums[4];
-        if (g->lanes < 4u || g->wide.taps == 0u) {
-            sum_plainly(g, pixel, row, rows, col, cols, sums);
-        } else if (cols == 3) {
-            sum_window(g, pixel, row, rows, col, 3, sums);
-        } else if (cols == 5) {
-            sum_window(g, pixel, row, rows, col, 5, sums);
-        } else if (cols == 7) {
-            sum_window(g, pixel, row, rows, col, 7, sums);
-        } else {
-            sum_window(g, pixel, row, rows, col, cols, sums);
+        const int32_t cols = taps_inside(left, layer->kernel_width, layer->in_width, &part.col);
+        /* Windows that lie inside as a whole are alike; the others go one by one. */
+        const int32_t room = layer->in_width - layer->kernel_width - left;
+        part.count = left < 0 || room < 0 ? 1 : room / layer->stride_width + 1;
+        if (part.count > layer->out_width - x) {
+            part.count = layer->out_width - x;
         }
-        store(g, (uint32_t)(y * layer->out_width + x), sums);
+        part.pixel = line + (uint32_t)(left + part.col) * channels;
+        part.index = (uint32_t)(y * layer->out_width + x) * channels + g->channel;
+        run_stretch(g, &part, cols);
+        x += part.count;
     }
 }
 

@@ -15,7 +15,7 @@ from codegen.importer import import_model
 from codegen.interpreter import Interpreter
 from codegen.ir import Graph
 from codegen.plans import Plan, default_plans
-from codegen.program import lower
+from codegen.program import Program, lower
 from codegen.quantize import load_calibration, quantize, quantize_input
 from codegen.toolchain import find_toolchain
 from simulator.measure import ImageEngine
@@ -35,6 +35,19 @@ def digits() -> tuple[Graph, np.ndarray]:
 
 def plans_of(graph: Graph) -> list[Plan]:
     return [*default_plans(graph)[1:], full_plan(graph, "int8-stochastic")]
+
+
+def error_bytes(program: Program) -> tuple[list[int], int]:
+    """Bytes of the arena that hold error tensors when a step is over, and how many tensors.
+
+    Scratch is left out: widened inputs lie in another order with DSP instructions.
+    """
+    last_writer: dict[int, str] = {}
+    for buffer in sorted(program.buffers, key=lambda buffer: buffer.first):
+        start = program.offsets[buffer.name]
+        last_writer |= dict.fromkeys(range(start, start + buffer.bytes), buffer.name)
+    owned = {at: name for at, name in last_writer.items() if name in program.error_index}
+    return sorted(owned), len(set(owned.values()))
 
 
 @pytest.mark.slow
@@ -74,8 +87,9 @@ def test_a_hundred_steps_leave_the_same_state_everywhere(
                 assert np.array_equal(host.logits, image.logits), (plan.name, step)
                 assert interpreter.loss_q16 == host.loss_q16 == image.loss_q16
             assert image.state == host.state, plan.name
-            # The arena still holds every error tensor of the last step that nothing overwrote.
-            assert image.arena == host.arena, plan.name
+            errors, kept = error_bytes(interpreter.program)
+            assert kept > 0, plan.name
+            assert [image.arena[i] for i in errors] == [host.arena[i] for i in errors], plan.name
         assert np.array_equal(interpreter.delta(), host.delta()), plan.name
 
 

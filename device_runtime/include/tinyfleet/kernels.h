@@ -92,8 +92,8 @@ typedef struct {
 /* ---- forward. `mask` (size/8 bytes, rounded up) gets a 1 where the clamp lets gradients
  * through; NULL where nothing needs it. ---- */
 
-/* scratch: tf_convolution_scratch_bytes, 4-byte aligned. */
-uint32_t tf_convolution_scratch_bytes(const tf_convolution *layer);
+/* scratch: 4 bytes per weight of an output channel, rounded up to a multiple of 16, aligned to 4.
+ */
 void tf_convolution_forward(const tf_convolution *layer, const int8_t *input, const int8_t *weights,
                             const int32_t *bias, int8_t *output, uint8_t *mask, void *scratch);
 void tf_depthwise_forward(const tf_convolution *layer, const int8_t *input, const int8_t *weights,
@@ -127,7 +127,8 @@ void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf
 void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *scale,
                     const int8_t *input, int16_t *weights, int32_t *bias, const tf_update *update);
 
-/* scratch: 4 * out_channels bytes, 4-byte aligned. */
+/* scratch: 4 * out_channels bytes, rounded up to a multiple of 16, aligned to 4; for pointwise
+ * layers and as many bytes as there are weights, and 4. */
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const int8_t *weights, int16_t *out,
                                    tf_scale *out_scale, void *scratch);
