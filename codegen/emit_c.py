@@ -395,7 +395,11 @@ class _StepWriter:
         return [*self._error_in(step), weights, *self._error_out(step)]
 
     def _convolution_input_gradient(self, step: Step) -> list[str]:
-        return [*self._depthwise_input_gradient(step), self._arena(step, "scratch", "void")]
+        return [
+            *self._depthwise_input_gradient(step),
+            self._arena(step, "scratch", "int16_t"),
+            self._arena(step, "transposed", "int8_t"),
+        ]
 
     def _error_mask(self, step: Step) -> list[str]:
         op = step.op

@@ -117,18 +117,34 @@ def _align(value: int, to: int = 4) -> int:
     return -(-value // to) * to
 
 
-def _gradient_scratch_bytes(op: Conv) -> int:
-    """Columns of two pixels; pointwise layers also copy their weights, transposed."""
-    columns = 2 * 2 * _align(op.weight.shape[0])
-    # The last row is read in whole groups of four bytes.
-    copy = op.weight.size + 4 if op.weight.shape[1:3] == (1, 1) else 0
-    return columns + copy
-
-
 def lower(graph: Graph, plan: Plan) -> Program:
-    """The program that trains ``graph`` by ``plan``."""
+    """The program that trains ``graph`` by ``plan``.
+
+    Transposed copies of weights make input gradients faster; they are made where the arena has
+    room for them at that step anyway, the costliest layers first, and never make it larger.
+    """
+    program = _build(graph, plan, frozenset())
+    gradients = [step for step in program.steps if _can_be_transposed(step)]
+    copied: frozenset[str] = frozenset()
+    for step in sorted(gradients, key=lambda step: -step.macs):
+        trial = _build(graph, plan, copied | {step.op.name})
+        if trial.arena_bytes <= program.arena_bytes:
+            program, copied = trial, copied | {step.op.name}
+    return program
+
+
+def _can_be_transposed(step: Step) -> bool:
+    return (
+        step.kernel == "convolution_input_gradient"
+        and isinstance(step.op, Conv)
+        and step.op.weight.shape[1:3] == (1, 1)
+    )
+
+
+def _build(graph: Graph, plan: Plan, copied: frozenset[str]) -> Program:
+    """The program in which the input gradients of the layers ``copied`` transpose their weights."""
     segments, state_bytes = _segments(graph, plan)
-    builder = _Builder(graph, plan, {segment.tensor for segment in segments})
+    builder = _Builder(graph, plan, {segment.tensor for segment in segments}, copied)
     builder.forward()
     builder.loss()
     builder.backward()
@@ -196,8 +212,9 @@ def _segments(graph: Graph, plan: Plan) -> tuple[tuple[Segment, ...], int]:
 class _Builder:
     """Emits steps in order and remembers which buffers each of them touches."""
 
-    def __init__(self, graph: Graph, plan: Plan, trained: set[str]) -> None:
+    def __init__(self, graph: Graph, plan: Plan, trained: set[str], copied: frozenset[str]) -> None:
         self.graph = graph
+        self.copied = copied
         self.plan = plan
         self.trained = trained
         self.steps: list[Step] = []
@@ -351,8 +368,12 @@ class _Builder:
         if op.input in self.needs_error:
             buffers = dict(error)
             if isinstance(op, Conv):
-                scratch = _gradient_scratch_bytes(op)
-                buffers["scratch"] = self._buffer(f"error columns {op.name}", scratch)
+                columns = 2 * 2 * _align(op.weight.shape[0])
+                buffers["scratch"] = self._buffer(f"error columns {op.name}", columns)
+                if op.name in self.copied:
+                    # The last row is read in whole groups of four bytes.
+                    copy = self._buffer(f"transposed {op.name}", op.weight.size + 4)
+                    buffers["transposed"] = copy
             macs = self._macs(op)
             self._propagate(f"{kind}_input_gradient", op, op.input, buffers, macs=macs)
         if f"{op.name}.bias" in self.trained:

@@ -108,6 +108,32 @@ static int32_t pointwise_input_gradient(const tf_convolution *layer, const int16
     return magnitude;
 }
 
+/* The same without a copy: the weights of an output channel lie side by side, not those of an
+ * input channel, so pairs are packed anew for every pixel. */
+static int32_t pointwise_without_copy(const tf_convolution *layer, const int16_t *error,
+                                      int32_t shift, const int8_t *weights, int16_t *out,
+                                      int16_t *column) {
+    const uint32_t pixels = (uint32_t)layer->in_height * layer->in_width;
+    const uint32_t inputs = layer->in_channels, outputs = layer->out_channels;
+    int32_t magnitude = 0;
+    for (uint32_t p = 0; p < pixels; p++, out += inputs) {
+        scale_pixel(layer, error, p, shift, column);
+        uint32_t i = 0;
+        for (; i + 4u <= inputs; i += 4u) {
+            int32_t sums[4] = {0, 0, 0, 0};
+            accumulate_four(column, weights + i, inputs, outputs, sums);
+            for (uint32_t lane = 0; lane < 4u; lane++) {
+                store_error(sums[lane], layer->error_shift, &out[i + lane], &magnitude);
+            }
+        }
+        for (; i < inputs; i++) {
+            store_error(accumulate_one(column, weights + i, inputs, outputs), layer->error_shift,
+                        &out[i], &magnitude);
+        }
+    }
+    return magnitude;
+}
+
 /* The output row or column that reads input position `at` through tap `tap`, or -1. */
 static int32_t output_position(int32_t at, int32_t tap, int32_t pad, int32_t stride, int32_t size) {
     const int32_t scaled = at + pad - tap;
@@ -178,15 +204,17 @@ static int is_pointwise(const tf_convolution *layer) {
 
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const int8_t *weights, int16_t *out,
-                                   tf_scale *out_scale, void *scratch) {
+                                   tf_scale *out_scale, int16_t *scratch, int8_t *transposed) {
     const int32_t left = tf_headroom(scale) - layer->error_headroom;
     const int32_t shift = 15 - left;
-    int16_t *column = scratch;
-    int8_t *transposed = (int8_t *)(column + 2u * tf_pair_length(layer->out_channels));
-    out_scale->magnitude =
-        is_pointwise(layer)
-            ? pointwise_input_gradient(layer, error, shift, weights, out, column, transposed)
-            : spatial_input_gradient(layer, error, shift, weights, out, column);
+    if (transposed != NULL) {
+        out_scale->magnitude =
+            pointwise_input_gradient(layer, error, shift, weights, out, scratch, transposed);
+    } else if (is_pointwise(layer)) {
+        out_scale->magnitude = pointwise_without_copy(layer, error, shift, weights, out, scratch);
+    } else {
+        out_scale->magnitude = spatial_input_gradient(layer, error, shift, weights, out, scratch);
+    }
     out_scale->exponent = scale->exponent + layer->error_exponent - left + layer->error_shift;
 }
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from codegen.ir import Conv
+from codegen.memory_plan import arena_bytes, plan_offsets
 from codegen.program import lower
 from tests.codegen.random_graphs import full_plan, random_graph
 
@@ -52,3 +53,14 @@ def test_delta_values_are_laid_out_biases_weights_head() -> None:
     assert kinds == [*expected, ["head", "bias"], ["head", "weight"]]
     ends = [segment.first_value + segment.values for segment in program.segments]
     assert [segment.first_value for segment in program.segments] == [0, *ends[:-1]]
+
+
+def test_transposed_copies_are_made_only_where_the_arena_has_room_for_them() -> None:
+    made = 0
+    for seed in range(12):
+        graph, _ = random_graph(seed)
+        program = lower(graph, full_plan(graph))
+        without = [b for b in program.buffers if not b.name.startswith("transposed")]
+        made += len(program.buffers) - len(without)
+        assert program.arena_bytes <= arena_bytes(without, plan_offsets(without))
+    assert made > 0

@@ -127,11 +127,12 @@ void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf
 void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *scale,
                     const int8_t *input, int16_t *weights, int32_t *bias, const tf_update *update);
 
-/* scratch: 4 * out_channels bytes, rounded up to a multiple of 16, aligned to 4; for pointwise
- * layers and as many bytes as there are weights, and 4. */
+/* scratch: 4 * out_channels bytes, rounded up to a multiple of 16, aligned to 4. transposed: room
+ * for a copy of the weights and 4 bytes, aligned to 4, for pointwise layers only: faster; or
+ * NULL. */
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const int8_t *weights, int16_t *out,
-                                   tf_scale *out_scale, void *scratch);
+                                   tf_scale *out_scale, int16_t *scratch, int8_t *transposed);
 void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
                                  const tf_scale *scale, const int8_t *weights, int16_t *out,
                                  tf_scale *out_scale);
