@@ -44,7 +44,7 @@ def quantized_digits(
     folder: Path, samples: np.ndarray, activation: QuantType, per_channel: bool
 ) -> Path:
     prepared, target = folder / "prepared.onnx", folder / "quantized.onnx"
-    quant_pre_process(str(DIGITS / "digits.onnx"), str(prepared))
+    quant_pre_process(str(DIGITS / "digits.onnx"), str(prepared), skip_symbolic_shape=True)
     name = onnx.load(str(prepared)).graph.input[0].name
     quantize_static(
         str(prepared),
