@@ -1,0 +1,37 @@
+"""The commands of the README, run as they stand there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOL = Path(sys.executable).with_name("tinyfleet")
+
+
+def commands() -> list[list[str]]:
+    """`tinyfleet` commands of shell blocks, continued lines joined; `make` is what CI itself runs."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if "tinyfleet" in line]
+
+
+def test_readme_commands_do_what_they_say(tmp_path: Path) -> None:
+    found = commands()
+    assert [words[1] for words in found] == ["compile", "measure"]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for words in found:
+        finished = subprocess.run(
+            [str(TOOL), *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert finished.returncode == 0, finished.stderr
+    assert "instructions, training step" in finished.stdout
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "check"])
+def test_the_two_commands_of_the_readme_are_targets_of_the_makefile(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
