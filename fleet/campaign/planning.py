@@ -14,9 +14,14 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from fleet.aggregation.mean import EXACT_LIMIT, UNITS_PER_STEP
 from fleet.campaign.config import CampaignConfig
 from fleet.errors import CampaignError
 from fleet.protocol.manifest import Manifest, PlanEntry
+
+# Samples may come to a device between its announcement and its training.
+SAMPLES_MAY_GROW = 2
+UINT16_MAX = (1 << 16) - 1
 
 
 class RoundKind(StrEnum):
@@ -69,13 +74,17 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class Assignment:
-    """One device's part in a round; `plan_reason` says why it is this plan and no larger one."""
+    """One device's part in a round; `plan_reason` says why it is this plan and no larger one.
+
+    `train_samples` is what the device had announced; 0 in rounds that older versions stored.
+    """
 
     device: str
     gateway: str
     bundle: str
     plan: str
     plan_reason: str = ""
+    train_samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -225,7 +234,12 @@ def eligible(
                 skipped[device.device] = reason
             else:
                 assignments[device.device] = Assignment(
-                    device.device, device.gateway, device.bundle, plan.id, reason
+                    device.device,
+                    device.gateway,
+                    device.bundle,
+                    plan.id,
+                    reason,
+                    device.train_samples,
                 )
     return assignments, skipped
 
@@ -288,6 +302,19 @@ def plan_round(
     )
 
 
+def bounds_for_cohort(manifest: Manifest, plan: PlanEntry, samples: int) -> list[list[int]]:
+    """[values, bound] per segment: the largest values that a gateway is to accept.
+
+    That is what a device can send, or less, so that a cohort that announced `samples` training
+    samples in all stays inside the aggregation's exact range whatever it sends: an int32 bias
+    may move by 2^32 steps by its limit, which a few thousand samples already take beyond it.
+    """
+    # The aggregation's own check takes a plan's largest value times its largest unit.
+    unit = int(manifest.steps_per_unit(plan).max(initial=0) * UNITS_PER_STEP)
+    exact = (EXACT_LIMIT - 1) // max(1, unit * samples * SAMPLES_MAY_GROW)
+    return [[count, min(bound, exact)] for count, bound in manifest.value_bounds(plan)]
+
+
 def start_request(
     config: CampaignConfig,
     campaign: str,
@@ -301,14 +328,28 @@ def start_request(
     The same plan always gives the same request, so that repeating it is harmless.
     """
     mine = [one for one in plan.assignments if one.gateway == gateway]
+    tasks: dict[str, dict[str, Any]] = {
+        one.device: {"plan": one.plan, "weights": plan.weights} for one in mine
+    }
+    sizes: dict[str, dict[str, Any]] = {}
+    # Of the whole cohort, since the sums of all gateways are added up.
+    samples = sum(one.train_samples for one in plan.assignments)
+    for one in mine:
+        entry = manifests[one.bundle].plan(one.plan)
+        sizes[one.plan] = {"values": entry.delta_values}
+        # A round that an older version planned is asked for in that version's words: it may be
+        # running, and a start with another content is refused.
+        if samples:
+            sizes[one.plan]["bounds"] = bounds_for_cohort(manifests[one.bundle], entry, samples)
+            tasks[one.device]["train_samples"] = min(
+                UINT16_MAX, SAMPLES_MAY_GROW * one.train_samples
+            )
     return {
         "campaign": campaign,
         "round": plan.number,
         "blobs": [{"sha256": plan.weights, "data": blob, "chunk_bytes": config.chunk_bytes}],
-        "tasks": {one.device: {"plan": one.plan, "weights": plan.weights} for one in mine},
-        "plans": {
-            one.plan: {"values": manifests[one.bundle].plan(one.plan).delta_values} for one in mine
-        },
+        "tasks": tasks,
+        "plans": sizes,
         "epochs": plan.epochs,
         "learning_rate": config.learning_rate,
         "seed": plan.seed,

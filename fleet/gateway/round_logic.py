@@ -193,6 +193,9 @@ class RoundLogic:
             )
         if max(delta.correct_before, delta.correct_after) > delta.held_out_samples:
             return "range", f"more right answers than its {delta.held_out_samples} samples"
+        most = self._most_samples(found.spec, device)
+        if delta.train_samples > most:
+            return "range", f"claims {delta.train_samples} training samples, it may have {most}"
         # Limits what a device can make the store keep, before anything of it is kept.
         if delta.coded_bytes > delta_coding.max_coded_bytes(found.spec.plans[plan]):
             return "coding", f"{delta.coded_bytes} bytes are more than the plan's values can take"
@@ -209,6 +212,14 @@ class RoundLogic:
                 f"chunk {delta.chunk} has {len(delta.coded)} bytes instead of {size}",
             )
         return None
+
+    def _most_samples(self, spec: RoundSpec, device: str) -> int:
+        """How many samples a device may have trained on: as many as it announced.
+
+        A round's own limit keeps a device from announcing more and more while the round runs.
+        """
+        announced = self.devices[device].train_samples
+        return min(announced, spec.most_samples.get(device, announced))
 
     def _add_chunk(self, device: str, delta: Delta, now: float) -> list[Action]:
         key = RoundKey(delta.campaign, delta.round)
@@ -246,6 +257,10 @@ class RoundLogic:
             values = delta_coding.decode(coded, count)
         except CodingError as error:
             return actions + self._count(key, "coding", device, error.problem, now)
+        # An absurd value would make the whole round's sum useless, not just this delta.
+        problem = found.spec.beyond_bounds(plan, values)
+        if problem:
+            return actions + self._count(key, "range", device, problem, now)
         found.accepted.add(device)
         found.declined.pop(device, None)
         started = found.deadline - found.spec.deadline_seconds

@@ -10,6 +10,8 @@ from enum import StrEnum
 from typing import Annotated, Any, NamedTuple, Self
 
 import cbor2
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fleet.errors import GatewayError
@@ -57,16 +59,24 @@ class _Request(BaseModel):
 
 
 class TaskEntry(_Request):
-    """What one device is to train, and from which weights."""
+    """What one device is to train, from which weights, and on how many samples at most."""
 
     plan: Hex32
     weights: Hex32
+    train_samples: Uint16 = UINT16
 
 
 class PlanSize(_Request):
-    """How many values a plan's delta has."""
+    """How many values a plan's delta has, and the largest magnitudes, as [values, bound]."""
 
     values: Annotated[int, Field(ge=0, le=1 << 26)]
+    bounds: list[Annotated[list[Uint32], Field(min_length=2, max_length=2)]] | None = None
+
+    @model_validator(mode="after")
+    def _bounds_cover_the_values(self) -> Self:
+        if self.bounds is not None and sum(count for count, _ in self.bounds) != self.values:
+            raise ValueError(f"the counts of bounds don't add up to {self.values} values")
+        return self
 
 
 class Blob(_Request):
@@ -163,6 +173,9 @@ class RoundSpec:
     max_score_drop_permille: int
     check_in_seconds: int
     target: int
+    # What an older coordinator doesn't say has no entry.
+    bounds: Mapping[bytes, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    most_samples: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_request(cls, request: StartRequest, known: Mapping[bytes, BlobSize]) -> RoundSpec:
@@ -191,10 +204,24 @@ class RoundSpec:
             max_score_drop_permille=request.max_score_drop_permille,
             check_in_seconds=request.check_in_seconds,
             target=request.target,
+            bounds={
+                bytes.fromhex(plan): tuple((count, bound) for count, bound in size.bounds)
+                for plan, size in request.plans.items()
+                if size.bounds is not None
+            },
+            most_samples={
+                device: task.train_samples
+                for device, task in request.tasks.items()
+                if task.train_samples < UINT16
+            },
         )
 
     def encode(self) -> bytes:
         """One byte string for one content: what the store keeps and ``digest`` is taken of."""
+        bounded: list[Any] = []
+        # Left out where there is nothing, as in the stores that older versions wrote.
+        if self.bounds or self.most_samples:
+            bounded = [dict(sorted(self.bounds.items())), dict(sorted(self.most_samples.items()))]
         return cbor2.dumps(
             [
                 self.key.campaign,
@@ -209,19 +236,40 @@ class RoundSpec:
                 self.max_score_drop_permille,
                 self.check_in_seconds,
                 self.target,
+                *bounded,
             ]
         )
 
     @classmethod
     def decode(cls, data: bytes) -> RoundSpec:
         """What ``encode`` wrote."""
-        campaign, number, tasks, plans, weights, *numbers = cbor2.loads(data)
+        campaign, number, tasks, plans, weights, *rest = cbor2.loads(data)
+        numbers, bounded = rest[:7], rest[7:]
+        bounds, most_samples = bounded or ({}, {})
+        pairs = {plan: tuple((n, bound) for n, bound in of) for plan, of in bounds.items()}
+        numbers += [pairs, most_samples]
         return cls(
             RoundKey(campaign, number),
             {device: (plan, version) for device, (plan, version) in tasks.items()},
             plans,
             {sha: BlobSize(size, chunk) for sha, (size, chunk) in weights.items()},
             *numbers,
+        )
+
+    def beyond_bounds(self, plan: bytes, values: NDArray[np.int32]) -> str | None:
+        """Which of a delta's ``values`` (shape: the plan's values) no device can send, if any."""
+        if plan not in self.bounds or not values.size:
+            return None
+        counts, bounds = zip(*self.bounds[plan], strict=True)
+        limits = np.repeat(np.array(bounds, np.int64), counts)
+        # As int64: the magnitude of -2^31 isn't an int32.
+        beyond = np.flatnonzero(np.abs(values.astype(np.int64)) > limits)
+        if not beyond.size:
+            return None
+        first = int(beyond[0])
+        return (
+            f"value {first} is {values[first]}, beyond ±{limits[first]} "
+            f"({beyond.size} of {values.size} values are beyond their bounds)"
         )
 
     def task(self, device: str, seconds_left: float) -> Task:

@@ -213,3 +213,19 @@ class Manifest(_Model):
             per_step = STATE_UNITS_PER_INT8_STEP if dtypes[segment.tensor] == "int8" else 1
             parts.append(np.full(segment.values, 2.0**segment.shift / per_step))
         return np.concatenate(parts) if parts else np.empty(0, np.float64)
+
+    def value_bounds(self, plan: PlanEntry) -> list[tuple[int, int]]:
+        """Largest magnitude that a device can send, as (values, bound) per segment in plan order.
+
+        The device clamps its state to ±limit and the blob's values lie there too, so that a
+        change is at most 2·limit steps; arithmetic.md, Delta, says how it is rounded.
+        """
+        tensors = {tensor.name: tensor for tensor in self.tensors}
+        bounds = []
+        for segment in plan.segments:
+            tensor = tensors[segment.tensor]
+            per_step = STATE_UNITS_PER_INT8_STEP if tensor.dtype == "int8" else 1
+            # Rounded up: floor(-x) = -ceil(x), so that it holds at the lower end as well.
+            largest = (2 * tensor.limit * per_step + (1 << segment.shift) - 1) >> segment.shift
+            bounds.append((segment.values, largest))
+        return bounds

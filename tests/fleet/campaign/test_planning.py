@@ -13,6 +13,7 @@ from fleet.campaign import (
     RoundKind,
     RoundPlan,
     Target,
+    bounds_for_cohort,
     choose_plan,
     eligible,
     plan_round,
@@ -201,6 +202,30 @@ def test_start_requests_are_accepted_by_the_gateway_as_they_are() -> None:
         assert request == again
         tasks |= StartRequest.parse(request).tasks.keys()
     assert tasks == {one.device for one in plan.assignments}
+
+
+def test_a_round_that_an_older_version_planned_is_asked_for_as_then() -> None:
+    # Its start may have been sent already, and the gateway refuses another content.
+    plan = plan_round(CONFIG, 1, RoundKind.TRAIN, fleet(3), MANIFESTS, WEIGHTS)
+    stored = plan.to_json()
+    for one in stored["assignments"]:
+        del one["train_samples"]
+    old = RoundPlan.from_json(stored)
+    request = start_request(CONFIG, "00" * 8, old, old.gateways()[0], MANIFESTS, b"x")
+    assert all(task.keys() == {"plan", "weights"} for task in request["tasks"].values())
+    assert all(size.keys() == {"values"} for size in request["plans"].values())
+
+
+def test_bounds_are_those_of_the_devices_unless_the_cohort_is_too_large_for_exact_sums() -> None:
+    manifest = next(iter(MANIFESTS.values()))
+    plan = manifest.plan("large")
+    few = bounds_for_cohort(manifest, plan, 1)
+    many = bounds_for_cohort(manifest, plan, 10**6)
+    assert few == [list(pair) for pair in manifest.value_bounds(plan)]
+    assert [bound for _, bound in many[:2]] == [bound for _, bound in few[:2]]
+    # The largest unit is head.b's: 4 steps of 256.
+    exact = (2**53 - 1) // (4 * 256 * 10**6 * 2)
+    assert [bound for _, bound in many[2:4]] == [exact, exact]
 
 
 @pytest.mark.parametrize(

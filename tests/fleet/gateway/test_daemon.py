@@ -116,7 +116,8 @@ def test_what_cannot_be_counted_in_is_counted_by_reason_and_explained(make_site:
     site = make_site(names)
     for name in names:
         site.add(name)
-    site.start(names=["good", "bad", "slow"], target=2)
+    bounds = {PLAN: {"values": VALUES, "bounds": [[VALUES, 5000]]}}
+    site.start(names=["good", "bad", "slow"], target=2, plans=bounds)
     good, bad, slow, stranger = (site.devices[name] for name in names)
     task = bad.tasks.get(timeout=10).task
     values, samples = trained(5)
@@ -127,6 +128,10 @@ def test_what_cannot_be_counted_in_is_counted_by_reason_and_explained(make_site:
     bad.send([replace(c, plan=b"12345678") for c in chunks])
     bad.send([replace(c, weights=b"12345678") for c in chunks])
     bad.send([replace(c, correct_after=11) for c in chunks])
+    bad.send([replace(c, train_samples=65535) for c in chunks])
+    absurd = values.copy()
+    absurd[7] = -(2**31)
+    bad.send(delta_chunks(task, absurd, samples))
     bad.send([replace(c, coded_crc32=c.coded_crc32 ^ 1) for c in chunks])
     flipped = bytearray(b"".join(c.coded for c in chunks))
     flipped[-1] ^= 1
@@ -149,7 +154,7 @@ def test_what_cannot_be_counted_in_is_counted_by_reason_and_explained(make_site:
         "unknown-round": 1,
         "wrong-plan": 1,
         "wrong-weights": 1,
-        "range": 1,
+        "range": 3,
         "crc": 1,
         "coding": 1,
         "malformed": 2,
@@ -162,6 +167,7 @@ def test_what_cannot_be_counted_in_is_counted_by_reason_and_explained(make_site:
     explained = {(e["device"], e["kind"]) for e in reply["explanations"]}
     assert ("stranger", "not-in-cohort") in explained
     assert ("slow", "late") in explained
+    assert any("value 7 is -2147483648" in e["detail"] for e in reply["explanations"])
     detail = next(e["detail"] for e in reply["explanations"] if e["kind"] == "wrong-plan")
     assert b"12345678".hex() in detail
     assert PLAN[:16] in detail

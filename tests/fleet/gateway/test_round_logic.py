@@ -12,6 +12,7 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any, get_args
 
+import cbor2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,7 @@ from fleet.errors import GatewayError
 from fleet.gateway import actions as act
 from fleet.gateway.actions import Action, StoreAction
 from fleet.gateway.round_logic import KEPT_ROUNDS, PROBE_SECONDS, RoundLogic
-from fleet.gateway.rounds import RoundKey, RoundState, StartRequest
+from fleet.gateway.rounds import RoundKey, RoundSpec, RoundState, StartRequest
 from fleet.gateway.store import RoundStore
 from fleet.protocol import Announce, Delta, DeviceState, Reason, Status, Task, topics
 from tests.fleet.gateway.site import (
@@ -79,7 +80,7 @@ class Bench:
 
     def announce(self, *devices: str) -> None:
         for device in devices:
-            message = Announce(device, "b", bytes(32), bytes(32), 1, 1, 1, 1, 1)
+            message = Announce(device, "b", bytes(32), bytes(32), 1, 1, 1, 400, 1)
             self.do(self.logic.announce(device, message.encode(), self.now, None))
 
     def start(self, **changes: Any) -> list[Action]:
@@ -253,6 +254,66 @@ def test_a_device_cannot_make_the_store_keep_more_than_its_plan_can_take(bench: 
     assert not of(act.SaveChunk, bench.logic.chunk("a", huge.encode(), bench.now, None))
     bench.chunk("a", last)
     assert bench.store.counters(KEY) == {"coding": 1}
+
+
+def test_a_value_beyond_its_bound_is_refused_and_explained_even_after_a_crash(
+    bench: Bench,
+) -> None:
+    bench.start(plans={PLAN: {"values": 5, "bounds": [[2, 7], [3, 1000]]}})
+    bench.crash()
+    for bad in ([8, 0, 0, 0, 0], [0, -8, 0, 0, 0], [7, 7, 0, 0, 1001], [0, 0, -(2**31), 0, 0]):
+        for delta in delta_chunks(a_task(), np.array(bad, np.int32), 5):
+            bench.chunk("a", delta)
+    assert bench.store.counters(KEY) == {"range": 4}
+    details = [one["detail"] for one in bench.store.explanations(KEY)]
+    assert any("value 4 is 1001, beyond ±1000 (1 of 5 values" in detail for detail in details)
+    assert not bench.sum().any()
+    # The ends of the range pass, and a device whose delta was refused may send a better one.
+    ends = np.array([7, -7, 1000, -1000, 0], np.int32)
+    for delta in delta_chunks(a_task(), ends, 5):
+        bench.chunk("a", delta)
+    assert np.array_equal(bench.sum(), ends.astype(np.int64) * 5)
+
+
+def test_more_samples_than_announced_are_refused_and_so_are_those_announced_on_the_way(
+    bench: Bench,
+) -> None:
+    task = {"plan": PLAN, "weights": WEIGHTS}
+    values = np.ones(5, np.int32)
+    bench.start(tasks={"a": task, "b": {**task, "train_samples": 500}}, plans={PLAN: {"values": 5}})
+    bench.crash()
+    [claim] = delta_chunks(a_task(), values, 401)
+    bench.chunk("a", claim)
+    assert bench.store.counters(KEY) == {"range": 1}
+    assert "claims 401" in bench.store.explanations(KEY)[0]["detail"]
+    boast = Announce("b", "b", bytes(32), bytes(32), 1, 1, 1, 65535, 1)
+    bench.do(bench.logic.announce("b", boast.encode(), bench.now, None))
+    for samples in (65535, 501):
+        [claim] = delta_chunks(a_task(), values, samples)
+        bench.chunk("b", claim)
+    assert bench.store.counters(KEY) == {"range": 3}
+    for device, samples in (("a", 400), ("b", 500)):
+        [claim] = delta_chunks(a_task(), values, samples)
+        bench.chunk(device, claim)
+    assert bench.store.sums(KEY)[PLAN]["weight"] == 900
+
+
+def test_bounds_survive_the_store_and_rounds_of_older_versions_can_be_read() -> None:
+    plans = {PLAN: {"values": 5, "bounds": [[2, 7], [3, 1000]]}}
+    tasks = {"a": {"plan": PLAN, "weights": WEIGHTS, "train_samples": 9}}
+    bounded = RoundSpec.from_request(StartRequest.parse(request(plans=plans, tasks=tasks)), {})
+    assert RoundSpec.decode(bounded.encode()) == bounded
+    assert bounded.bounds == {bytes.fromhex(PLAN): ((2, 7), (3, 1000))}
+    assert bounded.most_samples == {"a": 9}
+    plain = RoundSpec.from_request(StartRequest.parse(request()), {})
+    assert len(cbor2.loads(plain.encode())) == 12, "as before there were bounds"
+    assert RoundSpec.decode(plain.encode()) == plain
+
+
+@pytest.mark.parametrize("bounds", [[[4, 7]], [[2, 7], [4, 7]], [], [[5]], [[5, -1]], 7])
+def test_bounds_that_do_not_cover_the_values_are_refused(bounds: Any) -> None:
+    with pytest.raises(GatewayError, match="bounds"):
+        StartRequest.parse(request(plans={PLAN: {"values": 5, "bounds": bounds}}))
 
 
 def test_chunks_of_unfinished_deltas_are_gone_when_the_round_ends(bench: Bench) -> None:

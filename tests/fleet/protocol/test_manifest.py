@@ -86,6 +86,23 @@ def test_a_unit_of_a_delta_is_two_to_the_shift_of_the_state() -> None:
     assert steps.tolist() == [8.0] * 2 + [4 / 256] * 12 + [1.0] * 15
 
 
+def test_a_bound_is_the_largest_change_of_a_state_rounded_up() -> None:
+    found = Manifest.parse(json.dumps(manifest()))
+    plan = found.plan("middle")
+    bounds = found.value_bounds(plan)
+    assert [count for count, _ in bounds] == [2, 12, 15]
+    # By trying both ends of the change with every rounding (arithmetic.md, Delta).
+    for (_, bound), segment, unit in zip(bounds, plan.segments, [1, 256, 1], strict=True):
+        change = 2 * 127 * unit
+        sent = [
+            (end + r) >> segment.shift
+            for end in (change, -change)
+            for r in range(1 << segment.shift)
+        ]
+        assert max(sent) == bound
+        assert min(sent) == -bound
+
+
 def test_an_unknown_plan_is_refused_with_those_that_exist() -> None:
     with pytest.raises(ManifestError, match=r"no plan 'large'.*middle \(aaaaaaaa\)"):
         Manifest.parse(json.dumps(manifest())).plan("large")
