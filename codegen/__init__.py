@@ -1,1 +1,1 @@
-"""TODO."""
+"""The training compiler: ONNX model and update plans to firmware. It knows nothing of fleets."""

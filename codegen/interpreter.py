@@ -122,8 +122,8 @@ class Interpreter:
         self.seed = 0
         self.step_index = 0
         self.gradients: dict[str, tuple[Ints, int]] = {}
-        """Tensor → (integer gradient, exponent) of the last step, for tests: real gradient
-        with respect to the *output-scaled* step; see ``real_gradient``."""
+        """Tensor → (integer gradient, exponent) of the last step: with respect to output steps,
+        before scaling; `codegen.float_autodiff.cosines` compares them with exact ones."""
         self._kernels: dict[str, Callable[[Step], None]] = {
             "convolution_forward": self._convolution_forward,
             "depthwise_forward": self._depthwise_forward,

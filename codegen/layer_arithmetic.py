@@ -185,6 +185,11 @@ def convolution_arithmetic(graph: Graph, op: Conv | DepthwiseConv) -> Convolutio
             f"layer {op.name}: an output row of {width} is wider than {PIXELS_IN_32_BITS}, the "
             "widest whose gradient sums fit 32 bits; use a smaller input"
         )
+    if pixels > INT32_MAX // 32767:
+        raise ModelError(
+            f"layer {op.name}: {pixels} output pixels are more than {INT32_MAX // 32767}, of which "
+            "the errors' sum fits 32 bits; use a smaller input"
+        )
     wide = pixels > PIXELS_IN_32_BITS
     bias_scale = source.scale * op.weight_scale
     return ConvolutionArithmetic(
@@ -207,7 +212,8 @@ def addition_arithmetic(graph: Graph, op: Add) -> AdditionArithmetic:
     out = graph.tensors[op.output].scale
     ratios = np.array([a / out, b / out])
     _, exponent = math.frexp(float(ratios.max()))
-    shift = min(22 - exponent, 30)
+    # Factors up to 2^22 and a rounding bit of 2^22 at most: 255 * 2^23 + 2^22 fits 32 bits.
+    shift = min(22 - exponent, 23)
     if shift < 1:
         raise ModelError(f"addition {op.name}: its output scale is too small for its inputs")
     a_error, a_exponent = relative_q15(ratios[:1])

@@ -3,13 +3,19 @@
 #include "fixed_point.h"
 #include "weight_update.h"
 
-/* The error of output pixel `pixel`, times each channel's multiplier, as a column of int16
- * that uses all bits but `error_headroom`. */
+/* The error of one channel times its multiplier; the shift is chosen so that a pixel's errors use
+ * all bits of int16 but `error_headroom`. */
+static inline int16_t scaled_error(const tf_convolution *layer, const int16_t *error, uint32_t o,
+                                   int32_t shift) {
+    return (int16_t)tf_round_shift32(error[o] * layer->error_multiplier[o], shift);
+}
+
+/* The scaled errors of output pixel `pixel`, as a column. */
 static void scale_pixel(const tf_convolution *layer, const int16_t *error, uint32_t pixel,
                         int32_t shift, int16_t *column) {
     const int16_t *from = error + pixel * layer->out_channels;
     for (uint32_t o = 0; o < layer->out_channels; o++) {
-        column[o] = (int16_t)tf_round_shift32(from[o] * layer->error_multiplier[o], shift);
+        column[o] = scaled_error(layer, from, o, shift);
     }
 }
 
@@ -59,7 +65,7 @@ static void store_error(int32_t sum, int32_t shift, int16_t *out, int32_t *magni
     tf_note_magnitude(magnitude, value);
 }
 
-/* transposed[i][o] = weights[o][i], rows of `outputs`, four by four where that goes. */
+/* transposed[i][o] = weights[o][i]. */
 static void transpose(const int8_t *weights, uint32_t outputs, uint32_t inputs,
                       int8_t *transposed) {
     for (uint32_t o = 0; o < outputs; o++) {
@@ -69,13 +75,12 @@ static void transpose(const int8_t *weights, uint32_t outputs, uint32_t inputs,
     }
 }
 
-/* The errors of two output pixels, scaled as by scale_pixel, as a pair for tf_pair_dot. */
+/* The scaled errors of one output pixel, as column `slot` of a pair for tf_pair_dot. */
 static void scale_pair(const tf_convolution *layer, const int16_t *error, uint32_t slot,
                        int32_t shift, int16_t *pair) {
     const uint32_t channels = layer->out_channels;
     for (uint32_t o = 0; o < channels; o++) {
-        pair[tf_pair_index(channels, slot, o)] =
-            (int16_t)tf_round_shift32(error[o] * layer->error_multiplier[o], shift);
+        pair[tf_pair_index(channels, slot, o)] = scaled_error(layer, error, o, shift);
     }
     tf_pair_clear(pair, channels, slot, channels, tf_pair_length(channels) - channels);
 }

@@ -52,7 +52,7 @@ typedef struct {
 typedef struct {
     uint32_t size;
     int16_t a_zero, b_zero, out_zero;
-    int32_t a_multiplier, b_multiplier; /* real factor times 2^shift, at most 2^20 */
+    int32_t a_multiplier, b_multiplier; /* real factor times 2^shift, at most 2^22 */
     uint8_t shift;
     int16_t a_error_multiplier, b_error_multiplier; /* Q15 */
     int8_t a_error_exponent, b_error_exponent;
