@@ -1,26 +1,27 @@
 /* Kernels: what the steps of a generated program call.
  *
  * Activations are int8 in HWC order, errors int16 in HWC order with one power-of-two scale
- * per tensor, weights [O][Kh][Kw][I] (convolution), [Kh][Kw][C] (depthwise), [O][I] (head).
+ * per tensor. Weights of depthwise layers are [Kh][Kw][C], of the head [O][I]. Those of full
+ * convolutions are *packed*: a matrix of O rows of L = Kh * Kw * I values, where two rows lie
+ * interleaved byte by byte: value (o, l) is byte (o / 2) * 2 * P + 2 * l + o % 2 with P = L rounded
+ * up to a multiple of 4; what is left over is zero. One word then holds two values of two rows:
+ * SXTB16 makes of it two pairs for SMLAD, without any shuffling of the inputs.
  * The rules of every rounding stand in docs/specification/arithmetic.md. All pointers are
- * caller-owned; buffers may not overlap unless a function says so.
+ * caller-owned; buffers may not overlap unless a function says so. Packed weights, biases and
+ * scratch are aligned to 4 bytes, activations and errors need not be (errors: to 2).
  */
 #ifndef TINYFLEET_KERNELS_H
 #define TINYFLEET_KERNELS_H
 
 #include <stdint.h>
 
-/* Real factor mantissa * 2^-(32 + shift), 1 <= shift <= 22. */
-typedef struct {
-    int32_t mantissa;
-    int32_t shift;
-} tf_multiplier;
+/* Real factor word * 2^-(32 + shift), where the shift (1 … 22) is the word's lowest five bits: they
+ * are part of the factor as well, which was rounded so that they come out right. */
+typedef int32_t tf_multiplier;
 
-/* Real factor mantissa * 2^exponent, mantissa in [2^30, 2^31) or 0. */
-typedef struct {
-    uint32_t mantissa;
-    int32_t exponent;
-} tf_gain;
+/* Real factor mantissa * 2^exponent: mantissa in the upper 24 bits ([2^23, 2^24), or 0), signed
+ * exponent in the lowest 8. */
+typedef uint32_t tf_gain;
 
 /* Scale of an error tensor: real = code * 2^exponent; magnitude = largest |code|. */
 typedef struct {
@@ -50,7 +51,6 @@ typedef struct {
 } tf_convolution;
 
 typedef struct {
-    uint32_t size;
     int16_t a_zero, b_zero, out_zero;
     int32_t a_multiplier, b_multiplier; /* real factor times 2^shift, at most 2^22 */
     uint8_t shift;
@@ -74,12 +74,31 @@ typedef struct {
     tf_gain bias_gain;   /* 1 / logit unit */
 } tf_head;
 
-/* Where a plan's trained values live and how they change. */
+/* The rows of its output that a forward step computes, and how many rows of a tensor its buffers
+ * hold: row y lies at y % ring. Whole tensors have ring == height. */
 typedef struct {
-    int8_t *weights;       /* working copy, whole tensor */
-    int8_t *fractions;     /* q8.8: fractions of the trained values in delta order; else NULL */
-    uint32_t first_value;  /* index in the delta of the first value: counter of random bits */
-    uint16_t start, count; /* trained range of the last axis */
+    uint16_t first, end;
+    uint16_t in_ring, out_ring;
+} tf_span;
+
+/* Weights of a convolution: those of the blob, and instead of those of `channels` (ascending
+ * positions of the last axis) the current ones, which a plan trains. Both are packed (full
+ * convolution: `trained` has rows of Kh * Kw * count) or plain (depthwise: [Kh][Kw][count]).
+ * count == 0: nothing of it is trained, or everything, and then `fixed` points to that. */
+typedef struct {
+    const int8_t *fixed;
+    const int8_t *trained;
+    const uint16_t *channels;
+    uint16_t count;
+} tf_weights;
+
+/* Where a plan's trained weights live. */
+typedef struct {
+    int8_t *weights;          /* of the trained channels only, packed or plain like tf_weights */
+    int8_t *fractions;        /* q8.8: fractions in the same order; else NULL */
+    uint32_t first_value;     /* index in the delta of the first value: counter of random bits */
+    const uint16_t *channels; /* trained positions of the last axis, ascending */
+    uint16_t count;
 } tf_trained;
 
 /* Learning rate and random stream of one step. */
@@ -92,14 +111,23 @@ typedef struct {
 /* ---- forward. `mask` (size/8 bytes, rounded up) gets a 1 where the clamp lets gradients
  * through; NULL where nothing needs it. ---- */
 
-/* scratch: 4 bytes per weight of an output channel, rounded up to a multiple of 16, aligned to 4.
- */
-void tf_convolution_forward(const tf_convolution *layer, const int8_t *input, const int8_t *weights,
-                            const int32_t *bias, int8_t *output, uint8_t *mask, void *scratch);
-void tf_depthwise_forward(const tf_convolution *layer, const int8_t *input, const int8_t *weights,
-                          const int32_t *bias, int8_t *output, uint8_t *mask);
+/* Rows span->first … span->end - 1 of the output; a mask only with all of them. Pixels are taken in
+ * blocks of four, whose inputs are read before their outputs are written: the output of a pointwise
+ * layer (1 x 1, stride 1, no padding) may lie in its input's place, or up to any amount before it
+ * so long as no later input is overwritten. The same goes for rows of other layers.
+ * scratch: 8 * (P(Kh * Kw * in_channels) + P(Kh * Kw * count)) bytes, P rounding up to 4. */
+void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
+                            const tf_weights *weights, const int32_t *bias, int8_t *output,
+                            uint8_t *mask, int16_t *scratch);
+/* Channel by channel, each as a plane of its own: where all rows are asked for and input and output
+ * have the same size, the output may be the input itself.
+ * scratch: codegen/scratch.py */
+void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
+                          const tf_weights *weights, const int32_t *bias, int8_t *output,
+                          uint8_t *mask, int16_t *scratch);
+/* The first `size` elements; output may be a or b. */
 void tf_add_forward(const tf_addition *layer, const int8_t *a, const int8_t *b, int8_t *output,
-                    uint8_t *mask);
+                    uint8_t *mask, uint32_t size);
 void tf_pool_forward(const tf_pooling *layer, const int8_t *input, int8_t *output);
 void tf_head_forward(const tf_head *layer, const int8_t *input, const int16_t *weights,
                      const int32_t *bias, int32_t *logits);
@@ -127,22 +155,25 @@ void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf
 void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *scale,
                     const int8_t *input, int16_t *weights, int32_t *bias, const tf_update *update);
 
-/* scratch: 4 * out_channels bytes, rounded up to a multiple of 16, aligned to 4. transposed: room
- * for a copy of the weights and 4 bytes, aligned to 4, for pointwise layers only: faster; or
- * NULL. */
+/* Pointwise: out may lie over the error like a forward output over its input.
+ * scratch: 8 * P(out_channels) bytes. */
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
-                                   const tf_scale *scale, const int8_t *weights, int16_t *out,
-                                   tf_scale *out_scale, int16_t *scratch, int8_t *transposed);
+                                   const tf_scale *scale, const tf_weights *weights, int16_t *out,
+                                   tf_scale *out_scale, int16_t *scratch);
+/* out may be the error itself where both have one size. scratch: codegen/scratch.py */
 void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
-                                 const tf_scale *scale, const int8_t *weights, int16_t *out,
-                                 tf_scale *out_scale);
+                                 const tf_scale *scale, const tf_weights *weights, int16_t *out,
+                                 tf_scale *out_scale, int16_t *scratch);
 void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_scale *scale,
                     int32_t *bias, const tf_update *update);
+/* scratch: codegen/scratch.py, both */
 void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *error,
                                   const tf_scale *scale, const int8_t *input,
-                                  const tf_trained *trained, const tf_update *update);
+                                  const tf_trained *trained, const tf_update *update,
+                                  int16_t *scratch);
 void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *error,
                                 const tf_scale *scale, const int8_t *input,
-                                const tf_trained *trained, const tf_update *update);
+                                const tf_trained *trained, const tf_update *update,
+                                int16_t *scratch);
 
 #endif
