@@ -62,22 +62,22 @@ void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, cons
 /* Codes, and mask bits, of all channels of four pixels. */
 void tf_block_forward(const tf_forward_block *block);
 
-/* What tf_block_gradient works on. The columns are `taps` pieces of `pairs` * 2 values; `weights`
- * has one pointer for each: to the first word of that tap, row_bytes before that of the next two
- * output channels. */
+/* What tf_block_gradient works on: columns of scaled errors, in `taps` pieces of `pairs` * 2
+ * values. Weights of a piece begin `offsets` (32 bits each) bytes behind `weights`, and those of
+ * the next two output channels row_bytes later. */
 typedef struct {
     int16_t *output;
     int32_t steps[3]; /* in bytes */
     const int16_t *columns;
-    const int8_t *const *weights;
+    const int16_t *offsets;
     uint32_t taps, pairs;
-    uint32_t first, end; /* bytes from weights[i] on: four per two input channels */
+    const int8_t *weights, *weights_end; /* four bytes per two input channels */
     uint32_t row_bytes;
     int32_t shift, half;        /* of the sums; half a step */
     uint32_t largest, smallest; /* int16 pairs: of all values so far, at even and odd channels */
 } tf_gradient_block;
 
-/* Errors of input channels `first` / 2 … `end` / 2 - 1 (even) of four pixels. */
+/* Errors of an even number of input channels of four pixels. */
 void tf_block_gradient(tf_gradient_block *block);
 
 #endif

@@ -645,9 +645,10 @@ __attribute__((naked)) void tf_block_gradient(tf_gradient_block *block __attribu
         "str r0, [sp, #60]\n\t"
         "mov r12, sp\n\t"
         "ldmia r0!, {r1-r8}\n\t"
-        "stmia r12!, {r1-r8}\n\t" /* 0: output, steps, columns, weights, taps, pairs */
+        "stmia r12!, {r1-r8}\n\t" /* 0: output, steps, columns, offsets, taps, pairs */
         "ldmia r0, {r1-r7}\n\t"
-        "stmia r12, {r1-r7}\n\t" /* 32: first, end, row_bytes, shift, half, largest, smallest */
+        "stmia r12, {r1-r7}\n\t" /* 32: weights, weights_end, row_bytes, shift, half, largest,
+                                     smallest */
         "ldrd r9, r10, [sp, #24]\n\t"
         "ldr r11, [sp, #16]\n\t"
         "lsl r0, r10, #4\n\t"

@@ -117,8 +117,8 @@ static void store_piece(tf_gradient_block *block, uint32_t at, uint32_t count,
 }
 
 void tf_block_gradient(tf_gradient_block *block) {
-    const uint32_t length = 2u * block->pairs * block->taps;
-    const uint32_t channels = (block->end - block->first) / 2u;
+    const uint32_t length = 2u * block->pairs;
+    const uint32_t channels = (uint32_t)(block->weights_end - block->weights) / 2u;
     for (uint32_t at = 0; at < channels; at += PIECE) {
         const uint32_t count = channels - at < PIECE ? channels - at : PIECE;
         int32_t sums[TF_BLOCK_PIXELS][PIECE];
@@ -127,16 +127,18 @@ void tf_block_gradient(tf_gradient_block *block) {
                 sums[p][i] = block->half;
             }
         }
-        for (uint32_t o = 0; o < length; o += 2u) {
-            const uint32_t tap = o / (2u * block->pairs);
-            const int8_t *weights = block->weights[tap] + block->first + 2u * at +
-                                    (o / 2u - tap * block->pairs) * block->row_bytes;
-            int16_t row0[PIECE], row1[PIECE];
-            for (uint32_t i = 0; i < count; i++) {
-                row0[i] = weights[2u * i];
-                row1[i] = weights[2u * i + 1u];
+        for (uint32_t tap = 0; tap < block->taps; tap++) {
+            const int8_t *weights = block->weights + tf_load32(block->offsets + 2u * tap) + 2u * at;
+            const int16_t *errors = block->columns + TF_BLOCK_PIXELS * length * tap;
+            for (uint32_t pair = 0; pair < block->pairs; pair++) {
+                int16_t row0[PIECE], row1[PIECE];
+                for (uint32_t i = 0; i < count; i++) {
+                    row0[i] = weights[2u * i];
+                    row1[i] = weights[2u * i + 1u];
+                }
+                add_scaled(errors + 2u * pair, row0, row1, length, count, sums);
+                weights += block->row_bytes;
             }
-            add_scaled(block->columns + o, row0, row1, length, count, sums);
         }
         store_piece(block, at, count, sums);
     }

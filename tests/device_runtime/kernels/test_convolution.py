@@ -40,9 +40,7 @@ def forward(
 
 @settings(max_examples=60, deadline=None)
 @given(case=cases(), misaligned=st.booleans())
-def test_codes_and_mask_are_those_of_numpy(
-    engines: Engines, case: Case, misaligned: bool
-) -> None:
+def test_codes_and_mask_are_those_of_numpy(engines: Engines, case: Case, misaligned: bool) -> None:
     for engine in engines:
         output, mask = forward(engine, case, misaligned=misaligned)
         np.testing.assert_array_equal(output, case.output)

@@ -1,0 +1,276 @@
+/* Full convolution, backward: the error of its input. Input positions are taken four at a time, a
+ * stride apart, so that one tap of the kernel joins them with four neighbours of the output. */
+#include "block.h"
+#include "fixed_point.h"
+
+/* What does not change between the blocks of a layer. */
+typedef struct {
+    const tf_convolution *layer;
+    const tf_weights *weights;
+    const int16_t *error;
+    int16_t *out;
+    uint32_t out_height, out_width; /* of the layer: of the error */
+    uint32_t piece;                 /* errors of a pixel, filled up to an even number */
+    int32_t shift;                  /* of the scaled errors */
+    int16_t *columns;
+    int16_t *offsets, *trained_offsets; /* 32 bits each: where the weights of the taps begin */
+} job;
+
+/* Kernel rows (columns) first, first + stride, … see input position `at` from output positions
+ * start, start - 1, … */
+typedef struct {
+    uint32_t first, count;
+    int32_t start;
+} meeting;
+
+static meeting meet(uint32_t at, uint32_t pad, uint32_t stride, uint32_t kernel) {
+    const uint32_t first = (at + pad) % stride;
+    const uint32_t count = kernel > first ? (kernel - first - 1u) / stride + 1u : 0u;
+    const meeting m = {first, count, (int32_t)((at + pad) / stride)};
+    return m;
+}
+
+/* The errors of an output pixel times their channels' multipliers; the shift is chosen so that
+ * they use all bits of int16 but `error_headroom`. */
+static void scale_pixel(const job *job, const int16_t *error, int16_t *columns, uint32_t pixel) {
+    const uint32_t channels = job->layer->out_channels;
+    const int16_t *multiplier = job->layer->error_multiplier;
+    const int32_t shift = job->shift, half = shift > 0 ? 1 << (shift - 1) : 0;
+    uint32_t o = 0;
+#if TF_DSP
+    int16_t *to = columns + tf_column_index(job->piece, pixel, 0);
+    for (; o + 2u <= channels; o += 2u, to += 8) {
+        const int16x2_t e = (int16x2_t)tf_load32(error + o);
+        const int16x2_t m = (int16x2_t)tf_load32(multiplier + o);
+        const int32_t low = __smlabb(e, m, half) >> shift, high = __smlatt(e, m, half) >> shift;
+        tf_store32(to, tf_pack_low((uint32_t)low, (uint32_t)high));
+    }
+#endif
+    for (; o < channels; o++) {
+        columns[tf_column_index(job->piece, pixel, o)] =
+            (int16_t)((error[o] * multiplier[o] + half) >> shift);
+    }
+    if (channels % 2u == 1u) {
+        columns[tf_column_index(job->piece, pixel, channels)] = 0;
+    }
+}
+
+static void clear_pixel(const job *job, int16_t *columns, uint32_t pixel) {
+    for (uint32_t o = 0; o < job->piece; o++) {
+        columns[tf_column_index(job->piece, pixel, o)] = 0;
+    }
+}
+
+/* Columns of `count` input positions a stride apart, for the tap through which the first of them
+ * sees output position (y, x). Zero where there is none; the last is repeated up to four. */
+static void gather_tap(const job *job, int32_t y, int32_t x, uint32_t count, int16_t *columns) {
+    for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+        if (x < 0 || x >= (int32_t)job->out_width) {
+            clear_pixel(job, columns, p);
+        } else {
+            const uint32_t at = (uint32_t)y * job->out_width + (uint32_t)x;
+            scale_pixel(job, job->error + at * job->layer->out_channels, columns, p);
+        }
+        x += p + 1u < count;
+    }
+}
+
+/* The same for all taps that meet any output position; returns their number. */
+static uint32_t gather(const job *job, const meeting *rows, const meeting *cols, uint32_t count) {
+    const tf_convolution *layer = job->layer;
+    uint32_t taps = 0;
+    for (uint32_t r = 0; r < rows->count; r++) {
+        const int32_t y = rows->start - (int32_t)r;
+        if (y < 0 || y >= (int32_t)job->out_height) {
+            continue;
+        }
+        for (uint32_t c = 0; c < cols->count; c++) {
+            const int32_t x = cols->start - (int32_t)c;
+            if (x + (int32_t)count <= 0 || x >= (int32_t)job->out_width) {
+                continue;
+            }
+            const uint32_t tap = (rows->first + r * layer->stride_height) * layer->kernel_width +
+                                 cols->first + c * layer->stride_width;
+            tf_store32(job->offsets + 2u * taps, 2u * tap * layer->in_channels);
+            tf_store32(job->trained_offsets + 2u * taps, 2u * tap * job->weights->count);
+            gather_tap(job, y, x, count, job->columns + taps * TF_BLOCK_PIXELS * job->piece);
+            taps++;
+        }
+    }
+    return taps;
+}
+
+/* Channels first and first + 1 of a matrix; those in `wanted` (bits 0 and 1) go to places[0] and
+ * places[1] of every pixel at `output`. Of a layer with a single input channel, whatever lies
+ * behind a row is multiplied as well, and thrown away. */
+static void run_two(const tf_gradient_block *block, const int8_t *weights, uint32_t first,
+                    uint32_t wanted, const uint16_t *places, int16_t *output) {
+    int16_t errors[2u * TF_BLOCK_PIXELS];
+    tf_gradient_block two = *block;
+    two.output = errors;
+    two.weights = weights + 2u * first;
+    two.weights_end = two.weights + 4;
+    for (uint32_t p = 1; p < TF_BLOCK_PIXELS; p++) {
+        two.steps[p - 1u] = (int32_t)(4u * p);
+    }
+    tf_block_gradient(&two);
+    for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+        int16_t *to = output + (p == 0 ? 0 : block->steps[p - 1u] / 2);
+        for (uint32_t i = 0; i < 2u; i++) {
+            if ((wanted >> i & 1u) != 0) {
+                to[places[i]] = errors[2u * p + i];
+            }
+        }
+    }
+}
+
+/* All input channels by the fixed weights, but pairs of which both are trained. */
+static void run_fixed(const job *job, tf_gradient_block *block, int16_t *output) {
+    const tf_weights *weights = job->weights;
+    const uint32_t channels = job->layer->in_channels, even = channels & ~1u;
+    uint32_t next = 0;
+    for (uint32_t first = 0, end = 0; first < even; first = end + 2u) {
+        for (end = first; end < even; end += 2u) {
+            while (next < weights->count && weights->channels[next] < end) {
+                next++;
+            }
+            if (next + 1u < weights->count && weights->channels[next] == end &&
+                weights->channels[next + 1u] == end + 1u) {
+                break;
+            }
+        }
+        if (end > first) {
+            block->output = output + first;
+            block->weights = weights->fixed + 2u * first;
+            block->weights_end = weights->fixed + 2u * end;
+            tf_block_gradient(block);
+        }
+    }
+    if (even < channels) {
+        const uint32_t from = channels > 1u ? channels - 2u : 0;
+        const uint16_t places[2] = {(uint16_t)from, (uint16_t)(channels - 1u)};
+        run_two(block, weights->fixed, from, channels > 1u ? 2u : 1u, places, output);
+    }
+}
+
+static void run_trained(const job *job, const tf_gradient_block *block, int16_t *output) {
+    const tf_weights *weights = job->weights;
+    const uint32_t count = weights->count;
+    const uint32_t taps = (uint32_t)job->layer->kernel_height * job->layer->kernel_width;
+    tf_gradient_block trained = *block;
+    trained.offsets = job->trained_offsets;
+    trained.row_bytes = 2u * tf_packed_length(taps * count);
+    for (uint32_t j = 0; j + 2u <= count; j += 2u) {
+        run_two(&trained, weights->trained, j, 3u, weights->channels + j, output);
+    }
+    if (count == 1u) {
+        const uint16_t places[2] = {weights->channels[0], 0};
+        run_two(&trained, weights->trained, 0, 1u, places, output);
+    } else if (count % 2u == 1u) {
+        run_two(&trained, weights->trained, count - 2u, 2u, weights->channels + count - 2u, output);
+    }
+}
+
+/* `count` input positions, a column stride apart, whose errors begin at `output`. */
+static void run_block(const job *job, tf_gradient_block *block, uint32_t taps, uint32_t count,
+                      uint32_t stride, int16_t *output) {
+    block->taps = taps;
+    for (uint32_t p = 1; p < TF_BLOCK_PIXELS; p++) {
+        const uint32_t pixel = p < count ? p : count - 1u;
+        block->steps[p - 1u] = (int32_t)(2u * pixel * stride * job->layer->in_channels);
+    }
+    if (taps == 0) {
+        for (uint32_t p = 0; p < count; p++) {
+            memset(output + p * stride * job->layer->in_channels, 0, 2u * job->layer->in_channels);
+        }
+        return;
+    }
+    run_fixed(job, block, output);
+    run_trained(job, block, output);
+}
+
+/* Rows `height` of `width` input positions each. */
+static void run_all(const job *job, tf_gradient_block *block, uint32_t height, uint32_t width) {
+    const tf_convolution *layer = job->layer;
+    const uint32_t stride = layer->stride_width;
+    for (uint32_t y = 0; y < height; y++) {
+        const meeting rows = meet(y, layer->pad_top, layer->stride_height, layer->kernel_height);
+        for (uint32_t phase = 0; phase < stride; phase++) {
+            for (uint32_t x = phase; x < width; x += TF_BLOCK_PIXELS * stride) {
+                const meeting cols = meet(x, layer->pad_left, stride, layer->kernel_width);
+                const uint32_t left = (width - x - 1u) / stride + 1u;
+                const uint32_t count = left < TF_BLOCK_PIXELS ? left : TF_BLOCK_PIXELS;
+                const uint32_t taps = gather(job, &rows, &cols, count);
+                run_block(job, block, taps, count, stride,
+                          job->out + (y * width + x) * layer->in_channels);
+            }
+        }
+    }
+}
+
+static uint32_t is_pointwise(const tf_convolution *layer) {
+    return layer->kernel_height == 1 && layer->kernel_width == 1 && layer->stride_height == 1 &&
+           layer->stride_width == 1 && layer->pad_top == 0 && layer->pad_left == 0;
+}
+
+static int32_t larger(int32_t a, int32_t b) {
+    return a > b ? a : b;
+}
+
+/* The largest |value| that blocks noted. */
+static int32_t noted_magnitude(const tf_gradient_block *block) {
+    const int32_t low = larger((int16_t)block->largest, -(int16_t)block->smallest);
+    const int32_t high = larger((int16_t)(block->largest >> 16), -(int16_t)(block->smallest >> 16));
+    return larger(low, high);
+}
+
+static int32_t magnitude_of(const int16_t *error, uint32_t size) {
+    int32_t largest = 0, smallest = 0;
+    for (uint32_t i = 0; i < size; i++) {
+        largest = error[i] > largest ? error[i] : largest;
+        smallest = error[i] < smallest ? error[i] : smallest;
+    }
+    return larger(largest, -smallest);
+}
+
+void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
+                                   const tf_scale *scale, const tf_weights *weights, int16_t *out,
+                                   tf_scale *out_scale, int16_t *scratch) {
+    const int32_t left = tf_headroom(scale) - layer->error_headroom;
+    const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
+    const uint32_t most_taps = ((layer->kernel_height - 1u) / layer->stride_height + 1u) *
+                               ((layer->kernel_width - 1u) / layer->stride_width + 1u);
+    const uint32_t piece = (layer->out_channels + 1u) & ~1u;
+    job job = {layer,
+               weights,
+               error,
+               out,
+               layer->out_height,
+               layer->out_width,
+               piece,
+               15 - left,
+               scratch,
+               scratch + TF_BLOCK_PIXELS * piece * most_taps,
+               NULL};
+    job.trained_offsets = job.offsets + 2u * most_taps;
+    tf_gradient_block block;
+    block.columns = job.columns;
+    block.offsets = job.offsets;
+    block.pairs = piece / 2u;
+    block.row_bytes = 2u * tf_packed_length(taps * layer->in_channels);
+    block.shift = layer->error_shift;
+    block.half = layer->error_shift > 0 ? 1 << (layer->error_shift - 1) : 0;
+    block.largest = block.smallest = 0;
+    if (is_pointwise(layer)) { /* one long row: blocks go on from one row to the next */
+        job.out_width *= job.out_height;
+        job.out_height = 1;
+        run_all(&job, &block, 1, job.out_width);
+    } else {
+        run_all(&job, &block, layer->in_height, layer->in_width);
+    }
+    out_scale->magnitude =
+        weights->count == 0 && layer->in_channels % 2u == 0
+            ? noted_magnitude(&block)
+            : magnitude_of(out, (uint32_t)layer->in_height * layer->in_width * layer->in_channels);
+    out_scale->exponent = scale->exponent + layer->error_exponent - left + layer->error_shift;
+}
