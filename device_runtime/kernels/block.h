@@ -29,6 +29,12 @@ static inline uint32_t tf_column_index(uint32_t length, uint32_t pixel, uint32_t
 #endif
 }
 
+#if TF_DSP
+/* src[i] + minus (twice -zero) for 4 * `quads` values of four pixels, `step` apart, to columns. */
+void tf_block_widen(int16_t *columns, const int8_t *src, uint32_t step, uint32_t quads,
+                    uint32_t minus);
+#endif
+
 /* What tf_block_forward works on, made by tf_block_prepare for a layer; whoever calls sets output,
  * steps, weights, trained, bias, requantize and output_end for every block, and what belongs to the
  * mask where there is one. block_dsp.c knows the place of every field. */

@@ -8,6 +8,41 @@
 
 #if TF_DSP
 
+/* Four bytes at `src` to two words: low and high, by way of `even`. */
+#define WIDEN(src, even, low, high)                     \
+    "ldr r6, [" #src "], #4\n\t"                        \
+    "sxtab16 " #high ", r1, r6, ror #8\n\t"             \
+    "sxtab16 " #even ", r1, r6\n\t"                     \
+    "pkhbt " #low ", " #even ", " #high ", lsl #16\n\t" \
+    "pkhtb " #high ", " #high ", " #even ", asr #16\n\t"
+
+__attribute__((naked)) void tf_block_widen(int16_t *columns __attribute__((unused)),
+                                           const int8_t *src __attribute__((unused)),
+                                           uint32_t step __attribute__((unused)),
+                                           uint32_t quads __attribute__((unused)),
+                                           uint32_t minus __attribute__((unused))) {
+    __asm volatile("push {r4-r11, lr}\n\t"
+                   "ldr r12, [sp, #36]\n\t"
+                   "add r10, r1, r3, lsl #2\n\t"
+                   "sub sp, sp, #8\n\t"
+                   "strd r10, r12, [sp]\n\t" /* where the first pixel's values end; minus */
+                   "mov lr, r2\n\t"
+                   "mov r2, r1\n\t"
+                   "add r3, r2, lr\n\t"
+                   "add r4, r3, lr\n\t"
+                   "add r5, r4, lr\n\t"
+                   "mov r1, r12\n\t"
+                   "1:\n\t" WIDEN(r5, r6, r9, lr) WIDEN(r4, r6, r8, r12) WIDEN(r3, r6, r7, r11)
+                       WIDEN(r2, r1, r6, r10) /* the last one takes the place of minus */
+                   "stmia r0!, {r6-r9}\n\t"
+                   "stmia r0!, {r10, r11, r12, lr}\n\t"
+                   "ldrd r6, r1, [sp]\n\t"
+                   "cmp r2, r6\n\t"
+                   "bne 1b\n\t"
+                   "add sp, sp, #8\n\t"
+                   "pop {r4-r11, pc}\n\t");
+}
+
 /* 13 instructions of 4 bytes for one word of weights; r4-r7 and r8-r11: sums of two rows. */
 #define FORWARD_STEP              \
     "ldr r12, [r1], #4\n\t"       \

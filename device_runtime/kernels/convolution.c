@@ -12,7 +12,7 @@ typedef struct {
     const int8_t *input;
     const int32_t *bias;
     uint8_t *mask;
-    uint32_t in_ring;
+    uint32_t in_height, in_width, in_ring, out_width;
     int16_t *columns;
     uint32_t length, trained_length; /* of a column */
 } job;
@@ -47,7 +47,32 @@ static void clear(const job *job, uint32_t pixel, uint32_t at, uint32_t count) {
 
 static const int8_t *row_of(const job *job, uint32_t y) {
     const uint32_t row = y < job->in_ring ? y : y % job->in_ring;
-    return job->input + row * job->layer->in_width * job->layer->in_channels;
+    return job->input + row * job->in_width * job->layer->in_channels;
+}
+
+/* The same for all four pixels, whose inputs lie `step` apart. */
+static void widen_four(const job *job, uint32_t at, const int8_t *src, uint32_t step,
+                       uint32_t count) {
+#if TF_DSP
+    const int32_t zero = job->layer->in_zero;
+    for (uint32_t i = 0; i < count;) {
+        int16_t *to = job->columns + tf_column_index(job->length, 0, at + i);
+        const uint32_t quads = (count - i) / 4u;
+        if ((at + i) % 2u == 0 && quads > 0) {
+            tf_block_widen(to, src + i, step, quads, tf_minus(zero));
+            i += 4u * quads;
+            continue;
+        }
+        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+            to[2u * p] = (int16_t)(src[p * step + i] - zero);
+        }
+        i++;
+    }
+#else
+    for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+        widen(job, p, at, src + p * step, count);
+    }
+#endif
 }
 
 /* The column of output pixel (y, x), part of which may lie outside the input: zeros there. */
@@ -55,13 +80,13 @@ static void gather_at_border(const job *job, uint32_t pixel, int32_t top, int32_
     const tf_convolution *layer = job->layer;
     const int32_t channels = layer->in_channels;
     const int32_t before = left < 0 ? -left : 0;
-    const int32_t over = left + layer->kernel_width - layer->in_width;
+    const int32_t over = left + layer->kernel_width - (int32_t)job->in_width;
     const int32_t after = over > 0 ? over : 0;
     const int32_t inside = layer->kernel_width - before - after;
     uint32_t at = 0;
     for (int32_t row = top; row < top + layer->kernel_height; row++) {
         const uint32_t all = (uint32_t)(layer->kernel_width * channels);
-        if (row < 0 || row >= layer->in_height || inside <= 0) {
+        if (row < 0 || row >= (int32_t)job->in_height || inside <= 0) {
             clear(job, pixel, at, all);
         } else {
             const uint32_t first = (uint32_t)(before * channels);
@@ -92,25 +117,52 @@ static void split_trained(const job *job) {
     }
 }
 
-/* Columns of output pixels (y, x) and the `count` - 1 that follow; repeats the last up to four. */
-static void gather(const job *job, uint32_t y, uint32_t x, uint32_t count) {
+/* The column of output pixel (y, x). */
+static void gather_pixel(const job *job, uint32_t pixel, uint32_t y, uint32_t x) {
     const tf_convolution *layer = job->layer;
     const uint32_t line = (uint32_t)layer->kernel_width * layer->in_channels;
-    for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
-        const int32_t top = (int32_t)(y * layer->stride_height) - layer->pad_top;
-        const int32_t left = (int32_t)(x * layer->stride_width) - layer->pad_left;
-        if (top >= 0 && left >= 0 && top + layer->kernel_height <= layer->in_height &&
-            left + layer->kernel_width <= layer->in_width) {
-            for (uint32_t row = 0; row < layer->kernel_height; row++) {
-                widen(job, p, row * line,
-                      row_of(job, (uint32_t)top + row) + (uint32_t)left * layer->in_channels, line);
+    const int32_t top = (int32_t)(y * layer->stride_height) - layer->pad_top;
+    const int32_t left = (int32_t)(x * layer->stride_width) - layer->pad_left;
+    if (top < 0 || left < 0 || top + layer->kernel_height > (int32_t)job->in_height ||
+        left + layer->kernel_width > (int32_t)job->in_width) {
+        gather_at_border(job, pixel, top, left);
+        return;
+    }
+    for (uint32_t row = 0; row < layer->kernel_height; row++) {
+        widen(job, pixel, row * line,
+              row_of(job, (uint32_t)top + row) + (uint32_t)left * layer->in_channels, line);
+    }
+}
+
+/* Columns of output pixels (y, x) to (y, x + 3), if all lie in one row and see no border. */
+static uint32_t gather_four(const job *job, uint32_t y, uint32_t x) {
+    const tf_convolution *layer = job->layer;
+    const uint32_t stride = layer->stride_width, channels = layer->in_channels;
+    const uint32_t line = (uint32_t)layer->kernel_width * channels;
+    const int32_t top = (int32_t)(y * layer->stride_height) - layer->pad_top;
+    const int32_t left = (int32_t)(x * stride) - layer->pad_left;
+    const uint32_t width = (TF_BLOCK_PIXELS - 1u) * stride + layer->kernel_width;
+    if (x + TF_BLOCK_PIXELS > job->out_width || top < 0 || left < 0 ||
+        (uint32_t)top + layer->kernel_height > job->in_height ||
+        (uint32_t)left + width > job->in_width) {
+        return 0;
+    }
+    for (uint32_t row = 0; row < layer->kernel_height; row++) {
+        widen_four(job, row * line, row_of(job, (uint32_t)top + row) + (uint32_t)left * channels,
+                   stride * channels, line);
+    }
+    return 1;
+}
+
+/* Columns of output pixels (y, x) and the `count` - 1 that follow; repeats the last up to four. */
+static void gather(const job *job, uint32_t y, uint32_t x, uint32_t count) {
+    if (count < TF_BLOCK_PIXELS || !gather_four(job, y, x)) {
+        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+            gather_pixel(job, p, y, x);
+            if (p + 1u < count && ++x == job->out_width) {
+                x = 0;
+                y++;
             }
-        } else {
-            gather_at_border(job, p, top, left);
-        }
-        if (p + 1u < count && ++x == layer->out_width) {
-            x = 0;
-            y++;
         }
     }
     if (job->trained_length > 0) {
@@ -210,47 +262,65 @@ static void set_steps(const job *job, tf_forward_block *block, uint32_t pixels) 
 /* Output rows first … end - 1, which lie one behind the other from `output` on. */
 static void run_rows(const job *job, tf_forward_block *block, uint32_t first, uint32_t end,
                      int8_t *output) {
-    const tf_convolution *layer = job->layer;
-    const uint32_t width = layer->out_width;
-    uint32_t y = first, x = 0, left = (end - first) * width;
+    const uint32_t channels = job->layer->out_channels, width = job->out_width;
+    const uint32_t stop = end * width * channels;
+    uint32_t y = first, x = 0, index = first * width * channels;
     set_steps(job, block, TF_BLOCK_PIXELS);
-    while (left > 0) {
-        const uint32_t count = left < TF_BLOCK_PIXELS ? left : TF_BLOCK_PIXELS;
-        if (count < TF_BLOCK_PIXELS) {
+    while (index < stop) {
+        uint32_t count = TF_BLOCK_PIXELS;
+        if (stop - index < TF_BLOCK_PIXELS * channels) {
+            count = (stop - index) / channels;
             set_steps(job, block, count);
         }
         gather(job, y, x, count);
-        finish_block(job, block, output, (y * width + x) * layer->out_channels, count);
-        output += count * layer->out_channels;
-        left -= count;
+        finish_block(job, block, output, index, count);
+        output += count * channels;
+        index += count * channels;
         for (x += count; x >= width; x -= width) {
             y++;
         }
     }
 }
 
+static uint32_t is_pointwise(const tf_convolution *layer) {
+    return layer->kernel_height == 1 && layer->kernel_width == 1 && layer->stride_height == 1 &&
+           layer->stride_width == 1 && layer->pad_top == 0 && layer->pad_left == 0;
+}
+
 void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
                             const tf_weights *weights, const int32_t *bias, int8_t *output,
                             uint8_t *mask, int16_t *scratch) {
     const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
-    const uint32_t length = taps * layer->in_channels, trained = taps * weights->count;
-    const job job = {layer,
-                     weights,
-                     input,
-                     bias,
-                     mask,
-                     span->in_ring,
-                     scratch,
-                     tf_packed_length(length),
-                     tf_packed_length(trained)};
-    tf_forward_block block;
-    tf_block_prepare(&block, layer, scratch, job.length, job.trained_length, mask != NULL);
-    memset(scratch, 0, 2u * TF_BLOCK_PIXELS * (job.length + job.trained_length));
-    if (mask != NULL) {
-        const uint32_t pixels = (uint32_t)layer->out_height * layer->out_width;
-        memset(mask, 0, (pixels * layer->out_channels + 7u) / 8u);
-    }
+    const uint32_t length = tf_packed_length(taps * layer->in_channels);
+    const uint32_t trained_length = tf_packed_length(taps * weights->count);
     const uint32_t row_bytes = (uint32_t)layer->out_width * layer->out_channels;
+    job job = {layer,
+               weights,
+               input,
+               bias,
+               mask,
+               layer->in_height,
+               layer->in_width,
+               span->in_ring,
+               layer->out_width,
+               scratch,
+               length,
+               trained_length};
+    tf_forward_block block;
+    tf_block_prepare(&block, layer, scratch, length, trained_length, mask != NULL);
+    memset(scratch, 0, 2u * TF_BLOCK_PIXELS * (length + trained_length));
+    if (mask != NULL) {
+        memset(mask, 0, (layer->out_height * row_bytes + 7u) / 8u);
+    }
+    const uint32_t whole = span->in_ring == layer->in_height && span->out_ring == layer->out_height;
+    if (is_pointwise(layer) && whole) { /* one long row: no block has a piece of two */
+        const uint32_t skipped = span->first * job.in_width;
+        job.input += skipped * layer->in_channels;
+        job.in_width = job.out_width = (span->end - span->first) * job.in_width;
+        job.in_height = 1;
+        run_rows(&job, &block, 0, 1, output + skipped * layer->out_channels);
+        return;
+    }
     for (uint32_t y = span->first; y < span->end;) {
         const uint32_t place = y % span->out_ring;
         const uint32_t room = span->out_ring - place;
