@@ -68,22 +68,28 @@ void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, cons
 /* Codes, and mask bits, of all channels of four pixels. */
 void tf_block_forward(const tf_forward_block *block);
 
-/* What tf_block_gradient works on: columns of scaled errors, in `taps` pieces of `pairs` * 2
- * values. Weights of a piece begin `offsets` (32 bits each) bytes behind `weights`, and those of
- * the next two output channels row_bytes later. */
+/* A *stream* is what tf_block_gradient reads: for every two output channels of every tap, where
+ * their weights begin (32 bits: bytes behind block->weights), then their scaled errors at the four
+ * pixels. In int16: */
+#define TF_STREAM_STEP (2u + 2u * TF_BLOCK_PIXELS)
+
 typedef struct {
     int16_t *output;
     int32_t steps[3]; /* in bytes */
-    const int16_t *columns;
-    const int16_t *offsets;
-    uint32_t taps, pairs;
+    const int16_t *stream, *stream_end;
     const int8_t *weights, *weights_end; /* four bytes per two input channels */
-    uint32_t row_bytes;
-    int32_t shift, half;        /* of the sums; half a step */
-    uint32_t largest, smallest; /* int16 pairs: of all values so far, at even and odd channels */
+    int32_t shift, half;                 /* of the sums; half a step */
+    uint32_t largest; /* |value| so far, at even and at odd channels: 16 bits each */
+#if TF_DSP
+    uint32_t loop; /* address of code */
+#endif
 } tf_gradient_block;
 
-/* Errors of an even number of input channels of four pixels. */
+/* Sets the fields that follow from stream and stream_end. */
+void tf_block_set_stream(tf_gradient_block *block, const int16_t *stream, uint32_t count);
+
+/* Errors of an even number of input channels of four pixels; where `largest` becomes 32768, those
+ * that are -32768 have still to be saturated to -32767. */
 void tf_block_gradient(tf_gradient_block *block);
 
 #endif

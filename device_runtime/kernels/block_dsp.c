@@ -637,12 +637,11 @@ void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, cons
     block->trained_loop = entry_for(trained_length / 2u);
 }
 
-/* 17 instructions of 4 bytes for one word of weights: what lies side by side in it are two input
- * channels of two output channels; the products want the latter side by side. */
+/* 16 instructions of 4 bytes for one word of weights: what lies side by side in it are two input
+ * channels of one output channel; the products want two output channels side by side. */
 #define GRADIENT_STEP                \
-    "ldr.w r12, [r1]\n\t"            \
-    "ldr.w r2, [sp, #40]\n\t"        \
-    "add.w r1, r1, r2\n\t"           \
+    "ldr.w r2, [r0], #4\n\t"         \
+    "ldr.w r12, [r1, r2]\n\t"        \
     "sxtb16 lr, r12\n\t"             \
     "sxtb16 r12, r12, ror #8\n\t"    \
     "pkhbt r3, lr, r12, lsl #16\n\t" \
@@ -658,102 +657,78 @@ void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, cons
     "smlad r10, r2, lr, r10\n\t"     \
     "smlad r11, r12, lr, r11\n\t"
 
-/* The sums of two channels of a pixel to errors of at most 32767, as a word in `a`; largest
- * (r2) and smallest (r3) so far. */
+/* The sums of two channels of a pixel to a word of errors in `a`; r2: largest |error| so far. */
 #define MAKE_ERRORS(a, b)                       \
     "asr " #a ", " #a ", r0\n\t"                \
     "asr " #b ", " #b ", r0\n\t"                \
     "ssat " #a ", #16, " #a "\n\t"              \
     "ssat " #b ", #16, " #b "\n\t"              \
     "pkhbt " #a ", " #a ", " #b ", lsl #16\n\t" \
-    "qsub16 " #a ", " #a ", r1\n\t"             \
-    "qadd16 " #a ", " #a ", r1\n\t"             \
-    "ssub16 lr, " #a ", r2\n\t"                 \
-    "sel r2, " #a ", r2\n\t"                    \
-    "ssub16 lr, " #a ", r3\n\t"                 \
-    "sel r3, r3, " #a "\n\t"
+    "ssub16 " #b ", r1, " #a "\n\t"             \
+    "sel " #b ", " #b ", " #a "\n\t"            \
+    "usub16 lr, " #b ", r2\n\t"                 \
+    "sel r2, " #b ", r2\n\t"
 
 __attribute__((naked)) void tf_block_gradient(tf_gradient_block *block __attribute__((unused))) {
     __asm volatile(
-        "push {r4-r11, lr}\n\t"
-        "sub sp, sp, #124\n\t"
-        "str r0, [sp, #60]\n\t"
+        "push {r0, r4-r11, lr}\n\t"
+        "sub sp, sp, #84\n\t"
         "mov r12, sp\n\t"
         "ldmia r0!, {r1-r8}\n\t"
-        "stmia r12!, {r1-r8}\n\t" /* 0: output, steps, columns, offsets, taps, pairs */
-        "ldmia r0, {r1-r7}\n\t"
-        "stmia r12, {r1-r7}\n\t" /* 32: weights, weights_end, row_bytes, shift, half, largest,
-                                     smallest */
-        "ldrd r9, r10, [sp, #24]\n\t"
-        "ldr r11, [sp, #16]\n\t"
-        "lsl r0, r10, #4\n\t"
-        "mla r11, r0, r9, r11\n\t"
-        "strd r0, r11, [sp, #68]\n\t" /* bytes of one tap's columns; end of all */
-        "mov r3, #68\n\t"
-        "adr r4, 3f\n\t"
-        "add r4, r4, #1\n\t"
-        "rsb r2, r10, #0\n\t"
-        "and r2, r2, #7\n\t"
-        "mla r2, r2, r3, r4\n\t"
-        "str r2, [sp, #64]\n\t" /* entry of the loop */
-        "mov r1, r5\n\t"
-        "mov r2, r5\n\t"
-        "mov r3, r5\n\t"
-        "mov r4, r5\n\t"
-        "mov r6, r5\n\t"
-        "mov r7, r5\n\t"
-        "mov r8, r5\n\t"
-        "add r12, sp, #84\n\t"
-        "stmia r12, {r1-r8}\n\t" /* eight halves */
+        "stmia r12!, {r1-r8}\n\t" /* 0: output, steps, stream, its end, weights, their end */
+        "ldmia r0, {r1-r4}\n\t"
+        "stmia r12!, {r1-r4}\n\t" /* 32: shift, half, largest, loop */
+        "mov r1, r2\n\t"
+        "mov r3, r2\n\t"
+        "mov r4, r2\n\t"
+        "mov r5, r2\n\t"
+        "mov r6, r2\n\t"
+        "mov r7, r2\n\t"
+        "mov r8, r2\n\t"
+        "stmia r12, {r1-r8}\n\t" /* 48: half, eight times */
 
         "1:\n\t" /* two input channels */
-        "add r0, sp, #84\n\t"
+        "add r0, sp, #48\n\t"
         "ldmia r0, {r4-r11}\n\t"
         "ldr r0, [sp, #16]\n\t"
+        "ldr r1, [sp, #24]\n\t"
+        "ldr pc, [sp, #44]\n\t"
+
+        "tf_block_gradient_loop:\n\t"
+        ".rept 16\n\t" GRADIENT_STEP ".endr\n\t"
         "ldr r2, [sp, #20]\n\t"
-        "2:\n\t" /* a tap */
-        "ldr r1, [r2], #4\n\t"
-        "str r2, [sp, #80]\n\t"
-        "ldr r2, [sp, #32]\n\t"
-        "add r1, r1, r2\n\t"
-        "ldr r2, [sp, #68]\n\t"
-        "add r2, r2, r0\n\t"
-        "str r2, [sp, #76]\n\t"
-        "ldr pc, [sp, #64]\n\t"
-
-        ".balign 4\n\t"
-        "3:\n\t"
-        ".rept 8\n\t" GRADIENT_STEP ".endr\n\t"
-        "ldr r2, [sp, #76]\n\t"
         "cmp r0, r2\n\t"
-        "bne 3b\n\t"
-        "ldr r3, [sp, #72]\n\t"
-        "ldr r2, [sp, #80]\n\t"
-        "cmp r0, r3\n\t"
-        "bne 2b\n\t"
+        "bne tf_block_gradient_loop\n\t"
 
-        "ldr r0, [sp, #44]\n\t"
-        "mov r1, #0x00010001\n\t"
-        "ldrd r2, r3, [sp, #52]\n\t"
+        "add r3, r1, #4\n\t"
+        "ldr r0, [sp, #32]\n\t"
+        "mov r1, #0\n\t"
+        "ldr r2, [sp, #40]\n\t"
         "ldr r12, [sp]\n\t" MAKE_ERRORS(r4, r8) "str r4, [r12]\n\t" MAKE_ERRORS(
-            r5, r9) "ldr r9, [sp, #4]\n\t"
-                    "str r5, [r12, r9]\n\t" MAKE_ERRORS(
-                        r6, r10) "ldr r10, [sp, #8]\n\t"
-                                 "str r6, [r12, r10]\n\t" MAKE_ERRORS(
-                                     r7, r11) "ldr r11, [sp, #12]\n\t"
-                                              "str r7, [r12, r11]\n\t"
-                                              "strd r2, r3, [sp, #52]\n\t"
-                                              "add r12, r12, #4\n\t"
-                                              "str r12, [sp]\n\t"
-                                              "ldrd r0, r1, [sp, #32]\n\t"
-                                              "add r0, r0, #4\n\t"
-                                              "str r0, [sp, #32]\n\t"
-                                              "cmp r0, r1\n\t"
-                                              "bne 1b\n\t"
-                                              "ldr r0, [sp, #60]\n\t"
-                                              "strd r2, r3, [r0, #52]\n\t"
-                                              "add sp, sp, #124\n\t"
-                                              "pop {r4-r11, pc}\n\t");
+            r5, r9) "ldrd r4, r8, [sp, #4]\n\t"
+                    "str r5, [r12, r4]\n\t" MAKE_ERRORS(
+                        r6, r10) "ldr r5, [sp, #12]\n\t"
+                                 "str r6, [r12, r8]\n\t" MAKE_ERRORS(r7,
+                                                                     r11) "str r7, [r12, r5]\n\t"
+                                                                          "add r12, r12, #4\n\t"
+                                                                          "str r2, [sp, #40]\n\t"
+                                                                          "str r12, [sp]\n\t"
+                                                                          "str r3, [sp, #24]\n\t"
+                                                                          "ldr r0, [sp, #28]\n\t"
+                                                                          "cmp r3, r0\n\t"
+                                                                          "bne 1b\n\t"
+                                                                          "add sp, sp, #84\n\t"
+                                                                          "pop {r0, r4-r11, lr}\n\t"
+                                                                          "str r2, [r0, #40]\n\t"
+                                                                          "bx lr\n\t");
+}
+
+extern const uint8_t tf_block_gradient_loop[];
+
+void tf_block_set_stream(tf_gradient_block *block, const int16_t *stream, uint32_t count) {
+    block->stream = stream;
+    block->stream_end = stream + TF_STREAM_STEP * count;
+    block->loop = address_of(tf_block_gradient_loop) + ((0u - count) & 15u) * 64u;
 }
 
 #endif

@@ -10,10 +10,10 @@ typedef struct {
     const int16_t *error;
     int16_t *out;
     uint32_t out_height, out_width; /* of the layer: of the error */
-    uint32_t piece;                 /* errors of a pixel, filled up to an even number */
+    uint32_t pairs;                 /* of output channels */
     int32_t shift;                  /* of the scaled errors */
-    int16_t *columns;
-    int16_t *offsets, *trained_offsets; /* 32 bits each: where the weights of the taps begin */
+    int16_t *stream;
+    uint16_t *taps; /* those in the stream */
 } job;
 
 /* Kernel rows (columns) first, first + stride, … see input position `at` from output positions
@@ -32,44 +32,39 @@ static meeting meet(uint32_t at, uint32_t pad, uint32_t stride, uint32_t kernel)
 
 /* The errors of an output pixel times their channels' multipliers; the shift is chosen so that
  * they use all bits of int16 but `error_headroom`. */
-static void scale_pixel(const job *job, const int16_t *error, int16_t *columns, uint32_t pixel) {
+static void scale_pixel(const job *job, const int16_t *error, int16_t *to) {
     const uint32_t channels = job->layer->out_channels;
     const int16_t *multiplier = job->layer->error_multiplier;
     const int32_t shift = job->shift, half = shift > 0 ? 1 << (shift - 1) : 0;
-    uint32_t o = 0;
+    for (uint32_t o = 0; o + 2u <= channels; o += 2u, to += TF_STREAM_STEP) {
 #if TF_DSP
-    int16_t *to = columns + tf_column_index(job->piece, pixel, 0);
-    for (; o + 2u <= channels; o += 2u, to += 8) {
         const int16x2_t e = (int16x2_t)tf_load32(error + o);
         const int16x2_t m = (int16x2_t)tf_load32(multiplier + o);
         const int32_t low = __smlabb(e, m, half) >> shift, high = __smlatt(e, m, half) >> shift;
         tf_store32(to, tf_pack_low((uint32_t)low, (uint32_t)high));
-    }
+#else
+        to[0] = (int16_t)((error[o] * multiplier[o] + half) >> shift);
+        to[1] = (int16_t)((error[o + 1u] * multiplier[o + 1u] + half) >> shift);
 #endif
-    for (; o < channels; o++) {
-        columns[tf_column_index(job->piece, pixel, o)] =
-            (int16_t)((error[o] * multiplier[o] + half) >> shift);
     }
     if (channels % 2u == 1u) {
-        columns[tf_column_index(job->piece, pixel, channels)] = 0;
+        to[0] = (int16_t)((error[channels - 1u] * multiplier[channels - 1u] + half) >> shift);
+        to[1] = 0;
     }
 }
 
-static void clear_pixel(const job *job, int16_t *columns, uint32_t pixel) {
-    for (uint32_t o = 0; o < job->piece; o++) {
-        columns[tf_column_index(job->piece, pixel, o)] = 0;
-    }
-}
-
-/* Columns of `count` input positions a stride apart, for the tap through which the first of them
- * sees output position (y, x). Zero where there is none; the last is repeated up to four. */
-static void gather_tap(const job *job, int32_t y, int32_t x, uint32_t count, int16_t *columns) {
+/* `count` input positions a stride apart, for a tap through which the first of them sees output
+ * position (y, x). Zero where there is none; the last is repeated up to four. */
+static void gather_tap(const job *job, int32_t y, int32_t x, uint32_t count, int16_t *to) {
     for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+        int16_t *pixel = to + 2u + 2u * p;
         if (x < 0 || x >= (int32_t)job->out_width) {
-            clear_pixel(job, columns, p);
+            for (uint32_t i = 0; i < job->pairs; i++) {
+                tf_store32(pixel + i * TF_STREAM_STEP, 0);
+            }
         } else {
             const uint32_t at = (uint32_t)y * job->out_width + (uint32_t)x;
-            scale_pixel(job, job->error + at * job->layer->out_channels, columns, p);
+            scale_pixel(job, job->error + at * job->layer->out_channels, pixel);
         }
         x += p + 1u < count;
     }
@@ -89,15 +84,29 @@ static uint32_t gather(const job *job, const meeting *rows, const meeting *cols,
             if (x + (int32_t)count <= 0 || x >= (int32_t)job->out_width) {
                 continue;
             }
-            const uint32_t tap = (rows->first + r * layer->stride_height) * layer->kernel_width +
-                                 cols->first + c * layer->stride_width;
-            tf_store32(job->offsets + 2u * taps, 2u * tap * layer->in_channels);
-            tf_store32(job->trained_offsets + 2u * taps, 2u * tap * job->weights->count);
-            gather_tap(job, y, x, count, job->columns + taps * TF_BLOCK_PIXELS * job->piece);
+            job->taps[taps] =
+                (uint16_t)((rows->first + r * layer->stride_height) * layer->kernel_width +
+                           cols->first + c * layer->stride_width);
+            gather_tap(job, y, x, count, job->stream + taps * job->pairs * TF_STREAM_STEP);
             taps++;
         }
     }
     return taps;
+}
+
+/* Where the weights of the stream's errors begin in a matrix with `channels` per tap. */
+static void put_offsets(const job *job, uint32_t taps, uint32_t channels) {
+    const uint32_t all_taps = (uint32_t)job->layer->kernel_height * job->layer->kernel_width;
+    const uint32_t row_bytes = 2u * tf_packed_length(all_taps * channels);
+    int16_t *to = job->stream;
+    for (uint32_t i = 0; i < taps; i++) {
+        uint32_t offset = 2u * job->taps[i] * channels;
+        for (uint32_t pair = 0; pair < job->pairs; pair++) {
+            tf_store32(to, offset);
+            offset += row_bytes;
+            to += TF_STREAM_STEP;
+        }
+    }
 }
 
 /* Channels first and first + 1 of a matrix; those in `wanted` (bits 0 and 1) go to places[0] and
@@ -153,40 +162,41 @@ static void run_fixed(const job *job, tf_gradient_block *block, int16_t *output)
     }
 }
 
-static void run_trained(const job *job, const tf_gradient_block *block, int16_t *output) {
+static void run_trained(const job *job, tf_gradient_block *block, int16_t *output) {
     const tf_weights *weights = job->weights;
     const uint32_t count = weights->count;
-    const uint32_t taps = (uint32_t)job->layer->kernel_height * job->layer->kernel_width;
-    tf_gradient_block trained = *block;
-    trained.offsets = job->trained_offsets;
-    trained.row_bytes = 2u * tf_packed_length(taps * count);
     for (uint32_t j = 0; j + 2u <= count; j += 2u) {
-        run_two(&trained, weights->trained, j, 3u, weights->channels + j, output);
+        run_two(block, weights->trained, j, 3u, weights->channels + j, output);
     }
     if (count == 1u) {
         const uint16_t places[2] = {weights->channels[0], 0};
-        run_two(&trained, weights->trained, 0, 1u, places, output);
+        run_two(block, weights->trained, 0, 1u, places, output);
     } else if (count % 2u == 1u) {
-        run_two(&trained, weights->trained, count - 2u, 2u, weights->channels + count - 2u, output);
+        run_two(block, weights->trained, count - 2u, 2u, weights->channels + count - 2u, output);
     }
 }
 
 /* `count` input positions, a column stride apart, whose errors begin at `output`. */
 static void run_block(const job *job, tf_gradient_block *block, uint32_t taps, uint32_t count,
-                      uint32_t stride, int16_t *output) {
-    block->taps = taps;
+                      int16_t *output) {
+    const uint32_t channels = job->layer->in_channels;
+    const uint32_t step = job->layer->stride_width * channels;
     for (uint32_t p = 1; p < TF_BLOCK_PIXELS; p++) {
-        const uint32_t pixel = p < count ? p : count - 1u;
-        block->steps[p - 1u] = (int32_t)(2u * pixel * stride * job->layer->in_channels);
+        block->steps[p - 1u] = (int32_t)(2u * (p < count ? p : count - 1u) * step);
     }
     if (taps == 0) {
         for (uint32_t p = 0; p < count; p++) {
-            memset(output + p * stride * job->layer->in_channels, 0, 2u * job->layer->in_channels);
+            memset(output + p * step, 0, 2u * channels);
         }
         return;
     }
+    tf_block_set_stream(block, job->stream, taps * job->pairs);
+    put_offsets(job, taps, channels);
     run_fixed(job, block, output);
-    run_trained(job, block, output);
+    if (job->weights->count > 0) {
+        put_offsets(job, taps, job->weights->count);
+        run_trained(job, block, output);
+    }
 }
 
 /* Rows `height` of `width` input positions each. */
@@ -201,8 +211,7 @@ static void run_all(const job *job, tf_gradient_block *block, uint32_t height, u
                 const uint32_t left = (width - x - 1u) / stride + 1u;
                 const uint32_t count = left < TF_BLOCK_PIXELS ? left : TF_BLOCK_PIXELS;
                 const uint32_t taps = gather(job, &rows, &cols, count);
-                run_block(job, block, taps, count, stride,
-                          job->out + (y * width + x) * layer->in_channels);
+                run_block(job, block, taps, count, job->out + (y * width + x) * layer->in_channels);
             }
         }
     }
@@ -213,54 +222,39 @@ static uint32_t is_pointwise(const tf_convolution *layer) {
            layer->stride_width == 1 && layer->pad_top == 0 && layer->pad_left == 0;
 }
 
-static int32_t larger(int32_t a, int32_t b) {
-    return a > b ? a : b;
-}
-
-/* The largest |value| that blocks noted. */
-static int32_t noted_magnitude(const tf_gradient_block *block) {
-    const int32_t low = larger((int16_t)block->largest, -(int16_t)block->smallest);
-    const int32_t high = larger((int16_t)(block->largest >> 16), -(int16_t)(block->smallest >> 16));
-    return larger(low, high);
-}
-
-static int32_t magnitude_of(const int16_t *error, uint32_t size) {
-    int32_t largest = 0, smallest = 0;
+/* Saturates -32768, which blocks leave, to -32767; returns the largest |error|. */
+static int32_t saturate(int16_t *error, uint32_t size) {
+    int32_t largest = 0;
     for (uint32_t i = 0; i < size; i++) {
-        largest = error[i] > largest ? error[i] : largest;
-        smallest = error[i] < smallest ? error[i] : smallest;
+        if (error[i] == INT16_MIN) {
+            error[i] = -INT16_MAX;
+        }
+        tf_note_magnitude(&largest, error[i]);
     }
-    return larger(largest, -smallest);
+    return largest;
 }
 
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                    tf_scale *out_scale, int16_t *scratch) {
     const int32_t left = tf_headroom(scale) - layer->error_headroom;
-    const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
     const uint32_t most_taps = ((layer->kernel_height - 1u) / layer->stride_height + 1u) *
                                ((layer->kernel_width - 1u) / layer->stride_width + 1u);
-    const uint32_t piece = (layer->out_channels + 1u) & ~1u;
+    const uint32_t pairs = (layer->out_channels + 1u) / 2u;
     job job = {layer,
                weights,
                error,
                out,
                layer->out_height,
                layer->out_width,
-               piece,
+               pairs,
                15 - left,
                scratch,
-               scratch + TF_BLOCK_PIXELS * piece * most_taps,
-               NULL};
-    job.trained_offsets = job.offsets + 2u * most_taps;
+               (uint16_t *)(scratch + most_taps * pairs * TF_STREAM_STEP)};
     tf_gradient_block block;
-    block.columns = job.columns;
-    block.offsets = job.offsets;
-    block.pairs = piece / 2u;
-    block.row_bytes = 2u * tf_packed_length(taps * layer->in_channels);
     block.shift = layer->error_shift;
     block.half = layer->error_shift > 0 ? 1 << (layer->error_shift - 1) : 0;
-    block.largest = block.smallest = 0;
+    block.largest = 0;
     if (is_pointwise(layer)) { /* one long row: blocks go on from one row to the next */
         job.out_width *= job.out_height;
         job.out_height = 1;
@@ -268,9 +262,13 @@ void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *e
     } else {
         run_all(&job, &block, layer->in_height, layer->in_width);
     }
+    const uint32_t low = block.largest & 0xffffu, high = block.largest >> 16;
+    const uint32_t largest = low > high ? low : high;
+    /* What two channels at a time have made is not all there to stay. */
+    const uint32_t uncertain = weights->count > 0 || layer->in_channels % 2u == 1u;
     out_scale->magnitude =
-        weights->count == 0 && layer->in_channels % 2u == 0
-            ? noted_magnitude(&block)
-            : magnitude_of(out, (uint32_t)layer->in_height * layer->in_width * layer->in_channels);
+        largest > INT16_MAX || uncertain
+            ? saturate(out, (uint32_t)layer->in_height * layer->in_width * layer->in_channels)
+            : (int32_t)largest;
     out_scale->exponent = scale->exponent + layer->error_exponent - left + layer->error_shift;
 }

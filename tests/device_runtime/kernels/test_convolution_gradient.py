@@ -19,7 +19,7 @@ def scale_of(error: np.ndarray, exponent: int) -> Struct:
 
 def scratch_of(case: Case) -> np.ndarray:
     taps = math.ceil(case.kernel[0] / case.stride[0]) * math.ceil(case.kernel[1] / case.stride[1])
-    return np.full(taps * (4 * round_up(case.outputs, 2) + 4), 0x5A5A, np.int16)
+    return np.full(taps * (5 * round_up(case.outputs, 2) + 1), 0x5A5A, np.int16)
 
 
 def check(engines: Engines, case: Case, error: np.ndarray) -> None:
