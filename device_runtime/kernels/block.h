@@ -68,6 +68,31 @@ void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, cons
 /* Codes, and mask bits, of all channels of four pixels. */
 void tf_block_forward(const tf_forward_block *block);
 
+/* Gradients of weights are made of four input channels and two output channels at a time. */
+#define TF_BLOCK_LANES 4u
+
+typedef struct {
+    int32_t of[2][TF_BLOCK_LANES]; /* output channel, input channel */
+} tf_gradients;
+
+/* Place of the input of `lane` at `pixel` in *planes* of `pixels` (an even number) each: for DSP
+ * instructions interleaved like columns, two pixels of lane 0, of lane 1, … */
+static inline uint32_t tf_plane_index(uint32_t pixels, uint32_t lane, uint32_t pixel) {
+#if TF_DSP
+    (void)pixels;
+    return (pixel >> 1) * 2u * TF_BLOCK_LANES + 2u * lane + (pixel & 1u);
+#else
+    return lane * pixels + pixel;
+#endif
+}
+
+#if TF_DSP
+/* sums += products of the errors of two output channels, `step` bytes from pixel to pixel, and
+ * planes, over `pairs` (at least 1) of pixels. */
+void tf_block_correlate(const int16_t *planes, const int16_t *error, uint32_t step, uint32_t pairs,
+                        tf_gradients *sums);
+#endif
+
 /* A *stream* is what tf_block_gradient reads: for every two output channels of every tap, where
  * their weights begin (32 bits: bytes behind block->weights), then their scaled errors at the four
  * pixels. In int16: */

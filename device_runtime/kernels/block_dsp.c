@@ -731,4 +731,52 @@ void tf_block_set_stream(tf_gradient_block *block, const int16_t *stream, uint32
     block->loop = address_of(tf_block_gradient_loop) + ((0u - count) & 15u) * 64u;
 }
 
+/* 16 instructions of 4 bytes for two pixels: their errors of two channels, then the inputs. */
+#define CORRELATE_STEP              \
+    "ldr.w r12, [sp]\n\t"           \
+    "ldr.w r2, [r1]\n\t"            \
+    "ldr.w r3, [r1, r12]\n\t"       \
+    "add.w r1, r1, r12, lsl #1\n\t" \
+    "pkhbt lr, r2, r3, lsl #16\n\t" \
+    "pkhtb r2, r3, r2, asr #16\n\t" \
+    "ldrd r3, r12, [r0], #8\n\t"    \
+    "smlad r4, lr, r3, r4\n\t"      \
+    "smlad r5, lr, r12, r5\n\t"     \
+    "smlad r8, r2, r3, r8\n\t"      \
+    "smlad r9, r2, r12, r9\n\t"     \
+    "ldrd r3, r12, [r0], #8\n\t"    \
+    "smlad r6, lr, r3, r6\n\t"      \
+    "smlad r7, lr, r12, r7\n\t"     \
+    "smlad r10, r2, r3, r10\n\t"    \
+    "smlad r11, r2, r12, r11\n\t"
+
+__attribute__((naked)) void tf_block_correlate(const int16_t *planes __attribute__((unused)),
+                                               const int16_t *error __attribute__((unused)),
+                                               uint32_t step __attribute__((unused)),
+                                               uint32_t pairs __attribute__((unused)),
+                                               tf_gradients *sums __attribute__((unused))) {
+    __asm volatile("push {r4-r11, lr}\n\t"
+                   "sub sp, sp, #8\n\t"
+                   "add r12, r0, r3, lsl #4\n\t"
+                   "strd r2, r12, [sp]\n\t" /* step; end of the planes */
+                   "rsb r2, r3, #0\n\t"
+                   "and r2, r2, #7\n\t"
+                   "adr r3, 1f\n\t"
+                   "add r3, r3, r2, lsl #6\n\t"
+                   "ldr lr, [sp, #44]\n\t"
+                   "ldmia lr, {r4-r11}\n\t"
+                   "add r3, r3, #1\n\t"
+                   "bx r3\n\t"
+                   ".balign 4\n\t"
+                   "1:\n\t"
+                   ".rept 8\n\t" CORRELATE_STEP ".endr\n\t"
+                   "ldr r2, [sp, #4]\n\t"
+                   "cmp r0, r2\n\t"
+                   "bne 1b\n\t"
+                   "ldr lr, [sp, #44]\n\t"
+                   "stmia lr, {r4-r11}\n\t"
+                   "add sp, sp, #8\n\t"
+                   "pop {r4-r11, pc}\n\t");
+}
+
 #endif
