@@ -87,8 +87,8 @@ static inline uint32_t tf_plane_index(uint32_t pixels, uint32_t lane, uint32_t p
 }
 
 #if TF_DSP
-/* sums += products of the errors of two output channels, `step` bytes from pixel to pixel, and
- * planes, over `pairs` (at least 1) of pixels. */
+/* Sums of the products of planes and the errors of two output channels, `step` bytes from pixel to
+ * pixel, over `pairs` (at least 1) of pixels. */
 void tf_block_correlate(const int16_t *planes, const int16_t *error, uint32_t step, uint32_t pairs,
                         tf_gradients *sums);
 #endif

@@ -6,103 +6,141 @@
 /* Sums over so many pixels fit 32 bits (codegen/layer_arithmetic.py: PIXELS_IN_32_BITS). */
 #define PIECE 256u
 
-/* Errors of two output channels, or of the only one there is. */
+/* What does not change between the trained channels of a layer. */
 typedef struct {
-    const int16_t *first;
-    uint32_t step; /* from pixel to pixel */
-    uint32_t both;
-} error_pair;
+    const tf_convolution *layer;
+    const int16_t *error;
+    const int8_t *input;
+    const tf_trained *trained;
+    const tf_update *update;
+    int16_t *planes;
+    uint32_t pixels, even;      /* of the output; rounded up to an even number */
+    uint32_t length, row_bytes; /* of the trained matrix; row_bytes of two rows */
+    int32_t exponent;           /* of the steps */
+} job;
 
-/* What one tap sees of up to four channels at all output pixels, minus the zero point. */
-static void gather(const tf_convolution *layer, const int8_t *input, uint32_t tap,
-                   const uint16_t *channels, uint32_t lanes, int16_t *planes) {
-    const uint32_t width = layer->out_width, pixels = width * layer->out_height;
-    const uint32_t even = (pixels + 1u) & ~1u;
+/* Inputs of `lanes` trained channels from `j` on, minus the zero point, at what the tap sees from
+ * each output pixel. */
+static __attribute__((noinline)) void gather(const job *job, uint32_t tap, uint32_t j,
+                                             uint32_t lanes) {
+    const tf_convolution *layer = job->layer;
+    const uint16_t *channels = job->trained->channels + j;
+    const uint32_t width = layer->out_width;
     const int32_t row = (int32_t)(tap / layer->kernel_width) - layer->pad_top;
     const int32_t col = (int32_t)(tap % layer->kernel_width) - layer->pad_left;
-    memset(planes, 0, 2u * TF_BLOCK_LANES * even);
+    const int32_t zero = layer->in_zero;
+    /* Lanes that are not wanted repeat the last. */
+    const uint32_t c0 = channels[0], c1 = channels[lanes > 1u ? 1 : lanes - 1u];
+    const uint32_t c2 = channels[lanes > 2u ? 2 : lanes - 1u], c3 = channels[lanes - 1u];
+    uint32_t at = 0;
     for (uint32_t y = 0; y < layer->out_height; y++) {
         const int32_t in_y = (int32_t)(y * layer->stride_height) + row;
-        if (in_y < 0 || in_y >= layer->in_height) {
-            continue;
-        }
-        const int8_t *line = input + (uint32_t)in_y * layer->in_width * layer->in_channels;
-        for (uint32_t x = 0; x < width; x++) {
-            const int32_t in_x = (int32_t)(x * layer->stride_width) + col;
-            if (in_x < 0 || in_x >= layer->in_width) {
+        const uint32_t inside = in_y >= 0 && in_y < layer->in_height;
+        const int8_t *line =
+            job->input + (inside ? (uint32_t)in_y : 0u) * layer->in_width * layer->in_channels;
+        int32_t in_x = col;
+        for (uint32_t x = 0; x < width; x++, at++, in_x += layer->stride_width) {
+            int16_t *to = job->planes + tf_plane_index(job->even, 0, at);
+            if (!inside || in_x < 0 || in_x >= layer->in_width) {
+                for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
+                    to[tf_plane_index(job->even, lane, 0)] = 0;
+                }
                 continue;
             }
             const int8_t *pixel = line + (uint32_t)in_x * layer->in_channels;
-            int16_t *to = planes + tf_plane_index(even, 0, y * width + x);
-            for (uint32_t lane = 0; lane < lanes; lane++) {
-                to[tf_plane_index(even, lane, 0)] =
-                    (int16_t)(pixel[channels[lane]] - layer->in_zero);
-            }
+            to[0] = (int16_t)(pixel[c0] - zero);
+            to[tf_plane_index(job->even, 1, 0)] = (int16_t)(pixel[c1] - zero);
+            to[tf_plane_index(job->even, 2, 0)] = (int16_t)(pixel[c2] - zero);
+            to[tf_plane_index(job->even, 3, 0)] = (int16_t)(pixel[c3] - zero);
         }
     }
 }
 
-/* Adds error * input of one pixel. */
-static void add_pixel(const int16_t *planes, uint32_t pixels, uint32_t pixel,
-                      const error_pair *error, tf_gradients *sums) {
-    const int16_t *at = error->first + pixel * error->step;
+/* Adds error * input of one pixel; `both` output channels or only the first. */
+static void add_pixel(const job *job, const int16_t *error, uint32_t both, uint32_t pixel,
+                      tf_gradients *sums) {
+    const int16_t *at = error + pixel * job->layer->out_channels;
     for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
-        const int32_t input = planes[tf_plane_index(pixels, lane, pixel)];
+        const int32_t input = job->planes[tf_plane_index(job->even, lane, pixel)];
         sums->of[0][lane] += at[0] * input;
-        sums->of[1][lane] += error->both ? at[1] * input : 0;
+        sums->of[1][lane] += both ? at[1] * input : 0;
     }
 }
 
-/* Adds error * input of `count` (at most PIECE) pixels from `first` (even) on. */
-static void add_piece(const int16_t *planes, uint32_t pixels, uint32_t first, uint32_t count,
-                      const error_pair *error, tf_gradients *sums) {
-    uint32_t i = 0;
+/* Sums of error * input over `count` (at most PIECE) pixels from `first` (even) on. */
+static void sum_piece(const job *job, const int16_t *error, uint32_t both, uint32_t first,
+                      uint32_t count, tf_gradients *sums) {
+    const uint32_t step = job->layer->out_channels;
+    uint32_t done = 0;
 #if TF_DSP
-    if (error->both && count >= 2u) {
-        i = count & ~1u;
-        tf_block_correlate(planes + tf_plane_index(pixels, 0, first),
-                           error->first + first * error->step, 2u * error->step, i / 2u, sums);
+    if (both && count >= 2u) {
+        done = count & ~1u;
+        tf_block_correlate(job->planes + tf_plane_index(job->even, 0, first), error + first * step,
+                           2u * step, done / 2u, sums);
+    } else {
+        memset(sums, 0, sizeof *sums);
     }
 #else
     int16_t errors[2][PIECE];
-    for (; i < count; i++) {
-        const int16_t *at = error->first + (first + i) * error->step;
-        errors[0][i] = at[0];
-        errors[1][i] = error->both ? at[1] : 0;
+    for (; done < count; done++) {
+        const int16_t *at = error + (first + done) * step;
+        errors[0][done] = at[0];
+        errors[1][done] = both ? at[1] : 0;
     }
     for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
-        const int16_t *plane = planes + tf_plane_index(pixels, lane, first);
+        const int16_t *plane = job->planes + tf_plane_index(job->even, lane, first);
         int32_t sum0 = 0, sum1 = 0;
-        for (i = 0; i < count; i++) {
+        for (uint32_t i = 0; i < count; i++) {
             sum0 += plane[i] * errors[0][i];
             sum1 += plane[i] * errors[1][i];
         }
-        sums->of[0][lane] += sum0;
-        sums->of[1][lane] += sum1;
+        sums->of[0][lane] = sum0;
+        sums->of[1][lane] = sum1;
     }
 #endif
-    for (; i < count; i++) {
-        add_pixel(planes, pixels, first + i, error, sums);
+    for (; done < count; done++) {
+        add_pixel(job, error, both, first + done, sums);
     }
 }
 
 /* The same over all pixels, in 64 bits, and rounded to what the layer's gradients keep. */
-static void add_wide(const tf_convolution *layer, const int16_t *planes, uint32_t even,
-                     const error_pair *error, tf_gradients *sums) {
-    const uint32_t pixels = (uint32_t)layer->out_width * layer->out_height;
+static __attribute__((noinline)) void sum_wide(const job *job, const int16_t *error, uint32_t both,
+                                               tf_gradients *sums) {
     int64_t totals[2][TF_BLOCK_LANES] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
-    for (uint32_t first = 0; first < pixels; first += PIECE) {
-        const uint32_t count = pixels - first < PIECE ? pixels - first : PIECE;
-        tf_gradients part = {{{0, 0, 0, 0}, {0, 0, 0, 0}}};
-        add_piece(planes, even, first, count, error, &part);
+    for (uint32_t first = 0; first < job->pixels; first += PIECE) {
+        const uint32_t left = job->pixels - first;
+        tf_gradients part;
+        sum_piece(job, error, both, first, left < PIECE ? left : PIECE, &part);
         for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
             totals[0][lane] += part.of[0][lane];
             totals[1][lane] += part.of[1][lane];
         }
     }
     for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
-        sums->of[0][lane] = (int32_t)tf_round_shift(totals[0][lane], layer->gradient_shift);
-        sums->of[1][lane] = (int32_t)tf_round_shift(totals[1][lane], layer->gradient_shift);
+        sums->of[0][lane] = (int32_t)tf_round_shift(totals[0][lane], job->layer->gradient_shift);
+        sums->of[1][lane] = (int32_t)tf_round_shift(totals[1][lane], job->layer->gradient_shift);
+    }
+}
+
+/* Weights l … l + lanes - 1 of row o take their steps. */
+static __attribute__((noinline)) void update_row(const job *job, uint32_t o, uint32_t l,
+                                                 uint32_t lanes, const int32_t *gradients) {
+    const tf_trained *trained = job->trained;
+    const tf_step step =
+        tf_make_step(job->layer->weight_gain[o], job->update->learning_rate_q20, job->exponent);
+    uint32_t at = o / 2u * job->row_bytes + 2u * l + o % 2u;
+    if (trained->fractions != NULL && step.shift >= 33 && step.shift <= 62) {
+        /* tf_apply_step without its other cases. */
+        const int32_t half = 1 << (step.shift - 33), shift = step.shift - 32;
+        for (uint32_t lane = 0; lane < lanes; lane++, at += 2u) {
+            const int32_t high = (int32_t)(((int64_t)gradients[lane] * step.mantissa) >> 32);
+            tf_change_state(&trained->weights[at], &trained->fractions[at], (high + half) >> shift);
+        }
+        return;
+    }
+    for (uint32_t lane = 0; lane < lanes; lane++, at += 2u) {
+        tf_update_weight(trained, job->update, at, o * job->length + l + lane, gradients[lane],
+                         step);
     }
 }
 
@@ -113,32 +151,27 @@ void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *er
     const uint32_t outputs = layer->out_channels;
     const uint32_t pixels = (uint32_t)layer->out_width * layer->out_height;
     const uint32_t even = (pixels + 1u) & ~1u;
-    const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
-    const uint32_t length = taps * trained->count, row_bytes = 2u * tf_packed_length(length);
-    const uint32_t rate = update->learning_rate_q20;
+    const uint32_t length = (uint32_t)layer->kernel_height * layer->kernel_width * trained->count;
     const int32_t exponent = scale->exponent + layer->gradient_shift + tf_fraction_bits(trained);
-    for (uint32_t tap = 0, j = 0, l = 0; l < length; j = l % trained->count) {
+    const job job = {layer,   error,  input, trained, update,
+                     scratch, pixels, even,  length,  2u * tf_packed_length(length),
+                     exponent};
+    for (uint32_t l = 0; l < length;) {
+        const uint32_t tap = l / trained->count, j = l % trained->count;
         const uint32_t left = trained->count - j;
         const uint32_t lanes = left < TF_BLOCK_LANES ? left : TF_BLOCK_LANES;
-        tap = l / trained->count;
-        gather(layer, input, tap, trained->channels + j, lanes, scratch);
+        gather(&job, tap, j, lanes);
         for (uint32_t o = 0; o < outputs; o += 2u) {
-            const uint32_t rows = outputs - o < 2u ? 1u : 2u;
-            const error_pair two = {error + o, outputs, rows == 2u};
-            tf_gradients sums = {{{0, 0, 0, 0}, {0, 0, 0, 0}}};
+            const uint32_t both = outputs - o > 1u;
+            tf_gradients sums;
             if (pixels <= PIECE) {
-                add_piece(scratch, even, 0, pixels, &two, &sums);
+                sum_piece(&job, error + o, both, 0, pixels, &sums);
             } else {
-                add_wide(layer, scratch, even, &two, &sums);
+                sum_wide(&job, error + o, both, &sums);
             }
-            for (uint32_t r = 0; r < rows; r++) {
-                const tf_step step = tf_make_step(layer->weight_gain[o + r], rate, exponent);
-                const uint32_t at = o / 2u * row_bytes + 2u * l + r;
-                const uint32_t value = (o + r) * length + l;
-                for (uint32_t lane = 0; lane < lanes; lane++) {
-                    tf_update_weight(trained, update, at + 2u * lane, value + lane,
-                                     sums.of[r][lane], step);
-                }
+            update_row(&job, o, l, lanes, sums.of[0]);
+            if (both) {
+                update_row(&job, o + 1u, l, lanes, sums.of[1]);
             }
         }
         l += lanes;
