@@ -44,7 +44,8 @@ from codegen.flash_layout import FlashLayout, Region, linker_script, plan_flash
 from codegen.importer import import_model
 from codegen.ir import Graph
 from codegen.plans import DEFAULT_NAMES, Plan, PlanSpec, default_plans, load_plan, resolve
-from codegen.program import Program, lower
+from codegen.lowering import lower
+from codegen.program import Program
 from codegen.quantize import load_calibration, quantize
 from codegen.toolchain import (
     LinkError,

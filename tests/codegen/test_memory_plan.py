@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.memory_plan import ALIGNMENT, Buffer, arena_bytes, lower_bound, plan_offsets
-from codegen.program import lower
+from codegen.lowering import lower
 from tests.codegen.random_graphs import full_plan, random_graph, random_plan
 
 

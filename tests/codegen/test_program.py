@@ -4,7 +4,7 @@ import dataclasses
 
 from codegen.ir import Conv
 from codegen.memory_plan import arena_bytes, plan_offsets
-from codegen.program import lower
+from codegen.lowering import lower
 from tests.codegen.random_graphs import full_plan, random_graph
 
 

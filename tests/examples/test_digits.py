@@ -13,7 +13,8 @@ from codegen.compile import build_host_engine
 from codegen.host_engine import HostEngine
 from codegen.importer import import_model
 from codegen.plans import load_plan, resolve
-from codegen.program import Program, lower
+from codegen.lowering import lower
+from codegen.program import Program
 from codegen.quantization_report import simulate
 from codegen.quantize import load_calibration, quantize, quantize_input
 from simulator.digits import DeviceSamples, deal
