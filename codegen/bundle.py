@@ -81,14 +81,14 @@ class TensorInfo(_Strict):
     offset: Annotated[int, Field(ge=0, multiple_of=4)]
     limit: Count
     step: tuple[float, ...]
+    order: Literal["plain", "row-pairs"]
 
 
 class SegmentInfo(_Strict):
-    """A run of a plan's delta: ``start … start + count`` of a tensor's last axis."""
+    """The part of a plan's delta in one tensor: runs (start, count) of the tensor's last axis."""
 
     tensor: str
-    start: Count
-    count: Count
+    channels: tuple[tuple[Count, Count], ...]
     values: Count
     shift: Count
 

@@ -43,8 +43,16 @@ from codegen.errors import BudgetError, ModelError, ToolchainError
 from codegen.flash_layout import FlashLayout, Region, linker_script, plan_flash
 from codegen.importer import import_model
 from codegen.ir import Graph
-from codegen.plans import DEFAULT_NAMES, Plan, PlanSpec, default_plans, load_plan, resolve
 from codegen.lowering import lower
+from codegen.plans import (
+    DEFAULT_NAMES,
+    Plan,
+    PlanSpec,
+    default_plans,
+    load_plan,
+    resolve,
+    runs_of,
+)
 from codegen.program import Program
 from codegen.quantize import load_calibration, quantize
 from codegen.toolchain import (
@@ -284,6 +292,7 @@ def _manifest(
             offset=tensor.offset,
             limit=tensor.limit,
             step=tensor.step,
+            order=tensor.order,
         )
         for tensor in blob.layout(graph)
     ]
@@ -308,8 +317,7 @@ def _manifest(
             segments=tuple(
                 SegmentInfo(
                     tensor=segment.tensor,
-                    start=segment.start,
-                    count=segment.count,
+                    channels=tuple(runs_of(segment.channels)),
                     values=segment.values,
                     shift=segment.shift,
                 )

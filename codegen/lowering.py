@@ -219,7 +219,7 @@ class _Builder:
         return height * width * op.weight.size
 
     def _partly_trained(self, op: Parameterized) -> int:
-        """Trained channels of the weights; 0 where none are, or all (then they are used as such)."""
+        """Trained channels of the weights; 0 where none are, or all: those are used as they are."""
         count = self.trained_channels.get(f"{op.name}.weight", 0)
         return 0 if count == op.weight.shape[-1] else count
 
@@ -427,9 +427,7 @@ class _Builder:
         name = self._buffer(f"error columns {op.name}", size)
         buffers = {**error, "scratch": name}
         macs = self._macs(op)
-        self._propagate(
-            f"{kind}_input_gradient", op, op.input, buffers, macs=macs, over_error=over
-        )
+        self._propagate(f"{kind}_input_gradient", op, op.input, buffers, macs=macs, over_error=over)
 
     def lower_bound(self) -> int:
         """Bytes that the arena needs at least."""

@@ -43,13 +43,13 @@ class LastLayers(_Strict):
 class WeightSpec(_Strict):
     """Channels of the last axis of a layer's weight (input channels; depthwise: channels).
 
-    Either a range, or ``channels``: a list of positions in any order.
+    Either a range, or ``channels``: positions and runs [start, count] in any order.
     """
 
     layer: str
     start: int = Field(default=0, ge=0)
     count: Literal["all"] | int = "all"
-    channels: list[int] | None = None
+    channels: list[int | tuple[int, int]] | None = None
     chosen_by: str | None = None
     """How the channels were chosen (``weight-norm``, ``fisher`` …): for readers, not in the id."""
 
@@ -79,16 +79,16 @@ class WeightUpdate:
         """Number of trained channels."""
         return len(self.channels)
 
-    @property
-    def runs(self) -> list[list[int]]:
-        """The channels as runs [start, count]."""
-        runs: list[list[int]] = []
-        for channel in self.channels:
-            if runs and channel == runs[-1][0] + runs[-1][1]:
-                runs[-1][1] += 1
-            else:
-                runs.append([channel, 1])
-        return runs
+
+def runs_of(channels: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending positions as runs (start, count)."""
+    runs: list[tuple[int, int]] = []
+    for channel in channels:
+        if runs and sum(runs[-1]) == channel:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((channel, 1))
+    return runs
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ class Plan:
             "format": FORMAT,
             "biases": list(self.biases),
             "weights": [
-                {"layer": item.layer, "channels": item.runs} for item in self.weights
+                {"layer": item.layer, "channels": [list(run) for run in runs_of(item.channels)]}
+                for item in self.weights
             ],
             "head": self.head,
             "state": self.state,
@@ -201,7 +202,7 @@ def _published(name: str, content: dict[str, Any], origin: str) -> PlanSpec:
     weights = [
         WeightSpec(layer=item.layer)
         if item.kept_index == "all"
-        else WeightSpec(layer=item.layer, channels=item.kept_index, chosen_by="weight-norm")
+        else WeightSpec(layer=item.layer, channels=[*item.kept_index], chosen_by="weight-norm")
         for item in plan.weight_layers
         if item.kept > 0
     ]
@@ -224,7 +225,7 @@ def parse_plan(content: dict[str, Any], origin: str) -> PlanSpec:
         raise PlanError(f"{origin}: {'; '.join(dict.fromkeys(problems))}") from error
 
 
-_UNION_BRANCHES = {"LastLayers", "list[str]", "literal['all']", "int"}
+_UNION_BRANCHES = {"LastLayers", "list[str]", "literal['all']", "int", "tuple[int, int]"}
 
 
 def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
@@ -284,8 +285,12 @@ def _channels(item: WeightSpec, channels: int, plan: str) -> tuple[int, ...]:
         where = f"{plan}: layer {item.layer!r}"
         if item.start != 0 or item.count != "all":
             raise PlanError(f"{where} has a list of channels and a range; give one of them")
-        chosen = tuple(sorted(set(item.channels)))
-        if not chosen or len(chosen) < len(item.channels):
+        listed: list[int] = []
+        for entry in item.channels:
+            start, count = entry if isinstance(entry, tuple) else (entry, 1)
+            listed += range(start, start + count)
+        chosen = tuple(sorted(set(listed)))
+        if not chosen or len(chosen) < len(listed):
             problem = "names a channel twice" if chosen else "has an empty list of channels"
             raise PlanError(f"{where} {problem}; list each trained channel once")
         if chosen[0] < 0 or chosen[-1] >= channels:

@@ -1,4 +1,4 @@
-"""Bytes of scratch that kernels ask for: the formulas of device_runtime/include/tinyfleet/kernels.h.
+"""Bytes of scratch that kernels ask for.
 
 Scratch belongs to one step: it shares the arena with everything that isn't live at that step.
 """

@@ -167,7 +167,9 @@ class Manifest(_Model):
                 raise ValueError(f"plan {plan.name} names no tensor: {segment.tensor}")
             last = tensor.shape[-1]
             ends = [start + count for start, count in segment.channels]
-            if any(start < end for end, (start, _) in zip(ends, segment.channels[1:], strict=False)):
+            if any(
+                start < end for end, (start, _) in zip(ends, segment.channels[1:], strict=False)
+            ):
                 raise ValueError(f"plan {plan.name} has channels of {segment.tensor} out of order")
             if ends[-1] > last:
                 raise ValueError(f"plan {plan.name} goes beyond the end of {segment.tensor}")

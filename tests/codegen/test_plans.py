@@ -16,7 +16,7 @@ from codegen.importer import import_model
 from codegen.ir import Conv, Graph
 from codegen.plans import (
     PlanSpec,
-    WeightRange,
+    WeightUpdate,
     default_plans,
     load_plan,
     parameter_count,
@@ -63,8 +63,8 @@ def test_weights_are_sorted_into_execution_order_and_ranges_become_numbers(graph
         graph,
     )
     assert plan.weights == (
-        WeightRange(first.name, 0, first.weight.shape[-1]),
-        WeightRange(last.name, 3, channels - 3),
+        WeightUpdate(first.name, tuple(range(first.weight.shape[-1]))),
+        WeightUpdate(last.name, tuple(range(3, channels))),
     )
 
 

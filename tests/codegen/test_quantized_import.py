@@ -20,8 +20,8 @@ from codegen.importer import import_model, import_proto
 from codegen.interpreter import Interpreter
 from codegen.ir import Conv, DepthwiseConv
 from codegen.layer_arithmetic import logit_scale
-from codegen.plans import default_plans
 from codegen.lowering import lower
+from codegen.plans import default_plans
 from codegen.quantize import load_calibration, quantize, quantize_input
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"

@@ -14,8 +14,8 @@ from codegen.host_engine import HostEngine
 from codegen.importer import import_model
 from codegen.interpreter import Interpreter
 from codegen.ir import Graph
-from codegen.plans import Plan, default_plans
 from codegen.lowering import lower
+from codegen.plans import Plan, default_plans
 from codegen.program import Program
 from codegen.quantize import load_calibration, quantize, quantize_input
 from codegen.toolchain import find_toolchain

@@ -28,15 +28,19 @@ typedef struct {
     uint32_t loss_q16;   /* cross entropy in nats times 2^16 */
 } tf_frame;
 
-/* A run of values of one tensor that a plan trains, in delta order. */
+/* The values of one tensor that a plan trains, in delta order: `lines` of `count` values each. The
+ * state has just these, in the order in which the blob has the whole tensor. */
 typedef struct {
     uint32_t values;          /* total number of values */
     uint32_t blob_offset;     /* of the tensor in the weights blob */
-    uint32_t state_offset;    /* of the working copy (whole tensor) in the state */
-    uint32_t fraction_offset; /* int8 fractions of the trained values; q8.8 only */
+    uint32_t state_offset;    /* of the trained values in the state */
+    uint32_t fraction_offset; /* their int8 fractions, same order; q8.8 only */
+    const uint16_t *channels; /* trained positions of the last axis, ascending; NULL: all */
     uint16_t row;             /* length of the tensor's last axis */
-    uint16_t start, count;    /* trained range of the last axis */
+    uint16_t count;           /* trained positions of it */
+    uint16_t taps;            /* packed: lines of one output channel */
     uint8_t bytes;            /* size of one value in the blob: 1, 2 or 4 */
+    uint8_t packed;           /* 1: rows in pairs, see kernels.h */
     uint8_t has_fraction;     /* 1: q8.8 */
     uint8_t shift;            /* delta unit = 2^shift units of the state */
 } tf_segment;

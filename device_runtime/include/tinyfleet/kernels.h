@@ -151,9 +151,11 @@ void tf_pool_input_gradient(const tf_pooling *layer, const int16_t *error, const
                             int16_t *out, tf_scale *out_scale);
 void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf_scale *scale,
                             const int16_t *weights, int16_t *out, tf_scale *out_scale);
-/* Gradient and update of the head; weights and bias are working copies. */
+/* Gradient and update of the head; weights and bias are working copies, first_* the indices in the
+ * delta of their first values: counters of random bits. */
 void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *scale,
-                    const int8_t *input, int16_t *weights, int32_t *bias, const tf_update *update);
+                    const int8_t *input, int16_t *weights, uint32_t first_weight, int32_t *bias,
+                    uint32_t first_bias, const tf_update *update);
 
 /* Pointwise: out may lie over the error like a forward output over its input.
  * scratch: 8 * P(out_channels) bytes. */
