@@ -117,6 +117,7 @@ class Interpreter:
             for s in program.segments
             if s.fraction_offset is not None
         }
+        self.velocities: dict[str, Ints] = {}
         self.arrays: dict[str, Ints] = {}
         self.errors: dict[str, Error] = {}
         self.logits = np.zeros(self.graph.head.bias.size, np.int64)
@@ -165,7 +166,8 @@ class Interpreter:
         self, sample: NDArray[np.int8], label: int, learning_rate_q20: int, seed: int
     ) -> None:
         """Forward, loss, backward, update."""
-        self.learning_rate_q20, self.seed = learning_rate_q20, seed
+        self.learning_rate_q20 = learning_rate_q20 // self.program.plan.accumulate
+        self.seed = seed
         self.score(sample, label)
         self._run("backward")
         self.step_index += 1
@@ -422,9 +424,21 @@ class Interpreter:
             self.tensors[name] = np.clip(moved, -limit, limit)
 
     def _rounded(self, tensor: str, change: Ints, bits: int) -> Ints:
-        """-change / 2**bits, up or down at random with the right odds (arithmetic.md)."""
+        """-change / 2**bits, up or down at random with the right odds (arithmetic.md).
+
+        Where the plan keeps velocities, of the velocity that ``change`` was added to, and only
+        with the last sample of a batch.
+        """
         segment = self.program.segment_of(tensor)
         assert segment is not None
+        plan = self.program.plan
+        if plan.keeps_velocity:
+            velocity = self.velocities.get(tensor, np.zeros_like(change)) + change
+            change = np.clip(velocity, -INT32_MAX, INT32_MAX)
+            apply = self.step_index % plan.accumulate == plan.accumulate - 1
+            self.velocities[tensor] = change * plan.momentum_q8 >> 8 if apply else change
+            if not apply:
+                return np.zeros_like(change)
         counter = segment.first_value + np.arange(segment.values).reshape(change.shape)
         chance = random_bits(self.seed, self.step_index, counter) & ((1 << bits) - 1)
         limited = np.clip(change, -LARGEST_CHANGE, LARGEST_CHANGE)

@@ -24,6 +24,7 @@ from codegen.program import CHAIN, INPUT, SCALE_BYTES, SCALES, Program, Rows, Se
 from codegen.scratch import round_up
 
 Parameterized = Conv | DepthwiseConv
+VELOCITY_BYTES = 4
 BANDS = (8, 4, 2, 1)
 """Rows of a chain's output made at a time: more are quicker, fewer need less memory."""
 
@@ -145,9 +146,21 @@ def _segments(graph: Graph, plan: Plan) -> tuple[tuple[Segment, ...], int]:
         fraction = None
         if tensor.values.dtype == np.int8 and plan.state == "q8.8":
             fraction, offset = offset, offset + round_up(size, 4)
-        shift = _delta_shift(graph, plan, tensor)
+        velocity = None
+        if plan.keeps_velocity:
+            places = size // tensor.values.dtype.itemsize
+            velocity, offset = offset, offset + VELOCITY_BYTES * places
         segments.append(
-            Segment(tensor.name, tuple(channels), values, first_value, copy, fraction, shift)
+            Segment(
+                tensor=tensor.name,
+                channels=tuple(channels),
+                values=values,
+                first_value=first_value,
+                state_offset=copy,
+                fraction_offset=fraction,
+                velocity_offset=velocity,
+                shift=_delta_shift(graph, plan, tensor),
+            )
         )
         first_value += values
     return tuple(segments), offset

@@ -27,6 +27,7 @@ State = Literal["q8.8", "int8-stochastic"]
 # value on the digits; at 6.5 % and 10 bits with framing, an uplink stays below 1/50 of dense fp32.
 MIDDLE_PART = 0.065
 LEAST_CHANNELS = 4
+MOST_ACCUMULATED = 256
 DEFAULT_NAMES = ("small", "middle", "full")
 
 
@@ -62,8 +63,10 @@ class PlanSpec(_Strict):
     biases: LastLayers | list[str] = Field(default_factory=list)
     weights: list[WeightSpec] = Field(default_factory=list)
     head: bool = True
-    state: State = "q8.8"
-    accumulate: int = 1
+    state: State | Literal["auto"] = "q8.8"
+    """``auto``: the finest that fits the board."""
+    accumulate: int = Field(default=1, ge=1, le=MOST_ACCUMULATED)
+    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
     loss: str = "cross-entropy"
 
 
@@ -96,7 +99,8 @@ class Plan:
     """A plan resolved against a graph: layers and channels in execution order.
 
     ``state`` says how int8 weights are kept while they are trained; the head is int16 (q8.8)
-    with either.
+    with either. A step is that of the mean gradient of ``accumulate`` samples; ``momentum_q8`` is
+    the momentum times 256.
     """
 
     name: str
@@ -105,7 +109,13 @@ class Plan:
     head: bool
     state: State
     accumulate: int = 1
+    momentum_q8: int = 0
     loss: str = "cross-entropy"
+
+    @property
+    def keeps_velocity(self) -> bool:
+        """Whether every trained value has a 32-bit sum of changes that aren't applied yet."""
+        return self.accumulate > 1 or self.momentum_q8 > 0
 
     def canonical(self) -> dict[str, Any]:
         """Everything but the name, spelt out: what the id stands for."""
@@ -119,6 +129,7 @@ class Plan:
             "head": self.head,
             "state": self.state,
             "accumulate": self.accumulate,
+            "momentum": self.momentum_q8 / 256,
             "loss": self.loss,
         }
 
@@ -206,7 +217,7 @@ def _published(name: str, content: dict[str, Any], origin: str) -> PlanSpec:
         for item in plan.weight_layers
         if item.kept > 0
     ]
-    return PlanSpec(name=name, biases=plan.bias_layers, weights=weights)
+    return PlanSpec(name=name, biases=plan.bias_layers, weights=weights, state="auto")
 
 
 def parse_plan(content: dict[str, Any], origin: str) -> PlanSpec:
@@ -237,11 +248,6 @@ def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
     name = f"plan {plan_spec.name!r}"
     layers = {op.name: op for op in graph.convolutions}
     order = list(layers)
-    if plan_spec.accumulate != 1:
-        raise PlanError(
-            f"{name}: accumulate {plan_spec.accumulate} isn't supported; every sample is one "
-            "update, set it to 1"
-        )
     if plan_spec.loss != "cross-entropy":
         raise PlanError(
             f"{name}: loss {plan_spec.loss!r} isn't supported; the only loss is 'cross-entropy'"
@@ -273,8 +279,9 @@ def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
         biases=tuple(biases),
         weights=tuple(weights),
         head=plan_spec.head,
-        state=plan_spec.state,
+        state="q8.8" if plan_spec.state == "auto" else plan_spec.state,
         accumulate=plan_spec.accumulate,
+        momentum_q8=min(round(plan_spec.momentum * 256), 255),
         loss=plan_spec.loss,
     )
 

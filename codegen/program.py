@@ -35,6 +35,7 @@ class Segment:
     first_value: int
     state_offset: int
     fraction_offset: int | None
+    velocity_offset: int | None
     shift: int
 
     @property

@@ -101,7 +101,7 @@ void tf_engine_train_step(tf_engine *engine, const int8_t *sample, int32_t label
     tf_frame *frame = &engine->frame;
     frame->input = sample;
     frame->label = label;
-    frame->learning_rate_q20 = learning_rate_q20;
+    frame->learning_rate_q20 = learning_rate_q20 / engine->plan->accumulate;
     frame->seed = seed;
     engine->plan->forward(frame);
     engine->plan->loss(frame);

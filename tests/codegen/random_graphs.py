@@ -109,8 +109,6 @@ def full_plan(graph: Graph, state: str = "q8.8") -> Plan:
         weights=tuple(WeightUpdate(op.name, tuple(range(op.weight.shape[-1]))) for op in layers),
         head=True,
         state=state,
-        accumulate=1,
-        loss="cross-entropy",
     )
 
 
@@ -132,6 +130,6 @@ def random_plan(graph: Graph, seed: int) -> Plan:
         weights=tuple(weights),
         head=bool(rng.random() < 0.8),
         state=str(rng.choice(["q8.8", "int8-stochastic"])),
-        accumulate=1,
-        loss="cross-entropy",
+        accumulate=int(rng.choice([1, 1, 1, 3])),
+        momentum_q8=int(rng.choice([0, 0, 230])),
     )

@@ -22,7 +22,7 @@ typedef struct {
     const int8_t *input;    /* sample, HWC */
     int32_t *logits;        /* the manifest's model.logit_scale gives their unit */
     int32_t label;
-    uint32_t learning_rate_q20;
+    uint32_t learning_rate_q20; /* of one sample: that of the batch over its size */
     uint32_t seed;       /* of the task: stochastic rounding */
     uint32_t step_index; /* counts training steps since tf_engine_load */
     uint32_t loss_q16;   /* cross entropy in nats times 2^16 */
@@ -51,6 +51,7 @@ typedef struct {
     uint32_t state_bytes;
     uint32_t delta_values;
     uint16_t segment_count;
+    uint16_t accumulate; /* samples of a batch: the update is that of their mean gradient */
     const tf_segment *segments;
     void (*forward)(tf_frame *frame);  /* input → logits, keeping what backward needs */
     void (*loss)(tf_frame *frame);     /* after forward: loss_q16 and the error of the logits */
@@ -96,8 +97,9 @@ int32_t tf_engine_predict(tf_engine *engine, const int8_t *sample);
  * class; the loss in nats times 2^16 is in engine->frame.loss_q16. */
 int32_t tf_engine_score(tf_engine *engine, const int8_t *sample, int32_t label);
 
-/* One step of SGD on one sample: forward, backward, update in place. The loss before the
- * step is in engine->frame.loss_q16. */
+/* One step of SGD on one sample: forward, backward, update in place. Plans that accumulate move
+ * their weights with the last sample of each batch only. The loss before the step is in
+ * engine->frame.loss_q16. */
 void tf_engine_train_step(tf_engine *engine, const int8_t *sample, int32_t label,
                           uint32_t learning_rate_q20, uint32_t seed);
 
