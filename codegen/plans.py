@@ -63,7 +63,7 @@ class PlanSpec(_Strict):
     biases: LastLayers | list[str] = Field(default_factory=list)
     weights: list[WeightSpec] = Field(default_factory=list)
     head: bool = True
-    state: State | Literal["auto"] = "q8.8"
+    state: Literal["q8.8", "int8-stochastic", "auto"] = "q8.8"
     """``auto``: the finest that fits the board."""
     accumulate: int = Field(default=1, ge=1, le=MOST_ACCUMULATED)
     momentum: float = Field(default=0.0, ge=0.0, lt=1.0)

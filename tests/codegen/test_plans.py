@@ -170,7 +170,7 @@ def test_what_is_not_supported_is_refused(
     ("content", "message"),
     [
         ({"biasses": []}, r"biasses: unknown key \(did you mean 'biases'\?\)"),
-        ({"state": "float"}, r"state: Input should be 'q8.8' or 'int8-stochastic'"),
+        ({"state": "float"}, r"state: Input should be 'q8.8', 'int8-stochastic' or 'auto'"),
         ({"weights": [{"layer": "x", "start": -1}]}, r"weights\.0\.start"),
         ({"weights": [{"layer": "x", "stop": 3}]}, r"weights\.0\.stop: unknown key"),
         ({"format": "tinyfleet-plan/9"}, r"format: .*tinyfleet-plan/1"),
@@ -252,5 +252,6 @@ def test_momentum_and_accumulation_are_part_of_the_plan(graph: Graph) -> None:
     plain = resolve(spec(), graph)
     batch = resolve(spec(accumulate=8, momentum=0.9), graph)
     assert (batch.accumulate, batch.momentum_q8) == (8, 230)
-    assert batch.keeps_velocity and not plain.keeps_velocity
+    assert batch.keeps_velocity
+    assert not plain.keeps_velocity
     assert batch.id != plain.id
