@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "tinyfleet/random.h"
 #include "tinyfleet/status.h"
 
 #define TF_DIGEST_BYTES 32u
@@ -23,9 +24,9 @@ typedef struct {
     int32_t *logits;        /* the manifest's model.logit_scale gives their unit */
     int32_t label;
     uint32_t learning_rate_q20; /* of one sample: that of the batch over its size */
-    uint32_t seed;       /* of the task: stochastic rounding */
-    uint32_t step_index; /* counts training steps since tf_engine_load */
-    uint32_t loss_q16;   /* cross entropy in nats times 2^16 */
+    uint32_t seed;              /* of the task: stochastic rounding */
+    uint32_t step_index;        /* counts training steps since tf_engine_load */
+    uint32_t loss_q16;          /* cross entropy in nats times 2^16 */
 } tf_frame;
 
 /* The values of one tensor that a plan trains, in delta order: `lines` of `count` values each. The
@@ -114,8 +115,5 @@ typedef struct {
 } tf_delta_cursor;
 void tf_delta_begin(tf_delta_cursor *cursor, const tf_engine *engine);
 int32_t tf_delta_next(tf_delta_cursor *cursor); /* plan->delta_values calls at most */
-
-/* Counter-based random bits (arithmetic.md). */
-uint32_t tf_random(uint32_t key, uint32_t stream, uint32_t counter);
 
 #endif

@@ -94,10 +94,10 @@ typedef struct {
 
 /* Where a plan's trained weights live. */
 typedef struct {
-    int8_t *weights;          /* of the trained channels only, packed or plain like tf_weights */
-    int8_t *fractions;        /* q8.8: fractions in the same order; else NULL */
-    int32_t *velocity;        /* see tf_update; same order; NULL where every step counts by itself */
-    uint32_t first_value;     /* index in the delta of the first value: counter of random bits */
+    int8_t *weights;      /* of the trained channels only, packed or plain like tf_weights */
+    int8_t *fractions;    /* q8.8: fractions in the same order; else NULL */
+    int32_t *velocity;    /* see tf_update; same order; NULL where every step counts by itself */
+    uint32_t first_value; /* index in the delta of the first value: counter of random bits */
     const uint16_t *channels; /* trained positions of the last axis, ascending */
     uint16_t count;
 } tf_trained;
