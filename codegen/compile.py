@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,10 +117,16 @@ def compile_model(
     samples = None if calibration is None else load_calibration(Path(calibration))
     graph = quantize(float_graph, samples)
     tell("quantizing", 1, 1)
+    coarser = {
+        resolve(spec, graph).id: resolve(_coarser(spec), graph)
+        for spec in specs or ()
+        if spec.state == "auto"
+    }
     return compile_graph(
         graph,
         target,
         None if specs is None else [resolve(spec, graph) for spec in specs],
+        coarser=coarser,
         onnx_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         out=Path(out),
         protocol_cddl=Path(protocol_cddl),
@@ -141,8 +147,12 @@ def compile_graph(
     toolchain: Toolchain,
     progress: Progress | None = None,
     sample_log_bytes: int = SAMPLE_LOG_BYTES,
+    coarser: Mapping[str, Plan] | None = None,
 ) -> Bundle:
-    """The part of ``compile_model`` after quantization; see there."""
+    """The part of ``compile_model`` after quantization; see there.
+
+    ``coarser`` has, by id, plans that stand in for those of ``plans`` that don't fit the board.
+    """
     tell = progress or _silent
     wanted = list(plans) if plans else default_plans(graph)
     _distinct(wanted)
@@ -164,6 +174,22 @@ def compile_graph(
         for name in DEFAULT_NAMES
         if not plans and name not in names
     ]
+    swapped = [
+        plan.id
+        for plan in made.reports
+        if plan.sram_bytes.total > plan.sram_limit_bytes and plan.id in (coarser or {})
+    ]
+    if coarser and swapped:
+        notes += [
+            f"plan {plan.name} keeps its weights as int8-stochastic: with q8.8 it would need "
+            f"{plan.sram_bytes.total:,} bytes of SRAM, {board.name} has {plan.sram_limit_bytes:,}"
+            for plan in made.reports
+            if plan.id in swapped
+        ]
+        programs = [
+            lower(graph, coarser[p.plan.id]) if p.plan.id in swapped else p for p in programs
+        ]
+        made = build(programs)
     fitting = [
         program
         for program, costs in zip(made.programs, made.reports, strict=True)
@@ -397,6 +423,10 @@ def _runtime_source(path: Path) -> Source:
 
 def _parsed(plan: str | PlanSpec) -> PlanSpec:
     return plan if isinstance(plan, PlanSpec) else load_plan(plan)
+
+
+def _coarser(spec: PlanSpec) -> PlanSpec:
+    return spec.model_copy(update={"state": "int8-stochastic"})
 
 
 def _distinct(plans: Sequence[Plan]) -> None:
