@@ -10,11 +10,11 @@ static inline int32_t tf_fraction_bits(const tf_trained *trained) {
     return trained->fractions != NULL ? 8 : 16;
 }
 
-/* `at` is the weight's place in the tensor, `value` its place among the trained ones; `step`
- * was made with tf_fraction_bits added to the exponent. */
-static inline void tf_update_weight(const tf_trained *trained, const tf_update *update, uint32_t at,
+/* `value` is the weight's place among the trained ones; `step` was made with tf_fraction_bits
+ * added to the exponent. */
+static inline void tf_update_weight(const tf_trained *trained, const tf_update *update,
                                     uint32_t value, int32_t gradient, tf_step step) {
-    int8_t *weight = &trained->weights[at];
+    int8_t *weight = &trained->weights[value];
     if (trained->fractions != NULL) {
         /* Beyond 2^16 the state saturates in any case; the bound keeps the sum in 32 bits. */
         const int32_t change = tf_clamp(tf_apply_step(gradient, step), -65536, 65536);
