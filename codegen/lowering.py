@@ -435,7 +435,7 @@ class _Builder:
                 pixels = output.shape[0] * output.shape[1]
                 over = Overlap(2 * max(0, source.shape[2] - output.shape[2]) * pixels)
         else:
-            size = scratch.depthwise_input_gradient_bytes(op, source)
+            size = scratch.depthwise_input_gradient_bytes(op, source, output)
             over = Overlap(None) if source.shape == output.shape else None
         name = self._buffer(f"error columns {op.name}", size)
         buffers = {**error, "scratch": name}

@@ -12,11 +12,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any, Protocol
 
 from unicorn import unicorn_const
 from unicorn.unicorn_py3.unicorn import HOOK_CODE_CFUNC
 
-from simulator.unicorn_machine import UnicornMachine
+from simulator.elf_image import ElfImage
+
+
+class CountedMachine(Protocol):
+    """What counting needs: a ``UnicornMachine``, or the bare core of ``kernel_call``."""
+
+    image: ElfImage
+
+    def add_hook(self, kind: int, callback: Any) -> int:
+        """Install a raw Unicorn hook."""
+
+    def remove_hook(self, handle: int) -> None:
+        """Take it out."""
+
+    def read_memory(self, address: int, size: int) -> bytes:
+        """Bytes of memory."""
 
 
 def thumb_instructions(code: bytes) -> int:
@@ -36,7 +52,7 @@ class InstructionCounter:
     >>> counter.total
     """
 
-    def __init__(self, machine: UnicornMachine) -> None:
+    def __init__(self, machine: CountedMachine) -> None:
         """Nothing is counted, and nothing costs time, before the context is entered."""
         self._machine = machine
         self._blocks: dict[int, int] = {}

@@ -36,15 +36,15 @@ static inline int32_t tf_round_shift32(int32_t value, int32_t shift) {
     return shift == 0 ? value : (value + (1 << (shift - 1))) >> shift;
 }
 
-/* How sums of one channel become output codes: ((high word of sum * mantissa) + offset) >> shift,
+/* How sums of one channel become output codes: ((high word of sum * word) + offset) >> shift,
  * where the offset holds half a step and the zero point. */
 typedef struct {
-    int32_t mantissa, offset, shift;
+    int32_t word, offset, shift;
 } tf_requantizer;
 
-static inline tf_requantizer tf_make_requantizer(const tf_multiplier *by, int32_t zero) {
-    const int32_t one = 1 << by->shift;
-    const tf_requantizer r = {by->mantissa, (one >> 1) + zero * one, by->shift};
+static inline tf_requantizer tf_make_requantizer(tf_multiplier word, int32_t zero) {
+    const int32_t shift = word & 31;
+    const tf_requantizer r = {word, (2 * zero + 1) * (1 << (shift - 1)), shift};
     return r;
 }
 
@@ -52,10 +52,10 @@ static inline tf_requantizer tf_make_requantizer(const tf_multiplier *by, int32_
 static inline int32_t tf_requantize(const tf_requantizer *by, int32_t raised) {
 #if defined(__ARM_FEATURE_DSP)
     int32_t sum;
-    __asm("smmla %0, %1, %2, %3" : "=r"(sum) : "r"(raised), "r"(by->mantissa), "r"(by->offset));
+    __asm("smmla %0, %1, %2, %3" : "=r"(sum) : "r"(raised), "r"(by->word), "r"(by->offset));
     return sum >> by->shift;
 #else
-    const int32_t high = (int32_t)(((int64_t)raised * by->mantissa) >> 32);
+    const int32_t high = (int32_t)(((int64_t)raised * by->word) >> 32);
     return (high + by->offset) >> by->shift;
 #endif
 }
@@ -90,10 +90,11 @@ typedef struct {
 } tf_step;
 
 static inline tf_step tf_make_step(tf_gain gain, uint32_t learning_rate_q20, int32_t exponent) {
-    const uint64_t product = (uint64_t)gain.mantissa * learning_rate_q20;
+    const uint64_t product = (uint64_t)(gain >> 8) * learning_rate_q20;
+    const int32_t gain_exponent = (int8_t)(gain & 0xffu);
     const int32_t excess = tf_bit_length64(product) - 31;
     const int32_t cut = excess > 0 ? excess : 0;
-    const tf_step step = {(int32_t)(product >> cut), -(gain.exponent - 20 + cut + exponent)};
+    const tf_step step = {(int32_t)(product >> cut), -(gain_exponent - 20 + cut + exponent)};
     return step;
 }
 
