@@ -11,7 +11,7 @@ tensors are ``(channels, height, width)``; quantization turns both into the devi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -174,13 +174,31 @@ def forward_macs(graph: FloatGraph) -> int:
 
 def evaluate(graph: FloatGraph, x: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
     """All tensors of a batch ``x`` (N, C, H, W): name → (N, C, H, W), logits (N, classes)."""
-    values: dict[str, NDArray[np.float64]] = {graph.input: np.asarray(x, dtype=np.float64)}
-    for op in graph.ops:
-        values[op.output] = _evaluate_op(op, [values[name] for name in inputs_of(op)])
+    values = {graph.input: np.asarray(x, dtype=np.float64)}
+    values.update({op.output: result for op, _, result in execute(graph, x)})
     return values
 
 
-def _evaluate_op(op: FloatOp, inputs: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+def execute(
+    graph: FloatGraph, x: NDArray[np.floating]
+) -> Iterator[tuple[FloatOp, list[NDArray[np.float64]], NDArray[np.float64]]]:
+    """Each operation with its inputs and its output for a batch ``x`` (N, C, H, W), in order.
+
+    Holds no tensor longer than until its last reader, for callers that don't either.
+    """
+    last_reader = {name: op.output for op in graph.ops for name in inputs_of(op)}
+    values: dict[str, NDArray[np.float64]] = {graph.input: np.asarray(x, dtype=np.float64)}
+    for op in graph.ops:
+        inputs = [values[name] for name in inputs_of(op)]
+        values[op.output] = evaluate_op(op, inputs)
+        yield op, inputs, values[op.output]
+        for name in set(inputs_of(op)):
+            if last_reader[name] == op.output:
+                del values[name]
+
+
+def evaluate_op(op: FloatOp, inputs: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """What ``op`` makes of its inputs (N, C, H, W), in the order of `inputs_of`."""
     first = inputs[0]
     match op:
         case FloatConv():

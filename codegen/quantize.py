@@ -1,7 +1,7 @@
 """Float graph + calibration set → quantized graph, after Jacob et al., arXiv 1712.05877.
 
 Weights are int8, symmetric, one scale per output channel. Activations are int8, one scale and
-zero point per tensor, from the smallest and largest value over the calibration set; the range
+zero point per tensor, from its range over the calibration set (`codegen.calibration`); the range
 always holds 0, and real zero is one of the codes. Where a clamp follows, the calibrated range ends
 at the clamp, so that the clamp to int8 *is* the activation function.
 """
@@ -9,12 +9,19 @@ at the clamp, so that the clamp to int8 *is* the activation function.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from codegen import ir
+from codegen.calibration import (
+    MIN_MAX,
+    RangeRule,
+    TensorStatistics,
+    activation_code,
+    observe,
+)
+from codegen.calibration_set import fit_to_input, load_calibration
 from codegen.errors import CalibrationError, ModelError
 from codegen.float_graph import (
     Coding,
@@ -23,11 +30,17 @@ from codegen.float_graph import (
     FloatGraph,
     FloatHead,
     FloatPool,
-    evaluate,
 )
 
-BATCH = 32
-"""Samples evaluated at once: bounds the memory of a calibration."""
+__all__ = [
+    "activation_code",
+    "assemble",
+    "load_calibration",
+    "measured_codings",
+    "quantize",
+    "quantize_input",
+    "stored_codings",
+]
 
 _WEIGHT_MAX = 127
 _INT32_MAX = 2**31 - 1
@@ -40,54 +53,34 @@ _BIAS_MAX = 2**30
 _SMALLEST_MULTIPLIER = 2.0**-30
 
 
-def load_calibration(path: Path | str) -> NDArray[np.float32]:
-    """Reads array `x` (or the only array) of an .npz: float32 (samples, channels, height, width).
-
-    Raises CalibrationError for a file that is missing, damaged, or has no such array.
-    """
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise CalibrationError(f"{path}: not an .npz; {_HOW_TO_GIVE}")
-        with archive:
-            names = archive.files
-            if "x" not in names and len(names) != 1:
-                raise CalibrationError(
-                    f"{path}: holds arrays {names}; the calibration samples must be named 'x'"
-                )
-            array = archive["x" if "x" in names else names[0]]
-    except FileNotFoundError as error:
-        raise CalibrationError(f"{path}: no such file; {_HOW_TO_GIVE}") from error
-    except CalibrationError:
-        raise
-    except Exception as error:  # numpy raises zipfile, zlib, struct, ... errors for damaged files
-        raise CalibrationError(
-            f"{path}: not a readable .npz file ({error}); {_HOW_TO_GIVE}"
-        ) from error
-    if array.dtype.kind not in "fiub":
-        raise CalibrationError(f"{path}: array of {array.dtype}; {_HOW_TO_GIVE}")
-    return np.asarray(array, dtype=np.float32)
-
-
-_HOW_TO_GIVE = (
-    "save about 100 typical inputs, preprocessed as for the model, as float32 "
-    "(samples, channels, height, width) with numpy.savez(FILE, x=inputs) and pass "
-    "--calibration FILE"
-)
-
-
-def quantize(graph: FloatGraph, calibration: NDArray[np.float32] | None) -> ir.Graph:
+def quantize(
+    graph: FloatGraph, calibration: NDArray[np.floating] | None, rule: RangeRule = MIN_MAX
+) -> ir.Graph:
     """The quantized graph of ``graph``; ``calibration`` is (samples, channels, height, width).
 
-    A model that came quantized keeps its scales, zero points and integers; calibration is then
-    not needed, and refused.
+    ``rule`` makes the ranges of the activations. A model that came quantized keeps its scales,
+    zero points and integers; calibration is then not needed, and refused.
 
     Raises CalibrationError when a float model has no calibration set, it doesn't fit the model's
     input, or it holds values that aren't finite.
     """
-    codings = (
-        _stored_codings(graph, calibration) if graph.codings else _measured(graph, calibration)
-    )
+    if graph.codings:
+        return assemble(graph, stored_codings(graph, calibration))
+    statistics = observe(graph, fit_to_input(graph, calibration))
+    return assemble(graph, measured_codings(statistics, rule))
+
+
+def measured_codings(
+    statistics: Mapping[str, TensorStatistics], rule: RangeRule
+) -> dict[str, Coding]:
+    """Codings of all tensors from what was observed of them."""
+    return {
+        name: Coding(*activation_code(*tensor.range(rule))) for name, tensor in statistics.items()
+    }
+
+
+def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:
+    """The quantized graph whose activations are coded as ``codings`` says."""
     tensors: dict[str, ir.Tensor] = {}
 
     def add_tensor(name: str) -> ir.Tensor:
@@ -115,16 +108,14 @@ def quantize(graph: FloatGraph, calibration: NDArray[np.float32] | None) -> ir.G
     return ir.Graph(graph.name, graph.input, tensors, tuple(ops))
 
 
-def _measured(graph: FloatGraph, calibration: NDArray[np.float32] | None) -> dict[str, Coding]:
-    """Codings from the range of each tensor over the calibration set."""
-    ranges = _ranges(graph, _checked(graph, calibration))
-    return {name: Coding(*activation_code(*span)) for name, span in ranges.items()}
-
-
-def _stored_codings(
-    graph: FloatGraph, calibration: NDArray[np.float32] | None
+def stored_codings(
+    graph: FloatGraph, calibration: NDArray[np.floating] | None
 ) -> Mapping[str, Coding]:
-    """The model's own codings, once they are known to be those of the device's arithmetic."""
+    """The codings of a model that came quantized.
+
+    Raises CalibrationError for a calibration set, and ModelError for codings that aren't those of
+    the device's arithmetic.
+    """
     if calibration is not None:
         raise CalibrationError(
             f"model {graph.name} is quantized already and keeps its own scales; leave out the "
@@ -161,47 +152,6 @@ def quantize_input(graph: ir.Graph, x: NDArray[np.floating]) -> NDArray[np.int8]
     steps = np.rint(np.asarray(x, dtype=np.float64) / tensor.scale) + tensor.zero_point
     codes: NDArray[np.int8] = np.clip(steps, ir.INT8_MIN, ir.INT8_MAX).astype(np.int8)
     return codes
-
-
-def activation_code(low: float, high: float) -> tuple[float, int]:
-    """Scale and zero point for real values ``low`` … ``high``, widened to hold 0."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    if low == high:
-        return 1.0 / 255.0, 0  # a tensor that is always zero: any scale represents it
-    scale = (high - low) / 255.0
-    zero_point = int(np.clip(np.rint(ir.INT8_MIN - low / scale), ir.INT8_MIN, ir.INT8_MAX))
-    return scale, zero_point
-
-
-def _checked(graph: FloatGraph, calibration: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    if calibration is None:
-        raise CalibrationError(f"a float model needs a calibration set: {_HOW_TO_GIVE}")
-    expected = graph.shapes[graph.input]
-    if calibration.ndim != 4 or calibration.shape[1:] != expected or len(calibration) == 0:
-        shown = ", ".join(str(size) for size in expected)
-        raise CalibrationError(
-            f"calibration set of shape {calibration.shape}; the model's input '{graph.input}' "
-            f"needs (samples, {shown}) = (samples, channels, height, width), with 1 or more samples"
-        )
-    if not np.isfinite(calibration).all():
-        raise CalibrationError("the calibration set holds NaN or infinity; clean it")
-    return calibration
-
-
-def _ranges(graph: FloatGraph, samples: NDArray[np.float32]) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of each tensor over the calibration set."""
-    ranges: dict[str, tuple[float, float]] = {}
-    for start in range(0, len(samples), BATCH):
-        for name, values in evaluate(graph, samples[start : start + BATCH]).items():
-            low, high = ranges.get(name, (np.inf, -np.inf))
-            ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
-    for name, (low, high) in ranges.items():
-        if not np.isfinite([low, high]).all():
-            raise ModelError(
-                f"tensor '{name}' overflows on the calibration set; the model's weights or the "
-                "calibration set are out of scale"
-            )
-    return ranges
 
 
 def _convolution(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> ir.Conv | ir.DepthwiseConv:
