@@ -112,7 +112,7 @@ def _delta_shift(graph: Graph, plan: Plan, tensor: BlobTensor) -> int:
     if tensor.kind == "weight" and tensor.values.dtype == np.int8:
         return 8 if plan.state == "int8-stochastic" else 4
     if tensor.kind == "weight":
-        return 6
+        return 4
     op = next(op for op in graph.ops if op.name == tensor.layer)
     if isinstance(op, Head):
         return 10
