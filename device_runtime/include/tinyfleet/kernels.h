@@ -176,7 +176,7 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
                                  const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                  tf_scale *out_scale, int16_t *scratch);
 void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_scale *scale,
-                    int32_t *bias, const tf_update *update);
+                    int32_t *bias, const tf_whole *of_bias, const tf_update *update);
 /* scratch: codegen/scratch.py, both */
 void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *error,
                                   const tf_scale *scale, const int8_t *input,
