@@ -63,6 +63,14 @@ def round_shift(value: Ints, shift: int) -> Ints:
     return (value + (1 << (shift - 1))) >> shift
 
 
+def random_move(change: Ints, bits: int, seed: int, step: int, first_value: int) -> Ints:
+    """-change / 2**bits, up or down at random with the right odds; values in delta order."""
+    counter = first_value + np.arange(change.size).reshape(change.shape)
+    chance = random_bits(seed, step, counter) & ((1 << bits) - 1)
+    move: Ints = (chance - np.clip(change, -LARGEST_CHANGE, LARGEST_CHANGE)) >> bits
+    return move
+
+
 def step_gain(gain: Gain, learning_rate_q20: int) -> Gain:
     """gain * learning rate with a mantissa below 2**31."""
     product = gain.mantissa * learning_rate_q20
@@ -424,10 +432,10 @@ class Interpreter:
             self.tensors[name] = np.clip(moved, -limit, limit)
 
     def _rounded(self, tensor: str, change: Ints, bits: int) -> Ints:
-        """-change / 2**bits, up or down at random with the right odds (arithmetic.md).
+        """How far the values of ``tensor`` move for ``change``.
 
-        Where the plan keeps velocities, of the velocity that ``change`` was added to, and only
-        with the last sample of a batch.
+        Where the plan keeps velocities, that is for the velocity that ``change`` was added to, and
+        only with the last sample of a batch.
         """
         segment = self.program.segment_of(tensor)
         assert segment is not None
@@ -439,10 +447,7 @@ class Interpreter:
             self.velocities[tensor] = change * plan.momentum_q8 >> 8 if apply else change
             if not apply:
                 return np.zeros_like(change)
-        counter = segment.first_value + np.arange(segment.values).reshape(change.shape)
-        chance = random_bits(self.seed, self.step_index, counter) & ((1 << bits) - 1)
-        limited = np.clip(change, -LARGEST_CHANGE, LARGEST_CHANGE)
-        return (chance - limited) >> bits
+        return random_move(change, bits, self.seed, self.step_index, segment.first_value)
 
     def _bias_update(self, step: Step) -> None:
         op = step.op
