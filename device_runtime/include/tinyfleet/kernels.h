@@ -167,7 +167,7 @@ void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *
                     int32_t *bias, const tf_whole *of_bias, const tf_update *update);
 
 /* Pointwise: out may lie over the error like a forward output over its input.
- * scratch: 8 * P(out_channels) bytes. */
+ * scratch: codegen/scratch.py */
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                    tf_scale *out_scale, int16_t *scratch);
