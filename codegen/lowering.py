@@ -85,7 +85,8 @@ def _streamable(graph: Graph, plan: Plan, segments: Sequence[Segment]) -> frozen
         if not isinstance(op, Parameterized) or not isinstance(after, (Parameterized, Add)):
             continue
         once = op.output in inputs_of(after) and readers[op.output] == 1
-        if once and op.output not in masked | kept:
+        # A layer that keeps a mask makes all its rows in one go.
+        if once and after.output not in masked and op.output not in masked | kept:
             found.add(op.output)
     return frozenset(found)
 
