@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from codegen.ir import Loss, Padding
 ChannelsFirst: TypeAlias = tuple[int, int, int]
 """(channels, height, width) of one sample."""
 Values: TypeAlias = NDArray[np.float64]
+_Any = TypeVar("_Any", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class SampleLayout:
         """The layout of samples that have the axes of the picture in its order."""
         return cls(shape, shape, tuple(range(len(shape))))
 
-    def arrange(self, samples: NDArray[np.generic], target: ChannelsFirst) -> NDArray[np.generic]:
+    def arrange(self, samples: NDArray[_Any], target: ChannelsFirst) -> NDArray[_Any]:
         """Samples (N, *shape) as (N, *target); ones that have that shape already stay."""
         if samples.shape[1:] == target and self.shape != target:
             return samples
@@ -240,7 +241,7 @@ class FloatGraph:
         """Shape of a sample in the model file, without the batch."""
         return self.sample_layout.shape if self.sample_layout else self.shapes[self.input]
 
-    def arrange(self, samples: NDArray[np.generic]) -> NDArray[np.generic]:
+    def arrange(self, samples: NDArray[_Any]) -> NDArray[_Any]:
         """Samples (N, *sample_shape) as (N, channels, height, width)."""
         if self.sample_layout is None:
             return samples
@@ -250,6 +251,15 @@ class FloatGraph:
 def inputs_of(op: FloatOp) -> tuple[str, ...]:
     """Names of the tensors that ``op`` reads."""
     return op.inputs if isinstance(op, (FloatAdd, FloatConcat)) else (op.input,)
+
+
+def channels_last(shape: ChannelsFirst) -> NDArray[np.intp]:
+    """Places of the elements (channels, height, width) when put in the order of the device.
+
+    That is (height, width, channels), for a flattened tensor of ``shape``.
+    """
+    places: NDArray[np.intp] = np.arange(math.prod(shape), dtype=np.intp).reshape(shape)
+    return places.transpose(1, 2, 0).reshape(-1)
 
 
 def keeps_coding(op: FloatOp) -> bool:

@@ -122,11 +122,11 @@ def _compute(state: ImportState, node: Node, opset: int) -> None:
     opsets = [onnx.helper.make_opsetid("", opset)]
     try:
         evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))
-        outputs = evaluator.run(None, inputs)
+        outputs = [np.asarray(value) for value in evaluator.run(None, inputs)]
     except Exception as error:  # the reference implementation raises whatever numpy does
         node.refuse(f"can't be computed from its constants ({error}); export the model again")
     for result, value in zip(results, outputs, strict=True):
-        state.constants[result.name] = np.asarray(value)
+        state.constants[result.name] = value
     if node.operator == "Transpose":
         order = node.attributes.get("perm", range(outputs[0].ndim - 1, -1, -1))
         transpose_integers(state, node, tuple(order))
@@ -139,7 +139,7 @@ def _to_reconstruction(state: ImportState, draft: DraftGraph) -> None:
     place = np.arange(len(head.bias)).reshape(1, *state.sample_shape)
     layout = state.sample_layout
     if layout is not None:
-        place = layout.arrange(place, state.shapes[state.input])  # type: ignore[assignment]
+        place = layout.arrange(place, state.shapes[state.input])
     rows = place.reshape(-1)
     draft.ops[draft.output] = dataclasses.replace(
         head, weight=head.weight[rows], bias=head.bias[rows], loss="mse"

@@ -212,8 +212,7 @@ class ImportState:
         window = (1, 1)
         name = self.unique(f"{view.tensor}_padded")
         op = FloatAveragePool(name, view.tensor, name, window, window, pad, pad)
-        channels, *size = roles.shape
-        height, width = window_output_shape(window, window, pad, (size[0], size[1]))
+        height, width = window_output_shape(window, window, pad, roles.shape[1:])
         grown = Roles(roles.channels, axes_of(height), axes_of(width))
         self._add(op, grown)
         if view.tensor in self.codings:

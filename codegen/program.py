@@ -18,6 +18,7 @@ import numpy as np
 
 from codegen import memory_plan
 from codegen.blob import BlobTensor, layout
+from codegen.errors import ModelError
 from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Head, Op, inputs_of
 from codegen.plans import Plan
 
@@ -123,6 +124,11 @@ def lower(graph: Graph, plan: Plan) -> Program:
     Transposed copies of weights make input gradients faster; they are made where the arena has
     room for them at that step anyway, the costliest layers first, and never make it larger.
     """
+    for op in graph.ops:
+        if not isinstance(op, (Conv, DepthwiseConv, Add, GlobalAveragePool, Head)):
+            raise ModelError(f"layer {op.name}: {type(op).__name__} has no kernel yet")
+    if graph.head.loss != "cross-entropy":
+        raise ModelError(f"loss {graph.head.loss} has no kernel yet")
     program = _build(graph, plan, frozenset())
     gradients = [step for step in program.steps if _can_be_transposed(step)]
     copied: frozenset[str] = frozenset()
@@ -287,7 +293,7 @@ class _Builder:
                 buffers["a"], buffers["b"] = map(self._activation, op.inputs)
                 self._step("forward", "add_forward", op, buffers)
                 continue
-            buffers["input"] = self._activation(op.input)
+            buffers["input"] = self._activation(inputs_of(op)[0])
             if isinstance(op, Conv):
                 columns = 2 * 2 * _align(math.prod(op.weight.shape[1:]))
                 buffers["scratch"] = self._buffer(f"columns {op.name}", columns)

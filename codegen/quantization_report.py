@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen import ir
-from codegen.float_graph import FloatGraph, convolve, evaluate
+from codegen.float_graph import FloatGraph, average_pool, convolve, evaluate, max_pool
 from codegen.quantize import quantize_input
 
 
@@ -38,9 +38,21 @@ def simulate(graph: ir.Graph, codes: NDArray[np.int8]) -> dict[str, NDArray[np.f
             case ir.GlobalAveragePool():
                 mean = values[op.input].mean(axis=(2, 3), keepdims=True)
                 values[op.output] = _rounded(mean, tensors[op.output])
+            case ir.MaxPool():
+                values[op.output] = max_pool(values[op.input], op.window, op.stride, op.padding)
+            case ir.AveragePool():
+                mean = average_pool(values[op.input], op.window, op.stride, op.padding, op.counted)
+                values[op.output] = _rounded(mean, tensors[op.output])
+            case ir.Concat():
+                values[op.output] = np.concatenate([values[name] for name in op.inputs], axis=1)
+            case ir.Requantize():
+                target = tensors[op.output]
+                ends = np.array([op.low, op.high]) - target.zero_point
+                rounded = _rounded(values[op.input], target)
+                values[op.output] = np.clip(rounded, *(target.scale * ends))
             case ir.Head():
                 step = op.weight_scale / 256
-                flat = values[op.input].reshape(len(codes), -1)
+                flat = values[op.input].transpose(0, 2, 3, 1).reshape(len(codes), -1)
                 logits = flat @ op.weight.T.astype(np.float64)
                 logits += tensors[op.input].scale * op.bias
                 values[op.name] = step * logits

@@ -24,12 +24,18 @@ from codegen.calibration import (
 from codegen.calibration_set import fit_to_input, load_calibration
 from codegen.errors import CalibrationError, ModelError
 from codegen.float_graph import (
+    Clamp,
     Coding,
     FloatAdd,
+    FloatAveragePool,
+    FloatClamp,
+    FloatConcat,
     FloatConv,
     FloatGraph,
     FloatHead,
+    FloatMaxPool,
     FloatPool,
+    channels_last,
 )
 
 __all__ = [
@@ -89,6 +95,21 @@ def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:
         tensors[name] = ir.Tensor(name, (height, width, channels), scale, zero_point)
         return tensors[name]
 
+    def keep_coding(source: str, name: str) -> None:
+        channels, height, width = graph.shapes[name]
+        known = tensors[source]
+        tensors[name] = ir.Tensor(name, (height, width, channels), known.scale, known.zero_point)
+
+    def recoded(source: str, op: FloatConcat) -> str:
+        """The tensor ``source`` with the scale and zero point of the output of ``op``."""
+        known, wanted = tensors[source], tensors[op.output]
+        if (known.scale, known.zero_point) == (wanted.scale, wanted.zero_point):
+            return source
+        name = f"{source}_for_{op.name}"
+        tensors[name] = ir.Tensor(name, known.shape, wanted.scale, wanted.zero_point)
+        ops.append(ir.Requantize(name, source, name))
+        return name
+
     add_tensor(graph.input)
     ops: list[ir.Op] = []
     for op in graph.ops:
@@ -98,13 +119,26 @@ def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:
             case FloatAdd():
                 add_tensor(op.output)
                 ops.append(ir.Add(op.name, op.inputs, op.output))
-            case FloatPool():
-                source = tensors[op.input]
-                shape = (1, 1, source.shape[2])
-                tensors[op.output] = ir.Tensor(op.output, shape, source.scale, source.zero_point)
-                ops.append(ir.GlobalAveragePool(op.name, op.input, op.output))
+            case FloatPool() | FloatAveragePool():
+                if isinstance(op, FloatAveragePool) and op.output in graph.codings:
+                    add_tensor(op.output)
+                else:  # a mean of codes is one of the same scale
+                    keep_coding(op.input, op.output)
+                ops.append(_average_pool(op, tensors[op.input], tensors[op.output]))
+            case FloatMaxPool():
+                keep_coding(op.input, op.output)
+                ops.append(
+                    ir.MaxPool(op.name, op.input, op.output, op.window, op.stride, op.padding)
+                )
+            case FloatConcat():
+                add_tensor(op.output)
+                inputs = tuple(recoded(name, op) for name in op.inputs)
+                ops.append(ir.Concat(op.name, inputs, op.output))
+            case FloatClamp():
+                ends = _clamp_codes(op.clamp, add_tensor(op.output))
+                ops.append(ir.Requantize(op.name, op.input, op.output, *ends))
             case FloatHead():
-                ops.append(_head(op, tensors[op.input]))
+                ops.append(_head(graph, op, tensors[op.input]))
     return ir.Graph(graph.name, graph.input, tensors, tuple(ops))
 
 
@@ -154,6 +188,26 @@ def quantize_input(graph: ir.Graph, x: NDArray[np.floating]) -> NDArray[np.int8]
     return codes
 
 
+def _average_pool(
+    op: FloatPool | FloatAveragePool, source: ir.Tensor, result: ir.Tensor
+) -> ir.GlobalAveragePool | ir.AveragePool:
+    height, width, _ = source.shape
+    if isinstance(op, FloatAveragePool):
+        return ir.AveragePool(
+            op.name, op.input, op.output, op.window, op.stride, op.padding, op.counted
+        )
+    if (source.scale, source.zero_point) == (result.scale, result.zero_point):
+        return ir.GlobalAveragePool(op.name, op.input, op.output)
+    return ir.AveragePool(op.name, op.input, op.output, (height, width), (height, width))
+
+
+def _clamp_codes(clamp: Clamp, tensor: ir.Tensor) -> tuple[int, int]:
+    """The codes of ``tensor`` that a clamp lets through."""
+    ends = np.array([clamp.low, clamp.high]) / tensor.scale + tensor.zero_point
+    low, high = np.clip(np.rint(ends), ir.INT8_MIN, ir.INT8_MAX).astype(int).tolist()
+    return low, high
+
+
 def _convolution(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> ir.Conv | ir.DepthwiseConv:
     if op.stored is not None:
         scale, weight = op.stored.weight_scale, op.stored.weight
@@ -193,16 +247,22 @@ def _weight_scales(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> NDArr
     return np.maximum(np.maximum(scale, for_bias), for_multiplier)
 
 
-def _head(op: FloatHead, source: ir.Tensor) -> ir.Head:
-    largest = float(np.abs(op.weight).max())
+def _head(graph: FloatGraph, op: FloatHead, source: ir.Tensor) -> ir.Head:
+    weight = op.weight[:, channels_last(graph.shapes[op.input])]
+    bias = op.bias
+    if op.loss == "mse":  # outputs in the order of the device's input
+        rows = channels_last(graph.shapes[graph.input])
+        weight, bias = weight[rows], bias[rows]
+    largest = float(np.abs(weight).max())
     scale = (largest if largest > 0 else 1.0) / _WEIGHT_MAX
-    scale = max(scale, float(np.abs(op.bias).max()) * _HEAD_STEPS / (source.scale * _BIAS_MAX))
+    scale = max(scale, float(np.abs(bias).max()) * _HEAD_STEPS / (source.scale * _BIAS_MAX))
     step = scale / _HEAD_STEPS
-    bias = np.clip(np.rint(op.bias / (source.scale * step)), -_INT32_MAX - 1, _INT32_MAX)
+    codes = np.clip(np.rint(bias / (source.scale * step)), -_INT32_MAX - 1, _INT32_MAX)
     return ir.Head(
         name=op.name,
         input=op.input,
-        weight=np.rint(op.weight / step).astype(np.int16),
+        weight=np.rint(weight / step).astype(np.int16),
         weight_scale=scale,
-        bias=bias.astype(np.int32),
+        bias=codes.astype(np.int32),
+        loss=op.loss,
     )

@@ -25,6 +25,8 @@ def prepared(make: object) -> nn.Module:
     torch.manual_seed(20261121)
     module: nn.Module = make()  # type: ignore[operator]
     for part in module.modules():
+        if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
         if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
             assert part.running_mean is not None
             assert part.running_var is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -207,7 +208,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         sizes = (40, width, width, 4, width, width)
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(width, 40))
 
