@@ -18,6 +18,7 @@ from codegen.bundle import (
     BOARD,
     FIRMWARE,
     MANIFEST_FORMAT,
+    QUANTIZATION,
     WEIGHTS,
     BoardInfo,
     Bundle,
@@ -45,7 +46,8 @@ from codegen.importer import import_model
 from codegen.ir import Graph
 from codegen.plans import DEFAULT_NAMES, Plan, PlanSpec, default_plans, load_plan, resolve
 from codegen.program import Program, lower
-from codegen.quantize import load_calibration, quantize
+from codegen.quantization_report import QuantizationReport
+from codegen.quantize_model import DEFAULT_OPTIONS, QuantizationOptions, quantize_model
 from codegen.toolchain import (
     LinkError,
     Progress,
@@ -85,13 +87,15 @@ def compile_model(
     toolchain: Toolchain | None = None,
     progress: Progress | None = None,
     sample_log_bytes: int = SAMPLE_LOG_BYTES,
+    quantization: QuantizationOptions = DEFAULT_OPTIONS,
 ) -> Bundle:
     """Compiles ``model`` (ONNX, float or QDQ) for ``board`` into the bundle folder ``out``.
 
     ``plans`` are ``FILE`` or ``FILE#NAME`` or parsed plans; None takes the default set of three
     sizes, of which those that don't fit the board are left out with a note in the report.
-    ``calibration`` is an .npz of typical inputs, for float models only. ``progress`` is called with
-    the stage's name, steps done, and steps in all.
+    ``calibration`` is an .npz of typical inputs, ``quantization`` says what is done with it; both
+    are for float models only. A quantization report that is asked for is a file of the bundle.
+    ``progress`` is called with the stage's name, steps done, and steps in all.
 
     Raises a CodegenError whose message names the thing and the remedy.
     """
@@ -105,8 +109,8 @@ def compile_model(
     float_graph = import_model(path)
     tell("importing", 1, 1)
     tell("quantizing", 0, 1)
-    samples = None if calibration is None else load_calibration(Path(calibration))
-    graph = quantize(float_graph, samples)
+    quantized = quantize_model(float_graph, calibration, quantization)
+    graph = quantized.graph
     tell("quantizing", 1, 1)
     return compile_graph(
         graph,
@@ -118,6 +122,8 @@ def compile_model(
         toolchain=compiler,
         progress=tell,
         sample_log_bytes=sample_log_bytes,
+        model_notes=quantized.notes,
+        quantization_report=quantized.report,
     )
 
 
@@ -132,8 +138,13 @@ def compile_graph(
     toolchain: Toolchain,
     progress: Progress | None = None,
     sample_log_bytes: int = SAMPLE_LOG_BYTES,
+    model_notes: Sequence[str] = (),
+    quantization_report: QuantizationReport | None = None,
 ) -> Bundle:
-    """The part of ``compile_model`` after quantization; see there."""
+    """The part of ``compile_model`` after quantization; see there.
+
+    ``model_notes`` go first among the report's notes.
+    """
     tell = progress or _silent
     wanted = list(plans) if plans else default_plans(graph)
     _distinct(wanted)
@@ -150,7 +161,8 @@ def compile_graph(
     made = build(programs)
     # The default set of a very small model has fewer sizes; whoever looks for one learns why.
     names = [plan.name for plan in wanted]
-    notes: list[str] = [
+    notes = list(model_notes)
+    notes += [
         f"plan {name} is left out: it would train the same values as a smaller one"
         for name in DEFAULT_NAMES
         if not plans and name not in names
@@ -177,7 +189,10 @@ def compile_graph(
         flash_bytes=made.sizes.flash,
         notes=tuple(notes),
     )
-    return write_bundle(out, made.manifest, report, made.files)
+    files = dict(made.files)
+    if quantization_report is not None:
+        files[QUANTIZATION] = (quantization_report.model_dump_json(indent=1) + "\n").encode()
+    return write_bundle(out, made.manifest, report, files)
 
 
 def build_host_engine(
