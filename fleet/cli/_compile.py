@@ -162,6 +162,14 @@ def _show(bundle: Bundle, out: Path) -> None:
         f"Compiled with {bundle.manifest.compiler}.",
         soft_wrap=True,
     )
+    names = {"slot_a": "weights slot A", "slot_b": "weights slot B", "samples": "sample log"}
+    outside = [
+        f"{names[name]} ({region['bytes']:,} bytes at {region['address']:#010x})"
+        for name, region in report["flash_regions"].items()
+        if region["flash"] == "external"
+    ]
+    if outside:
+        screen.print(f"In the external flash: {', '.join(outside)}.", soft_wrap=True)
     for note in report["notes"]:
         screen.print(f"Note: {note}", soft_wrap=True)
     screen.print(f"The bundle is in {out}.", soft_wrap=True)
