@@ -20,7 +20,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.ir import Loss, Padding
+from codegen.ir import INT8_MAX, INT8_MIN, Loss, Padding
 
 ChannelsFirst: TypeAlias = tuple[int, int, int]
 """(channels, height, width) of one sample."""
@@ -49,6 +49,12 @@ class Coding:
 
     scale: float
     zero_point: int
+
+    @property
+    def range(self) -> Clamp:
+        """The real values that have codes: what lies beyond saturates."""
+        ends = (self.scale * (code - self.zero_point) for code in (INT8_MIN, INT8_MAX))
+        return Clamp(*ends)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +224,8 @@ class SampleLayout:
 class FloatGraph:
     """Operations in execution order, the head last; shapes of all tensors but the head's output.
 
-    ``codings`` says how a quantized model codes its tensors; a float model has none.
+    ``codings`` says how a quantized model codes its tensors; a float model has none, and one that
+    is quantized in parts has those of the parts.
     ``sample_layout`` is that of the input in the model file, where it differs from ``shapes``.
     """
 
@@ -235,6 +242,13 @@ class FloatGraph:
         last = self.ops[-1]
         assert isinstance(last, FloatHead)
         return last
+
+    @property
+    def uncoded(self) -> list[str]:
+        """Tensors whose coding must be measured, in execution order."""
+        free = {op.output for op in self.ops if keeps_coding(op)} | {self.head.output}
+        names = [self.input, *(op.output for op in self.ops)]
+        return [name for name in names if name not in self.codings and name not in free]
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from codegen.float_graph import (
     FloatPool,
     StoredIntegers,
 )
-from codegen.ir import INT8_MAX, INT8_MIN, Padding
+from codegen.ir import Padding
 from codegen.onnx_graph import Affine, Array, Draft, reads
 
 
@@ -243,10 +243,19 @@ def separate_clamps(draft: DraftGraph) -> None:
 
 
 def _implied(clamp: Clamp, coding: Coding) -> bool:
-    low = (INT8_MIN - coding.zero_point) * coding.scale
-    high = (INT8_MAX - coding.zero_point) * coding.scale
+    range_ = coding.range
     half = coding.scale / 2
-    return clamp.low <= low + half and clamp.high >= high - half
+    return clamp.low <= range_.low + half and clamp.high >= range_.high - half
+
+
+def clamp_to_codes(draft: DraftGraph) -> None:
+    """In quantized models the range of the codes is the activation: Relu nodes are left out."""
+    for op in draft.each(FloatConv, FloatAdd, FloatClamp):
+        assert isinstance(op, (FloatConv, FloatAdd, FloatClamp))
+        coding = draft.codings.get(op.output)
+        if coding is not None:
+            clamp = op.clamp.then(coding.range)
+            draft.ops[op.output] = dataclasses.replace(op, clamp=clamp)
 
 
 def remove_idle_clamps(draft: DraftGraph) -> None:
@@ -312,4 +321,5 @@ PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     separate_clamps,
     remove_idle_clamps,
     last_layer_to_head,
+    clamp_to_codes,
 )

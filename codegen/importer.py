@@ -22,7 +22,7 @@ from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from codegen.errors import ModelError
-from codegen.float_graph import FloatGraph, FloatHead, keeps_coding
+from codegen.float_graph import FloatGraph, FloatHead
 from codegen.import_passes import PASSES, DraftGraph
 from codegen.onnx_graph import Affine, ImportState, Node
 from codegen.onnx_handlers import HANDLERS, SUPPORTED_OPERATORS, unsupported
@@ -150,12 +150,5 @@ def _finished(state: ImportState, draft: DraftGraph) -> FloatGraph:
     ops = [op for op in draft.ops.values() if not isinstance(op, Affine)]
     tensors = {draft.input} | {op.output for op in ops} - {draft.output}
     codings = {name: coding for name, coding in draft.codings.items() if name in tensors}
-    exempt = {op.output for op in ops if keeps_coding(op)}
-    bare = [name for name in [draft.input, *draft.ops] if name in tensors - exempt - set(codings)]
-    if codings and bare:
-        raise ModelError(
-            f"tensor '{bare[0]}' has no QuantizeLinear, though {len(codings)} others have "
-            "one; quantize every activation, or give the float model and a calibration set"
-        )
     shapes = {name: shape for name, shape in draft.shapes.items() if name in tensors}
     return FloatGraph(state.name, state.input, shapes, tuple(ops), codings, state.sample_layout)

@@ -65,7 +65,8 @@ def quantize(
     """The quantized graph of ``graph``; ``calibration`` is (samples, channels, height, width).
 
     ``rule`` makes the ranges of the activations. A model that came quantized keeps its scales,
-    zero points and integers; calibration is then not needed, and refused.
+    zero points and integers; calibration is then not needed, and refused (unless it is quantized
+    in parts, see `stored_codings`).
 
     Raises CalibrationError when a float model has no calibration set, it doesn't fit the model's
     input, or it holds values that aren't finite.
@@ -147,24 +148,35 @@ def stored_codings(
 ) -> Mapping[str, Coding]:
     """The codings of a model that came quantized.
 
-    Raises CalibrationError for a calibration set, and ModelError for codings that aren't those of
-    the device's arithmetic.
+    What the model leaves uncoded (operations that its quantizer doesn't know) is measured over the
+    calibration set, from smallest to largest value. Raises CalibrationError for a set that is
+    missing then, or given to a model that codes everything, and ModelError for codings that
+    aren't those of the device's arithmetic.
     """
-    if calibration is not None:
+    missing = graph.uncoded
+    if not missing and calibration is not None:
         raise CalibrationError(
             f"model {graph.name} is quantized already and keeps its own scales; leave out the "
             "calibration set, or give the float model with it"
         )
+    if missing and calibration is None:
+        raise CalibrationError(
+            f"tensor '{missing[0]}' has no QuantizeLinear, though {len(graph.codings)} others have "
+            f"one ({len(missing)} have none); give a calibration set to measure it, or quantize "
+            "every activation"
+        )
     for op in graph.ops:
-        if isinstance(op, (FloatConv, FloatAdd)):
+        if isinstance(op, (FloatConv, FloatAdd)) and op.output in graph.codings:
             _check_clamp(op, graph.codings[op.output])
-    return graph.codings
+    if not missing:
+        return graph.codings
+    measured = measured_codings(observe(graph, fit_to_input(graph, calibration)), MIN_MAX)
+    return {**measured, **graph.codings}
 
 
 def _check_clamp(op: FloatConv | FloatAdd, coding: Coding) -> None:
     """On the device, saturation of the codes is the activation function: both must agree."""
-    low = (ir.INT8_MIN - coding.zero_point) * coding.scale
-    high = (ir.INT8_MAX - coding.zero_point) * coding.scale
+    low, high = coding.range.low, coding.range.high
     if op.clamp.low > low + coding.scale / 2 or op.clamp.high < high - coding.scale / 2:
         raise ModelError(
             f"layer '{op.name}' is clamped to {op.clamp.low:g} … {op.clamp.high:g}, but its output "
