@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from codegen import ir
 from codegen.errors import CalibrationError, ModelError
-from codegen.float_graph import FloatAdd, FloatConv, FloatGraph, execute, inputs_of
+from codegen.float_graph import FloatAdd, FloatClamp, FloatConv, FloatGraph, execute, inputs_of
 
 Method: TypeAlias = Literal["min-max", "percentile", "mse"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -241,7 +241,8 @@ def observe(graph: FloatGraph, samples: NDArray[np.floating]) -> dict[str, Tenso
 
     Raises ModelError for a tensor that overflows.
     """
-    caps = {op.output: op.clamp.high for op in graph.ops if isinstance(op, (FloatConv, FloatAdd))}
+    clamped = (FloatConv, FloatAdd, FloatClamp)
+    caps = {op.output: op.clamp.high for op in graph.ops if isinstance(op, clamped)}
     statistics = {
         name: TensorStatistics(shape[0], caps.get(name, math.inf))
         for name, shape in graph.shapes.items()

@@ -76,18 +76,21 @@ def fit_to_input(
 ) -> NDArray[np.floating]:
     """``calibration`` as (samples, channels, height, width) of the graph's input.
 
-    Axes of size 1 may stand elsewhere or be left out: that moves no value. Raises CalibrationError
-    when there is no set, it doesn't fit the model's input, or it can't tell a range.
+    Samples are shaped as the model file's input, or as the graph's. Axes of size 1 may stand
+    elsewhere or be left out: that moves no value. Raises CalibrationError when there is no set, it
+    doesn't fit the model's input, or it can't tell a range.
     """
     if calibration is None:
         raise CalibrationError(f"a float model needs a calibration set: {_HOW_TO_GIVE}")
     expected = graph.shapes[graph.input]
+    if calibration.shape[1:] == graph.sample_shape:
+        calibration = graph.arrange(calibration)
     if calibration.ndim < 2 or len(calibration) == 0 or not _same_but_ones(calibration, expected):
         shown = ", ".join(str(size) for size in expected)
         raise CalibrationError(
             f"calibration set of shape {calibration.shape}; the model's input '{graph.input}' "
             f"needs (samples, {shown}) = (samples, channels, height, width), with 1 or more "
-            f"samples{_remedy(calibration.shape, expected)}"
+            f"samples{_as_in_file(graph)}{_remedy(calibration.shape, expected)}"
         )
     samples = calibration.reshape(len(calibration), *expected)
     unclean = int((~np.isfinite(samples)).any(axis=(1, 2, 3)).sum())
@@ -101,6 +104,13 @@ def fit_to_input(
             f"every value of the calibration set is {samples.flat[0]:g}; give typical inputs"
         )
     return samples
+
+
+def _as_in_file(graph: FloatGraph) -> str:
+    if graph.sample_layout is None:
+        return ""
+    shown = ", ".join(str(size) for size in graph.sample_shape)
+    return f", or as the model file has it: (samples, {shown})"
 
 
 def _same_but_ones(samples: NDArray[np.floating], expected: ChannelsFirst) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 
 from codegen import memory_plan, scratch, streaming
 from codegen.blob import BlobTensor, layout, packed_bytes
+from codegen.errors import ModelError
 from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Head, Op, inputs_of
 from codegen.memory_plan import Overlap
 from codegen.plans import Plan
@@ -35,6 +36,11 @@ def lower(graph: Graph, plan: Plan) -> Program:
     Chains are made only where they lower the peak: everything that can be streamed is streamed at
     first, then tensors get memory of their own again while the arena's lower bound stays.
     """
+    for op in graph.ops:
+        if not isinstance(op, (Conv, DepthwiseConv, Add, GlobalAveragePool, Head)):
+            raise ModelError(f"layer {op.name}: {type(op).__name__} has no kernel yet")
+    if graph.head.loss != "cross-entropy":
+        raise ModelError(f"loss {graph.head.loss} has no kernel yet")
     segments, state_bytes = _segments(graph, plan)
 
     def build(streamed: frozenset[str], bands: dict[str, int]) -> _Builder:
@@ -263,7 +269,7 @@ class _Builder:
                 self._may_overlap(buffers["output"], buffers[operand], 0)
             self._step("forward", "add_forward", op, buffers)
             return
-        buffers["input"] = self._activation(op.input)
+        buffers["input"] = self._activation(inputs_of(op)[0])
         if isinstance(op, Conv):
             size = scratch.convolution_forward_bytes(op, self._partly_trained(op))
             buffers["scratch"] = self._buffer(f"columns {op.name}", size)

@@ -24,12 +24,18 @@ from codegen.calibration import (
 from codegen.calibration_set import fit_to_input, load_calibration
 from codegen.errors import CalibrationError, ModelError
 from codegen.float_graph import (
+    Clamp,
     Coding,
     FloatAdd,
+    FloatAveragePool,
+    FloatClamp,
+    FloatConcat,
     FloatConv,
     FloatGraph,
     FloatHead,
+    FloatMaxPool,
     FloatPool,
+    channels_last,
 )
 
 __all__ = [
@@ -61,7 +67,8 @@ def quantize(
     """The quantized graph of ``graph``; ``calibration`` is (samples, channels, height, width).
 
     ``rule`` makes the ranges of the activations. A model that came quantized keeps its scales,
-    zero points and integers; calibration is then not needed, and refused.
+    zero points and integers; calibration is then not needed, and refused (unless it is quantized
+    in parts, see `stored_codings`).
 
     Raises CalibrationError when a float model has no calibration set, it doesn't fit the model's
     input, or it holds values that aren't finite.
@@ -91,6 +98,21 @@ def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:
         tensors[name] = ir.Tensor(name, (height, width, channels), scale, zero_point)
         return tensors[name]
 
+    def keep_coding(source: str, name: str) -> None:
+        channels, height, width = graph.shapes[name]
+        known = tensors[source]
+        tensors[name] = ir.Tensor(name, (height, width, channels), known.scale, known.zero_point)
+
+    def recoded(source: str, op: FloatConcat) -> str:
+        """The tensor ``source`` with the scale and zero point of the output of ``op``."""
+        known, wanted = tensors[source], tensors[op.output]
+        if (known.scale, known.zero_point) == (wanted.scale, wanted.zero_point):
+            return source
+        name = f"{source}_for_{op.name}"
+        tensors[name] = ir.Tensor(name, known.shape, wanted.scale, wanted.zero_point)
+        ops.append(ir.Requantize(name, source, name))
+        return name
+
     add_tensor(graph.input)
     ops: list[ir.Op] = []
     for op in graph.ops:
@@ -100,13 +122,26 @@ def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:
             case FloatAdd():
                 add_tensor(op.output)
                 ops.append(ir.Add(op.name, op.inputs, op.output))
-            case FloatPool():
-                source = tensors[op.input]
-                shape = (1, 1, source.shape[2])
-                tensors[op.output] = ir.Tensor(op.output, shape, source.scale, source.zero_point)
-                ops.append(ir.GlobalAveragePool(op.name, op.input, op.output))
+            case FloatPool() | FloatAveragePool():
+                if isinstance(op, FloatAveragePool) and op.output in graph.codings:
+                    add_tensor(op.output)
+                else:  # a mean of codes is one of the same scale
+                    keep_coding(op.input, op.output)
+                ops.append(_average_pool(op, tensors[op.input], tensors[op.output]))
+            case FloatMaxPool():
+                keep_coding(op.input, op.output)
+                ops.append(
+                    ir.MaxPool(op.name, op.input, op.output, op.window, op.stride, op.padding)
+                )
+            case FloatConcat():
+                add_tensor(op.output)
+                inputs = tuple(recoded(name, op) for name in op.inputs)
+                ops.append(ir.Concat(op.name, inputs, op.output))
+            case FloatClamp():
+                ends = _clamp_codes(op.clamp, add_tensor(op.output))
+                ops.append(ir.Requantize(op.name, op.input, op.output, *ends))
             case FloatHead():
-                ops.append(_head(op, tensors[op.input]))
+                ops.append(_head(graph, op, tensors[op.input]))
     return ir.Graph(graph.name, graph.input, tensors, tuple(ops))
 
 
@@ -115,24 +150,35 @@ def stored_codings(
 ) -> Mapping[str, Coding]:
     """The codings of a model that came quantized.
 
-    Raises CalibrationError for a calibration set, and ModelError for codings that aren't those of
-    the device's arithmetic.
+    What the model leaves uncoded (operations that its quantizer doesn't know) is measured over the
+    calibration set, from smallest to largest value. Raises CalibrationError for a set that is
+    missing then, or given to a model that codes everything, and ModelError for codings that
+    aren't those of the device's arithmetic.
     """
-    if calibration is not None:
+    missing = graph.uncoded
+    if not missing and calibration is not None:
         raise CalibrationError(
             f"model {graph.name} is quantized already and keeps its own scales; leave out the "
             "calibration set, or give the float model with it"
         )
+    if missing and calibration is None:
+        raise CalibrationError(
+            f"tensor '{missing[0]}' has no QuantizeLinear, though {len(graph.codings)} others have "
+            f"one ({len(missing)} have none); give a calibration set to measure it, or quantize "
+            "every activation"
+        )
     for op in graph.ops:
-        if isinstance(op, (FloatConv, FloatAdd)):
+        if isinstance(op, (FloatConv, FloatAdd)) and op.output in graph.codings:
             _check_clamp(op, graph.codings[op.output])
-    return graph.codings
+    if not missing:
+        return graph.codings
+    measured = measured_codings(observe(graph, fit_to_input(graph, calibration)), MIN_MAX)
+    return {**measured, **graph.codings}
 
 
 def _check_clamp(op: FloatConv | FloatAdd, coding: Coding) -> None:
     """On the device, saturation of the codes is the activation function: both must agree."""
-    low = (ir.INT8_MIN - coding.zero_point) * coding.scale
-    high = (ir.INT8_MAX - coding.zero_point) * coding.scale
+    low, high = coding.range.low, coding.range.high
     if op.clamp.low > low + coding.scale / 2 or op.clamp.high < high - coding.scale / 2:
         raise ModelError(
             f"layer '{op.name}' is clamped to {op.clamp.low:g} … {op.clamp.high:g}, but its output "
@@ -154,6 +200,26 @@ def quantize_input(graph: ir.Graph, x: NDArray[np.floating]) -> NDArray[np.int8]
     steps = np.rint(np.asarray(x, dtype=np.float64) / tensor.scale) + tensor.zero_point
     codes: NDArray[np.int8] = np.clip(steps, ir.INT8_MIN, ir.INT8_MAX).astype(np.int8)
     return codes
+
+
+def _average_pool(
+    op: FloatPool | FloatAveragePool, source: ir.Tensor, result: ir.Tensor
+) -> ir.GlobalAveragePool | ir.AveragePool:
+    height, width, _ = source.shape
+    if isinstance(op, FloatAveragePool):
+        return ir.AveragePool(
+            op.name, op.input, op.output, op.window, op.stride, op.padding, op.counted
+        )
+    if (source.scale, source.zero_point) == (result.scale, result.zero_point):
+        return ir.GlobalAveragePool(op.name, op.input, op.output)
+    return ir.AveragePool(op.name, op.input, op.output, (height, width), (height, width))
+
+
+def _clamp_codes(clamp: Clamp, tensor: ir.Tensor) -> tuple[int, int]:
+    """The codes of ``tensor`` that a clamp lets through."""
+    ends = np.array([clamp.low, clamp.high]) / tensor.scale + tensor.zero_point
+    low, high = np.clip(np.rint(ends), ir.INT8_MIN, ir.INT8_MAX).astype(int).tolist()
+    return low, high
 
 
 def _convolution(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> ir.Conv | ir.DepthwiseConv:
@@ -195,16 +261,22 @@ def _weight_scales(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> NDArr
     return np.maximum(np.maximum(scale, for_bias), for_multiplier)
 
 
-def _head(op: FloatHead, source: ir.Tensor) -> ir.Head:
-    largest = float(np.abs(op.weight).max())
+def _head(graph: FloatGraph, op: FloatHead, source: ir.Tensor) -> ir.Head:
+    weight = op.weight[:, channels_last(graph.shapes[op.input])]
+    bias = op.bias
+    if op.loss == "mse":  # outputs in the order of the device's input
+        rows = channels_last(graph.shapes[graph.input])
+        weight, bias = weight[rows], bias[rows]
+    largest = float(np.abs(weight).max())
     scale = _HEAD_ROOM * (largest if largest > 0 else 1.0) / _WEIGHT_MAX
-    scale = max(scale, float(np.abs(op.bias).max()) * _HEAD_STEPS / (source.scale * _BIAS_MAX))
+    scale = max(scale, float(np.abs(bias).max()) * _HEAD_STEPS / (source.scale * _BIAS_MAX))
     step = scale / _HEAD_STEPS
-    bias = np.clip(np.rint(op.bias / (source.scale * step)), -_INT32_MAX - 1, _INT32_MAX)
+    codes = np.clip(np.rint(bias / (source.scale * step)), -_INT32_MAX - 1, _INT32_MAX)
     return ir.Head(
         name=op.name,
         input=op.input,
-        weight=np.rint(op.weight / step).astype(np.int16),
+        weight=np.rint(weight / step).astype(np.int16),
         weight_scale=scale,
-        bias=bias.astype(np.int32),
+        bias=codes.astype(np.int32),
+        loss=op.loss,
     )

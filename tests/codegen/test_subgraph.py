@@ -12,8 +12,8 @@ from codegen.errors import ModelError
 from codegen.host_engine import HostEngine
 from codegen.interpreter import Interpreter
 from codegen.ir import Add, Graph
-from codegen.plans import Plan, WeightRange
-from codegen.program import lower
+from codegen.lowering import lower
+from codegen.plans import Plan, WeightUpdate
 from codegen.subgraph import cut_graph, cut_tensors, frozen_cut
 from tests.codegen.random_graphs import random_graph
 
@@ -23,7 +23,7 @@ LEARNING_RATE = 2**20 // 50
 def plan_from(graph: Graph, first: int) -> Plan:
     """Trains every layer from the ``first``-th convolution on."""
     layers = graph.convolutions[first:]
-    weights = tuple(WeightRange(op.name, 0, op.weight.shape[-1]) for op in layers)
+    weights = tuple(WeightUpdate(op.name, tuple(range(op.weight.shape[-1]))) for op in layers)
     return Plan("late", tuple(op.name for op in layers), weights, True, "q8.8")
 
 
