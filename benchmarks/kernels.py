@@ -6,7 +6,7 @@ from pathlib import Path
 
 from codegen.importer import import_model
 from codegen.plans import default_plans
-from codegen.program import lower
+from codegen.lowering import lower
 from codegen.quantize import load_calibration, quantize
 from fleet.firmware import compile_firmware
 from simulator.measure import measure

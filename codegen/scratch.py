@@ -1,4 +1,4 @@
-"""Bytes of scratch that kernels ask for: the formulas of device_runtime/include/tinyfleet/kernels.h.
+"""Bytes of scratch that kernels ask for (device_runtime/include/tinyfleet/kernels.h).
 
 Scratch belongs to one step: it shares the arena with everything that isn't live at that step.
 """
@@ -35,27 +35,40 @@ def convolution_weight_update_bytes(output: Tensor) -> int:
     return 8 * round_up(height * width, 2)
 
 
-def _plane_bytes(rows: int, width: int) -> int:
-    # Up to four outputs are made in one go, from words of two elements.
-    return 2 * rows * round_up(width, 2)
+_SLIDE_BLOCK = 8  # TF_SLIDE_BLOCK in device_runtime/kernels/planes.h
+
+
+def _sliding_bytes(kernel_rows: int, kernel_columns: int, columns: int) -> int:
+    # The table of taps, and the sums of one row of outputs.
+    return 2 * kernel_rows * (2 * kernel_columns + 4) + 4 * round_up(columns, _SLIDE_BLOCK)
 
 
 def depthwise_forward_bytes(op: DepthwiseConv, source: Tensor, output: Tensor, rows: int) -> int:
-    """A plane of one channel that covers ``rows`` output rows, with its padding."""
+    """Planes of two channels that cover ``rows`` output rows, with their padding."""
     kernel_height, kernel_width, _ = op.weight.shape
-    width = round_up(output.shape[1], 4) * op.stride[1] + kernel_width + 1
-    return _plane_bytes((rows - 1) * op.stride[0] + kernel_height, width)
+    out_width = output.shape[1]
+    used = (out_width - 1) * op.stride[1] + kernel_width
+    line = round_up(max(used, op.padding.left + source.shape[1]), 2)
+    lines = min(source.shape[0], (rows - 1) * op.stride[0] + kernel_height)
+    planes: int = 2 * (2 * lines * line + _SLIDE_BLOCK * (op.stride[1] + 1))
+    return _sliding_bytes(kernel_height, kernel_width, out_width) + planes
 
 
-def depthwise_input_gradient_bytes(op: DepthwiseConv, source: Tensor) -> int:
-    """Errors of one channel spread over the input's positions, with room for the kernel."""
+def depthwise_input_gradient_bytes(op: DepthwiseConv, source: Tensor, output: Tensor) -> int:
+    """Errors of two channels, with room for the kernel."""
     kernel_height, kernel_width, _ = op.weight.shape
-    height, width, _ = source.shape
-    return _plane_bytes(height + kernel_height, round_up(width, 4) + kernel_width + 1)
+    height, width, _ = output.shape
+    reach = (source.shape[1] - 1 + op.padding.left) // op.stride[1] + 1
+    line = round_up((kernel_width - 1) // op.stride[1] + max(width, reach), 2)
+    planes: int = 2 * (2 * height * line + 2 * _SLIDE_BLOCK)
+    taps = _sliding_bytes(kernel_height + op.stride[0], kernel_width, source.shape[1])
+    return taps + planes
 
 
 def depthwise_weight_update_bytes(op: DepthwiseConv, source: Tensor, output: Tensor) -> int:
-    """The input's plane as in the forward pass, and the errors of that channel."""
+    """One channel's errors, and its inputs with a row of their own for each step of the stride."""
     height, width, _ = output.shape
-    inputs = depthwise_forward_bytes(op, source, output, height)
-    return inputs + _plane_bytes(height, round_up(width, 2))
+    stride = op.stride[1]
+    line = round_up(width, 2)
+    reach = round_up((op.weight.shape[1] - 1) // stride, 2)
+    return 2 * (height * line + source.shape[0] * stride * (line + reach))

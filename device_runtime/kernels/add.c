@@ -20,12 +20,12 @@ static inline __attribute__((always_inline)) void sum_eight(const tf_addition *l
 }
 
 void tf_add_forward(const tf_addition *layer, const int8_t *a, const int8_t *b, int8_t *output,
-                    uint8_t *mask) {
-    const uint32_t whole = layer->size & ~7u;
+                    uint8_t *mask, uint32_t size) {
+    const uint32_t whole = size & ~7u;
     for (uint32_t from = 0; from < whole; from += 8u) {
         sum_eight(layer, a, b, output, mask, from, 8u);
     }
-    if (whole < layer->size) {
-        sum_eight(layer, a, b, output, mask, whole, layer->size - whole);
+    if (whole < size) {
+        sum_eight(layer, a, b, output, mask, whole, size - whole);
     }
 }

@@ -17,6 +17,7 @@ typedef struct {
     uint32_t pixels, even;      /* of the output; rounded up to an even number */
     uint32_t length, row_bytes; /* of the trained matrix; row_bytes of two rows */
     int32_t exponent;           /* of the steps */
+    uint32_t stream;            /* of random bits */
 } job;
 
 /* Inputs of `lanes` trained channels from `j` on, minus the zero point, at what the tap sees from
@@ -122,25 +123,44 @@ static __attribute__((noinline)) void sum_wide(const job *job, const int16_t *er
     }
 }
 
+/* What tf_update_weight does, without the cases that are rare: no velocity, and a step that keeps
+ * only part of the product's high word, so that no change has to be bounded. */
+static void update_in_short(const job *job, uint32_t at, uint32_t counter, uint32_t lanes,
+                            const int32_t *gradients, tf_step step) {
+    const int32_t half = 1 << (step.shift - 33), shift = step.shift - 32;
+    int8_t *weight = &job->trained->weights[at];
+    int8_t *fraction = job->trained->fractions != NULL ? &job->trained->fractions[at] : NULL;
+    uint32_t random = job->stream + counter;
+    for (uint32_t lane = 0; lane < lanes; lane++, weight += 2, random++) {
+        const int32_t high = (int32_t)(((int64_t)gradients[lane] * step.mantissa) >> 32);
+        const int32_t change = (high + half) >> shift;
+        const uint32_t bits = tf_random_mix(random);
+        if (fraction != NULL) {
+            const int32_t chance = (int32_t)(bits & ((1u << TF_STATE_BITS) - 1u));
+            tf_move_state(weight, fraction, (chance - change) >> TF_STATE_BITS);
+            fraction += 2;
+        } else {
+            const int32_t chance = (int32_t)(bits & ((1u << TF_STEP_BITS) - 1u));
+            *weight = (int8_t)tf_clamp(*weight + ((chance - change) >> TF_STEP_BITS), -127, 127);
+        }
+    }
+}
+
 /* Weights l … l + lanes - 1 of row o take their steps. */
 static __attribute__((noinline)) void update_row(const job *job, uint32_t o, uint32_t l,
                                                  uint32_t lanes, const int32_t *gradients) {
     const tf_trained *trained = job->trained;
     const tf_step step =
         tf_make_step(job->layer->weight_gain[o], job->update->learning_rate_q20, job->exponent);
-    uint32_t at = o / 2u * job->row_bytes + 2u * l + o % 2u;
-    if (trained->fractions != NULL && step.shift >= 33 && step.shift <= 62) {
-        /* tf_apply_step without its other cases. */
-        const int32_t half = 1 << (step.shift - 33), shift = step.shift - 32;
-        for (uint32_t lane = 0; lane < lanes; lane++, at += 2u) {
-            const int32_t high = (int32_t)(((int64_t)gradients[lane] * step.mantissa) >> 32);
-            tf_change_state(&trained->weights[at], &trained->fractions[at], (high + half) >> shift);
-        }
+    const uint32_t at = o / 2u * job->row_bytes + 2u * l + o % 2u;
+    const uint32_t value = o * job->length + l;
+    if (trained->velocity == NULL && step.shift >= 33 && step.shift <= 62) {
+        update_in_short(job, at, trained->first_value + value, lanes, gradients, step);
         return;
     }
-    for (uint32_t lane = 0; lane < lanes; lane++, at += 2u) {
-        tf_update_weight(trained, job->update, at, o * job->length + l + lane, gradients[lane],
-                         step);
+    for (uint32_t lane = 0; lane < lanes; lane++) {
+        tf_update_weight(trained, job->update, job->stream, at + 2u * lane, value + lane,
+                         gradients[lane], step);
     }
 }
 
@@ -152,10 +172,13 @@ void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *er
     const uint32_t pixels = (uint32_t)layer->out_width * layer->out_height;
     const uint32_t even = (pixels + 1u) & ~1u;
     const uint32_t length = (uint32_t)layer->kernel_height * layer->kernel_width * trained->count;
-    const int32_t exponent = scale->exponent + layer->gradient_shift + tf_fraction_bits(trained);
-    const job job = {layer,   error,  input, trained, update,
-                     scratch, pixels, even,  length,  2u * tf_packed_length(length),
-                     exponent};
+    const int32_t exponent = scale->exponent + layer->gradient_shift + tf_weight_bits(trained);
+    const job job = {layer,    error,
+                     input,    trained,
+                     update,   scratch,
+                     pixels,   even,
+                     length,   2u * tf_packed_length(length),
+                     exponent, tf_update_stream(update)};
     for (uint32_t l = 0; l < length;) {
         const uint32_t tap = l / trained->count, j = l % trained->count;
         const uint32_t left = trained->count - j;

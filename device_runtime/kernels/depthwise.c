@@ -1,166 +1,135 @@
-/* Depthwise convolution, forward: four channels at a time, all pixels of them in turn. */
+/* Depthwise convolution, forward: two channels are gathered into planes, then each is made by
+ * itself, row by row. */
 #include "fixed_point.h"
-#include "lanes.h"
+#include "planes.h"
 
-/* Taps of kernels up to 7 x 7 are widened once for all pixels; larger ones go tap by tap. */
-#define WIDE_TAPS 49u
-
+/* What all channels have in common. */
 typedef struct {
     const tf_convolution *layer;
-    const int8_t *input, *weights; /* of the first of the channels at hand */
-    const int32_t *bias;
+    const tf_span *span;
     int8_t *output;
     uint8_t *mask;
-    uint32_t channel, lanes;
-    tf_wide_taps wide; /* of all taps, with DSP instructions */
-    tf_requantizer by[4];
-} lane_group;
+    tf_slide slide;
+    int32_t low, high; /* input rows that the span needs */
+    int16_t *table;
+    int32_t *sums; /* of one output row */
+    int16_t *planes;
+    uint32_t plane; /* elements */
+} forward_job;
 
-/* Range of taps from `start` on that lie inside `size`. */
-static int32_t taps_inside(int32_t start, int32_t kernel, int32_t size, int32_t *skipped) {
-    *skipped = start < 0 ? -start : 0;
-    return (size - start < kernel ? size - start : kernel) - *skipped;
+/* Clears the mask's bit of every output that the clamp changed. */
+static void mark_clamped(uint8_t *mask, uint32_t index, uint32_t step, const int32_t *values,
+                         uint32_t count) {
+    for (uint32_t x = 0; x < count; x++, index += step) {
+        if (values[x] != tf_clamp8(values[x])) {
+            mask[index >> 3] &= (uint8_t) ~(1u << (index & 7u));
+        }
+    }
 }
 
-static void sum_plainly(const lane_group *g, const int8_t *pixel, int32_t row, int32_t rows,
-                        int32_t col, int32_t cols, int32_t sums[4]) {
-    const tf_convolution *layer = g->layer;
-    const uint32_t channels = layer->out_channels;
-    for (uint32_t lane = 0; lane < g->lanes; lane++) {
-        sums[lane] = 0;
-        for (int32_t i = 0; i < rows; i++) {
-            const int8_t *next = pixel + (uint32_t)i * layer->in_width * channels + lane;
-            const int8_t *tap =
-                g->weights + (uint32_t)((row + i) * layer->kernel_width + col) * channels + lane;
-            for (int32_t j = 0; j < cols; j++, next += channels, tap += channels) {
-                sums[lane] += (*next - layer->in_zero) * *tap;
+static void store_row(const tf_requantizer *by, const int32_t *sums, uint32_t count, int8_t *output,
+                      uint32_t step) {
+    for (uint32_t x = 0; x < count; x++, output += step) {
+        *output = (int8_t)tf_clamp8(tf_requantize(by, sums[x]));
+    }
+}
+
+static void gather_rows(const forward_job *job, const int8_t *input, uint32_t lanes) {
+    const tf_convolution *layer = job->layer;
+    const uint32_t ring = job->span->in_ring, row = (uint32_t)layer->in_width * layer->in_channels;
+    uint32_t slot = (uint32_t)job->low % ring;
+    int16_t *to = job->planes + layer->pad_left;
+    for (int32_t y = job->low; y < job->high; y++, to += job->slide.line) {
+        tf_gather_codes(input + slot * row, layer->in_channels, layer->in_width, lanes,
+                        layer->in_zero, to, job->plane);
+        slot = slot + 1u == ring ? 0u : slot + 1u;
+    }
+}
+
+static void one_channel(const forward_job *job, const int16_t *plane, uint32_t channel,
+                        int32_t bias) {
+    const tf_convolution *layer = job->layer;
+    const tf_requantizer by = tf_make_requantizer(layer->requantize[channel], layer->out_zero);
+    const uint32_t channels = layer->out_channels, width = layer->out_width;
+    for (int32_t y = job->span->first; y < job->span->end; y++) {
+        /* Rows of the window that lie outside the input are left out. */
+        const int32_t top = y * layer->stride_height - layer->pad_top;
+        const int32_t skipped = top < 0 ? -top : 0;
+        const int32_t bottom = tf_clamp(top + layer->kernel_height, 0, layer->in_height);
+        const int32_t rows = bottom - top - skipped;
+        int32_t *sums = job->sums;
+        tf_slide_row(&job->slide, plane + (uint32_t)(top + skipped - job->low) * job->slide.line,
+                     job->table + (uint32_t)skipped * job->slide.taps_row,
+                     rows > 0 ? (uint32_t)rows : 0u, width, bias, sums);
+        for (uint32_t x = 0; layer->pre_shift > 0 && x < width; x++) {
+            sums[x] = tf_raise(sums[x], layer->pre_shift);
+        }
+        const uint32_t out_row = (uint32_t)y % job->span->out_ring;
+        store_row(&by, sums, width, job->output + out_row * width * channels + channel, channels);
+        if (job->mask != NULL) {
+            for (uint32_t x = 0; x < width; x++) {
+                sums[x] = tf_requantize(&by, sums[x]);
             }
+            mark_clamped(job->mask, (uint32_t)y * width * channels + channel, channels, sums,
+                         width);
         }
     }
 }
 
-static inline __attribute__((always_inline)) void store(const lane_group *g, uint32_t index,
-                                                        const int32_t *sums, const uint32_t lanes) {
-    const int32_t pre_shift = g->layer->pre_shift;
-    uint32_t bits = 0;
-    for (uint32_t lane = 0; lane < lanes; lane++) {
-        const int32_t value = tf_requantize(&g->by[lane], tf_raise(sums[lane], pre_shift));
-        const int32_t clamped = tf_clamp8(value);
-        g->output[index + lane] = (int8_t)clamped;
-        bits |= clamped == value ? 1u << lane : 0u;
+static void widen_taps(const forward_job *job, const tf_weights *weights, uint32_t channel,
+                       uint32_t *trained) {
+    const tf_convolution *layer = job->layer;
+    const int8_t *from = weights->fixed + channel;
+    uint32_t step = layer->out_channels;
+    if (*trained < weights->count && weights->channels[*trained] == channel) {
+        from = weights->trained + *trained;
+        step = weights->count;
+        (*trained)++;
     }
-    if (g->mask != NULL) {
-        tf_put_bits(g->mask, index, bits, lanes);
+    tf_widen_taps(&job->slide, from, (int32_t)step, (int32_t)(step * layer->kernel_width),
+                  layer->kernel_width, 0, layer->kernel_height, job->table);
+}
+
+static void set_bits(uint8_t *mask, uint32_t size) {
+    memset(mask, 0xff, size / 8u);
+    if (size % 8u != 0u) {
+        mask[size / 8u] = (uint8_t)((1u << size % 8u) - 1u);
     }
 }
 
-/* The part of an output row whose windows have `cols` columns inside the input, from tap
- * (row, col) on; `pixel` lies under the first tap of the first window. */
-typedef struct {
-    const int8_t *pixel;
-    uint32_t index; /* of the first output, channel of the group included */
-    int32_t count;
-    int32_t row, rows, col;
-} stretch;
-
-static inline __attribute__((always_inline)) void
-four_lanes(const lane_group *g, const stretch *part, const int32_t cols) {
-    const tf_convolution *layer = g->layer;
+void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
+                          const tf_weights *weights, const int32_t *bias, int8_t *output,
+                          uint8_t *mask, int16_t *scratch) {
     const uint32_t channels = layer->out_channels;
-    const uint32_t line = (uint32_t)layer->in_width * channels;
-    const uint32_t step = (uint32_t)layer->stride_width * channels;
-    const uint32_t first = (uint32_t)(part->row * layer->kernel_width + part->col);
-    const int8_t *pixel = part->pixel;
-    uint32_t index = part->index;
-    for (int32_t n = 0; n < part->count; n++, pixel += step, index += channels) {
-        int32_t sums[4] = {g->bias[0], g->bias[1], g->bias[2], g->bias[3]};
-        const int8_t *next = pixel;
-        uint32_t tap = first;
-        for (int32_t i = 0; i < part->rows; i++, next += line, tap += layer->kernel_width) {
-            tf_accumulate_taps(&g->wide, tap, next, channels, layer->in_zero, (uint32_t)cols, sums);
-        }
-        store(g, index, sums, 4u);
-    }
-}
-
-static void any_lanes(const lane_group *g, const stretch *part, int32_t cols) {
-    const tf_convolution *layer = g->layer;
-    const uint32_t channels = layer->out_channels;
-    for (int32_t n = 0; n < part->count; n++) {
-        const int8_t *pixel = part->pixel + (uint32_t)(n * layer->stride_width) * channels;
-        int32_t sums[4];
-        sum_plainly(g, pixel, part->row, part->rows, part->col, cols, sums);
-        for (uint32_t lane = 0; lane < g->lanes; lane++) {
-            sums[lane] += g->bias[lane];
-        }
-        store(g, part->index + (uint32_t)n * channels, sums, g->lanes);
-    }
-}
-
-static void run_stretch(const lane_group *g, const stretch *part, int32_t cols) {
-    if (g->wide.taps == 0u) {
-        any_lanes(g, part, cols);
-    } else if (cols == 3) {
-        four_lanes(g, part, 3);
-    } else if (cols == 5) {
-        four_lanes(g, part, 5);
-    } else if (cols == 7) {
-        four_lanes(g, part, 7);
-    } else {
-        four_lanes(g, part, cols);
-    }
-}
-
-static void one_row(const lane_group *g, int32_t y) {
-    const tf_convolution *layer = g->layer;
-    const uint32_t channels = layer->out_channels;
-    const int32_t top = y * layer->stride_height - layer->pad_top;
-    stretch part;
-    part.rows = taps_inside(top, layer->kernel_height, layer->in_height, &part.row);
-    const int8_t *line = g->input + (uint32_t)((top + part.row) * layer->in_width) * channels;
-    int32_t x = 0;
-    while (x < layer->out_width) {
-        const int32_t left = x * layer->stride_width - layer->pad_left;
-        const int32_t cols = taps_inside(left, layer->kernel_width, layer->in_width, &part.col);
-        /* Windows that lie inside as a whole are alike; the others go one by one. */
-        const int32_t room = layer->in_width - layer->kernel_width - left;
-        part.count = left < 0 || room < 0 ? 1 : room / layer->stride_width + 1;
-        if (part.count > layer->out_width - x) {
-            part.count = layer->out_width - x;
-        }
-        part.pixel = line + (uint32_t)(left + part.col) * channels;
-        part.index = (uint32_t)(y * layer->out_width + x) * channels + g->channel;
-        run_stretch(g, &part, cols);
-        x += part.count;
-    }
-}
-
-void tf_depthwise_forward(const tf_convolution *layer, const int8_t *input, const int8_t *weights,
-                          const int32_t *bias, int8_t *output, uint8_t *mask) {
-    const uint32_t channels = layer->out_channels;
-    const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
-    uint32_t storage[2u * WIDE_TAPS];
+    const uint32_t used = (layer->out_width - 1u) * layer->stride_width + layer->kernel_width;
+    const uint32_t given = (uint32_t)layer->pad_left + layer->in_width;
+    forward_job job;
+    job.layer = layer;
+    job.span = span;
+    job.output = output;
+    job.mask = mask;
+    job.slide = tf_make_slide(layer->kernel_width, layer->stride_width,
+                              tf_even_up(used > given ? used : given));
+    job.low = tf_clamp(span->first * layer->stride_height - layer->pad_top, 0, layer->in_height);
+    job.high =
+        tf_clamp((span->end - 1) * layer->stride_height - layer->pad_top + layer->kernel_height, 0,
+                 layer->in_height);
+    job.sums = (int32_t *)(void *)scratch;
+    job.table = scratch + 2u * ((layer->out_width + TF_SLIDE_BLOCK - 1u) & ~(TF_SLIDE_BLOCK - 1u));
+    job.planes = job.table + layer->kernel_height * job.slide.taps_row;
+    job.plane = (uint32_t)(job.high - job.low) * job.slide.line;
+    memset(job.planes, 0,
+           sizeof(int16_t) * (2u * job.plane + TF_SLIDE_BLOCK * (layer->stride_width + 1u)));
     if (mask != NULL) {
-        const uint32_t size = (uint32_t)layer->out_height * layer->out_width * channels;
-        memset(mask, 0, (size + 7u) / 8u);
+        set_bits(mask, (uint32_t)layer->out_height * layer->out_width * channels);
     }
-    lane_group g;
-    g.layer = layer;
-    g.output = output;
-    g.mask = mask;
-    for (uint32_t c = 0; c < channels; c += 4u) {
-        g.input = input + c;
-        g.weights = weights + c;
-        g.bias = bias + c;
-        g.channel = c;
-        g.lanes = channels - c < 4u ? channels - c : 4u;
-        tf_widen_taps(&g.wide, storage, g.weights, channels,
-                      g.lanes == 4u && taps <= WIDE_TAPS ? taps : 0u);
-        for (uint32_t lane = 0; lane < g.lanes; lane++) {
-            g.by[lane] = tf_make_requantizer(&layer->requantize[c + lane], layer->out_zero);
-        }
-        for (int32_t y = 0; y < layer->out_height; y++) {
-            one_row(&g, y);
+    uint32_t trained = 0;
+    for (uint32_t c = 0; c < channels; c += 2u) {
+        const uint32_t lanes = channels - c < 2u ? 1u : 2u;
+        gather_rows(&job, input + c, lanes);
+        for (uint32_t lane = 0; lane < lanes; lane++) {
+            widen_taps(&job, weights, c + lane, &trained);
+            one_channel(&job, job.planes + lane * job.plane, c + lane, bias[c + lane]);
         }
     }
 }

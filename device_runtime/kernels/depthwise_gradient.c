@@ -1,175 +1,237 @@
-/* Depthwise convolution, backward. */
+/* Depthwise convolution, backward.
+ *
+ * Input positions fall into as many *phases* per axis as the stride has steps: those of one phase
+ * see every stride-th tap only, in reverse, and neighbours of a phase see neighbouring errors. So
+ * each phase is a convolution of stride 1 of the errors with its own taps.
+ */
 #include "fixed_point.h"
-#include "lanes.h"
+#include "planes.h"
 #include "weight_update.h"
 
-/* First output position whose window can reach input position `at`, and the one past the last. */
-static void reaching(int32_t at, int32_t pad, int32_t stride, int32_t kernel, int32_t size,
-                     int32_t *first, int32_t *last) {
-    const int32_t low = at + pad - kernel + 1;
-    *first = low <= 0 ? 0 : (low + stride - 1) / stride;
-    const int32_t high = (at + pad) / stride + 1;
-    *last = high > size ? size : high;
+/* Taps of a kernel of `size` that phase `phase` sees. */
+static int32_t phase_taps(int32_t size, int32_t stride, int32_t phase) {
+    return phase < size ? (size - 1 - phase) / stride + 1 : 0;
 }
 
-/* Output pixels that read one input pixel, and the taps through which they do. */
+/* What all channels have in common. */
 typedef struct {
-    const int16_t *error; /* of the first output pixel, channel 0 */
-    const int8_t *tap;    /* through which it reads, channel 0 */
-    int32_t rows, cols;
-    int32_t error_row, error_col; /* elements from one output pixel to the next */
-    int32_t tap_row, tap_col;     /* elements from one tap to the next; they run backwards */
-} readers;
+    const tf_convolution *layer;
+    int16_t *out;
+    int32_t shift; /* from the product with the channel's factor to a code */
+    int32_t *sums;
+    int16_t *table, *planes;
+    uint32_t line, plane;
+    int32_t left; /* columns of zeros left of the errors */
+    int32_t magnitude;
+} gradient_job;
 
-static readers readers_of(const tf_convolution *layer, const int16_t *error, const int8_t *weights,
-                          int32_t y, int32_t x) {
-    const int32_t channels = layer->out_channels;
-    int32_t first_y, last_y, first_x, last_x;
-    reaching(y, layer->pad_top, layer->stride_height, layer->kernel_height, layer->out_height,
-             &first_y, &last_y);
-    reaching(x, layer->pad_left, layer->stride_width, layer->kernel_width, layer->out_width,
-             &first_x, &last_x);
-    const int32_t row = y + layer->pad_top - first_y * layer->stride_height;
-    const int32_t col = x + layer->pad_left - first_x * layer->stride_width;
-    readers r;
-    r.rows = last_y - first_y;
-    r.cols = last_x - first_x;
-    r.error = error + (first_y * layer->out_width + first_x) * channels;
-    r.tap = weights + (row * layer->kernel_width + col) * channels;
-    r.error_row = layer->out_width * channels;
-    r.error_col = channels;
-    r.tap_row = -layer->stride_height * layer->kernel_width * channels;
-    r.tap_col = -layer->stride_width * channels;
-    return r;
+static void store_row(gradient_job *job, int32_t multiplier, uint32_t count, int16_t *out,
+                      uint32_t step) {
+    const int32_t *sums = job->sums;
+    for (uint32_t x = 0; x < count; x++, out += step) {
+        const int64_t product = (int64_t)sums[x] * multiplier;
+        const int32_t value = tf_clamp((int32_t)tf_round_shift(product, job->shift), -32767, 32767);
+        tf_note_magnitude(&job->magnitude, value);
+        *out = (int16_t)value;
+    }
 }
 
-static void sum_four(const readers *r, uint32_t channel, int32_t sums[4]) {
-    int32_t local[4] = {0, 0, 0, 0};
-    for (int32_t i = 0; i < r->rows; i++) {
-        const int16_t *error = r->error + i * r->error_row + channel;
-        const int8_t *tap = r->tap + i * r->tap_row + channel;
-        for (int32_t j = 0; j < r->cols; j++) {
-            tf_accumulate_s16(error + j * r->error_col, tap + j * r->tap_col, 0, local);
+/* The columns of one phase, from input column `first` on, of one channel. */
+static void one_phase(gradient_job *job, const int16_t *plane, const int8_t *weights, uint32_t step,
+                      uint32_t channel, int32_t first) {
+    const tf_convolution *layer = job->layer;
+    const int32_t stride = layer->stride_width, rows_stride = layer->stride_height;
+    const int32_t kernel_row = (int32_t)step * layer->kernel_width;
+    const int32_t phase = (first + layer->pad_left) % stride;
+    const int32_t taps = phase_taps(layer->kernel_width, stride, phase);
+    /* Rows begin at words: an odd start is put off by a zero tap before the others. */
+    int32_t start = job->left + (first + layer->pad_left) / stride - taps + 1;
+    const uint32_t before = (uint32_t)start & 1u;
+    start -= (int32_t)before;
+    const tf_slide slide = tf_make_slide((uint32_t)taps + before, 1u, job->line);
+    const int32_t most = (layer->kernel_height - 1) / rows_stride + 1;
+    for (int32_t p = 0; p < rows_stride; p++) {
+        const int32_t rows = phase_taps(layer->kernel_height, rows_stride, p);
+        const int8_t *last = weights + (p + (rows - 1) * rows_stride) * kernel_row +
+                             (phase + (taps - 1) * stride) * (int32_t)step;
+        if (rows > 0) {
+            tf_widen_taps(&slide, last, -stride * (int32_t)step, -rows_stride * kernel_row,
+                          (uint32_t)taps, before, (uint32_t)rows,
+                          job->table + (uint32_t)(p * most) * slide.taps_row);
         }
     }
-    memcpy(sums, local, sizeof local);
-}
-
-static int32_t sum_one(const readers *r, uint32_t channel) {
-    int32_t sum = 0;
-    for (int32_t i = 0; i < r->rows; i++) {
-        for (int32_t j = 0; j < r->cols; j++) {
-            sum += r->error[i * r->error_row + j * r->error_col + (int32_t)channel] *
-                   r->tap[i * r->tap_row + j * r->tap_col + (int32_t)channel];
-        }
+    const uint32_t count = (uint32_t)((layer->in_width - 1 - first) / stride + 1);
+    for (int32_t y = 0; y < layer->in_height; y++) {
+        const int32_t p = (y + layer->pad_top) % rows_stride;
+        const int32_t last = (y + layer->pad_top) / rows_stride;
+        const int32_t top = last - phase_taps(layer->kernel_height, rows_stride, p) + 1;
+        const int32_t low = top < 0 ? 0 : top;
+        const int32_t high = last < layer->out_height ? last + 1 : layer->out_height;
+        tf_slide_row(&slide, plane + low * (int32_t)job->line + start,
+                     job->table + (uint32_t)(p * most + low - top) * slide.taps_row,
+                     high > low ? (uint32_t)(high - low) : 0u, count, 0, job->sums);
+        const uint32_t at = (uint32_t)(y * layer->in_width + first) * layer->in_channels + channel;
+        store_row(job, layer->error_multiplier[channel], count, job->out + at,
+                  (uint32_t)stride * layer->in_channels);
     }
-    return sum;
 }
 
-static int16_t scaled(const tf_convolution *layer, uint32_t channel, int32_t sum, int32_t shift,
-                      int32_t *magnitude) {
-    const int64_t product = (int64_t)sum * layer->error_multiplier[channel];
-    const int32_t value = tf_clamp((int32_t)tf_round_shift(product, shift), -32767, 32767);
-    tf_note_magnitude(magnitude, value);
-    return (int16_t)value;
+/* Columns of zeros that the windows of the first input columns need. */
+static int32_t zeros_before(const tf_convolution *layer) {
+    int32_t zeros = 0;
+    for (int32_t x = 0; x < layer->stride_width && x < layer->in_width; x++) {
+        const int32_t at = x + layer->pad_left;
+        const int32_t taps =
+            phase_taps(layer->kernel_width, layer->stride_width, at % layer->stride_width);
+        const int32_t needed = taps - 1 - at / layer->stride_width;
+        zeros = needed > zeros ? needed : zeros;
+    }
+    return zeros;
+}
+
+static void gather_errors(const gradient_job *job, const int16_t *error, uint32_t lanes) {
+    const tf_convolution *layer = job->layer;
+    int16_t *to = job->planes + job->left;
+    for (uint32_t y = 0; y < layer->out_height; y++, to += job->line) {
+        tf_gather_errors(error, layer->out_channels, layer->out_width, lanes, to, job->plane);
+        error += (uint32_t)layer->out_width * layer->out_channels;
+    }
 }
 
 void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
-                                 const tf_scale *scale, const int8_t *weights, int16_t *out,
-                                 tf_scale *out_scale) {
+                                 const tf_scale *scale, const tf_weights *weights, int16_t *out,
+                                 tf_scale *out_scale, int16_t *scratch) {
     const uint32_t channels = layer->out_channels;
-    const int32_t left = tf_headroom(scale);
-    const int32_t shift = 15 + layer->error_shift - left;
-    int32_t magnitude = 0;
-    for (int32_t y = 0; y < layer->in_height; y++) {
-        for (int32_t x = 0; x < layer->in_width; x++, out += channels) {
-            const readers r = readers_of(layer, error, weights, y, x);
-            uint32_t c = 0;
-            for (; c + 4 <= channels; c += 4) {
-                int32_t sums[4];
-                sum_four(&r, c, sums);
-                for (uint32_t lane = 0; lane < 4u; lane++) {
-                    out[c + lane] = scaled(layer, c + lane, sums[lane], shift, &magnitude);
-                }
+    const int32_t headroom = tf_headroom(scale);
+    const int32_t reach = (layer->in_width - 1 + layer->pad_left) / layer->stride_width + 1;
+    gradient_job job;
+    job.layer = layer;
+    job.out = out;
+    job.shift = 15 + layer->error_shift - headroom;
+    job.left = zeros_before(layer);
+    job.line =
+        tf_even_up((uint32_t)(job.left + (reach > layer->out_width ? reach : layer->out_width)));
+    job.plane = layer->out_height * job.line;
+    job.magnitude = 0;
+    job.sums = (int32_t *)(void *)scratch;
+    job.table = scratch + 2u * ((layer->in_width + TF_SLIDE_BLOCK - 1u) & ~(TF_SLIDE_BLOCK - 1u));
+    job.planes =
+        job.table + (layer->kernel_height + layer->stride_height) * (2u * layer->kernel_width + 4u);
+    memset(job.planes, 0, sizeof(int16_t) * (2u * job.plane + 2u * TF_SLIDE_BLOCK));
+    uint32_t trained = 0;
+    for (uint32_t c = 0; c < channels; c += 2u) {
+        const uint32_t lanes = channels - c < 2u ? 1u : 2u;
+        gather_errors(&job, error + c, lanes);
+        for (uint32_t lane = 0; lane < lanes; lane++) {
+            const int8_t *taps = weights->fixed + c + lane;
+            uint32_t step = channels;
+            if (trained < weights->count && weights->channels[trained] == c + lane) {
+                taps = weights->trained + trained++;
+                step = weights->count;
             }
-            for (; c < channels; c++) {
-                out[c] = scaled(layer, c, sum_one(&r, c), shift, &magnitude);
+            for (int32_t x = 0; x < layer->stride_width && x < layer->in_width; x++) {
+                one_phase(&job, job.planes + lane * job.plane, taps, step, c + lane, x);
             }
         }
     }
-    out_scale->exponent = scale->exponent + layer->error_exponent - left + layer->error_shift;
-    out_scale->magnitude = magnitude;
+    out_scale->exponent = scale->exponent + layer->error_exponent - headroom + layer->error_shift;
+    out_scale->magnitude = job.magnitude;
 }
 
-/* First output position whose tap `tap` lies inside the input, and the one past the last. */
-static void covered(int32_t tap, int32_t pad, int32_t stride, int32_t in_size, int32_t out_size,
-                    int32_t *first, int32_t *last) {
-    const int32_t before = pad - tap;
-    *first = before <= 0 ? 0 : (before + stride - 1) / stride;
-    const int32_t reach = in_size - 1 + before;
-    const int32_t end = reach < 0 ? 0 : reach / stride + 1;
-    *last = end > out_size ? out_size : end;
+/* Planes of one channel: every input row as stride_width rows of its own, of every stride-th
+ * column each, and the errors. */
+typedef struct {
+    const tf_convolution *layer;
+    int16_t *input, *error;
+    uint32_t line, error_line; /* elements */
+} update_planes;
+
+static void gather_channel(const update_planes *planes, const int8_t *input, const int16_t *error) {
+    const tf_convolution *layer = planes->layer;
+    const int32_t stride = layer->stride_width, channels = layer->in_channels;
+    int16_t *to = planes->input;
+    for (int32_t y = 0; y < layer->in_height; y++, input += layer->in_width * channels) {
+        for (int32_t phase = 0; phase < stride; phase++, to += planes->line) {
+            /* Element i lies under column i * stride + phase - pad_left. */
+            const int32_t offset = layer->pad_left - phase;
+            const int32_t first = offset <= 0 ? 0 : (offset + stride - 1) / stride;
+            const int32_t behind = layer->in_width - 1 + offset;
+            const int32_t end =
+                tf_clamp(behind < 0 ? 0 : behind / stride + 1, first, (int32_t)planes->line);
+            tf_gather_codes(input + (first * stride - offset) * channels,
+                            (uint32_t)(stride * channels), (uint32_t)(end - first), 1u,
+                            layer->in_zero, to + first, 0);
+        }
+    }
+    to = planes->error;
+    for (uint32_t y = 0; y < layer->out_height; y++, to += planes->error_line) {
+        tf_gather_errors(error, layer->out_channels, layer->out_width, 1u, to, 0);
+        error += (uint32_t)layer->out_width * layer->out_channels;
+    }
 }
 
-/* Gradients of `lanes` (4 or 1) channels of one tap: sums of error * (input - zero). */
-static void tap_gradient(const tf_convolution *layer, const int16_t *error, const int8_t *input,
-                         int32_t row, int32_t col, uint32_t lanes, int32_t gradients[4]) {
-    const int32_t channels = layer->out_channels;
-    int32_t first_y, last_y, first_x, last_x;
-    covered(row, layer->pad_top, layer->stride_height, layer->in_height, layer->out_height,
-            &first_y, &last_y);
-    covered(col, layer->pad_left, layer->stride_width, layer->in_width, layer->out_width, &first_x,
-            &last_x);
+/* Gradients of `count` (at most 4) taps of kernel row `row`: columns col, col + stride, … */
+static void tap_gradients(const update_planes *planes, int32_t row, int32_t col, uint32_t count,
+                          int32_t gradients[4]) {
+    const tf_convolution *layer = planes->layer;
+    const int32_t stride = layer->stride_width;
+    const uint32_t in_row = (uint32_t)(col % stride) * planes->line + (uint32_t)(col / stride);
     int64_t totals[4] = {0, 0, 0, 0};
     int32_t sums[4] = {0, 0, 0, 0};
-    for (int32_t y = first_y; y < last_y; y++) {
+    for (int32_t y = 0; y < layer->out_height; y++) {
         const int32_t in_y = y * layer->stride_height + row - layer->pad_top;
-        const int32_t in_x = first_x * layer->stride_width + col - layer->pad_left;
-        const int16_t *from = error + (y * layer->out_width + first_x) * channels;
-        const int8_t *seen = input + (in_y * layer->in_width + in_x) * channels;
-        for (int32_t x = first_x; x < last_x; x++) {
-            if (lanes == 4u) {
-                tf_accumulate_s16(from, seen, layer->in_zero, sums);
-            } else {
-                sums[0] += *from * (*seen - layer->in_zero);
-            }
-            from += channels;
-            seen += layer->stride_width * channels;
+        if (in_y < 0 || in_y >= layer->in_height) {
+            continue;
         }
-        for (uint32_t lane = 0; layer->gradient_shift > 0 && lane < lanes; lane++) {
-            totals[lane] += sums[lane];
-            sums[lane] = 0;
+        tf_correlate(planes->error + (uint32_t)y * planes->error_line,
+                     planes->input + (uint32_t)(in_y * stride) * planes->line + in_row,
+                     planes->error_line, count, sums);
+        for (uint32_t i = 0; layer->gradient_shift > 0 && i < count; i++) {
+            totals[i] += sums[i];
+            sums[i] = 0;
         }
     }
-    for (uint32_t lane = 0; lane < lanes; lane++) {
-        gradients[lane] = layer->gradient_shift > 0
-                              ? (int32_t)tf_round_shift(totals[lane], layer->gradient_shift)
-                              : sums[lane];
+    for (uint32_t i = 0; i < count; i++) {
+        gradients[i] = layer->gradient_shift > 0
+                           ? (int32_t)tf_round_shift(totals[i], layer->gradient_shift)
+                           : sums[i];
     }
 }
 
 void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *error,
                                 const tf_scale *scale, const int8_t *input,
-                                const tf_trained *trained, const tf_update *update) {
-    const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
-    const uint32_t end = (uint32_t)trained->start + trained->count;
-    const int32_t exponent = scale->exponent + layer->gradient_shift + tf_fraction_bits(trained);
-    uint32_t lanes;
-    for (uint32_t c = trained->start; c < end; c += lanes) {
-        lanes = end - c >= 4u ? 4u : 1u;
-        tf_step steps[4];
-        for (uint32_t lane = 0; lane < lanes; lane++) {
-            steps[lane] =
-                tf_make_step(layer->weight_gain[c + lane], update->learning_rate_q20, exponent);
-        }
-        for (uint32_t tap = 0; tap < taps; tap++) {
-            int32_t gradients[4];
-            tap_gradient(layer, error + c, input + c, (int32_t)(tap / layer->kernel_width),
-                         (int32_t)(tap % layer->kernel_width), lanes, gradients);
-            for (uint32_t lane = 0; lane < lanes; lane++) {
-                tf_update_weight(trained, update, tap * layer->out_channels + c + lane,
-                                 tap * trained->count + c + lane - trained->start, gradients[lane],
-                                 steps[lane]);
+                                const tf_trained *trained, const tf_update *update,
+                                int16_t *scratch) {
+    const int32_t exponent = scale->exponent + layer->gradient_shift + tf_weight_bits(trained);
+    const uint32_t stream = tf_update_stream(update);
+    const int32_t stride = layer->stride_width;
+    update_planes planes;
+    planes.layer = layer;
+    planes.error_line = tf_even_up(layer->out_width);
+    planes.line = planes.error_line + tf_even_up((layer->kernel_width - 1u) / stride);
+    planes.error = scratch;
+    planes.input = scratch + layer->out_height * planes.error_line;
+    memset(scratch, 0,
+           sizeof(int16_t) * (layer->out_height * planes.error_line +
+                              layer->in_height * (uint32_t)stride * planes.line));
+    for (uint32_t t = 0; t < trained->count; t++) {
+        const uint32_t channel = trained->channels[t];
+        const tf_step step =
+            tf_make_step(layer->weight_gain[channel], update->learning_rate_q20, exponent);
+        gather_channel(&planes, input + channel, error + channel);
+        for (int32_t row = 0; row < layer->kernel_height; row++) {
+            for (int32_t phase = 0; phase < stride; phase++) {
+                int32_t left = phase_taps(layer->kernel_width, stride, phase);
+                for (int32_t col = phase; left > 0; left -= 4, col += 4 * stride) {
+                    const int32_t count = left < 4 ? left : 4;
+                    int32_t gradients[4];
+                    tap_gradients(&planes, row, col, (uint32_t)count, gradients);
+                    for (int32_t i = 0; i < count; i++) {
+                        const int32_t tap = row * layer->kernel_width + col + i * stride;
+                        const uint32_t value = (uint32_t)tap * trained->count + t;
+                        tf_update_weight(trained, update, stream, value, value, gradients[i], step);
+                    }
+                }
             }
         }
     }

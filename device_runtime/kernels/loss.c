@@ -53,8 +53,8 @@ static int32_t log2_q16(uint64_t value) {
 /* How far `logit` lies below the largest, in powers of two, Q16. */
 static uint32_t distance_below(int32_t largest, int32_t logit, tf_gain gain) {
     const uint64_t difference = (uint64_t)((int64_t)largest - logit);
-    const uint64_t product = difference * gain.mantissa; /* 32 and 31 bits */
-    const int32_t shift = -gain.exponent;
+    const uint64_t product = difference * (gain >> 8); /* 32 and 24 bits */
+    const int32_t shift = -(int8_t)(gain & 0xffu);
     uint64_t distance;
     if (shift > 63) {
         distance = 0;

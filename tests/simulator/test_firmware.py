@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from codegen.boards import Board, load_board
 from codegen.bundle import Bundle, load_bundle
 from codegen.compile import compile_model
 from fleet.demo.site import GatewayProcess
@@ -27,11 +28,26 @@ SAMPLES = np.random.default_rng(5).integers(-128, 128, (9, 8, 8, 1)).astype(np.i
 LABELS = np.arange(9)
 
 
-@pytest.fixture(scope="module")
-def bundle(board: str, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def with_little_flash_inside() -> Board:
+    """So little that the slots lie in the external flash, which only the linked image tells."""
+    described = load_board("stm32f746").model_dump()
+    described["flash"]["sectors"] = [32768] * 4 + [131072]
+    return Board.model_validate(described)
+
+
+BOARDS = {
+    "stm32f407": load_board("stm32f407"),
+    "stm32f746": load_board("stm32f746"),
+    "stm32f746-external": with_little_flash_inside(),
+}
+
+
+@pytest.fixture(scope="module", params=BOARDS)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    board = request.param
     return compile_model(
         DIGITS / "digits.onnx",
-        board,
+        BOARDS[board],
         None,
         DIGITS / "calibration.npz",
         tmp_path_factory.mktemp("firmware") / board,

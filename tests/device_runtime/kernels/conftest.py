@@ -11,7 +11,6 @@ RUNTIME = Path(device_runtime.__file__).parent
 CONVOLUTION = [
     *sorted((RUNTIME / "kernels").glob("convolution*.c")),
     *sorted((RUNTIME / "kernels").glob("block_*.c")),
-    RUNTIME / "engine" / "random.c",
 ]
 INCLUDES = [RUNTIME / "include", RUNTIME / "kernels"]
 

@@ -12,7 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from codegen.interpreter import random_bits, round_shift
+from codegen.interpreter import apply_gain, round_shift, step_gain
+from codegen.layer_arithmetic import Gain
 from codegen.scratch import round_up
 from simulator.kernel_call import Struct
 
@@ -28,14 +29,6 @@ def packed(weights: Ints) -> NDArray[np.int8]:
     full[: len(rows), :length] = rows
     pairs = full.reshape(-1, 2, full.shape[1])
     return np.ascontiguousarray(pairs.transpose(0, 2, 1)).ravel()
-
-
-def unpacked(data: NDArray[np.int8], shape: tuple[int, ...]) -> Ints:
-    """The inverse of ``packed``."""
-    length = int(np.prod(shape[1:]))
-    pairs = data.reshape(-1, round_up(length, 4), 2).transpose(0, 2, 1)
-    rows = pairs.reshape(-1, round_up(length, 4))[: shape[0], :length]
-    return rows.reshape(shape).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -257,44 +250,15 @@ class Case:
         gradient = np.stack(taps, axis=1).reshape(self.weights.shape)
         return round_shift(gradient[..., list(self.trained)], self.gradient_shift)
 
-    def updated(
-        self,
-        error: NDArray[np.int16],
-        exponent: int,
-        fractions: Ints | None,
-        learning_rate_q20: int,
-        draws: tuple[int, int, int],
-    ) -> tuple[Ints, Ints | None]:
-        """Trained weights and fractions after a step; ``draws``: first value, seed, step."""
+    def change(self, error: NDArray[np.int16], exponent: int, learning_rate_q20: int) -> Ints:
+        """Change of each trained weight in 2**-exponent steps, after all shifts."""
         gradient = self.weight_gradient(error)
-        exact = fractions is not None
-        exponent += self.gradient_shift + (8 if exact else 16)
         change = np.zeros_like(gradient)
         for o, word in enumerate(self.weight_gain):
-            product = (int(word) >> 8) * learning_rate_q20
-            excess = max(0, product.bit_length() - 31)
-            own = int(np.int8(np.uint8(int(word) & 0xFF)))
-            shift = -(own - 20 + excess + exponent)
-            moved = [scale(int(g), product >> excess, shift) for g in gradient[o].ravel()]
-            change[o] = np.array(moved, np.int64).reshape(gradient[o].shape)
-        weights = self.weights[..., list(self.trained)]
-        if fractions is not None:
-            state = np.clip(weights * 256 + fractions - change, -32512, 32512)
-            rounded = (state + 128) >> 8
-            return rounded, state - rounded * 256
-        first, seed, step = draws
-        counter = first + np.arange(weights.size).reshape(weights.shape)
-        bits = random_bits(seed, step, counter) & 0xFFFF
-        return np.clip((weights * 65536 - change + bits) >> 16, -127, 127), None
-
-
-def scale(gradient: int, mantissa: int, shift: int) -> int:
-    """gradient * mantissa * 2**-shift, rounded half up and saturated to 32 bits."""
-    if shift > 62:
-        return 0
-    product = gradient * mantissa
-    moved = product << -shift if shift <= 0 else (product + (1 << (shift - 1))) >> shift
-    return max(-INT32_MAX, min(INT32_MAX, moved))
+            gain = Gain(int(word) >> 8, int(np.int8(np.uint8(int(word) & 0xFF))))
+            step = step_gain(gain, learning_rate_q20)
+            change[o] = apply_gain(gradient[o], step, exponent + self.gradient_shift)
+        return change
 
 
 @st.composite

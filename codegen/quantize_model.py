@@ -1,0 +1,93 @@
+"""From a float graph and a calibration file to the int8 graph: the quantizer's passes in order.
+
+Read the samples, observe the tensors, check them, equalize where asked, code, assemble, and
+compare with the float graph where asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from codegen import ir
+from codegen.calibration import RangeRule, observe
+from codegen.calibration_set import fit_to_input, load_calibration
+from codegen.cross_layer import Equalization, equalize
+from codegen.errors import CalibrationError
+from codegen.float_graph import FloatGraph
+from codegen.quantization_checks import (
+    check_integers,
+    check_statistics,
+    notes,
+    refuse_raw_pixels,
+)
+from codegen.quantization_report import QuantizationReport, compare
+from codegen.quantize import assemble, measured_codings, stored_codings
+
+
+@dataclass(frozen=True)
+class QuantizationOptions:
+    """What is chosen on the command line; all of it is for float models.
+
+    ``rule`` None takes min-max. ``equalize`` is cross-layer equalization. ``report`` compares the
+    int8 graph with the float one, which takes about three times as long as calibration.
+    """
+
+    rule: RangeRule | None = None
+    equalize: bool = False
+    report: bool = False
+
+
+DEFAULT_OPTIONS = QuantizationOptions()
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedModel:
+    """The int8 graph, what should be known of it, and the report if there is one."""
+
+    graph: ir.Graph
+    notes: tuple[str, ...]
+    report: QuantizationReport | None
+
+
+def quantize_model(
+    float_graph: FloatGraph,
+    calibration: Path | str | None,
+    options: QuantizationOptions = DEFAULT_OPTIONS,
+) -> QuantizedModel:
+    """Quantizes ``float_graph`` with the samples of the .npz ``calibration``.
+
+    Raises CalibrationError where the file or the options don't fit the model, ModelError where the
+    model can't be quantized.
+    """
+    samples = None if calibration is None else load_calibration(calibration)
+    if float_graph.codings:
+        graph = assemble(float_graph, stored_codings(float_graph, samples))
+        if options != DEFAULT_OPTIONS:
+            raise CalibrationError(
+                f"model {float_graph.name} is quantized already: there is nothing to calibrate, to "
+                "equalize or to compare with; leave out --calibration-method, --percentile, "
+                "--equalize and --quantization-report, or give the float model"
+            )
+        return QuantizedModel(graph, notes(check_integers(graph, float_graph)), None)
+    samples = fit_to_input(float_graph, samples)
+    statistics = observe(float_graph, samples)
+    refuse_raw_pixels(float_graph, samples, statistics)
+    equalized: tuple[Equalization, ...] | None = None
+    if options.equalize:
+        float_graph, equalized = equalize(float_graph, statistics)
+        statistics = observe(float_graph, samples)
+    rule = options.rule or RangeRule()
+    graph = assemble(float_graph, measured_codings(statistics, rule))
+    findings = [*check_statistics(float_graph, statistics), *check_integers(graph, float_graph)]
+    report = None
+    if options.report:
+        report = QuantizationReport(
+            model=float_graph.name,
+            method=rule.method,
+            percentile=rule.percentile if rule.method == "percentile" else None,
+            equalized=equalized,
+            findings=tuple(findings),
+            comparison=compare(float_graph, graph, samples),
+        )
+    return QuantizedModel(graph, notes(findings), report)

@@ -1,0 +1,115 @@
+"""tf_depthwise_forward against numpy, on this machine and on an emulated Cortex-M7."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from codegen.scratch import depthwise_forward_bytes
+from simulator.kernel_call import Struct
+from tests.device_runtime.kernels.calls import Ints, Scratch, call_both
+from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
+
+PLAIN = Depthwise(8, 8, 4, (3, 3), (1, 1), (1, 1, 1, 1), -128, -128, 0, 9, 0, 1)
+SEVEN = Depthwise(8, 8, 3, (7, 7), (2, 2), (3, 3, 3, 3), -128, 5, 0, 9, 0, 2)
+SPEECH = Depthwise(12, 9, 2, (10, 4), (2, 2), (4, 1, 5, 1), 0, -128, 2, 9, 0, 3)
+
+
+def scratch_for(layer: Depthwise, rows: int) -> Scratch:
+    """As much as the compiler plans for."""
+    return Scratch(depthwise_forward_bytes(layer.op, layer.source, layer.target, rows))
+
+
+def in_ring(rows: Ints, height: int, ring: int, first: int, end: int) -> Ints:
+    """Rows first … end - 1 at their places in a ring; garbage elsewhere."""
+    held = np.full((ring, *rows.shape[1:]), 77, np.int64)
+    for y in range(max(first, 0), min(end, height)):
+        held[y % ring] = rows[y]
+    return held
+
+
+@settings(max_examples=150, deadline=None)
+@given(depthwise_layers())
+@example(PLAIN)
+@example(SEVEN)
+@example(SPEECH)
+def test_output_and_mask_are_those_of_the_specification(layer: Depthwise) -> None:
+    codes = layer.codes(layer.height, layer.width)
+    values = layer.values_before_clamp(codes)
+    output = np.zeros(values.shape, np.int8)
+    mask = np.full(-(-values.size // 8), 0x55, np.uint8)
+    span = Struct(*(("H", n) for n in (0, layer.out_height, layer.height, layer.out_height)))
+    call_both(
+        "tf_depthwise_forward",
+        [
+            layer.struct(),
+            span,
+            codes.astype(np.int8),
+            layer.weights_struct(),
+            layer.biases().astype(np.int32),
+            output,
+            mask,
+            scratch_for(layer, layer.out_height),
+        ],
+    )
+    clamped = np.clip(values, -128, 127)
+    np.testing.assert_array_equal(output, clamped)
+    passed = np.packbits((clamped == values).ravel(), bitorder="little")
+    np.testing.assert_array_equal(mask, passed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(depthwise_layers(same_size=True))
+@example(PLAIN)
+def test_output_may_take_the_place_of_an_input_of_its_size(layer: Depthwise) -> None:
+    codes = layer.codes(layer.height, layer.width)
+    place = codes.astype(np.int8)
+    span = Struct(*(("H", n) for n in (0, layer.height, layer.height, layer.height)))
+    call_both(
+        "tf_depthwise_forward",
+        [
+            layer.struct(),
+            span,
+            place,
+            layer.weights_struct(),
+            layer.biases().astype(np.int32),
+            place,
+            None,
+            scratch_for(layer, layer.height),
+        ],
+    )
+    np.testing.assert_array_equal(place, np.clip(layer.values_before_clamp(codes), -128, 127))
+
+
+@settings(max_examples=150, deadline=None)
+@given(depthwise_layers(), st.data())
+def test_spans_of_rows_read_and_write_rings(layer: Depthwise, data: st.DataObject) -> None:
+    codes = layer.codes(layer.height, layer.width)
+    first = data.draw(st.integers(0, layer.out_height - 1))
+    end = data.draw(st.integers(first + 1, layer.out_height))
+    low = first * layer.stride[0] - layer.pad[0]
+    high = (end - 1) * layer.stride[0] - layer.pad[0] + layer.kernel[0]
+    needed = max(1, min(high, layer.height) - max(low, 0))
+    ring = data.draw(st.integers(needed, max(needed, layer.height)))
+    out_ring = data.draw(st.integers(end - first, max(end - first, layer.out_height)))
+    output = np.full((out_ring, layer.out_width, layer.channels), 55, np.int8)
+    span = Struct(*(("H", n) for n in (first, end, ring, out_ring)))
+    call_both(
+        "tf_depthwise_forward",
+        [
+            layer.struct(),
+            span,
+            in_ring(codes, layer.height, ring, low, high).astype(np.int8),
+            layer.weights_struct(),
+            layer.biases().astype(np.int32),
+            output,
+            None,
+            scratch_for(layer, end - first),
+        ],
+    )
+    expected = np.full(output.shape, 55, np.int64)
+    values = np.clip(layer.values_before_clamp(codes), -128, 127)
+    for y in range(first, end):
+        expected[y % out_ring] = values[y]
+    np.testing.assert_array_equal(output, expected)

@@ -1,0 +1,126 @@
+"""Depthwise gradients against numpy, on this machine and on an emulated Cortex-M7."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from codegen.interpreter import STATE_BITS, STEP_BITS, apply_gain, step_gain
+from codegen.layer_arithmetic import Gain
+from codegen.scratch import depthwise_input_gradient_bytes, depthwise_weight_update_bytes
+from simulator.kernel_call import Struct
+from tests.device_runtime.kernels.calls import FIRST_VALUE, Ints, Scratch, call_both, moved, update
+from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
+
+PLAIN = Depthwise(8, 8, 4, (3, 3), (1, 1), (1, 1, 1, 1), -128, -128, 0, 9, 0, 1)
+SEVEN = Depthwise(8, 8, 3, (7, 7), (2, 2), (3, 3, 3, 3), -128, 5, 0, 9, 0, 2)
+SPEECH = Depthwise(12, 9, 2, (10, 4), (2, 2), (4, 1, 5, 1), 0, -128, 2, 9, 0, 3)
+SPARSE = Depthwise(7, 7, 2, (1, 1), (3, 3), (0, 0, 0, 0), 0, -128, 0, 4, 3, 3)
+
+
+def scale_of(errors: Ints) -> Struct:
+    """tf_scale."""
+    return Struct(("i", -9), ("i", int(np.abs(errors).max())))
+
+
+@settings(max_examples=200, deadline=None)
+@given(depthwise_layers())
+@example(PLAIN)
+@example(SEVEN)
+@example(SPEECH)
+@example(SPARSE)
+def test_input_gradient_is_that_of_the_specification(layer: Depthwise) -> None:
+    errors = layer.errors()
+    expected, exponent = layer.input_gradient(errors)
+    out, scale = np.zeros(expected.shape, np.int16), Struct(("i", 0), ("i", 0))
+    call_both(
+        "tf_depthwise_input_gradient",
+        [
+            layer.struct(),
+            errors.astype(np.int16),
+            scale_of(errors),
+            layer.weights_struct(),
+            out,
+            scale,
+            Scratch(depthwise_input_gradient_bytes(layer.op, layer.source, layer.target)),
+        ],
+    )
+    np.testing.assert_array_equal(out, expected)
+    assert scale.values == [-9 + exponent, int(np.abs(expected).max())]
+
+
+@settings(max_examples=60, deadline=None)
+@given(depthwise_layers(same_size=True))
+@example(PLAIN)
+def test_input_gradient_may_take_the_place_of_an_error_of_its_size(layer: Depthwise) -> None:
+    errors = layer.errors()
+    place, scale = errors.astype(np.int16), scale_of(errors)
+    call_both(
+        "tf_depthwise_input_gradient",
+        [
+            layer.struct(),
+            place,
+            scale,
+            layer.weights_struct(),
+            place,
+            scale,
+            Scratch(depthwise_input_gradient_bytes(layer.op, layer.source, layer.target)),
+        ],
+    )
+    np.testing.assert_array_equal(place, layer.input_gradient(errors)[0])
+
+
+@settings(max_examples=150, deadline=None)
+@given(depthwise_layers(), st.booleans(), st.integers(0, 2**20), st.booleans())
+@example(PLAIN, True, 2**14, False)
+@example(SEVEN, False, 2**14, True)
+@example(SPARSE, False, 2**14, False)
+def test_trained_channels_take_a_step(
+    layer: Depthwise, exact: bool, rate: int, keeps_velocity: bool
+) -> None:
+    errors, codes, trained = layer.errors(), layer.codes(layer.height, layer.width), layer.trained()
+    before = np.ascontiguousarray(layer.weights()[..., trained])
+    fractions = np.random.default_rng(layer.seed).integers(-128, 128, before.shape)
+    fractions[np.abs(before) == 127] = 0
+    weights, fraction_codes = before.astype(np.int8), fractions.astype(np.int8)
+    velocity = before * 1000 if keeps_velocity else None
+    kept = None if velocity is None else velocity.astype(np.int32)
+    call_both(
+        "tf_depthwise_weight_update",
+        [
+            layer.struct(),
+            errors.astype(np.int16),
+            scale_of(errors),
+            codes.astype(np.int8),
+            Struct(
+                ("P", weights),
+                ("P", fraction_codes if exact else None),
+                ("P", kept),
+                ("I", FIRST_VALUE),
+                ("P", trained.astype(np.uint16)),
+                ("H", len(trained)),
+            ),
+            update(rate, 200),
+            Scratch(depthwise_weight_update_bytes(layer.op, layer.source, layer.target)),
+        ],
+    )
+    gradient = layer.weight_gradient(codes, errors)[..., trained]
+    bits = STATE_BITS if exact else STEP_BITS
+    exponent = -9 + layer.gradient_shift + bits + (8 if exact else 0)
+    change = np.zeros_like(gradient)
+    for at, channel in enumerate(trained):
+        word = int(layer.weight_gain[channel])
+        gain = Gain(word >> 8, (word & 0xFF) - (256 if word & 0x80 else 0))
+        change[..., at] = apply_gain(gradient[..., at], step_gain(gain, rate), exponent)
+    start = before * 256 + fractions if exact else before
+    after, left = moved(start, change, bits, velocity, 200, True)
+    if left is not None:
+        np.testing.assert_array_equal(kept, left)
+    if not exact:
+        np.testing.assert_array_equal(weights, np.clip(after, -127, 127))
+        return
+    state = np.clip(after, -32512, 32512)
+    rounded = (state + 128) >> 8
+    np.testing.assert_array_equal(fraction_codes, state - rounded * 256)
+    np.testing.assert_array_equal(weights, rounded)
