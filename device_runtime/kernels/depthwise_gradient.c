@@ -89,13 +89,12 @@ static int32_t zeros_before(const tf_convolution *layer) {
     return zeros;
 }
 
-static void gather_errors(const gradient_job *job, const int16_t *error, uint32_t lanes) {
-    const tf_convolution *layer = job->layer;
-    int16_t *to = job->planes + job->left;
-    for (uint32_t y = 0; y < layer->out_height; y++, to += job->line) {
-        tf_gather_errors(error, layer->out_channels, layer->out_width, lanes, to, job->plane);
-        error += (uint32_t)layer->out_width * layer->out_channels;
-    }
+static tf_gathering gathering_of_errors(const tf_convolution *layer, uint32_t lanes, uint32_t line,
+                                        uint32_t plane) {
+    const uint32_t row = (uint32_t)layer->out_width * layer->out_channels;
+    const tf_gathering by = {
+        layer->out_height, layer->out_width, layer->out_channels, row, lanes, line, plane};
+    return by;
 }
 
 void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
@@ -121,7 +120,8 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
     uint32_t trained = 0;
     for (uint32_t c = 0; c < channels; c += 2u) {
         const uint32_t lanes = channels - c < 2u ? 1u : 2u;
-        gather_errors(&job, error + c, lanes);
+        const tf_gathering by = gathering_of_errors(layer, lanes, job.line, job.plane);
+        tf_gather_errors(&by, error + c, job.planes + job.left);
         for (uint32_t lane = 0; lane < lanes; lane++) {
             const int8_t *taps = weights->fixed + c + lane;
             uint32_t step = channels;
@@ -149,25 +149,25 @@ typedef struct {
 static void gather_channel(const update_planes *planes, const int8_t *input, const int16_t *error) {
     const tf_convolution *layer = planes->layer;
     const int32_t stride = layer->stride_width, channels = layer->in_channels;
-    int16_t *to = planes->input;
-    for (int32_t y = 0; y < layer->in_height; y++, input += layer->in_width * channels) {
-        for (int32_t phase = 0; phase < stride; phase++, to += planes->line) {
-            /* Element i lies under column i * stride + phase - pad_left. */
-            const int32_t offset = layer->pad_left - phase;
-            const int32_t first = offset <= 0 ? 0 : (offset + stride - 1) / stride;
-            const int32_t behind = layer->in_width - 1 + offset;
-            const int32_t end =
-                tf_clamp(behind < 0 ? 0 : behind / stride + 1, first, (int32_t)planes->line);
-            tf_gather_codes(input + (first * stride - offset) * channels,
-                            (uint32_t)(stride * channels), (uint32_t)(end - first), 1u,
-                            layer->in_zero, to + first, 0);
-        }
+    for (int32_t phase = 0; phase < stride; phase++) {
+        /* Element i lies under column i * stride + phase - pad_left. */
+        const int32_t offset = layer->pad_left - phase;
+        const int32_t first = offset <= 0 ? 0 : (offset + stride - 1) / stride;
+        const int32_t behind = layer->in_width - 1 + offset;
+        const int32_t end =
+            tf_clamp(behind < 0 ? 0 : behind / stride + 1, first, (int32_t)planes->line);
+        const tf_gathering by = {layer->in_height,
+                                 (uint32_t)(end - first),
+                                 (uint32_t)(stride * channels),
+                                 (uint32_t)layer->in_width * layer->in_channels,
+                                 1u,
+                                 (uint32_t)stride * planes->line,
+                                 0u};
+        tf_gather_codes(&by, input + (first * stride - offset) * channels, layer->in_zero,
+                        planes->input + (uint32_t)phase * planes->line + (uint32_t)first);
     }
-    to = planes->error;
-    for (uint32_t y = 0; y < layer->out_height; y++, to += planes->error_line) {
-        tf_gather_errors(error, layer->out_channels, layer->out_width, 1u, to, 0);
-        error += (uint32_t)layer->out_width * layer->out_channels;
-    }
+    const tf_gathering by = gathering_of_errors(layer, 1u, planes->error_line, 0u);
+    tf_gather_errors(&by, error, planes->error);
 }
 
 /* Gradients of `count` (at most 4) taps of kernel row `row`: columns col, col + stride, … */

@@ -15,7 +15,8 @@ from simulator.kernel_call import ArmKernels, Call, HostKernels, Struct, arm_ker
 
 Ints = NDArray[np.int64]
 
-_SOURCES = "add bias_update depthwise depthwise_gradient error head loss planes pool".split()
+_SOURCES = ["add", "bias_update", "depthwise", "depthwise_gradient", "error", "head", "loss"]
+_SOURCES += ["planes", "pool", "slide"]
 
 
 @cache
