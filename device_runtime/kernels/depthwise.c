@@ -22,6 +22,7 @@ static inline int8_t code_of(const tf_requantizer *by, int32_t sum) {
     return (int8_t)tf_clamp8(tf_requantize(by, sum));
 }
 
+/* Codes of sums, `step` apart. */
 static __attribute__((noinline)) void store_row(const tf_requantizer *channel, const int32_t *sums,
                                                 uint32_t count, int8_t *output, uint32_t step) {
     const tf_requantizer by = *channel;
@@ -39,27 +40,39 @@ static __attribute__((noinline)) void store_row(const tf_requantizer *channel, c
     }
 }
 
-/* Clears the mask's bit of every output that the clamp changed; `index` is that of the first. */
-static __attribute__((noinline)) void mark_clamped(const tf_requantizer *channel,
-                                                   const int32_t *sums, uint32_t count,
-                                                   uint8_t *mask, uint32_t index, uint32_t step) {
+/* Stores one code, and clears the bit of the mask where the clamp changed it. */
+static inline __attribute__((always_inline)) void
+store_marked(const tf_requantizer *by, int32_t sum, int8_t *output, uint8_t *byte, uint32_t bit) {
+    const int32_t value = tf_requantize(by, sum);
+    const int32_t code = tf_clamp8(value);
+    *output = (int8_t)code;
+    if (value != code) {
+        *byte &= (uint8_t)~bit;
+    }
+}
+
+/* The same as store_row with a mask, in which the first output has bit `index`. */
+static __attribute__((noinline)) void store_row_marked(const tf_requantizer *channel,
+                                                       const int32_t *sums, uint32_t count,
+                                                       int8_t *output, uint32_t step, uint8_t *mask,
+                                                       uint32_t index) {
     const tf_requantizer by = *channel;
     if (step % 8u == 0u) {
-        const uint8_t others = (uint8_t) ~(1u << (index & 7u));
+        /* The same bit of every step / 8-th byte. */
+        const uint32_t bit = 1u << (index & 7u), apart = step / 8u;
         uint8_t *byte = mask + (index >> 3);
-        for (; count > 0u; count--, sums++, byte += step / 8u) {
-            const int32_t value = tf_requantize(&by, *sums);
-            if (value != tf_clamp8(value)) {
-                *byte &= others;
-            }
+        for (; count >= 4u; count -= 4u, sums += 4, output += 4u * step, byte += 4u * apart) {
+            int8_t *later = output + 2u * step;
+            uint8_t *later_byte = byte + 2u * apart;
+            store_marked(&by, sums[0], output, byte, bit);
+            store_marked(&by, sums[1], output + step, byte + apart, bit);
+            store_marked(&by, sums[2], later, later_byte, bit);
+            store_marked(&by, sums[3], later + step, later_byte + apart, bit);
         }
-        return;
+        index = 8u * (uint32_t)(byte - mask) + (index & 7u);
     }
-    for (; count > 0u; count--, sums++, index += step) {
-        const int32_t value = tf_requantize(&by, *sums);
-        if (value != tf_clamp8(value)) {
-            mask[index >> 3] &= (uint8_t) ~(1u << (index & 7u));
-        }
+    for (; count > 0u; count--, sums++, output += step, index += step) {
+        store_marked(&by, *sums, output, mask + (index >> 3), 1u << (index & 7u));
     }
 }
 
@@ -120,10 +133,12 @@ static void one_channel(const forward_job *job, const int16_t *plane, uint32_t c
         for (uint32_t i = 0; layer->pre_shift > 0 && i < count; i++) {
             job->sums[i] = tf_raise(job->sums[i], layer->pre_shift);
         }
-        store_row(&by, job->sums, count, job->output + slot * width * channels + channel, channels);
-        if (job->mask != NULL) {
-            mark_clamped(&by, job->sums, count, job->mask, y * width * channels + channel,
-                         channels);
+        int8_t *output = job->output + slot * width * channels + channel;
+        if (job->mask == NULL) {
+            store_row(&by, job->sums, count, output, channels);
+        } else {
+            store_row_marked(&by, job->sums, count, output, channels, job->mask,
+                             y * width * channels + channel);
         }
         y += rows;
         slot = slot + rows == ring ? 0u : slot + rows;
