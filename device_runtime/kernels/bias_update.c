@@ -1,23 +1,42 @@
 /* Gradient and update of the biases of a convolution, full or depthwise. */
 #include "fixed_point.h"
 
+/* Channels whose errors are summed side by side. */
+#define LANES 4u
+
+static inline __attribute__((always_inline)) void sum_lanes(const int16_t *error, uint32_t pixels,
+                                                            uint32_t channels, int32_t *sums,
+                                                            const uint32_t lanes) {
+    int32_t s[LANES] = {0};
+    for (uint32_t p = 0; p < pixels; p++, error += channels) {
+        for (uint32_t i = 0; i < lanes; i++) {
+            s[i] += error[i];
+        }
+    }
+    for (uint32_t i = 0; i < lanes; i++) {
+        sums[i] = s[i];
+    }
+}
+
 void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_scale *scale,
                     int32_t *bias, const tf_update *update) {
     const uint32_t pixels = (uint32_t)layer->out_height * layer->out_width;
     const uint32_t channels = layer->out_channels;
-    for (uint32_t o = 0; o < channels; o++) {
-        const int16_t *next = error + o;
-        int32_t gradient = 0;
-        for (uint32_t p = 0; p < pixels; p++, next += channels) {
-            gradient += *next;
+    const int64_t limit = layer->bias_limit;
+    uint32_t lanes;
+    for (uint32_t o = 0; o < channels; o += lanes) {
+        int32_t gradients[LANES];
+        lanes = channels - o < LANES ? 1u : LANES;
+        if (lanes == LANES) {
+            sum_lanes(error + o, pixels, channels, gradients, LANES);
+        } else {
+            sum_lanes(error + o, pixels, channels, gradients, 1u);
         }
-        if (gradient == 0) {
-            continue;
+        for (uint32_t i = 0; i < lanes; i++) {
+            const tf_step step =
+                tf_make_step(layer->bias_gain[o + i], update->learning_rate_q20, scale->exponent);
+            const int64_t moved = (int64_t)bias[o + i] - tf_apply_step(gradients[i], step);
+            bias[o + i] = (int32_t)(moved > limit ? limit : (moved < -limit ? -limit : moved));
         }
-        const tf_step step =
-            tf_make_step(layer->bias_gain[o], update->learning_rate_q20, scale->exponent);
-        const int64_t moved = (int64_t)bias[o] - tf_apply_step(gradient, step);
-        const int64_t limit = layer->bias_limit;
-        bias[o] = (int32_t)(moved > limit ? limit : (moved < -limit ? -limit : moved));
     }
 }

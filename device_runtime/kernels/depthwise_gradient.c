@@ -34,18 +34,17 @@ static int16_t to_code(int32_t sum, int32_t factor) {
     return (int16_t)code;
 }
 
-/* Codes are the upper words of sum * multiplier * 2^(32 - shift), rounded; 16 <= shift <= 32. May
- * leave -32768. */
+/* Codes are the upper words of sum * factor, rounded. May leave -32768. */
 static __attribute__((noinline)) int32_t store_upper_words(const int32_t *sums, int32_t factor,
                                                            uint32_t count, int16_t *out,
-                                                           uint32_t step, int32_t magnitude) {
-    uint32_t largest = (uint32_t)magnitude;
+                                                           uint32_t step) {
+    tf_extremes seen = {0, 0};
     for (; count >= 4u; count -= 4u, sums += 4, out += 4u * step) {
         int16_t *later = out + 2u * step;
         const int16_t a = to_code(sums[0], factor), b = to_code(sums[1], factor);
         const int16_t c = to_code(sums[2], factor), d = to_code(sums[3], factor);
-        largest = tf_larger_of_pairs(largest, tf_pack_lower((uint32_t)a, (uint32_t)b));
-        largest = tf_larger_of_pairs(largest, tf_pack_lower((uint32_t)c, (uint32_t)d));
+        tf_note_pairs(&seen, tf_pack_lower((uint32_t)a, (uint32_t)b),
+                      tf_pack_lower((uint32_t)c, (uint32_t)d));
         out[0] = a;
         out[step] = b;
         later[0] = c;
@@ -53,9 +52,9 @@ static __attribute__((noinline)) int32_t store_upper_words(const int32_t *sums, 
     }
     for (; count > 0u; count--, sums++, out += step) {
         *out = to_code(*sums, factor);
-        largest = tf_larger_of_pairs(largest, (uint16_t)*out);
+        tf_note_pairs(&seen, (uint16_t)*out, 0);
     }
-    return tf_largest_of_pair(largest);
+    return tf_magnitude_of(&seen);
 }
 
 #endif
@@ -66,7 +65,8 @@ static void store_sums(gradient_job *job, int32_t multiplier, uint32_t count, in
 #if TF_PAIRS
     if (job->shift >= 16 && job->shift <= 32) {
         const int32_t factor = multiplier * (1 << (32 - job->shift));
-        job->magnitude = store_upper_words(sums, factor, count, out, step, job->magnitude);
+        const int32_t magnitude = store_upper_words(sums, factor, count, out, step);
+        job->magnitude = magnitude > job->magnitude ? magnitude : job->magnitude;
         return;
     }
 #endif

@@ -7,25 +7,46 @@
 #if defined(__ARM_FEATURE_DSP) && !defined(TF_PORTABLE_KERNELS)
 #define TF_PAIRS 1
 
-typedef uint32_t __attribute__((may_alias)) tf_two_codes;
+#include <string.h>
 
-/* The larger of the magnitudes so far and of the two codes, for each half of a word. The halves are
- * unsigned: |-32768| has its place. */
-static inline uint32_t tf_larger_of_pairs(uint32_t largest, uint32_t codes) {
-    uint32_t size, difference;
-    __asm("ssub16 %[size], %[none], %[codes]\n\t"
-          "sel %[size], %[size], %[codes]\n\t"
-          "usub16 %[difference], %[size], %[largest]\n\t"
-          "sel %[largest], %[size], %[largest]"
-          : [largest] "+r"(largest), [size] "=&r"(size), [difference] "=&r"(difference)
-          : [codes] "r"(codes), [none] "r"(0)
-          : "cc");
-    return largest;
+/* The highest and the lowest code so far, for each half of a word. */
+typedef struct {
+    uint32_t highest, lowest;
+} tf_extremes;
+
+static inline uint32_t tf_load_pair(const int16_t *from) {
+    uint32_t pair;
+    memcpy(&pair, from, sizeof pair);
+    return pair;
 }
 
-static inline int32_t tf_largest_of_pair(uint32_t largest) {
-    const uint32_t low = largest & 0xffffu, high = largest >> 16;
-    return (int32_t)(low > high ? low : high);
+static inline void tf_store_pair(int16_t *to, uint32_t pair) {
+    memcpy(to, &pair, sizeof pair);
+}
+
+/* Takes note of two pairs of codes. */
+static inline void tf_note_pairs(tf_extremes *seen, uint32_t a, uint32_t b) {
+    uint32_t high, low;
+    __asm("ssub16 %[high], %[a], %[b]\n\t"
+          "sel %[high], %[a], %[b]\n\t"
+          "sel %[low], %[b], %[a]\n\t"
+          "ssub16 %[b], %[high], %[highest]\n\t"
+          "sel %[highest], %[high], %[highest]\n\t"
+          "ssub16 %[b], %[low], %[lowest]\n\t"
+          "sel %[lowest], %[lowest], %[low]"
+          : [highest] "+r"(seen->highest), [lowest] "+r"(seen->lowest), [high] "=&r"(high),
+            [low] "=&r"(low), [b] "+r"(b)
+          : [a] "r"(a)
+          : "cc");
+}
+
+static inline int32_t tf_magnitude_of(const tf_extremes *seen) {
+    int32_t magnitude = 0;
+    tf_note_magnitude(&magnitude, (int16_t)seen->highest);
+    tf_note_magnitude(&magnitude, (int32_t)seen->highest >> 16);
+    tf_note_magnitude(&magnitude, (int16_t)seen->lowest);
+    tf_note_magnitude(&magnitude, (int32_t)seen->lowest >> 16);
+    return magnitude;
 }
 
 /* The lower, or upper, halves of both words. */
