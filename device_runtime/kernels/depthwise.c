@@ -12,7 +12,10 @@ typedef struct {
     tf_slide slide;
     int32_t low, high; /* input rows that the span needs */
     int16_t *table;
-    tf_window *windows; /* one per output row of the span */
+    uint32_t most;                        /* rows that are stored in one go */
+    uint32_t first_slot;                  /* of the output's ring */
+    tf_gathering until_wrap, behind_wrap; /* of the input's ring */
+    tf_window *windows;                   /* one per output row of the span */
     int32_t *sums;
     int16_t *planes;
     uint32_t plane; /* elements */
@@ -76,23 +79,32 @@ static __attribute__((noinline)) void store_row_marked(const tf_requantizer *cha
     }
 }
 
-static void gather_rows(const forward_job *job, const int8_t *input, uint32_t lanes) {
+/* Input rows are gathered in two parts where they go around the end of their ring. */
+static void plan_gathering(forward_job *job) {
     const tf_convolution *layer = job->layer;
-    const uint32_t row = (uint32_t)layer->in_width * layer->in_channels;
-    const uint32_t first = (uint32_t)job->low % job->span->in_ring;
-    const uint32_t rows = (uint32_t)(job->high - job->low), whole = job->span->in_ring - first;
+    const uint32_t rows = (uint32_t)(job->high - job->low);
+    const uint32_t whole = job->span->in_ring - (uint32_t)job->low % job->span->in_ring;
+    const tf_gathering by = {rows < whole ? rows : whole,
+                             layer->in_width,
+                             layer->in_channels,
+                             (uint32_t)layer->in_width * layer->in_channels,
+                             2u,
+                             job->slide.line,
+                             job->plane};
+    job->until_wrap = by;
+    job->behind_wrap = by;
+    job->behind_wrap.rows = rows - by.rows;
+}
+
+static void gather_rows(forward_job *job, const int8_t *input, uint32_t lanes) {
+    const tf_convolution *layer = job->layer;
     int16_t *to = job->planes + layer->pad_left;
-    tf_gathering by = {rows < whole ? rows : whole,
-                       layer->in_width,
-                       layer->in_channels,
-                       row,
-                       lanes,
-                       job->slide.line,
-                       job->plane};
-    tf_gather_codes(&by, input + first * row, layer->in_zero, to);
-    if (rows > whole) {
-        by.rows = rows - whole;
-        tf_gather_codes(&by, input, layer->in_zero, to + whole * job->slide.line);
+    const uint32_t first = (uint32_t)job->low % job->span->in_ring;
+    job->until_wrap.lanes = job->behind_wrap.lanes = lanes;
+    tf_gather_codes(&job->until_wrap, input + first * job->until_wrap.row_step, layer->in_zero, to);
+    if (job->behind_wrap.rows > 0u) {
+        tf_gather_codes(&job->behind_wrap, input, layer->in_zero,
+                        to + job->until_wrap.rows * job->slide.line);
     }
 }
 
@@ -111,18 +123,17 @@ static void find_windows(const forward_job *job) {
     }
 }
 
-static void one_channel(const forward_job *job, const int16_t *plane, uint32_t channel,
-                        int32_t bias) {
+static __attribute__((noinline)) void one_channel(const forward_job *job, const int16_t *plane,
+                                                  uint32_t channel, int32_t bias) {
     const tf_convolution *layer = job->layer;
     const tf_requantizer by = tf_make_requantizer(layer->requantize[channel], layer->out_zero);
     const uint32_t channels = layer->out_channels, width = layer->out_width;
     const uint32_t first = job->span->first, end = job->span->end, ring = job->span->out_ring;
-    const uint32_t most = tf_rows_at_once(width);
     const tf_window *window = job->windows;
-    uint32_t slot = first % ring;
+    uint32_t slot = job->first_slot;
     for (uint32_t y = first; y < end;) {
         /* Rows are contiguous in the output, so that several are stored in one go. */
-        uint32_t rows = end - y < most ? end - y : most;
+        uint32_t rows = end - y < job->most ? end - y : job->most;
         rows = ring - slot < rows ? ring - slot : rows;
         int32_t *sums = job->sums;
         for (uint32_t i = rows; i > 0u; i--, window++, sums += width) {
@@ -190,6 +201,9 @@ void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, cons
     job.plane = (uint32_t)(job.high - job.low) * job.slide.line;
     memset(job.planes, 0,
            sizeof(int16_t) * (2u * job.plane + TF_SLIDE_BLOCK * (layer->stride_width + 1u)));
+    job.most = tf_rows_at_once(layer->out_width);
+    job.first_slot = span->first % span->out_ring;
+    plan_gathering(&job);
     find_windows(&job);
     if (mask != NULL) {
         set_bits(mask, (uint32_t)layer->out_height * layer->out_width * channels);

@@ -4,7 +4,6 @@
  * see every stride-th tap only, in reverse, and neighbours of a phase see neighbouring errors. So
  * each phase is a convolution of stride 1 of the errors with its own taps.
  */
-#include "magnitude.h"
 #include "planes.h"
 #include "weight_update.h"
 

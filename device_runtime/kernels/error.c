@@ -1,5 +1,5 @@
 /* Error tensors: masks, sums at forks, scaling. */
-#include "magnitude.h"
+#include "pairs.h"
 
 /* Elements from `from` on, one by one. */
 static void mask_singly(int16_t *error, const uint8_t *mask, uint32_t from, uint32_t size,

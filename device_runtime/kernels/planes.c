@@ -3,141 +3,127 @@
 
 typedef uint32_t __attribute__((may_alias)) word;
 
-#if TF_PLANES_DSP
-
-static uint32_t load16(const int8_t *from) {
-    uint16_t two;
-    memcpy(&two, from, sizeof two);
-    return two;
-}
-
-static uint32_t load32(const int16_t *from) {
-    uint32_t two;
-    memcpy(&two, from, sizeof two);
-    return two;
-}
-
-static void store32(int16_t *to, uint32_t two) {
-    memcpy(to, &two, sizeof two);
-}
-
-/* The lower, or upper, halves of both. No compiler finds the instructions everywhere. */
-static inline uint32_t pack(uint32_t low, uint32_t high) {
-    uint32_t both;
-    __asm("pkhbt %0, %1, %2, lsl #16" : "=r"(both) : "r"(low), "r"(high));
-    return both;
-}
-
-static inline uint32_t pack_upper(uint32_t low, uint32_t high) {
-    uint32_t both;
-    __asm("pkhtb %0, %1, %2, asr #16" : "=r"(both) : "r"(high), "r"(low));
-    return both;
-}
-
-/* Bytes 0 and 2, or 1 and 3, plus the halves of `add`. */
-static inline uint32_t even_plus(uint32_t add, uint32_t bytes) {
-    uint32_t sum;
-    __asm("sxtab16 %0, %1, %2" : "=r"(sum) : "r"(add), "r"(bytes));
-    return sum;
-}
-
-static inline uint32_t odd_plus(uint32_t add, uint32_t bytes) {
-    uint32_t sum;
-    __asm("sxtab16 %0, %1, %2, ror #8" : "=r"(sum) : "r"(add), "r"(bytes));
-    return sum;
-}
-
-#endif
-
-/* Overlapping pairs of one row: `count` taps behind `before` zeros; room for `width`. */
+/* Overlapping pairs of rows of `width` taps, of which `count` come from `from` behind `before`
+ * zeros, and the others are zero. */
 static inline __attribute__((always_inline)) void
-widen_overlapping(const int8_t *tap, int32_t step, const uint32_t count, const uint32_t before,
-                  const uint32_t width, int16_t *row) {
-    int16_t last = 0;
-    uint32_t i = before;
-    if (before == 0u) {
-        last = *tap;
-        tap += step;
-        i = 1;
+widen_overlapping(const int8_t *from, int32_t step, int32_t row_step, const uint32_t count,
+                  const uint32_t before, const uint32_t width, uint32_t rows, int16_t *table) {
+    for (; rows > 0u; rows--, from += row_step) {
+        const int8_t *tap = from;
+        uint32_t last = 0;
+        for (uint32_t i = 0; i < width; i++) {
+            uint32_t next = 0;
+            if (i >= before && i < before + count) {
+                next = (uint32_t)*tap;
+                tap += step;
+            }
+            if (i > 0u) {
+                *(word *)(void *)table = (last & 0xffffu) | next << 16;
+                table += 2;
+            }
+            last = next;
+        }
     }
-    for (; i < before + count; i++, tap += step) {
-        row[2u * i - 2u] = last;
-        last = *tap;
-        row[2u * i - 1u] = last;
+}
+
+/* Plain rows of `length` values. */
+static void widen_plainly(const int8_t *from, int32_t step, int32_t row_step, uint32_t count,
+                          uint32_t before, uint32_t length, uint32_t rows, int16_t *table) {
+    if (count < length) {
+        memset(table, 0, sizeof(int16_t) * rows * length);
     }
-    for (; i < width; i++) {
-        row[2u * i - 2u] = last;
-        row[2u * i - 1u] = 0;
-        last = 0;
+    for (; rows > 0u; rows--, from += row_step, table += length) {
+        const int8_t *tap = from;
+        for (uint32_t i = before; i < before + count; i++, tap += step) {
+            table[i] = *tap;
+        }
     }
 }
 
 void tf_widen_taps(const tf_slide *slide, const int8_t *from, int32_t step, int32_t row_step,
                    uint32_t count, uint32_t before, uint32_t rows, int16_t *table) {
-    const uint32_t taps_row = slide->taps_row, width = slide->width;
-    if (!slide->overlapping && count != taps_row) {
-        memset(table, 0, sizeof(int16_t) * rows * taps_row);
-    }
-    for (uint32_t r = 0; r < rows; r++, from += row_step, table += taps_row) {
-        if (!slide->overlapping) {
-            const int8_t *tap = from;
-            for (uint32_t i = before; i < before + count; i++, tap += step) {
-                table[i] = *tap;
-            }
-        } else if (count == width && width == 3u) {
-            widen_overlapping(from, step, 3u, 0u, 3u, table);
-        } else if (count == width && width == 5u) {
-            widen_overlapping(from, step, 5u, 0u, 5u, table);
-        } else if (count == width) {
-            widen_overlapping(from, step, 7u, 0u, 7u, table);
-        } else {
-            if (before > 1u) {
-                memset(table, 0, sizeof(int16_t) * taps_row);
-            }
-            widen_overlapping(from, step, count, before, width, table);
-        }
+    const uint32_t width = slide->width;
+    if (!slide->overlapping) {
+        widen_plainly(from, step, row_step, count, before, slide->taps_row, rows, table);
+    } else if (count < width) {
+        widen_overlapping(from, step, row_step, count, before, width, rows, table);
+    } else if (width == 3u) {
+        widen_overlapping(from, step, row_step, 3u, 0u, 3u, rows, table);
+    } else if (width == 5u) {
+        widen_overlapping(from, step, row_step, 5u, 0u, 5u, rows, table);
+    } else {
+        widen_overlapping(from, step, row_step, 7u, 0u, 7u, rows, table);
     }
 }
 
-static inline __attribute__((always_inline)) void gather_codes(const tf_gathering *by,
-                                                               const int8_t *from, int32_t zero,
-                                                               int16_t *to, const uint32_t lanes) {
-    const uint32_t step = by->step, plane = by->plane;
-    for (uint32_t row = by->rows; row > 0u; row--, from += by->row_step, to += by->line) {
-        const int8_t *next = from;
-        int16_t *at = to;
-        uint32_t left = by->count;
-#if TF_PLANES_DSP
-        const uint32_t minus = pack((uint32_t)-zero, (uint32_t)-zero);
-        for (; left >= 4u; left -= 4u, next += 4u * step, at += 4) {
-            const int8_t *later = next + 2u * step;
-            if (lanes == 2u) {
-                const uint32_t a = pack(load16(next), load16(next + step));
-                const uint32_t b = pack(load16(later), load16(later + step));
-                store32(at, even_plus(minus, a));
-                store32(at + 2, even_plus(minus, b));
-                store32(at + plane, odd_plus(minus, a));
-                store32(at + plane + 2, odd_plus(minus, b));
-            } else {
-                store32(at, even_plus(minus, pack((uint8_t)next[0], (uint8_t)next[step])));
-                store32(at + 2, even_plus(minus, pack((uint8_t)later[0], (uint8_t)later[step])));
-            }
+#if TF_PAIRS
+
+/* Four columns of two channels: pointers move on. `minus` is the zero point's negative, twice. */
+static inline __attribute__((always_inline)) void
+gather_four(const int8_t **from, uint32_t step, uint32_t minus, int16_t **to, int16_t **other) {
+    uint32_t a, b, c, d;
+    __asm volatile("ldrh %[a], [%[from]]\n\t"
+                   "ldrh %[b], [%[from], %[step]]\n\t"
+                   "add %[from], %[from], %[step], lsl #1\n\t"
+                   "ldrh %[c], [%[from]]\n\t"
+                   "ldrh %[d], [%[from], %[step]]\n\t"
+                   "add %[from], %[from], %[step], lsl #1\n\t"
+                   "pkhbt %[a], %[a], %[b], lsl #16\n\t"
+                   "pkhbt %[c], %[c], %[d], lsl #16\n\t"
+                   "sxtab16 %[b], %[minus], %[a]\n\t"
+                   "sxtab16 %[a], %[minus], %[a], ror #8\n\t"
+                   "sxtab16 %[d], %[minus], %[c]\n\t"
+                   "sxtab16 %[c], %[minus], %[c], ror #8\n\t"
+                   "str %[b], [%[to]], #4\n\t"
+                   "str %[d], [%[to]], #4\n\t"
+                   "str %[a], [%[other]], #4\n\t"
+                   "str %[c], [%[other]], #4"
+                   : [from] "+r"(*from), [to] "+r"(*to), [other] "+r"(*other), [a] "=&r"(a),
+                     [b] "=&r"(b), [c] "=&r"(c), [d] "=&r"(d)
+                   : [step] "r"(step), [minus] "r"(minus)
+                   : "memory");
+}
+
+#endif
+
+static void gather_two(const tf_gathering *by, const int8_t *from, int32_t zero, int16_t *to) {
+    const uint32_t step = by->step, count = by->count;
+    const uint32_t row_gap = by->row_step - count * step, line_gap = by->line - count;
+    int16_t *other = to + by->plane;
+#if TF_PAIRS
+    const uint32_t minus = tf_pack_lower((uint32_t)-zero, (uint32_t)-zero);
+#endif
+    for (uint32_t row = by->rows; row > 0u; row--) {
+        uint32_t left = count;
+#if TF_PAIRS
+        for (; left >= 4u; left -= 4u) {
+            gather_four(&from, step, minus, &to, &other);
         }
 #endif
-        for (; left > 0u; left--, next += step, at++) {
-            at[0] = (int16_t)(next[0] - zero);
-            if (lanes == 2u) {
-                at[plane] = (int16_t)(next[1] - zero);
-            }
+        for (; left > 0u; left--, from += step) {
+            *to++ = (int16_t)(from[0] - zero);
+            *other++ = (int16_t)(from[1] - zero);
+        }
+        from += row_gap;
+        to += line_gap;
+        other += line_gap;
+    }
+}
+
+static void gather_one(const tf_gathering *by, const int8_t *from, int32_t zero, int16_t *to) {
+    for (uint32_t row = by->rows; row > 0u; row--, from += by->row_step, to += by->line) {
+        const int8_t *next = from;
+        for (uint32_t i = 0; i < by->count; i++, next += by->step) {
+            to[i] = (int16_t)(*next - zero);
         }
     }
 }
 
 void tf_gather_codes(const tf_gathering *by, const int8_t *from, int32_t zero, int16_t *to) {
     if (by->lanes == 2u) {
-        gather_codes(by, from, zero, to, 2u);
+        gather_two(by, from, zero, to);
     } else {
-        gather_codes(by, from, zero, to, 1u);
+        gather_one(by, from, zero, to);
     }
 }
 
@@ -148,11 +134,11 @@ gather_errors(const tf_gathering *by, const int16_t *from, int16_t *to, const ui
         const int16_t *next = from;
         int16_t *at = to;
         uint32_t left = by->count;
-#if TF_PLANES_DSP
+#if TF_PAIRS
         for (; lanes == 2u && left >= 2u; left -= 2u, next += 2u * step, at += 2) {
-            const uint32_t a = load32(next), b = load32(next + step);
-            store32(at, pack(a, b));
-            store32(at + plane, pack_upper(a, b));
+            const uint32_t a = tf_load_pair(next), b = tf_load_pair(next + step);
+            tf_store_pair(at, tf_pack_lower(a, b));
+            tf_store_pair(at + plane, tf_pack_upper(a, b));
         }
 #endif
         for (; left > 0u; left--, next += step, at++) {
@@ -172,7 +158,7 @@ void tf_gather_errors(const tf_gathering *by, const int16_t *from, int16_t *to) 
     }
 }
 
-#if TF_PLANES_DSP
+#if TF_PAIRS
 
 static inline __attribute__((always_inline)) void correlate(const int16_t *error,
                                                             const int16_t *row, uint32_t count,
@@ -182,7 +168,7 @@ static inline __attribute__((always_inline)) void correlate(const int16_t *error
     for (; error != end; error += 2, row += 2) {
         const int16x2_t e = (int16x2_t) * (const word *)error;
         for (uint32_t i = 0; i < taps; i++) {
-            s[i] = __smlad(e, (int16x2_t)load32(row + i), s[i]);
+            s[i] = __smlad(e, (int16x2_t)tf_load_pair(row + i), s[i]);
         }
     }
     memcpy(sums, s, sizeof s);

@@ -15,12 +15,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__ARM_FEATURE_DSP) && !defined(TF_PORTABLE_KERNELS)
-#define TF_PLANES_DSP 1
-#include <arm_acle.h>
-#else
-#define TF_PLANES_DSP 0
-#endif
+#include "pairs.h"
 
 /* Outputs that are summed in one go, at most; `sums` of a row have room for a whole number. */
 #define TF_SLIDE_BLOCK 8u

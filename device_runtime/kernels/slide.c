@@ -12,7 +12,7 @@
  */
 #include "planes.h"
 
-#if TF_PLANES_DSP
+#if TF_PAIRS
 
 #define ENTER                  \
     "push {r4-r11, lr}\n"      \
@@ -233,7 +233,7 @@ tf_slide tf_make_slide(uint32_t taps, uint32_t stride, uint32_t line) {
         const uint32_t at = taps <= 3u ? 0u : (taps <= 5u ? 1u : 2u);
         slide.run = of_width[stride - 1u][at];
         slide.width = 2u * at + 3u;
-        slide.overlapping = TF_PLANES_DSP && stride == 1u;
+        slide.overlapping = TF_PAIRS && stride == 1u;
         slide.taps_row = slide.overlapping ? 2u * (slide.width - 1u) : slide.width + 1u;
     }
     return slide;

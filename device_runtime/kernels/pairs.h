@@ -1,11 +1,13 @@
-/* The largest |code| of an error tensor, found while its codes are written. */
-#ifndef TINYFLEET_MAGNITUDE_H
-#define TINYFLEET_MAGNITUDE_H
+/* Pairs of int16 in a word, for the DSP instructions that work on both halves at once; and the
+ * largest |code| of an error tensor, found while its codes are written. */
+#ifndef TINYFLEET_PAIRS_H
+#define TINYFLEET_PAIRS_H
 
 #include "fixed_point.h"
 
 #if defined(__ARM_FEATURE_DSP) && !defined(TF_PORTABLE_KERNELS)
 #define TF_PAIRS 1
+#include <arm_acle.h>
 
 #include <string.h>
 
