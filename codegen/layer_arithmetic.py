@@ -50,15 +50,15 @@ def gain(value: float) -> Gain:
     return Gain(mantissa, exponent - 24)
 
 
-SHIFT_BITS = 8
+SHIFT_BITS = 5
 
 
 @dataclass(frozen=True)
 class Multiplier:
     """Real factor word * 2**-(32 + shift), 1 <= shift <= 22.
 
-    The shift is the word's lowest byte, which is part of the factor as well: one word holds both.
-    The factor is rounded to a word that ends in its shift (relative error below 2**-22).
+    The shift is the word's lowest five bits, which are part of the factor as well: one word holds
+    both. The factor is rounded to a word that ends in its shift (relative error below 2**-25).
     """
 
     word: int

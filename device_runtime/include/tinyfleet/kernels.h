@@ -15,8 +15,8 @@
 
 #include <stdint.h>
 
-/* Real factor word * 2^-(32 + shift), where the shift (1 … 22) is the word's lowest byte: it is part
- * of the factor as well, which was rounded so that it comes out right. */
+/* Real factor word * 2^-(32 + shift), where the shift (1 … 22) is the word's lowest five bits: they
+ * are part of the factor as well, which was rounded so that they come out right. */
 typedef int32_t tf_multiplier;
 
 /* Real factor mantissa * 2^exponent: mantissa in the upper 24 bits ([2^23, 2^24), or 0), signed
