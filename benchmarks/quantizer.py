@@ -28,7 +28,7 @@ from codegen.cross_layer import equalize, pairs
 from codegen.float_graph import Clamp, FloatConv, FloatGraph, FloatHead, execute
 from codegen.importer import import_model
 from codegen.quantization_report import simulate
-from codegen.quantize import assemble, measured_codings, quantize_input
+from codegen.quantize import assemble, codings_of, quantize_input
 from simulator import digits
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +98,7 @@ def show(
     rows += [(name, even, even_statistics) for name in EQUALIZED]
     for name, source, observed in rows:
         began = time.perf_counter()
-        quantized = assemble(source, measured_codings(observed, RULES[name]))
+        quantized = assemble(source, codings_of(source, observed, RULES[name]))
         seconds = observing + time.perf_counter() - began
         features, outputs = int8_values(quantized, source, x)
         if source is even:
