@@ -105,6 +105,8 @@ class Network:
             if isinstance(op, GlobalAveragePool):
                 values[op.output] = self._round(values[op.input].mean(dim=(2, 3), keepdim=True))
                 continue
+            if not isinstance(op, (Add, Conv, DepthwiseConv)):
+                raise NotImplementedError(f"{op.name}: {type(op).__name__} isn't in these studies")
             target = self.graph.tensors[op.output]
             if isinstance(op, Add):
                 a, b = (self._real(values, name) for name in op.inputs)
@@ -123,7 +125,9 @@ class Network:
     def _logits(self, op: Head, codes: Tensor) -> Tensor:
         source = self.graph.tensors[op.input]
         weight, bias = f"{op.name}.weight", f"{op.name}.bias"
-        sums = self._products(F.linear, codes.flatten(1), source.zero_point, weight)
+        # The head's inputs count height and width before channels.
+        features = codes.permute(0, 2, 3, 1).flatten(1)
+        sums = self._products(F.linear, features, source.zero_point, weight)
         return sums * (source.scale * self.steps[weight]) + (
             self.parameters[bias] * self.steps[bias]
         )
