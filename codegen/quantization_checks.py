@@ -55,8 +55,9 @@ _MEANING: dict[Check, str] = {
     "--calibration-method percentile or mse",
     "bias-limit": "biases at the limit of the sum's 32 bits, in {layers}; such an output hardly "
     "depends on its inputs",
-    "tiny-scale": "channels whose int8 weights have a step below 1e-6, in {layers}; these channels "
-    "do nothing, and training moves them only when their error is huge",
+    "tiny-scale": "channels whose weights would have an int8 step below 1e-6, in {layers}; as a "
+    "rule they do nothing. In a float model they get their layer's median step, so that training "
+    "can wake them",
 }
 
 
@@ -94,7 +95,8 @@ def _outliers(layer: str, tensor: TensorStatistics) -> Iterator[Finding]:
 def check_integers(graph: ir.Graph, float_graph: FloatGraph) -> list[Finding]:
     """Biases at their limit and weights with next to no scale, by layer in execution order.
 
-    Weight scales are those of the float weights: `quantize` raises them where a bias needs it.
+    Weight scales are those of the float weights: `quantize` raises them for dead channels, and
+    where a bias needs it.
     """
     found = []
     layers = {op.name: op for op in float_graph.ops if isinstance(op, FloatConv)}

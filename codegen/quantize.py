@@ -244,14 +244,21 @@ def _convolution(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> ir.Conv
 def _weight_scales(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> NDArray[np.float64]:
     """Scale per output channel: max|w| / 127, raised where bias or multiplier would not fit.
 
-    A channel of zeros takes the median of the others, so that training can bring it to life.
+    A channel whose products can't move its output by half a step is dead: training with batch
+    normalization leaves such channels, with weights down to 1e-9. It takes the median scale of the
+    others, in which its bias is exact and from which training can bring it to life.
     """
     scale: NDArray[np.float64] = np.abs(op.weight).max(axis=(1, 2, 3)) / _WEIGHT_MAX
-    alive = scale > 0
+    alive = np.abs(op.weight).sum(axis=(1, 2, 3)) * _largest_magnitude(source) > result.scale / 2
     scale[~alive] = np.median(scale[alive]) if alive.any() else 1.0 / _WEIGHT_MAX
     for_bias = np.abs(op.bias) / (source.scale * _BIAS_MAX)
     for_multiplier = _SMALLEST_MULTIPLIER * result.scale / source.scale
     return np.maximum(np.maximum(scale, for_bias), for_multiplier)
+
+
+def _largest_magnitude(tensor: ir.Tensor) -> float:
+    ends = ir.INT8_MIN - tensor.zero_point, ir.INT8_MAX - tensor.zero_point
+    return tensor.scale * max(abs(end) for end in ends)
 
 
 def _head(graph: FloatGraph, op: FloatHead, source: ir.Tensor) -> ir.Head:

@@ -59,11 +59,12 @@ def test_outliers_are_named_with_the_ratio_of_ranges() -> None:
 
 
 def test_tiny_scales_and_biases_at_the_limit_are_counted() -> None:
-    graph = network(spread=0.0)
+    graph = network(spread=0.0, clamp=RELU6)
     first = conv(graph, "expand")
     weight, bias = first.weight.copy(), first.bias.copy()
-    weight[1:4], bias[1:4] = weight[1:4] * 1e-9, [2.0, -2.0, 0.0]
+    weight[1:4] *= 1e-9
     weight[4] = 0.0
+    bias[5:7] = 1e9, -1e9  # the clamp hides how large they are
     graph = with_layer(graph, dataclasses.replace(first, weight=weight, bias=bias))
     found = findings_of(graph, samples())
     assert found[("tiny-scale", "expand")] == 4
