@@ -17,9 +17,9 @@ from codegen.errors import CalibrationError
 from codegen.float_graph import FloatGraph
 from codegen.quantization_checks import (
     check_integers,
+    check_samples,
     check_statistics,
     notes,
-    refuse_raw_pixels,
 )
 from codegen.quantization_report import QuantizationReport, compare
 from codegen.quantize import assemble, codings_of, samples_for
@@ -72,7 +72,7 @@ def quantize_model(
         graph = assemble(float_graph, codings_of(float_graph, {}, RangeRule()))
         return QuantizedModel(graph, notes(check_integers(graph, float_graph)), None)
     statistics = observe(float_graph, samples)
-    refuse_raw_pixels(float_graph, samples, statistics)
+    findings = check_samples(float_graph, samples, statistics)
     equalized: tuple[Equalization, ...] | None = None
     if options.equalize:
         if float_graph.codings:
@@ -84,7 +84,8 @@ def quantize_model(
         statistics = observe(float_graph, samples)
     rule = options.rule or RangeRule()
     graph = assemble(float_graph, codings_of(float_graph, statistics, rule))
-    findings = [*check_statistics(float_graph, statistics), *check_integers(graph, float_graph)]
+    findings += check_statistics(float_graph, statistics)
+    findings += check_integers(graph, float_graph)
     report = None
     if options.report:
         report = QuantizationReport(
