@@ -25,8 +25,8 @@ from benchmarks.accuracy.samples import Samples
 from codegen.compile import build_host_engine
 from codegen.host_engine import HostEngine
 from codegen.ir import Graph
+from codegen.lowering import lower
 from codegen.plans import Plan
-from codegen.program import lower
 
 RATE_UNIT = 2**20
 GIVE_UP_AFTER = 2
