@@ -39,7 +39,6 @@ from codegen.float_graph import (
 )
 
 __all__ = [
-    "activation_code",
     "assemble",
     "codings_of",
     "load_calibration",
