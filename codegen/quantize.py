@@ -50,6 +50,9 @@ __all__ = [
 _WEIGHT_MAX = 127
 _INT32_MAX = 2**31 - 1
 _HEAD_STEPS = 256  # q8.8
+# Weights of a head that learns new classes grow to a few times the range in which they were drawn;
+# what int16 has beyond 13 bits is theirs to grow.
+_HEAD_ROOM = 4
 # A bias may take up half of int32, which leaves the other half to the accumulated products:
 # 255 * 127 * K fits for every kernel of up to K = 33,000 weights per output.
 _BIAS_MAX = 2**30
@@ -267,7 +270,7 @@ def _head(graph: FloatGraph, op: FloatHead, source: ir.Tensor) -> ir.Head:
         rows = channels_last(graph.shapes[graph.input])
         weight, bias = weight[rows], bias[rows]
     largest = float(np.abs(weight).max())
-    scale = (largest if largest > 0 else 1.0) / _WEIGHT_MAX
+    scale = _HEAD_ROOM * (largest if largest > 0 else 1.0) / _WEIGHT_MAX
     scale = max(scale, float(np.abs(bias).max()) * _HEAD_STEPS / (source.scale * _BIAS_MAX))
     step = scale / _HEAD_STEPS
     codes = np.clip(np.rint(bias / (source.scale * step)), -_INT32_MAX - 1, _INT32_MAX)
