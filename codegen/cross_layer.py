@@ -43,7 +43,7 @@ STRENGTHS = (0.5, 0.75, 1.0)
 
 LARGEST_FACTOR = 64.0
 """Channels are stretched and shrunk by at most this: SGD moves a weight that was divided by s as if
-its learning rate had been multiplied by s^2."""
+its learning rate had been multiplied by s^2, and one that was multiplied as if divided by it."""
 
 HEADROOM = 2.0
 """A channel is stretched to half of the widest one's range at most. Beyond its own range of the
@@ -121,7 +121,8 @@ def equalize(
 
     ``statistics`` are those of ``graph`` over the calibration set (`calibration.observe`); they
     don't hold for the result. On samples of the set the result differs from ``graph`` by the
-    rounding of float64 only.
+    rounding of float64 only. So it does on any input where activations have no upper end; where
+    they have one, a stretched channel now reaches it at twice its largest value of the set or more.
     """
     layers = {op.output: op for op in graph.ops}
     done = []

@@ -122,7 +122,7 @@ def _delta_shift(graph: Graph, plan: Plan, tensor: BlobTensor) -> int:
         return 4
     op = next(op for op in graph.ops if op.name == tensor.layer)
     if isinstance(op, Head):
-        return 10
+        return 8
     assert isinstance(op, (Conv, DepthwiseConv))
     output_steps = max(tensor.step) / graph.tensors[op.output].scale
     return int(np.clip(math.floor(-math.log2(4 * output_steps)), 0, 20))
