@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 from codegen.importer import import_model
-from codegen.plans import default_plans
 from codegen.lowering import lower
+from codegen.plans import default_plans
 from codegen.quantize import load_calibration, quantize
 from fleet.firmware import compile_firmware
 from simulator.measure import measure

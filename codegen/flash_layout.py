@@ -27,6 +27,8 @@ SAMPLE_LOG_BYTES = 64 * 1024
 """Size of the sample log where that holds enough samples; it has to hold the identity, too."""
 WANTED_SAMPLES, LEAST_SAMPLES = 64, 3
 """Samples that there should be, and must be, room for. One in three only scores."""
+LARGEST_SAMPLE_BYTES = 0xFFFFF
+"""The length of a record has 20 bits (docs/specification/flash.md)."""
 _IDENTITY_BYTES = 1024
 _RECORD_HEADER_BYTES = 16
 _LOG_PLACES = 65536
@@ -83,7 +85,15 @@ def record_alignment(log_bytes: int) -> int:
 
 
 def sample_log_sizes(sample_bytes: int) -> tuple[int, int]:
-    """Wanted and least size in bytes of the log, for samples of ``sample_bytes`` each."""
+    """Wanted and least size in bytes of the log, for samples of ``sample_bytes`` each.
+
+    Raises BudgetError for samples that no record holds.
+    """
+    if sample_bytes > LARGEST_SAMPLE_BYTES:
+        raise BudgetError(
+            f"a sample of {sample_bytes:,} bytes is more than the {LARGEST_SAMPLE_BYTES:,} that a "
+            "record of the sample log holds; use a smaller input"
+        )
 
     def room(samples: int) -> int:
         plain = samples * (_RECORD_HEADER_BYTES + sample_bytes) + _IDENTITY_BYTES

@@ -258,10 +258,12 @@ class ImportState:
             )
         return view, wanted
 
-    def roles(self, node: Node, view: View) -> Roles:
+    def roles(self, node: Node, view: View, *, channels_last: bool = False) -> Roles:
         """The axes of the view's tensor; settles the input's as its dimensions stand."""
         if view.tensor not in self._roles:
             dims = view.dims[1:]
+            if channels_last:
+                dims = (*dims[-1:], *dims[:-1])
             if view.dims[0] != () or len(dims) > 3:
                 node.refuse(f"works on the model's input in shape {list(view.sizes)}; needed is "
                             "(batch, channels, height, width)")  # fmt: skip
@@ -331,7 +333,6 @@ class ImportState:
 
     def reshape(self, node: Node, target: Sequence[int]) -> None:
         """The node's output is its first input with the dimensions ``target``, all known."""
-        name = node.input(0)
         view = self.padded_view(node) if self._only_ones(node, target) else self.view(node)
         axes = [axis for group in view.dims for axis in group]
         groups: list[Group] = []
@@ -341,13 +342,13 @@ class ImportState:
                 axis = axes.pop(0)
                 missing = size // size_of(tuple(group))
                 if axis.size > missing and axis.size % missing == 0:
-                    axis, rest = self._split(node, view, axis, missing)
+                    axis, rest = self._split(axis, missing)
                     axes.insert(0, rest)
                 group.append(axis)
             if size_of(tuple(group)) != size:
                 node.refuse(
-                    f"makes {list(target)} of {list(self.views[name].sizes)}; supported are "
-                    "reshapes that merge dimensions, and any of the model's input"
+                    f"makes {list(target)} of {list(view.sizes)}; supported are reshapes that "
+                    "merge whole dimensions or split them"
                 )
             groups.append(tuple(group))
         if axes:
@@ -358,23 +359,20 @@ class ImportState:
         old = [size for size in self.padded_view(node).sizes if size != 1]
         return old == [size for size in target if size != 1]
 
-    def _split(self, node: Node, view: View, axis: Axis, first: int) -> tuple[Axis, Axis]:
-        """Splits an axis of the model's input, whose layout is still free, in all its views."""
-        if view.tensor not in self._like_input or view.tensor in self._roles:
-            node.refuse(
-                f"splits a dimension of {axis.size} into {first} x {axis.size // first}; that is "
-                "only supported for the model's input"
-            )
+    def _split(self, axis: Axis, first: int) -> tuple[Axis, Axis]:
+        """Splits an axis, wherever it occurs."""
         parts = (Axis(first), Axis(axis.size // first))
 
         def divided(group: Group) -> Group:
             return tuple(part for a in group for part in (parts if a is axis else (a,)))
 
         self._sample_axes = list(divided(tuple(self._sample_axes)))
-        for name, other in self.views.items():
-            if other.tensor in self._like_input:
-                dims = tuple(divided(group) for group in other.dims)
-                self.views[name] = dataclasses.replace(other, dims=dims)
+        for name, view in self.views.items():
+            dims = tuple(divided(group) for group in view.dims)
+            self.views[name] = dataclasses.replace(view, dims=dims)
+        for name, roles in self._roles.items():
+            groups = (roles.channels, roles.height, roles.width)
+            self._roles[name] = Roles(*(divided(group) for group in groups))
         return parts
 
 

@@ -41,6 +41,7 @@ _REMEDIES = {
         _SMOOTH,
     ),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "use convolutions over time"),
+    **dict.fromkeys(("Slice", "Split"), "pool, or convolve with a stride, in its place"),
     "InstanceNormalization": "use BatchNormalization",
     "LayerNormalization": "use BatchNormalization",
 }  # fmt: skip

@@ -188,7 +188,8 @@ def _linear(
     gain: float,
 ) -> None:
     view = state.view(node)
-    roles = state.roles(node, view)
+    whole = all(dimension == () for dimension in view.dims[:-1])
+    roles = state.roles(node, view, channels_last=not whole)
     group = view.dims[-1]
     inputs = weight.shape[1 - output_axis]
     if size_of(group) != inputs:
@@ -196,7 +197,6 @@ def _linear(
             f"weight of {inputs} inputs on a tensor of shape {list(view.sizes)}; the last "
             "dimension must have as many elements"
         )
-    whole = all(dimension == () for dimension in view.dims[:-1])
     if not whole and group != roles.channels:
         node.refuse(
             f"works along the last dimension of {list(view.sizes)}, which isn't the channels; "

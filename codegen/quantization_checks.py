@@ -19,7 +19,19 @@ from codegen.cross_layer import imbalance, pairs
 from codegen.errors import CalibrationError
 from codegen.float_graph import FloatConv, FloatGraph
 
-Check = Literal["dead-channels", "imbalance", "outliers", "bias-limit", "tiny-scale"]
+Check = Literal[
+    "few-samples",
+    "raw-pixels",
+    "dead-channels",
+    "imbalance",
+    "outliers",
+    "bias-limit",
+    "tiny-scale",
+]
+_COUNTS_CHANNELS: tuple[Check, ...] = ("dead-channels", "bias-limit", "tiny-scale")
+
+GOOD_SAMPLES = 32
+"""Fewer get a note: of ranges over n samples, about one new sample in n + 1 reaches beyond each."""
 
 IMBALANCE_LIMIT = 16.0
 """Ratio of the widest to the median channel from which on half of the channels lose 4 bits."""
@@ -36,7 +48,7 @@ _SHOWN = 6  # layers in a note
 class Finding(BaseModel):
     """Something about one layer that costs accuracy or hints at a mistake.
 
-    ``value`` is the count of channels, or the ratio, that the check is about.
+    ``value`` is what the check is about: a count of channels or samples, a ratio, a largest pixel.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -47,6 +59,10 @@ class Finding(BaseModel):
 
 
 _MEANING: dict[Check, str] = {
+    "few-samples": "few samples of the input {layers}: new ones will often exceed their ranges; "
+    "about 100 are good",
+    "raw-pixels": "whole numbers from 0 to 255 in {layers}: right only if the model was trained on "
+    "pixels that were not scaled",
     "dead-channels": "channels that are constant on the calibration set, in {layers}; they cost "
     "time and memory and tell nothing, unless the set lacks the inputs that wake them",
     "imbalance": "widest channel over the median one: {layers}; the narrow channels have few of "
@@ -55,8 +71,9 @@ _MEANING: dict[Check, str] = {
     "--calibration-method percentile or mse",
     "bias-limit": "biases at the limit of the sum's 32 bits, in {layers}; such an output hardly "
     "depends on its inputs",
-    "tiny-scale": "channels whose int8 weights have a step below 1e-6, in {layers}; these channels "
-    "do nothing, and training moves them only when their error is huge",
+    "tiny-scale": "channels whose weights would have an int8 step below 1e-6, in {layers}; as a "
+    "rule they do nothing. In a float model they get their layer's median step, so that training "
+    "can wake them",
 }
 
 
@@ -94,7 +111,8 @@ def _outliers(layer: str, tensor: TensorStatistics) -> Iterator[Finding]:
 def check_integers(graph: ir.Graph, float_graph: FloatGraph) -> list[Finding]:
     """Biases at their limit and weights with next to no scale, by layer in execution order.
 
-    Weight scales are those of the float weights: `quantize` raises them where a bias needs it.
+    Weight scales are those of the float weights: `quantize` raises them for dead channels, and
+    where a bias needs it.
     """
     found = []
     layers = {op.name: op for op in float_graph.ops if isinstance(op, FloatConv)}
@@ -125,8 +143,9 @@ def notes(findings: Sequence[Finding]) -> tuple[str, ...]:
         layers = ", ".join(f"{hit.layer} ({_figure(hit.value)})" for hit in hits[:_SHOWN])
         more = f" and {len(hits) - _SHOWN} more" if len(hits) > _SHOWN else ""
         sentence = meaning.format(layers=layers + more)
-        counted = check in ("dead-channels", "bias-limit", "tiny-scale")
-        told.append(f"{int(sum(hit.value for hit in hits))} {sentence}" if counted else sentence)
+        if check in _COUNTS_CHANNELS:
+            sentence = f"{int(sum(hit.value for hit in hits))} {sentence}"
+        told.append(sentence)
     return tuple(told)
 
 
@@ -134,28 +153,32 @@ def _figure(value: float) -> str:
     return f"{value:.0f}" if value == int(value) or value >= 100 else f"{value:.1f}"
 
 
-def refuse_raw_pixels(
+def check_samples(
     graph: FloatGraph, samples: NDArray[np.floating], statistics: Mapping[str, TensorStatistics]
-) -> None:
-    """Raises CalibrationError for pixels 0 … 255 in a model that was trained on scaled ones.
+) -> list[Finding]:
+    """Whether there are enough samples (N, C, H, W), and whether they look like unscaled pixels.
 
-    That is so when the values are whole numbers as of 8-bit pixels, and the first activation with
-    an upper end (as ReLU6 has) is there for most of what it lets through, as in no trained network.
+    Raises CalibrationError for pixels 0 … 255 in a model that was trained on scaled ones: the first
+    activation with an upper end (as ReLU6 has) is there for most of what it lets through, as in no
+    trained network.
     """
+    found = []
+    if len(samples) < GOOD_SAMPLES:
+        found.append(Finding(check="few-samples", layer=graph.input, value=len(samples)))
     low, high = statistics[graph.input].limits
     if low < 0.0 or not 64.0 < high <= 255.0 or not np.array_equal(samples, np.rint(samples)):
-        return
-    capped = [
-        op.name for op in graph.ops if op.output in statistics and statistics[op.output].at_cap
-    ]
+        return found
+    found.append(Finding(check="raw-pixels", layer=graph.input, value=high))
+    capped = [op for op in graph.ops if op.output in statistics and statistics[op.output].at_cap]
     if not capped:
-        return
-    tensor = next(statistics[op.output] for op in graph.ops if op.name == capped[0])
+        return found
+    tensor = statistics[capped[0].output]
     share = tensor.at_cap / int(tensor.histogram.counts.sum())
     if share > 0.5:
         raise CalibrationError(
             f"the calibration set holds whole numbers from {low:g} to {high:g}, and {share:.0%} of "
-            f"what passes '{capped[0]}' is at its upper end {tensor.cap:g}: pixels that were not "
-            "scaled as in training; scale them (often x / 255, then minus mean, over standard "
+            f"what passes '{capped[0].name}' is at its upper end {tensor.cap:g}: pixels that were "
+            "not scaled as in training; scale them (often x / 255, then minus mean, over standard "
             "deviation)"
         )
+    return found

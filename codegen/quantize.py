@@ -41,11 +41,11 @@ from codegen.float_graph import (
 __all__ = [
     "activation_code",
     "assemble",
+    "codings_of",
     "load_calibration",
-    "measured_codings",
     "quantize",
     "quantize_input",
-    "stored_codings",
+    "samples_for",
 ]
 
 _WEIGHT_MAX = 127
@@ -67,25 +67,51 @@ def quantize(
     """The quantized graph of ``graph``; ``calibration`` is (samples, channels, height, width).
 
     ``rule`` makes the ranges of the activations. A model that came quantized keeps its scales,
-    zero points and integers; calibration is then not needed, and refused (unless it is quantized
-    in parts, see `stored_codings`).
-
-    Raises CalibrationError when a float model has no calibration set, it doesn't fit the model's
-    input, or it holds values that aren't finite.
+    zero points and integers. Raises as `samples_for` and `codings_of` do.
     """
-    if graph.codings:
-        return assemble(graph, stored_codings(graph, calibration))
-    statistics = observe(graph, fit_to_input(graph, calibration))
-    return assemble(graph, measured_codings(statistics, rule))
+    samples = samples_for(graph, calibration)
+    statistics = {} if samples is None else observe(graph, samples)
+    return assemble(graph, codings_of(graph, statistics, rule))
 
 
-def measured_codings(
-    statistics: Mapping[str, TensorStatistics], rule: RangeRule
+def samples_for(
+    graph: FloatGraph, calibration: NDArray[np.floating] | None
+) -> NDArray[np.floating] | None:
+    """``calibration`` shaped as the graph's input, None where the model codes every tensor itself.
+
+    What a quantized model leaves uncoded (operations that its quantizer doesn't know) is measured.
+    Raises CalibrationError for a set that is missing, doesn't fit the model's input or holds values
+    that aren't finite, and for one that is given to a model that codes everything.
+    """
+    missing = graph.uncoded
+    if not missing and calibration is not None:
+        raise CalibrationError(
+            f"model {graph.name} is quantized already and keeps its own scales; leave out the "
+            "calibration set, or give the float model with it"
+        )
+    if missing and graph.codings and calibration is None:
+        raise CalibrationError(
+            f"tensor '{missing[0]}' has no QuantizeLinear, though {len(graph.codings)} others have "
+            f"one ({len(missing)} have none); give a calibration set to measure it, or quantize "
+            "every activation"
+        )
+    return fit_to_input(graph, calibration) if missing else None
+
+
+def codings_of(
+    graph: FloatGraph, statistics: Mapping[str, TensorStatistics], rule: RangeRule
 ) -> dict[str, Coding]:
-    """Codings of all tensors from what was observed of them."""
-    return {
+    """The model's own codings, and for the rest of the tensors those that ``rule`` makes.
+
+    Raises ModelError for codings of the model that aren't those of the device's arithmetic.
+    """
+    for op in graph.ops:
+        if isinstance(op, (FloatConv, FloatAdd)) and op.output in graph.codings:
+            _check_clamp(op, graph.codings[op.output])
+    measured = {
         name: Coding(*activation_code(*tensor.range(rule))) for name, tensor in statistics.items()
     }
+    return {**measured, **graph.codings}
 
 
 def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:
@@ -143,37 +169,6 @@ def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:
             case FloatHead():
                 ops.append(_head(graph, op, tensors[op.input]))
     return ir.Graph(graph.name, graph.input, tensors, tuple(ops))
-
-
-def stored_codings(
-    graph: FloatGraph, calibration: NDArray[np.floating] | None
-) -> Mapping[str, Coding]:
-    """The codings of a model that came quantized.
-
-    What the model leaves uncoded (operations that its quantizer doesn't know) is measured over the
-    calibration set, from smallest to largest value. Raises CalibrationError for a set that is
-    missing then, or given to a model that codes everything, and ModelError for codings that
-    aren't those of the device's arithmetic.
-    """
-    missing = graph.uncoded
-    if not missing and calibration is not None:
-        raise CalibrationError(
-            f"model {graph.name} is quantized already and keeps its own scales; leave out the "
-            "calibration set, or give the float model with it"
-        )
-    if missing and calibration is None:
-        raise CalibrationError(
-            f"tensor '{missing[0]}' has no QuantizeLinear, though {len(graph.codings)} others have "
-            f"one ({len(missing)} have none); give a calibration set to measure it, or quantize "
-            "every activation"
-        )
-    for op in graph.ops:
-        if isinstance(op, (FloatConv, FloatAdd)) and op.output in graph.codings:
-            _check_clamp(op, graph.codings[op.output])
-    if not missing:
-        return graph.codings
-    measured = measured_codings(observe(graph, fit_to_input(graph, calibration)), MIN_MAX)
-    return {**measured, **graph.codings}
 
 
 def _check_clamp(op: FloatConv | FloatAdd, coding: Coding) -> None:
@@ -251,14 +246,21 @@ def _convolution(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> ir.Conv
 def _weight_scales(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> NDArray[np.float64]:
     """Scale per output channel: max|w| / 127, raised where bias or multiplier would not fit.
 
-    A channel of zeros takes the median of the others, so that training can bring it to life.
+    A channel whose products can't move its output by half a step is dead: training with batch
+    normalization leaves such channels, with weights down to 1e-9. It takes the median scale of the
+    others, in which its bias is exact and from which training can bring it to life.
     """
     scale: NDArray[np.float64] = np.abs(op.weight).max(axis=(1, 2, 3)) / _WEIGHT_MAX
-    alive = scale > 0
+    alive = np.abs(op.weight).sum(axis=(1, 2, 3)) * _largest_magnitude(source) > result.scale / 2
     scale[~alive] = np.median(scale[alive]) if alive.any() else 1.0 / _WEIGHT_MAX
     for_bias = np.abs(op.bias) / (source.scale * _BIAS_MAX)
     for_multiplier = _SMALLEST_MULTIPLIER * result.scale / source.scale
     return np.maximum(np.maximum(scale, for_bias), for_multiplier)
+
+
+def _largest_magnitude(tensor: ir.Tensor) -> float:
+    ends = ir.INT8_MIN - tensor.zero_point, ir.INT8_MAX - tensor.zero_point
+    return tensor.scale * max(abs(end) for end in ends)
 
 
 def _head(graph: FloatGraph, op: FloatHead, source: ir.Tensor) -> ir.Head:

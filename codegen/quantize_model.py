@@ -11,23 +11,23 @@ from pathlib import Path
 
 from codegen import ir
 from codegen.calibration import RangeRule, observe
-from codegen.calibration_set import fit_to_input, load_calibration
+from codegen.calibration_set import load_calibration
 from codegen.cross_layer import Equalization, equalize
 from codegen.errors import CalibrationError
 from codegen.float_graph import FloatGraph
 from codegen.quantization_checks import (
     check_integers,
+    check_samples,
     check_statistics,
     notes,
-    refuse_raw_pixels,
 )
 from codegen.quantization_report import QuantizationReport, compare
-from codegen.quantize import assemble, measured_codings, stored_codings
+from codegen.quantize import assemble, codings_of, samples_for
 
 
 @dataclass(frozen=True)
 class QuantizationOptions:
-    """What is chosen on the command line; all of it is for float models.
+    """What is chosen on the command line, for models that aren't quantized yet.
 
     ``rule`` None takes min-max. ``equalize`` is cross-layer equalization. ``report`` compares the
     int8 graph with the float one, which takes about three times as long as calibration.
@@ -60,26 +60,32 @@ def quantize_model(
     Raises CalibrationError where the file or the options don't fit the model, ModelError where the
     model can't be quantized.
     """
-    samples = None if calibration is None else load_calibration(calibration)
-    if float_graph.codings:
-        graph = assemble(float_graph, stored_codings(float_graph, samples))
+    given = None if calibration is None else load_calibration(calibration)
+    samples = samples_for(float_graph, given)
+    if samples is None:
         if options != DEFAULT_OPTIONS:
             raise CalibrationError(
                 f"model {float_graph.name} is quantized already: there is nothing to calibrate, to "
                 "equalize or to compare with; leave out --calibration-method, --percentile, "
                 "--equalize and --quantization-report, or give the float model"
             )
+        graph = assemble(float_graph, codings_of(float_graph, {}, RangeRule()))
         return QuantizedModel(graph, notes(check_integers(graph, float_graph)), None)
-    samples = fit_to_input(float_graph, samples)
     statistics = observe(float_graph, samples)
-    refuse_raw_pixels(float_graph, samples, statistics)
+    findings = check_samples(float_graph, samples, statistics)
     equalized: tuple[Equalization, ...] | None = None
     if options.equalize:
+        if float_graph.codings:
+            raise CalibrationError(
+                f"model {float_graph.name} is quantized in parts, whose integers can't be "
+                "equalized; leave out --equalize, or give the float model"
+            )
         float_graph, equalized = equalize(float_graph, statistics)
         statistics = observe(float_graph, samples)
     rule = options.rule or RangeRule()
-    graph = assemble(float_graph, measured_codings(statistics, rule))
-    findings = [*check_statistics(float_graph, statistics), *check_integers(graph, float_graph)]
+    graph = assemble(float_graph, codings_of(float_graph, statistics, rule))
+    findings += check_statistics(float_graph, statistics)
+    findings += check_integers(graph, float_graph)
     report = None
     if options.report:
         report = QuantizationReport(

@@ -35,12 +35,16 @@ def convolution_weight_update_bytes(output: Tensor) -> int:
     return 8 * round_up(height * width, 2)
 
 
-_SLIDE_BLOCK = 8  # TF_SLIDE_BLOCK in device_runtime/kernels/planes.h
+# As in device_runtime/kernels/planes.h, where they start with TF_.
+_SLIDE_BLOCK = 8
+_SUMS_AT_ONCE = 64
+_WINDOW_BYTES = 12
 
 
-def _sliding_bytes(kernel_rows: int, kernel_columns: int, columns: int) -> int:
-    # The table of taps, and the sums of one row of outputs.
-    return 2 * kernel_rows * (2 * kernel_columns + 4) + 4 * round_up(columns, _SLIDE_BLOCK)
+def _sliding_bytes(rows: int, columns: int, kernel_rows: int, kernel_columns: int) -> int:
+    # Windows of all rows of outputs, sums of some of them, and the table of taps.
+    sums = 4 * (max(columns, _SUMS_AT_ONCE) + _SLIDE_BLOCK)
+    return _WINDOW_BYTES * rows + sums + 2 * kernel_rows * (2 * kernel_columns + 4)
 
 
 def depthwise_forward_bytes(op: DepthwiseConv, source: Tensor, output: Tensor, rows: int) -> int:
@@ -51,7 +55,7 @@ def depthwise_forward_bytes(op: DepthwiseConv, source: Tensor, output: Tensor, r
     line = round_up(max(used, op.padding.left + source.shape[1]), 2)
     lines = min(source.shape[0], (rows - 1) * op.stride[0] + kernel_height)
     planes: int = 2 * (2 * lines * line + _SLIDE_BLOCK * (op.stride[1] + 1))
-    return _sliding_bytes(kernel_height, kernel_width, out_width) + planes
+    return _sliding_bytes(rows, out_width, kernel_height, kernel_width) + planes
 
 
 def depthwise_input_gradient_bytes(op: DepthwiseConv, source: Tensor, output: Tensor) -> int:
@@ -61,8 +65,9 @@ def depthwise_input_gradient_bytes(op: DepthwiseConv, source: Tensor, output: Te
     reach = (source.shape[1] - 1 + op.padding.left) // op.stride[1] + 1
     line = round_up((kernel_width - 1) // op.stride[1] + max(width, reach), 2)
     planes: int = 2 * (2 * height * line + 2 * _SLIDE_BLOCK)
-    taps = _sliding_bytes(kernel_height + op.stride[0], kernel_width, source.shape[1])
-    return taps + planes
+    in_height, in_width, _ = source.shape
+    kernel_rows = kernel_height + op.stride[0]
+    return _sliding_bytes(in_height, in_width, kernel_rows, kernel_width) + planes
 
 
 def depthwise_weight_update_bytes(op: DepthwiseConv, source: Tensor, output: Tensor) -> int:

@@ -12,67 +12,147 @@ typedef struct {
     tf_slide slide;
     int32_t low, high; /* input rows that the span needs */
     int16_t *table;
-    int32_t *sums; /* of one output row */
+    uint32_t most;                        /* rows that are stored in one go */
+    uint32_t first_slot;                  /* of the output's ring */
+    tf_gathering until_wrap, behind_wrap; /* of the input's ring */
+    tf_window *windows;                   /* one per output row of the span */
+    int32_t *sums;
     int16_t *planes;
     uint32_t plane; /* elements */
 } forward_job;
 
-/* Clears the mask's bit of every output that the clamp changed. */
-static void mark_clamped(uint8_t *mask, uint32_t index, uint32_t step, const int32_t *values,
-                         uint32_t count) {
-    for (uint32_t x = 0; x < count; x++, index += step) {
-        if (values[x] != tf_clamp8(values[x])) {
-            mask[index >> 3] &= (uint8_t) ~(1u << (index & 7u));
+static inline int8_t code_of(const tf_requantizer *by, int32_t sum) {
+    return (int8_t)tf_clamp8(tf_requantize(by, sum));
+}
+
+/* Codes of sums, `step` apart. */
+static __attribute__((noinline)) void store_row(const tf_requantizer *channel, const int32_t *sums,
+                                                uint32_t count, int8_t *output, uint32_t step) {
+    const tf_requantizer by = *channel;
+    for (; count >= 4u; count -= 4u, sums += 4, output += 4u * step) {
+        int8_t *later = output + 2u * step;
+        const int8_t a = code_of(&by, sums[0]), b = code_of(&by, sums[1]);
+        const int8_t c = code_of(&by, sums[2]), d = code_of(&by, sums[3]);
+        output[0] = a;
+        output[step] = b;
+        later[0] = c;
+        later[step] = d;
+    }
+    for (; count > 0u; count--, sums++, output += step) {
+        *output = code_of(&by, *sums);
+    }
+}
+
+/* Stores one code, and clears the bit of the mask where the clamp changed it. */
+static inline __attribute__((always_inline)) void
+store_marked(const tf_requantizer *by, int32_t sum, int8_t *output, uint8_t *byte, uint32_t bit) {
+    const int32_t value = tf_requantize(by, sum);
+    const int32_t code = tf_clamp8(value);
+    *output = (int8_t)code;
+    if (value != code) {
+        *byte &= (uint8_t)~bit;
+    }
+}
+
+/* The same as store_row with a mask, in which the first output has bit `index`. */
+static __attribute__((noinline)) void store_row_marked(const tf_requantizer *channel,
+                                                       const int32_t *sums, uint32_t count,
+                                                       int8_t *output, uint32_t step, uint8_t *mask,
+                                                       uint32_t index) {
+    const tf_requantizer by = *channel;
+    if (step % 8u == 0u) {
+        /* The same bit of every step / 8-th byte. */
+        const uint32_t bit = 1u << (index & 7u), apart = step / 8u;
+        uint8_t *byte = mask + (index >> 3);
+        for (; count >= 4u; count -= 4u, sums += 4, output += 4u * step, byte += 4u * apart) {
+            int8_t *later = output + 2u * step;
+            uint8_t *later_byte = byte + 2u * apart;
+            store_marked(&by, sums[0], output, byte, bit);
+            store_marked(&by, sums[1], output + step, byte + apart, bit);
+            store_marked(&by, sums[2], later, later_byte, bit);
+            store_marked(&by, sums[3], later + step, later_byte + apart, bit);
         }
+        index = 8u * (uint32_t)(byte - mask) + (index & 7u);
+    }
+    for (; count > 0u; count--, sums++, output += step, index += step) {
+        store_marked(&by, *sums, output, mask + (index >> 3), 1u << (index & 7u));
     }
 }
 
-static void store_row(const tf_requantizer *by, const int32_t *sums, uint32_t count, int8_t *output,
-                      uint32_t step) {
-    for (uint32_t x = 0; x < count; x++, output += step) {
-        *output = (int8_t)tf_clamp8(tf_requantize(by, sums[x]));
-    }
-}
-
-static void gather_rows(const forward_job *job, const int8_t *input, uint32_t lanes) {
+/* Input rows are gathered in two parts where they go around the end of their ring. */
+static void plan_gathering(forward_job *job) {
     const tf_convolution *layer = job->layer;
-    const uint32_t ring = job->span->in_ring, row = (uint32_t)layer->in_width * layer->in_channels;
-    uint32_t slot = (uint32_t)job->low % ring;
+    const uint32_t rows = (uint32_t)(job->high - job->low);
+    const uint32_t whole = job->span->in_ring - (uint32_t)job->low % job->span->in_ring;
+    const tf_gathering by = {rows < whole ? rows : whole,
+                             layer->in_width,
+                             layer->in_channels,
+                             (uint32_t)layer->in_width * layer->in_channels,
+                             2u,
+                             job->slide.line,
+                             job->plane};
+    job->until_wrap = by;
+    job->behind_wrap = by;
+    job->behind_wrap.rows = rows - by.rows;
+}
+
+static void gather_rows(forward_job *job, const int8_t *input, uint32_t lanes) {
+    const tf_convolution *layer = job->layer;
     int16_t *to = job->planes + layer->pad_left;
-    for (int32_t y = job->low; y < job->high; y++, to += job->slide.line) {
-        tf_gather_codes(input + slot * row, layer->in_channels, layer->in_width, lanes,
-                        layer->in_zero, to, job->plane);
-        slot = slot + 1u == ring ? 0u : slot + 1u;
+    const uint32_t first = (uint32_t)job->low % job->span->in_ring;
+    job->until_wrap.lanes = job->behind_wrap.lanes = lanes;
+    tf_gather_codes(&job->until_wrap, input + first * job->until_wrap.row_step, layer->in_zero, to);
+    if (job->behind_wrap.rows > 0u) {
+        tf_gather_codes(&job->behind_wrap, input, layer->in_zero,
+                        to + job->until_wrap.rows * job->slide.line);
     }
 }
 
-static void one_channel(const forward_job *job, const int16_t *plane, uint32_t channel,
-                        int32_t bias) {
+/* Where the windows of the span's rows lie in a plane and in the table of taps: rows of a window
+ * that are outside the input are left out. */
+static void find_windows(const forward_job *job) {
+    const tf_convolution *layer = job->layer;
+    tf_window *window = job->windows;
+    for (int32_t y = job->span->first; y < job->span->end; y++, window++) {
+        const int32_t top = y * layer->stride_height - layer->pad_top;
+        const int32_t first = tf_clamp(top, 0, layer->in_height);
+        const int32_t end = tf_clamp(top + layer->kernel_height, first, layer->in_height);
+        window->plane = (first - job->low) * (int32_t)job->slide.line;
+        window->table = (first - top) * (int32_t)job->slide.taps_row;
+        window->rows = end - first;
+    }
+}
+
+static __attribute__((noinline)) void one_channel(const forward_job *job, const int16_t *plane,
+                                                  uint32_t channel, int32_t bias) {
     const tf_convolution *layer = job->layer;
     const tf_requantizer by = tf_make_requantizer(layer->requantize[channel], layer->out_zero);
     const uint32_t channels = layer->out_channels, width = layer->out_width;
-    for (int32_t y = job->span->first; y < job->span->end; y++) {
-        /* Rows of the window that lie outside the input are left out. */
-        const int32_t top = y * layer->stride_height - layer->pad_top;
-        const int32_t skipped = top < 0 ? -top : 0;
-        const int32_t bottom = tf_clamp(top + layer->kernel_height, 0, layer->in_height);
-        const int32_t rows = bottom - top - skipped;
+    const uint32_t first = job->span->first, end = job->span->end, ring = job->span->out_ring;
+    const tf_window *window = job->windows;
+    uint32_t slot = job->first_slot;
+    for (uint32_t y = first; y < end;) {
+        /* Rows are contiguous in the output, so that several are stored in one go. */
+        uint32_t rows = end - y < job->most ? end - y : job->most;
+        rows = ring - slot < rows ? ring - slot : rows;
         int32_t *sums = job->sums;
-        tf_slide_row(&job->slide, plane + (uint32_t)(top + skipped - job->low) * job->slide.line,
-                     job->table + (uint32_t)skipped * job->slide.taps_row,
-                     rows > 0 ? (uint32_t)rows : 0u, width, bias, sums);
-        for (uint32_t x = 0; layer->pre_shift > 0 && x < width; x++) {
-            sums[x] = tf_raise(sums[x], layer->pre_shift);
+        for (uint32_t i = rows; i > 0u; i--, window++, sums += width) {
+            tf_slide_row(&job->slide, plane + window->plane, job->table + window->table,
+                         (uint32_t)window->rows, width, bias, sums);
         }
-        const uint32_t out_row = (uint32_t)y % job->span->out_ring;
-        store_row(&by, sums, width, job->output + out_row * width * channels + channel, channels);
-        if (job->mask != NULL) {
-            for (uint32_t x = 0; x < width; x++) {
-                sums[x] = tf_requantize(&by, sums[x]);
-            }
-            mark_clamped(job->mask, (uint32_t)y * width * channels + channel, channels, sums,
-                         width);
+        const uint32_t count = rows * width;
+        for (uint32_t i = 0; layer->pre_shift > 0 && i < count; i++) {
+            job->sums[i] = tf_raise(job->sums[i], layer->pre_shift);
         }
+        int8_t *output = job->output + slot * width * channels + channel;
+        if (job->mask == NULL) {
+            store_row(&by, job->sums, count, output, channels);
+        } else {
+            store_row_marked(&by, job->sums, count, output, channels, job->mask,
+                             y * width * channels + channel);
+        }
+        y += rows;
+        slot = slot + rows == ring ? 0u : slot + rows;
     }
 }
 
@@ -114,12 +194,17 @@ void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, cons
     job.high =
         tf_clamp((span->end - 1) * layer->stride_height - layer->pad_top + layer->kernel_height, 0,
                  layer->in_height);
-    job.sums = (int32_t *)(void *)scratch;
-    job.table = scratch + 2u * ((layer->out_width + TF_SLIDE_BLOCK - 1u) & ~(TF_SLIDE_BLOCK - 1u));
+    job.windows = (tf_window *)(void *)scratch;
+    job.sums = (int32_t *)(void *)(job.windows + (span->end - span->first));
+    job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->out_width));
     job.planes = job.table + layer->kernel_height * job.slide.taps_row;
     job.plane = (uint32_t)(job.high - job.low) * job.slide.line;
     memset(job.planes, 0,
            sizeof(int16_t) * (2u * job.plane + TF_SLIDE_BLOCK * (layer->stride_width + 1u)));
+    job.most = tf_rows_at_once(layer->out_width);
+    job.first_slot = span->first % span->out_ring;
+    plan_gathering(&job);
+    find_windows(&job);
     if (mask != NULL) {
         set_bits(mask, (uint32_t)layer->out_height * layer->out_width * channels);
     }

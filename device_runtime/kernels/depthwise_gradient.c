@@ -4,7 +4,6 @@
  * see every stride-th tap only, in reverse, and neighbours of a phase see neighbouring errors. So
  * each phase is a convolution of stride 1 of the errors with its own taps.
  */
-#include "fixed_point.h"
 #include "planes.h"
 #include "weight_update.h"
 
@@ -17,7 +16,8 @@ static int32_t phase_taps(int32_t size, int32_t stride, int32_t phase) {
 typedef struct {
     const tf_convolution *layer;
     int16_t *out;
-    int32_t shift; /* from the product with the channel's factor to a code */
+    int32_t shift;      /* from the product with the channel's factor to a code */
+    tf_window *windows; /* one per input row; `table` counts rows of taps */
     int32_t *sums;
     int16_t *table, *planes;
     uint32_t line, plane;
@@ -25,14 +25,74 @@ typedef struct {
     int32_t magnitude;
 } gradient_job;
 
-static void store_row(gradient_job *job, int32_t multiplier, uint32_t count, int16_t *out,
-                      uint32_t step) {
+#if TF_PAIRS
+
+static int16_t to_code(int32_t sum, int32_t factor) {
+    int32_t code;
+    __asm("smmulr %0, %1, %2\n\tssat %0, #16, %0" : "=&r"(code) : "r"(sum), "r"(factor));
+    return (int16_t)code;
+}
+
+/* Codes are the upper words of sum * factor, rounded. May leave -32768. */
+static __attribute__((noinline)) int32_t store_upper_words(const int32_t *sums, int32_t factor,
+                                                           uint32_t count, int16_t *out,
+                                                           uint32_t step) {
+    tf_extremes seen = {0, 0};
+    for (; count >= 4u; count -= 4u, sums += 4, out += 4u * step) {
+        int16_t *later = out + 2u * step;
+        const int16_t a = to_code(sums[0], factor), b = to_code(sums[1], factor);
+        const int16_t c = to_code(sums[2], factor), d = to_code(sums[3], factor);
+        tf_note_pairs(&seen, tf_pack_lower((uint32_t)a, (uint32_t)b),
+                      tf_pack_lower((uint32_t)c, (uint32_t)d));
+        out[0] = a;
+        out[step] = b;
+        later[0] = c;
+        later[step] = d;
+    }
+    for (; count > 0u; count--, sums++, out += step) {
+        *out = to_code(*sums, factor);
+        tf_note_pairs(&seen, (uint16_t)*out, 0);
+    }
+    return tf_magnitude_of(&seen);
+}
+
+#endif
+
+static void store_sums(gradient_job *job, int32_t multiplier, uint32_t count, int16_t *out,
+                       uint32_t step) {
     const int32_t *sums = job->sums;
+#if TF_PAIRS
+    if (job->shift >= 16 && job->shift <= 32) {
+        const int32_t factor = multiplier * (1 << (32 - job->shift));
+        const int32_t magnitude = store_upper_words(sums, factor, count, out, step);
+        job->magnitude = magnitude > job->magnitude ? magnitude : job->magnitude;
+        return;
+    }
+#endif
+    int32_t magnitude = job->magnitude;
     for (uint32_t x = 0; x < count; x++, out += step) {
         const int64_t product = (int64_t)sums[x] * multiplier;
         const int32_t value = tf_clamp((int32_t)tf_round_shift(product, job->shift), -32767, 32767);
-        tf_note_magnitude(&job->magnitude, value);
+        tf_note_magnitude(&magnitude, value);
         *out = (int16_t)value;
+    }
+    job->magnitude = magnitude;
+}
+
+/* Where the windows of the input's rows lie: rows of a window outside of the output are left out.
+ * In the table, taps of a phase are in reverse, `most` rows after those of the phase before. */
+static void find_windows(const gradient_job *job, int32_t most) {
+    const tf_convolution *layer = job->layer;
+    const int32_t stride = layer->stride_height;
+    tf_window *window = job->windows;
+    for (int32_t y = layer->pad_top; y < layer->in_height + layer->pad_top; y++, window++) {
+        const int32_t phase = y % stride, last = y / stride;
+        const int32_t top = last + 1 - phase_taps(layer->kernel_height, stride, phase);
+        const int32_t first = tf_clamp(top, 0, layer->out_height);
+        const int32_t end = tf_clamp(last + 1, first, layer->out_height);
+        window->plane = first * (int32_t)job->line;
+        window->table = phase * most + first - top;
+        window->rows = end - first;
     }
 }
 
@@ -49,30 +109,31 @@ static void one_phase(gradient_job *job, const int16_t *plane, const int8_t *wei
     const uint32_t before = (uint32_t)start & 1u;
     start -= (int32_t)before;
     const tf_slide slide = tf_make_slide((uint32_t)taps + before, 1u, job->line);
-    const int32_t most = (layer->kernel_height - 1) / rows_stride + 1;
+    const int32_t most = phase_taps(layer->kernel_height, rows_stride, 0);
     for (int32_t p = 0; p < rows_stride; p++) {
         const int32_t rows = phase_taps(layer->kernel_height, rows_stride, p);
         const int8_t *last = weights + (p + (rows - 1) * rows_stride) * kernel_row +
                              (phase + (taps - 1) * stride) * (int32_t)step;
-        if (rows > 0) {
-            tf_widen_taps(&slide, last, -stride * (int32_t)step, -rows_stride * kernel_row,
-                          (uint32_t)taps, before, (uint32_t)rows,
-                          job->table + (uint32_t)(p * most) * slide.taps_row);
-        }
+        tf_widen_taps(&slide, last, -stride * (int32_t)step, -rows_stride * kernel_row,
+                      (uint32_t)taps, before, (uint32_t)rows,
+                      job->table + (uint32_t)(p * most) * slide.taps_row);
     }
-    const uint32_t count = (uint32_t)((layer->in_width - 1 - first) / stride + 1);
-    for (int32_t y = 0; y < layer->in_height; y++) {
-        const int32_t p = (y + layer->pad_top) % rows_stride;
-        const int32_t last = (y + layer->pad_top) / rows_stride;
-        const int32_t top = last - phase_taps(layer->kernel_height, rows_stride, p) + 1;
-        const int32_t low = top < 0 ? 0 : top;
-        const int32_t high = last < layer->out_height ? last + 1 : layer->out_height;
-        tf_slide_row(&slide, plane + low * (int32_t)job->line + start,
-                     job->table + (uint32_t)(p * most + low - top) * slide.taps_row,
-                     high > low ? (uint32_t)(high - low) : 0u, count, 0, job->sums);
-        const uint32_t at = (uint32_t)(y * layer->in_width + first) * layer->in_channels + channel;
-        store_row(job, layer->error_multiplier[channel], count, job->out + at,
-                  (uint32_t)stride * layer->in_channels);
+    const uint32_t width = layer->in_width, height = layer->in_height;
+    const uint32_t count = (width - 1u - (uint32_t)first) / (uint32_t)stride + 1u;
+    /* Where rows go on without a gap several are stored in one go. */
+    const uint32_t most_rows = count * (uint32_t)stride == width ? tf_rows_at_once(count) : 1u;
+    int16_t *out = job->out + (uint32_t)first * layer->in_channels + channel;
+    const tf_window *window = job->windows;
+    for (uint32_t y = 0; y < height; y += most_rows) {
+        const uint32_t rows = height - y < most_rows ? height - y : most_rows;
+        int32_t *sums = job->sums;
+        for (uint32_t i = rows; i > 0u; i--, window++, sums += count) {
+            tf_slide_row(&slide, plane + window->plane + start,
+                         job->table + window->table * (int32_t)slide.taps_row,
+                         (uint32_t)window->rows, count, 0, sums);
+        }
+        store_sums(job, layer->error_multiplier[channel], rows * count,
+                   out + y * width * layer->in_channels, (uint32_t)stride * layer->in_channels);
     }
 }
 
@@ -89,13 +150,12 @@ static int32_t zeros_before(const tf_convolution *layer) {
     return zeros;
 }
 
-static void gather_errors(const gradient_job *job, const int16_t *error, uint32_t lanes) {
-    const tf_convolution *layer = job->layer;
-    int16_t *to = job->planes + job->left;
-    for (uint32_t y = 0; y < layer->out_height; y++, to += job->line) {
-        tf_gather_errors(error, layer->out_channels, layer->out_width, lanes, to, job->plane);
-        error += (uint32_t)layer->out_width * layer->out_channels;
-    }
+static tf_gathering gathering_of_errors(const tf_convolution *layer, uint32_t lanes, uint32_t line,
+                                        uint32_t plane) {
+    const uint32_t row = (uint32_t)layer->out_width * layer->out_channels;
+    const tf_gathering by = {
+        layer->out_height, layer->out_width, layer->out_channels, row, lanes, line, plane};
+    return by;
 }
 
 void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
@@ -113,15 +173,18 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
         tf_even_up((uint32_t)(job.left + (reach > layer->out_width ? reach : layer->out_width)));
     job.plane = layer->out_height * job.line;
     job.magnitude = 0;
-    job.sums = (int32_t *)(void *)scratch;
-    job.table = scratch + 2u * ((layer->in_width + TF_SLIDE_BLOCK - 1u) & ~(TF_SLIDE_BLOCK - 1u));
+    job.windows = (tf_window *)(void *)scratch;
+    job.sums = (int32_t *)(void *)(job.windows + layer->in_height);
+    job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->in_width));
     job.planes =
         job.table + (layer->kernel_height + layer->stride_height) * (2u * layer->kernel_width + 4u);
+    find_windows(&job, phase_taps(layer->kernel_height, layer->stride_height, 0));
     memset(job.planes, 0, sizeof(int16_t) * (2u * job.plane + 2u * TF_SLIDE_BLOCK));
     uint32_t trained = 0;
     for (uint32_t c = 0; c < channels; c += 2u) {
         const uint32_t lanes = channels - c < 2u ? 1u : 2u;
-        gather_errors(&job, error + c, lanes);
+        const tf_gathering by = gathering_of_errors(layer, lanes, job.line, job.plane);
+        tf_gather_errors(&by, error + c, job.planes + job.left);
         for (uint32_t lane = 0; lane < lanes; lane++) {
             const int8_t *taps = weights->fixed + c + lane;
             uint32_t step = channels;
@@ -134,6 +197,7 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
             }
         }
     }
+    tf_amend_lowest(out, (uint32_t)layer->in_height * layer->in_width * channels, &job.magnitude);
     out_scale->exponent = scale->exponent + layer->error_exponent - headroom + layer->error_shift;
     out_scale->magnitude = job.magnitude;
 }
@@ -149,25 +213,25 @@ typedef struct {
 static void gather_channel(const update_planes *planes, const int8_t *input, const int16_t *error) {
     const tf_convolution *layer = planes->layer;
     const int32_t stride = layer->stride_width, channels = layer->in_channels;
-    int16_t *to = planes->input;
-    for (int32_t y = 0; y < layer->in_height; y++, input += layer->in_width * channels) {
-        for (int32_t phase = 0; phase < stride; phase++, to += planes->line) {
-            /* Element i lies under column i * stride + phase - pad_left. */
-            const int32_t offset = layer->pad_left - phase;
-            const int32_t first = offset <= 0 ? 0 : (offset + stride - 1) / stride;
-            const int32_t behind = layer->in_width - 1 + offset;
-            const int32_t end =
-                tf_clamp(behind < 0 ? 0 : behind / stride + 1, first, (int32_t)planes->line);
-            tf_gather_codes(input + (first * stride - offset) * channels,
-                            (uint32_t)(stride * channels), (uint32_t)(end - first), 1u,
-                            layer->in_zero, to + first, 0);
-        }
+    for (int32_t phase = 0; phase < stride; phase++) {
+        /* Element i lies under column i * stride + phase - pad_left. */
+        const int32_t offset = layer->pad_left - phase;
+        const int32_t first = offset <= 0 ? 0 : (offset + stride - 1) / stride;
+        const int32_t behind = layer->in_width - 1 + offset;
+        const int32_t end =
+            tf_clamp(behind < 0 ? 0 : behind / stride + 1, first, (int32_t)planes->line);
+        const tf_gathering by = {layer->in_height,
+                                 (uint32_t)(end - first),
+                                 (uint32_t)(stride * channels),
+                                 (uint32_t)layer->in_width * layer->in_channels,
+                                 1u,
+                                 (uint32_t)stride * planes->line,
+                                 0u};
+        tf_gather_codes(&by, input + (first * stride - offset) * channels, layer->in_zero,
+                        planes->input + (uint32_t)phase * planes->line + (uint32_t)first);
     }
-    to = planes->error;
-    for (uint32_t y = 0; y < layer->out_height; y++, to += planes->error_line) {
-        tf_gather_errors(error, layer->out_channels, layer->out_width, 1u, to, 0);
-        error += (uint32_t)layer->out_width * layer->out_channels;
-    }
+    const tf_gathering by = gathering_of_errors(layer, 1u, planes->error_line, 0u);
+    tf_gather_errors(&by, error, planes->error);
 }
 
 /* Gradients of `count` (at most 4) taps of kernel row `row`: columns col, col + stride, … */

@@ -11,25 +11,37 @@
 #ifndef TINYFLEET_PLANES_H
 #define TINYFLEET_PLANES_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__ARM_FEATURE_DSP) && !defined(TF_PORTABLE_KERNELS)
-#define TF_PLANES_DSP 1
-#include <arm_acle.h>
-#else
-#define TF_PLANES_DSP 0
-#endif
+#include "pairs.h"
 
-/* Outputs that are summed in one go; `sums` of a row have room for a whole number of them. */
+/* Outputs that are summed in one go, at most; `sums` of a row have room for a whole number. */
 #define TF_SLIDE_BLOCK 8u
+
+/* Sums that are made before they are stored, unless a row has more. */
+#define TF_SUMS_AT_ONCE 64u
+
+/* Where the window of an output row begins, in elements of the plane and of the table of taps, and
+ * how many rows it has. */
+typedef struct {
+    int32_t plane, table, rows;
+} tf_window;
+
+/* Sums from `sums` to `end`, in whole blocks; rows > 0. */
+typedef void tf_slide_function(const int16_t *plane, const int16_t *table, int32_t *sums,
+                               const int32_t *end, uint32_t rows, uint32_t line_bytes,
+                               int32_t start);
 
 /* Rows of taps that slide along the rows of a plane. */
 typedef struct {
-    uint32_t width;    /* taps of a row, with those that are filled up */
-    uint32_t stride;   /* columns from one output to the next */
-    uint32_t taps_row; /* elements of a row of the table */
-    uint32_t line;     /* elements of a row of the plane, even */
+    uint32_t width;         /* taps of a row, with those that are filled up */
+    uint32_t stride;        /* columns from one output to the next */
+    uint32_t taps_row;      /* elements of a row of the table */
+    uint32_t line;          /* elements of a row of the plane, even */
+    int overlapping;        /* the table has all overlapping pairs */
+    tf_slide_function *run; /* NULL for widths and strides without code of their own */
 } tf_slide;
 
 tf_slide tf_make_slide(uint32_t taps, uint32_t stride, uint32_t line);
@@ -39,23 +51,47 @@ tf_slide tf_make_slide(uint32_t taps, uint32_t stride, uint32_t line);
 void tf_widen_taps(const tf_slide *slide, const int8_t *from, int32_t step, int32_t row_step,
                    uint32_t count, uint32_t before, uint32_t rows, int16_t *table);
 
+void tf_slide_plainly(const tf_slide *slide, const int16_t *plane, const int16_t *table,
+                      uint32_t rows, uint32_t count, int32_t start, int32_t *sums);
+
 /* sums[x] = start + the products of `rows` rows of taps, the first of which lies on plane row
  * `plane` with its first tap at column x * stride; x < count. Reads as far as a whole number of
  * blocks needs. */
-void tf_slide_row(const tf_slide *slide, const int16_t *plane, const int16_t *table, uint32_t rows,
-                  uint32_t count, int32_t start, int32_t *sums);
+static inline void tf_slide_row(const tf_slide *slide, const int16_t *plane, const int16_t *table,
+                                uint32_t rows, uint32_t count, int32_t start, int32_t *sums) {
+    if (slide->run != NULL && rows > 0u) {
+        slide->run(plane, table, sums, sums + count, rows, 2u * slide->line, start);
+    } else {
+        tf_slide_plainly(slide, plane, table, rows, count, start, sums);
+    }
+}
 
-/* to[i] = from[i * step] - zero for i < count; with two lanes also the next channel's, `plane`
- * elements later. */
-void tf_gather_codes(const int8_t *from, uint32_t step, uint32_t count, uint32_t lanes,
-                     int32_t zero, int16_t *to, uint32_t plane);
-void tf_gather_errors(const int16_t *from, uint32_t step, uint32_t count, uint32_t lanes,
-                      int16_t *to, uint32_t plane);
+/* Where planes are gathered from: `rows` rows of `count` columns of one channel in a tensor of many,
+ * and where they go: the next channel, with two lanes, `plane` elements later. */
+typedef struct {
+    uint32_t rows, count;
+    uint32_t step, row_step; /* elements from a column, and from a row, to the next in the tensor */
+    uint32_t lanes;
+    uint32_t line, plane;
+} tf_gathering;
+
+/* Codes minus their zero point. */
+void tf_gather_codes(const tf_gathering *by, const int8_t *from, int32_t zero, int16_t *to);
+void tf_gather_errors(const tf_gathering *by, const int16_t *from, int16_t *to);
 
 /* sums[i] += the product of error and row from its element i on, both `count` long, which is even;
  * i < taps <= 4. Errors are aligned to words, rows need not be. */
 void tf_correlate(const int16_t *error, const int16_t *row, uint32_t count, uint32_t taps,
                   int32_t sums[4]);
+
+/* Output rows of this width whose sums are made before they are stored. */
+static inline uint32_t tf_rows_at_once(uint32_t width) {
+    return width < TF_SUMS_AT_ONCE ? TF_SUMS_AT_ONCE / width : 1u;
+}
+
+static inline uint32_t tf_room_for_sums(uint32_t width) {
+    return (width < TF_SUMS_AT_ONCE ? TF_SUMS_AT_ONCE : width) + TF_SLIDE_BLOCK;
+}
 
 static inline uint32_t tf_even_up(uint32_t value) {
     return (value + 1u) & ~1u;

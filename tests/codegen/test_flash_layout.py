@@ -148,6 +148,12 @@ def test_the_log_has_room_for_the_samples_that_are_wanted(sample: int) -> None:
     assert least <= wanted
 
 
+def test_a_sample_that_no_record_holds_is_refused() -> None:
+    assert sample_log_sizes(0xFFFFF)[1] > 3 * 0xFFFFF
+    with pytest.raises(BudgetError, match=r"1,048,576 bytes.*smaller input"):
+        sample_log_sizes(0x100000)
+
+
 def test_weights_with_more_chunks_than_a_slot_has_marks_are_refused() -> None:
     board = load_board("stm32f746")
     assert plan_flash(board, 0, 1008 * 512, 0).slot_a.flash == "external"

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from codegen.calibration import observe
 from codegen.errors import CalibrationError
-from codegen.float_graph import Clamp, FloatConv, FloatGraph, StoredIntegers
+from codegen.float_graph import FloatConv, FloatGraph, StoredIntegers
 from codegen.quantization_checks import (
     Finding,
     check_integers,
+    check_samples,
     check_statistics,
     notes,
-    refuse_raw_pixels,
 )
 from codegen.quantize import quantize
 from tests.codegen.test_cross_layer import RELU6, conv, network, samples
@@ -59,11 +59,12 @@ def test_outliers_are_named_with_the_ratio_of_ranges() -> None:
 
 
 def test_tiny_scales_and_biases_at_the_limit_are_counted() -> None:
-    graph = network(spread=0.0)
+    graph = network(spread=0.0, clamp=RELU6)
     first = conv(graph, "expand")
     weight, bias = first.weight.copy(), first.bias.copy()
-    weight[1:4], bias[1:4] = weight[1:4] * 1e-9, [2.0, -2.0, 0.0]
+    weight[1:4] *= 1e-9
     weight[4] = 0.0
+    bias[5:7] = 1e9, -1e9  # the clamp hides how large they are
     graph = with_layer(graph, dataclasses.replace(first, weight=weight, bias=bias))
     found = findings_of(graph, samples())
     assert found[("tiny-scale", "expand")] == 4
@@ -96,20 +97,33 @@ def pixels(count: int = 16) -> NDArray[np.float32]:
     return np.random.default_rng(0).integers(0, 256, (count, 3, 8, 8)).astype(np.float32)
 
 
+def sample_findings(graph: FloatGraph, x: NDArray[np.float32]) -> list[tuple[str, float]]:
+    return [(found.check, found.value) for found in check_samples(graph, x, observe(graph, x))]
+
+
 def test_unscaled_pixels_are_refused_where_they_drive_relu6_to_its_end() -> None:
     graph = network(spread=0.0, clamp=RELU6)
     with pytest.raises(
         CalibrationError, match=r"0 to 255.*'expand' is at its upper end 6.*x / 255"
     ):
-        refuse_raw_pixels(graph, pixels(), observe(graph, pixels()))
+        sample_findings(graph, pixels())
 
 
-def test_pixels_are_fine_for_models_that_take_them() -> None:
-    graph = network(spread=0.0, clamp=Clamp(0.0, 6.0))
+def test_unscaled_pixels_are_noted_where_nothing_tells_what_the_model_wants() -> None:
+    graph = network(spread=0.0, clamp=RELU6)
     first = conv(graph, "expand")
     scaled = with_layer(graph, dataclasses.replace(first, weight=first.weight / 255.0))
-    refuse_raw_pixels(scaled, pixels(), observe(scaled, pixels()))
-    relu = network(spread=0.0)
-    refuse_raw_pixels(relu, pixels(), observe(relu, pixels()))
-    normal = samples() * 100
-    refuse_raw_pixels(graph, normal, observe(graph, normal))
+    assert sample_findings(scaled, pixels(40)) == [("raw-pixels", 255.0)]
+    assert sample_findings(network(spread=0.0), pixels(40)) == [("raw-pixels", 255.0)]
+
+
+def test_other_inputs_are_no_pixels() -> None:
+    graph = network(spread=0.0, clamp=RELU6)
+    assert sample_findings(graph, samples(40) * 100) == []
+    assert sample_findings(graph, pixels(40) / 255) == []
+
+
+def test_few_samples_are_noted() -> None:
+    found = check_samples(network(), samples(12), observe(network(), samples(12)))
+    assert [(f.check, f.layer, f.value) for f in found] == [("few-samples", "x", 12)]
+    assert notes(found)[0].startswith("few samples of the input x (12)")

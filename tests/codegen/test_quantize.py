@@ -176,8 +176,45 @@ def test_biases_of_tiny_weights_do_not_overflow() -> None:
     quantized = quantize(graph, inputs())
     conv = quantized.convolutions[0]
     real = conv.bias * conv.weight_scale * quantized.tensors["x"].scale
-    np.testing.assert_allclose(real, 4.0, rtol=1e-6)
+    np.testing.assert_allclose(real, 4.0, rtol=1e-4)
     assert np.abs(conv.bias.astype(np.int64)).max() <= 2**30
+
+
+def test_biases_far_beyond_what_the_output_codes_do_not_overflow() -> None:
+    first = small_graph().ops[0]
+    assert isinstance(first, FloatConv)
+    graph = with_first_conv(weight=first.weight, bias=np.full(6, -1e9), clamp=Clamp(0.0, 6.0))
+    conv = quantize(graph, inputs()).convolutions[0]
+    assert (conv.bias < 0).all()
+    assert np.abs(conv.bias.astype(np.int64)).max() <= 2**30
+
+
+def test_dead_channels_of_batch_normalization_get_a_scale_that_training_can_use() -> None:
+    """Weights of 1e-9 that a bias of -0.4 keeps below a Relu, as pretrained networks have them."""
+    first = small_graph().ops[0]
+    assert isinstance(first, FloatConv)
+    weight, bias = first.weight.copy(), first.bias.copy()
+    weight[2], bias[2] = 4e-9, -0.4
+    graph = with_first_conv(weight=weight, bias=bias, clamp=Clamp(low=0.0))
+    quantized = quantize(graph, inputs())
+    conv = quantized.convolutions[0]
+    assert (conv.weight[2] == 0).all()
+    assert conv.weight_scale[2] == np.median(np.delete(conv.weight_scale, 2))
+    step = conv.weight_scale[2] * quantized.tensors["x"].scale
+    assert abs(conv.bias[2] * step + 0.4) <= step / 2
+
+
+def test_weights_that_move_the_output_by_more_than_half_a_step_keep_their_scale() -> None:
+    first = small_graph().ops[0]
+    assert isinstance(first, FloatConv)
+    plain = quantize(small_graph(), inputs())
+    half_step = plain.tensors["conv"].scale / 2
+    reach = plain.tensors["x"].scale * 128 * np.abs(first.weight[2]).sum()
+    for share, kept in ((1.5, True), (0.5, False)):
+        weight = first.weight.copy()
+        weight[2] *= share * half_step / reach
+        quantized = quantize(with_first_conv(weight=weight), inputs())
+        assert (np.abs(quantized.convolutions[0].weight[2]).max() == 127) == kept
 
 
 def test_quantize_input_inverts_to_within_half_a_step_and_saturates_outside() -> None:

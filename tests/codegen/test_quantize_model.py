@@ -89,6 +89,20 @@ def test_options_for_a_model_that_is_quantized_already_are_refused(
     assert quantize_model(quantized, None).graph.name == "coded"
 
 
+def test_a_model_quantized_in_parts_is_calibrated_and_compared_but_not_equalized(
+    tmp_path: Path,
+) -> None:
+    graph = network(spread=0.0)
+    coded = dataclasses.replace(graph, codings={"dw": Coding(0.25, -128)})
+    rule = RangeRule("percentile", 99.0)
+    made = quantize_model(coded, saved(tmp_path, samples()), QuantizationOptions(rule, report=True))
+    assert made.report is not None
+    free = quantize(graph, samples(), rule).tensors
+    assert made.graph.tensors == {**free, "dw": dataclasses.replace(free["dw"], scale=0.25)}
+    with pytest.raises(CalibrationError, match=r"quantized in parts.*--equalize"):
+        quantize_model(coded, tmp_path / "calibration.npz", QuantizationOptions(equalize=True))
+
+
 def pictures(count: int, part: str = "x_train") -> NDArray[np.float32]:
     """Flower photos as MCUNet takes them: doubled by nearest neighbour, cut to 128 x 128."""
     images = np.load(SHARED / "data" / "flowers96.npz")[part]

@@ -17,17 +17,8 @@ from simulator.kernel_call import ArmKernels, Call, HostKernels, Struct, arm_ker
 
 Ints = NDArray[np.int64]
 
-_SOURCES = [
-    "add",
-    "bias_update",
-    "depthwise",
-    "depthwise_gradient",
-    "error",
-    "head",
-    "loss",
-    "planes",
-    "pool",
-]
+_SOURCES = ["add", "bias_update", "depthwise", "depthwise_gradient", "error", "head", "loss"]
+_SOURCES += ["planes", "pool", "slide"]
 
 
 @cache

@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 RUNTIME = HERE.parents[2] / "device_runtime"
 FLASH_ADDRESS = 0x08000000
 SECTOR_BYTES = 4096
-SECTORS = 8
+SECTORS = 136  # so many that a sample log larger than 256 KiB fits
 
 OK, AGAIN, NO_MEMORY, NOT_FOUND, BAD_INPUT, FLASH_FAILED, LINK_LOST = range(7)
 
@@ -73,6 +73,7 @@ class SampleLog(ctypes.Structure):
     _fields_ = [
         ("flash", ctypes.c_void_p),
         ("region", Region),
+        ("unit", ctypes.c_uint32),
         ("end", ctypes.c_uint32),
         ("samples", ctypes.c_uint32),
     ]
@@ -84,7 +85,7 @@ class Record(ctypes.Structure):
         ("type", ctypes.c_uint8),
         ("held_out", ctypes.c_bool),
         ("label", ctypes.c_uint16),
-        ("payload_bytes", ctypes.c_uint16),
+        ("payload_bytes", ctypes.c_uint32),
         ("payload", ctypes.POINTER(ctypes.c_uint8)),
     ]
 

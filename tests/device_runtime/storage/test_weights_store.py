@@ -274,7 +274,7 @@ def test_a_slot_smaller_than_the_weights_is_refused(device: Device) -> None:
 
 def test_a_slot_outside_the_flash_is_refused(device: Device) -> None:
     store = WeightsStore()
-    outside = (Region * 2)(Region.of_sectors(0, 2), Region.of_sectors(7, 2))
+    outside = (Region * 2)(Region.of_sectors(0, 2), Region.of_sectors(135, 2))
     status = device.library.tf_weights_open(
         ctypes.byref(store), ctypes.byref(device.flash), outside, FACTORY, bytes(32), WEIGHTS_BYTES
     )

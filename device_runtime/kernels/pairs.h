@@ -1,0 +1,84 @@
+/* Pairs of int16 in a word, for the DSP instructions that work on both halves at once; and the
+ * largest |code| of an error tensor, found while its codes are written. */
+#ifndef TINYFLEET_PAIRS_H
+#define TINYFLEET_PAIRS_H
+
+#include "fixed_point.h"
+
+#if defined(__ARM_FEATURE_DSP) && !defined(TF_PORTABLE_KERNELS)
+#define TF_PAIRS 1
+#include <arm_acle.h>
+
+#include <string.h>
+
+/* The highest and the lowest code so far, for each half of a word. */
+typedef struct {
+    uint32_t highest, lowest;
+} tf_extremes;
+
+static inline uint32_t tf_load_pair(const int16_t *from) {
+    uint32_t pair;
+    memcpy(&pair, from, sizeof pair);
+    return pair;
+}
+
+static inline void tf_store_pair(int16_t *to, uint32_t pair) {
+    memcpy(to, &pair, sizeof pair);
+}
+
+/* Takes note of two pairs of codes. */
+static inline void tf_note_pairs(tf_extremes *seen, uint32_t a, uint32_t b) {
+    uint32_t high, low;
+    __asm("ssub16 %[high], %[a], %[b]\n\t"
+          "sel %[high], %[a], %[b]\n\t"
+          "sel %[low], %[b], %[a]\n\t"
+          "ssub16 %[b], %[high], %[highest]\n\t"
+          "sel %[highest], %[high], %[highest]\n\t"
+          "ssub16 %[b], %[low], %[lowest]\n\t"
+          "sel %[lowest], %[lowest], %[low]"
+          : [highest] "+r"(seen->highest), [lowest] "+r"(seen->lowest), [high] "=&r"(high),
+            [low] "=&r"(low), [b] "+r"(b)
+          : [a] "r"(a)
+          : "cc");
+}
+
+static inline int32_t tf_magnitude_of(const tf_extremes *seen) {
+    int32_t magnitude = 0;
+    tf_note_magnitude(&magnitude, (int16_t)seen->highest);
+    tf_note_magnitude(&magnitude, (int32_t)seen->highest >> 16);
+    tf_note_magnitude(&magnitude, (int16_t)seen->lowest);
+    tf_note_magnitude(&magnitude, (int32_t)seen->lowest >> 16);
+    return magnitude;
+}
+
+/* The lower, or upper, halves of both words. */
+static inline uint32_t tf_pack_lower(uint32_t low, uint32_t high) {
+    uint32_t both;
+    __asm("pkhbt %0, %1, %2, lsl #16" : "=r"(both) : "r"(low), "r"(high));
+    return both;
+}
+
+static inline uint32_t tf_pack_upper(uint32_t low, uint32_t high) {
+    uint32_t both;
+    __asm("pkhtb %0, %1, %2, asr #16" : "=r"(both) : "r"(high), "r"(low));
+    return both;
+}
+
+#else
+#define TF_PAIRS 0
+#endif
+
+/* Saturation to 16 bits leaves -32768 where -32767 is the limit: amends that and the magnitude. */
+static inline void tf_amend_lowest(int16_t *codes, uint32_t size, int32_t *magnitude) {
+    if (*magnitude <= 32767) {
+        return;
+    }
+    for (uint32_t i = 0; i < size; i++) {
+        if (codes[i] < -32767) {
+            codes[i] = -32767;
+        }
+    }
+    *magnitude = 32767;
+}
+
+#endif

@@ -1,0 +1,247 @@
+/* Kernels that slide along rows of a plane: the inner loops of depthwise convolutions.
+ *
+ * With DSP instructions they are written in assembler, since there are more values in flight than
+ * a compiler keeps in registers. All of them make four outputs at a time in r4 … r7. Others:
+ *
+ *     r0  plane, first row, first column of the block     r1  the same in the row at hand
+ *     r2  taps of the row at hand                         r3  rows to go
+ *     r8, r9, r10  words of the plane                     r11, r12  pairs of taps
+ *     lr  bytes of a row of the plane
+ *     sp + 0   r0, where it has to make room              sp + 4   where the next sums go, sp + 8 end
+ *     sp + 12  first row of taps, number of rows          sp + 20  what sums start with, twice
+ */
+#include "planes.h"
+
+#if TF_PAIRS
+
+#define ENTER                  \
+    "push {r4-r11, lr}\n"      \
+    "ldrd r5, lr, [sp, #36]\n" \
+    "ldr r6, [sp, #44]\n"      \
+    "mov r4, r1\n"             \
+    "mov r7, r6\n"             \
+    "push {r0, r2-r7}\n"
+
+#define NEXT_BLOCK(bytes)         \
+    "1: ldrd r2, r3, [sp, #12]\n" \
+    "mov r1, r0\n"                \
+    "add r0, #" #bytes "\n"       \
+    "ldrd r4, r5, [sp, #20]\n"    \
+    "ldrd r6, r7, [sp, #20]\n"
+
+/* For loops that need r0. */
+#define NEXT_BLOCK_FROM_STACK(bytes) \
+    "1: ldr r1, [sp]\n"              \
+    "ldrd r2, r3, [sp, #12]\n"       \
+    "add r8, r1, #" #bytes "\n"      \
+    "str r8, [sp]\n"                 \
+    "ldrd r4, r5, [sp, #20]\n"       \
+    "ldrd r6, r7, [sp, #20]\n"
+
+#define NEXT_ROW    \
+    "add r1, lr\n"  \
+    "subs r3, #1\n" \
+    "bne 2b\n"
+
+#define KEEP_BLOCK            \
+    "ldrd r8, r9, [sp, #4]\n" \
+    "stmia r8!, {r4-r7}\n"    \
+    "str r8, [sp, #4]\n"      \
+    "cmp r8, r9\n"            \
+    "blo 1b\n"                \
+    "add sp, #28\n"           \
+    "pop {r4-r11, pc}\n"
+
+/* sum += both products of a word and a pair; of the word's upper half and the pair's lower one; of
+ * the word's lower half and the pair's upper one. */
+#define BOTH(sum, word, pair) "smlad r" #sum ", r" #word ", r" #pair ", r" #sum "\n"
+#define UPPER_LOWER(sum, word, pair) "smlatb r" #sum ", r" #word ", r" #pair ", r" #sum "\n"
+#define LOWER_UPPER(sum, word, pair) "smlabt r" #sum ", r" #word ", r" #pair ", r" #sum "\n"
+
+/* (w0, w1) with the first two words: outputs 0 and 2 begin at words, 1 and 3 in their middle. */
+#define FIRST_PAIR(word0, word1) \
+    BOTH(4, word0, 11) UPPER_LOWER(5, word0, 11) BOTH(6, word1, 11) UPPER_LOWER(7, word1, 11)
+/* The last pair (v, w) with the last two words: w is the last tap of outputs 0 and 2. */
+#define LAST_PAIR(word0, word1) \
+    LOWER_UPPER(4, word0, 12) BOTH(5, word0, 12) LOWER_UPPER(6, word1, 12) BOTH(7, word1, 12)
+
+/* Rows of three taps: pairs 01 and 12; then (stride 2) 01 and (2, -). */
+#define ROW_3_1(next_taps)    \
+    "ldm r1, {r8, r9, r10}\n" \
+    "ldrd r11, r12, [r2], #" #next_taps "\n" FIRST_PAIR(8, 9) LAST_PAIR(9, 10)
+#define ROW_3_2(next_taps)                                                                       \
+    "ldm r1, {r8, r9, r10}\n"                                                                    \
+    "ldrd r11, r12, [r2], #" #next_taps "\n" BOTH(4, 8, 11) BOTH(4, 9, 12) BOTH(5, 9, 11)        \
+        BOTH(5, 10, 12) BOTH(6, 10, 11) "ldrd r8, r9, [r1, #12]\n" BOTH(6, 8, 12) BOTH(7, 8, 11) \
+            BOTH(7, 9, 12)
+
+/* Three rows of three without counting: r0 is the end of the sums then, r3 where they go. */
+#define THREE_ROWS(row, bytes)                                             \
+    "push {r4-r11, lr}\n"                                                  \
+    "ldrd lr, r4, [sp, #40]\n"                                             \
+    "mov r5, r4\n"                                                         \
+    "push {r4, r5}\n"                                                      \
+    "mov r12, r0\n"                                                        \
+    "mov r0, r3\n"                                                         \
+    "mov r3, r2\n"                                                         \
+    "mov r2, r1\n"                                                         \
+    "mov r1, r12\n"                                                        \
+    "4: ldrd r4, r5, [sp]\n"                                               \
+    "ldrd r6, r7, [sp]\n" row(8) "add r1, lr\n" row(8) "add r1, lr\n" row( \
+        -16) "sub r1, r1, lr, lsl #1\n"                                    \
+             "add r1, #" #bytes "\n"                                       \
+             "stmia r3!, {r4-r7}\n"                                        \
+             "cmp r3, r0\n"                                                \
+             "blo 4b\n"                                                    \
+             "add sp, #8\n"                                                \
+             "pop {r4-r11, pc}\n"
+
+#define UNUSED __attribute__((unused))
+#define SLIDE(name)                                                                     \
+    static __attribute__((naked, noinline)) void name(                                  \
+        UNUSED const int16_t *plane, UNUSED const int16_t *table, UNUSED int32_t *sums, \
+        UNUSED const int32_t *end, UNUSED uint32_t rows, UNUSED uint32_t line_bytes,    \
+        UNUSED int32_t start)
+
+SLIDE(slide_3_1) {
+    __asm volatile("ldr r12, [sp]\n"
+                   "cmp r12, #3\n"
+                   "beq 3f\n" ENTER NEXT_BLOCK(8) "2:\n" ROW_3_1(8) NEXT_ROW KEEP_BLOCK
+                   "3:\n" THREE_ROWS(ROW_3_1, 8));
+}
+
+SLIDE(slide_3_2) {
+    __asm volatile("ldr r12, [sp]\n"
+                   "cmp r12, #3\n"
+                   "beq 3f\n" ENTER NEXT_BLOCK(16) "2:\n" ROW_3_2(8) NEXT_ROW KEEP_BLOCK
+                   "3:\n" THREE_ROWS(ROW_3_2, 16));
+}
+
+/* Pairs 01, 12, 23, 34. */
+SLIDE(slide_5_1) {
+    __asm volatile(ENTER NEXT_BLOCK(
+        8) "2: ldrd r8, r9, [r1]\n"
+           "ldrd r11, r12, [r2], #8\n" FIRST_PAIR(8, 9) "ldrd r8, r10, [r1, #8]\n" BOTH(5, 9, 12)
+                       BOTH(7, 8, 12) "ldrd r11, r12, [r2], #8\n" BOTH(4, 9, 11) BOTH(6, 8, 11)
+                           LAST_PAIR(8, 10) NEXT_ROW KEEP_BLOCK);
+}
+
+/* Pairs 01, 12, 23, 34, 45, 56. */
+SLIDE(slide_7_1) {
+    __asm volatile(ENTER NEXT_BLOCK(
+        8) "2: ldrd r8, r9, [r1]\n"
+           "ldrd r11, r12, [r2], #8\n" FIRST_PAIR(8, 9) "ldrd r8, r10, [r1, #8]\n" BOTH(5, 9, 12)
+                       BOTH(7, 8, 12) "ldrd r11, r12, [r2], #8\n" BOTH(4, 9, 11) BOTH(6, 8, 11)
+                           BOTH(5, 8, 12) BOTH(7, 10, 12) "ldrd r11, r12, [r2], #8\n"
+                                                          "ldr r9, [r1, #16]\n" BOTH(4, 8, 11)
+                                                              BOTH(6, 10, 11) LAST_PAIR(10, 9)
+                                                                  NEXT_ROW KEEP_BLOCK);
+}
+
+/* Pairs 01, 23, (4, -) in r10, r11, r12. */
+SLIDE(slide_5_2) {
+    __asm volatile(
+        ENTER NEXT_BLOCK(16) "2: ldm r2!, {r10, r11, r12}\n"
+                             "ldrd r8, r9, [r1]\n" BOTH(4, 8, 10) BOTH(4, 9, 11)
+                                 BOTH(5, 9, 10) "ldrd r8, r9, [r1, #8]\n" BOTH(4, 8, 12)
+                                     BOTH(5, 8, 11) BOTH(6, 8, 10) BOTH(5, 9, 12) BOTH(6, 9, 11)
+                                         BOTH(7, 9, 10) "ldrd r8, r9, [r1, #16]\n" BOTH(6, 8, 12)
+                                             BOTH(7, 8, 11) BOTH(7, 9, 12) NEXT_ROW KEEP_BLOCK);
+}
+
+/* Pairs 01, 23, 45, (6, -) in r0, r10, r11, r12. */
+SLIDE(slide_7_2) {
+    __asm volatile(ENTER NEXT_BLOCK_FROM_STACK(
+        16) "2: ldm r2!, {r0, r10, r11, r12}\n"
+            "ldrd r8, r9, [r1]\n" BOTH(4, 8, 0) BOTH(4, 9, 10)
+                       BOTH(5, 9, 0) "ldrd r8, r9, [r1, #8]\n" BOTH(4, 8, 11) BOTH(5, 8, 10)
+                           BOTH(6, 8, 0) BOTH(4, 9, 12) BOTH(5, 9, 11) BOTH(6, 9, 10)
+                               BOTH(7, 9, 0) "ldrd r8, r9, [r1, #16]\n" BOTH(5, 8, 12)
+                                   BOTH(6, 8, 11) BOTH(7, 8, 10) BOTH(6, 9, 12)
+                                       BOTH(7, 9, 11) "ldr r8, [r1, #24]\n" BOTH(7, 8, 12)
+                                           NEXT_ROW KEEP_BLOCK);
+}
+
+static int32_t one_output(const tf_slide *slide, const int16_t *x, const int16_t *t, uint32_t rows,
+                          int32_t sum) {
+    for (uint32_t r = rows; r > 0u; r--, x += slide->line, t += slide->taps_row) {
+        for (uint32_t j = 0; j < slide->taps_row; j += 2u) {
+            uint32_t word, pair;
+            memcpy(&word, x + j, sizeof word);
+            memcpy(&pair, t + j, sizeof pair);
+            sum = __smlad((int16x2_t)word, (int16x2_t)pair, sum);
+        }
+    }
+    return sum;
+}
+
+#else
+
+static inline __attribute__((always_inline)) void
+slide_blocks(const int16_t *plane, const int16_t *table, int32_t *sums, const int32_t *end,
+             uint32_t rows, uint32_t line_bytes, int32_t start, const uint32_t width,
+             const uint32_t stride) {
+    for (; sums < end; plane += 8u * stride, sums += 8) {
+        int32_t s[8];
+        for (uint32_t i = 0; i < 8u; i++) {
+            s[i] = start;
+        }
+        const int16_t *x = plane, *t = table;
+        for (uint32_t r = rows; r > 0u; r--, x += line_bytes / 2u, t += width + 1u) {
+            for (uint32_t j = 0; j < width; j++) {
+                for (uint32_t i = 0; i < 8u; i++) {
+                    s[i] += x[i * stride + j] * t[j];
+                }
+            }
+        }
+        for (uint32_t i = 0; i < 8u; i++) {
+            sums[i] = s[i];
+        }
+    }
+}
+
+#define SLIDE(name, width, stride)                                                            \
+    static void name(const int16_t *plane, const int16_t *table, int32_t *sums,               \
+                     const int32_t *end, uint32_t rows, uint32_t line_bytes, int32_t start) { \
+        slide_blocks(plane, table, sums, end, rows, line_bytes, start, width, stride);        \
+    }
+
+SLIDE(slide_3_1, 3u, 1u)
+SLIDE(slide_5_1, 5u, 1u)
+SLIDE(slide_7_1, 7u, 1u)
+SLIDE(slide_3_2, 3u, 2u)
+SLIDE(slide_5_2, 5u, 2u)
+SLIDE(slide_7_2, 7u, 2u)
+
+static int32_t one_output(const tf_slide *slide, const int16_t *x, const int16_t *t, uint32_t rows,
+                          int32_t sum) {
+    for (uint32_t r = rows; r > 0u; r--, x += slide->line, t += slide->taps_row) {
+        for (uint32_t j = 0; j < slide->width; j++) {
+            sum += x[j] * t[j];
+        }
+    }
+    return sum;
+}
+
+#endif
+
+tf_slide tf_make_slide(uint32_t taps, uint32_t stride, uint32_t line) {
+    static tf_slide_function *const of_width[2][3] = {{slide_3_1, slide_5_1, slide_7_1},
+                                                      {slide_3_2, slide_5_2, slide_7_2}};
+    tf_slide slide = {taps, stride, (taps + 1u) & ~1u, line, 0, NULL};
+    if (taps <= 7u && stride <= 2u) {
+        const uint32_t at = taps <= 3u ? 0u : (taps <= 5u ? 1u : 2u);
+        slide.run = of_width[stride - 1u][at];
+        slide.width = 2u * at + 3u;
+        slide.overlapping = TF_PAIRS && stride == 1u;
+        slide.taps_row = slide.overlapping ? 2u * (slide.width - 1u) : slide.width + 1u;
+    }
+    return slide;
+}
+
+void tf_slide_plainly(const tf_slide *slide, const int16_t *plane, const int16_t *table,
+                      uint32_t rows, uint32_t count, int32_t start, int32_t *sums) {
+    for (uint32_t x = 0; x < count; x++) {
+        sums[x] = one_output(slide, plane + x * slide->stride, table, rows, start);
+    }
+}
