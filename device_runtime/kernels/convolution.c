@@ -15,6 +15,9 @@ typedef struct {
     uint32_t in_height, in_width, in_ring, out_width;
     int16_t *columns;
     uint32_t length, trained_length; /* of a column */
+    uint32_t line;                   /* values that one kernel row sees */
+    uint32_t step;                   /* from what a pixel sees to what the next one sees */
+    uint32_t inner_first, inner_end; /* x where four pixels in a row see no border */
 } job;
 
 /* Values at … at + count - 1 of one pixel's column: src[i] - zero. */
@@ -50,9 +53,9 @@ static const int8_t *row_of(const job *job, uint32_t y) {
     return job->input + row * job->in_width * job->layer->in_channels;
 }
 
-/* The same for all four pixels, whose inputs lie `step` apart. */
-static void widen_four(const job *job, uint32_t at, const int8_t *src, uint32_t step,
-                       uint32_t count) {
+/* A kernel row's values for all four pixels. */
+static inline void widen_four(const job *job, uint32_t at, const int8_t *src) {
+    const uint32_t count = job->line, step = job->step;
 #if TF_DSP
     const int32_t zero = job->layer->in_zero;
     for (uint32_t i = 0; i < count;) {
@@ -101,7 +104,7 @@ static void gather_at_border(const job *job, uint32_t pixel, int32_t top, int32_
 }
 
 /* Moves the values of trained channels to the columns behind, and leaves zeros. */
-static void split_trained(const job *job) {
+static __attribute__((noinline)) void split_trained(const job *job) {
     const uint32_t taps = (uint32_t)job->layer->kernel_height * job->layer->kernel_width;
     int16_t *trained = job->columns + TF_BLOCK_PIXELS * job->length;
     uint32_t at = 0;
@@ -120,7 +123,6 @@ static void split_trained(const job *job) {
 /* The column of output pixel (y, x). */
 static void gather_pixel(const job *job, uint32_t pixel, uint32_t y, uint32_t x) {
     const tf_convolution *layer = job->layer;
-    const uint32_t line = (uint32_t)layer->kernel_width * layer->in_channels;
     const int32_t top = (int32_t)(y * layer->stride_height) - layer->pad_top;
     const int32_t left = (int32_t)(x * layer->stride_width) - layer->pad_left;
     if (top < 0 || left < 0 || top + layer->kernel_height > (int32_t)job->in_height ||
@@ -129,41 +131,54 @@ static void gather_pixel(const job *job, uint32_t pixel, uint32_t y, uint32_t x)
         return;
     }
     for (uint32_t row = 0; row < layer->kernel_height; row++) {
-        widen(job, pixel, row * line,
-              row_of(job, (uint32_t)top + row) + (uint32_t)left * layer->in_channels, line);
+        widen(job, pixel, row * job->line,
+              row_of(job, (uint32_t)top + row) + (uint32_t)left * layer->in_channels, job->line);
     }
 }
 
-/* Columns of output pixels (y, x) to (y, x + 3), if all lie in one row and see no border. */
+/* Which x begin four pixels of one row that see no border on either side. */
+static void find_inner(job *job) {
+    const tf_convolution *layer = job->layer;
+    const uint32_t stride = layer->stride_width, others = TF_BLOCK_PIXELS - 1u;
+    const uint32_t padded = job->in_width + layer->pad_left;
+    const uint32_t seen = others * stride + layer->kernel_width;
+    uint32_t end = padded >= seen ? (padded - seen) / stride + 1u : 0u;
+    const uint32_t whole = job->out_width > others ? job->out_width - others : 0u;
+    job->inner_first = (layer->pad_left + stride - 1u) / stride;
+    job->inner_end = end < whole ? end : whole;
+}
+
+/* Columns of output pixels (y, x) to (y, x + 3), if they see no border. */
 static uint32_t gather_four(const job *job, uint32_t y, uint32_t x) {
     const tf_convolution *layer = job->layer;
-    const uint32_t stride = layer->stride_width, channels = layer->in_channels;
-    const uint32_t line = (uint32_t)layer->kernel_width * channels;
+    const uint32_t rows = layer->kernel_height;
     const int32_t top = (int32_t)(y * layer->stride_height) - layer->pad_top;
-    const int32_t left = (int32_t)(x * stride) - layer->pad_left;
-    const uint32_t width = (TF_BLOCK_PIXELS - 1u) * stride + layer->kernel_width;
-    if (x + TF_BLOCK_PIXELS > job->out_width || top < 0 || left < 0 ||
-        (uint32_t)top + layer->kernel_height > job->in_height ||
-        (uint32_t)left + width > job->in_width) {
+    if (x < job->inner_first || x >= job->inner_end || top < 0 ||
+        (uint32_t)top + rows > job->in_height) {
         return 0;
     }
-    for (uint32_t row = 0; row < layer->kernel_height; row++) {
-        widen_four(job, row * line, row_of(job, (uint32_t)top + row) + (uint32_t)left * channels,
-                   stride * channels, line);
+    const uint32_t left = x * job->step - (uint32_t)layer->pad_left * layer->in_channels;
+    for (uint32_t row = 0, at = 0; row < rows; row++, at += job->line) {
+        widen_four(job, at, row_of(job, (uint32_t)top + row) + left);
     }
     return 1;
 }
 
 /* Columns of output pixels (y, x) and the `count` - 1 that follow; repeats the last up to four. */
-static void gather(const job *job, uint32_t y, uint32_t x, uint32_t count) {
-    if (count < TF_BLOCK_PIXELS || !gather_four(job, y, x)) {
-        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
-            gather_pixel(job, p, y, x);
-            if (p + 1u < count && ++x == job->out_width) {
-                x = 0;
-                y++;
-            }
+static __attribute__((noinline)) void gather_each(const job *job, uint32_t y, uint32_t x,
+                                                  uint32_t count) {
+    for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+        gather_pixel(job, p, y, x);
+        if (p + 1u < count && ++x == job->out_width) {
+            x = 0;
+            y++;
         }
+    }
+}
+
+static inline void gather(const job *job, uint32_t y, uint32_t x, uint32_t count) {
+    if (count < TF_BLOCK_PIXELS || !gather_four(job, y, x)) {
+        gather_each(job, y, x, count);
     }
     if (job->trained_length > 0) {
         split_trained(job);
@@ -224,22 +239,20 @@ static void forward_last(const job *job, const tf_forward_block *block, int8_t *
     }
 }
 
-/* All channels of `pixels` output pixels whose columns are ready; `index` is that of the first
- * pixel's first channel in the mask. */
-static void finish_block(const job *job, tf_forward_block *block, int8_t *output, uint32_t index,
-                         uint32_t pixels) {
+/* All channels of `pixels` output pixels whose columns are ready, where the mask's bytes don't
+ * fit the pixels or the number of channels is odd; `index` is that of the first pixel's first
+ * channel in the mask. */
+static __attribute__((noinline)) void forward_in_parts(const job *job, tf_forward_block *block,
+                                                       int8_t *output, uint32_t index,
+                                                       uint32_t pixels) {
     const uint32_t channels = job->layer->out_channels, even = channels & ~1u;
-    if (job->mask == NULL || channels % MASK_CHANNELS == 0) {
-        aim(job, block, output, 0, even);
-        block->mask_end = job->mask != NULL ? output + MASK_CHANNELS : NULL;
-        block->mask = job->mask != NULL ? job->mask + index / MASK_CHANNELS : NULL;
-        if (even > 0) {
+    const uint32_t most = job->mask == NULL ? even : MASK_CHANNELS;
+    for (uint32_t first = 0; first < even; first += most) {
+        const uint32_t count = even - first < most ? even - first : most;
+        aim(job, block, output, first, first + count);
+        if (job->mask == NULL) {
             tf_block_forward(block);
-        }
-    } else {
-        for (uint32_t first = 0; first < even; first += MASK_CHANNELS) {
-            const uint32_t count = even - first < MASK_CHANNELS ? even - first : MASK_CHANNELS;
-            aim(job, block, output, first, first + count);
+        } else {
             forward_with_bits(job, block, count, count, index + first, pixels);
         }
     }
@@ -263,17 +276,29 @@ static void set_steps(const job *job, tf_forward_block *block, uint32_t pixels) 
 static void run_rows(const job *job, tf_forward_block *block, uint32_t first, uint32_t end,
                      int8_t *output) {
     const uint32_t channels = job->layer->out_channels, width = job->out_width;
-    const uint32_t stop = end * width * channels;
-    uint32_t y = first, x = 0, index = first * width * channels;
+    const uint32_t in_parts = channels % (job->mask == NULL ? 2u : MASK_CHANNELS) != 0;
+    uint32_t index = first * width * channels, left = (end - first) * width;
+    uint32_t y = first, x = 0, count = TF_BLOCK_PIXELS;
     set_steps(job, block, TF_BLOCK_PIXELS);
-    while (index < stop) {
-        uint32_t count = TF_BLOCK_PIXELS;
-        if (stop - index < TF_BLOCK_PIXELS * channels) {
-            count = (stop - index) / channels;
+    aim(job, block, output, 0, channels & ~1u);
+    for (; left > 0; left -= count) {
+        if (left < TF_BLOCK_PIXELS) {
+            count = left;
             set_steps(job, block, count);
         }
         gather(job, y, x, count);
-        finish_block(job, block, output, index, count);
+        if (in_parts) {
+            forward_in_parts(job, block, output, index, count);
+        } else {
+            block->output = output;
+            block->output_end = output + channels;
+            block->mask_end = NULL;
+            if (job->mask != NULL) {
+                block->mask_end = output + MASK_CHANNELS;
+                block->mask = job->mask + index / MASK_CHANNELS;
+            }
+            tf_block_forward(block);
+        }
         output += count * channels;
         index += count * channels;
         for (x += count; x >= width; x -= width) {
@@ -285,6 +310,15 @@ static void run_rows(const job *job, tf_forward_block *block, uint32_t first, ui
 static uint32_t is_pointwise(const tf_convolution *layer) {
     return layer->kernel_height == 1 && layer->kernel_width == 1 && layer->stride_height == 1 &&
            layer->stride_width == 1 && layer->pad_top == 0 && layer->pad_left == 0;
+}
+
+/* Zeros behind the values of columns. */
+static void fill_up(int16_t *columns, uint32_t used, uint32_t length) {
+    for (uint32_t at = used; at < length; at++) {
+        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+            columns[tf_column_index(length, p, at)] = 0;
+        }
+    }
 }
 
 void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
@@ -305,10 +339,15 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
                layer->out_width,
                scratch,
                length,
-               trained_length};
+               trained_length,
+               (uint32_t)layer->kernel_width * layer->in_channels,
+               (uint32_t)layer->stride_width * layer->in_channels,
+               0,
+               0};
     tf_forward_block block;
     tf_block_prepare(&block, layer, scratch, length, trained_length, mask != NULL);
-    memset(scratch, 0, 2u * TF_BLOCK_PIXELS * (length + trained_length));
+    fill_up(scratch, taps * layer->in_channels, length);
+    fill_up(scratch + TF_BLOCK_PIXELS * length, taps * weights->count, trained_length);
     if (mask != NULL) {
         memset(mask, 0, (layer->out_height * row_bytes + 7u) / 8u);
     }
@@ -318,9 +357,11 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
         job.input += skipped * layer->in_channels;
         job.in_width = job.out_width = (span->end - span->first) * job.in_width;
         job.in_height = 1;
+        find_inner(&job);
         run_rows(&job, &block, 0, 1, output + skipped * layer->out_channels);
         return;
     }
+    find_inner(&job);
     for (uint32_t y = span->first; y < span->end;) {
         const uint32_t place = y % span->out_ring;
         const uint32_t room = span->out_ring - place;
