@@ -71,11 +71,6 @@ class StepProfile:
     outside: int
     """What lies in none of them: the engine that calls them."""
 
-    @property
-    def total(self) -> int:
-        """Instructions of the whole step."""
-        return sum(self.by_function.values()) + self.outside
-
 
 def measure(
     bundle_dir: Path | str,
