@@ -125,7 +125,8 @@ def _section(
     lines = [
         f"\n## {name}\n",
         f"{content['title'][0].upper()}{content['title'][1:]}. {schedule['epochs']} epochs, rate "
-        f"{schedule['rate']:g}, {seeds} seeds; {start:.1f} % before training.\n",
+        f"{schedule['rate']:g}, batches of {schedule['batch']}, {seeds} seeds; {start:.1f} % before "
+        "training.\n",
         "| plan | " + " | ".join(METHODS[m].title for m in methods) + " | device less float |",
         "|---|" + "---|" * (len(methods) + 1),
     ]
