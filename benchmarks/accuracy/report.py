@@ -124,8 +124,9 @@ def _section(
     start = np.mean([cell.start for cell in found.values()])
     lines = [
         f"\n## {name}\n",
-        f"{content['title'][0].upper()}{content['title'][1:]}. {schedule['epochs']} epochs, rate "
-        f"{schedule['rate']:g}, {seeds} seeds; {start:.1f} % before training.\n",
+        f"{content['title'][0].upper()}{content['title'][1:]}. {schedule['epochs']} epochs, "
+        f"rate {schedule['rate']:g}, batches of {schedule['batch']}, {seeds} seeds; "
+        f"{start:.1f} % before training.\n",
         "| plan | " + " | ".join(METHODS[m].title for m in methods) + " | device less float |",
         "|---|" + "---|" * (len(methods) + 1),
     ]
