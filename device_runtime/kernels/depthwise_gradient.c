@@ -260,27 +260,36 @@ static void gather_channel(const update_planes *planes, const int8_t *input, con
 static void tap_gradients(const update_planes *planes, int32_t row, int32_t col, uint32_t count,
                           int32_t gradients[4]) {
     const tf_convolution *layer = planes->layer;
-    const int32_t stride = layer->stride_width;
-    const uint32_t in_row = (uint32_t)(col % stride) * planes->line + (uint32_t)(col / stride);
+    const int32_t stride = layer->stride_width, rows_stride = layer->stride_height;
+    /* Output rows whose tap lies inside the input. */
+    const int32_t before = layer->pad_top - row;
+    const int32_t first = tf_clamp((before + rows_stride - 1) / rows_stride, 0, layer->out_height);
+    const int32_t reach = layer->in_height - 1 + before;
+    const int32_t end = tf_clamp(reach < 0 ? 0 : reach / rows_stride + 1, first, layer->out_height);
+    const uint32_t in_line = (uint32_t)stride * planes->line;
+    tf_correlation by = {planes->error + (uint32_t)first * planes->error_line,
+                         planes->input + (uint32_t)(first * rows_stride - before) * in_line +
+                             (uint32_t)(col % stride) * planes->line + (uint32_t)(col / stride),
+                         (uint32_t)(end - first),
+                         planes->error_line,
+                         planes->error_line,
+                         (uint32_t)rows_stride * in_line};
+    if (layer->gradient_shift == 0u) {
+        tf_correlate(&by, count, gradients);
+        return;
+    }
     int64_t totals[4] = {0, 0, 0, 0};
-    int32_t sums[4] = {0, 0, 0, 0};
-    for (int32_t y = 0; y < layer->out_height; y++) {
-        const int32_t in_y = y * layer->stride_height + row - layer->pad_top;
-        if (in_y < 0 || in_y >= layer->in_height) {
-            continue;
+    by.rows = 1;
+    for (int32_t y = first; y < end; y++) {
+        tf_correlate(&by, count, gradients);
+        for (uint32_t i = 0; i < count; i++) {
+            totals[i] += gradients[i];
         }
-        tf_correlate(planes->error + (uint32_t)y * planes->error_line,
-                     planes->input + (uint32_t)(in_y * stride) * planes->line + in_row,
-                     planes->error_line, count, sums);
-        for (uint32_t i = 0; layer->gradient_shift > 0 && i < count; i++) {
-            totals[i] += sums[i];
-            sums[i] = 0;
-        }
+        by.error += by.error_step;
+        by.plane += by.plane_step;
     }
     for (uint32_t i = 0; i < count; i++) {
-        gradients[i] = layer->gradient_shift > 0
-                           ? (int32_t)tf_round_shift(totals[i], layer->gradient_shift)
-                           : sums[i];
+        gradients[i] = (int32_t)tf_round_shift(totals[i], layer->gradient_shift);
     }
 }
 
