@@ -79,6 +79,9 @@ static void store_sums(gradient_job *job, int32_t multiplier, uint32_t count, in
     job->magnitude = magnitude;
 }
 
+/* Strides up to this one have their phases found once for all channels. */
+#define KEPT_PHASES 2u
+
 /* The input columns first, first + stride, … */
 typedef struct {
     int32_t first;
@@ -121,33 +124,33 @@ static void find_windows(const gradient_job *job, const column_phase *columns, i
 }
 
 /* One phase of the columns of one channel. */
-static void one_phase(gradient_job *job, const int16_t *plane, const int8_t *weights, uint32_t step,
-                      uint32_t channel, int32_t first) {
+static void one_phase(gradient_job *job, const column_phase *columns, const int16_t *plane,
+                      const int8_t *weights, uint32_t step, uint32_t channel) {
     const tf_convolution *layer = job->layer;
     const int32_t stride = layer->stride_width, rows_stride = layer->stride_height;
     const int32_t kernel_row = (int32_t)step * layer->kernel_width;
-    const column_phase columns = columns_from(job, first);
+    const uint32_t first = (uint32_t)columns->first;
     const int32_t most = phase_taps(layer->kernel_height, rows_stride, 0);
     for (int32_t p = 0; p < rows_stride; p++) {
         const int32_t rows = phase_taps(layer->kernel_height, rows_stride, p);
         const int8_t *last = weights + (p + (rows - 1) * rows_stride) * kernel_row +
-                             (columns.phase + (columns.taps - 1) * stride) * (int32_t)step;
-        tf_widen_taps(&columns.slide, last, -stride * (int32_t)step, -rows_stride * kernel_row,
-                      (uint32_t)columns.taps, columns.before, (uint32_t)rows,
-                      job->table + (uint32_t)(p * most) * columns.slide.taps_row);
+                             (columns->phase + (columns->taps - 1) * stride) * (int32_t)step;
+        tf_widen_taps(&columns->slide, last, -stride * (int32_t)step, -rows_stride * kernel_row,
+                      (uint32_t)columns->taps, columns->before, (uint32_t)rows,
+                      job->table + (uint32_t)(p * most) * columns->slide.taps_row);
     }
     const uint32_t width = layer->in_width, height = layer->in_height;
-    const uint32_t count = (width - 1u - (uint32_t)first) / (uint32_t)stride + 1u;
+    const uint32_t count = (width - 1u - first) / (uint32_t)stride + 1u;
     /* Where rows go on without a gap several are stored in one go. */
     const uint32_t most_rows = count * (uint32_t)stride == width ? tf_rows_at_once(count) : 1u;
-    int16_t *out = job->out + (uint32_t)first * layer->in_channels + channel;
-    const tf_window *windows = job->windows + (uint32_t)first * height;
-    tf_slide_rows by_rows = {windows,    windows, plane + columns.start, job->table,
-                             4u * count, 0,       2u * job->line,        job->sums};
+    int16_t *out = job->out + first * layer->in_channels + channel;
+    const tf_window *windows = job->windows + first * height;
+    tf_slide_rows by_rows = {windows,    windows, plane + columns->start, job->table,
+                             4u * count, 0,       2u * job->line,         job->sums};
     for (uint32_t y = 0; y < height; y += most_rows) {
         const uint32_t rows = height - y < most_rows ? height - y : most_rows;
         by_rows.end = by_rows.window + rows;
-        tf_slide_rows_of(&columns.slide, &by_rows);
+        tf_slide_rows_of(&columns->slide, &by_rows);
         by_rows.window = by_rows.end;
         store_sums(job, layer->error_multiplier[channel], rows * count,
                    out + y * width * layer->in_channels, (uint32_t)stride * layer->in_channels);
@@ -183,6 +186,7 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
     const int32_t reach = (layer->in_width - 1 + layer->pad_left) / layer->stride_width + 1;
     const uint32_t phases =
         layer->stride_width < layer->in_width ? layer->stride_width : layer->in_width;
+    column_phase kept[KEPT_PHASES];
     gradient_job job;
     job.layer = layer;
     job.out = out;
@@ -199,6 +203,9 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
         job.table + (layer->kernel_height + layer->stride_height) * (2u * layer->kernel_width + 4u);
     for (uint32_t x = 0; x < phases; x++) {
         const column_phase columns = columns_from(&job, (int32_t)x);
+        if (x < KEPT_PHASES) {
+            kept[x] = columns;
+        }
         find_windows(&job, &columns, phase_taps(layer->kernel_height, layer->stride_height, 0));
     }
     memset(job.planes, 0, sizeof(int16_t) * (2u * job.plane + 2u * TF_SLIDE_BLOCK));
@@ -215,7 +222,13 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
                 step = weights->count;
             }
             for (uint32_t x = 0; x < phases; x++) {
-                one_phase(&job, job.planes + lane * job.plane, taps, step, c + lane, (int32_t)x);
+                const int16_t *plane = job.planes + lane * job.plane;
+                if (x < KEPT_PHASES) {
+                    one_phase(&job, &kept[x], plane, taps, step, c + lane);
+                } else {
+                    const column_phase columns = columns_from(&job, (int32_t)x);
+                    one_phase(&job, &columns, plane, taps, step, c + lane);
+                }
             }
         }
     }

@@ -42,18 +42,36 @@ void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf
     out_scale->magnitude = magnitude;
 }
 
+static int16_t moved(int32_t weight, int32_t change) {
+    return (int16_t)tf_clamp(weight - tf_clamp(change, -65536, 65536), -TF_Q88_LIMIT, TF_Q88_LIMIT);
+}
+
+/* One row of weights, for an error of a logit. */
+static void update_row(int16_t *row, const int8_t *input, uint32_t count, int32_t zero,
+                       int32_t error, tf_step step) {
+    if (step.shift < 33 || step.shift > 62) {
+        for (uint32_t i = 0; i < count; i++) {
+            row[i] = moved(row[i], tf_apply_step(error * (input[i] - zero), step));
+        }
+        return;
+    }
+    /* As tf_apply_step, with the choice made once. */
+    const int32_t shift = step.shift - 32, half = 1 << (shift - 1);
+    for (uint32_t i = 0; i < count; i++) {
+        const int32_t gradient = error * (input[i] - zero);
+        const int32_t high = (int32_t)(((int64_t)gradient * step.mantissa) >> 32);
+        row[i] = moved(row[i], (high + half) >> shift);
+    }
+}
+
 void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *scale,
                     const int8_t *input, int16_t *weights, int32_t *bias, const tf_update *update) {
     const uint32_t rate = update->learning_rate_q20;
     const tf_step step = tf_make_step(layer->weight_gain, rate, scale->exponent);
     const tf_step bias_step = tf_make_step(layer->bias_gain, rate, scale->exponent);
     for (uint32_t o = 0; o < layer->classes; o++) {
-        int16_t *row = weights + o * layer->in_channels;
-        for (uint32_t i = 0; i < layer->in_channels; i++) {
-            const int32_t gradient = error[o] * (input[i] - layer->in_zero);
-            const int32_t change = tf_clamp(tf_apply_step(gradient, step), -65536, 65536);
-            row[i] = (int16_t)tf_clamp(row[i] - change, -TF_Q88_LIMIT, TF_Q88_LIMIT);
-        }
+        update_row(weights + o * layer->in_channels, input, layer->in_channels, layer->in_zero,
+                   error[o], step);
         bias[o] = tf_saturate32((int64_t)bias[o] - tf_apply_step(error[o], bias_step));
     }
 }
