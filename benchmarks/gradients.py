@@ -14,8 +14,8 @@ from codegen.bundle import load_bundle
 from codegen.float_autodiff import cosines
 from codegen.importer import import_model
 from codegen.interpreter import Interpreter
+from codegen.lowering import lower
 from codegen.plans import default_plans
-from codegen.program import lower
 from codegen.quantize import load_calibration, quantize, quantize_input
 from fleet.firmware import compile_firmware
 from simulator.measure import ImageEngine

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,33 @@ from codegen.layer_arithmetic import bias_limit
 
 ALIGNMENT = 4
 Q88_LIMIT = 127 * 256
+
+Order: TypeAlias = Literal["plain", "row-pairs"]
+"""How values lie in memory: one after the other, or ``pack_rows``."""
+
+
+def packed_bytes(rows: int, length: int) -> int:
+    """Size of ``rows`` int8 rows of ``length`` values in row pairs."""
+    return -(-rows // 2) * 2 * -(-length // 4) * 4
+
+
+def pack_rows(matrix: NDArray[np.int8]) -> NDArray[np.int8]:
+    """A matrix (rows, length) in row pairs, the order of kernels.h, shape (bytes,).
+
+    Two rows lie interleaved byte by byte, so that a word has two values of each; lengths are
+    filled up with zeros to a multiple of 4, the number of rows to a multiple of 2.
+    """
+    rows, length = matrix.shape
+    padded = np.zeros((-(-rows // 2) * 2, -(-length // 4) * 4), np.int8)
+    padded[:rows, :length] = matrix
+    pairs = padded.reshape(-1, 2, padded.shape[1]).transpose(0, 2, 1)
+    return np.ascontiguousarray(pairs).ravel()
+
+
+def unpack_rows(packed: NDArray[np.int8], rows: int, length: int) -> NDArray[np.int8]:
+    """The inverse of ``pack_rows``."""
+    pairs = packed.reshape(-1, -(-length // 4) * 4, 2).transpose(0, 2, 1)
+    return np.ascontiguousarray(pairs.reshape(-1, pairs.shape[2])[:rows, :length])
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +59,32 @@ class BlobTensor:
     offset: int
     limit: int
     step: tuple[float, ...]
+    order: Order
 
     @property
     def size(self) -> int:
-        """Bytes without padding."""
+        """Bytes without the padding that follows; of row pairs with what fills them up."""
+        if self.order == "row-pairs":
+            return packed_bytes(self.values.shape[0], math.prod(self.values.shape[1:]))
         return int(self.values.nbytes)
+
+    def stored(self) -> bytes:
+        """The tensor as it lies in the blob, little endian."""
+        if self.order == "row-pairs":
+            matrix = self.values.reshape(self.values.shape[0], -1)
+            return pack_rows(matrix.astype(np.int8)).tobytes()
+        return self.values.astype(self.values.dtype.newbyteorder("<")).tobytes()
+
+    def read(self, blob: bytes) -> NDArray[np.int64]:
+        """The tensor's values in ``blob``, in its shape."""
+        shape = self.values.shape
+        if self.order == "row-pairs":
+            packed = np.frombuffer(blob, np.int8, self.size, self.offset)
+            rows = unpack_rows(packed, shape[0], math.prod(shape[1:]))
+            return rows.reshape(shape).astype(np.int64)
+        dtype = self.values.dtype.newbyteorder("<")
+        flat = np.frombuffer(blob, dtype, self.values.size, self.offset)
+        return flat.reshape(shape).astype(np.int64)
 
 
 def layout(graph: Graph) -> list[BlobTensor]:
@@ -48,15 +98,18 @@ def layout(graph: Graph) -> list[BlobTensor]:
         values: NDArray[np.int8] | NDArray[np.int16] | NDArray[np.int32],
         limit: int,
         step: tuple[float, ...],
+        order: Order = "plain",
     ) -> None:
         nonlocal offset
-        tensors.append(BlobTensor(f"{layer}.{kind}", layer, kind, values, offset, limit, step))
-        offset += -(-values.nbytes // ALIGNMENT) * ALIGNMENT
+        name = f"{layer}.{kind}"
+        tensors.append(BlobTensor(name, layer, kind, values, offset, limit, step, order))
+        offset += -(-tensors[-1].size // ALIGNMENT) * ALIGNMENT
 
     for op in graph.ops:
         if isinstance(op, (Conv, DepthwiseConv)):
             input_scale = graph.tensors[op.input].scale
-            place(op.name, "weight", op.weight, 127, tuple(op.weight_scale.tolist()))
+            order: Order = "row-pairs" if isinstance(op, Conv) else "plain"
+            place(op.name, "weight", op.weight, 127, tuple(op.weight_scale.tolist()), order)
             bias_step = tuple((input_scale * op.weight_scale).tolist())
             limit = bias_limit(graph, op)
             bias = np.clip(op.bias, -limit, limit).astype(np.int32)
@@ -79,18 +132,11 @@ def pack(graph: Graph) -> bytes:
     """The blob itself, little endian, padding zero."""
     blob = bytearray(blob_bytes(graph))
     for tensor in layout(graph):
-        data = tensor.values.astype(tensor.values.dtype.newbyteorder("<")).tobytes()
+        data = tensor.stored()
         blob[tensor.offset : tensor.offset + len(data)] = data
     return bytes(blob)
 
 
 def unpack(graph: Graph, blob: bytes) -> dict[str, NDArray[np.int64]]:
     """Tensor name → values as int64, in the tensors' shapes."""
-    return {
-        tensor.name: np.frombuffer(
-            blob, tensor.values.dtype.newbyteorder("<"), tensor.values.size, tensor.offset
-        )
-        .reshape(tensor.values.shape)
-        .astype(np.int64)
-        for tensor in layout(graph)
-    }
+    return {tensor.name: tensor.read(blob) for tensor in layout(graph)}

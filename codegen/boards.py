@@ -19,6 +19,10 @@ def _address(value: object) -> object:
 
 Address = Annotated[int, BeforeValidator(_address), Field(ge=0, lt=2**32)]
 Positive = Annotated[int, Field(gt=0)]
+_LARGEST_EXTERNAL_FLASH = 2**24
+
+
+FlashName = Literal["internal", "external"]
 
 
 class _Frozen(BaseModel):
@@ -52,6 +56,41 @@ class Flash(_Frozen):
         return self.address + sum(self.sectors[:index])
 
 
+class ExternalFlash(_Frozen):
+    """A NOR flash beside the microcontroller, read in place; all its sectors have one size.
+
+    ``controller`` names the driver, ``chip`` the set of commands that the chip understands, ``id``
+    is what it answers to the command "read identification" (three bytes, the first one highest).
+    """
+
+    address: Address
+    sector_bytes: Literal[4096, 65536]
+    sector_count: Positive
+    controller: Literal["quadspi"]
+    chip: Literal["n25q"]
+    id: Annotated[int, BeforeValidator(_address), Field(ge=0, lt=2**24)]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the flash."""
+        return self.sector_bytes * self.sector_count
+
+    @property
+    def sectors(self) -> tuple[int, ...]:
+        """Sizes of the erase sectors in order of address."""
+        return (self.sector_bytes,) * self.sector_count
+
+    @model_validator(mode="after")
+    def _is_addressable(self) -> ExternalFlash:
+        if self.bytes & (self.bytes - 1) or self.bytes > _LARGEST_EXTERNAL_FLASH:
+            raise ValueError(
+                f"sector_count {self.sector_count} of {self.sector_bytes} bytes each make "
+                f"{self.bytes} bytes; the controller takes powers of two up to "
+                f"{_LARGEST_EXTERNAL_FLASH} (addresses of 24 bits)"
+            )
+        return self
+
+
 class Board(_Frozen):
     """A target as data. Sizes in bytes, addresses as the core sees them."""
 
@@ -66,6 +105,7 @@ class Board(_Frozen):
     sram_limit_bytes: Positive
     stack_bytes: Positive
     flash: Flash
+    external_flash: ExternalFlash | None = None
     defines: dict[str, int] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -78,6 +118,16 @@ class Board(_Frozen):
         if self.stack_bytes >= self.sram_limit_bytes:
             raise ValueError("stack_bytes leaves nothing of sram_limit_bytes")
         return self
+
+    @property
+    def flashes(self) -> dict[FlashName, Flash | ExternalFlash]:
+        """Every flash of the board by its name, the microcontroller's own first.
+
+        Sectors are numbered through: those of the external flash follow the internal ones.
+        """
+        if self.external_flash is None:
+            return {"internal": self.flash}
+        return {"internal": self.flash, "external": self.external_flash}
 
 
 def list_boards() -> list[str]:

@@ -18,12 +18,13 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from codegen.boards import Board, load_board
+from codegen.boards import Board, FlashName, load_board
 from codegen.errors import BudgetError, BundleError
 
 MANIFEST_FORMAT: Literal["tinyfleet-manifest/1"] = "tinyfleet-manifest/1"
 MANIFEST, REPORT, FIRMWARE, WEIGHTS = "manifest.json", "report.json", "firmware.elf", "weights.bin"
 BOARD = "board.json"
+QUANTIZATION = "quantization.json"
 WEIGHTS_SYMBOL = "tf_factory_weights"
 SAMPLE_PREFIX, LINK_PREFIX = "tf_sample_", "tf_link_"
 
@@ -81,14 +82,14 @@ class TensorInfo(_Strict):
     offset: Annotated[int, Field(ge=0, multiple_of=4)]
     limit: Count
     step: tuple[float, ...]
+    order: Literal["plain", "row-pairs"]
 
 
 class SegmentInfo(_Strict):
-    """A run of a plan's delta: ``start … start + count`` of a tensor's last axis."""
+    """The part of a plan's delta in one tensor: runs (start, count) of the tensor's last axis."""
 
     tensor: str
-    start: Count
-    count: Count
+    channels: tuple[tuple[Count, Count], ...]
     values: Count
     shift: Count
 
@@ -105,15 +106,16 @@ class PlanInfo(_Strict):
 
 
 class RegionInfo(_Strict):
-    """A run of flash sectors: [first, count]."""
+    """A run of flash sectors: [first, count], numbered through all flashes of the board."""
 
+    flash: FlashName = "internal"
     address: Count
     bytes: Count
     sectors: tuple[int, int]
 
 
 class FlashInfo(_Strict):
-    """Where weights slots and sample log lie."""
+    """Where weights slots and sample log lie (boards.md: internal or external flash)."""
 
     slot_a: RegionInfo
     slot_b: RegionInfo
@@ -190,6 +192,7 @@ class Report(_Strict):
     board: str
     plans: tuple[PlanReport, ...]
     flash_bytes: FlashBytes
+    flash_regions: FlashInfo
     notes: tuple[str, ...] = ()
 
 

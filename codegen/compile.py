@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from codegen.bundle import (
     BOARD,
     FIRMWARE,
     MANIFEST_FORMAT,
+    QUANTIZATION,
     WEIGHTS,
     BoardInfo,
     Bundle,
@@ -40,12 +42,29 @@ from codegen.bundle import (
 )
 from codegen.emit_c import emit
 from codegen.errors import BudgetError, ModelError, ToolchainError
-from codegen.flash_layout import FlashLayout, Region, linker_script, plan_flash
+from codegen.flash_layout import (
+    FlashLayout,
+    Region,
+    layout_defines,
+    linker_script,
+    plan_flash,
+    sample_log_sizes,
+)
 from codegen.importer import import_model
 from codegen.ir import Graph
-from codegen.plans import DEFAULT_NAMES, Plan, PlanSpec, default_plans, load_plan, resolve
-from codegen.program import Program, lower
-from codegen.quantize import load_calibration, quantize
+from codegen.lowering import lower
+from codegen.plans import (
+    DEFAULT_NAMES,
+    Plan,
+    PlanSpec,
+    default_plans,
+    load_plan,
+    resolve,
+    runs_of,
+)
+from codegen.program import Program
+from codegen.quantization_report import QuantizationReport
+from codegen.quantize_model import DEFAULT_OPTIONS, QuantizationOptions, quantize_model
 from codegen.toolchain import (
     LinkError,
     Progress,
@@ -56,9 +75,6 @@ from codegen.toolchain import (
 )
 from codegen.zcbor_codec import CODEC_DEFINES, generate_codec
 from device_runtime import engine_sources, firmware_sources, include_directories
-
-SAMPLE_LOG_BYTES = 64 * 1024
-"""Least size of the sample log in flash, unless the caller wants another."""
 
 LINKER_SCRIPT = "firmware.ld"
 _KERNELS = "kernels"
@@ -84,14 +100,18 @@ def compile_model(
     protocol_cddl: Path | str,
     toolchain: Toolchain | None = None,
     progress: Progress | None = None,
-    sample_log_bytes: int = SAMPLE_LOG_BYTES,
+    sample_log_bytes: int | None = None,
+    quantization: QuantizationOptions = DEFAULT_OPTIONS,
 ) -> Bundle:
     """Compiles ``model`` (ONNX, float or QDQ) for ``board`` into the bundle folder ``out``.
 
     ``plans`` are ``FILE`` or ``FILE#NAME`` or parsed plans; None takes the default set of three
     sizes, of which those that don't fit the board are left out with a note in the report.
-    ``calibration`` is an .npz of typical inputs, for float models only. ``progress`` is called with
-    the stage's name, steps done, and steps in all.
+    ``calibration`` is an .npz of typical inputs, ``quantization`` says what is done with it; both
+    are for float models only. A quantization report that is asked for is a file of the bundle.
+    ``progress`` is called with the stage's name, steps done, and steps in all.
+    ``sample_log_bytes`` is the least size of the sample log in flash; None takes room for a few
+    dozen samples where the flash has it.
 
     Raises a CodegenError whose message names the thing and the remedy.
     """
@@ -105,19 +125,27 @@ def compile_model(
     float_graph = import_model(path)
     tell("importing", 1, 1)
     tell("quantizing", 0, 1)
-    samples = None if calibration is None else load_calibration(Path(calibration))
-    graph = quantize(float_graph, samples)
+    quantized = quantize_model(float_graph, calibration, quantization)
+    graph = quantized.graph
     tell("quantizing", 1, 1)
+    coarser = {
+        resolve(spec, graph).id: resolve(_coarser(spec), graph)
+        for spec in specs or ()
+        if spec.state == "auto"
+    }
     return compile_graph(
         graph,
         target,
         None if specs is None else [resolve(spec, graph) for spec in specs],
+        coarser=coarser,
         onnx_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         out=Path(out),
         protocol_cddl=Path(protocol_cddl),
         toolchain=compiler,
         progress=tell,
         sample_log_bytes=sample_log_bytes,
+        model_notes=quantized.notes,
+        quantization_report=quantized.report,
     )
 
 
@@ -131,13 +159,26 @@ def compile_graph(
     protocol_cddl: Path,
     toolchain: Toolchain,
     progress: Progress | None = None,
-    sample_log_bytes: int = SAMPLE_LOG_BYTES,
+    sample_log_bytes: int | None = None,
+    model_notes: Sequence[str] = (),
+    quantization_report: QuantizationReport | None = None,
+    coarser: Mapping[str, Plan] | None = None,
 ) -> Bundle:
-    """The part of ``compile_model`` after quantization; see there."""
+    """The part of ``compile_model`` after quantization; see there.
+
+    ``model_notes`` go first among the report's notes. ``coarser`` has, by id, plans that stand in
+    for those of ``plans`` that don't fit the board.
+    """
     tell = progress or _silent
     wanted = list(plans) if plans else default_plans(graph)
     _distinct(wanted)
-    layout = plan_flash(board, 0, blob.blob_bytes(graph), sample_log_bytes)
+    weights_bytes = blob.blob_bytes(graph)
+    log_sizes = (
+        sample_log_sizes(math.prod(graph.tensors[graph.input].shape))
+        if sample_log_bytes is None
+        else (sample_log_bytes, sample_log_bytes)
+    )
+    layout = plan_flash(board, weights_bytes, weights_bytes, *log_sizes)
     programs = []
     for index, plan in enumerate(wanted):
         tell("planning", index, len(wanted))
@@ -145,16 +186,45 @@ def compile_graph(
     tell("planning", len(wanted), len(wanted))
 
     def build(chosen: Sequence[Program]) -> _Build:
-        return _build(graph, board, layout, chosen, onnx_sha256, protocol_cddl, toolchain, progress)
+        nonlocal layout
+        while True:
+            try:
+                return _build(
+                    graph, board, layout, chosen, onnx_sha256, protocol_cddl, toolchain, progress
+                )
+            except LinkError as error:
+                over = _overflow(error, "FLASH")
+                if over == 0:
+                    raise _budget_error(error, board) from error
+                # Only the linked image shows how much room the slots and the log leave.
+                needed = layout.firmware.bytes + over
+                layout = plan_flash(board, needed, weights_bytes, *log_sizes)
 
     made = build(programs)
     # The default set of a very small model has fewer sizes; whoever looks for one learns why.
     names = [plan.name for plan in wanted]
-    notes: list[str] = [
+    notes = list(model_notes)
+    notes += [
         f"plan {name} is left out: it would train the same values as a smaller one"
         for name in DEFAULT_NAMES
         if not plans and name not in names
     ]
+    swapped = [
+        plan.id
+        for plan in made.reports
+        if plan.sram_bytes.total > plan.sram_limit_bytes and plan.id in (coarser or {})
+    ]
+    if coarser and swapped:
+        notes += [
+            f"plan {plan.name} keeps its weights as int8-stochastic: with q8.8 it would need "
+            f"{plan.sram_bytes.total:,} bytes of SRAM, {board.name} has {plan.sram_limit_bytes:,}"
+            for plan in made.reports
+            if plan.id in swapped
+        ]
+        programs = [
+            lower(graph, coarser[p.plan.id]) if p.plan.id in swapped else p for p in programs
+        ]
+        made = build(programs)
     fitting = [
         program
         for program, costs in zip(made.programs, made.reports, strict=True)
@@ -175,9 +245,13 @@ def compile_graph(
         board=board.name,
         plans=made.reports,
         flash_bytes=made.sizes.flash,
+        flash_regions=FlashInfo.model_validate(made.manifest["flash"]),
         notes=tuple(notes),
     )
-    return write_bundle(out, made.manifest, report, made.files)
+    files = dict(made.files)
+    if quantization_report is not None:
+        files[QUANTIZATION] = (quantization_report.model_dump_json(indent=1) + "\n").encode()
+    return write_bundle(out, made.manifest, report, files)
 
 
 def build_host_engine(
@@ -242,24 +316,20 @@ def _build(
             *(Source(path, warnings=False) for path in foreign),
         ]
         elf = Path(scratch) / FIRMWARE
-        try:
-            built = toolchain.build(
-                sources,
-                include_dirs=[folder, *include_directories()],
-                defines=CODEC_DEFINES,
-                board=board,
-                linker_script=script,
-                output_elf=elf,
-                progress=progress,
-            )
-        except LinkError as error:
-            raise _budget_error(error, graph, board, layout) from error
+        built = toolchain.build(
+            sources,
+            include_dirs=[folder, *include_directories()],
+            defines={**CODEC_DEFINES, **layout_defines(board, layout)},
+            board=board,
+            linker_script=script,
+            output_elf=elf,
+            progress=progress,
+        )
         sizes = measure_image(built.output)
         files = {f"src/{item.name}": item.read_bytes() for item in sorted(folder.iterdir())}
         files[FIRMWARE] = elf.read_bytes()
     files[WEIGHTS] = blob.pack(graph)
     files[BOARD] = (board.model_dump_json(indent=1) + "\n").encode()
-    plan_flash(board, sizes.flash.total, blob.blob_bytes(graph), layout.samples.bytes)
     reports = tuple(_plan_report(program, sizes, board) for program in programs)
     return _Build(tuple(programs), manifest, files, sizes, reports)
 
@@ -283,6 +353,7 @@ def _manifest(
             offset=tensor.offset,
             limit=tensor.limit,
             step=tensor.step,
+            order=tensor.order,
         )
         for tensor in blob.layout(graph)
     ]
@@ -307,8 +378,7 @@ def _manifest(
             segments=tuple(
                 SegmentInfo(
                     tensor=segment.tensor,
-                    start=segment.start,
-                    count=segment.count,
+                    channels=tuple(runs_of(segment.channels)),
                     values=segment.values,
                     shift=segment.shift,
                 )
@@ -347,27 +417,20 @@ def _plan_report(program: Program, sizes: ImageSizes, board: Board) -> PlanRepor
     )
 
 
-def _budget_error(
-    error: LinkError, graph: Graph, board: Board, layout: FlashLayout
-) -> ToolchainError | BudgetError:
-    """A budget error where the linker ran out of room, else ``error`` itself."""
-    by_region: dict[str, int] = {}
-    for region, excess in re.findall(
-        r"region [`'](\w+)'.*? overflowed by (\d+) bytes|$", error.output, re.MULTILINE
-    ):
-        if region:
-            by_region[region] = max(by_region.get(region, 0), int(excess))
-    if "FLASH" in by_region:
-        needed = layout.firmware.bytes + by_region["FLASH"]
-        try:
-            plan_flash(board, needed, blob.blob_bytes(graph), layout.samples.bytes)
-        except BudgetError as budget:
-            return budget
-    if "SRAM" in by_region or "SRAM overflowed" in error.output:
-        over = f" by {by_region['SRAM']:,} bytes" if "SRAM" in by_region else ""
+def _overflow(error: LinkError, region: str) -> int:
+    """Bytes by which the linker overran a memory region of the script; 0 where it didn't say."""
+    excess = re.findall(rf"region [`']{region}'.*? overflowed by (\d+) bytes", error.output)
+    return max(map(int, excess), default=0)
+
+
+def _budget_error(error: LinkError, board: Board) -> ToolchainError | BudgetError:
+    """A budget error where the linker ran out of SRAM, else ``error`` itself."""
+    over = _overflow(error, "SRAM")
+    if over or "SRAM overflowed" in error.output:
+        excess = f" by {over:,} bytes" if over else ""
         return BudgetError(
             f"the firmware's own data and stack exceed the SRAM of {board.name} "
-            f"({board.sram_limit_bytes:,} bytes){over}, before any plan; raise "
+            f"({board.sram_limit_bytes:,} bytes){excess}, before any plan; raise "
             "sram_limit_bytes or use a board with more SRAM"
         )
     return error
@@ -375,6 +438,7 @@ def _budget_error(
 
 def _region(region: Region) -> RegionInfo:
     return RegionInfo(
+        flash=region.flash,
         address=region.address,
         bytes=region.bytes,
         sectors=(region.first_sector, region.sector_count),
@@ -388,6 +452,10 @@ def _runtime_source(path: Path) -> Source:
 
 def _parsed(plan: str | PlanSpec) -> PlanSpec:
     return plan if isinstance(plan, PlanSpec) else load_plan(plan)
+
+
+def _coarser(spec: PlanSpec) -> PlanSpec:
+    return spec.model_copy(update={"state": "int8-stochastic"})
 
 
 def _distinct(plans: Sequence[Plan]) -> None:

@@ -1,9 +1,11 @@
 """The network as the model file means it: real numbers, before quantization.
 
 A float graph is already normal in the ways that the device knows: batch normalization is folded
-into the convolution before it, an activation is a clamp on the operation that makes the tensor, and
-the classifier is one matrix at the end. Weights keep ONNX's layouts (``[O, I/groups, Kh, Kw]``) and
-tensors are ``(channels, height, width)``; quantization turns both into the device's.
+into the convolution before it, an activation is a clamp on the operation that makes the tensor,
+fully connected layers are convolutions whose kernel covers the whole picture, and the output is
+made by one matrix at the end. Weights keep ONNX's layouts (``[O, I/groups, Kh, Kw]``) and tensors
+are ``(channels, height, width)`` (1-D signals have height 1, vectors 1x1); quantization turns both
+into the device's.
 
 `evaluate` is the reference for everything after it: plain numpy in float64.
 """
@@ -11,17 +13,19 @@ tensors are ``(channels, height, width)``; quantization turns both into the devi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.ir import Padding
+from codegen.ir import INT8_MAX, INT8_MIN, Loss, Padding
 
 ChannelsFirst: TypeAlias = tuple[int, int, int]
 """(channels, height, width) of one sample."""
+Values: TypeAlias = NDArray[np.float64]
+_Any = TypeVar("_Any", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,12 @@ class Coding:
 
     scale: float
     zero_point: int
+
+    @property
+    def range(self) -> Clamp:
+        """The real values that have codes: what lies beyond saturates."""
+        ends = (self.scale * (code - self.zero_point) for code in (INT8_MIN, INT8_MAX))
+        return Clamp(*ends)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,25 +114,119 @@ class FloatPool:
     output: str
 
 
+@dataclass(frozen=True)
+class FloatMaxPool:
+    """Largest value under each window (rows, columns); padding never wins."""
+
+    name: str
+    input: str
+    output: str
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Padding = field(default_factory=Padding)
+
+
+@dataclass(frozen=True)
+class FloatAveragePool:
+    """Mean under each window (rows, columns).
+
+    Padding counts as zeros as far as ``counted`` goes, and beyond that not at all.
+    """
+
+    name: str
+    input: str
+    output: str
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Padding = field(default_factory=Padding)
+    counted: Padding = field(default_factory=Padding)
+
+
+@dataclass(frozen=True)
+class FloatConcat:
+    """The channels of several tensors of one height and width, one after another."""
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True)
+class FloatClamp:
+    """An activation that can't be part of the operation before it.
+
+    Either other operations read that one's output as well, or a quantized model codes it in
+    between; without bounds it is a change of coding and nothing else.
+    """
+
+    name: str
+    input: str
+    output: str
+    clamp: Clamp
+
+
 @dataclass(frozen=True, eq=False)
 class FloatHead:
-    """The classifier: weight [O, I], bias [O]; its output, named ``output``, are the logits."""
+    """The last layer: weight [O, I], bias [O]; its output, named ``output``, is the graph's.
+
+    The inputs are the elements (channels, height, width) of its input tensor in that order. With
+    cross entropy the outputs are logits of classes; with the mean squared error they stand for
+    the elements of the graph's input, in the same order.
+    """
 
     name: str
     input: str
     output: str
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
+    loss: Loss = "cross-entropy"
 
 
-FloatOp: TypeAlias = FloatConv | FloatAdd | FloatPool | FloatHead
+FloatOp: TypeAlias = (
+    FloatConv
+    | FloatAdd
+    | FloatPool
+    | FloatMaxPool
+    | FloatAveragePool
+    | FloatConcat
+    | FloatClamp
+    | FloatHead
+)
+
+
+@dataclass(frozen=True)
+class SampleLayout:
+    """How the model file wants a sample, and how that becomes (channels, height, width).
+
+    ``shape`` is the sample's shape without the batch. Its axes split into axes of the sizes
+    ``split``, which taken in ``order`` are those of channels, then height, then width.
+    """
+
+    shape: tuple[int, ...]
+    split: tuple[int, ...]
+    order: tuple[int, ...]
+
+    @classmethod
+    def plain(cls, shape: tuple[int, ...]) -> SampleLayout:
+        """The layout of samples that have the axes of the picture in its order."""
+        return cls(shape, shape, tuple(range(len(shape))))
+
+    def arrange(self, samples: NDArray[_Any], target: ChannelsFirst) -> NDArray[_Any]:
+        """Samples (N, *shape) as (N, *target); ones that have that shape already stay."""
+        if samples.shape[1:] == target and self.shape != target:
+            return samples
+        split = samples.reshape(len(samples), *self.split)
+        ordered = split.transpose(0, *(axis + 1 for axis in self.order))
+        return ordered.reshape(len(samples), *target)
 
 
 @dataclass(frozen=True, eq=False)
 class FloatGraph:
-    """Operations in execution order, the head last; shapes of all tensors but the logits.
+    """Operations in execution order, the head last; shapes of all tensors but the head's output.
 
-    ``codings`` says how a quantized model codes its tensors; a float model has none.
+    ``codings`` says how a quantized model codes its tensors; a float model has none, and one that
+    is quantized in parts has those of the parts.
+    ``sample_layout`` is that of the input in the model file, where it differs from ``shapes``.
     """
 
     name: str
@@ -130,27 +234,68 @@ class FloatGraph:
     shapes: dict[str, ChannelsFirst]
     ops: tuple[FloatOp, ...]
     codings: Mapping[str, Coding] = field(default_factory=dict)
+    sample_layout: SampleLayout | None = None
 
     @property
     def head(self) -> FloatHead:
-        """The classifier at the end."""
+        """The layer at the end."""
         last = self.ops[-1]
         assert isinstance(last, FloatHead)
         return last
 
+    @property
+    def uncoded(self) -> list[str]:
+        """Tensors whose coding must be measured, in execution order."""
+        free = {op.output for op in self.ops if keeps_coding(op)} | {self.head.output}
+        names = [self.input, *(op.output for op in self.ops)]
+        return [name for name in names if name not in self.codings and name not in free]
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of a sample in the model file, without the batch."""
+        return self.sample_layout.shape if self.sample_layout else self.shapes[self.input]
+
+    def arrange(self, samples: NDArray[_Any]) -> NDArray[_Any]:
+        """Samples (N, *sample_shape) as (N, channels, height, width)."""
+        if self.sample_layout is None:
+            return samples
+        return self.sample_layout.arrange(samples, self.shapes[self.input])
+
 
 def inputs_of(op: FloatOp) -> tuple[str, ...]:
     """Names of the tensors that ``op`` reads."""
-    return op.inputs if isinstance(op, FloatAdd) else (op.input,)
+    return op.inputs if isinstance(op, (FloatAdd, FloatConcat)) else (op.input,)
+
+
+def channels_last(shape: ChannelsFirst) -> NDArray[np.intp]:
+    """Places of the elements (channels, height, width) when put in the order of the device.
+
+    That is (height, width, channels), for a flattened tensor of ``shape``.
+    """
+    places: NDArray[np.intp] = np.arange(math.prod(shape), dtype=np.intp).reshape(shape)
+    return places.transpose(1, 2, 0).reshape(-1)
+
+
+def keeps_coding(op: FloatOp) -> bool:
+    """Whether ``op`` makes codes of its input's scale where nothing else is asked for."""
+    return isinstance(op, (FloatPool, FloatMaxPool, FloatAveragePool))
+
+
+def window_output_shape(
+    window: tuple[int, int], stride: tuple[int, int], pad: Padding, size: tuple[int, int]
+) -> tuple[int, int]:
+    """(height, width) of what a window sees; below 1 where it doesn't fit."""
+    return (
+        (size[0] + pad.top + pad.bottom - window[0]) // stride[0] + 1,
+        (size[1] + pad.left + pad.right - window[1]) // stride[1] + 1,
+    )
 
 
 def conv_output_shape(conv: FloatConv, shape: ChannelsFirst) -> ChannelsFirst:
     """Shape that ``conv`` makes of ``shape``; sizes below 1 mean that the kernel doesn't fit."""
     outputs, _, kernel_h, kernel_w = conv.weight.shape
-    pad, (stride_h, stride_w) = conv.padding, conv.stride
-    height = (shape[1] + pad.top + pad.bottom - kernel_h) // stride_h + 1
-    width = (shape[2] + pad.left + pad.right - kernel_w) // stride_w + 1
-    return outputs, height, width
+    size = window_output_shape((kernel_h, kernel_w), conv.stride, conv.padding, shape[1:])
+    return outputs, *size
 
 
 def parameter_count(graph: FloatGraph) -> int:
@@ -172,15 +317,33 @@ def forward_macs(graph: FloatGraph) -> int:
     return total
 
 
-def evaluate(graph: FloatGraph, x: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
-    """All tensors of a batch ``x`` (N, C, H, W): name → (N, C, H, W), logits (N, classes)."""
-    values: dict[str, NDArray[np.float64]] = {graph.input: np.asarray(x, dtype=np.float64)}
-    for op in graph.ops:
-        values[op.output] = _evaluate_op(op, [values[name] for name in inputs_of(op)])
+def evaluate(graph: FloatGraph, x: NDArray[np.floating]) -> dict[str, Values]:
+    """All tensors of a batch ``x`` (N, C, H, W): name → (N, C, H, W), head's output (N, O)."""
+    values = {graph.input: np.asarray(x, dtype=np.float64)}
+    values.update({op.output: result for op, _, result in execute(graph, x)})
     return values
 
 
-def _evaluate_op(op: FloatOp, inputs: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+def execute(
+    graph: FloatGraph, x: NDArray[np.floating]
+) -> Iterator[tuple[FloatOp, list[Values], Values]]:
+    """Each operation with its inputs and its output for a batch ``x`` (N, C, H, W), in order.
+
+    Holds no tensor longer than until its last reader, for callers that don't either.
+    """
+    last_reader = {name: op.output for op in graph.ops for name in inputs_of(op)}
+    values: dict[str, Values] = {graph.input: np.asarray(x, dtype=np.float64)}
+    for op in graph.ops:
+        inputs = [values[name] for name in inputs_of(op)]
+        values[op.output] = evaluate_op(op, inputs)
+        yield op, inputs, values[op.output]
+        for name in set(inputs_of(op)):
+            if last_reader[name] == op.output:
+                del values[name]
+
+
+def evaluate_op(op: FloatOp, inputs: list[Values]) -> Values:
+    """What ``op`` makes of its inputs (N, C, H, W), in the order of `inputs_of`."""
     first = inputs[0]
     match op:
         case FloatConv():
@@ -188,30 +351,90 @@ def _evaluate_op(op: FloatOp, inputs: list[NDArray[np.float64]]) -> NDArray[np.f
             return _clamped(result + op.bias[:, np.newaxis, np.newaxis], op.clamp)
         case FloatAdd():
             return _clamped(first + inputs[1], op.clamp)
+        case FloatClamp():
+            return _clamped(first, op.clamp)
+        case FloatConcat():
+            return np.concatenate(inputs, axis=1)
         case FloatPool():
-            pooled: NDArray[np.float64] = first.mean(axis=(2, 3), keepdims=True)
+            pooled: Values = first.mean(axis=(2, 3), keepdims=True)
             return pooled
+        case FloatMaxPool():
+            return max_pool(first, op.window, op.stride, op.padding)
+        case FloatAveragePool():
+            return average_pool(first, op.window, op.stride, op.padding, op.counted)
         case FloatHead():
             flat = first.reshape(len(first), -1)
             return np.asarray(flat @ op.weight.T + op.bias, dtype=np.float64)
 
 
-def _clamped(values: NDArray[np.float64], clamp: Clamp) -> NDArray[np.float64]:
+def _clamped(values: Values, clamp: Clamp) -> Values:
     return np.minimum(np.maximum(values, clamp.low), clamp.high)
 
 
+def _windows(
+    x: Values,
+    window: tuple[int, ...],
+    stride: tuple[int, int],
+    pad: Padding,
+    value: float = 0.0,
+) -> Values:
+    """(N, C, H, W) → (N, C, out rows, out columns, window rows, window columns)."""
+    around = ((0, 0), (0, 0), (pad.top, pad.bottom), (pad.left, pad.right))
+    padded = np.pad(x, around, constant_values=value)
+    views = np.lib.stride_tricks.sliding_window_view(padded, window, axis=(2, 3))
+    strided: Values = views[:, :, :: stride[0], :: stride[1]]
+    return strided
+
+
+def max_pool(
+    x: Values, window: tuple[int, int], stride: tuple[int, int], padding: Padding
+) -> Values:
+    """Largest value under each window of x (N, C, H, W); padding never wins."""
+    largest: Values = _windows(x, window, stride, padding, -np.inf).max(axis=(4, 5))
+    return largest
+
+
+def average_pool(
+    x: Values,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    padding: Padding,
+    counted: Padding,
+) -> Values:
+    """Mean under each window of x (N, C, H, W); see `FloatAveragePool`."""
+    sums = _windows(x, window, stride, padding).sum(axis=(4, 5))
+    counts = np.outer(
+        counted_positions(
+            x.shape[2], window[0], stride[0], padding.top, (counted.top, counted.bottom),
+            sums.shape[2],
+        ),
+        counted_positions(
+            x.shape[3], window[1], stride[1], padding.left, (counted.left, counted.right),
+            sums.shape[3],
+        ),
+    )  # fmt: skip
+    mean: Values = sums / counts
+    return mean
+
+
+def counted_positions(
+    size: int, window: int, stride: int, before: int, counted: tuple[int, int], outputs: int
+) -> NDArray[np.int64]:
+    """How many positions along one axis each of the windows averages over."""
+    start = np.arange(outputs) * stride - before
+    end = np.minimum(start + window, size + counted[1])
+    return end - np.maximum(start, -counted[0])
+
+
 def convolve(
-    x: NDArray[np.float64],
-    weight: NDArray[np.float64],
+    x: Values,
+    weight: Values,
     groups: int,
     stride: tuple[int, int],
     padding: Padding,
-) -> NDArray[np.float64]:
+) -> Values:
     """Cross-correlation of x (N, C, H, W) with weight [O, C/groups, Kh, Kw], zeros around x."""
-    pad = padding
-    padded = np.pad(x, ((0, 0), (0, 0), (pad.top, pad.bottom), (pad.left, pad.right)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], axis=(2, 3))
-    windows = windows[:, :, :: stride[0], :: stride[1]]
+    windows = _windows(x, weight.shape[2:], stride, padding)
     count, channels, height, width = windows.shape[:4]
     outputs = weight.shape[0]
     result = np.empty((count, outputs, height, width))

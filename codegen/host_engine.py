@@ -40,6 +40,7 @@ class _Plan(ctypes.Structure):
         ("state_bytes", ctypes.c_uint32),
         ("delta_values", ctypes.c_uint32),
         ("segment_count", ctypes.c_uint16),
+        ("accumulate", ctypes.c_uint16),
         ("segments", _Pointer),
         ("forward", _Program),
         ("loss", _Program),

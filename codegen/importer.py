@@ -1,27 +1,32 @@
 """ONNX file → float graph.
 
-One small handler per operator, in the table `HANDLERS` of `codegen.onnx_handlers`; a new operator
-is one more row. Handlers fold what the device doesn't have: batch normalization and constant sums
-go into the convolution before them, Relu and Clip become the clamp of the operation before them,
-and what changes nothing in inference (Identity, Dropout, Flatten of a vector, Softmax at the end)
-becomes another name for its input. In quantized models (QuantizeLinear and DequantizeLinear around
-every operation) these two also only rename tensors, but scales, zero points and stored integers
-are kept. What can't be imported is refused with the node, the operator, the attribute and the
-remedy.
+Every node of the file goes through one small handler, in the table `HANDLERS` of
+`codegen.onnx_handlers`; a new operator is one more row. Operations of the file become operations
+of a draft, or other views of the same tensor where they only move or rename values; what depends
+on constants and shapes alone is computed. Then the passes of `codegen.import_passes` bring the
+draft into the float graph's normal form. In quantized models (QuantizeLinear and
+DequantizeLinear around every operation) these two only rename tensors, but scales, zero points
+and stored integers are kept. What can't be imported is refused with the node, the operator, the
+attribute and the remedy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx.inliner import inline_local_functions
+from onnx.reference import ReferenceEvaluator
 
 from codegen.errors import ModelError
-from codegen.float_graph import ChannelsFirst, FloatGraph, FloatPool
-from codegen.onnx_graph import ImportState
-from codegen.onnx_handlers import AFTER_HEAD, HANDLERS, SUPPORTED_OPERATORS, unsupported
+from codegen.float_graph import FloatGraph, FloatHead
+from codegen.import_passes import PASSES, DraftGraph
+from codegen.onnx_graph import Affine, ImportState, Node
+from codegen.onnx_handlers import HANDLERS, SUPPORTED_OPERATORS, unsupported
+from codegen.onnx_quantized import transpose_integers
 
 __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto"]
 
@@ -29,6 +34,9 @@ OLDEST_OPSET = 13
 
 # What onnx and numpy raise for tensors and attributes whose parts don't agree.
 _DAMAGE = (ValueError, TypeError, KeyError, IndexError, OverflowError)
+
+# Handlers that need to see constants themselves.
+_OF_CONSTANTS = ("Constant", "DequantizeLinear")
 
 
 def import_model(path: Path | str) -> FloatGraph:
@@ -45,19 +53,21 @@ def import_model(path: Path | str) -> FloatGraph:
 
 def import_proto(model: onnx.ModelProto, name: str | None = None) -> FloatGraph:
     """Turns a loaded ONNX model into a float graph. Raises ModelError as `import_model` does."""
-    _check_opset(model)
+    opset = _checked_opset(model)
     try:
         onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
+        if model.functions:
+            model = inline_local_functions(model)
+    except (onnx.checker.ValidationError, UnicodeDecodeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"the model breaks the ONNX rules: {reason}; export it again") from error
     try:
-        return _run(ImportState(model.graph, name or model.graph.name or "model"))
+        return _run(ImportState(model.graph, name or model.graph.name or "model"), opset)
     except _DAMAGE as error:
         raise ModelError(f"the model contradicts itself ({error}); export it again") from error
 
 
-def _check_opset(model: onnx.ModelProto) -> None:
+def _checked_opset(model: onnx.ModelProto) -> int:
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if not versions:
         raise ModelError(
@@ -69,35 +79,76 @@ def _check_opset(model: onnx.ModelProto) -> None:
             f"the model uses ONNX opset {versions[0]}; export it with opset {OLDEST_OPSET} or "
             "later (or convert it with onnx.version_converter)"
         )
+    return int(versions[0])
 
 
-def _run(state: ImportState) -> FloatGraph:
+def _run(state: ImportState, opset: int) -> FloatGraph:
     for node in state.nodes:
+        if _is_constant(state, node):
+            _compute(state, node, opset)
+            continue
         handler = HANDLERS.get(node.operator)
         if handler is None:
             node.refuse(unsupported(node.operator))
-        if state.logits is not None and node.operator not in AFTER_HEAD:
-            node.refuse(
-                "comes after the classifier; the one Gemm or MatMul must be the last layer "
-                "(write hidden fully connected layers as 1x1 Conv)"
-            )
         handler(state, node)
-    if state.logits is None or state.alias.get(state.graph_outputs[0]) != state.logits:
+    result = state.views.get(state.outputs[0])
+    if result is None:
         raise ModelError(
-            f"output '{state.graph_outputs[0]}' isn't made by a classifier; the model must end "
-            "in a Gemm, or MatMul and Add, with an optional Softmax"
+            f"output '{state.outputs[0]}' isn't computed from the model's input; export it again"
         )
-    shapes = {name: shape for name, shape in state.shapes.items() if name != state.logits}
-    _check_codings(state, shapes)
-    return FloatGraph(state.name, state.input, shapes, tuple(state.ops.values()), state.codings)
+    draft = DraftGraph(state.input, result.tensor, state.ops, state.shapes, state.codings)
+    for run_pass in PASSES:
+        run_pass(draft)
+    if not result.after_softmax and result.sizes[1:] == state.sample_shape:
+        _to_reconstruction(state, draft)
+    return _finished(state, draft)
 
 
-def _check_codings(state: ImportState, tensors: Mapping[str, ChannelsFirst]) -> None:
-    """A model is quantized as a whole or not at all."""
-    pools = {op.output: op.input for op in state.ops.values() if isinstance(op, FloatPool)}
-    bare = [name for name in tensors if name not in state.codings and name not in pools]
-    if state.codings and bare:
-        raise ModelError(
-            f"tensor '{bare[0]}' has no QuantizeLinear, though {len(state.codings)} others have "
-            "one; quantize every activation, or give the float model and a calibration set"
-        )
+def _is_constant(state: ImportState, node: Node) -> bool:
+    """Whether the node computes with constants only (shapes are constants, too)."""
+    names = [name for name in node.inputs if name]
+    known = bool(names) and all(name in state.constants for name in names)
+    return (known or node.operator == "ConstantOfShape") and node.operator not in _OF_CONSTANTS
+
+
+def _compute(state: ImportState, node: Node, opset: int) -> None:
+    """The node's outputs, as ONNX's reference implementation computes them."""
+    inputs = {name: state.constants[name] for name in node.inputs if name}
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
+              for name in inputs]  # fmt: skip
+    results = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
+               for name in node.outputs if name]  # fmt: skip
+    graph = onnx.helper.make_graph([node.proto], node.name, values, results)
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    try:
+        evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))
+        outputs = [np.asarray(value) for value in evaluator.run(None, inputs)]
+    except Exception as error:  # the reference implementation raises whatever numpy does
+        node.refuse(f"can't be computed from its constants ({error}); export the model again")
+    for result, value in zip(results, outputs, strict=True):
+        state.constants[result.name] = value
+    if node.operator == "Transpose":
+        order = node.attributes.get("perm", range(outputs[0].ndim - 1, -1, -1))
+        transpose_integers(state, node, tuple(order))
+
+
+def _to_reconstruction(state: ImportState, draft: DraftGraph) -> None:
+    """An output of the input's shape and no Softmax: an autoencoder, trained by squared error."""
+    head = draft.ops[draft.output]
+    assert isinstance(head, FloatHead)
+    place = np.arange(len(head.bias)).reshape(1, *state.sample_shape)
+    layout = state.sample_layout
+    if layout is not None:
+        place = layout.arrange(place, state.shapes[state.input])
+    rows = place.reshape(-1)
+    draft.ops[draft.output] = dataclasses.replace(
+        head, weight=head.weight[rows], bias=head.bias[rows], loss="mse"
+    )
+
+
+def _finished(state: ImportState, draft: DraftGraph) -> FloatGraph:
+    ops = [op for op in draft.ops.values() if not isinstance(op, Affine)]
+    tensors = {draft.input} | {op.output for op in ops} - {draft.output}
+    codings = {name: coding for name, coding in draft.codings.items() if name in tensors}
+    shapes = {name: shape for name, shape in draft.shapes.items() if name in tensors}
+    return FloatGraph(state.name, state.input, shapes, tuple(ops), codings, state.sample_layout)

@@ -32,6 +32,10 @@ LOG2_TABLE = np.rint(2**16 * np.log2(1 + np.arange(65) / 64)).astype(np.int64)
 LARGEST_DISTANCE = 31 << 16
 LN2_Q16 = 45426
 DELTA_STREAM = 0xFFFFFFFF
+STATE_BITS, STEP_BITS, BIAS_BITS = 14, 16, 8
+"""Bits below one unit of the state (q8.8), one step of an int8 weight, one step of a bias that a
+change has before it is rounded at random."""
+LARGEST_CHANGE = 1 << 30
 
 
 def random_bits(key: int, stream: int, counter: Ints) -> Ints:
@@ -57,6 +61,14 @@ def round_shift(value: Ints, shift: int) -> Ints:
     if shift <= 0:
         return value << -shift
     return (value + (1 << (shift - 1))) >> shift
+
+
+def random_move(change: Ints, bits: int, seed: int, step: int, first_value: int) -> Ints:
+    """-change / 2**bits, up or down at random with the right odds; values in delta order."""
+    counter = first_value + np.arange(change.size).reshape(change.shape)
+    chance = random_bits(seed, step, counter) & ((1 << bits) - 1)
+    move: Ints = (chance - np.clip(change, -LARGEST_CHANGE, LARGEST_CHANGE)) >> bits
+    return move
 
 
 def step_gain(gain: Gain, learning_rate_q20: int) -> Gain:
@@ -113,6 +125,7 @@ class Interpreter:
             for s in program.segments
             if s.fraction_offset is not None
         }
+        self.velocities: dict[str, Ints] = {}
         self.arrays: dict[str, Ints] = {}
         self.errors: dict[str, Error] = {}
         self.logits = np.zeros(self.graph.head.bias.size, np.int64)
@@ -161,7 +174,8 @@ class Interpreter:
         self, sample: NDArray[np.int8], label: int, learning_rate_q20: int, seed: int
     ) -> None:
         """Forward, loss, backward, update."""
-        self.learning_rate_q20, self.seed = learning_rate_q20, seed
+        self.learning_rate_q20 = learning_rate_q20 // self.program.plan.accumulate
+        self.seed = seed
         self.score(sample, label)
         self._run("backward")
         self.step_index += 1
@@ -170,7 +184,7 @@ class Interpreter:
         """Values in plan order, in units of 2**shift state units."""
         parts = []
         for segment in self.program.segments:
-            trained = np.s_[..., segment.start : segment.start + segment.count]
+            trained = np.s_[..., list(segment.channels)]
             change = self.tensors[segment.tensor][trained] - self.loaded[segment.tensor][trained]
             if self._is_int8(segment.tensor):
                 change = change * 256 + self.fractions.get(segment.tensor, 0)
@@ -185,7 +199,8 @@ class Interpreter:
 
     def _run(self, phase: str) -> None:
         for step in self.program.phase(phase):
-            self._kernels[step.kernel](step)
+            for call in step.calls():
+                self._kernels[call.kernel](call)
 
     # Forward.
 
@@ -222,12 +237,12 @@ class Interpreter:
 
     def _requantize(self, step: Step, op: Conv | DepthwiseConv, sums: Ints) -> None:
         constants = convolution_arithmetic(self.graph, op)
-        mantissa = np.array([m.mantissa for m in constants.requantize])
+        word = np.array([m.word for m in constants.requantize])
         shift = np.array([m.shift for m in constants.requantize])
         total = sums + self.tensors[f"{op.name}.bias"]
         total = total << constants.pre_shift
         assert np.abs(total).max() <= INT32_MAX, f"{op.name}: accumulator overflow"
-        high = (total * mantissa) >> 32
+        high = (total * word) >> 32
         scaled = (high + (1 << (shift - 1))) >> shift
         self._store(step, scaled + self._tensor(op.output).zero_point)
 
@@ -406,13 +421,33 @@ class Interpreter:
         gradient = np.outer(error.codes, source)
         self.gradients[f"{op.name}.weight"] = (gradient, error.exponent)
         self.gradients[f"{op.name}.bias"] = (error.codes, error.exponent)
-        gain = step_gain(constants.weight_gain, self.learning_rate_q20)
-        weight = self.tensors[f"{op.name}.weight"]
-        moved = weight - apply_gain(gradient, gain, error.exponent)
-        self.tensors[f"{op.name}.weight"] = np.clip(moved, -blob.Q88_LIMIT, blob.Q88_LIMIT)
-        gain = step_gain(constants.bias_gain, self.learning_rate_q20)
-        moved = self.tensors[f"{op.name}.bias"] - apply_gain(error.codes, gain, error.exponent)
-        self.tensors[f"{op.name}.bias"] = np.clip(moved, -INT32_MAX, INT32_MAX)
+        rate = self.learning_rate_q20
+        for kind, part, gain, bits, limit in (
+            ("weight", gradient, constants.weight_gain, STATE_BITS, blob.Q88_LIMIT),
+            ("bias", error.codes, constants.bias_gain, BIAS_BITS, INT32_MAX),
+        ):
+            name = f"{op.name}.{kind}"
+            change = apply_gain(part, step_gain(gain, rate), error.exponent + bits)
+            moved = self.tensors[name] + self._rounded(name, change, bits)
+            self.tensors[name] = np.clip(moved, -limit, limit)
+
+    def _rounded(self, tensor: str, change: Ints, bits: int) -> Ints:
+        """How far the values of ``tensor`` move for ``change``.
+
+        Where the plan keeps velocities, that is for the velocity that ``change`` was added to, and
+        only with the last sample of a batch.
+        """
+        segment = self.program.segment_of(tensor)
+        assert segment is not None
+        plan = self.program.plan
+        if plan.keeps_velocity:
+            velocity = self.velocities.get(tensor, np.zeros_like(change)) + change
+            change = np.clip(velocity, -INT32_MAX, INT32_MAX)
+            apply = self.step_index % plan.accumulate == plan.accumulate - 1
+            self.velocities[tensor] = change * plan.momentum_q8 >> 8 if apply else change
+            if not apply:
+                return np.zeros_like(change)
+        return random_move(change, bits, self.seed, self.step_index, segment.first_value)
 
     def _bias_update(self, step: Step) -> None:
         op = step.op
@@ -421,11 +456,14 @@ class Interpreter:
         error = self.errors[step.buffers["error"]]
         gradient = error.codes.sum(axis=(0, 1))
         self.gradients[f"{op.name}.bias"] = (gradient, error.exponent)
-        bias = self.tensors[f"{op.name}.bias"]
+        name = f"{op.name}.bias"
+        exponent = error.exponent + BIAS_BITS
+        change = np.zeros_like(gradient)
         for o, gain in enumerate(constants.bias_gain):
             step_size = step_gain(gain, self.learning_rate_q20)
-            moved = bias[o] - apply_gain(gradient[o : o + 1], step_size, error.exponent)[0]
-            bias[o] = np.clip(moved, -constants.bias_limit, constants.bias_limit)
+            change[o] = apply_gain(gradient[o : o + 1], step_size, exponent)[0]
+        moved = self.tensors[name] + self._rounded(name, change, BIAS_BITS)
+        self.tensors[name] = np.clip(moved, -constants.bias_limit, constants.bias_limit)
 
     def _convolution_weight_update(self, step: Step) -> None:
         op = step.op
@@ -454,28 +492,26 @@ class Interpreter:
         name = f"{op.name}.weight"
         segment = self.program.segment_of(name)
         assert segment is not None
-        trained = np.s_[..., segment.start : segment.start + segment.count]
+        trained = np.s_[..., list(segment.channels)]
         exponent = self.errors[step.buffers["error"]].exponent + constants.gradient_shift
         if constants.gradient_shift > 0:
             gradient = round_shift(gradient, constants.gradient_shift)
         self.gradients[name] = (gradient, exponent)
         exact = name in self.fractions
+        bits = 8 + STATE_BITS if exact else STEP_BITS
         change = np.zeros_like(gradient)
         for o, gain in enumerate(constants.weight_gain):
             where = tuple(
                 slice(None) if axis != channel_axis else o for axis in range(gradient.ndim)
             )
             step_size = step_gain(gain, self.learning_rate_q20)
-            change[where] = apply_gain(gradient[where], step_size, exponent + (8 if exact else 16))
+            change[where] = apply_gain(gradient[where], step_size, exponent + bits)
         weight, change = self.tensors[name][trained], change[trained]
         if exact:
-            state = np.clip(
-                weight * 256 + self.fractions[name] - change, -blob.Q88_LIMIT, blob.Q88_LIMIT
-            )
-            rounded = (state + 128) >> 8
-            self.fractions[name] = state - rounded * 256
+            state = weight * 256 + self.fractions[name] + self._rounded(name, change, STATE_BITS)
+            state = np.clip(state, -blob.Q88_LIMIT, blob.Q88_LIMIT)
+            weight = (state + 128) >> 8
+            self.fractions[name] = state - weight * 256
         else:
-            counter = segment.first_value + np.arange(segment.values).reshape(weight.shape)
-            bits = random_bits(self.seed, self.step_index, counter) & 0xFFFF
-            rounded = np.clip((weight * 65536 - change + bits) >> 16, -127, 127)
-        self.tensors[name][trained] = rounded
+            weight = np.clip(weight + self._rounded(name, change, STEP_BITS), -127, 127)
+        self.tensors[name][trained] = weight

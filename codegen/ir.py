@@ -8,13 +8,15 @@ sample. Weight layouts are those of the device: ``[O, Kh, Kw, I]`` for convoluti
 
 Real values: activation = scale * (code - zero_point), weight = weight_scale[o] * code,
 bias = input scale * weight_scale[o] * code. The output of every convolution and addition is
-clamped to [-128, 127]; that clamp *is* the activation function.
+clamped to [-128, 127]; that clamp *is* the activation function. Pools over the largest value,
+global means and concatenations leave codes as they are; where a model asks for another scale,
+a Requantize stands behind or before them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 INT8_MIN, INT8_MAX = -128, 127
 
 Shape: TypeAlias = tuple[int, int, int]
+Loss: TypeAlias = Literal["cross-entropy", "mse"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Padding:
-    """Rows and columns of real zeros around the input of a convolution."""
+    """Rows and columns around an input: real zeros for a convolution."""
 
     top: int = 0
     left: int = 0
@@ -96,13 +99,69 @@ class GlobalAveragePool:
     output: str
 
 
+@dataclass(frozen=True)
+class MaxPool:
+    """Largest code under each window (rows, columns); keeps scale and zero point.
+
+    Padding never wins; no window lies in it altogether.
+    """
+
+    name: str
+    input: str
+    output: str
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Padding = field(default_factory=Padding)
+
+
+@dataclass(frozen=True)
+class AveragePool:
+    """Mean under each window (rows, columns); the output may have a scale of its own.
+
+    Padding counts as real zeros as far as ``counted`` goes, and beyond that not at all.
+    """
+
+    name: str
+    input: str
+    output: str
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Padding = field(default_factory=Padding)
+    counted: Padding = field(default_factory=Padding)
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Channels of several tensors one after another, all of one scale and zero point."""
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True)
+class Requantize:
+    """The same real values in another scale, then clamped to the codes ``low`` … ``high``."""
+
+    name: str
+    input: str
+    output: str
+    low: int = INT8_MIN
+    high: int = INT8_MAX
+
+
 @dataclass(frozen=True, eq=False)
 class Head:
-    """The classifier: always the last operation, its output are the logits.
+    """The last operation: its outputs are wide (int32), never clamped.
 
     Weights are q8.8, that is int16 [O, I] with real value weight_scale / 256 per step, and one
-    scale for all classes so that logits compare; bias int32 [O] with real value
-    input scale * weight_scale / 256 per step. Logits are wide (int32), never clamped.
+    scale for all outputs so that they compare; bias int32 [O] with real value
+    input scale * weight_scale / 256 per step. I counts the elements of the input in the order
+    (height, width, channels).
+
+    With cross entropy the outputs are the logits of a classifier. With the mean squared error
+    they reconstruct the graph's input, element by element in the order (height, width, channels),
+    and the loss is the mean of the squared differences in real units.
     """
 
     name: str
@@ -110,14 +169,25 @@ class Head:
     weight: NDArray[np.int16]
     weight_scale: float
     bias: NDArray[np.int32]
+    loss: Loss = "cross-entropy"
 
 
-Op: TypeAlias = Conv | DepthwiseConv | Add | GlobalAveragePool | Head
+Op: TypeAlias = (
+    Conv
+    | DepthwiseConv
+    | Add
+    | GlobalAveragePool
+    | MaxPool
+    | AveragePool
+    | Concat
+    | Requantize
+    | Head
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A quantized network for one sample, from an int8 input to a softmax head."""
+    """A quantized network for one sample, from an int8 input to the head."""
 
     name: str
     input: str
@@ -126,7 +196,7 @@ class Graph:
 
     @property
     def head(self) -> Head:
-        """The classifier at the end."""
+        """The operation at the end."""
         last = self.ops[-1]
         assert isinstance(last, Head)
         return last
@@ -139,4 +209,4 @@ class Graph:
 
 def inputs_of(op: Op) -> tuple[str, ...]:
     """Names of the tensors that ``op`` reads."""
-    return op.inputs if isinstance(op, Add) else (op.input,)
+    return op.inputs if isinstance(op, (Add, Concat)) else (op.input,)

@@ -1,10 +1,19 @@
-"""An ONNX file as the importer's handlers see it: nodes, constants, tensors made so far."""
+"""An ONNX file as the importer's handlers see it: nodes, constants, tensors made so far.
+
+An ONNX tensor is a `View` of a tensor of the float graph: its dimensions, each a run of the
+tensor's axes. Flatten, Reshape, Transpose, Squeeze and Unsqueeze only make other views, so that it
+doesn't matter how a model file writes them; zeros around a picture stay part of a view until
+something reads it. Which axes are channels, height and width of the model's input is settled by
+the first operation that needs to know.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from typing import Any, NoReturn
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import onnx
@@ -12,7 +21,16 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from codegen.errors import ModelError
-from codegen.float_graph import ChannelsFirst, Coding, FloatOp
+from codegen.float_graph import (
+    ChannelsFirst,
+    Coding,
+    FloatAveragePool,
+    FloatOp,
+    SampleLayout,
+    inputs_of,
+    window_output_shape,
+)
+from codegen.ir import Padding
 
 Array = NDArray[np.float64]
 
@@ -26,6 +44,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
+    proto: onnx.NodeProto
 
     def input(self, index: int) -> str:
         """Name of input ``index``, '' where there is none."""
@@ -38,41 +57,109 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Integers:
-    """A constant that is stored as integers with one scale, or one per entry of axis 0."""
+    """A constant that is stored as integers with one scale, or one per entry of ``axis``."""
 
     codes: NDArray[Any]
     scale: Array
     zero_point: NDArray[Any]
+    axis: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Affine:
+    """gain * x + shift per channel (or one for all): never survives the importer's passes."""
+
+    name: str
+    input: str
+    output: str
+    gain: Array
+    shift: Array
+
+
+Draft: TypeAlias = FloatOp | Affine
+
+
+def reads(op: Draft) -> tuple[str, ...]:
+    """Names of the tensors that ``op`` reads."""
+    return (op.input,) if isinstance(op, Affine) else inputs_of(op)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Axis:
+    """One axis of a tensor, compared by identity; axes of size 1 are left out everywhere."""
+
+    size: int
+
+
+Group: TypeAlias = tuple[Axis, ...]
+"""Axes that make one dimension together, the last one fastest; () is a dimension of size 1."""
+
+
+def size_of(group: Group) -> int:
+    """Elements along a dimension."""
+    return math.prod(axis.size for axis in group)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """An ONNX tensor: dimensions over the axes of a tensor of the float graph."""
+
+    tensor: str
+    dims: tuple[Group, ...]
+    padding: Padding = dataclasses.field(default_factory=Padding)
+    after_softmax: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Its shape without regard to padding."""
+        return tuple(size_of(group) for group in self.dims)
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """Which axes of a tensor are its channels, height and width."""
+
+    channels: Group
+    height: Group
+    width: Group
+
+    @property
+    def shape(self) -> ChannelsFirst:
+        """(channels, height, width)."""
+        return size_of(self.channels), size_of(self.height), size_of(self.width)
+
+
+def axes_of(size: int) -> Group:
+    """A dimension of ``size`` as axes of its own."""
+    return (Axis(size),) if size > 1 else ()
 
 
 class ImportState:
-    """State of one import: constants by name, aliases of tensors, operations made so far."""
+    """State of one import: constants by name, views of tensors, operations made so far."""
 
     def __init__(self, graph: onnx.GraphProto, name: str) -> None:
-        """Raises ModelError where inputs and outputs aren't those of a classifier."""
+        """Raises ModelError where inputs and outputs aren't those of one sample and one result."""
         self.name = name
         self.constants: dict[str, NDArray[Any]] = {
             entry.name: numpy_helper.to_array(entry) for entry in graph.initializer
         }
-        self.shapes: dict[str, ChannelsFirst] = {}
-        self.ops: dict[str, FloatOp] = {}  # by output tensor, in execution order
-        self.alias: dict[str, str] = {}  # ONNX tensor → tensor of the float graph
-        self.nodes = named_nodes(graph)
-        self.taken: set[str] = set()
-        self.uses = Counter(name for node in self.nodes for name in node.inputs)
-        self.graph_outputs = [output.name for output in graph.output]
-        self.uses.update(self.graph_outputs)
-        self.input = self._read_input(graph)
-        self.logits: str | None = None
-        self.codings: dict[str, Coding] = {}
         self.integers: dict[str, Integers] = {}  # by the name of their real values
+        self.ops: dict[str, Draft] = {}  # by output tensor, in execution order
+        self.views: dict[str, View] = {}  # by ONNX name
+        self.codings: dict[str, Coding] = {}  # by tensor, in quantized models
+        self.nodes = named_nodes(graph)
+        self._taken: set[str] = set()
+        self._roles: dict[str, Roles] = {}  # by tensor; of the input once they are settled
+        self._like_input: set[str] = set()  # tensors with the input's axes
+        self.outputs = [output.name for output in graph.output]
+        self.input = self._read_input(graph)
 
     def _read_input(self, graph: onnx.GraphProto) -> str:
         inputs = [entry for entry in graph.input if entry.name not in self.constants]
-        if len(inputs) != 1 or len(self.graph_outputs) != 1:
+        if len(inputs) != 1 or len(self.outputs) != 1:
             raise ModelError(
-                f"the model has {len(inputs)} inputs and {len(self.graph_outputs)} outputs; "
-                "export a classifier with one image input and one logits output"
+                f"the model has {len(inputs)} inputs and {len(self.outputs)} outputs; "
+                "export a network with one input and one output"
             )
         entry = inputs[0]
         if entry.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
@@ -82,24 +169,26 @@ class ImportState:
             dim.dim_value if dim.HasField("dim_value") else None
             for dim in entry.type.tensor_type.shape.dim
         ]
-        if len(dims) != 4 or any(size is None or size < 1 for size in dims[1:]):
+        if len(dims) < 2 or any(size is None or size < 1 for size in dims[1:]):
             shown = [size if size is not None else "?" for size in dims]
             raise ModelError(
-                f"input '{entry.name}' has shape {shown}; needed are 4 dimensions (batch, "
-                "channels, height, width), all but the batch fixed when exporting"
+                f"input '{entry.name}' has shape {shown}; needed are 2 or more dimensions (batch, "
+                "then for example channels, height, width), all but the batch fixed when exporting"
             )
         if dims[0] not in (None, 1):
             raise ModelError(
                 f"input '{entry.name}' has batch size {dims[0]}; export with batch size 1 or a "
                 "symbolic one"
             )
-        channels, height, width = (int(size or 0) for size in dims[1:])
-        self.shapes[entry.name] = (channels, height, width)
-        self.alias[entry.name] = entry.name
-        self.taken.add(entry.name)
+        self.sample_shape = tuple(int(size or 0) for size in dims[1:])
+        groups = [axes_of(size) for size in self.sample_shape]
+        self._sample_axes = [axis for group in groups for axis in group]
+        self.views[entry.name] = View(entry.name, ((), *groups))
+        self._taken.add(entry.name)
+        self._like_input.add(entry.name)
         return str(entry.name)
 
-    # What handlers work with.
+    # Reading.
 
     def constant(self, node: Node, index: int, role: str) -> Array:
         """Input ``index`` as finite float64 constant."""
@@ -114,56 +203,184 @@ class ImportState:
             node.refuse(f"its {role} '{name}' holds NaN or infinity; train or export it again")
         return array
 
-    def tensor(self, node: Node, index: int = 0) -> str:
-        """Input ``index`` as a tensor of the float graph."""
+    def view(self, node: Node, index: int = 0) -> View:
+        """Input ``index``, with zeros around it made part of the tensor."""
+        view = self.padded_view(node, index)
+        if view.padding == Padding():
+            return view
+        pad, roles = view.padding, self._roles[view.tensor]
+        window = (1, 1)
+        name = self.unique(f"{view.tensor}_padded")
+        op = FloatAveragePool(name, view.tensor, name, window, window, pad, pad)
+        height, width = window_output_shape(window, window, pad, roles.shape[1:])
+        grown = Roles(roles.channels, axes_of(height), axes_of(width))
+        self._add(op, grown)
+        if view.tensor in self.codings:
+            self.codings[name] = self.codings[view.tensor]
+        result = View(name, picture_dims(grown, len(view.dims)))
+        self.views[node.input(index)] = result
+        return result
+
+    def padded_view(self, node: Node, index: int = 0) -> View:
+        """Input ``index`` for operations that add the view's padding to their own."""
         name = node.input(index)
-        if name not in self.alias:
+        if name not in self.views:
             node.refuse(
-                f"its input '{name}' is not computed from the image; fold constants when exporting"
+                f"its input '{name}' is not computed from the model's input; fold constants when "
+                "exporting"
             )
-        return self.alias[name]
+        if self.views[name].after_softmax:
+            node.refuse(
+                "reads the output of a Softmax, which is only supported as the last node; export "
+                "the model without what follows"
+            )
+        return self.views[name]
+
+    def picture(self, node: Node, index: int = 0, *, padded: bool = False) -> tuple[View, Roles]:
+        """Input ``index`` as (batch, channels, [height,] [width]), and the axes of its tensor."""
+        view = self.padded_view(node, index) if padded else self.view(node, index)
+        dims = view.dims
+        if len(dims) > 4 or len(dims) < 2:
+            node.refuse(
+                f"its input has {len(dims)} dimensions; supported are (batch, channels), "
+                "(batch, channels, length) and (batch, channels, height, width)"
+            )
+        wanted = Roles(
+            dims[1], dims[2] if len(dims) == 4 else (), dims[-1] if len(dims) > 2 else ()
+        )
+        if view.tensor not in self._roles and dims[0] == ():
+            self._settle_input(wanted)
+        if dims[0] != () or self._roles[view.tensor] != wanted:
+            node.refuse(
+                f"its input of shape {list(view.sizes)} isn't (batch, channels, height, width) of "
+                "one tensor, but mixes its dimensions; reshape or transpose the model's input "
+                "only, or in ways that change nothing"
+            )
+        return view, wanted
+
+    def roles(self, node: Node, view: View, *, channels_last: bool = False) -> Roles:
+        """The axes of the view's tensor; settles the input's as its dimensions stand."""
+        if view.tensor not in self._roles:
+            dims = view.dims[1:]
+            if channels_last:
+                dims = (*dims[-1:], *dims[:-1])
+            if view.dims[0] != () or len(dims) > 3:
+                node.refuse(f"works on the model's input in shape {list(view.sizes)}; needed is "
+                            "(batch, channels, height, width)")  # fmt: skip
+            self._settle_input(
+                Roles(dims[0], dims[1] if len(dims) == 3 else (), dims[-1] if len(dims) > 1 else ())
+            )
+        return self._roles[view.tensor]
+
+    def _settle_input(self, roles: Roles) -> None:
+        for tensor in self._like_input:
+            self._roles[tensor] = roles
+
+    @property
+    def shapes(self) -> dict[str, ChannelsFirst]:
+        """Shapes of all tensors made so far."""
+        return {tensor: roles.shape for tensor, roles in self._roles.items()}
+
+    @property
+    def sample_layout(self) -> SampleLayout | None:
+        """How a sample becomes the input tensor, None where it has its shape already."""
+        roles = self._roles[self.input]
+        axes = [*roles.channels, *roles.height, *roles.width]
+        order = tuple(self._sample_axes.index(axis) for axis in axes)
+        if self.sample_shape == roles.shape and order == tuple(range(len(order))):
+            return None
+        return SampleLayout(self.sample_shape, tuple(a.size for a in self._sample_axes), order)
+
+    # Writing.
+
+    def unique(self, name: str) -> str:
+        """``name``, or with a number behind it where another layer's is the same in C."""
+
+        def in_c(text: str) -> str:
+            return re.sub(r"\W", "_", text)
+
+        candidate, number = name, 2
+        while in_c(candidate) in self._taken:
+            candidate, number = f"{name}_{number}", number + 1
+        self._taken.add(in_c(candidate))
+        return candidate
+
+    def _add(self, op: Draft, roles: Roles) -> None:
+        self.ops[op.output] = op
+        self._roles[op.output] = roles
+
+    def append(self, node: Node, op: Draft, roles: Roles, dims: tuple[Group, ...]) -> None:
+        """Adds ``op`` as the maker of the node's output, a view with ``dims``."""
+        self._add(op, roles)
+        self.views[node.outputs[0]] = View(op.output, dims)
+
+    def append_elementwise(self, node: Node, op: Draft, view: View) -> None:
+        """Adds an operation whose output has the axes of its input ``view``."""
+        self.ops[op.output] = op
+        if view.tensor in self._roles:
+            self._roles[op.output] = self._roles[view.tensor]
+        if view.tensor in self._like_input:
+            self._like_input.add(op.output)
+        self.views[node.outputs[0]] = View(op.output, view.dims)
 
     def rename(self, node: Node) -> None:
         """The node's output is its first input under another name."""
-        name, output = node.input(0), node.outputs[0]
-        self.alias[output] = self.tensor(node)
-        self.uses[output] += self.uses[name] - 1  # the other readers read the same tensor
+        name = node.input(0)
+        if name in self.views:
+            self.views[node.outputs[0]] = self.views[name]
+        else:
+            self.padded_view(node)
 
-    def unique(self, name: str) -> str:
-        """``name``, or with a number behind it where another layer has it already."""
-        candidate, number = name, 2
-        while candidate in self.taken:
-            candidate, number = f"{name}_{number}", number + 1
-        self.taken.add(candidate)
-        return candidate
+    def reshape(self, node: Node, target: Sequence[int]) -> None:
+        """The node's output is its first input with the dimensions ``target``, all known."""
+        view = self.padded_view(node) if self._only_ones(node, target) else self.view(node)
+        axes = [axis for group in view.dims for axis in group]
+        groups: list[Group] = []
+        for size in target:
+            group: list[Axis] = []
+            while size_of(tuple(group)) < size and axes:
+                axis = axes.pop(0)
+                missing = size // size_of(tuple(group))
+                if axis.size > missing and axis.size % missing == 0:
+                    axis, rest = self._split(axis, missing)
+                    axes.insert(0, rest)
+                group.append(axis)
+            if size_of(tuple(group)) != size:
+                node.refuse(
+                    f"makes {list(target)} of {list(view.sizes)}; supported are reshapes that "
+                    "merge whole dimensions or split them"
+                )
+            groups.append(tuple(group))
+        if axes:
+            node.refuse(f"makes {list(target)} of {list(view.sizes)}, which has more elements")
+        self.views[node.outputs[0]] = dataclasses.replace(view, dims=tuple(groups))
 
-    def append(self, node: Node, op: FloatOp, shape: ChannelsFirst) -> None:
-        """Adds ``op`` as the maker of the node's output."""
-        self.ops[op.output] = op
-        self.shapes[op.output] = shape
-        self.alias[node.outputs[0]] = op.output
+    def _only_ones(self, node: Node, target: Sequence[int]) -> bool:
+        old = [size for size in self.padded_view(node).sizes if size != 1]
+        return old == [size for size in target if size != 1]
 
-    def producer(self, node: Node, index: int = 0) -> FloatOp:
-        """The operation before the node, to be changed in place: nothing else may read it."""
-        name = node.input(index)
-        maker = self.ops.get(self.tensor(node, index))
-        if maker is None:
-            node.refuse("works on the model's input; put it behind a Conv or Add")
-        if maker.output in self.codings:
-            node.refuse(
-                f"comes behind the QuantizeLinear of '{maker.name}'; quantize after it instead"
-            )
-        if self.uses[name] > 1:
-            node.refuse(
-                f"its input '{name}' is also read elsewhere, so the node can't be folded into "
-                f"'{maker.name}'; let every reader use the output of '{node.name}'"
-            )
-        return maker
+    def _split(self, axis: Axis, first: int) -> tuple[Axis, Axis]:
+        """Splits an axis, wherever it occurs."""
+        parts = (Axis(first), Axis(axis.size // first))
 
-    def replace(self, node: Node, op: FloatOp) -> None:
-        """Puts a changed operation in the place of the one that made its output."""
-        self.ops[op.output] = op
-        self.alias[node.outputs[0]] = op.output
+        def divided(group: Group) -> Group:
+            return tuple(part for a in group for part in (parts if a is axis else (a,)))
+
+        self._sample_axes = list(divided(tuple(self._sample_axes)))
+        for name, view in self.views.items():
+            dims = tuple(divided(group) for group in view.dims)
+            self.views[name] = dataclasses.replace(view, dims=dims)
+        for name, roles in self._roles.items():
+            groups = (roles.channels, roles.height, roles.width)
+            self._roles[name] = Roles(*(divided(group) for group in groups))
+        return parts
+
+
+def picture_dims(roles: Roles, rank: int) -> tuple[Group, ...]:
+    """Dimensions (batch, channels, ...) of a picture: rank 3 has no height, rank 2 no width."""
+    if rank == 4:
+        return (), roles.channels, roles.height, roles.width
+    return ((), roles.channels, roles.width) if rank == 3 else ((), roles.channels)
 
 
 def named_nodes(graph: onnx.GraphProto) -> list[Node]:
@@ -178,6 +395,7 @@ def named_nodes(graph: onnx.GraphProto) -> list[Node]:
                 tuple(proto.input),
                 tuple(proto.output),
                 {entry.name: _attribute(entry) for entry in proto.attribute},
+                proto,
             )
         )
     return nodes

@@ -27,6 +27,7 @@ State = Literal["q8.8", "int8-stochastic"]
 # value on the digits; at 6.5 % and 10 bits with framing, an uplink stays below 1/50 of dense fp32.
 MIDDLE_PART = 0.065
 LEAST_CHANNELS = 4
+MOST_ACCUMULATED = 256
 DEFAULT_NAMES = ("small", "middle", "full")
 
 
@@ -41,11 +42,17 @@ class LastLayers(_Strict):
 
 
 class WeightSpec(_Strict):
-    """A range of the last axis of a layer's weight (input channels; depthwise: channels)."""
+    """Channels of the last axis of a layer's weight (input channels; depthwise: channels).
+
+    Either a range, or ``channels``: positions and runs [start, count] in any order.
+    """
 
     layer: str
     start: int = Field(default=0, ge=0)
     count: Literal["all"] | int = "all"
+    channels: list[int | tuple[int, int]] | None = None
+    chosen_by: str | None = None
+    """How the channels were chosen (``weight-norm``, ``fisher`` …): for readers, not in the id."""
 
 
 class PlanSpec(_Strict):
@@ -56,35 +63,59 @@ class PlanSpec(_Strict):
     biases: LastLayers | list[str] = Field(default_factory=list)
     weights: list[WeightSpec] = Field(default_factory=list)
     head: bool = True
-    state: State = "q8.8"
-    accumulate: int = 1
+    state: Literal["q8.8", "int8-stochastic", "auto"] = "q8.8"
+    """``auto``: the finest that fits the board."""
+    accumulate: int = Field(default=1, ge=1, le=MOST_ACCUMULATED)
+    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
     loss: str = "cross-entropy"
 
 
 @dataclass(frozen=True)
-class WeightRange:
-    """Positions ``start … start + count`` of the last axis of a layer's weight are trained."""
+class WeightUpdate:
+    """The trained positions of the last axis of a layer's weight, ascending."""
 
     layer: str
-    start: int
-    count: int
+    channels: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of trained channels."""
+        return len(self.channels)
+
+
+def runs_of(channels: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending positions as runs (start, count)."""
+    runs: list[tuple[int, int]] = []
+    for channel in channels:
+        if runs and sum(runs[-1]) == channel:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((channel, 1))
+    return runs
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan resolved against a graph: layers and ranges in execution order.
+    """A plan resolved against a graph: layers and channels in execution order.
 
     ``state`` says how int8 weights are kept while they are trained; the head is int16 (q8.8)
-    with either.
+    with either. A step is that of the mean gradient of ``accumulate`` samples; ``momentum_q8`` is
+    the momentum times 256.
     """
 
     name: str
     biases: tuple[str, ...]
-    weights: tuple[WeightRange, ...]
+    weights: tuple[WeightUpdate, ...]
     head: bool
     state: State
     accumulate: int = 1
+    momentum_q8: int = 0
     loss: str = "cross-entropy"
+
+    @property
+    def keeps_velocity(self) -> bool:
+        """Whether every trained value has a 32-bit sum of changes that aren't applied yet."""
+        return self.accumulate > 1 or self.momentum_q8 > 0
 
     def canonical(self) -> dict[str, Any]:
         """Everything but the name, spelt out: what the id stands for."""
@@ -92,12 +123,13 @@ class Plan:
             "format": FORMAT,
             "biases": list(self.biases),
             "weights": [
-                {"layer": item.layer, "start": item.start, "count": item.count}
+                {"layer": item.layer, "channels": [list(run) for run in runs_of(item.channels)]}
                 for item in self.weights
             ],
             "head": self.head,
             "state": self.state,
             "accumulate": self.accumulate,
+            "momentum": self.momentum_q8 / 256,
             "loss": self.loss,
         }
 
@@ -106,6 +138,10 @@ class Plan:
         """SHA-256 (hex) of the canonical plan's JSON with sorted keys and no spaces."""
         text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+_REMARKS = {"model", "conv_count", "index_note", "select"}
+"""What published collections of plans say about themselves."""
 
 
 def load_plan(spec: str) -> PlanSpec:
@@ -129,7 +165,10 @@ def load_plan(spec: str) -> PlanSpec:
             raise PlanError(f"{file} holds one plan, not several; leave out '#{name}'")
         return parse_plan(content, file)
     plans = content["plans"]
-    extra = sorted(set(content) - {"plans", "format"})
+    if isinstance(plans, dict):
+        # Published collections carry remarks beside the plans.
+        plans = {key: value for key, value in plans.items() if not key.startswith("_")}
+    extra = sorted(set(content) - {"plans", "format", *_REMARKS})
     if extra or not isinstance(plans, dict) or not plans:
         raise PlanError(
             f"{file}: a file of several plans is {{'plans': {{'NAME': {{...}}}}}}"
@@ -142,7 +181,43 @@ def load_plan(spec: str) -> PlanSpec:
         raise PlanError(f"{file} has no plan {name!r}{_nearest(name, list(plans))}; it has {known}")
     if not isinstance(plans[name], dict):
         raise PlanError(f"{file}#{name}: an object is expected")
+    if "bias_layers" in plans[name]:
+        return _published(name, plans[name], f"{file}#{name}")
     return parse_plan({"name": name, **plans[name]}, f"{file}#{name}")
+
+
+class _PublishedWeight(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    layer: str
+    kept: int
+    kept_index: list[int] | Literal["all"]
+
+
+class _PublishedPlan(BaseModel):
+    """An update plan as MCUNet's authors publish it, in terms of layer names."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bias_layers: list[str]
+    weight_layers: list[_PublishedWeight]
+
+
+def _published(name: str, content: dict[str, Any], origin: str) -> PlanSpec:
+    try:
+        plan = _PublishedPlan.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise PlanError(f"{origin}: {place}: {first['msg']}") from error
+    weights = [
+        WeightSpec(layer=item.layer)
+        if item.kept_index == "all"
+        else WeightSpec(layer=item.layer, channels=[*item.kept_index], chosen_by="weight-norm")
+        for item in plan.weight_layers
+        if item.kept > 0
+    ]
+    return PlanSpec(name=name, biases=plan.bias_layers, weights=weights, state="auto")
 
 
 def parse_plan(content: dict[str, Any], origin: str) -> PlanSpec:
@@ -161,7 +236,7 @@ def parse_plan(content: dict[str, Any], origin: str) -> PlanSpec:
         raise PlanError(f"{origin}: {'; '.join(dict.fromkeys(problems))}") from error
 
 
-_UNION_BRANCHES = {"LastLayers", "list[str]", "literal['all']", "int"}
+_UNION_BRANCHES = {"LastLayers", "list[str]", "literal['all']", "int", "tuple[int, int]"}
 
 
 def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
@@ -173,11 +248,6 @@ def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
     name = f"plan {plan_spec.name!r}"
     layers = {op.name: op for op in graph.convolutions}
     order = list(layers)
-    if plan_spec.accumulate != 1:
-        raise PlanError(
-            f"{name}: accumulate {plan_spec.accumulate} isn't supported; every sample is one "
-            "update, set it to 1"
-        )
     if plan_spec.loss != "cross-entropy":
         raise PlanError(
             f"{name}: loss {plan_spec.loss!r} isn't supported; the only loss is 'cross-entropy'"
@@ -199,13 +269,7 @@ def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
     for item in plan_spec.weights:
         _known(item.layer, order, graph, name)
         channels = layers[item.layer].weight.shape[-1]
-        count = channels - item.start if item.count == "all" else item.count
-        if count < 1 or item.start + count > channels:
-            raise PlanError(
-                f"{name}: layer {item.layer!r} has channels 0 … {channels - 1}; the range of "
-                f"{item.count} from {item.start} isn't within them"
-            )
-        weights.append(WeightRange(item.layer, item.start, count))
+        weights.append(WeightUpdate(item.layer, _channels(item, channels, name)))
     weights.sort(key=lambda item: order.index(item.layer))
     _once([item.layer for item in weights], f"{name}: weights")
     if not biases and not weights and not plan_spec.head:
@@ -215,10 +279,38 @@ def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
         biases=tuple(biases),
         weights=tuple(weights),
         head=plan_spec.head,
-        state=plan_spec.state,
+        state="q8.8" if plan_spec.state == "auto" else plan_spec.state,
         accumulate=plan_spec.accumulate,
+        momentum_q8=min(round(plan_spec.momentum * 256), 255),
         loss=plan_spec.loss,
     )
+
+
+def _channels(item: WeightSpec, channels: int, plan: str) -> tuple[int, ...]:
+    """The positions that ``item`` names, ascending, among ``channels``."""
+    if item.channels is not None:
+        where = f"{plan}: layer {item.layer!r}"
+        if item.start != 0 or item.count != "all":
+            raise PlanError(f"{where} has a list of channels and a range; give one of them")
+        listed: list[int] = []
+        for entry in item.channels:
+            start, count = entry if isinstance(entry, tuple) else (entry, 1)
+            listed += range(start, start + count)
+        chosen = tuple(sorted(set(listed)))
+        if not chosen or len(chosen) < len(listed):
+            problem = "names a channel twice" if chosen else "has an empty list of channels"
+            raise PlanError(f"{where} {problem}; list each trained channel once")
+        if chosen[0] < 0 or chosen[-1] >= channels:
+            outside = chosen[0] if chosen[0] < 0 else chosen[-1]
+            raise PlanError(f"{where} has channels 0 … {channels - 1}, not {outside}")
+        return chosen
+    count = channels - item.start if item.count == "all" else item.count
+    if count < 1 or item.start + count > channels:
+        raise PlanError(
+            f"{plan}: layer {item.layer!r} has channels 0 … {channels - 1}; the range of "
+            f"{item.count} from {item.start} isn't within them"
+        )
+    return tuple(range(item.start, item.start + count))
 
 
 def default_plans(graph: Graph) -> list[Plan]:
@@ -234,7 +326,9 @@ def default_plans(graph: Graph) -> list[Plan]:
     small = Plan("small", tuple(order[len(order) - third :]), (), True, "q8.8")
     middle_biases = tuple(order[max(0, len(order) - 2 * third) :])
     middle = Plan("middle", middle_biases, _middle_weights(graph, middle_biases), True, "q8.8")
-    everything = tuple(WeightRange(op.name, 0, op.weight.shape[-1]) for op in graph.convolutions)
+    everything = tuple(
+        WeightUpdate(op.name, tuple(range(op.weight.shape[-1]))) for op in graph.convolutions
+    )
     full = Plan("full", tuple(order), everything, True, "q8.8")
     distinct: dict[str, Plan] = {}
     for plan in (small, middle, full):
@@ -248,7 +342,7 @@ def parameter_count(graph: Graph) -> int:
     return sum(op.weight.size + op.bias.size for op in layers)
 
 
-def _middle_weights(graph: Graph, biases: tuple[str, ...]) -> tuple[WeightRange, ...]:
+def _middle_weights(graph: Graph, biases: tuple[str, ...]) -> tuple[WeightUpdate, ...]:
     head = graph.head
     trained = head.weight.size + head.bias.size
     trained += sum(op.bias.size for op in graph.convolutions if op.name in biases)
@@ -256,14 +350,13 @@ def _middle_weights(graph: Graph, biases: tuple[str, ...]) -> tuple[WeightRange,
     pointwise = [
         op for op in graph.convolutions if isinstance(op, Conv) and op.weight.shape[1:3] == (1, 1)
     ]
-    # A device keeps a working copy of the whole tensor: better many channels of one layer than
-    # a few of each.
+    # Every layer that trains keeps its input: better many channels of one layer than a few of each.
     ranges = []
     for op in reversed(pointwise):
         outputs, channels = op.weight.shape[0], op.weight.shape[-1]
         count = min(channels, int(budget / outputs))
         if count >= min(LEAST_CHANNELS, channels):
-            ranges.append(WeightRange(op.name, 0, count))
+            ranges.append(WeightUpdate(op.name, tuple(range(count))))
             budget -= count * outputs
     return tuple(reversed(ranges))
 

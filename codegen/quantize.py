@@ -1,7 +1,7 @@
 """Float graph + calibration set → quantized graph, after Jacob et al., arXiv 1712.05877.
 
 Weights are int8, symmetric, one scale per output channel. Activations are int8, one scale and
-zero point per tensor, from the smallest and largest value over the calibration set; the range
+zero point per tensor, from its range over the calibration set (`codegen.calibration`); the range
 always holds 0, and real zero is one of the codes. Where a clamp follows, the calibrated range ends
 at the clamp, so that the clamp to int8 *is* the activation function.
 """
@@ -9,29 +9,50 @@ at the clamp, so that the clamp to int8 *is* the activation function.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from codegen import ir
+from codegen.calibration import (
+    MIN_MAX,
+    RangeRule,
+    TensorStatistics,
+    activation_code,
+    observe,
+)
+from codegen.calibration_set import fit_to_input, load_calibration
 from codegen.errors import CalibrationError, ModelError
 from codegen.float_graph import (
+    Clamp,
     Coding,
     FloatAdd,
+    FloatAveragePool,
+    FloatClamp,
+    FloatConcat,
     FloatConv,
     FloatGraph,
     FloatHead,
+    FloatMaxPool,
     FloatPool,
-    evaluate,
+    channels_last,
 )
 
-BATCH = 32
-"""Samples evaluated at once: bounds the memory of a calibration."""
+__all__ = [
+    "assemble",
+    "codings_of",
+    "load_calibration",
+    "quantize",
+    "quantize_input",
+    "samples_for",
+]
 
 _WEIGHT_MAX = 127
 _INT32_MAX = 2**31 - 1
 _HEAD_STEPS = 256  # q8.8
+# Weights of a head that learns new classes grow to a few times the range in which they were drawn;
+# what int16 has beyond 13 bits is theirs to grow.
+_HEAD_ROOM = 4
 # A bias may take up half of int32, which leaves the other half to the accumulated products:
 # 255 * 127 * K fits for every kernel of up to K = 33,000 weights per output.
 _BIAS_MAX = 2**30
@@ -40,54 +61,61 @@ _BIAS_MAX = 2**30
 _SMALLEST_MULTIPLIER = 2.0**-30
 
 
-def load_calibration(path: Path | str) -> NDArray[np.float32]:
-    """Reads array `x` (or the only array) of an .npz: float32 (samples, channels, height, width).
-
-    Raises CalibrationError for a file that is missing, damaged, or has no such array.
-    """
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise CalibrationError(f"{path}: not an .npz; {_HOW_TO_GIVE}")
-        with archive:
-            names = archive.files
-            if "x" not in names and len(names) != 1:
-                raise CalibrationError(
-                    f"{path}: holds arrays {names}; the calibration samples must be named 'x'"
-                )
-            array = archive["x" if "x" in names else names[0]]
-    except FileNotFoundError as error:
-        raise CalibrationError(f"{path}: no such file; {_HOW_TO_GIVE}") from error
-    except CalibrationError:
-        raise
-    except Exception as error:  # numpy raises zipfile, zlib, struct, ... errors for damaged files
-        raise CalibrationError(
-            f"{path}: not a readable .npz file ({error}); {_HOW_TO_GIVE}"
-        ) from error
-    if array.dtype.kind not in "fiub":
-        raise CalibrationError(f"{path}: array of {array.dtype}; {_HOW_TO_GIVE}")
-    return np.asarray(array, dtype=np.float32)
-
-
-_HOW_TO_GIVE = (
-    "save about 100 typical inputs, preprocessed as for the model, as float32 "
-    "(samples, channels, height, width) with numpy.savez(FILE, x=inputs) and pass "
-    "--calibration FILE"
-)
-
-
-def quantize(graph: FloatGraph, calibration: NDArray[np.float32] | None) -> ir.Graph:
+def quantize(
+    graph: FloatGraph, calibration: NDArray[np.floating] | None, rule: RangeRule = MIN_MAX
+) -> ir.Graph:
     """The quantized graph of ``graph``; ``calibration`` is (samples, channels, height, width).
 
-    A model that came quantized keeps its scales, zero points and integers; calibration is then
-    not needed, and refused.
-
-    Raises CalibrationError when a float model has no calibration set, it doesn't fit the model's
-    input, or it holds values that aren't finite.
+    ``rule`` makes the ranges of the activations. A model that came quantized keeps its scales,
+    zero points and integers. Raises as `samples_for` and `codings_of` do.
     """
-    codings = (
-        _stored_codings(graph, calibration) if graph.codings else _measured(graph, calibration)
-    )
+    samples = samples_for(graph, calibration)
+    statistics = {} if samples is None else observe(graph, samples)
+    return assemble(graph, codings_of(graph, statistics, rule))
+
+
+def samples_for(
+    graph: FloatGraph, calibration: NDArray[np.floating] | None
+) -> NDArray[np.floating] | None:
+    """``calibration`` shaped as the graph's input, None where the model codes every tensor itself.
+
+    What a quantized model leaves uncoded (operations that its quantizer doesn't know) is measured.
+    Raises CalibrationError for a set that is missing, doesn't fit the model's input or holds values
+    that aren't finite, and for one that is given to a model that codes everything.
+    """
+    missing = graph.uncoded
+    if not missing and calibration is not None:
+        raise CalibrationError(
+            f"model {graph.name} is quantized already and keeps its own scales; leave out the "
+            "calibration set, or give the float model with it"
+        )
+    if missing and graph.codings and calibration is None:
+        raise CalibrationError(
+            f"tensor '{missing[0]}' has no QuantizeLinear, though {len(graph.codings)} others have "
+            f"one ({len(missing)} have none); give a calibration set to measure it, or quantize "
+            "every activation"
+        )
+    return fit_to_input(graph, calibration) if missing else None
+
+
+def codings_of(
+    graph: FloatGraph, statistics: Mapping[str, TensorStatistics], rule: RangeRule
+) -> dict[str, Coding]:
+    """The model's own codings, and for the rest of the tensors those that ``rule`` makes.
+
+    Raises ModelError for codings of the model that aren't those of the device's arithmetic.
+    """
+    for op in graph.ops:
+        if isinstance(op, (FloatConv, FloatAdd)) and op.output in graph.codings:
+            _check_clamp(op, graph.codings[op.output])
+    measured = {
+        name: Coding(*activation_code(*tensor.range(rule))) for name, tensor in statistics.items()
+    }
+    return {**measured, **graph.codings}
+
+
+def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:
+    """The quantized graph whose activations are coded as ``codings`` says."""
     tensors: dict[str, ir.Tensor] = {}
 
     def add_tensor(name: str) -> ir.Tensor:
@@ -95,6 +123,21 @@ def quantize(graph: FloatGraph, calibration: NDArray[np.float32] | None) -> ir.G
         scale, zero_point = codings[name].scale, codings[name].zero_point
         tensors[name] = ir.Tensor(name, (height, width, channels), scale, zero_point)
         return tensors[name]
+
+    def keep_coding(source: str, name: str) -> None:
+        channels, height, width = graph.shapes[name]
+        known = tensors[source]
+        tensors[name] = ir.Tensor(name, (height, width, channels), known.scale, known.zero_point)
+
+    def recoded(source: str, op: FloatConcat) -> str:
+        """The tensor ``source`` with the scale and zero point of the output of ``op``."""
+        known, wanted = tensors[source], tensors[op.output]
+        if (known.scale, known.zero_point) == (wanted.scale, wanted.zero_point):
+            return source
+        name = f"{source}_for_{op.name}"
+        tensors[name] = ir.Tensor(name, known.shape, wanted.scale, wanted.zero_point)
+        ops.append(ir.Requantize(name, source, name))
+        return name
 
     add_tensor(graph.input)
     ops: list[ir.Op] = []
@@ -105,41 +148,32 @@ def quantize(graph: FloatGraph, calibration: NDArray[np.float32] | None) -> ir.G
             case FloatAdd():
                 add_tensor(op.output)
                 ops.append(ir.Add(op.name, op.inputs, op.output))
-            case FloatPool():
-                source = tensors[op.input]
-                shape = (1, 1, source.shape[2])
-                tensors[op.output] = ir.Tensor(op.output, shape, source.scale, source.zero_point)
-                ops.append(ir.GlobalAveragePool(op.name, op.input, op.output))
+            case FloatPool() | FloatAveragePool():
+                if isinstance(op, FloatAveragePool) and op.output in graph.codings:
+                    add_tensor(op.output)
+                else:  # a mean of codes is one of the same scale
+                    keep_coding(op.input, op.output)
+                ops.append(_average_pool(op, tensors[op.input], tensors[op.output]))
+            case FloatMaxPool():
+                keep_coding(op.input, op.output)
+                ops.append(
+                    ir.MaxPool(op.name, op.input, op.output, op.window, op.stride, op.padding)
+                )
+            case FloatConcat():
+                add_tensor(op.output)
+                inputs = tuple(recoded(name, op) for name in op.inputs)
+                ops.append(ir.Concat(op.name, inputs, op.output))
+            case FloatClamp():
+                ends = _clamp_codes(op.clamp, add_tensor(op.output))
+                ops.append(ir.Requantize(op.name, op.input, op.output, *ends))
             case FloatHead():
-                ops.append(_head(op, tensors[op.input]))
+                ops.append(_head(graph, op, tensors[op.input]))
     return ir.Graph(graph.name, graph.input, tensors, tuple(ops))
-
-
-def _measured(graph: FloatGraph, calibration: NDArray[np.float32] | None) -> dict[str, Coding]:
-    """Codings from the range of each tensor over the calibration set."""
-    ranges = _ranges(graph, _checked(graph, calibration))
-    return {name: Coding(*activation_code(*span)) for name, span in ranges.items()}
-
-
-def _stored_codings(
-    graph: FloatGraph, calibration: NDArray[np.float32] | None
-) -> Mapping[str, Coding]:
-    """The model's own codings, once they are known to be those of the device's arithmetic."""
-    if calibration is not None:
-        raise CalibrationError(
-            f"model {graph.name} is quantized already and keeps its own scales; leave out the "
-            "calibration set, or give the float model with it"
-        )
-    for op in graph.ops:
-        if isinstance(op, (FloatConv, FloatAdd)):
-            _check_clamp(op, graph.codings[op.output])
-    return graph.codings
 
 
 def _check_clamp(op: FloatConv | FloatAdd, coding: Coding) -> None:
     """On the device, saturation of the codes is the activation function: both must agree."""
-    low = (ir.INT8_MIN - coding.zero_point) * coding.scale
-    high = (ir.INT8_MAX - coding.zero_point) * coding.scale
+    low, high = coding.range.low, coding.range.high
     if op.clamp.low > low + coding.scale / 2 or op.clamp.high < high - coding.scale / 2:
         raise ModelError(
             f"layer '{op.name}' is clamped to {op.clamp.low:g} … {op.clamp.high:g}, but its output "
@@ -163,45 +197,24 @@ def quantize_input(graph: ir.Graph, x: NDArray[np.floating]) -> NDArray[np.int8]
     return codes
 
 
-def activation_code(low: float, high: float) -> tuple[float, int]:
-    """Scale and zero point for real values ``low`` … ``high``, widened to hold 0."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    if low == high:
-        return 1.0 / 255.0, 0  # a tensor that is always zero: any scale represents it
-    scale = (high - low) / 255.0
-    zero_point = int(np.clip(np.rint(ir.INT8_MIN - low / scale), ir.INT8_MIN, ir.INT8_MAX))
-    return scale, zero_point
-
-
-def _checked(graph: FloatGraph, calibration: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    if calibration is None:
-        raise CalibrationError(f"a float model needs a calibration set: {_HOW_TO_GIVE}")
-    expected = graph.shapes[graph.input]
-    if calibration.ndim != 4 or calibration.shape[1:] != expected or len(calibration) == 0:
-        shown = ", ".join(str(size) for size in expected)
-        raise CalibrationError(
-            f"calibration set of shape {calibration.shape}; the model's input '{graph.input}' "
-            f"needs (samples, {shown}) = (samples, channels, height, width), with 1 or more samples"
+def _average_pool(
+    op: FloatPool | FloatAveragePool, source: ir.Tensor, result: ir.Tensor
+) -> ir.GlobalAveragePool | ir.AveragePool:
+    height, width, _ = source.shape
+    if isinstance(op, FloatAveragePool):
+        return ir.AveragePool(
+            op.name, op.input, op.output, op.window, op.stride, op.padding, op.counted
         )
-    if not np.isfinite(calibration).all():
-        raise CalibrationError("the calibration set holds NaN or infinity; clean it")
-    return calibration
+    if (source.scale, source.zero_point) == (result.scale, result.zero_point):
+        return ir.GlobalAveragePool(op.name, op.input, op.output)
+    return ir.AveragePool(op.name, op.input, op.output, (height, width), (height, width))
 
 
-def _ranges(graph: FloatGraph, samples: NDArray[np.float32]) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of each tensor over the calibration set."""
-    ranges: dict[str, tuple[float, float]] = {}
-    for start in range(0, len(samples), BATCH):
-        for name, values in evaluate(graph, samples[start : start + BATCH]).items():
-            low, high = ranges.get(name, (np.inf, -np.inf))
-            ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
-    for name, (low, high) in ranges.items():
-        if not np.isfinite([low, high]).all():
-            raise ModelError(
-                f"tensor '{name}' overflows on the calibration set; the model's weights or the "
-                "calibration set are out of scale"
-            )
-    return ranges
+def _clamp_codes(clamp: Clamp, tensor: ir.Tensor) -> tuple[int, int]:
+    """The codes of ``tensor`` that a clamp lets through."""
+    ends = np.array([clamp.low, clamp.high]) / tensor.scale + tensor.zero_point
+    low, high = np.clip(np.rint(ends), ir.INT8_MIN, ir.INT8_MAX).astype(int).tolist()
+    return low, high
 
 
 def _convolution(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> ir.Conv | ir.DepthwiseConv:
@@ -233,26 +246,39 @@ def _convolution(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> ir.Conv
 def _weight_scales(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> NDArray[np.float64]:
     """Scale per output channel: max|w| / 127, raised where bias or multiplier would not fit.
 
-    A channel of zeros takes the median of the others, so that training can bring it to life.
+    A channel whose products can't move its output by half a step is dead: training with batch
+    normalization leaves such channels, with weights down to 1e-9. It takes the median scale of the
+    others, in which its bias is exact and from which training can bring it to life.
     """
     scale: NDArray[np.float64] = np.abs(op.weight).max(axis=(1, 2, 3)) / _WEIGHT_MAX
-    alive = scale > 0
+    alive = np.abs(op.weight).sum(axis=(1, 2, 3)) * _largest_magnitude(source) > result.scale / 2
     scale[~alive] = np.median(scale[alive]) if alive.any() else 1.0 / _WEIGHT_MAX
     for_bias = np.abs(op.bias) / (source.scale * _BIAS_MAX)
     for_multiplier = _SMALLEST_MULTIPLIER * result.scale / source.scale
     return np.maximum(np.maximum(scale, for_bias), for_multiplier)
 
 
-def _head(op: FloatHead, source: ir.Tensor) -> ir.Head:
-    largest = float(np.abs(op.weight).max())
-    scale = (largest if largest > 0 else 1.0) / _WEIGHT_MAX
-    scale = max(scale, float(np.abs(op.bias).max()) * _HEAD_STEPS / (source.scale * _BIAS_MAX))
+def _largest_magnitude(tensor: ir.Tensor) -> float:
+    ends = ir.INT8_MIN - tensor.zero_point, ir.INT8_MAX - tensor.zero_point
+    return tensor.scale * max(abs(end) for end in ends)
+
+
+def _head(graph: FloatGraph, op: FloatHead, source: ir.Tensor) -> ir.Head:
+    weight = op.weight[:, channels_last(graph.shapes[op.input])]
+    bias = op.bias
+    if op.loss == "mse":  # outputs in the order of the device's input
+        rows = channels_last(graph.shapes[graph.input])
+        weight, bias = weight[rows], bias[rows]
+    largest = float(np.abs(weight).max())
+    scale = _HEAD_ROOM * (largest if largest > 0 else 1.0) / _WEIGHT_MAX
+    scale = max(scale, float(np.abs(bias).max()) * _HEAD_STEPS / (source.scale * _BIAS_MAX))
     step = scale / _HEAD_STEPS
-    bias = np.clip(np.rint(op.bias / (source.scale * step)), -_INT32_MAX - 1, _INT32_MAX)
+    codes = np.clip(np.rint(bias / (source.scale * step)), -_INT32_MAX - 1, _INT32_MAX)
     return ir.Head(
         name=op.name,
         input=op.input,
-        weight=np.rint(op.weight / step).astype(np.int16),
+        weight=np.rint(weight / step).astype(np.int16),
         weight_scale=scale,
-        bias=bias.astype(np.int32),
+        bias=codes.astype(np.int32),
+        loss=op.loss,
     )

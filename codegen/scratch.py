@@ -23,8 +23,10 @@ def convolution_forward_bytes(op: Conv, trained_channels: int) -> int:
 
 
 def convolution_input_gradient_bytes(op: Conv) -> int:
-    """Scaled errors of four pixels."""
-    return 8 * round_up(op.weight.shape[0], 4)
+    """Scaled errors of four pixels for every tap that meets one, and where their weights are."""
+    outputs, kernel_height, kernel_width, _ = op.weight.shape
+    taps = math.ceil(kernel_height / op.stride[0]) * math.ceil(kernel_width / op.stride[1])
+    return int(taps * (10 * round_up(outputs, 2) + 2))
 
 
 def convolution_weight_update_bytes(output: Tensor) -> int:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from codegen.bundle import Bundle
 from codegen.compile import compile_model
+from codegen.quantize_model import DEFAULT_OPTIONS, QuantizationOptions
 from codegen.toolchain import find_toolchain
 
 Progress = Callable[[str, int, int], None]
@@ -24,11 +25,13 @@ def compile_firmware(
     *,
     compiler: Literal["gcc", "zig"] | None = None,
     progress: Progress | None = None,
+    quantization: QuantizationOptions = DEFAULT_OPTIONS,
 ) -> Bundle:
     """Compile ``model`` for ``board`` into the bundle folder ``out``.
 
     ``plans`` are FILE or FILE#NAME; none at all takes the three that codegen makes for the model.
-    Without ``compiler`` it is gcc where that is installed, else zig. Raises `CodegenError`.
+    Without ``compiler`` it is gcc where that is installed, else zig. ``quantization`` is for float
+    models. Raises `CodegenError`.
     """
     return compile_model(
         model,
@@ -39,4 +42,5 @@ def compile_firmware(
         Path(str(files("fleet.protocol") / "tinyfleet.cddl")),
         toolchain=find_toolchain(compiler),
         progress=progress,
+        quantization=quantization,
     )

@@ -1,22 +1,16 @@
 """The flash interface of STM32F4/F7: unlock, program by words, erase by sectors, lose power.
 
 Content lives in one buffer for all of the flash. Programming can only clear bits, erasing
-sets a whole sector to ones. Both count as one *flash operation*; an armed power cut tears one
-of them in a way drawn from its seed: nothing, a part, or all of it has happened.
+sets a whole sector to ones.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
 from typing import ClassVar
 
 from codegen.boards import Board
+from simulator.flash_operations import FlashMisuse, PowerCut
 from simulator.peripherals import Peripheral
-
-
-class FlashMisuse(Exception):
-    """The firmware broke a rule of the flash interface; becomes a machine fault."""
 
 
 class FlashController(Peripheral):
@@ -41,16 +35,13 @@ class FlashController(Peripheral):
         board: Board,
         content: memoryview,
         code: tuple[tuple[int, int], ...],
-        power_cut: Callable[[], None],
+        power: PowerCut,
     ) -> None:
         """``content``: all of the flash. ``code``: (address, bytes) that must not be erased."""
         super().__init__()
-        self._board, self.content, self._code, self._power_cut = board, content, code, power_cut
+        self._board, self.content, self._code, self._power = board, content, code, power
         self._keys_seen = 0
         self._key_error = False
-        self._cut_in = 0
-        self._cut_random = random.Random(0)
-        self.operations = 0
         self.reset()
 
     def reset(self) -> None:
@@ -59,11 +50,6 @@ class FlashController(Peripheral):
         self.values[self.CR] = self.LOCK
         self._keys_seen = 0
         self._key_error = False
-
-    def arm_power_cut(self, operations: int, seed: int) -> None:
-        """Cut power in the ``operations``-th operation from now (1: the next); 0 disarms."""
-        self._cut_in = operations
-        self._cut_random = random.Random(f"power cut {seed}")
 
     def read(self, offset: int) -> int:
         """Operations end at once, so SR never shows busy; key registers read as zero."""
@@ -105,13 +91,6 @@ class FlashController(Peripheral):
                 raise FlashMisuse("STRT needs SER set and PG clear")
             self._erase(value >> 3 & 0xF)
 
-    def _next_operation_is_cut(self) -> bool:
-        self.operations += 1
-        if self._cut_in == 0:
-            return False
-        self._cut_in -= 1
-        return self._cut_in == 0
-
     def _erase(self, sector: int) -> None:
         if sector >= len(self._board.flash.sectors):
             raise FlashMisuse(f"erase of sector {sector}, which isn't there")
@@ -121,17 +100,8 @@ class FlashController(Peripheral):
             if start < address + size and address < start + length:
                 raise FlashMisuse(f"erase of sector {sector}, which holds the running firmware")
         first = address - self._board.flash.address
-        if not self._next_operation_is_cut():
-            self.content[first : first + size] = b"\xff" * size
-            return
-        how = self._cut_random.randrange(4)
-        if how == 1:
-            self.content[first : first + size] = b"\xff" * size
-        elif how >= 2:
-            old = int.from_bytes(self.content[first : first + size], "little")
-            torn = old | self._cut_random.getrandbits(8 * size)
-            self.content[first : first + size] = torn.to_bytes(size, "little")
-        self._power_cut()
+        sector_content = self.content[first : first + size]
+        sector_content[:] = self._power.erased(bytes(sector_content))
 
     def program(self, address: int, size: int, value: int) -> tuple[bool, bytes]:
         """A store of the CPU to flash.
@@ -150,12 +120,9 @@ class FlashController(Peripheral):
             if start <= address < start + length:
                 raise FlashMisuse("store over the running firmware")
         first = address - self._board.flash.address
-        old = int.from_bytes(self.content[first : first + 4], "little")
-        wanted = old & value & 0xFFFFFFFF
-        if not self._next_operation_is_cut():
-            return True, wanted.to_bytes(4, "little")
-        how = self._cut_random.randrange(4)
-        torn = (old, wanted)[how] if how < 2 else wanted | old & self._cut_random.getrandbits(32)
-        self.content[first : first + 4] = torn.to_bytes(4, "little")
-        self._power_cut()
-        return False, torn.to_bytes(4, "little")
+        went_through, data = self._power.programmed(
+            bytes(self.content[first : first + 4]), (value & 0xFFFFFFFF).to_bytes(4, "little")
+        )
+        if not went_through:
+            self.content[first : first + 4] = data
+        return went_through, data

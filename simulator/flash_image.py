@@ -14,6 +14,7 @@ import cbor2
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.flash_layout import record_alignment
 from simulator.errors import ImageError
 
 _MAGIC = 0x4C53
@@ -21,6 +22,7 @@ _IDENTITY, _SAMPLE = 1, 2
 _HELD_OUT = 1
 _HEADER = struct.Struct("<HBBHHI")
 _HEADER_BYTES = 16
+_LENGTH_SHIFT = 4
 _PROTOCOL = 1
 
 
@@ -53,10 +55,12 @@ def held_out_mask(count: int) -> NDArray[np.bool_]:
     return np.asarray(np.arange(count) % 3 == 2, np.bool_)
 
 
-def _record(kind: int, flags: int, label: int, payload: bytes) -> bytes:
-    header = _HEADER.pack(_MAGIC, kind, flags, len(payload), label, zlib.crc32(payload))
+def _record(kind: int, flags: int, label: int, payload: bytes, unit: int) -> bytes:
+    flags |= len(payload) >> 16 << _LENGTH_SHIFT
+    size = len(payload) & 0xFFFF
+    header = _HEADER.pack(_MAGIC, kind, flags, size, label, zlib.crc32(payload))
     record = header + struct.pack("<I", zlib.crc32(header)) + payload
-    return record + b"\xff" * (-len(record) % 4)
+    return record + b"\xff" * (-len(record) % unit)
 
 
 def sample_region(
@@ -77,10 +81,12 @@ def sample_region(
             f"device {identity.device}: {len(samples)} samples of {samples.dtype} and"
             f" {len(labels)} labels; give one label for each int8 sample"
         )
-    parts = [_record(_IDENTITY, 0, 0, cbor2.dumps([_PROTOCOL, *astuple(identity)]))]
+    unit = record_alignment(region_bytes)
+    parts = [_record(_IDENTITY, 0, 0, cbor2.dumps([_PROTOCOL, *astuple(identity)]), unit)]
     held_out = held_out_mask(len(samples))
     for sample, label, held in zip(samples, labels, held_out, strict=True):
-        parts.append(_record(_SAMPLE, _HELD_OUT if held else 0, int(label), sample.tobytes()))
+        flags = _HELD_OUT if held else 0
+        parts.append(_record(_SAMPLE, flags, int(label), sample.tobytes(), unit))
     content = b"".join(parts)
     if len(content) > region_bytes:
         raise ImageError(
@@ -90,25 +96,27 @@ def sample_region(
     return content
 
 
-def _records(content: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+def _records(content: bytes, region_bytes: int | None) -> Iterator[tuple[int, int, int, bytes]]:
     """(type, flags, label, payload) of every record that is sound, as the device finds them."""
-    first = 0
+    first, unit = 0, record_alignment(len(content) if region_bytes is None else region_bytes)
     while first + _HEADER_BYTES <= len(content):
         header = content[first : first + 12]
         magic, kind, flags, size, label, payload_crc = _HEADER.unpack(header)
         (header_crc,) = struct.unpack_from("<I", content, first + 12)
-        end = first + _HEADER_BYTES + size
+        end = first + _HEADER_BYTES + (size | flags >> _LENGTH_SHIFT << 16)
         if magic != _MAGIC or header_crc != zlib.crc32(header) or end > len(content):
-            first += 4
+            first += unit
             continue
         payload = content[first + _HEADER_BYTES : end]
         if zlib.crc32(payload) == payload_crc:
             yield kind, flags, label, payload
-        first = end + -end % 4
+        first = end + -end % unit
 
 
-def read_sample_region(content: bytes) -> SampleLog:
+def read_sample_region(content: bytes, region_bytes: int | None = None) -> SampleLog:
     """What a device with this sample region would find in it.
+
+    ``region_bytes`` is the size of the region where ``content`` is only its beginning.
 
     Raises: ImageError when there is no identity.
     """
@@ -116,7 +124,7 @@ def read_sample_region(content: bytes) -> SampleLog:
     samples: list[bytes] = []
     labels: list[int] = []
     held_out: list[bool] = []
-    for kind, flags, label, payload in _records(content):
+    for kind, flags, label, payload in _records(content, region_bytes):
         if kind == _IDENTITY:
             identity = Identity(*cbor2.loads(payload)[1:])
         elif kind == _SAMPLE:

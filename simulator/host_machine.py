@@ -10,11 +10,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from codegen.bundle import Bundle, load_bundle
+from codegen.boards import Board
+from codegen.bundle import Bundle, RegionInfo, load_bundle
 from codegen.toolchain import Source, Toolchain, host_toolchain
 from codegen.zcbor_codec import CODEC_DEFINES
 from device_runtime import host_sources, include_directories
@@ -35,16 +36,50 @@ class _Region(ctypes.Structure):
     )
 
 
+class _Flash(ctypes.Structure):
+    """tf_host_flash of device_runtime/port/host/host_device.h."""
+
+    _fields_ = (
+        ("content", ctypes.c_void_p),
+        ("sector_bytes", ctypes.POINTER(ctypes.c_uint32)),
+        ("address", ctypes.c_uint32),
+        ("bytes", ctypes.c_uint32),
+        ("sector_count", ctypes.c_uint32),
+    )
+
+
+class _FlashMemory:
+    """Erased sectors of a flash."""
+
+    def __init__(self, address: int, sectors: Sequence[int]) -> None:
+        self.address = address
+        size = sum(sectors)
+        self.content = (ctypes.c_uint8 * size).from_buffer(bytearray(b"\xff" * size))
+        self._sectors = (ctypes.c_uint32 * len(sectors))(*sectors)
+
+    def descriptor(self) -> _Flash:
+        """For C, which keeps no reference to it."""
+        content, count = self.content, len(self._sectors)
+        return _Flash(ctypes.addressof(content), self._sectors, self.address, len(content), count)
+
+
+def _flashes_of(board: Board, regions: Iterable[RegionInfo]) -> list[_FlashMemory]:
+    """The internal flash, and as much of the external one as ``regions`` use."""
+    flashes = [_FlashMemory(board.flash.address, board.flash.sectors)]
+    external = board.external_flash
+    ends = [sum(region.sectors) for region in regions if region.flash == "external"]
+    if external is not None and ends:
+        count = max(ends) - len(board.flash.sectors)
+        flashes.append(_FlashMemory(external.address, external.sectors[:count]))
+    return flashes
+
+
 class _Setup(ctypes.Structure):
-    """tf_host_setup of device_runtime/port/host/host_device.h."""
+    """tf_host_setup of the same header."""
 
     _fields_ = (
         ("board", ctypes.c_char_p),
-        ("flash", ctypes.c_void_p),
-        ("sector_bytes", ctypes.POINTER(ctypes.c_uint32)),
-        ("flash_address", ctypes.c_uint32),
-        ("flash_bytes", ctypes.c_uint32),
-        ("sector_count", ctypes.c_uint32),
+        ("flashes", _Flash * 2),
         ("slots", _Region * 2),
         ("samples", _Region),
         ("pool", ctypes.c_void_p),
@@ -119,26 +154,16 @@ class HostMachine:
         self._library = _library(str(library))
         self._clock, self._start_of_clock = clock, clock()
         self._battery_percent = battery_percent
-        self._flash = (ctypes.c_uint8 * self.board.flash.bytes).from_buffer(
-            bytearray(b"\xff" * self.board.flash.bytes)
-        )
+        layout = bundle.manifest.flash
+        self._flashes = _flashes_of(self.board, (layout.slot_a, layout.slot_b, layout.samples))
         for address, data in flash_content:
-            first = address - self.board.flash.address
-            if first < 0 or first + len(data) > self.board.flash.bytes:
-                raise ImageError(f"{len(data)} bytes for {address:#010x} lie outside the flash")
-            ctypes.memmove(ctypes.byref(self._flash, first), data, len(data))
+            ctypes.memmove(self._place_of(address, len(data)), data, len(data))
         image = load_elf(bundle.firmware)
         pool_bytes = image.address_of("__pool_end") - image.address_of("__pool_start")
         self._pool = (ctypes.c_uint64 * (pool_bytes // 8))()
-        self._sectors = (ctypes.c_uint32 * len(self.board.flash.sectors))(*self.board.flash.sectors)
-        layout = bundle.manifest.flash
         self._setup = _Setup(
             board=self.board.name.encode(),
-            flash=ctypes.addressof(self._flash),
-            sector_bytes=self._sectors,
-            flash_address=self.board.flash.address,
-            flash_bytes=self.board.flash.bytes,
-            sector_count=len(self.board.flash.sectors),
+            flashes=(_Flash * 2)(*(flash.descriptor() for flash in self._flashes)),
             slots=(_Region * 2)(_region(layout.slot_a), _region(layout.slot_b)),
             samples=_region(layout.samples),
             pool=ctypes.addressof(self._pool),
@@ -236,13 +261,17 @@ class HostMachine:
 
         Raises: ImageError outside of it.
         """
-        first = address - self.board.flash.address
-        if first < 0 or first + size > self.board.flash.bytes:
-            raise ImageError(f"{size} bytes at {address:#010x} lie outside the flash")
-        return bytes(self._flash[first : first + size])
+        return ctypes.string_at(self._place_of(address, size), size)
 
     def close(self) -> None:
         """Nothing to give back that the garbage collector doesn't."""
+
+    def _place_of(self, address: int, size: int) -> int:
+        for flash in self._flashes:
+            first = address - flash.address
+            if first >= 0 and first + size <= len(flash.content):
+                return ctypes.addressof(flash.content) + first
+        raise ImageError(f"{size} bytes at {address:#010x} lie outside the flash")
 
     def _call(self, name: str, *arguments: Any) -> Any:
         return getattr(self._library, f"tf_host_device_{name}")(self._device, *arguments)

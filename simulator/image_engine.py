@@ -145,8 +145,7 @@ class ImageEngine:
             )
         if not 0 <= label < classes:
             raise MeasureError(f"label {label} is none of 0 … {classes - 1}")
-        first = self._sample_address - self.machine.board.flash.address
-        self.machine.flash[first : first + sample.size] = sample.tobytes()
+        self.machine.write_flash(self._sample_address, sample.tobytes())
 
     def _fields(self) -> tuple[int, ...]:
         return _ENGINE.unpack(self.machine.read_memory(self._engine, _ENGINE.size))

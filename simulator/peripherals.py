@@ -19,6 +19,8 @@ class Peripheral:
 
     BASE: ClassVar[int]
     SIZE: ClassVar[int] = 0x400
+    READS_HAVE_EFFECTS: ClassVar[bool] = False
+    """A load must not be repeated, so no slice ends at one."""
     REGISTERS: ClassVar[dict[str, int]] = {}
 
     def __init__(self) -> None:
@@ -260,10 +262,9 @@ class Dma2(Peripheral):
         return taken
 
 
-class GpioB(Peripheral):
-    """Port B: PB0 is DTR (output), PB1 is DCD (input)."""
+class Gpio(Peripheral):
+    """A port whose pins serve other peripherals: registers that hold what is written."""
 
-    BASE = 0x40020400
     REGISTERS: ClassVar[dict[str, int]] = {
         "MODER": 0x00,
         "OTYPER": 0x04,
@@ -277,22 +278,48 @@ class GpioB(Peripheral):
         "AFRH": 0x24,
     }
 
-    def __init__(self) -> None:
+
+class GpioA(Gpio):
+    """Port A: the serial line's transmitter on some boards."""
+
+    BASE = 0x40020000
+
+
+class GpioD(Gpio):
+    """Port D: external flash."""
+
+    BASE = 0x40020C00
+
+
+class GpioE(Gpio):
+    """Port E: external flash."""
+
+    BASE = 0x40021000
+
+
+class GpioB(Gpio):
+    """Port B: DTR (output) and DCD (input) of the modem; PB0 and PB1 unless the board says so."""
+
+    BASE = 0x40020400
+
+    def __init__(self, dtr_pin: int = 0, dcd_pin: int = 1) -> None:
         """No carrier."""
         super().__init__()
+        self._dtr, self._dcd = dtr_pin, dcd_pin
         self.carrier = False
         self.hang_ups = 0
         """How often DTR fell: an edge between two looks of the modem counts, too."""
 
     @property
     def data_terminal_ready(self) -> bool:
-        """PB0 driven high."""
-        return bool(self.values[0x00] & 3 == 1 and self.values[0x14] & 1)
+        """The DTR pin driven high."""
+        is_output = self.values[0x00] >> 2 * self._dtr & 3 == 1
+        return bool(is_output and self.values[0x14] >> self._dtr & 1)
 
     def read(self, offset: int) -> int:
-        """IDR shows DCD on bit 1 and the output on bit 0."""
+        """IDR shows DCD and the output DTR."""
         if offset == 0x10:
-            return int(self.carrier) << 1 | int(self.data_terminal_ready)
+            return int(self.carrier) << self._dcd | int(self.data_terminal_ready) << self._dtr
         return 0 if offset == 0x18 else self.values[offset]
 
     def write(self, offset: int, value: int) -> None:
@@ -395,6 +422,7 @@ class Rng(Peripheral):
     """Random words from a seed."""
 
     BASE = 0x50060800
+    READS_HAVE_EFFECTS = True
     DR = 0x08
     REGISTERS: ClassVar[dict[str, int]] = {"CR": 0x00, "SR": 0x04, "DR": 0x08}
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
-import os
-import tempfile
+import mmap
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3 import unicorn as binding
 from unicorn.unicorn_py3.arch.types import uc_context, uc_engine, uc_hook_h
 
-from simulator.elf_image import ElfImage
 from simulator.errors import ImageError
 
 _TRANSLATION_BYTES = 4 << 20
@@ -41,27 +38,6 @@ INVALID_ACCESS = (
     | unicorn_const.UC_HOOK_MEM_WRITE_PROT
     | unicorn_const.UC_HOOK_MEM_FETCH_PROT
 )
-
-
-@functools.lru_cache(maxsize=16)
-def pristine_flash(image: ElfImage, board: str, address: int, size: int) -> IO[bytes]:
-    """A file with the flash content of nothing but the image; machines map it copy-on-write."""
-    if hasattr(os, "memfd_create"):
-        file: IO[bytes] = os.fdopen(os.memfd_create("flash"), "w+b")
-    else:
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the cache entry
-    content = bytearray(b"\xff" * size)
-    for start, data in image.segments:
-        first = start - address
-        if first < 0 or first + len(data) > size:
-            raise ImageError(
-                f"{image.path} puts {len(data)} bytes at {start:#010x}, outside the flash of"
-                f" {board}; compile it for this board"
-            )
-        content[first : first + len(data)] = data
-    file.write(content)
-    file.flush()
-    return file
 
 
 class UnicornCore:
@@ -103,13 +79,13 @@ class UnicornCore:
     @contextlib.contextmanager
     def registers_kept(self) -> Iterator[None]:
         """Puts all registers back at the end, so that the idle firmware isn't disturbed."""
-        library, context = binding.uclib, uc_context()
+        library, context, engine = binding.uclib, uc_context(), self._engine
         self._check(library.uc_context_alloc(self._engine, ctypes.byref(context)), "context")
         try:
             library.uc_context_save(self._engine, context)
             yield
         finally:
-            if self._engine is not None:
+            if self._engine is engine:  # not after a reset, which starts with a new one
                 library.uc_context_restore(self._engine, context)
             library.uc_context_free(context)
 
@@ -131,6 +107,23 @@ class UnicornCore:
         """Forget translated code."""
         control = unicorn_const.UC_CTL_TB_FLUSH | unicorn_const.UC_CTL_IO_WRITE << 30
         self._check(binding.uclib.uc_ctl(self._engine, control), "flush")
+
+    def _map_memory(self, address: int, memory: mmap.mmap, permissions: int) -> None:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self._check(
+            binding.uclib.uc_mem_map_ptr(
+                self._engine, address, len(memory), permissions, ctypes.c_void_p(start)
+            ),
+            "memory map",
+        )
+
+    def _protect_memory(self, address: int, size: int, permissions: int) -> None:
+        """Changes what a mapped region may be used for, also from within a callback."""
+        library, flush = binding.uclib, unicorn_const.UC_CTL_TLB_FLUSH
+        status = library.uc_mem_protect(self._engine, address, size, permissions)
+        self._check(status, "memory protection")
+        status = library.uc_ctl(self._engine, flush | unicorn_const.UC_CTL_IO_WRITE << 30)
+        self._check(status, "flush")
 
     def _open_core(self, cpu: str) -> None:
         """A core of ``MODELS`` without memory."""

@@ -24,14 +24,21 @@ from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3 import unicorn as binding
 
 from codegen.boards import Board, load_board
+from simulator import thumb_code
+from simulator.board_memory import FlashContent
 from simulator.elf_image import ElfImage, load_elf
 from simulator.errors import ImageError, MachineFault
-from simulator.flash_controller import FlashController, FlashMisuse
+from simulator.flash_controller import FlashController
+from simulator.flash_operations import FlashMisuse, PowerCut
 from simulator.machine import Milliseconds, StopReason, TrafficCount, host_milliseconds
+from simulator.nor_flash import NorFlash
 from simulator.peripherals import (
     Adc1,
     Dma2,
+    GpioA,
     GpioB,
+    GpioD,
+    GpioE,
     Peripheral,
     Rcc,
     Rng,
@@ -39,24 +46,13 @@ from simulator.peripherals import (
     Tim2,
     Usart,
 )
+from simulator.quadspi import Quadspi
 from simulator.slice_watchdog import slice_watchdog
-from simulator.unicorn_core import ACCESS, INVALID_ACCESS, MODELS, UnicornCore, pristine_flash
+from simulator.unicorn_core import ACCESS, INVALID_ACCESS, MODELS, UnicornCore
 
 _NOWHERE = 0xFFFFFFFE
 STACK_PAINT = 0xA5A5A5A5
 """What the startup code fills the stack with (device_runtime/port/stm32/startup.c)."""
-_WFI, _WFI_WIDE = b"\x30\xbf", b"\xaf\xf3\x03\x80"
-# Mask and value of the first halfword of stores of words (Armv7-M reference manual, A5): immediate
-# offset, register offset, SP-relative, multiple; wide with either immediate or a register; double.
-_STORES = (
-    (0xF800, 0x6000),
-    (0xFE00, 0x5000),
-    (0xF800, 0x9000),
-    (0xF800, 0xC000),
-    (0xFFF0, 0xF840),
-    (0xFFF0, 0xF8C0),
-    (0xFE50, 0xE840),
-)
 _PATIENCE_SECONDS = 1.0
 """So late a slice ends even at a write, for loops that do nothing else."""
 SLICE_POINTS = re.compile(r"tf_(\w+_(forward|gradient|update|step|add)|crc32|cross_entropy)")
@@ -111,27 +107,20 @@ class UnicornMachine(UnicornCore):
         self._deadline = float("inf")
         self._powered = False
 
-        flash = self.board.flash
-        self._flash_map = mmap.mmap(
-            pristine_flash(self.image, self.board.name, flash.address, flash.bytes).fileno(),
-            self.board.flash.bytes,
-            flags=mmap.MAP_PRIVATE,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE,
-        )
+        self._flashes = FlashContent(self.board, self.image)
         self._sram_map = mmap.mmap(-1, self.board.sram.bytes)
-        self.flash = memoryview(self._flash_map)
+        self.flash = self._flashes.view("internal")
         self.sram = memoryview(self._sram_map)
         for address, data in flash_content:
-            first = address - self.board.flash.address
-            if first < 0 or first + len(data) > self.board.flash.bytes:
-                raise ImageError(f"{len(data)} bytes for {address:#010x} lie outside the flash")
-            self.flash[first : first + len(data)] = data
+            self._flashes.write(address, data)
 
         code = tuple((address, len(data)) for address, data in self.image.segments)
-        self.flash_controller = FlashController(self.board, self.flash, code, self._power_is_cut)
-        self.usart = Usart(2 if self.board.defines.get("TF_BOARD_USART_V2") else 1, self._transmit)
+        self._power_cut = PowerCut(lambda: self._stop(StopReason.POWER_CUT))
+        self.flash_controller = FlashController(self.board, self.flash, code, self._power_cut)
+        defines = self.board.defines
+        self.usart = Usart(2 if defines.get("TF_BOARD_USART_V2") else 1, self._transmit)
         self.dma = Dma2(self.usart, self._dma_load, self._dma_store, self._transmit)
-        self.gpio = GpioB()
+        self.gpio = GpioB(defines.get("TF_BOARD_DTR_PIN", 0), defines.get("TF_BOARD_DCD_PIN", 1))
         self.clocks = Rcc()
         self.system = SystemControl(self.board.cpu, self._reset_requested)
         self._peripherals: list[Peripheral] = [
@@ -140,11 +129,20 @@ class UnicornMachine(UnicornCore):
             self.usart,
             self.dma,
             self.gpio,
+            GpioA(),
             Tim2(clock),
             Adc1(battery_percent),
             Rng(seed),
             self.system,
         ]
+        self.nor_flash: NorFlash | None = None
+        external = self.board.external_flash
+        if external is not None:
+            content = lambda: self._flashes.view("external")  # noqa: E731 - made when it is used
+            self.nor_flash = NorFlash(external, content, self._power_cut)
+            quadspi = Quadspi(self.nor_flash, self._set_external_flash_mapped)
+            self._peripherals += [quadspi, GpioD(), GpioE()]
+        self._external_is_open = False
         self.power_on()
 
     # --- Machine -----------------------------------------------------------------------------
@@ -181,13 +179,13 @@ class UnicornMachine(UnicornCore):
 
     @property
     def data_terminal_ready(self) -> bool:
-        """PB0."""
+        """The pin that wants the modem to dial and stay."""
         return self._powered and self.gpio.data_terminal_ready
 
     @property
     def flash_operations(self) -> int:
         """Words programmed and sectors erased since the machine was made."""
-        return self.flash_controller.operations
+        return self._power_cut.operations
 
     @property
     def hang_ups(self) -> int:
@@ -212,7 +210,7 @@ class UnicornMachine(UnicornCore):
         return top - bottom - 4 * painted if painted else 0
 
     def set_data_carrier_detect(self, connected: bool) -> None:
-        """PB1."""
+        """The pin that tells that the modem's stream is open."""
         self.gpio.carrier = connected
 
     @property
@@ -228,6 +226,8 @@ class UnicornMachine(UnicornCore):
             self.sram[:] = b"\xa5\x5a\xc3\x3c" * (self.board.sram.bytes // 4)
         for peripheral in self._peripherals:
             peripheral.reset()
+        if self.nor_flash is not None and not keep_sram:
+            self.nor_flash.power_on()
         self.fault = self._pending_fault = None
         self._pending_flash.clear()
         self._last_write = self._cut_store = self._repetition = None
@@ -241,16 +241,15 @@ class UnicornMachine(UnicornCore):
 
     def cut_power_at_flash_operation(self, operations: int, seed: int) -> None:
         """Cut power in the ``operations``-th (from 1) flash operation from now."""
-        self.flash_controller.arm_power_cut(operations, seed)
+        self._power_cut.arm(operations, seed)
 
     def close(self) -> None:
         """Give back all memory."""
         self._powered = False
         self._close_engine()
-        for view in (self.flash, self.sram):
-            view.release()
+        self.sram.release()
         self.flash_controller.content = memoryview(b"")
-        self._flash_map.close()
+        self._flashes.close()
         self._sram_map.close()
 
     # --- For measuring and tests ---------------------------------------------------------------
@@ -262,6 +261,13 @@ class UnicornMachine(UnicornCore):
         """
         view, first = self._memory(address, size, "read")
         return bytes(view[first : first + size])
+
+    def write_flash(self, address: int, data: bytes) -> None:
+        """Put ``data`` into a flash as a debug probe does.
+
+        Raises: ImageError outside of all flashes.
+        """
+        self._flashes.write(address, data)
 
     def write_sram(self, address: int, data: bytes) -> None:
         """Store to SRAM.
@@ -320,27 +326,14 @@ class UnicornMachine(UnicornCore):
 
     def _open_engine(self) -> None:
         self._open_core(self.board.cpu)
-        for address, size, permissions, memory in (
-            (
-                self.board.flash.address,
-                self.board.flash.bytes,
-                unicorn_const.UC_PROT_READ | unicorn_const.UC_PROT_EXEC,
-                self._flash_map,
-            ),
-            (
-                self.board.sram.address,
-                self.board.sram.bytes,
-                unicorn_const.UC_PROT_READ | unicorn_const.UC_PROT_WRITE,
-                self._sram_map,
-            ),
-        ):
-            start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-            self._check(
-                binding.uclib.uc_mem_map_ptr(
-                    self._engine, address, size, permissions, ctypes.c_void_p(start)
-                ),
-                "memory map",
-            )
+        readable, writable = unicorn_const.UC_PROT_READ, unicorn_const.UC_PROT_WRITE
+        self._map_memory(
+            self.board.flash.address,
+            self._flashes.map_of("internal"),
+            readable | unicorn_const.UC_PROT_EXEC,
+        )
+        self._map_memory(self.board.sram.address, self._sram_map, readable | writable)
+        self._external_is_open = False
         for peripheral in self._peripherals:
             self._map_peripheral(peripheral)
         self._keep_hook(INVALID_ACCESS, binding.HOOK_MEM_INVALID_CFUNC(self._invalid_access))
@@ -359,8 +352,8 @@ class UnicornMachine(UnicornCore):
 
     def _map_peripheral(self, peripheral: Peripheral) -> None:
         base = peripheral.BASE
-        # Unicorn may repeat the load on resume, which does no harm to all but this one.
-        ends_slice = not isinstance(peripheral, Rng)
+        # Unicorn may repeat the load on resume, which does no harm to most.
+        ends_slice = not peripheral.READS_HAVE_EFFECTS
         monotonic = time.monotonic
 
         def read(engine: Any, offset: int, size: int, _: Any) -> int:
@@ -448,23 +441,20 @@ class UnicornMachine(UnicornCore):
         if self._stop_cause is StopReason.RESET:
             self.power_on(keep_sram=True)
             return StopReason.RESET
-        if self._stop_cause is None and pc != until and self._is_behind_wfi(pc):
+        waits = pc != until and thumb_code.ends_in_wfi(self._code_before(pc))
+        if self._stop_cause is None and waits:
             return StopReason.IDLE
-        if self._last_write is not None and self._is_store(pc):
+        if self._last_write is not None and thumb_code.is_store(self._halfword(pc)):
             self._cut_store = pc, self._last_write
         return StopReason.SLICE_OVER
 
-    def _is_store(self, pc: int) -> bool:
+    def _halfword(self, pc: int) -> int:
         first = pc - self.board.flash.address
-        opcode = int.from_bytes(self.flash[first : first + 2], "little")
-        return any(opcode & mask == wanted for mask, wanted in _STORES)
+        return int.from_bytes(self.flash[first : first + 2], "little")
 
-    def _is_behind_wfi(self, pc: int) -> bool:
+    def _code_before(self, pc: int) -> bytes:
         first = pc - self.board.flash.address
-        return (
-            bytes(self.flash[first - 2 : first]) == _WFI
-            or bytes(self.flash[first - 4 : first]) == _WFI_WIDE
-        )
+        return bytes(self.flash[first - 4 : first])
 
     # --- What the peripherals and hooks call ----------------------------------------------------
 
@@ -487,8 +477,15 @@ class UnicornMachine(UnicornCore):
     def _look_at_activity(self) -> int:
         return self._activity
 
-    def _power_is_cut(self) -> None:
-        self._stop(StopReason.POWER_CUT)
+    def _set_external_flash_mapped(self, on: bool) -> None:
+        flash = self.board.external_flash
+        if flash is None or self._engine is None:
+            return
+        permissions = unicorn_const.UC_PROT_READ if on else unicorn_const.UC_PROT_NONE
+        if not self._external_is_open:
+            self._map_memory(flash.address, self._flashes.map_of("external"), permissions)
+            self._external_is_open = True
+        self._protect_memory(flash.address, flash.bytes, permissions)
 
     def _reset_requested(self) -> None:
         self._stop(StopReason.RESET)
@@ -502,9 +499,9 @@ class UnicornMachine(UnicornCore):
         sram_end = board.sram.address + board.sram.bytes
         if board.sram.address <= address and address + size <= sram_end:
             return self.sram, address - board.sram.address
-        flash_end = board.flash.address + board.flash.bytes
-        if access == "read" and board.flash.address <= address and address + size <= flash_end:
-            return self.flash, address - board.flash.address
+        in_flash = self._flashes.locate(address, size) if access == "read" else None
+        if in_flash is not None:
+            return in_flash
         raise self._make_fault(f"{size} bytes outside the memory of {board.name}", address, access)
 
     def _dma_load(self, address: int, size: int) -> bytes:
@@ -539,7 +536,7 @@ class UnicornMachine(UnicornCore):
             self._stop_with(
                 self._make_fault(
                     f"{access} of {size} bytes at {address:#010x}, where {self.board.name} has"
-                    f" {'no such access' if self._is_mapped(address) else 'nothing'}",
+                    f" {self._what_is_at(address)}",
                     address,
                     access,
                 )
@@ -555,10 +552,14 @@ class UnicornMachine(UnicornCore):
     def _in_flash(self, address: int) -> bool:
         return 0 <= address - self.board.flash.address < self.board.flash.bytes
 
-    def _is_mapped(self, address: int) -> bool:
-        return self._in_flash(address) or (
+    def _what_is_at(self, address: int) -> str:
+        if self._in_flash(address) or (
             0 <= address - self.board.sram.address < self.board.sram.bytes
-        )
+        ):
+            return "no such access"
+        if self._flashes.locate(address, 1) is None:
+            return "nothing"
+        return "an external flash that can only be read, and only while QUADSPI maps it"
 
     def _exception(self, engine: Any, number: int, _: Any) -> None:
         names = {1: "undefined instruction", 2: "svc", 3: "prefetch abort", 7: "bkpt"}

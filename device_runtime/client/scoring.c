@@ -63,7 +63,7 @@ void tf_scoring_draw_order(tf_client *client) {
            tf_sample_log_next(&client->log, &cursor, &record) == TF_OK) {
         if (is_usable(client, &record, false)) {
             /* Where the record is, so that a step finds it without counting. */
-            order[count++] = (uint16_t)(record.offset / 4u);
+            order[count++] = (uint16_t)(record.offset / client->log.unit);
         }
     }
     for (uint32_t i = count; i-- > 1u;) {
@@ -80,7 +80,8 @@ bool tf_scoring_train_step(tf_client *client) {
     if (client->order_next == client->order_count) {
         return false;
     }
-    const uint32_t offset = 4u * (uint32_t)client->config->sample_order[client->order_next++];
+    const uint32_t offset =
+        client->log.unit * (uint32_t)client->config->sample_order[client->order_next++];
     tf_record record;
     if (tf_sample_log_at(&client->log, offset, &record) == TF_OK) {
         tf_engine_train_step(&client->engine, (const int8_t *)record.payload, record.label,

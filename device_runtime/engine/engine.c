@@ -25,6 +25,35 @@ uint32_t tf_engine_pool_bytes(const tf_model *model, const tf_plan *plan) {
            aligned((uint32_t)sizeof(int32_t) * model->classes);
 }
 
+/* Place of value `column` of line `line` in a tensor with `width` values a line. */
+static uint32_t place(const tf_segment *segment, uint32_t line, uint32_t column, uint32_t width) {
+    if (segment->packed == 0u) {
+        return line * width + column;
+    }
+    const uint32_t row = line / segment->taps;
+    const uint32_t length = (segment->taps * width + 3u) & ~3u;
+    return (row & ~1u) * length + 2u * (line % segment->taps * width + column) + (row & 1u);
+}
+
+static uint32_t place_in_blob(const tf_segment *segment, uint32_t line, uint32_t at) {
+    const uint32_t channel = segment->channels == NULL ? at : segment->channels[at];
+    return place(segment, line, channel, segment->row);
+}
+
+/* Copies the trained values of a segment into the state. What fills up its rows stays as it is. */
+static void load_segment(const tf_segment *segment, const uint8_t *weights, uint8_t *state) {
+    const uint8_t *from = weights + segment->blob_offset;
+    uint8_t *to = state + segment->state_offset;
+    const uint32_t lines = segment->values / segment->count;
+    for (uint32_t line = 0; line < lines; line++) {
+        for (uint32_t at = 0; at < segment->count; at++) {
+            const uint32_t source = place_in_blob(segment, line, at) * segment->bytes;
+            const uint32_t target = place(segment, line, at, segment->count) * segment->bytes;
+            memcpy(to + target, from + source, segment->bytes);
+        }
+    }
+}
+
 tf_status tf_engine_load(tf_engine *engine, const tf_model *model, const tf_plan *plan,
                          const uint8_t *weights, void *pool, uint32_t pool_bytes) {
     if (pool_bytes < tf_engine_pool_bytes(model, plan)) {
@@ -40,14 +69,9 @@ tf_status tf_engine_load(tf_engine *engine, const tf_model *model, const tf_plan
     engine->frame.state = next;
     next += aligned(plan->state_bytes);
     engine->frame.logits = (int32_t *)(void *)next;
+    memset(engine->frame.state, 0, plan->state_bytes);
     for (uint16_t s = 0; s < plan->segment_count; s++) {
-        const tf_segment *segment = &plan->segments[s];
-        const uint32_t lines = segment->values / segment->count;
-        memcpy(engine->frame.state + segment->state_offset, weights + segment->blob_offset,
-               (size_t)lines * segment->row * segment->bytes);
-        if (segment->has_fraction != 0) {
-            memset(engine->frame.state + segment->fraction_offset, 0, segment->values);
-        }
+        load_segment(&plan->segments[s], weights, engine->frame.state);
     }
     return TF_OK;
 }
@@ -77,7 +101,7 @@ void tf_engine_train_step(tf_engine *engine, const int8_t *sample, int32_t label
     tf_frame *frame = &engine->frame;
     frame->input = sample;
     frame->label = label;
-    frame->learning_rate_q20 = learning_rate_q20;
+    frame->learning_rate_q20 = learning_rate_q20 / engine->plan->accumulate;
     frame->seed = seed;
     engine->plan->forward(frame);
     engine->plan->loss(frame);
@@ -110,13 +134,15 @@ int32_t tf_delta_next(tf_delta_cursor *cursor) {
     const tf_frame *frame = &cursor->engine->frame;
     const tf_segment *segment = &plan->segments[cursor->segment];
     const uint32_t line = cursor->within / segment->count;
-    const uint32_t at = line * segment->row + segment->start + cursor->within % segment->count;
+    const uint32_t column = cursor->within % segment->count;
+    const uint32_t at = place(segment, line, column, segment->count);
+    const uint32_t before = place_in_blob(segment, line, column);
     const int32_t unit = segment->bytes == 1u ? 256 : 1;
     int64_t change = (int64_t)element(frame->state + segment->state_offset, at, segment->bytes) -
-                     element(frame->weights + segment->blob_offset, at, segment->bytes);
+                     element(frame->weights + segment->blob_offset, before, segment->bytes);
     change *= unit;
     if (segment->has_fraction != 0) {
-        change += (int8_t)frame->state[segment->fraction_offset + cursor->within];
+        change += (int8_t)frame->state[segment->fraction_offset + at];
     }
     const uint32_t dropped = (1u << segment->shift) - 1u;
     change += tf_random(frame->seed, DELTA_STREAM, cursor->value++) & dropped;

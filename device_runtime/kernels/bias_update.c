@@ -1,5 +1,5 @@
 /* Gradient and update of the biases of a convolution, full or depthwise. */
-#include "fixed_point.h"
+#include "weight_update.h"
 
 /* Channels whose errors are summed side by side. */
 #define LANES 4u
@@ -19,10 +19,12 @@ static inline __attribute__((always_inline)) void sum_lanes(const int16_t *error
 }
 
 void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_scale *scale,
-                    int32_t *bias, const tf_update *update) {
+                    int32_t *bias, const tf_whole *of_bias, const tf_update *update) {
     const uint32_t pixels = (uint32_t)layer->out_height * layer->out_width;
     const uint32_t channels = layer->out_channels;
     const int64_t limit = layer->bias_limit;
+    const uint32_t stream = tf_update_stream(update);
+    const int32_t exponent = scale->exponent + TF_BIAS_BITS;
     uint32_t lanes;
     for (uint32_t o = 0; o < channels; o += lanes) {
         int32_t gradients[LANES];
@@ -33,10 +35,15 @@ void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_
             sum_lanes(error + o, pixels, channels, gradients, 1u);
         }
         for (uint32_t i = 0; i < lanes; i++) {
+            const uint32_t at = o + i;
             const tf_step step =
-                tf_make_step(layer->bias_gain[o + i], update->learning_rate_q20, scale->exponent);
-            const int64_t moved = (int64_t)bias[o + i] - tf_apply_step(gradients[i], step);
-            bias[o + i] = (int32_t)(moved > limit ? limit : (moved < -limit ? -limit : moved));
+                tf_make_step(layer->bias_gain[at], update->learning_rate_q20, exponent);
+            int32_t *velocity = of_bias->velocity == NULL ? NULL : &of_bias->velocity[at];
+            const int32_t change = tf_apply_step(gradients[i], step);
+            const int64_t moved =
+                (int64_t)bias[at] +
+                tf_move(change, velocity, update, TF_BIAS_BITS, stream, of_bias->first_value + at);
+            bias[at] = (int32_t)(moved > limit ? limit : (moved < -limit ? -limit : moved));
         }
     }
 }

@@ -1,118 +1,372 @@
-/* Full convolution, forward: the widened inputs of two output pixels times all rows of weights. */
-#include "dot.h"
+/* Full convolution, forward: columns of what four output pixels see times packed weights. */
+#include "block.h"
 #include "fixed_point.h"
 
-static uint32_t column_length(const tf_convolution *layer) {
-    return (uint32_t)layer->kernel_height * layer->kernel_width * layer->in_channels;
+/* A byte of the mask holds eight channels. */
+#define MASK_CHANNELS 8u
+
+/* What does not change between the blocks of a layer. */
+typedef struct {
+    const tf_convolution *layer;
+    const tf_weights *weights;
+    const int8_t *input;
+    const int32_t *bias;
+    uint8_t *mask;
+    uint32_t in_height, in_width, in_ring, out_width;
+    int16_t *columns;
+    uint32_t length, trained_length; /* of a column */
+    uint32_t line;                   /* values that one kernel row sees */
+    uint32_t step;                   /* from what a pixel sees to what the next one sees */
+    uint32_t inner_first, inner_end; /* x where four pixels in a row see no border */
+} job;
+
+/* Values at … at + count - 1 of one pixel's column: src[i] - zero. */
+static void widen(const job *job, uint32_t pixel, uint32_t at, const int8_t *src, uint32_t count) {
+    const int32_t zero = job->layer->in_zero;
+    uint32_t i = 0;
+#if TF_DSP
+    const uint32_t minus = tf_minus(zero);
+    if (at % 2u == 1u && count > 0) {
+        job->columns[tf_column_index(job->length, pixel, at)] = (int16_t)(src[i++] - zero);
+    }
+    int16_t *to = job->columns + tf_column_index(job->length, pixel, at + i);
+    for (; i + 4u <= count; i += 4u, to += 16) {
+        const uint32_t word = tf_load32(src + i);
+        const uint32_t even = tf_even_plus(minus, word), odd = tf_odd_plus(minus, word);
+        tf_store32(to, tf_pack_low(even, odd));
+        tf_store32(to + 8, tf_pack_high(even, odd));
+    }
+#endif
+    for (; i < count; i++) {
+        job->columns[tf_column_index(job->length, pixel, at + i)] = (int16_t)(src[i] - zero);
+    }
 }
 
-/* Collects what output pixel (y, x) sees, minus the zero point; outside the input is zero. */
-static void gather(const tf_convolution *layer, const int8_t *input, int32_t y, int32_t x,
-                   int16_t *pair, uint32_t slot) {
-    const uint32_t channels = layer->in_channels;
-    const uint32_t length = column_length(layer);
-    const int32_t top = y * layer->stride_height - layer->pad_top;
-    const int32_t left = x * layer->stride_width - layer->pad_left;
+static void clear(const job *job, uint32_t pixel, uint32_t at, uint32_t count) {
+    for (uint32_t i = at; i < at + count; i++) {
+        job->columns[tf_column_index(job->length, pixel, i)] = 0;
+    }
+}
+
+static const int8_t *row_of(const job *job, uint32_t y) {
+    const uint32_t row = y < job->in_ring ? y : y % job->in_ring;
+    return job->input + row * job->in_width * job->layer->in_channels;
+}
+
+/* A kernel row's values for all four pixels. */
+static inline void widen_four(const job *job, uint32_t at, const int8_t *src) {
+    const uint32_t count = job->line, step = job->step;
+#if TF_DSP
+    const int32_t zero = job->layer->in_zero;
+    for (uint32_t i = 0; i < count;) {
+        int16_t *to = job->columns + tf_column_index(job->length, 0, at + i);
+        const uint32_t quads = (count - i) / 4u;
+        if ((at + i) % 2u == 0 && quads > 0) {
+            tf_block_widen(to, src + i, step, quads, tf_minus(zero));
+            i += 4u * quads;
+            continue;
+        }
+        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+            to[2u * p] = (int16_t)(src[p * step + i] - zero);
+        }
+        i++;
+    }
+#else
+    for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+        widen(job, p, at, src + p * step, count);
+    }
+#endif
+}
+
+/* The column of output pixel (y, x), part of which may lie outside the input: zeros there. */
+static void gather_at_border(const job *job, uint32_t pixel, int32_t top, int32_t left) {
+    const tf_convolution *layer = job->layer;
+    const int32_t channels = layer->in_channels;
+    const int32_t before = left < 0 ? -left : 0;
+    const int32_t over = left + layer->kernel_width - (int32_t)job->in_width;
+    const int32_t after = over > 0 ? over : 0;
+    const int32_t inside = layer->kernel_width - before - after;
     uint32_t at = 0;
     for (int32_t row = top; row < top + layer->kernel_height; row++) {
-        for (int32_t col = left; col < left + layer->kernel_width; col++, at += channels) {
-            if (row < 0 || row >= layer->in_height || col < 0 || col >= layer->in_width) {
-                tf_pair_clear(pair, length, slot, at, channels);
-                continue;
+        const uint32_t all = (uint32_t)(layer->kernel_width * channels);
+        if (row < 0 || row >= (int32_t)job->in_height || inside <= 0) {
+            clear(job, pixel, at, all);
+        } else {
+            const uint32_t first = (uint32_t)(before * channels);
+            const uint32_t count = (uint32_t)(inside * channels);
+            clear(job, pixel, at, first);
+            widen(job, pixel, at + first, row_of(job, (uint32_t)row) + (left + before) * channels,
+                  count);
+            clear(job, pixel, at + first + count, all - first - count);
+        }
+        at += all;
+    }
+}
+
+/* Moves the values of trained channels to the columns behind, and leaves zeros. */
+static __attribute__((noinline)) void split_trained(const job *job) {
+    const uint32_t taps = (uint32_t)job->layer->kernel_height * job->layer->kernel_width;
+    int16_t *trained = job->columns + TF_BLOCK_PIXELS * job->length;
+    uint32_t at = 0;
+    for (uint32_t tap = 0; tap < taps; tap++) {
+        for (uint32_t j = 0; j < job->weights->count; j++, at++) {
+            const uint32_t l = tap * job->layer->in_channels + job->weights->channels[j];
+            for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+                int16_t *from = job->columns + tf_column_index(job->length, p, l);
+                trained[tf_column_index(job->trained_length, p, at)] = *from;
+                *from = 0;
             }
-            const int8_t *pixel =
-                input + ((uint32_t)row * layer->in_width + (uint32_t)col) * channels;
-            tf_pair_widen(pair, length, slot, at, pixel, channels, layer->in_zero);
         }
-    }
-    tf_pair_clear(pair, length, slot, length, tf_pair_length(length) - length);
-}
-
-/* Where a pair of pixels goes: `index` and `second` are the places of their first channels. */
-typedef struct {
-    int8_t *output;
-    uint8_t *mask;
-    uint32_t index, second;
-} target;
-
-/* A byte of the mask holds eight channels; so do the sums that wait to be requantized. */
-#define CHUNK 8u
-
-/* Sums of channels `from` … `from + count - 1` of both pixels to codes and mask bits. Apart from
- * the products, since both want all registers of the core. */
-static __attribute__((noinline)) void finish(const tf_convolution *layer, const int32_t *sums,
-                                             const int32_t *bias, const target *to, uint32_t from,
-                                             uint32_t count) {
-    int8_t *first = to->output + to->index + from;
-    int8_t *second = to->output + to->second + from;
-    const tf_multiplier *by = layer->requantize + from;
-    const int32_t pre_shift = layer->pre_shift, zero = layer->out_zero;
-    uint32_t bits0 = 0, bits1 = 0, bit = 1;
-    bias += from;
-    for (uint32_t i = 0; i < count; i++, bit <<= 1) {
-        const tf_requantizer r = tf_make_requantizer(by++, zero);
-        const int32_t raise = *bias++;
-        const int32_t value0 = tf_requantize(&r, tf_raise(sums[0] + raise, pre_shift));
-        const int32_t value1 = tf_requantize(&r, tf_raise(sums[1] + raise, pre_shift));
-        const int32_t clamped0 = tf_clamp8(value0), clamped1 = tf_clamp8(value1);
-        sums += 2;
-        *first++ = (int8_t)clamped0;
-        *second++ = (int8_t)clamped1;
-        bits0 |= clamped0 == value0 ? bit : 0u;
-        bits1 |= clamped1 == value1 ? bit : 0u;
-    }
-    if (to->mask != NULL) {
-        tf_put_bits(to->mask, to->index + from, bits0, count);
-        tf_put_bits(to->mask, to->second + from, bits1, count);
     }
 }
 
-/* All output channels of a pair of pixels. */
-static void multiply(const tf_convolution *layer, const int16_t *pair, const int8_t *weights,
-                     const int32_t *bias, const target *to) {
-    const uint32_t length = column_length(layer);
-    const uint32_t channels = layer->out_channels;
-    int32_t sums[2u * CHUNK]; /* channel by channel, both pixels */
-    for (uint32_t from = 0; from < channels; from += CHUNK) {
-        const uint32_t count = channels - from < CHUNK ? channels - from : CHUNK;
-        uint32_t i = 0;
-        for (; i + 2u <= count; i += 2u, weights += 2u * length) {
-            tf_pair_dot(pair, weights, length, length, sums + 2u * i);
-        }
-        if (i < count) { /* an odd last row goes with itself */
-            int32_t twice[4];
-            tf_pair_dot(pair, weights, 0, length, twice);
-            sums[2u * i] = twice[0];
-            sums[2u * i + 1u] = twice[1];
-        }
-        finish(layer, sums, bias, to, from, count);
+/* The column of output pixel (y, x). */
+static void gather_pixel(const job *job, uint32_t pixel, uint32_t y, uint32_t x) {
+    const tf_convolution *layer = job->layer;
+    const int32_t top = (int32_t)(y * layer->stride_height) - layer->pad_top;
+    const int32_t left = (int32_t)(x * layer->stride_width) - layer->pad_left;
+    if (top < 0 || left < 0 || top + layer->kernel_height > (int32_t)job->in_height ||
+        left + layer->kernel_width > (int32_t)job->in_width) {
+        gather_at_border(job, pixel, top, left);
+        return;
+    }
+    for (uint32_t row = 0; row < layer->kernel_height; row++) {
+        widen(job, pixel, row * job->line,
+              row_of(job, (uint32_t)top + row) + (uint32_t)left * layer->in_channels, job->line);
     }
 }
 
-void tf_convolution_forward(const tf_convolution *layer, const int8_t *input, const int8_t *weights,
-                            const int32_t *bias, int8_t *output, uint8_t *mask, void *scratch) {
-    const uint32_t channels = layer->out_channels;
-    const uint32_t pixels = (uint32_t)layer->out_height * layer->out_width;
-    int16_t *pair = scratch;
-    if (mask != NULL) {
-        memset(mask, 0, (pixels * channels + 7u) / 8u);
+/* Which x begin four pixels of one row that see no border on either side. */
+static void find_inner(job *job) {
+    const tf_convolution *layer = job->layer;
+    const uint32_t stride = layer->stride_width, others = TF_BLOCK_PIXELS - 1u;
+    const uint32_t padded = job->in_width + layer->pad_left;
+    const uint32_t seen = others * stride + layer->kernel_width;
+    uint32_t end = padded >= seen ? (padded - seen) / stride + 1u : 0u;
+    const uint32_t whole = job->out_width > others ? job->out_width - others : 0u;
+    job->inner_first = (layer->pad_left + stride - 1u) / stride;
+    job->inner_end = end < whole ? end : whole;
+}
+
+/* Columns of output pixels (y, x) to (y, x + 3), if they see no border. */
+static uint32_t gather_four(const job *job, uint32_t y, uint32_t x) {
+    const tf_convolution *layer = job->layer;
+    const uint32_t rows = layer->kernel_height;
+    const int32_t top = (int32_t)(y * layer->stride_height) - layer->pad_top;
+    if (x < job->inner_first || x >= job->inner_end || top < 0 ||
+        (uint32_t)top + rows > job->in_height) {
+        return 0;
     }
-    int32_t y = 0, x = 0;
-    for (uint32_t p = 0; p < pixels; p++) {
-        gather(layer, input, y, x, pair, p & 1u);
-        if (++x == layer->out_width) {
+    const uint32_t left = x * job->step - (uint32_t)layer->pad_left * layer->in_channels;
+    for (uint32_t row = 0, at = 0; row < rows; row++, at += job->line) {
+        widen_four(job, at, row_of(job, (uint32_t)top + row) + left);
+    }
+    return 1;
+}
+
+/* Columns of output pixels (y, x) and the `count` - 1 that follow; repeats the last up to four. */
+static __attribute__((noinline)) void gather_each(const job *job, uint32_t y, uint32_t x,
+                                                  uint32_t count) {
+    for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+        gather_pixel(job, p, y, x);
+        if (p + 1u < count && ++x == job->out_width) {
             x = 0;
             y++;
         }
-        const uint32_t even = p & ~1u;
-        if (even == p && p + 1u < pixels) {
-            continue;
+    }
+}
+
+static inline void gather(const job *job, uint32_t y, uint32_t x, uint32_t count) {
+    if (count < TF_BLOCK_PIXELS || !gather_four(job, y, x)) {
+        gather_each(job, y, x, count);
+    }
+    if (job->trained_length > 0) {
+        split_trained(job);
+    }
+}
+
+/* Points the block at channels first … end - 1 (an even number) of the pixels at `output`. */
+static void aim(const job *job, tf_forward_block *block, int8_t *output, uint32_t first,
+                uint32_t end) {
+    block->output = output + first;
+    block->output_end = output + end;
+    block->weights = job->weights->fixed + first * job->length;
+    if (job->trained_length > 0) {
+        block->trained = job->weights->trained + first * job->trained_length;
+    }
+    block->bias = job->bias + first;
+    block->requantize = job->layer->requantize + first;
+}
+
+/* `made` (even) channels that the block aims at, of which `count` go to bits `index` … of the
+ * first pixel's mask: those that begin or end in the middle of a byte. */
+static void forward_with_bits(const job *job, tf_forward_block *block, uint32_t made,
+                              uint32_t count, uint32_t index, uint32_t pixels) {
+    uint8_t bytes[TF_BLOCK_PIXELS];
+    block->mask = bytes;
+    block->mask_end = block->output_end;
+    for (uint32_t p = 1; p < TF_BLOCK_PIXELS; p++) {
+        block->mask_steps[p - 1u] = (int32_t)p;
+    }
+    tf_block_forward(block);
+    for (uint32_t p = 0; p < pixels && job->mask != NULL; p++) {
+        const uint32_t bits = (uint32_t)bytes[p] >> (8u - made);
+        tf_put_bits(job->mask, index, bits & ((1u << count) - 1u), count);
+        index += job->layer->out_channels;
+    }
+}
+
+/* The last channel of an odd number: blocks make two at a time, so it gets two of everything. */
+static void forward_last(const job *job, const tf_forward_block *block, int8_t *output,
+                         uint32_t index, uint32_t pixels) {
+    const uint32_t channel = job->layer->out_channels - 1u;
+    const int32_t bias[2] = {job->bias[channel], 0};
+    const tf_multiplier by = job->layer->requantize[channel];
+    const tf_multiplier requantize[2] = {by, by};
+    int8_t codes[2u * TF_BLOCK_PIXELS];
+    tf_forward_block last = *block;
+    aim(job, &last, output, channel, channel + 2u);
+    last.output = codes;
+    last.output_end = codes + 2;
+    last.bias = bias;
+    last.requantize = requantize;
+    for (uint32_t p = 1; p < TF_BLOCK_PIXELS; p++) {
+        last.steps[p - 1u] = (int32_t)(2u * p);
+    }
+    forward_with_bits(job, &last, 2, 1, index + channel, pixels);
+    for (uint32_t p = 0; p < pixels; p++) {
+        output[p * job->layer->out_channels + channel] = codes[2u * p];
+    }
+}
+
+/* All channels of `pixels` output pixels whose columns are ready, where the mask's bytes don't
+ * fit the pixels or the number of channels is odd; `index` is that of the first pixel's first
+ * channel in the mask. */
+static __attribute__((noinline)) void forward_in_parts(const job *job, tf_forward_block *block,
+                                                       int8_t *output, uint32_t index,
+                                                       uint32_t pixels) {
+    const uint32_t channels = job->layer->out_channels, even = channels & ~1u;
+    const uint32_t most = job->mask == NULL ? even : MASK_CHANNELS;
+    for (uint32_t first = 0; first < even; first += most) {
+        const uint32_t count = even - first < most ? even - first : most;
+        aim(job, block, output, first, first + count);
+        if (job->mask == NULL) {
+            tf_block_forward(block);
+        } else {
+            forward_with_bits(job, block, count, count, index + first, pixels);
         }
-        if (even == p) { /* an odd last pixel goes with a copy of itself */
-            gather(layer, input, (int32_t)(p / layer->out_width), (int32_t)(p % layer->out_width),
-                   pair, 1u);
+    }
+    if (even < channels) {
+        forward_last(job, block, output, index, pixels);
+    }
+}
+
+/* Steps to the outputs of a block's pixels, and to their bytes of the mask; where there are less
+ * than four, the last is made more than once. */
+static void set_steps(const job *job, tf_forward_block *block, uint32_t pixels) {
+    const uint32_t channels = job->layer->out_channels;
+    for (uint32_t p = 1; p < TF_BLOCK_PIXELS; p++) {
+        const uint32_t step = (p < pixels ? p : pixels - 1u) * channels;
+        block->steps[p - 1u] = (int32_t)step;
+        block->mask_steps[p - 1u] = (int32_t)(step / MASK_CHANNELS);
+    }
+}
+
+/* Output rows first … end - 1, which lie one behind the other from `output` on. */
+static void run_rows(const job *job, tf_forward_block *block, uint32_t first, uint32_t end,
+                     int8_t *output) {
+    const uint32_t channels = job->layer->out_channels, width = job->out_width;
+    const uint32_t in_parts = channels % (job->mask == NULL ? 2u : MASK_CHANNELS) != 0;
+    uint32_t index = first * width * channels, left = (end - first) * width;
+    uint32_t y = first, x = 0, count = TF_BLOCK_PIXELS;
+    set_steps(job, block, TF_BLOCK_PIXELS);
+    aim(job, block, output, 0, channels & ~1u);
+    for (; left > 0; left -= count) {
+        if (left < TF_BLOCK_PIXELS) {
+            count = left;
+            set_steps(job, block, count);
         }
-        const target to = {output, mask, even * channels, p * channels};
-        multiply(layer, pair, weights, bias, &to);
+        gather(job, y, x, count);
+        if (in_parts) {
+            forward_in_parts(job, block, output, index, count);
+        } else {
+            block->output = output;
+            block->output_end = output + channels;
+            block->mask_end = NULL;
+            if (job->mask != NULL) {
+                block->mask_end = output + MASK_CHANNELS;
+                block->mask = job->mask + index / MASK_CHANNELS;
+            }
+            tf_block_forward(block);
+        }
+        output += count * channels;
+        index += count * channels;
+        for (x += count; x >= width; x -= width) {
+            y++;
+        }
+    }
+}
+
+static uint32_t is_pointwise(const tf_convolution *layer) {
+    return layer->kernel_height == 1 && layer->kernel_width == 1 && layer->stride_height == 1 &&
+           layer->stride_width == 1 && layer->pad_top == 0 && layer->pad_left == 0;
+}
+
+/* Zeros behind the values of columns. */
+static void fill_up(int16_t *columns, uint32_t used, uint32_t length) {
+    for (uint32_t at = used; at < length; at++) {
+        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+            columns[tf_column_index(length, p, at)] = 0;
+        }
+    }
+}
+
+void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
+                            const tf_weights *weights, const int32_t *bias, int8_t *output,
+                            uint8_t *mask, int16_t *scratch) {
+    const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
+    const uint32_t length = tf_packed_length(taps * layer->in_channels);
+    const uint32_t trained_length = tf_packed_length(taps * weights->count);
+    const uint32_t row_bytes = (uint32_t)layer->out_width * layer->out_channels;
+    job job = {layer,
+               weights,
+               input,
+               bias,
+               mask,
+               layer->in_height,
+               layer->in_width,
+               span->in_ring,
+               layer->out_width,
+               scratch,
+               length,
+               trained_length,
+               (uint32_t)layer->kernel_width * layer->in_channels,
+               (uint32_t)layer->stride_width * layer->in_channels,
+               0,
+               0};
+    tf_forward_block block;
+    tf_block_prepare(&block, layer, scratch, length, trained_length, mask != NULL);
+    fill_up(scratch, taps * layer->in_channels, length);
+    fill_up(scratch + TF_BLOCK_PIXELS * length, taps * weights->count, trained_length);
+    if (mask != NULL) {
+        memset(mask, 0, (layer->out_height * row_bytes + 7u) / 8u);
+    }
+    const uint32_t whole = span->in_ring == layer->in_height && span->out_ring == layer->out_height;
+    if (is_pointwise(layer) && whole) { /* one long row: no block has a piece of two */
+        const uint32_t skipped = span->first * job.in_width;
+        job.input += skipped * layer->in_channels;
+        job.in_width = job.out_width = (span->end - span->first) * job.in_width;
+        job.in_height = 1;
+        find_inner(&job);
+        run_rows(&job, &block, 0, 1, output + skipped * layer->out_channels);
+        return;
+    }
+    find_inner(&job);
+    for (uint32_t y = span->first; y < span->end;) {
+        const uint32_t place = y % span->out_ring;
+        const uint32_t room = span->out_ring - place;
+        const uint32_t rows = span->end - y < room ? span->end - y : room;
+        run_rows(&job, &block, y, y + rows, output + place * row_bytes);
+        y += rows;
     }
 }

@@ -310,7 +310,8 @@ void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *erro
                                 const tf_scale *scale, const int8_t *input,
                                 const tf_trained *trained, const tf_update *update,
                                 int16_t *scratch) {
-    const int32_t exponent = scale->exponent + layer->gradient_shift + tf_fraction_bits(trained);
+    const int32_t exponent = scale->exponent + layer->gradient_shift + tf_weight_bits(trained);
+    const uint32_t stream = tf_update_stream(update);
     const int32_t stride = layer->stride_width;
     update_planes planes;
     planes.layer = layer;
@@ -335,8 +336,8 @@ void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *erro
                     tap_gradients(&planes, row, col, (uint32_t)count, gradients);
                     for (int32_t i = 0; i < count; i++) {
                         const int32_t tap = row * layer->kernel_width + col + i * stride;
-                        tf_update_weight(trained, update, (uint32_t)tap * trained->count + t,
-                                         gradients[i], step);
+                        const uint32_t value = (uint32_t)tap * trained->count + t;
+                        tf_update_weight(trained, update, stream, value, value, gradients[i], step);
                     }
                 }
             }

@@ -1,5 +1,5 @@
 /* The classifier: wide logits, q8.8 weights, its gradients and update. */
-#include "fixed_point.h"
+#include "weight_update.h"
 
 void tf_head_forward(const tf_head *layer, const int8_t *input, const int16_t *weights,
                      const int32_t *bias, int32_t *logits) {
@@ -42,36 +42,25 @@ void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf
     out_scale->magnitude = magnitude;
 }
 
-static int16_t moved(int32_t weight, int32_t change) {
-    return (int16_t)tf_clamp(weight - tf_clamp(change, -65536, 65536), -TF_Q88_LIMIT, TF_Q88_LIMIT);
-}
-
-/* One row of weights, for an error of a logit. */
-static void update_row(int16_t *row, const int8_t *input, uint32_t count, int32_t zero,
-                       int32_t error, tf_step step) {
-    if (step.shift < 33 || step.shift > 62) {
-        for (uint32_t i = 0; i < count; i++) {
-            row[i] = moved(row[i], tf_apply_step(error * (input[i] - zero), step));
-        }
-        return;
-    }
-    /* As tf_apply_step, with the choice made once. */
-    const int32_t shift = step.shift - 32, half = 1 << (shift - 1);
-    for (uint32_t i = 0; i < count; i++) {
-        const int32_t gradient = error * (input[i] - zero);
-        const int32_t high = (int32_t)(((int64_t)gradient * step.mantissa) >> 32);
-        row[i] = moved(row[i], (high + half) >> shift);
-    }
-}
-
 void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *scale,
-                    const int8_t *input, int16_t *weights, int32_t *bias, const tf_update *update) {
+                    const int8_t *input, int16_t *weights, const tf_whole *of_weights,
+                    int32_t *bias, const tf_whole *of_bias, const tf_update *update) {
     const uint32_t rate = update->learning_rate_q20;
-    const tf_step step = tf_make_step(layer->weight_gain, rate, scale->exponent);
-    const tf_step bias_step = tf_make_step(layer->bias_gain, rate, scale->exponent);
+    const uint32_t stream = tf_update_stream(update);
+    const tf_step step = tf_make_step(layer->weight_gain, rate, scale->exponent + TF_STATE_BITS);
+    const tf_step bias_step = tf_make_step(layer->bias_gain, rate, scale->exponent + TF_BIAS_BITS);
+    uint32_t at = 0;
     for (uint32_t o = 0; o < layer->classes; o++) {
-        update_row(weights + o * layer->in_channels, input, layer->in_channels, layer->in_zero,
-                   error[o], step);
-        bias[o] = tf_saturate32((int64_t)bias[o] - tf_apply_step(error[o], bias_step));
+        for (uint32_t i = 0; i < layer->in_channels; i++, at++) {
+            const int32_t gradient = error[o] * (input[i] - layer->in_zero);
+            int32_t *velocity = of_weights->velocity == NULL ? NULL : &of_weights->velocity[at];
+            const int32_t move = tf_move(tf_apply_step(gradient, step), velocity, update,
+                                         TF_STATE_BITS, stream, of_weights->first_value + at);
+            weights[at] = (int16_t)tf_clamp(weights[at] + move, -TF_Q88_LIMIT, TF_Q88_LIMIT);
+        }
+        int32_t *velocity = of_bias->velocity == NULL ? NULL : &of_bias->velocity[o];
+        const int32_t move = tf_move(tf_apply_step(error[o], bias_step), velocity, update,
+                                     TF_BIAS_BITS, stream, of_bias->first_value + o);
+        bias[o] = tf_saturate32((int64_t)bias[o] + move);
     }
 }

@@ -1,38 +1,76 @@
-/* One trained weight takes one step of SGD: q8.8, or int8 with stochastic rounding. */
+/* How trained values take one step of SGD: changes, velocities, rounding at random. */
 #ifndef TINYFLEET_WEIGHT_UPDATE_H
 #define TINYFLEET_WEIGHT_UPDATE_H
 
 #include "fixed_point.h"
-#include "tinyfleet/engine.h"
+#include "tinyfleet/random.h"
 
-/* Bits below the point of a step: see tf_make_step's exponent. */
-static inline int32_t tf_fraction_bits(const tf_trained *trained) {
-    return trained->fractions != NULL ? 8 : 16;
+/* Bits that a change has below the unit of what it changes. */
+#define TF_STATE_BITS 14 /* q8.8 states, of int8 weights and of the head */
+#define TF_STEP_BITS 16  /* int8 weights without fractions */
+#define TF_BIAS_BITS 8
+
+#define TF_LARGEST_CHANGE (1 << 30)
+
+/* The stream of random bits of one step. */
+static inline uint32_t tf_update_stream(const tf_update *update) {
+    return tf_random_stream(update->seed, update->step_index);
 }
 
-/* `value` is the weight's place among the trained ones; `step` was made with tf_fraction_bits
- * added to the exponent. */
+/* -change / 2^bits, up or down with the right odds. `counter` is the value's index in the delta. */
+static inline int32_t tf_round_move(int32_t change, uint32_t bits, uint32_t stream,
+                                    uint32_t counter) {
+    const int32_t chance = (int32_t)(tf_random_mix(stream + counter) & ((1u << bits) - 1u));
+    return (chance - tf_clamp(change, -TF_LARGEST_CHANGE, TF_LARGEST_CHANGE)) >> bits;
+}
+
+/* The same where changes add up in a velocity first (tf_update): the move of this step. */
+static inline int32_t tf_velocity_move(int32_t change, int32_t *velocity, const tf_update *update,
+                                       uint32_t bits, uint32_t stream, uint32_t counter) {
+    const int32_t sum = tf_saturate32((int64_t)*velocity + change);
+    if (update->apply == 0u) {
+        *velocity = sum;
+        return 0;
+    }
+    *velocity = (int32_t)(((int64_t)sum * update->momentum_q8) >> 8);
+    return tf_round_move(sum, bits, stream, counter);
+}
+
+static inline int32_t tf_move(int32_t change, int32_t *velocity, const tf_update *update,
+                              uint32_t bits, uint32_t stream, uint32_t counter) {
+    return velocity == NULL ? tf_round_move(change, bits, stream, counter)
+                            : tf_velocity_move(change, velocity, update, bits, stream, counter);
+}
+
+/* Bits below the point that tf_make_step's exponent must bring for a weight's change. */
+static inline int32_t tf_weight_bits(const tf_trained *trained) {
+    return trained->fractions != NULL ? 8 + TF_STATE_BITS : TF_STEP_BITS;
+}
+
+/* A q8.8 weight goes `move` states of 1/256 step up. */
+static inline void tf_move_state(int8_t *weight, int8_t *fraction, int32_t move) {
+    const int32_t state = tf_clamp(*weight * 256 + *fraction + move, -TF_Q88_LIMIT, TF_Q88_LIMIT);
+    /* weight = round(state / 256), so the fraction lies in [-128, 127]. */
+    const int32_t rounded = (state + 128) >> 8;
+    *weight = (int8_t)rounded;
+    *fraction = (int8_t)(state - rounded * 256);
+}
+
+/* The weight at place `at` of the state, which is value `value` of its tensor's in the delta. */
 static inline void tf_update_weight(const tf_trained *trained, const tf_update *update,
-                                    uint32_t value, int32_t gradient, tf_step step) {
-    int8_t *weight = &trained->weights[value];
-    if (trained->fractions != NULL) {
-        /* Beyond 2^16 the state saturates in any case; the bound keeps the sum in 32 bits. */
-        const int32_t change = tf_clamp(tf_apply_step(gradient, step), -65536, 65536);
-        int8_t *fraction = &trained->fractions[value];
-        const int32_t state =
-            tf_clamp(*weight * 256 + *fraction - change, -TF_Q88_LIMIT, TF_Q88_LIMIT);
-        /* weight = round(state / 256), so the fraction lies in [-128, 127]. */
-        const int32_t rounded = (state + 128) >> 8;
-        *weight = (int8_t)rounded;
-        *fraction = (int8_t)(state - rounded * 256);
+                                    uint32_t stream, uint32_t at, uint32_t value, int32_t gradient,
+                                    tf_step step) {
+    const int32_t change = tf_apply_step(gradient, step);
+    int32_t *velocity = trained->velocity == NULL ? NULL : &trained->velocity[at];
+    const uint32_t counter = trained->first_value + value;
+    int8_t *weight = &trained->weights[at];
+    if (trained->fractions == NULL) {
+        const int32_t move = tf_move(change, velocity, update, TF_STEP_BITS, stream, counter);
+        *weight = (int8_t)tf_clamp(*weight + move, -127, 127);
         return;
     }
-    const int32_t change = tf_clamp(tf_apply_step(gradient, step), -(1 << 25), 1 << 25);
-    /* Adding uniform bits below the point before flooring rounds up with the right odds. */
-    const uint32_t bits =
-        tf_random(update->seed, update->step_index, trained->first_value + value) & 0xffffu;
-    const int32_t moved = *weight * 65536 - change + (int32_t)bits;
-    *weight = (int8_t)tf_clamp(moved >> 16, -127, 127);
+    const int32_t move = tf_move(change, velocity, update, TF_STATE_BITS, stream, counter);
+    tf_move_state(weight, &trained->fractions[at], move);
 }
 
 #endif

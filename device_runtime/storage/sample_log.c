@@ -10,6 +10,8 @@
 #define HEADER_BYTES 16u
 #define HEADER_CRC_AT 12u
 #define HELD_OUT_FLAG 1u
+#define LENGTH_SHIFT 4u /* of the flags: bits 16 ... 19 of the length */
+#define PLACES 65536u   /* that a record can start at */
 #define HELD_OUT_EVERY 3u
 
 static const uint8_t *log_bytes(const tf_sample_log *log, uint32_t offset, uint32_t bytes) {
@@ -20,9 +22,9 @@ static uint32_t log_word(const tf_sample_log *log, uint32_t offset) {
     return tf_flash_word(log->flash, log->region.address + offset);
 }
 
-/* Bytes that a payload takes in flash. */
-static uint32_t padded(uint32_t bytes) {
-    return (bytes + 3u) & ~3u;
+/* Bytes that a record takes in flash, up to the next place where one can start. */
+static uint32_t record_bytes(const tf_sample_log *log, uint32_t payload_bytes) {
+    return (HEADER_BYTES + payload_bytes + log->unit - 1u) & ~(log->unit - 1u);
 }
 
 /* Reads the header at `offset`; false where it is damaged, not one, or leads out of the log. */
@@ -43,9 +45,9 @@ static bool read_header(const tf_sample_log *log, uint32_t offset, tf_record *re
     record->offset = offset;
     record->type = (uint8_t)(first >> 16);
     record->held_out = ((first >> 24) & HELD_OUT_FLAG) != 0u;
-    record->payload_bytes = (uint16_t)second;
+    record->payload_bytes = (second & 0xFFFFu) | ((first >> (24u + LENGTH_SHIFT)) << 16);
     record->label = (uint16_t)(second >> 16);
-    if (log->region.bytes - offset - HEADER_BYTES < padded(record->payload_bytes)) {
+    if (log->region.bytes - offset < record_bytes(log, record->payload_bytes)) {
         return false;
     }
     record->payload = log_bytes(log, offset + HEADER_BYTES, record->payload_bytes);
@@ -61,9 +63,11 @@ tf_status tf_sample_log_open(tf_sample_log *log, const tf_flash *flash,
                              const tf_flash_region *region) {
     log->flash = flash;
     log->region = *region;
-    if (log->region.bytes > TF_SAMPLE_LOG_MAX_BYTES) {
-        log->region.bytes = TF_SAMPLE_LOG_MAX_BYTES;
+    log->unit = 4u;
+    while (log->region.bytes / log->unit > PLACES) {
+        log->unit *= 2u;
     }
+    log->region.bytes &= ~(log->unit - 1u);
     log->end = 0;
     log->samples = 0;
     if (log_bytes(log, 0, log->region.bytes) == NULL) {
@@ -74,17 +78,17 @@ tf_status tf_sample_log_open(tf_sample_log *log, const tf_flash *flash,
         used -= 4u;
     }
     uint32_t offset = 0;
+    /* A payload may end in erased-looking bytes: then the last record goes on behind `used`. */
     while (offset < used) {
         tf_record record;
         if (read_header(log, offset, &record)) {
-            offset += HEADER_BYTES + padded(record.payload_bytes);
+            offset += record_bytes(log, record.payload_bytes);
             log->samples += record.type == TF_RECORD_SAMPLE;
         } else {
-            offset += 4u;
+            offset += log->unit;
         }
     }
-    /* A payload may end in erased-looking bytes, so the later of the two. */
-    log->end = offset > used ? offset : used;
+    log->end = offset;
     return TF_OK;
 }
 
@@ -96,10 +100,10 @@ tf_status tf_sample_log_at(const tf_sample_log *log, uint32_t offset, tf_record 
 tf_status tf_sample_log_next(const tf_sample_log *log, uint32_t *cursor, tf_record *record) {
     while (*cursor < log->end) {
         if (!read_header(log, *cursor, record)) {
-            *cursor += 4u;
+            *cursor += log->unit;
             continue;
         }
-        *cursor += HEADER_BYTES + padded(record->payload_bytes);
+        *cursor += record_bytes(log, record->payload_bytes);
         if (payload_is_intact(log, record)) {
             return TF_OK;
         }
@@ -133,19 +137,20 @@ uint32_t tf_sample_log_count(const tf_sample_log *log, bool held_out, uint32_t p
 }
 
 tf_status tf_sample_log_append(tf_sample_log *log, uint8_t type, uint16_t label,
-                               const uint8_t *payload, uint16_t payload_bytes) {
-    if (type != TF_RECORD_IDENTITY && type != TF_RECORD_SAMPLE) {
+                               const uint8_t *payload, uint32_t payload_bytes) {
+    if ((type != TF_RECORD_IDENTITY && type != TF_RECORD_SAMPLE) ||
+        payload_bytes > TF_RECORD_MAX_BYTES) {
         return TF_BAD_INPUT;
     }
-    const uint32_t room = log->region.bytes - log->end;
-    if (room < HEADER_BYTES || room - HEADER_BYTES < padded(payload_bytes)) {
+    if (log->region.bytes - log->end < record_bytes(log, payload_bytes)) {
         return TF_NO_MEMORY;
     }
     const bool held_out =
         type == TF_RECORD_SAMPLE && log->samples % HELD_OUT_EVERY == HELD_OUT_EVERY - 1u;
     const uint32_t words[3] = {
-        RECORD_MAGIC | ((uint32_t)type << 16) | (held_out ? HELD_OUT_FLAG << 24 : 0u),
-        payload_bytes | ((uint32_t)label << 16),
+        RECORD_MAGIC | ((uint32_t)type << 16) | (held_out ? HELD_OUT_FLAG << 24 : 0u) |
+            ((payload_bytes >> 16) << (24u + LENGTH_SHIFT)),
+        (payload_bytes & 0xFFFFu) | ((uint32_t)label << 16),
         tf_crc32(0, payload, payload_bytes),
     };
     uint8_t header[HEADER_CRC_AT];
@@ -163,7 +168,7 @@ tf_status tf_sample_log_append(tf_sample_log *log, uint8_t type, uint16_t label,
                                         tf_crc32(0, header, HEADER_CRC_AT));
     }
     /* From here on the record is there, with an intact payload or without. */
-    log->end = start + HEADER_BYTES + padded(payload_bytes);
+    log->end = start + record_bytes(log, payload_bytes);
     if (status != TF_OK) {
         return TF_FLASH_FAILED;
     }

@@ -26,14 +26,14 @@ def master_from_blob(layout: Sequence[TensorEntry], blob: bytes) -> FloatVector:
     parts = []
     for slot in layout:
         dtype = np.dtype(_DTYPES[slot.dtype])
-        end = slot.offset + slot.size * dtype.itemsize
+        end = slot.offset + slot.bytes
         if end > len(blob):
             raise AggregationError(
                 f"weights blob has {len(blob)} bytes but tensor {slot.name} ends at byte {end}: "
                 "it belongs to another bundle"
             )
-        values = np.frombuffer(blob, dtype, slot.size, slot.offset)
-        parts.append(values.astype(np.float64))
+        places = np.frombuffer(blob, dtype, slot.places, slot.offset)
+        parts.append(places[slot.place_of_values()].astype(np.float64))
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
@@ -56,7 +56,9 @@ def blob_from_master(layout: Sequence[TensorEntry], master: FloatVector, size: i
     start = 0
     for slot in layout:
         part = np.clip(np.rint(master[start : start + slot.size]), -slot.limit, slot.limit)
-        packed = part.astype(_DTYPES[slot.dtype]).tobytes()
+        places = np.zeros(slot.places, _DTYPES[slot.dtype])
+        places[slot.place_of_values()] = part
+        packed = places.tobytes()
         if slot.offset + len(packed) > size:
             raise AggregationError(f"tensor {slot.name} ends behind the blob's {size} bytes")
         blob[slot.offset : slot.offset + len(packed)] = packed

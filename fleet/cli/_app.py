@@ -43,6 +43,36 @@ def compile_command(
         Path | None,
         typer.Option(help="NPZ with an array `x` of typical input samples; float models need it."),
     ] = None,
+    calibration_method: Annotated[
+        Literal["min-max", "percentile", "mse"] | None,
+        typer.Option(
+            help="How ranges are made of the samples' activations: all of them, without the "
+            "outermost, or of least mean square error. Default: min-max."
+        ),
+    ] = None,
+    percentile: Annotated[
+        float | None,
+        typer.Option(
+            help="For the method percentile: so many per cent of the values don't saturate at "
+            "each end. Default: 99.99."
+        ),
+    ] = None,
+    equalize: Annotated[
+        bool,
+        typer.Option(
+            "--equalize",
+            help="Even out the ranges of channels between two layers where it doesn't change "
+            "what the model computes.",
+        ),
+    ] = False,
+    quantization_report: Annotated[
+        bool,
+        typer.Option(
+            "--quantization-report",
+            help="Compare the int8 model with the float one, layer by layer; also written "
+            "into the bundle.",
+        ),
+    ] = False,
     compiler: Annotated[
         Literal["gcc", "zig"] | None,
         typer.Option(help="Default: gcc where it is installed, else zig."),
@@ -50,13 +80,16 @@ def compile_command(
     json: Json = False,
 ) -> None:
     """Compile a model and its update plans into a firmware bundle for a board."""
-    from fleet.cli._compile import compile_bundle
+    from fleet.cli._compile import compile_bundle, quantization_options
 
     compile_bundle(
         model=model,
         board=board,
         plans=plan or [],
         calibration=calibration,
+        quantization=quantization_options(
+            calibration_method, percentile, equalize=equalize, report=quantization_report
+        ),
         out=out,
         compiler=compiler,
         as_json=json,

@@ -21,12 +21,13 @@ def list_boards(*, as_json: bool) -> None:
                     "sram_limit_bytes": board.sram_limit_bytes,
                     "stack_bytes": board.stack_bytes,
                     "flash_bytes": board.flash.bytes,
+                    "external_flash_bytes": _external_bytes(board),
                 }
                 for board in known
             ]
         )
         return
-    columns = ["board", "what it is", "MHz", "SRAM", "limit for firmware", "flash"]
+    columns = ["board", "what it is", "MHz", "SRAM", "limit for firmware", "flash", "external"]
     rows = [
         [
             board.name,
@@ -35,7 +36,12 @@ def list_boards(*, as_json: bool) -> None:
             board.sram.bytes,
             board.sram_limit_bytes,
             board.flash.bytes,
+            _external_bytes(board) or "",
         ]
         for board in known
     ]
     console().print(table("Boards (sizes in bytes)", columns, rows))
+
+
+def _external_bytes(board: boards.Board) -> int:
+    return 0 if board.external_flash is None else board.external_flash.bytes

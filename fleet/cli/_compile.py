@@ -8,7 +8,11 @@ from typing import Literal
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from codegen.bundle import Bundle
+from codegen.bundle import QUANTIZATION, Bundle
+from codegen.calibration import Method, RangeRule
+from codegen.errors import CalibrationError
+from codegen.quantization_report import LayerError, QuantizationReport, load_report
+from codegen.quantize_model import QuantizationOptions
 from fleet.cli._output import budget_rows, console, print_json, table
 from fleet.firmware import compile_firmware
 
@@ -19,6 +23,7 @@ def compile_bundle(
     board: str,
     plans: Sequence[str],
     calibration: Path | None,
+    quantization: QuantizationOptions,
     out: Path,
     compiler: Literal["gcc", "zig"] | None,
     as_json: bool,
@@ -41,12 +46,103 @@ def compile_bundle(
             bars.update(stages[stage], completed=done, total=of)
 
         bundle = compile_firmware(
-            model, board, plans, calibration, out, compiler=compiler, progress=tell
+            model,
+            board,
+            plans,
+            calibration,
+            out,
+            compiler=compiler,
+            progress=tell,
+            quantization=quantization,
         )
+    report = load_report(bundle.path / QUANTIZATION) if quantization.report else None
     if as_json:
-        print_json(bundle.report.model_dump(mode="json"))
+        facts = bundle.report.model_dump(mode="json")
+        print_json(facts if report is None else {**facts, "quantization": report.model_dump()})
+        return
+    if report is not None:
+        _show_quantization(report)
+    _show(bundle, out)
+
+
+def quantization_options(
+    method: Method | None, percentile: float | None, *, equalize: bool, report: bool
+) -> QuantizationOptions:
+    """What the command line says about quantization.
+
+    Raises CalibrationError for a percentile without the method that uses it, or out of range.
+    """
+    if percentile is not None and method != "percentile":
+        raise CalibrationError(
+            f"--percentile {percentile:g} belongs to --calibration-method percentile; give both"
+        )
+    if method is None:
+        rule = None
+    elif percentile is None:
+        rule = RangeRule(method)
     else:
-        _show(bundle, out)
+        rule = RangeRule(method, percentile)
+    return QuantizationOptions(rule=rule, equalize=equalize, report=report)
+
+
+def _show_quantization(report: QuantizationReport) -> None:
+    screen = console()
+    screen.print(
+        table(
+            f"Error of the int8 model, calibration by {report.method}"
+            + (f" {report.percentile:g}" if report.percentile is not None else ""),
+            [
+                "layer",
+                "operation",
+                "int8 step",
+                *("SQNR dB", "cosine", "max error"),
+                *("own SQNR dB", "own cosine", "own max error"),
+            ],
+            [_error_row(layer) for layer in report.comparison.layers],
+        )
+    )
+    changed = [pair for pair in report.equalized or () if pair.strength is not None]
+    if changed:
+        screen.print(
+            table(
+                "Equalized channels",
+                ["between", "and", "widest/median before", "after", "noise after/before"],
+                [
+                    [
+                        pair.first,
+                        pair.second,
+                        pair.imbalance_before,
+                        pair.imbalance_after,
+                        pair.predicted_noise,
+                    ]
+                    for pair in changed
+                ],
+            )
+        )
+    elif report.equalized is not None:
+        screen.print(
+            f"Equalization changed nothing: no pair of layers would gain ({len(report.equalized)} "
+            "looked at).",
+            soft_wrap=True,
+        )
+    comparison = report.comparison
+    told = f"Own: from this layer alone, given exact inputs. {comparison.samples} samples"
+    if comparison.top1_agreement is not None:
+        told += f", the same class as the float model for {comparison.top1_agreement:.1%} of them"
+    screen.print(f"{told}.", soft_wrap=True)
+
+
+def _error_row(layer: LayerError) -> list[object]:
+    figures = [
+        value
+        for errors in (layer.accumulated, layer.own)
+        for value in (
+            "exact" if errors.sqnr_db is None else f"{errors.sqnr_db:.1f}",
+            f"{errors.cosine:.5f}",
+            errors.max_abs_error,
+        )
+    ]
+    return [layer.layer, layer.kind, "n/a" if layer.step is None else layer.step, *figures]
 
 
 def _show(bundle: Bundle, out: Path) -> None:
@@ -66,6 +162,14 @@ def _show(bundle: Bundle, out: Path) -> None:
         f"Compiled with {bundle.manifest.compiler}.",
         soft_wrap=True,
     )
+    names = {"slot_a": "weights slot A", "slot_b": "weights slot B", "samples": "sample log"}
+    outside = [
+        f"{names[name]} ({region['bytes']:,} bytes at {region['address']:#010x})"
+        for name, region in report["flash_regions"].items()
+        if region["flash"] == "external"
+    ]
+    if outside:
+        screen.print(f"In the external flash: {', '.join(outside)}.", soft_wrap=True)
     for note in report["notes"]:
         screen.print(f"Note: {note}", soft_wrap=True)
     screen.print(f"The bundle is in {out}.", soft_wrap=True)

@@ -43,6 +43,7 @@ class TensorEntry(_Model):
     offset: Annotated[int, Field(ge=0, multiple_of=4)]
     limit: Annotated[int, Field(ge=1)]
     step: tuple[float, ...]
+    order: Literal["plain", "row-pairs"] = "plain"
 
     @property
     def size(self) -> int:
@@ -51,18 +52,41 @@ class TensorEntry(_Model):
 
     @property
     def bytes(self) -> int:
-        """Size in the weights blob without padding."""
-        return self.size * DTYPE_BYTES[self.dtype]
+        """Size in the weights blob, of row pairs with what fills them up."""
+        return self.places * DTYPE_BYTES[self.dtype]
+
+    @property
+    def places(self) -> int:
+        """Number of values for which the blob has room."""
+        if self.order == "plain":
+            return self.size
+        return -(-self.shape[0] // 2) * 2 * self._row_places
+
+    @property
+    def _row_places(self) -> int:
+        return -(-prod(self.shape[1:]) // 4) * 4
+
+    def place_of_values(self) -> NDArray[np.int64]:
+        """Where each value stands among the tensor's places in the blob; shape (size,)."""
+        if self.order == "plain":
+            return np.arange(self.size, dtype=np.int64)
+        row = np.arange(self.shape[0], dtype=np.int64)[:, None]
+        column = np.arange(prod(self.shape[1:]), dtype=np.int64)
+        return (row // 2 * 2 * self._row_places + 2 * column + row % 2).ravel()
 
 
 class Segment(_Model):
-    """A run of delta values: ``start … start+count`` of a tensor's last axis."""
+    """Delta values of one tensor: ``channels`` are runs (start, count) of its last axis."""
 
     tensor: str
-    start: Count
-    count: Annotated[int, Field(ge=1)]
+    channels: Annotated[tuple[tuple[Count, Annotated[int, Field(ge=1)]], ...], Field(min_length=1)]
     values: Annotated[int, Field(ge=1)]
     shift: Annotated[int, Field(ge=0, le=31)]
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """The positions of the last axis, ascending."""
+        return np.concatenate([np.arange(start, start + n) for start, n in self.channels])
 
 
 class PlanEntry(_Model):
@@ -142,9 +166,14 @@ class Manifest(_Model):
             if tensor is None:
                 raise ValueError(f"plan {plan.name} names no tensor: {segment.tensor}")
             last = tensor.shape[-1]
-            if segment.start + segment.count > last:
+            ends = [start + count for start, count in segment.channels]
+            if any(
+                start < end for end, (start, _) in zip(ends, segment.channels[1:], strict=False)
+            ):
+                raise ValueError(f"plan {plan.name} has channels of {segment.tensor} out of order")
+            if ends[-1] > last:
                 raise ValueError(f"plan {plan.name} goes beyond the end of {segment.tensor}")
-            if tensor.size // last * segment.count != segment.values:
+            if tensor.size // last * segment.positions.size != segment.values:
                 raise ValueError(f"plan {plan.name} miscounts the values of {segment.tensor}")
         if sum(segment.values for segment in plan.segments) != plan.delta_values:
             raise ValueError(f"the segments of plan {plan.name} don't add up to delta_values")
@@ -201,8 +230,7 @@ class Manifest(_Model):
         for segment in plan.segments:
             shape = shapes[segment.tensor]
             rows = np.arange(prod(shape[:-1]), dtype=np.int64)[:, None] * shape[-1]
-            columns = np.arange(segment.start, segment.start + segment.count, dtype=np.int64)
-            parts.append((first[segment.tensor] + rows + columns).ravel())
+            parts.append((first[segment.tensor] + rows + segment.positions).ravel())
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def steps_per_unit(self, plan: PlanEntry) -> NDArray[np.float64]:

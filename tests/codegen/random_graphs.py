@@ -13,7 +13,7 @@ from codegen.float_graph import (
     conv_output_shape,
 )
 from codegen.ir import Graph, Padding
-from codegen.plans import Plan, WeightRange
+from codegen.plans import Plan, WeightUpdate
 from codegen.quantize import quantize
 
 RELU6 = Clamp(0.0, 6.0)
@@ -106,16 +106,14 @@ def full_plan(graph: Graph, state: str = "q8.8") -> Plan:
     return Plan(
         name="full",
         biases=tuple(op.name for op in layers),
-        weights=tuple(WeightRange(op.name, 0, op.weight.shape[-1]) for op in layers),
+        weights=tuple(WeightUpdate(op.name, tuple(range(op.weight.shape[-1]))) for op in layers),
         head=True,
         state=state,
-        accumulate=1,
-        loss="cross-entropy",
     )
 
 
 def random_plan(graph: Graph, seed: int) -> Plan:
-    """Some of the last biases, ranges of some weights."""
+    """Some of the last biases, some channels of some weights."""
     rng = np.random.default_rng(seed)
     layers = graph.convolutions
     first = int(rng.integers(0, len(layers)))
@@ -123,14 +121,15 @@ def random_plan(graph: Graph, seed: int) -> Plan:
     for op in layers[int(rng.integers(0, len(layers))) :]:
         if rng.random() < 0.6:
             size = op.weight.shape[-1]
-            start = int(rng.integers(0, size))
-            weights.append(WeightRange(op.name, start, int(rng.integers(1, size - start + 1))))
+            count = int(rng.integers(1, size + 1))
+            channels = sorted(rng.choice(size, count, replace=False).tolist())
+            weights.append(WeightUpdate(op.name, tuple(channels)))
     return Plan(
         name=f"random {seed}",
         biases=tuple(op.name for op in layers[first:]),
         weights=tuple(weights),
         head=bool(rng.random() < 0.8),
         state=str(rng.choice(["q8.8", "int8-stochastic"])),
-        accumulate=1,
-        loss="cross-entropy",
+        accumulate=int(rng.choice([1, 1, 1, 3])),
+        momentum_q8=int(rng.choice([0, 0, 230])),
     )

@@ -14,6 +14,9 @@ from codegen.errors import BoardError
 SOURCES = Path(__file__).parents[2] / "codegen" / "boards"
 
 
+EXTERNAL = json.loads((SOURCES / "stm32f746.json").read_text())["external_flash"]
+
+
 def description(**changes: object) -> dict[str, object]:
     data = json.loads((SOURCES / "stm32f407.json").read_text())
     return {**data, **changes}
@@ -38,6 +41,16 @@ def test_addresses_are_numbers_and_sectors_follow_each_other() -> None:
     assert flash.sector_address(5) == 0x08040000
     with pytest.raises(IndexError):
         flash.sector_address(8)
+
+
+def test_an_external_flash_has_sectors_of_one_size_and_is_listed_behind_the_internal_one() -> None:
+    board = load_board("stm32f746")
+    flash = board.external_flash
+    assert flash is not None
+    assert (flash.address, flash.bytes, flash.id) == (0x90000000, 2**24, 0x20BA18)
+    assert flash.sectors == (65536,) * 256
+    assert board.flashes == {"internal": board.flash, "external": flash}
+    assert list(load_board("stm32f407").flashes) == ["internal"]
 
 
 def test_a_board_is_frozen() -> None:
@@ -69,6 +82,11 @@ def test_an_unknown_board_is_refused_with_the_known_names() -> None:
         ({"cpu": "avr"}, "cpu"),
         ({"colour": "blue"}, "colour"),
         ({"name": "../etc"}, "name"),
+        ({"external_flash": EXTERNAL | {"sector_count": 3}}, "powers of two up to 16777216"),
+        ({"external_flash": EXTERNAL | {"sector_count": 512}}, "powers of two up to 16777216"),
+        ({"external_flash": EXTERNAL | {"sector_bytes": 8192}}, r"external_flash\.sector_bytes"),
+        ({"external_flash": EXTERNAL | {"chip": "w25q"}}, r"external_flash\.chip"),
+        ({"external_flash": EXTERNAL | {"id": "0x1000000"}}, r"external_flash\.id"),
     ],
 )
 def test_a_wrong_description_is_refused_by_field(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from codegen.blob import packed_bytes
 from codegen.boards import Board, load_board
 from codegen.bundle import Bundle, bundle_id, load_bundle, measure_image
 from codegen.compile import build_host_engine, compile_graph, compile_model
@@ -22,6 +23,7 @@ from codegen.ir import Graph
 from codegen.plans import PlanSpec
 from codegen.quantize import load_calibration, quantize
 from codegen.toolchain import find_toolchain
+from simulator.elf_image import load_elf
 from tests.codegen.random_graphs import random_graph
 
 ROOT = Path(__file__).parents[2]
@@ -96,11 +98,14 @@ def test_the_manifest_describes_the_blob_and_the_plans(bundle: Bundle) -> None:
     assert len(weights) == manifest.weights.bytes
     covered = np.zeros(len(weights), bool)
     for tensor in manifest.tensors:
-        size = int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize
+        values_held = int(np.prod(tensor.shape))
+        if tensor.order == "row-pairs":
+            values_held = packed_bytes(tensor.shape[0], int(np.prod(tensor.shape[1:])))
+        size = values_held * np.dtype(tensor.dtype).itemsize
         assert not covered[tensor.offset : tensor.offset + size].any()
         covered[tensor.offset : tensor.offset + size] = True
         dtype = np.dtype(tensor.dtype).newbyteorder("<")
-        values = np.frombuffer(weights, dtype, int(np.prod(tensor.shape)), tensor.offset)
+        values = np.frombuffer(weights, dtype, values_held, tensor.offset)
         assert np.abs(values.astype(np.int64)).max() <= tensor.limit
         assert len(tensor.step) in (1, tensor.shape[0], tensor.shape[-1])
     assert not np.frombuffer(weights, np.uint8)[~covered].any()
@@ -290,23 +295,65 @@ def heavy_graph(weight_bytes: int) -> Graph:
     return dataclasses.replace(graph, ops=(*graph.ops[:-1], head))
 
 
+def compiled_heavy(out: Path, weight_bytes: int, board: Board, kind: Any) -> Bundle:
+    return compile_graph(
+        heavy_graph(weight_bytes),
+        board,
+        None,
+        onnx_sha256="0" * 64,
+        out=out,
+        protocol_cddl=CDDL,
+        toolchain=find_toolchain(kind),
+    )
+
+
 @pytest.mark.parametrize("kind", COMPILERS)
 @pytest.mark.parametrize("weight_bytes", [170_000, 300_000])
 def test_a_model_too_big_for_the_flash_gives_the_table_of_needs(
     kind: Any, weight_bytes: int, tmp_path: Path
 ) -> None:
+    board = load_board("stm32f746").model_copy(update={"external_flash": None})
     with pytest.raises(BudgetError, match=r"doesn't fit the flash of stm32f746") as caught:
-        compile_graph(
-            heavy_graph(weight_bytes),
-            load_board("stm32f746"),
-            None,
-            onnx_sha256="0" * 64,
-            out=tmp_path / "out",
-            protocol_cddl=CDDL,
-            toolchain=find_toolchain(kind),
-        )
+        compiled_heavy(tmp_path / "out", weight_bytes, board, kind)
     assert "firmware with factory weights" in str(caught.value)
     assert "smaller model" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", COMPILERS)
+@pytest.mark.parametrize("sectors", [[32768] * 4 + [131072], [16384] * 10])
+def test_what_the_linked_firmware_leaves_no_room_for_goes_to_the_external_flash(
+    kind: Any, sectors: list[int], tmp_path: Path
+) -> None:
+    described = load_board("stm32f746").model_dump()
+    described["flash"]["sectors"] = sectors
+    board = Board.model_validate(described)
+    made = compiled(tmp_path / "out", board, toolchain=find_toolchain(kind))
+    flash = made.manifest.flash
+    assert made.report.flash_regions == flash
+    assert flash.slot_a.flash == flash.slot_b.flash == "external"
+    assert flash.slot_a.address == 0x90000000
+    assert flash.slot_a.sectors[0] == len(sectors)
+    inside = [region.address for region in (flash.samples,) if region.flash == "internal"]
+    firmware_end = min(inside, default=board.flash.address + board.flash.bytes)
+    assert board.flash.address + made.report.flash_bytes.total <= firmware_end
+    image = load_elf(made.firmware)
+    assert image.address_of("__slot_a_start") == flash.slot_a.address
+    assert "tf_stm32_external_flash" in image.symbols
+
+
+def test_a_bundle_that_fits_the_internal_flash_has_no_driver_for_another(bundle: Bundle) -> None:
+    regions = bundle.report.flash_regions
+    assert {r.flash for r in (regions.slot_a, regions.slot_b, regions.samples)} == {"internal"}
+    assert "tf_stm32_external_flash" not in load_elf(bundle.firmware).symbols
+
+
+def test_a_log_larger_than_the_internal_flash_moves_alone(
+    tmp_path: Path,
+) -> None:
+    made = compiled(tmp_path / "out", sample_log_bytes=3_000_000)
+    assert made.manifest.flash.samples.flash == "external"
+    assert made.manifest.flash.samples.bytes >= 3_000_000
+    assert made.manifest.flash.slot_b.flash == "internal"
 
 
 def test_two_names_for_one_plan_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from codegen.emit_c import emit
 from codegen.host_engine import HostEngine
 from codegen.interpreter import Interpreter
 from codegen.ir import Graph
-from codegen.program import Program, lower
+from codegen.lowering import lower
+from codegen.program import Program
 from codegen.toolchain import build_host_library
 from device_runtime import engine_sources, include_directories
 from tests.codegen.random_graphs import full_plan, random_graph, random_plan

@@ -144,12 +144,13 @@ def test_residual_sums_with_an_activation_evaluate_as_onnxruntime_does() -> None
     assert_equals_onnxruntime(with_head(residual_nodes(), RESIDUAL, "y", 4))
 
 
-def test_an_activation_on_a_tensor_read_elsewhere_is_refused_and_not_folded() -> None:
+def test_an_activation_on_a_tensor_read_elsewhere_stays_an_operation_of_its_own() -> None:
     # Relu sees 'same', which is 'a' under another name; the sum reads 'a' without Relu.
     nodes = residual_nodes()
     nodes[2] = helper.make_node("Relu", ["same"], ["c"], "bend")
-    with pytest.raises(ModelError, match=r"'bend'.*also read elsewhere"):
-        import_proto(with_head(nodes, RESIDUAL, "y", 4))
+    proto = with_head(nodes, RESIDUAL, "y", 4)
+    assert_equals_onnxruntime(proto)
+    assert [op.name for op in import_proto(proto).ops] == ["first", "bend", "join", "pool", "head"]
 
 
 def classifier(tail: list[onnx.NodeProto], **constants: NDArray) -> onnx.ModelProto:
@@ -252,20 +253,32 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
     [
         (with_head([helper.make_node("Sigmoid", ["x"], ["y"], "bend")], {}, "y", 3),
          r"'bend' \(Sigmoid\).*not supported; use Relu or Clip"),
-        (with_head([helper.make_node("MaxPool", ["x"], ["y"], "mp", kernel_shape=[2, 2])], {}, "y",
-                   3), r"'mp' \(MaxPool\).*Conv with stride 2"),
+        (with_head([helper.make_node("MaxPool", ["x"], ["y"], "mp", kernel_shape=[9, 2])], {}, "y",
+                   3), r"'mp' \(MaxPool\).*9x2 window is larger"),
         (with_head([helper.make_node("Conv", ["x", "w"], ["y"], "wide", dilations=[2, 2])],
                    {"w": W}, "y", 4), r"'wide' \(Conv\): attribute dilations = \[2, 2\]"),
         (with_head([helper.make_node("Conv", ["x", "w"], ["y"], "grouped", group=2)],
                    {"w": normal(8, 2, 3, 3)}, "y", 8, shape=(1, 4, 8, 8)),
          r"'grouped'.*group = 2.*depthwise"),
-        (with_head([helper.make_node("Relu", ["x"], ["y"], "bare")], {}, "y", 3),
-         "'bare'.*model's input"),
-        (with_head([CONV, helper.make_node("Relu", ["y"], ["r"], "r"),
-                    helper.make_node("BatchNormalization", ["r", "c", "c", "c", "v"], ["n"],
-                                     "late")],
-                   {"w": W, "c": normal(4), "v": np.ones(4, np.float32)}, "n", 4),
-         "'late'.*before its activation"),
+        (with_head([CONV, helper.make_node("Mul", ["y", "y"], ["r"], "gate")], {"w": W}, "r", 4),
+         "'gate'.*squeeze-and-excite"),
+        (with_head([CONV, helper.make_node("Mul", ["y", "c"], ["r"], "rows")],
+                   {"w": W, "c": normal(5, 1)}, "r", 4), "'rows'.*one per channel"),
+        (with_head([CONV, helper.make_node("Transpose", ["y"], ["r"], "turn", perm=[0, 2, 1, 3]),
+                    helper.make_node("Conv", ["r", "w2"], ["z"], "second")],
+                   {"w": W, "w2": normal(4, 5, 1, 1)}, "z", 4), "'second'.*mixes its dimensions"),
+        (with_head([CONV, helper.make_node("Reshape", ["y", "s"], ["r"], "cut")],
+                   {"w": W, "s": np.array([1, 8, 10, 1])}, "r", 8), "'cut'.*whole dimensions"),
+        (with_head([CONV, helper.make_node("Reshape", ["y", "s"], ["r"]),
+                    helper.make_node("Transpose", ["r"], ["t"], perm=[0, 2, 1, 3, 4]),
+                    helper.make_node("Reshape", ["t", "s2"], ["z"]),
+                    helper.make_node("Conv", ["z", "w2"], ["q"], "shuffled")],
+                   {"w": W, "s": np.array([1, 2, 2, 5, 4]), "s2": np.array([1, 4, 5, 4]),
+                    "w2": normal(4, 4, 1, 1)}, "q", 4), "'shuffled'.*mixes its dimensions"),
+        (with_head([CONV, helper.make_node("Pad", ["y", "p"], ["r"], "widen")],
+                   {"w": W, "p": np.array([0, 0, 0, 0, 0, 4, 0, 0])}, "r", 8), "'widen'.*1x1 Conv"),
+        (with_head([CONV, helper.make_node("ReduceMean", ["y"], ["r"], "squash", axes=[1])],
+                   {"w": W}, "r", 1), "'squash'.*not channels"),
         (with_head([CONV, helper.make_node("Clip", ["y", "one"], ["r"], "high")],
                    {"w": W, "one": np.array(1, np.float32)}, "r", 4), "'high'.*must hold 0"),
         (with_head([CONV], {"w": np.full_like(W, np.nan)}, "y", 4), "'conv'.*NaN"),
@@ -277,7 +290,7 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
         (model([CONV], {"w": W}, output="y"), "must end in a Gemm"),
         (model([CONV, helper.make_node("Flatten", ["y"], ["f"], "flat"),
                 helper.make_node("MatMul", ["f", "m"], ["logits"], "head")],
-               {"w": W, "m": normal(80, 5)}), "'flat'.*GlobalAveragePool before it"),
+               {"w": W, "m": normal(79, 5)}), "'head'.*79 inputs on a tensor of shape"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_imported_is_refused_with_node_and_remedy(
@@ -287,10 +300,18 @@ def test_what_cannot_be_imported_is_refused_with_node_and_remedy(
         import_proto(proto)
 
 
-def test_a_second_fully_connected_layer_is_refused_with_the_remedy() -> None:
+def test_an_activation_behind_the_classifier_is_refused_with_the_remedy() -> None:
     nodes, constants = head("x", 3)
-    nodes.append(helper.make_node("MatMul", ["logits", "m"], ["more"], "extra"))
-    with pytest.raises(ModelError, match=r"'extra'.*hidden fully connected layers as 1x1 Conv"):
+    nodes.append(helper.make_node("Relu", ["logits"], ["more"], "extra"))
+    with pytest.raises(ModelError, match=r"'head', with an activation.*remove the activation"):
+        import_proto(model(nodes, constants, output="more"))
+
+
+def test_what_follows_a_softmax_is_refused() -> None:
+    nodes, constants = head("x", 3)
+    nodes.append(helper.make_node("Softmax", ["logits"], ["p"], "soft"))
+    nodes.append(helper.make_node("MatMul", ["p", "m"], ["more"], "extra"))
+    with pytest.raises(ModelError, match=r"'extra'.*only supported as the last node"):
         import_proto(model(nodes, {**constants, "m": normal(4, 4)}, output="more"))
 
 

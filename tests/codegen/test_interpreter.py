@@ -9,7 +9,7 @@ from codegen.float_autodiff import cosines, forward_integers
 from codegen.interpreter import Interpreter
 from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph
 from codegen.layer_arithmetic import logit_scale
-from codegen.program import lower
+from codegen.lowering import lower
 from tests.codegen.random_graphs import full_plan, random_graph
 
 LEARNING_RATE = 2**20 // 50

@@ -16,13 +16,14 @@ from codegen.importer import import_model
 from codegen.ir import Conv, Graph
 from codegen.plans import (
     PlanSpec,
-    WeightRange,
+    WeightUpdate,
     default_plans,
     load_plan,
     parameter_count,
     resolve,
 )
 from codegen.quantize import load_calibration, quantize
+from tests.codegen import mcunet
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 
@@ -63,8 +64,8 @@ def test_weights_are_sorted_into_execution_order_and_ranges_become_numbers(graph
         graph,
     )
     assert plan.weights == (
-        WeightRange(first.name, 0, first.weight.shape[-1]),
-        WeightRange(last.name, 3, channels - 3),
+        WeightUpdate(first.name, tuple(range(first.weight.shape[-1]))),
+        WeightUpdate(last.name, tuple(range(3, channels))),
     )
 
 
@@ -151,7 +152,6 @@ def test_a_range_beyond_the_channels_is_refused_with_the_bounds(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"accumulate": 4}, r"accumulate 4 isn't supported.*set it to 1"),
         ({"loss": "hinge"}, r"'hinge' isn't supported.*'cross-entropy'"),
         ({"biases": {"last": 99}}, r"last 99.*has 14 convolutions"),
         ({"head": False}, r"trains nothing"),
@@ -170,7 +170,7 @@ def test_what_is_not_supported_is_refused(
     ("content", "message"),
     [
         ({"biasses": []}, r"biasses: unknown key \(did you mean 'biases'\?\)"),
-        ({"state": "float"}, r"state: Input should be 'q8.8' or 'int8-stochastic'"),
+        ({"state": "float"}, r"state: Input should be 'q8.8', 'int8-stochastic' or 'auto'"),
         ({"weights": [{"layer": "x", "start": -1}]}, r"weights\.0\.start"),
         ({"weights": [{"layer": "x", "stop": 3}]}, r"weights\.0\.stop: unknown key"),
         ({"format": "tinyfleet-plan/9"}, r"format: .*tinyfleet-plan/1"),
@@ -205,3 +205,53 @@ def test_a_missing_file_and_a_needless_name_are_named(
         load_plan(str(tmp_path / "nothing.json"))
     with pytest.raises(PlanError, match=r"holds one plan.*'#x'"):
         load_plan(write({"head": True}) + "#x")
+
+
+@mcunet.needs_mcunet
+def test_published_plans_become_plans_of_the_same_layers_and_channels() -> None:
+    graph = mcunet.graph()
+    expected = json.loads(mcunet.PLANS.read_text())["plans"]["49kb"]
+    plan = mcunet.plan("49kb")
+    assert list(plan.biases) == expected["bias_layers"]
+    assert {w.layer: list(w.channels) for w in plan.weights} == {
+        item["layer"]: item["kept_index"] for item in expected["weight_layers"] if item["kept"]
+    }
+    assert plan.head
+    assert resolve(PlanSpec.model_validate(plan.canonical()), graph).id == plan.id
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [
+        ([], "empty list of channels"),
+        ([1, 1], "names a channel twice"),
+        ([[0, 3], 2], "names a channel twice"),
+        ([99], "has channels 0 … 11, not 99"),
+        ([[10, 5]], "has channels 0 … 11, not 14"),
+        ([-1], "not -1"),
+    ],
+)
+def test_lists_of_channels_that_make_no_sense_are_refused(
+    graph: Graph, channels: list[Any], message: str
+) -> None:
+    layer = next(op for op in graph.convolutions if op.weight.shape[-1] == 12)
+    with pytest.raises(PlanError, match=message):
+        resolve(spec(weights=[{"layer": layer.name, "channels": channels}]), graph)
+
+
+def test_the_order_in_which_channels_are_listed_makes_no_other_plan(graph: Graph) -> None:
+    layer = next(op for op in graph.convolutions if op.weight.shape[-1] >= 8).name
+    plans = [
+        resolve(spec(weights=[{"layer": layer, "channels": channels}]), graph)
+        for channels in ([5, 1, 2], [[1, 2], 5], [1, 2, 5])
+    ]
+    assert len({plan.id for plan in plans}) == 1
+
+
+def test_momentum_and_accumulation_are_part_of_the_plan(graph: Graph) -> None:
+    plain = resolve(spec(), graph)
+    batch = resolve(spec(accumulate=8, momentum=0.9), graph)
+    assert (batch.accumulate, batch.momentum_q8) == (8, 230)
+    assert batch.keeps_velocity
+    assert not plain.keeps_velocity
+    assert batch.id != plain.id

@@ -16,12 +16,13 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from codegen.errors import CalibrationError, ModelError
 from codegen.float_autodiff import forward_integers
+from codegen.float_graph import evaluate
 from codegen.importer import import_model, import_proto
 from codegen.interpreter import Interpreter
 from codegen.ir import Conv, DepthwiseConv
 from codegen.layer_arithmetic import logit_scale
+from codegen.lowering import lower
 from codegen.plans import default_plans
-from codegen.program import lower
 from codegen.quantize import load_calibration, quantize, quantize_input
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -145,7 +146,9 @@ def test_a_calibration_set_for_a_quantized_model_is_refused(
         quantize(import_model(path), samples)
 
 
-def test_a_half_quantized_model_is_refused_by_tensor(samples: np.ndarray, tmp_path: Path) -> None:
+def test_a_half_quantized_model_needs_a_calibration_set_for_the_rest(
+    samples: np.ndarray, tmp_path: Path
+) -> None:
     path = quantized_digits(tmp_path, samples, QuantType.QInt8, per_channel=True)
     model = onnx.load(str(path))
     nodes = list(model.graph.node)
@@ -158,8 +161,21 @@ def test_a_half_quantized_model_is_refused_by_tensor(samples: np.ndarray, tmp_pa
                 node.input[index] = add.output[0]
     model.graph.node.remove(quantizer)
     model.graph.node.remove(reader)
-    with pytest.raises(ModelError, match="has no QuantizeLinear"):
-        import_proto(model)
+    half = import_proto(model)
+    with pytest.raises(CalibrationError, match=r"has no QuantizeLinear.*give a calibration set"):
+        quantize(half, None)
+    whole = quantize(import_model(path), None)
+    mixed = quantize(half, samples)
+    left_out = half.uncoded
+    assert len(left_out) == 1
+    for name, tensor in mixed.tensors.items():
+        if name not in left_out:
+            assert (tensor.scale, tensor.zero_point) == (
+                whole.tensors[name].scale,
+                whole.tensors[name].zero_point,
+            )
+    measured, stored = mixed.tensors[left_out[0]], whole.tensors[left_out[0]]
+    assert 0.5 < measured.scale / stored.scale < 2.0
 
 
 def test_asymmetric_weights_are_refused_with_the_remedy(
@@ -176,3 +192,16 @@ def test_asymmetric_weights_are_refused_with_the_remedy(
     zero.CopyFrom(onnx.numpy_helper.from_array(np.full(shape, 3, np.int8), zero.name))
     with pytest.raises(ModelError, match="symmetric int8"):
         import_proto(model)
+
+
+def test_the_float_graph_of_a_quantized_model_saturates_where_its_codes_do(
+    samples: np.ndarray, tmp_path: Path
+) -> None:
+    # onnxruntime leaves Relu nodes out where the zero point makes them.
+    path = quantized_digits(tmp_path, samples, QuantType.QInt8, per_channel=True)
+    assert not any(node.op_type == "Relu" for node in onnx.load(str(path)).graph.node)
+    exact = import_model(DIGITS / "digits.onnx")
+    graph = import_model(path)
+    expected = evaluate(exact, samples[:16])[exact.head.output]
+    got = evaluate(graph, samples[:16])[graph.head.output]
+    assert np.abs(got - expected).max() < 0.1 * np.ptp(expected)

@@ -67,16 +67,24 @@ class Region(ctypes.Structure):
     ]
 
 
+class Flash(ctypes.Structure):
+    """``tf_host_flash``."""
+
+    _fields_ = [
+        ("content", ctypes.c_void_p),
+        ("sector_bytes", ctypes.c_void_p),
+        ("address", ctypes.c_uint32),
+        ("bytes", ctypes.c_uint32),
+        ("sector_count", ctypes.c_uint32),
+    ]
+
+
 class Setup(ctypes.Structure):
     """``tf_host_setup``."""
 
     _fields_ = [
         ("board", ctypes.c_char_p),
-        ("flash", ctypes.c_void_p),
-        ("sector_bytes", ctypes.c_void_p),
-        ("flash_address", ctypes.c_uint32),
-        ("flash_bytes", ctypes.c_uint32),
-        ("sector_count", ctypes.c_uint32),
+        ("flashes", Flash * 2),
         ("slots", Region * 2),
         ("samples", Region),
         ("pool", ctypes.c_void_p),
@@ -106,11 +114,15 @@ class HostDevice:
         ]
         self._setup = Setup(
             board=b"host",
-            flash=ctypes.addressof(self.flash),
-            sector_bytes=ctypes.addressof(self._sectors),
-            flash_address=FLASH_ADDRESS,
-            flash_bytes=sum(SECTORS),
-            sector_count=len(SECTORS),
+            flashes=(Flash * 2)(
+                Flash(
+                    ctypes.addressof(self.flash),
+                    ctypes.addressof(self._sectors),
+                    FLASH_ADDRESS,
+                    sum(SECTORS),
+                    len(SECTORS),
+                )
+            ),
             slots=(Region * 2)(*regions[:2]),
             samples=regions[2],
             pool=ctypes.addressof(self._pool),

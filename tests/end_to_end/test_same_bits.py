@@ -14,8 +14,9 @@ from codegen.host_engine import HostEngine
 from codegen.importer import import_model
 from codegen.interpreter import Interpreter
 from codegen.ir import Graph
+from codegen.lowering import lower
 from codegen.plans import Plan, default_plans
-from codegen.program import Program, lower
+from codegen.program import Program
 from codegen.quantize import load_calibration, quantize, quantize_input
 from codegen.toolchain import find_toolchain
 from simulator.measure import ImageEngine

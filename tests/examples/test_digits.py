@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from codegen import blob, ir
 from codegen.compile import build_host_engine
 from codegen.host_engine import HostEngine
 from codegen.importer import import_model
+from codegen.lowering import lower
 from codegen.plans import load_plan, resolve
-from codegen.program import Program, lower
+from codegen.program import Program
 from codegen.quantization_report import simulate
 from codegen.quantize import load_calibration, quantize, quantize_input
 from simulator.digits import DeviceSamples, deal
@@ -58,9 +60,7 @@ def test_the_labs_model_is_good_until_sensors_drift(graph: ir.Graph, seed: int) 
 def coordinates(program: Program) -> set[tuple[str, int]]:
     """Tensor and position on its last axis of everything that a plan trains."""
     return {
-        (segment.tensor, segment.start + index)
-        for segment in program.segments
-        for index in range(segment.count)
+        (segment.tensor, channel) for segment in program.segments for channel in segment.channels
     }
 
 
@@ -77,20 +77,22 @@ def averaged(
     graph: ir.Graph, weights: bytes, program: Program, deltas: NDArray[np.float64]
 ) -> bytes:
     """``weights`` plus the mean delta, in whole steps as devices hold them."""
-    result = bytearray(weights)
-    tensors = {tensor.name: tensor for tensor in blob.layout(graph)}
+    values = blob.unpack(graph, weights)
+    tensors = blob.layout(graph)
+    kinds = {tensor.name: tensor for tensor in tensors}
     for segment in program.segments:
-        tensor = tensors[segment.tensor]
-        values = np.frombuffer(
-            weights, tensor.values.dtype, tensor.values.size, tensor.offset
-        ).reshape(tensor.values.shape)
-        steps = values.astype(np.float64)
+        tensor = kinds[segment.tensor]
+        steps = values[segment.tensor].astype(np.float64)
         part = deltas[segment.first_value : segment.first_value + segment.values]
         unit = 2.0**segment.shift / (256 if tensor.values.dtype == np.int8 else 1)
-        trained = steps[..., segment.start : segment.start + segment.count]
-        trained += part.reshape(trained.shape) * unit
-        moved = np.clip(np.rint(steps), -tensor.limit, tensor.limit).astype(tensor.values.dtype)
-        result[tensor.offset : tensor.offset + tensor.size] = moved.tobytes()
+        trained = np.s_[..., list(segment.channels)]
+        steps[trained] += part.reshape(steps[trained].shape) * unit
+        moved = np.clip(np.rint(steps), -tensor.limit, tensor.limit)
+        values[segment.tensor] = moved.astype(np.int64)
+    result = bytearray(weights)
+    for tensor in tensors:
+        moved = replace(tensor, values=values[tensor.name].astype(tensor.values.dtype))
+        result[tensor.offset : tensor.offset + tensor.size] = moved.stored()
     return bytes(result)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from codegen.boards import load_board
 from simulator.elf_image import ElfImage, load_elf
 from simulator.unicorn_machine import UnicornMachine
 
@@ -28,6 +29,7 @@ def compile_image(board: str, folder: Path, *sources: Path) -> Path:
         "-Wextra",
         "-Werror",
         f"-DTF_USART_V2={usart_v2}",
+        f"-DDTR_PIN={load_board(board).defines.get('TF_BOARD_DTR_PIN', 0)}u",
         "-T",
         str(FIRMWARE / "image.ld"),
         "-o",

@@ -155,8 +155,9 @@ def test_dtr_that_fell_and_rose_between_two_looks_hangs_up_and_dials_again(
     run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
     server.accept().close()
     run_until(machine, modem, lambda: modem.state is ModemState.LOST)
-    machine.call("poke", 0x40020418, 1 << 16)
-    machine.call("poke", 0x40020418, 1)
+    dtr = 1 << machine.board.defines.get("TF_BOARD_DTR_PIN", 0)
+    machine.call("poke", 0x40020418, dtr << 16)
+    machine.call("poke", 0x40020418, dtr)
     assert machine.data_terminal_ready
     run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
     assert modem.dials == 2

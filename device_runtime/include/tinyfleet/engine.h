@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "tinyfleet/random.h"
 #include "tinyfleet/status.h"
 
 #define TF_DIGEST_BYTES 32u
@@ -22,21 +23,25 @@ typedef struct {
     const int8_t *input;    /* sample, HWC */
     int32_t *logits;        /* the manifest's model.logit_scale gives their unit */
     int32_t label;
-    uint32_t learning_rate_q20;
-    uint32_t seed;       /* of the task: stochastic rounding */
-    uint32_t step_index; /* counts training steps since tf_engine_load */
-    uint32_t loss_q16;   /* cross entropy in nats times 2^16 */
+    uint32_t learning_rate_q20; /* of one sample: that of the batch over its size */
+    uint32_t seed;              /* of the task: stochastic rounding */
+    uint32_t step_index;        /* counts training steps since tf_engine_load */
+    uint32_t loss_q16;          /* cross entropy in nats times 2^16 */
 } tf_frame;
 
-/* A run of values of one tensor that a plan trains, in delta order. */
+/* The values of one tensor that a plan trains, in delta order: `lines` of `count` values each. The
+ * state has just these, in the order in which the blob has the whole tensor. */
 typedef struct {
     uint32_t values;          /* total number of values */
     uint32_t blob_offset;     /* of the tensor in the weights blob */
-    uint32_t state_offset;    /* of the working copy (whole tensor) in the state */
-    uint32_t fraction_offset; /* int8 fractions of the trained values; q8.8 only */
+    uint32_t state_offset;    /* of the trained values in the state */
+    uint32_t fraction_offset; /* their int8 fractions, same order; q8.8 only */
+    const uint16_t *channels; /* trained positions of the last axis, ascending; NULL: all */
     uint16_t row;             /* length of the tensor's last axis */
-    uint16_t start, count;    /* trained range of the last axis */
+    uint16_t count;           /* trained positions of it */
+    uint16_t taps;            /* packed: lines of one output channel */
     uint8_t bytes;            /* size of one value in the blob: 1, 2 or 4 */
+    uint8_t packed;           /* 1: rows in pairs, see kernels.h */
     uint8_t has_fraction;     /* 1: q8.8 */
     uint8_t shift;            /* delta unit = 2^shift units of the state */
 } tf_segment;
@@ -47,6 +52,7 @@ typedef struct {
     uint32_t state_bytes;
     uint32_t delta_values;
     uint16_t segment_count;
+    uint16_t accumulate; /* samples of a batch: the update is that of their mean gradient */
     const tf_segment *segments;
     void (*forward)(tf_frame *frame);  /* input → logits, keeping what backward needs */
     void (*loss)(tf_frame *frame);     /* after forward: loss_q16 and the error of the logits */
@@ -92,8 +98,9 @@ int32_t tf_engine_predict(tf_engine *engine, const int8_t *sample);
  * class; the loss in nats times 2^16 is in engine->frame.loss_q16. */
 int32_t tf_engine_score(tf_engine *engine, const int8_t *sample, int32_t label);
 
-/* One step of SGD on one sample: forward, backward, update in place. The loss before the
- * step is in engine->frame.loss_q16. */
+/* One step of SGD on one sample: forward, backward, update in place. Plans that accumulate move
+ * their weights with the last sample of each batch only. The loss before the step is in
+ * engine->frame.loss_q16. */
 void tf_engine_train_step(tf_engine *engine, const int8_t *sample, int32_t label,
                           uint32_t learning_rate_q20, uint32_t seed);
 
@@ -108,8 +115,5 @@ typedef struct {
 } tf_delta_cursor;
 void tf_delta_begin(tf_delta_cursor *cursor, const tf_engine *engine);
 int32_t tf_delta_next(tf_delta_cursor *cursor); /* plan->delta_values calls at most */
-
-/* Counter-based random bits (arithmetic.md). */
-uint32_t tf_random(uint32_t key, uint32_t stream, uint32_t counter);
 
 #endif

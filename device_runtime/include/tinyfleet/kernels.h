@@ -94,18 +94,23 @@ typedef struct {
 
 /* Where a plan's trained weights live. */
 typedef struct {
-    int8_t *weights;          /* of the trained channels only, packed or plain like tf_weights */
-    int8_t *fractions;        /* q8.8: fractions in the same order; else NULL */
-    uint32_t first_value;     /* index in the delta of the first value: counter of random bits */
+    int8_t *weights;      /* of the trained channels only, packed or plain like tf_weights */
+    int8_t *fractions;    /* q8.8: fractions in the same order; else NULL */
+    int32_t *velocity;    /* see tf_update; same order; NULL where every step counts by itself */
+    uint32_t first_value; /* index in the delta of the first value: counter of random bits */
     const uint16_t *channels; /* trained positions of the last axis, ascending */
     uint16_t count;
 } tf_trained;
 
-/* Learning rate and random stream of one step. */
+/* One step of SGD. With velocities (gradients added up over several samples, or momentum), a step
+ * adds its change to the velocity; the last sample of a batch applies it and then keeps
+ * momentum_q8 / 256 of it. */
 typedef struct {
     uint32_t learning_rate_q20;
-    uint32_t seed;
+    uint32_t seed; /* seed, step_index and the value's index in the delta make the random bits */
     uint32_t step_index;
+    uint16_t momentum_q8;
+    uint8_t apply; /* 1: last sample of a batch */
 } tf_update;
 
 /* ---- forward. `mask` (size/8 bytes, rounded up) gets a 1 where the clamp lets gradients
@@ -151,12 +156,18 @@ void tf_pool_input_gradient(const tf_pooling *layer, const int16_t *error, const
                             int16_t *out, tf_scale *out_scale);
 void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf_scale *scale,
                             const int16_t *weights, int16_t *out, tf_scale *out_scale);
-/* Gradient and update of the head; weights and bias are working copies. */
+/* Working copies of a tensor that trains as a whole. */
+typedef struct {
+    int32_t *velocity;    /* see tf_update; or NULL */
+    uint32_t first_value; /* index in the delta of the first value: counter of random bits */
+} tf_whole;
+
 void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *scale,
-                    const int8_t *input, int16_t *weights, int32_t *bias, const tf_update *update);
+                    const int8_t *input, int16_t *weights, const tf_whole *of_weights,
+                    int32_t *bias, const tf_whole *of_bias, const tf_update *update);
 
 /* Pointwise: out may lie over the error like a forward output over its input.
- * scratch: 8 * P(out_channels) bytes. */
+ * scratch: codegen/scratch.py */
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                    tf_scale *out_scale, int16_t *scratch);
@@ -165,7 +176,7 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
                                  const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                  tf_scale *out_scale, int16_t *scratch);
 void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_scale *scale,
-                    int32_t *bias, const tf_update *update);
+                    int32_t *bias, const tf_whole *of_bias, const tf_update *update);
 /* scratch: codegen/scratch.py, both */
 void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *error,
                                   const tf_scale *scale, const int8_t *input,

@@ -14,23 +14,24 @@
 #define TF_RECORD_IDENTITY 1u
 #define TF_RECORD_SAMPLE 2u
 
-/* A region larger than this is used up to here, so that offset / 4 fits 16 bits. */
-#define TF_SAMPLE_LOG_MAX_BYTES 262144u
+/* Of a record; the length has 20 bits. */
+#define TF_RECORD_MAX_BYTES 0xFFFFFu
 
 /* All fields are the log's own. */
 typedef struct {
     const tf_flash *flash;
     tf_flash_region region;
-    uint32_t end;     /* offset of the first byte after which everything is erased */
+    uint32_t unit;    /* what offsets of records are multiples of: offset / unit fits 16 bits */
+    uint32_t end;     /* offset of the first unit after which everything is erased */
     uint32_t samples; /* records of type sample with a valid header */
 } tf_sample_log;
 
 typedef struct {
-    uint32_t offset; /* of the header, multiple of 4, from the start of the region */
+    uint32_t offset; /* of the header, multiple of the log's unit, from the start of the region */
     uint8_t type;
     bool held_out;
     uint16_t label;
-    uint16_t payload_bytes;
+    uint32_t payload_bytes;
     const uint8_t *payload; /* in flash */
 } tf_record;
 
@@ -54,9 +55,9 @@ uint32_t tf_sample_log_count(const tf_sample_log *log, bool held_out, uint32_t p
 
 /* Adds a record behind the last one; every third sample is held out.
  * TF_NO_MEMORY: the log is full; TF_FLASH_FAILED: the flash failed;
- * TF_BAD_INPUT: no such type. */
+ * TF_BAD_INPUT: no such type, or more than TF_RECORD_MAX_BYTES. */
 tf_status tf_sample_log_append(tf_sample_log *log, uint8_t type, uint16_t label,
-                               const uint8_t *payload, uint16_t payload_bytes);
+                               const uint8_t *payload, uint32_t payload_bytes);
 
 /* Erases all records, the identity too. TF_FLASH_FAILED: the flash failed. */
 tf_status tf_sample_log_erase(tf_sample_log *log);

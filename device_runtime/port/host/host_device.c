@@ -103,18 +103,35 @@ static bool is_cut(tf_host_device *device) {
     return !device->has_power;
 }
 
+/* Where `bytes` bytes at `address` lie in a flash; NULL where they are outside of both. */
+static uint8_t *place_of(const tf_host_device *device, uint32_t address, uint32_t bytes) {
+    for (int i = 0; i < 2; i++) {
+        const tf_host_flash *flash = &device->setup->flashes[i];
+        const uint32_t offset = address - flash->address;
+        if (address >= flash->address && offset <= flash->bytes && bytes <= flash->bytes - offset) {
+            return flash->content + offset;
+        }
+    }
+    return NULL;
+}
+
 static tf_status erase_sector(void *context, uint16_t sector) {
     tf_host_device *device = context;
-    const tf_host_setup *setup = device->setup;
-    if (!device->has_power || sector >= setup->sector_count) {
+    const tf_host_flash *flash = device->setup->flashes;
+    uint32_t index = sector;
+    if (index >= flash->sector_count) {
+        index -= flash->sector_count;
+        flash++;
+    }
+    if (!device->has_power || index >= flash->sector_count) {
         return TF_FLASH_FAILED;
     }
     uint32_t start = 0;
-    for (uint32_t i = 0; i < sector; i++) {
-        start += setup->sector_bytes[i];
+    for (uint32_t i = 0; i < index; i++) {
+        start += flash->sector_bytes[i];
     }
-    uint8_t *bytes = setup->flash + start;
-    const uint32_t length = setup->sector_bytes[sector];
+    uint8_t *bytes = flash->content + start;
+    const uint32_t length = flash->sector_bytes[index];
     if (is_cut(device)) {
         for (uint32_t i = 0; i < length; i++) {
             bytes[i] |= (uint8_t)draw(device);
@@ -127,13 +144,10 @@ static tf_status erase_sector(void *context, uint16_t sector) {
 
 static tf_status program_word(void *context, uint32_t address, uint32_t word) {
     tf_host_device *device = context;
-    const tf_host_setup *setup = device->setup;
-    const uint32_t offset = address - setup->flash_address;
-    if (!device->has_power || address % 4u != 0u || setup->flash_bytes < 4u ||
-        offset > setup->flash_bytes - 4u) {
+    uint8_t *bytes = place_of(device, address, 4u);
+    if (!device->has_power || address % 4u != 0u || bytes == NULL) {
         return TF_FLASH_FAILED;
     }
-    uint8_t *bytes = setup->flash + offset;
     const bool cut = is_cut(device);
     const uint32_t programmed = cut ? word | draw(device) : word;
     bool is_equal = true;
@@ -145,14 +159,7 @@ static tf_status program_word(void *context, uint32_t address, uint32_t word) {
 }
 
 static const uint8_t *map(void *context, uint32_t address, uint32_t bytes) {
-    const tf_host_device *device = context;
-    const tf_host_setup *setup = device->setup;
-    const uint32_t offset = address - setup->flash_address;
-    if (address < setup->flash_address || offset > setup->flash_bytes ||
-        bytes > setup->flash_bytes - offset) {
-        return NULL;
-    }
-    return setup->flash + offset;
+    return place_of(context, address, bytes);
 }
 
 /* --- port ----------------------------------------------------------------------------------- */

@@ -14,14 +14,19 @@
 
 #include "tinyfleet/client.h"
 
+typedef struct {
+    uint8_t *content;             /* survives what the device doesn't */
+    const uint32_t *sector_bytes; /* size of each sector, in order */
+    uint32_t address;             /* of its first byte, as in the board's data */
+    uint32_t bytes;
+    uint32_t sector_count;
+} tf_host_flash;
+
 /* Read for as long as the device is used. */
 typedef struct {
-    const char *board;            /* name in the announcement */
-    uint8_t *flash;               /* content of the flash; survives what the device doesn't */
-    const uint32_t *sector_bytes; /* size of each sector of the flash, in order */
-    uint32_t flash_address;       /* of its first byte, as in the board's data */
-    uint32_t flash_bytes;
-    uint32_t sector_count;
+    const char *board;        /* name in the announcement */
+    tf_host_flash flashes[2]; /* internal; external, of 0 bytes where there is none. The sectors of
+                               * the second are numbered behind those of the first. */
     tf_flash_region slots[2];
     tf_flash_region samples;
     void *pool; /* 8-byte aligned */

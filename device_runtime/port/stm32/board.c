@@ -15,6 +15,7 @@ extern uint8_t __pool_start[], __pool_end[];
 
 #define NUMBER(symbol) ((uint32_t)(uintptr_t)(symbol))
 
+#define ENABLE_GPIOA (1u << 0)
 #define ENABLE_GPIOB (1u << 1)
 #define ENABLE_DMA2 (1u << 22)
 #define ENABLE_RNG (1u << 6)
@@ -48,7 +49,7 @@ static void start_clocks(void) {
     RCC_CFGR = (RCC_CFGR & ~CLOCK_SWITCH_MASK) | CLOCK_SWITCH_PLL;
     while (((RCC_CFGR >> 2) & CLOCK_SWITCH_MASK) != CLOCK_SWITCH_PLL) {
     }
-    RCC_AHB1ENR |= ENABLE_GPIOB | ENABLE_DMA2;
+    RCC_AHB1ENR |= ENABLE_GPIOA | ENABLE_GPIOB | ENABLE_DMA2;
     RCC_AHB2ENR |= ENABLE_RNG;
     RCC_APB1ENR |= ENABLE_TIM2;
     RCC_APB2ENR |= ENABLE_USART1 | ENABLE_ADC1;
@@ -97,7 +98,11 @@ static uint32_t entropy(void *context) {
 
 static const tf_port port = {
     .stream = &tf_stm32_stream,
-    .flash = &tf_stm32_flash,
+#if TF_EXTERNAL_FLASH
+    .flash = &tf_stm32_both_flashes,
+#else
+    .flash = &tf_stm32_internal_flash,
+#endif
     .entropy = entropy,
     .battery_percent = battery_percent,
     .context = NULL,
@@ -111,6 +116,9 @@ const tf_port *tf_board_start(void) {
     ADC1_SMPR2 = 7u; /* channel 0: 480 cycles, for a high-ohmic divider */
     ADC1_CR2 = 1u;
     tf_stm32_uart_start();
+#if TF_EXTERNAL_FLASH
+    tf_stm32_external_flash_start();
+#endif
     return &port;
 }
 

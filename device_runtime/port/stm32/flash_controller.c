@@ -105,7 +105,7 @@ static const uint8_t *map(void *context, uint32_t address, uint32_t bytes) {
     return (const uint8_t *)(uintptr_t)address;
 }
 
-const tf_flash tf_stm32_flash = {
+const tf_flash tf_stm32_internal_flash = {
     .context = NULL,
     .erase_sector = erase_sector,
     .program_word = program_word,

@@ -6,7 +6,13 @@
 #include "tinyfleet/stream.h"
 
 extern const tf_stream tf_stm32_stream;
-extern const tf_flash tf_stm32_flash;
+extern const tf_flash tf_stm32_internal_flash;
+#if TF_EXTERNAL_FLASH
+extern const tf_flash tf_stm32_external_flash; /* its sectors counted from 0 */
+extern const tf_flash tf_stm32_both_flashes;
+/* Pins, controller and chip; without an answer of the chip, all of its functions fail. */
+void tf_stm32_external_flash_start(void);
+#endif
 
 /* Pins, USART1 and both DMA streams. */
 void tf_stm32_uart_start(void);

@@ -1,5 +1,5 @@
 /* Byte stream over USART1 to a modem: DMA fills a ring and empties a buffer, so that bytes keep
- * moving while the core trains. PB6 TX, PB7 RX, PB0 DTR, PB1 DCD. */
+ * moving while the core trains. PB6 or PA9 TX, PB7 RX, DTR and DCD pins of port B. */
 #include <stddef.h>
 #include <string.h>
 
@@ -14,8 +14,14 @@
 #define LAST_WORDS_MS (TRANSMIT_BYTES * 10u * 1000u / TF_UART_BAUD + 2u)
 #define RECEIVE_STREAM 2u
 #define TRANSMIT_STREAM 7u
-#define DTR (1u << 0)
-#define DCD (1u << 1)
+#ifndef TF_BOARD_DTR_PIN
+#define TF_BOARD_DTR_PIN 0u
+#define TF_BOARD_DCD_PIN 1u
+#endif
+#define DTR (1u << TF_BOARD_DTR_PIN)
+#define DCD (1u << TF_BOARD_DCD_PIN)
+/* Two bits of port B's mode and pull registers. */
+#define PIN_FIELD(pin, value) ((uint32_t)(value) << (2u * (pin)))
 #define USART1_INTERRUPT 37u
 #define TRANSMIT_INTERRUPT 70u /* DMA2 stream 7 */
 
@@ -40,12 +46,21 @@ static uint8_t has_carrier(void) {
 }
 
 void tf_stm32_uart_start(void) {
-    /* Two bits per pin. PB0 output, PB1 input with pull-down: an unplugged modem is no carrier.
-     * PB6 and PB7 alternate function 7. */
+    /* DTR output, DCD input with pull-down: an unplugged modem is no carrier. */
     GPIOB_BSRR = DTR << 16;
-    GPIOB_MODER = (GPIOB_MODER & ~0xF00Fu) | (1u << 0) | (2u << 12) | (2u << 14);
-    GPIOB_PUPDR = (GPIOB_PUPDR & ~(3u << 2)) | (2u << 2);
-    GPIOB_AFRL = (GPIOB_AFRL & ~0xFF000000u) | (7u << 24) | (7u << 28);
+    GPIOB_MODER = (GPIOB_MODER & ~(PIN_FIELD(TF_BOARD_DTR_PIN, 3) | PIN_FIELD(TF_BOARD_DCD_PIN, 3) |
+                                   PIN_FIELD(7u, 3))) |
+                  PIN_FIELD(TF_BOARD_DTR_PIN, 1) | PIN_FIELD(7u, 2);
+    GPIOB_PUPDR = (GPIOB_PUPDR & ~PIN_FIELD(TF_BOARD_DCD_PIN, 3)) | PIN_FIELD(TF_BOARD_DCD_PIN, 2);
+    /* Alternate function 7: PB7, and PA9 or PB6. */
+    GPIOB_AFRL = (GPIOB_AFRL & ~0xF0000000u) | (7u << 28);
+#if TF_BOARD_USART_TX_PA9
+    GPIOA_AFRH = (GPIOA_AFRH & ~0xF0u) | (7u << 4);
+    GPIOA_MODER = (GPIOA_MODER & ~(3u << 18)) | (2u << 18);
+#else
+    GPIOB_AFRL = (GPIOB_AFRL & ~0x0F000000u) | (7u << 24);
+    GPIOB_MODER = (GPIOB_MODER & ~PIN_FIELD(6u, 3)) | PIN_FIELD(6u, 2);
+#endif
 
     USART1_BRR = (STM32_APB2_HZ + TF_UART_BAUD / 2u) / TF_UART_BAUD;
     USART1_CR3 = USART_DMA_RECEIVER | USART_DMA_TRANSMITTER;

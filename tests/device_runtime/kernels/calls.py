@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.interpreter import random_move
+from codegen.layer_arithmetic import INT32_MAX
 from device_runtime import include_directories, source_root
 from simulator.kernel_call import ArmKernels, Call, HostKernels, Struct, arm_kernels, host_kernels
 
@@ -32,8 +34,7 @@ def on_arm() -> ArmKernels:
 
 
 def _sources() -> list[Any]:
-    root = source_root()
-    return [root / "kernels" / f"{name}.c" for name in _SOURCES] + [root / "engine" / "random.c"]
+    return [source_root() / "kernels" / f"{name}.c" for name in _SOURCES]
 
 
 def call_both(function: str, arguments: Sequence[Any]) -> Call:
@@ -59,3 +60,28 @@ class Scratch(np.ndarray[Any, np.dtype[np.int16]]):
         """``size`` bytes of garbage."""
         words = np.full(-(-size // 2), 0x7B3D, np.int16)
         return words.view(cls)
+
+
+SEED, STEP, FIRST_VALUE = 17, 3, 1000
+
+
+def update(rate: int, momentum_q8: int = 0, apply: bool = True) -> Struct:
+    """A ``tf_update`` of this rate (Q20)."""
+    return Struct(("I", rate), ("I", SEED), ("I", STEP), ("H", momentum_q8), ("B", int(apply)))
+
+
+def whole(velocity: NDArray[np.int32] | None = None) -> Struct:
+    """A ``tf_whole`` whose first value has the index FIRST_VALUE."""
+    return Struct(("P", velocity), ("I", FIRST_VALUE))
+
+
+def moved(
+    before: Ints, change: Ints, bits: int, velocity: Ints | None, momentum_q8: int, apply: bool
+) -> tuple[Ints, Ints | None]:
+    """``before`` after a step, not clamped yet, and the velocity that remains."""
+    if velocity is not None:
+        change = np.clip(velocity + change, -INT32_MAX, INT32_MAX)
+        if not apply:
+            return before, change
+        velocity = change * momentum_q8 >> 8
+    return before + random_move(change, bits, SEED, STEP, FIRST_VALUE), velocity

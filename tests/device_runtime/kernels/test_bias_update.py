@@ -8,27 +8,48 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen.interpreter import apply_gain, step_gain
+from codegen.interpreter import BIAS_BITS, apply_gain, step_gain
 from codegen.layer_arithmetic import Gain
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import call_both
+from tests.device_runtime.kernels.calls import call_both, moved, update, whole
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
 
 
 @settings(max_examples=120, deadline=None)
-@given(depthwise_layers(), st.integers(1, 40), st.integers(0, 2**20), st.integers(-30, 10))
+@given(
+    depthwise_layers(),
+    st.integers(1, 40),
+    st.integers(0, 2**20),
+    st.integers(-30, 10),
+    st.booleans(),
+    st.integers(0, 255),
+    st.booleans(),
+)
 def test_biases_take_a_step_against_the_errors_sum(
-    layer: Depthwise, channels: int, rate: int, exponent: int
+    layer: Depthwise,
+    channels: int,
+    rate: int,
+    exponent: int,
+    keeps_velocity: bool,
+    momentum_q8: int,
+    apply: bool,
 ) -> None:
     layer = replace(layer, channels=channels)
     errors, before = layer.errors(), layer.biases()
     bias = before.astype(np.int32)
+    velocity = before * 12345 % 2**31 if keeps_velocity else None
+    kept = None if velocity is None else velocity.astype(np.int32)
     scale = Struct(("i", exponent), ("i", int(np.abs(errors).max())))
-    update = Struct(("I", rate), ("I", 17), ("I", 3))
-    call_both("tf_bias_update", [layer.struct(), errors.astype(np.int16), scale, bias, update])
+    step = update(rate, momentum_q8, apply)
+    arguments = [layer.struct(), errors.astype(np.int16), scale, bias, whole(kept), step]
+    call_both("tf_bias_update", arguments)
     gradient = errors.sum(axis=(0, 1))
+    change = np.zeros_like(gradient)
     for channel, word in enumerate(layer.weight_gain):
         gain = Gain(int(word) >> 8, (int(word) & 0xFF) - (256 if word & 0x80 else 0))
-        change = apply_gain(gradient[channel : channel + 1], step_gain(gain, rate), exponent)
-        expected = np.clip(before[channel] - change[0], -layer.bias_limit, layer.bias_limit)
-        assert bias[channel] == expected
+        part = gradient[channel : channel + 1]
+        change[channel] = apply_gain(part, step_gain(gain, rate), exponent + BIAS_BITS)[0]
+    after, left = moved(before, change, BIAS_BITS, velocity, momentum_q8, apply)
+    np.testing.assert_array_equal(bias, np.clip(after, -layer.bias_limit, layer.bias_limit))
+    if left is not None:
+        np.testing.assert_array_equal(kept, left)

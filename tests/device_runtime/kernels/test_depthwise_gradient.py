@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from codegen.interpreter import apply_gain, random_bits, step_gain
+from codegen.interpreter import STATE_BITS, STEP_BITS, apply_gain, step_gain
 from codegen.layer_arithmetic import Gain
 from codegen.scratch import depthwise_input_gradient_bytes, depthwise_weight_update_bytes
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import Ints, Scratch, call_both
+from tests.device_runtime.kernels.calls import FIRST_VALUE, Ints, Scratch, call_both, moved, update
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
 
 PLAIN = Depthwise(8, 8, 4, (3, 3), (1, 1), (1, 1, 1, 1), -128, -128, 0, 9, 0, 1)
@@ -72,16 +72,20 @@ def test_input_gradient_may_take_the_place_of_an_error_of_its_size(layer: Depthw
 
 
 @settings(max_examples=150, deadline=None)
-@given(depthwise_layers(), st.booleans(), st.integers(0, 2**20))
-@example(PLAIN, True, 2**14)
-@example(SEVEN, False, 2**14)
-@example(SPARSE, False, 2**14)
-def test_trained_channels_take_a_step(layer: Depthwise, exact: bool, rate: int) -> None:
+@given(depthwise_layers(), st.booleans(), st.integers(0, 2**20), st.booleans())
+@example(PLAIN, True, 2**14, False)
+@example(SEVEN, False, 2**14, True)
+@example(SPARSE, False, 2**14, False)
+def test_trained_channels_take_a_step(
+    layer: Depthwise, exact: bool, rate: int, keeps_velocity: bool
+) -> None:
     errors, codes, trained = layer.errors(), layer.codes(layer.height, layer.width), layer.trained()
     before = np.ascontiguousarray(layer.weights()[..., trained])
     fractions = np.random.default_rng(layer.seed).integers(-128, 128, before.shape)
     fractions[np.abs(before) == 127] = 0
     weights, fraction_codes = before.astype(np.int8), fractions.astype(np.int8)
+    velocity = before * 1000 if keeps_velocity else None
+    kept = None if velocity is None else velocity.astype(np.int32)
     call_both(
         "tf_depthwise_weight_update",
         [
@@ -92,27 +96,31 @@ def test_trained_channels_take_a_step(layer: Depthwise, exact: bool, rate: int) 
             Struct(
                 ("P", weights),
                 ("P", fraction_codes if exact else None),
-                ("I", 1000),
+                ("P", kept),
+                ("I", FIRST_VALUE),
                 ("P", trained.astype(np.uint16)),
                 ("H", len(trained)),
             ),
-            Struct(("I", rate), ("I", 17), ("I", 3)),
+            update(rate, 200),
             Scratch(depthwise_weight_update_bytes(layer.op, layer.source, layer.target)),
         ],
     )
     gradient = layer.weight_gradient(codes, errors)[..., trained]
-    exponent = -9 + layer.gradient_shift + (8 if exact else 16)
+    bits = STATE_BITS if exact else STEP_BITS
+    exponent = -9 + layer.gradient_shift + bits + (8 if exact else 0)
     change = np.zeros_like(gradient)
     for at, channel in enumerate(trained):
         word = int(layer.weight_gain[channel])
         gain = Gain(word >> 8, (word & 0xFF) - (256 if word & 0x80 else 0))
         change[..., at] = apply_gain(gradient[..., at], step_gain(gain, rate), exponent)
-    if exact:
-        state = np.clip(before * 256 + fractions - change, -32512, 32512)
-        rounded = (state + 128) >> 8
-        np.testing.assert_array_equal(fraction_codes, state - rounded * 256)
-    else:
-        counter = 1000 + np.arange(before.size).reshape(before.shape)
-        bits = random_bits(17, 3, counter) & 0xFFFF
-        rounded = np.clip((before * 65536 - change + bits) >> 16, -127, 127)
+    start = before * 256 + fractions if exact else before
+    after, left = moved(start, change, bits, velocity, 200, True)
+    if left is not None:
+        np.testing.assert_array_equal(kept, left)
+    if not exact:
+        np.testing.assert_array_equal(weights, np.clip(after, -127, 127))
+        return
+    state = np.clip(after, -32512, 32512)
+    rounded = (state + 128) >> 8
+    np.testing.assert_array_equal(fraction_codes, state - rounded * 256)
     np.testing.assert_array_equal(weights, rounded)

@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen.interpreter import apply_gain, round_shift, step_gain
+from codegen.interpreter import BIAS_BITS, STATE_BITS, apply_gain, round_shift, step_gain
 from codegen.layer_arithmetic import Gain
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import Ints, call_both
+from tests.device_runtime.kernels.calls import Ints, call_both, moved, update, whole
 
 INPUTS = st.integers(1, 50)
 CLASSES = st.integers(1, 12)
@@ -87,12 +87,14 @@ def test_input_gradient_keeps_fifteen_bits_of_the_largest(
 
 
 @settings(max_examples=80, deadline=None)
-@given(INPUTS, CLASSES, SEEDS, st.integers(-128, 127), st.integers(0, 2**20))
+@given(INPUTS, CLASSES, SEEDS, st.integers(-128, 127), st.integers(0, 2**20), st.booleans())
 def test_weights_and_biases_take_a_step(
-    inputs: int, classes: int, seed: int, zero: int, rate: int
+    inputs: int, classes: int, seed: int, zero: int, rate: int, keeps_velocity: bool
 ) -> None:
     codes, before, bias_before, errors = operands(seed, inputs, classes)
     weights, bias = before.astype(np.int16), bias_before.astype(np.int32)
+    velocity = before * 1000 if keeps_velocity else None
+    kept = None if velocity is None else velocity.astype(np.int32)
     call_both(
         "tf_head_update",
         [
@@ -101,11 +103,18 @@ def test_weights_and_biases_take_a_step(
             Struct(("i", -3), ("i", int(np.abs(errors).max()))),
             codes.astype(np.int8),
             weights,
+            whole(kept),
             bias,
-            Struct(("I", rate), ("I", 17), ("I", 3)),
+            whole(),
+            update(rate, 200),
         ],
     )
-    change = apply_gain(np.outer(errors, codes - zero), step_gain(WEIGHT_GAIN, rate), -3)
-    np.testing.assert_array_equal(weights, np.clip(before - change, -32512, 32512))
-    change = apply_gain(errors, step_gain(BIAS_GAIN, rate), -3)
-    np.testing.assert_array_equal(bias, np.clip(bias_before - change, -INT32_MAX, INT32_MAX))
+    gradient, gain = np.outer(errors, codes - zero), step_gain(WEIGHT_GAIN, rate)
+    change = apply_gain(gradient, gain, -3 + STATE_BITS)
+    after, left = moved(before, change, STATE_BITS, velocity, 200, True)
+    np.testing.assert_array_equal(weights, np.clip(after, -32512, 32512))
+    if left is not None:
+        np.testing.assert_array_equal(kept, left)
+    change = apply_gain(errors, step_gain(BIAS_GAIN, rate), -3 + BIAS_BITS)
+    after, _ = moved(bias_before, change, BIAS_BITS, None, 0, True)
+    np.testing.assert_array_equal(bias, np.clip(after, -INT32_MAX, INT32_MAX))

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import device_runtime
+from codegen.boards import Board as BoardDescription
 from codegen.boards import load_board
-from codegen.flash_layout import FlashLayout, linker_script, plan_flash
+from codegen.flash_layout import FlashLayout, layout_defines, linker_script, plan_flash
 from codegen.toolchain import BuildResult, Source, find_toolchain
 from codegen.zcbor_codec import generate_codec
 from fleet.protocol import Announce, Delta, Status
@@ -33,23 +34,37 @@ from ..tiny_round import Data, Weights, clustered_data, task_for, train
 FACTORY = bytes(144)
 DATA = clustered_data()
 BLOB = train(Weights.parse(FACTORY), DATA, seed=99, epochs=1, biases_only=False).blob()
-BOARDS = ["stm32f746", "stm32f407"]
+
+
+def with_little_flash_inside() -> BoardDescription:
+    """So little that slots and log lie in the external flash."""
+    described = load_board("stm32f746").model_dump()
+    described["flash"]["sectors"] = [32768] * 3
+    return BoardDescription.model_validate(described)
+
+
+BOARDS = {
+    "stm32f746": load_board("stm32f746"),
+    "stm32f407": load_board("stm32f407"),
+    "stm32f746-external": with_little_flash_inside(),
+}
 STACK_PAINT = b"\xa5" * 4
 
 
 @dataclass
 class Firmware:
-    board: str
+    board: BoardDescription
     layout: FlashLayout
     built: BuildResult
     path: Path
 
 
-@pytest.fixture(scope="session", params=BOARDS)
+@pytest.fixture(scope="session", params=list(BOARDS))
 def firmware(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Firmware:
     folder = tmp_path_factory.mktemp(request.param)
-    board = load_board(request.param)
+    board = BOARDS[request.param]
     layout = plan_flash(board, 60_000, len(FACTORY), 8192)
+    assert layout.uses_external_flash == request.param.endswith("external")
     (folder / "firmware.ld").write_text(linker_script(board, layout))
     generated = generate_codec(CDDL, folder / "codec")
     sources = [*device_runtime.firmware_sources("stm32"), TESTS / "tiny_model.c"]
@@ -59,12 +74,12 @@ def firmware(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             *(Source(source, warnings=False) for source in generated),
         ],
         include_dirs=[*device_runtime.include_directories(), folder / "codec"],
-        defines={"ZCBOR_CANONICAL": 1},
+        defines={"ZCBOR_CANONICAL": 1, **layout_defines(board, layout)},
         board=board,
         linker_script=folder / "firmware.ld",
         output_elf=folder / "firmware.elf",
     )
-    return Firmware(request.param, layout, built, folder / "firmware.elf")
+    return Firmware(board, layout, built, folder / "firmware.elf")
 
 
 @dataclass
@@ -161,8 +176,8 @@ def host_deltas(library: ctypes.CDLL) -> list[Delta]:
 def test_the_board_boots_connects_and_announces_itself(world: World, firmware: Firmware) -> None:
     world.run_until(lambda: bool(world.of(Status)))
     announce = world.of(Announce)[0]
-    board = load_board(firmware.board)
-    assert announce.board == firmware.board
+    board = firmware.board
+    assert announce.board == board.name
     assert announce.battery_percent == 100
     used = board.sram_limit_bytes - announce.free_sram_bytes
     assert board.stack_bytes < used < board.stack_bytes + 10_000
@@ -177,7 +192,7 @@ def test_a_round_on_the_board_gives_the_same_delta_as_on_the_host(
 
 def test_the_stack_stays_far_from_its_end(world: World, firmware: Firmware) -> None:
     deltas_of_a_round(world)
-    stack = bytes(machine_of(world).sram[: load_board(firmware.board).stack_bytes])
+    stack = bytes(machine_of(world).sram[: firmware.board.stack_bytes])
     untouched = 0
     while stack[untouched : untouched + 4] == STACK_PAINT:
         untouched += 4
@@ -208,7 +223,7 @@ def test_power_cuts_during_the_commit_leave_a_board_that_finishes(
 ) -> None:
     reference = world_on(firmware)
     deltas_of_a_round(reference)
-    operations = machine_of(reference).flash_controller.operations
+    operations = machine_of(reference).flash_operations
     machine_of(reference).close()
     assert operations > len(BLOB) // 4
     for cut in [*range(1, operations + 1, 5), operations - 1, operations]:
@@ -231,12 +246,12 @@ def test_power_cuts_during_the_commit_leave_a_board_that_finishes(
 def test_a_board_without_identity_waits_and_looks_again(firmware: Firmware) -> None:
     world = World(Board(firmware, DATA), FakeBroker())  # type: ignore[arg-type]
     machine = machine_of(world)
-    start = firmware.layout.samples.address - load_board(firmware.board).flash.address
-    recorded = bytes(machine.flash[start : start + 4096])
-    machine.flash[start : start + 4096] = b"\xff" * 4096
+    start = firmware.layout.samples.address
+    recorded = machine.read_memory(start, 4096)
+    machine.write_flash(start, b"\xff" * 4096)
     world.boot()
     world.run_for(3)
     assert world.broker.connects == 0
-    machine.flash[start : start + 4096] = recorded  # somebody commissions it
+    machine.write_flash(start, recorded)  # somebody commissions it
     world.run_until(lambda: bool(world.of(Announce)))
     machine.close()

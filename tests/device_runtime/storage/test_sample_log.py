@@ -3,9 +3,22 @@
 import ctypes
 import random
 
+import numpy as np
 import pytest
 
-from .conftest import FLASH_FAILED, NO_MEMORY, NOT_FOUND, OK, Flash, Record, Region, SampleLog
+from simulator.flash_image import Identity, read_sample_region, sample_region
+
+from .conftest import (
+    BAD_INPUT,
+    FLASH_FAILED,
+    NO_MEMORY,
+    NOT_FOUND,
+    OK,
+    Flash,
+    Record,
+    Region,
+    SampleLog,
+)
 
 REGION = Region.of_sectors(4, 1)
 REGION_AT = 4 * 4096
@@ -14,11 +27,11 @@ CLASSES = 10
 
 
 class Log:
-    def __init__(self, library: ctypes.CDLL, flash: Flash) -> None:
+    def __init__(self, library: ctypes.CDLL, flash: Flash, region: Region = REGION) -> None:
         self.library, self.flash = library, flash
         self.log = SampleLog()
         status = library.tf_sample_log_open(
-            ctypes.byref(self.log), ctypes.byref(flash), ctypes.byref(REGION)
+            ctypes.byref(self.log), ctypes.byref(flash), ctypes.byref(region)
         )
         assert status == OK
 
@@ -151,3 +164,71 @@ def test_a_power_cut_at_every_operation_of_an_append_costs_at_most_that_record(l
         assert found[-1] == b"afterwards"
         assert set(found[3:]) <= {b"lost payload!", b"afterwards"}
     assert cut == 8
+
+
+LARGE_REGIONS = [
+    (Region.of_sectors(4, 64), 4),
+    (Region.of_sectors(4, 65), 8),
+    (Region.of_sectors(4, 130), 16),
+]
+
+
+@pytest.fixture(params=LARGE_REGIONS, ids=["256K", "260K", "520K"])
+def large(request: pytest.FixtureRequest) -> tuple[Region, int]:
+    return request.param
+
+
+def test_records_of_a_large_region_start_at_places_that_16_bits_number(
+    library: ctypes.CDLL, flash: Flash, large: tuple[Region, int]
+) -> None:
+    region, unit = large
+    samples = [random.Random(size).randbytes(size) for size in (1, 16, 70_001, 90_000, 65_535, 3)]
+    log = Log(library, flash, region)
+    for label, sample in enumerate(samples):
+        assert log.append(sample, label) == OK
+    log = Log(library, flash, region)
+    assert log.log.unit == unit
+    assert region.bytes // unit <= 65536
+    records = log.records()
+    assert [record.data() for record in records] == samples
+    assert {record.offset % unit for record in records} == {0}
+    assert log.append(bytes(region.bytes), 0) == NO_MEMORY
+    assert log.append(bytes(16), 0) == OK
+
+
+def test_a_torn_header_in_a_large_region_costs_one_record_only(
+    library: ctypes.CDLL, flash: Flash, large: tuple[Region, int]
+) -> None:
+    region, _ = large
+    log = Log(library, flash, region)
+    assert log.append(b"before") == OK
+    flash.power_on(operations_to_cut=3)
+    assert log.append(bytes(70_000)) == FLASH_FAILED
+    flash.power_on()
+    log = Log(library, flash, region)
+    assert log.append(b"after") == OK
+    found = [record.data() for record in Log(library, flash, region).records()]
+    assert found == [b"before", b"after"]
+
+
+def test_a_payload_longer_than_a_record_can_say_is_refused(log: Log) -> None:
+    assert log.append(bytes(0x100000)) == BAD_INPUT
+    assert log.append(bytes(0xFFFFF)) == NO_MEMORY
+    assert log.flash.operations == 0
+
+
+def test_what_the_simulator_writes_is_what_the_device_reads(
+    library: ctypes.CDLL, flash: Flash, large: tuple[Region, int]
+) -> None:
+    region, _ = large
+    samples = np.random.default_rng(3).integers(-128, 128, (3, 70_001)).astype(np.int8)
+    identity = Identity("device-00", "demo", "secret")
+    content = sample_region(identity, samples, np.array([4, 2, 7]), region.bytes)
+    ctypes.memmove(ctypes.addressof(flash.content) + REGION_AT, content, len(content))
+    log = Log(library, flash, region)
+    records = [record for record in log.records() if record.type == SAMPLE]
+    assert [record.data() for record in records] == [sample.tobytes() for sample in samples]
+    assert [(r.label, r.held_out) for r in records] == [(4, False), (2, False), (7, True)]
+    read = read_sample_region(content, region.bytes)
+    assert read.identity == identity
+    assert np.array_equal(read.samples, samples)

@@ -71,8 +71,7 @@ def manifest(board: str) -> dict[str, Any]:
         entries = [
             {
                 "tensor": tensor,
-                "start": start,
-                "count": count,
+                "channels": [[start, count]],
                 "values": _size(shapes[tensor][:-1]) * count,
                 "shift": shift,
             }

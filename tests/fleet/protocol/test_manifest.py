@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from codegen.blob import pack_rows
 from fleet.errors import ManifestError
 from fleet.protocol import Manifest
+from fleet.protocol.manifest import TensorEntry
 
 
 def manifest() -> dict[str, Any]:
@@ -28,8 +30,7 @@ def manifest() -> dict[str, Any]:
     def segment(tensor: str, start: int, count: int, values: int, shift: int) -> dict[str, Any]:
         return {
             "tensor": tensor,
-            "start": start,
-            "count": count,
+            "channels": [[start, count]],
             "values": values,
             "shift": shift,
         }
@@ -126,7 +127,10 @@ def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (change("weights", "bytes", to=60), "beyond the end of the blob"),
         (change("tensors", 1, "name", to="conv"), "two tensors"),
         (change("plans", 0, "segments", 0, "tensor", to="x"), "names no tensor: x"),
-        (change("plans", 0, "segments", 1, "start", to=3), "beyond the end of conv"),
+        (change("plans", 0, "segments", 1, "channels", to=[[3, 2]]), "beyond the end of conv"),
+        (change("plans", 0, "segments", 1, "channels", to=[[1, 1], [0, 1]]), "out of order"),
+        (change("plans", 0, "segments", 1, "channels", to=[]), "channels"),
+        (change("tensors", 0, "order", to="columns"), "tensors.0.order"),
         (change("plans", 0, "segments", 1, "values", to=11), "miscounts"),
         (change("plans", 0, "delta_values", to=30), "add up to delta_values"),
         (change("plans", 0, "id", to="xyz"), "plans.0.id"),
@@ -148,3 +152,22 @@ def test_a_folder_without_a_manifest_is_refused_with_the_remedy(tmp_path: Path) 
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ManifestError, match="isn't JSON"):
         Manifest.read(tmp_path)
+
+
+def test_values_of_row_pairs_lie_where_the_compiler_puts_them() -> None:
+    shape = (5, 1, 2, 3)
+    entry = TensorEntry(
+        name="w",
+        layer="w",
+        kind="weight",
+        dtype="int8",
+        shape=shape,
+        offset=0,
+        limit=127,
+        step=(1.0,),
+        order="row-pairs",
+    )
+    values = np.arange(30, dtype=np.int8)
+    packed = pack_rows(values.reshape(5, 6))
+    assert entry.bytes == packed.size == 6 * 8
+    assert np.array_equal(packed[entry.place_of_values()], values)

@@ -1,5 +1,6 @@
 /* A small firmware for the tests of the emulated boards: it touches every peripheral of
- * docs/specification/boards.md in the way that the stm32 port does. TF_USART_V2 is 0 or 1. */
+ * docs/specification/boards.md in the way that the stm32 port does. TF_USART_V2 is 0 or 1,
+ * DTR_PIN a pin of port B. */
 #include <stdint.h>
 
 #define REG(address) (*(volatile uint32_t *)(address))
@@ -185,7 +186,7 @@ uint32_t undefined(void) {
 static void run(void) {
     uint32_t from = 0;
     RCC_AHB1ENR |= 1u << 1 | 1u << 22;
-    REG(0x40020400u) = 1u; /* PB0 output */
+    REG(0x40020400u) = 1u << (2u * DTR_PIN); /* output */
     USART_CR1 = USART_ENABLE;
     USART_CR3 = 1u << 6 | 1u << 7;
     STREAM(2, 2) = USART_RX_DATA;
@@ -193,7 +194,7 @@ static void run(void) {
     STREAM(2, 1) = RING_BYTES;
     STREAM(2, 0) = 4u << 25 | 1u << 10 | 1u << 8 | 1u;
     REG(0x40000000u) = 1u;
-    GPIOB_BSRR = 1u;
+    GPIOB_BSRR = 1u << DTR_PIN;
     for (;;) {
         looks++;
         milliseconds = REG(0x40000024u);
@@ -201,7 +202,7 @@ static void run(void) {
         entropy = REG(0x50060808u);
         echo(&from);
         if (command == 1u) {
-            GPIOB_BSRR = 1u << 16;
+            GPIOB_BSRR = 0x10000u << DTR_PIN;
         } else if (command == 2u) {
             REG(0xE000ED0Cu) = 0x05FA0004u;
         }

@@ -1,0 +1,163 @@
+"""The page and the plots: tables of mean and spread over seeds from the kept runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.accuracy.study import METHODS
+from benchmarks.accuracy.tasks import TASKS
+
+WANTED_POINTS = 1.5
+"""Device training may be this far below float training of the same tensors."""
+
+_HEAD = """# Accuracy of training on the device's arithmetic
+
+`device arithmetic` is the C engine as host library, sample by sample at a 32nd of the learning
+rate; its bits are those of the ARM image (`--image-steps` compares them). `float SGD` trains the
+same tensors of the same network in PyTorch, in batches of 32, with the saturation of activations
+but no rounding anywhere. Both take the same samples in the same order, and learning rates from the
+same cosine; there is no momentum, no augmentation, and no choice of the best epoch: what is shown
+is the accuracy on the test samples after the last one. Seeds draw heads and orders anew.
+
+`TinyEngine's arithmetic` simulates what its kernels do: int8 weights less a float step, converted
+as C does (cut off towards zero, wrapped), weight gradients of the codes without their zero point,
+and an int8 head. (Its logits are left wide, which is kinder.) `no QAS` leaves gradients in integer
+steps, with float master weights and the rate that gives the best test accuracy with the first seed.
+
+Cells: mean ± standard deviation over seeds, in percent; in brackets the seeds that diverged.
+"""
+
+_TAIL = """
+## Reproduce
+
+```sh
+pip install torch==2.13.0
+python -m benchmarks.accuracy flowers96 --methods float,device,tinyengine,unscaled
+python -m benchmarks.accuracy flowers96 --plans 49kb --image-steps 3   # bits of the ARM image
+python -m benchmarks.accuracy report                                   # this page again
+```
+
+The other data sets are called alike. Runs are kept in `docs/results/accuracy/*.json`, epoch by
+epoch, and aren't repeated; the data lies outside of the repository (`TINYFLEET_SHARED`).
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Accuracy over seeds of one plan by one method, in percent."""
+
+    per_seed: tuple[float, ...]
+    start: float
+    diverged: int
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.per_seed))
+
+    @property
+    def spread(self) -> float:
+        return float(np.std(self.per_seed, ddof=1)) if len(self.per_seed) > 1 else 0.0
+
+    def __str__(self) -> str:
+        note = f" ({self.diverged} of {len(self.per_seed)})" if self.diverged else ""
+        return f"{self.mean:.1f} ± {self.spread:.1f}{note}"
+
+
+def cells(runs: Iterable[dict[str, Any]]) -> dict[tuple[str, str], Cell]:
+    """(plan, method) → accuracy after the last epoch; owners of samples are averaged per seed."""
+    grouped: dict[tuple[str, str], dict[int, list[dict[str, Any]]]] = {}
+    for run in runs:
+        seeds = grouped.setdefault((run["plan"], run["method"]), {})
+        seeds.setdefault(run["seed"], []).append(run)
+    return {
+        key: Cell(
+            tuple(
+                100 * float(np.mean([run["accuracy"][-1] for run in seeds[seed]]))
+                for seed in sorted(seeds)
+            ),
+            100 * float(np.mean([run["start"] for of in seeds.values() for run in of])),
+            sum(any(run["diverged"] for run in of) for of in seeds.values()),
+        )
+        for key, seeds in grouped.items()
+    }
+
+
+def write_report(folder: Path) -> None:
+    """Writes ``FOLDER.md`` and a plot per data set into ``folder`` from the JSON files there."""
+    parts = [_HEAD]
+    for name in TASKS:
+        file = folder / f"{name}.json"
+        if not file.exists():
+            continue
+        content = json.loads(file.read_text("utf-8"))
+        found = cells(content["runs"])
+        if found:
+            parts.append(_section(name, content, found, folder.name))
+            _plot(found, content, folder / f"{name}.png")
+    folder.with_suffix(".md").write_text("\n".join([*parts, _TAIL]), "utf-8")
+
+
+def _ordered(found: dict[tuple[str, str], Cell]) -> tuple[list[str], list[str]]:
+    order = ["head", "bias", "sparse", "49kb", "74kb", "99kb", "124kb", "148kb", "last12", "full"]
+    plans = sorted({plan for plan, _ in found}, key=order.index)
+    methods = [method for method in METHODS if any(m == method for _, m in found)]
+    return plans, methods
+
+
+def _section(
+    name: str, content: dict[str, Any], found: dict[tuple[str, str], Cell], folder: str
+) -> str:
+    plans, methods = _ordered(found)
+    schedule = content["schedule"]
+    seeds = max(len(cell.per_seed) for cell in found.values())
+    start = np.mean([cell.start for cell in found.values()])
+    lines = [
+        f"\n## {name}\n",
+        f"{content['title'][0].upper()}{content['title'][1:]}. {schedule['epochs']} epochs, rate "
+        f"{schedule['rate']:g}, {seeds} seeds; {start:.1f} % before training.\n",
+        "| plan | " + " | ".join(METHODS[m].title for m in methods) + " | device less float |",
+        "|---|" + "---|" * (len(methods) + 1),
+    ]
+    for plan in plans:
+        row = [str(found[plan, m]) if (plan, m) in found else "" for m in methods]
+        both = [found.get((plan, method)) for method in ("device", "float")]
+        gap = f"{both[0].mean - both[1].mean:+.1f}" if both[0] and both[1] else ""
+        lines.append(f"| {plan} | " + " | ".join([*row, gap]) + " |")
+    lines.append(f"\n![Accuracy by plan and method on {name}]({folder}/{name}.png)")
+    return "\n".join(lines)
+
+
+def _plot(found: dict[tuple[str, str], Cell], content: dict[str, Any], path: Path) -> None:
+    plans, methods = _ordered(found)
+    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    width = 0.8 / len(methods)
+    for place, method in enumerate(methods):
+        for index, plan in enumerate(plans):
+            cell = found.get((plan, method))
+            if cell is None:
+                continue
+            x = index + (place - (len(methods) - 1) / 2) * width
+            axes.bar(x, cell.mean, 0.9 * width, color=f"C{place}", alpha=0.55)
+            axes.plot([x] * len(cell.per_seed), cell.per_seed, ".", color=f"C{place}", markersize=4)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=f"C{i}", alpha=0.55) for i in range(len(methods))]
+    titles = [METHODS[method].title for method in methods]
+    axes.legend(handles, titles, fontsize=8, ncols=len(methods), loc="lower center")
+    axes.set_xticks(range(len(plans)), plans)
+    # Below half of the best there are only runs that went wrong.
+    axes.set_ylim(bottom=max(0.0, max(cell.mean for cell in found.values()) / 2 - 10))
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title(content["title"], fontsize=9)
+    axes.grid(axis="y", alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

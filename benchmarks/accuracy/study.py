@@ -1,0 +1,178 @@
+"""Runs of one data set: every plan by every method with every seed, kept in a JSON file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy.frozen import trained_tail
+from benchmarks.accuracy.network import Network
+from benchmarks.accuracy.samples import Samples
+from benchmarks.accuracy.tasks import Task
+from benchmarks.accuracy.training import (
+    Run,
+    Schedule,
+    scaled,
+    train_network,
+    train_on_device_arithmetic,
+    truncated,
+    unscaled,
+)
+from codegen.ir import Graph
+from codegen.plans import Plan, resolve
+
+SEARCHED = 4.0
+"""Ratio of neighbouring learning rates where the best one is searched for."""
+RATES = 5
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train; ``searches`` if it gets its best learning rate instead of the schedule's."""
+
+    name: str
+    title: str
+    train: Callable[[Graph, Plan, Samples, Schedule, int], Run]
+    searches: bool = False
+
+
+def _float(graph: Graph, plan: Plan, samples: Samples, schedule: Schedule, seed: int) -> Run:
+    network = Network(graph, plan, rounded=False)
+    return train_network(network, scaled, samples, schedule, seed)
+
+
+def _unscaled(graph: Graph, plan: Plan, samples: Samples, schedule: Schedule, seed: int) -> Run:
+    network = Network(graph, plan, rounded=True)
+    return train_network(network, unscaled, samples, schedule, seed)
+
+
+def _tiny_engine(graph: Graph, plan: Plan, samples: Samples, schedule: Schedule, seed: int) -> Run:
+    network = Network(graph, plan, rounded=True, head_bits=8, codes_in_gradient=True)
+    return train_network(network, truncated, samples, schedule, seed, single=True)
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("float", "float SGD", _float),
+        Method("device", "device arithmetic", train_on_device_arithmetic),
+        Method("tinyengine", "TinyEngine's arithmetic", _tiny_engine),
+        Method("unscaled", "no QAS, best rate", _unscaled, searches=True),
+    )
+}
+
+
+class Results:
+    """The runs of a data set in a JSON file, written after each; known ones aren't repeated."""
+
+    def __init__(self, path: Path, task: Task, schedule: Schedule) -> None:
+        self.path = path
+        head = {"data set": task.name, "title": task.title, "schedule": asdict(schedule)}
+        self.content: dict[str, Any] = {**head, "rates": {}, "runs": []}
+        if path.exists():
+            kept = json.loads(path.read_text("utf-8"))
+            if {key: kept.get(key) for key in head} != head:
+                raise SystemExit(f"{path} has runs of another schedule; move it away or use --out")
+            self.content = kept
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """One entry per plan, method, seed and owner of samples."""
+        runs: list[dict[str, Any]] = self.content["runs"]
+        return runs
+
+    def has(self, **key: Any) -> bool:
+        """Whether there is a run with these entries."""
+        return any(all(run[k] == v for k, v in key.items()) for run in self.runs)
+
+    def add(self, run: Run, **key: Any) -> None:
+        """Keeps ``run`` on disk."""
+        self.runs.append({**key, **asdict(run)})
+        self.runs.sort(key=lambda r: (r["plan"], r["method"], r["seed"], r["who"]))
+        self.write()
+
+    def write(self) -> None:
+        """Writes one run per line, so that differences can be read."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        head = {key: value for key, value in self.content.items() if key != "runs"}
+        lines = ",\n".join("  " + json.dumps(run) for run in self.runs)
+        text = json.dumps(head, indent=1)[:-2] + f',\n "runs": [\n{lines}\n ]\n}}\n'
+        self.path.write_text(text, "utf-8")
+
+
+def run_study(
+    task: Task, plans: Sequence[str], methods: Sequence[str], seeds: int, results: Results
+) -> None:
+    """Adds what is missing to ``results``, a line of text per run.
+
+    Raises SystemExit for a plan that the data set doesn't have.
+    """
+    schedule = Schedule(**results.content["schedule"])
+    for seed in range(seeds):
+        graph, cases = task.prepare(seed)
+        known = task.plans(graph)
+        for name in plans:
+            if name not in known:
+                raise SystemExit(f"{task.name} has no plan {name!r}; it has {', '.join(known)}")
+            plan = resolve(known[name], graph)
+            for method in (METHODS[method] for method in methods):
+                for who, samples in cases.items():
+                    key = {"plan": name, "method": method.name, "seed": seed, "who": who}
+                    if results.has(**key):
+                        continue
+                    tail, arriving = trained_tail(graph, plan, samples)
+                    rate = schedule.rate
+                    if method.searches:
+                        rate = _searched(tail, plan, arriving, schedule, method, results, name)
+                    _one(tail, plan, arriving, replace(schedule, rate=rate), method, results, key)
+
+
+def _one(
+    graph: Graph,
+    plan: Plan,
+    samples: Samples,
+    schedule: Schedule,
+    method: Method,
+    results: Results,
+    key: dict[str, Any],
+) -> Run:
+    started = time.perf_counter()
+    run = method.train(graph, plan, samples, schedule, key["seed"])
+    seconds = time.perf_counter() - started
+    results.add(run, **key, rate=schedule.rate, seconds=round(seconds, 1))
+    diverged = " diverged" if run.diverged else ""
+    print(
+        f"{key['plan']:8} {method.name:11} seed {key['seed']} {key['who']}: "
+        f"{run.start:.1%} to {run.accuracy[-1]:.1%}{diverged}, loss {run.loss[-1]:.4f}, "
+        f"rate {schedule.rate:g}, {seconds:.0f} s",
+        flush=True,
+    )
+    return run
+
+
+def _searched(
+    graph: Graph,
+    plan: Plan,
+    samples: Samples,
+    schedule: Schedule,
+    method: Method,
+    results: Results,
+    plan_name: str,
+) -> float:
+    """The rate of the best test accuracy with the first seed: the most that can be made of it."""
+    key = f"{method.name} {plan_name}"
+    rates: dict[str, dict[str, float]] = results.content["rates"]
+    if key not in rates:
+        tried = {}
+        for power in range(RATES):
+            rate = schedule.rate * SEARCHED**power
+            run = method.train(graph, plan, samples, replace(schedule, rate=rate), 0)
+            tried[f"{rate:g}"] = run.accuracy[-1]
+            print(f"{key}: rate {rate:g} gives {run.accuracy[-1]:.1%}", flush=True)
+        rates[key] = tried
+        results.write()
+    return float(max(rates[key], key=lambda rate: rates[key][rate]))

@@ -1,0 +1,133 @@
+"""The samples that a float model is calibrated with: reading them, and whether they fit the model.
+
+What is wrong with a set is said in one sentence: what the model expects, what was found, and how
+to change it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen.errors import CalibrationError
+from codegen.float_graph import ChannelsFirst, FloatGraph
+
+FEWEST_SAMPLES = 8
+"""A file with fewer is refused: ranges of so few samples clip much of what comes later."""
+
+_HOW_TO_GIVE = (
+    "save about 100 typical inputs, preprocessed as for the model, as float32 "
+    "(samples, channels, height, width) with numpy.savez(FILE, x=inputs) and pass "
+    "--calibration FILE"
+)
+
+
+def load_calibration(path: Path | str) -> NDArray[np.float32]:
+    """Reads array `x` (or the only array) of an .npz: float32 (samples, channels, height, width).
+
+    Raises CalibrationError for a file that is missing, damaged, has no such array, too few samples
+    in it, or integers, of which nobody knows whether they are preprocessed.
+    """
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise CalibrationError(f"{path}: not an .npz; {_HOW_TO_GIVE}")
+        with archive:
+            names = archive.files
+            if "x" not in names and len(names) != 1:
+                raise CalibrationError(
+                    f"{path}: holds arrays {names}; the calibration samples must be named 'x'"
+                )
+            array = archive["x" if "x" in names else names[0]]
+    except FileNotFoundError as error:
+        raise CalibrationError(f"{path}: no such file; {_HOW_TO_GIVE}") from error
+    except CalibrationError:
+        raise
+    except Exception as error:  # numpy raises zipfile, zlib, struct, ... errors for damaged files
+        raise CalibrationError(
+            f"{path}: not a readable .npz file ({error}); {_HOW_TO_GIVE}"
+        ) from error
+    _check_numbers(path, array)
+    if array.ndim == 0 or len(array) < FEWEST_SAMPLES:
+        found = "one number" if array.ndim == 0 else f"{len(array)} samples"
+        raise CalibrationError(
+            f"{path}: {found}; at least {FEWEST_SAMPLES} are needed, about 100 are good"
+        )
+    return np.asarray(array, dtype=np.float32)
+
+
+def _check_numbers(path: Path | str, array: NDArray[np.generic]) -> None:
+    if array.dtype.kind == "f":
+        return
+    if array.dtype.kind not in "iu":
+        raise CalibrationError(f"{path}: array of {array.dtype}; {_HOW_TO_GIVE}")
+    span = f" from {array.min()} to {array.max()}" if array.size else ""
+    raise CalibrationError(
+        f"{path}: array of {array.dtype}{span}; float32 is expected, preprocessed as in training. "
+        "Scale it (for pixels often x / 255, then minus mean, over standard deviation), or, if the "
+        "model takes these very numbers, save x.astype(numpy.float32)"
+    )
+
+
+def fit_to_input(
+    graph: FloatGraph, calibration: NDArray[np.floating] | None
+) -> NDArray[np.floating]:
+    """``calibration`` as (samples, channels, height, width) of the graph's input.
+
+    Samples are shaped as the model file's input, or as the graph's. Axes of size 1 may stand
+    elsewhere or be left out: that moves no value. Raises CalibrationError when there is no set, it
+    doesn't fit the model's input, or it can't tell a range.
+    """
+    if calibration is None:
+        raise CalibrationError(f"a float model needs a calibration set: {_HOW_TO_GIVE}")
+    expected = graph.shapes[graph.input]
+    if calibration.shape[1:] == graph.sample_shape:
+        calibration = graph.arrange(calibration)
+    if calibration.ndim < 2 or len(calibration) == 0 or not _same_but_ones(calibration, expected):
+        shown = ", ".join(str(size) for size in expected)
+        raise CalibrationError(
+            f"calibration set of shape {calibration.shape}; the model's input '{graph.input}' "
+            f"needs (samples, {shown}) = (samples, channels, height, width), with 1 or more "
+            f"samples{_as_in_file(graph)}{_remedy(calibration.shape, expected)}"
+        )
+    samples = calibration.reshape(len(calibration), *expected)
+    unclean = int((~np.isfinite(samples)).any(axis=(1, 2, 3)).sum())
+    if unclean:
+        raise CalibrationError(
+            f"the calibration set holds NaN or infinity in {unclean} of {len(samples)} samples; "
+            "leave these out or repair the preprocessing"
+        )
+    if samples.max() == samples.min():
+        raise CalibrationError(
+            f"every value of the calibration set is {samples.flat[0]:g}; give typical inputs"
+        )
+    return samples
+
+
+def _as_in_file(graph: FloatGraph) -> str:
+    if graph.sample_layout is None:
+        return ""
+    shown = ", ".join(str(size) for size in graph.sample_shape)
+    return f", or as the model file has it: (samples, {shown})"
+
+
+def _same_but_ones(samples: NDArray[np.floating], expected: ChannelsFirst) -> bool:
+    found = [size for size in samples.shape[1:] if size != 1]
+    return found == [size for size in expected if size != 1]
+
+
+def _remedy(found: tuple[int, ...], expected: ChannelsFirst) -> str:
+    channels, height, width = expected
+    if found[1:] == (height, width, channels):
+        return "; the channels stand last: give x.transpose(0, 3, 1, 2)"
+    if found == expected:
+        return "; this is one sample: stack many of them with numpy.stack"
+    if len(found) == 4 and found[1] == channels:
+        return f"; resize the samples to {height} x {width} as the model's preprocessing does"
+    if len(found) == 4 and found[3] == channels:
+        return (
+            "; the channels stand last and the size differs: resize, then x.transpose(0, 3, 1, 2)"
+        )
+    return ""

@@ -1,0 +1,325 @@
+"""Passes of the importer: from the file's operations to the float graph's normal form.
+
+`PASSES` is the whole list, in order. Each takes the draft and changes it in one way: sums and
+products with constants go into the layer before them or become a depthwise layer of their own,
+activations become the clamp of the operation before them where nothing else reads that one, and
+the last layer becomes the head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from codegen.errors import ModelError
+from codegen.float_graph import (
+    NO_CLAMP,
+    ChannelsFirst,
+    Clamp,
+    Coding,
+    FloatAdd,
+    FloatAveragePool,
+    FloatClamp,
+    FloatConv,
+    FloatHead,
+    FloatMaxPool,
+    FloatPool,
+    StoredIntegers,
+)
+from codegen.ir import Padding
+from codegen.onnx_graph import Affine, Array, Draft, reads
+
+
+@dataclasses.dataclass
+class DraftGraph:
+    """Operations by output tensor in execution order, and what is known of their tensors."""
+
+    input: str
+    output: str
+    ops: dict[str, Draft]
+    shapes: dict[str, ChannelsFirst]
+    codings: dict[str, Coding]
+
+    def readers(self) -> Counter[str]:
+        """How many operations read each tensor; the graph's output is read once more."""
+        counts = Counter(name for op in self.ops.values() for name in reads(op))
+        counts[self.output] += 1
+        return counts
+
+    def only_reader(self, tensor: str) -> bool:
+        """Whether one operation reads ``tensor`` and nothing else."""
+        return self.readers()[tensor] == 1
+
+    def rename(self, old: str, new: str) -> None:
+        """Lets every reader of ``old`` read ``new``."""
+        for output, op in self.ops.items():
+            if isinstance(op, (Affine, FloatConv, FloatPool, FloatMaxPool, FloatAveragePool,
+                               FloatClamp, FloatHead)):  # fmt: skip
+                if op.input == old:
+                    self.ops[output] = dataclasses.replace(op, input=new)
+            elif old in op.inputs:
+                inputs = tuple(new if name == old else name for name in op.inputs)
+                self.ops[output] = dataclasses.replace(op, inputs=inputs)  # type: ignore[arg-type]
+        if self.output == old:
+            self.output = new
+
+    def remove(self, op: Draft, keep: str) -> None:
+        """Takes ``op`` out; its readers read tensor ``keep``."""
+        del self.ops[op.output]
+        self.codings.pop(op.output, None)
+        self.rename(op.output, keep)
+
+    def each(self, *kinds: type) -> Iterator[Draft]:
+        """The operations of some kinds as they stood at the start, less those removed since."""
+        for output in [name for name, op in self.ops.items() if isinstance(op, kinds)]:
+            if output in self.ops:
+                yield self.ops[output]
+
+
+def remove_unused(draft: DraftGraph) -> None:
+    """Operations that the output doesn't depend on, as auxiliary branches leave behind."""
+    needed = {draft.output}
+    for output, op in reversed(draft.ops.items()):
+        if output in needed:
+            needed.update(reads(op))
+    for output in [name for name in draft.ops if name not in needed]:
+        del draft.ops[output]
+
+
+def merge_affines(draft: DraftGraph) -> None:
+    """Two sums or products with constants in a row are one."""
+    for op in draft.each(Affine):
+        first = draft.ops.get(op.input) if isinstance(op, Affine) else None
+        if not isinstance(op, Affine) or not isinstance(first, Affine):
+            continue
+        if first.output in draft.codings or not draft.only_reader(first.output):
+            continue
+        gain, shift = first.gain * op.gain, first.shift * op.gain + op.shift
+        draft.ops[op.output] = dataclasses.replace(op, input=first.input, gain=gain, shift=shift)
+        del draft.ops[first.output]
+
+
+def fold_affines(draft: DraftGraph) -> None:
+    """A sum or product with constants behind a convolution goes into its weights.
+
+    In a quantized model the convolution's output must not be coded in between, unless this is
+    the network's output, which is wide on the device.
+    """
+    for op in draft.each(Affine):
+        assert isinstance(op, Affine)
+        conv = draft.ops.get(op.input)
+        if not isinstance(conv, FloatConv) or conv.clamp != NO_CLAMP:
+            continue
+        coded = conv.output in draft.codings and op.output != draft.output
+        if coded or not draft.only_reader(conv.output):
+            continue
+        folded = _folded(conv, op)
+        if folded is not None:
+            draft.ops[conv.output] = folded
+            coding = draft.codings.pop(op.output, None)
+            if coding is not None:
+                draft.codings[conv.output] = coding
+            draft.remove(op, conv.output)
+
+
+def _folded(conv: FloatConv, op: Affine) -> FloatConv | None:
+    outputs = len(conv.bias)
+    gain, shift = np.broadcast_to(op.gain, outputs), np.broadcast_to(op.shift, outputs)
+    stored = conv.stored
+    if stored is not None:
+        if (gain == 0).any():
+            return None  # stored integers of a channel that vanishes: leave it a layer of its own
+        signs = np.sign(gain).astype(np.int8)[:, np.newaxis, np.newaxis, np.newaxis]
+        changes_bias = (gain != 1).any() or (shift != 0).any()
+        stored = StoredIntegers(
+            stored.weight * signs,
+            stored.weight_scale * np.abs(gain),
+            None if changes_bias else stored.bias,
+        )
+    return dataclasses.replace(
+        conv,
+        weight=conv.weight * gain[:, np.newaxis, np.newaxis, np.newaxis],
+        bias=conv.bias * gain + shift,
+        stored=stored,
+    )
+
+
+def affines_to_layers(draft: DraftGraph) -> None:
+    """What is left of sums and products with constants: depthwise 1x1 convolutions."""
+    for op in draft.each(Affine):
+        assert isinstance(op, Affine)
+        channels = draft.shapes[op.input][0]
+        weight: Array = np.broadcast_to(op.gain, channels).reshape(channels, 1, 1, 1).copy()
+        bias: Array = np.broadcast_to(op.shift, channels).copy()
+        draft.ops[op.output] = FloatConv(
+            op.name, op.input, op.output, weight, bias, groups=channels
+        )
+
+
+def raise_clamps_over_max_pools(draft: DraftGraph) -> None:
+    """An activation behind a max pool may as well stand before it, where it can be folded."""
+    for op in draft.each(FloatClamp):
+        assert isinstance(op, FloatClamp)
+        pool = draft.ops.get(op.input)
+        while isinstance(pool, FloatMaxPool) and pool.output not in draft.codings:
+            if not draft.only_reader(pool.output) or not draft.only_reader(pool.input):
+                break
+            if not isinstance(draft.ops.get(pool.input), (FloatConv, FloatAdd, FloatMaxPool)):
+                break
+            _swap(draft, pool, op)
+            moved = draft.ops[pool.output]
+            assert isinstance(moved, FloatClamp)
+            op, pool = moved, draft.ops.get(moved.input)
+
+
+def _swap(draft: DraftGraph, first: FloatMaxPool, second: FloatClamp) -> None:
+    """Lets ``second`` work before ``first``; the tensors keep their places and names."""
+    draft.shapes[first.output] = draft.shapes[first.input]
+    draft.ops[first.output] = dataclasses.replace(second, input=first.input, output=first.output)
+    draft.ops[second.output] = dataclasses.replace(first, input=first.output, output=second.output)
+
+
+def fold_clamps(draft: DraftGraph) -> None:
+    """An activation becomes the clamp of the operation that makes its input."""
+    for op in draft.each(FloatClamp):
+        assert isinstance(op, FloatClamp)
+        maker = draft.ops.get(op.input)
+        if not isinstance(maker, (FloatConv, FloatAdd, FloatClamp)):
+            continue
+        if maker.output in draft.codings or not draft.only_reader(maker.output):
+            continue
+        clamp = maker.clamp.then(op.clamp)
+        draft.ops[maker.output] = dataclasses.replace(maker, clamp=clamp)
+        coding = draft.codings.pop(op.output, None)
+        if coding is not None:
+            draft.codings[maker.output] = coding
+        draft.remove(op, maker.output)
+
+
+def merge_means(draft: DraftGraph) -> None:
+    """Means over whole rows and whole columns, one after the other, are one mean over both."""
+    for op in draft.each(FloatAveragePool):
+        assert isinstance(op, FloatAveragePool)
+        _, height, width = draft.shapes[op.input]
+        if op.padding == Padding() and op.window == (height, width):
+            draft.ops[op.output] = FloatPool(op.name, op.input, op.output)
+    for op in draft.each(FloatPool):
+        assert isinstance(op, FloatPool)
+        first = draft.ops.get(op.input)
+        if not isinstance(first, FloatAveragePool) or first.padding != Padding():
+            continue
+        _, height, width = draft.shapes[first.input]
+        whole = first.window in ((height, 1), (1, width)) and first.stride == first.window
+        if whole and first.output not in draft.codings and draft.only_reader(first.output):
+            draft.ops[op.output] = dataclasses.replace(op, input=first.input)
+            del draft.ops[first.output]
+
+
+def separate_clamps(draft: DraftGraph) -> None:
+    """In quantized models a clamp that its output's code doesn't imply is its own operation.
+
+    Codes that are symmetric about zero have room below a Relu's 0, for example.
+    """
+    for op in draft.each(FloatConv, FloatAdd):
+        assert isinstance(op, (FloatConv, FloatAdd))
+        coding = draft.codings.get(op.output)
+        if coding is None or _implied(op.clamp, coding):
+            continue
+        unclamped = f"{op.output}_unclamped"
+        later = {name: other for name, other in draft.ops.items() if name == op.output}
+        before = dict(draft.ops)
+        draft.ops.clear()
+        for name, other in before.items():
+            if name in later:
+                draft.ops[unclamped] = dataclasses.replace(op, output=unclamped, clamp=NO_CLAMP)
+                draft.ops[name] = FloatClamp(f"{op.name}_clamp", unclamped, name, op.clamp)
+            else:
+                draft.ops[name] = other
+        draft.shapes[unclamped] = draft.shapes[op.output]
+        draft.codings[unclamped] = coding
+
+
+def _implied(clamp: Clamp, coding: Coding) -> bool:
+    range_ = coding.range
+    half = coding.scale / 2
+    return clamp.low <= range_.low + half and clamp.high >= range_.high - half
+
+
+def clamp_to_codes(draft: DraftGraph) -> None:
+    """In quantized models the range of the codes is the activation: Relu nodes are left out."""
+    for op in draft.each(FloatConv, FloatAdd, FloatClamp):
+        assert isinstance(op, (FloatConv, FloatAdd, FloatClamp))
+        coding = draft.codings.get(op.output)
+        if coding is not None:
+            clamp = op.clamp.then(coding.range)
+            draft.ops[op.output] = dataclasses.replace(op, clamp=clamp)
+
+
+def remove_idle_clamps(draft: DraftGraph) -> None:
+    """Activations of a quantized model that its codes imply already."""
+    for op in draft.each(FloatClamp):
+        assert isinstance(op, FloatClamp)
+        before, after = draft.codings.get(op.input), draft.codings.get(op.output)
+        if after is not None and before == after and _implied(op.clamp, after):
+            draft.remove(op, op.input)
+
+
+def pool_before_classifier(draft: DraftGraph) -> None:
+    """A mean of what a 1x1 convolution makes is that convolution of the mean: far cheaper."""
+    pool = draft.ops.get(draft.output)
+    if not isinstance(pool, FloatPool) or not draft.only_reader(pool.input):
+        return
+    conv = draft.ops.get(pool.input)
+    if not isinstance(conv, FloatConv) or conv.groups != 1 or conv.clamp != NO_CLAMP:
+        return
+    if conv.weight.shape[2:] != (1, 1) or conv.stride != (1, 1) or conv.padding != Padding():
+        return
+    channels = draft.shapes[conv.input][0]
+    for tensor in (conv.output, pool.output):
+        draft.ops.pop(tensor)
+        draft.codings.pop(tensor, None)
+    draft.ops[conv.output] = dataclasses.replace(pool, input=conv.input, output=conv.output)
+    draft.shapes[conv.output] = (channels, 1, 1)
+    draft.ops[pool.output] = dataclasses.replace(conv, input=conv.output, output=pool.output)
+
+
+def last_layer_to_head(draft: DraftGraph) -> None:
+    """The matrix that makes the output; its output is wide on the device, coded or not."""
+    last = draft.ops.get(draft.output)
+    ends = f"output '{draft.output}' is made by '{last.name}'" if last else "the model is empty"
+    needed = "must end in a Gemm, or MatMul and Add, or 1x1 Conv, with an optional Softmax"
+    if not isinstance(last, FloatConv):
+        raise ModelError(f"{ends}; a model {needed}")
+    if last.clamp != NO_CLAMP:
+        raise ModelError(f"{ends}, with an activation; a model {needed}: remove the activation")
+    outputs, height, width = draft.shapes[last.output]
+    if (height, width) != (1, 1) or last.groups != 1 or last.padding != Padding():
+        raise ModelError(
+            f"{ends}, which isn't fully connected: it makes {[outputs, height, width]}; a model "
+            f"{needed}"
+        )
+    if outputs < 2:
+        raise ModelError(f"{ends}, which has one output; a classifier needs at least 2 classes")
+    draft.ops[last.output] = FloatHead(
+        last.name, last.input, last.output, last.weight.reshape(outputs, -1), last.bias
+    )
+    draft.codings.pop(last.output, None)
+
+
+PASSES: tuple[Callable[[DraftGraph], None], ...] = (
+    remove_unused,
+    merge_affines,
+    fold_affines,
+    affines_to_layers,
+    raise_clamps_over_max_pools,
+    fold_clamps,
+    merge_means,
+    pool_before_classifier,
+    separate_clamps,
+    remove_idle_clamps,
+    last_layer_to_head,
+    clamp_to_codes,
+)

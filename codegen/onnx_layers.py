@@ -1,0 +1,451 @@
+"""What the importer does with layers: convolutions, matrices, pools, concatenations."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen.float_graph import (
+    FloatAveragePool,
+    FloatConcat,
+    FloatConv,
+    FloatMaxPool,
+    FloatPool,
+    conv_output_shape,
+    window_output_shape,
+)
+from codegen.ir import Padding
+from codegen.onnx_graph import (
+    Array,
+    Draft,
+    Group,
+    ImportState,
+    Node,
+    Roles,
+    View,
+    axes_of,
+    picture_dims,
+    size_of,
+)
+from codegen.onnx_quantized import stored_integers
+
+# Attributes: one entry per spatial dimension in the file, two here; 1-D layers get height 1.
+
+
+def _pair(node: Node, attribute: str, rank: int, default: int = 1) -> tuple[int, int]:
+    value = list(node.attributes.get(attribute, (default,) * (rank - 2)))
+    if len(value) != rank - 2 or min(value) < 1:
+        node.refuse(f"attribute {attribute} = {value}; {rank - 2} positive numbers are needed")
+    return (1, int(value[0])) if rank == 3 else (int(value[0]), int(value[1]))
+
+
+def _spatial(node: Node, view: View) -> int:
+    rank = len(view.dims)
+    if rank not in (3, 4):
+        node.refuse(
+            f"its input has shape {list(view.sizes)}; needed is (batch, channels, length) or "
+            "(batch, channels, height, width)"
+        )
+    return rank
+
+
+def _check_dilations(node: Node, kernel: tuple[int, int], rank: int) -> None:
+    pairs = zip(_pair(node, "dilations", rank), kernel, strict=True)
+    if any(dilation != 1 and size > 1 for dilation, size in pairs):
+        value = list(node.attributes["dilations"])
+        node.refuse(f"attribute dilations = {value}; only 1 is supported, use a larger kernel")
+
+
+def _padding(
+    node: Node,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    rank: int,
+) -> Padding:
+    mode = node.attributes.get("auto_pad", "NOTSET")
+    if mode == "VALID":
+        return Padding()
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        before, after = [], []
+        for length, window, step in zip(size, kernel, stride, strict=True):
+            total = max((-(-length // step) - 1) * step + window - length, 0)
+            small, large = total // 2, total - total // 2
+            before.append(small if mode == "SAME_UPPER" else large)
+            after.append(large if mode == "SAME_UPPER" else small)
+        return Padding(before[0], before[1], after[0], after[1])
+    if mode != "NOTSET":
+        node.refuse(f"attribute auto_pad = {mode} is unknown; use explicit pads")
+    count = 2 * (rank - 2)
+    pads = [int(entry) for entry in node.attributes.get("pads", (0,) * count)]
+    if len(pads) != count or min(pads) < 0:
+        node.refuse(f"attribute pads = {pads}; {count} numbers of 0 or more are needed")
+    return Padding(0, pads[0], 0, pads[1]) if rank == 3 else Padding(*pads)
+
+
+def sum_of(a: Padding, b: Padding) -> Padding:
+    """Padding ``a`` around padding ``b``."""
+    return Padding(a.top + b.top, a.left + b.left, a.bottom + b.bottom, a.right + b.right)
+
+
+# Convolutions.
+
+
+def conv(state: ImportState, node: Node) -> None:
+    """Conv of one or two spatial dimensions, full or depthwise."""
+    view, roles = state.picture(node, padded=True)
+    rank = _spatial(node, view)
+    weight = state.constant(node, 1, "weight")
+    if weight.ndim != rank:
+        node.refuse(f"weight has {weight.ndim} dimensions on an input of {rank}; both must agree")
+    outputs, shape = weight.shape[0], roles.shape
+    bias = state.constant(node, 2, "bias") if node.input(2) else np.zeros(outputs)
+    groups = int(node.attributes.get("group", 1))
+    if groups < 1 or weight.shape[1] * groups != shape[0] or bias.shape != (outputs,):
+        node.refuse(
+            f"weight {list(weight.shape)} with group {groups} doesn't fit an input of {shape[0]} "
+            "channels; the model is inconsistent, export it again"
+        )
+    if groups > 1 and not groups == shape[0] == outputs:
+        node.refuse(
+            f"attribute group = {groups} with {shape[0]} input and {outputs} output channels; "
+            "supported are group 1 and depthwise (group = inputs = outputs); use a depthwise and "
+            "a 1x1 Conv in its place"
+        )
+    if list(node.attributes.get("kernel_shape", weight.shape[2:])) != list(weight.shape[2:]):
+        node.refuse(f"attribute kernel_shape contradicts the weight's {list(weight.shape[2:])}")
+    four = (*weight.shape[:2], *((1,) if rank == 3 else ()), *weight.shape[2:])
+    kernel = (four[2], four[3])
+    _check_dilations(node, kernel, rank)
+    stride = _pair(node, "strides", rank)
+    around = view.padding
+    size = (shape[1] + around.top + around.bottom, shape[2] + around.left + around.right)
+    name = state.unique(node.name)
+    op = FloatConv(
+        name=name,
+        input=view.tensor,
+        output=name,
+        weight=weight.reshape(four),
+        bias=bias,
+        groups=groups,
+        stride=stride,
+        padding=sum_of(_padding(node, size, kernel, stride, rank), around),
+        stored=stored_integers(state, node, view.tensor, 0, lambda codes: codes.reshape(four)),
+    )
+    result = conv_output_shape(op, shape)
+    if min(result) < 1:
+        node.refuse(
+            f"its {kernel[0]}x{kernel[1]} kernel is larger than the padded input {list(shape)}; "
+            "use a larger input or fewer strides"
+        )
+    made = Roles(*(axes_of(length) for length in result))
+    state.append(node, op, made, picture_dims(made, rank))
+
+
+# Matrices: convolutions whose kernel covers the picture, or 1x1 along the last dimension.
+
+
+def gemm(state: ImportState, node: Node) -> None:
+    """Gemm with constant weight."""
+    if int(node.attributes.get("transA", 0)):
+        node.refuse("attribute transA = 1; export it with transA = 0")
+    gain = float(node.attributes.get("alpha", 1.0))
+    weight = state.constant(node, 1, "weight")
+    if weight.ndim != 2:
+        node.refuse(f"its weight has {weight.ndim} dimensions; a matrix is needed")
+    output_axis = 0 if int(node.attributes.get("transB", 0)) else 1
+    outputs = weight.shape[output_axis]
+    bias = np.zeros(outputs)
+    if node.input(2):
+        constant = state.constant(node, 2, "bias") * float(node.attributes.get("beta", 1.0))
+        if constant.size not in (1, outputs):
+            node.refuse(
+                f"its bias has shape {list(constant.shape)}; one value per output is needed"
+            )
+        bias = bias + constant.reshape(-1)
+    _linear(state, node, weight, output_axis, bias, gain)
+
+
+def matmul(state: ImportState, node: Node) -> None:
+    """MatMul of an activation with a constant matrix."""
+    if node.input(0) in state.constants:
+        node.refuse("multiplies a constant by an activation; write the activation first")
+    weight = state.constant(node, 1, "weight")
+    if weight.ndim != 2:
+        node.refuse(f"its weight has {weight.ndim} dimensions; a matrix is needed")
+    _linear(state, node, weight, 1, np.zeros(weight.shape[1]), 1.0)
+
+
+def _linear(
+    state: ImportState,
+    node: Node,
+    weight: Array,
+    output_axis: int,
+    bias: Array,
+    gain: float,
+) -> None:
+    view = state.view(node)
+    whole = all(dimension == () for dimension in view.dims[:-1])
+    roles = state.roles(node, view, channels_last=not whole)
+    group = view.dims[-1]
+    inputs = weight.shape[1 - output_axis]
+    if size_of(group) != inputs:
+        node.refuse(
+            f"weight of {inputs} inputs on a tensor of shape {list(view.sizes)}; the last "
+            "dimension must have as many elements"
+        )
+    if not whole and group != roles.channels:
+        node.refuse(
+            f"works along the last dimension of {list(view.sizes)}, which isn't the channels; "
+            "flatten the tensor before it"
+        )
+    channels, height, width = roles.shape
+    kernel = (height, width) if whole else (1, 1)
+
+    def arranged(values: NDArray[np.generic]) -> NDArray[np.generic]:
+        rows = values if output_axis == 0 else values.T
+        canonical = [*roles.channels, *roles.height, *roles.width] if whole else list(group)
+        split = rows.reshape(len(rows), *(axis.size for axis in group))
+        ordered = split.transpose(0, *(1 + group.index(axis) for axis in canonical))
+        return ordered.reshape(len(rows), channels, *kernel)
+
+    name = state.unique(node.name)
+    stored = stored_integers(
+        state, node, view.tensor, output_axis, lambda codes: arranged(codes).astype(np.int8)
+    )
+    if gain != 1.0:
+        stored = None
+    op = FloatConv(
+        name=name,
+        input=view.tensor,
+        output=name,
+        weight=arranged(weight).astype(np.float64) * gain,
+        bias=bias,
+        stored=stored,
+    )
+    outputs = axes_of(len(bias))
+    made = Roles(outputs, *(((), ()) if whole else (roles.height, roles.width)))
+    state.append(node, op, made, (*view.dims[:-1], outputs))
+
+
+# Pools.
+
+
+def max_pool(state: ImportState, node: Node) -> None:
+    """MaxPool; zeros that a Pad has put around the input become part of it first."""
+    if len(node.outputs) > 1 and node.outputs[1]:
+        node.refuse("has a second output (indices), which is not supported; leave it out")
+    view, roles = state.picture(node)
+    window, stride, padding, _ = _window(node, view, roles, Padding())
+    name = state.unique(node.name)
+    op = FloatMaxPool(name, view.tensor, name, window, stride, padding)
+    _append_pool(state, node, op, view, roles)
+
+
+def average_pool(state: ImportState, node: Node) -> None:
+    """AveragePool."""
+    view, roles = state.picture(node, padded=True)
+    window, stride, padding, given = _window(node, view, roles, view.padding)
+    include = int(node.attributes.get("count_include_pad", 0))
+    counted = sum_of(given, view.padding) if include else view.padding
+    name = state.unique(node.name)
+    op = FloatAveragePool(name, view.tensor, name, window, stride, padding, counted)
+    _append_pool(state, node, op, view, roles)
+
+
+def _window(
+    node: Node, view: View, roles: Roles, around: Padding
+) -> tuple[tuple[int, int], tuple[int, int], Padding, Padding]:
+    """Window, stride, padding with what ceil_mode and ``around`` add to it, padding as given."""
+    rank = _spatial(node, view)
+    if "kernel_shape" not in node.attributes:
+        node.refuse("has no kernel_shape; export the model again")
+    window = _pair(node, "kernel_shape", rank)
+    _check_dilations(node, window, rank)
+    stride = _pair(node, "strides", rank)
+    _, height, width = roles.shape
+    size = (height + around.top + around.bottom, width + around.left + around.right)
+    given = _padding(node, size, window, stride, rank)
+    if given.top >= window[0] or given.left >= window[1]:
+        node.refuse(f"pads by more than its {window[0]}x{window[1]} window; use smaller pads")
+    padding = sum_of(given, around)
+    if int(node.attributes.get("ceil_mode", 0)):
+        more = [
+            _ceil_extension(length, before, after, extent, step)
+            for length, before, after, extent, step in (
+                (height, padding.top, padding.bottom, window[0], stride[0]),
+                (width, padding.left, padding.right, window[1], stride[1]),
+            )
+        ]
+        padding = sum_of(padding, Padding(0, 0, *more))
+    return window, stride, padding, given
+
+
+def _ceil_extension(length: int, before: int, after: int, window: int, stride: int) -> int:
+    """Positions behind the padding that the last, incomplete window covers."""
+    total = length + before + after - window
+    windows = math.ceil(total / stride) + 1
+    if (windows - 1) * stride >= length + before:
+        windows -= 1  # a window that starts behind the input is left out
+    return max((windows - 1) * stride - total, 0)
+
+
+def _append_pool(
+    state: ImportState,
+    node: Node,
+    op: FloatMaxPool | FloatAveragePool,
+    view: View,
+    roles: Roles,
+) -> None:
+    _, height, width = roles.shape
+    size = window_output_shape(op.window, op.stride, op.padding, (height, width))
+    if min(size) < 1:
+        node.refuse(
+            f"its {op.window[0]}x{op.window[1]} window is larger than the padded input "
+            f"{list(roles.shape)}; use a smaller window"
+        )
+    made = Roles(roles.channels, axes_of(size[0]), axes_of(size[1]))
+    state.append(node, op, made, picture_dims(made, len(view.dims)))
+    _inherit_coding(state, op)
+
+
+def _inherit_coding(state: ImportState, op: Draft) -> None:
+    """The largest of some codes is one of them: quantized models need not say how it is coded."""
+    if isinstance(op, FloatMaxPool) and op.input in state.codings:
+        state.codings[op.output] = state.codings[op.input]
+
+
+def global_average_pool(state: ImportState, node: Node) -> None:
+    """GlobalAveragePool over all but batch and channels."""
+    view = state.view(node)
+    _reduce(state, node, tuple(range(2, len(view.dims))), keep=True, largest=False)
+
+
+def global_max_pool(state: ImportState, node: Node) -> None:
+    """GlobalMaxPool over all but batch and channels."""
+    view = state.view(node)
+    _reduce(state, node, tuple(range(2, len(view.dims))), keep=True, largest=True)
+
+
+def reduce_mean(state: ImportState, node: Node) -> None:
+    """ReduceMean over height, width or both."""
+    _reduce_axes(state, node, largest=False)
+
+
+def reduce_max(state: ImportState, node: Node) -> None:
+    """ReduceMax over height, width or both."""
+    _reduce_axes(state, node, largest=True)
+
+
+def _reduce_axes(state: ImportState, node: Node, largest: bool) -> None:
+    rank = len(state.view(node).dims)
+    if node.input(1):
+        axes = state.constant(node, 1, "axes").astype(int).reshape(-1).tolist()
+    else:
+        axes = list(node.attributes.get("axes", ()))
+    if not axes or any(not -rank <= axis < rank for axis in axes):
+        node.refuse(f"reduces axes {axes} of {rank}; only height and width can be reduced")
+    keep = bool(int(node.attributes.get("keepdims", 1)))
+    _reduce(state, node, tuple(axis % rank for axis in axes), keep, largest)
+
+
+def _reduce(
+    state: ImportState, node: Node, axes: tuple[int, ...], keep: bool, largest: bool
+) -> None:
+    view = state.view(node)
+    roles = state.roles(node, view)
+    gone = {axis for index in axes for axis in view.dims[index]}
+    spatial = {*roles.height, *roles.width}
+    over_height = gone >= set(roles.height)
+    over_width = gone >= set(roles.width)
+    partly = (gone & set(roles.height) and not over_height) or (
+        gone & set(roles.width) and not over_width
+    )
+    if gone - spatial or partly:
+        node.refuse(
+            f"reduces dimensions {sorted(axes)} of {list(view.sizes)}; only height and width can "
+            "be reduced, not channels"
+        )
+    dims: list[Group] = [() if i in axes else group for i, group in enumerate(view.dims)]
+    if not keep:
+        dims = [group for i, group in enumerate(dims) if i not in axes]
+    name = state.unique(node.name)
+    _, height, width = roles.shape
+    made = Roles(
+        roles.channels, () if over_height else roles.height, () if over_width else roles.width
+    )
+    window = (height if over_height else 1, width if over_width else 1)
+    op: FloatPool | FloatMaxPool | FloatAveragePool
+    if largest:
+        op = FloatMaxPool(name, view.tensor, name, window, window)
+    elif gone == spatial:
+        op = FloatPool(name, view.tensor, name)
+    else:
+        op = FloatAveragePool(name, view.tensor, name, window, window)
+    state.append(node, op, made, tuple(dims))
+    _inherit_coding(state, op)
+
+
+# Concatenation and padding.
+
+
+def concat(state: ImportState, node: Node) -> None:
+    """Concat of channels."""
+    views = [state.view(node, index) for index in range(len(node.inputs))]
+    roles = [state.roles(node, view) for view in views]
+    rank = len(views[0].dims)
+    axis = int(node.attributes.get("axis", 1))
+    shapes = [list(view.sizes) for view in views]
+    if not -rank <= axis < rank or any(len(view.dims) != rank for view in views):
+        node.refuse(f"attribute axis = {axis} on shapes {shapes}; the model is inconsistent")
+    axis %= rank
+    for view, role in zip(views, roles, strict=True):
+        others = [group for i, group in enumerate(view.dims) if i != axis]
+        spatial = [group for group in others if group != ()]
+        wanted = [group for group in (role.height, role.width) if group != ()]
+        if view.dims[axis] != role.channels or spatial != wanted or others[0] != ():
+            node.refuse(
+                f"attribute axis = {axis} on shapes {shapes}; only channels can be concatenated "
+                "(for flattened pictures: concatenate first, then flatten)"
+            )
+    if len({role.shape[1:] for role in roles}) > 1:
+        node.refuse(f"concatenates pictures of different sizes: {shapes}")
+    name = state.unique(node.name)
+    channels = axes_of(sum(role.shape[0] for role in roles))
+    made = dataclasses.replace(roles[0], channels=channels)
+    dims = tuple(channels if i == axis else group for i, group in enumerate(views[0].dims))
+    op = FloatConcat(name, tuple(view.tensor for view in views), name)
+    state.append(node, op, made, dims)
+
+
+def pad(state: ImportState, node: Node) -> None:
+    """Pad with zeros around height and width."""
+    mode = node.attributes.get("mode", "constant")
+    value = float(state.constant(node, 2, "value").reshape(-1)[0]) if node.input(2) else 0.0
+    if mode != "constant" or value != 0.0:
+        node.refuse(f"pads with mode {mode} and value {value:g}; only constant zeros are supported")
+    pads = state.constant(node, 1, "pads").astype(int).reshape(-1).tolist()
+    rank = len(state.padded_view(node).dims)
+    axes = list(range(rank))
+    if node.input(3):
+        axes = [int(a) % rank for a in state.constant(node, 3, "axes").reshape(-1)]
+    if len(pads) != 2 * len(axes):
+        node.refuse(f"has {len(pads)} pads for {len(axes)} dimensions; export the model again")
+    half = len(axes)
+    by_axis = {axis: (pads[i], pads[half + i]) for i, axis in enumerate(axes)}
+    if not any(pads):
+        state.rename(node)
+        return
+    if min(pads) < 0 or any(any(by_axis.get(axis, (0, 0))) for axis in (0, 1)):
+        node.refuse(
+            f"pads = {pads}; only height and width can be padded, by 0 or more (to widen the "
+            "channels of a shortcut, use a 1x1 Conv)"
+        )
+    view, _ = state.picture(node, padded=True)
+    top, bottom = by_axis.get(2, (0, 0)) if rank == 4 else (0, 0)
+    left, right = by_axis.get(rank - 1, (0, 0))
+    more = sum_of(Padding(top, left, bottom, right), view.padding)
+    state.views[node.outputs[0]] = dataclasses.replace(view, padding=more)

@@ -1,0 +1,141 @@
+"""How the importer reads quantized models: QuantizeLinear and DequantizeLinear around operations.
+
+Between activations both only rename tensors and say how they are coded; where a model codes a
+tensor a second time, differently, that is an operation of its own. Of constants the stored
+integers are kept beside their real values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen.float_graph import NO_CLAMP, Coding, FloatClamp, StoredIntegers
+from codegen.ir import Padding
+from codegen.onnx_graph import Array, ImportState, Integers, Node
+
+
+def dequantize_linear(state: ImportState, node: Node) -> None:
+    """A constant's real values, or an activation under another name."""
+    scale = _scale(state, node)
+    if node.input(0) not in state.constants:
+        _check_coding(state, node, scale)
+        state.rename(node)
+        return
+    codes = state.constants[node.input(0)]
+    zero = state.constants[node.input(2)] if node.input(2) else np.zeros(1, codes.dtype)
+    axis = int(node.attributes.get("axis", 1)) % max(codes.ndim, 1)
+    per_channel = scale.size > 1
+    if codes.dtype.kind not in "iu" or (per_channel and scale.size != codes.shape[axis]):
+        node.refuse(
+            f"turns {codes.dtype} constants of shape {list(codes.shape)} with {scale.size} scales "
+            f"along axis {axis} into real ones; supported are one scale, or one per channel"
+        )
+    along = [-1 if dimension == axis else 1 for dimension in range(codes.ndim)]
+    centred = codes.astype(np.int64) - zero.astype(np.int64).reshape(along)
+    state.constants[node.outputs[0]] = centred * scale.reshape(along)
+    state.integers[node.outputs[0]] = Integers(codes, scale, zero.reshape(-1), axis)
+
+
+def _scale(state: ImportState, node: Node) -> Array:
+    scale = state.constant(node, 1, "scale").reshape(-1)
+    if (scale <= 0).any():
+        node.refuse("has a scale that is not positive; quantize the model again")
+    return scale
+
+
+def _coding(state: ImportState, node: Node, scale: Array) -> Coding:
+    """Scale and zero point of an activation; uint8 codes become int8 ones."""
+    zero = state.constants[node.input(2)] if node.input(2) else np.zeros(1, np.uint8)
+    if scale.size != 1 or zero.size != 1:
+        node.refuse("codes an activation with a scale per channel; use one per tensor")
+    if zero.dtype not in (np.dtype(np.int8), np.dtype(np.uint8)):
+        node.refuse(f"codes an activation as {zero.dtype}; use int8 or uint8")
+    offset = 128 if zero.dtype == np.uint8 else 0
+    return Coding(float(scale[0]), int(zero.reshape(-1)[0]) - offset)
+
+
+def quantize_linear(state: ImportState, node: Node) -> None:
+    """Notes how an activation is coded; a second, different code is an operation."""
+    name = node.input(0)
+    coding = _coding(state, node, _scale(state, node))
+    if name in state.views and state.views[name].after_softmax:
+        state.rename(node)  # what comes after the head is not computed on the device
+        return
+    view = state.padded_view(node)
+    if view.padding != Padding() and state.codings.get(view.tensor) != coding:
+        view = state.view(node)
+    known = state.codings.setdefault(view.tensor, coding)
+    if known == coding:
+        state.rename(node)
+        return
+    name = state.unique(node.name)
+    state.append_elementwise(node, FloatClamp(name, view.tensor, name, NO_CLAMP), view)
+    state.codings[name] = coding
+
+
+def _check_coding(state: ImportState, node: Node, scale: Array) -> None:
+    name = node.input(0)
+    coding = _coding(state, node, scale)
+    if name in state.views and state.views[name].after_softmax:
+        return
+    tensor = state.padded_view(node).tensor
+    if state.codings.get(tensor) != coding:
+        node.refuse(
+            f"reads tensor '{tensor}' with another scale or zero point than it was written with; "
+            "quantize the model again"
+        )
+
+
+def stored_integers(
+    state: ImportState,
+    node: Node,
+    source: str,
+    output_axis: int,
+    arrange: Callable[[NDArray[np.int8]], NDArray[np.int8]],
+) -> StoredIntegers | None:
+    """The integers behind input 1 of a layer, None where it is stored as real numbers.
+
+    ``output_axis`` is the axis of the output channels as stored, ``arrange`` brings the codes into
+    the layout [O, I/groups, Kh, Kw]; ``source`` is the layer's input tensor.
+    """
+    stored = state.integers.get(node.input(1))
+    if stored is None:
+        return None
+    codes, zero = stored.codes.astype(np.int64), stored.zero_point.astype(np.int64)
+    if stored.codes.dtype == np.uint8:
+        codes, zero = codes - 128, zero - 128
+    if stored.codes.dtype not in (np.dtype(np.int8), np.dtype(np.uint8)) or zero.any():
+        node.refuse(
+            f"its weight is stored as {stored.codes.dtype} with zero point "
+            f"{int(stored.zero_point[0])}; quantize weights as symmetric int8"
+        )
+    if stored.scale.size > 1 and stored.axis != output_axis:
+        return None  # one scale per input: real values, quantized again per output
+    weight = arrange(np.clip(codes, -127, 127).astype(np.int8))
+    scale = np.broadcast_to(stored.scale, len(weight)).astype(np.float64)
+    return StoredIntegers(weight, scale, _stored_bias(state, node, source, scale))
+
+
+def _stored_bias(
+    state: ImportState, node: Node, source: str, weight_scale: Array
+) -> NDArray[np.int32] | None:
+    bias = state.integers.get(node.input(2))
+    if bias is None or source not in state.codings or bias.zero_point.any():
+        return None
+    wanted = state.codings[source].scale * weight_scale
+    if bias.codes.size != len(wanted) or not np.allclose(bias.scale, wanted, rtol=1e-5, atol=0.0):
+        return None
+    return bias.codes.reshape(-1).astype(np.int32)
+
+
+def transpose_integers(state: ImportState, node: Node, order: tuple[int, ...]) -> None:
+    """Keeps the integers of a constant that a Transpose node turns."""
+    stored = state.integers.get(node.input(0))
+    if stored is not None:
+        state.integers[node.outputs[0]] = dataclasses.replace(
+            stored, codes=stored.codes.transpose(order), axis=order.index(stored.axis)
+        )

@@ -1,0 +1,120 @@
+/* Blocks: the inner products of four pixels with all rows of packed weights, and what follows.
+ *
+ * *Columns* hold what four output pixels see, or the scaled errors of four pixels. For DSP
+ * instructions they are interleaved: two values of pixel 0, the same two of pixels 1, 2, 3, then
+ * the next two of pixel 0. Every word of weights (two values of two rows) then meets the next four
+ * words of columns: 16 products of 13 instructions, and all registers of the core in use. The
+ * portable twins keep four plain columns.
+ */
+#ifndef TINYFLEET_BLOCK_H
+#define TINYFLEET_BLOCK_H
+
+#include "dot.h"
+#include "tinyfleet/kernels.h"
+
+#define TF_BLOCK_PIXELS 4u
+
+/* Rows of packed weights, and columns, are filled up to this. */
+static inline uint32_t tf_packed_length(uint32_t length) {
+    return (length + 3u) & ~3u;
+}
+
+/* Place of value `at` of `pixel` in columns of `length` values (tf_packed_length) each. */
+static inline uint32_t tf_column_index(uint32_t length, uint32_t pixel, uint32_t at) {
+#if TF_DSP
+    (void)length;
+    return (at >> 1) * 8u + pixel * 2u + (at & 1u);
+#else
+    return pixel * length + at;
+#endif
+}
+
+#if TF_DSP
+/* src[i] + minus (twice -zero) for 4 * `quads` values of four pixels, `step` apart, to columns. */
+void tf_block_widen(int16_t *columns, const int8_t *src, uint32_t step, uint32_t quads,
+                    uint32_t minus);
+#endif
+
+/* What tf_block_forward works on, made by tf_block_prepare for a layer; whoever calls sets output,
+ * steps, weights, trained, bias, requantize and output_end for every block, and what belongs to the
+ * mask where there is one. block_dsp.c knows the place of every field. */
+typedef struct {
+    int8_t *output;
+    int32_t steps[3]; /* from the first pixel's output to the others' */
+    const int16_t *columns;
+    const int8_t *weights;
+    const int32_t *bias;
+    const tf_multiplier *requantize;
+    const int8_t *trained;
+    const int16_t *columns_end, *trained_end; /* columns of the trained channels lie behind */
+    const int8_t *output_end;                 /* an even number of channels */
+    int32_t twice_zero_plus1;                 /* of the output's zero point */
+    int32_t pre_shift;
+    /* The mask: every eight channels, and at the end, a byte per pixel is written at mask and
+     * mask + mask_steps; the last channel's bit is the highest. */
+    const int8_t *mask_end; /* output of the first pixel where the first byte is full, or NULL */
+    uint8_t *mask;
+    int32_t mask_steps[3];
+#if TF_DSP
+    uint32_t bits, words[2];                        /* on the way */
+    uint32_t loop, trained_loop, after, last, each; /* addresses of code */
+#endif
+} tf_forward_block;
+
+/* Sets the fields that a whole layer shares. `length` and `trained_length` are packed lengths. */
+void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, const int16_t *columns,
+                      uint32_t length, uint32_t trained_length, uint32_t with_mask);
+
+/* Codes, and mask bits, of all channels of four pixels. */
+void tf_block_forward(const tf_forward_block *block);
+
+/* Gradients of weights are made of four input channels and two output channels at a time. */
+#define TF_BLOCK_LANES 4u
+
+typedef struct {
+    int32_t of[2][TF_BLOCK_LANES]; /* output channel, input channel */
+} tf_gradients;
+
+/* Place of the input of `lane` at `pixel` in *planes* of `pixels` (an even number) each: for DSP
+ * instructions interleaved like columns, two pixels of lane 0, of lane 1, … */
+static inline uint32_t tf_plane_index(uint32_t pixels, uint32_t lane, uint32_t pixel) {
+#if TF_DSP
+    (void)pixels;
+    return (pixel >> 1) * 2u * TF_BLOCK_LANES + 2u * lane + (pixel & 1u);
+#else
+    return lane * pixels + pixel;
+#endif
+}
+
+#if TF_DSP
+/* Sums of the products of planes and the errors of two output channels, `step` bytes from pixel to
+ * pixel, over `pairs` (at least 1) of pixels. */
+void tf_block_correlate(const int16_t *planes, const int16_t *error, uint32_t step, uint32_t pairs,
+                        tf_gradients *sums);
+#endif
+
+/* A *stream* is what tf_block_gradient reads: for every two output channels of every tap, where
+ * their weights begin (32 bits: bytes behind block->weights), then their scaled errors at the four
+ * pixels. In int16: */
+#define TF_STREAM_STEP (2u + 2u * TF_BLOCK_PIXELS)
+
+typedef struct {
+    int16_t *output;
+    int32_t steps[3]; /* in bytes */
+    const int16_t *stream, *stream_end;
+    const int8_t *weights, *weights_end; /* four bytes per two input channels */
+    int32_t shift, half;                 /* of the sums; half a step */
+    uint32_t largest; /* |value| so far, at even and at odd channels: 16 bits each */
+#if TF_DSP
+    uint32_t loop; /* address of code */
+#endif
+} tf_gradient_block;
+
+/* Sets the fields that follow from stream and stream_end. */
+void tf_block_set_stream(tf_gradient_block *block, const int16_t *stream, uint32_t count);
+
+/* Errors of an even number of input channels of four pixels; where `largest` becomes 32768, those
+ * that are -32768 have still to be saturated to -32767. */
+void tf_block_gradient(tf_gradient_block *block);
+
+#endif

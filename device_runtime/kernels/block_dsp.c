@@ -1,0 +1,788 @@
+/* Blocks with DSP instructions. In assembly, since eight sums, two words of columns, two of weights
+ * and two pointers are all registers there are: everything else waits on the stack. The loops are
+ * unrolled and entered where what is left over takes them to their end.
+ *
+ * Naked functions: compilers make no code of their own for them. The numbers in brackets are
+ * offsets of fields of the copied block, then of what the prologue puts behind it. */
+#include "block.h"
+
+#if TF_DSP
+
+/* Four bytes at `src` to two words: low and high, by way of `even`. */
+#define WIDEN(src, even, low, high)                     \
+    "ldr r6, [" #src "], #4\n\t"                        \
+    "sxtab16 " #high ", r1, r6, ror #8\n\t"             \
+    "sxtab16 " #even ", r1, r6\n\t"                     \
+    "pkhbt " #low ", " #even ", " #high ", lsl #16\n\t" \
+    "pkhtb " #high ", " #high ", " #even ", asr #16\n\t"
+
+__attribute__((naked)) void tf_block_widen(int16_t *columns __attribute__((unused)),
+                                           const int8_t *src __attribute__((unused)),
+                                           uint32_t step __attribute__((unused)),
+                                           uint32_t quads __attribute__((unused)),
+                                           uint32_t minus __attribute__((unused))) {
+    __asm volatile("push {r4-r11, lr}\n\t"
+                   "ldr r12, [sp, #36]\n\t"
+                   "add r10, r1, r3, lsl #2\n\t"
+                   "sub sp, sp, #8\n\t"
+                   "strd r10, r12, [sp]\n\t" /* where the first pixel's values end; minus */
+                   "mov lr, r2\n\t"
+                   "mov r2, r1\n\t"
+                   "add r3, r2, lr\n\t"
+                   "add r4, r3, lr\n\t"
+                   "add r5, r4, lr\n\t"
+                   "mov r1, r12\n\t"
+                   "1:\n\t" WIDEN(r5, r6, r9, lr) WIDEN(r4, r6, r8, r12) WIDEN(r3, r6, r7, r11)
+                       WIDEN(r2, r1, r6, r10) /* the last one takes the place of minus */
+                   "stmia r0!, {r6-r9}\n\t"
+                   "stmia r0!, {r10, r11, r12, lr}\n\t"
+                   "ldrd r6, r1, [sp]\n\t"
+                   "cmp r2, r6\n\t"
+                   "bne 1b\n\t"
+                   "add sp, sp, #8\n\t"
+                   "pop {r4-r11, pc}\n\t");
+}
+
+/* 13 instructions of 4 bytes for one word of weights; r4-r7 and r8-r11: sums of two rows. */
+#define FORWARD_STEP              \
+    "ldr r12, [r1], #4\n\t"       \
+    "ldrd r2, r3, [r0], #8\n\t"   \
+    "sxtb16 lr, r12\n\t"          \
+    "sxtb16 r12, r12, ror #8\n\t" \
+    "smlad r4, r2, lr, r4\n\t"    \
+    "smlad r5, r3, lr, r5\n\t"    \
+    "smlad r8, r2, r12, r8\n\t"   \
+    "smlad r9, r3, r12, r9\n\t"   \
+    "ldrd r2, r3, [r0], #8\n\t"   \
+    "smlad r6, r2, lr, r6\n\t"    \
+    "smlad r7, r3, lr, r7\n\t"    \
+    "smlad r10, r2, r12, r10\n\t" \
+    "smlad r11, r3, r12, r11\n\t"
+
+/* The word in r0 → shift in r1 and offset in r2 (fixed_point.h: tf_make_requantizer). */
+#define MAKE_REQUANTIZER    \
+    "ldr r2, [sp, #48]\n\t" \
+    "and r1, r0, #31\n\t"   \
+    "lsl r2, r2, r1\n\t"    \
+    "asr r2, r2, #1\n\t"
+
+/* Four sums to codes. */
+#define MAKE_CODES(a, b, c, d)         \
+    "smmla " #a ", " #a ", r0, r2\n\t" \
+    "smmla " #b ", " #b ", r0, r2\n\t" \
+    "smmla " #c ", " #c ", r0, r2\n\t" \
+    "smmla " #d ", " #d ", r0, r2\n\t" \
+    "asr " #a ", " #a ", r1\n\t"       \
+    "asr " #b ", " #b ", r1\n\t"       \
+    "asr " #c ", " #c ", r1\n\t"       \
+    "asr " #d ", " #d ", r1\n\t"       \
+    "ssat " #a ", #8, " #a "\n\t"      \
+    "ssat " #b ", #8, " #b "\n\t"      \
+    "ssat " #c ", #8, " #c "\n\t"      \
+    "ssat " #d ", #8, " #d "\n\t"
+
+/* One sum to a code in lr; `bit` of r12 if the clamp leaves it alone. */
+#define MASK_CODE(a, bit)              \
+    "smmla " #a ", " #a ", r0, r2\n\t" \
+    "asr " #a ", " #a ", r1\n\t"       \
+    "ssat lr, #8, " #a "\n\t"          \
+    "cmp lr, " #a "\n\t"               \
+    "it eq\n\t"                        \
+    "orreq r12, r12, #" #bit "\n\t"
+
+__attribute__((naked)) void tf_block_forward(const tf_forward_block *block
+                                             __attribute__((unused))) {
+    __asm volatile(
+        "push {r4-r11, lr}\n\t"
+        "sub sp, sp, #108\n\t"
+        "mov r12, sp\n\t"
+        "ldmia r0!, {r1-r8}\n\t"
+        "stmia r12!, {r1-r8}\n\t" /* 0: output, steps, columns, weights, bias, requantize */
+        "ldmia r0!, {r1-r8}\n\t"
+        "stmia r12!, {r1-r8}\n\t" /* 32: trained, ends (3), twice_zero_plus1, pre_shift, mask_end,
+                                     mask */
+        "ldmia r0, {r1-r11}\n\t"
+        "stmia r12, {r1-r11}\n\t" /* 64: mask_steps, bits, words (2), addresses */
+
+        "1:\n\t" /* two channels: all sums start from the biases */
+        "ldrd r2, r3, [sp, #24]\n\t"
+        "ldrd r4, r8, [r2], #8\n\t"
+        "ldrd r12, lr, [r3], #8\n\t"
+        "strd r2, r3, [sp, #24]\n\t"
+        "strd r12, lr, [sp, #80]\n\t"
+        "ldrd r0, r1, [sp, #16]\n\t"
+        "ldr r12, [r1], #4\n\t"
+        "ldrd r2, r3, [r0], #8\n\t"
+        "sxtb16 lr, r12\n\t"
+        "sxtb16 r12, r12, ror #8\n\t"
+        "smlad r5, r3, lr, r4\n\t"
+        "smlad r9, r3, r12, r8\n\t"
+        "ldrd r6, r7, [r0], #8\n\t"
+        "smlad r10, r6, r12, r8\n\t"
+        "smlad r11, r7, r12, r8\n\t"
+        "smlad r6, r6, lr, r4\n\t"
+        "smlad r7, r7, lr, r4\n\t"
+        "smlad r4, r2, lr, r4\n\t"
+        "smlad r8, r2, r12, r8\n\t"
+        "ldr pc, [sp, #88]\n\t"
+
+        "tf_block_loop:\n\t"
+        ".rept 16\n\t" FORWARD_STEP ".endr\n\t"
+        "ldr r2, [sp, #36]\n\t"
+        "cmp r0, r2\n\t"
+        "bne tf_block_loop\n\t"
+        "ldr pc, [sp, #96]\n\t"
+
+        "tf_block_trained:\n\t" /* the same sums go on with the trained channels … */
+        "str r1, [sp, #20]\n\t"
+        "ldr r1, [sp, #32]\n\t"
+        "ldrd r2, r3, [sp, #36]\n\t"
+        "strd r3, r2, [sp, #36]\n\t"
+        "ldrd r2, r3, [sp, #96]\n\t"
+        "strd r3, r2, [sp, #96]\n\t"
+        "ldr pc, [sp, #92]\n\t"
+
+        "tf_block_trained_end:\n\t" /* … and then everything is as before them */
+        "str r1, [sp, #32]\n\t"
+        "ldr r1, [sp, #20]\n\t"
+        "ldrd r2, r3, [sp, #36]\n\t"
+        "strd r3, r2, [sp, #36]\n\t"
+        "ldrd r2, r3, [sp, #96]\n\t"
+        "strd r3, r2, [sp, #96]\n\t"
+
+        "tf_block_raise:\n\t"
+        "ldr r2, [sp, #52]\n\t"
+        "lsl r4, r4, r2\n\t"
+        "lsl r5, r5, r2\n\t"
+        "lsl r6, r6, r2\n\t"
+        "lsl r7, r7, r2\n\t"
+        "lsl r8, r8, r2\n\t"
+        "lsl r9, r9, r2\n\t"
+        "lsl r10, r10, r2\n\t"
+        "lsl r11, r11, r2\n\t"
+        "ldr pc, [sp, #104]\n\t"
+
+        "tf_block_codes:\n\t"
+        "str r1, [sp, #20]\n\t"
+        "ldr r0, [sp, #80]\n\t"
+        "ldmia sp, {r3, r12, lr}\n\t" /* output, steps of two pixels */
+        MAKE_REQUANTIZER MAKE_CODES(
+            r4, r5, r6,
+            r7) "strb r4, [r3]\n\t"
+                "ldr r4, [sp, #12]\n\t"
+                "strb r5, [r3, r12]\n\t"
+                "strb r6, [r3, lr]\n\t"
+                "strb r7, [r3, r4]\n\t"
+                "ldr r0, [sp, #84]\n\t"
+                "add r3, r3, #1\n\t" MAKE_REQUANTIZER MAKE_CODES(
+                    r8, r9, r10,
+                    r11) "ldr r0, [sp, #44]\n\t"
+                         "strb r8, [r3]\n\t"
+                         "strb r9, [r3, r12]\n\t"
+                         "strb r10, [r3, lr]\n\t"
+                         "strb r11, [r3, r4]\n\t"
+                         "add r3, r3, #1\n\t"
+                         "str r3, [sp]\n\t"
+                         "cmp r3, r0\n\t"
+                         "bne 1b\n\t"
+                         "add sp, sp, #108\n\t"
+                         "pop {r4-r11, pc}\n\t"
+
+                         "tf_block_codes_and_mask:\n\t"
+                         "str r1, [sp, #20]\n\t"
+                         "ldr r0, [sp, #80]\n\t"
+                         "ldr r3, [sp]\n\t"
+                         "ldr r12, [sp, #76]\n\t"
+                         "lsr r12, r12, #2\n\t"
+                         "and r12, r12, #0x3f3f3f3f\n\t" MAKE_REQUANTIZER MASK_CODE(
+                             r4,
+                             0x40) "ldr r4, [sp, #4]\n\t"
+                                   "strb lr, [r3]\n\t" MASK_CODE(
+                                       r5,
+                                       0x4000) "ldr r5, [sp, #8]\n\t"
+                                               "strb lr, [r3, r4]\n\t" MASK_CODE(
+                                                   r6,
+                                                   0x400000) "ldr r6, [sp, #12]\n\t"
+                                                             "strb lr, [r3, r5]\n\t" MASK_CODE(
+                                                                 r7,
+                                                                 0x40000000) "strb lr, [r3, r6]\n\t"
+                                                                             "ldr r0, [sp, #84]\n\t"
+                                                                             "add r3, r3, "
+                                                                             "#1\n"
+                                                                             "\t" MAKE_REQUANTIZER
+                                                                                 MASK_CODE(r8, 0x80) "strb lr, [r3]\n\t" MASK_CODE(r9, 0x8000) "strb lr, [r3, r4]\n\t" MASK_CODE(r10, 0x800000) "strb lr, [r3, r5]\n\t" MASK_CODE(
+                                                                                     r11,
+                                                                                     0x80000000) "s"
+                                                                                                 "t"
+                                                                                                 "r"
+                                                                                                 "b"
+                                                                                                 " "
+                                                                                                 "l"
+                                                                                                 "r"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "["
+                                                                                                 "r"
+                                                                                                 "3"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "6"
+                                                                                                 "]"
+                                                                                                 "\n\t"
+                                                                                                 "a"
+                                                                                                 "d"
+                                                                                                 "d"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "3"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "3"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "#"
+                                                                                                 "1"
+                                                                                                 "\n\t"
+                                                                                                 "s"
+                                                                                                 "t"
+                                                                                                 "r"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "3"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "["
+                                                                                                 "s"
+                                                                                                 "p"
+                                                                                                 "]"
+                                                                                                 "\n\t"
+                                                                                                 "s"
+                                                                                                 "t"
+                                                                                                 "r"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 "2"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "["
+                                                                                                 "s"
+                                                                                                 "p"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "#"
+                                                                                                 "7"
+                                                                                                 "6"
+                                                                                                 "]"
+                                                                                                 "\n\t"
+                                                                                                 "l"
+                                                                                                 "d"
+                                                                                                 "r"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "0"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "["
+                                                                                                 "s"
+                                                                                                 "p"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "#"
+                                                                                                 "5"
+                                                                                                 "6"
+                                                                                                 "]"
+                                                                                                 "\n\t"
+                                                                                                 "c"
+                                                                                                 "m"
+                                                                                                 "p"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "3"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "0"
+                                                                                                 "\n\t"
+                                                                                                 "b"
+                                                                                                 "n"
+                                                                                                 "e"
+                                                                                                 " "
+                                                                                                 "1"
+                                                                                                 "b"
+                                                                                                 "\n\t"
+                                                                                                 "a"
+                                                                                                 "d"
+                                                                                                 "d"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "0"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "0"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "#"
+                                                                                                 "8"
+                                                                                                 "\n\t" /* a byte of every pixel is full */
+                                                                                                 "l"
+                                                                                                 "d"
+                                                                                                 "r"
+                                                                                                 "d"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "4"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "["
+                                                                                                 "s"
+                                                                                                 "p"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "#"
+                                                                                                 "6"
+                                                                                                 "0"
+                                                                                                 "]"
+                                                                                                 "\n\t"
+                                                                                                 "l"
+                                                                                                 "d"
+                                                                                                 "r"
+                                                                                                 "d"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "5"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "6"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "["
+                                                                                                 "s"
+                                                                                                 "p"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "#"
+                                                                                                 "6"
+                                                                                                 "8"
+                                                                                                 "]"
+                                                                                                 "\n\t"
+                                                                                                 "s"
+                                                                                                 "t"
+                                                                                                 "r"
+                                                                                                 "b"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 "2"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "["
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 "]"
+                                                                                                 "\n\t"
+                                                                                                 "l"
+                                                                                                 "s"
+                                                                                                 "r"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 "2"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 "2"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "#"
+                                                                                                 "8"
+                                                                                                 "\n\t"
+                                                                                                 "s"
+                                                                                                 "t"
+                                                                                                 "r"
+                                                                                                 "b"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 "2"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "["
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "4"
+                                                                                                 "]"
+                                                                                                 "\n\t"
+                                                                                                 "l"
+                                                                                                 "s"
+                                                                                                 "r"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 "2"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 "2"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "#"
+                                                                                                 "8"
+                                                                                                 "\n\t"
+                                                                                                 "s"
+                                                                                                 "t"
+                                                                                                 "r"
+                                                                                                 "b"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 "2"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "["
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "5"
+                                                                                                 "]"
+                                                                                                 "\n\t"
+                                                                                                 "l"
+                                                                                                 "s"
+                                                                                                 "r"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 "2"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 "2"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "#"
+                                                                                                 "8"
+                                                                                                 "\n\t"
+                                                                                                 "s"
+                                                                                                 "t"
+                                                                                                 "r"
+                                                                                                 "b"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 "2"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "["
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "6"
+                                                                                                 "]"
+                                                                                                 "\n\t"
+                                                                                                 "a"
+                                                                                                 "d"
+                                                                                                 "d"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "#"
+                                                                                                 "1"
+                                                                                                 "\n\t"
+                                                                                                 "s"
+                                                                                                 "t"
+                                                                                                 "r"
+                                                                                                 "d"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "0"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "["
+                                                                                                 "s"
+                                                                                                 "p"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "#"
+                                                                                                 "5"
+                                                                                                 "6"
+                                                                                                 "]"
+                                                                                                 "\n\t"
+                                                                                                 "l"
+                                                                                                 "d"
+                                                                                                 "r"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "0"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "["
+                                                                                                 "s"
+                                                                                                 "p"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "#"
+                                                                                                 "4"
+                                                                                                 "4"
+                                                                                                 "]"
+                                                                                                 "\n\t"
+                                                                                                 "c"
+                                                                                                 "m"
+                                                                                                 "p"
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "3"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "r"
+                                                                                                 "0"
+                                                                                                 "\n\t"
+                                                                                                 "b"
+                                                                                                 "n"
+                                                                                                 "e"
+                                                                                                 " "
+                                                                                                 "1"
+                                                                                                 "b"
+                                                                                                 "\n\t"
+                                                                                                 "a"
+                                                                                                 "d"
+                                                                                                 "d"
+                                                                                                 " "
+                                                                                                 "s"
+                                                                                                 "p"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "s"
+                                                                                                 "p"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "#"
+                                                                                                 "1"
+                                                                                                 "0"
+                                                                                                 "8"
+                                                                                                 "\n\t"
+                                                                                                 "p"
+                                                                                                 "o"
+                                                                                                 "p"
+                                                                                                 " "
+                                                                                                 "{"
+                                                                                                 "r"
+                                                                                                 "4"
+                                                                                                 "-"
+                                                                                                 "r"
+                                                                                                 "1"
+                                                                                                 "1"
+                                                                                                 ","
+                                                                                                 " "
+                                                                                                 "p"
+                                                                                                 "c"
+                                                                                                 "}"
+                                                                                                 "\n\t");
+}
+
+extern const uint8_t tf_block_loop[], tf_block_trained[], tf_block_trained_end[], tf_block_raise[],
+    tf_block_codes[], tf_block_codes_and_mask[];
+
+/* The address of code, as branches to a register want it. */
+static uint32_t address_of(const uint8_t *label) {
+    return (uint32_t)label | 1u;
+}
+
+/* Where to enter the loop of 16 steps so that it ends after `steps` of them. */
+static uint32_t entry_for(uint32_t steps) {
+    return address_of(tf_block_loop) + ((0u - steps) & 15u) * 52u;
+}
+
+void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, const int16_t *columns,
+                      uint32_t length, uint32_t trained_length, uint32_t with_mask) {
+    block->columns = columns;
+    block->columns_end = columns + TF_BLOCK_PIXELS * length;
+    block->trained_end = block->columns_end + TF_BLOCK_PIXELS * trained_length;
+    block->twice_zero_plus1 = 2 * layer->out_zero + 1;
+    block->pre_shift = layer->pre_shift;
+    block->each = address_of(with_mask ? tf_block_codes_and_mask : tf_block_codes);
+    block->last = address_of(tf_block_trained_end);
+    block->after = layer->pre_shift > 0 ? address_of(tf_block_raise) : block->each;
+    if (trained_length > 0) {
+        block->after = address_of(tf_block_trained);
+    }
+    block->loop = entry_for(length / 2u - 1u); /* one step goes before the loop */
+    block->trained_loop = entry_for(trained_length / 2u);
+}
+
+/* 16 instructions of 4 bytes for one word of weights: what lies side by side in it are two input
+ * channels of one output channel; the products want two output channels side by side. */
+#define GRADIENT_STEP                \
+    "ldr.w r2, [r0], #4\n\t"         \
+    "ldr.w r12, [r1, r2]\n\t"        \
+    "sxtb16 lr, r12\n\t"             \
+    "sxtb16 r12, r12, ror #8\n\t"    \
+    "pkhbt r3, lr, r12, lsl #16\n\t" \
+    "pkhtb lr, r12, lr, asr #16\n\t" \
+    "ldrd r2, r12, [r0], #8\n\t"     \
+    "smlad r4, r2, r3, r4\n\t"       \
+    "smlad r5, r12, r3, r5\n\t"      \
+    "smlad r8, r2, lr, r8\n\t"       \
+    "smlad r9, r12, lr, r9\n\t"      \
+    "ldrd r2, r12, [r0], #8\n\t"     \
+    "smlad r6, r2, r3, r6\n\t"       \
+    "smlad r7, r12, r3, r7\n\t"      \
+    "smlad r10, r2, lr, r10\n\t"     \
+    "smlad r11, r12, lr, r11\n\t"
+
+/* The sums of two channels of a pixel to a word of errors in `a`; r2: largest |error| so far. */
+#define MAKE_ERRORS(a, b)                       \
+    "asr " #a ", " #a ", r0\n\t"                \
+    "asr " #b ", " #b ", r0\n\t"                \
+    "ssat " #a ", #16, " #a "\n\t"              \
+    "ssat " #b ", #16, " #b "\n\t"              \
+    "pkhbt " #a ", " #a ", " #b ", lsl #16\n\t" \
+    "ssub16 " #b ", r1, " #a "\n\t"             \
+    "sel " #b ", " #b ", " #a "\n\t"            \
+    "usub16 lr, " #b ", r2\n\t"                 \
+    "sel r2, " #b ", r2\n\t"
+
+__attribute__((naked)) void tf_block_gradient(tf_gradient_block *block __attribute__((unused))) {
+    __asm volatile(
+        "push {r0, r4-r11, lr}\n\t"
+        "sub sp, sp, #84\n\t"
+        "mov r12, sp\n\t"
+        "ldmia r0!, {r1-r8}\n\t"
+        "stmia r12!, {r1-r8}\n\t" /* 0: output, steps, stream, its end, weights, their end */
+        "ldmia r0, {r1-r4}\n\t"
+        "stmia r12!, {r1-r4}\n\t" /* 32: shift, half, largest, loop */
+        "mov r1, r2\n\t"
+        "mov r3, r2\n\t"
+        "mov r4, r2\n\t"
+        "mov r5, r2\n\t"
+        "mov r6, r2\n\t"
+        "mov r7, r2\n\t"
+        "mov r8, r2\n\t"
+        "stmia r12, {r1-r8}\n\t" /* 48: half, eight times */
+
+        "1:\n\t" /* two input channels */
+        "add r0, sp, #48\n\t"
+        "ldmia r0, {r4-r11}\n\t"
+        "ldr r0, [sp, #16]\n\t"
+        "ldr r1, [sp, #24]\n\t"
+        "ldr pc, [sp, #44]\n\t"
+
+        "tf_block_gradient_loop:\n\t"
+        ".rept 16\n\t" GRADIENT_STEP ".endr\n\t"
+        "ldr r2, [sp, #20]\n\t"
+        "cmp r0, r2\n\t"
+        "bne tf_block_gradient_loop\n\t"
+
+        "add r3, r1, #4\n\t"
+        "ldr r0, [sp, #32]\n\t"
+        "mov r1, #0\n\t"
+        "ldr r2, [sp, #40]\n\t"
+        "ldr r12, [sp]\n\t" MAKE_ERRORS(r4, r8) "str r4, [r12]\n\t" MAKE_ERRORS(
+            r5, r9) "ldrd r4, r8, [sp, #4]\n\t"
+                    "str r5, [r12, r4]\n\t" MAKE_ERRORS(
+                        r6, r10) "ldr r5, [sp, #12]\n\t"
+                                 "str r6, [r12, r8]\n\t" MAKE_ERRORS(r7,
+                                                                     r11) "str r7, [r12, r5]\n\t"
+                                                                          "add r12, r12, #4\n\t"
+                                                                          "str r2, [sp, #40]\n\t"
+                                                                          "str r12, [sp]\n\t"
+                                                                          "str r3, [sp, #24]\n\t"
+                                                                          "ldr r0, [sp, #28]\n\t"
+                                                                          "cmp r3, r0\n\t"
+                                                                          "bne 1b\n\t"
+                                                                          "add sp, sp, #84\n\t"
+                                                                          "pop {r0, r4-r11, lr}\n\t"
+                                                                          "str r2, [r0, #40]\n\t"
+                                                                          "bx lr\n\t");
+}
+
+extern const uint8_t tf_block_gradient_loop[];
+
+void tf_block_set_stream(tf_gradient_block *block, const int16_t *stream, uint32_t count) {
+    block->stream = stream;
+    block->stream_end = stream + TF_STREAM_STEP * count;
+    block->loop = address_of(tf_block_gradient_loop) + ((0u - count) & 15u) * 64u;
+}
+
+/* 16 instructions of 4 bytes for two pixels: their errors of two channels, then the inputs. */
+#define CORRELATE_STEP              \
+    "ldr.w r12, [sp]\n\t"           \
+    "ldr.w r2, [r1]\n\t"            \
+    "ldr.w r3, [r1, r12]\n\t"       \
+    "add.w r1, r1, r12, lsl #1\n\t" \
+    "pkhbt lr, r2, r3, lsl #16\n\t" \
+    "pkhtb r2, r3, r2, asr #16\n\t" \
+    "ldrd r3, r12, [r0], #8\n\t"    \
+    "smlad r4, lr, r3, r4\n\t"      \
+    "smlad r5, lr, r12, r5\n\t"     \
+    "smlad r8, r2, r3, r8\n\t"      \
+    "smlad r9, r2, r12, r9\n\t"     \
+    "ldrd r3, r12, [r0], #8\n\t"    \
+    "smlad r6, lr, r3, r6\n\t"      \
+    "smlad r7, lr, r12, r7\n\t"     \
+    "smlad r10, r2, r3, r10\n\t"    \
+    "smlad r11, r2, r12, r11\n\t"
+
+__attribute__((naked)) void tf_block_correlate(const int16_t *planes __attribute__((unused)),
+                                               const int16_t *error __attribute__((unused)),
+                                               uint32_t step __attribute__((unused)),
+                                               uint32_t pairs __attribute__((unused)),
+                                               tf_gradients *sums __attribute__((unused))) {
+    __asm volatile("push {r4-r11, lr}\n\t"
+                   "sub sp, sp, #8\n\t"
+                   "add r12, r0, r3, lsl #4\n\t"
+                   "strd r2, r12, [sp]\n\t" /* step; end of the planes */
+                   "rsb r2, r3, #0\n\t"
+                   "and r2, r2, #7\n\t"
+                   "adr r3, 1f\n\t"
+                   "add r3, r3, r2, lsl #6\n\t"
+                   "mov r4, #0\n\t"
+                   "mov r5, #0\n\t"
+                   "mov r6, #0\n\t"
+                   "mov r7, #0\n\t"
+                   "mov r8, #0\n\t"
+                   "mov r9, #0\n\t"
+                   "mov r10, #0\n\t"
+                   "mov r11, #0\n\t"
+                   "add r3, r3, #1\n\t"
+                   "bx r3\n\t"
+                   ".balign 4\n\t"
+                   "1:\n\t"
+                   ".rept 8\n\t" CORRELATE_STEP ".endr\n\t"
+                   "ldr r2, [sp, #4]\n\t"
+                   "cmp r0, r2\n\t"
+                   "bne 1b\n\t"
+                   "ldr lr, [sp, #44]\n\t"
+                   "stmia lr, {r4-r11}\n\t"
+                   "add sp, sp, #8\n\t"
+                   "pop {r4-r11, pc}\n\t");
+}
+
+#endif

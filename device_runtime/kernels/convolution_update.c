@@ -1,0 +1,226 @@
+/* Full convolution, backward: gradients of trained weights, and the step that they take. */
+#include "block.h"
+#include "fixed_point.h"
+#include "weight_update.h"
+
+/* Sums over so many pixels fit 32 bits (codegen/layer_arithmetic.py: PIXELS_IN_32_BITS). */
+#define PIECE 256u
+
+/* What does not change between the trained channels of a layer. */
+typedef struct {
+    const tf_convolution *layer;
+    const int16_t *error;
+    const int8_t *input;
+    const tf_trained *trained;
+    const tf_update *update;
+    int16_t *planes;
+    uint32_t pixels, even;      /* of the output; rounded up to an even number */
+    uint32_t length, row_bytes; /* of the trained matrix; row_bytes of two rows */
+    int32_t exponent;           /* of the steps */
+    uint32_t stream;            /* of random bits */
+} job;
+
+/* Inputs of `lanes` trained channels from `j` on, minus the zero point, at what the tap sees from
+ * each output pixel. */
+static __attribute__((noinline)) void gather(const job *job, uint32_t tap, uint32_t j,
+                                             uint32_t lanes) {
+    const tf_convolution *layer = job->layer;
+    const uint16_t *channels = job->trained->channels + j;
+    const uint32_t width = layer->out_width;
+    const int32_t row = (int32_t)(tap / layer->kernel_width) - layer->pad_top;
+    const int32_t col = (int32_t)(tap % layer->kernel_width) - layer->pad_left;
+    const int32_t zero = layer->in_zero;
+    /* Lanes that are not wanted repeat the last. */
+    const uint32_t c0 = channels[0], c1 = channels[lanes > 1u ? 1 : lanes - 1u];
+    const uint32_t c2 = channels[lanes > 2u ? 2 : lanes - 1u], c3 = channels[lanes - 1u];
+    uint32_t at = 0;
+    for (uint32_t y = 0; y < layer->out_height; y++) {
+        const int32_t in_y = (int32_t)(y * layer->stride_height) + row;
+        const uint32_t inside = in_y >= 0 && in_y < layer->in_height;
+        const int8_t *line =
+            job->input + (inside ? (uint32_t)in_y : 0u) * layer->in_width * layer->in_channels;
+        int32_t in_x = col;
+        for (uint32_t x = 0; x < width; x++, at++, in_x += layer->stride_width) {
+            int16_t *to = job->planes + tf_plane_index(job->even, 0, at);
+            if (!inside || in_x < 0 || in_x >= layer->in_width) {
+                for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
+                    to[tf_plane_index(job->even, lane, 0)] = 0;
+                }
+                continue;
+            }
+            const int8_t *pixel = line + (uint32_t)in_x * layer->in_channels;
+            to[0] = (int16_t)(pixel[c0] - zero);
+            to[tf_plane_index(job->even, 1, 0)] = (int16_t)(pixel[c1] - zero);
+            to[tf_plane_index(job->even, 2, 0)] = (int16_t)(pixel[c2] - zero);
+            to[tf_plane_index(job->even, 3, 0)] = (int16_t)(pixel[c3] - zero);
+        }
+    }
+}
+
+/* Adds error * input of one pixel; `both` output channels or only the first. */
+static void add_pixel(const job *job, const int16_t *error, uint32_t both, uint32_t pixel,
+                      tf_gradients *sums) {
+    const int16_t *at = error + pixel * job->layer->out_channels;
+    for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
+        const int32_t input = job->planes[tf_plane_index(job->even, lane, pixel)];
+        sums->of[0][lane] += at[0] * input;
+        sums->of[1][lane] += both ? at[1] * input : 0;
+    }
+}
+
+/* Sums of error * input over `count` (at most PIECE) pixels from `first` (even) on. */
+static void sum_piece(const job *job, const int16_t *error, uint32_t both, uint32_t first,
+                      uint32_t count, tf_gradients *sums) {
+    const uint32_t step = job->layer->out_channels;
+    uint32_t done = 0;
+#if TF_DSP
+    if (both && count >= 2u) {
+        done = count & ~1u;
+        tf_block_correlate(job->planes + tf_plane_index(job->even, 0, first), error + first * step,
+                           2u * step, done / 2u, sums);
+    } else {
+        memset(sums, 0, sizeof *sums);
+    }
+#else
+    int16_t errors[2][PIECE];
+    for (; done < count; done++) {
+        const int16_t *at = error + (first + done) * step;
+        errors[0][done] = at[0];
+        errors[1][done] = both ? at[1] : 0;
+    }
+    for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
+        const int16_t *plane = job->planes + tf_plane_index(job->even, lane, first);
+        int32_t sum0 = 0, sum1 = 0;
+        for (uint32_t i = 0; i < count; i++) {
+            sum0 += plane[i] * errors[0][i];
+            sum1 += plane[i] * errors[1][i];
+        }
+        sums->of[0][lane] = sum0;
+        sums->of[1][lane] = sum1;
+    }
+#endif
+    for (; done < count; done++) {
+        add_pixel(job, error, both, first + done, sums);
+    }
+}
+
+/* The same over all pixels, in 64 bits, and rounded to what the layer's gradients keep. */
+static __attribute__((noinline)) void sum_wide(const job *job, const int16_t *error, uint32_t both,
+                                               tf_gradients *sums) {
+    int64_t totals[2][TF_BLOCK_LANES] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+    for (uint32_t first = 0; first < job->pixels; first += PIECE) {
+        const uint32_t left = job->pixels - first;
+        tf_gradients part;
+        sum_piece(job, error, both, first, left < PIECE ? left : PIECE, &part);
+        for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
+            totals[0][lane] += part.of[0][lane];
+            totals[1][lane] += part.of[1][lane];
+        }
+    }
+    for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
+        sums->of[0][lane] = (int32_t)tf_round_shift(totals[0][lane], job->layer->gradient_shift);
+        sums->of[1][lane] = (int32_t)tf_round_shift(totals[1][lane], job->layer->gradient_shift);
+    }
+}
+
+/* tf_apply_step for a shift of 3 … 32 (wide) or 33 … 62, bounded to TF_LARGEST_CHANGE: the former
+ * needs both words of the product, the latter only the high one. */
+static inline int32_t apply_wide(int32_t gradient, tf_step step) {
+    const int64_t half = (int64_t)(1u << (step.shift - 1));
+    const int64_t product = (int64_t)gradient * step.mantissa + half;
+    const int32_t high = (int32_t)(product >> 32);
+    const int32_t limit = TF_LARGEST_CHANGE >> (32 - step.shift);
+    if (high >= limit) {
+        return TF_LARGEST_CHANGE;
+    }
+    if (high < -limit) {
+        return -TF_LARGEST_CHANGE;
+    }
+    const uint32_t low = (uint32_t)product >> 1 >> (step.shift - 1);
+    return (int32_t)((uint32_t)high << (32 - step.shift) | low);
+}
+
+static inline int32_t apply_narrow(int32_t gradient, tf_step step) {
+    const int32_t high = (int32_t)(((int64_t)gradient * step.mantissa) >> 32);
+    return (high + (1 << (step.shift - 33))) >> (step.shift - 32);
+}
+
+/* What tf_update_weight does where there is no velocity, for weights two places apart. */
+static void move_weights(const job *job, uint32_t at, uint32_t counter, uint32_t count,
+                         const int32_t *changes) {
+    int8_t *weight = &job->trained->weights[at];
+    uint32_t random = job->stream + counter;
+    if (job->trained->fractions == NULL) {
+        for (uint32_t i = 0; i < count; i++, weight += 2) {
+            const uint32_t bits = tf_random_mix(random++) & ((1u << TF_STEP_BITS) - 1u);
+            const int32_t move = ((int32_t)bits - changes[i]) >> TF_STEP_BITS;
+            *weight = (int8_t)tf_clamp(*weight + move, -127, 127);
+        }
+        return;
+    }
+    int8_t *fraction = &job->trained->fractions[at];
+    for (uint32_t i = 0; i < count; i++, weight += 2, fraction += 2) {
+        const uint32_t bits = tf_random_mix(random++) & ((1u << TF_STATE_BITS) - 1u);
+        tf_move_state(weight, fraction, ((int32_t)bits - changes[i]) >> TF_STATE_BITS);
+    }
+}
+
+/* Weights l … l + lanes - 1 of row o take their steps. */
+static __attribute__((noinline)) void update_row(const job *job, uint32_t o, uint32_t l,
+                                                 uint32_t lanes, const int32_t *gradients) {
+    const tf_trained *trained = job->trained;
+    const tf_step step =
+        tf_make_step(job->layer->weight_gain[o], job->update->learning_rate_q20, job->exponent);
+    const uint32_t at = o / 2u * job->row_bytes + 2u * l + o % 2u;
+    const uint32_t value = o * job->length + l;
+    if (trained->velocity == NULL && step.shift >= 3 && step.shift <= 62) {
+        int32_t changes[TF_BLOCK_LANES];
+        for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
+            changes[lane] = step.shift > 32 ? apply_narrow(gradients[lane], step)
+                                            : apply_wide(gradients[lane], step);
+        }
+        move_weights(job, at, trained->first_value + value, lanes, changes);
+        return;
+    }
+    for (uint32_t lane = 0; lane < lanes; lane++) {
+        tf_update_weight(trained, job->update, job->stream, at + 2u * lane, value + lane,
+                         gradients[lane], step);
+    }
+}
+
+void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *error,
+                                  const tf_scale *scale, const int8_t *input,
+                                  const tf_trained *trained, const tf_update *update,
+                                  int16_t *scratch) {
+    const uint32_t outputs = layer->out_channels;
+    const uint32_t pixels = (uint32_t)layer->out_width * layer->out_height;
+    const uint32_t even = (pixels + 1u) & ~1u;
+    const uint32_t length = (uint32_t)layer->kernel_height * layer->kernel_width * trained->count;
+    const int32_t exponent = scale->exponent + layer->gradient_shift + tf_weight_bits(trained);
+    const job job = {layer,    error,
+                     input,    trained,
+                     update,   scratch,
+                     pixels,   even,
+                     length,   2u * tf_packed_length(length),
+                     exponent, tf_update_stream(update)};
+    for (uint32_t l = 0; l < length;) {
+        const uint32_t tap = l / trained->count, j = l % trained->count;
+        const uint32_t left = trained->count - j;
+        const uint32_t lanes = left < TF_BLOCK_LANES ? left : TF_BLOCK_LANES;
+        gather(&job, tap, j, lanes);
+        for (uint32_t o = 0; o < outputs; o += 2u) {
+            const uint32_t both = outputs - o > 1u;
+            tf_gradients sums;
+            if (pixels <= PIECE) {
+                sum_piece(&job, error + o, both, 0, pixels, &sums);
+            } else {
+                sum_wide(&job, error + o, both, &sums);
+            }
+            update_row(&job, o, l, lanes, sums.of[0]);
+            if (both) {
+                update_row(&job, o + 1u, l, lanes, sums.of[1]);
+            }
+        }
+        l += lanes;
+    }
+}

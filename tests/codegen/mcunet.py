@@ -1,0 +1,62 @@
+"""The shared MCUNet model and its fixtures, made by PyTorch from the authors' own code."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from codegen.importer import import_model
+from codegen.ir import Conv, DepthwiseConv, Graph
+from codegen.plans import Plan, load_plan, resolve
+from codegen.quantize import quantize
+
+SHARED = Path(os.environ.get("TINYFLEET_SHARED", Path(__file__).parents[3] / "shared"))
+MODEL = SHARED / "models" / "mcunet-5fps-head10-int8.onnx"
+PLANS = SHARED / "models" / "mcunet-5fps-plans.json"
+
+needs_mcunet = pytest.mark.skipif(
+    not MODEL.exists(), reason=f"{MODEL} isn't there; set TINYFLEET_SHARED to the shared folder"
+)
+
+
+@cache
+def graph() -> Graph:
+    """The int8 graph, as imported."""
+    return quantize(import_model(MODEL), None)
+
+
+@cache
+def fixture() -> dict[str, NDArray[Any]]:
+    """Arrays of the gradient fixture by name."""
+    with np.load(SHARED / "models" / "mcunet-5fps-grads.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def plan(name: str) -> Plan:
+    """A published plan."""
+    return resolve(load_plan(f"{PLANS}#{name}"), graph())
+
+
+def sample(index: int) -> tuple[NDArray[np.int8], int]:
+    """Input ``index`` of the fixture in HWC order, and its label."""
+    values = fixture()
+    picture = np.moveaxis(values[f"in{index}.x_q"], 0, -1)
+    return np.ascontiguousarray(picture), int(values[f"in{index}.label"])
+
+
+def convolution(name: str) -> Conv | DepthwiseConv:
+    """The convolution of this name."""
+    return next(op for op in graph().convolutions if op.name == name)
+
+
+def in_device_order(layer: str, weight: NDArray[Any]) -> NDArray[Any]:
+    """A weight-shaped array of the fixture (OIHW; depthwise C1HW) in the device's axes."""
+    if isinstance(convolution(layer), Conv):
+        return weight.transpose(0, 2, 3, 1)
+    return weight[:, 0].transpose(1, 2, 0)

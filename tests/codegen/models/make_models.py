@@ -1,0 +1,83 @@
+"""Writes the ONNX files of this folder with both of PyTorch's exporters.
+
+Needs `pip install torch==2.13.0 onnxscript`; run it as `python -m tests.codegen.models.make_models`
+from the root of the repository. Weights are random (seeded), and so are the statistics of batch
+normalization, so that folding them wrongly shows. `NAME_dynamo.onnx` is the exporter that traces
+with torch.export, `NAME_script.onnx` the older one that goes through TorchScript.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+from tests.codegen.models.networks import NETWORKS
+
+HERE = Path(__file__).parent
+OPSETS = (17, 18, 20)
+
+
+def prepared(make: object) -> nn.Module:
+    torch.manual_seed(20261121)
+    module: nn.Module = make()  # type: ignore[operator]
+    for part in module.modules():
+        if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+        if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            assert part.running_mean is not None
+            assert part.running_var is not None
+            nn.init.normal_(part.running_mean, std=0.3)
+            nn.init.uniform_(part.running_var, 0.4, 2.0)
+            nn.init.uniform_(part.weight, 0.6, 1.4)
+            nn.init.normal_(part.bias, std=0.3)
+    return module.eval()
+
+
+def export(name: str, opset: int, dynamic: bool) -> None:
+    """``dynamic``: the dynamo file gets a symbolic batch (the TorchScript file has one always)."""
+    make, shape = NETWORKS[name]
+    module = prepared(make)
+    sample = torch.randn(1, *shape)
+    common = {"input_names": ["input"], "output_names": ["output"]}
+    script = HERE / f"{name}_script.onnx"
+    torch.onnx.export(
+        module,
+        (sample,),
+        str(script),
+        dynamo=False,
+        opset_version=min(opset, 20),
+        dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+        **common,  # type: ignore[arg-type]
+    )
+    dynamo = HERE / f"{name}_dynamo.onnx"
+    program = torch.onnx.export(
+        module,
+        (sample,),
+        dynamo=True,
+        opset_version=max(opset, 18),
+        dynamic_shapes=[{0: torch.export.Dim("batch")}] if dynamic else None,
+        **common,  # type: ignore[arg-type]
+    )
+    assert program is not None
+    model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # stack traces: paths of the machine that exported
+    for entry in [*model.graph.value_info, *model.graph.initializer]:
+        del entry.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    onnx.save(model, str(dynamo))
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    for index, name in enumerate(NETWORKS):
+        export(name, OPSETS[index % len(OPSETS)], dynamic=index % 2 == 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Files that PyTorch's exporters wrote (tests/codegen/models): every family, both exporters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from codegen.float_graph import (
+    FloatConcat,
+    FloatConv,
+    FloatGraph,
+    FloatMaxPool,
+    FloatPool,
+    evaluate,
+)
+from codegen.importer import import_model
+from codegen.quantization_report import simulate
+from codegen.quantize import quantize, quantize_input
+
+MODELS = Path(__file__).parent / "models"
+FILES = sorted(path.name for path in MODELS.glob("*.onnx"))
+
+
+def inputs(graph: FloatGraph, count: int, seed: int = 5) -> np.ndarray:
+    """Samples in the shape of the model file."""
+    random = np.random.default_rng(seed)
+    return random.normal(size=(count, *graph.sample_shape)).astype(np.float32)
+
+
+def outputs_of_onnxruntime(name: str, x: np.ndarray) -> np.ndarray:
+    """The file's outputs before any Softmax, one sample after the other."""
+    model = onnx.load(MODELS / name)
+    last = model.graph.node[-1]
+    if last.op_type in ("Softmax", "LogSoftmax"):
+        model.graph.output.append(onnx.ValueInfoProto(name=last.input[0]))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    source = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {source: sample[None]})[-1] for sample in x])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_exported_model_evaluates_as_onnxruntime_does(name: str) -> None:
+    graph = import_model(MODELS / name)
+    x = inputs(graph, 4)
+    expected = outputs_of_onnxruntime(name, x)
+    if graph.head.loss == "mse":
+        expected = graph.arrange(expected).reshape(len(x), -1)
+    got = evaluate(graph, graph.arrange(x))[graph.head.output]
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith("_dynamo.onnx")])
+def test_both_exporters_give_the_same_operations(name: str) -> None:
+    dynamo = import_model(MODELS / name)
+    script = import_model(MODELS / name.replace("_dynamo", "_script"))
+    assert [type(op) for op in dynamo.ops] == [type(op) for op in script.ops]
+    assert list(dynamo.shapes.values()) == list(script.shapes.values())
+    for one, other in zip(dynamo.ops, script.ops, strict=True):
+        if isinstance(one, FloatConv) and isinstance(other, FloatConv):
+            np.testing.assert_allclose(one.weight, other.weight, atol=1e-5)
+            assert (one.stride, one.padding, one.clamp) == (
+                other.stride,
+                other.padding,
+                other.clamp,
+            )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_quantized_export_stays_near_its_float_outputs(name: str) -> None:
+    graph = import_model(MODELS / name)
+    samples = graph.arrange(inputs(graph, 48))
+    quantized = quantize(graph, samples)
+    codes = quantize_input(quantized, samples[:8].transpose(0, 2, 3, 1))
+    exact = evaluate(graph, samples[:8])[graph.head.output]
+    if graph.head.loss == "mse":
+        exact = exact.reshape(8, *graph.shapes[graph.input]).transpose(0, 2, 3, 1).reshape(8, -1)
+    rounded = simulate(quantized, codes)[quantized.head.name]
+    spread = exact - exact.mean(axis=0)
+    noise = (rounded - exact) - (rounded - exact).mean(axis=0)
+    assert (noise**2).mean() < 0.05 * (spread**2).mean()
+
+
+def test_flat_features_become_the_picture_that_the_network_makes_of_them() -> None:
+    graph = import_model(MODELS / "ds_cnn_flat_script.onnx")
+    assert graph.sample_shape == (490,)
+    assert graph.shapes[graph.input] == (1, 49, 10)
+    x = inputs(graph, 2)
+    assert np.array_equal(graph.arrange(x)[:, 0].reshape(2, -1), x)
+
+
+def test_samples_with_the_channels_last_are_turned_for_the_device() -> None:
+    graph = import_model(MODELS / "inertial_separable_dynamo.onnx")
+    assert graph.sample_shape == (40, 3)
+    assert graph.shapes[graph.input] == (3, 1, 40)
+    x = inputs(graph, 2)
+    assert np.array_equal(graph.arrange(x)[:, :, 0], x.transpose(0, 2, 1))
+
+
+def test_asymmetric_padding_written_as_pad_goes_into_the_convolution() -> None:
+    graph = import_model(MODELS / "ds_cnn_script.onnx")
+    stem = graph.ops[0]
+    assert isinstance(stem, FloatConv)
+    assert stem.weight.shape[2:] == (10, 4)
+    assert (stem.padding.top, stem.padding.bottom) == (4, 5)
+    assert (stem.padding.left, stem.padding.right) == (1, 1)
+
+
+def test_an_activation_behind_a_max_pool_is_folded_into_the_convolution_before_it() -> None:
+    graph = import_model(MODELS / "lenet_script.onnx")
+    kinds = [type(op) for op in graph.ops[:4]]
+    assert kinds == [FloatConv, FloatMaxPool, FloatConv, FloatMaxPool]
+    assert all(op.clamp.low == 0.0 for op in graph.ops if isinstance(op, FloatConv))
+
+
+def test_the_mean_is_taken_before_a_convolution_that_classifies() -> None:
+    graph = import_model(MODELS / "fire_dynamo.onnx")
+    assert isinstance(graph.ops[-2], FloatPool)
+    assert isinstance(graph.ops[-3], FloatConcat)
+    assert graph.head.weight.shape == (5, 16)
+
+
+def test_an_autoencoder_is_known_by_its_output_and_trained_by_squared_error() -> None:
+    graph = import_model(MODELS / "autoencoder_script.onnx")
+    assert graph.head.loss == "mse"
+    assert graph.head.weight.shape == (40, 16)
+    others = [name for name in FILES if not name.startswith("autoencoder")]
+    assert {import_model(MODELS / name).head.loss for name in others} == {"cross-entropy"}

@@ -1,0 +1,126 @@
+"""The device's arithmetic on a real ImageNet backbone against PyTorch's numbers for it."""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from codegen import blob
+from codegen.interpreter import Interpreter
+from codegen.layer_arithmetic import logit_scale
+from codegen.lowering import lower
+from codegen.plans import Plan, WeightUpdate
+from tests.codegen import mcunet
+
+pytestmark = mcunet.needs_mcunet
+
+SPARSE_RATE = 0.025
+
+
+def everything() -> Plan:
+    layers = mcunet.graph().convolutions
+    weights = tuple(WeightUpdate(op.name, tuple(range(op.weight.shape[-1]))) for op in layers)
+    return Plan("full", tuple(op.name for op in layers), weights, True, "q8.8")
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def trained(request: pytest.FixtureRequest) -> tuple[int, Interpreter]:
+    """A full training step at rate 0 on one of the fixture's inputs."""
+    interpreter = Interpreter(lower(mcunet.graph(), everything()))
+    interpreter.train_step(*mcunet.sample(request.param), 0, 1)
+    return request.param, interpreter
+
+
+def test_every_activation_has_the_checksum_of_the_reference(
+    trained: tuple[int, Interpreter],
+) -> None:
+    index, interpreter = trained
+    values = mcunet.fixture()
+    found = [array for name, array in interpreter.arrays.items() if "activation" in name]
+    sums = [int(array.sum()) for array in found][:-1]
+    squares = [int((array**2).sum()) for array in found][:-1]
+    assert sums == values[f"in{index}.act_sum"][: len(sums)].tolist()
+    assert squares == values[f"in{index}.act_sumsq"][: len(squares)].tolist()
+    assert len(sums) == 49
+
+
+def test_logits_and_loss_are_those_of_the_reference(trained: tuple[int, Interpreter]) -> None:
+    index, interpreter = trained
+    logits = interpreter.logits * logit_scale(mcunet.graph())
+    assert np.abs(logits - mcunet.fixture()[f"in{index}.logits"]).max() < 0.01
+    assert interpreter.loss_q16 / 2**16 == pytest.approx(
+        float(mcunet.fixture()[f"in{index}.loss"]), abs=0.01
+    )
+
+
+def cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float((a * b).sum()) / norms if norms > 0 else 1.0
+
+
+def raw_gradient(interpreter: Interpreter, layer: str, kind: str) -> NDArray[np.float64]:
+    """dL/d(integer step) of the interpreter's last step: its errors are per output step."""
+    codes, exponent = interpreter.gradients[f"{layer}.{kind}"]
+    op = mcunet.convolution(layer)
+    tensors = mcunet.graph().tensors
+    factor = tensors[op.input].scale * op.weight_scale / tensors[op.output].scale
+    if kind == "weight" and op.weight.ndim == 4:
+        factor = factor[:, None, None, None]
+    return codes * 2.0**exponent * factor
+
+
+def test_gradients_of_every_layer_point_where_the_reference_points(
+    trained: tuple[int, Interpreter],
+) -> None:
+    index, interpreter = trained
+    values = mcunet.fixture()
+    checked = 0
+    for op in mcunet.graph().convolutions:
+        reference = values[f"in{index}.gb_raw.{op.name}"]
+        found = cosine(raw_gradient(interpreter, op.name, "bias"), reference)
+        assert found >= 0.999, f"bias of {op.name}"
+        name = f"in{index}.gw_raw.{op.name}"
+        if name in values:
+            reference = mcunet.in_device_order(op.name, values[name])
+            assert cosine(raw_gradient(interpreter, op.name, "weight"), reference) >= 0.999, op.name
+            checked += 1
+    assert checked >= 10
+
+
+def test_quantization_aware_scaling_has_the_norm_of_the_reference(
+    trained: tuple[int, Interpreter],
+) -> None:
+    index, interpreter = trained
+    values = mcunet.fixture()
+    for op in mcunet.graph().convolutions:
+        # Dead channels have scales near 1e-9, whose squares swamp every norm: set aside.
+        alive = op.weight_scale > 1e-6
+        steps = mcunet.graph().tensors[op.input].scale * op.weight_scale
+        mine = (raw_gradient(interpreter, op.name, "bias") / steps**2)[alive]
+        reference = values[f"in{index}.gb_qas.{op.name}"][alive]
+        ratio = float(np.linalg.norm(mine) / np.linalg.norm(reference))
+        # The published plans train the last 24 layers at most; rounding adds up over the 42.
+        published = op in mcunet.graph().convolutions[-24:]
+        assert math.isclose(ratio, 1.0, abs_tol=0.01 if published else 0.025), op.name
+
+
+def test_the_published_sparse_step_changes_what_the_reference_changes() -> None:
+    program = lower(mcunet.graph(), mcunet.plan("99kb"))
+    interpreter = Interpreter(program)
+    before = blob.unpack(mcunet.graph(), blob.pack(mcunet.graph()))
+    picture, label = mcunet.sample(0)
+    interpreter.train_step(picture, label, round(SPARSE_RATE * 2**20), 1)
+    values = mcunet.fixture()
+    for update in program.plan.weights:
+        name = f"{update.layer}.weight"
+        after = mcunet.in_device_order(update.layer, values[f"sgd_sparse.w_after.{update.layer}"])
+        wanted = np.clip(after, -127, 127) - before[name]
+        mine = (interpreter.tensors[name] - before[name]).astype(np.float64)
+        mine[..., list(update.channels)] += interpreter.fractions[name] / 256
+        difference = float(np.linalg.norm(mine - wanted) / np.linalg.norm(wanted))
+        assert difference <= 0.02, update.layer
+        ratio = float(np.linalg.norm(mine) / np.linalg.norm(wanted))
+        assert math.isclose(ratio, 1.0, abs_tol=0.01), update.layer
+    interpreter.score(picture, label)
+    assert interpreter.loss_q16 / 2**16 <= 0.01

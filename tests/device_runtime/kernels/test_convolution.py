@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codegen.scratch import round_up
+from simulator.kernel_call import ArmKernels, HostKernels, View
+from tests.device_runtime.kernels.convolution_case import Case, cases
+
+Engines = list[HostKernels | ArmKernels]
+
+
+def scratch_of(case: Case) -> np.ndarray:
+    taps = case.kernel[0] * case.kernel[1]
+    length = round_up(case.terms, 4) + round_up(taps * case.count, 4)
+    return np.full(4 * length, 0x5A5A, np.int16)
+
+
+def forward(
+    engine: HostKernels | ArmKernels, case: Case, *, misaligned: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Output and mask of the whole layer."""
+    codes = np.zeros(1 + int(np.prod(case.out_shape)), np.int8)
+    source = np.concatenate([np.zeros(1, np.int8), case.input.ravel()])
+    mask = np.full(-(-(codes.size - 1) // 8), 0xA5, np.uint8)
+    engine.call(
+        "tf_convolution_forward",
+        case.layer,
+        case.span(0, case.out_shape[0]),
+        View(source, 1) if misaligned else case.input,
+        case.tf_weights,
+        case.bias,
+        View(codes, 1) if misaligned else View(codes, 0),
+        mask,
+        scratch_of(case),
+    )
+    made = codes[1:] if misaligned else codes[:-1]
+    return made.reshape(case.out_shape), mask
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases(), misaligned=st.booleans())
+def test_codes_and_mask_are_those_of_numpy(engines: Engines, case: Case, misaligned: bool) -> None:
+    for engine in engines:
+        output, mask = forward(engine, case, misaligned=misaligned)
+        np.testing.assert_array_equal(output, case.output)
+        np.testing.assert_array_equal(mask, case.mask)
+
+
+@settings(max_examples=40, deadline=None)
+@given(case=cases(), data=st.data())
+def test_rows_of_rings_are_computed_in_parts(
+    engines: Engines, case: Case, data: st.DataObject
+) -> None:
+    """The rows that a step reads lie in a ring, and so do those that it writes."""
+    height, width, channels = case.out_shape
+    top = case.padding[0]
+    rows = data.draw(st.integers(1, height), "rows at once")
+    seen = (rows - 1) * case.stride[0] + case.kernel[0]
+    in_ring = data.draw(st.integers(min(seen, case.height), case.height), "in_ring")
+    out_ring = data.draw(st.integers(rows, height), "out_ring")
+    for engine in engines:
+        ring = np.zeros((in_ring, case.width, case.channels), np.int8)
+        output = np.zeros((out_ring, width, channels), np.int8)
+        scratch = scratch_of(case)
+        for first in range(0, height, rows):
+            end = min(first + rows, height)
+            last_seen = (end - 1) * case.stride[0] - top + case.kernel[0]
+            for y in range(max(0, first * case.stride[0] - top), min(last_seen, case.height)):
+                ring[y % in_ring] = case.input[y]
+            engine.call(
+                "tf_convolution_forward",
+                case.layer,
+                case.span(first, end, in_ring, out_ring),
+                ring,
+                case.tf_weights,
+                case.bias,
+                output,
+                None,
+                scratch,
+            )
+            for y in range(first, end):
+                np.testing.assert_array_equal(output[y % out_ring], case.output[y])
+
+
+@settings(max_examples=25, deadline=None)
+@given(case=cases(pointwise=True), before=st.integers(0, 40))
+def test_a_pointwise_output_may_lie_over_its_input(
+    engines: Engines, case: Case, before: int
+) -> None:
+    """From its place, or some way before it, where no output is longer than its input."""
+    size = int(np.prod(case.out_shape))
+    if case.outputs > case.channels:
+        # The last output may end where the last input does, if that leaves every block its input.
+        before = max(before, case.pixels * (case.outputs - case.channels))
+    for engine in engines:
+        memory = np.zeros(before + max(case.input.size, size), np.int8)
+        memory[before : before + case.input.size] = case.input.ravel()
+        engine.call(
+            "tf_convolution_forward",
+            case.layer,
+            case.span(0, case.out_shape[0]),
+            View(memory, before),
+            case.tf_weights,
+            case.bias,
+            memory,
+            None,
+            scratch_of(case),
+        )
+        np.testing.assert_array_equal(memory[:size].reshape(case.out_shape), case.output)
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 16])
+@pytest.mark.parametrize("length", [1, 4, 30, 32, 33, 34, 64, 68, 130, 576])
+def test_every_length_goes_through_the_unrolled_loop(
+    engines: Engines, length: int, outputs: int
+) -> None:
+    trained = tuple(range(0, length, 3))
+    case = Case(1, 5, length, outputs, (1, 1), (1, 1), (0, 0, 0, 0), trained, seed=length)
+    for engine in engines:
+        output, mask = forward(engine, case)
+        np.testing.assert_array_equal(output, case.output)
+        np.testing.assert_array_equal(mask, case.mask)

@@ -1,0 +1,95 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codegen.scratch import round_up
+from simulator.kernel_call import ArmKernels, HostKernels, Struct, View
+from tests.device_runtime.kernels.convolution_case import Case, cases
+
+Engines = list[HostKernels | ArmKernels]
+
+
+def scale_of(error: np.ndarray, exponent: int) -> Struct:
+    magnitude = int(np.abs(error.astype(np.int64)).max(initial=0))
+    return Struct(("i", exponent), ("i", magnitude))
+
+
+def scratch_of(case: Case) -> np.ndarray:
+    taps = math.ceil(case.kernel[0] / case.stride[0]) * math.ceil(case.kernel[1] / case.stride[1])
+    return np.full(taps * (5 * round_up(case.outputs, 2) + 1), 0x5A5A, np.int16)
+
+
+def check(engines: Engines, case: Case, error: np.ndarray) -> None:
+    wanted, exponent = case.input_gradient(error, -9)
+    for engine in engines:
+        out = np.full((case.height, case.width, case.channels), 0x1234, np.int16)
+        out_scale = Struct(("i", 0), ("i", 0))
+        engine.call(
+            "tf_convolution_input_gradient",
+            case.layer,
+            error,
+            scale_of(error, -9),
+            case.tf_weights,
+            out,
+            out_scale,
+            scratch_of(case),
+        )
+        np.testing.assert_array_equal(out, wanted)
+        assert out_scale.values == [exponent, int(np.abs(wanted).max())]
+
+
+@settings(max_examples=80, deadline=None)
+@given(case=cases(), bits=st.integers(1, 15))
+def test_errors_and_their_scale_are_those_of_numpy(engines: Engines, case: Case, bits: int) -> None:
+    check(engines, case, case.error(2**bits - 1))
+
+
+def test_an_error_of_zeros_stays_one(engines: Engines) -> None:
+    case = Case(5, 4, 6, 4, (3, 3), (2, 2), (1, 1, 1, 1), (1,), seed=1)
+    check(engines, case, np.zeros(case.out_shape, np.int16))
+
+
+def test_the_smallest_code_is_never_made(engines: Engines) -> None:
+    """Saturation ends at -32767, so that an error can change its sign."""
+    case = Case(4, 4, 4, 32, (1, 1), (1, 1), (0, 0, 0, 0), (), seed=2, extreme=True)
+    case.__dict__["error_shift"] = 3
+    error = np.where(case.weights[:, 0, 0, 0] > 0, -32767, 32767).astype(np.int16)
+    error = np.ascontiguousarray(np.broadcast_to(error, case.out_shape))
+    assert case.input_gradient(error, 0)[0].min() == -32767
+    check(engines, case, error)
+
+
+@settings(max_examples=25, deadline=None)
+@given(case=cases(pointwise=True), before=st.integers(0, 40))
+def test_a_pointwise_gradient_may_lie_over_the_error(
+    engines: Engines, case: Case, before: int
+) -> None:
+    error = case.error()
+    wanted, _ = case.input_gradient(error, 0)
+    if case.channels > case.outputs:
+        before = max(before, case.pixels * (case.channels - case.outputs))
+    for engine in engines:
+        memory = np.zeros(before + max(error.size, wanted.size), np.int16)
+        memory[before : before + error.size] = error.ravel()
+        engine.call(
+            "tf_convolution_input_gradient",
+            case.layer,
+            View(memory, before),
+            scale_of(error, 0),
+            case.tf_weights,
+            memory,
+            Struct(("i", 0), ("i", 0)),
+            scratch_of(case),
+        )
+        np.testing.assert_array_equal(memory[: wanted.size].reshape(wanted.shape), wanted)
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 15, 16, 17, 18, 30, 48, 131])
+def test_every_number_of_outputs_goes_through_the_unrolled_loop(
+    engines: Engines, outputs: int
+) -> None:
+    case = Case(1, 6, 8, outputs, (1, 1), (1, 1), (0, 0, 0, 0), (0, 1, 5), seed=outputs)
+    check(engines, case, case.error())

@@ -1,0 +1,91 @@
+"""`tinyfleet compile`: its options for quantization."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codegen.bundle import QUANTIZATION, load_bundle
+from codegen.calibration import RangeRule
+from codegen.errors import CalibrationError
+from codegen.quantization_report import load_report
+from codegen.quantize_model import DEFAULT_OPTIONS
+from fleet.cli._compile import quantization_options
+from tests.fleet.cli.conftest import Run
+
+DIGITS = Path(__file__).parents[3] / "examples" / "digits"
+
+
+def test_no_options_leave_quantization_as_it_is() -> None:
+    assert quantization_options(None, None, equalize=False, report=False) == DEFAULT_OPTIONS
+
+
+def test_the_percentile_can_be_set() -> None:
+    options = quantization_options("percentile", 99.5, equalize=True, report=True)
+    assert options.rule == RangeRule("percentile", 99.5)
+    assert options.equalize
+    assert options.report
+    default = quantization_options("percentile", None, equalize=False, report=False)
+    assert default.rule == RangeRule("percentile")
+
+
+@pytest.mark.parametrize("method", [None, "mse", "min-max"])
+def test_a_percentile_without_its_method_is_refused(method: str | None) -> None:
+    with pytest.raises(CalibrationError, match="--calibration-method percentile"):
+        quantization_options(method, 99.0, equalize=False, report=False)  # type: ignore[arg-type]
+
+
+def test_an_unknown_method_ends_with_code_2_and_the_known_ones(tinyfleet: Run) -> None:
+    failed = tinyfleet(
+        *("compile", "m.onnx", "--board", "stm32f746", "--out", "o"),
+        *("--calibration-method", "entropy"),
+    )
+    assert failed.returncode == 2
+    assert "percentile" in failed.stderr
+
+
+def test_calibration_files_that_do_not_fit_give_one_message(tinyfleet: Run, tmp_path: Path) -> None:
+    x = np.load(DIGITS / "calibration.npz")["x"]
+    broken = {
+        "channels stand last": x.transpose(0, 2, 3, 1)[:, :, :7],
+        "float32 is expected": (x * 16).astype(np.uint8),
+        "NaN": np.where(x == x.max(), np.nan, x),
+        "at least 8": x[:3],
+    }
+    for words, array in broken.items():
+        np.savez(tmp_path / "broken.npz", x=array)
+        failed = tinyfleet(
+            *("compile", str(DIGITS / "digits.onnx"), "--board", "stm32f746"),
+            *("--out", str(tmp_path / "out"), "--calibration", str(tmp_path / "broken.npz")),
+        )
+        assert failed.returncode == 1
+        assert failed.stderr.count("error:") == 1
+        assert words in failed.stderr
+        assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.slow
+def test_the_report_is_shown_and_lies_in_the_bundle(tinyfleet: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call = (
+        *("compile", str(DIGITS / "digits.onnx"), "--board", "stm32f746", "--out", str(out)),
+        *("--calibration", str(DIGITS / "calibration.npz"), "--quantization-report"),
+        *("--calibration-method", "mse", "--equalize"),
+    )
+    shown = tinyfleet(*call)
+    assert shown.returncode == 0, shown.stderr
+    bundle = load_bundle(out)
+    assert QUANTIZATION in bundle.manifest.files
+    report = load_report(out / QUANTIZATION)
+    assert report.method == "mse"
+    assert report.equalized
+    for layer in report.comparison.layers:
+        assert layer.layer in shown.stdout
+    assert "200 samples, the same class" in shown.stdout
+    assert f"{report.comparison.top1_agreement:.1%} of them" in shown.stdout
+    facts = json.loads(tinyfleet(*call, "--json").stdout)
+    assert facts["quantization"] == json.loads((out / QUANTIZATION).read_text())
+    assert {plan["name"] for plan in facts["plans"]} == {"small", "middle", "full"}
