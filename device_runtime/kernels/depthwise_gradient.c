@@ -79,6 +79,9 @@ static void store_sums(gradient_job *job, int32_t multiplier, uint32_t count, in
     job->magnitude = magnitude;
 }
 
+/* Strides up to this one have their phases found once for all channels. */
+#define KEPT_PHASES 2u
+
 /* The input columns first, first + stride, … */
 typedef struct {
     int32_t first;
@@ -121,33 +124,33 @@ static void find_windows(const gradient_job *job, const column_phase *columns, i
 }
 
 /* One phase of the columns of one channel. */
-static void one_phase(gradient_job *job, const int16_t *plane, const int8_t *weights, uint32_t step,
-                      uint32_t channel, int32_t first) {
+static void one_phase(gradient_job *job, const column_phase *columns, const int16_t *plane,
+                      const int8_t *weights, uint32_t step, uint32_t channel) {
     const tf_convolution *layer = job->layer;
     const int32_t stride = layer->stride_width, rows_stride = layer->stride_height;
     const int32_t kernel_row = (int32_t)step * layer->kernel_width;
-    const column_phase columns = columns_from(job, first);
+    const uint32_t first = (uint32_t)columns->first;
     const int32_t most = phase_taps(layer->kernel_height, rows_stride, 0);
     for (int32_t p = 0; p < rows_stride; p++) {
         const int32_t rows = phase_taps(layer->kernel_height, rows_stride, p);
         const int8_t *last = weights + (p + (rows - 1) * rows_stride) * kernel_row +
-                             (columns.phase + (columns.taps - 1) * stride) * (int32_t)step;
-        tf_widen_taps(&columns.slide, last, -stride * (int32_t)step, -rows_stride * kernel_row,
-                      (uint32_t)columns.taps, columns.before, (uint32_t)rows,
-                      job->table + (uint32_t)(p * most) * columns.slide.taps_row);
+                             (columns->phase + (columns->taps - 1) * stride) * (int32_t)step;
+        tf_widen_taps(&columns->slide, last, -stride * (int32_t)step, -rows_stride * kernel_row,
+                      (uint32_t)columns->taps, columns->before, (uint32_t)rows,
+                      job->table + (uint32_t)(p * most) * columns->slide.taps_row);
     }
     const uint32_t width = layer->in_width, height = layer->in_height;
-    const uint32_t count = (width - 1u - (uint32_t)first) / (uint32_t)stride + 1u;
+    const uint32_t count = (width - 1u - first) / (uint32_t)stride + 1u;
     /* Where rows go on without a gap several are stored in one go. */
     const uint32_t most_rows = count * (uint32_t)stride == width ? tf_rows_at_once(count) : 1u;
-    int16_t *out = job->out + (uint32_t)first * layer->in_channels + channel;
-    const tf_window *windows = job->windows + (uint32_t)first * height;
-    tf_slide_rows by_rows = {windows,    windows, plane + columns.start, job->table,
-                             4u * count, 0,       2u * job->line,        job->sums};
+    int16_t *out = job->out + first * layer->in_channels + channel;
+    const tf_window *windows = job->windows + first * height;
+    tf_slide_rows by_rows = {windows,    windows, plane + columns->start, job->table,
+                             4u * count, 0,       2u * job->line,         job->sums};
     for (uint32_t y = 0; y < height; y += most_rows) {
         const uint32_t rows = height - y < most_rows ? height - y : most_rows;
         by_rows.end = by_rows.window + rows;
-        tf_slide_rows_of(&columns.slide, &by_rows);
+        tf_slide_rows_of(&columns->slide, &by_rows);
         by_rows.window = by_rows.end;
         store_sums(job, layer->error_multiplier[channel], rows * count,
                    out + y * width * layer->in_channels, (uint32_t)stride * layer->in_channels);
@@ -183,6 +186,7 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
     const int32_t reach = (layer->in_width - 1 + layer->pad_left) / layer->stride_width + 1;
     const uint32_t phases =
         layer->stride_width < layer->in_width ? layer->stride_width : layer->in_width;
+    column_phase kept[KEPT_PHASES];
     gradient_job job;
     job.layer = layer;
     job.out = out;
@@ -199,6 +203,9 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
         job.table + (layer->kernel_height + layer->stride_height) * (2u * layer->kernel_width + 4u);
     for (uint32_t x = 0; x < phases; x++) {
         const column_phase columns = columns_from(&job, (int32_t)x);
+        if (x < KEPT_PHASES) {
+            kept[x] = columns;
+        }
         find_windows(&job, &columns, phase_taps(layer->kernel_height, layer->stride_height, 0));
     }
     memset(job.planes, 0, sizeof(int16_t) * (2u * job.plane + 2u * TF_SLIDE_BLOCK));
@@ -215,7 +222,13 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
                 step = weights->count;
             }
             for (uint32_t x = 0; x < phases; x++) {
-                one_phase(&job, job.planes + lane * job.plane, taps, step, c + lane, (int32_t)x);
+                const int16_t *plane = job.planes + lane * job.plane;
+                if (x < KEPT_PHASES) {
+                    one_phase(&job, &kept[x], plane, taps, step, c + lane);
+                } else {
+                    const column_phase columns = columns_from(&job, (int32_t)x);
+                    one_phase(&job, &columns, plane, taps, step, c + lane);
+                }
             }
         }
     }
@@ -260,27 +273,36 @@ static void gather_channel(const update_planes *planes, const int8_t *input, con
 static void tap_gradients(const update_planes *planes, int32_t row, int32_t col, uint32_t count,
                           int32_t gradients[4]) {
     const tf_convolution *layer = planes->layer;
-    const int32_t stride = layer->stride_width;
-    const uint32_t in_row = (uint32_t)(col % stride) * planes->line + (uint32_t)(col / stride);
+    const int32_t stride = layer->stride_width, rows_stride = layer->stride_height;
+    /* Output rows whose tap lies inside the input. */
+    const int32_t before = layer->pad_top - row;
+    const int32_t first = tf_clamp((before + rows_stride - 1) / rows_stride, 0, layer->out_height);
+    const int32_t reach = layer->in_height - 1 + before;
+    const int32_t end = tf_clamp(reach < 0 ? 0 : reach / rows_stride + 1, first, layer->out_height);
+    const uint32_t in_line = (uint32_t)stride * planes->line;
+    tf_correlation by = {planes->error + (uint32_t)first * planes->error_line,
+                         planes->input + (uint32_t)(first * rows_stride - before) * in_line +
+                             (uint32_t)(col % stride) * planes->line + (uint32_t)(col / stride),
+                         (uint32_t)(end - first),
+                         planes->error_line,
+                         planes->error_line,
+                         (uint32_t)rows_stride * in_line};
+    if (layer->gradient_shift == 0u) {
+        tf_correlate(&by, count, gradients);
+        return;
+    }
     int64_t totals[4] = {0, 0, 0, 0};
-    int32_t sums[4] = {0, 0, 0, 0};
-    for (int32_t y = 0; y < layer->out_height; y++) {
-        const int32_t in_y = y * layer->stride_height + row - layer->pad_top;
-        if (in_y < 0 || in_y >= layer->in_height) {
-            continue;
+    by.rows = 1;
+    for (int32_t y = first; y < end; y++) {
+        tf_correlate(&by, count, gradients);
+        for (uint32_t i = 0; i < count; i++) {
+            totals[i] += gradients[i];
         }
-        tf_correlate(planes->error + (uint32_t)y * planes->error_line,
-                     planes->input + (uint32_t)(in_y * stride) * planes->line + in_row,
-                     planes->error_line, count, sums);
-        for (uint32_t i = 0; layer->gradient_shift > 0 && i < count; i++) {
-            totals[i] += sums[i];
-            sums[i] = 0;
-        }
+        by.error += by.error_step;
+        by.plane += by.plane_step;
     }
     for (uint32_t i = 0; i < count; i++) {
-        gradients[i] = layer->gradient_shift > 0
-                           ? (int32_t)tf_round_shift(totals[i], layer->gradient_shift)
-                           : sums[i];
+        gradients[i] = (int32_t)tf_round_shift(totals[i], layer->gradient_shift);
     }
 }
 

@@ -74,10 +74,16 @@ typedef struct {
 void tf_gather_codes(const tf_gathering *by, const int8_t *from, int32_t zero, int16_t *to);
 void tf_gather_errors(const tf_gathering *by, const int16_t *from, int16_t *to);
 
-/* sums[i] += the product of error and row from its element i on, both `count` long, which is even;
- * i < taps <= 4. Errors are aligned to words, rows need not be. */
-void tf_correlate(const int16_t *error, const int16_t *row, uint32_t count, uint32_t taps,
-                  int32_t sums[4]);
+/* Rows of errors and the rows of a plane that they are multiplied with. */
+typedef struct {
+    const int16_t *error, *plane;
+    uint32_t rows, count;            /* elements of a row: even */
+    uint32_t error_step, plane_step; /* elements from one row to the next */
+} tf_correlation;
+
+/* sums[i] = the product of the errors and of the plane from its element i on; i < taps <= 4.
+ * Errors are aligned to words, the plane need not be. */
+void tf_correlate(const tf_correlation *by, uint32_t taps, int32_t sums[4]);
 
 /* Output rows of this width whose sums are made before they are stored. */
 static inline uint32_t tf_rows_at_once(uint32_t width) {
