@@ -48,7 +48,7 @@ _MEANINGS: dict[Kind, str] = {
     "activation": "activation",
     "ring": "ring of rows in a chain",
     "kept": "activation kept for backward",
-    "mask": "mask of clamped outputs",
+    "mask": "mask of clamped outputs, places of maxima",
     "error": "error",
     "scratch": "scratch of a kernel",
 }

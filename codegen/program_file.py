@@ -23,7 +23,8 @@ PROGRAM_FORMAT: Literal["tinyfleet-program/1"] = "tinyfleet-program/1"
 Shape: TypeAlias = tuple[int, ...]
 Kind = Literal["activation", "ring", "kept", "mask", "error", "scratch"]
 """What a buffer is for. ``ring``: some rows of a tensor within a chain; ``kept``: an activation
-that the backward pass reads; ``error`` includes the errors' scales."""
+that the backward pass reads; ``mask``: which outputs were clamped, or where a maximum stood;
+``error`` includes the errors' scales."""
 
 
 class _Strict(BaseModel):
@@ -216,6 +217,8 @@ def _shapes(program: Program, step: Step) -> tuple[tuple[Shape, ...], tuple[Shap
     graph, op = program.graph, step.op
     sources = tuple(graph.tensors[name].shape for name in inputs_of(op))
     result = _output_shape(graph, op)
+    if step.kernel == "concat_forward":  # one step for each part
+        return (sources[step.operand],), (result,)
     if step.kernel.endswith("_forward"):
         return sources, (result,)
     if step.kernel.endswith("_input_gradient"):
@@ -267,6 +270,9 @@ def _state(program: Program) -> tuple[StateInfo, ...]:
     )
 
 
+_KIND_OF_OPERAND: dict[str, Kind] = {"scratch": "scratch", "mask": "mask", "places": "mask"}
+
+
 def _kinds(program: Program) -> dict[str, Kind]:
     """What each buffer is for, by the operands that it is of the steps."""
     loss = next(i for i, step in enumerate(program.steps) if step.phase == "loss")
@@ -274,8 +280,8 @@ def _kinds(program: Program) -> dict[str, Kind]:
     for step in program.steps:
         for call in step.calls():
             for operand, name in call.buffers.items():
-                if operand in ("scratch", "mask"):
-                    kinds[name] = "scratch" if operand == "scratch" else "mask"
+                if operand in _KIND_OF_OPERAND:
+                    kinds[name] = _KIND_OF_OPERAND[operand]
                 elif call.phase == "forward":
                     kinds[name] = "ring" if name in step.rings else "activation"
                 else:
