@@ -448,8 +448,8 @@ def _region(region: Region) -> RegionInfo:
 
 
 def _runtime_source(path: Path) -> Source:
-    """Kernels are where the time goes: they are optimized for speed, the rest for both."""
-    return Source(path, optimize="-O3" if path.parent.name == _KERNELS else "-O2")
+    """Kernels are where the time goes: they are optimized for speed, the rest for size."""
+    return Source(path, optimize="-O3" if path.parent.name == _KERNELS else "-Os")
 
 
 def _parsed(plan: str | PlanSpec) -> PlanSpec:
