@@ -83,8 +83,7 @@ def cells(runs: Iterable[dict[str, Any]]) -> dict[tuple[str, str], Cell]:
     return {
         key: Cell(
             tuple(
-                100 * float(np.mean([run["accuracy"][-1] for run in seeds[seed]]))
-                for seed in sorted(seeds)
+                100 * float(np.mean([run["end"] for run in seeds[seed]])) for seed in sorted(seeds)
             ),
             100 * float(np.mean([run["start"] for of in seeds.values() for run in of])),
             sum(any(run["diverged"] for run in of) for of in seeds.values()),
