@@ -37,7 +37,7 @@ _STRUCTS: dict[type, str] = {
     DepthwiseConv: "tf_convolution",
     Add: "tf_addition",
     GlobalAveragePool: "tf_pooling",
-    MaxPool: "tf_window",
+    MaxPool: "tf_pool_window",
     AveragePool: "tf_average_pooling",
     Requantize: "tf_requantization",
     Head: "tf_head",
@@ -82,7 +82,7 @@ def layers_source(graph: Graph, programs: Sequence[Program]) -> str:
             case GlobalAveragePool():
                 lines += _pooling(graph, op)
             case MaxPool():
-                lines += [f"const tf_window {layer_name(op)} = {{", *_window(graph, op), "};"]
+                lines += [f"const tf_pool_window {layer_name(op)} = {{", *_window(graph, op), "};"]
             case AveragePool():
                 lines += _average_pooling(graph, op)
             case Concat():

@@ -1,5 +1,5 @@
 /* Mean under each window, into the same scale or another one, and its gradient. */
-#include "window.h"
+#include "pool_window.h"
 
 /* Positions that a window averages over along one axis. */
 static inline int32_t counted(int32_t output, int32_t stride, int32_t pad, int32_t window,
@@ -10,13 +10,13 @@ static inline int32_t counted(int32_t output, int32_t stride, int32_t pad, int32
 }
 
 static int32_t counted_rows(const tf_average_pooling *layer, uint32_t y) {
-    const tf_window *window = &layer->window;
+    const tf_pool_window *window = &layer->window;
     return counted((int32_t)y, window->stride_height, window->pad_top, window->height,
                    window->in_height, layer->counted_top, layer->counted_bottom);
 }
 
 static int32_t counted_columns(const tf_average_pooling *layer, uint32_t x) {
-    const tf_window *window = &layer->window;
+    const tf_pool_window *window = &layer->window;
     return counted((int32_t)x, window->stride_width, window->pad_left, window->width,
                    window->in_width, layer->counted_left, layer->counted_right);
 }
@@ -34,7 +34,7 @@ static int32_t mean_code(int32_t sum, int32_t zero, int32_t count) {
 
 void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *input, int8_t *output,
                              uint8_t *mask) {
-    const tf_window *window = &layer->window;
+    const tf_pool_window *window = &layer->window;
     const uint32_t channels = window->channels;
     const uint32_t size = (uint32_t)window->out_height * window->out_width * channels;
     if (mask != NULL) {
@@ -76,7 +76,7 @@ void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *inpu
 
 void tf_average_pool_input_gradient(const tf_average_pooling *layer, const int16_t *error,
                                     const tf_scale *scale, int16_t *out, tf_scale *out_scale) {
-    const tf_window *window = &layer->window;
+    const tf_pool_window *window = &layer->window;
     const uint32_t channels = window->channels;
     const int32_t left = tf_headroom(scale) - window->overlap_bits;
     const uint32_t size = tf_window_input(window);

@@ -1,8 +1,8 @@
 /* Largest value under each window, and its gradient: the error goes to the first of the largest. */
-#include "window.h"
+#include "pool_window.h"
 
 /* Places of windows with more than 256 positions take two bytes. */
-static inline uint32_t is_wide(const tf_window *window) {
+static inline uint32_t is_wide(const tf_pool_window *window) {
     return (uint32_t)window->height * window->width > 256u;
 }
 
@@ -18,7 +18,7 @@ static inline uint32_t get_place(const uint8_t *places, uint32_t wide, uint32_t 
     return wide != 0u ? low | (uint32_t)places[2u * index + 1u] << 8 : low;
 }
 
-void tf_max_pool_forward(const tf_window *window, const int8_t *input, int8_t *output,
+void tf_max_pool_forward(const tf_pool_window *window, const int8_t *input, int8_t *output,
                          uint8_t *places) {
     const uint32_t channels = window->channels, wide = is_wide(window);
     uint32_t index = 0;
@@ -51,7 +51,7 @@ void tf_max_pool_forward(const tf_window *window, const int8_t *input, int8_t *o
     }
 }
 
-void tf_max_pool_input_gradient(const tf_window *window, const int16_t *error,
+void tf_max_pool_input_gradient(const tf_pool_window *window, const int16_t *error,
                                 const tf_scale *scale, const uint8_t *places, int16_t *out,
                                 tf_scale *out_scale) {
     const uint32_t channels = window->channels, wide = is_wide(window);

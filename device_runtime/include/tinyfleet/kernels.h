@@ -73,12 +73,12 @@ typedef struct {
     uint16_t stride_height, stride_width;
     uint16_t pad_top, pad_left;
     uint8_t overlap_bits;
-} tf_window;
+} tf_pool_window;
 
 /* Mean under each window. Padding counts as zeros as far as `counted_...` goes. Tables have one
  * entry for each number of positions that a window counts, from `least_count` on. */
 typedef struct {
-    tf_window window;
+    tf_pool_window window;
     uint16_t counted_top, counted_left, counted_bottom, counted_right;
     int16_t in_zero, out_zero;
     int32_t least_count;
@@ -185,7 +185,7 @@ void tf_pool_forward(const tf_pooling *layer, const int8_t *input, int8_t *outpu
 /* places: where the first of the largest lies in its window (row * width + column), for the gradient;
  * one byte per output, two where a window has more than 256 positions; or NULL. Pixels of the output
  * may lie over the input's as codegen/streaming.py says (pools). */
-void tf_max_pool_forward(const tf_window *window, const int8_t *input, int8_t *output,
+void tf_max_pool_forward(const tf_pool_window *window, const int8_t *input, int8_t *output,
                          uint8_t *places);
 void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *input, int8_t *output,
                              uint8_t *mask);
@@ -219,7 +219,7 @@ void tf_error_scale(const int16_t *error, const tf_scale *scale, int16_t multipl
                     int32_t exponent, uint32_t size, int16_t *out, tf_scale *out_scale);
 void tf_pool_input_gradient(const tf_pooling *layer, const int16_t *error, const tf_scale *scale,
                             int16_t *out, tf_scale *out_scale);
-void tf_max_pool_input_gradient(const tf_window *window, const int16_t *error,
+void tf_max_pool_input_gradient(const tf_pool_window *window, const int16_t *error,
                                 const tf_scale *scale, const uint8_t *places, int16_t *out,
                                 tf_scale *out_scale);
 void tf_average_pool_input_gradient(const tf_average_pooling *layer, const int16_t *error,

@@ -1,6 +1,6 @@
 /* Where a pooling window lies on the picture, and scattering errors from windows. */
-#ifndef TINYFLEET_WINDOW_H
-#define TINYFLEET_WINDOW_H
+#ifndef TINYFLEET_POOL_WINDOW_H
+#define TINYFLEET_POOL_WINDOW_H
 
 #include <string.h>
 
@@ -19,17 +19,17 @@ static inline tf_reach tf_reach_of(int32_t output, int32_t stride, int32_t pad, 
     return reach;
 }
 
-static inline tf_reach tf_window_rows(const tf_window *window, uint32_t y) {
+static inline tf_reach tf_window_rows(const tf_pool_window *window, uint32_t y) {
     return tf_reach_of((int32_t)y, window->stride_height, window->pad_top, window->height,
                        window->in_height);
 }
 
-static inline tf_reach tf_window_columns(const tf_window *window, uint32_t x) {
+static inline tf_reach tf_window_columns(const tf_pool_window *window, uint32_t x) {
     return tf_reach_of((int32_t)x, window->stride_width, window->pad_left, window->width,
                        window->in_width);
 }
 
-static inline uint32_t tf_window_input(const tf_window *window) {
+static inline uint32_t tf_window_input(const tf_pool_window *window) {
     return (uint32_t)window->in_height * window->in_width * window->channels;
 }
 
