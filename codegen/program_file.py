@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from codegen import memory_plan
 from codegen.bundle import PROGRAM, Bundle, Count, Digest
-from codegen.emit_c import step_function
+from codegen.c_text import step_function
 from codegen.errors import BundleError
 from codegen.ir import Graph, Head, Op, inputs_of
 from codegen.program import CHAIN, INPUT, SCALES, Program, Step

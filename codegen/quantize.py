@@ -149,7 +149,7 @@ def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:
                 add_tensor(op.output)
                 ops.append(ir.Add(op.name, op.inputs, op.output))
             case FloatPool() | FloatAveragePool():
-                if isinstance(op, FloatAveragePool) and op.output in graph.codings:
+                if op.output in graph.codings:
                     add_tensor(op.output)
                 else:  # a mean of codes is one of the same scale
                     keep_coding(op.input, op.output)
