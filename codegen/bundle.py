@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -301,8 +301,13 @@ def _is_object(address: int, values: Mapping[str, int]) -> bool:
     return values["__data_start"] <= address < values["__pool_start"]
 
 
-def check_budget(plans: Sequence[PlanReport], board: Board) -> None:
-    """Raises BudgetError, with the table of all plans, if one of them exceeds the limit."""
+def check_budget(
+    plans: Sequence[PlanReport], board: Board, suggest: Callable[[PlanReport], str]
+) -> None:
+    """Raises BudgetError, with the table of all plans, if one of them exceeds the limit.
+
+    ``suggest`` says of a plan that is too much what could be trained instead.
+    """
     over = [plan for plan in plans if plan.sram_bytes.total > plan.sram_limit_bytes]
     if not over:
         return
@@ -314,8 +319,8 @@ def check_budget(plans: Sequence[PlanReport], board: Board) -> None:
     )
     names = ", ".join(plan.name for plan in over)
     raise BudgetError(
-        f"too much SRAM for board {board.name}: {names} (bytes)\n{sram_table(plans)}\n{remedy} "
-        "Train fewer or earlier-ending layers to need less."
+        f"too much SRAM for board {board.name}: {names} (bytes)\n{sram_table(plans)}\n{remedy}\n"
+        + "\n".join(suggest(plan) for plan in over)
     )
 
 

@@ -54,6 +54,7 @@ from codegen.flash_layout import (
 from codegen.importer import import_model
 from codegen.ir import Graph
 from codegen.lowering import lower
+from codegen.plan_search.nearest import suggestion
 from codegen.plans import (
     DEFAULT_NAMES,
     Plan,
@@ -233,7 +234,7 @@ def compile_graph(
     ]
     if len(fitting) < len(programs):
         if plans or not fitting:
-            check_budget(made.reports, board)
+            _check_budget(made, board)
         notes += [
             f"plan {plan.name} is left out: it needs {plan.sram_bytes.total:,} bytes of SRAM, "
             f"{board.name} has {plan.sram_limit_bytes:,}"
@@ -241,7 +242,7 @@ def compile_graph(
             if plan.sram_bytes.total > plan.sram_limit_bytes
         ]
         made = build(fitting)
-        check_budget(made.reports, board)
+        _check_budget(made, board)
     report = Report(
         board=board.name,
         plans=made.reports,
@@ -417,6 +418,11 @@ def _plan_report(program: Program, sizes: ImageSizes, board: Board) -> PlanRepor
         delta_values=program.delta_values,
         arena_lower_bound_bytes=program.arena_lower_bound_bytes,
     )
+
+
+def _check_budget(made: _Build, board: Board) -> None:
+    program_of = {program.plan.id: program for program in made.programs}
+    check_budget(made.reports, board, lambda plan: suggestion(program_of[plan.id], plan))
 
 
 def _overflow(error: LinkError, region: str) -> int:

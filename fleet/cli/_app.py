@@ -96,6 +96,85 @@ def compile_command(
     )
 
 
+@app.command("plan")
+def plan_command(
+    model: Annotated[Path, typer.Argument(help="ONNX file, float or QDQ int8.")],
+    board: Annotated[str, typer.Option(help="Board to plan for; `tinyfleet boards` lists them.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="NPZ of labelled samples: `x` (samples, channels, height, width), floats as the "
+            "model takes them, device codes as int8, or codes plus 128 as uint8; `y` classes."
+        ),
+    ],
+    method: Annotated[
+        Literal["finetune", "fisher"],
+        typer.Option(help="Contributions by training each candidate, or by squared gradients."),
+    ] = "finetune",
+    channels: Annotated[
+        Literal["norm", "contribution"],
+        typer.Option(help="Channels trained first: of largest weights, or of largest gradients."),
+    ] = "norm",
+    uplink_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Most bytes of coded delta per device and round.")
+    ] = None,
+    sram_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Most SRAM of the firmware. Default: the board's.")
+    ] = None,
+    state: Annotated[
+        Literal["q8.8", "int8-stochastic"],
+        typer.Option(help="How trained weights are kept on the device."),
+    ] = "q8.8",
+    last: Annotated[
+        int | None, typer.Option(min=0, help="Analyse only the last so many layers.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs that a candidate is trained.")] = 4,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate at the beginning.")] = 0.01,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Runs with different seeds that a score is the mean of.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(help="Same seed: same parts held out, same scores.")] = 1,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="NPZ as for compile, for float models. Default: the data's `x`."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Plan file; pictures and what a run resumes from lie beside it.")
+    ] = Path("plans.json"),
+    compiler: Annotated[
+        Literal["gcc", "zig"] | None,
+        typer.Option(help="Default: gcc where it is installed, else zig."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Find the update plans that learn most from your samples within a board's limits."""
+    from codegen.plan_search.planning import Settings
+    from codegen.plan_search.training import Schedule
+    from fleet.cli._plan import make_plans
+
+    if not 0.0 < learning_rate < 4096.0:
+        raise typer.BadParameter(f"{learning_rate:g} is not above 0", param_hint="--learning-rate")
+    make_plans(
+        model=model,
+        board=board,
+        data=data,
+        calibration=calibration,
+        settings=Settings(
+            method=method,
+            channel_choice=channels,
+            state=state,
+            sram_bytes=sram_bytes,
+            uplink_bytes=uplink_bytes,
+            last=last,
+            schedule=Schedule(epochs=epochs, learning_rate=learning_rate, seed=seed),
+            repeats=repeats,
+        ),
+        out=out,
+        compiler=compiler,
+        as_json=json,
+    )
+
+
 @app.command()
 def measure(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder, written by `tinyfleet compile`.")],

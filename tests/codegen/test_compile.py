@@ -264,6 +264,12 @@ def test_a_plan_that_was_asked_for_and_does_not_fit_is_refused_with_the_table(
     text = str(caught.value)
     assert "board stm32f746: greedy" in text
     assert "These plans fit: head-only." in text
+    (suggested,) = (line for line in text.splitlines() if line.startswith("The nearest plan"))
+    assert suggested.startswith("The nearest plan to greedy that fits trains ")
+    nearest = PlanSpec.model_validate_json(suggested.partition(": ")[2])
+    made = compiled(tmp_path / "nearest", small_board(limit), plans=[nearest])
+    assert made.report.plans[0].sram_bytes.total <= limit
+    assert f"({made.report.plans[0].sram_bytes.total:,} bytes of SRAM)" in suggested
     head, *rows = [line.split() for line in text.splitlines() if line.startswith("  ")]
     assert head == [
         "plan", "arena", "state", "samples", "link", "data_bss_other", "stack", "total", "limit",

@@ -16,7 +16,7 @@ from tests.fleet.cli.conftest import Run
 def test_help_names_every_command_and_imports_nothing_heavy(tinyfleet: Run) -> None:
     shown = tinyfleet("--help")
     assert shown.returncode == 0
-    for command in ("compile", "measure", "explain", "demo", "doctor", "boards"):
+    for command in ("compile", "plan", "measure", "explain", "demo", "doctor", "boards"):
         assert command in shown.stdout
     heavy = subprocess.run(
         [

@@ -1,0 +1,220 @@
+"""What a selection costs on a board: taken from its compiled program, not from a formula.
+
+The program (``codegen.program.lower``) tells arena, state and the values of the delta. The rest of
+the SRAM (link, samples, stack, other data) doesn't depend on what is trained; it is measured
+once in a linked image (``ImageSizes``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen.bundle import PlanReport
+from codegen.ir import Graph
+from codegen.lowering import lower
+from codegen.plan_search.candidates import ChannelOrder, Selection, channel_counts, plan_spec
+from codegen.plans import Plan, State, resolve
+from codegen.program import Program
+
+CodedBytes = Callable[[NDArray[np.int32]], int]
+"""Bytes that values of a delta take on the link: the coding is the fleet's, not the compiler's."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of one plan. ``delta_bytes`` are those of the coded delta of one round."""
+
+    sram_bytes: int
+    delta_bytes: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Increment:
+    """What training so many channels of a layer adds to any plan: state (a part of the SRAM) and
+    coded delta. The arena may grow besides."""
+
+    state_bytes: int
+    delta_bytes: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a plan may cost at most; None where nothing is asked."""
+
+    sram_bytes: int
+    delta_bytes: int | None = None
+    macs: int | None = None
+
+    def allow(self, costs: Costs) -> bool:
+        """Whether ``costs`` are within all limits."""
+        return (
+            costs.sram_bytes <= self.sram_bytes
+            and (self.delta_bytes is None or costs.delta_bytes <= self.delta_bytes)
+            and (self.macs is None or costs.macs <= self.macs)
+        )
+
+
+@dataclass(frozen=True)
+class DeltaBits:
+    """Coded bits per value of a delta, by kind of tensor, as measured on a trained plan."""
+
+    weight: float
+    bias: float
+    head: float
+
+    def at_least(self, other: DeltaBits) -> DeltaBits:
+        """The larger of both, kind by kind."""
+        return DeltaBits(
+            max(self.weight, other.weight), max(self.bias, other.bias), max(self.head, other.head)
+        )
+
+    def times(self, factor: float) -> DeltaBits:
+        """All of them by ``factor``."""
+        return DeltaBits(self.weight * factor, self.bias * factor, self.head * factor)
+
+
+@dataclass(frozen=True)
+class ProgramSizes:
+    """What costs are made of: sizes of one compiled program, values of its delta by kind."""
+
+    pool_bytes: int
+    macs: int
+    weights: int
+    biases: int
+    head: int
+
+
+def sizes_of(program: Program) -> ProgramSizes:
+    """Sizes of ``program``."""
+    values = {"weight": 0, "bias": 0, "head": 0}
+    for segment in program.segments:
+        values[_kind(program, segment.tensor)] += segment.values
+    return ProgramSizes(
+        pool_bytes=program.pool_bytes,
+        macs=program.macs_forward + program.macs_backward,
+        weights=values["weight"],
+        biases=values["bias"],
+        head=values["head"],
+    )
+
+
+def tensor_state_bytes(program: Program) -> dict[str, int]:
+    """Bytes of the state of each layer whose weights ``program`` trains."""
+    starts = [segment.state_offset for segment in program.segments]
+    ends = [*starts[1:], program.state_bytes]
+    return {
+        segment.tensor.removesuffix(".weight"): end - start
+        for segment, start, end in zip(program.segments, starts, ends, strict=True)
+        if _kind(program, segment.tensor) == "weight"
+    }
+
+
+def _kind(program: Program, tensor: str) -> str:
+    layer, kind = tensor.rsplit(".", 1)
+    return "head" if layer == program.graph.head.name else kind
+
+
+def rest_of(report: PlanReport) -> int:
+    """SRAM of a linked image that no plan has a part in: ``total`` without arena and state."""
+    sram = report.sram_bytes
+    return sram.total - sram.arena - sram.state
+
+
+class CostModel:
+    """Costs of selections for one graph and one linked image. Each program is lowered once."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        order: ChannelOrder,
+        rest_bytes: int,
+        bits: DeltaBits,
+        state: State = "q8.8",
+    ) -> None:
+        """``rest_bytes`` is the SRAM beside arena, state and logits, measured (``rest_of``).
+
+        It and ``bits`` may be set anew when better is known.
+        """
+        self.graph = graph
+        self.order = order
+        self.rest_bytes = rest_bytes
+        self.bits = bits
+        self.state = state
+        self._known: dict[Selection, ProgramSizes] = {}
+        self._added: dict[tuple[str, int], tuple[int, int]] = {}
+
+    def of(self, selection: Selection) -> Costs:
+        """Costs of ``selection``."""
+        if selection not in self._known:
+            self._known[selection] = sizes_of(lower(self.graph, self.plan(selection)))
+        return self._costs(self._known[selection])
+
+    def of_plan(self, plan: Plan) -> Costs:
+        """Costs of any plan of the graph."""
+        return self._costs(sizes_of(lower(self.graph, plan)))
+
+    def plan(self, selection: Selection) -> Plan:
+        """The plan that ``selection`` stands for."""
+        return resolve(plan_spec(selection, self.order, state=self.state), self.graph)
+
+    def _costs(self, sizes: ProgramSizes) -> Costs:
+        bits = (
+            sizes.weights * self.bits.weight
+            + sizes.biases * self.bits.bias
+            + sizes.head * self.bits.head
+        )
+        return Costs(
+            sram_bytes=self.rest_bytes + sizes.pool_bytes,
+            delta_bytes=math.ceil(bits / 8),
+            macs=sizes.macs,
+        )
+
+    def increments(self, layers: Sequence[str]) -> dict[tuple[str, int], Increment]:
+        """What each (layer, channels) adds, by layer and number of channels.
+
+        It is read off programs that train all layers at once, one per ratio.
+        """
+        counts = {op.name: channel_counts(op) for op in self.graph.convolutions}
+        if not self._added:
+            for rank in range(max((len(c) for c in counts.values()), default=0)):
+                chosen = {layer: c[min(rank, len(c) - 1)] for layer, c in counts.items()}
+                program = lower(self.graph, self.plan(Selection(0, tuple(chosen.items()))))
+                for layer, state in tensor_state_bytes(program).items():
+                    segment = program.segment_of(f"{layer}.weight")
+                    assert segment is not None
+                    self._added[layer, chosen[layer]] = (state, segment.values)
+        return {
+            (layer, count): Increment(state, int(values * self.bits.weight / 8))
+            for (layer, count), (state, values) in self._added.items()
+            if layer in layers
+        }
+
+    @property
+    def lowered(self) -> int:
+        """Number of programs lowered so far."""
+        return len(self._known)
+
+
+def measured_delta_bits(
+    program: Program, delta: NDArray[np.int32], coded_bytes: CodedBytes
+) -> DeltaBits:
+    """Bits per value of ``delta``, the change of ``program``'s values in plan order, by kind.
+
+    A kind that the program doesn't train is taken to be as costly as the costliest that it does.
+    """
+    parts: dict[str, list[NDArray[np.int32]]] = {}
+    for segment in program.segments:
+        part = delta[segment.first_value : segment.first_value + segment.values]
+        parts.setdefault(_kind(program, segment.tensor), []).append(part)
+    bits = {}
+    for kind, values in parts.items():
+        together = np.concatenate(values)
+        bits[kind] = 8 * coded_bytes(together) / together.size
+    worst = max(bits.values())
+    return DeltaBits(**{kind: bits.get(kind, worst) for kind in ("weight", "bias", "head")})

@@ -1,0 +1,83 @@
+"""Pictures of an analysis: what each candidate contributes, and what plans reach for their SRAM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from codegen.plan_search.contributions import Contributions
+from codegen.plan_search.planning import PlanningResult
+
+KIB = 1024
+
+
+def contributions_picture(contributions: Contributions) -> Figure:
+    """Gain by bias depth, and by layer and number of channels trained."""
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(1, 1.6))
+    above.plot(range(len(contributions.biases)), contributions.biases, marker=".", color="C0")
+    above.set_xlabel("biases of the last … layers")
+    above.set_ylabel(f"gain\n({contributions.unit})", fontsize=8)
+    above.set_title("Contribution of biases")
+    layers = list(contributions.weights)
+    widest = max((len(gains) for gains in contributions.weights.values()), default=1)
+    for rank in range(widest):
+        places, gains = [], []
+        for index, layer in enumerate(layers):
+            ranked = sorted(contributions.weights[layer].items())
+            # Ranks are counted from the whole layer down: small layers have fewer of them.
+            place = len(ranked) - widest + rank
+            if place >= 0:
+                places.append(index - 0.3 + 0.6 * rank / max(1, widest - 1))
+                gains.append(ranked[place][1])
+        below.bar(places, gains, width=0.6 / widest, color=f"C{rank}", label=_share(widest - rank))
+    below.axhline(0.0, color="k", linewidth=0.5)
+    below.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
+    below.set_ylabel(f"gain\n({contributions.unit})", fontsize=8)
+    below.set_title("Contribution of weights, by the share of channels trained")
+    if layers:
+        below.legend(fontsize=8, ncols=widest)
+    return _tidy(figure)
+
+
+def _share(steps_from_whole: int) -> str:
+    return "all channels" if steps_from_whole == 1 else f"1/{2 ** (steps_from_whole - 1)}"
+
+
+def accuracy_picture(result: PlanningResult) -> Figure:
+    """Measured accuracy of the plans found against the SRAM of the whole firmware."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    sram = [proposal.costs.sram_bytes / KIB for proposal in result.proposals]
+    hits = [100 * proposal.measured.hits for proposal in result.proposals]
+    sure = [100 * proposal.measured.probability for proposal in result.proposals]
+    axes.plot(sram, hits, marker="o", color="C0", label="accuracy")
+    axes.plot(sram, sure, marker="o", color="C1", label="probability of the right class")
+    axes.axhline(100 * result.head_only.hits, color="C0", linestyle=":", label="head alone")
+    axes.axhline(100 * result.head_only.probability, color="C1", linestyle=":")
+    axes.axvline(result.limits.sram_bytes / KIB, color="k", linewidth=1)
+    for place, height, proposal in zip(sram, hits, result.proposals, strict=True):
+        axes.annotate(proposal.name, (place, height), fontsize=7, xytext=(0, 5),
+                      textcoords="offset points", ha="center")  # fmt: skip
+    axes.set_xlabel("SRAM of the firmware, KiB (black line: the limit)")
+    axes.set_ylabel("held-out samples, %")
+    axes.set_title(f"Plans found for {result.board}, each trained and scored")
+    axes.legend(fontsize=8)
+    return _tidy(figure)
+
+
+def _tidy(figure: Figure) -> Figure:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes ``figure`` in the format of the file's ending, the same bytes every time."""
+    # SVG otherwise has the date, and identifiers drawn at random.
+    with rc_context({"svg.hashsalt": "tinyfleet"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

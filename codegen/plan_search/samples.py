@@ -1,0 +1,148 @@
+"""Labelled samples of the user's own, as int8 codes of the device, with a part held out."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen.errors import CalibrationError
+from codegen.float_graph import FloatGraph
+from codegen.ir import Graph
+from codegen.quantize import quantize_input
+
+HELD_OUT_SHARE = 1 / 3
+"""As on the devices, which hold out every third sample."""
+
+LEAST_SAMPLES = 6
+
+_HOW_TO_GIVE = (
+    "save labelled samples with numpy.savez(FILE, x=inputs, y=labels): x (samples, channels, "
+    "height, width), floats as the model takes them, or the device's codes as int8, or those plus "
+    "128 as uint8; y the class of each, an integer from 0; and pass --data FILE"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Codes (n, height, width, channels) int8 and labels (n,) int64."""
+
+    codes: NDArray[np.int8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.labels)
+
+    def take(self, indices: NDArray[np.int64]) -> Samples:
+        """The samples at ``indices``, in that order."""
+        return Samples(self.codes[indices], self.labels[indices])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of codes and labels."""
+        content = hashlib.sha256(repr(self.codes.shape).encode())
+        content.update(np.ascontiguousarray(self.codes).tobytes())
+        content.update(np.ascontiguousarray(self.labels).tobytes())
+        return content.hexdigest()
+
+
+def load_samples(path: Path | str, graph: Graph, source: FloatGraph | None = None) -> Samples:
+    """Reads arrays `x` and `y` of an .npz as samples for ``graph``.
+
+    ``x`` is (samples, channels, height, width): floats in the model's units, which are coded as a
+    device's sensor driver would; int8 as codes; uint8 as codes plus 128 (pixels of a model whose
+    codes are pixels minus 128). Samples shaped as the model file has its input will do as well
+    where ``source``, the model as imported, is given. ``y`` has one class per sample.
+
+    Raises CalibrationError for a file that is missing or damaged, or doesn't fit the model.
+    """
+    x, y = _arrays(path)
+    height, width, channels = graph.tensors[graph.input].shape
+    expected = (channels, height, width)
+    if source is not None and x.shape[1:] == source.sample_shape:
+        x = source.arrange(x)
+    if x.ndim != 4 or x.shape[1:] != expected:
+        shown = ", ".join(str(size) for size in expected)
+        turned = ""
+        if x.ndim == 4 and x.shape[1:] == (height, width, channels):
+            turned = "; the channels come last: give x.transpose(0, 3, 1, 2)"
+        raise CalibrationError(
+            f"{path}: x of shape {x.shape}; the model's input '{graph.input}' needs (samples, "
+            f"{shown}) = (samples, channels, height, width){turned}"
+        )
+    classes = graph.head.bias.size
+    if y.shape != (len(x),):
+        raise CalibrationError(
+            f"{path}: y of shape {y.shape} for {len(x)} samples; give one class per sample"
+        )
+    if y.dtype.kind not in "iu":
+        raise CalibrationError(f"{path}: y of {y.dtype}; classes are integers from 0")
+    if len(y) < LEAST_SAMPLES:
+        raise CalibrationError(
+            f"{path}: {len(y)} samples; at least {LEAST_SAMPLES} are needed, hundreds are better"
+        )
+    if y.min() < 0 or y.max() >= classes:
+        wrong = int(y.min()) if y.min() < 0 else int(y.max())
+        raise CalibrationError(
+            f"{path}: y has class {wrong}; the model's {classes} classes are 0 … {classes - 1}"
+        )
+    return Samples(_codes(x, graph, path), y.astype(np.int64))
+
+
+def _arrays(path: Path | str) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise CalibrationError(f"{path}: not an .npz; {_HOW_TO_GIVE}")
+        with archive:
+            missing = [name for name in ("x", "y") if name not in archive.files]
+            if missing:
+                raise CalibrationError(
+                    f"{path}: no array {missing[0]!r} (it holds {', '.join(archive.files)}); "
+                    f"{_HOW_TO_GIVE}"
+                )
+            return archive["x"], archive["y"]
+    except FileNotFoundError as error:
+        raise CalibrationError(f"{path}: no such file; {_HOW_TO_GIVE}") from error
+    except CalibrationError:
+        raise
+    except Exception as error:  # numpy raises zipfile, zlib, struct, ... errors for damaged files
+        raise CalibrationError(
+            f"{path}: not a readable .npz file ({error}); {_HOW_TO_GIVE}"
+        ) from error
+
+
+def _codes(x: NDArray[np.generic], graph: Graph, path: Path | str) -> NDArray[np.int8]:
+    channels_last = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    if channels_last.dtype == np.int8:
+        return channels_last.astype(np.int8)
+    if channels_last.dtype == np.uint8:
+        return (channels_last.astype(np.int16) - 128).astype(np.int8)
+    if channels_last.dtype.kind != "f":
+        raise CalibrationError(f"{path}: x of {x.dtype}; {_HOW_TO_GIVE}")
+    reals = channels_last.astype(np.float32)
+    if not np.isfinite(reals).all():
+        raise CalibrationError(f"{path}: x holds NaN or infinity; clean it")
+    return quantize_input(graph, reals)
+
+
+def hold_out(samples: Samples, seed: int) -> tuple[Samples, Samples]:
+    """Samples to train on and samples to score on; which are which follows from ``seed``.
+
+    A third of each class (rounded, of a class's first one on the training side) is held out.
+    """
+    rng = np.random.default_rng([seed, len(samples)])
+    scored: list[int] = []
+    for label in np.unique(samples.labels):
+        of_class = np.flatnonzero(samples.labels == label)
+        count = min(round(HELD_OUT_SHARE * len(of_class)), len(of_class) - 1)
+        scored += rng.choice(of_class, count, replace=False).tolist()
+    if not scored:  # one sample per class: score on one of them all the same
+        scored = [int(rng.integers(len(samples)))]
+    held = np.array(sorted(scored), np.int64)
+    rest = np.setdiff1d(np.arange(len(samples)), held)
+    return samples.take(rest), samples.take(held)

@@ -1,0 +1,57 @@
+"""The nearest plan that fits: it fits, it is part of what was asked, and little is given up."""
+
+from __future__ import annotations
+
+import pytest
+
+from codegen.lowering import lower
+from codegen.plan_search.nearest import describe, nearest_fitting
+from codegen.plans import PlanSpec, resolve
+from tests.codegen.random_graphs import full_plan, random_graph
+
+
+@pytest.mark.parametrize("seed", [1, 9])
+def test_it_fits_and_is_part_of_the_plan(seed: int) -> None:
+    graph, _ = random_graph(seed)
+    whole = lower(graph, full_plan(graph))
+    head = lower(graph, resolve(PlanSpec(name="head"), graph)).pool_bytes
+    before = None
+    for part in (0, 2, 8):
+        room = head + (whole.pool_bytes - head) * part // 16
+        plan = nearest_fitting(whole, room)
+        assert plan is not None
+        found = lower(graph, plan)
+        assert found.pool_bytes <= room
+        assert set(plan.biases) <= set(whole.plan.biases)
+        asked = {item.layer: set(item.channels) for item in whole.plan.weights}
+        for item in plan.weights:
+            assert set(item.channels) <= asked[item.layer]
+        # More room is worth more.
+        assert before is None or found.delta_values >= before
+        before = found.delta_values
+    assert nearest_fitting(whole, whole.pool_bytes) == whole.plan
+    assert nearest_fitting(whole, head - 64) is None
+
+
+def test_the_room_is_used() -> None:
+    graph, _ = random_graph(4)
+    whole = lower(graph, full_plan(graph))
+    room = whole.pool_bytes - 8
+    plan = nearest_fitting(whole, room)
+    assert plan is not None
+    assert lower(graph, plan).delta_values > 0.75 * whole.delta_values
+
+
+def test_a_plan_without_a_head_never_becomes_empty() -> None:
+    graph, _ = random_graph(4)
+    last = graph.convolutions[-1].name
+    spec = PlanSpec(name="one", biases=[last], head=False)
+    assert nearest_fitting(lower(graph, resolve(spec, graph)), 0) is None
+
+
+def test_a_plan_is_described_by_its_parts() -> None:
+    graph, _ = random_graph(4)
+    last = graph.convolutions[-1].name
+    spec = {"name": "p", "biases": {"last": 2}, "weights": [{"layer": last, "count": 3}]}
+    plan = resolve(PlanSpec.model_validate(spec), graph)
+    assert describe(plan) == f"2 biases, 3 channels of {last}, the head"

@@ -1,0 +1,183 @@
+"""From samples to plans that compile: within limits, resumable, the same for the same seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codegen.boards import load_board
+from codegen.compile import compile_graph
+from codegen.errors import BudgetError, PlanError
+from codegen.ir import Graph
+from codegen.plan_search import finetune, pictures
+from codegen.plan_search.planning import PlanningResult, Settings, find_plans
+from codegen.plan_search.samples import Samples
+from codegen.plan_search.training import Schedule
+from codegen.plans import load_plan, resolve
+from codegen.toolchain import find_toolchain
+from fleet.protocol.delta_coding import encode
+from tests.codegen.random_graphs import random_graph
+
+pytestmark = pytest.mark.slow
+
+CDDL = Path(__file__).parents[3] / "fleet" / "protocol" / "tinyfleet.cddl"
+BOARD = load_board("stm32f746")
+SETTINGS = Settings(schedule=Schedule(epochs=1, learning_rate=0.02, seed=1))
+
+
+def case() -> tuple[Graph, Samples]:
+    graph, codes = random_graph(4)
+    brightness = codes.astype(int).mean(axis=(1, 2, 3))
+    labels = np.argsort(np.argsort(brightness)) * graph.head.bias.size // len(codes)
+    return graph, Samples(codes, labels)
+
+
+def plans(settings: Settings, **options: Any) -> PlanningResult:
+    graph, samples = case()
+    return find_plans(
+        graph,
+        BOARD,
+        samples,
+        settings,
+        protocol_cddl=CDDL,
+        toolchain=find_toolchain(),
+        coded_bytes=lambda values: len(encode(values)),
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def unlimited() -> PlanningResult:
+    return plans(SETTINGS)
+
+
+def comparable(result: PlanningResult) -> Any:
+    return (
+        result.contributions,
+        result.head_only,
+        [(p.name, p.plan, p.predicted, p.costs, p.measured) for p in result.proposals],
+        result.delta_bytes,
+    )
+
+
+@pytest.mark.parametrize("method", ["finetune", "fisher"])
+def test_the_best_plan_is_within_all_limits_as_linked_and_trained(
+    method: Any, unlimited: PlanningResult
+) -> None:
+    sram = (unlimited.best.costs.sram_bytes + unlimited.proposals[0].costs.sram_bytes) // 2
+    uplink = unlimited.delta_bytes * 3 // 4
+    settings = dataclasses.replace(
+        SETTINGS, method=method, sram_bytes=sram, uplink_bytes=uplink, channel_choice="contribution"
+    )
+    result = plans(settings)
+    assert result.linked.sram_bytes.total == result.best.costs.sram_bytes <= sram
+    assert result.delta_bytes <= uplink
+    assert result.best.predicted == max(p.predicted for p in result.proposals) > 0
+    assert {weight.chosen_by for weight in result.best.spec.weights} <= {None, "fisher"}
+
+
+def test_smaller_plans_are_worth_less_and_cost_less(unlimited: PlanningResult) -> None:
+    sram = [p.costs.sram_bytes for p in unlimited.proposals]
+    gains = [p.predicted for p in unlimited.proposals]
+    assert len(sram) > 1
+    assert sram == sorted(sram)
+    assert gains == sorted(gains)
+    assert unlimited.proposals[-1] is unlimited.best
+
+
+def test_options_are_costed_beside_the_best_plan(unlimited: PlanningResult) -> None:
+    costs = {v.option: v.costs for v in unlimited.variants}
+    assert set(costs) == {"state int8-stochastic", "accumulate 8", "accumulate 32", "momentum 0.9"}
+    assert all(costs.values())
+    best = unlimited.best.costs.sram_bytes
+    assert costs["state int8-stochastic"].sram_bytes < best < costs["momentum 0.9"].sram_bytes  # type: ignore[union-attr]
+
+
+def test_the_plan_file_compiles_and_gives_the_plans_found(
+    unlimited: PlanningResult, tmp_path: Path
+) -> None:
+    graph, _ = case()
+    file = tmp_path / "plans.json"
+    file.write_text(json.dumps(unlimited.plan_file()))
+    found = [resolve(load_plan(f"{file}#{p.name}"), graph) for p in unlimited.proposals]
+    assert [plan.id for plan in found] == [p.plan.id for p in unlimited.proposals]
+    bundle = compile_graph(
+        graph,
+        BOARD,
+        found,
+        onnx_sha256="00" * 32,
+        out=tmp_path / "bundle",
+        protocol_cddl=CDDL,
+        toolchain=find_toolchain(),
+    )
+    for report, proposal in zip(bundle.report.plans, unlimited.proposals, strict=True):
+        assert report.sram_bytes.arena + report.sram_bytes.state == (
+            proposal.costs.sram_bytes - unlimited.proposals[0].costs.sram_bytes
+            + bundle.report.plans[0].sram_bytes.arena + bundle.report.plans[0].sram_bytes.state
+        )  # fmt: skip
+
+
+def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(
+    unlimited: PlanningResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(stage: str, done: int, of: int) -> None:
+        if stage == "training candidates" and done == 5:
+            raise Killed
+
+    journal = tmp_path / "journal.jsonl"
+    with pytest.raises(Killed):
+        plans(SETTINGS, journal=journal, progress=kill)
+    trained: list[int] = []
+    train = finetune.train
+    monkeypatch.setattr(finetune, "train", lambda *args: (trained.append(1), train(*args)))
+    resumed = plans(SETTINGS, journal=journal)
+    assert comparable(resumed) == comparable(unlimited)
+    first = len(trained)
+    assert first > 0
+    assert comparable(plans(SETTINGS, journal=journal)) == comparable(unlimited)
+    assert len(trained) == first
+
+
+def test_limits_that_not_even_the_head_keeps_are_refused_with_its_needs() -> None:
+    with pytest.raises(BudgetError, match=r"no plan fits 5,000 bytes of SRAM on board stm32f746"):
+        plans(dataclasses.replace(SETTINGS, sram_bytes=5_000))
+    with pytest.raises(BudgetError, match=r"and 3 bytes of delta per round.*head alone needs"):
+        plans(dataclasses.replace(SETTINGS, uplink_bytes=3))
+
+
+def test_more_layers_than_the_model_has_are_refused() -> None:
+    with pytest.raises(PlanError, match=r"last 99 layers .* the model has \d convolutions"):
+        plans(dataclasses.replace(SETTINGS, last=99))
+
+
+def test_layers_that_are_not_analysed_are_not_trained() -> None:
+    graph, _ = case()
+    result = plans(dataclasses.replace(SETTINGS, last=2))
+    analysed = {op.name for op in graph.convolutions[-2:]}
+    assert set(result.contributions.weights) == analysed
+    for proposal in result.proposals:
+        assert {*proposal.plan.biases, *(w.layer for w in proposal.plan.weights)} <= analysed
+
+
+@pytest.mark.parametrize("ending", [".svg", ".png"])
+def test_pictures_are_drawn_the_same_each_time(
+    ending: str, unlimited: PlanningResult, tmp_path: Path
+) -> None:
+    drawn = []
+    for index in range(2):
+        for figure in (
+            pictures.contributions_picture(unlimited.contributions),
+            pictures.accuracy_picture(unlimited),
+        ):
+            pictures.save(figure, tmp_path / f"{index}{ending}")
+            drawn.append((tmp_path / f"{index}{ending}").read_bytes())
+    assert drawn[:2] == drawn[2:]
+    assert drawn[0] != drawn[1]

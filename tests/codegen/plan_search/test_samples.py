@@ -1,0 +1,110 @@
+"""Samples: how arrays become codes, what is held out, and one clear error for the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codegen.errors import CalibrationError
+from codegen.ir import Graph
+from codegen.plan_search.samples import Samples, hold_out, load_samples
+from codegen.quantize import quantize_input
+from tests.codegen.random_graphs import random_graph
+
+
+@pytest.fixture
+def graph() -> Graph:
+    return random_graph(0)[0]
+
+
+def channels_first(graph: Graph, count: int) -> tuple[int, int, int, int]:
+    height, width, channels = graph.tensors[graph.input].shape
+    return count, channels, height, width
+
+
+def save(folder: Path, **arrays: Any) -> Path:
+    np.savez(folder / "data.npz", **arrays)
+    return folder / "data.npz"
+
+
+def labels(graph: Graph, count: int) -> Any:
+    return np.arange(count) % graph.head.bias.size
+
+
+def test_floats_are_coded_as_by_the_quantizer(graph: Graph, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(0, 1, channels_first(graph, 12)).astype(np.float32)
+    samples = load_samples(save(tmp_path, x=x, y=labels(graph, 12)), graph)
+    assert np.array_equal(samples.codes, quantize_input(graph, x.transpose(0, 2, 3, 1)))
+    assert samples.labels.tolist() == labels(graph, 12).tolist()
+
+
+def test_integers_are_codes_and_unsigned_ones_codes_plus_128(graph: Graph, tmp_path: Path) -> None:
+    codes = np.random.default_rng(0).integers(-128, 128, channels_first(graph, 12))
+    y = labels(graph, 12)
+    signed = load_samples(save(tmp_path, x=codes.astype(np.int8), y=y), graph)
+    unsigned = load_samples(save(tmp_path, x=(codes + 128).astype(np.uint8), y=y), graph)
+    assert np.array_equal(signed.codes, codes.transpose(0, 2, 3, 1))
+    assert np.array_equal(unsigned.codes, signed.codes)
+    assert signed.digest == unsigned.digest
+
+
+def test_what_does_not_fit_the_model_is_refused_with_the_remedy(
+    graph: Graph, tmp_path: Path
+) -> None:
+    shape = channels_first(graph, 12)
+    x, y = np.zeros(shape, np.float32), labels(graph, 12)
+    classes = graph.head.bias.size
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"x": x}, r"no array 'y' \(it holds x\).*y=labels"),
+        ({"y": y}, r"no array 'x'"),
+        ({"x": x[:, :, 1:], "y": y}, r"x of shape .* needs \(samples, "),
+        ({"x": x[0], "y": y}, r"x of shape"),
+        ({"x": x, "y": y[1:]}, r"y of shape \(11,\) for 12 samples"),
+        ({"x": x, "y": y.astype(float)}, r"y of float64; classes are integers"),
+        ({"x": x, "y": y + 1}, rf"y has class {classes}; the model's {classes} classes are 0 … "),
+        ({"x": x, "y": y - 1}, r"y has class -1"),
+        ({"x": x[:5], "y": y[:5]}, r"5 samples; at least 6"),
+        ({"x": x.astype(np.int32), "y": y}, r"x of int32; save labelled samples"),
+        ({"x": np.full(shape, np.nan, np.float32), "y": y}, r"NaN or infinity"),
+    ]
+    for arrays, message in wrong:
+        with pytest.raises(CalibrationError, match=message):
+            load_samples(save(tmp_path, **arrays), graph)
+
+
+def test_channels_that_come_last_are_recognized(tmp_path: Path) -> None:
+    graph = next(g for g, _ in map(random_graph, range(9)) if g.tensors[g.input].shape[2] == 3)
+    x = np.zeros((12, *graph.tensors[graph.input].shape), np.float32)
+    with pytest.raises(CalibrationError, match=r"channels come last: give x.transpose"):
+        load_samples(save(tmp_path, x=x, y=labels(graph, 12)), graph)
+
+
+def test_files_that_hold_no_arrays_are_refused(graph: Graph, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"no such file"):
+        load_samples(tmp_path / "nothing.npz", graph)
+    (tmp_path / "bad.npz").write_bytes(b"not a zip archive")
+    with pytest.raises(CalibrationError, match=r"not a readable .npz"):
+        load_samples(tmp_path / "bad.npz", graph)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(CalibrationError, match=r"not an .npz"):
+        load_samples(tmp_path / "one.npy", graph)
+
+
+def test_a_third_of_each_class_is_held_out_as_the_seed_says() -> None:
+    classes = np.repeat(np.arange(3), [30, 12, 1])
+    samples = Samples(np.arange(43, dtype=np.int8).reshape(43, 1, 1, 1), classes)
+    training, held = hold_out(samples, 1)
+    assert np.bincount(held.labels, minlength=3).tolist() == [10, 4, 0]
+    both = np.concatenate([training.codes, held.codes]).ravel()
+    assert sorted(both.tolist()) == list(range(43))
+    again, other = hold_out(samples, 1)[1], hold_out(samples, 2)[1]
+    assert again.digest == held.digest != other.digest
+
+
+def test_something_is_held_out_even_of_one_sample_per_class() -> None:
+    samples = Samples(np.zeros((4, 1, 1, 1), np.int8), np.arange(4))
+    training, held = hold_out(samples, 1)
+    assert (len(training), len(held)) == (3, 1)

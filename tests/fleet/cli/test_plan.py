@@ -1,0 +1,77 @@
+"""`tinyfleet plan` as users call it: the plan it writes compiles, refusals are one message."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codegen.bundle import load_bundle
+from simulator.digits import deal
+from tests.fleet.cli.conftest import Run
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "digits"
+MODEL, CALIBRATION = EXAMPLE / "digits.onnx", EXAMPLE / "calibration.npz"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits of one device, through its own sensor."""
+    (share,) = deal(["one"], 1)
+    path = tmp_path_factory.mktemp("digits") / "data.npz"
+    x = share.x.transpose(0, 3, 1, 2).astype(np.float32)
+    np.savez(path, x=x, y=share.y.astype(np.int64))
+    return path
+
+
+def arguments(data: Path, out: Path) -> list[object]:
+    return [
+        "plan", MODEL, "--board", "stm32f407", "--data", data, "--calibration", CALIBRATION,
+        "--last", 3, "--epochs", 1, "--out", out,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_plan_that_is_written_compiles_within_the_limit(
+    tinyfleet: Run, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "plans.json"
+    sram = 19_500
+    limits = ["--sram-bytes", sram, "--uplink-bytes", 1_500]
+    made = tinyfleet(*arguments(data, out), *limits, "--json")
+    assert made.returncode == 0, made.stderr
+    facts = json.loads(made.stdout)
+    assert facts["best"]["linked_sram_bytes"]["total"] <= sram
+    assert facts["best"]["measured_delta_bytes"] <= 1_500
+    assert set(json.loads(out.read_text())["plans"]) == {plan["name"] for plan in facts["plans"]}
+    for picture in ("plans.contributions.svg", "plans.accuracy.svg"):
+        assert "<svg" in (tmp_path / picture).read_text()
+
+    compiled = tinyfleet(
+        "compile", MODEL, "--board", "stm32f407", "--calibration", CALIBRATION,
+        "--plan", f"{out}#best", "--out", tmp_path / "bundle",
+    )  # fmt: skip
+    assert compiled.returncode == 0, compiled.stderr
+    bundle = load_bundle(tmp_path / "bundle")
+    (plan,) = bundle.manifest.plans
+    assert plan.id == next(p["id"] for p in facts["plans"] if p["name"] == "best")
+    assert bundle.report.plans[0].sram_bytes.total <= sram
+
+    shown = tinyfleet(*arguments(data, out), *limits, "--method", "fisher")
+    assert shown.returncode == 0, shown.stderr
+    assert "nats per step" in shown.stdout
+    assert f"--plan {out}#best" in shown.stdout
+
+
+def test_what_does_not_fit_together_is_refused_in_one_message(
+    tinyfleet: Run, data: Path, tmp_path: Path
+) -> None:
+    folder = tinyfleet(*arguments(data, tmp_path))
+    assert (folder.returncode, folder.stdout) == (1, "")
+    assert "is a folder; give the plan file's name with --out FILE" in folder.stderr
+    unlabelled = tinyfleet(*arguments(CALIBRATION, tmp_path / "plans.json"))
+    assert unlabelled.returncode == 1
+    assert "no array 'y' (it holds x)" in unlabelled.stderr
+    assert "Traceback" not in folder.stderr + unlabelled.stderr
