@@ -96,7 +96,12 @@ static void gather_two(const tf_gathering *by, const int8_t *from, int32_t zero,
     for (uint32_t row = by->rows; row > 0u; row--) {
         uint32_t left = count;
 #if TF_PAIRS
-        for (; left >= 4u; left -= 4u) {
+        for (; left >= 8u; left -= 8u) {
+            gather_four(&from, step, minus, &to, &other);
+            gather_four(&from, step, minus, &to, &other);
+        }
+        if (left >= 4u) {
+            left -= 4u;
             gather_four(&from, step, minus, &to, &other);
         }
 #endif
