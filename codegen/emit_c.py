@@ -51,6 +51,11 @@ def _identifier(name: str) -> str:
     return re.sub(r"\W", "_", name)
 
 
+def step_function(plan: int, number: int, step: Step) -> str:
+    """Name of the function that is step ``number`` of the plan with index ``plan``."""
+    return f"plan_{plan}_step_{number:03}_{_identifier(step.name)}"
+
+
 def _layer(op: Op) -> str:
     return f"layer_{_identifier(op.name)}"
 
@@ -284,6 +289,8 @@ def _plan_source(index: int, program: Program) -> str:
         '#include "layers.h"',
         '#include "tinyfleet/engine.h"',
         "",
+        "/* Each step keeps a symbol of its own, by which a profile finds it. */",
+        "#define STEP static __attribute__((noinline, used))",
         "#define ARENA(type, offset) ((type *)(void *)(frame->arena + (offset)))",
         "#define STATE(type, offset) ((type *)(void *)(frame->state + (offset)))",
         "#define WEIGHTS(type, offset) ((const type *)(const void *)(frame->weights + (offset)))",
@@ -312,9 +319,9 @@ def _plan_source(index: int, program: Program) -> str:
     lines.append("")
     names: dict[str, list[str]] = {phase: [] for phase in _PHASES}
     for number, step in enumerate(program.steps):
-        name = f"step_{number:03}_{_identifier(step.name)}"
+        name = step_function(index, number, step)
         names[step.phase].append(name)
-        lines += [f"static void {name}(tf_frame *frame)", "{", *writer.body(step), "}", ""]
+        lines += [f"STEP void {name}(tf_frame *frame)", "{", *writer.body(step), "}", ""]
     for phase in _PHASES:
         lines += [f"void plan_{index}_{phase}(tf_frame *frame)", "{"]
         lines += [f"    {name}(frame);" for name in names[phase]] or ["    (void)frame;"]

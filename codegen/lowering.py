@@ -22,6 +22,7 @@ from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Head,
 from codegen.memory_plan import Overlap
 from codegen.plans import Plan
 from codegen.program import CHAIN, INPUT, SCALE_BYTES, SCALES, Program, Rows, Segment, Step
+from codegen.scheduling import scheduled
 from codegen.scratch import round_up
 
 Parameterized = Conv | DepthwiseConv
@@ -42,15 +43,16 @@ def lower(graph: Graph, plan: Plan) -> Program:
     if graph.head.loss != "cross-entropy":
         raise ModelError(f"loss {graph.head.loss} has no kernel yet")
     segments, state_bytes = _segments(graph, plan)
+    ordered = replace(graph, ops=scheduled(graph))
 
     def build(streamed: frozenset[str], bands: dict[str, int]) -> _Builder:
-        builder = _Builder(graph, plan, segments, streamed, bands)
+        builder = _Builder(ordered, plan, segments, streamed, bands)
         builder.forward()
         builder.loss()
         builder.backward()
         return builder
 
-    streamed = _streamable(graph, plan, segments)
+    streamed = _streamable(ordered, plan, segments)
     best = build(streamed, {})
     bound = best.lower_bound()
     for tensor in sorted(streamed, key=lambda name: graph.tensors[name].size):

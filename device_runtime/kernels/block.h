@@ -36,19 +36,19 @@ void tf_block_widen(int16_t *columns, const int8_t *src, uint32_t step, uint32_t
 #endif
 
 /* What tf_block_forward works on, made by tf_block_prepare for a layer; whoever calls sets output,
- * steps, weights, trained, bias, requantize and output_end for every block, and what belongs to the
- * mask where there is one. block_dsp.c knows the place of every field. */
+ * requantize, steps, weights, bias, trained and output_end for every block, and what belongs to
+ * the mask where there is one. block_dsp.c knows the place of every field. */
 typedef struct {
+    int32_t offsets[24]; /* by shift: half a step and the output's zero point */
     int8_t *output;
-    int32_t steps[3]; /* from the first pixel's output to the others' */
+    const tf_multiplier *requantize;
+    int32_t steps[3]; /* from the first pixel's output to the others': without a mask s, 2 s, 3 s */
     const int16_t *columns;
     const int8_t *weights;
     const int32_t *bias;
-    const tf_multiplier *requantize;
     const int8_t *trained;
     const int16_t *columns_end, *trained_end; /* columns of the trained channels lie behind */
     const int8_t *output_end;                 /* an even number of channels */
-    int32_t twice_zero_plus1;                 /* of the output's zero point */
     int32_t pre_shift;
     /* The mask: every eight channels, and at the end, a byte per pixel is written at mask and
      * mask + mask_steps; the last channel's bit is the highest. */
@@ -56,10 +56,17 @@ typedef struct {
     uint8_t *mask;
     int32_t mask_steps[3];
 #if TF_DSP
-    uint32_t bits, words[2];                        /* on the way */
+    uint32_t bits;                                  /* on the way */
     uint32_t loop, trained_loop, after, last, each; /* addresses of code */
 #endif
 } tf_forward_block;
+
+static inline void tf_fill_offsets(int32_t offsets[24], int32_t zero) {
+    offsets[0] = 0;
+    for (uint32_t shift = 1; shift < 24u; shift++) {
+        offsets[shift] = (2 * zero + 1) * (1 << (shift - 1));
+    }
+}
 
 /* Sets the fields that a whole layer shares. `length` and `trained_length` are packed lengths. */
 void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, const int16_t *columns,

@@ -39,7 +39,7 @@ void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, cons
     block->columns = columns;
     block->columns_end = columns + TF_BLOCK_PIXELS * length;
     block->trained_end = block->columns_end + TF_BLOCK_PIXELS * trained_length;
-    block->twice_zero_plus1 = 2 * layer->out_zero + 1;
+    tf_fill_offsets(block->offsets, layer->out_zero);
     block->pre_shift = layer->pre_shift;
 }
 
@@ -59,13 +59,13 @@ void tf_block_forward(const tf_forward_block *block) {
     const uint32_t length = (uint32_t)(block->columns_end - block->columns) / TF_BLOCK_PIXELS;
     const uint32_t trained = (uint32_t)(block->trained_end - block->columns_end) / TF_BLOCK_PIXELS;
     const uint32_t channels = (uint32_t)(block->output_end - block->output);
-    const int32_t zero = (block->twice_zero_plus1 - 1) / 2;
     const int8_t *mask_end = block->mask_end;
     uint8_t *mask = block->mask;
     uint32_t bits[TF_BLOCK_PIXELS] = {0, 0, 0, 0};
     for (uint32_t o = 0; o < channels; o += 2u) {
-        const tf_requantizer by[2] = {tf_make_requantizer(block->requantize[o], zero),
-                                      tf_make_requantizer(block->requantize[o + 1u], zero)};
+        const int32_t word0 = block->requantize[o], word1 = block->requantize[o + 1u];
+        const tf_requantizer by[2] = {{word0, block->offsets[word0 & 31], word0 & 31},
+                                      {word1, block->offsets[word1 & 31], word1 & 31}};
         int32_t sums[2][TF_BLOCK_PIXELS];
         for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
             sums[0][p] = block->bias[o];

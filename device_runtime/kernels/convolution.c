@@ -250,7 +250,7 @@ static __attribute__((noinline)) void forward_in_parts(const job *job, tf_forwar
     for (uint32_t first = 0; first < even; first += most) {
         const uint32_t count = even - first < most ? even - first : most;
         aim(job, block, output, first, first + count);
-        if (job->mask == NULL) {
+        if (job->mask == NULL && pixels == TF_BLOCK_PIXELS) {
             tf_block_forward(block);
         } else {
             forward_with_bits(job, block, count, count, index + first, pixels);
@@ -272,19 +272,26 @@ static void set_steps(const job *job, tf_forward_block *block, uint32_t pixels) 
     }
 }
 
+static void prepare(const job *job, tf_forward_block *block, uint32_t with_mask) {
+    tf_block_prepare(block, job->layer, job->columns, job->length, job->trained_length, with_mask);
+}
+
 /* Output rows first … end - 1, which lie one behind the other from `output` on. */
 static void run_rows(const job *job, tf_forward_block *block, uint32_t first, uint32_t end,
                      int8_t *output) {
     const uint32_t channels = job->layer->out_channels, width = job->out_width;
-    const uint32_t in_parts = channels % (job->mask == NULL ? 2u : MASK_CHANNELS) != 0;
+    uint32_t in_parts = channels % (job->mask == NULL ? 2u : MASK_CHANNELS) != 0;
     uint32_t index = first * width * channels, left = (end - first) * width;
     uint32_t y = first, x = 0, count = TF_BLOCK_PIXELS;
     set_steps(job, block, TF_BLOCK_PIXELS);
     aim(job, block, output, 0, channels & ~1u);
     for (; left > 0; left -= count) {
         if (left < TF_BLOCK_PIXELS) {
+            /* Blocks with a mask can have any steps. */
             count = left;
+            in_parts = 1;
             set_steps(job, block, count);
+            prepare(job, block, 1);
         }
         gather(job, y, x, count);
         if (in_parts) {
@@ -304,6 +311,9 @@ static void run_rows(const job *job, tf_forward_block *block, uint32_t first, ui
         for (x += count; x >= width; x -= width) {
             y++;
         }
+    }
+    if (count < TF_BLOCK_PIXELS) {
+        prepare(job, block, job->mask != NULL);
     }
 }
 
@@ -345,7 +355,7 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
                0,
                0};
     tf_forward_block block;
-    tf_block_prepare(&block, layer, scratch, length, trained_length, mask != NULL);
+    prepare(&job, &block, mask != NULL);
     fill_up(scratch, taps * layer->in_channels, length);
     fill_up(scratch + TF_BLOCK_PIXELS * length, taps * weights->count, trained_length);
     if (mask != NULL) {

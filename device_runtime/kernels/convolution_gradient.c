@@ -13,7 +13,8 @@ typedef struct {
     uint32_t pairs;                 /* of output channels */
     int32_t shift;                  /* of the scaled errors */
     int16_t *stream;
-    uint16_t *taps; /* those in the stream */
+    uint16_t *taps;     /* those in the stream */
+    uint32_t pointwise; /* one tap everywhere: what follows from taps stays what it is */
 } job;
 
 /* Kernel rows (columns) first, first + stride, … see input position `at` from output positions
@@ -30,6 +31,16 @@ static meeting meet(uint32_t at, uint32_t pad, uint32_t stride, uint32_t kernel)
     return m;
 }
 
+#if TF_DSP
+static inline uint32_t scale_two(const int16_t *error, int16x2_t multiplier, int32_t half,
+                                 int32_t shift) {
+    const int16x2_t e = (int16x2_t)tf_load32(error);
+    const int32_t low = __smlabb(e, multiplier, half) >> shift;
+    const int32_t high = __smlatt(e, multiplier, half) >> shift;
+    return tf_pack_low((uint32_t)low, (uint32_t)high);
+}
+#endif
+
 /* The errors of an output pixel times their channels' multipliers; the shift is chosen so that
  * they use all bits of int16 but `error_headroom`. */
 static void scale_pixel(const job *job, const int16_t *error, int16_t *to) {
@@ -38,10 +49,8 @@ static void scale_pixel(const job *job, const int16_t *error, int16_t *to) {
     const int32_t shift = job->shift, half = shift > 0 ? 1 << (shift - 1) : 0;
     for (uint32_t o = 0; o + 2u <= channels; o += 2u, to += TF_STREAM_STEP) {
 #if TF_DSP
-        const int16x2_t e = (int16x2_t)tf_load32(error + o);
         const int16x2_t m = (int16x2_t)tf_load32(multiplier + o);
-        const int32_t low = __smlabb(e, m, half) >> shift, high = __smlatt(e, m, half) >> shift;
-        tf_store32(to, tf_pack_low((uint32_t)low, (uint32_t)high));
+        tf_store32(to, scale_two(error + o, m, half, shift));
 #else
         to[0] = (int16_t)((error[o] * multiplier[o] + half) >> shift);
         to[1] = (int16_t)((error[o + 1u] * multiplier[o + 1u] + half) >> shift);
@@ -53,9 +62,36 @@ static void scale_pixel(const job *job, const int16_t *error, int16_t *to) {
     }
 }
 
+#if TF_DSP
+/* The same for four pixels next to each other. */
+static void scale_four(const job *job, const int16_t *error, int16_t *to) {
+    const uint32_t channels = job->layer->out_channels;
+    const int16_t *multiplier = job->layer->error_multiplier;
+    const int16_t *e0 = error, *e1 = e0 + channels, *e2 = e1 + channels, *e3 = e2 + channels;
+    const int32_t shift = job->shift, half = shift > 0 ? 1 << (shift - 1) : 0;
+    for (const int16_t *end = e0 + (channels & ~1u); e0 < end; to += TF_STREAM_STEP) {
+        const int16x2_t m = (int16x2_t)tf_load32(multiplier);
+        tf_store32(to, scale_two(e0, m, half, shift));
+        tf_store32(to + 2, scale_two(e1, m, half, shift));
+        tf_store32(to + 4, scale_two(e2, m, half, shift));
+        tf_store32(to + 6, scale_two(e3, m, half, shift));
+        multiplier += 2, e0 += 2, e1 += 2, e2 += 2, e3 += 2;
+    }
+}
+#endif
+
 /* `count` input positions a stride apart, for a tap through which the first of them sees output
  * position (y, x). Zero where there is none; the last is repeated up to four. */
 static void gather_tap(const job *job, int32_t y, int32_t x, uint32_t count, int16_t *to) {
+#if TF_DSP
+    const uint32_t channels = job->layer->out_channels;
+    if (channels % 2u == 0 && count == TF_BLOCK_PIXELS && x >= 0 &&
+        x + 4 <= (int32_t)job->out_width) {
+        const uint32_t at = (uint32_t)y * job->out_width + (uint32_t)x;
+        scale_four(job, job->error + at * channels, to + 2);
+        return;
+    }
+#endif
     for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
         int16_t *pixel = to + 2u + 2u * p;
         if (x < 0 || x >= (int32_t)job->out_width) {
@@ -190,8 +226,10 @@ static void run_block(const job *job, tf_gradient_block *block, uint32_t taps, u
         }
         return;
     }
-    tf_block_set_stream(block, job->stream, taps * job->pairs);
-    put_offsets(job, taps, channels);
+    if (block->stream_end == NULL || !job->pointwise || job->weights->count > 0) {
+        tf_block_set_stream(block, job->stream, taps * job->pairs);
+        put_offsets(job, taps, channels);
+    }
     run_fixed(job, block, output);
     if (job->weights->count > 0) {
         put_offsets(job, taps, job->weights->count);
@@ -250,12 +288,14 @@ void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *e
                pairs,
                15 - left,
                scratch,
-               (uint16_t *)(scratch + most_taps * pairs * TF_STREAM_STEP)};
+               (uint16_t *)(scratch + most_taps * pairs * TF_STREAM_STEP),
+               is_pointwise(layer)};
     tf_gradient_block block;
     block.shift = layer->error_shift;
     block.half = layer->error_shift > 0 ? 1 << (layer->error_shift - 1) : 0;
     block.largest = 0;
-    if (is_pointwise(layer)) { /* one long row: blocks go on from one row to the next */
+    block.stream_end = NULL;
+    if (job.pointwise) { /* one long row: blocks go on from one row to the next */
         job.out_width *= job.out_height;
         job.out_height = 1;
         run_all(&job, &block, 1, job.out_width);
