@@ -1,21 +1,34 @@
 /* Gradient and update of the biases of a convolution, full or depthwise. */
+#include "pairs.h"
 #include "weight_update.h"
 
 /* Channels whose errors are summed side by side. */
-#define LANES 4u
+#define LANES 8u
 
-static inline __attribute__((always_inline)) void sum_lanes(const int16_t *error, uint32_t pixels,
-                                                            uint32_t channels, int32_t *sums,
-                                                            const uint32_t lanes) {
+static void sum_lanes(const int16_t *error, uint32_t pixels, uint32_t channels, int32_t *sums) {
     int32_t s[LANES] = {0};
-    for (uint32_t p = 0; p < pixels; p++, error += channels) {
-        for (uint32_t i = 0; i < lanes; i++) {
+    for (; pixels > 0u; pixels--, error += channels) {
+#if TF_PAIRS
+        for (uint32_t i = 0; i < LANES; i += 2u) {
+            const uint32_t pair = tf_load_pair(error + i);
+            s[i] += (int16_t)pair;
+            s[i + 1u] += (int32_t)pair >> 16;
+        }
+#else
+        for (uint32_t i = 0; i < LANES; i++) {
             s[i] += error[i];
         }
+#endif
     }
-    for (uint32_t i = 0; i < lanes; i++) {
-        sums[i] = s[i];
+    memcpy(sums, s, sizeof s);
+}
+
+static int32_t sum_one(const int16_t *error, uint32_t pixels, uint32_t channels) {
+    int32_t sum = 0;
+    for (; pixels > 0u; pixels--, error += channels) {
+        sum += *error;
     }
+    return sum;
 }
 
 void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_scale *scale,
@@ -30,9 +43,9 @@ void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_
         int32_t gradients[LANES];
         lanes = channels - o < LANES ? 1u : LANES;
         if (lanes == LANES) {
-            sum_lanes(error + o, pixels, channels, gradients, LANES);
+            sum_lanes(error + o, pixels, channels, gradients);
         } else {
-            sum_lanes(error + o, pixels, channels, gradients, 1u);
+            gradients[0] = sum_one(error + o, pixels, channels);
         }
         for (uint32_t i = 0; i < lanes; i++) {
             const uint32_t at = o + i;

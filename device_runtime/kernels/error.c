@@ -39,13 +39,13 @@ void tf_error_mask(int16_t *error, tf_scale *scale, const uint8_t *mask, uint32_
     const uint8_t *bytes = mask;
     for (int16_t *next = error; next != end; next += 16, bytes += 2) {
         const uint32_t bits = bytes[0] | (uint32_t)bytes[1] << 8;
-        if (bits == 0xffffu) {
-            for (uint32_t i = 0; i < 16u; i += 4u) {
-                tf_note_pairs(&seen, tf_load_pair(next + i), tf_load_pair(next + i + 2));
-            }
-        } else if (bits == 0u) {
+        if (bits == 0u) {
             for (uint32_t i = 0; i < 16u; i += 2u) {
                 tf_store_pair(next + i, 0);
+            }
+        } else if ((bits ^ 0xffffu) == 0u) {
+            for (uint32_t i = 0; i < 16u; i += 4u) {
+                tf_note_pairs(&seen, tf_load_pair(next + i), tf_load_pair(next + i + 2));
             }
         } else {
             /* Bits 0 and 1 become the signs of the halves, then 2 and 3, and so on. */

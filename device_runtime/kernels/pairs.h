@@ -3,13 +3,13 @@
 #ifndef TINYFLEET_PAIRS_H
 #define TINYFLEET_PAIRS_H
 
+#include <string.h>
+
 #include "fixed_point.h"
 
 #if defined(__ARM_FEATURE_DSP) && !defined(TF_PORTABLE_KERNELS)
 #define TF_PAIRS 1
 #include <arm_acle.h>
-
-#include <string.h>
 
 /* The highest and the lowest code so far, for each half of a word. */
 typedef struct {

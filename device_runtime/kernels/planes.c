@@ -3,6 +3,8 @@
 
 typedef uint32_t __attribute__((may_alias)) word;
 
+#if TF_PAIRS
+
 /* Overlapping pairs of rows of `width` taps, of which `count` come from `from` behind `before`
  * zeros, and the others are zero. */
 static inline __attribute__((always_inline)) void
@@ -18,13 +20,15 @@ widen_overlapping(const int8_t *from, int32_t step, int32_t row_step, const uint
                 tap += step;
             }
             if (i > 0u) {
-                *(word *)(void *)table = (last & 0xffffu) | next << 16;
+                *(word *)(void *)table = tf_pack_lower(last, next);
                 table += 2;
             }
             last = next;
         }
     }
 }
+
+#endif
 
 /* Plain rows of `length` values. */
 static void widen_plainly(const int8_t *from, int32_t step, int32_t row_step, uint32_t count,
@@ -42,10 +46,13 @@ static void widen_plainly(const int8_t *from, int32_t step, int32_t row_step, ui
 
 void tf_widen_taps(const tf_slide *slide, const int8_t *from, int32_t step, int32_t row_step,
                    uint32_t count, uint32_t before, uint32_t rows, int16_t *table) {
-    const uint32_t width = slide->width;
     if (!slide->overlapping) {
         widen_plainly(from, step, row_step, count, before, slide->taps_row, rows, table);
-    } else if (count < width) {
+        return;
+    }
+#if TF_PAIRS
+    const uint32_t width = slide->width;
+    if (count < width) {
         widen_overlapping(from, step, row_step, count, before, width, rows, table);
     } else if (width == 3u) {
         widen_overlapping(from, step, row_step, 3u, 0u, 3u, rows, table);
@@ -54,6 +61,7 @@ void tf_widen_taps(const tf_slide *slide, const int8_t *from, int32_t step, int3
     } else {
         widen_overlapping(from, step, row_step, 7u, 0u, 7u, rows, table);
     }
+#endif
 }
 
 #if TF_PAIRS
@@ -96,7 +104,12 @@ static void gather_two(const tf_gathering *by, const int8_t *from, int32_t zero,
     for (uint32_t row = by->rows; row > 0u; row--) {
         uint32_t left = count;
 #if TF_PAIRS
-        for (; left >= 4u; left -= 4u) {
+        for (; left >= 8u; left -= 8u) {
+            gather_four(&from, step, minus, &to, &other);
+            gather_four(&from, step, minus, &to, &other);
+        }
+        if (left >= 4u) {
+            left -= 4u;
             gather_four(&from, step, minus, &to, &other);
         }
 #endif

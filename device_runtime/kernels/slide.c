@@ -8,7 +8,7 @@
  *     r8, r9, r10  words of the plane                     r11, r12  pairs of taps
  *     lr  bytes of a row of the plane
  *
- * and on the stack:
+ * and on the stack (84 bytes in all):
  *
  *     0   r0, where it has to make room                   4   where the next sums go, 8 the row's end
  *     12  first row of taps, number of rows               20  what sums start with, twice
@@ -103,29 +103,37 @@
 #define LAST_PAIR(word0, word1) \
     LOWER_UPPER(4, word0, 12) BOTH(5, word0, 12) LOWER_UPPER(6, word1, 12) BOTH(7, word1, 12)
 
+/* clang-format off */
 /* Rows of three taps: pairs 01 and 12; then (stride 2) 01 and (2, -). */
-#define ROW_3_1(next_taps)    \
-    "ldm r1, {r8, r9, r10}\n" \
-    "ldrd r11, r12, [r2], #" #next_taps "\n" FIRST_PAIR(8, 9) LAST_PAIR(9, 10)
-#define ROW_3_2(next_taps)                                                                       \
-    "ldm r1, {r8, r9, r10}\n"                                                                    \
-    "ldrd r11, r12, [r2], #" #next_taps "\n" BOTH(4, 8, 11) BOTH(4, 9, 12) BOTH(5, 9, 11)        \
-        BOTH(5, 10, 12) BOTH(6, 10, 11) "ldrd r8, r9, [r1, #12]\n" BOTH(6, 8, 12) BOTH(7, 8, 11) \
-            BOTH(7, 9, 12)
+#define ROW_3_1(next_taps)                                                                         \
+    "ldm r1, {r8, r9, r10}\n"                                                                      \
+    "ldrd r11, r12, [r2], #" #next_taps "\n"                                                       \
+    FIRST_PAIR(8, 9) LAST_PAIR(9, 10)
+#define ROW_3_2(next_taps)                                                                         \
+    "ldm r1, {r8, r9, r10}\n"                                                                      \
+    "ldrd r11, r12, [r2], #" #next_taps "\n"                                                       \
+    BOTH(4, 8, 11) BOTH(4, 9, 12) BOTH(5, 9, 11) BOTH(5, 10, 12) BOTH(6, 10, 11)                   \
+    "ldrd r8, r9, [r1, #12]\n"                                                                     \
+    BOTH(6, 8, 12) BOTH(7, 8, 11) BOTH(7, 9, 12)
 
 /* Three rows of three without counting: r0 is the end of the sums then, r3 where they go. */
-#define THREE_ROWS(row, bytes)                                                  \
-    "3: mov r1, r0\n"                                                           \
-    "mov r2, r10\n"                                                             \
-    "ldrd r3, r0, [sp, #4]\n"                                                   \
-    "4: ldrd r4, r5, [sp, #20]\n"                                               \
-    "ldrd r6, r7, [sp, #20]\n" row(8) "add r1, lr\n" row(8) "add r1, lr\n" row( \
-        -16) "sub r1, r1, lr, lsl #1\n"                                         \
-             "add r1, #" #bytes "\n"                                            \
-             "stmia r3!, {r4-r7}\n"                                             \
-             "cmp r3, r0\n"                                                     \
-             "blo 4b\n"                                                         \
-             "b 6b\n"
+#define THREE_ROWS(row, bytes)                                                                     \
+    "3: mov r1, r0\n"                                                                              \
+    "mov r2, r10\n"                                                                                \
+    "ldrd r3, r0, [sp, #4]\n"                                                                      \
+    "4: ldrd r4, r5, [sp, #20]\n"                                                                  \
+    "ldrd r6, r7, [sp, #20]\n"                                                                     \
+    row(8)                                                                                         \
+    "add r1, lr\n"                                                                                 \
+    row(8)                                                                                         \
+    "add r1, lr\n"                                                                                 \
+    row(-16)                                                                                       \
+    "sub r1, r1, lr, lsl #1\n"                                                                     \
+    "add r1, #" #bytes "\n"                                                                        \
+    "stmia r3!, {r4-r7}\n"                                                                         \
+    "cmp r3, r0\n"                                                                                 \
+    "blo 4b\n"                                                                                     \
+    "b 6b\n"
 
 #define IF_THREE_ROWS \
     "cmp r11, #3\n"   \
@@ -135,7 +143,6 @@
     static __attribute__((naked, noinline)) void name(__attribute__((unused)) \
                                                       const tf_slide_rows *rows)
 
-/* clang-format off */
 SLIDE(slide_3_1) {
     __asm volatile(ENTER NEXT_WINDOW IF_THREE_ROWS UNLESS_EMPTY NEXT_BLOCK(8)
                    "2:\n" ROW_3_1(8)

@@ -1,0 +1,49 @@
+"""tf_cross_entropy against floating point, on this machine and on an emulated Cortex-M7."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codegen.layer_arithmetic import gain
+from simulator.kernel_call import Struct
+from tests.device_runtime.kernels.calls import call_both
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 12),
+    st.integers(0, 2**20),
+    st.floats(1e-9, 1e-2),
+    st.sampled_from([0.1, 1.0, 10.0]),
+)
+def test_loss_and_error_are_those_of_softmax(
+    classes: int, seed: int, unit: float, spread: float
+) -> None:
+    draw = np.random.default_rng(seed)
+    logits = np.rint(draw.normal(0, spread, classes) / unit).clip(-(2**31) + 1, 2**31 - 1)
+    label = int(draw.integers(classes))
+    layer = Struct(
+        ("H", 1),
+        ("H", classes),
+        ("h", 0),
+        ("I", gain(unit * math.log2(math.e) * 2**16).word),
+        ("h", 0),
+        ("b", 0),
+        ("I", 0),
+        ("I", 0),
+    )
+    error, scale = np.zeros(classes, np.int16), Struct(("i", 0), ("i", 0))
+    call = call_both("tf_cross_entropy", [layer, logits.astype(np.int32), label, error, scale])
+    # Nothing counts as further below the largest than 31 powers of two.
+    real = np.maximum((logits - logits.max()) * unit, -31 * math.log(2))
+    probability = np.exp(real) / np.exp(real).sum()
+    assert call.result / 2**16 == pytest.approx(-math.log(probability[label]), abs=2e-3)
+    exponent, magnitude = scale.values
+    assert magnitude == np.abs(error.astype(int)).max()
+    target = probability - (np.arange(classes) == label)
+    np.testing.assert_allclose(error * 2.0**exponent, target, atol=1e-4)
