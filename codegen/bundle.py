@@ -176,6 +176,7 @@ class PlanReport(_Strict):
     macs: Macs
     delta_values: Count
     arena_lower_bound_bytes: Count
+    arena_above_bound_bytes: Count
 
 
 class FlashBytes(_Strict):

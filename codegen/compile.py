@@ -417,6 +417,7 @@ def _plan_report(program: Program, sizes: ImageSizes, board: Board) -> PlanRepor
         macs=Macs(forward=program.macs_forward, backward=program.macs_backward),
         delta_values=program.delta_values,
         arena_lower_bound_bytes=program.arena_lower_bound_bytes,
+        arena_above_bound_bytes=program.arena_bytes - program.arena_lower_bound_bytes,
     )
 
 

@@ -156,6 +156,8 @@ def _show(bundle: Bundle, out: Path) -> None:
             budget_rows(report),
         )
     )
+    above = [f"{plan['name']} {plan['arena_above_bound_bytes']:,}" for plan in report["plans"]]
+    screen.print(f"Arena above its lower bound, bytes: {', '.join(above)}.", soft_wrap=True)
     flash = report["flash_bytes"]
     screen.print(
         f"Flash: {flash['code']:,} bytes of code, {flash['weights']:,} of weights. "
