@@ -437,7 +437,7 @@ class _Builder:
         source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
         over = None
         if isinstance(op, Conv):
-            size = scratch.convolution_input_gradient_bytes(op)
+            size = scratch.convolution_input_gradient_bytes(op, self._partly_trained(op))
             if streaming.is_pointwise(op):
                 pixels = output.shape[0] * output.shape[1]
                 over = Overlap(2 * max(0, source.shape[2] - output.shape[2]) * pixels)
