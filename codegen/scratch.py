@@ -15,7 +15,7 @@ def round_up(value: int, to: int) -> int:
     return -(-value // to) * to
 
 
-MERGED_BYTES = 8192
+MERGED_BYTES = 4096
 """TF_MERGED_BYTES in device_runtime/kernels/merge.h."""
 
 
