@@ -19,6 +19,7 @@ def _address(value: object) -> object:
 
 Address = Annotated[int, BeforeValidator(_address), Field(ge=0, lt=2**32)]
 Positive = Annotated[int, Field(gt=0)]
+_QUADSPI_ADDRESS = 0x90000000
 _LARGEST_EXTERNAL_FLASH = 2**24
 
 
@@ -82,6 +83,10 @@ class ExternalFlash(_Frozen):
 
     @model_validator(mode="after")
     def _is_addressable(self) -> ExternalFlash:
+        if self.address != _QUADSPI_ADDRESS:
+            raise ValueError(
+                f"address {self.address:#010x}: quadspi maps its flash at {_QUADSPI_ADDRESS:#010x}"
+            )
         if self.bytes & (self.bytes - 1) or self.bytes > _LARGEST_EXTERNAL_FLASH:
             raise ValueError(
                 f"sector_count {self.sector_count} of {self.sector_bytes} bytes each make "

@@ -23,7 +23,7 @@ from codegen.errors import BudgetError, BundleError
 
 MANIFEST_FORMAT: Literal["tinyfleet-manifest/1"] = "tinyfleet-manifest/1"
 MANIFEST, REPORT, FIRMWARE, WEIGHTS = "manifest.json", "report.json", "firmware.elf", "weights.bin"
-BOARD = "board.json"
+BOARD, PROGRAM = "board.json", "program.json"
 QUANTIZATION = "quantization.json"
 WEIGHTS_SYMBOL = "tf_factory_weights"
 SAMPLE_PREFIX, LINK_PREFIX = "tf_sample_", "tf_link_"

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from codegen import blob
+from codegen import blob, program_file
 from codegen.boards import Board, load_board
 from codegen.bundle import (
     BOARD,
     FIRMWARE,
     MANIFEST_FORMAT,
+    PROGRAM,
     QUANTIZATION,
     WEIGHTS,
     BoardInfo,
@@ -329,6 +330,7 @@ def _build(
         files = {f"src/{item.name}": item.read_bytes() for item in sorted(folder.iterdir())}
         files[FIRMWARE] = elf.read_bytes()
     files[WEIGHTS] = blob.pack(graph)
+    files[PROGRAM] = program_file.pack(programs)
     files[BOARD] = (board.model_dump_json(indent=1) + "\n").encode()
     reports = tuple(_plan_report(program, sizes, board) for program in programs)
     return _Build(tuple(programs), manifest, files, sizes, reports)
@@ -446,8 +448,8 @@ def _region(region: Region) -> RegionInfo:
 
 
 def _runtime_source(path: Path) -> Source:
-    """Kernels are where the time goes: they are optimized for speed, the rest for both."""
-    return Source(path, optimize="-O3" if path.parent.name == _KERNELS else "-O2")
+    """Kernels are where the time goes: they are optimized for speed, the rest for size."""
+    return Source(path, optimize="-O3" if path.parent.name == _KERNELS else "-Os")
 
 
 def _parsed(plan: str | PlanSpec) -> PlanSpec:

@@ -43,7 +43,7 @@ STRENGTHS = (0.5, 0.75, 1.0)
 
 LARGEST_FACTOR = 64.0
 """Channels are stretched and shrunk by at most this: SGD moves a weight that was divided by s as if
-its learning rate had been multiplied by s^2."""
+its learning rate had been multiplied by s^2, and one that was multiplied as if divided by it."""
 
 HEADROOM = 2.0
 """A channel is stretched to half of the widest one's range at most. Beyond its own range of the
@@ -53,7 +53,6 @@ calibration set it would saturate on new samples, which channels otherwise have 
 # that are balanced by themselves, isn't worth other learning rates.
 _LEAST_GAIN = 0.5
 _WEIGHT_STEPS = 127.0
-_HEAD_STEPS = 127.0 * 256.0
 _CODES = 255.0
 
 
@@ -121,7 +120,8 @@ def equalize(
 
     ``statistics`` are those of ``graph`` over the calibration set (`calibration.observe`); they
     don't hold for the result. On samples of the set the result differs from ``graph`` by the
-    rounding of float64 only.
+    rounding of float64 only. So it does on any input where activations have no upper end; where
+    they have one, a stretched channel now reaches it at twice its largest value of the set or more.
     """
     layers = {op.output: op for op in graph.ops}
     done = []
@@ -200,8 +200,9 @@ def _relative_ranges(layer: FloatConv | FloatHead, channels: int) -> Channels:
     largest = np.abs(_taps(layer, channels)).max(axis=2)
     if _depthwise(layer):
         return np.asarray(largest[:, 0] > 0, dtype=np.float64)
-    one_scale = isinstance(layer, FloatHead)
-    rows = largest.max(keepdims=True) if one_scale else largest.max(axis=1, keepdims=True)
+    rows = largest.max(axis=1, keepdims=True)
+    if isinstance(layer, FloatHead):  # one scale for all
+        rows = np.full_like(rows, rows.max())
     relative = np.divide(largest, rows, out=np.zeros_like(largest), where=rows > 0)
     return np.asarray(relative.max(axis=0))
 
@@ -212,20 +213,19 @@ def _predicted_noise(
     """Noise energy in the second layer's output: rounding of the tensor and of its weights.
 
     Of the sum of products w x each factor's error is seen through the other. The tensor's counts as
-    uniform over its step d, with the variance d^2 / 12; the weights' is known, and nothing for
-    weights that come from an int8 model.
+    uniform over its step d, with the variance d^2 / 12. The weights' is known: it is 0 for weights
+    that come from an int8 model, and next to nothing for the head's 16 bits.
     """
     # [rows, channels, taps], where depthwise rows are the channels: [channels, 1, taps].
     along = (factors[:, np.newaxis] if _depthwise(second) else factors)[..., np.newaxis]
     power = tensor.mean_square[:, np.newaxis] if _depthwise(second) else tensor.mean_square
     weight = _taps(second, len(factors)) * along
-    largest = np.abs(weight).max(axis=(1, 2), keepdims=True)
-    step = largest / _WEIGHT_STEPS
-    if isinstance(second, FloatHead):
-        step = np.full_like(step, largest.max() / _HEAD_STEPS)
+    step = np.abs(weight).max(axis=(1, 2), keepdims=True) / _WEIGHT_STEPS
     step[step == 0.0] = 1.0
     rounding = ((weight - step * np.rint(weight / step)) ** 2).sum(axis=2)
     weight_noise = (rounding * power / along[..., 0] ** 2).sum(axis=1)
+    if isinstance(second, FloatHead):
+        weight_noise = np.zeros_like(weight_noise)
     through = (weight**2).sum(axis=(1, 2))
     high, low = (tensor.high / factors).max(), (tensor.low / factors).min()
     tensor_step = (max(high, 0.0) - min(low, 0.0)) / _CODES

@@ -16,12 +16,7 @@ from string import Template
 from codegen.boards import Board, FlashName
 from codegen.errors import BudgetError
 
-SLOT_HEADER_BYTES = 4096
-"""Of a weights slot, before the payload (docs/specification/flash.md)."""
-_CHUNK_MARKS = 1008
-_CHUNK_BYTES = 512
-LARGEST_WEIGHTS_BYTES = _CHUNK_MARKS * _CHUNK_BYTES
-"""A slot's header has one mark for each chunk (docs/specification/flash.md)."""
+_SLOT_FIELDS_BYTES, _MARK_BYTES, _CHUNK_BYTES, _SLOT_HEADER_UNIT = 64, 4, 512, 4096
 
 SAMPLE_LOG_BYTES = 64 * 1024
 """Size of the sample log where that holds enough samples; it has to hold the identity, too."""
@@ -64,16 +59,17 @@ class FlashLayout:
     samples: Region
 
     @property
-    def weights_limit_bytes(self) -> int:
-        """Largest weights blob that either slot holds."""
-        return min(self.slot_a.bytes, self.slot_b.bytes) - SLOT_HEADER_BYTES
-
-    @property
     def uses_external_flash(self) -> bool:
         """Whether a region lies outside the microcontroller."""
         return any(
             region.flash == "external" for region in (self.slot_a, self.slot_b, self.samples)
         )
+
+
+def slot_header_bytes(weights_bytes: int) -> int:
+    """Of a weights slot before the payload: header and one mark for each chunk (flash.md)."""
+    marks = _MARK_BYTES * -(-weights_bytes // _CHUNK_BYTES)
+    return -(-(_SLOT_FIELDS_BYTES + marks) // _SLOT_HEADER_UNIT) * _SLOT_HEADER_UNIT
 
 
 def record_alignment(log_bytes: int) -> int:
@@ -119,13 +115,7 @@ def plan_flash(
     wanted; where there is no room for it, one of ``least_sample_bytes`` does.
     Raises BudgetError with the table of needs if they don't fit.
     """
-    if weights_bytes > LARGEST_WEIGHTS_BYTES:
-        raise BudgetError(
-            f"the weights of {weights_bytes:,} bytes are more than a slot's "
-            f"{_CHUNK_MARKS} chunks of {_CHUNK_BYTES} bytes hold ({LARGEST_WEIGHTS_BYTES:,} "
-            "bytes); use a smaller model"
-        )
-    slot_bytes = SLOT_HEADER_BYTES + weights_bytes
+    slot_bytes = slot_header_bytes(weights_bytes) + weights_bytes
     least = sample_bytes if least_sample_bytes is None else least_sample_bytes
     left_for_firmware: int | None = None
     for log_bytes in dict.fromkeys((sample_bytes, min(sample_bytes, least))):

@@ -6,14 +6,26 @@ nothing with the interpreter but the forward integers that it is given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from codegen import blob
 from codegen.interpreter import Interpreter
-from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Head
+from codegen.ir import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    DepthwiseConv,
+    GlobalAveragePool,
+    Graph,
+    Head,
+    MaxPool,
+    Padding,
+    Requantize,
+)
 from codegen.layer_arithmetic import logit_scale
 from codegen.program import INPUT
 
@@ -30,14 +42,13 @@ def real_gradients(
     """Tensor name → dL/d(one integer step of it), float64, in the tensor's shape.
 
     ``activations`` has the int8 codes of every tensor, ``masks`` 1 where the clamp changed
-    nothing, ``logits`` the integer logits; ``label`` is the sample's class.
+    nothing, ``logits`` the head's integer outputs; ``label`` is the sample's class (for cross
+    entropy).
     """
     tensors = graph.tensors
     weights = blob.unpack(graph, blob.pack(graph))
     unit = logit_scale(graph)
-    probability = np.exp(logits * unit - (logits * unit).max())
-    probability /= probability.sum()
-    probability[label] -= 1
+    of_outputs = _loss_gradient(graph, activations, np.asarray(logits * unit), label)
     errors: dict[str, NDArray[np.float64]] = {}
     gradients: dict[str, NDArray[np.float64]] = {}
 
@@ -46,23 +57,20 @@ def real_gradients(
 
     head = graph.head
     features = activations[head.input].ravel() - tensors[head.input].zero_point
-    gradients["head.weight"] = np.outer(probability, features) * unit
-    gradients["head.bias"] = probability * unit
-    send(head.input, (probability @ weights["head.weight"] * unit)[None, None, :])
+    gradients[f"{head.name}.weight"] = np.outer(of_outputs, features) * unit
+    gradients[f"{head.name}.bias"] = of_outputs * unit
+    of_features = of_outputs @ weights[f"{head.name}.weight"] * unit
+    send(head.input, of_features.reshape(tensors[head.input].shape))
     for op in reversed(graph.ops):
         if isinstance(op, Head):
             continue
         error = errors[op.output]
-        if isinstance(op, GlobalAveragePool):
-            shape = tensors[op.input].shape
-            send(op.input, np.broadcast_to(error / (shape[0] * shape[1]), shape))
+        if isinstance(op, (Conv, DepthwiseConv, Add, Requantize)) or op.output in masks:
+            error = error * masks[op.output]
+        if not isinstance(op, (Conv, DepthwiseConv)):
+            for name, part in _without_weights(graph, op, activations, error):
+                send(name, part)
             continue
-        error = error * masks[op.output]
-        if isinstance(op, Add):
-            for name in op.inputs:
-                send(name, error * tensors[name].scale / tensors[op.output].scale)
-            continue
-        assert isinstance(op, (Conv, DepthwiseConv))
         error = error * (tensors[op.input].scale * op.weight_scale / tensors[op.output].scale)
         weight, pad = weights[f"{op.name}.weight"], op.padding
         source = np.pad(
@@ -88,6 +96,75 @@ def real_gradients(
             rows, columns, _ = tensors[op.input].shape
             send(op.input, into[pad.top : pad.top + rows, pad.left : pad.left + columns])
     return gradients
+
+
+def _loss_gradient(
+    graph: Graph, activations: Mapping[str, Values], outputs: NDArray[np.float64], label: int
+) -> NDArray[np.float64]:
+    """dL/d(each output of the head), in real units on both sides."""
+    if graph.head.loss == "mse":
+        source = graph.tensors[graph.input]
+        wanted = source.scale * (activations[graph.input].ravel() - source.zero_point)
+        return np.asarray(2 * (outputs - wanted) / wanted.size)
+    probability = np.exp(outputs - outputs.max())
+    probability /= probability.sum()
+    probability[label] -= 1
+    return np.asarray(probability)
+
+
+def _without_weights(
+    graph: Graph,
+    op: Add | GlobalAveragePool | MaxPool | AveragePool | Concat | Requantize,
+    activations: Mapping[str, Values],
+    error: NDArray[np.float64],
+) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """What each input of ``op`` gets of the error of its output."""
+    tensors = graph.tensors
+    match op:
+        case Add():
+            for name in op.inputs:
+                yield name, error * tensors[name].scale / tensors[op.output].scale
+        case Requantize():
+            yield op.input, error * tensors[op.input].scale / tensors[op.output].scale
+        case Concat():
+            first = 0
+            for name in op.inputs:
+                end = first + tensors[name].shape[2]
+                yield name, error[:, :, first:end]
+                first = end
+        case GlobalAveragePool():
+            shape = tensors[op.input].shape
+            yield op.input, np.broadcast_to(error / (shape[0] * shape[1]), shape)
+        case MaxPool() | AveragePool():
+            yield op.input, _through_windows(graph, op, activations[op.input], error)
+
+
+def _through_windows(
+    graph: Graph, op: MaxPool | AveragePool, codes: Values, error: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Input error of a pool: one window after the other, over an input with its padding."""
+    height, width, channels = codes.shape
+    pad, counted = op.padding, op.counted if isinstance(op, AveragePool) else Padding()
+    around = ((pad.top, pad.bottom), (pad.left, pad.right), (0, 0))
+    padded = np.pad(codes, around, constant_values=-1000)
+    into = np.zeros(padded.shape)
+    is_counted = np.zeros(padded.shape[:2])
+    is_counted[
+        pad.top - counted.top : pad.top + height + counted.bottom,
+        pad.left - counted.left : pad.left + width + counted.right,
+    ] = 1
+    scale = graph.tensors[op.input].scale / graph.tensors[op.output].scale
+    for y, x in np.ndindex(error.shape[0], error.shape[1]):
+        top, left = y * op.stride[0], x * op.stride[1]
+        window = np.s_[top : top + op.window[0], left : left + op.window[1]]
+        if isinstance(op, AveragePool):
+            into[window] += error[y, x] * scale / is_counted[window].sum()
+            continue
+        part = padded[window]
+        for channel in range(channels):
+            row, column = np.unravel_index(part[:, :, channel].argmax(), part.shape[:2])
+            into[top + row, left + column, channel] += error[y, x, channel]
+    return into[pad.top : pad.top + height, pad.left : pad.left + width]
 
 
 def forward_integers(

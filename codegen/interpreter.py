@@ -8,103 +8,56 @@ tf_engine_load, tf_engine_score, tf_engine_train_step and the delta of the C eng
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen import blob
-from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Head, Tensor
+from codegen import blob, interpreter_pools
+from codegen.integer_arithmetic import (
+    BIAS_BITS,
+    STATE_BITS,
+    STEP_BITS,
+    Error,
+    Ints,
+    apply_gain,
+    random_bits,
+    random_move,
+    round_shift,
+    step_gain,
+)
+from codegen.ir import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    DepthwiseConv,
+    GlobalAveragePool,
+    Head,
+    MaxPool,
+    Requantize,
+    Tensor,
+)
 from codegen.layer_arithmetic import (
     INT32_MAX,
-    Gain,
     addition_arithmetic,
     convolution_arithmetic,
     head_arithmetic,
     pooling_arithmetic,
 )
+from codegen.pool_arithmetic import (
+    average_pool_arithmetic,
+    counts,
+    overlap_bits,
+    reconstruction_arithmetic,
+    requantize_arithmetic,
+)
 from codegen.program import INPUT, Program, Step
-
-Ints = NDArray[np.int64]
 
 EXP2_TABLE = np.array([round(2.0 ** (30 - i / 64)) for i in range(65)])
 LOG2_TABLE = np.rint(2**16 * np.log2(1 + np.arange(65) / 64)).astype(np.int64)
 LARGEST_DISTANCE = 31 << 16
 LN2_Q16 = 45426
 DELTA_STREAM = 0xFFFFFFFF
-STATE_BITS, STEP_BITS, BIAS_BITS = 14, 16, 8
-"""Bits below one unit of the state (q8.8), one step of an int8 weight, one step of a bias that a
-change has before it is rounded at random."""
-LARGEST_CHANGE = 1 << 30
-
-
-def random_bits(key: int, stream: int, counter: Ints) -> Ints:
-    """``tf_random`` for an array of counters."""
-
-    def mix(x: Ints) -> Ints:
-        mask = np.uint64(0xFFFFFFFF)
-        y = x.astype(np.uint64) & mask
-        y ^= y >> np.uint64(16)
-        y = y * np.uint64(0x7FEB352D) & mask
-        y ^= y >> np.uint64(15)
-        y = y * np.uint64(0x846CA68B) & mask
-        y ^= y >> np.uint64(16)
-        return y.astype(np.int64)
-
-    start = mix(np.array([key + 0x9E3779B9], np.int64))
-    bits: Ints = mix(mix(start + stream) + counter)
-    return bits
-
-
-def round_shift(value: Ints, shift: int) -> Ints:
-    """Round half up by ``shift`` bits; to the left where negative."""
-    if shift <= 0:
-        return value << -shift
-    return (value + (1 << (shift - 1))) >> shift
-
-
-def random_move(change: Ints, bits: int, seed: int, step: int, first_value: int) -> Ints:
-    """-change / 2**bits, up or down at random with the right odds; values in delta order."""
-    counter = first_value + np.arange(change.size).reshape(change.shape)
-    chance = random_bits(seed, step, counter) & ((1 << bits) - 1)
-    move: Ints = (chance - np.clip(change, -LARGEST_CHANGE, LARGEST_CHANGE)) >> bits
-    return move
-
-
-def step_gain(gain: Gain, learning_rate_q20: int) -> Gain:
-    """gain * learning rate with a mantissa below 2**31."""
-    product = gain.mantissa * learning_rate_q20
-    excess = max(0, product.bit_length() - 31)
-    return Gain(product >> excess, gain.exponent - 20 + excess)
-
-
-def apply_gain(gradient: Ints, gain: Gain, exponent: int) -> Ints:
-    """gradient * gain * 2**exponent, rounded and saturated to 32 bits."""
-    shift = -(gain.exponent + exponent)
-    if shift > 62:
-        return np.zeros_like(gradient)
-    exact = gradient.astype(object) * gain.mantissa
-    moved = exact * 2**-shift if shift <= 0 else (exact + (1 << (shift - 1))) // (1 << shift)
-    saturated: Ints = np.clip(moved, -INT32_MAX, INT32_MAX).astype(np.int64)
-    return saturated
-
-
-@dataclass
-class Error:
-    """An error tensor: real value = codes * 2**exponent."""
-
-    codes: Ints
-    exponent: int
-
-    @property
-    def magnitude(self) -> int:
-        """Largest absolute code."""
-        return int(np.abs(self.codes).max(initial=0))
-
-    @property
-    def headroom(self) -> int:
-        """Bits by which the codes can go left and still fit 15 bits and a sign."""
-        return 15 - self.magnitude.bit_length()
 
 
 def _saturate_error(values: Ints) -> Ints:
@@ -142,11 +95,19 @@ class Interpreter:
             "depthwise_forward": self._depthwise_forward,
             "add_forward": self._add_forward,
             "pool_forward": self._pool_forward,
+            "max_pool_forward": self._max_pool_forward,
+            "average_pool_forward": self._average_pool_forward,
+            "concat_forward": self._concat_forward,
+            "requantize_forward": self._requantize_forward,
             "head_forward": self._head_forward,
             "cross_entropy": self._cross_entropy,
+            "mean_squared_error": self._mean_squared_error,
             "head_input_gradient": self._head_input_gradient,
             "head_update": self._head_update,
             "pool_input_gradient": self._pool_input_gradient,
+            "max_pool_input_gradient": self._max_pool_input_gradient,
+            "average_pool_input_gradient": self._average_pool_input_gradient,
+            "concat_input_gradient": self._concat_input_gradient,
             "error_mask": self._error_mask,
             "error_scale": self._error_scale,
             "error_sum": self._error_sum,
@@ -207,8 +168,8 @@ class Interpreter:
     def _tensor(self, name: str) -> Tensor:
         return self.graph.tensors[name]
 
-    def _store(self, step: Step, values: Ints) -> None:
-        clamped = np.clip(values, -128, 127)
+    def _store(self, step: Step, values: Ints, low: int = -128, high: int = 127) -> None:
+        clamped = np.clip(values, low, high)
         self.arrays[step.buffers["output"]] = clamped
         if "mask" in step.buffers:
             self.arrays[step.buffers["mask"]] = (clamped == values).astype(np.int64)
@@ -272,12 +233,62 @@ class Interpreter:
 
     def _pool_forward(self, step: Step) -> None:
         source = self.arrays[step.buffers["input"]]
-        pixels = source.shape[0] * source.shape[1]
-        raised = source.sum(axis=(0, 1)) + 128 * pixels
-        mean = raised // pixels
-        rest = 2 * (raised - mean * pixels)
-        up = (rest > pixels) | ((rest == pixels) & (mean % 2 == 1))
-        self.arrays[step.buffers["output"]] = (mean + up - 128)[None, None, :]
+        pixels = np.array(source.shape[0] * source.shape[1])
+        mean = interpreter_pools.mean_codes(source.sum(axis=(0, 1)), pixels, 0)
+        self.arrays[step.buffers["output"]] = mean[None, None, :]
+
+    def _max_pool_forward(self, step: Step) -> None:
+        op = step.op
+        assert isinstance(op, MaxPool)
+        source, output = self._tensor(op.input), self._tensor(op.output)
+        codes = self.arrays[step.buffers["input"]]
+        largest, places = interpreter_pools.max_pool(op, source, output, codes)
+        self.arrays[step.buffers["output"]] = largest
+        if "places" in step.buffers:
+            self.arrays[step.buffers["places"]] = places
+
+    def _average_pool_forward(self, step: Step) -> None:
+        op = step.op
+        assert isinstance(op, AveragePool)
+        source, output = self._tensor(op.input), self._tensor(op.output)
+        codes = interpreter_pools.average_pool(
+            op,
+            source,
+            output,
+            average_pool_arithmetic(self.graph, op),
+            self._counts(op),
+            self.arrays[step.buffers["input"]],
+        )
+        self._store(step, codes)
+
+    def _counts(self, op: AveragePool) -> Ints:
+        rows, columns = counts(self.graph, op)
+        return np.outer(rows, columns)[:, :, None]
+
+    def _slice(self, step: Step) -> slice:
+        """Channels of a concatenation that come from the step's input."""
+        op = step.op
+        assert isinstance(op, Concat)
+        sizes = [self._tensor(name).shape[2] for name in op.inputs]
+        first = sum(sizes[: step.operand])
+        return slice(first, first + sizes[step.operand])
+
+    def _concat_forward(self, step: Step) -> None:
+        op = step.op
+        assert isinstance(op, Concat)
+        empty = np.zeros(self._tensor(op.output).shape, np.int64)
+        output = self.arrays.setdefault(step.buffers["output"], empty)
+        output[:, :, self._slice(step)] = self.arrays[step.buffers["input"]]
+
+    def _requantize_forward(self, step: Step) -> None:
+        op = step.op
+        assert isinstance(op, Requantize)
+        constants = requantize_arithmetic(self.graph, op)
+        by = constants.requantize
+        shifted = self.arrays[step.buffers["input"]] - self._tensor(op.input).zero_point
+        high = ((shifted << constants.pre_shift) * by.word) >> 32
+        values = ((high + (1 << (by.shift - 1))) >> by.shift) + self._tensor(op.output).zero_point
+        self._store(step, values, op.low, op.high)
 
     def _head_forward(self, step: Step) -> None:
         op = step.op
@@ -319,6 +330,15 @@ class Interpreter:
         bits = int(distance[self.label]) + log2 - (30 << 16)
         self.loss_q16 = 0 if bits <= 0 else bits * LN2_Q16 >> 16
 
+    def _mean_squared_error(self, step: Step) -> None:
+        op = step.op
+        assert isinstance(op, Head)
+        wanted = self.arrays[INPUT].ravel() - self._tensor(self.graph.input).zero_point
+        codes, exponent, self.loss_q16 = interpreter_pools.squared_error(
+            reconstruction_arithmetic(self.graph, op), self.logits, wanted
+        )
+        self.errors = {step.buffers["error"]: Error(codes, exponent)}
+
     # Backward: errors.
 
     def _head_input_gradient(self, step: Step) -> None:
@@ -330,7 +350,8 @@ class Interpreter:
         shift = int(np.abs(sums).max()).bit_length() - 15
         exponent = error.exponent + constants.error_exponent - 15 + shift
         codes = _saturate_error(round_shift(sums, shift))
-        self.errors[step.buffers["out"]] = Error(codes[None, None, :], exponent)
+        shaped = codes.reshape(self._tensor(op.input).shape)
+        self.errors[step.buffers["out"]] = Error(shaped, exponent)
 
     def _pool_input_gradient(self, step: Step) -> None:
         op = step.op
@@ -342,17 +363,54 @@ class Interpreter:
         exponent = error.exponent + constants.error_exponent
         self.errors[step.buffers["out"]] = Error(spread, exponent)
 
+    def _max_pool_input_gradient(self, step: Step) -> None:
+        op = step.op
+        assert isinstance(op, MaxPool)
+        error = self.errors[step.buffers["error"]]
+        shift = max(0, overlap_bits(op) - error.headroom)
+        codes = interpreter_pools.max_pool_errors(
+            self._tensor(op.input),
+            round_shift(error.codes, shift),
+            self.arrays[step.buffers["places"]],
+        )
+        self.errors[step.buffers["out"]] = Error(codes, error.exponent + shift)
+
+    def _average_pool_input_gradient(self, step: Step) -> None:
+        op = step.op
+        assert isinstance(op, AveragePool)
+        constants = average_pool_arithmetic(self.graph, op)
+        error = self.errors[step.buffers["error"]]
+        left = error.headroom - overlap_bits(op)
+        factor = constants.error_multiplier[self._counts(op) - constants.least_count]
+        codes = interpreter_pools.average_pool_errors(
+            op,
+            self._tensor(op.input),
+            self._tensor(op.output),
+            round_shift(error.codes * factor, 15 - left),
+        )
+        exponent = error.exponent + constants.error_exponent - left
+        self.errors[step.buffers["out"]] = Error(codes, exponent)
+
+    def _concat_input_gradient(self, step: Step) -> None:
+        error = self.errors[step.buffers["error"]]
+        part = error.codes[:, :, self._slice(step)].copy()
+        self.errors[step.buffers["out"]] = Error(part, error.exponent)
+
     def _error_mask(self, step: Step) -> None:
         error = self.errors[step.buffers["error"]]
         error.codes = error.codes * self.arrays[step.buffers["mask"]]
 
     def _error_scale(self, step: Step) -> None:
         op = step.op
-        assert isinstance(op, Add)
-        constants = addition_arithmetic(self.graph, op)
-        first = step.operand == 0
-        factor = constants.a_error_multiplier if first else constants.b_error_multiplier
-        power = constants.a_error_exponent if first else constants.b_error_exponent
+        if isinstance(op, Requantize):
+            change = requantize_arithmetic(self.graph, op)
+            factor, power = change.error_multiplier, change.error_exponent
+        else:
+            assert isinstance(op, Add)
+            sum_ = addition_arithmetic(self.graph, op)
+            first = step.operand == 0
+            factor = sum_.a_error_multiplier if first else sum_.b_error_multiplier
+            power = sum_.a_error_exponent if first else sum_.b_error_exponent
         error = self.errors[step.buffers["error"]]
         codes = round_shift(error.codes * factor, 15 - error.headroom)
         exponent = error.exponent + power - error.headroom

@@ -11,20 +11,36 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from codegen import memory_plan, scratch, streaming
 from codegen.blob import BlobTensor, layout, packed_bytes
-from codegen.errors import ModelError
-from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Head, Op, inputs_of
+from codegen.ir import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    DepthwiseConv,
+    GlobalAveragePool,
+    Graph,
+    Head,
+    MaxPool,
+    Op,
+    Requantize,
+    inputs_of,
+)
 from codegen.memory_plan import Overlap
 from codegen.plans import Plan
 from codegen.program import CHAIN, INPUT, SCALE_BYTES, SCALES, Program, Rows, Segment, Step
+from codegen.scheduling import scheduled
 from codegen.scratch import round_up
 
 Parameterized = Conv | DepthwiseConv
+OfOne: TypeAlias = Parameterized | GlobalAveragePool | MaxPool | AveragePool | Requantize
+"""Operations that read one tensor and make another."""
+
 VELOCITY_BYTES = 4
 BANDS = (8, 4, 2, 1)
 """Rows of a chain's output made at a time: more are quicker, fewer need less memory."""
@@ -36,21 +52,17 @@ def lower(graph: Graph, plan: Plan) -> Program:
     Chains are made only where they lower the peak: everything that can be streamed is streamed at
     first, then tensors get memory of their own again while the arena's lower bound stays.
     """
-    for op in graph.ops:
-        if not isinstance(op, (Conv, DepthwiseConv, Add, GlobalAveragePool, Head)):
-            raise ModelError(f"layer {op.name}: {type(op).__name__} has no kernel yet")
-    if graph.head.loss != "cross-entropy":
-        raise ModelError(f"loss {graph.head.loss} has no kernel yet")
     segments, state_bytes = _segments(graph, plan)
+    ordered = replace(graph, ops=scheduled(graph))
 
     def build(streamed: frozenset[str], bands: dict[str, int]) -> _Builder:
-        builder = _Builder(graph, plan, segments, streamed, bands)
+        builder = _Builder(ordered, plan, segments, streamed, bands)
         builder.forward()
         builder.loss()
         builder.backward()
         return builder
 
-    streamed = _streamable(graph, plan, segments)
+    streamed = _streamable(ordered, plan, segments)
     best = build(streamed, {})
     bound = best.lower_bound()
     for tensor in sorted(streamed, key=lambda name: graph.tensors[name].size):
@@ -122,7 +134,7 @@ def _delta_shift(graph: Graph, plan: Plan, tensor: BlobTensor) -> int:
         return 4
     op = next(op for op in graph.ops if op.name == tensor.layer)
     if isinstance(op, Head):
-        return 10
+        return 8
     assert isinstance(op, (Conv, DepthwiseConv))
     output_steps = max(tensor.step) / graph.tensors[op.output].scale
     return int(np.clip(math.floor(-math.log2(4 * output_steps)), 0, 20))
@@ -261,31 +273,64 @@ class _Builder:
             return
         output = self.graph.tensors[op.output]
         buffers = {"output": self._buffer(self._activation(op.output), output.size)}
-        if op.output in self.needs_error and not isinstance(op, GlobalAveragePool):
+        if op.output in self.needs_error and self._saturates(op):
             buffers["mask"] = self._buffer(f"mask {op.output}", -(-output.size // 8))
-        if isinstance(op, Add):
-            buffers["a"], buffers["b"] = map(self._activation, op.inputs)
-            for operand in ("a", "b"):
-                self._may_overlap(buffers["output"], buffers[operand], 0)
-            self._step("forward", "add_forward", op, buffers)
-            return
-        buffers["input"] = self._activation(inputs_of(op)[0])
-        if isinstance(op, Conv):
-            size = scratch.convolution_forward_bytes(op, self._partly_trained(op))
-            buffers["scratch"] = self._buffer(f"columns {op.name}", size)
-            if not self._partly_trained(op):
-                lead = streaming.convolution_lead(self.graph, op)
-                self._may_overlap(buffers["output"], buffers["input"], lead)
-            self._step("forward", "convolution_forward", op, buffers, macs=self._macs(op))
-        elif isinstance(op, DepthwiseConv):
-            source = self.graph.tensors[op.input]
-            size = scratch.depthwise_forward_bytes(op, source, output, output.shape[0])
-            buffers["scratch"] = self._buffer(f"plane {op.name}", size)
-            if source.shape == output.shape:
-                self._may_overlap(buffers["output"], buffers["input"], None)
-            self._step("forward", "depthwise_forward", op, buffers, macs=self._macs(op))
-        else:
-            self._step("forward", "pool_forward", op, buffers)
+        match op:
+            case Add():
+                buffers["a"], buffers["b"] = map(self._activation, op.inputs)
+                for side in ("a", "b"):
+                    self._may_overlap(buffers["output"], buffers[side], 0)
+                self._step("forward", "add_forward", op, buffers)
+            case Concat():
+                for operand, name in enumerate(op.inputs):
+                    part = {**buffers, "input": self._activation(name)}
+                    self._step("forward", "concat_forward", op, part, operand=operand)
+            case _:
+                buffers["input"] = self._activation(op.input)
+                self._forward_of_one(op, buffers)
+
+    def _forward_of_one(self, op: OfOne, buffers: dict[str, str]) -> None:
+        source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
+        match op:
+            case Conv():
+                size = scratch.convolution_forward_bytes(op, self._partly_trained(op))
+                buffers["scratch"] = self._buffer(f"columns {op.name}", size)
+                if not self._partly_trained(op):
+                    lead = streaming.convolution_lead(self.graph, op)
+                    self._may_overlap(buffers["output"], buffers["input"], lead)
+                self._step("forward", "convolution_forward", op, buffers, macs=self._macs(op))
+            case DepthwiseConv():
+                size = scratch.depthwise_forward_bytes(op, source, output, output.shape[0])
+                buffers["scratch"] = self._buffer(f"plane {op.name}", size)
+                if source.shape == output.shape:
+                    self._may_overlap(buffers["output"], buffers["input"], None)
+                self._step("forward", "depthwise_forward", op, buffers, macs=self._macs(op))
+            case GlobalAveragePool():
+                self._step("forward", "pool_forward", op, buffers)
+            case MaxPool():
+                if op.output in self.needs_error:
+                    width = 2 if math.prod(op.window) > 256 else 1
+                    places = self._buffer(f"places {op.output}", width * output.size)
+                    buffers["places"] = places
+                self._pool_overlap(op, buffers)
+                self._step("forward", "max_pool_forward", op, buffers)
+            case AveragePool():
+                self._pool_overlap(op, buffers)
+                self._step("forward", "average_pool_forward", op, buffers)
+            case Requantize():
+                self._may_overlap(buffers["output"], buffers["input"], 0)
+                self._step("forward", "requantize_forward", op, buffers)
+
+    def _saturates(self, op: Op) -> bool:
+        """Whether codes of the output may be clamped, so that errors pass through a mask."""
+        if isinstance(op, AveragePool):
+            source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
+            return (source.scale, source.zero_point) != (output.scale, output.zero_point)
+        return isinstance(op, (Conv, DepthwiseConv, Add, Requantize))
+
+    def _pool_overlap(self, op: MaxPool | AveragePool, buffers: dict[str, str]) -> None:
+        lead = streaming.pool_lead(self.graph, op)
+        self._may_overlap(buffers["output"], buffers["input"], lead)
 
     def _chain(self, length: int) -> None:
         """Makes the last ``length`` steps one that executes them row by row."""
@@ -346,7 +391,8 @@ class _Builder:
         head = self.graph.head
         self.error_index["error logits"] = len(self.error_index)
         error = self._buffer("error logits", 2 * head.bias.size)
-        self._step("loss", "cross_entropy", head, {"error": error})
+        kernel = "mean_squared_error" if head.loss == "mse" else "cross_entropy"
+        self._step("loss", kernel, head, {"error": error})
 
     # Backward: gradients as a table, one method per op.
 
@@ -354,6 +400,10 @@ class _Builder:
         rules: dict[type, Callable[[Any], None]] = {
             Head: self._head_backward,
             GlobalAveragePool: self._pool_backward,
+            MaxPool: self._max_pool_backward,
+            AveragePool: self._average_pool_backward,
+            Concat: self._concat_backward,
+            Requantize: self._requantize_backward,
             Add: self._add_backward,
             Conv: self._convolution_backward,
             DepthwiseConv: self._convolution_backward,
@@ -401,7 +451,25 @@ class _Builder:
     def _pool_backward(self, op: GlobalAveragePool) -> None:
         self._propagate("pool_input_gradient", op, op.input, {"error": self.errors[op.output]})
 
-    def _mask(self, op: Add | Parameterized) -> dict[str, str]:
+    def _max_pool_backward(self, op: MaxPool) -> None:
+        buffers = {"error": self.errors[op.output], "places": f"places {op.output}"}
+        self._propagate("max_pool_input_gradient", op, op.input, buffers)
+
+    def _average_pool_backward(self, op: AveragePool) -> None:
+        error = self._mask(op) if self._saturates(op) else {"error": self.errors[op.output]}
+        self._propagate("average_pool_input_gradient", op, op.input, error)
+
+    def _concat_backward(self, op: Concat) -> None:
+        error = {"error": self.errors[op.output]}
+        for operand, tensor in enumerate(op.inputs):
+            if tensor in self.needs_error:
+                self._propagate("concat_input_gradient", op, tensor, error, operand=operand)
+
+    def _requantize_backward(self, op: Requantize) -> None:
+        error = self._mask(op)
+        self._propagate("error_scale", op, op.input, error, over_error=Overlap(None))
+
+    def _mask(self, op: Add | Parameterized | AveragePool | Requantize) -> dict[str, str]:
         error = {"error": self.errors[op.output]}
         self._step("backward", "error_mask", op, {**error, "mask": f"mask {op.output}"})
         return error

@@ -67,7 +67,8 @@ class PlanSpec(_Strict):
     """``auto``: the finest that fits the board."""
     accumulate: int = Field(default=1, ge=1, le=MOST_ACCUMULATED)
     momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
-    loss: str = "cross-entropy"
+    loss: str | None = None
+    """The model's own where left out: no plan can have another."""
 
 
 @dataclass(frozen=True)
@@ -248,9 +249,11 @@ def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
     name = f"plan {plan_spec.name!r}"
     layers = {op.name: op for op in graph.convolutions}
     order = list(layers)
-    if plan_spec.loss != "cross-entropy":
+    loss = graph.head.loss
+    if plan_spec.loss not in (None, loss):
         raise PlanError(
-            f"{name}: loss {plan_spec.loss!r} isn't supported; the only loss is 'cross-entropy'"
+            f"{name}: loss {plan_spec.loss!r} isn't supported; that of this model is {loss!r} "
+            "(leave it out)"
         )
     if isinstance(plan_spec.biases, LastLayers):
         last = plan_spec.biases.last
@@ -282,7 +285,7 @@ def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
         state="q8.8" if plan_spec.state == "auto" else plan_spec.state,
         accumulate=plan_spec.accumulate,
         momentum_q8=min(round(plan_spec.momentum * 256), 255),
-        loss=plan_spec.loss,
+        loss=loss,
     )
 
 
@@ -319,17 +322,21 @@ def default_plans(graph: Graph) -> list[Plan]:
     Small: the biases of the last third of the layers, and the head. Middle: the biases of the
     last two thirds, the head, and input channels of the last pointwise weights until about 6.5 %
     of the parameters are trained. Full: every layer. In very small models two of them can train
-    the same values; then only the smaller one is returned.
+    the same values; then only the smaller one is returned. The head of an autoencoder is as
+    large as a layer gets: only the full plan trains it.
     """
     order = [op.name for op in graph.convolutions]
     third = -(-len(order) // 3)
-    small = Plan("small", tuple(order[len(order) - third :]), (), True, "q8.8")
+    loss = graph.head.loss
+    head = loss == "cross-entropy"
+    small = Plan("small", tuple(order[len(order) - third :]), (), head, "q8.8", loss=loss)
     middle_biases = tuple(order[max(0, len(order) - 2 * third) :])
-    middle = Plan("middle", middle_biases, _middle_weights(graph, middle_biases), True, "q8.8")
+    middle_weights = _middle_weights(graph, middle_biases, head)
+    middle = Plan("middle", middle_biases, middle_weights, head, "q8.8", loss=loss)
     everything = tuple(
         WeightUpdate(op.name, tuple(range(op.weight.shape[-1]))) for op in graph.convolutions
     )
-    full = Plan("full", tuple(order), everything, True, "q8.8")
+    full = Plan("full", tuple(order), everything, True, "q8.8", loss=loss)
     distinct: dict[str, Plan] = {}
     for plan in (small, middle, full):
         distinct.setdefault(plan.id, plan)
@@ -342,9 +349,11 @@ def parameter_count(graph: Graph) -> int:
     return sum(op.weight.size + op.bias.size for op in layers)
 
 
-def _middle_weights(graph: Graph, biases: tuple[str, ...]) -> tuple[WeightUpdate, ...]:
+def _middle_weights(
+    graph: Graph, biases: tuple[str, ...], with_head: bool
+) -> tuple[WeightUpdate, ...]:
     head = graph.head
-    trained = head.weight.size + head.bias.size
+    trained = head.weight.size + head.bias.size if with_head else 0
     trained += sum(op.bias.size for op in graph.convolutions if op.name in biases)
     budget = MIDDLE_PART * parameter_count(graph) - trained
     pointwise = [

@@ -66,7 +66,7 @@ _MEANING: dict[Check, str] = {
     "dead-channels": "channels that are constant on the calibration set, in {layers}; they cost "
     "time and memory and tell nothing, unless the set lacks the inputs that wake them",
     "imbalance": "widest channel over the median one: {layers}; the narrow channels have few of "
-    "the int8 steps. --equalize evens this out where the output goes to one layer only",
+    "the int8 steps, and --equalize gives them more where that leaves the function as it is",
     "outliers": "whole range over that of 99.9 % of the values: {layers}; try "
     "--calibration-method percentile or mse",
     "bias-limit": "biases at the limit of the sum's 32 bits, in {layers}; such an output hardly "

@@ -39,7 +39,6 @@ from codegen.float_graph import (
 )
 
 __all__ = [
-    "activation_code",
     "assemble",
     "codings_of",
     "load_calibration",
@@ -50,9 +49,10 @@ __all__ = [
 
 _WEIGHT_MAX = 127
 _INT32_MAX = 2**31 - 1
-# A fresh head grows as it learns (1.8-fold on flowers), and must not hit the end of its range.
-_HEAD_ROOM = 4.0
 _HEAD_STEPS = 256  # q8.8
+# Weights of a head that learns new classes grow to a few times the range in which they were drawn;
+# what int16 has beyond 13 bits is theirs to grow.
+_HEAD_ROOM = 4
 # A bias may take up half of int32, which leaves the other half to the accumulated products:
 # 255 * 127 * K fits for every kernel of up to K = 33,000 weights per output.
 _BIAS_MAX = 2**30
@@ -149,7 +149,7 @@ def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:
                 add_tensor(op.output)
                 ops.append(ir.Add(op.name, op.inputs, op.output))
             case FloatPool() | FloatAveragePool():
-                if isinstance(op, FloatAveragePool) and op.output in graph.codings:
+                if op.output in graph.codings:
                     add_tensor(op.output)
                 else:  # a mean of codes is one of the same scale
                     keep_coding(op.input, op.output)

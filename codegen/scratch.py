@@ -58,10 +58,10 @@ _SUMS_AT_ONCE = 64
 _WINDOW_BYTES = 12
 
 
-def _sliding_bytes(rows: int, columns: int, kernel_rows: int, kernel_columns: int) -> int:
-    # Windows of all rows of outputs, sums of some of them, and the table of taps.
+def _sliding_bytes(windows: int, columns: int, kernel_rows: int, kernel_columns: int) -> int:
+    # Windows of rows of outputs, sums of some of them, and the table of taps.
     sums = 4 * (max(columns, _SUMS_AT_ONCE) + _SLIDE_BLOCK)
-    return _WINDOW_BYTES * rows + sums + 2 * kernel_rows * (2 * kernel_columns + 4)
+    return _WINDOW_BYTES * windows + sums + 2 * kernel_rows * (2 * kernel_columns + 4)
 
 
 def depthwise_forward_bytes(op: DepthwiseConv, source: Tensor, output: Tensor, rows: int) -> int:
@@ -84,7 +84,8 @@ def depthwise_input_gradient_bytes(op: DepthwiseConv, source: Tensor, output: Te
     planes: int = 2 * (2 * height * line + 2 * _SLIDE_BLOCK)
     in_height, in_width, _ = source.shape
     kernel_rows = kernel_height + op.stride[0]
-    return _sliding_bytes(in_height, in_width, kernel_rows, kernel_width) + planes
+    windows = in_height * min(op.stride[1], in_width)
+    return _sliding_bytes(windows, in_width, kernel_rows, kernel_width) + planes
 
 
 def depthwise_weight_update_bytes(op: DepthwiseConv, source: Tensor, output: Tensor) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from codegen.ir import Add, Conv, DepthwiseConv, Graph
+from codegen.ir import Add, AveragePool, Conv, DepthwiseConv, Graph, MaxPool
 from codegen.program import Rows
 
 Stage: TypeAlias = Conv | DepthwiseConv | Add
@@ -104,6 +104,28 @@ def convolution_lead(graph: Graph, op: Conv) -> int:
     window = window_of(graph, op)
     leads = [(y + 1) * output_row - window.low(y) * source_row for y in range(output.shape[0])]
     return max(0, *leads)
+
+
+def pool_lead(graph: Graph, op: MaxPool | AveragePool) -> int:
+    """The same for a pool, whose pixels read while they are written."""
+    source, output = graph.tensors[op.input].shape, graph.tensors[op.output].shape
+
+    def first(row: int, column: int) -> int:
+        """The first input pixel under a window."""
+        top = max(0, row * op.stride[0] - op.padding.top)
+        return top * source[1] + max(0, column * op.stride[1] - op.padding.left)
+
+    lead = 0
+    for y in range(output[0]):
+        next_row = first(y + 1, 0) if y + 1 < output[0] else source[0] * source[1]
+        for x in range(output[1]):
+            written = y * output[1] + x
+            lead = max(lead, written - min(first(y, x), next_row))
+            if x + 1 < output[1]:
+                lead = max(lead, written + 1 - min(first(y, x + 1), next_row))
+            else:
+                lead = max(lead, written + 1 - next_row)
+    return lead * source[2]
 
 
 def is_pointwise(op: Conv) -> bool:

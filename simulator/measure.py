@@ -6,6 +6,7 @@ result are from one run; which words of SRAM are written comes from two more.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.bundle import Bundle, load_bundle
-from simulator.counting import InstructionCounter
+from simulator.counting import InclusiveCounter, InstructionCounter
 from simulator.errors import ImageError, MachineFault, MeasureError
 from simulator.image_engine import ImageEngine, find_plan
 from simulator.unicorn_machine import UnicornMachine
 
-__all__ = ["ImageEngine", "Instructions", "Measurement", "measure"]
+__all__ = ["ImageEngine", "Instructions", "Measurement", "StepProfile", "measure", "profile_step"]
 
 _Q16, _Q20 = 1 << 16, 1 << 20
 
@@ -61,6 +62,16 @@ class Measurement:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class StepProfile:
+    """Instructions of one step of training by the functions that it consists of."""
+
+    by_function: dict[str, int]
+    """Callees included, in the order asked for."""
+    outside: int
+    """What lies in none of them: the engine that calls them."""
+
+
 def measure(
     bundle_dir: Path | str,
     plan_id: str | None = None,
@@ -90,8 +101,7 @@ def measure(
     bundle = load_bundle(bundle_dir)
     plan = find_plan(bundle, plan_id)
     if sample is None:
-        random = np.random.default_rng(seed)
-        sample = random.integers(-128, 128, bundle.manifest.model.input.shape).astype(np.int8)
+        sample = _random_sample(bundle, seed)
     board = bundle.board
     step = (sample, label, round(learning_rate * _Q20), seed)
     try:
@@ -120,6 +130,31 @@ def measure(
         loss=loss_q16 / _Q16,
         predicted=predicted,
     )
+
+
+def profile_step(
+    bundle: Bundle, plan_id: str, functions: Iterable[str], *, seed: int = 1
+) -> StepProfile:
+    """Run one step of training as ``measure`` does, and count it by ``functions`` of the image.
+
+    Raises: MeasureError for an unknown plan, a function that isn't in the image, or an image
+        that faults.
+    """
+    plan = find_plan(bundle, plan_id)
+    try:
+        with (
+            ImageEngine(bundle, plan.id) as engine,
+            InclusiveCounter(engine.machine, functions) as counter,
+        ):
+            engine.train_step(_random_sample(bundle, seed), 0, round(0.01 * _Q20), seed)
+            return StepProfile(counter.by_function(), counter.outside)
+    except (ImageError, MachineFault) as error:
+        raise MeasureError(f"bundle {bundle.path}, plan {plan.name}: {error}") from error
+
+
+def _random_sample(bundle: Bundle, seed: int) -> NDArray[np.int8]:
+    random = np.random.default_rng(seed)
+    return random.integers(-128, 128, bundle.manifest.model.input.shape).astype(np.int8)
 
 
 def _touched_bytes(bundle: Bundle, plan: str, step: tuple[NDArray[np.int8], int, int, int]) -> int:

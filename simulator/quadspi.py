@@ -117,12 +117,16 @@ class Quadspi(Peripheral):
                 self._data(_Command.of(self.values[self.CCR]), value)
 
     def _refuse_while_busy(self, offset: int) -> None:
+        if self.is_mapped:
+            doing = "the flash is mapped"
+        elif self._polled is not None:
+            doing = "it polls"
+        elif not self.values[self.CR] & self.EN and offset in (self.CCR, self.AR, self.DR):
+            doing = "it is off"
+        else:
+            return
         name = next(name for name, place in self.REGISTERS.items() if place == offset)
-        if self.is_mapped or self._polled is not None:
-            doing = "the flash is mapped" if self.is_mapped else "it polls"
-            raise FlashMisuse(f"QUADSPI {name} written while {doing}")
-        if not self.values[self.CR] & self.EN and offset in (self.CCR, self.AR, self.DR):
-            raise FlashMisuse(f"QUADSPI {name} written while it is off")
+        raise FlashMisuse(f"QUADSPI {name} written while {doing}")
 
     def _start(self, command: _Command) -> None:
         self._waits_for_data = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,6 @@ from benchmarks.accuracy.image_check import check_on_image
 from benchmarks.accuracy.report import write_report
 from benchmarks.accuracy.study import METHODS, Results, run_study
 from benchmarks.accuracy.tasks import TASKS
-from benchmarks.accuracy.training import Schedule
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "accuracy"
 
@@ -22,8 +22,8 @@ def main() -> None:
     parser.add_argument("--plans", help="comma-separated; those of the data set where left out")
     parser.add_argument("--methods", default="float,device", help=f"of {', '.join(METHODS)}")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--rate", type=float, default=0.025)
+    parser.add_argument("--epochs", type=int, help="30 where left out")
+    parser.add_argument("--rate", type=float, help="0.025 where left out")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument(
         "--image-steps",
@@ -36,7 +36,8 @@ def main() -> None:
     if arguments.dataset != "report":
         task = TASKS[arguments.dataset]
         plans = arguments.plans.split(",") if arguments.plans else list(task.default_plans)
-        schedule = Schedule(arguments.epochs, arguments.rate)
+        given = {"epochs": arguments.epochs, "rate": arguments.rate}
+        schedule = replace(task.schedule, **{k: v for k, v in given.items() if v is not None})
         if arguments.image_steps:
             for plan in plans:
                 check_on_image(task, plan, schedule, arguments.image_steps)

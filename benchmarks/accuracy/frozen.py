@@ -13,8 +13,8 @@ from benchmarks.accuracy.samples import Codes, Samples
 from codegen import blob
 from codegen.interpreter import Interpreter
 from codegen.ir import Graph
+from codegen.lowering import lower
 from codegen.plans import Plan
-from codegen.program import lower
 from codegen.subgraph import cut_graph, frozen_cut
 
 CACHE = Path(tempfile.gettempdir()) / "tinyfleet-frozen-features"

@@ -27,7 +27,7 @@ from codegen.ir import (
     Graph,
     Head,
 )
-from codegen.plans import Plan, WeightRange
+from codegen.plans import Plan, WeightUpdate
 
 STEPS_PER_HEAD_SCALE = {16: 256, 8: 1}
 """q8.8 has 256 steps per step of an int8 head of the same range."""
@@ -174,9 +174,9 @@ class Network:
         return torch.cat(parts).numpy()
 
 
-def trained_channels(item: WeightRange) -> list[int]:
+def trained_channels(item: WeightUpdate) -> list[int]:
     """Positions of the weight's last axis on the device that are trained."""
-    return list(range(item.start, item.start + item.count))
+    return list(item.channels)
 
 
 def _channels_first(op: Conv | DepthwiseConv) -> NDArray[np.int8]:

@@ -83,8 +83,7 @@ def cells(runs: Iterable[dict[str, Any]]) -> dict[tuple[str, str], Cell]:
     return {
         key: Cell(
             tuple(
-                100 * float(np.mean([run["accuracy"][-1] for run in seeds[seed]]))
-                for seed in sorted(seeds)
+                100 * float(np.mean([run["end"] for run in seeds[seed]])) for seed in sorted(seeds)
             ),
             100 * float(np.mean([run["start"] for of in seeds.values() for run in of])),
             sum(any(run["diverged"] for run in of) for of in seeds.values()),
@@ -124,8 +123,9 @@ def _section(
     start = np.mean([cell.start for cell in found.values()])
     lines = [
         f"\n## {name}\n",
-        f"{content['title'][0].upper()}{content['title'][1:]}. {schedule['epochs']} epochs, rate "
-        f"{schedule['rate']:g}, {seeds} seeds; {start:.1f} % before training.\n",
+        f"{content['title'][0].upper()}{content['title'][1:]}. {schedule['epochs']} epochs, "
+        f"rate {schedule['rate']:g}, batches of {schedule['batch']}, {seeds} seeds; "
+        f"{start:.1f} % before training.\n",
         "| plan | " + " | ".join(METHODS[m].title for m in methods) + " | device less float |",
         "|---|" + "---|" * (len(methods) + 1),
     ]

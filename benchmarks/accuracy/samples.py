@@ -45,7 +45,7 @@ def flowers96() -> Samples:
         return _photos(data["x_train"], data["y_train"], data["x_test"], data["y_test"])
 
 
-def cifar10_sub(train: int = 1000, test: int = 500) -> Samples:
+def cifar10_sub(train: int = 500, test: int = 500) -> Samples:
     """The first images of each of 10 classes, as many of each, enlarged to 128x128."""
     with np.load(shared_folder() / "data" / "cifar10_sub.npz") as data:
         first, second = _balanced(data["y_train"], train), _balanced(data["y_test"], test)

@@ -91,7 +91,7 @@ class Results:
 
     def add(self, run: Run, **key: Any) -> None:
         """Keeps ``run`` on disk."""
-        self.runs.append({**key, **asdict(run)})
+        self.runs.append({**key, **asdict(run), "end": run.end})
         self.runs.sort(key=lambda r: (r["plan"], r["method"], r["seed"], r["who"]))
         self.write()
 
@@ -147,7 +147,7 @@ def _one(
     diverged = " diverged" if run.diverged else ""
     print(
         f"{key['plan']:8} {method.name:11} seed {key['seed']} {key['who']}: "
-        f"{run.start:.1%} to {run.accuracy[-1]:.1%}{diverged}, loss {run.loss[-1]:.4f}, "
+        f"{run.start:.1%} to {run.end:.1%}{diverged}, loss {run.loss[-1]:.4f}, "
         f"rate {schedule.rate:g}, {seconds:.0f} s",
         flush=True,
     )
@@ -171,8 +171,8 @@ def _searched(
         for power in range(RATES):
             rate = schedule.rate * SEARCHED**power
             run = method.train(graph, plan, samples, replace(schedule, rate=rate), 0)
-            tried[f"{rate:g}"] = run.accuracy[-1]
-            print(f"{key}: rate {rate:g} gives {run.accuracy[-1]:.1%}", flush=True)
+            tried[f"{rate:g}"] = run.end
+            print(f"{key}: rate {rate:g} gives {run.end:.1%}", flush=True)
         rates[key] = tried
         results.write()
     return float(max(rates[key], key=lambda rate: rates[key][rate]))

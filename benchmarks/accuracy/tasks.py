@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.accuracy import samples, small_networks
 from benchmarks.accuracy.heads import with_fresh_head
 from benchmarks.accuracy.samples import Samples
+from benchmarks.accuracy.training import Schedule
 from codegen.importer import import_model
 from codegen.ir import Conv, Graph
 from codegen.plans import LastLayers, PlanSpec, WeightSpec, load_plan
@@ -29,6 +30,7 @@ class Task:
     """Seed → graph with the head to start from, and samples by whose they are."""
     plans: Callable[[Graph], Mapping[str, PlanSpec]]
     default_plans: tuple[str, ...]
+    schedule: Schedule = field(default_factory=Schedule)
 
 
 def _mcunet(load: Callable[[], Samples]) -> Callable[[int], tuple[Graph, dict[str, Samples]]]:
@@ -90,7 +92,7 @@ TASKS = {
         ),
         Task(
             "cifar10_sub",
-            "CIFAR-10, 1,000 images (MCUNet-5FPS, fresh head)",
+            "CIFAR-10, 500 images for training and 500 for tests (MCUNet-5FPS, fresh head)",
             _mcunet(samples.cifar10_sub),
             _mcunet_plans,
             ("head", "bias", "49kb", "99kb", "148kb"),
@@ -101,6 +103,8 @@ TASKS = {
             small_networks.activity,
             _small_plans,
             ("head", "bias", "sparse", "full"),
+            # 150 samples a person: smaller batches, so that there are as many steps.
+            Schedule(batch=8),
         ),
         Task(
             "kws_arabic_mfcc",

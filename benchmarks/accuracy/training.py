@@ -25,12 +25,16 @@ from benchmarks.accuracy.samples import Samples
 from codegen.compile import build_host_engine
 from codegen.host_engine import HostEngine
 from codegen.ir import Graph
+from codegen.lowering import lower
 from codegen.plans import Plan
-from codegen.program import lower
 
 RATE_UNIT = 2**20
+TESTED_EVERY = 5
+"""Epochs between tests; the last one is tested in any case."""
 GIVE_UP_AFTER = 2
-"""Epochs in a row with a loss above that of guessing, after which a run counts as diverged."""
+"""Epochs in a row with a loss well above that of guessing: such a run counts as diverged."""
+NO_LOSS = 1e9
+"""Stands for a loss that isn't a number."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +62,33 @@ class Schedule:
 
 @dataclass
 class Run:
-    """Accuracy before (``start``) and after each epoch; mean loss of each epoch's steps."""
+    """Accuracy before (``start``) and by epochs done; mean loss of each epoch's steps."""
 
     start: float = 0.0
-    accuracy: list[float] = field(default_factory=list)
+    accuracy: dict[int, float] = field(default_factory=dict)
     loss: list[float] = field(default_factory=list)
     diverged: bool = False
 
-    def note(self, accuracy: float, losses: list[float], guessing: float) -> bool:
-        """Takes an epoch's figures; True when there is no point in going on."""
-        self.accuracy.append(round(accuracy, 6))
+    @property
+    def end(self) -> float:
+        """Accuracy after the last epoch."""
+        return self.accuracy[len(self.loss)]
+
+    def note(
+        self, losses: list[float], guessing: float, epochs: int, test: Callable[[], float]
+    ) -> bool:
+        """Takes an epoch's losses, tests where it is time; True when there is no point in going on.
+
+        ``guessing`` is the loss of guessing, ``epochs`` how many there are to be.
+        """
         mean = float(np.mean(losses))
-        self.loss.append(round(mean, 6) if math.isfinite(mean) else 1e9)
+        self.loss.append(round(mean, 6) if math.isfinite(mean) else NO_LOSS)
         late = self.loss[-GIVE_UP_AFTER:]
         lost = len(late) == GIVE_UP_AFTER and min(late) > 1.5 * guessing
         self.diverged = lost or not math.isfinite(mean)
+        done = len(self.loss)
+        if done % TESTED_EVERY == 0 or done == epochs or self.diverged:
+            self.accuracy[done] = round(test(), 6)
         return self.diverged
 
 
@@ -136,7 +152,7 @@ def train_network(
                 with torch.no_grad():
                     step = rate / schedule.batch
                     update(network, dict(zip(names, gradients, strict=True)), step)
-        if run.note(accuracy(), losses, guessing):
+        if run.note(losses, guessing, schedule.epochs, accuracy):
             break
     return run
 
@@ -162,7 +178,7 @@ def train_on_device_arithmetic(
                 samples.train[index], int(samples.train_labels[index]), rate_q20, seed
             )
             losses.append(engine.loss_q16 / 2**16)
-        if run.note(accuracy(), losses, guessing):
+        if run.note(losses, guessing, schedule.epochs, accuracy):
             break
     return run
 

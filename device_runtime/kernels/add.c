@@ -1,41 +1,50 @@
 /* Elementwise addition of two tensors with scales of their own. */
 #include "fixed_point.h"
 
-/* Elements `from` … from + count - 1; with a mask, their bits are those of one byte. */
-static inline __attribute__((always_inline)) void sum_some(const tf_addition *layer, int32_t offset,
-                                                           const int8_t *a, const int8_t *b,
-                                                           int8_t *output, uint8_t *mask,
-                                                           uint32_t from, const uint32_t count) {
-    const int32_t a_multiplier = layer->a_multiplier, b_multiplier = layer->b_multiplier;
-    uint32_t bits = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        /* Zero points and half a step are in the offset; it wraps around, the sum fits. */
-        const uint32_t sum = (uint32_t)(a[from + i] * a_multiplier) +
-                             (uint32_t)(b[from + i] * b_multiplier) + (uint32_t)offset;
-        const int32_t value = ((int32_t)sum >> layer->shift) + layer->out_zero;
-        const int32_t code = tf_clamp8(value);
-        output[from + i] = (int8_t)code;
-        if (mask != NULL) {
-            bits |= (uint32_t)(code == value) << i;
-        }
-    }
-    if (mask != NULL) {
-        mask[from >> 3] = (uint8_t)bits;
-    }
+/* The layer's constants where no store can change them. */
+typedef struct {
+    int32_t a_multiplier, b_multiplier;
+    int32_t offset; /* zero points of the inputs and half a step; it may wrap around, sums fit */
+    int32_t shift, out_zero;
+} constants;
+
+/* The code before the clamp. */
+static inline __attribute__((always_inline)) int32_t value_of(const constants *by, int32_t a,
+                                                              int32_t b) {
+    const uint32_t first = (uint32_t)by->offset + (uint32_t)(a * by->a_multiplier);
+    return ((int32_t)(first + (uint32_t)(b * by->b_multiplier)) >> by->shift) + by->out_zero;
 }
 
 static inline __attribute__((always_inline)) void sum_all(const tf_addition *layer, const int8_t *a,
                                                           const int8_t *b, int8_t *output,
                                                           uint8_t *mask, uint32_t size) {
-    const uint32_t whole = size & ~7u;
     const uint32_t zeros = (uint32_t)layer->a_zero * (uint32_t)layer->a_multiplier +
                            (uint32_t)layer->b_zero * (uint32_t)layer->b_multiplier;
-    const int32_t offset = (int32_t)((1u << layer->shift >> 1) - zeros);
-    for (uint32_t from = 0; from < whole; from += 8u) {
-        sum_some(layer, offset, a, b, output, mask, from, 8u);
+    const constants by = {layer->a_multiplier, layer->b_multiplier,
+                          (int32_t)((1u << layer->shift >> 1) - zeros), layer->shift,
+                          layer->out_zero};
+    uint32_t left = size;
+    for (; left >= 8u; left -= 8u, a += 8, b += 8, output += 8) {
+        uint32_t bits = 0;
+        for (uint32_t i = 0; i < 8u; i++) {
+            const int32_t value = value_of(&by, a[i], b[i]);
+            const int32_t code = tf_clamp8(value);
+            output[i] = (int8_t)code;
+            bits |= (uint32_t)(code == value) << i;
+        }
+        if (mask != NULL) {
+            *mask++ = (uint8_t)bits;
+        }
     }
-    if (whole < size) {
-        sum_some(layer, offset, a, b, output, mask, whole, size - whole);
+    uint32_t bits = 0;
+    for (uint32_t i = 0; i < left; i++) {
+        const int32_t value = value_of(&by, a[i], b[i]);
+        const int32_t code = tf_clamp8(value);
+        output[i] = (int8_t)code;
+        bits |= (uint32_t)(code == value) << i;
+    }
+    if (mask != NULL && left > 0u) {
+        *mask = (uint8_t)bits;
     }
 }
 

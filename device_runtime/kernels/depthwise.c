@@ -129,17 +129,16 @@ static __attribute__((noinline)) void one_channel(const forward_job *job, const 
     const tf_requantizer by = tf_make_requantizer(layer->requantize[channel], layer->out_zero);
     const uint32_t channels = layer->out_channels, width = layer->out_width;
     const uint32_t first = job->span->first, end = job->span->end, ring = job->span->out_ring;
-    const tf_window *window = job->windows;
+    tf_slide_rows by_rows = {job->windows, job->windows,         plane,    job->table, 4u * width,
+                             bias,         2u * job->slide.line, job->sums};
     uint32_t slot = job->first_slot;
     for (uint32_t y = first; y < end;) {
         /* Rows are contiguous in the output, so that several are stored in one go. */
         uint32_t rows = end - y < job->most ? end - y : job->most;
         rows = ring - slot < rows ? ring - slot : rows;
-        int32_t *sums = job->sums;
-        for (uint32_t i = rows; i > 0u; i--, window++, sums += width) {
-            tf_slide_row(&job->slide, plane + window->plane, job->table + window->table,
-                         (uint32_t)window->rows, width, bias, sums);
-        }
+        by_rows.end = by_rows.window + rows;
+        tf_slide_rows_of(&job->slide, &by_rows);
+        by_rows.window = by_rows.end;
         const uint32_t count = rows * width;
         for (uint32_t i = 0; layer->pre_shift > 0 && i < count; i++) {
             job->sums[i] = tf_raise(job->sums[i], layer->pre_shift);

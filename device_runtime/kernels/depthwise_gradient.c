@@ -17,7 +17,7 @@ typedef struct {
     const tf_convolution *layer;
     int16_t *out;
     int32_t shift;      /* from the product with the channel's factor to a code */
-    tf_window *windows; /* one per input row; `table` counts rows of taps */
+    tf_window *windows; /* one per input row, for each phase of the columns */
     int32_t *sums;
     int16_t *table, *planes;
     uint32_t line, plane;
@@ -79,59 +79,79 @@ static void store_sums(gradient_job *job, int32_t multiplier, uint32_t count, in
     job->magnitude = magnitude;
 }
 
+/* Strides up to this one have their phases found once for all channels. */
+#define KEPT_PHASES 2u
+
+/* The input columns first, first + stride, … */
+typedef struct {
+    int32_t first;
+    int32_t taps; /* of a row, the first of which is that of column `phase` of the kernel */
+    int32_t phase;
+    uint32_t before; /* zero taps before them, so that rows begin at words */
+    int32_t start;   /* column of the plane where the first window begins */
+    tf_slide slide;
+} column_phase;
+
+static column_phase columns_from(const gradient_job *job, int32_t first) {
+    const tf_convolution *layer = job->layer;
+    const int32_t at = first + layer->pad_left, stride = layer->stride_width;
+    column_phase columns;
+    columns.first = first;
+    columns.phase = at % stride;
+    columns.taps = phase_taps(layer->kernel_width, stride, columns.phase);
+    columns.start = job->left + at / stride - columns.taps + 1;
+    columns.before = (uint32_t)columns.start & 1u;
+    columns.start -= (int32_t)columns.before;
+    columns.slide = tf_make_slide((uint32_t)columns.taps + columns.before, 1u, job->line);
+    return columns;
+}
+
 /* Where the windows of the input's rows lie: rows of a window outside of the output are left out.
- * In the table, taps of a phase are in reverse, `most` rows after those of the phase before. */
-static void find_windows(const gradient_job *job, int32_t most) {
+ * In the table, taps of a phase of rows are in reverse, and phases have room for `most` rows. */
+static void find_windows(const gradient_job *job, const column_phase *columns, int32_t most) {
     const tf_convolution *layer = job->layer;
     const int32_t stride = layer->stride_height;
-    tf_window *window = job->windows;
+    tf_window *window = job->windows + (uint32_t)columns->first * layer->in_height;
     for (int32_t y = layer->pad_top; y < layer->in_height + layer->pad_top; y++, window++) {
         const int32_t phase = y % stride, last = y / stride;
         const int32_t top = last + 1 - phase_taps(layer->kernel_height, stride, phase);
         const int32_t first = tf_clamp(top, 0, layer->out_height);
         const int32_t end = tf_clamp(last + 1, first, layer->out_height);
         window->plane = first * (int32_t)job->line;
-        window->table = phase * most + first - top;
+        window->table = (phase * most + first - top) * (int32_t)columns->slide.taps_row;
         window->rows = end - first;
     }
 }
 
-/* The columns of one phase, from input column `first` on, of one channel. */
-static void one_phase(gradient_job *job, const int16_t *plane, const int8_t *weights, uint32_t step,
-                      uint32_t channel, int32_t first) {
+/* One phase of the columns of one channel. */
+static void one_phase(gradient_job *job, const column_phase *columns, const int16_t *plane,
+                      const int8_t *weights, uint32_t step, uint32_t channel) {
     const tf_convolution *layer = job->layer;
     const int32_t stride = layer->stride_width, rows_stride = layer->stride_height;
     const int32_t kernel_row = (int32_t)step * layer->kernel_width;
-    const int32_t phase = (first + layer->pad_left) % stride;
-    const int32_t taps = phase_taps(layer->kernel_width, stride, phase);
-    /* Rows begin at words: an odd start is put off by a zero tap before the others. */
-    int32_t start = job->left + (first + layer->pad_left) / stride - taps + 1;
-    const uint32_t before = (uint32_t)start & 1u;
-    start -= (int32_t)before;
-    const tf_slide slide = tf_make_slide((uint32_t)taps + before, 1u, job->line);
+    const uint32_t first = (uint32_t)columns->first;
     const int32_t most = phase_taps(layer->kernel_height, rows_stride, 0);
     for (int32_t p = 0; p < rows_stride; p++) {
         const int32_t rows = phase_taps(layer->kernel_height, rows_stride, p);
         const int8_t *last = weights + (p + (rows - 1) * rows_stride) * kernel_row +
-                             (phase + (taps - 1) * stride) * (int32_t)step;
-        tf_widen_taps(&slide, last, -stride * (int32_t)step, -rows_stride * kernel_row,
-                      (uint32_t)taps, before, (uint32_t)rows,
-                      job->table + (uint32_t)(p * most) * slide.taps_row);
+                             (columns->phase + (columns->taps - 1) * stride) * (int32_t)step;
+        tf_widen_taps(&columns->slide, last, -stride * (int32_t)step, -rows_stride * kernel_row,
+                      (uint32_t)columns->taps, columns->before, (uint32_t)rows,
+                      job->table + (uint32_t)(p * most) * columns->slide.taps_row);
     }
     const uint32_t width = layer->in_width, height = layer->in_height;
-    const uint32_t count = (width - 1u - (uint32_t)first) / (uint32_t)stride + 1u;
+    const uint32_t count = (width - 1u - first) / (uint32_t)stride + 1u;
     /* Where rows go on without a gap several are stored in one go. */
     const uint32_t most_rows = count * (uint32_t)stride == width ? tf_rows_at_once(count) : 1u;
-    int16_t *out = job->out + (uint32_t)first * layer->in_channels + channel;
-    const tf_window *window = job->windows;
+    int16_t *out = job->out + first * layer->in_channels + channel;
+    const tf_window *windows = job->windows + first * height;
+    tf_slide_rows by_rows = {windows,    windows, plane + columns->start, job->table,
+                             4u * count, 0,       2u * job->line,         job->sums};
     for (uint32_t y = 0; y < height; y += most_rows) {
         const uint32_t rows = height - y < most_rows ? height - y : most_rows;
-        int32_t *sums = job->sums;
-        for (uint32_t i = rows; i > 0u; i--, window++, sums += count) {
-            tf_slide_row(&slide, plane + window->plane + start,
-                         job->table + window->table * (int32_t)slide.taps_row,
-                         (uint32_t)window->rows, count, 0, sums);
-        }
+        by_rows.end = by_rows.window + rows;
+        tf_slide_rows_of(&columns->slide, &by_rows);
+        by_rows.window = by_rows.end;
         store_sums(job, layer->error_multiplier[channel], rows * count,
                    out + y * width * layer->in_channels, (uint32_t)stride * layer->in_channels);
     }
@@ -164,6 +184,9 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
     const uint32_t channels = layer->out_channels;
     const int32_t headroom = tf_headroom(scale);
     const int32_t reach = (layer->in_width - 1 + layer->pad_left) / layer->stride_width + 1;
+    const uint32_t phases =
+        layer->stride_width < layer->in_width ? layer->stride_width : layer->in_width;
+    column_phase kept[KEPT_PHASES];
     gradient_job job;
     job.layer = layer;
     job.out = out;
@@ -174,11 +197,17 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
     job.plane = layer->out_height * job.line;
     job.magnitude = 0;
     job.windows = (tf_window *)(void *)scratch;
-    job.sums = (int32_t *)(void *)(job.windows + layer->in_height);
+    job.sums = (int32_t *)(void *)(job.windows + phases * layer->in_height);
     job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->in_width));
     job.planes =
         job.table + (layer->kernel_height + layer->stride_height) * (2u * layer->kernel_width + 4u);
-    find_windows(&job, phase_taps(layer->kernel_height, layer->stride_height, 0));
+    for (uint32_t x = 0; x < phases; x++) {
+        const column_phase columns = columns_from(&job, (int32_t)x);
+        if (x < KEPT_PHASES) {
+            kept[x] = columns;
+        }
+        find_windows(&job, &columns, phase_taps(layer->kernel_height, layer->stride_height, 0));
+    }
     memset(job.planes, 0, sizeof(int16_t) * (2u * job.plane + 2u * TF_SLIDE_BLOCK));
     uint32_t trained = 0;
     for (uint32_t c = 0; c < channels; c += 2u) {
@@ -192,8 +221,14 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
                 taps = weights->trained + trained++;
                 step = weights->count;
             }
-            for (int32_t x = 0; x < layer->stride_width && x < layer->in_width; x++) {
-                one_phase(&job, job.planes + lane * job.plane, taps, step, c + lane, x);
+            for (uint32_t x = 0; x < phases; x++) {
+                const int16_t *plane = job.planes + lane * job.plane;
+                if (x < KEPT_PHASES) {
+                    one_phase(&job, &kept[x], plane, taps, step, c + lane);
+                } else {
+                    const column_phase columns = columns_from(&job, (int32_t)x);
+                    one_phase(&job, &columns, plane, taps, step, c + lane);
+                }
             }
         }
     }
@@ -238,27 +273,36 @@ static void gather_channel(const update_planes *planes, const int8_t *input, con
 static void tap_gradients(const update_planes *planes, int32_t row, int32_t col, uint32_t count,
                           int32_t gradients[4]) {
     const tf_convolution *layer = planes->layer;
-    const int32_t stride = layer->stride_width;
-    const uint32_t in_row = (uint32_t)(col % stride) * planes->line + (uint32_t)(col / stride);
+    const int32_t stride = layer->stride_width, rows_stride = layer->stride_height;
+    /* Output rows whose tap lies inside the input. */
+    const int32_t before = layer->pad_top - row;
+    const int32_t first = tf_clamp((before + rows_stride - 1) / rows_stride, 0, layer->out_height);
+    const int32_t reach = layer->in_height - 1 + before;
+    const int32_t end = tf_clamp(reach < 0 ? 0 : reach / rows_stride + 1, first, layer->out_height);
+    const uint32_t in_line = (uint32_t)stride * planes->line;
+    tf_correlation by = {planes->error + (uint32_t)first * planes->error_line,
+                         planes->input + (uint32_t)(first * rows_stride - before) * in_line +
+                             (uint32_t)(col % stride) * planes->line + (uint32_t)(col / stride),
+                         (uint32_t)(end - first),
+                         planes->error_line,
+                         planes->error_line,
+                         (uint32_t)rows_stride * in_line};
+    if (layer->gradient_shift == 0u) {
+        tf_correlate(&by, count, gradients);
+        return;
+    }
     int64_t totals[4] = {0, 0, 0, 0};
-    int32_t sums[4] = {0, 0, 0, 0};
-    for (int32_t y = 0; y < layer->out_height; y++) {
-        const int32_t in_y = y * layer->stride_height + row - layer->pad_top;
-        if (in_y < 0 || in_y >= layer->in_height) {
-            continue;
+    by.rows = 1;
+    for (int32_t y = first; y < end; y++) {
+        tf_correlate(&by, count, gradients);
+        for (uint32_t i = 0; i < count; i++) {
+            totals[i] += gradients[i];
         }
-        tf_correlate(planes->error + (uint32_t)y * planes->error_line,
-                     planes->input + (uint32_t)(in_y * stride) * planes->line + in_row,
-                     planes->error_line, count, sums);
-        for (uint32_t i = 0; layer->gradient_shift > 0 && i < count; i++) {
-            totals[i] += sums[i];
-            sums[i] = 0;
-        }
+        by.error += by.error_step;
+        by.plane += by.plane_step;
     }
     for (uint32_t i = 0; i < count; i++) {
-        gradients[i] = layer->gradient_shift > 0
-                           ? (int32_t)tf_round_shift(totals[i], layer->gradient_shift)
-                           : sums[i];
+        gradients[i] = (int32_t)tf_round_shift(totals[i], layer->gradient_shift);
     }
 }
 

@@ -158,47 +158,44 @@ void tf_gather_errors(const tf_gathering *by, const int16_t *from, int16_t *to) 
     }
 }
 
+static inline __attribute__((always_inline)) void correlate(const tf_correlation *by,
+                                                            const uint32_t taps, int32_t sums[4]) {
+    const int16_t *error = by->error, *plane = by->plane;
+    int32_t s[4] = {0, 0, 0, 0};
+    for (uint32_t row = by->rows; row > 0u; row--) {
 #if TF_PAIRS
-
-static inline __attribute__((always_inline)) void correlate(const int16_t *error,
-                                                            const int16_t *row, uint32_t count,
-                                                            const uint32_t taps, int32_t sums[4]) {
-    int32_t s[4] = {sums[0], sums[1], sums[2], sums[3]};
-    const int16_t *end = error + count;
-    for (; error != end; error += 2, row += 2) {
-        const int16x2_t e = (int16x2_t) * (const word *)error;
-        for (uint32_t i = 0; i < taps; i++) {
-            s[i] = __smlad(e, (int16x2_t)tf_load_pair(row + i), s[i]);
+        const int16_t *next = plane, *end = error + by->count;
+        for (const int16_t *e = error; e != end; e += 2, next += 2) {
+            const int16x2_t pair = (int16x2_t) * (const word *)(const void *)e;
+            for (uint32_t i = 0; i < taps; i++) {
+                s[i] = __smlad(pair, (int16x2_t)tf_load_pair(next + i), s[i]);
+            }
         }
-    }
-    memcpy(sums, s, sizeof s);
-}
-
 #else
-
-static inline __attribute__((always_inline)) void correlate(const int16_t *error,
-                                                            const int16_t *row, uint32_t count,
-                                                            const uint32_t taps, int32_t sums[4]) {
-    for (uint32_t i = 0; i < taps; i++) {
-        int32_t sum = 0;
-        for (uint32_t x = 0; x < count; x++) {
-            sum += error[x] * row[i + x];
+        for (uint32_t i = 0; i < taps; i++) {
+            int32_t sum = 0;
+            for (uint32_t x = 0; x < by->count; x++) {
+                sum += error[x] * plane[i + x];
+            }
+            s[i] += sum;
         }
-        sums[i] += sum;
+#endif
+        error += by->error_step;
+        plane += by->plane_step;
+    }
+    for (uint32_t i = 0; i < taps; i++) {
+        sums[i] = s[i];
     }
 }
 
-#endif
-
-void tf_correlate(const int16_t *error, const int16_t *row, uint32_t count, uint32_t taps,
-                  int32_t sums[4]) {
+void tf_correlate(const tf_correlation *by, uint32_t taps, int32_t sums[4]) {
     if (taps == 1u) {
-        correlate(error, row, count, 1u, sums);
+        correlate(by, 1u, sums);
     } else if (taps == 2u) {
-        correlate(error, row, count, 2u, sums);
+        correlate(by, 2u, sums);
     } else if (taps == 3u) {
-        correlate(error, row, count, 3u, sums);
+        correlate(by, 3u, sums);
     } else {
-        correlate(error, row, count, 4u, sums);
+        correlate(by, 4u, sums);
     }
 }

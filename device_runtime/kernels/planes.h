@@ -29,19 +29,24 @@ typedef struct {
     int32_t plane, table, rows;
 } tf_window;
 
-/* Sums from `sums` to `end`, in whole blocks; rows > 0. */
-typedef void tf_slide_function(const int16_t *plane, const int16_t *table, int32_t *sums,
-                               const int32_t *end, uint32_t rows, uint32_t line_bytes,
-                               int32_t start);
+/* The sums of some output rows. Assembler knows the order of these. */
+typedef struct {
+    const tf_window *window, *end; /* of these rows */
+    const int16_t *plane, *table;
+    uint32_t row_bytes; /* of the sums of one row */
+    int32_t start;      /* of every sum */
+    uint32_t line_bytes;
+    int32_t *sums; /* rows follow each other without a gap */
+} tf_slide_rows;
 
 /* Rows of taps that slide along the rows of a plane. */
 typedef struct {
-    uint32_t width;         /* taps of a row, with those that are filled up */
-    uint32_t stride;        /* columns from one output to the next */
-    uint32_t taps_row;      /* elements of a row of the table */
-    uint32_t line;          /* elements of a row of the plane, even */
-    int overlapping;        /* the table has all overlapping pairs */
-    tf_slide_function *run; /* NULL for widths and strides without code of their own */
+    uint32_t width;                         /* taps of a row, with those that are filled up */
+    uint32_t stride;                        /* columns from one output to the next */
+    uint32_t taps_row;                      /* elements of a row of the table */
+    uint32_t line;                          /* elements of a row of the plane, even */
+    int overlapping;                        /* the table has all overlapping pairs */
+    void (*run)(const tf_slide_rows *rows); /* NULL: no code for this width and stride */
 } tf_slide;
 
 tf_slide tf_make_slide(uint32_t taps, uint32_t stride, uint32_t line);
@@ -51,20 +56,10 @@ tf_slide tf_make_slide(uint32_t taps, uint32_t stride, uint32_t line);
 void tf_widen_taps(const tf_slide *slide, const int8_t *from, int32_t step, int32_t row_step,
                    uint32_t count, uint32_t before, uint32_t rows, int16_t *table);
 
-void tf_slide_plainly(const tf_slide *slide, const int16_t *plane, const int16_t *table,
-                      uint32_t rows, uint32_t count, int32_t start, int32_t *sums);
-
-/* sums[x] = start + the products of `rows` rows of taps, the first of which lies on plane row
- * `plane` with its first tap at column x * stride; x < count. Reads as far as a whole number of
- * blocks needs. */
-static inline void tf_slide_row(const tf_slide *slide, const int16_t *plane, const int16_t *table,
-                                uint32_t rows, uint32_t count, int32_t start, int32_t *sums) {
-    if (slide->run != NULL && rows > 0u) {
-        slide->run(plane, table, sums, sums + count, rows, 2u * slide->line, start);
-    } else {
-        tf_slide_plainly(slide, plane, table, rows, count, start, sums);
-    }
-}
+/* sum x of a row = start + the products of the window's rows of taps, where the first tap lies at
+ * column x * stride. Reads, and writes behind the last row, as far as a whole number of blocks
+ * needs. */
+void tf_slide_rows_of(const tf_slide *slide, const tf_slide_rows *by);
 
 /* Where planes are gathered from: `rows` rows of `count` columns of one channel in a tensor of many,
  * and where they go: the next channel, with two lanes, `plane` elements later. */
@@ -79,10 +74,16 @@ typedef struct {
 void tf_gather_codes(const tf_gathering *by, const int8_t *from, int32_t zero, int16_t *to);
 void tf_gather_errors(const tf_gathering *by, const int16_t *from, int16_t *to);
 
-/* sums[i] += the product of error and row from its element i on, both `count` long, which is even;
- * i < taps <= 4. Errors are aligned to words, rows need not be. */
-void tf_correlate(const int16_t *error, const int16_t *row, uint32_t count, uint32_t taps,
-                  int32_t sums[4]);
+/* Rows of errors and the rows of a plane that they are multiplied with. */
+typedef struct {
+    const int16_t *error, *plane;
+    uint32_t rows, count;            /* elements of a row: even */
+    uint32_t error_step, plane_step; /* elements from one row to the next */
+} tf_correlation;
+
+/* sums[i] = the product of the errors and of the plane from its element i on; i < taps <= 4.
+ * Errors are aligned to words, the plane need not be. */
+void tf_correlate(const tf_correlation *by, uint32_t taps, int32_t sums[4]);
 
 /* Output rows of this width whose sums are made before they are stored. */
 static inline uint32_t tf_rows_at_once(uint32_t width) {

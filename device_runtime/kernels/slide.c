@@ -7,20 +7,46 @@
  *     r2  taps of the row at hand                         r3  rows to go
  *     r8, r9, r10  words of the plane                     r11, r12  pairs of taps
  *     lr  bytes of a row of the plane
- *     sp + 0   r0, where it has to make room              sp + 4   where the next sums go, sp + 8 end
- *     sp + 12  first row of taps, number of rows          sp + 20  what sums start with, twice
+ *
+ * and on the stack:
+ *
+ *     0   r0, where it has to make room                   4   where the next sums go, 8 the row's end
+ *     12  first row of taps, number of rows               20  what sums start with, twice
+ *     28  next window, end of the windows                 36  plane, table, bytes of a row of sums
  */
 #include "planes.h"
 
 #if TF_PAIRS
 
+/* The fields of tf_slide_rows go to the stack. */
 #define ENTER                  \
     "push {r4-r11, lr}\n"      \
-    "ldrd r5, lr, [sp, #36]\n" \
-    "ldr r6, [sp, #44]\n"      \
-    "mov r4, r1\n"             \
-    "mov r7, r6\n"             \
-    "push {r0, r2-r7}\n"
+    "ldm r0, {r1-r8}\n"        \
+    "sub sp, #48\n"            \
+    "add r9, sp, #28\n"        \
+    "stm r9, {r1-r5}\n"        \
+    "strd r6, r6, [sp, #20]\n" \
+    "str r8, [sp, #8]\n"       \
+    "mov lr, r7\n"
+
+/* Leaves the plane in r0, taps in r10, the number of rows in r11. */
+#define NEXT_WINDOW              \
+    "5: ldr r8, [sp, #28]\n"     \
+    "ldm r8!, {r9, r10, r11}\n"  \
+    "str r8, [sp, #28]\n"        \
+    "ldrd r4, r5, [sp, #36]\n"   \
+    "add r0, r4, r9, lsl #1\n"   \
+    "add r10, r5, r10, lsl #1\n" \
+    "strd r10, r11, [sp, #12]\n" \
+    "ldr r8, [sp, #8]\n"         \
+    "ldr r9, [sp, #44]\n"        \
+    "add r9, r8\n"               \
+    "strd r8, r9, [sp, #4]\n"
+
+/* Windows without a row leave nothing but the start. */
+#define UNLESS_EMPTY \
+    "cmp r11, #0\n"  \
+    "beq 7f\n"
 
 #define NEXT_BLOCK(bytes)         \
     "1: ldrd r2, r3, [sp, #12]\n" \
@@ -31,6 +57,7 @@
 
 /* For loops that need r0. */
 #define NEXT_BLOCK_FROM_STACK(bytes) \
+    "str r0, [sp]\n"                 \
     "1: ldr r1, [sp]\n"              \
     "ldrd r2, r3, [sp, #12]\n"       \
     "add r8, r1, #" #bytes "\n"      \
@@ -48,9 +75,20 @@
     "stmia r8!, {r4-r7}\n"    \
     "str r8, [sp, #4]\n"      \
     "cmp r8, r9\n"            \
-    "blo 1b\n"                \
-    "add sp, #28\n"           \
-    "pop {r4-r11, pc}\n"
+    "blo 1b\n"
+
+#define LEAVE                     \
+    "6: ldrd r8, r9, [sp, #28]\n" \
+    "cmp r8, r9\n"                \
+    "blo 5b\n"                    \
+    "add sp, #48\n"               \
+    "pop {r4-r11, pc}\n"          \
+    "7: ldrd r8, r9, [sp, #4]\n"  \
+    "ldr r4, [sp, #20]\n"         \
+    "8: str r4, [r8], #4\n"       \
+    "cmp r8, r9\n"                \
+    "blo 8b\n"                    \
+    "b 6b\n"
 
 /* sum += both products of a word and a pair; of the word's upper half and the pair's lower one; of
  * the word's lower half and the pair's upper one. */
@@ -76,91 +114,100 @@
             BOTH(7, 9, 12)
 
 /* Three rows of three without counting: r0 is the end of the sums then, r3 where they go. */
-#define THREE_ROWS(row, bytes)                                             \
-    "push {r4-r11, lr}\n"                                                  \
-    "ldrd lr, r4, [sp, #40]\n"                                             \
-    "mov r5, r4\n"                                                         \
-    "push {r4, r5}\n"                                                      \
-    "mov r12, r0\n"                                                        \
-    "mov r0, r3\n"                                                         \
-    "mov r3, r2\n"                                                         \
-    "mov r2, r1\n"                                                         \
-    "mov r1, r12\n"                                                        \
-    "4: ldrd r4, r5, [sp]\n"                                               \
-    "ldrd r6, r7, [sp]\n" row(8) "add r1, lr\n" row(8) "add r1, lr\n" row( \
-        -16) "sub r1, r1, lr, lsl #1\n"                                    \
-             "add r1, #" #bytes "\n"                                       \
-             "stmia r3!, {r4-r7}\n"                                        \
-             "cmp r3, r0\n"                                                \
-             "blo 4b\n"                                                    \
-             "add sp, #8\n"                                                \
-             "pop {r4-r11, pc}\n"
+#define THREE_ROWS(row, bytes)                                                  \
+    "3: mov r1, r0\n"                                                           \
+    "mov r2, r10\n"                                                             \
+    "ldrd r3, r0, [sp, #4]\n"                                                   \
+    "4: ldrd r4, r5, [sp, #20]\n"                                               \
+    "ldrd r6, r7, [sp, #20]\n" row(8) "add r1, lr\n" row(8) "add r1, lr\n" row( \
+        -16) "sub r1, r1, lr, lsl #1\n"                                         \
+             "add r1, #" #bytes "\n"                                            \
+             "stmia r3!, {r4-r7}\n"                                             \
+             "cmp r3, r0\n"                                                     \
+             "blo 4b\n"                                                         \
+             "b 6b\n"
 
-#define UNUSED __attribute__((unused))
-#define SLIDE(name)                                                                     \
-    static __attribute__((naked, noinline)) void name(                                  \
-        UNUSED const int16_t *plane, UNUSED const int16_t *table, UNUSED int32_t *sums, \
-        UNUSED const int32_t *end, UNUSED uint32_t rows, UNUSED uint32_t line_bytes,    \
-        UNUSED int32_t start)
+#define IF_THREE_ROWS \
+    "cmp r11, #3\n"   \
+    "beq 3f\n"
 
+#define SLIDE(name)                                                           \
+    static __attribute__((naked, noinline)) void name(__attribute__((unused)) \
+                                                      const tf_slide_rows *rows)
+
+/* clang-format off */
 SLIDE(slide_3_1) {
-    __asm volatile("ldr r12, [sp]\n"
-                   "cmp r12, #3\n"
-                   "beq 3f\n" ENTER NEXT_BLOCK(8) "2:\n" ROW_3_1(8) NEXT_ROW KEEP_BLOCK
-                   "3:\n" THREE_ROWS(ROW_3_1, 8));
+    __asm volatile(ENTER NEXT_WINDOW IF_THREE_ROWS UNLESS_EMPTY NEXT_BLOCK(8)
+                   "2:\n" ROW_3_1(8)
+                   NEXT_ROW KEEP_BLOCK LEAVE THREE_ROWS(ROW_3_1, 8));
 }
 
 SLIDE(slide_3_2) {
-    __asm volatile("ldr r12, [sp]\n"
-                   "cmp r12, #3\n"
-                   "beq 3f\n" ENTER NEXT_BLOCK(16) "2:\n" ROW_3_2(8) NEXT_ROW KEEP_BLOCK
-                   "3:\n" THREE_ROWS(ROW_3_2, 16));
+    __asm volatile(ENTER NEXT_WINDOW IF_THREE_ROWS UNLESS_EMPTY NEXT_BLOCK(16)
+                   "2:\n" ROW_3_2(8)
+                   NEXT_ROW KEEP_BLOCK LEAVE THREE_ROWS(ROW_3_2, 16));
 }
 
 /* Pairs 01, 12, 23, 34. */
 SLIDE(slide_5_1) {
-    __asm volatile(ENTER NEXT_BLOCK(
-        8) "2: ldrd r8, r9, [r1]\n"
-           "ldrd r11, r12, [r2], #8\n" FIRST_PAIR(8, 9) "ldrd r8, r10, [r1, #8]\n" BOTH(5, 9, 12)
-                       BOTH(7, 8, 12) "ldrd r11, r12, [r2], #8\n" BOTH(4, 9, 11) BOTH(6, 8, 11)
-                           LAST_PAIR(8, 10) NEXT_ROW KEEP_BLOCK);
+    __asm volatile(ENTER NEXT_WINDOW UNLESS_EMPTY NEXT_BLOCK(8)
+                   "2: ldrd r8, r9, [r1]\n"
+                   "ldrd r11, r12, [r2], #8\n"
+                   FIRST_PAIR(8, 9)
+                   "ldrd r8, r10, [r1, #8]\n"
+                   BOTH(5, 9, 12) BOTH(7, 8, 12)
+                   "ldrd r11, r12, [r2], #8\n"
+                   BOTH(4, 9, 11) BOTH(6, 8, 11) LAST_PAIR(8, 10)
+                   NEXT_ROW KEEP_BLOCK LEAVE);
 }
 
 /* Pairs 01, 12, 23, 34, 45, 56. */
 SLIDE(slide_7_1) {
-    __asm volatile(ENTER NEXT_BLOCK(
-        8) "2: ldrd r8, r9, [r1]\n"
-           "ldrd r11, r12, [r2], #8\n" FIRST_PAIR(8, 9) "ldrd r8, r10, [r1, #8]\n" BOTH(5, 9, 12)
-                       BOTH(7, 8, 12) "ldrd r11, r12, [r2], #8\n" BOTH(4, 9, 11) BOTH(6, 8, 11)
-                           BOTH(5, 8, 12) BOTH(7, 10, 12) "ldrd r11, r12, [r2], #8\n"
-                                                          "ldr r9, [r1, #16]\n" BOTH(4, 8, 11)
-                                                              BOTH(6, 10, 11) LAST_PAIR(10, 9)
-                                                                  NEXT_ROW KEEP_BLOCK);
+    __asm volatile(ENTER NEXT_WINDOW UNLESS_EMPTY NEXT_BLOCK(8)
+                   "2: ldrd r8, r9, [r1]\n"
+                   "ldrd r11, r12, [r2], #8\n"
+                   FIRST_PAIR(8, 9)
+                   "ldrd r8, r10, [r1, #8]\n"
+                   BOTH(5, 9, 12) BOTH(7, 8, 12)
+                   "ldrd r11, r12, [r2], #8\n"
+                   BOTH(4, 9, 11) BOTH(6, 8, 11) BOTH(5, 8, 12) BOTH(7, 10, 12)
+                   "ldrd r11, r12, [r2], #8\n"
+                   "ldr r9, [r1, #16]\n"
+                   BOTH(4, 8, 11) BOTH(6, 10, 11) LAST_PAIR(10, 9)
+                   NEXT_ROW KEEP_BLOCK LEAVE);
 }
 
 /* Pairs 01, 23, (4, -) in r10, r11, r12. */
 SLIDE(slide_5_2) {
-    __asm volatile(
-        ENTER NEXT_BLOCK(16) "2: ldm r2!, {r10, r11, r12}\n"
-                             "ldrd r8, r9, [r1]\n" BOTH(4, 8, 10) BOTH(4, 9, 11)
-                                 BOTH(5, 9, 10) "ldrd r8, r9, [r1, #8]\n" BOTH(4, 8, 12)
-                                     BOTH(5, 8, 11) BOTH(6, 8, 10) BOTH(5, 9, 12) BOTH(6, 9, 11)
-                                         BOTH(7, 9, 10) "ldrd r8, r9, [r1, #16]\n" BOTH(6, 8, 12)
-                                             BOTH(7, 8, 11) BOTH(7, 9, 12) NEXT_ROW KEEP_BLOCK);
+    __asm volatile(ENTER NEXT_WINDOW UNLESS_EMPTY NEXT_BLOCK(16)
+                   "2: ldm r2!, {r10, r11, r12}\n"
+                   "ldrd r8, r9, [r1]\n"
+                   BOTH(4, 8, 10) BOTH(4, 9, 11) BOTH(5, 9, 10)
+                   "ldrd r8, r9, [r1, #8]\n"
+                   BOTH(4, 8, 12) BOTH(5, 8, 11) BOTH(6, 8, 10)
+                   BOTH(5, 9, 12) BOTH(6, 9, 11) BOTH(7, 9, 10)
+                   "ldrd r8, r9, [r1, #16]\n"
+                   BOTH(6, 8, 12) BOTH(7, 8, 11) BOTH(7, 9, 12)
+                   NEXT_ROW KEEP_BLOCK LEAVE);
 }
 
 /* Pairs 01, 23, 45, (6, -) in r0, r10, r11, r12. */
 SLIDE(slide_7_2) {
-    __asm volatile(ENTER NEXT_BLOCK_FROM_STACK(
-        16) "2: ldm r2!, {r0, r10, r11, r12}\n"
-            "ldrd r8, r9, [r1]\n" BOTH(4, 8, 0) BOTH(4, 9, 10)
-                       BOTH(5, 9, 0) "ldrd r8, r9, [r1, #8]\n" BOTH(4, 8, 11) BOTH(5, 8, 10)
-                           BOTH(6, 8, 0) BOTH(4, 9, 12) BOTH(5, 9, 11) BOTH(6, 9, 10)
-                               BOTH(7, 9, 0) "ldrd r8, r9, [r1, #16]\n" BOTH(5, 8, 12)
-                                   BOTH(6, 8, 11) BOTH(7, 8, 10) BOTH(6, 9, 12)
-                                       BOTH(7, 9, 11) "ldr r8, [r1, #24]\n" BOTH(7, 8, 12)
-                                           NEXT_ROW KEEP_BLOCK);
+    __asm volatile(ENTER NEXT_WINDOW UNLESS_EMPTY NEXT_BLOCK_FROM_STACK(16)
+                   "2: ldm r2!, {r0, r10, r11, r12}\n"
+                   "ldrd r8, r9, [r1]\n"
+                   BOTH(4, 8, 0) BOTH(4, 9, 10) BOTH(5, 9, 0)
+                   "ldrd r8, r9, [r1, #8]\n"
+                   BOTH(4, 8, 11) BOTH(5, 8, 10) BOTH(6, 8, 0)
+                   BOTH(4, 9, 12) BOTH(5, 9, 11) BOTH(6, 9, 10) BOTH(7, 9, 0)
+                   "ldrd r8, r9, [r1, #16]\n"
+                   BOTH(5, 8, 12) BOTH(6, 8, 11) BOTH(7, 8, 10)
+                   BOTH(6, 9, 12) BOTH(7, 9, 11)
+                   "ldr r8, [r1, #24]\n"
+                   BOTH(7, 8, 12)
+                   NEXT_ROW KEEP_BLOCK LEAVE);
 }
+/* clang-format on */
 
 static int32_t one_output(const tf_slide *slide, const int16_t *x, const int16_t *t, uint32_t rows,
                           int32_t sum) {
@@ -178,32 +225,35 @@ static int32_t one_output(const tf_slide *slide, const int16_t *x, const int16_t
 #else
 
 static inline __attribute__((always_inline)) void
-slide_blocks(const int16_t *plane, const int16_t *table, int32_t *sums, const int32_t *end,
-             uint32_t rows, uint32_t line_bytes, int32_t start, const uint32_t width,
-             const uint32_t stride) {
-    for (; sums < end; plane += 8u * stride, sums += 8) {
-        int32_t s[8];
-        for (uint32_t i = 0; i < 8u; i++) {
-            s[i] = start;
-        }
-        const int16_t *x = plane, *t = table;
-        for (uint32_t r = rows; r > 0u; r--, x += line_bytes / 2u, t += width + 1u) {
-            for (uint32_t j = 0; j < width; j++) {
-                for (uint32_t i = 0; i < 8u; i++) {
-                    s[i] += x[i * stride + j] * t[j];
+slide_blocks(const tf_slide_rows *by, const uint32_t width, const uint32_t stride) {
+    int32_t *sums = by->sums;
+    for (const tf_window *window = by->window; window != by->end; window++) {
+        int32_t *end = sums + by->row_bytes / sizeof *sums;
+        const int16_t *plane = by->plane + window->plane;
+        for (int32_t *to = sums; to < end; plane += 8u * stride, to += 8) {
+            int32_t s[8];
+            for (uint32_t i = 0; i < 8u; i++) {
+                s[i] = by->start;
+            }
+            const int16_t *x = plane, *t = by->table + window->table;
+            for (int32_t r = window->rows; r > 0; r--, x += by->line_bytes / 2u, t += width + 1u) {
+                for (uint32_t j = 0; j < width; j++) {
+                    for (uint32_t i = 0; i < 8u; i++) {
+                        s[i] += x[i * stride + j] * t[j];
+                    }
                 }
             }
+            for (uint32_t i = 0; i < 8u; i++) {
+                to[i] = s[i];
+            }
         }
-        for (uint32_t i = 0; i < 8u; i++) {
-            sums[i] = s[i];
-        }
+        sums = end;
     }
 }
 
-#define SLIDE(name, width, stride)                                                            \
-    static void name(const int16_t *plane, const int16_t *table, int32_t *sums,               \
-                     const int32_t *end, uint32_t rows, uint32_t line_bytes, int32_t start) { \
-        slide_blocks(plane, table, sums, end, rows, line_bytes, start, width, stride);        \
+#define SLIDE(name, width, stride)                \
+    static void name(const tf_slide_rows *rows) { \
+        slide_blocks(rows, width, stride);        \
     }
 
 SLIDE(slide_3_1, 3u, 1u)
@@ -226,8 +276,8 @@ static int32_t one_output(const tf_slide *slide, const int16_t *x, const int16_t
 #endif
 
 tf_slide tf_make_slide(uint32_t taps, uint32_t stride, uint32_t line) {
-    static tf_slide_function *const of_width[2][3] = {{slide_3_1, slide_5_1, slide_7_1},
-                                                      {slide_3_2, slide_5_2, slide_7_2}};
+    static void (*const of_width[2][3])(const tf_slide_rows *) = {
+        {slide_3_1, slide_5_1, slide_7_1}, {slide_3_2, slide_5_2, slide_7_2}};
     tf_slide slide = {taps, stride, (taps + 1u) & ~1u, line, 0, NULL};
     if (taps <= 7u && stride <= 2u) {
         const uint32_t at = taps <= 3u ? 0u : (taps <= 5u ? 1u : 2u);
@@ -239,9 +289,18 @@ tf_slide tf_make_slide(uint32_t taps, uint32_t stride, uint32_t line) {
     return slide;
 }
 
-void tf_slide_plainly(const tf_slide *slide, const int16_t *plane, const int16_t *table,
-                      uint32_t rows, uint32_t count, int32_t start, int32_t *sums) {
-    for (uint32_t x = 0; x < count; x++) {
-        sums[x] = one_output(slide, plane + x * slide->stride, table, rows, start);
+void tf_slide_rows_of(const tf_slide *slide, const tf_slide_rows *by) {
+    if (slide->run != NULL) {
+        slide->run(by);
+        return;
+    }
+    const uint32_t count = by->row_bytes / sizeof *by->sums;
+    int32_t *sums = by->sums;
+    for (const tf_window *window = by->window; window != by->end; window++, sums += count) {
+        const int16_t *plane = by->plane + window->plane, *table = by->table + window->table;
+        for (uint32_t x = 0; x < count; x++) {
+            sums[x] = one_output(slide, plane + x * slide->stride, table, (uint32_t)window->rows,
+                                 by->start);
+        }
     }
 }

@@ -19,6 +19,7 @@
 #define SLOT_MAGIC 0x31574654u
 #define SLOT_COMMITTED 0x54494D43u
 #define MARKED 0u
+#define HEADER_UNIT 4096u
 
 enum {
     AT_MAGIC = 0,
@@ -44,7 +45,7 @@ static const uint8_t *slot_bytes(const tf_weights_store *store, int slot, uint32
 }
 
 static const uint8_t *slot_payload(const tf_weights_store *store, int slot) {
-    return slot_bytes(store, slot, TF_WEIGHTS_PAYLOAD_OFFSET, store->weights_bytes);
+    return slot_bytes(store, slot, store->payload_offset, store->weights_bytes);
 }
 
 static tf_status write_slot_word(const tf_weights_store *store, int slot, uint32_t offset,
@@ -88,6 +89,13 @@ static uint32_t next_sequence(const tf_weights_store *store) {
     return newest + 1u;
 }
 
+uint32_t tf_weights_payload_offset(uint32_t weights_bytes) {
+    const uint32_t chunks =
+        weights_bytes / TF_WEIGHTS_CHUNK_BYTES + (weights_bytes % TF_WEIGHTS_CHUNK_BYTES != 0u);
+    const uint32_t last = HEADER_UNIT - 1u;
+    return ((uint32_t)AT_MARKS + 4u * chunks + last) & ~last;
+}
+
 tf_status tf_weights_open(tf_weights_store *store, const tf_flash *flash,
                           const tf_flash_region slots[2], const uint8_t *factory,
                           const uint8_t *factory_sha256, uint32_t weights_bytes) {
@@ -97,6 +105,7 @@ tf_status tf_weights_open(tf_weights_store *store, const tf_flash *flash,
     store->factory = factory;
     store->factory_sha256 = factory_sha256;
     store->weights_bytes = weights_bytes;
+    store->payload_offset = tf_weights_payload_offset(weights_bytes);
     store->active = -1;
     store->staging = -1;
     store->chunk_bytes = 0;
@@ -105,8 +114,8 @@ tf_status tf_weights_open(tf_weights_store *store, const tf_flash *flash,
     store->resumed = false;
     store->verified = false;
     for (int slot = 0; slot < 2; slot++) {
-        if (slots[slot].bytes < TF_WEIGHTS_PAYLOAD_OFFSET ||
-            slots[slot].bytes - TF_WEIGHTS_PAYLOAD_OFFSET < weights_bytes) {
+        if (slots[slot].bytes < store->payload_offset ||
+            slots[slot].bytes - store->payload_offset < weights_bytes) {
             return TF_NO_MEMORY;
         }
         if (slot_payload(store, slot) == NULL || slot_bytes(store, slot, 0, AT_MARKS) == NULL) {
@@ -191,7 +200,7 @@ tf_status tf_weights_stage(tf_weights_store *store, const uint8_t sha256[TF_WEIG
         return TF_BAD_INPUT;
     }
     const uint32_t chunks = weights_bytes / chunk_bytes + (weights_bytes % chunk_bytes != 0u);
-    if (chunks > TF_WEIGHTS_MAX_CHUNKS) {
+    if (chunks > (store->payload_offset - AT_MARKS) / 4u) {
         return TF_BAD_INPUT;
     }
     const int slot = store->active == 0 ? 1 : 0;
@@ -259,7 +268,7 @@ tf_status tf_weights_write_chunk(tf_weights_store *store, uint32_t index, const 
         return TF_OK;
     }
     for (uint32_t i = 0; i < bytes; i += 4u) {
-        if (write_slot_word(store, store->staging, TF_WEIGHTS_PAYLOAD_OFFSET + start + i,
+        if (write_slot_word(store, store->staging, store->payload_offset + start + i,
                             word_of(data + i, bytes - i)) != TF_OK) {
             return TF_FLASH_FAILED;
         }

@@ -112,6 +112,28 @@ def measure(
 
 
 @app.command()
+def explain(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, written by `tinyfleet compile`.")],
+    plan: Annotated[
+        str | None, typer.Option(help="Plan: its name or the start of its id. Default: the first.")
+    ] = None,
+    memory: Annotated[
+        Path | None,
+        typer.Option(help="Picture of the memory over time to write: FILE.png or FILE.svg."),
+    ] = None,
+    instructions: Annotated[
+        bool,
+        typer.Option("--instructions", help="Run a training step and count each program step."),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show a plan's program step by step, and what fills the SRAM when."""
+    from fleet.cli._explain import explain_bundle
+
+    explain_bundle(bundle=bundle, plan=plan, memory=memory, instructions=instructions, as_json=json)
+
+
+@app.command()
 def demo(
     devices: Annotated[int, typer.Option(min=2, help="Emulated microcontrollers.")] = 24,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the campaign.")] = 6,

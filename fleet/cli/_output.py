@@ -37,9 +37,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def _is_figure(value: object) -> bool:
-    """Numbers, and texts that begin with one or stand for one that is missing."""
+    """Numbers, texts that begin with one, and what stands for one that is missing."""
     return isinstance(value, (int, float)) or (
-        isinstance(value, str) and (value[:1].isdigit() or value == "n/a")
+        isinstance(value, str) and (value[:1].isdigit() or value in ("", "n/a"))
     )
 
 

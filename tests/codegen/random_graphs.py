@@ -4,17 +4,23 @@ import numpy as np
 
 from codegen.float_graph import (
     Clamp,
+    Coding,
     FloatAdd,
+    FloatAveragePool,
+    FloatClamp,
+    FloatConcat,
     FloatConv,
     FloatGraph,
     FloatHead,
+    FloatMaxPool,
     FloatOp,
     FloatPool,
     conv_output_shape,
+    window_output_shape,
 )
-from codegen.ir import Graph, Padding
+from codegen.ir import Graph, Loss, Padding
 from codegen.plans import Plan, WeightUpdate
-from codegen.quantize import quantize
+from codegen.quantize import quantize, quantize_input
 
 RELU6 = Clamp(0.0, 6.0)
 
@@ -24,6 +30,7 @@ class _Network:
         self.rng = rng
         self.shapes = {"x": (channels, *size)}
         self.ops: list[FloatOp] = []
+        self.codings: dict[str, Coding] = {}
         self.last = "x"
 
     def conv(
@@ -61,6 +68,58 @@ class _Network:
         self.shapes[f"{name}.y"] = self.shapes[self.last]
         self.last = f"{name}.y"
 
+    def clamp(self, name: str, clamp: Clamp) -> None:
+        self._append(FloatClamp(name, self.last, f"{name}.y", clamp), self.shapes[self.last])
+
+    def concat(self, name: str, other: str) -> None:
+        channels = self.shapes[self.last][0] + self.shapes[other][0]
+        shape = (channels, *self.shapes[self.last][1:])
+        self._append(FloatConcat(name, (self.last, other), f"{name}.y"), shape)
+
+    def pool(self, name: str, largest: bool) -> None:
+        channels, *size = self.shapes[self.last]
+        window = tuple(int(min(self.rng.integers(1, 5), length)) for length in size)
+        stride = tuple(int(self.rng.integers(1, 4)) for _ in size)
+        most = [(length - 1) // 2 for length in window]
+        before = [int(self.rng.integers(0, pad + 1)) for pad in most]
+        after = [int(self.rng.integers(0, pad + 1)) for pad in most]
+        pad = Padding(before[0], before[1], after[0], after[1])
+        op: FloatMaxPool | FloatAveragePool
+        if largest:
+            op = FloatMaxPool(name, self.last, f"{name}.y", window, stride, pad)
+        else:
+            counted = pad if self.rng.random() < 0.5 else Padding()
+            op = FloatAveragePool(name, self.last, f"{name}.y", window, stride, pad, counted)
+            if self.rng.random() < 0.5:
+                zero = int(self.rng.integers(-128, 20))
+                self.codings[op.output] = Coding(float(self.rng.uniform(0.004, 0.03)), zero)
+        shape = (channels, *window_output_shape(window, stride, pad, (size[0], size[1])))
+        self._append(op, shape)
+
+    def dense(self, name: str, outputs: int) -> None:
+        """A convolution whose kernel is the whole picture."""
+        shape = self.shapes[self.last]
+        weight = self.rng.normal(0, 1.5 / np.sqrt(np.prod(shape)), (outputs, *shape))
+        bias = self.rng.normal(0.2, 0.3, outputs)
+        op = FloatConv(name, self.last, f"{name}.y", weight, bias, clamp=RELU6)
+        self._append(op, (outputs, 1, 1))
+
+    def _append(self, op: FloatOp, shape: tuple[int, ...]) -> None:
+        self.ops.append(op)
+        self.shapes[op.output] = shape
+        self.last = op.output
+
+    def finish_flat(self, loss: Loss) -> FloatGraph:
+        """A head over every element of the last tensor."""
+        inputs = int(np.prod(self.shapes[self.last]))
+        outputs = int(self.rng.integers(2, 8))
+        if loss == "mse":
+            outputs = int(np.prod(self.shapes["x"]))
+        weight = self.rng.normal(0, 1 / np.sqrt(inputs), (outputs, inputs))
+        bias = self.rng.normal(0, 0.2, outputs)
+        self.ops.append(FloatHead("head", self.last, "outputs", weight, bias, loss))
+        return FloatGraph("pooled", "x", self.shapes, tuple(self.ops), self.codings)
+
     def finish(self, classes: int) -> FloatGraph:
         channels = self.shapes[self.last][0]
         self.ops.append(FloatPool("pool", self.last, "pool.y"))
@@ -92,12 +151,40 @@ def random_graph(seed: int, size: int = 6) -> tuple[Graph, np.ndarray]:
     network.add("join", skip)
     network.conv("down", width, int(rng.choice([3, 5])), int(rng.integers(1, 3)), depthwise=True)
     network.conv("last", int(rng.integers(4, 12)), int(rng.choice([1, 3])))
-    graph = network.finish(int(rng.integers(2, 8)))
-    samples = rng.normal(0, 1, (24, *network.shapes["x"])).astype(np.float32)
+    return _quantized(network.finish(int(rng.integers(2, 8))), rng)
+
+
+def _quantized(graph: FloatGraph, rng: np.random.Generator) -> tuple[Graph, np.ndarray]:
+    samples = rng.normal(0, 1, (24, *graph.shapes["x"])).astype(np.float32)
     quantized = quantize(graph, samples)
-    tensor = quantized.tensors[quantized.input]
-    codes = np.rint(samples / tensor.scale) + tensor.zero_point
-    return quantized, np.moveaxis(np.clip(codes, -128, 127).astype(np.int8), 1, -1)
+    return quantized, quantize_input(quantized, np.moveaxis(samples, 1, -1))
+
+
+def random_pooled_graph(seed: int, loss: Loss | None = None) -> tuple[Graph, np.ndarray]:
+    """A network of pools, branches and fully connected layers, and int8 samples (n, H, W, C).
+
+    Pools have windows, strides and padding of all kinds, and one has a scale of its own; a branch
+    with an activation of its own is concatenated with another one; at the end stand a fully
+    connected layer and a head over a whole picture, or a reconstruction of the input.
+    """
+    rng = np.random.default_rng([seed, 1])
+    height = int(rng.choice([1, 7, 8]))
+    network = _Network(rng, (height, int(rng.integers(7, 11))), int(rng.choice([1, 2, 3])))
+    network.conv("stem", int(rng.integers(3, 8)), 3, clamp=Clamp())
+    fork = network.last
+    network.clamp("bend", RELU6 if rng.random() < 0.7 else Clamp(-0.5, 0.8))
+    network.conv("left", int(rng.integers(2, 7)), 1)
+    if rng.random() < 0.5:
+        network.concat("both", fork)
+        network.pool("first", largest=bool(rng.random() < 0.7))
+    else:
+        network.pool("first", largest=bool(rng.random() < 0.7))
+    network.conv("middle", int(rng.integers(3, 9)), 3)
+    network.pool("second", largest=bool(rng.random() < 0.4))
+    if rng.random() < 0.6:
+        network.dense("hidden", int(rng.integers(4, 20)))
+    chosen = loss or ("mse" if rng.random() < 0.3 else "cross-entropy")
+    return _quantized(network.finish_flat(chosen), rng)
 
 
 def full_plan(graph: Graph, state: str = "q8.8") -> Plan:
@@ -109,6 +196,7 @@ def full_plan(graph: Graph, state: str = "q8.8") -> Plan:
         weights=tuple(WeightUpdate(op.name, tuple(range(op.weight.shape[-1]))) for op in layers),
         head=True,
         state=state,
+        loss=graph.head.loss,
     )
 
 
@@ -132,4 +220,5 @@ def random_plan(graph: Graph, seed: int) -> Plan:
         state=str(rng.choice(["q8.8", "int8-stochastic"])),
         accumulate=int(rng.choice([1, 1, 1, 3])),
         momentum_q8=int(rng.choice([0, 0, 230])),
+        loss=graph.head.loss,
     )

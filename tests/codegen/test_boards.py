@@ -85,6 +85,7 @@ def test_an_unknown_board_is_refused_with_the_known_names() -> None:
         ({"external_flash": EXTERNAL | {"sector_count": 3}}, "powers of two up to 16777216"),
         ({"external_flash": EXTERNAL | {"sector_count": 512}}, "powers of two up to 16777216"),
         ({"external_flash": EXTERNAL | {"sector_bytes": 8192}}, r"external_flash\.sector_bytes"),
+        ({"external_flash": EXTERNAL | {"address": "0x60000000"}}, "maps its flash at 0x90000000"),
         ({"external_flash": EXTERNAL | {"chip": "w25q"}}, r"external_flash\.chip"),
         ({"external_flash": EXTERNAL | {"id": "0x1000000"}}, r"external_flash\.id"),
     ],

@@ -10,14 +10,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codegen.emit_c import emit
+from codegen.float_autodiff import cosines
+from codegen.float_graph import FloatConv, FloatGraph, FloatHead, FloatMaxPool
 from codegen.host_engine import HostEngine
 from codegen.interpreter import Interpreter
 from codegen.ir import Graph
 from codegen.lowering import lower
 from codegen.program import Program
+from codegen.quantize import quantize, quantize_input
 from codegen.toolchain import build_host_library
 from device_runtime import engine_sources, include_directories
-from tests.codegen.random_graphs import full_plan, random_graph, random_plan
+from tests.codegen.random_graphs import (
+    full_plan,
+    random_graph,
+    random_plan,
+    random_pooled_graph,
+)
 
 LEARNING_RATE = 2**20 // 50
 
@@ -63,6 +71,44 @@ def test_random_graphs_train_to_the_same_bits_as_the_interpreter(seed: int, tmp_
     for program in programs:
         engine = HostEngine(library, program.plan.id)
         assert_same_bits(Interpreter(program), engine, samples, steps=6)
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_graphs_of_pools_and_branches_train_to_the_same_bits(seed: int, tmp_path: Path) -> None:
+    graph, samples = random_pooled_graph(seed)
+    programs = [lower(graph, full_plan(graph)), lower(graph, random_plan(graph, seed))]
+    library = build(graph, programs, tmp_path / str(seed), sanitize=["undefined"])
+    for program in programs:
+        engine = HostEngine(library, program.plan.id)
+        assert_same_bits(Interpreter(program), engine, samples, steps=4)
+
+
+def test_a_reconstruction_trains_to_the_same_bits(tmp_path: Path) -> None:
+    graph, samples = random_pooled_graph(4, "mse")
+    program = lower(graph, full_plan(graph))
+    engine = HostEngine(build(graph, [program], tmp_path), program.plan.id)
+    assert_same_bits(Interpreter(program), engine, samples, steps=12)
+
+
+def test_windows_of_more_than_256_positions_find_the_first_of_the_largest(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    shapes = {"x": (2, 20, 17), "c.y": (3, 20, 17), "p.y": (3, 1, 1)}
+    ops = (
+        FloatConv("c", "x", "c.y", rng.normal(size=(3, 2, 1, 1)), np.zeros(3)),
+        FloatMaxPool("p", "c.y", "p.y", (20, 17), (20, 17)),
+        FloatHead("head", "p.y", "logits", rng.normal(size=(4, 3)), np.zeros(4)),
+    )
+    samples = rng.normal(0, 1, (8, 2, 20, 17)).astype(np.float32)
+    graph = quantize(FloatGraph("wide", "x", shapes, ops), samples)
+    program = lower(graph, full_plan(graph))
+    interpreter = Interpreter(program)
+    engine = HostEngine(build(graph, [program], tmp_path), program.plan.id)
+    codes = quantize_input(graph, np.moveaxis(samples, 1, -1))
+    assert_same_bits(interpreter, engine, codes, steps=4)
+    assert min(cosines(interpreter, 3).values()) >= 0.99
 
 
 def test_a_layer_wider_than_32_bit_sums_gives_the_same_bits(tmp_path: Path) -> None:

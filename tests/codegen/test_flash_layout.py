@@ -18,9 +18,11 @@ from codegen.flash_layout import (
     plan_flash,
     record_alignment,
     sample_log_sizes,
+    slot_header_bytes,
 )
 
 KIB = 1024
+SECTOR = 64 * KIB
 
 
 def board_of(sectors: list[int], external: tuple[int, int] | None) -> Board:
@@ -78,7 +80,8 @@ def test_regions_are_whole_sectors_of_one_flash_that_never_overlap_and_are_large
     assert (layout.firmware.flash, layout.firmware.first_sector) == ("internal", 0)
     assert layout.slot_a.flash == layout.slot_b.flash
     assert layout.firmware.bytes >= firmware
-    assert layout.weights_limit_bytes >= weights
+    slots = (layout.slot_a.bytes, layout.slot_b.bytes)
+    assert min(slots) >= slot_header_bytes(weights) + weights
     assert layout.samples.bytes >= min(samples, least)
 
 
@@ -154,11 +157,16 @@ def test_a_sample_that_no_record_holds_is_refused() -> None:
         sample_log_sizes(0x100000)
 
 
-def test_weights_with_more_chunks_than_a_slot_has_marks_are_refused() -> None:
-    board = load_board("stm32f746")
-    assert plan_flash(board, 0, 1008 * 512, 0).slot_a.flash == "external"
-    with pytest.raises(BudgetError, match=r"1008 chunks of 512 bytes.*smaller model"):
-        plan_flash(board, 0, 1008 * 512 + 1, 0)
+@pytest.mark.parametrize(
+    ("weights", "header"),
+    [(0, 4096), (1, 4096), (1008 * 512, 4096), (1008 * 512 + 1, 8192), (2032 * 512 + 1, 12288)],
+)
+def test_a_slot_has_a_mark_for_each_chunk(weights: int, header: int) -> None:
+    assert slot_header_bytes(weights) == header
+    external = load_board("stm32f746").external_flash
+    assert external is not None
+    layout = plan_flash(load_board("stm32f746"), 700 * KIB, weights, 0)
+    assert layout.slot_a.bytes == -(-(header + weights) // SECTOR) * SECTOR
 
 
 @pytest.mark.parametrize("board_name", list_boards())
@@ -179,7 +187,7 @@ def test_the_largest_weights_fit_and_one_byte_more_does_not(board_name: str) -> 
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     layout = plan_flash(board, 80 * KIB, low, 64 * KIB)
-    assert layout.weights_limit_bytes == low
+    assert min(layout.slot_a.bytes, layout.slot_b.bytes) == slot_header_bytes(low) + low
 
 
 def test_the_error_has_a_table_of_needs_and_a_remedy() -> None:

@@ -152,7 +152,7 @@ def test_a_range_beyond_the_channels_is_refused_with_the_bounds(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"loss": "hinge"}, r"'hinge' isn't supported.*'cross-entropy'"),
+        ({"loss": "hinge"}, r"'hinge' isn't supported; that of this model is 'cross-entropy'"),
         ({"biases": {"last": 99}}, r"last 99.*has 14 convolutions"),
         ({"head": False}, r"trains nothing"),
         ({"biases": ["stem", "stem"]}, r"layer 'stem' twice"),

@@ -99,7 +99,8 @@ def test_weights_are_within_half_a_step_of_the_real_ones() -> None:
     head = graph.head
     step = quantized.head.weight_scale / 256
     assert np.abs(quantized.head.weight * step - head.weight).max() <= step * 0.5001
-    assert np.abs(quantized.head.weight).max() == 127 * 256 // 4, "room to grow fourfold"
+    # A quarter of the range: a head that is trained can grow.
+    assert np.abs(quantized.head.weight).max() == 127 * 256 // 4
 
 
 def test_shapes_are_those_that_the_device_uses() -> None:

@@ -4,7 +4,8 @@ import pytest
 from unicorn import unicorn_const
 from unicorn.unicorn_py3.unicorn import HOOK_CODE_CFUNC
 
-from simulator.counting import InstructionCounter, thumb_instructions
+from simulator.counting import InclusiveCounter, InstructionCounter, thumb_instructions
+from simulator.errors import ImageError
 from simulator.unicorn_machine import UnicornMachine
 
 MIX = (500, 1, 2, 3, 4, 5)
@@ -83,6 +84,40 @@ def test_nothing_is_counted_outside_the_context(booted: UnicornMachine) -> None:
         pass
     booted.call("mix", *MIX)
     assert counter.total == 0
+
+
+def test_a_function_counts_with_all_that_it_calls(booted: UnicornMachine) -> None:
+    with InstructionCounter(booted) as plain:
+        booted.call("mix", *MIX)
+    assert plain.by_function()["clamp"] > 0
+    with InclusiveCounter(booted, ["mix", "counted"]) as counter:
+        booted.call("mix", *MIX)
+    assert counter.by_function() == {"mix": plain.total, "counted": 0}
+    assert counter.outside == 0
+
+
+def test_what_runs_between_calls_of_the_function_is_outside(booted: UnicornMachine) -> None:
+    with InstructionCounter(booted) as plain:
+        booted.call("mix", *MIX)
+    own = plain.by_function()
+    with InclusiveCounter(booted, ["clamp"]) as counter:
+        booted.call("mix", *MIX)
+    assert counter.by_function() == {"clamp": own["clamp"]}
+    assert counter.outside == own["mix"]
+
+
+def test_calls_one_after_the_other_add_up(booted: UnicornMachine) -> None:
+    with InclusiveCounter(booted, ["counted", "mix"]) as counter:
+        for rounds in (2, 5):
+            booted.call("counted", rounds)
+            booted.call("mix", *MIX)
+    assert counter.by_function()["counted"] == 2 * 6 + 13 * (2 + 5)
+    assert counter.outside == 0
+
+
+def test_a_function_that_the_image_lacks_is_named(booted: UnicornMachine) -> None:
+    with pytest.raises(ImageError, match="no symbol 'tf_nothing'"):
+        InclusiveCounter(booted, ["tf_nothing"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The real firmware on emulated boards and as host code, at a real broker with a real gateway."""
 
+import contextlib
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -9,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from codegen.boards import Board, load_board
 from codegen.bundle import Bundle, load_bundle
 from codegen.compile import compile_model
+from codegen.plans import PlanSpec
 from fleet.demo.site import GatewayProcess
 from fleet.gateway.broker import Broker, BrokerConfig, free_port, new_passwords
 from fleet.gateway.client import GatewayClient
@@ -58,7 +62,8 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 class World:
     """Broker, gateway and two devices with the same samples: a board and host code."""
 
-    def __init__(self, folder: Path, bundle: Bundle) -> None:
+    def __init__(self, folder: Path, bundle: Bundle, samples: NDArray[np.int8] = SAMPLES) -> None:
+        (folder / "logs").mkdir()
         passwords = new_passwords([BOARDED, HOSTED])
         gateway_password = new_passwords(["gw"])
         self.bundle = bundle
@@ -74,7 +79,7 @@ class World:
         library = build_host_library(load_bundle(hosted), folder / "device.so")
         self.fleet = Fleet(
             [
-                DeviceSpec(name, path, passwords[name], SAMPLES, LABELS, seed=3)
+                DeviceSpec(name, path, passwords[name], samples, LABELS, seed=3)
                 for name, path in ((BOARDED, bundle.path), (HOSTED, hosted))
             ],
             ("127.0.0.1", self.broker.port),
@@ -110,26 +115,29 @@ class World:
             epochs=1,
             learning_rate=0.02,
             seed=77,
-            deadline_seconds=120,
+            deadline_seconds=600,
             max_score_drop_permille=1000,
             check_in_seconds=0,
             target=1,
         )
 
-    def collect(self, number: int) -> dict[str, Any]:
+    def collect(self, number: int, seconds: float = 40) -> dict[str, Any]:
         def closed() -> dict[str, Any] | None:
             reply = self.client.collect(CAMPAIGN, number, wait_seconds=1)
             return reply if reply["state"] != "running" else None
 
-        reply: dict[str, Any] = self.until(f"round {number} is closed", closed)
+        reply: dict[str, Any] = self.until(f"round {number} is closed", closed, seconds)
         return reply
 
 
 @pytest.fixture
 def world(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("w")
-    (folder / "logs").mkdir()
-    world = World(folder, bundle)
+    with running(World(tmp_path_factory.mktemp("w"), bundle)) as world:
+        yield world
+
+
+@contextlib.contextmanager
+def running(world: World) -> Iterator[World]:
     with world.broker, world.gateway:
         world.gateway.wait_ready()
         with world.fleet:
@@ -197,3 +205,35 @@ def test_power_cuts_while_weights_are_staged_only_delay_the_delta(
             world.announced().get(device, {}).get("weights") == hashlib.sha256(blob).hexdigest()
         ),
     )
+
+
+@pytest.mark.slow
+def test_a_round_of_mcunet_with_its_weights_in_the_external_flash(tmp_path: Path) -> None:
+    shared = Path(os.environ.get("TINYFLEET_SHARED", ROOT.parent / "shared"))
+    model = shared / "models" / "mcunet-5fps-head10-int8.onnx"
+    if not model.exists():
+        pytest.skip(f"{model} is not here; set TINYFLEET_SHARED to the folder of shared data")
+    bundle = compile_model(
+        model,
+        "stm32f746",
+        [PlanSpec(name="head")],
+        None,
+        tmp_path / "bundle",
+        ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
+    )
+    flash = bundle.manifest.flash
+    assert flash.slot_a.flash == flash.samples.flash == "external"
+    assert flash.samples.bytes >= 64 * 128 * 128 * 3
+    samples = np.random.default_rng(5).integers(-128, 128, (9, 128, 128, 3)).astype(np.int8)
+    with running(World(tmp_path, bundle, samples)) as world:
+        for device in world.announced().values():
+            assert (device["train_samples"], device["held_out_samples"]) == (6, 3)
+        blob = other_weights(bundle)
+        sums = []
+        for number, name in enumerate((BOARDED, HOSTED), 1):
+            world.start(number, name, blob, plan=0)
+            result = world.collect(number, seconds=500)
+            assert result["accepted"] == 1
+            sums.append(result["sums"][bundle.manifest.plans[0].id]["values"])
+        assert sums[0] == sums[1]
+        assert any(np.frombuffer(sums[0], "<i8"))

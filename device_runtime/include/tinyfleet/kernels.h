@@ -64,6 +64,54 @@ typedef struct {
     int8_t error_exponent;
 } tf_pooling;
 
+/* Windows of a pool; none lies in the padding altogether. `overlap_bits` are kept free in an error,
+ * so that the sum of all windows on one pixel fits 15 bits and a sign. */
+typedef struct {
+    uint16_t in_height, in_width, channels;
+    uint16_t out_height, out_width;
+    uint16_t height, width;
+    uint16_t stride_height, stride_width;
+    uint16_t pad_top, pad_left;
+    uint8_t overlap_bits;
+} tf_pool_window;
+
+/* Mean under each window. Padding counts as zeros as far as `counted_...` goes. Tables have one
+ * entry for each number of positions that a window counts, from `least_count` on. */
+typedef struct {
+    tf_pool_window window;
+    uint16_t counted_top, counted_left, counted_bottom, counted_right;
+    int16_t in_zero, out_zero;
+    int32_t least_count;
+    const tf_multiplier *requantize; /* NULL: the output has the input's scale, halves to even */
+    uint8_t pre_shift;               /* sums go left by this before they are requantized */
+    const int16_t *error_multiplier; /* Q15, relative to 2^error_exponent */
+    int8_t error_exponent;
+} tf_average_pooling;
+
+/* `channels` channels from `first` on of a concatenation that has `all_channels`. */
+typedef struct {
+    uint32_t pixels;
+    uint16_t all_channels, first, channels;
+} tf_slice;
+
+/* The same real values in another scale, clamped to the codes low … high. */
+typedef struct {
+    int16_t in_zero, out_zero;
+    int8_t low, high;
+    tf_multiplier requantize;
+    uint8_t pre_shift;
+    int16_t error_multiplier; /* Q15 */
+    int8_t error_exponent;
+} tf_requantization;
+
+/* Squared error of a head against the model's input, which has as many elements. */
+typedef struct {
+    uint16_t size;
+    int16_t input_zero;
+    tf_gain input_scale; /* one step of the input in units of the head's output */
+    tf_gain error_scale; /* 2 * unit / size: real derivative per unit of difference */
+} tf_reconstruction;
+
 typedef struct {
     uint16_t in_channels, classes;
     int16_t in_zero;
@@ -135,6 +183,18 @@ void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, cons
 void tf_add_forward(const tf_addition *layer, const int8_t *a, const int8_t *b, int8_t *output,
                     uint8_t *mask, uint32_t size);
 void tf_pool_forward(const tf_pooling *layer, const int8_t *input, int8_t *output);
+/* places: where the first of the largest lies in its window (row * width + column), for the gradient;
+ * one byte per output, two where a window has more than 256 positions; or NULL. Pixels of the output
+ * may lie over the input's as codegen/streaming.py says (pools). */
+void tf_max_pool_forward(const tf_pool_window *window, const int8_t *input, int8_t *output,
+                         uint8_t *places);
+void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *input, int8_t *output,
+                             uint8_t *mask);
+/* Copies one input of a concatenation to its channels of the output. */
+void tf_concat_forward(const tf_slice *slice, const int8_t *input, int8_t *output);
+/* output may be the input itself. */
+void tf_requantize_forward(const tf_requantization *layer, const int8_t *input, int8_t *output,
+                           uint8_t *mask, uint32_t size);
 void tf_head_forward(const tf_head *layer, const int8_t *input, const int16_t *weights,
                      const int32_t *bias, int32_t *logits);
 
@@ -142,6 +202,11 @@ void tf_head_forward(const tf_head *layer, const int8_t *input, const int16_t *w
  * error of the logits (probability minus target; real units, not steps). */
 uint32_t tf_cross_entropy(const tf_head *layer, const int32_t *logits, int32_t label,
                           int16_t *error, tf_scale *scale);
+
+/* Mean of (values - input)^2 in real units: returns it times 2^16 (at most 2^32 - 1) and writes the
+ * error of the values (in real units, not steps). */
+uint32_t tf_mean_squared_error(const tf_reconstruction *layer, const int32_t *values,
+                               const int8_t *input, int16_t *error, tf_scale *scale);
 
 /* ---- backward. Errors come with their scale and leave with one. ---- */
 
@@ -155,6 +220,13 @@ void tf_error_scale(const int16_t *error, const tf_scale *scale, int16_t multipl
                     int32_t exponent, uint32_t size, int16_t *out, tf_scale *out_scale);
 void tf_pool_input_gradient(const tf_pooling *layer, const int16_t *error, const tf_scale *scale,
                             int16_t *out, tf_scale *out_scale);
+void tf_max_pool_input_gradient(const tf_pool_window *window, const int16_t *error,
+                                const tf_scale *scale, const uint8_t *places, int16_t *out,
+                                tf_scale *out_scale);
+void tf_average_pool_input_gradient(const tf_average_pooling *layer, const int16_t *error,
+                                    const tf_scale *scale, int16_t *out, tf_scale *out_scale);
+void tf_concat_input_gradient(const tf_slice *slice, const int16_t *error, const tf_scale *scale,
+                              int16_t *out, tf_scale *out_scale);
 void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf_scale *scale,
                             const int16_t *weights, int16_t *out, tf_scale *out_scale);
 /* Working copies of a tensor that trains as a whole. */

@@ -12,8 +12,7 @@
 
 #include "tinyfleet/flash.h"
 
-#define TF_WEIGHTS_PAYLOAD_OFFSET 4096u
-#define TF_WEIGHTS_MAX_CHUNKS 1008u /* as many marks as fit before the payload */
+#define TF_WEIGHTS_CHUNK_BYTES 512u /* of the largest chunks: marks are reserved for those */
 #define TF_WEIGHTS_DIGEST_BYTES 32u
 
 /* All fields are the store's own; the caller keeps the struct. */
@@ -22,18 +21,22 @@ typedef struct {
     tf_flash_region slots[2];
     const uint8_t *factory;
     const uint8_t *factory_sha256;
-    uint32_t weights_bytes; /* of the model; slots that hold another size don't count */
-    uint32_t chunk_bytes;   /* of what is staged */
-    uint32_t chunks;        /* of what is staged */
-    uint32_t missing;       /* chunks without a mark */
-    int8_t active;          /* slot, -1: factory */
-    int8_t staging;         /* slot, -1: nothing is staged */
-    bool resumed;           /* the staged slot has chunks from before a reset */
-    bool verified;          /* the staged slot has passed the digest check */
+    uint32_t weights_bytes;  /* of the model; slots that hold another size don't count */
+    uint32_t payload_offset; /* from the start of a slot */
+    uint32_t chunk_bytes;    /* of what is staged */
+    uint32_t chunks;         /* of what is staged */
+    uint32_t missing;        /* chunks without a mark */
+    int8_t active;           /* slot, -1: factory */
+    int8_t staging;          /* slot, -1: nothing is staged */
+    bool resumed;            /* the staged slot has chunks from before a reset */
+    bool verified;           /* the staged slot has passed the digest check */
 } tf_weights_store;
 
-/* Looks for the active version. `slots` are two regions of flash, each at least 4096 bytes
- * larger than `weights_bytes`; `factory` and `factory_sha256` stay valid and readable.
+/* Bytes of a slot before the weights: its header, and a mark for each chunk. */
+uint32_t tf_weights_payload_offset(uint32_t weights_bytes);
+
+/* Looks for the active version. `slots` are two regions of flash, each large enough for
+ * tf_weights_payload_offset(weights_bytes) + weights_bytes; `factory` and `factory_sha256` stay valid and readable.
  * TF_NO_MEMORY: a slot is too small. TF_FLASH_FAILED: a slot is outside the flash. */
 tf_status tf_weights_open(tf_weights_store *store, const tf_flash *flash,
                           const tf_flash_region slots[2], const uint8_t *factory,
@@ -46,7 +49,7 @@ const uint8_t *tf_weights_active_sha256(const tf_weights_store *store);
 /* Prepares the slot that is not active for the version `sha256`, or resumes it where it
  * holds chunks of that version already.
  * TF_BAD_INPUT: `weights_bytes` is not the model's, or `chunk_bytes` is 0, no multiple of 4,
- * or makes more than TF_WEIGHTS_MAX_CHUNKS chunks. TF_FLASH_FAILED: the flash failed. */
+ * or makes more chunks than there are marks. TF_FLASH_FAILED: the flash failed. */
 tf_status tf_weights_stage(tf_weights_store *store, const uint8_t sha256[TF_WEIGHTS_DIGEST_BYTES],
                            uint32_t weights_bytes, uint32_t chunk_bytes);
 

@@ -40,6 +40,7 @@
 #define CHIP_SELECT_HIGH (5u << 8) /* 6 cycles at 84 MHz; the chip asks for 50 ns */
 
 #define MAPPED_BASE 0x90000000u
+#define MAPPED_LOG2_BYTES 28u
 #define REGION_ALL 0u
 #define REGION_CHIP 1u
 #define MPU_SIZE(log2) (((log2) - 1u) << 1)
@@ -55,22 +56,30 @@ static uint32_t now(void) {
     return tf_stm32_milliseconds(NULL);
 }
 
-static void set_region(uint32_t region, uint32_t address, uint32_t attributes) {
-    MPU_RNR = region;
-    MPU_RBAR = address;
-    MPU_RASR = attributes;
-}
-
+/* The chip's region stays the selected one: nothing else uses the protection unit. */
 static void allow_reads(uint32_t on) {
     tf_stm32_barrier();
-    set_region(REGION_CHIP, TF_EXTERNAL_FLASH_ADDRESS,
-               MPU_SIZE(LOG2_BYTES) | MPU_READ_ONLY | MPU_NEVER_EXECUTE | MPU_NORMAL_UNCACHED |
-                   (on ? MPU_REGION_ON : 0u));
+    MPU_RASR = MPU_SIZE(LOG2_BYTES) | MPU_READ_ONLY | MPU_NEVER_EXECUTE | MPU_NORMAL_UNCACHED |
+               (on ? MPU_REGION_ON : 0u);
+    tf_stm32_barrier();
+}
+
+static void start_protection(void) {
+    MPU_RNR = REGION_ALL;
+    MPU_RBAR = MAPPED_BASE;
+    MPU_RASR = MPU_SIZE(MAPPED_LOG2_BYTES) | MPU_NEVER_EXECUTE | MPU_REGION_ON;
+    MPU_RNR = REGION_CHIP;
+    MPU_RBAR = TF_EXTERNAL_FLASH_ADDRESS;
+    allow_reads(0u);
+    MPU_CTRL = MPU_ON_WITH_DEFAULT_MAP;
     tf_stm32_barrier();
 }
 
 /* Waits until all of `bits` in the controller's status are `wanted`. */
 static tf_status wait_until(uint32_t bits, uint32_t wanted, uint32_t limit_ms) {
+    if ((QUADSPI_SR & bits) == wanted) {
+        return TF_OK; /* mostly */
+    }
     const uint32_t since = now();
     while ((QUADSPI_SR & bits) != wanted) {
         if (now() - since > limit_ms) {
@@ -105,7 +114,6 @@ static tf_status poll(uint32_t instruction, uint32_t bytes, uint32_t mask, uint3
                       uint32_t limit_ms, uint32_t *answer) {
     QUADSPI_PSMKR = mask;
     QUADSPI_PSMAR = wanted;
-    QUADSPI_PIR = 16u;
     QUADSPI_DLR = bytes - 1u;
     QUADSPI_CCR =
         instruction | QUADSPI_INSTRUCTION_1_LINE | QUADSPI_DATA_1_LINE | QUADSPI_MODE_POLL;
@@ -237,14 +245,12 @@ static void start_pins(void) {
 }
 
 void tf_stm32_external_flash_start(void) {
-    set_region(REGION_ALL, MAPPED_BASE, MPU_SIZE(28u) | MPU_NEVER_EXECUTE | MPU_REGION_ON);
-    allow_reads(0u);
-    MPU_CTRL = MPU_ON_WITH_DEFAULT_MAP;
-    tf_stm32_barrier();
+    start_protection();
     start_pins();
     QUADSPI_DCR = ((LOG2_BYTES - 1u) << 16) | CHIP_SELECT_HIGH;
     /* 168 MHz / 2; samples half a cycle late; polling ends with the match. */
     QUADSPI_CR = (1u << 24) | QUADSPI_POLL_ONCE | QUADSPI_LATE_SAMPLE | QUADSPI_ENABLE;
+    QUADSPI_PIR = 16u; /* clocks between two questions */
     /* A reset of the core alone leaves the chip at what it did. */
     uint32_t flags;
     (void)poll(READ_STATUS, 1u, STATUS_READY, STATUS_READY, ERASE_MS, &flags);

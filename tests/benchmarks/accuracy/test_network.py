@@ -10,8 +10,8 @@ from codegen.float_autodiff import forward_integers, real_gradients  # noqa: E40
 from codegen.interpreter import Interpreter  # noqa: E402
 from codegen.ir import DepthwiseConv, Graph  # noqa: E402
 from codegen.layer_arithmetic import logit_scale  # noqa: E402
+from codegen.lowering import lower  # noqa: E402
 from codegen.plans import Plan  # noqa: E402
-from codegen.program import lower  # noqa: E402
 from tests.codegen.random_graphs import full_plan, random_graph, random_plan  # noqa: E402
 
 

@@ -59,7 +59,7 @@ def test_a_searching_method_takes_the_rate_of_the_best_accuracy(
     def train(graph, plan, samples, schedule, seed):
         tried.append(schedule.rate)
         accuracy = 0.9 if schedule.rate == pytest.approx(0.2) else 0.5
-        return Run(start=0.1, accuracy=[accuracy], loss=[1.0])
+        return Run(start=0.1, accuracy={1: accuracy}, loss=[1.0])
 
     monkeypatch.setitem(METHODS, "searching", Method("searching", "", train, searches=True))
     monkeypatch.setattr(study, "SEARCHED", 2.0)
@@ -71,7 +71,7 @@ def test_a_searching_method_takes_the_rate_of_the_best_accuracy(
 def test_cells_average_owners_before_seeds() -> None:
     def run(seed: int, who: str, accuracy: float, diverged: bool = False) -> dict:
         key = {"plan": "head", "method": "float", "seed": seed, "who": who}
-        return {**key, "start": 0.2, "accuracy": [0.1, accuracy], "diverged": diverged}
+        return {**key, "start": 0.2, "end": accuracy, "diverged": diverged}
 
     found = cells([run(0, "a", 0.5), run(0, "b", 0.7), run(1, "a", 0.8), run(1, "b", 0.8, True)])
     cell = found["head", "float"]

@@ -92,8 +92,14 @@ def test_truncated_updates_cut_towards_zero_and_wrap() -> None:
 
 def test_a_run_that_stays_worse_than_guessing_is_given_up() -> None:
     run = Run()
-    assert not run.note(0.1, [9.0], guessing=2.3)
-    assert run.note(0.1, [9.0], guessing=2.3)
+    assert not run.note([9.0], 2.3, 30, lambda: 0.1)
+    assert run.note([9.0], 2.3, 30, lambda: 0.1)
     assert run.diverged
-    healthy = Run()
-    assert not any(healthy.note(0.5, [1.0], guessing=2.3) for _ in range(5))
+    assert run.end == 0.1
+
+
+def test_a_healthy_run_is_tested_now_and_then_and_at_the_end() -> None:
+    run = Run()
+    assert not any(run.note([1.0], 2.3, 7, lambda: 0.5) for _ in range(7))
+    assert list(run.accuracy) == [5, 7]
+    assert run.end == 0.5

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen.interpreter import round_shift
+from codegen.integer_arithmetic import round_shift
 from simulator.kernel_call import Struct
 from tests.device_runtime.kernels.calls import call_both
 

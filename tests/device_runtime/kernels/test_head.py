@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen.interpreter import BIAS_BITS, STATE_BITS, apply_gain, round_shift, step_gain
+from codegen.integer_arithmetic import BIAS_BITS, STATE_BITS, apply_gain, round_shift, step_gain
 from codegen.layer_arithmetic import Gain
 from simulator.kernel_call import Struct
 from tests.device_runtime.kernels.calls import Ints, call_both, moved, update, whole

@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 RUNTIME = HERE.parents[2] / "device_runtime"
 FLASH_ADDRESS = 0x08000000
 SECTOR_BYTES = 4096
-SECTORS = 136  # so many that a sample log larger than 256 KiB fits
+SECTORS = 272  # so many that two slots of more chunks than 4,096 bytes have marks for fit
 
 OK, AGAIN, NO_MEMORY, NOT_FOUND, BAD_INPUT, FLASH_FAILED, LINK_LOST = range(7)
 
@@ -59,6 +59,7 @@ class WeightsStore(ctypes.Structure):
         ("factory", ctypes.c_void_p),
         ("factory_sha256", ctypes.c_void_p),
         ("weights_bytes", ctypes.c_uint32),
+        ("payload_offset", ctypes.c_uint32),
         ("chunk_bytes", ctypes.c_uint32),
         ("chunks", ctypes.c_uint32),
         ("missing", ctypes.c_uint32),
@@ -107,6 +108,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
     for name in ("tf_weights_active", "tf_weights_active_sha256", "tf_weights_staged"):
         getattr(loaded, name).restype = ctypes.c_void_p
+    loaded.tf_weights_payload_offset.restype = ctypes.c_uint32
     loaded.tf_sample_log_count.restype = ctypes.c_uint32
     loaded.tf_weights_has_chunk.restype = ctypes.c_bool
     return loaded

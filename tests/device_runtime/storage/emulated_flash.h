@@ -6,7 +6,7 @@
 
 #define EMULATED_ADDRESS 0x08000000u
 #define EMULATED_SECTOR_BYTES 4096u
-#define EMULATED_SECTORS 136u
+#define EMULATED_SECTORS 272u
 
 typedef struct {
     tf_flash flash;

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from codegen.flash_layout import slot_header_bytes
+
 from .conftest import BAD_INPUT, FLASH_FAILED, NO_MEMORY, NOT_FOUND, OK, Flash, Region, WeightsStore
 
 CHUNK_BYTES = 64
@@ -274,8 +276,47 @@ def test_a_slot_smaller_than_the_weights_is_refused(device: Device) -> None:
 
 def test_a_slot_outside_the_flash_is_refused(device: Device) -> None:
     store = WeightsStore()
-    outside = (Region * 2)(Region.of_sectors(0, 2), Region.of_sectors(135, 2))
+    outside = (Region * 2)(Region.of_sectors(0, 2), Region.of_sectors(271, 2))
     status = device.library.tf_weights_open(
         ctypes.byref(store), ctypes.byref(device.flash), outside, FACTORY, bytes(32), WEIGHTS_BYTES
     )
     assert status == FLASH_FAILED
+
+
+@pytest.mark.parametrize("weights_bytes", [0, 1, 512, 516_096, 516_097, 807_000, 2**20, 2**24 + 3])
+def test_the_payload_starts_where_the_layout_of_the_flash_expects_it(
+    library: ctypes.CDLL, weights_bytes: int
+) -> None:
+    assert library.tf_weights_payload_offset(weights_bytes) == slot_header_bytes(weights_bytes)
+
+
+def test_weights_with_more_chunks_than_4096_bytes_have_marks_for_are_stored(
+    library: ctypes.CDLL, flash: Flash
+) -> None:
+    blob = random.Random(9).randbytes(520_001)
+    slots = (Region * 2)(Region.of_sectors(0, 132), Region.of_sectors(132, 132))
+    factory, digest = bytes(len(blob)), bytes(32)
+
+    def opened() -> WeightsStore:
+        store = WeightsStore()
+        status = library.tf_weights_open(
+            ctypes.byref(store), ctypes.byref(flash), slots, factory, digest, len(blob)
+        )
+        assert status == OK
+        return store
+
+    store = opened()
+    wanted = hashlib.sha256(blob).digest()
+    assert library.tf_weights_stage(ctypes.byref(store), wanted, len(blob), 128) == BAD_INPUT
+    assert library.tf_weights_stage(ctypes.byref(store), wanted, len(blob), 512) == OK
+    assert store.chunks == 1016
+    for index in reversed(range(1016)):
+        chunk = blob[512 * index : 512 * (index + 1)]
+        status = library.tf_weights_write_chunk(ctypes.byref(store), index, chunk, len(chunk))
+        assert status == OK
+    assert library.tf_weights_verify(ctypes.byref(store)) == OK
+    assert library.tf_weights_commit(ctypes.byref(store)) == OK
+    store = opened()
+    place = library.tf_weights_active(ctypes.byref(store))
+    assert ctypes.string_at(place, len(blob)) == blob
+    assert not flash.rewrote

@@ -16,13 +16,15 @@ from tests.fleet.cli.conftest import Run
 def test_help_names_every_command_and_imports_nothing_heavy(tinyfleet: Run) -> None:
     shown = tinyfleet("--help")
     assert shown.returncode == 0
-    for command in ("compile", "measure", "demo", "doctor", "boards"):
+    for command in ("compile", "measure", "explain", "demo", "doctor", "boards"):
         assert command in shown.stdout
     heavy = subprocess.run(
         [
             sys.executable,
             "-c",
-            "import sys, fleet.cli; print({'numpy', 'onnx', 'flwr', 'unicorn'} & set(sys.modules))",
+            "import sys, fleet.cli;"
+            "heavy = {'matplotlib', 'numpy', 'onnx', 'flwr', 'unicorn'};"
+            "print(heavy & set(sys.modules))",
         ],
         capture_output=True,
         text=True,

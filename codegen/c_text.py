@@ -1,0 +1,43 @@
+"""Pieces of generated C text: names, comments, tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from codegen.ir import Op
+from codegen.program import Step
+
+
+def comment(text: str) -> str:
+    """``text`` without what would end a comment."""
+    return re.sub(r"[^\w .-]", "_", text)
+
+
+def identifier(name: str) -> str:
+    """``name`` as part of a C identifier."""
+    return re.sub(r"\W", "_", name)
+
+
+def step_function(plan: int, number: int, step: Step) -> str:
+    """Name of the function that is step ``number`` of the plan with index ``plan``."""
+    return f"plan_{plan}_step_{number:03}_{identifier(step.name)}"
+
+
+def layer_name(op: Op) -> str:
+    """The constant struct of an operation."""
+    return f"layer_{identifier(op.name)}"
+
+
+def rows(values: Iterable[object], per_line: int) -> str:
+    """The entries of a table, so many per line."""
+    items = [str(value) for value in values]
+    lines = [
+        "    " + ", ".join(items[i : i + per_line]) + "," for i in range(0, len(items), per_line)
+    ]
+    return "\n".join(lines)
+
+
+def channels_name(index: int, layer: str) -> str:
+    """The table of the channels of ``layer`` that plan ``index`` trains."""
+    return f"plan_{index}_channels_{identifier(layer)}"

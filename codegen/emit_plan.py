@@ -1,0 +1,367 @@
+"""The steps of a plan in C: one function per step, each with one kernel call or a chain of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from codegen import blob
+from codegen.c_text import channels_name, comment, layer_name, rows, step_function
+from codegen.ir import Add, Conv, DepthwiseConv, Head, Requantize
+from codegen.program import CHAIN, INPUT, SCALES, Program, Segment, Step
+
+PHASES = ("forward", "loss", "backward")
+_WITH_SPAN = {"convolution_forward", "depthwise_forward"}
+_OF_SLICES = {"concat_forward", "concat_input_gradient"}
+_WITH_WEIGHTS = _WITH_SPAN | {"convolution_input_gradient", "depthwise_input_gradient"}
+
+
+def plan_source(index: int, program: Program) -> str:
+    """The C file of ``program``, which is the bundle's plan number ``index``."""
+    writer = _StepWriter(index, program)
+    lines = [
+        f"/* Plan {comment(program.plan.name)}, {program.plan.id}. */",
+        '#include "layers.h"',
+        '#include "tinyfleet/engine.h"',
+        "",
+        "/* Each step keeps a symbol of its own, by which a profile finds it. */",
+        "#define STEP static __attribute__((noinline, used))",
+        "#define ARENA(type, offset) ((type *)(void *)(frame->arena + (offset)))",
+        "#define STATE(type, offset) ((type *)(void *)(frame->state + (offset)))",
+        "#define WEIGHTS(type, offset) ((const type *)(const void *)(frame->weights + (offset)))",
+        f"#define SCALE(index) (ARENA(tf_scale, {program.offsets[SCALES]}) + (index))",
+        "",
+    ]
+    if any(step.kernel.endswith("_update") for step in program.steps):
+        lines += [
+            "static tf_update update_of(const tf_frame *frame)",
+            "{",
+            "    const tf_update update = {",
+            "        frame->learning_rate_q20, frame->seed, frame->step_index, "
+            f"{program.plan.momentum_q8},",
+            f"        frame->step_index % {program.plan.accumulate}u == "
+            f"{program.plan.accumulate - 1}u,",
+            "    };",
+            "    return update;",
+            "}",
+            "",
+        ]
+    lines += [
+        f"extern const uint16_t {channels_name(index, update.layer)}[];"
+        for update in program.plan.weights
+    ]
+    lines += [f"void plan_{index}_{phase}(tf_frame *frame);" for phase in PHASES]
+    lines.append("")
+    names: dict[str, list[str]] = {phase: [] for phase in PHASES}
+    for number, step in enumerate(program.steps):
+        name = step_function(index, number, step)
+        names[step.phase].append(name)
+        lines += [f"STEP void {name}(tf_frame *frame)", "{", *writer.body(step), "}", ""]
+    for phase in PHASES:
+        lines += [f"void plan_{index}_{phase}(tf_frame *frame)", "{"]
+        lines += [f"    {name}(frame);" for name in names[phase]] or ["    (void)frame;"]
+        lines += ["}", ""]
+    return "\n".join(lines)
+
+
+class _StepWriter:
+    """Writes the kernel call of a step with the addresses of its operands."""
+
+    def __init__(self, index: int, program: Program) -> None:
+        self.index = index
+        self.program = program
+        self.tensors = {tensor.name: tensor for tensor in blob.layout(program.graph)}
+
+    def body(self, step: Step) -> list[str]:
+        if step.kernel == CHAIN:
+            return self._chain(step)
+        lines = []
+        if step.kernel in _WITH_SPAN:
+            lines += self._span(step)
+        return [*lines, *self._call(step)]
+
+    def _call(self, step: Step) -> list[str]:
+        arguments = [f"&{layer_name(step.op)}", *getattr(self, f"_{step.kernel}")(step)]
+        if step.kernel in ("error_mask", "error_sum", "error_scale"):
+            arguments = arguments[1:]
+        if step.kernel in _OF_SLICES:
+            arguments[0] = f"&{layer_name(step.op)}[{step.operand}]"
+        if step.kernel == "mean_squared_error":
+            arguments[0] += "_loss"
+        lines = []
+        if step.kernel in _WITH_WEIGHTS:
+            lines += self._weights(step)
+        if step.kernel.endswith("_update"):
+            lines.append("    const tf_update update = update_of(frame);")
+        if step.kernel.endswith("_weight_update"):
+            lines += self._trained(step)
+        target = "frame->loss_q16 = " if step.phase == "loss" else ""
+        call = f"    {target}tf_{step.kernel}("
+        joined = ",\n        ".join(arguments)
+        return [*lines, f"{call}{joined});"]
+
+    # Chains: a table of rows, and a branch for each stage.
+
+    def _chain(self, step: Step) -> list[str]:
+        parts = [f"{{{item.stage}, {item.first}, {item.end}}}" for item in step.schedule]
+        lines = [
+            "    static const struct {",
+            "        uint16_t stage, first, end;",
+            "    } schedule[] = {",
+            rows(parts, 6),
+            "    };",
+            f"    for (uint32_t i = 0; i < {len(parts)}u; i++) {{",
+            "        const uint16_t first = schedule[i].first, end = schedule[i].end;",
+            "        switch (schedule[i].stage) {",
+        ]
+        for number, stage in enumerate(step.stages):
+            lines.append(f"        case {number}: {{")
+            if stage.kernel == "add_forward":
+                body = self._add_rows(step, stage)
+            else:
+                rings = self._rings(stage, step.rings)
+                span = f"    const tf_span span = {{first, end, {rings[0]}, {rings[1]}}};"
+                body = [span, *self._call(stage)]
+            lines += [f"        {line}".replace("\n", "\n        ") for line in body]
+            lines += ["            break;", "        }"]
+        return [*lines, "        default:", "            break;", "        }", "    }"]
+
+    def _rings(self, step: Step, rings: Mapping[str, int]) -> tuple[int, int]:
+        """Rows that the buffers of input and output hold."""
+        op = step.op
+        assert isinstance(op, (Conv, DepthwiseConv))
+        tensors = self.program.graph.tensors
+        source = rings.get(step.buffers["input"], tensors[op.input].shape[0])
+        return source, rings.get(step.buffers["output"], tensors[op.output].shape[0])
+
+    def _add_rows(self, chain: Step, step: Step) -> list[str]:
+        """An addition's rows, one call each: rings may wrap between them."""
+        op = step.op
+        assert isinstance(op, Add)
+        height, width, channels = self.program.graph.tensors[op.output].shape
+        row = width * channels
+        arguments = []
+        for operand in ("a", "b", "output"):
+            ring = chain.rings.get(step.buffers[operand], height)
+            at = "y" if ring == height else f"y % {ring}u"
+            arguments.append(f"{self._arena(step, operand, 'int8_t')} + {at} * {row}u")
+        joined = ",\n            ".join([f"&{layer_name(op)}", *arguments, "0", f"{row}u"])
+        return [
+            "    for (uint32_t y = first; y < end; y++) {",
+            f"        tf_add_forward({joined});",
+            "    }",
+        ]
+
+    # Operands.
+
+    def _arena(self, step: Step, operand: str, kind: str) -> str:
+        name = step.buffers.get(operand)
+        if name is None:
+            return "0"
+        if name == INPUT:
+            return "frame->input"
+        return f"ARENA({kind}, {self.program.offsets[name]})"
+
+    def _scale(self, step: Step, operand: str) -> str:
+        return f"SCALE({self.program.error_index[step.buffers[operand]]})"
+
+    def _parameter(self, step: Step, kind: str, c_type: str) -> str:
+        """Biases, and the weights of the head: trained as a whole or not at all."""
+        name = f"{step.op.name}.{kind}"
+        segment = self.program.segment_of(name)
+        if segment is not None:
+            return f"STATE({c_type}, {segment.state_offset})"
+        return f"WEIGHTS({c_type}, {self.tensors[name].offset})"
+
+    def _weights(self, step: Step) -> list[str]:
+        name = f"{step.op.name}.weight"
+        segment = self.program.segment_of(name)
+        tensor = self.tensors[name]
+        fixed, trained, channels, count = f"WEIGHTS(int8_t, {tensor.offset})", "0", "0", 0
+        if segment is not None:
+            trained = f"STATE(int8_t, {segment.state_offset})"
+            if segment.count == tensor.values.shape[-1]:
+                fixed, trained = trained, "0"
+            else:
+                channels, count = channels_name(self.index, step.op.name), segment.count
+        return [f"    const tf_weights weights = {{{fixed}, {trained}, {channels}, {count}}};"]
+
+    def _span(self, step: Step) -> list[str]:
+        op = step.op
+        assert isinstance(op, (Conv, DepthwiseConv))
+        source, output = self._rings(step, {})
+        return [f"    static const tf_span span = {{0, {output}, {source}, {output}}};"]
+
+    def _trained(self, step: Step) -> list[str]:
+        segment = self.program.segment_of(f"{step.op.name}.weight")
+        assert segment is not None
+        fraction = segment.fraction_offset
+        return [
+            "    const tf_trained trained = {",
+            f"        STATE(int8_t, {segment.state_offset}),",
+            f"        {'0' if fraction is None else f'STATE(int8_t, {fraction})'},",
+            f"        {self._velocity(segment)},",
+            f"        {segment.first_value}, {channels_name(self.index, step.op.name)}, "
+            f"{segment.count},",
+            "    };",
+        ]
+
+    # One method per kernel: the arguments after the layer.
+
+    def _convolution_forward(self, step: Step) -> list[str]:
+        return [
+            "&span",
+            self._arena(step, "input", "int8_t"),
+            "&weights",
+            self._parameter(step, "bias", "int32_t"),
+            self._arena(step, "output", "int8_t"),
+            self._arena(step, "mask", "uint8_t"),
+            self._arena(step, "scratch", "int16_t"),
+        ]
+
+    _depthwise_forward = _convolution_forward
+
+    def _add_forward(self, step: Step) -> list[str]:
+        op = step.op
+        assert isinstance(op, Add)
+        return [
+            self._arena(step, "a", "int8_t"),
+            self._arena(step, "b", "int8_t"),
+            self._arena(step, "output", "int8_t"),
+            self._arena(step, "mask", "uint8_t"),
+            f"{self.program.graph.tensors[op.output].size}u",
+        ]
+
+    def _pool_forward(self, step: Step) -> list[str]:
+        return [self._arena(step, "input", "int8_t"), self._arena(step, "output", "int8_t")]
+
+    def _max_pool_forward(self, step: Step) -> list[str]:
+        return [*self._pool_forward(step), self._arena(step, "places", "uint8_t")]
+
+    def _average_pool_forward(self, step: Step) -> list[str]:
+        return [*self._pool_forward(step), self._arena(step, "mask", "uint8_t")]
+
+    _concat_forward = _pool_forward
+
+    def _requantize_forward(self, step: Step) -> list[str]:
+        op = step.op
+        assert isinstance(op, Requantize)
+        size = self.program.graph.tensors[op.output].size
+        return [*self._average_pool_forward(step), f"{size}u"]
+
+    def _head_forward(self, step: Step) -> list[str]:
+        return [
+            self._arena(step, "input", "int8_t"),
+            self._parameter(step, "weight", "int16_t"),
+            self._parameter(step, "bias", "int32_t"),
+            "frame->logits",
+        ]
+
+    def _cross_entropy(self, step: Step) -> list[str]:
+        return [
+            "frame->logits",
+            "frame->label",
+            self._arena(step, "error", "int16_t"),
+            self._scale(step, "error"),
+        ]
+
+    def _mean_squared_error(self, step: Step) -> list[str]:
+        return [
+            "frame->logits",
+            "frame->input",
+            self._arena(step, "error", "int16_t"),
+            self._scale(step, "error"),
+        ]
+
+    def _error_in(self, step: Step) -> list[str]:
+        return [self._arena(step, "error", "int16_t"), self._scale(step, "error")]
+
+    def _error_out(self, step: Step) -> list[str]:
+        return [self._arena(step, "out", "int16_t"), self._scale(step, "out")]
+
+    def _head_input_gradient(self, step: Step) -> list[str]:
+        weights = self._parameter(step, "weight", "int16_t")
+        return [*self._error_in(step), weights, *self._error_out(step)]
+
+    def _pool_input_gradient(self, step: Step) -> list[str]:
+        return [*self._error_in(step), *self._error_out(step)]
+
+    _average_pool_input_gradient = _pool_input_gradient
+    _concat_input_gradient = _pool_input_gradient
+
+    def _max_pool_input_gradient(self, step: Step) -> list[str]:
+        places = self._arena(step, "places", "uint8_t")
+        return [*self._error_in(step), places, *self._error_out(step)]
+
+    def _depthwise_input_gradient(self, step: Step) -> list[str]:
+        return [
+            *self._error_in(step),
+            "&weights",
+            *self._error_out(step),
+            self._arena(step, "scratch", "int16_t"),
+        ]
+
+    _convolution_input_gradient = _depthwise_input_gradient
+
+    def _error_mask(self, step: Step) -> list[str]:
+        op = step.op
+        assert not isinstance(op, Head)
+        size = self.program.graph.tensors[op.output].size
+        return [*self._error_in(step), self._arena(step, "mask", "uint8_t"), f"{size}u"]
+
+    def _error_sum(self, step: Step) -> list[str]:
+        size = next(b.bytes for b in self.program.buffers if b.name == step.buffers["a"]) // 2
+        return [
+            self._arena(step, "a", "int16_t"),
+            self._scale(step, "a"),
+            self._arena(step, "b", "int16_t"),
+            self._scale(step, "b"),
+            f"{size}u",
+        ]
+
+    def _error_scale(self, step: Step) -> list[str]:
+        op = step.op
+        assert isinstance(op, (Add, Requantize))
+        side = "ab"[step.operand] + "_" if isinstance(op, Add) else ""
+        layer = layer_name(op)
+        return [
+            *self._error_in(step),
+            f"{layer}.{side}error_multiplier",
+            f"{layer}.{side}error_exponent",
+            f"{self.program.graph.tensors[op.output].size}u",
+            *self._error_out(step),
+        ]
+
+    def _whole(self, step: Step, kind: str) -> str:
+        segment = self.program.segment_of(f"{step.op.name}.{kind}")
+        assert segment is not None
+        return f"&(const tf_whole){{{self._velocity(segment)}, {segment.first_value}u}}"
+
+    def _velocity(self, segment: Segment) -> str:
+        offset = segment.velocity_offset
+        return "0" if offset is None else f"STATE(int32_t, {offset})"
+
+    def _bias_update(self, step: Step) -> list[str]:
+        bias = self._parameter(step, "bias", "int32_t")
+        return [*self._error_in(step), bias, self._whole(step, "bias"), "&update"]
+
+    def _head_update(self, step: Step) -> list[str]:
+        return [
+            *self._error_in(step),
+            self._arena(step, "input", "int8_t"),
+            self._parameter(step, "weight", "int16_t"),
+            self._whole(step, "weight"),
+            self._parameter(step, "bias", "int32_t"),
+            self._whole(step, "bias"),
+            "&update",
+        ]
+
+    def _convolution_weight_update(self, step: Step) -> list[str]:
+        return [
+            *self._error_in(step),
+            self._arena(step, "input", "int8_t"),
+            "&trained",
+            "&update",
+            self._arena(step, "scratch", "int16_t"),
+        ]
+
+    _depthwise_weight_update = _convolution_weight_update

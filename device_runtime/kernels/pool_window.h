@@ -1,0 +1,45 @@
+/* Where a pooling window lies on the picture, and scattering errors from windows. */
+#ifndef TINYFLEET_POOL_WINDOW_H
+#define TINYFLEET_POOL_WINDOW_H
+
+#include <string.h>
+
+#include "fixed_point.h"
+
+/* Input rows or columns `first` … `end` - 1 under a window; `before` of the window lie outside. */
+typedef struct {
+    int32_t first, end, before;
+} tf_reach;
+
+static inline tf_reach tf_reach_of(int32_t output, int32_t stride, int32_t pad, int32_t window,
+                                   int32_t size) {
+    const int32_t start = output * stride - pad;
+    const int32_t end = start + window;
+    const tf_reach reach = {start < 0 ? 0 : start, end > size ? size : end, start < 0 ? -start : 0};
+    return reach;
+}
+
+static inline tf_reach tf_window_rows(const tf_pool_window *window, uint32_t y) {
+    return tf_reach_of((int32_t)y, window->stride_height, window->pad_top, window->height,
+                       window->in_height);
+}
+
+static inline tf_reach tf_window_columns(const tf_pool_window *window, uint32_t x) {
+    return tf_reach_of((int32_t)x, window->stride_width, window->pad_left, window->width,
+                       window->in_width);
+}
+
+static inline uint32_t tf_window_input(const tf_pool_window *window) {
+    return (uint32_t)window->in_height * window->in_width * window->channels;
+}
+
+/* What `out` has become, once all windows have added to it. */
+static inline int32_t tf_largest_error(const int16_t *out, uint32_t size) {
+    int32_t magnitude = 0;
+    for (uint32_t i = 0; i < size; i++) {
+        tf_note_magnitude(&magnitude, out[i]);
+    }
+    return magnitude;
+}
+
+#endif

@@ -1,0 +1,163 @@
+"""Random ONNX models, whole way: import, quantize, compile; host and image equal the interpreter."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from codegen.boards import load_board
+from codegen.compile import build_host_engine, compile_graph
+from codegen.host_engine import HostEngine
+from codegen.importer import import_model
+from codegen.interpreter import Interpreter
+from codegen.lowering import lower
+from codegen.quantize import load_calibration, quantize, quantize_input
+from codegen.toolchain import find_toolchain
+from simulator.image_engine import ImageEngine
+from tests.codegen.random_graphs import full_plan, random_plan
+
+STEPS = 4
+CLASSES = 5
+
+
+class _Maker:
+    """Writes a random network node by node."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.channels = int(self.random.integers(1, 4))
+        self.last = "x"
+
+    def constant(self, values: np.ndarray) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(values.astype(np.float32), name))
+        return name
+
+    def node(self, kind: str, inputs: list[str], **attributes: object) -> str:
+        output = f"t{len(self.nodes)}"
+        name = f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=name, **attributes))
+        return output
+
+    def convolution(self, outputs: int, kernel: int, stride: int, depthwise: bool) -> None:
+        group = self.channels if depthwise else 1
+        outputs = self.channels if depthwise else outputs
+        shape = (outputs, self.channels // group, kernel, kernel)
+        weight = self.random.normal(0, (shape[1] * kernel**2) ** -0.5, shape)
+        pads = [kernel // 2] * 4
+        self.last = self.node(
+            "Conv",
+            [self.last, self.constant(weight), self.constant(self.random.normal(0, 0.2, outputs))],
+            group=group,
+            strides=[stride, stride],
+            pads=pads,
+            kernel_shape=[kernel, kernel],
+        )
+        self.channels = outputs
+        if self.random.random() < 0.7:
+            parts = [
+                self.random.uniform(0.5, 1.5, outputs),
+                self.random.normal(0, 0.2, outputs),
+                self.random.normal(0, 0.2, outputs),
+                self.random.uniform(0.5, 1.5, outputs),
+            ]
+            self.last = self.node("BatchNormalization", [self.last, *map(self.constant, parts)])
+
+    def activation(self) -> None:
+        if self.random.random() < 0.5:
+            self.last = self.node("Relu", [self.last])
+        else:
+            ends = [self.constant(np.array(value)) for value in (0.0, 6.0)]
+            self.last = self.node("Clip", [self.last, *ends])
+
+    def block(self) -> None:
+        """An inverted bottleneck, with a shortcut where its shape allows one."""
+        start, channels = self.last, self.channels
+        stride = int(self.random.integers(1, 3))
+        self.convolution(int(self.random.integers(3, 12)), 1, 1, depthwise=False)
+        self.activation()
+        self.convolution(0, int(self.random.choice([3, 5])), stride, depthwise=True)
+        self.activation()
+        outputs = channels if self.random.random() < 0.6 else int(self.random.integers(2, 9))
+        self.convolution(outputs, 1, 1, depthwise=False)
+        if stride == 1 and outputs == channels:
+            self.last = self.node("Add", [start, self.last])
+
+    def model(self, size: int) -> onnx.ModelProto:
+        channels = self.channels
+        self.convolution(int(self.random.integers(3, 9)), 3, int(self.random.integers(1, 3)), False)
+        self.activation()
+        for _ in range(int(self.random.integers(1, 4))):
+            self.block()
+        self.last = self.node("GlobalAveragePool", [self.last])
+        self.last = self.node("Flatten", [self.last])
+        weight = self.random.normal(0, 0.5, (CLASSES, self.channels))
+        bias = self.constant(self.random.normal(0, 0.2, CLASSES))
+        self.node("Gemm", [self.last, self.constant(weight), bias], transB=1)
+        self.nodes[-1].output[0] = "y"
+        graph = helper.make_graph(
+            self.nodes,
+            "random",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, channels, size, size])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, CLASSES])],
+            self.constants,
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seed", "board", "compiler"),
+    [
+        (1, "stm32f746", "gcc"),
+        (2, "stm32f407", "zig"),
+        (3, "stm32f746", "zig"),
+        (4, "stm32f407", "gcc"),
+    ],
+)
+def test_a_random_model_trains_to_the_same_bits_everywhere(
+    seed: int, board: str, compiler: str, tmp_path: Path
+) -> None:
+    try:
+        toolchain = find_toolchain(compiler)  # type: ignore[arg-type]
+    except Exception as error:
+        pytest.skip(f"{compiler} can't be used here: {error}")
+    size = 9 + seed
+    model = _Maker(seed).model(size)
+    onnx.checker.check_model(model)
+    onnx.save(model, tmp_path / "model.onnx")
+    channels = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    values = np.random.default_rng(seed).normal(0, 1, (16, channels, size, size))
+    np.savez(tmp_path / "calibration.npz", x=values.astype(np.float32))
+    calibration = load_calibration(tmp_path / "calibration.npz")
+    graph = quantize(import_model(tmp_path / "model.onnx"), calibration)
+    samples = quantize_input(graph, np.moveaxis(calibration, 1, -1))
+    plans = [full_plan(graph), random_plan(graph, seed), random_plan(graph, seed + 100)]
+    bundle = compile_graph(
+        graph,
+        load_board(board),
+        plans,
+        onnx_sha256="00" * 32,
+        out=tmp_path / "bundle",
+        protocol_cddl=Path(str(files("fleet.protocol") / "tinyfleet.cddl")),
+        toolchain=toolchain,
+    )
+    library = build_host_engine(bundle, tmp_path / "engine.so")
+    for plan in plans:
+        interpreter = Interpreter(lower(graph, plan))
+        host = HostEngine(library, plan.id)
+        with ImageEngine(bundle, plan.id) as image:
+            for step in range(STEPS):
+                sample, label = samples[step], step % CLASSES
+                for engine in (interpreter, host, image):
+                    engine.train_step(sample, label, 2**20 // 50, 99)
+                assert np.array_equal(interpreter.logits, host.logits), (plan.name, step)
+                assert np.array_equal(interpreter.logits, image.logits), (plan.name, step)
+                assert interpreter.loss_q16 == host.loss_q16 == image.loss_q16
+            assert np.array_equal(interpreter.delta(), host.delta())
+            assert host.state == image.state
