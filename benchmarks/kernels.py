@@ -84,7 +84,7 @@ def count(engine: ArmKernels, graph: Graph, op: Layer) -> dict[str, tuple[int, i
     trained = stored(op, np.ascontiguousarray(op.weight[..., channels]))
     if isinstance(op, Conv):
         forward = scratch.convolution_forward_bytes(op, 0)
-        gradient = scratch.convolution_input_gradient_bytes(op)
+        gradient = scratch.convolution_input_gradient_bytes(op, 0)
         update = scratch.convolution_weight_update_bytes(target)
     else:
         forward = scratch.depthwise_forward_bytes(op, source, target, height)

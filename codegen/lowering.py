@@ -295,8 +295,9 @@ class _Builder:
             case Conv():
                 size = scratch.convolution_forward_bytes(op, self._partly_trained(op))
                 buffers["scratch"] = self._buffer(f"columns {op.name}", size)
-                lead = streaming.convolution_lead(self.graph, op)
-                self._may_overlap(buffers["output"], buffers["input"], lead)
+                if not self._partly_trained(op):
+                    lead = streaming.convolution_lead(self.graph, op)
+                    self._may_overlap(buffers["output"], buffers["input"], lead)
                 self._step("forward", "convolution_forward", op, buffers, macs=self._macs(op))
             case DepthwiseConv():
                 size = scratch.depthwise_forward_bytes(op, source, output, output.shape[0])
@@ -505,8 +506,8 @@ class _Builder:
         source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
         over = None
         if isinstance(op, Conv):
-            size = scratch.convolution_input_gradient_bytes(op)
-            if streaming.is_pointwise(op):
+            size = scratch.convolution_input_gradient_bytes(op, self._partly_trained(op))
+            if streaming.is_pointwise(op) and not self._partly_trained(op):
                 pixels = output.shape[0] * output.shape[1]
                 over = Overlap(2 * max(0, source.shape[2] - output.shape[2]) * pixels)
         else:

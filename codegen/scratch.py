@@ -15,18 +15,35 @@ def round_up(value: int, to: int) -> int:
     return -(-value // to) * to
 
 
+MERGED_BYTES = 4096
+"""TF_MERGED_BYTES in device_runtime/kernels/merge.h."""
+
+
 def convolution_forward_bytes(op: Conv, trained_channels: int) -> int:
-    """Columns of four pixels, and of their trained channels."""
-    taps = math.prod(op.weight.shape[1:3])
-    length = taps * op.weight.shape[3]
-    return 8 * (round_up(length, 4) + round_up(taps * trained_channels, 4))
+    """Columns of four pixels; with trained channels, rows in which these take their places."""
+    rows = op.weight.shape[0]
+    length = round_up(math.prod(op.weight.shape[1:]), 4)
+    columns = 8 * length
+    if trained_channels == 0:
+        return columns
+    at_once = max(8, MERGED_BYTES // length // 8 * 8)
+    return columns + round_up(min(rows, at_once), 2) * length
 
 
-def convolution_input_gradient_bytes(op: Conv) -> int:
-    """Scaled errors of four pixels for every tap that meets one, and where their weights are."""
-    outputs, kernel_height, kernel_width, _ = op.weight.shape
+def convolution_input_gradient_bytes(op: Conv, trained_channels: int) -> int:
+    """Scaled errors of four pixels for every tap that meets one, and where their weights are.
+
+    With trained channels, also the rows' weights for some of all input channels.
+    """
+    outputs, kernel_height, kernel_width, inputs = op.weight.shape
     taps = math.ceil(kernel_height / op.stride[0]) * math.ceil(kernel_width / op.stride[1])
-    return int(taps * (10 * round_up(outputs, 2) + 2))
+    pairs = round_up(outputs, 2) // 2
+    stream = taps * 20 * pairs + 2 * round_up(taps, 2)
+    if trained_channels == 0:
+        return int(stream)
+    all_taps = kernel_height * kernel_width
+    at_once = max(4, MERGED_BYTES // (2 * all_taps * pairs) // 4 * 4)
+    return int(stream + 2 * pairs * round_up(all_taps * min(inputs, at_once), 4))
 
 
 def convolution_weight_update_bytes(output: Tensor) -> int:

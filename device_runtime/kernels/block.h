@@ -36,8 +36,8 @@ void tf_block_widen(int16_t *columns, const int8_t *src, uint32_t step, uint32_t
 #endif
 
 /* What tf_block_forward works on, made by tf_block_prepare for a layer; whoever calls sets output,
- * requantize, steps, weights, bias, trained and output_end for every block, and what belongs to
- * the mask where there is one. block_dsp.c knows the place of every field. */
+ * requantize, steps, weights, bias and output_end for every block, and what belongs to the mask
+ * where there is one. block_dsp.c knows the place of every field. */
 typedef struct {
     int32_t offsets[24]; /* by shift: half a step and the output's zero point */
     int8_t *output;
@@ -46,9 +46,8 @@ typedef struct {
     const int16_t *columns;
     const int8_t *weights;
     const int32_t *bias;
-    const int8_t *trained;
-    const int16_t *columns_end, *trained_end; /* columns of the trained channels lie behind */
-    const int8_t *output_end;                 /* an even number of channels */
+    const int16_t *columns_end;
+    const int8_t *output_end; /* an even number of channels */
     int32_t pre_shift;
     /* The mask: every eight channels, and at the end, a byte per pixel is written at mask and
      * mask + mask_steps; the last channel's bit is the highest. */
@@ -56,8 +55,8 @@ typedef struct {
     uint8_t *mask;
     int32_t mask_steps[3];
 #if TF_DSP
-    uint32_t bits;                                  /* on the way */
-    uint32_t loop, trained_loop, after, last, each; /* addresses of code */
+    uint32_t bits;              /* on the way */
+    uint32_t loop, after, each; /* addresses of code */
 #endif
 } tf_forward_block;
 
@@ -68,9 +67,9 @@ static inline void tf_fill_offsets(int32_t offsets[24], int32_t zero) {
     }
 }
 
-/* Sets the fields that a whole layer shares. `length` and `trained_length` are packed lengths. */
+/* Sets the fields that a whole layer shares; `length` is a packed length. */
 void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, const int16_t *columns,
-                      uint32_t length, uint32_t trained_length, uint32_t with_mask);
+                      uint32_t length, uint32_t with_mask);
 
 /* Codes, and mask bits, of all channels of four pixels. */
 void tf_block_forward(const tf_forward_block *block);
@@ -110,7 +109,7 @@ typedef struct {
     int32_t steps[3]; /* in bytes */
     const int16_t *stream, *stream_end;
     const int8_t *weights, *weights_end; /* four bytes per two input channels */
-    int32_t shift, half;                 /* of the sums; half a step */
+    int32_t half, shift;                 /* of the sums: half a step */
     uint32_t largest; /* |value| so far, at even and at odd channels: 16 bits each */
 #if TF_DSP
     uint32_t loop; /* address of code */

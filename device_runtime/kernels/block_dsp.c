@@ -83,6 +83,7 @@ __attribute__((naked)) void tf_block_widen(int16_t *columns __attribute__((unuse
     "it eq\n\t"                        \
     "orreq r12, r12, #" #bit "\n\t"
 
+/* clang-format off: macros and strings take turns. */
 __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
                                              __attribute__((unused))) {
     __asm volatile(
@@ -97,11 +98,9 @@ __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
         "stmia r12!, {r1-r8}\n\t" /* 0: offsets */
         "ldmia r0!, {r1-r8}\n\t"
         "stmia r12!, {r1-r8}\n\t" /* 96: output, requantize, steps, columns, weights, bias */
-        "ldmia r0!, {r1-r8}\n\t"
-        "stmia r12!, {r1-r8}\n\t" /* 128: trained, ends (3), pre_shift, mask_end, mask,
-                                     mask_steps[0] */
-        "ldmia r0, {r1-r8}\n\t"
-        "stmia r12, {r1-r8}\n\t" /* 160: mask_steps[1 … 2], bits, addresses */
+        "ldmia r0, {r1-r11, lr}\n\t"
+        "stmia r12, {r1-r11, lr}\n\t" /* 128: columns_end, output_end, pre_shift, mask_end, mask,
+                                         mask_steps, bits, addresses */
         "ldr r1, [sp, #120]\n\t"
 
         "1:\n\t" /* two channels: all sums start from the biases */
@@ -122,34 +121,17 @@ __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
         "smlad r7, r7, lr, r4\n\t"
         "smlad r4, r2, lr, r4\n\t"
         "smlad r8, r2, r12, r8\n\t"
-        "ldr pc, [sp, #172]\n\t"
+        "ldr pc, [sp, #164]\n\t"
 
         "tf_block_loop:\n\t"
         ".rept 16\n\t" FORWARD_STEP ".endr\n\t"
-        "ldr r2, [sp, #132]\n\t"
+        "ldr r2, [sp, #128]\n\t"
         "cmp r0, r2\n\t"
         "bne tf_block_loop\n\t"
-        "ldr pc, [sp, #180]\n\t"
-
-        "tf_block_trained:\n\t" /* the same sums go on with the trained channels … */
-        "str r1, [sp, #120]\n\t"
-        "ldr r1, [sp, #128]\n\t"
-        "ldrd r2, r3, [sp, #132]\n\t"
-        "strd r3, r2, [sp, #132]\n\t"
-        "ldrd r2, r3, [sp, #180]\n\t"
-        "strd r3, r2, [sp, #180]\n\t"
-        "ldr pc, [sp, #176]\n\t"
-
-        "tf_block_trained_end:\n\t" /* … and then everything is as before them */
-        "str r1, [sp, #128]\n\t"
-        "ldr r1, [sp, #120]\n\t"
-        "ldrd r2, r3, [sp, #132]\n\t"
-        "strd r3, r2, [sp, #132]\n\t"
-        "ldrd r2, r3, [sp, #180]\n\t"
-        "strd r3, r2, [sp, #180]\n\t"
+        "ldr pc, [sp, #168]\n\t"
 
         "tf_block_raise:\n\t"
-        "ldr r2, [sp, #144]\n\t"
+        "ldr r2, [sp, #136]\n\t"
         "lsl r4, r4, r2\n\t"
         "lsl r5, r5, r2\n\t"
         "lsl r6, r6, r2\n\t"
@@ -158,7 +140,7 @@ __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
         "lsl r9, r9, r2\n\t"
         "lsl r10, r10, r2\n\t"
         "lsl r11, r11, r2\n\t"
-        "ldr pc, [sp, #188]\n\t"
+        "ldr pc, [sp, #172]\n\t"
 
         "tf_block_codes:\n\t"
         "ldrd r3, lr, [sp, #96]\n\t" /* output, requantize */
@@ -177,7 +159,7 @@ __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
                 "and r12, r0, #31\n\t"
                 "ldr r2, [sp, r12, lsl #2]\n\t" MAKE_CODES(
                     r8, r9, r10,
-                    r11) "ldr r0, [sp, #140]\n\t"
+                    r11) "ldr r0, [sp, #132]\n\t"
                          "strb r8, [r3]\n\t"
                          "strb r9, [r3, r4]\n\t"
                          "strb r10, [r3, r4, lsl #1]\n\t"
@@ -195,7 +177,7 @@ __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
                          "ldrd r0, lr, [r1], #8\n\t"
                          "str r1, [sp, #100]\n\t"
                          "str lr, [sp]\n\t" /* the other factor, in the place of an offset that is none */
-                         "ldr r12, [sp, #168]\n\t"
+                         "ldr r12, [sp, #160]\n\t"
                          "lsr r12, r12, #2\n\t"
                          "and r12, r12, #0x3f3f3f3f\n\t"
                          "and r1, r0, #31\n\t"
@@ -240,12 +222,12 @@ __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
                                                                                              "str "
                                                                                              "r12, "
                                                                                              "[sp, "
-                                                                                             "#168]"
+                                                                                             "#160]"
                                                                                              "\n\t"
                                                                                              "ldr "
                                                                                              "r0, "
                                                                                              "[sp, "
-                                                                                             "#148]"
+                                                                                             "#140]"
                                                                                              "\n\t"
                                                                                              "cmp "
                                                                                              "r3, "
@@ -263,13 +245,13 @@ __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
                                                                                              "r2, "
                                                                                              "r4, "
                                                                                              "[sp, "
-                                                                                             "#152]"
+                                                                                             "#144]"
                                                                                              "\n\t"
                                                                                              "ldrd "
                                                                                              "r5, "
                                                                                              "r6, "
                                                                                              "[sp, "
-                                                                                             "#160]"
+                                                                                             "#152]"
                                                                                              "\n\t"
                                                                                              "strb "
                                                                                              "r12, "
@@ -314,12 +296,12 @@ __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
                                                                                              "r0, "
                                                                                              "r2, "
                                                                                              "[sp, "
-                                                                                             "#148]"
+                                                                                             "#140]"
                                                                                              "\n\t"
                                                                                              "ldr "
                                                                                              "r0, "
                                                                                              "[sp, "
-                                                                                             "#140]"
+                                                                                             "#132]"
                                                                                              "\n\t"
                                                                                              "cmp "
                                                                                              "r3, "
@@ -340,35 +322,25 @@ __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
                                                                                              "\n"
                                                                                              "\t");
 }
+/* clang-format on */
 
-extern const uint8_t tf_block_loop[], tf_block_trained[], tf_block_trained_end[], tf_block_raise[],
-    tf_block_codes[], tf_block_codes_and_mask[];
+extern const uint8_t tf_block_loop[], tf_block_raise[], tf_block_codes[], tf_block_codes_and_mask[];
 
 /* The address of code, as branches to a register want it. */
 static uint32_t address_of(const uint8_t *label) {
     return (uint32_t)label | 1u;
 }
 
-/* Where to enter the loop of 16 steps so that it ends after `steps` of them. */
-static uint32_t entry_for(uint32_t steps) {
-    return address_of(tf_block_loop) + ((0u - steps) & 15u) * 52u;
-}
-
 void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, const int16_t *columns,
-                      uint32_t length, uint32_t trained_length, uint32_t with_mask) {
+                      uint32_t length, uint32_t with_mask) {
+    const uint32_t steps = length / 2u - 1u; /* one step goes before the loop */
+    tf_fill_offsets(block->offsets, layer->out_zero);
     block->columns = columns;
     block->columns_end = columns + TF_BLOCK_PIXELS * length;
-    block->trained_end = block->columns_end + TF_BLOCK_PIXELS * trained_length;
-    tf_fill_offsets(block->offsets, layer->out_zero);
     block->pre_shift = layer->pre_shift;
     block->each = address_of(with_mask ? tf_block_codes_and_mask : tf_block_codes);
-    block->last = address_of(tf_block_trained_end);
     block->after = layer->pre_shift > 0 ? address_of(tf_block_raise) : block->each;
-    if (trained_length > 0) {
-        block->after = address_of(tf_block_trained);
-    }
-    block->loop = entry_for(length / 2u - 1u); /* one step goes before the loop */
-    block->trained_loop = entry_for(trained_length / 2u);
+    block->loop = address_of(tf_block_loop) + ((0u - steps) & 15u) * 52u;
 }
 
 /* 16 instructions of 4 bytes for one word of weights: what lies side by side in it are two input
@@ -398,11 +370,12 @@ void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, cons
     "ssat " #a ", #16, " #a "\n\t"              \
     "ssat " #b ", #16, " #b "\n\t"              \
     "pkhbt " #a ", " #a ", " #b ", lsl #16\n\t" \
-    "ssub16 " #b ", r1, " #a "\n\t"             \
+    "ssub16 " #b ", r3, " #a "\n\t"             \
     "sel " #b ", " #b ", " #a "\n\t"            \
     "usub16 lr, " #b ", r2\n\t"                 \
     "sel r2, " #b ", r2\n\t"
 
+/* clang-format off */
 __attribute__((naked)) void tf_block_gradient(tf_gradient_block *block __attribute__((unused))) {
     __asm volatile(
         "push {r0, r4-r11, lr}\n\t"
@@ -411,21 +384,21 @@ __attribute__((naked)) void tf_block_gradient(tf_gradient_block *block __attribu
         "ldmia r0!, {r1-r8}\n\t"
         "stmia r12!, {r1-r8}\n\t" /* 0: output, steps, stream, its end, weights, their end */
         "ldmia r0, {r1-r4}\n\t"
-        "stmia r12!, {r1-r4}\n\t" /* 32: shift, half, largest, loop */
-        "mov r1, r2\n\t"
-        "mov r3, r2\n\t"
-        "mov r4, r2\n\t"
-        "mov r5, r2\n\t"
-        "mov r6, r2\n\t"
-        "mov r7, r2\n\t"
-        "mov r8, r2\n\t"
+        "stmia r12!, {r1-r4}\n\t" /* 32: half, shift, largest, loop */
+        "mov r2, r1\n\t"
+        "mov r3, r1\n\t"
+        "mov r4, r1\n\t"
+        "mov r5, r1\n\t"
+        "mov r6, r1\n\t"
+        "mov r7, r1\n\t"
+        "mov r8, r1\n\t"
         "stmia r12, {r1-r8}\n\t" /* 48: half, eight times */
+        "ldr r1, [sp, #24]\n\t"
 
         "1:\n\t" /* two input channels */
         "add r0, sp, #48\n\t"
         "ldmia r0, {r4-r11}\n\t"
         "ldr r0, [sp, #16]\n\t"
-        "ldr r1, [sp, #24]\n\t"
         "ldr pc, [sp, #44]\n\t"
 
         "tf_block_gradient_loop:\n\t"
@@ -434,28 +407,32 @@ __attribute__((naked)) void tf_block_gradient(tf_gradient_block *block __attribu
         "cmp r0, r2\n\t"
         "bne tf_block_gradient_loop\n\t"
 
-        "add r3, r1, #4\n\t"
-        "ldr r0, [sp, #32]\n\t"
-        "mov r1, #0\n\t"
-        "ldr r2, [sp, #40]\n\t"
-        "ldr r12, [sp]\n\t" MAKE_ERRORS(r4, r8) "str r4, [r12]\n\t" MAKE_ERRORS(
-            r5, r9) "ldrd r4, r8, [sp, #4]\n\t"
-                    "str r5, [r12, r4]\n\t" MAKE_ERRORS(
-                        r6, r10) "ldr r5, [sp, #12]\n\t"
-                                 "str r6, [r12, r8]\n\t" MAKE_ERRORS(r7,
-                                                                     r11) "str r7, [r12, r5]\n\t"
-                                                                          "add r12, r12, #4\n\t"
-                                                                          "str r2, [sp, #40]\n\t"
-                                                                          "str r12, [sp]\n\t"
-                                                                          "str r3, [sp, #24]\n\t"
-                                                                          "ldr r0, [sp, #28]\n\t"
-                                                                          "cmp r3, r0\n\t"
-                                                                          "bne 1b\n\t"
-                                                                          "add sp, sp, #84\n\t"
-                                                                          "pop {r0, r4-r11, lr}\n\t"
-                                                                          "str r2, [r0, #40]\n\t"
-                                                                          "bx lr\n\t");
+        "ldrd r0, r2, [sp, #36]\n\t" /* shift, largest */
+        "mov r3, #0\n\t"
+        "ldr r12, [sp]\n\t"
+        MAKE_ERRORS(r4, r8)
+        "str r4, [r12]\n\t"
+        MAKE_ERRORS(r5, r9)
+        "ldrd r4, r8, [sp, #4]\n\t"
+        "str r5, [r12, r4]\n\t"
+        MAKE_ERRORS(r6, r10)
+        "ldr r5, [sp, #12]\n\t"
+        "str r6, [r12, r8]\n\t"
+        MAKE_ERRORS(r7, r11)
+        "str r7, [r12, r5]\n\t"
+        "ldr r0, [sp, #28]\n\t"
+        "add r1, r1, #4\n\t"
+        "add r12, r12, #4\n\t"
+        "str r2, [sp, #40]\n\t"
+        "str r12, [sp]\n\t"
+        "cmp r1, r0\n\t"
+        "bne 1b\n\t"
+        "add sp, sp, #84\n\t"
+        "pop {r0, r4-r11, lr}\n\t"
+        "str r2, [r0, #40]\n\t"
+        "bx lr\n\t");
 }
+/* clang-format on */
 
 extern const uint8_t tf_block_gradient_loop[];
 

@@ -34,11 +34,10 @@ static void add_products(const int16_t *columns, const int8_t *weights, uint32_t
 }
 
 void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, const int16_t *columns,
-                      uint32_t length, uint32_t trained_length, uint32_t with_mask) {
+                      uint32_t length, uint32_t with_mask) {
     (void)with_mask; /* mask_end says it */
     block->columns = columns;
     block->columns_end = columns + TF_BLOCK_PIXELS * length;
-    block->trained_end = block->columns_end + TF_BLOCK_PIXELS * trained_length;
     tf_fill_offsets(block->offsets, layer->out_zero);
     block->pre_shift = layer->pre_shift;
 }
@@ -57,7 +56,6 @@ static uint32_t make_codes(const tf_forward_block *block, const tf_requantizer b
 
 void tf_block_forward(const tf_forward_block *block) {
     const uint32_t length = (uint32_t)(block->columns_end - block->columns) / TF_BLOCK_PIXELS;
-    const uint32_t trained = (uint32_t)(block->trained_end - block->columns_end) / TF_BLOCK_PIXELS;
     const uint32_t channels = (uint32_t)(block->output_end - block->output);
     const int8_t *mask_end = block->mask_end;
     uint8_t *mask = block->mask;
@@ -72,9 +70,6 @@ void tf_block_forward(const tf_forward_block *block) {
             sums[1][p] = block->bias[o + 1u];
         }
         add_products(block->columns, block->weights + o * length, length, sums);
-        if (trained > 0) {
-            add_products(block->columns_end, block->trained + o * trained, trained, sums);
-        }
         for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
             int8_t *output = block->output + (p == 0 ? 0 : block->steps[p - 1u]) + o;
             bits[p] = bits[p] >> 2 | make_codes(block, by, &sums[0][p], &sums[1][p], output);

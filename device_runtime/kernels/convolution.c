@@ -1,6 +1,7 @@
 /* Full convolution, forward: columns of what four output pixels see times packed weights. */
 #include "block.h"
 #include "fixed_point.h"
+#include "merge.h"
 
 /* A byte of the mask holds eight channels. */
 #define MASK_CHANNELS 8u
@@ -8,13 +9,14 @@
 /* What does not change between the blocks of a layer. */
 typedef struct {
     const tf_convolution *layer;
-    const tf_weights *weights;
+    const int8_t *weights; /* packed, of these output channels: */
+    uint32_t first_channel, end_channel;
     const int8_t *input;
     const int32_t *bias;
     uint8_t *mask;
     uint32_t in_height, in_width, in_ring, out_width;
     int16_t *columns;
-    uint32_t length, trained_length; /* of a column */
+    uint32_t length;                 /* of a column */
     uint32_t line;                   /* values that one kernel row sees */
     uint32_t step;                   /* from what a pixel sees to what the next one sees */
     uint32_t inner_first, inner_end; /* x where four pixels in a row see no border */
@@ -103,23 +105,6 @@ static void gather_at_border(const job *job, uint32_t pixel, int32_t top, int32_
     }
 }
 
-/* Moves the values of trained channels to the columns behind, and leaves zeros. */
-static __attribute__((noinline)) void split_trained(const job *job) {
-    const uint32_t taps = (uint32_t)job->layer->kernel_height * job->layer->kernel_width;
-    int16_t *trained = job->columns + TF_BLOCK_PIXELS * job->length;
-    uint32_t at = 0;
-    for (uint32_t tap = 0; tap < taps; tap++) {
-        for (uint32_t j = 0; j < job->weights->count; j++, at++) {
-            const uint32_t l = tap * job->layer->in_channels + job->weights->channels[j];
-            for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
-                int16_t *from = job->columns + tf_column_index(job->length, p, l);
-                trained[tf_column_index(job->trained_length, p, at)] = *from;
-                *from = 0;
-            }
-        }
-    }
-}
-
 /* The column of output pixel (y, x). */
 static void gather_pixel(const job *job, uint32_t pixel, uint32_t y, uint32_t x) {
     const tf_convolution *layer = job->layer;
@@ -180,9 +165,6 @@ static inline void gather(const job *job, uint32_t y, uint32_t x, uint32_t count
     if (count < TF_BLOCK_PIXELS || !gather_four(job, y, x)) {
         gather_each(job, y, x, count);
     }
-    if (job->trained_length > 0) {
-        split_trained(job);
-    }
 }
 
 /* Points the block at channels first … end - 1 (an even number) of the pixels at `output`. */
@@ -190,10 +172,7 @@ static void aim(const job *job, tf_forward_block *block, int8_t *output, uint32_
                 uint32_t end) {
     block->output = output + first;
     block->output_end = output + end;
-    block->weights = job->weights->fixed + first * job->length;
-    if (job->trained_length > 0) {
-        block->trained = job->weights->trained + first * job->trained_length;
-    }
+    block->weights = job->weights + (first - job->first_channel) * job->length;
     block->bias = job->bias + first;
     block->requantize = job->layer->requantize + first;
 }
@@ -219,7 +198,7 @@ static void forward_with_bits(const job *job, tf_forward_block *block, uint32_t 
 /* The last channel of an odd number: blocks make two at a time, so it gets two of everything. */
 static void forward_last(const job *job, const tf_forward_block *block, int8_t *output,
                          uint32_t index, uint32_t pixels) {
-    const uint32_t channel = job->layer->out_channels - 1u;
+    const uint32_t channel = job->end_channel - 1u;
     const int32_t bias[2] = {job->bias[channel], 0};
     const tf_multiplier by = job->layer->requantize[channel];
     const tf_multiplier requantize[2] = {by, by};
@@ -245,9 +224,9 @@ static void forward_last(const job *job, const tf_forward_block *block, int8_t *
 static __attribute__((noinline)) void forward_in_parts(const job *job, tf_forward_block *block,
                                                        int8_t *output, uint32_t index,
                                                        uint32_t pixels) {
-    const uint32_t channels = job->layer->out_channels, even = channels & ~1u;
+    const uint32_t end = job->end_channel, even = end & ~1u;
     const uint32_t most = job->mask == NULL ? even : MASK_CHANNELS;
-    for (uint32_t first = 0; first < even; first += most) {
+    for (uint32_t first = job->first_channel; first < even; first += most) {
         const uint32_t count = even - first < most ? even - first : most;
         aim(job, block, output, first, first + count);
         if (job->mask == NULL && pixels == TF_BLOCK_PIXELS) {
@@ -256,7 +235,7 @@ static __attribute__((noinline)) void forward_in_parts(const job *job, tf_forwar
             forward_with_bits(job, block, count, count, index + first, pixels);
         }
     }
-    if (even < channels) {
+    if (even < end) {
         forward_last(job, block, output, index, pixels);
     }
 }
@@ -273,7 +252,7 @@ static void set_steps(const job *job, tf_forward_block *block, uint32_t pixels) 
 }
 
 static void prepare(const job *job, tf_forward_block *block, uint32_t with_mask) {
-    tf_block_prepare(block, job->layer, job->columns, job->length, job->trained_length, with_mask);
+    tf_block_prepare(block, job->layer, job->columns, job->length, with_mask);
 }
 
 /* Output rows first … end - 1, which lie one behind the other from `output` on. */
@@ -284,7 +263,7 @@ static void run_rows(const job *job, tf_forward_block *block, uint32_t first, ui
     uint32_t index = first * width * channels, left = (end - first) * width;
     uint32_t y = first, x = 0, count = TF_BLOCK_PIXELS;
     set_steps(job, block, TF_BLOCK_PIXELS);
-    aim(job, block, output, 0, channels & ~1u);
+    aim(job, block, output, job->first_channel, job->end_channel & ~1u);
     for (; left > 0; left -= count) {
         if (left < TF_BLOCK_PIXELS) {
             /* Blocks with a mask can have any steps. */
@@ -297,12 +276,12 @@ static void run_rows(const job *job, tf_forward_block *block, uint32_t first, ui
         if (in_parts) {
             forward_in_parts(job, block, output, index, count);
         } else {
-            block->output = output;
-            block->output_end = output + channels;
+            block->output = output + job->first_channel;
+            block->output_end = output + job->end_channel;
             block->mask_end = NULL;
             if (job->mask != NULL) {
-                block->mask_end = output + MASK_CHANNELS;
-                block->mask = job->mask + index / MASK_CHANNELS;
+                block->mask_end = block->output + MASK_CHANNELS;
+                block->mask = job->mask + (index + job->first_channel) / MASK_CHANNELS;
             }
             tf_block_forward(block);
         }
@@ -331,37 +310,13 @@ static void fill_up(int16_t *columns, uint32_t used, uint32_t length) {
     }
 }
 
-void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
-                            const tf_weights *weights, const int32_t *bias, int8_t *output,
-                            uint8_t *mask, int16_t *scratch) {
-    const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
-    const uint32_t length = tf_packed_length(taps * layer->in_channels);
-    const uint32_t trained_length = tf_packed_length(taps * weights->count);
+/* All rows of the span, for the job's output channels. */
+static void run_span(job job, const tf_span *span, int8_t *output) {
+    const tf_convolution *layer = job.layer;
     const uint32_t row_bytes = (uint32_t)layer->out_width * layer->out_channels;
-    job job = {layer,
-               weights,
-               input,
-               bias,
-               mask,
-               layer->in_height,
-               layer->in_width,
-               span->in_ring,
-               layer->out_width,
-               scratch,
-               length,
-               trained_length,
-               (uint32_t)layer->kernel_width * layer->in_channels,
-               (uint32_t)layer->stride_width * layer->in_channels,
-               0,
-               0};
-    tf_forward_block block;
-    prepare(&job, &block, mask != NULL);
-    fill_up(scratch, taps * layer->in_channels, length);
-    fill_up(scratch + TF_BLOCK_PIXELS * length, taps * weights->count, trained_length);
-    if (mask != NULL) {
-        memset(mask, 0, (layer->out_height * row_bytes + 7u) / 8u);
-    }
     const uint32_t whole = span->in_ring == layer->in_height && span->out_ring == layer->out_height;
+    tf_forward_block block;
+    prepare(&job, &block, job.mask != NULL);
     if (is_pointwise(layer) && whole) { /* one long row: no block has a piece of two */
         const uint32_t skipped = span->first * job.in_width;
         job.input += skipped * layer->in_channels;
@@ -378,5 +333,53 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
         const uint32_t rows = span->end - y < room ? span->end - y : room;
         run_rows(&job, &block, y, y + rows, output + place * row_bytes);
         y += rows;
+    }
+}
+
+/* So many output channels are merged at a time: a multiple of what fills bytes of the mask. */
+static uint32_t merged_channels(uint32_t length) {
+    const uint32_t fitting = TF_MERGED_BYTES / length & ~(MASK_CHANNELS - 1u);
+    return fitting > MASK_CHANNELS ? fitting : MASK_CHANNELS;
+}
+
+void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
+                            const tf_weights *weights, const int32_t *bias, int8_t *output,
+                            uint8_t *mask, int16_t *scratch) {
+    const uint32_t values =
+        (uint32_t)layer->kernel_height * layer->kernel_width * layer->in_channels;
+    const uint32_t length = tf_packed_length(values), outputs = layer->out_channels;
+    int8_t *merged = (int8_t *)(scratch + TF_BLOCK_PIXELS * length);
+    job job = {.layer = layer,
+               .weights = weights->fixed,
+               .end_channel = outputs,
+               .input = input,
+               .bias = bias,
+               .mask = mask,
+               .in_height = layer->in_height,
+               .in_width = layer->in_width,
+               .in_ring = span->in_ring,
+               .out_width = layer->out_width,
+               .columns = scratch,
+               .length = length,
+               .line = (uint32_t)layer->kernel_width * layer->in_channels,
+               .step = (uint32_t)layer->stride_width * layer->in_channels};
+    fill_up(scratch, values, length);
+    if (mask != NULL) {
+        const uint32_t size = (uint32_t)layer->out_height * layer->out_width * outputs;
+        memset(mask, 0, (size + 7u) / 8u);
+    }
+    if (weights->count == 0) {
+        run_span(job, span, output);
+        return;
+    }
+    const uint32_t at_once = merged_channels(length);
+    for (uint32_t first = 0; first < outputs; first += at_once) {
+        const uint32_t end = outputs - first < at_once ? outputs : first + at_once;
+        const tf_weight_part part = {first / 2u, (end + 1u) / 2u, 0, layer->in_channels};
+        tf_merge_weights(layer, weights, &part, merged);
+        job.weights = merged;
+        job.first_channel = first;
+        job.end_channel = end;
+        run_span(job, span, output);
     }
 }

@@ -2,13 +2,15 @@
  * stride apart, so that one tap of the kernel joins them with four neighbours of the output. */
 #include "block.h"
 #include "fixed_point.h"
+#include "merge.h"
 
 /* What does not change between the blocks of a layer. */
 typedef struct {
     const tf_convolution *layer;
-    const tf_weights *weights;
     const int16_t *error;
     int16_t *out;
+    const int8_t *weights; /* packed, of these input channels: */
+    uint32_t first_channel, channels;
     uint32_t out_height, out_width; /* of the layer: of the error */
     uint32_t pairs;                 /* of output channels */
     int32_t shift;                  /* of the scaled errors */
@@ -130,13 +132,13 @@ static uint32_t gather(const job *job, const meeting *rows, const meeting *cols,
     return taps;
 }
 
-/* Where the weights of the stream's errors begin in a matrix with `channels` per tap. */
-static void put_offsets(const job *job, uint32_t taps, uint32_t channels) {
+/* Where the weights of the stream's errors begin. */
+static void put_offsets(const job *job, uint32_t taps) {
     const uint32_t all_taps = (uint32_t)job->layer->kernel_height * job->layer->kernel_width;
-    const uint32_t row_bytes = 2u * tf_packed_length(all_taps * channels);
+    const uint32_t row_bytes = 2u * tf_packed_length(all_taps * job->channels);
     int16_t *to = job->stream;
     for (uint32_t i = 0; i < taps; i++) {
-        uint32_t offset = 2u * job->taps[i] * channels;
+        uint32_t offset = 2u * job->taps[i] * job->channels;
         for (uint32_t pair = 0; pair < job->pairs; pair++) {
             tf_store32(to, offset);
             offset += row_bytes;
@@ -145,101 +147,61 @@ static void put_offsets(const job *job, uint32_t taps, uint32_t channels) {
     }
 }
 
-/* Channels first and first + 1 of a matrix; those in `wanted` (bits 0 and 1) go to places[0] and
- * places[1] of every pixel at `output`. Of a layer with a single input channel, whatever lies
- * behind a row is multiplied as well, and thrown away. */
-static void run_two(const tf_gradient_block *block, const int8_t *weights, uint32_t first,
-                    uint32_t wanted, const uint16_t *places, int16_t *output) {
+/* The last of an odd number of channels: blocks make two, so it is made with the one before it,
+ * or, of a layer with a single input channel, with whatever lies behind it. */
+static void run_last(const job *job, const tf_gradient_block *block, int16_t *output) {
+    const uint32_t last = job->channels - 1u, first = last > 0 ? last - 1u : 0u;
     int16_t errors[2u * TF_BLOCK_PIXELS];
     tf_gradient_block two = *block;
     two.output = errors;
-    two.weights = weights + 2u * first;
+    two.weights = job->weights + 2u * first;
     two.weights_end = two.weights + 4;
     for (uint32_t p = 1; p < TF_BLOCK_PIXELS; p++) {
         two.steps[p - 1u] = (int32_t)(4u * p);
     }
     tf_block_gradient(&two);
     for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
-        int16_t *to = output + (p == 0 ? 0 : block->steps[p - 1u] / 2);
-        for (uint32_t i = 0; i < 2u; i++) {
-            if ((wanted >> i & 1u) != 0) {
-                to[places[i]] = errors[2u * p + i];
-            }
-        }
-    }
-}
-
-/* All input channels by the fixed weights, but pairs of which both are trained. */
-static void run_fixed(const job *job, tf_gradient_block *block, int16_t *output) {
-    const tf_weights *weights = job->weights;
-    const uint32_t channels = job->layer->in_channels, even = channels & ~1u;
-    uint32_t next = 0;
-    for (uint32_t first = 0, end = 0; first < even; first = end + 2u) {
-        for (end = first; end < even; end += 2u) {
-            while (next < weights->count && weights->channels[next] < end) {
-                next++;
-            }
-            if (next + 1u < weights->count && weights->channels[next] == end &&
-                weights->channels[next + 1u] == end + 1u) {
-                break;
-            }
-        }
-        if (end > first) {
-            block->output = output + first;
-            block->weights = weights->fixed + 2u * first;
-            block->weights_end = weights->fixed + 2u * end;
-            tf_block_gradient(block);
-        }
-    }
-    if (even < channels) {
-        const uint32_t from = channels > 1u ? channels - 2u : 0;
-        const uint16_t places[2] = {(uint16_t)from, (uint16_t)(channels - 1u)};
-        run_two(block, weights->fixed, from, channels > 1u ? 2u : 1u, places, output);
-    }
-}
-
-static void run_trained(const job *job, tf_gradient_block *block, int16_t *output) {
-    const tf_weights *weights = job->weights;
-    const uint32_t count = weights->count;
-    for (uint32_t j = 0; j + 2u <= count; j += 2u) {
-        run_two(block, weights->trained, j, 3u, weights->channels + j, output);
-    }
-    if (count == 1u) {
-        const uint16_t places[2] = {weights->channels[0], 0};
-        run_two(block, weights->trained, 0, 1u, places, output);
-    } else if (count % 2u == 1u) {
-        run_two(block, weights->trained, count - 2u, 2u, weights->channels + count - 2u, output);
+        output[(p == 0 ? 0 : block->steps[p - 1u] / 2) + (int32_t)last] =
+            errors[2u * p + last - first];
     }
 }
 
 /* `count` input positions, a column stride apart, whose errors begin at `output`. */
 static void run_block(const job *job, tf_gradient_block *block, uint32_t taps, uint32_t count,
                       int16_t *output) {
-    const uint32_t channels = job->layer->in_channels;
-    const uint32_t step = job->layer->stride_width * channels;
+    const uint32_t step = (uint32_t)job->layer->stride_width * job->layer->in_channels;
+    const uint32_t even = job->channels & ~1u;
     for (uint32_t p = 1; p < TF_BLOCK_PIXELS; p++) {
         block->steps[p - 1u] = (int32_t)(2u * (p < count ? p : count - 1u) * step);
     }
     if (taps == 0) {
         for (uint32_t p = 0; p < count; p++) {
-            memset(output + p * step, 0, 2u * channels);
+            memset(output + p * step, 0, 2u * job->channels);
         }
         return;
     }
-    if (block->stream_end == NULL || !job->pointwise || job->weights->count > 0) {
+    if (block->stream_end == NULL || !job->pointwise) {
         tf_block_set_stream(block, job->stream, taps * job->pairs);
-        put_offsets(job, taps, channels);
+        put_offsets(job, taps);
     }
-    run_fixed(job, block, output);
-    if (job->weights->count > 0) {
-        put_offsets(job, taps, job->weights->count);
-        run_trained(job, block, output);
+    if (even > 0) {
+        block->output = output;
+        block->weights = job->weights;
+        block->weights_end = job->weights + 2u * even;
+        tf_block_gradient(block);
+    }
+    if (even < job->channels) {
+        run_last(job, block, output);
     }
 }
 
-/* Rows `height` of `width` input positions each. */
-static void run_all(const job *job, tf_gradient_block *block, uint32_t height, uint32_t width) {
+/* All input positions. */
+static void run_all(const job *job, tf_gradient_block *block) {
     const tf_convolution *layer = job->layer;
+    const uint32_t pixels = (uint32_t)layer->in_height * layer->in_width;
+    /* Pointwise layers are one long row: blocks go on from one row to the next. */
+    const uint32_t height = job->pointwise ? 1u : layer->in_height;
+    const uint32_t width = job->pointwise ? pixels : layer->in_width;
     const uint32_t stride = layer->stride_width;
     for (uint32_t y = 0; y < height; y++) {
         const meeting rows = meet(y, layer->pad_top, layer->stride_height, layer->kernel_height);
@@ -249,7 +211,8 @@ static void run_all(const job *job, tf_gradient_block *block, uint32_t height, u
                 const uint32_t left = (width - x - 1u) / stride + 1u;
                 const uint32_t count = left < TF_BLOCK_PIXELS ? left : TF_BLOCK_PIXELS;
                 const uint32_t taps = gather(job, &rows, &cols, count);
-                run_block(job, block, taps, count, job->out + (y * width + x) * layer->in_channels);
+                run_block(job, block, taps, count,
+                          job->out + (y * width + x) * layer->in_channels + job->first_channel);
             }
         }
     }
@@ -272,43 +235,61 @@ static int32_t saturate(int16_t *error, uint32_t size) {
     return largest;
 }
 
+/* So many input channels of all rows are merged at a time. */
+static uint32_t merged_channels(const tf_convolution *layer) {
+    const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
+    const uint32_t row_pairs = (layer->out_channels + 1u) / 2u;
+    const uint32_t fitting = TF_MERGED_BYTES / (2u * taps * row_pairs) & ~3u;
+    const uint32_t most = fitting > 4u ? fitting : 4u;
+    return layer->in_channels < most ? layer->in_channels : most;
+}
+
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                    tf_scale *out_scale, int16_t *scratch) {
     const int32_t left = tf_headroom(scale) - layer->error_headroom;
     const uint32_t most_taps = ((layer->kernel_height - 1u) / layer->stride_height + 1u) *
                                ((layer->kernel_width - 1u) / layer->stride_width + 1u);
-    const uint32_t pairs = (layer->out_channels + 1u) / 2u;
-    job job = {layer,
-               weights,
-               error,
-               out,
-               layer->out_height,
-               layer->out_width,
-               pairs,
-               15 - left,
-               scratch,
-               (uint16_t *)(scratch + most_taps * pairs * TF_STREAM_STEP),
-               is_pointwise(layer)};
+    const uint32_t pairs = (layer->out_channels + 1u) / 2u, inputs = layer->in_channels;
+    job job = {.layer = layer,
+               .error = error,
+               .out = out,
+               .weights = weights->fixed,
+               .channels = inputs,
+               .out_height = layer->out_height,
+               .out_width = layer->out_width,
+               .pairs = pairs,
+               .shift = 15 - left,
+               .stream = scratch,
+               .taps = (uint16_t *)(scratch + most_taps * pairs * TF_STREAM_STEP),
+               .pointwise = is_pointwise(layer)};
+    int8_t *merged = (int8_t *)(job.taps + ((most_taps + 1u) & ~1u));
     tf_gradient_block block;
     block.shift = layer->error_shift;
     block.half = layer->error_shift > 0 ? 1 << (layer->error_shift - 1) : 0;
     block.largest = 0;
-    block.stream_end = NULL;
-    if (job.pointwise) { /* one long row: blocks go on from one row to the next */
+    if (job.pointwise) {
         job.out_width *= job.out_height;
         job.out_height = 1;
-        run_all(&job, &block, 1, job.out_width);
-    } else {
-        run_all(&job, &block, layer->in_height, layer->in_width);
+    }
+    const uint32_t at_once = weights->count > 0 ? merged_channels(layer) : inputs;
+    for (; job.first_channel < inputs; job.first_channel += at_once) {
+        if (weights->count > 0) {
+            const uint32_t rest = inputs - job.first_channel;
+            job.channels = rest < at_once ? rest : at_once;
+            const tf_weight_part part = {0, pairs, job.first_channel, job.channels};
+            tf_merge_weights(layer, weights, &part, merged);
+            job.weights = merged;
+        }
+        block.stream_end = NULL;
+        run_all(&job, &block);
     }
     const uint32_t low = block.largest & 0xffffu, high = block.largest >> 16;
     const uint32_t largest = low > high ? low : high;
-    /* What two channels at a time have made is not all there to stay. */
-    const uint32_t uncertain = weights->count > 0 || layer->in_channels % 2u == 1u;
+    /* The last of an odd number of channels is not among what blocks have noted. */
     out_scale->magnitude =
-        largest > INT16_MAX || uncertain
-            ? saturate(out, (uint32_t)layer->in_height * layer->in_width * layer->in_channels)
+        largest > INT16_MAX || inputs % 2u == 1u
+            ? saturate(out, (uint32_t)layer->in_height * layer->in_width * inputs)
             : (int32_t)largest;
     out_scale->exponent = scale->exponent + layer->error_exponent - left + layer->error_shift;
 }

@@ -167,8 +167,9 @@ typedef struct {
 /* Rows span->first … span->end - 1 of the output; a mask only with all of them. Pixels are taken in
  * blocks of four, whose inputs are read before their outputs are written: the output of a pointwise
  * layer (1 x 1, stride 1, no padding) may lie in its input's place, or up to any amount before it
- * so long as no later input is overwritten. The same goes for rows of other layers.
- * scratch: 8 * (P(Kh * Kw * in_channels) + P(Kh * Kw * count)) bytes, P rounding up to 4. */
+ * so long as no later input is overwritten. The same goes for rows of other layers. Not so where
+ * some channels are trained (weights->count > 0): then every part of the output channels reads all
+ * inputs. scratch: codegen/scratch.py */
 void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
                             const tf_weights *weights, const int32_t *bias, int8_t *output,
                             uint8_t *mask, int16_t *scratch);
@@ -238,7 +239,7 @@ void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *
                     const int8_t *input, int16_t *weights, const tf_whole *of_weights,
                     int32_t *bias, const tf_whole *of_bias, const tf_update *update);
 
-/* Pointwise: out may lie over the error like a forward output over its input.
+/* Pointwise: out may lie over the error like a forward output over its input (weights->count == 0).
  * scratch: codegen/scratch.py */
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const tf_weights *weights, int16_t *out,

@@ -11,6 +11,7 @@ RUNTIME = Path(device_runtime.__file__).parent
 CONVOLUTION = [
     *sorted((RUNTIME / "kernels").glob("convolution*.c")),
     *sorted((RUNTIME / "kernels").glob("block_*.c")),
+    RUNTIME / "kernels" / "merge.c",
 ]
 INCLUDES = [RUNTIME / "include", RUNTIME / "kernels"]
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from codegen.integer_arithmetic import apply_gain, round_shift, step_gain
+from codegen.ir import Conv
 from codegen.layer_arithmetic import Gain
 from codegen.scratch import round_up
 from simulator.kernel_call import Struct
@@ -175,6 +176,13 @@ class Case:
             ("P", np.array(self.trained, np.uint16) if self.count else None),
             ("H", self.count),
         )
+
+    @cached_property
+    def op(self) -> Conv:
+        """What the compiler's formulas of scratch take."""
+        codes = self.weights.astype(np.int8)
+        ones = np.ones(self.outputs)
+        return Conv("layer", "in", "out", codes, ones, self.bias, self.stride)
 
     @property
     def count(self) -> int:

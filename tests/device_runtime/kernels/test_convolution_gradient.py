@@ -1,11 +1,11 @@
-import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen.scratch import round_up
+from codegen.scratch import convolution_input_gradient_bytes
 from simulator.kernel_call import ArmKernels, HostKernels, Struct, View
 from tests.device_runtime.kernels.convolution_case import Case, cases
 
@@ -18,8 +18,7 @@ def scale_of(error: np.ndarray, exponent: int) -> Struct:
 
 
 def scratch_of(case: Case) -> np.ndarray:
-    taps = math.ceil(case.kernel[0] / case.stride[0]) * math.ceil(case.kernel[1] / case.stride[1])
-    return np.full(taps * (5 * round_up(case.outputs, 2) + 1), 0x5A5A, np.int16)
+    return np.full(convolution_input_gradient_bytes(case.op, case.count) // 2, 0x5A5A, np.int16)
 
 
 def check(engines: Engines, case: Case, error: np.ndarray) -> None:
@@ -67,6 +66,7 @@ def test_the_smallest_code_is_never_made(engines: Engines) -> None:
 def test_a_pointwise_gradient_may_lie_over_the_error(
     engines: Engines, case: Case, before: int
 ) -> None:
+    case = replace(case, trained=())
     error = case.error()
     wanted, _ = case.input_gradient(error, 0)
     if case.channels > case.outputs:
@@ -85,6 +85,13 @@ def test_a_pointwise_gradient_may_lie_over_the_error(
             scratch_of(case),
         )
         np.testing.assert_array_equal(memory[: wanted.size].reshape(wanted.shape), wanted)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
+def test_weights_too_many_to_be_merged_at_once(engines: Engines, kernel: tuple[int, int]) -> None:
+    edge = (kernel[0] // 2,) * 4
+    case = Case(3, 3, 97, 130, kernel, (1, 1), edge, tuple(range(1, 97, 3)), seed=5)
+    check(engines, case, case.error())
 
 
 @pytest.mark.parametrize("outputs", [1, 2, 15, 16, 17, 18, 30, 48, 131])
