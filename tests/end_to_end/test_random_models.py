@@ -1,4 +1,4 @@
-"""Random ONNX models, whole way: import, quantize, compile; host and image equal the interpreter."""
+"""Random ONNX models, all the way: host library and image compute what the interpreter does."""
 
 from importlib.resources import files
 from pathlib import Path
