@@ -181,7 +181,7 @@ static void aim(const job *job, tf_forward_block *block, int8_t *output, uint32_
  * first pixel's mask: those that begin or end in the middle of a byte. */
 static void forward_with_bits(const job *job, tf_forward_block *block, uint32_t made,
                               uint32_t count, uint32_t index, uint32_t pixels) {
-    uint8_t bytes[TF_BLOCK_PIXELS];
+    uint8_t bytes[TF_BLOCK_PIXELS] = {0};
     block->mask = bytes;
     block->mask_end = block->output_end;
     for (uint32_t p = 1; p < TF_BLOCK_PIXELS; p++) {

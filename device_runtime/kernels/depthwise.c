@@ -182,7 +182,7 @@ void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, cons
     const uint32_t channels = layer->out_channels;
     const uint32_t used = (layer->out_width - 1u) * layer->stride_width + layer->kernel_width;
     const uint32_t given = (uint32_t)layer->pad_left + layer->in_width;
-    forward_job job;
+    forward_job job = {0};
     job.layer = layer;
     job.span = span;
     job.output = output;
