@@ -91,6 +91,8 @@ class Settings:
     state: State = "q8.8"
     sram_bytes: int | None = None
     uplink_bytes: int | None = None
+    macs: int | None = None
+    """Multiply-accumulates of a training step."""
     last: int | None = None
     """Layers analysed, counted from the end; None for all."""
     schedule: Schedule = field(default_factory=Schedule)
@@ -227,6 +229,7 @@ class _Planning:
         limits = Limits(
             sram_bytes=settings.sram_bytes or self.board.sram_limit_bytes,
             delta_bytes=settings.uplink_bytes,
+            macs=settings.macs,
         )
         rest = rest_of(self._link(resolve(PlanSpec(name="head-only"), graph)))
         traces = self._traces()
@@ -325,11 +328,14 @@ class _Planning:
             return
         asked = f"{limits.sram_bytes:,} bytes of SRAM"
         if limits.delta_bytes is not None:
-            asked += f" and {limits.delta_bytes:,} bytes of delta per round"
+            asked += f", {limits.delta_bytes:,} bytes of delta per round"
+        if limits.macs is not None:
+            asked += f", {limits.macs:,} multiply-accumulates per step"
         raise BudgetError(
             f"no plan fits {asked} on board {self.board.name}: the head alone needs "
-            f"{costs.sram_bytes:,} and about {costs.delta_bytes:,}; use a smaller model, a larger "
-            "board, or ask for less"
+            f"{costs.sram_bytes:,} bytes of SRAM, about {costs.delta_bytes:,} of delta and "
+            f"{costs.macs:,} multiply-accumulates; use a smaller model, a larger board, or raise "
+            "the limits"
         )
 
     # Contributions.

@@ -121,6 +121,9 @@ def plan_command(
     sram_bytes: Annotated[
         int | None, typer.Option(min=1, help="Most SRAM of the firmware. Default: the board's.")
     ] = None,
+    macs: Annotated[
+        int | None, typer.Option(min=1, help="Most multiply-accumulates of a training step.")
+    ] = None,
     state: Annotated[
         Literal["q8.8", "int8-stochastic"],
         typer.Option(help="How trained weights are kept on the device."),
@@ -165,6 +168,7 @@ def plan_command(
             state=state,
             sram_bytes=sram_bytes,
             uplink_bytes=uplink_bytes,
+            macs=macs,
             last=last,
             schedule=Schedule(epochs=epochs, learning_rate=learning_rate, seed=seed),
             repeats=repeats,

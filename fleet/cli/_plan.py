@@ -118,6 +118,8 @@ def _show(result: PlanningResult) -> None:
     limits = f"{result.limits.sram_bytes:,} bytes of SRAM"
     if result.limits.delta_bytes is not None:
         limits += f", {result.limits.delta_bytes:,} bytes of delta per round"
+    if result.limits.macs is not None:
+        limits += f", {result.limits.macs:,} multiply-accumulates per step"
     screen.print(
         table(f"Best plans for less and less SRAM on {result.board}; limit {limits}", columns, rows)
     )

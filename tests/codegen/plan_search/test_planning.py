@@ -71,10 +71,17 @@ def test_the_best_plan_is_within_all_limits_as_linked_and_trained(
 ) -> None:
     sram = (unlimited.best.costs.sram_bytes + unlimited.proposals[0].costs.sram_bytes) // 2
     uplink = unlimited.delta_bytes * 3 // 4
+    macs = unlimited.best.costs.macs - 1
     settings = dataclasses.replace(
-        SETTINGS, method=method, sram_bytes=sram, uplink_bytes=uplink, channel_choice="contribution"
+        SETTINGS,
+        method=method,
+        sram_bytes=sram,
+        uplink_bytes=uplink,
+        macs=macs,
+        channel_choice="contribution",
     )
     result = plans(settings)
+    assert result.best.costs.macs <= macs
     assert result.linked.sram_bytes.total == result.best.costs.sram_bytes <= sram
     assert result.delta_bytes <= uplink
     assert result.best.predicted == max(p.predicted for p in result.proposals) > 0
@@ -149,8 +156,10 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(
 def test_limits_that_not_even_the_head_keeps_are_refused_with_its_needs() -> None:
     with pytest.raises(BudgetError, match=r"no plan fits 5,000 bytes of SRAM on board stm32f746"):
         plans(dataclasses.replace(SETTINGS, sram_bytes=5_000))
-    with pytest.raises(BudgetError, match=r"and 3 bytes of delta per round.*head alone needs"):
+    with pytest.raises(BudgetError, match=r", 3 bytes of delta per round.*head alone needs"):
         plans(dataclasses.replace(SETTINGS, uplink_bytes=3))
+    with pytest.raises(BudgetError, match=r", 10 multiply-accumulates per step"):
+        plans(dataclasses.replace(SETTINGS, macs=10))
 
 
 def test_more_layers_than_the_model_has_are_refused() -> None:
