@@ -54,7 +54,7 @@ class Measurement:
     logits: list[float]
     """Of the sample under the factory weights, before the step."""
     loss: float
-    """Cross entropy of the sample in nats, before the step."""
+    """Of the sample, before the step: cross entropy in nats, or mean squared error."""
     predicted: int
 
     def to_json(self) -> dict[str, Any]:

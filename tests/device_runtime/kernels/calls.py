@@ -19,6 +19,7 @@ Ints = NDArray[np.int64]
 
 _SOURCES = ["add", "bias_update", "depthwise", "depthwise_gradient", "error", "head", "loss"]
 _SOURCES += ["planes", "pool", "slide"]
+_SOURCES += ["average_pool", "concat", "max_pool", "requantize", "squared_error"]
 
 
 @cache

@@ -1,0 +1,144 @@
+"""Exported models of every family after onnxruntime's `quantize_static`, in its usual settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from codegen.float_graph import Coding, FloatGraph, FloatPool
+from codegen.importer import import_model
+from codegen.interpreter import Interpreter
+from codegen.ir import AveragePool, GlobalAveragePool, Graph, Requantize
+from codegen.layer_arithmetic import logit_scale
+from codegen.lowering import lower
+from codegen.plans import default_plans
+from codegen.quantize import quantize, quantize_input
+
+MODELS = Path(__file__).parent / "models"
+FAMILIES = sorted(path.name.removesuffix("_dynamo.onnx") for path in MODELS.glob("*_dynamo.onnx"))
+# The first operations of this one, on its input, are none that onnxruntime quantizes.
+QUANTIZED = [name for name in FAMILIES if name != "preactivation"]
+
+
+class _Samples(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, samples: np.ndarray, name: str) -> None:
+        self._rows = iter([{name: sample[None]} for sample in samples])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._rows, None)
+
+
+def quantized(
+    family: str, folder: Path, *, exporter: str, activation: QuantType, symmetric: bool,
+    per_channel: bool,
+) -> tuple[Path, np.ndarray]:  # fmt: skip
+    """The model as onnxruntime quantizes it, and the samples it was calibrated with."""
+    logging.disable(logging.WARNING)
+    source, target = MODELS / f"{family}_{exporter}.onnx", folder / "quantized.onnx"
+    entry = onnx.load(source).graph.input[0]
+    shape = [dim.dim_value for dim in entry.type.tensor_type.shape.dim][1:]
+    samples = np.random.default_rng(3).normal(size=(24, *shape)).astype(np.float32)
+    quantize_static(
+        str(source),
+        str(target),
+        _Samples(samples, entry.name),
+        quant_format=QuantFormat.QDQ,
+        activation_type=activation,
+        weight_type=QuantType.QInt8,
+        per_channel=per_channel,
+        extra_options={"ActivationSymmetric": symmetric},
+    )
+    logging.disable(logging.NOTSET)
+    return target, samples
+
+
+def outputs_of_onnxruntime(path: Path, x: np.ndarray) -> np.ndarray:
+    """Outputs before any Softmax."""
+    model = onnx.load(path)
+    last = next((n for n in model.graph.node if n.op_type in ("Softmax", "LogSoftmax")), None)
+    if last is not None:
+        model.graph.output.append(onnx.ValueInfoProto(name=last.input[0]))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: sample[None]})[-1] for sample in x])
+
+
+def outputs_on_the_device(float_graph: FloatGraph, graph: Graph, x: np.ndarray) -> np.ndarray:
+    interpreter = Interpreter(lower(graph, default_plans(graph)[0]))
+    codes = quantize_input(graph, np.moveaxis(float_graph.arrange(x), 1, -1))
+    rows = []
+    for sample in codes:
+        interpreter.score(sample, 0)
+        rows.append(interpreter.logits * logit_scale(graph))
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("family", QUANTIZED)
+@pytest.mark.parametrize(
+    ("exporter", "activation", "symmetric", "per_channel"),
+    [
+        ("dynamo", QuantType.QInt8, False, True),
+        ("script", QuantType.QUInt8, False, False),
+        ("script", QuantType.QInt8, True, True),
+    ],
+    ids=["int8 per channel", "uint8 per tensor", "symmetric"],
+)
+def test_a_quantized_export_gives_onnxruntimes_outputs(
+    family: str,
+    exporter: str,
+    activation: QuantType,
+    symmetric: bool,
+    per_channel: bool,
+    tmp_path: Path,
+) -> None:
+    path, samples = quantized(
+        family, tmp_path, exporter=exporter, activation=activation, symmetric=symmetric,
+        per_channel=per_channel,
+    )  # fmt: skip
+    float_graph = import_model(path)
+    graph = quantize(float_graph, None)
+    x = samples[:6]
+    expected = outputs_of_onnxruntime(path, x)
+    if graph.head.loss == "mse":
+        expected = np.moveaxis(
+            float_graph.arrange(expected).reshape(len(x), *float_graph.shapes[float_graph.input]),
+            1, -1,
+        ).reshape(len(x), -1)  # fmt: skip
+    got = outputs_on_the_device(float_graph, graph, x)
+    # onnxruntime rounds its outputs to 8 bits (1/510 of their range at most), we don't; single
+    # steps of difference come from floats that land on the other side of a half.
+    assert np.abs(got - expected).max() < 0.03 * np.ptp(expected)
+
+
+def test_activations_coded_symmetrically_keep_their_lower_end(tmp_path: Path) -> None:
+    path, _ = quantized(
+        "mobilenet_v1", tmp_path, exporter="dynamo", activation=QuantType.QInt8, symmetric=True,
+        per_channel=True,
+    )  # fmt: skip
+    graph = quantize(import_model(path), None)
+    bends = [op for op in graph.ops if isinstance(op, Requantize)]
+    assert len(bends) == len(graph.convolutions)
+    assert all((op.low, op.high) == (0, 127) for op in bends)
+
+
+def test_a_mean_with_a_scale_of_its_own_keeps_it(tmp_path: Path) -> None:
+    path, _ = quantized(
+        "ds_cnn", tmp_path, exporter="dynamo", activation=QuantType.QInt8, symmetric=False,
+        per_channel=True,
+    )  # fmt: skip
+    kept = import_model(path)
+    pool = next(op for op in kept.ops if isinstance(op, FloatPool))
+    assert any(isinstance(op, GlobalAveragePool) for op in quantize(kept, None).ops)
+    finer = Coding(kept.codings[pool.input].scale / 3, -128)
+    own = dataclasses.replace(kept, codings={**kept.codings, pool.output: finer})
+    graph = quantize(own, None)
+    means = [op for op in graph.ops if isinstance(op, AveragePool)]
+    assert [op.window for op in means] == [kept.shapes[pool.input][1:]]
+    assert graph.tensors[means[0].output].scale == finer.scale

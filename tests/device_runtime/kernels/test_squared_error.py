@@ -1,0 +1,50 @@
+"""The squared error of reconstructions, on this machine and on an emulated Cortex-M7."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codegen.interpreter_pools import squared_error
+from codegen.layer_arithmetic import gain
+from codegen.pool_arithmetic import ReconstructionArithmetic
+from simulator.kernel_call import Struct
+from tests.device_runtime.kernels.calls import call_both
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(2, 80), st.integers(0, 9999), st.floats(1e-7, 1e-2), st.floats(0.002, 0.5),
+    st.sampled_from([0.0, 0.01, 1.0, 300.0]),
+)  # fmt: skip
+def test_loss_and_error_are_those_of_real_arithmetic(
+    size: int, seed: int, unit: float, step: float, distance: float
+) -> None:
+    draw = np.random.default_rng(seed)
+    constants = ReconstructionArithmetic(gain(step / unit), gain(2 * unit / size))
+    zero = int(draw.integers(-128, 128))
+    codes = draw.integers(-128, 128, size).astype(np.int8)
+    wanted = step * (codes.astype(float) - zero)
+    values = np.rint((wanted + distance * draw.normal(size=size)) / unit)
+    values = np.clip(values, -(2**31) + 1, 2**31 - 1).astype(np.int32)
+    layer = Struct(
+        ("H", size), ("h", zero),
+        ("I", constants.input_scale.word), ("I", constants.error_scale.word),
+    )  # fmt: skip
+    error, scale = np.zeros(size, np.int16), Struct(("i", 0), ("i", 0))
+    call = call_both("tf_mean_squared_error", [layer, values, codes, error, scale])
+    expected, exponent, loss = squared_error(
+        constants, values.astype(np.int64), codes.astype(np.int64) - zero
+    )
+    np.testing.assert_array_equal(error, expected)
+    assert scale.values == [exponent, int(np.abs(expected).max())]
+    assert call.result & 0xFFFFFFFF == loss
+    real = values * unit - wanted
+    if 2000 * unit < np.abs(real).max() < 2**30 * unit:
+        np.testing.assert_allclose(
+            error * 2.0**exponent, 2 / size * real, atol=np.abs(real).max() / size * 2e-3
+        )
+        if 2.0**-10 < np.mean(real**2) < 2.0**15:
+            assert loss / 2**16 == pytest.approx(np.mean(real**2), rel=5e-3)
