@@ -4,7 +4,7 @@ Compiles the published update plans, runs the images in emulation (instruction c
 the same program on this machine. TinyEngine's figures were measured in the same way: Cortex-M7
 images, GCC 12.2 -Ofast; total SRAM is .data, .bss and the deepest stack, its link has no buffers.
 
-    python benchmarks/mcunet.py [--board stm32f746] [--json FILE] [PLAN ...]
+    python -m benchmarks.mcunet [--board stm32f746] [--json FILE] [PLAN ...]
 """
 
 from __future__ import annotations

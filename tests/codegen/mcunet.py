@@ -1,4 +1,7 @@
-"""The shared MCUNet model and its fixtures, made by PyTorch from the authors' own code."""
+"""The shared MCUNet model and its fixtures, made by PyTorch from the authors' own code.
+
+Tests and benchmarks read them from here.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from codegen.importer import import_model
+from codegen.interpreter import Interpreter
 from codegen.ir import Conv, DepthwiseConv, Graph
 from codegen.plans import Plan, load_plan, resolve
 from codegen.quantize import quantize
@@ -60,3 +64,20 @@ def in_device_order(layer: str, weight: NDArray[Any]) -> NDArray[Any]:
     if isinstance(convolution(layer), Conv):
         return weight.transpose(0, 2, 3, 1)
     return weight[:, 0].transpose(1, 2, 0)
+
+
+def cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Of the angle between two tensors; 1 where one is zero."""
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float((a * b).sum()) / norms if norms > 0 else 1.0
+
+
+def raw_gradient(interpreter: Interpreter, layer: str, kind: str) -> NDArray[np.float64]:
+    """dL/d(integer step) of the interpreter's last step: its errors are per output step."""
+    codes, exponent = interpreter.gradients[f"{layer}.{kind}"]
+    op = convolution(layer)
+    tensors = graph().tensors
+    factor = tensors[op.input].scale * op.weight_scale / tensors[op.output].scale
+    if kind == "weight" and op.weight.ndim == 4:
+        factor = factor[:, None, None, None]
+    return codes * 2.0**exponent * factor

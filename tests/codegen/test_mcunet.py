@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from codegen import blob
 from codegen.interpreter import Interpreter
@@ -54,22 +53,6 @@ def test_logits_and_loss_are_those_of_the_reference(trained: tuple[int, Interpre
     )
 
 
-def cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float((a * b).sum()) / norms if norms > 0 else 1.0
-
-
-def raw_gradient(interpreter: Interpreter, layer: str, kind: str) -> NDArray[np.float64]:
-    """dL/d(integer step) of the interpreter's last step: its errors are per output step."""
-    codes, exponent = interpreter.gradients[f"{layer}.{kind}"]
-    op = mcunet.convolution(layer)
-    tensors = mcunet.graph().tensors
-    factor = tensors[op.input].scale * op.weight_scale / tensors[op.output].scale
-    if kind == "weight" and op.weight.ndim == 4:
-        factor = factor[:, None, None, None]
-    return codes * 2.0**exponent * factor
-
-
 def test_gradients_of_every_layer_point_where_the_reference_points(
     trained: tuple[int, Interpreter],
 ) -> None:
@@ -78,12 +61,15 @@ def test_gradients_of_every_layer_point_where_the_reference_points(
     checked = 0
     for op in mcunet.graph().convolutions:
         reference = values[f"in{index}.gb_raw.{op.name}"]
-        found = cosine(raw_gradient(interpreter, op.name, "bias"), reference)
+        found = mcunet.cosine(mcunet.raw_gradient(interpreter, op.name, "bias"), reference)
         assert found >= 0.999, f"bias of {op.name}"
         name = f"in{index}.gw_raw.{op.name}"
         if name in values:
             reference = mcunet.in_device_order(op.name, values[name])
-            assert cosine(raw_gradient(interpreter, op.name, "weight"), reference) >= 0.999, op.name
+            assert (
+                mcunet.cosine(mcunet.raw_gradient(interpreter, op.name, "weight"), reference)
+                >= 0.999
+            ), op.name
             checked += 1
     assert checked >= 10
 
@@ -97,7 +83,7 @@ def test_quantization_aware_scaling_has_the_norm_of_the_reference(
         # Dead channels have scales near 1e-9, whose squares swamp every norm: set aside.
         alive = op.weight_scale > 1e-6
         steps = mcunet.graph().tensors[op.input].scale * op.weight_scale
-        mine = (raw_gradient(interpreter, op.name, "bias") / steps**2)[alive]
+        mine = (mcunet.raw_gradient(interpreter, op.name, "bias") / steps**2)[alive]
         reference = values[f"in{index}.gb_qas.{op.name}"][alive]
         ratio = float(np.linalg.norm(mine) / np.linalg.norm(reference))
         # The published plans train the last 24 layers at most; rounding adds up over the 42.
