@@ -203,10 +203,11 @@ def convolution_arithmetic(graph: Graph, op: Conv | DepthwiseConv) -> Convolutio
     headroom, error_shift = _error_sum_limits(op, error_multiplier)
     height, width, _ = target.shape
     pixels = height * width
-    if width > PIXELS_IN_32_BITS:
+    kernel = op.weight.shape[1:3] if isinstance(op, Conv) else op.weight.shape[:2]
+    if max(*kernel, *op.stride, op.padding.top, op.padding.left) > 255:
         raise ModelError(
-            f"layer {op.name}: an output row of {width} is wider than {PIXELS_IN_32_BITS}, the "
-            "widest whose gradient sums fit 32 bits; use a smaller input"
+            f"layer {op.name}: kernel {list(kernel)}, stride {list(op.stride)} or padding above "
+            "255; pool before it (before a fully connected layer, until the picture is smaller)"
         )
     if pixels > INT32_MAX // 32767:
         raise ModelError(

@@ -237,6 +237,9 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
     out_scale->magnitude = job.magnitude;
 }
 
+/* Sums over so many pixels fit 32 bits (codegen/layer_arithmetic.py: PIXELS_IN_32_BITS). */
+#define PIECE 256u
+
 /* Planes of one channel: every input row as stride_width rows of its own, of every stride-th
  * column each, and the errors. */
 typedef struct {
@@ -292,14 +295,21 @@ static void tap_gradients(const update_planes *planes, int32_t row, int32_t col,
         return;
     }
     int64_t totals[4] = {0, 0, 0, 0};
+    const uint32_t width = by.count, rest_of_error = by.error_step - width,
+                   rest_of_plane = by.plane_step - width;
     by.rows = 1;
     for (int32_t y = first; y < end; y++) {
-        tf_correlate(&by, count, gradients);
-        for (uint32_t i = 0; i < count; i++) {
-            totals[i] += gradients[i];
+        for (uint32_t left = width; left > 0u; left -= by.count) {
+            by.count = left < PIECE ? left : PIECE;
+            tf_correlate(&by, count, gradients);
+            for (uint32_t i = 0; i < count; i++) {
+                totals[i] += gradients[i];
+            }
+            by.error += by.count;
+            by.plane += by.count;
         }
-        by.error += by.error_step;
-        by.plane += by.plane_step;
+        by.error += rest_of_error;
+        by.plane += rest_of_plane;
     }
     for (uint32_t i = 0; i < count; i++) {
         gradients[i] = (int32_t)tf_round_shift(totals[i], layer->gradient_shift);

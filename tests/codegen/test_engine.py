@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codegen.emit_c import emit
+from codegen.errors import ModelError
 from codegen.float_autodiff import cosines
-from codegen.float_graph import FloatConv, FloatGraph, FloatHead, FloatMaxPool
+from codegen.float_graph import FloatConv, FloatGraph, FloatHead, FloatMaxPool, FloatPool
 from codegen.host_engine import HostEngine
 from codegen.interpreter import Interpreter
-from codegen.ir import Graph
+from codegen.ir import Graph, Padding
 from codegen.lowering import lower
 from codegen.program import Program
 from codegen.quantize import quantize, quantize_input
@@ -109,6 +110,43 @@ def test_windows_of_more_than_256_positions_find_the_first_of_the_largest(tmp_pa
     codes = quantize_input(graph, np.moveaxis(samples, 1, -1))
     assert_same_bits(interpreter, engine, codes, steps=4)
     assert min(cosines(interpreter, 3).values()) >= 0.99
+
+
+def test_long_signals_of_one_row_train_to_the_same_bits(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    shapes = {"x": (3, 1, 700), "c.y": (6, 1, 700), "d.y": (6, 1, 700), "p.y": (6, 1, 1)}
+    around = Padding(0, 2, 0, 2)
+    ops = (
+        FloatConv("c", "x", "c.y", rng.normal(size=(6, 3, 1, 5)), np.zeros(6), padding=around),
+        FloatConv("d", "c.y", "d.y", rng.normal(size=(6, 1, 1, 5)), np.zeros(6), groups=6,
+                  padding=around),
+        FloatPool("p", "d.y", "p.y"),
+        FloatHead("head", "p.y", "logits", rng.normal(size=(4, 6)), np.zeros(4)),
+    )  # fmt: skip
+    samples = (rng.normal(0, 1, (8, 3, 1, 700)) + 0.3).astype(np.float32)
+    graph = quantize(FloatGraph("long", "x", shapes, ops), samples)
+    program = lower(graph, full_plan(graph))
+    interpreter = Interpreter(program)
+    library = build(graph, [program], tmp_path, sanitize=["undefined"])
+    engine = HostEngine(library, program.plan.id)
+    codes = quantize_input(graph, np.moveaxis(samples, 1, -1))
+    interpreter.train_step(codes[0], 0, LEARNING_RATE, 99)
+    assert min(cosines(interpreter, 0).values()) >= 0.999
+    assert_same_bits(Interpreter(program), engine, codes, steps=4)
+
+
+def test_a_kernel_too_large_for_its_field_is_refused_by_name() -> None:
+    rng = np.random.default_rng(4)
+    shapes = {"x": (1, 1, 300), "d.y": (4, 1, 1)}
+    ops = (
+        FloatConv("dense", "x", "d.y", rng.normal(size=(4, 1, 1, 300)), np.zeros(4)),
+        FloatHead("head", "d.y", "logits", rng.normal(size=(4, 4)), np.zeros(4)),
+    )
+    graph = quantize(
+        FloatGraph("f", "x", shapes, ops), rng.normal(size=(8, 1, 1, 300)).astype(np.float32)
+    )
+    with pytest.raises(ModelError, match=r"layer dense: kernel \[1, 300\].*pool before it"):
+        emit(graph, [lower(graph, full_plan(graph))], "00" * 32)
 
 
 def test_a_layer_wider_than_32_bit_sums_gives_the_same_bits(tmp_path: Path) -> None:

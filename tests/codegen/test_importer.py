@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -363,3 +365,48 @@ def test_a_file_with_flipped_bytes_is_imported_or_refused_but_nothing_else(tmp_p
         except ModelError:
             refused += 1
     assert refused > 0
+
+
+@given(seed=st.integers(0, 100_000))
+@settings(max_examples=60, deadline=None)
+def test_any_way_to_move_dimensions_about_evaluates_as_onnxruntime_does(seed: int) -> None:
+    """Samples of some shape become a picture, and the picture a vector, in many ways."""
+    rng = np.random.default_rng(seed)
+    picture = [int(size) for size in rng.integers(1, 6, 3)]
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, NDArray] = {}
+
+    def node(kind: str, source: str, *shape: int, **attributes: object) -> str:
+        inputs = [source]
+        if shape:
+            inputs.append(f"s{len(nodes)}")
+            constants[inputs[1]] = np.array(shape, dtype=np.int64)
+        output = f"t{len(nodes)}"
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    # The file's input: the picture's axes in any order, in runs; then back to the picture.
+    order = [0, *(int(axis) + 1 for axis in rng.permutation(3))]
+    turned = [([1, *picture])[axis] for axis in order]
+    form = int(rng.integers(0, 3))
+    flat = {0: turned[1:], 1: [int(np.prod(turned))], 2: [turned[1] * turned[2], turned[3]]}[form]
+    last = "x"
+    if form:
+        last = node("Reshape", last, -1, *turned[1:])
+    last = node("Transpose", last, perm=[order.index(axis) for axis in range(4)])
+    nodes.append(helper.make_node("Conv", [last, "w"], ["y"], "conv"))
+    constants["w"] = normal(4, picture[0], 1, 1, seed=seed)
+    # The picture as a vector, with its dimensions in any order.
+    end = [0, *(int(axis) + 1 for axis in rng.permutation(3))]
+    last = node("Transpose", "y", perm=end)
+    if rng.random() < 0.5:
+        last = node("Unsqueeze", last, int(rng.integers(1, 5)))
+    last = node("Flatten", last) if rng.random() < 0.5 else node("Reshape", last, 1, -1)
+    nodes.append(helper.make_node("MatMul", [last, "m"], ["logits"], "head"))
+    constants["m"] = normal(4 * picture[1] * picture[2], 5, seed=seed)
+    proto = model(nodes, constants, shape=(1, *flat))
+    graph = import_proto(proto)
+    x = normal(1, *flat, seed=seed + 1)
+    expected = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
+    got = evaluate(graph, graph.arrange(x))[graph.head.output]
+    np.testing.assert_allclose(got, expected, atol=1e-4)
