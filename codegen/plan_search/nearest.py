@@ -19,15 +19,16 @@ from codegen.program import Program
 PARTS = 8
 """A layer can lose its channels in so many steps."""
 
-MOST_COSTED = 150
+MOST_COSTED = 100
 """Plans looked at: an error message may take seconds, not minutes."""
 
 
 def nearest_fitting(program: Program, most_pool_bytes: int) -> Plan | None:
-    """The part of ``program``'s plan that trains most values in a pool of ``most_pool_bytes``.
+    """The part of ``program``'s plan that trains most in a pool of ``most_pool_bytes``.
 
-    Biases go from the earliest layer on, channels of a layer in eighths, those of the smallest
-    weights (L2 norm) first. None where nothing is left that fits.
+    What is trained is counted in weights. Biases are cheap and move whole outputs: those of a layer
+    count as much as all its weights. They go from the earliest layer on, channels of a layer in
+    eighths, those of the smallest weights (L2 norm) first. None where nothing is left that fits.
     """
     graph, plan = program.graph, program.plan
     layers = {op.name: op for op in graph.convolutions}
@@ -56,13 +57,13 @@ def nearest_fitting(program: Program, most_pool_bytes: int) -> Plan | None:
         return costs[selection]
 
     costs: dict[Selection, Costs] = {}
-    sizes = [0, *(layers[name].bias.size for name in reversed(plan.biases))]
+    sizes = [0, *(layers[name].weight.size for name in reversed(plan.biases))]
     per_channel = {
         name: layers[name].weight.size // layers[name].weight.shape[-1] for name in ranked
     }
     values = Contributions(
         method="finetune",
-        unit="values trained",
+        unit="weights trained",
         biases=tuple(np.cumsum(sizes).astype(float).tolist()),
         weights={
             layer: {count: float(per_channel[layer] * count) for count in _eighths(len(channels))}
