@@ -8,6 +8,7 @@ from codegen import blob
 from codegen.c_text import channels_name, comment, layer_name, rows, step_function
 from codegen.ir import Add, Conv, DepthwiseConv, Head, Requantize
 from codegen.program import CHAIN, INPUT, SCALES, Program, Segment, Step
+from codegen.streaming import Elementwise
 
 PHASES = ("forward", "loss", "backward")
 _WITH_SPAN = {"convolution_forward", "depthwise_forward"}
@@ -115,8 +116,8 @@ class _StepWriter:
         ]
         for number, stage in enumerate(step.stages):
             lines.append(f"        case {number}: {{")
-            if stage.kernel == "add_forward":
-                body = self._add_rows(step, stage)
+            if isinstance(stage.op, Elementwise):
+                body = self._elementwise_rows(step, stage)
             else:
                 rings = self._rings(stage, step.rings)
                 span = f"    const tf_span span = {{first, end, {rings[0]}, {rings[1]}}};"
@@ -133,21 +134,22 @@ class _StepWriter:
         source = rings.get(step.buffers["input"], tensors[op.input].shape[0])
         return source, rings.get(step.buffers["output"], tensors[op.output].shape[0])
 
-    def _add_rows(self, chain: Step, step: Step) -> list[str]:
-        """An addition's rows, one call each: rings may wrap between them."""
+    def _elementwise_rows(self, chain: Step, step: Step) -> list[str]:
+        """An addition's or requantization's rows, one call each: rings may wrap between them."""
         op = step.op
-        assert isinstance(op, Add)
+        assert isinstance(op, Elementwise)
         height, width, channels = self.program.graph.tensors[op.output].shape
         row = width * channels
+        operands = ("a", "b", "output") if isinstance(op, Add) else ("input", "output")
         arguments = []
-        for operand in ("a", "b", "output"):
+        for operand in operands:
             ring = chain.rings.get(step.buffers[operand], height)
             at = "y" if ring == height else f"y % {ring}u"
             arguments.append(f"{self._arena(step, operand, 'int8_t')} + {at} * {row}u")
         joined = ",\n            ".join([f"&{layer_name(op)}", *arguments, "0", f"{row}u"])
         return [
             "    for (uint32_t y = first; y < end; y++) {",
-            f"        tf_add_forward({joined});",
+            f"        tf_{step.kernel}({joined});",
             "    }",
         ]
 

@@ -100,7 +100,7 @@ def _streamable(graph: Graph, plan: Plan, segments: Sequence[Segment]) -> frozen
             readers[name] = readers.get(name, 0) + 1
     found = set()
     for op, after in zip(graph.ops, graph.ops[1:], strict=False):
-        if not isinstance(op, Parameterized) or not isinstance(after, (Parameterized, Add)):
+        if not isinstance(op, Parameterized | Requantize) or not isinstance(after, streaming.Stage):
             continue
         once = op.output in inputs_of(after) and readers[op.output] == 1
         # A layer that keeps a mask makes all its rows in one go.

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from codegen.ir import Add, AveragePool, Conv, DepthwiseConv, Graph, MaxPool
+from codegen.ir import Add, AveragePool, Conv, DepthwiseConv, Graph, MaxPool, Requantize, inputs_of
 from codegen.program import Rows
 
-Stage: TypeAlias = Conv | DepthwiseConv | Add
+Elementwise: TypeAlias = Add | Requantize
+Stage: TypeAlias = Conv | DepthwiseConv | Elementwise
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Window:
 
 def window_of(graph: Graph, op: Stage) -> Window:
     """The window of ``op`` over the rows of its input."""
-    if isinstance(op, Add):
+    if isinstance(op, Elementwise):
         return Window(1, 1, 0, graph.tensors[op.output].shape[0])
     kernel = op.weight.shape[1] if isinstance(op, Conv) else op.weight.shape[0]
     rows = graph.tensors[op.input].shape[0]
@@ -79,8 +80,8 @@ def ring_rows(graph: Graph, ops: Sequence[Stage], rows: Sequence[Rows]) -> list[
 def chain_lead(graph: Graph, ops: Sequence[Stage], rows: Sequence[Rows], source: str) -> int:
     """Bytes before tensor ``source`` at which the chain's output must start to overlap it safely.
 
-    No row may be written over a row of ``source`` that a later part of the schedule reads. An
-    addition at the end reads its element before it writes it.
+    No row may be written over a row of ``source`` that a later part of the schedule reads. What
+    works elementwise reads its element before it writes it.
     """
     source_row = _row_bytes(graph, source)
     output_row = _row_bytes(graph, ops[-1].output)
@@ -89,7 +90,7 @@ def chain_lead(graph: Graph, ops: Sequence[Stage], rows: Sequence[Rows], source:
         op = ops[item.stage]
         if item.stage == len(ops) - 1:
             lead = max(lead, item.end * output_row - unread * source_row)
-        if source in (op.inputs if isinstance(op, Add) else (op.input,)):
+        if source in inputs_of(op):
             unread = min(unread, window_of(graph, op).low(item.first))
     return lead
 

@@ -12,11 +12,21 @@ from hypothesis import strategies as st
 from codegen.emit_c import emit
 from codegen.errors import ModelError
 from codegen.float_autodiff import cosines
-from codegen.float_graph import FloatConv, FloatGraph, FloatHead, FloatMaxPool, FloatPool
+from codegen.float_graph import (
+    Clamp,
+    FloatClamp,
+    FloatConv,
+    FloatGraph,
+    FloatHead,
+    FloatMaxPool,
+    FloatOp,
+    FloatPool,
+)
 from codegen.host_engine import HostEngine
 from codegen.interpreter import Interpreter
 from codegen.ir import Graph, Padding
 from codegen.lowering import lower
+from codegen.plans import Plan
 from codegen.program import Program
 from codegen.quantize import quantize, quantize_input
 from codegen.toolchain import build_host_library
@@ -92,6 +102,38 @@ def test_a_reconstruction_trains_to_the_same_bits(tmp_path: Path) -> None:
     program = lower(graph, full_plan(graph))
     engine = HostEngine(build(graph, [program], tmp_path), program.plan.id)
     assert_same_bits(Interpreter(program), engine, samples, steps=12)
+
+
+def test_activations_of_their_own_are_streamed_with_the_layers_around_them(tmp_path: Path) -> None:
+    # As models have them whose activations are coded symmetrically.
+    rng = np.random.default_rng(2)
+    shapes = {"x": (3, 12, 9)}
+    ops: list[FloatOp] = []
+    last = "x"
+    for name, groups, outputs, size in (("a", 1, 8, 1), ("b", 8, 8, 3), ("c", 1, 4, 1)):
+        inputs = shapes[last][0] // groups
+        weight = rng.normal(0, 0.5, (outputs, inputs, size, size))
+        pad = Padding(*(size // 2 for _ in range(4)))
+        ops.append(FloatConv(name, last, f"{name}.y", weight, np.zeros(outputs), groups,
+                             padding=pad))  # fmt: skip
+        ops.append(FloatClamp(f"{name}_relu", f"{name}.y", f"{name}.r", Clamp(low=0.0)))
+        shapes |= {f"{name}.y": (outputs, 12, 9), f"{name}.r": (outputs, 12, 9)}
+        last = f"{name}.r"
+    shapes["p.y"] = (4, 1, 1)
+    ops.append(FloatPool("p", last, "p.y"))
+    ops.append(FloatHead("head", "p.y", "logits", rng.normal(size=(5, 4)), np.zeros(5)))
+    samples = rng.normal(0, 1, (8, *shapes["x"])).astype(np.float32)
+    graph = quantize(FloatGraph("bends", "x", shapes, tuple(ops)), samples)
+    frozen = Plan("head", (), (), True, "q8.8")
+    programs = [lower(graph, frozen), lower(graph, full_plan(graph))]
+    chained = {call.kernel for step in programs[0].steps for call in step.stages}
+    assert "requantize_forward" in chained
+    assert programs[0].arena_bytes < 2 * 8 * 12 * 9  # two of the tensors that were streamed
+    library = build(graph, programs, tmp_path, sanitize=["undefined"])
+    codes = quantize_input(graph, np.moveaxis(samples, 1, -1))
+    for program in programs:
+        engine = HostEngine(library, program.plan.id)
+        assert_same_bits(Interpreter(program), engine, codes, steps=4)
 
 
 def test_windows_of_more_than_256_positions_find_the_first_of_the_largest(tmp_path: Path) -> None:
