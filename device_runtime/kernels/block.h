@@ -43,11 +43,11 @@ typedef struct {
     int8_t *output;
     const tf_multiplier *requantize;
     int32_t steps[3]; /* from the first pixel's output to the others': without a mask s, 2 s, 3 s */
-    const int16_t *columns;
     const int8_t *weights;
+    const int16_t *columns;
     const int32_t *bias;
-    const int16_t *columns_end;
-    const int8_t *output_end; /* an even number of channels */
+    const int16_t *columns_end; /* with DSP instructions: of those that the loop takes */
+    const int8_t *output_end;   /* an even number of channels */
     int32_t pre_shift;
     /* The mask: every eight channels, and at the end, a byte per pixel is written at mask and
      * mask + mask_steps; the last channel's bit is the highest. */

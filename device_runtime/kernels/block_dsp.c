@@ -43,6 +43,11 @@ __attribute__((naked)) void tf_block_widen(int16_t *columns __attribute__((unuse
                    "pop {r4-r11, pc}\n\t");
 }
 
+/* The last steps of every block, behind the loop: nothing is counted there. */
+#define TAIL_STEPS 16u
+
+#define STEP_BYTES 52u
+
 /* 13 instructions of 4 bytes for one word of weights; r4-r7 and r8-r11: sums of two rows. */
 #define FORWARD_STEP              \
     "ldr r12, [r1], #4\n\t"       \
@@ -59,19 +64,19 @@ __attribute__((naked)) void tf_block_widen(int16_t *columns __attribute__((unuse
     "smlad r10, r2, r12, r10\n\t" \
     "smlad r11, r3, r12, r11\n\t"
 
-/* Four sums to codes. */
-#define MAKE_CODES(a, b, c, d)         \
-    "smmla " #a ", " #a ", r0, r2\n\t" \
-    "smmla " #b ", " #b ", r0, r2\n\t" \
-    "smmla " #c ", " #c ", r0, r2\n\t" \
-    "smmla " #d ", " #d ", r0, r2\n\t" \
-    "asr " #a ", " #a ", r12\n\t"      \
-    "asr " #b ", " #b ", r12\n\t"      \
-    "asr " #c ", " #c ", r12\n\t"      \
-    "asr " #d ", " #d ", r12\n\t"      \
-    "ssat " #a ", #8, " #a "\n\t"      \
-    "ssat " #b ", #8, " #b "\n\t"      \
-    "ssat " #c ", #8, " #c "\n\t"      \
+/* Four sums to codes; r0 and `offset` of their channel, r12 its shift. */
+#define MAKE_CODES(a, b, c, d, offset)          \
+    "smmla " #a ", " #a ", r0, " #offset "\n\t" \
+    "smmla " #b ", " #b ", r0, " #offset "\n\t" \
+    "smmla " #c ", " #c ", r0, " #offset "\n\t" \
+    "smmla " #d ", " #d ", r0, " #offset "\n\t" \
+    "asr " #a ", " #a ", r12\n\t"               \
+    "asr " #b ", " #b ", r12\n\t"               \
+    "asr " #c ", " #c ", r12\n\t"               \
+    "asr " #d ", " #d ", r12\n\t"               \
+    "ssat " #a ", #8, " #a "\n\t"               \
+    "ssat " #b ", #8, " #b "\n\t"               \
+    "ssat " #c ", #8, " #c "\n\t"               \
     "ssat " #d ", #8, " #d "\n\t"
 
 /* One sum to a code in lr; `bit` of r12 if the clamp leaves it alone. */
@@ -83,7 +88,7 @@ __attribute__((naked)) void tf_block_widen(int16_t *columns __attribute__((unuse
     "it eq\n\t"                        \
     "orreq r12, r12, #" #bit "\n\t"
 
-/* clang-format off: macros and strings take turns. */
+/* clang-format off */
 __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
                                              __attribute__((unused))) {
     __asm volatile(
@@ -97,17 +102,16 @@ __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
         "ldmia r0!, {r1-r8}\n\t"
         "stmia r12!, {r1-r8}\n\t" /* 0: offsets */
         "ldmia r0!, {r1-r8}\n\t"
-        "stmia r12!, {r1-r8}\n\t" /* 96: output, requantize, steps, columns, weights, bias */
+        "stmia r12!, {r1-r8}\n\t" /* 96: output, requantize, steps, weights, columns, bias */
         "ldmia r0, {r1-r11, lr}\n\t"
         "stmia r12, {r1-r11, lr}\n\t" /* 128: columns_end, output_end, pre_shift, mask_end, mask,
                                          mask_steps, bits, addresses */
-        "ldr r1, [sp, #120]\n\t"
+        "ldr r1, [sp, #116]\n\t"
 
         "1:\n\t" /* two channels: all sums start from the biases */
-        "ldr r2, [sp, #124]\n\t"
+        "ldrd r0, r2, [sp, #120]\n\t"
         "ldrd r4, r8, [r2], #8\n\t"
         "str r2, [sp, #124]\n\t"
-        "ldr r0, [sp, #116]\n\t"
         "ldr r12, [r1], #4\n\t"
         "ldrd r2, r3, [r0], #8\n\t"
         "sxtb16 lr, r12\n\t"
@@ -128,6 +132,9 @@ __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
         "ldr r2, [sp, #128]\n\t"
         "cmp r0, r2\n\t"
         "bne tf_block_loop\n\t"
+
+        "tf_block_tail:\n\t"
+        ".rept 16\n\t" FORWARD_STEP ".endr\n\t"
         "ldr pc, [sp, #168]\n\t"
 
         "tf_block_raise:\n\t"
@@ -146,185 +153,92 @@ __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
         "ldrd r3, lr, [sp, #96]\n\t" /* output, requantize */
         "ldr r0, [lr], #4\n\t"
         "and r12, r0, #31\n\t"
-        "ldr r2, [sp, r12, lsl #2]\n\t" MAKE_CODES(
-            r4, r5, r6,
-            r7) "strb r4, [r3]\n\t"
-                "ldr r4, [sp, #104]\n\t"
-                "strb r5, [r3, r4]\n\t"
-                "add r5, r4, r4, lsl #1\n\t"
-                "strb r6, [r3, r4, lsl #1]\n\t"
-                "strb r7, [r3, r5]\n\t"
-                "ldr r0, [lr], #4\n\t"
-                "add r3, r3, #1\n\t"
-                "and r12, r0, #31\n\t"
-                "ldr r2, [sp, r12, lsl #2]\n\t" MAKE_CODES(
-                    r8, r9, r10,
-                    r11) "ldr r0, [sp, #132]\n\t"
-                         "strb r8, [r3]\n\t"
-                         "strb r9, [r3, r4]\n\t"
-                         "strb r10, [r3, r4, lsl #1]\n\t"
-                         "strb r11, [r3, r5]\n\t"
-                         "add r3, r3, #1\n\t"
-                         "strd r3, lr, [sp, #96]\n\t"
-                         "cmp r3, r0\n\t"
-                         "bne 1b\n\t"
-                         "add sp, sp, #196\n\t"
-                         "pop {r4-r11, pc}\n\t"
+        "ldr r2, [sp, r12, lsl #2]\n\t"
+        MAKE_CODES(r4, r5, r6, r7, r2)
+        "ldr r2, [sp, #104]\n\t"
+        "strb r5, [r3, r2]\n\t"
+        "add r5, r2, r2, lsl #1\n\t"
+        "strb r6, [r3, r2, lsl #1]\n\t"
+        "strb r7, [r3, r5]\n\t"
+        "strb r4, [r3], #1\n\t"
+        "ldr r0, [lr], #4\n\t"
+        "and r12, r0, #31\n\t"
+        "ldr r4, [sp, r12, lsl #2]\n\t"
+        MAKE_CODES(r8, r9, r10, r11, r4)
+        "ldr r0, [sp, #132]\n\t"
+        "strb r9, [r3, r2]\n\t"
+        "strb r10, [r3, r2, lsl #1]\n\t"
+        "strb r11, [r3, r5]\n\t"
+        "strb r8, [r3], #1\n\t"
+        "strd r3, lr, [sp, #96]\n\t"
+        "cmp r3, r0\n\t"
+        "bne 1b\n\t"
+        "add sp, sp, #196\n\t"
+        "pop {r4-r11, pc}\n\t"
 
-                         "tf_block_codes_and_mask:\n\t"
-                         "str r1, [sp, #120]\n\t"
-                         "ldrd r3, r1, [sp, #96]\n\t"
-                         "ldrd r0, lr, [r1], #8\n\t"
-                         "str r1, [sp, #100]\n\t"
-                         "str lr, [sp]\n\t" /* the other factor, in the place of an offset that is none */
-                         "ldr r12, [sp, #160]\n\t"
-                         "lsr r12, r12, #2\n\t"
-                         "and r12, r12, #0x3f3f3f3f\n\t"
-                         "and r1, r0, #31\n\t"
-                         "ldr r2, [sp, r1, lsl #2]\n\t" MASK_CODE(
-                             r4,
-                             0x40) "ldr r4, [sp, #104]\n\t"
-                                   "strb lr, [r3]\n\t" MASK_CODE(
-                                       r5,
-                                       0x4000) "ldr r5, [sp, #108]\n\t"
-                                               "strb lr, [r3, r4]\n\t" MASK_CODE(
-                                                   r6,
-                                                   0x400000) "ldr r6, [sp, #112]\n\t"
-                                                             "strb lr, [r3, r5]\n\t" MASK_CODE(
-                                                                 r7,
-                                                                 0x40000000) "strb lr, [r3, r6]\n\t"
-                                                                             "ldr r0, [sp]\n\t"
-                                                                             "add r3, r3, #1\n\t"
-                                                                             "and r1, r0, #31\n\t"
-                                                                             "ldr r2, [sp, r1, lsl "
-                                                                             "#2]\n\t" MASK_CODE(r8, 0x80) "strb lr, [r3]\n\t" MASK_CODE(r9, 0x8000) "strb lr, [r3, r4]\n\t" MASK_CODE(r10, 0x800000) "strb lr, [r3, r5]\n\t" MASK_CODE(
-                                                                                 r11,
-                                                                                 0x80000000) "strb "
-                                                                                             "lr, "
-                                                                                             "[r3, "
-                                                                                             "r6]"
-                                                                                             "\n\t"
-                                                                                             "ldr "
-                                                                                             "r1, "
-                                                                                             "[sp, "
-                                                                                             "#120]"
-                                                                                             "\n\t"
-                                                                                             "add "
-                                                                                             "r3, "
-                                                                                             "r3, "
-                                                                                             "#1\n"
-                                                                                             "\t"
-                                                                                             "str "
-                                                                                             "r3, "
-                                                                                             "[sp, "
-                                                                                             "#96]"
-                                                                                             "\n\t"
-                                                                                             "str "
-                                                                                             "r12, "
-                                                                                             "[sp, "
-                                                                                             "#160]"
-                                                                                             "\n\t"
-                                                                                             "ldr "
-                                                                                             "r0, "
-                                                                                             "[sp, "
-                                                                                             "#140]"
-                                                                                             "\n\t"
-                                                                                             "cmp "
-                                                                                             "r3, "
-                                                                                             "r0\n"
-                                                                                             "\t"
-                                                                                             "bne "
-                                                                                             "1b\n"
-                                                                                             "\t"
-                                                                                             "add "
-                                                                                             "r0, "
-                                                                                             "r0, "
-                                                                                             "#8\n"
-                                                                                             "\t" /* a byte of every pixel is full */
-                                                                                             "ldrd "
-                                                                                             "r2, "
-                                                                                             "r4, "
-                                                                                             "[sp, "
-                                                                                             "#144]"
-                                                                                             "\n\t"
-                                                                                             "ldrd "
-                                                                                             "r5, "
-                                                                                             "r6, "
-                                                                                             "[sp, "
-                                                                                             "#152]"
-                                                                                             "\n\t"
-                                                                                             "strb "
-                                                                                             "r12, "
-                                                                                             "[r2]"
-                                                                                             "\n\t"
-                                                                                             "lsr "
-                                                                                             "r12, "
-                                                                                             "r12, "
-                                                                                             "#8\n"
-                                                                                             "\t"
-                                                                                             "strb "
-                                                                                             "r12, "
-                                                                                             "[r2, "
-                                                                                             "r4]"
-                                                                                             "\n\t"
-                                                                                             "lsr "
-                                                                                             "r12, "
-                                                                                             "r12, "
-                                                                                             "#8\n"
-                                                                                             "\t"
-                                                                                             "strb "
-                                                                                             "r12, "
-                                                                                             "[r2, "
-                                                                                             "r5]"
-                                                                                             "\n\t"
-                                                                                             "lsr "
-                                                                                             "r12, "
-                                                                                             "r12, "
-                                                                                             "#8\n"
-                                                                                             "\t"
-                                                                                             "strb "
-                                                                                             "r12, "
-                                                                                             "[r2, "
-                                                                                             "r6]"
-                                                                                             "\n\t"
-                                                                                             "add "
-                                                                                             "r2, "
-                                                                                             "r2, "
-                                                                                             "#1\n"
-                                                                                             "\t"
-                                                                                             "strd "
-                                                                                             "r0, "
-                                                                                             "r2, "
-                                                                                             "[sp, "
-                                                                                             "#140]"
-                                                                                             "\n\t"
-                                                                                             "ldr "
-                                                                                             "r0, "
-                                                                                             "[sp, "
-                                                                                             "#132]"
-                                                                                             "\n\t"
-                                                                                             "cmp "
-                                                                                             "r3, "
-                                                                                             "r0\n"
-                                                                                             "\t"
-                                                                                             "bne "
-                                                                                             "1b\n"
-                                                                                             "\t"
-                                                                                             "add "
-                                                                                             "sp, "
-                                                                                             "sp, "
-                                                                                             "#196"
-                                                                                             "\n\t"
-                                                                                             "pop "
-                                                                                             "{r4-"
-                                                                                             "r11, "
-                                                                                             "pc}"
-                                                                                             "\n"
-                                                                                             "\t");
+        "tf_block_codes_and_mask:\n\t"
+        "str r1, [sp, #116]\n\t"
+        "ldrd r3, r1, [sp, #96]\n\t"
+        "ldrd r0, lr, [r1], #8\n\t"
+        "str r1, [sp, #100]\n\t"
+        "str lr, [sp]\n\t" /* the other factor, in the place of an offset that is none */
+        "ldr r12, [sp, #160]\n\t"
+        "lsr r12, r12, #2\n\t"
+        "and r12, r12, #0x3f3f3f3f\n\t"
+        "and r1, r0, #31\n\t"
+        "ldr r2, [sp, r1, lsl #2]\n\t"
+        MASK_CODE(r4, 0x40)
+        "ldr r4, [sp, #104]\n\t"
+        "strb lr, [r3]\n\t"
+        MASK_CODE(r5, 0x4000)
+        "ldr r5, [sp, #108]\n\t"
+        "strb lr, [r3, r4]\n\t"
+        MASK_CODE(r6, 0x400000)
+        "ldr r6, [sp, #112]\n\t"
+        "strb lr, [r3, r5]\n\t"
+        MASK_CODE(r7, 0x40000000)
+        "strb lr, [r3, r6]\n\t"
+        "ldr r0, [sp]\n\t"
+        "add r3, r3, #1\n\t"
+        "and r1, r0, #31\n\t"
+        "ldr r2, [sp, r1, lsl #2]\n\t"
+        MASK_CODE(r8, 0x80)
+        "strb lr, [r3]\n\t"
+        MASK_CODE(r9, 0x8000)
+        "strb lr, [r3, r4]\n\t"
+        MASK_CODE(r10, 0x800000)
+        "strb lr, [r3, r5]\n\t"
+        MASK_CODE(r11, 0x80000000)
+        "strb lr, [r3, r6]\n\t"
+        "ldr r1, [sp, #116]\n\t"
+        "add r3, r3, #1\n\t"
+        "str r3, [sp, #96]\n\t"
+        "str r12, [sp, #160]\n\t"
+        "ldr r0, [sp, #140]\n\t"
+        "cmp r3, r0\n\t"
+        "bne 1b\n\t"
+        "add r0, r0, #8\n\t" /* a byte of every pixel is full */
+        "ldrd r2, r4, [sp, #144]\n\t"
+        "ldrd r5, r6, [sp, #152]\n\t"
+        "strb r12, [r2]\n\t"
+        "lsr r12, r12, #8\n\t"
+        "strb r12, [r2, r4]\n\t"
+        "lsr r12, r12, #8\n\t"
+        "strb r12, [r2, r5]\n\t"
+        "lsr r12, r12, #8\n\t"
+        "strb r12, [r2, r6]\n\t"
+        "add r2, r2, #1\n\t"
+        "strd r0, r2, [sp, #140]\n\t"
+        "ldr r0, [sp, #132]\n\t"
+        "cmp r3, r0\n\t"
+        "bne 1b\n\t"
+        "add sp, sp, #196\n\t"
+        "pop {r4-r11, pc}\n\t");
 }
 /* clang-format on */
 
-extern const uint8_t tf_block_loop[], tf_block_raise[], tf_block_codes[], tf_block_codes_and_mask[];
+extern const uint8_t tf_block_loop[], tf_block_tail[], tf_block_raise[], tf_block_codes[],
+    tf_block_codes_and_mask[];
 
 /* The address of code, as branches to a register want it. */
 static uint32_t address_of(const uint8_t *label) {
@@ -334,13 +248,15 @@ static uint32_t address_of(const uint8_t *label) {
 void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, const int16_t *columns,
                       uint32_t length, uint32_t with_mask) {
     const uint32_t steps = length / 2u - 1u; /* one step goes before the loop */
+    const uint32_t looped = steps > TAIL_STEPS ? steps - TAIL_STEPS : 0u;
     tf_fill_offsets(block->offsets, layer->out_zero);
     block->columns = columns;
-    block->columns_end = columns + TF_BLOCK_PIXELS * length;
+    block->columns_end = columns + 2u * TF_BLOCK_PIXELS * (looped + 1u);
     block->pre_shift = layer->pre_shift;
     block->each = address_of(with_mask ? tf_block_codes_and_mask : tf_block_codes);
     block->after = layer->pre_shift > 0 ? address_of(tf_block_raise) : block->each;
-    block->loop = address_of(tf_block_loop) + ((0u - steps) & 15u) * 52u;
+    block->loop = looped > 0u ? address_of(tf_block_loop) + ((0u - looped) & 15u) * STEP_BYTES
+                              : address_of(tf_block_tail) + (TAIL_STEPS - steps) * STEP_BYTES;
 }
 
 /* 16 instructions of 4 bytes for one word of weights: what lies side by side in it are two input
