@@ -255,6 +255,19 @@ static void prepare(const job *job, tf_forward_block *block, uint32_t with_mask)
     tf_block_prepare(block, job->layer, job->columns, job->length, with_mask);
 }
 
+/* Points a block that is aimed at all of the job's channels at the pixels at `output`, the first
+ * of which has element `index` of the layer's output. */
+static inline void move_to(const job *job, tf_forward_block *block, int8_t *output,
+                           uint32_t index) {
+    block->output = output + job->first_channel;
+    block->output_end = output + job->end_channel;
+    block->mask_end = NULL;
+    if (job->mask != NULL) {
+        block->mask_end = block->output + MASK_CHANNELS;
+        block->mask = job->mask + (index + job->first_channel) / MASK_CHANNELS;
+    }
+}
+
 /* Output rows first … end - 1, which lie one behind the other from `output` on. */
 static void run_rows(const job *job, tf_forward_block *block, uint32_t first, uint32_t end,
                      int8_t *output) {
@@ -276,13 +289,7 @@ static void run_rows(const job *job, tf_forward_block *block, uint32_t first, ui
         if (in_parts) {
             forward_in_parts(job, block, output, index, count);
         } else {
-            block->output = output + job->first_channel;
-            block->output_end = output + job->end_channel;
-            block->mask_end = NULL;
-            if (job->mask != NULL) {
-                block->mask_end = block->output + MASK_CHANNELS;
-                block->mask = job->mask + (index + job->first_channel) / MASK_CHANNELS;
-            }
+            move_to(job, block, output, index);
             tf_block_forward(block);
         }
         output += count * channels;
@@ -301,6 +308,49 @@ static uint32_t is_pointwise(const tf_convolution *layer) {
            layer->stride_width == 1 && layer->pad_top == 0 && layer->pad_left == 0;
 }
 
+#if TF_DSP
+/* The blocks of a pointwise layer that have four of `pixels` pixels in a row; returns the number of
+ * pixels made, 0 where the channels don't come in whole words and parts. */
+static __attribute__((noinline)) uint32_t run_whole_blocks(const job *job, tf_forward_block *block,
+                                                           uint32_t pixels, int8_t *output) {
+    const uint32_t inputs = job->layer->in_channels, channels = job->layer->out_channels;
+    const uint32_t minus = tf_minus(job->layer->in_zero);
+    if (inputs % 4u != 0 || channels % (job->mask == NULL ? 2u : MASK_CHANNELS) != 0) {
+        return 0;
+    }
+    set_steps(job, block, TF_BLOCK_PIXELS);
+    aim(job, block, output, job->first_channel, job->end_channel);
+    const int8_t *input = job->input;
+    uint32_t done = 0;
+    for (; done + TF_BLOCK_PIXELS <= pixels; done += TF_BLOCK_PIXELS) {
+        tf_block_widen(job->columns, input, inputs, inputs / 4u, minus);
+        move_to(job, block, output, done * channels);
+        tf_block_forward(block);
+        input += TF_BLOCK_PIXELS * inputs;
+        output += TF_BLOCK_PIXELS * channels;
+    }
+    return done;
+}
+#endif
+
+/* `pixels` pixels of a pointwise layer, which lie one behind the other from `output` and from the
+ * job's input on: one long row, so that no block has a piece of two. */
+static void run_long_row(job *job, tf_forward_block *block, uint32_t pixels, int8_t *output) {
+#if TF_DSP
+    const uint32_t done = run_whole_blocks(job, block, pixels, output);
+#else
+    const uint32_t done = 0;
+#endif
+    if (done < pixels) {
+        job->input += done * job->layer->in_channels;
+        job->mask += job->mask == NULL ? 0 : done * job->layer->out_channels / MASK_CHANNELS;
+        job->in_width = job->out_width = pixels - done;
+        job->in_height = 1;
+        find_inner(job);
+        run_rows(job, block, 0, 1, output + done * job->layer->out_channels);
+    }
+}
+
 /* Zeros behind the values of columns. */
 static void fill_up(int16_t *columns, uint32_t used, uint32_t length) {
     for (uint32_t at = used; at < length; at++) {
@@ -310,29 +360,36 @@ static void fill_up(int16_t *columns, uint32_t used, uint32_t length) {
     }
 }
 
-/* All rows of the span, for the job's output channels. */
-static void run_span(job job, const tf_span *span, int8_t *output) {
-    const tf_convolution *layer = job.layer;
-    const uint32_t row_bytes = (uint32_t)layer->out_width * layer->out_channels;
-    const uint32_t whole = span->in_ring == layer->in_height && span->out_ring == layer->out_height;
+/* All rows of the span, for the job's output channels; sets what the job has of the tensors. */
+static void run_span(job *job, const tf_span *span, const int8_t *input, int8_t *output,
+                     uint8_t *mask) {
+    const tf_convolution *layer = job->layer;
+    const uint32_t pixel_bytes = layer->out_channels, width = layer->out_width;
+    const uint32_t all = span->first == 0 && span->end == layer->out_height &&
+                         span->in_ring == layer->in_height && span->out_ring == layer->out_height;
+    /* Bits of the mask are counted from the first row. */
+    const uint32_t long_rows = is_pointwise(layer) && (mask == NULL || all);
     tf_forward_block block;
-    prepare(&job, &block, job.mask != NULL);
-    if (is_pointwise(layer) && whole) { /* one long row: no block has a piece of two */
-        const uint32_t skipped = span->first * job.in_width;
-        job.input += skipped * layer->in_channels;
-        job.in_width = job.out_width = (span->end - span->first) * job.in_width;
-        job.in_height = 1;
-        find_inner(&job);
-        run_rows(&job, &block, 0, 1, output + skipped * layer->out_channels);
-        return;
-    }
-    find_inner(&job);
-    for (uint32_t y = span->first; y < span->end;) {
-        const uint32_t place = y % span->out_ring;
-        const uint32_t room = span->out_ring - place;
-        const uint32_t rows = span->end - y < room ? span->end - y : room;
-        run_rows(&job, &block, y, y + rows, output + place * row_bytes);
-        y += rows;
+    job->input = input;
+    job->mask = mask;
+    job->in_height = layer->in_height;
+    job->in_width = layer->in_width;
+    job->in_ring = span->in_ring;
+    job->out_width = width;
+    prepare(job, &block, mask != NULL);
+    find_inner(job);
+    for (uint32_t y = span->first, rows; y < span->end; y += rows) {
+        const uint32_t place = y % span->out_ring, from = y % span->in_ring;
+        int8_t *to = output + place * width * pixel_bytes;
+        rows = span->out_ring - place;
+        rows = span->end - y < rows ? span->end - y : rows;
+        if (long_rows) {
+            rows = span->in_ring - from < rows ? span->in_ring - from : rows;
+            job->input = input + from * width * layer->in_channels;
+            run_long_row(job, &block, rows * width, to);
+        } else {
+            run_rows(job, &block, y, y + rows, to);
+        }
     }
 }
 
@@ -352,13 +409,7 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
     job job = {.layer = layer,
                .weights = weights->fixed,
                .end_channel = outputs,
-               .input = input,
                .bias = bias,
-               .mask = mask,
-               .in_height = layer->in_height,
-               .in_width = layer->in_width,
-               .in_ring = span->in_ring,
-               .out_width = layer->out_width,
                .columns = scratch,
                .length = length,
                .line = (uint32_t)layer->kernel_width * layer->in_channels,
@@ -369,7 +420,7 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
         memset(mask, 0, (size + 7u) / 8u);
     }
     if (weights->count == 0) {
-        run_span(job, span, output);
+        run_span(&job, span, input, output, mask);
         return;
     }
     const uint32_t at_once = merged_channels(length);
@@ -380,6 +431,6 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
         job.weights = merged;
         job.first_channel = first;
         job.end_channel = end;
-        run_span(job, span, output);
+        run_span(&job, span, input, output, mask);
     }
 }

@@ -47,40 +47,64 @@ def test_codes_and_mask_are_those_of_numpy(engines: Engines, case: Case, misalig
         np.testing.assert_array_equal(mask, case.mask)
 
 
+def outputs_match_in_rings(
+    engine: HostKernels | ArmKernels, case: Case, rows: int, in_ring: int, out_ring: int
+) -> None:
+    """Run so many rows at a time, of an input and to an output that are rings of rows."""
+    height, width, channels = case.out_shape
+    top = case.padding[0]
+    ring = np.zeros((in_ring, case.width, case.channels), np.int8)
+    output = np.zeros((out_ring, width, channels), np.int8)
+    scratch = scratch_of(case)
+    for first in range(0, height, rows):
+        end = min(first + rows, height)
+        last_seen = (end - 1) * case.stride[0] - top + case.kernel[0]
+        for y in range(max(0, first * case.stride[0] - top), min(last_seen, case.height)):
+            ring[y % in_ring] = case.input[y]
+        engine.call(
+            "tf_convolution_forward",
+            case.layer,
+            case.span(first, end, in_ring, out_ring),
+            ring,
+            case.tf_weights,
+            case.bias,
+            output,
+            None,
+            scratch,
+        )
+        for y in range(first, end):
+            np.testing.assert_array_equal(output[y % out_ring], case.output[y])
+
+
 @settings(max_examples=40, deadline=None)
 @given(case=cases(), data=st.data())
 def test_rows_of_rings_are_computed_in_parts(
     engines: Engines, case: Case, data: st.DataObject
 ) -> None:
     """The rows that a step reads lie in a ring, and so do those that it writes."""
-    height, width, channels = case.out_shape
-    top = case.padding[0]
+    height = case.out_shape[0]
     rows = data.draw(st.integers(1, height), "rows at once")
     seen = (rows - 1) * case.stride[0] + case.kernel[0]
     in_ring = data.draw(st.integers(min(seen, case.height), case.height), "in_ring")
     out_ring = data.draw(st.integers(rows, height), "out_ring")
     for engine in engines:
-        ring = np.zeros((in_ring, case.width, case.channels), np.int8)
-        output = np.zeros((out_ring, width, channels), np.int8)
-        scratch = scratch_of(case)
-        for first in range(0, height, rows):
-            end = min(first + rows, height)
-            last_seen = (end - 1) * case.stride[0] - top + case.kernel[0]
-            for y in range(max(0, first * case.stride[0] - top), min(last_seen, case.height)):
-                ring[y % in_ring] = case.input[y]
-            engine.call(
-                "tf_convolution_forward",
-                case.layer,
-                case.span(first, end, in_ring, out_ring),
-                ring,
-                case.tf_weights,
-                case.bias,
-                output,
-                None,
-                scratch,
-            )
-            for y in range(first, end):
-                np.testing.assert_array_equal(output[y % out_ring], case.output[y])
+        outputs_match_in_rings(engine, case, rows, in_ring, out_ring)
+
+
+@pytest.mark.parametrize("trained", [(), (1, 2, 7)])
+@pytest.mark.parametrize("rings", [(3, 4), (4, 3), (5, 5), (7, 7)])
+@pytest.mark.parametrize(("width", "inputs", "outputs"), [(5, 8, 6), (4, 12, 16), (3, 8, 3)])
+def test_rows_of_a_pointwise_layer_go_on_up_to_the_end_of_a_ring(
+    engines: Engines,
+    width: int,
+    inputs: int,
+    outputs: int,
+    rings: tuple[int, int],
+    trained: tuple[int, ...],
+) -> None:
+    case = Case(7, width, inputs, outputs, (1, 1), (1, 1), (0, 0, 0, 0), trained, seed=width)
+    for engine in engines:
+        outputs_match_in_rings(engine, case, 3, *rings)
 
 
 @settings(max_examples=25, deadline=None)
