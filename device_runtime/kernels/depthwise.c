@@ -25,20 +25,55 @@ static inline int8_t code_of(const tf_requantizer *by, int32_t sum) {
     return (int8_t)tf_clamp8(tf_requantize(by, sum));
 }
 
+/* Codes of four sums; pointers move on, `thrice` is 3 * step. */
+static inline __attribute__((always_inline)) void store_four(const tf_requantizer *by,
+                                                             const int32_t **sums, int8_t **output,
+                                                             uint32_t step, uint32_t thrice) {
+#if TF_PAIRS
+    __asm volatile("ldmia %[sums]!, {r4, r5, r6, r8}\n\t"
+                   "smmla r4, r4, %[word], %[offset]\n\t"
+                   "smmla r5, r5, %[word], %[offset]\n\t"
+                   "smmla r6, r6, %[word], %[offset]\n\t"
+                   "smmla r8, r8, %[word], %[offset]\n\t"
+                   "asr r4, r4, %[shift]\n\t"
+                   "asr r5, r5, %[shift]\n\t"
+                   "asr r6, r6, %[shift]\n\t"
+                   "asr r8, r8, %[shift]\n\t"
+                   "ssat r4, #8, r4\n\t"
+                   "ssat r5, #8, r5\n\t"
+                   "ssat r6, #8, r6\n\t"
+                   "ssat r8, #8, r8\n\t"
+                   "strb r4, [%[output]]\n\t"
+                   "strb r5, [%[output], %[step]]\n\t"
+                   "strb r6, [%[output], %[step], lsl #1]\n\t"
+                   "strb r8, [%[output], %[thrice]]\n\t"
+                   "add %[output], %[output], %[step], lsl #2"
+                   : [sums] "+&r"(*sums), [output] "+&r"(*output)
+                   : [word] "r"(by->word), [offset] "r"(by->offset), [shift] "r"(by->shift),
+                     [step] "r"(step), [thrice] "r"(thrice)
+                   : "r4", "r5", "r6", "r8", "memory");
+#else
+    const int32_t *from = *sums;
+    int8_t *to = *output;
+    const int8_t a = code_of(by, from[0]), b = code_of(by, from[1]);
+    const int8_t c = code_of(by, from[2]), d = code_of(by, from[3]);
+    to[0] = a;
+    to[step] = b;
+    to[2u * step] = c;
+    to[thrice] = d;
+    *sums += 4;
+    *output += 4u * step;
+#endif
+}
+
 /* Codes of sums, `step` apart. */
 static __attribute__((noinline)) void store_row(const tf_requantizer *channel, const int32_t *sums,
                                                 uint32_t count, int8_t *output, uint32_t step) {
     const tf_requantizer by = *channel;
-    for (; count >= 4u; count -= 4u, sums += 4, output += 4u * step) {
-        int8_t *later = output + 2u * step;
-        const int8_t a = code_of(&by, sums[0]), b = code_of(&by, sums[1]);
-        const int8_t c = code_of(&by, sums[2]), d = code_of(&by, sums[3]);
-        output[0] = a;
-        output[step] = b;
-        later[0] = c;
-        later[step] = d;
+    for (const int32_t *end = sums + (count & ~3u); sums != end;) {
+        store_four(&by, &sums, &output, step, 3u * step);
     }
-    for (; count > 0u; count--, sums++, output += step) {
+    for (count &= 3u; count > 0u; count--, sums++, output += step) {
         *output = code_of(&by, *sums);
     }
 }
@@ -54,6 +89,51 @@ store_marked(const tf_requantizer *by, int32_t sum, int8_t *output, uint8_t *byt
     }
 }
 
+/* The same for two sums, whose bits lie `apart` bytes apart and their codes 8 * apart; `keep` has
+ * all bits but theirs. Pointers move on. */
+static inline __attribute__((always_inline)) void store_two_marked(const tf_requantizer *by,
+                                                                   const int32_t **sums,
+                                                                   int8_t **output, uint8_t **byte,
+                                                                   uint32_t apart, uint32_t keep) {
+#if TF_PAIRS
+    int32_t code;
+    __asm volatile(
+        "ldrd r4, r5, [%[sums]], #8\n\t"
+        "smmla r4, r4, %[word], %[offset]\n\t"
+        "smmla r5, r5, %[word], %[offset]\n\t"
+        "asr r4, r4, %[shift]\n\t"
+        "asr r5, r5, %[shift]\n\t"
+        "ssat %[code], #8, r4\n\t"
+        "strb %[code], [%[output]]\n\t"
+        "cmp %[code], r4\n\t"
+        "beq 1f\n\t"
+        "ldrb r4, [%[byte]]\n\t"
+        "and r4, r4, %[keep]\n\t"
+        "strb r4, [%[byte]]\n"
+        "1:\n\t"
+        "ssat %[code], #8, r5\n\t"
+        "strb %[code], [%[output], %[apart], lsl #3]\n\t"
+        "cmp %[code], r5\n\t"
+        "beq 2f\n\t"
+        "ldrb r5, [%[byte], %[apart]]\n\t"
+        "and r5, r5, %[keep]\n\t"
+        "strb r5, [%[byte], %[apart]]\n"
+        "2:\n\t"
+        "add %[output], %[output], %[apart], lsl #4\n\t"
+        "add %[byte], %[byte], %[apart], lsl #1"
+        : [sums] "+&r"(*sums), [output] "+&r"(*output), [byte] "+&r"(*byte), [code] "=&r"(code)
+        : [word] "r"(by->word), [offset] "r"(by->offset), [shift] "r"(by->shift),
+          [apart] "r"(apart), [keep] "r"(keep)
+        : "r4", "r5", "cc", "memory");
+#else
+    store_marked(by, (*sums)[0], *output, *byte, ~keep);
+    store_marked(by, (*sums)[1], *output + 8u * apart, *byte + apart, ~keep);
+    *sums += 2;
+    *output += 16u * apart;
+    *byte += 2u * apart;
+#endif
+}
+
 /* The same as store_row with a mask, in which the first output has bit `index`. */
 static __attribute__((noinline)) void store_row_marked(const tf_requantizer *channel,
                                                        const int32_t *sums, uint32_t count,
@@ -62,17 +142,14 @@ static __attribute__((noinline)) void store_row_marked(const tf_requantizer *cha
     const tf_requantizer by = *channel;
     if (step % 8u == 0u) {
         /* The same bit of every step / 8-th byte. */
-        const uint32_t bit = 1u << (index & 7u), apart = step / 8u;
+        const uint32_t keep = ~(1u << (index & 7u)), apart = step / 8u;
         uint8_t *byte = mask + (index >> 3);
-        for (; count >= 4u; count -= 4u, sums += 4, output += 4u * step, byte += 4u * apart) {
-            int8_t *later = output + 2u * step;
-            uint8_t *later_byte = byte + 2u * apart;
-            store_marked(&by, sums[0], output, byte, bit);
-            store_marked(&by, sums[1], output + step, byte + apart, bit);
-            store_marked(&by, sums[2], later, later_byte, bit);
-            store_marked(&by, sums[3], later + step, later_byte + apart, bit);
+        for (const int32_t *end = sums + (count & ~3u); sums != end;) {
+            store_two_marked(&by, &sums, &output, &byte, apart, keep);
+            store_two_marked(&by, &sums, &output, &byte, apart, keep);
         }
-        index = 8u * (uint32_t)(byte - mask) + (index & 7u);
+        index += (count & ~3u) * step;
+        count &= 3u;
     }
     for (; count > 0u; count--, sums++, output += step, index += step) {
         store_marked(&by, *sums, output, mask + (index >> 3), 1u << (index & 7u));

@@ -33,23 +33,47 @@ static int16_t to_code(int32_t sum, int32_t factor) {
     return (int16_t)code;
 }
 
+/* Codes of four sums, in pairs too; pointers move on, `thrice` is 3 * step. */
+static inline __attribute__((always_inline)) void store_four(const int32_t **sums, int32_t factor,
+                                                             int16_t **out, uint32_t step,
+                                                             uint32_t thrice, uint32_t pairs[2]) {
+    uint32_t a, b, c, d;
+    __asm volatile("ldrd %[a], %[b], [%[sums]], #8\n\t"
+                   "ldrd %[c], %[d], [%[sums]], #8\n\t"
+                   "smmulr %[a], %[a], %[factor]\n\t"
+                   "smmulr %[b], %[b], %[factor]\n\t"
+                   "smmulr %[c], %[c], %[factor]\n\t"
+                   "smmulr %[d], %[d], %[factor]\n\t"
+                   "ssat %[a], #16, %[a]\n\t"
+                   "ssat %[b], #16, %[b]\n\t"
+                   "ssat %[c], #16, %[c]\n\t"
+                   "ssat %[d], #16, %[d]\n\t"
+                   "strh %[a], [%[out]]\n\t"
+                   "strh %[b], [%[out], %[step], lsl #1]\n\t"
+                   "strh %[c], [%[out], %[step], lsl #2]\n\t"
+                   "strh %[d], [%[out], %[thrice], lsl #1]\n\t"
+                   "add %[out], %[out], %[step], lsl #3\n\t"
+                   "pkhbt %[a], %[a], %[b], lsl #16\n\t"
+                   "pkhbt %[c], %[c], %[d], lsl #16"
+                   : [sums] "+&r"(*sums), [out] "+&r"(*out), [a] "=&r"(a), [b] "=&r"(b),
+                     [c] "=&r"(c), [d] "=&r"(d)
+                   : [factor] "r"(factor), [step] "r"(step), [thrice] "r"(thrice)
+                   : "memory");
+    pairs[0] = a;
+    pairs[1] = c;
+}
+
 /* Codes are the upper words of sum * factor, rounded. May leave -32768. */
 static __attribute__((noinline)) int32_t store_upper_words(const int32_t *sums, int32_t factor,
                                                            uint32_t count, int16_t *out,
                                                            uint32_t step) {
     tf_extremes seen = {0, 0};
-    for (; count >= 4u; count -= 4u, sums += 4, out += 4u * step) {
-        int16_t *later = out + 2u * step;
-        const int16_t a = to_code(sums[0], factor), b = to_code(sums[1], factor);
-        const int16_t c = to_code(sums[2], factor), d = to_code(sums[3], factor);
-        tf_note_pairs(&seen, tf_pack_lower((uint32_t)a, (uint32_t)b),
-                      tf_pack_lower((uint32_t)c, (uint32_t)d));
-        out[0] = a;
-        out[step] = b;
-        later[0] = c;
-        later[step] = d;
+    for (const int32_t *end = sums + (count & ~3u); sums != end;) {
+        uint32_t pairs[2];
+        store_four(&sums, factor, &out, step, 3u * step, pairs);
+        tf_note_pairs(&seen, pairs[0], pairs[1]);
     }
-    for (; count > 0u; count--, sums++, out += step) {
+    for (count &= 3u; count > 0u; count--, sums++, out += step) {
         *out = to_code(*sums, factor);
         tf_note_pairs(&seen, (uint16_t)*out, 0);
     }

@@ -102,9 +102,20 @@ static inline int32_t tf_saturate32(int64_t value) {
     return value > INT32_MAX ? INT32_MAX : (value < -INT32_MAX ? -INT32_MAX : (int32_t)value);
 }
 
-/* gradient * step for shifts that keep part of the low word, or go left. */
+/* gradient * step for shifts that keep part of the low word (1 … 32), or go left. */
 static inline int32_t tf_apply_large_step(int32_t gradient, tf_step step) {
     const int64_t product = (int64_t)gradient * step.mantissa;
+    if (step.shift > 0) {
+        /* Word by word: variable shifts of 64 bits are long on 32-bit cores. */
+        const int64_t sum = product + (int64_t)(1u << (step.shift - 1));
+        const int32_t high = (int32_t)(sum >> 32), sign = high >> 31;
+        const uint32_t low = (uint32_t)sum >> 1 >> (step.shift - 1);
+        const int32_t value = (int32_t)((uint32_t)high << (32 - step.shift) | low);
+        if (high >> (step.shift - 1) != sign || value == INT32_MIN) {
+            return sign < 0 ? -INT32_MAX : INT32_MAX;
+        }
+        return value;
+    }
     if (step.shift < 0) {
         const uint64_t size = (uint64_t)(product < 0 ? -product : product);
         if (size != 0 && tf_bit_length64(size) - step.shift > 31) {

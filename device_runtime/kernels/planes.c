@@ -66,16 +66,17 @@ void tf_widen_taps(const tf_slide *slide, const int8_t *from, int32_t step, int3
 
 #if TF_PAIRS
 
-/* Four columns of two channels: pointers move on. `minus` is the zero point's negative, twice. */
-static inline __attribute__((always_inline)) void
-gather_four(const int8_t **from, uint32_t step, uint32_t minus, int16_t **to, int16_t **other) {
+/* Four columns of two channels: pointers move on. `thrice` is 3 * step, `minus` the zero point's
+ * negative, twice. */
+static inline __attribute__((always_inline)) void gather_four(const int8_t **from, uint32_t step,
+                                                              uint32_t thrice, uint32_t minus,
+                                                              int16_t **to, int16_t **other) {
     uint32_t a, b, c, d;
     __asm volatile("ldrh %[a], [%[from]]\n\t"
                    "ldrh %[b], [%[from], %[step]]\n\t"
-                   "add %[from], %[from], %[step], lsl #1\n\t"
-                   "ldrh %[c], [%[from]]\n\t"
-                   "ldrh %[d], [%[from], %[step]]\n\t"
-                   "add %[from], %[from], %[step], lsl #1\n\t"
+                   "ldrh %[c], [%[from], %[step], lsl #1]\n\t"
+                   "ldrh %[d], [%[from], %[thrice]]\n\t"
+                   "add %[from], %[from], %[step], lsl #2\n\t"
                    "pkhbt %[a], %[a], %[b], lsl #16\n\t"
                    "pkhbt %[c], %[c], %[d], lsl #16\n\t"
                    "sxtab16 %[b], %[minus], %[a]\n\t"
@@ -88,7 +89,7 @@ gather_four(const int8_t **from, uint32_t step, uint32_t minus, int16_t **to, in
                    "str %[c], [%[other]], #4"
                    : [from] "+r"(*from), [to] "+r"(*to), [other] "+r"(*other), [a] "=&r"(a),
                      [b] "=&r"(b), [c] "=&r"(c), [d] "=&r"(d)
-                   : [step] "r"(step), [minus] "r"(minus)
+                   : [step] "r"(step), [thrice] "r"(thrice), [minus] "r"(minus)
                    : "memory");
 }
 
@@ -105,12 +106,12 @@ static void gather_two(const tf_gathering *by, const int8_t *from, int32_t zero,
         uint32_t left = count;
 #if TF_PAIRS
         for (; left >= 8u; left -= 8u) {
-            gather_four(&from, step, minus, &to, &other);
-            gather_four(&from, step, minus, &to, &other);
+            gather_four(&from, step, 3u * step, minus, &to, &other);
+            gather_four(&from, step, 3u * step, minus, &to, &other);
         }
         if (left >= 4u) {
             left -= 4u;
-            gather_four(&from, step, minus, &to, &other);
+            gather_four(&from, step, 3u * step, minus, &to, &other);
         }
 #endif
         for (; left > 0u; left--, from += step) {
