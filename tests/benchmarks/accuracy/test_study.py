@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch", reason="accuracy studies need PyTorch: pip install torch")
 
 from benchmarks.accuracy import study
-from benchmarks.accuracy.report import cells, write_report
+from benchmarks.accuracy.report import Cell, cells, difference, write_report
 from benchmarks.accuracy.study import METHODS, Method, Results, run_study
 from benchmarks.accuracy.tasks import Task
 from benchmarks.accuracy.training import Run, Schedule
@@ -75,9 +75,14 @@ def test_cells_average_owners_before_seeds() -> None:
 
     found = cells([run(0, "a", 0.5), run(0, "b", 0.7), run(1, "a", 0.8), run(1, "b", 0.8, True)])
     cell = found["head", "float"]
-    assert cell.per_seed == pytest.approx((60.0, 80.0))
+    assert cell.by_seed == pytest.approx({0: 60.0, 1: 80.0})
     assert (cell.mean, cell.start, cell.diverged) == (pytest.approx(70.0), pytest.approx(20.0), 1)
-    assert str(cell) == "70.0 ± 14.1 (1 of 2)"
+    assert str(cell) == "70.0 ± 14.1 (2, 1 diverged)"
+
+
+def test_differences_are_of_the_seeds_that_both_have() -> None:
+    ours, theirs = Cell({0: 80.0, 1: 82.0, 2: 10.0}, 0.0, 0), Cell({0: 81.0, 1: 82.0}, 0.0, 0)
+    assert difference(ours, theirs) == "-0.5 ± 0.7"
 
 
 def test_the_page_has_a_table_and_a_plot_of_every_data_set(tmp_path: Path) -> None:
