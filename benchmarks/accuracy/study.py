@@ -27,7 +27,7 @@ from codegen.plans import Plan, resolve
 
 SEARCHED = 4.0
 """Ratio of neighbouring learning rates where the best one is searched for."""
-RATES = 5
+RATES = 4
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ METHODS = {
     for method in (
         Method("float", "float SGD", _float),
         Method("device", "device arithmetic", train_on_device_arithmetic),
-        Method("tinyengine", "TinyEngine's arithmetic", _tiny_engine),
+        Method("tinyengine", "TinyEngine's arithmetic, best rate", _tiny_engine, searches=True),
         Method("unscaled", "no QAS, best rate", _unscaled, searches=True),
     )
 }

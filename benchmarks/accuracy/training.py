@@ -31,8 +31,8 @@ from codegen.plans import Plan
 RATE_UNIT = 2**20
 TESTED_EVERY = 5
 """Epochs between tests; the last one is tested in any case."""
-GIVE_UP_AFTER = 2
-"""Epochs in a row with a loss well above that of guessing: such a run counts as diverged."""
+GIVE_UP_AFTER = 3
+"""Epochs in a row with a loss above that of guessing: such a run counts as diverged."""
 NO_LOSS = 1e9
 """Stands for a loss that isn't a number."""
 
@@ -84,7 +84,7 @@ class Run:
         mean = float(np.mean(losses))
         self.loss.append(round(mean, 6) if math.isfinite(mean) else NO_LOSS)
         late = self.loss[-GIVE_UP_AFTER:]
-        lost = len(late) == GIVE_UP_AFTER and min(late) > 1.5 * guessing
+        lost = len(late) == GIVE_UP_AFTER and min(late) > guessing
         self.diverged = lost or not math.isfinite(mean)
         done = len(self.loss)
         if done % TESTED_EVERY == 0 or done == epochs or self.diverged:
