@@ -2,8 +2,8 @@
 
 Every way gets a quantized graph (cut where it is frozen), a plan and int8 samples, and returns a
 ``Run``: accuracy on the test samples and mean training loss, epoch by epoch. Order of samples and
-learning rates are the same for all. Steps are counted in batches of 32: where a way takes every
-sample as a step of its own, 32 steps share a rate of a 32nd.
+learning rates are the same for all. Rates belong to batches: where a way takes every sample as a
+step of its own, its rate is that of the batch divided by the size of a batch.
 """
 
 from __future__ import annotations
