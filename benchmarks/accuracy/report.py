@@ -23,9 +23,9 @@ _HEAD = """# Accuracy of training on the device's arithmetic
 `device arithmetic` is the C engine as host library, sample by sample at the learning rate divided
 by the size of a batch; its bits are those of the ARM image (`--image-steps` compares them). `float
 SGD` trains the same tensors of the same network in PyTorch, batch by batch, with the saturation of
-activations but no rounding anywhere. Both take the same samples in the same order, and learning rates from the
-same cosine; there is no momentum, no augmentation, and no choice of the best epoch: what is shown
-is the accuracy on the test samples after the last one. Seeds draw heads and orders anew.
+activations but no rounding anywhere. Both take the same samples in the same order, and learning
+rates from the same cosine; there is no momentum, no augmentation, and no choice of the best epoch:
+what is shown is the accuracy on the test samples after the last one. Seeds draw heads and orders.
 
 `TinyEngine's arithmetic` simulates what its kernels do: int8 weights less a float step, converted
 as C does (cut off towards zero, wrapped), weight gradients of the codes without their zero point,
@@ -35,8 +35,8 @@ seed, of 4 that are 4 times apart. A run whose loss stays above that of guessing
 counts as diverged and is ended there.
 
 Cells: mean ± standard deviation over seeds in percent, in brackets the number of seeds and how many
-of them diverged. Differences are of the same seeds, in points; wanted are at most 1.5 below float. Where there are
-fewer than 5 seeds, the others are still to be run: the commands below add what is missing.
+of them diverged. Differences are of the same seeds, in points; wanted are at most 1.5 below float.
+Where there are fewer than 5 seeds, the others are still to be run: the commands below add them.
 """
 
 _TAIL = """
