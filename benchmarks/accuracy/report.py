@@ -27,6 +27,9 @@ activations but no rounding anywhere. Both take the same samples in the same ord
 rates from the same cosine; there is no momentum, no augmentation, and no choice of the best epoch:
 what is shown is the accuracy on the test samples after the last one. Seeds draw heads and orders.
 
+`device, int8 state` keeps trained weights in one byte and rounds every step to it at random; it is
+what lets plan 148kb fit into 256 KB, where two bytes a weight (q8.8) don't.
+
 `TinyEngine's arithmetic` simulates what its kernels do: int8 weights less a float step, converted
 as C does (cut off towards zero, wrapped), weight gradients of the codes without their zero point,
 and an int8 head. (Its logits are left wide, which is kinder.) `no QAS` leaves gradients in integer

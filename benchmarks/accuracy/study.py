@@ -55,11 +55,17 @@ def _tiny_engine(graph: Graph, plan: Plan, samples: Samples, schedule: Schedule,
     return train_network(network, truncated, samples, schedule, seed, single=True)
 
 
+def _int8_state(graph: Graph, plan: Plan, samples: Samples, schedule: Schedule, seed: int) -> Run:
+    lean = replace(plan, state="int8-stochastic")
+    return train_on_device_arithmetic(graph, lean, samples, schedule, seed)
+
+
 METHODS = {
     method.name: method
     for method in (
         Method("float", "float SGD", _float),
         Method("device", "device arithmetic", train_on_device_arithmetic),
+        Method("int8-state", "device, int8 state", _int8_state),
         Method("tinyengine", "TinyEngine's arithmetic, best rate", _tiny_engine, searches=True),
         Method("unscaled", "no QAS, best rate", _unscaled, searches=True),
     )

@@ -14,6 +14,7 @@ from benchmarks.accuracy.tasks import Task
 from benchmarks.accuracy.training import Run, Schedule
 from codegen.plans import PlanSpec
 from tests.benchmarks.accuracy.test_training import separable
+from tests.codegen.random_graphs import full_plan
 
 QUICK = Schedule(epochs=2, rate=0.05, batch=8)
 
@@ -66,6 +67,17 @@ def test_a_searching_method_takes_the_rate_of_the_best_accuracy(
     run_study(small_task(), ["head"], ["searching"], 2, results(tmp_path))
     assert [run["rate"] for run in results(tmp_path).runs] == [pytest.approx(0.2)] * 4
     assert len(tried) == study.RATES + 4
+
+
+def test_a_state_of_int8_learns_by_other_steps_than_q88() -> None:
+    graph, samples = separable(0)
+    plan = full_plan(graph)
+    schedule = Schedule(epochs=4, rate=0.05, batch=8)
+    lean, usual = (
+        METHODS[name].train(graph, plan, samples, schedule, 0) for name in ("int8-state", "device")
+    )
+    assert lean.loss != usual.loss
+    assert lean.loss[-1] < 0.8 * lean.loss[0]
 
 
 def test_cells_average_owners_before_seeds() -> None:
