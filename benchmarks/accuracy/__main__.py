@@ -31,6 +31,12 @@ def main() -> None:
         metavar="N",
         help="compare N steps with the ARM image bit for bit instead of training",
     )
+    parser.add_argument(
+        "--state",
+        choices=["q8.8", "int8-stochastic"],
+        default="q8.8",
+        help="how the image keeps trained weights, with --image-steps",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.dataset != "report":
@@ -40,7 +46,7 @@ def main() -> None:
         schedule = replace(task.schedule, **{k: v for k, v in given.items() if v is not None})
         if arguments.image_steps:
             for plan in plans:
-                check_on_image(task, plan, schedule, arguments.image_steps)
+                check_on_image(task, plan, schedule, arguments.image_steps, arguments.state)
             return
         methods = arguments.methods.split(",")
         unknown = [name for name in methods if name not in METHODS]

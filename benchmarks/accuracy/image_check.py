@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,17 +14,19 @@ from codegen.boards import load_board
 from codegen.compile import build_host_engine, compile_graph
 from codegen.host_engine import HostEngine
 from codegen.lowering import lower
-from codegen.plans import resolve
+from codegen.plans import State, resolve
 from codegen.toolchain import find_toolchain
 from simulator.image_engine import ImageEngine
 
 BOARD = "stm32f746"
 
 
-def check_on_image(task: Task, plan_name: str, schedule: Schedule, steps: int) -> None:
+def check_on_image(
+    task: Task, plan_name: str, schedule: Schedule, steps: int, state: State = "q8.8"
+) -> None:
     """The first ``steps`` of seed 0 on both; raises SystemExit at the first different bit."""
     whole, cases = task.prepare(0)
-    plan = resolve(task.plans(whole)[plan_name], whole)
+    plan = replace(resolve(task.plans(whole)[plan_name], whole), state=state)
     graph, samples = trained_tail(whole, plan, next(iter(cases.values())))
     order = device_steps(next(schedule.order(len(samples.train), 0)), schedule)
     with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ from codegen.plans import Plan, resolve
 
 SEARCHED = 4.0
 """Ratio of neighbouring learning rates where the best one is searched for."""
-RATES = 5
+RATES = 4
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,18 @@ def _tiny_engine(graph: Graph, plan: Plan, samples: Samples, schedule: Schedule,
     return train_network(network, truncated, samples, schedule, seed, single=True)
 
 
+def _int8_state(graph: Graph, plan: Plan, samples: Samples, schedule: Schedule, seed: int) -> Run:
+    lean = replace(plan, state="int8-stochastic")
+    return train_on_device_arithmetic(graph, lean, samples, schedule, seed)
+
+
 METHODS = {
     method.name: method
     for method in (
         Method("float", "float SGD", _float),
         Method("device", "device arithmetic", train_on_device_arithmetic),
-        Method("tinyengine", "TinyEngine's arithmetic", _tiny_engine),
+        Method("int8-state", "device, int8 state", _int8_state),
+        Method("tinyengine", "TinyEngine's arithmetic, best rate", _tiny_engine, searches=True),
         Method("unscaled", "no QAS, best rate", _unscaled, searches=True),
     )
 }

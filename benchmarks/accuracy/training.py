@@ -2,8 +2,8 @@
 
 Every way gets a quantized graph (cut where it is frozen), a plan and int8 samples, and returns a
 ``Run``: accuracy on the test samples and mean training loss, epoch by epoch. Order of samples and
-learning rates are the same for all. Steps are counted in batches of 32: where a way takes every
-sample as a step of its own, 32 steps share a rate of a 32nd.
+learning rates are the same for all. Rates belong to batches: where a way takes every sample as a
+step of its own, its rate is that of the batch divided by the size of a batch.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from codegen.plans import Plan
 RATE_UNIT = 2**20
 TESTED_EVERY = 5
 """Epochs between tests; the last one is tested in any case."""
-GIVE_UP_AFTER = 2
-"""Epochs in a row with a loss well above that of guessing: such a run counts as diverged."""
+GIVE_UP_AFTER = 3
+"""Epochs in a row with a loss above that of guessing: such a run counts as diverged."""
 NO_LOSS = 1e9
 """Stands for a loss that isn't a number."""
 
@@ -84,7 +84,7 @@ class Run:
         mean = float(np.mean(losses))
         self.loss.append(round(mean, 6) if math.isfinite(mean) else NO_LOSS)
         late = self.loss[-GIVE_UP_AFTER:]
-        lost = len(late) == GIVE_UP_AFTER and min(late) > 1.5 * guessing
+        lost = len(late) == GIVE_UP_AFTER and min(late) > guessing
         self.diverged = lost or not math.isfinite(mean)
         done = len(self.loss)
         if done % TESTED_EVERY == 0 or done == epochs or self.diverged:

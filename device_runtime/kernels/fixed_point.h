@@ -108,7 +108,7 @@ static inline int32_t tf_apply_large_step(int32_t gradient, tf_step step) {
     if (step.shift > 0) {
         /* Word by word: variable shifts of 64 bits are long on 32-bit cores. */
         const int64_t sum = product + (int64_t)(1u << (step.shift - 1));
-        const int32_t high = (int32_t)(sum >> 32), sign = high >> 31;
+        const int32_t high = (int32_t)(sum >> 32), sign = high < 0 ? -1 : 0;
         const uint32_t low = (uint32_t)sum >> 1 >> (step.shift - 1);
         const int32_t value = (int32_t)((uint32_t)high << (32 - step.shift) | low);
         if (high >> (step.shift - 1) != sign || value == INT32_MIN) {

@@ -8,12 +8,13 @@ import pytest
 pytest.importorskip("torch", reason="accuracy studies need PyTorch: pip install torch")
 
 from benchmarks.accuracy import study
-from benchmarks.accuracy.report import cells, write_report
+from benchmarks.accuracy.report import Cell, cells, difference, write_report
 from benchmarks.accuracy.study import METHODS, Method, Results, run_study
 from benchmarks.accuracy.tasks import Task
 from benchmarks.accuracy.training import Run, Schedule
 from codegen.plans import PlanSpec
 from tests.benchmarks.accuracy.test_training import separable
+from tests.codegen.random_graphs import full_plan
 
 QUICK = Schedule(epochs=2, rate=0.05, batch=8)
 
@@ -68,6 +69,17 @@ def test_a_searching_method_takes_the_rate_of_the_best_accuracy(
     assert len(tried) == study.RATES + 4
 
 
+def test_a_state_of_int8_learns_by_other_steps_than_q88() -> None:
+    graph, samples = separable(0)
+    plan = full_plan(graph)
+    schedule = Schedule(epochs=4, rate=0.05, batch=8)
+    lean, usual = (
+        METHODS[name].train(graph, plan, samples, schedule, 0) for name in ("int8-state", "device")
+    )
+    assert lean.loss != usual.loss
+    assert lean.loss[-1] < 0.8 * lean.loss[0]
+
+
 def test_cells_average_owners_before_seeds() -> None:
     def run(seed: int, who: str, accuracy: float, diverged: bool = False) -> dict:
         key = {"plan": "head", "method": "float", "seed": seed, "who": who}
@@ -75,9 +87,14 @@ def test_cells_average_owners_before_seeds() -> None:
 
     found = cells([run(0, "a", 0.5), run(0, "b", 0.7), run(1, "a", 0.8), run(1, "b", 0.8, True)])
     cell = found["head", "float"]
-    assert cell.per_seed == pytest.approx((60.0, 80.0))
+    assert cell.by_seed == pytest.approx({0: 60.0, 1: 80.0})
     assert (cell.mean, cell.start, cell.diverged) == (pytest.approx(70.0), pytest.approx(20.0), 1)
-    assert str(cell) == "70.0 ± 14.1 (1 of 2)"
+    assert str(cell) == "70.0 ± 14.1 (2, 1 diverged)"
+
+
+def test_differences_are_of_the_seeds_that_both_have() -> None:
+    ours, theirs = Cell({0: 80.0, 1: 82.0, 2: 10.0}, 0.0, 0), Cell({0: 81.0, 1: 82.0}, 0.0, 0)
+    assert difference(ours, theirs) == "-0.5 ± 0.7"
 
 
 def test_the_page_has_a_table_and_a_plot_of_every_data_set(tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def test_truncated_updates_cut_towards_zero_and_wrap() -> None:
 def test_a_run_that_stays_worse_than_guessing_is_given_up() -> None:
     run = Run()
     assert not run.note([9.0], 2.3, 30, lambda: 0.1)
-    assert run.note([9.0], 2.3, 30, lambda: 0.1)
+    assert not run.note([2.4], 2.3, 30, lambda: 0.1)
+    assert run.note([2.5], 2.3, 30, lambda: 0.1)
     assert run.diverged
     assert run.end == 0.1
 
