@@ -148,6 +148,12 @@ def _section(
         ours, theirs = (found.get((plan, method)) for method in ("device", "float"))
         gap = difference(ours, theirs) if ours and theirs else ""
         lines.append(f"| {plan} | " + " | ".join([*row, gap]) + " |")
+    for key, tried in content["rates"].items():
+        method, plan = key.split()
+        shown = ", ".join(f"{rate} {100 * end:.1f} %" for rate, end in tried.items())
+        lines.append(
+            f"\nRates tried for {METHODS[method].title}, plan {plan}, first seed: {shown}."
+        )
     lines.append(f"\n![Accuracy by plan and method on {name}]({folder}/{name}.png)")
     return "\n".join(lines)
 
