@@ -89,11 +89,18 @@ def difference(ours: Cell, theirs: Cell) -> str:
 
 
 def cells(runs: Iterable[dict[str, Any]]) -> dict[tuple[str, str], Cell]:
-    """(plan, method) → accuracy after the last epoch; owners of samples are averaged per seed."""
+    """(plan, method) → accuracy after the last epoch; owners of samples are averaged per seed.
+
+    A seed that has been run for some of the owners only doesn't count.
+    """
     grouped: dict[tuple[str, str], dict[int, list[dict[str, Any]]]] = {}
     for run in runs:
         seeds = grouped.setdefault((run["plan"], run["method"]), {})
         seeds.setdefault(run["seed"], []).append(run)
+    for seeds in grouped.values():
+        owners = max(len(of) for of in seeds.values())
+        for seed in [seed for seed, of in seeds.items() if len(of) < owners]:
+            del seeds[seed]
     return {
         key: Cell(
             {

@@ -85,7 +85,8 @@ def test_cells_average_owners_before_seeds() -> None:
         key = {"plan": "head", "method": "float", "seed": seed, "who": who}
         return {**key, "start": 0.2, "end": accuracy, "diverged": diverged}
 
-    found = cells([run(0, "a", 0.5), run(0, "b", 0.7), run(1, "a", 0.8), run(1, "b", 0.8, True)])
+    whole = [run(0, "a", 0.5), run(0, "b", 0.7), run(1, "a", 0.8), run(1, "b", 0.8, True)]
+    found = cells([*whole, run(2, "a", 0.1)])  # a seed that isn't whole yet
     cell = found["head", "float"]
     assert cell.by_seed == pytest.approx({0: 60.0, 1: 80.0})
     assert (cell.mean, cell.start, cell.diverged) == (pytest.approx(70.0), pytest.approx(20.0), 1)
