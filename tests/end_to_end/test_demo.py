@@ -24,6 +24,8 @@ def scratch() -> Iterator[Path]:
     """A folder for temporary files with a short path; all processes of a demo know its name."""
     folder = Path(tempfile.mkdtemp(prefix="tf-"))
     yield folder
+    for process in running(folder):
+        os.kill(process, signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -34,19 +36,30 @@ def start_demo(out: Path, scratch: Path, *options: str) -> subprocess.Popen[str]
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"},
+        preexec_fn=heed_interrupts,
     )
 
 
-def processes_of(scratch: Path) -> list[str]:
-    """Command lines of all processes that were started with this folder for temporary files."""
-    found = []
+def heed_interrupts() -> None:
+    """Tests that run in the background are started with interrupts ignored, and hand that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def running(scratch: Path) -> dict[int, str]:
+    """Process → command line, of all that were started with this folder for temporary files."""
+    found = {}
     for process in Path("/proc").iterdir():
         try:
             if f"TMPDIR={scratch}\0".encode() in (process / "environ").read_bytes() + b"\0":
-                found.append((process / "cmdline").read_text().replace("\0", " "))
-        except OSError:
+                found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
+        except (OSError, ValueError):
             continue
     return found
+
+
+def processes_of(scratch: Path) -> list[str]:
+    """Their command lines alone."""
+    return list(running(scratch).values())
 
 
 def test_a_small_demo_learns_and_leaves_nothing_but_its_result_folder(
