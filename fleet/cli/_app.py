@@ -25,6 +25,32 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
+Compiler = Annotated[
+    Literal["gcc", "zig"] | None,
+    typer.Option(help="Default: gcc where it is installed, else zig."),
+]
+CalibrationMethod = Annotated[
+    Literal["min-max", "percentile", "mse"] | None,
+    typer.Option(
+        help="How ranges are made of the samples' activations: all of them, without the "
+        "outermost, or of least mean square error. Default: min-max."
+    ),
+]
+Percentile = Annotated[
+    float | None,
+    typer.Option(
+        help="For the method percentile: so many per cent of the values don't saturate at "
+        "each end. Default: 99.99."
+    ),
+]
+Equalize = Annotated[
+    bool,
+    typer.Option(
+        "--equalize",
+        help="Even out the ranges of channels between two layers where it doesn't change "
+        "what the model computes.",
+    ),
+]
 
 
 @app.command("compile")
@@ -43,28 +69,9 @@ def compile_command(
         Path | None,
         typer.Option(help="NPZ with an array `x` of typical input samples; float models need it."),
     ] = None,
-    calibration_method: Annotated[
-        Literal["min-max", "percentile", "mse"] | None,
-        typer.Option(
-            help="How ranges are made of the samples' activations: all of them, without the "
-            "outermost, or of least mean square error. Default: min-max."
-        ),
-    ] = None,
-    percentile: Annotated[
-        float | None,
-        typer.Option(
-            help="For the method percentile: so many per cent of the values don't saturate at "
-            "each end. Default: 99.99."
-        ),
-    ] = None,
-    equalize: Annotated[
-        bool,
-        typer.Option(
-            "--equalize",
-            help="Even out the ranges of channels between two layers where it doesn't change "
-            "what the model computes.",
-        ),
-    ] = False,
+    calibration_method: CalibrationMethod = None,
+    percentile: Percentile = None,
+    equalize: Equalize = False,
     quantization_report: Annotated[
         bool,
         typer.Option(
@@ -73,14 +80,12 @@ def compile_command(
             "into the bundle.",
         ),
     ] = False,
-    compiler: Annotated[
-        Literal["gcc", "zig"] | None,
-        typer.Option(help="Default: gcc where it is installed, else zig."),
-    ] = None,
+    compiler: Compiler = None,
     json: Json = False,
 ) -> None:
     """Compile a model and its update plans into a firmware bundle for a board."""
-    from fleet.cli._compile import compile_bundle, quantization_options
+    from fleet.cli._compile import compile_bundle
+    from fleet.cli._quantization import quantization_options
 
     compile_bundle(
         model=model,
@@ -141,19 +146,20 @@ def plan_command(
         Path | None,
         typer.Option(help="NPZ as for compile, for float models. Default: the data's `x`."),
     ] = None,
+    calibration_method: CalibrationMethod = None,
+    percentile: Percentile = None,
+    equalize: Equalize = False,
     out: Annotated[
         Path, typer.Option(help="Plan file; pictures and what a run resumes from lie beside it.")
     ] = Path("plans.json"),
-    compiler: Annotated[
-        Literal["gcc", "zig"] | None,
-        typer.Option(help="Default: gcc where it is installed, else zig."),
-    ] = None,
+    compiler: Compiler = None,
     json: Json = False,
 ) -> None:
     """Find the update plans that learn most from your samples within a board's limits."""
     from codegen.plan_search.planning import Settings
     from codegen.plan_search.training import Schedule
     from fleet.cli._plan import make_plans
+    from fleet.cli._quantization import quantization_options
 
     if not 0.0 < learning_rate < 4096.0:
         raise typer.BadParameter(f"{learning_rate:g} is not above 0", param_hint="--learning-rate")
@@ -162,6 +168,7 @@ def plan_command(
         board=board,
         data=data,
         calibration=calibration,
+        quantization=quantization_options(calibration_method, percentile, equalize=equalize),
         settings=Settings(
             method=method,
             channel_choice=channels,

@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
 from codegen.bundle import QUANTIZATION, Bundle
-from codegen.calibration import Method, RangeRule
-from codegen.errors import CalibrationError
 from codegen.quantization_report import LayerError, QuantizationReport, load_report
 from codegen.quantize_model import QuantizationOptions
 from fleet.cli._output import budget_rows, console, print_json, table
+from fleet.cli._progress import stage_bars
 from fleet.firmware import compile_firmware
 
 
@@ -29,22 +26,7 @@ def compile_bundle(
     as_json: bool,
 ) -> None:
     """Compile and say what it costs; every refusal is an exception of `codegen`."""
-    screen = console()
-    columns = (
-        TextColumn("{task.description:<14}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-    )
-    # Bars are for terminals; a log gets only the result.
-    with Progress(*columns, console=screen, disable=as_json or not screen.is_terminal) as bars:
-        stages: dict[str, TaskID] = {}
-
-        def tell(stage: str, done: int, of: int) -> None:
-            if stage not in stages:
-                stages[stage] = bars.add_task(stage, total=of)
-            bars.update(stages[stage], completed=done, total=of)
-
+    with stage_bars(hidden=as_json) as tell:
         bundle = compile_firmware(
             model,
             board,
@@ -63,26 +45,6 @@ def compile_bundle(
     if report is not None:
         _show_quantization(report)
     _show(bundle, out)
-
-
-def quantization_options(
-    method: Method | None, percentile: float | None, *, equalize: bool, report: bool
-) -> QuantizationOptions:
-    """What the command line says about quantization.
-
-    Raises CalibrationError for a percentile without the method that uses it, or out of range.
-    """
-    if percentile is not None and method != "percentile":
-        raise CalibrationError(
-            f"--percentile {percentile:g} belongs to --calibration-method percentile; give both"
-        )
-    if method is None:
-        rule = None
-    elif percentile is None:
-        rule = RangeRule(method)
-    else:
-        rule = RangeRule(method, percentile)
-    return QuantizationOptions(rule=rule, equalize=equalize, report=report)
 
 
 def _show_quantization(report: QuantizationReport) -> None:

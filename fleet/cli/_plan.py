@@ -10,17 +10,17 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from codegen.boards import load_board
 from codegen.importer import import_model
 from codegen.plan_search import pictures
 from codegen.plan_search.planning import PlanningResult, Proposal, Settings, find_plans
 from codegen.plan_search.samples import load_samples
-from codegen.quantize_model import quantize_model
+from codegen.quantize_model import QuantizationOptions, quantize_model
 from codegen.toolchain import find_toolchain
 from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, readable, table
+from fleet.cli._progress import stage_bars
 from fleet.protocol.delta_coding import encode
 
 
@@ -30,6 +30,7 @@ def make_plans(
     board: str,
     data: Path,
     calibration: Path | None,
+    quantization: QuantizationOptions,
     settings: Settings,
     out: Path,
     compiler: Literal["gcc", "zig"] | None,
@@ -41,23 +42,11 @@ def make_plans(
     target = load_board(board)
     imported = import_model(model)
     # Without a file of its own, a float model is calibrated with the samples themselves.
-    graph = quantize_model(imported, calibration or (data if imported.uncoded else None)).graph
+    samples_file = calibration or (data if imported.uncoded else None)
+    quantized = quantize_model(imported, samples_file, quantization)
+    graph = quantized.graph
     samples = load_samples(data, graph, imported)
-    screen = console()
-    columns = (
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=screen, disable=as_json or not screen.is_terminal) as bars:
-        stages: dict[str, TaskID] = {}
-
-        def tell(stage: str, done: int, of: int) -> None:
-            if stage not in stages:
-                stages[stage] = bars.add_task(stage, total=of)
-            bars.update(stages[stage], completed=done, total=of)
-
+    with stage_bars(hidden=as_json) as tell:
         result = find_plans(
             graph,
             target,
@@ -77,9 +66,12 @@ def make_plans(
     for path, figure in drawn.items():
         pictures.save(figure, path)
     if as_json:
-        print_json(_facts(result))
+        print_json({**_facts(result), "notes": quantized.notes})
         return
     _show(result)
+    screen = console()
+    for note in quantized.notes:
+        screen.print(f"Note: {note}", soft_wrap=True)
     screen.print(
         f"Plans: {out}; pictures: {', '.join(map(str, drawn))}. Compile with --plan {out}#best.",
         soft_wrap=True,

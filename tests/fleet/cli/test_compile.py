@@ -9,33 +9,10 @@ import numpy as np
 import pytest
 
 from codegen.bundle import QUANTIZATION, load_bundle
-from codegen.calibration import RangeRule
-from codegen.errors import CalibrationError
 from codegen.quantization_report import load_report
-from codegen.quantize_model import DEFAULT_OPTIONS
-from fleet.cli._compile import quantization_options
 from tests.fleet.cli.conftest import Run
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"
-
-
-def test_no_options_leave_quantization_as_it_is() -> None:
-    assert quantization_options(None, None, equalize=False, report=False) == DEFAULT_OPTIONS
-
-
-def test_the_percentile_can_be_set() -> None:
-    options = quantization_options("percentile", 99.5, equalize=True, report=True)
-    assert options.rule == RangeRule("percentile", 99.5)
-    assert options.equalize
-    assert options.report
-    default = quantization_options("percentile", None, equalize=False, report=False)
-    assert default.rule == RangeRule("percentile")
-
-
-@pytest.mark.parametrize("method", [None, "mse", "min-max"])
-def test_a_percentile_without_its_method_is_refused(method: str | None) -> None:
-    with pytest.raises(CalibrationError, match="--calibration-method percentile"):
-        quantization_options(method, 99.0, equalize=False, report=False)  # type: ignore[arg-type]
 
 
 def test_an_unknown_method_ends_with_code_2_and_the_known_ones(tinyfleet: Run) -> None:

@@ -74,4 +74,7 @@ def test_what_does_not_fit_together_is_refused_in_one_message(
     unlabelled = tinyfleet(*arguments(CALIBRATION, tmp_path / "plans.json"))
     assert unlabelled.returncode == 1
     assert "no array 'y' (it holds x)" in unlabelled.stderr
+    percentile = tinyfleet(*arguments(data, tmp_path / "plans.json"), "--percentile", 99)
+    assert percentile.returncode == 1
+    assert "belongs to --calibration-method percentile" in percentile.stderr
     assert "Traceback" not in folder.stderr + unlabelled.stderr
