@@ -51,7 +51,7 @@ from codegen.pool_arithmetic import (
     reconstruction_arithmetic,
     requantize_arithmetic,
 )
-from codegen.program import INPUT, Program, Step
+from codegen.program import INPUT, Phase, Program, Step
 
 EXP2_TABLE = np.array([round(2.0 ** (30 - i / 64)) for i in range(65)])
 LOG2_TABLE = np.rint(2**16 * np.log2(1 + np.arange(65) / 64)).astype(np.int64)
@@ -158,7 +158,7 @@ class Interpreter:
         layer, kind = tensor.rsplit(".", 1)
         return kind == "weight" and layer != self.graph.head.name
 
-    def _run(self, phase: str) -> None:
+    def _run(self, phase: Phase) -> None:
         for step in self.program.phase(phase):
             for call in step.calls():
                 self._kernels[call.kernel](call)

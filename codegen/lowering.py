@@ -1,49 +1,32 @@
 """From a graph and a plan to a program.
 
-``lower`` differentiates and prunes by plan (only gradients that something needs come into being),
-orders the calls, decides which tensors of the forward pass are streamed row by row, and gives every
-buffer a lifetime and a place.
+``codegen.step_builder`` makes the calls; here it is decided which tensors of the forward pass are
+streamed row by row, and every buffer is given a lifetime and a place.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, TypeAlias
 
 import numpy as np
 
 from codegen import memory_plan, scratch, streaming
 from codegen.blob import BlobTensor, layout, packed_bytes
-from codegen.ir import (
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    DepthwiseConv,
-    GlobalAveragePool,
-    Graph,
-    Head,
-    MaxPool,
-    Op,
-    Requantize,
-    inputs_of,
-)
-from codegen.memory_plan import Overlap
+from codegen.ir import Conv, DepthwiseConv, Graph, Head, Requantize, inputs_of
 from codegen.plans import Plan
-from codegen.program import CHAIN, INPUT, SCALE_BYTES, SCALES, Program, Rows, Segment, Step
+from codegen.program import CHAIN, SCALES, Program, Rows, Segment, Step
 from codegen.scheduling import scheduled
 from codegen.scratch import round_up
-
-Parameterized = Conv | DepthwiseConv
-OfOne: TypeAlias = Parameterized | GlobalAveragePool | MaxPool | AveragePool | Requantize
-"""Operations that read one tensor and make another."""
+from codegen.step_builder import Parameterized, Part, StepBuilder, activation_buffer
 
 VELOCITY_BYTES = 4
-BANDS = (8, 4, 2, 1)
-"""Rows of a chain's output made at a time: more are quicker, fewer need less memory."""
+BANDS = (8, 4, 2)
+"""Rows of a chain's output made at a time, if not one: more are quicker and need more memory."""
 
 
 def lower(graph: Graph, plan: Plan) -> Program:
@@ -54,71 +37,173 @@ def lower(graph: Graph, plan: Plan) -> Program:
     """
     segments, state_bytes = _segments(graph, plan)
     ordered = replace(graph, ops=scheduled(graph))
-
-    def build(streamed: frozenset[str], bands: dict[str, int]) -> _Builder:
-        builder = _Builder(ordered, plan, segments, streamed, bands)
-        builder.forward()
-        builder.loss()
-        builder.backward()
-        return builder
-
-    streamed = _streamable(ordered, plan, segments)
-    best = build(streamed, {})
-    bound = best.lower_bound()
+    builder = StepBuilder(ordered, plan, {s.tensor: s.count for s in segments})
+    draft = _Draft(ordered, builder.forward(), builder.loss_and_backward())
+    streamed = _streamable(builder)
+    bound = draft.lower_bound(streamed, {})
     for tensor in sorted(streamed, key=lambda name: graph.tensors[name].size):
-        trial = build(streamed - {tensor}, {})
-        if trial.lower_bound() <= bound:
-            best, streamed, bound = trial, streamed - {tensor}, trial.lower_bound()
-    bands: dict[str, int] = {}
-    for output in best.chain_outputs:
-        for band in BANDS:
-            trial = build(streamed, {**bands, output: band})
-            if trial.lower_bound() <= bound:
-                best, bands[output] = trial, band
+        fewer = [name for name in streamed if name != tensor]
+        trial = draft.lower_bound(fewer, {})
+        if trial <= bound:
+            streamed, bound = fewer, trial
+    bands: dict[range, int] = {}
+    for run in draft.runs(streamed):
+        for band in BANDS if len(run) > 1 else ():
+            if draft.lower_bound(streamed, {**bands, run: band}) <= bound:
+                bands[run] = band
                 break
-    buffers = best.buffers_with_lifetimes()
+    parts = draft.parts(streamed, bands)
+    buffers = _buffers(parts)
     return Program(
         graph=graph,
         plan=plan,
-        steps=tuple(best.steps),
+        steps=tuple(step for part in parts for step in part.steps),
         buffers=buffers,
         offsets=MappingProxyType(memory_plan.plan_offsets(buffers)),
-        error_index=MappingProxyType(dict(best.error_index)),
+        error_index=MappingProxyType(builder.error_index),
         segments=segments,
         state_bytes=state_bytes,
     )
 
 
-def _streamable(graph: Graph, plan: Plan, segments: Sequence[Segment]) -> frozenset[str]:
-    """Tensors that can live in a ring buffer: read once, by the next layer, and not kept."""
-    trained = {segment.tensor for segment in segments}
-    masked = _tensors_that_need_errors(graph, trained)
-    kept = {op.input for op in graph.convolutions if f"{op.name}.weight" in trained}
-    readers: dict[str, int] = {}
-    for op in graph.ops:
-        for name in inputs_of(op):
-            readers[name] = readers.get(name, 0) + 1
-    found = set()
-    for op, after in zip(graph.ops, graph.ops[1:], strict=False):
+def _streamable(builder: StepBuilder) -> list[str]:
+    """Tensors that can live in a ring buffer, in order: read once, by the next layer, not kept."""
+    ops, masked, trained = builder.graph.ops, builder.needs_error, builder.trained_channels
+    kept = {op.input for op in builder.graph.convolutions if f"{op.name}.weight" in trained}
+    readers = Counter(name for op in ops for name in inputs_of(op))
+    found = []
+    for op, after in itertools.pairwise(ops):
         if not isinstance(op, Parameterized | Requantize) or not isinstance(after, streaming.Stage):
             continue
         once = op.output in inputs_of(after) and readers[op.output] == 1
         # A layer that keeps a mask makes all its rows in one go.
         if once and after.output not in masked and op.output not in masked | kept:
-            found.add(op.output)
-    return frozenset(found)
+            found.append(op.output)
+    return found
 
 
-def _tensors_that_need_errors(graph: Graph, trained: set[str]) -> set[str]:
-    """Tensors whose error some trained value depends on: backward stops at the others."""
-    needed: set[str] = set()
-    for op in graph.ops:
-        if isinstance(op, Head):
-            continue
-        own = {f"{op.name}.weight", f"{op.name}.bias"} & trained
-        if own or any(name in needed for name in inputs_of(op)):
-            needed.add(op.output)
-    return needed
+class _Draft:
+    """The parts of a program, put together with these or those tensors streamed."""
+
+    def __init__(self, graph: Graph, forward: Sequence[Part], rest: Part) -> None:
+        self.graph = graph
+        self.forward = forward
+        self.rest = rest
+        # One trial differs from another in a chain or two.
+        self._chains: dict[tuple[range, int], Part] = {}
+
+    def runs(self, streamed: Collection[str]) -> list[range]:
+        """All operations by index; those of one run pass on nothing but streamed tensors."""
+        ends = [
+            index + 1
+            for index, op in enumerate(self.graph.ops)
+            if isinstance(op, Head) or op.output not in streamed
+        ]
+        return [range(start, end) for start, end in itertools.pairwise([0, *ends])]
+
+    def parts(self, streamed: Collection[str], bands: Mapping[range, int]) -> list[Part]:
+        """All parts in order; ``bands`` has the rows that chains make at a time, if not one."""
+        runs = [self._run(run, bands.get(run, 1)) for run in self.runs(streamed)]
+        return [*runs, self.rest]
+
+    def lower_bound(self, streamed: Collection[str], bands: Mapping[range, int]) -> int:
+        """Bytes that the arena needs at least."""
+        return memory_plan.lower_bound(_buffers(self.parts(streamed, bands)))
+
+    def _run(self, run: range, band: int) -> Part:
+        if len(run) == 1:
+            return self.forward[run.start]
+        if (run, band) not in self._chains:
+            self._chains[run, band] = _chain(self.graph, [self.forward[i] for i in run], band)
+        return self._chains[run, band]
+
+
+def _chain(graph: Graph, parts: Sequence[Part], band: int) -> Part:
+    """One step that executes those of ``parts`` row by row, ``band`` rows of its output a time."""
+    steps = [step for part in parts for step in part.steps]
+    ops = [step.op for step in steps if isinstance(step.op, streaming.Stage)]
+    rows = streaming.schedule(graph, ops, band)
+    rings = streaming.ring_rows(graph, ops, rows)
+    chain = Part()
+    for op, ring in zip(ops, rings, strict=False):
+        _, width, channels = graph.tensors[op.output].shape
+        chain.buffer(activation_buffer(graph, op.output), ring * width * channels)
+    names = list(chain.sizes)
+    output = graph.tensors[ops[-1].output]
+    target = chain.buffer(activation_buffer(graph, output.name), output.size)
+    inside = {op.output for op in ops}
+    for source in dict.fromkeys(name for op in ops for name in inputs_of(op)):
+        if source not in inside:
+            lead = streaming.chain_lead(graph, ops, rows, source)
+            chain.may_overlap(target, activation_buffer(graph, source), lead)
+    size = max(_stage_scratch(graph, part, rows, stage) for stage, part in enumerate(parts))
+    if size > 0:
+        shared = chain.buffer(f"scratch of chain to {ops[-1].name}", size)
+        steps = [_with_scratch(step, shared) for step in steps]
+    operands = {
+        f"{operand} {stage}": name
+        for stage, step in enumerate(steps)
+        for operand, name in step.buffers.items()
+    }
+    chain.steps.append(
+        Step(
+            name=f"chain_{ops[0].name}_to_{ops[-1].name}",
+            phase="forward",
+            kernel=CHAIN,
+            op=ops[-1],
+            buffers=MappingProxyType(operands),
+            macs=sum(step.macs for step in steps),
+            stages=tuple(steps),
+            schedule=rows,
+            rings=MappingProxyType(dict(zip(names, rings, strict=True))),
+        )
+    )
+    return chain
+
+
+def _stage_scratch(graph: Graph, part: Part, rows: Sequence[Rows], stage: int) -> int:
+    """Bytes of scratch that a stage needs for the most rows that it makes at a time."""
+    (step,) = part.steps
+    if isinstance(step.op, DepthwiseConv):
+        most = max(item.end - item.first for item in rows if item.stage == stage)
+        source, output = graph.tensors[step.op.input], graph.tensors[step.op.output]
+        return scratch.depthwise_forward_bytes(step.op, source, output, most)
+    return part.sizes[step.buffers["scratch"]] if "scratch" in step.buffers else 0
+
+
+def _with_scratch(step: Step, name: str) -> Step:
+    """``step`` with buffer ``name`` as its scratch, if it needs any."""
+    if "scratch" not in step.buffers:
+        return step
+    return replace(step, buffers=MappingProxyType({**step.buffers, "scratch": name}))
+
+
+def _buffers(parts: Sequence[Part]) -> tuple[memory_plan.Buffer, ...]:
+    """Every arena buffer of a program from the first to the last step that touches it."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    steps = [step for part in parts for step in part.steps]
+    for index, step in enumerate(steps):
+        for name in step.buffers.values():
+            first.setdefault(name, index)
+            last[name] = index
+    first[SCALES] = next(index for index, step in enumerate(steps) if step.phase == "loss")
+    last[SCALES] = len(steps) - 1
+    return tuple(
+        memory_plan.Buffer(
+            name,
+            size,
+            first[name],
+            last[name],
+            {
+                old: overlap
+                for old, overlap in part.over.get(name, {}).items()
+                if last[old] == first[name]
+            },
+        )
+        for part in parts
+        for name, size in part.sizes.items()
+    )
 
 
 def _delta_shift(graph: Graph, plan: Plan, tensor: BlobTensor) -> int:
@@ -183,362 +268,3 @@ def _segments(graph: Graph, plan: Plan) -> tuple[tuple[Segment, ...], int]:
         )
         first_value += values
     return tuple(segments), offset
-
-
-class _Builder:
-    """Emits steps in order and remembers which buffers each of them touches."""
-
-    def __init__(
-        self,
-        graph: Graph,
-        plan: Plan,
-        segments: Sequence[Segment],
-        streamed: frozenset[str],
-        bands: dict[str, int],
-    ) -> None:
-        self.graph = graph
-        self.plan = plan
-        self.trained_channels = {s.tensor: s.count for s in segments}
-        self.streamed = streamed
-        self.bands = bands
-        self.steps: list[Step] = []
-        self.sizes: dict[str, int] = {}
-        self.over: dict[str, dict[str, Overlap]] = {}
-        self.chain_outputs: list[str] = []
-        self.error_index: dict[str, int] = {}
-        self.errors: dict[str, str] = {}
-        self.needs_error = _tensors_that_need_errors(graph, set(self.trained_channels))
-
-    def _buffer(self, name: str, size: int) -> str:
-        self.sizes[name] = size
-        return name
-
-    def _may_overlap(self, new: str, old: str, lead: int | None) -> None:
-        """``new`` may lie over ``old`` if that one isn't needed after the step that makes it."""
-        self.over.setdefault(new, {})[old] = Overlap(lead)
-
-    def _error(self, name: str, tensor: str) -> str:
-        self.error_index[name] = len(self.error_index)
-        return self._buffer(name, 2 * self.graph.tensors[tensor].size)
-
-    def _step(
-        self,
-        phase: str,
-        kernel: str,
-        op: Op,
-        buffers: dict[str, str],
-        *,
-        macs: int = 0,
-        operand: int = 0,
-    ) -> None:
-        self.steps.append(
-            Step(
-                name=f"{kernel}_{op.name}",
-                phase=phase,
-                kernel=kernel,
-                op=op,
-                buffers=MappingProxyType(buffers),
-                operand=operand,
-                macs=macs,
-            )
-        )
-
-    def _activation(self, tensor: str) -> str:
-        return INPUT if tensor == self.graph.input else f"activation {tensor}"
-
-    def _macs(self, op: Parameterized) -> int:
-        height, width, _ = self.graph.tensors[op.output].shape
-        return height * width * op.weight.size
-
-    def _partly_trained(self, op: Parameterized) -> int:
-        """Trained channels of the weights; 0 where none are, or all: those are used as they are."""
-        count = self.trained_channels.get(f"{op.name}.weight", 0)
-        return 0 if count == op.weight.shape[-1] else count
-
-    # Forward: every op once, masks where an error will pass through.
-
-    def forward(self) -> None:
-        start = 0
-        for index, op in enumerate(self.graph.ops):
-            self._forward_op(op)
-            if isinstance(op, Head) or op.output not in self.streamed:
-                if index > start:
-                    self._chain(index - start + 1)
-                start = index + 1
-
-    def _forward_op(self, op: Op) -> None:
-        if isinstance(op, Head):
-            buffers = {"input": self._activation(op.input)}
-            self._step("forward", "head_forward", op, buffers, macs=op.weight.size)
-            return
-        output = self.graph.tensors[op.output]
-        buffers = {"output": self._buffer(self._activation(op.output), output.size)}
-        if op.output in self.needs_error and self._saturates(op):
-            buffers["mask"] = self._buffer(f"mask {op.output}", -(-output.size // 8))
-        match op:
-            case Add():
-                buffers["a"], buffers["b"] = map(self._activation, op.inputs)
-                for side in ("a", "b"):
-                    self._may_overlap(buffers["output"], buffers[side], 0)
-                self._step("forward", "add_forward", op, buffers)
-            case Concat():
-                for operand, name in enumerate(op.inputs):
-                    part = {**buffers, "input": self._activation(name)}
-                    self._step("forward", "concat_forward", op, part, operand=operand)
-            case _:
-                buffers["input"] = self._activation(op.input)
-                self._forward_of_one(op, buffers)
-
-    def _forward_of_one(self, op: OfOne, buffers: dict[str, str]) -> None:
-        source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
-        match op:
-            case Conv():
-                size = scratch.convolution_forward_bytes(op, self._partly_trained(op))
-                buffers["scratch"] = self._buffer(f"columns {op.name}", size)
-                if not self._partly_trained(op):
-                    lead = streaming.convolution_lead(self.graph, op)
-                    self._may_overlap(buffers["output"], buffers["input"], lead)
-                self._step("forward", "convolution_forward", op, buffers, macs=self._macs(op))
-            case DepthwiseConv():
-                size = scratch.depthwise_forward_bytes(op, source, output, output.shape[0])
-                buffers["scratch"] = self._buffer(f"plane {op.name}", size)
-                if source.shape == output.shape:
-                    self._may_overlap(buffers["output"], buffers["input"], None)
-                self._step("forward", "depthwise_forward", op, buffers, macs=self._macs(op))
-            case GlobalAveragePool():
-                self._step("forward", "pool_forward", op, buffers)
-            case MaxPool():
-                if op.output in self.needs_error:
-                    width = 2 if math.prod(op.window) > 256 else 1
-                    places = self._buffer(f"places {op.output}", width * output.size)
-                    buffers["places"] = places
-                self._pool_overlap(op, buffers)
-                self._step("forward", "max_pool_forward", op, buffers)
-            case AveragePool():
-                self._pool_overlap(op, buffers)
-                self._step("forward", "average_pool_forward", op, buffers)
-            case Requantize():
-                self._may_overlap(buffers["output"], buffers["input"], 0)
-                self._step("forward", "requantize_forward", op, buffers)
-
-    def _saturates(self, op: Op) -> bool:
-        """Whether codes of the output may be clamped, so that errors pass through a mask."""
-        if isinstance(op, AveragePool):
-            source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
-            return (source.scale, source.zero_point) != (output.scale, output.zero_point)
-        return isinstance(op, (Conv, DepthwiseConv, Add, Requantize))
-
-    def _pool_overlap(self, op: MaxPool | AveragePool, buffers: dict[str, str]) -> None:
-        lead = streaming.pool_lead(self.graph, op)
-        self._may_overlap(buffers["output"], buffers["input"], lead)
-
-    def _chain(self, length: int) -> None:
-        """Makes the last ``length`` steps one that executes them row by row."""
-        stages = self.steps[-length:]
-        del self.steps[-length:]
-        ops = [step.op for step in stages if isinstance(step.op, streaming.Stage)]
-        output = ops[-1].output
-        self.chain_outputs.append(output)
-        rows = streaming.schedule(self.graph, ops, self.bands.get(output, 1))
-        rings: dict[str, int] = {}
-        for op, ring in zip(ops, streaming.ring_rows(self.graph, ops, rows), strict=False):
-            _, width, channels = self.graph.tensors[op.output].shape
-            rings[self._activation(op.output)] = ring
-            self._buffer(self._activation(op.output), ring * width * channels)
-        shared = self._shared_scratch(stages, rows)
-        buffers = {}
-        for number, step in enumerate(stages):
-            own = dict(step.buffers)
-            if "scratch" in own:
-                own["scratch"] = shared
-            stages[number] = replace(step, buffers=MappingProxyType(own))
-            buffers.update({f"{operand} {number}": name for operand, name in own.items()})
-        target = self._activation(output)
-        self.over.pop(target, None)
-        for name in {n for op in ops for n in inputs_of(op)} - {op.output for op in ops}:
-            lead = streaming.chain_lead(self.graph, ops, rows, name)
-            self._may_overlap(target, self._activation(name), lead)
-        self.steps.append(
-            Step(
-                name=f"chain_{ops[0].name}_to_{ops[-1].name}",
-                phase="forward",
-                kernel=CHAIN,
-                op=ops[-1],
-                buffers=MappingProxyType(buffers),
-                macs=sum(step.macs for step in stages),
-                stages=tuple(stages),
-                schedule=rows,
-                rings=MappingProxyType(rings),
-            )
-        )
-
-    def _shared_scratch(self, stages: Sequence[Step], rows: Sequence[Rows]) -> str:
-        """One scratch buffer that is large enough for every stage."""
-        size = 0
-        for number, step in enumerate(stages):
-            self.over.pop(step.buffers["output"], None)
-            if "scratch" not in step.buffers:
-                continue
-            needed = self.sizes.pop(step.buffers["scratch"])
-            if isinstance(step.op, DepthwiseConv):
-                most = max(item.end - item.first for item in rows if item.stage == number)
-                source, output = (self.graph.tensors[n] for n in (step.op.input, step.op.output))
-                needed = scratch.depthwise_forward_bytes(step.op, source, output, most)
-            size = max(size, needed)
-        return self._buffer(f"scratch of chain to {stages[-1].op.name}", size)
-
-    def loss(self) -> None:
-        head = self.graph.head
-        self.error_index["error logits"] = len(self.error_index)
-        error = self._buffer("error logits", 2 * head.bias.size)
-        kernel = "mean_squared_error" if head.loss == "mse" else "cross_entropy"
-        self._step("loss", kernel, head, {"error": error})
-
-    # Backward: gradients as a table, one method per op.
-
-    def backward(self) -> None:
-        rules: dict[type, Callable[[Any], None]] = {
-            Head: self._head_backward,
-            GlobalAveragePool: self._pool_backward,
-            MaxPool: self._max_pool_backward,
-            AveragePool: self._average_pool_backward,
-            Concat: self._concat_backward,
-            Requantize: self._requantize_backward,
-            Add: self._add_backward,
-            Conv: self._convolution_backward,
-            DepthwiseConv: self._convolution_backward,
-        }
-        for op in reversed(self.graph.ops):
-            if isinstance(op, Head) or op.output in self.needs_error:
-                rules[type(op)](op)
-
-    def _propagate(
-        self,
-        kernel: str,
-        op: Op,
-        tensor: str,
-        buffers: dict[str, str],
-        *,
-        macs: int = 0,
-        operand: int = 0,
-        over_error: Overlap | None = None,
-    ) -> None:
-        """A step that sends an error to ``tensor``, added to what other consumers have sent.
-
-        ``over_error`` tells where the new error may lie over the one that it is made from.
-        """
-        first = tensor not in self.errors
-        name = f"error {tensor}" if first else f"error {tensor} from {op.name}"
-        target = self._error(name, tensor)
-        operands = {**buffers, "out": target}
-        if over_error is not None:
-            self._may_overlap(target, buffers["error"], over_error.lead)
-        self._step("backward", kernel, op, operands, macs=macs, operand=operand)
-        if first:
-            self.errors[tensor] = target
-        else:
-            self._step("backward", "error_sum", op, {"a": self.errors[tensor], "b": target})
-
-    def _head_backward(self, op: Head) -> None:
-        error = {"error": "error logits"}
-        macs = op.weight.size
-        if op.input in self.needs_error:
-            self._propagate("head_input_gradient", op, op.input, error, macs=macs)
-        if self.plan.head:
-            buffers = {**error, "input": self._activation(op.input)}
-            self._step("backward", "head_update", op, buffers, macs=macs)
-
-    def _pool_backward(self, op: GlobalAveragePool) -> None:
-        self._propagate("pool_input_gradient", op, op.input, {"error": self.errors[op.output]})
-
-    def _max_pool_backward(self, op: MaxPool) -> None:
-        buffers = {"error": self.errors[op.output], "places": f"places {op.output}"}
-        self._propagate("max_pool_input_gradient", op, op.input, buffers)
-
-    def _average_pool_backward(self, op: AveragePool) -> None:
-        error = self._mask(op) if self._saturates(op) else {"error": self.errors[op.output]}
-        self._propagate("average_pool_input_gradient", op, op.input, error)
-
-    def _concat_backward(self, op: Concat) -> None:
-        error = {"error": self.errors[op.output]}
-        for operand, tensor in enumerate(op.inputs):
-            if tensor in self.needs_error:
-                self._propagate("concat_input_gradient", op, tensor, error, operand=operand)
-
-    def _requantize_backward(self, op: Requantize) -> None:
-        error = self._mask(op)
-        self._propagate("error_scale", op, op.input, error, over_error=Overlap(None))
-
-    def _mask(self, op: Add | Parameterized | AveragePool | Requantize) -> dict[str, str]:
-        error = {"error": self.errors[op.output]}
-        self._step("backward", "error_mask", op, {**error, "mask": f"mask {op.output}"})
-        return error
-
-    def _add_backward(self, op: Add) -> None:
-        error = self._mask(op)
-        for operand, tensor in enumerate(op.inputs):
-            if tensor in self.needs_error:
-                self._propagate(
-                    "error_scale", op, tensor, error, operand=operand, over_error=Overlap(None)
-                )
-
-    def _convolution_backward(self, op: Parameterized) -> None:
-        error = self._mask(op)
-        kind = "convolution" if isinstance(op, Conv) else "depthwise"
-        if f"{op.name}.bias" in self.trained_channels:
-            self._step("backward", "bias_update", op, error)
-        # The input's error is due to the weights of the forward pass: it comes before their update.
-        if op.input in self.needs_error:
-            self._input_gradient(op, kind, error)
-        count = self.trained_channels.get(f"{op.name}.weight", 0)
-        if count:
-            source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
-            if isinstance(op, Conv):
-                size = scratch.convolution_weight_update_bytes(output)
-            else:
-                size = scratch.depthwise_weight_update_bytes(op, source, output)
-            buffers = {**error, "input": self._activation(op.input)}
-            buffers["scratch"] = self._buffer(f"gradient columns {op.name}", size)
-            macs = self._macs(op) * count // op.weight.shape[-1]
-            self._step("backward", f"{kind}_weight_update", op, buffers, macs=macs)
-
-    def _input_gradient(self, op: Parameterized, kind: str, error: dict[str, str]) -> None:
-        source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
-        over = None
-        if isinstance(op, Conv):
-            size = scratch.convolution_input_gradient_bytes(op, self._partly_trained(op))
-            if streaming.is_pointwise(op) and not self._partly_trained(op):
-                pixels = output.shape[0] * output.shape[1]
-                over = Overlap(2 * max(0, source.shape[2] - output.shape[2]) * pixels)
-        else:
-            size = scratch.depthwise_input_gradient_bytes(op, source, output)
-            over = Overlap(None) if source.shape == output.shape else None
-        name = self._buffer(f"error columns {op.name}", size)
-        buffers = {**error, "scratch": name}
-        macs = self._macs(op)
-        self._propagate(f"{kind}_input_gradient", op, op.input, buffers, macs=macs, over_error=over)
-
-    def lower_bound(self) -> int:
-        """Bytes that the arena needs at least."""
-        return memory_plan.lower_bound(self.buffers_with_lifetimes())
-
-    def buffers_with_lifetimes(self) -> tuple[memory_plan.Buffer, ...]:
-        """Every arena buffer from the first to the last step that touches it."""
-        first: dict[str, int] = {}
-        last: dict[str, int] = {}
-        for index, step in enumerate(self.steps):
-            for name in step.buffers.values():
-                first.setdefault(name, index)
-                last[name] = index
-        self._buffer(SCALES, SCALE_BYTES * len(self.error_index))
-        first[SCALES] = min(i for i, step in enumerate(self.steps) if step.phase == "loss")
-        last[SCALES] = len(self.steps) - 1
-
-        def overlaps(name: str) -> dict[str, Overlap]:
-            allowed = self.over.get(name, {})
-            return {old: over for old, over in allowed.items() if last.get(old) == first[name]}
-
-        return tuple(
-            memory_plan.Buffer(name, size, first[name], last[name], overlaps(name))
-            for name, size in self.sizes.items()
-        )

@@ -7,9 +7,11 @@ its output overlap its input's place (``Overlap``).
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from types import MappingProxyType
 
 ALIGNMENT = 8
@@ -31,7 +33,7 @@ class Overlap:
 class Buffer:
     """``bytes`` of the arena, needed from step ``first`` to step ``last`` inclusive.
 
-    ``over`` has the older buffers that this one may overlap, by name.
+    ``over`` has the older buffers that this one may overlap, by name: their last step is ``first``.
     """
 
     name: str
@@ -50,72 +52,78 @@ def aligned(value: int) -> int:
     return -(-value // ALIGNMENT) * ALIGNMENT
 
 
-def live_bytes(buffers: Sequence[Buffer], step: int) -> int:
-    """Bytes that are needed at ``step`` at least, where overlaps are used as far as they go."""
-    live = {b.name: b for b in buffers if b.first <= step <= b.last}
-    total = sum(aligned(b.bytes) for b in live.values())
-    for new in live.values():
-        saved = 0
-        for name, overlap in new.over.items():
-            if name in live:
-                old = aligned(live[name].bytes)
-                lead = aligned(overlap.lead or 0)
-                saved = max(saved, old + aligned(new.bytes) - max(lead + old, aligned(new.bytes)))
-        total -= saved
-    return total
+def live_bytes(buffers: Iterable[Buffer]) -> list[int]:
+    """Bytes that each step needs at least, where overlaps are used as far as they go."""
+    buffers = list(buffers)
+    size = {b.name: aligned(b.bytes) for b in buffers}
+    change = [0] * (max((b.last for b in buffers), default=-1) + 2)
+    saved = [0] * len(change)
+    for new in buffers:
+        change[new.first] += size[new.name]
+        change[new.last + 1] -= size[new.name]
+        shared = (
+            min(size[old], size[new.name] - aligned(overlap.lead or 0))
+            for old, overlap in new.over.items()
+        )
+        saved[new.first] += max(0, *shared, 0)
+    return [total - less for total, less in zip(accumulate(change), saved, strict=True)][:-1]
 
 
 def lower_bound(buffers: Iterable[Buffer]) -> int:
     """Bytes of the largest set that is live at one step: no plan can be smaller."""
-    buffers = list(buffers)
-    return max((live_bytes(buffers, step) for step in {b.first for b in buffers}), default=0)
+    return max(live_bytes(buffers), default=0)
 
 
-def peak_step(buffers: Sequence[Buffer]) -> int:
-    """The step that sets the lower bound."""
-    return max({b.first for b in buffers}, key=lambda step: live_bytes(buffers, step))
-
-
-def _forbidden(buffer: Buffer, other: Buffer, at: int) -> list[tuple[int, int]]:
-    """Open intervals in which ``buffer`` can't start while ``other`` lies at ``at``."""
-    size, other_size = aligned(buffer.bytes), aligned(other.bytes)
-    below, above = at - size, at + other_size
+def _forbidden(buffer: Buffer, other: Buffer) -> tuple[tuple[int, int], ...]:
+    """Open intervals, relative to the start of ``other``, in which ``buffer`` can't start."""
+    below, above = -aligned(buffer.bytes), aligned(other.bytes)
     if other.name in buffer.over:
         lead = buffer.over[other.name].lead
-        if lead is None:
-            return [(below, at), (at, above)]
-        return [(at - min(aligned(lead), size), above)]
+        return ((below, 0), (0, above)) if lead is None else ((max(-aligned(lead), below), above),)
     if buffer.name in other.over:
         lead = other.over[buffer.name].lead
-        if lead is None:
-            return [(below, at), (at, above)]
-        return [(below, at + min(aligned(lead), other_size))]
-    return [(below, above)]
+        return ((below, 0), (0, above)) if lead is None else ((below, min(aligned(lead), above)),)
+    return ((below, above),)
 
 
 class _Placer:
-    """Places buffers one after the other, each as low as it can lie."""
+    """Places buffers, known by their index, one after the other, each as low as it can lie."""
 
     def __init__(self, buffers: Sequence[Buffer]) -> None:
-        self.neighbours = {
-            b.name: [o for o in buffers if o is not b and b.lives_with(o)] for b in buffers
-        }
+        self.sizes = [aligned(b.bytes) for b in buffers]
+        # For each buffer (other, start, end): intervals relative to the other's offset.
+        self.forbidden: list[list[tuple[int, int, int]]] = [[] for _ in buffers]
+        for i, new in enumerate(buffers):
+            for j, old in enumerate(buffers[:i]):
+                if new.lives_with(old):
+                    self.forbidden[i] += [(j, *interval) for interval in _forbidden(new, old)]
+                    self.forbidden[j] += [(i, *interval) for interval in _forbidden(old, new)]
 
-    def place(self, order: Iterable[Buffer]) -> dict[str, int]:
-        offsets: dict[str, int] = {}
-        for buffer in order:
-            blocked: list[tuple[int, int]] = []
-            for other in self.neighbours[buffer.name]:
-                if other.name in offsets:
-                    blocked += _forbidden(buffer, other, offsets[other.name])
-            blocked.sort()
+    def place(self, order: Sequence[int], most: int, known: Mapping[int, int]) -> list[int] | None:
+        """The offset of each buffer; None where the arena would be larger than ``most``.
+
+        ``known`` are offsets of the first buffers of ``order``.
+        """
+        offsets = [known.get(index, -1) for index in range(len(self.sizes))]
+        for index in order[len(known) :]:
+            blocked = [
+                (at + start, at + end)
+                for other, start, end in self.forbidden[index]
+                if (at := offsets[other]) >= 0
+            ]
             # Intervals are open: where one ends and the next begins, a buffer may start.
             offset = 0
-            for start, end in blocked:
+            for start, end in sorted(blocked):
                 if start < offset < end:
                     offset = end
-            offsets[buffer.name] = offset
+            if offset + self.sizes[index] > most:
+                return None
+            offsets[index] = offset
         return offsets
+
+    def ends(self, offsets: Iterable[int]) -> list[int]:
+        """One past the last byte of each buffer."""
+        return list(map(operator.add, offsets, self.sizes))
 
 
 def arena_bytes(buffers: Iterable[Buffer], offsets: Mapping[str, int]) -> int:
@@ -123,38 +131,39 @@ def arena_bytes(buffers: Iterable[Buffer], offsets: Mapping[str, int]) -> int:
     return max((offsets[b.name] + aligned(b.bytes) for b in buffers), default=0)
 
 
-def plan_offsets(buffers: Iterable[Buffer], trials: int = TRIALS) -> dict[str, int]:
+def plan_offsets(buffers: Iterable[Buffer]) -> dict[str, int]:
     """Offsets by first fit: simple orders first, then random changes of the best while they help.
 
     Always the same for the same buffers. Stops as soon as the lower bound is met.
     """
     buffers = list(buffers)
+    if not buffers:
+        return {}
     placer = _Placer(buffers)
     bound = lower_bound(buffers)
-    best_order: list[Buffer] = []
-    best: dict[str, int] = {}
-    best_bytes = -1
-    for order in (
-        sorted(buffers, key=lambda b: (-b.bytes, b.first, b.name)),
-        sorted(buffers, key=lambda b: (b.first - b.last, -b.bytes, b.name)),
-        sorted(buffers, key=lambda b: (-b.bytes * (b.last - b.first + 1), b.name)),
+    size = sum(placer.sizes) + 1
+    for key in (
+        lambda b: (-b.bytes, b.first, b.name),
+        lambda b: (b.first - b.last, -b.bytes, b.name),
+        lambda b: (-b.bytes * (b.last - b.first + 1), b.name),
     ):
-        offsets = placer.place(order)
-        size = arena_bytes(buffers, offsets)
-        if best_bytes < 0 or size < best_bytes:
-            best_order, best, best_bytes = order, offsets, size
+        trial = sorted(range(len(buffers)), key=lambda i: key(buffers[i]))
+        offsets = placer.place(trial, size - 1, {})
+        if offsets is not None:
+            order, best, size = trial, offsets, max(placer.ends(offsets))
     chance = random.Random(0)
-    for _ in range(trials):
-        if best_bytes <= bound:
+    for _ in range(TRIALS):
+        if size <= bound:
             break
         # The buffers at the top are in the way: one of them goes earlier.
-        order = list(best_order)
-        top = [b for b in order if best[b.name] + aligned(b.bytes) == best_bytes]
+        ends = placer.ends(best)
+        top = [index for index in order if ends[index] == size]
         moved = chance.choice(top if chance.random() < 0.5 else order)
-        order.remove(moved)
-        order.insert(chance.randrange(len(order) + 1), moved)
-        offsets = placer.place(order)
-        size = arena_bytes(buffers, offsets)
-        if size <= best_bytes:
-            best_order, best, best_bytes = order, offsets, size
-    return best
+        source, target = order.index(moved), chance.randrange(len(order))
+        trial = [*order[:source], *order[source + 1 :]]
+        trial.insert(target, moved)
+        same = {index: best[index] for index in order[: min(source, target)]}
+        offsets = placer.place(trial, size, same)
+        if offsets is not None:
+            order, best, size = trial, offsets, max(placer.ends(offsets))
+    return {buffer.name: offset for buffer, offset in zip(buffers, best, strict=True)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal, NamedTuple, TypeAlias
 
 from codegen import memory_plan
 from codegen.ir import Graph, Op
@@ -18,6 +19,8 @@ from codegen.scratch import round_up
 INPUT = "input"
 SCALES = "scales"
 SCALE_BYTES = 8
+
+Phase: TypeAlias = Literal["forward", "loss", "backward"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,7 @@ class Segment:
         return len(self.channels)
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """Rows ``first`` … ``end - 1`` of the output of stage ``stage`` of a chain."""
 
     stage: int
@@ -65,7 +67,7 @@ class Step:
     """
 
     name: str
-    phase: str
+    phase: Phase
     kernel: str
     op: Op
     buffers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -126,7 +128,7 @@ class Program:
         """Multiply-accumulates of gradients, of inputs as well as of weights."""
         return sum(step.macs for step in self.steps if step.phase == "backward")
 
-    def phase(self, name: str) -> list[Step]:
+    def phase(self, name: Phase) -> list[Step]:
         """Steps of ``forward``, ``loss`` or ``backward`` in order."""
         return [step for step in self.steps if step.phase == name]
 

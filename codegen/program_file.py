@@ -16,7 +16,7 @@ from codegen.bundle import PROGRAM, Bundle, Count, Digest
 from codegen.c_text import step_function
 from codegen.errors import BundleError
 from codegen.ir import Graph, Head, Op, inputs_of
-from codegen.program import CHAIN, INPUT, SCALES, Program, Step
+from codegen.program import CHAIN, SCALES, Phase, Program, Step
 
 PROGRAM_FORMAT: Literal["tinyfleet-program/1"] = "tinyfleet-program/1"
 
@@ -53,7 +53,7 @@ class ChainInfo(_Strict):
 class StepInfo(CallInfo):
     """One step. A chain has the first stage's inputs, the last one's outputs and all MACs."""
 
-    phase: Literal["forward", "loss", "backward"]
+    phase: Phase
     function: str
     """Symbol of the step's function in the image."""
     buffers: dict[str, str]
@@ -152,7 +152,7 @@ def load_programs(bundle: Bundle) -> Mapping[str, ProgramInfo]:
 
 def describe(program: Program, index: int = 0) -> ProgramInfo:
     """``program`` as data; ``index`` is the place of its plan in the bundle."""
-    live = [memory_plan.live_bytes(program.buffers, step) for step in range(len(program.steps))]
+    live = memory_plan.live_bytes(program.buffers)
     kinds = _kinds(program)
     buffers = (
         BufferInfo(
@@ -162,8 +162,7 @@ def describe(program: Program, index: int = 0) -> ProgramInfo:
             offset=program.offsets[buffer.name],
             first=buffer.first,
             last=buffer.last,
-            # The sample, which lies outside the arena, can be no buffer's older one.
-            over={name: o.lead for name, o in buffer.over.items() if name != INPUT},
+            over={name: overlap.lead for name, overlap in buffer.over.items()},
         )
         for buffer in program.buffers
     )
@@ -197,7 +196,7 @@ def _step(program: Program, step: Step, function: str, live_bytes: int) -> StepI
         inputs=calls[0].inputs,
         outputs=calls[-1].outputs,
         macs=step.macs,
-        phase=step.phase,  # type: ignore[arg-type]  # pydantic checks it
+        phase=step.phase,
         function=function,
         buffers=dict(step.buffers),
         live_bytes=live_bytes,

@@ -1,6 +1,6 @@
 """What a selection costs on a board: taken from its compiled program, not from a formula.
 
-The program (``codegen.program.lower``) tells arena, state and the values of the delta. The rest of
+The program (``codegen.lowering.lower``) tells arena, state and the values of the delta. The rest of
 the SRAM (link, samples, stack, other data) doesn't depend on what is trained; it is measured
 once in a linked image (``ImageSizes``).
 """

@@ -1,10 +1,25 @@
 """Pruning by plan: what a program computes, keeps and leaves out."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
-from codegen.ir import Conv, Head, inputs_of
+import numpy as np
+
+from codegen.ir import (
+    Add,
+    Conv,
+    GlobalAveragePool,
+    Graph,
+    Head,
+    MaxPool,
+    Requantize,
+    Tensor,
+    inputs_of,
+)
 from codegen.lowering import lower
-from codegen.plans import WeightUpdate
+from codegen.plans import Plan, WeightUpdate
 from codegen.program import Program
 from tests.codegen.random_graphs import full_plan, random_graph, random_plan
 
@@ -100,3 +115,39 @@ def test_state_has_trained_channels_only() -> None:
     outputs, height, width, _ = layer.weight.shape
     assert program.delta_values == outputs * height * width
     assert program.state_bytes <= 2 * -(-outputs // 2) * -(-height * width // 4) * 4
+
+
+def test_an_activation_that_is_added_at_once_needs_no_scratch() -> None:
+    tensors = {name: Tensor(name, (6, 6, 4), 0.1, 0) for name in "xabc"}
+    tensors["mean"] = Tensor("mean", (1, 1, 4), 0.1, 0)
+    ops = (
+        MaxPool("pool", "x", "a", (1, 1), (1, 1)),
+        Requantize("bend", "a", "b", low=0),
+        Add("join", ("b", "x"), "c"),
+        GlobalAveragePool("average", "c", "mean"),
+        Head("head", "mean", np.ones((2, 4), np.int16), 0.01, np.zeros(2, np.int32)),
+    )
+    program = lower(Graph("g", "x", tensors, ops), Plan("head", (), (), True, "q8.8"))
+    called = [call.op.name for step in program.phase("forward") for call in step.calls()]
+    assert called == ["pool", "bend", "join", "average", "head"]
+
+
+def test_a_program_is_the_same_in_every_process() -> None:
+    # Of this network either of two tensors of one size can be streamed; sets order them by hash.
+    script = (
+        "from codegen import lowering, program_file\n"
+        "from tests.codegen.random_graphs import random_graph, random_plan\n"
+        "graph, _ = random_graph(7)\n"
+        "program = lowering.lower(graph, random_plan(graph, 7))\n"
+        "print(program_file.describe(program).model_dump_json())"
+    )
+    described = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "3")
+    }
+    assert len(described) == 1

@@ -1,0 +1,345 @@
+"""The steps of a program, operation by operation: forward calls, the loss, gradients as a table.
+
+Nothing is decided here about memory: each part of a program says which buffers it makes, of what
+size, and which older ones they may overlap. ``codegen.lowering`` puts the parts together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from codegen import scratch, streaming
+from codegen.ir import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    DepthwiseConv,
+    GlobalAveragePool,
+    Graph,
+    Head,
+    MaxPool,
+    Op,
+    Requantize,
+    inputs_of,
+)
+from codegen.memory_plan import Overlap
+from codegen.plans import Plan
+from codegen.program import INPUT, SCALE_BYTES, SCALES, Phase, Step
+
+Parameterized = Conv | DepthwiseConv
+OfOne: TypeAlias = Parameterized | GlobalAveragePool | MaxPool | AveragePool | Requantize
+"""Operations that read one tensor and make another."""
+
+
+@dataclass
+class Part:
+    """Steps in order, and the buffers of the arena that they make.
+
+    ``sizes`` has the buffers' bytes; ``over`` where a buffer may lie over older ones, if these
+    aren't needed after the step that makes it.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    over: dict[str, dict[str, Overlap]] = field(default_factory=dict)
+
+    def buffer(self, name: str, size: int) -> str:
+        """Makes a buffer; returns its name."""
+        self.sizes[name] = size
+        return name
+
+    def may_overlap(self, new: str, old: str, lead: int | None) -> None:
+        """Allows ``new`` to lie over ``old``, unless that is the sample: others read it as well."""
+        if old != INPUT:
+            self.over.setdefault(new, {})[old] = Overlap(lead)
+
+
+def activation_buffer(graph: Graph, tensor: str) -> str:
+    """Name of the buffer that holds ``tensor``."""
+    return INPUT if tensor == graph.input else f"activation {tensor}"
+
+
+def _tensors_that_need_errors(graph: Graph, trained: Iterable[str]) -> set[str]:
+    """Tensors whose error some trained value depends on: backward stops at the others."""
+    needed: set[str] = set()
+    wanted = set(trained)
+    for op in graph.ops:
+        if isinstance(op, Head):
+            continue
+        own = {f"{op.name}.weight", f"{op.name}.bias"} & wanted
+        if own or any(name in needed for name in inputs_of(op)):
+            needed.add(op.output)
+    return needed
+
+
+class StepBuilder:
+    """Makes the parts of the program that trains ``graph`` by ``plan``, only what it needs."""
+
+    def __init__(self, graph: Graph, plan: Plan, trained_channels: Mapping[str, int]) -> None:
+        """``trained_channels`` has the number of trained channels by the tensor's name."""
+        self.graph = graph
+        self.plan = plan
+        self.trained_channels = trained_channels
+        self.needs_error = _tensors_that_need_errors(graph, trained_channels)
+        self.error_index: dict[str, int] = {}
+        self._errors: dict[str, str] = {}
+        self._part = Part()
+
+    def forward(self) -> list[Part]:
+        """One part for each operation, in order."""
+        parts = []
+        for op in self.graph.ops:
+            self._part = Part()
+            self._forward_op(op)
+            parts.append(self._part)
+        return parts
+
+    def loss_and_backward(self) -> Part:
+        """The rest of the program; fills ``error_index``."""
+        self._part = Part()
+        self._loss()
+        self._backward()
+        self._part.buffer(SCALES, SCALE_BYTES * len(self.error_index))
+        return self._part
+
+    def _error(self, name: str, tensor: str) -> str:
+        self.error_index[name] = len(self.error_index)
+        return self._part.buffer(name, 2 * self.graph.tensors[tensor].size)
+
+    def _step(
+        self,
+        phase: Phase,
+        kernel: str,
+        op: Op,
+        buffers: dict[str, str],
+        *,
+        macs: int = 0,
+        operand: int = 0,
+    ) -> None:
+        self._part.steps.append(
+            Step(
+                name=f"{kernel}_{op.name}",
+                phase=phase,
+                kernel=kernel,
+                op=op,
+                buffers=MappingProxyType(buffers),
+                operand=operand,
+                macs=macs,
+            )
+        )
+
+    def _activation(self, tensor: str) -> str:
+        return activation_buffer(self.graph, tensor)
+
+    def _macs(self, op: Parameterized) -> int:
+        height, width, _ = self.graph.tensors[op.output].shape
+        return height * width * op.weight.size
+
+    def _partly_trained(self, op: Parameterized) -> int:
+        """Trained channels of the weights; 0 where none are, or all: those are used as they are."""
+        count = self.trained_channels.get(f"{op.name}.weight", 0)
+        return 0 if count == op.weight.shape[-1] else count
+
+    # Forward: every op once, masks where an error will pass through.
+
+    def _forward_op(self, op: Op) -> None:
+        if isinstance(op, Head):
+            buffers = {"input": self._activation(op.input)}
+            self._step("forward", "head_forward", op, buffers, macs=op.weight.size)
+            return
+        output = self.graph.tensors[op.output]
+        buffers = {"output": self._part.buffer(self._activation(op.output), output.size)}
+        if op.output in self.needs_error and self._saturates(op):
+            buffers["mask"] = self._part.buffer(f"mask {op.output}", -(-output.size // 8))
+        match op:
+            case Add():
+                buffers["a"], buffers["b"] = map(self._activation, op.inputs)
+                for side in ("a", "b"):
+                    self._part.may_overlap(buffers["output"], buffers[side], 0)
+                self._step("forward", "add_forward", op, buffers)
+            case Concat():
+                for operand, name in enumerate(op.inputs):
+                    part = {**buffers, "input": self._activation(name)}
+                    self._step("forward", "concat_forward", op, part, operand=operand)
+            case _:
+                buffers["input"] = self._activation(op.input)
+                self._forward_of_one(op, buffers)
+
+    def _forward_of_one(self, op: OfOne, buffers: dict[str, str]) -> None:
+        source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
+        match op:
+            case Conv():
+                size = scratch.convolution_forward_bytes(op, self._partly_trained(op))
+                buffers["scratch"] = self._part.buffer(f"columns {op.name}", size)
+                if not self._partly_trained(op):
+                    lead = streaming.convolution_lead(self.graph, op)
+                    self._part.may_overlap(buffers["output"], buffers["input"], lead)
+                self._step("forward", "convolution_forward", op, buffers, macs=self._macs(op))
+            case DepthwiseConv():
+                size = scratch.depthwise_forward_bytes(op, source, output, output.shape[0])
+                buffers["scratch"] = self._part.buffer(f"plane {op.name}", size)
+                if source.shape == output.shape:
+                    self._part.may_overlap(buffers["output"], buffers["input"], None)
+                self._step("forward", "depthwise_forward", op, buffers, macs=self._macs(op))
+            case GlobalAveragePool():
+                self._step("forward", "pool_forward", op, buffers)
+            case MaxPool():
+                if op.output in self.needs_error:
+                    width = 2 if math.prod(op.window) > 256 else 1
+                    places = self._part.buffer(f"places {op.output}", width * output.size)
+                    buffers["places"] = places
+                self._pool_overlap(op, buffers)
+                self._step("forward", "max_pool_forward", op, buffers)
+            case AveragePool():
+                self._pool_overlap(op, buffers)
+                self._step("forward", "average_pool_forward", op, buffers)
+            case Requantize():
+                self._part.may_overlap(buffers["output"], buffers["input"], 0)
+                self._step("forward", "requantize_forward", op, buffers)
+
+    def _saturates(self, op: Op) -> bool:
+        """Whether codes of the output may be clamped, so that errors pass through a mask."""
+        if isinstance(op, AveragePool):
+            source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
+            return (source.scale, source.zero_point) != (output.scale, output.zero_point)
+        return isinstance(op, (Conv, DepthwiseConv, Add, Requantize))
+
+    def _pool_overlap(self, op: MaxPool | AveragePool, buffers: dict[str, str]) -> None:
+        lead = streaming.pool_lead(self.graph, op)
+        self._part.may_overlap(buffers["output"], buffers["input"], lead)
+
+    def _loss(self) -> None:
+        head = self.graph.head
+        self.error_index["error logits"] = len(self.error_index)
+        error = self._part.buffer("error logits", 2 * head.bias.size)
+        kernel = "mean_squared_error" if head.loss == "mse" else "cross_entropy"
+        self._step("loss", kernel, head, {"error": error})
+
+    # Backward: gradients as a table, one method per op.
+
+    def _backward(self) -> None:
+        rules: dict[type, Callable[[Any], None]] = {
+            Head: self._head_backward,
+            GlobalAveragePool: self._pool_backward,
+            MaxPool: self._max_pool_backward,
+            AveragePool: self._average_pool_backward,
+            Concat: self._concat_backward,
+            Requantize: self._requantize_backward,
+            Add: self._add_backward,
+            Conv: self._convolution_backward,
+            DepthwiseConv: self._convolution_backward,
+        }
+        for op in reversed(self.graph.ops):
+            if isinstance(op, Head) or op.output in self.needs_error:
+                rules[type(op)](op)
+
+    def _propagate(
+        self,
+        kernel: str,
+        op: Op,
+        tensor: str,
+        buffers: dict[str, str],
+        *,
+        macs: int = 0,
+        operand: int = 0,
+        over_error: Overlap | None = None,
+    ) -> None:
+        """A step that sends an error to ``tensor``, added to what other consumers have sent.
+
+        ``over_error`` tells where the new error may lie over the one that it is made from.
+        """
+        first = tensor not in self._errors
+        name = f"error {tensor}" if first else f"error {tensor} from {op.name}"
+        target = self._error(name, tensor)
+        operands = {**buffers, "out": target}
+        if over_error is not None:
+            self._part.may_overlap(target, buffers["error"], over_error.lead)
+        self._step("backward", kernel, op, operands, macs=macs, operand=operand)
+        if first:
+            self._errors[tensor] = target
+        else:
+            self._step("backward", "error_sum", op, {"a": self._errors[tensor], "b": target})
+
+    def _head_backward(self, op: Head) -> None:
+        error = {"error": "error logits"}
+        macs = op.weight.size
+        if op.input in self.needs_error:
+            self._propagate("head_input_gradient", op, op.input, error, macs=macs)
+        if self.plan.head:
+            buffers = {**error, "input": self._activation(op.input)}
+            self._step("backward", "head_update", op, buffers, macs=macs)
+
+    def _pool_backward(self, op: GlobalAveragePool) -> None:
+        self._propagate("pool_input_gradient", op, op.input, {"error": self._errors[op.output]})
+
+    def _max_pool_backward(self, op: MaxPool) -> None:
+        buffers = {"error": self._errors[op.output], "places": f"places {op.output}"}
+        self._propagate("max_pool_input_gradient", op, op.input, buffers)
+
+    def _average_pool_backward(self, op: AveragePool) -> None:
+        error = self._mask(op) if self._saturates(op) else {"error": self._errors[op.output]}
+        self._propagate("average_pool_input_gradient", op, op.input, error)
+
+    def _concat_backward(self, op: Concat) -> None:
+        error = {"error": self._errors[op.output]}
+        for operand, tensor in enumerate(op.inputs):
+            if tensor in self.needs_error:
+                self._propagate("concat_input_gradient", op, tensor, error, operand=operand)
+
+    def _requantize_backward(self, op: Requantize) -> None:
+        error = self._mask(op)
+        self._propagate("error_scale", op, op.input, error, over_error=Overlap(None))
+
+    def _mask(self, op: Add | Parameterized | AveragePool | Requantize) -> dict[str, str]:
+        error = {"error": self._errors[op.output]}
+        self._step("backward", "error_mask", op, {**error, "mask": f"mask {op.output}"})
+        return error
+
+    def _add_backward(self, op: Add) -> None:
+        error = self._mask(op)
+        for operand, tensor in enumerate(op.inputs):
+            if tensor in self.needs_error:
+                self._propagate(
+                    "error_scale", op, tensor, error, operand=operand, over_error=Overlap(None)
+                )
+
+    def _convolution_backward(self, op: Parameterized) -> None:
+        error = self._mask(op)
+        kind = "convolution" if isinstance(op, Conv) else "depthwise"
+        if f"{op.name}.bias" in self.trained_channels:
+            self._step("backward", "bias_update", op, error)
+        # The input's error is due to the weights of the forward pass: it comes before their update.
+        if op.input in self.needs_error:
+            self._input_gradient(op, kind, error)
+        count = self.trained_channels.get(f"{op.name}.weight", 0)
+        if count:
+            source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
+            if isinstance(op, Conv):
+                size = scratch.convolution_weight_update_bytes(output)
+            else:
+                size = scratch.depthwise_weight_update_bytes(op, source, output)
+            buffers = {**error, "input": self._activation(op.input)}
+            buffers["scratch"] = self._part.buffer(f"gradient columns {op.name}", size)
+            macs = self._macs(op) * count // op.weight.shape[-1]
+            self._step("backward", f"{kind}_weight_update", op, buffers, macs=macs)
+
+    def _input_gradient(self, op: Parameterized, kind: str, error: dict[str, str]) -> None:
+        source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
+        over = None
+        if isinstance(op, Conv):
+            size = scratch.convolution_input_gradient_bytes(op, self._partly_trained(op))
+            if streaming.is_pointwise(op) and not self._partly_trained(op):
+                pixels = output.shape[0] * output.shape[1]
+                over = Overlap(2 * max(0, source.shape[2] - output.shape[2]) * pixels)
+        else:
+            size = scratch.depthwise_input_gradient_bytes(op, source, output)
+            over = Overlap(None) if source.shape == output.shape else None
+        name = self._part.buffer(f"error columns {op.name}", size)
+        buffers = {**error, "scratch": name}
+        macs = self._macs(op)
+        self._propagate(f"{kind}_input_gradient", op, op.input, buffers, macs=macs, over_error=over)
