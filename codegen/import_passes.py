@@ -72,6 +72,15 @@ class DraftGraph:
         self.codings.pop(op.output, None)
         self.rename(op.output, keep)
 
+    def split(self, first: Draft, second: Draft) -> None:
+        """Two operations, one behind the other, in the place of the one that makes the same."""
+        before = dict(self.ops)
+        self.ops.clear()
+        for name, op in before.items():
+            if name == second.output:
+                self.ops[first.output] = first
+            self.ops[name] = second if name == second.output else op
+
     def each(self, *kinds: type) -> Iterator[Draft]:
         """The operations of some kinds as they stood at the start, less those removed since."""
         for output in [name for name, op in self.ops.items() if isinstance(op, kinds)]:
@@ -218,6 +227,30 @@ def merge_means(draft: DraftGraph) -> None:
             del draft.ops[first.output]
 
 
+def code_before_max_pools(draft: DraftGraph) -> None:
+    """In quantized models a max pool's output is coded as its input is: it takes one of the codes.
+
+    A model that codes the output alone may as well code the input, since the largest code is that
+    of the largest value; one that codes both, differently, gets an operation for the change.
+    """
+    for op in reversed(list(draft.each(FloatMaxPool))):
+        assert isinstance(op, FloatMaxPool)
+        wanted, coding = draft.codings.get(op.output), draft.codings.get(op.input)
+        if wanted is None or wanted == coding:
+            continue
+        if coding is None and draft.only_reader(op.input):
+            draft.codings[op.input] = wanted
+            continue
+        pooled = f"{op.output}_pooled"
+        draft.split(
+            dataclasses.replace(op, output=pooled),
+            FloatClamp(f"{op.name}_recoded", pooled, op.output, NO_CLAMP),
+        )
+        draft.shapes[pooled] = draft.shapes[op.output]
+        if coding is not None:
+            draft.codings[pooled] = coding
+
+
 def separate_clamps(draft: DraftGraph) -> None:
     """In quantized models a clamp that its output's code doesn't imply is its own operation.
 
@@ -229,15 +262,10 @@ def separate_clamps(draft: DraftGraph) -> None:
         if coding is None or _implied(op.clamp, coding):
             continue
         unclamped = f"{op.output}_unclamped"
-        later = {name: other for name, other in draft.ops.items() if name == op.output}
-        before = dict(draft.ops)
-        draft.ops.clear()
-        for name, other in before.items():
-            if name in later:
-                draft.ops[unclamped] = dataclasses.replace(op, output=unclamped, clamp=NO_CLAMP)
-                draft.ops[name] = FloatClamp(f"{op.name}_clamp", unclamped, name, op.clamp)
-            else:
-                draft.ops[name] = other
+        draft.split(
+            dataclasses.replace(op, output=unclamped, clamp=NO_CLAMP),
+            FloatClamp(f"{op.name}_clamp", unclamped, op.output, op.clamp),
+        )
         draft.shapes[unclamped] = draft.shapes[op.output]
         draft.codings[unclamped] = coding
 
@@ -318,6 +346,7 @@ PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     fold_clamps,
     merge_means,
     pool_before_classifier,
+    code_before_max_pools,
     separate_clamps,
     remove_idle_clamps,
     last_layer_to_head,

@@ -13,6 +13,7 @@ attribute and the remedy.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,8 @@ from onnx.reference import ReferenceEvaluator
 from codegen.errors import ModelError
 from codegen.float_graph import FloatGraph, FloatHead
 from codegen.import_passes import PASSES, DraftGraph
-from codegen.onnx_graph import Affine, ImportState, Node
-from codegen.onnx_handlers import HANDLERS, SUPPORTED_OPERATORS, unsupported
+from codegen.onnx_graph import Affine, ImportState, Node, View
+from codegen.onnx_handlers import HANDLERS, RENAMING, SUPPORTED_OPERATORS, unsupported
 from codegen.onnx_quantized import transpose_integers
 
 __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto"]
@@ -35,8 +36,8 @@ OLDEST_OPSET = 13
 # What onnx and numpy raise for tensors and attributes whose parts don't agree.
 _DAMAGE = (ValueError, TypeError, KeyError, IndexError, OverflowError)
 
-# Handlers that need to see constants themselves.
-_OF_CONSTANTS = ("Constant", "DequantizeLinear")
+# Of constants, too, these need their handler, or the refusal that there is none.
+_NEVER_COMPUTED = ("Constant", "DequantizeLinear", "If", "Loop", "Scan")
 
 
 def import_model(path: Path | str) -> FloatGraph:
@@ -90,6 +91,11 @@ def _run(state: ImportState, opset: int) -> FloatGraph:
         handler = HANDLERS.get(node.operator)
         if handler is None:
             node.refuse(unsupported(node.operator))
+        if state.is_behind_softmax(node) and node.operator not in RENAMING:
+            node.refuse(
+                "reads the output of a Softmax, behind which only reshapes are supported; export "
+                "the model without what follows"
+            )
         handler(state, node)
     result = state.views.get(state.outputs[0])
     if result is None:
@@ -99,8 +105,13 @@ def _run(state: ImportState, opset: int) -> FloatGraph:
     draft = DraftGraph(state.input, result.tensor, state.ops, state.shapes, state.codings)
     for run_pass in PASSES:
         run_pass(draft)
-    if not result.after_softmax and result.sizes[1:] == state.sample_shape:
-        _to_reconstruction(state, draft)
+    if _is_reconstruction(state, result):
+        _to_reconstruction(state, draft, result)
+    elif sum(size > 1 for size in result.sizes) > 1:
+        raise ModelError(
+            f"output '{state.outputs[0]}' has shape {list(result.sizes)}; needed are (batch, "
+            f"classes), or for an autoencoder the input's {[1, *state.sample_shape]}"
+        )
     return _finished(state, draft)
 
 
@@ -108,7 +119,9 @@ def _is_constant(state: ImportState, node: Node) -> bool:
     """Whether the node computes with constants only (shapes are constants, too)."""
     names = [name for name in node.inputs if name]
     known = bool(names) and all(name in state.constants for name in names)
-    return (known or node.operator == "ConstantOfShape") and node.operator not in _OF_CONSTANTS
+    if node.is_foreign or node.operator in _NEVER_COMPUTED:
+        return False
+    return known or node.operator == "ConstantOfShape"
 
 
 def _compute(state: ImportState, node: Node, opset: int) -> None:
@@ -132,17 +145,27 @@ def _compute(state: ImportState, node: Node, opset: int) -> None:
         transpose_integers(state, node, tuple(order))
 
 
-def _to_reconstruction(state: ImportState, draft: DraftGraph) -> None:
-    """An output of the input's shape and no Softmax: an autoencoder, trained by squared error."""
+def _is_reconstruction(state: ImportState, result: View) -> bool:
+    """An output of the input's shape, or that flattened, and no Softmax: an autoencoder."""
+    sizes = [size for size in result.sizes if size > 1]
+    shape = [size for size in state.sample_shape if size > 1]
+    return not result.after_softmax and sizes in (shape, [math.prod(shape)])
+
+
+def _to_reconstruction(state: ImportState, draft: DraftGraph, result: View) -> None:
+    """Puts the head's rows in the order of the input's elements; its loss is the squared error."""
     head = draft.ops[draft.output]
     assert isinstance(head, FloatHead)
-    place = np.arange(len(head.bias)).reshape(1, *state.sample_shape)
+    rows = state.roles_of(result.tensor).channels
+    order = [rows.index(axis) for group in result.dims for axis in group]
+    place = np.arange(len(head.bias)).reshape([axis.size for axis in rows]).transpose(order)
+    place = place.reshape(1, *state.sample_shape)
     layout = state.sample_layout
     if layout is not None:
         place = layout.arrange(place, state.shapes[state.input])
-    rows = place.reshape(-1)
+    chosen = place.reshape(-1)
     draft.ops[draft.output] = dataclasses.replace(
-        head, weight=head.weight[rows], bias=head.bias[rows], loss="mse"
+        head, weight=head.weight[chosen], bias=head.bias[chosen], loss="mse"
     )
 
 

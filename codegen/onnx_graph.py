@@ -50,6 +50,11 @@ class Node:
         """Name of input ``index``, '' where there is none."""
         return self.inputs[index] if index < len(self.inputs) else ""
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the operator is none of ONNX's own."""
+        return "." in self.operator
+
     def refuse(self, reason: str) -> NoReturn:
         """Raises ModelError with the node's name, its operator and ``reason``."""
         raise ModelError(f"node '{self.name}' ({self.operator}): {reason}")
@@ -190,8 +195,8 @@ class ImportState:
 
     # Reading.
 
-    def constant(self, node: Node, index: int, role: str) -> Array:
-        """Input ``index`` as finite float64 constant."""
+    def constant(self, node: Node, index: int, role: str, *, finite: bool = True) -> Array:
+        """Input ``index`` as float64 constant without NaN, nor infinity if it is to be finite."""
         name = node.input(index)
         if name not in self.constants:
             node.refuse(
@@ -199,7 +204,7 @@ class ImportState:
                 "and constant folding on"
             )
         array = np.asarray(self.constants[name], dtype=np.float64)
-        if not np.isfinite(array).all():
+        if np.isnan(array).any() or (finite and np.isinf(array).any()):
             node.refuse(f"its {role} '{name}' holds NaN or infinity; train or export it again")
         return array
 
@@ -229,12 +234,11 @@ class ImportState:
                 f"its input '{name}' is not computed from the model's input; fold constants when "
                 "exporting"
             )
-        if self.views[name].after_softmax:
-            node.refuse(
-                "reads the output of a Softmax, which is only supported as the last node; export "
-                "the model without what follows"
-            )
         return self.views[name]
+
+    def is_behind_softmax(self, node: Node) -> bool:
+        """Whether the node reads class probabilities."""
+        return any(self.views[name].after_softmax for name in node.inputs if name in self.views)
 
     def picture(self, node: Node, index: int = 0, *, padded: bool = False) -> tuple[View, Roles]:
         """Input ``index`` as (batch, channels, [height,] [width]), and the axes of its tensor."""
@@ -275,6 +279,10 @@ class ImportState:
     def _settle_input(self, roles: Roles) -> None:
         for tensor in self._like_input:
             self._roles[tensor] = roles
+
+    def roles_of(self, tensor: str) -> Roles:
+        """The axes of a tensor that an operation has made."""
+        return self._roles[tensor]
 
     @property
     def shapes(self) -> dict[str, ChannelsFirst]:
@@ -387,7 +395,12 @@ def named_nodes(graph: onnx.GraphProto) -> list[Node]:
     """All nodes, each with a name: its own, or one made of operator and place."""
     nodes = []
     for index, proto in enumerate(graph.node):
-        domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
+        # onnxruntime's option UseQDQContribOps writes its own QuantizeLinear, which is the same.
+        same = proto.domain == "com.microsoft" and proto.op_type in (
+            "QuantizeLinear",
+            "DequantizeLinear",
+        )
+        domain = "" if proto.domain in ("", "ai.onnx") or same else f"{proto.domain}."
         nodes.append(
             Node(
                 proto.name or f"{proto.op_type.lower()}_{index}",

@@ -44,6 +44,14 @@ _REMEDIES = {
     **dict.fromkeys(("Slice", "Split"), "pool, or convolve with a stride, in its place"),
     "InstanceNormalization": "use BatchNormalization",
     "LayerNormalization": "use BatchNormalization",
+    "GroupNormalization": "use BatchNormalization",
+    "ReduceSum": "use the mean (ReduceMean)",
+    "ArgMax": "end the network in the scores of its classes",
+    **dict.fromkeys(
+        ("If", "Loop", "Scan"),
+        "export without control flow (fix all sizes but the batch, name the dimensions that "
+        "squeeze removes)",
+    ),
 }  # fmt: skip
 
 
@@ -72,7 +80,9 @@ def _relu(state: ImportState, node: Node) -> None:
 
 def _clip(state: ImportState, node: Node) -> None:
     limits = [
-        float(state.constant(node, index, role).reshape(-1)[0]) if node.input(index) else default
+        float(state.constant(node, index, role, finite=False).reshape(-1)[0])
+        if node.input(index)
+        else default
         for index, role, default in ((1, "min", -np.inf), (2, "max", np.inf))
     ]
     if not limits[0] <= 0.0 <= limits[1] or limits[0] == limits[1]:
@@ -329,6 +339,14 @@ def _cast(state: ImportState, node: Node) -> None:
     state.rename(node)
 
 
+def _cast_like(state: ImportState, node: Node) -> None:
+    """To the type of another tensor, which is an activation's here: float."""
+    if node.input(0) in state.constants:
+        state.constants[node.outputs[0]] = state.constants[node.input(0)].astype(np.float32)
+    else:
+        state.rename(node)
+
+
 def _gather(state: ImportState, node: Node) -> None:
     """Indexing a dimension of size 1 with 0, as x[:, :, 0] does."""
     sizes = list(state.view(node).sizes)
@@ -360,6 +378,7 @@ HANDLERS: dict[str, Callable[[ImportState, Node], None]] = {
     "AveragePool": average_pool,
     "BatchNormalization": _batch_normalization,
     "Cast": _cast,
+    "CastLike": _cast_like,
     "Clip": _clip,
     "Concat": concat,
     "Constant": _constant,
@@ -395,3 +414,9 @@ HANDLERS: dict[str, Callable[[ImportState, Node], None]] = {
 }
 
 SUPPORTED_OPERATORS = tuple(sorted(HANDLERS))
+
+RENAMING = frozenset(
+    ("Cast", "CastLike", "DequantizeLinear", "Dropout", "Flatten", "Gather", "Identity",
+     "QuantizeLinear", "Reshape", "Shape", "Squeeze", "Transpose", "Unsqueeze")
+)  # fmt: skip
+"""Operators that leave values as they are: they may follow the Softmax at the end."""

@@ -152,7 +152,7 @@ def gemm(state: ImportState, node: Node) -> None:
     """Gemm with constant weight."""
     if int(node.attributes.get("transA", 0)):
         node.refuse("attribute transA = 1; export it with transA = 0")
-    gain = float(node.attributes.get("alpha", 1.0))
+    gain, bias_gain = (float(node.attributes.get(name, 1.0)) for name in ("alpha", "beta"))
     weight = state.constant(node, 1, "weight")
     if weight.ndim != 2:
         node.refuse(f"its weight has {weight.ndim} dimensions; a matrix is needed")
@@ -160,13 +160,13 @@ def gemm(state: ImportState, node: Node) -> None:
     outputs = weight.shape[output_axis]
     bias = np.zeros(outputs)
     if node.input(2):
-        constant = state.constant(node, 2, "bias") * float(node.attributes.get("beta", 1.0))
+        constant = state.constant(node, 2, "bias") * bias_gain
         if constant.size not in (1, outputs):
             node.refuse(
                 f"its bias has shape {list(constant.shape)}; one value per output is needed"
             )
         bias = bias + constant.reshape(-1)
-    _linear(state, node, weight, output_axis, bias, gain)
+    _linear(state, node, weight * gain, output_axis, bias, as_stored=gain == bias_gain == 1.0)
 
 
 def matmul(state: ImportState, node: Node) -> None:
@@ -176,7 +176,7 @@ def matmul(state: ImportState, node: Node) -> None:
     weight = state.constant(node, 1, "weight")
     if weight.ndim != 2:
         node.refuse(f"its weight has {weight.ndim} dimensions; a matrix is needed")
-    _linear(state, node, weight, 1, np.zeros(weight.shape[1]), 1.0)
+    _linear(state, node, weight, 1, np.zeros(weight.shape[1]), as_stored=True)
 
 
 def _linear(
@@ -185,8 +185,10 @@ def _linear(
     weight: Array,
     output_axis: int,
     bias: Array,
-    gain: float,
+    *,
+    as_stored: bool,
 ) -> None:
+    """A layer of ``weight`` and ``bias``; ``as_stored``: they are the node's inputs unchanged."""
     view = state.view(node)
     whole = all(dimension == () for dimension in view.dims[:-1])
     roles = state.roles(node, view, channels_last=not whole)
@@ -216,15 +218,13 @@ def _linear(
     stored = stored_integers(
         state, node, view.tensor, output_axis, lambda codes: arranged(codes).astype(np.int8)
     )
-    if gain != 1.0:
-        stored = None
     op = FloatConv(
         name=name,
         input=view.tensor,
         output=name,
-        weight=arranged(weight).astype(np.float64) * gain,
+        weight=arranged(weight).astype(np.float64),
         bias=bias,
-        stored=stored,
+        stored=stored if as_stored else None,
     )
     outputs = axes_of(len(bias))
     made = Roles(outputs, *(((), ()) if whole else (roles.height, roles.width)))

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from codegen.float_graph import NO_CLAMP, Coding, FloatClamp, StoredIntegers
@@ -49,7 +50,11 @@ def _scale(state: ImportState, node: Node) -> Array:
 
 def _coding(state: ImportState, node: Node, scale: Array) -> Coding:
     """Scale and zero point of an activation; uint8 codes become int8 ones."""
-    zero = state.constants[node.input(2)] if node.input(2) else np.zeros(1, np.uint8)
+    if node.input(2):
+        zero = state.constants[node.input(2)]
+    else:
+        kind = node.attributes.get("output_dtype", 0) or onnx.TensorProto.UINT8
+        zero = np.zeros(1, onnx.helper.tensor_dtype_to_np_dtype(kind))
     if scale.size != 1 or zero.size != 1:
         node.refuse("codes an activation with a scale per channel; use one per tensor")
     if zero.dtype not in (np.dtype(np.int8), np.dtype(np.uint8)):
@@ -79,15 +84,25 @@ def quantize_linear(state: ImportState, node: Node) -> None:
 
 def _check_coding(state: ImportState, node: Node, scale: Array) -> None:
     name = node.input(0)
-    coding = _coding(state, node, scale)
     if name in state.views and state.views[name].after_softmax:
         return
     tensor = state.padded_view(node).tensor
-    if state.codings.get(tensor) != coding:
+    if not _is_coded_so(state, node, scale, state.codings.get(tensor)):
         node.refuse(
             f"reads tensor '{tensor}' with another scale or zero point than it was written with; "
             "quantize the model again"
         )
+
+
+def _is_coded_so(state: ImportState, node: Node, scale: Array, written: Coding | None) -> bool:
+    if node.input(2):
+        return written == _coding(state, node, scale)
+    # A zero point left out is 0 in the type of the codes, which the QuantizeLinear has told.
+    return (
+        written is not None
+        and written.zero_point in (0, -128)
+        and scale.tolist() == [written.scale]
+    )
 
 
 def stored_integers(

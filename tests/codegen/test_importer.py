@@ -129,6 +129,16 @@ def test_batch_normalization_and_activations_are_folded_into_the_convolution() -
     assert [op.name for op in import_proto(proto).ops] == ["conv", "pool", "head"]
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, np.inf), (-np.inf, 0.5)])
+def test_a_clip_may_say_infinity_for_an_end_it_does_not_have(low: float, high: float) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "conv"),
+        helper.make_node("Clip", ["a", "low", "high"], ["y"]),
+    ]
+    ends = {"low": np.array(low, np.float32), "high": np.array(high, np.float32)}
+    assert_equals_onnxruntime(with_head(nodes, {"w": normal(4, 3, 2, 2), **ends}, "y", 4))
+
+
 def residual_nodes() -> list[onnx.NodeProto]:
     return [
         helper.make_node("Conv", ["x", "w", "b"], ["a"], "first"),
@@ -283,6 +293,8 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
                    {"w": W}, "r", 1), "'squash'.*not channels"),
         (with_head([CONV, helper.make_node("Clip", ["y", "one"], ["r"], "high")],
                    {"w": W, "one": np.array(1, np.float32)}, "r", 4), "'high'.*must hold 0"),
+        (with_head([CONV, helper.make_node("ReduceSum", ["y"], ["r"], "sum")], {"w": W}, "r", 4),
+         r"'sum' \(ReduceSum\).*use the mean"),
         (with_head([CONV], {"w": np.full_like(W, np.nan)}, "y", 4), "'conv'.*NaN"),
         (with_head([CONV], {"w": normal(4, 3, 9, 9)}, "y", 4), "'conv'.*larger than the padded"),
         (with_head([CONV], {"w": normal(4, 5, 3, 3)}, "y", 4), "'conv'.*doesn't fit.*3 channels"),
@@ -313,8 +325,100 @@ def test_what_follows_a_softmax_is_refused() -> None:
     nodes, constants = head("x", 3)
     nodes.append(helper.make_node("Softmax", ["logits"], ["p"], "soft"))
     nodes.append(helper.make_node("MatMul", ["p", "m"], ["more"], "extra"))
-    with pytest.raises(ModelError, match=r"'extra'.*only supported as the last node"):
+    with pytest.raises(ModelError, match=r"'extra'.*behind which only reshapes are supported"):
         import_proto(model(nodes, {**constants, "m": normal(4, 4)}, output="more"))
+
+
+@pytest.mark.parametrize("operator", ["Flatten", "Identity", "Squeeze"])
+def test_reshapes_may_follow_a_softmax(operator: str) -> None:
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["pooled"]),
+        helper.make_node("Conv", ["pooled", "w"], ["logits"], "head"),
+        helper.make_node("Softmax", ["logits"], ["p"], "soft", axis=1),
+        helper.make_node(operator, ["p"], ["shaped"]),
+    ]
+    graph = import_proto(model(nodes, {"w": normal(4, 3, 1, 1)}, output="shaped"))
+    assert [op.name for op in graph.ops] == ["globalaveragepool_0", "head"]
+
+
+def test_an_operator_of_another_domain_is_refused_even_of_constants() -> None:
+    nodes = [
+        helper.make_node("Gelu", ["c"], ["d"], "bend", domain="com.microsoft"),
+        helper.make_node("Add", ["x", "d"], ["y"]),
+    ]
+    proto = with_head(nodes, {"c": normal(1)}, "y", 3)
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    with pytest.raises(ModelError, match=r"'bend' \(com.microsoft.Gelu\): operator not supported"):
+        import_proto(proto)
+
+
+def test_constants_cast_to_the_type_of_an_activation_keep_their_values() -> None:
+    # PyTorch's exporter writes Relu6 so when it doesn't optimize.
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "conv"),
+        helper.make_node("CastLike", ["one", "a"], ["high"]),
+        helper.make_node("Clip", ["a", "", "high"], ["y"]),
+    ]
+    proto = with_head(nodes, {"w": normal(4, 3, 2, 2), "one": np.array(1)}, "y", 4)
+    assert_equals_onnxruntime(proto)
+
+
+def test_control_flow_is_refused_with_the_remedy() -> None:
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["same"])], "branch", [],
+        [helper.make_tensor_value_info("same", TensorProto.FLOAT, [None])],
+    )  # fmt: skip
+    choice = helper.make_node(
+        "If", ["yes"], ["y"], "choice", then_branch=branch, else_branch=branch
+    )
+    with pytest.raises(ModelError, match=r"'choice' \(If\).*without control flow"):
+        import_proto(with_head([choice], {"yes": np.array(True)}, "y", 3))
+
+
+def autoencoder(*tail: onnx.NodeProto, **constants: NDArray) -> onnx.ModelProto:
+    """From (2, 3) by 4 numbers to 6, which ``tail`` brings into shape."""
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["f"]),
+        helper.make_node("MatMul", ["f", "e"], ["code"], "encoder"),
+        helper.make_node("MatMul", ["code", "d"], ["values"], "decoder"),
+    ]
+    weights = {"e": normal(6, 4), "d": normal(4, 6)}
+    last = tail[-1].output[0] if tail else "values"
+    return model([*nodes, *tail], {**weights, **constants}, shape=(1, 2, 3), output=last)
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        autoencoder(),
+        autoencoder(helper.make_node("Reshape", ["values", "s"], ["y"]), s=np.array([1, 2, 3])),
+        autoencoder(
+            helper.make_node("Reshape", ["values", "s"], ["r"]),
+            helper.make_node("Transpose", ["r"], ["y"], perm=[0, 2, 1]),
+            s=np.array([1, 3, 2]),
+        ),
+    ],
+    ids=["flat", "shaped", "transposed"],
+)
+def test_an_output_with_the_values_of_the_input_reconstructs_it_in_its_order(
+    proto: onnx.ModelProto,
+) -> None:
+    del proto.graph.output[0].type.tensor_type.shape.dim[:]
+    for _ in range(2 if proto.graph.node[-1].op_type == "MatMul" else 3):
+        proto.graph.output[0].type.tensor_type.shape.dim.add()
+    graph = import_proto(proto)
+    assert graph.head.loss == "mse"
+    x = normal(1, 2, 3, seed=4)
+    expected = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
+    got = evaluate(graph, graph.arrange(x))[graph.head.output]
+    wanted = graph.arrange(expected.reshape(1, 2, 3)).reshape(1, -1)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def test_an_output_that_is_neither_classes_nor_the_input_is_refused() -> None:
+    proto = autoencoder(helper.make_node("Reshape", ["values", "s"], ["y"]), s=np.array([1, 3, 2]))
+    with pytest.raises(ModelError, match=r"output 'y' has shape \[1, 3, 2\]; needed are"):
+        import_proto(proto)
 
 
 def test_the_other_quantized_format_is_refused_with_the_remedy() -> None:

@@ -1,0 +1,172 @@
+"""Codes that stand elsewhere in the file than onnxruntime's quantizer puts them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from codegen.importer import import_proto
+from codegen.ir import Graph, Requantize
+from codegen.quantization_report import simulate
+from codegen.quantize import quantize, quantize_input
+
+CODES = {  # name → scale, zero point
+    "input": (0.03, -3),
+    "signed": (0.05, -3),
+    "wide": (0.08, -3),
+    "positive": (0.05, -128),
+    "centred": (0.03, 0),
+}
+
+
+def codes(source: str, output: str, code: str, domain: str = "") -> list[NodeProto]:
+    """QuantizeLinear and DequantizeLinear of ``source``."""
+    scale = [f"{code} scale", f"{code} zero"]
+    return [
+        helper.make_node("QuantizeLinear", [source, *scale], [f"{output} q"], domain=domain),
+        helper.make_node("DequantizeLinear", [f"{output} q", *scale], [output], domain=domain),
+    ]
+
+
+def network(nodes: list[NodeProto], source: str, code: str) -> onnx.ModelProto:
+    """A coded convolution of x, then ``nodes``, then one that reads ``source``, and a classifier.
+
+    ``code`` is that of ``source``: the second convolution's bias is stored in steps of its scale.
+    """
+    random = np.random.default_rng(3)
+    constants: dict[str, NDArray] = {}
+    layers = []
+    for name, shape, read in (("first", (6, 3, 3, 3), "input"), ("second", (5, 6, 3, 3), code)):
+        scale = random.uniform(0.001, 0.004, shape[0]).astype(np.float32)
+        bias = random.integers(-5000, 5000, shape[0]).astype(np.int32)
+        constants |= {
+            f"{name} codes": random.integers(-127, 128, shape).astype(np.int8),
+            f"{name} scale": scale,
+            f"{name} bias codes": bias,
+            f"{name} bias scale": (np.float32(CODES[read][0]) * scale).astype(np.float32),
+        }
+        for part in (name, f"{name} bias"):
+            inputs = [f"{part} codes", f"{part} scale"]
+            layers.append(helper.make_node("DequantizeLinear", inputs, [part], axis=0))
+    for name, (step, zero) in CODES.items():
+        constants |= {f"{name} scale": np.float32(step), f"{name} zero": np.int8(zero)}
+    constants |= {"m": random.normal(size=(5, 4)).astype(np.float32)}
+    graph = helper.make_graph(
+        [
+            *layers,
+            *nodes,
+            helper.make_node("Conv", [source, "second", "second bias"], ["b"], "second"),
+            helper.make_node("Relu", ["b"], ["c"]),
+            helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+            helper.make_node("Flatten", ["p"], ["f"]),
+            helper.make_node("MatMul", ["f", "m"], ["logits"], "head"),
+        ],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 10, 10])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets)
+    model.ir_version = 10
+    return model
+
+
+def assert_gives_onnxruntimes_outputs(model: onnx.ModelProto) -> Graph:
+    float_graph = import_proto(model)
+    x = np.random.default_rng(5).normal(size=(24, 3, 10, 10)).astype(np.float32)
+    graph = quantize(float_graph, x)
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    got = simulate(graph, quantize_input(graph, x.transpose(0, 2, 3, 1)))[graph.head.name]
+    assert np.abs(got - expected).max() < 0.04 * np.ptp(expected)
+    return graph
+
+
+CONV = helper.make_node("Conv", ["xd", "first", "first bias"], ["a"], "first")
+FIRST = [*codes("x", "xd", "input"), CONV]
+RELU = helper.make_node("Relu", ["a"], ["r"], "bend")
+
+
+def max_pool(source: str) -> NodeProto:
+    return helper.make_node(
+        "MaxPool", [source], ["pooled"], "pool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]
+    )
+
+
+def test_a_max_pool_whose_output_alone_is_coded_codes_its_input() -> None:
+    nodes = [*FIRST, RELU, max_pool("r"), *codes("pooled", "y", "positive")]
+    graph = assert_gives_onnxruntimes_outputs(network(nodes, "y", "positive"))
+    assert not any(isinstance(op, Requantize) for op in graph.ops)
+    assert graph.tensors["first"].scale == graph.tensors["pool"].scale == np.float32(0.05)
+
+
+def test_a_max_pool_coded_otherwise_than_its_input_is_requantized() -> None:
+    nodes = [
+        *FIRST, max_pool("a"), *codes("pooled", "p1", "signed"), *codes("a", "p2", "wide"),
+        helper.make_node("Add", ["p1", "p2"], ["sum"], "join"), *codes("sum", "y", "wide"),
+    ]  # fmt: skip
+    graph = assert_gives_onnxruntimes_outputs(network(nodes, "y", "wide"))
+    assert [op.name for op in graph.ops if isinstance(op, Requantize)] == ["pool_recoded"]
+
+
+@pytest.mark.parametrize("zero", ["signed", "centred"])
+def test_an_activation_between_two_codes_is_an_operation_of_its_own(zero: str) -> None:
+    nodes = [*FIRST, *codes("a", "ad", zero), helper.make_node("Relu", ["ad"], ["r"], "bend")]
+    nodes += codes("r", "y", "positive" if zero == "signed" else zero)
+    assert_gives_onnxruntimes_outputs(network(nodes, "y", "positive" if zero == "signed" else zero))
+
+
+def test_codes_of_onnxruntimes_own_operators_are_the_same() -> None:
+    nodes = [*codes("x", "xd", "input", "com.microsoft"), CONV, RELU]
+    nodes += codes("r", "y", "positive", "com.microsoft")
+    assert_gives_onnxruntimes_outputs(network(nodes, "y", "positive"))
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT8, TensorProto.UINT8])
+def test_a_zero_point_left_out_is_0_in_the_type_of_the_codes(kind: int) -> None:
+    scale = "centred scale"
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", scale], ["xq"], output_dtype=kind),
+        helper.make_node("DequantizeLinear", ["xq", scale], ["xd"]),
+        CONV, RELU, *codes("r", "y", "positive"),
+    ]  # fmt: skip
+    graph = assert_gives_onnxruntimes_outputs(network(nodes, "y", "positive"))
+    assert graph.tensors["x"].zero_point == (0 if kind == TensorProto.INT8 else -128)
+
+
+def test_a_stored_bias_that_gemm_scales_is_scaled() -> None:
+    random = np.random.default_rng(7)
+    constants = {
+        "w codes": random.integers(-127, 128, (6, 4)).astype(np.int8),
+        "b codes": random.integers(-3000, 3000, 6).astype(np.int32),
+        "w scale": np.float32(0.01),
+        "b scale": np.float32(0.03) * np.float32(0.01),
+        "m": random.normal(size=(6, 3)).astype(np.float32),
+    }
+    for name, (step, zero) in CODES.items():
+        constants |= {f"{name} scale": np.float32(step), f"{name} zero": np.int8(zero)}
+    graph = helper.make_graph(
+        [
+            *codes("x", "xd", "input"),
+            helper.make_node("DequantizeLinear", ["w codes", "w scale"], ["w"]),
+            helper.make_node("DequantizeLinear", ["b codes", "b scale"], ["b"]),
+            helper.make_node("Gemm", ["xd", "w", "b"], ["a"], "hidden", transB=1, beta=2.0),
+            *codes("a", "y", "wide"),
+            helper.make_node("MatMul", ["y", "m"], ["logits"], "head"),
+        ],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    x = random.normal(size=(24, 4)).astype(np.float32)
+    quantized = quantize(import_proto(model), None)
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    got = simulate(quantized, quantize_input(quantized, x[:, None, None]))[quantized.head.name]
+    assert np.abs(got - expected).max() < 0.03 * np.ptp(expected)
