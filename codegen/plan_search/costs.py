@@ -1,8 +1,9 @@
 """What a selection costs on a board: taken from its compiled program, not from a formula.
 
-The program (``codegen.lowering.lower``) tells arena, state and the values of the delta. The rest of
-the SRAM (link, samples, stack, other data) doesn't depend on what is trained; it is measured
-once in a linked image (``ImageSizes``).
+The program (``codegen.lowering.lower``) tells arena, state and the values of the delta; a training
+step's instructions are estimated from its calls (``codegen.instructions``). The rest of the SRAM
+(link, samples, stack, other data) doesn't depend on what is trained; it is measured once in a
+linked image (``rest_of``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.bundle import PlanReport
+from codegen.instructions import estimated_instructions, instructions_of
 from codegen.ir import Graph
 from codegen.lowering import lower
 from codegen.plan_search.candidates import ChannelOrder, Selection, channel_counts, plan_spec
@@ -27,20 +29,24 @@ CodedBytes = Callable[[NDArray[np.int32]], int]
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of one plan. ``delta_bytes`` are those of the coded delta of one round."""
+    """Costs of one plan: SRAM of the firmware, coded delta of one round, one step of training."""
 
     sram_bytes: int
     delta_bytes: int
-    macs: int
+    instructions: int
 
 
 @dataclass(frozen=True)
 class Increment:
-    """What training so many channels of a layer adds to any plan: state (a part of the SRAM) and
-    coded delta. The arena may grow besides."""
+    """What training so many channels of a layer adds to any plan at least.
+
+    ``state_bytes`` is a part of the SRAM: the arena may grow besides. ``instructions`` are those of
+    the weights' update: masks and errors of earlier layers may come besides.
+    """
 
     state_bytes: int
     delta_bytes: int
+    instructions: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,15 +55,24 @@ class Limits:
 
     sram_bytes: int
     delta_bytes: int | None = None
-    macs: int | None = None
+    instructions: int | None = None
 
     def allow(self, costs: Costs) -> bool:
         """Whether ``costs`` are within all limits."""
         return (
             costs.sram_bytes <= self.sram_bytes
             and (self.delta_bytes is None or costs.delta_bytes <= self.delta_bytes)
-            and (self.macs is None or costs.macs <= self.macs)
+            and (self.instructions is None or costs.instructions <= self.instructions)
         )
+
+    def __str__(self) -> str:
+        """For people."""
+        text = f"{self.sram_bytes:,} bytes of SRAM"
+        if self.delta_bytes is not None:
+            text += f", {self.delta_bytes:,} bytes of delta per round"
+        if self.instructions is not None:
+            text += f", {self.instructions:,} instructions per step"
+        return text
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,7 @@ class ProgramSizes:
     """What costs are made of: sizes of one compiled program, values of its delta by kind."""
 
     pool_bytes: int
-    macs: int
+    instructions: int
     weights: int
     biases: int
     head: int
@@ -97,7 +112,7 @@ def sizes_of(program: Program) -> ProgramSizes:
         values[_kind(program, segment.tensor)] += segment.values
     return ProgramSizes(
         pool_bytes=program.pool_bytes,
-        macs=program.macs_forward + program.macs_backward,
+        instructions=estimated_instructions(program),
         weights=values["weight"],
         biases=values["bias"],
         head=values["head"],
@@ -139,15 +154,17 @@ class CostModel:
     ) -> None:
         """``rest_bytes`` is the SRAM beside arena, state and logits, measured (``rest_of``).
 
-        It and ``bits`` may be set anew when better is known.
+        It, ``bits`` and ``rest_instructions``, by which estimates of a step fall short, may be set
+        anew when better is known.
         """
         self.graph = graph
         self.order = order
         self.rest_bytes = rest_bytes
         self.bits = bits
+        self.rest_instructions = 0
         self.state = state
         self._known: dict[Selection, ProgramSizes] = {}
-        self._added: dict[tuple[str, int], tuple[int, int]] = {}
+        self._added: dict[tuple[str, int], tuple[int, int, float]] = {}
 
     def of(self, selection: Selection) -> Costs:
         """Costs of ``selection``."""
@@ -172,7 +189,7 @@ class CostModel:
         return Costs(
             sram_bytes=self.rest_bytes + sizes.pool_bytes,
             delta_bytes=math.ceil(bits / 8),
-            macs=sizes.macs,
+            instructions=sizes.instructions + self.rest_instructions,
         )
 
     def increments(self, layers: Sequence[str]) -> dict[tuple[str, int], Increment]:
@@ -185,13 +202,22 @@ class CostModel:
             for rank in range(max((len(c) for c in counts.values()), default=0)):
                 chosen = {layer: c[min(rank, len(c) - 1)] for layer, c in counts.items()}
                 program = lower(self.graph, self.plan(Selection(0, tuple(chosen.items()))))
-                for layer, state in tensor_state_bytes(program).items():
+                states = tensor_state_bytes(program)
+                for step in program.steps:
+                    layer = step.op.name
+                    if not step.kernel.endswith("_weight_update"):
+                        continue
                     segment = program.segment_of(f"{layer}.weight")
                     assert segment is not None
-                    self._added[layer, chosen[layer]] = (state, segment.values)
+                    update = instructions_of(program, step)
+                    self._added[layer, chosen[layer]] = (states[layer], segment.values, update)
         return {
-            (layer, count): Increment(state, int(values * self.bits.weight / 8))
-            for (layer, count), (state, values) in self._added.items()
+            (layer, count): Increment(
+                state,
+                int(values * self.bits.weight / 8),
+                int(update),
+            )
+            for (layer, count), (state, values, update) in self._added.items()
             if layer in layers
         }
 

@@ -50,7 +50,7 @@ def nearest_fitting(program: Program, most_pool_bytes: int) -> Plan | None:
         if selection not in costs:
             smaller = part(selection)
             if _trains_nothing(smaller):
-                costs[selection] = Costs(sram_bytes=0, delta_bytes=0, macs=0)
+                costs[selection] = Costs(sram_bytes=0, delta_bytes=0, instructions=0)
             else:
                 made = lower(graph, smaller)
                 costs[selection] = Costs(made.pool_bytes, 0, 0)

@@ -53,8 +53,8 @@ def accuracy_picture(result: PlanningResult) -> Figure:
     sram = [proposal.costs.sram_bytes / KIB for proposal in result.proposals]
     hits = [100 * proposal.measured.hits for proposal in result.proposals]
     sure = [100 * proposal.measured.probability for proposal in result.proposals]
-    axes.plot(sram, hits, marker="o", color="C0", label="accuracy")
-    axes.plot(sram, sure, marker="o", color="C1", label="probability of the right class")
+    axes.plot(sram, hits, "o", color="C0", label="accuracy")
+    axes.plot(sram, sure, "o", color="C1", label="probability of the right class")
     axes.axhline(100 * result.head_only.hits, color="C0", linestyle=":", label="head alone")
     axes.axhline(100 * result.head_only.probability, color="C1", linestyle=":")
     axes.axvline(result.limits.sram_bytes / KIB, color="k", linewidth=1)

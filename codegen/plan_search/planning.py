@@ -1,15 +1,17 @@
 """From a model and labelled samples to update plans: what `tinyfleet plan` does.
 
-Measure the image, analyse contributions, search, then check what was assumed: the chosen plan is
-linked for the board, trained, and its delta coded.
+Measure the image, analyse contributions, search, then check what was assumed: plans are linked for
+the board, run, and their deltas coded. That contributions add up is an assumption too: the best sum
+is trained beside other plans, and the one that measures best is chosen.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -78,6 +80,12 @@ FRONT_POINTS = 8
 FRONT_COSTED = 60
 CORRECTIONS = 6
 CHOSEN = "best"
+HIGHEST_SUM = "highest-sum"
+HEAD_ONLY = "head-only"
+BIASES_ONLY = "biases-only"
+LEFT_OUT = 3
+"""Layers without each of which another plan is searched, those that promise most first."""
+
 ACCUMULATIONS = (8, 32)
 MOMENTUM = 0.9
 
@@ -91,8 +99,8 @@ class Settings:
     state: State = "q8.8"
     sram_bytes: int | None = None
     uplink_bytes: int | None = None
-    macs: int | None = None
-    """Multiply-accumulates of a training step."""
+    instructions: int | None = None
+    """Of a training step."""
     last: int | None = None
     """Layers analysed, counted from the end; None for all."""
     schedule: Schedule = field(default_factory=Schedule)
@@ -100,8 +108,31 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """What images are built with, and what measures them: link and simulator are not codegen's."""
+
+    protocol_cddl: Path
+    toolchain: Toolchain
+    coded_bytes: CodedBytes
+    step_instructions: Callable[[Path], int]
+    """Instructions of a training step of the first plan of the bundle in a folder."""
+
+
+@dataclass(frozen=True)
+class Linked:
+    """A plan's image as it was linked and run, and its delta as it was coded."""
+
+    report: PlanReport
+    instructions: int
+    delta_bytes: int
+
+
+@dataclass(frozen=True)
 class Proposal:
-    """A plan that was found. ``predicted`` is its summed contribution, in the method's unit."""
+    """A plan that was found. ``predicted`` is its summed contribution, in the method's unit.
+
+    ``optimal``: no other plan within the limits that it was searched for has a higher sum.
+    """
 
     name: str
     spec: PlanSpec
@@ -123,22 +154,26 @@ class Variant:
 
 @dataclass(frozen=True)
 class PlanningResult:
-    """Everything that the command shows. ``proposals`` by SRAM, the chosen one is ``best``."""
+    """Everything that the command shows. ``proposals`` by SRAM; ``linked`` is plan ``best``."""
 
     board: str
     limits: Limits
     contributions: Contributions
     head_only: Score
     proposals: tuple[Proposal, ...]
-    linked: PlanReport
-    delta_bytes: int
+    linked: Linked
     bits: DeltaBits
     variants: tuple[Variant, ...]
 
     @property
     def best(self) -> Proposal:
-        """The plan of highest summed contribution within the limits."""
+        """The plan that measured best of those within the limits."""
         return next(p for p in self.proposals if p.name == CHOSEN)
+
+    @property
+    def highest_sum(self) -> Proposal:
+        """The plan of highest summed contribution within the limits; it may be the best as well."""
+        return next((p for p in self.proposals if p.name == HIGHEST_SUM), self.best)
 
     def plan_file(self) -> dict[str, Any]:
         """Content of a file of several plans (docs/specification/bundle.md)."""
@@ -155,24 +190,20 @@ def find_plans(
     board: Board,
     samples: Samples,
     settings: Settings,
-    *,
-    protocol_cddl: Path,
-    toolchain: Toolchain,
-    coded_bytes: CodedBytes,
+    bench: Bench,
     journal: Path | None = None,
     progress: Progress | None = None,
 ) -> PlanningResult:
     """Finds update plans for ``graph`` on ``board`` that learn most from ``samples``.
 
-    ``coded_bytes`` tells what values of a delta take on the link. ``journal`` is a file that
-    keeps finished measurements; a run with the same inputs goes on from it.
+    ``journal`` is a file that keeps finished measurements; a run with the same inputs goes on
+    from it.
 
     Raises BudgetError where not even the head alone can be trained within the limits, PlanError
-    for settings that can't be, and what compiling raises.
+    for settings that can't be, and what compiling and ``bench`` raise.
     """
-    return _Planning(
-        graph, board, samples, settings, protocol_cddl, toolchain, coded_bytes, journal, progress
-    ).run()
+    tell: Progress = progress or (lambda stage, done, of: None)
+    return _Planning(graph, board, samples, settings, bench, journal, tell).run()
 
 
 class _Planning:
@@ -182,11 +213,9 @@ class _Planning:
         board: Board,
         samples: Samples,
         settings: Settings,
-        protocol_cddl: Path,
-        toolchain: Toolchain,
-        coded_bytes: CodedBytes,
+        bench: Bench,
         journal: Path | None,
-        progress: Progress | None,
+        tell: Progress,
     ) -> None:
         layers = len(graph.convolutions)
         self.last = layers if settings.last is None else settings.last
@@ -202,10 +231,8 @@ class _Planning:
             )
         self.board = board
         self.settings = settings
-        self.protocol_cddl = protocol_cddl
-        self.toolchain = toolchain
-        self.coded_bytes = coded_bytes
-        self.tell: Progress = progress or (lambda stage, done, of: None)
+        self.bench = bench
+        self.tell = tell
         self.journal = Journal(journal, _identity(graph, samples, settings))
         self.training, self.held_out = hold_out(samples, settings.schedule.seed)
         self.graph = self._with_warm_head(graph)
@@ -229,12 +256,14 @@ class _Planning:
         limits = Limits(
             sram_bytes=settings.sram_bytes or self.board.sram_limit_bytes,
             delta_bytes=settings.uplink_bytes,
-            macs=settings.macs,
+            instructions=settings.instructions,
         )
-        rest = rest_of(self._link(resolve(PlanSpec(name="head-only"), graph)))
+        report, instructions = self._link(resolve(PlanSpec(name=HEAD_ONLY), graph))
         traces = self._traces()
         order = self._order(traces)
-        model = CostModel(graph, order, rest, self._reference_bits(), settings.state)
+        model = CostModel(graph, order, rest_of(report), self._reference_bits(), settings.state)
+        # Plans have the forward pass in common, which is most of it for the head alone.
+        model.rest_instructions = instructions - model.of(Selection()).instructions
         self._check_head(model.of(Selection()), limits)
         trial = Trial(
             graph,
@@ -249,14 +278,18 @@ class _Planning:
             contributions = self._within(fisher_contributions(graph, traces, order), model, limits)
         else:
             contributions = self._finetuned(trial, model, limits)
-        found, linked, delta_bytes = self._checked(contributions, model, limits)
-        selected = {CHOSEN: found, **self._front(contributions, model, limits, found)}
-        scores = measure(
-            trial,
-            [Selection(), *(item.selection for item in selected.values())],
-            self.journal,
-            self.tell,
+        found, linked = self._checked(contributions, model, limits)
+        selected = _distinct(
+            {
+                HIGHEST_SUM: found,
+                **self._front(contributions, model, limits, found),
+                **self._others(contributions, model, limits, found),
+            }
         )
+        finalists = [item.selection for item in selected.values()]
+        scores = measure(trial, finalists, self.journal, self.tell)
+        chosen, linked = self._best_measured(selected, scores, linked, model, limits)
+        selected = {CHOSEN if name == chosen else name: item for name, item in selected.items()}
         proposals = [
             Proposal(
                 name=name,
@@ -282,15 +315,17 @@ class _Planning:
             head_only=scores[Selection()],
             proposals=tuple(sorted(proposals, key=lambda item: item.costs.sram_bytes)),
             linked=linked,
-            delta_bytes=delta_bytes,
             bits=model.bits,
-            variants=tuple(self._variants(model, found.selection)),
+            variants=tuple(self._variants(model, selected[CHOSEN].selection)),
         )
 
     # What costs rest on: the image and the coded delta, measured.
 
-    def _link(self, plan: Plan) -> PlanReport:
-        """The linked image's report for ``plan``, whether or not it is within the limits."""
+    def _link(self, plan: Plan) -> tuple[PlanReport, int]:
+        """The linked image's report for ``plan``, whether or not it is within the limits.
+
+        And the instructions of a training step.
+        """
         board = self.board.model_copy(update={"sram_limit_bytes": self.board.sram.bytes})
         with tempfile.TemporaryDirectory(prefix="tinyfleet-plan-") as folder:
             bundle = compile_graph(
@@ -299,11 +334,11 @@ class _Planning:
                 [plan],
                 onnx_sha256="00" * 32,
                 out=Path(folder) / "bundle",
-                protocol_cddl=self.protocol_cddl,
-                toolchain=self.toolchain,
+                protocol_cddl=self.bench.protocol_cddl,
+                toolchain=self.bench.toolchain,
                 progress=self.tell,
             )
-        return bundle.report.plans[0]
+            return bundle.report.plans[0], self.bench.step_instructions(bundle.path)
 
     def _round_delta(self, plan: Plan) -> tuple[Program, NDArray[np.int32]]:
         """``plan``'s program and the delta of a round on ``ROUND_SAMPLES`` samples."""
@@ -319,22 +354,17 @@ class _Planning:
         if "delta bits" not in self.journal:
             plans = default_plans(self.graph)
             program, delta = self._round_delta(plans[min(1, len(plans) - 1)])
-            bits = measured_delta_bits(program, delta, self.coded_bytes)
+            bits = measured_delta_bits(program, delta, self.bench.coded_bytes)
             self.journal.add("delta bits", dataclasses.asdict(bits))
         return DeltaBits(**self.journal["delta bits"])
 
     def _check_head(self, costs: Costs, limits: Limits) -> None:
         if limits.allow(costs):
             return
-        asked = f"{limits.sram_bytes:,} bytes of SRAM"
-        if limits.delta_bytes is not None:
-            asked += f", {limits.delta_bytes:,} bytes of delta per round"
-        if limits.macs is not None:
-            asked += f", {limits.macs:,} multiply-accumulates per step"
         raise BudgetError(
-            f"no plan fits {asked} on board {self.board.name}: the head alone needs "
+            f"no plan fits {limits} on board {self.board.name}: the head alone needs "
             f"{costs.sram_bytes:,} bytes of SRAM, about {costs.delta_bytes:,} of delta and "
-            f"{costs.macs:,} multiply-accumulates; use a smaller model, a larger board, or raise "
+            f"{costs.instructions:,} instructions; use a smaller model, a larger board, or raise "
             "the limits"
         )
 
@@ -388,17 +418,23 @@ class _Planning:
         fewest = channel_counts(op)[0]
         costs = model.of(Selection(0, ((layer, fewest),)))
         added = model.increments([layer])
-        more = added[layer, count].state_bytes - added[layer, fewest].state_bytes
-        return limits.allow(dataclasses.replace(costs, sram_bytes=costs.sram_bytes + more))
+        least, more = added[layer, fewest], added[layer, count]
+        return limits.allow(
+            Costs(
+                costs.sram_bytes + more.state_bytes - least.state_bytes,
+                costs.delta_bytes + more.delta_bytes - least.delta_bytes,
+                costs.instructions + more.instructions - least.instructions,
+            )
+        )
 
     # Search, and what follows from it.
 
     def _checked(
         self, contributions: Contributions, model: CostModel, limits: Limits
-    ) -> tuple[Found, PlanReport, int]:
-        """The best plan, its linked image and its measured delta, all within the limits.
+    ) -> tuple[Found, Linked]:
+        """The plan of highest sum, linked, run and trained, all within the limits.
 
-        Where image or delta turn out larger than predicted, the model learns it.
+        Where it turns out to cost more than predicted, the model learns it.
         """
         layers = [*contributions.weights]
         for _ in range(CORRECTIONS):
@@ -406,26 +442,34 @@ class _Planning:
             found = search(contributions, model.of, model.increments(layers), limits)
             assert found is not None, "the head alone was checked"
             self.tell("searching", 1, 1)
-            linked = self._link(model.plan(found.selection))
-            program, delta = self._round_delta(model.plan(found.selection))
-            delta_bytes = self.coded_bytes(delta)
-            costs = model.of(found.selection)
-            if linked.sram_bytes.total > limits.sram_bytes:
-                model.rest_bytes += linked.sram_bytes.total - costs.sram_bytes
-            elif limits.delta_bytes is not None and delta_bytes > limits.delta_bytes:
-                model.bits = model.bits.at_least(
-                    measured_delta_bits(program, delta, self.coded_bytes)
-                )
-                short = delta_bytes / model.of(found.selection).delta_bytes
-                model.bits = model.bits.times(max(1.0, short))
-            else:
-                return found, linked, delta_bytes
+            linked = self._within_limits(found, model, limits)
+            if isinstance(linked, Linked):
+                return found, linked
             self._check_head(model.of(Selection()), limits)
         raise BudgetError(
-            f"the best plans for {limits.sram_bytes:,} bytes of SRAM need more once linked "
-            f"({linked.sram_bytes.total:,}), or their deltas once trained ({delta_bytes:,}); ask "
+            f"the best plans for {limits} need more once linked, run and trained ({linked}); ask "
             "for a few percent less"
         )
+
+    def _within_limits(self, found: Found, model: CostModel, limits: Limits) -> Linked | Costs:
+        """``found`` as linked, run and trained; its costs, which ``model`` learns, if too high."""
+        plan, predicted = model.plan(found.selection), model.of(found.selection)
+        report, instructions = self._link(plan)
+        program, delta = self._round_delta(plan)
+        delta_bytes = self.bench.coded_bytes(delta)
+        costs = Costs(report.sram_bytes.total, delta_bytes, instructions)
+        if limits.allow(costs):
+            return Linked(report, instructions, delta_bytes)
+        if costs.sram_bytes > limits.sram_bytes:
+            model.rest_bytes += costs.sram_bytes - predicted.sram_bytes
+        if limits.delta_bytes is not None and delta_bytes > limits.delta_bytes:
+            bits = measured_delta_bits(program, delta, self.bench.coded_bytes)
+            model.bits = model.bits.at_least(bits)
+            short = delta_bytes / model.of(found.selection).delta_bytes
+            model.bits = model.bits.times(max(1.0, short))
+        if limits.instructions is not None and instructions > limits.instructions:
+            model.rest_instructions += instructions - predicted.instructions
+        return costs
 
     def _front(
         self, contributions: Contributions, model: CostModel, limits: Limits, best: Found
@@ -446,6 +490,57 @@ class _Planning:
         self.tell("searching smaller plans", FRONT_POINTS, FRONT_POINTS)
         return front
 
+    def _others(
+        self, contributions: Contributions, model: CostModel, limits: Limits, best: Found
+    ) -> dict[str, Found]:
+        """Plans of other kinds that may do better than ``best``, if gains don't add up.
+
+        The head alone, the biases of ``best`` alone; and the best plans without a layer each, for
+        those that promise most.
+        """
+        depths = {HEAD_ONLY: 0, BIASES_ONLY: best.selection.depth}
+        others = {
+            name: Found(
+                Selection(depth), contributions.biases[depth], model.of(Selection(depth)), False
+            )
+            for name, depth in depths.items()
+        }
+        gains = {
+            layer: contributions.weights[layer][count] for layer, count in best.selection.channels
+        }
+        ranked = sorted(gains, key=lambda name: -gains[name])[:LEFT_OUT]
+        for done, layer in enumerate(ranked):
+            self.tell("searching other plans", done, len(ranked))
+            left = {name: of for name, of in contributions.weights.items() if name != layer}
+            without = dataclasses.replace(contributions, weights=left)
+            found = search(without, model.of, model.increments([*left]), limits, FRONT_COSTED)
+            if found is not None:
+                name = re.sub(r"[^A-Za-z0-9_.-]", "-", f"without-{layer}")[:64]
+                others[name] = found
+        self.tell("searching other plans", len(ranked), len(ranked))
+        return others
+
+    def _best_measured(
+        self,
+        selected: Mapping[str, Found],
+        scores: Mapping[Selection, Score],
+        highest_sum: Linked,
+        model: CostModel,
+        limits: Limits,
+    ) -> tuple[str, Linked]:
+        """Name and image of the plan that measures best; of equals the one of higher sum."""
+        ranked = sorted(
+            selected,
+            key=lambda name: (-scores[selected[name].selection].probability, -selected[name].value),
+        )
+        for name in ranked:
+            if name == HIGHEST_SUM:
+                break
+            linked = self._within_limits(selected[name], model, limits)
+            if isinstance(linked, Linked):
+                return name, linked
+        return HIGHEST_SUM, highest_sum
+
     def _variants(self, model: CostModel, chosen: Selection) -> Iterator[Variant]:
         spec = plan_spec(chosen, model.order, state=model.state)
         changes: list[dict[str, Any]] = [
@@ -461,6 +556,14 @@ class _Planning:
                 yield Variant(option, None, str(error))
             else:
                 yield Variant(option, model.of_plan(plan))
+
+
+def _distinct(found: Mapping[str, Found]) -> dict[str, Found]:
+    """``found`` without what has been found under another name before."""
+    by_selection: dict[Selection, str] = {}
+    for name, item in found.items():
+        by_selection.setdefault(item.selection, name)
+    return {name: found[name] for name in by_selection.values()}
 
 
 def train_round(engine: HostEngine, samples: Samples, schedule: Schedule) -> None:

@@ -4,9 +4,9 @@ The paper (arXiv 2206.15472) searches by evolution. Costs from a compiled progra
 here for branch and bound, which ends with a proof: a greedy plan improved by exchanges is the
 first incumbent, then every bias depth and every combination is either tried or ruled out.
 
-What rules out is a bound and two properties of costs: state and delta of a trained tensor add up,
-and training more never costs less SRAM. The planner of the arena is a heuristic, so the
-second can fail by a few bytes; a plan that is missed for it is one that hardly fits.
+What rules out is a bound and two properties of costs: state, delta and update of a trained tensor
+add up, and training more never costs less. The planner of the arena is a heuristic, so the second
+can fail by a few bytes; a plan that is missed for it is one that hardly fits.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ class _Option:
 
     channels: int
     value: float
-    state_bytes: int
-    delta_bytes: int
+    added: Increment
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,12 @@ class _Search:
             for count, value in sorted(gains.items()):
                 # An option that is worth no more than a smaller one is never needed.
                 if value > max((option.value for option in options), default=0.0):
-                    added = self.increments[layer, count]
-                    options.append(_Option(count, value, added.state_bytes, added.delta_bytes))
+                    options.append(_Option(count, value, self.increments[layer, count]))
             if options:
                 items.append(_Item(layer, position, tuple(reversed(options))))
-        items.sort(key=lambda item: -max(o.value / max(1, o.state_bytes) for o in item.options))
+        items.sort(
+            key=lambda item: -max(o.value / max(1, o.added.state_bytes) for o in item.options)
+        )
         return items
 
     def cost(self, selection: Selection) -> Costs:
@@ -216,9 +216,11 @@ class _Search:
         rooms = {"state_bytes": limits.sram_bytes - costs.sram_bytes}
         if limits.delta_bytes is not None:
             rooms["delta_bytes"] = limits.delta_bytes - costs.delta_bytes
+        if limits.instructions is not None:
+            rooms["instructions"] = limits.instructions - costs.instructions
         if option is not None:
             value += option.value
-            rooms = {key: room - getattr(option, key) for key, room in rooms.items()}
+            rooms = {key: room - getattr(option.added, key) for key, room in rooms.items()}
         rest = self.items[index:]
         slack = SLACK_BYTES + len(self.items)  # every part may have been rounded up
         return all(
@@ -236,7 +238,7 @@ def _contains(selection: Selection, other: Selection) -> bool:
 
 
 def _bound(items: Sequence[_Item], room: int, quantity: str) -> float:
-    """Most that ``items`` can add where they share ``room`` bytes: fractions of options allowed.
+    """Most that ``items`` can add where they share ``room`` of a quantity: fractions allowed.
 
     The linear relaxation of the multiple-choice knapsack problem; see Kellerer, Pferschy,
     Pisinger, Knapsack Problems (2004), section 11.2.
@@ -244,7 +246,7 @@ def _bound(items: Sequence[_Item], room: int, quantity: str) -> float:
     pieces: list[tuple[float, float, int]] = []
     for item in items:
         previous = (0, 0.0)
-        for weight, value in _hull([(getattr(o, quantity), o.value) for o in item.options]):
+        for weight, value in _hull([(getattr(o.added, quantity), o.value) for o in item.options]):
             width, gain = weight - previous[0], value - previous[1]
             pieces.append((gain / width if width else float("inf"), gain, width))
             previous = (weight, value)

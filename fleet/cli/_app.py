@@ -126,8 +126,8 @@ def plan_command(
     sram_bytes: Annotated[
         int | None, typer.Option(min=1, help="Most SRAM of the firmware. Default: the board's.")
     ] = None,
-    macs: Annotated[
-        int | None, typer.Option(min=1, help="Most multiply-accumulates of a training step.")
+    instructions: Annotated[
+        int | None, typer.Option(min=1, help="Most instructions of a training step.")
     ] = None,
     state: Annotated[
         Literal["q8.8", "int8-stochastic"],
@@ -175,7 +175,7 @@ def plan_command(
             state=state,
             sram_bytes=sram_bytes,
             uplink_bytes=uplink_bytes,
-            macs=macs,
+            instructions=instructions,
             last=last,
             schedule=Schedule(epochs=epochs, learning_rate=learning_rate, seed=seed),
             repeats=repeats,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from codegen.boards import load_board
 from codegen.importer import import_model
 from codegen.plan_search import pictures
-from codegen.plan_search.planning import PlanningResult, Proposal, Settings, find_plans
+from codegen.plan_search.planning import Bench, PlanningResult, Settings, find_plans
 from codegen.plan_search.samples import load_samples
 from codegen.quantize_model import QuantizationOptions, quantize_model
 from codegen.toolchain import find_toolchain
@@ -52,9 +52,12 @@ def make_plans(
             target,
             samples,
             settings,
-            protocol_cddl=Path(str(files("fleet.protocol") / "tinyfleet.cddl")),
-            toolchain=find_toolchain(compiler),
-            coded_bytes=_coded_bytes,
+            Bench(
+                protocol_cddl=Path(str(files("fleet.protocol") / "tinyfleet.cddl")),
+                toolchain=find_toolchain(compiler),
+                coded_bytes=_coded_bytes,
+                step_instructions=_step_instructions,
+            ),
             journal=out.with_suffix(".contributions.jsonl"),
             progress=tell,
         )
@@ -82,6 +85,12 @@ def _coded_bytes(values: NDArray[np.int32]) -> int:
     return len(encode(values))
 
 
+def _step_instructions(bundle: Path) -> int:
+    from simulator.measure import measure
+
+    return measure(bundle).instructions.step
+
+
 def _show(result: PlanningResult) -> None:
     screen = console()
     rows: list[list[object]] = [
@@ -91,7 +100,7 @@ def _show(result: PlanningResult) -> None:
             sum(len(weight.channels) for weight in item.plan.weights),
             item.costs.sram_bytes,
             item.costs.delta_bytes,
-            item.costs.macs,
+            item.costs.instructions,
             item.predicted,
             _percent(item.measured.probability),
             _percent(item.measured.hits),
@@ -99,64 +108,56 @@ def _show(result: PlanningResult) -> None:
         for item in result.proposals
     ]
     columns = [
-        "plan", "biases of", "channels", "SRAM", "delta", "MACs per step", "predicted gain",
-        "right class", "accuracy",
+        "plan", "biases of", "channels", "SRAM", "delta", "instructions per step",
+        "predicted gain", "right class", "accuracy",
     ]  # fmt: skip
-    head = result.head_only
-    rows.insert(
-        0,
-        ["head alone", "", "", "", "", "", "", _percent(head.probability), _percent(head.hits)],
-    )
-    limits = f"{result.limits.sram_bytes:,} bytes of SRAM"
-    if result.limits.delta_bytes is not None:
-        limits += f", {result.limits.delta_bytes:,} bytes of delta per round"
-    if result.limits.macs is not None:
-        limits += f", {result.limits.macs:,} multiply-accumulates per step"
-    screen.print(
-        table(f"Best plans for less and less SRAM on {result.board}; limit {limits}", columns, rows)
-    )
-    best = result.best
+    screen.print(table(f"Plans on {result.board}; limit {result.limits}", columns, rows))
     screen.print(
         f"Gains are predicted by the method '{result.contributions.method}' in "
         f"{result.contributions.unit}; accuracy and mean probability of the right class are "
-        "measured by training each plan with the device's arithmetic, on samples held out.",
+        "measured by training each plan with the device's arithmetic, on samples held out. "
+        "Plan best is the one of highest probability.",
         soft_wrap=True,
     )
-    screen.print(_additivity(result, best), soft_wrap=True)
+    screen.print(_additivity(result), soft_wrap=True)
+    highest = result.highest_sum
     found = (
-        "is proved optimal for these contributions"
-        if best.optimal
-        else "is the best that was found before the search was cut short"
+        "is proved to have the highest sum of contributions"
+        if highest.optimal
+        else "has the highest sum of contributions that was found before the search was cut short"
     )
+    linked = result.linked
     screen.print(
-        f"Plan best {found}. Linked: {result.linked.sram_bytes.total:,} bytes of SRAM; the delta "
-        f"of a round took {result.delta_bytes:,} bytes.",
+        f"Plan {highest.name} {found}. Plan best, linked and run: "
+        f"{linked.report.sram_bytes.total:,} bytes of SRAM, {linked.instructions:,} instructions "
+        f"per step; the delta of a round took {linked.delta_bytes:,} bytes.",
         soft_wrap=True,
     )
     screen.print(
         table(
             "Plan best with other options",
-            ["option", "SRAM", "delta", "note"],
+            ["option", "SRAM", "delta", "instructions per step", "note"],
             [
-                [v.option, v.costs.sram_bytes, v.costs.delta_bytes, ""]
+                [v.option, v.costs.sram_bytes, v.costs.delta_bytes, v.costs.instructions, ""]
                 if v.costs
-                else [v.option, "n/a", "n/a", v.refusal]
+                else [v.option, "n/a", "n/a", "n/a", v.refusal]
                 for v in result.variants
             ],
         )
     )
 
 
-def _additivity(result: PlanningResult, best: Proposal) -> str:
-    measured = best.measured.probability - result.head_only.probability
+def _additivity(result: PlanningResult) -> str:
+    plan = result.highest_sum
     if result.contributions.method == "fisher":
-        loss = result.head_only.loss - best.measured.loss
+        loss = result.head_only.loss - plan.measured.loss
         return (
-            f"Plan best: {readable(best.predicted)} nats predicted for a first step; all steps "
-            f"lowered the loss by {readable(loss)} nats."
+            f"Plan {plan.name}: {readable(plan.predicted)} nats predicted for a first step; all "
+            f"steps lowered the loss by {readable(loss)} nats."
         )
+    measured = plan.measured.probability - result.head_only.probability
     return (
-        f"That gains add up is an assumption: for plan best {readable(best.predicted)} was "
+        f"That gains add up is an assumption: for plan {plan.name} {readable(plan.predicted)} was "
         f"predicted, {readable(measured)} measured."
     )
 
@@ -184,8 +185,9 @@ def _facts(result: PlanningResult) -> dict[str, Any]:
             for item in result.proposals
         ],
         "best": {
-            "linked_sram_bytes": result.linked.sram_bytes.model_dump(mode="json"),
-            "measured_delta_bytes": result.delta_bytes,
+            "linked_sram_bytes": result.linked.report.sram_bytes.model_dump(mode="json"),
+            "measured_delta_bytes": result.linked.delta_bytes,
+            "measured_instructions": result.linked.instructions,
             "measured_gain": result.best.measured.probability - result.head_only.probability,
             "predicted_gain": result.best.predicted,
         },

@@ -11,6 +11,7 @@ import pytest
 
 from codegen.boards import load_board
 from codegen.compile import compile_graph
+from codegen.instructions import estimated_instructions
 from codegen.ir import Graph
 from codegen.lowering import lower
 from codegen.plan_search.candidates import Selection, channel_counts, order_by_norm, plan_spec
@@ -23,7 +24,7 @@ from codegen.plan_search.costs import (
     rest_of,
     sizes_of,
 )
-from codegen.plans import resolve
+from codegen.plans import State, resolve
 from codegen.program import Program
 from codegen.toolchain import find_toolchain
 from tests.codegen.random_graphs import full_plan, random_graph
@@ -40,16 +41,16 @@ def some_selections(graph: Graph) -> list[Selection]:
 
 
 @pytest.mark.parametrize("state", ["q8.8", "int8-stochastic"])
-def test_costs_are_those_of_the_lowered_program(state: str) -> None:
+def test_costs_are_those_of_the_lowered_program(state: State) -> None:
     graph, _ = random_graph(4)
     order = order_by_norm(graph)
-    model = CostModel(graph, order, 7_000, BITS, state)  # type: ignore[arg-type]
+    model = CostModel(graph, order, 7_000, BITS, state)
     for selection in some_selections(graph):
-        plan = resolve(plan_spec(selection, order, state=state), graph)  # type: ignore[arg-type]
+        plan = resolve(plan_spec(selection, order, state=state), graph)
         program = lower(graph, plan)
         costs = model.of(selection)
         assert costs.sram_bytes == 7_000 + program.pool_bytes
-        assert costs.macs == program.macs_forward + program.macs_backward
+        assert costs.instructions == estimated_instructions(program)
         sizes = sizes_of(program)
         assert sizes.weights + sizes.biases + sizes.head == program.delta_values
         assert sizes.biases == sum(
@@ -75,6 +76,8 @@ def test_increments_are_what_each_layer_adds_to_the_state_and_to_the_delta() -> 
         assert added.state_bytes == made(pair).state_bytes - made().state_bytes
         values = made(pair).delta_values - made().delta_values
         assert added.delta_bytes == values * 5 // 8
+        more = estimated_instructions(made(pair)) - estimated_instructions(made())
+        assert 0 < added.instructions <= more + 1
     some = [(op.name, channel_counts(op)[-1]) for op in layers]
     together = sum(increments[pair].state_bytes for pair in some)
     assert made(*some).state_bytes == made().state_bytes + together
@@ -88,6 +91,9 @@ def test_a_program_is_lowered_once_and_new_rates_apply_to_what_is_known() -> Non
     after = model.of(Selection(1))
     assert after.sram_bytes == before.sram_bytes + 100
     assert abs(after.delta_bytes - 2 * before.delta_bytes) <= 1
+    assert after.instructions == before.instructions
+    model.rest_instructions = 1_000
+    assert model.of(Selection(1)).instructions == before.instructions + 1_000
     assert model.lowered == 1
 
 
@@ -98,12 +104,12 @@ def test_a_program_is_lowered_once_and_new_rates_apply_to_what_is_known() -> Non
         (Limits(99), False),
         (Limits(100, delta_bytes=20), True),
         (Limits(100, delta_bytes=19), False),
-        (Limits(100, macs=5), True),
-        (Limits(100, macs=4), False),
+        (Limits(100, instructions=5), True),
+        (Limits(100, instructions=4), False),
     ],
 )
 def test_limits_allow_what_is_within_all_of_them(limits: Limits, allowed: bool) -> None:
-    assert limits.allow(Costs(sram_bytes=100, delta_bytes=20, macs=5)) is allowed
+    assert limits.allow(Costs(sram_bytes=100, delta_bytes=20, instructions=5)) is allowed
 
 
 def test_bits_only_grow_when_more_is_known() -> None:

@@ -60,24 +60,27 @@ def peaked_cost(rng: np.random.Generator, layers: int) -> tuple[Cost, Increments
     """
     state = {f"layer {i}": 8 * int(rng.integers(1, 20)) for i in range(layers)}
     live = {f"layer {i}": 8 * rng.integers(0, 30, 3) for i in range(layers)}
+    work = {layer: int(rng.integers(10, 200)) for layer in state}
     floor = 8 * rng.integers(50, 150, 3)
 
     def cost(selection: Selection) -> Costs:
         steps = floor + 8 * selection.depth * np.array([1, 3, 0])
         held = 8 * selection.depth
         values = 10 * selection.depth
+        instructions = 5_000 + 300 * selection.depth
         for layer, count in selection.channels:
             steps = steps + live[layer]
             held += state[layer] * count
             values += state[layer] * count // 2
+            instructions += work[layer] * count + 7
         return Costs(
             sram_bytes=1_000 + int(steps.max()) + held,
             delta_bytes=100 + values,
-            macs=0,
+            instructions=instructions,
         )
 
     increments = {
-        (layer, count): Increment(size * count, size * count // 2)
+        (layer, count): Increment(size * count, size * count // 2, work[layer] * count)
         for layer, size in state.items()
         for count in COUNTS
     }
@@ -93,6 +96,7 @@ def test_the_search_finds_what_brute_force_finds(seed: int) -> None:
         limits = Limits(
             sram_bytes=int(rng.integers(1_000, 6_000)),
             delta_bytes=int(rng.integers(100, 2_500)) if rng.random() < 0.5 else None,
+            instructions=int(rng.integers(5_000, 12_000)) if rng.random() < 0.5 else None,
         )
         expected = brute_force(contributions, cost, limits)
         found = search(contributions, cost, increments, limits, 10_000)

@@ -7,6 +7,7 @@ import pytest
 
 from codegen.float_autodiff import forward_integers
 from codegen.interpreter import Interpreter
+from codegen.ir import Graph
 from codegen.lowering import lower
 from codegen.plan_search.candidates import Selection, order_by_norm
 from codegen.plan_search.contributions import Journal
@@ -112,8 +113,8 @@ def test_a_trained_head_does_better_and_nothing_else_changes() -> None:
     trained = with_trained_head(given.graph, given.training, longer, silent)
     plan = resolve(PlanSpec(name="head"), given.graph)
 
-    def loss(graph: object) -> float:
-        with engines(graph, given.graph.input, [plan]) as (engine,):  # type: ignore[arg-type]
+    def loss(graph: Graph) -> float:
+        with engines(graph, given.graph.input, [plan]) as (engine,):
             return score(engine, given.training).loss
 
     assert loss(trained) < loss(given.graph)

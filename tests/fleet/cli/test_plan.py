@@ -39,12 +39,15 @@ def test_the_plan_that_is_written_compiles_within_the_limit(
 ) -> None:
     out = tmp_path / "plans.json"
     sram = 19_500
-    limits = ["--sram-bytes", sram, "--uplink-bytes", 1_500]
+    instructions = 1_200_000
+    limits = ["--sram-bytes", sram, "--uplink-bytes", 1_500, "--instructions", instructions]
     made = tinyfleet(*arguments(data, out), *limits, "--json")
     assert made.returncode == 0, made.stderr
     facts = json.loads(made.stdout)
     assert facts["best"]["linked_sram_bytes"]["total"] <= sram
     assert facts["best"]["measured_delta_bytes"] <= 1_500
+    assert facts["best"]["measured_instructions"] <= instructions
+    assert all(plan["costs"]["instructions"] <= instructions for plan in facts["plans"])
     assert set(json.loads(out.read_text())["plans"]) == {plan["name"] for plan in facts["plans"]}
     for picture in ("plans.contributions.svg", "plans.accuracy.svg"):
         assert "<svg" in (tmp_path / picture).read_text()

@@ -1,0 +1,201 @@
+"""Rates of ``codegen.instructions``: fitted to counted steps, and how far off they are.
+
+Compiles programs of several networks and plans, runs a training step of each in emulation, counts
+every step of it, and fits instructions per multiply-accumulate, element and value to them by least
+squares of relative errors, none of them negative. Prints the rates to be copied into
+``codegen/instructions.py``, and beside what was counted what the rates there estimate.
+
+    python -m benchmarks.instructions
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, astuple, replace
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import nnls
+
+from codegen.boards import load_board
+from codegen.compile import compile_graph
+from codegen.float_graph import (
+    Clamp,
+    FloatAdd,
+    FloatAveragePool,
+    FloatClamp,
+    FloatConcat,
+    FloatConv,
+    FloatGraph,
+    FloatHead,
+    FloatMaxPool,
+)
+from codegen.importer import import_model
+from codegen.instructions import Rates, estimated_instructions, work_of
+from codegen.ir import Graph, Loss, Padding
+from codegen.lowering import lower
+from codegen.plans import LastLayers, Plan, PlanSpec, WeightSpec, default_plans, load_plan, resolve
+from codegen.program import Program
+from codegen.program_file import load_programs
+from codegen.quantize import quantize
+from codegen.quantize_model import quantize_model
+from codegen.toolchain import find_toolchain
+from fleet.cli._output import console, table
+from simulator.measure import profile_step
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("TINYFLEET_SHARED", ROOT.parent / "shared"))
+MODEL = SHARED / "models" / "mcunet-5fps-head10-int8.onnx"
+PLANS = SHARED / "models" / "mcunet-5fps-plans.json"
+DIGITS = ROOT / "examples" / "digits"
+BOARD = "stm32f746"
+SMALL = 2_000
+"""Instructions below which a relative error doesn't matter."""
+
+
+def mixed(size: int, loss: Loss) -> Graph:
+    """A network of what MCUNet doesn't have: wide kernels, pools, branches, own activations.
+
+    Its input has three channels of ``size`` by ``size``, which is a multiple of 8.
+    """
+    draw = np.random.default_rng(1)
+    bend = Clamp(0.0, 6.0)
+
+    def conv(name: str, source: str, shape: tuple[int, ...], stride: int = 1) -> FloatConv:
+        weight = draw.normal(0, 1.5 / np.sqrt(np.prod(shape[1:])), shape)
+        side = shape[-1] // 2
+        return FloatConv(
+            name, source, name, weight, np.full(shape[0], 0.1),
+            stride=(stride, stride), padding=Padding(side, side, side, side), clamp=bend,
+        )  # fmt: skip
+
+    half, eighth = size // 2, size // 8
+    outputs = 10 if loss == "cross-entropy" else 3 * size * size
+    features = 48 * eighth * eighth
+    ops = (
+        conv("stem", "x", (16, 3, 3, 3)),
+        conv("wide", "stem", (16, 16, 3, 3)),
+        FloatAdd("sum", ("wide", "stem"), "sum"),
+        FloatClamp("bend", "sum", "bend", Clamp(0.0, 3.0)),
+        conv("down", "bend", (32, 16, 3, 3), 2),
+        conv("side", "down", (16, 32, 1, 1)),
+        FloatConcat("both", ("down", "side"), "both"),
+        FloatMaxPool("most", "both", "most", (2, 2), (2, 2)),
+        FloatAveragePool("mean", "most", "mean", (2, 2), (2, 2)),
+        conv("late", "mean", (48, 48, 3, 3)),
+        FloatHead("head", "late", "out", draw.normal(0, 0.03, (outputs, features)),
+                  np.zeros(outputs), loss),
+    )  # fmt: skip
+    shapes = {
+        "x": (3, size, size),
+        **dict.fromkeys(("stem", "wide", "sum", "bend"), (16, size, size)),
+        "down": (32, half, half), "side": (16, half, half), "both": (48, half, half),
+        "most": (48, size // 4, size // 4), "mean": (48, eighth, eighth),
+        "late": (48, eighth, eighth),
+    }  # fmt: skip
+    graph = FloatGraph("mixed", "x", shapes, ops, {})
+    return quantize(graph, draw.normal(0, 1, (32, 3, size, size)).astype(np.float32))
+
+
+def spread(graph: Graph, first: int, depth: int) -> Plan:
+    """Biases of the last ``depth`` layers, an eighth of the channels of every sixth of them."""
+    weights = [
+        WeightSpec(layer=op.name, count=max(1, op.weight.shape[-1] // 8))
+        for index, op in enumerate(graph.convolutions)
+        if index % 6 == first and index >= len(graph.convolutions) - depth
+    ]
+    biases = LastLayers(last=depth)
+    name = f"every sixth from {first}".replace(" ", "-")
+    spec = PlanSpec(name=name, biases=biases, weights=weights, state="int8-stochastic")
+    return resolve(spec, graph)
+
+
+def programs() -> Iterator[Program]:
+    """What is counted."""
+    mcunet = quantize_model(import_model(MODEL), None).graph
+    for name in ("49kb", "99kb", "148kb"):
+        plan = resolve(load_plan(f"{PLANS}#{name}"), mcunet)
+        # 148kb fits the board with one byte a weight only.
+        yield lower(mcunet, replace(plan, state="int8-stochastic") if name == "148kb" else plan)
+    for first, depth in ((1, 36), (2, 30), (3, 24), (4, 36)):
+        yield lower(mcunet, spread(mcunet, first, depth))
+    digits = import_model(DIGITS / "digits.onnx")
+    small = quantize_model(digits, DIGITS / "calibration.npz").graph
+    for graph, plans in ((small, 3), (mixed(32, "cross-entropy"), 3), (mixed(16, "mse"), 2)):
+        # The head of the last network is too large to be trained on the board.
+        yield from (lower(graph, plan) for plan in default_plans(graph)[:plans])
+
+
+def counted(program: Program) -> tuple[list[int], int]:
+    """Instructions of each step, and of what calls them."""
+    board = load_board(BOARD)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = compile_graph(
+            program.graph,
+            board.model_copy(update={"sram_limit_bytes": board.sram.bytes}),
+            [program.plan],
+            onnx_sha256="00" * 32,
+            out=Path(folder) / "bundle",
+            protocol_cddl=Path(str(files("fleet.protocol") / "tinyfleet.cddl")),
+            toolchain=find_toolchain("gcc"),
+        )
+        plan = program.plan.id
+        steps = [step.function for step in load_programs(bundle)[plan].steps]
+        profile = profile_step(bundle, plan, steps)
+    return [profile.by_function[step] for step in steps], profile.outside
+
+
+def fitted(cases: list[tuple[Program, list[int]]]) -> dict[str, Rates]:
+    """Kernel → rates that come nearest to the counts of all steps."""
+    fields = len(astuple(Rates()))
+    places: dict[str, int] = {}
+    rows: list[dict[int, float]] = []
+    counts: list[int] = []
+    for program, steps in cases:
+        for step, count in zip(program.steps, steps, strict=True):
+            row: dict[int, float] = defaultdict(float)
+            for call in step.calls():
+                first = fields * places.setdefault(call.kernel, len(places))
+                for column, amount in enumerate(astuple(work_of(program, call)), first):
+                    row[column] += amount
+            rows.append(row)
+            counts.append(count)
+    matrix = np.zeros((len(rows), fields * len(places)))
+    for index, row in enumerate(rows):
+        matrix[index, list(row)] = list(row.values())
+    # Between absolute and relative errors: large steps matter, small networks as well.
+    weight = 1 / (np.array(counts) + SMALL) ** 0.6
+    found, _ = nnls(matrix * weight[:, None], np.array(counts) * weight)
+    return {
+        kernel: Rates(*(round(float(rate), 2) for rate in found[fields * place :][:fields]))
+        for kernel, place in places.items()
+    }
+
+
+def main() -> int:
+    if not MODEL.exists():
+        print(f"{MODEL} isn't there; set TINYFLEET_SHARED to the shared folder", file=sys.stderr)
+        return 1
+    cases, rows, screen = [], [], console()
+    for program in programs():
+        with screen.status(f"{program.graph.name}, plan {program.plan.name}"):
+            steps, outside = counted(program)
+        cases.append((program, steps))
+        total, estimate = sum(steps) + outside, estimated_instructions(program)
+        error = f"{100 * (estimate / total - 1):+.1f} %"
+        rows.append([program.graph.name, program.plan.name, total, estimate, error])
+    for kernel, rates in sorted(fitted(cases).items()):
+        shown = ", ".join(f"{k}={v:g}" for k, v in asdict(rates).items() if v)
+        print(f'        "{kernel}": Rates({shown}),')
+    titles = ["network", "plan", "counted", "estimated", "error"]
+    screen.print(table("Instructions of a training step", titles, rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
