@@ -5,7 +5,8 @@ into the convolution before it, an activation is a clamp on the operation that m
 fully connected layers are convolutions whose kernel covers the whole picture, and the output is
 made by one matrix at the end. Weights keep ONNX's layouts (``[O, I/groups, Kh, Kw]``) and tensors
 are ``(channels, height, width)`` (1-D signals have height 1, vectors 1x1); quantization turns both
-into the device's.
+into the device's. Pools and concatenations, which have no numbers of their own, are those of
+`codegen.ir`.
 
 `evaluate` is the reference for everything after it: plain numpy in float64.
 """
@@ -20,7 +21,16 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.ir import INT8_MAX, INT8_MIN, Loss, Padding
+from codegen.ir import (
+    INT8_MAX,
+    INT8_MIN,
+    AveragePool,
+    Concat,
+    GlobalAveragePool,
+    Loss,
+    MaxPool,
+    Padding,
+)
 
 ChannelsFirst: TypeAlias = tuple[int, int, int]
 """(channels, height, width) of one sample."""
@@ -106,52 +116,6 @@ class FloatAdd:
 
 
 @dataclass(frozen=True)
-class FloatPool:
-    """Mean over height and width."""
-
-    name: str
-    input: str
-    output: str
-
-
-@dataclass(frozen=True)
-class FloatMaxPool:
-    """Largest value under each window (rows, columns); padding never wins."""
-
-    name: str
-    input: str
-    output: str
-    window: tuple[int, int]
-    stride: tuple[int, int]
-    padding: Padding = field(default_factory=Padding)
-
-
-@dataclass(frozen=True)
-class FloatAveragePool:
-    """Mean under each window (rows, columns).
-
-    Padding counts as zeros as far as ``counted`` goes, and beyond that not at all.
-    """
-
-    name: str
-    input: str
-    output: str
-    window: tuple[int, int]
-    stride: tuple[int, int]
-    padding: Padding = field(default_factory=Padding)
-    counted: Padding = field(default_factory=Padding)
-
-
-@dataclass(frozen=True)
-class FloatConcat:
-    """The channels of several tensors of one height and width, one after another."""
-
-    name: str
-    inputs: tuple[str, ...]
-    output: str
-
-
-@dataclass(frozen=True)
 class FloatClamp:
     """An activation that can't be part of the operation before it.
 
@@ -185,10 +149,10 @@ class FloatHead:
 FloatOp: TypeAlias = (
     FloatConv
     | FloatAdd
-    | FloatPool
-    | FloatMaxPool
-    | FloatAveragePool
-    | FloatConcat
+    | GlobalAveragePool
+    | MaxPool
+    | AveragePool
+    | Concat
     | FloatClamp
     | FloatHead
 )
@@ -264,7 +228,7 @@ class FloatGraph:
 
 def inputs_of(op: FloatOp) -> tuple[str, ...]:
     """Names of the tensors that ``op`` reads."""
-    return op.inputs if isinstance(op, (FloatAdd, FloatConcat)) else (op.input,)
+    return op.inputs if isinstance(op, (FloatAdd, Concat)) else (op.input,)
 
 
 def channels_last(shape: ChannelsFirst) -> NDArray[np.intp]:
@@ -278,7 +242,7 @@ def channels_last(shape: ChannelsFirst) -> NDArray[np.intp]:
 
 def keeps_coding(op: FloatOp) -> bool:
     """Whether ``op`` makes codes of its input's scale where nothing else is asked for."""
-    return isinstance(op, (FloatPool, FloatMaxPool, FloatAveragePool))
+    return isinstance(op, (GlobalAveragePool, MaxPool, AveragePool))
 
 
 def window_output_shape(
@@ -353,14 +317,14 @@ def evaluate_op(op: FloatOp, inputs: list[Values]) -> Values:
             return _clamped(first + inputs[1], op.clamp)
         case FloatClamp():
             return _clamped(first, op.clamp)
-        case FloatConcat():
+        case Concat():
             return np.concatenate(inputs, axis=1)
-        case FloatPool():
+        case GlobalAveragePool():
             pooled: Values = first.mean(axis=(2, 3), keepdims=True)
             return pooled
-        case FloatMaxPool():
+        case MaxPool():
             return max_pool(first, op.window, op.stride, op.padding)
-        case FloatAveragePool():
+        case AveragePool():
             return average_pool(first, op.window, op.stride, op.padding, op.counted)
         case FloatHead():
             flat = first.reshape(len(first), -1)
@@ -401,7 +365,7 @@ def average_pool(
     padding: Padding,
     counted: Padding,
 ) -> Values:
-    """Mean under each window of x (N, C, H, W); see `FloatAveragePool`."""
+    """Mean under each window of x (N, C, H, W); see `AveragePool`."""
     sums = _windows(x, window, stride, padding).sum(axis=(4, 5))
     counts = np.outer(
         counted_positions(

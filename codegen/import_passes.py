@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,16 +22,15 @@ from codegen.float_graph import (
     Clamp,
     Coding,
     FloatAdd,
-    FloatAveragePool,
     FloatClamp,
     FloatConv,
     FloatHead,
-    FloatMaxPool,
-    FloatPool,
     StoredIntegers,
 )
-from codegen.ir import Padding
+from codegen.ir import AveragePool, Concat, GlobalAveragePool, MaxPool, Padding
 from codegen.onnx_graph import Affine, Array, Draft, reads
+
+_Op = TypeVar("_Op", bound=Draft)
 
 
 @dataclasses.dataclass
@@ -55,14 +55,20 @@ class DraftGraph:
 
     def rename(self, old: str, new: str) -> None:
         """Lets every reader of ``old`` read ``new``."""
+
+        def renamed(name: str) -> str:
+            return new if name == old else name
+
         for output, op in self.ops.items():
-            if isinstance(op, (Affine, FloatConv, FloatPool, FloatMaxPool, FloatAveragePool,
-                               FloatClamp, FloatHead)):  # fmt: skip
-                if op.input == old:
-                    self.ops[output] = dataclasses.replace(op, input=new)
-            elif old in op.inputs:
-                inputs = tuple(new if name == old else name for name in op.inputs)
-                self.ops[output] = dataclasses.replace(op, inputs=inputs)  # type: ignore[arg-type]
+            match op:
+                case FloatAdd(inputs=(one, other)):
+                    inputs = renamed(one), renamed(other)
+                    self.ops[output] = dataclasses.replace(op, inputs=inputs)
+                case Concat():
+                    parts = tuple(renamed(name) for name in op.inputs)
+                    self.ops[output] = dataclasses.replace(op, inputs=parts)
+                case _:
+                    self.ops[output] = dataclasses.replace(op, input=renamed(op.input))
         if self.output == old:
             self.output = new
 
@@ -81,11 +87,12 @@ class DraftGraph:
                 self.ops[first.output] = first
             self.ops[name] = second if name == second.output else op
 
-    def each(self, *kinds: type) -> Iterator[Draft]:
-        """The operations of some kinds as they stood at the start, less those removed since."""
-        for output in [name for name, op in self.ops.items() if isinstance(op, kinds)]:
-            if output in self.ops:
-                yield self.ops[output]
+    def each(self, kind: type[_Op]) -> Iterator[_Op]:
+        """The operations of one kind as they stood at the start, less those removed since."""
+        for output in [name for name, op in self.ops.items() if isinstance(op, kind)]:
+            op = self.ops.get(output)
+            if isinstance(op, kind):
+                yield op
 
 
 def remove_unused(draft: DraftGraph) -> None:
@@ -101,10 +108,10 @@ def remove_unused(draft: DraftGraph) -> None:
 def merge_affines(draft: DraftGraph) -> None:
     """Two sums or products with constants in a row are one."""
     for op in draft.each(Affine):
-        first = draft.ops.get(op.input) if isinstance(op, Affine) else None
-        if not isinstance(op, Affine) or not isinstance(first, Affine):
+        first = draft.ops.get(op.input)
+        if not isinstance(first, Affine) or first.output in draft.codings:
             continue
-        if first.output in draft.codings or not draft.only_reader(first.output):
+        if not draft.only_reader(first.output):
             continue
         gain, shift = first.gain * op.gain, first.shift * op.gain + op.shift
         draft.ops[op.output] = dataclasses.replace(op, input=first.input, gain=gain, shift=shift)
@@ -118,7 +125,6 @@ def fold_affines(draft: DraftGraph) -> None:
     the network's output, which is wide on the device.
     """
     for op in draft.each(Affine):
-        assert isinstance(op, Affine)
         conv = draft.ops.get(op.input)
         if not isinstance(conv, FloatConv) or conv.clamp != NO_CLAMP:
             continue
@@ -159,7 +165,6 @@ def _folded(conv: FloatConv, op: Affine) -> FloatConv | None:
 def affines_to_layers(draft: DraftGraph) -> None:
     """What is left of sums and products with constants: depthwise 1x1 convolutions."""
     for op in draft.each(Affine):
-        assert isinstance(op, Affine)
         channels = draft.shapes[op.input][0]
         weight: Array = np.broadcast_to(op.gain, channels).reshape(channels, 1, 1, 1).copy()
         bias: Array = np.broadcast_to(op.shift, channels).copy()
@@ -171,30 +176,28 @@ def affines_to_layers(draft: DraftGraph) -> None:
 def raise_clamps_over_max_pools(draft: DraftGraph) -> None:
     """An activation behind a max pool may as well stand before it, where it can be folded."""
     for op in draft.each(FloatClamp):
-        assert isinstance(op, FloatClamp)
         pool = draft.ops.get(op.input)
-        while isinstance(pool, FloatMaxPool) and pool.output not in draft.codings:
+        while isinstance(pool, MaxPool) and pool.output not in draft.codings:
             if not draft.only_reader(pool.output) or not draft.only_reader(pool.input):
                 break
-            if not isinstance(draft.ops.get(pool.input), (FloatConv, FloatAdd, FloatMaxPool)):
+            if not isinstance(draft.ops.get(pool.input), (FloatConv, FloatAdd, MaxPool)):
                 break
-            _swap(draft, pool, op)
-            moved = draft.ops[pool.output]
-            assert isinstance(moved, FloatClamp)
-            op, pool = moved, draft.ops.get(moved.input)
+            op = _swapped(draft, pool, op)
+            pool = draft.ops.get(op.input)
 
 
-def _swap(draft: DraftGraph, first: FloatMaxPool, second: FloatClamp) -> None:
+def _swapped(draft: DraftGraph, first: MaxPool, second: FloatClamp) -> FloatClamp:
     """Lets ``second`` work before ``first``; the tensors keep their places and names."""
+    moved = dataclasses.replace(second, input=first.input, output=first.output)
     draft.shapes[first.output] = draft.shapes[first.input]
-    draft.ops[first.output] = dataclasses.replace(second, input=first.input, output=first.output)
+    draft.ops[first.output] = moved
     draft.ops[second.output] = dataclasses.replace(first, input=first.output, output=second.output)
+    return moved
 
 
 def fold_clamps(draft: DraftGraph) -> None:
     """An activation becomes the clamp of the operation that makes its input."""
     for op in draft.each(FloatClamp):
-        assert isinstance(op, FloatClamp)
         maker = draft.ops.get(op.input)
         if not isinstance(maker, (FloatConv, FloatAdd, FloatClamp)):
             continue
@@ -210,20 +213,18 @@ def fold_clamps(draft: DraftGraph) -> None:
 
 def merge_means(draft: DraftGraph) -> None:
     """Means over whole rows and whole columns, one after the other, are one mean over both."""
-    for op in draft.each(FloatAveragePool):
-        assert isinstance(op, FloatAveragePool)
+    for op in draft.each(AveragePool):
         _, height, width = draft.shapes[op.input]
         if op.padding == Padding() and op.window == (height, width):
-            draft.ops[op.output] = FloatPool(op.name, op.input, op.output)
-    for op in draft.each(FloatPool):
-        assert isinstance(op, FloatPool)
-        first = draft.ops.get(op.input)
-        if not isinstance(first, FloatAveragePool) or first.padding != Padding():
+            draft.ops[op.output] = GlobalAveragePool(op.name, op.input, op.output)
+    for last in draft.each(GlobalAveragePool):
+        first = draft.ops.get(last.input)
+        if not isinstance(first, AveragePool) or first.padding != Padding():
             continue
         _, height, width = draft.shapes[first.input]
         whole = first.window in ((height, 1), (1, width)) and first.stride == first.window
         if whole and first.output not in draft.codings and draft.only_reader(first.output):
-            draft.ops[op.output] = dataclasses.replace(op, input=first.input)
+            draft.ops[last.output] = dataclasses.replace(last, input=first.input)
             del draft.ops[first.output]
 
 
@@ -233,8 +234,7 @@ def code_before_max_pools(draft: DraftGraph) -> None:
     A model that codes the output alone may as well code the input, since the largest code is that
     of the largest value; one that codes both, differently, gets an operation for the change.
     """
-    for op in reversed(list(draft.each(FloatMaxPool))):
-        assert isinstance(op, FloatMaxPool)
+    for op in reversed(list(draft.each(MaxPool))):
         wanted, coding = draft.codings.get(op.output), draft.codings.get(op.input)
         if wanted is None or wanted == coding:
             continue
@@ -256,10 +256,13 @@ def separate_clamps(draft: DraftGraph) -> None:
 
     Codes that are symmetric about zero have room below a Relu's 0, for example.
     """
-    for op in draft.each(FloatConv, FloatAdd):
-        assert isinstance(op, (FloatConv, FloatAdd))
+    for op in list(draft.ops.values()):
         coding = draft.codings.get(op.output)
-        if coding is None or _implied(op.clamp, coding):
+        if (
+            not isinstance(op, (FloatConv, FloatAdd))
+            or coding is None
+            or _implied(op.clamp, coding)
+        ):
             continue
         unclamped = f"{op.output}_unclamped"
         draft.split(
@@ -278,10 +281,9 @@ def _implied(clamp: Clamp, coding: Coding) -> bool:
 
 def clamp_to_codes(draft: DraftGraph) -> None:
     """In quantized models the range of the codes is the activation: Relu nodes are left out."""
-    for op in draft.each(FloatConv, FloatAdd, FloatClamp):
-        assert isinstance(op, (FloatConv, FloatAdd, FloatClamp))
+    for op in draft.ops.values():
         coding = draft.codings.get(op.output)
-        if coding is not None:
+        if isinstance(op, (FloatConv, FloatAdd, FloatClamp)) and coding is not None:
             clamp = op.clamp.then(coding.range)
             draft.ops[op.output] = dataclasses.replace(op, clamp=clamp)
 
@@ -289,7 +291,6 @@ def clamp_to_codes(draft: DraftGraph) -> None:
 def remove_idle_clamps(draft: DraftGraph) -> None:
     """Activations of a quantized model that its codes imply already."""
     for op in draft.each(FloatClamp):
-        assert isinstance(op, FloatClamp)
         before, after = draft.codings.get(op.input), draft.codings.get(op.output)
         if after is not None and before == after and _implied(op.clamp, after):
             draft.remove(op, op.input)
@@ -298,7 +299,7 @@ def remove_idle_clamps(draft: DraftGraph) -> None:
 def pool_before_classifier(draft: DraftGraph) -> None:
     """A mean of what a 1x1 convolution makes is that convolution of the mean: far cheaper."""
     pool = draft.ops.get(draft.output)
-    if not isinstance(pool, FloatPool) or not draft.only_reader(pool.input):
+    if not isinstance(pool, GlobalAveragePool) or not draft.only_reader(pool.input):
         return
     conv = draft.ops.get(pool.input)
     if not isinstance(conv, FloatConv) or conv.groups != 1 or conv.clamp != NO_CLAMP:

@@ -92,7 +92,7 @@ class Add:
 
 @dataclass(frozen=True)
 class GlobalAveragePool:
-    """Mean over height and width; keeps scale and zero point of its input."""
+    """Mean over height and width; on the device of its input's scale and zero point."""
 
     name: str
     input: str
@@ -101,7 +101,7 @@ class GlobalAveragePool:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Largest code under each window (rows, columns); keeps scale and zero point.
+    """Largest value under each window (rows, columns); keeps scale and zero point.
 
     Padding never wins; no window lies in it altogether.
     """

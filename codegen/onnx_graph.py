@@ -24,13 +24,12 @@ from codegen.errors import ModelError
 from codegen.float_graph import (
     ChannelsFirst,
     Coding,
-    FloatAveragePool,
     FloatOp,
     SampleLayout,
     inputs_of,
     window_output_shape,
 )
-from codegen.ir import Padding
+from codegen.ir import AveragePool, Padding
 
 Array = NDArray[np.float64]
 
@@ -216,7 +215,7 @@ class ImportState:
         pad, roles = view.padding, self._roles[view.tensor]
         window = (1, 1)
         name = self.unique(f"{view.tensor}_padded")
-        op = FloatAveragePool(name, view.tensor, name, window, window, pad, pad)
+        op = AveragePool(name, view.tensor, name, window, window, pad, pad)
         height, width = window_output_shape(window, window, pad, roles.shape[1:])
         grown = Roles(roles.channels, axes_of(height), axes_of(width))
         self._add(op, grown)

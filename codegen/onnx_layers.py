@@ -8,16 +8,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.float_graph import (
-    FloatAveragePool,
-    FloatConcat,
-    FloatConv,
-    FloatMaxPool,
-    FloatPool,
-    conv_output_shape,
-    window_output_shape,
-)
-from codegen.ir import Padding
+from codegen.float_graph import FloatConv, conv_output_shape, window_output_shape
+from codegen.ir import AveragePool, Concat, GlobalAveragePool, MaxPool, Padding
 from codegen.onnx_graph import (
     Array,
     Draft,
@@ -241,7 +233,7 @@ def max_pool(state: ImportState, node: Node) -> None:
     view, roles = state.picture(node)
     window, stride, padding, _ = _window(node, view, roles, Padding())
     name = state.unique(node.name)
-    op = FloatMaxPool(name, view.tensor, name, window, stride, padding)
+    op = MaxPool(name, view.tensor, name, window, stride, padding)
     _append_pool(state, node, op, view, roles)
 
 
@@ -252,7 +244,7 @@ def average_pool(state: ImportState, node: Node) -> None:
     include = int(node.attributes.get("count_include_pad", 0))
     counted = sum_of(given, view.padding) if include else view.padding
     name = state.unique(node.name)
-    op = FloatAveragePool(name, view.tensor, name, window, stride, padding, counted)
+    op = AveragePool(name, view.tensor, name, window, stride, padding, counted)
     _append_pool(state, node, op, view, roles)
 
 
@@ -296,7 +288,7 @@ def _ceil_extension(length: int, before: int, after: int, window: int, stride: i
 def _append_pool(
     state: ImportState,
     node: Node,
-    op: FloatMaxPool | FloatAveragePool,
+    op: MaxPool | AveragePool,
     view: View,
     roles: Roles,
 ) -> None:
@@ -314,7 +306,7 @@ def _append_pool(
 
 def _inherit_coding(state: ImportState, op: Draft) -> None:
     """The largest of some codes is one of them: quantized models need not say how it is coded."""
-    if isinstance(op, FloatMaxPool) and op.input in state.codings:
+    if isinstance(op, MaxPool) and op.input in state.codings:
         state.codings[op.output] = state.codings[op.input]
 
 
@@ -378,13 +370,13 @@ def _reduce(
         roles.channels, () if over_height else roles.height, () if over_width else roles.width
     )
     window = (height if over_height else 1, width if over_width else 1)
-    op: FloatPool | FloatMaxPool | FloatAveragePool
+    op: GlobalAveragePool | MaxPool | AveragePool
     if largest:
-        op = FloatMaxPool(name, view.tensor, name, window, window)
+        op = MaxPool(name, view.tensor, name, window, window)
     elif gone == spatial:
-        op = FloatPool(name, view.tensor, name)
+        op = GlobalAveragePool(name, view.tensor, name)
     else:
-        op = FloatAveragePool(name, view.tensor, name, window, window)
+        op = AveragePool(name, view.tensor, name, window, window)
     state.append(node, op, made, tuple(dims))
     _inherit_coding(state, op)
 
@@ -417,7 +409,7 @@ def concat(state: ImportState, node: Node) -> None:
     channels = axes_of(sum(role.shape[0] for role in roles))
     made = dataclasses.replace(roles[0], channels=channels)
     dims = tuple(channels if i == axis else group for i, group in enumerate(views[0].dims))
-    op = FloatConcat(name, tuple(view.tensor for view in views), name)
+    op = Concat(name, tuple(view.tensor for view in views), name)
     state.append(node, op, made, dims)
 
 

@@ -8,6 +8,7 @@ at the clamp, so that the clamp to int8 *is* the activation function.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,31 +22,18 @@ from codegen.calibration import (
     activation_code,
     observe,
 )
-from codegen.calibration_set import fit_to_input, load_calibration
+from codegen.calibration_set import fit_to_input
 from codegen.errors import CalibrationError, ModelError
 from codegen.float_graph import (
     Clamp,
     Coding,
     FloatAdd,
-    FloatAveragePool,
     FloatClamp,
-    FloatConcat,
     FloatConv,
     FloatGraph,
     FloatHead,
-    FloatMaxPool,
-    FloatPool,
     channels_last,
 )
-
-__all__ = [
-    "assemble",
-    "codings_of",
-    "load_calibration",
-    "quantize",
-    "quantize_input",
-    "samples_for",
-]
 
 _WEIGHT_MAX = 127
 _INT32_MAX = 2**31 - 1
@@ -129,7 +117,7 @@ def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:
         known = tensors[source]
         tensors[name] = ir.Tensor(name, (height, width, channels), known.scale, known.zero_point)
 
-    def recoded(source: str, op: FloatConcat) -> str:
+    def recoded(source: str, op: ir.Concat) -> str:
         """The tensor ``source`` with the scale and zero point of the output of ``op``."""
         known, wanted = tensors[source], tensors[op.output]
         if (known.scale, known.zero_point) == (wanted.scale, wanted.zero_point):
@@ -148,21 +136,19 @@ def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:
             case FloatAdd():
                 add_tensor(op.output)
                 ops.append(ir.Add(op.name, op.inputs, op.output))
-            case FloatPool() | FloatAveragePool():
+            case ir.GlobalAveragePool() | ir.AveragePool():
                 if op.output in graph.codings:
                     add_tensor(op.output)
                 else:  # a mean of codes is one of the same scale
                     keep_coding(op.input, op.output)
                 ops.append(_average_pool(op, tensors[op.input], tensors[op.output]))
-            case FloatMaxPool():
+            case ir.MaxPool():
                 keep_coding(op.input, op.output)
-                ops.append(
-                    ir.MaxPool(op.name, op.input, op.output, op.window, op.stride, op.padding)
-                )
-            case FloatConcat():
+                ops.append(op)
+            case ir.Concat():
                 add_tensor(op.output)
                 inputs = tuple(recoded(name, op) for name in op.inputs)
-                ops.append(ir.Concat(op.name, inputs, op.output))
+                ops.append(dataclasses.replace(op, inputs=inputs))
             case FloatClamp():
                 ends = _clamp_codes(op.clamp, add_tensor(op.output))
                 ops.append(ir.Requantize(op.name, op.input, op.output, *ends))
@@ -198,15 +184,12 @@ def quantize_input(graph: ir.Graph, x: NDArray[np.floating]) -> NDArray[np.int8]
 
 
 def _average_pool(
-    op: FloatPool | FloatAveragePool, source: ir.Tensor, result: ir.Tensor
+    op: ir.GlobalAveragePool | ir.AveragePool, source: ir.Tensor, result: ir.Tensor
 ) -> ir.GlobalAveragePool | ir.AveragePool:
+    same_code = (source.scale, source.zero_point) == (result.scale, result.zero_point)
+    if isinstance(op, ir.AveragePool) or same_code:
+        return op
     height, width, _ = source.shape
-    if isinstance(op, FloatAveragePool):
-        return ir.AveragePool(
-            op.name, op.input, op.output, op.window, op.stride, op.padding, op.counted
-        )
-    if (source.scale, source.zero_point) == (result.scale, result.zero_point):
-        return ir.GlobalAveragePool(op.name, op.input, op.output)
     return ir.AveragePool(op.name, op.input, op.output, (height, width), (height, width))
 
 

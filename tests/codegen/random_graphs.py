@@ -6,19 +6,15 @@ from codegen.float_graph import (
     Clamp,
     Coding,
     FloatAdd,
-    FloatAveragePool,
     FloatClamp,
-    FloatConcat,
     FloatConv,
     FloatGraph,
     FloatHead,
-    FloatMaxPool,
     FloatOp,
-    FloatPool,
     conv_output_shape,
     window_output_shape,
 )
-from codegen.ir import Graph, Loss, Padding
+from codegen.ir import AveragePool, Concat, GlobalAveragePool, Graph, Loss, MaxPool, Padding
 from codegen.plans import Plan, WeightUpdate
 from codegen.quantize import quantize, quantize_input
 
@@ -74,7 +70,7 @@ class _Network:
     def concat(self, name: str, other: str) -> None:
         channels = self.shapes[self.last][0] + self.shapes[other][0]
         shape = (channels, *self.shapes[self.last][1:])
-        self._append(FloatConcat(name, (self.last, other), f"{name}.y"), shape)
+        self._append(Concat(name, (self.last, other), f"{name}.y"), shape)
 
     def pool(self, name: str, largest: bool) -> None:
         channels, *size = self.shapes[self.last]
@@ -84,12 +80,12 @@ class _Network:
         before = [int(self.rng.integers(0, pad + 1)) for pad in most]
         after = [int(self.rng.integers(0, pad + 1)) for pad in most]
         pad = Padding(before[0], before[1], after[0], after[1])
-        op: FloatMaxPool | FloatAveragePool
+        op: MaxPool | AveragePool
         if largest:
-            op = FloatMaxPool(name, self.last, f"{name}.y", window, stride, pad)
+            op = MaxPool(name, self.last, f"{name}.y", window, stride, pad)
         else:
             counted = pad if self.rng.random() < 0.5 else Padding()
-            op = FloatAveragePool(name, self.last, f"{name}.y", window, stride, pad, counted)
+            op = AveragePool(name, self.last, f"{name}.y", window, stride, pad, counted)
             if self.rng.random() < 0.5:
                 zero = int(self.rng.integers(-128, 20))
                 self.codings[op.output] = Coding(float(self.rng.uniform(0.004, 0.03)), zero)
@@ -122,7 +118,7 @@ class _Network:
 
     def finish(self, classes: int) -> FloatGraph:
         channels = self.shapes[self.last][0]
-        self.ops.append(FloatPool("pool", self.last, "pool.y"))
+        self.ops.append(GlobalAveragePool("pool", self.last, "pool.y"))
         self.shapes["pool.y"] = (channels, 1, 1)
         weight = self.rng.normal(0, 1 / np.sqrt(channels), (classes, channels))
         bias = self.rng.normal(0, 0.2, classes)

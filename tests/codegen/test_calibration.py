@@ -20,8 +20,8 @@ from codegen.calibration import (
     observe,
 )
 from codegen.errors import CalibrationError, ModelError
-from codegen.float_graph import FloatConv, FloatGraph, FloatHead, FloatPool, evaluate
-from codegen.ir import Padding
+from codegen.float_graph import FloatConv, FloatGraph, FloatHead, evaluate
+from codegen.ir import GlobalAveragePool, Padding
 
 DISTRIBUTIONS = ("normal", "relu", "outliers", "negative", "skewed", "tiny")
 
@@ -181,7 +181,7 @@ def wide_graph(size: int = 32, weight_scale: float = 1.0) -> FloatGraph:
     conv = FloatConv("conv", "x", "conv", weight, rng.normal(size=4), padding=Padding(1, 1, 1, 1))
     head = FloatHead("head", "pool", "head", rng.normal(size=(2, 4)), np.zeros(2))
     shapes = {"x": (3, size, size), "conv": (4, size, size), "pool": (4, 1, 1)}
-    return FloatGraph("wide", "x", shapes, (conv, FloatPool("pool", "conv", "pool"), head))
+    return FloatGraph("wide", "x", shapes, (conv, GlobalAveragePool("pool", "conv", "pool"), head))
 
 
 def samples_of(graph: FloatGraph, count: int) -> NDArray[np.float32]:

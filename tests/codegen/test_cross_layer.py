@@ -20,11 +20,10 @@ from codegen.float_graph import (
     FloatGraph,
     FloatHead,
     FloatOp,
-    FloatPool,
     evaluate,
 )
 from codegen.importer import import_model
-from codegen.ir import Padding
+from codegen.ir import GlobalAveragePool, Padding
 from codegen.quantization_report import compare
 from codegen.quantize import quantize
 
@@ -69,7 +68,7 @@ def network(
             weight(channels, channels, 1, 1) * d[rows] / c[:, None, None],
             rng.normal(0.3, 0.3, channels) * d, clamp=clamp,
         ),
-        FloatPool("pool", "last", "pool"),
+        GlobalAveragePool("pool", "last", "pool"),
         FloatHead("head", "pool", "logits", rng.normal(size=(5, channels)) / d, np.zeros(5)),
     )  # fmt: skip
     shapes = {"x": (3, 8, 8), "pool": (channels, 1, 1)}

@@ -12,19 +12,10 @@ from hypothesis import strategies as st
 from codegen.emit_c import emit
 from codegen.errors import ModelError
 from codegen.float_autodiff import cosines
-from codegen.float_graph import (
-    Clamp,
-    FloatClamp,
-    FloatConv,
-    FloatGraph,
-    FloatHead,
-    FloatMaxPool,
-    FloatOp,
-    FloatPool,
-)
+from codegen.float_graph import Clamp, FloatClamp, FloatConv, FloatGraph, FloatHead, FloatOp
 from codegen.host_engine import HostEngine
 from codegen.interpreter import Interpreter
-from codegen.ir import Graph, Padding
+from codegen.ir import GlobalAveragePool, Graph, MaxPool, Padding
 from codegen.lowering import lower
 from codegen.plans import Plan
 from codegen.program import Program
@@ -120,7 +111,7 @@ def test_activations_of_their_own_are_streamed_with_the_layers_around_them(tmp_p
         shapes |= {f"{name}.y": (outputs, 12, 9), f"{name}.r": (outputs, 12, 9)}
         last = f"{name}.r"
     shapes["p.y"] = (4, 1, 1)
-    ops.append(FloatPool("p", last, "p.y"))
+    ops.append(GlobalAveragePool("p", last, "p.y"))
     ops.append(FloatHead("head", "p.y", "logits", rng.normal(size=(5, 4)), np.zeros(5)))
     samples = rng.normal(0, 1, (8, *shapes["x"])).astype(np.float32)
     graph = quantize(FloatGraph("bends", "x", shapes, tuple(ops)), samples)
@@ -141,7 +132,7 @@ def test_windows_of_more_than_256_positions_find_the_first_of_the_largest(tmp_pa
     shapes = {"x": (2, 20, 17), "c.y": (3, 20, 17), "p.y": (3, 1, 1)}
     ops = (
         FloatConv("c", "x", "c.y", rng.normal(size=(3, 2, 1, 1)), np.zeros(3)),
-        FloatMaxPool("p", "c.y", "p.y", (20, 17), (20, 17)),
+        MaxPool("p", "c.y", "p.y", (20, 17), (20, 17)),
         FloatHead("head", "p.y", "logits", rng.normal(size=(4, 3)), np.zeros(4)),
     )
     samples = rng.normal(0, 1, (8, 2, 20, 17)).astype(np.float32)
@@ -162,7 +153,7 @@ def test_long_signals_of_one_row_train_to_the_same_bits(tmp_path: Path) -> None:
         FloatConv("c", "x", "c.y", rng.normal(size=(6, 3, 1, 5)), np.zeros(6), padding=around),
         FloatConv("d", "c.y", "d.y", rng.normal(size=(6, 1, 1, 5)), np.zeros(6), groups=6,
                   padding=around),
-        FloatPool("p", "d.y", "p.y"),
+        GlobalAveragePool("p", "d.y", "p.y"),
         FloatHead("head", "p.y", "logits", rng.normal(size=(4, 6)), np.zeros(4)),
     )  # fmt: skip
     samples = (rng.normal(0, 1, (8, 3, 1, 700)) + 0.3).astype(np.float32)

@@ -9,15 +9,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from codegen.float_graph import (
-    FloatConcat,
-    FloatConv,
-    FloatGraph,
-    FloatMaxPool,
-    FloatPool,
-    evaluate,
-)
+from codegen.float_graph import FloatConv, FloatGraph, evaluate
 from codegen.importer import import_model
+from codegen.ir import Concat, GlobalAveragePool, MaxPool
 from codegen.quantization_report import simulate
 from codegen.quantize import quantize, quantize_input
 
@@ -113,14 +107,14 @@ def test_asymmetric_padding_written_as_pad_goes_into_the_convolution() -> None:
 def test_an_activation_behind_a_max_pool_is_folded_into_the_convolution_before_it() -> None:
     graph = import_model(MODELS / "lenet_script.onnx")
     kinds = [type(op) for op in graph.ops[:4]]
-    assert kinds == [FloatConv, FloatMaxPool, FloatConv, FloatMaxPool]
+    assert kinds == [FloatConv, MaxPool, FloatConv, MaxPool]
     assert all(op.clamp.low == 0.0 for op in graph.ops if isinstance(op, FloatConv))
 
 
 def test_the_mean_is_taken_before_a_convolution_that_classifies() -> None:
     graph = import_model(MODELS / "fire_dynamo.onnx")
-    assert isinstance(graph.ops[-2], FloatPool)
-    assert isinstance(graph.ops[-3], FloatConcat)
+    assert isinstance(graph.ops[-2], GlobalAveragePool)
+    assert isinstance(graph.ops[-3], Concat)
     assert graph.head.weight.shape == (5, 16)
 
 

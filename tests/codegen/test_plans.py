@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from codegen.calibration_set import load_calibration
 from codegen.errors import PlanError
 from codegen.importer import import_model
 from codegen.ir import Conv, Graph
@@ -22,7 +23,7 @@ from codegen.plans import (
     parameter_count,
     resolve,
 )
-from codegen.quantize import load_calibration, quantize
+from codegen.quantize import quantize
 from tests.codegen import mcunet
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"

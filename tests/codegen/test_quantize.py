@@ -21,7 +21,6 @@ from codegen.float_graph import (
     FloatConv,
     FloatGraph,
     FloatHead,
-    FloatPool,
     evaluate,
 )
 from codegen.importer import import_model
@@ -54,9 +53,12 @@ def small_graph(seed: int = 0, clamp: Clamp = NO_CLAMP) -> FloatGraph:
     )  # fmt: skip
     head = FloatHead("head", "pool", "head", random.normal(size=(4, 6)), random.normal(size=4))
     ops = (
-        conv, depthwise, FloatAdd("sum", ("conv", "dw"), "sum"), FloatPool("pool", "sum", "pool"),
+        conv,
+        depthwise,
+        FloatAdd("sum", ("conv", "dw"), "sum"),
+        ir.GlobalAveragePool("pool", "sum", "pool"),
         head,
-    )  # fmt: skip
+    )
     shapes = dict.fromkeys(("conv", "dw", "sum"), (6, 5, 4))
     return FloatGraph("small", "x", {"x": (3, 5, 4), **shapes, "pool": (6, 1, 1)}, ops)
 

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from codegen.float_graph import Coding, FloatGraph, FloatPool
+from codegen.float_graph import Coding, FloatGraph
 from codegen.importer import import_model
 from codegen.interpreter import Interpreter
 from codegen.ir import AveragePool, GlobalAveragePool, Graph, Requantize
@@ -134,7 +134,7 @@ def test_a_mean_with_a_scale_of_its_own_keeps_it(tmp_path: Path) -> None:
         per_channel=True,
     )  # fmt: skip
     kept = import_model(path)
-    pool = next(op for op in kept.ops if isinstance(op, FloatPool))
+    pool = next(op for op in kept.ops if isinstance(op, GlobalAveragePool))
     assert any(isinstance(op, GlobalAveragePool) for op in quantize(kept, None).ops)
     finer = Coding(kept.codings[pool.input].scale / 3, -128)
     own = dataclasses.replace(kept, codings={**kept.codings, pool.output: finer})

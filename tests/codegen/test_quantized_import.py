@@ -14,6 +14,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from codegen.calibration_set import load_calibration
 from codegen.errors import CalibrationError, ModelError
 from codegen.float_autodiff import forward_integers
 from codegen.float_graph import evaluate
@@ -23,7 +24,7 @@ from codegen.ir import Conv, DepthwiseConv
 from codegen.layer_arithmetic import logit_scale
 from codegen.lowering import lower
 from codegen.plans import default_plans
-from codegen.quantize import load_calibration, quantize, quantize_input
+from codegen.quantize import quantize, quantize_input
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 

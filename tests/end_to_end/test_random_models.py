@@ -9,12 +9,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from codegen.boards import load_board
+from codegen.calibration_set import load_calibration
 from codegen.compile import build_host_engine, compile_graph
 from codegen.host_engine import HostEngine
 from codegen.importer import import_model
 from codegen.interpreter import Interpreter
 from codegen.lowering import lower
-from codegen.quantize import load_calibration, quantize, quantize_input
+from codegen.quantize import quantize, quantize_input
 from codegen.toolchain import find_toolchain
 from simulator.image_engine import ImageEngine
 from tests.codegen.random_graphs import full_plan, random_plan

@@ -9,6 +9,7 @@ import pytest
 
 from codegen import blob
 from codegen.boards import load_board
+from codegen.calibration_set import load_calibration
 from codegen.compile import build_host_engine, compile_graph
 from codegen.host_engine import HostEngine
 from codegen.importer import import_model
@@ -17,7 +18,7 @@ from codegen.ir import Graph
 from codegen.lowering import lower
 from codegen.plans import Plan, default_plans
 from codegen.program import Program
-from codegen.quantize import load_calibration, quantize, quantize_input
+from codegen.quantize import quantize, quantize_input
 from codegen.toolchain import find_toolchain
 from simulator.measure import ImageEngine
 from tests.codegen.random_graphs import full_plan

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from codegen import blob, ir
+from codegen.calibration_set import load_calibration
 from codegen.compile import build_host_engine
 from codegen.host_engine import HostEngine
 from codegen.importer import import_model
@@ -17,7 +18,7 @@ from codegen.lowering import lower
 from codegen.plans import load_plan, resolve
 from codegen.program import Program
 from codegen.quantization_report import simulate
-from codegen.quantize import load_calibration, quantize, quantize_input
+from codegen.quantize import quantize, quantize_input
 from simulator.digits import DeviceSamples, deal
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"

@@ -5,8 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from codegen.calibration_set import load_calibration
 from codegen.importer import import_model
-from codegen.quantize import load_calibration, quantize, quantize_input
+from codegen.quantize import quantize, quantize_input
 from fleet.demo.digits import (
     BOARDS,
     RESOURCES,
