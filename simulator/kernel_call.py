@@ -1,6 +1,6 @@
 """Calls single C functions, on an emulated Cortex-M and on this machine, with numpy buffers.
 
-For tests and benchmarks of kernels: no board, no firmware around them. Both sides place their
+For tests of kernels: no board, no firmware around them. Both sides place their
 arguments in fresh memory with red zones around every buffer, so that a write outside of one is
 an error and not luck; ARM counts instructions exactly.
 
@@ -15,7 +15,6 @@ import ctypes
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -84,7 +83,7 @@ class _Memory(Protocol):
 
     def write(self, address: int, data: bytes) -> None: ...
 
-    def read(self, address: int, size: int) -> bytes: ...
+    def read_memory(self, address: int, size: int) -> bytes: ...
 
 
 class _Frame:
@@ -114,10 +113,10 @@ class _Frame:
         Raises: MachineFault for a write outside of them.
         """
         for address in self._red_zones:
-            if self._memory.read(address, len(_RED_ZONE)) != _RED_ZONE:
+            if self._memory.read_memory(address, len(_RED_ZONE)) != _RED_ZONE:
                 raise MachineFault("a kernel wrote outside its buffers", address=address)
         for array, address in self._arrays.values():
-            content = np.frombuffer(self._memory.read(address, array.nbytes), array.dtype)
+            content = np.frombuffer(self._memory.read_memory(address, array.nbytes), array.dtype)
             if array.flags.writeable:
                 array[...] = content.reshape(array.shape)
             elif content.tobytes() != array.tobytes():
@@ -126,7 +125,7 @@ class _Frame:
             for i, offset in enumerate(offsets):
                 if item.formats[i] != "P":
                     kind = np.dtype(item.formats[i])
-                    data = self._memory.read(address + offset, kind.itemsize)
+                    data = self._memory.read_memory(address + offset, kind.itemsize)
                     item.values[i] = int(np.frombuffer(data, kind)[0])
 
     def _place_array(self, array: Array) -> int:
@@ -186,7 +185,7 @@ class HostKernels:
         """Stores to this process."""
         ctypes.memmove(address, data, len(data))
 
-    def read(self, address: int, size: int) -> bytes:
+    def read_memory(self, address: int, size: int) -> bytes:
         """Loads from this process."""
         return ctypes.string_at(address, size)
 
@@ -209,11 +208,6 @@ class ArmKernels(UnicornCore):
             self._check(status, "memory")
         for start, data in self.image.segments:
             self.write(start, data)
-
-    @cached_property
-    def functions(self) -> list[str]:
-        """Names of what can be called."""
-        return sorted(name for name in self.image.symbols if name.startswith("tf_"))
 
     def call(self, function: str, *arguments: Any) -> Call:
         """Calls ``function`` by the AAPCS; arrays are copied in, and back after it.
@@ -251,7 +245,7 @@ class ArmKernels(UnicornCore):
         )
         self._check(status, "store")
 
-    def read(self, address: int, size: int) -> bytes:
+    def read_memory(self, address: int, size: int) -> bytes:
         """Loads from the machine."""
         data = ctypes.create_string_buffer(size)
         status = binding.uclib.uc_mem_read(
@@ -259,10 +253,6 @@ class ArmKernels(UnicornCore):
         )
         self._check(status, "load")
         return data.raw
-
-    def read_memory(self, address: int, size: int) -> bytes:
-        """The same, by the name that counting knows it by."""
-        return self.read(address, size)
 
 
 def arm_kernels(

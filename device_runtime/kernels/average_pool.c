@@ -21,17 +21,6 @@ static int32_t counted_columns(const tf_average_pooling *layer, uint32_t x) {
                    window->in_width, layer->counted_left, layer->counted_right);
 }
 
-/* Mean code of `count` codes, halves to even; `sum` is that of the codes less `zero`. */
-static int32_t mean_code(int32_t sum, int32_t zero, int32_t count) {
-    const int32_t raised = sum + (zero + 128) * count; /* not negative: / floors */
-    int32_t mean = raised / count;
-    const int32_t rest = 2 * (raised - mean * count);
-    if (rest > count || (rest == count && (mean & 1) != 0)) {
-        mean++;
-    }
-    return mean - 128;
-}
-
 void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *input, int8_t *output,
                              uint8_t *mask) {
     const tf_pool_window *window = &layer->window;
@@ -58,7 +47,7 @@ void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *inpu
                 }
                 int32_t value;
                 if (layer->requantize == NULL) {
-                    value = mean_code(sum, layer->in_zero, count);
+                    value = tf_mean_code(sum, layer->in_zero, count);
                 } else {
                     const tf_requantizer by = tf_make_requantizer(
                         layer->requantize[count - layer->least_count], layer->out_zero);

@@ -8,9 +8,9 @@
 static void sum_lanes(const int16_t *error, uint32_t pixels, uint32_t channels, int32_t *sums) {
     int32_t s[LANES] = {0};
     for (; pixels > 0u; pixels--, error += channels) {
-#if TF_PAIRS
+#if TF_DSP
         for (uint32_t i = 0; i < LANES; i += 2u) {
-            const uint32_t pair = tf_load_pair(error + i);
+            const uint32_t pair = tf_load32(error + i);
             s[i] += (int16_t)pair;
             s[i + 1u] += (int32_t)pair >> 16;
         }

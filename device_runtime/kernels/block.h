@@ -9,10 +9,16 @@
 #ifndef TINYFLEET_BLOCK_H
 #define TINYFLEET_BLOCK_H
 
-#include "dot.h"
+#include "pairs.h"
 #include "tinyfleet/kernels.h"
 
 #define TF_BLOCK_PIXELS 4u
+
+/* Output pixels see one input pixel each, in the same order: blocks may go on from row to row. */
+static inline uint32_t tf_is_pointwise(const tf_convolution *layer) {
+    return layer->kernel_height == 1 && layer->kernel_width == 1 && layer->stride_height == 1 &&
+           layer->stride_width == 1 && layer->pad_top == 0 && layer->pad_left == 0;
+}
 
 /* Rows of packed weights, and columns, are filled up to this. */
 static inline uint32_t tf_packed_length(uint32_t length) {
@@ -62,8 +68,8 @@ typedef struct {
 
 static inline void tf_fill_offsets(int32_t offsets[24], int32_t zero) {
     offsets[0] = 0;
-    for (uint32_t shift = 1; shift < 24u; shift++) {
-        offsets[shift] = (2 * zero + 1) * (1 << (shift - 1));
+    for (int32_t shift = 1; shift < 24; shift++) {
+        offsets[shift] = tf_requantize_offset(zero, shift);
     }
 }
 

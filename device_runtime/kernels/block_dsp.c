@@ -8,6 +8,15 @@
 
 #if TF_DSP
 
+TF_AT(tf_forward_block, output, 96);
+TF_AT(tf_forward_block, weights, 116);
+TF_AT(tf_forward_block, columns_end, 128);
+TF_AT(tf_forward_block, mask_end, 140);
+TF_AT(tf_forward_block, each, 172);
+TF_AT(tf_gradient_block, stream, 16);
+TF_AT(tf_gradient_block, half, 32);
+TF_AT(tf_gradient_block, loop, 44);
+
 /* Four bytes at `src` to two words: low and high, by way of `even`. */
 #define WIDEN(src, even, low, high)                     \
     "ldr r6, [" #src "], #4\n\t"                        \

@@ -35,8 +35,8 @@ static void widen(const job *job, uint32_t pixel, uint32_t at, const int8_t *src
     for (; i + 4u <= count; i += 4u, to += 16) {
         const uint32_t word = tf_load32(src + i);
         const uint32_t even = tf_even_plus(minus, word), odd = tf_odd_plus(minus, word);
-        tf_store32(to, tf_pack_low(even, odd));
-        tf_store32(to + 8, tf_pack_high(even, odd));
+        tf_store32(to, tf_pack_lower(even, odd));
+        tf_store32(to + 8, tf_pack_upper(even, odd));
     }
 #endif
     for (; i < count; i++) {
@@ -303,11 +303,6 @@ static void run_rows(const job *job, tf_forward_block *block, uint32_t first, ui
     }
 }
 
-static uint32_t is_pointwise(const tf_convolution *layer) {
-    return layer->kernel_height == 1 && layer->kernel_width == 1 && layer->stride_height == 1 &&
-           layer->stride_width == 1 && layer->pad_top == 0 && layer->pad_left == 0;
-}
-
 #if TF_DSP
 /* The blocks of a pointwise layer that have four of `pixels` pixels in a row; returns the number of
  * pixels made, 0 where the channels don't come in whole words and parts. */
@@ -368,7 +363,7 @@ static void run_span(job *job, const tf_span *span, const int8_t *input, int8_t 
     const uint32_t all = span->first == 0 && span->end == layer->out_height &&
                          span->in_ring == layer->in_height && span->out_ring == layer->out_height;
     /* Bits of the mask are counted from the first row. */
-    const uint32_t long_rows = is_pointwise(layer) && (mask == NULL || all);
+    const uint32_t long_rows = tf_is_pointwise(layer) && (mask == NULL || all);
     tf_forward_block block;
     job->input = input;
     job->mask = mask;

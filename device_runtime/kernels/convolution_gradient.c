@@ -39,7 +39,7 @@ static inline uint32_t scale_two(const int16_t *error, int16x2_t multiplier, int
     const int16x2_t e = (int16x2_t)tf_load32(error);
     const int32_t low = __smlabb(e, multiplier, half) >> shift;
     const int32_t high = __smlatt(e, multiplier, half) >> shift;
-    return tf_pack_low((uint32_t)low, (uint32_t)high);
+    return tf_pack_lower((uint32_t)low, (uint32_t)high);
 }
 #endif
 
@@ -218,11 +218,6 @@ static void run_all(const job *job, tf_gradient_block *block) {
     }
 }
 
-static uint32_t is_pointwise(const tf_convolution *layer) {
-    return layer->kernel_height == 1 && layer->kernel_width == 1 && layer->stride_height == 1 &&
-           layer->stride_width == 1 && layer->pad_top == 0 && layer->pad_left == 0;
-}
-
 /* Saturates -32768, which blocks leave, to -32767; returns the largest |error|. */
 static int32_t saturate(int16_t *error, uint32_t size) {
     int32_t largest = 0;
@@ -262,7 +257,7 @@ void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *e
                .shift = 15 - left,
                .stream = scratch,
                .taps = (uint16_t *)(scratch + most_taps * pairs * TF_STREAM_STEP),
-               .pointwise = is_pointwise(layer)};
+               .pointwise = tf_is_pointwise(layer)};
     int8_t *merged = (int8_t *)(job.taps + ((most_taps + 1u) & ~1u));
     tf_gradient_block block;
     block.shift = layer->error_shift;

@@ -3,9 +3,6 @@
 #include "fixed_point.h"
 #include "weight_update.h"
 
-/* Sums over so many pixels fit 32 bits (codegen/layer_arithmetic.py: PIXELS_IN_32_BITS). */
-#define PIECE 256u
-
 /* What does not change between the trained channels of a layer. */
 typedef struct {
     const tf_convolution *layer;
@@ -68,7 +65,7 @@ static void add_pixel(const job *job, const int16_t *error, uint32_t both, uint3
     }
 }
 
-/* Sums of error * input over `count` (at most PIECE) pixels from `first` (even) on. */
+/* Sums of error * input over `count` (at most TF_PIECE) pixels from `first` (even) on. */
 static void sum_piece(const job *job, const int16_t *error, uint32_t both, uint32_t first,
                       uint32_t count, tf_gradients *sums) {
     const uint32_t step = job->layer->out_channels;
@@ -82,7 +79,7 @@ static void sum_piece(const job *job, const int16_t *error, uint32_t both, uint3
         memset(sums, 0, sizeof *sums);
     }
 #else
-    int16_t errors[2][PIECE];
+    int16_t errors[2][TF_PIECE];
     for (; done < count; done++) {
         const int16_t *at = error + (first + done) * step;
         errors[0][done] = at[0];
@@ -108,10 +105,10 @@ static void sum_piece(const job *job, const int16_t *error, uint32_t both, uint3
 static __attribute__((noinline)) void sum_wide(const job *job, const int16_t *error, uint32_t both,
                                                tf_gradients *sums) {
     int64_t totals[2][TF_BLOCK_LANES] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
-    for (uint32_t first = 0; first < job->pixels; first += PIECE) {
+    for (uint32_t first = 0; first < job->pixels; first += TF_PIECE) {
         const uint32_t left = job->pixels - first;
         tf_gradients part;
-        sum_piece(job, error, both, first, left < PIECE ? left : PIECE, &part);
+        sum_piece(job, error, both, first, left < TF_PIECE ? left : TF_PIECE, &part);
         for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
             totals[0][lane] += part.of[0][lane];
             totals[1][lane] += part.of[1][lane];
@@ -211,7 +208,7 @@ void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *er
         for (uint32_t o = 0; o < outputs; o += 2u) {
             const uint32_t both = outputs - o > 1u;
             tf_gradients sums;
-            if (pixels <= PIECE) {
+            if (pixels <= TF_PIECE) {
                 sum_piece(&job, error + o, both, 0, pixels, &sums);
             } else {
                 sum_wide(&job, error + o, both, &sums);

@@ -29,7 +29,7 @@ static inline int8_t code_of(const tf_requantizer *by, int32_t sum) {
 static inline __attribute__((always_inline)) void store_four(const tf_requantizer *by,
                                                              const int32_t **sums, int8_t **output,
                                                              uint32_t step, uint32_t thrice) {
-#if TF_PAIRS
+#if TF_DSP
     __asm volatile("ldmia %[sums]!, {r4, r5, r6, r8}\n\t"
                    "smmla r4, r4, %[word], %[offset]\n\t"
                    "smmla r5, r5, %[word], %[offset]\n\t"
@@ -95,7 +95,7 @@ static inline __attribute__((always_inline)) void store_two_marked(const tf_requ
                                                                    const int32_t **sums,
                                                                    int8_t **output, uint8_t **byte,
                                                                    uint32_t apart, uint32_t keep) {
-#if TF_PAIRS
+#if TF_DSP
     int32_t code;
     __asm volatile(
         "ldrd r4, r5, [%[sums]], #8\n\t"

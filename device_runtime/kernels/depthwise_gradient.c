@@ -25,7 +25,7 @@ typedef struct {
     int32_t magnitude;
 } gradient_job;
 
-#if TF_PAIRS
+#if TF_DSP
 
 static int16_t to_code(int32_t sum, int32_t factor) {
     int32_t code;
@@ -85,7 +85,7 @@ static __attribute__((noinline)) int32_t store_upper_words(const int32_t *sums, 
 static void store_sums(gradient_job *job, int32_t multiplier, uint32_t count, int16_t *out,
                        uint32_t step) {
     const int32_t *sums = job->sums;
-#if TF_PAIRS
+#if TF_DSP
     if (job->shift >= 16 && job->shift <= 32) {
         const int32_t factor = multiplier * (1 << (32 - job->shift));
         const int32_t magnitude = store_upper_words(sums, factor, count, out, step);
@@ -261,9 +261,6 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
     out_scale->magnitude = job.magnitude;
 }
 
-/* Sums over so many pixels fit 32 bits (codegen/layer_arithmetic.py: PIXELS_IN_32_BITS). */
-#define PIECE 256u
-
 /* Planes of one channel: every input row as stride_width rows of its own, of every stride-th
  * column each, and the errors. */
 typedef struct {
@@ -278,7 +275,7 @@ static void gather_channel(const update_planes *planes, const int8_t *input, con
     for (int32_t phase = 0; phase < stride; phase++) {
         /* Element i lies under column i * stride + phase - pad_left. */
         const int32_t offset = layer->pad_left - phase;
-        const int32_t first = offset <= 0 ? 0 : (offset + stride - 1) / stride;
+        const int32_t first = tf_clamp((offset + stride - 1) / stride, 0, (int32_t)planes->line);
         const int32_t behind = layer->in_width - 1 + offset;
         const int32_t end =
             tf_clamp(behind < 0 ? 0 : behind / stride + 1, first, (int32_t)planes->line);
@@ -324,7 +321,7 @@ static void tap_gradients(const update_planes *planes, int32_t row, int32_t col,
     by.rows = 1;
     for (int32_t y = first; y < end; y++) {
         for (uint32_t left = width; left > 0u; left -= by.count) {
-            by.count = left < PIECE ? left : PIECE;
+            by.count = left < TF_PIECE ? left : TF_PIECE;
             tf_correlate(&by, count, gradients);
             for (uint32_t i = 0; i < count; i++) {
                 totals[i] += gradients[i];

@@ -11,12 +11,12 @@ static void mask_singly(int16_t *error, const uint8_t *mask, uint32_t from, uint
     }
 }
 
-#if TF_PAIRS
+#if TF_DSP
 
 /* Two pairs of codes stay where their bits are set. Bits are the signs of the halves of `signs`,
  * and of signs << 2; returns signs << 4. */
 static inline uint32_t mask_pairs(int16_t *error, uint32_t signs, tf_extremes *seen) {
-    uint32_t a = tf_load_pair(error), b = tf_load_pair(error + 2), sum;
+    uint32_t a = tf_load32(error), b = tf_load32(error + 2), sum;
     __asm("sadd16 %[sum], %[signs], %[none]\n\t"
           "sel %[a], %[none], %[a]\n\t"
           "lsl %[signs], %[signs], #2\n\t"
@@ -26,8 +26,8 @@ static inline uint32_t mask_pairs(int16_t *error, uint32_t signs, tf_extremes *s
           : [a] "+r"(a), [b] "+r"(b), [signs] "+r"(signs), [sum] "=&r"(sum)
           : [none] "r"(0)
           : "cc");
-    tf_store_pair(error, a);
-    tf_store_pair(error + 2, b);
+    tf_store32(error, a);
+    tf_store32(error + 2, b);
     tf_note_pairs(seen, a, b);
     return signs;
 }
@@ -41,11 +41,11 @@ void tf_error_mask(int16_t *error, tf_scale *scale, const uint8_t *mask, uint32_
         const uint32_t bits = bytes[0] | (uint32_t)bytes[1] << 8;
         if (bits == 0u) {
             for (uint32_t i = 0; i < 16u; i += 2u) {
-                tf_store_pair(next + i, 0);
+                tf_store32(next + i, 0);
             }
         } else if ((bits ^ 0xffffu) == 0u) {
             for (uint32_t i = 0; i < 16u; i += 4u) {
-                tf_note_pairs(&seen, tf_load_pair(next + i), tf_load_pair(next + i + 2));
+                tf_note_pairs(&seen, tf_load32(next + i), tf_load32(next + i + 2));
             }
         } else {
             /* Bits 0 and 1 become the signs of the halves, then 2 and 3, and so on. */
@@ -77,13 +77,13 @@ static inline int32_t shifted(int32_t value, int32_t shift) {
     return shift < 0 ? value * (1 << -shift) : tf_round_shift32(value, shift);
 }
 
-#if TF_PAIRS
+#if TF_DSP
 
 /* Both halves times 2^-shift, rounded. The factor is 2^(15 - shift) where the shift goes right,
  * 2^-shift where it goes left. */
 static inline __attribute__((always_inline)) uint32_t shift_pair(uint32_t pair, int32_t factor,
                                                                  const int right) {
-    int32_t low, high;
+    uint32_t low, high;
     if (right) {
         uint32_t both;
         __asm("smlabb %0, %1, %2, %3" : "=r"(low) : "r"(pair), "r"(factor), "r"(1 << 14));
@@ -93,7 +93,7 @@ static inline __attribute__((always_inline)) uint32_t shift_pair(uint32_t pair, 
     }
     __asm("smulbb %0, %1, %2" : "=r"(low) : "r"(pair), "r"(factor));
     __asm("smultb %0, %1, %2" : "=r"(high) : "r"(pair), "r"(factor));
-    return tf_pack_lower((uint32_t)low, (uint32_t)high);
+    return tf_pack_lower(low, high);
 }
 
 /* 16 to the right leave nothing, nor does a factor of 0. */
@@ -111,12 +111,12 @@ static inline __attribute__((always_inline)) void
 add_shifted(int16_t *a, const int16_t *b, uint32_t count, int32_t a_factor, int32_t b_factor,
             const int a_right, const int b_right, tf_extremes *seen) {
     for (const int16_t *end = a + count; a != end; a += 4, b += 4) {
-        const uint32_t first = add_pairs(shift_pair(tf_load_pair(a), a_factor, a_right),
-                                         shift_pair(tf_load_pair(b), b_factor, b_right));
-        const uint32_t second = add_pairs(shift_pair(tf_load_pair(a + 2), a_factor, a_right),
-                                          shift_pair(tf_load_pair(b + 2), b_factor, b_right));
-        tf_store_pair(a, first);
-        tf_store_pair(a + 2, second);
+        const uint32_t first = add_pairs(shift_pair(tf_load32(a), a_factor, a_right),
+                                         shift_pair(tf_load32(b), b_factor, b_right));
+        const uint32_t second = add_pairs(shift_pair(tf_load32(a + 2), a_factor, a_right),
+                                          shift_pair(tf_load32(b + 2), b_factor, b_right));
+        tf_store32(a, first);
+        tf_store32(a + 2, second);
         tf_note_pairs(seen, first, second);
     }
 }
@@ -158,7 +158,7 @@ void tf_error_sum(int16_t *a, tf_scale *a_scale, const int16_t *b, const tf_scal
     const int32_t b_shift = tf_clamp(exponent - b_scale->exponent, -14, 16);
     int32_t magnitude = 0;
     uint32_t i = 0;
-#if TF_PAIRS
+#if TF_DSP
     i = size & ~3u;
     magnitude = add_by_pairs(a, a_shift, b, b_shift, i);
     tf_amend_lowest(a, i, &magnitude);
@@ -179,18 +179,18 @@ void tf_error_scale(const int16_t *error, const tf_scale *scale, int16_t multipl
     const int32_t shift = 15 - headroom;
     int32_t magnitude = 0;
     uint32_t i = 0;
-#if TF_PAIRS
+#if TF_DSP
     tf_extremes seen = {0, 0};
     const int32_t half = shift == 0 ? 0 : 1 << (shift - 1);
     for (; i + 4u <= size; i += 4u) {
         uint32_t pairs[2];
         for (uint32_t j = 0; j < 2u; j++) {
-            const uint32_t pair = tf_load_pair(error + i + 2u * j);
+            const uint32_t pair = tf_load32(error + i + 2u * j);
             int32_t low, high;
             __asm("smlabb %0, %1, %2, %3" : "=r"(low) : "r"(pair), "r"(multiplier), "r"(half));
             __asm("smlatb %0, %1, %2, %3" : "=r"(high) : "r"(pair), "r"(multiplier), "r"(half));
             pairs[j] = tf_pack_lower((uint32_t)(low >> shift), (uint32_t)(high >> shift));
-            tf_store_pair(out + i + 2u * j, pairs[j]);
+            tf_store32(out + i + 2u * j, pairs[j]);
         }
         tf_note_pairs(&seen, pairs[0], pairs[1]);
     }

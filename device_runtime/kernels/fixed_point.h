@@ -42,9 +42,14 @@ typedef struct {
     int32_t word, offset, shift;
 } tf_requantizer;
 
+/* Shifts are 1 … 23. */
+static inline int32_t tf_requantize_offset(int32_t zero, int32_t shift) {
+    return (2 * zero + 1) * (1 << (shift - 1));
+}
+
 static inline tf_requantizer tf_make_requantizer(tf_multiplier word, int32_t zero) {
     const int32_t shift = word & 31;
-    const tf_requantizer r = {word, (2 * zero + 1) * (1 << (shift - 1)), shift};
+    const tf_requantizer r = {word, tf_requantize_offset(zero, shift), shift};
     return r;
 }
 
@@ -72,6 +77,17 @@ static inline int32_t tf_clamp8(int32_t value) {
 #else
     return tf_clamp(value, -128, 127);
 #endif
+}
+
+/* Mean code of `count` codes, halves to even; `sum` is that of the codes less `zero`. */
+static inline int32_t tf_mean_code(int32_t sum, int32_t zero, int32_t count) {
+    const int32_t raised = sum + (zero + 128) * count; /* not negative: / floors */
+    int32_t mean = raised / count;
+    const int32_t rest = 2 * (raised - mean * count);
+    if (rest > count || (rest == count && (mean & 1) != 0)) {
+        mean++;
+    }
+    return mean - 128;
 }
 
 /* ORs `count` (at most 8) bits into a mask from bit `index` on. */
@@ -116,11 +132,12 @@ static inline int32_t tf_apply_large_step(int32_t gradient, tf_step step) {
         }
         return value;
     }
-    if (step.shift < 0) {
-        const uint64_t size = (uint64_t)(product < 0 ? -product : product);
-        if (size != 0 && tf_bit_length64(size) - step.shift > 31) {
-            return product < 0 ? -INT32_MAX : INT32_MAX;
-        }
+    if (product == 0) {
+        return 0; /* whatever the shift */
+    }
+    const uint64_t size = (uint64_t)(product < 0 ? -product : product);
+    if (tf_bit_length64(size) - step.shift > 31) {
+        return product < 0 ? -INT32_MAX : INT32_MAX;
     }
     return tf_saturate32(tf_round_shift(product, step.shift));
 }

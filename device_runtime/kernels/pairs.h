@@ -1,5 +1,5 @@
-/* Pairs of int16 in a word, for the DSP instructions that work on both halves at once; and the
- * largest |code| of an error tensor, found while its codes are written. */
+/* Words that hold several values, for the DSP instructions that work on both halves at once; and
+ * the largest |code| of an error tensor, found while its codes are written. */
 #ifndef TINYFLEET_PAIRS_H
 #define TINYFLEET_PAIRS_H
 
@@ -7,24 +7,33 @@
 
 #include "fixed_point.h"
 
-#if defined(__ARM_FEATURE_DSP) && !defined(TF_PORTABLE_KERNELS)
-#define TF_PAIRS 1
+#if defined(__ARM_FEATURE_DSP)
+#define TF_DSP 1
 #include <arm_acle.h>
+#else
+#define TF_DSP 0
+#endif
+
+static inline uint32_t tf_load32(const void *from) {
+    uint32_t word;
+    memcpy(&word, from, sizeof word);
+    return word;
+}
+
+static inline void tf_store32(void *to, uint32_t word) {
+    memcpy(to, &word, sizeof word);
+}
+
+#if TF_DSP
+
+/* Compiles only where `field` lies at `place`: assembler knows it by that. */
+#define TF_AT(type, field, place) \
+    extern const char type##_##field##_is_there[offsetof(type, field) == (place) ? 1 : -1]
 
 /* The highest and the lowest code so far, for each half of a word. */
 typedef struct {
     uint32_t highest, lowest;
 } tf_extremes;
-
-static inline uint32_t tf_load_pair(const int16_t *from) {
-    uint32_t pair;
-    memcpy(&pair, from, sizeof pair);
-    return pair;
-}
-
-static inline void tf_store_pair(int16_t *to, uint32_t pair) {
-    memcpy(to, &pair, sizeof pair);
-}
 
 /* Takes note of two pairs of codes. */
 static inline void tf_note_pairs(tf_extremes *seen, uint32_t a, uint32_t b) {
@@ -64,8 +73,25 @@ static inline uint32_t tf_pack_upper(uint32_t low, uint32_t high) {
     return both;
 }
 
-#else
-#define TF_PAIRS 0
+/* Bytes 0 and 2 of a word, or 1 and 3, each added to a half of `add`. */
+static inline uint32_t tf_even_plus(uint32_t add, uint32_t word) {
+    uint32_t even;
+    __asm("sxtab16 %0, %1, %2" : "=r"(even) : "r"(add), "r"(word));
+    return even;
+}
+
+/* No compiler folds the rotation into the instruction by itself. */
+static inline uint32_t tf_odd_plus(uint32_t add, uint32_t word) {
+    uint32_t odd;
+    __asm("sxtab16 %0, %1, %2, ror #8" : "=r"(odd) : "r"(add), "r"(word));
+    return odd;
+}
+
+/* -zero in both halves. */
+static inline uint32_t tf_minus(int32_t zero) {
+    return tf_pack_lower((uint32_t)-zero, (uint32_t)-zero);
+}
+
 #endif
 
 /* Saturation to 16 bits leaves -32768 where -32767 is the limit: amends that and the magnitude. */

@@ -1,9 +1,7 @@
 /* Planes of single channels and kernels that slide along them. */
 #include "planes.h"
 
-typedef uint32_t __attribute__((may_alias)) word;
-
-#if TF_PAIRS
+#if TF_DSP
 
 /* Overlapping pairs of rows of `width` taps, of which `count` come from `from` behind `before`
  * zeros, and the others are zero. */
@@ -20,7 +18,7 @@ widen_overlapping(const int8_t *from, int32_t step, int32_t row_step, const uint
                 tap += step;
             }
             if (i > 0u) {
-                *(word *)(void *)table = tf_pack_lower(last, next);
+                tf_store32(table, tf_pack_lower(last, next));
                 table += 2;
             }
             last = next;
@@ -50,7 +48,7 @@ void tf_widen_taps(const tf_slide *slide, const int8_t *from, int32_t step, int3
         widen_plainly(from, step, row_step, count, before, slide->taps_row, rows, table);
         return;
     }
-#if TF_PAIRS
+#if TF_DSP
     const uint32_t width = slide->width;
     if (count < width) {
         widen_overlapping(from, step, row_step, count, before, width, rows, table);
@@ -64,7 +62,7 @@ void tf_widen_taps(const tf_slide *slide, const int8_t *from, int32_t step, int3
 #endif
 }
 
-#if TF_PAIRS
+#if TF_DSP
 
 /* Four columns of two channels: pointers move on. `thrice` is 3 * step, `minus` the zero point's
  * negative, twice. */
@@ -99,12 +97,12 @@ static void gather_two(const tf_gathering *by, const int8_t *from, int32_t zero,
     const uint32_t step = by->step, count = by->count;
     const uint32_t row_gap = by->row_step - count * step, line_gap = by->line - count;
     int16_t *other = to + by->plane;
-#if TF_PAIRS
-    const uint32_t minus = tf_pack_lower((uint32_t)-zero, (uint32_t)-zero);
+#if TF_DSP
+    const uint32_t minus = tf_minus(zero);
 #endif
     for (uint32_t row = by->rows; row > 0u; row--) {
         uint32_t left = count;
-#if TF_PAIRS
+#if TF_DSP
         for (; left >= 8u; left -= 8u) {
             gather_four(&from, step, 3u * step, minus, &to, &other);
             gather_four(&from, step, 3u * step, minus, &to, &other);
@@ -148,11 +146,11 @@ gather_errors(const tf_gathering *by, const int16_t *from, int16_t *to, const ui
         const int16_t *next = from;
         int16_t *at = to;
         uint32_t left = by->count;
-#if TF_PAIRS
+#if TF_DSP
         for (; lanes == 2u && left >= 2u; left -= 2u, next += 2u * step, at += 2) {
-            const uint32_t a = tf_load_pair(next), b = tf_load_pair(next + step);
-            tf_store_pair(at, tf_pack_lower(a, b));
-            tf_store_pair(at + plane, tf_pack_upper(a, b));
+            const uint32_t a = tf_load32(next), b = tf_load32(next + step);
+            tf_store32(at, tf_pack_lower(a, b));
+            tf_store32(at + plane, tf_pack_upper(a, b));
         }
 #endif
         for (; left > 0u; left--, next += step, at++) {
@@ -177,12 +175,12 @@ static inline __attribute__((always_inline)) void correlate(const tf_correlation
     const int16_t *error = by->error, *plane = by->plane;
     int32_t s[4] = {0, 0, 0, 0};
     for (uint32_t row = by->rows; row > 0u; row--) {
-#if TF_PAIRS
+#if TF_DSP
         const int16_t *next = plane, *end = error + by->count;
         for (const int16_t *e = error; e != end; e += 2, next += 2) {
-            const int16x2_t pair = (int16x2_t) * (const word *)(const void *)e;
+            const int16x2_t pair = (int16x2_t)tf_load32(e);
             for (uint32_t i = 0; i < taps; i++) {
-                s[i] = __smlad(pair, (int16x2_t)tf_load_pair(next + i), s[i]);
+                s[i] = __smlad(pair, (int16x2_t)tf_load32(next + i), s[i]);
             }
         }
 #else

@@ -8,14 +8,7 @@ void tf_pool_forward(const tf_pooling *layer, const int8_t *input, int8_t *outpu
         for (int32_t p = 0; p < pixels; p++) {
             sum += input[(uint32_t)p * layer->channels + c];
         }
-        /* Mean, halves to even; the sum is made non-negative so that / and % floor. */
-        const int32_t raised = sum + 128 * pixels;
-        int32_t mean = raised / pixels;
-        const int32_t rest = 2 * (raised - mean * pixels);
-        if (rest > pixels || (rest == pixels && (mean & 1) != 0)) {
-            mean++;
-        }
-        output[c] = (int8_t)(mean - 128);
+        output[c] = (int8_t)tf_mean_code(sum, 0, pixels);
     }
 }
 

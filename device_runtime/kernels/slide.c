@@ -16,7 +16,11 @@
  */
 #include "planes.h"
 
-#if TF_PAIRS
+#if TF_DSP
+
+TF_AT(tf_slide_rows, row_bytes, 16);
+TF_AT(tf_slide_rows, sums, 28);
+TF_AT(tf_window, rows, 8);
 
 /* The fields of tf_slide_rows go to the stack. */
 #define ENTER                  \
@@ -216,19 +220,6 @@ SLIDE(slide_7_2) {
 }
 /* clang-format on */
 
-static int32_t one_output(const tf_slide *slide, const int16_t *x, const int16_t *t, uint32_t rows,
-                          int32_t sum) {
-    for (uint32_t r = rows; r > 0u; r--, x += slide->line, t += slide->taps_row) {
-        for (uint32_t j = 0; j < slide->taps_row; j += 2u) {
-            uint32_t word, pair;
-            memcpy(&word, x + j, sizeof word);
-            memcpy(&pair, t + j, sizeof pair);
-            sum = __smlad((int16x2_t)word, (int16x2_t)pair, sum);
-        }
-    }
-    return sum;
-}
-
 #else
 
 static inline __attribute__((always_inline)) void
@@ -270,17 +261,24 @@ SLIDE(slide_3_2, 3u, 2u)
 SLIDE(slide_5_2, 5u, 2u)
 SLIDE(slide_7_2, 7u, 2u)
 
+#endif
+
+/* Any width and stride. The table has plain taps, and a zero behind an odd number of them. */
 static int32_t one_output(const tf_slide *slide, const int16_t *x, const int16_t *t, uint32_t rows,
                           int32_t sum) {
     for (uint32_t r = rows; r > 0u; r--, x += slide->line, t += slide->taps_row) {
+#if TF_DSP
+        for (uint32_t j = 0; j < slide->taps_row; j += 2u) {
+            sum = __smlad((int16x2_t)tf_load32(x + j), (int16x2_t)tf_load32(t + j), sum);
+        }
+#else
         for (uint32_t j = 0; j < slide->width; j++) {
             sum += x[j] * t[j];
         }
+#endif
     }
     return sum;
 }
-
-#endif
 
 tf_slide tf_make_slide(uint32_t taps, uint32_t stride, uint32_t line) {
     static void (*const of_width[2][3])(const tf_slide_rows *) = {
@@ -290,7 +288,7 @@ tf_slide tf_make_slide(uint32_t taps, uint32_t stride, uint32_t line) {
         const uint32_t at = taps <= 3u ? 0u : (taps <= 5u ? 1u : 2u);
         slide.run = of_width[stride - 1u][at];
         slide.width = 2u * at + 3u;
-        slide.overlapping = TF_PAIRS && stride == 1u;
+        slide.overlapping = TF_DSP && stride == 1u;
         slide.taps_row = slide.overlapping ? 2u * (slide.width - 1u) : slide.width + 1u;
     }
     return slide;

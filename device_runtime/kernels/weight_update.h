@@ -5,6 +5,10 @@
 #include "fixed_point.h"
 #include "tinyfleet/random.h"
 
+/* Sums of error * input over so many pixels fit 32 bits: the largest even number that is not above
+ * PIXELS_IN_32_BITS of codegen/layer_arithmetic.py. */
+#define TF_PIECE 256u
+
 /* Bits that a change has below the unit of what it changes. */
 #define TF_STATE_BITS 14 /* q8.8 states, of int8 weights and of the head */
 #define TF_STEP_BITS 16  /* int8 weights without fractions */

@@ -240,7 +240,8 @@ void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *
                     int32_t *bias, const tf_whole *of_bias, const tf_update *update);
 
 /* Pointwise: out may lie over the error like a forward output over its input (weights->count == 0).
- * scratch: codegen/scratch.py */
+ * With a single input channel, two bytes behind the weights are read, too. scratch:
+ * codegen/scratch.py */
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                    tf_scale *out_scale, int16_t *scratch);

@@ -1,10 +1,11 @@
-"""Calls of one kernel on this machine and on an emulated Cortex-M, which have to agree."""
+"""Calls of one kernel on this machine and on emulated cores, which have to agree."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,41 +18,49 @@ from simulator.kernel_call import ArmKernels, Call, HostKernels, Struct, arm_ker
 
 Ints = NDArray[np.int64]
 
-_SOURCES = ["add", "bias_update", "depthwise", "depthwise_gradient", "error", "head", "loss"]
-_SOURCES += ["planes", "pool", "slide"]
-_SOURCES += ["average_pool", "concat", "max_pool", "requantize", "squared_error"]
+
+def _all_kernels() -> list[Path]:
+    return sorted((source_root() / "kernels").glob("*.c"))
 
 
 @cache
 def on_host() -> HostKernels:
     """The portable twins, with traps for undefined behaviour."""
-    return host_kernels(_sources(), include_directories(), sanitize=["undefined"])
+    return host_kernels(_all_kernels(), include_directories(), sanitize=["undefined"])
 
 
 @cache
-def on_arm() -> ArmKernels:
-    """The DSP kernels."""
-    return arm_kernels(_sources(), include_directories())
+def on_cortex_m7() -> ArmKernels:
+    """The DSP kernels, by GCC where there is one."""
+    return arm_kernels(_all_kernels(), include_directories())
 
 
-def _sources() -> list[Any]:
-    return [source_root() / "kernels" / f"{name}.c" for name in _SOURCES]
+@cache
+def on_cortex_m4() -> ArmKernels:
+    """The DSP kernels, by Clang."""
+    return arm_kernels(_all_kernels(), include_directories(), cpu="cortex-m4", compiler="zig")
 
 
-def call_both(function: str, arguments: Sequence[Any]) -> Call:
-    """Calls ``function`` on both machines, which have to leave the same bits everywhere but in
-    ``Scratch``; returns what ARM said, whose result means nothing where the function has none."""
-    for_arm = copy.deepcopy(list(arguments))
-    there = on_arm().call(function, *for_arm)
+def call_all(function: str, arguments: Sequence[Any]) -> Call:
+    """Calls ``function`` on this machine and on both cores, which have to leave the same bits
+    everywhere but in ``Scratch``; returns what the Cortex-M7 said, whose result means nothing where
+    the function has none."""
+    calls = []
+    for_arm = [copy.deepcopy(list(arguments)) for _ in range(2)]
+    for engine, copies in zip((on_cortex_m7(), on_cortex_m4()), for_arm, strict=True):
+        calls.append(engine.call(function, *copies))
     on_host().call(function, *arguments)
-    for mine, other in zip(arguments, for_arm, strict=True):
-        if isinstance(mine, Struct):
-            for a, b, code in zip(mine.values, other.values, mine.formats, strict=True):
-                if code != "P":
-                    assert a == b
-        elif isinstance(mine, np.ndarray) and not isinstance(mine, Scratch):
-            np.testing.assert_array_equal(mine, other)
-    return there
+    for copies in for_arm:
+        for mine, other in zip(arguments, copies, strict=True):
+            if isinstance(mine, Struct):
+                for a, b, code in zip(mine.values, other.values, mine.formats, strict=True):
+                    if code != "P":
+                        assert a == b
+                    elif isinstance(a, np.ndarray):
+                        np.testing.assert_array_equal(a, b)
+            elif isinstance(mine, np.ndarray) and not isinstance(mine, Scratch):
+                np.testing.assert_array_equal(mine, other)
+    return calls[0]
 
 
 class Scratch(np.ndarray[Any, np.dtype[np.int16]]):

@@ -106,8 +106,10 @@ class Case:
         factor = 200.0 / spread * self.random.uniform(0.2, 1.0, self.outputs)
         exponent = np.frexp(factor)[1]
         shift = np.clip(-exponent - 1, 1, 22)
-        mantissa = np.minimum(factor * 2.0 ** (32 + shift), INT32_MAX - 31).astype(np.int64)
-        return (mantissa // 32 * 32 + shift).astype(np.int32)
+        largest = np.minimum(factor * 2.0 ** (32 + shift), INT32_MAX - 31)
+        mantissa: Ints = largest.astype(np.int64)
+        words: Ints = mantissa // 32 * 32 + shift
+        return words.astype(np.int32)
 
     @cached_property
     def error_multiplier(self) -> NDArray[np.int16]:
@@ -219,10 +221,11 @@ class Case:
             sums += self.padded[window] @ self.weights[:, row, column].T
         raised = sums << self.pre_shift
         assert np.abs(raised).max() <= INT32_MAX
-        word = self.requantize.astype(np.int64)
+        word: Ints = self.requantize.astype(np.int64)
         shift = word & 31
         high = (raised * word) >> 32
-        return (high + (1 << (shift - 1)) + (self.out_zero << shift)) >> shift
+        before: Ints = (high + (1 << (shift - 1)) + (self.out_zero << shift)) >> shift
+        return before
 
     @property
     def output(self) -> NDArray[np.int8]:
@@ -271,20 +274,24 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn, *, pointwise: bool | None = None, most_outputs: int = 19) -> Case:
-    """Shapes from one pixel up; any kernel, stride and padding below the kernel's size."""
+    """Shapes from one pixel up; any kernel, stride and padding, also those beyond the image."""
     small = st.integers(1, 3)
     if draw(st.booleans()) if pointwise is None else pointwise:
         kernel, stride, padding = (1, 1), (1, 1), (0, 0, 0, 0)
     else:
         kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
         stride = draw(st.tuples(small, small))
-        limits = (kernel[0], kernel[1], kernel[0], kernel[1])
-        padding = draw(st.tuples(*(st.integers(0, limit - 1) for limit in limits)))
+        top, left, bottom, right = (
+            draw(st.integers(0, kernel[axis] - 1) | st.integers(0, kernel[axis] + 2))
+            for axis in (0, 1, 0, 1)
+        )
+        padding = (top, left, bottom, right)
+    least = [max(1, kernel[axis] - padding[axis] - padding[axis + 2]) for axis in (0, 1)]
     channels = draw(st.integers(1, 21) | st.sampled_from([32, 48, 70]))
     trained = draw(st.sets(st.integers(0, channels - 1)) | st.just(set()))
     return Case(
-        height=draw(st.integers(kernel[0], 9)),
-        width=draw(st.integers(kernel[1], 9)),
+        height=draw(st.integers(least[0], 9)),
+        width=draw(st.integers(least[1], 9)),
         channels=channels,
         outputs=draw(st.integers(1, most_outputs)),
         kernel=kernel,

@@ -224,7 +224,7 @@ class Depthwise:
 
 @st.composite
 def depthwise_layers(draw: st.DrawFn, same_size: bool = False) -> Depthwise:
-    """Kernels from 1 x 1 to 10 x 9, square ones most of all; any padding below the kernel.
+    """Kernels from 1 x 1 to 10 x 9, square ones most of all; any padding, also beyond the kernel.
 
     With ``same_size`` input and output have one.
     """
@@ -237,7 +237,8 @@ def depthwise_layers(draw: st.DrawFn, same_size: bool = False) -> Depthwise:
     stride_width = draw(st.one_of(st.just(stride_height), st.sampled_from([1, 2, 3])))
     if same_size:
         stride_height = stride_width = 1
-    pads = [draw(st.integers(0, size - 1)) for size in (kernel_height, kernel_width) * 2]
+    above = 0 if same_size else draw(st.sampled_from([0, 0, 0, 6]))
+    pads = [draw(st.integers(0, size - 1 + above)) for size in (kernel_height, kernel_width) * 2]
     if same_size:
         pads[2:] = kernel_height - 1 - pads[0], kernel_width - 1 - pads[1]
     height = draw(st.integers(max(1, kernel_height - pads[0] - pads[2]), 14))

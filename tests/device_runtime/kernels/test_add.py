@@ -1,4 +1,4 @@
-"""tf_add_forward against numpy, on this machine and on an emulated Cortex-M7."""
+"""tf_add_forward against numpy, on this machine and on emulated cores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from codegen.integer_arithmetic import round_shift
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import call_both
+from tests.device_runtime.kernels.calls import call_all
 
 ZERO = st.integers(-128, 127)
 
@@ -49,7 +49,7 @@ def test_sum_and_mask_are_those_of_the_specification(
     a_codes, b_codes = a.astype(np.int8), b.astype(np.int8)
     output = {"own": np.zeros(size, np.int8), "a": a_codes, "b": b_codes}[place]
     mask = np.full(-(-size // 8), 0x55, np.uint8)
-    call_both("tf_add_forward", [layer, a_codes, b_codes, output, mask if masked else None, size])
+    call_all("tf_add_forward", [layer, a_codes, b_codes, output, mask if masked else None, size])
     total = (a - zeros[0]) * a_multiplier + (b - zeros[1]) * b_multiplier
     values = round_shift(total, shift) + zeros[2]
     clamped = np.clip(values, -128, 127)

@@ -1,4 +1,4 @@
-"""Average pools against numpy, on this machine and on an emulated Cortex-M7."""
+"""Average pools against numpy, on this machine and on emulated cores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from codegen.integer_arithmetic import round_shift
 from codegen.ir import AveragePool
 from codegen.pool_arithmetic import average_pool_arithmetic, counts, overlap_bits
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import call_both
+from tests.device_runtime.kernels.calls import call_all
 from tests.device_runtime.kernels.pool_case import PoolCase, error_codes, pool_case, scale_of
 
 SEEDS = st.integers(0, 2**20)
@@ -47,7 +47,7 @@ def test_means_and_their_errors_are_those_of_the_specification(seed: int) -> Non
     constants = average_pool_arithmetic(case.graph, op)
     counted = np.outer(*counts(case.graph, op))[:, :, None]
     found, mask = np.zeros(output.shape, np.int8), np.zeros(-(-output.size // 8), np.uint8)
-    call_both("tf_average_pool_forward", [layer, codes, found, mask])
+    call_all("tf_average_pool_forward", [layer, codes, found, mask])
     exact = interpreter_pools.average_pool(
         op, source, output, constants, counted, codes.astype(np.int64)
     )
@@ -58,7 +58,7 @@ def test_means_and_their_errors_are_those_of_the_specification(seed: int) -> Non
 
     errors = error_codes(output.shape, seed)
     out, scale = np.zeros(source.shape, np.int16), Struct(("i", 0), ("i", 0))
-    call_both("tf_average_pool_input_gradient", [layer, errors, scale_of(errors, 2), out, scale])
+    call_all("tf_average_pool_input_gradient", [layer, errors, scale_of(errors, 2), out, scale])
     headroom = 15 - int(np.abs(errors.astype(int)).max()).bit_length()
     left = headroom - overlap_bits(op)
     factor = constants.error_multiplier[counted - constants.least_count]

@@ -1,4 +1,4 @@
-"""tf_bias_update against numpy, on this machine and on an emulated Cortex-M7."""
+"""tf_bias_update against numpy, on this machine and on emulated cores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from codegen.integer_arithmetic import BIAS_BITS, apply_gain, step_gain
 from codegen.layer_arithmetic import Gain
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import call_both, moved, update, whole
+from tests.device_runtime.kernels.calls import call_all, moved, update, whole
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
 
 
@@ -42,7 +42,7 @@ def test_biases_take_a_step_against_the_errors_sum(
     scale = Struct(("i", exponent), ("i", int(np.abs(errors).max())))
     step = update(rate, momentum_q8, apply)
     arguments = [layer.struct(), errors.astype(np.int16), scale, bias, whole(kept), step]
-    call_both("tf_bias_update", arguments)
+    call_all("tf_bias_update", arguments)
     gradient = errors.sum(axis=(0, 1))
     change = np.zeros_like(gradient)
     for channel, word in enumerate(layer.weight_gain):

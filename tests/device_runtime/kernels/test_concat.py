@@ -1,4 +1,4 @@
-"""Concatenation against numpy, on this machine and on an emulated Cortex-M7."""
+"""Concatenation against numpy, on this machine and on emulated cores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import call_both
+from tests.device_runtime.kernels.calls import call_all
 from tests.device_runtime.kernels.pool_case import error_codes, scale_of
 
 
@@ -24,11 +24,9 @@ def test_parts_are_put_together_and_their_errors_taken_apart(
     for part in codes:
         channels = part.shape[1]
         part_slice = Struct(("I", pixels), ("H", sum(parts)), ("H", first), ("H", channels))
-        call_both("tf_concat_forward", [part_slice, part, whole])
+        call_all("tf_concat_forward", [part_slice, part, whole])
         out, scale = np.zeros((pixels, channels), np.int16), Struct(("i", 0), ("i", 0))
-        call_both(
-            "tf_concat_input_gradient", [part_slice, errors, scale_of(errors, -9), out, scale]
-        )
+        call_all("tf_concat_input_gradient", [part_slice, errors, scale_of(errors, -9), out, scale])
         expected = errors[:, first : first + channels]
         np.testing.assert_array_equal(out, expected)
         assert scale.values == [-9, int(np.abs(expected.astype(int)).max())]

@@ -1,4 +1,4 @@
-"""tf_depthwise_forward against numpy, on this machine and on an emulated Cortex-M7."""
+"""tf_depthwise_forward against numpy, on this machine and on emulated cores."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from codegen.scratch import depthwise_forward_bytes
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import Ints, Scratch, call_both
+from tests.device_runtime.kernels.calls import Ints, Scratch, call_all
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
 
 PLAIN = Depthwise(8, 8, 4, (3, 3), (1, 1), (1, 1, 1, 1), -128, -128, 0, 9, 0, 1)
 SEVEN = Depthwise(8, 8, 3, (7, 7), (2, 2), (3, 3, 3, 3), -128, 5, 0, 9, 0, 2)
+UNSEEN = Depthwise(1, 1, 5, (3, 3), (3, 3), (7, 7, 0, 0), 9, -128, 0, 4, 0, 2)
+"""No window meets the image."""
 SPEECH = Depthwise(12, 9, 2, (10, 4), (2, 2), (4, 1, 5, 1), 0, -128, 2, 9, 0, 3)
 
 
@@ -34,13 +36,14 @@ def in_ring(rows: Ints, height: int, ring: int, first: int, end: int) -> Ints:
 @example(PLAIN)
 @example(SEVEN)
 @example(SPEECH)
+@example(UNSEEN)
 def test_output_and_mask_are_those_of_the_specification(layer: Depthwise) -> None:
     codes = layer.codes(layer.height, layer.width)
     values = layer.values_before_clamp(codes)
     output = np.zeros(values.shape, np.int8)
     mask = np.full(-(-values.size // 8), 0x55, np.uint8)
     span = Struct(*(("H", n) for n in (0, layer.out_height, layer.height, layer.out_height)))
-    call_both(
+    call_all(
         "tf_depthwise_forward",
         [
             layer.struct(),
@@ -66,7 +69,7 @@ def test_output_may_take_the_place_of_an_input_of_its_size(layer: Depthwise) -> 
     codes = layer.codes(layer.height, layer.width)
     place = codes.astype(np.int8)
     span = Struct(*(("H", n) for n in (0, layer.height, layer.height, layer.height)))
-    call_both(
+    call_all(
         "tf_depthwise_forward",
         [
             layer.struct(),
@@ -95,7 +98,7 @@ def test_spans_of_rows_read_and_write_rings(layer: Depthwise, data: st.DataObjec
     out_ring = data.draw(st.integers(end - first, max(end - first, layer.out_height)))
     output = np.full((out_ring, layer.out_width, layer.channels), 55, np.int8)
     span = Struct(*(("H", n) for n in (first, end, ring, out_ring)))
-    call_both(
+    call_all(
         "tf_depthwise_forward",
         [
             layer.struct(),

@@ -1,4 +1,4 @@
-"""Depthwise gradients against numpy, on this machine and on an emulated Cortex-M7."""
+"""Depthwise gradients against numpy, on this machine and on emulated cores."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from codegen.integer_arithmetic import STATE_BITS, STEP_BITS, apply_gain, step_g
 from codegen.layer_arithmetic import Gain
 from codegen.scratch import depthwise_input_gradient_bytes, depthwise_weight_update_bytes
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import FIRST_VALUE, Ints, Scratch, call_both, moved, update
+from tests.device_runtime.kernels.calls import FIRST_VALUE, Ints, Scratch, call_all, moved, update
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
 
 PLAIN = Depthwise(8, 8, 4, (3, 3), (1, 1), (1, 1, 1, 1), -128, -128, 0, 9, 0, 1)
 SEVEN = Depthwise(8, 8, 3, (7, 7), (2, 2), (3, 3, 3, 3), -128, 5, 0, 9, 0, 2)
+UNSEEN = Depthwise(1, 1, 5, (3, 3), (3, 3), (7, 7, 0, 0), 9, -128, 0, 4, 0, 2)
+"""No window meets the image."""
 SPEECH = Depthwise(12, 9, 2, (10, 4), (2, 2), (4, 1, 5, 1), 0, -128, 2, 9, 0, 3)
 SPARSE = Depthwise(7, 7, 2, (1, 1), (3, 3), (0, 0, 0, 0), 0, -128, 0, 4, 3, 3)
 
@@ -30,11 +32,12 @@ def scale_of(errors: Ints) -> Struct:
 @example(SEVEN)
 @example(SPEECH)
 @example(SPARSE)
+@example(UNSEEN)
 def test_input_gradient_is_that_of_the_specification(layer: Depthwise) -> None:
     errors = layer.errors()
     expected, exponent = layer.input_gradient(errors)
     out, scale = np.zeros(expected.shape, np.int16), Struct(("i", 0), ("i", 0))
-    call_both(
+    call_all(
         "tf_depthwise_input_gradient",
         [
             layer.struct(),
@@ -56,7 +59,7 @@ def test_input_gradient_is_that_of_the_specification(layer: Depthwise) -> None:
 def test_input_gradient_may_take_the_place_of_an_error_of_its_size(layer: Depthwise) -> None:
     errors = layer.errors()
     place, scale = errors.astype(np.int16), scale_of(errors)
-    call_both(
+    call_all(
         "tf_depthwise_input_gradient",
         [
             layer.struct(),
@@ -72,12 +75,13 @@ def test_input_gradient_may_take_the_place_of_an_error_of_its_size(layer: Depthw
 
 
 @settings(max_examples=150, deadline=None)
-@given(depthwise_layers(), st.booleans(), st.integers(0, 2**20), st.booleans())
-@example(PLAIN, True, 2**14, False)
-@example(SEVEN, False, 2**14, True)
-@example(SPARSE, False, 2**14, False)
+@given(depthwise_layers(), st.booleans(), st.integers(0, 2**20), st.booleans(), st.booleans())
+@example(PLAIN, True, 2**14, False, True)
+@example(SEVEN, False, 2**14, True, True)
+@example(SPARSE, False, 2**14, False, True)
+@example(UNSEEN, True, 2**14, False, True)
 def test_trained_channels_take_a_step(
-    layer: Depthwise, exact: bool, rate: int, keeps_velocity: bool
+    layer: Depthwise, exact: bool, rate: int, keeps_velocity: bool, apply: bool
 ) -> None:
     errors, codes, trained = layer.errors(), layer.codes(layer.height, layer.width), layer.trained()
     before = np.ascontiguousarray(layer.weights()[..., trained])
@@ -86,7 +90,7 @@ def test_trained_channels_take_a_step(
     weights, fraction_codes = before.astype(np.int8), fractions.astype(np.int8)
     velocity = before * 1000 if keeps_velocity else None
     kept = None if velocity is None else velocity.astype(np.int32)
-    call_both(
+    call_all(
         "tf_depthwise_weight_update",
         [
             layer.struct(),
@@ -101,7 +105,7 @@ def test_trained_channels_take_a_step(
                 ("P", trained.astype(np.uint16)),
                 ("H", len(trained)),
             ),
-            update(rate, 200),
+            update(rate, 200, apply),
             Scratch(depthwise_weight_update_bytes(layer.op, layer.source, layer.target)),
         ],
     )
@@ -114,7 +118,7 @@ def test_trained_channels_take_a_step(
         gain = Gain(word >> 8, (word & 0xFF) - (256 if word & 0x80 else 0))
         change[..., at] = apply_gain(gradient[..., at], step_gain(gain, rate), exponent)
     start = before * 256 + fractions if exact else before
-    after, left = moved(start, change, bits, velocity, 200, True)
+    after, left = moved(start, change, bits, velocity, 200, apply)
     if left is not None:
         np.testing.assert_array_equal(kept, left)
     if not exact:

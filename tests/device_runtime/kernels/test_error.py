@@ -1,4 +1,4 @@
-"""Error tensors against numpy, on this machine and on an emulated Cortex-M7."""
+"""Error tensors against numpy, on this machine and on emulated cores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from codegen.integer_arithmetic import round_shift
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import Ints, call_both
+from tests.device_runtime.kernels.calls import Ints, call_all
 
 SIZES = st.integers(1, 200)
 SEEDS = st.integers(0, 2**20)
@@ -42,7 +42,7 @@ def test_errors_behind_an_active_clamp_become_zero(
     passed = np.random.default_rng(seed + 1).random(size) < share
     masked, scale = codes.astype(np.int16), scale_of(codes, -5)
     mask = np.packbits(passed, bitorder="little")
-    call_both("tf_error_mask", [masked, scale, mask, size])
+    call_all("tf_error_mask", [masked, scale, mask, size])
     np.testing.assert_array_equal(masked, codes * passed)
     assert scale.values == [-5, magnitude(codes * passed)]
 
@@ -54,7 +54,7 @@ def test_errors_of_both_branches_are_added_as_real_values(
 ) -> None:
     a, b = errors(seed, size, a_bits), errors(seed + 1, size, b_bits)
     summed, scale = a.astype(np.int16), scale_of(a, -7)
-    call_both(
+    call_all(
         "tf_error_sum", [summed, scale, b.astype(np.int16), scale_of(b, -7 + difference), size]
     )
     exponents = {"a": -7, "b": -7 + difference}
@@ -84,7 +84,7 @@ def test_scaling_uses_the_headroom(
     given_codes, scale = codes.astype(np.int16), scale_of(codes, 3)
     out = given_codes if in_place else np.zeros(size, np.int16)
     out_scale = scale if in_place else Struct(("i", 0), ("i", 0))
-    call_both("tf_error_scale", [given_codes, scale, multiplier, -2, size, out, out_scale])
+    call_all("tf_error_scale", [given_codes, scale, multiplier, -2, size, out, out_scale])
     headroom = 15 - magnitude(codes).bit_length()
     expected = round_shift(codes * multiplier, 15 - headroom)
     np.testing.assert_array_equal(out, expected)

@@ -1,4 +1,4 @@
-"""The classifier against numpy, on this machine and on an emulated Cortex-M7."""
+"""The classifier against numpy, on this machine and on emulated cores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from codegen.integer_arithmetic import BIAS_BITS, STATE_BITS, apply_gain, round_shift, step_gain
 from codegen.layer_arithmetic import Gain
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import Ints, call_both, moved, update, whole
+from tests.device_runtime.kernels.calls import Ints, call_all, moved, update, whole
 
 INPUTS = st.integers(1, 50)
 CLASSES = st.integers(1, 12)
@@ -52,7 +52,7 @@ def operands(seed: int, inputs: int, classes: int) -> tuple[Ints, Ints, Ints, In
 def test_logits_are_exact_and_saturate(inputs: int, classes: int, seed: int, zero: int) -> None:
     codes, weights, bias, _ = operands(seed, inputs, classes)
     logits = np.zeros(classes, np.int32)
-    call_both(
+    call_all(
         "tf_head_forward",
         [
             head(inputs, classes, zero),
@@ -75,7 +75,7 @@ def test_input_gradient_keeps_fifteen_bits_of_the_largest(
     out, scale = np.zeros(inputs, np.int16), Struct(("i", 0), ("i", 0))
     given_scale = Struct(("i", -20), ("i", int(np.abs(errors).max())))
     layer = head(inputs, classes, 0, multiplier)
-    call_both(
+    call_all(
         "tf_head_input_gradient",
         [layer, errors.astype(np.int16), given_scale, weights.astype(np.int16), out, scale],
     )
@@ -87,15 +87,25 @@ def test_input_gradient_keeps_fifteen_bits_of_the_largest(
 
 
 @settings(max_examples=80, deadline=None)
-@given(INPUTS, CLASSES, SEEDS, st.integers(-128, 127), st.integers(0, 2**20), st.booleans())
+@given(
+    INPUTS,
+    CLASSES,
+    SEEDS,
+    st.integers(-128, 127),
+    st.integers(0, 2**20),
+    st.booleans(),
+    st.booleans(),
+)
 def test_weights_and_biases_take_a_step(
-    inputs: int, classes: int, seed: int, zero: int, rate: int, keeps_velocity: bool
+    inputs: int, classes: int, seed: int, zero: int, rate: int, keeps_velocity: bool, apply: bool
 ) -> None:
     codes, before, bias_before, errors = operands(seed, inputs, classes)
     weights, bias = before.astype(np.int16), bias_before.astype(np.int32)
     velocity = before * 1000 if keeps_velocity else None
+    bias_velocity = errors * 1000 if keeps_velocity else None
     kept = None if velocity is None else velocity.astype(np.int32)
-    call_both(
+    bias_kept = None if bias_velocity is None else bias_velocity.astype(np.int32)
+    call_all(
         "tf_head_update",
         [
             head(inputs, classes, zero),
@@ -105,16 +115,18 @@ def test_weights_and_biases_take_a_step(
             weights,
             whole(kept),
             bias,
-            whole(),
-            update(rate, 200),
+            whole(bias_kept),
+            update(rate, 200, apply),
         ],
     )
     gradient, gain = np.outer(errors, codes - zero), step_gain(WEIGHT_GAIN, rate)
     change = apply_gain(gradient, gain, -3 + STATE_BITS)
-    after, left = moved(before, change, STATE_BITS, velocity, 200, True)
+    after, left = moved(before, change, STATE_BITS, velocity, 200, apply)
     np.testing.assert_array_equal(weights, np.clip(after, -32512, 32512))
     if left is not None:
         np.testing.assert_array_equal(kept, left)
     change = apply_gain(errors, step_gain(BIAS_GAIN, rate), -3 + BIAS_BITS)
-    after, _ = moved(bias_before, change, BIAS_BITS, None, 0, True)
+    after, left = moved(bias_before, change, BIAS_BITS, bias_velocity, 200, apply)
+    if left is not None:
+        np.testing.assert_array_equal(bias_kept, left)
     np.testing.assert_array_equal(bias, np.clip(after, -INT32_MAX, INT32_MAX))

@@ -1,18 +1,20 @@
-"""Max pools against numpy, on this machine and on an emulated Cortex-M7."""
+"""Max pools against numpy, on this machine and on emulated cores."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codegen import interpreter_pools
+from codegen.float_graph import window_output_shape
 from codegen.integer_arithmetic import round_shift
-from codegen.ir import MaxPool
+from codegen.ir import Graph, MaxPool, Padding, Tensor
 from codegen.pool_arithmetic import overlap_bits
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import call_both
-from tests.device_runtime.kernels.pool_case import error_codes, pool_case, scale_of
+from tests.device_runtime.kernels.calls import call_all
+from tests.device_runtime.kernels.pool_case import PoolCase, error_codes, pool_case, scale_of
 
 SEEDS = st.integers(0, 2**20)
 
@@ -20,13 +22,31 @@ SEEDS = st.integers(0, 2**20)
 @settings(max_examples=60, deadline=None)
 @given(SEEDS)
 def test_the_largest_of_each_window_is_kept_and_its_error_returns_to_the_first(seed: int) -> None:
-    case = pool_case(seed, largest=True)
+    check(pool_case(seed, largest=True), seed)
+
+
+@pytest.mark.parametrize("window", [(16, 16), (17, 16), (3, 100)])
+def test_places_in_windows_of_more_than_256_positions_take_two_bytes(
+    window: tuple[int, int],
+) -> None:
+    check(largest_of_windows(window, (20, 101, 2)), seed=4)
+
+
+def largest_of_windows(window: tuple[int, int], shape: tuple[int, int, int]) -> PoolCase:
+    """A pool with a stride of 3 over an input of ``shape``, in which no code occurs often."""
+    op = MaxPool("pool", "x", "y", window, (3, 3), Padding())
+    size = window_output_shape(window, op.stride, op.padding, shape[:2])
+    tensors = {"x": Tensor("x", shape, 1.0, 0), "y": Tensor("y", (*size, shape[2]), 1.0, 0)}
+    return PoolCase(op, Graph("case", "x", tensors, (op,)))
+
+
+def check(case: PoolCase, seed: int) -> None:
     op, source, output = case.op, case.source, case.output
     assert isinstance(op, MaxPool)
     window, codes = Struct(*case.window_fields()), case.codes(seed)
     found = np.zeros(output.shape, np.int8)
-    places = np.zeros(output.size, np.uint8)
-    call_both("tf_max_pool_forward", [window, codes, found, places])
+    places = np.zeros(output.size * (2 if np.prod(op.window) > 256 else 1), np.uint8)
+    call_all("tf_max_pool_forward", [window, codes, found, places])
     largest, expected_places = interpreter_pools.max_pool(
         op, source, output, codes.astype(np.int64)
     )
@@ -34,7 +54,7 @@ def test_the_largest_of_each_window_is_kept_and_its_error_returns_to_the_first(s
 
     errors = error_codes(output.shape, seed)
     out, scale = np.zeros(source.shape, np.int16), Struct(("i", 0), ("i", 0))
-    call_both(
+    call_all(
         "tf_max_pool_input_gradient", [window, errors, scale_of(errors, -3), places, out, scale]
     )
     headroom = 15 - int(np.abs(errors.astype(int)).max()).bit_length()
@@ -48,5 +68,5 @@ def test_the_largest_of_each_window_is_kept_and_its_error_returns_to_the_first(s
 def test_without_a_place_for_them_no_places_are_written() -> None:
     case = pool_case(5, largest=True)
     found = np.zeros(case.output.shape, np.int8)
-    call_both("tf_max_pool_forward", [Struct(*case.window_fields()), case.codes(5), found, None])
+    call_all("tf_max_pool_forward", [Struct(*case.window_fields()), case.codes(5), found, None])
     assert found.any()

@@ -1,4 +1,4 @@
-"""Global average pooling against numpy, on this machine and on an emulated Cortex-M7."""
+"""Global average pooling against numpy, on this machine and on emulated cores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from codegen.integer_arithmetic import round_shift
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import call_both
+from tests.device_runtime.kernels.calls import call_all
 
 PIXELS = st.one_of(st.integers(1, 20), st.sampled_from([49, 64, 256, 1000]))
 CHANNELS = st.integers(1, 21)
@@ -27,7 +27,7 @@ def test_mean_is_rounded_with_halves_to_even(pixels: int, channels: int, seed: i
     low, high = np.sort(draw.integers(-128, 128, (2, channels)), axis=0)
     codes = draw.integers(low, high + 1, (pixels, channels))
     output = np.zeros(channels, np.int8)
-    call_both("tf_pool_forward", [pooling(pixels, channels, 1), codes.astype(np.int8), output])
+    call_all("tf_pool_forward", [pooling(pixels, channels, 1), codes.astype(np.int8), output])
     total = codes.sum(axis=0)
     floor, rest = total // pixels, 2 * (total % pixels)
     up = (rest > pixels) | ((rest == pixels) & (floor % 2 == 1))
@@ -43,7 +43,7 @@ def test_every_pixel_gets_its_share_of_the_error(
     out, scale = np.zeros((pixels, channels), np.int16), Struct(("i", 0), ("i", 0))
     given_scale = Struct(("i", 6), ("i", int(np.abs(codes).max())))
     layer = pooling(pixels, channels, multiplier)
-    call_both("tf_pool_input_gradient", [layer, codes.astype(np.int16), given_scale, out, scale])
+    call_all("tf_pool_input_gradient", [layer, codes.astype(np.int16), given_scale, out, scale])
     expected = round_shift(codes * multiplier, 14)
     np.testing.assert_array_equal(out, np.broadcast_to(expected, out.shape))
     assert scale.values == [2, int(np.abs(expected).max())]

@@ -1,4 +1,4 @@
-"""Changes of scale against numpy, on this machine and on an emulated Cortex-M7."""
+"""Changes of scale against numpy, on this machine and on emulated cores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from codegen.errors import ModelError
 from codegen.ir import Graph, Requantize, Tensor
 from codegen.pool_arithmetic import requantize_arithmetic
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import call_both
+from tests.device_runtime.kernels.calls import call_all
 
 ZEROS = st.integers(-128, 127)
 
@@ -46,7 +46,7 @@ def test_codes_are_the_nearest_ones_between_the_ends(
     source = np.array(codes, np.int8)
     found = np.zeros(len(codes), np.int8)
     mask = np.zeros(-(-len(codes) // 8), np.uint8)
-    call_both("tf_requantize_forward", [layer, source, found, mask, len(codes)])
+    call_all("tf_requantize_forward", [layer, source, found, mask, len(codes)])
     exact = (source.astype(float) - in_zero) * factor + out_zero
     assert (np.abs(found - np.clip(exact, low, high)) <= 0.5 + 1e-3).all()
     bits = np.unpackbits(mask, bitorder="little")[: len(codes)]
@@ -63,7 +63,7 @@ def test_the_same_scale_leaves_every_code_as_it_is() -> None:
         ("i", constants.requantize.word), ("B", constants.pre_shift), ("h", 0), ("b", 0),
     )  # fmt: skip
     source = np.arange(-128, 128).astype(np.int8)
-    call_both("tf_requantize_forward", [layer, source, source, None, 256])
+    call_all("tf_requantize_forward", [layer, source, source, None, 256])
     np.testing.assert_array_equal(source, np.arange(-128, 128))
 
 

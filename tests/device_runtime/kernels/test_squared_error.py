@@ -1,4 +1,4 @@
-"""The squared error of reconstructions, on this machine and on an emulated Cortex-M7."""
+"""The squared error of reconstructions, on this machine and on emulated cores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from codegen.interpreter_pools import squared_error
 from codegen.layer_arithmetic import gain
 from codegen.pool_arithmetic import ReconstructionArithmetic
 from simulator.kernel_call import Struct
-from tests.device_runtime.kernels.calls import call_both
+from tests.device_runtime.kernels.calls import call_all
 
 
 @settings(max_examples=80, deadline=None)
@@ -34,7 +34,7 @@ def test_loss_and_error_are_those_of_real_arithmetic(
         ("I", constants.input_scale.word), ("I", constants.error_scale.word),
     )  # fmt: skip
     error, scale = np.zeros(size, np.int16), Struct(("i", 0), ("i", 0))
-    call = call_both("tf_mean_squared_error", [layer, values, codes, error, scale])
+    call = call_all("tf_mean_squared_error", [layer, values, codes, error, scale])
     expected, exponent, loss = squared_error(
         constants, values.astype(np.int64), codes.astype(np.int64) - zero
     )
