@@ -13,6 +13,7 @@ the PC at that store, which Unicorn then executes again; the machine ignores the
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import re
 import time
@@ -138,7 +139,7 @@ class UnicornMachine(UnicornCore):
         self.nor_flash: NorFlash | None = None
         external = self.board.external_flash
         if external is not None:
-            content = lambda: self._flashes.view("external")  # noqa: E731 - made when it is used
+            content = functools.partial(self._flashes.view, "external")
             self.nor_flash = NorFlash(external, content, self._power_cut)
             quadspi = Quadspi(self.nor_flash, self._set_external_flash_mapped)
             self._peripherals += [quadspi, GpioD(), GpioE()]
