@@ -1,173 +1,178 @@
-"""Instructions per multiply-accumulate of the convolution kernels, for every layer of MCUNet-5FPS.
+"""What each kernel of a training step costs: MCUNet-5FPS on an STM32F746.
 
-Each kernel is called by itself in emulation, with the layer's own weights and constants and random
-codes and errors; counts are exact. Weight updates are of a quarter of the input channels.
+Compiles the published plan 49kb, runs one step of the image in emulation and prints the exact
+number of instructions of every kernel, layer by layer, then by kernel and shape. A second plan
+trains a quarter of the channels of the last depthwise layers, whose weights 49kb leaves alone.
 TinyEngine was measured in the same way (GCC 12.2 -Ofast); its backward pass is in float.
 
-    python benchmarks/kernels.py [--cpu cortex-m4] [--compiler zig]
+    python -m benchmarks.kernels [--board stm32f746] [--compiler zig]
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import math
 import sys
-from collections import Counter
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from codegen import scratch
-from codegen.blob import pack_rows
+from benchmarks.mcunet import MODEL, PLANS
+from codegen.bundle import Bundle
+from codegen.c_text import identifier
 from codegen.importer import import_model
-from codegen.ir import Conv, DepthwiseConv, Graph
-from codegen.layer_arithmetic import convolution_arithmetic, terms_per_output
+from codegen.ir import DepthwiseConv, Graph
+from codegen.plans import LastLayers, PlanSpec, WeightSpec
+from codegen.program_file import CallInfo, ProgramInfo, load_programs
 from codegen.quantize_model import quantize_model
-from device_runtime import include_directories, source_root
 from fleet.cli._output import console, table
-from simulator.kernel_call import ArmKernels, Struct, arm_kernels
+from fleet.firmware import compile_firmware
+from simulator.measure import profile_step
 
-SHARED = Path(os.environ.get("TINYFLEET_SHARED", Path(__file__).parents[2] / "shared"))
-MODEL = SHARED / "models" / "mcunet-5fps-head10-int8.onnx"
-TINY_ENGINE = {"pointwise forward": 2.22, "depthwise forward": 5.62}
+PUBLISHED, DEPTHWISE = "49kb", "depthwise"
+LAST_LAYERS = 20
+"""As many as plan 49kb goes back through."""
+TINY_ENGINE = {"convolution_forward 1x1": 2.22, "depthwise_forward": 5.62}
 TINY_ENGINE_BACKWARD = 4.16
 
-Layer = Conv | DepthwiseConv
+
+@dataclass(frozen=True)
+class Cost:
+    """One call of a kernel, or all calls for the rows of a layer in a chain."""
+
+    call: CallInfo
+    shape: str
+    """Kernel and stride of a convolution."""
+    instructions: int
+
+    @property
+    def values(self) -> int:
+        """Number of values that it makes."""
+        return sum(math.prod(shape) for shape in self.call.outputs)
 
 
-def struct_of(graph: Graph, op: Layer) -> Struct:
-    """The tf_convolution of a layer."""
-    constants = convolution_arithmetic(graph, op)
-    source, target = graph.tensors[op.input], graph.tensors[op.output]
-    kernel = op.weight.shape[1:3] if isinstance(op, Conv) else op.weight.shape[:2]
-    gains = np.array([g.word for g in constants.weight_gain], np.uint32)
-    return Struct(
-        *(("H", size) for size in (*source.shape, *target.shape)),
-        *(("B", size) for size in (*kernel, *op.stride, op.padding.top, op.padding.left)),
-        ("h", source.zero_point),
-        ("h", target.zero_point),
-        ("P", np.array([m.word for m in constants.requantize], np.int32)),
-        ("i", constants.pre_shift),
-        ("i", constants.bias_limit),
-        ("P", constants.error_multiplier.astype(np.int16)),
-        ("b", constants.error_exponent),
-        ("B", constants.error_headroom),
-        ("B", constants.error_shift),
-        ("B", constants.gradient_shift),
-        ("P", gains),
-        ("P", gains),
-    )
+def plan_of_depthwise_weights(graph: Graph) -> PlanSpec:
+    """A quarter of the channels of each depthwise layer among the last ones."""
+    weights = [
+        WeightSpec(layer=op.name, count=op.weight.shape[-1] // 4)
+        for op in graph.convolutions[-LAST_LAYERS:]
+        if isinstance(op, DepthwiseConv)
+    ]
+    return PlanSpec(name=DEPTHWISE, biases=LastLayers(last=LAST_LAYERS), weights=weights)
 
 
-def stored(op: Layer, weight: np.ndarray) -> np.ndarray:
-    """Weights as the device stores them."""
-    return pack_rows(weight.reshape(len(weight), -1)) if isinstance(op, Conv) else weight
+def shapes_of(graph: Graph) -> dict[str, str]:
+    """Layer → kernel and stride, as in "3x3 / 2"."""
+    shapes = {}
+    for op in graph.convolutions:
+        kernel = op.weight.shape[:2] if isinstance(op, DepthwiseConv) else op.weight.shape[1:3]
+        stride = "" if op.stride == (1, 1) else f" / {op.stride[0]}"
+        shapes[op.name] = "x".join(map(str, kernel)) + stride
+    return shapes
 
 
-def words(size: int) -> np.ndarray:
-    """Scratch of ``size`` bytes."""
-    return np.zeros(-(-size // 2), np.int16)
+def costs_of(
+    bundle: Bundle, program: ProgramInfo, shapes: dict[str, str]
+) -> tuple[list[Cost], int]:
+    """What each kernel of one step takes, and all instructions of the step."""
+    steps = profile_step(bundle, program.id, [step.function for step in program.steps])
+    chained = [stage for step in program.steps if step.chain for stage in step.chain.stages]
+    functions = sorted({f"tf_{stage.kernel}" for stage in chained})
+    kernels = profile_step(bundle, program.id, functions).by_constant
+
+    def calls() -> Iterator[tuple[CallInfo, int]]:
+        for step in program.steps:
+            if step.chain is None:
+                yield step, steps.by_function[step.function]
+                continue
+            for stage in step.chain.stages:
+                constant = f"layer_{identifier(stage.layer)}"
+                yield stage, kernels[f"tf_{stage.kernel}", constant]
+
+    costs = [Cost(call, shapes.get(call.layer, ""), count) for call, count in calls()]
+    return costs, sum(steps.by_function.values()) + steps.outside
 
 
-def count(engine: ArmKernels, graph: Graph, op: Layer) -> dict[str, tuple[int, int]]:
-    """Kernel → (instructions, multiply-accumulates)."""
-    draw = np.random.default_rng(1)
-    source, target = graph.tensors[op.input], graph.tensors[op.output]
-    layer, name = struct_of(graph, op), "convolution" if isinstance(op, Conv) else "depthwise"
-    height = target.shape[0]
-    macs = target.size * terms_per_output(op)
-    codes = draw.integers(-128, 128, source.shape).astype(np.int8)
-    error = draw.integers(-32767, 32768, target.shape).astype(np.int16)
-    scale = Struct(("i", -15), ("i", 32767))
-    weights = Struct(("P", stored(op, op.weight)), ("P", None), ("P", None), ("H", 0))
-    channels = np.arange(0, source.shape[2], 4, dtype=np.uint16)
-    trained = stored(op, np.ascontiguousarray(op.weight[..., channels]))
-    if isinstance(op, Conv):
-        forward = scratch.convolution_forward_bytes(op, 0)
-        gradient = scratch.convolution_input_gradient_bytes(op, 0)
-        update = scratch.convolution_weight_update_bytes(target)
-    else:
-        forward = scratch.depthwise_forward_bytes(op, source, target, height)
-        gradient = scratch.depthwise_input_gradient_bytes(op, source, target)
-        update = scratch.depthwise_weight_update_bytes(op, source, target)
-    span = Struct(("H", 0), ("H", height), ("H", source.shape[0]), ("H", height))
-    output, left = np.zeros(target.shape, np.int8), np.zeros(source.shape, np.int16)
-    calls = {
-        "forward": (span, codes, weights, op.bias, output, None, words(forward)),
-        "input_gradient": (error, scale, weights, left, scale, words(gradient)),
-        "weight_update": (
-            error,
-            scale,
-            codes,
-            Struct(
-                ("P", trained),
-                ("P", np.zeros_like(trained)),
-                ("P", None),
-                ("I", 0),
-                ("P", channels),
-                ("H", len(channels)),
-            ),
-            Struct(("I", 26214), ("I", 1), ("I", 1), ("H", 0), ("B", 1)),
-            words(update),
-        ),
-    }
-    return {
-        kernel: (
-            engine.call(f"tf_{name}_{kernel}", layer, *arguments).instructions,
-            macs * len(channels) // source.shape[2] if kernel == "weight_update" else macs,
-        )
-        for kernel, arguments in calls.items()
-    }
+def per(count: int, of: int) -> str:
+    return f"{count / of:.2f}" if of else ""
 
 
-def kind(op: Layer) -> str:
-    """What the totals are of."""
-    if isinstance(op, DepthwiseConv):
-        return "depthwise"
-    return "pointwise" if op.weight.shape[1:3] == (1, 1) else "spatial"
+def by_layer(costs: list[Cost]) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for cost in costs:
+        call, count = cost.call, cost.instructions
+        tensors = [
+            ", ".join("x".join(map(str, shape)) for shape in group)
+            for group in (call.inputs, call.outputs)
+        ]
+        ratios = per(count, call.macs), per(count, cost.values)
+        rows.append([call.layer, call.kernel, cost.shape, *tensors, call.macs, count, *ratios])
+    return rows
+
+
+def by_shape(costs: list[Cost]) -> list[list[object]]:
+    groups: dict[tuple[str, str], list[Cost]] = defaultdict(list)
+    for cost in costs:
+        # The arithmetic of other kernels doesn't depend on the layer's shape.
+        with_shape = cost.call.kernel.startswith(("convolution", "depthwise"))
+        groups[cost.call.kernel, cost.shape if with_shape else ""].append(cost)
+    rows: list[list[object]] = []
+    for (kernel, shape), group in sorted(groups.items()):
+        macs, count = sum(cost.call.macs for cost in group), sum(c.instructions for c in group)
+        ratios = [cost.instructions / cost.call.macs for cost in group if cost.call.macs]
+        spread = [f"{min(ratios):.2f}", f"{max(ratios):.2f}"] if ratios else ["", ""]
+        values = per(count, sum(cost.values for cost in group))
+        ratios_and_theirs = [per(count, macs), *spread, values, tiny_engine(kernel, shape)]
+        rows.append([kernel, shape, len(group), macs, count, *ratios_and_theirs])
+    return rows
+
+
+def tiny_engine(kernel: str, shape: str) -> float | str:
+    """Its instructions per multiply-accumulate, over all layers of a kind."""
+    if kernel.endswith(("convolution_input_gradient", "depthwise_input_gradient", "weight_update")):
+        return TINY_ENGINE_BACKWARD
+    return TINY_ENGINE.get(kernel, TINY_ENGINE.get(f"{kernel} {shape}", ""))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cpu", default="cortex-m7", choices=("cortex-m7", "cortex-m4"))
+    parser.add_argument("--board", default="stm32f746")
     parser.add_argument("--compiler", default=None, choices=("gcc", "zig"))
     options = parser.parse_args()
     if not MODEL.exists():
         print(f"{MODEL} isn't there; set TINYFLEET_SHARED to the shared folder", file=sys.stderr)
         return 1
-    graph = quantize_model(import_model(MODEL), None).graph
-    engine = arm_kernels(
-        sorted((source_root() / "kernels").glob("*.c")),
-        include_directories(),
-        cpu=options.cpu,
-        compiler=options.compiler,
-    )
-    rows: list[list[object]] = []
-    instructions: Counter[str] = Counter()
-    macs: Counter[str] = Counter()
-    for op in graph.convolutions:
-        counted = count(engine, graph, op)
-        cells = [f"{found / products:.2f}" for found, products in counted.values()]
-        rows.append([op.name, kind(op), counted["forward"][1], *cells])
-        for kernel, (found, products) in counted.items():
-            total = f"{kind(op)} {kernel.replace('_', ' ')}"
-            instructions[total] += found
-            macs[total] += products
-    titles = ["layer", "kind", "MACs", "forward", "input gradient", "weight update"]
     screen = console()
-    screen.print(table("Instructions per multiply-accumulate", titles, rows))
-    totals: list[list[object]] = [
-        [
-            total,
-            macs[total],
-            instructions[total],
-            f"{instructions[total] / macs[total]:.2f}",
-            TINY_ENGINE.get(total, "" if "forward" in total else TINY_ENGINE_BACKWARD),
-        ]
-        for total in sorted(instructions)
-    ]
-    titles = ["all layers", "MACs", "instructions", "per MAC", "TinyEngine"]
-    screen.print(table("Totals", titles, totals))
+    graph = quantize_model(import_model(MODEL), None).graph
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        own = folder / "depthwise.json"
+        own.write_text(plan_of_depthwise_weights(graph).model_dump_json())
+        bundle = compile_firmware(
+            MODEL,
+            options.board,
+            [f"{PLANS}#{PUBLISHED}", str(own)],
+            None,
+            folder / "bundle",
+            compiler=options.compiler,
+        )
+        for program in load_programs(bundle).values():
+            costs, total = costs_of(bundle, program, shapes_of(graph))
+            if program.name == DEPTHWISE:
+                costs = [c for c in costs if c.call.kernel == "depthwise_weight_update"]
+            titles = ["layer", "kernel", "shape", "in", "out", "MACs", "instructions"]
+            titles += ["per MAC", "per value"]
+            screen.print(table(f"Plan {program.name}: kernels", titles, by_layer(costs)))
+            titles = ["kernel", "shape", "calls", "MACs", "instructions", "per MAC", "least"]
+            titles += ["most", "per value", "TinyEngine per MAC"]
+            screen.print(table(f"Plan {program.name}: by shape", titles, by_shape(costs)))
+            if program.name == PUBLISHED:
+                inside = sum(cost.instructions for cost in costs)
+                screen.print(
+                    f"The step: {total:,} instructions, {total - inside:,} of them around kernels."
+                )
     return 0
 
 

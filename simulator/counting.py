@@ -137,8 +137,9 @@ class InclusiveCounter(_BlockCounter):
     def __init__(self, machine: CountedMachine, functions: Iterable[str]) -> None:
         """``functions`` by symbol. Raises: ImageError where the image doesn't have one of them."""
         super().__init__(machine)
-        self._blocks: dict[str, dict[int, int]] = {name: {} for name in functions}
-        self._entries = {machine.image.address_of(name): name for name in self._blocks}
+        self._entries = {machine.image.address_of(name): name for name in functions}
+        # By function and first argument.
+        self._blocks: dict[tuple[str, int], dict[int, int]] = {}
         self._outside: dict[int, int] = {}
 
     @property
@@ -148,7 +149,14 @@ class InclusiveCounter(_BlockCounter):
 
     def by_function(self) -> dict[str, int]:
         """Instructions executed per function, in the order given."""
-        return {name: self._instructions(blocks) for name, blocks in self._blocks.items()}
+        counts = dict.fromkeys(self._entries.values(), 0)
+        for (name, _), count in self.by_argument().items():
+            counts[name] += count
+        return counts
+
+    def by_argument(self) -> dict[tuple[str, int], int]:
+        """Instructions executed per function and first argument (R0), in the order of calls."""
+        return {call: self._instructions(blocks) for call, blocks in self._blocks.items()}
 
     def _hook(self) -> _Hook:
         entries, outside, machine = self._entries, self._outside, self._machine
@@ -160,7 +168,8 @@ class InclusiveCounter(_BlockCounter):
                 blocks, end = outside, -1
             name = entries.get(address)
             if name is not None:
-                blocks = self._blocks[name]
+                call = name, machine.read_register(arm_const.UC_ARM_REG_R0)
+                blocks = self._blocks.setdefault(call, {})
                 end = machine.read_register(arm_const.UC_ARM_REG_LR) & ~1
             key = address << 16 | size
             blocks[key] = blocks.get(key, 0) + 1

@@ -6,6 +6,7 @@ result are from one run; which words of SRAM are written comes from two more.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,6 +69,9 @@ class StepProfile:
 
     by_function: dict[str, int]
     """Callees included, in the order asked for."""
+    by_constant: dict[tuple[str, str], int]
+    """The same by function and the symbol that its first argument points to, which is that of a
+    layer for most kernels; "" where it points to none."""
     outside: int
     """What lies in none of them: the engine that calls them."""
 
@@ -147,7 +151,11 @@ def profile_step(
             InclusiveCounter(engine.machine, functions) as counter,
         ):
             engine.train_step(_random_sample(bundle, seed), 0, round(0.01 * _Q20), seed)
-            return StepProfile(counter.by_function(), counter.outside)
+            names = {start: name for name, (start, _) in engine.machine.image.symbols.items()}
+            by_constant: Counter[tuple[str, str]] = Counter()
+            for (function, argument), count in counter.by_argument().items():
+                by_constant[function, names.get(argument, "")] += count
+            return StepProfile(counter.by_function(), dict(by_constant), counter.outside)
     except (ImageError, MachineFault) as error:
         raise MeasureError(f"bundle {bundle.path}, plan {plan.name}: {error}") from error
 

@@ -115,6 +115,13 @@ def test_calls_one_after_the_other_add_up(booted: UnicornMachine) -> None:
     assert counter.outside == 0
 
 
+def test_calls_are_told_apart_by_their_first_argument(booted: UnicornMachine) -> None:
+    with InclusiveCounter(booted, ["counted"]) as counter:
+        for rounds in (2, 5, 2):
+            booted.call("counted", rounds)
+    assert counter.by_argument() == {("counted", 2): 2 * (6 + 13 * 2), ("counted", 5): 6 + 13 * 5}
+
+
 def test_a_function_that_the_image_lacks_is_named(booted: UnicornMachine) -> None:
     with pytest.raises(ImageError, match="no symbol 'tf_nothing'"):
         InclusiveCounter(booted, ["tf_nothing"])
