@@ -116,7 +116,7 @@ def main() -> int:
         return 1
     results = []
     screen = console()
-    for plan in options.plans or ["49kb"]:
+    for plan in options.plans:
         with screen.status(f"plan {plan}"):
             results.append(figures(plan, options.board))
     names = [name for name in asdict(results[0]) if name != "plan"]

@@ -15,8 +15,12 @@ from codegen.layer_arithmetic import bias_limit
 ALIGNMENT = 4
 Q88_LIMIT = 127 * 256
 
+Kind: TypeAlias = Literal["weight", "bias"]
+DType: TypeAlias = Literal["int8", "int16", "int32"]
 Order: TypeAlias = Literal["plain", "row-pairs"]
 """How values lie in memory: one after the other, or ``pack_rows``."""
+
+_DTYPES: dict[int, DType] = {1: "int8", 2: "int16", 4: "int32"}
 
 
 def packed_bytes(rows: int, length: int) -> int:
@@ -54,12 +58,17 @@ class BlobTensor:
 
     name: str
     layer: str
-    kind: str
+    kind: Kind
     values: NDArray[np.int8] | NDArray[np.int16] | NDArray[np.int32]
     offset: int
     limit: int
     step: tuple[float, ...]
     order: Order
+
+    @property
+    def dtype(self) -> DType:
+        """Name of the values' type."""
+        return _DTYPES[self.values.dtype.itemsize]
 
     @property
     def size(self) -> int:
@@ -94,7 +103,7 @@ def layout(graph: Graph) -> list[BlobTensor]:
 
     def place(
         layer: str,
-        kind: str,
+        kind: Kind,
         values: NDArray[np.int8] | NDArray[np.int16] | NDArray[np.int32],
         limit: int,
         step: tuple[float, ...],

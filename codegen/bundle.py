@@ -18,6 +18,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from codegen import blob
 from codegen.boards import Board, FlashName, load_board
 from codegen.errors import BudgetError, BundleError
 
@@ -76,13 +77,13 @@ class TensorInfo(_Strict):
 
     name: str
     layer: str
-    kind: Literal["weight", "bias"]
-    dtype: Literal["int8", "int16", "int32"]
+    kind: blob.Kind
+    dtype: blob.DType
     shape: tuple[int, ...]
     offset: Annotated[int, Field(ge=0, multiple_of=4)]
     limit: Count
     step: tuple[float, ...]
-    order: Literal["plain", "row-pairs"]
+    order: blob.Order
 
 
 class SegmentInfo(_Strict):
@@ -177,6 +178,11 @@ class PlanReport(_Strict):
     delta_values: Count
     arena_lower_bound_bytes: Count
     arena_above_bound_bytes: Count
+
+    @property
+    def fits(self) -> bool:
+        """Whether the board has enough SRAM for the plan."""
+        return self.sram_bytes.total <= self.sram_limit_bytes
 
 
 class FlashBytes(_Strict):
@@ -309,10 +315,10 @@ def check_budget(
 
     ``suggest`` says of a plan that is too much what could be trained instead.
     """
-    over = [plan for plan in plans if plan.sram_bytes.total > plan.sram_limit_bytes]
+    over = [plan for plan in plans if not plan.fits]
     if not over:
         return
-    fitting = [plan.name for plan in plans if plan not in over]
+    fitting = [plan.name for plan in plans if plan.fits]
     remedy = (
         f"These plans fit: {', '.join(fitting)}."
         if fitting

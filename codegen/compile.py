@@ -10,7 +10,7 @@ import math
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from codegen import blob, program_file
@@ -120,7 +120,7 @@ def compile_model(
     tell = progress or _silent
     target = board if isinstance(board, Board) else load_board(board)
     compiler = toolchain or find_toolchain()
-    specs = None if not plans else [_parsed(plan) for plan in plans]
+    specs = [p if isinstance(p, PlanSpec) else load_plan(p) for p in plans or ()]
 
     tell("importing", 0, 1)
     path = Path(model)
@@ -130,15 +130,16 @@ def compile_model(
     quantized = quantize_model(float_graph, calibration, quantization)
     graph = quantized.graph
     tell("quantizing", 1, 1)
+    wanted = [resolve(spec, graph) for spec in specs]
     coarser = {
-        resolve(spec, graph).id: resolve(_coarser(spec), graph)
-        for spec in specs or ()
+        plan.id: replace(plan, state="int8-stochastic")
+        for spec, plan in zip(specs, wanted, strict=True)
         if spec.state == "auto"
     }
     return compile_graph(
         graph,
         target,
-        None if specs is None else [resolve(spec, graph) for spec in specs],
+        wanted or None,
         coarser=coarser,
         onnx_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         out=Path(out),
@@ -211,35 +212,27 @@ def compile_graph(
         for name in DEFAULT_NAMES
         if not plans and name not in names
     ]
-    swapped = [
-        plan.id
-        for plan in made.reports
-        if plan.sram_bytes.total > plan.sram_limit_bytes and plan.id in (coarser or {})
-    ]
+    swapped = [plan for plan in made.reports if not plan.fits and plan.id in (coarser or {})]
     if coarser and swapped:
         notes += [
             f"plan {plan.name} keeps its weights as int8-stochastic: with q8.8 it would need "
-            f"{plan.sram_bytes.total:,} bytes of SRAM, {board.name} has {plan.sram_limit_bytes:,}"
-            for plan in made.reports
-            if plan.id in swapped
+            f"{_sram_and_limit(plan, board)}"
+            for plan in swapped
         ]
+        stand_ins = {plan.id: coarser[plan.id] for plan in swapped}
         programs = [
-            lower(graph, coarser[p.plan.id]) if p.plan.id in swapped else p for p in programs
+            lower(graph, stand_ins[p.plan.id]) if p.plan.id in stand_ins else p for p in programs
         ]
+        _distinct([program.plan for program in programs])
         made = build(programs)
-    fitting = [
-        program
-        for program, costs in zip(made.programs, made.reports, strict=True)
-        if costs.sram_bytes.total <= costs.sram_limit_bytes
-    ]
-    if len(fitting) < len(programs):
+    over = [plan for plan in made.reports if not plan.fits]
+    if over:
+        fitting = [p for p, costs in zip(programs, made.reports, strict=True) if costs.fits]
         if plans or not fitting:
             _check_budget(made, board)
         notes += [
-            f"plan {plan.name} is left out: it needs {plan.sram_bytes.total:,} bytes of SRAM, "
-            f"{board.name} has {plan.sram_limit_bytes:,}"
-            for plan in made.reports
-            if plan.sram_bytes.total > plan.sram_limit_bytes
+            f"plan {plan.name} is left out: it needs {_sram_and_limit(plan, board)}"
+            for plan in over
         ]
         made = build(fitting)
         _check_budget(made, board)
@@ -350,8 +343,8 @@ def _manifest(
         TensorInfo(
             name=tensor.name,
             layer=tensor.layer,
-            kind="weight" if tensor.kind == "weight" else "bias",
-            dtype=tensor.values.dtype.name,  # type: ignore[arg-type]  # pydantic checks it
+            kind=tensor.kind,
+            dtype=tensor.dtype,
             shape=tensor.values.shape,
             offset=tensor.offset,
             limit=tensor.limit,
@@ -421,6 +414,11 @@ def _plan_report(program: Program, sizes: ImageSizes, board: Board) -> PlanRepor
     )
 
 
+def _sram_and_limit(plan: PlanReport, board: Board) -> str:
+    total, limit = plan.sram_bytes.total, plan.sram_limit_bytes
+    return f"{total:,} bytes of SRAM, {board.name} has {limit:,}"
+
+
 def _check_budget(made: _Build, board: Board) -> None:
     program_of = {program.plan.id: program for program in made.programs}
     check_budget(made.reports, board, lambda plan: suggestion(program_of[plan.id], plan))
@@ -457,14 +455,6 @@ def _region(region: Region) -> RegionInfo:
 def _runtime_source(path: Path) -> Source:
     """Kernels are where the time goes: they are optimized for speed, the rest for size."""
     return Source(path, optimize="-O3" if path.parent.name == _KERNELS else "-Os")
-
-
-def _parsed(plan: str | PlanSpec) -> PlanSpec:
-    return plan if isinstance(plan, PlanSpec) else load_plan(plan)
-
-
-def _coarser(spec: PlanSpec) -> PlanSpec:
-    return spec.model_copy(update={"state": "int8-stochastic"})
 
 
 def _distinct(plans: Sequence[Plan]) -> None:

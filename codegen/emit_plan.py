@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 from codegen import blob
 from codegen.c_text import channels_name, comment, layer_name, rows, step_function
-from codegen.ir import Add, Conv, DepthwiseConv, Head, Requantize
-from codegen.program import CHAIN, INPUT, SCALES, Program, Segment, Step
+from codegen.ir import Add, Conv, DepthwiseConv, Head, Requantize, inputs_of
+from codegen.program import CHAIN, INPUT, PHASES, SCALES, Phase, Program, Segment, Step
 from codegen.streaming import Elementwise
 
-PHASES = ("forward", "loss", "backward")
 _WITH_SPAN = {"convolution_forward", "depthwise_forward"}
 _OF_SLICES = {"concat_forward", "concat_input_gradient"}
 _WITH_WEIGHTS = _WITH_SPAN | {"convolution_input_gradient", "depthwise_input_gradient"}
@@ -52,7 +51,7 @@ def plan_source(index: int, program: Program) -> str:
     ]
     lines += [f"void plan_{index}_{phase}(tf_frame *frame);" for phase in PHASES]
     lines.append("")
-    names: dict[str, list[str]] = {phase: [] for phase in PHASES}
+    names: dict[Phase, list[str]] = {phase: [] for phase in PHASES}
     for number, step in enumerate(program.steps):
         name = step_function(index, number, step)
         names[step.phase].append(name)
@@ -259,20 +258,10 @@ class _StepWriter:
         ]
 
     def _cross_entropy(self, step: Step) -> list[str]:
-        return [
-            "frame->logits",
-            "frame->label",
-            self._arena(step, "error", "int16_t"),
-            self._scale(step, "error"),
-        ]
+        return ["frame->logits", "frame->label", *self._error_in(step)]
 
     def _mean_squared_error(self, step: Step) -> list[str]:
-        return [
-            "frame->logits",
-            "frame->input",
-            self._arena(step, "error", "int16_t"),
-            self._scale(step, "error"),
-        ]
+        return ["frame->logits", "frame->input", *self._error_in(step)]
 
     def _error_in(self, step: Step) -> list[str]:
         return [self._arena(step, "error", "int16_t"), self._scale(step, "error")]
@@ -311,7 +300,7 @@ class _StepWriter:
         return [*self._error_in(step), self._arena(step, "mask", "uint8_t"), f"{size}u"]
 
     def _error_sum(self, step: Step) -> list[str]:
-        size = next(b.bytes for b in self.program.buffers if b.name == step.buffers["a"]) // 2
+        size = self.program.graph.tensors[inputs_of(step.op)[step.operand]].size
         return [
             self._arena(step, "a", "int16_t"),
             self._scale(step, "a"),

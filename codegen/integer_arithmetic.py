@@ -7,13 +7,15 @@ arrays of int64.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.layer_arithmetic import INT32_MAX, Gain
+from codegen.layer_arithmetic import INT32_MAX, SHIFT_BITS, Gain
 
-Ints = NDArray[np.int64]
+Ints: TypeAlias = NDArray[np.int64]
+Integers = TypeVar("Integers", int, Ints)
 
 STATE_BITS, STEP_BITS, BIAS_BITS = 14, 16, 8
 """Bits below one unit of the state (q8.8), one step of an int8 weight, one step of a bias that a
@@ -39,11 +41,23 @@ def random_bits(key: int, stream: int, counter: Ints) -> Ints:
     return bits
 
 
-def round_shift(value: Ints, shift: int) -> Ints:
+def round_shift(value: Integers, shift: int) -> Integers:
     """Round half up by ``shift`` bits; to the left where negative."""
     if shift <= 0:
         return value << -shift
     return (value + (1 << (shift - 1))) >> shift
+
+
+def requantized(sums: Ints, pre_shift: int, words: Ints) -> Ints:
+    """Sums in the steps of an output, by the words of multipliers that broadcast against them.
+
+    Sums go left by ``pre_shift`` bits first, which none that can occur overflows.
+    """
+    raised = sums << pre_shift
+    assert np.abs(raised).max() <= INT32_MAX, "accumulator overflow"
+    shift = words & ((1 << SHIFT_BITS) - 1)
+    scaled: Ints = (((raised * words) >> 32) + (1 << (shift - 1))) >> shift
+    return scaled
 
 
 def random_move(change: Ints, bits: int, seed: int, step: int, first_value: int) -> Ints:

@@ -22,6 +22,7 @@ from codegen.integer_arithmetic import (
     apply_gain,
     random_bits,
     random_move,
+    requantized,
     round_shift,
     step_gain,
 )
@@ -198,14 +199,10 @@ class Interpreter:
 
     def _requantize(self, step: Step, op: Conv | DepthwiseConv, sums: Ints) -> None:
         constants = convolution_arithmetic(self.graph, op)
-        word = np.array([m.word for m in constants.requantize])
-        shift = np.array([m.shift for m in constants.requantize])
+        words = np.array([m.word for m in constants.requantize])
         total = sums + self.tensors[f"{op.name}.bias"]
-        total = total << constants.pre_shift
-        assert np.abs(total).max() <= INT32_MAX, f"{op.name}: accumulator overflow"
-        high = (total * word) >> 32
-        scaled = (high + (1 << (shift - 1))) >> shift
-        self._store(step, scaled + self._tensor(op.output).zero_point)
+        values = requantized(total, constants.pre_shift, words)
+        self._store(step, values + self._tensor(op.output).zero_point)
 
     def _convolution_forward(self, step: Step) -> None:
         op = step.op
@@ -284,11 +281,10 @@ class Interpreter:
         op = step.op
         assert isinstance(op, Requantize)
         constants = requantize_arithmetic(self.graph, op)
-        by = constants.requantize
         shifted = self.arrays[step.buffers["input"]] - self._tensor(op.input).zero_point
-        high = ((shifted << constants.pre_shift) * by.word) >> 32
-        values = ((high + (1 << (by.shift - 1))) >> by.shift) + self._tensor(op.output).zero_point
-        self._store(step, values, op.low, op.high)
+        word = np.array(constants.requantize.word)
+        values = requantized(shifted, constants.pre_shift, word)
+        self._store(step, values + self._tensor(op.output).zero_point, op.low, op.high)
 
     def _head_forward(self, step: Step) -> None:
         op = step.op

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
+from codegen.integer_arithmetic import Ints, requantized, round_shift
 from codegen.ir import AveragePool, MaxPool, Tensor
 from codegen.layer_arithmetic import INT32_MAX
 from codegen.pool_arithmetic import AveragePoolArithmetic, ReconstructionArithmetic
 
-Ints = NDArray[np.int64]
 UINT32_MAX = 2**32 - 1
 
 
@@ -76,12 +75,8 @@ def average_pool(
     if not constants.requantize:
         return mean_codes(total, counted, source.zero_point)
     index = counted - constants.least_count
-    word = np.array([m.word for m in constants.requantize])[index]
-    shift = np.array([m.shift for m in constants.requantize])[index]
-    raised = total << constants.pre_shift
-    assert np.abs(raised).max() <= INT32_MAX, f"{op.name}: accumulator overflow"
-    high = (raised * word) >> 32
-    return np.asarray(((high + (1 << (shift - 1))) >> shift) + output.zero_point)
+    words = np.array([m.word for m in constants.requantize])[index]
+    return requantized(total, constants.pre_shift, words) + output.zero_point
 
 
 def average_pool_errors(op: AveragePool, source: Tensor, output: Tensor, parts: Ints) -> Ints:
@@ -100,17 +95,13 @@ def squared_error(
     ``values`` are the head's outputs, ``wanted`` the input's codes less its zero point.
     """
     exact = [int(w) * constants.input_scale.mantissa for w in wanted]
-    in_units = [_rounded(value, -constants.input_scale.exponent) for value in exact]
+    in_units = [round_shift(value, -constants.input_scale.exponent) for value in exact]
     difference = np.clip(values - np.array(in_units), -INT32_MAX, INT32_MAX)
     scaled = [int(d) * constants.error_scale.mantissa for d in difference]
     shift = max(abs(value) for value in scaled).bit_length() - 15
-    codes = np.clip([_rounded(value, shift) for value in scaled], -32767, 32767)
+    codes = np.clip([round_shift(value, shift) for value in scaled], -32767, 32767)
     exponent = constants.error_scale.exponent + shift
     total = int((codes**2).sum()) * len(codes)
     left = 2 * exponent - 2 + 16
     loss = total << left if left > 0 else total >> -left
     return codes.astype(np.int64), exponent, min(loss, UINT32_MAX)
-
-
-def _rounded(value: int, shift: int) -> int:
-    return value << -shift if shift <= 0 else (value + (1 << (shift - 1))) >> shift

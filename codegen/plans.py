@@ -298,14 +298,14 @@ def _channels(item: WeightSpec, channels: int, plan: str) -> tuple[int, ...]:
         listed: list[int] = []
         for entry in item.channels:
             start, count = entry if isinstance(entry, tuple) else (entry, 1)
+            if start < 0 or start + count > channels:
+                outside = start if start < 0 else start + count - 1
+                raise PlanError(f"{where} has channels 0 … {channels - 1}, not {outside}")
             listed += range(start, start + count)
         chosen = tuple(sorted(set(listed)))
         if not chosen or len(chosen) < len(listed):
             problem = "names a channel twice" if chosen else "has an empty list of channels"
             raise PlanError(f"{where} {problem}; list each trained channel once")
-        if chosen[0] < 0 or chosen[-1] >= channels:
-            outside = chosen[0] if chosen[0] < 0 else chosen[-1]
-            raise PlanError(f"{where} has channels 0 … {channels - 1}, not {outside}")
         return chosen
     count = channels - item.start if item.count == "all" else item.count
     if count < 1 or item.start + count > channels:

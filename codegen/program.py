@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from codegen import memory_plan
 from codegen.ir import Graph, Op
@@ -21,6 +21,7 @@ SCALES = "scales"
 SCALE_BYTES = 8
 
 Phase: TypeAlias = Literal["forward", "loss", "backward"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Step:
     op: Op
     buffers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     operand: int = 0
-    """Which input of an addition an error is propagated to."""
+    """Which input of an addition or concatenation the call is about."""
     macs: int = 0
     stages: tuple[Step, ...] = ()
     schedule: tuple[Rows, ...] = ()

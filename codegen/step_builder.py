@@ -263,7 +263,8 @@ class StepBuilder:
         if first:
             self._errors[tensor] = target
         else:
-            self._step("backward", "error_sum", op, {"a": self._errors[tensor], "b": target})
+            both = {"a": self._errors[tensor], "b": target}
+            self._step("backward", "error_sum", op, both, operand=operand)
 
     def _head_backward(self, op: Head) -> None:
         error = {"error": "error logits"}

@@ -24,6 +24,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+Model = Annotated[Path, typer.Argument(help="ONNX file, float or QDQ int8.")]
+BoardName = Annotated[
+    str,
+    typer.Option(help="Board: one that `tinyfleet boards` lists, or the .json file of your own."),
+]
+BundleFolder = Annotated[
+    Path, typer.Argument(help="Bundle folder, written by `tinyfleet compile`.")
+]
+OnePlan = Annotated[
+    str | None, typer.Option(help="Plan: its name or the start of its id. Default: the first.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
 Compiler = Annotated[
     Literal["gcc", "zig"] | None,
@@ -55,8 +66,8 @@ Equalize = Annotated[
 
 @app.command("compile")
 def compile_command(
-    model: Annotated[Path, typer.Argument(help="ONNX file, float or QDQ int8.")],
-    board: Annotated[str, typer.Option(help="Board to build for; `tinyfleet boards` lists them.")],
+    model: Model,
+    board: BoardName,
     out: Annotated[Path, typer.Option(help="Folder that the bundle is written to.")],
     plan: Annotated[
         list[str] | None,
@@ -103,8 +114,8 @@ def compile_command(
 
 @app.command("plan")
 def plan_command(
-    model: Annotated[Path, typer.Argument(help="ONNX file, float or QDQ int8.")],
-    board: Annotated[str, typer.Option(help="Board to plan for; `tinyfleet boards` lists them.")],
+    model: Model,
+    board: BoardName,
     data: Annotated[
         Path,
         typer.Option(
@@ -188,10 +199,8 @@ def plan_command(
 
 @app.command()
 def measure(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder, written by `tinyfleet compile`.")],
-    plan: Annotated[
-        str | None, typer.Option(help="Plan: its name or the start of its id. Default: the first.")
-    ] = None,
+    bundle: BundleFolder,
+    plan: OnePlan = None,
     machine: Annotated[str, typer.Option(help="What runs the image: unicorn.")] = "unicorn",
     json: Json = False,
 ) -> None:
@@ -203,10 +212,8 @@ def measure(
 
 @app.command()
 def explain(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder, written by `tinyfleet compile`.")],
-    plan: Annotated[
-        str | None, typer.Option(help="Plan: its name or the start of its id. Default: the first.")
-    ] = None,
+    bundle: BundleFolder,
+    plan: OnePlan = None,
     memory: Annotated[
         Path | None,
         typer.Option(help="Picture of the memory over time to write: FILE.png or FILE.svg."),

@@ -9,7 +9,7 @@ from typing import Literal
 from codegen.bundle import QUANTIZATION, Bundle
 from codegen.quantization_report import LayerError, QuantizationReport, load_report
 from codegen.quantize_model import QuantizationOptions
-from fleet.cli._output import budget_rows, console, print_json, table
+from fleet.cli._output import budget_table, console, print_json, table
 from fleet.cli._progress import stage_bars
 from fleet.firmware import compile_firmware
 
@@ -108,32 +108,29 @@ def _error_row(layer: LayerError) -> list[object]:
 
 
 def _show(bundle: Bundle, out: Path) -> None:
-    report = bundle.report.model_dump(mode="json")
+    report = bundle.report
     screen = console()
-    titles = ["plan", "arena", "state", "samples", "link", "other", "stack", "total"]
-    screen.print(
-        table(
-            f"SRAM by purpose on {report['board']}, bytes",
-            [*titles, "limit", "delta values"],
-            budget_rows(report),
-        )
-    )
-    above = [f"{plan['name']} {plan['arena_above_bound_bytes']:,}" for plan in report["plans"]]
+    screen.print(budget_table(report.board, report.plans))
+    above = [f"{plan.name} {plan.arena_above_bound_bytes:,}" for plan in report.plans]
     screen.print(f"Arena above its lower bound, bytes: {', '.join(above)}.", soft_wrap=True)
-    flash = report["flash_bytes"]
+    flash = report.flash_bytes
     screen.print(
-        f"Flash: {flash['code']:,} bytes of code, {flash['weights']:,} of weights. "
+        f"Flash: {flash.code:,} bytes of code, {flash.weights:,} of weights. "
         f"Compiled with {bundle.manifest.compiler}.",
         soft_wrap=True,
     )
-    names = {"slot_a": "weights slot A", "slot_b": "weights slot B", "samples": "sample log"}
+    regions = report.flash_regions
     outside = [
-        f"{names[name]} ({region['bytes']:,} bytes at {region['address']:#010x})"
-        for name, region in report["flash_regions"].items()
-        if region["flash"] == "external"
+        f"{name} ({region.bytes:,} bytes at {region.address:#010x})"
+        for name, region in (
+            ("weights slot A", regions.slot_a),
+            ("weights slot B", regions.slot_b),
+            ("sample log", regions.samples),
+        )
+        if region.flash == "external"
     ]
     if outside:
         screen.print(f"In the external flash: {', '.join(outside)}.", soft_wrap=True)
-    for note in report["notes"]:
+    for note in report.notes:
         screen.print(f"Note: {note}", soft_wrap=True)
     screen.print(f"The bundle is in {out}.", soft_wrap=True)

@@ -10,7 +10,7 @@ from typing import Any
 from codegen.bundle import Bundle, PlanReport, load_bundle
 from codegen.program_file import BufferInfo, CallInfo, ProgramInfo, load_programs
 from fleet.cli._errors import CommandError
-from fleet.cli._output import budget_rows, console, print_json, table
+from fleet.cli._output import budget_table, console, print_json, table
 
 _PICTURES = ("png", "svg")
 _STATE_SHOWN = 8
@@ -129,14 +129,7 @@ def _show(found: _Explained, memory: Path | None) -> None:
             _state_rows(program),
         )
     )
-    screen.print(
-        table(
-            f"SRAM by purpose on {report.board}, bytes",
-            ["plan", "arena", "state", "samples", "link", "other", "stack", "total", "limit",
-             "delta values"],
-            budget_rows({"plans": [found.report.model_dump(mode="json")]}),
-        )
-    )  # fmt: skip
+    screen.print(budget_table(report.board, [found.report]))
     flash = report.flash_bytes
     screen.print(f"Flash: {flash.code:,} bytes of code, {flash.weights:,} of weights.")
     if memory is not None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from codegen.bundle import PlanReport
 
 _PLAIN_WIDTH = 160
 
@@ -54,15 +57,17 @@ def readable(value: object) -> str:
     return str(value)
 
 
-def budget_rows(report: Mapping[str, Any]) -> list[list[object]]:
-    """SRAM by purpose, one row per plan of a bundle's report.json."""
-    purposes = ("arena", "state", "samples", "link", "data_bss_other", "stack", "total")
-    return [
+def budget_table(board: str, plans: Iterable[PlanReport]) -> Table:
+    """SRAM by purpose, one row per plan of a bundle."""
+    purposes = ["arena", "state", "samples", "link", "other", "stack", "total"]
+    rows = [
         [
-            plan["name"],
-            *(plan["sram_bytes"][purpose] for purpose in purposes),
-            plan["sram_limit_bytes"],
-            plan["delta_values"],
+            plan.name,
+            *plan.sram_bytes.model_dump().values(),
+            plan.sram_limit_bytes,
+            plan.delta_values,
         ]
-        for plan in report["plans"]
+        for plan in plans
     ]
+    columns = ["plan", *purposes, "limit", "delta values"]
+    return table(f"SRAM by purpose on {board}, bytes", columns, rows)

@@ -10,14 +10,14 @@ from codegen.lowering import lower
 from codegen.memory_plan import aligned
 from codegen.program import CHAIN, Program
 from codegen.program_file import BufferInfo, ProgramInfo, Programs, describe, pack
-from tests.codegen.random_graphs import full_plan, random_graph, random_plan
+from tests.codegen.random_graphs import full_plan, random_graph, random_plan, random_pooled_graph
 
 
 def programs() -> list[Program]:
     made = []
     for seed in range(8):
-        graph, _ = random_graph(seed, size=8)
-        made += [lower(graph, full_plan(graph)), lower(graph, random_plan(graph, seed))]
+        for graph, _ in (random_graph(seed, size=8), random_pooled_graph(seed)):
+            made += [lower(graph, full_plan(graph)), lower(graph, random_plan(graph, seed))]
     return made
 
 
@@ -101,6 +101,8 @@ def test_shapes_have_as_many_elements_as_the_buffers_hold(info: ProgramInfo) -> 
             assert sizes[produced] == element * math.prod(step.outputs[0]), step
         if "mask" in step.buffers:
             assert sizes[step.buffers["mask"]] == -(-math.prod(step.outputs[0]) // 8), step
+        if step.kernel == "error_sum":
+            assert sizes[step.buffers["a"]] == 2 * math.prod(step.outputs[0]), step
         if step.phase == "backward" and "error" in step.buffers:
             assert sizes[step.buffers["error"]] == 2 * math.prod(step.inputs[0]), step
 
