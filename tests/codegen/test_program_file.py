@@ -3,9 +3,11 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from codegen.ir import Add, Concat, Conv, GlobalAveragePool, Graph, Head, Tensor
 from codegen.lowering import lower
 from codegen.memory_plan import aligned
 from codegen.program import CHAIN, Program
@@ -105,6 +107,29 @@ def test_shapes_have_as_many_elements_as_the_buffers_hold(info: ProgramInfo) -> 
             assert sizes[step.buffers["a"]] == 2 * math.prod(step.outputs[0]), step
         if step.phase == "backward" and "error" in step.buffers:
             assert sizes[step.buffers["error"]] == 2 * math.prod(step.inputs[0]), step
+
+
+def test_errors_that_meet_at_a_later_input_of_a_concatenation_have_its_shape() -> None:
+    def conv(name: str, source: str, inputs: int, outputs: int) -> Conv:
+        weight, scale = np.ones((outputs, 1, 1, inputs), np.int8), np.full(outputs, 0.1)
+        return Conv(name, source, f"{name}.y", weight, scale, np.zeros(outputs, np.int32))
+
+    channels = {"x": 3, "fork.y": 4, "side.y": 2, "both": 6, "back.y": 4, "sum": 4}
+    tensors = {name: Tensor(name, (5, 5, count), 0.1, 0) for name, count in channels.items()}
+    tensors["mean"] = Tensor("mean", (1, 1, 4), 0.1, 0)
+    ops = (
+        conv("fork", "x", 3, 4),
+        conv("side", "fork.y", 4, 2),
+        Concat("join", ("side.y", "fork.y"), "both"),
+        conv("back", "both", 6, 4),
+        Add("add", ("back.y", "fork.y"), "sum"),
+        GlobalAveragePool("pool", "sum", "mean"),
+        Head("head", "mean", np.ones((2, 4), np.int16), 0.01, np.zeros(2, np.int32)),
+    )
+    graph = Graph("g", "x", tensors, ops)
+    steps = describe(lower(graph, full_plan(graph))).steps
+    found = [step for step in steps if step.kernel == "error_sum" and step.layer == "join"]
+    assert [step.outputs for step in found] == [((5, 5, 4),)]
 
 
 def test_rings_hold_the_rows_that_the_file_says(info: ProgramInfo) -> None:
