@@ -334,7 +334,8 @@ def _shape(state: ImportState, node: Node) -> None:
 
 
 def _cast(state: ImportState, node: Node) -> None:
-    if int(node.attributes.get("to", 1)) not in (1, 10, 11):
+    codes = node.input(0) in state.codes  # PyTorch's exporter casts them to the type they have
+    if not codes and int(node.attributes.get("to", 1)) not in (1, 10, 11):
         node.refuse("makes integers of an activation; export the model in float32")
     state.rename(node)
 

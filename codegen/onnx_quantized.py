@@ -65,13 +65,14 @@ def _coding(state: ImportState, node: Node, scale: Array) -> Coding:
 
 def quantize_linear(state: ImportState, node: Node) -> None:
     """Notes how an activation is coded; a second, different code is an operation."""
+    state.codes.add(node.outputs[0])
     name = node.input(0)
     coding = _coding(state, node, _scale(state, node))
     if name in state.views and state.views[name].after_softmax:
         state.rename(node)  # what comes after the head is not computed on the device
         return
     view = state.padded_view(node)
-    if view.padding != Padding() and state.codings.get(view.tensor) != coding:
+    if view.padding != Padding() and state.codings.get(view.tensor, coding) != coding:
         view = state.view(node)
     known = state.codings.setdefault(view.tensor, coding)
     if known == coding:

@@ -18,6 +18,7 @@ from codegen.calibration import TensorStatistics
 from codegen.cross_layer import imbalance, pairs
 from codegen.errors import CalibrationError
 from codegen.float_graph import FloatConv, FloatGraph
+from codegen.quantize import BIAS_MAX
 
 Check = Literal[
     "few-samples",
@@ -40,7 +41,7 @@ OUTLIER_LIMIT = 4.0
 """Ratio of the range to that of 99.9 % of the values from which on these lose 2 bits."""
 
 TINY_SCALE = 1e-6
-_BIAS_LIMIT = 2**30 * (1.0 - 1e-6)  # what quantize lets a bias grow to, and beyond
+_BIAS_LIMIT = BIAS_MAX * (1.0 - 1e-6)  # in float scales a bias grows just to it, less rounding
 _FEWEST_FOR_OUTLIERS = 10_000  # values below which 99.9 % of them says little
 _SHOWN = 6  # layers in a note
 
@@ -169,15 +170,20 @@ def check_samples(
     if low < 0.0 or not 64.0 < high <= 255.0 or not np.array_equal(samples, np.rint(samples)):
         return found
     found.append(Finding(check="raw-pixels", layer=graph.input, value=high))
-    capped = [op for op in graph.ops if op.output in statistics and statistics[op.output].at_cap]
+    # An end at 0 cuts off all that is positive, of whatever size: no sign of pixels.
+    capped = [
+        (op.name, tensor)
+        for op in graph.ops
+        if (tensor := statistics.get(op.output)) and tensor.at_cap and tensor.cap > 0.0
+    ]
     if not capped:
         return found
-    tensor = statistics[capped[0].output]
+    name, tensor = capped[0]
     share = tensor.at_cap / int(tensor.histogram.counts.sum())
     if share > 0.5:
         raise CalibrationError(
             f"the calibration set holds whole numbers from {low:g} to {high:g}, and {share:.0%} of "
-            f"what passes '{capped[0].name}' is at its upper end {tensor.cap:g}: pixels that were "
+            f"what passes '{name}' is at its upper end {tensor.cap:g}: pixels that were "
             "not scaled as in training; scale them (often x / 255, then minus mean, over standard "
             "deviation)"
         )

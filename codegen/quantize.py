@@ -43,7 +43,7 @@ _HEAD_STEPS = 256  # q8.8
 _HEAD_ROOM = 4
 # A bias may take up half of int32, which leaves the other half to the accumulated products:
 # 255 * 127 * K fits for every kernel of up to K = 33,000 weights per output.
-_BIAS_MAX = 2**30
+BIAS_MAX = 2**30
 # Below this share of an output step per accumulator step, products no longer show: 2^-30 times the
 # largest accumulator of the line above is less than one step.
 _SMALLEST_MULTIPLIER = 2.0**-30
@@ -236,7 +236,7 @@ def _weight_scales(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> NDArr
     scale: NDArray[np.float64] = np.abs(op.weight).max(axis=(1, 2, 3)) / _WEIGHT_MAX
     alive = np.abs(op.weight).sum(axis=(1, 2, 3)) * _largest_magnitude(source) > result.scale / 2
     scale[~alive] = np.median(scale[alive]) if alive.any() else 1.0 / _WEIGHT_MAX
-    for_bias = np.abs(op.bias) / (source.scale * _BIAS_MAX)
+    for_bias = np.abs(op.bias) / (source.scale * BIAS_MAX)
     for_multiplier = _SMALLEST_MULTIPLIER * result.scale / source.scale
     return np.maximum(np.maximum(scale, for_bias), for_multiplier)
 
@@ -254,7 +254,7 @@ def _head(graph: FloatGraph, op: FloatHead, source: ir.Tensor) -> ir.Head:
         weight, bias = weight[rows], bias[rows]
     largest = float(np.abs(weight).max())
     scale = _HEAD_ROOM * (largest if largest > 0 else 1.0) / _WEIGHT_MAX
-    scale = max(scale, float(np.abs(bias).max()) * _HEAD_STEPS / (source.scale * _BIAS_MAX))
+    scale = max(scale, float(np.abs(bias).max()) * _HEAD_STEPS / (source.scale * BIAS_MAX))
     step = scale / _HEAD_STEPS
     codes = np.clip(np.rint(bias / (source.scale * step)), -_INT32_MAX - 1, _INT32_MAX)
     return ir.Head(

@@ -113,6 +113,26 @@ def test_a_max_pool_coded_otherwise_than_its_input_is_requantized() -> None:
     assert [op.name for op in graph.ops if isinstance(op, Requantize)] == ["pool_recoded"]
 
 
+def test_zeros_around_a_tensor_are_coded_with_it() -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["around"], value_ints=[0, 0, 1, 1, 0, 0, 1, 1]),
+        helper.make_node("Pad", ["x", "around"], ["padded"], "pad"),
+        *codes("padded", "xd", "input"), CONV, RELU, *codes("r", "y", "positive"),
+    ]  # fmt: skip
+    graph = assert_gives_onnxruntimes_outputs(network(nodes, "y", "positive"))
+    assert graph.tensors["x"].scale == np.float32(0.03)
+    assert [op.name for op in graph.ops][:2] == ["first", "second"]
+
+
+def test_codes_cast_to_the_type_they_have_stay_as_they_are() -> None:
+    # PyTorch's exporter writes the models of torch.ao.quantization so.
+    nodes = codes("x", "xd", "input")
+    nodes.insert(1, helper.make_node("Cast", ["xd q"], ["xd cast"], to=TensorProto.INT8))
+    nodes[2].input[0] = "xd cast"
+    nodes += [CONV, RELU, *codes("r", "y", "positive")]
+    assert_gives_onnxruntimes_outputs(network(nodes, "y", "positive"))
+
+
 @pytest.mark.parametrize("zero", ["signed", "centred"])
 def test_an_activation_between_two_codes_is_an_operation_of_its_own(zero: str) -> None:
     nodes = [*FIRST, *codes("a", "ad", zero), helper.make_node("Relu", ["ad"], ["r"], "bend")]
