@@ -10,7 +10,6 @@ squares of relative errors, none of them negative. Prints the rates to be copied
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections import defaultdict
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
+from benchmarks.mcunet import MODEL, PLANS
 from codegen.boards import load_board
 from codegen.compile import compile_graph
 from codegen.float_graph import (
@@ -49,9 +49,6 @@ from fleet.cli._output import console, table
 from simulator.measure import profile_step
 
 ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("TINYFLEET_SHARED", ROOT.parent / "shared"))
-MODEL = SHARED / "models" / "mcunet-5fps-head10-int8.onnx"
-PLANS = SHARED / "models" / "mcunet-5fps-plans.json"
 DIGITS = ROOT / "examples" / "digits"
 BOARD = "stm32f746"
 SMALL = 2_000

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.accuracy.samples import Codes, Samples
+from benchmarks.accuracy.samples import Codes, Labels, Samples
 from codegen import blob
-from codegen.interpreter import Interpreter
 from codegen.ir import Graph
-from codegen.lowering import lower
+from codegen.plan_search import samples as search
+from codegen.plan_search.training import Features, cut_for
 from codegen.plans import Plan
-from codegen.subgraph import cut_graph, frozen_cut
+from codegen.subgraph import cut_graph
 
 CACHE = Path(tempfile.gettempdir()) / "tinyfleet-frozen-features"
 
@@ -26,32 +26,30 @@ def trained_tail(graph: Graph, plan: Plan, samples: Samples) -> tuple[Graph, Sam
     Training the one on the other gives the bits of training the whole graph. Features are kept
     on disk, by the content of what makes them.
     """
-    cut = frozen_cut(graph, plan)
+    cut = cut_for(graph, plan)
     if cut == graph.input:
         return graph, samples
     return cut_graph(graph, cut), replace(
         samples,
-        train=features(graph, plan, cut, samples.train),
-        test=features(graph, plan, cut, samples.test),
+        train=_features(graph, cut, samples.train, samples.train_labels),
+        test=_features(graph, cut, samples.test, samples.test_labels),
     )
 
 
-def features(graph: Graph, plan: Plan, cut: str, codes: Codes) -> Codes:
+def _features(graph: Graph, cut: str, codes: Codes, labels: Labels) -> Codes:
     """int8 codes (N, H, W, C) of tensor ``cut`` for each of ``codes``, on device arithmetic."""
     digest = hashlib.sha256(f"{cut} {codes.shape}".encode())
     digest.update(np.ascontiguousarray(codes).tobytes())
+    behind = {op.name for op in cut_graph(graph, cut).ops}
     for tensor in blob.layout(graph):
-        if tensor.layer not in {op.name for op in cut_graph(graph, cut).ops}:
+        if tensor.layer not in behind:
             digest.update(np.ascontiguousarray(tensor.values).tobytes())
     path = CACHE / f"{digest.hexdigest()[:32]}.npy"
     if path.exists():
         kept: Codes = np.load(path)
         return kept
-    interpreter = Interpreter(lower(graph, plan))
-    made = []
-    for sample in codes:
-        interpreter.score(sample, 0)
-        made.append(interpreter.arrays[f"activation {cut}"].astype(np.int8))
+    features = Features(graph, search.Samples(codes, labels), [cut], lambda stage, done, of: None)
+    made = features.at(cut).codes
     CACHE.mkdir(exist_ok=True)
-    np.save(path, np.stack(made))
-    return np.stack(made)
+    np.save(path, made)
+    return made

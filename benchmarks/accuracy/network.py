@@ -27,7 +27,7 @@ from codegen.ir import (
     Graph,
     Head,
 )
-from codegen.plans import Plan, WeightUpdate
+from codegen.plans import Plan
 
 STEPS_PER_HEAD_SCALE = {16: 256, 8: 1}
 """q8.8 has 256 steps per step of an int8 head of the same range."""
@@ -86,7 +86,7 @@ class Network:
             axis = 0 if item.layer in depthwise else 1
             self._train(weight)
             kept = torch.zeros(self.parameters[weight].shape[axis])
-            kept[list(trained_channels(item))] = 1.0
+            kept[list(item.channels)] = 1.0
             self.trained[weight] *= kept.reshape((-1, 1, 1, 1) if axis == 0 else (1, -1, 1, 1))
         if plan.head:
             self._train(f"{self.graph.head.name}.weight")
@@ -172,11 +172,6 @@ class Network:
         with torch.no_grad():
             parts = [self.forward(part).argmax(1) for part in codes.split(batch)]
         return torch.cat(parts).numpy()
-
-
-def trained_channels(item: WeightUpdate) -> list[int]:
-    """Positions of the weight's last axis on the device that are trained."""
-    return list(item.channels)
 
 
 def _channels_first(op: Conv | DepthwiseConv) -> NDArray[np.int8]:

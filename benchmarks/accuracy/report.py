@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.accuracy.study import METHODS
-from benchmarks.accuracy.tasks import TASKS
+from benchmarks.accuracy.tasks import PUBLISHED, TASKS
 
 _HEAD = """# Accuracy of training on the device's arithmetic
 
@@ -85,7 +85,8 @@ def _with_spread(values: list[float], form: str) -> str:
 def difference(ours: Cell, theirs: Cell) -> str:
     """Points by which ``ours`` is above, over the seeds of both; they share heads and orders."""
     common = sorted(ours.by_seed.keys() & theirs.by_seed.keys())
-    return _with_spread([ours.by_seed[s] - theirs.by_seed[s] for s in common], "+.1f")
+    gaps = [ours.by_seed[seed] - theirs.by_seed[seed] for seed in common]
+    return _with_spread(gaps, "+.1f") if gaps else ""
 
 
 def cells(runs: Iterable[dict[str, Any]]) -> dict[tuple[str, str], Cell]:
@@ -130,7 +131,7 @@ def write_report(folder: Path) -> None:
 
 
 def _ordered(found: dict[tuple[str, str], Cell]) -> tuple[list[str], list[str]]:
-    order = ["head", "bias", "sparse", "49kb", "74kb", "99kb", "124kb", "148kb", "last12", "full"]
+    order = ["head", "bias", "sparse", *PUBLISHED, "last12", "full"]
     plans = sorted({plan for plan, _ in found}, key=order.index)
     methods = [method for method in METHODS if any(m == method for _, m in found)]
     return plans, methods

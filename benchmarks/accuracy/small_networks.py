@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-from benchmarks.accuracy.frozen import CACHE
+from benchmarks.accuracy import frozen
 from benchmarks.accuracy.heads import with_fresh_head
 from benchmarks.accuracy.samples import Samples, shared_folder
 from codegen.float_graph import FloatGraph
@@ -33,7 +32,6 @@ TURNED = 45.0
 """Degrees by which the sensor is turned."""
 
 NEW_KEYWORDS = ("yes", "no", "up", "down", "left", "right", "start", "stop", "open", "close")
-
 
 _Pair = tuple[int, int]
 
@@ -109,16 +107,14 @@ def activity(seed: int) -> tuple[Graph, dict[str, Samples]]:
     cases = {}
     for person in np.unique(people[~known]):
         own = np.flatnonzero(people == person)
-        turned = quantize_input(graph, _turned(x[own], random).transpose(0, 2, 3, 1))
-        early, late = _halves(recording[own], y[own])
+        worn = quantize_input(graph, turned(x[own], random).transpose(0, 2, 3, 1))
+        early, late = halves(recording[own], y[own])
         labels = y[own]
-        cases[f"person {person}"] = Samples(
-            turned[early], labels[early], turned[late], labels[late]
-        )
+        cases[f"person {person}"] = Samples(worn[early], labels[early], worn[late], labels[late])
     return graph, cases
 
 
-def _turned(x: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
+def turned(x: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
     """Windows (N, 6, 128, 1) as a sensor gives them that is turned about a random axis."""
     axis = random.normal(size=3)
     rotation = Rotation.from_rotvec(TURNED * axis / np.linalg.norm(axis), degrees=True).as_matrix()
@@ -126,7 +122,7 @@ def _turned(x: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.f
     return np.einsum("ij,nsjt->nsit", rotation, axes).astype(np.float32).reshape(x.shape)
 
 
-def _halves(recording: NDArray[np.uint8], y: NDArray[np.int64]) -> tuple[list[int], list[int]]:
+def halves(recording: NDArray[np.uint8], y: NDArray[np.int64]) -> tuple[list[int], list[int]]:
     """Windows of the first and of the second half of each activity in each recording."""
     early: list[int] = []
     late: list[int] = []
@@ -182,9 +178,9 @@ def pretrained(
     """
     recipe = f"{network} {EPOCHS} {BATCH} {inspect.getsource(_fit)}".encode()
     digest = hashlib.sha256(recipe + x.tobytes() + y.tobytes()).hexdigest()[:16]
-    path = Path(CACHE) / f"{name}-{digest}.onnx"
+    path = frozen.CACHE / f"{name}-{digest}.onnx"
     if not path.exists():
-        CACHE.mkdir(exist_ok=True)
+        frozen.CACHE.mkdir(exist_ok=True)
         present = np.unique(people)
         held = np.isin(people, present[-(len(present) // 6) :])
         accuracy = _fit(network, x[~held], y[~held], x[held], y[held])

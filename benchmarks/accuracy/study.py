@@ -107,7 +107,10 @@ class Results:
         head = {key: value for key, value in self.content.items() if key != "runs"}
         lines = ",\n".join("  " + json.dumps(run) for run in self.runs)
         text = json.dumps(head, indent=1)[:-2] + f',\n "runs": [\n{lines}\n ]\n}}\n'
-        self.path.write_text(text, "utf-8")
+        # Runs take hours: a kill while writing must not cost the ones before.
+        replacement = self.path.with_name(self.path.name + ".new")
+        replacement.write_text(text, "utf-8")
+        replacement.replace(self.path)
 
 
 def run_study(
@@ -131,52 +134,53 @@ def run_study(
                     if results.has(**key):
                         continue
                     tail, arriving = trained_tail(graph, plan, samples)
+                    case = _Case(method, tail, plan, arriving, schedule)
                     rate = schedule.rate
                     if method.searches:
-                        rate = _searched(tail, plan, arriving, schedule, method, results, name)
-                    _one(tail, plan, arriving, replace(schedule, rate=rate), method, results, key)
+                        rate = _searched(case, f"{method.name} {name}", results)
+                    _one(case, rate, results, key)
 
 
-def _one(
-    graph: Graph,
-    plan: Plan,
-    samples: Samples,
-    schedule: Schedule,
-    method: Method,
-    results: Results,
-    key: dict[str, Any],
-) -> Run:
+@dataclass(frozen=True)
+class _Case:
+    """What is trained on what, and how; only rates and seeds are still open."""
+
+    method: Method
+    graph: Graph
+    plan: Plan
+    samples: Samples
+    schedule: Schedule
+
+    def train(self, rate: float, seed: int) -> Run:
+        schedule = replace(self.schedule, rate=rate)
+        return self.method.train(self.graph, self.plan, self.samples, schedule, seed)
+
+
+def _one(case: _Case, rate: float, results: Results, key: dict[str, Any]) -> None:
     started = time.perf_counter()
-    run = method.train(graph, plan, samples, schedule, key["seed"])
+    run = case.train(rate, key["seed"])
     seconds = time.perf_counter() - started
-    results.add(run, **key, rate=schedule.rate, seconds=round(seconds, 1))
+    results.add(run, **key, rate=rate, seconds=round(seconds, 1))
     diverged = " diverged" if run.diverged else ""
     print(
-        f"{key['plan']:8} {method.name:11} seed {key['seed']} {key['who']}: "
+        f"{key['plan']:8} {key['method']:11} seed {key['seed']} {key['who']}: "
         f"{run.start:.1%} to {run.end:.1%}{diverged}, loss {run.loss[-1]:.4f}, "
-        f"rate {schedule.rate:g}, {seconds:.0f} s",
+        f"rate {rate:g}, {seconds:.0f} s",
         flush=True,
     )
-    return run
 
 
-def _searched(
-    graph: Graph,
-    plan: Plan,
-    samples: Samples,
-    schedule: Schedule,
-    method: Method,
-    results: Results,
-    plan_name: str,
-) -> float:
-    """The rate of the best test accuracy with the first seed: the most that can be made of it."""
-    key = f"{method.name} {plan_name}"
+def _searched(case: _Case, key: str, results: Results) -> float:
+    """The rate of the best test accuracy with the first seed: the most that can be made of it.
+
+    ``results`` keeps what was tried, from the schedule's rate up, as ``key``.
+    """
     rates: dict[str, dict[str, float]] = results.content["rates"]
     if key not in rates:
         tried = {}
         for power in range(RATES):
-            rate = schedule.rate * SEARCHED**power
-            run = method.train(graph, plan, samples, replace(schedule, rate=rate), 0)
+            rate = case.schedule.rate * SEARCHED**power
+            run = case.train(rate, 0)
             tried[f"{rate:g}"] = run.end
             print(f"{key}: rate {rate:g} gives {run.end:.1%}", flush=True)
         rates[key] = tried

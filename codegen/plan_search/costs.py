@@ -221,11 +221,6 @@ class CostModel:
             if layer in layers
         }
 
-    @property
-    def lowered(self) -> int:
-        """Number of programs lowered so far."""
-        return len(self._known)
-
 
 def measured_delta_bits(
     program: Program, delta: NDArray[np.int32], coded_bytes: CodedBytes

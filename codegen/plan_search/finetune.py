@@ -20,7 +20,6 @@ from codegen.plan_search.contributions import Contributions, Journal
 from codegen.plan_search.samples import Samples
 from codegen.plan_search.training import (
     Features,
-    Progress,
     Schedule,
     Score,
     cut_for,
@@ -29,6 +28,7 @@ from codegen.plan_search.training import (
     train,
 )
 from codegen.plans import Plan, State, resolve
+from codegen.toolchain import Progress
 
 UNIT = "probability of the right class"
 

@@ -18,8 +18,6 @@ far a direction carries beyond the first step, and whether samples agree on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,13 +29,13 @@ from codegen.plan_search.candidates import ChannelOrder, channel_counts
 from codegen.plan_search.contributions import Contributions, Journal
 from codegen.plan_search.samples import Samples
 from codegen.plans import Plan, PlanSpec, WeightSpec, resolve
+from codegen.toolchain import Progress
 
 UNIT = "nats per step"
 SAMPLES_PER_RESULT = 16
 WEIGHT_RANGE_STEPS = 254
 
 Floats = NDArray[np.float64]
-Progress = Callable[[str, int, int], None]
 
 
 def full_plan(graph: Graph) -> Plan:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from codegen.memory_picture import render
 from codegen.plan_search.contributions import Contributions
 from codegen.plan_search.planning import PlanningResult
 
@@ -77,7 +77,5 @@ def _tidy(figure: Figure) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes ``figure`` in the format of the file's ending, the same bytes every time."""
-    # SVG otherwise has the date, and identifiers drawn at random.
-    with rc_context({"svg.hashsalt": "tinyfleet"}):
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    """Writes ``figure`` as SVG or PNG, as the file's name ends; the same bytes every time."""
+    path.write_bytes(render(figure, "svg" if path.suffix == ".svg" else "png"))

@@ -58,7 +58,6 @@ from codegen.plan_search.search import Found, search
 from codegen.plan_search.training import (
     LEARNING_RATE_ONE,
     Features,
-    Progress,
     Schedule,
     Score,
     cut_for,
@@ -68,7 +67,7 @@ from codegen.plan_search.training import (
 from codegen.plans import Plan, PlanSpec, State, default_plans, resolve
 from codegen.program import Program
 from codegen.subgraph import cut_graph
-from codegen.toolchain import Toolchain
+from codegen.toolchain import Progress, Toolchain
 from device_runtime import engine_sources
 
 HEAD_EPOCHS = 10
@@ -253,8 +252,9 @@ class _Planning:
 
     def run(self) -> PlanningResult:
         graph, settings = self.graph, self.settings
+        most = self.board.sram_limit_bytes
         limits = Limits(
-            sram_bytes=settings.sram_bytes or self.board.sram_limit_bytes,
+            sram_bytes=min(settings.sram_bytes or most, most),
             delta_bytes=settings.uplink_bytes,
             instructions=settings.instructions,
         )
@@ -353,7 +353,8 @@ class _Planning:
         """Bits per value of the delta of a plan of middle size."""
         if "delta bits" not in self.journal:
             plans = default_plans(self.graph)
-            program, delta = self._round_delta(plans[min(1, len(plans) - 1)])
+            middle = dataclasses.replace(plans[min(1, len(plans) - 1)], state=self.settings.state)
+            program, delta = self._round_delta(middle)
             bits = measured_delta_bits(program, delta, self.bench.coded_bytes)
             self.journal.add("delta bits", dataclasses.asdict(bits))
         return DeltaBits(**self.journal["delta bits"])

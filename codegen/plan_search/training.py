@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,8 @@ from codegen.lowering import lower
 from codegen.plan_search.samples import Samples
 from codegen.plans import Plan, PlanSpec, resolve
 from codegen.subgraph import cut_graph, cut_tensors, frozen_cut
+from codegen.toolchain import Progress
 
-Progress = Callable[[str, int, int], None]
 LEARNING_RATE_ONE = 2**20
 MOST_READABLE = 2**16 - 1
 """Elements of a tensor that a head can read: the device counts them in 16 bits."""

@@ -173,7 +173,9 @@ def plan_command(
     from fleet.cli._quantization import quantization_options
 
     if not 0.0 < learning_rate < 4096.0:
-        raise typer.BadParameter(f"{learning_rate:g} is not above 0", param_hint="--learning-rate")
+        raise typer.BadParameter(
+            f"{learning_rate:g} is not between 0 and 4096", param_hint="--learning-rate"
+        )
     make_plans(
         model=model,
         board=board,

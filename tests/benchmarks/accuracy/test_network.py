@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="accuracy studies need PyTorch: pip install torch")
+pytest.importorskip("torch", reason="accuracy studies need PyTorch: pip install torch")
 
-from benchmarks.accuracy.network import Network, channels_first  # noqa: E402
-from codegen.float_autodiff import forward_integers, real_gradients  # noqa: E402
-from codegen.interpreter import Interpreter  # noqa: E402
-from codegen.ir import DepthwiseConv, Graph  # noqa: E402
-from codegen.layer_arithmetic import logit_scale  # noqa: E402
-from codegen.lowering import lower  # noqa: E402
-from codegen.plans import Plan  # noqa: E402
-from tests.codegen.random_graphs import full_plan, random_graph, random_plan  # noqa: E402
+import torch
+
+from benchmarks.accuracy.network import Network, channels_first
+from codegen.float_autodiff import forward_integers, real_gradients
+from codegen.interpreter import Interpreter
+from codegen.ir import DepthwiseConv, Graph
+from codegen.layer_arithmetic import logit_scale
+from codegen.lowering import lower
+from codegen.plans import Plan
+from tests.codegen.random_graphs import full_plan, random_graph, random_plan
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -96,6 +96,7 @@ def test_cells_average_owners_before_seeds() -> None:
 def test_differences_are_of_the_seeds_that_both_have() -> None:
     ours, theirs = Cell({0: 80.0, 1: 82.0, 2: 10.0}, 0.0, 0), Cell({0: 81.0, 1: 82.0}, 0.0, 0)
     assert difference(ours, theirs) == "-0.5 ± 0.7"
+    assert difference(ours, Cell({7: 81.0}, 0.0, 0)) == ""
 
 
 def test_the_page_has_a_table_and_a_plot_of_every_data_set(tmp_path: Path) -> None:

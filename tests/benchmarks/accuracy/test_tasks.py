@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="accuracy studies need PyTorch: pip install torch")
+pytest.importorskip("torch", reason="accuracy studies need PyTorch: pip install torch")
 
-from benchmarks.accuracy.frozen import trained_tail  # noqa: E402
-from benchmarks.accuracy.samples import enlarged, shared_folder  # noqa: E402
-from benchmarks.accuracy.small_networks import _halves, _turned  # noqa: E402
-from benchmarks.accuracy.tasks import TASKS  # noqa: E402
-from benchmarks.accuracy.training import Schedule, train_on_device_arithmetic  # noqa: E402
-from codegen.plans import resolve  # noqa: E402
+from benchmarks.accuracy.frozen import trained_tail
+from benchmarks.accuracy.samples import enlarged, shared_folder
+from benchmarks.accuracy.small_networks import halves, turned
+from benchmarks.accuracy.tasks import TASKS
+from benchmarks.accuracy.training import Schedule, train_on_device_arithmetic
+from codegen.plans import resolve
 
 
 @pytest.fixture
@@ -52,12 +52,9 @@ def test_every_plan_of_mcunet_resolves_and_trains_the_head(name: str) -> None:
     assert set(samples.train_labels) == set(samples.test_labels)
 
 
+@pytest.mark.usefixtures("_shared")
 def test_seeds_draw_other_heads_and_leave_the_rest() -> None:
-    pytest.importorskip("onnx")
-    try:
-        (first, _), (again, _), (second, _) = (TASKS["flowers96"].prepare(s) for s in (0, 0, 1))
-    except SystemExit as error:
-        pytest.skip(str(error))
+    (first, _), (again, _), (second, _) = (TASKS["flowers96"].prepare(s) for s in (0, 0, 1))
     assert np.array_equal(first.head.weight, again.head.weight)
     assert not np.array_equal(first.head.weight, second.head.weight)
     ours, theirs = first.convolutions[5], second.convolutions[5]
@@ -73,19 +70,19 @@ def test_enlarged_pixels_are_codes_around_zero() -> None:
 def test_a_turned_sensor_keeps_the_size_of_what_it_measures() -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(4, 6, 16, 1)).astype(np.float32)
-    turned = _turned(x, random)
+    moved = turned(x, random)
     for sensor in (slice(0, 3), slice(3, 6)):
-        before, after = (np.linalg.norm(v[:, sensor], axis=1) for v in (x, turned))
+        before, after = (np.linalg.norm(v[:, sensor], axis=1) for v in (x, moved))
         assert np.allclose(before, after, rtol=1e-4)
-    assert np.abs(turned - x).max() > 0.5
-    angle = np.einsum("nctw,nctw->ntw", x[:, :3], turned[:, :3])
+    assert np.abs(moved - x).max() > 0.5
+    angle = np.einsum("nctw,nctw->ntw", x[:, :3], moved[:, :3])
     assert (angle >= 0.7 * np.linalg.norm(x[:, :3], axis=1) ** 2 - 1e-4).all()
 
 
 def test_halves_are_early_and_late_windows_of_an_activity_without_the_border() -> None:
     recording = np.repeat(np.array([1, 2], np.uint8), 10)
     y = np.tile(np.repeat([0, 1], 5), 2)
-    early, late = _halves(recording, y)
+    early, late = halves(recording, y)
     assert not set(early) & set(late)
     assert len(early) + len(late) == 20 - 4  # one of each activity and recording lies between
     assert early[:2] == [0, 1]

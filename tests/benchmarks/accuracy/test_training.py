@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="accuracy studies need PyTorch: pip install torch")
+pytest.importorskip("torch", reason="accuracy studies need PyTorch: pip install torch")
 
-from benchmarks.accuracy.frozen import trained_tail  # noqa: E402
-from benchmarks.accuracy.network import Network  # noqa: E402
-from benchmarks.accuracy.samples import Samples  # noqa: E402
-from benchmarks.accuracy.training import (  # noqa: E402
+import torch
+
+from benchmarks.accuracy.frozen import trained_tail
+from benchmarks.accuracy.network import Network
+from benchmarks.accuracy.samples import Samples
+from benchmarks.accuracy.training import (
     Run,
     Schedule,
     device_steps,
@@ -17,9 +19,9 @@ from benchmarks.accuracy.training import (  # noqa: E402
     train_on_device_arithmetic,
     truncated,
 )
-from codegen.ir import Graph  # noqa: E402
-from codegen.plans import Plan  # noqa: E402
-from tests.codegen.random_graphs import full_plan, random_graph  # noqa: E402
+from codegen.ir import Graph
+from codegen.plans import Plan
+from tests.codegen.random_graphs import full_plan, random_graph
 
 SHORT = Schedule(epochs=4, rate=0.05, batch=8)
 
