@@ -150,7 +150,7 @@ class HostEngine:
 
     @property
     def loss_q16(self) -> int:
-        """Loss of the last labelled sample in nats times 2**16."""
+        """Loss of the last labelled sample times 2**16, in the unit of ``ir.LOSS_UNITS``."""
         return int(self._engine.frame.loss_q16)
 
     @property

@@ -25,6 +25,7 @@ INT8_MIN, INT8_MAX = -128, 127
 
 Shape: TypeAlias = tuple[int, int, int]
 Loss: TypeAlias = Literal["cross-entropy", "mse"]
+LOSS_UNITS: dict[str, str] = {"cross-entropy": "nats", "mse": "squared units of the input"}
 
 
 @dataclass(frozen=True)

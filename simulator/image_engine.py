@@ -120,7 +120,7 @@ class ImageEngine:
 
     @property
     def loss_q16(self) -> int:
-        """Loss of the last labelled sample in nats times 2**16."""
+        """Loss of the last labelled sample times 2**16, in the unit of ``ir.LOSS_UNITS``."""
         return self._fields()[_LOSS]
 
     @property

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.bundle import Bundle, load_bundle
+from codegen.ir import LOSS_UNITS
 from simulator.counting import InclusiveCounter, InstructionCounter
 from simulator.errors import ImageError, MachineFault, MeasureError
 from simulator.image_engine import ImageEngine, find_plan
@@ -55,7 +56,8 @@ class Measurement:
     logits: list[float]
     """Of the sample under the factory weights, before the step."""
     loss: float
-    """Of the sample, before the step: cross entropy in nats, or mean squared error."""
+    """Of the sample, before the step, in ``loss_unit``."""
+    loss_unit: str
     predicted: int
 
     def to_json(self) -> dict[str, Any]:
@@ -132,6 +134,7 @@ def measure(
         sram_limit_bytes=board.sram_limit_bytes,
         logits=[int(value) * bundle.manifest.model.logit_scale for value in logits],
         loss=loss_q16 / _Q16,
+        loss_unit=LOSS_UNITS[plan.plan["loss"]],
         predicted=predicted,
     )
 

@@ -33,7 +33,7 @@ bool tf_round_step(tf_client *client);
 tf_status tf_scoring_begin(tf_client *client, const uint8_t *weights);
 /* Scores one sample; false: there was none left. */
 bool tf_scoring_step(tf_client *client);
-uint32_t tf_scoring_mean_loss_millinats(const tf_client_score *score);
+uint32_t tf_scoring_mean_loss_thousandths(const tf_client_score *score);
 /* Counts the samples of this model in the log. */
 void tf_scoring_count_samples(tf_client *client);
 /* Draws the order of an epoch. */

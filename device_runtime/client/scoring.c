@@ -45,7 +45,7 @@ bool tf_scoring_step(tf_client *client) {
     return true;
 }
 
-uint32_t tf_scoring_mean_loss_millinats(const tf_client_score *score) {
+uint32_t tf_scoring_mean_loss_thousandths(const tf_client_score *score) {
     if (score->samples == 0u) {
         return 0;
     }

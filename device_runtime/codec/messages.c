@@ -102,8 +102,8 @@ tf_status tf_encode_delta(const tf_delta *delta, uint8_t *bytes, size_t capacity
     message.delta_held_out_samples = delta->held_out_samples;
     message.delta_correct_before = delta->correct_before;
     message.delta_correct_after = delta->correct_after;
-    message.delta_loss_before_millinats = delta->loss_before_millinats;
-    message.delta_loss_after_millinats = delta->loss_after_millinats;
+    message.delta_loss_before_thousandths = delta->loss_before_thousandths;
+    message.delta_loss_after_thousandths = delta->loss_after_thousandths;
     put_bytes(&message.delta_coded, delta->coded_chunk_bytes > 0 ? delta->coded : nothing,
               delta->coded_chunk_bytes);
     return encode_result(cbor_encode_delta(bytes, capacity, &message, length));

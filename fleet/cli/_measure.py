@@ -32,7 +32,7 @@ def _show(found: Measurement) -> None:
                 ["stack high water, bytes", found.stack_high_water_bytes],
                 ["SRAM touched, bytes", found.sram_touched_bytes],
                 ["SRAM limit, bytes", found.sram_limit_bytes],
-                ["loss of the sample", found.loss],
+                [f"loss of the sample, {found.loss_unit}", found.loss],
             ],
         )
     )

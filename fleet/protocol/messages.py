@@ -221,8 +221,8 @@ class Delta(Message):
     held_out_samples: int
     correct_before: int
     correct_after: int
-    loss_before_millinats: int
-    loss_after_millinats: int
+    loss_before_thousandths: int
+    loss_after_thousandths: int
     coded: bytes
 
 

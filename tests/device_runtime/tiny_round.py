@@ -75,7 +75,7 @@ class Data:
             for sample, label in zip(self.samples, self.labels, strict=True)
         )
 
-    def mean_loss_millinats(self, weights: Weights) -> int:
+    def mean_loss_thousandths(self, weights: Weights) -> int:
         total = 0
         for sample, label in zip(self.samples, self.labels, strict=True):
             scores = weights.scores(sample)

@@ -45,6 +45,7 @@ def test_logits_and_loss_are_those_of_the_host_library(
     scale = bundle.manifest.model.logit_scale
     assert smallest.logits == [int(value) * scale for value in engine.logits]
     assert smallest.loss == engine.loss_q16 / 2**16
+    assert smallest.loss_unit == "nats"
     assert smallest.predicted == predicted
 
 

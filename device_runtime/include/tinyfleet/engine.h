@@ -26,7 +26,7 @@ typedef struct {
     uint32_t learning_rate_q20; /* of one sample: that of the batch over its size */
     uint32_t seed;              /* of the task: stochastic rounding */
     uint32_t step_index;        /* counts training steps since tf_engine_load */
-    uint32_t loss_q16;          /* cross entropy in nats times 2^16 */
+    uint32_t loss_q16;          /* times 2^16: nats, or squared units of the input */
 } tf_frame;
 
 /* The values of one tensor that a plan trains, in delta order: `lines` of `count` values each. The
@@ -95,7 +95,7 @@ tf_status tf_engine_load(tf_engine *engine, const tf_model *model, const tf_plan
 int32_t tf_engine_predict(tf_engine *engine, const int8_t *sample);
 
 /* Forward pass and loss for a labelled sample, nothing is updated. Returns the predicted
- * class; the loss in nats times 2^16 is in engine->frame.loss_q16. */
+ * class; the loss is in engine->frame.loss_q16. */
 int32_t tf_engine_score(tf_engine *engine, const int8_t *sample, int32_t label);
 
 /* One step of SGD on one sample: forward, backward, update in place. Plans that accumulate move

@@ -62,8 +62,8 @@ typedef struct {
     uint32_t coded_bytes; /* of the whole delta */
     uint32_t coded_crc32; /* of the whole delta */
     uint32_t train_steps;
-    uint32_t loss_before_millinats;
-    uint32_t loss_after_millinats;
+    uint32_t loss_before_thousandths;
+    uint32_t loss_after_thousandths;
     uint16_t chunk;
     uint16_t chunks;
     uint16_t train_samples;

@@ -113,8 +113,8 @@ def test_the_delta_is_what_training_in_the_order_of_the_seed_gives(
     held_out = DATA.part(held_out=True)
     assert deltas[0].correct_before == held_out.correct(before)
     assert deltas[0].correct_after == held_out.correct(after)
-    assert deltas[0].loss_before_millinats == held_out.mean_loss_millinats(before)
-    assert deltas[0].loss_after_millinats == held_out.mean_loss_millinats(after)
+    assert deltas[0].loss_before_thousandths == held_out.mean_loss_thousandths(before)
+    assert deltas[0].loss_after_thousandths == held_out.mean_loss_thousandths(after)
     assert deltas[0].held_out_samples == len(held_out.labels)
     assert deltas[0].train_samples == len(DATA.part(held_out=False).labels)
     assert deltas[0].train_steps == epochs * deltas[0].train_samples

@@ -61,8 +61,8 @@ def delta_chunks(
         "held_out_samples": 10,
         "correct_before": 4,
         "correct_after": 7,
-        "loss_before_millinats": 1500,
-        "loss_after_millinats": 800,
+        "loss_before_thousandths": 1500,
+        "loss_after_thousandths": 800,
         **changes,
     }
     return [
