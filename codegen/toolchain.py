@@ -317,27 +317,6 @@ def host_toolchain(command: str | None = None) -> Toolchain:
     return Toolchain("host", zig, _version(zig, "zig"))
 
 
-def build_host_library(
-    sources: Sequence[Source | Path],
-    include_dirs: Sequence[Path],
-    output_so: Path,
-    *,
-    defines: Defines | None = None,
-    sanitize: Sequence[str] = (),
-    progress: Progress | None = None,
-) -> Path:
-    """Builds a shared library for this machine with ``cc``, else zig; returns its path."""
-    host_toolchain().build_host(
-        sources,
-        include_dirs=include_dirs,
-        output=output_so,
-        defines=defines,
-        sanitize=sanitize,
-        progress=progress,
-    )
-    return output_so
-
-
 def board_defines(board: Board) -> dict[str, str | int]:
     """What boards.md says is defined for the compiler."""
     upper = re.sub(r"[^A-Z0-9]", "_", board.name.upper())

@@ -20,7 +20,7 @@ from codegen.lowering import lower
 from codegen.plans import Plan
 from codegen.program import Program
 from codegen.quantize import quantize, quantize_input
-from codegen.toolchain import build_host_library
+from codegen.toolchain import host_toolchain
 from device_runtime import engine_sources, include_directories
 from tests.codegen.random_graphs import (
     full_plan,
@@ -38,14 +38,13 @@ def build(
     folder.mkdir(exist_ok=True)
     for name, text in emit(graph, programs, "00" * 32).items():
         (folder / name).write_text(text)
-    library = folder / "engine.so"
-    build_host_library(
+    built = host_toolchain().build_host(
         [*folder.glob("*.c"), *engine_sources()],
-        [folder, *include_directories()],
-        library,
+        include_dirs=[folder, *include_directories()],
+        output=folder / "engine.so",
         sanitize=sanitize,
     )
-    return library
+    return built.output
 
 
 def assert_same_bits(

@@ -9,24 +9,18 @@ from codegen import blob
 from codegen.interpreter import Interpreter
 from codegen.layer_arithmetic import logit_scale
 from codegen.lowering import lower
-from codegen.plans import Plan, WeightUpdate
 from tests.codegen import mcunet
+from tests.codegen.random_graphs import full_plan
 
 pytestmark = mcunet.needs_mcunet
 
 SPARSE_RATE = 0.025
 
 
-def everything() -> Plan:
-    layers = mcunet.graph().convolutions
-    weights = tuple(WeightUpdate(op.name, tuple(range(op.weight.shape[-1]))) for op in layers)
-    return Plan("full", tuple(op.name for op in layers), weights, True, "q8.8")
-
-
 @pytest.fixture(scope="module", params=[0, 1])
 def trained(request: pytest.FixtureRequest) -> tuple[int, Interpreter]:
     """A full training step at rate 0 on one of the fixture's inputs."""
-    interpreter = Interpreter(lower(mcunet.graph(), everything()))
+    interpreter = Interpreter(lower(mcunet.graph(), full_plan(mcunet.graph())))
     interpreter.train_step(*mcunet.sample(request.param), 0, 1)
     return request.param, interpreter
 

@@ -229,6 +229,8 @@ def test_published_plans_become_plans_of_the_same_layers_and_channels() -> None:
         ([[0, 3], 2], "names a channel twice"),
         ([99], "has channels 0 … 11, not 99"),
         ([[10, 5]], "has channels 0 … 11, not 14"),
+        ([[0, 10**12]], "has channels 0 … 11, not 999999999999"),
+        ([[5, -2]], "empty list of channels"),
         ([-1], "not -1"),
     ],
 )

@@ -17,7 +17,6 @@ from codegen.errors import ToolchainError
 from codegen.flash_layout import linker_script, plan_flash
 from codegen.toolchain import (
     Source,
-    build_host_library,
     cache_folder,
     find_toolchain,
     host_toolchain,
@@ -189,9 +188,11 @@ def test_a_broken_source_is_quoted_with_its_line(kind: str, tmp_path: Path) -> N
 def test_warnings_are_errors_except_in_code_that_is_not_ours(tmp_path: Path) -> None:
     source = tmp_path / "sloppy.c"
     source.write_text("int sloppy(int used, int unused) { return used; }\n")
+    host = host_toolchain()
     with pytest.raises(ToolchainError, match="unused"):
-        build_host_library([source], [], tmp_path / "a.so")
-    build_host_library([Source(source, warnings=False)], [], tmp_path / "b.so")
+        host.build_host([source], include_dirs=[], output=tmp_path / "a.so")
+    lenient = Source(source, warnings=False)
+    host.build_host([lenient], include_dirs=[], output=tmp_path / "b.so")
 
 
 def test_a_second_build_only_links_until_a_header_changes(tmp_path: Path) -> None:
@@ -234,5 +235,6 @@ def test_zig_stands_in_for_a_missing_host_compiler(
     monkeypatch.setenv("PATH", os.devnull)
     source = tmp_path / "unit.c"
     source.write_text("int triple(int x);\nint triple(int x) { return 3 * x; }\n")
-    library = ctypes.CDLL(str(build_host_library([source], [], tmp_path / "unit.so")))
+    built = host_toolchain().build_host([source], include_dirs=[], output=tmp_path / "unit.so")
+    library = ctypes.CDLL(str(built.output))
     assert library.triple(14) == 42

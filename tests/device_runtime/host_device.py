@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from codegen.toolchain import Source, build_host_library
+from codegen.toolchain import Source, host_toolchain
 from codegen.zcbor_codec import generate_codec
 from fleet.protocol import Announce, Delta, Identity, Status, Task
 
@@ -42,17 +42,17 @@ def build_library(folder: Path, sanitize: tuple[str, ...] = ("undefined",)) -> c
         RUNTIME / "port" / "host" / "host_device.c",
         TESTS / "tiny_model.c",
     ]
-    path = build_host_library(
+    built = host_toolchain().build_host(
         [
             *(Source(source) for source in sources),
             *(Source(source, warnings=False) for source in generated),
         ],
-        [RUNTIME / "include", folder / "codec"],
-        folder / "libdevice.so",
+        include_dirs=[RUNTIME / "include", folder / "codec"],
+        output=folder / "libdevice.so",
         defines={"ZCBOR_CANONICAL": 1},
         sanitize=sanitize,
     )
-    library = ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(built.output))
     for name in ("run", "dials", "has_power"):
         getattr(library, f"tf_host_device_{name}").restype = ctypes.c_bool
     return library
