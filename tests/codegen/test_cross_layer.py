@@ -16,74 +16,15 @@ from codegen.float_graph import (
     NO_CLAMP,
     Clamp,
     FloatAdd,
-    FloatConv,
     FloatGraph,
-    FloatHead,
-    FloatOp,
     evaluate,
 )
 from codegen.importer import import_model
-from codegen.ir import GlobalAveragePool, Padding
 from codegen.quantization_report import compare
 from codegen.quantize import quantize
+from tests.codegen.uneven_network import RELU, RELU6, conv, network, samples
 
 MODELS = Path(__file__).parent / "models"
-RELU, RELU6 = Clamp(low=0.0), Clamp(0.0, 6.0)
-AROUND = Padding(1, 1, 1, 1)
-
-
-def network(
-    seed: int = 0, spread: float = 4.0, clamp: Clamp = RELU, channels: int = 12
-) -> FloatGraph:
-    """Expand, depthwise, project, expand, pool, head; channels differ by up to 2^±spread.
-
-    The factors cancel between layers, as training with batch normalization leaves them.
-    """
-    rng = np.random.default_rng(seed)
-
-    def factors() -> NDArray[np.float64]:
-        return np.asarray(2.0 ** rng.uniform(-spread, spread, channels))
-
-    def weight(*shape: int) -> NDArray[np.float64]:
-        return rng.normal(0, 1.0 / np.sqrt(np.prod(shape[1:])), shape)
-
-    a, b, c, d = factors(), factors(), factors(), factors()
-    rows = (slice(None), None, None, None)
-    ops: tuple[FloatOp, ...] = (
-        FloatConv(
-            "expand", "x", "expand", weight(channels, 3, 3, 3) * a[rows],
-            rng.normal(0.3, 0.3, channels) * a, padding=AROUND, clamp=clamp,
-        ),
-        FloatConv(
-            "dw", "expand", "dw", weight(channels, 1, 3, 3) * (b / a)[rows],
-            rng.normal(0.3, 0.3, channels) * b, groups=channels, padding=AROUND, clamp=clamp,
-        ),
-        FloatConv(
-            "project", "dw", "project",
-            weight(channels, channels, 1, 1) * c[rows] / b[:, None, None],
-            rng.normal(0, 0.3, channels) * c,
-        ),
-        FloatConv(
-            "last", "project", "last",
-            weight(channels, channels, 1, 1) * d[rows] / c[:, None, None],
-            rng.normal(0.3, 0.3, channels) * d, clamp=clamp,
-        ),
-        GlobalAveragePool("pool", "last", "pool"),
-        FloatHead("head", "pool", "logits", rng.normal(size=(5, channels)) / d, np.zeros(5)),
-    )  # fmt: skip
-    shapes = {"x": (3, 8, 8), "pool": (channels, 1, 1)}
-    shapes |= dict.fromkeys(("expand", "dw", "project", "last"), (channels, 8, 8))
-    return FloatGraph("network", "x", shapes, ops)
-
-
-def samples(count: int = 48, seed: int = 9) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).normal(size=(count, 3, 8, 8)).astype(np.float32)
-
-
-def conv(graph: FloatGraph, name: str) -> FloatConv:
-    op = next(op for op in graph.ops if op.name == name)
-    assert isinstance(op, FloatConv)
-    return op
 
 
 def factors_of(before: FloatGraph, after: FloatGraph, name: str) -> NDArray[np.float64]:
@@ -129,15 +70,10 @@ def test_the_int8_model_has_less_noise_after_equalization(clamp: Clamp) -> None:
         equalized, _ = equalize(graph, observe(graph, samples()))
         unseen = samples(40, seed=77)
         noise = []
-        exact = evaluate(graph, unseen)["logits"]
         for made in (graph, equalized):
             report = compare(made, quantize(made, samples()), unseen)
             assert report.layers[-1].layer == "head"
             noise.append(report.layers[-1].accumulated.sqnr_db)
-            np.testing.assert_allclose(
-                evaluate(made, samples())["logits"], evaluate(graph, samples())["logits"], rtol=1e-6
-            )
-        assert exact.shape == (40, 5)
         assert noise[0] is not None
         assert noise[1] is not None
         assert noise[1] > noise[0] + 3.0
@@ -169,7 +105,7 @@ def test_predicted_noise_is_that_of_the_layer_with_all_else_exact() -> None:
         error = evaluate(alone, rounded)["dw"] - evaluate(alone, values["expand"])["dw"]
         return float((error**2).sum())
 
-    before = noise_after_depthwise(dataclasses.replace(graph))
+    before = noise_after_depthwise(graph)
     # The equalized depthwise layer's own rows are divided for the next pair: undo that.
     undo = factors_of(graph, equalized, "dw")[:, None, None, None]
     layer = conv(equalized, "dw")

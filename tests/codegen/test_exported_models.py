@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from codegen.float_graph import FloatConv, FloatGraph, evaluate
@@ -14,6 +13,7 @@ from codegen.importer import import_model
 from codegen.ir import Concat, GlobalAveragePool, MaxPool
 from codegen.quantization_report import simulate
 from codegen.quantize import quantize, quantize_input
+from tests.codegen.onnxruntime_oracle import outputs
 
 MODELS = Path(__file__).parent / "models"
 FILES = sorted(path.name for path in MODELS.glob("*.onnx"))
@@ -25,22 +25,11 @@ def inputs(graph: FloatGraph, count: int, seed: int = 5) -> np.ndarray:
     return random.normal(size=(count, *graph.sample_shape)).astype(np.float32)
 
 
-def outputs_of_onnxruntime(name: str, x: np.ndarray) -> np.ndarray:
-    """The file's outputs before any Softmax, one sample after the other."""
-    model = onnx.load(MODELS / name)
-    last = model.graph.node[-1]
-    if last.op_type in ("Softmax", "LogSoftmax"):
-        model.graph.output.append(onnx.ValueInfoProto(name=last.input[0]))
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    source = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {source: sample[None]})[-1] for sample in x])
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_an_exported_model_evaluates_as_onnxruntime_does(name: str) -> None:
     graph = import_model(MODELS / name)
     x = inputs(graph, 4)
-    expected = outputs_of_onnxruntime(name, x)
+    expected = outputs(onnx.load(MODELS / name), x)
     if graph.head.loss == "mse":
         expected = graph.arrange(expected).reshape(len(x), -1)
     got = evaluate(graph, graph.arrange(x))[graph.head.output]

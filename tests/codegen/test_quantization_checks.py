@@ -19,7 +19,7 @@ from codegen.quantization_checks import (
     notes,
 )
 from codegen.quantize import quantize
-from tests.codegen.test_cross_layer import RELU6, conv, network, samples
+from tests.codegen.uneven_network import RELU6, conv, network, samples
 
 
 def findings_of(graph: FloatGraph, x: NDArray[np.float32]) -> dict[tuple[str, str], float]:

@@ -24,7 +24,7 @@ from codegen.quantization_report import (
     simulate_op,
 )
 from codegen.quantize import quantize, quantize_input
-from tests.codegen.test_cross_layer import network, samples
+from tests.codegen.uneven_network import network, samples
 
 MODELS = Path(__file__).parent / "models"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"

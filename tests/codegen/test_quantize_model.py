@@ -17,7 +17,7 @@ from codegen.importer import import_model
 from codegen.quantization_report import QuantizationReport
 from codegen.quantize import quantize
 from codegen.quantize_model import QuantizationOptions, quantize_model
-from tests.codegen.test_cross_layer import RELU6, network, samples
+from tests.codegen.uneven_network import RELU6, network, samples
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("TINYFLEET_SHARED", ROOT.parent / "shared"))

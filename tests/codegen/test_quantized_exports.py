@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantType
 
 from codegen.float_graph import Coding, FloatGraph
 from codegen.importer import import_model
@@ -20,6 +18,7 @@ from codegen.layer_arithmetic import logit_scale
 from codegen.lowering import lower
 from codegen.plans import default_plans
 from codegen.quantize import quantize, quantize_input
+from tests.codegen.onnxruntime_oracle import outputs, quantize_file
 
 MODELS = Path(__file__).parent / "models"
 FAMILIES = sorted(path.name.removesuffix("_dynamo.onnx") for path in MODELS.glob("*_dynamo.onnx"))
@@ -27,47 +26,18 @@ FAMILIES = sorted(path.name.removesuffix("_dynamo.onnx") for path in MODELS.glob
 QUANTIZED = [name for name in FAMILIES if name != "preactivation"]
 
 
-class _Samples(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, samples: np.ndarray, name: str) -> None:
-        self._rows = iter([{name: sample[None]} for sample in samples])
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._rows, None)
-
-
 def quantized(
     family: str, folder: Path, *, exporter: str, activation: QuantType, symmetric: bool,
     per_channel: bool,
 ) -> tuple[Path, np.ndarray]:  # fmt: skip
     """The model as onnxruntime quantizes it, and the samples it was calibrated with."""
-    logging.disable(logging.WARNING)
     source, target = MODELS / f"{family}_{exporter}.onnx", folder / "quantized.onnx"
-    entry = onnx.load(source).graph.input[0]
-    shape = [dim.dim_value for dim in entry.type.tensor_type.shape.dim][1:]
+    shape = import_model(source).sample_shape
     samples = np.random.default_rng(3).normal(size=(24, *shape)).astype(np.float32)
-    quantize_static(
-        str(source),
-        str(target),
-        _Samples(samples, entry.name),
-        quant_format=QuantFormat.QDQ,
-        activation_type=activation,
-        weight_type=QuantType.QInt8,
-        per_channel=per_channel,
-        extra_options={"ActivationSymmetric": symmetric},
+    quantize_file(
+        source, target, samples, activation=activation, symmetric=symmetric, per_channel=per_channel
     )
-    logging.disable(logging.NOTSET)
     return target, samples
-
-
-def outputs_of_onnxruntime(path: Path, x: np.ndarray) -> np.ndarray:
-    """Outputs before any Softmax."""
-    model = onnx.load(path)
-    last = next((n for n in model.graph.node if n.op_type in ("Softmax", "LogSoftmax")), None)
-    if last is not None:
-        model.graph.output.append(onnx.ValueInfoProto(name=last.input[0]))
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: sample[None]})[-1] for sample in x])
 
 
 def outputs_on_the_device(float_graph: FloatGraph, graph: Graph, x: np.ndarray) -> np.ndarray:
@@ -105,7 +75,7 @@ def test_a_quantized_export_gives_onnxruntimes_outputs(
     float_graph = import_model(path)
     graph = quantize(float_graph, None)
     x = samples[:6]
-    expected = outputs_of_onnxruntime(path, x)
+    expected = outputs(onnx.load(path), x)
     if graph.head.loss == "mse":
         expected = np.moveaxis(
             float_graph.arrange(expected).reshape(len(x), *float_graph.shapes[float_graph.input]),

@@ -6,12 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
+from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from codegen.calibration_set import load_calibration
@@ -25,16 +20,9 @@ from codegen.layer_arithmetic import logit_scale
 from codegen.lowering import lower
 from codegen.plans import default_plans
 from codegen.quantize import quantize, quantize_input
+from tests.codegen.onnxruntime_oracle import outputs, quantize_file
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
-
-
-class _Samples(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, samples: np.ndarray, name: str) -> None:
-        self._rows = iter([{name: sample[None]} for sample in samples])
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._rows, None)
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +35,7 @@ def quantized_digits(
 ) -> Path:
     prepared, target = folder / "prepared.onnx", folder / "quantized.onnx"
     quant_pre_process(str(DIGITS / "digits.onnx"), str(prepared), skip_symbolic_shape=True)
-    name = onnx.load(str(prepared)).graph.input[0].name
-    quantize_static(
-        str(prepared),
-        str(target),
-        _Samples(samples, name),
-        quant_format=QuantFormat.QDQ,
-        activation_type=activation,
-        weight_type=QuantType.QInt8,
-        per_channel=per_channel,
-    )
+    quantize_file(prepared, target, samples, activation=activation, per_channel=per_channel)
     return target
 
 
@@ -67,12 +46,9 @@ def test_a_model_quantized_by_onnxruntime_gives_its_logits(
 ) -> None:
     path = quantized_digits(tmp_path, samples, activation, per_channel)
     graph = quantize(import_model(path), None)
-    session = onnxruntime.InferenceSession(str(path))
-    name = session.get_inputs()[0].name
     interpreter = Interpreter(lower(graph, default_plans(graph)[0]))
     close = same = 0
-    for sample in samples[:40]:
-        expected = session.run(None, {name: sample[None]})[0][0]
+    for sample, expected in zip(samples, outputs(onnx.load(path), samples[:40]), strict=False):
         interpreter.score(quantize_input(graph, np.moveaxis(sample, 0, -1)), 0)
         got = interpreter.logits * logit_scale(graph)
         same += int(np.argmax(got) == np.argmax(expected))

@@ -1,26 +1,19 @@
 """Random ONNX models, all the way: host library and image compute what the interpreter does."""
 
-from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from codegen.boards import load_board
 from codegen.calibration_set import load_calibration
-from codegen.compile import build_host_engine, compile_graph
-from codegen.host_engine import HostEngine
 from codegen.importer import import_model
-from codegen.interpreter import Interpreter
-from codegen.lowering import lower
 from codegen.quantize import quantize, quantize_input
-from codegen.toolchain import find_toolchain
-from simulator.image_engine import ImageEngine
 from tests.codegen.random_graphs import full_plan, random_plan
+from tests.end_to_end.engines import assert_trains_to_the_same_bits, toolchain_or_skip
 
-STEPS = 4
 CLASSES = 5
 
 
@@ -122,12 +115,9 @@ class _Maker:
     ],
 )
 def test_a_random_model_trains_to_the_same_bits_everywhere(
-    seed: int, board: str, compiler: str, tmp_path: Path
+    seed: int, board: str, compiler: Literal["gcc", "zig"], tmp_path: Path
 ) -> None:
-    try:
-        toolchain = find_toolchain(compiler)  # type: ignore[arg-type]
-    except Exception as error:
-        pytest.skip(f"{compiler} can't be used here: {error}")
+    toolchain = toolchain_or_skip(compiler)
     size = 9 + seed
     model = _Maker(seed).model(size)
     onnx.checker.check_model(model)
@@ -137,28 +127,12 @@ def test_a_random_model_trains_to_the_same_bits_everywhere(
     np.savez(tmp_path / "calibration.npz", x=values.astype(np.float32))
     calibration = load_calibration(tmp_path / "calibration.npz")
     graph = quantize(import_model(tmp_path / "model.onnx"), calibration)
-    samples = quantize_input(graph, np.moveaxis(calibration, 1, -1))
-    plans = [full_plan(graph), random_plan(graph, seed), random_plan(graph, seed + 100)]
-    bundle = compile_graph(
+    assert_trains_to_the_same_bits(
         graph,
-        load_board(board),
-        plans,
-        onnx_sha256="00" * 32,
-        out=tmp_path / "bundle",
-        protocol_cddl=Path(str(files("fleet.protocol") / "tinyfleet.cddl")),
+        [full_plan(graph), random_plan(graph, seed), random_plan(graph, seed + 100)],
+        quantize_input(graph, np.moveaxis(calibration, 1, -1)),
+        range(4),
+        board=board,
         toolchain=toolchain,
+        folder=tmp_path,
     )
-    library = build_host_engine(bundle, tmp_path / "engine.so")
-    for plan in plans:
-        interpreter = Interpreter(lower(graph, plan))
-        host = HostEngine(library, plan.id)
-        with ImageEngine(bundle, plan.id) as image:
-            for step in range(STEPS):
-                sample, label = samples[step], step % CLASSES
-                for engine in (interpreter, host, image):
-                    engine.train_step(sample, label, 2**20 // 50, 99)
-                assert np.array_equal(interpreter.logits, host.logits), (plan.name, step)
-                assert np.array_equal(interpreter.logits, image.logits), (plan.name, step)
-                assert interpreter.loss_q16 == host.loss_q16 == image.loss_q16
-            assert np.array_equal(interpreter.delta(), host.delta())
-            assert host.state == image.state

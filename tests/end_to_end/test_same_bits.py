@@ -3,6 +3,7 @@
 import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from codegen.plans import Plan, default_plans
 from codegen.program import Program
 from codegen.quantize import quantize, quantize_input
 from codegen.toolchain import find_toolchain
-from simulator.measure import ImageEngine
+from simulator.image_engine import ImageEngine
 from tests.codegen.random_graphs import full_plan
+from tests.end_to_end.engines import toolchain_or_skip
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 LEARNING_RATE = 2**20 // 100
@@ -58,13 +60,10 @@ def error_bytes(program: Program) -> tuple[list[int], int]:
     [("stm32f746", "gcc"), ("stm32f746", "zig"), ("stm32f407", "gcc"), ("stm32f407", "zig")],
 )
 def test_a_hundred_steps_leave_the_same_state_everywhere(
-    board: str, compiler: str, digits: tuple[Graph, np.ndarray], tmp_path: Path
+    board: str, compiler: Literal["gcc", "zig"], digits: tuple[Graph, np.ndarray], tmp_path: Path
 ) -> None:
     graph, samples = digits
-    try:
-        toolchain = find_toolchain(compiler)  # type: ignore[arg-type]
-    except Exception as error:
-        pytest.skip(f"{compiler} can't be used here: {error}")
+    toolchain = toolchain_or_skip(compiler)
     bundle = compile_graph(
         graph,
         load_board(board),

@@ -1,0 +1,69 @@
+"""The three ways to run a program, side by side: interpreter, host library, ARM image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from codegen.boards import load_board
+from codegen.compile import build_host_engine, compile_graph
+from codegen.errors import ToolchainError
+from codegen.host_engine import HostEngine
+from codegen.interpreter import Interpreter
+from codegen.ir import Graph
+from codegen.lowering import lower
+from codegen.plans import Plan
+from codegen.toolchain import Toolchain, find_toolchain
+from simulator.image_engine import ImageEngine
+
+
+def toolchain_or_skip(compiler: Literal["gcc", "zig"]) -> Toolchain:
+    """The toolchain; skips the test where it isn't installed."""
+    try:
+        return find_toolchain(compiler)
+    except ToolchainError as error:
+        pytest.skip(f"{compiler} can't be used here: {error}")
+
+
+def assert_trains_to_the_same_bits(
+    graph: Graph,
+    plans: list[Plan],
+    samples: NDArray[np.int8],
+    labels: Sequence[int],
+    *,
+    board: str,
+    toolchain: Toolchain,
+    folder: Path,
+) -> None:
+    """Trains ``graph`` by every plan, one step per label, on all three engines.
+
+    Logits, loss, delta and state must be equal; ``samples`` are input codes (n, H, W, C).
+    """
+    bundle = compile_graph(
+        graph,
+        load_board(board),
+        plans,
+        onnx_sha256="00" * 32,
+        out=folder / "bundle",
+        protocol_cddl=Path(str(files("fleet.protocol") / "tinyfleet.cddl")),
+        toolchain=toolchain,
+    )
+    library = build_host_engine(bundle, folder / "engine.so")
+    for plan in plans:
+        interpreter = Interpreter(lower(graph, plan))
+        host = HostEngine(library, plan.id)
+        with ImageEngine(bundle, plan.id) as image:
+            for step, (sample, label) in enumerate(zip(samples, labels, strict=False)):
+                for engine in (interpreter, host, image):
+                    engine.train_step(sample, label, 2**20 // 50, 99)
+                assert np.array_equal(interpreter.logits, host.logits), (plan.name, step)
+                assert np.array_equal(interpreter.logits, image.logits), (plan.name, step)
+                assert interpreter.loss_q16 == host.loss_q16 == image.loss_q16
+            assert np.array_equal(interpreter.delta(), host.delta())
+            assert host.state == image.state
