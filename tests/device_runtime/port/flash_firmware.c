@@ -1,12 +1,14 @@
-/* Firmware that starts the board and idles; the tests call the flash and the weights store in it. */
+/* Firmware that starts the board and idles; the tests call the flash and what is stored in it. */
 #include <string.h>
 
 #include "../../../device_runtime/port/board.h"
+#include "tinyfleet/sample_log.h"
 #include "tinyfleet/sha256.h"
 #include "tinyfleet/weights_store.h"
 
 #define WEIGHTS_BYTES 402u
 #define CHUNK_BYTES 64u
+#define SAMPLE_BYTES 30u
 
 static const tf_port *port;
 static tf_weights_store store;
@@ -82,7 +84,37 @@ uint32_t is_active(uint32_t version) {
     return memcmp(tf_weights_active(&store), wanted, WEIGHTS_BYTES) == 0;
 }
 
-uint32_t (*volatile calls[])() = {erase, program, place_of, peek, poke, update, is_active};
+static tf_status open_log(tf_sample_log *log) {
+    const tf_board_layout layout = tf_board_get_layout();
+    return tf_sample_log_open(log, port->flash, &layout.samples);
+}
+
+/* Samples that can be used, or -1 where there is no log. */
+uint32_t samples(void) {
+    tf_sample_log log;
+    if (open_log(&log) != TF_OK) {
+        return 0xFFFFFFFFu;
+    }
+    return tf_sample_log_count(&log, false, SAMPLE_BYTES, 10u) +
+           tf_sample_log_count(&log, true, SAMPLE_BYTES, 10u);
+}
+
+uint32_t record(uint32_t label) {
+    tf_sample_log log;
+    const tf_status status = open_log(&log);
+    return status != TF_OK
+               ? status
+               : tf_sample_log_append(&log, TF_RECORD_SAMPLE, (uint16_t)label, blob, SAMPLE_BYTES);
+}
+
+uint32_t erase_log(void) {
+    tf_sample_log log;
+    const tf_status status = open_log(&log);
+    return status != TF_OK ? status : tf_sample_log_erase(&log);
+}
+
+uint32_t (*volatile calls[])() = {erase,  program,   place_of, peek,   poke,
+                                  update, is_active, samples,  record, erase_log};
 
 int main(void) {
     port = tf_board_start();

@@ -1,8 +1,9 @@
-"""The driver of the external flash, and the weights store on it, as an ARM image on its board."""
+"""The driver of the external flash, and what is stored on it, as an ARM image on its board."""
 
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from simulator.machine import StopReason
 from simulator.nor_flash import NorFlash
 from simulator.unicorn_machine import UnicornMachine
 
-OK, FLASH_FAILED = 0, 5
+OK, NO_MEMORY, FLASH_FAILED = 0, 2, 5
 START = 0x90000000
 SECTOR = 65536
 CLOSED = "external flash that can only be read, and only while QUADSPI maps it"
@@ -49,7 +50,10 @@ def build(board: Board, folder: Path) -> tuple[ElfImage, FlashLayout]:
         [
             Source(Path(__file__).parent / "flash_firmware.c"),
             *map(Source, device_runtime.port_sources("stm32")),
-            *(Source(root / "storage" / name) for name in ("flash.c", "weights_store.c")),
+            *(
+                Source(root / "storage" / name)
+                for name in ("flash.c", "sample_log.c", "weights_store.c")
+            ),
             *map(Source, sorted((root / "hash").glob("*.c"))),
         ],
         include_dirs=device_runtime.include_directories(),
@@ -324,6 +328,77 @@ def test_the_weights_store_survives_a_power_cut_at_every_operation(
         if survivors[0]:
             assert machine.call("update", new) == OK
         assert machine.call("is_active", new)
+
+
+def garbage(size: int, seed: int) -> bytes:
+    """As of demonstrations that a board came with: some of it erased."""
+    draw = random.Random(seed)
+    return b"".join(draw.choice([b"\xff" * 512, draw.randbytes(512)]) for _ in range(size // 512))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_slots_full_of_garbage_leave_the_weights_of_the_firmware(
+    make_machine: MakeMachine, seed: int
+) -> None:
+    machine = make_machine(flash_content=[(START, garbage(2 * SECTOR, seed))])
+    booted(machine)
+    assert machine.call("is_active", 0)
+    for version in (1, 2, 3):
+        assert machine.call("update", version) == OK
+        assert machine.call("is_active", version)
+
+
+@pytest.mark.parametrize("damaged", ["header", "payload", "commit word"])
+def test_a_damaged_version_gives_way_to_the_one_before(
+    machine: UnicornMachine, damaged: str
+) -> None:
+    """One bit that has faded is enough."""
+    slot = START + SECTOR  # of the second version
+    place = slot + {"header": 20, "payload": 4096 + 401, "commit word": 56}[damaged]
+    for version in (1, 2):
+        assert machine.call("update", version) == OK
+    machine.write_flash(place, bytes([machine.read_memory(place, 1)[0] ^ 4]))
+    assert machine.call("is_active", 1)
+    assert machine.call("update", 2) == OK
+    assert machine.call("is_active", 2)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_log_full_of_garbage_has_no_samples_until_it_is_erased(
+    make_machine: MakeMachine, built: tuple[ElfImage, FlashLayout], seed: int
+) -> None:
+    log = built[0].address_of("__samples_start")
+    assert log >= START
+    content = garbage(built[0].address_of("__samples_bytes"), seed)
+    machine = booted(make_machine(flash_content=[(log, content)]))
+    assert machine.call("samples") == 0
+    assert machine.call("record", 3) in (OK, NO_MEMORY)
+    assert machine.call("erase_log") == OK
+    for count in (1, 2):
+        assert machine.call("record", 3) == OK
+        assert machine.call("samples") == count
+
+
+def test_a_power_cut_costs_a_log_no_more_than_the_record_that_is_written(
+    make_machine: MakeMachine,
+) -> None:
+    machine = booted(make_machine())
+    assert machine.call("record", 1) == OK
+    operations = machine.flash_operations
+    assert machine.call("record", 2) == OK
+    operations = machine.flash_operations - operations
+    count = 2
+    for cut in range(1, operations + 1):
+        machine.cut_power_at_flash_operation(cut, seed=cut)
+        with pytest.raises(MachineFault, match="power cut"):
+            machine.call("record", 3)
+        machine.power_on()
+        booted(machine)
+        found = machine.call("samples")
+        assert found == count or (found == count + 1 and cut == operations)
+        assert machine.call("record", 4) == OK
+        count = machine.call("samples")
+        assert count == found + 1
 
 
 def test_the_mapped_region_takes_no_store(machine: UnicornMachine) -> None:
