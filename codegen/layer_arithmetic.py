@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.errors import ModelError
-from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph
+from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Tensor
 
 INT32_MAX = 2**31 - 1
 LARGEST_SHIFT = 22
@@ -194,6 +194,34 @@ def _error_sum_limits(op: Conv | DepthwiseConv, factors: NDArray[np.int64]) -> t
     return headroom, max(0, _bits(largest) - 15)
 
 
+def _check_sizes(op: Conv | DepthwiseConv, source: Tensor, target: Tensor) -> None:
+    """Refuses what the fields of tf_convolution and 32-bit sums of errors can't hold."""
+    kernel = op.weight.shape[1:3] if isinstance(op, Conv) else op.weight.shape[:2]
+    if max(*kernel, *op.stride, op.padding.top, op.padding.left) > 255:
+        raise ModelError(
+            f"layer {op.name}: kernel {list(kernel)}, stride {list(op.stride)} or padding above "
+            "255; pool before it (before a fully connected layer, until the picture is smaller)"
+        )
+    pixels = target.shape[0] * target.shape[1]
+    if pixels > INT32_MAX // 32767:
+        raise ModelError(
+            f"layer {op.name}: {pixels} output pixels are more than {INT32_MAX // 32767}, of which "
+            "the errors' sum fits 32 bits; use a smaller input"
+        )
+    largest = max(*source.shape, *target.shape)
+    if largest > 65535:
+        raise ModelError(
+            f"layer {op.name}: a height, width or number of channels of {largest} is more than "
+            "65535; use a smaller input"
+        )
+    taps, most = kernel[0] * kernel[1], INT32_MAX // (32767 * 127)
+    if isinstance(op, DepthwiseConv) and taps > most:
+        raise ModelError(
+            f"layer {op.name}: {taps} taps of a depthwise kernel are more than {most}, of which "
+            "the errors' sum fits 32 bits; pool before it"
+        )
+
+
 def convolution_arithmetic(graph: Graph, op: Conv | DepthwiseConv) -> ConvolutionArithmetic:
     """Constants of one convolution."""
     source, target = graph.tensors[op.input], graph.tensors[op.output]
@@ -201,19 +229,9 @@ def convolution_arithmetic(graph: Graph, op: Conv | DepthwiseConv) -> Convolutio
     left = pre_shift(graph, op)
     error_multiplier, error_exponent = relative_q15(factors)
     headroom, error_shift = _error_sum_limits(op, error_multiplier)
+    _check_sizes(op, source, target)
     height, width, _ = target.shape
     pixels = height * width
-    kernel = op.weight.shape[1:3] if isinstance(op, Conv) else op.weight.shape[:2]
-    if max(*kernel, *op.stride, op.padding.top, op.padding.left) > 255:
-        raise ModelError(
-            f"layer {op.name}: kernel {list(kernel)}, stride {list(op.stride)} or padding above "
-            "255; pool before it (before a fully connected layer, until the picture is smaller)"
-        )
-    if pixels > INT32_MAX // 32767:
-        raise ModelError(
-            f"layer {op.name}: {pixels} output pixels are more than {INT32_MAX // 32767}, of which "
-            "the errors' sum fits 32 bits; use a smaller input"
-        )
     wide = pixels > PIXELS_IN_32_BITS
     bias_scale = source.scale * op.weight_scale
     return ConvolutionArithmetic(
@@ -256,6 +274,10 @@ def addition_arithmetic(graph: Graph, op: Add) -> AdditionArithmetic:
 def pooling_arithmetic(graph: Graph, op: GlobalAveragePool) -> PoolingArithmetic:
     """Constants of one pooling; exact where the number of pixels is a power of two."""
     height, width, _ = graph.tensors[op.input].shape
+    if height * width > 65535:
+        raise ModelError(
+            f"layer {op.name}: {height * width} pixels are more than 65535; use a smaller input"
+        )
     fraction, exponent = math.frexp(1 / (height * width))
     if fraction == 0.5:
         return PoolingArithmetic(2**14, exponent - 1)

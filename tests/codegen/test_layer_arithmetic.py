@@ -2,13 +2,19 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from codegen.errors import ModelError
-from codegen.ir import Add, DepthwiseConv, Graph, Tensor
-from codegen.layer_arithmetic import INT32_MAX, addition_arithmetic, convolution_arithmetic
+from codegen.ir import Add, DepthwiseConv, GlobalAveragePool, Graph, Tensor
+from codegen.layer_arithmetic import (
+    INT32_MAX,
+    addition_arithmetic,
+    convolution_arithmetic,
+    pooling_arithmetic,
+)
 from tests.codegen.random_graphs import random_graph
 
 SCALES = st.floats(1e-6, 1e3)
@@ -30,11 +36,49 @@ def test_sums_of_additions_fit_32_bits_for_any_scales(a: float, b: float, out: f
     assert largest + (1 << (constants.shift - 1)) <= INT32_MAX
 
 
-def test_a_layer_of_too_many_pixels_is_refused_by_name() -> None:
+def graph_with_depthwise() -> tuple[Graph, DepthwiseConv]:
     graph, _ = random_graph(1)
-    op = next(op for op in graph.convolutions if isinstance(op, DepthwiseConv))
-    huge = dataclasses.replace(graph.tensors[op.output], shape=(400, 200, 4))
-    with pytest.raises(ModelError, match=f"{op.name}: 80000 output pixels"):
+    return graph, next(op for op in graph.convolutions if isinstance(op, DepthwiseConv))
+
+
+@pytest.mark.parametrize(
+    ("which", "shape", "message"),
+    [
+        ("output", (400, 200, 4), "80000 output pixels"),
+        ("input", (1, 70000, 4), "of 70000 is more than 65535"),
+    ],
+)
+def test_a_layer_of_too_many_pixels_is_refused_by_name(
+    which: str, shape: tuple[int, int, int], message: str
+) -> None:
+    graph, op = graph_with_depthwise()
+    name = getattr(op, which)
+    huge = dataclasses.replace(graph.tensors[name], shape=shape)
+    with pytest.raises(ModelError, match=f"{op.name}: .*{message}"):
         convolution_arithmetic(
-            dataclasses.replace(graph, tensors={**graph.tensors, op.output: huge}), op
+            dataclasses.replace(graph, tensors={**graph.tensors, name: huge}), op
         )
+
+
+def test_a_mean_over_too_many_pixels_is_refused_by_name() -> None:
+    op = GlobalAveragePool("pool", "x", "y")
+    graph = Graph("huge", "x", {"x": Tensor("x", (256, 256, 1), 1.0, 0)}, (op,))
+    with pytest.raises(ModelError, match="pool: 65536 pixels"):
+        pooling_arithmetic(graph, op)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "refused"),
+    [((256, 1), "above 255"), ((23, 23), "529 taps"), ((12, 43), None)],
+)
+def test_a_depthwise_kernel_whose_errors_could_overflow_is_refused_by_name(
+    kernel: tuple[int, int], refused: str | None
+) -> None:
+    graph, op = graph_with_depthwise()
+    channels = op.weight.shape[-1]
+    large = dataclasses.replace(op, weight=np.full((*kernel, channels), 127, np.int8))
+    if refused is None:
+        convolution_arithmetic(graph, large)
+        return
+    with pytest.raises(ModelError, match=f"{op.name}: .*{refused}"):
+        convolution_arithmetic(graph, large)
