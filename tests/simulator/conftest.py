@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,8 +77,8 @@ def image(board: str, tmp_path_factory: pytest.TempPathFactory) -> ElfImage:
 def make_machine(board: str, image: ElfImage) -> Iterator[Callable[..., UnicornMachine]]:
     machines: list[UnicornMachine] = []
 
-    def make(**options: object) -> UnicornMachine:
-        machines.append(UnicornMachine(board, image, **options))  # type: ignore[arg-type]
+    def make(**options: Any) -> UnicornMachine:
+        machines.append(UnicornMachine(board, image, **options))
         return machines[-1]
 
     yield make

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,10 +99,10 @@ def test_plans_are_found_by_name_id_and_prefix(bundle: Bundle) -> None:
     ],
 )
 def test_wrong_wishes_are_refused_by_name(
-    bundle: Bundle, options: dict[str, object], message: str
+    bundle: Bundle, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(MeasureError, match=message):
-        measure(bundle.path, **options)  # type: ignore[arg-type]
+        measure(bundle.path, **options)
 
 
 def test_a_corrupt_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:

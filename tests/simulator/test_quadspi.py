@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from codegen.boards import load_board
@@ -169,12 +171,12 @@ def at_once(bench: Bench) -> None:
     ],
 )
 def test_what_the_real_chip_would_ignore_or_misunderstand_is_a_misuse(
-    bench: Bench, before: object, do: object, message: str
+    bench: Bench, before: Callable[[Bench], None], do: Callable[[Bench], None], message: str
 ) -> None:
-    before(bench)  # type: ignore[operator]
+    before(bench)
     content = bytes(bench.content[:4096])
     with pytest.raises(FlashMisuse, match=message):
-        do(bench)  # type: ignore[operator]
+        do(bench)
     assert bench.content[:4096] == content
 
 

@@ -232,11 +232,11 @@ def test_a_slice_that_ends_during_a_write_to_a_peripheral_does_not_repeat_it(
 def spy(monkeypatch: pytest.MonkeyPatch, peripheral: object, name: str) -> list[tuple[int, ...]]:
     """What a peripheral is asked for from now on."""
     seen: list[tuple[int, ...]] = []
-    method = getattr(peripheral, name)
+    method: Callable[..., int | None] = getattr(peripheral, name)
 
     def look(*arguments: int) -> int | None:
         seen.append(arguments)
-        return method(*arguments)  # type: ignore[no-any-return]
+        return method(*arguments)
 
     monkeypatch.setattr(peripheral, name, look)
     return seen

@@ -29,7 +29,7 @@ typedef struct {
     uint32_t loss_q16;          /* times 2^16: nats, or squared units of the input */
 } tf_frame;
 
-/* The values of one tensor that a plan trains, in delta order: `lines` of `count` values each. The
+/* The values of one tensor that a plan trains, in delta order: lines of `count` values each. The
  * state has just these, in the order in which the blob has the whole tensor. */
 typedef struct {
     uint32_t values;          /* total number of values */

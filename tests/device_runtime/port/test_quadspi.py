@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -74,9 +74,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[ElfImage, FlashLayo
 def make_machine(built: tuple[ElfImage, FlashLayout]) -> Iterator[MakeMachine]:
     machines: list[UnicornMachine] = []
 
-    def make(**options: object) -> UnicornMachine:
-        options = {"clock": looked_at_clock(), **options}
-        machines.append(UnicornMachine(external_board(), built[0], **options))  # type: ignore[arg-type]
+    def make(flash_content: Iterable[tuple[int, bytes]] = ()) -> UnicornMachine:
+        machines.append(
+            UnicornMachine(
+                external_board(), built[0], clock=looked_at_clock(), flash_content=flash_content
+            )
+        )
         return machines[-1]
 
     yield make
