@@ -363,6 +363,24 @@ def test_a_log_larger_than_the_internal_flash_moves_alone(
     assert made.manifest.flash.slot_b.flash == "internal"
 
 
+def test_a_plan_of_any_state_takes_the_finest_that_fits(tmp_path: Path) -> None:
+    def plan(name: str, state: str) -> PlanSpec:
+        weights = [{"layer": "last"}, {"layer": "b4_pw1"}]
+        return PlanSpec.model_validate({"name": name, "weights": weights, "state": state})
+
+    coarse = compiled(tmp_path / "coarse", plans=[plan("coarse", "int8-stochastic")])
+    wide = compiled(tmp_path / "wide", plans=[plan("any", "auto")])
+    assert wide.manifest.plans[0].plan["state"] == "q8.8"
+    assert wide.report.notes == ()
+    tight = small_board(coarse.report.plans[0].sram_bytes.total)
+    narrow = compiled(tmp_path / "narrow", tight, plans=[plan("any", "auto")])
+    assert narrow.manifest.plans[0].id == coarse.manifest.plans[0].id
+    assert "plan any keeps its weights as int8-stochastic" in narrow.report.notes[0]
+    both = [plan("any", "auto"), plan("coarse", "int8-stochastic")]
+    with pytest.raises(CodegenError, match=r"'any' and 'coarse' train the same"):
+        compiled(tmp_path / "both", tight, plans=both)
+
+
 def test_two_names_for_one_plan_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CodegenError, match=r"'one' and 'two' train the same"):
         compiled(tmp_path / "out", plans=[PlanSpec(name="one"), PlanSpec(name="two")])
