@@ -108,6 +108,7 @@ class HostEngine:
         if weights is None:
             source = _Pointer(self._model.factory_weights)
         else:
+            assert len(weights) == self._model.weights_bytes, "the blob is another model's"
             source = (ctypes.c_uint64 * (-(-len(weights) // 8)))()
             ctypes.memmove(source, weights, len(weights))
         self._weights = source
@@ -123,7 +124,7 @@ class HostEngine:
 
     def score(self, sample: NDArray[np.int8], label: int) -> int:
         """Forward pass and loss of an int8 sample (H, W, C); returns the predicted class."""
-        data = np.ascontiguousarray(sample, np.int8)
+        data = self._checked(sample, label)
         return int(
             self._library.tf_engine_score(
                 ctypes.byref(self._engine), data.ctypes.data_as(_Pointer), ctypes.c_int32(label)
@@ -134,7 +135,7 @@ class HostEngine:
         self, sample: NDArray[np.int8], label: int, learning_rate_q20: int, seed: int
     ) -> None:
         """One step of SGD; ``learning_rate_q20`` is the learning rate times 2**20."""
-        data = np.ascontiguousarray(sample, np.int8)
+        data = self._checked(sample, label)
         self._library.tf_engine_train_step(
             ctypes.byref(self._engine),
             data.ctypes.data_as(_Pointer),
@@ -142,6 +143,12 @@ class HostEngine:
             ctypes.c_uint32(learning_rate_q20),
             ctypes.c_uint32(seed),
         )
+
+    def _checked(self, sample: NDArray[np.int8], label: int) -> NDArray[np.int8]:
+        """The sample as C reads it: from memory that nothing there guards."""
+        assert sample.size == self._model.input_bytes, "the sample has another shape"
+        assert 0 <= label < self._model.classes, f"label {label} of {self._model.classes} classes"
+        return np.ascontiguousarray(sample, np.int8)
 
     @property
     def logits(self) -> NDArray[np.int32]:
