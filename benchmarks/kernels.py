@@ -124,8 +124,8 @@ def by_shape(costs: list[Cost]) -> list[list[object]]:
         ratios = [cost.instructions / cost.call.macs for cost in group if cost.call.macs]
         spread = [f"{min(ratios):.2f}", f"{max(ratios):.2f}"] if ratios else ["", ""]
         values = per(count, sum(cost.values for cost in group))
-        ratios_and_theirs = [per(count, macs), *spread, values, tiny_engine(kernel, shape)]
-        rows.append([kernel, shape, len(group), macs, count, *ratios_and_theirs])
+        figures = [len(group), macs, count, per(count, macs), *spread, values]
+        rows.append([kernel, shape, *figures, tiny_engine(kernel, shape)])
     return rows
 
 

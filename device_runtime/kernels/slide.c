@@ -159,29 +159,27 @@ SLIDE(slide_3_2) {
                    NEXT_ROW KEEP_BLOCK LEAVE THREE_ROWS(ROW_3_2, 16));
 }
 
-/* Pairs 01, 12, 23, 34. */
+/* Pairs 01, 12 and 23 of longer rows; leaves the next pair in r12, words 2 and 3 in r8 and r10. */
+#define THREE_PAIRS                                                                                \
+    "ldrd r8, r9, [r1]\n"                                                                          \
+    "ldrd r11, r12, [r2], #8\n"                                                                    \
+    FIRST_PAIR(8, 9)                                                                               \
+    "ldrd r8, r10, [r1, #8]\n"                                                                     \
+    BOTH(5, 9, 12) BOTH(7, 8, 12)                                                                  \
+    "ldrd r11, r12, [r2], #8\n"                                                                    \
+    BOTH(4, 9, 11) BOTH(6, 8, 11)
+
+/* Then 34. */
 SLIDE(slide_5_1) {
     __asm volatile(ENTER NEXT_WINDOW UNLESS_EMPTY NEXT_BLOCK(8)
-                   "2: ldrd r8, r9, [r1]\n"
-                   "ldrd r11, r12, [r2], #8\n"
-                   FIRST_PAIR(8, 9)
-                   "ldrd r8, r10, [r1, #8]\n"
-                   BOTH(5, 9, 12) BOTH(7, 8, 12)
-                   "ldrd r11, r12, [r2], #8\n"
-                   BOTH(4, 9, 11) BOTH(6, 8, 11) LAST_PAIR(8, 10)
+                   "2:\n" THREE_PAIRS LAST_PAIR(8, 10)
                    NEXT_ROW KEEP_BLOCK LEAVE);
 }
 
-/* Pairs 01, 12, 23, 34, 45, 56. */
+/* Then 34, 45, 56. */
 SLIDE(slide_7_1) {
     __asm volatile(ENTER NEXT_WINDOW UNLESS_EMPTY NEXT_BLOCK(8)
-                   "2: ldrd r8, r9, [r1]\n"
-                   "ldrd r11, r12, [r2], #8\n"
-                   FIRST_PAIR(8, 9)
-                   "ldrd r8, r10, [r1, #8]\n"
-                   BOTH(5, 9, 12) BOTH(7, 8, 12)
-                   "ldrd r11, r12, [r2], #8\n"
-                   BOTH(4, 9, 11) BOTH(6, 8, 11) BOTH(5, 8, 12) BOTH(7, 10, 12)
+                   "2:\n" THREE_PAIRS BOTH(5, 8, 12) BOTH(7, 10, 12)
                    "ldrd r11, r12, [r2], #8\n"
                    "ldr r9, [r1, #16]\n"
                    BOTH(4, 8, 11) BOTH(6, 10, 11) LAST_PAIR(10, 9)
