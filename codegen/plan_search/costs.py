@@ -35,6 +35,10 @@ class Costs:
     delta_bytes: int
     instructions: int
 
+    def __str__(self) -> str:
+        """For people."""
+        return str(Limits(self.sram_bytes, self.delta_bytes, self.instructions))
+
 
 @dataclass(frozen=True)
 class Increment:

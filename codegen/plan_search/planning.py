@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -21,12 +20,8 @@ from numpy.typing import NDArray
 
 from codegen import blob
 from codegen.boards import Board
-from codegen.bundle import PlanReport
-from codegen.compile import compile_graph
 from codegen.errors import BudgetError, PlanError
-from codegen.host_engine import HostEngine
 from codegen.ir import Graph, inputs_of
-from codegen.lowering import lower
 from codegen.plan_search.candidates import (
     ChannelChoice,
     ChannelOrder,
@@ -38,12 +33,10 @@ from codegen.plan_search.candidates import (
 )
 from codegen.plan_search.contributions import Contributions, Journal, Method
 from codegen.plan_search.costs import (
-    CodedBytes,
     CostModel,
     Costs,
     DeltaBits,
     Limits,
-    measured_delta_bits,
     rest_of,
 )
 from codegen.plan_search.finetune import (
@@ -53,27 +46,19 @@ from codegen.plan_search.finetune import (
     measure,
 )
 from codegen.plan_search.fisher import channel_traces, fisher_contributions
+from codegen.plan_search.proof import Bench, Linked, Proof
 from codegen.plan_search.samples import Samples, hold_out
 from codegen.plan_search.search import Found, search
 from codegen.plan_search.training import (
-    LEARNING_RATE_ONE,
-    Features,
     Schedule,
     Score,
-    cut_for,
-    engines,
     with_trained_head,
 )
 from codegen.plans import Plan, PlanSpec, State, default_plans, resolve
-from codegen.program import Program
-from codegen.subgraph import cut_graph
-from codegen.toolchain import Progress, Toolchain
+from codegen.toolchain import Progress
 from device_runtime import engine_sources
 
 HEAD_EPOCHS = 10
-ROUND_SAMPLES = 64
-"""Samples that a device trains on in the round whose delta is measured."""
-
 FISHER_SAMPLES = 128
 FRONT_POINTS = 8
 FRONT_COSTED = 60
@@ -107,30 +92,11 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What images are built with, and what measures them: link and simulator are not codegen's."""
-
-    protocol_cddl: Path
-    toolchain: Toolchain
-    coded_bytes: CodedBytes
-    step_instructions: Callable[[Path], int]
-    """Instructions of a training step of the first plan of the bundle in a folder."""
-
-
-@dataclass(frozen=True)
-class Linked:
-    """A plan's image as it was linked and run, and its delta as it was coded."""
-
-    report: PlanReport
-    instructions: int
-    delta_bytes: int
-
-
-@dataclass(frozen=True)
 class Proposal:
     """A plan that was found. ``predicted`` is its summed contribution, in the method's unit.
 
-    ``optimal``: no other plan within the limits that it was searched for has a higher sum.
+    ``optimal``: no other plan within the limits that it was searched for has a higher sum. The
+    costs of the chosen plan are measured, those of the others predicted.
     """
 
     name: str
@@ -230,11 +196,11 @@ class _Planning:
             )
         self.board = board
         self.settings = settings
-        self.bench = bench
         self.tell = tell
         self.journal = Journal(journal, _identity(graph, samples, settings))
         self.training, self.held_out = hold_out(samples, settings.schedule.seed)
         self.graph = self._with_warm_head(graph)
+        self.proof = Proof(self.graph, board, self.training, settings.schedule, bench, tell)
 
     def _with_warm_head(self, graph: Graph) -> Graph:
         schedule = dataclasses.replace(self.settings.schedule, epochs=HEAD_EPOCHS)
@@ -258,7 +224,7 @@ class _Planning:
             delta_bytes=settings.uplink_bytes,
             instructions=settings.instructions,
         )
-        report, instructions = self._link(resolve(PlanSpec(name=HEAD_ONLY), graph))
+        report, instructions = self.proof.link(resolve(PlanSpec(name=HEAD_ONLY), graph))
         traces = self._traces()
         order = self._order(traces)
         model = CostModel(graph, order, rest_of(report), self._reference_bits(), settings.state)
@@ -303,7 +269,7 @@ class _Planning:
                 plan=model.plan(item.selection),
                 predicted=item.value,
                 optimal=item.optimal,
-                costs=model.of(item.selection),
+                costs=linked.costs if name == CHOSEN else model.of(item.selection),
                 measured=scores[item.selection],
             )
             for name, item in selected.items()
@@ -319,43 +285,12 @@ class _Planning:
             variants=tuple(self._variants(model, selected[CHOSEN].selection)),
         )
 
-    # What costs rest on: the image and the coded delta, measured.
-
-    def _link(self, plan: Plan) -> tuple[PlanReport, int]:
-        """The linked image's report for ``plan``, whether or not it is within the limits.
-
-        And the instructions of a training step.
-        """
-        board = self.board.model_copy(update={"sram_limit_bytes": self.board.sram.bytes})
-        with tempfile.TemporaryDirectory(prefix="tinyfleet-plan-") as folder:
-            bundle = compile_graph(
-                self.graph,
-                board,
-                [plan],
-                onnx_sha256="00" * 32,
-                out=Path(folder) / "bundle",
-                protocol_cddl=self.bench.protocol_cddl,
-                toolchain=self.bench.toolchain,
-                progress=self.tell,
-            )
-            return bundle.report.plans[0], self.bench.step_instructions(bundle.path)
-
-    def _round_delta(self, plan: Plan) -> tuple[Program, NDArray[np.int32]]:
-        """``plan``'s program and the delta of a round on ``ROUND_SAMPLES`` samples."""
-        cut = cut_for(self.graph, plan)
-        some = self.training.take(np.arange(min(ROUND_SAMPLES, len(self.training))))
-        features = Features(self.graph, some, [cut], self.tell).at(cut)
-        with engines(self.graph, cut, [plan]) as (engine,):
-            train_round(engine, features, self.settings.schedule)
-            return lower(cut_graph(self.graph, cut), plan), engine.delta()
-
     def _reference_bits(self) -> DeltaBits:
         """Bits per value of the delta of a plan of middle size."""
         if "delta bits" not in self.journal:
             plans = default_plans(self.graph)
             middle = dataclasses.replace(plans[min(1, len(plans) - 1)], state=self.settings.state)
-            program, delta = self._round_delta(middle)
-            bits = measured_delta_bits(program, delta, self.bench.coded_bytes)
+            bits = self.proof.delta_bits(middle)
             self.journal.add("delta bits", dataclasses.asdict(bits))
         return DeltaBits(**self.journal["delta bits"])
 
@@ -363,10 +298,8 @@ class _Planning:
         if limits.allow(costs):
             return
         raise BudgetError(
-            f"no plan fits {limits} on board {self.board.name}: the head alone needs "
-            f"{costs.sram_bytes:,} bytes of SRAM, about {costs.delta_bytes:,} of delta and "
-            f"{costs.instructions:,} instructions; use a smaller model, a larger board, or raise "
-            "the limits"
+            f"no plan fits {limits} on board {self.board.name}: the head alone needs {costs}; "
+            "use a smaller model, a larger board, or raise the limits"
         )
 
     # Contributions.
@@ -443,34 +376,14 @@ class _Planning:
             found = search(contributions, model.of, model.increments(layers), limits)
             assert found is not None, "the head alone was checked"
             self.tell("searching", 1, 1)
-            linked = self._within_limits(found, model, limits)
+            linked = self.proof.within(found.selection, model, limits)
             if isinstance(linked, Linked):
                 return found, linked
             self._check_head(model.of(Selection()), limits)
         raise BudgetError(
-            f"the best plans for {limits} need more once linked, run and trained ({linked}); ask "
-            "for a few percent less"
+            f"the best plans for {limits} take more once linked, run and trained: {linked}; "
+            "ask for a few percent less"
         )
-
-    def _within_limits(self, found: Found, model: CostModel, limits: Limits) -> Linked | Costs:
-        """``found`` as linked, run and trained; its costs, which ``model`` learns, if too high."""
-        plan, predicted = model.plan(found.selection), model.of(found.selection)
-        report, instructions = self._link(plan)
-        program, delta = self._round_delta(plan)
-        delta_bytes = self.bench.coded_bytes(delta)
-        costs = Costs(report.sram_bytes.total, delta_bytes, instructions)
-        if limits.allow(costs):
-            return Linked(report, instructions, delta_bytes)
-        if costs.sram_bytes > limits.sram_bytes:
-            model.rest_bytes += costs.sram_bytes - predicted.sram_bytes
-        if limits.delta_bytes is not None and delta_bytes > limits.delta_bytes:
-            bits = measured_delta_bits(program, delta, self.bench.coded_bytes)
-            model.bits = model.bits.at_least(bits)
-            short = delta_bytes / model.of(found.selection).delta_bytes
-            model.bits = model.bits.times(max(1.0, short))
-        if limits.instructions is not None and instructions > limits.instructions:
-            model.rest_instructions += instructions - predicted.instructions
-        return costs
 
     def _front(
         self, contributions: Contributions, model: CostModel, limits: Limits, best: Found
@@ -537,7 +450,7 @@ class _Planning:
         for name in ranked:
             if name == HIGHEST_SUM:
                 break
-            linked = self._within_limits(selected[name], model, limits)
+            linked = self.proof.within(selected[name].selection, model, limits)
             if isinstance(linked, Linked):
                 return name, linked
         return HIGHEST_SUM, highest_sum
@@ -565,13 +478,6 @@ def _distinct(found: Mapping[str, Found]) -> dict[str, Found]:
     for name, item in found.items():
         by_selection.setdefault(item.selection, name)
     return {name: found[name] for name in by_selection.values()}
-
-
-def train_round(engine: HostEngine, samples: Samples, schedule: Schedule) -> None:
-    """One epoch over ``samples`` at the full learning rate, as a device does in a round."""
-    rate = round(schedule.learning_rate * LEARNING_RATE_ONE)
-    for codes, label in zip(samples.codes, samples.labels.tolist(), strict=True):
-        engine.train_step(codes, label, rate, schedule.seed)
 
 
 def _identity(graph: Graph, samples: Samples, settings: Settings) -> dict[str, Any]:

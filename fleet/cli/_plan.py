@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from codegen.boards import load_board
 from codegen.importer import import_model
 from codegen.plan_search import pictures
-from codegen.plan_search.planning import Bench, PlanningResult, Settings, find_plans
+from codegen.plan_search.planning import PlanningResult, Settings, find_plans
+from codegen.plan_search.proof import Bench
 from codegen.plan_search.samples import load_samples
 from codegen.quantize_model import QuantizationOptions, quantize_model
 from codegen.toolchain import find_toolchain
@@ -116,7 +117,8 @@ def _show(result: PlanningResult) -> None:
         f"Gains are predicted by the method '{result.contributions.method}' in "
         f"{result.contributions.unit}; accuracy and mean probability of the right class are "
         "measured by training each plan with the device's arithmetic, on samples held out. "
-        "Plan best is the one of highest probability.",
+        "Plan best is the one of highest probability; its costs are measured, those of the others "
+        "predicted.",
         soft_wrap=True,
     )
     screen.print(_additivity(result), soft_wrap=True)
@@ -126,13 +128,7 @@ def _show(result: PlanningResult) -> None:
         if highest.optimal
         else "has the highest sum of contributions that was found before the search was cut short"
     )
-    linked = result.linked
-    screen.print(
-        f"Plan {highest.name} {found}. Plan best, linked and run: "
-        f"{linked.report.sram_bytes.total:,} bytes of SRAM, {linked.instructions:,} instructions "
-        f"per step; the delta of a round took {linked.delta_bytes:,} bytes.",
-        soft_wrap=True,
-    )
+    screen.print(f"Plan {highest.name} {found}.")
     screen.print(
         table(
             "Plan best with other options",
@@ -186,8 +182,8 @@ def _facts(result: PlanningResult) -> dict[str, Any]:
         ],
         "best": {
             "linked_sram_bytes": result.linked.report.sram_bytes.model_dump(mode="json"),
-            "measured_delta_bytes": result.linked.delta_bytes,
-            "measured_instructions": result.linked.instructions,
+            "measured_delta_bytes": result.linked.costs.delta_bytes,
+            "measured_instructions": result.linked.costs.instructions,
             "measured_gain": result.best.measured.probability - result.head_only.probability,
             "predicted_gain": result.best.predicted,
         },
