@@ -11,6 +11,7 @@ from codegen.program import CHAIN, INPUT, PHASES, SCALES, Phase, Program, Segmen
 from codegen.streaming import Elementwise
 
 _WITH_SPAN = {"convolution_forward", "depthwise_forward"}
+_WITHOUT_LAYER = {"error_mask", "error_sum", "error_scale"}
 _OF_SLICES = {"concat_forward", "concat_input_gradient"}
 _WITH_WEIGHTS = _WITH_SPAN | {"convolution_input_gradient", "depthwise_input_gradient"}
 
@@ -63,6 +64,16 @@ def plan_source(index: int, program: Program) -> str:
     return "\n".join(lines)
 
 
+def _layer(step: Step) -> list[str]:
+    """The kernel's first argument, where it needs the layer's constants as a whole."""
+    name = f"&{layer_name(step.op)}"
+    if step.kernel in _WITHOUT_LAYER:
+        return []
+    if step.kernel in _OF_SLICES:
+        return [f"{name}[{step.operand}]"]
+    return [f"{name}_loss" if step.kernel == "mean_squared_error" else name]
+
+
 class _StepWriter:
     """Writes the kernel call of a step with the addresses of its operands."""
 
@@ -80,13 +91,7 @@ class _StepWriter:
         return [*lines, *self._call(step)]
 
     def _call(self, step: Step) -> list[str]:
-        arguments = [f"&{layer_name(step.op)}", *getattr(self, f"_{step.kernel}")(step)]
-        if step.kernel in ("error_mask", "error_sum", "error_scale"):
-            arguments = arguments[1:]
-        if step.kernel in _OF_SLICES:
-            arguments[0] = f"&{layer_name(step.op)}[{step.operand}]"
-        if step.kernel == "mean_squared_error":
-            arguments[0] += "_loss"
+        arguments = [*_layer(step), *getattr(self, f"_{step.kernel}")(step)]
         lines = []
         if step.kernel in _WITH_WEIGHTS:
             lines += self._weights(step)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
@@ -20,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from codegen.c_text import identifier
 from codegen.errors import ModelError
 from codegen.float_graph import (
     ChannelsFirst,
@@ -303,14 +303,10 @@ class ImportState:
 
     def unique(self, name: str) -> str:
         """``name``, or with a number behind it where another layer's is the same in C."""
-
-        def in_c(text: str) -> str:
-            return re.sub(r"\W", "_", text)
-
         candidate, number = name, 2
-        while in_c(candidate) in self._taken:
+        while identifier(candidate) in self._taken:
             candidate, number = f"{name}_{number}", number + 1
-        self._taken.add(in_c(candidate))
+        self._taken.add(identifier(candidate))
         return candidate
 
     def _add(self, op: Draft, roles: Roles) -> None:
