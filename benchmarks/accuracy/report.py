@@ -116,7 +116,10 @@ def cells(runs: Iterable[dict[str, Any]]) -> dict[tuple[str, str], Cell]:
 
 
 def write_report(folder: Path) -> None:
-    """Writes ``FOLDER.md`` and a plot per data set into ``folder`` from the JSON files there."""
+    """Writes ``FOLDER.md`` and a plot per data set into ``folder`` from the JSON files there.
+
+    Raises SystemExit where there are none.
+    """
     parts = [_HEAD]
     for name in TASKS:
         file = folder / f"{name}.json"
@@ -127,6 +130,10 @@ def write_report(folder: Path) -> None:
         if found:
             parts.append(_section(name, content, found, folder.name))
             _plot(found, content, folder / f"{name}.png")
+    if len(parts) == 1:
+        raise SystemExit(
+            f"{folder} has no results; run `python -m benchmarks.accuracy DATASET` first"
+        )
     folder.with_suffix(".md").write_text("\n".join([*parts, _TAIL]), "utf-8")
 
 

@@ -99,6 +99,11 @@ def test_differences_are_of_the_seeds_that_both_have() -> None:
     assert difference(ours, Cell({7: 81.0}, 0.0, 0)) == ""
 
 
+def test_a_page_of_no_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="has no results"):
+        write_report(tmp_path / "accuracy")
+
+
 def test_the_page_has_a_table_and_a_plot_of_every_data_set(tmp_path: Path) -> None:
     run_study(small_task(), ["head"], ["float", "device"], 1, results(tmp_path))
     write_report(tmp_path / "accuracy")

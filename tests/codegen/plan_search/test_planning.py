@@ -203,6 +203,9 @@ def test_limits_that_not_even_the_head_keeps_are_refused_with_its_needs() -> Non
         plans(dataclasses.replace(SETTINGS, sram_bytes=5_000))
     with pytest.raises(BudgetError, match=r", 3 bytes of delta per round.*head alone needs"):
         plans(dataclasses.replace(SETTINGS, uplink_bytes=3))
+    # What is asked for beyond the board isn't there.
+    with pytest.raises(BudgetError, match=r"no plan fits 262,144 bytes of SRAM, 3 bytes of delta"):
+        plans(dataclasses.replace(SETTINGS, sram_bytes=10**9, uplink_bytes=3))
     with pytest.raises(BudgetError, match=r", 10 instructions per step"):
         plans(dataclasses.replace(SETTINGS, instructions=10))
 
