@@ -22,16 +22,21 @@ LEAST_SAMPLES = 6
 _HOW_TO_GIVE = (
     "save labelled samples with numpy.savez(FILE, x=inputs, y=labels): x (samples, channels, "
     "height, width), floats as the model takes them, or the device's codes as int8, or those plus "
-    "128 as uint8; y the class of each, an integer from 0; and pass --data FILE"
+    "128 as uint8; y the class of each, an integer from 0; group, if known: what each comes "
+    "from; and pass --data FILE"
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Codes (n, height, width, channels) int8 and labels (n,) int64."""
+    """Codes (n, height, width, channels) int8, labels (n,) int64, and where each comes from.
+
+    ``groups`` (n,) int64 numbers people, places or devices; None where nothing is known of them.
+    """
 
     codes: NDArray[np.int8]
     labels: NDArray[np.int64]
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -39,28 +44,32 @@ class Samples:
 
     def take(self, indices: NDArray[np.int64]) -> Samples:
         """The samples at ``indices``, in that order."""
-        return Samples(self.codes[indices], self.labels[indices])
+        groups = None if self.groups is None else self.groups[indices]
+        return Samples(self.codes[indices], self.labels[indices], groups)
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of codes and labels."""
+        """SHA-256 (hex) of codes, labels and groups."""
         content = hashlib.sha256(repr(self.codes.shape).encode())
         content.update(np.ascontiguousarray(self.codes).tobytes())
         content.update(np.ascontiguousarray(self.labels).tobytes())
+        if self.groups is not None:
+            content.update(np.ascontiguousarray(self.groups).tobytes())
         return content.hexdigest()
 
 
 def load_samples(path: Path | str, graph: Graph, source: FloatGraph | None = None) -> Samples:
-    """Reads arrays `x` and `y` of an .npz as samples for ``graph``.
+    """Reads arrays `x`, `y` and, where there is one, `group` of an .npz as samples for ``graph``.
 
     ``x`` is (samples, channels, height, width): floats in the model's units, which are coded as a
     device's sensor driver would; int8 as codes; uint8 as codes plus 128 (pixels of a model whose
     codes are pixels minus 128). Samples shaped as the model file has its input will do as well
-    where ``source``, the model as imported, is given. ``y`` has one class per sample.
+    where ``source``, the model as imported, is given. ``y`` has one class per sample, ``group`` a
+    number or a name of whom it comes from.
 
     Raises CalibrationError for a file that is missing or damaged, or doesn't fit the model.
     """
-    x, y = _arrays(path)
+    x, y, group = _arrays(path)
     height, width, channels = graph.tensors[graph.input].shape
     expected = (channels, height, width)
     if source is not None and x.shape[1:] == source.sample_shape:
@@ -90,10 +99,26 @@ def load_samples(path: Path | str, graph: Graph, source: FloatGraph | None = Non
         raise CalibrationError(
             f"{path}: y has class {wrong}; the model's {classes} classes are 0 … {classes - 1}"
         )
-    return Samples(_codes(x, graph, path), y.astype(np.int64))
+    return Samples(_codes(x, graph, path), y.astype(np.int64), _groups(group, len(x), path))
 
 
-def _arrays(path: Path | str) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+def _groups(
+    group: NDArray[np.generic] | None, count: int, path: Path | str
+) -> NDArray[np.int64] | None:
+    if group is None:
+        return None
+    if group.shape != (count,) or group.dtype.kind not in "iuSU":
+        raise CalibrationError(
+            f"{path}: group of shape {group.shape}, {group.dtype}, for {count} samples; give the "
+            "number or the name of one person, place or device per sample"
+        )
+    numbers: NDArray[np.int64] = np.unique(group, return_inverse=True)[1].astype(np.int64)
+    return numbers
+
+
+def _arrays(
+    path: Path | str,
+) -> tuple[NDArray[np.generic], NDArray[np.generic], NDArray[np.generic] | None]:
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -105,7 +130,8 @@ def _arrays(path: Path | str) -> tuple[NDArray[np.generic], NDArray[np.generic]]
                     f"{path}: no array {missing[0]!r} (it holds {', '.join(archive.files)}); "
                     f"{_HOW_TO_GIVE}"
                 )
-            return archive["x"], archive["y"]
+            group = archive["group"] if "group" in archive.files else None
+            return archive["x"], archive["y"], group
     except FileNotFoundError as error:
         raise CalibrationError(f"{path}: no such file; {_HOW_TO_GIVE}") from error
     except CalibrationError:
@@ -134,15 +160,33 @@ def hold_out(samples: Samples, seed: int) -> tuple[Samples, Samples]:
     """Samples to train on and samples to score on; which are which follows from ``seed``.
 
     A third of each class (rounded, of a class's first one on the training side) is held out.
+    Where samples have groups, each group is on one side: scores then are of people, places or
+    devices that weren't trained on. Whole groups seldom make a third; it may be less.
+
+    Raises CalibrationError where groups are so large that none can be held out.
     """
     rng = np.random.default_rng([seed, len(samples)])
+    sizes = np.bincount(samples.labels)
+    room = np.minimum(np.round(HELD_OUT_SHARE * sizes).astype(int), np.maximum(sizes - 1, 0))
     scored: list[int] = []
-    for label in np.unique(samples.labels):
-        of_class = np.flatnonzero(samples.labels == label)
-        count = min(round(HELD_OUT_SHARE * len(of_class)), len(of_class) - 1)
-        scored += rng.choice(of_class, count, replace=False).tolist()
-    if not scored:  # one sample per class: score on one of them all the same
-        scored = [int(rng.integers(len(samples)))]
+    if samples.groups is None:
+        for label in np.unique(samples.labels):
+            of_class = np.flatnonzero(samples.labels == label)
+            scored += rng.choice(of_class, room[label], replace=False).tolist()
+        if not scored:  # one sample per class: score on one of them all the same
+            scored = [int(rng.integers(len(samples)))]
+    else:
+        for group in rng.permutation(np.unique(samples.groups)):
+            of_group = np.flatnonzero(samples.groups == group)
+            wanted = np.bincount(samples.labels[of_group], minlength=len(room))
+            if (wanted <= room).all():
+                room -= wanted
+                scored += of_group.tolist()
+        if not scored:
+            raise CalibrationError(
+                f"each of the {len(np.unique(samples.groups))} groups has more than a third of a "
+                "class, so none can be held out; give samples of more groups, or leave `group` out"
+            )
     held = np.array(sorted(scored), np.int64)
     rest = np.setdiff1d(np.arange(len(samples)), held)
     return samples.take(rest), samples.take(held)

@@ -120,7 +120,8 @@ def plan_command(
         Path,
         typer.Option(
             help="NPZ of labelled samples: `x` (samples, channels, height, width), floats as the "
-            "model takes them, device codes as int8, or codes plus 128 as uint8; `y` classes."
+            "model takes them, device codes as int8, or codes plus 128 as uint8; `y` classes; "
+            "`group`, if known, the person or place of each: groups are held out whole."
         ),
     ],
     method: Annotated[

@@ -69,6 +69,8 @@ def test_what_does_not_fit_the_model_is_refused_with_the_remedy(
         ({"x": x[:5], "y": y[:5]}, r"5 samples; at least 6"),
         ({"x": x.astype(np.int32), "y": y}, r"x of int32; save labelled samples"),
         ({"x": np.full(shape, np.nan, np.float32), "y": y}, r"NaN or infinity"),
+        ({"x": x, "y": y, "group": y[1:]}, r"group of shape \(11,\), int64, for 12 samples"),
+        ({"x": x, "y": y, "group": y / 2}, r"group of shape \(12,\), float64"),
     ]
     for arrays, message in wrong:
         with pytest.raises(CalibrationError, match=message):
@@ -108,3 +110,29 @@ def test_something_is_held_out_even_of_one_sample_per_class() -> None:
     samples = Samples(np.zeros((4, 1, 1, 1), np.int8), np.arange(4))
     training, held = hold_out(samples, 1)
     assert (len(training), len(held)) == (3, 1)
+
+
+def test_groups_are_held_out_whole(graph: Graph, tmp_path: Path) -> None:
+    count = 60
+    people = np.array(["ada", "bo", "cy", "di", "eve", "fay", "gus", "hal", "ida", "jo"])
+    group = np.random.default_rng(3).choice(people, count)
+    # Codes that tell the sample, so that it is known on either side.
+    x = np.zeros(channels_first(graph, count), np.int8)
+    x[:, 0, 0, 0] = np.arange(count)
+    samples = load_samples(save(tmp_path, x=x, y=labels(graph, count), group=group), graph)
+    for seed in range(5):
+        training, held = hold_out(samples, seed)
+        trained, scored = training.codes[:, 0, 0, 0], held.codes[:, 0, 0, 0]
+        assert sorted([*trained, *scored]) == list(range(count))
+        assert set(group[scored])
+        assert not set(group[scored]) & set(group[trained])
+        share = np.bincount(held.labels) / np.bincount(samples.labels)[: held.labels.max() + 1]
+        assert share.max() <= 0.4  # rounded thirds of small classes
+        assert set(training.labels) == set(samples.labels)
+
+
+def test_samples_of_one_group_cannot_be_held_out_whole() -> None:
+    codes = np.zeros((12, 1, 1, 1), np.int8)
+    samples = Samples(codes, np.arange(12) % 2, np.zeros(12, np.int64))
+    with pytest.raises(CalibrationError, match=r"each of the 1 groups has more than a third"):
+        hold_out(samples, 1)
