@@ -115,6 +115,14 @@ class Program:
         return 8 + sum(round_up(part, 8) for part in parts)
 
     @property
+    def tensor_state_bytes(self) -> dict[str, int]:
+        """State of each trained tensor: values, fractions and velocities, with their padding."""
+        starts = [segment.state_offset for segment in self.segments]
+        ends = [*starts[1:], self.state_bytes]
+        spans = zip(self.segments, starts, ends, strict=True)
+        return {segment.tensor: end - start for segment, start, end in spans}
+
+    @property
     def delta_values(self) -> int:
         """Number of values that the plan trains."""
         return sum(segment.values for segment in self.segments)

@@ -255,17 +255,15 @@ def _parameter_shapes(graph: Graph) -> dict[str, Shape]:
 
 
 def _state(program: Program) -> tuple[StateInfo, ...]:
-    shapes = _parameter_shapes(program.graph)
-    starts = [segment.state_offset for segment in program.segments]
-    ends = [*starts[1:], program.state_bytes]
+    shapes, sizes = _parameter_shapes(program.graph), program.tensor_state_bytes
     return tuple(
         StateInfo(
             tensor=segment.tensor,
             channels=segment.count,
             of_channels=shapes[segment.tensor][-1],
-            bytes=end - start,
+            bytes=sizes[segment.tensor],
         )
-        for segment, start, end in zip(program.segments, starts, ends, strict=False)
+        for segment in program.segments
     )
 
 

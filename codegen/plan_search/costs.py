@@ -123,14 +123,12 @@ def sizes_of(program: Program) -> ProgramSizes:
     )
 
 
-def tensor_state_bytes(program: Program) -> dict[str, int]:
+def weight_state_bytes(program: Program) -> dict[str, int]:
     """Bytes of the state of each layer whose weights ``program`` trains."""
-    starts = [segment.state_offset for segment in program.segments]
-    ends = [*starts[1:], program.state_bytes]
     return {
-        segment.tensor.removesuffix(".weight"): end - start
-        for segment, start, end in zip(program.segments, starts, ends, strict=True)
-        if _kind(program, segment.tensor) == "weight"
+        tensor.removesuffix(".weight"): size
+        for tensor, size in program.tensor_state_bytes.items()
+        if _kind(program, tensor) == "weight"
     }
 
 
@@ -206,7 +204,7 @@ class CostModel:
             for rank in range(max((len(c) for c in counts.values()), default=0)):
                 chosen = {layer: c[min(rank, len(c) - 1)] for layer, c in counts.items()}
                 program = lower(self.graph, self.plan(Selection(0, tuple(chosen.items()))))
-                states = tensor_state_bytes(program)
+                states = weight_state_bytes(program)
                 for step in program.steps:
                     layer = step.op.name
                     if not step.kernel.endswith("_weight_update"):

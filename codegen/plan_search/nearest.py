@@ -11,7 +11,7 @@ from codegen.bundle import PlanReport
 from codegen.lowering import lower
 from codegen.plan_search.candidates import Selection, order_by_norm
 from codegen.plan_search.contributions import Contributions
-from codegen.plan_search.costs import Costs, Increment, Limits, tensor_state_bytes
+from codegen.plan_search.costs import Costs, Increment, Limits, weight_state_bytes
 from codegen.plan_search.search import search
 from codegen.plans import LastLayers, Plan, PlanSpec, WeightSpec, WeightUpdate, runs_of
 from codegen.program import Program
@@ -70,7 +70,7 @@ def nearest_fitting(program: Program, most_pool_bytes: int) -> Plan | None:
             for layer, channels in ranked.items()
         },
     )
-    state = tensor_state_bytes(program)
+    state = weight_state_bytes(program)
     increments = {
         # A part of the whole layer's state, without what it is rounded up by.
         (layer, count): Increment(state[layer] * count // len(ranked[layer]), 0)
