@@ -99,13 +99,22 @@ class _Placer:
                     self.forbidden[i] += [(j, *interval) for interval in _forbidden(new, old)]
                     self.forbidden[j] += [(i, *interval) for interval in _forbidden(old, new)]
 
-    def place(self, order: Sequence[int], most: int, known: Mapping[int, int]) -> list[int] | None:
+    def place(
+        self, order: Iterable[int], most: int, old: Sequence[int], moved: Iterable[int]
+    ) -> list[int] | None:
         """The offset of each buffer; None where the arena would be larger than ``most``.
 
-        ``known`` are offsets of the first buffers of ``order``.
+        ``old`` are the offsets of an order that differs in the places of ``moved`` only. A buffer
+        keeps its offset there as long as those of its neighbours are the same.
         """
-        offsets = [known.get(index, -1) for index in range(len(self.sizes))]
-        for index in order[len(known) :]:
+        offsets = [-1] * len(self.sizes)
+        due = set(moved)
+        for index in moved:
+            due.update(other for other, _, _ in self.forbidden[index])
+        for index in order:
+            if index not in due:
+                offsets[index] = old[index]
+                continue
             blocked = [
                 (at + start, at + end)
                 for other, start, end in self.forbidden[index]
@@ -119,6 +128,8 @@ class _Placer:
             if offset + self.sizes[index] > most:
                 return None
             offsets[index] = offset
+            if offset != old[index]:
+                due.update(other for other, _, _ in self.forbidden[index])
         return offsets
 
     def ends(self, offsets: Iterable[int]) -> list[int]:
@@ -141,14 +152,16 @@ def plan_offsets(buffers: Iterable[Buffer]) -> dict[str, int]:
         return {}
     placer = _Placer(buffers)
     bound = lower_bound(buffers)
+    every = range(len(buffers))
+    best = [-1 for _ in every]
     size = sum(placer.sizes) + 1
     for key in (
         lambda b: (-b.bytes, b.first, b.name),
         lambda b: (b.first - b.last, -b.bytes, b.name),
         lambda b: (-b.bytes * (b.last - b.first + 1), b.name),
     ):
-        trial = sorted(range(len(buffers)), key=lambda i: key(buffers[i]))
-        offsets = placer.place(trial, size - 1, {})
+        trial = sorted(every, key=lambda i: key(buffers[i]))
+        offsets = placer.place(trial, size - 1, best, every)
         if offsets is not None:
             order, best, size = trial, offsets, max(placer.ends(offsets))
     chance = random.Random(0)
@@ -159,11 +172,9 @@ def plan_offsets(buffers: Iterable[Buffer]) -> dict[str, int]:
         ends = placer.ends(best)
         top = [index for index in order if ends[index] == size]
         moved = chance.choice(top if chance.random() < 0.5 else order)
-        source, target = order.index(moved), chance.randrange(len(order))
-        trial = [*order[:source], *order[source + 1 :]]
-        trial.insert(target, moved)
-        same = {index: best[index] for index in order[: min(source, target)]}
-        offsets = placer.place(trial, size, same)
+        trial = [index for index in order if index != moved]
+        trial.insert(chance.randrange(len(order)), moved)
+        offsets = placer.place(trial, size, best, [moved])
         if offsets is not None:
             order, best, size = trial, offsets, max(placer.ends(offsets))
     return {buffer.name: offset for buffer, offset in zip(buffers, best, strict=True)}
