@@ -1,6 +1,6 @@
 """Runs the demo and prints its figures beside what was asked of them.
 
-    python benchmarks/demo.py [RESULT.json]
+    python -m benchmarks.demo [RESULT.json]
 
 With a result.json it prints that run instead of making one.
 """

@@ -8,6 +8,7 @@ folder, so that building the same sources again only links.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -60,13 +61,12 @@ class Source:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A linked file, and the stack that each function needs where the compiler says so."""
+    """A linked file, and how many of its objects were compiled for it."""
 
     output: Path
     compiler: str
     compiled: int
     cached: int
-    stack_bytes: dict[str, int] = field(default_factory=dict)
 
 
 class LinkError(ToolchainError):
@@ -226,9 +226,6 @@ class Toolchain:
     ) -> _Object:
         options = [*base, source.optimize, *source.flags]
         options += _WARNINGS if source.warnings else ("-w",)
-        with_stack = "gcc" in self.version
-        if with_stack:
-            options.append("-fstack-usage")
         key = _key([self.kind, *self.command, self.version, *options], source.path, include_dirs)
         target = cache / key[:2] / f"{key}.o"
         if target.is_file():
@@ -247,8 +244,6 @@ class Toolchain:
                 raise ToolchainError(
                     f"{self.version} can't compile {source.path.name}: {_first_error(finished)}"
                 )
-            if made.with_suffix(".su").is_file():
-                made.with_suffix(".su").replace(target.with_suffix(".su"))
             made.replace(target)
         return _Object(target, cached=False)
 
@@ -340,20 +335,10 @@ class _Object:
     path: Path
     cached: bool
 
-    def stack_bytes(self) -> dict[str, int]:
-        usage = self.path.with_suffix(".su")
-        if not usage.is_file():
-            return {}
-        rows = (line.split("\t") for line in usage.read_text().splitlines())
-        return {row[0].rsplit(":", 1)[-1]: int(row[1]) for row in rows if len(row) >= 2}
-
 
 def _result(output: Path, version: str, objects: Sequence[_Object]) -> BuildResult:
-    stack: dict[str, int] = {}
-    for item in objects:
-        stack.update(item.stack_bytes())
     cached = sum(item.cached for item in objects)
-    return BuildResult(output, version, len(objects) - cached, cached, stack)
+    return BuildResult(output, version, len(objects) - cached, cached)
 
 
 def _as_source(source: Source | Path) -> Source:
@@ -413,10 +398,11 @@ def _key(words: Sequence[str], source: Path, include_dirs: Sequence[Path]) -> st
 
 def _prune(cache: Path) -> None:
     """Keeps the objects used last, so that the cache doesn't grow for ever."""
-    objects = list(cache.glob("*/*.o"))
-    if len(objects) <= CACHED_OBJECTS_AT_MOST:
+    used: dict[Path, float] = {}
+    for item in cache.glob("*/*.o"):
+        with contextlib.suppress(FileNotFoundError):  # another build prunes as well
+            used[item] = item.stat().st_mtime
+    if len(used) <= CACHED_OBJECTS_AT_MOST:
         return
-    by_age = sorted(objects, key=lambda item: item.stat().st_mtime)
-    for item in by_age[: len(objects) - CACHED_OBJECTS_AT_MOST // 2]:
-        item.with_suffix(".su").unlink(missing_ok=True)
+    for item in sorted(used, key=used.__getitem__)[: len(used) - CACHED_OBJECTS_AT_MOST // 2]:
         item.unlink(missing_ok=True)
