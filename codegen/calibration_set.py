@@ -6,9 +6,12 @@ to change it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from codegen.errors import CalibrationError
@@ -24,31 +27,40 @@ _HOW_TO_GIVE = (
 )
 
 
+@contextmanager
+def open_npz(path: Path | str, remedy: str) -> Iterator[NpzFile]:
+    """An .npz of samples, to be read inside the context.
+
+    Raises CalibrationError, with ``remedy`` behind it, for a file that is missing or damaged; its
+    arrays are only read, and found to be damaged, when they are asked for.
+    """
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, NpzFile):
+            raise CalibrationError(f"{path}: not an .npz; {remedy}")
+        with archive:
+            yield archive
+    except FileNotFoundError as error:
+        raise CalibrationError(f"{path}: no such file; {remedy}") from error
+    except CalibrationError:
+        raise
+    except Exception as error:  # numpy raises zipfile, zlib, struct, ... errors for damaged files
+        raise CalibrationError(f"{path}: not a readable .npz file ({error}); {remedy}") from error
+
+
 def load_calibration(path: Path | str) -> NDArray[np.float32]:
     """Reads array `x` (or the only array) of an .npz: float32 (samples, channels, height, width).
 
     Raises CalibrationError for a file that is missing, damaged, has no such array, too few samples
     in it, or integers, of which nobody knows whether they are preprocessed.
     """
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise CalibrationError(f"{path}: not an .npz; {_HOW_TO_GIVE}")
-        with archive:
-            names = archive.files
-            if "x" not in names and len(names) != 1:
-                raise CalibrationError(
-                    f"{path}: holds arrays {names}; the calibration samples must be named 'x'"
-                )
-            array = archive["x" if "x" in names else names[0]]
-    except FileNotFoundError as error:
-        raise CalibrationError(f"{path}: no such file; {_HOW_TO_GIVE}") from error
-    except CalibrationError:
-        raise
-    except Exception as error:  # numpy raises zipfile, zlib, struct, ... errors for damaged files
-        raise CalibrationError(
-            f"{path}: not a readable .npz file ({error}); {_HOW_TO_GIVE}"
-        ) from error
+    with open_npz(path, _HOW_TO_GIVE) as archive:
+        names = archive.files
+        if "x" not in names and len(names) != 1:
+            raise CalibrationError(
+                f"{path}: holds arrays {names}; the calibration samples must be named 'x'"
+            )
+        array = archive["x" if "x" in names else names[0]]
     _check_numbers(path, array)
     if array.ndim == 0 or len(array) < FEWEST_SAMPLES:
         found = "one number" if array.ndim == 0 else f"{len(array)} samples"

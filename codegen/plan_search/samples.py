@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.calibration_set import open_npz
 from codegen.errors import CalibrationError
 from codegen.float_graph import FloatGraph
 from codegen.ir import Graph
@@ -119,27 +120,15 @@ def _groups(
 def _arrays(
     path: Path | str,
 ) -> tuple[NDArray[np.generic], NDArray[np.generic], NDArray[np.generic] | None]:
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise CalibrationError(f"{path}: not an .npz; {_HOW_TO_GIVE}")
-        with archive:
-            missing = [name for name in ("x", "y") if name not in archive.files]
-            if missing:
-                raise CalibrationError(
-                    f"{path}: no array {missing[0]!r} (it holds {', '.join(archive.files)}); "
-                    f"{_HOW_TO_GIVE}"
-                )
-            group = archive["group"] if "group" in archive.files else None
-            return archive["x"], archive["y"], group
-    except FileNotFoundError as error:
-        raise CalibrationError(f"{path}: no such file; {_HOW_TO_GIVE}") from error
-    except CalibrationError:
-        raise
-    except Exception as error:  # numpy raises zipfile, zlib, struct, ... errors for damaged files
-        raise CalibrationError(
-            f"{path}: not a readable .npz file ({error}); {_HOW_TO_GIVE}"
-        ) from error
+    with open_npz(path, _HOW_TO_GIVE) as archive:
+        missing = [name for name in ("x", "y") if name not in archive.files]
+        if missing:
+            raise CalibrationError(
+                f"{path}: no array {missing[0]!r} (it holds {', '.join(archive.files)}); "
+                f"{_HOW_TO_GIVE}"
+            )
+        group = archive["group"] if "group" in archive.files else None
+        return archive["x"], archive["y"], group
 
 
 def _codes(x: NDArray[np.generic], graph: Graph, path: Path | str) -> NDArray[np.int8]:
