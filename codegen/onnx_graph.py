@@ -151,7 +151,7 @@ class ImportState:
         self.ops: dict[str, Draft] = {}  # by output tensor, in execution order
         self.views: dict[str, View] = {}  # by ONNX name
         self.codings: dict[str, Coding] = {}  # by tensor, in quantized models
-        self.codes: set[str] = set()  # ONNX names of what QuantizeLinear makes
+        self.codes: dict[str, np.dtype[Any]] = {}  # types by ONNX name of QuantizeLinear's outputs
         self.nodes = named_nodes(graph)
         self._taken: set[str] = set()
         self._roles: dict[str, Roles] = {}  # by tensor; of the input once they are settled

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -48,13 +49,18 @@ def _scale(state: ImportState, node: Node) -> Array:
     return scale
 
 
+def _zero_point(state: ImportState, node: Node) -> NDArray[Any]:
+    """Input 2; where it is left out, 0 in the type of the codes."""
+    if node.input(2):
+        return state.constants[node.input(2)]
+    written = state.codes.get(node.input(0))
+    asked = int(node.attributes.get("output_dtype", 0)) or onnx.TensorProto.UINT8
+    return np.zeros(1, written or onnx.helper.tensor_dtype_to_np_dtype(asked))
+
+
 def _coding(state: ImportState, node: Node, scale: Array) -> Coding:
     """Scale and zero point of an activation; uint8 codes become int8 ones."""
-    if node.input(2):
-        zero = state.constants[node.input(2)]
-    else:
-        kind = node.attributes.get("output_dtype", 0) or onnx.TensorProto.UINT8
-        zero = np.zeros(1, onnx.helper.tensor_dtype_to_np_dtype(kind))
+    zero = _zero_point(state, node)
     if scale.size != 1 or zero.size != 1:
         node.refuse("codes an activation with a scale per channel; use one per tensor")
     if zero.dtype not in (np.dtype(np.int8), np.dtype(np.uint8)):
@@ -65,7 +71,7 @@ def _coding(state: ImportState, node: Node, scale: Array) -> Coding:
 
 def quantize_linear(state: ImportState, node: Node) -> None:
     """Notes how an activation is coded; a second, different code is an operation."""
-    state.codes.add(node.outputs[0])
+    state.codes[node.outputs[0]] = _zero_point(state, node).dtype
     name = node.input(0)
     coding = _coding(state, node, _scale(state, node))
     if name in state.views and state.views[name].after_softmax:
@@ -88,22 +94,11 @@ def _check_coding(state: ImportState, node: Node, scale: Array) -> None:
     if name in state.views and state.views[name].after_softmax:
         return
     tensor = state.padded_view(node).tensor
-    if not _is_coded_so(state, node, scale, state.codings.get(tensor)):
+    if state.codings.get(tensor) != _coding(state, node, scale):
         node.refuse(
             f"reads tensor '{tensor}' with another scale or zero point than it was written with; "
             "quantize the model again"
         )
-
-
-def _is_coded_so(state: ImportState, node: Node, scale: Array, written: Coding | None) -> bool:
-    if node.input(2):
-        return written == _coding(state, node, scale)
-    # A zero point left out is 0 in the type of the codes, which the QuantizeLinear has told.
-    return (
-        written is not None
-        and written.zero_point in (0, -128)
-        and scale.tolist() == [written.scale]
-    )
 
 
 def stored_integers(

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from codegen.errors import ModelError
 from codegen.importer import import_proto
 from codegen.ir import Graph, Requantize
 from codegen.quantization_report import simulate
@@ -156,6 +157,13 @@ def test_a_zero_point_left_out_is_0_in_the_type_of_the_codes(kind: int) -> None:
     ]  # fmt: skip
     graph = assert_gives_onnxruntimes_outputs(network(nodes, "y", "positive"))
     assert graph.tensors["x"].zero_point == (0 if kind == TensorProto.INT8 else -128)
+
+
+def test_a_zero_point_left_out_on_one_side_only_is_refused() -> None:
+    nodes = [*FIRST, RELU, *codes("r", "y", "positive")]
+    del nodes[-1].input[2]  # 0, where -128 was written
+    with pytest.raises(ModelError, match="another scale or zero point than it was written with"):
+        import_proto(network(nodes, "y", "positive"))
 
 
 def test_a_stored_bias_that_gemm_scales_is_scaled() -> None:
