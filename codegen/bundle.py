@@ -415,7 +415,7 @@ def load_bundle(path: Path | str) -> Bundle:
     if not (folder / MANIFEST).is_file():
         raise BundleError(
             f"{folder} is no bundle: it has no {MANIFEST}; make one with "
-            "tinyfleet compile MODEL.onnx --board NAME --out DIR"
+            "tinyfleet compile MODEL.onnx --board NAME"
         )
     manifest = _parse(Manifest, folder / MANIFEST)
     if _manifest_digest(manifest) != manifest.sha256:

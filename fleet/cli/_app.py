@@ -30,7 +30,10 @@ BoardName = Annotated[
     typer.Option(help="Board: one that `tinyfleet boards` lists, or the .json file of your own."),
 ]
 BundleFolder = Annotated[
-    Path, typer.Argument(help="Bundle folder, written by `tinyfleet compile`.")
+    Path | None,
+    typer.Argument(
+        help="Bundle folder, written by `tinyfleet compile`. Default: the newest in out/."
+    ),
 ]
 OnePlan = Annotated[
     str | None, typer.Option(help="Plan: its name or the start of its id. Default: the first.")
@@ -68,7 +71,6 @@ Equalize = Annotated[
 def compile_command(
     model: Model,
     board: BoardName,
-    out: Annotated[Path, typer.Option(help="Folder that the bundle is written to.")],
     plan: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,10 +93,15 @@ def compile_command(
             "into the bundle.",
         ),
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder that the bundle is written to. Default: out/MODEL-BOARD."),
+    ] = None,
     compiler: Compiler = None,
     json: Json = False,
 ) -> None:
     """Compile a model and its update plans into a firmware bundle for a board."""
+    from fleet.cli._bundles import default_folder
     from fleet.cli._compile import compile_bundle
     from fleet.cli._quantization import quantization_options
 
@@ -106,7 +113,7 @@ def compile_command(
         quantization=quantization_options(
             calibration_method, percentile, equalize=equalize, report=quantization_report
         ),
-        out=out,
+        out=out or default_folder(model, board),
         compiler=compiler,
         as_json=json,
     )
@@ -202,20 +209,21 @@ def plan_command(
 
 @app.command()
 def measure(
-    bundle: BundleFolder,
+    bundle: BundleFolder = None,
     plan: OnePlan = None,
     machine: Annotated[str, typer.Option(help="What runs the image: unicorn.")] = "unicorn",
     json: Json = False,
 ) -> None:
     """Run a bundle's image and report the instructions, stack and SRAM that it really uses."""
+    from fleet.cli._bundles import named_or_newest
     from fleet.cli._measure import measure_bundle
 
-    measure_bundle(bundle=bundle, plan=plan, machine=machine, as_json=json)
+    measure_bundle(bundle=named_or_newest(bundle), plan=plan, machine=machine, as_json=json)
 
 
 @app.command()
 def explain(
-    bundle: BundleFolder,
+    bundle: BundleFolder = None,
     plan: OnePlan = None,
     memory: Annotated[
         Path | None,
@@ -228,9 +236,16 @@ def explain(
     json: Json = False,
 ) -> None:
     """Show a plan's program step by step, and what fills the SRAM when."""
+    from fleet.cli._bundles import named_or_newest
     from fleet.cli._explain import explain_bundle
 
-    explain_bundle(bundle=bundle, plan=plan, memory=memory, instructions=instructions, as_json=json)
+    explain_bundle(
+        bundle=named_or_newest(bundle),
+        plan=plan,
+        memory=memory,
+        instructions=instructions,
+        as_json=json,
+    )
 
 
 @app.command()
