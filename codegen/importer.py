@@ -44,7 +44,8 @@ def import_model(path: Path | str) -> FloatGraph:
     """Reads an ONNX file. Raises ModelError for a file that is missing, damaged or unsupported."""
     path = Path(path)
     try:
-        model = onnx.load(str(path))
+        # The format is said, or a name that ends in .json would make it be read as JSON.
+        model = onnx.load(str(path), format="protobuf")
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file; give the path of an ONNX model") from error
     except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:

@@ -453,6 +453,13 @@ def test_a_damaged_file_gives_one_clear_error(
         import_model(path)
 
 
+def test_a_file_of_another_kind_is_refused_whatever_its_name(tmp_path: Path) -> None:
+    for name in ("plans.json", "model.textproto", "labels.txt"):
+        (tmp_path / name).write_text('{"plans": {}}')
+        with pytest.raises(ModelError, match=rf"{name}: not a readable ONNX file"):
+            import_model(tmp_path / name)
+
+
 def test_a_file_with_flipped_bytes_is_imported_or_refused_but_nothing_else(tmp_path: Path) -> None:
     content = DIGITS.read_bytes()
     structure = sum(node.ByteSize() + 3 for node in onnx.load(DIGITS).graph.node)
