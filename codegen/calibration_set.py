@@ -6,6 +6,7 @@ to change it.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,10 +36,11 @@ def open_npz(path: Path | str, remedy: str) -> Iterator[NpzFile]:
     arrays are only read, and found to be damaged, when they are asked for.
     """
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, NpzFile):
-            raise CalibrationError(f"{path}: not an .npz; {remedy}")
-        with archive:
+        # Asked first, since numpy takes any other file for a pickle and says so.
+        with Path(path).open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise CalibrationError(f"{path}: not an .npz; {remedy}")
+        with np.load(path, allow_pickle=False) as archive:
             yield archive
     except FileNotFoundError as error:
         raise CalibrationError(f"{path}: no such file; {remedy}") from error

@@ -69,6 +69,7 @@ def _draw(found: _Explained, file: Path) -> None:
         found.report.sram_limit_bytes,
         None if found.instructions is None else Effort("instructions", found.instructions),
     )
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(render(figure, "svg" if file.suffix.lower() == ".svg" else "png"))
 
 

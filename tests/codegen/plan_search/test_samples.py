@@ -88,8 +88,13 @@ def test_files_that_hold_no_arrays_are_refused(graph: Graph, tmp_path: Path) -> 
     with pytest.raises(CalibrationError, match=r"no such file"):
         load_samples(tmp_path / "nothing.npz", graph)
     (tmp_path / "bad.npz").write_bytes(b"not a zip archive")
-    with pytest.raises(CalibrationError, match=r"not a readable .npz"):
+    with pytest.raises(CalibrationError, match=r"bad.npz: not an .npz; save"):
         load_samples(tmp_path / "bad.npz", graph)
+    content = bytearray(save(tmp_path, x=np.zeros((6, 3)), y=np.zeros(6)).read_bytes())
+    content[60] ^= 0xFF
+    (tmp_path / "cracked.npz").write_bytes(content)
+    with pytest.raises(CalibrationError, match=r"cracked.npz: not a readable .npz file"):
+        load_samples(tmp_path / "cracked.npz", graph)
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(CalibrationError, match=r"not an .npz"):
         load_samples(tmp_path / "one.npy", graph)
