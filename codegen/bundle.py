@@ -49,9 +49,13 @@ class InputInfo(_Strict):
 
 
 class ModelInfo(_Strict):
-    """The model that the bundle was made from; ``logit_scale`` is the real value of one step."""
+    """The model that the bundle was made from; ``logit_scale`` is the real value of one step.
+
+    ``digest`` is that of ``codegen.model_digest``: what the bytes of the weights mean.
+    """
 
     name: str
+    digest: Digest
     onnx_sha256: Digest
     input: InputInfo
     classes: int

@@ -54,6 +54,7 @@ from codegen.flash_layout import (
 from codegen.importer import import_model
 from codegen.ir import Graph
 from codegen.lowering import lower
+from codegen.model_digest import model_digest
 from codegen.plan_search.nearest import suggestion
 from codegen.plans import (
     DEFAULT_NAMES,
@@ -357,6 +358,7 @@ def _manifest(
     head = graph.head
     model = ModelInfo(
         name=graph.name,
+        digest=model_digest(graph),
         onnx_sha256=onnx_sha256,
         input=InputInfo(shape=source.shape, scale=source.scale, zero_point=source.zero_point),
         classes=head.bias.size,

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from codegen import blob
 from codegen.boards import Board
 from codegen.errors import BudgetError, PlanError
-from codegen.ir import Graph, inputs_of
+from codegen.ir import Graph
+from codegen.model_digest import model_digest
 from codegen.plan_search.candidates import (
     ChannelChoice,
     ChannelOrder,
@@ -482,17 +483,13 @@ def _distinct(found: Mapping[str, Found]) -> dict[str, Found]:
 
 def _identity(graph: Graph, samples: Samples, settings: Settings) -> dict[str, Any]:
     """What measurements depend on; limits don't belong to it, they can be changed and resumed."""
-    model = hashlib.sha256(blob.pack(graph))
-    for op in graph.ops:
-        model.update(repr((op.name, type(op).__name__, inputs_of(op))).encode())
-    for tensor in graph.tensors.values():
-        model.update(repr(tensor).encode())
     arithmetic = hashlib.sha256()
     for path in sorted(engine_sources()):
         arithmetic.update(path.read_bytes())
     return {
         "arithmetic": arithmetic.hexdigest(),
-        "model": model.hexdigest(),
+        "model": model_digest(graph),
+        "weights": hashlib.sha256(blob.pack(graph)).hexdigest(),
         "samples": samples.digest,
         "channels": settings.channel_choice,
         "state": settings.state,

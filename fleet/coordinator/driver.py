@@ -302,10 +302,17 @@ def new_campaign(
         raise CampaignError("a campaign needs at least one bundle")
     digest = hashlib.sha256(blob).hexdigest()
     for one in parsed:
+        if one.model.digest != parsed[0].model.digest:
+            raise CampaignError(
+                f"bundles {one.bundle_id[:16]} and {parsed[0].bundle_id[:16]} are of different "
+                f"models ({one.model.digest[:16]}… and {parsed[0].model.digest[:16]}…): weights of "
+                "one mean something else to the other; compile them from one model with the same "
+                "calibration"
+            )
         if one.tensors != parsed[0].tensors:
             raise CampaignError(
                 f"bundles {one.bundle_id[:16]} and {parsed[0].bundle_id[:16]} hold different "
-                "tensors: compile them from one model with the same calibration"
+                "tensors: compile them with one version of tinyfleet"
             )
         if one.weights.sha256 != digest:
             raise CampaignError(

@@ -116,9 +116,10 @@ class InputEntry(_Model):
 
 
 class ModelEntry(_Model):
-    """The model that the bundle was compiled from."""
+    """The model that the bundle was compiled from; ``digest`` says what weights' bytes mean."""
 
     name: str
+    digest: Digest
     onnx_sha256: Digest
     input: InputEntry
     classes: int

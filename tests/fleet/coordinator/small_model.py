@@ -92,6 +92,7 @@ def manifest(board: str) -> dict[str, Any]:
         "bundle_id": hashlib.sha256(board.encode()).hexdigest(),
         "model": {
             "name": "small",
+            "digest": "d" * 64,
             "onnx_sha256": "0" * 64,
             "input": {"shape": [8, 8, 1], "scale": 0.1, "zero_point": 0},
             "classes": 3,

@@ -191,6 +191,10 @@ def test_a_round_keeps_why_a_delta_was_not_counted_in_and_who_sent_none(
 
 def test_bundles_of_different_models_make_no_campaign() -> None:
     texts = small_model.manifest_texts("a", "b")
+    texts["b"] = texts["b"].replace("d" * 64, "e" * 64)
+    with pytest.raises(CampaignError, match=r"different models \(e{16}… and d{16}…\).*one model"):
+        new_campaign(MemoryStore(), CampaignConfig(name="x"), texts, small_model.blob())
+    texts = small_model.manifest_texts("a", "b")
     texts["b"] = texts["b"].replace('"limit": 127', '"limit": 126')
     with pytest.raises(CampaignError, match="different tensors"):
         new_campaign(MemoryStore(), CampaignConfig(name="x"), texts, small_model.blob())

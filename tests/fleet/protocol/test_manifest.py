@@ -40,6 +40,7 @@ def manifest() -> dict[str, Any]:
         "bundle_id": "0" * 64,
         "model": {
             "name": "m",
+            "digest": "d" * 64,
             "onnx_sha256": "1" * 64,
             "classes": 2,
             "input": {"shape": [8, 8, 1], "scale": 0.1, "zero_point": 0},
@@ -123,6 +124,7 @@ def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
     [
         (change("format", to="tinyfleet-manifest/2"), "format"),
         (change("coordinates", to=40), "40 coordinates"),
+        (change("model", "digest", to="d" * 8), "model.digest"),
         (change("tensors", 1, "offset", to=20), "overlap"),
         (change("weights", "bytes", to=60), "beyond the end of the blob"),
         (change("tensors", 1, "name", to="conv"), "two tensors"),

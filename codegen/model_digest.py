@@ -1,0 +1,59 @@
+"""The model's digest: what the bytes of a weights blob mean (docs/specification/bundle.md).
+
+Weights that a device keeps, or that a campaign brings, are those of a firmware's model if and only
+if the digests are equal, whatever board, plans and compiler the firmware was made with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import MISSING, Field, astuple, fields
+from typing import Any
+
+from codegen import blob
+from codegen.bundle import canonical_json
+from codegen.ir import Graph, Head, Op, Padding, inputs_of
+
+_NO_OPTIONS = {"name", "input", "inputs", "output", "weight", "weight_scale", "bias"}
+"""Fields of operations that the graph's edges and the blob's tensors tell."""
+
+
+def model_digest(graph: Graph) -> str:
+    """SHA-256 (hex) of all that ``graph`` computes, except for the values of its weights.
+
+    Activations count by their place, not by their names, and options at their defaults don't
+    count: so what an importer calls them, or an option that a later version adds, changes nothing.
+    """
+    places = {graph.input: 0}
+    operations = []
+    for op in graph.ops:
+        inputs = [places[name] for name in inputs_of(op)]
+        operations.append([type(op).__name__, inputs, _options(op)])
+        if not isinstance(op, Head):
+            places[op.output] = len(places)
+    activations = [graph.tensors[name] for name in places]
+    meaning = {
+        "activations": [[t.shape, float(t.scale), int(t.zero_point)] for t in activations],
+        "operations": operations,
+        "tensors": [
+            [t.name, t.dtype, t.values.shape, t.offset, t.order, t.step] for t in blob.layout(graph)
+        ],
+    }
+    return hashlib.sha256(canonical_json(meaning)).hexdigest()
+
+
+def slot_word(digest: str) -> int:
+    """What of a model's digest stands in the header of a weights slot: its first four bytes."""
+    return int.from_bytes(bytes.fromhex(digest)[:4], "little")
+
+
+def _options(op: Op) -> dict[str, Any]:
+    values = {field.name: getattr(op, field.name) for field in fields(op) if _differs(op, field)}
+    return {name: astuple(v) if isinstance(v, Padding) else v for name, v in values.items()}
+
+
+def _differs(op: Op, field: Field[Any]) -> bool:
+    if field.name in _NO_OPTIONS:
+        return False
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    return bool(getattr(op, field.name) != default)

@@ -1,0 +1,152 @@
+"""The model's digest: equal where weights mean the same, and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codegen.ir import (
+    Add,
+    Concat,
+    Conv,
+    DepthwiseConv,
+    GlobalAveragePool,
+    Graph,
+    Head,
+    MaxPool,
+    Op,
+    Padding,
+    Requantize,
+    Tensor,
+)
+from codegen.model_digest import model_digest, slot_word
+from tests.codegen.random_graphs import random_graph
+
+DIGEST = "3516ec047941a5d4566c3f0da4371cec444d21af66441fa039eb64a48817d398"
+
+
+def small_graph() -> Graph:
+    """A graph of numbers that every machine computes alike."""
+    tensors = [
+        Tensor("x", (4, 4, 2), 0.5, -3),
+        Tensor("conv.y", (4, 4, 2), 0.25, -128),
+        Tensor("depthwise.y", (4, 4, 2), 0.125, 5),
+        Tensor("most.y", (2, 2, 2), 0.125, 5),
+        Tensor("coarser.y", (2, 2, 2), 0.375, 0),
+        Tensor("mean.y", (1, 1, 2), 0.375, 0),
+    ]
+    ops: tuple[Op, ...] = (
+        Conv("conv", "x", "conv.y", np.ones((2, 1, 1, 2), np.int8), np.array([0.5, 0.25]),
+             np.zeros(2, np.int32)),
+        DepthwiseConv("depthwise", "conv.y", "depthwise.y", np.ones((3, 3, 2), np.int8),
+                      np.array([0.125, 0.25]), np.zeros(2, np.int32), (1, 1), Padding(1, 1, 1, 1)),
+        MaxPool("most", "depthwise.y", "most.y", (2, 2), (2, 2)),
+        Requantize("coarser", "most.y", "coarser.y", low=-100),
+        GlobalAveragePool("mean", "coarser.y", "mean.y"),
+        Head("head", "mean.y", np.ones((3, 2), np.int16), 0.5, np.zeros(3, np.int32)),
+    )  # fmt: skip
+    return Graph("small", "x", {tensor.name: tensor for tensor in tensors}, ops)
+
+
+def with_op(index: int, **changes: Any) -> Callable[[Graph], Graph]:
+    def apply(graph: Graph) -> Graph:
+        ops = list(graph.ops)
+        ops[index] = dataclasses.replace(ops[index], **changes)
+        return dataclasses.replace(graph, ops=tuple(ops))
+
+    return apply
+
+
+def with_tensor(name: str, **changes: Any) -> Callable[[Graph], Graph]:
+    def apply(graph: Graph) -> Graph:
+        tensor = dataclasses.replace(graph.tensors[name], **changes)
+        return dataclasses.replace(graph, tensors={**graph.tensors, name: tensor})
+
+    return apply
+
+
+def test_the_digest_of_a_model_stays_from_version_to_version() -> None:
+    """Else an update of the firmware throws away what devices have learnt."""
+    assert model_digest(small_graph()) == DIGEST
+    assert slot_word(DIGEST) == int(DIGEST[6:8] + DIGEST[4:6] + DIGEST[2:4] + DIGEST[0:2], 16)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_op(0, name="first"),
+        with_op(0, weight_scale=np.array([0.5, np.nextafter(0.25, 1)])),
+        with_op(1, padding=Padding(2, 2, 0, 0)),
+        with_op(2, window=(3, 3), padding=Padding(0, 0, 1, 1)),
+        with_op(3, low=-99),
+        with_op(3, high=99),
+        with_op(4, input="most.y"),
+        with_op(5, weight_scale=0.25),
+        with_op(5, weight=np.ones((4, 2), np.int16), bias=np.zeros(4, np.int32)),
+        with_op(5, loss="mse"),
+        with_tensor("x", scale=0.25),
+        with_tensor("x", zero_point=-4),
+        with_tensor("x", shape=(4, 5, 2)),
+        with_tensor("mean.y", scale=0.25),
+        with_tensor("mean.y", zero_point=1),
+    ],
+)
+def test_whatever_gives_weights_another_meaning_changes_it(
+    change: Callable[[Graph], Graph],
+) -> None:
+    assert model_digest(change(small_graph())) != DIGEST
+
+
+def renamed_activations(graph: Graph) -> Graph:
+    def name(old: str) -> str:
+        return f"renamed {old}"
+
+    tensors = {name(k): dataclasses.replace(t, name=name(k)) for k, t in graph.tensors.items()}
+    ops: list[Op] = []
+    for op in graph.ops:
+        assert not isinstance(op, (Add, Concat))
+        ends = {"input": name(op.input)}
+        if not isinstance(op, Head):
+            ends["output"] = name(op.output)
+        ops.append(dataclasses.replace(op, **ends))  # type: ignore[arg-type]
+    return Graph("renamed", name(graph.input), dict(reversed(tensors.items())), tuple(ops))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        renamed_activations,
+        with_op(0, weight=np.full((2, 1, 1, 2), -7, np.int8)),
+        with_op(1, bias=np.array([5, -5], np.int32)),
+        with_op(5, weight=np.zeros((3, 2), np.int16)),
+    ],
+)
+def test_values_of_weights_and_names_of_activations_do_not_count(
+    change: Callable[[Graph], Graph],
+) -> None:
+    assert model_digest(change(small_graph())) == DIGEST
+
+
+def test_networks_with_every_operation_have_digests_of_their_own() -> None:
+    graphs = [random_graph(seed)[0] for seed in range(12)]
+    assert len({model_digest(graph) for graph in graphs}) == len(graphs)
+
+
+def test_branches_that_are_joined_in_another_order_are_another_model() -> None:
+    graph = small_graph()
+    before = (*graph.ops[:3], Requantize("other", "most.y", "other.y"))
+    tensors = {**graph.tensors, "other.y": graph.tensors["most.y"]}
+
+    def joined(first: str, second: str) -> Graph:
+        join = Concat("join", (first, second), "mean.y")
+        return Graph("joined", "x", tensors, (*before, join, graph.head))
+
+    digests = {
+        model_digest(joined(*branches))
+        for branches in [("most.y", "other.y"), ("other.y", "most.y")]
+    }
+    assert len(digests) == 2
