@@ -53,6 +53,7 @@ class _Model(ctypes.Structure):
         ("bundle_id", ctypes.c_uint8 * 32),
         ("weights_sha256", ctypes.c_uint8 * 32),
         ("factory_weights", _Pointer),
+        ("model_digest", ctypes.c_uint32),
         ("weights_bytes", ctypes.c_uint32),
         ("input_bytes", ctypes.c_uint32),
         ("classes", ctypes.c_uint16),

@@ -46,6 +46,8 @@ class DeviceSpec:
     battery_percent: float = 100.0
     link_bits_per_second: int = 115200
     seed: int = 0
+    flash: tuple[tuple[int, bytes], ...] = ()
+    """(address, bytes) that firmware which was on the board before has left there."""
 
 
 @dataclass(frozen=True)

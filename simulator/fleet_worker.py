@@ -66,7 +66,7 @@ def build_machine(spec: DeviceSpec, library: Path | None = None) -> UnicornMachi
             spec.labels,
             region["bytes"],
         )
-        flash_content = [(region["address"], content)]
+        flash_content = [*spec.flash, (region["address"], content)]
         if library is not None:
             return HostMachine(
                 spec.bundle,

@@ -299,9 +299,9 @@ tf_status tf_client_init(tf_client *client, const tf_client_config *config) {
         status = read_identity(client);
     }
     if (status == TF_OK) {
-        status =
-            tf_weights_open(&client->weights, config->port->flash, config->slots,
-                            model->factory_weights, model->weights_sha256, model->weights_bytes);
+        status = tf_weights_open(&client->weights, config->port->flash, config->slots,
+                                 model->factory_weights, model->weights_sha256, model->model_digest,
+                                 model->weights_bytes);
     }
     if (status != TF_OK) {
         return status;

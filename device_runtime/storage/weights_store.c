@@ -16,7 +16,7 @@
 #include "tinyfleet/crc32.h"
 #include "tinyfleet/sha256.h"
 
-#define SLOT_MAGIC 0x31574654u
+#define SLOT_MAGIC 0x32574654u
 #define SLOT_COMMITTED 0x54494D43u
 #define MARKED 0u
 #define HEADER_UNIT 4096u
@@ -26,10 +26,11 @@ enum {
     AT_SEQUENCE = 4,
     AT_WEIGHTS_BYTES = 8,
     AT_CHUNK_BYTES = 12,
-    AT_SHA256 = 16,
-    AT_HEADER_CRC = 48,
-    AT_PAYLOAD_CRC = 52,
-    AT_COMMIT = 56,
+    AT_MODEL_DIGEST = 16,
+    AT_SHA256 = 20,
+    AT_HEADER_CRC = 52,
+    AT_PAYLOAD_CRC = 56,
+    AT_COMMIT = 60,
     AT_MARKS = 64
 };
 
@@ -44,8 +45,16 @@ static const uint8_t *slot_bytes(const tf_weights_store *store, int slot, uint32
     return store->flash->map(store->flash->context, store->slots[slot].address + offset, bytes);
 }
 
+uint32_t tf_weights_payload_offset(uint32_t weights_bytes) {
+    const uint32_t chunks =
+        weights_bytes / TF_WEIGHTS_CHUNK_BYTES + (weights_bytes % TF_WEIGHTS_CHUNK_BYTES != 0u);
+    const uint32_t last = HEADER_UNIT - 1u;
+    return ((uint32_t)AT_MARKS + 4u * chunks + last) & ~last;
+}
+
 static const uint8_t *slot_payload(const tf_weights_store *store, int slot) {
-    return slot_bytes(store, slot, store->payload_offset, store->weights_bytes);
+    return slot_bytes(store, slot, tf_weights_payload_offset(store->weights_bytes),
+                      store->weights_bytes);
 }
 
 static tf_status write_slot_word(const tf_weights_store *store, int slot, uint32_t offset,
@@ -64,10 +73,12 @@ static bool same_digest(const uint8_t *left, const uint8_t *right) {
     return true;
 }
 
+/* Whether weights of this model were staged there. */
 static bool has_header(const tf_weights_store *store, int slot) {
     const uint8_t *header = slot_bytes(store, slot, 0, AT_HEADER_CRC);
     return header != NULL && slot_word(store, slot, AT_MAGIC) == SLOT_MAGIC &&
            slot_word(store, slot, AT_HEADER_CRC) == tf_crc32(0, header, AT_HEADER_CRC) &&
+           slot_word(store, slot, AT_MODEL_DIGEST) == store->model_digest &&
            slot_word(store, slot, AT_WEIGHTS_BYTES) == store->weights_bytes;
 }
 
@@ -89,23 +100,17 @@ static uint32_t next_sequence(const tf_weights_store *store) {
     return newest + 1u;
 }
 
-uint32_t tf_weights_payload_offset(uint32_t weights_bytes) {
-    const uint32_t chunks =
-        weights_bytes / TF_WEIGHTS_CHUNK_BYTES + (weights_bytes % TF_WEIGHTS_CHUNK_BYTES != 0u);
-    const uint32_t last = HEADER_UNIT - 1u;
-    return ((uint32_t)AT_MARKS + 4u * chunks + last) & ~last;
-}
-
 tf_status tf_weights_open(tf_weights_store *store, const tf_flash *flash,
                           const tf_flash_region slots[2], const uint8_t *factory,
-                          const uint8_t *factory_sha256, uint32_t weights_bytes) {
+                          const uint8_t *factory_sha256, uint32_t model_digest,
+                          uint32_t weights_bytes) {
     store->flash = flash;
     store->slots[0] = slots[0];
     store->slots[1] = slots[1];
     store->factory = factory;
     store->factory_sha256 = factory_sha256;
+    store->model_digest = model_digest;
     store->weights_bytes = weights_bytes;
-    store->payload_offset = tf_weights_payload_offset(weights_bytes);
     store->active = -1;
     store->staging = -1;
     store->chunk_bytes = 0;
@@ -113,9 +118,10 @@ tf_status tf_weights_open(tf_weights_store *store, const tf_flash *flash,
     store->missing = 0;
     store->resumed = false;
     store->verified = false;
+    const uint32_t payload_offset = tf_weights_payload_offset(weights_bytes);
     for (int slot = 0; slot < 2; slot++) {
-        if (slots[slot].bytes < store->payload_offset ||
-            slots[slot].bytes - store->payload_offset < weights_bytes) {
+        if (slots[slot].bytes < payload_offset ||
+            slots[slot].bytes - payload_offset < weights_bytes) {
             return TF_NO_MEMORY;
         }
         if (slot_payload(store, slot) == NULL || slot_bytes(store, slot, 0, AT_MARKS) == NULL) {
@@ -166,6 +172,7 @@ static tf_status write_header(const tf_weights_store *store, int slot, const uin
     words[AT_SEQUENCE / 4] = sequence;
     words[AT_WEIGHTS_BYTES / 4] = store->weights_bytes;
     words[AT_CHUNK_BYTES / 4] = chunk_bytes;
+    words[AT_MODEL_DIGEST / 4] = store->model_digest;
     for (uint32_t i = 0; i < TF_WEIGHTS_DIGEST_BYTES / 4u; i++) {
         const uint8_t *from = sha256 + 4u * i;
         words[AT_SHA256 / 4 + i] = (uint32_t)from[0] | ((uint32_t)from[1] << 8) |
@@ -200,7 +207,7 @@ tf_status tf_weights_stage(tf_weights_store *store, const uint8_t sha256[TF_WEIG
         return TF_BAD_INPUT;
     }
     const uint32_t chunks = weights_bytes / chunk_bytes + (weights_bytes % chunk_bytes != 0u);
-    if (chunks > (store->payload_offset - AT_MARKS) / 4u) {
+    if (chunks > (tf_weights_payload_offset(weights_bytes) - AT_MARKS) / 4u) {
         return TF_BAD_INPUT;
     }
     const int slot = store->active == 0 ? 1 : 0;
@@ -267,9 +274,10 @@ tf_status tf_weights_write_chunk(tf_weights_store *store, uint32_t index, const 
     if (tf_weights_has_chunk(store, index)) {
         return TF_OK;
     }
+    const uint32_t offset = tf_weights_payload_offset(store->weights_bytes) + start;
     for (uint32_t i = 0; i < bytes; i += 4u) {
-        if (write_slot_word(store, store->staging, store->payload_offset + start + i,
-                            word_of(data + i, bytes - i)) != TF_OK) {
+        if (write_slot_word(store, store->staging, offset + i, word_of(data + i, bytes - i)) !=
+            TF_OK) {
             return TF_FLASH_FAILED;
         }
     }

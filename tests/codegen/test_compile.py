@@ -133,6 +133,21 @@ def test_the_bundle_id_is_the_same_for_both_compilers_and_follows_the_specificat
     assert bytes.fromhex(manifest.weights.sha256) in bundle.firmware.read_bytes()
 
 
+def test_boards_plans_and_compilers_agree_on_what_weights_mean(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    other = compiled(
+        tmp_path / "other",
+        "stm32f407",
+        plans=[PlanSpec(name="head")],
+        toolchain=find_toolchain("zig"),
+    )
+    assert other.manifest.bundle_id != bundle.manifest.bundle_id
+    assert other.manifest.model.digest == bundle.manifest.model.digest
+    for made in (bundle, other):
+        assert bytes.fromhex(made.manifest.model.digest)[:4] in made.firmware.read_bytes()
+
+
 def test_a_second_compilation_gives_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
     again = compiled(tmp_path / "again")
     for name in [*bundle.manifest.files, "manifest.json"]:

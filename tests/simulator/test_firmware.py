@@ -5,8 +5,9 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from codegen.boards import Board, load_board
 from codegen.bundle import Bundle, load_bundle
+from codegen.calibration_set import load_calibration
 from codegen.compile import compile_model
 from codegen.plans import PlanSpec
 from fleet.demo.site import GatewayProcess
@@ -62,7 +64,13 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 class World:
     """Broker, gateway and two devices with the same samples: a board and host code."""
 
-    def __init__(self, folder: Path, bundle: Bundle, samples: NDArray[np.int8] = SAMPLES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        bundle: Bundle,
+        samples: NDArray[np.int8] = SAMPLES,
+        flash: Mapping[str, tuple[tuple[int, bytes], ...]] = MappingProxyType({}),
+    ) -> None:
         (folder / "logs").mkdir()
         passwords = new_passwords([BOARDED, HOSTED])
         gateway_password = new_passwords(["gw"])
@@ -79,7 +87,9 @@ class World:
         library = build_host_library(load_bundle(hosted), folder / "device.so")
         self.fleet = Fleet(
             [
-                DeviceSpec(name, path, passwords[name], samples, LABELS, seed=3)
+                DeviceSpec(
+                    name, path, passwords[name], samples, LABELS, seed=3, flash=flash.get(name, ())
+                )
                 for name, path in ((BOARDED, bundle.path), (HOSTED, hosted))
             ],
             ("127.0.0.1", self.broker.port),
@@ -173,6 +183,57 @@ def test_board_and_host_code_announce_alike_and_send_the_same_delta(world: World
     stats = world.fleet.stats()
     assert stats[BOARDED].bytes_down > len(blob)
     assert 0 < stats[BOARDED].stack_high_water_bytes < 4096
+
+
+def slots_of(world: World, device: str) -> tuple[tuple[int, bytes], ...]:
+    flash = world.bundle.manifest.flash
+    return tuple(
+        (slot.address, world.fleet.read_flash(device, slot.address, slot.bytes))
+        for slot in (flash.slot_a, flash.slot_b)
+    )
+
+
+def brighter_calibration(folder: Path) -> Path:
+    """Inputs of another range, so that the same network gets other scales."""
+    inputs = load_calibration(DIGITS / "calibration.npz")
+    np.savez(folder / "brighter.npz", x=2 * inputs)
+    return folder / "brighter.npz"
+
+
+@pytest.mark.parametrize("bundle", ["stm32f746-external"], indirect=True)
+def test_slots_that_outlast_their_firmware_count_for_the_same_model_only(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    learnt = other_weights(bundle)
+    (tmp_path / "first").mkdir()
+    with running(World(tmp_path / "first", bundle)) as world:
+        for number, device in enumerate((BOARDED, HOSTED), 1):
+            world.start(number, device, learnt)
+            assert world.collect(number)["accepted"] == 1
+        left = {device: slots_of(world, device) for device in (BOARDED, HOSTED)}
+
+    def reflashed(name: str, calibration: Path, plans: list[PlanSpec]) -> tuple[Bundle, set[str]]:
+        folder = tmp_path / name
+        folder.mkdir()
+        board = BOARDS["stm32f746-external"]
+        cddl = ROOT / "fleet" / "protocol" / "tinyfleet.cddl"
+        made = compile_model(
+            DIGITS / "digits.onnx", board, plans, calibration, folder / "bundle", cddl
+        )
+        assert made.manifest.bundle_id != bundle.manifest.bundle_id
+        assert made.manifest.weights.bytes == bundle.manifest.weights.bytes
+        assert made.manifest.flash.slot_a == bundle.manifest.flash.slot_a
+        assert made.manifest.flash.slot_b == bundle.manifest.flash.slot_b
+        with running(World(folder, made, flash=left)) as world:
+            return made, {device["weights"] for device in world.announced().values()}
+
+    head = [PlanSpec(name="head")]
+    other, active = reflashed("other", brighter_calibration(tmp_path), head)
+    assert other.manifest.model.digest != bundle.manifest.model.digest
+    assert active == {other.manifest.weights.sha256}
+    same, active = reflashed("same", DIGITS / "calibration.npz", head)
+    assert same.manifest.model.digest == bundle.manifest.model.digest
+    assert active == {hashlib.sha256(learnt).hexdigest()}
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ typedef struct {
     uint8_t bundle_id[TF_DIGEST_BYTES];
     uint8_t weights_sha256[TF_DIGEST_BYTES]; /* of factory_weights */
     const uint8_t *factory_weights;
+    uint32_t model_digest; /* of what the weights mean: the manifest's model.digest, bytes 0 … 3 */
     uint32_t weights_bytes;
     uint32_t input_bytes;
     uint16_t classes;

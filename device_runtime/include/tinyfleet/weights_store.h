@@ -2,7 +2,8 @@
  *
  * docs/specification/flash.md has the format. One slot holds the active version, the other
  * is staged chunk by chunk and becomes active with one programmed word. With no committed
- * slot the weights that are built into the firmware are active.
+ * slot the weights that are built into the firmware are active. Slots outlast the firmware that
+ * wrote them: those of another model are as if erased.
  */
 #ifndef TINYFLEET_WEIGHTS_STORE_H
 #define TINYFLEET_WEIGHTS_STORE_H
@@ -21,26 +22,28 @@ typedef struct {
     tf_flash_region slots[2];
     const uint8_t *factory;
     const uint8_t *factory_sha256;
-    uint32_t weights_bytes;  /* of the model; slots that hold another size don't count */
-    uint32_t payload_offset; /* from the start of a slot */
-    uint32_t chunk_bytes;    /* of what is staged */
-    uint32_t chunks;         /* of what is staged */
-    uint32_t missing;        /* chunks without a mark */
-    int8_t active;           /* slot, -1: factory */
-    int8_t staging;          /* slot, -1: nothing is staged */
-    bool resumed;            /* the staged slot has chunks from before a reset */
-    bool verified;           /* the staged slot has passed the digest check */
+    uint32_t model_digest;  /* slots with another one don't count */
+    uint32_t weights_bytes; /* of the model; slots that hold another size don't count */
+    uint32_t chunk_bytes;   /* of what is staged */
+    uint32_t chunks;        /* of what is staged */
+    uint32_t missing;       /* chunks without a mark */
+    int8_t active;          /* slot, -1: factory */
+    int8_t staging;         /* slot, -1: nothing is staged */
+    bool resumed;           /* the staged slot has chunks from before a reset */
+    bool verified;          /* the staged slot has passed the digest check */
 } tf_weights_store;
 
 /* Bytes of a slot before the weights: its header, and a mark for each chunk. */
 uint32_t tf_weights_payload_offset(uint32_t weights_bytes);
 
 /* Looks for the active version. `slots` are two regions of flash, each large enough for
- * tf_weights_payload_offset(weights_bytes) + weights_bytes; `factory` and `factory_sha256` stay valid and readable.
+ * tf_weights_payload_offset(weights_bytes) + weights_bytes; `factory` and `factory_sha256` stay
+ * valid and readable. `model_digest` tells weights of this model from those of any other.
  * TF_NO_MEMORY: a slot is too small. TF_FLASH_FAILED: a slot is outside the flash. */
 tf_status tf_weights_open(tf_weights_store *store, const tf_flash *flash,
                           const tf_flash_region slots[2], const uint8_t *factory,
-                          const uint8_t *factory_sha256, uint32_t weights_bytes);
+                          const uint8_t *factory_sha256, uint32_t model_digest,
+                          uint32_t weights_bytes);
 
 /* The active blob (in flash, 4-byte aligned) and its SHA-256. */
 const uint8_t *tf_weights_active(const tf_weights_store *store);

@@ -12,6 +12,7 @@
 
 static const tf_port *port;
 static tf_weights_store store;
+static uint32_t model_digest;
 static uint8_t blob[WEIGHTS_BYTES];
 static uint8_t digest[TF_SHA256_BYTES];
 static uint8_t factory_digest[TF_SHA256_BYTES];
@@ -52,8 +53,14 @@ static void make_version(uint32_t version) {
 
 static tf_status open_store(void) {
     const tf_board_layout layout = tf_board_get_layout();
-    return tf_weights_open(&store, port->flash, layout.slots, factory, factory_digest,
+    return tf_weights_open(&store, port->flash, layout.slots, factory, factory_digest, model_digest,
                            WEIGHTS_BYTES);
+}
+
+/* From now until the next reset this is firmware of another model. */
+uint32_t become_model(uint32_t digest) {
+    model_digest = digest;
+    return TF_OK;
 }
 
 /* Makes `version` the active one as a round does, from whatever the flash holds. */
@@ -113,8 +120,8 @@ uint32_t erase_log(void) {
     return status != TF_OK ? status : tf_sample_log_erase(&log);
 }
 
-uint32_t (*volatile calls[])() = {erase,  program,   place_of, peek,   poke,
-                                  update, is_active, samples,  record, erase_log};
+uint32_t (*volatile calls[])() = {erase,     program, place_of, peek,      poke,        update,
+                                  is_active, samples, record,   erase_log, become_model};
 
 int main(void) {
     port = tf_board_start();

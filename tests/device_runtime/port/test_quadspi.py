@@ -20,6 +20,7 @@ from simulator.nor_flash import NorFlash
 from simulator.unicorn_machine import UnicornMachine
 
 OK, NO_MEMORY, FLASH_FAILED = 0, 2, 5
+MODEL, OTHER_MODEL = 0, 7
 START = 0x90000000
 SECTOR = 65536
 CLOSED = "external flash that can only be read, and only while QUADSPI maps it"
@@ -303,14 +304,19 @@ def test_a_power_cut_in_an_erase_only_sets_bits_of_that_sector(make_machine: Mak
     assert {0x0F0F0F0F, 0xFFFFFFFF} < changed
 
 
-@pytest.mark.parametrize("versions_before", [(), (1,), (1, 2)])
+@pytest.mark.parametrize(
+    ("model_before", "versions_before"),
+    [(MODEL, ()), (MODEL, (1,)), (MODEL, (1, 2)), (OTHER_MODEL, (1, 2))],
+)
 def test_the_weights_store_survives_a_power_cut_at_every_operation(
-    make_machine: MakeMachine, versions_before: tuple[int, ...]
+    make_machine: MakeMachine, model_before: int, versions_before: tuple[int, ...]
 ) -> None:
     machine = booted(make_machine())
+    machine.call("become_model", model_before)
     for version in versions_before:
         assert machine.call("update", version) == OK
-    old, new = (0, *versions_before)[-1], 3
+    machine.call("become_model", MODEL)
+    old, new = (0, *versions_before)[-1] if model_before == MODEL else 0, 3
     before = machine.read_memory(START, 2 * SECTOR)
     operations = machine.flash_operations
     assert machine.call("update", new) == OK
@@ -351,13 +357,29 @@ def test_slots_full_of_garbage_leave_the_weights_of_the_firmware(
         assert machine.call("is_active", version)
 
 
+def test_a_version_of_another_model_is_left_alone_until_its_slot_is_needed(
+    machine: UnicornMachine,
+) -> None:
+    assert machine.call("update", 1) == OK
+    machine.call("become_model", OTHER_MODEL)
+    assert machine.call("is_active", 0)
+    machine.call("become_model", MODEL)
+    assert machine.call("is_active", 1)
+    machine.call("become_model", OTHER_MODEL)
+    for version in (2, 3):
+        assert machine.call("update", version) == OK
+        assert machine.call("is_active", version)
+    machine.call("become_model", MODEL)
+    assert machine.call("is_active", 0)
+
+
 @pytest.mark.parametrize("damaged", ["header", "payload", "commit word"])
 def test_a_damaged_version_gives_way_to_the_one_before(
     machine: UnicornMachine, damaged: str
 ) -> None:
     """One bit that has faded is enough."""
     slot = START + SECTOR  # of the second version
-    place = slot + {"header": 20, "payload": 4096 + 401, "commit word": 56}[damaged]
+    place = slot + {"header": 20, "payload": 4096 + 401, "commit word": 60}[damaged]
     for version in (1, 2):
         assert machine.call("update", version) == OK
     machine.write_flash(place, bytes([machine.read_memory(place, 1)[0] ^ 4]))

@@ -14,6 +14,7 @@ from .conftest import BAD_INPUT, FLASH_FAILED, NO_MEMORY, NOT_FOUND, OK, Flash, 
 CHUNK_BYTES = 64
 WEIGHTS_BYTES = 6 * CHUNK_BYTES + 18  # the last chunk is short and ends within a word
 FACTORY = random.Random(0).randbytes(WEIGHTS_BYTES)
+MODEL, OTHER_MODEL = 0x81D20C35, 0x81D20C34
 VERSIONS = [random.Random(seed).randbytes(WEIGHTS_BYTES) for seed in (1, 2, 3)]
 SLOTS = (Region * 2)(Region.of_sectors(0, 2), Region.of_sectors(2, 2))
 
@@ -28,6 +29,8 @@ class Device:
 
     library: ctypes.CDLL
     flash: Flash
+    model: int = MODEL
+    """Digest of the model in the firmware that the device is flashed with."""
 
     def boot(self) -> WeightsStore:
         store = WeightsStore()
@@ -35,7 +38,7 @@ class Device:
         self.digest = ctypes.create_string_buffer(hashlib.sha256(FACTORY).digest(), 32)
         assert self.library.tf_weights_open(
             ctypes.byref(store), ctypes.byref(self.flash), SLOTS, self.factory, self.digest,
-            WEIGHTS_BYTES,
+            self.model, WEIGHTS_BYTES,
         ) == OK  # fmt: skip
         return store
 
@@ -118,8 +121,27 @@ def prepare_other_download_begun(device: Device) -> bytes:
     return VERSIONS[0]
 
 
+def prepare_two_versions_of_another_model(device: Device) -> bytes:
+    """Of the same number of bytes: only the digest tells that they mean something else."""
+    device.model = OTHER_MODEL
+    prepare_two_versions(device)
+    device.model = MODEL
+    return FACTORY
+
+
+def prepare_download_begun_of_another_model(device: Device) -> bytes:
+    """The very bytes that will be downloaded for this one."""
+    device.model = OTHER_MODEL
+    store = device.boot()
+    assert device.stage(store, VERSIONS[2]) == OK
+    assert device.download(store, VERSIONS[2], [4, 1]) == 2
+    device.model = MODEL
+    return FACTORY
+
+
 PREPARATIONS = [
     prepare_factory, prepare_one_version, prepare_two_versions, prepare_other_download_begun,
+    prepare_two_versions_of_another_model, prepare_download_begun_of_another_model,
 ]  # fmt: skip
 
 
@@ -179,6 +201,31 @@ def test_chunks_that_are_in_flash_are_not_asked_for_again(device: Device) -> Non
     assert device.library.tf_weights_verify(ctypes.byref(store)) == OK
 
 
+def test_slots_of_another_model_are_as_if_erased(device: Device) -> None:
+    prepare_two_versions_of_another_model(device)
+    store = device.boot()
+    assert store.active == -1
+    assert device.active(store) == FACTORY
+    assert device.update(VERSIONS[2])
+    assert device.active(device.boot()) == VERSIONS[2]
+
+
+def test_a_download_that_another_model_began_starts_from_anew(device: Device) -> None:
+    prepare_download_begun_of_another_model(device)
+    store = device.boot()
+    assert device.stage(store, VERSIONS[2]) == OK
+    assert not store.resumed
+    assert store.missing == len(chunks_of(VERSIONS[2]))
+
+
+def test_a_model_that_comes_back_finds_what_no_other_one_has_overwritten(device: Device) -> None:
+    assert device.update(VERSIONS[0])
+    device.model = OTHER_MODEL
+    assert device.active(device.boot()) == FACTORY
+    device.model = MODEL
+    assert device.active(device.boot()) == VERSIONS[0]
+
+
 def test_words_are_programmed_once_when_nothing_is_cut(device: Device) -> None:
     for blob in VERSIONS:
         assert device.update(blob)
@@ -225,7 +272,7 @@ def test_a_flipped_bit_in_the_active_slot_brings_back_the_version_before(device:
     assert device.active(device.boot()) == VERSIONS[0]
 
 
-@pytest.mark.parametrize("offset", [*range(0, 52, 5), 53, 57])
+@pytest.mark.parametrize("offset", [*range(0, 56, 3), 57, 61])
 def test_a_damaged_header_of_the_active_slot_brings_back_the_version_before(
     device: Device, offset: int
 ) -> None:
@@ -269,7 +316,13 @@ def test_a_slot_smaller_than_the_weights_is_refused(device: Device) -> None:
     store = WeightsStore()
     small = (Region * 2)(Region.of_sectors(0, 1), Region.of_sectors(2, 2))
     status = device.library.tf_weights_open(
-        ctypes.byref(store), ctypes.byref(device.flash), small, FACTORY, bytes(32), WEIGHTS_BYTES
+        ctypes.byref(store),
+        ctypes.byref(device.flash),
+        small,
+        FACTORY,
+        bytes(32),
+        MODEL,
+        WEIGHTS_BYTES,
     )
     assert status == NO_MEMORY
 
@@ -278,7 +331,13 @@ def test_a_slot_outside_the_flash_is_refused(device: Device) -> None:
     store = WeightsStore()
     outside = (Region * 2)(Region.of_sectors(0, 2), Region.of_sectors(271, 2))
     status = device.library.tf_weights_open(
-        ctypes.byref(store), ctypes.byref(device.flash), outside, FACTORY, bytes(32), WEIGHTS_BYTES
+        ctypes.byref(store),
+        ctypes.byref(device.flash),
+        outside,
+        FACTORY,
+        bytes(32),
+        MODEL,
+        WEIGHTS_BYTES,
     )
     assert status == FLASH_FAILED
 
@@ -300,7 +359,7 @@ def test_weights_with_more_chunks_than_4096_bytes_have_marks_for_are_stored(
     def opened() -> WeightsStore:
         store = WeightsStore()
         status = library.tf_weights_open(
-            ctypes.byref(store), ctypes.byref(flash), slots, factory, digest, len(blob)
+            ctypes.byref(store), ctypes.byref(flash), slots, factory, digest, MODEL, len(blob)
         )
         assert status == OK
         return store
