@@ -68,8 +68,8 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "error_mask": Rates(elements=4.97),
         "error_scale": Rates(elements=3.14),
         "error_sum": Rates(elements=7.93),
-        "head_forward": Rates(macs=8, elements=21.08),
-        "head_input_gradient": Rates(macs=13.1),
+        "head_forward": Rates(macs=2.5, elements=33.0),
+        "head_input_gradient": Rates(macs=5.0, elements=104.6),
         "head_update": Rates(macs=74, elements=110.14),
         "max_pool_forward": Rates(elements=16.82),
         "max_pool_input_gradient": Rates(elements=14.1),
@@ -86,7 +86,8 @@ def work_of(program: Program, call: Step) -> Work:
     """What ``call``, a step of ``program`` or a stage of one, goes through."""
     graph, op = program.graph, call.op
     if isinstance(op, Head):
-        return Work(macs=call.macs, elements=op.bias.size)
+        backward = call.kernel == "head_input_gradient"
+        return Work(macs=call.macs, elements=op.weight.shape[1 if backward else 0])
     source = graph.tensors[inputs_of(op)[call.operand]].size
     output = graph.tensors[op.output].size
     match call.kernel:
