@@ -326,7 +326,7 @@ def check_budget(
     remedy = (
         f"These plans fit: {', '.join(fitting)}."
         if fitting
-        else "No plan fits: use a smaller model or a board with more SRAM."
+        else "None of them fits: train less, or use a smaller model or a board with more SRAM."
     )
     names = ", ".join(plan.name for plan in over)
     raise BudgetError(

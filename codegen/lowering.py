@@ -19,7 +19,7 @@ from codegen import memory_plan, scratch, streaming
 from codegen.blob import BlobTensor, layout, packed_bytes
 from codegen.ir import Conv, DepthwiseConv, Graph, Head, Requantize, inputs_of
 from codegen.plans import Plan
-from codegen.program import CHAIN, SCALES, Program, Rows, Segment, Step
+from codegen.program import CHAIN, SCALES, Program, Rows, Segment, Step, bytes_beside_arena
 from codegen.scheduling import scheduled
 from codegen.scratch import round_up
 from codegen.step_builder import Parameterized, Part, StepBuilder, activation_buffer
@@ -29,11 +29,14 @@ BANDS = (8, 4, 2)
 """Rows of a chain's output made at a time, if not one: more are quicker and need more memory."""
 
 
-def lower(graph: Graph, plan: Plan) -> Program:
+def lower(graph: Graph, plan: Plan, most_pool_bytes: int | None = None) -> Program:
     """The program that trains ``graph`` by ``plan``.
 
     Chains are made only where they lower the peak: everything that can be streamed is streamed at
     first, then tensors get memory of their own again while the arena's lower bound stays.
+
+    ``most_pool_bytes`` is for those who ask no more than whether the program fits so much: its
+    arena is then made no smaller than that takes, which is far quicker.
     """
     segments, state_bytes = _segments(graph, plan)
     ordered = replace(graph, ops=scheduled(graph))
@@ -54,12 +57,15 @@ def lower(graph: Graph, plan: Plan) -> Program:
                 break
     parts = draft.parts(streamed, bands)
     buffers = _buffers(parts)
+    enough = None
+    if most_pool_bytes is not None:
+        enough = most_pool_bytes - bytes_beside_arena(graph, state_bytes)
     return Program(
         graph=graph,
         plan=plan,
         steps=tuple(step for part in parts for step in part.steps),
         buffers=buffers,
-        offsets=MappingProxyType(memory_plan.plan_offsets(buffers)),
+        offsets=MappingProxyType(memory_plan.plan_offsets(buffers, enough)),
         error_index=MappingProxyType(builder.error_index),
         segments=segments,
         state_bytes=state_bytes,

@@ -142,16 +142,20 @@ def arena_bytes(buffers: Iterable[Buffer], offsets: Mapping[str, int]) -> int:
     return max((offsets[b.name] + aligned(b.bytes) for b in buffers), default=0)
 
 
-def plan_offsets(buffers: Iterable[Buffer]) -> dict[str, int]:
+def plan_offsets(buffers: Iterable[Buffer], enough: int | None = None) -> dict[str, int]:
     """Offsets by first fit: simple orders first, then random changes of the best while they help.
 
-    Always the same for the same buffers. Stops as soon as the lower bound is met.
+    Always the same for the same buffers. Stops as soon as the lower bound is met, or an arena of
+    ``enough`` bytes; where the lower bound is above that, no order can be, and only the simple ones
+    are tried.
     """
     buffers = list(buffers)
     if not buffers:
         return {}
     placer = _Placer(buffers)
     bound = lower_bound(buffers)
+    wanted = bound if enough is None else max(bound, enough)
+    trials = TRIALS if enough is None or bound <= enough else 0
     every = range(len(buffers))
     best = [-1 for _ in every]
     size = sum(placer.sizes) + 1
@@ -165,8 +169,8 @@ def plan_offsets(buffers: Iterable[Buffer]) -> dict[str, int]:
         if offsets is not None:
             order, best, size = trial, offsets, max(placer.ends(offsets))
     chance = random.Random(0)
-    for _ in range(TRIALS):
-        if size <= bound:
+    for _ in range(trials):
+        if size <= wanted:
             break
         # The buffers at the top are in the way: one of them goes earlier.
         ends = placer.ends(best)

@@ -84,6 +84,11 @@ class Step:
         yield from self.stages or (self,)
 
 
+def bytes_beside_arena(graph: Graph, state_bytes: int) -> int:
+    """What the pool has beside an arena: state, logits, alignment."""
+    return 8 + round_up(state_bytes, 8) + round_up(4 * graph.head.bias.size, 8)
+
+
 @dataclass(frozen=True)
 class Program:
     """What a device runs for one plan."""
@@ -110,9 +115,8 @@ class Program:
     @property
     def pool_bytes(self) -> int:
         """What ``tf_engine_pool_bytes`` asks for: arena, state, logits, alignment."""
-        classes = self.graph.head.bias.size
-        parts = (self.arena_bytes, self.state_bytes, 4 * classes)
-        return 8 + sum(round_up(part, 8) for part in parts)
+        beside = bytes_beside_arena(self.graph, self.state_bytes)
+        return round_up(self.arena_bytes, 8) + beside
 
     @property
     def tensor_state_bytes(self) -> dict[str, int]:

@@ -52,8 +52,11 @@ def nearest_fitting(program: Program, most_pool_bytes: int) -> Plan | None:
             if _trains_nothing(smaller):
                 costs[selection] = Costs(sram_bytes=0, delta_bytes=0, instructions=0)
             else:
-                made = lower(graph, smaller)
-                costs[selection] = Costs(made.pool_bytes, 0, 0)
+                made = lower(graph, smaller, most_pool_bytes)
+                # What fits may get a smaller arena yet: more channels are ruled out by the least.
+                spare = made.arena_bytes - made.arena_lower_bound_bytes
+                fits = made.pool_bytes <= most_pool_bytes
+                costs[selection] = Costs(made.pool_bytes - (spare if fits else 0), 0, 0)
         return costs[selection]
 
     costs: dict[Selection, Costs] = {}

@@ -95,6 +95,16 @@ def test_arena_lies_between_lower_bound_and_sum_of_all(buffers: list[Buffer]) ->
     assert lower_bound(buffers) <= size <= sum(b.bytes + ALIGNMENT for b in buffers)
 
 
+@given(lists_with_overlaps(), st.integers(1, 2000))
+def test_an_arena_that_is_small_enough_is_found_wherever_the_smallest_is(
+    buffers: list[Buffer], enough: int
+) -> None:
+    smallest = arena_bytes(buffers, plan_offsets(buffers))
+    offsets = plan_offsets(buffers, enough)
+    assert_no_overlap(buffers, offsets)
+    assert (arena_bytes(buffers, offsets) <= enough) == (smallest <= enough)
+
+
 @given(buffer_lists())
 def test_offsets_are_aligned(buffers: list[Buffer]) -> None:
     assert all(offset % ALIGNMENT == 0 for offset in plan_offsets(buffers).values())
