@@ -9,6 +9,7 @@ with torch.export, `NAME_script.onnx` the older one that goes through TorchScrip
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -21,9 +22,9 @@ HERE = Path(__file__).parent
 OPSETS = (17, 18, 20)
 
 
-def prepared(make: object) -> nn.Module:
+def prepared(make: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(20261121)
-    module: nn.Module = make()  # type: ignore[operator]
+    module = make()
     for part in module.modules():
         if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
@@ -37,13 +38,17 @@ def prepared(make: object) -> nn.Module:
     return module.eval()
 
 
-def export(name: str, opset: int, dynamic: bool) -> None:
-    """``dynamic``: the dynamo file gets a symbolic batch (the TorchScript file has one always)."""
-    make, shape = NETWORKS[name]
-    module = prepared(make)
+def export(
+    module: nn.Module, shape: tuple[int, ...], stem: Path, opset: int, dynamic: bool
+) -> tuple[Path, Path]:
+    """Writes ``stem``_dynamo.onnx and ``stem``_script.onnx and returns their paths.
+
+    ``shape`` is that of a sample, without the batch; ``dynamic``: the dynamo file gets a symbolic
+    batch (the TorchScript file has one always).
+    """
     sample = torch.randn(1, *shape)
     common = {"input_names": ["input"], "output_names": ["output"]}
-    script = HERE / f"{name}_script.onnx"
+    script = stem.with_name(f"{stem.name}_script.onnx")
     torch.onnx.export(
         module,
         (sample,),
@@ -53,7 +58,7 @@ def export(name: str, opset: int, dynamic: bool) -> None:
         dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
         **common,  # type: ignore[arg-type]
     )
-    dynamo = HERE / f"{name}_dynamo.onnx"
+    dynamo = stem.with_name(f"{stem.name}_dynamo.onnx")
     program = torch.onnx.export(
         module,
         (sample,),
@@ -71,12 +76,14 @@ def export(name: str, opset: int, dynamic: bool) -> None:
     del model.graph.metadata_props[:]
     del model.metadata_props[:]
     onnx.save(model, str(dynamo))
+    return dynamo, script
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    for index, name in enumerate(NETWORKS):
-        export(name, OPSETS[index % len(OPSETS)], dynamic=index % 2 == 0)
+    for index, (name, (make, shape)) in enumerate(NETWORKS.items()):
+        opset = OPSETS[index % len(OPSETS)]
+        export(prepared(make), shape, HERE / name, opset, dynamic=index % 2 == 0)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""The families that users bring, at reduced width, written as they are written in PyTorch."""
+"""The families that users bring, written as they are written in PyTorch.
+
+``NETWORKS`` are of reduced width, for tests; ``FULL_SIZE`` are those that people deploy.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,23 +33,38 @@ def conv_bn(
 
 
 class MobileNetV1(nn.Module):
-    """Depthwise separable convolutions, global pool, classifier."""
+    """Depthwise separable convolutions (outputs, stride), global pool, classifier."""
+
+    blocks: tuple[tuple[int, int], ...] = ((12, 1), (16, 2), (16, 1))
+    classes = 10
 
     def __init__(self) -> None:
         super().__init__()
-        layers = [conv_bn(3, 8, 3, 2, act=nn.ReLU)]
-        for inputs, outputs, stride in ((8, 12, 1), (12, 16, 2), (16, 16, 1)):
+        inputs = 8
+        layers = [conv_bn(3, inputs, 3, 2, act=nn.ReLU)]
+        for outputs, stride in self.blocks:
             layers += [
                 conv_bn(inputs, inputs, 3, stride, groups=inputs, act=nn.ReLU),
                 conv_bn(inputs, outputs, 1, act=nn.ReLU),
             ]
+            inputs = outputs
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(16, 10)
+        self.fc = nn.Linear(inputs, self.classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.features(x))
-        return self.fc(x.view(-1, 16))
+        return self.fc(x.view(-1, self.fc.in_features))
+
+
+class PersonDetection(MobileNetV1):
+    """MLPerf Tiny visual wake words: width 0.25."""
+
+    blocks = (
+        (16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2),
+        (128, 1), (128, 1), (128, 1), (128, 1), (128, 1), (256, 2), (256, 1),
+    )  # fmt: skip
+    classes = 2
 
 
 class InvertedResidual(nn.Module):
@@ -65,24 +84,47 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """As torchvision writes it: mean over both axes, dropout, classifier in a Sequential."""
+    """As torchvision writes it: mean over both axes, dropout, classifier in a Sequential.
 
-    blocks = ((1, 6, 3, 1), (3, 8, 3, 2), (3, 8, 3, 1))
+    Blocks are (expansion, outputs, kernel, stride).
+    """
+
+    blocks: tuple[tuple[int, int, int, int], ...] = ((1, 6, 3, 1), (3, 8, 3, 2), (3, 8, 3, 1))
+    stem = 6
+    last = 16
+    classes = 7
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = [conv_bn(3, 6, 3, 2)]
-        inputs = 6
+        layers: list[nn.Module] = [conv_bn(3, self.stem, 3, 2)]
+        inputs = self.stem
         for expand, outputs, kernel, stride in self.blocks:
             layers.append(InvertedResidual(inputs, outputs, expand, kernel, stride))
             inputs = outputs
-        layers.append(conv_bn(inputs, 16, 1))
+        layers.append(conv_bn(inputs, self.last, 1))
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(16, 7))
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(self.last, self.classes))
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.adaptive_avg_pool2d(self.features(x), (1, 1))
         return self.classifier(torch.flatten(x, 1))
+
+
+class MobileNetV2Width035(MobileNetV2):
+    """Width 0.35, channels in steps of eight; the last convolution keeps its width."""
+
+    blocks = (
+        (1, 8, 3, 1),
+        (6, 8, 3, 2), (6, 8, 3, 1),
+        (6, 16, 3, 2), (6, 16, 3, 1), (6, 16, 3, 1),
+        (6, 24, 3, 2), (6, 24, 3, 1), (6, 24, 3, 1), (6, 24, 3, 1),
+        (6, 32, 3, 1), (6, 32, 3, 1), (6, 32, 3, 1),
+        (6, 56, 3, 2), (6, 56, 3, 1), (6, 56, 3, 1),
+        (6, 112, 3, 1),
+    )  # fmt: skip
+    stem = 16
+    last = 1280
+    classes = 10
 
 
 class ProxylessNas(MobileNetV2):
@@ -92,6 +134,23 @@ class ProxylessNas(MobileNetV2):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).mean(3).mean(2))
+
+
+class ProxylessNasWidth03(ProxylessNas):
+    """ProxylessNAS-mobile (arXiv 1812.00332), width 0.3, channels in steps of eight."""
+
+    blocks = (
+        (1, 8, 3, 1),
+        (3, 16, 5, 2), (3, 16, 3, 1),
+        (3, 16, 7, 2), (3, 16, 3, 1), (3, 16, 5, 1), (3, 16, 5, 1),
+        (6, 24, 7, 2), (3, 24, 5, 1), (3, 24, 5, 1), (3, 24, 5, 1),
+        (6, 32, 5, 1), (3, 32, 5, 1), (3, 32, 5, 1), (3, 32, 5, 1),
+        (6, 56, 7, 2), (6, 56, 7, 1), (3, 56, 7, 1), (3, 56, 7, 1),
+        (6, 96, 7, 1),
+    )  # fmt: skip
+    stem = 16
+    last = 1280
+    classes = 10
 
 
 class McuNet(MobileNetV2):
@@ -111,30 +170,35 @@ class McuNet(MobileNetV2):
 class ResNet8(nn.Module):
     """MLPerf Tiny image classification."""
 
-    def __init__(self, width: int = 4) -> None:
+    def __init__(self, width: int = 4, size: int = 16) -> None:
         super().__init__()
         self.stem = conv_bn(3, width, act=nn.ReLU)
         self.stages = nn.ModuleList()
-        for inputs, outputs, stride in ((4, 4, 1), (4, 8, 2), (8, 16, 2)):
+        for inputs, outputs, stride in (
+            (width, width, 1),
+            (width, 2 * width, 2),
+            (2 * width, 4 * width, 2),
+        ):
             stage = nn.Module()
             stage.first = conv_bn(inputs, outputs, 3, stride, act=nn.ReLU)
             stage.second = conv_bn(outputs, outputs, 3, act=None)
             stage.shortcut = nn.Conv2d(inputs, outputs, 1, stride) if stride > 1 else nn.Identity()
             self.stages.append(stage)
-        self.fc = nn.Linear(16, 10)
+        self.pool = size // 4
+        self.fc = nn.Linear(4 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for stage in self.stages:
             x = functional.relu(stage.second(stage.first(x)) + stage.shortcut(x))
-        x = functional.avg_pool2d(x, 4)
+        x = functional.avg_pool2d(x, self.pool)
         return functional.softmax(self.fc(x.flatten(1)), dim=1)
 
 
 class DsCnn(nn.Module):
     """MLPerf Tiny keyword spotting: 49x10 MFCC, kernel 10x4, padding as TensorFlow's 'same'."""
 
-    def __init__(self, width: int = 8) -> None:
+    def __init__(self, width: int = 8, blocks: int = 2) -> None:
         super().__init__()
         self.stem = conv_bn(1, width, (10, 4), (2, 2), act=nn.ReLU, padding=0)
         self.drop = nn.Dropout(0.2)
@@ -144,7 +208,7 @@ class DsCnn(nn.Module):
                     conv_bn(width, width, 3, groups=width, act=nn.ReLU),
                     conv_bn(width, width, 1, act=nn.ReLU),
                 )
-                for _ in range(2)
+                for _ in range(blocks)
             )
         )
         self.pool = nn.AvgPool2d((25, 5))
@@ -166,15 +230,19 @@ class DsCnnFlat(DsCnn):
 class Inertial(nn.Module):
     """1-D CNN for windows of an accelerometer: max pools, a hidden fully connected layer."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, widths: tuple[int, int, int] = (8, 12, 8), hidden: int = 16, length: int = 64
+    ) -> None:
         super().__init__()
+        a, b, c = widths
         self.features = nn.Sequential(
-            nn.Conv1d(6, 8, 5, stride=1, padding=2), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2),
-            nn.Conv1d(8, 12, 5, padding="same"), nn.ReLU(), nn.MaxPool1d(3, stride=2, padding=1),
-            nn.Conv1d(12, 8, 3), nn.ReLU(), nn.AvgPool1d(2),
+            nn.Conv1d(6, a, 5, stride=1, padding=2), nn.BatchNorm1d(a), nn.ReLU(), nn.MaxPool1d(2),
+            nn.Conv1d(a, b, 5, padding="same"), nn.ReLU(), nn.MaxPool1d(3, stride=2, padding=1),
+            nn.Conv1d(b, c, 3), nn.ReLU(), nn.AvgPool1d(2),
         )  # fmt: skip
+        left = (length // 4 - 2) // 2
         self.classifier = nn.Sequential(
-            nn.Linear(8 * 7, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 6)
+            nn.Linear(c * left, hidden), nn.ReLU(), nn.Dropout(0.5), nn.Linear(hidden, 6)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,13 +272,13 @@ class InertialSeparable(nn.Module):
 class Autoencoder(nn.Module):
     """MLPerf Tiny anomaly detection."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, features: int = 40, width: int = 16, depth: int = 2, neck: int = 4) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        sizes = (40, width, width, 4, width, width)
+        sizes = (features, *[width] * depth, neck, *[width] * depth)
         for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(width, 40))
+        self.layers = nn.Sequential(*layers, nn.Linear(width, features))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -288,4 +356,15 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "lenet": (LeNet, (1, 24, 20)),
     "fire": (Fire, (3, 22, 22)),
     "preactivation": (PreActivation, (3, 8, 8)),
+}
+
+FULL_SIZE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mobilenet_v2_0.35_128": (MobileNetV2Width035, (3, 128, 128)),
+    "mobilenet_v2_0.35_144": (MobileNetV2Width035, (3, 144, 144)),
+    "proxylessnas_0.3_128": (ProxylessNasWidth03, (3, 128, 128)),
+    "mobilenet_v1_0.25_96": (PersonDetection, (3, 96, 96)),
+    "resnet8_32": (partial(ResNet8, 16, 32), (3, 32, 32)),
+    "ds_cnn_49x10": (partial(DsCnn, 64, 4), (1, 49, 10)),
+    "inertial_6x128": (partial(Inertial, (32, 64, 64), 64, 128), (6, 128)),
+    "autoencoder_640": (partial(Autoencoder, 640, 128, 4, 8), (640,)),
 }
