@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from types import MappingProxyType
@@ -142,29 +142,18 @@ def arena_bytes(buffers: Iterable[Buffer], offsets: Mapping[str, int]) -> int:
     return max((offsets[b.name] + aligned(b.bytes) for b in buffers), default=0)
 
 
-def plan_offsets(buffers: Iterable[Buffer], enough: int | None = None) -> dict[str, int]:
-    """Offsets by first fit: simple orders first, then random changes of the best while they help.
+def _order(buffers: Sequence[Buffer], key: Callable[[Buffer], tuple[int | str, ...]]) -> list[int]:
+    """Indices of ``buffers``, those of the least ``key`` first."""
+    return sorted(range(len(buffers)), key=lambda index: key(buffers[index]))
 
-    Always the same for the same buffers. Stops as soon as the lower bound is met, or an arena of
-    ``enough`` bytes; where the lower bound is above that, no order can be, and only the simple ones
-    are tried.
-    """
-    buffers = list(buffers)
-    if not buffers:
-        return {}
-    placer = _Placer(buffers)
-    bound = lower_bound(buffers)
-    wanted = bound if enough is None else max(bound, enough)
-    trials = TRIALS if enough is None or bound <= enough else 0
-    every = range(len(buffers))
+
+def _first_fit(placer: _Placer, orders: Sequence[list[int]], trials: int, wanted: int) -> list[int]:
+    """Offsets by the best of ``orders`` after ``trials`` changes; fewer once ``wanted`` is met."""
+    every = range(len(placer.sizes))
     best = [-1 for _ in every]
+    order: list[int] = []
     size = sum(placer.sizes) + 1
-    for key in (
-        lambda b: (-b.bytes, b.first, b.name),
-        lambda b: (b.first - b.last, -b.bytes, b.name),
-        lambda b: (-b.bytes * (b.last - b.first + 1), b.name),
-    ):
-        trial = sorted(every, key=lambda i: key(buffers[i]))
+    for trial in orders:
         offsets = placer.place(trial, size - 1, best, every)
         if offsets is not None:
             order, best, size = trial, offsets, max(placer.ends(offsets))
@@ -181,4 +170,39 @@ def plan_offsets(buffers: Iterable[Buffer], enough: int | None = None) -> dict[s
         offsets = placer.place(trial, size, best, [moved])
         if offsets is not None:
             order, best, size = trial, offsets, max(placer.ends(offsets))
+    return best
+
+
+def plan_offsets(buffers: Iterable[Buffer], enough: int | None = None) -> dict[str, int]:
+    """Offsets by first fit: simple orders first, then random changes of the best while they help.
+
+    Always the same for the same buffers. Stops as soon as the lower bound is met, or an arena of
+    ``enough`` bytes; where the lower bound is above that, no order can be, and only the simple ones
+    are tried.
+    """
+    buffers = list(buffers)
+    if not buffers:
+        return {}
+    placer = _Placer(buffers)
+    bound = lower_bound(buffers)
+    wanted = bound if enough is None else max(bound, enough)
+    trials = TRIALS if enough is None or bound <= enough else 0
+    best = _first_fit(
+        placer,
+        [
+            _order(buffers, lambda b: (-b.bytes, b.first, b.name)),
+            _order(buffers, lambda b: (b.first - b.last, -b.bytes, b.name)),
+            _order(buffers, lambda b: (-b.bytes * (b.last - b.first + 1), b.name)),
+        ],
+        trials,
+        wanted,
+    )
+    if max(placer.ends(best)) > wanted:
+        # Outputs that begin before their inputs push these up, which shows late when one doesn't
+        # plan from the end.
+        from_end = [_order(buffers, lambda b: (-b.last, -b.bytes, b.name))]
+        best = min(
+            (best, _first_fit(placer, from_end, trials, wanted)),
+            key=lambda offsets: max(placer.ends(offsets)),
+        )
     return {buffer.name: offset for buffer, offset in zip(buffers, best, strict=True)}

@@ -84,6 +84,18 @@ def test_the_lower_bound_is_met_for_a_network_of_inverted_bottlenecks() -> None:
         assert program.arena_bytes <= 1.1 * program.arena_lower_bound_bytes + aligned(1)
 
 
+def test_an_output_that_begins_before_its_input_finds_room_there_in_a_deep_network() -> None:
+    buffers = [
+        Buffer("wide", 82944, 0, 1),
+        Buffer("narrow", 41472, 1, 2, {"wide": Overlap(0)}),
+        Buffer("ring", 17280, 2, 2),
+        Buffer("out", 62208, 2, 3, {"narrow": Overlap(20736)}),
+    ]
+    for i in range(60):
+        buffers.append(Buffer(f"later {i}", 10000 + 300 * i, 4 + i, 5 + i))
+    assert arena_bytes(buffers, plan_offsets(buffers)) == 82944 + 20736
+
+
 @given(buffer_lists())
 def test_buffers_that_live_together_never_overlap(buffers: list[Buffer]) -> None:
     assert_no_overlap(buffers, plan_offsets(buffers))
