@@ -1,8 +1,9 @@
 """Contributions measured: each candidate trained alone with the device's arithmetic.
 
 Paper: arXiv 2206.15472, section 3.2. The gain of biases is that over training the head alone; the
-gain of a layer's weights is that over training the biases up to that layer. Gains are those of
-the probability of the right class on held-out samples (``Score.probability``).
+gain of a layer's weights is that over training the biases up to that layer. A gain is what the
+loss on held-out samples falls by for sure (``Score.sure_gain``): of a hundred candidates some look
+good by chance, and the search would take them all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from codegen.plan_search.training import (
 from codegen.plans import Plan, State, resolve
 from codegen.toolchain import Progress
 
-UNIT = "probability of the right class"
+UNIT = "nats of held-out loss"
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,13 @@ def measure(
                 journal.add(name_of(selection), dataclasses.asdict(_mean(runs)))
                 done += 1
     progress("training candidates", done, len(selections))
-    return {selection: Score(**journal[name_of(selection)]) for selection in selections}
+    kept = {selection: journal[name_of(selection)] for selection in selections}
+    return {key: Score(entry["hits"], tuple(entry["losses"])) for key, entry in kept.items()}
 
 
 def _mean(runs: Sequence[Score]) -> Score:
-    fields: dict[str, Any] = {
-        field.name: float(np.mean([getattr(run, field.name) for run in runs]))
-        for field in dataclasses.fields(Score)
-    }
-    return Score(**fields)
+    losses = np.mean([run.losses for run in runs], axis=0)
+    return Score(float(np.mean([run.hits for run in runs])), tuple(losses.round(6).tolist()))
 
 
 def candidates(graph: Graph, depth: int) -> list[Selection]:
@@ -106,20 +104,20 @@ def candidates(graph: Graph, depth: int) -> list[Selection]:
 def finetune_contributions(graph: Graph, scores: Mapping[Selection, Score]) -> Contributions:
     """Contributions from the scores of ``candidates``; those without a score are left out."""
     layers = graph.convolutions
-    base = scores[Selection()].probability
+    base = scores[Selection()]
     biases = [0.0]
     weights: dict[str, dict[int, float]] = {}
     for last in range(1, len(layers) + 1):
         if Selection(last) not in scores:
             break
-        alone = scores[Selection(last)].probability
-        biases.append(alone - base)
+        alone = scores[Selection(last)]
+        biases.append(alone.sure_gain(base))
         op = layers[len(layers) - last]
         gains = {}
         for count in channel_counts(op):
             trained = scores.get(Selection(last, ((op.name, count),)))
             if trained is not None:
-                gains[count] = trained.probability - alone
+                gains[count] = trained.sure_gain(alone)
         weights[op.name] = gains
     in_order = {op.name: weights[op.name] for op in layers if op.name in weights}
     return Contributions("finetune", UNIT, tuple(biases), in_order)

@@ -47,24 +47,26 @@ def _share(steps_from_whole: int) -> str:
 
 
 def accuracy_picture(result: PlanningResult) -> Figure:
-    """Measured accuracy of the plans found against the SRAM of the whole firmware."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    """Measured accuracy and loss of the plans found against the SRAM of the whole firmware."""
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axes, below = figure.subplots(2, sharex=True)
     sram = [proposal.costs.sram_bytes / KIB for proposal in result.proposals]
     hits = [100 * proposal.measured.hits for proposal in result.proposals]
-    sure = [100 * proposal.measured.probability for proposal in result.proposals]
-    axes.plot(sram, hits, "o", color="C0", label="accuracy")
-    axes.plot(sram, sure, "o", color="C1", label="probability of the right class")
+    losses = [proposal.measured.loss for proposal in result.proposals]
+    axes.plot(sram, hits, "o", color="C0")
+    below.plot(sram, losses, "o", color="C1")
     axes.axhline(100 * result.head_only.hits, color="C0", linestyle=":", label="head alone")
-    axes.axhline(100 * result.head_only.probability, color="C1", linestyle=":")
-    axes.axvline(result.limits.sram_bytes / KIB, color="k", linewidth=1)
-    for place, height, proposal in zip(sram, hits, result.proposals, strict=True):
-        axes.annotate(proposal.name, (place, height), fontsize=7, xytext=(0, 5),
-                      textcoords="offset points", ha="center")  # fmt: skip
-    axes.set_xlabel("SRAM of the firmware, KiB (black line: the limit)")
-    axes.set_ylabel("held-out samples, %")
+    below.axhline(result.head_only.loss, color="C1", linestyle=":", label="head alone")
+    for part in (axes, below):
+        part.axvline(result.limits.sram_bytes / KIB, color="k", linewidth=1)
+        part.legend(fontsize=8)
+    for place, height, proposal in zip(sram, losses, result.proposals, strict=True):
+        below.annotate(proposal.name, (place, height), fontsize=7, xytext=(0, 5),
+                       textcoords="offset points", ha="center")  # fmt: skip
+    axes.set_ylabel("held-out samples right, %")
+    below.set_ylabel("held-out loss, nats")
+    below.set_xlabel("SRAM of the firmware, KiB (black line: the limit)")
     axes.set_title(f"Plans found for {result.board}, each trained and scored")
-    axes.legend(fontsize=8)
     return _tidy(figure)
 
 

@@ -446,7 +446,7 @@ class _Planning:
         """Name and image of the plan that measures best; of equals the one of higher sum."""
         ranked = sorted(
             selected,
-            key=lambda name: (-scores[selected[name].selection].probability, -selected[name].value),
+            key=lambda name: (scores[selected[name].selection].loss, -selected[name].value),
         )
         for name in ranked:
             if name == HIGHEST_SUM:
@@ -495,4 +495,5 @@ def _identity(graph: Graph, samples: Samples, settings: Settings) -> dict[str, A
         "state": settings.state,
         "schedule": dataclasses.asdict(settings.schedule),
         "repeats": settings.repeats,
+        "score": [field.name for field in dataclasses.fields(Score)],
     }

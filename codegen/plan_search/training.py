@@ -56,15 +56,33 @@ class Schedule:
 class Score:
     """How a model does on held-out samples.
 
-    ``hits`` is the share of samples classified right. ``probability`` is the mean probability
-    that the softmax gives to the right class: the expected share of hits if classes were drawn
-    by the softmax. It is the same quantity measured with far less noise, which is what tells
-    candidates apart on few samples. ``loss`` is the mean cross-entropy in nats.
+    ``hits`` is the share of samples classified right, ``losses`` has the cross-entropy of each in
+    nats. Their mean tells candidates apart on few samples, where hits are counted in whole samples.
+    It is a proper score (Gneiting and Raftery, 2007): unlike the mean probability of the right
+    class, it doesn't reward a model for being surer than it is right.
     """
 
     hits: float
-    probability: float
-    loss: float
+    losses: tuple[float, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        return float(np.mean(self.losses))
+
+    def to_json(self) -> dict[str, float]:
+        """``hits`` and ``loss``."""
+        return {"hits": self.hits, "loss": self.loss}
+
+    def sure_gain(self, before: Score) -> float:
+        """What the loss has fallen by since ``before``, less one standard error, in nats.
+
+        The error is that of the mean over samples of what each one gained: with few samples, or a
+        gain that only some of them have, little of it is sure.
+        """
+        falls = np.subtract(before.losses, self.losses)
+        error = np.std(falls, ddof=1) / math.sqrt(falls.size) if falls.size > 1 else 0.0
+        return float(np.mean(falls) - error)
 
 
 class Features:
@@ -155,11 +173,7 @@ def score(engine: HostEngine, samples: Samples) -> Score:
     for codes, label in zip(samples.codes, samples.labels.tolist(), strict=True):
         hits += engine.score(codes, label) == label
         losses.append(engine.loss_q16 / 2**16)
-    return Score(
-        hits=hits / len(samples),
-        probability=float(np.mean(np.exp(-np.array(losses)))),
-        loss=float(np.mean(losses)),
-    )
+    return Score(hits / len(samples), tuple(losses))
 
 
 def with_trained_head(

@@ -103,22 +103,21 @@ def _show(result: PlanningResult) -> None:
             item.costs.delta_bytes,
             item.costs.instructions,
             item.predicted,
-            _percent(item.measured.probability),
-            _percent(item.measured.hits),
+            item.measured.loss,
+            f"{100 * item.measured.hits:.1f} %",
         ]
         for item in result.proposals
     ]
     columns = [
         "plan", "biases of", "channels", "SRAM", "delta", "instructions per step",
-        "predicted gain", "right class", "accuracy",
+        "predicted gain", "loss", "accuracy",
     ]  # fmt: skip
     screen.print(table(f"Plans on {result.board}; limit {result.limits}", columns, rows))
     screen.print(
         f"Gains are predicted by the method '{result.contributions.method}' in "
-        f"{result.contributions.unit}; accuracy and mean probability of the right class are "
-        "measured by training each plan with the device's arithmetic, on samples held out. "
-        "Plan best is the one of highest probability; its costs are measured, those of the others "
-        "predicted.",
+        f"{result.contributions.unit}; loss (nats) and accuracy are measured by training each "
+        "plan with the device's arithmetic, on samples held out. Plan best is the one of lowest "
+        "loss; its costs are measured, those of the others predicted.",
         soft_wrap=True,
     )
     screen.print(_additivity(result), soft_wrap=True)
@@ -145,28 +144,23 @@ def _show(result: PlanningResult) -> None:
 
 def _additivity(result: PlanningResult) -> str:
     plan = result.highest_sum
+    gain = readable(result.head_only.loss - plan.measured.loss)
     if result.contributions.method == "fisher":
-        loss = result.head_only.loss - plan.measured.loss
         return (
             f"Plan {plan.name}: {readable(plan.predicted)} nats predicted for a first step; all "
-            f"steps lowered the loss by {readable(loss)} nats."
+            f"steps lowered the loss by {gain} nats."
         )
-    measured = plan.measured.probability - result.head_only.probability
     return (
-        f"That gains add up is an assumption: for plan {plan.name} {readable(plan.predicted)} was "
-        f"predicted, {readable(measured)} measured."
+        f"That gains add up is an assumption: for plan {plan.name} {readable(plan.predicted)} nats "
+        f"were predicted, {gain} measured."
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _facts(result: PlanningResult) -> dict[str, Any]:
     return {
         "board": result.board,
         "limits": asdict(result.limits),
-        "head_only": asdict(result.head_only),
+        "head_only": result.head_only.to_json(),
         "contributions": result.contributions.to_json(),
         "plans": [
             {
@@ -176,7 +170,7 @@ def _facts(result: PlanningResult) -> dict[str, Any]:
                 "predicted_gain": item.predicted,
                 "optimal": item.optimal,
                 "costs": asdict(item.costs),
-                "measured": asdict(item.measured),
+                "measured": item.measured.to_json(),
             }
             for item in result.proposals
         ],
@@ -184,7 +178,7 @@ def _facts(result: PlanningResult) -> dict[str, Any]:
             "linked_sram_bytes": result.linked.report.sram_bytes.model_dump(mode="json"),
             "measured_delta_bytes": result.linked.costs.delta_bytes,
             "measured_instructions": result.linked.costs.instructions,
-            "measured_gain": result.best.measured.probability - result.head_only.probability,
+            "measured_gain": result.head_only.loss - result.best.measured.loss,
             "predicted_gain": result.best.predicted,
         },
         "delta_bits_per_value": asdict(result.bits),

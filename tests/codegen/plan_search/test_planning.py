@@ -38,7 +38,12 @@ SETTINGS = Settings(schedule=Schedule(epochs=1, learning_rate=0.02, seed=1))
 
 
 def case() -> tuple[Graph, Samples]:
-    graph, codes = random_graph(4)
+    graph, _ = random_graph(4)
+    rng = np.random.default_rng(4)
+    codes = rng.normal(
+        rng.uniform(-60, 60, (120, 1, 1, 1)), 40, (120, *graph.tensors[graph.input].shape)
+    )
+    codes = codes.clip(-128, 127).astype(np.int8)
     brightness = codes.astype(int).mean(axis=(1, 2, 3))
     labels = np.argsort(np.argsort(brightness)) * graph.head.bias.size // len(codes)
     return graph, Samples(codes, labels)
@@ -105,8 +110,8 @@ def test_the_best_plan_is_within_all_limits_as_linked_and_trained(
 
 
 def test_the_best_plan_is_the_one_that_measured_best(unlimited: PlanningResult) -> None:
-    measured = [p.measured.probability for p in unlimited.proposals]
-    assert unlimited.best.measured.probability == max(measured)
+    measured = [p.measured.loss for p in unlimited.proposals]
+    assert unlimited.best.measured.loss == min(measured)
     gains = [p.predicted for p in unlimited.proposals]
     assert unlimited.highest_sum.predicted == max(gains) > 0
     assert len({p.plan.id for p in unlimited.proposals}) == len(unlimited.proposals) > 3
@@ -117,7 +122,7 @@ def test_a_sum_that_does_not_add_up_is_not_chosen(monkeypatch: pytest.MonkeyPatc
         """Of several layers' weights together nothing is learnt."""
         scores = finetune.measure(trial, selections, *others)
         return {
-            selection: dataclasses.replace(score, probability=score.probability / 2)
+            selection: dataclasses.replace(score, losses=tuple(2 * loss for loss in score.losses))
             if len(selection.channels) > 1
             else score
             for selection, score in scores.items()

@@ -103,8 +103,8 @@ def test_a_score_is_that_of_the_engines_outputs() -> None:
             hits.append(engine.score(codes, label) == label)
             losses.append(engine.loss_q16 / 2**16)
     assert result.hits == pytest.approx(np.mean(hits))
+    assert result.losses == tuple(losses)
     assert result.loss == pytest.approx(np.mean(losses))
-    assert result.probability == pytest.approx(np.mean(np.exp(-np.array(losses))))
 
 
 def test_a_trained_head_does_better_and_nothing_else_changes() -> None:
@@ -131,8 +131,8 @@ def test_scores_follow_from_the_seed() -> None:
 
 def test_what_the_journal_knows_is_not_trained_again() -> None:
     journal = Journal(None, {})
-    known = Score(hits=0.25, probability=0.125, loss=7.0)
-    journal.add(name_of(Selection(1)), {"hits": 0.25, "probability": 0.125, "loss": 7.0})
+    known = Score(hits=0.25, losses=(7.0, 5.0))
+    journal.add(name_of(Selection(1)), {"hits": 0.25, "losses": [7.0, 5.0]})
     told: list[tuple[int, int]] = []
     scores = measure(
         trial(),
@@ -160,7 +160,7 @@ def test_gains_of_weights_are_over_their_biases_and_gains_of_biases_over_the_hea
     assert found[:2] == [Selection(), Selection(1)]
     scores = {
         selection: Score(
-            0.0, 0.5 + 0.1 * selection.depth + 0.01 * sum(c for _, c in selection.channels), 0.0
+            0.0, (0.5 - 0.1 * selection.depth - 0.01 * sum(c for _, c in selection.channels),) * 3
         )
         for selection in found
     }
@@ -169,3 +169,14 @@ def test_gains_of_weights_are_over_their_biases_and_gains_of_biases_over_the_hea
     assert list(gains.weights) == [op.name]
     for count, gain in gains.weights[op.name].items():
         assert gain == pytest.approx(0.01 * count)
+
+
+def test_a_gain_that_few_samples_have_is_not_sure() -> None:
+    before = Score(0.5, (1.0,) * 10)
+    everywhere = Score(0.5, (0.9,) * 10)
+    on_one = Score(0.5, (1.0,) * 9 + (0.0,))
+    assert on_one.loss == pytest.approx(everywhere.loss)
+    assert everywhere.sure_gain(before) == pytest.approx(0.1)
+    # The standard error of nine zeros and a one is a tenth, all of their mean.
+    assert on_one.sure_gain(before) == pytest.approx(0.0)
+    assert before.sure_gain(everywhere) == pytest.approx(-0.1)
