@@ -92,7 +92,7 @@ TASKS = {
         ),
         Task(
             "cifar10_sub",
-            "CIFAR-10, 500 images for training and 500 for tests (MCUNet-5FPS, fresh head)",
+            "CIFAR-10, 500 images for training and 2,000 for tests (MCUNet-5FPS, fresh head)",
             _mcunet(samples.cifar10_sub),
             _mcunet_plans,
             ("head", "bias", "49kb", "99kb", "148kb"),
