@@ -11,13 +11,15 @@ from benchmarks.accuracy.heads import with_fresh_head
 from benchmarks.accuracy.samples import Samples
 from benchmarks.accuracy.training import Schedule
 from codegen.importer import import_model
-from codegen.ir import Conv, Graph
+from codegen.ir import Conv, DepthwiseConv, Graph
 from codegen.plans import LastLayers, PlanSpec, WeightSpec, load_plan
 from codegen.quantize import quantize
 
 MODELS = "models"
 PUBLISHED = ("49kb", "74kb", "99kb", "124kb", "148kb")
 """Plans of MCUNet's authors."""
+FOUND = Path(__file__).with_name("flowers96_plans.json")
+"""What `tinyfleet plan` found for 256 KB with the training photos (docs/results/accuracy.md)."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,21 @@ def _mcunet_plans(graph: Graph) -> dict[str, PlanSpec]:
         "head": PlanSpec(name="head"),
         "bias": PlanSpec(name="bias", biases=LastLayers(last=22)),
         **{name: load_plan(f"{file}#{name}") for name in PUBLISHED},
+        "searched": load_plan(f"{FOUND}#best"),
+        "pointwise": PlanSpec(
+            name="pointwise",
+            biases=LastLayers(last=22),
+            weights=[WeightSpec(layer=op.name) for op in _first_pointwise(graph)[-7:]],
+        ),
         "last12": last_layers("last12", graph, 12),
         "full": last_layers("full", graph, len(graph.convolutions)),
     }
+
+
+def _first_pointwise(graph: Graph) -> list[Conv]:
+    """The layers that widen a block of MCUNet for its depthwise convolution."""
+    pairs = zip(graph.convolutions, graph.convolutions[1:], strict=False)
+    return [op for op, then in pairs if isinstance(op, Conv) and isinstance(then, DepthwiseConv)]
 
 
 def _small_plans(graph: Graph) -> dict[str, PlanSpec]:
