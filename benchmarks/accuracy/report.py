@@ -168,7 +168,8 @@ def _section(
         # A plan that fits with an int8 state only has no other figure of the device.
         ours = found.get((plan, "device"), found.get((plan, "int8-state")))
         theirs = found.get((plan, "float"))
-        gap = difference(ours, theirs) if ours and theirs else ""
+        # Nothing is told by how far one is above a run that diverged.
+        gap = difference(ours, theirs) if ours and theirs and not theirs.diverged else ""
         lines.append(f"| {plan} | " + " | ".join([*row, gap]) + " |")
     for key, tried in content["rates"].items():
         method, plan = key.split()
