@@ -24,20 +24,10 @@ from scipy.optimize import nnls
 from benchmarks.mcunet import MODEL, PLANS
 from codegen.boards import load_board
 from codegen.compile import compile_graph
-from codegen.float_graph import (
-    Clamp,
-    FloatAdd,
-    FloatAveragePool,
-    FloatClamp,
-    FloatConcat,
-    FloatConv,
-    FloatGraph,
-    FloatHead,
-    FloatMaxPool,
-)
+from codegen.float_graph import Clamp, FloatAdd, FloatClamp, FloatConv, FloatGraph, FloatHead
 from codegen.importer import import_model
 from codegen.instructions import Rates, estimated_instructions, work_of
-from codegen.ir import Graph, Loss, Padding
+from codegen.ir import AveragePool, Concat, Graph, Loss, MaxPool, Padding
 from codegen.lowering import lower
 from codegen.plans import LastLayers, Plan, PlanSpec, WeightSpec, default_plans, load_plan, resolve
 from codegen.program import Program
@@ -81,9 +71,9 @@ def mixed(size: int, loss: Loss) -> Graph:
         FloatClamp("bend", "sum", "bend", Clamp(0.0, 3.0)),
         conv("down", "bend", (32, 16, 3, 3), 2),
         conv("side", "down", (16, 32, 1, 1)),
-        FloatConcat("both", ("down", "side"), "both"),
-        FloatMaxPool("most", "both", "most", (2, 2), (2, 2)),
-        FloatAveragePool("mean", "most", "mean", (2, 2), (2, 2)),
+        Concat("both", ("down", "side"), "both"),
+        MaxPool("most", "both", "most", (2, 2), (2, 2)),
+        AveragePool("mean", "most", "mean", (2, 2), (2, 2)),
         conv("late", "mean", (48, 48, 3, 3)),
         FloatHead("head", "late", "out", draw.normal(0, 0.03, (outputs, features)),
                   np.zeros(outputs), loss),
