@@ -21,9 +21,9 @@ from pathlib import Path
 
 from benchmarks.mcunet import MODEL, PLANS
 from codegen.bundle import Bundle
-from codegen.c_text import identifier
+from codegen.graph.ir import DepthwiseConv, Graph
+from codegen.graph.names import identifier
 from codegen.importer import import_model
-from codegen.ir import DepthwiseConv, Graph
 from codegen.plans import LastLayers, PlanSpec, WeightSpec
 from codegen.program_file import CallInfo, ProgramInfo, load_programs
 from codegen.quantize_model import quantize_model

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from codegen.float_graph import FloatConv, FloatGraph
+from codegen.graph.floats import FloatConv, FloatGraph
 from codegen.importer import import_model
 from codegen.plans import LastLayers, PlanSpec, WeightSpec
 from fleet.cli._output import console, table

@@ -21,11 +21,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from codegen import ir
 from codegen.calibration import RangeRule, batches, observe
 from codegen.calibration_set import load_calibration
 from codegen.cross_layer import equalize, pairs
-from codegen.float_graph import Clamp, FloatConv, FloatGraph, FloatHead, execute
+from codegen.graph import ir
+from codegen.graph.floats import Clamp, FloatConv, FloatGraph, FloatHead, execute
 from codegen.importer import import_model
 from codegen.quantization_report import simulate
 from codegen.quantize import assemble, codings_of, quantize_input

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.ir import Conv, DepthwiseConv, Graph, Head
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head
 from codegen.layer_arithmetic import bias_limit
 
 ALIGNMENT = 4

@@ -5,18 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from codegen.ir import Op
+from codegen.graph.ir import Op
+from codegen.graph.names import identifier
 from codegen.program import Step
 
 
 def comment(text: str) -> str:
     """``text`` without what would end a comment."""
     return re.sub(r"[^\w .-]", "_", text)
-
-
-def identifier(name: str) -> str:
-    """``name`` as part of a C identifier."""
-    return re.sub(r"\W", "_", name)
 
 
 def step_function(plan: int, number: int, step: Step) -> str:

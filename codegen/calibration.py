@@ -23,9 +23,9 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen import ir
 from codegen.errors import CalibrationError, ModelError
-from codegen.float_graph import FloatAdd, FloatClamp, FloatConv, FloatGraph, execute, inputs_of
+from codegen.graph import ir
+from codegen.graph.floats import FloatAdd, FloatClamp, FloatConv, FloatGraph, execute, inputs_of
 
 Method: TypeAlias = Literal["min-max", "percentile", "mse"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -16,7 +16,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from codegen.errors import CalibrationError
-from codegen.float_graph import ChannelsFirst, FloatGraph
+from codegen.graph.floats import ChannelsFirst, FloatGraph
 
 FEWEST_SAMPLES = 8
 """A file with fewer is refused: ranges of so few samples clip much of what comes later."""

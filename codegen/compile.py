@@ -51,8 +51,8 @@ from codegen.flash_layout import (
     plan_flash,
     sample_log_sizes,
 )
+from codegen.graph.ir import Graph
 from codegen.importer import import_model
-from codegen.ir import Graph
 from codegen.lowering import lower
 from codegen.model_digest import model_digest
 from codegen.plan_search.nearest import suggestion

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from codegen.calibration import TensorStatistics
-from codegen.float_graph import (
+from codegen.graph.floats import (
     FloatConv,
     FloatGraph,
     FloatHead,

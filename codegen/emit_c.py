@@ -16,7 +16,7 @@ from codegen import blob
 from codegen.c_text import channels_name, comment, rows
 from codegen.emit_layers import layers_header, layers_source
 from codegen.emit_plan import plan_source
-from codegen.ir import Graph
+from codegen.graph.ir import Graph
 from codegen.model_digest import model_digest, slot_word
 from codegen.program import PHASES, Program
 

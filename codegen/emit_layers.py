@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from codegen.c_text import layer_name, rows
-from codegen.ir import (
+from codegen.graph.ir import (
     Add,
     AveragePool,
     Concat,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from codegen import blob
 from codegen.c_text import channels_name, comment, layer_name, rows, step_function
-from codegen.ir import Add, Conv, DepthwiseConv, Head, Requantize, inputs_of
+from codegen.graph.ir import Add, Conv, DepthwiseConv, Head, Requantize, inputs_of
 from codegen.program import CHAIN, INPUT, PHASES, SCALES, Phase, Program, Segment, Step
 from codegen.streaming import Elementwise
 

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen import blob
-from codegen.interpreter import Interpreter
-from codegen.ir import (
+from codegen.graph.ir import (
     Add,
     AveragePool,
     Concat,
@@ -26,6 +25,7 @@ from codegen.ir import (
     Padding,
     Requantize,
 )
+from codegen.interpreter import Interpreter
 from codegen.layer_arithmetic import logit_scale
 from codegen.program import INPUT
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from codegen.errors import ModelError
-from codegen.float_graph import (
+from codegen.graph.floats import (
     NO_CLAMP,
     ChannelsFirst,
     Clamp,
@@ -27,7 +27,7 @@ from codegen.float_graph import (
     FloatHead,
     StoredIntegers,
 )
-from codegen.ir import AveragePool, Concat, GlobalAveragePool, MaxPool, Padding
+from codegen.graph.ir import AveragePool, Concat, GlobalAveragePool, MaxPool, Padding
 from codegen.onnx_graph import Affine, Array, Draft, reads
 
 _Op = TypeVar("_Op", bound=Draft)

@@ -23,7 +23,7 @@ from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from codegen.errors import ModelError
-from codegen.float_graph import FloatGraph, FloatHead
+from codegen.graph.floats import FloatGraph, FloatHead
 from codegen.import_passes import PASSES, DraftGraph
 from codegen.onnx_graph import Affine, ImportState, Node, View
 from codegen.onnx_handlers import HANDLERS, RENAMING, SUPPORTED_OPERATORS, unsupported

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from codegen.ir import Conv, DepthwiseConv, Head, inputs_of
+from codegen.graph.ir import Conv, DepthwiseConv, Head, inputs_of
 from codegen.program import Program, Step
 
 

@@ -13,6 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen import blob, interpreter_pools
+from codegen.graph.ir import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    DepthwiseConv,
+    GlobalAveragePool,
+    Head,
+    MaxPool,
+    Requantize,
+    Tensor,
+)
 from codegen.integer_arithmetic import (
     BIAS_BITS,
     STATE_BITS,
@@ -25,18 +37,6 @@ from codegen.integer_arithmetic import (
     requantized,
     round_shift,
     step_gain,
-)
-from codegen.ir import (
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    DepthwiseConv,
-    GlobalAveragePool,
-    Head,
-    MaxPool,
-    Requantize,
-    Tensor,
 )
 from codegen.layer_arithmetic import (
     INT32_MAX,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from codegen.graph.ir import AveragePool, MaxPool, Tensor
 from codegen.integer_arithmetic import Ints, requantized, round_shift
-from codegen.ir import AveragePool, MaxPool, Tensor
 from codegen.layer_arithmetic import INT32_MAX
 from codegen.pool_arithmetic import AveragePoolArithmetic, ReconstructionArithmetic
 

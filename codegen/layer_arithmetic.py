@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.errors import ModelError
-from codegen.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Tensor
+from codegen.graph.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Tensor
 
 INT32_MAX = 2**31 - 1
 LARGEST_SHIFT = 22

@@ -17,7 +17,7 @@ import numpy as np
 
 from codegen import memory_plan, scratch, streaming
 from codegen.blob import BlobTensor, layout, packed_bytes
-from codegen.ir import Conv, DepthwiseConv, Graph, Head, Requantize, inputs_of
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Requantize, inputs_of
 from codegen.plans import Plan
 from codegen.program import CHAIN, SCALES, Program, Rows, Segment, Step, bytes_beside_arena
 from codegen.scheduling import scheduled

@@ -12,7 +12,7 @@ from typing import Any
 
 from codegen import blob
 from codegen.bundle import canonical_json
-from codegen.ir import Graph, Head, Op, Padding, inputs_of
+from codegen.graph.ir import Graph, Head, Op, Padding, inputs_of
 
 _NO_OPTIONS = {"name", "input", "inputs", "output", "weight", "weight_scale", "bias"}
 """Fields of operations that the graph's edges and the blob's tensors tell."""

@@ -19,9 +19,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from codegen.c_text import identifier
 from codegen.errors import ModelError
-from codegen.float_graph import (
+from codegen.graph.floats import (
     ChannelsFirst,
     Coding,
     FloatOp,
@@ -29,7 +28,8 @@ from codegen.float_graph import (
     inputs_of,
     window_output_shape,
 )
-from codegen.ir import AveragePool, Padding
+from codegen.graph.ir import AveragePool, Padding
+from codegen.graph.names import identifier
 
 Array = NDArray[np.float64]
 

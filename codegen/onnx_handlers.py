@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import numpy_helper
 
-from codegen.float_graph import Clamp, FloatAdd, FloatClamp
+from codegen.graph.floats import Clamp, FloatAdd, FloatClamp
 from codegen.onnx_graph import Affine, Array, Group, ImportState, Node, Roles, View, size_of
 from codegen.onnx_layers import (
     average_pool,

@@ -8,8 +8,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.float_graph import FloatConv, conv_output_shape, window_output_shape
-from codegen.ir import AveragePool, Concat, GlobalAveragePool, MaxPool, Padding
+from codegen.graph.floats import FloatConv, conv_output_shape, window_output_shape
+from codegen.graph.ir import AveragePool, Concat, GlobalAveragePool, MaxPool, Padding
 from codegen.onnx_graph import (
     Array,
     Draft,

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from codegen.float_graph import NO_CLAMP, Coding, FloatClamp, StoredIntegers
-from codegen.ir import Padding
+from codegen.graph.floats import NO_CLAMP, Coding, FloatClamp, StoredIntegers
+from codegen.graph.ir import Padding
 from codegen.onnx_graph import Array, ImportState, Integers, Node
 
 

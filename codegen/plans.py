@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from codegen.errors import PlanError
-from codegen.ir import Conv, Graph
+from codegen.graph.ir import Conv, Graph
 
 FORMAT: Literal["tinyfleet-plan/1"] = "tinyfleet-plan/1"
 State = Literal["q8.8", "int8-stochastic"]

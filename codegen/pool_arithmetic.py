@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.errors import ModelError
-from codegen.float_graph import counted_positions
-from codegen.ir import AveragePool, Graph, Head, MaxPool, Requantize
+from codegen.graph.floats import counted_positions
+from codegen.graph.ir import AveragePool, Graph, Head, MaxPool, Requantize
 from codegen.layer_arithmetic import (
     INT32_MAX,
     Gain,

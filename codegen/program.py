@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from codegen import memory_plan
-from codegen.ir import Graph, Op
+from codegen.graph.ir import Graph, Op
 from codegen.plans import Plan
 from codegen.scratch import round_up
 

@@ -15,7 +15,7 @@ from codegen import memory_plan
 from codegen.bundle import PROGRAM, Bundle, Count, Digest
 from codegen.c_text import step_function
 from codegen.errors import BundleError
-from codegen.ir import Graph, Head, Op, inputs_of
+from codegen.graph.ir import Graph, Head, Op, inputs_of
 from codegen.program import CHAIN, SCALES, Phase, Program, Step
 
 PROGRAM_FORMAT: Literal["tinyfleet-program/1"] = "tinyfleet-program/1"

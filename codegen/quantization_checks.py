@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from codegen import ir
 from codegen.calibration import TensorStatistics
 from codegen.cross_layer import imbalance, pairs
 from codegen.errors import CalibrationError
-from codegen.float_graph import FloatConv, FloatGraph
+from codegen.graph import ir
+from codegen.graph.floats import FloatConv, FloatGraph
 from codegen.quantize import BIAS_MAX
 
 Check = Literal[

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from codegen import ir
 from codegen.calibration import Method, batches
 from codegen.cross_layer import Equalization
 from codegen.errors import BundleError
-from codegen.float_graph import (
+from codegen.graph import ir
+from codegen.graph.floats import (
     FloatGraph,
     FloatOp,
     Values,

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen import ir
 from codegen.calibration import (
     MIN_MAX,
     RangeRule,
@@ -24,7 +23,8 @@ from codegen.calibration import (
 )
 from codegen.calibration_set import fit_to_input
 from codegen.errors import CalibrationError, ModelError
-from codegen.float_graph import (
+from codegen.graph import ir
+from codegen.graph.floats import (
     Clamp,
     Coding,
     FloatAdd,

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from codegen import ir
 from codegen.calibration import RangeRule, observe
 from codegen.calibration_set import load_calibration
 from codegen.cross_layer import Equalization, equalize
 from codegen.errors import CalibrationError
-from codegen.float_graph import FloatGraph
+from codegen.graph import ir
+from codegen.graph.floats import FloatGraph
 from codegen.quantization_checks import (
     check_integers,
     check_samples,

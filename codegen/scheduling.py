@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from codegen.ir import Graph, Head, Op, inputs_of
+from codegen.graph.ir import Graph, Head, Op, inputs_of
 
 
 def peak_bytes(graph: Graph, order: Sequence[Op]) -> int:

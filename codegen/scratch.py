@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from codegen.ir import Conv, DepthwiseConv, Tensor
+from codegen.graph.ir import Conv, DepthwiseConv, Tensor
 
 
 def round_up(value: int, to: int) -> int:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from codegen import scratch, streaming
-from codegen.ir import (
+from codegen.graph.ir import (
     Add,
     AveragePool,
     Concat,

@@ -11,7 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from codegen.ir import Add, AveragePool, Conv, DepthwiseConv, Graph, MaxPool, Requantize, inputs_of
+from codegen.graph.ir import (
+    Add,
+    AveragePool,
+    Conv,
+    DepthwiseConv,
+    Graph,
+    MaxPool,
+    Requantize,
+    inputs_of,
+)
 from codegen.program import Rows
 
 Elementwise: TypeAlias = Add | Requantize

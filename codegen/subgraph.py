@@ -8,7 +8,7 @@ whole graph would be trained.
 from __future__ import annotations
 
 from codegen.errors import ModelError
-from codegen.ir import Graph, Head, inputs_of
+from codegen.graph.ir import Graph, Head, inputs_of
 from codegen.plans import Plan
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.bundle import Bundle, load_bundle
-from codegen.ir import LOSS_UNITS
+from codegen.graph.ir import LOSS_UNITS
 from simulator.counting import InclusiveCounter, InstructionCounter
 from simulator.errors import ImageError, MachineFault, MeasureError
 from simulator.image_engine import ImageEngine, find_plan

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.accuracy.samples import Codes, Labels, Samples
 from codegen import blob
-from codegen.ir import Graph
+from codegen.graph.ir import Graph
 from codegen.plan_search import samples as search
 from codegen.plan_search.training import Features, cut_for
 from codegen.plans import Plan

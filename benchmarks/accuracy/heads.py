@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from codegen.float_graph import FloatGraph
+from codegen.graph.floats import FloatGraph
 
 
 def with_fresh_head(graph: FloatGraph, seed: int, classes: int | None = None) -> FloatGraph:

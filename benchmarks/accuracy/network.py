@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from codegen.ir import (
+from codegen.graph.ir import (
     INT8_MAX,
     INT8_MIN,
     Add,

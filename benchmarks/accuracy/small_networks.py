@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from benchmarks.accuracy import frozen
 from benchmarks.accuracy.heads import with_fresh_head
 from benchmarks.accuracy.samples import Samples, shared_folder
-from codegen.float_graph import FloatGraph
+from codegen.graph.floats import FloatGraph
+from codegen.graph.ir import Graph
 from codegen.importer import import_model
-from codegen.ir import Graph
 from codegen.quantize import quantize, quantize_input
 
 EPOCHS = 15

@@ -22,7 +22,7 @@ from benchmarks.accuracy.training import (
     truncated,
     unscaled,
 )
-from codegen.ir import Graph
+from codegen.graph.ir import Graph
 from codegen.plans import Plan, resolve
 
 SEARCHED = 4.0

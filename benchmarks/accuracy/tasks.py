@@ -10,8 +10,8 @@ from benchmarks.accuracy import samples, small_networks
 from benchmarks.accuracy.heads import with_fresh_head
 from benchmarks.accuracy.samples import Samples
 from benchmarks.accuracy.training import Schedule
+from codegen.graph.ir import Conv, DepthwiseConv, Graph
 from codegen.importer import import_model
-from codegen.ir import Conv, DepthwiseConv, Graph
 from codegen.plans import LastLayers, PlanSpec, WeightSpec, load_plan
 from codegen.quantize import quantize
 

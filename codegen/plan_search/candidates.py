@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.ir import Conv, DepthwiseConv, Graph
+from codegen.graph.ir import Conv, DepthwiseConv, Graph
 from codegen.plans import LastLayers, PlanSpec, State, WeightSpec
 
 RATIOS = (0.125, 0.25, 0.5, 1.0)

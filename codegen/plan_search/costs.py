@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.bundle import PlanReport
+from codegen.graph.ir import Graph
 from codegen.instructions import estimated_instructions, instructions_of
-from codegen.ir import Graph
 from codegen.lowering import lower
 from codegen.plan_search.candidates import ChannelOrder, Selection, channel_counts, plan_spec
 from codegen.plans import Plan, State, resolve

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codegen.ir import Graph
+from codegen.graph.ir import Graph
 from codegen.plan_search.candidates import ChannelOrder, Selection, channel_counts, plan_spec
 from codegen.plan_search.contributions import Contributions, Journal
 from codegen.plan_search.samples import Samples

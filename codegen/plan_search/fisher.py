@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.float_autodiff import forward_integers, real_gradients
+from codegen.graph.ir import Conv, Graph
 from codegen.interpreter import Interpreter
-from codegen.ir import Conv, Graph
 from codegen.lowering import lower
 from codegen.plan_search.candidates import ChannelOrder, channel_counts
 from codegen.plan_search.contributions import Contributions, Journal

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from codegen import blob
 from codegen.boards import Board
 from codegen.errors import BudgetError, PlanError
-from codegen.ir import Graph
+from codegen.graph.ir import Graph
 from codegen.model_digest import model_digest
 from codegen.plan_search.candidates import (
     ChannelChoice,

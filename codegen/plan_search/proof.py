@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from codegen.boards import Board
 from codegen.bundle import PlanReport
 from codegen.compile import compile_graph
+from codegen.graph.ir import Graph
 from codegen.host_engine import HostEngine
-from codegen.ir import Graph
 from codegen.lowering import lower
 from codegen.plan_search.candidates import Selection
 from codegen.plan_search.costs import (

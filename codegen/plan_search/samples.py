@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from codegen.calibration_set import open_npz
 from codegen.errors import CalibrationError
-from codegen.float_graph import FloatGraph
-from codegen.ir import Graph
+from codegen.graph.floats import FloatGraph
+from codegen.graph.ir import Graph
 from codegen.quantize import quantize_input
 
 HELD_OUT_SHARE = 1 / 3

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from codegen import blob
 from codegen.compile import build_host_engine
+from codegen.graph.ir import Graph, Head, Op
 from codegen.host_engine import HostEngine
-from codegen.ir import Graph, Head, Op
 from codegen.lowering import lower
 from codegen.plan_search.samples import Samples
 from codegen.plans import Plan, PlanSpec, resolve

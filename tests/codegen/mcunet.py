@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from codegen.graph.ir import Conv, DepthwiseConv, Graph
 from codegen.importer import import_model
 from codegen.interpreter import Interpreter
-from codegen.ir import Conv, DepthwiseConv, Graph
 from codegen.plans import Plan, load_plan, resolve
 from codegen.quantize import quantize
 

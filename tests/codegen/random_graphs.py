@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from codegen.float_graph import (
+from codegen.graph.floats import (
     Clamp,
     Coding,
     FloatAdd,
@@ -14,7 +14,7 @@ from codegen.float_graph import (
     conv_output_shape,
     window_output_shape,
 )
-from codegen.ir import AveragePool, Concat, GlobalAveragePool, Graph, Loss, MaxPool, Padding
+from codegen.graph.ir import AveragePool, Concat, GlobalAveragePool, Graph, Loss, MaxPool, Padding
 from codegen.plans import Plan, WeightUpdate
 from codegen.quantize import quantize, quantize_input
 

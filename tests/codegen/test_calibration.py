@@ -20,8 +20,8 @@ from codegen.calibration import (
     observe,
 )
 from codegen.errors import CalibrationError, ModelError
-from codegen.float_graph import FloatConv, FloatGraph, FloatHead, evaluate
-from codegen.ir import GlobalAveragePool, Padding
+from codegen.graph.floats import FloatConv, FloatGraph, FloatHead, evaluate
+from codegen.graph.ir import GlobalAveragePool, Padding
 
 DISTRIBUTIONS = ("normal", "relu", "outliers", "negative", "skewed", "tiny")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from codegen.calibration_set import FEWEST_SAMPLES, fit_to_input, load_calibration
 from codegen.errors import CalibrationError
-from codegen.float_graph import FloatGraph
+from codegen.graph.floats import FloatGraph
 
 
 def graph_with_input(*shape: int) -> FloatGraph:

@@ -18,9 +18,9 @@ from codegen.bundle import Bundle, bundle_id, load_bundle, measure_image
 from codegen.calibration_set import load_calibration
 from codegen.compile import build_host_engine, compile_graph, compile_model
 from codegen.errors import BudgetError, BundleError, CalibrationError, CodegenError
+from codegen.graph.ir import Graph
 from codegen.host_engine import HostEngine
 from codegen.importer import import_model
-from codegen.ir import Graph
 from codegen.plans import PlanSpec
 from codegen.quantize import quantize
 from codegen.toolchain import find_toolchain

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from codegen import cross_layer
 from codegen.calibration import RangeRule, observe
 from codegen.cross_layer import HEADROOM, LARGEST_FACTOR, equalize, imbalance, pairs
-from codegen.float_graph import (
+from codegen.graph.floats import (
     NO_CLAMP,
     Clamp,
     FloatAdd,

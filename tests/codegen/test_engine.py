@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from codegen.emit_c import emit
 from codegen.errors import ModelError
 from codegen.float_autodiff import cosines
-from codegen.float_graph import Clamp, FloatClamp, FloatConv, FloatGraph, FloatHead, FloatOp
+from codegen.graph.floats import Clamp, FloatClamp, FloatConv, FloatGraph, FloatHead, FloatOp
+from codegen.graph.ir import GlobalAveragePool, Graph, MaxPool, Padding
 from codegen.host_engine import HostEngine
 from codegen.interpreter import Interpreter
-from codegen.ir import GlobalAveragePool, Graph, MaxPool, Padding
 from codegen.lowering import lower
 from codegen.plans import Plan
 from codegen.program import Program

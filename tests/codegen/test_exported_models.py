@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from codegen.float_graph import FloatConv, FloatGraph, evaluate
+from codegen.graph.floats import FloatConv, FloatGraph, evaluate
+from codegen.graph.ir import Concat, GlobalAveragePool, MaxPool
 from codegen.importer import import_model
-from codegen.ir import Concat, GlobalAveragePool, MaxPool
 from codegen.quantization_report import simulate
 from codegen.quantize import quantize, quantize_input
 from tests.codegen.onnxruntime_oracle import outputs

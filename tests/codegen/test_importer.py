@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from codegen.errors import ModelError
-from codegen.float_graph import FloatConv, evaluate, forward_macs, parameter_count
+from codegen.graph.floats import FloatConv, evaluate, forward_macs, parameter_count
 from codegen.importer import import_model, import_proto
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "digits.onnx"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from codegen.compile import compile_model
+from codegen.graph.ir import Graph
 from codegen.importer import import_model
 from codegen.instructions import estimated_instructions, instructions_of
-from codegen.ir import Graph
 from codegen.lowering import lower
 from codegen.plan_search.candidates import channel_counts
 from codegen.plans import Plan, WeightUpdate, load_plan, resolve

@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codegen.float_autodiff import cosines, forward_integers
+from codegen.graph.ir import (
+    Add,
+    AveragePool,
+    Conv,
+    DepthwiseConv,
+    GlobalAveragePool,
+    Graph,
+    inputs_of,
+)
 from codegen.interpreter import Interpreter
-from codegen.ir import Add, AveragePool, Conv, DepthwiseConv, GlobalAveragePool, Graph, inputs_of
 from codegen.layer_arithmetic import logit_scale
 from codegen.lowering import lower
 from codegen.quantization_report import simulate_op

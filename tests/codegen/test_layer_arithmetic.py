@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from codegen.errors import ModelError
-from codegen.ir import Add, DepthwiseConv, GlobalAveragePool, Graph, Tensor
+from codegen.graph.ir import Add, DepthwiseConv, GlobalAveragePool, Graph, Tensor
 from codegen.layer_arithmetic import (
     INT32_MAX,
     addition_arithmetic,

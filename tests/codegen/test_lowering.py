@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from codegen.ir import (
+from codegen.graph.ir import (
     Add,
     Conv,
     GlobalAveragePool,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codegen.ir import (
+from codegen.graph.ir import (
     Add,
     Concat,
     Conv,

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from codegen.errors import ModelError
+from codegen.graph.ir import Graph, Requantize
 from codegen.importer import import_proto
-from codegen.ir import Graph, Requantize
 from codegen.quantization_report import simulate
 from codegen.quantize import quantize, quantize_input
 from tests.codegen.onnxruntime_oracle import outputs

@@ -13,8 +13,8 @@ import pytest
 
 from codegen.calibration_set import load_calibration
 from codegen.errors import PlanError
+from codegen.graph.ir import Conv, Graph
 from codegen.importer import import_model
-from codegen.ir import Conv, Graph
 from codegen.plans import (
     PlanSpec,
     WeightUpdate,

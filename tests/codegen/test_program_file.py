@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from codegen.ir import Add, Concat, Conv, GlobalAveragePool, Graph, Head, Tensor
+from codegen.graph.ir import Add, Concat, Conv, GlobalAveragePool, Graph, Head, Tensor
 from codegen.lowering import lower
 from codegen.memory_plan import aligned
 from codegen.program import CHAIN, Program

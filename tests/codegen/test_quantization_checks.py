@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from codegen.calibration import observe
 from codegen.errors import CalibrationError
-from codegen.float_graph import FloatConv, FloatGraph, StoredIntegers
+from codegen.graph.floats import FloatConv, FloatGraph, StoredIntegers
 from codegen.quantization_checks import (
     Finding,
     check_integers,

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen import calibration, ir
+from codegen import calibration
 from codegen.calibration_set import load_calibration
 from codegen.errors import BundleError
-from codegen.float_graph import FloatGraph, evaluate
+from codegen.graph import ir
+from codegen.graph.floats import FloatGraph, evaluate
 from codegen.importer import import_model
 from codegen.quantization_report import (
     Comparison,

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen import ir
 from codegen.calibration import Method, RangeRule, activation_code
 from codegen.calibration_set import load_calibration
 from codegen.errors import CalibrationError
-from codegen.float_graph import (
+from codegen.graph import ir
+from codegen.graph.floats import (
     NO_CLAMP,
     Clamp,
     FloatAdd,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from codegen.calibration import RangeRule
 from codegen.errors import CalibrationError
-from codegen.float_graph import Coding, FloatGraph
+from codegen.graph.floats import Coding, FloatGraph
 from codegen.importer import import_model
 from codegen.quantization_report import QuantizationReport
 from codegen.quantize import quantize

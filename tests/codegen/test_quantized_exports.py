@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnxruntime.quantization import QuantType
 
-from codegen.float_graph import Coding, FloatGraph
+from codegen.graph.floats import Coding, FloatGraph
+from codegen.graph.ir import AveragePool, GlobalAveragePool, Graph, Requantize
 from codegen.importer import import_model
 from codegen.interpreter import Interpreter
-from codegen.ir import AveragePool, GlobalAveragePool, Graph, Requantize
 from codegen.layer_arithmetic import logit_scale
 from codegen.lowering import lower
 from codegen.plans import default_plans

@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from codegen.float_graph import Clamp, FloatConv, evaluate
+from codegen.graph.floats import Clamp, FloatConv, evaluate
+from codegen.graph.ir import Conv, DepthwiseConv
 from codegen.importer import import_model
-from codegen.ir import Conv, DepthwiseConv
 from codegen.quantize import quantize
 from tests.codegen.mcunet import SHARED
 

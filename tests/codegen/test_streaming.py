@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.ir import Conv, DepthwiseConv, Graph, Head, Padding, Tensor
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Padding, Tensor
 from codegen.streaming import (
     Stage,
     chain_lead,

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from codegen.compile import build_host_engine
 from codegen.errors import ModelError
+from codegen.graph.ir import Add, Graph
 from codegen.host_engine import HostEngine
 from codegen.interpreter import Interpreter
-from codegen.ir import Add, Graph
 from codegen.lowering import lower
 from codegen.plans import Plan, WeightUpdate
 from codegen.subgraph import cut_graph, cut_tensors, frozen_cut

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.float_graph import Clamp, FloatConv, FloatGraph, FloatHead, FloatOp
-from codegen.ir import GlobalAveragePool, Padding
+from codegen.graph.floats import Clamp, FloatConv, FloatGraph, FloatHead, FloatOp
+from codegen.graph.ir import GlobalAveragePool, Padding
 
 RELU, RELU6 = Clamp(low=0.0), Clamp(0.0, 6.0)
 AROUND = Padding(1, 1, 1, 1)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from codegen.boards import load_board
 from codegen.compile import build_host_engine, compile_graph
 from codegen.errors import ToolchainError
+from codegen.graph.ir import Graph
 from codegen.host_engine import HostEngine
 from codegen.interpreter import Interpreter
-from codegen.ir import Graph
 from codegen.lowering import lower
 from codegen.plans import Plan
 from codegen.toolchain import Toolchain, find_toolchain

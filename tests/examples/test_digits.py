@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen import blob, ir
+from codegen import blob
 from codegen.calibration_set import load_calibration
 from codegen.compile import build_host_engine
+from codegen.graph import ir
 from codegen.host_engine import HostEngine
 from codegen.importer import import_model
 from codegen.lowering import lower

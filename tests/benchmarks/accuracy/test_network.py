@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.accuracy.network import Network, channels_first
 from codegen.float_autodiff import forward_integers, real_gradients
+from codegen.graph.ir import DepthwiseConv, Graph
 from codegen.interpreter import Interpreter
-from codegen.ir import DepthwiseConv, Graph
 from codegen.layer_arithmetic import logit_scale
 from codegen.lowering import lower
 from codegen.plans import Plan

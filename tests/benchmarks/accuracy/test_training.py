@@ -19,7 +19,7 @@ from benchmarks.accuracy.training import (
     train_on_device_arithmetic,
     truncated,
 )
-from codegen.ir import Graph
+from codegen.graph.ir import Graph
 from codegen.plans import Plan
 from tests.codegen.random_graphs import full_plan, random_graph
 

@@ -11,8 +11,8 @@ import pytest
 
 from codegen.boards import load_board
 from codegen.compile import compile_graph
+from codegen.graph.ir import Graph
 from codegen.instructions import estimated_instructions
-from codegen.ir import Graph
 from codegen.lowering import lower
 from codegen.plan_search import costs
 from codegen.plan_search.candidates import Selection, channel_counts, order_by_norm, plan_spec

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from codegen.float_autodiff import forward_integers, real_gradients
+from codegen.graph.ir import Conv
 from codegen.interpreter import Interpreter
-from codegen.ir import Conv
 from codegen.lowering import lower
 from codegen.plan_search.candidates import channel_counts, order_by, order_by_norm
 from codegen.plan_search.contributions import Journal

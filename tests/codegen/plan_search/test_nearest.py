@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from codegen.ir import Graph
+from codegen.graph.ir import Graph
 from codegen.lowering import lower
 from codegen.plan_search.nearest import describe, nearest_fitting
 from codegen.plans import Plan, PlanSpec, resolve

@@ -13,7 +13,7 @@ import pytest
 from codegen.boards import load_board
 from codegen.compile import compile_graph
 from codegen.errors import BudgetError, PlanError
-from codegen.ir import Graph
+from codegen.graph.ir import Graph
 from codegen.plan_search import finetune, pictures, planning
 from codegen.plan_search.planning import (
     HIGHEST_SUM,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from codegen.errors import CalibrationError
-from codegen.ir import Graph
+from codegen.graph.ir import Graph
 from codegen.plan_search.samples import Samples, hold_out, load_samples
 from codegen.quantize import quantize_input
 from tests.codegen.random_graphs import random_graph

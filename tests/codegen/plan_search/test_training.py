@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from codegen.float_autodiff import forward_integers
+from codegen.graph.ir import Graph
 from codegen.interpreter import Interpreter
-from codegen.ir import Graph
 from codegen.lowering import lower
 from codegen.plan_search.candidates import Selection, order_by_norm
 from codegen.plan_search.contributions import Journal

@@ -12,8 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from codegen.graph.ir import Conv
 from codegen.integer_arithmetic import apply_gain, round_shift, step_gain
-from codegen.ir import Conv
 from codegen.layer_arithmetic import Gain
 from codegen.scratch import round_up
 from simulator.kernel_call import Struct

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
+from codegen.graph.ir import DepthwiseConv, Padding, Tensor
 from codegen.integer_arithmetic import round_shift
-from codegen.ir import DepthwiseConv, Padding, Tensor
 from simulator.kernel_call import Struct
 from tests.device_runtime.kernels.calls import Ints
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codegen.float_graph import window_output_shape
-from codegen.ir import AveragePool, Graph, MaxPool, Padding, Tensor
+from codegen.graph.floats import window_output_shape
+from codegen.graph.ir import AveragePool, Graph, MaxPool, Padding, Tensor
 from codegen.pool_arithmetic import overlap_bits
 from simulator.kernel_call import Struct
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codegen import interpreter_pools
-from codegen.float_graph import window_output_shape
+from codegen.graph.floats import window_output_shape
+from codegen.graph.ir import Graph, MaxPool, Padding, Tensor
 from codegen.integer_arithmetic import round_shift
-from codegen.ir import Graph, MaxPool, Padding, Tensor
 from codegen.pool_arithmetic import overlap_bits
 from simulator.kernel_call import Struct
 from tests.device_runtime.kernels.calls import call_all

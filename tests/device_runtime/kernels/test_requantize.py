@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codegen.errors import ModelError
-from codegen.ir import Graph, Requantize, Tensor
+from codegen.graph.ir import Graph, Requantize, Tensor
 from codegen.pool_arithmetic import requantize_arithmetic
 from simulator.kernel_call import Struct
 from tests.device_runtime.kernels.calls import call_all

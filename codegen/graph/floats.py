@@ -6,7 +6,7 @@ fully connected layers are convolutions whose kernel covers the whole picture, a
 made by one matrix at the end. Weights keep ONNX's layouts (``[O, I/groups, Kh, Kw]``) and tensors
 are ``(channels, height, width)`` (1-D signals have height 1, vectors 1x1); quantization turns both
 into the device's. Pools and concatenations, which have no numbers of their own, are those of
-`codegen.ir`.
+`codegen.graph.ir`.
 
 `evaluate` is the reference for everything after it: plain numpy in float64.
 """
@@ -21,7 +21,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.ir import (
+from codegen.graph.ir import (
     INT8_MAX,
     INT8_MIN,
     AveragePool,

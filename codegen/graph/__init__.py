@@ -1,0 +1,1 @@
+"""What a network is: in real numbers, and in the integers of the device."""
