@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.arithmetic.layers import bias_limit
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head
-from codegen.layer_arithmetic import bias_limit
 
 ALIGNMENT = 4
 Q88_LIMIT = 127 * 256

@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from codegen.arithmetic.layers import (
+    Gain,
+    addition_arithmetic,
+    convolution_arithmetic,
+    head_arithmetic,
+    pooling_arithmetic,
+)
+from codegen.arithmetic.pools import (
+    average_pool_arithmetic,
+    overlap_bits,
+    reconstruction_arithmetic,
+    requantize_arithmetic,
+)
 from codegen.c_text import layer_name, rows
 from codegen.graph.ir import (
     Add,
@@ -16,19 +29,6 @@ from codegen.graph.ir import (
     Head,
     MaxPool,
     Requantize,
-)
-from codegen.layer_arithmetic import (
-    Gain,
-    addition_arithmetic,
-    convolution_arithmetic,
-    head_arithmetic,
-    pooling_arithmetic,
-)
-from codegen.pool_arithmetic import (
-    average_pool_arithmetic,
-    overlap_bits,
-    reconstruction_arithmetic,
-    requantize_arithmetic,
 )
 from codegen.program import Program
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen import blob
+from codegen.arithmetic.layers import logit_scale
 from codegen.graph.ir import (
     Add,
     AveragePool,
@@ -26,7 +27,6 @@ from codegen.graph.ir import (
     Requantize,
 )
 from codegen.interpreter import Interpreter
-from codegen.layer_arithmetic import logit_scale
 from codegen.program import INPUT
 
 Values = NDArray[np.int64]

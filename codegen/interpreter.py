@@ -13,19 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen import blob, interpreter_pools
-from codegen.graph.ir import (
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    DepthwiseConv,
-    GlobalAveragePool,
-    Head,
-    MaxPool,
-    Requantize,
-    Tensor,
-)
-from codegen.integer_arithmetic import (
+from codegen.arithmetic.integers import (
     BIAS_BITS,
     STATE_BITS,
     STEP_BITS,
@@ -38,19 +26,31 @@ from codegen.integer_arithmetic import (
     round_shift,
     step_gain,
 )
-from codegen.layer_arithmetic import (
+from codegen.arithmetic.layers import (
     INT32_MAX,
     addition_arithmetic,
     convolution_arithmetic,
     head_arithmetic,
     pooling_arithmetic,
 )
-from codegen.pool_arithmetic import (
+from codegen.arithmetic.pools import (
     average_pool_arithmetic,
     counts,
     overlap_bits,
     reconstruction_arithmetic,
     requantize_arithmetic,
+)
+from codegen.graph.ir import (
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    DepthwiseConv,
+    GlobalAveragePool,
+    Head,
+    MaxPool,
+    Requantize,
+    Tensor,
 )
 from codegen.program import INPUT, Phase, Program, Step
 

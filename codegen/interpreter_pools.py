@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from codegen.arithmetic.integers import Ints, requantized, round_shift
+from codegen.arithmetic.layers import INT32_MAX
+from codegen.arithmetic.pools import AveragePoolArithmetic, ReconstructionArithmetic
 from codegen.graph.ir import AveragePool, MaxPool, Tensor
-from codegen.integer_arithmetic import Ints, requantized, round_shift
-from codegen.layer_arithmetic import INT32_MAX
-from codegen.pool_arithmetic import AveragePoolArithmetic, ReconstructionArithmetic
 
 UINT32_MAX = 2**32 - 1
 

@@ -6,7 +6,7 @@
 #include "tinyfleet/random.h"
 
 /* Sums of error * input over so many pixels fit 32 bits: the largest even number that is not above
- * PIXELS_IN_32_BITS of codegen/layer_arithmetic.py. */
+ * PIXELS_IN_32_BITS of codegen/arithmetic/layers.py. */
 #define TF_PIECE 256u
 
 /* Bits that a change has below the unit of what it changes. */

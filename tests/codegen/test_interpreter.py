@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codegen.arithmetic.layers import logit_scale
 from codegen.float_autodiff import cosines, forward_integers
 from codegen.graph.ir import (
     Add,
@@ -18,7 +19,6 @@ from codegen.graph.ir import (
     inputs_of,
 )
 from codegen.interpreter import Interpreter
-from codegen.layer_arithmetic import logit_scale
 from codegen.lowering import lower
 from codegen.quantization_report import simulate_op
 from tests.codegen.random_graphs import full_plan, random_graph, random_pooled_graph

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from codegen import blob
+from codegen.arithmetic.layers import logit_scale
 from codegen.interpreter import Interpreter
-from codegen.layer_arithmetic import logit_scale
 from codegen.lowering import lower
 from tests.codegen import mcunet
 from tests.codegen.random_graphs import full_plan

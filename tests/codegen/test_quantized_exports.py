@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnxruntime.quantization import QuantType
 
+from codegen.arithmetic.layers import logit_scale
 from codegen.graph.floats import Coding, FloatGraph
 from codegen.graph.ir import AveragePool, GlobalAveragePool, Graph, Requantize
 from codegen.importer import import_model
 from codegen.interpreter import Interpreter
-from codegen.layer_arithmetic import logit_scale
 from codegen.lowering import lower
 from codegen.plans import default_plans
 from codegen.quantize import quantize, quantize_input

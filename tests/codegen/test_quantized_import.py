@@ -9,6 +9,7 @@ import pytest
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from codegen.arithmetic.layers import logit_scale
 from codegen.calibration_set import load_calibration
 from codegen.errors import CalibrationError, ModelError
 from codegen.float_autodiff import forward_integers
@@ -16,7 +17,6 @@ from codegen.graph.floats import evaluate
 from codegen.graph.ir import Conv, DepthwiseConv
 from codegen.importer import import_model, import_proto
 from codegen.interpreter import Interpreter
-from codegen.layer_arithmetic import logit_scale
 from codegen.lowering import lower
 from codegen.plans import default_plans
 from codegen.quantize import quantize, quantize_input

@@ -8,10 +8,10 @@ pytest.importorskip("torch", reason="accuracy studies need PyTorch: pip install 
 import torch
 
 from benchmarks.accuracy.network import Network, channels_first
+from codegen.arithmetic.layers import logit_scale
 from codegen.float_autodiff import forward_integers, real_gradients
 from codegen.graph.ir import DepthwiseConv, Graph
 from codegen.interpreter import Interpreter
-from codegen.layer_arithmetic import logit_scale
 from codegen.lowering import lower
 from codegen.plans import Plan
 from tests.codegen.random_graphs import full_plan, random_graph, random_plan

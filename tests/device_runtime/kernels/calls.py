@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.integer_arithmetic import random_move
-from codegen.layer_arithmetic import INT32_MAX
+from codegen.arithmetic.integers import random_move
+from codegen.arithmetic.layers import INT32_MAX
 from device_runtime import include_directories, source_root
 from simulator.kernel_call import ArmKernels, Call, HostKernels, Struct, arm_kernels, host_kernels
 

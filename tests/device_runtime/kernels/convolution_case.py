@@ -12,9 +12,9 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from codegen.arithmetic.integers import apply_gain, round_shift, step_gain
+from codegen.arithmetic.layers import Gain
 from codegen.graph.ir import Conv
-from codegen.integer_arithmetic import apply_gain, round_shift, step_gain
-from codegen.layer_arithmetic import Gain
 from codegen.scratch import round_up
 from simulator.kernel_call import Struct
 

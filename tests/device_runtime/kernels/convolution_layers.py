@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
+from codegen.arithmetic.integers import round_shift
 from codegen.graph.ir import DepthwiseConv, Padding, Tensor
-from codegen.integer_arithmetic import round_shift
 from simulator.kernel_call import Struct
 from tests.device_runtime.kernels.calls import Ints
 
@@ -73,7 +73,7 @@ class Depthwise:
 
     @property
     def bias_limit(self) -> int:
-        """As codegen.layer_arithmetic has it."""
+        """As codegen.arithmetic.layers has it."""
         taps = self.kernel[0] * self.kernel[1]
         return ((2**31 - 1) >> self.pre_shift) - taps * 127 * 255
 

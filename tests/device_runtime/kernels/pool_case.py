@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from codegen.arithmetic.pools import overlap_bits
 from codegen.graph.floats import window_output_shape
 from codegen.graph.ir import AveragePool, Graph, MaxPool, Padding, Tensor
-from codegen.pool_arithmetic import overlap_bits
 from simulator.kernel_call import Struct
 
 Fields = list[tuple[str, int]]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen.integer_arithmetic import round_shift
+from codegen.arithmetic.integers import round_shift
 from simulator.kernel_call import Struct
 from tests.device_runtime.kernels.calls import call_all
 

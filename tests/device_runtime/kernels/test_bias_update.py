@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen.integer_arithmetic import BIAS_BITS, apply_gain, step_gain
-from codegen.layer_arithmetic import Gain
+from codegen.arithmetic.integers import BIAS_BITS, apply_gain, step_gain
+from codegen.arithmetic.layers import Gain
 from simulator.kernel_call import Struct
 from tests.device_runtime.kernels.calls import call_all, moved, update, whole
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers

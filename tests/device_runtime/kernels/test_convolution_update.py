@@ -3,7 +3,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from codegen.integer_arithmetic import STATE_BITS, STEP_BITS
+from codegen.arithmetic.integers import STATE_BITS, STEP_BITS
 from codegen.scratch import round_up
 from simulator.kernel_call import ArmKernels, HostKernels, Struct
 from tests.device_runtime.kernels.calls import FIRST_VALUE, moved, update

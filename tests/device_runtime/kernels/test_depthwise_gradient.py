@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from codegen.integer_arithmetic import STATE_BITS, STEP_BITS, apply_gain, step_gain
-from codegen.layer_arithmetic import Gain
+from codegen.arithmetic.integers import STATE_BITS, STEP_BITS, apply_gain, step_gain
+from codegen.arithmetic.layers import Gain
 from codegen.scratch import depthwise_input_gradient_bytes, depthwise_weight_update_bytes
 from simulator.kernel_call import Struct
 from tests.device_runtime.kernels.calls import FIRST_VALUE, Ints, Scratch, call_all, moved, update

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen.integer_arithmetic import round_shift
+from codegen.arithmetic.integers import round_shift
 from simulator.kernel_call import Struct
 from tests.device_runtime.kernels.calls import Ints, call_all
 

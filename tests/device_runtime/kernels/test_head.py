@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen.integer_arithmetic import BIAS_BITS, STATE_BITS, apply_gain, round_shift, step_gain
-from codegen.layer_arithmetic import Gain
+from codegen.arithmetic.integers import BIAS_BITS, STATE_BITS, apply_gain, round_shift, step_gain
+from codegen.arithmetic.layers import Gain
 from simulator.kernel_call import Struct
 from tests.device_runtime.kernels.calls import Ints, call_all, moved, update, whole
 

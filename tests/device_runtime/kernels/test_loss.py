@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen.layer_arithmetic import gain
+from codegen.arithmetic.layers import gain
 from simulator.kernel_call import Struct
 from tests.device_runtime.kernels.calls import call_all
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codegen.arithmetic.pools import requantize_arithmetic
 from codegen.errors import ModelError
 from codegen.graph.ir import Graph, Requantize, Tensor
-from codegen.pool_arithmetic import requantize_arithmetic
 from simulator.kernel_call import Struct
 from tests.device_runtime.kernels.calls import call_all
 

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from codegen.errors import ModelError
-from codegen.graph.ir import Add, DepthwiseConv, GlobalAveragePool, Graph, Tensor
-from codegen.layer_arithmetic import (
+from codegen.arithmetic.layers import (
     INT32_MAX,
     addition_arithmetic,
     convolution_arithmetic,
     pooling_arithmetic,
 )
+from codegen.errors import ModelError
+from codegen.graph.ir import Add, DepthwiseConv, GlobalAveragePool, Graph, Tensor
 from tests.codegen.random_graphs import random_graph
 
 SCALES = st.floats(1e-6, 1e3)

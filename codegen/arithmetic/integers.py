@@ -12,7 +12,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.layer_arithmetic import INT32_MAX, SHIFT_BITS, Gain
+from codegen.arithmetic.layers import INT32_MAX, SHIFT_BITS, Gain
 
 Ints: TypeAlias = NDArray[np.int64]
 Integers = TypeVar("Integers", int, Ints)

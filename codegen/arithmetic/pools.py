@@ -1,6 +1,6 @@
 """Integer constants of pools, of changes of scale, and of the squared error.
 
-As in `codegen.layer_arithmetic`, real scales become integers here and nowhere else;
+As in `codegen.arithmetic.layers`, real scales become integers here and nowhere else;
 docs/specification/arithmetic.md derives them.
 """
 
@@ -12,10 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.errors import ModelError
-from codegen.graph.floats import counted_positions
-from codegen.graph.ir import AveragePool, Graph, Head, MaxPool, Requantize
-from codegen.layer_arithmetic import (
+from codegen.arithmetic.layers import (
     INT32_MAX,
     Gain,
     Multiplier,
@@ -24,6 +21,9 @@ from codegen.layer_arithmetic import (
     multiplier,
     relative_q15,
 )
+from codegen.errors import ModelError
+from codegen.graph.floats import counted_positions
+from codegen.graph.ir import AveragePool, Graph, Head, MaxPool, Requantize
 
 LARGEST_PRE_SHIFT = 22  # 255 << 22 fits 31 bits
 

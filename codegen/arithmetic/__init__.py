@@ -1,0 +1,1 @@
+"""Integer constants of layers: what stands for real factors on the device."""
