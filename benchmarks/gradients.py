@@ -13,7 +13,7 @@ import numpy as np
 from codegen.bundle import load_bundle
 from codegen.calibration_set import load_calibration
 from codegen.float_autodiff import cosines
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.interpreter import Interpreter
 from codegen.lowering import lower
 from codegen.plans import default_plans

@@ -26,7 +26,7 @@ from codegen.boards import load_board
 from codegen.compile import compile_graph
 from codegen.graph.floats import Clamp, FloatAdd, FloatClamp, FloatConv, FloatGraph, FloatHead
 from codegen.graph.ir import AveragePool, Concat, Graph, Loss, MaxPool, Padding
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.instructions import Rates, estimated_instructions, work_of
 from codegen.lowering import lower
 from codegen.plans import LastLayers, Plan, PlanSpec, WeightSpec, default_plans, load_plan, resolve

@@ -23,7 +23,7 @@ from benchmarks.mcunet import MODEL, PLANS
 from codegen.bundle import Bundle
 from codegen.graph.ir import DepthwiseConv, Graph
 from codegen.graph.names import identifier
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.plans import LastLayers, PlanSpec, WeightSpec
 from codegen.program_file import CallInfo, ProgramInfo, load_programs
 from codegen.quantize_model import quantize_model

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from codegen.graph.floats import FloatConv, FloatGraph
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.plans import LastLayers, PlanSpec, WeightSpec
 from fleet.cli._output import console, table
 from fleet.firmware import compile_firmware

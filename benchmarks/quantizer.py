@@ -26,7 +26,7 @@ from codegen.calibration_set import load_calibration
 from codegen.cross_layer import equalize, pairs
 from codegen.graph import ir
 from codegen.graph.floats import Clamp, FloatConv, FloatGraph, FloatHead, execute
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.quantization_report import simulate
 from codegen.quantize import assemble, codings_of, quantize_input
 from simulator import digits

@@ -52,7 +52,7 @@ from codegen.flash_layout import (
     sample_log_sizes,
 )
 from codegen.graph.ir import Graph
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.lowering import lower
 from codegen.model_digest import model_digest
 from codegen.plan_search.nearest import suggestion

@@ -22,7 +22,7 @@ from benchmarks.accuracy.heads import with_fresh_head
 from benchmarks.accuracy.samples import Samples, shared_folder
 from codegen.graph.floats import FloatGraph
 from codegen.graph.ir import Graph
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.quantize import quantize, quantize_input
 
 EPOCHS = 15

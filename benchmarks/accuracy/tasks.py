@@ -11,7 +11,7 @@ from benchmarks.accuracy.heads import with_fresh_head
 from benchmarks.accuracy.samples import Samples
 from benchmarks.accuracy.training import Schedule
 from codegen.graph.ir import Conv, DepthwiseConv, Graph
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.plans import LastLayers, PlanSpec, WeightSpec, load_plan
 from codegen.quantize import quantize
 

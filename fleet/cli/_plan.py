@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.boards import load_board
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.plan_search import pictures
 from codegen.plan_search.planning import PlanningResult, Settings, find_plans
 from codegen.plan_search.proof import Bench

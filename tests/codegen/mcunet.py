@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from codegen.graph.ir import Conv, DepthwiseConv, Graph
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.interpreter import Interpreter
 from codegen.plans import Plan, load_plan, resolve
 from codegen.quantize import quantize

@@ -20,7 +20,7 @@ from codegen.compile import build_host_engine, compile_graph, compile_model
 from codegen.errors import BudgetError, BundleError, CalibrationError, CodegenError
 from codegen.graph.ir import Graph
 from codegen.host_engine import HostEngine
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.plans import PlanSpec
 from codegen.quantize import quantize
 from codegen.toolchain import find_toolchain

@@ -19,7 +19,7 @@ from codegen.graph.floats import (
     FloatGraph,
     evaluate,
 )
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.quantization_report import compare
 from codegen.quantize import quantize
 from tests.codegen.uneven_network import RELU, RELU6, conv, network, samples

@@ -11,7 +11,7 @@ import pytest
 
 from codegen.compile import compile_model
 from codegen.graph.ir import Graph
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.instructions import estimated_instructions, instructions_of
 from codegen.lowering import lower
 from codegen.plan_search.candidates import channel_counts

@@ -14,7 +14,7 @@ import pytest
 from codegen.calibration_set import load_calibration
 from codegen.errors import PlanError
 from codegen.graph.ir import Conv, Graph
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.plans import (
     PlanSpec,
     WeightUpdate,

@@ -14,7 +14,7 @@ from codegen.calibration_set import load_calibration
 from codegen.errors import BundleError
 from codegen.graph import ir
 from codegen.graph.floats import FloatGraph, evaluate
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.quantization_report import (
     Comparison,
     ErrorFigures,

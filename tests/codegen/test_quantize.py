@@ -23,7 +23,7 @@ from codegen.graph.floats import (
     FloatHead,
     evaluate,
 )
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.quantization_report import compare, simulate
 from codegen.quantize import quantize, quantize_input
 from simulator import digits

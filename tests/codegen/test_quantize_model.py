@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from codegen.calibration import RangeRule
 from codegen.errors import CalibrationError
 from codegen.graph.floats import Coding, FloatGraph
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.quantization_report import QuantizationReport
 from codegen.quantize import quantize
 from codegen.quantize_model import QuantizationOptions, quantize_model

@@ -14,7 +14,7 @@ from codegen.calibration_set import load_calibration
 from codegen.compile import build_host_engine, compile_graph
 from codegen.graph.ir import Graph
 from codegen.host_engine import HostEngine
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.interpreter import Interpreter
 from codegen.lowering import lower
 from codegen.plans import Plan, default_plans

@@ -14,7 +14,7 @@ from codegen.calibration_set import load_calibration
 from codegen.compile import build_host_engine
 from codegen.graph import ir
 from codegen.host_engine import HostEngine
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.lowering import lower
 from codegen.plans import load_plan, resolve
 from codegen.program import Program

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from codegen.calibration_set import load_calibration
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.quantize import quantize, quantize_input
 from fleet.demo.digits import (
     BOARDS,

@@ -28,7 +28,7 @@ from codegen.graph.floats import (
     StoredIntegers,
 )
 from codegen.graph.ir import AveragePool, Concat, GlobalAveragePool, MaxPool, Padding
-from codegen.onnx_graph import Affine, Array, Draft, reads
+from codegen.importer.state import Affine, Array, Draft, reads
 
 _Op = TypeVar("_Op", bound=Draft)
 

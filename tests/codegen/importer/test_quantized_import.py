@@ -15,14 +15,14 @@ from codegen.errors import CalibrationError, ModelError
 from codegen.float_autodiff import forward_integers
 from codegen.graph.floats import evaluate
 from codegen.graph.ir import Conv, DepthwiseConv
-from codegen.importer import import_model, import_proto
+from codegen.importer.model import import_model, import_proto
 from codegen.interpreter import Interpreter
 from codegen.lowering import lower
 from codegen.plans import default_plans
 from codegen.quantize import quantize, quantize_input
 from tests.codegen.onnxruntime_oracle import outputs, quantize_file
 
-DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+DIGITS = Path(__file__).parents[3] / "examples" / "digits"
 
 
 @pytest.fixture(scope="module")

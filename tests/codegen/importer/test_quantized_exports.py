@@ -13,14 +13,14 @@ from onnxruntime.quantization import QuantType
 from codegen.arithmetic.layers import logit_scale
 from codegen.graph.floats import Coding, FloatGraph
 from codegen.graph.ir import AveragePool, GlobalAveragePool, Graph, Requantize
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.interpreter import Interpreter
 from codegen.lowering import lower
 from codegen.plans import default_plans
 from codegen.quantize import quantize, quantize_input
 from tests.codegen.onnxruntime_oracle import outputs, quantize_file
 
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).parents[1] / "models"
 FAMILIES = sorted(path.name.removesuffix("_dynamo.onnx") for path in MODELS.glob("*_dynamo.onnx"))
 # The first operations of this one, on its input, are none that onnxruntime quantizes.
 QUANTIZED = [name for name in FAMILIES if name != "preactivation"]

@@ -10,12 +10,12 @@ import pytest
 
 from codegen.graph.floats import FloatConv, FloatGraph, evaluate
 from codegen.graph.ir import Concat, GlobalAveragePool, MaxPool
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.quantization_report import simulate
 from codegen.quantize import quantize, quantize_input
 from tests.codegen.onnxruntime_oracle import outputs
 
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).parents[1] / "models"
 FILES = sorted(path.name for path in MODELS.glob("*.onnx"))
 
 

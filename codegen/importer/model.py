@@ -1,10 +1,10 @@
 """ONNX file → float graph.
 
 Every node of the file goes through one small handler, in the table `HANDLERS` of
-`codegen.onnx_handlers`; a new operator is one more row. Operations of the file become operations
-of a draft, or other views of the same tensor where they only move or rename values; what depends
-on constants and shapes alone is computed. Then the passes of `codegen.import_passes` bring the
-draft into the float graph's normal form. In quantized models (QuantizeLinear and
+`codegen.importer.handlers`; a new operator is one more row. Operations of the file become
+operations of a draft, or other views of the same tensor where they only move or rename values;
+what depends on constants and shapes alone is computed. Then the passes of
+`codegen.importer.passes` bring the draft into the float graph's normal form. In quantized models (QuantizeLinear and
 DequantizeLinear around every operation) these two only rename tensors, but scales, zero points
 and stored integers are kept. What can't be imported is refused with the node, the operator, the
 attribute and the remedy.
@@ -24,10 +24,10 @@ from onnx.reference import ReferenceEvaluator
 
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatGraph, FloatHead
-from codegen.import_passes import PASSES, DraftGraph
-from codegen.onnx_graph import Affine, ImportState, Node, View
-from codegen.onnx_handlers import HANDLERS, RENAMING, SUPPORTED_OPERATORS, unsupported
-from codegen.onnx_quantized import transpose_integers
+from codegen.importer.handlers import HANDLERS, RENAMING, SUPPORTED_OPERATORS, unsupported
+from codegen.importer.passes import PASSES, DraftGraph
+from codegen.importer.quantized import transpose_integers
+from codegen.importer.state import Affine, ImportState, Node, View
 
 __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto"]
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from codegen.graph.floats import NO_CLAMP, Coding, FloatClamp, StoredIntegers
 from codegen.graph.ir import Padding
-from codegen.onnx_graph import Array, ImportState, Integers, Node
+from codegen.importer.state import Array, ImportState, Integers, Node
 
 
 def dequantize_linear(state: ImportState, node: Node) -> None:

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from codegen.graph.floats import Clamp, FloatConv, evaluate
 from codegen.graph.ir import Conv, DepthwiseConv
-from codegen.importer import import_model
+from codegen.importer.model import import_model
 from codegen.quantize import quantize
 from tests.codegen.mcunet import SHARED
 

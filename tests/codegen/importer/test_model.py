@@ -15,9 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatConv, evaluate, forward_macs, parameter_count
-from codegen.importer import import_model, import_proto
+from codegen.importer.model import import_model, import_proto
 
-DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "digits.onnx"
+DIGITS = Path(__file__).parents[3] / "examples" / "digits" / "digits.onnx"
 
 Constants = dict[str, NDArray[np.float32]]
 

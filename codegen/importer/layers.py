@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from codegen.graph.floats import FloatConv, conv_output_shape, window_output_shape
 from codegen.graph.ir import AveragePool, Concat, GlobalAveragePool, MaxPool, Padding
-from codegen.onnx_graph import (
+from codegen.importer.quantized import stored_integers
+from codegen.importer.state import (
     Array,
     Draft,
     Group,
@@ -22,7 +23,6 @@ from codegen.onnx_graph import (
     picture_dims,
     size_of,
 )
-from codegen.onnx_quantized import stored_integers
 
 # Attributes: one entry per spatial dimension in the file, two here; 1-D layers get height 1.
 

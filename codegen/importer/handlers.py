@@ -10,8 +10,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from codegen.graph.floats import Clamp, FloatAdd, FloatClamp
-from codegen.onnx_graph import Affine, Array, Group, ImportState, Node, Roles, View, size_of
-from codegen.onnx_layers import (
+from codegen.importer.layers import (
     average_pool,
     concat,
     conv,
@@ -24,7 +23,8 @@ from codegen.onnx_layers import (
     reduce_max,
     reduce_mean,
 )
-from codegen.onnx_quantized import dequantize_linear, quantize_linear
+from codegen.importer.quantized import dequantize_linear, quantize_linear
+from codegen.importer.state import Affine, Array, Group, ImportState, Node, Roles, View, size_of
 
 _SMOOTH = "use Relu or Clip, and train with it"
 _QDQ = "export in QDQ format (quant_format=QuantFormat.QDQ)"

@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from codegen.errors import ModelError
 from codegen.graph.ir import Graph, Requantize
-from codegen.importer import import_proto
+from codegen.importer.model import import_proto
 from codegen.quantization_report import simulate
 from codegen.quantize import quantize, quantize_input
 from tests.codegen.onnxruntime_oracle import outputs
