@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from codegen.bundle import load_bundle
-from codegen.calibration_set import load_calibration
 from codegen.float_autodiff import cosines
 from codegen.importer.model import import_model
 from codegen.interpreter import Interpreter
 from codegen.lowering import lower
 from codegen.plans import default_plans
-from codegen.quantize import quantize, quantize_input
+from codegen.quantization.calibration_set import load_calibration
+from codegen.quantization.quantize import quantize, quantize_input
 from fleet.firmware import compile_firmware
 from simulator.measure import ImageEngine
 

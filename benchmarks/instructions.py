@@ -32,8 +32,8 @@ from codegen.lowering import lower
 from codegen.plans import LastLayers, Plan, PlanSpec, WeightSpec, default_plans, load_plan, resolve
 from codegen.program import Program
 from codegen.program_file import load_programs
-from codegen.quantize import quantize
-from codegen.quantize_model import quantize_model
+from codegen.quantization.model import quantize_model
+from codegen.quantization.quantize import quantize
 from codegen.toolchain import find_toolchain
 from fleet.cli._output import console, table
 from simulator.measure import profile_step

@@ -26,7 +26,7 @@ from codegen.graph.names import identifier
 from codegen.importer.model import import_model
 from codegen.plans import LastLayers, PlanSpec, WeightSpec
 from codegen.program_file import CallInfo, ProgramInfo, load_programs
-from codegen.quantize_model import quantize_model
+from codegen.quantization.model import quantize_model
 from fleet.cli._output import console, table
 from fleet.firmware import compile_firmware
 from simulator.measure import profile_step

@@ -21,14 +21,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from codegen.calibration import RangeRule, batches, observe
-from codegen.calibration_set import load_calibration
-from codegen.cross_layer import equalize, pairs
 from codegen.graph import ir
 from codegen.graph.floats import Clamp, FloatConv, FloatGraph, FloatHead, execute
 from codegen.importer.model import import_model
-from codegen.quantization_report import simulate
-from codegen.quantize import assemble, codings_of, quantize_input
+from codegen.quantization.calibration import RangeRule, batches, observe
+from codegen.quantization.calibration_set import load_calibration
+from codegen.quantization.cross_layer import equalize, pairs
+from codegen.quantization.quantize import assemble, codings_of, quantize_input
+from codegen.quantization.report import simulate
 from simulator import digits
 
 ROOT = Path(__file__).parents[1]

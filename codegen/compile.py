@@ -66,8 +66,8 @@ from codegen.plans import (
     runs_of,
 )
 from codegen.program import Program
-from codegen.quantization_report import QuantizationReport
-from codegen.quantize_model import DEFAULT_OPTIONS, QuantizationOptions, quantize_model
+from codegen.quantization.model import DEFAULT_OPTIONS, QuantizationOptions, quantize_model
+from codegen.quantization.report import QuantizationReport
 from codegen.toolchain import (
     LinkError,
     Progress,

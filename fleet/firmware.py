@@ -9,7 +9,7 @@ from typing import Literal
 
 from codegen.bundle import Bundle
 from codegen.compile import compile_model
-from codegen.quantize_model import DEFAULT_OPTIONS, QuantizationOptions
+from codegen.quantization.model import DEFAULT_OPTIONS, QuantizationOptions
 from codegen.toolchain import find_toolchain
 
 Progress = Callable[[str, int, int], None]

@@ -23,7 +23,7 @@ from benchmarks.accuracy.samples import Samples, shared_folder
 from codegen.graph.floats import FloatGraph
 from codegen.graph.ir import Graph
 from codegen.importer.model import import_model
-from codegen.quantize import quantize, quantize_input
+from codegen.quantization.quantize import quantize, quantize_input
 
 EPOCHS = 15
 BATCH = 64

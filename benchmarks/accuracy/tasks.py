@@ -13,7 +13,7 @@ from benchmarks.accuracy.training import Schedule
 from codegen.graph.ir import Conv, DepthwiseConv, Graph
 from codegen.importer.model import import_model
 from codegen.plans import LastLayers, PlanSpec, WeightSpec, load_plan
-from codegen.quantize import quantize
+from codegen.quantization.quantize import quantize
 
 MODELS = "models"
 PUBLISHED = ("49kb", "74kb", "99kb", "124kb", "148kb")

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.calibration_set import open_npz
 from codegen.errors import CalibrationError
 from codegen.graph.floats import FloatGraph
 from codegen.graph.ir import Graph
-from codegen.quantize import quantize_input
+from codegen.quantization.calibration_set import open_npz
+from codegen.quantization.quantize import quantize_input
 
 HELD_OUT_SHARE = 1 / 3
 """As on the devices, which hold out every third sample."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from codegen.bundle import QUANTIZATION, Bundle
-from codegen.quantization_report import LayerError, QuantizationReport, load_report
-from codegen.quantize_model import QuantizationOptions
+from codegen.quantization.model import QuantizationOptions
+from codegen.quantization.report import LayerError, QuantizationReport, load_report
 from fleet.cli._output import budget_table, console, print_json, table
 from fleet.cli._progress import stage_bars
 from fleet.firmware import compile_firmware

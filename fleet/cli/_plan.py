@@ -17,7 +17,7 @@ from codegen.plan_search import pictures
 from codegen.plan_search.planning import PlanningResult, Settings, find_plans
 from codegen.plan_search.proof import Bench
 from codegen.plan_search.samples import load_samples
-from codegen.quantize_model import QuantizationOptions, quantize_model
+from codegen.quantization.model import QuantizationOptions, quantize_model
 from codegen.toolchain import find_toolchain
 from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, readable, table

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from codegen.calibration import Method, RangeRule
 from codegen.errors import CalibrationError
-from codegen.quantize_model import QuantizationOptions
+from codegen.quantization.calibration import Method, RangeRule
+from codegen.quantization.model import QuantizationOptions
 
 
 def quantization_options(

@@ -16,7 +16,7 @@ from codegen.graph.floats import (
 )
 from codegen.graph.ir import AveragePool, Concat, GlobalAveragePool, Graph, Loss, MaxPool, Padding
 from codegen.plans import Plan, WeightUpdate
-from codegen.quantize import quantize, quantize_input
+from codegen.quantization.quantize import quantize, quantize_input
 
 RELU6 = Clamp(0.0, 6.0)
 

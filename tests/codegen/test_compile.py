@@ -15,14 +15,14 @@ from elftools.elf.elffile import ELFFile
 from codegen.blob import packed_bytes
 from codegen.boards import Board, load_board
 from codegen.bundle import Bundle, bundle_id, load_bundle, measure_image
-from codegen.calibration_set import load_calibration
 from codegen.compile import build_host_engine, compile_graph, compile_model
 from codegen.errors import BudgetError, BundleError, CalibrationError, CodegenError
 from codegen.graph.ir import Graph
 from codegen.host_engine import HostEngine
 from codegen.importer.model import import_model
 from codegen.plans import PlanSpec
-from codegen.quantize import quantize
+from codegen.quantization.calibration_set import load_calibration
+from codegen.quantization.quantize import quantize
 from codegen.toolchain import find_toolchain
 from simulator.elf_image import load_elf
 from tests.codegen.random_graphs import random_graph

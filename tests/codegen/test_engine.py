@@ -19,7 +19,7 @@ from codegen.interpreter import Interpreter
 from codegen.lowering import lower
 from codegen.plans import Plan
 from codegen.program import Program
-from codegen.quantize import quantize, quantize_input
+from codegen.quantization.quantize import quantize, quantize_input
 from codegen.toolchain import host_toolchain
 from device_runtime import engine_sources, include_directories
 from tests.codegen.random_graphs import (

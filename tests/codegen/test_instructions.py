@@ -16,7 +16,7 @@ from codegen.instructions import estimated_instructions, instructions_of
 from codegen.lowering import lower
 from codegen.plan_search.candidates import channel_counts
 from codegen.plans import Plan, WeightUpdate, load_plan, resolve
-from codegen.quantize_model import quantize_model
+from codegen.quantization.model import quantize_model
 from codegen.toolchain import find_toolchain
 from simulator.measure import measure
 from tests.codegen import mcunet

@@ -20,7 +20,7 @@ from codegen.graph.ir import (
 )
 from codegen.interpreter import Interpreter
 from codegen.lowering import lower
-from codegen.quantization_report import simulate_op
+from codegen.quantization.report import simulate_op
 from tests.codegen.random_graphs import full_plan, random_graph, random_pooled_graph
 
 LEARNING_RATE = 2**20 // 50

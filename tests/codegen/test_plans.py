@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from codegen.calibration_set import load_calibration
 from codegen.errors import PlanError
 from codegen.graph.ir import Conv, Graph
 from codegen.importer.model import import_model
@@ -23,7 +22,8 @@ from codegen.plans import (
     parameter_count,
     resolve,
 )
-from codegen.quantize import quantize
+from codegen.quantization.calibration_set import load_calibration
+from codegen.quantization.quantize import quantize
 from tests.codegen import mcunet
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from codegen.importer.model import import_model
-from codegen.quantize import quantize, quantize_input
+from codegen.quantization.quantize import quantize, quantize_input
 from tests.codegen.random_graphs import full_plan, random_plan
 from tests.end_to_end.engines import assert_trains_to_the_same_bits, toolchain_or_skip
 

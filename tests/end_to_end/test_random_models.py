@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from codegen.calibration_set import load_calibration
 from codegen.importer.model import import_model
-from codegen.quantize import quantize, quantize_input
+from codegen.quantization.calibration_set import load_calibration
+from codegen.quantization.quantize import quantize, quantize_input
 from tests.codegen.random_graphs import full_plan, random_plan
 from tests.end_to_end.engines import assert_trains_to_the_same_bits, toolchain_or_skip
 

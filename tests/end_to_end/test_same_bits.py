@@ -10,7 +10,6 @@ import pytest
 
 from codegen import blob
 from codegen.boards import load_board
-from codegen.calibration_set import load_calibration
 from codegen.compile import build_host_engine, compile_graph
 from codegen.graph.ir import Graph
 from codegen.host_engine import HostEngine
@@ -19,7 +18,8 @@ from codegen.interpreter import Interpreter
 from codegen.lowering import lower
 from codegen.plans import Plan, default_plans
 from codegen.program import Program
-from codegen.quantize import quantize, quantize_input
+from codegen.quantization.calibration_set import load_calibration
+from codegen.quantization.quantize import quantize, quantize_input
 from codegen.toolchain import find_toolchain
 from simulator.image_engine import ImageEngine
 from tests.codegen.random_graphs import full_plan

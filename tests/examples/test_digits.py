@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 
 from codegen import blob
-from codegen.calibration_set import load_calibration
 from codegen.compile import build_host_engine
 from codegen.graph import ir
 from codegen.host_engine import HostEngine
@@ -18,8 +17,9 @@ from codegen.importer.model import import_model
 from codegen.lowering import lower
 from codegen.plans import load_plan, resolve
 from codegen.program import Program
-from codegen.quantization_report import simulate
-from codegen.quantize import quantize, quantize_input
+from codegen.quantization.calibration_set import load_calibration
+from codegen.quantization.quantize import quantize, quantize_input
+from codegen.quantization.report import simulate
 from simulator.digits import DeviceSamples, deal
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"

@@ -11,8 +11,8 @@ import pytest
 from codegen.graph.floats import FloatConv, FloatGraph, evaluate
 from codegen.graph.ir import Concat, GlobalAveragePool, MaxPool
 from codegen.importer.model import import_model
-from codegen.quantization_report import simulate
-from codegen.quantize import quantize, quantize_input
+from codegen.quantization.quantize import quantize, quantize_input
+from codegen.quantization.report import simulate
 from tests.codegen.onnxruntime_oracle import outputs
 
 MODELS = Path(__file__).parents[1] / "models"

@@ -11,8 +11,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from codegen.errors import ModelError
 from codegen.graph.ir import Graph, Requantize
 from codegen.importer.model import import_proto
-from codegen.quantization_report import simulate
-from codegen.quantize import quantize, quantize_input
+from codegen.quantization.quantize import quantize, quantize_input
+from codegen.quantization.report import simulate
 from tests.codegen.onnxruntime_oracle import outputs
 
 CODES = {  # name → scale, zero point

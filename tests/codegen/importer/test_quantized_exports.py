@@ -17,7 +17,7 @@ from codegen.importer.model import import_model
 from codegen.interpreter import Interpreter
 from codegen.lowering import lower
 from codegen.plans import default_plans
-from codegen.quantize import quantize, quantize_input
+from codegen.quantization.quantize import quantize, quantize_input
 from tests.codegen.onnxruntime_oracle import outputs, quantize_file
 
 MODELS = Path(__file__).parents[1] / "models"

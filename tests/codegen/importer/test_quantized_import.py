@@ -10,7 +10,6 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from codegen.arithmetic.layers import logit_scale
-from codegen.calibration_set import load_calibration
 from codegen.errors import CalibrationError, ModelError
 from codegen.float_autodiff import forward_integers
 from codegen.graph.floats import evaluate
@@ -19,7 +18,8 @@ from codegen.importer.model import import_model, import_proto
 from codegen.interpreter import Interpreter
 from codegen.lowering import lower
 from codegen.plans import default_plans
-from codegen.quantize import quantize, quantize_input
+from codegen.quantization.calibration_set import load_calibration
+from codegen.quantization.quantize import quantize, quantize_input
 from tests.codegen.onnxruntime_oracle import outputs, quantize_file
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"

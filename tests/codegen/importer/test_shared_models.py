@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from codegen.graph.floats import Clamp, FloatConv, evaluate
 from codegen.graph.ir import Conv, DepthwiseConv
 from codegen.importer.model import import_model
-from codegen.quantize import quantize
+from codegen.quantization.quantize import quantize
 from tests.codegen.mcunet import SHARED
 
 FILES = {

@@ -11,7 +11,7 @@ import pytest
 from codegen.errors import CalibrationError
 from codegen.graph.ir import Graph
 from codegen.plan_search.samples import Samples, hold_out, load_samples
-from codegen.quantize import quantize_input
+from codegen.quantization.quantize import quantize_input
 from tests.codegen.random_graphs import random_graph
 
 

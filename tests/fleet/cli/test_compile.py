@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from codegen.bundle import QUANTIZATION, load_bundle
-from codegen.quantization_report import load_report
+from codegen.quantization.report import load_report
 from tests.fleet.cli.conftest import Run
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from codegen.calibration import Method, RangeRule
 from codegen.errors import CalibrationError
-from codegen.quantize_model import DEFAULT_OPTIONS
+from codegen.quantization.calibration import Method, RangeRule
+from codegen.quantization.model import DEFAULT_OPTIONS
 from fleet.cli._quantization import quantization_options
 
 

@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from codegen.calibration_set import load_calibration
 from codegen.importer.model import import_model
-from codegen.quantize import quantize, quantize_input
+from codegen.quantization.calibration_set import load_calibration
+from codegen.quantization.quantize import quantize, quantize_input
 from fleet.demo.digits import (
     BOARDS,
     RESOURCES,

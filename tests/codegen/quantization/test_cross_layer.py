@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen import cross_layer
-from codegen.calibration import RangeRule, observe
-from codegen.cross_layer import HEADROOM, LARGEST_FACTOR, equalize, imbalance, pairs
 from codegen.graph.floats import (
     NO_CLAMP,
     Clamp,
@@ -20,11 +17,14 @@ from codegen.graph.floats import (
     evaluate,
 )
 from codegen.importer.model import import_model
-from codegen.quantization_report import compare
-from codegen.quantize import quantize
-from tests.codegen.uneven_network import RELU, RELU6, conv, network, samples
+from codegen.quantization import cross_layer
+from codegen.quantization.calibration import RangeRule, observe
+from codegen.quantization.cross_layer import HEADROOM, LARGEST_FACTOR, equalize, imbalance, pairs
+from codegen.quantization.quantize import quantize
+from codegen.quantization.report import compare
+from tests.codegen.quantization.uneven_network import RELU, RELU6, conv, network, samples
 
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).parents[1] / "models"
 
 
 def factors_of(before: FloatGraph, after: FloatGraph, name: str) -> NDArray[np.float64]:

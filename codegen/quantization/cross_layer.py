@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from codegen.calibration import TensorStatistics
 from codegen.graph.floats import (
     FloatConv,
     FloatGraph,
@@ -35,6 +34,7 @@ from codegen.graph.floats import (
     inputs_of,
     keeps_coding,
 )
+from codegen.quantization.calibration import TensorStatistics
 
 Channels = NDArray[np.float64]
 

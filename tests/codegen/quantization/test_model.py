@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen.calibration import RangeRule
 from codegen.errors import CalibrationError
 from codegen.graph.floats import Coding, FloatGraph
 from codegen.importer.model import import_model
-from codegen.quantization_report import QuantizationReport
-from codegen.quantize import quantize
-from codegen.quantize_model import QuantizationOptions, quantize_model
-from tests.codegen.uneven_network import RELU6, network, samples
+from codegen.quantization.calibration import RangeRule
+from codegen.quantization.model import QuantizationOptions, quantize_model
+from codegen.quantization.quantize import quantize
+from codegen.quantization.report import QuantizationReport
+from tests.codegen.quantization.uneven_network import RELU6, network, samples
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHARED = Path(os.environ.get("TINYFLEET_SHARED", ROOT.parent / "shared"))
 
 

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen.calibration import observe
 from codegen.errors import CalibrationError
 from codegen.graph.floats import FloatConv, FloatGraph, StoredIntegers
-from codegen.quantization_checks import (
+from codegen.quantization.calibration import observe
+from codegen.quantization.checks import (
     Finding,
     check_integers,
     check_samples,
     check_statistics,
     notes,
 )
-from codegen.quantize import quantize
-from tests.codegen.uneven_network import RELU6, conv, network, samples
+from codegen.quantization.quantize import quantize
+from tests.codegen.quantization.uneven_network import RELU6, conv, network, samples
 
 
 def findings_of(graph: FloatGraph, x: NDArray[np.float32]) -> dict[tuple[str, str], float]:

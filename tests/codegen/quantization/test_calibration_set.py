@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen.calibration_set import FEWEST_SAMPLES, fit_to_input, load_calibration
 from codegen.errors import CalibrationError
 from codegen.graph.floats import FloatGraph
+from codegen.quantization.calibration_set import FEWEST_SAMPLES, fit_to_input, load_calibration
 
 
 def graph_with_input(*shape: int) -> FloatGraph:

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen.calibration import Method, RangeRule, activation_code
-from codegen.calibration_set import load_calibration
 from codegen.errors import CalibrationError
 from codegen.graph import ir
 from codegen.graph.floats import (
@@ -24,11 +22,13 @@ from codegen.graph.floats import (
     evaluate,
 )
 from codegen.importer.model import import_model
-from codegen.quantization_report import compare, simulate
-from codegen.quantize import quantize, quantize_input
+from codegen.quantization.calibration import Method, RangeRule, activation_code
+from codegen.quantization.calibration_set import load_calibration
+from codegen.quantization.quantize import quantize, quantize_input
+from codegen.quantization.report import compare, simulate
 from simulator import digits
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "digits"
 
 
 @pytest.fixture(scope="module")

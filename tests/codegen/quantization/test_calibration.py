@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen import calibration
-from codegen.calibration import (
+from codegen.errors import CalibrationError, ModelError
+from codegen.graph.floats import FloatConv, FloatGraph, FloatHead, evaluate
+from codegen.graph.ir import GlobalAveragePool, Padding
+from codegen.quantization import calibration
+from codegen.quantization.calibration import (
     METHODS,
     Histogram,
     RangeRule,
@@ -19,9 +22,6 @@ from codegen.calibration import (
     batches,
     observe,
 )
-from codegen.errors import CalibrationError, ModelError
-from codegen.graph.floats import FloatConv, FloatGraph, FloatHead, evaluate
-from codegen.graph.ir import GlobalAveragePool, Padding
 
 DISTRIBUTIONS = ("normal", "relu", "outliers", "negative", "skewed", "tiny")
 

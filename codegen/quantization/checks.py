@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from codegen.calibration import TensorStatistics
-from codegen.cross_layer import imbalance, pairs
 from codegen.errors import CalibrationError
 from codegen.graph import ir
 from codegen.graph.floats import FloatConv, FloatGraph
-from codegen.quantize import BIAS_MAX
+from codegen.quantization.calibration import TensorStatistics
+from codegen.quantization.cross_layer import imbalance, pairs
+from codegen.quantization.quantize import BIAS_MAX
 
 Check = Literal[
     "few-samples",

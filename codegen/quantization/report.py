@@ -21,8 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from codegen.calibration import Method, batches
-from codegen.cross_layer import Equalization
 from codegen.errors import BundleError
 from codegen.graph import ir
 from codegen.graph.floats import (
@@ -35,8 +33,10 @@ from codegen.graph.floats import (
     execute,
     max_pool,
 )
-from codegen.quantization_checks import Finding
-from codegen.quantize import quantize_input
+from codegen.quantization.calibration import Method, batches
+from codegen.quantization.checks import Finding
+from codegen.quantization.cross_layer import Equalization
+from codegen.quantization.quantize import quantize_input
 
 
 class _Facts(BaseModel):

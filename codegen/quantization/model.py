@@ -9,20 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from codegen.calibration import RangeRule, observe
-from codegen.calibration_set import load_calibration
-from codegen.cross_layer import Equalization, equalize
 from codegen.errors import CalibrationError
 from codegen.graph import ir
 from codegen.graph.floats import FloatGraph
-from codegen.quantization_checks import (
+from codegen.quantization.calibration import RangeRule, observe
+from codegen.quantization.calibration_set import load_calibration
+from codegen.quantization.checks import (
     check_integers,
     check_samples,
     check_statistics,
     notes,
 )
-from codegen.quantization_report import QuantizationReport, compare
-from codegen.quantize import assemble, codings_of, samples_for
+from codegen.quantization.cross_layer import Equalization, equalize
+from codegen.quantization.quantize import assemble, codings_of, samples_for
+from codegen.quantization.report import QuantizationReport, compare
 
 
 @dataclass(frozen=True)

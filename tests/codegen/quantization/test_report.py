@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen import calibration
-from codegen.calibration_set import load_calibration
 from codegen.errors import BundleError
 from codegen.graph import ir
 from codegen.graph.floats import FloatGraph, evaluate
 from codegen.importer.model import import_model
-from codegen.quantization_report import (
+from codegen.quantization import calibration
+from codegen.quantization.calibration_set import load_calibration
+from codegen.quantization.quantize import quantize, quantize_input
+from codegen.quantization.report import (
     Comparison,
     ErrorFigures,
     LayerError,
@@ -24,11 +25,10 @@ from codegen.quantization_report import (
     simulate,
     simulate_op,
 )
-from codegen.quantize import quantize, quantize_input
-from tests.codegen.uneven_network import network, samples
+from tests.codegen.quantization.uneven_network import network, samples
 
-MODELS = Path(__file__).parent / "models"
-EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
+MODELS = Path(__file__).parents[1] / "models"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "digits"
 
 
 @dataclass(frozen=True)

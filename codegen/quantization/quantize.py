@@ -1,9 +1,9 @@
 """Float graph + calibration set → quantized graph, after Jacob et al., arXiv 1712.05877.
 
 Weights are int8, symmetric, one scale per output channel. Activations are int8, one scale and
-zero point per tensor, from its range over the calibration set (`codegen.calibration`); the range
-always holds 0, and real zero is one of the codes. Where a clamp follows, the calibrated range ends
-at the clamp, so that the clamp to int8 *is* the activation function.
+zero point per tensor, from its range over the calibration set (`codegen.quantization.calibration`);
+the range always holds 0, and real zero is one of the codes. Where a clamp follows, the calibrated
+range ends at the clamp, so that the clamp to int8 *is* the activation function.
 """
 
 from __future__ import annotations
@@ -14,14 +14,6 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.calibration import (
-    MIN_MAX,
-    RangeRule,
-    TensorStatistics,
-    activation_code,
-    observe,
-)
-from codegen.calibration_set import fit_to_input
 from codegen.errors import CalibrationError, ModelError
 from codegen.graph import ir
 from codegen.graph.floats import (
@@ -34,6 +26,14 @@ from codegen.graph.floats import (
     FloatHead,
     channels_last,
 )
+from codegen.quantization.calibration import (
+    MIN_MAX,
+    RangeRule,
+    TensorStatistics,
+    activation_code,
+    observe,
+)
+from codegen.quantization.calibration_set import fit_to_input
 
 _WEIGHT_MAX = 127
 _INT32_MAX = 2**31 - 1

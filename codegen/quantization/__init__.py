@@ -1,0 +1,1 @@
+"""Float graphs → int8 graphs: calibration, equalization, checks, and what it cost."""
