@@ -14,8 +14,8 @@ from codegen.bundle import load_bundle
 from codegen.float_autodiff import cosines
 from codegen.importer.model import import_model
 from codegen.interpreter import Interpreter
-from codegen.lowering import lower
-from codegen.plans import default_plans
+from codegen.program.lowering import lower
+from codegen.program.plans import default_plans
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
 from fleet.firmware import compile_firmware

@@ -1,9 +1,9 @@
-"""Rates of ``codegen.instructions``: fitted to counted steps, and how far off they are.
+"""Rates of ``codegen.program.instructions``: fitted to counted steps, and how far off they are.
 
 Compiles programs of several networks and plans, runs a training step of each in emulation, counts
 every step of it, and fits instructions per multiply-accumulate, element and value to them by least
 squares of relative errors, none of them negative. Prints the rates to be copied into
-``codegen/instructions.py``, and beside what was counted what the rates there estimate.
+``codegen/program/instructions.py``, and beside what was counted what the rates there estimate.
 
     python -m benchmarks.instructions
 """
@@ -27,10 +27,18 @@ from codegen.compile import compile_graph
 from codegen.graph.floats import Clamp, FloatAdd, FloatClamp, FloatConv, FloatGraph, FloatHead
 from codegen.graph.ir import AveragePool, Concat, Graph, Loss, MaxPool, Padding
 from codegen.importer.model import import_model
-from codegen.instructions import Rates, estimated_instructions, work_of
-from codegen.lowering import lower
-from codegen.plans import LastLayers, Plan, PlanSpec, WeightSpec, default_plans, load_plan, resolve
-from codegen.program import Program
+from codegen.program.instructions import Rates, estimated_instructions, work_of
+from codegen.program.lowering import lower
+from codegen.program.plans import (
+    LastLayers,
+    Plan,
+    PlanSpec,
+    WeightSpec,
+    default_plans,
+    load_plan,
+    resolve,
+)
+from codegen.program.steps import Program
 from codegen.program_file import load_programs
 from codegen.quantization.model import quantize_model
 from codegen.quantization.quantize import quantize

@@ -24,7 +24,7 @@ from codegen.bundle import Bundle
 from codegen.graph.ir import DepthwiseConv, Graph
 from codegen.graph.names import identifier
 from codegen.importer.model import import_model
-from codegen.plans import LastLayers, PlanSpec, WeightSpec
+from codegen.program.plans import LastLayers, PlanSpec, WeightSpec
 from codegen.program_file import CallInfo, ProgramInfo, load_programs
 from codegen.quantization.model import quantize_model
 from fleet.cli._output import console, table

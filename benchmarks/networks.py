@@ -28,7 +28,7 @@ import numpy as np
 
 from codegen.graph.floats import FloatConv, FloatGraph
 from codegen.importer.model import import_model
-from codegen.plans import LastLayers, PlanSpec, WeightSpec
+from codegen.program.plans import LastLayers, PlanSpec, WeightSpec
 from fleet.cli._output import console, table
 from fleet.firmware import compile_firmware
 from simulator.measure import measure

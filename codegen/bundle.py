@@ -18,9 +18,9 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from codegen import blob
 from codegen.boards import Board, FlashName, load_board
 from codegen.errors import BudgetError, BundleError
+from codegen.program import blob
 
 MANIFEST_FORMAT: Literal["tinyfleet-manifest/1"] = "tinyfleet-manifest/1"
 MANIFEST, REPORT, FIRMWARE, WEIGHTS = "manifest.json", "report.json", "firmware.elf", "weights.bin"

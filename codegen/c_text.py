@@ -7,17 +7,11 @@ from collections.abc import Iterable
 
 from codegen.graph.ir import Op
 from codegen.graph.names import identifier
-from codegen.program import Step
 
 
 def comment(text: str) -> str:
     """``text`` without what would end a comment."""
     return re.sub(r"[^\w .-]", "_", text)
-
-
-def step_function(plan: int, number: int, step: Step) -> str:
-    """Name of the function that is step ``number`` of the plan with index ``plan``."""
-    return f"plan_{plan}_step_{number:03}_{identifier(step.name)}"
 
 
 def layer_name(op: Op) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from codegen import blob, program_file
+from codegen import program_file
 from codegen.boards import Board, load_board
 from codegen.bundle import (
     BOARD,
@@ -53,10 +53,11 @@ from codegen.flash_layout import (
 )
 from codegen.graph.ir import Graph
 from codegen.importer.model import import_model
-from codegen.lowering import lower
 from codegen.model_digest import model_digest
 from codegen.plan_search.nearest import suggestion
-from codegen.plans import (
+from codegen.program import blob
+from codegen.program.lowering import lower
+from codegen.program.plans import (
     DEFAULT_NAMES,
     Plan,
     PlanSpec,
@@ -65,7 +66,7 @@ from codegen.plans import (
     resolve,
     runs_of,
 )
-from codegen.program import Program
+from codegen.program.steps import Program
 from codegen.quantization.model import DEFAULT_OPTIONS, QuantizationOptions, quantize_model
 from codegen.quantization.report import QuantizationReport
 from codegen.toolchain import (

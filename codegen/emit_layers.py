@@ -30,7 +30,7 @@ from codegen.graph.ir import (
     MaxPool,
     Requantize,
 )
-from codegen.program import Program
+from codegen.program.steps import Program
 
 _STRUCTS: dict[type, str] = {
     Conv: "tf_convolution",

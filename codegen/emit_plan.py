@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from codegen import blob
-from codegen.c_text import channels_name, comment, layer_name, rows, step_function
+from codegen.c_text import channels_name, comment, layer_name, rows
 from codegen.graph.ir import Add, Conv, DepthwiseConv, Head, Requantize, inputs_of
-from codegen.program import CHAIN, INPUT, PHASES, SCALES, Phase, Program, Segment, Step
-from codegen.streaming import Elementwise
+from codegen.program import blob
+from codegen.program.steps import (
+    CHAIN,
+    INPUT,
+    PHASES,
+    SCALES,
+    Phase,
+    Program,
+    Segment,
+    Step,
+    step_function,
+)
+from codegen.program.streaming import Elementwise
 
 _WITH_SPAN = {"convolution_forward", "depthwise_forward"}
 _WITHOUT_LAYER = {"error_mask", "error_sum", "error_scale"}

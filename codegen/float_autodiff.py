@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen import blob
 from codegen.arithmetic.layers import logit_scale
 from codegen.graph.ir import (
     Add,
@@ -27,7 +26,8 @@ from codegen.graph.ir import (
     Requantize,
 )
 from codegen.interpreter import Interpreter
-from codegen.program import INPUT
+from codegen.program import blob
+from codegen.program.steps import INPUT
 
 Values = NDArray[np.int64]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen import blob, interpreter_pools
+from codegen import interpreter_pools
 from codegen.arithmetic.integers import (
     BIAS_BITS,
     STATE_BITS,
@@ -52,7 +52,8 @@ from codegen.graph.ir import (
     Requantize,
     Tensor,
 )
-from codegen.program import INPUT, Phase, Program, Step
+from codegen.program import blob
+from codegen.program.steps import INPUT, Phase, Program, Step
 
 EXP2_TABLE = np.array([round(2.0 ** (30 - i / 64)) for i in range(65)])
 LOG2_TABLE = np.rint(2**16 * np.log2(1 + np.arange(65) / 64)).astype(np.int64)

@@ -10,9 +10,9 @@ import hashlib
 from dataclasses import MISSING, Field, astuple, fields
 from typing import Any
 
-from codegen import blob
 from codegen.bundle import canonical_json
 from codegen.graph.ir import Graph, Head, Op, Padding, inputs_of
+from codegen.program import blob
 
 _NO_OPTIONS = {"name", "input", "inputs", "output", "weight", "weight_scale", "bias"}
 """Fields of operations that the graph's edges and the blob's tensors tell."""

@@ -11,12 +11,11 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from codegen import memory_plan
 from codegen.bundle import PROGRAM, Bundle, Count, Digest
-from codegen.c_text import step_function
 from codegen.errors import BundleError
 from codegen.graph.ir import Graph, Head, Op, inputs_of
-from codegen.program import CHAIN, SCALES, Phase, Program, Step
+from codegen.program import memory_plan
+from codegen.program.steps import CHAIN, SCALES, Phase, Program, Step, step_function
 
 PROGRAM_FORMAT: Literal["tinyfleet-program/1"] = "tinyfleet-program/1"
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.accuracy.samples import Codes, Labels, Samples
-from codegen import blob
 from codegen.graph.ir import Graph
 from codegen.plan_search import samples as search
 from codegen.plan_search.training import Features, cut_for
-from codegen.plans import Plan
-from codegen.subgraph import cut_graph
+from codegen.program import blob
+from codegen.program.plans import Plan
+from codegen.program.subgraph import cut_graph
 
 CACHE = Path(tempfile.gettempdir()) / "tinyfleet-frozen-features"
 

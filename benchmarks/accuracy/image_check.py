@@ -13,8 +13,8 @@ from benchmarks.accuracy.training import Schedule, device_steps
 from codegen.boards import load_board
 from codegen.compile import build_host_engine, compile_graph
 from codegen.host_engine import HostEngine
-from codegen.lowering import lower
-from codegen.plans import State, resolve
+from codegen.program.lowering import lower
+from codegen.program.plans import State, resolve
 from codegen.toolchain import find_toolchain
 from simulator.image_engine import ImageEngine
 

@@ -27,7 +27,7 @@ from codegen.graph.ir import (
     Graph,
     Head,
 )
-from codegen.plans import Plan
+from codegen.program.plans import Plan
 
 STEPS_PER_HEAD_SCALE = {16: 256, 8: 1}
 """q8.8 has 256 steps per step of an int8 head of the same range."""

@@ -23,7 +23,7 @@ from benchmarks.accuracy.training import (
     unscaled,
 )
 from codegen.graph.ir import Graph
-from codegen.plans import Plan, resolve
+from codegen.program.plans import Plan, resolve
 
 SEARCHED = 4.0
 """Ratio of neighbouring learning rates where the best one is searched for."""

@@ -12,7 +12,7 @@ from benchmarks.accuracy.samples import Samples
 from benchmarks.accuracy.training import Schedule
 from codegen.graph.ir import Conv, DepthwiseConv, Graph
 from codegen.importer.model import import_model
-from codegen.plans import LastLayers, PlanSpec, WeightSpec, load_plan
+from codegen.program.plans import LastLayers, PlanSpec, WeightSpec, load_plan
 from codegen.quantization.quantize import quantize
 
 MODELS = "models"

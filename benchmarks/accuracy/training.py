@@ -25,8 +25,8 @@ from benchmarks.accuracy.samples import Samples
 from codegen.compile import build_host_engine
 from codegen.graph.ir import Graph
 from codegen.host_engine import HostEngine
-from codegen.lowering import lower
-from codegen.plans import Plan
+from codegen.program.lowering import lower
+from codegen.program.plans import Plan
 
 RATE_UNIT = 2**20
 TESTED_EVERY = 5

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.graph.ir import Conv, DepthwiseConv, Graph
-from codegen.plans import LastLayers, PlanSpec, State, WeightSpec
+from codegen.program.plans import LastLayers, PlanSpec, State, WeightSpec
 
 RATIOS = (0.125, 0.25, 0.5, 1.0)
 ChannelChoice = Literal["norm", "contribution"]

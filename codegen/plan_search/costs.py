@@ -1,9 +1,9 @@
 """What a selection costs on a board: taken from its compiled program, not from a formula.
 
-The program (``codegen.lowering.lower``) tells arena, state and the values of the delta; a training
-step's instructions are estimated from its calls (``codegen.instructions``). The rest of the SRAM
-(link, samples, stack, other data) doesn't depend on what is trained; it is measured once in a
-linked image (``rest_of``).
+The program (``codegen.program.lowering.lower``) tells arena, state and the values of the delta; a
+training step's instructions are estimated from its calls (``codegen.program.instructions``). The
+rest of the SRAM (link, samples, stack, other data) doesn't depend on what is trained; it is
+measured once in a linked image (``rest_of``).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from codegen.bundle import PlanReport
 from codegen.graph.ir import Graph
-from codegen.instructions import estimated_instructions, instructions_of
-from codegen.lowering import lower
 from codegen.plan_search.candidates import ChannelOrder, Selection, channel_counts, plan_spec
-from codegen.plans import Plan, State, resolve
-from codegen.program import Program
+from codegen.program.instructions import estimated_instructions, instructions_of
+from codegen.program.lowering import lower
+from codegen.program.plans import Plan, State, resolve
+from codegen.program.steps import Program
 
 CodedBytes = Callable[[NDArray[np.int32]], int]
 """Bytes that values of a delta take on the link: the coding is the fleet's, not the compiler's."""

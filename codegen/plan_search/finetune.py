@@ -27,7 +27,7 @@ from codegen.plan_search.training import (
     score,
     train,
 )
-from codegen.plans import Plan, State, resolve
+from codegen.program.plans import Plan, State, resolve
 from codegen.toolchain import Progress
 
 UNIT = "nats of held-out loss"

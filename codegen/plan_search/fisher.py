@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from codegen.float_autodiff import forward_integers, real_gradients
 from codegen.graph.ir import Conv, Graph
 from codegen.interpreter import Interpreter
-from codegen.lowering import lower
 from codegen.plan_search.candidates import ChannelOrder, channel_counts
 from codegen.plan_search.contributions import Contributions, Journal
 from codegen.plan_search.samples import Samples
-from codegen.plans import Plan, PlanSpec, WeightSpec, resolve
+from codegen.program.lowering import lower
+from codegen.program.plans import Plan, PlanSpec, WeightSpec, resolve
 from codegen.toolchain import Progress
 
 UNIT = "nats per step"

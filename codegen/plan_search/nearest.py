@@ -8,13 +8,13 @@ import json
 import numpy as np
 
 from codegen.bundle import PlanReport
-from codegen.lowering import lower
 from codegen.plan_search.candidates import Selection, order_by_norm
 from codegen.plan_search.contributions import Contributions
 from codegen.plan_search.costs import Costs, Increment, Limits, weight_state_bytes
 from codegen.plan_search.search import search
-from codegen.plans import LastLayers, Plan, PlanSpec, WeightSpec, WeightUpdate, runs_of
-from codegen.program import Program
+from codegen.program.lowering import lower
+from codegen.program.plans import LastLayers, Plan, PlanSpec, WeightSpec, WeightUpdate, runs_of
+from codegen.program.steps import Program
 
 PARTS = 8
 """A layer can lose its channels in so many steps."""

@@ -18,7 +18,6 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen import blob
 from codegen.boards import Board
 from codegen.errors import BudgetError, PlanError
 from codegen.graph.ir import Graph
@@ -55,7 +54,8 @@ from codegen.plan_search.training import (
     Score,
     with_trained_head,
 )
-from codegen.plans import Plan, PlanSpec, State, default_plans, resolve
+from codegen.program import blob
+from codegen.program.plans import Plan, PlanSpec, State, default_plans, resolve
 from codegen.toolchain import Progress
 from device_runtime import engine_sources
 

@@ -15,7 +15,6 @@ from codegen.bundle import PlanReport
 from codegen.compile import compile_graph
 from codegen.graph.ir import Graph
 from codegen.host_engine import HostEngine
-from codegen.lowering import lower
 from codegen.plan_search.candidates import Selection
 from codegen.plan_search.costs import (
     CodedBytes,
@@ -27,9 +26,10 @@ from codegen.plan_search.costs import (
 )
 from codegen.plan_search.samples import Samples
 from codegen.plan_search.training import LEARNING_RATE_ONE, Features, Schedule, cut_for, engines
-from codegen.plans import Plan
-from codegen.program import Program
-from codegen.subgraph import cut_graph
+from codegen.program.lowering import lower
+from codegen.program.plans import Plan
+from codegen.program.steps import Program
+from codegen.program.subgraph import cut_graph
 from codegen.toolchain import Progress, Toolchain
 
 ROUND_SAMPLES = 64

@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen import blob
 from codegen.compile import build_host_engine
 from codegen.graph.ir import Graph, Head, Op
 from codegen.host_engine import HostEngine
-from codegen.lowering import lower
 from codegen.plan_search.samples import Samples
-from codegen.plans import Plan, PlanSpec, resolve
-from codegen.subgraph import cut_graph, cut_tensors, frozen_cut
+from codegen.program import blob
+from codegen.program.lowering import lower
+from codegen.program.plans import Plan, PlanSpec, resolve
+from codegen.program.subgraph import cut_graph, cut_tensors, frozen_cut
 from codegen.toolchain import Progress
 
 LEARNING_RATE_ONE = 2**20

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from codegen.graph.ir import Conv, DepthwiseConv, Graph
 from codegen.importer.model import import_model
 from codegen.interpreter import Interpreter
-from codegen.plans import Plan, load_plan, resolve
+from codegen.program.plans import Plan, load_plan, resolve
 from codegen.quantization.quantize import quantize
 
 SHARED = Path(os.environ.get("TINYFLEET_SHARED", Path(__file__).parents[3] / "shared"))

@@ -15,7 +15,7 @@ from codegen.graph.floats import (
     window_output_shape,
 )
 from codegen.graph.ir import AveragePool, Concat, GlobalAveragePool, Graph, Loss, MaxPool, Padding
-from codegen.plans import Plan, WeightUpdate
+from codegen.program.plans import Plan, WeightUpdate
 from codegen.quantization.quantize import quantize, quantize_input
 
 RELU6 = Clamp(0.0, 6.0)

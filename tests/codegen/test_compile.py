@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from codegen.blob import packed_bytes
 from codegen.boards import Board, load_board
 from codegen.bundle import Bundle, bundle_id, load_bundle, measure_image
 from codegen.compile import build_host_engine, compile_graph, compile_model
@@ -20,7 +19,8 @@ from codegen.errors import BudgetError, BundleError, CalibrationError, CodegenEr
 from codegen.graph.ir import Graph
 from codegen.host_engine import HostEngine
 from codegen.importer.model import import_model
-from codegen.plans import PlanSpec
+from codegen.program.blob import packed_bytes
+from codegen.program.plans import PlanSpec
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize
 from codegen.toolchain import find_toolchain

@@ -16,9 +16,9 @@ from codegen.graph.floats import Clamp, FloatClamp, FloatConv, FloatGraph, Float
 from codegen.graph.ir import GlobalAveragePool, Graph, MaxPool, Padding
 from codegen.host_engine import HostEngine
 from codegen.interpreter import Interpreter
-from codegen.lowering import lower
-from codegen.plans import Plan
-from codegen.program import Program
+from codegen.program.lowering import lower
+from codegen.program.plans import Plan
+from codegen.program.steps import Program
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.toolchain import host_toolchain
 from device_runtime import engine_sources, include_directories

@@ -19,7 +19,7 @@ from codegen.graph.ir import (
     inputs_of,
 )
 from codegen.interpreter import Interpreter
-from codegen.lowering import lower
+from codegen.program.lowering import lower
 from codegen.quantization.report import simulate_op
 from tests.codegen.random_graphs import full_plan, random_graph, random_pooled_graph
 

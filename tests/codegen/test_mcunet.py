@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from codegen import blob
 from codegen.arithmetic.layers import logit_scale
 from codegen.interpreter import Interpreter
-from codegen.lowering import lower
+from codegen.program import blob
+from codegen.program.lowering import lower
 from tests.codegen import mcunet
 from tests.codegen.random_graphs import full_plan
 

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from codegen.bundle import SramBytes
-from codegen.lowering import lower
 from codegen.memory_picture import Effort, draw, overlaps, phases, render
+from codegen.program.lowering import lower
 from codegen.program_file import BufferInfo, ProgramInfo, describe
 from tests.codegen.random_graphs import full_plan, random_graph
 

@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from codegen.graph.ir import Add, Concat, Conv, GlobalAveragePool, Graph, Head, Tensor
-from codegen.lowering import lower
-from codegen.memory_plan import aligned
-from codegen.program import CHAIN, Program
+from codegen.program.lowering import lower
+from codegen.program.memory_plan import aligned
+from codegen.program.steps import CHAIN, Program
 from codegen.program_file import BufferInfo, ProgramInfo, Programs, describe, pack
 from tests.codegen.random_graphs import full_plan, random_graph, random_plan, random_pooled_graph
 

@@ -17,8 +17,8 @@ from codegen.errors import ToolchainError
 from codegen.graph.ir import Graph
 from codegen.host_engine import HostEngine
 from codegen.interpreter import Interpreter
-from codegen.lowering import lower
-from codegen.plans import Plan
+from codegen.program.lowering import lower
+from codegen.program.plans import Plan
 from codegen.toolchain import Toolchain, find_toolchain
 from simulator.image_engine import ImageEngine
 

@@ -8,16 +8,16 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from codegen import blob
 from codegen.boards import load_board
 from codegen.compile import build_host_engine, compile_graph
 from codegen.graph.ir import Graph
 from codegen.host_engine import HostEngine
 from codegen.importer.model import import_model
 from codegen.interpreter import Interpreter
-from codegen.lowering import lower
-from codegen.plans import Plan, default_plans
-from codegen.program import Program
+from codegen.program import blob
+from codegen.program.lowering import lower
+from codegen.program.plans import Plan, default_plans
+from codegen.program.steps import Program
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.toolchain import find_toolchain

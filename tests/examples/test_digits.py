@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen import blob
 from codegen.compile import build_host_engine
 from codegen.graph import ir
 from codegen.host_engine import HostEngine
 from codegen.importer.model import import_model
-from codegen.lowering import lower
-from codegen.plans import load_plan, resolve
-from codegen.program import Program
+from codegen.program import blob
+from codegen.program.lowering import lower
+from codegen.program.plans import load_plan, resolve
+from codegen.program.steps import Program
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.quantization.report import simulate

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from codegen.boards import Board, load_board
 from codegen.bundle import Bundle, load_bundle
 from codegen.compile import compile_model
-from codegen.plans import PlanSpec
+from codegen.program.plans import PlanSpec
 from codegen.quantization.calibration_set import load_calibration
 from fleet.demo.site import GatewayProcess
 from fleet.gateway.broker import Broker, BrokerConfig, free_port, new_passwords

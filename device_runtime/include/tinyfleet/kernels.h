@@ -169,13 +169,13 @@ typedef struct {
  * layer (1 x 1, stride 1, no padding) may lie in its input's place, or up to any amount before it
  * so long as no later input is overwritten. The same goes for rows of other layers. Not so where
  * some channels are trained (weights->count > 0): then every part of the output channels reads all
- * inputs. scratch: codegen/scratch.py */
+ * inputs. scratch: codegen/program/scratch.py */
 void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
                             const tf_weights *weights, const int32_t *bias, int8_t *output,
                             uint8_t *mask, int16_t *scratch);
 /* Channel by channel, each as a plane of its own: where all rows are asked for and input and output
  * have the same size, the output may be the input itself.
- * scratch: codegen/scratch.py */
+ * scratch: codegen/program/scratch.py */
 void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
                           const tf_weights *weights, const int32_t *bias, int8_t *output,
                           uint8_t *mask, int16_t *scratch);
@@ -185,7 +185,7 @@ void tf_add_forward(const tf_addition *layer, const int8_t *a, const int8_t *b, 
 void tf_pool_forward(const tf_pooling *layer, const int8_t *input, int8_t *output);
 /* places: where the first of the largest lies in its window (row * width + column), for the gradient;
  * one byte per output, two where a window has more than 256 positions; or NULL. Pixels of the output
- * may lie over the input's as codegen/streaming.py says (pools). */
+ * may lie over the input's as codegen/program/streaming.py says (pools). */
 void tf_max_pool_forward(const tf_pool_window *window, const int8_t *input, int8_t *output,
                          uint8_t *places);
 void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *input, int8_t *output,
@@ -241,17 +241,17 @@ void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *
 
 /* Pointwise: out may lie over the error like a forward output over its input (weights->count == 0).
  * With a single input channel, two bytes behind the weights are read, too. scratch:
- * codegen/scratch.py */
+ * codegen/program/scratch.py */
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                    tf_scale *out_scale, int16_t *scratch);
-/* out may be the error itself where both have one size. scratch: codegen/scratch.py */
+/* out may be the error itself where both have one size. scratch: codegen/program/scratch.py */
 void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
                                  const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                  tf_scale *out_scale, int16_t *scratch);
 void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_scale *scale,
                     int32_t *bias, const tf_whole *of_bias, const tf_update *update);
-/* scratch: codegen/scratch.py, both */
+/* scratch: codegen/program/scratch.py, both */
 void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *error,
                                   const tf_scale *scale, const int8_t *input,
                                   const tf_trained *trained, const tf_update *update,

@@ -9,7 +9,7 @@ from benchmarks.accuracy.image_check import check_on_image
 from benchmarks.accuracy.tasks import Task
 from benchmarks.accuracy.training import Schedule
 from codegen.host_engine import HostEngine
-from codegen.plans import LastLayers, PlanSpec
+from codegen.program.plans import LastLayers, PlanSpec
 from tests.benchmarks.accuracy.test_training import separable
 
 

@@ -12,8 +12,8 @@ from codegen.arithmetic.layers import logit_scale
 from codegen.float_autodiff import forward_integers, real_gradients
 from codegen.graph.ir import DepthwiseConv, Graph
 from codegen.interpreter import Interpreter
-from codegen.lowering import lower
-from codegen.plans import Plan
+from codegen.program.lowering import lower
+from codegen.program.plans import Plan
 from tests.codegen.random_graphs import full_plan, random_graph, random_plan
 
 

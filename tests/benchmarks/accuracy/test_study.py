@@ -12,7 +12,7 @@ from benchmarks.accuracy.report import Cell, cells, difference, write_report
 from benchmarks.accuracy.study import METHODS, Method, Results, run_study
 from benchmarks.accuracy.tasks import Task
 from benchmarks.accuracy.training import Run, Schedule
-from codegen.plans import PlanSpec
+from codegen.program.plans import PlanSpec
 from tests.benchmarks.accuracy.test_training import separable
 from tests.codegen.random_graphs import full_plan
 

@@ -12,7 +12,7 @@ from benchmarks.accuracy.samples import enlarged, shared_folder
 from benchmarks.accuracy.small_networks import halves, turned
 from benchmarks.accuracy.tasks import TASKS
 from benchmarks.accuracy.training import Schedule, train_on_device_arithmetic
-from codegen.plans import resolve
+from codegen.program.plans import resolve
 
 
 @pytest.fixture

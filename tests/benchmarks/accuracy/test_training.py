@@ -20,7 +20,7 @@ from benchmarks.accuracy.training import (
     truncated,
 )
 from codegen.graph.ir import Graph
-from codegen.plans import Plan
+from codegen.program.plans import Plan
 from tests.codegen.random_graphs import full_plan, random_graph
 
 SHORT = Schedule(epochs=4, rate=0.05, batch=8)

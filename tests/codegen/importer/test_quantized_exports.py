@@ -15,8 +15,8 @@ from codegen.graph.floats import Coding, FloatGraph
 from codegen.graph.ir import AveragePool, GlobalAveragePool, Graph, Requantize
 from codegen.importer.model import import_model
 from codegen.interpreter import Interpreter
-from codegen.lowering import lower
-from codegen.plans import default_plans
+from codegen.program.lowering import lower
+from codegen.program.plans import default_plans
 from codegen.quantization.quantize import quantize, quantize_input
 from tests.codegen.onnxruntime_oracle import outputs, quantize_file
 

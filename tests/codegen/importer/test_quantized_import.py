@@ -16,8 +16,8 @@ from codegen.graph.floats import evaluate
 from codegen.graph.ir import Conv, DepthwiseConv
 from codegen.importer.model import import_model, import_proto
 from codegen.interpreter import Interpreter
-from codegen.lowering import lower
-from codegen.plans import default_plans
+from codegen.program.lowering import lower
+from codegen.program.plans import default_plans
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
 from tests.codegen.onnxruntime_oracle import outputs, quantize_file

@@ -14,7 +14,7 @@ from codegen.plan_search.candidates import (
     order_by_norm,
     plan_spec,
 )
-from codegen.plans import resolve
+from codegen.program.plans import resolve
 from tests.codegen import mcunet
 from tests.codegen.mcunet import needs_mcunet
 from tests.codegen.random_graphs import random_graph

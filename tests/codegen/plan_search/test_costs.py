@@ -12,8 +12,6 @@ import pytest
 from codegen.boards import load_board
 from codegen.compile import compile_graph
 from codegen.graph.ir import Graph
-from codegen.instructions import estimated_instructions
-from codegen.lowering import lower
 from codegen.plan_search import costs
 from codegen.plan_search.candidates import Selection, channel_counts, order_by_norm, plan_spec
 from codegen.plan_search.costs import (
@@ -25,8 +23,10 @@ from codegen.plan_search.costs import (
     rest_of,
     sizes_of,
 )
-from codegen.plans import Plan, State, resolve
-from codegen.program import Program
+from codegen.program.instructions import estimated_instructions
+from codegen.program.lowering import lower
+from codegen.program.plans import Plan, State, resolve
+from codegen.program.steps import Program
 from codegen.toolchain import find_toolchain
 from tests.codegen.random_graphs import full_plan, random_graph
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from codegen.graph.ir import Graph
-from codegen.lowering import lower
 from codegen.plan_search.nearest import describe, nearest_fitting
-from codegen.plans import Plan, PlanSpec, resolve
+from codegen.program.lowering import lower
+from codegen.program.plans import Plan, PlanSpec, resolve
 from tests.codegen.random_graphs import full_plan, random_graph
 
 

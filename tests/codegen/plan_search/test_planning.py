@@ -24,7 +24,7 @@ from codegen.plan_search.planning import (
 from codegen.plan_search.proof import Bench
 from codegen.plan_search.samples import Samples
 from codegen.plan_search.training import Schedule
-from codegen.plans import load_plan, resolve
+from codegen.program.plans import load_plan, resolve
 from codegen.toolchain import find_toolchain
 from fleet.protocol.delta_coding import encode
 from simulator.measure import measure

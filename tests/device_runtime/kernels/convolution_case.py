@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from codegen.arithmetic.integers import apply_gain, round_shift, step_gain
 from codegen.arithmetic.layers import Gain
 from codegen.graph.ir import Conv
-from codegen.scratch import round_up
+from codegen.program.scratch import round_up
 from simulator.kernel_call import Struct
 
 Ints = NDArray[np.int64]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen.scratch import convolution_input_gradient_bytes
+from codegen.program.scratch import convolution_input_gradient_bytes
 from simulator.kernel_call import ArmKernels, HostKernels, Struct, View
 from tests.device_runtime.kernels.convolution_case import Case, cases
 

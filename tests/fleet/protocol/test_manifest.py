@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codegen.blob import pack_rows
+from codegen.program.blob import pack_rows
 from fleet.errors import ManifestError
 from fleet.protocol import Manifest
 from fleet.protocol.manifest import TensorEntry

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codegen.graph.ir import Add, Conv, Graph, Head, Op, Tensor, inputs_of
-from codegen.scheduling import peak_bytes, scheduled
+from codegen.program.scheduling import peak_bytes, scheduled
 from tests.codegen.random_graphs import random_graph
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Padding, Tensor
-from codegen.streaming import (
+from codegen.program.streaming import (
     Stage,
     chain_lead,
     convolution_lead,

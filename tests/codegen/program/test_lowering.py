@@ -18,9 +18,9 @@ from codegen.graph.ir import (
     Tensor,
     inputs_of,
 )
-from codegen.lowering import lower
-from codegen.plans import Plan, WeightUpdate
-from codegen.program import Program
+from codegen.program.lowering import lower
+from codegen.program.plans import Plan, WeightUpdate
+from codegen.program.steps import Program
 from tests.codegen.random_graphs import full_plan, random_graph, random_plan
 
 
@@ -135,7 +135,8 @@ def test_an_activation_that_is_added_at_once_needs_no_scratch() -> None:
 def test_a_program_is_the_same_in_every_process() -> None:
     # Of this network either of two tensors of one size can be streamed; sets order them by hash.
     script = (
-        "from codegen import lowering, program_file\n"
+        "from codegen import program_file\n"
+        "from codegen.program import lowering\n"
         "from tests.codegen.random_graphs import random_graph, random_plan\n"
         "graph, _ = random_graph(7)\n"
         "program = lowering.lower(graph, random_plan(graph, 7))\n"

@@ -12,10 +12,10 @@ import pytest
 from codegen.compile import compile_model
 from codegen.graph.ir import Graph
 from codegen.importer.model import import_model
-from codegen.instructions import estimated_instructions, instructions_of
-from codegen.lowering import lower
 from codegen.plan_search.candidates import channel_counts
-from codegen.plans import Plan, WeightUpdate, load_plan, resolve
+from codegen.program.instructions import estimated_instructions, instructions_of
+from codegen.program.lowering import lower
+from codegen.program.plans import Plan, WeightUpdate, load_plan, resolve
 from codegen.quantization.model import quantize_model
 from codegen.toolchain import find_toolchain
 from simulator.measure import measure
@@ -23,7 +23,7 @@ from tests.codegen import mcunet
 from tests.codegen.mcunet import needs_mcunet
 from tests.codegen.random_graphs import full_plan, random_graph, random_plan, random_pooled_graph
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CDDL = ROOT / "fleet" / "protocol" / "tinyfleet.cddl"
 DIGITS = ROOT / "examples" / "digits"
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.lowering import lower
-from codegen.memory_plan import (
+from codegen.program.lowering import lower
+from codegen.program.memory_plan import (
     ALIGNMENT,
     Buffer,
     Overlap,

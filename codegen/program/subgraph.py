@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from codegen.errors import ModelError
 from codegen.graph.ir import Graph, Head, inputs_of
-from codegen.plans import Plan
+from codegen.program.plans import Plan
 
 
 def cut_graph(graph: Graph, tensor: str) -> Graph:

@@ -14,7 +14,7 @@ import pytest
 from codegen.errors import PlanError
 from codegen.graph.ir import Conv, Graph
 from codegen.importer.model import import_model
-from codegen.plans import (
+from codegen.program.plans import (
     PlanSpec,
     WeightUpdate,
     default_plans,
@@ -26,7 +26,7 @@ from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize
 from tests.codegen import mcunet
 
-DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+DIGITS = Path(__file__).parents[3] / "examples" / "digits"
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """From a graph and a plan to a program.
 
-``codegen.step_builder`` makes the calls; here it is decided which tensors of the forward pass are
-streamed row by row, and every buffer is given a lifetime and a place.
+``codegen.program.step_builder`` makes the calls; here it is decided which tensors of the forward
+pass are streamed row by row, and every buffer is given a lifetime and a place.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from types import MappingProxyType
 
 import numpy as np
 
-from codegen import memory_plan, scratch, streaming
-from codegen.blob import BlobTensor, layout, packed_bytes
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Requantize, inputs_of
-from codegen.plans import Plan
-from codegen.program import CHAIN, SCALES, Program, Rows, Segment, Step, bytes_beside_arena
-from codegen.scheduling import scheduled
-from codegen.scratch import round_up
-from codegen.step_builder import Parameterized, Part, StepBuilder, activation_buffer
+from codegen.program import memory_plan, scratch, streaming
+from codegen.program.blob import BlobTensor, layout, packed_bytes
+from codegen.program.plans import Plan
+from codegen.program.scheduling import scheduled
+from codegen.program.scratch import round_up
+from codegen.program.step_builder import Parameterized, Part, StepBuilder, activation_buffer
+from codegen.program.steps import CHAIN, SCALES, Program, Rows, Segment, Step, bytes_beside_arena
 
 VELOCITY_BYTES = 4
 BANDS = (8, 4, 2)

@@ -1,7 +1,7 @@
 """The steps of a program, operation by operation: forward calls, the loss, gradients as a table.
 
 Nothing is decided here about memory: each part of a program says which buffers it makes, of what
-size, and which older ones they may overlap. ``codegen.lowering`` puts the parts together.
+size, and which older ones they may overlap. ``codegen.program.lowering`` puts the parts together.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from codegen import scratch, streaming
 from codegen.graph.ir import (
     Add,
     AveragePool,
@@ -27,9 +26,10 @@ from codegen.graph.ir import (
     Requantize,
     inputs_of,
 )
-from codegen.memory_plan import Overlap
-from codegen.plans import Plan
-from codegen.program import INPUT, SCALE_BYTES, SCALES, Phase, Step
+from codegen.program import scratch, streaming
+from codegen.program.memory_plan import Overlap
+from codegen.program.plans import Plan
+from codegen.program.steps import INPUT, SCALE_BYTES, SCALES, Phase, Step
 
 Parameterized = Conv | DepthwiseConv
 OfOne: TypeAlias = Parameterized | GlobalAveragePool | MaxPool | AveragePool | Requantize

@@ -1,7 +1,7 @@
 """Programs: ordered kernel calls with arena offsets for one graph and one update plan.
 
-``codegen.lowering.lower`` makes them. What a step does with its buffers is told by its ``kernel``;
-the interpreter has one function and the device one C kernel for each.
+``codegen.program.lowering.lower`` makes them. What a step does with its buffers is told by its
+``kernel``; the interpreter has one function and the device one C kernel for each.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-from codegen import memory_plan
 from codegen.graph.ir import Graph, Op
-from codegen.plans import Plan
-from codegen.scratch import round_up
+from codegen.graph.names import identifier
+from codegen.program import memory_plan
+from codegen.program.plans import Plan
+from codegen.program.scratch import round_up
 
 INPUT = "input"
 SCALES = "scales"
@@ -82,6 +83,11 @@ class Step:
     def calls(self) -> Iterator[Step]:
         """The kernels that the step calls: its stages, or itself."""
         yield from self.stages or (self,)
+
+
+def step_function(plan: int, number: int, step: Step) -> str:
+    """Name of the function that is step ``number`` of the plan with index ``plan``."""
+    return f"plan_{plan}_step_{number:03}_{identifier(step.name)}"
 
 
 def bytes_beside_arena(graph: Graph, state_bytes: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from codegen.graph.ir import Conv, DepthwiseConv, Head, inputs_of
-from codegen.program import Program, Step
+from codegen.program.steps import Program, Step
 
 
 @dataclass(frozen=True)

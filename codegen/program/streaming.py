@@ -21,7 +21,7 @@ from codegen.graph.ir import (
     Requantize,
     inputs_of,
 )
-from codegen.program import Rows
+from codegen.program.steps import Rows
 
 Elementwise: TypeAlias = Add | Requantize
 Stage: TypeAlias = Conv | DepthwiseConv | Elementwise
