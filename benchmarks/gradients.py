@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from codegen.bundle import load_bundle
-from codegen.float_autodiff import cosines
 from codegen.importer.model import import_model
-from codegen.interpreter import Interpreter
 from codegen.program.lowering import lower
 from codegen.program.plans import default_plans
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
+from codegen.reference.float_autodiff import cosines
+from codegen.reference.interpreter import Interpreter
 from fleet.firmware import compile_firmware
 from simulator.measure import ImageEngine
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codegen.interpreter import Interpreter
 from codegen.program import blob
 from codegen.program.lowering import lower
+from codegen.reference.interpreter import Interpreter
 from fleet.cli._output import console, table
 from tests.codegen import mcunet
 from tests.codegen.random_graphs import full_plan

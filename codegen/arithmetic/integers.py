@@ -1,6 +1,6 @@
 """Integer arithmetic of the device in numpy: rounding, gains, random bits, error tensors.
 
-The building blocks of `codegen.interpreter`, written from docs/specification/arithmetic.md over
+The building blocks of `codegen.reference.interpreter`, written from docs/specification/arithmetic.md over
 arrays of int64.
 """
 

@@ -21,14 +21,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.float_autodiff import forward_integers, real_gradients
 from codegen.graph.ir import Conv, Graph
-from codegen.interpreter import Interpreter
 from codegen.plan_search.candidates import ChannelOrder, channel_counts
 from codegen.plan_search.contributions import Contributions, Journal
 from codegen.plan_search.samples import Samples
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan, PlanSpec, WeightSpec, resolve
+from codegen.reference.float_autodiff import forward_integers, real_gradients
+from codegen.reference.interpreter import Interpreter
 from codegen.toolchain import Progress
 
 UNIT = "nats per step"

@@ -2,7 +2,7 @@
 
 `simulate` runs a quantized graph in exact arithmetic (float64 holds every sum of products
 exactly); the device's integers differ from it by at most one step of rounding. It is for figures,
-not the oracle of the kernels: that is `codegen.interpreter`.
+not the oracle of the kernels: that is `codegen.reference.interpreter`.
 
 `compare` tells two errors of each layer apart. The *accumulated* one is that of the int8 network up
 to the layer. The *own* one is what the layer adds: it gets the float network's tensors, unrounded,

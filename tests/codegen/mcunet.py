@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from codegen.graph.ir import Conv, DepthwiseConv, Graph
 from codegen.importer.model import import_model
-from codegen.interpreter import Interpreter
 from codegen.program.plans import Plan, load_plan, resolve
 from codegen.quantization.quantize import quantize
+from codegen.reference.interpreter import Interpreter
 
 SHARED = Path(os.environ.get("TINYFLEET_SHARED", Path(__file__).parents[3] / "shared"))
 MODEL = SHARED / "models" / "mcunet-5fps-head10-int8.onnx"

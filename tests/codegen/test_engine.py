@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from codegen.emit_c import emit
 from codegen.errors import ModelError
-from codegen.float_autodiff import cosines
 from codegen.graph.floats import Clamp, FloatClamp, FloatConv, FloatGraph, FloatHead, FloatOp
 from codegen.graph.ir import GlobalAveragePool, Graph, MaxPool, Padding
 from codegen.host_engine import HostEngine
-from codegen.interpreter import Interpreter
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan
 from codegen.program.steps import Program
 from codegen.quantization.quantize import quantize, quantize_input
+from codegen.reference.float_autodiff import cosines
+from codegen.reference.interpreter import Interpreter
 from codegen.toolchain import host_toolchain
 from device_runtime import engine_sources, include_directories
 from tests.codegen.random_graphs import (

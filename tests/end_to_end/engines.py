@@ -16,9 +16,9 @@ from codegen.compile import build_host_engine, compile_graph
 from codegen.errors import ToolchainError
 from codegen.graph.ir import Graph
 from codegen.host_engine import HostEngine
-from codegen.interpreter import Interpreter
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan
+from codegen.reference.interpreter import Interpreter
 from codegen.toolchain import Toolchain, find_toolchain
 from simulator.image_engine import ImageEngine
 

@@ -13,13 +13,13 @@ from codegen.compile import build_host_engine, compile_graph
 from codegen.graph.ir import Graph
 from codegen.host_engine import HostEngine
 from codegen.importer.model import import_model
-from codegen.interpreter import Interpreter
 from codegen.program import blob
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan, default_plans
 from codegen.program.steps import Program
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
+from codegen.reference.interpreter import Interpreter
 from codegen.toolchain import find_toolchain
 from simulator.image_engine import ImageEngine
 from tests.codegen.random_graphs import full_plan

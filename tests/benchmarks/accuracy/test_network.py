@@ -9,11 +9,11 @@ import torch
 
 from benchmarks.accuracy.network import Network, channels_first
 from codegen.arithmetic.layers import logit_scale
-from codegen.float_autodiff import forward_integers, real_gradients
 from codegen.graph.ir import DepthwiseConv, Graph
-from codegen.interpreter import Interpreter
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan
+from codegen.reference.float_autodiff import forward_integers, real_gradients
+from codegen.reference.interpreter import Interpreter
 from tests.codegen.random_graphs import full_plan, random_graph, random_plan
 
 

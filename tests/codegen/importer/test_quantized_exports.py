@@ -14,10 +14,10 @@ from codegen.arithmetic.layers import logit_scale
 from codegen.graph.floats import Coding, FloatGraph
 from codegen.graph.ir import AveragePool, GlobalAveragePool, Graph, Requantize
 from codegen.importer.model import import_model
-from codegen.interpreter import Interpreter
 from codegen.program.lowering import lower
 from codegen.program.plans import default_plans
 from codegen.quantization.quantize import quantize, quantize_input
+from codegen.reference.interpreter import Interpreter
 from tests.codegen.onnxruntime_oracle import outputs, quantize_file
 
 MODELS = Path(__file__).parents[1] / "models"

@@ -11,15 +11,15 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from codegen.arithmetic.layers import logit_scale
 from codegen.errors import CalibrationError, ModelError
-from codegen.float_autodiff import forward_integers
 from codegen.graph.floats import evaluate
 from codegen.graph.ir import Conv, DepthwiseConv
 from codegen.importer.model import import_model, import_proto
-from codegen.interpreter import Interpreter
 from codegen.program.lowering import lower
 from codegen.program.plans import default_plans
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
+from codegen.reference.float_autodiff import forward_integers
+from codegen.reference.interpreter import Interpreter
 from tests.codegen.onnxruntime_oracle import outputs, quantize_file
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"

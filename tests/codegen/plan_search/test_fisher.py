@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codegen.float_autodiff import forward_integers, real_gradients
 from codegen.graph.ir import Conv
-from codegen.interpreter import Interpreter
 from codegen.plan_search.candidates import channel_counts, order_by, order_by_norm
 from codegen.plan_search.contributions import Journal
 from codegen.plan_search.fisher import channel_traces, fisher_contributions
 from codegen.plan_search.samples import Samples
 from codegen.program.lowering import lower
+from codegen.reference.float_autodiff import forward_integers, real_gradients
+from codegen.reference.interpreter import Interpreter
 from tests.codegen.random_graphs import full_plan, random_graph
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codegen.float_autodiff import forward_integers
 from codegen.graph.ir import Graph
-from codegen.interpreter import Interpreter
 from codegen.plan_search.candidates import Selection, order_by_norm
 from codegen.plan_search.contributions import Journal
 from codegen.plan_search.finetune import (
@@ -30,6 +28,8 @@ from codegen.plan_search.training import (
 from codegen.program.lowering import lower
 from codegen.program.plans import PlanSpec, resolve
 from codegen.program.subgraph import cut_tensors, frozen_cut
+from codegen.reference.float_autodiff import forward_integers
+from codegen.reference.interpreter import Interpreter
 from tests.codegen.random_graphs import full_plan, random_graph
 
 SCHEDULE = Schedule(epochs=2, learning_rate=0.02, seed=3)

@@ -11,10 +11,10 @@ from codegen.compile import build_host_engine
 from codegen.errors import ModelError
 from codegen.graph.ir import Add, Graph
 from codegen.host_engine import HostEngine
-from codegen.interpreter import Interpreter
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan, WeightUpdate
 from codegen.program.subgraph import cut_graph, cut_tensors, frozen_cut
+from codegen.reference.interpreter import Interpreter
 from tests.codegen.random_graphs import random_graph
 
 LEARNING_RATE = 2**20 // 50

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen import interpreter_pools
 from codegen.arithmetic.integers import round_shift
 from codegen.arithmetic.pools import overlap_bits
 from codegen.graph.floats import window_output_shape
 from codegen.graph.ir import Graph, MaxPool, Padding, Tensor
+from codegen.reference import interpreter_pools
 from simulator.kernel_call import Struct
 from tests.device_runtime.kernels.calls import call_all
 from tests.device_runtime.kernels.pool_case import PoolCase, error_codes, pool_case, scale_of

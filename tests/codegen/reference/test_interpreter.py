@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codegen.arithmetic.layers import logit_scale
-from codegen.float_autodiff import cosines, forward_integers
 from codegen.graph.ir import (
     Add,
     AveragePool,
@@ -18,9 +17,10 @@ from codegen.graph.ir import (
     Graph,
     inputs_of,
 )
-from codegen.interpreter import Interpreter
 from codegen.program.lowering import lower
 from codegen.quantization.report import simulate_op
+from codegen.reference.float_autodiff import cosines, forward_integers
+from codegen.reference.interpreter import Interpreter
 from tests.codegen.random_graphs import full_plan, random_graph, random_pooled_graph
 
 LEARNING_RATE = 2**20 // 50

@@ -25,9 +25,9 @@ from codegen.graph.ir import (
     Padding,
     Requantize,
 )
-from codegen.interpreter import Interpreter
 from codegen.program import blob
 from codegen.program.steps import INPUT
+from codegen.reference.interpreter import Interpreter
 
 Values = NDArray[np.int64]
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen import interpreter_pools
 from codegen.arithmetic.integers import (
     BIAS_BITS,
     STATE_BITS,
@@ -54,6 +53,7 @@ from codegen.graph.ir import (
 )
 from codegen.program import blob
 from codegen.program.steps import INPUT, Phase, Program, Step
+from codegen.reference import interpreter_pools
 
 EXP2_TABLE = np.array([round(2.0 ** (30 - i / 64)) for i in range(65)])
 LOG2_TABLE = np.rint(2**16 * np.log2(1 + np.arange(65) / 64)).astype(np.int64)
@@ -91,7 +91,7 @@ class Interpreter:
         self.step_index = 0
         self.gradients: dict[str, tuple[Ints, int]] = {}
         """Tensor → (integer gradient, exponent) of the last step: with respect to output steps,
-        before scaling; `codegen.float_autodiff.cosines` compares them with exact ones."""
+        before scaling; `codegen.reference.float_autodiff.cosines` compares them with exact ones."""
         self._kernels: dict[str, Callable[[Step], None]] = {
             "convolution_forward": self._convolution_forward,
             "depthwise_forward": self._depthwise_forward,

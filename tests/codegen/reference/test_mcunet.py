@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from codegen.arithmetic.layers import logit_scale
-from codegen.interpreter import Interpreter
 from codegen.program import blob
 from codegen.program.lowering import lower
+from codegen.reference.interpreter import Interpreter
 from tests.codegen import mcunet
 from tests.codegen.random_graphs import full_plan
 

@@ -1,6 +1,6 @@
 """The interpreter's pools and its squared error, as functions of arrays of int64 (H, W, C).
 
-Written from docs/specification/arithmetic.md, like the rest of `codegen.interpreter`.
+Written from docs/specification/arithmetic.md, like the rest of `codegen.reference.interpreter`.
 """
 
 from __future__ import annotations
