@@ -41,7 +41,8 @@ from codegen.bundle import (
     measure_image,
     write_bundle,
 )
-from codegen.emit_c import emit
+from codegen.emit.sources import emit
+from codegen.emit.zcbor_codec import CODEC_DEFINES, generate_codec
 from codegen.errors import BudgetError, ModelError, ToolchainError
 from codegen.flash_layout import (
     FlashLayout,
@@ -77,7 +78,6 @@ from codegen.toolchain import (
     find_toolchain,
     host_toolchain,
 )
-from codegen.zcbor_codec import CODEC_DEFINES, generate_codec
 from device_runtime import engine_sources, firmware_sources, include_directories
 
 LINKER_SCRIPT = "firmware.ld"

@@ -31,7 +31,7 @@ def engine_sources() -> list[Path]:
 def client_sources() -> list[Path]:
     """Codec, hashes, link, storage and client: all between the engine and a port.
 
-    ``codec`` needs the files that ``codegen.zcbor_codec.generate_codec`` makes.
+    ``codec`` needs the files that ``codegen.emit.zcbor_codec.generate_codec`` makes.
     """
     return _listed(*_CLIENT)
 

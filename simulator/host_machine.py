@@ -16,8 +16,8 @@ from typing import Any
 
 from codegen.boards import Board
 from codegen.bundle import Bundle, RegionInfo, load_bundle
+from codegen.emit.zcbor_codec import CODEC_DEFINES
 from codegen.toolchain import Source, Toolchain, host_toolchain
-from codegen.zcbor_codec import CODEC_DEFINES
 from device_runtime import host_sources, include_directories
 from simulator.elf_image import load_elf
 from simulator.errors import ImageError

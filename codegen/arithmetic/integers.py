@@ -1,7 +1,7 @@
 """Integer arithmetic of the device in numpy: rounding, gains, random bits, error tensors.
 
-The building blocks of `codegen.reference.interpreter`, written from docs/specification/arithmetic.md over
-arrays of int64.
+The building blocks of `codegen.reference.interpreter`, written from
+docs/specification/arithmetic.md over arrays of int64.
 """
 
 from __future__ import annotations

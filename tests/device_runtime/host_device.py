@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from codegen.emit.zcbor_codec import generate_codec
 from codegen.toolchain import Source, host_toolchain
-from codegen.zcbor_codec import generate_codec
 from fleet.protocol import Announce, Delta, Identity, Status, Task
 
 TESTS = Path(__file__).parent

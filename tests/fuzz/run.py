@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from codegen.zcbor_codec import generate_codec
+from codegen.emit.zcbor_codec import generate_codec
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -10,7 +10,7 @@ from typing import Any
 import cbor2
 import pytest
 
-from codegen.zcbor_codec import generate_codec
+from codegen.emit.zcbor_codec import generate_codec
 from fleet.protocol import messages
 from tests.device_runtime.host_library import ROOT, RUNTIME, build_library
 

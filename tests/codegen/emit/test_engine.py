@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codegen.emit_c import emit
+from codegen.emit.sources import emit
 from codegen.errors import ModelError
 from codegen.graph.floats import Clamp, FloatClamp, FloatConv, FloatGraph, FloatHead, FloatOp
 from codegen.graph.ir import GlobalAveragePool, Graph, MaxPool, Padding

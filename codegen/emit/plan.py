@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from codegen.c_text import channels_name, comment, layer_name, rows
+from codegen.emit.c_text import channels_name, comment, layer_name, rows
 from codegen.graph.ir import Add, Conv, DepthwiseConv, Head, Requantize, inputs_of
 from codegen.program import blob
 from codegen.program.steps import (

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from codegen.c_text import channels_name, comment, rows
-from codegen.emit_layers import layers_header, layers_source
-from codegen.emit_plan import plan_source
+from codegen.emit.c_text import channels_name, comment, rows
+from codegen.emit.layers import layers_header, layers_source
+from codegen.emit.plan import plan_source
 from codegen.graph.ir import Graph
 from codegen.model_digest import model_digest, slot_word
 from codegen.program import blob

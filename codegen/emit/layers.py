@@ -17,7 +17,7 @@ from codegen.arithmetic.pools import (
     reconstruction_arithmetic,
     requantize_arithmetic,
 )
-from codegen.c_text import layer_name, rows
+from codegen.emit.c_text import layer_name, rows
 from codegen.graph.ir import (
     Add,
     AveragePool,
