@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from codegen.bundle import load_bundle
+from codegen.firmware.bundle import load_bundle
 from codegen.importer.model import import_model
 from codegen.program.lowering import lower
 from codegen.program.plans import default_plans

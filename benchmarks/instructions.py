@@ -22,8 +22,10 @@ import numpy as np
 from scipy.optimize import nnls
 
 from benchmarks.mcunet import MODEL, PLANS
-from codegen.boards import load_board
 from codegen.compile import compile_graph
+from codegen.firmware.boards import load_board
+from codegen.firmware.program_file import load_programs
+from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.floats import Clamp, FloatAdd, FloatClamp, FloatConv, FloatGraph, FloatHead
 from codegen.graph.ir import AveragePool, Concat, Graph, Loss, MaxPool, Padding
 from codegen.importer.model import import_model
@@ -39,10 +41,8 @@ from codegen.program.plans import (
     resolve,
 )
 from codegen.program.steps import Program
-from codegen.program_file import load_programs
 from codegen.quantization.model import quantize_model
 from codegen.quantization.quantize import quantize
-from codegen.toolchain import find_toolchain
 from fleet.cli._output import console, table
 from simulator.measure import profile_step
 

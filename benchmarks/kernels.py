@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.mcunet import MODEL, PLANS
-from codegen.bundle import Bundle
+from codegen.firmware.bundle import Bundle
+from codegen.firmware.program_file import CallInfo, ProgramInfo, load_programs
 from codegen.graph.ir import DepthwiseConv, Graph
 from codegen.graph.names import identifier
 from codegen.importer.model import import_model
 from codegen.program.plans import LastLayers, PlanSpec, WeightSpec
-from codegen.program_file import CallInfo, ProgramInfo, load_programs
 from codegen.quantization.model import quantize_model
 from fleet.cli._output import console, table
 from fleet.firmware import compile_firmware

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from codegen.bundle import Bundle
 from codegen.compile import build_host_engine
-from codegen.host_engine import HostEngine
+from codegen.firmware.bundle import Bundle
+from codegen.firmware.host_engine import HostEngine
 from fleet.cli._output import console, table
 from fleet.firmware import compile_firmware
 from simulator.measure import measure

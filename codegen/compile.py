@@ -13,9 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from codegen import program_file
-from codegen.boards import Board, load_board
-from codegen.bundle import (
+from codegen.emit.sources import emit
+from codegen.emit.zcbor_codec import CODEC_DEFINES, generate_codec
+from codegen.errors import BudgetError, ModelError, ToolchainError
+from codegen.firmware import program_file
+from codegen.firmware.boards import Board, load_board
+from codegen.firmware.bundle import (
     BOARD,
     FIRMWARE,
     MANIFEST_FORMAT,
@@ -41,10 +44,7 @@ from codegen.bundle import (
     measure_image,
     write_bundle,
 )
-from codegen.emit.sources import emit
-from codegen.emit.zcbor_codec import CODEC_DEFINES, generate_codec
-from codegen.errors import BudgetError, ModelError, ToolchainError
-from codegen.flash_layout import (
+from codegen.firmware.flash_layout import (
     FlashLayout,
     Region,
     layout_defines,
@@ -52,9 +52,17 @@ from codegen.flash_layout import (
     plan_flash,
     sample_log_sizes,
 )
+from codegen.firmware.model_digest import model_digest
+from codegen.firmware.toolchain import (
+    LinkError,
+    Progress,
+    Source,
+    Toolchain,
+    find_toolchain,
+    host_toolchain,
+)
 from codegen.graph.ir import Graph
 from codegen.importer.model import import_model
-from codegen.model_digest import model_digest
 from codegen.plan_search.nearest import suggestion
 from codegen.program import blob
 from codegen.program.lowering import lower
@@ -70,14 +78,6 @@ from codegen.program.plans import (
 from codegen.program.steps import Program
 from codegen.quantization.model import DEFAULT_OPTIONS, QuantizationOptions, quantize_model
 from codegen.quantization.report import QuantizationReport
-from codegen.toolchain import (
-    LinkError,
-    Progress,
-    Source,
-    Toolchain,
-    find_toolchain,
-    host_toolchain,
-)
 from device_runtime import engine_sources, firmware_sources, include_directories
 
 LINKER_SCRIPT = "firmware.ld"
@@ -260,7 +260,7 @@ def build_host_engine(
     """Builds the training engine with a model as a shared library for this machine.
 
     ``source`` is a bundle, or a graph with programs (which get an all-zero bundle id). The
-    library is driven by ``codegen.host_engine.HostEngine``. Returns ``output``.
+    library is driven by ``codegen.firmware.host_engine.HostEngine``. Returns ``output``.
     """
     host = toolchain or host_toolchain()
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,7 +1,7 @@
 """The C that runs on devices, as lists of files for whoever builds it.
 
-Nothing here compiles anything; ``codegen.toolchain`` does. Every folder is listed as it is, so
-a new source file needs no entry anywhere.
+Nothing here compiles anything; ``codegen.firmware.toolchain`` does. Every folder is listed as it
+is, so a new source file needs no entry anywhere.
 """
 
 from __future__ import annotations

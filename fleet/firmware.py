@@ -7,10 +7,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from codegen.bundle import Bundle
 from codegen.compile import compile_model
+from codegen.firmware.bundle import Bundle
+from codegen.firmware.toolchain import find_toolchain
 from codegen.quantization.model import DEFAULT_OPTIONS, QuantizationOptions
-from codegen.toolchain import find_toolchain
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, steps done, steps in all."""

@@ -8,7 +8,7 @@ import os
 import tempfile
 from typing import IO
 
-from codegen.boards import Board, FlashName
+from codegen.firmware.boards import Board, FlashName
 from simulator.elf_image import ElfImage
 from simulator.errors import ImageError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from codegen.boards import Board
+from codegen.firmware.boards import Board
 from simulator.flash_operations import FlashMisuse, PowerCut
 from simulator.peripherals import Peripheral
 

@@ -14,7 +14,7 @@ import cbor2
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.flash_layout import record_alignment
+from codegen.firmware.flash_layout import record_alignment
 from simulator.errors import ImageError
 
 _MAGIC = 0x4C53

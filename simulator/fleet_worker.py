@@ -24,8 +24,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from codegen.boards import load_board
 from codegen.errors import CodegenError
+from codegen.firmware.boards import load_board
 from simulator.errors import FleetError, SimulatorError
 from simulator.flash_image import Identity, sample_region
 from simulator.fleet import (

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from codegen.boards import Board
-from codegen.bundle import Bundle, RegionInfo, load_bundle
 from codegen.emit.zcbor_codec import CODEC_DEFINES
-from codegen.toolchain import Source, Toolchain, host_toolchain
+from codegen.firmware.boards import Board
+from codegen.firmware.bundle import Bundle, RegionInfo, load_bundle
+from codegen.firmware.toolchain import Source, Toolchain, host_toolchain
 from device_runtime import host_sources, include_directories
 from simulator.elf_image import load_elf
 from simulator.errors import ImageError

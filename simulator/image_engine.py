@@ -2,7 +2,7 @@
 
 The image boots as on a device that nobody has commissioned yet, up to its idle loop; then
 functions of the image are called by symbol. The counterpart on the host is
-``codegen.host_engine.HostEngine``; both give the same bits.
+``codegen.firmware.host_engine.HostEngine``; both give the same bits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.bundle import Bundle, PlanInfo
+from codegen.firmware.bundle import Bundle, PlanInfo
 from simulator.errors import MeasureError
 from simulator.machine import StopReason
 from simulator.unicorn_machine import UnicornMachine

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3 import unicorn as binding
 
-from codegen.boards import load_board
-from codegen.toolchain import Source, find_toolchain, host_toolchain
+from codegen.firmware.boards import load_board
+from codegen.firmware.toolchain import Source, find_toolchain, host_toolchain
 from simulator.counting import InstructionCounter
 from simulator.elf_image import ElfImage, load_elf
 from simulator.errors import ImageError, MachineFault

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.bundle import Bundle, load_bundle
+from codegen.firmware.bundle import Bundle, load_bundle
 from codegen.graph.ir import LOSS_UNITS
 from simulator.counting import InclusiveCounter, InstructionCounter
 from simulator.errors import ImageError, MachineFault, MeasureError

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from codegen.boards import ExternalFlash
+from codegen.firmware.boards import ExternalFlash
 from simulator.flash_operations import FlashMisuse, PowerCut
 
 PAGE_BYTES = 256

@@ -24,7 +24,7 @@ from typing import Any
 from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3 import unicorn as binding
 
-from codegen.boards import Board, load_board
+from codegen.firmware.boards import Board, load_board
 from simulator import thumb_code
 from simulator.board_memory import FlashContent
 from simulator.elf_image import ElfImage, load_elf

@@ -10,12 +10,12 @@ from pathlib import Path
 from benchmarks.accuracy.frozen import trained_tail
 from benchmarks.accuracy.tasks import Task
 from benchmarks.accuracy.training import Schedule, device_steps
-from codegen.boards import load_board
 from codegen.compile import build_host_engine, compile_graph
-from codegen.host_engine import HostEngine
+from codegen.firmware.boards import load_board
+from codegen.firmware.host_engine import HostEngine
+from codegen.firmware.toolchain import find_toolchain
 from codegen.program.lowering import lower
 from codegen.program.plans import State, resolve
-from codegen.toolchain import find_toolchain
 from simulator.image_engine import ImageEngine
 
 BOARD = "stm32f746"

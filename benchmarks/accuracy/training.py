@@ -23,8 +23,8 @@ from torch import Tensor
 from benchmarks.accuracy.network import Network, channels_first
 from benchmarks.accuracy.samples import Samples
 from codegen.compile import build_host_engine
+from codegen.firmware.host_engine import HostEngine
 from codegen.graph.ir import Graph
-from codegen.host_engine import HostEngine
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan
 

@@ -15,8 +15,8 @@ import numpy as np
 from codegen.emit.c_text import channels_name, comment, rows
 from codegen.emit.layers import layers_header, layers_source
 from codegen.emit.plan import plan_source
+from codegen.firmware.model_digest import model_digest, slot_word
 from codegen.graph.ir import Graph
-from codegen.model_digest import model_digest, slot_word
 from codegen.program import blob
 from codegen.program.steps import PHASES, Program
 

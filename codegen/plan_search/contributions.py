@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from codegen.bundle import canonical_json
 from codegen.errors import PlanError
+from codegen.firmware.bundle import canonical_json
 
 FORMAT = "tinyfleet-contributions/1"
 Method = Literal["finetune", "fisher"]

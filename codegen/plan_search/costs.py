@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.bundle import PlanReport
+from codegen.firmware.bundle import PlanReport
 from codegen.graph.ir import Graph
 from codegen.plan_search.candidates import ChannelOrder, Selection, channel_counts, plan_spec
 from codegen.program.instructions import estimated_instructions, instructions_of

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from codegen.firmware.toolchain import Progress
 from codegen.graph.ir import Graph
 from codegen.plan_search.candidates import ChannelOrder, Selection, channel_counts, plan_spec
 from codegen.plan_search.contributions import Contributions, Journal
@@ -28,7 +29,6 @@ from codegen.plan_search.training import (
     train,
 )
 from codegen.program.plans import Plan, State, resolve
-from codegen.toolchain import Progress
 
 UNIT = "nats of held-out loss"
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.firmware.toolchain import Progress
 from codegen.graph.ir import Conv, Graph
 from codegen.plan_search.candidates import ChannelOrder, channel_counts
 from codegen.plan_search.contributions import Contributions, Journal
@@ -29,7 +30,6 @@ from codegen.program.lowering import lower
 from codegen.program.plans import Plan, PlanSpec, WeightSpec, resolve
 from codegen.reference.float_autodiff import forward_integers, real_gradients
 from codegen.reference.interpreter import Interpreter
-from codegen.toolchain import Progress
 
 UNIT = "nats per step"
 SAMPLES_PER_RESULT = 16

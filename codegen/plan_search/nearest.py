@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from codegen.bundle import PlanReport
+from codegen.firmware.bundle import PlanReport
 from codegen.plan_search.candidates import Selection, order_by_norm
 from codegen.plan_search.contributions import Contributions
 from codegen.plan_search.costs import Costs, Increment, Limits, weight_state_bytes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from codegen.memory_picture import render
+from codegen.firmware.memory_picture import render
 from codegen.plan_search.contributions import Contributions
 from codegen.plan_search.planning import PlanningResult
 

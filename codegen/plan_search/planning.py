@@ -18,10 +18,11 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.boards import Board
 from codegen.errors import BudgetError, PlanError
+from codegen.firmware.boards import Board
+from codegen.firmware.model_digest import model_digest
+from codegen.firmware.toolchain import Progress
 from codegen.graph.ir import Graph
-from codegen.model_digest import model_digest
 from codegen.plan_search.candidates import (
     ChannelChoice,
     ChannelOrder,
@@ -56,7 +57,6 @@ from codegen.plan_search.training import (
 )
 from codegen.program import blob
 from codegen.program.plans import Plan, PlanSpec, State, default_plans, resolve
-from codegen.toolchain import Progress
 from device_runtime import engine_sources
 
 HEAD_EPOCHS = 10

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.boards import Board
-from codegen.bundle import PlanReport
 from codegen.compile import compile_graph
+from codegen.firmware.boards import Board
+from codegen.firmware.bundle import PlanReport
+from codegen.firmware.host_engine import HostEngine
+from codegen.firmware.toolchain import Progress, Toolchain
 from codegen.graph.ir import Graph
-from codegen.host_engine import HostEngine
 from codegen.plan_search.candidates import Selection
 from codegen.plan_search.costs import (
     CodedBytes,
@@ -30,7 +31,6 @@ from codegen.program.lowering import lower
 from codegen.program.plans import Plan
 from codegen.program.steps import Program
 from codegen.program.subgraph import cut_graph
-from codegen.toolchain import Progress, Toolchain
 
 ROUND_SAMPLES = 64
 """Samples that a device trains on in the round whose delta is measured."""

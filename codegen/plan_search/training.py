@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.compile import build_host_engine
+from codegen.firmware.host_engine import HostEngine
+from codegen.firmware.toolchain import Progress
 from codegen.graph.ir import Graph, Head, Op
-from codegen.host_engine import HostEngine
 from codegen.plan_search.samples import Samples
 from codegen.program import blob
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan, PlanSpec, resolve
 from codegen.program.subgraph import cut_graph, cut_tensors, frozen_cut
-from codegen.toolchain import Progress
 
 LEARNING_RATE_ONE = 2**20
 MOST_READABLE = 2**16 - 1

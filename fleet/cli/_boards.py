@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from codegen import boards
+from codegen.firmware import boards
 from fleet.cli._output import console, print_json, table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from codegen.bundle import MANIFEST
+from codegen.firmware.bundle import MANIFEST
 from fleet.cli._errors import CommandError
 
 OUT = Path("out")

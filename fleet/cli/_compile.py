@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from codegen.bundle import QUANTIZATION, Bundle
+from codegen.firmware.bundle import QUANTIZATION, Bundle
 from codegen.quantization.model import QuantizationOptions
 from codegen.quantization.report import LayerError, QuantizationReport, load_report
 from fleet.cli._output import budget_table, console, print_json, table

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codegen.bundle import Bundle, PlanReport, load_bundle
-from codegen.program_file import BufferInfo, CallInfo, ProgramInfo, load_programs
+from codegen.firmware.bundle import Bundle, PlanReport, load_bundle
+from codegen.firmware.program_file import BufferInfo, CallInfo, ProgramInfo, load_programs
 from fleet.cli._errors import CommandError
 from fleet.cli._output import budget_table, console, print_json, table
 
@@ -60,7 +60,7 @@ def _explained(bundle: Bundle, plan: str | None, measured: bool) -> _Explained:
 
 def _draw(found: _Explained, file: Path) -> None:
     # Matplotlib takes a while to import: only who wants a picture waits for it.
-    from codegen.memory_picture import Effort, draw, render
+    from codegen.firmware.memory_picture import Effort, draw, render
 
     figure = draw(
         found.program,

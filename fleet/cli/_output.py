@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from codegen.bundle import PlanReport
+    from codegen.firmware.bundle import PlanReport
 
 _PLAIN_WIDTH = 160
 

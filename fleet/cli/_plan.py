@@ -11,14 +11,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.boards import load_board
+from codegen.firmware.boards import load_board
+from codegen.firmware.toolchain import find_toolchain
 from codegen.importer.model import import_model
 from codegen.plan_search import pictures
 from codegen.plan_search.planning import PlanningResult, Settings, find_plans
 from codegen.plan_search.proof import Bench
 from codegen.plan_search.samples import load_samples
 from codegen.quantization.model import QuantizationOptions, quantize_model
-from codegen.toolchain import find_toolchain
 from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, readable, table
 from fleet.cli._progress import stage_bars

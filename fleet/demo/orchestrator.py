@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from codegen.bundle import Bundle
+from codegen.firmware.bundle import Bundle
 from fleet.campaign.config import CampaignConfig
 from fleet.coordinator.driver import new_campaign
 from fleet.coordinator.service import Coordinator, ProgressEvent

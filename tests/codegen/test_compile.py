@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from codegen.boards import Board, load_board
-from codegen.bundle import Bundle, bundle_id, load_bundle, measure_image
 from codegen.compile import build_host_engine, compile_graph, compile_model
 from codegen.errors import BudgetError, BundleError, CalibrationError, CodegenError
+from codegen.firmware.boards import Board, load_board
+from codegen.firmware.bundle import Bundle, bundle_id, load_bundle, measure_image
+from codegen.firmware.host_engine import HostEngine
+from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Graph
-from codegen.host_engine import HostEngine
 from codegen.importer.model import import_model
 from codegen.program.blob import packed_bytes
 from codegen.program.plans import PlanSpec
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize
-from codegen.toolchain import find_toolchain
 from simulator.elf_image import load_elf
 from tests.codegen.random_graphs import random_graph
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codegen.emit.zcbor_codec import generate_codec
-from codegen.toolchain import Source, host_toolchain
+from codegen.firmware.toolchain import Source, host_toolchain
 from fleet.protocol import Announce, Delta, Identity, Status, Task
 
 TESTS = Path(__file__).parent

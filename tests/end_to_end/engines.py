@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen.boards import load_board
 from codegen.compile import build_host_engine, compile_graph
 from codegen.errors import ToolchainError
+from codegen.firmware.boards import load_board
+from codegen.firmware.host_engine import HostEngine
+from codegen.firmware.toolchain import Toolchain, find_toolchain
 from codegen.graph.ir import Graph
-from codegen.host_engine import HostEngine
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan
 from codegen.reference.interpreter import Interpreter
-from codegen.toolchain import Toolchain, find_toolchain
 from simulator.image_engine import ImageEngine
 
 

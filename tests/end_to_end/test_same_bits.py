@@ -8,10 +8,11 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from codegen.boards import load_board
 from codegen.compile import build_host_engine, compile_graph
+from codegen.firmware.boards import load_board
+from codegen.firmware.host_engine import HostEngine
+from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Graph
-from codegen.host_engine import HostEngine
 from codegen.importer.model import import_model
 from codegen.program import blob
 from codegen.program.lowering import lower
@@ -20,7 +21,6 @@ from codegen.program.steps import Program
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.reference.interpreter import Interpreter
-from codegen.toolchain import find_toolchain
 from simulator.image_engine import ImageEngine
 from tests.codegen.random_graphs import full_plan
 from tests.end_to_end.engines import toolchain_or_skip

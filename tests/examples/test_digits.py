@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from codegen.compile import build_host_engine
+from codegen.firmware.host_engine import HostEngine
 from codegen.graph import ir
-from codegen.host_engine import HostEngine
 from codegen.importer.model import import_model
 from codegen.program import blob
 from codegen.program.lowering import lower

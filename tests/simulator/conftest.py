@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from codegen.boards import load_board
+from codegen.firmware.boards import load_board
 from simulator.elf_image import ElfImage, load_elf
 from simulator.unicorn_machine import UnicornMachine
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen.boards import Board, load_board
-from codegen.bundle import Bundle, load_bundle
 from codegen.compile import compile_model
+from codegen.firmware.boards import Board, load_board
+from codegen.firmware.bundle import Bundle, load_bundle
 from codegen.program.plans import PlanSpec
 from codegen.quantization.calibration_set import load_calibration
 from fleet.demo.site import GatewayProcess

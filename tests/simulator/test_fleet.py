@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codegen.boards import load_board
+from codegen.firmware.boards import load_board
 from simulator.elf_image import ElfImage
 from simulator.errors import FleetError
 from simulator.flash_image import read_sample_region

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codegen.boards import load_board
-from codegen.bundle import Bundle
 from codegen.compile import build_host_engine, compile_model
 from codegen.errors import BundleError
-from codegen.host_engine import HostEngine
+from codegen.firmware.boards import load_board
+from codegen.firmware.bundle import Bundle
+from codegen.firmware.host_engine import HostEngine
 from simulator.errors import MeasureError
 from simulator.measure import ImageEngine, Measurement, measure
 

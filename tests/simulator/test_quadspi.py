@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from codegen.boards import load_board
+from codegen.firmware.boards import load_board
 from simulator.flash_operations import FlashMisuse, PowerCut
 from simulator.nor_flash import NorFlash
 from simulator.quadspi import Quadspi

@@ -8,7 +8,7 @@ from benchmarks.accuracy import image_check
 from benchmarks.accuracy.image_check import check_on_image
 from benchmarks.accuracy.tasks import Task
 from benchmarks.accuracy.training import Schedule
-from codegen.host_engine import HostEngine
+from codegen.firmware.host_engine import HostEngine
 from codegen.program.plans import LastLayers, PlanSpec
 from tests.benchmarks.accuracy.test_training import separable
 

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from codegen.emit.sources import emit
 from codegen.errors import ModelError
+from codegen.firmware.host_engine import HostEngine
+from codegen.firmware.toolchain import host_toolchain
 from codegen.graph.floats import Clamp, FloatClamp, FloatConv, FloatGraph, FloatHead, FloatOp
 from codegen.graph.ir import GlobalAveragePool, Graph, MaxPool, Padding
-from codegen.host_engine import HostEngine
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan
 from codegen.program.steps import Program
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.reference.float_autodiff import cosines
 from codegen.reference.interpreter import Interpreter
-from codegen.toolchain import host_toolchain
 from device_runtime import engine_sources, include_directories
 from tests.codegen.random_graphs import (
     full_plan,

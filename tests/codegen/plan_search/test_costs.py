@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codegen.boards import load_board
 from codegen.compile import compile_graph
+from codegen.firmware.boards import load_board
+from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Graph
 from codegen.plan_search import costs
 from codegen.plan_search.candidates import Selection, channel_counts, order_by_norm, plan_spec
@@ -27,7 +28,6 @@ from codegen.program.instructions import estimated_instructions
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan, State, resolve
 from codegen.program.steps import Program
-from codegen.toolchain import find_toolchain
 from tests.codegen.random_graphs import full_plan, random_graph
 
 CDDL = Path(__file__).parents[3] / "fleet" / "protocol" / "tinyfleet.cddl"

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codegen.boards import load_board
 from codegen.compile import compile_graph
 from codegen.errors import BudgetError, PlanError
+from codegen.firmware.boards import load_board
+from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Graph
 from codegen.plan_search import finetune, pictures, planning
 from codegen.plan_search.planning import (
@@ -25,7 +26,6 @@ from codegen.plan_search.proof import Bench
 from codegen.plan_search.samples import Samples
 from codegen.plan_search.training import Schedule
 from codegen.program.plans import load_plan, resolve
-from codegen.toolchain import find_toolchain
 from fleet.protocol.delta_coding import encode
 from simulator.measure import measure
 from tests.codegen.random_graphs import random_graph

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from codegen.compile import compile_model
+from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Graph
 from codegen.importer.model import import_model
 from codegen.plan_search.candidates import channel_counts
@@ -17,7 +18,6 @@ from codegen.program.instructions import estimated_instructions, instructions_of
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan, WeightUpdate, load_plan, resolve
 from codegen.quantization.model import quantize_model
-from codegen.toolchain import find_toolchain
 from simulator.measure import measure
 from tests.codegen import mcunet
 from tests.codegen.mcunet import needs_mcunet

@@ -135,7 +135,7 @@ def test_an_activation_that_is_added_at_once_needs_no_scratch() -> None:
 def test_a_program_is_the_same_in_every_process() -> None:
     # Of this network either of two tensors of one size can be streamed; sets order them by hash.
     script = (
-        "from codegen import program_file\n"
+        "from codegen.firmware import program_file\n"
         "from codegen.program import lowering\n"
         "from tests.codegen.random_graphs import random_graph, random_plan\n"
         "graph, _ = random_graph(7)\n"

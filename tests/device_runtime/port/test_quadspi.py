@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import device_runtime
-from codegen.boards import Board, load_board
-from codegen.flash_layout import FlashLayout, layout_defines, linker_script, plan_flash
-from codegen.toolchain import Source, find_toolchain
+from codegen.firmware.boards import Board, load_board
+from codegen.firmware.flash_layout import FlashLayout, layout_defines, linker_script, plan_flash
+from codegen.firmware.toolchain import Source, find_toolchain
 from simulator.elf_image import ElfImage, load_elf
 from simulator.errors import MachineFault
 from simulator.machine import StopReason

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import device_runtime
-from codegen.boards import Board as BoardDescription
-from codegen.boards import load_board
 from codegen.emit.zcbor_codec import generate_codec
-from codegen.flash_layout import FlashLayout, layout_defines, linker_script, plan_flash
-from codegen.toolchain import BuildResult, Source, find_toolchain
+from codegen.firmware.boards import Board as BoardDescription
+from codegen.firmware.boards import load_board
+from codegen.firmware.flash_layout import FlashLayout, layout_defines, linker_script, plan_flash
+from codegen.firmware.toolchain import BuildResult, Source, find_toolchain
 from fleet.protocol import Announce, Delta, Status
 from simulator.machine import StopReason
 from simulator.unicorn_machine import UnicornMachine

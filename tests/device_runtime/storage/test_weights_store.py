@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from codegen.flash_layout import slot_header_bytes
+from codegen.firmware.flash_layout import slot_header_bytes
 
 from .conftest import BAD_INPUT, FLASH_FAILED, NO_MEMORY, NOT_FOUND, OK, Flash, Region, WeightsStore
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from codegen import boards
+from codegen.firmware import boards
 from fleet.cli._doctor import TOOLS, can_compile, check_packages, check_tool, satisfied
 from fleet.cli._errors import CommandError, is_expected, message_of
 from fleet.errors import CodingError

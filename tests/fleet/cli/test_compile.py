@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codegen.bundle import QUANTIZATION, load_bundle
+from codegen.firmware.bundle import QUANTIZATION, load_bundle
 from codegen.quantization.report import load_report
 from tests.fleet.cli.conftest import Run
 

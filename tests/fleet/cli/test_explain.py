@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from codegen.bundle import MANIFEST, Manifest, canonical_json
+from codegen.firmware.bundle import MANIFEST, Manifest, canonical_json
 from fleet.firmware import compile_firmware
 from simulator.measure import measure
 from tests.fleet.cli.conftest import Run

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codegen.bundle import load_bundle
+from codegen.firmware.bundle import load_bundle
 from simulator.digits import deal
 from tests.fleet.cli.conftest import Run
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from codegen.firmware.model_digest import model_digest, slot_word
 from codegen.graph.ir import (
     Add,
     Concat,
@@ -23,7 +24,6 @@ from codegen.graph.ir import (
     Requantize,
     Tensor,
 )
-from codegen.model_digest import model_digest, slot_word
 from tests.codegen.random_graphs import random_graph
 
 DIGEST = "3516ec047941a5d4566c3f0da4371cec444d21af66441fa039eb64a48817d398"

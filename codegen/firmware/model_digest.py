@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import MISSING, Field, astuple, fields
 from typing import Any
 
-from codegen.bundle import canonical_json
+from codegen.firmware.bundle import canonical_json
 from codegen.graph.ir import Graph, Head, Op, Padding, inputs_of
 from codegen.program import blob
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from codegen.boards import list_boards, load_board
 from codegen.errors import BoardError
+from codegen.firmware.boards import list_boards, load_board
 
-SOURCES = Path(__file__).parents[2] / "codegen" / "boards"
+SOURCES = Path(__file__).parents[3] / "codegen" / "firmware" / "boards"
 
 
 EXTERNAL = json.loads((SOURCES / "stm32f746.json").read_text())["external_flash"]

@@ -12,10 +12,10 @@ from elftools.elf.elffile import ELFFile
 from unicorn import UC_ARCH_ARM, UC_HOOK_INTR, UC_MODE_MCLASS, UC_MODE_THUMB, Uc
 from unicorn.arm_const import UC_ARM_REG_R0, UC_ARM_REG_SP
 
-from codegen.boards import load_board
 from codegen.errors import ToolchainError
-from codegen.flash_layout import linker_script, plan_flash
-from codegen.toolchain import (
+from codegen.firmware.boards import load_board
+from codegen.firmware.flash_layout import linker_script, plan_flash
+from codegen.firmware.toolchain import (
     Source,
     cache_folder,
     find_toolchain,

@@ -18,8 +18,8 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from codegen.boards import Board, FlashName, load_board
 from codegen.errors import BudgetError, BundleError
+from codegen.firmware.boards import Board, FlashName, load_board
 from codegen.program import blob
 
 MANIFEST_FORMAT: Literal["tinyfleet-manifest/1"] = "tinyfleet-manifest/1"
@@ -51,7 +51,7 @@ class InputInfo(_Strict):
 class ModelInfo(_Strict):
     """The model that the bundle was made from; ``logit_scale`` is the real value of one step.
 
-    ``digest`` is that of ``codegen.model_digest``: what the bytes of the weights mean.
+    ``digest`` is that of ``codegen.firmware.model_digest``: what the bytes of the weights mean.
     """
 
     name: str

@@ -26,8 +26,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal
 
-from codegen.boards import Board
 from codegen.errors import ToolchainError
+from codegen.firmware.boards import Board
 
 Kind = Literal["gcc", "zig", "host"]
 Defines = Mapping[str, str | int]
@@ -89,7 +89,7 @@ def cache_folder() -> Path:
 
 def freestanding_folder() -> Path:
     """Headers and memory functions for builds without a C library."""
-    return Path(str(resources.files("codegen") / "freestanding"))
+    return Path(str(resources.files("codegen.firmware") / "freestanding"))
 
 
 @dataclass(frozen=True)

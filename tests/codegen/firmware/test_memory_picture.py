@@ -8,10 +8,10 @@ import matplotlib.patches
 import pytest
 from matplotlib.figure import Figure
 
-from codegen.bundle import SramBytes
-from codegen.memory_picture import Effort, draw, overlaps, phases, render
+from codegen.firmware.bundle import SramBytes
+from codegen.firmware.memory_picture import Effort, draw, overlaps, phases, render
+from codegen.firmware.program_file import BufferInfo, ProgramInfo, describe
 from codegen.program.lowering import lower
-from codegen.program_file import BufferInfo, ProgramInfo, describe
 from tests.codegen.random_graphs import full_plan, random_graph
 
 SVG = "{http://www.w3.org/2000/svg}"

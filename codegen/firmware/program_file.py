@@ -11,8 +11,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from codegen.bundle import PROGRAM, Bundle, Count, Digest
 from codegen.errors import BundleError
+from codegen.firmware.bundle import PROGRAM, Bundle, Count, Digest
 from codegen.graph.ir import Graph, Head, Op, inputs_of
 from codegen.program import memory_plan
 from codegen.program.steps import CHAIN, SCALES, Phase, Program, Step, step_function

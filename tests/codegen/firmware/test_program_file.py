@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from codegen.firmware.program_file import BufferInfo, ProgramInfo, Programs, describe, pack
 from codegen.graph.ir import Add, Concat, Conv, GlobalAveragePool, Graph, Head, Tensor
 from codegen.program.lowering import lower
 from codegen.program.memory_plan import aligned
 from codegen.program.steps import CHAIN, Program
-from codegen.program_file import BufferInfo, ProgramInfo, Programs, describe, pack
 from tests.codegen.random_graphs import full_plan, random_graph, random_plan, random_pooled_graph
 
 

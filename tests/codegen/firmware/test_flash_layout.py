@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.boards import Board, list_boards, load_board
 from codegen.errors import BudgetError
-from codegen.flash_layout import (
+from codegen.firmware.boards import Board, list_boards, load_board
+from codegen.firmware.flash_layout import (
     LEAST_SAMPLES,
     WANTED_SAMPLES,
     layout_defines,

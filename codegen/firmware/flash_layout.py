@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from importlib import resources
 from string import Template
 
-from codegen.boards import Board, FlashName
 from codegen.errors import BudgetError
+from codegen.firmware.boards import Board, FlashName
 
 _SLOT_FIELDS_BYTES, _MARK_BYTES, _CHUNK_BYTES, _SLOT_HEADER_UNIT = 64, 4, 512, 4096
 
@@ -199,7 +199,7 @@ def linker_script(board: Board, layout: FlashLayout) -> str:
             f"__{name}_sector_count = {region.sector_count};",
         ]
     symbols.append(f"__slot_bytes = {min(layout.slot_a.bytes, layout.slot_b.bytes)};")
-    text = (resources.files("codegen") / "firmware.ld.template").read_text("utf-8")
+    text = (resources.files("codegen.firmware") / "firmware.ld.template").read_text("utf-8")
     return Template(text).substitute(
         board=board.name,
         flash_address=f"{board.flash.address:#010x}",

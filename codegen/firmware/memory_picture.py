@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Patch, Rectangle
 from matplotlib.textpath import TextPath
 
-from codegen.bundle import SramBytes
-from codegen.program_file import BufferInfo, Kind, ProgramInfo, StepInfo
+from codegen.firmware.bundle import SramBytes
+from codegen.firmware.program_file import BufferInfo, Kind, ProgramInfo, StepInfo
 
 Format = Literal["png", "svg"]
 FORMATS: tuple[Format, ...] = get_args(Format)

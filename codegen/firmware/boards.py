@@ -137,7 +137,7 @@ class Board(_Frozen):
 
 def list_boards() -> list[str]:
     """Names of the boards that come with tinyfleet, sorted."""
-    folder = resources.files("codegen") / "boards"
+    folder = resources.files("codegen.firmware") / "boards"
     return sorted(
         entry.name.removesuffix(".json")
         for entry in folder.iterdir()
@@ -153,7 +153,9 @@ def load_board(name: str | Path) -> Board:
     text = str(name)
     known = list_boards()
     if text in known:
-        source = (resources.files("codegen") / "boards" / f"{text}.json").read_text("utf-8")
+        source = (resources.files("codegen.firmware") / "boards" / f"{text}.json").read_text(
+            "utf-8"
+        )
         return _parse(source, f"board '{text}'")
     if not text.endswith(".json"):
         raise BoardError(
