@@ -9,9 +9,10 @@ import hashlib
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from codegen.emit.sources import emit
 from codegen.emit.zcbor_codec import CODEC_DEFINES, generate_codec
@@ -63,7 +64,6 @@ from codegen.firmware.toolchain import (
 )
 from codegen.graph.ir import Graph
 from codegen.importer.model import import_model
-from codegen.plan_search.nearest import suggestion
 from codegen.program import blob
 from codegen.program.lowering import lower
 from codegen.program.plans import (
@@ -79,6 +79,9 @@ from codegen.program.steps import Program
 from codegen.quantization.model import DEFAULT_OPTIONS, QuantizationOptions, quantize_model
 from codegen.quantization.report import QuantizationReport
 from device_runtime import engine_sources, firmware_sources, include_directories
+
+Suggest: TypeAlias = Callable[[Program, PlanReport], str]
+"""What to train instead of a program that its report shows not to fit."""
 
 LINKER_SCRIPT = "firmware.ld"
 _KERNELS = "kernels"
@@ -106,6 +109,7 @@ def compile_model(
     progress: Progress | None = None,
     sample_log_bytes: int | None = None,
     quantization: QuantizationOptions = DEFAULT_OPTIONS,
+    suggest: Suggest | None = None,
 ) -> Bundle:
     """Compiles ``model`` (ONNX, float or QDQ) for ``board`` into the bundle folder ``out``.
 
@@ -115,7 +119,8 @@ def compile_model(
     are for float models only. A quantization report that is asked for is a file of the bundle.
     ``progress`` is called with the stage's name, steps done, and steps in all.
     ``sample_log_bytes`` is the least size of the sample log in flash; None takes room for a few
-    dozen samples where the flash has it.
+    dozen samples where the flash has it. ``suggest`` adds to the error for a plan that doesn't fit
+    what could be trained instead (`codegen.plan_search.nearest.suggestion`).
 
     Raises a CodegenError whose message names the thing and the remedy.
     """
@@ -151,6 +156,7 @@ def compile_model(
         sample_log_bytes=sample_log_bytes,
         model_notes=quantized.notes,
         quantization_report=quantized.report,
+        suggest=suggest,
     )
 
 
@@ -168,6 +174,7 @@ def compile_graph(
     model_notes: Sequence[str] = (),
     quantization_report: QuantizationReport | None = None,
     coarser: Mapping[str, Plan] | None = None,
+    suggest: Suggest | None = None,
 ) -> Bundle:
     """The part of ``compile_model`` after quantization; see there.
 
@@ -231,13 +238,13 @@ def compile_graph(
     if over:
         fitting = [p for p, costs in zip(programs, made.reports, strict=True) if costs.fits]
         if plans or not fitting:
-            _check_budget(made, board)
+            _check_budget(made, board, suggest)
         notes += [
             f"plan {plan.name} is left out: it needs {_sram_and_limit(plan, board)}"
             for plan in over
         ]
         made = build(fitting)
-        _check_budget(made, board)
+        _check_budget(made, board, suggest)
     report = Report(
         board=board.name,
         plans=made.reports,
@@ -422,9 +429,9 @@ def _sram_and_limit(plan: PlanReport, board: Board) -> str:
     return f"{total:,} bytes of SRAM, {board.name} has {limit:,}"
 
 
-def _check_budget(made: _Build, board: Board) -> None:
+def _check_budget(made: _Build, board: Board, suggest: Suggest | None) -> None:
     program_of = {program.plan.id: program for program in made.programs}
-    check_budget(made.reports, board, lambda plan: suggestion(program_of[plan.id], plan))
+    check_budget(made.reports, board, suggest and (lambda plan: suggest(program_of[plan.id], plan)))
 
 
 def _overflow(error: LinkError, region: str) -> int:

@@ -10,6 +10,7 @@ from typing import Literal
 from codegen.compile import compile_model
 from codegen.firmware.bundle import Bundle
 from codegen.firmware.toolchain import find_toolchain
+from codegen.plan_search.nearest import suggestion
 from codegen.quantization.model import DEFAULT_OPTIONS, QuantizationOptions
 
 Progress = Callable[[str, int, int], None]
@@ -43,4 +44,5 @@ def compile_firmware(
         toolchain=find_toolchain(compiler),
         progress=progress,
         quantization=quantization,
+        suggest=suggestion,
     )

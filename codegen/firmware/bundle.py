@@ -313,7 +313,7 @@ def _is_object(address: int, values: Mapping[str, int]) -> bool:
 
 
 def check_budget(
-    plans: Sequence[PlanReport], board: Board, suggest: Callable[[PlanReport], str]
+    plans: Sequence[PlanReport], board: Board, suggest: Callable[[PlanReport], str] | None = None
 ) -> None:
     """Raises BudgetError, with the table of all plans, if one of them exceeds the limit.
 
@@ -329,10 +329,13 @@ def check_budget(
         else "None of them fits: train less, or use a smaller model or a board with more SRAM."
     )
     names = ", ".join(plan.name for plan in over)
-    raise BudgetError(
-        f"too much SRAM for board {board.name}: {names} (bytes)\n{sram_table(plans)}\n{remedy}\n"
-        + "\n".join(suggest(plan) for plan in over)
-    )
+    lines = [
+        f"too much SRAM for board {board.name}: {names} (bytes)",
+        sram_table(plans),
+        remedy,
+        *([suggest(plan) for plan in over] if suggest else ()),
+    ]
+    raise BudgetError("\n".join(lines))
 
 
 def sram_table(plans: Sequence[PlanReport]) -> str:

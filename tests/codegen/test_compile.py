@@ -20,6 +20,7 @@ from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Graph
 from codegen.importer.model import import_model
+from codegen.plan_search.nearest import suggestion
 from codegen.program.blob import packed_bytes
 from codegen.program.plans import PlanSpec
 from codegen.quantization.calibration_set import load_calibration
@@ -276,7 +277,7 @@ def test_a_plan_that_was_asked_for_and_does_not_fit_is_refused_with_the_table(
         ),
     ]
     with pytest.raises(BudgetError) as caught:
-        compiled(tmp_path / "out", small_board(limit), plans=plans)
+        compiled(tmp_path / "out", small_board(limit), plans=plans, suggest=suggestion)
     text = str(caught.value)
     assert "board stm32f746: greedy" in text
     assert "These plans fit: head-only." in text

@@ -1,4 +1,4 @@
-"""`tinyfleet compile`: its options for quantization."""
+"""`tinyfleet compile`: its options for quantization, and what it says of plans that don't fit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from codegen.firmware.boards import load_board
 from codegen.firmware.bundle import QUANTIZATION, load_bundle
 from codegen.quantization.report import load_report
 from tests.fleet.cli.conftest import Run
@@ -66,3 +67,19 @@ def test_the_report_is_shown_and_lies_in_the_bundle(tinyfleet: Run, tmp_path: Pa
     facts = json.loads(tinyfleet(*call, "--json").stdout)
     assert facts["quantization"] == json.loads((out / QUANTIZATION).read_text())
     assert {plan["name"] for plan in facts["plans"]} == {"small", "middle", "full"}
+
+
+@pytest.mark.slow
+def test_a_plan_that_does_not_fit_is_refused_with_the_nearest_that_does(
+    tinyfleet: Run, tmp_path: Path
+) -> None:
+    board = tmp_path / "small.json"
+    narrow = load_board("stm32f746").model_copy(update={"sram_limit_bytes": 32768})
+    board.write_text(narrow.model_dump_json())
+    failed = tinyfleet(
+        *("compile", str(DIGITS / "digits.onnx"), "--board", str(board)),
+        *("--out", str(tmp_path / "out"), "--calibration", str(DIGITS / "calibration.npz")),
+        *("--plan", f"{DIGITS / 'plans.json'}#full"),
+    )
+    assert failed.returncode == 1
+    assert "The nearest plan to full that fits trains " in " ".join(failed.stderr.split())
