@@ -26,8 +26,9 @@ from typing import Any
 
 from codegen.errors import CodegenError
 from codegen.firmware.boards import load_board
+from simulator.devices.flash_image import Identity, sample_region
+from simulator.devices.modem import Modem
 from simulator.errors import FleetError, SimulatorError
-from simulator.flash_image import Identity, sample_region
 from simulator.fleet import (
     Command,
     DeviceSpec,
@@ -39,7 +40,6 @@ from simulator.fleet import (
 )
 from simulator.host_machine import HostMachine
 from simulator.machine import StopReason
-from simulator.modem import Modem
 from simulator.unicorn_machine import UnicornMachine
 
 

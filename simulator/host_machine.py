@@ -19,9 +19,10 @@ from codegen.firmware.boards import Board
 from codegen.firmware.bundle import Bundle, RegionInfo, load_bundle
 from codegen.firmware.toolchain import Source, Toolchain, host_toolchain
 from device_runtime import host_sources, include_directories
+from simulator.clock import Milliseconds, host_milliseconds
 from simulator.elf_image import load_elf
 from simulator.errors import ImageError
-from simulator.machine import Milliseconds, StopReason, TrafficCount, host_milliseconds
+from simulator.machine import StopReason, TrafficCount
 
 _STEPS_BETWEEN_LOOKS = 4
 _NEVER = 0xFFFFFFFF

@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 import enum
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
-
-Milliseconds: TypeAlias = Callable[[], int]
-"""A clock: milliseconds since any fixed instant, never going back."""
-
-
-def host_milliseconds() -> int:
-    """Milliseconds of the host's monotonic clock."""
-    return time.monotonic_ns() // 1_000_000
+from typing import Protocol
 
 
 class StopReason(enum.Enum):

@@ -27,13 +27,11 @@ from unicorn.unicorn_py3 import unicorn as binding
 from codegen.firmware.boards import Board, load_board
 from simulator import thumb_code
 from simulator.board_memory import FlashContent
-from simulator.elf_image import ElfImage, load_elf
-from simulator.errors import ImageError, MachineFault
-from simulator.flash_controller import FlashController
-from simulator.flash_operations import FlashMisuse, PowerCut
-from simulator.machine import Milliseconds, StopReason, TrafficCount, host_milliseconds
-from simulator.nor_flash import NorFlash
-from simulator.peripherals import (
+from simulator.clock import Milliseconds, host_milliseconds
+from simulator.devices.flash_controller import FlashController
+from simulator.devices.flash_operations import FlashMisuse, PowerCut
+from simulator.devices.nor_flash import NorFlash
+from simulator.devices.peripherals import (
     Adc1,
     Dma2,
     GpioA,
@@ -47,7 +45,10 @@ from simulator.peripherals import (
     Tim2,
     Usart,
 )
-from simulator.quadspi import Quadspi
+from simulator.devices.quadspi import Quadspi
+from simulator.elf_image import ElfImage, load_elf
+from simulator.errors import ImageError, MachineFault
+from simulator.machine import StopReason, TrafficCount
 from simulator.slice_watchdog import slice_watchdog
 from simulator.unicorn_core import ACCESS, INVALID_ACCESS, MODELS, UnicornCore
 

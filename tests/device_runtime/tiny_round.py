@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.protocol import Delta, Task, delta_coding
-from simulator.flash_image import Identity, held_out_mask, sample_region
+from simulator.devices.flash_image import Identity, held_out_mask, sample_region
 
 CLASSES, INPUTS = 4, 16
 

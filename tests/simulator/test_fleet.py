@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from codegen.firmware.boards import load_board
+from simulator.devices.flash_image import read_sample_region
 from simulator.elf_image import ElfImage
 from simulator.errors import FleetError
-from simulator.flash_image import read_sample_region
 from simulator.fleet import DeviceSpec, DeviceStats, Fleet
 
 SAMPLES = 0x080C0000, 131072

@@ -5,10 +5,10 @@ import pytest
 
 import simulator.unicorn_machine
 from codegen.errors import BoardError
+from simulator.devices.peripherals import Rng
 from simulator.elf_image import ElfImage
 from simulator.errors import ImageError, MachineFault
 from simulator.machine import StopReason
-from simulator.peripherals import Rng
 from simulator.slice_watchdog import slice_watchdog
 from simulator.unicorn_machine import UnicornMachine
 

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from simulator.flash_image import Identity, read_sample_region, sample_region
+from simulator.devices.flash_image import Identity, read_sample_region, sample_region
 
 from .conftest import (
     BAD_INPUT,

@@ -19,7 +19,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from simulator.machine import Milliseconds, host_milliseconds
+from simulator.clock import Milliseconds, host_milliseconds
 
 RECEIVE_BYTES = 512
 """At most so many bytes reach the ring between two looks of the firmware, as on a serial line,

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import ClassVar
 
-from simulator.machine import Milliseconds
+from simulator.clock import Milliseconds
 
 
 class Peripheral:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from simulator.flash_operations import FlashMisuse
-from simulator.nor_flash import NorFlash
-from simulator.peripherals import Peripheral
+from simulator.devices.flash_operations import FlashMisuse
+from simulator.devices.nor_flash import NorFlash
+from simulator.devices.peripherals import Peripheral
 
 _ONE_LINE, _FOUR_LINES = 1, 3
 _INDIRECT_WRITE, _POLL, _MAPPED = 0, 2, 3

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulator.devices.flash_image import Identity, read_sample_region, sample_region
 from simulator.errors import ImageError
-from simulator.flash_image import Identity, read_sample_region, sample_region
 
 IDENTITY = Identity("device-00", "demo", "secret", 1000, 9600)
 

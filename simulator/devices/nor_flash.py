@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from codegen.firmware.boards import ExternalFlash
-from simulator.flash_operations import FlashMisuse, PowerCut
+from simulator.devices.flash_operations import FlashMisuse, PowerCut
 
 PAGE_BYTES = 256
 READY = 1 << 7

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from codegen.firmware.boards import Board
-from simulator.flash_operations import FlashMisuse, PowerCut
-from simulator.peripherals import Peripheral
+from simulator.devices.flash_operations import FlashMisuse, PowerCut
+from simulator.devices.peripherals import Peripheral
 
 
 class FlashController(Peripheral):

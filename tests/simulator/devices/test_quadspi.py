@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from codegen.firmware.boards import load_board
-from simulator.flash_operations import FlashMisuse, PowerCut
-from simulator.nor_flash import NorFlash
-from simulator.quadspi import Quadspi
+from simulator.devices.flash_operations import FlashMisuse, PowerCut
+from simulator.devices.nor_flash import NorFlash
+from simulator.devices.quadspi import Quadspi
 
 CR, DCR, SR, FCR, DLR, CCR, AR, DR, PSMKR, PSMAR = (
     0x00, 0x04, 0x08, 0x0C, 0x10, 0x14, 0x18, 0x20, 0x24, 0x28,

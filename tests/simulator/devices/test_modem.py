@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from simulator.devices.modem import Modem, ModemState
 from simulator.machine import StopReason
-from simulator.modem import Modem, ModemState
 from simulator.unicorn_machine import UnicornMachine
 
 

@@ -1,0 +1,1 @@
+"""What is on a board beside its core: peripherals, flash chips, a modem."""
