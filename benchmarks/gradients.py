@@ -19,7 +19,7 @@ from codegen.quantization.quantize import quantize, quantize_input
 from codegen.reference.float_autodiff import cosines
 from codegen.reference.interpreter import Interpreter
 from fleet.firmware import compile_firmware
-from simulator.measure import ImageEngine
+from simulator.machines.measure import ImageEngine
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 SAMPLES = 10

@@ -44,7 +44,7 @@ from codegen.program.steps import Program
 from codegen.quantization.model import quantize_model
 from codegen.quantization.quantize import quantize
 from fleet.cli._output import console, table
-from simulator.measure import profile_step
+from simulator.machines.measure import profile_step
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "examples" / "digits"

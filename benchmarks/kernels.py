@@ -29,7 +29,7 @@ from codegen.program.plans import LastLayers, PlanSpec, WeightSpec
 from codegen.quantization.model import quantize_model
 from fleet.cli._output import console, table
 from fleet.firmware import compile_firmware
-from simulator.measure import profile_step
+from simulator.machines.measure import profile_step
 
 PUBLISHED, DEPTHWISE = "49kb", "depthwise"
 LAST_LAYERS = 20

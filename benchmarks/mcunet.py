@@ -25,7 +25,7 @@ from codegen.firmware.bundle import Bundle
 from codegen.firmware.host_engine import HostEngine
 from fleet.cli._output import console, table
 from fleet.firmware import compile_firmware
-from simulator.measure import measure
+from simulator.machines.measure import measure
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("TINYFLEET_SHARED", ROOT.parent / "shared"))

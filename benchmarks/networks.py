@@ -31,7 +31,7 @@ from codegen.importer.model import import_model
 from codegen.program.plans import LastLayers, PlanSpec, WeightSpec
 from fleet.cli._output import console, table
 from fleet.firmware import compile_firmware
-from simulator.measure import measure
+from simulator.machines.measure import measure
 from tests.codegen.models.make_models import export, prepared
 from tests.codegen.models.networks import FULL_SIZE
 

@@ -186,7 +186,7 @@ class Fleet:
             workers: processes; as many as cores is best.
             slice_milliseconds: how long a machine runs before the next has its turn.
             host_libraries: for bundles whose devices are to run as host code instead of on
-                emulated boards, the library made by ``host_machine.build_host_library``.
+                emulated boards, the library made by ``simulator.machines.host.build_host_library``.
 
         Raises: FleetError when two devices have one name or there are none.
         """

@@ -38,9 +38,9 @@ from simulator.fleet import (
     WorkerStats,
     resident_bytes,
 )
-from simulator.host_machine import HostMachine
-from simulator.machine import StopReason
-from simulator.unicorn_machine import UnicornMachine
+from simulator.machines.host import HostMachine
+from simulator.machines.protocol import StopReason
+from simulator.machines.unicorn import UnicornMachine
 
 
 def build_machine(spec: DeviceSpec, library: Path | None = None) -> UnicornMachine | HostMachine:

@@ -16,7 +16,7 @@ from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import find_toolchain
 from codegen.program.lowering import lower
 from codegen.program.plans import State, resolve
-from simulator.image_engine import ImageEngine
+from simulator.machines.image_engine import ImageEngine
 
 BOARD = "stm32f746"
 

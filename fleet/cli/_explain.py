@@ -51,7 +51,7 @@ def _explained(bundle: Bundle, plan: str | None, measured: bool) -> _Explained:
     report = next(report for report in bundle.report.plans if report.id == chosen.id)
     if not measured:
         return _Explained(bundle, program, report, None)
-    from simulator.measure import profile_step
+    from simulator.machines.measure import profile_step
 
     profile = profile_step(bundle, chosen.id, [step.function for step in program.steps])
     counts = tuple(profile.by_function[step.function] for step in program.steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fleet.cli._output import console, print_json, table
-from simulator.measure import Measurement, measure
+from simulator.machines.measure import Measurement, measure
 
 _KERNELS_SHOWN = 12
 

@@ -87,7 +87,7 @@ def _coded_bytes(values: NDArray[np.int32]) -> int:
 
 
 def _step_instructions(bundle: Path) -> int:
-    from simulator.measure import measure
+    from simulator.machines.measure import measure
 
     return measure(bundle).instructions.step
 

@@ -31,7 +31,7 @@ from fleet.errors import CampaignError, ConfigurationError
 from fleet.firmware import compile_firmware
 from fleet.store import SqliteStore, Store
 from simulator.errors import SimulatorError
-from simulator.measure import Measurement, measure
+from simulator.machines.measure import Measurement, measure
 
 BOOT_SECONDS = 60.0
 

@@ -25,7 +25,7 @@ from codegen.program.blob import packed_bytes
 from codegen.program.plans import PlanSpec
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize
-from simulator.elf_image import load_elf
+from simulator.machines.elf_image import load_elf
 from tests.codegen.random_graphs import random_graph
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from codegen.graph.ir import Graph
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan
 from codegen.reference.interpreter import Interpreter
-from simulator.image_engine import ImageEngine
+from simulator.machines.image_engine import ImageEngine
 
 
 def toolchain_or_skip(compiler: Literal["gcc", "zig"]) -> Toolchain:

@@ -21,7 +21,7 @@ from codegen.program.steps import Program
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.reference.interpreter import Interpreter
-from simulator.image_engine import ImageEngine
+from simulator.machines.image_engine import ImageEngine
 from tests.codegen.random_graphs import full_plan
 from tests.end_to_end.engines import toolchain_or_skip
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from codegen.firmware.boards import load_board
-from simulator.elf_image import ElfImage, load_elf
-from simulator.unicorn_machine import UnicornMachine
+from simulator.machines.elf_image import ElfImage, load_elf
+from simulator.machines.unicorn import UnicornMachine
 
 FIRMWARE = Path(__file__).parent / "firmware"
 BOARDS = {

@@ -23,7 +23,7 @@ from fleet.demo.site import GatewayProcess
 from fleet.gateway.broker import Broker, BrokerConfig, free_port, new_passwords
 from fleet.gateway.client import GatewayClient
 from simulator.fleet import DeviceSpec, Fleet
-from simulator.host_machine import build_host_library
+from simulator.machines.host import build_host_library
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "examples" / "digits"

@@ -11,9 +11,9 @@ import pytest
 
 from codegen.firmware.boards import load_board
 from simulator.devices.flash_image import read_sample_region
-from simulator.elf_image import ElfImage
 from simulator.errors import FleetError
 from simulator.fleet import DeviceSpec, DeviceStats, Fleet
+from simulator.machines.elf_image import ElfImage
 
 SAMPLES = 0x080C0000, 131072
 

@@ -27,7 +27,7 @@ from codegen.plan_search.samples import Samples
 from codegen.plan_search.training import Schedule
 from codegen.program.plans import load_plan, resolve
 from fleet.protocol.delta_coding import encode
-from simulator.measure import measure
+from simulator.machines.measure import measure
 from tests.codegen.random_graphs import random_graph
 
 pytestmark = pytest.mark.slow

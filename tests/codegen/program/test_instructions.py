@@ -18,7 +18,7 @@ from codegen.program.instructions import estimated_instructions, instructions_of
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan, WeightUpdate, load_plan, resolve
 from codegen.quantization.model import quantize_model
-from simulator.measure import measure
+from simulator.machines.measure import measure
 from tests.codegen import mcunet
 from tests.codegen.mcunet import needs_mcunet
 from tests.codegen.random_graphs import full_plan, random_graph, random_plan, random_pooled_graph

@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from codegen.arithmetic.integers import random_move
 from codegen.arithmetic.layers import INT32_MAX
 from device_runtime import include_directories, source_root
-from simulator.kernel_call import ArmKernels, Call, HostKernels, Struct, arm_kernels, host_kernels
+from simulator.machines.kernel_call import (
+    ArmKernels,
+    Call,
+    HostKernels,
+    Struct,
+    arm_kernels,
+    host_kernels,
+)
 
 Ints = NDArray[np.int64]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulator.kernel_call import ArmKernels, HostKernels
+from simulator.machines.kernel_call import ArmKernels, HostKernels
 from tests.device_runtime.kernels.calls import on_cortex_m4, on_cortex_m7, on_host
 
 

@@ -16,7 +16,7 @@ from codegen.arithmetic.integers import apply_gain, round_shift, step_gain
 from codegen.arithmetic.layers import Gain
 from codegen.graph.ir import Conv
 from codegen.program.scratch import round_up
-from simulator.kernel_call import Struct
+from simulator.machines.kernel_call import Struct
 
 Ints = NDArray[np.int64]
 INT32_MAX = 2**31 - 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import round_shift
 from codegen.graph.ir import DepthwiseConv, Padding, Tensor
-from simulator.kernel_call import Struct
+from simulator.machines.kernel_call import Struct
 from tests.device_runtime.kernels.calls import Ints
 
 

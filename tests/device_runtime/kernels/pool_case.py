@@ -9,7 +9,7 @@ import numpy as np
 from codegen.arithmetic.pools import overlap_bits
 from codegen.graph.floats import window_output_shape
 from codegen.graph.ir import AveragePool, Graph, MaxPool, Padding, Tensor
-from simulator.kernel_call import Struct
+from simulator.machines.kernel_call import Struct
 
 Fields = list[tuple[str, int]]
 

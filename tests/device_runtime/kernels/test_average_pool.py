@@ -10,7 +10,7 @@ from codegen.arithmetic.integers import round_shift
 from codegen.arithmetic.pools import average_pool_arithmetic, counts, overlap_bits
 from codegen.graph.ir import AveragePool
 from codegen.reference import interpreter_pools
-from simulator.kernel_call import Struct
+from simulator.machines.kernel_call import Struct
 from tests.device_runtime.kernels.calls import call_all
 from tests.device_runtime.kernels.pool_case import PoolCase, error_codes, pool_case, scale_of
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import BIAS_BITS, apply_gain, step_gain
 from codegen.arithmetic.layers import Gain
-from simulator.kernel_call import Struct
+from simulator.machines.kernel_call import Struct
 from tests.device_runtime.kernels.calls import call_all, moved, update, whole
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.kernel_call import Struct
+from simulator.machines.kernel_call import Struct
 from tests.device_runtime.kernels.calls import call_all
 from tests.device_runtime.kernels.pool_case import error_codes, scale_of
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codegen.program.scratch import convolution_forward_bytes
-from simulator.kernel_call import ArmKernels, HostKernels, View
+from simulator.machines.kernel_call import ArmKernels, HostKernels, View
 from tests.device_runtime.kernels.convolution_case import Case, cases
 
 Engines = list[HostKernels | ArmKernels]

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import STATE_BITS, STEP_BITS
 from codegen.program.scratch import round_up
-from simulator.kernel_call import ArmKernels, HostKernels, Struct
+from simulator.machines.kernel_call import ArmKernels, HostKernels, Struct
 from tests.device_runtime.kernels.calls import FIRST_VALUE, moved, update
 from tests.device_runtime.kernels.convolution_case import Case, cases, packed
 

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from codegen.program.scratch import depthwise_forward_bytes
-from simulator.kernel_call import Struct
+from simulator.machines.kernel_call import Struct
 from tests.device_runtime.kernels.calls import Ints, Scratch, call_all
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
 

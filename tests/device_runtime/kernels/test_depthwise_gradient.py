@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from codegen.arithmetic.integers import STATE_BITS, STEP_BITS, apply_gain, step_gain
 from codegen.arithmetic.layers import Gain
 from codegen.program.scratch import depthwise_input_gradient_bytes, depthwise_weight_update_bytes
-from simulator.kernel_call import Struct
+from simulator.machines.kernel_call import Struct
 from tests.device_runtime.kernels.calls import FIRST_VALUE, Ints, Scratch, call_all, moved, update
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
 

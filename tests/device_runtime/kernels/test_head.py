@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import BIAS_BITS, STATE_BITS, apply_gain, round_shift, step_gain
 from codegen.arithmetic.layers import Gain
-from simulator.kernel_call import Struct
+from simulator.machines.kernel_call import Struct
 from tests.device_runtime.kernels.calls import Ints, call_all, moved, update, whole
 
 INPUTS = st.integers(1, 50)

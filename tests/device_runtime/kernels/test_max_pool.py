@@ -12,7 +12,7 @@ from codegen.arithmetic.pools import overlap_bits
 from codegen.graph.floats import window_output_shape
 from codegen.graph.ir import Graph, MaxPool, Padding, Tensor
 from codegen.reference import interpreter_pools
-from simulator.kernel_call import Struct
+from simulator.machines.kernel_call import Struct
 from tests.device_runtime.kernels.calls import call_all
 from tests.device_runtime.kernels.pool_case import PoolCase, error_codes, pool_case, scale_of
 

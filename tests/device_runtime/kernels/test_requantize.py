@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from codegen.arithmetic.pools import requantize_arithmetic
 from codegen.errors import ModelError
 from codegen.graph.ir import Graph, Requantize, Tensor
-from simulator.kernel_call import Struct
+from simulator.machines.kernel_call import Struct
 from tests.device_runtime.kernels.calls import call_all
 
 ZEROS = st.integers(-128, 127)

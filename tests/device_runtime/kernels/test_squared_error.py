@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from codegen.arithmetic.layers import gain
 from codegen.arithmetic.pools import ReconstructionArithmetic
 from codegen.reference.interpreter_pools import squared_error
-from simulator.kernel_call import Struct
+from simulator.machines.kernel_call import Struct
 from tests.device_runtime.kernels.calls import call_all
 
 

@@ -14,10 +14,10 @@ from codegen.firmware.boards import Board, load_board
 from codegen.firmware.flash_layout import FlashLayout, layout_defines, linker_script, plan_flash
 from codegen.firmware.toolchain import Source, find_toolchain
 from simulator.devices.nor_flash import NorFlash
-from simulator.elf_image import ElfImage, load_elf
 from simulator.errors import MachineFault
-from simulator.machine import StopReason
-from simulator.unicorn_machine import UnicornMachine
+from simulator.machines.elf_image import ElfImage, load_elf
+from simulator.machines.protocol import StopReason
+from simulator.machines.unicorn import UnicornMachine
 
 OK, NO_MEMORY, FLASH_FAILED = 0, 2, 5
 MODEL, OTHER_MODEL = 0, 7

@@ -15,8 +15,8 @@ from codegen.firmware.boards import load_board
 from codegen.firmware.flash_layout import FlashLayout, layout_defines, linker_script, plan_flash
 from codegen.firmware.toolchain import BuildResult, Source, find_toolchain
 from fleet.protocol import Announce, Delta, Status
-from simulator.machine import StopReason
-from simulator.unicorn_machine import UnicornMachine
+from simulator.machines.protocol import StopReason
+from simulator.machines.unicorn import UnicornMachine
 
 from ..host_device import (
     CDDL,

@@ -13,7 +13,7 @@ import pytest
 
 from codegen.firmware.bundle import MANIFEST, Manifest, canonical_json
 from fleet.firmware import compile_firmware
-from simulator.measure import measure
+from simulator.machines.measure import measure
 from tests.fleet.cli.conftest import Run
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "digits"

@@ -3,8 +3,8 @@ from collections.abc import Callable
 import pytest
 
 from simulator.errors import MachineFault
-from simulator.machine import StopReason
-from simulator.unicorn_machine import UnicornMachine
+from simulator.machines.protocol import StopReason
+from simulator.machines.unicorn import UnicornMachine
 
 MakeMachine = Callable[..., UnicornMachine]
 

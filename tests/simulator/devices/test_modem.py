@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from simulator.devices.modem import Modem, ModemState
-from simulator.machine import StopReason
-from simulator.unicorn_machine import UnicornMachine
+from simulator.machines.protocol import StopReason
+from simulator.machines.unicorn import UnicornMachine
 
 
 class Server:

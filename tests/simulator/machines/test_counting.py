@@ -4,9 +4,9 @@ import pytest
 from unicorn import unicorn_const
 from unicorn.unicorn_py3.unicorn import HOOK_CODE_CFUNC
 
-from simulator.counting import InclusiveCounter, InstructionCounter, thumb_instructions
 from simulator.errors import ImageError
-from simulator.unicorn_machine import UnicornMachine
+from simulator.machines.counting import InclusiveCounter, InstructionCounter, thumb_instructions
+from simulator.machines.unicorn import UnicornMachine
 
 MIX = (500, 1, 2, 3, 4, 5)
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from codegen.firmware.bundle import Bundle, load_bundle
 from codegen.graph.ir import LOSS_UNITS
-from simulator.counting import InclusiveCounter, InstructionCounter
 from simulator.errors import ImageError, MachineFault, MeasureError
-from simulator.image_engine import ImageEngine, find_plan
-from simulator.unicorn_machine import UnicornMachine
+from simulator.machines.counting import InclusiveCounter, InstructionCounter
+from simulator.machines.image_engine import ImageEngine, find_plan
+from simulator.machines.unicorn import UnicornMachine
 
 __all__ = ["ImageEngine", "Instructions", "Measurement", "StepProfile", "measure", "profile_step"]
 

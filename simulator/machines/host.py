@@ -20,9 +20,9 @@ from codegen.firmware.bundle import Bundle, RegionInfo, load_bundle
 from codegen.firmware.toolchain import Source, Toolchain, host_toolchain
 from device_runtime import host_sources, include_directories
 from simulator.clock import Milliseconds, host_milliseconds
-from simulator.elf_image import load_elf
 from simulator.errors import ImageError
-from simulator.machine import StopReason, TrafficCount
+from simulator.machines.elf_image import load_elf
+from simulator.machines.protocol import StopReason, TrafficCount
 
 _STEPS_BETWEEN_LOOKS = 4
 _NEVER = 0xFFFFFFFF
@@ -132,7 +132,7 @@ def _library(path: str) -> ctypes.CDLL:
 
 
 class HostMachine:
-    """One device of a host library. Implements ``simulator.machine.Machine``."""
+    """One device of a host library. Implements ``simulator.machines.protocol.Machine``."""
 
     def __init__(
         self,

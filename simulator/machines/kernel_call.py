@@ -25,10 +25,10 @@ from unicorn.unicorn_py3 import unicorn as binding
 
 from codegen.firmware.boards import load_board
 from codegen.firmware.toolchain import Source, find_toolchain, host_toolchain
-from simulator.counting import InstructionCounter
-from simulator.elf_image import ElfImage, load_elf
 from simulator.errors import ImageError, MachineFault
-from simulator.unicorn_core import UnicornCore
+from simulator.machines.counting import InstructionCounter
+from simulator.machines.elf_image import ElfImage, load_elf
+from simulator.machines.unicorn_core import UnicornCore
 
 Array = NDArray[Any]
 
@@ -196,7 +196,7 @@ class ArmKernels(UnicornCore):
     pointer_bytes = 4
 
     def __init__(self, elf: Path, cpu: str) -> None:
-        """``cpu`` is one of ``simulator.unicorn_core.MODELS``."""
+        """``cpu`` is one of ``simulator.machines.unicorn_core.MODELS``."""
         super().__init__()
         self.image: ElfImage = load_elf(elf)
         self._open_core(cpu)

@@ -12,9 +12,9 @@ from codegen.firmware.boards import load_board
 from codegen.firmware.bundle import Bundle
 from codegen.firmware.host_engine import HostEngine
 from simulator.errors import MeasureError
-from simulator.measure import ImageEngine, Measurement, measure
+from simulator.machines.measure import ImageEngine, Measurement, measure
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DIGITS = ROOT / "examples" / "digits"
 SAMPLE = np.random.default_rng(7).integers(-128, 128, (8, 8, 1)).astype(np.int8)
 LABEL, RATE, SEED = 3, 0.02, 99

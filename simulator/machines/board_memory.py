@@ -9,8 +9,8 @@ import tempfile
 from typing import IO
 
 from codegen.firmware.boards import Board, FlashName
-from simulator.elf_image import ElfImage
 from simulator.errors import ImageError
+from simulator.machines.elf_image import ElfImage
 
 
 @functools.lru_cache(maxsize=16)

@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self, TypeAlias
 from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3.unicorn import HOOK_CODE_CFUNC
 
-from simulator.elf_image import ElfImage
+from simulator.machines.elf_image import ElfImage
 
 
 class CountedMachine(Protocol):

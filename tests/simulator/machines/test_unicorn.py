@@ -3,14 +3,14 @@ from collections.abc import Callable
 
 import pytest
 
-import simulator.unicorn_machine
+import simulator.machines.unicorn
 from codegen.errors import BoardError
 from simulator.devices.peripherals import Rng
-from simulator.elf_image import ElfImage
 from simulator.errors import ImageError, MachineFault
-from simulator.machine import StopReason
-from simulator.slice_watchdog import slice_watchdog
-from simulator.unicorn_machine import UnicornMachine
+from simulator.machines.elf_image import ElfImage
+from simulator.machines.protocol import StopReason
+from simulator.machines.slice_watchdog import slice_watchdog
+from simulator.machines.unicorn import UnicornMachine
 
 MakeMachine = Callable[..., UnicornMachine]
 SLICE = 200
@@ -263,7 +263,7 @@ def test_a_loop_of_nothing_but_writes_is_interrupted_without_repeating_one(
     machine: UnicornMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.run(SLICE)
-    monkeypatch.setattr(simulator.unicorn_machine, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(simulator.machines.unicorn, "_PATIENCE_SECONDS", 0.0)
     stored = spy(monkeypatch, machine.gpio, "write")
     assert machine.call("traffic", 20_000, 0, slice_milliseconds=0.2) == 20_000
     assert [value for _, value in stored] == list(range(1, 20_001))

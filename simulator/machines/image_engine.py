@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from codegen.firmware.bundle import Bundle, PlanInfo
 from simulator.errors import MeasureError
-from simulator.machine import StopReason
-from simulator.unicorn_machine import UnicornMachine
+from simulator.machines.protocol import StopReason
+from simulator.machines.unicorn import UnicornMachine
 
 # Structs of device_runtime/include/tinyfleet/engine.h on a 32-bit core.
 # tf_engine: plan, classes, then tf_frame: weights, arena, state, input, logits, label,

@@ -25,8 +25,6 @@ from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3 import unicorn as binding
 
 from codegen.firmware.boards import Board, load_board
-from simulator import thumb_code
-from simulator.board_memory import FlashContent
 from simulator.clock import Milliseconds, host_milliseconds
 from simulator.devices.flash_controller import FlashController
 from simulator.devices.flash_operations import FlashMisuse, PowerCut
@@ -46,11 +44,13 @@ from simulator.devices.peripherals import (
     Usart,
 )
 from simulator.devices.quadspi import Quadspi
-from simulator.elf_image import ElfImage, load_elf
 from simulator.errors import ImageError, MachineFault
-from simulator.machine import StopReason, TrafficCount
-from simulator.slice_watchdog import slice_watchdog
-from simulator.unicorn_core import ACCESS, INVALID_ACCESS, MODELS, UnicornCore
+from simulator.machines import thumb_code
+from simulator.machines.board_memory import FlashContent
+from simulator.machines.elf_image import ElfImage, load_elf
+from simulator.machines.protocol import StopReason, TrafficCount
+from simulator.machines.slice_watchdog import slice_watchdog
+from simulator.machines.unicorn_core import ACCESS, INVALID_ACCESS, MODELS, UnicornCore
 
 _NOWHERE = 0xFFFFFFFE
 STACK_PAINT = 0xA5A5A5A5
@@ -68,7 +68,7 @@ ARGUMENT_REGISTERS = (
 
 
 class UnicornMachine(UnicornCore):
-    """One board with its firmware. Implements ``simulator.machine.Machine``."""
+    """One board with its firmware. Implements ``simulator.machines.protocol.Machine``."""
 
     def __init__(
         self,
