@@ -13,7 +13,7 @@ import codegen
 from fleet.errors import ConfigurationError
 from fleet.protocol.manifest import Manifest
 from simulator.digits import DeviceSamples, deal
-from simulator.fleet import DeviceSpec
+from simulator.fleet.fleet import DeviceSpec
 
 BOARDS = ("stm32f746", "stm32f407")
 PLANS = ("small", "middle", "full")

@@ -22,7 +22,7 @@ from fleet.errors import GatewayError
 from fleet.gateway.broker import Broker, BrokerConfig, free_port, new_passwords
 from fleet.gateway.client import GatewayClient
 from fleet.gateway.config import BrokerSettings, GatewaySettings
-from simulator.fleet import DeviceSpec, Fleet, worker_count
+from simulator.fleet.fleet import DeviceSpec, Fleet, worker_count
 
 FLEET = "demo"
 _GATEWAY_START_SECONDS = 20.0

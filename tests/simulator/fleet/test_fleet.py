@@ -12,7 +12,7 @@ import pytest
 from codegen.firmware.boards import load_board
 from simulator.devices.flash_image import read_sample_region
 from simulator.errors import FleetError
-from simulator.fleet import DeviceSpec, DeviceStats, Fleet
+from simulator.fleet.fleet import DeviceSpec, DeviceStats, Fleet
 from simulator.machines.elf_image import ElfImage
 
 SAMPLES = 0x080C0000, 131072
@@ -197,7 +197,7 @@ def test_workers_end_when_their_owner_is_killed(bundle: Path, tmp_path: Path) ->
     script.write_text(
         "import sys, time, numpy as np\n"
         "from pathlib import Path\n"
-        "from simulator.fleet import DeviceSpec, Fleet\n"
+        "from simulator.fleet.fleet import DeviceSpec, Fleet\n"
         "none = np.zeros((0, 4), np.int8), np.zeros(0, int)\n"
         "spec = DeviceSpec('a', Path(sys.argv[1]), 'x', *none)\n"
         "with Fleet([spec], ('127.0.0.1', 1)) as fleet:\n"

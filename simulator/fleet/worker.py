@@ -1,4 +1,4 @@
-"""A worker of a fleet: ``python -m simulator.fleet_worker FD``; started by ``simulator.fleet``.
+"""A worker of a fleet: ``python -m simulator.fleet.worker FD``; started by ``simulator.fleet.fleet``.
 
 One event loop: commands of the parent, sockets of the modems, slices of the machines. A
 machine that has work to do gets a slice in turn; one that idles is run again when bytes came
@@ -29,7 +29,7 @@ from codegen.firmware.boards import load_board
 from simulator.devices.flash_image import Identity, sample_region
 from simulator.devices.modem import Modem
 from simulator.errors import FleetError, SimulatorError
-from simulator.fleet import (
+from simulator.fleet.fleet import (
     Command,
     DeviceSpec,
     DeviceStats,

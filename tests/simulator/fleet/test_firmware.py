@@ -22,10 +22,10 @@ from codegen.quantization.calibration_set import load_calibration
 from fleet.demo.site import GatewayProcess
 from fleet.gateway.broker import Broker, BrokerConfig, free_port, new_passwords
 from fleet.gateway.client import GatewayClient
-from simulator.fleet import DeviceSpec, Fleet
+from simulator.fleet.fleet import DeviceSpec, Fleet
 from simulator.machines.host import build_host_library
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DIGITS = ROOT / "examples" / "digits"
 CAMPAIGN = "00112233445566aa"
 FLEET = "demo"

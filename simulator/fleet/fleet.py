@@ -3,7 +3,7 @@
     with Fleet(devices, broker=("127.0.0.1", 1883)) as fleet:
         fleet.stats()["device-03"].bytes_up
 
-Each worker is one process with one event loop (``simulator.fleet_worker``): it runs its
+Each worker is one process with one event loop (``simulator.fleet.worker``): it runs its
 machines in slices, moves their bytes, and lets idle ones sleep. The parent talks to it over a
 socket pair; when the parent goes away, the worker sees the end of that stream and ends, too.
 """
@@ -117,7 +117,7 @@ class _Worker:
     def __init__(self, settings: WorkerSettings) -> None:
         ours, theirs = socket.socketpair()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "simulator.fleet_worker", str(theirs.fileno())],
+            [sys.executable, "-m", "simulator.fleet.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
         )

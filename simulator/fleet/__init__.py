@@ -1,0 +1,1 @@
+"""Many machines over a few worker processes."""
