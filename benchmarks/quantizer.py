@@ -29,7 +29,7 @@ from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.cross_layer import equalize, pairs
 from codegen.quantization.quantize import assemble, codings_of, quantize_input
 from codegen.quantization.report import simulate
-from simulator import digits
+from simulator.world import digits
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("TINYFLEET_SHARED", ROOT.parent / "shared"))

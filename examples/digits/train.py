@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from simulator.digits import lab_split, load
+from simulator.world.digits import lab_split, load
 
 HERE = Path(__file__).parent
 EPOCHS = 120

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 import codegen
 from fleet.errors import ConfigurationError
 from fleet.protocol.manifest import Manifest
-from simulator.digits import DeviceSamples, deal
 from simulator.fleet.fleet import DeviceSpec
+from simulator.world.digits import DeviceSamples, deal
 
 BOARDS = ("stm32f746", "stm32f407")
 PLANS = ("small", "middle", "full")

@@ -1,4 +1,4 @@
-"""A worker of a fleet: ``python -m simulator.fleet.worker FD``; started by ``simulator.fleet.fleet``.
+"""A worker of a fleet: ``python -m simulator.fleet.worker FD``, started by the fleet.
 
 One event loop: commands of the parent, sockets of the modems, slices of the machines. A
 machine that has work to do gets a slice in turn; one that idles is run again when bytes came

@@ -20,7 +20,7 @@ from codegen.program.steps import Program
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.quantization.report import simulate
-from simulator.digits import DeviceSamples, deal
+from simulator.world.digits import DeviceSamples, deal
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
 NAMES = [f"mcu-{number:02}" for number in range(1, 25)]

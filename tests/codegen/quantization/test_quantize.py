@@ -26,7 +26,7 @@ from codegen.quantization.calibration import Method, RangeRule, activation_code
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.quantization.report import compare, simulate
-from simulator import digits
+from simulator.world import digits
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "digits"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from codegen.firmware.bundle import load_bundle
-from simulator.digits import deal
+from simulator.world.digits import deal
 from tests.fleet.cli.conftest import Run
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "digits"

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator import digits
+from simulator.world import digits
 
 NAMES = [f"device-{number:02d}" for number in range(24)]
-CALIBRATION = Path(__file__).parents[2] / "examples" / "digits" / "calibration.npz"
+CALIBRATION = Path(__file__).parents[3] / "examples" / "digits" / "calibration.npz"
 
 
 def test_the_lab_part_and_the_rest_share_no_digit_and_leave_none_out() -> None:

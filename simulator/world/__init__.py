@@ -1,0 +1,1 @@
+"""What sensors see: the physical world of the demo."""
