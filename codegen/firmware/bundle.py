@@ -5,9 +5,10 @@ The files are described in docs/specification/bundle.md. Sizes are those of the 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
-import shutil
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -407,10 +408,27 @@ def write_bundle(
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
         if out.exists():
-            out.replace(Path(folder) / "old")
-        staging.replace(out)
-        shutil.rmtree(Path(folder) / "old", ignore_errors=True)
+            _exchange(staging, out)
+        else:
+            staging.replace(out)
     return Bundle(out, final, report)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Lets two folders take each other's place, in one step where the system knows how.
+
+    A rename can't replace a folder that has files in it, and of two renames a killed process may do
+    the first only.
+    """
+    at_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2") and not libc.renameat2(
+        at_folder, os.fsencode(one), at_folder, os.fsencode(other), exchange
+    ):
+        return
+    with tempfile.TemporaryDirectory(dir=one.parent) as folder:
+        other.replace(Path(folder) / "old")
+        one.replace(other)
 
 
 def load_bundle(path: Path | str) -> Bundle:

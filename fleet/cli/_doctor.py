@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from packaging.requirements import Requirement
+
 from fleet.cli._output import console, print_json
 
 
@@ -97,25 +99,6 @@ def check_python() -> Finding:
     )
 
 
-def _parts(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-
-
-def satisfied(version: str, specifier: str) -> bool:
-    """Whether a version meets a specifier like `>=1.41,<1.42`: release numbers only."""
-    compare = {
-        ">=": lambda a, b: a >= b,
-        "<=": lambda a, b: a <= b,
-        "==": lambda a, b: a[: len(b)] == b,
-        ">": lambda a, b: a > b,
-        "<": lambda a, b: a < b,
-    }
-    for operator, bound in re.findall(r"(>=|<=|==|>|<)\s*([\d.]+)", specifier):
-        if not compare[operator](_parts(version), _parts(bound)):
-            return False
-    return True
-
-
 def check_packages(requirements: Sequence[str]) -> list[Finding]:
     """Look for the packages of requirement lines such as `numpy>=1.26`.
 
@@ -123,24 +106,21 @@ def check_packages(requirements: Sequence[str]) -> list[Finding]:
     """
     findings = []
     for requirement in requirements:
-        specification, _, marker = requirement.partition(";")
-        match = re.match(r"\s*([\w.-]+)\s*(?:\[[^\]]*\])?\s*\(?([^)]*)\)?", specification)
-        assert match is not None
-        name, specifier = match.group(1), match.group(2).strip()
-        optional = "extra" in marker
+        wanted = Requirement(requirement)
+        optional = wanted.marker is not None and "extra" in str(wanted.marker)
         try:
-            version = importlib.metadata.version(name)
+            version = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError:
             version = ""
-        suits = bool(version) and satisfied(version, specifier)
+        suits = bool(version) and wanted.specifier.contains(version, prereleases=True)
         findings.append(
             Finding(
-                name=name,
+                name=wanted.name,
                 found=suits,
                 needed=not optional,
                 version=version,
                 purpose="development" if optional else "Python package",
-                remedy="" if suits else f"pip install '{name}{specifier}'",
+                remedy="" if suits else f"pip install '{wanted.name}{wanted.specifier}'",
             )
         )
     return findings

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from fleet.demo.plots import PLOTS
 from fleet.demo.result import (
@@ -266,31 +267,31 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def prometheus(result: DemoResult) -> str:
     """The figures in Prometheus' text format, for a node exporter's textfile collector."""
+    registry = CollectorRegistry()
+
+    def metric(name: str, meaning: str, samples: Iterable[tuple[dict[str, str], float]]) -> None:
+        gauge: Gauge | None = None
+        for labels, value in samples:
+            gauge = gauge or Gauge(f"tinyfleet_{name}", meaning, list(labels), registry=registry)
+            (gauge.labels(**labels) if labels else gauge).set(value)
+
     before, after = accuracy_of(result.first_scores), accuracy_of(result.final_scores)
-    lines: list[str] = []
-
-    def metric(name: str, meaning: str, samples: Iterable[tuple[str, float]]) -> None:
-        lines.append(f"# HELP tinyfleet_{name} {meaning}")
-        lines.append(f"# TYPE tinyfleet_{name} gauge")
-        lines.extend(f"tinyfleet_{name}{labels} {value:.10g}" for labels, value in samples)
-
-    metric("devices", "Devices of the campaign.", [("", result.devices)])
-    metric("rounds", "Training rounds of the campaign.", [("", result.rounds)])
+    metric("devices", "Devices of the campaign.", [({}, result.devices)])
+    metric("rounds", "Training rounds of the campaign.", [({}, result.rounds)])
     metric(
         "held_out_accuracy",
         "Accuracy of the devices on their own held-out samples.",
         [
-            ('{statistic="median",when="before"}', before.median),
-            ('{statistic="median",when="after"}', after.median),
-            ('{statistic="worst_tenth",when="before"}', before.worst_tenth),
-            ('{statistic="worst_tenth",when="after"}', after.worst_tenth),
+            ({"statistic": statistic, "when": when}, getattr(accuracy, statistic))
+            for when, accuracy in (("before", before), ("after", after))
+            for statistic in ("median", "worst_tenth")
         ],
     )
     metric(
         "uplink_bytes",
         "Mean payload bytes sent per device and training round.",
         [
-            (f'{{plan="{plan[:12]}"}}', uplink_bytes(rows))
+            ({"plan": plan[:12]}, uplink_bytes(rows))
             for plan, rows in by_plan(result.device_rounds).items()
         ],
     )
@@ -299,7 +300,7 @@ def prometheus(result: DemoResult) -> str:
             f"link_{direction}_bytes",
             f"Mean bytes {direction} on the whole link per device and training round.",
             [
-                (f'{{plan="{plan[:12]}"}}', getattr(traffic_of(result, plan), f"link_{direction}"))
+                ({"plan": plan[:12]}, getattr(traffic_of(result, plan), f"link_{direction}"))
                 for plan in plan_names(result)
             ],
         )
@@ -307,7 +308,7 @@ def prometheus(result: DemoResult) -> str:
         "sram_bytes",
         "SRAM of the firmware with the plan on the board.",
         [
-            (f'{{plan="{plan.id[:12]}",board="{plan.board}"}}', plan.sram_total_bytes)
+            ({"plan": plan.id[:12], "board": plan.board}, plan.sram_total_bytes)
             for plan in result.plans
         ],
     )
@@ -315,13 +316,13 @@ def prometheus(result: DemoResult) -> str:
         "deltas",
         "Deltas by what became of them.",
         [
-            ('{outcome="accepted"}', result.deltas.accepted),
-            ('{outcome="late"}', result.deltas.late),
-            ('{outcome="duplicate"}', result.deltas.duplicate),
-            ('{outcome="refused"}', sum(result.deltas.refused.values())),
+            ({"outcome": "accepted"}, result.deltas.accepted),
+            ({"outcome": "late"}, result.deltas.late),
+            ({"outcome": "duplicate"}, result.deltas.duplicate),
+            ({"outcome": "refused"}, sum(result.deltas.refused.values())),
         ],
     )
-    return "\n".join(lines) + "\n"
+    return generate_latest(registry).decode()
 
 
 def percent(share: float) -> str:

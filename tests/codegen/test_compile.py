@@ -15,7 +15,7 @@ from elftools.elf.elffile import ELFFile
 from codegen.compile import build_host_engine, compile_graph, compile_model
 from codegen.errors import BudgetError, BundleError, CalibrationError, CodegenError
 from codegen.firmware.boards import Board, load_board
-from codegen.firmware.bundle import Bundle, bundle_id, load_bundle, measure_image
+from codegen.firmware.bundle import Bundle, bundle_id, load_bundle, measure_image, write_bundle
 from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Graph
@@ -229,6 +229,37 @@ def test_a_folder_without_manifest_and_another_version_are_no_bundles(
     (copy / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(BundleError, match=r"another version: format: .*tinyfleet-manifest/1"):
         load_bundle(copy)
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL."""
+
+
+def test_a_compiler_killed_at_any_rename_leaves_the_old_bundle_or_the_new_one(
+    bundle: Bundle, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {**bundle.manifest.model_dump(mode="json"), "compiler": "another"}
+    old, parts = fields.pop("sha256"), fields.pop("files")
+    files = {name: (copy / name).read_bytes() for name in parts if name != "report.json"}
+    replace = Path.replace
+    for survived in range(4):
+        left = survived
+
+        def dying(self: Path, target: Path) -> Path:
+            nonlocal left
+            if left == 0:
+                raise KilledError
+            left -= 1
+            return replace(self, target)
+
+        monkeypatch.setattr(Path, "replace", dying)
+        try:
+            write_bundle(copy, fields, bundle.report, files)
+        except KilledError:
+            assert load_bundle(copy).manifest.sha256 == old
+        else:
+            assert load_bundle(copy).manifest.compiler == "another"
+            return
 
 
 def test_a_folder_that_is_no_bundle_is_not_overwritten_but_a_bundle_is(

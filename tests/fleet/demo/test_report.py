@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from fleet.demo.report import headline, link_rows, page, prometheus, write_result
 from fleet.demo.result import (
@@ -266,7 +266,12 @@ def test_the_page_loads_nothing_from_elsewhere_and_escapes_names(
 
 
 def test_the_metrics_are_in_prometheus_text_format(result: DemoResult) -> None:
-    text = prometheus(result)
-    sample = re.compile(r'^tinyfleet_\w+(\{(\w+="[^"]*",?)+\})? -?[\d.e+-]+$|^# (HELP|TYPE) ')
-    assert all(sample.match(line) for line in text.splitlines())
-    assert 'tinyfleet_held_out_accuracy{statistic="median",when="after"} 0.9' in text
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(prometheus(result))
+        for sample in family.samples
+    }
+    after = accuracy_of(result.final_scores)
+    assert samples["tinyfleet_held_out_accuracy", "median", "after"] == after.median
+    assert samples["tinyfleet_deltas", "accepted"] == result.deltas.accepted
+    assert samples["tinyfleet_devices",] == result.devices
