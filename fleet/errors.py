@@ -8,6 +8,7 @@
     ├── BrokerError         the MQTT broker can't be found, started or reached
     │   └── BrokerRefusedError  the broker refuses the login
     ├── GatewayError        the gateway can't be reached, or refuses a request
+    │   └── AnswerError     its answer isn't what the specification says
     ├── StoreError          a store on disk can't be used
     ├── AggregationError    sums of a round don't fit the model or each other
     ├── CampaignError       a campaign's description or a step of it is wrong
@@ -58,6 +59,10 @@ class BrokerRefusedError(BrokerError):
 
 class GatewayError(FleetError):
     """The gateway can't be reached, or refuses a request."""
+
+
+class AnswerError(GatewayError):
+    """A gateway's answer isn't what the specification says."""
 
 
 class StoreError(FleetError):

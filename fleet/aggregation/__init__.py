@@ -9,16 +9,26 @@ from fleet.aggregation.mean import (
     MasterState,
     PlanSum,
     add_plan_sums,
-    apply,
     init,
     plan_sum_from_manifest,
 )
+from fleet.aggregation.rules import (
+    AggregationRule,
+    BucketMedian,
+    FedAvg,
+    Rule,
+    ServerMomentum,
+)
 
 __all__ = [
+    "AggregationRule",
+    "BucketMedian",
+    "FedAvg",
     "MasterState",
     "PlanSum",
+    "Rule",
+    "ServerMomentum",
     "add_plan_sums",
-    "apply",
     "blob_from_master",
     "changed_values",
     "init",

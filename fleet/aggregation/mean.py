@@ -1,12 +1,12 @@
 """Weighted mean of sparse deltas with mixed plans, in integers up to the one division.
 
-For device i with n_i training samples and delta value v_i[c] at coordinate c:
+For device i of weight n_i (its training samples, or 1) and delta value v_i[c] at coordinate c:
 
-    master[c] += learning_rate · Σ_i n_i·v_i[c] / Σ_{i that trained c} n_i
+    change[c] = Σ_i n_i·v_i[c] / Σ_{i that trained c} n_i
 
-that is FedAvg (arXiv 1602.05629) per coordinate over those who trained it. Gateways sent
-Σ n_i·v_i per plan as int64, so the result doesn't depend on the order of devices, on how
-they are spread over gateways, or on how often a round was resumed.
+per coordinate over those who trained it. Gateways sent Σ n_i·v_i per plan as int64, so the
+result doesn't depend on the order of devices, on how they are spread over gateways, or on how
+often a round was resumed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fleet.errors import AggregationError
 from fleet.protocol.manifest import Manifest, PlanEntry, TensorEntry
 
 IntVector = npt.NDArray[np.int64]
+BoolVector = npt.NDArray[np.bool_]
 
 # int8 weights travel in 1/256 steps; everything is summed in this unit.
 UNITS_PER_STEP = 256
@@ -35,11 +36,15 @@ EXACT_LIMIT = 2**53
 
 @dataclass(frozen=True)
 class MasterState:
-    """Master weights (steps) over a layout; `applied` counts aggregations."""
+    """Master weights (steps) over a layout; `applied` counts aggregations.
+
+    `rule_state` is what the aggregation rule carries on, opaque to everybody else.
+    """
 
     layout: tuple[TensorEntry, ...]
     master: FloatVector
     applied: int = 0
+    rule_state: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,9 @@ def add_plan_sums(sums: Iterable[PlanSum], size: int) -> tuple[IntVector, IntVec
         if one.values.shape != one.coordinates.shape or one.units.shape != one.coordinates.shape:
             raise AggregationError("a plan's sum, coordinates and units differ in length")
         if one.weight < 0:
-            raise AggregationError(f"a sum has weight {one.weight}; weights are counts of samples")
+            raise AggregationError(
+                f"a sum has weight {one.weight}; weights are counts of samples or devices"
+            )
         if one.weight == 0:
             if np.any(one.values):
                 raise AggregationError("a sum of weight 0 has values other than 0")
@@ -115,23 +122,28 @@ def add_plan_sums(sums: Iterable[PlanSum], size: int) -> tuple[IntVector, IntVec
     return numerators, weights
 
 
-def apply(
-    state: MasterState, plan_sums: Iterable[PlanSum], server_learning_rate: float = 1.0
-) -> MasterState:
-    """New state after one round; coordinates that nobody trained stay as they are.
+def mean_change(plan_sums: Iterable[PlanSum], size: int) -> tuple[FloatVector, BoolVector]:
+    """Weighted mean of the deltas per coordinate (steps, shape [size]), and who was trained.
+
+    0 where nobody trained a coordinate.
+    """
+    numerators, weights = add_plan_sums(plan_sums, size)
+    touched = weights > 0
+    change = np.zeros(size)
+    change[touched] = numerators[touched] / (weights[touched] * float(UNITS_PER_STEP))
+    return change, touched
+
+
+def moved(state: MasterState, change: FloatVector, rule_state: bytes = b"") -> MasterState:
+    """`state` after one aggregation that adds `change` (steps).
 
     Master values are clamped to their tensor's ±limit, as the devices clamp theirs, so that
     a saturated weight doesn't drift away from what the devices hold.
     """
-    numerators, weights = add_plan_sums(plan_sums, state.master.size)
-    touched = weights > 0
-    master = state.master.copy()
-    master[touched] += (
-        server_learning_rate * numerators[touched] / (weights[touched] * float(UNITS_PER_STEP))
-    )
+    master = state.master + change
     start = 0
     for slot in state.layout:
         part = master[start : start + slot.size]
         np.clip(part, -slot.limit, slot.limit, out=part)
         start += slot.size
-    return replace(state, master=master, applied=state.applied + 1)
+    return replace(state, master=master, applied=state.applied + 1, rule_state=rule_state)

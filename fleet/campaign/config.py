@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fleet.aggregation.rules import FedAvg, Rule
 from fleet.errors import CampaignError
+from fleet.protocol.round_parameters import RoundParameters
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Percent = Annotated[int, Field(ge=0, le=100)]
@@ -37,10 +39,8 @@ class Target(BaseModel):
         )
 
 
-class CampaignConfig(BaseModel):
+class CampaignConfig(RoundParameters):
     """Rounds, cohort, hyper-parameters and limits of a campaign."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -53,18 +53,16 @@ class CampaignConfig(BaseModel):
     over_selection: Annotated[float, Field(ge=0.0, le=4.0)] = 0.0
     """Share of the cohort that is asked on top, so that a round needn't wait for stragglers."""
 
-    epochs: Annotated[int, Field(ge=1, le=255)] = 1
-    learning_rate: Annotated[float, Field(gt=0.0, lt=4096.0)] = 0.01
-    server_learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
-    max_score_drop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    """Devices keep their own weights where the new ones score lower by more than this."""
+    aggregation: Rule = FedAvg()
+    """What becomes of the deltas of a round: `{"rule": NAME, …}`."""
 
-    deadline_seconds: Annotated[int, Field(ge=1, le=7 * 24 * 3600)] = 120
     gateway_grace_seconds: Annotated[float, Field(ge=0.0)] = 90.0
     """How long after the deadline a gateway that doesn't answer is waited for: it may hold
     accepted deltas. A SuperNode that was killed is let in again after about 67 s."""
-    check_in_seconds: Annotated[int, Field(ge=0)] = 0
-    chunk_bytes: Annotated[int, Field(ge=64, le=512)] = 512
+    max_seen_age_seconds: Annotated[float, Field(gt=0.0)] = 3600.0
+    """A device that hasn't been heard of for longer takes no part: it may be dead though nobody has
+    noticed. A connected one says something every 15 minutes; one that stays away until its next
+    check-in gets that time on top."""
 
     plans: tuple[str, ...] = ()
     """Plan names or ids to choose from; all of the bundle's where empty."""
@@ -82,8 +80,9 @@ class CampaignConfig(BaseModel):
     """…and the campaign fails where that hasn't happened for so long."""
     score_first: bool = True
     """Begin with a round (number 0) in which every device only scores the first weights."""
-    score_last: bool = True
-    """End with a round in which every device only scores the last weights."""
+    last_round: Literal["release", "score", "none"] = "release"
+    """End with a round in which every device scores the last weights, and with `release` makes them
+    current: the weights that its application works with."""
     max_empty_rounds: Annotated[int, Field(ge=1)] = 3
     """So many training rounds in a row without an accepted delta end the campaign."""
 

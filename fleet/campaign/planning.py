@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from fleet.aggregation.mean import EXACT_LIMIT, UNITS_PER_STEP
+from fleet.campaign.answers import DeviceEntry, Name
 from fleet.campaign.config import CampaignConfig
 from fleet.errors import CampaignError
 from fleet.protocol.manifest import Manifest, PlanEntry
+from fleet.protocol.round_parameters import RoundParameters
 
 # Samples may come to a device between its announcement and its training.
 SAMPLES_MAY_GROW = 2
@@ -30,53 +32,30 @@ class RoundKind(StrEnum):
     SCORE_FIRST = "score-first"
     TRAIN = "train"
     SCORE_LAST = "score-last"
+    RELEASE = "release"
+
+    @property
+    def action(self) -> str:
+        """What devices are told to do."""
+        return "score" if self in (RoundKind.SCORE_FIRST, RoundKind.SCORE_LAST) else self.value
 
 
-@dataclass(frozen=True)
-class DeviceInfo:
+class DeviceInfo(DeviceEntry):
     """What a gateway says about a device (docs/specification/gateway.md, `hello`)."""
 
-    gateway: str
-    device: str
-    board: str
-    bundle: str
-    weights: str
-    free_sram_bytes: int
-    battery_percent: int
-    link_bits_per_second: int
-    train_samples: int
-    held_out_samples: int
-    online: bool
+    gateway: Name
 
     @classmethod
     def from_hello(cls, gateway: str, entry: Mapping[str, Any]) -> DeviceInfo:
-        """The entry of a `hello` reply; `CampaignError` where a field is missing."""
-        try:
-            return cls(
-                gateway=gateway,
-                device=str(entry["device"]),
-                board=str(entry["board"]),
-                bundle=str(entry["bundle"]),
-                weights=str(entry["weights"]),
-                free_sram_bytes=int(entry["free_sram_bytes"]),
-                battery_percent=int(entry["battery_percent"]),
-                link_bits_per_second=int(entry["link_bits_per_second"]),
-                train_samples=int(entry["train_samples"]),
-                held_out_samples=int(entry["held_out_samples"]),
-                online=bool(entry["online"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CampaignError(
-                f"gateway {gateway} describes a device without a usable field {error}: "
-                "gateway and coordinator are of different versions"
-            ) from None
+        """The entry of a `hello` reply; `AnswerError` where a field is missing or wrong."""
+        return cls.parse(gateway, {**entry, "gateway": gateway})
 
 
 @dataclass(frozen=True)
 class Assignment:
     """One device's part in a round; `plan_reason` says why it is this plan and no larger one.
 
-    `train_samples` is what the device had announced; 0 in rounds that older versions stored.
+    `train_samples` is what the device had announced, `lease` the number that its task carries.
     """
 
     device: str
@@ -85,6 +64,7 @@ class Assignment:
     plan: str
     plan_reason: str = ""
     train_samples: int = 0
+    lease: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +75,6 @@ class RoundPlan:
     kind: RoundKind
     seed: int
     weights: str
-    epochs: int
     wanted: int
     assignments: tuple[Assignment, ...]
     skipped: dict[str, str]
@@ -119,12 +98,13 @@ class RoundPlan:
 
 
 def schedule(config: CampaignConfig) -> tuple[tuple[int, RoundKind], ...]:
-    """Number and kind of every round: scoring is 0 and `rounds`+1, training 1 … `rounds`."""
+    """Number and kind of every round: 0 only scores, 1 … `rounds` train, one more is the last."""
     rounds = [(number, RoundKind.TRAIN) for number in range(1, config.rounds + 1)]
     if config.score_first:
         rounds.insert(0, (0, RoundKind.SCORE_FIRST))
-    if config.score_last:
-        rounds.append((config.rounds + 1, RoundKind.SCORE_LAST))
+    if config.last_round != "none":
+        kind = RoundKind.RELEASE if config.last_round == "release" else RoundKind.SCORE_LAST
+        rounds.append((config.rounds + 1, kind))
     return tuple(rounds)
 
 
@@ -199,6 +179,19 @@ def _obstacle(
     return ""
 
 
+def _silence(device: DeviceInfo, config: CampaignConfig) -> str:
+    """Why a device is taken for one that can't be reached; empty where it isn't."""
+    if not device.online:
+        return "offline"
+    if device.stale:
+        return "not heard of since its gateway reached the broker"
+    # A device stays away for up to an eighth longer than it was told.
+    limit = config.max_seen_age_seconds + config.check_in_seconds * 9 / 8
+    if device.seen_age_seconds > limit:
+        return f"last heard of {device.seen_age_seconds:,.0f} s ago, more than {limit:,.0f} s"
+    return ""
+
+
 def eligible(
     config: CampaignConfig, devices: Iterable[DeviceInfo], manifests: Mapping[str, Manifest]
 ) -> tuple[dict[str, Assignment], dict[str, str]]:
@@ -217,8 +210,9 @@ def eligible(
         if not config.target.matches(device.device, device.board, device.gateway):
             continue
         manifest = manifests.get(device.bundle)
-        if not device.online:
-            skipped[device.device] = "offline"
+        silence = _silence(device, config)
+        if silence:
+            skipped[device.device] = silence
         elif manifest is None:
             skipped[device.device] = f"bundle {device.bundle[:16]} isn't part of the campaign"
         elif device.train_samples == 0:
@@ -266,12 +260,17 @@ def plan_round(
     devices: Iterable[DeviceInfo],
     manifests: Mapping[str, Manifest],
     weights: str,
+    leases: Mapping[str, int],
 ) -> RoundPlan:
     """The round's plan. Scoring rounds take every eligible device, without over-selection.
 
-    Raises `CampaignError` where no device is eligible.
+    `leases` are the lease numbers of the devices that the campaign may task. Raises
+    `CampaignError` where no device is eligible.
     """
     assignments, skipped = eligible(config, devices, manifests)
+    for name in assignments.keys() - leases.keys():
+        del assignments[name]
+        skipped[name] = "leased by another campaign"
     if not assignments:
         why = "; ".join(f"{device}: {reason}" for device, reason in list(skipped.items())[:5])
         raise CampaignError(
@@ -285,7 +284,7 @@ def plan_round(
     else:
         cohort = tuple(sorted(assignments))
         wanted = len(cohort)
-    chosen = tuple(assignments[name] for name in cohort)
+    chosen = tuple(replace(assignments[name], lease=leases[name]) for name in cohort)
     selected: dict[str, int] = {}
     for one in chosen:
         selected[one.gateway] = selected.get(one.gateway, 0) + 1
@@ -294,7 +293,6 @@ def plan_round(
         kind=kind,
         seed=round_seed(config.seed, number),
         weights=weights,
-        epochs=config.epochs if kind is RoundKind.TRAIN else 0,
         wanted=wanted,
         assignments=chosen,
         skipped=skipped,
@@ -302,16 +300,17 @@ def plan_round(
     )
 
 
-def bounds_for_cohort(manifest: Manifest, plan: PlanEntry, samples: int) -> list[list[int]]:
+def bounds_for_cohort(manifest: Manifest, plan: PlanEntry, weight: int) -> list[list[int]]:
     """[values, bound] per segment: the largest values that a gateway is to accept.
 
-    That is what a device can send, or less, so that a cohort that announced `samples` training
-    samples in all stays inside the aggregation's exact range whatever it sends: an int32 bias
-    may move by 2^32 steps by its limit, which a few thousand samples already take beyond it.
+    That is what a device can send, or less, so that a cohort of so much `weight` (the training
+    samples that it announced, or its devices) stays inside the aggregation's exact range whatever
+    it sends: an int32 bias may move by 2^32 steps by its limit, which a few thousand samples
+    already take beyond it.
     """
     # The aggregation's own check takes a plan's largest value times its largest unit.
     unit = int(manifest.steps_per_unit(plan).max(initial=0) * UNITS_PER_STEP)
-    exact = (EXACT_LIMIT - 1) // max(1, unit * samples * SAMPLES_MAY_GROW)
+    exact = (EXACT_LIMIT - 1) // max(1, unit * weight * SAMPLES_MAY_GROW)
     return [[count, min(bound, exact)] for count, bound in manifest.value_bounds(plan)]
 
 
@@ -328,33 +327,44 @@ def start_request(
     The same plan always gives the same request, so that repeating it is harmless.
     """
     mine = [one for one in plan.assignments if one.gateway == gateway]
-    tasks: dict[str, dict[str, Any]] = {
-        one.device: {"plan": one.plan, "weights": plan.weights} for one in mine
-    }
+    weight = cohort_weight(config, plan)
     sizes: dict[str, dict[str, Any]] = {}
-    # Of the whole cohort, since the sums of all gateways are added up.
-    samples = sum(one.train_samples for one in plan.assignments)
     for one in mine:
-        entry = manifests[one.bundle].plan(one.plan)
-        sizes[one.plan] = {"values": entry.delta_values}
-        # A round that an older version planned is asked for in that version's words: it may be
-        # running, and a start with another content is refused.
-        if samples:
-            sizes[one.plan]["bounds"] = bounds_for_cohort(manifests[one.bundle], entry, samples)
-            tasks[one.device]["train_samples"] = min(
-                UINT16_MAX, SAMPLES_MAY_GROW * one.train_samples
-            )
+        manifest = manifests[one.bundle]
+        entry = manifest.plan(one.plan)
+        sizes[one.plan] = {
+            "values": entry.delta_values,
+            "bounds": bounds_for_cohort(manifest, entry, weight),
+        }
     return {
         "campaign": campaign,
         "round": plan.number,
-        "blobs": [{"sha256": plan.weights, "data": blob, "chunk_bytes": config.chunk_bytes}],
-        "tasks": tasks,
-        "plans": sizes,
-        "epochs": plan.epochs,
-        "learning_rate": config.learning_rate,
+        "action": plan.kind.action,
         "seed": plan.seed,
-        "deadline_seconds": config.deadline_seconds,
-        "max_score_drop_permille": round(config.max_score_drop * 1000),
-        "check_in_seconds": config.check_in_seconds,
+        "fold": config.aggregation.fold(),
+        "blobs": [{"sha256": plan.weights, "data": blob}],
+        "tasks": {
+            one.device: {
+                "plan": one.plan,
+                "weights": plan.weights,
+                "train_samples": most_samples(one),
+                "lease": one.lease,
+            }
+            for one in mine
+        },
+        "plans": sizes,
         "target": plan.targets[gateway],
+        **config.model_dump(include=set(RoundParameters.model_fields)),
     }
+
+
+def cohort_weight(config: CampaignConfig, plan: RoundPlan) -> int:
+    """What the devices of all gateways weigh together, since their sums are added up."""
+    if config.weighting == "uniform":
+        return len(plan.assignments)
+    return sum(one.train_samples for one in plan.assignments)
+
+
+def most_samples(assignment: Assignment) -> int:
+    """How many training samples a device may claim to have trained on."""
+    return min(UINT16_MAX, SAMPLES_MAY_GROW * assignment.train_samples)

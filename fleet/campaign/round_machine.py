@@ -1,21 +1,22 @@
 """One round over several gateways as a state machine without I/O.
 
-Events go in (`answered`, `failed`, `stop`, the time), requests to send come out
+Events go in (answers, `failed`, `stop`, the time), requests to send come out
 (`requests`). Each gateway goes its own way:
 
     start ──▶ collect ──▶ closed
       ▲          │  └───▶ cancelled
-      └─unknown──┘        lost (deadline and grace are over)
+      └─unknown──┘        lost (deadline and grace are over, or put in quarantine)
 
 All requests are idempotent, so a coordinator that was killed begins again at `start`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+
+from fleet.campaign.answers import CollectAnswer, Report, StartAnswer
 
 
 class Operation(StrEnum):
@@ -46,18 +47,26 @@ class _Gateway:
     waiting: Operation | None = None
     not_before: float = 0.0
     accepted: int = 0
-    answer: dict[str, Any] = field(default_factory=dict)
+    not_started: dict[str, str] = field(default_factory=dict)
+    reports: list[Report] = field(default_factory=list)
+    cursor: int = 0
+    answer: CollectAnswer | None = None
     error: str = ""
     failures: int = 0
 
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """What came of a round: closed gateways' answers, and the gateways that were lost."""
+    """What came of a round.
 
-    answers: dict[str, dict[str, Any]]
+    `answers`: the last one of each gateway that closed, with all pages of reports in it. `lost`:
+    gateways without an end, with reasons. `not_started`: devices that got no task, with reasons.
+    """
+
+    answers: dict[str, CollectAnswer]
     lost: dict[str, str]
     cancelled: bool
+    not_started: dict[str, str] = field(default_factory=dict)
 
 
 class RoundMachine:
@@ -102,7 +111,7 @@ class RoundMachine:
             one.not_before = 0.0
 
     def requests(self, now: float) -> list[tuple[str, Operation]]:
-        """Requests due now; each counts as under way until `answered` or `failed`."""
+        """Requests due now; each counts as under way until it is answered or `failed`."""
         due = []
         for name, one in self._gateways.items():
             if one.phase in ENDED:
@@ -120,28 +129,64 @@ class RoundMachine:
             due.append((name, one.waiting))
         return due
 
-    def answered(self, name: str, answer: Mapping[str, Any], now: float) -> None:
-        """A gateway answered its request with `state` and, from a collect, the round so far."""
-        one = self._gateways[name]
-        operation, one.waiting = one.waiting, None
-        one.failures, one.not_before, one.error = 0, now, ""
+    def cursor(self, name: str) -> int:
+        """Where the reports that a gateway hasn't told yet begin."""
+        return self._gateways[name].cursor
+
+    def started(self, name: str, answer: StartAnswer, now: float) -> None:
+        """A gateway answered a start."""
+        one = self._ended_request(name, now)
+        one.not_started = dict(answer.devices)
+        self._follow(one, answer.state, now)
+
+    def cancelled(self, name: str, answer: StartAnswer, now: float) -> None:
+        """A gateway answered a cancel: nothing is under way there any more."""
+        one = self._ended_request(name, now)
+        if one.phase not in ENDED:
+            one.phase = GatewayPhase.CANCELLED
+
+    def collected(self, name: str, answer: CollectAnswer, now: float) -> None:
+        """A gateway answered a collect, which began at `cursor`, with the round so far."""
+        one = self._ended_request(name, now)
         if one.phase in ENDED:
             return
-        state = answer.get("state")
-        one.accepted = int(answer.get("accepted", one.accepted))
-        if state == "closed" and "sums" in answer:
-            one.phase, one.answer = GatewayPhase.CLOSED, dict(answer)
-        elif state == "cancelled" or (operation is Operation.CANCEL and state == "unknown"):
+        one.accepted = answer.accepted
+        one.reports += answer.reports
+        one.cursor = max(one.cursor, answer.cursor)
+        if answer.state == "closed" and answer.sums is not None and not answer.more:
+            one.phase = GatewayPhase.CLOSED
+            one.answer = answer.model_copy(update={"reports": one.reports})
+        else:
+            self._follow(one, answer.state, now)
+
+    def _ended_request(self, name: str, now: float) -> _Gateway:
+        one = self._gateways[name]
+        one.waiting = None
+        one.failures, one.not_before, one.error = 0, now, ""
+        return one
+
+    def _follow(self, one: _Gateway, state: str, now: float) -> None:
+        if one.phase in ENDED:
+            return
+        if state == "cancelled":
             one.phase = GatewayPhase.CANCELLED
         elif state == "unknown":
+            # It has forgotten the round, and with it what it had told of it.
             one.phase = GatewayPhase.START
+            one.reports, one.cursor = [], 0
             one.not_before = now + self._retry_seconds
         else:
-            # running, or closed as seen by start and cancel: the sums are in a collect.
+            # Running, or closed with more to tell.
             one.phase = GatewayPhase.COLLECT
-            if operation is Operation.CANCEL:
-                # Closed before the cancel came: nothing is under way there any more.
-                one.phase = GatewayPhase.CANCELLED
+
+    def give_up(self, name: str, reason: str) -> None:
+        """End the round without a gateway that hasn't ended it, whatever it may still say."""
+        if self._gateways[name].phase not in ENDED:
+            self.reject(name, reason)
+
+    def reject(self, name: str, reason: str) -> None:
+        """End the round without a gateway, also one whose answer is there: it can't be used."""
+        self._gateways[name] = _Gateway(GatewayPhase.LOST, error=reason)
 
     def failed(self, name: str, error: str, now: float) -> None:
         """A request got no answer or an error; it is repeated later, backing off to 10 s."""
@@ -158,7 +203,7 @@ class RoundMachine:
             answers={
                 name: one.answer
                 for name, one in self._gateways.items()
-                if one.phase is GatewayPhase.CLOSED
+                if one.phase is GatewayPhase.CLOSED and one.answer is not None
             },
             lost={
                 name: one.error
@@ -167,4 +212,9 @@ class RoundMachine:
             },
             cancelled=GatewayPhase.CANCELLED in phases
             or (self._stopping and GatewayPhase.LOST in phases),
+            not_started={
+                device: why
+                for one in self._gateways.values()
+                for device, why in one.not_started.items()
+            },
         )

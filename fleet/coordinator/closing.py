@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,24 @@ import numpy as np
 from fleet.aggregation import (
     MasterState,
     PlanSum,
-    apply,
     blob_from_master,
     changed_values,
     plan_sum_from_manifest,
 )
-from fleet.campaign import CampaignConfig, RoundKind, RoundOutcome, RoundPlan
+from fleet.campaign import (
+    CampaignConfig,
+    RoundKind,
+    RoundOutcome,
+    RoundPlan,
+    bounds_for_cohort,
+    cohort_weight,
+    most_samples,
+)
+from fleet.campaign.answers import CollectAnswer, FoldPart
+from fleet.campaign.planning import Assignment
 from fleet.coordinator.scores import add_counts, summarise
-from fleet.errors import AggregationError
-from fleet.protocol.manifest import Manifest
+from fleet.errors import AggregationError, AnswerError
+from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.store import Store, WeightsVersion
 
 logger = logging.getLogger(__name__)
@@ -39,29 +48,29 @@ def close_round(
     """Aggregate, store and return a round's result; `version` is what the round trained from.
 
     The result has the counters of a collect answer added up, accuracies (`scores.summarise`),
-    `asked`, `wanted`, `skipped` and `lost` with reasons, `missing` (who was asked and
-    delivered nothing), `explanations` of deltas that weren't counted in, and the weights before
-    and after.
-    Raises `AggregationError` where sums don't fit the round.
+    `asked`, `wanted`, `skipped`, `not_started` and `lost` with reasons, `missing` (who was asked
+    and delivered nothing), `explanations` of deltas that weren't counted in, and the weights before
+    and after. `outcome` has answers only that passed `parts_of_gateway`.
     """
     why = {one.device: one.plan_reason for one in plan.assignments}
     reports = [
-        {**report, "gateway": gateway, "plan_reason": why.get(str(report["device"]), "")}
+        {**dict(report), "gateway": gateway, "plan_reason": why.get(report.device, "")}
         for gateway, answer in sorted(outcome.answers.items())
-        for report in answer.get("reports", [])
+        for report in answer.reports
     ]
     result: dict[str, Any] = {
-        **add_counts(outcome.answers.values()),
+        **add_counts(dict(answer) for answer in outcome.answers.values()),
         **summarise(reports),
         "asked": len(plan.assignments),
         "wanted": plan.wanted,
         "skipped": plan.skipped,
+        "not_started": outcome.not_started,
         "lost": outcome.lost,
         "missing": sorted(why.keys() - {str(report["device"]) for report in reports}),
         "explanations": [
-            {**one, "gateway": gateway}
+            {**dict(one), "gateway": gateway}
             for gateway, answer in sorted(outcome.answers.items())
-            for one in answer.get("explanations", [])
+            for one in answer.explanations
         ],
         "weights_before": version.sha256,
     }
@@ -89,29 +98,102 @@ def next_weights(
     outcome: RoundOutcome,
     version: WeightsVersion,
 ) -> WeightsVersion:
-    """The version after `version`, from the sums of the gateways that closed the round."""
-    by_plan = {one.plan: manifests[one.bundle] for one in plan.assignments}
-    sums: list[PlanSum] = []
-    for gateway, answer in outcome.answers.items():
-        for plan_id, one in answer["sums"].items():
-            manifest = by_plan.get(plan_id)
-            if manifest is None:
-                raise AggregationError(
-                    f"gateway {gateway} sums plan {plan_id[:16]}… that round {plan.number} "
-                    "doesn't have"
-                )
-            sums.append(
-                plan_sum_from_manifest(
-                    manifest, manifest.plan(plan_id), one["values"], int(one["weight"])
-                )
-            )
+    """The version after `version`, from the folds of the gateways that closed the round."""
+    of_gateways = [
+        parts_of_gateway(config, manifests, plan, gateway, answer)
+        for gateway, answer in sorted(outcome.answers.items())
+    ]
+    parts = [[one for sums in same for one in sums] for same in zip(*of_gateways, strict=True)]
     layout = next(iter(manifests.values())).tensors
-    state = MasterState(tuple(layout), np.frombuffer(version.master, "<f8").copy(), version.version)
-    state = apply(state, sums, config.server_learning_rate)
+    state = MasterState(
+        tuple(layout),
+        np.frombuffer(version.master, "<f8").copy(),
+        version.version,
+        version.rule_state,
+    )
+    state = config.aggregation.apply(state, parts)
     blob = blob_from_master(state.layout, state.master, len(version.blob))
     return WeightsVersion(
         version.version + 1,
         hashlib.sha256(blob).hexdigest(),
         blob,
         state.master.astype("<f8").tobytes(),
+        state.rule_state,
     )
+
+
+def parts_of_gateway(
+    config: CampaignConfig,
+    manifests: Mapping[str, Manifest],
+    plan: RoundPlan,
+    gateway: str,
+    answer: CollectAnswer,
+) -> list[list[PlanSum]]:
+    """The parts of a gateway's fold, each with a sum per plan, placed on the model's coordinates.
+
+    Raises `AnswerError` where the answer can't be that of a gateway which did what it was asked: a
+    device or a plan that it wasn't given, more weight than its devices have, a value beyond what
+    they can send, another fold.
+    """
+    mine = {one.device: one for one in plan.assignments if one.gateway == gateway}
+
+    def refuse(what: str) -> AnswerError:
+        return AnswerError(f"gateway {gateway}, round {plan.number}: {what}")
+
+    strangers = [one.device for one in answer.reports if one.device not in mine]
+    if strangers:
+        raise refuse(f"reports of {strangers[0]}, which it has no task for")
+    if answer.accepted != len({one.device for one in answer.reports}):
+        raise refuse(f"{answer.accepted} deltas accepted, {len(answer.reports)} reported")
+    wanted = config.aggregation.fold().get("count", 1)
+    parts: list[list[PlanSum]] = [[] for _ in range(wanted)]
+    for plan_id, fold in (answer.sums or {}).items():
+        devices = [one for one in mine.values() if one.plan == plan_id]
+        if not devices:
+            raise refuse(f"sums plan {plan_id[:16]}…, which it has no task for")
+        if len(fold) != wanted:
+            raise refuse(f"{len(fold)} sums of plan {plan_id[:16]}… where {wanted} are wanted")
+        manifest = manifests[devices[0].bundle]
+        entry = manifest.plan(plan_id)
+        problem = _problem_with(config, manifest, entry, plan, devices, fold)
+        if problem:
+            raise refuse(f"plan {entry.name}: {problem}")
+        for part, one in zip(parts, fold, strict=True):
+            try:
+                part.append(plan_sum_from_manifest(manifest, entry, one.values, one.weight))
+            except AggregationError as error:
+                raise refuse(str(error)) from None
+    return parts
+
+
+def _problem_with(
+    config: CampaignConfig,
+    manifest: Manifest,
+    entry: PlanEntry,
+    plan: RoundPlan,
+    devices: Sequence[Assignment],
+    fold: Sequence[FoldPart],
+) -> str:
+    """Why a gateway can't have got these sums from these devices; empty where it can."""
+    uniform = config.weighting == "uniform"
+    heaviest = sum(1 if uniform else most_samples(one) for one in devices)
+    weight = sum(one.weight for one in fold)
+    if sum(one.devices for one in fold) > len(devices) or weight > heaviest:
+        return (
+            f"{sum(one.devices for one in fold)} devices of weight {weight}, "
+            f"of {len(devices)} with {heaviest} at most"
+        )
+    counts, bounds = zip(
+        *bounds_for_cohort(manifest, entry, cohort_weight(config, plan)), strict=True
+    )
+    limits = np.repeat(np.array(bounds, np.float64), counts)
+    for one in fold:
+        if len(one.values) != 8 * entry.delta_values:
+            return f"{len(one.values)} bytes instead of 8 for each of {entry.delta_values} values"
+        # As floats: a product of two limits may leave int64, and one part in 2^53 is no matter.
+        values = np.abs(np.frombuffer(one.values, "<i8").astype(np.float64))
+        beyond = np.flatnonzero(values > limits * one.weight)
+        if beyond.size:
+            at = int(beyond[0])
+            return f"value {at} is {values[at]:.0f}, beyond {one.weight} times {limits[at]:.0f}"
+    return ""

@@ -13,8 +13,8 @@ one ClientApp process (about one second of CPU) per gateway and round.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fleet.campaign import Operation
-from fleet.coordinator.driver import Reply, Transport
+from fleet.clock import Clock, SystemClock
+from fleet.coordinator.transport import Reply, Transport, read_reply
 
 logger = logging.getLogger(__name__)
 
@@ -66,22 +67,23 @@ class _Sent:
     spare: bool = False
 
 
-def _key_fields(key: tuple[str, int]) -> dict[str, Any]:
-    return {"campaign": key[0], "round": key[1]}
-
-
 class GridTransport(Transport):
     """`Transport` over a Flower `Grid`."""
 
-    def __init__(self, grid: Grid, pace: FlowerPace | None = None) -> None:
+    def __init__(
+        self, grid: Grid, pace: FlowerPace | None = None, clock: Clock | None = None
+    ) -> None:
         """Nothing is sent before the first `receive`."""
         self._grid = grid
         self._pace = pace or FlowerPace()
+        self._clock = clock or SystemClock()
         self._nodes: dict[str, int] = {}
         self._greeted: dict[int, float] = {}
         self._sent: dict[str, _Sent] = {}
         self._unsent: list[Reply] = []
-        self._looked = 0.0
+        self._looked = float("-inf")
+        # Up to where each gateway's devices are known.
+        self._cursors: dict[str, int] = {}
 
     def gateways(self) -> frozenset[str]:
         """See `Transport`."""
@@ -95,7 +97,7 @@ class GridTransport(Transport):
         """See `Transport`."""
         node = self._nodes.get(gateway)
         if node is None:
-            self._unsent.append(Reply(gateway, {}, error=f"no SuperNode of {gateway} is online"))
+            self._unsent.append(Reply(gateway, error=f"no SuperNode of {gateway} is online"))
             return
         if operation is Operation.HELLO:
             if not any(one.gateway == gateway for one in self._sent.values()):
@@ -107,7 +109,9 @@ class GridTransport(Transport):
             sent = self._push(gateway, node, operation, fields, key)
             waits = waits and sent
         if waits and self._pace.spare_collects:
-            self._push(gateway, node, Operation.COLLECT, _key_fields(key), key, spare=True)
+            # Its reports are read only where it is promoted, which asks from where this one did.
+            spare = {"campaign": key[0], "round": key[1], "cursor": fields.get("cursor", 0)}
+            self._push(gateway, node, Operation.COLLECT, spare, key, spare=True)
 
     def _promote(self, gateway: str, node: int, key: tuple[str, int]) -> bool:
         """Make the spare collect of this round, where one is under way, the one asked for."""
@@ -128,7 +132,13 @@ class GridTransport(Transport):
     ) -> bool:
         waits = operation in (Operation.START, Operation.COLLECT)
         wait = self._pace.collect_wait if waits else 0.0
-        payload = cbor2.dumps({"fields": dict(fields), "wait_seconds": wait})
+        payload = cbor2.dumps(
+            {
+                "fields": dict(fields),
+                "wait_seconds": wait,
+                "hello_cursor": self._cursors.get(gateway, 0),
+            }
+        )
         # A spare waits for its forerunner first.
         lifetime = wait * (2 if spare else 1) + self._pace.answer
         message = Message(
@@ -140,15 +150,15 @@ class GridTransport(Transport):
         (identifier,) = self._grid.push_messages([message])
         if not identifier:
             if not spare:
-                self._unsent.append(Reply(gateway, {}, error=f"SuperNode {node} is not online"))
+                self._unsent.append(Reply(gateway, error=f"SuperNode {node} is not online"))
             return False
         self._sent[identifier] = _Sent(
-            gateway, node, operation, time.monotonic() + lifetime, key, spare
+            gateway, node, operation, self._clock.monotonic() + lifetime, key, spare
         )
         return True
 
     def _look_for_nodes(self) -> None:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if now - self._looked < self._pace.nodes:
             return
         self._looked = now
@@ -171,13 +181,13 @@ class GridTransport(Transport):
                 sent = self._sent.pop(message.metadata.reply_to_message_id, None)
                 if sent is not None:
                     replies.extend(self._read(sent, message))
-        now = time.monotonic()
+        now = self._clock.monotonic()
         for identifier, sent in list(self._sent.items()):
             if now > sent.expires:
                 del self._sent[identifier]
                 replies.extend(self._lost(sent, f"no answer to {sent.operation} in time"))
         if not replies:
-            time.sleep(self._pace.pull)
+            self._clock.sleep(self._pace.pull)
         return replies
 
     def _lost(self, sent: _Sent, error: str) -> list[Reply]:
@@ -188,30 +198,44 @@ class GridTransport(Transport):
             self._greeted.pop(sent.node, None)
             logger.warning("SuperNode %d: %s", sent.node, error)
             return []
-        return [Reply(sent.gateway, {}, error=error)]
+        return [Reply(sent.gateway, error=error)]
 
     def _read(self, sent: _Sent, message: Message) -> list[Reply]:
         if message.has_error():
             return self._lost(sent, f"Flower: {message.error.reason} ({message.error.code})")
         record = message.content.config_records.get(RECORD)
         payload = None if record is None else record.get("payload")
-        if not isinstance(payload, bytes):
-            return self._lost(sent, "the SuperNode runs another app: its reply has no payload")
-        data = cbor2.loads(payload)
+        data: Any = None
+        if isinstance(payload, bytes):
+            with contextlib.suppress(ValueError, EOFError):
+                data = cbor2.loads(payload)
+        if not isinstance(data, dict):
+            return self._odd(
+                sent, "", "the SuperNode runs another app: its reply isn't one of ours"
+            )
+        gateway = sent.gateway or str(data.get("gateway", ""))
         if not data.get("ok"):
             return self._lost(sent, str(data.get("error", "no reason given")))
-        hello = data.get("hello")
-        devices = rounds = None
+        reply = read_reply(gateway, data)
+        if reply.is_odd:
+            return self._odd(sent, gateway, reply.error)
         replies: list[Reply] = []
-        gateway = sent.gateway
-        if hello is not None:
-            gateway, devices = str(hello["gateway"]), list(hello["devices"])
-            rounds = list(hello["rounds"])
+        if reply.hello is not None:
             replies.extend(self._meet(gateway, sent.node))
+            self._cursors[gateway] = reply.hello.cursor
+            if reply.hello.more:
+                self._push(gateway, sent.node, Operation.HELLO, {})
         # A spare's answer about a round that has ended is old; its devices are news.
-        answer = {} if sent.spare else dict(data.get("answer", {}))
-        replies.append(Reply(gateway, answer, devices, rounds))
-        return replies
+        if sent.spare:
+            reply = replace(reply, started=None, collected=None)
+        return [*replies, reply]
+
+    def _odd(self, sent: _Sent, gateway: str, error: str) -> list[Reply]:
+        """An answer that isn't one; a node that doesn't even say its name isn't asked again."""
+        if not gateway:
+            logger.error("SuperNode %d is left alone: %s", sent.node, error)
+            return []
+        return [Reply(gateway, error=error, is_odd=True)]
 
     def _meet(self, gateway: str, node: int) -> list[Reply]:
         before = self._nodes.get(gateway)
@@ -221,7 +245,7 @@ class GridTransport(Transport):
         # The SuperNode restarted under a new id: what was under way to the old one is lost.
         lost = [key for key, one in self._sent.items() if one.node == before]
         return [
-            Reply(gateway, {}, error="its SuperNode restarted")
+            Reply(gateway, error="its SuperNode restarted")
             for one in [self._sent.pop(key) for key in lost]
             if one.operation is not Operation.HELLO and not one.spare
         ]

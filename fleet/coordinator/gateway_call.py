@@ -2,8 +2,9 @@
 
 A ClientApp is a fresh process per message, so this module imports no more than it needs.
 A message and its reply carry one packed CBOR map each. A request is `fields` (those of
-docs/specification/gateway.md) and `wait_seconds`; a reply has `ok` and either `error` or the
-gateway's name, its answer, and its devices where they are news.
+docs/specification/gateway.md), `wait_seconds`, and `hello_cursor`, up to which the coordinator
+knows the devices. A reply has `ok` and either `error`, or the gateway's name and what its socket
+answered to each operation: `start`, `collect`, `cancel`, `hello`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def handle(operation: str, payload: bytes, node_config: Mapping[str, Any]) -> by
             operation,
             request.get("fields", {}),
             float(request.get("wait_seconds", 0.0)),
+            {"cursor": int(request.get("hello_cursor", 0))},
         )
         return cbor2.dumps({"ok": True, "gateway": gateway, **reply})
     except GatewayError as error:
@@ -48,28 +50,36 @@ def handle(operation: str, payload: bytes, node_config: Mapping[str, Any]) -> by
 
 
 def _ask(
-    client: GatewayClient, operation: str, fields: Mapping[str, Any], wait_seconds: float
+    client: GatewayClient,
+    operation: str,
+    fields: Mapping[str, Any],
+    wait_seconds: float,
+    hello: Mapping[str, Any],
 ) -> dict[str, Any]:
     if operation == "hello":
-        return {"hello": client.hello()}
+        return {"hello": client.request("hello", hello)}
     if operation == "cancel":
-        return {"answer": client.request("cancel", fields)}
+        return {"cancel": client.request("cancel", fields)}
     if operation not in ("start", "collect"):
         raise GatewayError(f"no such operation: {operation}; gateway and app differ in version")
-    answer: dict[str, Any] = {}
+    reply: dict[str, Any] = {}
     if operation == "start":
-        answer = client.request("start", fields)
+        reply["start"] = client.request("start", fields)
         if wait_seconds <= 0:
-            return {"answer": answer}
-    key = {"campaign": fields["campaign"], "round": fields["round"]}
+            return reply
+    names = ("campaign", "round", "cursor")
+    collect = {name: fields[name] for name in names if name in fields}
     deadline = time.monotonic() + wait_seconds
     while True:
         left = max(0.0, deadline - time.monotonic())
-        answer = client.request("collect", {**key, "wait_seconds": min(COLLECT_WAIT_SECONDS, left)})
+        # Always from the same cursor: only the last answer goes back.
+        answer = client.request(
+            "collect", {**collect, "wait_seconds": min(COLLECT_WAIT_SECONDS, left)}
+        )
         if answer.get("state") != "running" or time.monotonic() >= deadline:
             break
-    reply: dict[str, Any] = {"answer": answer}
+    reply["collect"] = answer
     if answer.get("state") == "closed":
         # The next round is planned with what devices say now; saves a message for it.
-        reply["hello"] = client.hello()
+        reply["hello"] = client.request("hello", hello)
     return reply

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fleet.clock import Clock, SystemClock
 from fleet.coordinator.control import Control
 from fleet.coordinator.superlink import SuperLink
 from fleet.errors import FlowerError
@@ -41,7 +41,7 @@ Progress = Callable[[ProgressEvent], None]
 
 
 class _Watcher:
-    """Turns what is in the store into events, each once."""
+    """Turns what is in the store into events, each once; reads only what has changed."""
 
     def __init__(self, store: Store, campaign: str, progress: Progress) -> None:
         self._store = store
@@ -50,26 +50,26 @@ class _Watcher:
         self._started: set[int] = set()
         self._done: set[int] = set()
         self._accepted: dict[int, int] = {}
+        self.revision = 0
 
     def look(self) -> None:
-        for one in self._store.rounds(self._campaign):
+        for one in self._store.round_summaries(self._campaign, self.revision):
+            self.revision = max(self.revision, one.revision)
             if one.number in self._done:
                 continue
             if one.number not in self._started:
                 self._started.add(one.number)
-                data = {
-                    "kind": one.kind,
-                    "asked": len(one.plan["assignments"]),
-                    "wanted": one.plan["wanted"],
-                }
+                data = {"kind": one.kind, "asked": one.asked, "wanted": one.wanted}
                 self._progress(ProgressEvent("round-started", one.number, data))
-            accepted = sum(one.progress.get("accepted", {}).values())
-            if accepted != self._accepted.get(one.number, 0):
-                self._accepted[one.number] = accepted
-                self._progress(ProgressEvent("round-progress", one.number, {"accepted": accepted}))
+            if one.accepted != self._accepted.get(one.number, 0):
+                self._accepted[one.number] = one.accepted
+                self._progress(
+                    ProgressEvent("round-progress", one.number, {"accepted": one.accepted})
+                )
             if one.state != "running":
                 self._done.add(one.number)
-                data = {**one.result, "kind": one.kind, "state": one.state}
+                whole = self._store.round(self._campaign, one.number)
+                data = {**whole.result, "kind": one.kind, "state": one.state}
                 self._progress(ProgressEvent("round-done", one.number, data))
 
 
@@ -90,6 +90,8 @@ class Coordinator:
         refusal_seconds: float = 300.0,
         restart_superlink: bool = True,
         max_runs: int = 20,
+        clock: Clock | None = None,
+        connect: Callable[[str], Control] = Control,
     ) -> None:
         """`store_path` is the file of `store`, as ServerApps open it.
 
@@ -98,8 +100,9 @@ class Coordinator:
         waited for (somebody else owns it). The store is looked at every `poll_seconds`, the
         SuperLink is asked about the run every `ask_seconds`. A run whose ServerApp hasn't
         touched the store for `silence_seconds` is replaced: Flower notices a killed ServerApp
-        after a minute only. `run` gives up after `max_runs` runs without an end of the
-        campaign, or when the SuperLink has refused or not answered for `refusal_seconds`.
+        after a minute only. `run` gives up after `max_runs` runs in a row that brought the campaign
+        no further, or when the SuperLink has been of no use for `refusal_seconds`. `connect` opens
+        the SuperLink's control interface at an address.
         """
         self._store = store
         self._path = store_path.resolve()
@@ -112,33 +115,41 @@ class Coordinator:
         self._refusal = refusal_seconds
         self._restart = restart_superlink
         self._max_runs = max_runs
+        self._clock = clock or SystemClock()
+        self._connect = connect
 
     def run(self, campaign: str, progress: Progress | None = None) -> CampaignRecord:
         """Run a campaign to its end and return it as it ended; look at `state` and `reason`.
 
-        Raises `FlowerError` where Flower doesn't carry it through `max_runs` runs.
+        Raises `FlowerError` where Flower brings it no further.
         """
         tell = progress or (lambda event: None)
+        clock = self._clock
         watcher = _Watcher(self._store, campaign, tell)
-        runs = 0
+        runs = 0  # since the campaign got on
+        known = -1
         run: int | None = None
         last_error = ""
-        ask_at = submitted = 0.0
-        answered = time.monotonic()
-        with Control(self._superlink.address) as control:
+        ask_at = answered = heard = clock.monotonic()
+        seen = 0.0
+        with self._connect(self._superlink.address) as control:
             while True:
                 record = self._store.campaign(campaign)
                 watcher.look()
                 if record.state in ENDED_STATES:
                     break
-                self._keep_superlink()
+                if watcher.revision != known:
+                    known, runs = watcher.revision, min(runs, 1)
+                if record.driver_seen != seen:
+                    seen, heard = record.driver_seen, clock.monotonic()
                 try:
+                    self._keep_superlink()
                     # Asking costs the SuperLink more than a look into the store costs us.
-                    if run is not None and time.monotonic() >= ask_at:
-                        ask_at = time.monotonic() + self._ask
+                    if run is not None and clock.monotonic() >= ask_at:
+                        ask_at = clock.monotonic() + self._ask
                         error = self._run_error(control, run)
-                        answered = time.monotonic()
-                        silent = time.time() - max(record.driver_seen, submitted)
+                        answered = clock.monotonic()
+                        silent = clock.monotonic() - heard
                         if not error and silent > self._silence:
                             error = f"its ServerApp has been silent for {silent:.0f} s"
                             # It may hang; what it still writes is refused once superseded.
@@ -154,23 +165,22 @@ class Coordinator:
                             break
                         run = self._submit(control, campaign)
                         runs += 1
-                        submitted = time.time()
-                        answered = time.monotonic()
+                        answered = heard = clock.monotonic()
                         tell(ProgressEvent("run-submitted", None, {"run": run}))
                 except FlowerError as error:
                     # The SuperLink is down or coming up; the next look sees.
                     logger.warning("waiting for the SuperLink: %s", error)
-                    if time.monotonic() - answered > self._refusal:
+                    if clock.monotonic() - answered > self._refusal:
                         raise FlowerError(
                             f"campaign {campaign} can't go on, the SuperLink has been of no use "
                             f"for {self._refusal:.0f} s: {error}; mend it and run the campaign "
                             "again, its state is in the store"
                         ) from None
-                    time.sleep(1.0)
-                time.sleep(self._poll)
+                    clock.sleep(1.0)
+                clock.sleep(self._poll)
         if record.state not in ENDED_STATES:
             raise FlowerError(
-                f"campaign {campaign} has not ended after {runs} runs; the last one said: "
+                f"campaign {campaign} got no further in {runs} runs; the last one said: "
                 f"{last_error}; logs are in {self._superlink.link.log_file.parent}"
             )
         tell(

@@ -21,16 +21,17 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fleet.campaign import (
     CampaignConfig,
-    DeviceInfo,
     RoundKind,
     RoundOutcome,
     RoundPlan,
-    plan_round,
     start_request,
 )
-from fleet.coordinator.closing import close_round
+from fleet.campaign.answers import CollectAnswer
+from fleet.coordinator.closing import close_round, parts_of_gateway
 from fleet.coordinator.driver import CampaignDriver, new_campaign
 from fleet.coordinator.flower_adapter import RECORD, GridTransport
+from fleet.coordinator.transport import read_reply
+from fleet.errors import AnswerError
 from fleet.protocol.manifest import Manifest
 from fleet.store import Store, WeightsVersion
 
@@ -81,15 +82,9 @@ class TinyfleetStrategy(Strategy):
     ) -> Iterable[Message]:
         """One `train.start` per gateway, which answers when its round is closed."""
         transport = GridTransport(grid)
-        devices, nodes = self._devices(transport)
-        plan = plan_round(
-            self._config,
-            server_round,
-            RoundKind.TRAIN,
-            devices,
-            self._manifests,
-            self._version.sha256,
-        )
+        listener = CampaignDriver(self._store, self._campaign, transport, driver=self._driver)
+        devices, nodes = listener.wait_for_devices(), transport.nodes()
+        plan = listener.plan_round(server_round, RoundKind.TRAIN, devices, self._version.sha256)
         self._store.begin_round(
             self._campaign, self._driver, server_round, plan.kind.value, plan.to_json()
         )
@@ -116,29 +111,37 @@ class TinyfleetStrategy(Strategy):
             )
         return messages
 
-    def _devices(self, transport: GridTransport) -> tuple[list[DeviceInfo], dict[str, int]]:
-        listener = CampaignDriver(self._store, self._campaign, transport, driver=self._driver)
-        return listener.wait_for_devices(), transport.nodes()
-
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """New master weights, and what the round's result has as figures."""
         if self._plan is None:
             return None, None
-        answers: dict[str, dict[str, Any]] = {}
+        answers: dict[str, CollectAnswer] = {}
         for message in replies:
             if message.has_error():
                 logger.warning("a gateway failed: %s", message.error.reason)
                 continue
             payload = message.content.config_records[RECORD]["payload"]
             data = cbor2.loads(payload) if isinstance(payload, bytes) else {}
-            answer = data.get("answer", {})
-            if answer.get("state") == "closed":
-                answers[str(data["hello"]["gateway"])] = answer
-            else:
-                logger.warning("gateway %s: %s", data.get("gateway"), data.get("error", answer))
-        lost = {gateway: "no answer" for gateway in self._plan.gateways() if gateway not in answers}
+            gateway = str(data.get("gateway"))
+            reply = read_reply(gateway, data)
+            answer = reply.collected
+            if answer is None or answer.state != "closed" or answer.more:
+                said = reply.error or data.get("error") or (answer and answer.state)
+                logger.warning("gateway %s is left out: %s", gateway, said)
+                continue
+            try:
+                parts_of_gateway(self._config, self._manifests, self._plan, gateway, answer)
+            except AnswerError as error:
+                logger.warning("gateway %s is left out: %s", gateway, error)
+                continue
+            answers[gateway] = answer
+        lost = {
+            gateway: "no usable answer"
+            for gateway in self._plan.gateways()
+            if gateway not in answers
+        }
         outcome = RoundOutcome(answers, lost, cancelled=False)
         result = close_round(
             self._store,

@@ -286,7 +286,7 @@ def _round_label(number: int | None, rounds: int) -> str:
     if number == 0:
         return "scoring the lab's weights"
     if number == rounds + 1:
-        return "scoring the last weights"
+        return "scoring and releasing the last weights"
     return f"round {number} of {rounds}"
 
 

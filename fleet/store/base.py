@@ -47,13 +47,15 @@ class WeightsVersion:
     """One version of the global weights.
 
     `version` counts aggregations from 0; `master` is float64, little endian, in steps;
-    `sha256` (hex) is that of `blob`, which devices get.
+    `sha256` (hex) is that of `blob`, which devices get. `rule_state` is what the campaign's
+    aggregation rule carries from round to round; nobody else reads it.
     """
 
     version: int
     sha256: str
     blob: bytes
     master: bytes
+    rule_state: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,31 @@ class RoundRecord:
     kind: str
     plan: dict[str, Any]
     state: str = "running"
-    progress: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """What onlookers want to know of a round without reading all of it.
+
+    `revision` counts a campaign's writes: what has changed since has a higher one.
+    """
+
+    number: int
+    kind: str
+    state: str
+    asked: int
+    wanted: int
+    accepted: int
+    revision: int
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to task a device. `campaign` is who has it; `number` goes on the wire."""
+
+    campaign: str
+    number: int
 
 
 class Store(ABC):
@@ -134,10 +159,27 @@ class Store(ABC):
         """Store a round's plan; where the round exists, return it as it was stored first."""
 
     @abstractmethod
-    def note_progress(
-        self, campaign: str, driver: str, number: int, progress: Mapping[str, Any]
-    ) -> None:
-        """How far a running round is, for onlookers."""
+    def note_progress(self, campaign: str, driver: str, number: int, accepted: int) -> None:
+        """How many deltas of a running round are accepted so far, for onlookers."""
+
+    @abstractmethod
+    def take_leases(
+        self, campaign: str, driver: str, devices: Mapping[str, int]
+    ) -> dict[str, Lease]:
+        """Lease `devices` (name → the highest lease number that the device has seen).
+
+        Each gets a number that is at least as high as that one, and new where the device was
+        somebody else's before. A device that a running campaign has leased stays with it: look
+        at `campaign` of what is returned.
+        """
+
+    @abstractmethod
+    def quarantine(self, campaign: str, driver: str, gateway: str, reason: str) -> None:
+        """Leave a gateway out of the campaign's further rounds; the first reason is kept."""
+
+    @abstractmethod
+    def quarantined(self, campaign: str) -> dict[str, str]:
+        """Gateways in quarantine, with the reasons."""
 
     @abstractmethod
     def finish_round(
@@ -171,7 +213,11 @@ class Store(ABC):
 
     @abstractmethod
     def rounds(self, campaign: str) -> tuple[RoundRecord, ...]:
-        """All rounds in order."""
+        """All rounds in order, whole: for reports, not for a look now and then."""
+
+    @abstractmethod
+    def round_summaries(self, campaign: str, since: int = 0) -> tuple[RoundSummary, ...]:
+        """The rounds that have changed since revision `since`, in order of their numbers."""
 
     @abstractmethod
     def reports(self, campaign: str, number: int) -> tuple[dict[str, Any], ...]:

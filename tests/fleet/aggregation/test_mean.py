@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.aggregation import (
+    FedAvg,
+    MasterState,
     PlanSum,
-    apply,
     blob_from_master,
     init,
     master_from_blob,
@@ -24,6 +25,10 @@ from tests.fleet.coordinator import small_model
 
 MANIFEST = Manifest.parse(json.dumps(small_model.manifest("a")))
 PLANS = {plan.name: plan for plan in MANIFEST.plans}
+
+
+def apply(state: MasterState, sums: list[PlanSum], learning_rate: float = 1.0) -> MasterState:
+    return FedAvg(learning_rate=learning_rate).apply(state, [sums])
 
 
 def reference(master: list[Fraction], devices: list[tuple[str, int, list[int]]]) -> list[Fraction]:
@@ -174,7 +179,11 @@ def test_a_round_without_weight_changes_nothing() -> None:
         (np.full(PLANS["small"].delta_values, 2**50, "<i8").tobytes(), 1, "exact range"),
         (np.full(PLANS["small"].delta_values, -(2**63), "<i8").tobytes(), 1, "exact range"),
         (np.full(PLANS["small"].delta_values, 1, "<i8").tobytes(), 0, "weight 0"),
-        (np.full(PLANS["small"].delta_values, 1, "<i8").tobytes(), -1, "counts of samples"),
+        (
+            np.full(PLANS["small"].delta_values, 1, "<i8").tobytes(),
+            -1,
+            "counts of samples or devices",
+        ),
     ],
 )
 def test_absurd_sums_are_refused_by_name(values: bytes, weight: int, message: str) -> None:

@@ -15,6 +15,7 @@ from fleet.campaign import (
     Target,
     bounds_for_cohort,
     choose_plan,
+    cohort_weight,
     eligible,
     plan_round,
     round_seed,
@@ -132,6 +133,10 @@ def test_a_device_at_two_gateways_belongs_to_the_one_where_it_is_online() -> Non
     assert not skipped
 
 
+def leases(count: int) -> dict[str, int]:
+    return {"d": 1, **{f"d{index:02}": index + 5 for index in range(1, count + 1)}}
+
+
 def fleet(count: int) -> list[DeviceInfo]:
     return [
         device(f"d{index:02}", f"g{index % 3}", "ab"[index % 2], free_sram_bytes=1000 * index)
@@ -143,7 +148,7 @@ def fleet(count: int) -> list[DeviceInfo]:
 @pytest.mark.parametrize("over", [0.0, 0.3, 2.0])
 def test_targets_add_up_to_the_wanted_deltas(cohort: int, over: float) -> None:
     config = CampaignConfig(name="test", cohort_size=cohort, over_selection=over)
-    plan = plan_round(config, 1, RoundKind.TRAIN, fleet(20), MANIFESTS, WEIGHTS)
+    plan = plan_round(config, 1, RoundKind.TRAIN, fleet(20), MANIFESTS, WEIGHTS, leases(20))
     per_gateway = {
         gateway: sum(one.gateway == gateway for one in plan.assignments)
         for gateway in plan.gateways()
@@ -158,23 +163,25 @@ def test_targets_add_up_to_the_wanted_deltas(cohort: int, over: float) -> None:
 def test_the_same_fleet_in_another_order_gives_the_same_round() -> None:
     config = CampaignConfig(name="test", cohort_size=6, over_selection=0.5, seed=3)
     devices = fleet(20)
-    plan = plan_round(config, 2, RoundKind.TRAIN, devices, MANIFESTS, WEIGHTS)
-    again = plan_round(config, 2, RoundKind.TRAIN, devices[::-1], MANIFESTS, WEIGHTS)
+    plan = plan_round(config, 2, RoundKind.TRAIN, devices, MANIFESTS, WEIGHTS, leases(20))
+    again = plan_round(config, 2, RoundKind.TRAIN, devices[::-1], MANIFESTS, WEIGHTS, leases(20))
     assert again == plan
     assert RoundPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_scoring_rounds_ask_everybody_to_train_nothing() -> None:
     config = CampaignConfig(name="test", cohort_size=2, over_selection=1.0)
-    plan = plan_round(config, 0, RoundKind.SCORE_FIRST, fleet(20), MANIFESTS, WEIGHTS)
+    plan = plan_round(config, 0, RoundKind.SCORE_FIRST, fleet(20), MANIFESTS, WEIGHTS, leases(20))
     assert len(plan.assignments) == 20
-    assert plan.epochs == 0
+    assert plan.kind.action == "score"
     assert sum(plan.targets.values()) == 20
 
 
 def test_a_round_without_devices_says_who_was_skipped() -> None:
     with pytest.raises(CampaignError, match="d: offline"):
-        plan_round(CONFIG, 1, RoundKind.TRAIN, [device("d", online=False)], MANIFESTS, WEIGHTS)
+        plan_round(
+            CONFIG, 1, RoundKind.TRAIN, [device("d", online=False)], MANIFESTS, WEIGHTS, leases(20)
+        )
 
 
 def test_schedule_puts_scoring_around_the_training_rounds() -> None:
@@ -183,9 +190,11 @@ def test_schedule_puts_scoring_around_the_training_rounds() -> None:
         (0, "score-first"),
         (1, "train"),
         (2, "train"),
-        (3, "score-last"),
+        (3, "release"),
     ]
-    bare = CampaignConfig(name="test", rounds=2, score_first=False, score_last=False)
+    scored = schedule(CampaignConfig(name="test", rounds=2, last_round="score"))
+    assert scored[-1] == (3, RoundKind.SCORE_LAST)
+    bare = CampaignConfig(name="test", rounds=2, score_first=False, last_round="none")
     assert [number for number, _ in schedule(bare)] == [1, 2]
 
 
@@ -193,7 +202,9 @@ def test_start_requests_are_accepted_by_the_gateway_as_they_are() -> None:
     from fleet.gateway.rounds import StartRequest
 
     manifest = next(iter(MANIFESTS.values()))
-    plan = plan_round(CONFIG, 1, RoundKind.TRAIN, fleet(9), MANIFESTS, manifest.weights.sha256)
+    plan = plan_round(
+        CONFIG, 1, RoundKind.TRAIN, fleet(9), MANIFESTS, manifest.weights.sha256, leases(9)
+    )
     blob = small_model.blob()
     tasks: set[str] = set()
     for gateway in plan.gateways():
@@ -204,16 +215,62 @@ def test_start_requests_are_accepted_by_the_gateway_as_they_are() -> None:
     assert tasks == {one.device for one in plan.assignments}
 
 
-def test_a_round_that_an_older_version_planned_is_asked_for_as_then() -> None:
-    # Its start may have been sent already, and the gateway refuses another content.
-    plan = plan_round(CONFIG, 1, RoundKind.TRAIN, fleet(3), MANIFESTS, WEIGHTS)
-    stored = plan.to_json()
-    for one in stored["assignments"]:
-        del one["train_samples"]
-    old = RoundPlan.from_json(stored)
-    request = start_request(CONFIG, "00" * 8, old, old.gateways()[0], MANIFESTS, b"x")
-    assert all(task.keys() == {"plan", "weights"} for task in request["tasks"].values())
-    assert all(size.keys() == {"values"} for size in request["plans"].values())
+def test_a_start_request_names_the_action_the_fold_and_every_devices_lease() -> None:
+    config = CampaignConfig.parse(
+        '{"name": "test", "aggregation": {"rule": "bucket-median", "buckets": 3}, "epochs": 2}'
+    )
+    for kind, action in (
+        (RoundKind.SCORE_FIRST, "score"),
+        (RoundKind.TRAIN, "train"),
+        (RoundKind.RELEASE, "release"),
+    ):
+        plan = plan_round(config, 1, kind, fleet(3), MANIFESTS, WEIGHTS, leases(3))
+        request = start_request(config, "00" * 8, plan, "g1", MANIFESTS, b"x")
+        assert (request["action"], request["epochs"]) == (action, 2)
+        assert request["fold"] == {"name": "buckets", "count": 3}
+        assert {name: task["lease"] for name, task in request["tasks"].items()} == {"d01": 6}
+
+
+def test_uniform_weights_leave_more_room_for_values_than_weights_by_samples() -> None:
+    bounds = []
+    for weighting in ("samples", "uniform"):
+        config = CampaignConfig.model_validate({"name": "test", "weighting": weighting})
+        devices = [device("d", train_samples=60_000)]
+        plan = plan_round(config, 1, RoundKind.TRAIN, devices, MANIFESTS, WEIGHTS, {"d": 1})
+        assert cohort_weight(config, plan) == (1 if weighting == "uniform" else 60_000)
+        request = start_request(config, "00" * 8, plan, "g1", MANIFESTS, b"x")
+        bounds.append(request["plans"][plan.assignments[0].plan]["bounds"])
+    assert all(few[1] <= many[1] for few, many in zip(*bounds, strict=True))
+    assert bounds[0] != bounds[1]
+
+
+def test_a_device_of_another_campaigns_lease_is_skipped() -> None:
+    plan = plan_round(
+        CONFIG, 1, RoundKind.TRAIN, fleet(3), MANIFESTS, WEIGHTS, {"d01": 4, "d03": 9}
+    )
+    assert [(one.device, one.lease) for one in plan.assignments] == [("d01", 4), ("d03", 9)]
+    assert plan.skipped["d02"] == "leased by another campaign"
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"stale": True}, "not heard of since its gateway reached the broker"),
+        ({"seen_age_seconds": 3599.0}, ""),
+        ({"seen_age_seconds": 3601.0}, "last heard of 3,601 s ago, more than 3,600 s"),
+    ],
+)
+def test_a_device_that_may_be_dead_takes_no_part(fields: dict[str, object], why: str) -> None:
+    _, skipped = eligible(CONFIG, [device("d", **fields)], MANIFESTS)
+    assert skipped.get("d", "") == why
+
+
+def test_a_device_that_was_told_to_stay_away_may_be_silent_for_that_long() -> None:
+    patient = CampaignConfig(name="test", check_in_seconds=8000, deadline_seconds=20_000)
+    silent = device("d", seen_age_seconds=12_000.0)
+    assert not eligible(patient, [silent], MANIFESTS)[1]
+    silent = device("d", seen_age_seconds=12_700.0)
+    assert "12,600 s" in eligible(patient, [silent], MANIFESTS)[1]["d"]
 
 
 def test_bounds_are_those_of_the_devices_unless_the_cohort_is_too_large_for_exact_sums() -> None:
@@ -237,6 +294,8 @@ def test_bounds_are_those_of_the_devices_unless_the_cohort_is_too_large_for_exac
         ("[]", "campaign configuration"),
         ("{", "campaign configuration"),
         ('{"name": "x", "plans": ["a", "a"]}', "named twice"),
+        ('{"name": "x", "check_in_seconds": 120}', "miss rounds of deadline_seconds 120"),
+        ('{"name": "x", "aggregation": {"rule": "mean"}}', "aggregation"),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_field(text: str, message: str) -> None:

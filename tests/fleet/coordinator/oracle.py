@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fleet.aggregation import apply, init
+from fleet.aggregation import FedAvg, init
 from fleet.campaign import RoundPlan
 from fleet.store import Store
 from tests.fleet.aggregation.test_mean import MANIFEST, gateway_sums
@@ -31,7 +31,7 @@ def assert_every_delta_counted_once(store: Store, campaign: str) -> None:
             )
             for one in plan.assignments
         ]
-        state = apply(state, gateway_sums(devices))
+        state = FedAvg().apply(state, [gateway_sums(devices)])
     stored = np.frombuffer(store.latest_weights(campaign).master, "<f8")
     assert np.array_equal(stored, state.master)
     assert store.latest_weights(campaign).version == state.applied

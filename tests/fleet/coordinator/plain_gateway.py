@@ -131,14 +131,14 @@ class PlainGateway:
         reports = []
         for device, task in sorted(request["tasks"].items()):
             values = request["plans"][task["plan"]]["values"]
-            count = train_samples(device) if request["epochs"] else 0
+            count = train_samples(device) if request["action"] == "train" else 0
             one = sums.setdefault(
                 task["plan"], {"values": np.zeros(values, np.int64), "weight": 0, "devices": 0}
             )
             if count:
                 one["values"] += count * device_delta(device, request["round"], values)
-            one["weight"] += count
-            one["devices"] += 1
+                one["weight"] += count
+                one["devices"] += 1
             reports.append(
                 {
                     "device": device,
@@ -155,7 +155,8 @@ class PlainGateway:
             )
         for one in sums.values():
             one["values"] = one["values"].astype("<i8").tobytes()
-        return {"accepted": len(reports), "sums": sums, "reports": reports}
+        folds = {plan: [one] for plan, one in sums.items()}
+        return {"accepted": len(reports), "sums": folds, "reports": reports}
 
     def _cancel(self, request: dict[str, Any]) -> dict[str, Any]:
         key = (request["campaign"], request["round"])

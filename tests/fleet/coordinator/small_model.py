@@ -120,7 +120,7 @@ def device_entry(device: str, board: str, **fields: Any) -> dict[str, Any]:
         "device": device,
         "board": board,
         "bundle": manifest(board)["bundle_id"],
-        "weights": hashlib.sha256(blob()).hexdigest(),
+        "current": hashlib.sha256(blob()).hexdigest(),
         "free_sram_bytes": 20000,
         "battery_percent": 90,
         "link_bits_per_second": 100_000,
@@ -128,6 +128,5 @@ def device_entry(device: str, board: str, **fields: Any) -> dict[str, Any]:
         "held_out_samples": 10,
         "online": True,
         "state": "idle",
-        "last_seen": 0.0,
         **fields,
     }

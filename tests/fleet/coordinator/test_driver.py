@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ import numpy as np
 import pytest
 
 from fleet.campaign import CampaignConfig, Operation
-from fleet.coordinator.driver import CampaignDriver, Pace, Reply, Transport, new_campaign
+from fleet.clock import VirtualClock
+from fleet.coordinator.driver import CampaignDriver, new_campaign
+from fleet.coordinator.transport import Reply, Transport, read_reply
 from fleet.errors import CampaignError
-from fleet.store import MemoryStore
+from fleet.store import SqliteStore
 from tests.fleet.coordinator import small_model
 from tests.fleet.coordinator.oracle import assert_every_delta_counted_once
 from tests.fleet.coordinator.plain_gateway import PlainGateway
@@ -24,39 +25,61 @@ class PowerCutError(Exception):
 
 
 class DirectTransport(Transport):
-    """Calls gateways' own handlers; dies before request number `dies_at`."""
+    """Calls gateways' own handlers in virtual time; dies before request number `dies_at`."""
 
     def __init__(self, gateways: Mapping[str, PlainGateway], dies_at: int | None = None) -> None:
         self._gateways = gateways
         self._dies_at = dies_at
-        self.sent = 0
+        self.clock = VirtualClock()
+        self.sent: list[tuple[str, Operation]] = []
         self.silent: set[str] = set()
         self.rounds: dict[str, list[dict[str, Any]]] = {}
-        self._replies = [Reply(name, {}, list(one.devices)) for name, one in gateways.items()]
+        # What a gateway says instead, by (gateway, part of the reply).
+        self.lies: dict[tuple[str, str], Any] = {}
+        self._replies: list[Reply] = []
+        for name in gateways:
+            self._greet(name)
+
+    def _greet(self, name: str) -> None:
+        hello = self._gateways[name]._hello({})
+        hello["rounds"] = self.rounds.get(name, [])
+        self._reply(name, {"hello": hello})
+
+    def _reply(self, name: str, reply: dict[str, Any]) -> None:
+        for part in reply:
+            if (name, part) in self.lies:
+                reply[part] = {**reply[part], **self.lies[name, part]}
+        self._replies.append(read_reply(name, reply))
 
     def gateways(self) -> frozenset[str]:
         return frozenset(self._gateways)
 
     def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
-        if self.sent == self._dies_at:
+        if len(self.sent) == self._dies_at:
             raise PowerCutError
-        self.sent += 1
+        self.sent.append((gateway, operation))
         if gateway in self.silent:
-            self._replies.append(Reply(gateway, {}, error="away"))
+            self._replies.append(Reply(gateway, error="away"))
             return
-        one = self._gateways[gateway]
-        request = dict(fields)
-        if operation is Operation.COLLECT:
-            request["wait_seconds"] = 0.0
-        answer = getattr(one, f"_{operation.value}")(request)
-        devices = answer.pop("devices", None) if operation is Operation.HELLO else None
-        self._replies.append(Reply(gateway, answer, devices, self.rounds.get(gateway)))
+        if operation is Operation.HELLO:
+            self._greet(gateway)
+            return
+        request = {**fields, "wait_seconds": 0.0}
+        answer = getattr(self._gateways[gateway], f"_{operation.value}")(request)
+        reply = {operation.value: answer}
+        if answer["state"] == "closed":
+            hello = {**self._gateways[gateway]._hello({}), "rounds": self.rounds.get(gateway, [])}
+            reply["hello"] = hello
+        self._reply(gateway, reply)
 
     def receive(self) -> list[Reply]:
         replies, self._replies = self._replies, []
-        if not replies:
-            time.sleep(0.001)
+        self.clock.sleep(0.4)
         return replies
+
+
+def drive(store: SqliteStore, name: str, transport: DirectTransport) -> str:
+    return CampaignDriver(store, name, transport, clock=transport.clock).run()
 
 
 @pytest.fixture
@@ -73,41 +96,40 @@ def gateways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
         one.close()
 
 
-def campaign(store: MemoryStore, **fields: object) -> str:
+def campaign(store: SqliteStore, **fields: object) -> str:
     settings = {"rounds": 3, "cohort_share": 0.5, "min_devices": 8, **fields}
     config = CampaignConfig.model_validate({"name": "test", **settings})
     return new_campaign(store, config, small_model.manifest_texts("a", "b"), small_model.blob())
 
 
-PACE = Pace(stop_check=0.0, retry=0.01, hello=0.01)
-
-
 def test_a_driver_killed_before_any_request_is_resumed_with_nothing_doubled(
     gateways: dict[str, PlainGateway],
 ) -> None:
-    store = MemoryStore()
+    store = SqliteStore()
     whole = campaign(store)
     transport = DirectTransport(gateways)
-    assert CampaignDriver(store, whole, transport, PACE).run() == "finished"
+    assert drive(store, whole, transport) == "finished"
     assert_every_delta_counted_once(store, whole)
-    for cut in range(transport.sent):
-        name = campaign(store)
+    expected = store.latest_weights(whole).master
+    for cut in range(len(transport.sent)):
+        resumed = SqliteStore()
+        name = campaign(resumed)
         with pytest.raises(PowerCutError):
-            CampaignDriver(store, name, DirectTransport(gateways, dies_at=cut), PACE).run()
-        assert CampaignDriver(store, name, DirectTransport(gateways), PACE).run() == "finished"
-        assert store.latest_weights(name).master == store.latest_weights(whole).master
-        plans = [one.plan for one in store.rounds(name)]
+            drive(resumed, name, DirectTransport(gateways, dies_at=cut))
+        assert drive(resumed, name, DirectTransport(gateways)) == "finished"
+        assert resumed.latest_weights(name).master == expected
+        plans = [one.plan for one in resumed.rounds(name)]
         assert plans == [one.plan for one in store.rounds(whole)]
 
 
 def test_a_gateway_that_stays_away_is_lost_and_named_and_the_round_counts(
     gateways: dict[str, PlainGateway],
 ) -> None:
-    store = MemoryStore()
+    store = SqliteStore()
     name = campaign(store, rounds=1, deadline_seconds=1, gateway_grace_seconds=0, cohort_share=1.0)
     transport = DirectTransport(gateways)
     transport.silent.add("g2")
-    assert CampaignDriver(store, name, transport, PACE).run() == "finished"
+    assert drive(store, name, transport) == "finished"
     result = store.round(name, 1).result
     assert result["lost"] == {"g2": "away"}
     assert result["accepted"] == 4
@@ -117,9 +139,9 @@ def test_a_gateway_that_stays_away_is_lost_and_named_and_the_round_counts(
 def test_a_campaign_without_enough_devices_fails_and_says_who_is_there(
     gateways: dict[str, PlainGateway],
 ) -> None:
-    store = MemoryStore()
-    name = campaign(store, min_devices=9, wait_for_devices_seconds=0.1)
-    assert CampaignDriver(store, name, DirectTransport(gateways), PACE).run() == "failed"
+    store = SqliteStore()
+    name = campaign(store, min_devices=9, wait_for_devices_seconds=5)
+    assert drive(store, name, DirectTransport(gateways)) == "failed"
     assert "8 of at least 9 devices" in store.campaign(name).reason
     assert store.rounds(name) == ()
 
@@ -129,9 +151,9 @@ def test_rounds_in_which_nothing_is_accepted_end_the_campaign(
 ) -> None:
     empty = {"accepted": 0, "sums": {}, "reports": [], "declined": {"score dropped": 4}}
     monkeypatch.setattr(PlainGateway, "_close", lambda self, key: dict(empty))
-    store = MemoryStore()
+    store = SqliteStore()
     name = campaign(store, rounds=9, max_empty_rounds=2)
-    assert CampaignDriver(store, name, DirectTransport(gateways), PACE).run() == "failed"
+    assert drive(store, name, DirectTransport(gateways)) == "failed"
     assert "no delta was accepted in 2 rounds" in store.campaign(name).reason
     assert "score dropped" in store.campaign(name).reason
     assert store.latest_weights(name).version == 0
@@ -140,7 +162,7 @@ def test_rounds_in_which_nothing_is_accepted_end_the_campaign(
 def test_deltas_that_come_after_the_end_of_a_round_are_in_its_result(
     gateways: dict[str, PlainGateway],
 ) -> None:
-    store = MemoryStore()
+    store = SqliteStore()
     name = campaign(store)
     transport = DirectTransport(gateways)
     late = {"round": 1, "state": "closed", "late": 2, "duplicate": 1, "refused": {"crc": 1}}
@@ -149,20 +171,20 @@ def test_deltas_that_come_after_the_end_of_a_round_are_in_its_result(
         "g1": [{**late, "campaign": name}, foreign],
         "g2": [{**late, "campaign": name, "late": 3}],
     }
-    assert CampaignDriver(store, name, transport, PACE).run() == "finished"
+    assert drive(store, name, transport) == "finished"
     result = store.round(name, 1).result
     assert (result["late"], result["duplicate"], result["refused"]) == (5, 2, {"crc": 2})
     assert store.round(name, 2).result["late"] == 0
 
 
 def test_a_stop_before_a_round_begins_no_round(gateways: dict[str, PlainGateway]) -> None:
-    store = MemoryStore()
+    store = SqliteStore()
     name = campaign(store)
     store.request_stop(name)
     transport = DirectTransport(gateways)
-    assert CampaignDriver(store, name, transport, PACE).run() == "cancelled"
+    assert drive(store, name, transport) == "cancelled"
     assert store.rounds(name) == ()
-    assert transport.sent == 0
+    assert transport.sent == []
 
 
 def test_a_round_keeps_why_a_delta_was_not_counted_in_and_who_sent_none(
@@ -175,13 +197,14 @@ def test_a_round_keeps_why_a_delta_was_not_counted_in_and_who_sent_none(
         answer = close(self, key)
         if self.name == "g1":
             answer["reports"] = [one for one in answer["reports"] if one["device"] != "g1-0"]
+            answer["accepted"] = len(answer["reports"])
             answer["explanations"] = [spoilt]
         return answer
 
     monkeypatch.setattr(PlainGateway, "_close", close_without_one)
-    store = MemoryStore()
+    store = SqliteStore()
     name = campaign(store, rounds=1, cohort_share=1.0)
-    assert CampaignDriver(store, name, DirectTransport(gateways), PACE).run() == "finished"
+    assert drive(store, name, DirectTransport(gateways)) == "finished"
     result = store.round(name, 1).result
     assert result["missing"] == ["g1-0"]
     assert result["explanations"] == [{**spoilt, "gateway": "g1"}]
@@ -189,25 +212,198 @@ def test_a_round_keeps_why_a_delta_was_not_counted_in_and_who_sent_none(
     assert {one["plan_reason"] for one in reports} == {"no larger plan"}
 
 
+def test_a_stop_after_a_crash_cancels_the_round_that_the_crash_left_running(
+    gateways: dict[str, PlainGateway],
+) -> None:
+    store = SqliteStore()
+    name = campaign(store)
+    for one in gateways.values():
+        one.round_seconds = 3600.0
+    with pytest.raises(PowerCutError):
+        drive(store, name, DirectTransport(gateways, dies_at=4))
+    assert [one.state for one in store.rounds(name)] == ["running"]
+    store.request_stop(name)
+    transport = DirectTransport(gateways)
+    assert drive(store, name, transport) == "cancelled"
+    assert [one.state for one in store.rounds(name)] == ["cancelled"]
+    assert sorted(transport.sent) == [("g1", Operation.CANCEL), ("g2", Operation.CANCEL)]
+    assert {known["state"] for one in gateways.values() for known in one.rounds.values()} == {
+        "cancelled"
+    }
+
+
+def test_a_stop_while_a_gateway_is_away_ends_after_the_grace_and_not_at_the_deadline(
+    gateways: dict[str, PlainGateway],
+) -> None:
+    store = SqliteStore()
+    name = campaign(store, deadline_seconds=600_000, gateway_grace_seconds=50)
+    gateways["g2"].round_seconds = 1e9
+    with pytest.raises(PowerCutError):
+        drive(store, name, DirectTransport(gateways, dies_at=4))
+    store.request_stop(name)
+    transport = DirectTransport(gateways)
+    transport.silent.add("g2")
+    assert drive(store, name, transport) == "cancelled"
+    assert transport.clock.monotonic() < 70
+
+
+ODD = [
+    ("hello", {"devices": [{"device": "g2-0"}]}, "devices.0.board"),
+    ("hello", {"devices": "all"}, "devices"),
+    ("hello", {"gateway": "g9"}, "says that it is g9"),
+    ("start", {"state": "perhaps"}, "state"),
+    ("collect", {"accepted": "many"}, "accepted"),
+    ("collect", {"accepted": 3}, "3 deltas accepted, 4 reported"),
+    ("collect", {"sums": {"ab" * 32: []}}, "sums plan abababababababab"),
+    ("collect", {"sums": {"ab": []}}, "sums"),
+]
+
+
+@pytest.mark.parametrize(("part", "lie", "why"), ODD, ids=[why for *_, why in ODD])
+def test_an_odd_gateway_is_left_out_with_its_reason_and_the_campaign_goes_on(
+    gateways: dict[str, PlainGateway], part: str, lie: dict[str, Any], why: str
+) -> None:
+    store = SqliteStore()
+    name = campaign(store, rounds=2, cohort_share=1.0, min_devices=4)
+    transport = DirectTransport(gateways)
+    transport.lies["g2", part] = lie
+    assert drive(store, name, transport) == "finished"
+    assert why in store.quarantined(name)["g2"]
+    assert store.latest_weights(name).version == 2
+    last = store.round(name, 2)
+    assert {one["gateway"] for one in last.plan["assignments"]} == {"g1"}
+    lost = [one.result["lost"] for one in store.rounds(name) if one.result["lost"]]
+    assert all(set(one) == {"g2"} and why in one["g2"] for one in lost)
+
+
+def spoil(parts: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
+    return [{**parts[0], **changes}, *parts[1:]]
+
+
+SPOILT = {
+    "more weight than its devices have": lambda fold: spoil(fold, weight=10**9),
+    "more devices than were asked": lambda fold: spoil(fold, devices=99),
+    "values of another length": lambda fold: spoil(fold, values=fold[0]["values"][8:]),
+    "a value beyond what devices can send": lambda fold: spoil(
+        fold, values=np.full(len(fold[0]["values"]) // 8, 2**62, "<i8").tobytes()
+    ),
+    "values without weight": lambda fold: spoil(fold, weight=0),
+    "another fold": lambda fold: fold * 2,
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_a_sum_that_its_devices_can_not_have_sent_puts_its_gateway_in_quarantine(
+    gateways: dict[str, PlainGateway], monkeypatch: pytest.MonkeyPatch, spoilt: str
+) -> None:
+    close = PlainGateway._close
+
+    def close_wrong(self: PlainGateway, key: tuple[str, int]) -> dict[str, Any]:
+        answer = close(self, key)
+        if self.name == "g2":
+            answer["sums"] = {plan: SPOILT[spoilt](fold) for plan, fold in answer["sums"].items()}
+        return answer
+
+    monkeypatch.setattr(PlainGateway, "_close", close_wrong)
+    store = SqliteStore()
+    name = campaign(store, rounds=1, cohort_share=1.0, score_first=False, last_round="none")
+    assert drive(store, name, DirectTransport(gateways)) == "finished"
+    assert list(store.quarantined(name)) == ["g2"]
+    result = store.round(name, 1).result
+    assert result["accepted"] == 4
+    assert list(result["lost"]) == ["g2"]
+    assert result["missing"] == [f"g2-{index}" for index in range(4)]
+
+
+def test_a_campaign_of_odd_gateways_only_fails_and_says_why_they_are_out(
+    gateways: dict[str, PlainGateway],
+) -> None:
+    store = SqliteStore()
+    name = campaign(store)
+    transport = DirectTransport(gateways)
+    for gateway in gateways:
+        transport.lies[gateway, "hello"] = {"devices": None}
+        transport._greet(gateway)
+    transport._replies = transport._replies[2:]
+    assert drive(store, name, transport) == "failed"
+    assert "gateway g1: gateway g1: devices" in store.campaign(name).reason
+
+
+def test_two_campaigns_never_task_one_device_and_a_later_one_has_a_higher_lease(
+    gateways: dict[str, PlainGateway],
+) -> None:
+    store = SqliteStore()
+    first, second = campaign(store), campaign(store, min_devices=1, wait_for_devices_seconds=5)
+    for one in gateways.values():
+        one.round_seconds = 3600.0
+    with pytest.raises(PowerCutError):
+        drive(store, first, DirectTransport(gateways, dies_at=4))
+    assert drive(store, second, DirectTransport(gateways)) == "failed"
+    assert "leased by another campaign" in store.campaign(second).reason
+    store.end_campaign(first, "", "cancelled")
+    for one in gateways.values():
+        one.round_seconds = 0.0
+    third = campaign(store)
+    assert drive(store, third, DirectTransport(gateways)) == "finished"
+    leases = [
+        {one["device"]: one["lease"] for one in store.rounds(name)[0].plan["assignments"]}
+        for name in (first, third)
+    ]
+    assert all(leases[1][device] == number + 1 for device, number in leases[0].items())
+
+
+def test_the_last_round_tells_devices_to_release_what_was_trained(
+    gateways: dict[str, PlainGateway],
+) -> None:
+    store = SqliteStore()
+    assert drive(store, campaign(store, rounds=1), DirectTransport(gateways)) == "finished"
+    (rounds,) = [one.rounds for name, one in gateways.items() if name == "g1"]
+    actions = [known["request"]["action"] for _, known in sorted(rounds.items())]
+    assert actions == ["score", "train", "release"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"rule": "server-momentum", "momentum": 0.5},
+        {"rule": "fedavg", "learning_rate": 0.5},
+    ],
+)
+def test_a_resumed_campaign_goes_on_with_what_its_rule_remembers(
+    gateways: dict[str, PlainGateway], rule: dict[str, object]
+) -> None:
+    store = SqliteStore()
+    whole = campaign(store, aggregation=rule)
+    transport = DirectTransport(gateways)
+    assert drive(store, whole, transport) == "finished"
+    cut = campaign(store, aggregation=rule)
+    with pytest.raises(PowerCutError):
+        drive(store, cut, DirectTransport(gateways, dies_at=len(transport.sent) // 2))
+    assert drive(store, cut, DirectTransport(gateways)) == "finished"
+    assert store.latest_weights(cut) == store.latest_weights(whole)
+    remembers = rule["rule"] == "server-momentum"
+    assert bool(store.latest_weights(cut).rule_state) is remembers
+
+
 def test_bundles_of_different_models_make_no_campaign() -> None:
     texts = small_model.manifest_texts("a", "b")
     texts["b"] = texts["b"].replace("d" * 64, "e" * 64)
     with pytest.raises(CampaignError, match=r"different models \(e{16}… and d{16}…\).*one model"):
-        new_campaign(MemoryStore(), CampaignConfig(name="x"), texts, small_model.blob())
+        new_campaign(SqliteStore(), CampaignConfig(name="x"), texts, small_model.blob())
     texts = small_model.manifest_texts("a", "b")
     texts["b"] = texts["b"].replace('"limit": 127', '"limit": 126')
     with pytest.raises(CampaignError, match="different tensors"):
-        new_campaign(MemoryStore(), CampaignConfig(name="x"), texts, small_model.blob())
+        new_campaign(SqliteStore(), CampaignConfig(name="x"), texts, small_model.blob())
     with pytest.raises(CampaignError, match="compile all bundles from one model"):
         new_campaign(
-            MemoryStore(),
+            SqliteStore(),
             CampaignConfig(name="x"),
             small_model.manifest_texts("a"),
             small_model.blob() + b"\0",
         )
     with pytest.raises(CampaignError, match="no bundle has a plan huge"):
         new_campaign(
-            MemoryStore(),
+            SqliteStore(),
             CampaignConfig(name="x", plans=("huge",)),
             small_model.manifest_texts("a"),
             small_model.blob(),
@@ -215,7 +411,7 @@ def test_bundles_of_different_models_make_no_campaign() -> None:
 
 
 def test_new_campaigns_begin_with_the_bundles_weights() -> None:
-    store = MemoryStore()
+    store = SqliteStore()
     version = store.latest_weights(campaign(store))
     assert version.blob == small_model.blob()
     assert np.frombuffer(version.master, "<f8").size == small_model.manifest("a")["coordinates"]

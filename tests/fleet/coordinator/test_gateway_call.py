@@ -40,7 +40,8 @@ def start_fields() -> dict[str, Any]:
     return {
         "campaign": CAMPAIGN,
         "round": 1,
-        "blobs": [{"sha256": weights, "data": small_model.blob(), "chunk_bytes": 512}],
+        "action": "train",
+        "blobs": [{"sha256": weights, "data": small_model.blob()}],
         "tasks": {"d1": {"plan": plan["id"], "weights": weights}},
         "plans": {plan["id"]: {"values": plan["delta_values"]}},
         "epochs": 1,
@@ -50,7 +51,8 @@ def start_fields() -> dict[str, Any]:
 def test_start_answers_at_once_when_it_is_not_to_wait(gateway: PlainGateway) -> None:
     reply = ask(gateway, "start", 0.0, **start_fields())
     assert reply["ok"]
-    assert reply["answer"] == {"state": "running"}
+    assert reply["start"] == {"state": "running"}
+    assert "collect" not in reply
     assert gateway.requests == ["start"]
 
 
@@ -58,22 +60,23 @@ def test_start_that_waits_brings_the_sums_and_the_devices_for_the_next_round(
     gateway: PlainGateway,
 ) -> None:
     reply = ask(gateway, "start", 5.0, **start_fields())
-    assert reply["answer"]["state"] == "closed"
-    assert reply["answer"]["accepted"] == 1
+    assert reply["start"] == {"state": "running"}
+    assert reply["collect"]["state"] == "closed"
+    assert reply["collect"]["accepted"] == 1
     assert [one["device"] for one in reply["hello"]["devices"]] == ["d1"]
     assert gateway.requests == ["start", "collect", "hello"]
 
 
 def test_collect_of_a_round_that_nobody_started_says_so(gateway: PlainGateway) -> None:
     reply = ask(gateway, "collect", 5.0, campaign=CAMPAIGN, round=9)
-    assert reply["answer"]["state"] == "unknown"
+    assert reply["collect"]["state"] == "unknown"
 
 
 def test_cancel_ends_a_running_round(gateway: PlainGateway) -> None:
     gateway.round_seconds = 60.0
     ask(gateway, "start", 0.0, **start_fields())
     reply = ask(gateway, "cancel", 0.0, campaign=CAMPAIGN, round=1)
-    assert reply["answer"]["state"] == "cancelled"
+    assert reply["cancel"]["state"] == "cancelled"
 
 
 def test_a_refusal_comes_back_as_the_gateways_own_words(gateway: PlainGateway) -> None:

@@ -45,7 +45,7 @@ class Site:
             "rounds": 2,
             "min_devices": 12,
             "score_first": False,
-            "score_last": False,
+            "last_round": "none",
             "deadline_seconds": 60,
             **fields,
         }
@@ -103,7 +103,7 @@ def _round_seconds(site: Site) -> None:
 
 
 def test_a_campaign_over_two_gateways_ends_with_the_exact_weights(site: Site) -> None:
-    store, path, campaign = site.campaign("plain", score_first=True, score_last=True)
+    store, path, campaign = site.campaign("plain", score_first=True, last_round="release")
     assert site.run(store, path, campaign, lambda event: None) == "finished"
     assert [one.number for one in store.rounds(campaign)] == [0, 1, 2, 3]
     assert_every_delta_counted_once(store, campaign)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fleet.errors import StoreError
-from fleet.store import MemoryStore, SqliteStore, Store, SupersededError, WeightsVersion
+from fleet.store import Lease, SqliteStore, Store, SupersededError, WeightsVersion
 
 V0 = WeightsVersion(0, "00" * 32, b"blob-0", b"master-0")
 V1 = WeightsVersion(1, "11" * 32, b"blob-1", b"master-1")
@@ -23,9 +23,7 @@ REPORTS = [{"device": "b", "correct_after": 3}, {"device": "a", "correct_after":
 
 @pytest.fixture(params=["memory", "sqlite"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    made: Store = (
-        MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "store.sqlite")
-    )
+    made: Store = SqliteStore(None if request.param == "memory" else tmp_path / "store.sqlite")
     made.create_campaign("c1", '{"name": "x"}', {"bundle": "{}"}, V0)
     yield made
     made.close()
@@ -89,8 +87,8 @@ def test_counters_of_a_round_rise_after_its_end_and_never_fall(store: Store) -> 
 def test_a_round_ends_once_with_reports_and_weights(store: Store) -> None:
     store.claim("c1", "d1")
     store.begin_round("c1", "d1", 1, "train", {})
-    store.note_progress("c1", "d1", 1, {"accepted": {"g": 1}})
-    assert store.round("c1", 1).progress == {"accepted": {"g": 1}}
+    store.note_progress("c1", "d1", 1, 1)
+    assert [one.accepted for one in store.round_summaries("c1")] == [1]
     assert store.finish_round("c1", "d1", 1, "done", {"accepted": 2}, REPORTS, V1)
     other = WeightsVersion(2, "22" * 32, b"", b"")
     assert not store.finish_round("c1", "d1", 1, "done", {"accepted": 9}, [], other)
@@ -115,7 +113,9 @@ def test_a_superseded_driver_can_write_nothing(store: Store) -> None:
     assert store.claim("c1", "new").driver == "new"
     for write in (
         lambda: store.begin_round("c1", "old", 2, "train", {}),
-        lambda: store.note_progress("c1", "old", 1, {}),
+        lambda: store.note_progress("c1", "old", 1, 1),
+        lambda: store.take_leases("c1", "old", {"a": 0}),
+        lambda: store.quarantine("c1", "old", "north", "odd"),
         lambda: store.finish_round("c1", "old", 1, "done", {}, [], V1),
         lambda: store.end_campaign("c1", "old", "failed"),
         lambda: store.driver_lives("c1", "old", 5.0),
@@ -147,6 +147,54 @@ def test_a_stop_request_is_seen(store: Store) -> None:
     assert not store.campaign("c1").stop_requested
     store.request_stop("c1")
     assert store.campaign("c1").stop_requested
+
+
+def test_a_look_shows_only_the_rounds_that_changed_since_the_last(store: Store) -> None:
+    store.claim("c1", "d1")
+    plan = {"assignments": [{}, {}, {}], "wanted": 2}
+    store.begin_round("c1", "d1", 1, "train", plan)
+    (begun,) = store.round_summaries("c1")
+    assert (begun.kind, begun.state, begun.asked, begun.wanted) == ("train", "running", 3, 2)
+    assert store.round_summaries("c1", begun.revision) == ()
+    store.begin_round("c1", "d1", 2, "train", plan)
+    store.note_progress("c1", "d1", 2, 1)
+    (second,) = store.round_summaries("c1", begun.revision)
+    assert (second.number, second.accepted) == (2, 1)
+    store.finish_round("c1", "d1", 1, "done", {"accepted": 2}, [], V1)
+    (first,) = store.round_summaries("c1", second.revision)
+    assert (first.number, first.state, first.accepted) == (1, "done", 2)
+    with pytest.raises(StoreError, match="no round 9"):
+        store.note_progress("c1", "d1", 9, 1)
+
+
+def test_a_lease_number_of_a_device_only_grows(store: Store) -> None:
+    store.claim("c1", "d1")
+    assert store.take_leases("c1", "d1", {"a": 0, "b": 6}) == {
+        "a": Lease("c1", 1),
+        "b": Lease("c1", 7),
+    }
+    assert store.take_leases("c1", "d1", {"a": 1}) == {"a": Lease("c1", 1)}, "it is the same lease"
+    seen_more = store.take_leases("c1", "d1", {"a": 40})
+    assert seen_more == {"a": Lease("c1", 41)}, "another store had leased the device"
+    assert store.take_leases("c1", "d1", {"a": 0})["a"].number == 41
+
+
+def test_a_device_has_one_campaign_at_a_time(store: Store) -> None:
+    store.create_campaign("c2", "{}", {}, V0)
+    store.claim("c1", "d1")
+    store.claim("c2", "d2")
+    store.take_leases("c1", "d1", {"a": 0})
+    assert store.take_leases("c2", "d2", {"a": 0}) == {"a": Lease("c1", 1)}
+    store.end_campaign("c1", "d1", "finished")
+    assert store.take_leases("c2", "d2", {"a": 0}) == {"a": Lease("c2", 2)}
+
+
+def test_a_quarantined_gateway_keeps_its_first_reason(store: Store) -> None:
+    store.claim("c1", "d1")
+    assert store.quarantined("c1") == {}
+    store.quarantine("c1", "d1", "north", "its sum doesn't fit")
+    store.quarantine("c1", "d1", "north", "something else")
+    assert store.quarantined("c1") == {"north": "its sum doesn't fit"}
 
 
 def test_devices_are_replaced_by_name(store: Store) -> None:
@@ -221,6 +269,23 @@ for number in range(1, 100000):
     assert store.latest_weights("c1").version == len(done) == max(done)
     assert all(len(store.reports("c1", number)) == 20 for number in done)
     assert all(store.reports("c1", one.number) == () for one in rounds if one.state != "done")
+
+
+def test_a_store_that_fails_in_use_names_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    store = SqliteStore(path)
+    store.create_campaign("c1", "{}", {}, V0)
+    with sqlite3.connect(path) as database:
+        database.execute("DROP TABLE reports")
+    for use in (
+        lambda: store.reports("c1", 0),
+        lambda: store.create_campaign("c2", "{}", {}, WeightsVersion(0, "", "no bytes", None)),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(StoreError, match=r"store\.sqlite can't be used"):
+            use()
+    store.close()
+    with pytest.raises(StoreError, match=r"store\.sqlite can't be used"):
+        store.campaigns()
 
 
 def test_a_file_of_another_kind_or_version_is_refused(tmp_path: Path) -> None:

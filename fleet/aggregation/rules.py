@@ -1,0 +1,131 @@
+"""Aggregation rules by name: what gateways fold, and what the coordinator makes of it.
+
+A rule is data (a campaign's configuration holds one) with two pure functions. `fold` tells the
+gateways how to add deltas up while they come in: into one sum per plan, or into several, so that no
+single delta need be kept. `apply` turns the folds of a round into the next master weights. What a
+rule remembers from round to round is bytes that only the rule itself reads.
+
+A new rule is a class here and its name in `Rule`; a new fold is a name in the gateway's
+specification (docs/specification/gateway.md, `start`) and its code in fleet/gateway.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from fleet.aggregation.mean import MasterState, PlanSum, mean_change, moved
+from fleet.errors import AggregationError
+
+# Of one part of a fold: the sums of all plans and gateways.
+Part = Sequence[PlanSum]
+
+
+class AggregationRule(BaseModel, ABC):
+    """What every rule has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+    """What the change of a round is multiplied by."""
+
+    @abstractmethod
+    def fold(self) -> dict[str, Any]:
+        """What gateways are told to do: `name`, and the fold's parameters."""
+
+    @abstractmethod
+    def apply(self, state: MasterState, parts: Sequence[Part]) -> MasterState:
+        """The state after a round; coordinates that nobody trained stay as they are.
+
+        `parts` are the fold's, each with the sums of all plans and gateways.
+        """
+
+
+class FedAvg(AggregationRule):
+    """Weighted mean over those who trained a coordinate (arXiv 1602.05629)."""
+
+    rule: Literal["fedavg"] = "fedavg"
+
+    def fold(self) -> dict[str, Any]:
+        """One sum per plan."""
+        return {"name": "sums"}
+
+    def apply(self, state: MasterState, parts: Sequence[Part]) -> MasterState:
+        """See `AggregationRule`."""
+        change, _ = mean_change(_only(parts), state.master.size)
+        return moved(state, self.learning_rate * change, state.rule_state)
+
+
+class ServerMomentum(AggregationRule):
+    """FedAvg with momentum at the server (FedAvgM, arXiv 1909.06335): v ← βv + change.
+
+    Where nobody trained a coordinate its velocity waits, since no device speaks for it.
+    """
+
+    rule: Literal["server-momentum"] = "server-momentum"
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+
+    def fold(self) -> dict[str, Any]:
+        """One sum per plan."""
+        return {"name": "sums"}
+
+    def apply(self, state: MasterState, parts: Sequence[Part]) -> MasterState:
+        """See `AggregationRule`. The rule's state: velocities, float64, little endian."""
+        size = state.master.size
+        change, touched = mean_change(_only(parts), size)
+        velocity = np.frombuffer(state.rule_state, "<f8").copy() if state.rule_state else None
+        if velocity is None:
+            velocity = np.zeros(size)
+        elif velocity.size != size:
+            raise AggregationError(
+                f"the momentum of {velocity.size} values doesn't belong to {size} weights: "
+                "the store was changed by hand"
+            )
+        velocity[touched] = self.momentum * velocity[touched] + change[touched]
+        step = np.where(touched, self.learning_rate * velocity, 0.0)
+        return moved(state, step, velocity.astype("<f8").tobytes())
+
+
+class BucketMedian(AggregationRule):
+    """Median of the means of seeded buckets of devices: a few hostile devices move it little.
+
+    The devices of a round are dealt to `buckets` by round seed and name; a bucket's mean is that
+    of FedAvg, and each coordinate takes the median over the buckets that trained it (median of
+    means; Byzantine setting: arXiv 1705.05491). It needs no single device's delta. Fewer than half
+    of the buckets may have a hostile device in them.
+    """
+
+    rule: Literal["bucket-median"] = "bucket-median"
+    buckets: Annotated[int, Field(ge=1, le=64)] = 8
+
+    def fold(self) -> dict[str, Any]:
+        """One sum per plan and bucket."""
+        return {"name": "buckets", "count": self.buckets}
+
+    def apply(self, state: MasterState, parts: Sequence[Part]) -> MasterState:
+        """See `AggregationRule`."""
+        if len(parts) != self.buckets:
+            raise AggregationError(f"{len(parts)} buckets came where {self.buckets} were asked for")
+        size = state.master.size
+        means = np.full((self.buckets, size), np.nan)
+        for row, part in zip(means, parts, strict=True):
+            change, touched = mean_change(part, size)
+            row[touched] = change[touched]
+        trained = ~np.all(np.isnan(means), axis=0)
+        step = np.zeros(size)
+        step[trained] = np.nanmedian(means[:, trained], axis=0)
+        return moved(state, self.learning_rate * step, state.rule_state)
+
+
+Rule = Annotated[FedAvg | ServerMomentum | BucketMedian, Field(discriminator="rule")]
+"""A rule in a configuration: `{"rule": NAME, …}`."""
+
+
+def _only(parts: Sequence[Part]) -> Part:
+    if len(parts) != 1:
+        raise AggregationError(f"{len(parts)} parts came where one sum per plan was asked for")
+    return parts[0]

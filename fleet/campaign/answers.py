@@ -1,0 +1,148 @@
+"""What gateways answer, checked where it enters: docs/specification/gateway.md as types.
+
+A gateway may be of another version, misconfigured or hostile. Whatever it says either has this form
+or is an `AnswerError` that names the gateway and the field; nothing behind this module has to doubt
+an answer's form again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fleet.errors import AnswerError
+
+Count = Annotated[int, Field(ge=0, le=(1 << 63) - 1)]
+Uint16 = Annotated[int, Field(ge=0, lt=1 << 16)]
+Uint32 = Annotated[int, Field(ge=0, lt=1 << 32)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+State = Literal["running", "closed", "cancelled", "unknown"]
+StartRefusal = Literal["busy", "unknown", "older-lease"]
+
+
+class _Answer(BaseModel):
+    # A newer gateway may say more; what is read has to be right.
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    @classmethod
+    def parse(cls, gateway: str, answer: object) -> Self:
+        """The answer of ``gateway``; AnswerError names it and the field that is wrong."""
+        return _parse(cls, gateway, answer)
+
+
+class DeviceEntry(_Answer):
+    """A device in a `hello`."""
+
+    device: Name
+    board: Name
+    bundle: Digest
+    current: Digest
+    candidate: Digest | Literal[""] = ""
+    lease: Uint32 = 0
+    free_sram_bytes: Uint32
+    battery_percent: Annotated[int, Field(ge=0, le=100)]
+    link_bits_per_second: Uint32
+    train_samples: Uint16
+    held_out_samples: Uint16
+    online: bool
+    stale: bool = False
+    seen_age_seconds: Seconds = 0.0
+
+
+class RoundCounters(_Answer):
+    """The counters of a round in a `hello`; they go on after the round's end."""
+
+    campaign: str
+    round: Uint32
+    state: State
+    late: Count = 0
+    duplicate: Count = 0
+    refused: dict[str, Count] = {}
+
+
+class Hello(_Answer):
+    """What a gateway says of itself: devices and rounds that changed since the cursor."""
+
+    gateway: Name
+    devices: list[DeviceEntry]
+    rounds: list[RoundCounters]
+    cursor: Count = 0
+    more: bool = False
+
+
+class StartAnswer(_Answer):
+    """The answer to `start` and `cancel`; `devices` are those that got no task."""
+
+    state: State
+    devices: dict[Name, StartRefusal] = {}
+
+
+class FoldPart(_Answer):
+    """One sum of a fold: int64 little endian values, Σ of the weights, number of devices."""
+
+    values: bytes
+    weight: Count
+    devices: Count
+
+
+class Report(_Answer):
+    """What a device measured in a round."""
+
+    device: Name
+    plan: Digest
+    status: str = "accepted"
+    train_samples: Uint16
+    train_steps: Uint32 = 0
+    held_out: Uint16
+    correct_before: Uint16
+    correct_after: Uint16
+    loss_before: Seconds = 0.0
+    loss_after: Seconds = 0.0
+    coded_bytes: Uint32
+    payload_bytes: Uint32
+    seconds: Seconds
+
+
+class Explanation(_Answer):
+    """Why a delta wasn't counted in."""
+
+    device: str
+    kind: str
+    detail: str
+    at: Seconds
+
+
+class CollectAnswer(_Answer):
+    """Where a round stands: its counters, a page of reports, the folds once it is closed."""
+
+    state: State
+    accepted: Count = 0
+    late: Count = 0
+    duplicate: Count = 0
+    refused: dict[str, Count] = {}
+    declined: dict[str, Count] = {}
+    sums: dict[Digest, list[FoldPart]] | None = None
+    reports: list[Report] = []
+    explanations: list[Explanation] = []
+    cursor: Count = 0
+    more: bool = False
+
+
+Form = TypeVar("Form", bound=BaseModel)
+
+
+def _parse(form: type[Form], gateway: str, answer: object) -> Form:
+    try:
+        # Through a dict: what isn't a map is named as such.
+        return form.model_validate(dict(answer) if isinstance(answer, Mapping) else answer)
+    except ValidationError as error:
+        first: Any = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the answer"
+        raise AnswerError(
+            f"gateway {gateway or 'of unknown name'}: {where}: {first['msg']}; gateway and "
+            "coordinator are of different versions, or it isn't a gateway of ours"
+        ) from None

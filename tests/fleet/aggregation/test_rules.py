@@ -1,0 +1,108 @@
+"""Rules beyond the mean: what they remember, and whom they don't believe."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from fleet.aggregation import (
+    AggregationRule,
+    BucketMedian,
+    FedAvg,
+    MasterState,
+    PlanSum,
+    Rule,
+    ServerMomentum,
+    init,
+)
+from fleet.errors import AggregationError
+from tests.fleet.aggregation.test_mean import MANIFEST, PLANS, gateway_sums
+from tests.fleet.coordinator import small_model
+
+RULES: TypeAdapter[AggregationRule] = TypeAdapter(Rule)
+
+
+def start() -> MasterState:
+    return init(MANIFEST.tensors, small_model.blob())
+
+
+def sums_of(plan: str, value: int, samples: int = 4) -> list[PlanSum]:
+    return gateway_sums([(plan, samples, [value] * PLANS[plan].delta_values)])
+
+
+def test_a_rule_is_found_by_its_name_and_its_parameters_are_checked() -> None:
+    assert RULES.validate_python({"rule": "fedavg"}) == FedAvg()
+    found = RULES.validate_python({"rule": "server-momentum", "momentum": 0.5})
+    assert found == ServerMomentum(momentum=0.5)
+    assert RULES.validate_json('{"rule": "bucket-median", "buckets": 3}').fold() == {
+        "name": "buckets",
+        "count": 3,
+    }
+    for wrong in (
+        {"rule": "mean"},
+        {"rule": "fedavg", "buckets": 3},
+        {"rule": "bucket-median", "buckets": 0},
+    ):
+        with pytest.raises(ValidationError):
+            RULES.validate_python(wrong)
+
+
+def test_momentum_adds_up_what_goes_one_way() -> None:
+    rule = ServerMomentum(momentum=0.5)
+    first = rule.apply(start(), [sums_of("small", 1)])
+    second = rule.apply(first, [sums_of("small", 1)])
+    once = first.master - start().master
+    twice = second.master - first.master
+    touched = once != 0
+    assert np.any(touched)
+    assert np.allclose(twice[touched], 1.5 * once[touched], rtol=1e-12)
+
+
+def test_momentum_without_momentum_is_fedavg() -> None:
+    sums = [sums_of("large", 3)]
+    expected = FedAvg(learning_rate=0.5).apply(start(), sums)
+    found = ServerMomentum(momentum=0.0, learning_rate=0.5).apply(start(), sums)
+    assert np.array_equal(found.master, expected.master)
+
+
+def test_coordinates_that_nobody_trains_wait_with_their_momentum() -> None:
+    rule = ServerMomentum()
+    after_large = rule.apply(start(), [sums_of("large", 2)])
+    after_small = rule.apply(after_large, [sums_of("small", 2)])
+    only_large = np.setdiff1d(
+        MANIFEST.plan_coordinates(PLANS["large"]), MANIFEST.plan_coordinates(PLANS["small"])
+    )
+    assert only_large.size
+    assert np.array_equal(after_small.master[only_large], after_large.master[only_large])
+
+
+def test_momentum_of_another_model_is_refused() -> None:
+    state = MasterState(MANIFEST.tensors, start().master, 0, bytes(16))
+    with pytest.raises(AggregationError, match="momentum of 2 values"):
+        ServerMomentum().apply(state, [sums_of("small", 1)])
+
+
+def test_the_median_of_bucket_means_does_not_follow_one_hostile_bucket() -> None:
+    honest = [sums_of("small", 2) for _ in range(4)]
+    hostile = sums_of("small", 1_000_000)
+    rule = BucketMedian(buckets=5)
+    expected = FedAvg().apply(start(), [sums_of("small", 2)])
+    found = rule.apply(start(), [*honest, hostile])
+    assert np.array_equal(found.master, expected.master)
+    followed = FedAvg().apply(start(), [[one for part in (*honest, hostile) for one in part]])
+    assert not np.array_equal(followed.master, expected.master), "the mean does follow it"
+
+
+def test_the_median_is_over_those_buckets_that_trained_a_coordinate() -> None:
+    rule = BucketMedian(buckets=4)
+    found = rule.apply(start(), [sums_of("large", 2), [], sums_of("small", 2), []])
+    expected = FedAvg().apply(start(), [sums_of("large", 2)])
+    assert np.array_equal(found.master, expected.master)
+
+
+def test_folds_that_do_not_fit_the_rule_are_refused() -> None:
+    with pytest.raises(AggregationError, match="2 buckets came where 3"):
+        BucketMedian(buckets=3).apply(start(), [[], []])
+    with pytest.raises(AggregationError, match="2 parts came where one"):
+        FedAvg().apply(start(), [[], []])
