@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -187,6 +189,26 @@ def test_a_round_keeps_why_a_delta_was_not_counted_in_and_who_sent_none(
     assert result["explanations"] == [{**spoilt, "gateway": "g1"}]
     reports = store.reports(name, 1)
     assert {one["plan_reason"] for one in reports} == {"no larger plan"}
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_bundles_that_publish_different_tensors_make_no_campaign(order: str) -> None:
+    texts = small_model.manifest_texts("a", "b")
+    fewer = json.loads(texts["b"])
+    fewer["plans"] = fewer["plans"][:1]
+    fewer["tensors"] = [one for one in fewer["tensors"] if one["name"] not in ("c1.w", "c2.w")]
+    fewer["coordinates"] = sum(math.prod(one["shape"]) for one in fewer["tensors"])
+    fewer["model"]["digest"] = "e" * 64
+    texts["b"] = json.dumps(fewer)
+    a, b = (small_model.manifest(board)["bundle_id"][:16] for board in "ab")
+    expected = rf"{a} publishes c1\.w, c2\.w, which bundle {b} has frozen: .*--publish"
+    with pytest.raises(CampaignError, match=expected):
+        new_campaign(
+            MemoryStore(),
+            CampaignConfig(name="x"),
+            {board: texts[board] for board in order},
+            small_model.blob(),
+        )
 
 
 def test_bundles_of_different_models_make_no_campaign() -> None:
