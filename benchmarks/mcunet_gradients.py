@@ -93,7 +93,7 @@ def step_figures() -> list[Figure]:
     """Figures of the published sparse step (plan 99kb, rate 0.025, input 0)."""
     program = lower(mcunet.graph(), mcunet.plan("99kb"))
     interpreter = Interpreter(program)
-    before = blob.unpack(mcunet.graph(), blob.pack(mcunet.graph()))
+    before = blob.values_of(mcunet.graph())
     picture, label = mcunet.sample(0)
     interpreter.train_step(picture, label, round(0.025 * 2**20), 1)
     off, differences = [], []

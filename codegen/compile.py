@@ -65,6 +65,7 @@ from codegen.firmware.toolchain import (
 from codegen.graph.ir import Graph
 from codegen.importer.model import import_model
 from codegen.program import blob
+from codegen.program.blob import Weights
 from codegen.program.lowering import lower
 from codegen.program.plans import (
     DEFAULT_NAMES,
@@ -72,6 +73,7 @@ from codegen.program.plans import (
     PlanSpec,
     default_plans,
     load_plan,
+    parameter_count,
     resolve,
     runs_of,
 )
@@ -110,11 +112,14 @@ def compile_model(
     sample_log_bytes: int | None = None,
     quantization: QuantizationOptions = DEFAULT_OPTIONS,
     suggest: Suggest | None = None,
+    publish: Sequence[str | PlanSpec] = (),
 ) -> Bundle:
     """Compiles ``model`` (ONNX, float or QDQ) for ``board`` into the bundle folder ``out``.
 
     ``plans`` are ``FILE`` or ``FILE#NAME`` or parsed plans; None takes the default set of three
     sizes, of which those that don't fit the board are left out with a note in the report.
+    What any of them trains, also one that is left out, or a plan of ``publish``, is published: the
+    rest is frozen. ``publish`` are plans that other boards of a campaign have and this one hasn't.
     ``calibration`` is an .npz of typical inputs, ``quantization`` says what is done with it; both
     are for float models only. A quantization report that is asked for is a file of the bundle.
     ``progress`` is called with the stage's name, steps done, and steps in all.
@@ -127,7 +132,10 @@ def compile_model(
     tell = progress or _silent
     target = board if isinstance(board, Board) else load_board(board)
     compiler = toolchain or find_toolchain()
-    specs = [p if isinstance(p, PlanSpec) else load_plan(p) for p in plans or ()]
+    specs, elsewhere = (
+        [p if isinstance(p, PlanSpec) else load_plan(p) for p in given]
+        for given in (plans or (), publish)
+    )
 
     tell("importing", 0, 1)
     path = Path(model)
@@ -148,6 +156,7 @@ def compile_model(
         target,
         wanted or None,
         coarser=coarser,
+        publish=[resolve(spec, graph) for spec in elsewhere],
         onnx_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         out=Path(out),
         protocol_cddl=Path(protocol_cddl),
@@ -175,6 +184,7 @@ def compile_graph(
     quantization_report: QuantizationReport | None = None,
     coarser: Mapping[str, Plan] | None = None,
     suggest: Suggest | None = None,
+    publish: Sequence[Plan] = (),
 ) -> Bundle:
     """The part of ``compile_model`` after quantization; see there.
 
@@ -184,13 +194,14 @@ def compile_graph(
     tell = progress or _silent
     wanted = list(plans) if plans else default_plans(graph)
     _distinct(wanted)
-    weights_bytes = blob.blob_bytes(graph)
+    weights = blob.published_by(graph, [*wanted, *publish])
+    slot_bytes = weights.published.size
     log_sizes = (
         sample_log_sizes(math.prod(graph.tensors[graph.input].shape))
         if sample_log_bytes is None
         else (sample_log_bytes, sample_log_bytes)
     )
-    layout = plan_flash(board, weights_bytes, weights_bytes, *log_sizes)
+    layout = plan_flash(board, slot_bytes + weights.frozen.size, slot_bytes, *log_sizes)
     programs = []
     for index, plan in enumerate(wanted):
         tell("planning", index, len(wanted))
@@ -202,7 +213,15 @@ def compile_graph(
         while True:
             try:
                 return _build(
-                    graph, board, layout, chosen, onnx_sha256, protocol_cddl, toolchain, progress
+                    graph,
+                    board,
+                    layout,
+                    chosen,
+                    weights,
+                    onnx_sha256,
+                    protocol_cddl,
+                    toolchain,
+                    progress,
                 )
             except LinkError as error:
                 over = _overflow(error, "FLASH")
@@ -210,7 +229,7 @@ def compile_graph(
                     raise _budget_error(error, board) from error
                 # Only the linked image shows how much room the slots and the log leave.
                 needed = layout.firmware.bytes + over
-                layout = plan_flash(board, needed, weights_bytes, *log_sizes)
+                layout = plan_flash(board, needed, slot_bytes, *log_sizes)
 
     made = build(programs)
     # The default set of a very small model has fewer sizes; whoever looks for one learns why.
@@ -266,8 +285,9 @@ def build_host_engine(
 ) -> Path:
     """Builds the training engine with a model as a shared library for this machine.
 
-    ``source`` is a bundle, or a graph with programs (which get an all-zero bundle id). The
-    library is driven by ``codegen.firmware.host_engine.HostEngine``. Returns ``output``.
+    ``source`` is a bundle, or a graph with programs (which get an all-zero bundle id, and publish
+    what they train). The library is driven by ``codegen.firmware.host_engine.HostEngine``.
+    Returns ``output``.
     """
     host = toolchain or host_toolchain()
     with tempfile.TemporaryDirectory() as scratch:
@@ -277,7 +297,9 @@ def build_host_engine(
             names = [name for name in names if re.fullmatch(r"(layers|model|plan_\d+)\.c", name)]
         else:
             folder = Path(scratch)
-            texts = emit(*source, "00" * 32)
+            graph, programs = source
+            weights = blob.published_by(graph, [program.plan for program in programs])
+            texts = emit(graph, programs, weights, "00" * 32)
             for name, text in texts.items():
                 (folder / name).write_text(text)
             names = [name for name in texts if name.endswith(".c")]
@@ -295,17 +317,18 @@ def _build(
     board: Board,
     layout: FlashLayout,
     programs: Sequence[Program],
+    weights: Weights,
     onnx_sha256: str,
     protocol_cddl: Path,
     toolchain: Toolchain,
     progress: Progress | None,
 ) -> _Build:
-    manifest = _manifest(graph, board, layout, programs, onnx_sha256, toolchain)
+    manifest = _manifest(graph, board, layout, programs, weights, onnx_sha256, toolchain)
     with tempfile.TemporaryDirectory(prefix="tinyfleet-") as scratch:
         folder = Path(scratch) / "src"
         folder.mkdir()
         foreign = generate_codec(protocol_cddl, folder)
-        emitted = emit(graph, programs, str(manifest["bundle_id"]))
+        emitted = emit(graph, programs, weights, str(manifest["bundle_id"]))
         for name, text in emitted.items():
             (folder / name).write_text(text)
         script = folder / LINKER_SCRIPT
@@ -332,7 +355,7 @@ def _build(
         sizes = measure_image(built.output)
         files = {f"src/{item.name}": item.read_bytes() for item in sorted(folder.iterdir())}
         files[FIRMWARE] = elf.read_bytes()
-    files[WEIGHTS] = blob.pack(graph)
+    files[WEIGHTS] = weights.published.pack()
     files[PROGRAM] = program_file.pack(programs)
     files[BOARD] = (board.model_dump_json(indent=1) + "\n").encode()
     reports = tuple(_plan_report(program, sizes, board) for program in programs)
@@ -344,10 +367,12 @@ def _manifest(
     board: Board,
     layout: FlashLayout,
     programs: Sequence[Program],
+    weights: Weights,
     onnx_sha256: str,
     toolchain: Toolchain,
 ) -> dict[str, object]:
-    data = blob.pack(graph)
+    published = weights.published
+    data = published.pack()
     tensors = [
         TensorInfo(
             name=tensor.name,
@@ -355,24 +380,25 @@ def _manifest(
             kind=tensor.kind,
             dtype=tensor.dtype,
             shape=tensor.values.shape,
-            offset=tensor.offset,
+            offset=published.offsets[tensor.name],
             limit=tensor.limit,
             step=tensor.step,
             order=tensor.order,
         )
-        for tensor in blob.layout(graph)
+        for tensor in published.tensors
     ]
     source = graph.tensors[graph.input]
     head = graph.head
     model = ModelInfo(
         name=graph.name,
-        digest=model_digest(graph),
+        digest=model_digest(graph, weights),
         onnx_sha256=onnx_sha256,
         input=InputInfo(shape=source.shape, scale=source.scale, zero_point=source.zero_point),
         classes=head.bias.size,
+        parameters=parameter_count(graph),
         logit_scale=graph.tensors[head.input].scale * head.weight_scale / 256,
     )
-    weights = WeightsInfo(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), file=WEIGHTS)
+    factory = WeightsInfo(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), file=WEIGHTS)
     info = BoardInfo(name=board.name)
     plans = [
         PlanInfo(
@@ -395,13 +421,13 @@ def _manifest(
     ]
     return {
         "format": MANIFEST_FORMAT,
-        "bundle_id": bundle_id(info, model, tensors, weights, [plan.id for plan in plans]),
+        "bundle_id": bundle_id(info, model, tensors, factory, [plan.id for plan in plans]),
         "model": model,
         "board": info,
         "compiler": toolchain.version,
-        "weights": weights,
+        "weights": factory,
         "tensors": tuple(tensors),
-        "coordinates": sum(tensor.values.size for tensor in blob.layout(graph)),
+        "coordinates": sum(tensor.values.size for tensor in published.tensors),
         "plans": tuple(plans),
         "flash": FlashInfo(
             slot_a=_region(layout.slot_a),

@@ -27,12 +27,14 @@ def compile_firmware(
     compiler: Literal["gcc", "zig"] | None = None,
     progress: Progress | None = None,
     quantization: QuantizationOptions = DEFAULT_OPTIONS,
+    publish: Sequence[str] = (),
 ) -> Bundle:
     """Compile ``model`` for ``board`` into the bundle folder ``out``.
 
     ``plans`` are FILE or FILE#NAME; none at all takes the three that codegen makes for the model.
     Without ``compiler`` it is gcc where that is installed, else zig. ``quantization`` is for float
-    models. Raises `CodegenError`.
+    models. What the plans of ``publish`` train is published as well: other boards of a campaign
+    have them. Raises `CodegenError`.
     """
     return compile_model(
         model,
@@ -45,4 +47,5 @@ def compile_firmware(
         progress=progress,
         quantization=quantization,
         suggest=suggestion,
+        publish=publish,
     )

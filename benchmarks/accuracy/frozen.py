@@ -41,7 +41,7 @@ def _features(graph: Graph, cut: str, codes: Codes, labels: Labels) -> Codes:
     digest = hashlib.sha256(f"{cut} {codes.shape}".encode())
     digest.update(np.ascontiguousarray(codes).tobytes())
     behind = {op.name for op in cut_graph(graph, cut).ops}
-    for tensor in blob.layout(graph):
+    for tensor in blob.parameters(graph):
         if tensor.layer not in behind:
             digest.update(np.ascontiguousarray(tensor.values).tobytes())
     path = CACHE / f"{digest.hexdigest()[:32]}.npy"

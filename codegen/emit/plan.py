@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from codegen.emit.c_text import channels_name, comment, layer_name, rows
 from codegen.graph.ir import Add, Conv, DepthwiseConv, Head, Requantize, inputs_of
-from codegen.program import blob
+from codegen.program.blob import FROZEN_WEIGHTS, Weights
 from codegen.program.steps import (
     CHAIN,
     INPUT,
@@ -26,9 +26,9 @@ _OF_SLICES = {"concat_forward", "concat_input_gradient"}
 _WITH_WEIGHTS = _WITH_SPAN | {"convolution_input_gradient", "depthwise_input_gradient"}
 
 
-def plan_source(index: int, program: Program) -> str:
+def plan_source(index: int, program: Program, weights: Weights) -> str:
     """The C file of ``program``, which is the bundle's plan number ``index``."""
-    writer = _StepWriter(index, program)
+    writer = _StepWriter(index, program, weights)
     lines = [
         f"/* Plan {comment(program.plan.name)}, {program.plan.id}. */",
         '#include "layers.h"',
@@ -39,6 +39,7 @@ def plan_source(index: int, program: Program) -> str:
         "#define ARENA(type, offset) ((type *)(void *)(frame->arena + (offset)))",
         "#define STATE(type, offset) ((type *)(void *)(frame->state + (offset)))",
         "#define WEIGHTS(type, offset) ((const type *)(const void *)(frame->weights + (offset)))",
+        *_frozen_weights(weights),
         f"#define SCALE(index) (ARENA(tf_scale, {program.offsets[SCALES]}) + (index))",
         "",
     ]
@@ -74,6 +75,16 @@ def plan_source(index: int, program: Program) -> str:
     return "\n".join(lines)
 
 
+def _frozen_weights(weights: Weights) -> list[str]:
+    if not weights.frozen.tensors:
+        return []
+    return [
+        "#define FROZEN(type, offset) \\",
+        f"    ((const type *)(const void *)((const uint8_t *){FROZEN_WEIGHTS} + (offset)))",
+        f"extern const uint32_t {FROZEN_WEIGHTS}[];",
+    ]
+
+
 def _layer(step: Step) -> list[str]:
     """The kernel's first argument, where it needs the layer's constants as a whole."""
     name = f"&{layer_name(step.op)}"
@@ -87,10 +98,10 @@ def _layer(step: Step) -> list[str]:
 class _StepWriter:
     """Writes the kernel call of a step with the addresses of its operands."""
 
-    def __init__(self, index: int, program: Program) -> None:
+    def __init__(self, index: int, program: Program, weights: Weights) -> None:
         self.index = index
         self.program = program
-        self.tensors = {tensor.name: tensor for tensor in blob.layout(program.graph)}
+        self.weights = weights
 
     def body(self, step: Step) -> list[str]:
         if step.kernel == CHAIN:
@@ -180,22 +191,30 @@ class _StepWriter:
     def _scale(self, step: Step, operand: str) -> str:
         return f"SCALE({self.program.error_index[step.buffers[operand]]})"
 
+    def _loaded(self, name: str, c_type: str) -> str:
+        """A tensor as the plan finds it: in the blob that was loaded, or in the image."""
+        published, frozen = self.weights.published.offsets, self.weights.frozen.offsets
+        if name in published:
+            return f"WEIGHTS({c_type}, {published[name]})"
+        return f"FROZEN({c_type}, {frozen[name]})"
+
     def _parameter(self, step: Step, kind: str, c_type: str) -> str:
         """Biases, and the weights of the head: trained as a whole or not at all."""
         name = f"{step.op.name}.{kind}"
         segment = self.program.segment_of(name)
         if segment is not None:
             return f"STATE({c_type}, {segment.state_offset})"
-        return f"WEIGHTS({c_type}, {self.tensors[name].offset})"
+        return self._loaded(name, c_type)
 
     def _weights(self, step: Step) -> list[str]:
         name = f"{step.op.name}.weight"
         segment = self.program.segment_of(name)
-        tensor = self.tensors[name]
-        fixed, trained, channels, count = f"WEIGHTS(int8_t, {tensor.offset})", "0", "0", 0
+        fixed, trained, channels, count = self._loaded(name, "int8_t"), "0", "0", 0
         if segment is not None:
             trained = f"STATE(int8_t, {segment.state_offset})"
-            if segment.count == tensor.values.shape[-1]:
+            op = step.op
+            assert isinstance(op, (Conv, DepthwiseConv))
+            if segment.count == op.weight.shape[-1]:
                 fixed, trained = trained, "0"
             else:
                 channels, count = channels_name(self.index, step.op.name), segment.count

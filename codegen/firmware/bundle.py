@@ -23,11 +23,10 @@ from codegen.errors import BudgetError, BundleError
 from codegen.firmware.boards import Board, FlashName, load_board
 from codegen.program import blob
 
-MANIFEST_FORMAT: Literal["tinyfleet-manifest/1"] = "tinyfleet-manifest/1"
+MANIFEST_FORMAT: Literal["tinyfleet-manifest/2"] = "tinyfleet-manifest/2"
 MANIFEST, REPORT, FIRMWARE, WEIGHTS = "manifest.json", "report.json", "firmware.elf", "weights.bin"
 BOARD, PROGRAM = "board.json", "program.json"
 QUANTIZATION = "quantization.json"
-WEIGHTS_SYMBOL = "tf_factory_weights"
 SAMPLE_PREFIX, LINK_PREFIX = "tf_sample_", "tf_link_"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -53,6 +52,7 @@ class ModelInfo(_Strict):
     """The model that the bundle was made from; ``logit_scale`` is the real value of one step.
 
     ``digest`` is that of ``codegen.firmware.model_digest``: what the bytes of the weights mean.
+    ``parameters`` counts all weights and biases, the frozen ones as well.
     """
 
     name: str
@@ -60,6 +60,7 @@ class ModelInfo(_Strict):
     onnx_sha256: Digest
     input: InputInfo
     classes: int
+    parameters: Count
     logit_scale: float
 
 
@@ -70,7 +71,7 @@ class BoardInfo(_Strict):
 
 
 class WeightsInfo(_Strict):
-    """The weights blob, version 0."""
+    """The weights blob (the published tensors), version 0."""
 
     bytes: Count
     sha256: Digest
@@ -131,7 +132,7 @@ class FlashInfo(_Strict):
 class Manifest(_Strict):
     """What fleet and simulator need to know of a bundle (manifest.json)."""
 
-    format: Literal["tinyfleet-manifest/1"]
+    format: Literal["tinyfleet-manifest/2"]
     bundle_id: Digest
     model: ModelInfo
     board: BoardInfo
@@ -191,10 +192,11 @@ class PlanReport(_Strict):
 
 
 class FlashBytes(_Strict):
-    """Flash of the image: code is everything but the factory weights."""
+    """Flash of the image: factory weights, frozen tensors; code is everything else."""
 
     code: Count
     weights: Count
+    frozen: Count
     total: Count
 
 
@@ -284,7 +286,9 @@ def measure_image(elf: Path) -> ImageSizes:
                 for segment in image.iter_segments()
                 if segment["p_type"] == "PT_LOAD"
             )
-            weights = sizes[WEIGHTS_SYMBOL]
+            weights = sizes[blob.FACTORY_WEIGHTS]
+            # A bundle whose plans train everything has no frozen tensors.
+            frozen = sizes.get(blob.FROZEN_WEIGHTS, 0)
             stack = values["__stack_top"] - values["__stack_bottom"]
             data_and_bss = values["__pool_start"] - values["__stack_top"]
     except (ELFError, KeyError) as error:
@@ -300,7 +304,7 @@ def measure_image(elf: Path) -> ImageSizes:
         for prefix in (SAMPLE_PREFIX, LINK_PREFIX)
     )
     return ImageSizes(
-        FlashBytes(code=flash - weights, weights=weights, total=flash),
+        FlashBytes(code=flash - weights - frozen, weights=weights, frozen=frozen, total=flash),
         samples,
         link,
         data_and_bss - samples - link,

@@ -12,14 +12,14 @@ from typing import Any
 
 from codegen.firmware.bundle import canonical_json
 from codegen.graph.ir import Graph, Head, Op, Padding, inputs_of
-from codegen.program import blob
+from codegen.program.blob import Weights
 
 _NO_OPTIONS = {"name", "input", "inputs", "output", "weight", "weight_scale", "bias"}
 """Fields of operations that the graph's edges and the blob's tensors tell."""
 
 
-def model_digest(graph: Graph) -> str:
-    """SHA-256 (hex) of all that ``graph`` computes, except for the values of its weights.
+def model_digest(graph: Graph, weights: Weights) -> str:
+    """SHA-256 (hex) of all that ``graph`` computes, except for the values of what is published.
 
     Activations count by their place, not by their names, and options at their defaults don't
     count: so what an importer calls them, or an option that a later version adds, changes nothing.
@@ -36,8 +36,19 @@ def model_digest(graph: Graph) -> str:
         "activations": [[t.shape, float(t.scale), int(t.zero_point)] for t in activations],
         "operations": operations,
         "tensors": [
-            [t.name, t.dtype, t.values.shape, t.offset, t.order, t.step] for t in blob.layout(graph)
+            [t.name, t.dtype, t.values.shape, weights.published.offsets[t.name], t.order, t.step]
+            for t in weights.published.tensors
         ],
+        "frozen": {
+            t.name: [
+                t.dtype,
+                t.values.shape,
+                t.order,
+                t.step,
+                hashlib.sha256(t.stored()).hexdigest(),
+            ]
+            for t in weights.frozen.tensors
+        },
     }
     return hashlib.sha256(canonical_json(meaning)).hexdigest()
 

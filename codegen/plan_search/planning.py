@@ -483,13 +483,14 @@ def _distinct(found: Mapping[str, Found]) -> dict[str, Found]:
 
 def _identity(graph: Graph, samples: Samples, settings: Settings) -> dict[str, Any]:
     """What measurements depend on; limits don't belong to it, they can be changed and resumed."""
+    weights = blob.all_published(graph)
     arithmetic = hashlib.sha256()
     for path in sorted(engine_sources()):
         arithmetic.update(path.read_bytes())
     return {
         "arithmetic": arithmetic.hexdigest(),
-        "model": model_digest(graph),
-        "weights": hashlib.sha256(blob.pack(graph)).hexdigest(),
+        "model": model_digest(graph, weights),
+        "weights": hashlib.sha256(weights.published.pack()).hexdigest(),
         "samples": samples.digest,
         "channels": settings.channel_choice,
         "state": settings.state,

@@ -190,7 +190,7 @@ def with_trained_head(
         train(engine, features, schedule)
         delta = engine.delta()
     program = lower(cut_graph(graph, head.input), plan)
-    tensors = {tensor.name: tensor for tensor in blob.layout(graph)}
+    tensors = {tensor.name: tensor for tensor in blob.parameters(graph)}
     values: dict[str, NDArray[np.int64]] = {}
     for segment in program.segments:
         tensor = tensors[segment.tensor]

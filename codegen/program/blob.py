@@ -1,9 +1,15 @@
-"""The weights blob: all tensors of a model, in the layout in which devices read them."""
+"""A model's weights as devices read them: what its plans train in one blob, the rest in another.
+
+A tensor of which a plan trains anything is *published*: it is part of the weights blob that rounds
+replace. The others are *frozen*: constants of the image. Both lie in the order of the kernels.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -11,6 +17,10 @@ from numpy.typing import NDArray
 
 from codegen.arithmetic.layers import bias_limit
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head
+from codegen.program.plans import Plan, trained_tensors
+
+FACTORY_WEIGHTS, FROZEN_WEIGHTS = "tf_factory_weights", "tf_frozen_weights"
+"""Constants of the image: the published tensors as they were built in, and the others."""
 
 ALIGNMENT = 4
 Q88_LIMIT = 127 * 256
@@ -48,8 +58,8 @@ def unpack_rows(packed: NDArray[np.int8], rows: int, length: int) -> NDArray[np.
 
 
 @dataclass(frozen=True, eq=False)
-class BlobTensor:
-    """One tensor of the blob: its place, its values, and what one integer step means.
+class Parameter:
+    """One tensor of weights or biases: its values, and what one integer step means.
 
     ``step`` has the real value of one step, one entry or one per output channel.
     ``limit`` is the largest magnitude that keeps every accumulator on the device within
@@ -60,7 +70,6 @@ class BlobTensor:
     layer: str
     kind: Kind
     values: NDArray[np.int8] | NDArray[np.int16] | NDArray[np.int32]
-    offset: int
     limit: int
     step: tuple[float, ...]
     order: Order
@@ -78,30 +87,91 @@ class BlobTensor:
         return int(self.values.nbytes)
 
     def stored(self) -> bytes:
-        """The tensor as it lies in the blob, little endian."""
+        """The tensor as it lies in memory, little endian."""
         if self.order == "row-pairs":
             matrix = self.values.reshape(self.values.shape[0], -1)
             return pack_rows(matrix.astype(np.int8)).tobytes()
         return self.values.astype(self.values.dtype.newbyteorder("<")).tobytes()
 
-    def read(self, blob: bytes) -> NDArray[np.int64]:
-        """The tensor's values in ``blob``, in its shape."""
+    def read(self, data: bytes, offset: int) -> NDArray[np.int64]:
+        """The tensor's values at ``offset`` of ``data``, in its shape."""
         shape = self.values.shape
         if self.order == "row-pairs":
-            packed = np.frombuffer(blob, np.int8, self.size, self.offset)
+            packed = np.frombuffer(data, np.int8, self.size, offset)
             rows = unpack_rows(packed, shape[0], math.prod(shape[1:]))
             return rows.reshape(shape).astype(np.int64)
         dtype = self.values.dtype.newbyteorder("<")
-        flat = np.frombuffer(blob, dtype, self.values.size, self.offset)
+        flat = np.frombuffer(data, dtype, self.values.size, offset)
         return flat.reshape(shape).astype(np.int64)
 
 
-def layout(graph: Graph) -> list[BlobTensor]:
-    """Tensors of ``graph`` in blob order: weight and bias of each layer, then the head's."""
-    tensors: list[BlobTensor] = []
-    offset = 0
+@dataclass(frozen=True, eq=False)
+class Blob:
+    """Tensors laid end to end, each at a multiple of ``ALIGNMENT``; padding is zero."""
 
-    def place(
+    tensors: tuple[Parameter, ...]
+
+    @cached_property
+    def offsets(self) -> Mapping[str, int]:
+        """Tensor name → byte at which it starts."""
+        offsets, end = {}, 0
+        for tensor in self.tensors:
+            offsets[tensor.name] = end
+            end += _aligned(tensor.size)
+        return offsets
+
+    @property
+    def size(self) -> int:
+        """Bytes with padding."""
+        return sum(_aligned(tensor.size) for tensor in self.tensors)
+
+    def pack(self) -> bytes:
+        """The bytes themselves, little endian."""
+        data = bytearray(self.size)
+        for tensor in self.tensors:
+            offset = self.offsets[tensor.name]
+            data[offset : offset + tensor.size] = tensor.stored()
+        return bytes(data)
+
+    def unpack(self, data: bytes) -> dict[str, NDArray[np.int64]]:
+        """Tensor name → values in ``data`` as int64, in the tensors' shapes."""
+        return {
+            tensor.name: tensor.read(data, self.offsets[tensor.name]) for tensor in self.tensors
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """All tensors of a model: those that rounds replace, and those that stay as they were built."""
+
+    published: Blob
+    frozen: Blob
+
+
+def published_by(graph: Graph, plans: Iterable[Plan]) -> Weights:
+    """The weights of ``graph`` for a bundle that ``plans`` were asked for: their union."""
+    trained = {name for plan in plans for name in trained_tensors(graph, plan)}
+    return _split(graph, trained)
+
+
+def all_published(graph: Graph) -> Weights:
+    """The weights of ``graph`` with every tensor in the blob."""
+    return _split(graph, [tensor.name for tensor in parameters(graph)])
+
+
+def _split(graph: Graph, published: Collection[str]) -> Weights:
+    tensors = parameters(graph)
+    return Weights(
+        Blob(tuple(tensor for tensor in tensors if tensor.name in published)),
+        Blob(tuple(tensor for tensor in tensors if tensor.name not in published)),
+    )
+
+
+def parameters(graph: Graph) -> list[Parameter]:
+    """Tensors of ``graph`` in the order of its layers: weight and bias of each, then the head's."""
+    tensors: list[Parameter] = []
+
+    def add(
         layer: str,
         kind: Kind,
         values: NDArray[np.int8] | NDArray[np.int16] | NDArray[np.int32],
@@ -109,43 +179,30 @@ def layout(graph: Graph) -> list[BlobTensor]:
         step: tuple[float, ...],
         order: Order = "plain",
     ) -> None:
-        nonlocal offset
         name = f"{layer}.{kind}"
-        tensors.append(BlobTensor(name, layer, kind, values, offset, limit, step, order))
-        offset += -(-tensors[-1].size // ALIGNMENT) * ALIGNMENT
+        tensors.append(Parameter(name, layer, kind, values, limit, step, order))
 
     for op in graph.ops:
         if isinstance(op, (Conv, DepthwiseConv)):
             input_scale = graph.tensors[op.input].scale
             order: Order = "row-pairs" if isinstance(op, Conv) else "plain"
-            place(op.name, "weight", op.weight, 127, tuple(op.weight_scale.tolist()), order)
+            add(op.name, "weight", op.weight, 127, tuple(op.weight_scale.tolist()), order)
             bias_step = tuple((input_scale * op.weight_scale).tolist())
             limit = bias_limit(graph, op)
             bias = np.clip(op.bias, -limit, limit).astype(np.int32)
-            place(op.name, "bias", bias, limit, bias_step)
+            add(op.name, "bias", bias, limit, bias_step)
         elif isinstance(op, Head):
             weight_step = op.weight_scale / 256
             unit = graph.tensors[op.input].scale * weight_step
-            place(op.name, "weight", op.weight, Q88_LIMIT, (weight_step,))
-            place(op.name, "bias", op.bias, 2**31 - 1, (unit,))
+            add(op.name, "weight", op.weight, Q88_LIMIT, (weight_step,))
+            add(op.name, "bias", op.bias, 2**31 - 1, (unit,))
     return tensors
 
 
-def blob_bytes(graph: Graph) -> int:
-    """Size of the blob with padding."""
-    last = layout(graph)[-1]
-    return -(-(last.offset + last.size) // ALIGNMENT) * ALIGNMENT
+def values_of(graph: Graph) -> dict[str, NDArray[np.int64]]:
+    """Tensor name → values of ``graph`` as int64, as devices start from them."""
+    return {tensor.name: tensor.values.astype(np.int64) for tensor in parameters(graph)}
 
 
-def pack(graph: Graph) -> bytes:
-    """The blob itself, little endian, padding zero."""
-    blob = bytearray(blob_bytes(graph))
-    for tensor in layout(graph):
-        data = tensor.stored()
-        blob[tensor.offset : tensor.offset + len(data)] = data
-    return bytes(blob)
-
-
-def unpack(graph: Graph, blob: bytes) -> dict[str, NDArray[np.int64]]:
-    """Tensor name → values as int64, in the tensors' shapes."""
-    return {tensor.name: tensor.read(blob) for tensor in layout(graph)}
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -17,8 +17,8 @@ import numpy as np
 
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Requantize, inputs_of
 from codegen.program import memory_plan, scratch, streaming
-from codegen.program.blob import BlobTensor, layout, packed_bytes
-from codegen.program.plans import Plan
+from codegen.program.blob import Parameter, packed_bytes, parameters
+from codegen.program.plans import Plan, trained_tensors
 from codegen.program.scheduling import scheduled
 from codegen.program.scratch import round_up
 from codegen.program.step_builder import Parameterized, Part, StepBuilder, activation_buffer
@@ -212,7 +212,7 @@ def _buffers(parts: Sequence[Part]) -> tuple[memory_plan.Buffer, ...]:
     )
 
 
-def _delta_shift(graph: Graph, plan: Plan, tensor: BlobTensor) -> int:
+def _delta_shift(graph: Graph, plan: Plan, tensor: Parameter) -> int:
     """Bits dropped from a delta, stochastically: the average over devices keeps them.
 
     What remains is a sixteenth of a weight's step, and a quarter of an output step for what
@@ -232,21 +232,13 @@ def _delta_shift(graph: Graph, plan: Plan, tensor: BlobTensor) -> int:
 
 
 def _segments(graph: Graph, plan: Plan) -> tuple[tuple[Segment, ...], int]:
-    tensors = {tensor.name: tensor for tensor in layout(graph)}
-    wanted: list[tuple[BlobTensor, Sequence[int]]] = []
-    for layer in plan.biases:
-        bias = tensors[f"{layer}.bias"]
-        wanted.append((bias, range(bias.values.size)))
-    for weight in plan.weights:
-        wanted.append((tensors[f"{weight.layer}.weight"], weight.channels))
-    if plan.head:
-        for kind in ("bias", "weight"):
-            tensor = tensors[f"{graph.head.name}.{kind}"]
-            wanted.append((tensor, range(tensor.values.shape[-1])))
-
+    tensors = {tensor.name: tensor for tensor in parameters(graph)}
+    listed = {f"{update.layer}.weight": update.channels for update in plan.weights}
     segments = []
     offset = first_value = 0
-    for tensor, channels in wanted:
+    for name in trained_tensors(graph, plan):
+        tensor = tensors[name]
+        channels = listed.get(name, tuple(range(tensor.values.shape[-1])))
         shape = (*tensor.values.shape[:-1], len(channels))
         values = math.prod(shape)
         size = values * tensor.values.dtype.itemsize
@@ -263,7 +255,7 @@ def _segments(graph: Graph, plan: Plan) -> tuple[tuple[Segment, ...], int]:
         segments.append(
             Segment(
                 tensor=tensor.name,
-                channels=tuple(channels),
+                channels=channels,
                 values=values,
                 first_value=first_value,
                 state_offset=copy,

@@ -343,6 +343,16 @@ def default_plans(graph: Graph) -> list[Plan]:
     return list(distinct.values())
 
 
+def trained_tensors(graph: Graph, plan: Plan) -> list[str]:
+    """Names of the tensors of which ``plan`` trains anything, in the order of its delta."""
+    head = graph.head.name
+    return [
+        *(f"{layer}.bias" for layer in plan.biases),
+        *(f"{update.layer}.weight" for update in plan.weights),
+        *((f"{head}.bias", f"{head}.weight") if plan.head else ()),
+    ]
+
+
 def parameter_count(graph: Graph) -> int:
     """Number of weights and biases of the model."""
     layers = [*graph.convolutions, graph.head]

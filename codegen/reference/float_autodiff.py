@@ -46,7 +46,7 @@ def real_gradients(
     entropy).
     """
     tensors = graph.tensors
-    weights = blob.unpack(graph, blob.pack(graph))
+    weights = blob.values_of(graph)
     unit = logit_scale(graph)
     of_outputs = _loss_gradient(graph, activations, np.asarray(logits * unit), label)
     errors: dict[str, NDArray[np.float64]] = {}

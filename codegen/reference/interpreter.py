@@ -7,7 +7,7 @@ tf_engine_load, tf_engine_score, tf_engine_train_step and the delta of the C eng
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,11 +69,11 @@ def _saturate_error(values: Ints) -> Ints:
 class Interpreter:
     """One device's training engine."""
 
-    def __init__(self, program: Program, weights: bytes | None = None) -> None:
-        """``weights`` is a blob; the graph's own where left out."""
+    def __init__(self, program: Program, weights: Mapping[str, Ints] | None = None) -> None:
+        """``weights`` has tensors of other values than the graph's (``Blob.unpack``)."""
         self.program = program
         self.graph = program.graph
-        self.loaded = blob.unpack(self.graph, weights or blob.pack(self.graph))
+        self.loaded = {**blob.values_of(self.graph), **(weights or {})}
         self.tensors = {name: values.copy() for name, values in self.loaded.items()}
         self.fractions = {
             s.tensor: np.zeros(self._trained_shape(s.tensor, s.count), np.int64)

@@ -78,6 +78,13 @@ def compile_command(
             "Default: a small, a middle and a full one made for the model."
         ),
     ] = None,
+    publish: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Plan that other boards of the campaign have and this one hasn't: what it trains "
+            "can be replaced here as well; repeat for more."
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(help="NPZ with an array `x` of typical input samples; float models need it."),
@@ -109,6 +116,7 @@ def compile_command(
         model=model,
         board=board,
         plans=plan or [],
+        publish=publish or [],
         calibration=calibration,
         quantization=quantization_options(
             calibration_method, percentile, equalize=equalize, report=quantization_report

@@ -9,7 +9,7 @@ from typing import Literal
 from codegen.firmware.bundle import QUANTIZATION, Bundle
 from codegen.quantization.model import QuantizationOptions
 from codegen.quantization.report import LayerError, QuantizationReport, load_report
-from fleet.cli._output import budget_table, console, print_json, table
+from fleet.cli._output import budget_table, console, flash_line, print_json, table
 from fleet.cli._progress import stage_bars
 from fleet.firmware import compile_firmware
 
@@ -19,6 +19,7 @@ def compile_bundle(
     model: Path,
     board: str,
     plans: Sequence[str],
+    publish: Sequence[str],
     calibration: Path | None,
     quantization: QuantizationOptions,
     out: Path,
@@ -36,6 +37,7 @@ def compile_bundle(
             compiler=compiler,
             progress=tell,
             quantization=quantization,
+            publish=publish,
         )
     report = load_report(bundle.path / QUANTIZATION) if quantization.report else None
     if as_json:
@@ -113,10 +115,8 @@ def _show(bundle: Bundle, out: Path) -> None:
     screen.print(budget_table(report.board, report.plans))
     above = [f"{plan.name} {plan.arena_above_bound_bytes:,}" for plan in report.plans]
     screen.print(f"Arena above its lower bound, bytes: {', '.join(above)}.", soft_wrap=True)
-    flash = report.flash_bytes
     screen.print(
-        f"Flash: {flash.code:,} bytes of code, {flash.weights:,} of weights. "
-        f"Compiled with {bundle.manifest.compiler}.",
+        f"{flash_line(report.flash_bytes)} Compiled with {bundle.manifest.compiler}.",
         soft_wrap=True,
     )
     regions = report.flash_regions

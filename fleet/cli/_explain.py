@@ -10,7 +10,7 @@ from typing import Any
 from codegen.firmware.bundle import Bundle, PlanReport, load_bundle
 from codegen.firmware.program_file import BufferInfo, CallInfo, ProgramInfo, load_programs
 from fleet.cli._errors import CommandError
-from fleet.cli._output import budget_table, console, print_json, table
+from fleet.cli._output import budget_table, console, flash_line, print_json, table
 
 _PICTURES = ("png", "svg")
 _STATE_SHOWN = 8
@@ -131,8 +131,7 @@ def _show(found: _Explained, memory: Path | None) -> None:
         )
     )
     screen.print(budget_table(report.board, [found.report]))
-    flash = report.flash_bytes
-    screen.print(f"Flash: {flash.code:,} bytes of code, {flash.weights:,} of weights.")
+    screen.print(flash_line(report.flash_bytes), soft_wrap=True)
     if memory is not None:
         screen.print(f"The memory map is in {memory}.", soft_wrap=True)
 

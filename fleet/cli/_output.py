@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from codegen.firmware.bundle import PlanReport
+    from codegen.firmware.bundle import FlashBytes, PlanReport
 
 _PLAIN_WIDTH = 160
 
@@ -71,3 +71,9 @@ def budget_table(board: str, plans: Iterable[PlanReport]) -> Table:
     ]
     columns = ["plan", *purposes, "limit", "delta values"]
     return table(f"SRAM by purpose on {board}, bytes", columns, rows)
+
+
+def flash_line(flash: FlashBytes) -> str:
+    """What the image takes of the flash, as a sentence."""
+    frozen = f" and {flash.frozen:,} of frozen ones" if flash.frozen else ""
+    return f"Flash: {flash.code:,} bytes of code, {flash.weights:,} of weights{frozen}."

@@ -38,6 +38,9 @@ from fleet.store import ENDED_STATES, Store, SupersededError, WeightsVersion
 
 logger = logging.getLogger(__name__)
 
+_NAMED = 3
+"""Tensors that a message names."""
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -362,12 +365,13 @@ def new_campaign(
         raise CampaignError("a campaign needs at least one bundle")
     digest = hashlib.sha256(blob).hexdigest()
     for one in parsed:
+        _check_published(one, parsed[0])
         if one.model.digest != parsed[0].model.digest:
             raise CampaignError(
                 f"bundles {one.bundle_id[:16]} and {parsed[0].bundle_id[:16]} are of different "
                 f"models ({one.model.digest[:16]}… and {parsed[0].model.digest[:16]}…): weights of "
-                "one mean something else to the other; compile them from one model with the same "
-                "calibration"
+                "one mean something else to the other, be it for the values of tensors that are "
+                "frozen; compile them from one model with the same calibration"
             )
         if one.tensors != parsed[0].tensors:
             raise CampaignError(
@@ -392,3 +396,20 @@ def new_campaign(
         WeightsVersion(0, digest, blob, master.astype("<f8").tobytes()),
     )
     return campaign
+
+
+def _check_published(one: Manifest, other: Manifest) -> None:
+    """Raises `CampaignError` where a version of one bundle's weights isn't all of the other's."""
+    tensors = {tensor.name for tensor in one.tensors}
+    others = {tensor.name for tensor in other.tensors}
+    for has, lacks, extra in ((one, other, tensors - others), (other, one, others - tensors)):
+        if not extra:
+            continue
+        named = ", ".join(sorted(extra)[:_NAMED])
+        if len(extra) > _NAMED:
+            named += f" and {len(extra) - _NAMED} more"
+        raise CampaignError(
+            f"bundle {has.bundle_id[:16]} publishes {named}, which bundle {lacks.bundle_id[:16]} "
+            "has frozen: compile both with the same plans, or name plans that only other boards "
+            "have with --publish"
+        )

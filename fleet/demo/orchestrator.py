@@ -337,7 +337,7 @@ def collect(
         rounds=settings.rounds,
         seed=settings.seed,
         seconds=seconds,
-        parameters=first.manifest.coordinates,
+        parameters=first.manifest.model.parameters,
         compiler=first.manifest.compiler,
         plans=plan_facts(bundles, measured, training),
         first_scores=rows.get(0, []),

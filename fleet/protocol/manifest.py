@@ -1,7 +1,7 @@
 """What fleet needs of a bundle's ``manifest.json`` (bundle.md).
 
-A *coordinate* is a position in all of a model's tensors laid end to end; a plan's delta
-names a subset of them, in plan order.
+A *coordinate* is a position in all published tensors laid end to end: those of which some plan
+trains a part. A plan's delta names a subset of them, in plan order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fleet.errors import ManifestError
 
-FORMAT = "tinyfleet-manifest/1"
 STATE_UNITS_PER_INT8_STEP = 256
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -116,13 +115,17 @@ class InputEntry(_Model):
 
 
 class ModelEntry(_Model):
-    """The model that the bundle was compiled from; ``digest`` says what weights' bytes mean."""
+    """The model that the bundle was compiled from; ``digest`` says what weights' bytes mean.
+
+    ``parameters`` counts all weights and biases, also those that no version brings.
+    """
 
     name: str
     digest: Digest
     onnx_sha256: Digest
     input: InputEntry
     classes: int
+    parameters: Count
 
 
 class BoardEntry(_Model):
@@ -134,7 +137,7 @@ class BoardEntry(_Model):
 class Manifest(_Model):
     """A bundle's manifest, checked for what its parts say about each other."""
 
-    format: Literal["tinyfleet-manifest/1"]
+    format: Literal["tinyfleet-manifest/2"]
     bundle_id: Digest
     model: ModelEntry
     board: BoardEntry

@@ -22,7 +22,7 @@ from codegen.graph.ir import Graph
 from codegen.importer.model import import_model
 from codegen.plan_search.nearest import suggestion
 from codegen.program.blob import packed_bytes
-from codegen.program.plans import PlanSpec
+from codegen.program.plans import PlanSpec, WeightSpec
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize
 from simulator.machines.elf_image import load_elf
@@ -70,8 +70,10 @@ def test_reported_sizes_add_up_to_the_image(kind: Any, board_name: str, tmp_path
     flash = made.report.flash_bytes
     # Sections are aligned, so a few bytes between them belong to none.
     assert 0 <= flash_end - board.flash.address - flash.total < 16
-    assert flash.code + flash.weights == flash.total
+    assert flash.code + flash.weights + flash.frozen == flash.total
     assert flash.weights == made.manifest.weights.bytes
+    frozen = symbols.get("tf_frozen_weights")
+    assert flash.frozen == (frozen["st_size"] if frozen is not None else 0)
     pool = symbols["__pool_start"]["st_value"]
     for plan, costs in zip(made.manifest.plans, made.report.plans, strict=True):
         sram = costs.sram_bytes
@@ -134,19 +136,72 @@ def test_the_bundle_id_is_the_same_for_both_compilers_and_follows_the_specificat
     assert bytes.fromhex(manifest.weights.sha256) in bundle.firmware.read_bytes()
 
 
+def everything() -> PlanSpec:
+    layers = [
+        op.name for op in quantize(import_model(MODEL), load_calibration(CALIBRATION)).convolutions
+    ]
+    weights = [WeightSpec(layer=name) for name in layers]
+    return PlanSpec(name="everything", biases=layers, weights=weights, state="int8-stochastic")
+
+
 def test_boards_plans_and_compilers_agree_on_what_weights_mean(
     bundle: Bundle, tmp_path: Path
 ) -> None:
     other = compiled(
         tmp_path / "other",
         "stm32f407",
-        plans=[PlanSpec(name="head")],
+        plans=[PlanSpec(name="head"), everything()],
         toolchain=find_toolchain("zig"),
     )
     assert other.manifest.bundle_id != bundle.manifest.bundle_id
     assert other.manifest.model.digest == bundle.manifest.model.digest
     for made in (bundle, other):
         assert bytes.fromhex(made.manifest.model.digest)[:4] in made.firmware.read_bytes()
+
+
+def test_a_version_of_the_weights_holds_what_the_plans_train_and_no_more(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    weights = [WeightSpec(layer="b4_pw1", start=3, count=2), WeightSpec(layer="b2_dw")]
+    plans = [
+        PlanSpec(name="one", biases=["last"], weights=weights[:1], head=False),
+        PlanSpec(name="two", biases=["b4_pw1"], weights=weights, head=False),
+    ]
+    made = compiled(tmp_path / "out", plans=plans)
+    names = ["b2_dw.weight", "b4_pw1.weight", "b4_pw1.bias", "last.bias"]
+    manifest, whole = made.manifest, bundle.manifest
+    assert [tensor.name for tensor in manifest.tensors] == names
+    assert manifest.coordinates == sum(int(np.prod(tensor.shape)) for tensor in manifest.tensors)
+    assert manifest.model.parameters == whole.model.parameters == whole.coordinates
+    assert len(made.weights) == manifest.weights.bytes == made.report.flash_bytes.weights
+    sizes = [made.report.flash_bytes, bundle.report.flash_bytes]
+    assert sizes[0].weights + sizes[0].frozen == sizes[1].weights + sizes[1].frozen
+    assert sizes[1].frozen == 0
+    # The published tensors are those of the whole model, and each is in the image once.
+    image = made.firmware.read_bytes()
+    offsets = {tensor.name: tensor.offset for tensor in whole.tensors}
+    for tensor in manifest.tensors:
+        length = 4 * tensor.shape[0] if tensor.kind == "bias" else 64
+        bits = made.weights[tensor.offset : tensor.offset + length]
+        assert bits == bundle.weights[offsets[tensor.name] : offsets[tensor.name] + length]
+        assert image.count(bits) == 1
+    assert made.weights in image
+
+
+def test_what_other_boards_train_is_published_as_well(
+    bundle: Bundle, limit: int, tmp_path: Path
+) -> None:
+    """One model has one digest on all boards of a campaign, whatever fits them."""
+    tight = compiled(tmp_path / "tight", small_board(limit))
+    assert [plan.name for plan in tight.manifest.plans] == ["small", "middle"]
+    told = compiled(tmp_path / "told", plans=[PlanSpec(name="head")], publish=[everything()])
+    assert [plan.name for plan in told.manifest.plans] == ["head"]
+    alone = compiled(tmp_path / "alone", plans=[PlanSpec(name="head")])
+    for made in (tight, told):
+        assert made.manifest.model.digest == bundle.manifest.model.digest
+        assert made.manifest.tensors == bundle.manifest.tensors
+        assert made.manifest.weights == bundle.manifest.weights
+    assert alone.manifest.model.digest != bundle.manifest.model.digest
 
 
 def test_a_second_compilation_gives_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
@@ -225,9 +280,9 @@ def test_a_folder_without_manifest_and_another_version_are_no_bundles(
     with pytest.raises(BundleError, match=r"no bundle.*tinyfleet compile"):
         load_bundle(tmp_path / "nothing")
     content = json.loads((copy / "manifest.json").read_text())
-    content["format"] = "tinyfleet-manifest/2"
+    content["format"] = "tinyfleet-manifest/1"
     (copy / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(BundleError, match=r"another version: format: .*tinyfleet-manifest/1"):
+    with pytest.raises(BundleError, match=r"another version: format: .*tinyfleet-manifest/2"):
         load_bundle(copy)
 
 

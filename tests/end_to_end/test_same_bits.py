@@ -14,7 +14,7 @@ from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Graph
 from codegen.importer.model import import_model
-from codegen.program import blob
+from codegen.program.blob import published_by
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan, default_plans
 from codegen.program.steps import Program
@@ -23,7 +23,7 @@ from codegen.quantization.quantize import quantize, quantize_input
 from codegen.reference.interpreter import Interpreter
 from simulator.machines.image_engine import ImageEngine
 from tests.codegen.random_graphs import full_plan
-from tests.end_to_end.engines import toolchain_or_skip
+from tests.end_to_end.engines import assert_trains_to_the_same_bits, toolchain_or_skip
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 LEARNING_RATE = 2**20 // 100
@@ -94,20 +94,40 @@ def test_a_hundred_steps_leave_the_same_state_everywhere(
         assert np.array_equal(interpreter.delta(), host.delta()), plan.name
 
 
+@pytest.mark.parametrize("board", ["stm32f746", "stm32f407"])
+def test_a_plan_over_frozen_tensors_leaves_the_same_state_everywhere(
+    board: str, digits: tuple[Graph, np.ndarray], tmp_path: Path
+) -> None:
+    graph, samples = digits
+    assert_trains_to_the_same_bits(
+        graph,
+        default_plans(graph)[:2],
+        samples,
+        np.random.default_rng(1).integers(0, 10, 12).tolist(),
+        board=board,
+        toolchain=find_toolchain(),
+        folder=tmp_path,
+    )
+
+
+@pytest.mark.parametrize("names", [["small", "middle", "full"], ["middle"]])
 def test_the_factory_weights_of_the_image_are_the_blob(
-    digits: tuple[Graph, np.ndarray], tmp_path: Path
+    names: list[str], digits: tuple[Graph, np.ndarray], tmp_path: Path
 ) -> None:
     graph, _ = digits
+    plans = [plan for plan in default_plans(graph) if plan.name in names]
     bundle = compile_graph(
         graph,
         load_board("stm32f746"),
-        None,
+        plans,
         onnx_sha256="00" * 32,
         out=tmp_path / "bundle",
         protocol_cddl=Path(str(files("fleet.protocol") / "tinyfleet.cddl")),
         toolchain=find_toolchain(),
     )
-    assert (tmp_path / "bundle" / "weights.bin").read_bytes() == blob.pack(graph)
+    data = published_by(graph, plans).published.pack()
+    assert (tmp_path / "bundle" / "weights.bin").read_bytes() == data
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
-    assert manifest["weights"]["bytes"] == len(blob.pack(graph))
+    assert manifest["weights"]["bytes"] == len(data)
     assert bundle.manifest.bundle_id == manifest["bundle_id"]
+    assert manifest["coordinates"] == (37_142 if "full" in names else 9_074)

@@ -13,7 +13,7 @@ from codegen.compile import build_host_engine
 from codegen.firmware.host_engine import HostEngine
 from codegen.graph import ir
 from codegen.importer.model import import_model
-from codegen.program import blob
+from codegen.program.blob import Blob, published_by
 from codegen.program.lowering import lower
 from codegen.program.plans import load_plan, resolve
 from codegen.program.steps import Program
@@ -76,12 +76,11 @@ def test_the_plans_differ_in_what_they_train_and_cost(programs: dict[str, Progra
 
 
 def averaged(
-    graph: ir.Graph, weights: bytes, program: Program, deltas: NDArray[np.float64]
+    published: Blob, weights: bytes, program: Program, deltas: NDArray[np.float64]
 ) -> bytes:
     """``weights`` plus the mean delta, in whole steps as devices hold them."""
-    values = blob.unpack(graph, weights)
-    tensors = blob.layout(graph)
-    kinds = {tensor.name: tensor for tensor in tensors}
+    values = published.unpack(weights)
+    kinds = {tensor.name: tensor for tensor in published.tensors}
     for segment in program.segments:
         tensor = kinds[segment.tensor]
         steps = values[segment.tensor].astype(np.float64)
@@ -91,11 +90,12 @@ def averaged(
         steps[trained] += part.reshape(steps[trained].shape) * unit
         moved = np.clip(np.rint(steps), -tensor.limit, tensor.limit)
         values[segment.tensor] = moved.astype(np.int64)
-    result = bytearray(weights)
-    for tensor in tensors:
-        moved = replace(tensor, values=values[tensor.name].astype(tensor.values.dtype))
-        result[tensor.offset : tensor.offset + tensor.size] = moved.stored()
-    return bytes(result)
+    return Blob(
+        tuple(
+            replace(tensor, values=values[tensor.name].astype(tensor.values.dtype))
+            for tensor in published.tensors
+        )
+    ).pack()
 
 
 @pytest.mark.parametrize("plan", ["small", "middle"])
@@ -107,7 +107,8 @@ def test_three_rounds_of_a_sparse_plan_win_ten_points(
     engine = HostEngine(library, program.plan.id)
     devices = deal(NAMES, SEED)
     codes = [quantize_input(graph, device.x) for device in devices]
-    weights = blob.pack(graph)
+    published = published_by(graph, [program.plan]).published
+    weights = published.pack()
 
     def median() -> float:
         engine.load(weights)
@@ -131,5 +132,5 @@ def test_three_rounds_of_a_sparse_plan_win_ten_points(
                 engine.train_step(samples[index], int(device.y[index]), LEARNING_RATE_Q20, SEED)
             total += len(train) * engine.delta()
             count += len(train)
-        weights = averaged(graph, weights, program, total / count)
+        weights = averaged(published, weights, program, total / count)
     assert median() >= before + 0.1

@@ -1,6 +1,7 @@
 """Generated C against the interpreter: the same bits, for any graph and any plan."""
 
 import ctypes
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import host_toolchain
 from codegen.graph.floats import Clamp, FloatClamp, FloatConv, FloatGraph, FloatHead, FloatOp
 from codegen.graph.ir import GlobalAveragePool, Graph, MaxPool, Padding
+from codegen.program.blob import Blob, all_published, published_by
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan
 from codegen.program.steps import Program
@@ -36,7 +38,8 @@ def build(
     graph: Graph, programs: list[Program], folder: Path, sanitize: Sequence[str] = ()
 ) -> Path:
     folder.mkdir(exist_ok=True)
-    for name, text in emit(graph, programs, "00" * 32).items():
+    weights = published_by(graph, [program.plan for program in programs])
+    for name, text in emit(graph, programs, weights, "00" * 32).items():
         (folder / name).write_text(text)
     built = host_toolchain().build_host(
         [*folder.glob("*.c"), *engine_sources()],
@@ -85,6 +88,29 @@ def test_graphs_of_pools_and_branches_train_to_the_same_bits(seed: int, tmp_path
     for program in programs:
         engine = HostEngine(library, program.plan.id)
         assert_same_bits(Interpreter(program), engine, samples, steps=4)
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_other_weights_than_the_factorys_are_loaded_over_the_frozen_ones(
+    seed: int, tmp_path: Path
+) -> None:
+    graph, samples = random_graph(seed)
+    programs = [lower(graph, random_plan(graph, seed + i)) for i in range(2)]
+    published = published_by(graph, [program.plan for program in programs]).published
+    rng = np.random.default_rng(seed)
+    other = Blob(
+        tuple(
+            dataclasses.replace(tensor, values=rng.permutation(tensor.values))
+            for tensor in published.tensors
+        )
+    ).pack()
+    library = build(graph, programs, tmp_path / str(seed))
+    for program in programs:
+        engine = HostEngine(library, program.plan.id, other)
+        assert_same_bits(Interpreter(program, published.unpack(other)), engine, samples, steps=4)
 
 
 def test_a_reconstruction_trains_to_the_same_bits(tmp_path: Path) -> None:
@@ -178,7 +204,7 @@ def test_a_kernel_too_large_for_its_field_is_refused_by_name() -> None:
         FloatGraph("f", "x", shapes, ops), rng.normal(size=(8, 1, 1, 300)).astype(np.float32)
     )
     with pytest.raises(ModelError, match=r"layer dense: kernel \[1, 300\].*pool before it"):
-        emit(graph, [lower(graph, full_plan(graph))], "00" * 32)
+        emit(graph, [lower(graph, full_plan(graph))], all_published(graph), "00" * 32)
 
 
 def test_a_layer_wider_than_32_bit_sums_gives_the_same_bits(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,11 @@ from codegen.graph.ir import (
     Requantize,
     Tensor,
 )
+from codegen.program.blob import all_published, published_by
+from codegen.program.plans import Plan, WeightUpdate
 from tests.codegen.random_graphs import random_graph
 
-DIGEST = "3516ec047941a5d4566c3f0da4371cec444d21af66441fa039eb64a48817d398"
+DIGEST = "3032a52388810af9ffc661bf54e76150c6e674c3413c2c769e33b84e631b0eec"
 
 
 def small_graph() -> Graph:
@@ -52,6 +54,15 @@ def small_graph() -> Graph:
     return Graph("small", "x", {tensor.name: tensor for tensor in tensors}, ops)
 
 
+HEAD = Plan("head", (), (), True, "q8.8")
+
+
+def digest_of(graph: Graph, plans: Sequence[Plan] | None = None) -> str:
+    """The digest of a bundle with ``plans``; with one that trains everything where left out."""
+    weights = all_published(graph) if plans is None else published_by(graph, plans)
+    return model_digest(graph, weights)
+
+
 def with_op(index: int, **changes: Any) -> Callable[[Graph], Graph]:
     def apply(graph: Graph) -> Graph:
         ops = list(graph.ops)
@@ -71,7 +82,7 @@ def with_tensor(name: str, **changes: Any) -> Callable[[Graph], Graph]:
 
 def test_the_digest_of_a_model_stays_from_version_to_version() -> None:
     """Else an update of the firmware throws away what devices have learnt."""
-    assert model_digest(small_graph()) == DIGEST
+    assert digest_of(small_graph()) == DIGEST
     assert slot_word(DIGEST) == int(DIGEST[6:8] + DIGEST[4:6] + DIGEST[2:4] + DIGEST[0:2], 16)
 
 
@@ -98,7 +109,7 @@ def test_the_digest_of_a_model_stays_from_version_to_version() -> None:
 def test_whatever_gives_weights_another_meaning_changes_it(
     change: Callable[[Graph], Graph],
 ) -> None:
-    assert model_digest(change(small_graph())) != DIGEST
+    assert digest_of(change(small_graph())) != DIGEST
 
 
 def renamed_activations(graph: Graph) -> Graph:
@@ -128,12 +139,40 @@ def renamed_activations(graph: Graph) -> Graph:
 def test_values_of_weights_and_names_of_activations_do_not_count(
     change: Callable[[Graph], Graph],
 ) -> None:
-    assert model_digest(change(small_graph())) == DIGEST
+    assert digest_of(change(small_graph())) == DIGEST
+
+
+def test_the_published_tensors_count_whichever_plans_train_them() -> None:
+    graph = small_graph()
+    biases = Plan("biases", ("conv",), (), True, "q8.8")
+    coarse = Plan("weights", (), (WeightUpdate("conv", (1,)),), False, "int8-stochastic")
+    fine = Plan("weights", (), (WeightUpdate("conv", (0, 1)),), False, "q8.8", accumulate=4)
+    assert len({digest_of(graph, plans) for plans in ([HEAD], [biases], [coarse], None)}) == 4
+    assert digest_of(graph, [HEAD, biases]) == digest_of(graph, [biases])
+    assert digest_of(graph, [coarse, HEAD]) == digest_of(graph, [HEAD, fine])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_op(0, weight=np.full((2, 1, 1, 2), -7, np.int8)),
+        with_op(0, weight_scale=np.array([0.5, np.nextafter(0.25, 1)])),
+        with_op(1, bias=np.array([5, -5], np.int32)),
+        with_op(0, name="first"),
+    ],
+)
+def test_values_of_frozen_tensors_count(change: Callable[[Graph], Graph]) -> None:
+    assert digest_of(change(small_graph()), [HEAD]) != digest_of(small_graph(), [HEAD])
+
+
+def test_values_of_published_tensors_over_frozen_ones_do_not_count() -> None:
+    other = with_op(5, weight=np.zeros((3, 2), np.int16))(small_graph())
+    assert digest_of(other, [HEAD]) == digest_of(small_graph(), [HEAD])
 
 
 def test_networks_with_every_operation_have_digests_of_their_own() -> None:
     graphs = [random_graph(seed)[0] for seed in range(12)]
-    assert len({model_digest(graph) for graph in graphs}) == len(graphs)
+    assert len({digest_of(graph) for graph in graphs}) == len(graphs)
 
 
 def test_branches_that_are_joined_in_another_order_are_another_model() -> None:
@@ -146,7 +185,6 @@ def test_branches_that_are_joined_in_another_order_are_another_model() -> None:
         return Graph("joined", "x", tensors, (*before, join, graph.head))
 
     digests = {
-        model_digest(joined(*branches))
-        for branches in [("most.y", "other.y"), ("other.y", "most.y")]
+        digest_of(joined(*branches)) for branches in [("most.y", "other.y"), ("other.y", "most.y")]
     }
     assert len(digests) == 2

@@ -88,7 +88,7 @@ def test_quantization_aware_scaling_has_the_norm_of_the_reference(
 def test_the_published_sparse_step_changes_what_the_reference_changes() -> None:
     program = lower(mcunet.graph(), mcunet.plan("99kb"))
     interpreter = Interpreter(program)
-    before = blob.unpack(mcunet.graph(), blob.pack(mcunet.graph()))
+    before = blob.values_of(mcunet.graph())
     picture, label = mcunet.sample(0)
     interpreter.train_step(picture, label, round(SPARSE_RATE * 2**20), 1)
     values = mcunet.fixture()
@@ -104,3 +104,9 @@ def test_the_published_sparse_step_changes_what_the_reference_changes() -> None:
         assert math.isclose(ratio, 1.0, abs_tol=0.01), update.layer
     interpreter.score(picture, label)
     assert interpreter.loss_q16 / 2**16 <= 0.01
+
+
+def test_a_version_of_the_weights_has_a_tenth_of_the_model() -> None:
+    weights = blob.published_by(mcunet.graph(), [mcunet.plan("49kb")])
+    assert weights.published.size == 49_256
+    assert weights.published.size + weights.frozen.size == 490_504

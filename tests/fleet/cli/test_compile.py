@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from codegen.firmware.boards import load_board
-from codegen.firmware.bundle import QUANTIZATION, load_bundle
+from codegen.firmware.bundle import QUANTIZATION, Bundle, load_bundle
 from codegen.quantization.report import load_report
 from tests.fleet.cli.conftest import Run
 
@@ -83,3 +83,24 @@ def test_a_plan_that_does_not_fit_is_refused_with_the_nearest_that_does(
     )
     assert failed.returncode == 1
     assert "The nearest plan to full that fits trains " in " ".join(failed.stderr.split())
+
+
+@pytest.mark.slow
+def test_what_no_plan_trains_is_frozen_unless_another_board_trains_it(
+    tinyfleet: Run, tmp_path: Path
+) -> None:
+    def compiled(name: str, *options: str) -> tuple[str, Bundle]:
+        shown = tinyfleet(
+            *("compile", str(DIGITS / "digits.onnx"), "--board", "stm32f746"),
+            *("--calibration", str(DIGITS / "calibration.npz"), "--out", str(tmp_path / name)),
+            *("--plan", f"{DIGITS / 'plans.json'}#small", *options),
+        )
+        assert shown.returncode == 0, shown.stderr
+        return shown.stdout, load_bundle(tmp_path / name)
+
+    shown, alone = compiled("alone")
+    assert "4,648 of weights and 36,780 of frozen ones" in shown
+    shown, both = compiled("both", "--publish", f"{DIGITS / 'plans.json'}#full")
+    assert "41,428 of weights. Compiled" in shown
+    assert [plan.id for plan in alone.manifest.plans] == [plan.id for plan in both.manifest.plans]
+    assert alone.manifest.model.digest != both.manifest.model.digest

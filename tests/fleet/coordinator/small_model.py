@@ -88,7 +88,7 @@ def manifest(board: str) -> dict[str, Any]:
             }
         )
     return {
-        "format": "tinyfleet-manifest/1",
+        "format": "tinyfleet-manifest/2",
         "bundle_id": hashlib.sha256(board.encode()).hexdigest(),
         "model": {
             "name": "small",
@@ -96,6 +96,7 @@ def manifest(board: str) -> dict[str, Any]:
             "onnx_sha256": "0" * 64,
             "input": {"shape": [8, 8, 1], "scale": 0.1, "zero_point": 0},
             "classes": 3,
+            "parameters": 1000,
         },
         "board": {"name": board},
         "weights": {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -383,6 +385,26 @@ def test_a_resumed_campaign_goes_on_with_what_its_rule_remembers(
     assert store.latest_weights(cut) == store.latest_weights(whole)
     remembers = rule["rule"] == "server-momentum"
     assert bool(store.latest_weights(cut).rule_state) is remembers
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_bundles_that_publish_different_tensors_make_no_campaign(order: str) -> None:
+    texts = small_model.manifest_texts("a", "b")
+    fewer = json.loads(texts["b"])
+    fewer["plans"] = fewer["plans"][:1]
+    fewer["tensors"] = [one for one in fewer["tensors"] if one["name"] not in ("c1.w", "c2.w")]
+    fewer["coordinates"] = sum(math.prod(one["shape"]) for one in fewer["tensors"])
+    fewer["model"]["digest"] = "e" * 64
+    texts["b"] = json.dumps(fewer)
+    a, b = (small_model.manifest(board)["bundle_id"][:16] for board in "ab")
+    expected = rf"{a} publishes c1\.w, c2\.w, which bundle {b} has frozen: .*--publish"
+    with pytest.raises(CampaignError, match=expected):
+        new_campaign(
+            SqliteStore(),
+            CampaignConfig(name="x"),
+            {board: texts[board] for board in order},
+            small_model.blob(),
+        )
 
 
 def test_bundles_of_different_models_make_no_campaign() -> None:

@@ -36,13 +36,14 @@ def manifest() -> dict[str, Any]:
         }
 
     return {
-        "format": "tinyfleet-manifest/1",
+        "format": "tinyfleet-manifest/2",
         "bundle_id": "0" * 64,
         "model": {
             "name": "m",
             "digest": "d" * 64,
             "onnx_sha256": "1" * 64,
             "classes": 2,
+            "parameters": 1000,
             "input": {"shape": [8, 8, 1], "scale": 0.1, "zero_point": 0},
         },
         "board": {"name": "stm32f746"},
@@ -122,7 +123,7 @@ def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("apply", "problem"),
     [
-        (change("format", to="tinyfleet-manifest/2"), "format"),
+        (change("format", to="tinyfleet-manifest/1"), "format"),
         (change("coordinates", to=40), "40 coordinates"),
         (change("model", "digest", to="d" * 8), "model.digest"),
         (change("tensors", 1, "offset", to=20), "overlap"),
