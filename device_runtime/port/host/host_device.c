@@ -193,8 +193,7 @@ tf_status tf_host_device_start(tf_host_device *device, const tf_host_setup *setu
         .model = &tf_the_model,
         .board = setup->board,
         .port = &device->port,
-        .slots = {setup->slots[0], setup->slots[1]},
-        .samples = setup->samples,
+        .regions = setup->regions,
         .pool = setup->pool,
         .pool_bytes = setup->pool_bytes,
         .receive = device->mqtt_receive,
@@ -274,8 +273,16 @@ int32_t tf_host_device_state(const tf_host_device *device) {
                                                  : (int32_t)TF_DEVICE_OFFLINE;
 }
 
-void tf_host_device_active_weights(const tf_host_device *device, uint8_t *sha256) {
-    memcpy(sha256, tf_weights_active_sha256(&device->client.weights), TF_DIGEST_BYTES);
+void tf_host_device_current_weights(const tf_host_device *device, uint8_t *sha256) {
+    memcpy(sha256, tf_weights_current_sha256(&device->client.weights), TF_DIGEST_BYTES);
+}
+
+void tf_host_device_candidate_weights(const tf_host_device *device, uint8_t *sha256) {
+    const uint8_t *candidate = tf_weights_candidate_sha256(&device->client.weights);
+    memset(sha256, 0, TF_DIGEST_BYTES);
+    if (candidate != NULL) {
+        memcpy(sha256, candidate, TF_DIGEST_BYTES);
+    }
 }
 
 const tf_model *tf_host_model(void) {
