@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from codegen.errors import BudgetError, BundleError
 from codegen.firmware.boards import Board, FlashName, load_board
+from codegen.firmware.flash_layout import Keep
 from codegen.program import blob
 
 MANIFEST_FORMAT: Literal["tinyfleet-manifest/1"] = "tinyfleet-manifest/1"
@@ -120,12 +121,28 @@ class RegionInfo(_Strict):
     sectors: tuple[int, int]
 
 
-class FlashInfo(_Strict):
-    """Where weights slots and sample log lie (boards.md: internal or external flash)."""
+class SamplesInfo(RegionInfo):
+    """The sample log: units that it is divided into, and what stays when all are full."""
 
+    units: Annotated[int, Field(ge=1)]
+    keep: Keep = "newest"
+
+
+class FlashInfo(_Strict):
+    """Where everything lies (flash.md); the firmware goes on where the boot sector ends."""
+
+    boot: RegionInfo
+    identity: RegionInfo
+    journal: RegionInfo
+    firmware: RegionInfo
     slot_a: RegionInfo
     slot_b: RegionInfo
-    samples: RegionInfo
+    samples: SamplesInfo
+
+    @property
+    def regions(self) -> dict[str, RegionInfo]:
+        """All of them by name."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
 
 
 class Manifest(_Strict):

@@ -67,6 +67,12 @@ static tf_status write_slot_word(const tf_weights_store *store, int slot, uint32
     return tf_flash_complete_word(store->flash, address, word) == TF_OK ? TF_OK : TF_FLASH_FAILED;
 }
 
+/* Whether `word` can still be programmed there: bits that faded to zero only erasing brings back. */
+static bool is_open_for(const tf_weights_store *store, int slot, uint32_t offset, uint32_t word) {
+    const uint32_t present = slot_word(store, slot, offset);
+    return present != word && (present & word) == word;
+}
+
 static bool same_digest(const uint8_t *left, const uint8_t *right) {
     for (uint32_t i = 0; i < TF_WEIGHTS_DIGEST_BYTES; i++) {
         if (left[i] != right[i]) {
@@ -111,7 +117,7 @@ static void find_versions(tf_weights_store *store) {
         }
     }
     for (int slot = 0; slot < 2; slot++) {
-        if (committed[slot] && slot_word(store, slot, AT_RELEASED) != SLOT_RELEASED &&
+        if (committed[slot] && is_open_for(store, slot, AT_RELEASED, SLOT_RELEASED) &&
             is_above(store, slot, store->current) && is_above(store, slot, store->candidate)) {
             store->candidate = (int8_t)slot;
         }
@@ -195,7 +201,7 @@ static int kept(const tf_weights_store *store) {
 static bool is_resumable(const tf_weights_store *store, int slot, const uint8_t *sha256,
                          uint32_t chunk_bytes) {
     /* One that is not above what is kept would be no candidate once it is committed. */
-    return has_header(store, slot) && slot_word(store, slot, AT_COMMIT) != SLOT_COMMITTED &&
+    return has_header(store, slot) && is_open_for(store, slot, AT_COMMIT, SLOT_COMMITTED) &&
            slot_word(store, slot, AT_CHUNK_BYTES) == chunk_bytes &&
            is_above(store, slot, kept(store)) && same_digest(digest_of(store, slot), sha256);
 }
