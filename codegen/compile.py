@@ -57,7 +57,7 @@ from codegen.firmware.flash_layout import (
     plan_flash,
     sample_log_needs,
 )
-from codegen.firmware.model_digest import model_digest
+from codegen.firmware.model_digest import model_digest, sample_digest
 from codegen.firmware.toolchain import (
     LinkError,
     Progress,
@@ -411,6 +411,7 @@ def _manifest(
     model = ModelInfo(
         name=graph.name,
         digest=model_digest(graph),
+        sample_digest=sample_digest(graph),
         onnx_sha256=onnx_sha256,
         input=InputInfo(shape=source.shape, scale=source.scale, zero_point=source.zero_point),
         classes=head.bias.size,

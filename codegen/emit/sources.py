@@ -15,7 +15,7 @@ import numpy as np
 from codegen.emit.c_text import channels_name, comment, rows
 from codegen.emit.layers import layers_header, layers_source
 from codegen.emit.plan import plan_source
-from codegen.firmware.model_digest import model_digest, slot_word
+from codegen.firmware.model_digest import model_digest, sample_digest, slot_word
 from codegen.graph.ir import Graph
 from codegen.program import blob
 from codegen.program.steps import PHASES, Program
@@ -74,6 +74,7 @@ def _model_source(graph: Graph, programs: Sequence[Program], bundle_id: str) -> 
         f"    {{{_digest(hashlib.sha256(data).hexdigest())}}},",
         "    (const uint8_t *)tf_factory_weights,",
         f"    0x{slot_word(model_digest(graph)):08x},",
+        f"    0x{slot_word(sample_digest(graph)):08x},",
         f"    {len(data)}, {height * width * channels}, {graph.head.bias.size},",
         f"    {len(programs)}, plans,",
         "};",

@@ -53,11 +53,13 @@ class InputInfo(_Strict):
 class ModelInfo(_Strict):
     """The model that the bundle was made from; ``logit_scale`` is the real value of one step.
 
-    ``digest`` is that of ``codegen.firmware.model_digest``: what the bytes of the weights mean.
+    ``digest`` says what the bytes of the weights mean, ``sample_digest`` what those of samples
+    (``codegen.firmware.model_digest``).
     """
 
     name: str
     digest: Digest
+    sample_digest: Digest
     onnx_sha256: Digest
     input: InputInfo
     classes: int

@@ -304,7 +304,7 @@ tf_status tf_client_init(tf_client *client, const tf_client_config *config) {
     }
     if (status == TF_OK) {
         status = tf_sample_log_open(&client->log, flash, &config->regions.samples,
-                                    model->model_digest, entropy(client));
+                                    model->sample_digest, entropy(client));
     }
     if (status == TF_OK) {
         status =

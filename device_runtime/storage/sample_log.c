@@ -15,7 +15,7 @@
 #define EVERYTHING 0xFFFFFFFFu /* the rate at which all samples are stored */
 
 enum {
-    AT_MODEL_DIGEST = 4,
+    AT_DIGEST = 4,
     AT_UNIT_BYTES = 8,
     AT_SEQUENCE = 12,
     AT_ORDINAL = 16,
@@ -63,7 +63,7 @@ static uint32_t sequence_of(const tf_sample_log *log, uint32_t unit) {
     const uint32_t start = unit_start(log, unit);
     const uint8_t *header = log_bytes(log, start, UNIT_HEADER_BYTES);
     const bool counts = header != NULL && log_word(log, start) == UNIT_MAGIC &&
-                        log_word(log, start + AT_MODEL_DIGEST) == log->model_digest &&
+                        log_word(log, start + AT_DIGEST) == log->digest &&
                         log_word(log, start + AT_UNIT_BYTES) == log->unit_bytes &&
                         log_word(log, start + AT_UNIT_CRC) == tf_crc32(0, header, AT_UNIT_CRC) &&
                         log_word(log, start + AT_RETIRED) == TF_FLASH_ERASED;
@@ -145,11 +145,11 @@ static void find_end(tf_sample_log *log) {
 }
 
 tf_status tf_sample_log_open(tf_sample_log *log, const tf_flash *flash,
-                             const tf_sample_region *region, uint32_t model_digest, uint32_t seed) {
+                             const tf_sample_region *region, uint32_t digest, uint32_t seed) {
     memset(log, 0, sizeof *log);
     log->flash = flash;
     log->place = *region;
-    log->model_digest = model_digest;
+    log->digest = digest;
     log->random = seed;
     log->rate = EVERYTHING;
     log->place_bytes = 4u;
@@ -307,8 +307,8 @@ static tf_status begin_unit(tf_sample_log *log) {
         .first_sector = (uint16_t)(log->place.region.first_sector + unit * sectors),
         .sector_count = sectors,
     };
-    const uint32_t header[AT_UNIT_CRC / 4] = {UNIT_MAGIC, log->model_digest, log->unit_bytes,
-                                              sequence,   log->ordinal,      rate};
+    const uint32_t header[AT_UNIT_CRC / 4] = {UNIT_MAGIC, log->digest,  log->unit_bytes,
+                                              sequence,   log->ordinal, rate};
     if (tf_flash_erase_unless_erased(log->flash, &place) != TF_OK ||
         write_words(log, unit_start(log, unit), header, AT_UNIT_CRC / 4) != TF_OK) {
         return TF_FLASH_FAILED;

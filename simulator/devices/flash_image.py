@@ -60,7 +60,7 @@ class SampleLog:
 
 def provision(
     flash: FlashInfo,
-    model_digest: str,
+    sample_digest: str,
     identity: Identity,
     samples: NDArray[np.int8],
     labels: NDArray[np.integer],
@@ -69,7 +69,7 @@ def provision(
 
     Args:
         flash: of the bundle's manifest; so is
-        model_digest: `model.digest`, in hexadecimal.
+        sample_digest: `model.sample_digest`.
         identity: of the device.
         samples: int8 [N, ...] in the model's input scale, HWC.
         labels: [N], 0 … 65535.
@@ -77,7 +77,7 @@ def provision(
     Raises: ImageError naming the device when samples and labels don't match or don't fit.
     """
     try:
-        log = sample_region(samples, labels, flash.samples, model_digest)
+        log = sample_region(samples, labels, flash.samples, sample_digest)
     except ImageError as error:
         raise ImageError(f"device {identity.device}: {error}") from None
     return [(flash.identity.address, identity_region(identity)), (flash.samples.address, log)]
@@ -133,7 +133,7 @@ def _record(flags: int, label: int, payload: bytes, place: int) -> bytes:
 
 
 def sample_region(
-    samples: NDArray[np.int8], labels: NDArray[np.integer], region: SamplesInfo, model_digest: str
+    samples: NDArray[np.int8], labels: NDArray[np.integer], region: SamplesInfo, sample_digest: str
 ) -> bytes:
     """Records for the start of the sample region; the rest of it is erased flash.
 
@@ -141,7 +141,7 @@ def sample_region(
         samples: int8 [N, ...] in the model's input scale, HWC.
         labels: [N], 0 … 65535.
         region: `flash.samples` of the bundle's manifest; so is
-        model_digest: `model.digest`, in hexadecimal.
+        sample_digest: `model.sample_digest`.
 
     Raises: ImageError when samples and labels don't match or don't fit.
     """
@@ -152,7 +152,7 @@ def sample_region(
         )
     place = record_alignment(region.bytes)
     unit_bytes = region.bytes // region.units
-    digest = slot_word(model_digest)
+    digest = slot_word(sample_digest)
     content = bytearray()
     units = 0
     for ordinal, (sample, label, held) in enumerate(
@@ -204,11 +204,11 @@ def _sequence(unit: bytes, digest: int, unit_bytes: int) -> int:
     return int(sequence) if counts else 0
 
 
-def read_sample_region(content: bytes, region: SamplesInfo, model_digest: str) -> SampleLog:
+def read_sample_region(content: bytes, region: SamplesInfo, sample_digest: str) -> SampleLog:
     """What a device with this sample region, or the beginning of one, would find in it."""
     place = record_alignment(region.bytes)
     unit_bytes = region.bytes // region.units
-    digest = slot_word(model_digest)
+    digest = slot_word(sample_digest)
     whole = content + b"\xff" * (region.bytes - len(content))
     units = [
         whole[start : start + unit_bytes - place] for start in range(0, region.bytes, unit_bytes)

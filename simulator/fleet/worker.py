@@ -56,7 +56,7 @@ def build_machine(spec: DeviceSpec, library: Path | None = None) -> UnicornMachi
         board = load_board(Path(spec.bundle) / "board.json")
         written = provision(
             FlashInfo.model_validate(manifest["flash"]),
-            manifest["model"]["digest"],
+            manifest["model"]["sample_digest"],
             Identity(
                 spec.device,
                 spec.fleet,

@@ -14,7 +14,7 @@ from fleet.protocol import Delta, Task, delta_coding
 from simulator.devices.flash_image import held_out_mask, sample_region
 
 CLASSES, INPUTS = 4, 16
-MODEL_DIGEST = b"tiny".hex() + "00" * 28
+SAMPLE_DIGEST = b"ynit".hex() + "00" * 28
 
 
 def mix(value: int) -> int:
@@ -63,7 +63,7 @@ class Data:
     labels: NDArray[np.int64]
 
     def region(self, region: SamplesInfo) -> bytes:
-        return sample_region(self.samples, self.labels, region, MODEL_DIGEST)
+        return sample_region(self.samples, self.labels, region, SAMPLE_DIGEST)
 
     def part(self, held_out: bool) -> Data:
         mask = held_out_mask(len(self.labels)) == held_out

@@ -34,8 +34,8 @@ typedef struct {
     tf_sample_region place;
     uint32_t unit_bytes;
     uint32_t place_bytes; /* what offsets of records are multiples of */
-    uint32_t model_digest;
-    uint32_t random; /* key and counter of the reservoir's draws */
+    uint32_t digest;      /* of what samples mean */
+    uint32_t random;      /* key and counter of the reservoir's draws */
     uint32_t drawn;
     uint32_t sequence; /* of the unit that is written, 0: there is none yet */
     uint32_t end;      /* offset in the region of the next record */
@@ -52,12 +52,12 @@ typedef struct {
     bool held_out;
 } tf_record;
 
-/* Finds the samples of the model with this digest (the manifest's model.digest, bytes 0 … 3). `seed`
- * is for a reservoir's draws, another one after each reset.
+/* Finds the samples that mean something to this model (`digest`: the manifest's
+ * model.sample_digest, bytes 0 … 3). `seed` is for a reservoir's draws, another one after each reset.
  * TF_BAD_INPUT: the region isn't divided into units of whole sectors; TF_FLASH_FAILED: it is
  * outside the flash. */
 tf_status tf_sample_log_open(tf_sample_log *log, const tf_flash *flash,
-                             const tf_sample_region *region, uint32_t model_digest, uint32_t seed);
+                             const tf_sample_region *region, uint32_t digest, uint32_t seed);
 
 /* The next intact sample, unit by unit in the order in which they were begun. `*cursor` is 0 to
  * begin with; it stays good while samples are added, and skips what had to go for them.

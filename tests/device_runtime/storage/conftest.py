@@ -92,7 +92,7 @@ class SampleLog(ctypes.Structure):
         ("place", SampleRegion),
         ("unit_bytes", ctypes.c_uint32),
         ("place_bytes", ctypes.c_uint32),
-        ("model_digest", ctypes.c_uint32),
+        ("digest", ctypes.c_uint32),
         ("random", ctypes.c_uint32),
         ("drawn", ctypes.c_uint32),
         ("sequence", ctypes.c_uint32),

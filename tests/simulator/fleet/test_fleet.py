@@ -33,7 +33,7 @@ def bundle(board: str, image: ElfImage, tmp_path_factory: pytest.TempPathFactory
     shutil.copy(image.path, folder / "firmware.elf")
     manifest = {
         "board": {"name": board},
-        "model": {"digest": DIGEST},
+        "model": {"sample_digest": DIGEST},
         "flash": {**REGIONS, "samples": SAMPLES.model_dump()},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
