@@ -373,3 +373,7 @@ tf_device_state tf_client_state(const tf_client *client) {
     return !client->connected && !client->has_task ? TF_DEVICE_OFFLINE
                                                    : (tf_device_state)client->state;
 }
+
+tf_sample_log *tf_client_sample_log(tf_client *client) {
+    return &client->log;
+}

@@ -19,7 +19,7 @@ RUNTIME = TESTS.parents[1] / "device_runtime"
 CDDL = TESTS.parents[1] / "fleet" / "protocol" / "tinyfleet.cddl"
 
 FLASH_ADDRESS = 0x08000000
-SECTORS = [8192, 8192, 4096, 4096, 4096, 8192, 8192]
+SECTORS = [8192, 8192, 4096, 4096, 4096, 32768, 32768]
 """Two slots, identity, two of the journal, two of the sample log."""
 POOL_BYTES = 16384
 WEIGHTS_BYTES = 144  # of tiny_model.c
@@ -143,7 +143,7 @@ class HostDevice:
         def region(first: int, count: int) -> Region:
             return Region(_address(first), sum(SECTORS[first : first + count]), first, count)
 
-        self._setup = Setup(
+        self.setup = Setup(
             board=b"host",
             flashes=(Flash * 2)(
                 Flash(
@@ -168,8 +168,11 @@ class HostDevice:
     def write_flash(self, address: int, data: bytes) -> None:
         ctypes.memmove(ctypes.addressof(self.flash) + address - FLASH_ADDRESS, data, len(data))
 
+    def record(self, payload: bytes, label: int) -> int:
+        return self._library.tf_host_device_record(self._device, label, payload, len(payload))
+
     def power_on(self, now: int) -> int:
-        return self._library.tf_host_device_start(self._device, ctypes.byref(self._setup), now)
+        return self._library.tf_host_device_start(self._device, ctypes.byref(self.setup), now)
 
     def run(self, now: int, steps: int = 1) -> bool:
         return self._library.tf_host_device_run(self._device, now, steps)

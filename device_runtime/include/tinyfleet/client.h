@@ -184,4 +184,8 @@ uint32_t tf_client_next_poll_ms(const tf_client *client);
 /* wire.md: the state that the device is in; TF_DEVICE_OFFLINE while not connected and idle. */
 tf_device_state tf_client_state(const tf_client *client);
 
+/* The log that the application adds its samples to, at any time between two polls: a round that is
+ * under way goes on with what is left of those that it has seen. */
+tf_sample_log *tf_client_sample_log(tf_client *client);
+
 #endif

@@ -256,6 +256,15 @@ void tf_host_device_set_battery(tf_host_device *device, uint8_t percent) {
     device->battery = percent;
 }
 
+tf_status tf_host_device_record(tf_host_device *device, uint16_t label, const uint8_t *payload,
+                                uint32_t payload_bytes) {
+    if (!device->is_ready || !device->has_power) {
+        return TF_FLASH_FAILED;
+    }
+    return tf_sample_log_append(tf_client_sample_log(&device->client), label, payload,
+                                payload_bytes);
+}
+
 void tf_host_device_cut_power(tf_host_device *device, uint32_t flash_operation) {
     device->operations_to_cut = flash_operation;
 }

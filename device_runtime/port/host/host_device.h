@@ -59,6 +59,10 @@ void tf_host_device_set_carrier(tf_host_device *device, bool carrier);
 
 void tf_host_device_set_battery(tf_host_device *device, uint8_t percent);
 
+/* What the application does with a sample of its sensor; status as tf_sample_log_append. */
+tf_status tf_host_device_record(tf_host_device *device, uint16_t label, const uint8_t *payload,
+                                uint32_t payload_bytes);
+
 /* Cuts the power during the n-th flash operation from now (1: the next), which is torn; 0: never. */
 void tf_host_device_cut_power(tf_host_device *device, uint32_t flash_operation);
 bool tf_host_device_has_power(const tf_host_device *device);
