@@ -19,6 +19,7 @@ from codegen.emit.zcbor_codec import CODEC_DEFINES, generate_codec
 from codegen.errors import BudgetError, ModelError, ToolchainError
 from codegen.firmware import program_file
 from codegen.firmware.boards import Board, load_board
+from codegen.firmware.boot_sector import ROOMY_BYTES, BootSector, fill_boot_sector
 from codegen.firmware.bundle import (
     BOARD,
     FIRMWARE,
@@ -37,6 +38,7 @@ from codegen.firmware.bundle import (
     PlanReport,
     RegionInfo,
     Report,
+    SamplesInfo,
     SegmentInfo,
     TensorInfo,
     WeightsInfo,
@@ -47,13 +49,15 @@ from codegen.firmware.bundle import (
 )
 from codegen.firmware.flash_layout import (
     FlashLayout,
+    Keep,
+    LogNeeds,
     Region,
     layout_defines,
     linker_script,
     plan_flash,
-    sample_log_sizes,
+    sample_log_needs,
 )
-from codegen.firmware.model_digest import model_digest
+from codegen.firmware.model_digest import model_digest, sample_digest
 from codegen.firmware.toolchain import (
     LinkError,
     Progress,
@@ -90,6 +94,26 @@ _KERNELS = "kernels"
 
 
 @dataclass(frozen=True)
+class _FlashPlan:
+    """What has to find its place in the flash of a board besides the firmware."""
+
+    board: Board
+    weights_bytes: int
+    frozen_bytes: int
+    log: tuple[LogNeeds, ...]
+    keep: Keep
+
+    def layout(self, firmware_bytes: int) -> FlashLayout:
+        """With room for so much behind the boot sector, and for the weights built in at least."""
+        least = max(firmware_bytes, self.weights_bytes + self.frozen_bytes)
+        return plan_flash(self.board, least, self.weights_bytes, self.log)
+
+    def script(self, layout: FlashLayout, boot: BootSector) -> str:
+        """The linker script for ``layout``."""
+        return linker_script(self.board, layout, self.keep, boot.functions)
+
+
+@dataclass(frozen=True)
 class _Build:
     """One build of a set of plans, with everything that the bundle says about it."""
 
@@ -110,6 +134,7 @@ def compile_model(
     toolchain: Toolchain | None = None,
     progress: Progress | None = None,
     sample_log_bytes: int | None = None,
+    samples: Keep = "newest",
     quantization: QuantizationOptions = DEFAULT_OPTIONS,
     suggest: Suggest | None = None,
     publish: Sequence[str | PlanSpec] = (),
@@ -124,8 +149,9 @@ def compile_model(
     are for float models only. A quantization report that is asked for is a file of the bundle.
     ``progress`` is called with the stage's name, steps done, and steps in all.
     ``sample_log_bytes`` is the least size of the sample log in flash; None takes room for a few
-    dozen samples where the flash has it. ``suggest`` adds to the error for a plan that doesn't fit
-    what could be trained instead (`codegen.plan_search.nearest.suggestion`).
+    dozen samples where the flash has it. ``samples`` says which of them stay when it is full.
+    ``suggest`` adds to the error for a plan that doesn't fit what could be trained instead
+    (`codegen.plan_search.nearest.suggestion`).
 
     Raises a CodegenError whose message names the thing and the remedy.
     """
@@ -163,6 +189,7 @@ def compile_model(
         toolchain=compiler,
         progress=tell,
         sample_log_bytes=sample_log_bytes,
+        samples=samples,
         model_notes=quantized.notes,
         quantization_report=quantized.report,
         suggest=suggest,
@@ -180,6 +207,7 @@ def compile_graph(
     toolchain: Toolchain,
     progress: Progress | None = None,
     sample_log_bytes: int | None = None,
+    samples: Keep = "newest",
     model_notes: Sequence[str] = (),
     quantization_report: QuantizationReport | None = None,
     coarser: Mapping[str, Plan] | None = None,
@@ -195,13 +223,9 @@ def compile_graph(
     wanted = list(plans) if plans else default_plans(graph)
     _distinct(wanted)
     weights = blob.published_by(graph, [*wanted, *publish])
-    slot_bytes = weights.published.size
-    log_sizes = (
-        sample_log_sizes(math.prod(graph.tensors[graph.input].shape))
-        if sample_log_bytes is None
-        else (sample_log_bytes, sample_log_bytes)
-    )
-    layout = plan_flash(board, slot_bytes + weights.frozen.size, slot_bytes, *log_sizes)
+    log = sample_log_needs(math.prod(graph.tensors[graph.input].shape), sample_log_bytes)
+    flash = _FlashPlan(board, weights.published.size, weights.frozen.size, log, samples)
+    flash.layout(0)
     programs = []
     for index, plan in enumerate(wanted):
         tell("planning", index, len(wanted))
@@ -209,27 +233,9 @@ def compile_graph(
     tell("planning", len(wanted), len(wanted))
 
     def build(chosen: Sequence[Program]) -> _Build:
-        nonlocal layout
-        while True:
-            try:
-                return _build(
-                    graph,
-                    board,
-                    layout,
-                    chosen,
-                    weights,
-                    onnx_sha256,
-                    protocol_cddl,
-                    toolchain,
-                    progress,
-                )
-            except LinkError as error:
-                over = _overflow(error, "FLASH")
-                if over == 0:
-                    raise _budget_error(error, board) from error
-                # Only the linked image shows how much room the slots and the log leave.
-                needed = layout.firmware.bytes + over
-                layout = plan_flash(board, needed, slot_bytes, *log_sizes)
+        return _build(
+            graph, flash, chosen, weights, onnx_sha256, protocol_cddl, toolchain, progress
+        )
 
     made = build(programs)
     # The default set of a very small model has fewer sizes; whoever looks for one learns why.
@@ -264,11 +270,14 @@ def compile_graph(
         ]
         made = build(fitting)
         _check_budget(made, board, suggest)
+    regions = FlashInfo.model_validate(made.manifest["flash"])
+    if regions.samples.units == 1:
+        notes.append(_log_fills(regions.samples, log[0]))
     report = Report(
         board=board.name,
         plans=made.reports,
         flash_bytes=made.sizes.flash,
-        flash_regions=FlashInfo.model_validate(made.manifest["flash"]),
+        flash_regions=regions,
         notes=tuple(notes),
     )
     files = dict(made.files)
@@ -314,8 +323,7 @@ def build_host_engine(
 
 def _build(
     graph: Graph,
-    board: Board,
-    layout: FlashLayout,
+    flash: _FlashPlan,
     programs: Sequence[Program],
     weights: Weights,
     onnx_sha256: str,
@@ -323,7 +331,8 @@ def _build(
     toolchain: Toolchain,
     progress: Progress | None,
 ) -> _Build:
-    manifest = _manifest(graph, board, layout, programs, weights, onnx_sha256, toolchain)
+    board = flash.board
+    manifest = _manifest(graph, board, programs, weights, onnx_sha256, toolchain)
     with tempfile.TemporaryDirectory(prefix="tinyfleet-") as scratch:
         folder = Path(scratch) / "src"
         folder.mkdir()
@@ -332,7 +341,6 @@ def _build(
         for name, text in emitted.items():
             (folder / name).write_text(text)
         script = folder / LINKER_SCRIPT
-        script.write_text(linker_script(board, layout))
         try:
             runtime = firmware_sources(board.port)
         except FileNotFoundError as error:
@@ -343,16 +351,22 @@ def _build(
             *(Source(path, warnings=False) for path in foreign),
         ]
         elf = Path(scratch) / FIRMWARE
-        built = toolchain.build(
-            sources,
-            include_dirs=[folder, *include_directories()],
-            defines={**CODEC_DEFINES, **layout_defines(board, layout)},
-            board=board,
-            linker_script=script,
-            output_elf=elf,
-            progress=progress,
-        )
-        sizes = measure_image(built.output)
+
+        def link(layout: FlashLayout, text: str) -> None:
+            script.write_text(text)
+            toolchain.build(
+                sources,
+                include_dirs=[folder, *include_directories()],
+                defines={**CODEC_DEFINES, **layout_defines(board, layout)},
+                board=board,
+                linker_script=script,
+                output_elf=elf,
+                progress=progress,
+            )
+
+        layout = _link_where_it_fits(flash, link, elf)
+        manifest["flash"] = _flash_info(layout, flash.keep)
+        sizes = measure_image(elf)
         files = {f"src/{item.name}": item.read_bytes() for item in sorted(folder.iterdir())}
         files[FIRMWARE] = elf.read_bytes()
     files[WEIGHTS] = weights.published.pack()
@@ -362,10 +376,35 @@ def _build(
     return _Build(tuple(programs), manifest, files, sizes, reports)
 
 
+def _link_where_it_fits(
+    flash: _FlashPlan, link: Callable[[FlashLayout, str], None], elf: Path
+) -> FlashLayout:
+    """Links ``elf``; only then one knows how much room the slots and the log may leave it."""
+    layout, boot = flash.layout(0), BootSector()
+
+    def overflow(room: FlashLayout) -> int:
+        try:
+            link(layout, flash.script(room, boot))
+            return 0
+        except LinkError as error:
+            over = _overflow(error, "FLASH")
+            if over == 0:
+                raise _budget_error(error, flash.board) from error
+            return over
+
+    while over := overflow(layout):
+        needed = layout.firmware.bytes + over
+        if not boot.functions:
+            overflow(replace(layout, firmware=replace(layout.firmware, bytes=ROOMY_BYTES)))
+            boot = fill_boot_sector(elf, layout.boot.bytes)
+            needed -= boot.bytes
+        layout = flash.layout(needed)
+    return layout
+
+
 def _manifest(
     graph: Graph,
     board: Board,
-    layout: FlashLayout,
     programs: Sequence[Program],
     weights: Weights,
     onnx_sha256: str,
@@ -392,6 +431,7 @@ def _manifest(
     model = ModelInfo(
         name=graph.name,
         digest=model_digest(graph, weights),
+        sample_digest=sample_digest(graph),
         onnx_sha256=onnx_sha256,
         input=InputInfo(shape=source.shape, scale=source.scale, zero_point=source.zero_point),
         classes=head.bias.size,
@@ -429,11 +469,6 @@ def _manifest(
         "tensors": tuple(tensors),
         "coordinates": sum(tensor.values.size for tensor in published.tensors),
         "plans": tuple(plans),
-        "flash": FlashInfo(
-            slot_a=_region(layout.slot_a),
-            slot_b=_region(layout.slot_b),
-            samples=_region(layout.samples),
-        ),
     }
 
 
@@ -477,6 +512,26 @@ def _budget_error(error: LinkError, board: Board) -> ToolchainError | BudgetErro
             "sram_limit_bytes or use a board with more SRAM"
         )
     return error
+
+
+def _log_fills(log: SamplesInfo, needs: LogNeeds) -> str:
+    return (
+        f"log fills: the flash leaves the sample log one unit of {log.bytes:,} bytes; with "
+        f"{needs.capacity(log.bytes, 1):,} samples in it a device takes no more of them"
+    )
+
+
+def _flash_info(layout: FlashLayout, keep: Keep) -> FlashInfo:
+    log = _region(layout.samples)
+    return FlashInfo(
+        boot=_region(layout.boot),
+        identity=_region(layout.identity),
+        journal=_region(layout.journal),
+        firmware=_region(layout.firmware),
+        slot_a=_region(layout.slot_a),
+        slot_b=_region(layout.slot_b),
+        samples=SamplesInfo(**dict(log), units=layout.samples.units, keep=keep),
+    )
 
 
 def _region(region: Region) -> RegionInfo:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from codegen.compile import compile_model
 from codegen.firmware.bundle import Bundle
+from codegen.firmware.flash_layout import Keep
 from codegen.firmware.toolchain import find_toolchain
 from codegen.plan_search.nearest import suggestion
 from codegen.quantization.model import DEFAULT_OPTIONS, QuantizationOptions
@@ -26,15 +27,17 @@ def compile_firmware(
     *,
     compiler: Literal["gcc", "zig"] | None = None,
     progress: Progress | None = None,
+    samples: Keep = "newest",
     quantization: QuantizationOptions = DEFAULT_OPTIONS,
     publish: Sequence[str] = (),
 ) -> Bundle:
     """Compile ``model`` for ``board`` into the bundle folder ``out``.
 
     ``plans`` are FILE or FILE#NAME; none at all takes the three that codegen makes for the model.
-    Without ``compiler`` it is gcc where that is installed, else zig. ``quantization`` is for float
-    models. What the plans of ``publish`` train is published as well: other boards of a campaign
-    have them. Raises `CodegenError`.
+    Without ``compiler`` it is gcc where that is installed, else zig. ``samples`` says which of them
+    stay when a device's log is full. ``quantization`` is for float models. What the plans of
+    ``publish`` train is published as well: other boards of a campaign have them. Raises
+    `CodegenError`.
     """
     return compile_model(
         model,
@@ -45,6 +48,7 @@ def compile_firmware(
         Path(str(files("fleet.protocol") / "tinyfleet.cddl")),
         toolchain=find_toolchain(compiler),
         progress=progress,
+        samples=samples,
         quantization=quantization,
         suggest=suggestion,
         publish=publish,

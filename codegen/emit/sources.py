@@ -15,7 +15,7 @@ import numpy as np
 from codegen.emit.c_text import channels_name, comment, rows
 from codegen.emit.layers import layers_header, layers_source
 from codegen.emit.plan import plan_source
-from codegen.firmware.model_digest import model_digest, slot_word
+from codegen.firmware.model_digest import model_digest, sample_digest, slot_word
 from codegen.graph.ir import Graph
 from codegen.program.blob import FACTORY_WEIGHTS, FROZEN_WEIGHTS, Blob, Weights
 from codegen.program.steps import PHASES, Program
@@ -79,6 +79,7 @@ def _model_source(
         f"    {{{_digest(hashlib.sha256(data).hexdigest())}}},",
         f"    (const uint8_t *){FACTORY_WEIGHTS},",
         f"    0x{slot_word(model_digest(graph, weights)):08x},",
+        f"    0x{slot_word(sample_digest(graph)):08x},",
         f"    {len(data)}, {height * width * channels}, {graph.head.bias.size},",
         f"    {len(programs)}, plans,",
         "};",

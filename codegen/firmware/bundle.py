@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from codegen.errors import BudgetError, BundleError
 from codegen.firmware.boards import Board, FlashName, load_board
+from codegen.firmware.flash_layout import Keep
 from codegen.program import blob
 
 MANIFEST_FORMAT: Literal["tinyfleet-manifest/2"] = "tinyfleet-manifest/2"
@@ -51,12 +52,14 @@ class InputInfo(_Strict):
 class ModelInfo(_Strict):
     """The model that the bundle was made from; ``logit_scale`` is the real value of one step.
 
-    ``digest`` is that of ``codegen.firmware.model_digest``: what the bytes of the weights mean.
-    ``parameters`` counts all weights and biases, the frozen ones as well.
+    ``digest`` says what the bytes of the weights mean, ``sample_digest`` what those of samples
+    (``codegen.firmware.model_digest``). ``parameters`` counts all weights and biases, the frozen
+    ones as well.
     """
 
     name: str
     digest: Digest
+    sample_digest: Digest
     onnx_sha256: Digest
     input: InputInfo
     classes: int
@@ -121,12 +124,28 @@ class RegionInfo(_Strict):
     sectors: tuple[int, int]
 
 
-class FlashInfo(_Strict):
-    """Where weights slots and sample log lie (boards.md: internal or external flash)."""
+class SamplesInfo(RegionInfo):
+    """The sample log: units that it is divided into, and what stays when all are full."""
 
+    units: Annotated[int, Field(ge=1)]
+    keep: Keep = "newest"
+
+
+class FlashInfo(_Strict):
+    """Where everything lies (flash.md); the firmware goes on where the boot sector ends."""
+
+    boot: RegionInfo
+    identity: RegionInfo
+    journal: RegionInfo
+    firmware: RegionInfo
     slot_a: RegionInfo
     slot_b: RegionInfo
-    samples: RegionInfo
+    samples: SamplesInfo
+
+    @property
+    def regions(self) -> dict[str, RegionInfo]:
+        """All of them by name."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
 
 
 class Manifest(_Strict):

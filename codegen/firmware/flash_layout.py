@@ -1,9 +1,10 @@
-"""Where in flash the firmware, the two weights slots and the sample log lie.
+"""Where in flash firmware, identity, journal, weights slots and sample log lie.
 
-The firmware starts in sector 0 of the microcontroller's own flash. The regions that are erased
-while it runs are runs of whole sectors. In the internal flash they are handed out from its end
-downwards: sample log last, slot B and slot A below it; what remains belongs to the firmware. What
-doesn't fit there lies in the board's external flash, if it has one, from its start upwards.
+docs/specification/flash.md says what the regions are for. All are whole sectors. The firmware is in
+two pieces: the boot sector, and what remains between identity and journal, which follow that
+sector, and the slots and the log, which are handed out from the end of the internal flash
+downwards. What doesn't fit there lies in the board's external flash, if it has one, from its start
+upwards.
 """
 
 from __future__ import annotations
@@ -12,27 +13,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from string import Template
+from typing import Literal
 
 from codegen.errors import BudgetError
 from codegen.firmware.boards import Board, FlashName
 
-_SLOT_FIELDS_BYTES, _MARK_BYTES, _CHUNK_BYTES, _SLOT_HEADER_UNIT = 64, 4, 512, 4096
+_SLOT_FIELDS_BYTES, _MARK_BYTES, _CHUNK_BYTES, _SLOT_HEADER_UNIT = 128, 4, 512, 4096
+
+Keep = Literal["newest", "reservoir"]
+"""Which samples stay when the log has no room for more."""
 
 SAMPLE_LOG_BYTES = 64 * 1024
-"""Size of the sample log where that holds enough samples; it has to hold the identity, too."""
+"""Least size of the sample log."""
 WANTED_SAMPLES, LEAST_SAMPLES = 64, 3
 """Samples that there should be, and must be, room for. One in three only scores."""
 LARGEST_SAMPLE_BYTES = 0xFFFFF
 """The length of a record has 20 bits (docs/specification/flash.md)."""
-_IDENTITY_BYTES = 1024
+UNIT_HEADER_BYTES = 32
+"""Of a unit of the sample log."""
 _RECORD_HEADER_BYTES = 16
 _LOG_PLACES = 65536
 
+_SMALL = ("identity", "journal")
 _SLOTS = ("slot_a", "slot_b")
 _LOG = "samples"
-_REGIONS = (*_SLOTS, _LOG)
-_OUTSIDE: tuple[tuple[str, ...], ...] = ((), (_LOG,), _SLOTS, _REGIONS)
+_OUTSIDE: tuple[tuple[str, ...], ...] = (
+    (),
+    (_LOG,),
+    _SLOTS,
+    (*_SLOTS, _LOG),
+    (*_SLOTS, _LOG, *_SMALL),
+)
 """Regions in the external flash: the first choice that fits is taken."""
+_JOURNAL_UNITS = 2
+KEEP_NUMBERS: dict[Keep, int] = {"newest": 0, "reservoir": 1}
+"""tf_sample_keep of device_runtime/include/tinyfleet/sample_log.h."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +65,65 @@ class Region:
 
 
 @dataclass(frozen=True)
-class FlashLayout:
-    """The four regions of a board's flash."""
+class SampleRegion(Region):
+    """The sample log, divided into units of one size; a single one fills and that's it."""
 
+    units: int
+
+    @property
+    def fills(self) -> bool:
+        """Whether the log takes no more once it is full."""
+        return self.units == 1
+
+
+@dataclass(frozen=True)
+class FlashLayout:
+    """The regions of a board's flash. ``firmware`` goes on where ``boot`` ends."""
+
+    boot: Region
+    identity: Region
+    journal: Region
     firmware: Region
     slot_a: Region
     slot_b: Region
-    samples: Region
+    samples: SampleRegion
+
+    @property
+    def stores(self) -> dict[str, Region]:
+        """The regions that the firmware reads or writes, by name."""
+        return {
+            "identity": self.identity,
+            "journal": self.journal,
+            "slot_a": self.slot_a,
+            "slot_b": self.slot_b,
+            "samples": self.samples,
+        }
 
     @property
     def uses_external_flash(self) -> bool:
         """Whether a region lies outside the microcontroller."""
-        return any(
-            region.flash == "external" for region in (self.slot_a, self.slot_b, self.samples)
-        )
+        return any(region.flash == "external" for region in self.stores.values())
+
+
+@dataclass(frozen=True)
+class LogNeeds:
+    """What the sample log has to hold: samples of one size, in so many bytes of flash at least."""
+
+    sample_bytes: int
+    samples: int
+    bytes: int
+
+    def capacity(self, unit_bytes: int, units: int) -> int:
+        """Samples that are there at any time: while one of several units is erased, the others."""
+        place = record_alignment(unit_bytes * units)
+        first = -(-UNIT_HEADER_BYTES // place) * place
+        record = -(-(_RECORD_HEADER_BYTES + self.sample_bytes) // place) * place
+        # The last place of a unit stays free.
+        return max(units - 1, 1) * max(0, (unit_bytes - first - place) // record)
+
+    def fit(self, unit_bytes: int, units: int) -> bool:
+        """Whether a log of this size does."""
+        return unit_bytes * units >= self.bytes and self.capacity(unit_bytes, units) >= self.samples
 
 
 def slot_header_bytes(weights_bytes: int) -> int:
@@ -73,16 +133,17 @@ def slot_header_bytes(weights_bytes: int) -> int:
 
 
 def record_alignment(log_bytes: int) -> int:
-    """What the offsets of records in a sample log of this size are multiples of (flash.md)."""
-    unit = 4
-    while unit * _LOG_PLACES < log_bytes:
-        unit *= 2
-    return unit
+    """A place of a sample log of this size: what offsets of records are multiples of (flash.md)."""
+    place = 4
+    while place * _LOG_PLACES < log_bytes:
+        place *= 2
+    return place
 
 
-def sample_log_sizes(sample_bytes: int) -> tuple[int, int]:
-    """Wanted and least size in bytes of the log, for samples of ``sample_bytes`` each.
+def sample_log_needs(sample_bytes: int, log_bytes: int | None = None) -> tuple[LogNeeds, ...]:
+    """What is wanted of the log for samples of ``sample_bytes`` each, and what does if need be.
 
+    ``log_bytes`` is the least size that somebody asks for.
     Raises BudgetError for samples that no record holds.
     """
     if sample_bytes > LARGEST_SAMPLE_BYTES:
@@ -90,84 +151,187 @@ def sample_log_sizes(sample_bytes: int) -> tuple[int, int]:
             f"a sample of {sample_bytes:,} bytes is more than the {LARGEST_SAMPLE_BYTES:,} that a "
             "record of the sample log holds; use a smaller input"
         )
-
-    def room(samples: int) -> int:
-        plain = samples * (_RECORD_HEADER_BYTES + sample_bytes) + _IDENTITY_BYTES
-        # Twice the plain size: whole sectors make the region larger, and with it the alignment.
-        unit = record_alignment(2 * plain)
-        record = -(-(_RECORD_HEADER_BYTES + sample_bytes) // unit) * unit
-        return max(SAMPLE_LOG_BYTES, samples * record + _IDENTITY_BYTES)
-
-    return room(WANTED_SAMPLES), room(LEAST_SAMPLES)
+    if log_bytes is not None:
+        return (LogNeeds(sample_bytes, LEAST_SAMPLES, log_bytes),)
+    return tuple(
+        LogNeeds(sample_bytes, samples, SAMPLE_LOG_BYTES)
+        for samples in (WANTED_SAMPLES, LEAST_SAMPLES)
+    )
 
 
 def plan_flash(
-    board: Board,
-    firmware_bytes: int,
-    weights_bytes: int,
-    sample_bytes: int,
-    least_sample_bytes: int | None = None,
+    board: Board, firmware_bytes: int, weights_bytes: int, log: Sequence[LogNeeds]
 ) -> FlashLayout:
     """Lays out the flash of ``board``.
 
-    ``firmware_bytes`` is all that the image occupies in flash (with the weights that are built
-    in), ``weights_bytes`` the blob that a slot must hold, ``sample_bytes`` the sample log that is
-    wanted; where there is no room for it, one of ``least_sample_bytes`` does.
+    ``firmware_bytes`` is all that the image occupies in flash behind the boot sector (with the
+    weights that are built in), ``weights_bytes`` the blob that a slot must hold, ``log`` what is
+    wanted of the sample log; where there is no room for the first, the next does.
     Raises BudgetError with the table of needs if they don't fit.
     """
     slot_bytes = slot_header_bytes(weights_bytes) + weights_bytes
-    least = sample_bytes if least_sample_bytes is None else least_sample_bytes
     left_for_firmware: int | None = None
-    for log_bytes in dict.fromkeys((sample_bytes, min(sample_bytes, least))):
-        needs = {"slot_a": slot_bytes, "slot_b": slot_bytes, _LOG: log_bytes}
+    for needs in log:
         for outside in _OUTSIDE if board.external_flash is not None else _OUTSIDE[:1]:
-            layout = _place(board, needs, outside)
-            if layout is None:
-                continue
-            if layout.firmware.bytes >= firmware_bytes:
-                return layout
-            left_for_firmware = max(left_for_firmware or 0, layout.firmware.bytes)
-    raise _too_small(board, firmware_bytes, slot_bytes, min(sample_bytes, least), left_for_firmware)
+            for ring in (True, False):
+                layout = _Placing(board, slot_bytes, needs, outside, ring).layout()
+                if layout is None:
+                    continue
+                if layout.firmware.bytes >= firmware_bytes:
+                    return layout
+                left_for_firmware = max(left_for_firmware or 0, layout.firmware.bytes)
+    raise _too_small(board, firmware_bytes, slot_bytes, log[-1], left_for_firmware)
 
 
-def _place(board: Board, needs: dict[str, int], outside: Sequence[str]) -> FlashLayout | None:
-    """A layout with the regions ``outside`` in the external flash; None where there is no room."""
-    taken: dict[str, Region] = {}
-    end = len(board.flash.sectors)
-    for name in reversed(_REGIONS):
-        if name in outside:
-            continue
-        first, size = end, 0
-        # At least one sector, also for an empty log: the device must be able to erase it.
-        while size < max(needs[name], 1) and first > 0:
+class _NoRoom(Exception):
+    """A region doesn't fit where it should go."""
+
+
+class _Placing:
+    """One way to lay out a flash: which regions are outside, and whether the log is a ring."""
+
+    def __init__(
+        self,
+        board: Board,
+        slot_bytes: int,
+        log: LogNeeds,
+        outside: Sequence[str],
+        ring: bool,
+    ) -> None:
+        self._board = board
+        self._slot_bytes = slot_bytes
+        self._log = log
+        self._outside = outside
+        self._ring = ring
+        self._inside = board.flash.sectors
+        self._first, self._end = 1, len(board.flash.sectors)  # free sectors of the internal flash
+        self._free = 0  # first free sector of the external flash
+
+    def layout(self) -> FlashLayout | None:
+        """None where there is no room."""
+        try:
+            return self._layout()
+        except _NoRoom:
+            return None
+
+    def _layout(self) -> FlashLayout:
+        external = {name: self._place_outside(name) for name in self._outside}
+        identity = external.get("identity") or self._take_first(1, 1)
+        journal = external.get("journal") or self._take_journal()
+        samples = external.get(_LOG) or self._take_log()
+        slot_b = external.get("slot_b") or self._take_last(self._slot_bytes)
+        slot_a = external.get("slot_a") or self._take_last(self._slot_bytes)
+        if self._first >= self._end:
+            raise _NoRoom
+        firmware = self._region_inside(self._first, self._end - self._first)
+        assert isinstance(samples, SampleRegion)
+        boot = self._region_inside(0, 1)
+        return FlashLayout(boot, identity, journal, firmware, slot_a, slot_b, samples)
+
+    def _region_inside(self, first: int, count: int) -> Region:
+        size = sum(self._inside[first : first + count])
+        return Region("internal", self._board.flash.sector_address(first), size, first, count)
+
+    def _take_first(self, first: int, count: int) -> Region:
+        """Sectors at the beginning of the free ones, perhaps behind some that stay unused."""
+        if first + count > self._end:
+            raise _NoRoom
+        self._first = first + count
+        return self._region_inside(first, count)
+
+    def _take_journal(self) -> Region:
+        """The first two neighbours of one size."""
+        for first in range(self._first, self._end - 1):
+            if self._inside[first] == self._inside[first + 1]:
+                return self._take_first(first, _JOURNAL_UNITS)
+        raise _NoRoom
+
+    def _take_last(self, size: int) -> Region:
+        """Sectors of at least ``size`` bytes, and one at least, at the end of the free ones."""
+        first = self._end
+        taken = 0
+        while taken < max(size, 1) and first > self._first:
             first -= 1
-            size += board.flash.sectors[first]
-        if size < max(needs[name], 1):
-            return None
-        taken[name] = Region(
-            "internal", board.flash.sector_address(first), size, first, end - first
-        )
-        end = first
-    if end == 0:
-        return None
-    free = 0
-    for name in outside:
-        flash = board.external_flash
+            taken += self._inside[first]
+        if taken < max(size, 1):
+            raise _NoRoom
+        region = self._region_inside(first, self._end - first)
+        self._end = first
+        return region
+
+    def _take_log(self) -> Region:
+        if not self._ring:
+            first = self._end - 1
+            while first >= self._first and not self._log.fit(
+                sum(self._inside[first : self._end]), 1
+            ):
+                first -= 1
+            if first < self._first:
+                raise _NoRoom
+            return _in_units(self._take_last(sum(self._inside[first : self._end])), 1)
+        of_one_size = 0
+        while (
+            self._end - of_one_size > self._first
+            and self._inside[self._end - 1 - of_one_size] == self._inside[self._end - 1]
+        ):
+            of_one_size += 1
+        if of_one_size == 0:
+            raise _NoRoom
+        sector = self._inside[self._end - 1]
+        per_unit, units = self._ring_of(sector, of_one_size)
+        return _in_units(self._take_last(sector * per_unit * units), units)
+
+    def _ring_of(self, sector_bytes: int, sectors: int) -> tuple[int, int]:
+        """Sectors of a unit, and units, of the smallest ring in so many sectors of one size."""
+        per_unit = 1
+        while self._log.capacity(per_unit * sector_bytes, 2) == 0:
+            per_unit += 1
+            if per_unit * 2 > sectors:
+                raise _NoRoom
+        for units in range(2, sectors // per_unit + 1):
+            if self._log.fit(per_unit * sector_bytes, units):
+                return per_unit, units
+        raise _NoRoom
+
+    def _place_outside(self, name: str) -> Region:
+        flash = self._board.external_flash
         assert flash is not None
-        count = max(1, -(-needs[name] // flash.sector_bytes))
-        if free + count > flash.sector_count:
-            return None
-        taken[name] = Region(
+        units = 1
+        if name == "identity":
+            count = 1
+        elif name == "journal":
+            count = _JOURNAL_UNITS
+        elif name in _SLOTS:
+            count = max(1, -(-self._slot_bytes // flash.sector_bytes))
+        elif self._ring:
+            count, units = self._ring_of(flash.sector_bytes, flash.sector_count - self._free)
+            count *= units
+        else:
+            count = 1
+            while count <= flash.sector_count and not self._log.fit(count * flash.sector_bytes, 1):
+                count += 1
+        if self._free + count > flash.sector_count:
+            raise _NoRoom
+        region = Region(
             "external",
-            flash.address + free * flash.sector_bytes,
+            flash.address + self._free * flash.sector_bytes,
             count * flash.sector_bytes,
-            len(board.flash.sectors) + free,
+            len(self._inside) + self._free,
             count,
         )
-        free += count
-    app = sum(board.flash.sectors[:end])
-    firmware = Region("internal", board.flash.address, app, 0, end)
-    return FlashLayout(firmware, taken["slot_a"], taken["slot_b"], taken[_LOG])
+        self._free += count
+        return _in_units(region, units) if name == _LOG else region
+
+
+def _in_units(region: Region, units: int) -> SampleRegion:
+    return SampleRegion(
+        region.flash,
+        region.address,
+        region.bytes,
+        region.first_sector,
+        region.sector_count,
+        units,
+    )
 
 
 def layout_defines(board: Board, layout: FlashLayout) -> dict[str, str | int]:
@@ -184,26 +348,38 @@ def layout_defines(board: Board, layout: FlashLayout) -> dict[str, str | int]:
     }
 
 
-def linker_script(board: Board, layout: FlashLayout) -> str:
-    """The linker script for ``board``, with the symbols that boards.md lists."""
+def linker_script(
+    board: Board,
+    layout: FlashLayout,
+    keep: Keep = "newest",
+    boot_functions: Sequence[str] = (),
+) -> str:
+    """The linker script for ``board``, with the symbols that boards.md lists.
+
+    ``keep`` says which samples stay in a full log, ``boot_functions`` what lies in the boot sector
+    besides the vectors.
+    """
     symbols: list[str] = []
-    for name, region in (
-        ("slot_a", layout.slot_a),
-        ("slot_b", layout.slot_b),
-        ("samples", layout.samples),
-    ):
+    for name, region in layout.stores.items():
         symbols += [
             f"__{name}_start = {region.address:#010x};",
             f"__{name}_bytes = {region.bytes};",
             f"__{name}_sector = {region.first_sector};",
             f"__{name}_sector_count = {region.sector_count};",
         ]
-    symbols.append(f"__slot_bytes = {min(layout.slot_a.bytes, layout.slot_b.bytes)};")
+    symbols += [
+        f"__slot_bytes = {min(layout.slot_a.bytes, layout.slot_b.bytes)};",
+        f"__samples_units = {layout.samples.units};",
+        f"__samples_keep = {KEEP_NUMBERS[keep]};",
+    ]
     text = (resources.files("codegen.firmware") / "firmware.ld.template").read_text("utf-8")
     return Template(text).substitute(
         board=board.name,
-        flash_address=f"{board.flash.address:#010x}",
-        app_bytes=layout.firmware.bytes,
+        boot_address=f"{layout.boot.address:#010x}",
+        boot_bytes=layout.boot.bytes,
+        boot_functions="\n".join(f"    *(.text.{name})" for name in boot_functions),
+        firmware_address=f"{layout.firmware.address:#010x}",
+        firmware_bytes=layout.firmware.bytes,
         sram_address=f"{board.sram.address:#010x}",
         sram_limit_bytes=board.sram_limit_bytes,
         stack_bytes=board.stack_bytes,
@@ -212,13 +388,16 @@ def linker_script(board: Board, layout: FlashLayout) -> str:
 
 
 def _too_small(
-    board: Board, firmware_bytes: int, slot_bytes: int, log_bytes: int, app: int | None
+    board: Board, firmware_bytes: int, slot_bytes: int, log: LogNeeds, app: int | None
 ) -> BudgetError:
+    record = _RECORD_HEADER_BYTES + log.sample_bytes
+    small = sum(board.flash.sectors[: 2 + _JOURNAL_UNITS])
     rows = [
         ("firmware with factory weights", firmware_bytes),
+        ("boot, identity, journal", small),
         ("weights slot A", slot_bytes),
         ("weights slot B", slot_bytes),
-        ("sample log", log_bytes),
+        ("sample log", max(log.bytes, log.samples * record)),
     ]
     lines = [f"  {name:<30} {size:>10,} bytes" for name, size in rows]
     lines.append(f"  {'needed (before whole sectors)':<30} {sum(s for _, s in rows):>10,} bytes")
@@ -237,7 +416,6 @@ def _too_small(
     )
     return BudgetError(
         f"the model doesn't fit the flash of {board.name} "
-        f"(slots and log take whole sectors of {sizes}):\n"
-        + "\n".join(lines)
-        + f"\nUse a smaller model, {remedy}."
+        "(boot, identity, journal, slots and log take whole sectors of "
+        f"{sizes}):\n" + "\n".join(lines) + f"\nUse a smaller model, {remedy}."
     )

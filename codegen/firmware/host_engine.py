@@ -54,6 +54,7 @@ class _Model(ctypes.Structure):
         ("weights_sha256", ctypes.c_uint8 * 32),
         ("factory_weights", _Pointer),
         ("model_digest", ctypes.c_uint32),
+        ("sample_digest", ctypes.c_uint32),
         ("weights_bytes", ctypes.c_uint32),
         ("input_bytes", ctypes.c_uint32),
         ("classes", ctypes.c_uint16),

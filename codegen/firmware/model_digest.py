@@ -1,7 +1,8 @@
-"""The model's digest: what the bytes of a weights blob mean (docs/specification/bundle.md).
+"""Digests of what a device's bytes mean: of weights, and of samples (docs/specification/bundle.md).
 
 Weights that a device keeps, or that a campaign brings, are those of a firmware's model if and only
-if the digests are equal, whatever board, plans and compiler the firmware was made with.
+if the model's digests are equal, whatever board, plans and compiler the firmware was made with.
+Samples in its log are if the samples' digests are.
 """
 
 from __future__ import annotations
@@ -24,17 +25,8 @@ def model_digest(graph: Graph, weights: Weights) -> str:
     Activations count by their place, not by their names, and options at their defaults don't
     count: so what an importer calls them, or an option that a later version adds, changes nothing.
     """
-    places = {graph.input: 0}
-    operations = []
-    for op in graph.ops:
-        inputs = [places[name] for name in inputs_of(op)]
-        operations.append([type(op).__name__, inputs, _options(op)])
-        if not isinstance(op, Head):
-            places[op.output] = len(places)
-    activations = [graph.tensors[name] for name in places]
     meaning = {
-        "activations": [[t.shape, float(t.scale), int(t.zero_point)] for t in activations],
-        "operations": operations,
+        **_network(graph),
         "tensors": [
             [t.name, t.dtype, t.values.shape, weights.published.offsets[t.name], t.order, t.step]
             for t in weights.published.tensors
@@ -53,8 +45,33 @@ def model_digest(graph: Graph, weights: Weights) -> str:
     return hashlib.sha256(canonical_json(meaning)).hexdigest()
 
 
+def sample_digest(graph: Graph) -> str:
+    """SHA-256 (hex) of the network that samples were recorded for, whatever is trained of it.
+
+    Its operations and the scales of all its activations tell it from another one that has an input
+    of the same shape, and as many classes that may mean something else.
+    """
+    meaning = {**_network(graph), "classes": graph.head.bias.size}
+    return hashlib.sha256(canonical_json(meaning)).hexdigest()
+
+
+def _network(graph: Graph) -> dict[str, Any]:
+    places = {graph.input: 0}
+    operations = []
+    for op in graph.ops:
+        inputs = [places[name] for name in inputs_of(op)]
+        operations.append([type(op).__name__, inputs, _options(op)])
+        if not isinstance(op, Head):
+            places[op.output] = len(places)
+    activations = [graph.tensors[name] for name in places]
+    return {
+        "activations": [[t.shape, float(t.scale), int(t.zero_point)] for t in activations],
+        "operations": operations,
+    }
+
+
 def slot_word(digest: str) -> int:
-    """What of a model's digest stands in the header of a weights slot: its first four bytes."""
+    """What of a digest stands in the header of a slot or of a unit of samples: four bytes."""
     return int.from_bytes(bytes.fromhex(digest)[:4], "little")
 
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "client_parts.h"
+#include "tinyfleet/identity_store.h"
 
 #define KEEP_ALIVE_SECONDS 60u
 #define SESSION_EXPIRY_SECONDS 3600u
@@ -119,7 +120,7 @@ static void publish_announce(tf_client *client) {
         .device = client->identity.device,
         .board = client->config->board,
         .bundle = client->config->model->bundle_id,
-        .weights = tf_weights_active_sha256(&client->weights),
+        .weights = tf_round_base_sha256(client),
         .free_sram_bytes = client->pool_bytes,
         .link_bits_per_second = client->identity.link_bits_per_second,
         .train_samples = client->train_samples,
@@ -276,11 +277,13 @@ static void on_event(void *context, const tf_mqtt_event *event) {
 }
 
 static tf_status read_identity(tf_client *client) {
-    tf_record record;
-    if (tf_sample_log_identity(&client->log, &record) != TF_OK) {
+    const uint8_t *identity;
+    uint32_t bytes;
+    if (tf_identity_read(client->config->port->flash, &client->config->regions.identity,
+                         TF_IDENTITY_DEVICE, &identity, &bytes) != TF_OK) {
         return TF_NOT_FOUND;
     }
-    if (tf_decode_identity(record.payload, record.payload_bytes, &client->identity) != TF_OK) {
+    if (tf_decode_identity(identity, bytes, &client->identity) != TF_OK) {
         return TF_BAD_INPUT;
     }
     const uint32_t reserved = client->identity.reserved_sram_bytes;
@@ -294,14 +297,19 @@ tf_status tf_client_init(tf_client *client, const tf_client_config *config) {
     memset(client, 0, sizeof *client);
     client->config = config;
     client->state = TF_DEVICE_IDLE;
-    tf_status status = tf_sample_log_open(&client->log, config->port->flash, &config->samples);
+    const tf_flash *flash = config->port->flash;
+    tf_status status = read_identity(client);
     if (status == TF_OK) {
-        status = read_identity(client);
+        status = tf_journal_open(&client->journal, flash, &config->regions.journal);
     }
     if (status == TF_OK) {
-        status = tf_weights_open(&client->weights, config->port->flash, config->slots,
-                                 model->factory_weights, model->weights_sha256, model->model_digest,
-                                 model->weights_bytes);
+        status = tf_sample_log_open(&client->log, flash, &config->regions.samples,
+                                    model->sample_digest, entropy(client));
+    }
+    if (status == TF_OK) {
+        status =
+            tf_weights_open(&client->weights, flash, config->regions.slots, model->factory_weights,
+                            model->weights_sha256, model->model_digest, model->weights_bytes);
     }
     if (status != TF_OK) {
         return status;
@@ -364,4 +372,8 @@ uint32_t tf_client_next_poll_ms(const tf_client *client) {
 tf_device_state tf_client_state(const tf_client *client) {
     return !client->connected && !client->has_task ? TF_DEVICE_OFFLINE
                                                    : (tf_device_state)client->state;
+}
+
+tf_sample_log *tf_client_sample_log(tf_client *client) {
+    return &client->log;
 }

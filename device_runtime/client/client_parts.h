@@ -24,6 +24,8 @@ tf_status tf_round_on_blob(tf_client *client, const char *digits, uint32_t digit
                            const tf_mqtt_message *message);
 /* The broker's answer to the chunk of the delta under way. */
 void tf_round_on_delta_answer(tf_client *client, uint8_t reason);
+/* The digest of the weights that rounds start from. */
+const uint8_t *tf_round_base_sha256(const tf_client *client);
 /* The next piece of work; true: there is more to do at once. */
 bool tf_round_step(tf_client *client);
 

@@ -149,6 +149,17 @@ static void restart_download(tf_client *client, bool again, tf_reason reason) {
     }
 }
 
+/* What rounds start from: the candidate, else what the application infers with. */
+static const uint8_t *base(const tf_client *client) {
+    const uint8_t *candidate = tf_weights_candidate(&client->weights);
+    return candidate != NULL ? candidate : tf_weights_current(&client->weights);
+}
+
+const uint8_t *tf_round_base_sha256(const tf_client *client) {
+    const uint8_t *candidate = tf_weights_candidate_sha256(&client->weights);
+    return candidate != NULL ? candidate : tf_weights_current_sha256(&client->weights);
+}
+
 static void begin_scoring(tf_client *client, tf_client_work work, const uint8_t *weights) {
     if (tf_scoring_begin(client, weights) != TF_OK) {
         decline(client, TF_REASON_NOT_ENOUGH_SRAM);
@@ -207,9 +218,8 @@ static void begin_round(tf_client *client) {
     } else if (client->held_out_samples == 0u ||
                (client->train_samples == 0u && client->task.epochs != 0u)) {
         decline(client, TF_REASON_NO_SAMPLES);
-    } else if (memcmp(client->task.weights, tf_weights_active_sha256(&client->weights),
-                      TF_DIGEST_BYTES) == 0) {
-        begin_scoring(client, TF_WORK_SCORE_NEW, tf_weights_active(&client->weights));
+    } else if (memcmp(client->task.weights, tf_round_base_sha256(client), TF_DIGEST_BYTES) == 0) {
+        begin_scoring(client, TF_WORK_SCORE_NEW, base(client));
     } else {
         stage(client);
     }
@@ -250,7 +260,7 @@ static void verify(tf_client *client) {
         if (client->task.max_score_drop_permille >= 1000u) {
             begin_scoring(client, TF_WORK_SCORE_NEW, tf_weights_staged(&client->weights));
         } else {
-            begin_scoring(client, TF_WORK_SCORE_ACTIVE, tf_weights_active(&client->weights));
+            begin_scoring(client, TF_WORK_SCORE_ACTIVE, base(client));
         }
         break;
     case TF_BAD_INPUT:

@@ -3,10 +3,12 @@
 
 #include "client_parts.h"
 
+#define CHOICE 0x63686F69u /* stream of random numbers, beyond any epoch's */
+
 static bool is_usable(const tf_client *client, const tf_record *record, bool held_out) {
     const tf_model *model = client->config->model;
-    return record->type == TF_RECORD_SAMPLE && record->held_out == held_out &&
-           record->payload_bytes == model->input_bytes && record->label < model->classes;
+    return record->held_out == held_out && record->payload_bytes == model->input_bytes &&
+           record->label < model->classes;
 }
 
 void tf_scoring_count_samples(tf_client *client) {
@@ -54,18 +56,36 @@ uint32_t tf_scoring_mean_loss_thousandths(const tf_client_score *score) {
     return mean < UINT32_MAX ? (uint32_t)mean : UINT32_MAX;
 }
 
+/* Notes where the n-th train sample is, so that a step finds it without counting. Where there are
+ * more than room for, the newest count, or, since a reservoir has no newest, a fair choice. */
+static void note_place(tf_client *client, uint32_t n, uint16_t place) {
+    uint16_t *order = client->config->sample_order;
+    const uint32_t room = client->config->sample_order_size;
+    if (n < room) {
+        order[n] = place;
+    } else if (client->config->regions.samples.keep == TF_KEEP_RESERVOIR) {
+        const uint32_t at = tf_random(client->task.seed, CHOICE, n) % (n + 1u);
+        if (at < room) {
+            order[at] = place;
+        }
+    } else {
+        order[n % room] = place;
+    }
+}
+
 void tf_scoring_draw_order(tf_client *client) {
     uint16_t *order = client->config->sample_order;
     uint32_t cursor = 0;
-    uint16_t count = 0;
+    uint32_t found = 0;
     tf_record record;
-    while (count < client->config->sample_order_size &&
-           tf_sample_log_next(&client->log, &cursor, &record) == TF_OK) {
+    while (tf_sample_log_next(&client->log, &cursor, &record) == TF_OK) {
         if (is_usable(client, &record, false)) {
-            /* Where the record is, so that a step finds it without counting. */
-            order[count++] = (uint16_t)(record.offset / client->log.unit);
+            note_place(client, found++, record.place);
         }
     }
+    const uint16_t count =
+        (uint16_t)(found < client->config->sample_order_size ? found
+                                                             : client->config->sample_order_size);
     for (uint32_t i = count; i-- > 1u;) {
         const uint32_t j = tf_random(client->task.seed, client->epoch, i) % (i + 1u);
         const uint16_t swapped = order[i];
@@ -80,10 +100,12 @@ bool tf_scoring_train_step(tf_client *client) {
     if (client->order_next == client->order_count) {
         return false;
     }
-    const uint32_t offset =
-        client->log.unit * (uint32_t)client->config->sample_order[client->order_next++];
+    const uint16_t place = client->config->sample_order[client->order_next++];
     tf_record record;
-    if (tf_sample_log_at(&client->log, offset, &record) == TF_OK) {
+    /* The application adds samples while this goes on: what had to go for them is skipped, and what
+     * lies in its place may be held out. */
+    if (tf_sample_log_at(&client->log, place, &record) == TF_OK &&
+        is_usable(client, &record, false)) {
         tf_engine_train_step(&client->engine, (const int8_t *)record.payload, record.label,
                              client->task.learning_rate_q20, client->task.seed);
         client->train_steps++;

@@ -4,13 +4,12 @@
 
 #include <stdint.h>
 
-#include "tinyfleet/flash.h"
+#include "tinyfleet/flash_layout.h"
 #include "tinyfleet/port.h"
 
 /* Where things lie, as the linker script says. */
 typedef struct {
-    tf_flash_region slots[2];
-    tf_flash_region samples;
+    tf_flash_layout regions;
     void *pool;
     uint32_t pool_bytes;
 } tf_board_layout;

@@ -13,13 +13,40 @@ tf_status tf_flash_erase_region(const tf_flash *flash, const tf_flash_region *re
     return TF_OK;
 }
 
+bool tf_flash_is_erased(const tf_flash *flash, const tf_flash_region *region) {
+    for (uint32_t offset = 0; offset < region->bytes; offset += 4u) {
+        if (tf_flash_word(flash, region->address + offset) != TF_FLASH_ERASED) {
+            return false;
+        }
+    }
+    return true;
+}
+
+tf_status tf_flash_erase_unless_erased(const tf_flash *flash, const tf_flash_region *region) {
+    return tf_flash_is_erased(flash, region) ? TF_OK : tf_flash_erase_region(flash, region);
+}
+
 uint32_t tf_flash_word(const tf_flash *flash, uint32_t address) {
     const uint8_t *bytes = flash->map(flash->context, address, 4u);
     if (bytes == NULL) {
         return TF_FLASH_ERASED;
     }
-    return (uint32_t)bytes[0] | ((uint32_t)bytes[1] << 8) | ((uint32_t)bytes[2] << 16) |
-           ((uint32_t)bytes[3] << 24);
+    return tf_flash_word_of(bytes, 4u);
+}
+
+uint32_t tf_flash_word_of(const uint8_t *data, uint32_t bytes) {
+    uint32_t word = TF_FLASH_ERASED;
+    for (uint32_t i = 0; i < 4u && i < bytes; i++) {
+        word &= ~(0xFFu << (8u * i));
+        word |= (uint32_t)data[i] << (8u * i);
+    }
+    return word;
+}
+
+void tf_flash_put_word(uint8_t *bytes, uint32_t word) {
+    for (uint32_t i = 0; i < 4u; i++) {
+        bytes[i] = (uint8_t)(word >> (8u * i));
+    }
 }
 
 tf_status tf_flash_complete_word(const tf_flash *flash, uint32_t address, uint32_t word) {

@@ -1,13 +1,14 @@
 /* Two-slot weights store. The order of flash operations is what makes it safe:
  *
- *   stage:  erase the slot, program the header, its CRC last of all
- *   chunk:  program the payload words, then the chunk's mark
- *   verify: check the digest, then program the payload's CRC
- *   commit: program the commit word
+ *   stage:   erase the slot, program the header, its CRC last of all
+ *   chunk:   program the payload words, then the chunk's mark
+ *   verify:  check the digest, then program the payload's CRC
+ *   commit:  program the commit word
+ *   release: program the released word
  *
  * A slot counts as staged with an intact header, as committed with intact header, payload and
- * commit word; so whatever an interrupted operation left behind, the other slot stays active
- * until the very last word is in.
+ * commit word, as released with the released word as well; so whatever an interrupted operation
+ * left behind, the other slot keeps its part until the very last word is in.
  */
 #include "tinyfleet/weights_store.h"
 
@@ -16,8 +17,9 @@
 #include "tinyfleet/crc32.h"
 #include "tinyfleet/sha256.h"
 
-#define SLOT_MAGIC 0x32574654u
+#define SLOT_MAGIC 0x33574654u
 #define SLOT_COMMITTED 0x54494D43u
+#define SLOT_RELEASED 0x534C4552u
 #define MARKED 0u
 #define HEADER_UNIT 4096u
 
@@ -31,7 +33,8 @@ enum {
     AT_HEADER_CRC = 52,
     AT_PAYLOAD_CRC = 56,
     AT_COMMIT = 60,
-    AT_MARKS = 64
+    AT_RELEASED = 64,
+    AT_MARKS = 128
 };
 
 #define HEADER_WORDS ((uint32_t)AT_HEADER_CRC / 4u)
@@ -64,6 +67,12 @@ static tf_status write_slot_word(const tf_weights_store *store, int slot, uint32
     return tf_flash_complete_word(store->flash, address, word) == TF_OK ? TF_OK : TF_FLASH_FAILED;
 }
 
+/* Whether `word` can still be programmed there: bits that faded to zero only erasing brings back. */
+static bool is_open_for(const tf_weights_store *store, int slot, uint32_t offset, uint32_t word) {
+    const uint32_t present = slot_word(store, slot, offset);
+    return present != word && (present & word) == word;
+}
+
 static bool same_digest(const uint8_t *left, const uint8_t *right) {
     for (uint32_t i = 0; i < TF_WEIGHTS_DIGEST_BYTES; i++) {
         if (left[i] != right[i]) {
@@ -89,12 +98,38 @@ static bool is_committed(const tf_weights_store *store, int slot) {
            slot_word(store, slot, AT_PAYLOAD_CRC) == tf_crc32(0, payload, store->weights_bytes);
 }
 
+static uint32_t sequence_of(const tf_weights_store *store, int slot) {
+    return slot_word(store, slot, AT_SEQUENCE);
+}
+
+/* Whether `slot` comes after `other`, a slot or -1. */
+static bool is_above(const tf_weights_store *store, int slot, int other) {
+    return other < 0 || sequence_of(store, slot) > sequence_of(store, other);
+}
+
+static void find_versions(tf_weights_store *store) {
+    bool committed[2];
+    for (int slot = 0; slot < 2; slot++) {
+        committed[slot] = is_committed(store, slot);
+        if (committed[slot] && slot_word(store, slot, AT_RELEASED) == SLOT_RELEASED &&
+            is_above(store, slot, store->current)) {
+            store->current = (int8_t)slot;
+        }
+    }
+    for (int slot = 0; slot < 2; slot++) {
+        if (committed[slot] && is_open_for(store, slot, AT_RELEASED, SLOT_RELEASED) &&
+            is_above(store, slot, store->current) && is_above(store, slot, store->candidate)) {
+            store->candidate = (int8_t)slot;
+        }
+    }
+}
+
 /* Above every sequence in flash, so that what is staged wins once it is committed. */
 static uint32_t next_sequence(const tf_weights_store *store) {
     uint32_t newest = 0;
     for (int slot = 0; slot < 2; slot++) {
-        if (has_header(store, slot) && slot_word(store, slot, AT_SEQUENCE) > newest) {
-            newest = slot_word(store, slot, AT_SEQUENCE);
+        if (has_header(store, slot) && sequence_of(store, slot) > newest) {
+            newest = sequence_of(store, slot);
         }
     }
     return newest + 1u;
@@ -111,7 +146,8 @@ tf_status tf_weights_open(tf_weights_store *store, const tf_flash *flash,
     store->factory_sha256 = factory_sha256;
     store->model_digest = model_digest;
     store->weights_bytes = weights_bytes;
-    store->active = -1;
+    store->current = -1;
+    store->candidate = -1;
     store->staging = -1;
     store->chunk_bytes = 0;
     store->chunks = 0;
@@ -128,40 +164,46 @@ tf_status tf_weights_open(tf_weights_store *store, const tf_flash *flash,
             return TF_FLASH_FAILED;
         }
     }
-    for (int slot = 0; slot < 2; slot++) {
-        if (is_committed(store, slot) &&
-            (store->active < 0 ||
-             slot_word(store, slot, AT_SEQUENCE) > slot_word(store, store->active, AT_SEQUENCE))) {
-            store->active = (int8_t)slot;
-        }
-    }
+    find_versions(store);
     return TF_OK;
 }
 
-const uint8_t *tf_weights_active(const tf_weights_store *store) {
-    return store->active < 0 ? store->factory : slot_payload(store, store->active);
+static const uint8_t *digest_of(const tf_weights_store *store, int slot) {
+    return slot_bytes(store, slot, AT_SHA256, TF_WEIGHTS_DIGEST_BYTES);
 }
 
-const uint8_t *tf_weights_active_sha256(const tf_weights_store *store) {
-    return store->active < 0 ? store->factory_sha256
-                             : slot_bytes(store, store->active, AT_SHA256, TF_WEIGHTS_DIGEST_BYTES);
+const uint8_t *tf_weights_current(const tf_weights_store *store) {
+    return store->current < 0 ? store->factory : slot_payload(store, store->current);
+}
+
+const uint8_t *tf_weights_current_sha256(const tf_weights_store *store) {
+    return store->current < 0 ? store->factory_sha256 : digest_of(store, store->current);
+}
+
+const uint8_t *tf_weights_candidate(const tf_weights_store *store) {
+    return store->candidate < 0 ? NULL : slot_payload(store, store->candidate);
+}
+
+const uint8_t *tf_weights_candidate_sha256(const tf_weights_store *store) {
+    return store->candidate < 0 ? NULL : digest_of(store, store->candidate);
 }
 
 static uint32_t mark_offset(uint32_t index) {
     return (uint32_t)AT_MARKS + 4u * index;
 }
 
+/* The version that staging leaves alone: current, or where that is the factory's the candidate;
+ * -1: both slots are free. */
+static int kept(const tf_weights_store *store) {
+    return store->current >= 0 ? store->current : store->candidate;
+}
+
 static bool is_resumable(const tf_weights_store *store, int slot, const uint8_t *sha256,
                          uint32_t chunk_bytes) {
-    if (!has_header(store, slot) || slot_word(store, slot, AT_COMMIT) == SLOT_COMMITTED ||
-        slot_word(store, slot, AT_CHUNK_BYTES) != chunk_bytes) {
-        return false;
-    }
-    if (store->active >= 0 &&
-        slot_word(store, slot, AT_SEQUENCE) <= slot_word(store, store->active, AT_SEQUENCE)) {
-        return false; /* would not win over the active version when committed */
-    }
-    return same_digest(slot_bytes(store, slot, AT_SHA256, TF_WEIGHTS_DIGEST_BYTES), sha256);
+    /* One that is not above what is kept would be no candidate once it is committed. */
+    return has_header(store, slot) && is_open_for(store, slot, AT_COMMIT, SLOT_COMMITTED) &&
+           slot_word(store, slot, AT_CHUNK_BYTES) == chunk_bytes &&
+           is_above(store, slot, kept(store)) && same_digest(digest_of(store, slot), sha256);
 }
 
 static tf_status write_header(const tf_weights_store *store, int slot, const uint8_t *sha256,
@@ -174,28 +216,15 @@ static tf_status write_header(const tf_weights_store *store, int slot, const uin
     words[AT_CHUNK_BYTES / 4] = chunk_bytes;
     words[AT_MODEL_DIGEST / 4] = store->model_digest;
     for (uint32_t i = 0; i < TF_WEIGHTS_DIGEST_BYTES / 4u; i++) {
-        const uint8_t *from = sha256 + 4u * i;
-        words[AT_SHA256 / 4 + i] = (uint32_t)from[0] | ((uint32_t)from[1] << 8) |
-                                   ((uint32_t)from[2] << 16) | ((uint32_t)from[3] << 24);
+        words[AT_SHA256 / 4 + i] = tf_flash_word_of(sha256 + 4u * i, 4u);
     }
     for (uint32_t i = 0; i < HEADER_WORDS; i++) {
-        for (uint32_t byte = 0; byte < 4u; byte++) {
-            bytes[4u * i + byte] = (uint8_t)(words[i] >> (8u * byte));
-        }
+        tf_flash_put_word(bytes + 4u * i, words[i]);
         if (write_slot_word(store, slot, 4u * i, words[i]) != TF_OK) {
             return TF_FLASH_FAILED;
         }
     }
     return write_slot_word(store, slot, AT_HEADER_CRC, tf_crc32(0, bytes, AT_HEADER_CRC));
-}
-
-static bool is_erased(const tf_weights_store *store, int slot) {
-    for (uint32_t offset = 0; offset < store->slots[slot].bytes; offset += 4u) {
-        if (slot_word(store, slot, offset) != TF_FLASH_ERASED) {
-            return false;
-        }
-    }
-    return true;
 }
 
 tf_status tf_weights_stage(tf_weights_store *store, const uint8_t sha256[TF_WEIGHTS_DIGEST_BYTES],
@@ -210,22 +239,19 @@ tf_status tf_weights_stage(tf_weights_store *store, const uint8_t sha256[TF_WEIG
     if (chunks > (tf_weights_payload_offset(weights_bytes) - AT_MARKS) / 4u) {
         return TF_BAD_INPUT;
     }
-    const int slot = store->active == 0 ? 1 : 0;
-    const int other = 1 - slot;
-    int staging = slot;
-    /* With the factory weights active either slot may hold the download of before a reset. */
-    if (store->active < 0 && !is_resumable(store, slot, sha256, chunk_bytes) &&
-        is_resumable(store, other, sha256, chunk_bytes)) {
-        staging = other;
+    int staging = kept(store) == 0 ? 1 : 0;
+    /* With both slots free either may hold the download of before a reset. */
+    if (kept(store) < 0 && !is_resumable(store, staging, sha256, chunk_bytes) &&
+        is_resumable(store, 1 - staging, sha256, chunk_bytes)) {
+        staging = 1 - staging;
     }
     if (!is_resumable(store, staging, sha256, chunk_bytes)) {
         const uint32_t sequence = next_sequence(store);
-        /* Sectors wear out: an erased slot isn't erased again. */
-        if (!is_erased(store, staging) &&
-            tf_flash_erase_region(store->flash, &store->slots[staging]) != TF_OK) {
-            return TF_FLASH_FAILED;
+        if (staging == store->candidate) {
+            store->candidate = -1;
         }
-        if (write_header(store, staging, sha256, chunk_bytes, sequence) != TF_OK) {
+        if (tf_flash_erase_unless_erased(store->flash, &store->slots[staging]) != TF_OK ||
+            write_header(store, staging, sha256, chunk_bytes, sequence) != TF_OK) {
             return TF_FLASH_FAILED;
         }
     }
@@ -248,16 +274,6 @@ bool tf_weights_has_chunk(const tf_weights_store *store, uint32_t index) {
            slot_word(store, store->staging, mark_offset(index)) == MARKED;
 }
 
-/* `bytes` may end within a word: the rest of the last word stays erased. */
-static uint32_t word_of(const uint8_t *data, uint32_t bytes) {
-    uint32_t word = TF_FLASH_ERASED;
-    for (uint32_t i = 0; i < 4u && i < bytes; i++) {
-        word &= ~(0xFFu << (8u * i));
-        word |= (uint32_t)data[i] << (8u * i);
-    }
-    return word;
-}
-
 tf_status tf_weights_write_chunk(tf_weights_store *store, uint32_t index, const uint8_t *data,
                                  uint32_t bytes) {
     if (store->staging < 0) {
@@ -276,8 +292,8 @@ tf_status tf_weights_write_chunk(tf_weights_store *store, uint32_t index, const 
     }
     const uint32_t offset = tf_weights_payload_offset(store->weights_bytes) + start;
     for (uint32_t i = 0; i < bytes; i += 4u) {
-        if (write_slot_word(store, store->staging, offset + i, word_of(data + i, bytes - i)) !=
-            TF_OK) {
+        if (write_slot_word(store, store->staging, offset + i,
+                            tf_flash_word_of(data + i, bytes - i)) != TF_OK) {
             return TF_FLASH_FAILED;
         }
     }
@@ -296,7 +312,7 @@ tf_status tf_weights_verify(tf_weights_store *store) {
         return TF_AGAIN;
     }
     const uint8_t *payload = slot_payload(store, store->staging);
-    const uint8_t *wanted = slot_bytes(store, store->staging, AT_SHA256, TF_WEIGHTS_DIGEST_BYTES);
+    const uint8_t *wanted = digest_of(store, store->staging);
     uint8_t digest[TF_SHA256_BYTES];
     tf_sha256 hash;
     if (payload == NULL || wanted == NULL) {
@@ -327,9 +343,25 @@ tf_status tf_weights_commit(tf_weights_store *store) {
     if (write_slot_word(store, store->staging, AT_COMMIT, SLOT_COMMITTED) != TF_OK) {
         return TF_FLASH_FAILED;
     }
-    store->active = store->staging;
+    store->candidate = store->staging;
     store->staging = -1;
     store->verified = false;
+    return TF_OK;
+}
+
+tf_status tf_weights_release(tf_weights_store *store,
+                             const uint8_t sha256[TF_WEIGHTS_DIGEST_BYTES]) {
+    if (same_digest(tf_weights_current_sha256(store), sha256)) {
+        return TF_OK;
+    }
+    if (store->candidate < 0 || !same_digest(digest_of(store, store->candidate), sha256)) {
+        return TF_NOT_FOUND;
+    }
+    if (write_slot_word(store, store->candidate, AT_RELEASED, SLOT_RELEASED) != TF_OK) {
+        return TF_FLASH_FAILED;
+    }
+    store->current = store->candidate;
+    store->candidate = -1;
     return TF_OK;
 }
 

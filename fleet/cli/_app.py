@@ -104,6 +104,13 @@ def compile_command(
         Path | None,
         typer.Option(help="Folder that the bundle is written to. Default: out/MODEL-BOARD."),
     ] = None,
+    samples: Annotated[
+        Literal["newest", "reservoir"],
+        typer.Option(
+            help="Which samples a device keeps when its log is full: the newest, or a fair choice "
+            "of all that it has seen."
+        ),
+    ] = "newest",
     compiler: Compiler = None,
     json: Json = False,
 ) -> None:
@@ -122,6 +129,7 @@ def compile_command(
             calibration_method, percentile, equalize=equalize, report=quantization_report
         ),
         out=out or default_folder(model, board),
+        samples=samples,
         compiler=compiler,
         as_json=json,
     )

@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Literal
 
 from codegen.firmware.bundle import QUANTIZATION, Bundle
+from codegen.firmware.flash_layout import Keep
 from codegen.quantization.model import QuantizationOptions
 from codegen.quantization.report import LayerError, QuantizationReport, load_report
 from fleet.cli._output import budget_table, console, flash_line, print_json, table
 from fleet.cli._progress import stage_bars
 from fleet.firmware import compile_firmware
+
+_REGIONS = {
+    "identity": "identity",
+    "journal": "journal",
+    "slot_a": "weights slot A",
+    "slot_b": "weights slot B",
+    "samples": "sample log",
+}
 
 
 def compile_bundle(
@@ -23,6 +32,7 @@ def compile_bundle(
     calibration: Path | None,
     quantization: QuantizationOptions,
     out: Path,
+    samples: Keep,
     compiler: Literal["gcc", "zig"] | None,
     as_json: bool,
 ) -> None:
@@ -36,6 +46,7 @@ def compile_bundle(
             out,
             compiler=compiler,
             progress=tell,
+            samples=samples,
             quantization=quantization,
             publish=publish,
         )
@@ -119,14 +130,9 @@ def _show(bundle: Bundle, out: Path) -> None:
         f"{flash_line(report.flash_bytes)} Compiled with {bundle.manifest.compiler}.",
         soft_wrap=True,
     )
-    regions = report.flash_regions
     outside = [
-        f"{name} ({region.bytes:,} bytes at {region.address:#010x})"
-        for name, region in (
-            ("weights slot A", regions.slot_a),
-            ("weights slot B", regions.slot_b),
-            ("sample log", regions.samples),
-        )
+        f"{_REGIONS[name]} ({region.bytes:,} bytes at {region.address:#010x})"
+        for name, region in report.flash_regions.regions.items()
         if region.flash == "external"
     ]
     if outside:

@@ -1,10 +1,12 @@
-"""The sample region of a device's flash: who it is, and what its sensor recorded.
+"""What is written to a device's flash from outside: who it is, and what its sensor recorded.
 
-Format: docs/specification/flash.md, "Sample log"; the identity is the CDDL's `identity`.
+Formats: docs/specification/flash.md, "Identity" and "Sample log"; the identity is the CDDL's
+`identity`.
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,11 +16,18 @@ import cbor2
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.firmware.flash_layout import record_alignment
+from codegen.firmware.bundle import FlashInfo, SamplesInfo
+from codegen.firmware.flash_layout import UNIT_HEADER_BYTES, record_alignment
+from codegen.firmware.model_digest import slot_word
 from simulator.errors import ImageError
 
-_MAGIC = 0x4C53
-_IDENTITY, _SAMPLE = 1, 2
+_RECORD_MAGIC, _IDENTITY_KIND = 0x4A, 1
+_RECORD = struct.Struct("<BBH")
+_GRAIN = 8
+_UNIT_MAGIC = 0x31534654
+_UNIT = struct.Struct("<6I")
+_EVERYTHING = _ERASED = 0xFFFFFFFF
+_SAMPLE_MAGIC, _SAMPLE = 0x4C53, 2
 _HELD_OUT = 1
 _HEADER = struct.Struct("<HBBHHI")
 _HEADER_BYTES = 16
@@ -41,7 +50,6 @@ class Identity:
 class SampleLog:
     """Content of a sample region."""
 
-    identity: Identity
     samples: NDArray[np.int8]
     """[N, bytes of one sample]"""
     labels: NDArray[np.int64]
@@ -50,94 +58,170 @@ class SampleLog:
     """[N]: every third sample only scores, it never trains."""
 
 
+def provision(
+    flash: FlashInfo,
+    sample_digest: str,
+    identity: Identity,
+    samples: NDArray[np.int8],
+    labels: NDArray[np.integer],
+) -> list[tuple[int, bytes]]:
+    """(address, bytes) of what a new device gets besides its firmware.
+
+    Args:
+        flash: of the bundle's manifest; so is
+        sample_digest: `model.sample_digest`.
+        identity: of the device.
+        samples: int8 [N, ...] in the model's input scale, HWC.
+        labels: [N], 0 … 65535.
+
+    Raises: ImageError naming the device when samples and labels don't match or don't fit.
+    """
+    try:
+        log = sample_region(samples, labels, flash.samples, sample_digest)
+    except ImageError as error:
+        raise ImageError(f"device {identity.device}: {error}") from None
+    return [(flash.identity.address, identity_region(identity)), (flash.samples.address, log)]
+
+
+def identity_region(identity: Identity) -> bytes:
+    """The record for the start of the identity region; the rest of it is erased flash."""
+    payload = cbor2.dumps([_PROTOCOL, *astuple(identity)])
+    first = _RECORD.pack(_RECORD_MAGIC, _IDENTITY_KIND, len(payload))
+    record = first + struct.pack("<I", zlib.crc32(first + payload)) + payload
+    return record + b"\xff" * (-len(record) % _GRAIN)
+
+
+def read_identity(content: bytes) -> Identity:
+    """Who a device with this identity region is.
+
+    Raises: ImageError when there is no identity.
+    """
+    found: Identity | None = None
+    at = 0
+    while at + _GRAIN <= len(content):
+        magic, kind, size = _RECORD.unpack_from(content, at)
+        payload = content[at + _GRAIN : at + _GRAIN + size]
+        crc = zlib.crc32(payload, zlib.crc32(content[at : at + _RECORD.size]))
+        (wanted,) = struct.unpack_from("<I", content, at + _RECORD.size)
+        if magic != _RECORD_MAGIC or crc != wanted:
+            at += _GRAIN
+            continue
+        if kind == _IDENTITY_KIND:
+            found = Identity(*cbor2.loads(payload)[1:])
+        at += _GRAIN + size + -size % _GRAIN
+    if found is None:
+        raise ImageError("the region holds no identity; write one with identity_region")
+    return found
+
+
 def held_out_mask(count: int) -> NDArray[np.bool_]:
     """Which of ``count`` samples, in order of recording, are held out: ordinal % 3 = 2."""
     return np.asarray(np.arange(count) % 3 == 2, np.bool_)
 
 
-def _record(kind: int, flags: int, label: int, payload: bytes, unit: int) -> bytes:
+def _unit_header(digest: int, unit_bytes: int, sequence: int, ordinal: int) -> bytes:
+    header = _UNIT.pack(_UNIT_MAGIC, digest, unit_bytes, sequence, ordinal, _EVERYTHING)
+    return header + struct.pack("<II", zlib.crc32(header), _ERASED)
+
+
+def _record(flags: int, label: int, payload: bytes, place: int) -> bytes:
     flags |= len(payload) >> 16 << _LENGTH_SHIFT
     size = len(payload) & 0xFFFF
-    header = _HEADER.pack(_MAGIC, kind, flags, size, label, zlib.crc32(payload))
+    header = _HEADER.pack(_SAMPLE_MAGIC, _SAMPLE, flags, size, label, zlib.crc32(payload))
     record = header + struct.pack("<I", zlib.crc32(header)) + payload
-    return record + b"\xff" * (-len(record) % unit)
+    return record + b"\xff" * (-len(record) % place)
 
 
 def sample_region(
-    identity: Identity, samples: NDArray[np.int8], labels: NDArray[np.integer], region_bytes: int
+    samples: NDArray[np.int8], labels: NDArray[np.integer], region: SamplesInfo, sample_digest: str
 ) -> bytes:
     """Records for the start of the sample region; the rest of it is erased flash.
 
     Args:
-        identity: of the device.
         samples: int8 [N, ...] in the model's input scale, HWC.
         labels: [N], 0 … 65535.
-        region_bytes: size of the region in the bundle's manifest.
+        region: `flash.samples` of the bundle's manifest; so is
+        sample_digest: `model.sample_digest`.
 
     Raises: ImageError when samples and labels don't match or don't fit.
     """
     if samples.dtype != np.int8 or len(samples) != len(labels):
         raise ImageError(
-            f"device {identity.device}: {len(samples)} samples of {samples.dtype} and"
-            f" {len(labels)} labels; give one label for each int8 sample"
+            f"{len(samples)} samples of {samples.dtype} and {len(labels)} labels; give one label "
+            "for each int8 sample"
         )
-    unit = record_alignment(region_bytes)
-    parts = [_record(_IDENTITY, 0, 0, cbor2.dumps([_PROTOCOL, *astuple(identity)]), unit)]
-    held_out = held_out_mask(len(samples))
-    for sample, label, held in zip(samples, labels, held_out, strict=True):
-        flags = _HELD_OUT if held else 0
-        parts.append(_record(_SAMPLE, flags, int(label), sample.tobytes(), unit))
-    content = b"".join(parts)
-    if len(content) > region_bytes:
-        raise ImageError(
-            f"device {identity.device}: {len(samples)} samples take {len(content)} bytes, the"
-            f" sample region has {region_bytes}; give it fewer samples"
-        )
-    return content
+    place = record_alignment(region.bytes)
+    unit_bytes = region.bytes // region.units
+    digest = slot_word(sample_digest)
+    content = bytearray()
+    units = 0
+    for ordinal, (sample, label, held) in enumerate(
+        zip(samples, labels, held_out_mask(len(samples)), strict=True)
+    ):
+        record = _record(_HELD_OUT if held else 0, int(label), sample.tobytes(), place)
+        # The last place of a unit stays free.
+        if len(content) + len(record) > units * unit_bytes - place:
+            content += b"\xff" * (units * unit_bytes - len(content))
+            units += 1
+            content += _unit_header(digest, unit_bytes, units, ordinal)
+            content += b"\xff" * (-len(content) % place)
+            if units > region.units or len(content) + len(record) > units * unit_bytes - place:
+                raise ImageError(
+                    f"{len(samples)} samples of {sample.nbytes} bytes don't fit the sample region "
+                    f"of {region.bytes} bytes in {region.units} units; give fewer samples"
+                )
+        content += record
+    return bytes(content)
 
 
-def _records(content: bytes, region_bytes: int | None) -> Iterator[tuple[int, int, int, bytes]]:
-    """(type, flags, label, payload) of every record that is sound, as the device finds them."""
-    first, unit = 0, record_alignment(len(content) if region_bytes is None else region_bytes)
+def _records(content: bytes, place: int) -> Iterator[tuple[int, int, bytes]]:
+    """(flags, label, payload) of every record of a unit that is sound, as the device finds them."""
+    first = -(-UNIT_HEADER_BYTES // place) * place
     while first + _HEADER_BYTES <= len(content):
         header = content[first : first + 12]
         magic, kind, flags, size, label, payload_crc = _HEADER.unpack(header)
         (header_crc,) = struct.unpack_from("<I", content, first + 12)
         end = first + _HEADER_BYTES + (size | flags >> _LENGTH_SHIFT << 16)
-        if magic != _MAGIC or header_crc != zlib.crc32(header) or end > len(content):
-            first += unit
+        if (magic, kind) != (_SAMPLE_MAGIC, _SAMPLE) or header_crc != zlib.crc32(header):
+            first += place
+            continue
+        if end > len(content):
+            first += place
             continue
         payload = content[first + _HEADER_BYTES : end]
         if zlib.crc32(payload) == payload_crc:
-            yield kind, flags, label, payload
-        first = end + -end % unit
+            yield flags, label, payload
+        first = end + -end % place
 
 
-def read_sample_region(content: bytes, region_bytes: int | None = None) -> SampleLog:
-    """What a device with this sample region would find in it.
+def _sequence(unit: bytes, digest: int, unit_bytes: int) -> int:
+    """Of a unit with samples of that model; 0 for any other."""
+    magic, model, size, sequence, _, _ = _UNIT.unpack_from(unit)
+    crc, retired = struct.unpack_from("<II", unit, _UNIT.size)
+    counts = (
+        (magic, model, size, retired) == (_UNIT_MAGIC, digest, unit_bytes, _ERASED)
+    ) and crc == zlib.crc32(unit[: _UNIT.size])
+    return int(sequence) if counts else 0
 
-    ``region_bytes`` is the size of the region where ``content`` is only its beginning.
 
-    Raises: ImageError when there is no identity.
-    """
-    identity: Identity | None = None
-    samples: list[bytes] = []
-    labels: list[int] = []
-    held_out: list[bool] = []
-    for kind, flags, label, payload in _records(content, region_bytes):
-        if kind == _IDENTITY:
-            identity = Identity(*cbor2.loads(payload)[1:])
-        elif kind == _SAMPLE:
-            samples.append(payload)
-            labels.append(label)
-            held_out.append(bool(flags & _HELD_OUT))
-    if identity is None:
-        raise ImageError("the sample region holds no identity; write one with sample_region")
+def read_sample_region(content: bytes, region: SamplesInfo, sample_digest: str) -> SampleLog:
+    """What a device with this sample region, or the beginning of one, would find in it."""
+    place = record_alignment(region.bytes)
+    unit_bytes = region.bytes // region.units
+    digest = slot_word(sample_digest)
+    whole = content + b"\xff" * (region.bytes - len(content))
+    units = [
+        whole[start : start + unit_bytes - place] for start in range(0, region.bytes, unit_bytes)
+    ]
+    in_order = sorted(
+        (unit for unit in units if _sequence(unit, digest, unit_bytes)),
+        key=lambda unit: _sequence(unit, digest, unit_bytes),
+    )
+    found = list(itertools.chain.from_iterable(_records(unit, place) for unit in in_order))
     return SampleLog(
-        identity,
-        np.frombuffer(b"".join(samples), np.int8).reshape(
-            len(samples), len(samples[0]) if samples else 0
+        np.frombuffer(b"".join(payload for _, _, payload in found), np.int8).reshape(
+            len(found), len(found[0][2]) if found else 0
         ),
-        np.array(labels, np.int64),
-        np.array(held_out, np.bool_),
+        np.array([label for _, label, _ in found], np.int64),
+        np.array([bool(flags & _HELD_OUT) for flags, _, _ in found], np.bool_),
     )

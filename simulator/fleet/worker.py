@@ -26,7 +26,8 @@ from typing import Any
 
 from codegen.errors import CodegenError
 from codegen.firmware.boards import load_board
-from simulator.devices.flash_image import Identity, sample_region
+from codegen.firmware.bundle import FlashInfo
+from simulator.devices.flash_image import Identity, provision
 from simulator.devices.modem import Modem
 from simulator.errors import FleetError, SimulatorError
 from simulator.fleet.fleet import (
@@ -44,7 +45,7 @@ from simulator.machines.unicorn import UnicornMachine
 
 
 def build_machine(spec: DeviceSpec, library: Path | None = None) -> UnicornMachine | HostMachine:
-    """A machine with the bundle's image and the device's sample region in its flash.
+    """A machine with the bundle's image, the device's identity and its samples in its flash.
 
     With ``library`` it is a device of that host library instead of an emulated board.
 
@@ -53,8 +54,9 @@ def build_machine(spec: DeviceSpec, library: Path | None = None) -> UnicornMachi
     try:
         manifest = json.loads((Path(spec.bundle) / "manifest.json").read_text())
         board = load_board(Path(spec.bundle) / "board.json")
-        region = manifest["flash"]["samples"]
-        content = sample_region(
+        written = provision(
+            FlashInfo.model_validate(manifest["flash"]),
+            manifest["model"]["sample_digest"],
             Identity(
                 spec.device,
                 spec.fleet,
@@ -64,9 +66,8 @@ def build_machine(spec: DeviceSpec, library: Path | None = None) -> UnicornMachi
             ),
             spec.samples,
             spec.labels,
-            region["bytes"],
         )
-        flash_content = [*spec.flash, (region["address"], content)]
+        flash_content = [*spec.flash, *written]
         if library is not None:
             return HostMachine(
                 spec.bundle,

@@ -17,6 +17,7 @@ from typing import Any
 from codegen.emit.zcbor_codec import CODEC_DEFINES
 from codegen.firmware.boards import Board
 from codegen.firmware.bundle import Bundle, RegionInfo, load_bundle
+from codegen.firmware.flash_layout import KEEP_NUMBERS
 from codegen.firmware.toolchain import Source, Toolchain, host_toolchain
 from device_runtime import host_sources, include_directories
 from simulator.clock import Milliseconds, host_milliseconds
@@ -75,14 +76,30 @@ def _flashes_of(board: Board, regions: Iterable[RegionInfo]) -> list[_FlashMemor
     return flashes
 
 
+class _SampleRegion(ctypes.Structure):
+    """tf_sample_region of device_runtime/include/tinyfleet/sample_log.h."""
+
+    _fields_ = (("region", _Region), ("units", ctypes.c_uint16), ("keep", ctypes.c_uint8))
+
+
+class _Regions(ctypes.Structure):
+    """tf_flash_layout of device_runtime/include/tinyfleet/flash_layout.h."""
+
+    _fields_ = (
+        ("identity", _Region),
+        ("journal", _Region),
+        ("slots", _Region * 2),
+        ("samples", _SampleRegion),
+    )
+
+
 class _Setup(ctypes.Structure):
-    """tf_host_setup of the same header."""
+    """tf_host_setup of host_device.h."""
 
     _fields_ = (
         ("board", ctypes.c_char_p),
         ("flashes", _Flash * 2),
-        ("slots", _Region * 2),
-        ("samples", _Region),
+        ("regions", _Regions),
         ("pool", ctypes.c_void_p),
         ("pool_bytes", ctypes.c_uint32),
         ("seed", ctypes.c_uint32),
@@ -156,7 +173,7 @@ class HostMachine:
         self._clock, self._start_of_clock = clock, clock()
         self._battery_percent = battery_percent
         layout = bundle.manifest.flash
-        self._flashes = _flashes_of(self.board, (layout.slot_a, layout.slot_b, layout.samples))
+        self._flashes = _flashes_of(self.board, layout.regions.values())
         for address, data in flash_content:
             ctypes.memmove(self._place_of(address, len(data)), data, len(data))
         image = load_elf(bundle.firmware)
@@ -165,8 +182,16 @@ class HostMachine:
         self._setup = _Setup(
             board=self.board.name.encode(),
             flashes=(_Flash * 2)(*(flash.descriptor() for flash in self._flashes)),
-            slots=(_Region * 2)(_region(layout.slot_a), _region(layout.slot_b)),
-            samples=_region(layout.samples),
+            regions=_Regions(
+                identity=_region(layout.identity),
+                journal=_region(layout.journal),
+                slots=(_Region * 2)(_region(layout.slot_a), _region(layout.slot_b)),
+                samples=_SampleRegion(
+                    _region(layout.samples),
+                    layout.samples.units,
+                    KEEP_NUMBERS[layout.samples.keep],
+                ),
+            ),
             pool=ctypes.addressof(self._pool),
             pool_bytes=pool_bytes // 8 * 8,
             seed=seed & 0xFFFFFFFF,

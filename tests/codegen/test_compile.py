@@ -64,12 +64,15 @@ def test_reported_sizes_add_up_to_the_image(kind: Any, board_name: str, tmp_path
         sections = [s for s in image.iter_sections() if s["sh_flags"] & 2 and s["sh_size"]]
         loaded = [s for s in sections if s["sh_type"] == "SHT_PROGBITS"]
         symbols = {s.name: s for s in image.get_section_by_name(".symtab").iter_symbols()}
-    flash_end = max(
-        s["sh_addr"] + s["sh_size"] for s in loaded if s["sh_addr"] < board.sram.address
-    ) + sum(s["sh_size"] for s in loaded if s["sh_addr"] >= board.sram.address)
-    flash = made.report.flash_bytes
-    # Sections are aligned, so a few bytes between them belong to none.
-    assert 0 <= flash_end - board.flash.address - flash.total < 16
+    flash, regions = made.report.flash_bytes, made.report.flash_regions
+    # Sections are aligned, so a few bytes between them belong to none; nor do the sectors between
+    # the two pieces.
+    assert 0 <= flash.total - sum(s["sh_size"] for s in loaded) < 16
+    for section in loaded:
+        region = regions.boot if section.name == ".boot" else regions.firmware
+        if section["sh_addr"] < board.sram.address:
+            end = section["sh_addr"] + section["sh_size"]
+            assert region.address <= section["sh_addr"] < end <= region.address + region.bytes
     assert flash.code + flash.weights + flash.frozen == flash.total
     assert flash.weights == made.manifest.weights.bytes
     frozen = symbols.get("tf_frozen_weights")
@@ -120,6 +123,7 @@ def test_the_manifest_describes_the_blob_and_the_plans(bundle: Bundle) -> None:
     flash = manifest.flash
     assert flash.slot_a.address + flash.slot_a.bytes == flash.slot_b.address
     assert flash.slot_b.address + flash.slot_b.bytes == flash.samples.address
+    assert flash.samples.keep == "newest"
 
 
 def test_the_bundle_id_is_the_same_for_both_compilers_and_follows_the_specification(
@@ -344,7 +348,7 @@ def limit(bundle: Bundle) -> int:
 def test_default_plans_that_do_not_fit_are_left_out_with_a_note(tmp_path: Path, limit: int) -> None:
     made = compiled(tmp_path / "out", small_board(limit))
     assert [plan.name for plan in made.manifest.plans] == ["small", "middle"]
-    (note,) = made.report.notes
+    (note,) = (note for note in made.report.notes if "log fills" not in note)
     assert "plan full is left out" in note
     assert f"{limit:,}" in note
     assert made.manifest.plan("small").id in (made.path / "src" / "plan_0.c").read_text()
@@ -442,17 +446,38 @@ def test_what_the_linked_firmware_leaves_no_room_for_goes_to_the_external_flash(
     assert flash.slot_a.flash == flash.slot_b.flash == "external"
     assert flash.slot_a.address == 0x90000000
     assert flash.slot_a.sectors[0] == len(sectors)
-    inside = [region.address for region in (flash.samples,) if region.flash == "internal"]
-    firmware_end = min(inside, default=board.flash.address + board.flash.bytes)
-    assert board.flash.address + made.report.flash_bytes.total <= firmware_end
+    assert made.report.flash_bytes.total <= flash.boot.bytes + flash.firmware.bytes
     image = load_elf(made.firmware)
+    for start, data in image.segments:
+        region = flash.boot if start < flash.firmware.address else flash.firmware
+        assert region.address <= start <= start + len(data) <= region.address + region.bytes
     assert image.address_of("__slot_a_start") == flash.slot_a.address
+    assert image.address_of("__identity_start") == flash.identity.address
     assert "tf_stm32_external_flash" in image.symbols
 
 
+@pytest.mark.parametrize("kind", COMPILERS)
+def test_code_moves_to_the_boot_sector_where_the_sectors_behind_are_too_few(
+    kind: Any, tmp_path: Path
+) -> None:
+    described = load_board("stm32f407").model_dump()
+    described["flash"]["sectors"] = [65536, *[16384] * 7, *[65536] * 4]
+    board = Board.model_validate(described)
+    plan = PlanSpec(name="one")
+    alone = compiled(tmp_path / "roomy", "stm32f407", plans=[plan], toolchain=find_toolchain(kind))
+    made = compiled(tmp_path / "out", board, plans=[plan], toolchain=find_toolchain(kind))
+    flash = made.report.flash_regions
+    assert made.report.flash_bytes.total > flash.firmware.bytes
+    (boot, boot_code), (firmware, _) = load_elf(made.firmware).segments
+    assert (boot, firmware) == (flash.boot.address, flash.firmware.address)
+    assert len(boot_code) > 20_000
+    # The same code at other places: no more than alignment between its parts differs.
+    assert abs(made.report.flash_bytes.total - alone.report.flash_bytes.total) < 512
+
+
 def test_a_bundle_that_fits_the_internal_flash_has_no_driver_for_another(bundle: Bundle) -> None:
-    regions = bundle.report.flash_regions
-    assert {r.flash for r in (regions.slot_a, regions.slot_b, regions.samples)} == {"internal"}
+    regions = bundle.report.flash_regions.regions.values()
+    assert {region.flash for region in regions} == {"internal"}
     assert "tf_stm32_external_flash" not in load_elf(bundle.firmware).symbols
 
 
@@ -462,7 +487,24 @@ def test_a_log_larger_than_the_internal_flash_moves_alone(
     made = compiled(tmp_path / "out", sample_log_bytes=3_000_000)
     assert made.manifest.flash.samples.flash == "external"
     assert made.manifest.flash.samples.bytes >= 3_000_000
+    assert made.manifest.flash.samples.units > 40
+    assert made.report.notes == ()
     assert made.manifest.flash.slot_b.flash == "internal"
+
+
+@pytest.mark.parametrize(("board", "fills"), [("stm32f746", True), ("stm32f407", False)])
+def test_the_report_says_where_the_log_fills_and_the_manifest_what_it_keeps(
+    board: str, fills: bool, tmp_path: Path
+) -> None:
+    made = compiled(tmp_path / "out", board, plans=[PlanSpec(name="one")], samples="reservoir")
+    log = made.manifest.flash.samples
+    assert (log.units == 1, log.keep) == (fills, "reservoir")
+    notes = [note for note in made.report.notes if note.startswith("log fills")]
+    assert len(notes) == fills
+    assert not fills or "262,144 bytes" in notes[0]
+    image = load_elf(made.firmware)
+    assert image.address_of("__samples_keep") == 1
+    assert image.address_of("__samples_units") == log.units
 
 
 def test_a_plan_of_any_state_takes_the_finest_that_fits(tmp_path: Path) -> None:
@@ -473,7 +515,7 @@ def test_a_plan_of_any_state_takes_the_finest_that_fits(tmp_path: Path) -> None:
     coarse = compiled(tmp_path / "coarse", plans=[plan("coarse", "int8-stochastic")])
     wide = compiled(tmp_path / "wide", plans=[plan("any", "auto")])
     assert wide.manifest.plans[0].plan["state"] == "q8.8"
-    assert wide.report.notes == ()
+    assert all("log fills" in note for note in wide.report.notes)
     tight = small_board(coarse.report.plans[0].sram_bytes.total)
     narrow = compiled(tmp_path / "narrow", tight, plans=[plan("any", "auto")])
     assert narrow.manifest.plans[0].id == coarse.manifest.plans[0].id

@@ -9,22 +9,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codegen.emit.zcbor_codec import generate_codec
+from codegen.firmware.bundle import SamplesInfo
 from codegen.firmware.toolchain import Source, host_toolchain
-from fleet.protocol import Announce, Delta, Identity, Status, Task
+from fleet.protocol import Announce, Delta, Status, Task
+from simulator.devices.flash_image import Identity, identity_region
 
 TESTS = Path(__file__).parent
 RUNTIME = TESTS.parents[1] / "device_runtime"
 CDDL = TESTS.parents[1] / "fleet" / "protocol" / "tinyfleet.cddl"
 
 FLASH_ADDRESS = 0x08000000
-SECTORS = [8192, 8192, 16384]
+SECTORS = [8192, 8192, 4096, 4096, 4096, 32768, 32768]
+"""Two slots, identity, two of the journal, two of the sample log."""
 POOL_BYTES = 16384
 WEIGHTS_BYTES = 144  # of tiny_model.c
 INPUTS, CLASSES = 16, 4
+IDENTITY = Identity("dev1", "f", "secret", 0, 115200)
 PLANS = [
     name.ljust(31, ".").encode() + b"\0"
     for name in ("plan 0: weights and biases", "plan 1: biases", "plan 2: far too large")
 ]
+
+
+def _address(sector: int) -> int:
+    return FLASH_ADDRESS + sum(SECTORS[:sector])
+
+
+SAMPLES = SamplesInfo(address=_address(5), bytes=sum(SECTORS[5:]), sectors=(5, 2), units=2)
 
 
 def client_sources() -> list[Path]:
@@ -79,14 +90,28 @@ class Flash(ctypes.Structure):
     ]
 
 
+class SampleRegion(ctypes.Structure):
+    _fields_ = [("region", Region), ("units", ctypes.c_uint16), ("keep", ctypes.c_uint8)]
+
+
+class Regions(ctypes.Structure):
+    """``tf_flash_layout``."""
+
+    _fields_ = [
+        ("identity", Region),
+        ("journal", Region),
+        ("slots", Region * 2),
+        ("samples", SampleRegion),
+    ]
+
+
 class Setup(ctypes.Structure):
     """``tf_host_setup``."""
 
     _fields_ = [
         ("board", ctypes.c_char_p),
         ("flashes", Flash * 2),
-        ("slots", Region * 2),
-        ("samples", Region),
+        ("regions", Regions),
         ("pool", ctypes.c_void_p),
         ("pool_bytes", ctypes.c_uint32),
         ("seed", ctypes.c_uint32),
@@ -96,7 +121,13 @@ class Setup(ctypes.Structure):
 class HostDevice:
     """One device with flash and time of its own."""
 
-    def __init__(self, library: ctypes.CDLL, sample_region: bytes, seed: int = 1) -> None:
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        sample_region: bytes,
+        seed: int = 1,
+        identity: Identity | None = IDENTITY,
+    ) -> None:
         self._library = library
         self._memory = ctypes.create_string_buffer(library.tf_host_device_bytes() + 16)
         start = ctypes.addressof(self._memory)
@@ -104,15 +135,15 @@ class HostDevice:
         self._sectors = (ctypes.c_uint32 * len(SECTORS))(*SECTORS)
         self.flash = (ctypes.c_uint8 * sum(SECTORS))()
         ctypes.memset(self.flash, 0xFF, sum(SECTORS))
-        ctypes.memmove(
-            ctypes.addressof(self.flash) + sum(SECTORS[:2]), sample_region, len(sample_region)
-        )
+        if identity is not None:
+            self.write_flash(_address(2), identity_region(identity))
+        self.write_flash(SAMPLES.address, sample_region)
         self._pool = (ctypes.c_uint64 * (POOL_BYTES // 8))()
-        regions = [
-            Region(FLASH_ADDRESS + sum(SECTORS[:index]), SECTORS[index], index, 1)
-            for index in range(3)
-        ]
-        self._setup = Setup(
+
+        def region(first: int, count: int) -> Region:
+            return Region(_address(first), sum(SECTORS[first : first + count]), first, count)
+
+        self.setup = Setup(
             board=b"host",
             flashes=(Flash * 2)(
                 Flash(
@@ -123,15 +154,25 @@ class HostDevice:
                     len(SECTORS),
                 )
             ),
-            slots=(Region * 2)(*regions[:2]),
-            samples=regions[2],
+            regions=Regions(
+                identity=region(2, 1),
+                journal=region(3, 2),
+                slots=(Region * 2)(region(0, 1), region(1, 1)),
+                samples=SampleRegion(region(5, 2), SAMPLES.units, 0),
+            ),
             pool=ctypes.addressof(self._pool),
             pool_bytes=POOL_BYTES,
             seed=seed,
         )
 
+    def write_flash(self, address: int, data: bytes) -> None:
+        ctypes.memmove(ctypes.addressof(self.flash) + address - FLASH_ADDRESS, data, len(data))
+
+    def record(self, payload: bytes, label: int) -> int:
+        return self._library.tf_host_device_record(self._device, label, payload, len(payload))
+
     def power_on(self, now: int) -> int:
-        return self._library.tf_host_device_start(self._device, ctypes.byref(self._setup), now)
+        return self._library.tf_host_device_start(self._device, ctypes.byref(self.setup), now)
 
     def run(self, now: int, steps: int = 1) -> bool:
         return self._library.tf_host_device_run(self._device, now, steps)
@@ -167,10 +208,23 @@ class HostDevice:
         return self._library.tf_host_device_state(self._device)
 
     @property
-    def active_weights(self) -> bytes:
+    def current_weights(self) -> bytes:
         digest = ctypes.create_string_buffer(32)
-        self._library.tf_host_device_active_weights(self._device, digest)
+        self._library.tf_host_device_current_weights(self._device, digest)
         return digest.raw
+
+    @property
+    def candidate_weights(self) -> bytes:
+        """Zeros where there is none."""
+        digest = ctypes.create_string_buffer(32)
+        self._library.tf_host_device_candidate_weights(self._device, digest)
+        return digest.raw
+
+    @property
+    def base_weights(self) -> bytes:
+        """What rounds start from: the candidate, else what is current."""
+        candidate = self.candidate_weights
+        return candidate if any(candidate) else self.current_weights
 
 
 # --- A broker for one device --------------------------------------------------------------------
@@ -408,6 +462,3 @@ class World:
                 "fleet/f/dev/dev1/task", payload, True, "fleet/f/gw/gw/dev1/delta", expiry_seconds
             )
         )
-
-
-IDENTITY = Identity("dev1", "f", "secret", 0, 115200)

@@ -142,6 +142,7 @@ const tf_model tf_the_model = {
                        0x63, 0x35, 0x41, 0xc6, 0x2b, 0xdc, 0x8a, 0xf1, 0x61, 0x3f},
     .factory_weights = factory_weights,
     .model_digest = 0x796E6974u,
+    .sample_digest = 0x74696E79u,
     .weights_bytes = WEIGHTS_BYTES,
     .input_bytes = INPUTS,
     .classes = CLASSES,

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.firmware.bundle import SamplesInfo
 from fleet.protocol import Delta, Task, delta_coding
-from simulator.devices.flash_image import Identity, held_out_mask, sample_region
+from simulator.devices.flash_image import held_out_mask, sample_region
 
 CLASSES, INPUTS = 4, 16
+SAMPLE_DIGEST = b"ynit".hex() + "00" * 28
 
 
 def mix(value: int) -> int:
@@ -60,10 +62,8 @@ class Data:
     samples: NDArray[np.int8]
     labels: NDArray[np.int64]
 
-    def region(self, region_bytes: int) -> bytes:
-        return sample_region(
-            Identity("dev1", "f", "secret", 0, 115200), self.samples, self.labels, region_bytes
-        )
+    def region(self, region: SamplesInfo) -> bytes:
+        return sample_region(self.samples, self.labels, region, SAMPLE_DIGEST)
 
     def part(self, held_out: bool) -> Data:
         mask = held_out_mask(len(self.labels)) == held_out

@@ -13,6 +13,8 @@
 
 #include "tinyfleet/delta_code.h"
 #include "tinyfleet/engine.h"
+#include "tinyfleet/flash_layout.h"
+#include "tinyfleet/journal.h"
 #include "tinyfleet/messages.h"
 #include "tinyfleet/mqtt.h"
 #include "tinyfleet/port.h"
@@ -55,9 +57,8 @@ typedef struct {
     const tf_model *model;
     const char *board; /* name in the announcement */
     const tf_port *port;
-    tf_flash_region slots[2]; /* of the weights store */
-    tf_flash_region samples;  /* of the sample log, which also holds the identity */
-    void *pool;               /* 8-byte aligned: arena and update state of a plan */
+    tf_flash_layout regions;
+    void *pool; /* 8-byte aligned: arena and update state of a plan */
     uint32_t pool_bytes;
     uint8_t *receive;  /* TF_MQTT_MINIMUM_RECEIVE_BYTES or more */
     uint8_t *transmit; /* TF_MQTT_MINIMUM_TRANSMIT_BYTES or more */
@@ -99,6 +100,7 @@ typedef struct {
     tf_mqtt_config mqtt_config;
     tf_weights_store weights;
     tf_sample_log log;
+    tf_journal journal;
     uint32_t pool_bytes; /* without what the application keeps */
     uint16_t train_samples;
     uint16_t held_out_samples;
@@ -167,7 +169,7 @@ typedef struct {
 } tf_client;
 
 /* Reads identity and weights from flash and starts dialling.
- * TF_NOT_FOUND: the sample log holds no identity. TF_BAD_INPUT: the identity breaks the CDDL.
+ * TF_NOT_FOUND: there is no identity. TF_BAD_INPUT: the identity breaks the CDDL.
  * TF_NO_MEMORY: a buffer or a slot is too small. TF_FLASH_FAILED: a region is outside the
  * flash. */
 tf_status tf_client_init(tf_client *client, const tf_client_config *config);
@@ -181,5 +183,9 @@ uint32_t tf_client_next_poll_ms(const tf_client *client);
 
 /* wire.md: the state that the device is in; TF_DEVICE_OFFLINE while not connected and idle. */
 tf_device_state tf_client_state(const tf_client *client);
+
+/* The log that the application adds its samples to, at any time between two polls: a round that is
+ * under way goes on with what is left of those that it has seen. */
+tf_sample_log *tf_client_sample_log(tf_client *client);
 
 #endif

@@ -64,6 +64,7 @@ typedef struct {
     uint8_t weights_sha256[TF_DIGEST_BYTES]; /* of factory_weights */
     const uint8_t *factory_weights;
     uint32_t model_digest; /* of what the weights mean: the manifest's model.digest, bytes 0 … 3 */
+    uint32_t sample_digest; /* and of what samples mean: model.sample_digest */
     uint32_t weights_bytes;
     uint32_t input_bytes;
     uint16_t classes;

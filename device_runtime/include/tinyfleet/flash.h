@@ -9,6 +9,7 @@
 #ifndef TINYFLEET_FLASH_H
 #define TINYFLEET_FLASH_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "tinyfleet/status.h"
@@ -42,6 +43,12 @@ typedef struct {
 /* Erases every sector of `region`, first sector first. Stops at the first failure. */
 tf_status tf_flash_erase_region(const tf_flash *flash, const tf_flash_region *region);
 
+/* Whether every word of `region` is erased. */
+bool tf_flash_is_erased(const tf_flash *flash, const tf_flash_region *region);
+
+/* Erases `region` unless it is erased: sectors wear out. Status as tf_flash_erase_region. */
+tf_status tf_flash_erase_unless_erased(const tf_flash *flash, const tf_flash_region *region);
+
 /* Makes the word at `address` read `word`: nothing is done where it does already, and a word
  * that a power cut left half programmed is completed.
  * TF_BAD_INPUT: the word holds zeros where `word` has ones; only erasing helps.
@@ -50,5 +57,12 @@ tf_status tf_flash_complete_word(const tf_flash *flash, uint32_t address, uint32
 
 /* Little-endian word at `address`; TF_FLASH_ERASED where it is outside the flash. */
 uint32_t tf_flash_word(const tf_flash *flash, uint32_t address);
+
+/* Little-endian word from the first `bytes` bytes of `data`; where they are fewer than four, the
+ * rest of it stays erased. */
+uint32_t tf_flash_word_of(const uint8_t *data, uint32_t bytes);
+
+/* The four bytes of `word`, the lowest first. */
+void tf_flash_put_word(uint8_t *bytes, uint32_t word);
 
 #endif

@@ -1,9 +1,10 @@
 /* Two-slot store of model weights that survives a power cut at any flash operation.
  *
- * docs/specification/flash.md has the format. One slot holds the active version, the other
- * is staged chunk by chunk and becomes active with one programmed word. With no committed
- * slot the weights that are built into the firmware are active. Slots outlast the firmware that
- * wrote them: those of another model are as if erased.
+ * docs/specification/flash.md has the format. What the application infers with is *current*: the
+ * released slot, or the weights that are built into the firmware. The other slot is staged chunk by
+ * chunk and becomes the *candidate*, the base of training rounds, with one programmed word, and
+ * current with another one. Nothing but a release ever replaces current. Slots outlast the firmware
+ * that wrote them: those of another model are as if erased.
  */
 #ifndef TINYFLEET_WEIGHTS_STORE_H
 #define TINYFLEET_WEIGHTS_STORE_H
@@ -27,7 +28,8 @@ typedef struct {
     uint32_t chunk_bytes;   /* of what is staged */
     uint32_t chunks;        /* of what is staged */
     uint32_t missing;       /* chunks without a mark */
-    int8_t active;          /* slot, -1: factory */
+    int8_t current;         /* slot, -1: factory */
+    int8_t candidate;       /* slot, -1: none */
     int8_t staging;         /* slot, -1: nothing is staged */
     bool resumed;           /* the staged slot has chunks from before a reset */
     bool verified;          /* the staged slot has passed the digest check */
@@ -36,7 +38,7 @@ typedef struct {
 /* Bytes of a slot before the weights: its header, and a mark for each chunk. */
 uint32_t tf_weights_payload_offset(uint32_t weights_bytes);
 
-/* Looks for the active version. `slots` are two regions of flash, each large enough for
+/* Looks for current and candidate. `slots` are two regions of flash, each large enough for
  * tf_weights_payload_offset(weights_bytes) + weights_bytes; `factory` and `factory_sha256` stay
  * valid and readable. `model_digest` tells weights of this model from those of any other.
  * TF_NO_MEMORY: a slot is too small. TF_FLASH_FAILED: a slot is outside the flash. */
@@ -45,12 +47,16 @@ tf_status tf_weights_open(tf_weights_store *store, const tf_flash *flash,
                           const uint8_t *factory_sha256, uint32_t model_digest,
                           uint32_t weights_bytes);
 
-/* The active blob (in flash, 4-byte aligned) and its SHA-256. */
-const uint8_t *tf_weights_active(const tf_weights_store *store);
-const uint8_t *tf_weights_active_sha256(const tf_weights_store *store);
+/* What the application infers with (in flash, 4-byte aligned), and its SHA-256. */
+const uint8_t *tf_weights_current(const tf_weights_store *store);
+const uint8_t *tf_weights_current_sha256(const tf_weights_store *store);
 
-/* Prepares the slot that is not active for the version `sha256`, or resumes it where it
- * holds chunks of that version already.
+/* The same of the version that is committed and not released; NULL where there is none. */
+const uint8_t *tf_weights_candidate(const tf_weights_store *store);
+const uint8_t *tf_weights_candidate_sha256(const tf_weights_store *store);
+
+/* Prepares a slot that is not current for the version `sha256`, or resumes it where it holds
+ * chunks of that version already. Erases the candidate unless the other slot is free as well.
  * TF_BAD_INPUT: `weights_bytes` is not the model's, or `chunk_bytes` is 0, no multiple of 4,
  * or makes more chunks than there are marks. TF_FLASH_FAILED: the flash failed. */
 tf_status tf_weights_stage(tf_weights_store *store, const uint8_t sha256[TF_WEIGHTS_DIGEST_BYTES],
@@ -74,10 +80,17 @@ tf_status tf_weights_verify(tf_weights_store *store);
 /* The staged blob after tf_weights_verify, else NULL. */
 const uint8_t *tf_weights_staged(const tf_weights_store *store);
 
-/* Makes the verified staged version the active one: a single word decides.
- * TF_NOT_FOUND: nothing is verified; TF_FLASH_FAILED: the flash failed, and the version that
- * was active still is. */
+/* Makes the verified staged version the candidate: a single word decides.
+ * TF_NOT_FOUND: nothing is verified; TF_FLASH_FAILED: the flash failed, and the candidate is what
+ * it was. */
 tf_status tf_weights_commit(tf_weights_store *store);
+
+/* Makes the version `sha256` current: a single word decides. Nothing is done where it is current
+ * already.
+ * TF_NOT_FOUND: it is neither candidate nor current; TF_FLASH_FAILED: the flash failed, and the
+ * version that was current still is. */
+tf_status tf_weights_release(tf_weights_store *store,
+                             const uint8_t sha256[TF_WEIGHTS_DIGEST_BYTES]);
 
 /* Erases what is staged. TF_FLASH_FAILED: the flash failed. */
 tf_status tf_weights_discard(tf_weights_store *store);

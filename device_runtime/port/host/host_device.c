@@ -193,8 +193,7 @@ tf_status tf_host_device_start(tf_host_device *device, const tf_host_setup *setu
         .model = &tf_the_model,
         .board = setup->board,
         .port = &device->port,
-        .slots = {setup->slots[0], setup->slots[1]},
-        .samples = setup->samples,
+        .regions = setup->regions,
         .pool = setup->pool,
         .pool_bytes = setup->pool_bytes,
         .receive = device->mqtt_receive,
@@ -257,6 +256,15 @@ void tf_host_device_set_battery(tf_host_device *device, uint8_t percent) {
     device->battery = percent;
 }
 
+tf_status tf_host_device_record(tf_host_device *device, uint16_t label, const uint8_t *payload,
+                                uint32_t payload_bytes) {
+    if (!device->is_ready || !device->has_power) {
+        return TF_FLASH_FAILED;
+    }
+    return tf_sample_log_append(tf_client_sample_log(&device->client), label, payload,
+                                payload_bytes);
+}
+
 void tf_host_device_cut_power(tf_host_device *device, uint32_t flash_operation) {
     device->operations_to_cut = flash_operation;
 }
@@ -274,8 +282,16 @@ int32_t tf_host_device_state(const tf_host_device *device) {
                                                  : (int32_t)TF_DEVICE_OFFLINE;
 }
 
-void tf_host_device_active_weights(const tf_host_device *device, uint8_t *sha256) {
-    memcpy(sha256, tf_weights_active_sha256(&device->client.weights), TF_DIGEST_BYTES);
+void tf_host_device_current_weights(const tf_host_device *device, uint8_t *sha256) {
+    memcpy(sha256, tf_weights_current_sha256(&device->client.weights), TF_DIGEST_BYTES);
+}
+
+void tf_host_device_candidate_weights(const tf_host_device *device, uint8_t *sha256) {
+    const uint8_t *candidate = tf_weights_candidate_sha256(&device->client.weights);
+    memset(sha256, 0, TF_DIGEST_BYTES);
+    if (candidate != NULL) {
+        memcpy(sha256, candidate, TF_DIGEST_BYTES);
+    }
 }
 
 const tf_model *tf_host_model(void) {

@@ -27,8 +27,7 @@ typedef struct {
     const char *board;        /* name in the announcement */
     tf_host_flash flashes[2]; /* internal; external, of 0 bytes where there is none. The sectors of
                                * the second are numbered behind those of the first. */
-    tf_flash_region slots[2];
-    tf_flash_region samples;
+    tf_flash_layout regions;
     void *pool; /* 8-byte aligned */
     uint32_t pool_bytes;
     uint32_t seed; /* of its entropy and of torn flash operations */
@@ -60,14 +59,20 @@ void tf_host_device_set_carrier(tf_host_device *device, bool carrier);
 
 void tf_host_device_set_battery(tf_host_device *device, uint8_t percent);
 
+/* What the application does with a sample of its sensor; status as tf_sample_log_append. */
+tf_status tf_host_device_record(tf_host_device *device, uint16_t label, const uint8_t *payload,
+                                uint32_t payload_bytes);
+
 /* Cuts the power during the n-th flash operation from now (1: the next), which is torn; 0: never. */
 void tf_host_device_cut_power(tf_host_device *device, uint32_t flash_operation);
 bool tf_host_device_has_power(const tf_host_device *device);
 uint32_t tf_host_device_flash_operations(const tf_host_device *device);
 
-/* wire.md: device state; and the digest of the active weights (32 bytes). */
+/* wire.md: device state; and the digests of what the application infers with and of the candidate
+ * (32 bytes; zeros where there is none). */
 int32_t tf_host_device_state(const tf_host_device *device);
-void tf_host_device_active_weights(const tf_host_device *device, uint8_t *sha256);
+void tf_host_device_current_weights(const tf_host_device *device, uint8_t *sha256);
+void tf_host_device_candidate_weights(const tf_host_device *device, uint8_t *sha256);
 
 /* Of the model that is linked in. */
 const tf_model *tf_host_model(void);

@@ -7,13 +7,18 @@
 #include "stm32.h"
 
 /* Addresses from the linker script; what stands for a number is the address of its symbol. */
-extern uint8_t __slot_a_start[], __slot_b_start[], __samples_start[];
-extern char __slot_a_bytes[], __slot_a_sector[], __slot_a_sector_count[];
-extern char __slot_b_bytes[], __slot_b_sector[], __slot_b_sector_count[];
-extern char __samples_bytes[], __samples_sector[], __samples_sector_count[];
+extern char __identity_start[], __identity_bytes[], __identity_sector[], __identity_sector_count[];
+extern char __journal_start[], __journal_bytes[], __journal_sector[], __journal_sector_count[];
+extern char __slot_a_start[], __slot_a_bytes[], __slot_a_sector[], __slot_a_sector_count[];
+extern char __slot_b_start[], __slot_b_bytes[], __slot_b_sector[], __slot_b_sector_count[];
+extern char __samples_start[], __samples_bytes[], __samples_sector[], __samples_sector_count[];
+extern char __samples_units[], __samples_keep[];
 extern uint8_t __pool_start[], __pool_end[];
 
 #define NUMBER(symbol) ((uint32_t)(uintptr_t)(symbol))
+#define REGION(name)                                                                          \
+    {NUMBER(__##name##_start), NUMBER(__##name##_bytes), (uint16_t)NUMBER(__##name##_sector), \
+     (uint16_t)NUMBER(__##name##_sector_count)}
 
 #define ENABLE_GPIOA (1u << 0)
 #define ENABLE_GPIOB (1u << 1)
@@ -124,12 +129,14 @@ const tf_port *tf_board_start(void) {
 
 tf_board_layout tf_board_get_layout(void) {
     const tf_board_layout layout = {
-        .slots = {{NUMBER(__slot_a_start), NUMBER(__slot_a_bytes),
-                   (uint16_t)NUMBER(__slot_a_sector), (uint16_t)NUMBER(__slot_a_sector_count)},
-                  {NUMBER(__slot_b_start), NUMBER(__slot_b_bytes),
-                   (uint16_t)NUMBER(__slot_b_sector), (uint16_t)NUMBER(__slot_b_sector_count)}},
-        .samples = {NUMBER(__samples_start), NUMBER(__samples_bytes),
-                    (uint16_t)NUMBER(__samples_sector), (uint16_t)NUMBER(__samples_sector_count)},
+        .regions =
+            {
+                .identity = REGION(identity),
+                .journal = REGION(journal),
+                .slots = {REGION(slot_a), REGION(slot_b)},
+                .samples = {REGION(samples), (uint16_t)NUMBER(__samples_units),
+                            (uint8_t)NUMBER(__samples_keep)},
+            },
         .pool = __pool_start,
         .pool_bytes = NUMBER(__pool_end) - NUMBER(__pool_start),
     };

@@ -12,17 +12,21 @@ from codegen.errors import BudgetError
 from codegen.firmware.boards import Board, list_boards, load_board
 from codegen.firmware.flash_layout import (
     LEAST_SAMPLES,
+    SAMPLE_LOG_BYTES,
     WANTED_SAMPLES,
+    FlashLayout,
+    LogNeeds,
     layout_defines,
     linker_script,
     plan_flash,
     record_alignment,
-    sample_log_sizes,
+    sample_log_needs,
     slot_header_bytes,
 )
 
 KIB = 1024
 SECTOR = 64 * KIB
+SMALL_LOG = [LogNeeds(64, LEAST_SAMPLES, 0)]
 
 
 def board_of(sectors: list[int], external: tuple[int, int] | None) -> Board:
@@ -52,23 +56,29 @@ boards = st.one_of(
 )
 
 
+logs = st.lists(
+    st.builds(LogNeeds, st.integers(1, 60_000), st.integers(0, 80), st.sampled_from([0, 64 * KIB])),
+    min_size=1,
+    max_size=2,
+)
+
+
 @given(
     board=boards,
     firmware=st.integers(0, 600 * KIB),
     weights=st.integers(0, 500 * KIB),
-    samples=st.integers(0, 300 * KIB),
-    least=st.integers(0, 300 * KIB),
+    log=logs,
 )
 def test_regions_are_whole_sectors_of_one_flash_that_never_overlap_and_are_large_enough(
-    board: Board, firmware: int, weights: int, samples: int, least: int
+    board: Board, firmware: int, weights: int, log: list[LogNeeds]
 ) -> None:
     try:
-        layout = plan_flash(board, firmware, weights, samples, least)
+        layout = plan_flash(board, firmware, weights, log)
     except BudgetError:
         return  # other tests find the exact limit
     sizes = [size for flash in board.flashes.values() for size in flash.sectors]
     taken: list[int] = []
-    for region in (layout.firmware, layout.slot_a, layout.slot_b, layout.samples):
+    for region in (layout.boot, layout.firmware, *layout.stores.values()):
         flash = board.flashes[region.flash]
         base = 0 if region.flash == "internal" else len(board.flash.sectors)
         sectors = range(region.first_sector, region.first_sector + region.sector_count)
@@ -77,43 +87,108 @@ def test_regions_are_whole_sectors_of_one_flash_that_never_overlap_and_are_large
         assert region.bytes == sum(sizes[sectors.start : sectors.stop])
         taken += sectors
     assert len(taken) == len(set(taken))
-    assert (layout.firmware.flash, layout.firmware.first_sector) == ("internal", 0)
+    assert (layout.boot.flash, layout.boot.first_sector) == ("internal", 0)
+    assert (layout.boot.sector_count, layout.firmware.flash) == (1, "internal")
     assert layout.slot_a.flash == layout.slot_b.flash
+    assert layout.identity.sector_count == 1
+    first, second = (sizes[layout.journal.first_sector + i] for i in range(2))
+    assert layout.journal.sector_count == 2
+    assert first == second
     assert layout.firmware.bytes >= firmware
     slots = (layout.slot_a.bytes, layout.slot_b.bytes)
     assert min(slots) >= slot_header_bytes(weights) + weights
-    assert layout.samples.bytes >= min(samples, least)
+    samples = layout.samples
+    assert samples.bytes % samples.units == samples.sector_count % samples.units == 0
+    inside = range(samples.first_sector, samples.first_sector + samples.sector_count)
+    if samples.units > 1:
+        assert len({sizes[sector] for sector in inside}) == 1, "units of one size"
+    assert any(needs.fit(samples.bytes // samples.units, samples.units) for needs in log)
 
 
 @given(
     board=boards,
     firmware=st.integers(0, 300 * KIB),
     weights=st.integers(0, 200 * KIB),
-    samples=st.integers(0, 300 * KIB),
+    log=logs,
 )
 def test_an_external_flash_changes_nothing_where_everything_fits_inside(
-    board: Board, firmware: int, weights: int, samples: int
+    board: Board, firmware: int, weights: int, log: list[LogNeeds]
 ) -> None:
     alone = Board.model_validate({**board.model_dump(), "external_flash": None})
     try:
-        expected = plan_flash(alone, firmware, weights, samples)
+        expected = plan_flash(alone, firmware, weights, log[:1])
     except BudgetError:
         return
-    assert plan_flash(board, firmware, weights, samples) == expected
+    assert plan_flash(board, firmware, weights, log) == expected
     assert layout_defines(board, expected) == {}
 
 
-def test_the_digits_example_keeps_its_layout() -> None:
-    layout = plan_flash(load_board("stm32f746"), 130 * KIB, 40 * KIB, *sample_log_sizes(784))
-    regions = (layout.slot_a, layout.slot_b, layout.samples)
-    assert [region.address for region in regions] == [0x08040000, 0x08080000, 0x080C0000]
+def places(layout: FlashLayout) -> dict[str, tuple[int, int]]:
+    """Address and bytes of every region, as flash.md has them."""
+    regions = {"boot": layout.boot, **layout.stores, "firmware": layout.firmware}
+    return {name: (region.address, region.bytes) for name, region in regions.items()}
+
+
+def test_digits_on_the_f746_lies_where_the_page_says() -> None:
+    layout = plan_flash(load_board("stm32f746"), 98 * KIB, 41_428, sample_log_needs(64))
+    assert places(layout) == {
+        "boot": (0x08000000, 32 * KIB),
+        "identity": (0x08008000, 32 * KIB),
+        "journal": (0x08010000, 64 * KIB),
+        "firmware": (0x08020000, 128 * KIB),
+        "slot_a": (0x08040000, 256 * KIB),
+        "slot_b": (0x08080000, 256 * KIB),
+        "samples": (0x080C0000, 256 * KIB),
+    }
+    assert layout.samples.fills
     assert not layout.uses_external_flash
+
+
+def test_digits_on_the_f407_lies_where_the_page_says() -> None:
+    layout = plan_flash(load_board("stm32f407"), 115_000, 41_428, sample_log_needs(64))
+    assert places(layout) == {
+        "boot": (0x08000000, 16 * KIB),
+        "identity": (0x08004000, 16 * KIB),
+        "journal": (0x08008000, 32 * KIB),
+        "firmware": (0x08010000, 448 * KIB),
+        "slot_a": (0x08080000, 128 * KIB),
+        "slot_b": (0x080A0000, 128 * KIB),
+        "samples": (0x080C0000, 256 * KIB),
+    }
+    assert layout.samples.units == 2
+
+
+def test_mcunet_on_the_f746_lies_where_the_page_says() -> None:
+    log = sample_log_needs(128 * 128 * 3)
+    layout = plan_flash(load_board("stm32f746"), 613_744, 490_504, log)
+    assert places(layout) == {
+        "boot": (0x08000000, 32 * KIB),
+        "identity": (0x08008000, 32 * KIB),
+        "journal": (0x08010000, 64 * KIB),
+        "firmware": (0x08020000, 896 * KIB),
+        "slot_a": (0x90000000, 512 * KIB),
+        "slot_b": (0x90080000, 512 * KIB),
+        "samples": (0x90100000, 65 * 64 * KIB),
+    }
+    assert layout.samples.units == 65
+    assert layout.slot_a.first_sector == 8
+    published = plan_flash(load_board("stm32f746"), 613_744, 49_256, log)
+    assert [published.slot_a.sector_count, published.slot_b.sector_count] == [1, 1]
+
+
+def test_mcunet_does_not_fit_the_f407_by_what_the_page_says() -> None:
+    log = sample_log_needs(128 * 128 * 3)
+    board = load_board("stm32f407")
+    with pytest.raises(BudgetError, match=r"left for the firmware +458,752 bytes"):
+        plan_flash(board, 613_744 - 16 * KIB, 49_256, log)
+    left = plan_flash(board, 458_752, 49_256, log)
+    assert left.firmware.bytes + left.boot.bytes == 613_744 - 138_608
 
 
 def test_what_is_too_large_for_the_inside_lies_in_the_external_flash() -> None:
     board = load_board("stm32f746")
-    layout = plan_flash(board, 650 * KIB, 490 * KIB, *sample_log_sizes(128 * 128 * 3))
-    assert layout.firmware.bytes == 1024 * KIB
+    layout = plan_flash(board, 650 * KIB, 490 * KIB, sample_log_needs(128 * 128 * 3))
+    assert layout.firmware.bytes == 896 * KIB
     assert layout.slot_a.address == 0x90000000
     assert [region.flash for region in (layout.slot_a, layout.slot_b, layout.samples)] == [
         "external"
@@ -124,48 +199,77 @@ def test_what_is_too_large_for_the_inside_lies_in_the_external_flash() -> None:
     assert defines["TF_EXTERNAL_FLASH_ID"] == "0x20ba18u"
 
 
-def test_a_log_that_is_too_large_moves_alone() -> None:
-    board = load_board("stm32f746")
-    layout = plan_flash(board, 200 * KIB, 100 * KIB, 2000 * KIB)
+def test_a_log_that_is_too_large_moves_alone_and_is_a_ring_there() -> None:
+    layout = plan_flash(
+        load_board("stm32f746"), 100 * KIB, 100 * KIB, sample_log_needs(64, 2000 * KIB)
+    )
     assert layout.slot_b.flash == "internal"
     assert layout.samples.flash == "external"
     assert layout.samples.bytes == 2048 * KIB
+    assert layout.samples.units == 32
+
+
+def test_identity_and_journal_leave_a_flash_that_has_no_sectors_for_them() -> None:
+    board = board_of([32 * KIB] * 3, (SECTOR, 256))
+    layout = plan_flash(board, 60 * KIB, 144, SMALL_LOG)
+    assert (layout.boot.first_sector, layout.firmware.first_sector) == (0, 1)
+    assert layout.firmware.bytes == 64 * KIB
+    assert {region.flash for region in layout.stores.values()} == {"external"}
+    with pytest.raises(BudgetError):
+        plan_flash(board_of([32 * KIB] * 3, None), 20 * KIB, 144, SMALL_LOG)
 
 
 def test_the_log_is_smaller_than_wanted_where_only_that_fits() -> None:
     board = load_board("stm32f407")
-    layout = plan_flash(board, 300 * KIB, 100 * KIB, 600 * KIB, 200 * KIB)
+    wanted, least = LogNeeds(20_000, 64, 0), LogNeeds(20_000, 3, 0)
+    layout = plan_flash(board, 300 * KIB, 100 * KIB, [wanted, least])
     assert layout.samples.bytes == 256 * KIB
+    assert layout.samples.units == 2
     with pytest.raises(BudgetError):
-        plan_flash(board, 300 * KIB, 100 * KIB, 600 * KIB)
+        plan_flash(board, 300 * KIB, 100 * KIB, [wanted])
+
+
+def test_a_log_of_one_unit_is_taken_where_a_second_one_has_no_room() -> None:
+    board = load_board("stm32f407")
+    roomy = plan_flash(board, 448 * KIB, 100 * KIB, SMALL_LOG)
+    assert (roomy.samples.units, roomy.samples.fills) == (2, False)
+    tight = plan_flash(board, 448 * KIB + 1, 100 * KIB, SMALL_LOG)
+    assert (tight.samples.units, tight.samples.fills) == (1, True)
 
 
 @given(sample=st.integers(1, 200_000))
-def test_the_log_has_room_for_the_samples_that_are_wanted(sample: int) -> None:
-    wanted, least = sample_log_sizes(sample)
-    for size, samples in ((wanted, WANTED_SAMPLES), (least, LEAST_SAMPLES)):
-        region = -(-size // (64 * KIB)) * 64 * KIB
-        unit = record_alignment(region)
-        assert region // unit <= 65536
-        assert samples * (-(-(16 + sample) // unit) * unit) + 512 <= region
-    assert least <= wanted
+def test_the_log_has_room_for_the_samples_that_are_wanted_while_a_unit_is_erased(
+    sample: int,
+) -> None:
+    wanted, least = sample_log_needs(sample)
+    board = board_of([256 * KIB, 64 * KIB, 64 * KIB, 64 * KIB, 64 * KIB], (SECTOR, 256))
+    for needs, samples in ((wanted, WANTED_SAMPLES), (least, LEAST_SAMPLES)):
+        log = plan_flash(board, 0, 100 * KIB, [needs]).samples
+        place = record_alignment(log.bytes)
+        assert log.bytes // place <= 65536
+        unit = log.bytes // log.units
+        header = -(-32 // place) * place
+        per_unit = (unit - header - place) // (-(-(16 + sample) // place) * place)
+        assert per_unit * max(1, log.units - 1) >= samples
+        assert log.bytes >= SAMPLE_LOG_BYTES
+        assert needs.capacity(unit, log.units) == per_unit * max(1, log.units - 1)
 
 
 def test_a_sample_that_no_record_holds_is_refused() -> None:
-    assert sample_log_sizes(0xFFFFF)[1] > 3 * 0xFFFFF
+    assert sample_log_needs(0xFFFFF)[1].samples == LEAST_SAMPLES
     with pytest.raises(BudgetError, match=r"1,048,576 bytes.*smaller input"):
-        sample_log_sizes(0x100000)
+        sample_log_needs(0x100000)
 
 
 @pytest.mark.parametrize(
     ("weights", "header"),
-    [(0, 4096), (1, 4096), (1008 * 512, 4096), (1008 * 512 + 1, 8192), (2032 * 512 + 1, 12288)],
+    [(0, 4096), (1, 4096), (992 * 512, 4096), (992 * 512 + 1, 8192), (2016 * 512 + 1, 12288)],
 )
 def test_a_slot_has_a_mark_for_each_chunk(weights: int, header: int) -> None:
     assert slot_header_bytes(weights) == header
     external = load_board("stm32f746").external_flash
     assert external is not None
-    layout = plan_flash(load_board("stm32f746"), 700 * KIB, weights, 0)
+    layout = plan_flash(load_board("stm32f746"), 700 * KIB, weights, SMALL_LOG)
     assert layout.slot_a.bytes == -(-(header + weights) // SECTOR) * SECTOR
 
 
@@ -175,7 +279,7 @@ def test_the_largest_weights_fit_and_one_byte_more_does_not(board_name: str) -> 
 
     def fits(weights: int) -> bool:
         try:
-            plan_flash(board, 80 * KIB, weights, 64 * KIB)
+            plan_flash(board, 60 * KIB, weights, SMALL_LOG)
         except BudgetError:
             return False
         return True
@@ -186,7 +290,7 @@ def test_the_largest_weights_fit_and_one_byte_more_does_not(board_name: str) -> 
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    layout = plan_flash(board, 80 * KIB, low, 64 * KIB)
+    layout = plan_flash(board, 60 * KIB, low, SMALL_LOG)
     assert min(layout.slot_a.bytes, layout.slot_b.bytes) == slot_header_bytes(low) + low
 
 
@@ -194,14 +298,15 @@ def test_the_error_has_a_table_of_needs_and_a_remedy() -> None:
     inside = load_board("stm32f746").flash.sectors
     board = board_of(list(inside), None)
     with pytest.raises(BudgetError) as caught:
-        plan_flash(board, 300 * KIB, 200 * KIB, 64 * KIB)
+        plan_flash(board, 300 * KIB, 200 * KIB, sample_log_needs(64))
     text = str(caught.value)
     for row in (
         r"firmware with factory weights +307,200 bytes",
+        r"boot, identity, journal +131,072 bytes",
         r"weights slot A +208,896 bytes",
         r"sample log +65,536 bytes",
         r"flash of stm32f746 +1,048,576 bytes",
-        r"left for the firmware +262,144 bytes",
+        r"left for the firmware +131,072 bytes",
         r"smaller model.*external_flash.*add-a-board",
     ):
         assert re.search(row, text), text
@@ -209,12 +314,13 @@ def test_the_error_has_a_table_of_needs_and_a_remedy() -> None:
 
 def test_a_firmware_larger_than_the_internal_flash_is_refused_with_both_flashes() -> None:
     board = load_board("stm32f746")
-    assert plan_flash(board, 1024 * KIB, 0, 0).firmware.bytes == 1024 * KIB
+    behind = (1024 - 32) * KIB
+    assert plan_flash(board, behind, 0, SMALL_LOG).firmware.bytes == behind
     with pytest.raises(BudgetError) as caught:
-        plan_flash(board, 1024 * KIB + 1, 0, 0)
+        plan_flash(board, behind + 1, 0, SMALL_LOG)
     for row in (
         r"external flash +16,777,216 bytes",
-        r"left for the firmware +1,048,576 bytes",
+        r"left for the firmware +1,015,808 bytes",
         r"firmware itself lies in the internal",
     ):
         assert re.search(row, str(caught.value)), str(caught.value)
@@ -222,9 +328,16 @@ def test_a_firmware_larger_than_the_internal_flash_is_refused_with_both_flashes(
 
 def test_the_linker_script_leaves_no_placeholder_and_limits_the_firmware() -> None:
     board = load_board("stm32f407")
-    layout = plan_flash(board, 0, 40 * KIB, 64 * KIB)
-    text = linker_script(board, layout)
+    layout = plan_flash(board, 0, 40 * KIB, SMALL_LOG)
+    text = linker_script(board, layout, "reservoir", ["main", "tf_crc32"])
     assert "$" not in text
+    assert f"LENGTH = {layout.boot.bytes}" in text
     assert f"LENGTH = {layout.firmware.bytes}" in text
     assert f"LENGTH = {board.sram_limit_bytes}" in text
-    assert f"__slot_b_sector = {layout.slot_b.first_sector};" in text
+    assert "*(.text.tf_crc32)" in text
+    for name, region in layout.stores.items():
+        assert f"__{name}_start = {region.address:#010x};" in text
+        assert f"__{name}_sector = {region.first_sector};" in text
+    assert f"__samples_units = {layout.samples.units};" in text
+    assert "__samples_keep = 1;" in text
+    assert "__samples_keep = 0;" in linker_script(board, layout)

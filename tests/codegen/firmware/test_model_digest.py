@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codegen.firmware.model_digest import model_digest, slot_word
+from codegen.firmware.model_digest import model_digest, sample_digest, slot_word
 from codegen.graph.ir import (
     Add,
     Concat,
@@ -29,6 +29,7 @@ from codegen.program.plans import Plan, WeightUpdate
 from tests.codegen.random_graphs import random_graph
 
 DIGEST = "3032a52388810af9ffc661bf54e76150c6e674c3413c2c769e33b84e631b0eec"
+SAMPLE_DIGEST = "9ce517927036ba064f9a60266e38f5e40c8572098d5dd318d7e4368619d04aad"
 
 
 def small_graph() -> Graph:
@@ -188,3 +189,32 @@ def test_branches_that_are_joined_in_another_order_are_another_model() -> None:
         digest_of(joined(*branches)) for branches in [("most.y", "other.y"), ("other.y", "most.y")]
     }
     assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        renamed_activations,
+        with_op(0, weight=np.full((2, 1, 1, 2), -7, np.int8)),
+        with_op(0, weight_scale=np.array([0.5, 0.125])),
+        with_op(5, weight=np.zeros((3, 2), np.int16)),
+    ],
+)
+def test_samples_mean_the_same_whatever_the_weights_are(change: Callable[[Graph], Graph]) -> None:
+    assert sample_digest(change(small_graph())) == SAMPLE_DIGEST
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_tensor("x", scale=0.25),
+        with_tensor("x", zero_point=-4),
+        with_tensor("mean.y", scale=0.5),
+        with_op(2, stride=(1, 1)),
+        with_op(5, weight=np.ones((4, 2), np.int16), bias=np.zeros(4, np.int32)),
+    ],
+)
+def test_samples_of_another_network_or_other_classes_mean_something_else(
+    change: Callable[[Graph], Graph],
+) -> None:
+    assert sample_digest(change(small_graph())) != SAMPLE_DIGEST

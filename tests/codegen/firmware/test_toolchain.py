@@ -14,7 +14,7 @@ from unicorn.arm_const import UC_ARM_REG_R0, UC_ARM_REG_SP
 
 from codegen.errors import ToolchainError
 from codegen.firmware.boards import load_board
-from codegen.firmware.flash_layout import linker_script, plan_flash
+from codegen.firmware.flash_layout import LogNeeds, linker_script, plan_flash
 from codegen.firmware.toolchain import (
     Source,
     cache_folder,
@@ -122,7 +122,7 @@ def test_an_image_boots_and_has_memory_functions_and_64_bit_division(
     kind: str, board_name: str, tmp_path: Path
 ) -> None:
     board = load_board(board_name)
-    layout = plan_flash(board, 10_000, 50_000, 60_000)
+    layout = plan_flash(board, 10_000, 50_000, [LogNeeds(64, 3, 60_000)])
     script = tmp_path / "firmware.ld"
     script.write_text(linker_script(board, layout))
     source = tmp_path / "main.c"
@@ -158,7 +158,7 @@ def test_dsp_instructions_and_single_precision_floats_reach_the_board(
     )
     board = load_board("stm32f407")
     script = tmp_path / "firmware.ld"
-    script.write_text(linker_script(board, plan_flash(board, 0, 0, 0)))
+    script.write_text(linker_script(board, plan_flash(board, 0, 0, [LogNeeds(64, 3, 0)])))
     find_toolchain(kind).build(  # type: ignore[arg-type]
         [source],
         include_dirs=[],

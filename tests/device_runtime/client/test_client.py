@@ -13,6 +13,7 @@ from fleet.protocol import Announce, Delta, DeviceState, Reason, Status
 from ..host_device import (
     PLANS,
     POOL_BYTES,
+    SAMPLES,
     SECTORS,
     FakeBroker,
     HostDevice,
@@ -47,7 +48,7 @@ def world(library: ctypes.CDLL) -> World:
 
 
 def make_world(library: ctypes.CDLL, data: Data) -> World:
-    made = World(HostDevice(library, data.region(SECTORS[2])), FakeBroker())
+    made = World(HostDevice(library, data.region(SAMPLES)), FakeBroker())
     assert made.boot() == 0
     return made
 
@@ -133,7 +134,7 @@ def test_weights_are_fetched_in_chunks_committed_and_trained_on(world: World) ->
     np.testing.assert_array_equal(
         values_of(deltas, 68), expected_values(before, after, biases_only=False)
     )
-    assert world.device.active_weights == hashlib.sha256(blob).digest()
+    assert world.device.base_weights == hashlib.sha256(blob).digest()
     assert world.broker.most_under_way <= 2
     digest = hashlib.sha256(blob).hexdigest()
     world.run_until(lambda: f"fleet/f/blob/{digest}/+" in world.broker.unsubscribed)
@@ -148,7 +149,7 @@ def test_a_later_version_comes_over_another_subscription(world: World) -> None:
         publish_blob(world, weights.blob())
         world.give(task_for(ALL, weights.blob(), round=number + 1))
         finish_round(world)
-        assert world.device.active_weights == hashlib.sha256(weights.blob()).digest()
+        assert world.device.base_weights == hashlib.sha256(weights.blob()).digest()
 
 
 def test_the_factory_weights_come_back_without_a_download(world: World) -> None:
@@ -160,7 +161,7 @@ def test_the_factory_weights_come_back_without_a_download(world: World) -> None:
     world.broker.retained.clear()
     world.give(task_for(ALL, FACTORY, round=2))
     deltas = finish_round(world)
-    assert world.device.active_weights == hashlib.sha256(FACTORY).digest()
+    assert world.device.base_weights == hashlib.sha256(FACTORY).digest()
     assert deltas[0].weights == hashlib.sha256(FACTORY).digest()[:8]
 
 
@@ -232,7 +233,7 @@ def test_weights_with_another_digest_are_erased_and_declined(world: World) -> No
     publish_blob(world, other, digest=hashlib.sha256(wanted).hexdigest())
     online(world).give(task_for(ALL, wanted))
     assert decline_of(world) == Reason.WEIGHTS_DIGEST_MISMATCH
-    assert world.device.active_weights == hashlib.sha256(FACTORY).digest()
+    assert world.device.base_weights == hashlib.sha256(FACTORY).digest()
     assert set(bytes(world.device.flash[: sum(SECTORS[:2])])) == {0xFF}
 
 
@@ -247,7 +248,7 @@ def test_a_damaged_remainder_of_an_old_download_is_fetched_again(world: World) -
     publish_blob(world, blob)
     world.give(task_for(ALL, blob))
     finish_round(world)
-    assert world.device.active_weights == hashlib.sha256(blob).digest()
+    assert world.device.base_weights == hashlib.sha256(blob).digest()
 
 
 def worse_than(good: Weights) -> bytes:
@@ -263,10 +264,10 @@ def test_weights_that_score_too_much_worse_are_not_taken(world: World) -> None:
     world.broker.published.clear()
     world.give(task_for(ALL, worse_than(good), round=2, max_score_drop_permille=100))
     assert decline_of(world) == Reason.SCORE_DROPPED
-    assert world.device.active_weights == hashlib.sha256(good.blob()).digest()
+    assert world.device.base_weights == hashlib.sha256(good.blob()).digest()
     world.give(task_for(ALL, worse_than(good), round=3, max_score_drop_permille=1000))
     finish_round(world)
-    assert world.device.active_weights == hashlib.sha256(worse_than(good)).digest()
+    assert world.device.base_weights == hashlib.sha256(worse_than(good)).digest()
 
 
 def test_after_a_declined_version_the_active_one_still_trains(world: World) -> None:
@@ -281,7 +282,7 @@ def test_after_a_declined_version_the_active_one_still_trains(world: World) -> N
     world.give(task_for(ALL, good.blob(), round=3, max_score_drop_permille=100))
     deltas = finish_round(world)
     assert deltas[0].correct_before == DATA.part(held_out=True).correct(good)
-    assert world.device.active_weights == hashlib.sha256(good.blob()).digest()
+    assert world.device.base_weights == hashlib.sha256(good.blob()).digest()
 
 
 def test_a_finished_round_is_not_worked_on_again_after_a_reconnection(world: World) -> None:
@@ -444,12 +445,12 @@ def test_a_power_cut_at_every_flash_operation_of_a_round_is_recovered_from(
         assert not world.of(Delta)
         assert world.boot() == 0
         digests = {hashlib.sha256(FACTORY).digest(), hashlib.sha256(blob).digest()}
-        assert world.device.active_weights in digests
+        assert world.device.base_weights in digests
         assert finish_round(world) == expected
 
 
 def test_a_device_without_identity_does_not_start(library: ctypes.CDLL) -> None:
-    device = HostDevice(library, b"")
+    device = HostDevice(library, b"", identity=None)
     assert device.power_on(0) == 3  # TF_NOT_FOUND
     assert not device.run(1)
     assert device.state == DeviceState.OFFLINE

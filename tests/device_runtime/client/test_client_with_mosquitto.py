@@ -17,7 +17,7 @@ from paho.mqtt.properties import Properties
 from fleet.gateway.broker import Broker, BrokerConfig, free_port
 from fleet.protocol import Announce, Delta, DeviceState, Status
 
-from ..host_device import PLANS, SECTORS, HostDevice, build_library
+from ..host_device import PLANS, SAMPLES, HostDevice, build_library
 from ..tiny_round import Weights, clustered_data, expected_values, task_for, train, values_of
 
 FACTORY = bytes(144)
@@ -129,7 +129,7 @@ def gateway(broker: Broker) -> Iterator[Gateway]:
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> HostDevice:
     library = build_library(tmp_path_factory.mktemp("device"))
-    return HostDevice(library, DATA.region(SECTORS[2]))
+    return HostDevice(library, DATA.region(SAMPLES))
 
 
 def test_a_round_over_mosquitto_with_a_reset_and_a_broker_that_restarts(
@@ -153,7 +153,7 @@ def test_a_round_over_mosquitto_with_a_reset_and_a_broker_that_restarts(
 
     line.hang_up()  # without a word, so that the broker publishes the will
     assert device.power_on(0) == 0
-    assert device.active_weights == hashlib.sha256(blob).digest()
+    assert device.base_weights == hashlib.sha256(blob).digest()
     seen = line.run_until(gateway, Delta)
     assert seen[-1] == delta, "the retained task is worked on again after a reset"
     assert DeviceState.OFFLINE in [item.state for item in seen if isinstance(item, Status)]

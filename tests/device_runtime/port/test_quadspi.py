@@ -1,101 +1,50 @@
-"""The driver of the external flash, and what is stored on it, as an ARM image on its board."""
+"""The driver of the external flash as an ARM image on its board."""
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import device_runtime
-from codegen.firmware.boards import Board, load_board
-from codegen.firmware.flash_layout import FlashLayout, layout_defines, linker_script, plan_flash
-from codegen.firmware.toolchain import Source, find_toolchain
+from codegen.firmware.boards import Board
 from simulator.devices.nor_flash import NorFlash
 from simulator.errors import MachineFault
-from simulator.machines.elf_image import ElfImage, load_elf
-from simulator.machines.protocol import StopReason
+from simulator.machines.elf_image import ElfImage
 from simulator.machines.unicorn import UnicornMachine
 
-OK, NO_MEMORY, FLASH_FAILED = 0, 2, 5
-MODEL, OTHER_MODEL = 0, 7
-START = 0x90000000
+from .flash_boards import (
+    EXTERNAL,
+    FLASH_FAILED,
+    OK,
+    MakeMachine,
+    booted,
+    build,
+    external_board,
+    looked_at_clock,
+    making,
+)
+
+START = EXTERNAL
 SECTOR = 65536
+INSIDE = 2
+"""Sectors of the internal flash, which are numbered first."""
 CLOSED = "external flash that can only be read, and only while QUADSPI maps it"
-
-MakeMachine = Callable[..., UnicornMachine]
-
-
-def external_board(sector_bytes: int = SECTOR) -> Board:
-    described = load_board("stm32f746").model_dump()
-    described["flash"]["sectors"] = [32768]
-    described["external_flash"]["sector_bytes"] = sector_bytes
-    described["external_flash"]["sector_count"] = 2**24 // sector_bytes
-    return Board.model_validate(described)
-
-
-def looked_at_clock() -> Callable[[], int]:
-    """A clock that goes by 1 ms with 10 looks at it: time-outs don't depend on this machine."""
-    looks = itertools.count()
-    return lambda: next(looks) // 10
-
-
-def build(board: Board, folder: Path) -> tuple[ElfImage, FlashLayout]:
-    layout = plan_flash(board, 0, 402, 4096)
-    assert layout.uses_external_flash
-    (folder / "firmware.ld").write_text(linker_script(board, layout))
-    root = device_runtime.source_root()
-    built = find_toolchain().build(
-        [
-            Source(Path(__file__).parent / "flash_firmware.c"),
-            *map(Source, device_runtime.port_sources("stm32")),
-            *(
-                Source(root / "storage" / name)
-                for name in ("flash.c", "sample_log.c", "weights_store.c")
-            ),
-            *map(Source, sorted((root / "hash").glob("*.c"))),
-        ],
-        include_dirs=device_runtime.include_directories(),
-        defines=layout_defines(board, layout),
-        board=board,
-        linker_script=folder / "firmware.ld",
-        output_elf=folder / "firmware.elf",
-    )
-    return load_elf(built.output), layout
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[ElfImage, FlashLayout]:
-    return build(external_board(), tmp_path_factory.mktemp("external"))
+def built(tmp_path_factory: pytest.TempPathFactory) -> ElfImage:
+    return build(external_board(), tmp_path_factory.mktemp("external"))[0]
 
 
 @pytest.fixture
-def make_machine(built: tuple[ElfImage, FlashLayout]) -> Iterator[MakeMachine]:
-    machines: list[UnicornMachine] = []
-
-    def make(flash_content: Iterable[tuple[int, bytes]] = ()) -> UnicornMachine:
-        machines.append(
-            UnicornMachine(
-                external_board(), built[0], clock=looked_at_clock(), flash_content=flash_content
-            )
-        )
-        return machines[-1]
-
-    yield make
-    for machine in machines:
-        machine.close()
+def make_machine(built: ElfImage) -> Iterator[MakeMachine]:
+    yield from making(external_board(), built)
 
 
 @pytest.fixture
 def machine(make_machine: MakeMachine) -> UnicornMachine:
     return booted(make_machine())
-
-
-def booted(machine: UnicornMachine) -> UnicornMachine:
-    assert machine.run(2000) is StopReason.IDLE, machine.fault
-    return machine
 
 
 def chip_of(machine: UnicornMachine) -> NorFlash:
@@ -104,7 +53,7 @@ def chip_of(machine: UnicornMachine) -> NorFlash:
 
 
 def sector_of(address: int) -> int:
-    return 1 + (address - START) // SECTOR
+    return INSIDE + (address - START) // SECTOR
 
 
 def test_a_programmed_word_is_read_back_in_place(machine: UnicornMachine) -> None:
@@ -129,7 +78,7 @@ def test_a_board_with_subsectors_erases_4096_bytes(tmp_path: Path) -> None:
     machine = booted(UnicornMachine(board, build(board, tmp_path)[0]))
     for address in (START + 4092, START + 4096, START + 8188, START + 8192):
         assert machine.call("program", address, 0) == OK
-    assert machine.call("erase", 2) == OK
+    assert machine.call("erase", INSIDE + 1) == OK
     assert machine.read_memory(START + 4096, 4096) == b"\xff" * 4096
     assert machine.read_memory(START + 4092, 4) == machine.read_memory(START + 8192, 4) == bytes(4)
     machine.close()
@@ -145,7 +94,7 @@ def test_programming_without_erasing_only_clears_bits_and_is_reported(
 
 
 def test_the_internal_flash_keeps_its_sectors_and_addresses(machine: UnicornMachine) -> None:
-    last = 0x08000000 + 32768 - 4
+    last = 0x08000000 + 16384 + 32768 - 4
     assert machine.call("program", last, 0x01234567) == OK
     assert machine.call("peek", last) == 0x01234567
     assert machine.call("peek", START) == 0xFFFFFFFF
@@ -157,7 +106,7 @@ def test_the_internal_flash_keeps_its_sectors_and_addresses(machine: UnicornMach
     ("function", "arguments", "refused"),
     [
         ("program", (START + 2, 0), FLASH_FAILED),
-        ("erase", (1 + 256,), FLASH_FAILED),
+        ("erase", (INSIDE + 256,), FLASH_FAILED),
         ("place_of", (START, 2**24 + 1), 0),
         ("place_of", (START + 2**24 - 3, 4), 0),
         ("place_of", (START - 4, 8), 0),
@@ -209,16 +158,16 @@ def test_a_long_operation_is_waited_for(machine: UnicornMachine) -> None:
 
 
 def test_without_the_chip_that_the_board_has_nothing_is_mapped(
-    built: tuple[ElfImage, FlashLayout],
+    built: ElfImage,
 ) -> None:
     described = external_board().model_dump()
     described["external_flash"]["id"] = 0xEF4018
     machine = booted(
-        UnicornMachine(Board.model_validate(described), built[0], clock=looked_at_clock())
+        UnicornMachine(Board.model_validate(described), built, clock=looked_at_clock())
     )
     assert machine.call("place_of", START, 4) == 0
     assert machine.call("program", START, 0) == FLASH_FAILED
-    assert machine.call("erase", 1) == FLASH_FAILED
+    assert machine.call("erase", INSIDE) == FLASH_FAILED
     with pytest.raises(MachineFault, match=CLOSED):
         machine.call("peek", START)
     machine.close()
@@ -302,128 +251,6 @@ def test_a_power_cut_in_an_erase_only_sets_bits_of_that_sector(make_machine: Mak
         changed.add(value)
         machine.close()
     assert {0x0F0F0F0F, 0xFFFFFFFF} < changed
-
-
-@pytest.mark.parametrize(
-    ("model_before", "versions_before"),
-    [(MODEL, ()), (MODEL, (1,)), (MODEL, (1, 2)), (OTHER_MODEL, (1, 2))],
-)
-def test_the_weights_store_survives_a_power_cut_at_every_operation(
-    make_machine: MakeMachine, model_before: int, versions_before: tuple[int, ...]
-) -> None:
-    machine = booted(make_machine())
-    machine.call("become_model", model_before)
-    for version in versions_before:
-        assert machine.call("update", version) == OK
-    machine.call("become_model", MODEL)
-    old, new = (0, *versions_before)[-1] if model_before == MODEL else 0, 3
-    before = machine.read_memory(START, 2 * SECTOR)
-    operations = machine.flash_operations
-    assert machine.call("update", new) == OK
-    operations = machine.flash_operations - operations
-    assert operations > 402 // 4
-    assert machine.call("is_active", new)
-    for cut in range(1, operations + 1):
-        machine.write_flash(START, before)
-        machine.power_on()
-        booted(machine)
-        machine.cut_power_at_flash_operation(cut, seed=cut)
-        with pytest.raises(MachineFault, match="power cut"):
-            machine.call("update", new)
-        machine.power_on()
-        booted(machine)
-        survivors = [machine.call("is_active", version) for version in (old, new)]
-        assert survivors == [1, 0] or (survivors == [0, 1] and cut == operations)
-        if survivors[0]:
-            assert machine.call("update", new) == OK
-        assert machine.call("is_active", new)
-
-
-def garbage(size: int, seed: int) -> bytes:
-    """As of demonstrations that a board came with: some of it erased."""
-    draw = random.Random(seed)
-    return b"".join(draw.choice([b"\xff" * 512, draw.randbytes(512)]) for _ in range(size // 512))
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_slots_full_of_garbage_leave_the_weights_of_the_firmware(
-    make_machine: MakeMachine, seed: int
-) -> None:
-    machine = make_machine(flash_content=[(START, garbage(2 * SECTOR, seed))])
-    booted(machine)
-    assert machine.call("is_active", 0)
-    for version in (1, 2, 3):
-        assert machine.call("update", version) == OK
-        assert machine.call("is_active", version)
-
-
-def test_a_version_of_another_model_is_left_alone_until_its_slot_is_needed(
-    machine: UnicornMachine,
-) -> None:
-    assert machine.call("update", 1) == OK
-    machine.call("become_model", OTHER_MODEL)
-    assert machine.call("is_active", 0)
-    machine.call("become_model", MODEL)
-    assert machine.call("is_active", 1)
-    machine.call("become_model", OTHER_MODEL)
-    for version in (2, 3):
-        assert machine.call("update", version) == OK
-        assert machine.call("is_active", version)
-    machine.call("become_model", MODEL)
-    assert machine.call("is_active", 0)
-
-
-@pytest.mark.parametrize("damaged", ["header", "payload", "commit word"])
-def test_a_damaged_version_gives_way_to_the_one_before(
-    machine: UnicornMachine, damaged: str
-) -> None:
-    """One bit that has faded is enough."""
-    slot = START + SECTOR  # of the second version
-    place = slot + {"header": 20, "payload": 4096 + 401, "commit word": 60}[damaged]
-    for version in (1, 2):
-        assert machine.call("update", version) == OK
-    machine.write_flash(place, bytes([machine.read_memory(place, 1)[0] ^ 4]))
-    assert machine.call("is_active", 1)
-    assert machine.call("update", 2) == OK
-    assert machine.call("is_active", 2)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_a_log_full_of_garbage_has_no_samples_until_it_is_erased(
-    make_machine: MakeMachine, built: tuple[ElfImage, FlashLayout], seed: int
-) -> None:
-    log = built[0].address_of("__samples_start")
-    assert log >= START
-    content = garbage(built[0].address_of("__samples_bytes"), seed)
-    machine = booted(make_machine(flash_content=[(log, content)]))
-    assert machine.call("samples") == 0
-    assert machine.call("record", 3) in (OK, NO_MEMORY)
-    assert machine.call("erase_log") == OK
-    for count in (1, 2):
-        assert machine.call("record", 3) == OK
-        assert machine.call("samples") == count
-
-
-def test_a_power_cut_costs_a_log_no_more_than_the_record_that_is_written(
-    make_machine: MakeMachine,
-) -> None:
-    machine = booted(make_machine())
-    assert machine.call("record", 1) == OK
-    operations = machine.flash_operations
-    assert machine.call("record", 2) == OK
-    operations = machine.flash_operations - operations
-    count = 2
-    for cut in range(1, operations + 1):
-        machine.cut_power_at_flash_operation(cut, seed=cut)
-        with pytest.raises(MachineFault, match="power cut"):
-            machine.call("record", 3)
-        machine.power_on()
-        booted(machine)
-        found = machine.call("samples")
-        assert found == count or (found == count + 1 and cut == operations)
-        assert machine.call("record", 4) == OK
-        count = machine.call("samples")
-        assert count == found + 1
 
 
 def test_the_mapped_region_takes_no_store(machine: UnicornMachine) -> None:

@@ -12,16 +12,25 @@ import device_runtime
 from codegen.emit.zcbor_codec import generate_codec
 from codegen.firmware.boards import Board as BoardDescription
 from codegen.firmware.boards import load_board
-from codegen.firmware.flash_layout import FlashLayout, layout_defines, linker_script, plan_flash
+from codegen.firmware.bundle import SamplesInfo
+from codegen.firmware.flash_layout import (
+    FlashLayout,
+    LogNeeds,
+    layout_defines,
+    linker_script,
+    plan_flash,
+)
 from codegen.firmware.toolchain import BuildResult, Source, find_toolchain
 from fleet.protocol import Announce, Delta, Status
+from simulator.devices.flash_image import identity_region
 from simulator.machines.protocol import StopReason
 from simulator.machines.unicorn import UnicornMachine
 
 from ..host_device import (
     CDDL,
+    IDENTITY,
     PLANS,
-    SECTORS,
+    SAMPLES,
     TESTS,
     FakeBroker,
     HostDevice,
@@ -63,7 +72,7 @@ class Firmware:
 def firmware(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Firmware:
     folder = tmp_path_factory.mktemp(request.param)
     board = BOARDS[request.param]
-    layout = plan_flash(board, 60_000, len(FACTORY), 8192)
+    layout = plan_flash(board, 60_000, len(FACTORY), [LogNeeds(16, 3, 8192)])
     assert layout.uses_external_flash == request.param.endswith("external")
     (folder / "firmware.ld").write_text(linker_script(board, layout))
     generated = generate_codec(CDDL, folder / "codec")
@@ -93,12 +102,21 @@ class Board:
     machine: UnicornMachine = field(init=False)
 
     def __post_init__(self) -> None:
-        samples = self.firmware.layout.samples
+        layout = self.firmware.layout
+        samples = SamplesInfo(
+            address=layout.samples.address,
+            bytes=layout.samples.bytes,
+            sectors=(layout.samples.first_sector, layout.samples.sector_count),
+            units=layout.samples.units,
+        )
         self.machine = UnicornMachine(
             self.firmware.board,
             self.firmware.path,
             clock=lambda: self.now,
-            flash_content=[(samples.address, self.data.region(samples.bytes))],
+            flash_content=[
+                (layout.identity.address, identity_region(IDENTITY)),
+                (samples.address, self.data.region(samples)),
+            ],
         )
 
     def power_on(self, now: int) -> int:
@@ -168,7 +186,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture(scope="session")
 def host_deltas(library: ctypes.CDLL) -> list[Delta]:
-    world = World(HostDevice(library, DATA.region(SECTORS[2])), FakeBroker())
+    world = World(HostDevice(library, DATA.region(SAMPLES)), FakeBroker())
     assert world.boot() == 0
     return deltas_of_a_round(world)
 
@@ -201,7 +219,7 @@ def test_the_stack_stays_far_from_its_end(world: World, firmware: Firmware) -> N
 
 def test_a_reset_while_training_does_the_round_again(world: World, library: ctypes.CDLL) -> None:
     epochs = 255
-    host = World(HostDevice(library, DATA.region(SECTORS[2])), FakeBroker())
+    host = World(HostDevice(library, DATA.region(SAMPLES)), FakeBroker())
     assert host.boot() == 0
     expected = deltas_of_a_round(host, epochs)
     give_blob(world, BLOB)
@@ -246,12 +264,12 @@ def test_power_cuts_during_the_commit_leave_a_board_that_finishes(
 def test_a_board_without_identity_waits_and_looks_again(firmware: Firmware) -> None:
     world = World(Board(firmware, DATA), FakeBroker())  # type: ignore[arg-type]
     machine = machine_of(world)
-    start = firmware.layout.samples.address
-    recorded = machine.read_memory(start, 4096)
+    start = firmware.layout.identity.address
+    told = machine.read_memory(start, 4096)
     machine.write_flash(start, b"\xff" * 4096)
     world.boot()
     world.run_for(3)
     assert world.broker.connects == 0
-    machine.write_flash(start, recorded)  # somebody commissions it
+    machine.write_flash(start, told)  # somebody commissions it
     world.run_until(lambda: bool(world.of(Announce)))
     machine.close()

@@ -63,31 +63,53 @@ class WeightsStore(ctypes.Structure):
         ("chunk_bytes", ctypes.c_uint32),
         ("chunks", ctypes.c_uint32),
         ("missing", ctypes.c_uint32),
-        ("active", ctypes.c_int8),
+        ("current", ctypes.c_int8),
+        ("candidate", ctypes.c_int8),
         ("staging", ctypes.c_int8),
         ("resumed", ctypes.c_bool),
         ("verified", ctypes.c_bool),
     ]
 
 
+class Journal(ctypes.Structure):
+    _fields_ = [
+        ("flash", ctypes.c_void_p),
+        ("units", Region * 2),
+        ("sequence", ctypes.c_uint32),
+        ("end", ctypes.c_uint32),
+        ("lease", ctypes.c_uint32),
+        ("active", ctypes.c_int8),
+    ]
+
+
+class SampleRegion(ctypes.Structure):
+    _fields_ = [("region", Region), ("units", ctypes.c_uint16), ("keep", ctypes.c_uint8)]
+
+
 class SampleLog(ctypes.Structure):
     _fields_ = [
         ("flash", ctypes.c_void_p),
-        ("region", Region),
-        ("unit", ctypes.c_uint32),
+        ("place", SampleRegion),
+        ("unit_bytes", ctypes.c_uint32),
+        ("place_bytes", ctypes.c_uint32),
+        ("digest", ctypes.c_uint32),
+        ("random", ctypes.c_uint32),
+        ("drawn", ctypes.c_uint32),
+        ("sequence", ctypes.c_uint32),
         ("end", ctypes.c_uint32),
-        ("samples", ctypes.c_uint32),
+        ("ordinal", ctypes.c_uint32),
+        ("rate", ctypes.c_uint32),
+        ("unit", ctypes.c_uint16),
     ]
 
 
 class Record(ctypes.Structure):
     _fields_ = [
-        ("offset", ctypes.c_uint32),
-        ("type", ctypes.c_uint8),
-        ("held_out", ctypes.c_bool),
-        ("label", ctypes.c_uint16),
-        ("payload_bytes", ctypes.c_uint32),
         ("payload", ctypes.POINTER(ctypes.c_uint8)),
+        ("payload_bytes", ctypes.c_uint32),
+        ("place", ctypes.c_uint16),
+        ("label", ctypes.c_uint16),
+        ("held_out", ctypes.c_bool),
     ]
 
     def data(self) -> bytes:
@@ -106,8 +128,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         check=True,
     )  # fmt: skip
     loaded = ctypes.CDLL(str(path))
-    for name in ("tf_weights_active", "tf_weights_active_sha256", "tf_weights_staged"):
-        getattr(loaded, name).restype = ctypes.c_void_p
+    for name in ("current", "current_sha256", "candidate", "candidate_sha256", "staged"):
+        getattr(loaded, f"tf_weights_{name}").restype = ctypes.c_void_p
+    loaded.tf_journal_lease.restype = ctypes.c_uint32
     loaded.tf_weights_payload_offset.restype = ctypes.c_uint32
     loaded.tf_sample_log_count.restype = ctypes.c_uint32
     loaded.tf_weights_has_chunk.restype = ctypes.c_bool

@@ -24,11 +24,15 @@ static tf_status erase_sector(void *context, uint16_t sector) {
     }
     uint8_t *bytes = emulated->bytes + sector * EMULATED_SECTOR_BYTES;
     if (is_cut(emulated)) {
-        /* Torn in one of three ways: nothing happened yet, almost done, anything between. */
-        const uint32_t kind = draw(emulated) % 3u;
-        for (uint32_t i = 0; i < EMULATED_SECTOR_BYTES; i++) {
+        /* Torn in one of four ways: nothing happened yet, the end is erased already, almost done,
+         * anything between. */
+        const uint32_t kind = draw(emulated) % 4u;
+        const uint32_t until =
+            kind == 1u ? draw(emulated) % EMULATED_SECTOR_BYTES : EMULATED_SECTOR_BYTES;
+        memset(bytes + until, 0xFF, EMULATED_SECTOR_BYTES - until);
+        for (uint32_t i = 0; kind > 1u && i < EMULATED_SECTOR_BYTES; i++) {
             const uint8_t noise = (uint8_t)draw(emulated);
-            bytes[i] = kind == 0u ? bytes[i] : (kind == 1u ? (uint8_t)(bytes[i] | noise) : noise);
+            bytes[i] = kind == 2u ? (uint8_t)(bytes[i] | noise) : noise;
         }
         return TF_FLASH_FAILED;
     }

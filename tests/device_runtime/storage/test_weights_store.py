@@ -42,13 +42,30 @@ class Device:
         ) == OK  # fmt: skip
         return store
 
-    def active(self, store: WeightsStore) -> bytes:
-        """The active blob, after a look that its digest belongs to it."""
-        place = self.library.tf_weights_active(ctypes.byref(store))
+    def current(self, store: WeightsStore) -> bytes:
+        """The current blob, after a look that its digest belongs to it."""
+        return self._blob(
+            self.library.tf_weights_current(ctypes.byref(store)),
+            self.library.tf_weights_current_sha256(ctypes.byref(store)),
+        )
+
+    def candidate(self, store: WeightsStore) -> bytes | None:
+        place = self.library.tf_weights_candidate(ctypes.byref(store))
+        digest = self.library.tf_weights_candidate_sha256(ctypes.byref(store))
+        assert (place is None) == (digest is None)
+        return None if place is None else self._blob(place, digest)
+
+    @staticmethod
+    def _blob(place: int, digest: int) -> bytes:
         blob = ctypes.string_at(place, WEIGHTS_BYTES)
-        digest = self.library.tf_weights_active_sha256(ctypes.byref(store))
         assert ctypes.string_at(digest, 32) == hashlib.sha256(blob).digest()
         return blob
+
+    def versions(self) -> tuple[bytes, bytes | None]:
+        """Current and candidate after a reset with the power on."""
+        self.flash.power_on()
+        store = self.boot()
+        return self.current(store), self.candidate(store)
 
     def stage(self, store: WeightsStore, blob: bytes) -> int:
         digest = hashlib.sha256(blob).digest()
@@ -72,10 +89,10 @@ class Device:
             written += 1
         return written
 
-    def update(self, blob: bytes, order: list[int] | None = None) -> bool:
-        """Boot, stage, download, verify, commit; whether it went through to the end."""
+    def round(self, blob: bytes, order: list[int] | None = None) -> bool:
+        """As a round begins: boot, stage, download, verify, commit; whether it went to the end."""
         store = self.boot()
-        if self.active(store) == blob:
+        if blob in (self.current(store), self.candidate(store)):
             return True
         order = order or list(range(len(chunks_of(blob))))
         return (
@@ -83,6 +100,22 @@ class Device:
             and self.download(store, blob, order) >= 0
             and self.library.tf_weights_verify(ctypes.byref(store)) == OK
             and self.library.tf_weights_commit(ctypes.byref(store)) == OK
+            and self.candidate(store) == blob
+        )
+
+    def release(self, blob: bytes) -> bool:
+        """Boot and release; whether it went through."""
+        store = self.boot()
+        digest = hashlib.sha256(blob).digest()
+        return self.library.tf_weights_release(ctypes.byref(store), digest) == OK
+
+    def discard(self, blob: bytes) -> bool:
+        """A download that turns out wrong is begun and erased."""
+        store = self.boot()
+        return (
+            self.stage(store, blob) == OK
+            and self.download(store, blob, [3, 0]) >= 0
+            and self.library.tf_weights_discard(ctypes.byref(store)) == OK
         )
 
     def snapshot(self) -> bytes:
@@ -97,96 +130,235 @@ def device(library: ctypes.CDLL, flash: Flash) -> Device:
     return Device(library, flash)
 
 
-def prepare_factory(device: Device) -> bytes:
-    return FACTORY
+V1, V2, V3 = VERSIONS
 
 
-def prepare_one_version(device: Device) -> bytes:
-    assert device.update(VERSIONS[0])
-    return VERSIONS[0]
+def released(device: Device, blob: bytes) -> None:
+    assert device.round(blob)
+    assert device.release(blob)
 
 
-def prepare_two_versions(device: Device) -> bytes:
-    """Both slots are used, so that staging has to erase an older version."""
-    assert device.update(VERSIONS[0])
-    assert device.update(VERSIONS[1])
-    return VERSIONS[1]
+def prepare_factory(device: Device) -> None:
+    pass
 
 
-def prepare_other_download_begun(device: Device) -> bytes:
-    assert device.update(VERSIONS[0])
+def prepare_candidate(device: Device) -> None:
+    assert device.round(V1)
+
+
+def prepare_two_candidates(device: Device) -> None:
+    """Both slots are used, and the firmware's weights are still current."""
+    assert device.round(V1)
+    assert device.round(V2)
+
+
+def prepare_released(device: Device) -> None:
+    released(device, V1)
+
+
+def prepare_released_and_candidate(device: Device) -> None:
+    """Staging has no slot but the candidate's."""
+    released(device, V1)
+    assert device.round(V2)
+
+
+def prepare_released_twice(device: Device) -> None:
+    released(device, V1)
+    released(device, V2)
+
+
+def prepare_released_before_another_candidate(device: Device) -> None:
+    assert device.round(V1)
+    assert device.round(V2)
+    assert device.release(V2)
+
+
+def prepare_other_download_begun(device: Device) -> None:
+    released(device, V1)
     store = device.boot()
-    assert device.stage(store, VERSIONS[1]) == OK
-    assert device.download(store, VERSIONS[1], [4, 1]) == 2
-    return VERSIONS[0]
+    assert device.stage(store, V2) == OK
+    assert device.download(store, V2, [4, 1]) == 2
 
 
-def prepare_two_versions_of_another_model(device: Device) -> bytes:
+def prepare_two_versions_of_another_model(device: Device) -> None:
     """Of the same number of bytes: only the digest tells that they mean something else."""
     device.model = OTHER_MODEL
-    prepare_two_versions(device)
+    prepare_released_and_candidate(device)
     device.model = MODEL
-    return FACTORY
 
 
-def prepare_download_begun_of_another_model(device: Device) -> bytes:
+def prepare_download_begun_of_another_model(device: Device) -> None:
     """The very bytes that will be downloaded for this one."""
     device.model = OTHER_MODEL
     store = device.boot()
-    assert device.stage(store, VERSIONS[2]) == OK
-    assert device.download(store, VERSIONS[2], [4, 1]) == 2
+    assert device.stage(store, V3) == OK
+    assert device.download(store, V3, [4, 1]) == 2
     device.model = MODEL
-    return FACTORY
 
 
 PREPARATIONS = [
-    prepare_factory, prepare_one_version, prepare_two_versions, prepare_other_download_begun,
+    prepare_factory, prepare_candidate, prepare_two_candidates, prepare_released,
+    prepare_released_and_candidate, prepare_released_twice,
+    prepare_released_before_another_candidate, prepare_other_download_begun,
     prepare_two_versions_of_another_model, prepare_download_begun_of_another_model,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("prepare", PREPARATIONS)
-@pytest.mark.parametrize("seed", range(4))
-def test_power_cut_at_every_operation_leaves_old_or_new_and_the_download_finishes(
+@pytest.mark.parametrize("seed", range(2))
+def test_power_cut_at_every_operation_of_a_round_and_its_release_leaves_old_or_new(
     device: Device, prepare, seed: int
 ) -> None:
-    old, new = prepare(device), VERSIONS[2]
-    order = list(range(len(chunks_of(new))))
-    random.Random(seed).shuffle(order)
+    prepare(device)
+    current, candidate = device.versions()
     before = device.snapshot()
+    order = list(range(len(chunks_of(V3))))
+    random.Random(seed).shuffle(order)
     device.flash.power_on()
-    assert device.update(new, order)
+    assert device.round(V3, order)
+    until_committed = device.flash.operations
+    assert device.release(V3)
     operations = device.flash.operations
-    assert operations > WEIGHTS_BYTES // 4
+    assert until_committed > WEIGHTS_BYTES // 4
+    assert operations == until_committed + 1, "a release is one word"
     for cut in range(1, operations + 1):
         device.restore(before)
         device.flash.random = seed * 1000 + cut
         device.flash.power_on(operations_to_cut=cut)
-        assert not device.update(new, order), f"the cut at operation {cut} went unnoticed"
-        device.flash.power_on()
-        survivor = device.active(device.boot())
-        assert survivor in (old, new), f"neither version after a cut at operation {cut}"
-        assert survivor == old or cut == operations
-        assert device.update(new, order), f"no resumption after a cut at operation {cut}"
-        assert device.active(device.boot()) == new
+        went_through = device.round(V3, order)
+        assert went_through == (cut > until_committed), f"operation {cut}"
+        if went_through:
+            assert not device.release(V3)
+        now_current, now_candidate = device.versions()
+        if cut > until_committed:
+            assert (now_current, now_candidate) in ((current, V3), (V3, None))
+        else:
+            assert now_current == current, f"current was lost at operation {cut}"
+            assert now_candidate in (candidate, V3, None)
+            assert now_candidate != V3 or cut == until_committed
+            if current == FACTORY:
+                assert now_candidate in (candidate, V3), "there were two slots to choose from"
+        assert device.round(V3, order), f"no resumption after a cut at operation {cut}"
+        assert now_current == V3 or device.versions() == (current, V3)
+        assert device.release(V3)
+        assert device.versions() == (V3, None)
+
+
+SCRIPT = [
+    ("round", V1), ("round", V2), ("release", V2), ("round", V3), ("discard", V1), ("round", V1),
+    ("round", V3), ("release", V3), ("round", V2), ("release", V2), ("round", V1),
+]  # fmt: skip
+
+
+def after(step: str, blob: bytes, current: bytes, candidate: bytes | None) -> tuple:
+    """What a step makes of current and candidate."""
+    if step == "release":
+        return blob, None
+    if step == "discard":
+        return current, candidate if current == FACTORY else None
+    return current, candidate if blob == current else blob
+
+
+def test_current_outlives_a_cut_at_every_operation_of_several_rounds_in_a_row(
+    device: Device,
+) -> None:
+    empty = device.snapshot()
+    steps = 0
+    cut = 0
+    while True:
+        cut += 1
+        device.restore(empty)
+        device.flash.random = cut
+        device.flash.power_on(operations_to_cut=cut)
+        current, candidate = FACTORY, None
+        was_cut = False
+        for step, blob in SCRIPT:
+            wanted = after(step, blob, current, candidate)
+            if not getattr(device, step)(blob):
+                assert not was_cut
+                was_cut = True
+                now = device.versions()
+                assert now[0] in (current, wanted[0]), f"current was lost at operation {cut}"
+                assert now[1] in (candidate, wanted[1], None)
+                assert now[0] == current or step == "release"
+                device.flash.power_on()
+                assert getattr(device, step)(blob), f"no resumption after operation {cut}"
+            store = device.boot()
+            current, candidate = device.current(store), device.candidate(store)
+            assert (current, candidate) == wanted, f"{step} after a cut at operation {cut}"
+            steps += 1
+        if not was_cut:
+            break
+    assert cut > 6 * WEIGHTS_BYTES // 4
+    assert steps == cut * len(SCRIPT)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_many_cuts_in_a_row_never_lose_the_active_version(device: Device, seed: int) -> None:
+def test_many_cuts_in_a_row_never_lose_the_current_version(device: Device, seed: int) -> None:
     dice = random.Random(seed)
     device.flash.random = seed
-    active = FACTORY
-    for blob in [VERSIONS[0], VERSIONS[1], VERSIONS[2], VERSIONS[0], VERSIONS[1]]:
-        for _ in range(10_000):
-            device.flash.power_on(operations_to_cut=dice.randint(1, 60))
-            done = device.update(blob)
-            device.flash.power_on()
-            survivor = device.active(device.boot())
-            assert survivor in (active, blob)
-            if done:
-                break
-        assert survivor == blob
-        active = blob
+    current = FACTORY
+    for blob, is_released in [(V1, True), (V2, False), (V3, True), (V1, False), (V2, True)]:
+        for step in ("round", "release")[: 1 + is_released]:
+            for _ in range(10_000):
+                device.flash.power_on(operations_to_cut=dice.randint(1, 60))
+                done = getattr(device, step)(blob)
+                survivor = device.versions()[0]
+                assert survivor in (current, blob)
+                assert survivor == current or step == "release"
+                if done:
+                    break
+        assert device.versions() == ((blob, None) if is_released else (current, blob))
+        current = blob if is_released else current
+
+
+def test_a_candidate_replaces_candidates_and_never_what_is_current(device: Device) -> None:
+    released(device, V1)
+    for blob in (V2, V3, V2, V3):
+        assert device.round(blob)
+        assert device.versions() == (V1, blob)
+
+
+def test_the_old_candidate_stays_until_the_new_one_is_committed_where_two_slots_are_free(
+    device: Device,
+) -> None:
+    assert device.round(V1)
+    store = device.boot()
+    assert device.stage(store, V2) == OK
+    assert device.download(store, V2, list(range(7))) == 7
+    assert device.candidate(store) == V1
+    assert device.versions() == (FACTORY, V1)
+
+
+def test_releasing_again_does_nothing_and_what_was_never_committed_is_not_released(
+    device: Device,
+) -> None:
+    assert not device.release(V1)
+    assert device.release(FACTORY), "it is current"
+    assert device.round(V1)
+    assert not device.release(V2)
+    assert device.versions() == (FACTORY, V1)
+    assert device.release(V1)
+    device.flash.power_on()
+    assert device.release(V1)
+    assert device.flash.operations == 0
+    assert device.versions() == (V1, None)
+
+
+def test_a_candidate_below_the_released_version_is_none(device: Device) -> None:
+    """It stays in its slot until that is staged, and must not come up again."""
+    prepare_released_before_another_candidate(device)
+    assert device.versions() == (V2, None)
+
+
+def test_one_cannot_release_what_a_staging_has_erased(device: Device) -> None:
+    prepare_released_and_candidate(device)
+    store = device.boot()
+    assert device.stage(store, V3) == OK
+    assert device.candidate(store) is None
+    digest = hashlib.sha256(V2).digest()
+    assert device.library.tf_weights_release(ctypes.byref(store), digest) == NOT_FOUND
+    assert device.versions() == (V1, None)
 
 
 def test_chunks_that_are_in_flash_are_not_asked_for_again(device: Device) -> None:
@@ -203,11 +375,10 @@ def test_chunks_that_are_in_flash_are_not_asked_for_again(device: Device) -> Non
 
 def test_slots_of_another_model_are_as_if_erased(device: Device) -> None:
     prepare_two_versions_of_another_model(device)
-    store = device.boot()
-    assert store.active == -1
-    assert device.active(store) == FACTORY
-    assert device.update(VERSIONS[2])
-    assert device.active(device.boot()) == VERSIONS[2]
+    assert device.versions() == (FACTORY, None)
+    assert not device.release(V2)
+    assert device.round(V3)
+    assert device.versions() == (FACTORY, V3)
 
 
 def test_a_download_that_another_model_began_starts_from_anew(device: Device) -> None:
@@ -219,68 +390,74 @@ def test_a_download_that_another_model_began_starts_from_anew(device: Device) ->
 
 
 def test_a_model_that_comes_back_finds_what_no_other_one_has_overwritten(device: Device) -> None:
-    assert device.update(VERSIONS[0])
+    prepare_released_and_candidate(device)
     device.model = OTHER_MODEL
-    assert device.active(device.boot()) == FACTORY
+    assert device.versions() == (FACTORY, None)
     device.model = MODEL
-    assert device.active(device.boot()) == VERSIONS[0]
+    assert device.versions() == (V1, V2)
 
 
 def test_words_are_programmed_once_when_nothing_is_cut(device: Device) -> None:
     for blob in VERSIONS:
-        assert device.update(blob)
+        assert device.round(blob)
+        assert device.release(blob)
     assert not device.flash.rewrote
 
 
-def test_a_blob_with_another_digest_is_refused_and_the_active_version_stays(device: Device) -> None:
-    assert device.update(VERSIONS[0])
+def test_a_blob_with_another_digest_is_refused_and_the_versions_stay(device: Device) -> None:
+    released(device, V1)
     store = device.boot()
-    assert device.stage(store, VERSIONS[1]) == OK
-    wrong = bytearray(VERSIONS[1])
+    assert device.stage(store, V2) == OK
+    wrong = bytearray(V2)
     wrong[200] ^= 1
     assert device.download(store, bytes(wrong), list(range(7))) == 7
     assert device.library.tf_weights_verify(ctypes.byref(store)) == BAD_INPUT
     assert device.library.tf_weights_staged(ctypes.byref(store)) is None
     assert device.library.tf_weights_commit(ctypes.byref(store)) == NOT_FOUND
-    assert device.active(device.boot()) == VERSIONS[0]
+    assert device.versions() == (V1, None)
     assert device.library.tf_weights_discard(ctypes.byref(store)) == OK
-    assert device.update(VERSIONS[1])
+    assert device.round(V2)
 
 
 def test_a_verified_version_stays_staged_over_a_reset_until_it_is_committed(
     device: Device,
 ) -> None:
     store = device.boot()
-    assert device.stage(store, VERSIONS[0]) == OK
-    assert device.download(store, VERSIONS[0], list(range(7))) == 7
+    assert device.stage(store, V1) == OK
+    assert device.download(store, V1, list(range(7))) == 7
     assert device.library.tf_weights_verify(ctypes.byref(store)) == OK
     staged = device.library.tf_weights_staged(ctypes.byref(store))
-    assert ctypes.string_at(staged, WEIGHTS_BYTES) == VERSIONS[0]
+    assert ctypes.string_at(staged, WEIGHTS_BYTES) == V1
+    assert device.versions() == (FACTORY, None)
     store = device.boot()
-    assert device.active(store) == FACTORY
-    assert device.stage(store, VERSIONS[0]) == OK
+    assert device.stage(store, V1) == OK
     assert store.missing == 0
 
 
-def test_a_flipped_bit_in_the_active_slot_brings_back_the_version_before(device: Device) -> None:
-    assert device.update(VERSIONS[0])
-    assert device.update(VERSIONS[1])
-    store = device.boot()
-    assert device.active(store) == VERSIONS[1]
-    damaged = SLOTS[store.active].address - 0x08000000 + 4096 + 77
-    device.flash.content[damaged] ^= 4
-    assert device.active(device.boot()) == VERSIONS[0]
+@pytest.mark.parametrize("offset", [*range(0, 56, 3), 57, 61, 64, 4096 + 77])
+def test_a_damaged_current_slot_brings_back_the_version_before(device: Device, offset: int) -> None:
+    """One bit that has faded is enough."""
+    prepare_released_twice(device)
+    current = device.boot().current
+    device.flash.content[SLOTS[current].address - 0x08000000 + offset] ^= 0x08
+    # Without its released word it isn't damaged, but a candidate again.
+    assert device.versions() == (V1, V2 if offset == 64 else None)
 
 
-@pytest.mark.parametrize("offset", [*range(0, 56, 3), 57, 61])
-def test_a_damaged_header_of_the_active_slot_brings_back_the_version_before(
-    device: Device, offset: int
+@pytest.mark.parametrize("bit", [0x08, 0x40])
+@pytest.mark.parametrize("offset", [0, 40, 56, 60, 61, 64, 65, 4096 + 401])
+def test_a_damaged_candidate_is_fetched_and_released_again(
+    device: Device, offset: int, bit: int
 ) -> None:
-    assert device.update(VERSIONS[0])
-    assert device.update(VERSIONS[1])
-    active = device.boot().active
-    device.flash.content[SLOTS[active].address - 0x08000000 + offset] ^= 0x08
-    assert device.active(device.boot()) == VERSIONS[0]
+    prepare_released_and_candidate(device)
+    slot = device.boot().candidate
+    device.flash.content[SLOTS[slot].address - 0x08000000 + offset] ^= bit
+    current, candidate = device.versions()
+    assert current == V1
+    assert candidate is None or offset in (64, 65)
+    assert device.round(V2)
+    assert device.versions() == (V1, V2)
+    assert device.release(V2)
 
 
 @pytest.mark.parametrize(
@@ -376,6 +553,6 @@ def test_weights_with_more_chunks_than_4096_bytes_have_marks_for_are_stored(
     assert library.tf_weights_verify(ctypes.byref(store)) == OK
     assert library.tf_weights_commit(ctypes.byref(store)) == OK
     store = opened()
-    place = library.tf_weights_active(ctypes.byref(store))
+    place = library.tf_weights_candidate(ctypes.byref(store))
     assert ctypes.string_at(place, len(blob)) == blob
     assert not flash.rewrote

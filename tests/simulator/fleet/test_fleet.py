@@ -10,12 +10,21 @@ import numpy as np
 import pytest
 
 from codegen.firmware.boards import load_board
-from simulator.devices.flash_image import read_sample_region
+from codegen.firmware.bundle import SamplesInfo
+from simulator.devices.flash_image import read_identity, read_sample_region
 from simulator.errors import FleetError
 from simulator.fleet.fleet import DeviceSpec, DeviceStats, Fleet
 from simulator.machines.elf_image import ElfImage
 
-SAMPLES = 0x080C0000, 131072
+REGIONS = {
+    name: {"address": 0x08060000 + number * 0x20000, "bytes": 131072, "sectors": [7 + number, 1]}
+    for number, name in enumerate(
+        ("boot", "firmware", "identity", "samples", "journal", "slot_a", "slot_b")
+    )
+}
+"""Beside the image, whatever their names."""
+SAMPLES = SamplesInfo.model_validate({**REGIONS["samples"], "units": 1})
+DIGEST = "12" * 32
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +33,8 @@ def bundle(board: str, image: ElfImage, tmp_path_factory: pytest.TempPathFactory
     shutil.copy(image.path, folder / "firmware.elf")
     manifest = {
         "board": {"name": board},
-        "flash": {"samples": {"address": SAMPLES[0], "bytes": SAMPLES[1]}},
+        "model": {"sample_digest": DIGEST},
+        "flash": {**REGIONS, "samples": SAMPLES.model_dump()},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "board.json").write_text(load_board(board).model_dump_json())
@@ -115,8 +125,11 @@ def test_each_device_has_its_own_samples_in_its_flash(
 ) -> None:
     with Fleet(specs(bundle, 2), echo_check[0]) as fleet:
         for i in range(2):
-            log = read_sample_region(fleet.read_flash(f"device-{i:02}", *SAMPLES))
-            assert log.identity.device == f"device-{i:02}"
+            name, told = f"device-{i:02}", REGIONS["identity"]
+            identity = read_identity(fleet.read_flash(name, told["address"], 1024))
+            assert identity.device == name
+            content = fleet.read_flash(name, SAMPLES.address, SAMPLES.bytes)
+            log = read_sample_region(content, SAMPLES, DIGEST)
             assert log.samples.tolist() == [[i] * 4] * 5
 
 

@@ -1,0 +1,53 @@
+"""What lies in the boot sector besides the vectors.
+
+Where the sectors behind identity and journal don't hold an image, functions of it move to the
+sector that it starts in: the largest that fit, then the next, until there is no room for any. Which
+functions an image has, and how large they are, is read from one that was linked without limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from elftools.elf.elffile import ELFFile
+
+_SECTION = ".text"
+_ALIGNMENT = 16
+"""More than functions are aligned to, so that the sum of them is never too small."""
+ROOMY_BYTES = 1 << 24
+"""Of a firmware region that nothing overflows."""
+
+
+@dataclass(frozen=True)
+class BootSector:
+    """Functions in the boot sector, and by how much at least they shorten the rest."""
+
+    functions: tuple[str, ...] = ()
+    bytes: int = 0
+
+
+def fill_boot_sector(elf: Path, sector_bytes: int) -> BootSector:
+    """What of the image ``elf``, whose boot sector has only the vectors so far, goes there."""
+    with elf.open("rb") as stream:
+        image = ELFFile(stream)
+        boot = image.get_section_by_name(".boot")
+        table = image.get_section_by_name(".symtab")
+        text = [
+            index for index, section in enumerate(image.iter_sections()) if section.name == _SECTION
+        ]
+        room = sector_bytes - (boot["sh_size"] if boot is not None else 0) - _ALIGNMENT
+        sizes: dict[str, list[int]] = {}
+        # Static functions of one name lie in sections of one name, which go together.
+        for symbol in table.iter_symbols() if table is not None else ():
+            if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_shndx"] in text:
+                sizes.setdefault(symbol.name, []).append(int(symbol["st_size"]))
+    taken: list[str] = []
+    moved = 0
+    for name, each in sorted(sizes.items(), key=lambda item: (-sum(item[1]), item[0])):
+        largest = sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in each)
+        if 0 < largest <= room:
+            taken.append(name)
+            room -= largest
+            moved += sum(each)
+    return BootSector(tuple(sorted(taken)), moved)

@@ -1,0 +1,207 @@
+/* The journal. A rotation programs the CRC of the new unit's header when everything else is in it:
+ * until then the old unit counts, and it isn't erased before the next rotation. */
+#include "tinyfleet/journal.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "record_run.h"
+#include "tinyfleet/crc32.h"
+
+#define UNIT_MAGIC 0x314A4654u
+#define AT_SEQUENCE 4u
+#define AT_CRC 8u
+#define HEADER_BYTES 16u
+#define KINDS 256u
+
+static tf_run run_of(const tf_journal *journal, int unit) {
+    const tf_run run = {journal->flash, journal->units[unit].address, HEADER_BYTES,
+                        journal->units[unit].bytes};
+    return run;
+}
+
+static uint32_t unit_word(const tf_journal *journal, int unit, uint32_t offset) {
+    return tf_flash_word(journal->flash, journal->units[unit].address + offset);
+}
+
+static uint32_t header_crc(uint32_t sequence) {
+    uint8_t header[AT_CRC];
+    tf_flash_put_word(header, UNIT_MAGIC);
+    tf_flash_put_word(header + AT_SEQUENCE, sequence);
+    return tf_crc32(0, header, AT_CRC);
+}
+
+static bool is_valid(const tf_journal *journal, int unit) {
+    return unit_word(journal, unit, 0) == UNIT_MAGIC &&
+           unit_word(journal, unit, AT_CRC) == header_crc(unit_word(journal, unit, AT_SEQUENCE));
+}
+
+/* The unit that isn't in use has nothing newer, but what a flash forgot in the other one. */
+static uint32_t highest_lease(const tf_journal *journal) {
+    uint32_t lease = 0;
+    for (int unit = 0; unit < 2; unit++) {
+        const tf_run run = run_of(journal, unit);
+        uint32_t cursor = 0;
+        tf_run_record record;
+        while (is_valid(journal, unit) && tf_run_next(&run, &cursor, &record)) {
+            if (record.kind == TF_JOURNAL_LEASE && record.bytes == 4u &&
+                tf_flash_word_of(record.payload, 4u) > lease) {
+                lease = tf_flash_word_of(record.payload, 4u);
+            }
+        }
+    }
+    return lease;
+}
+
+tf_status tf_journal_open(tf_journal *journal, const tf_flash *flash,
+                          const tf_flash_region *region) {
+    const uint32_t unit_bytes = region->bytes / 2u;
+    const uint16_t sectors = region->sector_count / 2u;
+    memset(journal, 0, sizeof *journal);
+    journal->flash = flash;
+    journal->active = -1;
+    if (region->sector_count % 2u != 0u || sectors == 0u || unit_bytes % 8u != 0u ||
+        unit_bytes < HEADER_BYTES) {
+        return TF_BAD_INPUT;
+    }
+    if (flash->map(flash->context, region->address, region->bytes) == NULL) {
+        return TF_FLASH_FAILED;
+    }
+    for (int unit = 0; unit < 2; unit++) {
+        journal->units[unit] = (tf_flash_region){
+            .address = region->address + (uint32_t)unit * unit_bytes,
+            .bytes = unit_bytes,
+            .first_sector = (uint16_t)(region->first_sector + unit * sectors),
+            .sector_count = sectors,
+        };
+    }
+    for (int unit = 0; unit < 2; unit++) {
+        const uint32_t sequence = unit_word(journal, unit, AT_SEQUENCE);
+        if (is_valid(journal, unit) && (journal->active < 0 || sequence > journal->sequence)) {
+            journal->active = (int8_t)unit;
+            journal->sequence = sequence;
+        }
+    }
+    if (journal->active >= 0) {
+        const tf_run run = run_of(journal, journal->active);
+        journal->end = tf_run_end(&run);
+    }
+    journal->lease = highest_lease(journal);
+    return TF_OK;
+}
+
+/* In the unit in use, else what the other one still has of it. */
+static bool newest(const tf_journal *journal, uint8_t kind, tf_run_record *record) {
+    if (journal->active < 0) {
+        return false;
+    }
+    const tf_run run = run_of(journal, journal->active);
+    if (tf_run_newest(&run, kind, record)) {
+        return true;
+    }
+    const int other = 1 - journal->active;
+    const tf_run old = run_of(journal, other);
+    return is_valid(journal, other) && tf_run_newest(&old, kind, record);
+}
+
+tf_status tf_journal_read(const tf_journal *journal, uint8_t kind, const uint8_t **payload,
+                          uint32_t *bytes) {
+    tf_run_record record;
+    if (!newest(journal, kind, &record)) {
+        return TF_NOT_FOUND;
+    }
+    *payload = record.payload;
+    *bytes = record.bytes;
+    return TF_OK;
+}
+
+static void note_kinds(const tf_run *run, uint8_t kinds[KINDS / 8u]) {
+    uint32_t cursor = 0;
+    tf_run_record record;
+    while (tf_run_next(run, &cursor, &record)) {
+        kinds[record.kind / 8u] |= (uint8_t)(1u << (record.kind % 8u));
+    }
+}
+
+/* Moves to the other unit, which has room for `bytes` more afterwards, or nothing is changed. */
+static tf_status rotate(tf_journal *journal, uint32_t bytes) {
+    const int from = journal->active;
+    const int to = from == 0 ? 1 : 0;
+    const tf_run source = run_of(journal, from < 0 ? to : from);
+    const tf_run target = run_of(journal, to);
+    const uint32_t sequence = journal->sequence + 1u;
+    uint8_t kinds[KINDS / 8u] = {0};
+    tf_run_record record;
+    if (from >= 0) {
+        note_kinds(&source, kinds);
+    }
+    uint32_t needed = HEADER_BYTES + tf_run_record_bytes(bytes);
+    for (uint32_t kind = 0; kind < KINDS; kind++) {
+        if ((kinds[kind / 8u] >> (kind % 8u)) & 1u) {
+            (void)tf_run_newest(&source, (uint8_t)kind, &record);
+            needed += tf_run_record_bytes(record.bytes);
+        }
+    }
+    if (needed > target.bytes) {
+        return TF_NO_MEMORY;
+    }
+    if (tf_flash_erase_unless_erased(journal->flash, &journal->units[to]) != TF_OK ||
+        tf_flash_complete_word(journal->flash, target.address, UNIT_MAGIC) != TF_OK ||
+        tf_flash_complete_word(journal->flash, target.address + AT_SEQUENCE, sequence) != TF_OK) {
+        return TF_FLASH_FAILED;
+    }
+    uint32_t end = HEADER_BYTES;
+    for (uint32_t kind = 0; kind < KINDS; kind++) {
+        if (((kinds[kind / 8u] >> (kind % 8u)) & 1u) &&
+            (!tf_run_newest(&source, (uint8_t)kind, &record) ||
+             tf_run_append(&target, &end, record.kind, record.payload, record.bytes) != TF_OK)) {
+            return TF_FLASH_FAILED;
+        }
+    }
+    if (tf_flash_complete_word(journal->flash, target.address + AT_CRC, header_crc(sequence)) !=
+        TF_OK) {
+        return TF_FLASH_FAILED;
+    }
+    journal->active = (int8_t)to;
+    journal->sequence = sequence;
+    journal->end = end;
+    return TF_OK;
+}
+
+tf_status tf_journal_write(tf_journal *journal, uint8_t kind, const void *payload, uint32_t bytes) {
+    if (bytes > TF_JOURNAL_MAX_BYTES) {
+        return TF_BAD_INPUT;
+    }
+    tf_run_record record;
+    if (newest(journal, kind, &record) && record.bytes == bytes &&
+        memcmp(record.payload, payload, bytes) == 0) {
+        return TF_OK;
+    }
+    if (journal->active < 0 ||
+        journal->units[0].bytes - journal->end < tf_run_record_bytes(bytes)) {
+        const tf_status status = rotate(journal, bytes);
+        if (status != TF_OK) {
+            return status;
+        }
+    }
+    const tf_run run = run_of(journal, journal->active);
+    return tf_run_append(&run, &journal->end, kind, payload, bytes);
+}
+
+uint32_t tf_journal_lease(const tf_journal *journal) {
+    return journal->lease;
+}
+
+tf_status tf_journal_raise_lease(tf_journal *journal, uint32_t lease) {
+    if (lease <= journal->lease) {
+        return TF_OK;
+    }
+    uint8_t payload[4];
+    tf_flash_put_word(payload, lease);
+    const tf_status status = tf_journal_write(journal, TF_JOURNAL_LEASE, payload, sizeof payload);
+    if (status == TF_OK) {
+        journal->lease = lease;
+    }
+    return status;
+}
