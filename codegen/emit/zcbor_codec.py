@@ -13,7 +13,7 @@ from pathlib import Path
 
 from codegen.errors import ToolchainError
 
-ENTRY_TYPES = ("announce", "task", "delta", "status", "identity")
+ENTRY_TYPES = ("announce", "task", "delta", "receipt", "status", "identity")
 # Without it zcbor writes arrays of indefinite length, which the wire format doesn't have.
 CODEC_DEFINES = {"ZCBOR_CANONICAL": 1}
 RUNTIME_SOURCES = ("zcbor_common.c", "zcbor_decode.c", "zcbor_encode.c")

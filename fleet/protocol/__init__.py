@@ -5,20 +5,34 @@ Follows docs/specification/wire.md and ``tinyfleet.cddl``; knows nothing of MQTT
 
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.protocol.messages import (
+    NO_DIGEST,
     Announce,
     Delta,
-    DeviceState,
     Identity,
     Message,
-    Reason,
+    Receipt,
     Status,
     Task,
+)
+from fleet.protocol.numbers import (
+    Action,
+    Coding,
+    DeviceState,
+    Reason,
+    ReceiptResult,
+    ResetCause,
+    Weighting,
+    number_name,
     reason_name,
     state_name,
 )
+from fleet.protocol.seeds import device_seed
 
 __all__ = [
+    "NO_DIGEST",
+    "Action",
     "Announce",
+    "Coding",
     "Delta",
     "DeviceState",
     "Identity",
@@ -26,8 +40,14 @@ __all__ = [
     "Message",
     "PlanEntry",
     "Reason",
+    "Receipt",
+    "ReceiptResult",
+    "ResetCause",
     "Status",
     "Task",
+    "Weighting",
+    "device_seed",
+    "number_name",
     "reason_name",
     "state_name",
 ]

@@ -1,22 +1,26 @@
-"""Checks of single message fields, each the same as its type in ``tinyfleet.cddl``.
+"""The range of each message field, said once: for messages, start requests and configurations.
 
-The hot path checks with these instead of walking the CDDL; the tests prove that both
-accept the same messages.
+Each is the same as its type in ``tinyfleet.cddl``. The hot path checks with these instead of
+walking the CDDL; the tests prove that both accept the same messages. Models of pydantic take
+``Annotated[int, EPOCHS.field()]``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+from pydantic import Field
 
 from fleet.errors import ProtocolError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 DIGEST_BYTES = 32
 CAMPAIGN_BYTES = 8
 PREFIX_BYTES = 8
-CHUNK_BYTES = 512
+MAX_SIGNATURE_BYTES = 64
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
@@ -24,16 +28,27 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,32}")
 FieldCheck: TypeAlias = Callable[[str, str, object], None]
 
 
-def unsigned(limit: int) -> FieldCheck:
-    """An integer 0 … ``limit``; bool is not an integer here."""
+@dataclass(frozen=True)
+class Range:
+    """Integers ``least`` … ``most`` that are multiples of ``multiple``; bool is no integer here."""
 
-    def check(message: str, field: str, value: object) -> None:
+    least: int
+    most: int
+    multiple: int = 1
+
+    def __call__(self, message: str, field: str, value: object) -> None:
+        """Check a message's field: ProtocolError names what is wrong with ``value``."""
         if not isinstance(value, int) or isinstance(value, bool):
             raise ProtocolError(message, field, f"an integer is wanted, not {kind_of(value)}")
-        if not 0 <= value <= limit:
-            raise ProtocolError(message, field, f"{value} is outside 0 … {limit}")
+        if not self.least <= value <= self.most:
+            raise ProtocolError(message, field, f"{value} is outside {self.least} … {self.most}")
+        if value % self.multiple:
+            raise ProtocolError(message, field, f"{value} is no multiple of {self.multiple}")
 
-    return check
+    def field(self, least: int | None = None) -> Any:
+        """The same for a model of pydantic; ``least`` where its user needs more than this."""
+        at_least = self.least if least is None else max(least, self.least)
+        return Field(ge=at_least, le=self.most, multiple_of=self.multiple)
 
 
 def constant(wanted: int) -> FieldCheck:
@@ -99,11 +114,43 @@ def kind_of(value: Any) -> str:
     }.get(type(value), type(value).__name__)
 
 
-uint8 = unsigned(0xFF)
-uint16 = unsigned(0xFFFF)
-uint32 = unsigned(0xFFFFFFFF)
-percent = unsigned(100)
+def check_in_problem(check_in_seconds: int, deadline_seconds: int) -> str | None:
+    """Why devices that rest so long between rounds of this length would miss every one of them.
+
+    The device adds up to an eighth, so that a cohort doesn't come back as one.
+    """
+    longest = check_in_seconds + check_in_seconds // 8
+    if longest < deadline_seconds:
+        return None
+    return (
+        f"devices that rest up to {longest} s (check_in_seconds and an eighth) come back after "
+        f"the deadline of {deadline_seconds} s; take fewer seconds, or a later deadline"
+    )
+
+
+uint8 = Range(0, 0xFF)
+uint16 = Range(0, 0xFFFF)
+uint32 = Range(0, 0xFFFFFFFF)
+
+ROUND = uint32
+LEASE = uint32
+SEED = uint32
+CHUNK_BYTES = Range(16, 512, multiple=4)  # of the weights: what the device's flash takes
+UPLINK_CHUNK_BYTES = Range(64, 16384)
+EPOCHS = uint8
+LEARNING_RATE_Q20 = uint32
+DEADLINE_SECONDS = Range(0, 7 * 24 * 3600)
+CHECK_IN_SECONDS = Range(0, 7 * 24 * 3600)
+MAX_SCORE_DROP_PERMILLE = Range(0, 1000)
+PERCENT = Range(0, 100)
+SAMPLES = uint16
+
+LEARNING_RATE_ONE = 1 << 20  # of learning_rate_q20
+MAX_LEARNING_RATE = LEARNING_RATE_Q20.most / LEARNING_RATE_ONE
+
 digest = bytes_of(DIGEST_BYTES, DIGEST_BYTES)
 campaign_id = bytes_of(CAMPAIGN_BYTES, CAMPAIGN_BYTES)
 prefix = bytes_of(PREFIX_BYTES, PREFIX_BYTES)
+signature = bytes_of(0, MAX_SIGNATURE_BYTES)
+coded = bytes_of(0, UPLINK_CHUNK_BYTES.most)
 version = constant(PROTOCOL_VERSION)

@@ -10,7 +10,6 @@ names message and field.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from enum import IntEnum
 from io import BytesIO
 from typing import Any, ClassVar, Self
 
@@ -19,54 +18,12 @@ import cbor2
 from fleet.errors import ProtocolError
 from fleet.protocol import fields as check
 from fleet.protocol.fields import PROTOCOL_VERSION, FieldCheck
+from fleet.protocol.numbers import Action
 
-# The largest message is a delta with a full chunk; anything longer isn't even parsed.
-MAX_MESSAGE_BYTES = 768
-
-
-class DeviceState(IntEnum):
-    """What a device is doing (wire.md)."""
-
-    OFFLINE = 0
-    IDLE = 1
-    FETCHING = 2
-    SCORING = 3
-    TRAINING = 4
-    SENDING = 5
-    DECLINED = 6
-    FAILED = 7
-
-
-class Reason(IntEnum):
-    """Why a device declined or failed (wire.md)."""
-
-    NONE = 0
-    UNKNOWN_PLAN = 1
-    NOT_ENOUGH_SRAM = 2
-    WEIGHTS_DIGEST_MISMATCH = 3
-    WEIGHTS_SIZE_MISMATCH = 4
-    SCORE_DROPPED = 5
-    DEADLINE_PASSED = 6
-    NO_SAMPLES = 7
-    FLASH_FAILURE = 8
-    MALFORMED_TASK = 9
-    WEIGHTS_OF_ANOTHER_MODEL = 10
-
-
-def state_name(state: int) -> str:
-    """Name of a device state for people and reports; unknown numbers keep their number."""
-    try:
-        return DeviceState(state).name.lower()
-    except ValueError:
-        return f"state-{state}"
-
-
-def reason_name(reason: int) -> str:
-    """Name of a reason for people and reports; unknown numbers keep their number."""
-    try:
-        return Reason(reason).name.lower().replace("_", "-")
-    except ValueError:
-        return f"reason-{reason}"
+# What MQTT packets to a device may have at most (wire.md); its messages are no larger either.
+MAX_PACKET_BYTES = 768
+# Of a delta without its coded bytes: every number as long as it can be.
+MAX_DELTA_HEAD_BYTES = 112
 
 
 @dataclass(frozen=True)
@@ -75,6 +32,8 @@ class Message:
 
     KIND: ClassVar[str]
     CHECKS: ClassVar[tuple[FieldCheck, ...]]
+    # Anything longer isn't even parsed.
+    MAX_BYTES: ClassVar[int] = MAX_PACKET_BYTES
 
     def __post_init__(self) -> None:
         """Refuse values that the CDDL doesn't allow, with a ProtocolError."""
@@ -89,22 +48,23 @@ class Message:
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """The message that ``data`` encodes; ProtocolError if it isn't its only encoding."""
-        values = _load_array(cls.KIND, data)
+        values = _load_array(cls.KIND, data, cls.MAX_BYTES)
         names = [field.name for field in fields(cls)]
+        if values:
+            check.version(cls.KIND, "protocol", values[0])
         if len(values) != len(names) + 1:
             raise ProtocolError(
                 cls.KIND, "", f"has {len(values)} fields, {len(names) + 1} are wanted"
             )
-        check.version(cls.KIND, "protocol", values[0])
         message = cls(*values[1:])
         if message.encode() != data:
             raise ProtocolError(cls.KIND, "", "isn't in the shortest, definite-length form")
         return message
 
 
-def _load_array(kind: str, data: bytes) -> list[Any]:
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise ProtocolError(kind, "", f"has {len(data)} bytes, at most {MAX_MESSAGE_BYTES} fit")
+def _load_array(kind: str, data: bytes, most: int) -> list[Any]:
+    if len(data) > most:
+        raise ProtocolError(kind, "", f"has {len(data)} bytes, at most {most} fit")
     if not data:
         raise ProtocolError(kind, "", "is empty")
     if data[0] >> 5 != 4:  # major type 4: what isn't an array needs no parsing
@@ -129,25 +89,37 @@ class Announce(Message):
     KIND = "announce"
     CHECKS = (
         check.name,
-        check.name,
         check.digest,
         check.digest,
+        check.digest,
+        check.LEASE,
         check.uint32,
-        check.percent,
+        check.PERCENT,
         check.uint32,
-        check.uint16,
-        check.uint16,
+        check.SAMPLES,
+        check.SAMPLES,
+        check.uint8,
+        check.uint8,
+        check.uint32,
     )
 
-    device: str
     board: str
     bundle: bytes
-    weights: bytes
+    current: bytes
+    candidate: bytes
+    """``NO_DIGEST`` where the device has no candidate."""
+    lease: int
     free_sram_bytes: int
     battery_percent: int
     link_bits_per_second: int
     train_samples: int
     held_out_samples: int
+    reset_cause: int
+    fault_code: int
+    fault_pc: int
+
+
+NO_DIGEST = bytes(check.DIGEST_BYTES)
 
 
 @dataclass(frozen=True)
@@ -156,22 +128,30 @@ class Task(Message):
 
     KIND = "task"
     CHECKS = (
+        check.LEASE,
         check.campaign_id,
-        check.uint32,
-        check.digest,
-        check.digest,
-        check.uint32,
-        check.uint16,
+        check.ROUND,
         check.uint8,
+        check.digest,
+        check.digest,
         check.uint32,
-        check.uint32,
-        check.uint32,
-        check.uint16,
-        check.uint32,
+        check.CHUNK_BYTES,
+        check.EPOCHS,
+        check.LEARNING_RATE_Q20,
+        check.SEED,
+        check.uint8,
+        check.uint8,
+        check.UPLINK_CHUNK_BYTES,
+        check.DEADLINE_SECONDS,
+        check.MAX_SCORE_DROP_PERMILLE,
+        check.CHECK_IN_SECONDS,
+        check.signature,
     )
 
+    lease: int
     campaign: bytes
     round: int
+    action: int
     plan: bytes
     weights: bytes
     weights_bytes: int
@@ -179,9 +159,21 @@ class Task(Message):
     epochs: int
     learning_rate_q20: int
     seed: int
+    coding: int
+    weighting: int
+    uplink_chunk_bytes: int
     deadline_seconds: int
     max_score_drop_permille: int
     check_in_seconds: int
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        """Refuse, beside single values, epochs that don't go with the action."""
+        super().__post_init__()
+        if self.action == Action.TRAIN and self.epochs == 0:
+            raise ProtocolError(self.KIND, "epochs", "training takes at least 1")
+        if self.action in (Action.SCORE, Action.RELEASE) and self.epochs:
+            raise ProtocolError(self.KIND, "epochs", f"must be 0 to score, not {self.epochs}")
 
 
 @dataclass(frozen=True)
@@ -189,29 +181,36 @@ class Delta(Message):
     """One chunk of a device's changes, complete in itself."""
 
     KIND = "delta"
+    MAX_BYTES = MAX_DELTA_HEAD_BYTES + check.UPLINK_CHUNK_BYTES.most
     CHECKS = (
+        check.LEASE,
         check.campaign_id,
-        check.uint32,
+        check.ROUND,
         check.prefix,
         check.prefix,
+        check.uint8,
+        check.uint8,
         check.uint16,
         check.uint16,
         check.uint32,
         check.uint32,
-        check.uint16,
+        check.SAMPLES,
         check.uint32,
-        check.uint16,
-        check.uint16,
-        check.uint16,
+        check.SAMPLES,
+        check.SAMPLES,
+        check.SAMPLES,
         check.uint32,
         check.uint32,
-        check.bytes_of(0, check.CHUNK_BYTES),
+        check.coded,
     )
 
+    lease: int
     campaign: bytes
     round: int
     plan: bytes
     weights: bytes
+    coding: int
+    weighting: int
     chunk: int
     chunks: int
     coded_bytes: int
@@ -227,20 +226,26 @@ class Delta(Message):
 
 
 @dataclass(frozen=True)
+class Receipt(Message):
+    """A gateway's word on what became of a device's delta."""
+
+    KIND = "receipt"
+    CHECKS = (check.LEASE, check.campaign_id, check.ROUND, check.uint8, check.uint32)
+
+    lease: int
+    campaign: bytes
+    round: int
+    result: int
+    coded_crc32: int
+
+
+@dataclass(frozen=True)
 class Status(Message):
     """What a device is doing; its will is the state ``OFFLINE``."""
 
     KIND = "status"
-    CHECKS = (
-        check.name,
-        check.uint8,
-        check.uint8,
-        check.campaign_id,
-        check.uint32,
-        check.percent,
-    )
+    CHECKS = (check.uint8, check.uint8, check.campaign_id, check.ROUND, check.PERCENT)
 
-    device: str
     state: int
     reason: int
     campaign: bytes
@@ -269,5 +274,5 @@ class Identity(Message):
 
 
 MESSAGES: dict[str, type[Message]] = {
-    kind.KIND: kind for kind in (Announce, Task, Delta, Status, Identity)
+    kind.KIND: kind for kind in (Announce, Task, Delta, Receipt, Status, Identity)
 }

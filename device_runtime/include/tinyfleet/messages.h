@@ -3,8 +3,8 @@
  * The bytes are those of fleet/protocol/tinyfleet.cddl; docs/specification/wire.md says what
  * the fields mean. Encoders give TF_NO_MEMORY where `capacity` is too small and TF_BAD_INPUT
  * where a field is outside its range (a name not 1 … 32 characters of [A-Za-z0-9_-], percent
- * above 100, more than 512 coded bytes); *length is set on TF_OK only. Decoders give
- * TF_BAD_INPUT on anything the CDDL doesn't allow, bytes after the message included, and then
+ * above 100, more than 16,384 coded bytes); *length is set on TF_OK only. Decoders give
+ * TF_BAD_INPUT on anything the CDDL or wire.md doesn't allow, bytes after the message included, and then
  * leave the struct in an unspecified state. They keep no pointer into the bytes.
  */
 #ifndef TINYFLEET_MESSAGES_H
@@ -20,44 +20,73 @@
 #define TF_PASSWORD_LIMIT 64u
 #define TF_CAMPAIGN_BYTES 8u
 #define TF_PREFIX_BYTES 8u
-#define TF_CODED_CHUNK_BYTES 512u
+#define TF_WEIGHTS_CHUNK_LIMIT 512u  /* of the weights, without its CRC */
+#define TF_UPLINK_CHUNK_LIMIT 16384u /* coded bytes in one message of a delta */
+#define TF_UPLINK_CHUNK_MINIMUM 64u
 
 /* Longest encodings, for buffers. */
-#define TF_ANNOUNCE_MESSAGE_BYTES 160u
-#define TF_STATUS_MESSAGE_BYTES 64u
-#define TF_DELTA_MESSAGE_BYTES 608u
+#define TF_ANNOUNCE_MESSAGE_BYTES 192u
+#define TF_STATUS_MESSAGE_BYTES 24u
+#define TF_DELTA_HEAD_BYTES 112u
+
+/* What a task asks for. */
+#define TF_ACTION_SCORE 0u
+#define TF_ACTION_TRAIN 1u
+#define TF_ACTION_RELEASE 2u
+
+#define TF_CODING_RICE 0u
+#define TF_CODING_MASKED 1u
+
+#define TF_WEIGHTING_SAMPLES 0u
+#define TF_WEIGHTING_UNIFORM 1u
+
+/* What became of a delta. */
+#define TF_RECEIPT_COUNTED 0u
+#define TF_RECEIPT_REFUSED 1u
+#define TF_RECEIPT_LATE 2u
 
 typedef struct {
-    const char *device;     /* NUL-terminated */
-    const char *board;      /* NUL-terminated */
-    const uint8_t *bundle;  /* TF_DIGEST_BYTES */
-    const uint8_t *weights; /* TF_DIGEST_BYTES */
+    const char *board;        /* NUL-terminated */
+    const uint8_t *bundle;    /* TF_DIGEST_BYTES */
+    const uint8_t *current;   /* TF_DIGEST_BYTES */
+    const uint8_t *candidate; /* TF_DIGEST_BYTES; NULL where there is none */
+    uint32_t lease;           /* highest that was seen */
     uint32_t free_sram_bytes;
     uint32_t link_bits_per_second;
+    uint32_t fault_pc;
     uint16_t train_samples;
     uint16_t held_out_samples;
     uint8_t battery_percent; /* 0 … 100 */
+    uint8_t reset_cause;     /* wire.md: reset causes */
+    uint8_t fault_code;
 } tf_announce;
 
 typedef struct {
     uint8_t campaign[TF_CAMPAIGN_BYTES];
     uint8_t plan[TF_DIGEST_BYTES];
     uint8_t weights[TF_DIGEST_BYTES];
+    uint32_t lease;
     uint32_t round;
     uint32_t weights_bytes;
     uint32_t learning_rate_q20; /* learning rate times 2^20 */
-    uint32_t seed;
-    uint32_t deadline_seconds; /* from the moment the task was published */
-    uint32_t check_in_seconds; /* wait this long before the next connection */
-    uint16_t chunk_bytes;
-    uint16_t max_score_drop_permille;
-    uint8_t epochs; /* 0: only score */
+    uint32_t seed;              /* of this device */
+    uint32_t deadline_seconds;  /* from the moment the task was published */
+    uint32_t check_in_seconds;  /* wait this long before the next connection */
+    uint16_t chunk_bytes;       /* of the weights */
+    uint16_t uplink_chunk_bytes;
+    uint16_t max_score_drop_permille; /* 0 … 1000 */
+    uint8_t action;                   /* TF_ACTION_…, or one that this firmware doesn't know */
+    uint8_t epochs;
+    uint8_t coding;    /* TF_CODING_…, or an unknown one */
+    uint8_t weighting; /* TF_WEIGHTING_…, or an unknown one */
 } tf_task;
 
+/* All of a delta's message but the coded bytes, which follow its head. */
 typedef struct {
     uint8_t campaign[TF_CAMPAIGN_BYTES];
     uint8_t plan[TF_PREFIX_BYTES];    /* first bytes of the id */
     uint8_t weights[TF_PREFIX_BYTES]; /* first bytes of the digest */
+    uint32_t lease;                   /* the task's */
     uint32_t round;
     uint32_t coded_bytes; /* of the whole delta */
     uint32_t coded_crc32; /* of the whole delta */
@@ -70,12 +99,20 @@ typedef struct {
     uint16_t held_out_samples;
     uint16_t correct_before;
     uint16_t correct_after;
-    const uint8_t *coded;       /* this chunk's bytes; must not overlap the output */
-    uint16_t coded_chunk_bytes; /* 0 … TF_CODED_CHUNK_BYTES */
+    uint16_t coded_chunk_bytes; /* in this message: 0 … TF_UPLINK_CHUNK_LIMIT */
+    uint8_t coding;
+    uint8_t weighting;
 } tf_delta;
 
 typedef struct {
-    const char *device;                  /* NUL-terminated */
+    uint8_t campaign[TF_CAMPAIGN_BYTES];
+    uint32_t lease; /* the delta's */
+    uint32_t round;
+    uint32_t coded_crc32; /* of the delta that was counted */
+    uint8_t result;       /* TF_RECEIPT_…, or an unknown one */
+} tf_receipt;
+
+typedef struct {
     uint8_t campaign[TF_CAMPAIGN_BYTES]; /* zeros where there is none */
     uint32_t round;
     uint8_t state;           /* wire.md: device states */
@@ -93,10 +130,14 @@ typedef struct {
 
 tf_status tf_encode_announce(const tf_announce *announce, uint8_t *bytes, size_t capacity,
                              size_t *length);
-tf_status tf_encode_delta(const tf_delta *delta, uint8_t *bytes, size_t capacity, size_t *length);
+/* The message's bytes up to its coded ones: with `coded_chunk_bytes` of those behind it, it is
+ * whole. */
+tf_status tf_encode_delta_head(const tf_delta *delta, uint8_t *bytes, size_t capacity,
+                               size_t *length);
 tf_status tf_encode_status(const tf_device_status *status, uint8_t *bytes, size_t capacity,
                            size_t *length);
 tf_status tf_decode_task(const uint8_t *bytes, size_t length, tf_task *task);
+tf_status tf_decode_receipt(const uint8_t *bytes, size_t length, tf_receipt *receipt);
 tf_status tf_decode_identity(const uint8_t *bytes, size_t length, tf_identity *identity);
 
 #endif

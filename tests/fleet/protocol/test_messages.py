@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import string
 from dataclasses import fields
-from typing import Any
+from typing import Annotated, Any
 
 import cbor2
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from fleet.errors import ProtocolError
-from fleet.protocol import Announce, Delta, DeviceState, Message, Status, Task
-from fleet.protocol.fields import NAME_PATTERN
-from fleet.protocol.messages import MESSAGES, reason_name, state_name
+from fleet.protocol import (
+    Action,
+    Announce,
+    Delta,
+    DeviceState,
+    Message,
+    ReceiptResult,
+    ResetCause,
+    Status,
+    Task,
+    number_name,
+    reason_name,
+    state_name,
+)
+from fleet.protocol.fields import CHUNK_BYTES, EPOCHS, NAME_PATTERN, check_in_problem
+from fleet.protocol.messages import MAX_PACKET_BYTES, MESSAGES
 from fleet.protocol.schema import validate
 
 names = st.text(string.ascii_letters + string.digits + "_-", min_size=1, max_size=32)
@@ -29,18 +43,26 @@ digests = st.binary(min_size=32, max_size=32)
 ids = st.binary(min_size=8, max_size=8)
 percents = st.integers(0, 100)
 
+weeks = st.one_of(st.sampled_from([0, 1, 604_800]), st.integers(0, 604_800))
+chunk_sizes = st.integers(4, 128).map(lambda quarter: quarter * 4)
+
 VALUES: dict[str, tuple[st.SearchStrategy[Any], ...]] = {
-    "announce": (names, names, digests, digests, uint(32), percents, uint(32), uint(16), uint(16)),
+    "announce": (
+        *(names, digests, digests, digests, uint(32), uint(32), percents, uint(32)),
+        *(uint(16), uint(16), uint(8), uint(8), uint(32)),
+    ),
     "task": (
-        *(ids, uint(32), digests, digests, uint(32), uint(16), uint(8)),
-        *(uint(32), uint(32), uint(32), uint(16), uint(32)),
+        *(uint(32), ids, uint(32), st.just(Action.TRAIN.value), digests, digests, uint(32)),
+        *(chunk_sizes, st.integers(1, 255), uint(32), uint(32), uint(8), uint(8)),
+        *(st.integers(64, 16384), weeks, st.integers(0, 1000), weeks, st.binary(max_size=64)),
     ),
     "delta": (
-        *(ids, uint(32), ids, ids, uint(16), uint(16), uint(32), uint(32)),
-        *(uint(16), uint(32), uint(16), uint(16), uint(16), uint(32), uint(32)),
-        st.binary(max_size=512),
+        *(uint(32), ids, uint(32), ids, ids, uint(8), uint(8), uint(16), uint(16), uint(32)),
+        *(uint(32), uint(16), uint(32), uint(16), uint(16), uint(16), uint(32), uint(32)),
+        st.one_of(st.binary(max_size=512), st.integers(0, 16384).map(bytes)),
     ),
-    "status": (names, uint(8), uint(8), ids, uint(32), percents),
+    "receipt": (uint(32), ids, uint(32), uint(8), uint(32)),
+    "status": (uint(8), uint(8), ids, uint(32), percents),
     "identity": (
         names,
         names,
@@ -104,7 +126,10 @@ def test_a_message_with_an_odd_value_is_judged_as_the_cddl_judges_it(
     values[place] = odd
     changed = cbor2.dumps(values)
     own, cddl = own_verdict(message.KIND, changed), cddl_verdict(message.KIND, changed)
-    if isinstance(odd, str):
+    if message.KIND == "task" and isinstance(odd, int):
+        # Nor can it say that chunks are multiples of 4, and which actions have epochs.
+        assert cddl or not own
+    elif isinstance(odd, str):
         # The CDDL can't say which letters a name has, and zcbor counts letters, not bytes.
         assert cddl or not own
         if NAME_PATTERN.fullmatch(odd):
@@ -153,11 +178,11 @@ def test_no_bytes_whatever_raise_anything_but_a_protocol_error(kind: str, data: 
 
 
 def sample() -> Status:
-    return Status("cow-7", DeviceState.TRAINING, 0, bytes(8), 3, 55)
+    return Status(DeviceState.TRAINING, 0, bytes(8), 3, 55)
 
 
 def test_the_encoding_of_a_status_is_this_one() -> None:
-    assert sample().encode() == bytes.fromhex("870165636f772d37040048" + "00" * 8 + "031837")
+    assert sample().encode() == bytes.fromhex("8602040048" + "00" * 8 + "031837")
 
 
 @pytest.mark.parametrize(
@@ -168,10 +193,9 @@ def test_the_encoding_of_a_status_is_this_one() -> None:
         (lambda d: b"\x9f" + d[1:] + b"\xff", "shortest"),
         (lambda d: d.replace(b"\x18\x37", b"\x19\x00\x37"), "shortest"),
         (lambda d: b"\xc1" + d, "an array is wanted"),
-        (lambda d: b"\x87\x02" + d[2:], "status.protocol: must be 1"),
+        (lambda d: b"\x86\x01" + d[2:], "status.protocol: must be 2"),
         (lambda d: d.replace(b"\x18\x37", b"\x18\x65"), "status.battery_percent: 101 is outside"),
-        (lambda d: d.replace(b"cow-7", b"cow+7"), "status.device: 'cow\\+7' is no name"),
-        (lambda d: d.replace(b"cow-7", b"cow\xff7"), "is no CBOR"),
+        (lambda d: d[:4] + b"\x47" + d[6:], "status.campaign: has 7 bytes"),
         (lambda d: bytes(2000), "2000 bytes, at most 768"),
     ],
 )
@@ -180,23 +204,123 @@ def test_a_refusal_names_message_field_and_problem(change: Any, problem: str) ->
         Status.decode(change(sample().encode()))
 
 
-def test_a_message_that_could_not_be_encoded_cannot_be_made() -> None:
-    with pytest.raises(ProtocolError, match=r"task\.seed: 4294967296 is outside"):
-        Task(bytes(8), 1, bytes(32), bytes(32), 1, 512, 1, 1, 2**32, 1, 1, 1)
+def task(**changes: Any) -> Task:
+    values: dict[str, Any] = {
+        "lease": 1,
+        "campaign": bytes(8),
+        "round": 1,
+        "action": Action.TRAIN,
+        "plan": bytes(32),
+        "weights": bytes(32),
+        "weights_bytes": 1,
+        "chunk_bytes": 512,
+        "epochs": 1,
+        "learning_rate_q20": 1,
+        "seed": 1,
+        "coding": 0,
+        "weighting": 0,
+        "uplink_chunk_bytes": 512,
+        "deadline_seconds": 1,
+        "max_score_drop_permille": 1,
+        "check_in_seconds": 1,
+    }
+    return Task(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"seed": 2**32}, r"task\.seed: 4294967296 is outside"),
+        ({"chunk_bytes": 66}, r"task\.chunk_bytes: 66 is no multiple of 4"),
+        ({"chunk_bytes": 516}, r"task\.chunk_bytes: 516 is outside 16 … 512"),
+        ({"uplink_chunk_bytes": 63}, r"task\.uplink_chunk_bytes: 63 is outside 64 … 16384"),
+        ({"deadline_seconds": 99_999_999_999}, r"task\.deadline_seconds: .* 0 … 604800"),
+        ({"max_score_drop_permille": 1001}, r"task\.max_score_drop_permille: 1001 is outside"),
+        ({"signature": bytes(65)}, r"task\.signature: has 65 bytes"),
+        ({"epochs": 0}, r"task\.epochs: training takes at least 1"),
+        ({"action": Action.SCORE}, r"task\.epochs: must be 0 to score, not 1"),
+        ({"action": Action.RELEASE}, r"task\.epochs: must be 0 to score, not 1"),
+        ({"lease": -1}, r"task\.lease: -1 is outside"),
+    ],
+)
+def test_a_task_that_no_device_would_take_cannot_be_made(changes: Any, problem: str) -> None:
+    assert task().encode()
+    with pytest.raises(ProtocolError, match=problem):
+        task(**changes)
+
+
+def test_what_a_message_says_wrong_is_named() -> None:
     with pytest.raises(ProtocolError, match=r"announce\.bundle: has 31 bytes, 32 are allowed"):
-        Announce("cow", "board", bytes(31), bytes(32), 1, 1, 1, 1, 1)
+        Announce("board", bytes(31), bytes(32), bytes(32), 0, 1, 1, 1, 1, 1, 0, 0, 0)
 
 
-def test_the_largest_delta_fits_into_the_packet_size_that_devices_announce() -> None:
-    top = [2**16 - 1] * 2
-    delta = Delta(
-        *(b"c" * 8, 2**32 - 1, b"p" * 8, b"w" * 8, *top, 2**32 - 1, 2**32 - 1, 2**16 - 1),
-        *(2**32 - 1, 2**16 - 1, *top, 2**32 - 1, 2**32 - 1, b"x" * 512),
+def test_a_message_of_version_1_is_refused_by_its_version() -> None:
+    with pytest.raises(ProtocolError, match=r"status\.protocol: must be 2, not 1"):
+        Status.decode(bytes.fromhex("870165636f772d37040048" + "00" * 8 + "031837"))
+
+
+def test_a_task_with_its_topics_fits_the_packets_that_devices_take() -> None:
+    top = 2**32 - 1
+    largest = task(
+        lease=top,
+        round=top,
+        weights_bytes=top,
+        learning_rate_q20=top,
+        seed=top,
+        deadline_seconds=604_800,
+        check_in_seconds=604_800,
+        max_score_drop_permille=1000,
+        signature=bytes(64),
+        epochs=255,
     )
-    longest_topic = len("fleet//gw///delta") + 3 * 32
-    assert len(delta.encode()) + longest_topic + 16 < 768
+    topics_bytes = len("fleet//to//task") + len("fleet//gw///delta") + 5 * 32
+    assert len(largest.encode()) + topics_bytes + 32 < MAX_PACKET_BYTES
+
+
+def test_the_head_of_the_largest_delta_is_as_long_as_said() -> None:
+    top, most = [2**16 - 1] * 2, 2**32 - 1
+    delta = Delta(
+        *(most, b"c" * 8, most, b"p" * 8, b"w" * 8, 255, 255, *top, most, most),
+        *(2**16 - 1, most, 2**16 - 1, *top, most, most, b"x" * 16384),
+    )
+    assert len(delta.encode()) <= Delta.MAX_BYTES
+    assert Delta.decode(delta.encode()) == delta
 
 
 def test_unknown_states_and_reasons_keep_their_number() -> None:
     assert (state_name(4), state_name(99)) == ("training", "state-99")
     assert (reason_name(5), reason_name(99)) == ("score-dropped", "reason-99")
+    assert (reason_name(13), reason_name(14)) == ("older-lease", "refused-by-gateway")
+    assert number_name(ReceiptResult, 2) == "late"
+    assert number_name(ResetCause, 9) == "reset-9"
+
+
+@pytest.mark.parametrize(
+    ("rest", "deadline", "fits"), [(0, 1, True), (80, 91, True), (80, 90, False)]
+)
+def test_a_check_in_after_the_deadline_is_a_problem_with_a_name(
+    rest: int, deadline: int, fits: bool
+) -> None:
+    problem = check_in_problem(rest, deadline)
+    assert (problem is None) is fits
+    if problem is not None:
+        assert "check_in_seconds" in problem
+
+
+class Settings(BaseModel):
+    epochs: Annotated[int, EPOCHS.field(least=1)]
+    chunk_bytes: Annotated[int, CHUNK_BYTES.field()]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "chunk_bytes", "fits"),
+    [(1, 512, True), (0, 512, False), (255, 16, True), (256, 16, False), (1, 18, False)],
+)
+def test_a_model_of_pydantic_has_the_ranges_of_the_messages(
+    epochs: int, chunk_bytes: int, fits: bool
+) -> None:
+    if fits:
+        Settings(epochs=epochs, chunk_bytes=chunk_bytes)
+        return
+    with pytest.raises(ValidationError):
+        Settings(epochs=epochs, chunk_bytes=chunk_bytes)
