@@ -114,20 +114,6 @@ def kind_of(value: Any) -> str:
     }.get(type(value), type(value).__name__)
 
 
-def check_in_problem(check_in_seconds: int, deadline_seconds: int) -> str | None:
-    """Why devices that rest so long between rounds of this length would miss every one of them.
-
-    The device adds up to an eighth, so that a cohort doesn't come back as one.
-    """
-    longest = check_in_seconds + check_in_seconds // 8
-    if longest < deadline_seconds:
-        return None
-    return (
-        f"devices that rest up to {longest} s (check_in_seconds and an eighth) come back after "
-        f"the deadline of {deadline_seconds} s; take fewer seconds, or a later deadline"
-    )
-
-
 uint8 = Range(0, 0xFF)
 uint16 = Range(0, 0xFFFF)
 uint32 = Range(0, 0xFFFFFFFF)
@@ -142,7 +128,7 @@ LEARNING_RATE_Q20 = uint32
 DEADLINE_SECONDS = Range(0, 7 * 24 * 3600)
 CHECK_IN_SECONDS = Range(0, 7 * 24 * 3600)
 MAX_SCORE_DROP_PERMILLE = Range(0, 1000)
-PERCENT = Range(0, 100)
+BATTERY_PERCENT = uint8  # 0 … 100; above: unknown
 SAMPLES = uint16
 
 LEARNING_RATE_ONE = 1 << 20  # of learning_rate_q20

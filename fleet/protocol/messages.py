@@ -94,7 +94,7 @@ class Announce(Message):
         check.digest,
         check.LEASE,
         check.uint32,
-        check.PERCENT,
+        check.BATTERY_PERCENT,
         check.uint32,
         check.SAMPLES,
         check.SAMPLES,
@@ -244,7 +244,7 @@ class Status(Message):
     """What a device is doing; its will is the state ``OFFLINE``."""
 
     KIND = "status"
-    CHECKS = (check.uint8, check.uint8, check.campaign_id, check.ROUND, check.PERCENT)
+    CHECKS = (check.uint8, check.uint8, check.campaign_id, check.ROUND, check.BATTERY_PERCENT)
 
     state: int
     reason: int

@@ -6,20 +6,22 @@ message is made of them; so what the first accepts the last can say.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-LEARNING_RATE_ONE = 1 << 20
-"""Learning rates travel as integers of this unit."""
-LONGEST_ROUND_SECONDS = 7 * 24 * 3600
-LARGEST_CHUNK_BYTES = 512
-"""Of the weights, on their way down: what a device takes at once while it programs its flash."""
-LARGEST_UPLINK_CHUNK_BYTES = 16 * 1024
+from fleet.protocol import fields
+from fleet.protocol.numbers import Action, Coding, Weighting, number_name
 
-CODINGS = ("rice", "masked")
-WEIGHTINGS = ("samples", "uniform")
-ACTIONS = ("score", "train", "release")
+
+def _names(kind: type[IntEnum]) -> tuple[str, ...]:
+    return tuple(number_name(kind, value) for value in kind)
+
+
+CODINGS = _names(Coding)
+WEIGHTINGS = _names(Weighting)
+ACTIONS = _names(Action)
 """Position in these tuples: the number on the wire."""
 
 
@@ -28,22 +30,20 @@ class RoundParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: Annotated[int, Field(ge=1, le=255)] = 1
-    learning_rate: Annotated[float, Field(gt=0.0, lt=4096.0)] = 0.01
+    epochs: Annotated[int, fields.EPOCHS.field(least=1)] = 1
+    learning_rate: Annotated[float, Field(gt=0.0, le=fields.MAX_LEARNING_RATE)] = 0.01
     coding: Literal["rice"] = "rice"
     """How delta values become bytes; `masked` has its place on the wire and no code yet."""
     weighting: Literal["samples", "uniform"] = "samples"
     """Devices count by their training samples, or all alike."""
     max_score_drop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     """Devices keep their own weights where the new ones score lower by more than this."""
-    deadline_seconds: Annotated[int, Field(ge=1, le=LONGEST_ROUND_SECONDS)] = 120
-    check_in_seconds: Annotated[int, Field(ge=0, lt=LONGEST_ROUND_SECONDS)] = 0
+    deadline_seconds: Annotated[int, fields.DEADLINE_SECONDS.field(least=1)] = 120
+    check_in_seconds: Annotated[int, fields.CHECK_IN_SECONDS.field()] = 0
     """How long a device that is done stays away; 0: it stays connected."""
-    chunk_bytes: Annotated[int, Field(ge=64, le=LARGEST_CHUNK_BYTES, multiple_of=4)] = (
-        LARGEST_CHUNK_BYTES
-    )
-    uplink_chunk_bytes: Annotated[int, Field(ge=64, le=LARGEST_UPLINK_CHUNK_BYTES)] = (
-        LARGEST_UPLINK_CHUNK_BYTES
+    chunk_bytes: Annotated[int, fields.CHUNK_BYTES.field()] = fields.CHUNK_BYTES.most
+    uplink_chunk_bytes: Annotated[int, fields.UPLINK_CHUNK_BYTES.field()] = (
+        fields.UPLINK_CHUNK_BYTES.most
     )
 
     @model_validator(mode="after")
@@ -60,7 +60,7 @@ class RoundParameters(BaseModel):
     @property
     def learning_rate_q20(self) -> int:
         """As on the wire."""
-        return min(round(self.learning_rate * LEARNING_RATE_ONE), (1 << 32) - 1)
+        return round(self.learning_rate * fields.LEARNING_RATE_ONE)
 
     @property
     def max_score_drop_permille(self) -> int:

@@ -2,8 +2,8 @@
  *
  * The bytes are those of fleet/protocol/tinyfleet.cddl; docs/specification/wire.md says what
  * the fields mean. Encoders give TF_NO_MEMORY where `capacity` is too small and TF_BAD_INPUT
- * where a field is outside its range (a name not 1 … 32 characters of [A-Za-z0-9_-], percent
- * above 100, more than 16,384 coded bytes); *length is set on TF_OK only. Decoders give
+ * where a field is outside its range (a name not 1 … 32 characters of [A-Za-z0-9_-], more than
+ * 16,384 coded bytes); *length is set on TF_OK only. Decoders give
  * TF_BAD_INPUT on anything the CDDL or wire.md doesn't allow, bytes after the message included, and then
  * leave the struct in an unspecified state. They keep no pointer into the bytes.
  */
@@ -56,7 +56,7 @@ typedef struct {
     uint32_t fault_pc;
     uint16_t train_samples;
     uint16_t held_out_samples;
-    uint8_t battery_percent; /* 0 … 100 */
+    uint8_t battery_percent; /* 0 … 100; 255: unknown */
     uint8_t reset_cause;     /* wire.md: reset causes */
     uint8_t fault_code;
 } tf_announce;
@@ -117,7 +117,7 @@ typedef struct {
     uint32_t round;
     uint8_t state;           /* wire.md: device states */
     uint8_t reason;          /* wire.md: reasons */
-    uint8_t battery_percent; /* 0 … 100 */
+    uint8_t battery_percent; /* 0 … 100; 255: unknown */
 } tf_device_status;
 
 typedef struct {

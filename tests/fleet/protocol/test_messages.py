@@ -27,7 +27,7 @@ from fleet.protocol import (
     reason_name,
     state_name,
 )
-from fleet.protocol.fields import CHUNK_BYTES, EPOCHS, NAME_PATTERN, check_in_problem
+from fleet.protocol.fields import CHUNK_BYTES, EPOCHS, NAME_PATTERN
 from fleet.protocol.messages import MAX_PACKET_BYTES, MESSAGES
 from fleet.protocol.schema import validate
 
@@ -41,7 +41,7 @@ def uint(bits: int) -> st.SearchStrategy[int]:
 
 digests = st.binary(min_size=32, max_size=32)
 ids = st.binary(min_size=8, max_size=8)
-percents = st.integers(0, 100)
+percents = uint(8)
 
 weeks = st.one_of(st.sampled_from([0, 1, 604_800]), st.integers(0, 604_800))
 chunk_sizes = st.integers(4, 128).map(lambda quarter: quarter * 4)
@@ -194,7 +194,7 @@ def test_the_encoding_of_a_status_is_this_one() -> None:
         (lambda d: d.replace(b"\x18\x37", b"\x19\x00\x37"), "shortest"),
         (lambda d: b"\xc1" + d, "an array is wanted"),
         (lambda d: b"\x86\x01" + d[2:], "status.protocol: must be 2"),
-        (lambda d: d.replace(b"\x18\x37", b"\x18\x65"), "status.battery_percent: 101 is outside"),
+        (lambda d: d[:-2] + b"\x19\x01\x65", "status.battery_percent: 357 is outside"),
         (lambda d: d[:4] + b"\x47" + d[6:], "status.campaign: has 7 bytes"),
         (lambda d: bytes(2000), "2000 bytes, at most 768"),
     ],
@@ -293,18 +293,6 @@ def test_unknown_states_and_reasons_keep_their_number() -> None:
     assert (reason_name(13), reason_name(14)) == ("older-lease", "refused-by-gateway")
     assert number_name(ReceiptResult, 2) == "late"
     assert number_name(ResetCause, 9) == "reset-9"
-
-
-@pytest.mark.parametrize(
-    ("rest", "deadline", "fits"), [(0, 1, True), (80, 91, True), (80, 90, False)]
-)
-def test_a_check_in_after_the_deadline_is_a_problem_with_a_name(
-    rest: int, deadline: int, fits: bool
-) -> None:
-    problem = check_in_problem(rest, deadline)
-    assert (problem is None) is fits
-    if problem is not None:
-        assert "check_in_seconds" in problem
 
 
 class Settings(BaseModel):
