@@ -3,7 +3,10 @@
 
 #include <string.h>
 
-#include "mqtt_internal.h"
+#include "mqtt_control.h"
+#include "mqtt_packet.h"
+#include "mqtt_publish.h"
+#include "mqtt_receive.h"
 
 #define DEFAULT_DIAL_TIMEOUT_MS 5000u
 #define DEFAULT_ANSWER_TIMEOUT_MS 20000u
@@ -12,15 +15,11 @@
 #define LONGEST_WAIT_MS 500u /* between looks at is_open, which announces nothing */
 #define BLOCKED_WAIT_MS 5u   /* between tries to write into a full stream */
 
-uint32_t tf_mqtt_now(const tf_mqtt *client) {
-    return client->stream->milliseconds(client->stream->context);
-}
-
 static uint32_t since(const tf_mqtt *client, uint32_t start) {
     return tf_mqtt_now(client) - start; /* right over the wrap of the clock too */
 }
 
-uint32_t tf_mqtt_answer_timeout(const tf_mqtt *client) {
+static uint32_t answer_timeout(const tf_mqtt *client) {
     uint32_t timeout = client->config->answer_timeout_ms;
     return timeout != 0 ? timeout : DEFAULT_ANSWER_TIMEOUT_MS;
 }
@@ -28,11 +27,6 @@ uint32_t tf_mqtt_answer_timeout(const tf_mqtt *client) {
 static uint32_t dial_timeout(const tf_mqtt *client) {
     uint32_t timeout = client->config->dial_timeout_ms;
     return timeout != 0 ? timeout : DEFAULT_DIAL_TIMEOUT_MS;
-}
-
-void tf_mqtt_tell(tf_mqtt *client, tf_mqtt_event_type type, uint16_t packet_id, uint8_t reason) {
-    tf_mqtt_event event = {.type = type, .packet_id = packet_id, .reason = reason};
-    client->callbacks.on_event(client->callbacks.context, &event);
 }
 
 tf_status tf_mqtt_init(tf_mqtt *client, const tf_mqtt_config *config, const tf_stream *stream,
@@ -80,13 +74,7 @@ static void hang_up(tf_mqtt *client) {
     client->message_waits = client->ping_pending = client->disconnect_queued = false;
     client->control_bytes = client->control_sent = 0;
     client->subscribe_id = client->unsubscribe_id = 0;
-    if (client->publication_state >= TF_PUBLICATION_READY) {
-        if (client->publication_sent > 0) {
-            client->transmit[client->publication_start] |= TF_PUBLISH_DUPLICATE;
-        }
-        client->publication_sent = 0;
-        client->publication_state = TF_PUBLICATION_READY;
-    }
+    tf_mqtt_rewind_publication(client);
 }
 
 void tf_mqtt_stop(tf_mqtt *client, bool with_will) {
@@ -207,7 +195,7 @@ static void handle_packet(tf_mqtt *client) {
 }
 
 static bool overdue(const tf_mqtt *client, bool pending, uint32_t start) {
-    return pending && since(client, start) >= tf_mqtt_answer_timeout(client);
+    return pending && since(client, start) >= answer_timeout(client);
 }
 
 static uint32_t ping_interval_ms(const tf_mqtt *client) {
@@ -297,7 +285,7 @@ static void poll_stopping(tf_mqtt *client) {
         (void)tf_mqtt_flush(client, false);
     }
     /* The broker hangs up on DISCONNECT; closing earlier could cut off its last bytes. */
-    if (!open || since(client, client->state_since) >= tf_mqtt_answer_timeout(client)) {
+    if (!open || since(client, client->state_since) >= answer_timeout(client)) {
         hang_up(client);
         enter(client, TF_MQTT_IDLE);
         tf_mqtt_tell(client, TF_MQTT_STOPPED, 0, 0);
@@ -345,7 +333,7 @@ static uint32_t sooner(const tf_mqtt *client, uint32_t so_far, uint32_t start, u
 }
 
 uint32_t tf_mqtt_next_poll_ms(const tf_mqtt *client) {
-    uint32_t timeout = tf_mqtt_answer_timeout(client);
+    uint32_t timeout = answer_timeout(client);
     switch (client->state) {
     case TF_MQTT_IDLE:
         return UINT32_MAX;

@@ -1,5 +1,5 @@
 /* Fields of MQTT packets (MQTT 5, sections 1.5 and 2.2.2), bounds and form checked. */
-#include "mqtt_internal.h"
+#include "mqtt_reader.h"
 
 const uint8_t *tf_mqtt_take_bytes(tf_mqtt_reader *reader, size_t length) {
     const uint8_t *bytes = reader->next;

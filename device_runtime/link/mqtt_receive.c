@@ -1,5 +1,9 @@
 /* What to do with a packet from the broker. */
-#include "mqtt_internal.h"
+#include "mqtt_receive.h"
+
+#include "mqtt_control.h"
+#include "mqtt_packet.h"
+#include "mqtt_reader.h"
 
 typedef struct {
     tf_mqtt *client;
@@ -29,8 +33,11 @@ static tf_status handle_connack(packet *p) {
     uint8_t flags = tf_mqtt_take_u8(&p->reader);
     uint8_t reason = tf_mqtt_take_u8(&p->reader);
     tf_mqtt_take_properties(&p->reader, TF_IN_CONNACK, &p->properties);
-    if (p->reader.failed || p->reader.left > 0 || flags > 1 || (flags && reason)) {
+    if (p->reader.failed || p->reader.left > 0 || flags > 1) {
         return malformed(p);
+    }
+    if (flags != 0) {
+        return protocol_error(p); /* a session that we asked the broker to forget */
     }
     if (reason >= 0x80) {
         return end_connection(p, TF_MQTT_REFUSED, reason, 0);
@@ -47,12 +54,7 @@ static tf_status handle_connack(packet *p) {
     client->state = TF_MQTT_ONLINE;
     client->state_since = tf_mqtt_now(client);
     client->publication_since = client->state_since;
-    if (flags == 0 && client->publication_state == TF_PUBLICATION_READY) {
-        /* The broker forgot the session: for it this is the first delivery. */
-        client->transmit[client->publication_start] &= (uint8_t)~TF_PUBLISH_DUPLICATE;
-    }
-    tf_mqtt_event event = {.type = TF_MQTT_CONNECTED, .session_present = flags != 0};
-    client->callbacks.on_event(client->callbacks.context, &event);
+    tf_mqtt_tell(client, TF_MQTT_CONNECTED, 0, TF_MQTT_SUCCESS);
     return TF_OK;
 }
 
@@ -126,11 +128,14 @@ static tf_status handle_puback(packet *p) {
     if (p->reader.failed || p->reader.left > 0) {
         return malformed(p);
     }
-    if (client->publication_state != TF_PUBLICATION_SENT || packet_id != client->publication_id) {
+    if (client->publication_state < TF_PUBLICATION_SENT || packet_id != client->publication_id) {
         return protocol_error(p);
     }
+    const bool is_wanted = client->publication_state == TF_PUBLICATION_SENT;
     client->publication_state = TF_PUBLICATION_NONE;
-    tf_mqtt_tell(client, TF_MQTT_PUBLISHED, packet_id, reason);
+    if (is_wanted) {
+        tf_mqtt_tell(client, TF_MQTT_PUBLISHED, packet_id, reason);
+    }
     return TF_OK;
 }
 
@@ -145,7 +150,7 @@ static tf_status handle_subscription_ack(packet *p, uint16_t *expected, tf_mqtt_
     if (packet_id == 0 || packet_id != *expected) {
         return protocol_error(p);
     }
-    if (type == TF_MQTT_SUBSCRIBED && reason > 1 && reason < 0x80) {
+    if (type == TF_MQTT_SUBSCRIBED && reason > p->client->subscribe_qos && reason < 0x80) {
         return protocol_error(p); /* granted more than was asked for */
     }
     *expected = 0;

@@ -4,10 +4,11 @@
  * memory belongs to the caller and lives as long as the client: the struct, the receive
  * buffer (holds one whole incoming packet; also the CONNECT packet while connecting), and the
  * transmit buffer (holds the publication under way until it is acknowledged, over
- * reconnections too).
+ * reconnections too; of a streamed one its head, and its other bytes piece by piece).
  *
  * From tf_mqtt_start on the client connects by itself and connects again after every loss,
- * waiting a jittered, exponentially growing time. Any packet that breaks the MQTT 5 standard
+ * waiting a jittered, exponentially growing time. Every connection is a session of its own: the
+ * broker keeps neither subscriptions nor messages for later. Any packet that breaks the MQTT 5 standard
  * or the limits below closes the stream (cause TF_MQTT_PROTOCOL_ERROR).
  */
 #ifndef TINYFLEET_MQTT_H
@@ -24,7 +25,7 @@
 #define TF_MQTT_MINIMUM_TRANSMIT_BYTES 768u
 #define TF_MQTT_CLIENT_ID_LIMIT 64u
 #define TF_MQTT_TOPIC_LIMIT 128u   /* longest topic or filter that may be sent */
-#define TF_MQTT_CONTROL_BYTES 160u /* room for one SUBSCRIBE and some PUBACKs */
+#define TF_MQTT_CONTROL_BYTES 192u /* room for SUBSCRIBE, UNSUBSCRIBE and some PUBACKs */
 
 /* Reason codes of MQTT 5 (section 2.4) that callers tell apart; others pass through. */
 #define TF_MQTT_SUCCESS 0x00u
@@ -57,7 +58,7 @@ typedef struct {
 } tf_mqtt_message;
 
 typedef enum {
-    TF_MQTT_CONNECTED,    /* session_present is valid; subscribe and publish now */
+    TF_MQTT_CONNECTED,    /* subscribe and publish now */
     TF_MQTT_LOST,         /* cause and reason are valid; the client dials again by itself */
     TF_MQTT_PUBLISHED,    /* packet_id and reason: acknowledged; reason >= 0x80: the broker
                              (or, with PACKET_TOO_LARGE, RETAIN_ and QOS_NOT_SUPPORTED, this
@@ -80,7 +81,6 @@ typedef struct {
     tf_mqtt_cause cause; /* TF_MQTT_LOST only */
     uint16_t packet_id;  /* as given by publish, subscribe, unsubscribe; 0 otherwise */
     uint8_t reason;      /* MQTT 5 reason code */
-    bool session_present;
 } tf_mqtt_event;
 
 typedef struct {
@@ -105,7 +105,6 @@ typedef struct {
     uint16_t will_payload_bytes;
     uint16_t keep_alive_seconds;       /* 0: none */
     uint16_t receive_maximum;          /* QoS 1 messages under way to us, at least 1 */
-    uint32_t session_expiry_seconds;   /* how long the broker keeps the session */
     uint32_t dial_timeout_ms;          /* for the peer to pick up; 0: 5,000 */
     uint32_t answer_timeout_ms;        /* for each acknowledgement; 0: 20,000 */
     uint32_t backoff_first_ms;         /* 0: 1,000 */
@@ -122,6 +121,15 @@ typedef enum {
     TF_MQTT_ONLINE,
     TF_MQTT_STOPPING /* writing DISCONNECT */
 } tf_mqtt_state;
+
+/* Where the bytes of a streamed publication come from. */
+typedef struct {
+    /* The next `read` begins with the first byte. Called before the first one too. */
+    void (*restart)(void *context);
+    /* Gives the next `count` bytes, exactly. */
+    void (*read)(void *context, uint8_t *bytes, size_t count);
+    void *context;
+} tf_mqtt_source;
 
 /* Fields are private to device_runtime/link; use the functions below. */
 typedef struct {
@@ -142,13 +150,17 @@ typedef struct {
     bool message_waits; /* on_message said TF_AGAIN */
 
     /* publication in the transmit buffer */
-    uint16_t publication_start; /* offset of the packet's first byte */
-    uint16_t publication_end;
+    uint16_t publication_start;    /* offset of the packet's first byte */
+    uint16_t publication_head_end; /* of what stays in the buffer */
+    uint16_t publication_end;      /* of what is in the buffer now */
     uint16_t publication_sent;
     uint16_t publication_id;     /* 0: none */
     uint16_t publication_header; /* where the payload starts, while it is being composed */
     uint8_t publication_flags;
     uint8_t publication_state;
+    tf_mqtt_source publication_source;
+    uint32_t publication_stream_bytes; /* that come from it */
+    uint32_t publication_left;         /* of those, not drawn yet */
 
     /* control packets: acknowledgements, SUBSCRIBE, PINGREQ, DISCONNECT */
     uint8_t control[TF_MQTT_CONTROL_BYTES];
@@ -156,6 +168,7 @@ typedef struct {
     uint16_t control_sent;
     uint16_t subscribe_id;
     uint16_t unsubscribe_id;
+    uint8_t subscribe_qos; /* asked for by the SUBSCRIBE under way */
     uint16_t last_id;
     uint8_t control_reserved; /* kept free for the PUBACK of the message being handed over */
     bool ping_pending;
@@ -211,8 +224,7 @@ bool tf_mqtt_can_publish(const tf_mqtt *client);
 
 /* Publishes with QoS 1: begin, write at most *payload_capacity bytes to *payload, commit. Works
  * offline too: it goes out after the next CONNACK. `expiry_seconds` 0: no expiry. Sent
- * again after reconnections (DUP where the session survived) until the event
- * TF_MQTT_PUBLISHED with the packet_id that commit gave.
+ * again after reconnections until the event TF_MQTT_PUBLISHED with the packet_id that commit gave.
  * begin: TF_AGAIN: another one is under way. TF_BAD_INPUT: topic empty, longer than
  * TF_MQTT_TOPIC_LIMIT or with a wildcard. A publication begun and not committed is dropped by the
  * next begin.
@@ -222,12 +234,26 @@ tf_status tf_mqtt_publish_begin(tf_mqtt *client, const char *topic, size_t topic
                                 size_t *payload_capacity);
 tf_status tf_mqtt_publish_commit(tf_mqtt *client, size_t payload_bytes, uint16_t *packet_id);
 
-/* Subscribes to a filter with QoS 1; one SUBSCRIBE at a time. The event TF_MQTT_SUBSCRIBED tells
- * the outcome. TF_AGAIN: one is under way or there is no room just now. TF_LINK_LOST: not
+/* As commit, for a payload that never lies in memory as a whole: `head_bytes` were written to
+ * *payload, `stream_bytes` more are drawn from `source` while there is room to send them, and
+ * again from its first byte when the publication has to be sent again. So the source has to last
+ * until the event TF_MQTT_PUBLISHED or a cancellation.
+ * TF_NO_MEMORY: head_bytes leave no room, or there are more than a million stream_bytes. */
+tf_status tf_mqtt_publish_commit_stream(tf_mqtt *client, size_t head_bytes,
+                                        const tf_mqtt_source *source, uint32_t stream_bytes,
+                                        uint16_t *packet_id);
+
+/* Forgets the publication under way, if there is one: its source isn't called any more and no
+ * event follows. TF_AGAIN: it is half written, and the stream would be of no use without the rest.
+ * (Where it is out already, the next one waits for its acknowledgement.) */
+tf_status tf_mqtt_publish_cancel(tf_mqtt *client);
+
+/* Subscribes to a filter with QoS 0 or 1; one SUBSCRIBE at a time. The event TF_MQTT_SUBSCRIBED
+ * tells the outcome. TF_AGAIN: one is under way or there is no room just now. TF_LINK_LOST: not
  * TF_MQTT_ONLINE (subscribe again after TF_MQTT_CONNECTED: requests don't outlive a connection).
  * TF_BAD_INPUT: filter empty or longer than TF_MQTT_TOPIC_LIMIT. TF_NO_MEMORY: the packet would be
  * larger than the broker allows. */
-tf_status tf_mqtt_subscribe(tf_mqtt *client, const char *filter, size_t filter_bytes,
+tf_status tf_mqtt_subscribe(tf_mqtt *client, const char *filter, size_t filter_bytes, uint8_t qos,
                             uint16_t *packet_id);
 /* As tf_mqtt_subscribe; the event is TF_MQTT_UNSUBSCRIBED. */
 tf_status tf_mqtt_unsubscribe(tf_mqtt *client, const char *filter, size_t filter_bytes,

@@ -14,7 +14,6 @@ RUNTIME = ROOT / "device_runtime"
 STATES = ("idle", "waiting", "dialling", "connecting", "online", "stopping")
 
 CONNACK = "20 03 00 00 00"
-CONNACK_SESSION_PRESENT = "20 03 01 00 00"
 
 
 class Client:

@@ -32,6 +32,7 @@ typedef struct {
     uint32_t clock;
     tf_status answer;
     uint32_t random_state;
+    uint32_t drawn; /* bytes of the streamed publication */
 } world;
 
 static world the_world = {
@@ -153,14 +154,26 @@ static void on_event(void *context, const tf_mqtt_event *event) {
     (void)context;
     event_count++;
     printf("%s", types[event->type]);
-    if (event->type == TF_MQTT_CONNECTED) {
-        printf(" session=%d", event->session_present);
-    } else if (event->type == TF_MQTT_LOST) {
+    if (event->type == TF_MQTT_LOST) {
         printf(" cause=%s reason=%02x", causes[event->cause], event->reason);
-    } else if (event->type != TF_MQTT_STOPPED) {
+    } else if (event->type != TF_MQTT_STOPPED && event->type != TF_MQTT_CONNECTED) {
         printf(" id=%u reason=%02x", event->packet_id, event->reason);
     }
     printf("\n");
+}
+
+/* A streamed publication's bytes: each other than its neighbours, without an end. */
+static void source_restart(void *context) {
+    ((world *)context)->drawn = 0;
+    printf("restart\n");
+}
+
+static void source_read(void *context, uint8_t *bytes, size_t count) {
+    world *w = context;
+    for (size_t i = 0; i < count; i++) {
+        bytes[i] = (uint8_t)(w->drawn * 7u + (w->drawn >> 8));
+        w->drawn++;
+    }
 }
 
 static size_t parse_hex(const char *text, uint8_t *bytes) {
@@ -184,7 +197,6 @@ int main(int argc, char **argv) {
     tf_mqtt_config config = {.client_id = "meter-1",
                              .keep_alive_seconds = 60,
                              .receive_maximum = 2,
-                             .session_expiry_seconds = 3600,
                              .random = random_bits,
                              .random_context = w};
     const tf_stream stream = {stream_open,
@@ -303,8 +315,24 @@ int main(int argc, char **argv) {
                 status = tf_mqtt_publish_commit(&client, length, &id);
             }
             printf("publish %d id=%u\n", status, id);
-        } else if (!strcmp(command, "subscribe")) {
-            tf_status status = tf_mqtt_subscribe(&client, first, strlen(first), &id);
+        } else if (!strcmp(command, "stream")) { /* TOPIC HEAD BYTES */
+            const tf_mqtt_source source = {source_restart, source_read, w};
+            uint8_t *payload = NULL;
+            size_t capacity = 0;
+            size_t length = parse_hex(second, bytes);
+            tf_status status =
+                tf_mqtt_publish_begin(&client, first, strlen(first), false, 0, &payload, &capacity);
+            if (status == TF_OK) {
+                memcpy(payload, bytes, length < capacity ? length : capacity);
+                status = tf_mqtt_publish_commit_stream(&client, length, &source,
+                                                       (uint32_t)atol(third), &id);
+            }
+            printf("publish %d id=%u\n", status, id);
+        } else if (!strcmp(command, "cancel")) {
+            printf("cancel %d\n", tf_mqtt_publish_cancel(&client));
+        } else if (!strcmp(command, "subscribe")) { /* FILTER [QOS] */
+            uint8_t qos = second != NULL ? (uint8_t)atoi(second) : 1;
+            tf_status status = tf_mqtt_subscribe(&client, first, strlen(first), qos, &id);
             printf("subscribe %d id=%u\n", status, id);
         } else if (!strcmp(command, "unsubscribe")) {
             tf_status status = tf_mqtt_unsubscribe(&client, first, strlen(first), &id);

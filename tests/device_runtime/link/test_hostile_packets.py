@@ -77,6 +77,7 @@ HOSTILE_CONNACK = {
     "without properties": "20 02 00 00",
     "reserved flags": "20 03 02 00 00",
     "session present with a refusal": "20 03 01 86 00",
+    "a session that we asked to be forgotten": "20 03 01 00 00",
     "reason that is neither success nor error": "20 03 00 01 00",
     "rubbish behind": "20 04 00 00 00 00",
     "receive maximum 0": "20 06 00 00 03 21 00 00",
@@ -114,6 +115,13 @@ def test_suback_that_grants_qos_2_ends_the_connection(client: Client) -> None:
     assert client.feed("90 04 00 01 00 02")[0].startswith("lost cause=protocol-error")
 
 
+def test_suback_that_grants_more_than_was_asked_for_ends_the_connection(client: Client) -> None:
+    client.connect()
+    client("subscribe a 0")
+    client("poll 1")
+    assert client.feed("90 04 00 01 00 01")[0].startswith("lost cause=protocol-error")
+
+
 def test_puback_for_another_publication_ends_the_connection(client: Client) -> None:
     client.connect()
     client("publish a 0 0 00")
@@ -134,7 +142,7 @@ def test_after_hostile_bytes_a_new_connection_starts_with_a_clean_parser(client:
     client("poll 1")
     client("accept")
     client("poll 2")
-    assert client.feed(CONNACK) == ["connected session=0"]
+    assert client.feed(CONNACK) == ["connected"]
     assert client.feed(publication("t", b"1"))[0].startswith("message topic=t")
 
 

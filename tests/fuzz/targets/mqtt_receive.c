@@ -2,7 +2,8 @@
  *
  * Input: a list of commands, each one byte: 0xxxxxxx: the next x + 1 bytes of the input arrive;
  * 1000xxxx: x polls; 1001xxxx: x * 8 s pass; 1010xxxx: the callback's next answers; 1011xxxx:
- * subscribe, unsubscribe, publish; 1100xxxx: the stream closes; 1101xxxx: room for writing. */
+ * subscribe, unsubscribe, publish; 1100xxxx: the stream closes; 1101xxxx: room for writing;
+ * 1110xxxx: publishes x * 1,500 bytes from a source, or with 0 cancels what is under way. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,9 @@ typedef struct {
     uint32_t clock;
     tf_status answer;
     tf_mqtt *client;
+    bool lasts;      /* the source of a streamed publication may be drawn from */
+    uint32_t stream; /* its bytes that are left */
+    uint32_t stream_bytes;
     uint32_t checksum; /* of everything the callback may look at */
 } world;
 
@@ -91,6 +95,40 @@ static void publish(world *w) {
     }
 }
 
+static void source_restart(void *context) {
+    world *w = context;
+    w->stream = w->stream_bytes;
+}
+
+static void source_read(void *context, uint8_t *bytes, size_t count) {
+    world *w = context;
+    if (!w->lasts || count == 0 || count > w->stream) {
+        abort();
+    }
+    memset(bytes, 0xA5, count);
+    w->stream -= (uint32_t)count;
+}
+
+static void stream_or_cancel(world *w, unsigned value) {
+    const tf_mqtt_source source = {source_restart, source_read, w};
+    uint8_t *payload;
+    size_t capacity;
+    uint16_t id;
+    if (value == 0) {
+        w->lasts = tf_mqtt_publish_cancel(w->client) == TF_AGAIN;
+        return;
+    }
+    if (tf_mqtt_publish_begin(w->client, "fleet/x/gw/y/z/delta", 20, false, 60, &payload,
+                              &capacity) == TF_OK) {
+        memset(payload, 0x55, 100);
+        w->stream_bytes = w->stream = value * 1500u;
+        w->lasts = true;
+        if (tf_mqtt_publish_commit_stream(w->client, 100, &source, w->stream_bytes, &id) != TF_OK) {
+            abort();
+        }
+    }
+}
+
 static tf_status on_message(void *context, const tf_mqtt_message *message) {
     world *w = context;
     if (message->topic_bytes == 0 || message->qos > 1) {
@@ -110,7 +148,7 @@ static void on_event(void *context, const tf_mqtt_event *event) {
     world *w = context;
     uint16_t id;
     if (event->type == TF_MQTT_CONNECTED) {
-        (void)tf_mqtt_subscribe(w->client, "fleet/x/dev/z/task", 18, &id);
+        (void)tf_mqtt_subscribe(w->client, "fleet/x/to/z/+", 14, 1, &id);
         publish(w);
     }
 }
@@ -146,10 +184,10 @@ static void one_command(world *w, uint8_t command) {
         break;
     case 11:
         if (value & 1u) {
-            (void)tf_mqtt_subscribe(w->client, "fleet/x/blob/y/+", 16, &id);
+            (void)tf_mqtt_subscribe(w->client, "fleet/x/blob/y/0/+", 18, 0, &id);
         }
         if (value & 2u) {
-            (void)tf_mqtt_unsubscribe(w->client, "fleet/x/blob/y/+", 16, &id);
+            (void)tf_mqtt_unsubscribe(w->client, "fleet/x/blob/y/0/+", 18, &id);
         }
         if (value & 4u) {
             publish(w);
@@ -161,6 +199,9 @@ static void one_command(world *w, uint8_t command) {
     case 12:
         w->open = false;
         tf_mqtt_start(w->client);
+        break;
+    case 14:
+        stream_or_cancel(w, value);
         break;
     default:
         w->room = value == 15 ? 1000000 : value * 3u;
