@@ -1,7 +1,7 @@
 /* Samples meet the engine: scoring on the held-out ones, training on the others. */
-#include <stddef.h>
+#include "scoring.h"
 
-#include "client_parts.h"
+#include <stddef.h>
 
 #define CHOICE 0x63686F69u /* stream of random numbers, beyond any epoch's */
 

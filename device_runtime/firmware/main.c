@@ -6,7 +6,6 @@
 /* Names: the size report sums tf_link_* and tf_sample_*. */
 static uint8_t tf_link_receive[TF_MQTT_MINIMUM_RECEIVE_BYTES];
 static uint8_t tf_link_transmit[TF_MQTT_MINIMUM_TRANSMIT_BYTES];
-static uint8_t tf_link_chunk[TF_CODED_CHUNK_BYTES];
 static uint16_t tf_sample_order[512];
 
 static tf_client_config config;
@@ -38,7 +37,6 @@ int main(void) {
         .transmit = tf_link_transmit,
         .receive_bytes = sizeof tf_link_receive,
         .transmit_bytes = sizeof tf_link_transmit,
-        .chunk = tf_link_chunk,
         .sample_order = tf_sample_order,
         .sample_order_size = sizeof tf_sample_order / sizeof tf_sample_order[0],
     };

@@ -21,9 +21,7 @@
 #include "tinyfleet/sample_log.h"
 #include "tinyfleet/weights_store.h"
 
-#define TF_CLIENT_DEVICE_TOPIC_BYTES 80u /* fleet/<fleet>/dev/<device>/, NUL included */
-#define TF_CLIENT_STATUS_TOPIC_BYTES 88u
-#define TF_CLIENT_BLOB_FILTER_BYTES 112u /* fleet/<fleet>/blob/<sha256>/+, NUL included */
+#define TF_CLIENT_STATUS_TOPIC_BYTES 88u /* fleet/<fleet>/dev/<device>/status, NUL included */
 
 /* wire.md: device states */
 typedef enum {
@@ -49,8 +47,24 @@ typedef enum {
     TF_REASON_NO_SAMPLES,
     TF_REASON_FLASH_FAILURE,
     TF_REASON_MALFORMED_TASK,
-    TF_REASON_OTHER_MODEL
+    TF_REASON_OTHER_MODEL,
+    TF_REASON_RESTARTED_AFTER_FAULT,
+    TF_REASON_RESTARTED_BY_WATCHDOG,
+    TF_REASON_OLDER_LEASE,
+    TF_REASON_REFUSED_BY_GATEWAY,
+    TF_REASON_UNKNOWN_CODING
 } tf_reason;
+
+/* wire.md: reset causes */
+typedef enum {
+    TF_RESET_POWER_ON = 0,
+    TF_RESET_PIN,
+    TF_RESET_SOFTWARE,
+    TF_RESET_WATCHDOG,
+    TF_RESET_FAULT,
+    TF_RESET_BROWN_OUT,
+    TF_RESET_UNKNOWN = 255
+} tf_reset_cause;
 
 /* Read for as long as the client is used; all memory is the caller's. */
 typedef struct {
@@ -64,25 +78,29 @@ typedef struct {
     uint8_t *transmit; /* TF_MQTT_MINIMUM_TRANSMIT_BYTES or more */
     uint16_t receive_bytes;
     uint16_t transmit_bytes;
-    uint8_t *chunk;         /* TF_CODED_CHUNK_BYTES: the part of the delta under way */
     uint16_t *sample_order; /* one entry per train sample; further samples rest */
     uint16_t sample_order_size;
+    uint8_t reset_cause; /* tf_reset_cause of this start */
+    uint8_t fault_code;  /* of the last fault that is on record, 0: none */
+    uint32_t fault_pc;
 } tf_client_config;
 
 /* What the client works on; private to device_runtime/client. */
 typedef enum {
     TF_WORK_NONE,
-    TF_WORK_BEGIN,  /* a task was taken: look whether it can be done */
-    TF_WORK_COPY,   /* stage the weights that are built in */
-    TF_WORK_FETCH,  /* chunks come in */
-    TF_WORK_VERIFY, /* all chunks are there */
-    TF_WORK_SCORE_ACTIVE,
+    TF_WORK_BEGIN,   /* a task was taken: look whether it can be done */
+    TF_WORK_COPY,    /* stage the weights that are built in */
+    TF_WORK_FETCH,   /* chunks come in */
+    TF_WORK_VERIFY,  /* all chunks are there */
+    TF_WORK_DISCARD, /* what was staged is of no use */
+    TF_WORK_SCORE_CURRENT,
     TF_WORK_SCORE_NEW,
     TF_WORK_COMMIT,
     TF_WORK_TRAIN,
     TF_WORK_SCORE_AFTER,
+    TF_WORK_RELEASE,
     TF_WORK_MEASURE, /* length and CRC of the coded delta */
-    TF_WORK_SEND
+    TF_WORK_SEND     /* until its receipt */
 } tf_client_work;
 
 typedef struct {
@@ -92,80 +110,107 @@ typedef struct {
     uint16_t correct;
 } tf_client_score;
 
+/* Announcement and status; fields are private to device_runtime/client. */
+typedef struct {
+    uint8_t campaign[TF_CAMPAIGN_BYTES];
+    uint32_t round;
+    uint8_t state;
+    uint8_t reason;
+} tf_client_condition;
+
+typedef struct {
+    char status_topic[TF_CLIENT_STATUS_TOPIC_BYTES];
+    uint8_t will[TF_STATUS_MESSAGE_BYTES];
+    tf_client_condition now;
+    tf_client_condition published; /* what the broker has */
+    uint32_t since;                /* of `now` */
+    uint32_t published_at;
+    bool wants_announce;
+    bool is_urgent; /* `now` is to be published whether or not it lasts */
+} tf_client_report;
+
+/* Chunks from the broker, group by group. */
+typedef struct {
+    uint8_t sha256[TF_DIGEST_BYTES]; /* of the weights whose chunks are asked for */
+    uint32_t since;                  /* last chunk or subscription */
+    uint16_t group;                  /* that is subscribed or being subscribed */
+    uint16_t leaving;                /* that is to be, or being, unsubscribed */
+    uint16_t subscribe_id;           /* under way, 0: none */
+    uint16_t unsubscribe_id;
+    uint8_t came;   /* chunks of the group since it was asked for */
+    uint8_t asked;  /* how often, since one of its chunks was new */
+    bool is_active; /* chunks are wanted */
+    bool flash_failed;
+} tf_client_fetch;
+
+/* The delta on its way to the gateway. */
+typedef struct {
+    tf_delta_cursor cursor;
+    tf_delta_encoder encoder;
+    uint32_t encoded; /* bytes that the encoder has given */
+    uint32_t values;
+    uint32_t coded_bytes;
+    uint32_t coded_crc32;
+    uint32_t since; /* it was sent as a whole, or began to be */
+    uint32_t wait_ms;
+    uint16_t chunks;
+    uint16_t chunk;          /* that is sent next; = chunks: all are */
+    uint16_t publication_id; /* 0: none under way */
+    bool is_held;            /* until its receipt */
+    bool is_refused;         /* by the broker */
+    bool nobody_listens;     /* to the delta topic, says the broker */
+} tf_client_sending;
+
 /* Fields are private to device_runtime/client. */
 typedef struct {
     const tf_client_config *config;
     tf_identity identity;
     tf_mqtt mqtt;
     tf_mqtt_config mqtt_config;
+    tf_journal journal;
     tf_weights_store weights;
     tf_sample_log log;
-    tf_journal journal;
     uint32_t pool_bytes; /* without what the application keeps */
+    uint32_t lease;      /* highest that was seen */
     uint16_t train_samples;
     uint16_t held_out_samples;
-    char device_topic[TF_CLIENT_DEVICE_TOPIC_BYTES];
-    char status_topic[TF_CLIENT_STATUS_TOPIC_BYTES];
-    char blob_filter[TF_CLIENT_BLOB_FILTER_BYTES];
-    uint8_t will[TF_STATUS_MESSAGE_BYTES];
 
     /* link */
+    tf_client_report report;
     bool connected;
-    bool wants_task_topic;
-    bool wants_announce;
-    bool wants_status;
-    bool wants_blob;      /* subscription to blob_filter that the work needs */
-    bool has_blob;        /* subscription that the broker holds */
-    bool leaves_blob;     /* blob_filter is to be unsubscribed before another is asked for */
-    bool blob_answer_due; /* SUBSCRIBE or UNSUBSCRIBE of blob_filter under way */
-    bool resting;         /* hung up until the next check-in */
-    uint16_t task_subscription_id;
-    uint16_t blob_subscription_id;
-    uint16_t status_publication_id;
-    uint16_t delta_publication_id;
+    bool listens; /* the topics for this device are subscribed */
+    bool resting; /* hung up until the next check-in */
+    uint16_t subscription_id;
     uint32_t subscribe_since;
-    uint32_t status_since;
     uint32_t rest_since;
     uint32_t rest_ms;
     uint32_t check_in_seconds; /* owed once the status is out; 0: none */
-
-    /* status as last decided */
-    uint8_t state;
-    uint8_t reason;
-    bool status_is_urgent;
 
     /* round */
     tf_client_work work;
     bool has_task;
     bool has_finished;  /* `finished_*` name a round that is over for this device */
     bool restarted;     /* the download was begun anew once already */
-    bool flash_failed;  /* while a chunk was written */
     bool new_is_staged; /* the weights of the task wait for their commit */
+    bool discards_for_good;
+    tf_reason discard_reason;
     tf_task task;
     uint8_t finished_campaign[TF_CAMPAIGN_BYTES];
     uint32_t finished_round;
     char delta_topic[TF_MQTT_TOPIC_LIMIT + 1u];
     uint32_t deadline_at;
+    tf_client_fetch fetch;
+    uint32_t copied_chunks;
     const tf_plan *plan;
+    const uint8_t *base; /* weights of the task */
     tf_engine engine;
     tf_client_score score;
     tf_client_score before;
-    uint32_t copied_chunks;
-    uint32_t fetch_since; /* last chunk or subscription */
     uint16_t order_count;
     uint16_t order_next;
     uint8_t epoch;
     uint32_t train_steps;
-    uint32_t coded_bytes;
-    uint32_t coded_crc32;
-    uint16_t chunks;
-    uint16_t chunk;
-    uint16_t chunk_bytes;
-    bool chunk_is_ready;
-    bool chunk_waits; /* nobody took it; sent again later */
-    uint32_t chunk_since;
-    tf_delta_cursor cursor;
-    tf_delta_encoder encoder;
+    tf_client_sending sending;
 } tf_client;
 
 /* Reads identity and weights from flash and starts dialling.

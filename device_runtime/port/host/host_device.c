@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#define RING_BYTES 2048u
+#define RING_BYTES 4096u /* wire.md, Session: the window fits */
 #define TRANSMIT_BYTES 2048u
 #define SAMPLE_ORDER 512u
 
@@ -26,7 +26,6 @@ struct tf_host_device {
     uint8_t transmit[TRANSMIT_BYTES];
     uint8_t mqtt_receive[TF_MQTT_MINIMUM_RECEIVE_BYTES];
     uint8_t mqtt_transmit[TF_MQTT_MINIMUM_TRANSMIT_BYTES];
-    uint8_t chunk[TF_CODED_CHUNK_BYTES];
     uint8_t battery;
     bool dials;
     bool carrier;
@@ -200,7 +199,6 @@ tf_status tf_host_device_start(tf_host_device *device, const tf_host_setup *setu
         .transmit = device->mqtt_transmit,
         .receive_bytes = sizeof device->mqtt_receive,
         .transmit_bytes = sizeof device->mqtt_transmit,
-        .chunk = device->chunk,
         .sample_order = device->sample_order,
         .sample_order_size = SAMPLE_ORDER,
     };

@@ -49,7 +49,7 @@ bool tf_host_device_run(tf_host_device *device, uint32_t milliseconds, uint32_t 
 /* Milliseconds until the clock alone gives it something to do (at most). */
 uint32_t tf_host_device_next_run_ms(const tf_host_device *device);
 
-/* Serial line: bytes to the device (returns how many fit its ring of 2,048), and from it. */
+/* Serial line: bytes to the device (returns how many fit its ring of 4,096), and from it. */
 uint32_t tf_host_device_receive(tf_host_device *device, const uint8_t *bytes, uint32_t length);
 uint32_t tf_host_device_take(tf_host_device *device, uint8_t *bytes, uint32_t capacity);
 
