@@ -62,6 +62,7 @@ static void ask_for(tf_client *client, uint16_t group) {
     if (tf_mqtt_subscribe(&client->mqtt, filter, length, 0, &fetch->subscribe_id) == TF_OK) {
         fetch->group = group;
         fetch->came = 0;
+        fetch->was_damaged = false;
         fetch->asked = (uint8_t)(fetch->asked < UINT8_MAX ? fetch->asked + 1u : UINT8_MAX);
         fetch->since = tf_client_now(client);
     }
@@ -80,7 +81,7 @@ static void leave(tf_client *client) {
 static bool is_due_again(const tf_client *client) {
     const tf_client_fetch *fetch = &client->fetch;
     const uint32_t size = group_end(client, fetch->group) - fetch->group * TF_GROUP_CHUNKS;
-    return (fetch->came >= size && fetch->asked == 1u) ||
+    return (fetch->came >= size && fetch->was_damaged && fetch->asked == 1u) ||
            tf_client_elapsed(client, fetch->since) > PATIENCE_MS;
 }
 
@@ -131,19 +132,23 @@ bool tf_fetch_on_message(tf_client *client, const tf_mqtt_message *message) {
     }
     if (number / TF_GROUP_CHUNKS == fetch->group) {
         fetch->came = (uint8_t)(fetch->came < UINT8_MAX ? fetch->came + 1u : UINT8_MAX);
+        fetch->since = tf_client_now(client);
     }
-    if (!tf_chunk_is_intact(number, message->payload, message->payload_bytes) ||
-        tf_weights_has_chunk(&client->weights, number)) {
+    if (tf_weights_has_chunk(&client->weights, number)) {
+        return true;
+    }
+    if (!tf_chunk_is_intact(number, message->payload, message->payload_bytes)) {
+        fetch->was_damaged = true;
         return true;
     }
     const tf_status status =
         tf_weights_write_chunk(&client->weights, number, message->payload,
                                message->payload_bytes - (uint32_t)TF_CHUNK_CRC_BYTES);
     if (status == TF_OK) {
-        fetch->since = tf_client_now(client);
         fetch->asked = 1;
-    } else if (status == TF_FLASH_FAILED) {
-        fetch->flash_failed = true;
+    } else {
+        fetch->flash_failed = status == TF_FLASH_FAILED;
+        fetch->was_damaged = true; /* else its length is wrong */
     }
     return true;
 }

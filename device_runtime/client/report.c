@@ -42,20 +42,32 @@ tf_status tf_report_init(tf_client *client, size_t *will_bytes) {
     return encode(client, &offline, report->will, sizeof report->will, will_bytes);
 }
 
+static tf_client_condition condition_of(const tf_task *task, tf_device_state state,
+                                        tf_reason reason) {
+    tf_client_condition condition = {
+        .round = task->round,
+        .state = (uint8_t)state,
+        .reason = (uint8_t)reason,
+    };
+    memcpy(condition.campaign, task->campaign, TF_CAMPAIGN_BYTES);
+    return condition;
+}
+
 void tf_report_note(tf_client *client, const tf_task *task, tf_device_state state, tf_reason reason,
                     bool urgent) {
     tf_client_report *report = &client->report;
     if (report->now.state != (uint8_t)state) {
         report->since = tf_client_now(client);
     }
-    report->now = (tf_client_condition){
-        .round = task->round,
-        .state = (uint8_t)state,
-        .reason = (uint8_t)reason,
-    };
-    memcpy(report->now.campaign, task->campaign, TF_CAMPAIGN_BYTES);
+    report->now = condition_of(task, state, reason);
     /* What was urgent stays so: the broker may still have the will. */
     report->is_urgent = report->is_urgent || urgent;
+}
+
+void tf_report_note_besides(tf_client *client, const tf_task *task, tf_device_state state,
+                            tf_reason reason) {
+    client->report.notice = condition_of(task, state, reason);
+    client->report.has_notice = true;
 }
 
 void tf_report_on_connected(tf_client *client) {
@@ -94,20 +106,21 @@ static void publish_announce(tf_client *client) {
     }
 }
 
-static void publish_status(tf_client *client) {
+static bool publish_status(tf_client *client, const tf_client_condition *condition) {
     tf_client_report *report = &client->report;
     uint8_t *payload;
     size_t capacity;
     size_t length;
     uint16_t id;
     if (tf_mqtt_publish_begin(&client->mqtt, report->status_topic, strlen(report->status_topic),
-                              true, 0, &payload, &capacity) == TF_OK &&
-        encode(client, &report->now, payload, capacity, &length) == TF_OK &&
-        tf_mqtt_publish_commit(&client->mqtt, length, &id) == TF_OK) {
-        report->is_urgent = false;
-        report->published = report->now;
-        report->published_at = tf_client_now(client);
+                              true, 0, &payload, &capacity) != TF_OK ||
+        encode(client, condition, payload, capacity, &length) != TF_OK ||
+        tf_mqtt_publish_commit(&client->mqtt, length, &id) != TF_OK) {
+        return false;
     }
+    report->published = *condition;
+    report->published_at = tf_client_now(client);
+    return true;
 }
 
 static bool is_published(const tf_client_report *report) {
@@ -116,21 +129,24 @@ static bool is_published(const tf_client_report *report) {
 }
 
 void tf_report_step(tf_client *client) {
-    const tf_client_report *report = &client->report;
+    tf_client_report *report = &client->report;
     if (!client->connected || !tf_mqtt_can_publish(&client->mqtt)) {
         return;
     }
     if (report->wants_announce) {
         publish_announce(client);
+    } else if (report->has_notice) {
+        report->has_notice = !publish_status(client, &report->notice);
     } else if (report->is_urgent ||
                (!is_published(report) &&
                 tf_client_elapsed(client, report->since) >= LASTING_STATE_MS) ||
                tf_client_elapsed(client, report->published_at) >= HEARTBEAT_MS) {
-        publish_status(client);
+        report->is_urgent = !publish_status(client, &report->now);
     }
 }
 
 bool tf_report_is_told(tf_client *client) {
     client->report.is_urgent = client->report.is_urgent || !is_published(&client->report);
-    return !client->report.wants_announce && !client->report.is_urgent;
+    return !client->report.wants_announce && !client->report.is_urgent &&
+           !client->report.has_notice;
 }

@@ -11,6 +11,10 @@ tf_status tf_report_init(tf_client *client, size_t *will_bytes);
 void tf_report_note(tf_client *client, const tf_task *task, tf_device_state state, tf_reason reason,
                     bool urgent);
 
+/* Notes what is to be said once about a task that the device doesn't work on. */
+void tf_report_note_besides(tf_client *client, const tf_task *task, tf_device_state state,
+                            tf_reason reason);
+
 /* Everything is to be said again: to the broker nothing of it may be known. */
 void tf_report_on_connected(tf_client *client);
 

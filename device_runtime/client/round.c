@@ -73,7 +73,7 @@ tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
     }
     if (task.lease < client->lease) {
         /* Whoever wrote it may not task this device any more; what it works on goes on. */
-        tf_report_note(client, &task, TF_DEVICE_DECLINED, TF_REASON_OLDER_LEASE, true);
+        tf_report_note_besides(client, &task, TF_DEVICE_DECLINED, TF_REASON_OLDER_LEASE);
         return TF_OK;
     }
     client->lease = task.lease;
@@ -300,11 +300,13 @@ static void commit(tf_client *client) {
 }
 
 static void release(tf_client *client) {
+    const bool is_new =
+        !is_digest(tf_weights_current_sha256(&client->weights), client->task.weights);
     if (tf_weights_release(&client->weights, client->task.weights) != TF_OK) {
         decline(client, TF_REASON_FLASH_FAILURE);
         return;
     }
-    client->report.wants_announce = true; /* another version is current */
+    client->report.wants_announce = client->report.wants_announce || is_new;
     client->work = TF_WORK_MEASURE;
 }
 
@@ -323,7 +325,19 @@ static void train(tf_client *client) {
 
 /* --- the whole ------------------------------------------------------------------------------ */
 
-/* Nothing of an earlier task is under way any more; the new one's lease is kept. */
+/* Keeps the highest lease over a reset. The flash may erase for it, so no chunk may come. */
+static void keep_lease(tf_client *client) {
+    if (client->lease <= tf_journal_lease(&client->journal) || !tf_fetch_is_quiet(client) ||
+        tf_journal_raise_lease(&client->journal, client->lease) == TF_OK) {
+        return;
+    }
+    client->lease = tf_journal_lease(&client->journal);
+    if (client->has_task) {
+        decline(client, TF_REASON_FLASH_FAILURE);
+    }
+}
+
+/* Nothing of an earlier task is under way any more. */
 static bool is_ready_to_begin(tf_client *client) {
     return tf_sending_drop(client) == TF_OK && tf_fetch_is_quiet(client);
 }
@@ -334,10 +348,7 @@ static void begin_round(tf_client *client) {
     tf_scoring_count_samples(client);
     client->new_is_staged = false;
     client->plan = tf_engine_find_plan(model, task->plan);
-    if (tf_journal_raise_lease(&client->journal, client->lease) != TF_OK) {
-        client->lease = tf_journal_lease(&client->journal);
-        decline(client, TF_REASON_FLASH_FAILURE);
-    } else if (task->coding != TF_CODING_RICE || task->weighting > TF_WEIGHTING_UNIFORM) {
+    if (task->coding != TF_CODING_RICE || task->weighting > TF_WEIGHTING_UNIFORM) {
         decline(client, TF_REASON_UNKNOWN_CODING);
     } else if (task->action > TF_ACTION_RELEASE) {
         decline(client, TF_REASON_MALFORMED_TASK);
@@ -387,6 +398,7 @@ bool tf_round_step(tf_client *client) {
     if (client->has_task && (int32_t)(tf_client_now(client) - client->deadline_at) >= 0) {
         decline(client, TF_REASON_DEADLINE_PASSED);
     }
+    keep_lease(client);
     switch (client->work) {
     case TF_WORK_NONE:
         return false;

@@ -103,6 +103,9 @@ class _Setup(ctypes.Structure):
         ("pool", ctypes.c_void_p),
         ("pool_bytes", ctypes.c_uint32),
         ("seed", ctypes.c_uint32),
+        ("fault_pc", ctypes.c_uint32),
+        ("reset_cause", ctypes.c_uint8),
+        ("fault_code", ctypes.c_uint8),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 from codegen.emit.zcbor_codec import generate_codec
 from codegen.firmware.bundle import SamplesInfo
 from codegen.firmware.toolchain import Source, host_toolchain
-from fleet.protocol import Announce, Delta, Status, Task
+from fleet.protocol import Announce, Delta, Receipt, ReceiptResult, Status, Task
 from simulator.devices.flash_image import Identity, identity_region
 
 TESTS = Path(__file__).parent
@@ -19,11 +20,9 @@ RUNTIME = TESTS.parents[1] / "device_runtime"
 CDDL = TESTS.parents[1] / "fleet" / "protocol" / "tinyfleet.cddl"
 
 FLASH_ADDRESS = 0x08000000
-SECTORS = [8192, 8192, 4096, 4096, 4096, 32768, 32768]
-"""Two slots, identity, two of the journal, two of the sample log."""
-POOL_BYTES = 16384
-WEIGHTS_BYTES = 144  # of tiny_model.c
-INPUTS, CLASSES = 16, 4
+CLASSES = 4
+RING_BYTES = 4096
+"""What the device has for bytes that nobody reads yet."""
 IDENTITY = Identity("dev1", "f", "secret", 0, 115200)
 PLANS = [
     name.ljust(31, ".").encode() + b"\0"
@@ -31,11 +30,36 @@ PLANS = [
 ]
 
 
-def _address(sector: int) -> int:
-    return FLASH_ADDRESS + sum(SECTORS[:sector])
+@dataclass(frozen=True)
+class Shape:
+    """How large tiny_model.c is, and a flash that has room for it."""
+
+    inputs: int
+    sectors: tuple[int, ...]
+    """Two slots, identity, two of the journal, two of the sample log."""
+    pool_bytes: int
+
+    @property
+    def factory(self) -> bytes:
+        """The weights that are built in: zeros."""
+        return bytes(CLASSES * (2 * self.inputs + 4))
+
+    def address(self, sector: int) -> int:
+        return FLASH_ADDRESS + sum(self.sectors[:sector])
+
+    @property
+    def samples(self) -> SamplesInfo:
+        return SamplesInfo(
+            address=self.address(5), bytes=sum(self.sectors[5:]), sectors=(5, 2), units=2
+        )
 
 
-SAMPLES = SamplesInfo(address=_address(5), bytes=sum(SECTORS[5:]), sectors=(5, 2), units=2)
+SMALL = Shape(16, (8192, 8192, 4096, 4096, 4096, 8192, 8192), 16_384)
+WIDE = Shape(2560, (32_768, 32_768, 4096, 4096, 4096, 131_072, 131_072), 65_536)
+"""41 chunks of 512 bytes down; a delta of several kilobytes up."""
+SECTORS = list(SMALL.sectors)
+POOL_BYTES = SMALL.pool_bytes
+SAMPLES = SMALL.samples
 
 
 def client_sources() -> list[Path]:
@@ -45,8 +69,11 @@ def client_sources() -> list[Path]:
     return [path for path in found if path.name != "delta_decode.c"]
 
 
-def build_library(folder: Path, sanitize: tuple[str, ...] = ("undefined",)) -> ctypes.CDLL:
+def build_library(
+    folder: Path, shape: Shape = SMALL, sanitize: tuple[str, ...] = ("undefined",)
+) -> ctypes.CDLL:
     """Compiles client, host port and tiny model."""
+    digest = ",".join(map(str, hashlib.sha256(shape.factory).digest()))
     generated = generate_codec(CDDL, folder / "codec")
     sources = [
         *client_sources(),
@@ -60,7 +87,7 @@ def build_library(folder: Path, sanitize: tuple[str, ...] = ("undefined",)) -> c
         ],
         include_dirs=[RUNTIME / "include", folder / "codec"],
         output=folder / "libdevice.so",
-        defines={"ZCBOR_CANONICAL": 1},
+        defines={"ZCBOR_CANONICAL": 1, "INPUTS": shape.inputs, "FACTORY_SHA256": digest},
         sanitize=sanitize,
     )
     library = ctypes.CDLL(str(built.output))
@@ -115,6 +142,9 @@ class Setup(ctypes.Structure):
         ("pool", ctypes.c_void_p),
         ("pool_bytes", ctypes.c_uint32),
         ("seed", ctypes.c_uint32),
+        ("fault_pc", ctypes.c_uint32),
+        ("reset_cause", ctypes.c_uint8),
+        ("fault_code", ctypes.c_uint8),
     ]
 
 
@@ -127,21 +157,23 @@ class HostDevice:
         sample_region: bytes,
         seed: int = 1,
         identity: Identity | None = IDENTITY,
+        shape: Shape = SMALL,
     ) -> None:
         self._library = library
+        sectors = shape.sectors
         self._memory = ctypes.create_string_buffer(library.tf_host_device_bytes() + 16)
         start = ctypes.addressof(self._memory)
         self._device = ctypes.c_void_p(start + -start % 16)
-        self._sectors = (ctypes.c_uint32 * len(SECTORS))(*SECTORS)
-        self.flash = (ctypes.c_uint8 * sum(SECTORS))()
-        ctypes.memset(self.flash, 0xFF, sum(SECTORS))
+        self._sectors = (ctypes.c_uint32 * len(sectors))(*sectors)
+        self.flash = (ctypes.c_uint8 * sum(sectors))()
+        ctypes.memset(self.flash, 0xFF, sum(sectors))
         if identity is not None:
-            self.write_flash(_address(2), identity_region(identity))
-        self.write_flash(SAMPLES.address, sample_region)
-        self._pool = (ctypes.c_uint64 * (POOL_BYTES // 8))()
+            self.write_flash(shape.address(2), identity_region(identity))
+        self.write_flash(shape.samples.address, sample_region)
+        self._pool = (ctypes.c_uint64 * (shape.pool_bytes // 8))()
 
         def region(first: int, count: int) -> Region:
-            return Region(_address(first), sum(SECTORS[first : first + count]), first, count)
+            return Region(shape.address(first), sum(sectors[first : first + count]), first, count)
 
         self.setup = Setup(
             board=b"host",
@@ -150,18 +182,18 @@ class HostDevice:
                     ctypes.addressof(self.flash),
                     ctypes.addressof(self._sectors),
                     FLASH_ADDRESS,
-                    sum(SECTORS),
-                    len(SECTORS),
+                    sum(sectors),
+                    len(sectors),
                 )
             ),
             regions=Regions(
                 identity=region(2, 1),
                 journal=region(3, 2),
                 slots=(Region * 2)(region(0, 1), region(1, 1)),
-                samples=SampleRegion(region(5, 2), SAMPLES.units, 0),
+                samples=SampleRegion(region(5, 2), shape.samples.units, 0),
             ),
             pool=ctypes.addressof(self._pool),
-            pool_bytes=POOL_BYTES,
+            pool_bytes=shape.pool_bytes,
             seed=seed,
         )
 
@@ -264,19 +296,34 @@ def read_number(data: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
+def matches(wanted: str, topic: str) -> bool:
+    levels, parts = wanted.split("/"), topic.split("/")
+    return len(levels) == len(parts) and all(
+        level in ("+", part) for level, part in zip(levels, parts, strict=True)
+    )
+
+
 @dataclass
 class FakeBroker:
-    """Enough of an MQTT 5 broker for one client: retained messages, a session, PUBACKs.
+    """Enough of an MQTT 5 broker for one client: retained messages, subscriptions, PUBACKs.
 
-    Keeps to the client's receive maximum. ``answer`` says with which reason a publication is
-    acknowledged, None for not at all.
+    Sends what it may at once, whether or not the client reads. Keeps to the client's receive
+    maximum. ``answer`` says with which reason a publication is acknowledged, None for not at all.
     """
 
     retained: dict[str, Publication] = field(default_factory=dict)
     published: list[Publication] = field(default_factory=list)
     subscribed: list[str] = field(default_factory=list)
     unsubscribed: list[str] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    """("subscribe" or "unsubscribe", filter), in their order."""
+    filters: dict[str, int] = field(default_factory=dict)
+    """Those of this connection, with their QoS."""
     answer: Callable[[Publication], int | None] = lambda _: 0
+    damage: Callable[[Publication], Publication] = lambda publication: publication
+    """What becomes of a publication on its way to the client."""
+    refuse: Callable[[str], bool] = lambda _: False
+    """Which filters the client may not subscribe to."""
     connects: int = 0
     disconnected: bool = False
     receive_maximum: int = 1
@@ -292,6 +339,7 @@ class FakeBroker:
         self._out.clear()
         self._queue.clear()
         self._under_way.clear()
+        self.filters.clear()
         self.disconnected = False
 
     def send(self, publication: Publication) -> None:
@@ -301,35 +349,41 @@ class FakeBroker:
                 self.retained[publication.topic] = publication
             else:
                 self.retained.pop(publication.topic, None)
-        if any(self._matches(wanted, publication.topic) for wanted in self.filters()):
+        if self._qos_of(publication.topic) is not None:
             self._queue.append(publication)
 
-    def filters(self) -> list[str]:
-        return [name for name in self.subscribed if name not in self.unsubscribed]
-
-    @staticmethod
-    def _matches(wanted: str, topic: str) -> bool:
-        if wanted.endswith("/+"):
-            return topic.rpartition("/")[0] == wanted[:-2]
-        return wanted == topic
+    def _qos_of(self, topic: str) -> int | None:
+        granted = [qos for wanted, qos in self.filters.items() if matches(wanted, topic)]
+        return max(granted, default=None)
 
     def take(self) -> bytes:
-        while self._queue and len(self._under_way) < self.receive_maximum:
-            publication = self._queue.pop(0)
-            properties = b""
-            if publication.expiry_seconds is not None:
-                properties += b"\x02" + struct.pack(">I", publication.expiry_seconds)
-            if publication.response_topic:
-                properties += b"\x08" + text(publication.response_topic)
-            body = text(publication.topic) + struct.pack(">H", self._next_id)
-            body += number(len(properties)) + properties + publication.payload
-            self._packet(0x32 | publication.retained, body)
-            self._under_way.append(self._next_id)
-            self.most_under_way = max(self.most_under_way, len(self._under_way))
-            self._next_id = self._next_id % 65535 + 1
+        held_back = []
+        for publication in self._queue:
+            qos = self._qos_of(publication.topic)
+            if qos == 0:
+                self._publish(publication, b"")
+            elif qos == 1 and len(self._under_way) < self.receive_maximum:
+                self._publish(publication, struct.pack(">H", self._next_id))
+                self._under_way.append(self._next_id)
+                self.most_under_way = max(self.most_under_way, len(self._under_way))
+                self._next_id = self._next_id % 65535 + 1
+            elif qos == 1:
+                held_back.append(publication)
+        self._queue = held_back
         data = bytes(self._out)
         self._out.clear()
         return data
+
+    def _publish(self, publication: Publication, identifier: bytes) -> None:
+        publication = self.damage(publication)
+        properties = b""
+        if publication.expiry_seconds is not None:
+            properties += b"\x02" + struct.pack(">I", publication.expiry_seconds)
+        if publication.response_topic:
+            properties += b"\x08" + text(publication.response_topic)
+        body = text(publication.topic) + identifier
+        body += number(len(properties)) + properties + publication.payload
+        self._packet((0x32 if identifier else 0x30) | publication.retained, body)
 
     def _packet(self, first: int, body: bytes) -> None:
         self._out += bytes([first]) + number(len(body)) + body
@@ -350,38 +404,54 @@ class FakeBroker:
     def _take_packet(self, first: int, body: bytes) -> None:
         kind = first >> 4
         if kind == 1:
-            self.connects += 1
-            size, at = read_number(body, 10)
-            properties = body[at : at + size]
-            where = properties.find(b"\x21")
-            self.receive_maximum = struct.unpack_from(">H", properties, where + 1)[0]
-            self._packet(0x20, b"\0\0\0")
+            self._take_connect(body)
         elif kind == 3:
             self._take_publication(first, body)
         elif kind == 4:
             self._under_way.remove(struct.unpack_from(">H", body)[0])
         elif kind in (8, 10):
-            size, at = read_number(body, 2)
-            at += size
-            length = struct.unpack_from(">H", body, at)[0]
-            wanted = body[at + 2 : at + 2 + length].decode()
-            self._packet(0x90 if kind == 8 else 0xB0, body[:2] + b"\0" + bytes([kind == 8]))
-            if kind == 10:
-                self.unsubscribed.append(wanted)
-                return
-            self.unsubscribed = [name for name in self.unsubscribed if name != wanted]
-            self.subscribed.append(wanted)
-            self._queue += [
-                publication
-                for topic, publication in sorted(self.retained.items())
-                if self._matches(wanted, topic)
-            ]
+            self._take_request(kind == 8, body)
         elif kind == 12:
             self._packet(0xD0, b"")
         elif kind == 14:
             self.disconnected = True
         else:
             raise AssertionError(f"packet of type {kind} from a device")
+
+    def _take_connect(self, body: bytes) -> None:
+        self.connects += 1
+        assert body[7] & 2, "not a clean start"
+        size, at = read_number(body, 10)
+        properties = body[at : at + size]
+        assert 0x11 not in properties[:1], "a session that outlives the connection"
+        where = properties.find(b"\x21")
+        self.receive_maximum = struct.unpack_from(">H", properties, where + 1)[0]
+        self._packet(0x20, b"\0\0\0")
+
+    def _take_request(self, is_subscription: bool, body: bytes) -> None:
+        size, at = read_number(body, 2)
+        at += size
+        length = struct.unpack_from(">H", body, at)[0]
+        wanted = body[at + 2 : at + 2 + length].decode()
+        if not is_subscription:
+            self._packet(0xB0, body[:2] + b"\0\0")
+            self.requests.append(("unsubscribe", wanted))
+            self.unsubscribed.append(wanted)
+            self.filters.pop(wanted, None)
+            return
+        qos = body[at + 2 + length] & 3
+        self.requests.append(("subscribe", wanted))
+        if self.refuse(wanted):
+            self._packet(0x90, body[:2] + b"\0\x87")
+            return
+        self._packet(0x90, body[:2] + b"\0" + bytes([qos]))
+        self.subscribed.append(wanted)
+        self.filters[wanted] = qos
+        self._queue += [
+            publication
+            for topic, publication in sorted(self.retained.items())
+            if matches(wanted, topic)
+        ]
 
     def _take_publication(self, first: int, body: bytes) -> None:
         length = struct.unpack_from(">H", body)[0]
@@ -395,15 +465,27 @@ class FakeBroker:
             self._packet(0x40, identifier + bytes([reason]))
 
 
+def counted(delta: Delta) -> Receipt:
+    """A gateway's answer to a delta that it has on disk."""
+    return Receipt(
+        delta.lease, delta.campaign, delta.round, ReceiptResult.COUNTED, delta.coded_crc32
+    )
+
+
 @dataclass
 class World:
-    """A device, its broker, and the time, which passes only when it is told to."""
+    """A device, its broker, a gateway's receipts, and the time, which passes when it is told to."""
 
     device: HostDevice
     broker: FakeBroker
     now: int = 1_000_000
     link_is_up: bool = True
     connected: bool = False
+    receipt: Callable[[Delta], Receipt | None] = counted
+    """What the gateway says when the last chunk of a delta has come."""
+    bytes_up: int = 0
+    bytes_down: int = 0
+    _answered: int = 0
 
     def boot(self) -> int:
         status = self.device.power_on(self.now)
@@ -424,10 +506,36 @@ class World:
                 self.broker.connection_begins()
         busy = self.device.run(self.now & 0xFFFFFFFF)
         if self.connected:
-            self.broker.receive(self.device.take())
-            data = self.broker.take()
-            assert self.device.receive(data) == len(data), "the receive ring overflowed"
+            self.carry()
         return busy
+
+    def carry(self) -> None:
+        """What both sides have to say, at once and whole."""
+        said = self.device.take()
+        self.bytes_up += len(said)
+        self.broker.receive(said)
+        self._answer_deltas()
+        data = self.broker.take()
+        self.bytes_down += len(data)
+        assert self.device.receive(data) == len(data), "the receive ring overflowed"
+
+    def _answer_deltas(self) -> None:
+        for publication in self.broker.published[self._answered :]:
+            if publication.topic.endswith("/delta"):
+                delta = Delta.decode(publication.payload)
+                receipt = self.receipt(delta) if delta.chunk + 1 == delta.chunks else None
+                if receipt is not None:
+                    self.hand_over(receipt)
+        self._answered = len(self.broker.published)
+
+    def forget_published(self) -> None:
+        self._answer_deltas()
+        self.broker.published.clear()
+        self._answered = 0
+
+    def hand_over(self, receipt: Receipt | bytes) -> None:
+        payload = receipt if isinstance(receipt, bytes) else receipt.encode()
+        self.broker.send(Publication("fleet/f/to/dev1/receipt", payload))
 
     def run_until(self, done: Callable[[], bool], seconds: float = 30.0) -> None:
         """Steps until ``done``; idle time passes faster."""
@@ -459,6 +567,6 @@ class World:
         payload = task if isinstance(task, bytes) else task.encode()
         self.broker.send(
             Publication(
-                "fleet/f/dev/dev1/task", payload, True, "fleet/f/gw/gw/dev1/delta", expiry_seconds
+                "fleet/f/to/dev1/task", payload, True, "fleet/f/gw/gw/dev1/delta", expiry_seconds
             )
         )

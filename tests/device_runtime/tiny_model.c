@@ -1,8 +1,8 @@
 /* A model small enough to follow by hand, for tests of what is built around the engine.
  *
- * 16 inputs, 4 classes: logits are integer dot products, training is the multiclass perceptron
+ * 16 inputs (or more: -DINPUTS), 4 classes: logits are integer dot products, training is the multiclass perceptron
  * (on a mistake the right class' row gains the input, the predicted one loses it). Weights blob:
- * int16 [4][16], then int32 [4] biases. Plan 0 trains both, plan 1 the biases only, plan 2 asks
+ * int16 [4][inputs], then int32 [4] biases. Plan 0 trains both, plan 1 the biases only, plan 2 asks
  * for more memory than any board has.
  */
 #include <stddef.h>
@@ -10,7 +10,14 @@
 
 #include "tinyfleet/engine.h"
 
+#ifndef INPUTS
 #define INPUTS 16
+/* The SHA-256 of 144 zero bytes. */
+#define FACTORY_SHA256                                                                            \
+    0x81, 0xc6, 0x11, 0xf3, 0x5b, 0xff, 0x79, 0x49, 0x15, 0x38, 0xb2, 0xf7, 0xcf, 0x20, 0x1c,     \
+        0x75, 0x97, 0xa6, 0x61, 0xa5, 0xc5, 0x49, 0x63, 0x35, 0x41, 0xc6, 0x2b, 0xdc, 0x8a, 0xf1, \
+        0x61, 0x3f
+#endif
 #define CLASSES 4
 #define WEIGHTS_BYTES (CLASSES * INPUTS * 2 + CLASSES * 4)
 #define BIASES_AT (CLASSES * INPUTS * 2)
@@ -134,12 +141,9 @@ static const tf_plan plans[] = {
      .backward = backward_biases},
 };
 
-/* The SHA-256 of 144 zero bytes. */
 const tf_model tf_the_model = {
     .bundle_id = "bundle of the tiny model.......",
-    .weights_sha256 = {0x81, 0xc6, 0x11, 0xf3, 0x5b, 0xff, 0x79, 0x49, 0x15, 0x38, 0xb2,
-                       0xf7, 0xcf, 0x20, 0x1c, 0x75, 0x97, 0xa6, 0x61, 0xa5, 0xc5, 0x49,
-                       0x63, 0x35, 0x41, 0xc6, 0x2b, 0xdc, 0x8a, 0xf1, 0x61, 0x3f},
+    .weights_sha256 = {FACTORY_SHA256},
     .factory_weights = factory_weights,
     .model_digest = 0x796E6974u,
     .sample_digest = 0x74696E79u,

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.firmware.bundle import SamplesInfo
-from fleet.protocol import Delta, Task, delta_coding
+from fleet.protocol import Action, Coding, Delta, Task, Weighting, delta_coding
 from simulator.devices.flash_image import held_out_mask, sample_region
 
-CLASSES, INPUTS = 4, 16
+CLASSES = 4
 SAMPLE_DIGEST = b"ynit".hex() + "00" * 28
 
 
@@ -47,7 +47,7 @@ class Weights:
 
     @classmethod
     def parse(cls, blob: bytes) -> Weights:
-        matrix = np.frombuffer(blob[: CLASSES * INPUTS * 2], "<i2").reshape(CLASSES, INPUTS)
+        matrix = np.frombuffer(blob[: -CLASSES * 4], "<i2").reshape(CLASSES, -1)
         return cls(matrix.astype(np.int64), np.frombuffer(blob[-CLASSES * 4 :], "<i4").astype(int))
 
     def blob(self) -> bytes:
@@ -84,11 +84,11 @@ class Data:
         return (total * 1000 + parts // 2) // parts
 
 
-def clustered_data(count: int = 60, seed: int = 1) -> Data:
+def clustered_data(count: int = 60, seed: int = 1, inputs: int = 16) -> Data:
     dice = np.random.default_rng(seed)
-    centres = dice.integers(-100, 100, (CLASSES, INPUTS))
+    centres = dice.integers(-100, 100, (CLASSES, inputs))
     labels = dice.integers(0, CLASSES, count)
-    noise = dice.normal(0, 30, (count, INPUTS))
+    noise = dice.normal(0, 30, (count, inputs))
     samples = np.clip(centres[labels] + noise, -128, 127).astype(np.int8)
     return Data(samples, labels)
 
@@ -111,19 +111,26 @@ def train(start: Weights, data: Data, seed: int, epochs: int, biases_only: bool)
 
 def task_for(plan: bytes, blob: bytes, **changes: object) -> Task:
     task = Task(
+        lease=1,
         campaign=b"campaign",
         round=1,
+        action=Action.TRAIN,
         plan=plan,
         weights=hashlib.sha256(blob).digest(),
         weights_bytes=len(blob),
-        chunk_bytes=32,
+        chunk_bytes=16,
         epochs=2,
         learning_rate_q20=1000,
         seed=7,
+        coding=Coding.RICE,
+        weighting=Weighting.SAMPLES,
+        uplink_chunk_bytes=16_384,
         deadline_seconds=600,
         max_score_drop_permille=1000,
         check_in_seconds=0,
     )
+    if changes.get("action", Action.TRAIN) != Action.TRAIN:
+        changes = {"epochs": 0, **changes}
     return replace(task, **changes)  # type: ignore[arg-type]
 
 

@@ -30,7 +30,13 @@ DELTA = [RUNTIME / "codec" / f"delta_{part}.c" for part in ("encode", "decode", 
 SOURCES: dict[str, list[Path]] = {
     "mqtt_receive": sorted((RUNTIME / "link").glob("*.c")),
     "cbor_task": [RUNTIME / "codec" / "messages.c"],
+    "cbor_receipt": [RUNTIME / "codec" / "messages.c"],
     "cbor_identity": [RUNTIME / "codec" / "messages.c"],
+    "chunk": [
+        RUNTIME / "client" / "topics.c",
+        RUNTIME / "codec" / "chunk.c",
+        RUNTIME / "hash" / "crc32.c",
+    ],
     "delta_decode": [*DELTA, RUNTIME / "hash" / "crc32.c"],
 }
 

@@ -123,10 +123,12 @@ typedef struct {
     uint8_t will[TF_STATUS_MESSAGE_BYTES];
     tf_client_condition now;
     tf_client_condition published; /* what the broker has */
+    tf_client_condition notice;    /* to be said once, besides */
     uint32_t since;                /* of `now` */
     uint32_t published_at;
     bool wants_announce;
     bool is_urgent; /* `now` is to be published whether or not it lasts */
+    bool has_notice;
 } tf_client_report;
 
 /* Chunks from the broker, group by group. */
@@ -137,9 +139,10 @@ typedef struct {
     uint16_t leaving;                /* that is to be, or being, unsubscribed */
     uint16_t subscribe_id;           /* under way, 0: none */
     uint16_t unsubscribe_id;
-    uint8_t came;   /* chunks of the group since it was asked for */
-    uint8_t asked;  /* how often, since one of its chunks was new */
-    bool is_active; /* chunks are wanted */
+    uint8_t came;     /* chunks of the group since it was asked for */
+    uint8_t asked;    /* how often, since one of its chunks was new */
+    bool is_active;   /* chunks are wanted */
+    bool was_damaged; /* one of those that came */
     bool flash_failed;
 } tf_client_fetch;
 

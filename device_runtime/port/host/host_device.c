@@ -201,6 +201,9 @@ tf_status tf_host_device_start(tf_host_device *device, const tf_host_setup *setu
         .transmit_bytes = sizeof device->mqtt_transmit,
         .sample_order = device->sample_order,
         .sample_order_size = SAMPLE_ORDER,
+        .reset_cause = setup->reset_cause,
+        .fault_code = setup->fault_code,
+        .fault_pc = setup->fault_pc,
     };
     const tf_status status = tf_client_init(&device->client, &device->config);
     device->is_ready = status == TF_OK;

@@ -31,6 +31,9 @@ typedef struct {
     void *pool; /* 8-byte aligned */
     uint32_t pool_bytes;
     uint32_t seed; /* of its entropy and of torn flash operations */
+    uint32_t fault_pc;
+    uint8_t reset_cause; /* tf_reset_cause of the next start */
+    uint8_t fault_code;
 } tf_host_setup;
 
 typedef struct tf_host_device tf_host_device;

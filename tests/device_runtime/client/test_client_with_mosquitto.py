@@ -1,168 +1,180 @@
-"""A round of host devices over a real Mosquitto, with a small gateway in the test."""
+"""Rounds of a host device over a real Mosquitto that may lose everything at any instant."""
 
-import hashlib
-import queue
-import select
-import socket
-import time
+import ctypes
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import paho.mqtt.client as paho
 import pytest
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
-from fleet.gateway.broker import Broker, BrokerConfig, free_port
-from fleet.protocol import Announce, Delta, DeviceState, Status
+from fleet.protocol import Announce, Delta, DeviceState, Status, Task
 
-from ..host_device import PLANS, SAMPLES, HostDevice, build_library
-from ..tiny_round import Weights, clustered_data, expected_values, task_for, train, values_of
+from ..host_device import SMALL, HostDevice
+from ..tiny_round import Weights, expected_values, task_for, train, values_of
+from .mosquitto_site import Gateway, Line, Mosquitto
+from .rounds import ALL, BIASES, DATA, digest_of, trained
 
-FACTORY = bytes(144)
-DATA = clustered_data()
-PATIENCE_SECONDS = 30
+BLOB = trained().blob()
+KEY = b"campaign", 1
+
+
+@dataclass
+class Site:
+    """What a test holds in its hands."""
+
+    broker: Mosquitto
+    gateway: Gateway
+    device: HostDevice
+    seen: list[Announce | Status | Delta] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        assert self.device.power_on(0) == 0
+        self.line = Line(self.device, self.broker)
+
+    def look(self) -> list[Announce | Status | Delta]:
+        while not self.gateway.received.empty():
+            self.seen.append(self.gateway.received.get())
+        return self.seen
+
+    def statuses(self) -> list[int]:
+        return [message.state for message in self.look() if isinstance(message, Status)]
+
+    def connect(self) -> None:
+        self.line.run_until(lambda: DeviceState.IDLE in self.statuses())
+
+    def reset(self) -> None:
+        self.line.hang_up()
+        assert self.device.power_on(0) == 0
+
+    def run_until_state(self, state: DeviceState) -> None:
+        self.line.run_until(lambda: self.device.state == state, polls=1)
+
+    def finish(self, task: Task) -> None:
+        key = task.campaign, task.round
+        self.line.run_until(
+            lambda: key in self.gateway.counted and self.device.state == DeviceState.IDLE
+        )
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    config = BrokerConfig("f", {"gw": "gateway secret"}, {"dev1": "secret"}, free_port())
-    with Broker(tmp_path, config) as running:
-        yield running
+def site(tmp_path: Path, library: ctypes.CDLL) -> Iterator[Site]:
+    with Mosquitto(tmp_path) as broker:
+        gateway = Gateway(broker)
+        yield Site(broker, gateway, HostDevice(library, DATA.region(SMALL.samples)))
+        gateway.close()
 
 
-class Gateway:
-    """Publishes blobs and tasks, collects what devices say."""
-
-    def __init__(self, broker: Broker) -> None:
-        self.received: queue.Queue[Announce | Status | Delta] = queue.Queue()
-        self.client = paho.Client(
-            paho.CallbackAPIVersion.VERSION2, client_id="gw", protocol=paho.MQTTv5
-        )
-        self.client.username_pw_set("gw", "gateway secret")
-        self.client.on_message = self._take
-        self.client.on_connect = lambda client, *_: client.subscribe(
-            [(f"fleet/f/{end}", 1) for end in ("dev/+/announce", "dev/+/status", "gw/gw/+/delta")]
-        )
-        self.client.connect(broker.host, broker.port)
-        self.client.loop_start()
-
-    def _take(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
-        kinds = {"announce": Announce, "status": Status, "delta": Delta}
-        self.received.put(kinds[message.topic.rpartition("/")[2]].decode(message.payload))
-
-    def publish_blob(self, blob: bytes) -> None:
-        topic = f"fleet/f/blob/{hashlib.sha256(blob).hexdigest()}"
-        for number, start in enumerate(range(0, len(blob), 32)):
-            self.client.publish(f"{topic}/{number}", blob[start : start + 32], 1, True)
-
-    def give(self, payload: bytes) -> None:
-        properties = Properties(PacketTypes.PUBLISH)
-        properties.ResponseTopic = "fleet/f/gw/gw/dev1/delta"
-        properties.MessageExpiryInterval = 60
-        self.client.publish("fleet/f/dev/dev1/task", payload, 1, True, properties)
-
-    def close(self) -> None:
-        self.client.disconnect()
-        self.client.loop_stop()
-
-
-class Line:
-    """Carries a device's bytes over TCP."""
-
-    def __init__(self, device: HostDevice, broker: Broker) -> None:
-        self.device, self.broker = device, broker
-        self.socket: socket.socket | None = None
-        self.waiting = b""
-
-    def hang_up(self) -> None:
-        if self.socket is not None:
-            self.socket.close()
-        self.socket, self.waiting = None, b""
-        self.device.set_carrier(False)
-
-    def step(self) -> None:
-        busy = self.device.run(int(time.monotonic() * 1000) & 0xFFFFFFFF, 50)
-        try:
-            if self.socket is None and self.device.dials:
-                self.socket = socket.create_connection((self.broker.host, self.broker.port), 5)
-                self.device.set_carrier(True)
-            if self.socket is None:
-                time.sleep(0.01)
-                return
-            self.socket.sendall(self.device.take())
-            if not self.device.dials:
-                self.hang_up()
-                return
-            if not self.waiting and select.select([self.socket], [], [], 0 if busy else 0.005)[0]:
-                self.waiting = self.socket.recv(256)
-                if not self.waiting:
-                    self.hang_up()
-                    return
-            self.waiting = self.waiting[self.device.receive(self.waiting) :]
-        except OSError:
-            self.hang_up()
-            time.sleep(0.05)
-
-    def run_until(self, gateway: Gateway, kind: type, wanted: object = None) -> list:
-        """Runs until the gateway has such a message; returns all that came meanwhile."""
-        end = time.monotonic() + PATIENCE_SECONDS
-        seen: list = []
-        while time.monotonic() < end:
-            self.step()
-            while not gateway.received.empty():
-                seen.append(gateway.received.get())
-                message = seen[-1]
-                if isinstance(message, kind) and wanted in (None, getattr(message, "state", None)):
-                    return seen
-        raise AssertionError(f"no {kind.__name__} within {PATIENCE_SECONDS} s, only {seen}")
-
-
-@pytest.fixture
-def gateway(broker: Broker) -> Iterator[Gateway]:
-    made = Gateway(broker)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> HostDevice:
-    library = build_library(tmp_path_factory.mktemp("device"))
-    return HostDevice(library, DATA.region(SAMPLES))
-
-
-def test_a_round_over_mosquitto_with_a_reset_and_a_broker_that_restarts(
-    broker: Broker, gateway: Gateway, device: HostDevice
-) -> None:
-    blob = train(Weights.parse(FACTORY), DATA, 99, 1, False).blob()
-    assert device.power_on(0) == 0
-    line = Line(device, broker)
-    seen = line.run_until(gateway, Status, DeviceState.IDLE)
-    assert isinstance(seen[0], Announce)
-
-    gateway.publish_blob(blob)
-    task = task_for(PLANS[0], blob)
-    gateway.give(task.encode())
-    delta = line.run_until(gateway, Delta)[-1]
-    before = Weights.parse(blob)
-    np.testing.assert_array_equal(
-        values_of([delta], 68), expected_values(before, train(before, DATA, 7, 2, False), False)
+def check(site: Site, task: Task) -> None:
+    """The one delta that was counted is what training on these weights gives."""
+    before = Weights.parse(BLOB)
+    biases_only = task.plan == BIASES
+    expected = expected_values(
+        before, train(before, DATA, 7, task.epochs, biases_only), biases_only
     )
-    line.run_until(gateway, Status, DeviceState.IDLE)
+    deltas, _ = site.gateway.counted[task.campaign, task.round]
+    np.testing.assert_array_equal(values_of(deltas, len(expected)), expected)
 
-    line.hang_up()  # without a word, so that the broker publishes the will
-    assert device.power_on(0) == 0
-    assert device.base_weights == hashlib.sha256(blob).digest()
-    seen = line.run_until(gateway, Delta)
-    assert seen[-1] == delta, "the retained task is worked on again after a reset"
-    assert DeviceState.OFFLINE in [item.state for item in seen if isinstance(item, Status)]
-    line.run_until(gateway, Status, DeviceState.IDLE)
 
-    broker.kill()
-    broker.start()
-    gateway.give(task_for(PLANS[1], blob, round=2).encode())
-    seen = line.run_until(gateway, Delta)
-    assert seen[-1].round == 2
-    after = train(before, DATA, 7, 2, biases_only=True)
-    np.testing.assert_array_equal(values_of([seen[-1]], 4), expected_values(before, after, True))
+def begin(site: Site, **changes: object) -> Task:
+    site.connect()
+    site.gateway.publish_weights(BLOB, digest_of(BLOB))
+    task = task_for(ALL, BLOB, **changes)
+    site.gateway.give(task)
+    return task
+
+
+def test_rounds_with_a_reset_and_a_broker_that_loses_everything_between_them(site: Site) -> None:
+    task = begin(site)
+    site.finish(task)
+    assert isinstance(site.look()[0], Announce)
+    check(site, task)
+
+    site.reset()  # without a word, so that the broker publishes the will
+    assert site.device.candidate_weights == digest_of(BLOB)
+    site.seen.clear()
+    site.line.run_until(lambda: site.gateway.duplicates == 1)
+    site.run_until_state(DeviceState.IDLE)
+    assert DeviceState.OFFLINE in site.statuses()
+    site.gateway.end_round()
+
+    site.broker.lose_everything()
+    second = task_for(BIASES, BLOB, round=2)
+    site.gateway.give(second)
+    site.finish(second)
+    check(site, second)
+    assert site.gateway.duplicates == 1
+
+
+def test_the_broker_loses_everything_while_weights_are_fetched(site: Site) -> None:
+    site.connect()
+    site.gateway.publish_weights(BLOB, digest_of(BLOB), range(7))
+    task = task_for(ALL, BLOB)
+    site.gateway.give(task)
+    site.run_until_state(DeviceState.FETCHING)
+    for _ in range(200):
+        site.line.step()
+    site.broker.lose_everything()
+    site.gateway.publish_weights(BLOB, digest_of(BLOB))
+    site.finish(task)
+    check(site, task)
+    assert len(site.gateway.counted) == 1
+
+
+def test_the_broker_loses_everything_while_the_device_trains(site: Site) -> None:
+    task = begin(site, epochs=100)
+    site.run_until_state(DeviceState.TRAINING)
+    site.broker.lose_everything()
+    site.finish(task)
+    check(site, task)
+    assert site.gateway.duplicates == 0
+
+
+def test_the_broker_loses_everything_while_the_delta_is_sent(site: Site) -> None:
+    task = begin(site, uplink_chunk_bytes=64)
+    site.run_until_state(DeviceState.SENDING)
+    site.broker.lose_everything()
+    site.finish(task)
+    check(site, task)
+
+
+def test_the_broker_loses_everything_while_the_device_waits_for_its_receipt(site: Site) -> None:
+    site.gateway.gives_receipts = False
+    task = begin(site)
+    site.line.run_until(lambda: KEY in site.gateway.counted)
+    site.broker.lose_everything()
+    site.gateway.gives_receipts = True
+    site.finish(task)
+    check(site, task)
+    assert site.gateway.duplicates >= 1
+
+
+@pytest.mark.slow
+def test_a_lost_receipt_is_given_again_when_the_delta_comes_again(site: Site) -> None:
+    site.gateway.gives_receipts = False
+    task = begin(site)
+    site.line.run_until(lambda: KEY in site.gateway.counted)
+    site.gateway.gives_receipts = True
+    site.line.run_until(lambda: site.device.state == DeviceState.IDLE)  # after 30 s of its own
+    check(site, task)
+    assert site.gateway.duplicates == 1
+
+
+def test_a_delta_of_many_messages_comes_whole_though_the_line_breaks(site: Site) -> None:
+    task = begin(site, uplink_chunk_bytes=64, epochs=3)
+    for _ in range(3):
+        site.run_until_state(DeviceState.SENDING)
+        site.line.hang_up()
+        for _ in range(20):
+            site.line.step(polls=1)
+    site.finish(task)
+    check(site, task)
+
+
+def test_a_device_keeps_to_what_the_access_list_allows(site: Site) -> None:
+    site.connect()
+    site.gateway.publish_weights(BLOB, digest_of(BLOB))
+    assert "Denied" not in site.broker.log()
+    site.gateway.give(task_for(ALL, BLOB))
+    site.line.run_until(lambda: bool(site.gateway.counted))
+    assert "Denied" not in site.broker.log()

@@ -7,8 +7,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     tf_task task;
-    if (tf_decode_task(data, size, &task) == TF_OK && size < 88) {
-        abort(); /* shortest: array 1, version 1, campaign 9, round 1, digests 34 each, 8 numbers */
+    /* array 1, version 1, campaign 9, digests 34 each, chunk sizes 1 and 2, 13 numbers, signature */
+    if (tf_decode_task(data, size, &task) == TF_OK &&
+        (size < 94 || task.chunk_bytes % 4u != 0u || task.chunk_bytes > TF_WEIGHTS_CHUNK_LIMIT ||
+         task.uplink_chunk_bytes > TF_UPLINK_CHUNK_LIMIT)) {
+        abort();
     }
     return 0;
 }
