@@ -11,6 +11,8 @@
 #include "tinyfleet/flash.h"
 #include "tinyfleet/stream.h"
 
+#define TF_BATTERY_UNKNOWN 255u
+
 typedef struct {
     const tf_stream *stream;
     const tf_flash *flash;
@@ -18,7 +20,8 @@ typedef struct {
     /* 32 random bits, for jitter and packet identifiers only. */
     uint32_t (*entropy)(void *context);
 
-    /* Charge left, 0 … 100. A board on mains says 100. */
+    /* Charge left, 0 … 100; TF_BATTERY_UNKNOWN where what measures it doesn't answer. A board on
+     * mains says 100. */
     uint8_t (*battery_percent)(void *context);
 
     void *context; /* handed to both functions */
