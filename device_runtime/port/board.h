@@ -15,17 +15,6 @@ typedef struct {
     uint32_t pool_bytes;
 } tf_board_layout;
 
-/* wire.md: why a device has started */
-typedef enum {
-    TF_RESET_POWER_ON = 0,
-    TF_RESET_PIN = 1,
-    TF_RESET_SOFTWARE = 2,
-    TF_RESET_WATCHDOG = 3,
-    TF_RESET_FAULT = 4,
-    TF_RESET_BROWN_OUT = 5,
-    TF_RESET_UNKNOWN = 255
-} tf_reset_cause;
-
 typedef struct {
     uint8_t reset_cause; /* a tf_reset_cause */
     uint8_t fault_code;  /* of a fault: the core's exception, from 0x80 on the port's own; else 0 */

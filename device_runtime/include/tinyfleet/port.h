@@ -13,6 +13,17 @@
 
 #define TF_BATTERY_UNKNOWN 255u
 
+/* wire.md: why a device has started */
+typedef enum {
+    TF_RESET_POWER_ON = 0,
+    TF_RESET_PIN = 1,
+    TF_RESET_SOFTWARE = 2,
+    TF_RESET_WATCHDOG = 3,
+    TF_RESET_FAULT = 4,
+    TF_RESET_BROWN_OUT = 5,
+    TF_RESET_UNKNOWN = 255
+} tf_reset_cause;
+
 typedef struct {
     const tf_stream *stream;
     const tf_flash *flash;

@@ -4,6 +4,10 @@
 #include "registers.h"
 #include "stm32.h"
 
+#if TF_CLOCK_HZ != 168000000
+#error "the board's description must say \"clock_hz\": 168000000, which this port sets up"
+#endif
+
 #define ENABLE_GPIOA (1u << 0)
 #define ENABLE_GPIOB (1u << 1)
 #define ENABLE_DMA2 (1u << 22)

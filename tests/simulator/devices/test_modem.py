@@ -10,7 +10,7 @@ from simulator.devices.modem import BUFFER_BYTES, Modem, ModemState
 from simulator.machines.protocol import StopReason
 from simulator.machines.unicorn import UnicornMachine
 
-from .conftest import WorldClock
+from ..conftest import WorldClock
 
 
 class Server:

@@ -9,7 +9,7 @@ from simulator.machines.elf_image import ElfImage
 from simulator.machines.protocol import StopReason
 from simulator.machines.unicorn import UnicornMachine
 
-from .conftest import WorldClock
+from ..conftest import WorldClock
 
 MakeMachine = Callable[..., UnicornMachine]
 SLICE = 200
@@ -65,7 +65,7 @@ def test_clock_battery_and_entropy_come_from_outside(
     first, second, other = (make_machine(seed=seed, **values) for seed in (1, 1, 2))
     for machine in (first, second, other):
         machine.run(SLICE)
-        start_tick(machine, 1000)
+        start_tick(machine, 1234.2)
     world.now += 1234.5
     first.run(SLICE)
     assert word(first, "milliseconds") == 1234
