@@ -29,13 +29,19 @@ class MachineFault(SimulatorError):
         access: str = "",
         pc: int = 0,
         symbol: str = "",
+        status: int = 0,
     ) -> None:
-        """Keep the parts of ``message`` for programs: ``access`` is read, write, fetch, …"""
+        """Keep the parts of ``message`` for programs: ``access`` is read, write, fetch, …
+
+        ``status`` is the bit of CFSR that a real core sets before it enters its fault handler; 0
+        for what silicon would let pass or do something else on.
+        """
         super().__init__(message)
         self.address = address
         self.access = access
         self.pc = pc
         self.symbol = symbol
+        self.status = status
 
 
 class MeasureError(SimulatorError):

@@ -44,7 +44,9 @@ int main(void) {
         wait_and_reset(port);
     }
     for (;;) {
-        if (!tf_client_poll(&client)) {
+        const bool has_more = tf_client_poll(&client);
+        tf_board_show_progress();
+        if (!has_more) {
             tf_board_idle(tf_client_next_poll_ms(&client));
         }
     }

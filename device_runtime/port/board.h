@@ -14,8 +14,21 @@ typedef struct {
     uint32_t pool_bytes;
 } tf_board_layout;
 
-/* Sets up clocks and peripherals; once, first of all. */
+typedef struct {
+    uint8_t reset_cause; /* a tf_reset_cause */
+    uint8_t fault_code;  /* of a fault: the core's exception, from 0x80 on the port's own; else 0 */
+    uint32_t fault_pc;   /* where it was; 0 where that isn't known */
+} tf_board_reset_report;
+
+/* Sets up clocks, peripherals and the watchdog; once, first of all. */
 const tf_port *tf_board_start(void);
+
+/* Why the board has started this time. */
+tf_board_reset_report tf_board_get_reset_report(void);
+
+/* Something got done: the watchdog waits anew. Does nothing while the clock stands still, since
+ * without it no timer ends. */
+void tf_board_show_progress(void);
 
 tf_board_layout tf_board_get_layout(void);
 
@@ -23,6 +36,6 @@ tf_board_layout tf_board_get_layout(void);
 void tf_board_idle(uint32_t milliseconds);
 
 /* Starts over as after power on. */
-void tf_board_reset(void);
+void tf_board_reset(void) __attribute__((noreturn));
 
 #endif

@@ -1,16 +1,36 @@
 """The flash interface of STM32F4/F7: unlock, program by words, erase by sectors, lose power.
 
 Content lives in one buffer for all of the flash. Programming can only clear bits, erasing
-sets a whole sector to ones.
+sets a whole sector to ones. These flashes have one bank: while it programs or erases, nothing can
+be read from it, so that a core whose code lies there stands still.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from codegen.firmware.boards import Board
+from simulator.devices.core_clock import MILLISECOND
 from simulator.devices.flash_operations import FlashMisuse, PowerCut
 from simulator.devices.peripherals import Peripheral
+
+ERASE_MILLISECONDS = {
+    "stm32f4": {
+        16 << 10: (800, 600, 500),
+        64 << 10: (2400, 1400, 1100),
+        128 << 10: (4000, 2600, 2000),
+    },
+    "stm32f7": {
+        32 << 10: (800, 600, 500),
+        128 << 10: (2400, 1400, 1100),
+        256 << 10: (4000, 2600, 2000),
+    },
+}
+"""The longest that erasing a sector of this size takes, with PSIZE of 8, 16 and 32 bits (datasheets
+of the STM32F405/407 and the STM32F745/746, "Flash memory programming"). Typical is half of it."""
+PROGRAM_NANOSECONDS = 16_000
+"""Typical for a word; 100 µs at most."""
 
 
 class FlashController(Peripheral):
@@ -36,9 +56,14 @@ class FlashController(Peripheral):
         content: memoryview,
         code: tuple[tuple[int, int], ...],
         power: PowerCut,
+        stand_still: Callable[[int], None],
     ) -> None:
-        """``content``: all of the flash. ``code``: (address, bytes) that must not be erased."""
+        """``content``: all of the flash. ``code``: (address, bytes) that must not be erased.
+
+        ``stand_still`` is called with the nanoseconds for which the core executes nothing.
+        """
         super().__init__()
+        self._stand_still = stand_still
         self._board, self.content, self._code, self._power = board, content, code, power
         self._keys_seen = 0
         self._key_error = False
@@ -52,7 +77,7 @@ class FlashController(Peripheral):
         self._key_error = False
 
     def read(self, offset: int) -> int:
-        """Operations end at once, so SR never shows busy; key registers read as zero."""
+        """The core stands still during an operation, so SR never shows busy to it."""
         return 0 if offset in (self.KEYR, self.OPTKEYR, self.SR) else self.values[offset]
 
     def write(self, offset: int, value: int) -> None:
@@ -99,9 +124,16 @@ class FlashController(Peripheral):
         for start, length in self._code:
             if start < address + size and address < start + length:
                 raise FlashMisuse(f"erase of sector {sector}, which holds the running firmware")
+        self._stand_still(self.erase_milliseconds(size) * MILLISECOND)
         first = address - self._board.flash.address
         sector_content = self.content[first : first + size]
         sector_content[:] = self._power.erased(bytes(sector_content))
+
+    def erase_milliseconds(self, sector_bytes: int) -> int:
+        """The longest that erasing such a sector takes with the parallelism that is set."""
+        times = ERASE_MILLISECONDS[self._board.flash.controller]
+        listed = min((size for size in times if size >= sector_bytes), default=max(times))
+        return times[listed][min(2, self.values[self.CR] >> 8 & 3)]
 
     def program(self, address: int, size: int, value: int) -> tuple[bool, bytes]:
         """A store of the CPU to flash.
@@ -119,6 +151,7 @@ class FlashController(Peripheral):
         for start, length in self._code:
             if start <= address < start + length:
                 raise FlashMisuse("store over the running firmware")
+        self._stand_still(PROGRAM_NANOSECONDS)
         first = address - self._board.flash.address
         went_through, data = self._power.programmed(
             bytes(self.content[first : first + 4]), (value & 0xFFFFFFFF).to_bytes(4, "little")

@@ -1,5 +1,7 @@
 """The modem: DTR dials the broker over TCP, DCD says that the stream is open, bytes flow.
 
+It sends what the broker sends at the speed of the serial line, whatever the firmware does with it.
+
 Never blocks. Its owner calls ``step`` between slices of the machine and waits on ``socket``
 for what ``wants_read`` and ``wants_write`` say.
 
@@ -21,10 +23,8 @@ from typing import Protocol
 
 from simulator.clock import Milliseconds, host_milliseconds
 
-RECEIVE_BYTES = 512
-"""At most so many bytes reach the ring between two looks of the firmware, as on a serial line,
-which is far slower than the core. Receive maximum alone doesn't protect the ring: Mosquitto up
-to 2.0 (seen in 2.0.11, its issue 2301) sends two messages for each one acknowledged."""
+BUFFER_BYTES = 4096
+"""So many bytes of the broker's wait for the serial line at most; TCP holds back the others."""
 
 
 class Terminal(Protocol):
@@ -41,8 +41,8 @@ class Terminal(Protocol):
         ...
 
     @property
-    def ready_to_receive(self) -> bool:
-        """Whether bytes have a ring to go to."""
+    def bytes_under_way(self) -> int:
+        """Bytes on the line that haven't arrived yet."""
         ...
 
     def set_data_carrier_detect(self, connected: bool) -> None:
@@ -54,7 +54,7 @@ class Terminal(Protocol):
         ...
 
     def receive(self, data: bytes) -> int:
-        """Bytes arrive; returns how many were taken."""
+        """Bytes go on the line; returns how many were taken."""
         ...
 
 
@@ -87,11 +87,12 @@ class Modem:
         self._address = address
         self._clock = clock
         self._redial_milliseconds = redial_milliseconds
-        self._redial_at = 0
+        self._redial_at = 0.0
         self._hang_ups = terminal.hang_ups
         self._on_socket = on_socket
         self._outgoing = bytearray()
         self._incoming = b""
+        self._end = ""  # why no more bytes will come
         self.socket: socket.socket | None = None
         self.state = ModemState.ON_HOOK
         self.dials = 0
@@ -99,12 +100,8 @@ class Modem:
 
     @property
     def wants_read(self) -> bool:
-        """Whether bytes from the broker could be delivered now."""
-        return (
-            self.state is ModemState.CONNECTED
-            and not self._incoming
-            and self._terminal.ready_to_receive
-        )
+        """Whether there is room for bytes of the broker's."""
+        return self.state is ModemState.CONNECTED and not self._end and self._room() > 0
 
     @property
     def wants_write(self) -> bool:
@@ -121,7 +118,8 @@ class Modem:
     def step(self, *, readable: bool = False, writable: bool = False) -> bool:
         """Move what can move; returns whether something reached the firmware.
 
-        ``readable`` and ``writable``: what is known of the socket; a write is tried anyway.
+        ``readable`` and ``writable``: what is known of the socket; a write is tried anyway, and so
+        is a read where the line has nothing more to do, lest it fall idle for lack of a look.
         """
         fell = self._terminal.hang_ups != self._hang_ups
         self._hang_ups = self._terminal.hang_ups
@@ -143,8 +141,14 @@ class Modem:
             self._terminal.take_transmitted()  # nobody is listening
             return False
         reached = self._receive(readable)
+        if self._end and not self._incoming and self._terminal.bytes_under_way == 0:
+            self._lost(self._end)
+            return True
         self._send()
         return reached
+
+    def _room(self) -> int:
+        return BUFFER_BYTES - len(self._incoming) - self._terminal.bytes_under_way
 
     def close(self) -> None:
         """Hang up."""
@@ -191,22 +195,22 @@ class Modem:
 
     def _receive(self, readable: bool) -> bool:
         assert self.socket is not None
-        if readable and not self._incoming and self._terminal.ready_to_receive:
+        room = self._room()
+        if not self._end and room > 0 and (readable or room == BUFFER_BYTES):
             try:
-                self._incoming = self.socket.recv(RECEIVE_BYTES)
-                if not self._incoming:
-                    self._lost("closed by the other side")
-                    return True
+                data = self.socket.recv(room)
+                self._incoming += data
+                if not data:
+                    self._end = "closed by the other side"
             except BlockingIOError:
                 pass
             except OSError as error:
-                self._lost(str(error))
-                return True
-        if self._incoming:
-            taken = self._terminal.receive(self._incoming)
-            self._incoming = self._incoming[taken:]
-            return taken > 0
-        return False
+                self._end = str(error)
+        if not self._incoming:
+            return False
+        taken = self._terminal.receive(self._incoming)
+        self._incoming = self._incoming[taken:]
+        return taken > 0
 
     def _send(self) -> None:
         self._outgoing += self._terminal.take_transmitted()
@@ -216,7 +220,8 @@ class Modem:
             except BlockingIOError:
                 pass
             except OSError as error:
-                self._lost(str(error))
+                self._outgoing.clear()
+                self._end = self._end or str(error)
 
     def _lost(self, why: str) -> None:
         self.last_error = f"stream lost: {why}"
@@ -230,6 +235,7 @@ class Modem:
         self._close_socket()
         self._outgoing.clear()
         self._incoming = b""
+        self._end = ""
         self.state = state
         self._terminal.set_data_carrier_detect(False)
 

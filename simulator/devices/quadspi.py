@@ -49,7 +49,6 @@ class Quadspi(Peripheral):
     """Registers of the controller, and what they make of the chip."""
 
     BASE = 0xA0001000
-    READS_HAVE_EFFECTS = True
     CR, DCR, SR, FCR, DLR, CCR, AR = 0x00, 0x04, 0x08, 0x0C, 0x10, 0x14, 0x18
     DR, PSMKR, PSMAR = 0x20, 0x24, 0x28
     EN, ABORT, APMS = 1 << 0, 1 << 1, 1 << 22

@@ -57,7 +57,8 @@ class DeviceStats:
     state: str
     """running, idle, off, or fault"""
     fault: str | None
-    """Message of the fault that stopped it: address, access, PC, function."""
+    """Message of the last fault, with address, access, PC and function: it stopped the device (then
+    its state is fault), or the firmware started over because of it."""
     link: str
     """on hook, dialling, connected, pausing, lost"""
     link_error: str
@@ -65,7 +66,7 @@ class DeviceStats:
     bytes_up: int
     bytes_down: int
     resets: int
-    """Resets that the firmware asked for."""
+    """Resets by the firmware and its watchdog."""
     dials: int
     flash_operations: int
     stack_high_water_bytes: int

@@ -101,12 +101,21 @@ class _Device:
         )
         self.state = "running"
         self.fault: str | None = None
+        self._noted_fault: Exception | None = None
         self.resets = 0
         self.busy_seconds = 0.0
         self.off_seconds = 0.1
         self.queued = False
         self.wake_at = 0.0
         self.events = 0
+
+    def note_fault(self) -> None:
+        """Tell of a fault since the last time."""
+        fault = self.machine.last_fault
+        if fault is not None and fault is not self._noted_fault:
+            self.fault = f"device {self.spec.device}: {fault}"
+            print(self.fault, file=sys.stderr, flush=True)
+        self._noted_fault = fault
 
     def stats(self) -> DeviceStats:
         traffic = self.machine.traffic
@@ -218,20 +227,20 @@ class _Worker:
         if reason is StopReason.IDLE:
             device.state = "idle"
             if reached:
-                self._wake(device, first=True)
+                self._wake(device, first=True)  # the line has something to bring
             else:
                 wanted = device.machine.tick_milliseconds / 1000.0
                 self._sleep(device, min(wanted, _LONGEST_SLEEP_SECONDS, device.modem.wait_seconds))
         elif reason is StopReason.FAULT:
             device.state = "fault"
-            device.fault = f"device {device.spec.device}: {device.machine.fault}"
-            print(device.fault, file=sys.stderr, flush=True)
+            device.note_fault()
             device.modem.close()
         elif reason is StopReason.POWER_CUT:
             self._switch_off(device, device.off_seconds)
         else:
             if reason is StopReason.RESET:
                 device.resets += 1
+                device.note_fault()
             device.state = "running"
             self._wake(device)
 

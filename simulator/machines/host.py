@@ -172,6 +172,7 @@ class HostMachine:
             bundle = load_bundle(bundle)
         self.board = bundle.board
         self.fault: Exception | None = None
+        self.last_fault: Exception | None = None
         self._library = _library(str(library))
         self._clock, self._start_of_clock = clock, clock()
         self._battery_percent = battery_percent
@@ -230,9 +231,9 @@ class HostMachine:
         return taken
 
     @property
-    def ready_to_receive(self) -> bool:
-        """The ring is always there."""
-        return self._has_power()
+    def bytes_under_way(self) -> int:
+        """Bytes arrive as soon as there is room for them."""
+        return 0
 
     def take_transmitted(self) -> bytes:
         """Bytes that the firmware has sent since the last call."""
@@ -309,7 +310,7 @@ class HostMachine:
         return bool(self._call("has_power"))
 
     def _now(self) -> int:
-        return (self._clock() - self._start_of_clock) & 0xFFFFFFFF
+        return int(self._clock() - self._start_of_clock) & 0xFFFFFFFF
 
     def _look_at_line(self) -> None:
         is_up = self.data_terminal_ready

@@ -222,9 +222,9 @@ class ArmKernels(UnicornCore):
         self.stack_pointer = (_RAM + _STACK_BYTES - len(on_stack)) & ~7
         self.write(self.stack_pointer, on_stack)
         for number, word in enumerate(words[:4]):
-            self._write_register(arm_const.UC_ARM_REG_R0 + number, word)
+            self.write_register(arm_const.UC_ARM_REG_R0 + number, word)
         trap = _FLASH + _FLASH_BYTES - 4
-        self._write_register(arm_const.UC_ARM_REG_LR, trap | 1)
+        self.write_register(arm_const.UC_ARM_REG_LR, trap | 1)
         with InstructionCounter(self) as counter:
             status = binding.uclib.uc_emu_start(self._engine, address | 1, trap, 0, 0)
         if status != unicorn_const.UC_ERR_OK or self.pc != trap:

@@ -11,11 +11,12 @@ class StopReason(enum.Enum):
     """Why a slice ended."""
 
     IDLE = "idle"
-    """The firmware waits (``wfi``): run it again when bytes came or in some milliseconds."""
+    """The firmware sleeps (``wfi``): run it again when bytes came, or after its next tick."""
     SLICE_OVER = "slice over"
     """It has more to do: run it again as soon as others had their turn."""
     RESET = "reset"
-    """It asked for a system reset, which has been done: SRAM kept, registers as after power on."""
+    """It, or its watchdog, asked for a reset, which has been done: SRAM kept, all else as after
+    power on."""
     POWER_CUT = "power cut"
     """The armed power cut happened; ``power_on`` starts it again."""
     FAULT = "fault"
@@ -29,7 +30,7 @@ class TrafficCount:
     up: int
     """From the firmware to the modem."""
     down: int
-    """From the modem into the receive ring."""
+    """From the modem to the board."""
 
 
 class Machine(Protocol):
@@ -40,7 +41,12 @@ class Machine(Protocol):
         ...
 
     def receive(self, data: bytes) -> int:
-        """Let ``data`` arrive on the serial line; returns how many bytes were taken."""
+        """Put ``data`` on the serial line to the device; returns how many bytes were taken."""
+        ...
+
+    @property
+    def bytes_under_way(self) -> int:
+        """How many of them haven't arrived yet."""
         ...
 
     def take_transmitted(self) -> bytes:
@@ -67,6 +73,11 @@ class Machine(Protocol):
     @property
     def fault(self) -> Exception | None:
         """What stopped the machine for good, if anything did."""
+        ...
+
+    @property
+    def last_fault(self) -> Exception | None:
+        """The last fault; where it isn't ``fault``, the firmware was left to deal with it."""
         ...
 
     def close(self) -> None:

@@ -1,64 +1,36 @@
 """A board in Unicorn: its core, its memories and its peripherals, and nothing more.
 
-Idle: the firmware runs with interrupts masked and waits with ``wfi``; Unicorn then leaves
-``uc_emu_start`` with the PC behind the ``wfi``. Slices: one that is over ends
-at the next read of a peripheral or entry of a long computation (``SLICE_POINTS``), from within
-Unicorn's own callback, which is exact. A watchdog thread ends loops that do neither for long;
-see slice_watchdog for what that can't promise.
-Unicorn's own timeout polls from a thread of its own (140 µs per start) and its instruction
-count slows everything down, so neither is used. A stop during a write to a peripheral leaves
-the PC at that store, which Unicorn then executes again; the machine ignores the repetition.
+Time is that of ``devices.core_clock``: it passes with executed code, while the core stands still during an
+operation of its flash, and while it sleeps. A slice ends in front of a block of code, so that it
+never cuts an access in two. The firmware runs with interrupts masked and waits with ``wfi``;
+Unicorn then leaves ``uc_emu_start`` with the PC behind it, and the core sleeps until an enabled
+interrupt is pending. As long as bytes are on the serial line it is known what comes, and sleep
+costs no time of the world; a quiet line is slept through in the time of the world's clock.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import mmap
-import re
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3 import unicorn as binding
 
 from codegen.firmware.boards import Board, load_board
 from simulator.clock import Milliseconds, host_milliseconds
-from simulator.devices.flash_controller import FlashController
-from simulator.devices.flash_operations import FlashMisuse, PowerCut
-from simulator.devices.nor_flash import NorFlash
-from simulator.devices.peripherals import (
-    Adc1,
-    Dma2,
-    GpioA,
-    GpioB,
-    GpioD,
-    GpioE,
-    Peripheral,
-    Rcc,
-    Rng,
-    SystemControl,
-    Tim2,
-    Usart,
-)
-from simulator.devices.quadspi import Quadspi
+from simulator.devices.core_clock import MILLISECOND, NEVER
+from simulator.devices.interrupts import SystemControl
+from simulator.devices.peripherals import Rcc
 from simulator.errors import ImageError, MachineFault
-from simulator.machines import thumb_code
-from simulator.machines.board_memory import FlashContent
+from simulator.machines import core_exceptions, thumb_code
 from simulator.machines.elf_image import ElfImage, load_elf
 from simulator.machines.protocol import StopReason, TrafficCount
-from simulator.machines.slice_watchdog import slice_watchdog
-from simulator.machines.unicorn_core import ACCESS, INVALID_ACCESS, MODELS, UnicornCore
+from simulator.machines.unicorn_board import UnicornBoard
 
 _NOWHERE = 0xFFFFFFFE
+_HARD_FAULT_VECTOR = 12
 STACK_PAINT = 0xA5A5A5A5
 """What the startup code fills the stack with (device_runtime/port/stm32/startup.c)."""
-_PATIENCE_SECONDS = 1.0
-"""So late a slice ends even at a write, for loops that do nothing else."""
-SLICE_POINTS = re.compile(r"tf_(\w+_(forward|gradient|update|step|add)|crc32|cross_entropy)")
-"""Functions of the firmware's long computations: a slice can end where one is entered."""
 ARGUMENT_REGISTERS = (
     arm_const.UC_ARM_REG_R0,
     arm_const.UC_ARM_REG_R1,
@@ -67,7 +39,7 @@ ARGUMENT_REGISTERS = (
 )
 
 
-class UnicornMachine(UnicornCore):
+class UnicornMachine(UnicornBoard):
     """One board with its firmware. Implements ``simulator.machines.protocol.Machine``."""
 
     def __init__(
@@ -82,99 +54,74 @@ class UnicornMachine(UnicornCore):
     ) -> None:
         """Build the board, write the image and ``flash_content`` to its flash, and power it on.
 
+        ``clock`` is the world's. The board's own never falls behind it, and goes before it where
+        bytes on the line or an operation of the flash take time that costs the host none.
+
         Raises: ImageError when the image doesn't fit the board.
         """
-        super().__init__()
-        self.board = load_board(board) if isinstance(board, str) else board
-        self.image = image if isinstance(image, ElfImage) else load_elf(image)
-        if self.board.port != "stm32":
-            raise ImageError(
-                f"board {self.board.name}: port {self.board.port!r} can't be emulated, only stm32"
-            )
-        if self.board.cpu not in MODELS:
-            raise ImageError(f"board {self.board.name}: Unicorn has no core {self.board.cpu!r}")
         self.fault: MachineFault | None = None
+        self.last_fault: MachineFault | None = None
+        """What the core last entered its fault handler for, or ``fault``."""
+        self.world_clock, self._world_start = clock, clock()
+        self._world_seen = 0
+        self._may_sleep = self._catch_up = 0
+        self._end_of_slice = NEVER
+        self._is_asleep = self._is_locked_up = False
         self._transmitted = bytearray()
-        self._bytes_up = self._bytes_down = 0
-        self._pending_fault: MachineFault | None = None
-        self._pending_flash: list[tuple[int, bytes]] = []
-        # Address and value of the last access to a peripheral, where that was a write.
-        self._last_write: tuple[int, int] | None = None
-        # The write that the store at this PC may repeat, and that write once it is awaited.
-        self._cut_store: tuple[int, tuple[int, int]] | None = None
-        self._repetition: tuple[int, int] | None = None
-        # Goes up by one on the way into a callback and by one on the way out of it.
-        self._activity = 0
-        self._stop_cause: StopReason | None = None
-        self._deadline = float("inf")
+        self._bytes_up = 0
         self._powered = False
-
-        self._flashes = FlashContent(self.board, self.image)
-        self._sram_map = mmap.mmap(-1, self.board.sram.bytes)
-        self.flash = self._flashes.view("internal")
-        self.sram = memoryview(self._sram_map)
-        for address, data in flash_content:
-            self._flashes.write(address, data)
-
-        code = tuple((address, len(data)) for address, data in self.image.segments)
-        self._power_cut = PowerCut(lambda: self._stop(StopReason.POWER_CUT))
-        self.flash_controller = FlashController(self.board, self.flash, code, self._power_cut)
-        defines = self.board.defines
-        self.usart = Usart(2 if defines.get("TF_BOARD_USART_V2") else 1, self._transmit)
-        self.dma = Dma2(self.usart, self._dma_load, self._dma_store, self._transmit)
-        self.gpio = GpioB(defines.get("TF_BOARD_DTR_PIN", 0), defines.get("TF_BOARD_DCD_PIN", 1))
-        self.clocks = Rcc()
-        self.system = SystemControl(self.board.cpu, self._reset_requested)
-        self._peripherals: list[Peripheral] = [
-            self.clocks,
-            self.flash_controller,
-            self.usart,
-            self.dma,
-            self.gpio,
-            GpioA(),
-            Tim2(clock),
-            Adc1(battery_percent),
-            Rng(seed),
-            self.system,
-        ]
-        self.nor_flash: NorFlash | None = None
-        external = self.board.external_flash
-        if external is not None:
-            content = functools.partial(self._flashes.view, "external")
-            self.nor_flash = NorFlash(external, content, self._power_cut)
-            quadspi = Quadspi(self.nor_flash, self._set_external_flash_mapped)
-            self._peripherals += [quadspi, GpioD(), GpioE()]
-        self._external_is_open = False
+        super().__init__(
+            load_board(board) if isinstance(board, str) else board,
+            image if isinstance(image, ElfImage) else load_elf(image),
+            battery_percent,
+            seed,
+            flash_content,
+        )
         self.power_on()
 
     # --- Machine -----------------------------------------------------------------------------
 
     def run(self, max_milliseconds: float) -> StopReason:
-        """Run until the firmware idles, the slice is over, or something happened."""
+        """Run until the firmware sleeps, the slice is over, or something happened.
+
+        ``max_milliseconds`` are those of executed code, in the board's time.
+        """
         if self.fault is not None:
             return StopReason.FAULT
         if not self._powered:
             return StopReason.POWER_CUT
-        self._deadline = time.monotonic() + max_milliseconds / 1000.0
-        return self._emulate(self.pc, _NOWHERE)
+        self._let_the_world_go_on()
+        span = self.clock.clocks_in(int(max_milliseconds * MILLISECOND))
+        self._end_of_slice = self.clock.clocks + span
+        reason = None
+        while reason is None:
+            reason = self._sleep() if self._is_asleep else self._emulate(_NOWHERE)
+            if reason is StopReason.IDLE and not self._is_asleep:
+                self._is_asleep = True
+                reason = None
+            elif reason is StopReason.FAULT and self._enter_fault_handler():
+                reason = None
+        if not self._is_asleep:
+            self._may_sleep = 0
+        self._world_seen = self._world_time()
+        return reason
 
     def receive(self, data: bytes) -> int:
-        """Bytes from the line go into the receive ring by DMA; returns how many were taken."""
+        """Bytes go on the line to the board; returns how many were taken."""
         if not self._powered:
             return 0
-        taken = self.dma.receive(data)
-        self._bytes_down += taken
-        return taken
+        self.line.send_to_board(data)
+        return len(data)
 
     @property
-    def ready_to_receive(self) -> bool:
-        """Whether the receiver is set up and the firmware has looked at the ring since the last
-        bytes: a real line brings a few hundred bytes at most between two looks.
-        """
-        return self._powered and self.dma.ready_to_receive and self.dma.looked
+    def bytes_under_way(self) -> int:
+        """Bytes on the line that haven't reached the board yet."""
+        return self.line.bytes_under_way
 
     def take_transmitted(self) -> bytes:
-        """Bytes that the firmware has sent since the last call."""
+        """Bytes that have reached the modem since the last call."""
+        if self._powered:
+            self.line.bring_up_to_date()
         data = bytes(self._transmitted)
         self._transmitted.clear()
         return data
@@ -196,8 +143,9 @@ class UnicornMachine(UnicornCore):
 
     @property
     def tick_milliseconds(self) -> float:
-        """After how long the idle firmware wants to be run again when nothing happens."""
-        return self.system.tick_milliseconds(self.clocks.core_hz)
+        """After how long the sleeping firmware wants to be run again when nothing happens."""
+        event = self._next_event
+        return float("inf") if event == NEVER else (event - self.clock.now) / MILLISECOND
 
     def stack_high_water_bytes(self) -> int:
         """Deepest stack use so far, from the paint of the startup code; 0 without any paint."""
@@ -212,33 +160,40 @@ class UnicornMachine(UnicornCore):
         return top - bottom - 4 * painted if painted else 0
 
     def set_data_carrier_detect(self, connected: bool) -> None:
-        """The pin that tells that the modem's stream is open."""
+        """The pin that tells that the modem's stream is open; without it the line falls quiet."""
         self.gpio.carrier = connected
+        if not connected:
+            self.line.hang_up()
 
     @property
     def traffic(self) -> TrafficCount:
         """Bytes on the serial line since the machine was made."""
-        return TrafficCount(self._bytes_up, self._bytes_down)
+        return TrafficCount(self._bytes_up, self.line.bytes_received)
 
     def power_on(self, *, keep_sram: bool = False) -> None:
         """Start from the reset vector. Flash stays; SRAM turns into noise unless kept."""
-        self._close_engine()
         if not keep_sram:
             # Real SRAM comes up with anything in it; a fixed pattern keeps runs repeatable.
             self.sram[:] = b"\xa5\x5a\xc3\x3c" * (self.board.sram.bytes // 4)
+            if self.nor_flash is not None:
+                self.nor_flash.power_on()
+        self._restart(Rcc.PIN if keep_sram else Rcc.POWER_ON)
+
+    def _restart(self, cause: int) -> None:
+        """What the reset line does; SRAM stays as it is."""
+        self._close_engine()
+        self.clocks.note_reset(cause)
         for peripheral in self._peripherals:
             peripheral.reset()
-        if self.nor_flash is not None and not keep_sram:
-            self.nor_flash.power_on()
-        self.fault = self._pending_fault = None
+        self.line.reset()
+        self.fault = self._caught = None
+        self._is_asleep = self._is_locked_up = False
         self._pending_flash.clear()
-        self._last_write = self._cut_store = self._repetition = None
         self._transmitted.clear()
         self._powered = True
         self._open_engine()
-        self._write_register(
-            arm_const.UC_ARM_REG_SP, int.from_bytes(self.flash[0:4], "little") & ~3
-        )
+        stack = int.from_bytes(self.flash[0:4], "little") & ~3
+        self.write_register(arm_const.UC_ARM_REG_SP, stack)
         self.pc = int.from_bytes(self.flash[4:8], "little") & ~1
 
     def cut_power_at_flash_operation(self, operations: int, seed: int) -> None:
@@ -256,28 +211,6 @@ class UnicornMachine(UnicornCore):
 
     # --- For measuring and tests ---------------------------------------------------------------
 
-    def read_memory(self, address: int, size: int) -> bytes:
-        """Bytes of SRAM or flash.
-
-        Raises: MachineFault outside of both.
-        """
-        view, first = self._memory(address, size, "read")
-        return bytes(view[first : first + size])
-
-    def write_flash(self, address: int, data: bytes) -> None:
-        """Put ``data`` into a flash as a debug probe does.
-
-        Raises: ImageError outside of all flashes.
-        """
-        self._flashes.write(address, data)
-
-    def write_sram(self, address: int, data: bytes) -> None:
-        """Store to SRAM.
-
-        Raises: MachineFault outside of it.
-        """
-        self._dma_store(address, data)
-
     def call(
         self,
         function: str,
@@ -287,10 +220,11 @@ class UnicornMachine(UnicornCore):
     ) -> int:
         """Call a function of the image on the present stack and return R0.
 
-        ``slice_milliseconds`` interrupts and resumes it, as a fleet does.
+        ``slice_milliseconds`` interrupts and resumes it, as a fleet does. Both are of the board's
+        time. A fault doesn't enter the firmware's handler.
 
         Raises: ImageError for an unknown function or more than 8 arguments; MachineFault when
-        it faults, idles or runs longer than ``max_milliseconds``.
+        it faults, sleeps or runs longer than ``max_milliseconds``.
         """
         if len(arguments) > 8:
             raise ImageError(f"{function}: at most 8 arguments, not {len(arguments)}")
@@ -303,18 +237,22 @@ class UnicornMachine(UnicornCore):
             self._dma_store(top, on_stack)
             self.stack_pointer = top
             for register, value in zip(ARGUMENT_REGISTERS, arguments, strict=False):
-                self._write_register(register, value & 0xFFFFFFFF)
-            self._write_register(arm_const.UC_ARM_REG_LR, trap | 1)
-            give_up = time.monotonic() + max_milliseconds / 1000.0
+                self.write_register(register, value & 0xFFFFFFFF)
+            self.write_register(arm_const.UC_ARM_REG_LR, trap | 1)
+            give_up = self.clock.clocks + self.clock.clocks_in(int(max_milliseconds * MILLISECOND))
             reason = StopReason.SLICE_OVER
             self.pc = address
             while reason is StopReason.SLICE_OVER and self.pc != trap:
-                if time.monotonic() >= give_up:
+                if self.clock.clocks >= give_up:
                     break
-                self._deadline = min(give_up, time.monotonic() + slice_milliseconds / 1000.0)
-                reason = self._emulate(self.pc, trap)
+                self._end_of_slice = give_up
+                if slice_milliseconds < max_milliseconds:
+                    span = self.clock.clocks_in(int(slice_milliseconds * MILLISECOND))
+                    self._end_of_slice = min(give_up, self.clock.clocks + span)
+                reason = self._emulate(trap)
             if reason is StopReason.FAULT:
-                assert self.fault is not None
+                assert self._caught is not None
+                self.fault = self.last_fault = self._caught
                 raise self.fault
             if self.pc != trap:
                 raise MachineFault(
@@ -324,107 +262,81 @@ class UnicornMachine(UnicornCore):
                 )
             return self.read_register(arm_const.UC_ARM_REG_R0)
 
-    # --- Engine --------------------------------------------------------------------------------
+    # --- Time ----------------------------------------------------------------------------------
 
-    def _open_engine(self) -> None:
-        self._open_core(self.board.cpu)
-        readable, writable = unicorn_const.UC_PROT_READ, unicorn_const.UC_PROT_WRITE
-        self._map_memory(
-            self.board.flash.address,
-            self._flashes.map_of("internal"),
-            readable | unicorn_const.UC_PROT_EXEC,
-        )
-        self._map_memory(self.board.sram.address, self._sram_map, readable | writable)
-        self._external_is_open = False
-        for peripheral in self._peripherals:
-            self._map_peripheral(peripheral)
-        self._keep_hook(INVALID_ACCESS, binding.HOOK_MEM_INVALID_CFUNC(self._invalid_access))
-        entered = binding.HOOK_CODE_CFUNC(self._slice_point)
-        for name, (address, _) in self.image.symbols.items():
-            if SLICE_POINTS.fullmatch(name):
-                at = address & ~1
-                self._keep_hook(unicorn_const.UC_HOOK_BLOCK, entered, at, at)
-        self._keep_hook(unicorn_const.UC_HOOK_INTR, binding.HOOK_INTR_CFUNC(self._exception))
+    def _world_time(self) -> int:
+        return int((self.world_clock() - self._world_start) * MILLISECOND)
 
-    def _close_engine(self) -> None:
-        if self._engine is not None:
-            binding.uclib.uc_close(self._engine)
-            self._engine = None
-        self._callbacks.clear()
+    def _timer_time(self) -> int:
+        """Time as the firmware sees it: a host that is slow leaves a jump in it, so that the
+        world's deadlines are the firmware's, too, and nothing on the line is lost by it.
+        """
+        own = self.clock.now
+        self._catch_up = max(self._catch_up, self._world_time() - self._may_sleep - own)
+        return own + self._catch_up
 
-    def _map_peripheral(self, peripheral: Peripheral) -> None:
-        base = peripheral.BASE
-        # Unicorn may repeat the load on resume, which does no harm to most.
-        ends_slice = not peripheral.READS_HAVE_EFFECTS
-        monotonic = time.monotonic
+    @property
+    def _next_event(self) -> int:
+        return min(self.line.next_event, self.system.next_tick, self.watchdog.expires_at)
 
-        def read(engine: Any, offset: int, size: int, _: Any) -> int:
-            self._activity += 1
-            self._last_write = self._repetition = None
-            try:
-                if self._pending_flash:
-                    self._settle_flash()
-                if size == 4 and peripheral.has(offset):
-                    if ends_slice and monotonic() > self._deadline:
-                        self._stop(StopReason.SLICE_OVER)
-                    return peripheral.read(offset)
-                self._register_fault("read", base + offset, size)
-            except Exception as error:  # must not escape into C
-                self._stop_with(self._make_fault(str(error), base + offset, "read"))
-            finally:
-                self._activity += 1
-            return 0
+    def _bring_up_to_date(self) -> bool:
+        """Whether something ends the core's sleep by now."""
+        self.line.bring_up_to_date()
+        self.system.bring_up_to_date()
+        if self.watchdog.expires_at <= self.clock.now:
+            return True
+        return self.system.wakes_up and not self._is_locked_up
 
-        def write(engine: Any, offset: int, size: int, value: int, _: Any) -> None:
-            if self._stop_cause in (StopReason.POWER_CUT, StopReason.RESET):
-                return
-            self._activity += 1
-            self._last_write = (base + offset, value)
-            repetition, self._repetition = self._repetition, None
-            if repetition == self._last_write:
-                self._activity += 1
-                return
-            try:
-                if self._pending_flash:
-                    self._settle_flash()
-                if size == 4 and peripheral.has(offset):
-                    peripheral.write(offset, value & 0xFFFFFFFF)
-                    if monotonic() > self._deadline + _PATIENCE_SECONDS:
-                        self._stop(StopReason.SLICE_OVER)
-                else:
-                    self._register_fault("write", base + offset, size)
-            except Exception as error:  # must not escape into C
-                self._stop_with(self._make_fault(str(error), base + offset, "write"))
-            finally:
-                self._activity += 1
+    def _let_the_world_go_on(self) -> None:
+        """A core that sleeps may sleep for as long as the world's clock has gone on."""
+        world = self._world_time()
+        if self._is_asleep:
+            self._may_sleep += world - self._world_seen
+        self._world_seen = world
 
-        callbacks = binding.MMIO_READ_CFUNC(read), binding.MMIO_WRITE_CFUNC(write)
-        self._callbacks.extend(callbacks)
-        self._check(
-            binding.uclib.uc_mmio_map(
-                self._engine,
-                base,
-                peripheral.SIZE,
-                ctypes.cast(callbacks[0], ctypes.c_void_p),
-                None,
-                ctypes.cast(callbacks[1], ctypes.c_void_p),
-                None,
-            ),
-            "peripheral",
-        )
+    def _sleep(self) -> StopReason | None:
+        """Sleep as long as it may, or as it is known what comes; None when the core wakes up."""
+        while not self._bring_up_to_date():
+            now = self.clock.now
+            known = self.line.horizon - now
+            span = min(known if known > 0 else self._may_sleep, self._next_event - now)
+            if span <= 0:
+                return StopReason.IDLE
+            if known <= 0:
+                self._may_sleep -= span
+            self.clock.pass_time(span)
+        if self.watchdog.expires_at <= self.clock.now:
+            return self._reset_by_watchdog()
+        self._is_asleep = False
+        return None
 
-    def _emulate(self, address: int, until: int) -> StopReason:
+    def _reset_by_watchdog(self) -> StopReason:
+        self._restart(Rcc.WATCHDOG)
+        return StopReason.RESET
+
+    def _stand_still(self, nanoseconds: int) -> None:
+        """The flash can't be read, so that the core executes nothing; all else goes on."""
+        self.clock.pass_time(nanoseconds)
+        self._set_limit()
+
+    def _set_limit(self) -> None:
+        """No block of code starts after the end of the slice, nor after the watchdog's."""
+        expires_at = self.watchdog.expires_at
+        alive = NEVER if expires_at == NEVER else self.clock.clocks_at(expires_at)
+        self.clock.stop_at(min(self._end_of_slice, alive))
+
+    def _clocks_changed(self) -> None:
+        self.clock.set_frequency(self.clocks.core_hz)
+        self._set_limit()
+
+    # --- Execution -----------------------------------------------------------------------------
+
+    def _emulate(self, until: int) -> StopReason:
+        """Execute from the PC to ``until``, the end of the slice, a ``wfi``, or what stops it."""
         self._stop_cause = None
-        self._pending_fault = None
-        self._last_write = self._repetition = None
-        if self._cut_store is not None and self._cut_store[0] == address:
-            self._repetition = self._cut_store[1]
-            self._cut_store = None
-        slice_watchdog.begin(self._engine, self._deadline, self._look_at_activity)
-        try:
-            status = binding.uclib.uc_emu_start(self._engine, address | 1, until, 0, 0)
-        finally:
-            slice_watchdog.end(self._engine)
+        self._caught = None
+        self._set_limit()
+        status = binding.uclib.uc_emu_start(self._engine, self.pc | 1, until, 0, 0)
         if self._pending_flash:
             self._settle_flash()
         pc = self.pc
@@ -433,161 +345,47 @@ class UnicornMachine(UnicornCore):
             self.sram[:] = bytes(self.board.sram.bytes)
             self._transmitted.clear()
             return StopReason.POWER_CUT
-        if self._pending_fault is None and status != unicorn_const.UC_ERR_OK:
-            text = binding.uclib.uc_strerror(status).decode()
-            self._pending_fault = self._make_fault(text, None, "execute")
-        if self._pending_fault is not None:
+        if self._caught is None and status != unicorn_const.UC_ERR_OK:
+            self._caught = self._execution_fault(status)
+        if self._caught is not None:
             # Only now is the PC that of the instruction, not of its block.
-            self.fault = self._located(self._pending_fault, pc)
+            self._caught = self._located(self._caught, pc)
             return StopReason.FAULT
         if self._stop_cause is StopReason.RESET:
-            self.power_on(keep_sram=True)
+            self._restart(Rcc.SOFTWARE)
             return StopReason.RESET
+        if self.watchdog.expires_at <= self.clock.now:
+            return self._reset_by_watchdog()
         waits = pc != until and thumb_code.ends_in_wfi(self._code_before(pc))
-        if self._stop_cause is None and waits:
-            return StopReason.IDLE
-        if self._last_write is not None and thumb_code.is_store(self._halfword(pc)):
-            self._cut_store = pc, self._last_write
-        return StopReason.SLICE_OVER
+        return StopReason.IDLE if waits and not self.clock.is_stopped else StopReason.SLICE_OVER
 
-    def _halfword(self, pc: int) -> int:
-        first = pc - self.board.flash.address
-        return int.from_bytes(self.flash[first : first + 2], "little")
+    def _enter_fault_handler(self) -> bool:
+        """What the core does with the fault that was caught; false: there is nothing more to do.
+
+        A fault within the handler locks the core up, which only the watchdog ends. What silicon
+        doesn't notice stops the machine for good.
+        """
+        fault = self._caught
+        assert fault is not None
+        self.last_fault = fault
+        table = self.system.read(SystemControl.VTOR) or self.board.flash.address
+        handler = int.from_bytes(self.read_memory(table + _HARD_FAULT_VECTOR, 4), "little")
+        is_lost = self.system.active_exception != 0 or not (handler & 1 and self._in_flash(handler))
+        if fault.status and not is_lost:
+            self.system.note_fault(fault.status, fault.address)
+            if not core_exceptions.enter_hard_fault(self, handler, self._dma_store):
+                self.system.note_fault(core_exceptions.BUS_STACKING, None)
+            return True
+        if fault.status and self.watchdog.expires_at != NEVER:
+            self._is_asleep = self._is_locked_up = True
+            return True
+        self.fault = fault
+        return False
 
     def _code_before(self, pc: int) -> bytes:
         first = pc - self.board.flash.address
         return bytes(self.flash[first - 4 : first])
 
-    # --- What the peripherals and hooks call ----------------------------------------------------
-
-    def _stop(self, cause: StopReason) -> None:
-        if self._stop_cause is None:
-            self._stop_cause = cause
-        binding.uclib.uc_emu_stop(self._engine)
-
-    def _stop_with(self, fault: MachineFault) -> None:
-        if self._pending_fault is None:
-            self._pending_fault = fault
-        binding.uclib.uc_emu_stop(self._engine)
-
-    def _slice_point(self, engine: Any, address: int, size: int, _: Any) -> None:
-        self._activity += 2
-        self._last_write = None
-        if time.monotonic() > self._deadline:
-            self._stop(StopReason.SLICE_OVER)
-
-    def _look_at_activity(self) -> int:
-        return self._activity
-
-    def _set_external_flash_mapped(self, on: bool) -> None:
-        flash = self.board.external_flash
-        if flash is None or self._engine is None:
-            return
-        permissions = unicorn_const.UC_PROT_READ if on else unicorn_const.UC_PROT_NONE
-        if not self._external_is_open:
-            self._map_memory(flash.address, self._flashes.map_of("external"), permissions)
-            self._external_is_open = True
-        self._protect_memory(flash.address, flash.bytes, permissions)
-
-    def _reset_requested(self) -> None:
-        self._stop(StopReason.RESET)
-
     def _transmit(self, data: bytes) -> None:
         self._transmitted += data
         self._bytes_up += len(data)
-
-    def _memory(self, address: int, size: int, access: str) -> tuple[memoryview, int]:
-        board = self.board
-        sram_end = board.sram.address + board.sram.bytes
-        if board.sram.address <= address and address + size <= sram_end:
-            return self.sram, address - board.sram.address
-        in_flash = self._flashes.locate(address, size) if access == "read" else None
-        if in_flash is not None:
-            return in_flash
-        raise self._make_fault(f"{size} bytes outside the memory of {board.name}", address, access)
-
-    def _dma_load(self, address: int, size: int) -> bytes:
-        return self.read_memory(address, size)
-
-    def _dma_store(self, address: int, data: bytes) -> None:
-        view, first = self._memory(address, len(data), "write")
-        view[first : first + len(data)] = data
-
-    def _settle_flash(self) -> None:
-        """Unicorn stores the plain value after the hook; flash can only clear bits."""
-        for address, data in self._pending_flash:
-            first = address - self.board.flash.address
-            self.flash[first : first + len(data)] = data
-        self._pending_flash.clear()
-
-    def _invalid_access(
-        self, engine: Any, kind: int, address: int, size: int, value: int, _: Any
-    ) -> bool:
-        self._activity += 1
-        try:
-            access = ACCESS.get(kind, "access")
-            if self._stop_cause is StopReason.POWER_CUT:
-                return False
-            if kind == unicorn_const.UC_MEM_WRITE_PROT and self._in_flash(address):
-                if self._pending_flash:
-                    self._settle_flash()
-                went_through, data = self.flash_controller.program(address, size, value)
-                if went_through and int.from_bytes(data, "little") != value & 0xFFFFFFFF:
-                    self._pending_flash.append((address, data))
-                return went_through
-            self._stop_with(
-                self._make_fault(
-                    f"{access} of {size} bytes at {address:#010x}, where {self.board.name} has"
-                    f" {self._what_is_at(address)}",
-                    address,
-                    access,
-                )
-            )
-        except FlashMisuse as error:
-            self._stop_with(self._make_fault(f"{error} at {address:#010x}", address, "write"))
-        except Exception as error:  # must not escape into C
-            self._stop_with(self._make_fault(repr(error), address, "access"))
-        finally:
-            self._activity += 1
-        return False
-
-    def _in_flash(self, address: int) -> bool:
-        return 0 <= address - self.board.flash.address < self.board.flash.bytes
-
-    def _what_is_at(self, address: int) -> str:
-        if self._in_flash(address) or (
-            0 <= address - self.board.sram.address < self.board.sram.bytes
-        ):
-            return "no such access"
-        if self._flashes.locate(address, 1) is None:
-            return "nothing"
-        return "an external flash that can only be read, and only while QUADSPI maps it"
-
-    def _exception(self, engine: Any, number: int, _: Any) -> None:
-        names = {1: "undefined instruction", 2: "svc", 3: "prefetch abort", 7: "bkpt"}
-        name = names.get(number, f"exception {number}")
-        text = f"{name}, which the firmware must not use"
-        self._stop_with(self._make_fault(text, None, "execute"))
-
-    def _register_fault(self, access: str, address: int, size: int) -> None:
-        self._stop_with(
-            self._make_fault(
-                f"{access} of {size} bytes at {address:#010x}: no such 32-bit register on"
-                f" {self.board.name}",
-                address,
-                access,
-            )
-        )
-
-    @staticmethod
-    def _make_fault(text: str, address: int | None, access: str) -> MachineFault:
-        return MachineFault(text, address=address, access=access)
-
-    def _located(self, fault: MachineFault, pc: int) -> MachineFault:
-        return MachineFault(
-            f"{fault} by PC {pc:#010x} ({self.image.locate(pc)})",
-            address=fault.address,
-            access=fault.access,
-            pc=pc,
-            symbol=self.image.function_at(pc),
-        )

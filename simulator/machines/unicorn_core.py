@@ -56,7 +56,7 @@ class UnicornCore:
 
     @pc.setter
     def pc(self, address: int) -> None:
-        self._write_register(arm_const.UC_ARM_REG_PC, address | 1)
+        self.write_register(arm_const.UC_ARM_REG_PC, address | 1)
 
     @property
     def stack_pointer(self) -> int:
@@ -65,7 +65,7 @@ class UnicornCore:
 
     @stack_pointer.setter
     def stack_pointer(self, address: int) -> None:
-        self._write_register(arm_const.UC_ARM_REG_SP, address)
+        self.write_register(arm_const.UC_ARM_REG_SP, address)
 
     def read_register(self, register: int) -> int:
         """A 32-bit register by Unicorn's number."""
@@ -73,7 +73,8 @@ class UnicornCore:
         binding.uclib.uc_reg_read(self._engine, register, ctypes.byref(value))
         return value.value
 
-    def _write_register(self, register: int, value: int) -> None:
+    def write_register(self, register: int, value: int) -> None:
+        """Set a 32-bit register by Unicorn's number."""
         binding.uclib.uc_reg_write(self._engine, register, ctypes.byref(ctypes.c_uint32(value)))
 
     @contextlib.contextmanager
@@ -156,8 +157,8 @@ class UnicornCore:
             text = binding.uclib.uc_strerror(status).decode()
             raise ImageError(f"Unicorn refused the {what}: {text}")
 
-    def _keep_hook(self, kind: int, callback: Any, first: int = 1, last: int = 0) -> int:
-        """``first`` to ``last`` are the addresses that it is for; all where last < first."""
+    def _keep_hook(self, kind: int, callback: Any, *, context: Any = None) -> int:
+        """``context`` is handed to the callback."""
         handle = uc_hook_h()
         self._callbacks.append(callback)
         self._check(
@@ -166,9 +167,9 @@ class UnicornCore:
                 ctypes.byref(handle),
                 kind,
                 ctypes.cast(callback, ctypes.c_void_p),
-                None,
-                ctypes.c_uint64(first),
-                ctypes.c_uint64(last),
+                context,
+                ctypes.c_uint64(1),  # from here to there: as there lies before here, everywhere
+                ctypes.c_uint64(0),
             ),
             "hook",
         )

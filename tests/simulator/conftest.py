@@ -73,12 +73,29 @@ def image(board: str, tmp_path_factory: pytest.TempPathFactory) -> ElfImage:
     return load_elf(compile_image(board, tmp_path_factory.mktemp("firmware"), FIRMWARE / "image.c"))
 
 
+class WorldClock:
+    """Milliseconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def make_machine(board: str, image: ElfImage) -> Iterator[Callable[..., UnicornMachine]]:
+def world() -> WorldClock:
+    return WorldClock()
+
+
+@pytest.fixture
+def make_machine(
+    board: str, image: ElfImage, world: WorldClock
+) -> Iterator[Callable[..., UnicornMachine]]:
     machines: list[UnicornMachine] = []
 
     def make(**options: Any) -> UnicornMachine:
-        machines.append(UnicornMachine(board, image, **options))
+        machines.append(UnicornMachine(board, image, **{"clock": world, **options}))
         return machines[-1]
 
     yield make

@@ -11,6 +11,19 @@
 #include "tinyfleet/flash.h"
 #include "tinyfleet/stream.h"
 
+#define TF_BATTERY_UNKNOWN 255u
+
+/* wire.md: why a device has started */
+typedef enum {
+    TF_RESET_POWER_ON = 0,
+    TF_RESET_PIN = 1,
+    TF_RESET_SOFTWARE = 2,
+    TF_RESET_WATCHDOG = 3,
+    TF_RESET_FAULT = 4,
+    TF_RESET_BROWN_OUT = 5,
+    TF_RESET_UNKNOWN = 255
+} tf_reset_cause;
+
 typedef struct {
     const tf_stream *stream;
     const tf_flash *flash;
@@ -18,7 +31,8 @@ typedef struct {
     /* 32 random bits, for jitter and packet identifiers only. */
     uint32_t (*entropy)(void *context);
 
-    /* Charge left, 0 … 100. A board on mains says 100. */
+    /* Charge left, 0 … 100; TF_BATTERY_UNKNOWN where what measures it doesn't answer. A board on
+     * mains says 100. */
     uint8_t (*battery_percent)(void *context);
 
     void *context; /* handed to both functions */

@@ -1,4 +1,4 @@
-/* Clocks, clock, battery, entropy, sleep of STM32F407 and F746. */
+/* Clock, battery, entropy, sleep of STM32F407 and F746. */
 #include "../board.h"
 
 #include <stddef.h>
@@ -20,55 +20,16 @@ extern uint8_t __pool_start[], __pool_end[];
     {NUMBER(__##name##_start), NUMBER(__##name##_bytes), (uint16_t)NUMBER(__##name##_sector), \
      (uint16_t)NUMBER(__##name##_sector_count)}
 
-#define ENABLE_GPIOA (1u << 0)
-#define ENABLE_GPIOB (1u << 1)
-#define ENABLE_DMA2 (1u << 22)
-#define ENABLE_RNG (1u << 6)
-#define ENABLE_TIM2 (1u << 0)
-#define ENABLE_USART1 (1u << 4)
-#define ENABLE_ADC1 (1u << 8)
-#define PLL_ON (1u << 24)
-#define PLL_READY (1u << 25)
-#define CLOCK_SWITCH_MASK 3u
-#define CLOCK_SWITCH_PLL 2u
+#define CONVERTER_ON (1u << 0)
+#define START_CONVERSION (1u << 30)
+#define CONVERSION_DONE (1u << 1)
 #define SYSTICK_ON_AND_PENDING 3u /* from AHB / 8 */
 #define SYSTICK_LIMIT_MS 500u     /* 24 bits at 21 MHz hold no more than 798 */
 
-/* 168 MHz on both: within reach of the F746 without its over-drive mode. The internal 16 MHz
- * oscillator / 16 · 336 is 336 MHz; / 2 for the core, / 7 = 48 MHz for the random numbers.
- * APB1 is AHB / 8, so that its timers (at twice that, 42 MHz) divide down to 1 kHz in 16 bits;
- * APB2 is AHB / 4, since the converter takes half of it and at most 36 MHz. */
-static void start_clocks(void) {
-    RCC_PLLCFGR = (RCC_PLLCFGR & ~0x0F437FFFu) | 16u | (336u << 6) | (0u << 16) | (7u << 24);
-    RCC_CR |= PLL_ON;
-    while ((RCC_CR & PLL_READY) == 0u) {
-    }
-    RCC_CFGR = (RCC_CFGR & ~0xFCF0u) | (6u << 10) | (5u << 13); /* AHB / 1, APB1 / 8, APB2 / 4 */
-#if TF_BOARD_USART_V2
-    FLASH_ACR = 5u; /* wait states */
-#else
-    FLASH_ACR = 5u | (7u << 8); /* with prefetch, instruction and data cache */
-#endif
-    while ((FLASH_ACR & 0xFu) != 5u) {
-    }
-    RCC_CFGR = (RCC_CFGR & ~CLOCK_SWITCH_MASK) | CLOCK_SWITCH_PLL;
-    while (((RCC_CFGR >> 2) & CLOCK_SWITCH_MASK) != CLOCK_SWITCH_PLL) {
-    }
-    RCC_AHB1ENR |= ENABLE_GPIOA | ENABLE_GPIOB | ENABLE_DMA2;
-    RCC_AHB2ENR |= ENABLE_RNG;
-    RCC_APB1ENR |= ENABLE_TIM2;
-    RCC_APB2ENR |= ENABLE_USART1 | ENABLE_ADC1;
-    tf_stm32_barrier();
-#if TF_BOARD_USART_V2
-    /* Instruction cache of the Cortex-M7. Its data cache stays off: DMA writes behind it. */
-    SCB_ICIALLU = 0;
-    tf_stm32_barrier();
-    SCB_CCR |= 1u << 17;
-    tf_stm32_barrier();
-#endif
-}
-
 static void start_timer(void) {
+    TIM2_CR1 = 0;
+    TIM2_SMCR = 0; /* counts the internal clock */
+    TIM2_DIER = 0;
     TIM2_PSC = STM32_APB1_TIMER_HZ / 1000u - 1u;
     TIM2_ARR = 0xFFFFFFFFu;
     TIM2_EGR = 1u; /* takes over the prescaler */
@@ -80,14 +41,26 @@ uint32_t tf_stm32_milliseconds(void *context) {
     return TIM2_CNT;
 }
 
-/* Channel 0 (PA0, an input after reset) behind a divider that gives full scale at full charge. */
+/* Channel 0 behind a divider that gives full scale at full charge. */
+static void start_converter(void) {
+    GPIOA_MODER |= 3u; /* PA0, analog */
+    GPIOA_PUPDR &= ~3u;
+    ADC_CCR = 0; /* half of APB2 */
+    ADC1_CR1 = 0;
+    ADC1_SQR1 = 0;   /* one conversion, */
+    ADC1_SQR3 = 0;   /* of channel 0, */
+    ADC1_SMPR2 = 7u; /* which takes 480 cycles, for a high-ohmic divider */
+    ADC1_CR2 = CONVERTER_ON;
+}
+
 static uint8_t battery_percent(void *context) {
     (void)context;
     ADC1_SR = 0;
-    ADC1_CR2 |= 1u << 30;
-    while ((ADC1_SR & (1u << 1)) == 0u) {
+    ADC1_CR2 = CONVERTER_ON | START_CONVERSION;
+    if (!tf_stm32_wait_for(&ADC1_SR, CONVERSION_DONE, CONVERSION_DONE)) {
+        return TF_BATTERY_UNKNOWN;
     }
-    return (uint8_t)((ADC1_DR * 100u + 2047u) / 4095u);
+    return (uint8_t)(((ADC1_DR & 0xFFFu) * 100u + 2047u) / 4095u);
 }
 
 static uint32_t entropy(void *context) {
@@ -114,12 +87,12 @@ static const tf_port port = {
 };
 
 const tf_port *tf_board_start(void) {
-    start_clocks();
+    tf_stm32_read_reset_cause();
+    tf_stm32_clocks_start();
+    tf_stm32_watchdog_start();
     start_timer();
     RNG_CR = 1u << 2;
-    ADC1_SQR3 = 0;
-    ADC1_SMPR2 = 7u; /* channel 0: 480 cycles, for a high-ohmic divider */
-    ADC1_CR2 = 1u;
+    start_converter();
     tf_stm32_uart_start();
 #if TF_EXTERNAL_FLASH
     tf_stm32_external_flash_start();
@@ -159,10 +132,11 @@ void tf_board_idle(uint32_t milliseconds) {
     tf_stm32_uart_clear_pending();
 }
 
-void tf_board_reset(void) {
-    tf_stm32_barrier();
-    SCB_AIRCR = 0x05FA0004u;
-    tf_stm32_barrier();
-    for (;;) {
+void tf_board_show_progress(void) {
+    static uint32_t shown_at;
+    const uint32_t now = TIM2_CNT;
+    if (now != shown_at) {
+        shown_at = now;
+        tf_stm32_watchdog_refresh();
     }
 }

@@ -13,6 +13,7 @@
 #define CR_START (1u << 16)
 #define CR_LOCK (1u << 31)
 #define SR_BUSY (1u << 16)
+#define LONGEST_MS 6000u
 #define SR_ERRORS 0xF2u /* sequence, parallelism, alignment, write protection, operation */
 #define ACR_DATA_CACHE (1u << 10)
 #define ACR_DATA_CACHE_RESET (1u << 12)
@@ -22,9 +23,10 @@ static const uint32_t sector_sizes[TF_FLASH_SECTOR_COUNT] = TF_FLASH_SECTOR_SIZE
 /* Programming is on, so that a run of words needs no more than the words. */
 static uint8_t is_programming;
 
-static void wait_until_done(void) {
-    while ((FLASH_SR & SR_BUSY) != 0u) {
-    }
+/* A core whose code lies in this flash stands still meanwhile; datasheets allow 4 s for a sector
+ * and 100 µs for a word. */
+static bool wait_until_done(void) {
+    return tf_stm32_wait_long_for(&FLASH_SR, SR_BUSY, 0u, LONGEST_MS);
 }
 
 static void unlock(void) {
@@ -48,13 +50,17 @@ static tf_status erase_sector(void *context, uint16_t sector) {
         return TF_FLASH_FAILED;
     }
     tf_stm32_flash_lock();
+    if (!wait_until_done()) {
+        return TF_FLASH_FAILED;
+    }
     unlock();
-    wait_until_done();
     const uint32_t control = CR_WORDS | CR_SECTOR_ERASE | ((uint32_t)sector << CR_SECTOR_SHIFT);
     FLASH_CR = control;
     FLASH_CR = control | CR_START;
     tf_stm32_barrier();
-    wait_until_done();
+    if (!wait_until_done()) {
+        return TF_FLASH_FAILED;
+    }
     const uint32_t errors = FLASH_SR & SR_ERRORS;
     FLASH_CR = CR_WORDS | CR_LOCK;
 #if !TF_BOARD_USART_V2
@@ -64,7 +70,11 @@ static tf_status erase_sector(void *context, uint16_t sector) {
     FLASH_ACR &= ~ACR_DATA_CACHE_RESET;
     FLASH_ACR |= ACR_DATA_CACHE;
 #endif
-    return errors == 0u ? TF_OK : TF_FLASH_FAILED;
+    if (errors != 0u) {
+        return TF_FLASH_FAILED;
+    }
+    tf_stm32_watchdog_refresh(); /* a slot may have many sectors */
+    return TF_OK;
 }
 
 static tf_status program_word(void *context, uint32_t address, uint32_t word) {
@@ -73,19 +83,17 @@ static tf_status program_word(void *context, uint32_t address, uint32_t word) {
         return TF_FLASH_FAILED;
     }
     if (!is_programming) {
+        if (!wait_until_done()) {
+            return TF_FLASH_FAILED;
+        }
         unlock();
-        wait_until_done();
         FLASH_CR = CR_WORDS | CR_PROGRAM;
         is_programming = 1;
     }
     volatile uint32_t *place = (volatile uint32_t *)(uintptr_t)address;
     *place = word;
     tf_stm32_barrier();
-    uint32_t status;
-    do {
-        status = FLASH_SR;
-    } while ((status & SR_BUSY) != 0u);
-    if ((status & SR_ERRORS) != 0u || *place != word) {
+    if (!wait_until_done() || (FLASH_SR & SR_ERRORS) != 0u || *place != word) {
         tf_stm32_flash_lock();
         return TF_FLASH_FAILED;
     }

@@ -10,7 +10,6 @@
  */
 #include <stddef.h>
 
-#include "../board.h"
 #include "registers.h"
 #include "stm32.h"
 
@@ -52,10 +51,6 @@
 
 static uint8_t is_present;
 
-static uint32_t now(void) {
-    return tf_stm32_milliseconds(NULL);
-}
-
 /* The chip's region stays the selected one: nothing else uses the protection unit. */
 static void allow_reads(uint32_t on) {
     tf_stm32_barrier();
@@ -77,16 +72,7 @@ static void start_protection(void) {
 
 /* Waits until all of `bits` in the controller's status are `wanted`. */
 static tf_status wait_until(uint32_t bits, uint32_t wanted, uint32_t limit_ms) {
-    if ((QUADSPI_SR & bits) == wanted) {
-        return TF_OK; /* mostly */
-    }
-    const uint32_t since = now();
-    while ((QUADSPI_SR & bits) != wanted) {
-        if (now() - since > limit_ms) {
-            return TF_FLASH_FAILED;
-        }
-    }
-    return TF_OK;
+    return tf_stm32_wait_long_for(&QUADSPI_SR, bits, wanted, limit_ms) ? TF_OK : TF_FLASH_FAILED;
 }
 
 /* Ends whatever the controller does: mapped reads, polling. */
@@ -160,7 +146,7 @@ static tf_status end_change(tf_status status, uint32_t limit_ms) {
     if (status != TF_OK && reset_chip() != TF_OK) {
         /* Weights are read in place: nothing goes on without the chip. Starting over looks for it
          * again and again. */
-        tf_board_reset();
+        tf_stm32_fail(STM32_FAULT_EXTERNAL_FLASH);
     }
     if ((flags & STATUS_ERRORS) != 0u) {
         (void)command(CLEAR_STATUS);
@@ -182,7 +168,11 @@ static tf_status erase_sector(void *context, uint16_t sector) {
         QUADSPI_AR = (uint32_t)sector * TF_EXTERNAL_FLASH_SECTOR_BYTES; /* starts it */
         status = finish();
     }
-    return end_change(status, ERASE_MS);
+    status = end_change(status, ERASE_MS);
+    if (status == TF_OK) {
+        tf_stm32_watchdog_refresh(); /* a slot may have many sectors */
+    }
+    return status;
 }
 
 /* An aligned word never crosses one of the chip's pages of 256 bytes. */
@@ -250,6 +240,7 @@ void tf_stm32_external_flash_start(void) {
     QUADSPI_DCR = ((LOG2_BYTES - 1u) << 16) | CHIP_SELECT_HIGH;
     /* 168 MHz / 2; samples half a cycle late; polling ends with the match. */
     QUADSPI_CR = (1u << 24) | QUADSPI_POLL_ONCE | QUADSPI_LATE_SAMPLE | QUADSPI_ENABLE;
+    QUADSPI_FCR = QUADSPI_FLAGS;
     QUADSPI_PIR = 16u; /* clocks between two questions */
     /* A reset of the core alone leaves the chip at what it did. */
     uint32_t flags;

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from simulator.devices.modem import Modem, ModemState
+from simulator.devices.modem import BUFFER_BYTES, Modem, ModemState
 from simulator.machines.protocol import StopReason
 from simulator.machines.unicorn import UnicornMachine
+
+from ..conftest import WorldClock
 
 
 class Server:
@@ -40,6 +42,8 @@ def server() -> Iterator[Server]:
 
 def turn(machine: UnicornMachine, modem: Modem) -> None:
     """One slice, and what the worker does between slices."""
+    assert isinstance(machine.world_clock, WorldClock)
+    machine.world_clock.now += 1
     assert machine.run(50) in (StopReason.IDLE, StopReason.SLICE_OVER)
     readable = writable = False
     if modem.socket is not None:
@@ -59,6 +63,8 @@ def run_until(
 
 def command(machine: UnicornMachine, value: int) -> None:
     machine.write_sram(machine.image.address_of("command"), value.to_bytes(4, "little"))
+    machine.call("poke", 0xE000E014, 1999)  # SysTick wakes it up in a millisecond
+    machine.call("poke", 0xE000E010, 3)
 
 
 def test_dtr_dials_and_dcd_says_that_the_stream_is_open(
@@ -92,26 +98,46 @@ def test_bytes_pass_both_ways_through_ring_and_socket(
         assert bytes(echoed) == bytes(byte ^ 0xFF for byte in sent)
 
 
-def test_no_more_than_512_bytes_come_between_two_looks_at_the_ring(
+def test_the_modem_sends_at_line_speed_whatever_the_firmware_does(
     machine: UnicornMachine, server: Server
 ) -> None:
     modem = Modem(machine, server.address)
     run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
-    server.accept().sendall(bytes(5000))
+    machine.call("poke", 0xE000E184, 0xFFFFFFFF)  # no interrupt wakes the firmware any more
+    server.accept().sendall(bytes(20_000))
+    received = machine.traffic.down
     end = time.monotonic() + 5
-    while machine.traffic.down == 0:
+    while machine.bytes_under_way < BUFFER_BYTES:
         assert time.monotonic() < end
-        assert modem.socket is not None
-        select.select([modem.socket], [], [], 1)
         modem.step(readable=True)
-    for _ in range(5):
-        assert not modem.wants_read
-        modem.step(readable=True)
-    assert machine.traffic.down == 512
-    machine.run(50)
+    assert machine.traffic.down == received, "no time has passed"
+    assert not modem.wants_read
+    machine.clock.pass_time(100_000_000)
+    assert machine.bytes_under_way == BUFFER_BYTES - 1151, "115,108 baud: 1,151 bytes in 100 ms"
     assert modem.wants_read
     modem.step(readable=True)
-    assert machine.traffic.down == 1024
+    machine.clock.pass_time(100_000_000)
+    modem.step(readable=True)
+    assert machine.traffic.down == received + 2302
+
+
+def test_what_the_broker_sent_before_it_hung_up_arrives_before_the_carrier_goes(
+    machine: UnicornMachine, server: Server
+) -> None:
+    modem = Modem(machine, server.address)
+    run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
+    stream = server.accept()
+    stream.sendall(b"farewell")
+    stream.close()
+    end = time.monotonic() + 5
+    while machine.bytes_under_way < 8:
+        assert time.monotonic() < end
+        modem.step(readable=True)
+    modem.step(readable=True)
+    assert machine.gpio.carrier
+    run_until(machine, modem, lambda: modem.state is ModemState.LOST)
+    assert machine.traffic.down == 8
+    assert not machine.gpio.carrier
 
 
 def test_dropping_dtr_hangs_up_and_sends_the_last_words(
@@ -121,6 +147,7 @@ def test_dropping_dtr_hangs_up_and_sends_the_last_words(
     run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
     stream = server.accept()
     machine.receive(b"last")
+    turn(machine, modem)
     command(machine, 1)
     run_until(machine, modem, lambda: modem.state is ModemState.ON_HOOK)
     assert not machine.gpio.carrier

@@ -11,14 +11,18 @@
 #define USART1 0x40011000u
 #if TF_USART_V2
 #define USART_CR1 REG(USART1 + 0x00u)
+#define USART_BRR REG(USART1 + 0x0Cu)
 #define USART_CR3 REG(USART1 + 0x08u)
-#define USART_ENABLE 0xDu /* RE, TE, UE */
+#define USART_CLEAR_IDLE REG(USART1 + 0x20u) = 1u << 4
+#define USART_ENABLE 0x1Du /* IDLEIE, RE, TE, UE */
 #define USART_RX_DATA (USART1 + 0x24u)
 #define USART_TX_DATA (USART1 + 0x28u)
 #else
 #define USART_CR1 REG(USART1 + 0x0Cu)
+#define USART_BRR REG(USART1 + 0x08u)
 #define USART_CR3 REG(USART1 + 0x14u)
-#define USART_ENABLE 0x200Cu
+#define USART_CLEAR_IDLE (void)REG(USART1), (void)REG(USART1 + 0x04u)
+#define USART_ENABLE 0x201Cu
 #define USART_RX_DATA (USART1 + 0x04u)
 #define USART_TX_DATA (USART1 + 0x04u)
 #endif
@@ -27,6 +31,8 @@
 #define GPIOB_BSRR REG(0x40020418u)
 #define GPIOB_IDR REG(0x40020410u)
 #define RING_BYTES 64u
+#define NVIC_WORD_1(clear) REG(0xE000E100u + (clear) + 4u)
+#define RECEPTION (1u << (37 - 32) | 1u << (58 - 32)) /* USART1 and DMA2 stream 2 */
 
 extern uint32_t _stack_top[], _sidata[], _sdata[], _edata[], _sbss[], _ebss[];
 void reset_handler(void);
@@ -187,17 +193,23 @@ static void run(void) {
     uint32_t from = 0;
     RCC_AHB1ENR |= 1u << 1 | 1u << 22;
     REG(0x40020400u) = 1u << (2u * DTR_PIN); /* output */
+    USART_BRR = 139u; /* 115,108 baud at 16 MHz */
     USART_CR1 = USART_ENABLE;
     USART_CR3 = 1u << 6 | 1u << 7;
     STREAM(2, 2) = USART_RX_DATA;
     STREAM(2, 3) = (uint32_t)(uintptr_t)ring;
     STREAM(2, 1) = RING_BYTES;
-    STREAM(2, 0) = 4u << 25 | 1u << 10 | 1u << 8 | 1u;
+    STREAM(2, 0) = 4u << 25 | 1u << 10 | 1u << 8 | 3u << 3 | 1u;
+    NVIC_WORD_1(0) = RECEPTION;
+    REG(0x40000028u) = 16000u - 1u; /* milliseconds */
+    REG(0x40000014u) = 1u;
     REG(0x40000000u) = 1u;
+    REG(0x40012008u) = 1u;
     GPIOB_BSRR = 1u << DTR_PIN;
     for (;;) {
         looks++;
         milliseconds = REG(0x40000024u);
+        REG(0x40012008u) = 1u << 30 | 1u;
         battery = REG(0x4001204Cu);
         entropy = REG(0x50060808u);
         echo(&from);
@@ -207,6 +219,10 @@ static void run(void) {
             REG(0xE000ED0Cu) = 0x05FA0004u;
         }
         __asm volatile("wfi");
+        REG(0xE000ED04u) = 1u << 25;
+        USART_CLEAR_IDLE;
+        REG(DMA2 + 0x08u) = 0x3Du << 16;
+        NVIC_WORD_1(0x180u) = RECEPTION;
     }
 }
 

@@ -1,16 +1,15 @@
-import time
 from collections.abc import Callable
 
 import pytest
 
-import simulator.machines.unicorn
 from codegen.errors import BoardError
 from simulator.devices.peripherals import Rng
 from simulator.errors import ImageError, MachineFault
 from simulator.machines.elf_image import ElfImage
 from simulator.machines.protocol import StopReason
-from simulator.machines.slice_watchdog import slice_watchdog
 from simulator.machines.unicorn import UnicornMachine
+
+from ..conftest import WorldClock
 
 MakeMachine = Callable[..., UnicornMachine]
 SLICE = 200
@@ -31,44 +30,80 @@ def test_the_firmware_boots_and_idles_at_wfi(machine: UnicornMachine) -> None:
     assert word(machine, "initialised") == 0x12345678
 
 
-def test_each_run_of_an_idle_machine_is_one_look(machine: UnicornMachine) -> None:
+def start_tick(machine: UnicornMachine, milliseconds: float) -> None:
+    """SysTick from the 16 MHz oscillator / 8."""
+    machine.call("poke", 0xE000E014, int(milliseconds * 2000) - 1)
+    machine.call("poke", 0xE000E010, 3)
+
+
+def run_for(machine: UnicornMachine, world: WorldClock, milliseconds: float) -> StopReason:
+    """What comes of it when the world's clock goes on."""
+    machine.run(SLICE)
+    world.now += milliseconds
+    return machine.run(SLICE)
+
+
+def test_a_core_that_sleeps_is_woken_by_enabled_interrupts_only(
+    machine: UnicornMachine, world: WorldClock
+) -> None:
     for _ in range(10):
+        world.now += 100
         assert machine.run(SLICE) is StopReason.IDLE
-    assert word(machine, "looks") == 10
+    assert word(machine, "looks") == 1
+    start_tick(machine, 250)
+    for _ in range(10):
+        world.now += 100
+        assert machine.run(SLICE) is StopReason.IDLE
+    assert word(machine, "looks") == 1 + 4
 
 
-def test_clock_battery_and_entropy_come_from_outside(make_machine: MakeMachine) -> None:
-    now = [5000]
-    values = {"battery_percent": lambda: 50.0, "clock": lambda: now[0]}
+def test_clock_battery_and_entropy_come_from_outside(
+    make_machine: MakeMachine, world: WorldClock
+) -> None:
+    world.now = 5000
+    values = {"battery_percent": lambda: 50.0}
     first, second, other = (make_machine(seed=seed, **values) for seed in (1, 1, 2))
     for machine in (first, second, other):
         machine.run(SLICE)
-    now[0] += 1234
+        start_tick(machine, 1234.2)
+    world.now += 1234.5
     first.run(SLICE)
     assert word(first, "milliseconds") == 1234
     assert word(first, "battery") == 2048
     second.run(SLICE)
     other.run(SLICE)
+    assert word(first, "looks") == 2
     assert word(first, "entropy") == word(second, "entropy") != word(other, "entropy")
 
 
-def test_bytes_pass_through_the_receive_ring_and_wrap(machine: UnicornMachine) -> None:
+def test_bytes_pass_through_the_receive_ring_and_wrap(
+    machine: UnicornMachine, world: WorldClock
+) -> None:
     machine.run(SLICE)
     sent = bytes(range(256)) * 2
     echoed = b""
     for first in range(0, len(sent), 37):
         assert machine.receive(sent[first : first + 37]) == len(sent[first : first + 37])
-        assert machine.run(SLICE) is StopReason.IDLE
+        assert run_for(machine, world, 1) is StopReason.IDLE
         echoed += machine.take_transmitted()
     assert echoed == bytes(byte ^ 0xFF for byte in sent)
     assert (machine.traffic.up, machine.traffic.down) == (512, 512)
 
 
-def test_bytes_before_the_receiver_is_on_are_not_taken(machine: UnicornMachine) -> None:
-    assert machine.receive(b"early") == 0
+def test_bytes_before_the_receiver_is_on_are_lost(
+    machine: UnicornMachine, world: WorldClock
+) -> None:
+    machine.receive(b"early")
+    machine.clock.pass_time(10**9)
+    machine.run(SLICE)
+    machine.receive(b"late")
+    run_for(machine, world, 1)
+    assert machine.take_transmitted() == bytes(byte ^ 0xFF for byte in b"late")
 
 
-def test_dtr_and_dcd_are_on_the_pins_of_the_board(machine: UnicornMachine) -> None:
+def test_dtr_and_dcd_are_on_the_pins_of_the_board(
+    machine: UnicornMachine, world: WorldClock
+) -> None:
     assert not machine.data_terminal_ready
     machine.run(SLICE)
     assert machine.data_terminal_ready
@@ -78,26 +113,30 @@ def test_dtr_and_dcd_are_on_the_pins_of_the_board(machine: UnicornMachine) -> No
     machine.set_data_carrier_detect(False)
     assert not machine.call("peek", 0x40020410) & carrier
     set_word(machine, "command", 1)
-    machine.run(SLICE)
+    start_tick(machine, 1)
+    run_for(machine, world, 2)
     assert not machine.data_terminal_ready
 
 
 def test_systick_tells_when_an_idle_firmware_wants_to_run_again(machine: UnicornMachine) -> None:
     machine.run(SLICE)
     assert machine.tick_milliseconds == float("inf")
-    machine.call("poke", 0xE000E014, 2_000_000 - 1)  # 2 MHz: 16 MHz oscillator / 8
-    machine.call("poke", 0xE000E010, 3)
-    assert machine.tick_milliseconds == 1000
+    start_tick(machine, 1000)
+    assert machine.tick_milliseconds == pytest.approx(1000, abs=0.01)
     machine.call("poke", 0x40023804, 16 | 336 << 6 | 7 << 24)  # PLL: 16 MHz / 16 * 336 / 2
     machine.call("poke", 0x40023808, 2)
-    assert machine.tick_milliseconds == pytest.approx(2_000_000 / 21_000)
+    start_tick(machine, 1000)
+    assert machine.tick_milliseconds == pytest.approx(2_000_000 / 21_000, abs=0.01)
 
 
-def test_a_reset_request_starts_again_with_sram_kept(machine: UnicornMachine) -> None:
+def test_a_reset_request_starts_again_with_sram_kept(
+    machine: UnicornMachine, world: WorldClock
+) -> None:
     machine.run(SLICE)
     machine.write_sram(0x2000FFF0, b"kept")
     set_word(machine, "command", 2)
-    assert machine.run(SLICE) is StopReason.RESET
+    start_tick(machine, 1)
+    assert run_for(machine, world, 2) is StopReason.RESET
     assert machine.read_memory(0x2000FFF0, 4) == b"kept"
     assert machine.run(SLICE) is StopReason.IDLE
     assert word(machine, "looks") == 1
@@ -177,6 +216,7 @@ def test_an_undefined_instruction_is_a_fault(machine: UnicornMachine) -> None:
 
 
 def test_a_jump_to_nowhere_is_a_fault(machine: UnicornMachine) -> None:
+    machine._is_asleep = False
     machine.pc = 0x10000000
     assert machine.run(SLICE) is StopReason.FAULT
     assert machine.fault is not None
@@ -191,42 +231,31 @@ def test_code_in_sram_does_not_run(machine: UnicornMachine) -> None:
 
 def test_a_slice_ends_in_time_even_in_an_endless_loop(machine: UnicornMachine) -> None:
     machine.run(SLICE)
+    machine._is_asleep = False
     machine.pc = machine.image.address_of("spin")
     for _ in range(3):
-        before = word(machine, "initialised")
-        start = time.monotonic()
+        before, clocks = word(machine, "initialised"), machine.clock.clocks
         assert machine.run(10) is StopReason.SLICE_OVER
-        assert time.monotonic() - start < 0.5
+        assert 160_000 <= machine.clock.clocks - clocks < 160_020, "10 ms at 16 MHz"
         assert word(machine, "initialised") > before
+
+
+def test_the_same_run_takes_the_same_time_however_it_is_sliced(make_machine: MakeMachine) -> None:
+    times = set()
+    for milliseconds in (0.01, 1.7, 100):
+        machine = make_machine(clock=lambda: 0)
+        machine.run(SLICE)
+        machine.call("mix", 20_000, 1, 2, 3, 4, 5, slice_milliseconds=milliseconds)
+        times.add(machine.clock.now)
+    assert len(times) == 1
 
 
 def test_a_sliced_computation_gives_the_same_result(machine: UnicornMachine) -> None:
     machine.run(SLICE)
-    whole = machine.call("mix", 3_000_000, 1, 2, 3, 4, 5)
+    whole = machine.call("mix", 100_000, 1, 2, 3, 4, 5)
     machine.power_on()
     machine.run(SLICE)
-    assert machine.call("mix", 3_000_000, 1, 2, 3, 4, 5, slice_milliseconds=1) == whole
-
-
-def test_a_slice_that_ends_during_a_write_to_a_peripheral_does_not_repeat_it(
-    machine: UnicornMachine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine.run(SLICE)
-    controller, take = machine.flash_controller, machine.flash_controller.write
-    taken = []
-
-    def take_slowly(offset: int, value: int) -> None:
-        time.sleep(0.05)  # the slice is over meanwhile
-        taken.append(value)
-        take(offset, value)
-
-    monkeypatch.setattr(controller, "write", take_slowly)
-    machine.call("unlock", slice_milliseconds=1)
-    assert taken == [0x45670123, 0xCDEF89AB]
-    assert not machine.call("peek", 0x40023C10) & 1 << 31, "unlocked"
-    for _ in range(2):  # the same write again, but by another store
-        machine.call("poke", 0x40023C10, 1 << 31, slice_milliseconds=1)
-    assert taken[2:] == [1 << 31, 1 << 31]
+    assert machine.call("mix", 100_000, 1, 2, 3, 4, 5, slice_milliseconds=0.02) == whole
 
 
 def spy(monkeypatch: pytest.MonkeyPatch, peripheral: object, name: str) -> list[tuple[int, ...]]:
@@ -242,43 +271,31 @@ def spy(monkeypatch: pytest.MonkeyPatch, peripheral: object, name: str) -> list[
     return seen
 
 
-@pytest.mark.parametrize(("looking", "rounds"), [(True, 100_000), (False, 200_000)])
+@pytest.mark.parametrize("looking", [True, False])
 def test_no_access_runs_twice_or_is_skipped_however_often_slices_end(
-    machine: UnicornMachine, monkeypatch: pytest.MonkeyPatch, looking: bool, rounds: int
+    machine: UnicornMachine, monkeypatch: pytest.MonkeyPatch, looking: bool
 ) -> None:
     machine.run(SLICE)
-    monkeypatch.setattr(slice_watchdog, "PERIOD_SECONDS", 0.0003)
     stored = spy(monkeypatch, machine.gpio, "write")
     rng = next(one for one in machine._peripherals if isinstance(one, Rng))
     drawn = spy(monkeypatch, rng, "read")
     looks = spy(monkeypatch, machine.gpio, "read")
-    count = machine.call("traffic", rounds, int(looking), slice_milliseconds=0.2)
+    rounds = 5_000
+    count = machine.call("traffic", rounds, int(looking), slice_milliseconds=0.001)
     assert [value for _, value in stored] == list(range(1, rounds + 1))
     assert len(drawn) == count == rounds
-    if looking:
-        assert len(looks) > rounds + 100, "it has been interrupted, each time at one look more"
-
-
-def test_a_loop_of_nothing_but_writes_is_interrupted_without_repeating_one(
-    machine: UnicornMachine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine.run(SLICE)
-    monkeypatch.setattr(simulator.machines.unicorn, "_PATIENCE_SECONDS", 0.0)
-    stored = spy(monkeypatch, machine.gpio, "write")
-    assert machine.call("traffic", 20_000, 0, slice_milliseconds=0.2) == 20_000
-    assert [value for _, value in stored] == list(range(1, 20_001))
+    assert bool(looks) == looking
 
 
 def test_flash_is_programmed_once_per_word_however_often_slices_end(
-    machine: UnicornMachine, monkeypatch: pytest.MonkeyPatch
+    machine: UnicornMachine,
 ) -> None:
     machine.run(SLICE)
     machine.call("unlock")
     machine.call("erase", 7)
-    monkeypatch.setattr(slice_watchdog, "PERIOD_SECONDS", 0.0003)
-    before, words = machine.flash_operations, 8_000
+    before, words = machine.flash_operations, 2_000
     address = machine.board.flash.sector_address(7)
-    assert machine.call("program_many", address, words, slice_milliseconds=0.2) == words
+    assert machine.call("program_many", address, words, slice_milliseconds=0.001) == words
     assert machine.flash_operations == before + words
     assert machine.read_memory(address, 4 * words) == b"".join(
         number.to_bytes(4, "little") for number in range(words)
