@@ -1,60 +1,71 @@
-"""What the round logic asks to be done, in this order: store, then publish, then acknowledge.
+"""What the round logic asks to be done, in this order: store, then publish.
 
-All store actions of one batch go into one transaction. Nothing is published and nothing is
-acknowledged to the broker before that transaction is on disk.
+All store actions of one batch go into one transaction. Nothing is published, receipts above all,
+before that transaction is on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.gateway.rounds import Blob, RoundKey, RoundSpec, RoundState
-from fleet.protocol import Announce, Delta, Status
+from fleet.gateway.rounds import Report, RoundKey, RoundSpec, RoundState
+from fleet.protocol import Announce
 
 
 @dataclass(frozen=True)
-class SaveAnnounce:
-    """Remember what a device said it is."""
+class SaveDevice:
+    """Remember what a device said it is, the highest lease known of it, and when it spoke."""
 
+    device: str
     announce: Announce
-    now: float
+    lease: int
+    last_seen: float
 
 
 @dataclass(frozen=True)
-class SaveStatus:
-    """Remember what a device said it is doing."""
+class SaveSeen:
+    """Remember when devices were last heard of, in seconds since 1970."""
 
-    status: Status
-    now: float
+    last_seen: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SaveLeases:
+    """Remember higher leases."""
+
+    leases: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class SaveBlob:
-    """Keep a version of the weights, which is retained at the broker until then."""
-
-    blob: Blob
-    published_until: float
-
-
-@dataclass(frozen=True)
-class KeepBlobUntil:
-    """A version of the weights was published again, and is retained until then."""
+    """Keep a version of the weights."""
 
     weights: bytes
-    published_until: float
+    data: bytes
 
 
 @dataclass(frozen=True)
 class SaveRound:
-    """Keep a new round."""
+    """Keep a new round; ``started`` and ``deadline`` in seconds since 1970."""
 
     spec: RoundSpec
+    content: bytes
+    refused: Mapping[str, str]
     started: float
+    deadline: float
+
+
+@dataclass(frozen=True)
+class SaveDeadline:
+    """The wall clock has stepped: a running round's deadline has another time on it."""
+
+    key: RoundKey
     deadline: float
 
 
@@ -82,12 +93,13 @@ class ForgetBlob:
 
 
 @dataclass(frozen=True)
-class SaveChunk:
-    """Keep a chunk of a delta."""
+class KeepChunk:
+    """Keep a chunk of a delta until all are there; a crash may lose it, the device sends again."""
 
     key: RoundKey
     device: str
-    delta: Delta
+    chunk: int
+    coded: bytes
 
 
 @dataclass(frozen=True)
@@ -108,14 +120,18 @@ class Assemble:
 
 @dataclass(frozen=True, eq=False)
 class Accept:
-    """Fold a delta into the sum of its plan and keep its report, once per device and round."""
+    """Add a delta to a sum of its plan and keep its report, once per device and round.
+
+    ``number`` counts the round's accepted deltas from 1. ``weight`` 0 adds nothing.
+    """
 
     key: RoundKey
-    device: str
-    plan: bytes
+    number: int
+    report: Report
+    part: int
+    weight: int
     values: NDArray[np.int32]
-    header: Delta
-    seconds: float
+    coded: bytes
 
 
 @dataclass(frozen=True)
@@ -142,15 +158,16 @@ class Count:
 
 
 StoreAction: TypeAlias = (
-    SaveAnnounce
-    | SaveStatus
+    SaveDevice
+    | SaveSeen
+    | SaveLeases
     | SaveBlob
-    | KeepBlobUntil
     | SaveRound
+    | SaveDeadline
     | SetState
     | ForgetRound
     | ForgetBlob
-    | SaveChunk
+    | KeepChunk
     | DropChunks
     | Assemble
     | Accept
@@ -161,13 +178,22 @@ StoreAction: TypeAlias = (
 
 @dataclass(frozen=True)
 class Publish:
-    """Publish with QoS 1; ``expiry_seconds`` and ``response_topic`` become MQTT 5 properties."""
+    """``expiry_seconds`` and ``response_topic`` become MQTT 5 properties."""
 
     topic: str
     payload: bytes
     retain: bool
+    qos: int = 1
     expiry_seconds: int | None = None
     response_topic: str | None = None
+
+
+@dataclass(frozen=True)
+class PublishTask:
+    """Publish a device's task with the time that its round has left by then, if it still runs."""
+
+    key: RoundKey
+    device: str
 
 
 @dataclass(frozen=True)
@@ -175,29 +201,41 @@ class PublishChunks:
     """Publish chunks of a stored blob, retained; None for all of them."""
 
     weights: bytes
+    chunk_bytes: int
     expiry_seconds: int
     chunks: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
-class Subscribe:
-    """Subscribe with QoS 1; the broker then sends what is retained there."""
+class ClearChunks:
+    """Empty the topics of a blob's chunks 0 … ``count``-1, number 0 last."""
 
-    filters: Sequence[str]
+    weights: bytes
+    count: int
+
+
+class Filter(NamedTuple):
+    """A subscription, with QoS 0: whatever matters is asked for or told again if it is lost."""
+
+    topic: str
+    no_local: bool = False
+    """Not what this gateway publishes itself."""
+    retain_as_published: bool = False
+    """Messages keep their retain flag; else only those have it that were there before."""
+
+
+@dataclass(frozen=True)
+class Subscribe:
+    """Subscribe; the broker then sends what is retained there."""
+
+    filters: Sequence[Filter]
 
 
 @dataclass(frozen=True)
 class Unsubscribe:
     """End a subscription."""
 
-    filters: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Acknowledge:
-    """Tell the broker that a message has been dealt with."""
-
-    token: object
+    topics: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -205,7 +243,7 @@ class Log:
     """One line for the log."""
 
     text: str
-    warning: bool = False
+    level: int = logging.INFO
 
 
 @dataclass(frozen=True)
@@ -215,13 +253,7 @@ class RoundChanged:
     key: RoundKey
 
 
-Action: TypeAlias = (
-    StoreAction
-    | Publish
-    | PublishChunks
-    | Subscribe
-    | Unsubscribe
-    | Acknowledge
-    | Log
-    | RoundChanged
+Publication: TypeAlias = (
+    Publish | PublishTask | PublishChunks | ClearChunks | Subscribe | Unsubscribe
 )
+Action: TypeAlias = StoreAction | Publication | Log | RoundChanged

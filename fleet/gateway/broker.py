@@ -1,8 +1,8 @@
 """Mosquitto for a site: its configuration, and a broker as a child process.
 
 Every client logs in with its own name and password; an access list confines a device to its
-own topics and a gateway to those of its fleet. Persistence keeps sessions and retained
-messages over a restart.
+own topics and a gateway to those of its fleet. Nothing is persistent: whoever published something
+publishes it again when the broker has lost it.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fleet.clock import Clock, SystemClock
 from fleet.errors import BrokerError, ConfigurationError, ProtocolError
-from fleet.protocol import fields
+from fleet.gateway.files import write_whole
+from fleet.protocol import Delta, fields
 
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
 PASSWORD_ITERATIONS = 101  # Mosquitto's own default
-# A device that subscribes to a version of the weights gets all its chunks queued at once.
-MAX_QUEUED_MESSAGES = 20_000
-MAX_INFLIGHT_MESSAGES = 100
-MAX_PACKET_BYTES = 8192
+# A gateway that subscribes gets announce, status and task of all devices queued at once.
+MAX_QUEUED_MESSAGES = 100_000
+MAX_INFLIGHT_MESSAGES = 1000
+# A delta with the longest chunk, its topic and properties.
+MAX_PACKET_BYTES = Delta.MAX_BYTES + 512
 
 # Debian and Homebrew put the broker where a user's PATH doesn't look.
 _USUAL_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
@@ -46,18 +48,13 @@ acl_file {folder}/access
 # Nobody can take over a session by using another client's identifier.
 use_username_as_clientid true
 
-# Sessions, queues and retained messages survive a restart. Saved after every change, since
-# a device takes the broker's word that its delta has arrived and doesn't send it again. What
-# is acknowledged in the very instant of a power cut can still get lost: that device's delta
-# is then missing in this round. Sites with much traffic and a slow disk may save more rarely.
-persistence true
-persistence_location {folder}/data/
-autosave_on_changes true
-autosave_interval 1
-persistent_client_expiration 7d
+# Nothing here needs to outlive the broker: gateways look after each connection at what it has and
+# put back tasks and weights, devices announce themselves and send a delta until they have a
+# receipt for it. So nothing is written to disk.
+persistence false
 
-# A version of the weights is some hundred chunks, all queued for a device that fetches it.
-# How many are under way at once is the device's own receive maximum.
+# Memory for a gateway that subscribes to all its devices, and for clients that are slow. How many
+# messages are under way at once is a client's own receive maximum.
 max_queued_messages {max_queued}
 max_inflight_messages {max_inflight}
 max_packet_size {max_packet}
@@ -74,18 +71,20 @@ _ACCESS_PATTERNS = """\
 # Made by fleet.gateway.broker. %u is the user name, which is the name of the device.
 pattern write fleet/{fleet}/dev/%u/announce
 pattern write fleet/{fleet}/dev/%u/status
-pattern read fleet/{fleet}/dev/%u/task
-pattern write fleet/{fleet}/gw/+/%u/delta
-pattern read fleet/{fleet}/blob/+/+
+pattern read fleet/{fleet}/to/%u/+
+pattern read fleet/{fleet}/blob/+/+/+
 """
+
+_ACCESS_DELTAS = "pattern write fleet/{fleet}/gw/{gateway}/%u/delta\n"
 
 _ACCESS_GATEWAY = """
 user {gateway}
 topic read fleet/{fleet}/dev/+/announce
 topic read fleet/{fleet}/dev/+/status
-topic readwrite fleet/{fleet}/dev/+/task
-topic read fleet/{fleet}/gw/{gateway}/+/delta
-topic readwrite fleet/{fleet}/blob/+/+
+topic readwrite fleet/{fleet}/to/+/task
+topic write fleet/{fleet}/to/+/receipt
+topic readwrite fleet/{fleet}/gw/{gateway}/+/delta
+topic readwrite fleet/{fleet}/blob/+/+/+
 """
 
 
@@ -125,12 +124,11 @@ class BrokerConfig:
         )
 
     def access_text(self) -> str:
-        """The access list."""
-        gateways = (
-            _ACCESS_GATEWAY.format(fleet=self.fleet, gateway=gateway)
-            for gateway in sorted(self.gateways)
-        )
-        return _ACCESS_PATTERNS.format(fleet=self.fleet) + "".join(gateways)
+        """The access list; devices send deltas to the site's gateways and nobody else."""
+        names = sorted(self.gateways)
+        deltas = (_ACCESS_DELTAS.format(fleet=self.fleet, gateway=name) for name in names)
+        gateways = (_ACCESS_GATEWAY.format(fleet=self.fleet, gateway=name) for name in names)
+        return "".join([_ACCESS_PATTERNS.format(fleet=self.fleet), *deltas, *gateways])
 
 
 def write_broker_config(folder: Path, config: BrokerConfig) -> Path:
@@ -140,18 +138,18 @@ def write_broker_config(folder: Path, config: BrokerConfig) -> Path:
     passwords and access list on SIGHUP.
     """
     folder = folder.absolute()
-    (folder / "data").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     text = config.config_text(folder)
     if os.geteuid() == 0:
         # As root Mosquitto would change to a user that can't read this folder.
         text += "user root\n"
-    passwords = folder / "passwords"
-    passwords.touch(mode=0o600)
-    passwords.write_text(password_lines({**config.gateways, **config.devices}), encoding="utf-8")
-    (folder / "access").write_text(config.access_text(), encoding="utf-8")
-    (folder / "access").chmod(0o600)
+    # Each of them whole: a broker that reads half a password file lets half of its devices in.
+    write_whole(
+        folder / "passwords", password_lines({**config.gateways, **config.devices}), mode=0o600
+    )
+    write_whole(folder / "access", config.access_text(), mode=0o600)
     path = folder / "mosquitto.conf"
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
     return path
 
 
@@ -198,12 +196,13 @@ def free_port() -> int:
 class Broker:
     """A Mosquitto that lives as long as the ``with`` block, or between ``start`` and ``stop``.
 
-    ``kill`` and ``start`` again is what the kill tests do: folder, port and data stay.
+    ``kill`` and ``start`` again is what the kill tests do: folder and port stay.
     """
 
-    def __init__(self, folder: Path, config: BrokerConfig) -> None:
+    def __init__(self, folder: Path, config: BrokerConfig, clock: Clock | None = None) -> None:
         """Write the configuration into ``folder``; nothing runs yet."""
         self.config = config
+        self._clock = clock or SystemClock()
         self.folder = folder.absolute()
         self._config_path = write_broker_config(folder, config)
         self._process: subprocess.Popen[bytes] | None = None
@@ -240,8 +239,8 @@ class Broker:
                 stdout=log,
                 stderr=log,
             )
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
+        end = self._clock.monotonic() + START_SECONDS
+        while self._clock.monotonic() < end:
             if self._process.poll() is not None:
                 break
             with (
@@ -249,10 +248,10 @@ class Broker:
                 socket.create_connection((self.host, self.port), timeout=1.0),
             ):
                 # Somebody else could answer on this port while ours is about to fail.
-                time.sleep(0.05)
+                self._clock.sleep(0.05)
                 if self._process.poll() is None:
                     return
-            time.sleep(0.02)
+            self._clock.sleep(0.02)
         self.kill()
         words = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
         raise BrokerError(
@@ -261,7 +260,7 @@ class Broker:
         )
 
     def stop(self) -> None:
-        """End it in order; it saves its data."""
+        """End it in order."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:

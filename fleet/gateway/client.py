@@ -6,7 +6,7 @@ Replies are the maps of docs/specification/gateway.md without ``ok``.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,49 +46,39 @@ class GatewayClient:
             raise GatewayError(str(reply.get("error", "the gateway refuses without a reason")))
         return reply
 
-    def hello(self) -> dict[str, Any]:
-        """Who the gateway is, its devices and rounds."""
-        return self.request("hello")
+    def hello(self, cursor: int = 0) -> dict[str, Any]:
+        """Who the gateway is; devices and rounds that changed since ``cursor``, one page."""
+        return self.request("hello", {"cursor": cursor})
 
-    def start(
-        self,
-        *,
-        campaign: str,
-        round: int,
-        blobs: Sequence[Mapping[str, Any]],
-        tasks: Mapping[str, Mapping[str, str]],
-        plans: Mapping[str, Mapping[str, int]],
-        epochs: int,
-        learning_rate: float,
-        seed: int,
-        deadline_seconds: int,
-        max_score_drop_permille: int,
-        check_in_seconds: int,
-        target: int,
-    ) -> dict[str, Any]:
+    def devices(self) -> list[dict[str, Any]]:
+        """All devices, page by page."""
+        found: list[dict[str, Any]] = []
+        cursor, more = 0, True
+        while more:
+            reply = self.hello(cursor)
+            found += reply["devices"]
+            cursor, more = reply["cursor"], reply["more"]
+        return found
+
+    def start(self, **fields: Any) -> dict[str, Any]:
         """Begin a round; with the same content again it only tells the state."""
+        return self.request("start", fields)
+
+    def collect(
+        self, campaign: str, round: int, wait_seconds: float = 0.0, cursor: int = 0
+    ) -> dict[str, Any]:
+        """Where a round stands, after at most ``wait_seconds`` (≤ 5); a page of its reports.
+
+        Sums come once it is closed, with the last page.
+        """
         return self.request(
-            "start",
+            "collect",
             {
                 "campaign": campaign,
                 "round": round,
-                "blobs": [dict(blob) for blob in blobs],
-                "tasks": {device: dict(task) for device, task in tasks.items()},
-                "plans": {plan: dict(size) for plan, size in plans.items()},
-                "epochs": epochs,
-                "learning_rate": float(learning_rate),
-                "seed": seed,
-                "deadline_seconds": deadline_seconds,
-                "max_score_drop_permille": max_score_drop_permille,
-                "check_in_seconds": check_in_seconds,
-                "target": target,
+                "wait_seconds": wait_seconds,
+                "cursor": cursor,
             },
-        )
-
-    def collect(self, campaign: str, round: int, wait_seconds: float = 0.0) -> dict[str, Any]:
-        """Where a round stands, after at most ``wait_seconds`` (≤ 5); sums once it is closed."""
-        return self.request(
-            "collect", {"campaign": campaign, "round": round, "wait_seconds": wait_seconds}
         )
 
     def cancel(self, campaign: str, round: int) -> dict[str, Any]:

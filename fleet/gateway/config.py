@@ -15,14 +15,15 @@ password_file = "north.password"
 
 from __future__ import annotations
 
-import json
 import tomllib
 from pathlib import Path
 from typing import Annotated
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet.errors import ConfigurationError
+from fleet.gateway.files import write_whole
 from fleet.protocol.fields import NAME_PATTERN
 
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
@@ -120,9 +121,4 @@ class GatewaySettings(_Settings):
 
     def write(self, path: Path) -> None:
         """Write the settings as a TOML file that ``read`` takes."""
-        data = self.model_dump(mode="json", exclude_none=True, exclude={"broker"})
-        broker = self.broker.model_dump(mode="json", exclude_none=True)
-        # Texts, numbers and lists of texts look the same in JSON and TOML.
-        lines = [f"{key} = {json.dumps(value)}" for key, value in data.items()]
-        lines += ["", "[broker]", *(f"{key} = {json.dumps(v)}" for key, v in broker.items())]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_whole(path, tomli_w.dumps(self.model_dump(mode="json", exclude_none=True)))

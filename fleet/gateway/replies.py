@@ -1,83 +1,270 @@
-"""What the gateway answers on its socket (docs/specification/gateway.md)."""
+"""What is asked on the gateway's socket, and its answers (docs/specification/gateway.md).
+
+Each operation has three parts: reading the request, a step on the logic's thread that takes no
+longer whatever the number of devices, and making the answer, which is again the caller's time.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from fleet.gateway.config import GatewaySettings
-from fleet.gateway.round_logic import DUPLICATE, LATE, RoundLogic
-from fleet.gateway.rounds import RoundKey, RoundState
-from fleet.gateway.store import RoundStore
-from fleet.protocol import Delta, DeviceState, reason_name, state_name
-from fleet.protocol.fields import CHUNK_BYTES
+from fleet.errors import GatewayError
+from fleet.gateway.core import Core, Work
+from fleet.gateway.devices import DeviceView
+from fleet.gateway.instant import Instant
+from fleet.gateway.requests import StartRequest
+from fleet.gateway.round_logic import DUPLICATE, LATE
+from fleet.gateway.rounds import Report, Round, RoundKey, RoundState
+from fleet.protocol import NO_DIGEST, ResetCause, number_name, reason_name, state_name
+from fleet.protocol.fields import ROUND
+
+OPERATIONS = ("hello", "start", "collect", "cancel")
+MAX_WAIT_SECONDS = 5.0
+PAGE = 500
+"""Devices and rounds in a ``hello``, and reports in a ``collect``, at most."""
+MAX_CURSOR = (1 << 63) - 1
 
 
-def hello_reply(settings: GatewaySettings, logic: RoundLogic, store: RoundStore) -> dict[str, Any]:
-    """Who we are, which devices there are, which rounds."""
-    seen = store.last_seen()
-    devices = []
-    for name, announce in sorted(logic.devices.items()):
-        status = logic.statuses.get(name)
-        state = DeviceState.OFFLINE if status is None else status.state
-        devices.append(
-            {
-                "device": name,
-                "board": announce.board,
-                "bundle": announce.bundle.hex(),
-                "weights": announce.weights.hex(),
-                "free_sram_bytes": announce.free_sram_bytes,
-                "battery_percent": (status or announce).battery_percent,
-                "link_bits_per_second": announce.link_bits_per_second,
-                "train_samples": announce.train_samples,
-                "held_out_samples": announce.held_out_samples,
-                "online": state != DeviceState.OFFLINE,
-                "state": state_name(state),
-                "last_seen": seen.get(name, 0.0),
-            }
+@dataclass(frozen=True)
+class Question:
+    """A request that has been read."""
+
+    work: Work
+    """For the logic's thread; its value is for ``answer``."""
+    answer: Callable[[Any], dict[str, Any]]
+    waits_for: RoundKey | None = None
+    """The round whose end it waits for, for ``wait_seconds``, before ``work``."""
+    wait_seconds: float = 0.0
+
+
+def read_request(core: Core, operation: str, request: dict[str, Any]) -> Question:
+    """What is asked; GatewayError names what is wrong with it."""
+    match operation:
+        case "hello":
+            cursor = _cursor(operation, request)
+            return Question(lambda now: ([], _look_around(core, cursor, now)), _hello)
+        case "start":
+            start = StartRequest.parse(request)
+            _ = start.content  # the caller's time, not the logic's
+            return Question(
+                lambda now: (core.logic.start(start, now), _state(core, start.key)), _started
+            )
+        case "cancel":
+            key = _round_key(operation, request)
+            return Question(
+                lambda now: (core.logic.cancel(key, now), _state(core, key)), _cancelled
+            )
+        case "collect":
+            key = _round_key(operation, request)
+            after = _cursor(operation, request)
+            return Question(
+                lambda now: ([], _look_at(core, key, after)), _collect, key, _wait_seconds(request)
+            )
+    raise GatewayError(f"no operation {operation!r}; there are {', '.join(OPERATIONS)}")
+
+
+def _round_key(operation: str, request: dict[str, Any]) -> RoundKey:
+    campaign, number = request.get("campaign"), request.get("round")
+    try:
+        raw = bytes.fromhex(campaign) if isinstance(campaign, str) else b""
+    except ValueError:
+        raw = b""
+    if len(raw) != 8:
+        raise GatewayError(f"{operation}: campaign must be 16 hex digits, not {campaign!r}")
+    if type(number) is not int or not ROUND.least <= number <= ROUND.most:
+        raise GatewayError(f"{operation}: round must be a number from 0 on, not {number!r}")
+    return RoundKey(raw, number)
+
+
+def _wait_seconds(request: dict[str, Any]) -> float:
+    wait = request.get("wait_seconds", 0)
+    if type(wait) not in (int, float) or not 0 <= wait <= MAX_WAIT_SECONDS:
+        raise GatewayError(f"collect: wait_seconds must be 0 … {MAX_WAIT_SECONDS:g}, not {wait!r}")
+    return float(wait)
+
+
+def _cursor(operation: str, request: dict[str, Any]) -> int:
+    cursor = request.get("cursor", 0)
+    if type(cursor) is not int or not 0 <= cursor <= MAX_CURSOR:
+        raise GatewayError(
+            f"{operation}: cursor must be 0 or what the last reply gave, not {cursor!r}"
         )
+    return cursor
+
+
+# ---- start and cancel ----------------------------------------------------------------
+
+
+class _State(NamedTuple):
+    state: RoundState
+    refused: dict[str, str]
+
+
+def _state(core: Core, key: RoundKey) -> _State:
+    found = core.logic.rounds.get(key)
+    return _State(found.state, dict(found.refused)) if found else _State(RoundState.UNKNOWN, {})
+
+
+def _started(of: _State) -> dict[str, Any]:
+    return {"state": str(of.state), "devices": of.refused}
+
+
+def _cancelled(of: _State) -> dict[str, Any]:
+    return {"state": str(of.state)}
+
+
+# ---- hello ---------------------------------------------------------------------------
+
+
+class _Around(NamedTuple):
+    gateway: str
+    fleet: str
+    devices: list[DeviceView]
+    rounds: list[tuple[RoundKey, str, dict[str, int]]]
+    strays: dict[str, int]
+    explanations: list[dict[str, Any]]
+    cursor: int
+    more: bool
+
+
+def _look_around(core: Core, cursor: int, now: Instant) -> _Around:
+    logic = core.logic
+    page = logic.changes.since(cursor, PAGE)
+    names = [key for key in page.keys if isinstance(key, str)]
+    rounds = [logic.rounds[key] for key in page.keys if isinstance(key, RoundKey)]
+    return _Around(
+        core.settings.gateway,
+        core.settings.fleet,
+        list(logic.devices.views(names, now)),
+        [(found.key, str(found.state), dict(found.counters)) for found in rounds],
+        dict(logic.strays),
+        core.store.explanations(None),
+        page.cursor,
+        page.more,
+    )
+
+
+def _hello(around: _Around) -> dict[str, Any]:
     return {
-        "gateway": settings.gateway,
-        "fleet": settings.fleet,
-        "devices": devices,
+        "gateway": around.gateway,
+        "fleet": around.fleet,
+        "devices": [_device(view) for view in around.devices],
         "rounds": [
             {
                 "campaign": key.campaign.hex(),
                 "round": key.round,
-                "state": str(found.state),
-                **_not_counted_in(store.counters(key)),
+                "state": state,
+                **_not_counted_in(counters),
             }
-            for key, found in logic.rounds.items()
+            for key, state, counters in around.rounds
         ],
-        "refused": store.counters(None),
-        "explanations": store.explanations(None),
+        "refused": around.strays,
+        "explanations": around.explanations,
+        "cursor": around.cursor,
+        "more": around.more,
     }
 
 
-def collect_reply(key: RoundKey, logic: RoundLogic, store: RoundStore) -> dict[str, Any]:
-    """Where a round stands; with its sums once it is closed."""
-    found = logic.rounds.get(key)
-    if found is None:
-        return {
-            "state": str(RoundState.UNKNOWN),
-            "accepted": 0,
-            "late": 0,
-            "duplicate": 0,
-            "refused": {},
-            "declined": {},
-            "sums": {},
-            "reports": [],
-            "explanations": [],
-        }
+def _device(view: DeviceView) -> dict[str, Any]:
+    announce = view.announce
+    battery = (view.status or announce).battery_percent
+    candidate = announce.candidate
     return {
-        "state": str(found.state),
-        "accepted": len(found.accepted),
-        **_not_counted_in(store.counters(key)),
-        "declined": dict(Counter(map(reason_name, found.declined.values()))),
-        "sums": store.sums(key) if found.state is RoundState.CLOSED else {},
-        "reports": [_report(*row) for row in store.reports(key)],
-        "explanations": store.explanations(key),
+        "device": view.name,
+        "board": announce.board,
+        "bundle": announce.bundle.hex(),
+        "current": announce.current.hex(),
+        "candidate": "" if candidate == NO_DIGEST else candidate.hex(),
+        "lease": view.lease,
+        "free_sram_bytes": announce.free_sram_bytes,
+        "battery_percent": battery if battery <= 100 else None,
+        "link_bits_per_second": announce.link_bits_per_second,
+        "train_samples": announce.train_samples,
+        "held_out_samples": announce.held_out_samples,
+        "reset_cause": number_name(ResetCause, announce.reset_cause),
+        "fault_code": announce.fault_code,
+        "online": view.online,
+        "state": state_name(view.state),
+        "stale": view.stale,
+        "last_seen": view.last_seen,
+        "seen_age_seconds": view.seen_age_seconds,
+    }
+
+
+# ---- collect -------------------------------------------------------------------------
+
+
+class _Standing(NamedTuple):
+    state: RoundState
+    accepted: int
+    declined: dict[int, int]
+    counters: dict[str, int]
+    reports: list[Report]
+    explanations: list[dict[str, Any]]
+    sums: dict[str, list[dict[str, Any]]] | None
+    cursor: int
+    more: bool
+
+
+def _look_at(core: Core, key: RoundKey, after: int) -> _Standing:
+    found = core.logic.rounds.get(key)
+    if found is None:
+        return _Standing(RoundState.UNKNOWN, 0, {}, {}, [], [], None, 0, False)
+    tally = found.tally
+    reports = core.store.reports(key, after, PAGE)
+    # Reports are numbered from 1 without gaps.
+    cursor = min(after, tally.accepted) + len(reports)
+    more = cursor < tally.accepted
+    return _Standing(
+        found.state,
+        tally.accepted,
+        dict(tally.declined),
+        dict(found.counters),
+        reports,
+        core.store.explanations(key),
+        core.store.sums(key) if _is_last_page(found, more) else None,
+        cursor,
+        more,
+    )
+
+
+def _is_last_page(found: Round, more: bool) -> bool:
+    return found.state is RoundState.CLOSED and not more
+
+
+def _collect(standing: _Standing) -> dict[str, Any]:
+    reply: dict[str, Any] = {
+        "state": str(standing.state),
+        "accepted": standing.accepted,
+        **_not_counted_in(standing.counters),
+        "declined": {reason_name(reason): n for reason, n in standing.declined.items()},
+        "reports": [_report(one) for one in standing.reports],
+        "explanations": standing.explanations,
+        "cursor": standing.cursor,
+        "more": standing.more,
+    }
+    if standing.sums is not None:
+        reply["sums"] = standing.sums
+    return reply
+
+
+def _report(one: Report) -> dict[str, Any]:
+    return {
+        "device": one.device,
+        "plan": one.plan.hex(),
+        "status": "accepted",
+        "train_samples": one.train_samples,
+        "train_steps": one.train_steps,
+        "held_out": one.held_out_samples,
+        "correct_before": one.correct_before,
+        "correct_after": one.correct_after,
+        "loss_before": one.loss_before_thousandths / 1000,
+        "loss_after": one.loss_after_thousandths / 1000,
+        "coded_bytes": one.coded_bytes,
+        "payload_bytes": one.payload_bytes,
+        "seconds": one.seconds,
     }
 
 
@@ -88,30 +275,3 @@ def _not_counted_in(counters: dict[str, int]) -> dict[str, Any]:
         "duplicate": counters.get(DUPLICATE, 0),
         "refused": refused,
     }
-
-
-def _report(device: str, plan: bytes, header: Delta, seconds: float) -> dict[str, Any]:
-    return {
-        "device": device,
-        "plan": plan.hex(),
-        "status": "accepted",
-        "train_samples": header.train_samples,
-        "train_steps": header.train_steps,
-        "held_out": header.held_out_samples,
-        "correct_before": header.correct_before,
-        "correct_after": header.correct_after,
-        "loss_before": header.loss_before_thousandths / 1000,
-        "loss_after": header.loss_after_thousandths / 1000,
-        "coded_bytes": header.coded_bytes,
-        "payload_bytes": payload_bytes(header),
-        "seconds": seconds,
-    }
-
-
-def payload_bytes(header: Delta) -> int:
-    """Bytes of all delta messages (the MQTT payloads) that carried one delta."""
-    total = 0
-    for chunk in range(header.chunks):
-        size = min(CHUNK_BYTES, header.coded_bytes - chunk * CHUNK_BYTES)
-        total += len(replace(header, chunk=chunk, coded=bytes(size)).encode())
-    return total

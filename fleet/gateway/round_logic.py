@@ -1,141 +1,140 @@
 """What a gateway does about rounds: a state machine without I/O.
 
 Every method is an event; it returns the actions that follow from it (see
-:mod:`fleet.gateway.actions`). Time comes in with the events. The daemon drives it with MQTT
-and a clock, tests and the simulator with whatever they like.
+:mod:`fleet.gateway.actions`). Time comes in with the events. :mod:`fleet.gateway.core` joins it
+with a store and a link to the broker, under a daemon's threads or in virtual time.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
+import logging
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Protocol
 
 from fleet.errors import CodingError, GatewayError, ProtocolError
 from fleet.gateway import actions as act
-from fleet.gateway.actions import Action
-from fleet.gateway.rounds import (
-    BlobSize,
-    PartialDelta,
-    Round,
-    RoundKey,
-    RoundSpec,
-    RoundState,
-    StartRequest,
-)
+from fleet.gateway.actions import Action, Filter
+from fleet.gateway.changes import Changes
+from fleet.gateway.devices import Devices, StoredDevice
+from fleet.gateway.instant import Instant
+from fleet.gateway.refusals import Refusal, problem_with
+from fleet.gateway.requests import StartRequest
+from fleet.gateway.retained import Retained
+from fleet.gateway.rounds import PartialDelta, Report, Round, RoundKey, RoundState
 from fleet.protocol import (
     Announce,
     Delta,
     DeviceState,
+    Receipt,
+    ReceiptResult,
     Status,
-    Task,
     delta_coding,
     reason_name,
     topics,
 )
-from fleet.protocol.fields import CHUNK_BYTES, PREFIX_BYTES
+from fleet.protocol.chunks import chunk_count
+from fleet.protocol.fields import uint16
 
 # Rounds beyond this many are forgotten, oldest first, once they have ended.
 KEPT_ROUNDS = 64
-# How long after (re)connecting the broker's retained tasks and chunks are collected before
-# what is missing is published again.
-PROBE_SECONDS = 2.0
-MIN_BLOB_EXPIRY_SECONDS = 3600
+# By how much the wall clock may drift from the monotonic one before deadlines are stored anew.
+WALL_STEP_SECONDS = 1.0
+NAMES_IN_LOG = 10
 
 LATE, DUPLICATE = "late", "duplicate"
-REFUSALS = (
-    "unknown-round",
-    "not-in-cohort",
-    "wrong-plan",
-    "wrong-weights",
-    "malformed",
-    "inconsistent-chunks",
-    "crc",
-    "coding",
-    "range",
-)
+BUSY, UNKNOWN, OLDER_LEASE = "busy", "unknown", "older-lease"
 
 
-@dataclass
-class _Probe:
-    """What the broker still holds, as far as it has told since the connection was made."""
+class Archive(Protocol):
+    """What is asked of the store about rounds that have ended."""
 
-    until: float
-    filters: list[str]
-    tasks: dict[str, RoundKey] = field(default_factory=dict)
-    chunks: dict[bytes, set[int]] = field(default_factory=dict)
+    def counted(self, key: RoundKey, device: str) -> int | None:
+        """The CRC-32 of a device's delta that was counted in a round; None where none was."""
+
+    def cohort(self, key: RoundKey) -> Collection[str]:
+        """The devices that had a task in a round."""
 
 
 class RoundLogic:
     """The rounds of one gateway."""
 
-    def __init__(self, fleet: str, gateway: str, serves: Callable[[str], bool]) -> None:
-        """``serves`` says whether a device belongs to this gateway."""
+    def __init__(
+        self,
+        fleet: str,
+        gateway: str,
+        serves: Callable[[str], bool],
+        archive: Archive,
+        epoch: int,
+    ) -> None:
+        """``serves`` says whether a device belongs to this gateway; ``epoch`` see `Changes`."""
         self.fleet = fleet
         self.gateway = gateway
         self.serves = serves
-        self.devices: dict[str, Announce] = {}
-        self.statuses: dict[str, Status] = {}
+        self.changes: Changes[str | RoundKey] = Changes(epoch)
+        self.devices = Devices(self.changes.touch)
         self.rounds: dict[RoundKey, Round] = {}
-        self.blobs: dict[bytes, tuple[BlobSize, float]] = {}  # size, retained until
-        self._probe: _Probe | None = None
+        self.blobs: dict[bytes, int] = {}
+        self.strays: Counter[str] = Counter()
+        """Deltas of no known round, by kind."""
+        self.retained = Retained(fleet, self.rounds, self.blobs, archive.cohort)
+        self._archive = archive
+        self._open: dict[RoundKey, Round] = {}
+        self._busy: dict[str, RoundKey] = {}
+        self._wall_offset: float | None = None
 
     def restore(
         self,
-        devices: Mapping[str, Announce],
-        statuses: Mapping[str, Status],
+        devices: Mapping[str, StoredDevice],
         rounds: Mapping[RoundKey, Round],
-        blobs: Mapping[bytes, tuple[BlobSize, float]],
+        blobs: Mapping[bytes, int],
+        strays: Mapping[str, int],
+        now: Instant,
     ) -> None:
         """Go on from what the store has; ``rounds`` in the order in which they were started."""
-        self.devices = dict(devices)
-        self.statuses = dict(statuses)
-        self.rounds = dict(rounds)
-        self.blobs = dict(blobs)
+        self.devices.restore(devices, now)
+        self.rounds.update(rounds)
+        self.blobs.update(blobs)
+        self.strays.update(strays)
+        for key, found in rounds.items():
+            self.changes.touch(key)
+            if found.open:
+                self._open[key] = found
+                self._busy.update(dict.fromkeys(found.spec.tasks, key))
+        self._wall_offset = now.wall - now.monotonic
+        self.retained.restore()
 
     # ---- what devices say ------------------------------------------------------------
 
-    def announce(self, device: str, payload: bytes, now: float, token: object) -> list[Action]:
-        """A device says what it is."""
+    def announce(self, device: str, payload: bytes, retained: bool, now: Instant) -> list[Action]:
+        """A device says what it is, or the broker what it last said."""
         try:
             message = Announce.decode(payload)
-            self._check_sender(device, message.device, message.KIND)
         except ProtocolError as error:
-            return [act.Log(f"device {device}: {error}", warning=True), act.Acknowledge(token)]
-        actions: list[Action] = []
-        if self.devices.get(device) != message:
-            actions.append(act.Log(f"device {device} announced itself, board {message.board}"))
-        self.devices[device] = message
-        return [*actions, act.SaveAnnounce(message, now), act.Acknowledge(token)]
+            return [act.Log(f"device {device}: {error}", logging.WARNING)]
+        return self.devices.told(device, message, retained, now)
 
-    def status(self, device: str, payload: bytes, now: float, token: object) -> list[Action]:
-        """A device says what it is doing."""
-        actions = self.tick(now)
+    def status(self, device: str, payload: bytes, retained: bool, now: Instant) -> list[Action]:
+        """A device says what it is doing, or the broker what it last said."""
+        actions = self._close_due(now)
         try:
             message = Status.decode(payload)
-            self._check_sender(device, message.device, message.KIND)
         except ProtocolError as error:
-            actions += [act.Log(f"device {device}: {error}", warning=True)]
-            return [*actions, act.Acknowledge(token)]
-        self.statuses[device] = message
-        actions.append(act.SaveStatus(message, now))
-        actions += self._note_decline(device, message)
-        found = self.rounds.get(RoundKey(message.campaign, message.round))
-        if found and found.open and found.settled:
-            actions += self._end(found, RoundState.CLOSED, now)
-        return [*actions, act.Acknowledge(token)]
+            return [*actions, act.Log(f"device {device}: {error}", logging.WARNING)]
+        actions += self.devices.told(device, message, retained, now)
+        found = self._open.get(RoundKey(message.campaign, message.round))
+        if found:
+            actions += self._note_decline(found, device, message)
+            if found.settled:
+                actions += self._end(found, RoundState.CLOSED, now)
+        return actions
 
-    def _check_sender(self, device: str, said: str, kind: str) -> None:
-        if said != device:
-            raise ProtocolError(kind, "device", f"is {said}, the topic says {device}")
-
-    def _note_decline(self, device: str, status: Status) -> list[Action]:
-        key = RoundKey(status.campaign, status.round)
-        found = self.rounds.get(key)
-        if not found or not found.open or device not in found.spec.tasks:
-            return []
-        if device in found.accepted:
+    def _note_decline(self, found: Round, device: str, status: Status) -> list[Action]:
+        key = found.key
+        if device not in found.spec.tasks or device in found.accepted:
             return []
         if status.state in (DeviceState.DECLINED, DeviceState.FAILED):
             if found.declined.get(device) == status.reason:
@@ -150,80 +149,65 @@ class RoundLogic:
             return [act.SaveDecline(key, device, None)]
         return []
 
-    def chunk(self, device: str, payload: bytes, now: float, token: object) -> list[Action]:
-        """A chunk of a delta arrives; it is acknowledged whatever becomes of it."""
-        actions = self.tick(now)
+    def delta(self, device: str, payload: bytes, retained: bool, now: Instant) -> list[Action]:
+        """A chunk of a delta arrives."""
+        actions = self._close_due(now)
+        if retained:
+            if not payload:
+                return actions
+            # A delta is never retained; nobody but us takes this one away.
+            topic = topics.delta(self.fleet, self.gateway, device)
+            actions.append(act.Publish(topic, b"", retain=True))
         try:
             delta = Delta.decode(payload)
         except ProtocolError as error:
-            key = self._busy_with(device)
-            actions += self._count(key, "malformed", device, str(error), now)
-            return [*actions, act.Acknowledge(token)]
-        problem = self._problem_with(device, delta)
-        if problem:
-            kind, detail = problem
-            key = RoundKey(delta.campaign, delta.round)
-            # Once per delta, not once per chunk of it.
-            if delta.chunk + 1 >= delta.chunks or kind == "inconsistent-chunks":
-                known = key if key in self.rounds else self._busy_with(device)
-                actions += self._count(known, kind, device, detail, now)
-        else:
-            actions += self._add_chunk(device, delta, now)
-        return [*actions, act.Acknowledge(token)]
+            key = self._busy.get(device)
+            return actions + self._count(key, "malformed", device, str(error), now)
+        refusal = self._refusal_of(device, delta)
+        if refusal is None:
+            return actions + self._add_chunk(device, delta, len(payload), now)
+        # Once per delta, not once per chunk of it.
+        if delta.chunk + 1 >= delta.chunks or refusal.kind == "inconsistent-chunks":
+            actions += self._refuse(device, delta, refusal, now)
+        return actions
 
-    def _problem_with(self, device: str, delta: Delta) -> tuple[str, str] | None:
-        """Why a chunk can't be used whatever the other chunks are: what to count, and why."""
+    def _refusal_of(self, device: str, delta: Delta) -> Refusal | None:
+        """Why a chunk can't be used whatever the other chunks are."""
         key = RoundKey(delta.campaign, delta.round)
         found = self.rounds.get(key)
         if found is None:
-            return "unknown-round", f"{key} isn't known here"
-        if device not in found.spec.tasks:
-            return "not-in-cohort", f"{key} has no task for this device"
-        if device in found.accepted:
-            return DUPLICATE, f"{key} has its delta already"
+            return Refusal("unknown-round", f"{key} isn't known here")
+        if found.open and device not in found.spec.tasks:
+            return Refusal("not-in-cohort", f"{key} has no task for this device")
+        counted = found.accepted.get(device) if found.open else self._archive.counted(key, device)
+        if counted is not None:
+            detail = f"{key} has its delta already"
+            return Refusal(DUPLICATE, detail, ReceiptResult.COUNTED, counted)
         if not found.open:
-            return LATE, f"{key} is {found.state}"
-        plan, weights = found.spec.tasks[device]
-        if delta.plan != plan[:PREFIX_BYTES]:
-            return "wrong-plan", f"plan {delta.plan.hex()}…, the task says {plan.hex()[:16]}…"
-        if delta.weights != weights[:PREFIX_BYTES]:
-            return (
-                "wrong-weights",
-                f"trained from {delta.weights.hex()}…, the task says {weights.hex()[:16]}…",
-            )
-        if max(delta.correct_before, delta.correct_after) > delta.held_out_samples:
-            return "range", f"more right answers than its {delta.held_out_samples} samples"
-        most = self._most_samples(found.spec, device)
-        if delta.train_samples > most:
-            return "range", f"claims {delta.train_samples} training samples, it may have {most}"
-        # Limits what a device can make the store keep, before anything of it is kept.
-        if delta.coded_bytes > delta_coding.max_coded_bytes(found.spec.plans[plan]):
-            return "coding", f"{delta.coded_bytes} bytes are more than the plan's values can take"
-        chunks = max(1, -(-delta.coded_bytes // CHUNK_BYTES))
-        if delta.chunks != chunks or delta.chunk >= chunks:
-            return (
-                "inconsistent-chunks",
-                f"chunk {delta.chunk} of {delta.chunks}; {delta.coded_bytes} bytes are {chunks}",
-            )
-        size = min(CHUNK_BYTES, delta.coded_bytes - delta.chunk * CHUNK_BYTES)
-        if len(delta.coded) != size:
-            return (
-                "inconsistent-chunks",
-                f"chunk {delta.chunk} has {len(delta.coded)} bytes instead of {size}",
-            )
-        return None
+            return Refusal(LATE, f"{key} is {found.state}", ReceiptResult.LATE)
+        announced = self.devices.announced(device)
+        assert announced is not None, "only devices that have announced themselves get tasks"
+        return problem_with(found.spec, device, announced.train_samples, delta)
 
-    def _most_samples(self, spec: RoundSpec, device: str) -> int:
-        """How many samples a device may have trained on: as many as it announced.
-
-        A round's own limit keeps a device from announcing more and more while the round runs.
-        """
-        announced = self.devices[device].train_samples
-        return min(announced, spec.most_samples.get(device, announced))
-
-    def _add_chunk(self, device: str, delta: Delta, now: float) -> list[Action]:
+    def _refuse(self, device: str, delta: Delta, why: Refusal, now: Instant) -> list[Action]:
         key = RoundKey(delta.campaign, delta.round)
-        partials = self.rounds[key].partial
+        known = key if key in self.rounds else self._busy.get(device)
+        actions = self._count(known, why.kind, device, why.detail, now)
+        if why.result is not None:
+            crc32 = delta.coded_crc32 if why.counted_crc32 is None else why.counted_crc32
+            actions.append(self._receipt(device, delta, why.result, crc32))
+        return actions
+
+    def _receipt(self, device: str, delta: Delta, result: ReceiptResult, crc32: int) -> act.Publish:
+        receipt = Receipt(delta.lease, delta.campaign, delta.round, result, crc32)
+        topic = topics.receipt(self.fleet, device)
+        return act.Publish(topic, receipt.encode(), retain=False, qos=0)
+
+    def _add_chunk(
+        self, device: str, delta: Delta, payload_bytes: int, now: Instant
+    ) -> list[Action]:
+        key = RoundKey(delta.campaign, delta.round)
+        partials = self._open[key].partial
         header = replace(delta, chunk=0, coded=b"")
         actions: list[Action] = []
         partial = partials.get(device)
@@ -234,145 +218,167 @@ class RoundLogic:
             )
             actions.append(act.DropChunks(key, device))
             partial = None
+        if delta.chunks == 1:
+            partials.pop(device, None)
+            return actions + self._complete(device, header, delta.coded, payload_bytes, now)
         if partial is None:
             partial = partials[device] = PartialDelta(header)
         if delta.chunk not in partial.received:
             partial.received.add(delta.chunk)
-            actions.append(act.SaveChunk(key, device, delta))
+            partial.payload_bytes += payload_bytes
+            actions.append(act.KeepChunk(key, device, delta.chunk, delta.coded))
             if len(partial.received) == delta.chunks:
                 actions.append(act.Assemble(key, device))
         return actions
 
-    def assembled(self, key: RoundKey, device: str, coded: bytes, now: float) -> list[Action]:
+    def assembled(self, key: RoundKey, device: str, coded: bytes, now: Instant) -> list[Action]:
         """The chunks that ``Assemble`` asked for, laid end to end."""
-        found = self.rounds[key]
-        header = found.partial.pop(device).header
-        plan, _ = found.spec.tasks[device]
-        # A task that only scores has nothing to send but the scores (wire.md).
-        count = found.spec.plans[plan] if header.train_samples else 0
-        actions: list[Action] = [act.DropChunks(key, device)]
-        if zlib.crc32(coded) != header.coded_crc32:
-            return actions + self._count(key, "crc", device, "the CRC-32 doesn't match", now)
-        try:
-            values = delta_coding.decode(coded, count)
-        except CodingError as error:
-            return actions + self._count(key, "coding", device, error.problem, now)
-        # An absurd value would make the whole round's sum useless, not just this delta.
-        problem = found.spec.beyond_bounds(plan, values)
-        if problem:
-            return actions + self._count(key, "range", device, problem, now)
-        found.accepted.add(device)
-        found.declined.pop(device, None)
-        started = found.deadline - found.spec.deadline_seconds
-        actions += [
-            act.Accept(key, device, plan, values, header, now - started),
-            act.Log(
-                f"{key}: delta of {device} accepted ({header.coded_bytes} bytes, "
-                f"{len(found.accepted)} of {found.spec.target})"
-            ),
+        partial = self._open[key].partial.pop(device)
+        return [
+            act.DropChunks(key, device),
+            *self._complete(device, partial.header, coded, partial.payload_bytes, now),
         ]
+
+    def _complete(
+        self, device: str, header: Delta, coded: bytes, payload_bytes: int, now: Instant
+    ) -> list[Action]:
+        key = RoundKey(header.campaign, header.round)
+        found = self._open[key]
+        spec = found.spec
+        task = spec.tasks[device]
+        plan = spec.plans[task.plan]
+        if zlib.crc32(coded) != header.coded_crc32:
+            return self._count(key, "crc", device, "the CRC-32 doesn't match", now)
+        # A task that only scores has nothing to send but the scores (wire.md).
+        try:
+            values = delta_coding.decode(coded, plan.values if header.train_samples else 0)
+        except CodingError as error:
+            return self._refuse(device, header, Refusal("coding", error.problem), now)
+        # An absurd value would make the whole round's sum useless, not just this delta.
+        problem = plan.beyond_bounds(values)
+        if problem:
+            return self._refuse(device, header, Refusal("range", problem), now)
+        started = found.deadline - spec.parameters.deadline_seconds
+        report = Report(
+            device,
+            task.plan,
+            header.coded_crc32,
+            header.train_samples,
+            header.train_steps,
+            header.held_out_samples,
+            header.correct_before,
+            header.correct_after,
+            header.loss_before_thousandths,
+            header.loss_after_thousandths,
+            header.coded_bytes,
+            payload_bytes,
+            now.monotonic - started,
+        )
+        actions: list[Action] = [
+            act.Accept(
+                key,
+                len(found.accepted) + 1,
+                report,
+                spec.fold.part_of(spec.seed, device),
+                spec.weight(header.train_samples),
+                values,
+                coded,
+            ),
+            self._receipt(device, header, ReceiptResult.COUNTED, header.coded_crc32),
+            act.Log(f"{key}: delta of {device} accepted", logging.DEBUG),
+        ]
+        found.accepted[device] = header.coded_crc32
+        found.declined.pop(device, None)
         if found.settled:
             actions += self._end(found, RoundState.CLOSED, now)
         return actions
 
-    def _busy_with(self, device: str) -> RoundKey | None:
-        for key, found in self.rounds.items():
-            if found.open and device in found.spec.tasks:
-                return key
-        return None
-
     def _count(
-        self, key: RoundKey | None, kind: str, device: str, detail: str, now: float
+        self, key: RoundKey | None, kind: str, device: str, detail: str, now: Instant
     ) -> list[Action]:
+        if key is None:
+            self.strays[kind] += 1
+        else:
+            self.rounds[key].counters[kind] += 1
+            self.changes.touch(key)
         where = str(key) if key else "no round"
         text = f"{where}: delta of {device} not counted in, {kind}: {detail}"
-        return [act.Count(key, kind, device, detail, now), act.Log(text, warning=True)]
+        # Duplicates come where a receipt was lost on its way.
+        level = logging.DEBUG if kind == DUPLICATE else logging.WARNING
+        return [act.Count(key, kind, device, detail, now.wall), act.Log(text, level)]
 
     # ---- what the coordinator asks ---------------------------------------------------
 
-    def start(self, request: StartRequest, now: float) -> list[Action]:
+    def start(self, request: StartRequest, now: Instant) -> list[Action]:
         """Begin a round; again with the same content changes nothing, else GatewayError.
 
         Doesn't look at the clock first (a refusal has no actions), so call ``tick`` before.
         """
-        actions: list[Action] = []
-        spec = RoundSpec.from_request(request, {k: size for k, (size, _) in self.blobs.items()})
-        known = self.rounds.get(spec.key)
+        known = self.rounds.get(request.key)
         if known:
-            if known.spec.encode() != spec.encode():
+            if known.content != request.content:
                 raise GatewayError(
-                    f"start: {spec.key} exists with another content; use another round number"
+                    f"start: {request.key} exists with another content; use another round number"
                 )
-            return actions
-        for device in spec.tasks:
-            self._check_free(device)
-        deadline = now + spec.deadline_seconds
-        blobs = {bytes.fromhex(blob.sha256): blob for blob in request.blobs}
-        for weights, blob in blobs.items():
-            if weights not in self.blobs:
-                self.blobs[weights] = BlobSize(len(blob.data), blob.chunk_bytes), 0.0
-                actions.append(act.SaveBlob(blob, 0.0))
-        for weights in spec.weights:
-            actions += self._retain_blob(weights, deadline, now)
-        self.rounds[spec.key] = Round(spec, deadline)
-        actions.append(act.SaveRound(spec, now, deadline))
-        actions += [self._publish_task(spec, device, deadline, now) for device in spec.tasks]
-        actions.append(
+            return []
+        data = request.blob_data()
+        self._check_weights(request, data)
+        refused = {
+            device: why
+            for device, task in request.spec.tasks.items()
+            if (why := self._why_not(device, task.lease))
+        }
+        tasks = {name: of for name, of in request.spec.tasks.items() if name not in refused}
+        spec = replace(request.spec, tasks=tasks)
+        seconds = spec.parameters.deadline_seconds
+        found = Round(spec, request.content, now.monotonic + seconds, refused)
+        self.retained.check(found)
+        actions: list[Action] = []
+        for weights in sorted(found.weights - self.blobs.keys()):
+            self.blobs[weights] = len(data[weights])
+            actions.append(act.SaveBlob(weights, data[weights]))
+        self.rounds[spec.key] = self._open[spec.key] = found
+        self.changes.touch(spec.key)
+        self._busy.update(dict.fromkeys(tasks, spec.key))
+        actions += self.devices.raise_leases({name: of.lease for name, of in tasks.items()})
+        actions += [
+            act.SaveRound(spec, found.content, refused, now.wall, now.wall + seconds),
             act.Log(
-                f"{spec.key} started: {len(spec.tasks)} devices, {len(spec.plans)} plans, "
-                f"closes at {spec.target} deltas or after {spec.deadline_seconds} s"
-            )
-        )
+                f"{spec.key} started: {len(tasks)} devices, {len(refused)} refused, "
+                f"{len(spec.plans)} plans, closes at {spec.target} deltas or after {seconds} s"
+            ),
+            *self.retained.started(found, now),
+        ]
+        if found.settled:
+            actions += self._end(found, RoundState.CLOSED, now)
         return actions + self._forget_old_rounds()
 
-    def _check_free(self, device: str) -> None:
-        if not self.serves(device):
-            raise GatewayError(
-                f"start: device {device} isn't one of gateway {self.gateway}; "
-                f"leave it out or add it to 'devices' in the gateway's configuration"
-            )
-        if device not in self.devices:
-            raise GatewayError(
-                f"start: device {device} has never announced itself to gateway "
-                f"{self.gateway}; take devices from 'hello'"
-            )
-        busy = self._busy_with(device)
-        if busy:
-            raise GatewayError(
-                f"start: device {device} is still in {busy}; wait for its end or cancel it"
-            )
+    def _check_weights(self, request: StartRequest, data: Mapping[bytes, bytes]) -> None:
+        for weights in request.spec.weights - data.keys():
+            size = self.blobs.get(weights)
+            if size is None:
+                raise GatewayError(
+                    f"start: no blob has the weights {weights.hex()}; put them into 'blobs'"
+                )
+            if chunk_count(size, request.chunk_bytes) > uint16.most + 1:
+                raise GatewayError(
+                    f"start: chunk_bytes {request.chunk_bytes} cuts the weights "
+                    f"{weights.hex()[:16]}… into too many chunks; make it larger"
+                )
 
-    def _retain_blob(self, weights: bytes, until: float, now: float) -> list[Action]:
-        """Publish a blob unless the broker keeps it for long enough already."""
-        size, published_until = self.blobs[weights]
-        if published_until >= until:
-            return []
-        # Longer than the round, since later rounds may start from the same version.
-        expiry = math.ceil(max(2 * (until - now), MIN_BLOB_EXPIRY_SECONDS))
-        self.blobs[weights] = size, now + expiry
-        return [
-            act.KeepBlobUntil(weights, now + expiry),
-            act.PublishChunks(weights, expiry),
-            act.Log(f"weights {weights.hex()[:16]} published in {size.chunks} chunks"),
-        ]
+    def _why_not(self, device: str, lease: int) -> str:
+        """Why a device can't have a task; empty where it can."""
+        if not self.serves(device) or self.devices.announced(device) is None:
+            return UNKNOWN
+        if lease < self.devices.lease(device):
+            return OLDER_LEASE
+        return BUSY if device in self._busy else ""
 
-    def _publish_task(
-        self, spec: RoundSpec, device: str, deadline: float, now: float
-    ) -> act.Publish:
-        task = spec.task(device, deadline - now)
-        return act.Publish(
-            topics.task(self.fleet, device),
-            task.encode(),
-            retain=True,
-            expiry_seconds=task.deadline_seconds,
-            response_topic=topics.delta(self.fleet, self.gateway, device),
-        )
-
-    def cancel(self, key: RoundKey, now: float) -> list[Action]:
+    def cancel(self, key: RoundKey, now: Instant) -> list[Action]:
         """End a round without its sums; nothing to do for one that has ended or isn't known."""
-        actions = self.tick(now)
-        found = self.rounds.get(key)
-        if found and found.open:
+        actions = self._close_due(now)
+        found = self._open.get(key)
+        if found:
             actions += self._end(found, RoundState.CANCELLED, now)
         return actions
 
@@ -383,41 +389,59 @@ class RoundLogic:
 
     # ---- time ------------------------------------------------------------------------
 
-    def tick(self, now: float) -> list[Action]:
-        """Time has passed: ends rounds whose deadline is over, and the look at the broker."""
+    def tick(self, now: Instant) -> list[Action]:
+        """Time has passed."""
+        actions = [*self._note_wall_clock(now), *self._close_due(now)]
+        looked = self.retained.looking
+        actions += self.retained.tick(now)
+        if looked and not self.retained.looking:
+            self.devices.settled()
+        return actions + self.devices.tick(now)
+
+    def _note_wall_clock(self, now: Instant) -> list[Action]:
+        """Deadlines in the store are of the wall clock; where that steps they step with it."""
+        offset = now.wall - now.monotonic
+        if self._wall_offset is None:
+            self._wall_offset = offset
+        if abs(offset - self._wall_offset) <= WALL_STEP_SECONDS:
+            return []
+        self._wall_offset = offset
+        return [act.SaveDeadline(key, of.deadline + offset) for key, of in self._open.items()]
+
+    def _close_due(self, now: Instant) -> list[Action]:
         actions: list[Action] = []
-        for found in list(self.rounds.values()):
-            if found.open and (now >= found.deadline or found.settled):
+        for found in list(self._open.values()):
+            if now.monotonic >= found.deadline or found.settled:
                 actions += self._end(found, RoundState.CLOSED, now)
-        if self._probe and now >= self._probe.until:
-            actions += self._finish_probe(self._probe, now)
-            self._probe = None
         return actions
 
-    def _end(self, found: Round, state: RoundState, now: float) -> list[Action]:
-        key = found.spec.key
-        found.state = state
-        found.partial.clear()
-        missing = sorted(found.waiting)
-        text = f"{key} {state}: {len(found.accepted)} accepted, {len(found.declined)} declined"
-        if missing:
-            text += f", nothing from {', '.join(missing)}"
+    def _end(self, found: Round, state: RoundState, now: Instant) -> list[Action]:
+        key, tasks, waiting = found.key, found.spec.tasks, sorted(found.waiting)
+        found.end(state)
+        del self._open[key]
+        for device in tasks:
+            self._busy.pop(device, None)
+        self.changes.touch(key)
+        tally = found.tally
+        text = f"{key} {state}: {tally.accepted} accepted, {sum(tally.declined.values())} declined"
+        if waiting:
+            text += f", nothing from {', '.join(itertools.islice(waiting, NAMES_IN_LOG))}"
+        if len(waiting) > NAMES_IN_LOG:
+            text += f" and {len(waiting) - NAMES_IN_LOG} others"
         return [
-            act.SetState(key, state, now),
-            *(self._clear_task(device) for device in found.spec.tasks),
+            act.SetState(key, state, now.wall),
+            *self.retained.ended(found, tasks.keys()),
             act.Log(text),
             act.RoundChanged(key),
         ]
-
-    def _clear_task(self, device: str) -> act.Publish:
-        return act.Publish(topics.task(self.fleet, device), b"", retain=True)
 
     def _forget_old_rounds(self) -> list[Action]:
         ended = [key for key, found in self.rounds.items() if not found.open]
         old = ended[: max(0, len(self.rounds) - KEPT_ROUNDS)]
         for key in old:
             del self.rounds[key]
-        needed = {weights for found in self.rounds.values() for weights in found.spec.weights}
+            self.changes.forget(key)
+        needed = {weights for found in self.rounds.values() for weights in found.weights}
         unused = [weights for weights in self.blobs if weights not in needed] if old else []
         for weights in unused:
             del self.blobs[weights]
@@ -425,67 +449,20 @@ class RoundLogic:
 
     # ---- the connection to the broker ------------------------------------------------
 
-    def connected(self, now: float) -> list[Action]:
-        """The broker has let us in: subscribe, and look at what it still holds of our rounds.
-
-        Whatever was published before a crash, ours or the broker's, may or may not have
-        arrived; after ``PROBE_SECONDS`` what is missing is published again.
-        """
-        weights = {w for found in self.rounds.values() if found.open for w in found.spec.weights}
-        probe = [topics.any_device(self.fleet, "task")]
-        probe += [topics.any_chunk(self.fleet, w.hex()) for w in sorted(weights)]
-        self._probe = _Probe(now + PROBE_SECONDS, probe, chunks={w: set() for w in weights})
+    def connected(self, now: Instant) -> list[Action]:
+        """The broker has let us in: subscribe, and look at what it still holds of our rounds."""
+        self.devices.connected()
         return [
             act.Subscribe(
                 (
-                    topics.any_delta(self.fleet, self.gateway),
-                    topics.any_device(self.fleet, "announce"),
-                    topics.any_device(self.fleet, "status"),
-                    *probe,
+                    Filter(
+                        topics.any_delta(self.fleet, self.gateway),
+                        no_local=True,
+                        retain_as_published=True,
+                    ),
+                    Filter(topics.any_device(self.fleet, "announce")),
+                    Filter(topics.any_device(self.fleet, "status")),
+                    *self.retained.connected(now),
                 )
             )
         ]
-
-    def task_seen(self, device: str, payload: bytes, token: object) -> list[Action]:
-        """The broker holds this task for a device."""
-        if self._probe:
-            try:
-                task = Task.decode(payload)
-            except ProtocolError:
-                self._probe.tasks.pop(device, None)
-            else:
-                self._probe.tasks[device] = RoundKey(task.campaign, task.round)
-        return [act.Acknowledge(token)]
-
-    def chunk_seen(self, weights: bytes, chunk: int, token: object) -> list[Action]:
-        """The broker holds this chunk of a blob."""
-        if self._probe and weights in self._probe.chunks:
-            self._probe.chunks[weights].add(chunk)
-        return [act.Acknowledge(token)]
-
-    def _finish_probe(self, probe: _Probe, now: float) -> list[Action]:
-        actions: list[Action] = [act.Unsubscribe(tuple(probe.filters))]
-        for weights, seen in probe.chunks.items():
-            size, until = self.blobs[weights]
-            missing = [chunk for chunk in range(size.chunks) if chunk not in seen]
-            if missing:
-                expiry = max(MIN_BLOB_EXPIRY_SECONDS, math.ceil(until - now))
-                self.blobs[weights] = size, now + expiry
-                actions += [
-                    act.KeepBlobUntil(weights, now + expiry),
-                    act.PublishChunks(weights, expiry, missing),
-                    act.Log(f"weights {weights.hex()[:16]}: {len(missing)} chunks put back"),
-                ]
-        for key, found in self.rounds.items():
-            if found.open:
-                for device in sorted(found.waiting):
-                    if probe.tasks.get(device) != key:
-                        actions += [
-                            self._publish_task(found.spec, device, found.deadline, now),
-                            act.Log(f"{key}: task of {device} put back"),
-                        ]
-        for device, key in probe.tasks.items():
-            ended = self.rounds.get(key)
-            if ended and not ended.open and device in ended.spec.tasks:
-                actions.append(self._clear_task(device))
-        return actions

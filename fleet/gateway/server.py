@@ -13,9 +13,7 @@ from typing import Any
 
 from fleet.errors import ConfigurationError, FleetError, GatewayError
 from fleet.gateway import frames
-from fleet.gateway.rounds import UINT32, RoundKey
 
-OPERATIONS = ("hello", "start", "collect", "cancel")
 Answer = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 log = logging.getLogger(__name__)
@@ -106,32 +104,3 @@ class SocketServer:
             self._server.shutdown()
         self._server.server_close()
         self.path.unlink(missing_ok=True)
-
-    # ---- reading requests ------------------------------------------------------------
-
-    @staticmethod
-    def round_key(operation: str, request: dict[str, Any]) -> RoundKey:
-        """Campaign and round of a request."""
-        campaign, number = request.get("campaign"), request.get("round")
-        try:
-            raw = bytes.fromhex(campaign) if isinstance(campaign, str) else b""
-        except ValueError:
-            raw = b""
-        if len(raw) != 8:
-            raise GatewayError(f"{operation}: campaign must be 16 hex digits, not {campaign!r}")
-        if type(number) is not int or not 0 <= number <= UINT32:
-            raise GatewayError(f"{operation}: round must be a number from 0 on, not {number!r}")
-        return RoundKey(raw, number)
-
-    @staticmethod
-    def wait_seconds(request: dict[str, Any], limit: float) -> float:
-        """How long ``collect`` may wait."""
-        wait = request.get("wait_seconds", 0)
-        if type(wait) not in (int, float) or not 0 <= wait <= limit:
-            raise GatewayError(f"collect: wait_seconds must be 0 … {limit:g}, not {wait!r}")
-        return float(wait)
-
-    @staticmethod
-    def unknown(operation: str) -> GatewayError:
-        """For operations that don't exist."""
-        return GatewayError(f"no operation {operation!r}; there are {', '.join(OPERATIONS)}")

@@ -1,63 +1,59 @@
 """The gateway's round store: SQLite, one transaction per batch of events.
 
-WAL with ``synchronous = FULL``: a transaction that has returned is on disk, so a delta that
-was acknowledged survives a power cut. A delta's report has the key (round, device); folding
-it into the sum and writing that report is one transaction, so it counts once or not at all.
+WAL with ``synchronous = FULL``: a transaction that has returned is on disk, so a delta for which
+there is a receipt survives a power cut. Its report has the key (round, device); adding it up and
+writing that report is one transaction, so it counts once or not at all.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from fleet.errors import StoreError
 from fleet.gateway import actions as act
+from fleet.gateway import sums
 from fleet.gateway.actions import StoreAction
-from fleet.gateway.rounds import BlobSize, PartialDelta, Round, RoundKey, RoundSpec, RoundState
-from fleet.protocol import Announce, Delta, Status
+from fleet.gateway.devices import StoredDevice
+from fleet.gateway.instant import Instant
+from fleet.gateway.rounds import Report, Round, RoundKey, RoundSpec, RoundState, Tally
+from fleet.protocol import Announce
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEPT_EXPLANATIONS = 1000
 
-_SCHEMA = """
+_SCHEMA = f"""
 CREATE TABLE devices (
-    device TEXT PRIMARY KEY, announce BLOB, status BLOB, last_seen REAL NOT NULL
+    device TEXT PRIMARY KEY, announce BLOB NOT NULL, lease INTEGER NOT NULL,
+    last_seen REAL NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE blobs (
-    sha256 BLOB PRIMARY KEY, data BLOB NOT NULL, chunk_bytes INTEGER NOT NULL,
-    published_until REAL NOT NULL
-);
+CREATE TABLE blobs (sha256 BLOB PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE rounds (
     id INTEGER PRIMARY KEY, campaign BLOB NOT NULL, round INTEGER NOT NULL,
-    state TEXT NOT NULL, spec BLOB NOT NULL, started REAL NOT NULL, deadline REAL NOT NULL,
-    ended REAL, UNIQUE (campaign, round)
+    state TEXT NOT NULL, spec BLOB NOT NULL, content BLOB NOT NULL, refused TEXT NOT NULL,
+    started REAL NOT NULL, deadline REAL NOT NULL, ended REAL, UNIQUE (campaign, round)
 );
-CREATE TABLE chunks (
-    round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE,
-    device TEXT NOT NULL, chunk INTEGER NOT NULL, message BLOB NOT NULL,
-    PRIMARY KEY (round_id, device, chunk)
-) WITHOUT ROWID;
 CREATE TABLE accepted (
-    round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE,
-    device TEXT NOT NULL, plan BLOB NOT NULL, header BLOB NOT NULL, seconds REAL NOT NULL,
-    PRIMARY KEY (round_id, device)
+    round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE, number INTEGER NOT NULL,
+    device TEXT NOT NULL, plan BLOB NOT NULL, coded_crc32 INTEGER NOT NULL,
+    train_samples INTEGER NOT NULL, train_steps INTEGER NOT NULL,
+    held_out_samples INTEGER NOT NULL,
+    correct_before INTEGER NOT NULL, correct_after INTEGER NOT NULL,
+    loss_before_thousandths INTEGER NOT NULL, loss_after_thousandths INTEGER NOT NULL,
+    coded_bytes INTEGER NOT NULL, payload_bytes INTEGER NOT NULL, seconds REAL NOT NULL,
+    PRIMARY KEY (round_id, number), UNIQUE (round_id, device)
 ) WITHOUT ROWID;
 CREATE TABLE declined (
     round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE,
     device TEXT NOT NULL, reason INTEGER NOT NULL,
     PRIMARY KEY (round_id, device)
 ) WITHOUT ROWID;
-CREATE TABLE sums (
-    round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE,
-    plan BLOB NOT NULL, total BLOB NOT NULL, weight INTEGER NOT NULL, devices INTEGER NOT NULL,
-    PRIMARY KEY (round_id, plan)
-);
+{sums.SCHEMA}
 CREATE TABLE counters (
     round_id INTEGER NOT NULL, kind TEXT NOT NULL, n INTEGER NOT NULL,
     PRIMARY KEY (round_id, kind)
@@ -68,8 +64,26 @@ CREATE TABLE explanations (
 );
 """
 
+# Chunks of deltas that aren't complete: on disk, since many devices send at once, but in a
+# temporary table, since a device that gets no receipt sends again.
+_CHUNKS = """
+CREATE TEMP TABLE chunks (
+    round_id INTEGER NOT NULL, device TEXT NOT NULL, chunk INTEGER NOT NULL, coded BLOB NOT NULL,
+    PRIMARY KEY (round_id, device, chunk)
+) WITHOUT ROWID;
+"""
+
 # round_id of what belongs to no round.
 _NO_ROUND = 0
+
+
+class Stored(NamedTuple):
+    """All that a gateway goes on from."""
+
+    devices: dict[str, StoredDevice]
+    rounds: dict[RoundKey, Round]
+    blobs: dict[bytes, int]
+    strays: dict[str, int]
 
 
 class RoundStore:
@@ -81,30 +95,33 @@ class RoundStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, SCHEMA_VERSION):
+                raise StoreError(
+                    f"{path}: is of version {version}, this gateway reads {SCHEMA_VERSION}; let "
+                    f"the version that wrote it finish its rounds, then move the file away: a new "
+                    f"one is made, devices announce themselves again"
+                )
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 self._db.executescript(
                     f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 )
-            elif version != SCHEMA_VERSION:
-                raise StoreError(
-                    f"{path}: has version {version}, this gateway reads {SCHEMA_VERSION}; "
-                    f"run the version that wrote it, or move the file away"
+            self._db.executescript(_CHUNKS)
+            self._round_ids: dict[RoundKey, int] = {
+                RoundKey(campaign, number): round_id
+                for round_id, campaign, number in self._db.execute(
+                    "SELECT id, campaign, round FROM rounds"
                 )
+            }
         except (sqlite3.Error, OSError) as error:
             raise StoreError(
                 f"{path}: can't be used as round store ({error}); "
                 f"check the path, its rights and the free space"
             ) from None
-        self._round_ids: dict[RoundKey, int] = {
-            RoundKey(campaign, number): round_id
-            for round_id, campaign, number in self._db.execute(
-                "SELECT id, campaign, round FROM rounds"
-            )
-        }
+        self._sums = sums.Sums(self._db)
 
     def close(self) -> None:
         """Close the file."""
@@ -117,10 +134,13 @@ class RoundStore:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._sums.write()
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                self._sums.forget_memory()
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise StoreError(
                 f"{self.path}: can't be written ({error}); check its rights and the free space"
@@ -130,29 +150,31 @@ class RoundStore:
 
     def apply(self, action: StoreAction) -> bytes | None:
         """Do what ``action`` says; for Assemble, return the chunks laid end to end."""
-        run = self._db.execute
+        run, many = self._db.execute, self._db.executemany
         match action:
-            case act.SaveAnnounce(announce, now):
+            case act.Accept():
+                self._accept(action)
+            case act.SaveDevice(device, announce, lease, last_seen):
                 run(
-                    "INSERT INTO devices VALUES (?, ?, NULL, ?) ON CONFLICT (device) "
-                    "DO UPDATE SET announce = excluded.announce, last_seen = excluded.last_seen",
-                    (announce.device, announce.encode(), now),
+                    "INSERT OR REPLACE INTO devices VALUES (?, ?, ?, ?)",
+                    (device, announce.encode(), lease, last_seen),
                 )
-            case act.SaveStatus(status, now):
-                run(
-                    "INSERT INTO devices VALUES (?, NULL, ?, ?) ON CONFLICT (device) "
-                    "DO UPDATE SET status = excluded.status, last_seen = excluded.last_seen",
-                    (status.device, status.encode(), now),
+            case act.SaveSeen(seen):
+                many(
+                    "UPDATE devices SET last_seen = ? WHERE device = ?",
+                    [(at, device) for device, at in seen.items()],
                 )
-            case act.SaveBlob(blob, until):
-                run(
-                    "INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?)",
-                    (bytes.fromhex(blob.sha256), blob.data, blob.chunk_bytes, until),
+            case act.SaveLeases(leases):
+                many(
+                    "UPDATE devices SET lease = ? WHERE device = ?",
+                    [(lease, device) for device, lease in leases.items()],
                 )
-            case act.KeepBlobUntil(weights, until):
-                run("UPDATE blobs SET published_until = ? WHERE sha256 = ?", (until, weights))
-            case act.SaveRound(spec, started, deadline):
-                self._save_round(spec, started, deadline)
+            case act.SaveBlob(weights, data):
+                run("INSERT OR IGNORE INTO blobs VALUES (?, ?)", (weights, data))
+            case act.SaveRound():
+                self._save_round(action)
+            case act.SaveDeadline(key, deadline):
+                run("UPDATE rounds SET deadline = ? WHERE id = ?", (deadline, self._round_ids[key]))
             case act.SetState(key, state, now):
                 round_id = self._round_ids[key]
                 run(
@@ -160,14 +182,15 @@ class RoundStore:
                     (str(state), now, round_id),
                 )
                 run("DELETE FROM chunks WHERE round_id = ?", (round_id,))
+                self._sums.end(round_id)
             case act.ForgetRound(key):
                 self._forget(self._round_ids.pop(key))
             case act.ForgetBlob(weights):
                 run("DELETE FROM blobs WHERE sha256 = ?", (weights,))
-            case act.SaveChunk(key, device, delta):
+            case act.KeepChunk(key, device, chunk, coded):
                 run(
                     "INSERT INTO chunks VALUES (?, ?, ?, ?)",
-                    (self._round_ids[key], device, delta.chunk, delta.encode()),
+                    (self._round_ids[key], device, chunk, coded),
                 )
             case act.DropChunks(key, device):
                 run(
@@ -176,12 +199,10 @@ class RoundStore:
                 )
             case act.Assemble(key, device):
                 rows = run(
-                    "SELECT message FROM chunks WHERE round_id = ? AND device = ? ORDER BY chunk",
+                    "SELECT coded FROM chunks WHERE round_id = ? AND device = ? ORDER BY chunk",
                     (self._round_ids[key], device),
                 )
-                return b"".join(Delta.decode(message).coded for (message,) in rows)
-            case act.Accept():
-                self._accept(action)
+                return b"".join(coded for (coded,) in rows)
             case act.SaveDecline(key, device, None):
                 run(
                     "DELETE FROM declined WHERE round_id = ? AND device = ?",
@@ -196,43 +217,48 @@ class RoundStore:
                 self._count(action)
         return None
 
-    def _save_round(self, spec: RoundSpec, started: float, deadline: float) -> None:
+    def _save_round(self, save: act.SaveRound) -> None:
+        spec = save.spec
         cursor = self._db.execute(
-            "INSERT INTO rounds (campaign, round, state, spec, started, deadline) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            (*spec.key, str(RoundState.RUNNING), spec.encode(), started, deadline),
+            "INSERT INTO rounds "
+            "(campaign, round, state, spec, content, refused, started, deadline) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *spec.key,
+                str(RoundState.RUNNING),
+                spec.encode(),
+                save.content,
+                json.dumps(dict(save.refused)),
+                save.started,
+                save.deadline,
+            ),
         )
         round_id = cursor.lastrowid
         assert round_id is not None
         self._round_ids[spec.key] = round_id
-        for plan, values in spec.plans.items():
-            self._db.execute(
-                "INSERT INTO sums VALUES (?, ?, ?, 0, 0)",
-                (round_id, plan, np.zeros(values, "<i8").tobytes()),
-            )
+        for plan, of in spec.plans.items():
+            self._sums.begin(round_id, plan, of.values, spec.fold.parts)
 
     def _accept(self, accept: act.Accept) -> None:
-        round_id = self._round_ids[accept.key]
-        # The primary key refuses a second delta of one device in one round.
+        round_id, report = self._round_ids[accept.key], accept.report
+        # The table refuses a second delta of one device in one round.
         self._db.execute(
-            "INSERT INTO accepted VALUES (?, ?, ?, ?, ?)",
-            (round_id, accept.device, accept.plan, accept.header.encode(), accept.seconds),
+            "INSERT INTO accepted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (round_id, accept.number, *report),
         )
         self._db.execute(
-            "DELETE FROM declined WHERE round_id = ? AND device = ?", (round_id, accept.device)
+            "DELETE FROM declined WHERE round_id = ? AND device = ?", (round_id, report.device)
         )
-        weight = accept.header.train_samples
-        if not weight:
-            return  # scores only: no change, no say in the average
-        row = self._db.execute(
-            "SELECT total FROM sums WHERE round_id = ? AND plan = ?", (round_id, accept.plan)
-        ).fetchone()
-        total = np.frombuffer(row[0], "<i8") + accept.values.astype(np.int64) * weight
-        self._db.execute(
-            "UPDATE sums SET total = ?, weight = weight + ?, devices = devices + 1 "
-            "WHERE round_id = ? AND plan = ?",
-            (total.astype("<i8").tobytes(), weight, round_id, accept.plan),
-        )
+        if accept.weight:
+            self._sums.add(
+                round_id,
+                report.plan,
+                accept.part,
+                report.device,
+                accept.weight,
+                accept.values,
+                accept.coded,
+            )
 
     def _count(self, count: act.Count) -> None:
         round_id = self._round_ids[count.key] if count.key else _NO_ROUND
@@ -255,86 +281,99 @@ class RoundStore:
 
     # ---- reading ---------------------------------------------------------------------
 
-    def devices(self) -> tuple[dict[str, Announce], dict[str, Status]]:
-        """What each device last said it is, and what it was doing."""
-        announces, statuses = {}, {}
-        for device, announce, status in self._db.execute(
-            "SELECT device, announce, status FROM devices ORDER BY device"
-        ):
-            if announce is not None:
-                announces[device] = Announce.decode(announce)
-            if status is not None:
-                statuses[device] = Status.decode(status)
-        return announces, statuses
+    def load(self, now: Instant) -> Stored:
+        """What a gateway goes on from, in one look; StoreError where the file is damaged."""
+        try:
+            return Stored(
+                {
+                    device: StoredDevice(Announce.decode(announce), lease, last_seen)
+                    for device, announce, lease, last_seen in self._db.execute(
+                        "SELECT device, announce, lease, last_seen FROM devices ORDER BY device"
+                    )
+                },
+                self._rounds(now),
+                dict(self._db.execute("SELECT sha256, length(data) FROM blobs")),
+                self._counters(_NO_ROUND),
+            )
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{self.path}: can't be read ({error}); put a copy back or move the file away"
+            ) from None
 
-    def last_seen(self) -> dict[str, float]:
-        """When each device was last heard of, in seconds since 1970."""
-        return dict(self._db.execute("SELECT device, last_seen FROM devices"))
-
-    def rounds(self) -> dict[RoundKey, Round]:
+    def _rounds(self, now: Instant) -> dict[RoundKey, Round]:
         """All rounds as they stand, in the order in which they were started."""
         found: dict[RoundKey, Round] = {}
-        by_id: dict[int, Round] = {}
-        for round_id, spec, state, deadline in self._db.execute(
-            "SELECT id, spec, state, deadline FROM rounds ORDER BY id"
-        ):
-            entry = Round(RoundSpec.decode(spec), deadline, RoundState(state))
-            found[entry.spec.key] = by_id[round_id] = entry
-        for round_id, device in self._db.execute("SELECT round_id, device FROM accepted"):
-            by_id[round_id].accepted.add(device)
-        for round_id, device, reason in self._db.execute("SELECT * FROM declined"):
-            by_id[round_id].declined[device] = reason
-        for round_id, device, message in self._db.execute(
-            "SELECT round_id, device, message FROM chunks"
-        ):
-            delta = Delta.decode(message)
-            partial = by_id[round_id].partial.setdefault(
-                device, PartialDelta(replace(delta, chunk=0, coded=b""))
+        rows = self._db.execute(
+            "SELECT id, spec, content, refused, state, deadline FROM rounds ORDER BY id"
+        ).fetchall()
+        for round_id, encoded, content, refused, state, deadline in rows:
+            spec = RoundSpec.decode(encoded)
+            # A wall clock that was set back while nothing ran can't give it more than it had.
+            left = min(max(0.0, deadline - now.wall), spec.parameters.deadline_seconds)
+            one = Round(
+                spec,
+                content,
+                now.monotonic + left,
+                json.loads(refused),
+                RoundState(state),
+                counters=Counter(self._counters(round_id)),
+                past=self._tally(round_id),
             )
-            partial.received.add(delta.chunk)
+            if one.open:
+                for name, column, into in (
+                    ("accepted", "coded_crc32", one.accepted),
+                    ("declined", "reason", one.declined),
+                ):
+                    query = f"SELECT device, {column} FROM {name} WHERE round_id = ?"
+                    into.update(self._db.execute(query, (round_id,)))
+            found[one.key] = one
         return found
 
-    def blobs(self) -> dict[bytes, tuple[BlobSize, float]]:
-        """Sizes of the weights that are kept, and until when the broker retains them."""
-        return {
-            sha256: (BlobSize(size, chunk_bytes), until)
-            for sha256, size, chunk_bytes, until in self._db.execute(
-                "SELECT sha256, length(data), chunk_bytes, published_until FROM blobs"
-            )
-        }
+    def _tally(self, round_id: int) -> Tally:
+        (accepted,) = self._db.execute(
+            "SELECT count(*) FROM accepted WHERE round_id = ?", (round_id,)
+        ).fetchone()
+        declined = self._db.execute(
+            "SELECT reason, count(*) FROM declined WHERE round_id = ? GROUP BY reason", (round_id,)
+        )
+        return Tally(accepted, dict(declined))
+
+    def _counters(self, round_id: int) -> dict[str, int]:
+        return dict(
+            self._db.execute("SELECT kind, n FROM counters WHERE round_id = ?", (round_id,))
+        )
+
+    def counted(self, key: RoundKey, device: str) -> int | None:
+        """See :class:`fleet.gateway.round_logic.Archive`."""
+        row = self._db.execute(
+            "SELECT coded_crc32 FROM accepted WHERE round_id = ? AND device = ?",
+            (self._round_ids[key], device),
+        ).fetchone()
+        return None if row is None else int(row[0])
+
+    def cohort(self, key: RoundKey) -> Collection[str]:
+        """See :class:`fleet.gateway.round_logic.Archive`."""
+        (spec,) = self._db.execute(
+            "SELECT spec FROM rounds WHERE id = ?", (self._round_ids[key],)
+        ).fetchone()
+        return RoundSpec.decode(spec).tasks.keys()
 
     def blob_data(self, weights: bytes) -> bytes:
         """The bytes of a version of the weights."""
         row = self._db.execute("SELECT data FROM blobs WHERE sha256 = ?", (weights,)).fetchone()
         return bytes(row[0])
 
-    def sums(self, key: RoundKey) -> dict[str, dict[str, Any]]:
-        """Per plan id (hex): ``values`` (int64, little endian), ``weight``, ``devices``."""
-        return {
-            plan.hex(): {"values": total, "weight": weight, "devices": devices}
-            for plan, total, weight, devices in self._db.execute(
-                "SELECT plan, total, weight, devices FROM sums WHERE round_id = ?",
-                (self._round_ids[key],),
-            )
-        }
+    def sums(self, key: RoundKey) -> dict[str, list[dict[str, Any]]]:
+        """Of a closed round, per plan id (hex): ``values`` (int64, little endian) and so on."""
+        return self._sums.of(self._round_ids[key])
 
-    def reports(self, key: RoundKey) -> list[tuple[str, bytes, Delta, float]]:
-        """Device, plan, header of the delta and seconds since the start, per accepted delta."""
-        return [
-            (device, plan, Delta.decode(header), seconds)
-            for device, plan, header, seconds in self._db.execute(
-                "SELECT device, plan, header, seconds FROM accepted "
-                "WHERE round_id = ? ORDER BY device",
-                (self._round_ids[key],),
-            )
-        ]
-
-    def counters(self, key: RoundKey | None) -> dict[str, int]:
-        """How many deltas weren't accepted, by kind; None for those of no known round."""
-        round_id = self._round_ids[key] if key else _NO_ROUND
-        return dict(
-            self._db.execute("SELECT kind, n FROM counters WHERE round_id = ?", (round_id,))
+    def reports(self, key: RoundKey, after: int, limit: int) -> list[Report]:
+        """Accepted deltas in the order in which they came, from number ``after`` + 1 on."""
+        rows = self._db.execute(
+            "SELECT * FROM accepted WHERE round_id = ? AND number > ? ORDER BY number LIMIT ?",
+            (self._round_ids[key], after, limit),
         )
+        return [Report(*row[2:]) for row in rows]
 
     def explanations(self, key: RoundKey | None, limit: int = 100) -> list[dict[str, Any]]:
         """The newest deltas that weren't accepted, oldest first: device, kind, detail, at."""

@@ -84,6 +84,12 @@ def any_chunk(fleet: str, weights: bytes | None = None) -> str:
     return f"{_blob(fleet, weights)}/+/+"
 
 
+def any_first_chunk(fleet: str) -> str:
+    """Filter for the first chunk of all weights: one message tells that weights are there."""
+    _names(fleet=fleet)
+    return f"fleet/{fleet}/blob/+/0/0"
+
+
 def any_of_group(fleet: str, weights: bytes, group: int) -> str:
     """Filter for one group of chunks: what a device asks for at a time."""
     fields.uint16("topic", "group", group)

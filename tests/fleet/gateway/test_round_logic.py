@@ -1,18 +1,19 @@
-"""The state machine alone: no broker, no disk but SQLite's, time from the test.
+"""Rounds and deltas: no broker, no thread, time from the test.
 
 The rule that everything rests on: whatever the order, however often chunks come, and
-wherever the process dies, the sums are those of the devices' deltas, each once.
+wherever the process dies, the sums are those of the devices' deltas, each once, and whoever has a
+receipt is in them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+import sqlite3
+from collections.abc import Iterator
 from dataclasses import replace as changed
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import cbor2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,13 +21,21 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fleet.errors import GatewayError
-from fleet.gateway import actions as act
-from fleet.gateway.actions import Action, StoreAction
-from fleet.gateway.round_logic import KEPT_ROUNDS, PROBE_SECONDS, RoundLogic
-from fleet.gateway.rounds import RoundKey, RoundSpec, RoundState, StartRequest
-from fleet.gateway.store import RoundStore
-from fleet.protocol import Announce, Delta, DeviceState, Reason, Status, Task, topics
-from tests.fleet.gateway.site import (
+from fleet.gateway.actions import Publish
+from fleet.gateway.round_logic import KEPT_ROUNDS
+from fleet.gateway.rounds import RoundKey, RoundState
+from fleet.protocol import (
+    Action,
+    Delta,
+    DeviceState,
+    Reason,
+    ReceiptResult,
+    Task,
+    device_seed,
+    topics,
+)
+from tests.fleet.gateway.bench import FOREIGN, KEY, Bench
+from tests.fleet.gateway.deltas import (
     BLOB,
     CAMPAIGN,
     FLEET,
@@ -34,93 +43,19 @@ from tests.fleet.gateway.site import (
     OTHER_PLAN,
     PLAN,
     WEIGHTS,
+    announcement,
     delta_chunks,
 )
 
-KEY = RoundKey(bytes.fromhex(CAMPAIGN), 1)
-STORE_ACTIONS = get_args(StoreAction)
-
-
-@dataclass
-class Bench:
-    """Logic and store as the daemon joins them, without threads and broker."""
-
-    path: Path
-    now: float = 1000.0
-    others: list[Action] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.open()
-
-    def open(self) -> None:
-        self.store = RoundStore(self.path)
-        self.logic = RoundLogic(FLEET, GATEWAY, lambda device: device != "foreign")
-        devices, statuses = self.store.devices()
-        self.logic.restore(devices, statuses, self.store.rounds(), self.store.blobs())
-
-    def crash(self) -> None:
-        """All that isn't in the store is gone."""
-        self.store.close()
-        self.open()
-
-    def do(self, actions: list[Action]) -> list[Action]:
-        others = []
-        with self.store.transaction():
-            todo = list(actions)
-            while todo:
-                action = todo.pop(0)
-                if not isinstance(action, STORE_ACTIONS):
-                    others.append(action)
-                    continue
-                coded = self.store.apply(action)
-                if isinstance(action, act.Assemble):
-                    assert coded is not None
-                    todo[:0] = self.logic.assembled(action.key, action.device, coded, self.now)
-        return others
-
-    def announce(self, *devices: str) -> None:
-        for device in devices:
-            message = Announce(device, "b", bytes(32), bytes(32), 1, 1, 1, 400, 1)
-            self.do(self.logic.announce(device, message.encode(), self.now, None))
-
-    def start(self, **changes: Any) -> list[Action]:
-        return self.do(self.logic.start(StartRequest.parse(request(**changes)), self.now))
-
-    def chunk(self, device: str, delta: Delta) -> list[Action]:
-        return self.do(self.logic.chunk(device, delta.encode(), self.now, "token"))
-
-    def status(self, device: str, state: DeviceState, reason: Reason = Reason.NONE) -> None:
-        message = Status(device, state, reason, *KEY, 50)
-        self.do(self.logic.status(device, message.encode(), self.now, None))
-
-    def sum(self, plan: str = PLAN) -> NDArray[np.int64]:
-        return np.frombuffer(self.store.sums(KEY)[plan]["values"], "<i8")
-
-
-def request(**changes: Any) -> dict[str, Any]:
-    names = changes.pop("names", ["a", "b", "c"])
-    return {
-        "campaign": CAMPAIGN,
-        "round": 1,
-        "blobs": [{"sha256": WEIGHTS, "data": BLOB, "chunk_bytes": 512}],
-        "tasks": {name: {"plan": PLAN, "weights": WEIGHTS} for name in names},
-        "plans": {PLAN: {"values": 700}},
-        "epochs": 1,
-        "learning_rate": 0.5,
-        "seed": 1,
-        "deadline_seconds": 100,
-        "max_score_drop_permille": 50,
-        "check_in_seconds": 1,
-        "target": len(names),
-        **changes,
-    }
+UPLINK = 1024
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    made = Bench(tmp_path / "store.sqlite")
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
     made.announce("a", "b", "c")
-    return made
+    yield made
+    made.store.close()
 
 
 def delta_of(device: str, values: int = 700) -> tuple[NDArray[np.int32], int]:
@@ -128,20 +63,49 @@ def delta_of(device: str, values: int = 700) -> tuple[NDArray[np.int32], int]:
     return random.integers(-(2**31), 2**31, values).astype(np.int32), ord(device[0]) * 3
 
 
-def a_task(plan: str = PLAN) -> Task:
-    return Task(*KEY, bytes.fromhex(plan), bytes.fromhex(WEIGHTS), 1, 512, 1, 1, 1, 1, 1, 1)
-
-
-def of(kind: type, actions: list[Action]) -> list[Any]:
-    return [action for action in actions if isinstance(action, kind)]
+def a_task(plan: str = PLAN, **changes: Any) -> Task:
+    fields: dict[str, Any] = {
+        "lease": 1,
+        "campaign": KEY.campaign,
+        "round": 1,
+        "action": Action.TRAIN,
+        "plan": bytes.fromhex(plan),
+        "weights": bytes.fromhex(WEIGHTS),
+        "weights_bytes": len(BLOB),
+        "chunk_bytes": 512,
+        "epochs": 2,
+        "learning_rate_q20": 1,
+        "seed": 1,
+        "coding": 0,
+        "weighting": 0,
+        "uplink_chunk_bytes": UPLINK,
+        "deadline_seconds": 1,
+        "max_score_drop_permille": 1,
+        "check_in_seconds": 1,
+    }
+    return Task(**{**fields, **changes})
 
 
 SHARED: dict[str, list[Delta]] = {
     name: delta_chunks(a_task(), *delta_of(name)) for name in ("a", "b", "c")
 }
-
-
 ALL_CHUNKS = -1
+COUNTED, REFUSED, LATE = ReceiptResult.COUNTED, ReceiptResult.REFUSED, ReceiptResult.LATE
+
+
+def start(bench: Bench, **changes: Any) -> dict[str, Any]:
+    return bench.start(**{"uplink_chunk_bytes": UPLINK, **changes})
+
+
+def expected(*devices: str) -> NDArray[np.int64]:
+    total = np.zeros(700, np.int64)
+    for device in devices:
+        values, samples = delta_of(device)
+        total += values.astype(np.int64) * samples
+    return total
+
+
+# ---- what is counted ---------------------------------------------------------------------
 
 
 @st.composite
@@ -150,7 +114,8 @@ def arrivals(draw: st.DrawFn) -> list[tuple[str, int]]:
     every = [(name, i) for name, chunks in SHARED.items() for i in range(len(chunks))]
     whole = [(name, ALL_CHUNKS) for name in SHARED]
     again = draw(st.lists(st.sampled_from([*every, *whole, *whole, ("crash", 0)]), max_size=20))
-    return draw(st.permutations([*every, *again]))
+    # Who has no receipt sends again.
+    return [*draw(st.permutations([*every, *again])), *whole]
 
 
 @given(arrivals())
@@ -158,282 +123,429 @@ def arrivals(draw: st.DrawFn) -> list[tuple[str, int]]:
 def test_any_order_repetition_and_crash_give_the_same_sums(
     tmp_path_factory: pytest.TempPathFactory, order: list[tuple[str, int]]
 ) -> None:
-    bench = Bench(tmp_path_factory.mktemp("logic") / "store.sqlite")
+    bench = Bench(tmp_path_factory.mktemp("logic"))
     bench.announce("a", "b", "c")
-    bench.start()
+    start(bench)
+    receipts = set()
     for name, chunk in order:
         if name == "crash":
             bench.crash()
-        elif chunk == ALL_CHUNKS:
-            for delta in SHARED[name]:
-                bench.chunk(name, delta)
-        else:
-            bench.chunk(name, SHARED[name][chunk])
+            continue
+        chunks = SHARED[name] if chunk == ALL_CHUNKS else [SHARED[name][chunk]]
+        receipt = bench.send(name, chunks)
+        if receipt:
+            assert receipt.result == COUNTED
+            receipts.add((name, receipt.coded_crc32))
+    assert receipts == {(name, chunks[0].coded_crc32) for name, chunks in SHARED.items()}
     assert bench.logic.state(KEY) is RoundState.CLOSED
-    expected = sum(values.astype(np.int64) * samples for values, samples in map(delta_of, "abc"))
-    assert np.array_equal(bench.sum(), expected)
-    total = bench.store.sums(KEY)[PLAN]
+    assert np.array_equal(bench.sum(), expected("a", "b", "c"))
+    (total,) = bench.collect()["sums"][PLAN]
     assert total["weight"] == sum(delta_of(name)[1] for name in "abc")
     assert total["devices"] == 3
     bench.store.close()
 
 
-def test_a_delta_from_a_device_without_a_task_is_not_counted_in(bench: Bench) -> None:
-    bench.start(names=["a", "b"])
-    for delta in SHARED["c"]:
-        bench.chunk("c", delta)
-    assert bench.store.counters(KEY) == {"not-in-cohort": 1}
-    assert not bench.sum().any()
-
-
 def test_sums_are_kept_apart_by_plan(bench: Bench) -> None:
+    of = {"weights": WEIGHTS, "lease": 1}
     tasks = {
-        "a": {"plan": PLAN, "weights": WEIGHTS},
-        "b": {"plan": OTHER_PLAN, "weights": WEIGHTS},
-        "c": {"plan": OTHER_PLAN, "weights": WEIGHTS},
+        "a": {"plan": PLAN, **of},
+        "b": {"plan": OTHER_PLAN, **of},
+        "c": {"plan": OTHER_PLAN, **of},
     }
-    bench.start(tasks=tasks, plans={PLAN: {"values": 700}, OTHER_PLAN: {"values": 40}})
+    start(bench, tasks=tasks, plans={PLAN: {"values": 700}, OTHER_PLAN: {"values": 40}})
     small = np.arange(40, dtype=np.int32)
-    for delta in SHARED["a"]:
-        bench.chunk("a", delta)
-    for delta in delta_chunks(a_task(OTHER_PLAN), small, 2):
-        bench.chunk("b", delta)
-    for delta in delta_chunks(a_task(OTHER_PLAN), -small * 3, 5):
-        bench.chunk("c", delta)
-    values, samples = delta_of("a")
-    assert np.array_equal(bench.sum(), values.astype(np.int64) * samples)
+    bench.send("a", SHARED["a"])
+    bench.send("b", delta_chunks(a_task(OTHER_PLAN), small, 2))
+    bench.send("c", delta_chunks(a_task(OTHER_PLAN), -small * 3, 5))
+    assert np.array_equal(bench.sum(), expected("a"))
     assert np.array_equal(bench.sum(OTHER_PLAN), small * 2 - small * 15)
 
 
-def test_the_acknowledgement_comes_with_what_has_to_be_stored_before_it(bench: Bench) -> None:
-    bench.start()
+def test_with_uniform_weighting_every_device_counts_alike(bench: Bench) -> None:
+    start(bench, weighting="uniform", plans={PLAN: {"values": 3}})
+    for device, samples in (("a", 3), ("b", 300)):
+        task = a_task(weighting=1)
+        assert bench.send(device, delta_chunks(task, np.array([1, 2, 3], np.int32), samples))
+    bench.send("c", delta_chunks(a_task(weighting=1), np.zeros(0, np.int32), 0))
+    (part,) = bench.closed()["sums"][PLAN]
+    assert np.frombuffer(part["values"], "<i8").tolist() == [2, 4, 6]
+    assert (part["weight"], part["devices"]) == (2, 2)
+
+
+def test_buckets_deal_devices_by_round_seed_and_name(bench: Bench) -> None:
+    names = ["a", "b", "c", "d", "e"]
+    bench.announce(*names)
+    start(bench, names=names, fold={"name": "buckets", "count": 3}, plans={PLAN: {"values": 2}})
+    bench.crash()
+    wanted = np.zeros((3, 2), np.int64)
+    for number, name in enumerate(names, 1):
+        values = np.array([number, -number], np.int32)
+        bench.send(name, delta_chunks(a_task(), values, 10 * number))
+        digest = hashlib.sha256(f"tinyfleet-bucket/7/{name}".encode()).digest()
+        wanted[int.from_bytes(digest[:8], "big") % 3] += values * (10 * number)
+    parts = bench.closed()["sums"][PLAN]
+    assert [np.frombuffer(part["values"], "<i8").tolist() for part in parts] == wanted.tolist()
+    assert sum(part["devices"] for part in parts) == 5
+    assert sum(part["weight"] for part in parts) == 150
+
+
+def test_a_fold_that_nobody_knows_is_refused_by_name(bench: Bench) -> None:
+    for fold in ({"name": "medians"}, {"name": "buckets"}, {"name": "buckets", "count": 0}):
+        with pytest.raises(GatewayError, match=r"start: fold"):
+            start(bench, fold=fold)
+
+
+# ---- receipts ----------------------------------------------------------------------------
+
+
+def test_a_receipt_says_what_was_counted_and_comes_after_it_is_on_disk(bench: Bench) -> None:
+    start(bench)
+    on_disk: list[int] = []
+
+    def publish(message: Publish) -> None:
+        with sqlite3.connect(bench.folder / "store.sqlite") as other:
+            on_disk.append(other.execute("SELECT count(*) FROM accepted").fetchone()[0])
+        published.append(message)
+
+    published: list[Publish] = []
+    bench.link.publish = publish  # type: ignore[method-assign]
     for delta in SHARED["a"]:
-        actions = bench.logic.chunk("a", delta.encode(), bench.now, "token")
-        assert isinstance(actions[-1], act.Acknowledge)
-        assert of(act.SaveChunk, actions)
-        bench.do(actions)
-
-
-def test_a_delta_that_only_scores_has_no_say_in_the_sum(bench: Bench) -> None:
-    bench.start(epochs=0)
-    for device in "abc":
-        [delta] = delta_chunks(a_task(), np.empty(0, np.int32), 0)
-        bench.chunk(device, delta)
-    assert bench.logic.state(KEY) is RoundState.CLOSED
-    assert not bench.sum().any()
-    assert bench.store.sums(KEY)[PLAN]["weight"] == 0
-    assert [row[0] for row in bench.store.reports(KEY)] == ["a", "b", "c"]
-
-
-def test_values_without_samples_and_samples_without_values_are_refused(bench: Bench) -> None:
-    bench.start()
-    for delta in delta_chunks(a_task(), delta_of("a")[0], 0):
         bench.chunk("a", delta)
-    [empty] = delta_chunks(a_task(), np.empty(0, np.int32), 5)
-    bench.chunk("b", empty)
-    assert bench.store.counters(KEY) == {"coding": 2}
+    receipt = bench.receipt_in(published, "a")
+    assert receipt
+    assert (receipt.campaign, receipt.round, receipt.lease) == (KEY.campaign, 1, 1)
+    assert receipt.coded_crc32 == SHARED["a"][0].coded_crc32
+    assert on_disk == [1]
 
 
-def test_a_device_that_starts_over_with_other_samples_is_accepted_with_the_new_delta(
-    bench: Bench,
-) -> None:
-    bench.start()
+def test_a_store_that_cannot_write_gives_no_receipt(bench: Bench) -> None:
+    start(bench)
+    before = len(bench.link.published)
+    blocker = sqlite3.connect(bench.folder / "store.sqlite", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    bench.store._db.execute("PRAGMA busy_timeout = 1")
+    topic = topics.delta(FLEET, GATEWAY, "a")
+    jobs = [bench.core.arrived(topic, delta.encode(), False) for delta in SHARED["a"]]
+    with pytest.raises(Exception, match="can't be written"):
+        bench.core.work(jobs)
+    blocker.close()
+    assert bench.link.published[before:] == []
+    bench.crash()
+    receipt = bench.send("a", SHARED["a"])
+    assert receipt
+    assert receipt.result == COUNTED
+    assert np.array_equal(bench.sum(), expected("a"))
+
+
+def test_a_second_delta_even_another_one_is_answered_with_the_first_receipt(bench: Bench) -> None:
+    start(bench)
+    first = bench.send("a", SHARED["a"])
+    other = delta_chunks(a_task(), *delta_of("d"))
+    assert other[0].coded_crc32 != SHARED["a"][0].coded_crc32
+    for again in (SHARED["a"], other):
+        assert bench.send("a", again) == first
+    bench.crash()
+    assert bench.send("a", other) == first
+    bench.pass_time(100)
+    assert bench.send("a", other) == first, "also when the round is over"
+    bench.crash()
+    assert bench.send("a", other) == first
+    assert bench.refused() == {"duplicate": 5}
+    assert np.array_equal(bench.sum(), expected("a"))
+
+
+def test_a_delta_that_comes_after_the_end_is_late_even_before_a_tick(bench: Bench) -> None:
+    start(bench)
+    bench.clock.sleep(100)
+    receipt = bench.send("a", SHARED["a"])
+    assert receipt
+    assert receipt.result == LATE
+    assert bench.refused() == {"late": 1}
+    assert not bench.sum().any()
+
+
+def test_what_will_never_be_counted_is_told_so(bench: Bench) -> None:
+    bench.announce("d", lease=4)
+    bench.announce("e")
+    of = {"plan": PLAN, "weights": WEIGHTS}
+    start(bench, tasks={"a": {**of, "lease": 3}, "d": {**of, "lease": 4}}, target=2)
+    values, samples = delta_of("a")
+    good = delta_chunks(a_task(lease=3), values, samples)
+
+    def sends(device: str, **changes: Any) -> None:
+        receipt = bench.send(device, [changed(one, **changes) for one in good])
+        assert receipt
+        assert receipt.result == REFUSED, changes
+        assert receipt.coded_crc32 == good[0].coded_crc32
+
+    sends("a", plan=b"12345678")
+    sends("a", weights=b"12345678")
+    sends("a", coding=1)
+    sends("a", weighting=1)
+    sends("a", correct_after=11)
+    sends("a", train_samples=401)
+    sends("a", lease=2)
+    sends("a", lease=4)
+    sends("a", round=9)
+    sends("e")
+    truncated = delta_chunks(a_task(lease=3), values, samples, coded_all=good[0].coded[:-2])
+    receipt = bench.send("a", truncated)
+    assert receipt
+    assert receipt.result == REFUSED
+    assert bench.refused() == {
+        "wrong-plan": 1,
+        "wrong-weights": 1,
+        "coding": 3,
+        "range": 2,
+        "older-lease": 1,
+        "wrong-lease": 1,
+        "unknown-round": 1,
+        "not-in-cohort": 1,
+    }
+    # A device whose delta was refused may send a better one.
+    receipt = bench.send("a", good)
+    assert receipt
+    assert receipt.result == COUNTED
+
+
+def test_what_may_have_been_damaged_on_the_way_gets_no_receipt(bench: Bench) -> None:
+    start(bench)
+    a = SHARED["a"]
+    assert bench.send("a", [changed(one, coded_crc32=one.coded_crc32 ^ 1) for one in a]) is None
+    assert bench.send("a", [a[0], changed(a[1], train_steps=3)]) is None
+    assert bench.send("a", [changed(a[0], chunks=7)]) is None
+    assert bench.arrives(topics.delta(FLEET, GATEWAY, "a"), b"\x92\x01") == []
+    assert bench.refused() == {"crc": 1, "inconsistent-chunks": 2, "malformed": 1}
+    receipt = bench.send("a", a)
+    assert receipt
+    assert receipt.result == COUNTED
+
+
+def test_a_delta_in_a_round_that_only_scores_is_not_added_up(bench: Bench) -> None:
+    start(bench, action="score", plans={PLAN: {"values": 2}})
+    assert bench.task("a").epochs == 0
+    score = a_task(action=Action.SCORE, epochs=0)
+    values = np.array([1, 2], np.int32)
+    receipt = bench.send("a", delta_chunks(score, values, 5))
+    assert receipt
+    assert receipt.result == REFUSED
+    receipt = bench.send("a", delta_chunks(score, np.zeros(0, np.int32), 0))
+    assert receipt
+    assert receipt.result == COUNTED
+    reply = bench.closed()
+    assert reply["refused"] == {"range": 1}
+    assert reply["accepted"] == 1
+    (part,) = reply["sums"][PLAN]
+    assert (part["weight"], part["devices"]) == (0, 0)
+
+
+# ---- odd deltas --------------------------------------------------------------------------
+
+
+def test_chunks_that_contradict_each_other_start_a_new_delta(bench: Bench) -> None:
+    start(bench)
     bench.chunk("a", SHARED["a"][0])
     bench.chunk("a", SHARED["a"][1])
-    values, samples = delta_of("b")
-    for delta in delta_chunks(a_task(), values, samples):
-        bench.chunk("a", delta)
-    assert bench.store.counters(KEY) == {"inconsistent-chunks": 1}
-    assert np.array_equal(bench.sum(), values.astype(np.int64) * samples)
+    bench.send("a", delta_chunks(a_task(), *delta_of("b")))
+    assert bench.refused() == {"inconsistent-chunks": 1}
+    assert np.array_equal(bench.sum(), expected("b"))
 
 
 def test_a_device_cannot_make_the_store_keep_more_than_its_plan_can_take(bench: Bench) -> None:
-    bench.start()
-    huge = changed(SHARED["a"][0], coded_bytes=512 * 60_000, chunks=60_000)
-    last = changed(huge, chunk=59_999)
-    assert not of(act.SaveChunk, bench.logic.chunk("a", huge.encode(), bench.now, None))
-    bench.chunk("a", last)
-    assert bench.store.counters(KEY) == {"coding": 1}
+    start(bench)
+    huge = changed(SHARED["a"][0], coded_bytes=UPLINK * 60_000, chunks=60_000)
+    bench.chunk("a", huge)
+    assert bench.store._db.execute("SELECT count(*) FROM chunks").fetchone() == (0,)
+    bench.chunk("a", changed(huge, chunk=59_999))
+    assert bench.refused() == {"coding": 1}
 
 
 def test_a_value_beyond_its_bound_is_refused_and_explained_even_after_a_crash(
     bench: Bench,
 ) -> None:
-    bench.start(plans={PLAN: {"values": 5, "bounds": [[2, 7], [3, 1000]]}})
+    start(bench, plans={PLAN: {"values": 5, "bounds": [[2, 7], [3, 1000]]}})
     bench.crash()
     for bad in ([8, 0, 0, 0, 0], [0, -8, 0, 0, 0], [7, 7, 0, 0, 1001], [0, 0, -(2**31), 0, 0]):
-        for delta in delta_chunks(a_task(), np.array(bad, np.int32), 5):
-            bench.chunk("a", delta)
-    assert bench.store.counters(KEY) == {"range": 4}
-    details = [one["detail"] for one in bench.store.explanations(KEY)]
+        bench.send("a", delta_chunks(a_task(), np.array(bad, np.int32), 5))
+    assert bench.refused() == {"range": 4}
+    details = [one["detail"] for one in bench.collect()["explanations"]]
     assert any("value 4 is 1001, beyond ±1000 (1 of 5 values" in detail for detail in details)
-    assert not bench.sum().any()
-    # The ends of the range pass, and a device whose delta was refused may send a better one.
+    # The ends of the range pass.
     ends = np.array([7, -7, 1000, -1000, 0], np.int32)
-    for delta in delta_chunks(a_task(), ends, 5):
-        bench.chunk("a", delta)
+    bench.send("a", delta_chunks(a_task(), ends, 5))
     assert np.array_equal(bench.sum(), ends.astype(np.int64) * 5)
 
 
 def test_more_samples_than_announced_are_refused_and_so_are_those_announced_on_the_way(
     bench: Bench,
 ) -> None:
-    task = {"plan": PLAN, "weights": WEIGHTS}
+    task = {"plan": PLAN, "weights": WEIGHTS, "lease": 1}
     values = np.ones(5, np.int32)
-    bench.start(tasks={"a": task, "b": {**task, "train_samples": 500}}, plans={PLAN: {"values": 5}})
+    tasks = {"a": task, "b": {**task, "train_samples": 500}}
+    start(bench, tasks=tasks, plans={PLAN: {"values": 5}})
     bench.crash()
-    [claim] = delta_chunks(a_task(), values, 401)
-    bench.chunk("a", claim)
-    assert bench.store.counters(KEY) == {"range": 1}
-    assert "claims 401" in bench.store.explanations(KEY)[0]["detail"]
-    boast = Announce("b", "b", bytes(32), bytes(32), 1, 1, 1, 65535, 1)
-    bench.do(bench.logic.announce("b", boast.encode(), bench.now, None))
+    bench.send("a", delta_chunks(a_task(), values, 401))
+    assert bench.refused() == {"range": 1}
+    assert "claims 401" in bench.collect()["explanations"][0]["detail"]
+    bench.announce("b", train_samples=65535)
     for samples in (65535, 501):
-        [claim] = delta_chunks(a_task(), values, samples)
-        bench.chunk("b", claim)
-    assert bench.store.counters(KEY) == {"range": 3}
+        bench.send("b", delta_chunks(a_task(), values, samples))
+    assert bench.refused() == {"range": 3}
     for device, samples in (("a", 400), ("b", 500)):
-        [claim] = delta_chunks(a_task(), values, samples)
-        bench.chunk(device, claim)
-    assert bench.store.sums(KEY)[PLAN]["weight"] == 900
-
-
-def test_bounds_survive_the_store_and_rounds_of_older_versions_can_be_read() -> None:
-    plans = {PLAN: {"values": 5, "bounds": [[2, 7], [3, 1000]]}}
-    tasks = {"a": {"plan": PLAN, "weights": WEIGHTS, "train_samples": 9}}
-    bounded = RoundSpec.from_request(StartRequest.parse(request(plans=plans, tasks=tasks)), {})
-    assert RoundSpec.decode(bounded.encode()) == bounded
-    assert bounded.bounds == {bytes.fromhex(PLAN): ((2, 7), (3, 1000))}
-    assert bounded.most_samples == {"a": 9}
-    plain = RoundSpec.from_request(StartRequest.parse(request()), {})
-    assert len(cbor2.loads(plain.encode())) == 12, "as before there were bounds"
-    assert RoundSpec.decode(plain.encode()) == plain
-
-
-@pytest.mark.parametrize("bounds", [[[4, 7]], [[2, 7], [4, 7]], [], [[5]], [[5, -1]], 7])
-def test_bounds_that_do_not_cover_the_values_are_refused(bounds: Any) -> None:
-    with pytest.raises(GatewayError, match="bounds"):
-        StartRequest.parse(request(plans={PLAN: {"values": 5, "bounds": bounds}}))
+        bench.send(device, delta_chunks(a_task(), values, samples))
+    assert bench.closed()["sums"][PLAN][0]["weight"] == 900
 
 
 def test_chunks_of_unfinished_deltas_are_gone_when_the_round_ends(bench: Bench) -> None:
-    bench.start()
+    start(bench)
     bench.chunk("a", SHARED["a"][0])
-    bench.now += 101
-    bench.do(bench.logic.tick(bench.now))
+    assert bench.store._db.execute("SELECT count(*) FROM chunks").fetchone() == (1,)
+    bench.pass_time(101)
     assert bench.logic.state(KEY) is RoundState.CLOSED
     assert bench.store._db.execute("SELECT count(*) FROM chunks").fetchone() == (0,)
-    for delta in SHARED["a"]:
-        bench.chunk("a", delta)
-    assert bench.store.counters(KEY) == {"late": 1}
-
-
-def test_a_delta_that_comes_after_the_deadline_is_late_even_before_a_tick(bench: Bench) -> None:
-    bench.start()
-    bench.now += 100
-    for delta in SHARED["a"]:
-        bench.chunk("a", delta)
-    assert bench.store.counters(KEY) == {"late": 1}
-    assert not bench.sum().any()
 
 
 def test_a_device_that_declined_and_was_reset_may_still_deliver(bench: Bench) -> None:
-    bench.start()
+    start(bench)
     bench.status("a", DeviceState.DECLINED, Reason.NOT_ENOUGH_SRAM)
     bench.status("b", DeviceState.FAILED, Reason.FLASH_FAILURE)
     bench.crash()
-    assert bench.logic.rounds[KEY].declined == {"a": 2, "b": 8}
+    assert bench.round.declined == {"a": 2, "b": 8}
     bench.status("a", DeviceState.TRAINING)
-    assert bench.logic.rounds[KEY].declined == {"b": 8}
-    for delta in SHARED["a"]:
-        bench.chunk("a", delta)
+    assert bench.round.declined == {"b": 8}
+    bench.send("a", SHARED["a"])
     bench.crash()
-    assert bench.logic.rounds[KEY].declined == {"b": 8}
-    assert bench.logic.rounds[KEY].accepted == {"a"}
-
-
-def test_weights_are_published_once_per_version(bench: Bench) -> None:
-    assert len(of(act.PublishChunks, bench.start(target=1))) == 1
-    bench.do(bench.logic.cancel(KEY, bench.now))
-    assert not of(act.PublishChunks, bench.start(round=2, blobs=[]))
+    assert bench.round.declined == {"b": 8}
+    assert bench.round.accepted.keys() == {"a"}
+    bench.pass_time(100)
     bench.crash()
-    bench.do(bench.logic.cancel(RoundKey(KEY.campaign, 2), bench.now))
-    assert not of(act.PublishChunks, bench.start(round=3, blobs=[]))
-    bench.do(bench.logic.cancel(RoundKey(KEY.campaign, 3), bench.now))
-    bench.now += 3600  # retention at the broker has ended
-    assert len(of(act.PublishChunks, bench.start(round=4, blobs=[]))) == 1
+    reply = bench.collect()
+    assert (reply["accepted"], reply["declined"]) == (1, {"flash-failure": 1})
 
 
-def test_after_a_connection_only_what_the_broker_lacks_is_published(bench: Bench) -> None:
-    bench.start()
-    bench.now += 30
-    [subscribe] = of(act.Subscribe, bench.do(bench.logic.connected(bench.now)))
-    assert topics.any_delta(FLEET, GATEWAY) in subscribe.filters
-    bench.do(bench.logic.task_seen("a", bench.logic.rounds[KEY].spec.task("a", 70).encode(), None))
-    old = changed(bench.logic.rounds[KEY].spec.task("b", 70), round=0)
-    bench.do(bench.logic.task_seen("b", old.encode(), None))
-    for chunk in range(11):
-        if chunk != 4:
-            bench.do(bench.logic.chunk_seen(bytes.fromhex(WEIGHTS), chunk, None))
-    assert not bench.do(bench.logic.tick(bench.now + PROBE_SECONDS - 0.1))
-    bench.now += PROBE_SECONDS
-    actions = bench.do(bench.logic.tick(bench.now))
-    published = of(act.Publish, actions)
-    assert {p.topic for p in published} == {topics.task(FLEET, name) for name in "bc"}
-    assert {p.expiry_seconds for p in published} == {68}
-    assert all(
-        p.response_topic == topics.delta(FLEET, GATEWAY, d)
-        for p, d in zip(published, "bc", strict=True)
+@given(st.binary(max_size=60), st.booleans())
+def test_no_payload_whatever_upsets_the_gateway(
+    tmp_path_factory: pytest.TempPathFactory, payload: bytes, retained: bool
+) -> None:
+    bench = SHARED_BENCH.setdefault("one", Bench(tmp_path_factory.getbasetemp()))
+    for topic in (
+        topics.announce(FLEET, "a"),
+        topics.status(FLEET, "a"),
+        topics.delta(FLEET, GATEWAY, "a"),
+        topics.task(FLEET, "a"),
+        topics.receipt(FLEET, "a"),
+        topics.blob(FLEET, bytes.fromhex(WEIGHTS), 0),
+        f"fleet/{FLEET}/something/else",
+    ):
+        bench.arrives(topic, payload, retained)
+    assert bench.ask("hello")["gateway"] == GATEWAY
+
+
+SHARED_BENCH: dict[str, Bench] = {}
+
+
+def test_a_defect_in_dealing_with_one_message_does_not_touch_the_round(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(bench)
+    monkeypatch.setattr(
+        "fleet.gateway.round_logic.delta_coding.decode", lambda *_: [][0]
     )
-    assert [p.chunks for p in of(act.PublishChunks, actions)] == [[4]]
-    assert of(act.Unsubscribe, actions)
+    assert bench.send("a", SHARED["a"]) is None
+    monkeypatch.undo()
+    receipt = bench.send("a", SHARED["a"])
+    assert receipt
+    assert receipt.result == COUNTED
+    assert np.array_equal(bench.sum(), expected("a"))
 
 
-def test_a_task_of_a_round_that_ended_is_taken_away_after_a_crash(bench: Bench) -> None:
-    bench.start()
-    task = bench.logic.rounds[KEY].spec.task("a", 70)
-    bench.logic.cancel(KEY, bench.now)  # the actions are lost …
-    with bench.store.transaction():  # … but for the first, which is in the store
-        bench.store.apply(act.SetState(KEY, RoundState.CANCELLED, bench.now))
-    bench.crash()
-    bench.do(bench.logic.connected(bench.now))
-    bench.do(bench.logic.task_seen("a", task.encode(), None))
-    actions = bench.do(bench.logic.tick(bench.now + PROBE_SECONDS))
-    assert of(act.Publish, actions) == [act.Publish(topics.task(FLEET, "a"), b"", retain=True)]
+# ---- starting ----------------------------------------------------------------------------
 
 
 def test_starting_again_changes_nothing_and_survives_a_crash(bench: Bench) -> None:
-    assert of(act.Publish, bench.start())
-    assert not bench.start()
-    bench.crash()
-    assert not bench.start()
-    assert not bench.start(blobs=[])
+    assert start(bench) == {"state": "running", "devices": {}}
+    for again in ({}, {"blobs": []}):
+        before = len(bench.link.published)
+        assert start(bench, **again) == {"state": "running", "devices": {}}
+        assert len(bench.link.published) == before
+        bench.crash()
     with pytest.raises(GatewayError, match="another content"):
-        bench.start(epochs=2)
+        start(bench, epochs=3)
+    bench.pass_time(100)
+    assert start(bench) == {"state": "closed", "devices": {}}
+    bench.crash()
+    with pytest.raises(GatewayError, match="another content"):
+        start(bench, names=["a"])
 
 
-def test_devices_of_other_gateways_and_busy_ones_are_refused(bench: Bench) -> None:
-    bench.announce("foreign")
-    with pytest.raises(GatewayError, match="isn't one of gateway north"):
-        bench.start(names=["foreign"])
-    with pytest.raises(GatewayError, match="d has never announced itself"):
-        bench.start(names=["d"])
-    bench.start()
-    with pytest.raises(GatewayError, match="device c is still in round 1"):
-        bench.start(round=2, names=["c"])
+def test_each_device_gets_its_own_answer_to_a_start(bench: Bench) -> None:
+    bench.announce(FOREIGN)
+    bench.announce("e", lease=9)
+    start(bench, names=["a"])
+    refused = {"a": "busy", FOREIGN: "unknown", "d": "unknown", "e": "older-lease"}
+    names = ["a", "b", "d", "e", FOREIGN]
+    wanted = {"state": "running", "devices": refused}
+    assert start(bench, round=2, names=names) == wanted
+    assert bench.logic.rounds[RoundKey(KEY.campaign, 2)].spec.tasks.keys() == {"b"}
+    assert start(bench, round=2, names=names) == wanted
+    bench.crash()
+    assert start(bench, round=2, names=names) == wanted
+    bench.ask("cancel", campaign=CAMPAIGN, round=1)
+    assert start(bench, round=2, names=names) == wanted, "what was answered once stays"
+
+
+def test_a_round_that_no_device_can_take_part_in_closes_at_once(bench: Bench) -> None:
+    before = len(bench.link.published)
+    reply = start(bench, names=["d", "e"])
+    assert reply == {"state": "closed", "devices": {"d": "unknown", "e": "unknown"}}
+    assert len(bench.link.published) == before
+    collected = bench.collect()
+    assert (collected["state"], collected["accepted"]) == ("closed", 0)
+    assert not bench.sum().any()
+
+
+def test_leases_only_grow(bench: Bench) -> None:
+    start(bench, names=["a"], lease=5)
+    bench.ask("cancel", campaign=CAMPAIGN, round=1)
+    bench.crash()
+    refused = {"state": "closed", "devices": {"a": "older-lease"}}
+    assert start(bench, round=2, names=["a"], lease=4) == refused
+    assert start(bench, round=3, names=["a"], lease=5)["devices"] == {}
+    bench.ask("cancel", campaign=CAMPAIGN, round=3)
+    bench.announce("a", lease=7)
+    bench.crash()
+    assert start(bench, round=4, names=["a"], lease=6)["devices"] == {"a": "older-lease"}
+    assert start(bench, round=5, names=["a"], lease=7)["devices"] == {}
+    (entry,) = [one for one in bench.ask("hello")["devices"] if one["device"] == "a"]
+    assert entry["lease"] == 7
+
+
+def test_every_device_has_a_seed_of_its_own(bench: Bench) -> None:
+    start(bench, seed=11)
+    sent = {
+        name: Task.decode(message.payload)
+        for message in bench.link.published
+        for name in "abc"
+        if message.topic == topics.task(FLEET, name)
+    }
+    assert {name: task.seed for name, task in sent.items()} == {
+        name: device_seed(11, name) for name in "abc"
+    }
+    assert len({task.seed for task in sent.values()}) == 3
 
 
 def test_old_rounds_and_their_weights_are_forgotten(bench: Bench) -> None:
     for number in range(KEPT_ROUNDS + 3):
         blob = b"weights %d" % number
         sha = hashlib.sha256(blob).hexdigest()
-        bench.start(
+        start(
+            bench,
             round=number,
-            blobs=[{"sha256": sha, "data": blob, "chunk_bytes": 512}],
-            tasks={"a": {"plan": PLAN, "weights": sha}},
+            blobs=[{"sha256": sha, "data": blob}],
+            tasks={"a": {"plan": PLAN, "weights": sha, "lease": 1}},
             target=1,
         )
-        bench.do(bench.logic.cancel(RoundKey(KEY.campaign, number), bench.now))
+        bench.ask("cancel", campaign=CAMPAIGN, round=number)
     assert len(bench.logic.rounds) == KEPT_ROUNDS
     assert bench.logic.state(RoundKey(KEY.campaign, 2)) is RoundState.UNKNOWN
     assert bench.logic.state(RoundKey(KEY.campaign, 3)) is RoundState.CANCELLED
@@ -443,16 +555,58 @@ def test_old_rounds_and_their_weights_are_forgotten(bench: Bench) -> None:
     assert bench.store._db.execute("SELECT count(*) FROM sums").fetchone() == (KEPT_ROUNDS,)
 
 
-@given(st.binary(max_size=60))
-def test_no_payload_whatever_upsets_the_gateway(payload: bytes) -> None:
-    logic = RoundLogic(FLEET, GATEWAY, lambda device: True)
-    for event in (logic.announce, logic.status, logic.chunk):
-        assert event("a", payload, 1.0, "token")[-1] == act.Acknowledge("token")
+def test_of_rounds_that_ended_only_the_store_knows_the_devices(bench: Bench) -> None:
+    start(bench)
+    bench.send("a", SHARED["a"])
+    bench.status("b", DeviceState.DECLINED, Reason.NO_SAMPLES)
+    bench.pass_time(100)
+    for _ in range(2):
+        assert not bench.round.spec.tasks
+        assert not bench.round.accepted
+        assert not bench.round.declined
+        assert bench.collect()["accepted"] == 1
+        assert bench.collect()["declined"] == {"no-samples": 1}
+        bench.crash()
 
 
-def test_a_device_that_uses_the_name_of_another_is_ignored(bench: Bench) -> None:
-    message = Announce("b", "board", bytes(32), bytes(32), 1, 1, 1, 1, 1)
-    before = dict(bench.logic.devices)
-    actions = bench.do(bench.logic.announce("a", message.encode(), bench.now, None))
-    assert bench.logic.devices == before
-    assert "is b, the topic says a" in of(act.Log, actions)[0].text
+# ---- time --------------------------------------------------------------------------------
+
+
+def test_a_wall_clock_that_steps_back_does_not_make_a_round_longer(bench: Bench) -> None:
+    start(bench)
+    bench.pass_time(50)
+    bench.clock.step_wall(-3600)
+    bench.pass_time(49)
+    assert bench.round.open
+    bench.pass_time(1)
+    assert bench.collect()["state"] == "closed"
+
+
+def test_nor_does_it_after_a_crash(bench: Bench) -> None:
+    start(bench)
+    bench.pass_time(50)
+    bench.clock.step_wall(-3600)
+    bench.pass_time(1)  # the step is noted
+    bench.crash()
+    bench.pass_time(48)
+    assert bench.round.open
+    bench.pass_time(1)
+    assert bench.collect()["state"] == "closed"
+
+
+def test_a_step_while_no_gateway_runs_gives_a_round_no_more_than_it_had(bench: Bench) -> None:
+    start(bench)
+    bench.store.close()
+    bench.clock.step_wall(-3600)
+    bench.open()
+    bench.pass_time(100)
+    assert bench.collect()["state"] == "closed"
+
+
+def test_announcements_are_decoded_as_the_device_sent_them(bench: Bench) -> None:
+    bench.announce("a", candidate=b"c" * 32, reset_cause=3, fault_code=4)
+    bench.crash()
+    (entry,) = [one for one in bench.ask("hello")["devices"] if one["device"] == "a"]
+    assert entry["candidate"] == (b"c" * 32).hex()
+    assert entry["current"] == announcement().current.hex()
+    assert (entry["reset_cause"], entry["fault_code"]) == ("watchdog", 4)

@@ -1,0 +1,68 @@
+"""How a round's deltas are added up while they come in, by name.
+
+A fold deals the devices of a round to parts; a gateway keeps one sum per plan and part, so that no
+single delta need be kept. What the parts are made of later is the coordinator's matter
+(:mod:`fleet.aggregation`). A new fold is a class here and its name in ``Fold``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+MAX_BUCKETS = 64
+
+
+class _Dealing(BaseModel, ABC):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @property
+    @abstractmethod
+    def parts(self) -> int:
+        """How many sums there are of each plan."""
+
+    @abstractmethod
+    def part_of(self, round_seed: int, device: str) -> int:
+        """Which of them a device's delta is added to; the same at every gateway."""
+
+
+class Sums(_Dealing):
+    """One sum of each plan."""
+
+    name: Literal["sums"] = "sums"
+
+    @property
+    def parts(self) -> int:
+        """See `_Dealing`."""
+        return 1
+
+    def part_of(self, round_seed: int, device: str) -> int:
+        """See `_Dealing`."""
+        return 0
+
+
+class Buckets(_Dealing):
+    """``count`` sums of each plan; round seed and name say which is a device's."""
+
+    name: Literal["buckets"]
+    count: Annotated[int, Field(ge=1, le=MAX_BUCKETS)]
+
+    @property
+    def parts(self) -> int:
+        """See `_Dealing`."""
+        return self.count
+
+    def part_of(self, round_seed: int, device: str) -> int:
+        """See `_Dealing`."""
+        text = f"tinyfleet-bucket/{round_seed}/{device}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % self.count
+
+
+AnyFold: TypeAlias = Sums | Buckets
+Fold = Annotated[AnyFold, Field(discriminator="name")]
+"""A fold in a start request: ``{"name": NAME, …}``."""
+
+FOLD: TypeAdapter[AnyFold] = TypeAdapter(Fold)
