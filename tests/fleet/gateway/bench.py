@@ -87,9 +87,7 @@ class Bench:
         self._processes += 1
         self.link = RecordingLink()
         self.store = RoundStore(self.folder / "store.sqlite")
-        self.core = Core(
-            settings(self.folder), self.store, self.link, self.clock, self._processes
-        )
+        self.core = Core(settings(self.folder), self.store, self.link, self.clock, self._processes)
         self.logic = self.core.logic
 
     def crash(self) -> None:

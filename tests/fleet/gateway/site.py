@@ -3,7 +3,6 @@ speaking the wire format. Only the training is made up."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import queue
 import signal
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,47 +26,19 @@ from fleet.errors import GatewayError
 from fleet.gateway.broker import Broker, BrokerConfig, free_port, new_passwords
 from fleet.gateway.client import GatewayClient
 from fleet.gateway.config import BrokerSettings, GatewaySettings
-from fleet.protocol import Announce, Delta, DeviceState, Reason, Status, Task, delta_coding, topics
-from fleet.protocol.fields import CHUNK_BYTES
+from fleet.protocol import Delta, DeviceState, Reason, Receipt, Status, Task, topics
+from fleet.protocol.chunks import decode_chunk
+from tests.fleet.gateway.deltas import (
+    CAMPAIGN,
+    FLEET,
+    GATEWAY,
+    NO_CAMPAIGN,
+    announcement,
+    delta_chunks,
+    start_fields,
+)
 
-FLEET = "barn"
-GATEWAY = "north"
-CAMPAIGN = "00112233445566aa"
-NO_CAMPAIGN = bytes(8)
-PLAN = hashlib.sha256(b"plan").hexdigest()
-OTHER_PLAN = hashlib.sha256(b"other plan").hexdigest()
-BLOB = bytes(range(256)) * 21 + b"the end"
-WEIGHTS = hashlib.sha256(BLOB).hexdigest()
-
-
-def delta_chunks(
-    task: Task, values: NDArray[np.int32], samples: int, **changes: Any
-) -> list[Delta]:
-    """The messages of a delta for ``task``; ``changes`` replace header fields."""
-    coded = changes.pop("coded_all", None)
-    if coded is None:
-        coded = delta_coding.encode(values)
-    header = {
-        "campaign": task.campaign,
-        "round": task.round,
-        "plan": task.plan[:8],
-        "weights": task.weights[:8],
-        "chunks": max(1, -(-len(coded) // CHUNK_BYTES)),
-        "coded_bytes": len(coded),
-        "coded_crc32": zlib.crc32(coded),
-        "train_samples": samples,
-        "train_steps": samples * task.epochs,
-        "held_out_samples": 10,
-        "correct_before": 4,
-        "correct_after": 7,
-        "loss_before_thousandths": 1500,
-        "loss_after_thousandths": 800,
-        **changes,
-    }
-    return [
-        Delta(chunk=chunk, coded=coded[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES], **header)
-        for chunk in range(header["chunks"])
-    ]
+Train = Callable[[Task], tuple[NDArray[np.int32], int]]
 
 
 @dataclass
@@ -81,25 +51,31 @@ class Received:
 
 
 class FakeDevice:
-    """A device whose training is a function; everything on the wire is real."""
+    """A device whose training is a function; everything on the wire is real.
 
-    def __init__(
-        self,
-        name: str,
-        port: int,
-        password: str,
-        train: Callable[[Task], tuple[NDArray[np.int32], int]] | None = None,
-    ) -> None:
+    Like a device it sends its delta again over every new connection, and after a while without a
+    receipt; a second here, not half a minute.
+    """
+
+    RESEND_SECONDS = 1.0
+
+    def __init__(self, name: str, port: int, password: str, train: Train | None = None) -> None:
         self.name = name
         self.train = train
         self.tasks: queue.Queue[Received] = queue.Queue()
+        self.receipts: queue.Queue[Receipt] = queue.Queue()
         self.cleared = threading.Event()
         self.blob: dict[int, bytes] = {}
         self.before_chunk: Callable[[int], None] = lambda chunk: None
-        self.sent = threading.Event()
-        self._done: set[tuple[bytes, int]] = set()
+        self.done = threading.Event()
+        self._fetching = ""
+        self._closed = False
+        self._state = DeviceState.IDLE
+        self._wake = threading.Condition()
+        self._connections = 0
+        self._counted: set[tuple[bytes, int]] = set()
+        self._working: set[tuple[bytes, int]] = set()
         self._acknowledged: set[int] = set()
-        self._worker: threading.Thread | None = None
         client = self.client = paho.Client(CallbackAPIVersion.VERSION2, name, protocol=paho.MQTTv5)
         client.username_pw_set(name, password)
         client.reconnect_delay_set(1, 1)
@@ -110,10 +86,9 @@ class FakeDevice:
         client.on_message = self._on_message
         client.on_publish = lambda client, user, mid, *_: self._acknowledged.add(mid)
         properties = Properties(PacketTypes.CONNECT)
-        properties.SessionExpiryInterval = 3600
         properties.ReceiveMaximum = 2
         properties.MaximumPacketSize = 768
-        client.connect("127.0.0.1", port, 60, clean_start=False, properties=properties)
+        client.connect("127.0.0.1", port, 60, clean_start=True, properties=properties)
         client.loop_start()
 
     def _status(
@@ -123,20 +98,23 @@ class FakeDevice:
         campaign: bytes = NO_CAMPAIGN,
         round: int = 0,
     ) -> bytes:
-        return Status(self.name, state, reason, campaign, round, 90).encode()
-
-    def announcement(self) -> Announce:
-        digest = bytes.fromhex(WEIGHTS)
-        return Announce(self.name, "stm32f746", b"b" * 32, digest, 100_000, 90, 9600, 60, 30)
+        return Status(state, reason, campaign, round, 90).encode()
 
     def _on_connect(self, client: paho.Client, *_: Any) -> None:
-        client.subscribe(topics.task(FLEET, self.name), qos=1)
-        self.publish(topics.announce(FLEET, self.name), self.announcement().encode(), retain=True)
-        self.say(DeviceState.IDLE)
+        client.subscribe(topics.to_device(FLEET, self.name), qos=1)
+        if self._fetching:
+            self.fetch(self._fetching)
+        payload = announcement(train_samples=60).encode()
+        self.publish(topics.announce(FLEET, self.name), payload, retain=True)
+        self.say(self._state)
+        with self._wake:
+            self._connections += 1
+            self._wake.notify_all()
 
     def say(
         self, state: DeviceState, reason: Reason = Reason.NONE, task: Task | None = None
     ) -> None:
+        self._state = state
         campaign, number = (task.campaign, task.round) if task else (NO_CAMPAIGN, 0)
         payload = self._status(state, reason, campaign, number)
         self.publish(topics.status(FLEET, self.name), payload, retain=True)
@@ -147,10 +125,20 @@ class FakeDevice:
     def _on_message(self, client: paho.Client, user: Any, message: paho.MQTTMessage) -> None:
         parts = topics.parse(message.topic)
         if parts.kind == "blob":
-            self.blob[parts.chunk] = message.payload
+            if message.payload:
+                self.blob[parts.chunk] = decode_chunk(parts.chunk, message.payload)
+            return
+        if parts.kind == "receipt":
+            receipt = Receipt.decode(message.payload)
+            self.receipts.put(receipt)
+            with self._wake:
+                self._counted.add((receipt.campaign, receipt.round))
+                self._wake.notify_all()
             return
         if not message.payload:
             self.cleared.set()
+            with self._wake:
+                self._wake.notify_all()
             return
         self.cleared.clear()
         task = Task.decode(message.payload)
@@ -160,36 +148,52 @@ class FakeDevice:
                 task, properties.ResponseTopic, getattr(properties, "MessageExpiryInterval", None)
             )
         )
-        if self.train and (task.campaign, task.round) not in self._done:
-            self._done.add((task.campaign, task.round))
-            self._worker = threading.Thread(target=self._work, args=(task,), daemon=True)
-            self._worker.start()
+        key = (task.campaign, task.round)
+        if self.train and key not in self._working:
+            self._working.add(key)
+            threading.Thread(target=self._work, args=(task,), daemon=True).start()
 
     def fetch(self, sha256: str) -> None:
-        self.client.subscribe(topics.any_chunk(FLEET, sha256), qos=1)
+        self._fetching = sha256
+        self.client.subscribe(topics.any_chunk(FLEET, bytes.fromhex(sha256)), qos=0)
 
     def _work(self, task: Task) -> None:
         assert self.train
         self.say(DeviceState.TRAINING, task=task)
         values, samples = self.train(task)
-        self.send(delta_chunks(task, values, samples))
-        self.sent.set()
+        chunks = delta_chunks(task, values, samples)
+        while not self._is_over(task):
+            connection = self._connections
+            self.send(chunks, lambda seen=connection: self._connections != seen)
+            with self._wake:
+                self._wake.wait_for(
+                    lambda seen=connection: self._is_over(task) or self._connections != seen,
+                    self.RESEND_SECONDS,
+                )
+        self.done.set()
         self.say(DeviceState.IDLE)
 
-    def send(self, chunks: list[Delta]) -> None:
+    def _is_over(self, task: Task) -> bool:
+        key = (task.campaign, task.round)
+        return self._closed or key in self._counted or self.cleared.is_set()
+
+    def send(self, chunks: list[Delta], given_up: Callable[[], bool] = lambda: False) -> None:
         """One unacknowledged chunk at a time, as the device's client does it."""
         for index, chunk in enumerate(chunks):
             self.before_chunk(index)
-            self.send_raw(chunk.encode())
+            self.send_raw(chunk.encode(), given_up)
+            if given_up():
+                return
 
-    def send_raw(self, payload: bytes) -> None:
+    def send_raw(self, payload: bytes, given_up: Callable[[], bool] = lambda: False) -> None:
         info = self.publish(topics.delta(FLEET, GATEWAY, self.name), payload)
         end = time.monotonic() + 30
-        while info.mid not in self._acknowledged:  # paho sends it again after a reconnection
-            assert time.monotonic() < end, f"{self.name}: no acknowledgement"
+        while info.mid not in self._acknowledged and not given_up():
+            assert time.monotonic() < end or self._closed, f"{self.name}: no acknowledgement"
             time.sleep(0.002)
 
     def close(self) -> None:
+        self._closed = True
         self.client.disconnect()
         self.client.loop_stop()
 
@@ -256,20 +260,21 @@ class Site:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(15)
 
-    def add(
-        self,
-        name: str,
-        train: Callable[[Task], tuple[NDArray[np.int32], int]] | None = None,
-        seconds: float = 20.0,
-    ) -> FakeDevice:
+    def kill_broker(self) -> None:
+        """As a power cut does it, and nothing of it is found again."""
+        self.broker.kill()
+        for path in self.broker.folder.iterdir():
+            if path.is_file() and path.name not in ("mosquitto.conf", "passwords", "access"):
+                path.unlink()
+
+    def add(self, name: str, train: Train | None = None, seconds: float = 20.0) -> FakeDevice:
         device = FakeDevice(name, self.config.port, self.passwords[name], train)
         self.devices[name] = device
         self.until(lambda: self.is_online(name), f"{name} is known to the gateway", seconds)
         return device
 
     def is_online(self, name: str) -> bool:
-        devices = self.client.hello()["devices"]
-        return any(one["device"] == name and one["online"] for one in devices)
+        return any(one["device"] == name and one["online"] for one in self.client.devices())
 
     def until(self, condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds
@@ -280,22 +285,10 @@ class Site:
 
     def start(self, round: int = 1, values: int = 1000, **changes: Any) -> dict[str, Any]:
         names = changes.pop("names", self.names)
-        request: dict[str, Any] = {
-            "campaign": CAMPAIGN,
-            "round": round,
-            "blobs": [{"sha256": WEIGHTS, "data": BLOB, "chunk_bytes": 512}],
-            "tasks": {name: {"plan": PLAN, "weights": WEIGHTS} for name in names},
-            "plans": {PLAN: {"values": values}},
-            "epochs": 2,
-            "learning_rate": 0.01,
-            "seed": 7,
-            "deadline_seconds": 60,
-            "max_score_drop_permille": 100,
-            "check_in_seconds": 5,
-            "target": len(names),
-            **changes,
-        }
-        return self.client.start(**request)
+        fields = start_fields(
+            names, **{"deadline_seconds": 60, "round": round, "values": values, **changes}
+        )
+        return self.client.start(**fields)
 
     def collect_closed(self, round: int = 1, seconds: float = 40.0) -> dict[str, Any]:
         end = time.monotonic() + seconds
