@@ -14,10 +14,17 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fleet.errors import BrokerError, ConfigurationError
-from fleet.gateway.broker import Broker, BrokerConfig, free_port, new_passwords
+from fleet.gateway.broker import (
+    Broker,
+    BrokerConfig,
+    free_port,
+    new_passwords,
+    write_broker_config,
+)
+from fleet.protocol import Delta
 
 NAMES = ["cow-1", "cow-2"]
-SHA = "ab" * 32
+CHUNK = f"fleet/barn/blob/{'ab' * 8}/0/0"
 
 
 class Client:
@@ -99,32 +106,42 @@ def test_a_device_may_only_use_its_own_topics(login: Any) -> None:
     assert cow.may_write("fleet/barn/dev/cow-1/announce")
     assert cow.may_write("fleet/barn/dev/cow-1/status")
     assert cow.may_write("fleet/barn/gw/north/cow-1/delta")
+    assert cow.may_write("fleet/barn/gw/south/cow-1/delta")
     for topic in (
         "fleet/barn/dev/cow-2/announce",
-        "fleet/barn/dev/cow-1/task",
+        "fleet/barn/dev/cow-1/other",
+        "fleet/barn/to/cow-1/task",
+        "fleet/barn/to/cow-1/receipt",
         "fleet/barn/gw/north/cow-2/delta",
-        f"fleet/barn/blob/{SHA}/0",
+        CHUNK,
         "fleet/other/dev/cow-1/announce",
         "anything",
     ):
         assert not cow.may_write(topic), topic
 
 
+def test_a_device_cannot_leave_messages_under_gateways_that_it_made_up(login: Any) -> None:
+    cow = login("cow-1")
+    for number in range(3):
+        assert not cow.may_write(f"fleet/barn/gw/made-up-{number}/cow-1/delta")
+
+
 def test_a_device_receives_nothing_of_others(login: Any) -> None:
     cow, other, north = login("cow-1"), login("cow-2"), login("north")
-    cow.client.subscribe([("#", 1), ("fleet/barn/dev/cow-1/task", 1)])
+    own = {"fleet/barn/to/cow-1/task", "fleet/barn/to/cow-1/receipt"}
+    cow.client.subscribe([("#", 1), ("fleet/barn/to/cow-1/+", 1)])
     assert other.may_write("fleet/barn/gw/north/cow-2/delta")
     assert other.may_write("fleet/barn/dev/cow-2/announce")
-    assert north.may_write("fleet/barn/dev/cow-2/task")
-    assert north.may_write(f"fleet/barn/blob/{SHA}/0")
-    assert north.may_write("fleet/barn/dev/cow-1/task")
-    got = {cow.messages.get(timeout=5), cow.messages.get(timeout=5)}
-    assert got == {f"fleet/barn/blob/{SHA}/0", "fleet/barn/dev/cow-1/task"}
+    assert north.may_write("fleet/barn/to/cow-2/task")
+    assert north.may_write("fleet/barn/to/cow-2/receipt")
+    assert north.may_write(CHUNK)
+    for topic in sorted(own):
+        assert north.may_write(topic)
+    got = {cow.messages.get(timeout=5) for _ in range(3)}
     time.sleep(0.2)
-    left = set()
     while not cow.messages.empty():
-        left.add(cow.messages.get())
-    assert left <= {"fleet/barn/dev/cow-1/task"}  # a second copy for the second filter
+        got.add(cow.messages.get())  # second copies for the second filter
+    assert got == {CHUNK, *own}
 
 
 def test_a_gateway_sees_its_own_deltas_and_not_those_of_another(login: Any) -> None:
@@ -137,6 +154,15 @@ def test_a_gateway_sees_its_own_deltas_and_not_those_of_another(login: Any) -> N
     time.sleep(0.2)
     assert north.messages.empty()
     assert not north.may_write("fleet/barn/dev/cow-1/announce")
+    assert north.may_write("fleet/barn/gw/north/cow-1/delta"), "to take away what a device retained"
+
+
+def test_the_longest_delta_passes_the_broker(login: Any) -> None:
+    north, cow = login("north"), login("cow-1")
+    north.client.subscribe("fleet/barn/gw/north/+/delta", qos=1)
+    time.sleep(0.2)
+    cow.client.publish("fleet/barn/gw/north/cow-1/delta", bytes(Delta.MAX_BYTES), qos=1)
+    assert north.messages.get(timeout=5) == "fleet/barn/gw/north/cow-1/delta"
 
 
 def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:
@@ -158,3 +184,23 @@ def test_the_templates_in_deploy_are_what_the_code_writes() -> None:
     config = BrokerConfig("FLEET", {"GATEWAY": ""}, host="0.0.0.0")
     assert (folder / "mosquitto.conf").read_text() == config.config_text("/etc/mosquitto/tinyfleet")
     assert (folder / "access").read_text() == config.access_text()
+
+
+def test_a_kill_while_files_are_written_leaves_the_old_ones_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_broker_config(tmp_path, BrokerConfig("barn", {"north": "a"}, {"cow": "b"}))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fleet.gateway.files.os.fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_broker_config(tmp_path, BrokerConfig("barn", {"north": "a"}, {"pig": "c"}))
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    monkeypatch.undo()
+    write_broker_config(tmp_path, BrokerConfig("barn", {"north": "a"}, {"pig": "c"}))
+    assert "pig" in (tmp_path / "passwords").read_text()
+    assert (tmp_path / "passwords").stat().st_mode & 0o777 == 0o600
+    assert {path.name for path in tmp_path.iterdir()} == before.keys()

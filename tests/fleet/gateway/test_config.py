@@ -36,6 +36,20 @@ def test_paths_are_relative_to_the_file_and_settings_come_back(tmp_path: Path) -
     assert GatewaySettings.read(again) == settings
 
 
+@pytest.mark.parametrize(
+    "folder", ["plain", "with space", 'a "quote"', "ü 🐄", "back\\slash", "\x7f"]
+)
+def test_settings_come_back_whatever_their_paths_are_called(tmp_path: Path, folder: str) -> None:
+    place = tmp_path / folder
+    place.mkdir()
+    settings = GatewaySettings.read(written(tmp_path, TEXT)).model_copy(
+        update={"store": place / "store.sqlite"}
+    )
+    again = place / "gateway.toml"
+    settings.write(again)
+    assert GatewaySettings.read(again) == settings
+
+
 def test_a_gateway_serves_listed_devices_those_with_its_prefix_or_all(tmp_path: Path) -> None:
     settings = GatewaySettings.read(written(tmp_path, TEXT))
     assert [settings.serves(name) for name in ("pig", "cow-1", "pig-2")] == [True, True, False]

@@ -237,6 +237,27 @@ def test_a_store_that_cannot_write_gives_no_receipt(bench: Bench) -> None:
     assert np.array_equal(bench.sum(), expected("a"))
 
 
+def test_a_kill_between_the_write_and_the_receipt_costs_the_device_one_more_sending(
+    bench: Bench,
+) -> None:
+    start(bench)
+    *some, last = SHARED["a"]
+    for delta in some:
+        bench.chunk("a", delta)
+
+    def killed(message: Publish) -> None:
+        raise KeyboardInterrupt
+
+    bench.link.publish = killed  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        bench.chunk("a", last)
+    bench.crash()
+    receipt = bench.send("a", delta_chunks(a_task(), *delta_of("d")))
+    assert receipt
+    assert (receipt.result, receipt.coded_crc32) == (COUNTED, last.coded_crc32)
+    assert np.array_equal(bench.sum(), expected("a"))
+
+
 def test_a_second_delta_even_another_one_is_answered_with_the_first_receipt(bench: Bench) -> None:
     start(bench)
     first = bench.send("a", SHARED["a"])
