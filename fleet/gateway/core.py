@@ -26,8 +26,10 @@ from fleet.gateway.store import RoundStore
 from fleet.protocol import topics
 from fleet.protocol.chunks import chunks_of
 
-# So many publications follow a batch: a start for ten thousand devices doesn't make others wait.
-SENT_AT_ONCE = 200
+# So many publications follow a batch beside those that its messages bring about: a start for ten
+# thousand devices doesn't make others wait.
+SENT_AT_ONCE = 64
+PUBLICATIONS_OF_A_MESSAGE = 2
 
 _STORE_ACTIONS = get_args(StoreAction)
 _PUBLICATIONS = get_args(Publication)
@@ -102,18 +104,20 @@ class Core:
     # ---- the one thread that owns logic and store ------------------------------------
 
     @property
-    def has_unsent(self) -> bool:
-        """Whether publications are left for the next batch."""
-        return bool(self._unsent)
+    def unsent(self) -> int:
+        """How much is left to be published after the next batches."""
+        return len(self._unsent)
 
     def work(self, jobs: Iterable[Job]) -> None:
         """Do a batch: decide, write, then publish and answer."""
         replies: list[tuple[Future[Any], Any]] = []
         others: list[Action] = []
+        count = 0
         with self.store.transaction():
             tick = Job(lambda now: (self.logic.tick(now), None))
             for job in (tick, *jobs):
                 now = Instant.of(self._clock)
+                count += 1
                 try:
                     actions, value = job.run(now)
                 except Exception as error:  # one odd message or request never ends a gateway
@@ -124,7 +128,7 @@ class Core:
                     replies.append((job.reply, value))
         for action in others:
             self._do(action)
-        self._send(SENT_AT_ONCE)
+        self._send(SENT_AT_ONCE + PUBLICATIONS_OF_A_MESSAGE * count)
         for reply, value in replies:
             reply.set_result(value)
 

@@ -146,7 +146,7 @@ class Gateway:
     def _next_batch(self) -> list[Job]:
         batch: list[Job] = []
         try:
-            batch.append(self._jobs.get(timeout=0.001 if self.core.has_unsent else TICK_SECONDS))
+            batch.append(self._jobs.get(timeout=0.001 if self.core.unsent else TICK_SECONDS))
             while len(batch) < MAX_BATCH:
                 batch.append(self._jobs.get_nowait())
         except queue.Empty:

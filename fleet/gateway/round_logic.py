@@ -208,27 +208,28 @@ class RoundLogic:
     ) -> list[Action]:
         key = RoundKey(delta.campaign, delta.round)
         partials = self._open[key].partial
-        header = replace(delta, chunk=0, coded=b"")
-        actions: list[Action] = []
         partial = partials.get(device)
+        if delta.chunks == 1 and partial is None:
+            return self._complete(device, delta, delta.coded, payload_bytes, now)
+        header = replace(delta, chunk=0, coded=b"")
         if partial and partial.header != header:
             # The device may have started over with other samples: begin again with it.
-            actions += self._count(
-                key, "inconsistent-chunks", device, "chunks contradict each other", now
-            )
-            actions.append(act.DropChunks(key, device))
-            partial = None
-        if delta.chunks == 1:
-            partials.pop(device, None)
-            return actions + self._complete(device, header, delta.coded, payload_bytes, now)
+            del partials[device]
+            problem = "chunks contradict each other"
+            return [
+                *self._count(key, "inconsistent-chunks", device, problem, now),
+                act.DropChunks(key, device),
+                *self._add_chunk(device, delta, payload_bytes, now),
+            ]
         if partial is None:
             partial = partials[device] = PartialDelta(header)
-        if delta.chunk not in partial.received:
-            partial.received.add(delta.chunk)
-            partial.payload_bytes += payload_bytes
-            actions.append(act.KeepChunk(key, device, delta.chunk, delta.coded))
-            if len(partial.received) == delta.chunks:
-                actions.append(act.Assemble(key, device))
+        if delta.chunk in partial.received:
+            return []
+        partial.received.add(delta.chunk)
+        partial.payload_bytes += payload_bytes
+        actions: list[Action] = [act.KeepChunk(key, device, delta.chunk, delta.coded)]
+        if len(partial.received) == delta.chunks:
+            actions.append(act.Assemble(key, device))
         return actions
 
     def assembled(self, key: RoundKey, device: str, coded: bytes, now: Instant) -> list[Action]:
@@ -242,6 +243,7 @@ class RoundLogic:
     def _complete(
         self, device: str, header: Delta, coded: bytes, payload_bytes: int, now: Instant
     ) -> list[Action]:
+        """All of a delta is there; ``header`` is any of its chunks."""
         key = RoundKey(header.campaign, header.round)
         found = self._open[key]
         spec = found.spec

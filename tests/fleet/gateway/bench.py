@@ -98,7 +98,7 @@ class Bench:
         """Do jobs, one batch; returns what was published."""
         before = len(self.link.published)
         self.core.work(jobs)
-        while self.core.has_unsent:
+        while self.core.unsent:
             self.core.work([])
         return self.link.published[before:]
 

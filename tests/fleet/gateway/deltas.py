@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.protocol import Announce, Delta, Task, delta_coding
+from fleet.protocol import Action, Announce, Delta, Task, delta_coding
 
 FLEET = "barn"
 GATEWAY = "north"
@@ -96,3 +96,35 @@ def delta_chunks(
         Delta(chunk=chunk, coded=coded[chunk * size : (chunk + 1) * size], **header)
         for chunk in range(header["chunks"])
     ]
+
+
+UPLINK = 1024
+"""Of `a_task`: a delta of `delta_of` has several chunks."""
+
+
+def delta_of(device: str, values: int = 700) -> tuple[NDArray[np.int32], int]:
+    random = np.random.default_rng(sum(device.encode()))
+    return random.integers(-(2**31), 2**31, values).astype(np.int32), ord(device[0]) * 3
+
+
+def a_task(plan: str = PLAN, **changes: Any) -> Task:
+    fields: dict[str, Any] = {
+        "lease": 1,
+        "campaign": bytes.fromhex(CAMPAIGN),
+        "round": 1,
+        "action": Action.TRAIN,
+        "plan": bytes.fromhex(plan),
+        "weights": bytes.fromhex(WEIGHTS),
+        "weights_bytes": len(BLOB),
+        "chunk_bytes": 512,
+        "epochs": 2,
+        "learning_rate_q20": 1,
+        "seed": 1,
+        "coding": 0,
+        "weighting": 0,
+        "uplink_chunk_bytes": UPLINK,
+        "deadline_seconds": 1,
+        "max_score_drop_permille": 1,
+        "check_in_seconds": 1,
+    }
+    return Task(**{**fields, **changes})

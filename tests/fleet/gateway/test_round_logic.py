@@ -22,32 +22,28 @@ from numpy.typing import NDArray
 
 from fleet.errors import GatewayError
 from fleet.gateway.actions import Publish
-from fleet.gateway.round_logic import KEPT_ROUNDS
-from fleet.gateway.rounds import RoundKey, RoundState
+from fleet.gateway.rounds import RoundState
 from fleet.protocol import (
     Action,
     Delta,
     DeviceState,
     Reason,
     ReceiptResult,
-    Task,
-    device_seed,
     topics,
 )
-from tests.fleet.gateway.bench import FOREIGN, KEY, Bench
+from tests.fleet.gateway.bench import KEY, Bench, ask
 from tests.fleet.gateway.deltas import (
-    BLOB,
-    CAMPAIGN,
     FLEET,
     GATEWAY,
     OTHER_PLAN,
     PLAN,
+    UPLINK,
     WEIGHTS,
-    announcement,
+    a_task,
     delta_chunks,
+    delta_of,
+    start_fields,
 )
-
-UPLINK = 1024
 
 
 @pytest.fixture
@@ -56,34 +52,6 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made.announce("a", "b", "c")
     yield made
     made.store.close()
-
-
-def delta_of(device: str, values: int = 700) -> tuple[NDArray[np.int32], int]:
-    random = np.random.default_rng(sum(device.encode()))
-    return random.integers(-(2**31), 2**31, values).astype(np.int32), ord(device[0]) * 3
-
-
-def a_task(plan: str = PLAN, **changes: Any) -> Task:
-    fields: dict[str, Any] = {
-        "lease": 1,
-        "campaign": KEY.campaign,
-        "round": 1,
-        "action": Action.TRAIN,
-        "plan": bytes.fromhex(plan),
-        "weights": bytes.fromhex(WEIGHTS),
-        "weights_bytes": len(BLOB),
-        "chunk_bytes": 512,
-        "epochs": 2,
-        "learning_rate_q20": 1,
-        "seed": 1,
-        "coding": 0,
-        "weighting": 0,
-        "uplink_chunk_bytes": UPLINK,
-        "deadline_seconds": 1,
-        "max_score_drop_permille": 1,
-        "check_in_seconds": 1,
-    }
-    return Task(**{**fields, **changes})
 
 
 SHARED: dict[str, list[Delta]] = {
@@ -235,6 +203,20 @@ def test_a_store_that_cannot_write_gives_no_receipt(bench: Bench) -> None:
     assert receipt
     assert receipt.result == COUNTED
     assert np.array_equal(bench.sum(), expected("a"))
+
+
+def test_receipts_keep_up_with_deltas_while_tasks_are_still_being_published(bench: Bench) -> None:
+    names = [f"cow-{number}" for number in range(400)]
+    bench.announce(*names)
+    jobs = []
+    ask(bench.core, "start", **start_fields(names, values=1))
+    task = a_task(uplink_chunk_bytes=16384)
+    for name in names[:200]:
+        (delta,) = delta_chunks(task, np.ones(1, np.int32), 1)
+        jobs.append(bench.core.arrived(topics.delta(FLEET, GATEWAY, name), delta.encode(), False))
+    left = bench.core.unsent
+    bench.core.work(jobs)
+    assert bench.core.unsent <= left
 
 
 def test_a_kill_between_the_write_and_the_receipt_costs_the_device_one_more_sending(
@@ -476,156 +458,3 @@ def test_a_defect_in_dealing_with_one_message_does_not_touch_the_round(
     assert receipt
     assert receipt.result == COUNTED
     assert np.array_equal(bench.sum(), expected("a"))
-
-
-# ---- starting ----------------------------------------------------------------------------
-
-
-def test_starting_again_changes_nothing_and_survives_a_crash(bench: Bench) -> None:
-    assert start(bench) == {"state": "running", "devices": {}}
-    for again in ({}, {"blobs": []}):
-        before = len(bench.link.published)
-        assert start(bench, **again) == {"state": "running", "devices": {}}
-        assert len(bench.link.published) == before
-        bench.crash()
-    with pytest.raises(GatewayError, match="another content"):
-        start(bench, epochs=3)
-    bench.pass_time(100)
-    assert start(bench) == {"state": "closed", "devices": {}}
-    bench.crash()
-    with pytest.raises(GatewayError, match="another content"):
-        start(bench, names=["a"])
-
-
-def test_each_device_gets_its_own_answer_to_a_start(bench: Bench) -> None:
-    bench.announce(FOREIGN)
-    bench.announce("e", lease=9)
-    start(bench, names=["a"])
-    refused = {"a": "busy", FOREIGN: "unknown", "d": "unknown", "e": "older-lease"}
-    names = ["a", "b", "d", "e", FOREIGN]
-    wanted = {"state": "running", "devices": refused}
-    assert start(bench, round=2, names=names) == wanted
-    assert bench.logic.rounds[RoundKey(KEY.campaign, 2)].spec.tasks.keys() == {"b"}
-    assert start(bench, round=2, names=names) == wanted
-    bench.crash()
-    assert start(bench, round=2, names=names) == wanted
-    bench.ask("cancel", campaign=CAMPAIGN, round=1)
-    assert start(bench, round=2, names=names) == wanted, "what was answered once stays"
-
-
-def test_a_round_that_no_device_can_take_part_in_closes_at_once(bench: Bench) -> None:
-    before = len(bench.link.published)
-    reply = start(bench, names=["d", "e"])
-    assert reply == {"state": "closed", "devices": {"d": "unknown", "e": "unknown"}}
-    assert len(bench.link.published) == before
-    collected = bench.collect()
-    assert (collected["state"], collected["accepted"]) == ("closed", 0)
-    assert not bench.sum().any()
-
-
-def test_leases_only_grow(bench: Bench) -> None:
-    start(bench, names=["a"], lease=5)
-    bench.ask("cancel", campaign=CAMPAIGN, round=1)
-    bench.crash()
-    refused = {"state": "closed", "devices": {"a": "older-lease"}}
-    assert start(bench, round=2, names=["a"], lease=4) == refused
-    assert start(bench, round=3, names=["a"], lease=5)["devices"] == {}
-    bench.ask("cancel", campaign=CAMPAIGN, round=3)
-    bench.announce("a", lease=7)
-    bench.crash()
-    assert start(bench, round=4, names=["a"], lease=6)["devices"] == {"a": "older-lease"}
-    assert start(bench, round=5, names=["a"], lease=7)["devices"] == {}
-    (entry,) = [one for one in bench.ask("hello")["devices"] if one["device"] == "a"]
-    assert entry["lease"] == 7
-
-
-def test_every_device_has_a_seed_of_its_own(bench: Bench) -> None:
-    start(bench, seed=11)
-    sent = {
-        name: Task.decode(message.payload)
-        for message in bench.link.published
-        for name in "abc"
-        if message.topic == topics.task(FLEET, name)
-    }
-    assert {name: task.seed for name, task in sent.items()} == {
-        name: device_seed(11, name) for name in "abc"
-    }
-    assert len({task.seed for task in sent.values()}) == 3
-
-
-def test_old_rounds_and_their_weights_are_forgotten(bench: Bench) -> None:
-    for number in range(KEPT_ROUNDS + 3):
-        blob = b"weights %d" % number
-        sha = hashlib.sha256(blob).hexdigest()
-        start(
-            bench,
-            round=number,
-            blobs=[{"sha256": sha, "data": blob}],
-            tasks={"a": {"plan": PLAN, "weights": sha, "lease": 1}},
-            target=1,
-        )
-        bench.ask("cancel", campaign=CAMPAIGN, round=number)
-    assert len(bench.logic.rounds) == KEPT_ROUNDS
-    assert bench.logic.state(RoundKey(KEY.campaign, 2)) is RoundState.UNKNOWN
-    assert bench.logic.state(RoundKey(KEY.campaign, 3)) is RoundState.CANCELLED
-    bench.crash()
-    assert len(bench.logic.rounds) == KEPT_ROUNDS
-    assert len(bench.logic.blobs) == KEPT_ROUNDS
-    assert bench.store._db.execute("SELECT count(*) FROM sums").fetchone() == (KEPT_ROUNDS,)
-
-
-def test_of_rounds_that_ended_only_the_store_knows_the_devices(bench: Bench) -> None:
-    start(bench)
-    bench.send("a", SHARED["a"])
-    bench.status("b", DeviceState.DECLINED, Reason.NO_SAMPLES)
-    bench.pass_time(100)
-    for _ in range(2):
-        assert not bench.round.spec.tasks
-        assert not bench.round.accepted
-        assert not bench.round.declined
-        assert bench.collect()["accepted"] == 1
-        assert bench.collect()["declined"] == {"no-samples": 1}
-        bench.crash()
-
-
-# ---- time --------------------------------------------------------------------------------
-
-
-def test_a_wall_clock_that_steps_back_does_not_make_a_round_longer(bench: Bench) -> None:
-    start(bench)
-    bench.pass_time(50)
-    bench.clock.step_wall(-3600)
-    bench.pass_time(49)
-    assert bench.round.open
-    bench.pass_time(1)
-    assert bench.collect()["state"] == "closed"
-
-
-def test_nor_does_it_after_a_crash(bench: Bench) -> None:
-    start(bench)
-    bench.pass_time(50)
-    bench.clock.step_wall(-3600)
-    bench.pass_time(1)  # the step is noted
-    bench.crash()
-    bench.pass_time(48)
-    assert bench.round.open
-    bench.pass_time(1)
-    assert bench.collect()["state"] == "closed"
-
-
-def test_a_step_while_no_gateway_runs_gives_a_round_no_more_than_it_had(bench: Bench) -> None:
-    start(bench)
-    bench.store.close()
-    bench.clock.step_wall(-3600)
-    bench.open()
-    bench.pass_time(100)
-    assert bench.collect()["state"] == "closed"
-
-
-def test_announcements_are_decoded_as_the_device_sent_them(bench: Bench) -> None:
-    bench.announce("a", candidate=b"c" * 32, reset_cause=3, fault_code=4)
-    bench.crash()
-    (entry,) = [one for one in bench.ask("hello")["devices"] if one["device"] == "a"]
-    assert entry["candidate"] == (b"c" * 32).hex()
-    assert entry["current"] == announcement().current.hex()
-    assert (entry["reset_cause"], entry["fault_code"]) == ("watchdog", 4)
