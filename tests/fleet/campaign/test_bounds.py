@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from fleet.aggregation.mean import PlanSum, add_plan_sums, plan_sum_from_manifest
 from fleet.campaign import CampaignConfig, DeviceInfo, RoundKind, plan_round, start_request
 from fleet.gateway import actions as act
+from fleet.gateway.instant import Instant
+from fleet.gateway.requests import StartRequest
 from fleet.gateway.round_logic import RoundLogic
-from fleet.gateway.rounds import StartRequest
-from fleet.protocol import Announce
+from fleet.gateway.rounds import RoundKey
 from fleet.protocol.manifest import Manifest
 from tests.fleet.coordinator import small_model
-from tests.fleet.gateway.site import delta_chunks
+from tests.fleet.gateway.deltas import announcement, delta_chunks
 
 CONFIG = CampaignConfig(name="test", cohort_share=1.0, over_selection=0.0)
 MANIFEST = Manifest.parse(json.dumps(small_model.manifest("a")))
@@ -25,26 +26,33 @@ MANIFESTS = {MANIFEST.bundle_id: MANIFEST}
 LARGE = MANIFEST.plan("large")
 
 
-def announce(name: str, samples: int) -> bytes:
-    return Announce(name, "a", bytes(32), bytes(32), 1, 90, 9600, samples, 10).encode()
+NOW = Instant(1.0, 1.0)
+
+
+class NothingEnded:
+    """The store of a gateway none of whose rounds has ended."""
+
+    def counted(self, key: RoundKey, device: str) -> int | None:
+        raise AssertionError(f"{key} hasn't ended")
+
+    def cohort(self, key: RoundKey) -> list[str]:
+        raise AssertionError(f"{key} hasn't ended")
+
+
+def announce(logic: RoundLogic, name: str, samples: int) -> None:
+    logic.announce(name, announcement(train_samples=samples).encode(), False, NOW)
 
 
 def send(
     logic: RoundLogic, round: StartRequest, name: str, values: NDArray[np.int32], samples: int
 ) -> tuple[NDArray[np.int64], int]:
     """What the gateway folds into its sum of a device's delta: Σ n·v and n, or zeros."""
-    spec = logic.rounds[round.key].spec
-    chunks = delta_chunks(spec.task(name, 10.0), values, samples)
-    coded = b"".join(chunk.coded for chunk in chunks)
-    folded, weight = np.zeros(LARGE.delta_values, np.int64), 0
-    for chunk in chunks:
-        actions = logic.chunk(name, chunk.encode(), 1.0, None)
-        if any(isinstance(one, act.Assemble) for one in actions):
-            actions = logic.assembled(round.key, name, coded, 1.0)
-        for one in actions:
-            if isinstance(one, act.Accept):
-                folded, weight = one.values.astype(np.int64) * samples, samples
-    return folded, weight
+    task = logic.rounds[round.key].spec.task(name, 1, 10.0)
+    (delta,) = delta_chunks(task, values, samples)
+    for one in logic.delta(name, delta.encode(), False, NOW):
+        if isinstance(one, act.Accept):
+            return one.values.astype(np.int64) * one.weight, one.weight
+    return np.zeros(LARGE.delta_values, np.int64), 0
 
 
 @given(st.data())
@@ -63,17 +71,17 @@ def test_whatever_passes_the_gateways_can_be_added_up(data: st.DataObject) -> No
     for gateway in plan.gateways():
         fields = start_request(CONFIG, "00" * 8, plan, gateway, MANIFESTS, small_model.blob())
         round = StartRequest.parse(fields)
-        logic = RoundLogic("f", gateway, lambda device: True)
+        logic = RoundLogic("f", gateway, lambda device: True, NothingEnded(), epoch=1)
         for device in devices:
-            logic.announce(device.device, announce(device.device, device.train_samples), 0.0, None)
-        logic.start(round, 0.0)
+            announce(logic, device.device, device.train_samples)
+        logic.start(round, NOW)
         limits = np.concatenate(
             [np.full(count, bound) for count, bound in fields["plans"][LARGE.id]["bounds"]]
         )
         total, weight = np.zeros(LARGE.delta_values, np.int64), 0
         for name in sorted(round.tasks):
             # It may announce whatever it likes while the round runs.
-            logic.announce(name, announce(name, 65535), 0.5, None)
+            announce(logic, name, 65535)
             most = fields["tasks"][name]["train_samples"]
             ends = np.minimum(limits, 2**31 - 1) * data.draw(st.sampled_from([-1, 1]))
             attempts = [

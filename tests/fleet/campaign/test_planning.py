@@ -199,7 +199,7 @@ def test_schedule_puts_scoring_around_the_training_rounds() -> None:
 
 
 def test_start_requests_are_accepted_by_the_gateway_as_they_are() -> None:
-    from fleet.gateway.rounds import StartRequest
+    from fleet.gateway.requests import StartRequest
 
     manifest = next(iter(MANIFESTS.values()))
     plan = plan_round(
