@@ -66,7 +66,8 @@ def test_whatever_passes_the_gateways_can_be_added_up(data: st.DataObject) -> No
         for index, samples in enumerate(announced)
     ]
     digest = MANIFEST.weights.sha256
-    plan = plan_round(CONFIG, 1, RoundKind.TRAIN, devices, MANIFESTS, digest)
+    leases = {one.device: 1 for one in devices}
+    plan = plan_round(CONFIG, 1, RoundKind.TRAIN, devices, MANIFESTS, digest, leases)
     sums: list[PlanSum] = []
     for gateway in plan.gateways():
         fields = start_request(CONFIG, "00" * 8, plan, gateway, MANIFESTS, small_model.blob())
