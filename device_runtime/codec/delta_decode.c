@@ -1,4 +1,5 @@
-/* Decoder of docs/specification/wire.md, "Coding of a delta"; not linked into firmware. */
+/* Decoder of docs/specification/wire.md, "Coding of a delta": for gateways (setup.py
+ * builds it for them), not linked into firmware. */
 #include "tinyfleet/delta_code.h"
 
 #include "delta_format.h"

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from packaging.requirements import Requirement
 
 from fleet.cli._output import console, print_json
+from fleet.protocol import delta_library
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,23 @@ def check_python() -> Finding:
     )
 
 
+def check_decoder() -> Finding:
+    """The gateway's delta decoder in C, which it can do without."""
+    try:
+        delta_library.load(delta_library.LIBRARY)
+        built = True
+    except OSError:
+        built = False
+    return Finding(
+        "delta decoder in C",
+        built,
+        False,
+        "",
+        "fast gateway; numpy does it without",
+        "" if built else delta_library.REMEDY,
+    )
+
+
 def check_packages(requirements: Sequence[str]) -> list[Finding]:
     """Look for the packages of requirement lines such as `numpy>=1.26`.
 
@@ -132,7 +150,8 @@ def examine() -> list[Finding]:
         requirements = importlib.metadata.requires("tinyfleet") or []
     except importlib.metadata.PackageNotFoundError:
         requirements = []
-    return [check_python(), *(check_tool(tool) for tool in TOOLS), *check_packages(requirements)]
+    tools = (check_tool(tool) for tool in TOOLS)
+    return [check_python(), *tools, check_decoder(), *check_packages(requirements)]
 
 
 def can_compile(findings: Sequence[Finding]) -> bool:

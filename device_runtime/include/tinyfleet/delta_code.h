@@ -43,8 +43,8 @@ void tf_delta_measure(tf_delta_encoder *encoder, tf_delta_source source, void *c
                       uint32_t values, uint32_t *coded_bytes, uint32_t *coded_crc32);
 
 /* Decodes a whole delta of exactly `value_count` values. TF_BAD_INPUT: too few or left-over bytes,
- * filling that isn't zero, or any form the encoder would not have chosen. Host tools and
- * tests; firmware doesn't link it. */
+ * filling that isn't zero, or any form the encoder would not have chosen. For
+ * gateways and tests; firmware doesn't link it. */
 tf_status tf_delta_decode(const uint8_t *bytes, size_t length, int32_t *values,
                           uint32_t value_count);
 
