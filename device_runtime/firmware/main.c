@@ -26,6 +26,7 @@ static void wait_and_reset(const tf_port *port) {
 int main(void) {
     const tf_port *port = tf_board_start();
     const tf_board_layout layout = tf_board_get_layout();
+    const tf_board_reset_report report = tf_board_get_reset_report();
     config = (tf_client_config){
         .model = &tf_the_model,
         .board = TF_BOARD_NAME,
@@ -39,6 +40,9 @@ int main(void) {
         .transmit_bytes = sizeof tf_link_transmit,
         .sample_order = tf_sample_order,
         .sample_order_size = sizeof tf_sample_order / sizeof tf_sample_order[0],
+        .reset_cause = report.reset_cause,
+        .fault_code = report.fault_code,
+        .fault_pc = report.fault_pc,
     };
     if (tf_client_init(&client, &config) != TF_OK) {
         wait_and_reset(port);

@@ -32,7 +32,7 @@ _HELD_OUT = 1
 _HEADER = struct.Struct("<HBBHHI")
 _HEADER_BYTES = 16
 _LENGTH_SHIFT = 4
-_PROTOCOL = 1
+_PROTOCOL = 2
 
 
 @dataclass(frozen=True)

@@ -55,17 +55,6 @@ typedef enum {
     TF_REASON_UNKNOWN_CODING
 } tf_reason;
 
-/* wire.md: reset causes */
-typedef enum {
-    TF_RESET_POWER_ON = 0,
-    TF_RESET_PIN,
-    TF_RESET_SOFTWARE,
-    TF_RESET_WATCHDOG,
-    TF_RESET_FAULT,
-    TF_RESET_BROWN_OUT,
-    TF_RESET_UNKNOWN = 255
-} tf_reset_cause;
-
 /* Read for as long as the client is used; all memory is the caller's. */
 typedef struct {
     const tf_model *model;
