@@ -24,6 +24,7 @@ from codegen.reference.interpreter import Interpreter
 from device_runtime import engine_sources, include_directories
 from tests.codegen.random_graphs import (
     full_plan,
+    padded_graph,
     random_graph,
     random_plan,
     random_pooled_graph,
@@ -82,6 +83,21 @@ def test_graphs_of_pools_and_branches_train_to_the_same_bits(seed: int, tmp_path
     graph, samples = random_pooled_graph(seed)
     programs = [lower(graph, full_plan(graph)), lower(graph, random_plan(graph, seed))]
     library = build(graph, programs, tmp_path / str(seed), sanitize=["undefined"])
+    for program in programs:
+        engine = HostEngine(library, program.plan.id)
+        assert_same_bits(Interpreter(program), engine, samples, steps=4)
+
+
+@pytest.mark.parametrize("padding", [(0, 0, 1, 1), (0, 0, 0, 1), (0, 0, 1, 0), (1, 0, 0, 2)])
+def test_kernels_of_one_tap_with_padding_train_to_the_same_bits(
+    padding: tuple[int, int, int, int], tmp_path: Path
+) -> None:
+    graph, samples = padded_graph(Padding(*padding))
+    frozen = Plan("head", (), (), True, "q8.8")
+    programs = [lower(graph, plan) for plan in (frozen, full_plan(graph), random_plan(graph, 1))]
+    chained = {call.op.name for step in programs[0].steps for call in step.stages}
+    assert {"second", "third"} <= chained  # in rings of rows
+    library = build(graph, programs, tmp_path, sanitize=["undefined"])
     for program in programs:
         engine = HostEngine(library, program.plan.id)
         assert_same_bits(Interpreter(program), engine, samples, steps=4)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from codegen.program.scratch import convolution_forward_bytes
 from simulator.machines.kernel_call import ArmKernels, HostKernels, View
-from tests.device_runtime.kernels.convolution_case import Case, cases
+from tests.device_runtime.kernels.convolution_case import EDGES, Case, cases, padded_pointwise
 
 Engines = list[HostKernels | ArmKernels]
 
@@ -43,6 +43,18 @@ def forward(
 def test_codes_and_mask_are_those_of_numpy(engines: Engines, case: Case, misaligned: bool) -> None:
     for engine in engines:
         output, mask = forward(engine, case, misaligned=misaligned)
+        np.testing.assert_array_equal(output, case.output)
+        np.testing.assert_array_equal(mask, case.mask)
+
+
+@pytest.mark.parametrize("trained", [(), (1, 2, 7)])
+@pytest.mark.parametrize("padding", EDGES)
+def test_a_kernel_of_one_tap_sees_the_padding_on_every_side(
+    engines: Engines, padding: tuple[int, int, int, int], trained: tuple[int, ...]
+) -> None:
+    case = padded_pointwise(padding, trained)
+    for engine in engines:
+        output, mask = forward(engine, case)
         np.testing.assert_array_equal(output, case.output)
         np.testing.assert_array_equal(mask, case.mask)
 
@@ -105,6 +117,15 @@ def test_rows_of_a_pointwise_layer_go_on_up_to_the_end_of_a_ring(
     case = Case(7, width, inputs, outputs, (1, 1), (1, 1), (0, 0, 0, 0), trained, seed=width)
     for engine in engines:
         outputs_match_in_rings(engine, case, 3, *rings)
+
+
+@pytest.mark.parametrize("rings", [(2, 3), (3, 2), (5, 8)])
+@pytest.mark.parametrize("padding", EDGES)
+def test_rows_of_rings_see_the_padding_around_a_kernel_of_one_tap(
+    engines: Engines, padding: tuple[int, int, int, int], rings: tuple[int, int]
+) -> None:
+    for engine in engines:
+        outputs_match_in_rings(engine, padded_pointwise(padding), 2, *rings)
 
 
 @settings(max_examples=25, deadline=None)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from codegen.program.scratch import convolution_input_gradient_bytes
 from simulator.machines.kernel_call import ArmKernels, HostKernels, Struct, View
-from tests.device_runtime.kernels.convolution_case import Case, cases
+from tests.device_runtime.kernels.convolution_case import EDGES, Case, cases, padded_pointwise
 
 Engines = list[HostKernels | ArmKernels]
 
@@ -44,6 +44,15 @@ def check(engines: Engines, case: Case, error: np.ndarray) -> None:
 @given(case=cases(), bits=st.integers(1, 15))
 def test_errors_and_their_scale_are_those_of_numpy(engines: Engines, case: Case, bits: int) -> None:
     check(engines, case, case.error(2**bits - 1))
+
+
+@pytest.mark.parametrize("trained", [(), (1, 2, 7)])
+@pytest.mark.parametrize("padding", EDGES)
+def test_errors_of_the_padding_around_a_kernel_of_one_tap_are_left_out(
+    engines: Engines, padding: tuple[int, int, int, int], trained: tuple[int, ...]
+) -> None:
+    case = padded_pointwise(padding, trained)
+    check(engines, case, case.error())
 
 
 def test_an_error_of_zeros_stays_one(engines: Engines) -> None:

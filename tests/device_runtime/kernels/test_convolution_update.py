@@ -7,7 +7,13 @@ from codegen.arithmetic.integers import STATE_BITS, STEP_BITS
 from codegen.program.scratch import round_up
 from simulator.machines.kernel_call import ArmKernels, HostKernels, Struct
 from tests.device_runtime.kernels.calls import FIRST_VALUE, moved, update
-from tests.device_runtime.kernels.convolution_case import Case, cases, packed
+from tests.device_runtime.kernels.convolution_case import (
+    EDGES,
+    Case,
+    cases,
+    packed,
+    padded_pointwise,
+)
 
 Engines = list[HostKernels | ArmKernels]
 RATE = 26214  # 0.025
@@ -88,6 +94,15 @@ def test_changes_add_up_in_velocities(
     shape = (*case.weights.shape[:-1], case.count)
     velocity = case.values(-(2**31) + 1, 2**31 - 1, *shape)
     check(engines, case, case.error(), -6, exact=exact, velocity=velocity, apply=apply)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("padding", EDGES)
+def test_a_kernel_of_one_tap_takes_no_step_from_the_padding(
+    engines: Engines, padding: tuple[int, int, int, int], exact: bool
+) -> None:
+    case = padded_pointwise(padding, (0, 2, 3, 7))
+    check(engines, case, case.error(), -6, exact=exact)
 
 
 @pytest.mark.parametrize("exact", [True, False])

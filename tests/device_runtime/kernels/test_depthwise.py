@@ -15,6 +15,8 @@ PLAIN = Depthwise(8, 8, 4, (3, 3), (1, 1), (1, 1, 1, 1), -128, -128, 0, 9, 0, 1)
 SEVEN = Depthwise(8, 8, 3, (7, 7), (2, 2), (3, 3, 3, 3), -128, 5, 0, 9, 0, 2)
 UNSEEN = Depthwise(1, 1, 5, (3, 3), (3, 3), (7, 7, 0, 0), 9, -128, 0, 4, 0, 2)
 """No window meets the image."""
+ONE_TAP = Depthwise(5, 4, 4, (1, 1), (1, 1), (0, 0, 1, 2), 9, -128, 0, 4, 0, 3)
+"""Padding at the bottom and the right only."""
 SPEECH = Depthwise(12, 9, 2, (10, 4), (2, 2), (4, 1, 5, 1), 0, -128, 2, 9, 0, 3)
 
 
@@ -37,6 +39,7 @@ def in_ring(rows: Ints, height: int, ring: int, first: int, end: int) -> Ints:
 @example(SEVEN)
 @example(SPEECH)
 @example(UNSEEN)
+@example(ONE_TAP)
 def test_output_and_mask_are_those_of_the_specification(layer: Depthwise) -> None:
     codes = layer.codes(layer.height, layer.width)
     values = layer.values_before_clamp(codes)

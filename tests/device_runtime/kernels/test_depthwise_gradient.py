@@ -17,6 +17,8 @@ PLAIN = Depthwise(8, 8, 4, (3, 3), (1, 1), (1, 1, 1, 1), -128, -128, 0, 9, 0, 1)
 SEVEN = Depthwise(8, 8, 3, (7, 7), (2, 2), (3, 3, 3, 3), -128, 5, 0, 9, 0, 2)
 UNSEEN = Depthwise(1, 1, 5, (3, 3), (3, 3), (7, 7, 0, 0), 9, -128, 0, 4, 0, 2)
 """No window meets the image."""
+ONE_TAP = Depthwise(5, 4, 4, (1, 1), (1, 1), (0, 0, 1, 2), 9, -128, 0, 4, 0, 3)
+"""Padding at the bottom and the right only."""
 SPEECH = Depthwise(12, 9, 2, (10, 4), (2, 2), (4, 1, 5, 1), 0, -128, 2, 9, 0, 3)
 SPARSE = Depthwise(7, 7, 2, (1, 1), (3, 3), (0, 0, 0, 0), 0, -128, 0, 4, 3, 3)
 
@@ -33,6 +35,7 @@ def scale_of(errors: Ints) -> Struct:
 @example(SPEECH)
 @example(SPARSE)
 @example(UNSEEN)
+@example(ONE_TAP)
 def test_input_gradient_is_that_of_the_specification(layer: Depthwise) -> None:
     errors = layer.errors()
     expected, exponent = layer.input_gradient(errors)
@@ -80,6 +83,7 @@ def test_input_gradient_may_take_the_place_of_an_error_of_its_size(layer: Depthw
 @example(SEVEN, False, 2**14, True, True)
 @example(SPARSE, False, 2**14, False, True)
 @example(UNSEEN, True, 2**14, False, True)
+@example(ONE_TAP, True, 2**14, False, True)
 def test_trained_channels_take_a_step(
     layer: Depthwise, exact: bool, rate: int, keeps_velocity: bool, apply: bool
 ) -> None:
