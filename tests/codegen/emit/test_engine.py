@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from codegen.emit.sources import emit
@@ -29,6 +29,7 @@ from tests.codegen.random_graphs import (
     random_plan,
     random_pooled_graph,
 )
+from tests.conftest import examples
 
 LEARNING_RATE = 2**20 // 50
 
@@ -62,9 +63,7 @@ def assert_same_bits(
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(8, HealthCheck.function_scoped_fixture)
 def test_random_graphs_train_to_the_same_bits_as_the_interpreter(seed: int, tmp_path: Path) -> None:
     graph, samples = random_graph(seed)
     plans = [full_plan(graph), full_plan(graph, "int8-stochastic"), random_plan(graph, seed)]
@@ -76,9 +75,7 @@ def test_random_graphs_train_to_the_same_bits_as_the_interpreter(seed: int, tmp_
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(10, HealthCheck.function_scoped_fixture)
 def test_graphs_of_pools_and_branches_train_to_the_same_bits(seed: int, tmp_path: Path) -> None:
     graph, samples = random_pooled_graph(seed)
     programs = [lower(graph, full_plan(graph)), lower(graph, random_plan(graph, seed))]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -16,6 +16,7 @@ from codegen.errors import ModelError
 from codegen.graph.floats import FloatConv, evaluate, forward_macs, parameter_count
 from codegen.importer.model import import_model, import_proto
 from tests.codegen import onnxruntime_oracle
+from tests.conftest import examples
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits" / "digits.onnx"
 
@@ -478,7 +479,7 @@ def test_a_file_with_flipped_bytes_is_imported_or_refused_but_nothing_else(tmp_p
 
 
 @given(seed=st.integers(0, 100_000))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_any_way_to_move_dimensions_about_evaluates_as_onnxruntime_does(seed: int) -> None:
     """Samples of some shape become a picture, and the picture a vector, in many ways."""
     rng = np.random.default_rng(seed)

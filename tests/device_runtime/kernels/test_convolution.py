@@ -2,11 +2,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.program.scratch import convolution_forward_bytes
 from simulator.machines.kernel_call import ArmKernels, HostKernels, View
+from tests.conftest import examples
 from tests.device_runtime.kernels.convolution_case import EDGES, Case, cases, padded_pointwise
 
 Engines = list[HostKernels | ArmKernels]
@@ -38,7 +39,7 @@ def forward(
     return made.reshape(case.out_shape), mask
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(case=cases(), misaligned=st.booleans())
 def test_codes_and_mask_are_those_of_numpy(engines: Engines, case: Case, misaligned: bool) -> None:
     for engine in engines:
@@ -88,7 +89,7 @@ def outputs_match_in_rings(
             np.testing.assert_array_equal(output[y % out_ring], case.output[y])
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(case=cases(), data=st.data())
 def test_rows_of_rings_are_computed_in_parts(
     engines: Engines, case: Case, data: st.DataObject
@@ -128,7 +129,7 @@ def test_rows_of_rings_see_the_padding_around_a_kernel_of_one_tap(
         outputs_match_in_rings(engine, padded_pointwise(padding), 2, *rings)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(case=cases(pointwise=True), before=st.integers(0, 40))
 def test_a_pointwise_output_may_lie_over_its_input(
     engines: Engines, case: Case, before: int

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from codegen.program.scratch import depthwise_forward_bytes
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import Ints, Scratch, call_all
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
 
@@ -33,7 +34,7 @@ def in_ring(rows: Ints, height: int, ring: int, first: int, end: int) -> Ints:
     return held
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(depthwise_layers())
 @example(PLAIN)
 @example(SEVEN)
@@ -65,7 +66,7 @@ def test_output_and_mask_are_those_of_the_specification(layer: Depthwise) -> Non
     np.testing.assert_array_equal(mask, passed)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(depthwise_layers(same_size=True))
 @example(PLAIN)
 def test_output_may_take_the_place_of_an_input_of_its_size(layer: Depthwise) -> None:
@@ -88,7 +89,7 @@ def test_output_may_take_the_place_of_an_input_of_its_size(layer: Depthwise) -> 
     np.testing.assert_array_equal(place, np.clip(layer.values_before_clamp(codes), -128, 127))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(depthwise_layers(), st.data())
 def test_spans_of_rows_read_and_write_rings(layer: Depthwise, data: st.DataObject) -> None:
     codes = layer.codes(layer.height, layer.width)

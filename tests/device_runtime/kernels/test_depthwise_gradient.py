@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import STATE_BITS, STEP_BITS, apply_gain, step_gain
 from codegen.arithmetic.layers import Gain
 from codegen.program.scratch import depthwise_input_gradient_bytes, depthwise_weight_update_bytes
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import FIRST_VALUE, Ints, Scratch, call_all, moved, update
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
 
@@ -28,7 +29,7 @@ def scale_of(errors: Ints) -> Struct:
     return Struct(("i", -9), ("i", int(np.abs(errors).max())))
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(depthwise_layers())
 @example(PLAIN)
 @example(SEVEN)
@@ -56,7 +57,7 @@ def test_input_gradient_is_that_of_the_specification(layer: Depthwise) -> None:
     assert scale.values == [-9 + exponent, int(np.abs(expected).max())]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(depthwise_layers(same_size=True))
 @example(PLAIN)
 def test_input_gradient_may_take_the_place_of_an_error_of_its_size(layer: Depthwise) -> None:
@@ -77,7 +78,7 @@ def test_input_gradient_may_take_the_place_of_an_error_of_its_size(layer: Depthw
     np.testing.assert_array_equal(place, layer.input_gradient(errors)[0])
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(depthwise_layers(), st.booleans(), st.integers(0, 2**20), st.booleans(), st.booleans())
 @example(PLAIN, True, 2**14, False, True)
 @example(SEVEN, False, 2**14, True, True)

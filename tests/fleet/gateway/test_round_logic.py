@@ -15,7 +15,7 @@ from typing import Any, get_args
 import cbor2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -26,6 +26,7 @@ from fleet.gateway.round_logic import KEPT_ROUNDS, PROBE_SECONDS, RoundLogic
 from fleet.gateway.rounds import RoundKey, RoundSpec, RoundState, StartRequest
 from fleet.gateway.store import RoundStore
 from fleet.protocol import Announce, Delta, DeviceState, Reason, Status, Task, topics
+from tests.conftest import examples
 from tests.fleet.gateway.site import (
     BLOB,
     CAMPAIGN,
@@ -154,7 +155,7 @@ def arrivals(draw: st.DrawFn) -> list[tuple[str, int]]:
 
 
 @given(arrivals())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_any_order_repetition_and_crash_give_the_same_sums(
     tmp_path_factory: pytest.TempPathFactory, order: list[tuple[str, int]]
 ) -> None:

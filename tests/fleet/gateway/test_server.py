@@ -12,13 +12,14 @@ from typing import Any
 
 import cbor2
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from fleet.errors import ConfigurationError, GatewayError
 from fleet.gateway.client import GatewayClient
 from fleet.gateway.config import GatewaySettings
 from fleet.gateway.server import SocketServer
+from tests.conftest import examples
 from tests.fleet.gateway.site import Site
 
 MakeSite = Callable[[list[str]], Site]
@@ -87,7 +88,7 @@ def test_a_defect_is_answered_and_the_server_lives_on(server: SocketServer) -> N
 
 
 @given(st.binary(max_size=80))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, HealthCheck.function_scoped_fixture)
 def test_no_bytes_whatever_stop_the_server(server: SocketServer, data: bytes) -> None:
     talk(server, data)
     framed = talk(server, struct.pack(">I", len(data)) + data)

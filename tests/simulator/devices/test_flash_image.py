@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.devices.flash_image import Identity, read_sample_region, sample_region
@@ -15,7 +15,6 @@ def content(count: int, size: int = 7) -> bytes:
 
 
 @given(count=st.integers(0, 12), size=st.integers(1, 70))
-@settings(deadline=None)
 def test_what_is_written_is_read_back(count: int, size: int) -> None:
     log = read_sample_region(content(count, size))
     assert log.identity == IDENTITY
