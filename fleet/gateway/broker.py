@@ -26,7 +26,7 @@ from typing import Self
 from fleet.errors import BrokerError, ConfigurationError, ProtocolError
 from fleet.protocol import fields
 
-START_SECONDS = 10.0
+START_SECONDS = 60.0
 STOP_SECONDS = 5.0
 PASSWORD_ITERATIONS = 101  # Mosquitto's own default
 # A device that subscribes to a version of the weights gets all its chunks queued at once.
@@ -186,13 +186,6 @@ def find_mosquitto() -> str:
             "on macOS: brew install mosquitto"
         )
     return found
-
-
-def free_port() -> int:
-    """A TCP port of loopback that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Broker:

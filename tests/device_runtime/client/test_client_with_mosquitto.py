@@ -14,15 +14,16 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from fleet.gateway.broker import Broker, BrokerConfig, free_port
+from fleet.gateway.broker import Broker, BrokerConfig
+from fleet.ports import free_port
 from fleet.protocol import Announce, Delta, DeviceState, Status
+from tests.patience import PATIENCE_SECONDS
 
 from ..host_device import PLANS, SECTORS, HostDevice, build_library
 from ..tiny_round import Weights, clustered_data, expected_values, task_for, train, values_of
 
 FACTORY = bytes(144)
 DATA = clustered_data()
-PATIENCE_SECONDS = 30
 
 
 @pytest.fixture

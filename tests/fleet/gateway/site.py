@@ -25,11 +25,13 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from fleet.errors import GatewayError
-from fleet.gateway.broker import Broker, BrokerConfig, free_port, new_passwords
+from fleet.gateway.broker import Broker, BrokerConfig, new_passwords
 from fleet.gateway.client import GatewayClient
 from fleet.gateway.config import BrokerSettings, GatewaySettings
+from fleet.ports import free_port
 from fleet.protocol import Announce, Delta, DeviceState, Reason, Status, Task, delta_coding, topics
 from fleet.protocol.fields import CHUNK_BYTES
+from tests.patience import PATIENCE_SECONDS, wait_until
 
 FLEET = "barn"
 GATEWAY = "north"
@@ -184,10 +186,14 @@ class FakeDevice:
 
     def send_raw(self, payload: bytes) -> None:
         info = self.publish(topics.delta(FLEET, GATEWAY, self.name), payload)
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE_SECONDS
         while info.mid not in self._acknowledged:  # paho sends it again after a reconnection
             assert time.monotonic() < end, f"{self.name}: no acknowledgement"
             time.sleep(0.002)
+
+    def acknowledged(self, messages: int) -> bool:
+        """Whether the broker has taken at least so many."""
+        return len(self._acknowledged) >= messages
 
     def close(self) -> None:
         self.client.disconnect()
@@ -254,29 +260,28 @@ class Site:
     def stop_gateway(self) -> int:
         assert self.process
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(15)
+        return self.process.wait(PATIENCE_SECONDS)
 
     def add(
         self,
         name: str,
         train: Callable[[Task], tuple[NDArray[np.int32], int]] | None = None,
-        seconds: float = 20.0,
     ) -> FakeDevice:
         device = FakeDevice(name, self.config.port, self.passwords[name], train)
         self.devices[name] = device
-        self.until(lambda: self.is_online(name), f"{name} is known to the gateway", seconds)
+        self.until(lambda: self.is_online(name), f"{name} is known to the gateway")
         return device
 
     def is_online(self, name: str) -> bool:
         devices = self.client.hello()["devices"]
         return any(one["device"] == name and one["online"] for one in devices)
 
-    def until(self, condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            log = self.log if (self.folder / "gateway.log").exists() else ""
-            assert time.monotonic() < end, f"waited {seconds} s until {what}\n{log}"
-            time.sleep(0.02)
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        def said() -> str:
+            log = self.folder / "gateway.log"
+            return f"{what}\n{log.read_text() if log.exists() else ''}"
+
+        wait_until(condition, said)
 
     def start(self, round: int = 1, values: int = 1000, **changes: Any) -> dict[str, Any]:
         names = changes.pop("names", self.names)
@@ -289,7 +294,7 @@ class Site:
             "epochs": 2,
             "learning_rate": 0.01,
             "seed": 7,
-            "deadline_seconds": 60,
+            "deadline_seconds": 600,
             "max_score_drop_permille": 100,
             "check_in_seconds": 5,
             "target": len(names),
@@ -297,8 +302,8 @@ class Site:
         }
         return self.client.start(**request)
 
-    def collect_closed(self, round: int = 1, seconds: float = 40.0) -> dict[str, Any]:
-        end = time.monotonic() + seconds
+    def collect_closed(self, round: int = 1) -> dict[str, Any]:
+        end = time.monotonic() + PATIENCE_SECONDS
         while True:
             reply = self.client.collect(CAMPAIGN, round, wait_seconds=2)
             if reply["state"] != "running":

@@ -14,7 +14,6 @@ import pytest
 from numpy.typing import NDArray
 
 from fleet.errors import GatewayError
-from fleet.gateway.broker import free_port
 from fleet.protocol import DeviceState, Reason, Task, topics
 from tests.fleet.gateway.site import (
     BLOB,
@@ -28,6 +27,7 @@ from tests.fleet.gateway.site import (
     delta_chunks,
     memory_kib,
 )
+from tests.patience import PATIENCE_SECONDS
 
 MakeSite = Callable[[list[str]], Site]
 VALUES = 1000
@@ -78,7 +78,9 @@ def test_a_whole_round_gives_the_exact_sum_of_what_the_devices_sent(make_site: M
     assert report["payload_bytes"] == sum(len(chunk.encode()) for chunk in chunks)
     assert (report["correct_before"], report["correct_after"], report["held_out"]) == (4, 7, 10)
     for device in site.devices.values():
-        assert device.cleared.wait(10), "the task topic is emptied when the round ends"
+        assert device.cleared.wait(PATIENCE_SECONDS), (
+            "the task topic is emptied when the round ends"
+        )
     # Asking again changes nothing.
     assert site.client.collect(CAMPAIGN, 1) == reply
     assert site.start() == {"state": "closed"}
@@ -87,11 +89,12 @@ def test_a_whole_round_gives_the_exact_sum_of_what_the_devices_sent(make_site: M
 def test_a_task_carries_everything_that_the_device_needs(make_site: MakeSite) -> None:
     site = make_site(["cow"])
     device = site.add("cow")
-    site.start(deadline_seconds=50)
-    received = device.tasks.get(timeout=10)
+    site.start(deadline_seconds=5000)
+    received = device.tasks.get(timeout=PATIENCE_SECONDS)
     assert received.response_topic == topics.delta(FLEET, GATEWAY, "cow")
     assert received.expiry_seconds is not None
-    assert 45 <= received.expiry_seconds <= 50
+    assert 4000 <= received.expiry_seconds <= 5000  # less what it has waited
+    assert 4000 <= received.task.deadline_seconds <= 5000
     assert received.task == Task(
         campaign=bytes.fromhex(CAMPAIGN),
         round=1,
@@ -102,7 +105,7 @@ def test_a_task_carries_everything_that_the_device_needs(make_site: MakeSite) ->
         epochs=2,
         learning_rate_q20=round(0.01 * 2**20),
         seed=7,
-        deadline_seconds=50,
+        deadline_seconds=received.task.deadline_seconds,
         max_score_drop_permille=100,
         check_in_seconds=5,
     )
@@ -119,7 +122,7 @@ def test_what_cannot_be_counted_in_is_counted_by_reason_and_explained(make_site:
     bounds = {PLAN: {"values": VALUES, "bounds": [[VALUES, 5000]]}}
     site.start(names=["good", "bad", "slow"], target=2, plans=bounds)
     good, bad, slow, stranger = (site.devices[name] for name in names)
-    task = bad.tasks.get(timeout=10).task
+    task = bad.tasks.get(timeout=PATIENCE_SECONDS).task
     values, samples = trained(5)
     chunks = delta_chunks(task, values, samples)
     other = "ff" * 8
@@ -183,15 +186,15 @@ def test_a_gateway_killed_in_the_middle_of_a_delta_loses_nothing(make_site: Make
     def hold(chunk: int) -> None:
         if chunk == 1:
             reached.set()
-            assert go.wait(30)
+            assert go.wait(PATIENCE_SECONDS)
 
     site.devices["cow-1"].before_chunk = hold
     site.start()
-    assert reached.wait(20)
+    assert reached.wait(PATIENCE_SECONDS)
     site.until(lambda: site.client.collect(CAMPAIGN, 1)["accepted"] == 2, "two are accepted")
     site.kill_gateway()
     go.set()  # the rest is sent while no gateway is there; the broker keeps it
-    time.sleep(0.3)
+    assert site.devices["cow-1"].sent.wait(PATIENCE_SECONDS)
     site.start_gateway()
     reply = site.collect_closed()
     assert reply["accepted"] == 3
@@ -230,11 +233,11 @@ def test_a_broker_killed_in_the_middle_of_a_round_comes_back_with_the_task(
     def hold(chunk: int) -> None:
         if chunk == 2:
             reached.set()
-            assert go.wait(30)
+            assert go.wait(PATIENCE_SECONDS)
 
     site.devices["cow-1"].before_chunk = hold
     site.start()
-    assert reached.wait(20)
+    assert reached.wait(PATIENCE_SECONDS)
     time.sleep(0.2)  # Mosquitto acknowledges an instant before it saves
     site.broker.kill()
     go.set()
@@ -265,15 +268,16 @@ def test_what_a_broker_forgot_is_published_again(make_site: MakeSite) -> None:
     site.until(lambda: len(device.blob) == 11, "the weights are back")
     reply = site.collect_closed()
     assert_sum(reply, [0])
-    remaining = device.tasks.get(timeout=5).task.deadline_seconds
-    assert remaining < 60, "the deadline is the round's, not a new one"
+    remaining = device.tasks.get(timeout=PATIENCE_SECONDS).task.deadline_seconds
+    assert remaining < 600, "the deadline is the round's, not a new one"
 
 
+@pytest.mark.slow
 def test_a_round_closes_at_its_deadline_with_what_is_there(make_site: MakeSite) -> None:
     site = make_site(["cow-0", "cow-1"])
     site.add("cow-0", trains(0))
     site.add("cow-1")
-    site.start(deadline_seconds=2)
+    site.start(deadline_seconds=10)  # in which cow-0 is heard of on any machine
     reply = site.collect_closed()
     assert reply["state"] == "closed"
     assert reply["accepted"] == 1
@@ -286,7 +290,7 @@ def test_a_round_closes_as_soon_as_nothing_more_can_come(make_site: MakeSite) ->
     site.add("cow-0", trains(0))
     device = site.add("cow-1")
     site.start(deadline_seconds=600)
-    task = device.tasks.get(timeout=10).task
+    task = device.tasks.get(timeout=PATIENCE_SECONDS).task
     device.say(DeviceState.DECLINED, Reason.SCORE_DROPPED, task)
     reply = site.collect_closed()
     assert reply["declined"] == {"score-dropped": 1}
@@ -297,10 +301,10 @@ def test_a_cancelled_round_gives_no_sums_and_takes_the_tasks_away(make_site: Mak
     site = make_site(["cow"])
     device = site.add("cow")
     site.start()
-    device.tasks.get(timeout=10)
+    device.tasks.get(timeout=PATIENCE_SECONDS)
     assert site.client.cancel(CAMPAIGN, 1) == {"state": "cancelled"}
     assert site.client.cancel(CAMPAIGN, 1) == {"state": "cancelled"}
-    assert device.cleared.wait(10)
+    assert device.cleared.wait(PATIENCE_SECONDS)
     reply = site.client.collect(CAMPAIGN, 1)
     assert reply["state"] == "cancelled"
     assert reply["sums"] == {}
@@ -358,7 +362,9 @@ def run_gateway(site: Site, settings: object) -> subprocess.CompletedProcess[str
     path = site.folder / "other.toml"
     settings.write(path)  # type: ignore[attr-defined]
     command = [sys.executable, "-m", "fleet.gateway", "--config", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
 
 
 def test_a_broker_that_refuses_the_login_ends_the_gateway_with_one_message(
@@ -397,7 +403,6 @@ def test_a_gateway_waits_for_a_broker_that_is_not_up_yet(make_site: MakeSite) ->
     site.broker.stop()
     site.start_gateway()
     assert site.client.hello()["devices"] == []
-    assert free_port()
     site.broker.start()
     site.add("cow")
 
@@ -418,7 +423,7 @@ def test_memory_does_not_grow_with_the_cohort(make_site: MakeSite) -> None:
         delta = random.integers(-3000, 3000, values).astype(np.int32)
         total += delta.astype(np.int64) * 3
         device = site.devices[name]
-        device.send(delta_chunks(device.tasks.get(timeout=10).task, delta, 3))
+        device.send(delta_chunks(device.tasks.get(timeout=PATIENCE_SECONDS).task, delta, 3))
         memory.append(memory_kib(site.process.pid))
     reply = site.collect_closed()
     assert np.array_equal(np.frombuffer(reply["sums"][PLAN]["values"], "<i8"), total)

@@ -189,14 +189,12 @@ def test_code_in_sram_does_not_run(machine: UnicornMachine) -> None:
     assert machine.run(SLICE) is StopReason.FAULT
 
 
-def test_a_slice_ends_in_time_even_in_an_endless_loop(machine: UnicornMachine) -> None:
+def test_a_slice_ends_even_in_an_endless_loop(machine: UnicornMachine) -> None:
     machine.run(SLICE)
     machine.pc = machine.image.address_of("spin")
     for _ in range(3):
         before = word(machine, "initialised")
-        start = time.monotonic()
         assert machine.run(10) is StopReason.SLICE_OVER
-        assert time.monotonic() - start < 0.5
         assert word(machine, "initialised") > before
 
 
