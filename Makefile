@@ -10,10 +10,10 @@ DEMO ?=
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup clean
+.PHONY: help demo test test-long check setup clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-9s %s\n", $$1, $$2}'
 
 setup: ## install everything that check and test need
 	@scripts/setup dev
@@ -22,9 +22,13 @@ demo: ## 24 emulated microcontrollers learn together; the report goes to out/dem
 	@scripts/setup demo
 	@$(BIN)/tinyfleet demo $(DEMO)
 
-test: ## the whole test suite (TESTS="tests/codegen -m 'not slow'")
+test: ## the whole test suite, with the same examples each time (TESTS="tests/codegen -m 'not slow'")
 	@scripts/setup dev
 	@$(BIN)/python -m pytest $(TESTS)
+
+test-long: ## the same and what takes hours: long fuzzing, random examples, ten times as many (TESTS="tests/fuzz")
+	@scripts/setup dev
+	@$(BIN)/python -m pytest --long --timeout 7200 $(TESTS)
 
 check: ## formatting, types, layers, C, documentation
 	@scripts/setup dev

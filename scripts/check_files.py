@@ -1,4 +1,5 @@
-"""House rules about files: none over 600 lines, none over 400 KB, no machine's own paths.
+"""House rules about files: none over 600 lines, none over 400 KB, no machine's own paths, and one
+place that makes sessions of onnxruntime.
 
 Prints every violation with its remedy; the exit code is 1 when there is one.
 """
@@ -13,6 +14,8 @@ from pathlib import Path
 MAXIMUM_LINES = 600
 MAXIMUM_BYTES = 400_000
 CODE = {".py", ".c", ".h"}
+ORACLE = "onnxruntime_oracle.py"
+SESSION = re.compile(r"\bInferenceSession\b")
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:work|opt/venv|home/\w+|Users/\w+)/")
 
 
@@ -45,6 +48,11 @@ def violations(path: Path, name: str) -> list[str]:
         for number, line in enumerate(lines, 1):
             if MACHINE_PATH.search(line):
                 found.append(f"{name}:{number}: a path of one machine; make it relative")
+            if path.suffix == ".py" and path.name != ORACLE and SESSION.search(line):
+                found.append(
+                    f"{name}:{number}: a session of onnxruntime, whose numbers depend on the CPU; "
+                    f"use session() or run() of {ORACLE}, which turn its optimizations off"
+                )
     return found
 
 

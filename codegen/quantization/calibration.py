@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from codegen.errors import CalibrationError, ModelError
 from codegen.graph import ir
@@ -86,6 +86,12 @@ def _codes(
     """Scales and zero points for ranges of which each holds 0 and more than it."""
     scale = np.asarray((high - low) / 255.0)
     return scale, np.clip(np.rint(ir.INT8_MIN - low / scale), ir.INT8_MIN, ir.INT8_MAX)
+
+
+def round_bits(values: ArrayLike, bits: int = 24) -> NDArray[np.float64]:
+    """The nearest values of so many significant bits: those of a float32, with any exponent."""
+    mantissa, exponent = np.frexp(np.asarray(values, dtype=np.float64))
+    return np.asarray(np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits))
 
 
 class Histogram:
@@ -223,7 +229,15 @@ class TensorStatistics:
         return np.asarray(self.square_sum / self.values_per_channel)
 
     def range(self, rule: RangeRule) -> tuple[float, float]:
-        """The range that ``rule`` makes of the values, within their limits widened to hold 0."""
+        """The range that ``rule`` makes of the values, within their limits widened to hold 0.
+
+        Its ends have 24 significant bits: the order in which sums of float64 are taken, and with it
+        their last bits, is that of the CPU, on which a model's digest must not depend.
+        """
+        low, high = self._ends(rule)
+        return float(round_bits(low)), float(round_bits(high))
+
+    def _ends(self, rule: RangeRule) -> tuple[float, float]:
         limits = self.limits
         low, high = min(limits[0], 0.0), max(limits[1], 0.0)
         match rule.method:

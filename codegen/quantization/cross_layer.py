@@ -34,7 +34,7 @@ from codegen.graph.floats import (
     inputs_of,
     keeps_coding,
 )
-from codegen.quantization.calibration import TensorStatistics
+from codegen.quantization.calibration import TensorStatistics, round_bits
 
 Channels = NDArray[np.float64]
 
@@ -175,7 +175,7 @@ def _factors(
         if end != 0.0 and math.isfinite(end):
             factors = np.maximum(factors, reached / end)
     factors[_fixed(first, tensor) | ~usable] = 1.0
-    return np.asarray(factors)
+    return round_bits(factors)  # the same on every CPU, as `TensorStatistics.range`
 
 
 def _fixed(first: FloatConv, tensor: TensorStatistics) -> NDArray[np.bool_]:

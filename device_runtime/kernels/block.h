@@ -14,10 +14,12 @@
 
 #define TF_BLOCK_PIXELS 4u
 
-/* Output pixels see one input pixel each, in the same order: blocks may go on from row to row. */
+/* Output pixels see one input pixel each, in the same order: blocks may go on from row to row.
+ * Equal sizes say that no side has padding, of which the layer holds only top and left. */
 static inline uint32_t tf_is_pointwise(const tf_convolution *layer) {
     return layer->kernel_height == 1 && layer->kernel_width == 1 && layer->stride_height == 1 &&
-           layer->stride_width == 1 && layer->pad_top == 0 && layer->pad_left == 0;
+           layer->stride_width == 1 && layer->out_height == layer->in_height &&
+           layer->out_width == layer->in_width;
 }
 
 /* Rows of packed weights, and columns, are filled up to this. */

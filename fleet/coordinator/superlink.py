@@ -13,7 +13,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,16 +23,10 @@ from types import TracebackType
 from typing import Self
 
 from fleet.errors import FlowerError
+from fleet.ports import free_port
 
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def find_program(name: str) -> str:

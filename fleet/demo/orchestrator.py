@@ -33,7 +33,7 @@ from fleet.store import SqliteStore, Store
 from simulator.errors import SimulatorError
 from simulator.machines.measure import Measurement, measure
 
-BOOT_SECONDS = 60.0
+BOOT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ from typing import Self
 
 from fleet.coordinator.superlink import ManagedProcess, SuperLink, SuperNode
 from fleet.errors import GatewayError
-from fleet.gateway.broker import Broker, BrokerConfig, free_port, new_passwords
+from fleet.gateway.broker import Broker, BrokerConfig, new_passwords
 from fleet.gateway.client import GatewayClient
 from fleet.gateway.config import BrokerSettings, GatewaySettings
+from fleet.ports import free_port
 from simulator.fleet.fleet import DeviceSpec, Fleet, worker_count
 
 FLEET = "demo"
-_GATEWAY_START_SECONDS = 20.0
+_GATEWAY_START_SECONDS = 60.0
 
 
 class GatewayProcess(ManagedProcess):

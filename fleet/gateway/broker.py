@@ -27,7 +27,7 @@ from fleet.errors import BrokerError, ConfigurationError, ProtocolError
 from fleet.gateway.files import write_whole
 from fleet.protocol import Delta, fields
 
-START_SECONDS = 10.0
+START_SECONDS = 60.0
 STOP_SECONDS = 5.0
 PASSWORD_ITERATIONS = 101  # Mosquitto's own default
 # A gateway that subscribes gets announce, status and task of all devices queued at once.
@@ -184,13 +184,6 @@ def find_mosquitto() -> str:
             "on macOS: brew install mosquitto"
         )
     return found
-
-
-def free_port() -> int:
-    """A TCP port of loopback that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Broker:

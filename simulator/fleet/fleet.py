@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from simulator.errors import FleetError
 
-_REPLY_SECONDS = 30.0
+_REPLY_SECONDS = 120.0
 
 
 @dataclass(frozen=True, eq=False)

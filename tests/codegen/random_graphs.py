@@ -37,6 +37,7 @@ class _Network:
         stride: int = 1,
         depthwise: bool = False,
         clamp: Clamp = RELU6,
+        padding: Padding | None = None,
     ) -> None:
         channels, height, _ = self.shapes[self.last]
         kernel = min(kernel, height)
@@ -52,7 +53,7 @@ class _Network:
             bias=self.rng.normal(0.2, 0.3, outputs),
             groups=channels if depthwise else 1,
             stride=(stride, stride),
-            padding=Padding(before, before, after, after),
+            padding=padding or Padding(before, before, after, after),
             clamp=clamp,
         )
         self.shapes[op.output] = conv_output_shape(op, self.shapes[self.last])
@@ -181,6 +182,20 @@ def random_pooled_graph(seed: int, loss: Loss | None = None) -> tuple[Graph, np.
         network.dense("hidden", int(rng.integers(4, 20)))
     chosen = loss or ("mse" if rng.random() < 0.3 else "cross-entropy")
     return _quantized(network.finish_flat(chosen), rng)
+
+
+def padded_graph(padding: Padding, seed: int = 0) -> tuple[Graph, np.ndarray]:
+    """Kernels of one tap and stride 1 that see ``padding``, full and depthwise, between others, and
+    int8 samples (n, H, W, C)."""
+    rng = np.random.default_rng([seed, 2])
+    network = _Network(rng, (9, 8), 4)
+    network.conv("first", 8, 1, padding=padding)
+    network.conv("each", 8, 1, depthwise=True, padding=padding)
+    network.conv("second", 16, 1, padding=padding)
+    network.conv("mix", 16, 3, depthwise=True)
+    network.conv("third", 7, 1, padding=padding)
+    network.conv("last", 8, 1, padding=padding)
+    return _quantized(network.finish(5), rng)
 
 
 def full_plan(graph: Graph, state: str = "q8.8") -> Plan:

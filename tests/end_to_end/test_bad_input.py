@@ -13,8 +13,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fleet.gateway.broker import Broker, BrokerConfig, free_port
+from fleet.gateway.broker import Broker, BrokerConfig
 from fleet.gateway.config import BrokerSettings, GatewaySettings
+from fleet.ports import free_port
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits"
 
@@ -189,7 +190,7 @@ def test_a_gateway_whose_broker_refuses_the_login_says_so(tmp_path: Path) -> Non
             [sys.executable, "-m", "fleet.gateway", "--config", str(tmp_path / "gw.toml")],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
     assert answer.returncode == 1

@@ -8,10 +8,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from codegen.graph.ir import Padding
 from codegen.importer.model import import_model
+from codegen.program.plans import Plan
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
-from tests.codegen.random_graphs import full_plan, random_plan
+from tests.codegen.random_graphs import full_plan, padded_graph, random_plan
 from tests.end_to_end.engines import assert_trains_to_the_same_bits, toolchain_or_skip
 
 CLASSES = 5
@@ -134,5 +136,28 @@ def test_a_random_model_trains_to_the_same_bits_everywhere(
         range(4),
         board=board,
         toolchain=toolchain,
+        folder=tmp_path,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("padding", "board", "compiler"),
+    [((0, 0, 1, 1), "stm32f746", "gcc"), ((0, 0, 0, 1), "stm32f407", "zig")],
+)
+def test_kernels_of_one_tap_see_padding_at_the_end_everywhere(
+    padding: tuple[int, int, int, int],
+    board: str,
+    compiler: Literal["gcc", "zig"],
+    tmp_path: Path,
+) -> None:
+    graph, samples = padded_graph(Padding(*padding))
+    assert_trains_to_the_same_bits(
+        graph,
+        [Plan("head", (), (), True, "q8.8"), full_plan(graph), random_plan(graph, 1)],
+        samples,
+        range(4),
+        board=board,
+        toolchain=toolchain_or_skip(compiler),
         folder=tmp_path,
     )

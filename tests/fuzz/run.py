@@ -1,9 +1,10 @@
 """Fuzzes the device's parsers with libFuzzer, AddressSanitizer and UndefinedBehaviorSanitizer.
 
 ``python tests/fuzz/run.py --seconds 60`` builds every target under ``targets/``, runs each for
-its share of the time from the kept corpus under ``corpus/``, and exits with 1 when one
-crashes, naming the input that makes it crash. New inputs go to a scratch folder; ``--keep``
-merges those that reach new code into the kept corpus.
+its share of the time from the kept corpus under ``corpus/`` and a random seed, and exits with 1
+when one crashes, naming the input that makes it crash. New inputs go to a scratch folder;
+``--keep`` merges those that reach new code into the kept corpus. ``make test`` gives each target
+the same inputs every time instead, ``RUNS`` of them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,16 @@ SOURCES: dict[str, list[Path]] = {
     ],
     "delta_decode": [*DELTA, RUNTIME / "hash" / "crc32.c"],
 }
+
+RUNS = {
+    "mqtt_receive": 30_000,
+    "cbor_task": 1_000_000,
+    "cbor_identity": 1_000_000,
+    "delta_decode": 60_000,
+}
+"""So many inputs take some seconds."""
+SAME_EACH_TIME = ["-seed=1", "-shuffle=0", "-reload=0", "-use_cmp=0"]
+"""Not guided by operands of comparisons, since addresses are among them."""
 
 
 class FuzzerMissingError(Exception):
@@ -91,16 +102,25 @@ def build(target: str, folder: Path, compiler: str) -> Path:
     return program
 
 
-def fuzz(target: str, program: Path, scratch: Path, seconds: int) -> str:
-    """Runs one fuzzer; its last line of statistics. CrashError names the input that crashed it."""
+def fuzz(target: str, program: Path, scratch: Path, seconds: int | None = None) -> str:
+    """Runs one fuzzer for some seconds; its last line of statistics.
+
+    Without ``seconds`` it gets the same inputs each time. CrashError names the one that crashed it.
+    """
     found = scratch / "corpus" / target
     found.mkdir(parents=True, exist_ok=True)
     crashes = scratch / "crashes"
     crashes.mkdir(exist_ok=True)
-    kept = HERE / "corpus" / target
-    kept.mkdir(parents=True, exist_ok=True)
-    command = [str(program), f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=2048"]
-    command += [f"-artifact_prefix={crashes}/{target}-", "-max_len=4096", str(found), str(kept)]
+    # A list, since the order of a folder's files is the file system's.
+    seeds = scratch / f"{target}.seeds"
+    kept = sorted(str(path) for path in (HERE / "corpus" / target).glob("*"))
+    seeds.write_text(",".join(kept))
+    bound = (
+        [f"-max_total_time={seconds}"] if seconds else [f"-runs={RUNS[target]}", *SAME_EACH_TIME]
+    )
+    command = [str(program), *bound, "-timeout=60", "-rss_limit_mb=2048", "-max_len=4096"]
+    command += [f"-seed_inputs=@{seeds}"] if kept else []
+    command += [f"-artifact_prefix={crashes}/{target}-", str(found)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:
         reproducers = sorted(crashes.glob(f"{target}-*"), key=lambda path: path.stat().st_mtime)

@@ -73,3 +73,16 @@ def test_long_files_and_paths_of_one_machine_are_found(tmp_path: Path) -> None:
     assert ["602 lines" in found[0], "one machine" in found[1]] == [True, True]
     source.write_text('path = "/usr/share/doc"\n')
     assert files.violations(source, "long.py") == []
+
+
+def test_sessions_of_onnxruntime_are_made_by_the_oracle_only(tmp_path: Path) -> None:
+    text = "import onnxruntime\n\nsession = onnxruntime.Inference" + "Session(b'')\n"
+    for name, problems in (("test_models.py", 1), ("onnxruntime_oracle.py", 0), ("page.md", 0)):
+        (tmp_path / name).write_text(text)
+        found = files.violations(tmp_path / name, name)
+        assert len(found) == problems, name
+    (tmp_path / "test_models.py").write_text(text)
+    assert (
+        "use session() or run() of onnxruntime_oracle.py"
+        in files.violations(tmp_path / "test_models.py", "tests/test_models.py")[0]
+    )

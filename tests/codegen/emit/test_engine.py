@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from codegen.emit.sources import emit
@@ -26,10 +26,12 @@ from codegen.reference.interpreter import Interpreter
 from device_runtime import engine_sources, include_directories
 from tests.codegen.random_graphs import (
     full_plan,
+    padded_graph,
     random_graph,
     random_plan,
     random_pooled_graph,
 )
+from tests.conftest import examples
 
 LEARNING_RATE = 2**20 // 50
 
@@ -64,9 +66,7 @@ def assert_same_bits(
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(8, HealthCheck.function_scoped_fixture)
 def test_random_graphs_train_to_the_same_bits_as_the_interpreter(seed: int, tmp_path: Path) -> None:
     graph, samples = random_graph(seed)
     plans = [full_plan(graph), full_plan(graph, "int8-stochastic"), random_plan(graph, seed)]
@@ -78,9 +78,7 @@ def test_random_graphs_train_to_the_same_bits_as_the_interpreter(seed: int, tmp_
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(10, HealthCheck.function_scoped_fixture)
 def test_graphs_of_pools_and_branches_train_to_the_same_bits(seed: int, tmp_path: Path) -> None:
     graph, samples = random_pooled_graph(seed)
     programs = [lower(graph, full_plan(graph)), lower(graph, random_plan(graph, seed))]
@@ -91,9 +89,7 @@ def test_graphs_of_pools_and_branches_train_to_the_same_bits(seed: int, tmp_path
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(8, HealthCheck.function_scoped_fixture)
 def test_other_weights_than_the_factorys_are_loaded_over_the_frozen_ones(
     seed: int, tmp_path: Path
 ) -> None:
@@ -111,6 +107,21 @@ def test_other_weights_than_the_factorys_are_loaded_over_the_frozen_ones(
     for program in programs:
         engine = HostEngine(library, program.plan.id, other)
         assert_same_bits(Interpreter(program, published.unpack(other)), engine, samples, steps=4)
+
+
+@pytest.mark.parametrize("padding", [(0, 0, 1, 1), (0, 0, 0, 1), (0, 0, 1, 0), (1, 0, 0, 2)])
+def test_kernels_of_one_tap_with_padding_train_to_the_same_bits(
+    padding: tuple[int, int, int, int], tmp_path: Path
+) -> None:
+    graph, samples = padded_graph(Padding(*padding))
+    frozen = Plan("head", (), (), True, "q8.8")
+    programs = [lower(graph, plan) for plan in (frozen, full_plan(graph), random_plan(graph, 1))]
+    chained = {call.op.name for step in programs[0].steps for call in step.stages}
+    assert {"second", "third"} <= chained  # in rings of rows
+    library = build(graph, programs, tmp_path, sanitize=["undefined"])
+    for program in programs:
+        engine = HostEngine(library, program.plan.id)
+        assert_same_bits(Interpreter(program), engine, samples, steps=4)
 
 
 def test_a_reconstruction_trains_to_the_same_bits(tmp_path: Path) -> None:

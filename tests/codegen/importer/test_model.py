@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -16,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatConv, evaluate, forward_macs, parameter_count
 from codegen.importer.model import import_model, import_proto
+from tests.codegen import onnxruntime_oracle
+from tests.conftest import examples
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits" / "digits.onnx"
 
@@ -65,11 +66,10 @@ def with_head(
 
 def assert_equals_onnxruntime(proto: onnx.ModelProto) -> None:
     graph = import_proto(proto)
-    session = onnxruntime.InferenceSession(proto.SerializeToString())
     shape = graph.shapes[graph.input]
     fixed = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
     x = normal(1 if fixed else 5, *shape, seed=42)
-    expected = session.run(None, {graph.input: x})[0]
+    expected = onnxruntime_oracle.run(proto, x)[0]
     np.testing.assert_allclose(evaluate(graph, x)[graph.head.output], expected, atol=1e-4)
 
 
@@ -228,7 +228,7 @@ def test_every_way_to_write_the_classifier_evaluates_as_onnxruntime_does(
 ) -> None:
     graph = import_proto(proto)
     x = normal(3, 3, 7, 6)
-    expected = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
+    expected = onnxruntime_oracle.run(proto, x)[0]
     logits = evaluate(graph, x)[graph.head.output]
     if proto.graph.node[-1].op_type == "Softmax":
         logits = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -409,7 +409,7 @@ def test_an_output_with_the_values_of_the_input_reconstructs_it_in_its_order(
     graph = import_proto(proto)
     assert graph.head.loss == "mse"
     x = normal(1, 2, 3, seed=4)
-    expected = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
+    expected = onnxruntime_oracle.run(proto, x)[0]
     got = evaluate(graph, graph.arrange(x))[graph.head.output]
     wanted = graph.arrange(expected.reshape(1, 2, 3)).reshape(1, -1)
     np.testing.assert_allclose(got, wanted, atol=1e-5)
@@ -479,7 +479,7 @@ def test_a_file_with_flipped_bytes_is_imported_or_refused_but_nothing_else(tmp_p
 
 
 @given(seed=st.integers(0, 100_000))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_any_way_to_move_dimensions_about_evaluates_as_onnxruntime_does(seed: int) -> None:
     """Samples of some shape become a picture, and the picture a vector, in many ways."""
     rng = np.random.default_rng(seed)
@@ -518,6 +518,6 @@ def test_any_way_to_move_dimensions_about_evaluates_as_onnxruntime_does(seed: in
     proto = model(nodes, constants, shape=(1, *flat))
     graph = import_proto(proto)
     x = normal(1, *flat, seed=seed + 1)
-    expected = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
+    expected = onnxruntime_oracle.run(proto, x)[0]
     got = evaluate(graph, graph.arrange(x))[graph.head.output]
     np.testing.assert_allclose(got, expected, atol=1e-4)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -20,7 +19,7 @@ from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.reference.float_autodiff import forward_integers
 from codegen.reference.interpreter import Interpreter
-from tests.codegen.onnxruntime_oracle import outputs, quantize_file
+from tests.codegen.onnxruntime_oracle import outputs, quantize_file, run
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"
 
@@ -91,8 +90,7 @@ def test_forward_integers_are_within_one_step_of_onnxruntime(
     }
     for name in codes:
         model.graph.output.append(onnx.ValueInfoProto(name=name))
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    result = session.run(list(codes), {session.get_inputs()[0].name: samples[:1]})
+    result = run(model, samples[:1], list(codes))
     by_source = {codes[name]: values for name, values in zip(codes, result, strict=True)}
     interpreter = Interpreter(lower(graph, default_plans(graph)[0]))
     interpreter.score(quantize_input(graph, np.moveaxis(samples[0], 0, -1)), 0)

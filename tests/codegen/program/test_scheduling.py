@@ -1,7 +1,7 @@
 """The order of operations: always one that the data allow, never one that needs more memory."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.graph.ir import Add, Conv, Graph, Head, Op, Tensor, inputs_of
@@ -61,7 +61,6 @@ def branching_graphs(draw: st.DrawFn) -> Graph:
 
 
 @given(branching_graphs())
-@settings(deadline=None)
 def test_every_operation_runs_once_after_what_it_reads(graph: Graph) -> None:
     order = scheduled(graph)
     assert sorted(op.name for op in order) == sorted(op.name for op in graph.ops)

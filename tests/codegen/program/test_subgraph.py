@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.compile import build_host_engine
@@ -16,6 +16,7 @@ from codegen.program.plans import Plan, WeightUpdate
 from codegen.program.subgraph import cut_graph, cut_tensors, frozen_cut
 from codegen.reference.interpreter import Interpreter
 from tests.codegen.random_graphs import random_graph
+from tests.conftest import examples
 
 LEARNING_RATE = 2**20 // 50
 
@@ -32,7 +33,7 @@ def values_of(interpreter: Interpreter, tensor: str) -> np.ndarray:
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=10, deadline=None)
+@examples(10)
 def test_training_after_the_cut_gives_the_bits_of_training_the_whole_graph(seed: int) -> None:
     graph, samples = random_graph(seed)
     plan = plan_from(graph, len(graph.convolutions) // 2)
@@ -69,7 +70,7 @@ def test_the_host_engine_trains_a_cut_graph_as_it_trains_the_whole(tmp_path: Pat
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_a_cut_keeps_just_the_operations_after_it(seed: int) -> None:
     graph, _ = random_graph(seed)
     for tensor in cut_tensors(graph):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from codegen.errors import CalibrationError
-from codegen.graph.floats import Coding, FloatGraph
+from codegen.firmware.model_digest import model_digest
+from codegen.graph.floats import Coding, FloatGraph, FloatOp, execute
 from codegen.importer.model import import_model
+from codegen.program import blob
 from codegen.quantization.calibration import RangeRule
 from codegen.quantization.model import QuantizationOptions, quantize_model
 from codegen.quantization.quantize import quantize
@@ -37,6 +41,24 @@ def test_without_options_it_is_plain_min_max_quantization(tmp_path: Path) -> Non
     assert made.graph.tensors == plain.tensors
     for one, other in zip(made.graph.convolutions, plain.convolutions, strict=True):
         np.testing.assert_array_equal(one.weight, other.weight)
+
+
+@pytest.mark.parametrize("equalize", [False, True])
+def test_the_order_in_which_a_cpu_adds_changes_neither_weights_nor_digest(
+    equalize: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, path = network(spread=5.0), saved(tmp_path, samples())
+    options = QuantizationOptions(equalize=equalize)
+    here = quantize_model(graph, path, options).graph
+
+    def elsewhere(*arguments: Any) -> Iterator[tuple[FloatOp, Any, NDArray[np.float64]]]:
+        for op, inputs, values in execute(*arguments):
+            yield op, inputs, np.where(values == 0, values, np.nextafter(values, np.inf))
+
+    monkeypatch.setattr("codegen.quantization.calibration.execute", elsewhere)
+    there = quantize_model(graph, path, options).graph
+    assert model_digest(there) == model_digest(here)
+    assert blob.pack(there) == blob.pack(here)
 
 
 def test_notes_warn_even_without_a_report(tmp_path: Path) -> None:

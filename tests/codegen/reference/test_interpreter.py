@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.layers import logit_scale
@@ -22,6 +22,7 @@ from codegen.quantization.report import simulate_op
 from codegen.reference.float_autodiff import cosines, forward_integers
 from codegen.reference.interpreter import Interpreter
 from tests.codegen.random_graphs import full_plan, random_graph, random_pooled_graph
+from tests.conftest import examples
 
 LEARNING_RATE = 2**20 // 50
 
@@ -56,7 +57,7 @@ def exact_output(graph: Graph, op: object, known: dict[str, np.ndarray]) -> np.n
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_forward_differs_from_exact_arithmetic_by_rounding_only(seed: int) -> None:
     graph, samples = random_graph(seed)
     interpreter = Interpreter(lower(graph, full_plan(graph)))
@@ -72,7 +73,7 @@ def test_forward_differs_from_exact_arithmetic_by_rounding_only(seed: int) -> No
 
 @pytest.mark.parametrize("make", [random_graph, random_pooled_graph])
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_gradients_have_cosine_above_0_999_to_float_autodiff(
     make: Callable[[int], tuple[Graph, np.ndarray]], seed: int
 ) -> None:
@@ -85,7 +86,7 @@ def test_gradients_have_cosine_above_0_999_to_float_autodiff(
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_pools_and_branches_differ_from_exact_arithmetic_by_one_rounding(seed: int) -> None:
     graph, samples = random_pooled_graph(seed)
     interpreter = Interpreter(lower(graph, full_plan(graph)))

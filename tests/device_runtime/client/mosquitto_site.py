@@ -17,7 +17,8 @@ import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from fleet.gateway.broker import find_mosquitto, free_port, password_lines
+from fleet.gateway.broker import find_mosquitto, password_lines
+from fleet.ports import free_port
 from fleet.protocol import Announce, Delta, Receipt, Status, Task, topics
 from fleet.protocol.chunks import chunks_of
 

@@ -49,7 +49,7 @@ def pool_case(seed: int, largest: bool) -> PoolCase:
     channels = int(draw.integers(1, 10))
     window = int(draw.integers(1, min(height, 5) + 1)), int(draw.integers(1, min(width, 5) + 1))
     stride = int(draw.integers(1, 4)), int(draw.integers(1, 4))
-    most = [(length - 1) // 2 for length in window]
+    most = [length - 1 for length in window]
     pad = Padding(*(int(draw.integers(0, most[i % 2] + 1)) for i in range(4)))
     size = window_output_shape(window, stride, pad, (height, width))
     x = Tensor("x", (height, width, channels), 0.02, int(draw.integers(-128, 128)))

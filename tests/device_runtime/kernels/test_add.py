@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import round_shift
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
 
 ZERO = st.integers(-128, 127)
 
 
 @pytest.mark.parametrize("place", ["own", "a", "b"])
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     st.integers(1, 100),
     st.integers(0, 2**20),

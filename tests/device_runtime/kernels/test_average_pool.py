@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import round_shift
@@ -11,6 +11,7 @@ from codegen.arithmetic.pools import average_pool_arithmetic, counts, overlap_bi
 from codegen.graph.ir import AveragePool
 from codegen.reference import interpreter_pools
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
 from tests.device_runtime.kernels.pool_case import PoolCase, error_codes, pool_case, scale_of
 
@@ -37,7 +38,7 @@ def layer_of(case: PoolCase) -> Struct:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(SEEDS)
 def test_means_and_their_errors_are_those_of_the_specification(seed: int) -> None:
     case = pool_case(seed, largest=False)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import BIAS_BITS, apply_gain, step_gain
 from codegen.arithmetic.layers import Gain
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all, moved, update, whole
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(
     depthwise_layers(),
     st.integers(1, 40),

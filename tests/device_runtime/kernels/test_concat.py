@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
 from tests.device_runtime.kernels.pool_case import error_codes, scale_of
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(1, 30), st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 999))
 def test_parts_are_put_together_and_their_errors_taken_apart(
     pixels: int, parts: list[int], seed: int

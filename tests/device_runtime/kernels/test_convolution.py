@@ -2,12 +2,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.program.scratch import convolution_forward_bytes
 from simulator.machines.kernel_call import ArmKernels, HostKernels, View
-from tests.device_runtime.kernels.convolution_case import Case, cases
+from tests.conftest import examples
+from tests.device_runtime.kernels.convolution_case import EDGES, Case, cases, padded_pointwise
 
 Engines = list[HostKernels | ArmKernels]
 
@@ -38,11 +39,23 @@ def forward(
     return made.reshape(case.out_shape), mask
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(case=cases(), misaligned=st.booleans())
 def test_codes_and_mask_are_those_of_numpy(engines: Engines, case: Case, misaligned: bool) -> None:
     for engine in engines:
         output, mask = forward(engine, case, misaligned=misaligned)
+        np.testing.assert_array_equal(output, case.output)
+        np.testing.assert_array_equal(mask, case.mask)
+
+
+@pytest.mark.parametrize("trained", [(), (1, 2, 7)])
+@pytest.mark.parametrize("padding", EDGES)
+def test_a_kernel_of_one_tap_sees_the_padding_on_every_side(
+    engines: Engines, padding: tuple[int, int, int, int], trained: tuple[int, ...]
+) -> None:
+    case = padded_pointwise(padding, trained)
+    for engine in engines:
+        output, mask = forward(engine, case)
         np.testing.assert_array_equal(output, case.output)
         np.testing.assert_array_equal(mask, case.mask)
 
@@ -76,7 +89,7 @@ def outputs_match_in_rings(
             np.testing.assert_array_equal(output[y % out_ring], case.output[y])
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(case=cases(), data=st.data())
 def test_rows_of_rings_are_computed_in_parts(
     engines: Engines, case: Case, data: st.DataObject
@@ -107,7 +120,16 @@ def test_rows_of_a_pointwise_layer_go_on_up_to_the_end_of_a_ring(
         outputs_match_in_rings(engine, case, 3, *rings)
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize("rings", [(2, 3), (3, 2), (5, 8)])
+@pytest.mark.parametrize("padding", EDGES)
+def test_rows_of_rings_see_the_padding_around_a_kernel_of_one_tap(
+    engines: Engines, padding: tuple[int, int, int, int], rings: tuple[int, int]
+) -> None:
+    for engine in engines:
+        outputs_match_in_rings(engine, padded_pointwise(padding), 2, *rings)
+
+
+@examples(25)
 @given(case=cases(pointwise=True), before=st.integers(0, 40))
 def test_a_pointwise_output_may_lie_over_its_input(
     engines: Engines, case: Case, before: int

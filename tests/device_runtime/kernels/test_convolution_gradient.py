@@ -2,12 +2,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.program.scratch import convolution_input_gradient_bytes
 from simulator.machines.kernel_call import ArmKernels, HostKernels, Struct, View
-from tests.device_runtime.kernels.convolution_case import Case, cases
+from tests.conftest import examples
+from tests.device_runtime.kernels.convolution_case import EDGES, Case, cases, padded_pointwise
 
 Engines = list[HostKernels | ArmKernels]
 
@@ -40,10 +41,19 @@ def check(engines: Engines, case: Case, error: np.ndarray) -> None:
         assert out_scale.values == [exponent, int(np.abs(wanted).max())]
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(case=cases(), bits=st.integers(1, 15))
 def test_errors_and_their_scale_are_those_of_numpy(engines: Engines, case: Case, bits: int) -> None:
     check(engines, case, case.error(2**bits - 1))
+
+
+@pytest.mark.parametrize("trained", [(), (1, 2, 7)])
+@pytest.mark.parametrize("padding", EDGES)
+def test_errors_of_the_padding_around_a_kernel_of_one_tap_are_left_out(
+    engines: Engines, padding: tuple[int, int, int, int], trained: tuple[int, ...]
+) -> None:
+    case = padded_pointwise(padding, trained)
+    check(engines, case, case.error())
 
 
 def test_an_error_of_zeros_stays_one(engines: Engines) -> None:
@@ -61,7 +71,7 @@ def test_the_smallest_code_is_never_made(engines: Engines) -> None:
     check(engines, case, error)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(case=cases(pointwise=True), before=st.integers(0, 40))
 def test_a_pointwise_gradient_may_lie_over_the_error(
     engines: Engines, case: Case, before: int

@@ -1,13 +1,20 @@
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import STATE_BITS, STEP_BITS
 from codegen.program.scratch import round_up
 from simulator.machines.kernel_call import ArmKernels, HostKernels, Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import FIRST_VALUE, moved, update
-from tests.device_runtime.kernels.convolution_case import Case, cases, packed
+from tests.device_runtime.kernels.convolution_case import (
+    EDGES,
+    Case,
+    cases,
+    packed,
+    padded_pointwise,
+)
 
 Engines = list[HostKernels | ArmKernels]
 RATE = 26214  # 0.025
@@ -70,7 +77,7 @@ def check(
     return wanted
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(case=cases(), exact=st.booleans(), size=st.integers(-16, 16))
 def test_weights_take_the_step_of_numpy(
     engines: Engines, case: Case, exact: bool, size: int
@@ -79,7 +86,7 @@ def test_weights_take_the_step_of_numpy(
     check(engines, case, case.error(), size, exact=exact)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(case=cases(), exact=st.booleans(), apply=st.booleans())
 def test_changes_add_up_in_velocities(
     engines: Engines, case: Case, exact: bool, apply: bool
@@ -88,6 +95,15 @@ def test_changes_add_up_in_velocities(
     shape = (*case.weights.shape[:-1], case.count)
     velocity = case.values(-(2**31) + 1, 2**31 - 1, *shape)
     check(engines, case, case.error(), -6, exact=exact, velocity=velocity, apply=apply)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("padding", EDGES)
+def test_a_kernel_of_one_tap_takes_no_step_from_the_padding(
+    engines: Engines, padding: tuple[int, int, int, int], exact: bool
+) -> None:
+    case = padded_pointwise(padding, (0, 2, 3, 7))
+    check(engines, case, case.error(), -6, exact=exact)
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from codegen.program.scratch import depthwise_forward_bytes
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import Ints, Scratch, call_all
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
 
@@ -15,6 +16,8 @@ PLAIN = Depthwise(8, 8, 4, (3, 3), (1, 1), (1, 1, 1, 1), -128, -128, 0, 9, 0, 1)
 SEVEN = Depthwise(8, 8, 3, (7, 7), (2, 2), (3, 3, 3, 3), -128, 5, 0, 9, 0, 2)
 UNSEEN = Depthwise(1, 1, 5, (3, 3), (3, 3), (7, 7, 0, 0), 9, -128, 0, 4, 0, 2)
 """No window meets the image."""
+ONE_TAP = Depthwise(5, 4, 4, (1, 1), (1, 1), (0, 0, 1, 2), 9, -128, 0, 4, 0, 3)
+"""Padding at the bottom and the right only."""
 SPEECH = Depthwise(12, 9, 2, (10, 4), (2, 2), (4, 1, 5, 1), 0, -128, 2, 9, 0, 3)
 
 
@@ -31,12 +34,13 @@ def in_ring(rows: Ints, height: int, ring: int, first: int, end: int) -> Ints:
     return held
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(depthwise_layers())
 @example(PLAIN)
 @example(SEVEN)
 @example(SPEECH)
 @example(UNSEEN)
+@example(ONE_TAP)
 def test_output_and_mask_are_those_of_the_specification(layer: Depthwise) -> None:
     codes = layer.codes(layer.height, layer.width)
     values = layer.values_before_clamp(codes)
@@ -62,7 +66,7 @@ def test_output_and_mask_are_those_of_the_specification(layer: Depthwise) -> Non
     np.testing.assert_array_equal(mask, passed)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(depthwise_layers(same_size=True))
 @example(PLAIN)
 def test_output_may_take_the_place_of_an_input_of_its_size(layer: Depthwise) -> None:
@@ -85,7 +89,7 @@ def test_output_may_take_the_place_of_an_input_of_its_size(layer: Depthwise) -> 
     np.testing.assert_array_equal(place, np.clip(layer.values_before_clamp(codes), -128, 127))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(depthwise_layers(), st.data())
 def test_spans_of_rows_read_and_write_rings(layer: Depthwise, data: st.DataObject) -> None:
     codes = layer.codes(layer.height, layer.width)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import STATE_BITS, STEP_BITS, apply_gain, step_gain
 from codegen.arithmetic.layers import Gain
 from codegen.program.scratch import depthwise_input_gradient_bytes, depthwise_weight_update_bytes
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import FIRST_VALUE, Ints, Scratch, call_all, moved, update
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
 
@@ -17,6 +18,8 @@ PLAIN = Depthwise(8, 8, 4, (3, 3), (1, 1), (1, 1, 1, 1), -128, -128, 0, 9, 0, 1)
 SEVEN = Depthwise(8, 8, 3, (7, 7), (2, 2), (3, 3, 3, 3), -128, 5, 0, 9, 0, 2)
 UNSEEN = Depthwise(1, 1, 5, (3, 3), (3, 3), (7, 7, 0, 0), 9, -128, 0, 4, 0, 2)
 """No window meets the image."""
+ONE_TAP = Depthwise(5, 4, 4, (1, 1), (1, 1), (0, 0, 1, 2), 9, -128, 0, 4, 0, 3)
+"""Padding at the bottom and the right only."""
 SPEECH = Depthwise(12, 9, 2, (10, 4), (2, 2), (4, 1, 5, 1), 0, -128, 2, 9, 0, 3)
 SPARSE = Depthwise(7, 7, 2, (1, 1), (3, 3), (0, 0, 0, 0), 0, -128, 0, 4, 3, 3)
 
@@ -26,13 +29,14 @@ def scale_of(errors: Ints) -> Struct:
     return Struct(("i", -9), ("i", int(np.abs(errors).max())))
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(depthwise_layers())
 @example(PLAIN)
 @example(SEVEN)
 @example(SPEECH)
 @example(SPARSE)
 @example(UNSEEN)
+@example(ONE_TAP)
 def test_input_gradient_is_that_of_the_specification(layer: Depthwise) -> None:
     errors = layer.errors()
     expected, exponent = layer.input_gradient(errors)
@@ -53,7 +57,7 @@ def test_input_gradient_is_that_of_the_specification(layer: Depthwise) -> None:
     assert scale.values == [-9 + exponent, int(np.abs(expected).max())]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(depthwise_layers(same_size=True))
 @example(PLAIN)
 def test_input_gradient_may_take_the_place_of_an_error_of_its_size(layer: Depthwise) -> None:
@@ -74,12 +78,13 @@ def test_input_gradient_may_take_the_place_of_an_error_of_its_size(layer: Depthw
     np.testing.assert_array_equal(place, layer.input_gradient(errors)[0])
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(depthwise_layers(), st.booleans(), st.integers(0, 2**20), st.booleans(), st.booleans())
 @example(PLAIN, True, 2**14, False, True)
 @example(SEVEN, False, 2**14, True, True)
 @example(SPARSE, False, 2**14, False, True)
 @example(UNSEEN, True, 2**14, False, True)
+@example(ONE_TAP, True, 2**14, False, True)
 def test_trained_channels_take_a_step(
     layer: Depthwise, exact: bool, rate: int, keeps_velocity: bool, apply: bool
 ) -> None:

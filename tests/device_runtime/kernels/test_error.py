@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import round_shift
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import Ints, call_all
 
 SIZES = st.integers(1, 200)
@@ -33,7 +34,7 @@ def scale_of(codes: Ints, exponent: int) -> Struct:
     return Struct(("i", exponent), ("i", magnitude(codes)))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(SIZES, SEEDS, st.integers(0, 15), st.sampled_from([0.02, 0.5, 0.98]))
 def test_errors_behind_an_active_clamp_become_zero(
     size: int, seed: int, bits: int, share: float
@@ -47,7 +48,7 @@ def test_errors_behind_an_active_clamp_become_zero(
     assert scale.values == [-5, magnitude(codes * passed)]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(SIZES, SEEDS, st.integers(0, 15), st.integers(0, 15), st.integers(-40, 40))
 def test_errors_of_both_branches_are_added_as_real_values(
     size: int, seed: int, a_bits: int, b_bits: int, difference: int
@@ -75,7 +76,7 @@ def test_errors_of_both_branches_are_added_as_real_values(
     assert scale.values == [exponent, magnitude(expected)]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(SIZES, SEEDS, st.integers(0, 15), st.integers(0, 32767), st.booleans())
 def test_scaling_uses_the_headroom(
     size: int, seed: int, bits: int, multiplier: int, in_place: bool

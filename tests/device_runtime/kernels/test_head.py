@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import BIAS_BITS, STATE_BITS, apply_gain, round_shift, step_gain
 from codegen.arithmetic.layers import Gain
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import Ints, call_all, moved, update, whole
 
 INPUTS = st.integers(1, 50)
@@ -47,7 +48,7 @@ def operands(seed: int, inputs: int, classes: int) -> tuple[Ints, Ints, Ints, In
     return codes, weights, bias, errors
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(INPUTS, CLASSES, SEEDS, st.integers(-128, 127))
 def test_logits_are_exact_and_saturate(inputs: int, classes: int, seed: int, zero: int) -> None:
     codes, weights, bias, _ = operands(seed, inputs, classes)
@@ -66,7 +67,7 @@ def test_logits_are_exact_and_saturate(inputs: int, classes: int, seed: int, zer
     np.testing.assert_array_equal(logits, expected)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(INPUTS, CLASSES, SEEDS, st.integers(1, 32767))
 def test_input_gradient_keeps_fifteen_bits_of_the_largest(
     inputs: int, classes: int, seed: int, multiplier: int
@@ -86,7 +87,7 @@ def test_input_gradient_keeps_fifteen_bits_of_the_largest(
     assert scale.values == [-20 - 4 - 15 + shift, int(np.abs(expected).max())]
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     INPUTS,
     CLASSES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import round_shift
@@ -13,13 +13,14 @@ from codegen.graph.floats import window_output_shape
 from codegen.graph.ir import Graph, MaxPool, Padding, Tensor
 from codegen.reference import interpreter_pools
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
 from tests.device_runtime.kernels.pool_case import PoolCase, error_codes, pool_case, scale_of
 
 SEEDS = st.integers(0, 2**20)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(SEEDS)
 def test_the_largest_of_each_window_is_kept_and_its_error_returns_to_the_first(seed: int) -> None:
     check(pool_case(seed, largest=True), seed)

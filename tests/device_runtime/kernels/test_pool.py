@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import round_shift
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
 
 PIXELS = st.one_of(st.integers(1, 20), st.sampled_from([49, 64, 256, 1000]))
@@ -20,7 +21,7 @@ def pooling(pixels: int, channels: int, multiplier: int) -> Struct:
     return Struct(("H", pixels), ("H", channels), ("h", multiplier), ("b", -4))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(PIXELS, CHANNELS, SEEDS)
 def test_mean_is_rounded_with_halves_to_even(pixels: int, channels: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
@@ -34,7 +35,7 @@ def test_mean_is_rounded_with_halves_to_even(pixels: int, channels: int, seed: i
     np.testing.assert_array_equal(output, floor + up)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(PIXELS, CHANNELS, SEEDS, st.integers(1, 2**14))
 def test_every_pixel_gets_its_share_of_the_error(
     pixels: int, channels: int, seed: int, multiplier: int

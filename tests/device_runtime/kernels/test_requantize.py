@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.pools import requantize_arithmetic
 from codegen.errors import ModelError
 from codegen.graph.ir import Graph, Requantize, Tensor
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
 
 ZEROS = st.integers(-128, 127)
@@ -25,7 +26,7 @@ def graph_of(factor: float, in_zero: int, out_zero: int) -> tuple[Graph, Requant
     return Graph("case", "x", tensors, (op,)), op
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     st.floats(0.001, 300.0),
     ZEROS,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.layers import gain
 from codegen.arithmetic.pools import ReconstructionArithmetic
 from codegen.reference.interpreter_pools import squared_error
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     st.integers(2, 80), st.integers(0, 9999), st.floats(1e-7, 1e-2), st.floats(0.002, 0.5),
     st.sampled_from([0.0, 0.01, 1.0, 300.0]),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_SECONDS
+
 ROOT = Path(__file__).resolve().parents[3]
 RUNTIME = ROOT / "device_runtime"
 STATES = ("idle", "waiting", "dialling", "connecting", "online", "stopping")
@@ -71,7 +73,7 @@ class Client:
     def close(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        code = self.process.wait(timeout=20)
+        code = self.process.wait(timeout=PATIENCE_SECONDS)
         assert self.process.stderr is not None
         errors = self.process.stderr.read()
         assert code == 0, errors

@@ -19,8 +19,8 @@ from tests.device_runtime.link.test_mqtt_with_mosquitto import (
     broker,
     gateway,
     run_until,
-    wait_for,
 )
+from tests.patience import PATIENCE_SECONDS, wait_until
 
 __all__ = ["broker", "gateway"]  # fixtures
 
@@ -94,7 +94,7 @@ def test_every_message_arrives_both_ways_although_the_link_keeps_breaking(
     client("start")
     received: list[int] = []
     lost = acknowledged = 0
-    end = time.monotonic() + 40
+    end = time.monotonic() + PATIENCE_SECONDS
     while (acknowledged < 20 or len(set(received)) < 20) and time.monotonic() < end:
         if acknowledged < 20:
             client(f"publish up 0 0 {bytes([acknowledged] * 100).hex()}")  # or not: one at a time
@@ -115,7 +115,7 @@ def test_every_message_arrives_both_ways_although_the_link_keeps_breaking(
     assert lost >= 3
     assert acknowledged == 20
     assert sorted(set(received)) == list(range(20))
-    wait_for(lambda: {message.payload[0] for message in gateway.messages} == set(range(20)))
+    wait_until(lambda: {message.payload[0] for message in gateway.messages} == set(range(20)))
     order = [message.payload[0] for message in gateway.messages]
     assert order == sorted(order), "repeated, but never out of order"
     assert all(message.payload == bytes([message.payload[0]]) * 100 for message in gateway.messages)

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.aggregation import (
@@ -21,6 +21,7 @@ from fleet.aggregation import (
 )
 from fleet.errors import AggregationError
 from fleet.protocol.manifest import Manifest
+from tests.conftest import examples
 from tests.fleet.coordinator import small_model
 
 MANIFEST = Manifest.parse(json.dumps(small_model.manifest("a")))
@@ -91,7 +92,7 @@ def cohorts(draw: st.DrawFn) -> list[tuple[str, int, list[int]]]:
     return devices
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(cohorts())
 def test_mixed_plans_average_as_device_by_device(
     devices: list[tuple[str, int, list[int]]],
@@ -105,7 +106,7 @@ def test_mixed_plans_average_as_device_by_device(
         assert abs(Fraction(float(got)) - exact) <= (abs(exact) + abs(old)) / 2**51
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(cohorts(), st.randoms(use_true_random=False), st.integers(1, 3))
 def test_order_and_spread_over_gateways_change_no_bit(
     devices: list[tuple[str, int, list[int]]], random: object, gateways: int

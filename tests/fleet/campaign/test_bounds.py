@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -17,6 +17,7 @@ from fleet.gateway.requests import StartRequest
 from fleet.gateway.round_logic import RoundLogic
 from fleet.gateway.rounds import RoundKey, RoundSpec
 from fleet.protocol.manifest import Manifest
+from tests.conftest import examples
 from tests.fleet.coordinator import small_model
 from tests.fleet.gateway.deltas import announcement, delta_chunks
 
@@ -55,7 +56,7 @@ def send(
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_whatever_passes_the_gateways_can_be_added_up(data: st.DataObject) -> None:
     announced = data.draw(st.lists(st.integers(1, 65535), min_size=1, max_size=8))
     devices = [

@@ -3,11 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.campaign import Operation, RoundMachine
 from fleet.campaign.answers import CollectAnswer, Report, StartAnswer
+from tests.conftest import examples
 
 CLOSED = CollectAnswer(state="closed", accepted=3, sums={})
 RUNNING = StartAnswer(state="running")
@@ -129,7 +130,7 @@ def test_a_round_that_is_over_can_not_be_stopped_any_more() -> None:
     assert not one.outcome().cancelled
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.data())
 def test_any_sequence_of_events_ends_in_time_with_one_request_under_way(data: Any) -> None:
     gateways = ("g1", "g2", "g3")

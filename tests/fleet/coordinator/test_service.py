@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from fleet.store import SqliteStore
 from tests.fleet.coordinator import small_model
 from tests.fleet.coordinator.oracle import PLAN_NAMES, assert_every_delta_counted_once
 from tests.fleet.coordinator.plain_gateway import PlainGateway
+from tests.patience import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ class Site:
             "min_devices": 12,
             "score_first": False,
             "last_round": "none",
-            "deadline_seconds": 60,
+            "deadline_seconds": 600,
             **fields,
         }
         config = CampaignConfig.model_validate({"name": name, **settings})
@@ -190,7 +190,7 @@ def test_flwr_run_on_the_app_goes_through_flowers_own_loop(site: Site) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -202,10 +202,7 @@ def test_flwr_run_on_the_app_goes_through_flowers_own_loop(site: Site) -> None:
 
 def wait_for_start(site: Site, campaign: str) -> None:
     """Until a gateway has the round."""
-    deadline = time.monotonic() + 30
-    while not any((campaign, 1) in one.rounds for one in site.gateways):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: any((campaign, 1) in one.rounds for one in site.gateways))
 
 
 def kill_server_app(site: Site) -> None:

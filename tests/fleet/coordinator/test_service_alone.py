@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,10 +29,8 @@ def test_a_superlink_that_never_answers_is_given_up_and_the_campaign_kept(tmp_pa
     coordinator = Coordinator(
         store, path, SuperLink(tmp_path / "flower"), restart_superlink=False, refusal_seconds=0.5
     )
-    began = time.monotonic()
     with pytest.raises(FlowerError, match="run the campaign again"):
         coordinator.run(campaign)
-    assert time.monotonic() - began < 30
     assert store.campaign(campaign).state == "pending"
     store.close()
 

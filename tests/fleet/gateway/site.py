@@ -23,9 +23,10 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from fleet.errors import GatewayError
-from fleet.gateway.broker import Broker, BrokerConfig, free_port, new_passwords
+from fleet.gateway.broker import Broker, BrokerConfig, new_passwords
 from fleet.gateway.client import GatewayClient
 from fleet.gateway.config import BrokerSettings, GatewaySettings
+from fleet.ports import free_port
 from fleet.protocol import Delta, DeviceState, Reason, Receipt, Status, Task, topics
 from fleet.protocol.chunks import decode_chunk
 from tests.fleet.gateway.deltas import (
@@ -37,6 +38,7 @@ from tests.fleet.gateway.deltas import (
     delta_chunks,
     start_fields,
 )
+from tests.patience import PATIENCE_SECONDS, wait_until
 
 Train = Callable[[Task], tuple[NDArray[np.int32], int]]
 
@@ -187,10 +189,15 @@ class FakeDevice:
 
     def send_raw(self, payload: bytes, given_up: Callable[[], bool] = lambda: False) -> None:
         info = self.publish(topics.delta(FLEET, GATEWAY, self.name), payload)
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE_SECONDS
+        # paho sends it again after a reconnection
         while info.mid not in self._acknowledged and not given_up():
             assert time.monotonic() < end or self._closed, f"{self.name}: no acknowledgement"
             time.sleep(0.002)
+
+    def acknowledged(self, messages: int) -> bool:
+        """Whether the broker has taken at least so many."""
+        return len(self._acknowledged) >= messages
 
     def close(self) -> None:
         self._closed = True
@@ -258,7 +265,7 @@ class Site:
     def stop_gateway(self) -> int:
         assert self.process
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(15)
+        return self.process.wait(PATIENCE_SECONDS)
 
     def kill_broker(self) -> None:
         """As a power cut does it, and nothing of it is found again."""
@@ -267,31 +274,31 @@ class Site:
             if path.is_file() and path.name not in ("mosquitto.conf", "passwords", "access"):
                 path.unlink()
 
-    def add(self, name: str, train: Train | None = None, seconds: float = 20.0) -> FakeDevice:
+    def add(self, name: str, train: Train | None = None) -> FakeDevice:
         device = FakeDevice(name, self.config.port, self.passwords[name], train)
         self.devices[name] = device
-        self.until(lambda: self.is_online(name), f"{name} is known to the gateway", seconds)
+        self.until(lambda: self.is_online(name), f"{name} is known to the gateway")
         return device
 
     def is_online(self, name: str) -> bool:
         return any(one["device"] == name and one["online"] for one in self.client.devices())
 
-    def until(self, condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            log = self.log if (self.folder / "gateway.log").exists() else ""
-            assert time.monotonic() < end, f"waited {seconds} s until {what}\n{log}"
-            time.sleep(0.02)
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        def said() -> str:
+            log = self.folder / "gateway.log"
+            return f"{what}\n{log.read_text() if log.exists() else ''}"
+
+        wait_until(condition, said)
 
     def start(self, round: int = 1, values: int = 1000, **changes: Any) -> dict[str, Any]:
         names = changes.pop("names", self.names)
         fields = start_fields(
-            names, **{"deadline_seconds": 60, "round": round, "values": values, **changes}
+            names, **{"deadline_seconds": 600, "round": round, "values": values, **changes}
         )
         return self.client.start(**fields)
 
-    def collect_closed(self, round: int = 1, seconds: float = 40.0) -> dict[str, Any]:
-        end = time.monotonic() + seconds
+    def collect_closed(self, round: int = 1) -> dict[str, Any]:
+        end = time.monotonic() + PATIENCE_SECONDS
         while True:
             reply = self.client.collect(CAMPAIGN, round, wait_seconds=2)
             if reply["state"] != "running":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,10 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fleet.errors import BrokerError, ConfigurationError
-from fleet.gateway.broker import (
-    Broker,
-    BrokerConfig,
-    free_port,
-    new_passwords,
-    write_broker_config,
-)
+from fleet.gateway.broker import Broker, BrokerConfig, new_passwords, write_broker_config
+from fleet.ports import free_port
 from fleet.protocol import Delta
+from tests.patience import PATIENCE_SECONDS, wait_until
 
 NAMES = ["cow-1", "cow-2"]
 CHUNK = f"fleet/barn/blob/{'ab' * 8}/0/0"
@@ -42,7 +37,7 @@ class Client:
         self.client.on_publish = lambda c, u, mid, reason, p: self.results.update({mid: reason})
         self.client.connect(broker.host, broker.port)
         self.client.loop_start()
-        assert self.answered.wait(5)
+        assert self.answered.wait(PATIENCE_SECONDS)
 
     def _on_connect(self, client: Any, user: Any, flags: Any, reason: Any, properties: Any) -> None:
         self.refusal = reason if reason.is_failure else None
@@ -50,12 +45,20 @@ class Client:
         if self.refusal:
             client.disconnect()
 
+    def subscribe(self, *filters: str) -> None:
+        """Returns when the broker has taken them."""
+        taken = threading.Event()
+        self.client.on_subscribe = lambda *_: taken.set()
+        self.client.subscribe([(one, 1) for one in filters])
+        assert taken.wait(PATIENCE_SECONDS)
+
+    def next(self) -> str:
+        """Topic of the next message."""
+        return self.messages.get(timeout=PATIENCE_SECONDS)
+
     def may_write(self, topic: str) -> bool:
         mid = self.client.publish(topic, b"x", qos=1).mid
-        end = time.monotonic() + 5
-        while mid not in self.results:
-            assert time.monotonic() < end
-            time.sleep(0.005)
+        wait_until(lambda: mid in self.results)
         return not self.results[mid].is_failure
 
     def close(self) -> None:
@@ -129,7 +132,7 @@ def test_a_device_cannot_leave_messages_under_gateways_that_it_made_up(login: An
 def test_a_device_receives_nothing_of_others(login: Any) -> None:
     cow, other, north = login("cow-1"), login("cow-2"), login("north")
     own = {"fleet/barn/to/cow-1/task", "fleet/barn/to/cow-1/receipt"}
-    cow.client.subscribe([("#", 1), ("fleet/barn/to/cow-1/+", 1)])
+    cow.subscribe("#", "fleet/barn/to/cow-1/+")
     assert other.may_write("fleet/barn/gw/north/cow-2/delta")
     assert other.may_write("fleet/barn/dev/cow-2/announce")
     assert north.may_write("fleet/barn/to/cow-2/task")
@@ -137,32 +140,28 @@ def test_a_device_receives_nothing_of_others(login: Any) -> None:
     assert north.may_write(CHUNK)
     for topic in sorted(own):
         assert north.may_write(topic)
-    got = {cow.messages.get(timeout=5) for _ in range(3)}
-    time.sleep(0.2)
-    while not cow.messages.empty():
-        got.add(cow.messages.get())  # second copies for the second filter
-    assert got == {CHUNK, *own}
+    last = f"fleet/barn/blob/{'ab' * 8}/0/1"
+    assert north.may_write(last)
+    assert set(iter(cow.next, last)) == {CHUNK, *own}
 
 
 def test_a_gateway_sees_its_own_deltas_and_not_those_of_another(login: Any) -> None:
     north, south, cow = login("north"), login("south"), login("cow-1")
     for gateway in (north, south):
-        gateway.client.subscribe("fleet/barn/gw/+/+/delta", qos=1)
-    time.sleep(0.2)
-    assert cow.may_write("fleet/barn/gw/south/cow-1/delta")
-    assert south.messages.get(timeout=5) == "fleet/barn/gw/south/cow-1/delta"
-    time.sleep(0.2)
-    assert north.messages.empty()
+        gateway.subscribe("fleet/barn/gw/+/+/delta")
+    for name in ("south", "north"):
+        assert cow.may_write(f"fleet/barn/gw/{name}/cow-1/delta")
+    assert south.next() == "fleet/barn/gw/south/cow-1/delta"
+    assert north.next() == "fleet/barn/gw/north/cow-1/delta", "the other one didn't come before"
     assert not north.may_write("fleet/barn/dev/cow-1/announce")
     assert north.may_write("fleet/barn/gw/north/cow-1/delta"), "to take away what a device retained"
 
 
 def test_the_longest_delta_passes_the_broker(login: Any) -> None:
     north, cow = login("north"), login("cow-1")
-    north.client.subscribe("fleet/barn/gw/north/+/delta", qos=1)
-    time.sleep(0.2)
+    north.subscribe("fleet/barn/gw/north/+/delta")
     cow.client.publish("fleet/barn/gw/north/cow-1/delta", bytes(Delta.MAX_BYTES), qos=1)
-    assert north.messages.get(timeout=5) == "fleet/barn/gw/north/cow-1/delta"
+    assert north.next() == "fleet/barn/gw/north/cow-1/delta"
 
 
 def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fleet.errors import GatewayError
-from fleet.gateway.broker import free_port
 from fleet.protocol import DeviceState, Reason, ReceiptResult, Task, device_seed, topics
 from tests.fleet.gateway.deltas import (
     BLOB,
@@ -29,6 +28,7 @@ from tests.fleet.gateway.deltas import (
     delta_chunks,
 )
 from tests.fleet.gateway.site import FakeDevice, Site, memory_kib
+from tests.patience import PATIENCE_SECONDS
 
 MakeSite = Callable[[list[str]], Site]
 VALUES = 1000
@@ -80,8 +80,10 @@ def test_a_whole_round_gives_the_exact_sum_of_what_the_devices_sent(make_site: M
     assert report["payload_bytes"] == sum(len(chunk.encode()) for chunk in chunks)
     assert (report["correct_before"], report["correct_after"], report["held_out"]) == (4, 7, 10)
     for seed, device in enumerate(site.devices.values()):
-        assert device.cleared.wait(10), "the task topic is emptied when the round ends"
-        receipt = device.receipts.get(timeout=5)
+        assert device.cleared.wait(PATIENCE_SECONDS), (
+            "the task topic is emptied when the round ends"
+        )
+        receipt = device.receipts.get(timeout=PATIENCE_SECONDS)
         assert receipt.result == ReceiptResult.COUNTED
         first = delta_chunks(device.tasks.queue[0].task if seed != 2 else task, *trained(seed))[0]
         assert receipt.coded_crc32 == first.coded_crc32
@@ -93,11 +95,12 @@ def test_a_whole_round_gives_the_exact_sum_of_what_the_devices_sent(make_site: M
 def test_a_task_carries_everything_that_the_device_needs(make_site: MakeSite) -> None:
     site = make_site(["cow"])
     device = site.add("cow")
-    site.start(deadline_seconds=50)
-    received = device.tasks.get(timeout=10)
+    site.start(deadline_seconds=5000)
+    received = device.tasks.get(timeout=PATIENCE_SECONDS)
     assert received.response_topic == topics.delta(FLEET, GATEWAY, "cow")
     assert received.expiry_seconds is not None
-    assert 45 <= received.expiry_seconds <= 50
+    assert 4000 <= received.expiry_seconds <= 5000  # less what it has waited
+    assert 4000 <= received.task.deadline_seconds <= 5000
     assert received.task == Task(
         lease=1,
         campaign=bytes.fromhex(CAMPAIGN),
@@ -113,7 +116,7 @@ def test_a_task_carries_everything_that_the_device_needs(make_site: MakeSite) ->
         coding=0,
         weighting=0,
         uplink_chunk_bytes=16384,
-        deadline_seconds=50,
+        deadline_seconds=received.task.deadline_seconds,
         max_score_drop_permille=100,
         check_in_seconds=5,
     )
@@ -130,7 +133,7 @@ def test_what_cannot_be_counted_in_is_counted_by_reason_and_explained(make_site:
     bounds = {PLAN: {"values": VALUES, "bounds": [[VALUES, 5000]]}}
     site.start(names=["good", "bad", "slow"], target=2, plans=bounds, uplink_chunk_bytes=512)
     good, bad, slow, stranger = (site.devices[name] for name in names)
-    task = bad.tasks.get(timeout=10).task
+    task = bad.tasks.get(timeout=PATIENCE_SECONDS).task
     values, samples = trained(5)
     chunks = delta_chunks(task, values, samples)
     other = "ff" * 8
@@ -194,11 +197,11 @@ def test_a_gateway_killed_in_the_middle_of_a_delta_loses_nothing(make_site: Make
     def hold(chunk: int) -> None:
         if chunk == 1:
             reached.set()
-            assert go.wait(30)
+            assert go.wait(PATIENCE_SECONDS)
 
     site.devices["cow-1"].before_chunk = hold
     site.start(uplink_chunk_bytes=512)
-    assert reached.wait(20)
+    assert reached.wait(PATIENCE_SECONDS)
     site.until(lambda: site.client.collect(CAMPAIGN, 1)["accepted"] == 2, "two are accepted")
     site.kill_gateway()
     go.set()  # the rest is sent while no gateway is there, and again later for want of a receipt
@@ -242,11 +245,11 @@ def test_a_broker_that_lost_everything_in_the_middle_of_a_round_harms_nothing(
     def hold(chunk: int) -> None:
         if chunk == 2:
             reached.set()
-            assert go.wait(30)
+            assert go.wait(PATIENCE_SECONDS)
 
     site.devices["cow-1"].before_chunk = hold
     site.start(uplink_chunk_bytes=512)
-    assert reached.wait(20)
+    assert reached.wait(PATIENCE_SECONDS)
     site.kill_broker()
     go.set()
     time.sleep(0.5)
@@ -296,8 +299,8 @@ def test_what_a_broker_forgot_is_published_again(make_site: MakeSite) -> None:
     site.until(lambda: len(device.blob) == BLOB_CHUNKS, "the weights are back")
     reply = site.collect_closed()
     assert_sum(reply, [0])
-    remaining = device.tasks.get(timeout=5).task.deadline_seconds
-    assert remaining < 60, "the deadline is the round's, not a new one"
+    remaining = device.tasks.get(timeout=PATIENCE_SECONDS).task.deadline_seconds
+    assert remaining < 600, "the deadline is the round's, not a new one"
 
 
 def test_weights_that_the_broker_lost_between_two_rounds_are_there_in_the_second(
@@ -309,11 +312,11 @@ def test_weights_that_the_broker_lost_between_two_rounds_are_there_in_the_second
     assert site.collect_closed()["accepted"] == 1
     site.kill_broker()
     site.broker.start()
-    site.until(lambda: site.is_online("cow"), "the device is back", 20)
+    site.until(lambda: site.is_online("cow"), "the device is back")
     device.train = None
     site.start(round=2, blobs=[])
     device.fetch(WEIGHTS)
-    site.until(lambda: len(device.blob) == BLOB_CHUNKS, "the weights are there", 20)
+    site.until(lambda: len(device.blob) == BLOB_CHUNKS, "the weights are there")
 
 
 def retained_topics(site: Site) -> set[str]:
@@ -328,7 +331,7 @@ def retained_topics(site: Site) -> set[str]:
     client.connect("127.0.0.1", site.config.port)
     client.loop_start()
     client.subscribe([(f"fleet/{FLEET}/{what}", 0) for what in ("blob/#", "to/#", "gw/#")])
-    assert subscribed.wait(5)
+    assert subscribed.wait(PATIENCE_SECONDS)
     time.sleep(0.3)
     client.disconnect()
     client.loop_stop()
@@ -342,8 +345,8 @@ def test_nothing_of_a_round_that_is_over_stays_at_the_broker(make_site: MakeSite
     assert site.collect_closed()["accepted"] == 1
     device.publish(topics.delta(FLEET, GATEWAY, "cow"), b"rubbish", retain=True)
     site.until(lambda: sum(site.client.hello()["refused"].values()) == 1, "the rubbish was seen")
-    assert device.cleared.wait(10)
-    site.until(lambda: retained_topics(site) == set(), "all is gone", 15)
+    assert device.cleared.wait(PATIENCE_SECONDS)
+    site.until(lambda: retained_topics(site) == set(), "all is gone")
 
 
 def test_nobody_receives_what_is_meant_for_another(make_site: MakeSite) -> None:
@@ -374,7 +377,7 @@ def test_a_round_closes_at_its_deadline_with_what_is_there(make_site: MakeSite) 
     site = make_site(["cow-0", "cow-1"])
     site.add("cow-0", trains(0))
     site.add("cow-1")
-    site.start(deadline_seconds=2, check_in_seconds=0)
+    site.start(deadline_seconds=10, check_in_seconds=0)  # in which cow-0 is heard of anywhere
     reply = site.collect_closed()
     assert reply["state"] == "closed"
     assert reply["accepted"] == 1
@@ -387,7 +390,7 @@ def test_a_round_closes_as_soon_as_nothing_more_can_come(make_site: MakeSite) ->
     site.add("cow-0", trains(0))
     device = site.add("cow-1")
     site.start(deadline_seconds=600)
-    task = device.tasks.get(timeout=10).task
+    task = device.tasks.get(timeout=PATIENCE_SECONDS).task
     device.say(DeviceState.DECLINED, Reason.SCORE_DROPPED, task)
     reply = site.collect_closed()
     assert reply["declined"] == {"score-dropped": 1}
@@ -398,10 +401,10 @@ def test_a_cancelled_round_gives_no_sums_and_takes_the_tasks_away(make_site: Mak
     site = make_site(["cow"])
     device = site.add("cow")
     site.start()
-    device.tasks.get(timeout=10)
+    device.tasks.get(timeout=PATIENCE_SECONDS)
     assert site.client.cancel(CAMPAIGN, 1) == {"state": "cancelled"}
     assert site.client.cancel(CAMPAIGN, 1) == {"state": "cancelled"}
-    assert device.cleared.wait(10)
+    assert device.cleared.wait(PATIENCE_SECONDS)
     reply = site.client.collect(CAMPAIGN, 1)
     assert reply["state"] == "cancelled"
     assert "sums" not in reply
@@ -453,7 +456,9 @@ def run_gateway(site: Site, settings: object) -> subprocess.CompletedProcess[str
     path = site.folder / "other.toml"
     settings.write(path)  # type: ignore[attr-defined]
     command = [sys.executable, "-m", "fleet.gateway", "--config", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
 
 
 def test_a_broker_that_refuses_the_login_ends_the_gateway_with_one_message(
@@ -492,7 +497,6 @@ def test_a_gateway_waits_for_a_broker_that_is_not_up_yet(make_site: MakeSite) ->
     site.broker.stop()
     site.start_gateway()
     assert site.client.hello()["devices"] == []
-    assert free_port()
     site.broker.start()
     site.add("cow")
 
@@ -513,7 +517,7 @@ def test_memory_does_not_grow_with_the_cohort(make_site: MakeSite) -> None:
         delta = random.integers(-3000, 3000, values).astype(np.int32)
         total += delta.astype(np.int64) * 3
         device = site.devices[name]
-        device.send(delta_chunks(device.tasks.get(timeout=10).task, delta, 3))
+        device.send(delta_chunks(device.tasks.get(timeout=PATIENCE_SECONDS).task, delta, 3))
         memory.append(memory_kib(site.process.pid))
     reply = site.collect_closed()
     assert np.array_equal(np.frombuffer(reply["sums"][PLAN][0]["values"], "<i8"), total)

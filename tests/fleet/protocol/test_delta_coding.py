@@ -6,13 +6,14 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from fleet.errors import CodingError
 from fleet.protocol.delta_coding import decode, decode_with_numpy, encode, max_coded_bytes
+from tests.conftest import examples
 
 
 def plain_encode(values: list[int]) -> bytes:
@@ -69,7 +70,7 @@ def test_coding_is_what_the_specification_says_bit_for_bit(values: list[int]) ->
 
 
 @given(hnp.arrays(np.int32, st.integers(0, 9000), elements=st.sampled_from([0, 0, 0, 0, 1])))
-@settings(max_examples=20)
+@examples(20)
 def test_long_runs_of_zero_blocks_come_back(values: NDArray[np.int32]) -> None:
     values[: len(values) // 2] = 0
     assert np.array_equal(decode(encode(values), values.size), values)
@@ -98,7 +99,7 @@ def test_golden_vectors(values: list[int], text: str | None) -> None:
 
 
 @given(stretches, st.integers(0, 10_000), st.integers(0, 7))
-@settings(max_examples=200)
+@examples(200)
 def test_a_flipped_bit_gives_other_values_in_canonical_form_or_is_refused(
     values: list[int], place: int, bit: int
 ) -> None:
@@ -115,7 +116,7 @@ def test_a_flipped_bit_gives_other_values_in_canonical_form_or_is_refused(
 
 
 @given(st.binary(max_size=200), st.integers(0, 2000))
-@settings(max_examples=300)
+@examples(300)
 def test_random_bytes_are_the_canonical_form_of_something_or_refused(
     data: bytes, count: int
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import cbor2
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -30,6 +30,7 @@ from fleet.protocol import (
 from fleet.protocol.fields import CHUNK_BYTES, EPOCHS, NAME_PATTERN
 from fleet.protocol.messages import MAX_PACKET_BYTES, MESSAGES
 from fleet.protocol.schema import validate
+from tests.conftest import examples
 
 names = st.text(string.ascii_letters + string.digits + "_-", min_size=1, max_size=32)
 
@@ -117,7 +118,7 @@ odd_values = st.one_of(
 
 
 @given(messages(), odd_values, st.data())
-@settings(max_examples=300)
+@examples(300)
 def test_a_message_with_an_odd_value_is_judged_as_the_cddl_judges_it(
     message: Message, odd: Any, data: st.DataObject
 ) -> None:
@@ -151,7 +152,7 @@ def test_a_message_with_more_or_fewer_fields_is_refused_by_both(
 
 
 @given(messages(), st.integers(0, 4000), st.integers(0, 255))
-@settings(max_examples=300)
+@examples(300)
 def test_a_message_with_a_changed_byte_is_the_only_encoding_of_what_it_says_or_refused(
     message: Message, place: int, byte: int
 ) -> None:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -31,7 +31,6 @@ def content(count: int, size: int = 7, region: SamplesInfo = SINGLE) -> bytes:
 
 
 @given(count=st.integers(0, 12), size=st.integers(1, 70), region=st.sampled_from([SINGLE, RING]))
-@settings(deadline=None)
 def test_what_is_written_is_read_back(count: int, size: int, region: SamplesInfo) -> None:
     log = read_sample_region(content(count, size, region), region, DIGEST)
     assert log.labels.tolist() == [i % 10 for i in range(count)]

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from fleet.ports import free_port
 from simulator.devices.modem import BUFFER_BYTES, Modem, ModemState
 from simulator.machines.protocol import StopReason
 from simulator.machines.unicorn import UnicornMachine
+from tests.patience import PATIENCE_SECONDS
 
 from ..conftest import WorldClock
 
@@ -22,9 +24,9 @@ class Server:
         self.streams: list[socket.socket] = []
 
     def accept(self) -> socket.socket:
-        self.listener.settimeout(5)
+        self.listener.settimeout(PATIENCE_SECONDS)
         stream, _ = self.listener.accept()
-        stream.settimeout(5)
+        stream.settimeout(PATIENCE_SECONDS)
         self.streams.append(stream)
         return stream
 
@@ -52,10 +54,8 @@ def turn(machine: UnicornMachine, modem: Modem) -> None:
     modem.step(readable=readable, writable=writable)
 
 
-def run_until(
-    machine: UnicornMachine, modem: Modem, condition: Callable[[], bool], seconds: float = 5
-) -> None:
-    end = time.monotonic() + seconds
+def run_until(machine: UnicornMachine, modem: Modem, condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < end, f"still {modem.state}: {modem.last_error}"
         turn(machine, modem)
@@ -106,7 +106,7 @@ def test_the_modem_sends_at_line_speed_whatever_the_firmware_does(
     machine.call("poke", 0xE000E184, 0xFFFFFFFF)  # no interrupt wakes the firmware any more
     server.accept().sendall(bytes(20_000))
     received = machine.traffic.down
-    end = time.monotonic() + 5
+    end = time.monotonic() + PATIENCE_SECONDS
     while machine.bytes_under_way < BUFFER_BYTES:
         assert time.monotonic() < end
         modem.step(readable=True)
@@ -191,9 +191,7 @@ def test_dtr_that_fell_and_rose_between_two_looks_hangs_up_and_dials_again(
 
 
 def test_a_dial_that_fails_is_repeated_until_the_broker_is_there(machine: UnicornMachine) -> None:
-    with socket.socket() as placeholder:
-        placeholder.bind(("127.0.0.1", 0))
-        address = placeholder.getsockname()
+    address = ("127.0.0.1", free_port())
     modem = Modem(machine, address, redial_milliseconds=20)
     run_until(machine, modem, lambda: modem.dials >= 3)
     assert "refused" in modem.last_error
@@ -201,6 +199,6 @@ def test_a_dial_that_fails_is_repeated_until_the_broker_is_there(machine: Unicor
     accepted = threading.Thread(target=listener.accept)
     accepted.start()
     run_until(machine, modem, lambda: modem.state is ModemState.CONNECTED)
-    accepted.join(5)
+    accepted.join()
     listener.close()
     modem.close()

@@ -20,10 +20,12 @@ from codegen.firmware.bundle import Bundle, load_bundle
 from codegen.program.plans import PlanSpec
 from codegen.quantization.calibration_set import load_calibration
 from fleet.demo.site import GatewayProcess
-from fleet.gateway.broker import Broker, BrokerConfig, free_port, new_passwords
+from fleet.gateway.broker import Broker, BrokerConfig, new_passwords
 from fleet.gateway.client import GatewayClient
+from fleet.ports import free_port
 from simulator.fleet.fleet import DeviceSpec, Fleet
 from simulator.machines.host import build_host_library
+from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[3]
 DIGITS = ROOT / "examples" / "digits"
@@ -97,7 +99,9 @@ class World:
         )
         self.client = GatewayClient(self.gateway.socket)
 
-    def until(self, what: str, condition: Callable[[], Any], seconds: float = 40) -> Any:
+    def until(
+        self, what: str, condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS
+    ) -> Any:
         end = time.monotonic() + seconds
         while not (found := condition()):
             stats = self.fleet.stats()
@@ -131,7 +135,7 @@ class World:
             target=1,
         )
 
-    def collect(self, number: int, seconds: float = 40) -> dict[str, Any]:
+    def collect(self, number: int, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         def closed() -> dict[str, Any] | None:
             reply = self.client.collect(CAMPAIGN, number, wait_seconds=1)
             return reply if reply["state"] != "running" else None

@@ -2,7 +2,6 @@ import json
 import shutil
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from simulator.devices.flash_image import read_identity, read_sample_region
 from simulator.errors import FleetError
 from simulator.fleet.fleet import DeviceSpec, DeviceStats, Fleet
 from simulator.machines.elf_image import ElfImage
+from tests.patience import PATIENCE_SECONDS, wait_until
 
 REGIONS = {
     name: {"address": 0x08060000 + number * 0x20000, "bytes": 131072, "sectors": [7 + number, 1]}
@@ -49,7 +49,7 @@ def echo_check() -> Iterator[tuple[tuple[str, int], dict[str, int]]]:
 
     def serve(stream: socket.socket) -> None:
         with stream:
-            stream.settimeout(10)
+            stream.settimeout(PATIENCE_SECONDS)
             try:
                 for size in (3, 60, 31):
                     sent = bytes(range(size))
@@ -87,13 +87,10 @@ def specs(bundle: Path, count: int) -> list[DeviceSpec]:
 
 
 def wait_for(
-    fleet: Fleet, condition: Callable[[dict[str, DeviceStats]], bool], seconds: float = 15
+    fleet: Fleet, condition: Callable[[dict[str, DeviceStats]], bool]
 ) -> dict[str, DeviceStats]:
-    end = time.monotonic() + seconds
-    while not condition(stats := fleet.stats()):
-        assert time.monotonic() < end, stats
-        time.sleep(0.02)
-    return stats
+    wait_until(lambda: condition(fleet.stats()), fleet.stats)
+    return fleet.stats()
 
 
 def alive(process: int) -> bool:
@@ -115,7 +112,7 @@ def test_every_device_of_a_fleet_talks_to_the_server(
         assert {d.bytes_down for d in stats.values()} == {94}
         assert {d.state for d in stats.values()} <= {"idle", "running"}
         assert all(w.rss_bytes > 0 for w in workers)
-    time.sleep(0.1)
+    wait_until(lambda: counts["right"] + counts["wrong"] == 15, lambda: counts)
     assert counts == {"connected": 5, "right": 15, "wrong": 0}
     assert not any(alive(w.process) for w in workers)
 
@@ -215,7 +212,7 @@ def test_workers_end_when_their_owner_is_killed(bundle: Path, tmp_path: Path) ->
         "spec = DeviceSpec('a', Path(sys.argv[1]), 'x', *none)\n"
         "with Fleet([spec], ('127.0.0.1', 1)) as fleet:\n"
         "    print(fleet.worker_stats()[0].process, flush=True)\n"
-        "    time.sleep(60)\n"
+        "    time.sleep(600)\n"
     )
     owner = subprocess.Popen(
         [sys.executable, str(script), str(bundle)], stdout=subprocess.PIPE, text=True
@@ -225,7 +222,4 @@ def test_workers_end_when_their_owner_is_killed(bundle: Path, tmp_path: Path) ->
     assert alive(worker)
     os.kill(owner.pid, signal.SIGKILL)
     owner.wait()
-    end = time.monotonic() + 5
-    while alive(worker):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until(lambda: not alive(worker), "the worker has ended")

@@ -229,7 +229,7 @@ def test_code_in_sram_does_not_run(machine: UnicornMachine) -> None:
     assert machine.run(SLICE) is StopReason.FAULT
 
 
-def test_a_slice_ends_in_time_even_in_an_endless_loop(machine: UnicornMachine) -> None:
+def test_a_slice_ends_even_in_an_endless_loop(machine: UnicornMachine) -> None:
     machine.run(SLICE)
     machine._is_asleep = False
     machine.pc = machine.image.address_of("spin")

@@ -1,0 +1,58 @@
+"""What ``make test`` runs: the same examples each time. ``make test-long`` (``--long``) runs more.
+
+``--long`` adds the tests marked ``long``, and searches for random examples, ten times as many. One
+that fails is printed with the ``@reproduce_failure`` that repeats it; once its cause is mended it
+stays in the test as an ``@example``.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
+
+# How long a machine takes for an example is none of a test's business.
+ANY_SPEED = [HealthCheck.too_slow]
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    database=None,
+    print_blob=True,
+    deadline=None,
+    suppress_health_check=ANY_SPEED,
+)
+settings.register_profile(
+    "long", max_examples=1000, print_blob=True, deadline=None, suppress_health_check=ANY_SPEED
+)
+
+
+def examples(count: int, *suppressed: HealthCheck) -> settings:
+    """So many examples of a test, ten times as many with ``--long``; else it has a hundred."""
+    return settings(
+        max_examples=count * settings.default.max_examples // 100,
+        suppress_health_check=[*ANY_SPEED, *suppressed],
+    )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also what takes long, at random")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("long"):
+        settings.load_profile("long")
+        return
+    settings.load_profile("ci")
+    # Hypothesis also tries constants that it finds in the modules of ours that happen to be loaded:
+    # a test run by itself would have other examples than one among all. It has no setting for that.
+    if hasattr(providers, "_get_local_constants"):
+        setattr(providers, "_get_local_constants", lambda: providers._local_constants)  # noqa: B010
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("long"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]

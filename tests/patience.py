@@ -1,0 +1,18 @@
+"""How long tests wait for what must happen: as long as only a fault takes, on any machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+PATIENCE_SECONDS = 180.0
+
+
+def wait_until(condition: Callable[[], object], what: str | Callable[[], object] = "") -> None:
+    """Returns once ``condition`` holds; fails with ``what`` it waited for if it never does."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > end:
+            said = what() if callable(what) else what
+            raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s in vain: {said}")
+        time.sleep(0.01)
