@@ -39,7 +39,7 @@ def fill_boot_sector(elf: Path, sector_bytes: int) -> BootSector:
         room = sector_bytes - (boot["sh_size"] if boot is not None else 0) - _ALIGNMENT
         sizes: dict[str, list[int]] = {}
         # Static functions of one name lie in sections of one name, which go together.
-        for symbol in table.iter_symbols() if table is not None else ():
+        for symbol in table.iter_symbols() if table is not None else ():  # type: ignore[attr-defined]
             if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_shndx"] in text:
                 sizes.setdefault(symbol.name, []).append(int(symbol["st_size"]))
     taken: list[str] = []

@@ -126,14 +126,14 @@ static void note_kinds(const tf_run *run, uint8_t kinds[KINDS / 8u]) {
 
 /* Moves to the other unit, which has room for `bytes` more afterwards, or nothing is changed. */
 static tf_status rotate(tf_journal *journal, uint32_t bytes) {
-    const int from = journal->active;
-    const int to = from == 0 ? 1 : 0;
-    const tf_run source = run_of(journal, from < 0 ? to : from);
+    const int from = journal->active == 0 ? 0 : 1;
+    const int to = 1 - from;
+    const tf_run source = run_of(journal, from);
     const tf_run target = run_of(journal, to);
     const uint32_t sequence = journal->sequence + 1u;
     uint8_t kinds[KINDS / 8u] = {0};
     tf_run_record record;
-    if (from >= 0) {
+    if (journal->active >= 0) {
         note_kinds(&source, kinds);
     }
     uint32_t needed = HEADER_BYTES + tf_run_record_bytes(bytes);

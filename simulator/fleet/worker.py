@@ -222,6 +222,7 @@ class _Worker:
         start = time.monotonic()
         reason = device.machine.run(self._slice)
         device.busy_seconds += time.monotonic() - start
+        device.note_fault()
         reached = device.modem.step()
         self._watch(device)
         if reason is StopReason.IDLE:
@@ -233,14 +234,12 @@ class _Worker:
                 self._sleep(device, min(wanted, _LONGEST_SLEEP_SECONDS, device.modem.wait_seconds))
         elif reason is StopReason.FAULT:
             device.state = "fault"
-            device.note_fault()
             device.modem.close()
         elif reason is StopReason.POWER_CUT:
             self._switch_off(device, device.off_seconds)
         else:
             if reason is StopReason.RESET:
                 device.resets += 1
-                device.note_fault()
             device.state = "running"
             self._wake(device)
 

@@ -24,6 +24,8 @@ _STACKED = (
     arm_const.UC_ARM_REG_PC,
     arm_const.UC_ARM_REG_XPSR,
 )
+_OF_PERIPHERALS = (2, 5, 6, 7)
+"""Eighths of the address space: peripherals, external devices, the core's own."""
 _RETURN_TO_THREAD = 0xFFFFFFF9
 _HARD_FAULT = 3
 
@@ -37,9 +39,12 @@ _BY_ACCESS = {
 }
 
 
-def status_of_access(kind: int) -> int:
-    """The bit of CFSR for an access that Unicorn refused."""
-    return _BY_ACCESS.get(kind, 0)
+def status_of_access(kind: int, address: int) -> int:
+    """The bit of CFSR for an access that Unicorn refused.
+
+    0 in the address space of peripherals: what isn't emulated there may well be on the chip.
+    """
+    return 0 if address >> 29 in _OF_PERIPHERALS else _BY_ACCESS.get(kind, 0)
 
 
 def enter_hard_fault(core: UnicornCore, handler: int, store: Callable[[int, bytes], None]) -> bool:

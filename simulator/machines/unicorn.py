@@ -1,11 +1,11 @@
 """A board in Unicorn: its core, its memories and its peripherals, and nothing more.
 
-Time is that of ``devices.core_clock``: it passes with executed code, while the core stands still during an
-operation of its flash, and while it sleeps. A slice ends in front of a block of code, so that it
-never cuts an access in two. The firmware runs with interrupts masked and waits with ``wfi``;
-Unicorn then leaves ``uc_emu_start`` with the PC behind it, and the core sleeps until an enabled
-interrupt is pending. As long as bytes are on the serial line it is known what comes, and sleep
-costs no time of the world; a quiet line is slept through in the time of the world's clock.
+Time is that of ``devices.core_clock``: it passes with executed code, while the core stands still
+during an operation of its flash, and while it sleeps. A slice ends in front of a block of code, so
+that it never cuts an access in two. The firmware runs with interrupts masked and waits with
+``wfi``; Unicorn then leaves ``uc_emu_start`` with the PC behind it, and the core sleeps until an
+enabled interrupt is pending. As long as bytes are on the serial line it is known what comes, and
+sleep costs no time of the world; a quiet line is slept through in the time of the world's clock.
 """
 
 from __future__ import annotations

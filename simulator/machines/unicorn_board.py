@@ -320,7 +320,7 @@ class UnicornBoard(UnicornCore, ABC):
                     f" {self._what_is_at(address)}",
                     address,
                     access,
-                    core_exceptions.status_of_access(kind),
+                    core_exceptions.status_of_access(kind, address),
                 )
             )
         except FlashMisuse as error:

@@ -38,13 +38,20 @@ SOURCES: dict[str, list[Path]] = {
         RUNTIME / "codec" / "chunk.c",
         RUNTIME / "hash" / "crc32.c",
     ],
+    "stored": [
+        *sorted((RUNTIME / "storage").glob("*.c")),
+        *sorted((RUNTIME / "hash").glob("*.c")),
+    ],
     "delta_decode": [*DELTA, RUNTIME / "hash" / "crc32.c"],
 }
 
 RUNS = {
     "mqtt_receive": 30_000,
     "cbor_task": 1_000_000,
+    "cbor_receipt": 1_000_000,
     "cbor_identity": 1_000_000,
+    "chunk": 300_000,
+    "stored": 3_000,
     "delta_decode": 60_000,
 }
 """So many inputs take some seconds."""
@@ -118,7 +125,7 @@ def fuzz(target: str, program: Path, scratch: Path, seconds: int | None = None) 
     bound = (
         [f"-max_total_time={seconds}"] if seconds else [f"-runs={RUNS[target]}", *SAME_EACH_TIME]
     )
-    command = [str(program), *bound, "-timeout=60", "-rss_limit_mb=2048", "-max_len=4096"]
+    command = [str(program), *bound, "-timeout=60", "-rss_limit_mb=2048", "-max_len=8192"]
     command += [f"-seed_inputs=@{seeds}"] if kept else []
     command += [f"-artifact_prefix={crashes}/{target}-", str(found)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)

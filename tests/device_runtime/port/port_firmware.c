@@ -16,7 +16,8 @@ enum {
     OVERFLOW,
     SPIN,
     RETURN,
-    RESET
+    RESET,
+    ERASE_OFTEN
 };
 
 volatile uint32_t command, argument;
@@ -97,6 +98,12 @@ static bool obey(void) {
         break;
     case ERASE:
         last_result = erase(argument);
+        break;
+    case ERASE_OFTEN:
+        last_result = TF_OK;
+        for (uint32_t i = 0; i < argument && last_result == TF_OK; i++) {
+            last_result = erase(TF_FLASH_SECTOR_COUNT - 1u);
+        }
         break;
     case SEND:
         last_result = send(argument);

@@ -24,7 +24,7 @@ class Command(enum.IntEnum):
     """Of ``port_firmware.c``, in the order there."""
 
     NOTHING, WORK, ERASE, SEND, UNDEFINED, READ_NOWHERE = range(6)
-    JUMP_NOWHERE, OVERFLOW, SPIN, RETURN, RESET = range(6, 11)
+    JUMP_NOWHERE, OVERFLOW, SPIN, RETURN, RESET, ERASE_OFTEN = range(6, 12)
 
 
 def with_flow_control(board: Board) -> Board:

@@ -164,6 +164,19 @@ def test_the_watchdog_is_refreshed_by_a_main_loop_that_goes_round(machine: PortM
     assert machine.clock.now > 100 * 10**9
 
 
+@on_each_board
+def test_sectors_that_are_erased_one_after_the_other_are_progress(
+    machine: PortMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with the watchdog's oscillator at its fastest; one that fails is none."""
+    monkeypatch.setattr(Iwdg, "HERTZ", 47_000)
+    before = machine.clock.now
+    machine.give(Command.ERASE_OFTEN, 15)
+    assert machine.run_for(TICK) == [StopReason.IDLE]
+    assert machine.clock.now - before > 30 * 10**9
+    assert machine.word("last_result") == 0
+
+
 def test_a_clock_that_stands_still_is_no_progress(
     machine: PortMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

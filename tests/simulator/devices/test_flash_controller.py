@@ -134,3 +134,33 @@ def test_the_same_seed_tears_the_same_way(make_machine: MakeMachine) -> None:
         return machine.read_memory(last_sector(machine)[1], 4)
 
     assert [torn(seed) for seed in range(8)] == [torn(seed) for seed in range(8)]
+
+
+@pytest.mark.parametrize("parallelism", [0, 1, 2])
+def test_erasing_takes_the_datasheets_time_in_which_the_core_stands_still(
+    machine: UnicornMachine, parallelism: int
+) -> None:
+    worst = {16: 0.5, 32: 0.5, 64: 1.1, 128: 2.0 if machine.board.name == "stm32f407" else 1.1}
+    seconds = worst | {256: 2.0}
+    slower = {0.5: (0.8, 0.6), 1.1: (2.4, 1.4), 2.0: (4.0, 2.6)}
+    for sector, size in enumerate(machine.board.flash.sectors):
+        if sector == 0:  # the firmware's
+            continue
+        expected = seconds[size // 1024]
+        if parallelism < 2:
+            expected = slower[expected][parallelism]
+        machine.call("poke", 0x40023C10, 1 << 1 | sector << 3 | parallelism << 8)
+        time, clocks = machine.clock.now, machine.clock.clocks
+        machine.call("poke", 0x40023C10, 1 << 16 | 1 << 1 | sector << 3 | parallelism << 8)
+        assert (machine.clock.now - time) / 1e9 == pytest.approx(expected, abs=0.001)
+        assert machine.clock.clocks - clocks < 100
+
+
+def test_programming_a_word_takes_16_microseconds(machine: UnicornMachine) -> None:
+    index, address, _ = last_sector(machine)
+    machine.call("erase", index)
+    before, words = machine.clock.now, 1000
+    clocks = machine.clock.clocks
+    machine.call("program_many", address, words)
+    executed = (machine.clock.clocks - clocks) / 16_000_000 * 1e9
+    assert machine.clock.now - before - executed == pytest.approx(words * 16_000, rel=0.001)

@@ -36,13 +36,16 @@
 
 extern uint32_t _stack_top[], _sidata[], _sdata[], _edata[], _sbss[], _ebss[];
 void reset_handler(void);
+void hard_fault(void);
 
-__attribute__((section(".vectors"), used)) void *const vectors[] = {_stack_top, reset_handler};
+__attribute__((section(".vectors"), used)) void *const vectors[] = {_stack_top, reset_handler, 0,
+                                                                    hard_fault};
 
 uint8_t ring[RING_BYTES];
 uint8_t out[256];
 volatile uint32_t looks = 0, milliseconds, battery, entropy, command;
 volatile uint32_t initialised = 0x12345678u;
+volatile uint32_t fault_frame, exception;
 int8_t numbers[1024];
 
 /* Bytes that came since `*from`, echoed with each bit flipped. */
@@ -224,6 +227,21 @@ static void run(void) {
         REG(DMA2 + 0x08u) = 0x3Du << 16;
         NVIC_WORD_1(0x180u) = RECEPTION;
     }
+}
+
+__attribute__((noinline, used)) static void on_fault(uint32_t frame) {
+    fault_frame = frame;
+    exception = REG(0xE000ED04u) & 0x1FFu;
+    if (command == 3u) {
+        REG(0x30000000u) = 1; /* once more */
+    }
+    for (;;) {
+        __asm volatile("wfi");
+    }
+}
+
+__attribute__((naked)) void hard_fault(void) {
+    __asm volatile("mrs r0, msp\n\tldr r1, =_stack_top\n\tmsr msp, r1\n\tb on_fault\n\t.ltorg");
 }
 
 void reset_handler(void) {

@@ -155,11 +155,11 @@ def test_a_fault_is_reported_and_the_other_devices_go_on(
     broken = tmp_path / "broken"
     shutil.copytree(bundle, broken)
     elf = (broken / "firmware.elf").read_bytes()
-    # The stack pointer of the vector table points to below SRAM: the first push faults.
+    # The stack pointer of the vector table points to below SRAM: the first push faults, and there
+    # is no handler.
     start = elf.index(image.segments[0][1][:8])
-    (broken / "firmware.elf").write_bytes(
-        elf[:start] + (0x1FFF0000).to_bytes(4, "little") + elf[start + 4 :]
-    )
+    vectors = (0x1FFF0000).to_bytes(4, "little") + elf[start + 4 : start + 12] + bytes(4)
+    (broken / "firmware.elf").write_bytes(elf[:start] + vectors + elf[start + 16 :])
     good, bad = specs(bundle, 2)
     bad = DeviceSpec(bad.device, broken, bad.password, bad.samples, bad.labels)
     with Fleet([good, bad], echo_check[0], workers=1) as fleet:
