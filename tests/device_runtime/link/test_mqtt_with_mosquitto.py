@@ -16,7 +16,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from tests.device_runtime.link.conftest import Client
-from tests.device_runtime.link.test_mqtt import drawn
+from tests.device_runtime.link.test_streamed_publications import drawn
 
 PASSWORD = "correct horse"
 SYSTEM_FOLDERS = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
