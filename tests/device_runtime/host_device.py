@@ -54,7 +54,7 @@ class Shape:
         )
 
 
-SMALL = Shape(16, (8192, 8192, 4096, 4096, 4096, 8192, 8192), 16_384)
+SMALL = Shape(16, (8192, 8192, 4096, 4096, 4096, 32_768, 32_768), 16_384)
 WIDE = Shape(2560, (32_768, 32_768, 4096, 4096, 4096, 131_072, 131_072), 65_536)
 """41 chunks of 512 bytes down; a delta of several kilobytes up."""
 SECTORS = list(SMALL.sectors)

@@ -13,7 +13,7 @@ from codegen.firmware.bundle import SamplesInfo
 from fleet.protocol import Action, Coding, Delta, Task, Weighting, delta_coding
 from simulator.devices.flash_image import held_out_mask, sample_region
 
-CLASSES = 4
+CLASSES, INPUTS = 4, 16
 SAMPLE_DIGEST = b"ynit".hex() + "00" * 28
 
 
@@ -84,7 +84,7 @@ class Data:
         return (total * 1000 + parts // 2) // parts
 
 
-def clustered_data(count: int = 60, seed: int = 1, inputs: int = 16) -> Data:
+def clustered_data(count: int = 60, seed: int = 1, inputs: int = INPUTS) -> Data:
     dice = np.random.default_rng(seed)
     centres = dice.integers(-100, 100, (CLASSES, inputs))
     labels = dice.integers(0, CLASSES, count)

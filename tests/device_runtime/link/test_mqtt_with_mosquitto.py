@@ -17,7 +17,7 @@ from paho.mqtt.properties import Properties
 
 from fleet.ports import free_port
 from tests.device_runtime.link.conftest import Client
-from tests.device_runtime.link.test_mqtt import drawn
+from tests.device_runtime.link.test_streamed_publications import drawn
 from tests.patience import PATIENCE_SECONDS, wait_until
 
 PASSWORD = "correct horse"
