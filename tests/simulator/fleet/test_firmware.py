@@ -119,15 +119,14 @@ class World:
         self.client.start(
             campaign=CAMPAIGN,
             round=number,
-            blobs=[{"sha256": digest, "data": blob, "chunk_bytes": 512}],
-            tasks={device: {"plan": chosen.id, "weights": digest}},
+            action="train",
+            blobs=[{"sha256": digest, "data": blob}],
+            tasks={device: {"plan": chosen.id, "weights": digest, "lease": 1}},
             plans={chosen.id: {"values": chosen.delta_values}},
             epochs=1,
             learning_rate=0.02,
             seed=77,
             deadline_seconds=600,
-            max_score_drop_permille=1000,
-            check_in_seconds=0,
             target=1,
         )
 
@@ -155,6 +154,11 @@ def running(world: World) -> Iterator[World]:
             yield world
 
 
+def newest(device: dict[str, Any]) -> str:
+    """What a device would train from."""
+    return str(device["candidate"] or device["current"])
+
+
 def other_weights(bundle: Bundle) -> bytes:
     blob = bundle.weights
     return bytes([blob[0] ^ 1]) + blob[1:]
@@ -162,7 +166,7 @@ def other_weights(bundle: Bundle) -> bytes:
 
 def test_board_and_host_code_announce_alike_and_send_the_same_delta(world: World) -> None:
     boarded, hosted = (world.announced()[name] for name in (BOARDED, HOSTED))
-    for field in ("board", "bundle", "weights", "train_samples", "held_out_samples"):
+    for field in ("board", "bundle", "current", "candidate", "train_samples", "held_out_samples"):
         assert boarded[field] == hosted[field], field
     assert (boarded["train_samples"], boarded["held_out_samples"]) == (6, 3)
     blob = other_weights(world.bundle)
@@ -171,7 +175,7 @@ def test_board_and_host_code_announce_alike_and_send_the_same_delta(world: World
         world.start(number, device, blob)
         results.append(world.collect(number))
     plan = world.bundle.manifest.plans[1].id
-    sums = [result["sums"][plan]["values"] for result in results]
+    sums = [result["sums"][plan][0]["values"] for result in results]
     assert [result["accepted"] for result in results] == [1, 1]
     assert sums[0] == sums[1]
     assert any(np.frombuffer(sums[0], "<i8"))
@@ -225,7 +229,7 @@ def test_slots_that_outlast_their_firmware_count_for_the_same_model_only(
         assert made.manifest.flash.slot_a == bundle.manifest.flash.slot_a
         assert made.manifest.flash.slot_b == bundle.manifest.flash.slot_b
         with running(World(folder, made, flash=left)) as world:
-            return made, {device["weights"] for device in world.announced().values()}
+            return made, {newest(device) for device in world.announced().values()}
 
     head = [PlanSpec(name="head")]
     other, active = reflashed("other", brighter_calibration(tmp_path), head)
@@ -263,7 +267,8 @@ def test_power_cuts_while_weights_are_staged_only_delay_the_delta(
     world.until(
         "it has the new weights",
         lambda: (
-            world.announced().get(device, {}).get("weights") == hashlib.sha256(blob).hexdigest()
+            newest(world.announced().get(device, {"candidate": "", "current": ""}))
+            == hashlib.sha256(blob).hexdigest()
         ),
     )
 
@@ -295,6 +300,6 @@ def test_a_round_of_mcunet_with_its_weights_in_the_external_flash(tmp_path: Path
             world.start(number, name, blob, plan=0)
             result = world.collect(number, seconds=500)
             assert result["accepted"] == 1
-            sums.append(result["sums"][bundle.manifest.plans[0].id]["values"])
+            sums.append(result["sums"][bundle.manifest.plans[0].id][0]["values"])
         assert sums[0] == sums[1]
         assert any(np.frombuffer(sums[0], "<i8"))
