@@ -147,7 +147,7 @@ class Site:
         """Devices that a gateway knows to be online."""
         found = set()
         for gateway in self.gateways.values():
-            for device in GatewayClient(gateway.socket).hello()["devices"]:
+            for device in GatewayClient(gateway.socket).devices():
                 if device["online"]:
                     found.add(str(device["device"]))
         return found

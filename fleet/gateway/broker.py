@@ -32,7 +32,7 @@ STOP_SECONDS = 5.0
 PASSWORD_ITERATIONS = 101  # Mosquitto's own default
 # A gateway that subscribes gets announce, status and task of all devices queued at once.
 MAX_QUEUED_MESSAGES = 100_000
-MAX_INFLIGHT_MESSAGES = 1000
+MAX_INFLIGHT_MESSAGES = 100
 # A delta with the longest chunk, its topic and properties.
 MAX_PACKET_BYTES = Delta.MAX_BYTES + 512
 

@@ -25,7 +25,6 @@ from fleet.gateway.config import BrokerSettings
 from fleet.gateway.link import Listener
 
 KEEP_ALIVE_SECONDS = 30
-MAX_INFLIGHT = 1000
 MIN_RECONNECT_SECONDS, MAX_RECONNECT_SECONDS = 0.25, 30.0
 LOOP_SECONDS = 0.5
 FLUSH_SECONDS = 2.0
@@ -158,7 +157,6 @@ class PahoLink:
         # where it could cut a packet of the loop's in two.
         client.on_socket_register_write = lambda *_: None
         client.max_queued_messages_set(0)
-        client.max_inflight_messages_set(MAX_INFLIGHT)
         return client
 
     def _serve(self, client: paho.Client) -> bool:

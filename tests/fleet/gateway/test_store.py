@@ -74,6 +74,14 @@ def test_a_round_that_ends_right_after_a_crash_has_all_that_was_accepted(bench: 
     assert np.array_equal(bench.sum(), sparse(0).astype(np.int64) * 3)
 
 
+def test_a_transaction_that_has_returned_survives_a_power_cut(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path / "store.sqlite")
+    assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    full = 2
+    assert store._db.execute("PRAGMA synchronous").fetchone() == (full,)
+    store.close()
+
+
 def test_a_store_of_another_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     with sqlite3.connect(path) as database:

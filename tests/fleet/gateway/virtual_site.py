@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from fleet.clock import VirtualClock
 from fleet.gateway.actions import Filter, Publish
 from fleet.gateway.core import Core, Job
-from fleet.gateway.store import RoundStore
 from fleet.protocol import Delta, DeviceState, Receipt, Status, Task, topics
 from fleet.protocol.chunks import GROUP_CHUNKS, chunk_count, decode_chunk
-from tests.fleet.gateway.bench import KEY, ask, settings
+from tests.fleet.gateway.bench import KEY, ask, fast_store, settings
 from tests.fleet.gateway.deltas import (
     CAMPAIGN,
     FLEET,
@@ -358,7 +357,7 @@ class VirtualSite:
     def open_gateway(self) -> None:
         self._processes += 1
         self.link = VirtualLink(self)
-        self.store = RoundStore(self.folder / "store.sqlite")
+        self.store = fast_store(self.folder)
         self.core = Core(settings(self.folder), self.store, self.link, self.clock, self._processes)
         self.link.start()
 

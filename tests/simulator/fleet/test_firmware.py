@@ -23,6 +23,7 @@ from fleet.demo.site import GatewayProcess
 from fleet.gateway.broker import Broker, BrokerConfig, new_passwords
 from fleet.gateway.client import GatewayClient
 from fleet.ports import free_port
+from fleet.protocol import device_seed
 from simulator.fleet.fleet import DeviceSpec, Fleet
 from simulator.machines.host import build_host_library
 from tests.patience import PATIENCE_SECONDS
@@ -32,6 +33,8 @@ DIGITS = ROOT / "examples" / "digits"
 CAMPAIGN = "00112233445566aa"
 FLEET = "demo"
 BOARDED, HOSTED = "on-board", "on-host"
+# Round seeds that give these two devices one and the same seed, so that they train alike.
+SEEDS = {BOARDED: 168_623, HOSTED: 3_278}
 SAMPLES = np.random.default_rng(5).integers(-128, 128, (9, 8, 8, 1)).astype(np.int8)
 LABELS = np.arange(9)
 
@@ -123,15 +126,14 @@ class World:
         self.client.start(
             campaign=CAMPAIGN,
             round=number,
-            blobs=[{"sha256": digest, "data": blob, "chunk_bytes": 512}],
-            tasks={device: {"plan": chosen.id, "weights": digest}},
+            action="train",
+            blobs=[{"sha256": digest, "data": blob}],
+            tasks={device: {"plan": chosen.id, "weights": digest, "lease": 1}},
             plans={chosen.id: {"values": chosen.delta_values}},
             epochs=1,
             learning_rate=0.02,
-            seed=77,
+            seed=SEEDS[device],
             deadline_seconds=600,
-            max_score_drop_permille=1000,
-            check_in_seconds=0,
             target=1,
         )
 
@@ -159,6 +161,11 @@ def running(world: World) -> Iterator[World]:
             yield world
 
 
+def newest(device: dict[str, Any]) -> str:
+    """What a device would train from."""
+    return str(device["candidate"] or device["current"])
+
+
 def other_weights(bundle: Bundle) -> bytes:
     blob = bundle.weights
     return bytes([blob[0] ^ 1]) + blob[1:]
@@ -166,16 +173,17 @@ def other_weights(bundle: Bundle) -> bytes:
 
 def test_board_and_host_code_announce_alike_and_send_the_same_delta(world: World) -> None:
     boarded, hosted = (world.announced()[name] for name in (BOARDED, HOSTED))
-    for field in ("board", "bundle", "weights", "train_samples", "held_out_samples"):
+    for field in ("board", "bundle", "current", "candidate", "train_samples", "held_out_samples"):
         assert boarded[field] == hosted[field], field
     assert (boarded["train_samples"], boarded["held_out_samples"]) == (6, 3)
+    assert device_seed(SEEDS[BOARDED], BOARDED) == device_seed(SEEDS[HOSTED], HOSTED)
     blob = other_weights(world.bundle)
     results = []
     for number, device in enumerate((BOARDED, HOSTED), 1):
         world.start(number, device, blob)
         results.append(world.collect(number))
     plan = world.bundle.manifest.plans[1].id
-    sums = [result["sums"][plan]["values"] for result in results]
+    sums = [result["sums"][plan][0]["values"] for result in results]
     assert [result["accepted"] for result in results] == [1, 1]
     assert sums[0] == sums[1]
     assert any(np.frombuffer(sums[0], "<i8"))
@@ -229,7 +237,7 @@ def test_slots_that_outlast_their_firmware_count_for_the_same_model_only(
         assert made.manifest.flash.slot_a == bundle.manifest.flash.slot_a
         assert made.manifest.flash.slot_b == bundle.manifest.flash.slot_b
         with running(World(folder, made, flash=left)) as world:
-            return made, {device["weights"] for device in world.announced().values()}
+            return made, {newest(device) for device in world.announced().values()}
 
     head = [PlanSpec(name="head")]
     other, active = reflashed("other", brighter_calibration(tmp_path), head)
@@ -267,7 +275,8 @@ def test_power_cuts_while_weights_are_staged_only_delay_the_delta(
     world.until(
         "it has the new weights",
         lambda: (
-            world.announced().get(device, {}).get("weights") == hashlib.sha256(blob).hexdigest()
+            newest(world.announced().get(device, {"candidate": "", "current": ""}))
+            == hashlib.sha256(blob).hexdigest()
         ),
     )
 
@@ -299,6 +308,6 @@ def test_a_round_of_mcunet_with_its_weights_in_the_external_flash(tmp_path: Path
             world.start(number, name, blob, plan=0)
             result = world.collect(number, seconds=500)
             assert result["accepted"] == 1
-            sums.append(result["sums"][bundle.manifest.plans[0].id]["values"])
+            sums.append(result["sums"][bundle.manifest.plans[0].id][0]["values"])
         assert sums[0] == sums[1]
         assert any(np.frombuffer(sums[0], "<i8"))
