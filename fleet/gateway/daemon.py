@@ -11,7 +11,7 @@ import logging
 import queue
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any
@@ -21,8 +21,8 @@ from fleet.errors import BrokerError, ConfigurationError, FleetError
 from fleet.gateway.changes import EPOCH_BITS
 from fleet.gateway.config import BrokerSettings, GatewaySettings
 from fleet.gateway.core import Core, Job
-from fleet.gateway.link import Link, Listener
-from fleet.gateway.paho_link import PahoLink
+from fleet.gateway.link import Link, Listener, Message
+from fleet.gateway.mqtt5_link import Mqtt5Link
 from fleet.gateway.replies import read_request
 from fleet.gateway.rounds import RoundKey, RoundState
 from fleet.gateway.server import SocketServer
@@ -30,7 +30,8 @@ from fleet.gateway.store import RoundStore
 
 TICK_SECONDS = 0.2
 MAX_BATCH = 256
-MAX_WAITING_JOBS = 4096
+# Of what the link reads at once, up to 256 KiB.
+MAX_WAITING = 16
 REPLY_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,12 @@ class Gateway:
         self,
         settings: GatewaySettings,
         clock: Clock | None = None,
-        make_link: MakeLink = PahoLink,
+        make_link: MakeLink = Mqtt5Link,
     ) -> None:
         """Open store and socket; nothing is connected yet."""
         self.settings = settings
         self._clock = clock or SystemClock()
-        self._jobs: queue.Queue[Job] = queue.Queue(MAX_WAITING_JOBS)
+        self._jobs: queue.Queue[tuple[Job, ...]] = queue.Queue(MAX_WAITING)
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._failure: FleetError | None = None
@@ -102,19 +103,19 @@ class Gateway:
         """See :class:`fleet.gateway.link.Listener`."""
         self._put(self.core.connected())
 
-    def on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+    def on_messages(self, messages: Sequence[Message]) -> None:
         """See :class:`fleet.gateway.link.Listener`."""
-        self._put(self.core.arrived(topic, payload, retained))
+        self._put(*(self.core.arrived(*message) for message in messages))
 
     def on_failed(self, error: BrokerError) -> None:
         """See :class:`fleet.gateway.link.Listener`."""
         self._failure = error
         self._stopping.set()
 
-    def _put(self, job: Job) -> None:
+    def _put(self, *jobs: Job) -> None:
         while not self._stopping.is_set():
             try:
-                self._jobs.put(job, timeout=TICK_SECONDS)
+                self._jobs.put(jobs, timeout=TICK_SECONDS)
             except queue.Full:
                 continue
             return
@@ -146,9 +147,9 @@ class Gateway:
     def _next_batch(self) -> list[Job]:
         batch: list[Job] = []
         try:
-            batch.append(self._jobs.get(timeout=0.001 if self.core.unsent else TICK_SECONDS))
+            batch += self._jobs.get(timeout=0.001 if self.core.unsent else TICK_SECONDS)
             while len(batch) < MAX_BATCH:
-                batch.append(self._jobs.get_nowait())
+                batch += self._jobs.get_nowait()
         except queue.Empty:
             pass
         return batch

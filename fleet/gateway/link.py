@@ -8,10 +8,19 @@ every connection at what the broker has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fleet.errors import BrokerError
 from fleet.gateway.actions import Filter, Publish
+
+
+class Message(NamedTuple):
+    """A message as the broker sends it."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+    """Its retain flag."""
 
 
 class Listener(Protocol):
@@ -20,8 +29,8 @@ class Listener(Protocol):
     def on_connected(self) -> None:
         """The broker has let us in; there are no subscriptions yet."""
 
-    def on_message(self, topic: str, payload: bytes, retained: bool) -> None:
-        """A message came; ``retained`` is its retain flag."""
+    def on_messages(self, messages: Sequence[Message]) -> None:
+        """Messages came, in this order."""
 
     def on_failed(self, error: BrokerError) -> None:
         """The link has given up: the broker will not let us in, or there is a defect."""
