@@ -7,25 +7,24 @@
 typedef struct {
     const uint8_t *bytes;
     size_t length;
-    size_t next;   /* byte */
-    unsigned used; /* bits of it */
-    bool failed;   /* read past the end */
+    size_t next;     /* byte */
+    uint64_t window; /* bytes before it; of them are not yet taken … */
+    unsigned held;   /* … the last so many bits, fewer than 8 between two calls */
+    bool failed;     /* read past the end */
 } bit_reader;
 
+/* The next 0 … 32 bits. */
 static uint32_t take_bits(bit_reader *reader, unsigned count) {
-    uint32_t bits = 0;
-    while (count-- > 0) {
-        if (reader->next >= reader->length) {
+    while (reader->held < count) {
+        if (reader->next == reader->length) {
             reader->failed = true;
             return 0;
         }
-        bits = bits << 1 | ((reader->bytes[reader->next] >> (7u - reader->used)) & 1u);
-        if (++reader->used == 8) {
-            reader->used = 0;
-            reader->next++;
-        }
+        reader->window = reader->window << 8 | reader->bytes[reader->next++];
+        reader->held += 8;
     }
-    return bits;
+    reader->held -= count;
+    return (uint32_t)((reader->window >> reader->held) & (((uint64_t)1 << count) - 1u));
 }
 
 /* One zigzag value; *needless_escape becomes true where one that didn't need the escape has it. */
@@ -44,7 +43,7 @@ static uint32_t take_value(bit_reader *reader, unsigned parameter, bool *needles
 
 tf_status tf_delta_decode(const uint8_t *bytes, size_t length, int32_t *values,
                           uint32_t value_count) {
-    bit_reader reader = {bytes, length, 0, 0, false};
+    bit_reader reader = {bytes, length, 0, 0, 0, false};
     uint32_t done = 0;
     bool run_may_follow = true; /* not after a run below the limit: it would have been one */
     while (done < value_count) {
@@ -84,7 +83,7 @@ tf_status tf_delta_decode(const uint8_t *bytes, size_t length, int32_t *values,
         }
         run_may_follow = true;
     }
-    if (reader.used != 0 && take_bits(&reader, 8u - reader.used) != 0) {
+    if (take_bits(&reader, reader.held) != 0) {
         return TF_BAD_INPUT;
     }
     return reader.next == length ? TF_OK : TF_BAD_INPUT;
