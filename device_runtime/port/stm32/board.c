@@ -26,21 +26,6 @@ extern uint8_t __pool_start[], __pool_end[];
 #define SYSTICK_ON_AND_PENDING 3u /* from AHB / 8 */
 #define SYSTICK_LIMIT_MS 500u     /* 24 bits at 21 MHz hold no more than 798 */
 
-static void start_timer(void) {
-    TIM2_CR1 = 0;
-    TIM2_SMCR = 0; /* counts the internal clock */
-    TIM2_DIER = 0;
-    TIM2_PSC = STM32_APB1_TIMER_HZ / 1000u - 1u;
-    TIM2_ARR = 0xFFFFFFFFu;
-    TIM2_EGR = 1u; /* takes over the prescaler */
-    TIM2_CR1 = 1u;
-}
-
-uint32_t tf_stm32_milliseconds(void *context) {
-    (void)context;
-    return TIM2_CNT;
-}
-
 /* Channel 0 behind a divider that gives full scale at full charge. */
 static void start_converter(void) {
     GPIOA_MODER |= 3u; /* PA0, analog */
@@ -90,7 +75,6 @@ const tf_port *tf_board_start(void) {
     tf_stm32_read_reset_cause();
     tf_stm32_clocks_start();
     tf_stm32_watchdog_start();
-    start_timer();
     RNG_CR = 1u << 2;
     start_converter();
     tf_stm32_uart_start();

@@ -1,6 +1,4 @@
-/* Clocks of STM32F407 and F746, and waiting for a peripheral without waiting for ever. */
-#include <stddef.h>
-
+/* Clocks of STM32F407 and F746. */
 #include "registers.h"
 #include "stm32.h"
 
@@ -28,36 +26,6 @@
 #define USART1_CLOCK_MASK 3u /* 0: that of its bus */
 #define RANDOM_CLOCK_OTHER (1u << 27)
 #define VOLTAGE_SCALE_1 (3u << 14) /* the F405/407 has the lower bit only */
-
-/* A look at a register takes at least 8 clocks of the core. */
-#define SHORT_WAIT_LOOKS 50000u
-#define LOOKS_PER_MS (STM32_AHB_HZ / 8000u)
-
-bool tf_stm32_wait_for(volatile uint32_t *status, uint32_t bits, uint32_t wanted) {
-    for (uint32_t looks = 0; looks < SHORT_WAIT_LOOKS; looks++) {
-        if ((*status & bits) == wanted) {
-            return true;
-        }
-    }
-    return false;
-}
-
-bool tf_stm32_wait_long_for(volatile uint32_t *status, uint32_t bits, uint32_t wanted,
-                            uint32_t limit_ms) {
-    if ((*status & bits) == wanted) {
-        return true; /* mostly */
-    }
-    const uint32_t since = tf_stm32_milliseconds(NULL);
-    for (uint32_t looks = 0; looks / LOOKS_PER_MS <= limit_ms; looks++) {
-        if ((*status & bits) == wanted) {
-            return true;
-        }
-        if (tf_stm32_milliseconds(NULL) - since > limit_ms) {
-            return false;
-        }
-    }
-    return false;
-}
 
 static void need(bool is_ready) {
     if (!is_ready) {
@@ -109,4 +77,5 @@ void tf_stm32_clocks_start(void) {
     SCB_CCR |= 1u << 17;
     tf_stm32_barrier();
 #endif
+    tf_stm32_timer_start();
 }

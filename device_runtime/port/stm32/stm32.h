@@ -25,6 +25,8 @@ void tf_stm32_external_flash_start(void);
 
 /* Clocks of the core, the buses and the peripherals; a board whose clocks don't start starts over. */
 void tf_stm32_clocks_start(void);
+/* Begins to count milliseconds, at the clocks as they are then. */
+void tf_stm32_timer_start(void);
 /* Waits until all of `bits` in a register are `wanted`, for as long as a reader of registers can
  * count to. false: they never were. For what is over within a millisecond. */
 bool tf_stm32_wait_for(volatile uint32_t *status, uint32_t bits, uint32_t wanted);
