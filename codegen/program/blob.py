@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from codegen.arithmetic.layers import bias_limit
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head
 from codegen.program.plans import Plan, trained_tensors
+from codegen.program.row_pairs import Order, pack_rows, stored_bytes, unpack_rows
 
 FACTORY_WEIGHTS, FROZEN_WEIGHTS = "tf_factory_weights", "tf_frozen_weights"
 """Constants of the image: the published tensors as they were built in, and the others."""
@@ -27,34 +28,8 @@ Q88_LIMIT = 127 * 256
 
 Kind: TypeAlias = Literal["weight", "bias"]
 DType: TypeAlias = Literal["int8", "int16", "int32"]
-Order: TypeAlias = Literal["plain", "row-pairs"]
-"""How values lie in memory: one after the other, or ``pack_rows``."""
 
 _DTYPES: dict[int, DType] = {1: "int8", 2: "int16", 4: "int32"}
-
-
-def packed_bytes(rows: int, length: int) -> int:
-    """Size of ``rows`` int8 rows of ``length`` values in row pairs."""
-    return -(-rows // 2) * 2 * -(-length // 4) * 4
-
-
-def pack_rows(matrix: NDArray[np.int8]) -> NDArray[np.int8]:
-    """A matrix (rows, length) in row pairs, the order of kernels.h, shape (bytes,).
-
-    Two rows lie interleaved byte by byte, so that a word has two values of each; lengths are
-    filled up with zeros to a multiple of 4, the number of rows to a multiple of 2.
-    """
-    rows, length = matrix.shape
-    padded = np.zeros((-(-rows // 2) * 2, -(-length // 4) * 4), np.int8)
-    padded[:rows, :length] = matrix
-    pairs = padded.reshape(-1, 2, padded.shape[1]).transpose(0, 2, 1)
-    return np.ascontiguousarray(pairs).ravel()
-
-
-def unpack_rows(packed: NDArray[np.int8], rows: int, length: int) -> NDArray[np.int8]:
-    """The inverse of ``pack_rows``."""
-    pairs = packed.reshape(-1, -(-length // 4) * 4, 2).transpose(0, 2, 1)
-    return np.ascontiguousarray(pairs.reshape(-1, pairs.shape[2])[:rows, :length])
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +57,7 @@ class Parameter:
     @property
     def size(self) -> int:
         """Bytes without the padding that follows; of row pairs with what fills them up."""
-        if self.order == "row-pairs":
-            return packed_bytes(self.values.shape[0], math.prod(self.values.shape[1:]))
-        return int(self.values.nbytes)
+        return stored_bytes(self.order, self.values.shape, self.values.dtype.itemsize)
 
     def stored(self) -> bytes:
         """The tensor as it lies in memory, little endian."""

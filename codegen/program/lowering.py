@@ -17,8 +17,9 @@ import numpy as np
 
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Requantize, inputs_of
 from codegen.program import memory_plan, scratch, streaming
-from codegen.program.blob import Parameter, packed_bytes, parameters
+from codegen.program.blob import Parameter, parameters
 from codegen.program.plans import Plan, trained_tensors
+from codegen.program.row_pairs import stored_bytes
 from codegen.program.scheduling import scheduled
 from codegen.program.scratch import round_up
 from codegen.program.step_builder import Parameterized, Part, StepBuilder, activation_buffer
@@ -241,9 +242,7 @@ def _segments(graph: Graph, plan: Plan) -> tuple[tuple[Segment, ...], int]:
         channels = listed.get(name, tuple(range(tensor.values.shape[-1])))
         shape = (*tensor.values.shape[:-1], len(channels))
         values = math.prod(shape)
-        size = values * tensor.values.dtype.itemsize
-        if tensor.order == "row-pairs":
-            size = packed_bytes(shape[0], math.prod(shape[1:]))
+        size = stored_bytes(tensor.order, shape, tensor.values.dtype.itemsize)
         copy, offset = offset, offset + round_up(size, 4)
         fraction = None
         if tensor.values.dtype == np.int8 and plan.state == "q8.8":

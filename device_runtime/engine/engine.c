@@ -1,5 +1,6 @@
 /* Runs the programs of a model: memory, working copies, steps, deltas. */
 #include "tinyfleet/engine.h"
+#include "tinyfleet/row_pairs.h"
 
 #include <stddef.h>
 #include <string.h>
@@ -30,9 +31,8 @@ static uint32_t place(const tf_segment *segment, uint32_t line, uint32_t column,
     if (segment->packed == 0u) {
         return line * width + column;
     }
-    const uint32_t row = line / segment->taps;
-    const uint32_t length = (segment->taps * width + 3u) & ~3u;
-    return (row & ~1u) * length + 2u * (line % segment->taps * width + column) + (row & 1u);
+    const uint32_t at = line % segment->taps * width + column;
+    return tf_packed_place(line / segment->taps, at, tf_packed_length(segment->taps * width));
 }
 
 static uint32_t place_in_blob(const tf_segment *segment, uint32_t line, uint32_t at) {

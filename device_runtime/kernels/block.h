@@ -11,6 +11,7 @@
 
 #include "pairs.h"
 #include "tinyfleet/kernels.h"
+#include "tinyfleet/row_pairs.h"
 
 #define TF_BLOCK_PIXELS 4u
 
@@ -22,12 +23,8 @@ static inline uint32_t tf_is_pointwise(const tf_convolution *layer) {
            layer->out_width == layer->in_width;
 }
 
-/* Rows of packed weights, and columns, are filled up to this. */
-static inline uint32_t tf_packed_length(uint32_t length) {
-    return (length + 3u) & ~3u;
-}
-
-/* Place of value `at` of `pixel` in columns of `length` values (tf_packed_length) each. */
+/* Place of value `at` of `pixel` in columns of `length` values each: a packed length, like that of
+ * the rows that they meet. */
 static inline uint32_t tf_column_index(uint32_t length, uint32_t pixel, uint32_t at) {
 #if TF_DSP
     (void)length;

@@ -11,10 +11,10 @@ typedef struct {
     const tf_trained *trained;
     const tf_update *update;
     int16_t *planes;
-    uint32_t pixels, even;      /* of the output; rounded up to an even number */
-    uint32_t length, row_bytes; /* of the trained matrix; row_bytes of two rows */
-    int32_t exponent;           /* of the steps */
-    uint32_t stream;            /* of random bits */
+    uint32_t pixels, even;   /* of the output; rounded up to an even number */
+    uint32_t length, packed; /* of a row of the trained matrix; filled up */
+    int32_t exponent;        /* of the steps */
+    uint32_t stream;         /* of random bits */
 } job;
 
 /* Inputs of `lanes` trained channels from `j` on, minus the zero point, at what the tap sees from
@@ -168,7 +168,7 @@ static __attribute__((noinline)) void update_row(const job *job, uint32_t o, uin
     const tf_trained *trained = job->trained;
     const tf_step step =
         tf_make_step(job->layer->weight_gain[o], job->update->learning_rate_q20, job->exponent);
-    const uint32_t at = o / 2u * job->row_bytes + 2u * l + o % 2u;
+    const uint32_t at = tf_packed_place(o, l, job->packed);
     const uint32_t value = o * job->length + l;
     if (trained->velocity == NULL && step.shift >= 3 && step.shift <= 62) {
         int32_t changes[TF_BLOCK_LANES];
@@ -198,7 +198,7 @@ void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *er
                      input,    trained,
                      update,   scratch,
                      pixels,   even,
-                     length,   2u * tf_packed_length(length),
+                     length,   tf_packed_length(length),
                      exponent, tf_update_stream(update)};
     for (uint32_t l = 0; l < length;) {
         const uint32_t tap = l / trained->count, j = l % trained->count;

@@ -21,8 +21,8 @@ from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Graph
 from codegen.importer.model import import_model
 from codegen.plan_search.nearest import suggestion
-from codegen.program.blob import packed_bytes
 from codegen.program.plans import PlanSpec, WeightSpec
+from codegen.program.row_pairs import stored_bytes
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize
 from simulator.machines.elf_image import load_elf
@@ -105,14 +105,11 @@ def test_the_manifest_describes_the_blob_and_the_plans(bundle: Bundle) -> None:
     assert len(weights) == manifest.weights.bytes
     covered = np.zeros(len(weights), bool)
     for tensor in manifest.tensors:
-        values_held = int(np.prod(tensor.shape))
-        if tensor.order == "row-pairs":
-            values_held = packed_bytes(tensor.shape[0], int(np.prod(tensor.shape[1:])))
-        size = values_held * np.dtype(tensor.dtype).itemsize
+        size = stored_bytes(tensor.order, tensor.shape, np.dtype(tensor.dtype).itemsize)
         assert not covered[tensor.offset : tensor.offset + size].any()
         covered[tensor.offset : tensor.offset + size] = True
         dtype = np.dtype(tensor.dtype).newbyteorder("<")
-        values = np.frombuffer(weights, dtype, values_held, tensor.offset)
+        values = np.frombuffer(weights, dtype, tensor.places, tensor.offset)
         assert np.abs(values.astype(np.int64)).max() <= tensor.limit
         assert len(tensor.step) in (1, tensor.shape[0], tensor.shape[-1])
     assert not np.frombuffer(weights, np.uint8)[~covered].any()

@@ -41,7 +41,7 @@ typedef struct {
     uint16_t count;           /* trained positions of it */
     uint16_t taps;            /* packed: lines of one output channel */
     uint8_t bytes;            /* size of one value in the blob: 1, 2 or 4 */
-    uint8_t packed;           /* 1: rows in pairs, see kernels.h */
+    uint8_t packed;           /* 1: rows in pairs, see row_pairs.h */
     uint8_t has_fraction;     /* 1: q8.8 */
     uint8_t shift;            /* delta unit = 2^shift units of the state */
 } tf_segment;

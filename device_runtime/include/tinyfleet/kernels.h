@@ -2,10 +2,7 @@
  *
  * Activations are int8 in HWC order, errors int16 in HWC order with one power-of-two scale
  * per tensor. Weights of depthwise layers are [Kh][Kw][C], of the head [O][I]. Those of full
- * convolutions are *packed*: a matrix of O rows of L = Kh * Kw * I values, where two rows lie
- * interleaved byte by byte: value (o, l) is byte (o / 2) * 2 * P + 2 * l + o % 2 with P = L rounded
- * up to a multiple of 4; what is left over is zero. One word then holds two values of two rows:
- * SXTB16 makes of it two pairs for SMLAD, without any shuffling of the inputs.
+ * convolutions are *packed*: a matrix of O rows of Kh * Kw * I values in row pairs (row_pairs.h).
  * The rules of every rounding stand in docs/specification/arithmetic.md. All pointers are
  * caller-owned; buffers may not overlap unless a function says so. Packed weights, biases and
  * scratch are aligned to 4 bytes, activations and errors need not be (errors: to 2).

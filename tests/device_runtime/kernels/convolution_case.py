@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from codegen.arithmetic.integers import apply_gain, round_shift, step_gain
 from codegen.arithmetic.layers import Gain
 from codegen.graph.ir import Conv
-from codegen.program.scratch import round_up
+from codegen.program.row_pairs import pack_rows
 from simulator.machines.kernel_call import Struct
 
 Ints = NDArray[np.int64]
@@ -37,13 +37,8 @@ took a layer for one without padding, since there was none at the top and the le
 
 
 def packed(weights: Ints) -> NDArray[np.int8]:
-    """(O, Kh, Kw, I) as kernels.h packs it: bytes of two rows take turns, rows filled up to 4."""
-    rows = weights.reshape(weights.shape[0], -1)
-    length = rows.shape[1]
-    full = np.zeros((round_up(len(rows), 2), round_up(length, 4)), np.int8)
-    full[: len(rows), :length] = rows
-    pairs = full.reshape(-1, 2, full.shape[1])
-    return np.ascontiguousarray(pairs.transpose(0, 2, 1)).ravel()
+    """(O, Kh, Kw, I) in row pairs, as blobs have it."""
+    return pack_rows(weights.reshape(weights.shape[0], -1).astype(np.int8))
 
 
 @dataclass(frozen=True)

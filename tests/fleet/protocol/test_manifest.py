@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from codegen.program.blob import pack_rows
+from codegen.program.row_pairs import Order, pack_rows, stored_bytes
 from fleet.errors import ManifestError
 from fleet.protocol import Manifest
 from fleet.protocol.manifest import TensorEntry
@@ -157,20 +157,30 @@ def test_a_folder_without_a_manifest_is_refused_with_the_remedy(tmp_path: Path) 
         Manifest.read(tmp_path)
 
 
-def test_values_of_row_pairs_lie_where_the_compiler_puts_them() -> None:
-    shape = (5, 1, 2, 3)
-    entry = TensorEntry(
-        name="w",
-        layer="w",
-        kind="weight",
-        dtype="int8",
-        shape=shape,
-        offset=0,
-        limit=127,
-        step=(1.0,),
-        order="row-pairs",
+def entry(order: Order, shape: Sequence[int], dtype: str) -> TensorEntry:
+    return TensorEntry.model_validate(
+        {**manifest()["tensors"][0], "shape": shape, "dtype": dtype, "order": order}
     )
-    values = np.arange(30, dtype=np.int8)
-    packed = pack_rows(values.reshape(5, 6))
-    assert entry.bytes == packed.size == 6 * 8
-    assert np.array_equal(packed[entry.place_of_values()], values)
+
+
+@pytest.mark.parametrize("inputs", range(1, 6))
+@pytest.mark.parametrize("outputs", range(1, 6))
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (1, 2)])
+def test_values_of_row_pairs_lie_where_the_compiler_puts_them(
+    outputs: int, kernel: tuple[int, int], inputs: int
+) -> None:
+    shape = (outputs, *kernel, inputs)
+    values = np.arange(1, np.prod(shape) + 1).astype(np.int8)
+    tensor = entry("row-pairs", shape, "int8")
+    packed = pack_rows(values.reshape(outputs, -1))
+    assert tensor.bytes == packed.size == stored_bytes("row-pairs", shape, 1)
+    assert np.array_equal(packed[tensor.place_of_values()], values)
+    filled_up = np.delete(packed, tensor.place_of_values())
+    assert not filled_up.any()
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("int8", 1), ("int16", 2), ("int32", 4)])
+def test_a_plain_tensor_has_the_size_that_the_compiler_gives_it(dtype: str, size: int) -> None:
+    tensor = entry("plain", (3, 5), dtype)
+    assert tensor.bytes == stored_bytes("plain", (3, 5), size)
+    assert np.array_equal(tensor.place_of_values(), np.arange(15))
