@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -24,7 +24,6 @@ from fleet.protocol.chunks import chunks_of
 
 from ..host_device import HostDevice, counted
 
-PATIENCE_SECONDS = 60
 DEVICE_SPEED = 4  # the device's clock runs faster, so that its waits don't make tests long
 
 CONFIG = """\
@@ -189,8 +188,8 @@ class Gateway:
 class Line:
     """Carries a device's bytes over TCP."""
 
-    def __init__(self, device: HostDevice, broker: Mosquitto) -> None:
-        self.device, self.broker = device, broker
+    def __init__(self, device: HostDevice, port: int) -> None:
+        self.device, self.port = device, port
         self.socket: socket.socket | None = None
         self.waiting = b""
 
@@ -204,7 +203,7 @@ class Line:
         busy = self.device.run(int(time.monotonic() * 1000 * DEVICE_SPEED) & 0xFFFFFFFF, polls)
         try:
             if self.socket is None and self.device.dials:
-                self.socket = socket.create_connection(("127.0.0.1", self.broker.port), 5)
+                self.socket = socket.create_connection(("127.0.0.1", self.port), 5)
                 self.device.set_carrier(True)
             if self.socket is None:
                 time.sleep(0.002)
@@ -224,9 +223,3 @@ class Line:
         except OSError:
             self.hang_up()
             time.sleep(0.02)
-
-    def run_until(self, done: Callable[[], bool], polls: int = 20) -> None:
-        end = time.monotonic() + PATIENCE_SECONDS
-        while not done():
-            assert time.monotonic() < end, f"waited in vain; the broker says:\n{self.broker.log()}"
-            self.step(polls)

@@ -1,7 +1,7 @@
 """Rounds of a host device over a real Mosquitto that may lose everything at any instant."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fleet.protocol import Announce, Delta, DeviceState, Status, Task
+from tests.patience import wait_until
 
 from ..host_device import SMALL, HostDevice
 from ..tiny_round import Weights, expected_values, task_for, train, values_of
@@ -30,7 +31,7 @@ class Site:
 
     def __post_init__(self) -> None:
         assert self.device.power_on(0) == 0
-        self.line = Line(self.device, self.broker)
+        self.line = Line(self.device, self.broker.port)
 
     def look(self) -> list[Announce | Status | Delta]:
         while not self.gateway.received.empty():
@@ -40,19 +41,23 @@ class Site:
     def statuses(self) -> list[int]:
         return [message.state for message in self.look() if isinstance(message, Status)]
 
+    def run_until(self, done: Callable[[], object], polls: int = 20) -> None:
+        """Carries bytes until ``done``."""
+        wait_until(lambda: self.line.step(polls) or done(), self.broker.log)
+
     def connect(self) -> None:
-        self.line.run_until(lambda: DeviceState.IDLE in self.statuses())
+        self.run_until(lambda: DeviceState.IDLE in self.statuses())
 
     def reset(self) -> None:
         self.line.hang_up()
         assert self.device.power_on(0) == 0
 
     def run_until_state(self, state: DeviceState) -> None:
-        self.line.run_until(lambda: self.device.state == state, polls=1)
+        self.run_until(lambda: self.device.state == state, polls=1)
 
     def finish(self, task: Task) -> None:
         key = task.campaign, task.round
-        self.line.run_until(
+        self.run_until(
             lambda: key in self.gateway.counted and self.device.state == DeviceState.IDLE
         )
 
@@ -93,7 +98,7 @@ def test_rounds_with_a_reset_and_a_broker_that_loses_everything_between_them(sit
     site.reset()  # without a word, so that the broker publishes the will
     assert site.device.candidate_weights == digest_of(BLOB)
     site.seen.clear()
-    site.line.run_until(lambda: site.gateway.duplicates == 1)
+    site.run_until(lambda: site.gateway.duplicates == 1)
     site.run_until_state(DeviceState.IDLE)
     assert DeviceState.OFFLINE in site.statuses()
     site.gateway.end_round()
@@ -141,7 +146,7 @@ def test_the_broker_loses_everything_while_the_delta_is_sent(site: Site) -> None
 def test_the_broker_loses_everything_while_the_device_waits_for_its_receipt(site: Site) -> None:
     site.gateway.gives_receipts = False
     task = begin(site)
-    site.line.run_until(lambda: KEY in site.gateway.counted)
+    site.run_until(lambda: KEY in site.gateway.counted)
     site.broker.lose_everything()
     site.gateway.gives_receipts = True
     site.finish(task)
@@ -153,9 +158,9 @@ def test_the_broker_loses_everything_while_the_device_waits_for_its_receipt(site
 def test_a_lost_receipt_is_given_again_when_the_delta_comes_again(site: Site) -> None:
     site.gateway.gives_receipts = False
     task = begin(site)
-    site.line.run_until(lambda: KEY in site.gateway.counted)
+    site.run_until(lambda: KEY in site.gateway.counted)
     site.gateway.gives_receipts = True
-    site.line.run_until(lambda: site.device.state == DeviceState.IDLE)  # after 30 s of its own
+    site.run_until(lambda: site.device.state == DeviceState.IDLE)  # after 30 s of its own
     check(site, task)
     assert site.gateway.duplicates == 1
 
@@ -176,5 +181,5 @@ def test_a_device_keeps_to_what_the_access_list_allows(site: Site) -> None:
     site.gateway.publish_weights(BLOB, digest_of(BLOB))
     assert "Denied" not in site.broker.log()
     site.gateway.give(task_for(ALL, BLOB))
-    site.line.run_until(lambda: bool(site.gateway.counted))
+    site.run_until(lambda: bool(site.gateway.counted))
     assert "Denied" not in site.broker.log()
