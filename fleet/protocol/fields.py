@@ -38,6 +38,8 @@ class Range:
 
     def __call__(self, message: str, field: str, value: object) -> None:
         """Check a message's field: ProtocolError names what is wrong with ``value``."""
+        if type(value) is int and self.least <= value <= self.most and not value % self.multiple:
+            return
         if not isinstance(value, int) or isinstance(value, bool):
             raise ProtocolError(message, field, f"an integer is wanted, not {kind_of(value)}")
         if not self.least <= value <= self.most:

@@ -37,19 +37,19 @@ class Message:
 
     def __post_init__(self) -> None:
         """Refuse values that the CDDL doesn't allow, with a ProtocolError."""
-        for field, field_check in zip(fields(self), self.CHECKS, strict=True):
-            field_check(self.KIND, field.name, getattr(self, field.name))
+        for name, field_check in zip(_names(type(self)), self.CHECKS, strict=True):
+            field_check(self.KIND, name, getattr(self, name))
 
     def encode(self) -> bytes:
         """The message's only encoding: a definite-length array in shortest form."""
-        values = [getattr(self, field.name) for field in fields(self)]
+        values = [getattr(self, name) for name in _names(type(self))]
         return cbor2.dumps([PROTOCOL_VERSION, *values])
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """The message that ``data`` encodes; ProtocolError if it isn't its only encoding."""
         values = _load_array(cls.KIND, data, cls.MAX_BYTES)
-        names = [field.name for field in fields(cls)]
+        names = _names(cls)
         if values:
             check.version(cls.KIND, "protocol", values[0])
         if len(values) != len(names) + 1:
@@ -57,9 +57,20 @@ class Message:
                 cls.KIND, "", f"has {len(values)} fields, {len(names) + 1} are wanted"
             )
         message = cls(*values[1:])
-        if message.encode() != data:
+        if cbor2.dumps(values) != data:
             raise ProtocolError(cls.KIND, "", "isn't in the shortest, definite-length form")
         return message
+
+
+_names_of: dict[str, tuple[str, ...]] = {}
+
+
+def _names(kind: type[Message]) -> tuple[str, ...]:
+    """Its fields; listed once, since `dataclasses.fields` takes as long as all the rest."""
+    names = _names_of.get(kind.KIND)
+    if names is None:
+        names = _names_of[kind.KIND] = tuple(field.name for field in fields(kind))
+    return names
 
 
 def _load_array(kind: str, data: bytes, most: int) -> list[Any]:
