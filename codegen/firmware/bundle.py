@@ -23,6 +23,7 @@ from codegen.errors import BudgetError, BundleError
 from codegen.firmware.boards import Board, FlashName, load_board
 from codegen.firmware.flash_layout import Keep
 from codegen.program import blob
+from codegen.program.row_pairs import Order
 
 MANIFEST_FORMAT: Literal["tinyfleet-manifest/2"] = "tinyfleet-manifest/2"
 MANIFEST, REPORT, FIRMWARE, WEIGHTS = "manifest.json", "report.json", "firmware.elf", "weights.bin"
@@ -92,7 +93,7 @@ class TensorInfo(_Strict):
     offset: Annotated[int, Field(ge=0, multiple_of=4)]
     limit: Count
     step: tuple[float, ...]
-    order: blob.Order
+    order: Order
 
 
 class SegmentInfo(_Strict):
