@@ -26,7 +26,8 @@ class SerialLine:
         self.bytes_received = 0
         """Bytes that have reached the board, whatever became of them there."""
         self._incoming = bytearray()
-        self._incoming_since = 0  # when the first of them started
+        # Bytes follow each other without a pause since a moment; so many of them have arrived.
+        self._incoming_since = self._arrived = 0
         self._is_stopped = False  # by RTS
         self._quiet_since = NEVER
         self._outgoing = b""
@@ -42,7 +43,7 @@ class SerialLine:
         """The modem has bytes for the board, which go behind those that are under way."""
         self.bring_up_to_date()
         if data and not self._incoming:
-            self._incoming_since = self._clock.now
+            self._start_incoming()
         self._incoming += data
 
     def send_to_modem(self, data: bytes) -> None:
@@ -98,7 +99,7 @@ class SerialLine:
                 self.dma.transmission_ended()
         if self._is_stopped and self._usart.requests_to_send:
             self._is_stopped = False
-            self._incoming_since = now
+            self._start_incoming()
         if self._incoming and not self._is_stopped:
             self._deliver(now)
         if now >= self._idle_at:
@@ -106,16 +107,19 @@ class SerialLine:
             self._usart.line_fell_idle()
 
     def _deliver(self, now: int) -> None:
-        count = (now - self._incoming_since) * self._baud // (10 * SECOND)
+        count = (now - self._incoming_since) * self._baud // (10 * SECOND) - self._arrived
         data = bytes(self._incoming[:count])
         if not data:
             return
         taken = self.dma.receive(data) if self.dma is not None else len(data)
         self.bytes_received += taken
-        self._incoming_since = self._arrival(taken)
+        self._arrived += taken
         del self._incoming[:taken]
         self._is_stopped = taken < len(data)
-        self._quiet_since = NEVER if self._is_moving else self._incoming_since
+        self._quiet_since = NEVER if self._is_moving else self._arrival(0)
+
+    def _start_incoming(self) -> None:
+        self._incoming_since, self._arrived = self._clock.now, 0
 
     @property
     def _baud(self) -> int:
@@ -137,4 +141,5 @@ class SerialLine:
 
     def _arrival(self, count: int) -> int:
         """When the last of the first ``count`` bytes under way is there."""
-        return self._incoming_since + -(-count * 10 * SECOND // self._baud)
+        characters = self._arrived + count
+        return self._incoming_since + -(-characters * 10 * SECOND // self._baud)

@@ -302,8 +302,7 @@ class UnicornMachine(UnicornBoard):
             span = min(known if known > 0 else self._may_sleep, self._next_event - now)
             if span <= 0:
                 return StopReason.IDLE
-            if known <= 0:
-                self._may_sleep -= span
+            self._may_sleep = max(0, self._may_sleep - span)
             self.clock.pass_time(span)
         if self.watchdog.expires_at <= self.clock.now:
             return self._reset_by_watchdog()

@@ -81,6 +81,12 @@ class PortMachine(UnicornMachine):
             reasons.append(self.run(1000))
         return [reason for reason in reasons if reason is not StopReason.SLICE_OVER]
 
+    def settle(self) -> None:
+        """Until all bytes on the line have come, it has fallen idle, and they have been read."""
+        while self.bytes_under_way:
+            self.run_for(0)
+        self.run_for(1)
+
     def word(self, symbol: str) -> int:
         address = self.image.address_of(symbol)
         return int.from_bytes(self.read_memory(address, 4), "little")

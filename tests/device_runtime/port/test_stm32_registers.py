@@ -53,7 +53,7 @@ def test_what_registers_held_before_makes_no_difference(unbooted: PortMachine, s
     assert machine.usart.baud == pytest.approx(115_200, rel=0.002)
     assert machine.clocks.core_hz == 168_000_000
     machine.receive(noise(5000))
-    machine.run_for(1)
+    machine.settle()
     assert machine.received == noise(5000)
 
 

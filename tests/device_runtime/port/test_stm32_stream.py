@@ -22,7 +22,7 @@ WORK_ROUNDS_PER_MS = 28_000
 def test_a_burst_of_many_rings_without_a_pause_is_received_whole(machine: PortMachine) -> None:
     sent = noise(20_000)
     machine.receive(sent)
-    machine.run_for(1)
+    machine.settle()
     assert machine.received == sent
 
 
@@ -33,12 +33,12 @@ def test_without_the_interrupts_of_the_receiving_stream_it_overruns(machine: Por
     machine.run_for(TICK)
     sent = noise(20_000)
     machine.receive(sent)
-    machine.run_for(1)
+    machine.settle()
     assert len(machine.received) < 20_000
     machine.run_for(TICK)
     machine.set_word("received_bytes", 0)
     machine.receive(sent[: RING - 1])  # a pause comes before the ring is full
-    machine.run_for(1)
+    machine.settle()
     assert machine.received == sent[: RING - 1]
 
 
@@ -66,8 +66,7 @@ def test_a_long_step_loses_nothing_of_what_the_ring_holds(
     machine.world_milliseconds += TICK
     machine.run(1)
     machine.receive(noise(count))
-    machine.run_for(1)
-    machine.run_for(1)
+    machine.settle()
     assert (machine.received == noise(count)) == is_whole
 
 
@@ -80,8 +79,7 @@ def test_flow_control_stops_the_line_through_steps_of_any_length(machine: PortMa
     machine.receive(sent)
     machine.run(450)
     assert machine.bytes_under_way == 20_000 - RING, "the line has stopped"
-    machine.run_for(1)
-    machine.run_for(1)
+    machine.settle()
     assert machine.received == sent
 
 
@@ -89,7 +87,7 @@ def test_flow_control_stops_the_line_through_steps_of_any_length(machine: PortMa
 def test_with_flow_control_a_burst_that_is_read_in_time_does_not_stop(machine: PortMachine) -> None:
     before = machine.clock.now
     machine.receive(noise(20_000))
-    machine.run_for(1)
+    machine.settle()
     assert machine.received == noise(20_000)
     assert (machine.clock.now - before) / 1e9 < 20_000 / BYTES_PER_SECOND + 0.01
 
@@ -122,7 +120,7 @@ def test_no_byte_is_left_lying_whenever_it_comes(machine: PortMachine) -> None:
         given += len(part)
         machine.run(0.001 * (1 + turn % 23))  # the slice ends anywhere
         machine.world_milliseconds += 0.05
-    machine.run_for(1)
+    machine.settle()
     assert machine.received == sent[:given]
 
 
