@@ -9,7 +9,7 @@ from typing import Any
 
 import device_runtime
 from codegen.firmware.boards import Board, load_board
-from codegen.firmware.flash_layout import linker_script, plan_flash
+from codegen.firmware.flash_layout import LogNeeds, layout_defines, linker_script, plan_flash
 from codegen.firmware.toolchain import Source, find_toolchain
 from simulator.machines.elf_image import ElfImage, load_elf
 from simulator.machines.protocol import StopReason
@@ -42,7 +42,8 @@ BOARDS = {
 
 
 def build(board: Board, folder: Path) -> ElfImage:
-    (folder / "firmware.ld").write_text(linker_script(board, plan_flash(board, 0, 402, 4096)))
+    layout = plan_flash(board, 0, 402, [LogNeeds(30, 3, 4096)])
+    (folder / "firmware.ld").write_text(linker_script(board, layout))
     root = device_runtime.source_root()
     built = find_toolchain().build(
         [
@@ -51,7 +52,7 @@ def build(board: Board, folder: Path) -> ElfImage:
             Source(root / "hash" / "crc32.c"),
         ],
         include_dirs=device_runtime.include_directories(),
-        defines={},
+        defines=layout_defines(board, layout),
         board=board,
         linker_script=folder / "firmware.ld",
         output_elf=folder / "firmware.elf",
