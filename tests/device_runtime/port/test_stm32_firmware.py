@@ -264,3 +264,56 @@ def test_a_board_without_identity_waits_and_looks_again(firmware: Firmware) -> N
     machine.write_flash(start, told)  # somebody commissions it
     world.run_until(lambda: bool(world.of(Announce)))
     machine.close()
+
+
+def go_on_at(world: World, code: bytes) -> int:
+    """Let the core go on in ``code`` at an unused place of the flash; returns its address."""
+    machine = machine_of(world)
+    place = machine.board.flash.address + machine.board.flash.sectors[0] - 16
+    machine.write_flash(place, code)
+    machine.flush_translations()
+    machine._is_asleep = False
+    machine.pc = place
+    return place
+
+
+@pytest.mark.parametrize(
+    ("code", "cause", "fault_code", "reason"),
+    [
+        ("00de", 4, 6, 11),  # udf: a fault, a usage fault, restarted after a fault
+        ("4ff0405000 68".replace(" ", ""), 4, 5, 11),  # mov r0, #0x30000000; ldr r0, [r0]
+        ("fee7", 3, 0, 12),  # b .: the watchdog, no fault, restarted by the watchdog
+    ],
+)
+def test_a_device_that_broke_down_comes_back_by_itself_and_says_why(
+    world: World, code: str, cause: int, fault_code: int, reason: int
+) -> None:
+    world.run_until(lambda: bool(world.of(Status)))
+    assert world.of(Announce)[0].reset_cause == 0
+    machine, connects = machine_of(world), world.broker.connects
+    place = go_on_at(world, bytes.fromhex(code))
+    if cause == 3:  # 26 seconds take a while to emulate
+        machine.watchdog.expires_at = machine.clock.now + 200_000_000
+    world.run_until(lambda: len(world.of(Announce)) > 1, seconds=60)
+    again = world.of(Announce)[-1]
+    assert (again.reset_cause, again.fault_code) == (cause, fault_code)
+    assert again.fault_pc == (0 if cause == 3 else place + len(code) // 2 - 2)
+    assert world.broker.connects == connects + 1
+    world.run_until(lambda: (1, reason) in world.states())
+
+
+def test_a_round_outlasts_the_erase_of_the_largest_sectors(
+    world: World, firmware: Firmware
+) -> None:
+    """Of two seconds each, in which the core stands still: link and watchdog hold."""
+    world.run_until(lambda: bool(world.of(Status)))
+    machine, layout = machine_of(world), firmware.layout
+    for slot in (layout.slot_a, layout.slot_b):
+        machine.write_flash(slot.address, bytes(64))  # so that it isn't taken as erased
+    before = machine.clock.now
+    assert len(deltas_of_a_round(world)) == 1
+    assert world.broker.connects == 1
+    assert len(world.of(Announce)) == 1
+    assert machine.last_fault is None
+    if layout.slot_a.flash == "internal":
+        assert (machine.clock.now - before) / 1e9 > 2
