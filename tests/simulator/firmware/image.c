@@ -196,7 +196,7 @@ static void run(void) {
     uint32_t from = 0;
     RCC_AHB1ENR |= 1u << 1 | 1u << 22;
     REG(0x40020400u) = 1u << (2u * DTR_PIN); /* output */
-    USART_BRR = 139u; /* 115,108 baud at 16 MHz */
+    USART_BRR = 139u;                        /* 115,108 baud at 16 MHz */
     USART_CR1 = USART_ENABLE;
     USART_CR3 = 1u << 6 | 1u << 7;
     STREAM(2, 2) = USART_RX_DATA;
