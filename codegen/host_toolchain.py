@@ -51,12 +51,10 @@ class Source:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A linked file, and how many of its objects were compiled for it."""
+    """A linked file, and how many of its objects were compiled for it, not taken from the cache."""
 
     output: Path
-    compiler: str
     compiled: int
-    cached: int
 
 
 class LinkError(ToolchainError):
@@ -203,7 +201,7 @@ class HostToolchain(Compiler):
         command = [*self.command, *extra, *(str(item.path) for item in objects)]
         command += ["-shared"] if shared else []
         self.link(command, output)
-        return result_of(output, self.version, objects)
+        return result_of(output, objects)
 
     def library(self, sources: Sequence[Path], *, include_dirs: Sequence[Path]) -> Path:
         """A shared library of ``sources`` for this machine, kept with the objects.
@@ -245,10 +243,9 @@ def host_toolchain(command: str | None = None) -> HostToolchain:
     return HostToolchain("host", zig, version_of(zig, "zig"))
 
 
-def result_of(output: Path, version: str, objects: Sequence[Object]) -> BuildResult:
+def result_of(output: Path, objects: Sequence[Object]) -> BuildResult:
     """What a linked file was made of."""
-    cached = sum(item.cached for item in objects)
-    return BuildResult(output, version, len(objects) - cached, cached)
+    return BuildResult(output, sum(not item.cached for item in objects))
 
 
 def zig_command() -> tuple[str, ...] | None:

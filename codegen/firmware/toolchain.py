@@ -81,7 +81,7 @@ class Toolchain(Compiler):
             command += ["-nostdlib", "-nostartfiles", "-Wl,--fatal-warnings", "-Wl,--build-id=none"]
             command += ["-Wl,--no-warn-rwx-segments", "-lgcc"]
         self.link(command, output_elf)
-        return result_of(output_elf, self.version, objects)
+        return result_of(output_elf, objects)
 
     def _target_flags(self, board: Board) -> tuple[str, ...]:
         if self.kind == "gcc":
