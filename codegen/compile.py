@@ -58,15 +58,9 @@ from codegen.firmware.flash_layout import (
     sample_log_needs,
 )
 from codegen.firmware.model_digest import model_digest, sample_digest
-from codegen.firmware.toolchain import (
-    LinkError,
-    Progress,
-    Source,
-    Toolchain,
-    find_toolchain,
-    host_toolchain,
-)
+from codegen.firmware.toolchain import Toolchain, find_toolchain
 from codegen.graph.ir import Graph
+from codegen.host_toolchain import HostToolchain, LinkError, Progress, Source, host_toolchain
 from codegen.importer.model import import_model
 from codegen.program import blob
 from codegen.program.blob import Weights
@@ -289,7 +283,7 @@ def compile_graph(
 def build_host_engine(
     source: Bundle | tuple[Graph, Sequence[Program]],
     output: Path,
-    toolchain: Toolchain | None = None,
+    toolchain: HostToolchain | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Builds the training engine with a model as a shared library for this machine.

@@ -1,7 +1,7 @@
 """The C that runs on devices, as lists of files for whoever builds it.
 
-Nothing here compiles anything; ``codegen.firmware.toolchain`` does. Every folder is listed as it
-is, so a new source file needs no entry anywhere.
+Nothing here compiles anything; ``codegen.host_toolchain`` and ``codegen.firmware.toolchain`` do.
+Every folder is listed as it is, so a new source file needs no entry anywhere.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-_ENGINE = ("kernels", "engine")
 _CLIENT = ("codec", "hash", "link", "storage", "client")
 
 
@@ -23,9 +22,14 @@ def include_directories() -> list[Path]:
     return [source_root() / "include"]
 
 
+def kernel_sources() -> list[Path]:
+    """The kernels alone; they need nothing else."""
+    return _listed("kernels")
+
+
 def engine_sources() -> list[Path]:
     """Kernels and training engine: all that a generated model calls."""
-    return _listed(*_ENGINE)
+    return [*kernel_sources(), *_listed("engine")]
 
 
 def client_sources() -> list[Path]:

@@ -42,7 +42,6 @@ class Flash(_Frozen):
 
     address: Address
     sectors: tuple[Positive, ...] = Field(min_length=1)
-    program_bytes: Positive = 4
     controller: str
 
     @property

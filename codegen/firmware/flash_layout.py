@@ -70,11 +70,6 @@ class SampleRegion(Region):
 
     units: int
 
-    @property
-    def fills(self) -> bool:
-        """Whether the log takes no more once it is full."""
-        return self.units == 1
-
 
 @dataclass(frozen=True)
 class FlashLayout:

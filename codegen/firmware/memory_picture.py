@@ -12,7 +12,7 @@ import xml.etree.ElementTree as xml
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -24,7 +24,6 @@ from codegen.firmware.bundle import SramBytes
 from codegen.firmware.program_file import BufferInfo, Kind, ProgramInfo, StepInfo
 
 Format = Literal["png", "svg"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 _KIB = 1024
 _DPI = 130

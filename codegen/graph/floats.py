@@ -170,11 +170,6 @@ class SampleLayout:
     split: tuple[int, ...]
     order: tuple[int, ...]
 
-    @classmethod
-    def plain(cls, shape: tuple[int, ...]) -> SampleLayout:
-        """The layout of samples that have the axes of the picture in its order."""
-        return cls(shape, shape, tuple(range(len(shape))))
-
     def arrange(self, samples: NDArray[_Any], target: ChannelsFirst) -> NDArray[_Any]:
         """Samples (N, *shape) as (N, *target); ones that have that shape already stay."""
         if samples.shape[1:] == target and self.shape != target:
@@ -267,18 +262,6 @@ def parameter_count(graph: FloatGraph) -> int:
     return sum(
         op.weight.size + op.bias.size for op in graph.ops if isinstance(op, (FloatConv, FloatHead))
     )
-
-
-def forward_macs(graph: FloatGraph) -> int:
-    """Multiply-accumulates of one forward pass (convolutions and head)."""
-    total = 0
-    for op in graph.ops:
-        if isinstance(op, FloatConv):
-            _, height, width = graph.shapes[op.output]
-            total += op.weight.size * height * width
-        elif isinstance(op, FloatHead):
-            total += op.weight.size
-    return total
 
 
 def evaluate(graph: FloatGraph, x: NDArray[np.floating]) -> dict[str, Values]:

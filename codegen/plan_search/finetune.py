@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codegen.firmware.toolchain import Progress
 from codegen.graph.ir import Graph
+from codegen.host_toolchain import Progress
 from codegen.plan_search.candidates import ChannelOrder, Selection, channel_counts, plan_spec
 from codegen.plan_search.contributions import Contributions, Journal
 from codegen.plan_search.samples import Samples

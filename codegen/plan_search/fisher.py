@@ -21,8 +21,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.firmware.toolchain import Progress
 from codegen.graph.ir import Conv, Graph
+from codegen.host_toolchain import Progress
 from codegen.plan_search.candidates import ChannelOrder, channel_counts
 from codegen.plan_search.contributions import Contributions, Journal
 from codegen.plan_search.samples import Samples

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from codegen.errors import BudgetError, PlanError
 from codegen.firmware.boards import Board
 from codegen.firmware.model_digest import model_digest
-from codegen.firmware.toolchain import Progress
 from codegen.graph.ir import Graph
+from codegen.host_toolchain import Progress
 from codegen.plan_search.candidates import (
     ChannelChoice,
     ChannelOrder,

@@ -14,8 +14,9 @@ from codegen.compile import compile_graph
 from codegen.firmware.boards import Board
 from codegen.firmware.bundle import PlanReport
 from codegen.firmware.host_engine import HostEngine
-from codegen.firmware.toolchain import Progress, Toolchain
+from codegen.firmware.toolchain import Toolchain
 from codegen.graph.ir import Graph
+from codegen.host_toolchain import Progress
 from codegen.plan_search.candidates import Selection
 from codegen.plan_search.costs import (
     CodedBytes,

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from codegen.compile import build_host_engine
 from codegen.firmware.host_engine import HostEngine
-from codegen.firmware.toolchain import Progress
 from codegen.graph.ir import Graph, Head, Op
+from codegen.host_toolchain import Progress
 from codegen.plan_search.samples import Samples
 from codegen.program import blob
 from codegen.program.lowering import lower

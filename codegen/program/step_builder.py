@@ -174,9 +174,10 @@ class StepBuilder:
         source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
         match op:
             case Conv():
-                size = scratch.convolution_forward_bytes(op, self._partly_trained(op))
+                trained = self._partly_trained(op)
+                size = scratch.convolution_forward_bytes(op, source, output, trained)
                 buffers["scratch"] = self._part.buffer(f"columns {op.name}", size)
-                if not self._partly_trained(op):
+                if not trained:
                     lead = streaming.convolution_lead(self.graph, op)
                     self._part.may_overlap(buffers["output"], buffers["input"], lead)
                 self._step("forward", "convolution_forward", op, buffers, macs=self._macs(op))
@@ -321,7 +322,7 @@ class StepBuilder:
         if count:
             source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
             if isinstance(op, Conv):
-                size = scratch.convolution_weight_update_bytes(output)
+                size = scratch.convolution_weight_update_bytes(op, source, output)
             else:
                 size = scratch.depthwise_weight_update_bytes(op, source, output)
             buffers = {**error, "input": self._activation(op.input)}
@@ -333,8 +334,9 @@ class StepBuilder:
         source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
         over = None
         if isinstance(op, Conv):
-            size = scratch.convolution_input_gradient_bytes(op, self._partly_trained(op))
-            if streaming.is_pointwise(op) and not self._partly_trained(op):
+            trained = self._partly_trained(op)
+            size = scratch.convolution_input_gradient_bytes(op, source, output, trained)
+            if streaming.is_pointwise(op) and not trained:
                 pixels = output.shape[0] * output.shape[1]
                 over = Overlap(2 * max(0, source.shape[2] - output.shape[2]) * pixels)
         else:

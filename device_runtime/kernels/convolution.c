@@ -394,11 +394,22 @@ static uint32_t merged_channels(uint32_t length) {
     return fitting > MASK_CHANNELS ? fitting : MASK_CHANNELS;
 }
 
+/* Values that an output pixel sees. */
+static uint32_t values_of_column(const tf_convolution *layer) {
+    return (uint32_t)layer->kernel_height * layer->kernel_width * layer->in_channels;
+}
+
+uint32_t tf_convolution_forward_scratch_bytes(const tf_convolution *layer, uint32_t trained) {
+    const uint32_t length = tf_packed_length(values_of_column(layer));
+    const uint32_t columns = sizeof(int16_t) * TF_BLOCK_PIXELS * length;
+    const uint32_t most = merged_channels(length), outputs = layer->out_channels;
+    return columns + (trained > 0 ? tf_packed_bytes(outputs < most ? outputs : most, length) : 0u);
+}
+
 void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
                             const tf_weights *weights, const int32_t *bias, int8_t *output,
                             uint8_t *mask, int16_t *scratch) {
-    const uint32_t values =
-        (uint32_t)layer->kernel_height * layer->kernel_width * layer->in_channels;
+    const uint32_t values = values_of_column(layer);
     const uint32_t length = tf_packed_length(values), outputs = layer->out_channels;
     int8_t *merged = (int8_t *)(scratch + TF_BLOCK_PIXELS * length);
     job job = {.layer = layer,

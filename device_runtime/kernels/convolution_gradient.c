@@ -239,12 +239,33 @@ static uint32_t merged_channels(const tf_convolution *layer) {
     return layer->in_channels < most ? layer->in_channels : most;
 }
 
+/* Taps that one input position meets, at most. */
+static uint32_t most_taps_of(const tf_convolution *layer) {
+    return ((layer->kernel_height - 1u) / layer->stride_height + 1u) *
+           ((layer->kernel_width - 1u) / layer->stride_width + 1u);
+}
+
+/* Scratch: the stream, the taps in it, and the rows in which trained channels take their places. */
+static uint32_t stream_elements(const tf_convolution *layer) {
+    return most_taps_of(layer) * ((layer->out_channels + 1u) / 2u) * TF_STREAM_STEP;
+}
+
+static uint32_t tap_elements(const tf_convolution *layer) {
+    return (most_taps_of(layer) + 1u) & ~1u;
+}
+
+uint32_t tf_convolution_input_gradient_scratch_bytes(const tf_convolution *layer,
+                                                     uint32_t trained) {
+    const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
+    const uint32_t merged = tf_packed_bytes(layer->out_channels, taps * merged_channels(layer));
+    return sizeof(int16_t) * stream_elements(layer) + sizeof(uint16_t) * tap_elements(layer) +
+           (trained > 0 ? merged : 0u);
+}
+
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                    tf_scale *out_scale, int16_t *scratch) {
     const int32_t left = tf_headroom(scale) - layer->error_headroom;
-    const uint32_t most_taps = ((layer->kernel_height - 1u) / layer->stride_height + 1u) *
-                               ((layer->kernel_width - 1u) / layer->stride_width + 1u);
     const uint32_t pairs = (layer->out_channels + 1u) / 2u, inputs = layer->in_channels;
     job job = {.layer = layer,
                .error = error,
@@ -256,9 +277,9 @@ void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *e
                .pairs = pairs,
                .shift = 15 - left,
                .stream = scratch,
-               .taps = (uint16_t *)(scratch + most_taps * pairs * TF_STREAM_STEP),
+               .taps = (uint16_t *)(scratch + stream_elements(layer)),
                .pointwise = tf_is_pointwise(layer)};
-    int8_t *merged = (int8_t *)(job.taps + ((most_taps + 1u) & ~1u));
+    int8_t *merged = (int8_t *)(job.taps + tap_elements(layer));
     tf_gradient_block block;
     block.shift = layer->error_shift;
     block.half = layer->error_shift > 0 ? 1 << (layer->error_shift - 1) : 0;

@@ -185,12 +185,20 @@ static __attribute__((noinline)) void update_row(const job *job, uint32_t o, uin
     }
 }
 
+static uint32_t pixels_of(const tf_convolution *layer) {
+    return (uint32_t)layer->out_width * layer->out_height;
+}
+
+uint32_t tf_convolution_weight_update_scratch_bytes(const tf_convolution *layer) {
+    return sizeof(int16_t) * TF_BLOCK_LANES * ((pixels_of(layer) + 1u) & ~1u);
+}
+
 void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *error,
                                   const tf_scale *scale, const int8_t *input,
                                   const tf_trained *trained, const tf_update *update,
                                   int16_t *scratch) {
     const uint32_t outputs = layer->out_channels;
-    const uint32_t pixels = (uint32_t)layer->out_width * layer->out_height;
+    const uint32_t pixels = pixels_of(layer);
     const uint32_t even = (pixels + 1u) & ~1u;
     const uint32_t length = (uint32_t)layer->kernel_height * layer->kernel_width * trained->count;
     const int32_t exponent = scale->exponent + layer->gradient_shift + tf_weight_bits(trained);

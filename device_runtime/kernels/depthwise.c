@@ -253,19 +253,40 @@ static void set_bits(uint8_t *mask, uint32_t size) {
     }
 }
 
+/* Elements of a row of a plane. */
+static uint32_t line_of(const tf_convolution *layer) {
+    const uint32_t used = (layer->out_width - 1u) * layer->stride_width + layer->kernel_width;
+    const uint32_t given = (uint32_t)layer->pad_left + layer->in_width;
+    return tf_even_up(used > given ? used : given);
+}
+
+/* Elements of two planes, with what blocks read behind them. */
+static uint32_t elements_of_planes(const tf_convolution *layer, uint32_t plane) {
+    return 2u * plane + TF_SLIDE_BLOCK * (layer->stride_width + 1u);
+}
+
+static uint32_t elements_of_table(const tf_convolution *layer) {
+    return layer->kernel_height * tf_room_for_taps(layer->kernel_width);
+}
+
+uint32_t tf_depthwise_forward_scratch_bytes(const tf_convolution *layer, uint32_t rows) {
+    const uint32_t seen = (rows - 1u) * layer->stride_height + layer->kernel_height;
+    const uint32_t lines = seen < layer->in_height ? seen : layer->in_height;
+    const uint32_t planes = elements_of_planes(layer, lines * line_of(layer));
+    return sizeof(tf_window) * rows + sizeof(int32_t) * tf_room_for_sums(layer->out_width) +
+           sizeof(int16_t) * (elements_of_table(layer) + planes);
+}
+
 void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
                           const tf_weights *weights, const int32_t *bias, int8_t *output,
                           uint8_t *mask, int16_t *scratch) {
     const uint32_t channels = layer->out_channels;
-    const uint32_t used = (layer->out_width - 1u) * layer->stride_width + layer->kernel_width;
-    const uint32_t given = (uint32_t)layer->pad_left + layer->in_width;
     forward_job job = {0};
     job.layer = layer;
     job.span = span;
     job.output = output;
     job.mask = mask;
-    job.slide = tf_make_slide(layer->kernel_width, layer->stride_width,
-                              tf_even_up(used > given ? used : given));
+    job.slide = tf_make_slide(layer->kernel_width, layer->stride_width, line_of(layer));
     job.low = tf_clamp(span->first * layer->stride_height - layer->pad_top, 0, layer->in_height);
     job.high =
         tf_clamp((span->end - 1) * layer->stride_height - layer->pad_top + layer->kernel_height, 0,
@@ -273,10 +294,9 @@ void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, cons
     job.windows = (tf_window *)(void *)scratch;
     job.sums = (int32_t *)(void *)(job.windows + (span->end - span->first));
     job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->out_width));
-    job.planes = job.table + layer->kernel_height * job.slide.taps_row;
+    job.planes = job.table + elements_of_table(layer);
     job.plane = (uint32_t)(job.high - job.low) * job.slide.line;
-    memset(job.planes, 0,
-           sizeof(int16_t) * (2u * job.plane + TF_SLIDE_BLOCK * (layer->stride_width + 1u)));
+    memset(job.planes, 0, sizeof(int16_t) * elements_of_planes(layer, job.plane));
     job.most = tf_rows_at_once(layer->out_width);
     job.first_slot = span->first % span->out_ring;
     plan_gathering(&job);

@@ -202,29 +202,53 @@ static tf_gathering gathering_of_errors(const tf_convolution *layer, uint32_t la
     return by;
 }
 
+/* Elements of a row of a plane that begins with `zeros` columns of zeros. */
+static uint32_t line_of(const tf_convolution *layer, uint32_t zeros) {
+    const uint32_t reach =
+        (layer->in_width - 1u + layer->pad_left) / (uint32_t)layer->stride_width + 1u;
+    return tf_even_up(zeros + (reach > layer->out_width ? reach : layer->out_width));
+}
+
+static uint32_t elements_of_planes(uint32_t plane) {
+    return 2u * plane + 2u * TF_SLIDE_BLOCK;
+}
+
+static uint32_t elements_of_table(const tf_convolution *layer) {
+    return (layer->kernel_height + layer->stride_height) * tf_room_for_taps(layer->kernel_width);
+}
+
+static uint32_t column_phases(const tf_convolution *layer) {
+    return layer->stride_width < layer->in_width ? layer->stride_width : layer->in_width;
+}
+
+uint32_t tf_depthwise_input_gradient_scratch_bytes(const tf_convolution *layer) {
+    /* As many zeros as a layer without padding needs: no layer needs more. */
+    const uint32_t zeros = (layer->kernel_width - 1u) / layer->stride_width;
+    const uint32_t planes = elements_of_planes(layer->out_height * line_of(layer, zeros));
+    return sizeof(tf_window) * column_phases(layer) * layer->in_height +
+           sizeof(int32_t) * tf_room_for_sums(layer->in_width) +
+           sizeof(int16_t) * (elements_of_table(layer) + planes);
+}
+
 void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
                                  const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                  tf_scale *out_scale, int16_t *scratch) {
     const uint32_t channels = layer->out_channels;
     const int32_t headroom = tf_headroom(scale);
-    const int32_t reach = (layer->in_width - 1 + layer->pad_left) / layer->stride_width + 1;
-    const uint32_t phases =
-        layer->stride_width < layer->in_width ? layer->stride_width : layer->in_width;
+    const uint32_t phases = column_phases(layer);
     column_phase kept[KEPT_PHASES];
     gradient_job job;
     job.layer = layer;
     job.out = out;
     job.shift = 15 + layer->error_shift - headroom;
     job.left = zeros_before(layer);
-    job.line =
-        tf_even_up((uint32_t)(job.left + (reach > layer->out_width ? reach : layer->out_width)));
+    job.line = line_of(layer, (uint32_t)job.left);
     job.plane = layer->out_height * job.line;
     job.magnitude = 0;
     job.windows = (tf_window *)(void *)scratch;
     job.sums = (int32_t *)(void *)(job.windows + phases * layer->in_height);
     job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->in_width));
-    job.planes =
-        job.table + (layer->kernel_height + layer->stride_height) * (2u * layer->kernel_width + 4u);
+    job.planes = job.table + elements_of_table(layer);
     for (uint32_t x = 0; x < phases; x++) {
         const column_phase columns = columns_from(&job, (int32_t)x);
         if (x < KEPT_PHASES) {
@@ -232,7 +256,7 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
         }
         find_windows(&job, &columns, phase_taps(layer->kernel_height, layer->stride_height, 0));
     }
-    memset(job.planes, 0, sizeof(int16_t) * (2u * job.plane + 2u * TF_SLIDE_BLOCK));
+    memset(job.planes, 0, sizeof(int16_t) * elements_of_planes(job.plane));
     uint32_t trained = 0;
     for (uint32_t c = 0; c < channels; c += 2u) {
         const uint32_t lanes = channels - c < 2u ? 1u : 2u;
@@ -337,6 +361,24 @@ static void tap_gradients(const update_planes *planes, int32_t row, int32_t col,
     }
 }
 
+/* Planes of a layer, the errors' first; returns the elements of both. */
+static uint32_t place_update_planes(update_planes *planes, const tf_convolution *layer,
+                                    int16_t *scratch) {
+    const uint32_t stride = layer->stride_width;
+    planes->layer = layer;
+    planes->error_line = tf_even_up(layer->out_width);
+    planes->line = planes->error_line + tf_even_up((layer->kernel_width - 1u) / stride);
+    const uint32_t errors = layer->out_height * planes->error_line;
+    planes->error = scratch;
+    planes->input = scratch == NULL ? NULL : scratch + errors;
+    return errors + layer->in_height * stride * planes->line;
+}
+
+uint32_t tf_depthwise_weight_update_scratch_bytes(const tf_convolution *layer) {
+    update_planes planes;
+    return sizeof(int16_t) * place_update_planes(&planes, layer, NULL);
+}
+
 void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *error,
                                 const tf_scale *scale, const int8_t *input,
                                 const tf_trained *trained, const tf_update *update,
@@ -345,14 +387,7 @@ void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *erro
     const uint32_t stream = tf_update_stream(update);
     const int32_t stride = layer->stride_width;
     update_planes planes;
-    planes.layer = layer;
-    planes.error_line = tf_even_up(layer->out_width);
-    planes.line = planes.error_line + tf_even_up((layer->kernel_width - 1u) / stride);
-    planes.error = scratch;
-    planes.input = scratch + layer->out_height * planes.error_line;
-    memset(scratch, 0,
-           sizeof(int16_t) * (layer->out_height * planes.error_line +
-                              layer->in_height * (uint32_t)stride * planes.line));
+    memset(scratch, 0, sizeof(int16_t) * place_update_planes(&planes, layer, scratch));
     for (uint32_t t = 0; t < trained->count; t++) {
         const uint32_t channel = trained->channels[t];
         const tf_step step =

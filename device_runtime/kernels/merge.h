@@ -4,8 +4,7 @@
 
 #include "tinyfleet/kernels.h"
 
-/* So much of a layer's weights is merged at a time, or a little more where rows are long
- * (codegen/program/scratch.py: MERGED_BYTES). */
+/* So much of a layer's weights is merged at a time, or a little more where rows are long. */
 #define TF_MERGED_BYTES 4096u
 
 /* Part of the weights of a layer: some row pairs and, of every tap, some input channels. */

@@ -98,4 +98,10 @@ static inline uint32_t tf_even_up(uint32_t value) {
     return (value + 1u) & ~1u;
 }
 
+/* Elements of a row of the table of taps, at most: overlapping pairs of a row of this width, which
+ * may have a tap of zeros before it and be filled up to the next width with code of its own. */
+static inline uint32_t tf_room_for_taps(uint32_t width) {
+    return 2u * width + 4u;
+}
+
 #endif

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import tempfile
 from importlib import resources
 from pathlib import Path
 
 from unicorn.unicorn_py3 import unicorn as binding
 
-from codegen.firmware.toolchain import Source, cache_folder, host_toolchain
+from codegen.host_toolchain import host_toolchain
 
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
@@ -37,21 +34,12 @@ class _Counter(ctypes.Structure):
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """core_clock.c for this machine, kept beside the objects that the compilers cache.
+    """core_clock.c for this machine, kept with the objects that compilers cache.
 
     Raises: ToolchainError where there is no C compiler.
     """
     source = Path(str(resources.files("simulator.devices") / "core_clock.c"))
-    toolchain = host_toolchain()
-    key = hashlib.sha256(source.read_bytes() + toolchain.version.encode()).hexdigest()[:24]
-    library = cache_folder() / f"core-clock-{key}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            made = Path(folder) / library.name
-            toolchain.build_host([Source(source)], include_dirs=[], output=made)
-            os.replace(made, library)
-    return ctypes.CDLL(str(library))
+    return ctypes.CDLL(str(host_toolchain().library([source], include_dirs=[])))
 
 
 class CoreClock:

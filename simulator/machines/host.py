@@ -18,7 +18,7 @@ from codegen.emit.zcbor_codec import CODEC_DEFINES
 from codegen.firmware.boards import Board
 from codegen.firmware.bundle import Bundle, RegionInfo, load_bundle
 from codegen.firmware.flash_layout import KEEP_NUMBERS
-from codegen.firmware.toolchain import Source, Toolchain, host_toolchain
+from codegen.host_toolchain import HostToolchain, Source, host_toolchain
 from device_runtime import host_sources, include_directories
 from simulator.clock import Milliseconds, host_milliseconds
 from simulator.errors import ImageError
@@ -109,7 +109,9 @@ class _Setup(ctypes.Structure):
     )
 
 
-def build_host_library(bundle: Bundle, output: Path, toolchain: Toolchain | None = None) -> Path:
+def build_host_library(
+    bundle: Bundle, output: Path, toolchain: HostToolchain | None = None
+) -> Path:
     """Build the client, the engine and the bundle's model for this machine; returns ``output``.
 
     Raises: ToolchainError without a C compiler, or when it fails.

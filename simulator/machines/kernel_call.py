@@ -24,7 +24,8 @@ from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3 import unicorn as binding
 
 from codegen.firmware.boards import load_board
-from codegen.firmware.toolchain import Source, find_toolchain, host_toolchain
+from codegen.firmware.toolchain import find_toolchain
+from codegen.host_toolchain import Source, host_toolchain
 from simulator.errors import ImageError, MachineFault
 from simulator.machines.counting import InstructionCounter
 from simulator.machines.elf_image import ElfImage, load_elf

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from codegen.emit.zcbor_codec import generate_codec
 from codegen.firmware.bundle import SamplesInfo
-from codegen.firmware.toolchain import Source, host_toolchain
+from codegen.host_toolchain import Source, host_toolchain
 from fleet.protocol import Announce, Delta, Receipt, ReceiptResult, Status, Task
 from simulator.devices.flash_image import Identity, identity_region
 

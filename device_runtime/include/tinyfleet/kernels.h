@@ -166,13 +166,12 @@ typedef struct {
  * layer (1 x 1, stride 1, no padding) may lie in its input's place, or up to any amount before it
  * so long as no later input is overwritten. The same goes for rows of other layers. Not so where
  * some channels are trained (weights->count > 0): then every part of the output channels reads all
- * inputs. scratch: codegen/program/scratch.py */
+ * inputs. */
 void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
                             const tf_weights *weights, const int32_t *bias, int8_t *output,
                             uint8_t *mask, int16_t *scratch);
 /* Channel by channel, each as a plane of its own: where all rows are asked for and input and output
- * have the same size, the output may be the input itself.
- * scratch: codegen/program/scratch.py */
+ * have the same size, the output may be the input itself. */
 void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
                           const tf_weights *weights, const int32_t *bias, int8_t *output,
                           uint8_t *mask, int16_t *scratch);
@@ -237,18 +236,16 @@ void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *
                     int32_t *bias, const tf_whole *of_bias, const tf_update *update);
 
 /* Pointwise: out may lie over the error like a forward output over its input (weights->count == 0).
- * With a single input channel, two bytes behind the weights are read, too. scratch:
- * codegen/program/scratch.py */
+ * With a single input channel, two bytes behind the weights are read, too. */
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                    tf_scale *out_scale, int16_t *scratch);
-/* out may be the error itself where both have one size. scratch: codegen/program/scratch.py */
+/* out may be the error itself where both have one size. */
 void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
                                  const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                  tf_scale *out_scale, int16_t *scratch);
 void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_scale *scale,
                     int32_t *bias, const tf_whole *of_bias, const tf_update *update);
-/* scratch: codegen/program/scratch.py, both */
 void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *error,
                                   const tf_scale *scale, const int8_t *input,
                                   const tf_trained *trained, const tf_update *update,
@@ -257,5 +254,16 @@ void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *erro
                                 const tf_scale *scale, const int8_t *input,
                                 const tf_trained *trained, const tf_update *update,
                                 int16_t *scratch);
+
+/* ---- scratch: bytes that a kernel needs beside its buffers, from the layer's sizes alone, the same
+ * on all machines. The compiler asks these functions; they are in no firmware. `trained`: trained
+ * channels of the weights (tf_weights' count); `rows`: the most that a span has. ---- */
+
+uint32_t tf_convolution_forward_scratch_bytes(const tf_convolution *layer, uint32_t trained);
+uint32_t tf_convolution_input_gradient_scratch_bytes(const tf_convolution *layer, uint32_t trained);
+uint32_t tf_convolution_weight_update_scratch_bytes(const tf_convolution *layer);
+uint32_t tf_depthwise_forward_scratch_bytes(const tf_convolution *layer, uint32_t rows);
+uint32_t tf_depthwise_input_gradient_scratch_bytes(const tf_convolution *layer);
+uint32_t tf_depthwise_weight_update_scratch_bytes(const tf_convolution *layer);
 
 #endif

@@ -22,12 +22,9 @@
 #define TF_PREFIX_BYTES 8u
 #define TF_WEIGHTS_CHUNK_LIMIT 512u  /* of the weights, without its CRC */
 #define TF_UPLINK_CHUNK_LIMIT 16384u /* coded bytes in one message of a delta */
-#define TF_UPLINK_CHUNK_MINIMUM 64u
 
-/* Longest encodings, for buffers. */
-#define TF_ANNOUNCE_MESSAGE_BYTES 192u
+/* Longest encoding of a status, for buffers. */
 #define TF_STATUS_MESSAGE_BYTES 24u
-#define TF_DELTA_HEAD_BYTES 112u
 
 /* What a task asks for. */
 #define TF_ACTION_SCORE 0u

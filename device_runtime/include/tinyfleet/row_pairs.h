@@ -14,6 +14,10 @@ static inline uint32_t tf_packed_length(uint32_t length) {
     return (length + 3u) & ~3u;
 }
 
+static inline uint32_t tf_packed_bytes(uint32_t rows, uint32_t length) {
+    return ((rows + 1u) & ~1u) * tf_packed_length(length);
+}
+
 /* Place of value `at` of `row`, in rows of this packed length. */
 static inline uint32_t tf_packed_place(uint32_t row, uint32_t at, uint32_t packed_length) {
     return (row & ~1u) * packed_length + 2u * at + (row & 1u);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 from pathlib import Path
@@ -15,12 +14,8 @@ from unicorn.arm_const import UC_ARM_REG_R0, UC_ARM_REG_SP
 from codegen.errors import ToolchainError
 from codegen.firmware.boards import load_board
 from codegen.firmware.flash_layout import LogNeeds, linker_script, plan_flash
-from codegen.firmware.toolchain import (
-    Source,
-    cache_folder,
-    find_toolchain,
-    host_toolchain,
-)
+from codegen.firmware.toolchain import find_toolchain
+from codegen.host_toolchain import cache_folder, host_toolchain
 
 STARTUP = r"""
 #include <stdint.h>
@@ -185,34 +180,6 @@ def test_a_broken_source_is_quoted_with_its_line(kind: str, tmp_path: Path) -> N
         )
 
 
-def test_warnings_are_errors_except_in_code_that_is_not_ours(tmp_path: Path) -> None:
-    source = tmp_path / "sloppy.c"
-    source.write_text("int sloppy(int used, int unused) { return used; }\n")
-    host = host_toolchain()
-    with pytest.raises(ToolchainError, match="unused"):
-        host.build_host([source], include_dirs=[], output=tmp_path / "a.so")
-    lenient = Source(source, warnings=False)
-    host.build_host([lenient], include_dirs=[], output=tmp_path / "b.so")
-
-
-def test_a_second_build_only_links_until_a_header_changes(tmp_path: Path) -> None:
-    (tmp_path / "inner.h").write_text("#define VALUE 41\n")
-    (tmp_path / "outer.h").write_text('#include "inner.h"\n')
-    source = tmp_path / "unit.c"
-    source.write_text('#include "outer.h"\nint value(void);\nint value(void){return VALUE;}\n')
-    host = host_toolchain()
-
-    def build(name: str) -> tuple[int, int]:
-        result = host.build_host([source], include_dirs=[tmp_path], output=tmp_path / name)
-        library = ctypes.CDLL(str(result.output))
-        return result.compiled, library.value()
-
-    assert build("first.so") == (1, 41)
-    assert build("second.so") == (0, 41)
-    (tmp_path / "inner.h").write_text("#define VALUE 42\n")
-    assert build("third.so") == (1, 42)
-
-
 def test_the_environment_chooses_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYFLEET_COMPILER", "zig")
     assert find_toolchain().kind == "zig"
@@ -227,14 +194,3 @@ def test_a_missing_compiler_is_named_with_how_to_get_it(monkeypatch: pytest.Monk
         find_toolchain("gcc")
     assert find_toolchain().kind == "zig"
     assert "zig" in host_toolchain().version
-
-
-def test_zig_stands_in_for_a_missing_host_compiler(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", os.devnull)
-    source = tmp_path / "unit.c"
-    source.write_text("int triple(int x);\nint triple(int x) { return 3 * x; }\n")
-    built = host_toolchain().build_host([source], include_dirs=[], output=tmp_path / "unit.so")
-    library = ctypes.CDLL(str(built.output))
-    assert library.triple(14) == 42

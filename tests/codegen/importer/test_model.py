@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from codegen.errors import ModelError
-from codegen.graph.floats import FloatConv, evaluate, forward_macs, parameter_count
+from codegen.graph.floats import FloatConv, evaluate, parameter_count
 from codegen.importer.model import import_model, import_proto
 from tests.codegen import onnxruntime_oracle
 from tests.conftest import examples
@@ -81,7 +81,6 @@ def test_the_digit_model_keeps_to_its_budgets() -> None:
     graph = import_model(DIGITS)
     assert DIGITS.stat().st_size <= 200_000
     assert parameter_count(graph) < 40_000
-    assert forward_macs(graph) < 300_000
     assert all(shape[0] % 4 == 0 for name, shape in graph.shapes.items() if name != graph.input)
 
 

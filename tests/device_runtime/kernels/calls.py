@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from codegen.arithmetic.integers import random_move
 from codegen.arithmetic.layers import INT32_MAX
-from device_runtime import include_directories, source_root
+from device_runtime import include_directories, kernel_sources
 from simulator.machines.kernel_call import (
     ArmKernels,
     Call,
@@ -26,26 +25,22 @@ from simulator.machines.kernel_call import (
 Ints = NDArray[np.int64]
 
 
-def _all_kernels() -> list[Path]:
-    return sorted((source_root() / "kernels").glob("*.c"))
-
-
 @cache
 def on_host() -> HostKernels:
     """The portable twins, with traps for undefined behaviour."""
-    return host_kernels(_all_kernels(), include_directories(), sanitize=["undefined"])
+    return host_kernels(kernel_sources(), include_directories(), sanitize=["undefined"])
 
 
 @cache
 def on_cortex_m7() -> ArmKernels:
     """The DSP kernels, by GCC where there is one."""
-    return arm_kernels(_all_kernels(), include_directories())
+    return arm_kernels(kernel_sources(), include_directories())
 
 
 @cache
 def on_cortex_m4() -> ArmKernels:
     """The DSP kernels, by Clang."""
-    return arm_kernels(_all_kernels(), include_directories(), cpu="cortex-m4", compiler="zig")
+    return arm_kernels(kernel_sources(), include_directories(), cpu="cortex-m4", compiler="zig")
 
 
 def call_all(function: str, arguments: Sequence[Any]) -> Call:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from codegen.arithmetic.integers import apply_gain, round_shift, step_gain
 from codegen.arithmetic.layers import Gain
-from codegen.graph.ir import Conv
+from codegen.graph.ir import Conv, Padding, Tensor
 from codegen.program.row_pairs import pack_rows
 from simulator.machines.kernel_call import Struct
 
@@ -190,10 +190,21 @@ class Case:
 
     @cached_property
     def op(self) -> Conv:
-        """What the compiler's formulas of scratch take."""
+        """As the compiler has it."""
         codes = self.weights.astype(np.int8)
         ones = np.ones(self.outputs)
-        return Conv("layer", "in", "out", codes, ones, self.bias, self.stride)
+        padding = Padding(*self.padding)
+        return Conv("layer", "in", "out", codes, ones, self.bias, self.stride, padding)
+
+    @property
+    def source(self) -> Tensor:
+        """The input as the compiler has it."""
+        return Tensor("in", (self.height, self.width, self.channels), 1.0, self.in_zero)
+
+    @property
+    def target(self) -> Tensor:
+        """The output as the compiler has it."""
+        return Tensor("out", self.out_shape, 1.0, self.out_zero)
 
     @property
     def count(self) -> int:

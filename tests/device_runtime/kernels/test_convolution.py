@@ -14,7 +14,8 @@ Engines = list[HostKernels | ArmKernels]
 
 
 def scratch_of(case: Case) -> np.ndarray:
-    return np.full(convolution_forward_bytes(case.op, case.count) // 2, 0x5A5A, np.int16)
+    size = convolution_forward_bytes(case.op, case.source, case.target, case.count)
+    return np.full(size // 2, 0x5A5A, np.int16)
 
 
 def forward(

@@ -19,7 +19,8 @@ def scale_of(error: np.ndarray, exponent: int) -> Struct:
 
 
 def scratch_of(case: Case) -> np.ndarray:
-    return np.full(convolution_input_gradient_bytes(case.op, case.count) // 2, 0x5A5A, np.int16)
+    size = convolution_input_gradient_bytes(case.op, case.source, case.target, case.count)
+    return np.full(size // 2, 0x5A5A, np.int16)
 
 
 def check(engines: Engines, case: Case, error: np.ndarray) -> None:

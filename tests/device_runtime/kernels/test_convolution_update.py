@@ -4,7 +4,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import STATE_BITS, STEP_BITS
-from codegen.program.scratch import round_up
+from codegen.program.scratch import convolution_weight_update_bytes
 from simulator.machines.kernel_call import ArmKernels, HostKernels, Struct
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import FIRST_VALUE, moved, update
@@ -49,6 +49,7 @@ def check(
         wanted_fractions = state - wanted * 256
     else:
         wanted, wanted_fractions = np.clip(after, -127, 127), fractions
+    size = convolution_weight_update_bytes(case.op, case.source, case.target)
     for engine in engines:
         made, made_fractions = packed(weights), packed(fractions)
         made_velocity = None if velocity is None else packed_words(velocity)
@@ -67,7 +68,7 @@ def check(
                 ("H", case.count),
             ),
             update(RATE, 200, apply),
-            np.full(4 * round_up(case.pixels, 2), 0x5A5A, np.int16),
+            np.full(size // 2, 0x5A5A, np.int16),
         )
         # Packed again, since the padding must stay zero.
         np.testing.assert_array_equal(made, packed(wanted))

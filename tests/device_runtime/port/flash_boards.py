@@ -15,7 +15,8 @@ from codegen.firmware.flash_layout import (
     linker_script,
     plan_flash,
 )
-from codegen.firmware.toolchain import Source, find_toolchain
+from codegen.firmware.toolchain import find_toolchain
+from codegen.host_toolchain import Source
 from simulator.machines.elf_image import ElfImage, load_elf
 from simulator.machines.protocol import StopReason
 from simulator.machines.unicorn import UnicornMachine

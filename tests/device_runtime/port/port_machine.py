@@ -10,7 +10,8 @@ from typing import Any
 import device_runtime
 from codegen.firmware.boards import Board, load_board
 from codegen.firmware.flash_layout import LogNeeds, layout_defines, linker_script, plan_flash
-from codegen.firmware.toolchain import Source, find_toolchain
+from codegen.firmware.toolchain import find_toolchain
+from codegen.host_toolchain import Source
 from simulator.machines.elf_image import ElfImage, load_elf
 from simulator.machines.protocol import StopReason
 from simulator.machines.unicorn import UnicornMachine

@@ -20,7 +20,8 @@ from codegen.firmware.flash_layout import (
     linker_script,
     plan_flash,
 )
-from codegen.firmware.toolchain import BuildResult, Source, find_toolchain
+from codegen.firmware.toolchain import find_toolchain
+from codegen.host_toolchain import BuildResult, Source
 from fleet.protocol import Announce, Delta, Status
 from simulator.devices.flash_image import identity_region
 from simulator.machines.protocol import StopReason

@@ -1,0 +1,81 @@
+"""Libraries for this machine: cached by content, with warnings as errors, by whatever compiler."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import pytest
+
+from codegen.errors import ToolchainError
+from codegen.host_toolchain import Source, cache_folder, host_toolchain
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """Objects are cached apart from the user's; zig's own runtime isn't built again."""
+    patch = pytest.MonkeyPatch()
+    zig = str(cache_folder() / "zig")
+    patch.setenv("ZIG_GLOBAL_CACHE_DIR", zig)
+    patch.setenv("ZIG_LOCAL_CACHE_DIR", zig)
+    patch.setenv("TINYFLEET_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.delenv("TINYFLEET_COMPILER", raising=False)
+    yield
+    patch.undo()
+
+
+def test_warnings_are_errors_except_in_code_that_is_not_ours(tmp_path: Path) -> None:
+    source = tmp_path / "sloppy.c"
+    source.write_text("int sloppy(int used, int unused) { return used; }\n")
+    host = host_toolchain()
+    with pytest.raises(ToolchainError, match="unused"):
+        host.build_host([source], include_dirs=[], output=tmp_path / "a.so")
+    lenient = Source(source, warnings=False)
+    host.build_host([lenient], include_dirs=[], output=tmp_path / "b.so")
+
+
+def test_a_second_build_only_links_until_a_header_changes(tmp_path: Path) -> None:
+    (tmp_path / "inner.h").write_text("#define VALUE 41\n")
+    (tmp_path / "outer.h").write_text('#include "inner.h"\n')
+    source = tmp_path / "unit.c"
+    source.write_text('#include "outer.h"\nint value(void);\nint value(void){return VALUE;}\n')
+    host = host_toolchain()
+
+    def build(name: str) -> tuple[int, int]:
+        result = host.build_host([source], include_dirs=[tmp_path], output=tmp_path / name)
+        library = ctypes.CDLL(str(result.output))
+        return result.compiled, library.value()
+
+    assert build("first.so") == (1, 41)
+    assert build("second.so") == (0, 41)
+    (tmp_path / "inner.h").write_text("#define VALUE 42\n")
+    assert build("third.so") == (1, 42)
+
+
+def test_zig_stands_in_for_a_missing_host_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", os.devnull)
+    source = tmp_path / "unit.c"
+    source.write_text("int triple(int x);\nint triple(int x) { return 3 * x; }\n")
+    built = host_toolchain().build_host([source], include_dirs=[], output=tmp_path / "unit.so")
+    library = ctypes.CDLL(str(built.output))
+    assert library.triple(14) == 42
+
+
+def test_a_library_is_linked_once_until_one_of_its_headers_changes(tmp_path: Path) -> None:
+    header, source = tmp_path / "value.h", tmp_path / "unit.c"
+    header.write_text("#define VALUE 41\n")
+    source.write_text('#include "value.h"\nint value(void);\nint value(void){return VALUE;}\n')
+
+    def library() -> Path:
+        return host_toolchain().library([source], include_dirs=[tmp_path])
+
+    first = library()
+    written = first.stat().st_ino
+    assert ctypes.CDLL(str(first)).value() == 41
+    assert library() == first
+    assert first.stat().st_ino == written
+    header.write_text("#define VALUE 42\n")
+    assert ctypes.CDLL(str(library())).value() == 42
