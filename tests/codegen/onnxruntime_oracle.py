@@ -55,10 +55,7 @@ def codes_of(model: onnx.ModelProto, x: NDArray[np.float32]) -> dict[str, NDArra
     asked.CopyFrom(model)
     coded = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
     asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in coded)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(asked.SerializeToString(), options)
-    made = session.run(list(coded), {session.get_inputs()[0].name: x})
+    made = run(asked, x, list(coded))
     return {
         name: codes.astype(np.int64) - (128 if codes.dtype == np.uint8 else 0)
         for name, codes in zip(coded.values(), made, strict=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.layers import logit_scale
@@ -22,6 +22,7 @@ from codegen.reference.float_autodiff import forward_integers
 from codegen.reference.interpreter import Interpreter
 from tests.codegen.quantized_network import random_quantized
 from tests.codegen.random_graphs import full_plan, random_graph, random_pooled_graph
+from tests.conftest import examples
 
 
 def quantized_file(seed: int) -> tuple[Graph, np.ndarray]:
@@ -32,9 +33,7 @@ def quantized_file(seed: int) -> tuple[Graph, np.ndarray]:
 
 @pytest.mark.parametrize("make", [random_graph, random_pooled_graph, quantized_file])
 @given(seed=st.integers(0, 10_000))
-@settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(6, HealthCheck.function_scoped_fixture)
 def test_simulation_interpreter_and_engine_give_the_same_integers(
     make: Callable[[int], tuple[Graph, np.ndarray]], seed: int, tmp_path: Path
 ) -> None:

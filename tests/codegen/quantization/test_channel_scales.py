@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -28,6 +28,7 @@ from codegen.quantization.report import simulate
 from tests.codegen.onnxruntime_oracle import codes_of, outputs
 from tests.codegen.quantized_network import Channels, Code, QuantizedNetwork, random_quantized
 from tests.codegen.random_graphs import full_plan
+from tests.conftest import examples
 
 
 def assert_computes_as_the_file(model: onnx.ModelProto, x: NDArray[np.float32]) -> Graph:
@@ -103,14 +104,14 @@ def test_a_filter_of_zeros_over_raw_pixels_compiles_and_is_right() -> None:
     assert scale[3] == np.median(scale[:3])
 
 
-@settings(max_examples=120, deadline=None)
+@examples(100)
 @given(seed=st.integers(0, 100_000))
 @example(seed=0)
 def test_channels_of_any_scales_compute_as_the_file_does(seed: int) -> None:
     assert_computes_as_the_file(*random_quantized(seed))
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(seed=st.integers(0, 100_000))
 def test_a_layer_of_any_scales_trains_with_errors_that_fit(seed: int) -> None:
     graph = quantize(import_proto(random_quantized(seed)[0]), None)

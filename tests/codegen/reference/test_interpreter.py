@@ -21,8 +21,8 @@ from codegen.program.lowering import lower
 from codegen.reference.float_autodiff import cosines, forward_integers
 from codegen.reference.interpreter import Interpreter
 from tests.codegen.random_graphs import full_plan, random_graph, random_pooled_graph
-from tests.conftest import examples
 from tests.codegen.real_arithmetic import real_output
+from tests.conftest import examples
 
 LEARNING_RATE = 2**20 // 50
 
