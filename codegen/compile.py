@@ -32,6 +32,7 @@ from codegen.firmware.bundle import (
     FlashInfo,
     ImageSizes,
     InputInfo,
+    LossInfo,
     Macs,
     ModelInfo,
     PlanInfo,
@@ -59,7 +60,8 @@ from codegen.firmware.flash_layout import (
 )
 from codegen.firmware.model_digest import model_digest, sample_digest
 from codegen.firmware.toolchain import Toolchain, find_toolchain
-from codegen.graph.ir import Graph
+from codegen.graph.floats import LossChoice
+from codegen.graph.ir import Graph, Loss
 from codegen.host_toolchain import HostToolchain, LinkError, Progress, Source, host_toolchain
 from codegen.importer.model import import_model
 from codegen.program import blob
@@ -132,6 +134,7 @@ def compile_model(
     quantization: QuantizationOptions = DEFAULT_OPTIONS,
     suggest: Suggest | None = None,
     publish: Sequence[str | PlanSpec] = (),
+    loss: Loss | None = None,
 ) -> Bundle:
     """Compiles ``model`` (ONNX, float or QDQ) for ``board`` into the bundle folder ``out``.
 
@@ -145,7 +148,8 @@ def compile_model(
     ``sample_log_bytes`` is the least size of the sample log in flash; None takes room for a few
     dozen samples where the flash has it. ``samples`` says which of them stay when it is full.
     ``suggest`` adds to the error for a plan that doesn't fit what could be trained instead
-    (`codegen.plan_search.nearest.suggestion`).
+    (`codegen.plan_search.nearest.suggestion`). ``loss`` says what the model is trained with, where
+    neither the model nor labels `y` beside the samples do.
 
     Raises a CodegenError whose message names the thing and the remedy.
     """
@@ -159,7 +163,7 @@ def compile_model(
 
     tell("importing", 0, 1)
     path = Path(model)
-    float_graph = import_model(path)
+    float_graph = import_model(path, loss, calibration)
     tell("importing", 1, 1)
     tell("quantizing", 0, 1)
     quantized = quantize_model(float_graph, calibration, quantization)
@@ -187,6 +191,7 @@ def compile_model(
         model_notes=quantized.notes,
         quantization_report=quantized.report,
         suggest=suggest,
+        loss_choice=float_graph.loss_choice,
     )
 
 
@@ -207,12 +212,15 @@ def compile_graph(
     coarser: Mapping[str, Plan] | None = None,
     suggest: Suggest | None = None,
     publish: Sequence[Plan] = (),
+    loss_choice: LossChoice | None = None,
 ) -> Bundle:
     """The part of ``compile_model`` after quantization; see there.
 
     ``model_notes`` go first among the report's notes. ``coarser`` has, by id, plans that stand in
-    for those of ``plans`` that don't fit the board.
+    for those of ``plans`` that don't fit the board. ``loss_choice`` says why the head of ``graph``
+    has its loss.
     """
+    choice = loss_choice or LossChoice(graph.head.loss, "the graph says so")
     tell = progress or _silent
     wanted = list(plans) if plans else default_plans(graph)
     _distinct(wanted)
@@ -269,6 +277,7 @@ def compile_graph(
         notes.append(_log_fills(regions.samples, log[0]))
     report = Report(
         board=board.name,
+        loss=LossInfo(name=choice.loss, because=choice.because, guessed=choice.guessed),
         plans=made.reports,
         flash_bytes=made.sizes.flash,
         flash_regions=regions,

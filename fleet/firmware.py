@@ -11,6 +11,7 @@ from codegen.compile import compile_model
 from codegen.firmware.bundle import Bundle
 from codegen.firmware.flash_layout import Keep
 from codegen.firmware.toolchain import find_toolchain
+from codegen.graph.ir import Loss
 from codegen.plan_search.nearest import suggestion
 from codegen.quantization.model import DEFAULT_OPTIONS, QuantizationOptions
 
@@ -30,14 +31,15 @@ def compile_firmware(
     samples: Keep = "newest",
     quantization: QuantizationOptions = DEFAULT_OPTIONS,
     publish: Sequence[str] = (),
+    loss: Loss | None = None,
 ) -> Bundle:
     """Compile ``model`` for ``board`` into the bundle folder ``out``.
 
     ``plans`` are FILE or FILE#NAME; none at all takes the three that codegen makes for the model.
     Without ``compiler`` it is gcc where that is installed, else zig. ``samples`` says which of them
-    stay when a device's log is full. ``quantization`` is for float models. What the plans of
-    ``publish`` train is published as well: other boards of a campaign have them. Raises
-    `CodegenError`.
+    stay when a device's log is full. ``quantization`` is for float models, ``loss`` for those that
+    don't say theirs. What the plans of ``publish`` train is published as well: other boards of a
+    campaign have them. Raises `CodegenError`.
     """
     return compile_model(
         model,
@@ -52,4 +54,5 @@ def compile_firmware(
         quantization=quantization,
         suggest=suggestion,
         publish=publish,
+        loss=loss,
     )

@@ -48,13 +48,12 @@ def round_shift(value: Integers, shift: int) -> Integers:
     return (value + (1 << (shift - 1))) >> shift
 
 
-def requantized(sums: Ints, pre_shift: int, words: Ints) -> Ints:
+def requantized(sums: Ints, pre_shift: int | Ints, words: Ints) -> Ints:
     """Sums in the steps of an output, by the words of multipliers that broadcast against them.
 
-    Sums go left by ``pre_shift`` bits first, which none that can occur overflows.
+    Sums go left by ``pre_shift`` bits first; those that no longer fit 32 bits saturate.
     """
-    raised = sums << pre_shift
-    assert np.abs(raised).max() <= INT32_MAX, "accumulator overflow"
+    raised = np.clip(sums << pre_shift, -INT32_MAX, INT32_MAX)
     shift = words & ((1 << SHIFT_BITS) - 1)
     scaled: Ints = (((raised * words) >> 32) + (1 << (shift - 1))) >> shift
     return scaled

@@ -16,7 +16,10 @@ from codegen.errors import ModelError
 from codegen.graph.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Tensor
 
 INT32_MAX = 2**31 - 1
+WEIGHT_MAX = 127
 LARGEST_SHIFT = 22
+# From here on a sum of 1 is far outside of the output's codes, as it is with any larger factor.
+LARGEST_FACTOR = 2.0**20
 # Sums of |error| <= 32767 times |input - zero| <= 255 over this many pixels fit 32 bits.
 PIXELS_IN_32_BITS = INT32_MAX // (32767 * 255)
 
@@ -92,8 +95,9 @@ def relative_q15(values: NDArray[np.float64]) -> tuple[NDArray[np.int64], int]:
 class ConvolutionArithmetic:
     """What ``tf_convolution`` holds; arrays have one entry per output channel."""
 
-    requantize: list[Multiplier]
-    pre_shift: int
+    requantize: NDArray[np.int64]
+    """Words of multipliers."""
+    pre_shift: NDArray[np.int64]
     bias_limit: int
     error_multiplier: NDArray[np.int64]
     error_exponent: int
@@ -150,25 +154,31 @@ def requantization_factors(graph: Graph, op: Conv | DepthwiseConv) -> NDArray[np
     return factors
 
 
-def pre_shift(graph: Graph, op: Conv | DepthwiseConv) -> int:
-    """Bits by which accumulators go left first, so that every factor is below one quarter.
+def requantization(
+    factors: NDArray[np.float64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Words of multipliers for ``factors``, and the bits by which sums go left first.
 
-    0 but for layers of very few products per output.
+    These bring every factor below one quarter, each channel by what it needs: 0 but for channels
+    of very few products per output, or with a scale out of all proportion.
     """
-    _, exponent = math.frexp(float(requantization_factors(graph, op).max()))
-    return max(0, exponent + 2)
+    bounded = np.minimum(factors, LARGEST_FACTOR)
+    _, exponents = np.frexp(bounded)
+    left = np.maximum(0, exponents.astype(np.int64) + 2)
+    words = [multiplier(float(factor)).word for factor in bounded / 2.0**left]
+    return np.array(words, np.int64), left
 
 
-def bias_limit(graph: Graph, op: Conv | DepthwiseConv) -> int:
-    """Largest |bias| that leaves room for every possible sum of products in 32 bits.
+def bias_limit(name: str, terms: int) -> int:
+    """Largest |bias| that leaves room in 32 bits for every possible sum of ``terms`` products.
 
-    Beyond it the output is far outside int8 in any case: clamping a bias changes nothing.
+    Raises ModelError, which names the layer ``name``, where there is none.
     """
-    limit = (INT32_MAX >> pre_shift(graph, op)) - terms_per_output(op) * 127 * 255
+    limit = INT32_MAX - terms * WEIGHT_MAX * 255
     if limit <= 0:
         raise ModelError(
-            f"layer {op.name}: {terms_per_output(op)} products per output can overflow 32 bits; "
-            "split the layer, or calibrate with samples that spread its output further"
+            f"layer {name}: {terms} products per output can overflow 32 bits; pool or convolve "
+            "with a stride before it, or split the layer"
         )
     return limit
 
@@ -226,7 +236,7 @@ def convolution_arithmetic(graph: Graph, op: Conv | DepthwiseConv) -> Convolutio
     """Constants of one convolution."""
     source, target = graph.tensors[op.input], graph.tensors[op.output]
     factors = requantization_factors(graph, op)
-    left = pre_shift(graph, op)
+    requantize, left = requantization(factors)
     error_multiplier, error_exponent = relative_q15(factors)
     headroom, error_shift = _error_sum_limits(op, error_multiplier)
     _check_sizes(op, source, target)
@@ -234,17 +244,22 @@ def convolution_arithmetic(graph: Graph, op: Conv | DepthwiseConv) -> Convolutio
     pixels = height * width
     wide = pixels > PIXELS_IN_32_BITS
     bias_scale = source.scale * op.weight_scale
+    try:
+        weight_gain = [gain(source.scale / (target.scale * float(s))) for s in op.weight_scale]
+        bias_gain = [gain(1 / (target.scale * float(s))) for s in bias_scale]
+    except ModelError as error:
+        raise ModelError(f"layer {op.name}: {error}") from error
     return ConvolutionArithmetic(
-        requantize=[multiplier(float(f) / 2**left) for f in factors],
+        requantize=requantize,
         pre_shift=left,
-        bias_limit=bias_limit(graph, op),
+        bias_limit=bias_limit(op.name, terms_per_output(op)),
         error_multiplier=error_multiplier,
         error_exponent=error_exponent,
         error_headroom=headroom,
         error_shift=error_shift,
         gradient_shift=_bits(pixels * 32767 * 255) - 31 if wide else 0,
-        weight_gain=[gain(source.scale / (target.scale * float(s))) for s in op.weight_scale],
-        bias_gain=[gain(1 / (target.scale * float(s))) for s in bias_scale],
+        weight_gain=weight_gain,
+        bias_gain=bias_gain,
     )
 
 

@@ -115,10 +115,12 @@ def _convolution(graph: Graph, op: Conv | DepthwiseConv, kernels: set[str]) -> l
         )
         return f"{name}_{suffix}"
 
-    requantize = [m.word for m in constants.requantize]
     weight_gain, bias_gain = map(_gain, constants.weight_gain), map(_gain, constants.bias_gain)
     tables = [
-        table("tf_multiplier", "requantize", requantize, 8, "_forward"),
+        table("tf_multiplier", "requantize", constants.requantize, 8, "_forward"),
+        table("uint8_t", "pre_shift", constants.pre_shift, 16, "_forward")
+        if constants.pre_shift.any()
+        else "0",
         table("int16_t", "error_multiplier", constants.error_multiplier, 12, "_input_gradient"),
         table("tf_gain", "weight_gain", weight_gain, 8, "_weight_update"),
         table("tf_gain", "bias_gain", bias_gain, 8, "bias_update"),
@@ -131,10 +133,10 @@ def _convolution(graph: Graph, op: Conv | DepthwiseConv, kernels: set[str]) -> l
         f"    {kernel[0]}, {kernel[1]}, {op.stride[0]}, {op.stride[1]},",
         f"    {op.padding.top}, {op.padding.left},",
         f"    {source.zero_point}, {target.zero_point},",
-        f"    {tables[0]}, {constants.pre_shift}, {constants.bias_limit},",
-        f"    {tables[1]}, {constants.error_exponent},",
+        f"    {tables[0]}, {tables[1]}, {constants.bias_limit},",
+        f"    {tables[2]}, {constants.error_exponent},",
         f"    {constants.error_headroom}, {constants.error_shift}, {constants.gradient_shift},",
-        f"    {tables[2]}, {tables[3]},",
+        f"    {tables[3]}, {tables[4]},",
         "};",
     ]
 

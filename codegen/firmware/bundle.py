@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from codegen.errors import BudgetError, BundleError
 from codegen.firmware.boards import Board, FlashName, load_board
 from codegen.firmware.flash_layout import Keep
+from codegen.graph.ir import Loss
 from codegen.program import blob
 from codegen.program.row_pairs import Order
 
@@ -220,10 +221,19 @@ class FlashBytes(_Strict):
     total: Count
 
 
+class LossInfo(_Strict):
+    """What the model is trained with, why, and whether that is a guess."""
+
+    name: Loss
+    because: str
+    guessed: bool
+
+
 class Report(_Strict):
     """Sizes and costs (report.json)."""
 
     board: str
+    loss: LossInfo
     plans: tuple[PlanReport, ...]
     flash_bytes: FlashBytes
     flash_regions: FlashInfo

@@ -71,11 +71,12 @@ class Coding:
 class StoredIntegers:
     """The integers of a layer of a quantized model, exactly as stored.
 
-    weight int8 [O, I/groups, Kh, Kw] with one scale per output channel; bias int32 [O] in steps
-    of input scale * weight scale, or None where the bias is stored as real numbers.
+    weight [O, I/groups, Kh, Kw], -128 … 127 (128 where a negative factor was folded in), with one
+    scale per output channel; bias int32 [O] in steps of input scale * weight scale, or None where
+    the bias is stored as real numbers.
     """
 
-    weight: NDArray[np.int8]
+    weight: NDArray[np.int16]
     weight_scale: NDArray[np.float64]
     bias: NDArray[np.int32] | None
 
@@ -179,6 +180,15 @@ class SampleLayout:
         return ordered.reshape(len(samples), *target)
 
 
+@dataclass(frozen=True)
+class LossChoice:
+    """The loss that a model is trained with, why, and whether that is a guess."""
+
+    loss: Loss
+    because: str
+    guessed: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class FloatGraph:
     """Operations in execution order, the head last; shapes of all tensors but the head's output.
@@ -186,6 +196,7 @@ class FloatGraph:
     ``codings`` says how a quantized model codes its tensors; a float model has none, and one that
     is quantized in parts has those of the parts.
     ``sample_layout`` is that of the input in the model file, where it differs from ``shapes``.
+    ``loss_choice`` is why the head has its loss, where the importer chose it.
     """
 
     name: str
@@ -194,6 +205,7 @@ class FloatGraph:
     ops: tuple[FloatOp, ...]
     codings: Mapping[str, Coding] = field(default_factory=dict)
     sample_layout: SampleLayout | None = None
+    loss_choice: LossChoice | None = None
 
     @property
     def head(self) -> FloatHead:

@@ -208,7 +208,7 @@ def _linear(
 
     name = state.unique(node.name)
     stored = stored_integers(
-        state, node, view.tensor, output_axis, lambda codes: arranged(codes).astype(np.int8)
+        state, node, view.tensor, output_axis, lambda codes: arranged(codes).astype(np.int16)
     )
     op = FloatConv(
         name=name,

@@ -13,7 +13,6 @@ the operator, the attribute and the remedy.
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,10 @@ from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from codegen.errors import ModelError
-from codegen.graph.floats import FloatGraph, FloatHead
+from codegen.graph.floats import FloatGraph, FloatHead, LossChoice
+from codegen.graph.ir import Loss
 from codegen.importer.handlers import HANDLERS, RENAMING, SUPPORTED_OPERATORS, unsupported
+from codegen.importer.loss import Outputs, choose_loss
 from codegen.importer.passes import PASSES, DraftGraph
 from codegen.importer.quantized import transpose_integers
 from codegen.importer.state import Affine, ImportState, Node, View
@@ -40,8 +41,16 @@ _DAMAGE = (ValueError, TypeError, KeyError, IndexError, OverflowError)
 _NEVER_COMPUTED = ("Constant", "DequantizeLinear", "If", "Loop", "Scan")
 
 
-def import_model(path: Path | str) -> FloatGraph:
-    """Reads an ONNX file. Raises ModelError for a file that is missing, damaged or unsupported."""
+def import_model(
+    path: Path | str, loss: Loss | None = None, samples: Path | str | None = None
+) -> FloatGraph:
+    """Reads an ONNX file.
+
+    ``loss`` says what the model is trained with; without it the model says so, or the labels of
+    ``samples`` (see `choose_loss`). Raises ModelError for a file that is missing, damaged or
+    unsupported, and where the loss can't be known; CalibrationError for ``samples`` that can't be
+    read.
+    """
     path = Path(path)
     try:
         # The format is said, or a name that ends in .json would make it be read as JSON.
@@ -50,11 +59,16 @@ def import_model(path: Path | str) -> FloatGraph:
         raise ModelError(f"{path}: no such file; give the path of an ONNX model") from error
     except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(f"{path}: not a readable ONNX file ({error}); export it again") from error
-    return import_proto(model, path.stem)
+    return import_proto(model, path.stem, loss, samples)
 
 
-def import_proto(model: onnx.ModelProto, name: str | None = None) -> FloatGraph:
-    """Turns a loaded ONNX model into a float graph. Raises ModelError as `import_model` does."""
+def import_proto(
+    model: onnx.ModelProto,
+    name: str | None = None,
+    loss: Loss | None = None,
+    samples: Path | str | None = None,
+) -> FloatGraph:
+    """Turns a loaded ONNX model into a float graph; options and errors are `import_model`'s."""
     opset = _checked_opset(model)
     try:
         onnx.checker.check_model(model)
@@ -64,9 +78,14 @@ def import_proto(model: onnx.ModelProto, name: str | None = None) -> FloatGraph:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"the model breaks the ONNX rules: {reason}; export it again") from error
     try:
-        return _run(ImportState(model.graph, name or model.graph.name or "model"), opset)
+        state = ImportState(model.graph, name or model.graph.name or "model")
+        draft, result = _run(state, opset)
     except _DAMAGE as error:
         raise ModelError(f"the model contradicts itself ({error}); export it again") from error
+    choice = choose_loss(_outputs(state, result), loss, samples)
+    if choice.loss == "mse":
+        _to_reconstruction(state, draft, result)
+    return _finished(state, draft, choice)
 
 
 def _checked_opset(model: onnx.ModelProto) -> int:
@@ -84,7 +103,8 @@ def _checked_opset(model: onnx.ModelProto) -> int:
     return int(versions[0])
 
 
-def _run(state: ImportState, opset: int) -> FloatGraph:
+def _run(state: ImportState, opset: int) -> tuple[DraftGraph, View]:
+    """The draft in its normal form, and the model's output."""
     for node in state.nodes:
         if _is_constant(state, node):
             _compute(state, node, opset)
@@ -106,14 +126,7 @@ def _run(state: ImportState, opset: int) -> FloatGraph:
     draft = DraftGraph(state.input, result.tensor, state.ops, state.shapes, state.codings)
     for run_pass in PASSES:
         run_pass(draft)
-    if _is_reconstruction(state, result):
-        _to_reconstruction(state, draft, result)
-    elif sum(size > 1 for size in result.sizes) > 1:
-        raise ModelError(
-            f"output '{state.outputs[0]}' has shape {list(result.sizes)}; needed are (batch, "
-            f"classes), or for an autoencoder the input's {[1, *state.sample_shape]}"
-        )
-    return _finished(state, draft)
+    return draft, result
 
 
 def _is_constant(state: ImportState, node: Node) -> bool:
@@ -146,11 +159,14 @@ def _compute(state: ImportState, node: Node, opset: int) -> None:
         transpose_integers(state, node, tuple(order))
 
 
-def _is_reconstruction(state: ImportState, result: View) -> bool:
-    """An output of the input's shape, or that flattened, and no Softmax: an autoencoder."""
-    sizes = [size for size in result.sizes if size > 1]
-    shape = [size for size in state.sample_shape if size > 1]
-    return not result.after_softmax and sizes in (shape, [math.prod(shape)])
+def _outputs(state: ImportState, result: View) -> Outputs:
+    return Outputs(
+        state.name,
+        state.outputs[0],
+        tuple(size for size in result.sizes if size > 1),
+        tuple(size for size in state.sample_shape if size > 1),
+        result.after_softmax,
+    )
 
 
 def _to_reconstruction(state: ImportState, draft: DraftGraph, result: View) -> None:
@@ -170,9 +186,11 @@ def _to_reconstruction(state: ImportState, draft: DraftGraph, result: View) -> N
     )
 
 
-def _finished(state: ImportState, draft: DraftGraph) -> FloatGraph:
+def _finished(state: ImportState, draft: DraftGraph, choice: LossChoice) -> FloatGraph:
     ops = [op for op in draft.ops.values() if not isinstance(op, Affine)]
     tensors = {draft.input} | {op.output for op in ops} - {draft.output}
     codings = {name: coding for name, coding in draft.codings.items() if name in tensors}
     shapes = {name: shape for name, shape in draft.shapes.items() if name in tensors}
-    return FloatGraph(state.name, state.input, shapes, tuple(ops), codings, state.sample_layout)
+    return FloatGraph(
+        state.name, state.input, shapes, tuple(ops), codings, state.sample_layout, choice
+    )

@@ -147,7 +147,7 @@ def _folded(conv: FloatConv, op: Affine) -> FloatConv | None:
     if stored is not None:
         if (gain == 0).any():
             return None  # stored integers of a channel that vanishes: leave it a layer of its own
-        signs = np.sign(gain).astype(np.int8)[:, np.newaxis, np.newaxis, np.newaxis]
+        signs = np.sign(gain).astype(np.int16)[:, np.newaxis, np.newaxis, np.newaxis]
         changes_bias = (gain != 1).any() or (shift != 0).any()
         stored = StoredIntegers(
             stored.weight * signs,
@@ -331,7 +331,11 @@ def last_layer_to_head(draft: DraftGraph) -> None:
             f"{needed}"
         )
     if outputs < 2:
-        raise ModelError(f"{ends}, which has one output; a classifier needs at least 2 classes")
+        raise ModelError(
+            f"{ends}, which has one output: a device trains classifiers, of at least 2 classes "
+            "with an output each, and autoencoders; regression isn't supported, and a yes or no "
+            "needs two outputs"
+        )
     draft.ops[last.output] = FloatHead(
         last.name, last.input, last.output, last.weight.reshape(outputs, -1), last.bias
     )

@@ -106,7 +106,7 @@ def stored_integers(
     node: Node,
     source: str,
     output_axis: int,
-    arrange: Callable[[NDArray[np.int8]], NDArray[np.int8]],
+    arrange: Callable[[NDArray[np.int16]], NDArray[np.int16]],
 ) -> StoredIntegers | None:
     """The integers behind input 1 of a layer, None where it is stored as real numbers.
 
@@ -126,7 +126,7 @@ def stored_integers(
         )
     if stored.scale.size > 1 and stored.axis != output_axis:
         return None  # one scale per input: real values, quantized again per output
-    weight = arrange(np.clip(codes, -127, 127).astype(np.int8))
+    weight = arrange(codes.astype(np.int16))
     scale = np.broadcast_to(stored.scale, len(weight)).astype(np.float64)
     return StoredIntegers(weight, scale, _stored_bias(state, node, source, scale))
 

@@ -15,7 +15,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.arithmetic.layers import bias_limit
+from codegen.arithmetic.layers import INT32_MAX, WEIGHT_MAX, bias_limit, terms_per_output
+from codegen.errors import ModelError
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head
 from codegen.program.plans import Plan, trained_tensors
 from codegen.program.row_pairs import Order, pack_rows, stored_bytes, unpack_rows
@@ -24,7 +25,7 @@ FACTORY_WEIGHTS, FROZEN_WEIGHTS = "tf_factory_weights", "tf_frozen_weights"
 """Constants of the image: the published tensors as they were built in, and the others."""
 
 ALIGNMENT = 4
-Q88_LIMIT = 127 * 256
+Q88_LIMIT = WEIGHT_MAX * 256
 
 Kind: TypeAlias = Literal["weight", "bias"]
 DType: TypeAlias = Literal["int8", "int16", "int32"]
@@ -141,7 +142,10 @@ def _split(graph: Graph, published: Collection[str]) -> Weights:
 
 
 def parameters(graph: Graph) -> list[Parameter]:
-    """Tensors of ``graph`` in the order of its layers: weight and bias of each, then the head's."""
+    """Tensors of ``graph`` in the order of its layers: weight and bias of each, then the head's.
+
+    Raises ModelError for a value that the device can't hold: nothing is clamped here.
+    """
     tensors: list[Parameter] = []
 
     def add(
@@ -153,23 +157,41 @@ def parameters(graph: Graph) -> list[Parameter]:
         order: Order = "plain",
     ) -> None:
         name = f"{layer}.{kind}"
+        _check_limit(layer, kind, values, limit)
         tensors.append(Parameter(name, layer, kind, values, limit, step, order))
 
     for op in graph.ops:
         if isinstance(op, (Conv, DepthwiseConv)):
             input_scale = graph.tensors[op.input].scale
             order: Order = "row-pairs" if isinstance(op, Conv) else "plain"
-            add(op.name, "weight", op.weight, 127, tuple(op.weight_scale.tolist()), order)
+            weight_step = tuple(op.weight_scale.tolist())
+            add(op.name, "weight", op.weight, WEIGHT_MAX, weight_step, order)
             bias_step = tuple((input_scale * op.weight_scale).tolist())
-            limit = bias_limit(graph, op)
-            bias = np.clip(op.bias, -limit, limit).astype(np.int32)
-            add(op.name, "bias", bias, limit, bias_step)
+            limit = bias_limit(op.name, terms_per_output(op))
+            add(op.name, "bias", op.bias, limit, bias_step)
         elif isinstance(op, Head):
-            weight_step = op.weight_scale / 256
-            unit = graph.tensors[op.input].scale * weight_step
-            add(op.name, "weight", op.weight, Q88_LIMIT, (weight_step,))
-            add(op.name, "bias", op.bias, 2**31 - 1, (unit,))
+            step = op.weight_scale / 256
+            unit = graph.tensors[op.input].scale * step
+            add(op.name, "weight", op.weight, Q88_LIMIT, (step,))
+            add(op.name, "bias", op.bias, INT32_MAX, (unit,))
     return tensors
+
+
+def _check_limit(
+    layer: str,
+    kind: Kind,
+    values: NDArray[np.int8] | NDArray[np.int16] | NDArray[np.int32],
+    limit: int,
+) -> None:
+    beyond = np.argwhere(np.abs(values.astype(np.int64)) > limit)
+    if not len(beyond):
+        return
+    channels_last = kind == "weight" and values.ndim == 3  # depthwise: [Kh, Kw, C]
+    channel = int(beyond[0][-1 if channels_last else 0])
+    raise ModelError(
+        f"layer {layer}: a {kind} of channel {channel} is {int(values[tuple(beyond[0])])} steps, "
+        f"beyond ±{limit}, where its sums could overflow; quantize the channel with a larger scale"
+    )
 
 
 def values_of(graph: Graph) -> dict[str, NDArray[np.int64]]:

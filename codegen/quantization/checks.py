@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from codegen.arithmetic.layers import WEIGHT_MAX
 from codegen.errors import CalibrationError
 from codegen.graph import ir
 from codegen.graph.floats import FloatConv, FloatGraph
 from codegen.quantization.calibration import TensorStatistics
+from codegen.quantization.channel_scales import BIAS_MAX
 from codegen.quantization.cross_layer import imbalance, pairs
-from codegen.quantization.quantize import BIAS_MAX
 
 Check = Literal[
     "few-samples",
@@ -28,8 +29,9 @@ Check = Literal[
     "outliers",
     "bias-limit",
     "tiny-scale",
+    "lowest-weights",
 ]
-_COUNTS_CHANNELS: tuple[Check, ...] = ("dead-channels", "bias-limit", "tiny-scale")
+_COUNTS: tuple[Check, ...] = ("dead-channels", "bias-limit", "tiny-scale", "lowest-weights")
 
 GOOD_SAMPLES = 32
 """Fewer get a note: of ranges over n samples, about one new sample in n + 1 reaches beyond each."""
@@ -49,7 +51,8 @@ _SHOWN = 6  # layers in a note
 class Finding(BaseModel):
     """Something about one layer that costs accuracy or hints at a mistake.
 
-    ``value`` is what the check is about: a count of channels or samples, a ratio, a largest pixel.
+    ``value`` is what the check is about: a count of channels, weights or samples, a ratio, a
+    largest pixel.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -75,6 +78,8 @@ _MEANING: dict[Check, str] = {
     "tiny-scale": "channels whose weights would have an int8 step below 1e-6, in {layers}; as a "
     "rule they do nothing. In a float model they get their layer's median step, so that training "
     "can wake them",
+    "lowest-weights": "weights of -128, in {layers}, became -127, the device's lowest; quantize "
+    "weights to -127 … 127 to keep them",
 }
 
 
@@ -126,6 +131,9 @@ def check_integers(graph: ir.Graph, float_graph: FloatGraph) -> list[Finding]:
             continue
         if real.stored is not None:
             scale = real.stored.weight_scale
+            lowest = int((np.abs(real.stored.weight) > WEIGHT_MAX).sum())
+            if lowest:
+                found.append(Finding(check="lowest-weights", layer=op.name, value=lowest))
         else:
             scale = np.abs(real.weight).max(axis=(1, 2, 3)) / 127.0
         tiny = int((scale < TINY_SCALE).sum())
@@ -144,7 +152,7 @@ def notes(findings: Sequence[Finding]) -> tuple[str, ...]:
         layers = ", ".join(f"{hit.layer} ({_figure(hit.value)})" for hit in hits[:_SHOWN])
         more = f" and {len(hits) - _SHOWN} more" if len(hits) > _SHOWN else ""
         sentence = meaning.format(layers=layers + more)
-        if check in _COUNTS_CHANNELS:
+        if check in _COUNTS:
             sentence = f"{int(sum(hit.value for hit in hits))} {sentence}"
         told.append(sentence)
     return tuple(told)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.arithmetic.layers import WEIGHT_MAX
 from codegen.errors import CalibrationError, ModelError
 from codegen.graph import ir
 from codegen.graph.floats import (
@@ -34,19 +35,12 @@ from codegen.quantization.calibration import (
     observe,
 )
 from codegen.quantization.calibration_set import fit_to_input
+from codegen.quantization.channel_scales import BIAS_MAX, quantize_channels
 
-_WEIGHT_MAX = 127
-_INT32_MAX = 2**31 - 1
 _HEAD_STEPS = 256  # q8.8
 # Weights of a head that learns new classes grow to a few times the range in which they were drawn;
 # what int16 has beyond 13 bits is theirs to grow.
 _HEAD_ROOM = 4
-# A bias may take up half of int32, which leaves the other half to the accumulated products:
-# 255 * 127 * K fits for every kernel of up to K = 33,000 weights per output.
-BIAS_MAX = 2**30
-# Below this share of an output step per accumulator step, products no longer show: 2^-30 times the
-# largest accumulator of the line above is less than one step.
-_SMALLEST_MULTIPLIER = 2.0**-30
 
 
 def quantize(
@@ -178,7 +172,12 @@ def quantize_input(graph: ir.Graph, x: NDArray[np.floating]) -> NDArray[np.int8]
         raise ValueError(
             f"input of shape {x.shape}; the last three dimensions must be {tensor.shape}"
         )
-    steps = np.rint(np.asarray(x, dtype=np.float64) / tensor.scale) + tensor.zero_point
+    return nearest_codes(tensor, np.asarray(x, dtype=np.float64))
+
+
+def nearest_codes(tensor: ir.Tensor, values: NDArray[np.float64]) -> NDArray[np.int8]:
+    """Real values as codes of ``tensor``, of the same shape."""
+    steps = np.rint(values / tensor.scale) + tensor.zero_point
     codes: NDArray[np.int8] = np.clip(steps, ir.INT8_MIN, ir.INT8_MAX).astype(np.int8)
     return codes
 
@@ -201,16 +200,8 @@ def _clamp_codes(clamp: Clamp, tensor: ir.Tensor) -> tuple[int, int]:
 
 
 def _convolution(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> ir.Conv | ir.DepthwiseConv:
-    if op.stored is not None:
-        scale, weight = op.stored.weight_scale, op.stored.weight
-    else:
-        scale = _weight_scales(op, source, result)
-        codes = np.rint(op.weight / scale[:, np.newaxis, np.newaxis, np.newaxis])
-        weight = np.clip(codes, -_WEIGHT_MAX, _WEIGHT_MAX).astype(np.int8)
-    if op.stored is not None and op.stored.bias is not None:
-        bias = op.stored.bias.astype(np.float64)
-    else:
-        bias = np.clip(np.rint(op.bias / (source.scale * scale)), -_INT32_MAX - 1, _INT32_MAX)
+    channels = quantize_channels(op, source, result)
+    weight = channels.weight
     kind = ir.DepthwiseConv if op.depthwise else ir.Conv
     # [C, 1, Kh, Kw] → [Kh, Kw, C] and [O, I, Kh, Kw] → [O, Kh, Kw, I]
     laid_out = weight[:, 0].transpose(1, 2, 0) if op.depthwise else weight.transpose(0, 2, 3, 1)
@@ -219,31 +210,11 @@ def _convolution(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> ir.Conv
         input=op.input,
         output=op.output,
         weight=np.ascontiguousarray(laid_out),
-        weight_scale=scale,
-        bias=bias.astype(np.int32),
+        weight_scale=channels.scale,
+        bias=channels.bias,
         stride=op.stride,
         padding=op.padding,
     )
-
-
-def _weight_scales(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> NDArray[np.float64]:
-    """Scale per output channel: max|w| / 127, raised where bias or multiplier would not fit.
-
-    A channel whose products can't move its output by half a step is dead: training with batch
-    normalization leaves such channels, with weights down to 1e-9. It takes the median scale of the
-    others, in which its bias is exact and from which training can bring it to life.
-    """
-    scale: NDArray[np.float64] = np.abs(op.weight).max(axis=(1, 2, 3)) / _WEIGHT_MAX
-    alive = np.abs(op.weight).sum(axis=(1, 2, 3)) * _largest_magnitude(source) > result.scale / 2
-    scale[~alive] = np.median(scale[alive]) if alive.any() else 1.0 / _WEIGHT_MAX
-    for_bias = np.abs(op.bias) / (source.scale * BIAS_MAX)
-    for_multiplier = _SMALLEST_MULTIPLIER * result.scale / source.scale
-    return np.maximum(np.maximum(scale, for_bias), for_multiplier)
-
-
-def _largest_magnitude(tensor: ir.Tensor) -> float:
-    ends = ir.INT8_MIN - tensor.zero_point, ir.INT8_MAX - tensor.zero_point
-    return tensor.scale * max(abs(end) for end in ends)
 
 
 def _head(graph: FloatGraph, op: FloatHead, source: ir.Tensor) -> ir.Head:
@@ -253,10 +224,10 @@ def _head(graph: FloatGraph, op: FloatHead, source: ir.Tensor) -> ir.Head:
         rows = channels_last(graph.shapes[graph.input])
         weight, bias = weight[rows], bias[rows]
     largest = float(np.abs(weight).max())
-    scale = _HEAD_ROOM * (largest if largest > 0 else 1.0) / _WEIGHT_MAX
+    scale = _HEAD_ROOM * (largest if largest > 0 else 1.0) / WEIGHT_MAX
     scale = max(scale, float(np.abs(bias).max()) * _HEAD_STEPS / (source.scale * BIAS_MAX))
     step = scale / _HEAD_STEPS
-    codes = np.clip(np.rint(bias / (source.scale * step)), -_INT32_MAX - 1, _INT32_MAX)
+    codes = np.rint(bias / (source.scale * step))
     return ir.Head(
         name=op.name,
         input=op.input,

@@ -1,19 +1,18 @@
 """What quantization costs, layer by layer, against the float graph.
 
-`simulate` runs a quantized graph in exact arithmetic (float64 holds every sum of products
-exactly); the device's integers differ from it by at most one step of rounding. It is for figures,
-not the oracle of the kernels: that is `codegen.reference.interpreter`.
+Both `simulate` and `compare` run a quantized graph in the device's integers, with the functions of
+`codegen.arithmetic.forward` that the oracle of the kernels, `codegen.reference`, computes with.
 
 `compare` tells two errors of each layer apart. The *accumulated* one is that of the int8 network up
-to the layer. The *own* one is what the layer adds: it gets the float network's tensors, unrounded,
-and only its weights and its output are int8. A layer with a bad own error wants another range or
-equalization; one with only a bad accumulated error suffers from layers before it.
+to the layer. The *own* one is what the layer adds: the float layer and the int8 one both get the
+float network's tensors in int8. A layer with a bad own error wants another range or equalization;
+one with only a bad accumulated error suffers from layers before it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,22 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from codegen.arithmetic.forward import output_of
+from codegen.arithmetic.integers import Ints
+from codegen.arithmetic.layers import logit_scale
 from codegen.errors import BundleError
 from codegen.graph import ir
-from codegen.graph.floats import (
-    FloatGraph,
-    FloatOp,
-    Values,
-    average_pool,
-    channels_last,
-    convolve,
-    execute,
-    max_pool,
-)
+from codegen.graph.floats import FloatGraph, Values, channels_last, evaluate_op, execute
 from codegen.quantization.calibration import Method, batches
 from codegen.quantization.checks import Finding
 from codegen.quantization.cross_layer import Equalization
-from codegen.quantization.quantize import quantize_input
+from codegen.quantization.quantize import nearest_codes
 
 
 class _Facts(BaseModel):
@@ -103,46 +96,16 @@ def simulate(graph: ir.Graph, codes: NDArray[np.int8]) -> dict[str, Values]:
 
     The head's name gives its outputs (N, O): logits, or the input in the order (H, W, C).
     """
-    values = {graph.input: _real(graph.tensors[graph.input], codes)}
+    made = {graph.input: codes.astype(np.int64)}
+    values = {graph.input: _real(graph.tensors[graph.input], made[graph.input])}
     for op in graph.ops:
-        result = op.name if isinstance(op, ir.Head) else op.output
-        values[result] = simulate_op(graph, op, [values[name] for name in ir.inputs_of(op)])
+        result = output_of(graph, op, [made[name] for name in ir.inputs_of(op)])
+        if isinstance(op, ir.Head):
+            values[op.name] = _real_outputs(graph, result)
+        else:
+            made[op.output] = result
+            values[op.output] = _real(graph.tensors[op.output], result)
     return values
-
-
-def simulate_op(graph: ir.Graph, op: ir.Op, inputs: Sequence[Values]) -> Values:
-    """Real values that ``op`` of ``graph`` makes of real inputs (N, C, H, W), which it trusts.
-
-    Weights, bias and output are those of int8; inputs between two codes stay where they are.
-    """
-    tensors = graph.tensors
-    match op:
-        case ir.Conv() | ir.DepthwiseConv():
-            weight, groups = _real_weight(op)
-            bias = tensors[op.input].scale * op.weight_scale * op.bias
-            result = convolve(inputs[0], weight, groups, op.stride, op.padding)
-            result += bias[:, np.newaxis, np.newaxis]
-            return _rounded(result, tensors[op.output])
-        case ir.Add():
-            return _rounded(inputs[0] + inputs[1], tensors[op.output])
-        case ir.GlobalAveragePool():
-            mean = inputs[0].mean(axis=(2, 3), keepdims=True)
-            return _rounded(mean, tensors[op.output])
-        case ir.MaxPool():
-            return max_pool(inputs[0], op.window, op.stride, op.padding)
-        case ir.AveragePool():
-            mean = average_pool(inputs[0], op.window, op.stride, op.padding, op.counted)
-            return _rounded(mean, tensors[op.output])
-        case ir.Concat():
-            return np.concatenate(inputs, axis=1)
-        case ir.Requantize():
-            target = tensors[op.output]
-            ends = np.array([op.low, op.high]) - target.zero_point
-            return np.clip(_rounded(inputs[0], target), *(target.scale * ends))
-        case ir.Head():
-            flat = inputs[0].transpose(0, 2, 3, 1).reshape(len(inputs[0]), -1)
-            logits = flat @ op.weight.T.astype(np.float64) + tensors[op.input].scale * op.bias
-            return np.asarray(op.weight_scale / 256 * logits)
 
 
 def compare(float_graph: FloatGraph, graph: ir.Graph, samples: NDArray[np.floating]) -> Comparison:
@@ -157,11 +120,12 @@ def compare(float_graph: FloatGraph, graph: ir.Graph, samples: NDArray[np.floati
     ]
     accumulated, own = ({name: _Accumulator() for _, _, name in rows} for _ in range(2))
     for batch in batches(float_graph, samples):
-        for name, exact, simulated, alone in _executed_side_by_side(float_graph, graph, batch):
-            accumulated[name].add(exact, simulated)
-            own[name].add(exact, alone)
+        for name, found in _executed_side_by_side(float_graph, graph, batch):
+            accumulated[name].add(found.exact, found.simulated)
+            own[name].add(found.float_alone, found.int8_alone)
             if name == outputs and classes:
-                same_class += int((exact.argmax(axis=1) == simulated.argmax(axis=1)).sum())
+                agree = found.exact.argmax(axis=1) == found.simulated.argmax(axis=1)
+                same_class += int(agree.sum())
     layers = tuple(
         LayerError(
             layer=layer,
@@ -176,51 +140,81 @@ def compare(float_graph: FloatGraph, graph: ir.Graph, samples: NDArray[np.floati
     return Comparison(samples=len(samples), top1_agreement=agreement, layers=layers)
 
 
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """Real values of one tensor, in the float network and in the int8 one.
+
+    ``float_alone`` and ``int8_alone`` are what the layer makes, as float and as int8, of the float
+    network's tensors in int8.
+    """
+
+    exact: Values
+    simulated: Values
+    float_alone: Values
+    int8_alone: Values
+
+
 def _executed_side_by_side(
     float_graph: FloatGraph, graph: ir.Graph, x: NDArray[np.floating]
-) -> Iterator[tuple[str, Values, Values, Values]]:
-    """Of every tensor of ``graph`` its name, and its values: exact, accumulated, own.
+) -> Iterator[tuple[str, _Compared]]:
+    """Every tensor of ``graph`` by name.
 
     The head's outputs have their name in the float graph: the head's own may be that of a tensor.
     Tensors are dropped after their last reader.
     """
-    rounded = _real(
-        graph.tensors[graph.input], quantize_input(graph, np.asarray(x).transpose(0, 2, 3, 1))
-    )
+    tensors = graph.tensors
     exact = {graph.input: np.asarray(x, dtype=np.float64)}
-    simulated = {graph.input: rounded}
-    yield graph.input, exact[graph.input], rounded, rounded
+    codes = {graph.input: _codes(tensors[graph.input], exact[graph.input])}
+    rounded = dict(codes)  # of the exact tensors
+    real = _real(tensors[graph.input], codes[graph.input])
+    yield graph.input, _Compared(exact[graph.input], real, exact[graph.input], real)
     executed = execute(float_graph, x)
-    in_float_graph = set(float_graph.shapes)
+    float_ops = {op.output: op for op in float_graph.ops}
     last_reader = {name: op.name for op in graph.ops for name in ir.inputs_of(op)}
     for op in graph.ops:
         names = ir.inputs_of(op)
+        made = output_of(graph, op, [codes[name] for name in names])
+        alone = output_of(graph, op, [rounded[name] for name in names])
+        inputs = [_real(tensors[name], rounded[name]) for name in names]
         if isinstance(op, ir.Head):
-            name = float_graph.head.output
-            exact[name] = _exact_outputs(float_graph, executed)
-        elif (
-            name := op.output
-        ) not in in_float_graph:  # the same values in another scale, as Concat wants them
+            head, order = float_graph.head, _output_order(float_graph)
+            outputs = next(result for done, _, result in executed if done is head)
+            yield (
+                head.output,
+                _Compared(
+                    outputs[:, order],
+                    _real_outputs(graph, made),
+                    evaluate_op(head, inputs)[:, order],
+                    _real_outputs(graph, alone),
+                ),
+            )
+            return
+        name, float_op = op.output, float_ops.get(op.output)
+        if float_op is None:  # the same values in another scale, as Concat wants them
             exact[name] = exact[names[0]]
         while name not in exact:
-            float_op, _, result = next(executed)
-            exact[float_op.output] = result
-        simulated[name] = simulate_op(graph, op, [simulated[source] for source in names])
-        alone = simulate_op(graph, op, [exact[source] for source in names])
-        yield name, exact[name], simulated[name], alone
+            done, _, result = next(executed)
+            exact[done.output] = result
+        codes[name], rounded[name] = made, _codes(tensors[name], exact[name])
+        yield (
+            name,
+            _Compared(
+                exact[name],
+                _real(tensors[name], made),
+                inputs[0] if float_op is None else evaluate_op(float_op, inputs),
+                _real(tensors[name], alone),
+            ),
+        )
         for source in set(names):
             if last_reader[source] == op.name:
-                del exact[source], simulated[source]
+                del exact[source], codes[source], rounded[source]
 
 
-def _exact_outputs(
-    float_graph: FloatGraph, executed: Iterator[tuple[FloatOp, list[Values], Values]]
-) -> Values:
-    """What the head makes in the float graph, in the device's order."""
-    outputs = next(result for op, _, result in executed if op is float_graph.head)
+def _output_order(float_graph: FloatGraph) -> NDArray[np.intp]:
+    """The head's outputs of the float graph in the device's order."""
     if float_graph.head.loss == "mse":
-        return outputs[:, channels_last(float_graph.shapes[float_graph.input])]
-    return outputs
+        return channels_last(float_graph.shapes[float_graph.input])
+    return np.arange(len(float_graph.head.bias))
 
 
 @dataclass
@@ -249,21 +243,17 @@ class _Accumulator:
         return ErrorFigures(sqnr_db=sqnr, cosine=cosine, max_abs_error=self.largest)
 
 
-def _real(tensor: ir.Tensor, codes: NDArray[np.int8]) -> Values:
+def _codes(tensor: ir.Tensor, values: Values) -> Ints:
+    """The codes (N, H, W, C) nearest to real values (N, C, H, W)."""
+    return nearest_codes(tensor, values.transpose(0, 2, 3, 1)).astype(np.int64)
+
+
+def _real(tensor: ir.Tensor, codes: Ints) -> Values:
     """Real values (N, C, H, W) of codes (N, H, W, C)."""
-    values = tensor.scale * (codes.astype(np.float64) - tensor.zero_point)
+    values: Values = tensor.scale * (codes - tensor.zero_point).astype(np.float64)
     return values.transpose(0, 3, 1, 2)
 
 
-def _real_weight(op: ir.Conv | ir.DepthwiseConv) -> tuple[Values, int]:
-    """Weight in real values as [O, I/groups, Kh, Kw], and the number of groups."""
-    codes = op.weight.astype(np.float64)
-    if isinstance(op, ir.DepthwiseConv):
-        return (codes * op.weight_scale).transpose(2, 0, 1)[:, np.newaxis], codes.shape[2]
-    return (codes * op.weight_scale[:, None, None, None]).transpose(0, 3, 1, 2), 1
-
-
-def _rounded(values: Values, tensor: ir.Tensor) -> Values:
-    steps = np.rint(values / tensor.scale) + tensor.zero_point
-    codes: Values = np.clip(steps, ir.INT8_MIN, ir.INT8_MAX)
-    return tensor.scale * (codes - tensor.zero_point)
+def _real_outputs(graph: ir.Graph, outputs: Ints) -> Values:
+    """Real values of what the head makes."""
+    return np.asarray(logit_scale(graph) * outputs, dtype=np.float64)

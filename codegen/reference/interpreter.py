@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.arithmetic import forward as integer_forward
+from codegen.arithmetic.forward import Parameters, padded, taps, window_counts
 from codegen.arithmetic.integers import (
     BIAS_BITS,
     STATE_BITS,
@@ -21,7 +23,6 @@ from codegen.arithmetic.integers import (
     apply_gain,
     random_bits,
     random_move,
-    requantized,
     round_shift,
     step_gain,
 )
@@ -34,7 +35,6 @@ from codegen.arithmetic.layers import (
 )
 from codegen.arithmetic.pools import (
     average_pool_arithmetic,
-    counts,
     overlap_bits,
     reconstruction_arithmetic,
     requantize_arithmetic,
@@ -94,7 +94,7 @@ class Interpreter:
         before scaling; `codegen.reference.float_autodiff.cosines` compares them with exact ones."""
         self._kernels: dict[str, Callable[[Step], None]] = {
             "convolution_forward": self._convolution_forward,
-            "depthwise_forward": self._depthwise_forward,
+            "depthwise_forward": self._convolution_forward,
             "add_forward": self._add_forward,
             "pool_forward": self._pool_forward,
             "max_pool_forward": self._max_pool_forward,
@@ -170,77 +170,39 @@ class Interpreter:
     def _tensor(self, name: str) -> Tensor:
         return self.graph.tensors[name]
 
-    def _store(self, step: Step, values: Ints, low: int = -128, high: int = 127) -> None:
-        clamped = np.clip(values, low, high)
+    def _store(self, step: Step, values: Ints) -> None:
+        clamped = integer_forward.clamped(step.op, values)
         self.arrays[step.buffers["output"]] = clamped
         if "mask" in step.buffers:
             self.arrays[step.buffers["mask"]] = (clamped == values).astype(np.int64)
 
-    def _padded(self, op: Conv | DepthwiseConv, step: Step) -> Ints:
-        pad = op.padding
-        shifted = self.arrays[step.buffers["input"]] - self._tensor(op.input).zero_point
-        return np.pad(shifted, ((pad.top, pad.bottom), (pad.left, pad.right), (0, 0)))
+    def _parameters(self, op: Conv | DepthwiseConv | Head) -> Parameters:
+        return Parameters(self.tensors[f"{op.name}.weight"], self.tensors[f"{op.name}.bias"])
 
-    def _taps(self, op: Conv | DepthwiseConv) -> list[tuple[int, int, tuple[slice, slice]]]:
-        """Kernel row, column, and the padded input positions that the tap sees."""
-        rows, columns = op.weight.shape[1:3] if isinstance(op, Conv) else op.weight.shape[:2]
-        height, width, _ = self._tensor(op.output).shape
-        return [
-            (
-                row,
-                column,
-                (
-                    slice(row, row + (height - 1) * op.stride[0] + 1, op.stride[0]),
-                    slice(column, column + (width - 1) * op.stride[1] + 1, op.stride[1]),
-                ),
-            )
-            for row in range(rows)
-            for column in range(columns)
-        ]
-
-    def _requantize(self, step: Step, op: Conv | DepthwiseConv, sums: Ints) -> None:
-        constants = convolution_arithmetic(self.graph, op)
-        words = np.array([m.word for m in constants.requantize])
-        total = sums + self.tensors[f"{op.name}.bias"]
-        values = requantized(total, constants.pre_shift, words)
-        self._store(step, values + self._tensor(op.output).zero_point)
+    def _input(self, step: Step) -> Ints:
+        return self.arrays[step.buffers["input"]]
 
     def _convolution_forward(self, step: Step) -> None:
         op = step.op
-        assert isinstance(op, Conv)
-        source, weight = self._padded(op, step), self.tensors[f"{op.name}.weight"]
-        sums = sum(source[window] @ weight[:, row, col].T for row, col, window in self._taps(op))
-        self._requantize(step, op, np.asarray(sums))
-
-    def _depthwise_forward(self, step: Step) -> None:
-        op = step.op
-        assert isinstance(op, DepthwiseConv)
-        source, weight = self._padded(op, step), self.tensors[f"{op.name}.weight"]
-        sums = sum(source[window] * weight[row, col] for row, col, window in self._taps(op))
-        self._requantize(step, op, np.asarray(sums))
+        assert isinstance(op, (Conv, DepthwiseConv))
+        parameters = self._parameters(op)
+        self._store(
+            step, integer_forward.convolution(self.graph, op, self._input(step), parameters)
+        )
 
     def _add_forward(self, step: Step) -> None:
         op = step.op
         assert isinstance(op, Add)
-        constants = addition_arithmetic(self.graph, op)
-        a = self.arrays[step.buffers["a"]] - self._tensor(op.inputs[0]).zero_point
-        b = self.arrays[step.buffers["b"]] - self._tensor(op.inputs[1]).zero_point
-        total = a * constants.a_multiplier + b * constants.b_multiplier
-        zero = self._tensor(op.output).zero_point
-        self._store(step, round_shift(total, constants.shift) + zero)
+        a, b = self.arrays[step.buffers["a"]], self.arrays[step.buffers["b"]]
+        self._store(step, integer_forward.addition(self.graph, op, a, b))
 
     def _pool_forward(self, step: Step) -> None:
-        source = self.arrays[step.buffers["input"]]
-        pixels = np.array(source.shape[0] * source.shape[1])
-        mean = interpreter_pools.mean_codes(source.sum(axis=(0, 1)), pixels, 0)
-        self.arrays[step.buffers["output"]] = mean[None, None, :]
+        self.arrays[step.buffers["output"]] = integer_forward.global_average(self._input(step))
 
     def _max_pool_forward(self, step: Step) -> None:
         op = step.op
         assert isinstance(op, MaxPool)
-        source, output = self._tensor(op.input), self._tensor(op.output)
-        codes = self.arrays[step.buffers["input"]]
-        largest, places = interpreter_pools.max_pool(op, source, output, codes)
+        largest, places = integer_forward.max_pool(self.graph, op, self._input(step))
         self.arrays[step.buffers["output"]] = largest
         if "places" in step.buffers:
             self.arrays[step.buffers["places"]] = places
@@ -248,20 +210,7 @@ class Interpreter:
     def _average_pool_forward(self, step: Step) -> None:
         op = step.op
         assert isinstance(op, AveragePool)
-        source, output = self._tensor(op.input), self._tensor(op.output)
-        codes = interpreter_pools.average_pool(
-            op,
-            source,
-            output,
-            average_pool_arithmetic(self.graph, op),
-            self._counts(op),
-            self.arrays[step.buffers["input"]],
-        )
-        self._store(step, codes)
-
-    def _counts(self, op: AveragePool) -> Ints:
-        rows, columns = counts(self.graph, op)
-        return np.outer(rows, columns)[:, :, None]
+        self._store(step, integer_forward.average_pool(self.graph, op, self._input(step)))
 
     def _slice(self, step: Step) -> slice:
         """Channels of a concatenation that come from the step's input."""
@@ -281,18 +230,13 @@ class Interpreter:
     def _requantize_forward(self, step: Step) -> None:
         op = step.op
         assert isinstance(op, Requantize)
-        constants = requantize_arithmetic(self.graph, op)
-        shifted = self.arrays[step.buffers["input"]] - self._tensor(op.input).zero_point
-        word = np.array(constants.requantize.word)
-        values = requantized(shifted, constants.pre_shift, word)
-        self._store(step, values + self._tensor(op.output).zero_point, op.low, op.high)
+        self._store(step, integer_forward.requantization(self.graph, op, self._input(step)))
 
     def _head_forward(self, step: Step) -> None:
         op = step.op
         assert isinstance(op, Head)
-        source = self.arrays[step.buffers["input"]].ravel() - self._tensor(op.input).zero_point
-        total = self.tensors[f"{op.name}.weight"] @ source + self.tensors[f"{op.name}.bias"]
-        self.logits = np.clip(total, -INT32_MAX, INT32_MAX)
+        parameters = self._parameters(op)
+        self.logits = integer_forward.head(self.graph, op, self._input(step), parameters)
 
     def _cross_entropy(self, step: Step) -> None:
         gain = head_arithmetic(self.graph).loss
@@ -378,7 +322,8 @@ class Interpreter:
         constants = average_pool_arithmetic(self.graph, op)
         error = self.errors[step.buffers["error"]]
         left = error.headroom - overlap_bits(op)
-        factor = constants.error_multiplier[self._counts(op) - constants.least_count]
+        counted = window_counts(self.graph, op)
+        factor = constants.error_multiplier[counted - constants.least_count]
         codes = interpreter_pools.average_pool_errors(
             op,
             self._tensor(op.input),
@@ -432,12 +377,12 @@ class Interpreter:
         """Adds the part of each tap to the input positions that the tap saw."""
         height, width, channels = self._tensor(op.input).shape
         pad = op.padding
-        padded = np.zeros(
+        result = np.zeros(
             (height + pad.top + pad.bottom, width + pad.left + pad.right, channels), np.int64
         )
-        for (_, _, window), part in zip(self._taps(op), parts, strict=True):
-            padded[window] += part
-        return padded[pad.top : pad.top + height, pad.left : pad.left + width]
+        for (_, _, window), part in zip(taps(self.graph, op), parts, strict=True):
+            result[window] += part
+        return result[pad.top : pad.top + height, pad.left : pad.left + width]
 
     def _convolution_input_gradient(self, step: Step) -> None:
         op = step.op
@@ -447,7 +392,9 @@ class Interpreter:
         left = error.headroom - constants.error_headroom
         scaled = round_shift(error.codes * constants.error_multiplier, 15 - left)
         weight = self.tensors[f"{op.name}.weight"]
-        sums = self._spread(op, [scaled @ weight[:, row, col] for row, col, _ in self._taps(op)])
+        sums = self._spread(
+            op, [scaled @ weight[:, row, col] for row, col, _ in taps(self.graph, op)]
+        )
         codes = _saturate_error(round_shift(sums, constants.error_shift))
         exponent = error.exponent + constants.error_exponent - left + constants.error_shift
         self.errors[step.buffers["out"]] = Error(codes, exponent)
@@ -459,7 +406,7 @@ class Interpreter:
         error = self.errors[step.buffers["error"]]
         left = error.headroom
         weight = self.tensors[f"{op.name}.weight"]
-        parts = [error.codes * weight[row, col] for row, col, _ in self._taps(op)]
+        parts = [error.codes * weight[row, col] for row, col, _ in taps(self.graph, op)]
         sums = self._spread(op, parts) * constants.error_multiplier
         codes = _saturate_error(round_shift(sums, 15 + constants.error_shift - left))
         exponent = error.exponent + constants.error_exponent - left + constants.error_shift
@@ -524,21 +471,21 @@ class Interpreter:
         op = step.op
         assert isinstance(op, Conv)
         error = self.errors[step.buffers["error"]].codes
-        source = self._padded(op, step)
-        taps = [
+        source = padded(self.graph, op, self._input(step))
+        parts = [
             np.tensordot(error, source[window], axes=((0, 1), (0, 1)))
-            for _, _, window in self._taps(op)
+            for _, _, window in taps(self.graph, op)
         ]
-        gradient = np.stack(taps, axis=1).reshape(op.weight.shape)
+        gradient = np.stack(parts, axis=1).reshape(op.weight.shape)
         self._update(step, op, gradient, channel_axis=0)
 
     def _depthwise_weight_update(self, step: Step) -> None:
         op = step.op
         assert isinstance(op, DepthwiseConv)
         error = self.errors[step.buffers["error"]].codes
-        source = self._padded(op, step)
-        taps = [(error * source[window]).sum(axis=(0, 1)) for _, _, window in self._taps(op)]
-        self._update(step, op, np.stack(taps).reshape(op.weight.shape), channel_axis=2)
+        source = padded(self.graph, op, self._input(step))
+        parts = [(error * source[window]).sum(axis=(0, 1)) for _, _, window in taps(self.graph, op)]
+        self._update(step, op, np.stack(parts).reshape(op.weight.shape), channel_axis=2)
 
     def _update(
         self, step: Step, op: Conv | DepthwiseConv, gradient: Ints, channel_axis: int

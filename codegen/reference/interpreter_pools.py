@@ -1,45 +1,19 @@
-"""The interpreter's pools and its squared error, as functions of arrays of int64 (H, W, C).
+"""Errors of the interpreter's pools, and its squared error, over arrays of int64 (H, W, C).
 
 Written from docs/specification/arithmetic.md, like the rest of `codegen.reference.interpreter`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from codegen.arithmetic.integers import Ints, requantized, round_shift
+from codegen.arithmetic.forward import pool_windows
+from codegen.arithmetic.integers import Ints, round_shift
 from codegen.arithmetic.layers import INT32_MAX
-from codegen.arithmetic.pools import AveragePoolArithmetic, ReconstructionArithmetic
-from codegen.graph.ir import AveragePool, MaxPool, Tensor
+from codegen.arithmetic.pools import ReconstructionArithmetic
+from codegen.graph.ir import AveragePool, Tensor
 
 UINT32_MAX = 2**32 - 1
-
-
-def windows(
-    op: MaxPool | AveragePool, source: Tensor, output: Tensor
-) -> Iterator[tuple[int, int, slice, slice]]:
-    """Output row and column, and the input rows and columns under that window."""
-    for y in range(output.shape[0]):
-        top = y * op.stride[0] - op.padding.top
-        rows = slice(max(top, 0), min(top + op.window[0], source.shape[0]))
-        for x in range(output.shape[1]):
-            left = x * op.stride[1] - op.padding.left
-            yield y, x, rows, slice(max(left, 0), min(left + op.window[1], source.shape[1]))
-
-
-def max_pool(op: MaxPool, source: Tensor, output: Tensor, codes: Ints) -> tuple[Ints, Ints]:
-    """Largest codes, and the flat input position (row * width + column) of the first of each."""
-    largest, places = np.zeros(output.shape, np.int64), np.zeros(output.shape, np.int64)
-    for y, x, rows, columns in windows(op, source, output):
-        part = codes[rows, columns]
-        flat = part.reshape(-1, part.shape[2])
-        first = flat.argmax(axis=0)
-        largest[y, x] = flat.max(axis=0)
-        down, right = np.divmod(first, part.shape[1])
-        places[y, x] = (rows.start + down) * source.shape[1] + columns.start + right
-    return largest, places
 
 
 def max_pool_errors(source: Tensor, errors: Ints, places: Ints) -> Ints:
@@ -51,38 +25,10 @@ def max_pool_errors(source: Tensor, errors: Ints, places: Ints) -> Ints:
     return result.reshape(source.shape)
 
 
-def mean_codes(total: Ints, count: Ints, zero: int) -> Ints:
-    """Means of codes, halves to even; ``total`` is the sum of the codes less ``zero``."""
-    raised = total + (zero + 128) * count
-    mean = raised // count
-    rest = 2 * (raised - mean * count)
-    up = (rest > count) | ((rest == count) & (mean % 2 == 1))
-    return np.asarray(mean + up - 128)
-
-
-def average_pool(
-    op: AveragePool,
-    source: Tensor,
-    output: Tensor,
-    constants: AveragePoolArithmetic,
-    counted: Ints,
-    codes: Ints,
-) -> Ints:
-    """Codes before the clamp; ``counted`` (H, W, 1) has the positions of each window."""
-    total = np.zeros(output.shape, np.int64)
-    for y, x, rows, columns in windows(op, source, output):
-        total[y, x] = (codes[rows, columns] - source.zero_point).sum(axis=(0, 1))
-    if not constants.requantize:
-        return mean_codes(total, counted, source.zero_point)
-    index = counted - constants.least_count
-    words = np.array([m.word for m in constants.requantize])[index]
-    return requantized(total, constants.pre_shift, words) + output.zero_point
-
-
 def average_pool_errors(op: AveragePool, source: Tensor, output: Tensor, parts: Ints) -> Ints:
     """Each output's part added to all input positions under its window."""
     result = np.zeros(source.shape, np.int64)
-    for y, x, rows, columns in windows(op, source, output):
+    for y, x, rows, columns in pool_windows(op, source, output):
         result[rows, columns] += parts[y, x]
     return result
 

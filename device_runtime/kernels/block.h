@@ -41,8 +41,8 @@ void tf_block_widen(int16_t *columns, const int8_t *src, uint32_t step, uint32_t
 #endif
 
 /* What tf_block_forward works on, made by tf_block_prepare for a layer; whoever calls sets output,
- * requantize, steps, weights, bias and output_end for every block, and what belongs to the mask
- * where there is one. block_dsp.c knows the place of every field. */
+ * requantize, pre_shift, steps, weights, bias and output_end for every block, and what belongs to
+ * the mask where there is one. block_dsp.c knows the place of every field. */
 typedef struct {
     int32_t offsets[24]; /* by shift: half a step and the output's zero point */
     int8_t *output;
@@ -53,7 +53,7 @@ typedef struct {
     const int32_t *bias;
     const int16_t *columns_end; /* with DSP instructions: of those that the loop takes */
     const int8_t *output_end;   /* an even number of channels */
-    int32_t pre_shift;
+    const uint8_t *pre_shift;   /* NULL: no sum goes left */
     /* The mask: every eight channels, and at the end, a byte per pixel is written at mask and
      * mask + mask_steps; the last channel's bit is the highest. */
     const int8_t *mask_end; /* output of the first pixel where the first byte is full, or NULL */

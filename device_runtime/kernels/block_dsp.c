@@ -146,16 +146,29 @@ __attribute__((naked)) void tf_block_forward(const tf_forward_block *block
         ".rept 16\n\t" FORWARD_STEP ".endr\n\t"
         "ldr pc, [sp, #168]\n\t"
 
-        "tf_block_raise:\n\t"
-        "ldr r2, [sp, #136]\n\t"
-        "lsl r4, r4, r2\n\t"
-        "lsl r5, r5, r2\n\t"
-        "lsl r6, r6, r2\n\t"
-        "lsl r7, r7, r2\n\t"
-        "lsl r8, r8, r2\n\t"
-        "lsl r9, r9, r2\n\t"
-        "lsl r10, r10, r2\n\t"
-        "lsl r11, r11, r2\n\t"
+        "tf_block_raise:\n\t" /* doubled as often as the two channels' pre_shift says */
+        "ldr r3, [sp, #136]\n\t"
+        "ldrb r2, [r3], #1\n\t"
+        "ldrb r12, [r3], #1\n\t"
+        "str r3, [sp, #136]\n\t"
+        "b 3f\n\t"
+        "2:\n\t"
+        "qadd r4, r4, r4\n\t"
+        "qadd r5, r5, r5\n\t"
+        "qadd r6, r6, r6\n\t"
+        "qadd r7, r7, r7\n\t"
+        "3:\n\t"
+        "subs r2, r2, #1\n\t"
+        "bpl 2b\n\t"
+        "b 5f\n\t"
+        "4:\n\t"
+        "qadd r8, r8, r8\n\t"
+        "qadd r9, r9, r9\n\t"
+        "qadd r10, r10, r10\n\t"
+        "qadd r11, r11, r11\n\t"
+        "5:\n\t"
+        "subs r12, r12, #1\n\t"
+        "bpl 4b\n\t"
         "ldr pc, [sp, #172]\n\t"
 
         "tf_block_codes:\n\t"
@@ -261,9 +274,8 @@ void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, cons
     tf_fill_offsets(block->offsets, layer->out_zero);
     block->columns = columns;
     block->columns_end = columns + 2u * TF_BLOCK_PIXELS * (looped + 1u);
-    block->pre_shift = layer->pre_shift;
     block->each = address_of(with_mask ? tf_block_codes_and_mask : tf_block_codes);
-    block->after = layer->pre_shift > 0 ? address_of(tf_block_raise) : block->each;
+    block->after = layer->pre_shift != NULL ? address_of(tf_block_raise) : block->each;
     block->loop = looped > 0u ? address_of(tf_block_loop) + ((0u - looped) & 15u) * STEP_BYTES
                               : address_of(tf_block_tail) + (TAIL_STEPS - steps) * STEP_BYTES;
 }

@@ -39,19 +39,24 @@ void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, cons
     block->columns = columns;
     block->columns_end = columns + TF_BLOCK_PIXELS * length;
     tf_fill_offsets(block->offsets, layer->out_zero);
-    block->pre_shift = layer->pre_shift;
 }
 
-/* Sums to codes at output + step; returns a bit for each that the clamp leaves alone: of the first
+/* Two sums to codes at output; returns a bit for each that the clamp leaves alone: of the first
  * channel bit 6, of the second bit 7. */
-static uint32_t make_codes(const tf_forward_block *block, const tf_requantizer by[2],
-                           const int32_t *sum0, const int32_t *sum1, int8_t *output) {
-    const int32_t value0 = tf_requantize(&by[0], tf_raise(*sum0, block->pre_shift));
-    const int32_t value1 = tf_requantize(&by[1], tf_raise(*sum1, block->pre_shift));
+static uint32_t make_codes(const tf_requantizer by[2], int32_t sum0, int32_t sum1, int8_t *output) {
+    const int32_t value0 = tf_requantize(&by[0], sum0);
+    const int32_t value1 = tf_requantize(&by[1], sum1);
     const int32_t code0 = tf_clamp8(value0), code1 = tf_clamp8(value1);
     output[0] = (int8_t)code0;
     output[1] = (int8_t)code1;
     return (uint32_t)(code0 == value0) << 6 | (uint32_t)(code1 == value1) << 7;
+}
+
+/* The sums of one channel go left by its pre_shift. */
+static void raise_sums(int32_t sums[TF_BLOCK_PIXELS], int32_t pre_shift) {
+    for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+        sums[p] = tf_raise_saturating(sums[p], pre_shift);
+    }
 }
 
 void tf_block_forward(const tf_forward_block *block) {
@@ -70,9 +75,13 @@ void tf_block_forward(const tf_forward_block *block) {
             sums[1][p] = block->bias[o + 1u];
         }
         add_products(block->columns, block->weights + o * length, length, sums);
+        if (block->pre_shift != NULL) {
+            raise_sums(sums[0], block->pre_shift[o]);
+            raise_sums(sums[1], block->pre_shift[o + 1u]);
+        }
         for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
             int8_t *output = block->output + (p == 0 ? 0 : block->steps[p - 1u]) + o;
-            bits[p] = bits[p] >> 2 | make_codes(block, by, &sums[0][p], &sums[1][p], output);
+            bits[p] = bits[p] >> 2 | make_codes(by, sums[0][p], sums[1][p], output);
         }
         if (block->output + o + 2u == mask_end) {
             for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {

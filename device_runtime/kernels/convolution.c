@@ -175,6 +175,7 @@ static void aim(const job *job, tf_forward_block *block, int8_t *output, uint32_
     block->weights = job->weights + (first - job->first_channel) * job->length;
     block->bias = job->bias + first;
     block->requantize = job->layer->requantize + first;
+    block->pre_shift = job->layer->pre_shift == NULL ? NULL : job->layer->pre_shift + first;
 }
 
 /* `made` (even) channels that the block aims at, of which `count` go to bits `index` … of the
@@ -202,6 +203,8 @@ static void forward_last(const job *job, const tf_forward_block *block, int8_t *
     const int32_t bias[2] = {job->bias[channel], 0};
     const tf_multiplier by = job->layer->requantize[channel];
     const tf_multiplier requantize[2] = {by, by};
+    const uint8_t raised = job->layer->pre_shift == NULL ? 0 : job->layer->pre_shift[channel];
+    const uint8_t pre_shift[2] = {raised, raised};
     int8_t codes[2u * TF_BLOCK_PIXELS];
     tf_forward_block last = *block;
     aim(job, &last, output, channel, channel + 2u);
@@ -209,6 +212,7 @@ static void forward_last(const job *job, const tf_forward_block *block, int8_t *
     last.output_end = codes + 2;
     last.bias = bias;
     last.requantize = requantize;
+    last.pre_shift = job->layer->pre_shift == NULL ? NULL : pre_shift;
     for (uint32_t p = 1; p < TF_BLOCK_PIXELS; p++) {
         last.steps[p - 1u] = (int32_t)(2u * p);
     }

@@ -204,6 +204,7 @@ static __attribute__((noinline)) void one_channel(const forward_job *job, const 
                                                   uint32_t channel, int32_t bias) {
     const tf_convolution *layer = job->layer;
     const tf_requantizer by = tf_make_requantizer(layer->requantize[channel], layer->out_zero);
+    const int32_t pre_shift = layer->pre_shift == NULL ? 0 : layer->pre_shift[channel];
     const uint32_t channels = layer->out_channels, width = layer->out_width;
     const uint32_t first = job->span->first, end = job->span->end, ring = job->span->out_ring;
     tf_slide_rows by_rows = {job->windows, job->windows,         plane,    job->table, 4u * width,
@@ -217,8 +218,8 @@ static __attribute__((noinline)) void one_channel(const forward_job *job, const 
         tf_slide_rows_of(&job->slide, &by_rows);
         by_rows.window = by_rows.end;
         const uint32_t count = rows * width;
-        for (uint32_t i = 0; layer->pre_shift > 0 && i < count; i++) {
-            job->sums[i] = tf_raise(job->sums[i], layer->pre_shift);
+        for (uint32_t i = 0; pre_shift > 0 && i < count; i++) {
+            job->sums[i] = tf_raise_saturating(job->sums[i], pre_shift);
         }
         int8_t *output = job->output + slot * width * channels + channel;
         if (job->mask == NULL) {

@@ -53,7 +53,7 @@ static inline tf_requantizer tf_make_requantizer(tf_multiplier word, int32_t zer
     return r;
 }
 
-/* The output code before the clamp; `raised` is the sum after the layer's pre_shift. */
+/* The output code before the clamp; `raised` is the sum after its pre_shift. */
 static inline int32_t tf_requantize(const tf_requantizer *by, int32_t raised) {
 #if defined(__ARM_FEATURE_DSP)
     int32_t sum;
@@ -67,6 +67,12 @@ static inline int32_t tf_requantize(const tf_requantizer *by, int32_t raised) {
 
 static inline int32_t tf_raise(int32_t sum, int32_t pre_shift) {
     return (int32_t)((uint32_t)sum << pre_shift);
+}
+
+/* The same for sums that may not fit: what saturates is far outside of the output's codes. */
+static inline int32_t tf_raise_saturating(int32_t sum, int32_t pre_shift) {
+    const int32_t limit = INT32_MAX >> pre_shift;
+    return tf_raise(tf_clamp(sum, -limit, limit), pre_shift);
 }
 
 static inline int32_t tf_clamp8(int32_t value) {

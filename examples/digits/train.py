@@ -4,8 +4,9 @@
     python examples/digits/train.py
 
 Writes next to itself `digits.onnx` (opset 17, batch normalization not folded, so that the importer
-has work to do) and `calibration.npz` (array `x`: float32 samples of the lab's part, NCHW). Both
-are committed; run this only to change the model.
+has work to do) and `calibration.npz` (array `x`: float32 samples of the lab's part, NCHW, and `y`:
+their classes, which say that the model is a classifier). Both are committed; run this only to
+change the model.
 """
 
 from __future__ import annotations
@@ -207,7 +208,8 @@ def main() -> None:
     print(f"never seen, undrifted {np.mean(predicted[rest] == y[rest]):.4f}")
     proto = to_onnx(model)
     (HERE / "digits.onnx").write_bytes(proto.SerializeToString())
-    np.savez_compressed(HERE / "calibration.npz", x=images[lab[:CALIBRATION_SAMPLES]])
+    some = lab[:CALIBRATION_SAMPLES]
+    np.savez_compressed(HERE / "calibration.npz", x=images[some], y=y[some])
     print(f"digits.onnx {proto.ByteSize()} bytes")
 
 

@@ -66,6 +66,16 @@ Equalize = Annotated[
     ),
 ]
 
+TrainedLoss = Annotated[
+    Literal["cross-entropy", "mse"] | None,
+    typer.Option(
+        "--loss",
+        help="What the model is trained with: cross-entropy (its outputs are logits of classes) or "
+        "mse (they reconstruct its input). Default: what the model, or labels `y` beside the "
+        "samples, say.",
+    ),
+]
+
 
 @app.command("compile")
 def compile_command(
@@ -111,6 +121,7 @@ def compile_command(
             "of all that it has seen."
         ),
     ] = "newest",
+    loss: TrainedLoss = None,
     compiler: Compiler = None,
     json: Json = False,
 ) -> None:
@@ -131,6 +142,7 @@ def compile_command(
         out=out or default_folder(model, board),
         samples=samples,
         compiler=compiler,
+        loss=loss,
         as_json=json,
     )
 
@@ -187,6 +199,7 @@ def plan_command(
     out: Annotated[
         Path, typer.Option(help="Plan file; pictures and what a run resumes from lie beside it.")
     ] = Path("plans.json"),
+    loss: TrainedLoss = None,
     compiler: Compiler = None,
     json: Json = False,
 ) -> None:
@@ -219,6 +232,7 @@ def plan_command(
         ),
         out=out,
         compiler=compiler,
+        loss=loss,
         as_json=json,
     )
 

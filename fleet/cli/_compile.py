@@ -8,6 +8,7 @@ from typing import Literal
 
 from codegen.firmware.bundle import QUANTIZATION, Bundle
 from codegen.firmware.flash_layout import Keep
+from codegen.graph.ir import Loss
 from codegen.quantization.model import QuantizationOptions
 from codegen.quantization.report import LayerError, QuantizationReport, load_report
 from fleet.cli._output import budget_table, console, flash_line, print_json, table
@@ -34,6 +35,7 @@ def compile_bundle(
     out: Path,
     samples: Keep,
     compiler: Literal["gcc", "zig"] | None,
+    loss: Loss | None,
     as_json: bool,
 ) -> None:
     """Compile and say what it costs; every refusal is an exception of `codegen`."""
@@ -49,6 +51,7 @@ def compile_bundle(
             samples=samples,
             quantization=quantization,
             publish=publish,
+            loss=loss,
         )
     report = load_report(bundle.path / QUANTIZATION) if quantization.report else None
     if as_json:
@@ -58,6 +61,20 @@ def compile_bundle(
     if report is not None:
         _show_quantization(report)
     _show(bundle, out)
+
+
+def _loss(bundle: Bundle) -> str:
+    loss = bundle.report.loss
+    kinds = {
+        "cross-entropy": f"cross entropy over {bundle.manifest.model.classes} classes",
+        "mse": "mean squared error against the model's own input; labels play no part",
+    }
+    if not loss.guessed:
+        return f"Loss: {kinds[loss.name]} ({loss.because})."
+    return (
+        f"Loss: {kinds[loss.name]}. That is a guess: {loss.because}. Are the outputs logits of "
+        "classes? Then say --loss cross-entropy; regression isn't supported."
+    )
 
 
 def _show_quantization(report: QuantizationReport) -> None:
@@ -101,7 +118,8 @@ def _show_quantization(report: QuantizationReport) -> None:
             soft_wrap=True,
         )
     comparison = report.comparison
-    told = f"Own: from this layer alone, given exact inputs. {comparison.samples} samples"
+    told = "Own: from this layer alone, given the float model's tensors in int8. "
+    told += f"{comparison.samples} samples"
     if comparison.top1_agreement is not None:
         told += f", the same class as the float model for {comparison.top1_agreement:.1%} of them"
     screen.print(f"{told}.", soft_wrap=True)
@@ -137,6 +155,7 @@ def _show(bundle: Bundle, out: Path) -> None:
     ]
     if outside:
         screen.print(f"In the external flash: {', '.join(outside)}.", soft_wrap=True)
+    screen.print(_loss(bundle), soft_wrap=True)
     for note in report.notes:
         screen.print(f"Note: {note}", soft_wrap=True)
     screen.print(f"The bundle is in {out}.", soft_wrap=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from codegen.firmware.boards import load_board
 from codegen.firmware.toolchain import find_toolchain
+from codegen.graph.ir import Loss
 from codegen.importer.model import import_model
 from codegen.plan_search import pictures
 from codegen.plan_search.planning import PlanningResult, Settings, find_plans
@@ -35,13 +36,14 @@ def make_plans(
     settings: Settings,
     out: Path,
     compiler: Literal["gcc", "zig"] | None,
+    loss: Loss | None,
     as_json: bool,
 ) -> None:
     """Search, write the plan file and the pictures, and say what was found."""
     if out.is_dir():
         raise CommandError(f"{out} is a folder; give the plan file's name with --out FILE")
     target = load_board(board)
-    imported = import_model(model)
+    imported = import_model(model, loss, data)
     # Without a file of its own, a float model is calibrated with the samples themselves.
     samples_file = calibration or (data if imported.uncoded else None)
     quantized = quantize_model(imported, samples_file, quantization)

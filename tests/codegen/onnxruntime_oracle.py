@@ -49,6 +49,19 @@ def outputs(model: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float3
     return np.concatenate([made.run(None, {source: sample[None]})[-1] for sample in x])
 
 
+def codes_of(model: onnx.ModelProto, x: NDArray[np.float32]) -> dict[str, NDArray[np.int64]]:
+    """What every QuantizeLinear makes of the batch ``x``, as int8 codes, by its input's name."""
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    coded = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in coded)
+    made = run(asked, x, list(coded))
+    return {
+        name: codes.astype(np.int64) - (128 if codes.dtype == np.uint8 else 0)
+        for name, codes in zip(coded.values(), made, strict=True)
+    }
+
+
 class _Samples(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, samples: NDArray[np.float32], name: str) -> None:
         self._rows = iter([{name: sample[None]} for sample in samples])

@@ -5,12 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codegen.importer.model import import_model
 from codegen.quantization.quantize import quantize, quantize_input
+from tests.codegen.exported import exported
 from tests.codegen.random_graphs import full_plan, random_plan
 from tests.end_to_end.engines import assert_trains_to_the_same_bits, toolchain_or_skip
-
-MODELS = Path(__file__).parents[1] / "codegen" / "models"
 
 
 @pytest.mark.slow
@@ -20,7 +18,7 @@ MODELS = Path(__file__).parents[1] / "codegen" / "models"
 )  # fmt: skip
 def test_an_exported_model_trains_to_the_same_bits_everywhere(name: str, tmp_path: Path) -> None:
     toolchain = toolchain_or_skip("gcc")
-    float_graph = import_model(MODELS / f"{name}.onnx")
+    float_graph = exported(f"{name}.onnx")
     given = np.random.default_rng(1).normal(size=(16, *float_graph.sample_shape))
     samples = float_graph.arrange(given.astype(np.float32))
     graph = quantize(float_graph, samples)

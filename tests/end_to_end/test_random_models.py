@@ -8,11 +8,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from codegen.graph.ir import Padding
-from codegen.importer.model import import_model
+from codegen.arithmetic.layers import convolution_arithmetic
+from codegen.graph.ir import Conv, DepthwiseConv, Padding
+from codegen.importer.model import import_model, import_proto
 from codegen.program.plans import Plan
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
+from tests.codegen.quantized_network import random_quantized
 from tests.codegen.random_graphs import full_plan, padded_graph, random_plan
 from tests.end_to_end.engines import assert_trains_to_the_same_bits, toolchain_or_skip
 
@@ -156,6 +158,29 @@ def test_kernels_of_one_tap_see_padding_at_the_end_everywhere(
         graph,
         [Plan("head", (), (), True, "q8.8"), full_plan(graph), random_plan(graph, 1)],
         samples,
+        range(4),
+        board=board,
+        toolchain=toolchain_or_skip(compiler),
+        folder=tmp_path,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seed", "board", "compiler"), [(34, "stm32f746", "gcc"), (23, "stm32f407", "zig")]
+)
+def test_a_quantized_model_with_channels_of_any_scales_trains_to_the_same_bits_everywhere(
+    seed: int, board: str, compiler: Literal["gcc", "zig"], tmp_path: Path
+) -> None:
+    model, x = random_quantized(seed)
+    graph = quantize(import_proto(model), None)
+    raised = [convolution_arithmetic(graph, op).pre_shift for op in graph.convolutions]
+    assert sum(bool(shifts.any()) for shifts in raised) >= 2
+    assert {type(op) for op in graph.convolutions} == {Conv, DepthwiseConv}
+    assert_trains_to_the_same_bits(
+        graph,
+        [full_plan(graph), random_plan(graph, seed)],
+        quantize_input(graph, np.moveaxis(x, 1, -1)),
         range(4),
         board=board,
         toolchain=toolchain_or_skip(compiler),

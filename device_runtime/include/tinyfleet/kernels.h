@@ -36,7 +36,7 @@ typedef struct {
     uint8_t pad_top, pad_left;
     int16_t in_zero, out_zero;
     const tf_multiplier *requantize;
-    int32_t pre_shift;               /* sums go left by this before they are requantized */
+    const uint8_t *pre_shift;        /* sums go left by this first, saturating; NULL: none does */
     int32_t bias_limit;              /* largest |bias| for which no accumulator overflows */
     const int16_t *error_multiplier; /* Q15, relative to 2^error_exponent */
     int8_t error_exponent;

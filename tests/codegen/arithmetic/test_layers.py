@@ -7,11 +7,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from codegen.arithmetic.integers import requantized
 from codegen.arithmetic.layers import (
     INT32_MAX,
     addition_arithmetic,
     convolution_arithmetic,
     pooling_arithmetic,
+    requantization,
 )
 from codegen.errors import ModelError
 from codegen.graph.ir import Add, DepthwiseConv, GlobalAveragePool, Graph, Tensor
@@ -34,6 +36,32 @@ def test_sums_of_additions_fit_32_bits_for_any_scales(a: float, b: float, out: f
         return  # refused, which is as good
     largest = 255 * (constants.a_multiplier + constants.b_multiplier)
     assert largest + (1 << (constants.shift - 1)) <= INT32_MAX
+
+
+@given(
+    factors=st.lists(st.floats(1e-12, 1e12), min_size=1, max_size=6),
+    sums=st.lists(st.integers(-INT32_MAX, INT32_MAX), min_size=1, max_size=20),
+)
+@example(factors=[2.0, 2.0**-24], sums=[2147268971, 40, -40])
+def test_every_channel_is_requantized_as_if_it_were_alone(
+    factors: list[float], sums: list[int]
+) -> None:
+    words, left = requantization(np.array(factors))
+    for factor, word, bits in zip(factors, words, left, strict=True):
+        assert (bits > 0) == (factor >= 0.25)
+        assert 1 <= word & 31 <= 22
+        codes = requantized(np.array(sums), bits, word)
+        exact = np.clip(np.array(sums) * factor, -200, 200)
+        # Half a step of rounding, and a hair for the multiplier.
+        assert np.abs(np.clip(codes, -200, 200) - exact).max() <= 0.5 + 1e-3
+
+
+def test_scales_beyond_any_use_are_refused_with_the_layers_name() -> None:
+    graph, op = graph_with_depthwise()
+    scale = np.where(np.arange(len(op.weight_scale)) == 1, 1e60, op.weight_scale)
+    broken = dataclasses.replace(op, weight_scale=scale)
+    with pytest.raises(ModelError, match=f"layer {op.name}: a gradient's factor"):
+        convolution_arithmetic(graph, broken)
 
 
 def graph_with_depthwise() -> tuple[Graph, DepthwiseConv]:

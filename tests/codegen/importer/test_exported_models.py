@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
 
 from codegen.graph.floats import FloatConv, FloatGraph, evaluate
 from codegen.graph.ir import Concat, GlobalAveragePool, MaxPool
-from codegen.importer.model import import_model
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.quantization.report import simulate
+from tests.codegen.exported import MODELS, exported
 from tests.codegen.onnxruntime_oracle import outputs
 
-MODELS = Path(__file__).parents[1] / "models"
 FILES = sorted(path.name for path in MODELS.glob("*.onnx"))
 
 
@@ -27,7 +24,7 @@ def inputs(graph: FloatGraph, count: int, seed: int = 5) -> np.ndarray:
 
 @pytest.mark.parametrize("name", FILES)
 def test_an_exported_model_evaluates_as_onnxruntime_does(name: str) -> None:
-    graph = import_model(MODELS / name)
+    graph = exported(name)
     x = inputs(graph, 4)
     expected = outputs(onnx.load(MODELS / name), x)
     if graph.head.loss == "mse":
@@ -39,8 +36,8 @@ def test_an_exported_model_evaluates_as_onnxruntime_does(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith("_dynamo.onnx")])
 def test_both_exporters_give_the_same_operations(name: str) -> None:
-    dynamo = import_model(MODELS / name)
-    script = import_model(MODELS / name.replace("_dynamo", "_script"))
+    dynamo = exported(name)
+    script = exported(name.replace("_dynamo", "_script"))
     assert [type(op) for op in dynamo.ops] == [type(op) for op in script.ops]
     assert list(dynamo.shapes.values()) == list(script.shapes.values())
     for one, other in zip(dynamo.ops, script.ops, strict=True):
@@ -55,7 +52,7 @@ def test_both_exporters_give_the_same_operations(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_quantized_export_stays_near_its_float_outputs(name: str) -> None:
-    graph = import_model(MODELS / name)
+    graph = exported(name)
     samples = graph.arrange(inputs(graph, 48))
     quantized = quantize(graph, samples)
     codes = quantize_input(quantized, samples[:8].transpose(0, 2, 3, 1))
@@ -69,7 +66,7 @@ def test_a_quantized_export_stays_near_its_float_outputs(name: str) -> None:
 
 
 def test_flat_features_become_the_picture_that_the_network_makes_of_them() -> None:
-    graph = import_model(MODELS / "ds_cnn_flat_script.onnx")
+    graph = exported("ds_cnn_flat_script.onnx")
     assert graph.sample_shape == (490,)
     assert graph.shapes[graph.input] == (1, 49, 10)
     x = inputs(graph, 2)
@@ -77,7 +74,7 @@ def test_flat_features_become_the_picture_that_the_network_makes_of_them() -> No
 
 
 def test_samples_with_the_channels_last_are_turned_for_the_device() -> None:
-    graph = import_model(MODELS / "inertial_separable_dynamo.onnx")
+    graph = exported("inertial_separable_dynamo.onnx")
     assert graph.sample_shape == (40, 3)
     assert graph.shapes[graph.input] == (3, 1, 40)
     x = inputs(graph, 2)
@@ -85,7 +82,7 @@ def test_samples_with_the_channels_last_are_turned_for_the_device() -> None:
 
 
 def test_asymmetric_padding_written_as_pad_goes_into_the_convolution() -> None:
-    graph = import_model(MODELS / "ds_cnn_script.onnx")
+    graph = exported("ds_cnn_script.onnx")
     stem = graph.ops[0]
     assert isinstance(stem, FloatConv)
     assert stem.weight.shape[2:] == (10, 4)
@@ -94,22 +91,22 @@ def test_asymmetric_padding_written_as_pad_goes_into_the_convolution() -> None:
 
 
 def test_an_activation_behind_a_max_pool_is_folded_into_the_convolution_before_it() -> None:
-    graph = import_model(MODELS / "lenet_script.onnx")
+    graph = exported("lenet_script.onnx")
     kinds = [type(op) for op in graph.ops[:4]]
     assert kinds == [FloatConv, MaxPool, FloatConv, MaxPool]
     assert all(op.clamp.low == 0.0 for op in graph.ops if isinstance(op, FloatConv))
 
 
 def test_the_mean_is_taken_before_a_convolution_that_classifies() -> None:
-    graph = import_model(MODELS / "fire_dynamo.onnx")
+    graph = exported("fire_dynamo.onnx")
     assert isinstance(graph.ops[-2], GlobalAveragePool)
     assert isinstance(graph.ops[-3], Concat)
     assert graph.head.weight.shape == (5, 16)
 
 
-def test_an_autoencoder_is_known_by_its_output_and_trained_by_squared_error() -> None:
-    graph = import_model(MODELS / "autoencoder_script.onnx")
+def test_an_autoencoder_is_trained_by_squared_error() -> None:
+    graph = exported("autoencoder_script.onnx")
     assert graph.head.loss == "mse"
     assert graph.head.weight.shape == (40, 16)
     others = [name for name in FILES if not name.startswith("autoencoder")]
-    assert {import_model(MODELS / name).head.loss for name in others} == {"cross-entropy"}
+    assert {exported(name).head.loss for name in others} == {"cross-entropy"}

@@ -18,9 +18,9 @@ from codegen.program.lowering import lower
 from codegen.program.plans import default_plans
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.reference.interpreter import Interpreter
+from tests.codegen.exported import MODELS, exported
 from tests.codegen.onnxruntime_oracle import outputs, quantize_file
 
-MODELS = Path(__file__).parents[1] / "models"
 FAMILIES = sorted(path.name.removesuffix("_dynamo.onnx") for path in MODELS.glob("*_dynamo.onnx"))
 # The first operations of this one, on its input, are none that onnxruntime quantizes.
 QUANTIZED = [name for name in FAMILIES if name != "preactivation"]
@@ -32,7 +32,7 @@ def quantized(
 ) -> tuple[Path, np.ndarray]:  # fmt: skip
     """The model as onnxruntime quantizes it, and the samples it was calibrated with."""
     source, target = MODELS / f"{family}_{exporter}.onnx", folder / "quantized.onnx"
-    shape = import_model(source).sample_shape
+    shape = exported(source.name).sample_shape
     samples = np.random.default_rng(3).normal(size=(24, *shape)).astype(np.float32)
     quantize_file(
         source, target, samples, activation=activation, symmetric=symmetric, per_channel=per_channel
@@ -72,7 +72,7 @@ def test_a_quantized_export_gives_onnxruntimes_outputs(
         family, tmp_path, exporter=exporter, activation=activation, symmetric=symmetric,
         per_channel=per_channel,
     )  # fmt: skip
-    float_graph = import_model(path)
+    float_graph = exported(family, path)
     graph = quantize(float_graph, None)
     x = samples[:6]
     expected = outputs(onnx.load(path), x)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from codegen.arithmetic.forward import output_of
+from codegen.arithmetic.layers import logit_scale
 from codegen.errors import BundleError
 from codegen.graph import ir
-from codegen.graph.floats import FloatGraph, evaluate
+from codegen.graph.floats import FloatGraph, evaluate, evaluate_op
 from codegen.importer.model import import_model
 from codegen.quantization import calibration
 from codegen.quantization.calibration_set import load_calibration
@@ -23,11 +25,10 @@ from codegen.quantization.report import (
     compare,
     load_report,
     simulate,
-    simulate_op,
 )
+from tests.codegen.exported import exported
 from tests.codegen.quantization.uneven_network import network, samples
 
-MODELS = Path(__file__).parents[1] / "models"
 EXAMPLE = Path(__file__).parents[3] / "examples" / "digits"
 
 
@@ -76,21 +77,39 @@ def test_accumulated_errors_are_those_of_the_whole_int8_network(digits: Digits) 
     assert report.top1_agreement == pytest.approx(agreement)
 
 
-def test_own_errors_are_those_of_one_layer_with_exact_inputs(digits: Digits) -> None:
+def test_own_errors_are_those_of_one_layer_with_the_float_networks_inputs_in_int8(
+    digits: Digits,
+) -> None:
+    graph, tensors = digits.quantized, digits.quantized.tensors
     layers = {layer.layer: layer for layer in digits.comparison.layers}
-    for op in digits.quantized.ops:
-        inputs = [digits.exact[name] for name in ir.inputs_of(op)]
-        alone = simulate_op(digits.quantized, op, inputs)
-        assert_close(layers[op.name].own, expected(digits.exact[op.name], alone))
+    float_ops = {op.name: op for op in digits.graph.ops}
+
+    def codes(name: str) -> NDArray[np.int64]:
+        steps = np.rint(digits.exact[name].transpose(0, 2, 3, 1) / tensors[name].scale)
+        return np.clip(steps + tensors[name].zero_point, -128, 127).astype(np.int64)
+
+    def real(name: str, values: NDArray[np.int64]) -> NDArray[np.float64]:
+        return (tensors[name].scale * (values - tensors[name].zero_point)).transpose(0, 3, 1, 2)
+
+    for op in graph.ops:
+        inputs = [codes(name) for name in ir.inputs_of(op)]
+        made = output_of(graph, op, inputs)
+        alone = made * logit_scale(graph) if isinstance(op, ir.Head) else real(op.output, made)
+        reals = [real(name, given) for name, given in zip(ir.inputs_of(op), inputs, strict=True)]
+        assert_close(layers[op.name].own, expected(evaluate_op(float_ops[op.name], reals), alone))
 
 
 def test_own_errors_of_sums_are_half_a_step_at_most(digits: Digits) -> None:
-    """An addition within its range only rounds: an independent bound on the figure."""
-    sums = [row for row in digits.comparison.layers if row.kind == "Add"]
+    """An addition only rounds, but where its inputs were rounded up beyond its range."""
+    rows = {row.layer: row for row in digits.comparison.layers}
+    sums = [op for op in digits.quantized.ops if isinstance(op, ir.Add)]
     assert sums
-    for row in sums:
-        assert row.step is not None
-        assert 0.4 * row.step < row.own.max_abs_error <= 0.501 * row.step
+    for op in sums:
+        step, own = rows[op.name].step, rows[op.name].own.max_abs_error
+        assert step is not None
+        beyond = sum(digits.quantized.tensors[name].scale / 2 for name in op.inputs)
+        assert 0.4 * step < own <= 0.501 * step + beyond
+        assert rows[op.name].own.cosine > 0.9999
 
 
 def test_figures_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +126,7 @@ def test_figures_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("family", ["fire", "lenet", "autoencoder", "inertial", "preactivation"])
 def test_networks_with_every_operation_are_compared_layer_by_layer(family: str) -> None:
-    graph = import_model(MODELS / f"{family}_script.onnx")
+    graph = exported(f"{family}_script.onnx")
     random = np.random.default_rng(4)
     x = graph.arrange(random.normal(size=(24, *graph.sample_shape)).astype(np.float32))
     quantized = quantize(graph, x)

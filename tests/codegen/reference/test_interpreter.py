@@ -18,10 +18,10 @@ from codegen.graph.ir import (
     inputs_of,
 )
 from codegen.program.lowering import lower
-from codegen.quantization.report import simulate_op
 from codegen.reference.float_autodiff import cosines, forward_integers
 from codegen.reference.interpreter import Interpreter
 from tests.codegen.random_graphs import full_plan, random_graph, random_pooled_graph
+from tests.codegen.real_arithmetic import real_output
 from tests.conftest import examples
 
 LEARNING_RATE = 2**20 // 50
@@ -98,7 +98,7 @@ def test_pools_and_branches_differ_from_exact_arithmetic_by_one_rounding(seed: i
             for name in inputs_of(op)
         ]
         tensor = graph.tensors[op.output]
-        exact = simulate_op(graph, op, [np.moveaxis(x, -1, 0)[None] for x in inputs])
+        exact = real_output(graph, op, [np.moveaxis(x, -1, 0)[None] for x in inputs])
         codes = np.rint(np.moveaxis(exact[0], 0, -1) / tensor.scale) + tensor.zero_point
         difference = np.abs(known[op.output] - codes)
         # Means of few codes in their own scale often lie on a half, which both round their way.

@@ -14,14 +14,14 @@ from tests.conftest import examples
 from tests.device_runtime.kernels.calls import FIRST_VALUE, Ints, Scratch, call_all, moved, update
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
 
-PLAIN = Depthwise(8, 8, 4, (3, 3), (1, 1), (1, 1, 1, 1), -128, -128, 0, 9, 0, 1)
-SEVEN = Depthwise(8, 8, 3, (7, 7), (2, 2), (3, 3, 3, 3), -128, 5, 0, 9, 0, 2)
-UNSEEN = Depthwise(1, 1, 5, (3, 3), (3, 3), (7, 7, 0, 0), 9, -128, 0, 4, 0, 2)
+PLAIN = Depthwise(8, 8, 4, (3, 3), (1, 1), (1, 1, 1, 1), -128, -128, False, 9, 0, 1)
+SEVEN = Depthwise(8, 8, 3, (7, 7), (2, 2), (3, 3, 3, 3), -128, 5, False, 9, 0, 2)
+UNSEEN = Depthwise(1, 1, 5, (3, 3), (3, 3), (7, 7, 0, 0), 9, -128, False, 4, 0, 2)
 """No window meets the image."""
-ONE_TAP = Depthwise(5, 4, 4, (1, 1), (1, 1), (0, 0, 1, 2), 9, -128, 0, 4, 0, 3)
+ONE_TAP = Depthwise(5, 4, 4, (1, 1), (1, 1), (0, 0, 1, 2), 9, -128, False, 4, 0, 3)
 """Padding at the bottom and the right only."""
-SPEECH = Depthwise(12, 9, 2, (10, 4), (2, 2), (4, 1, 5, 1), 0, -128, 2, 9, 0, 3)
-SPARSE = Depthwise(7, 7, 2, (1, 1), (3, 3), (0, 0, 0, 0), 0, -128, 0, 4, 3, 3)
+SPEECH = Depthwise(12, 9, 2, (10, 4), (2, 2), (4, 1, 5, 1), 0, -128, True, 9, 0, 3)
+SPARSE = Depthwise(7, 7, 2, (1, 1), (3, 3), (0, 0, 0, 0), 0, -128, False, 4, 3, 3)
 
 
 def scale_of(errors: Ints) -> Struct:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codegen.arithmetic import forward as integer_forward
 from codegen.arithmetic.integers import round_shift
 from codegen.arithmetic.pools import overlap_bits
 from codegen.graph.floats import window_output_shape
@@ -48,9 +49,7 @@ def check(case: PoolCase, seed: int) -> None:
     found = np.zeros(output.shape, np.int8)
     places = np.zeros(output.size * (2 if np.prod(op.window) > 256 else 1), np.uint8)
     call_all("tf_max_pool_forward", [window, codes, found, places])
-    largest, expected_places = interpreter_pools.max_pool(
-        op, source, output, codes.astype(np.int64)
-    )
+    largest, expected_places = integer_forward.max_pool(case.graph, op, codes.astype(np.int64))
     np.testing.assert_array_equal(found, largest)
 
     errors = error_codes(output.shape, seed)

@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from codegen.firmware.boards import load_board
 from codegen.firmware.bundle import QUANTIZATION, Bundle, load_bundle
 from codegen.quantization.report import load_report
+from tests.codegen.dense_network import dense_network
 from tests.fleet.cli.conftest import Run
 
+CLASSES = np.arange(24) % 3
+ROWS = (np.eye(3)[CLASSES] + np.random.default_rng(1).normal(0, 0.1, (24, 3))).astype(np.float32)
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"
 
 
@@ -104,3 +108,70 @@ def test_what_no_plan_trains_is_frozen_unless_another_board_trains_it(
     assert "41,428 of weights. Compiled" in shown
     assert [plan.id for plan in alone.manifest.plans] == [plan.id for plan in both.manifest.plans]
     assert alone.manifest.model.digest != both.manifest.model.digest
+
+
+def test_a_model_that_could_be_a_classifier_or_an_autoencoder_is_asked_about(
+    tinyfleet: Run, tmp_path: Path
+) -> None:
+    onnx.save(dense_network((3,), 3), tmp_path / "twofold.onnx")
+    np.savez(tmp_path / "x.npz", x=ROWS)
+    np.savez(tmp_path / "targets.npz", x=ROWS, y=2 * ROWS)
+    model = (str(tmp_path / "twofold.onnx"), "--board", "stm32f746", "--out", str(tmp_path / "o"))
+    for command, samples, words in (
+        (("compile", *model, "--calibration"), "x.npz", "classifier or an autoencoder"),
+        (("compile", *model, "--calibration"), "targets.npz", "regression to other targets"),
+        (("plan", *model, "--data"), "x.npz", "classifier or an autoencoder"),
+    ):
+        failed = tinyfleet(*command, str(tmp_path / samples))
+        assert failed.returncode == 1
+        for part in (words, "model 'twofold'", "output 'scores'", "--loss cross-entropy"):
+            assert part in failed.stderr
+        assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "arrays", "loss", "shown"),
+    [
+        ((), {"y": CLASSES}, "cross-entropy", "Loss: cross entropy over 3 classes (the labels 'y'"),
+        (("--loss", "mse"), {}, "mse", "Loss: mean squared error against the model's own input"),
+    ],
+    ids=["labels", "said"],
+)
+def test_the_loss_is_shown_and_stands_in_report_and_manifest(
+    options: tuple[str, ...],
+    arrays: dict[str, np.ndarray],
+    loss: str,
+    shown: str,
+    tinyfleet: Run,
+    tmp_path: Path,
+) -> None:
+    onnx.save(dense_network((3,), 3), tmp_path / "twofold.onnx")
+    np.savez(tmp_path / "samples.npz", x=ROWS, **arrays)
+    out = tmp_path / "out"
+    done = tinyfleet(
+        *("compile", str(tmp_path / "twofold.onnx"), "--board", "stm32f746", "--out", str(out)),
+        *("--calibration", str(tmp_path / "samples.npz"), *options),
+    )
+    assert done.returncode == 0, done.stderr
+    assert shown in done.stdout
+    assert "That is a guess" not in done.stdout
+    bundle = load_bundle(out)
+    assert bundle.report.loss.name == loss
+    assert not bundle.report.loss.guessed
+    assert {plan.plan["loss"] for plan in bundle.manifest.plans} == {loss}
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_a_guess_is_shown_as_one(tinyfleet: Run, tmp_path: Path) -> None:
+    onnx.save(dense_network((5,), 3), tmp_path / "logits.onnx")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(2).normal(size=(24, 5)).astype("f4"))
+    call = (
+        *("compile", str(tmp_path / "logits.onnx"), "--board", "stm32f746"),
+        *("--calibration", str(tmp_path / "x.npz"), "--out", str(tmp_path / "out")),
+    )
+    shown = tinyfleet(*call).stdout
+    assert "Loss: cross entropy over 3 classes. That is a guess" in shown
+    assert "--loss cross-entropy" in shown
+    assert json.loads(tinyfleet(*call, "--json").stdout)["loss"]["guessed"]
+    assert "That is a guess" not in tinyfleet(*call, "--loss", "cross-entropy").stdout

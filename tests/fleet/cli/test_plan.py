@@ -74,7 +74,8 @@ def test_what_does_not_fit_together_is_refused_in_one_message(
     folder = tinyfleet(*arguments(data, tmp_path))
     assert (folder.returncode, folder.stdout) == (1, "")
     assert "is a folder; give the plan file's name with --out FILE" in folder.stderr
-    unlabelled = tinyfleet(*arguments(CALIBRATION, tmp_path / "plans.json"))
+    np.savez(tmp_path / "unlabelled.npz", x=np.load(CALIBRATION)["x"])
+    unlabelled = tinyfleet(*arguments(tmp_path / "unlabelled.npz", tmp_path / "plans.json"))
     assert unlabelled.returncode == 1
     assert "no array 'y' (it holds x)" in unlabelled.stderr
     percentile = tinyfleet(*arguments(data, tmp_path / "plans.json"), "--percentile", 99)

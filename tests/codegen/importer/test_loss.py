@@ -1,0 +1,187 @@
+"""What a model is trained with: said by the model, by its labels, by the user, or asked for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from codegen.errors import CalibrationError, ModelError
+from codegen.graph.floats import LossChoice
+from codegen.importer.model import import_proto
+from codegen.program.lowering import lower
+from codegen.quantization.quantize import quantize, quantize_input
+from codegen.reference.interpreter import Interpreter
+from tests.codegen.dense_network import dense_network
+from tests.codegen.random_graphs import full_plan
+
+CLASSES = np.arange(24) % 3
+IMAGES = np.random.default_rng(2).normal(size=(24, 1, 4, 3)).astype(np.float32)
+ROWS = np.random.default_rng(3).normal(size=(24, 3)).astype(np.float32)
+
+
+def choice(
+    model: onnx.ModelProto, folder: Path, loss: str | None = None, **arrays: NDArray
+) -> LossChoice:
+    """What is chosen with these arrays in the archive of samples."""
+    samples = None
+    if arrays:
+        samples = folder / "samples.npz"
+        np.savez(samples, **arrays)
+    graph = import_proto(model, "net", loss, samples)  # type: ignore[arg-type]
+    assert graph.loss_choice is not None
+    assert graph.head.loss == graph.loss_choice.loss
+    return graph.loss_choice
+
+
+@pytest.mark.parametrize("tail", ["Softmax", "LogSoftmax"])
+def test_a_softmax_makes_a_classifier_whatever_the_sizes_and_labels(
+    tail: str, tmp_path: Path
+) -> None:
+    made = choice(dense_network((3,), 3, tail), tmp_path, x=ROWS, y=ROWS[:, 0])
+    assert made == LossChoice("cross-entropy", "the model ends in a Softmax")
+
+
+@pytest.mark.parametrize("labels", [
+    CLASSES, CLASSES.astype(np.uint8), CLASSES[:, None], np.eye(3)[CLASSES],
+    np.eye(3, dtype=np.int64)[CLASSES],
+], ids=["int", "uint8", "column", "float rows", "integer rows"])  # fmt: skip
+@pytest.mark.parametrize(("shape", "x"), [((3,), ROWS), ((1, 4, 3), IMAGES)])
+def test_labels_that_are_classes_make_a_classifier(
+    shape: tuple[int, ...], x: NDArray, labels: NDArray, tmp_path: Path
+) -> None:
+    made = choice(dense_network(shape, 3), tmp_path, x=x, y=labels)
+    assert made.loss == "cross-entropy"
+    assert not made.guessed
+    assert "'y'" in made.because
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "form"),
+    [((3,), 3, ()), ((1, 4, 3), 12, ()), ((1, 1, 3), 3, (1, 1, 3)), ((40,), 40, ())],
+    ids=["vector", "flat picture", "row", "features"],
+)
+def test_as_many_outputs_as_inputs_without_softmax_are_asked_about(
+    shape: tuple[int, ...], outputs: int, form: tuple[int, ...], tmp_path: Path
+) -> None:
+    model = dense_network(shape, outputs, form=form)
+    x = np.zeros((24, *shape), np.float32)
+    for arrays in ({}, {"x": x}):
+        with pytest.raises(ModelError) as refused:
+            choice(model, tmp_path, **arrays)
+        for word in (
+            "model 'net'", f"output '{model.graph.output[0].name}'", f"({outputs})",
+            "--loss cross-entropy", "--loss mse",
+        ):  # fmt: skip
+            assert word in str(refused.value)
+    for loss in ("cross-entropy", "mse"):
+        assert choice(model, tmp_path, loss, x=x).loss == loss
+
+
+def test_marks_of_few_kinds_beside_an_autoencoder_do_not_make_it_a_classifier(
+    tmp_path: Path,
+) -> None:
+    anomalous = np.arange(24) % 2
+    with pytest.raises(ModelError, match="classifier or an autoencoder"):
+        choice(dense_network((12,), 12), tmp_path, x=np.zeros((24, 12), np.float32), y=anomalous)
+
+
+def test_a_picture_that_becomes_a_picture_is_an_autoencoder(tmp_path: Path) -> None:
+    model = dense_network((1, 4, 3), 12, form=(1, 4, 3))
+    for arrays in ({}, {"x": IMAGES}, {"x": IMAGES, "y": CLASSES}, {"x": IMAGES, "y": IMAGES}):
+        assert choice(model, tmp_path, **arrays).loss == "mse"
+
+
+def test_labels_equal_to_the_inputs_make_an_autoencoder(tmp_path: Path) -> None:
+    assert choice(dense_network((3,), 3), tmp_path, x=ROWS, y=ROWS).loss == "mse"
+
+
+@pytest.mark.parametrize(("shape", "outputs", "form", "x", "y"), [
+    ((1, 4, 3), 2, (), IMAGES, IMAGES[:, 0, 0, :2]),
+    ((1, 4, 3), 3, (), IMAGES, IMAGES[:, 0, 0, 0]),
+    ((1, 4, 3), 3, (), IMAGES, CLASSES.astype(np.float32)),
+    ((1, 4, 3), 3, (), IMAGES, CLASSES + 1),
+    ((1, 4, 3), 3, (), IMAGES, CLASSES - 1),
+    ((1, 4, 3), 3, (), IMAGES, np.stack([CLASSES] * 3, axis=1)),
+    ((3,), 3, (), ROWS, 2 * ROWS),
+    ((1, 4, 3), 12, (1, 4, 3), IMAGES, 2 * IMAGES),
+], ids=["two targets", "one target", "whole floats", "from 1", "below 0", "rows", "as many",
+        "denoiser"])  # fmt: skip
+def test_targets_that_a_device_cannot_train_for_are_refused_by_name(
+    shape: tuple[int, ...], outputs: int, form: tuple[int, ...], x: NDArray, y: NDArray,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    model = dense_network(shape, outputs, form=form)
+    with pytest.raises(ModelError) as refused:
+        choice(model, tmp_path, x=x, y=y)
+    message = str(refused.value)
+    for word in ("model 'net'", "labels 'y'", str(list(y.shape)), "isn't supported", "--loss"):
+        assert word in message
+    # Said outright, the labels of the archive don't matter.
+    loss = "mse" if form else "cross-entropy"
+    assert f"--loss {loss}" in message
+    assert choice(model, tmp_path, loss, x=x, y=y).loss == loss
+
+
+def test_a_classifier_that_nothing_speaks_against_is_a_guess(tmp_path: Path) -> None:
+    for arrays in ({}, {"x": IMAGES}):
+        made = choice(dense_network((1, 4, 3), 3), tmp_path, **arrays)
+        assert made.loss == "cross-entropy"
+        assert made.guessed
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "words"),
+    [
+        (dense_network((3,), 3, "Softmax"), "mse", "made by a Softmax"),
+        (
+            dense_network((1, 4, 3), 3),
+            "mse",
+            "has 3 values.*the model's own input.*isn't supported",
+        ),
+        (dense_network((1, 4, 3), 12, form=(1, 4, 3)), "cross-entropy", r"\[batch, 4, 3\]"),
+    ],
+    ids=["probabilities", "other size", "picture"],
+)
+def test_a_loss_that_does_not_fit_the_outputs_is_refused(
+    model: onnx.ModelProto, loss: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=words):
+        choice(model, tmp_path, loss)
+
+
+def test_one_output_is_refused_with_what_a_device_can_train(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=re.escape("regression isn't supported")):
+        choice(dense_network((1, 4, 3), 1), tmp_path)
+
+
+def test_an_archive_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "bad.npz").write_text("nothing")
+    with pytest.raises(CalibrationError, match=r"bad\.npz"):
+        import_proto(dense_network((3,), 3), "net", None, tmp_path / "bad.npz")
+
+
+def test_a_classifier_of_as_many_classes_as_inputs_learns_its_labels(tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    labels = random.integers(0, 3, 120)
+    x = (np.eye(3)[(labels + 1) % 3] + random.normal(0, 0.15, (120, 3))).astype(np.float32)
+    np.savez(tmp_path / "samples.npz", x=x, y=labels)
+    float_graph = import_proto(dense_network((3,), 3), "net", None, tmp_path / "samples.npz")
+    graph = quantize(float_graph, x)
+    codes = quantize_input(graph, x[:, None, None])
+    interpreter = Interpreter(lower(graph, full_plan(graph)))
+
+    def accuracy() -> float:
+        return float(
+            np.mean([interpreter.score(c, 0) == y for c, y in zip(codes, labels, strict=True)])
+        )
+
+    before = accuracy()
+    for sample, label in zip(codes, labels, strict=True):
+        interpreter.train_step(sample, int(label), 2**20 // 50, 1)
+    assert before < 0.6
+    assert accuracy() > 0.95
