@@ -266,58 +266,72 @@ static tf_status write_words(const tf_sample_log *log, uint32_t offset, const ui
                                                                                   : TF_FLASH_FAILED;
 }
 
-/* Whether no unit is free: then `*unit` is the one that has to go, else one that is free. */
-static bool choose_unit(tf_sample_log *log, uint32_t *unit) {
+/* The n-th unit (from 0) that counts, or doesn't, in the order in which they are written; false:
+ * there are fewer. */
+static bool find_nth(const tf_sample_log *log, bool counts, uint32_t n, uint32_t *unit) {
     const uint32_t first = log->sequence == 0u ? 0u : log->unit + 1u;
     for (uint32_t i = 0; i < log->place.units; i++) {
         *unit = (first + i) % log->place.units;
-        if (sequence_of(log, *unit) == 0u) {
-            return false;
+        if ((sequence_of(log, *unit) != 0u) == counts && n-- == 0u) {
+            return true;
         }
     }
-    if (log->place.keep == TF_KEEP_RESERVOIR) {
-        *unit = draw(log) % log->place.units;
-    } else {
-        (void)find_after(log, 0, unit);
-    }
-    return true;
+    return false;
 }
 
-static tf_status begin_unit(tf_sample_log *log) {
-    const uint32_t units = log->place.units;
-    const uint32_t sequence = log->sequence + 1u;
-    uint32_t rate = EVERYTHING;
-    uint32_t unit = 0;
-    if (log->place.keep == TF_KEEP_RESERVOIR && sequence > units) {
-        rate = log->rate - log->rate / units;
-    }
-    if (choose_unit(log, &unit)) {
-        if (units == 1u) {
-            return TF_NO_MEMORY;
-        }
-        const uint32_t retired = log->place.region.address + unit_start(log, unit) + AT_RETIRED;
-        if (tf_flash_complete_word(log->flash, retired, 0) != TF_OK) {
-            return TF_FLASH_FAILED;
-        }
-    }
-    const uint16_t sectors = (uint16_t)(log->place.region.sector_count / units);
+static tf_status start_unit(tf_sample_log *log, uint32_t unit, uint32_t rate) {
+    const uint16_t sectors = (uint16_t)(log->place.region.sector_count / log->place.units);
     const tf_flash_region place = {
         .address = log->place.region.address + unit_start(log, unit),
         .bytes = log->unit_bytes,
         .first_sector = (uint16_t)(log->place.region.first_sector + unit * sectors),
         .sector_count = sectors,
     };
-    const uint32_t header[AT_UNIT_CRC / 4] = {UNIT_MAGIC, log->digest,  log->unit_bytes,
-                                              sequence,   log->ordinal, rate};
+    const uint32_t header[AT_UNIT_CRC / 4] = {UNIT_MAGIC,         log->digest,  log->unit_bytes,
+                                              log->sequence + 1u, log->ordinal, rate};
     if (tf_flash_erase_unless_erased(log->flash, &place) != TF_OK ||
         write_words(log, unit_start(log, unit), header, AT_UNIT_CRC / 4) != TF_OK) {
         return TF_FLASH_FAILED;
     }
-    log->sequence = sequence;
+    log->sequence++;
     log->unit = (uint16_t)unit;
     log->rate = rate;
     log->end = first_record(log, unit);
     return TF_OK;
+}
+
+/* Begins a unit that is free, or else one that has to go. A sector that is worn out stays free for
+ * good: then it is the next one's turn. */
+static tf_status begin_unit(tf_sample_log *log) {
+    const uint32_t units = log->place.units;
+    const bool is_fair = log->place.keep == TF_KEEP_RESERVOIR;
+    uint32_t unit = 0;
+    uint32_t full = 0;
+    while (find_nth(log, true, full, &unit)) {
+        full++;
+    }
+    /* That a unit is free doesn't mean that none had to go: the power may have gone with it. */
+    const uint32_t rate =
+        is_fair && log->sequence >= units ? log->rate - log->rate / units : EVERYTHING;
+    for (uint32_t n = 0; find_nth(log, false, n, &unit); n++) {
+        if (start_unit(log, unit, rate) == TF_OK) {
+            return TF_OK;
+        }
+    }
+    /* The only unit that is left doesn't go: it has all that there is. */
+    if (full <= 1u) {
+        return units == full ? TF_NO_MEMORY : TF_FLASH_FAILED;
+    }
+    if (is_fair) {
+        (void)find_nth(log, true, draw(log) % full, &unit);
+    } else {
+        (void)find_after(log, 0, &unit);
+    }
+    const uint32_t retired = log->place.region.address + unit_start(log, unit) + AT_RETIRED;
+    if (tf_flash_complete_word(log->flash, retired, 0) != TF_OK) {
+        return TF_FLASH_FAILED;
+    }
+    return start_unit(log, unit, is_fair ? log->rate - log->rate / full : EVERYTHING);
 }
 
 static bool has_room(const tf_sample_log *log, uint32_t payload_bytes) {

@@ -41,6 +41,7 @@ class Flash(ctypes.Structure):
         ("operations", ctypes.c_uint32),
         ("operations_to_cut", ctypes.c_uint32),
         ("random", ctypes.c_uint32),
+        ("worn", ctypes.c_uint32),
         ("dead", ctypes.c_uint8),
         ("rewrote", ctypes.c_uint8),
     ]

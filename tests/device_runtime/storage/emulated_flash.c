@@ -17,9 +17,13 @@ static int is_cut(emulated_flash *emulated) {
     return emulated->dead;
 }
 
+static int is_worn(const emulated_flash *emulated, uint32_t sector) {
+    return sector < 32u && ((emulated->worn >> sector) & 1u);
+}
+
 static tf_status erase_sector(void *context, uint16_t sector) {
     emulated_flash *emulated = context;
-    if (emulated->dead || sector >= EMULATED_SECTORS) {
+    if (emulated->dead || sector >= EMULATED_SECTORS || is_worn(emulated, sector)) {
         return TF_FLASH_FAILED;
     }
     uint8_t *bytes = emulated->bytes + sector * EMULATED_SECTOR_BYTES;
@@ -43,7 +47,8 @@ static tf_status erase_sector(void *context, uint16_t sector) {
 static tf_status program_word(void *context, uint32_t address, uint32_t word) {
     emulated_flash *emulated = context;
     const uint32_t offset = address - EMULATED_ADDRESS;
-    if (emulated->dead || address % 4u != 0u || offset >= sizeof emulated->bytes) {
+    if (emulated->dead || address % 4u != 0u || offset >= sizeof emulated->bytes ||
+        is_worn(emulated, offset / EMULATED_SECTOR_BYTES)) {
         return TF_FLASH_FAILED;
     }
     uint32_t present;

@@ -14,6 +14,7 @@ typedef struct {
     uint32_t operations;        /* erased sectors and programmed words so far */
     uint32_t operations_to_cut; /* the power goes during this one, counted from 1; 0: never */
     uint32_t random;
+    uint32_t worn;   /* of the first 32 sectors, those that take nothing any more: one bit each */
     uint8_t dead;    /* without power everything fails */
     uint8_t rewrote; /* a word was programmed over that was not erased */
 } emulated_flash;

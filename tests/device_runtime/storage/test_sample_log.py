@@ -411,6 +411,30 @@ def test_a_region_full_of_garbage_has_no_samples_and_takes_new_ones(
     assert len(log.boot().records()) > 3 * PER_UNIT
 
 
+@pytest.mark.parametrize("worn", [(0,), (2,), (3,), (0, 3)])
+@pytest.mark.parametrize("keep", [NEWEST, RESERVOIR])
+def test_sectors_that_are_worn_out_cost_their_room_and_no_sample(
+    log: Log, worn: tuple[int, ...], keep: int
+) -> None:
+    log.place.keep = keep
+    for sector in worn:
+        log.flash.worn |= 1 << (FIRST + sector)
+    for label in range(80):
+        assert log.append(sample(label), label) == OK
+        if label % 9 == 0:
+            log.boot()
+    kept = log.labels()
+    assert len(kept) >= (3 - len(worn)) * PER_UNIT
+    assert keep == RESERVOIR or kept == list(range(kept[0], 80))
+
+
+def test_the_only_unit_that_is_not_worn_out_keeps_what_it_has(log: Log) -> None:
+    log.flash.worn = 0b1101 << FIRST
+    statuses = [log.append(sample(label), label) for label in range(10)]
+    assert statuses == [OK] * PER_UNIT + [FLASH_FAILED] * (10 - PER_UNIT)
+    assert log.boot().labels() == list(range(PER_UNIT))
+
+
 def test_erasing_leaves_nothing_and_starts_anew(log: Log) -> None:
     for label in range(10):
         assert log.append(sample(label), label) == OK
