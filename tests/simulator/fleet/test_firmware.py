@@ -222,7 +222,7 @@ def test_slots_that_outlast_their_firmware_count_for_the_same_model_only(
         for number, device in enumerate((BOARDED, HOSTED), 1):
             world.start(number, device, learnt)
             result = world.collect(number)
-            assert result["accepted"] == 1, result
+            assert result["accepted"] == 1, result["declined"]
         left = {device: slots_of(world, device) for device in (BOARDED, HOSTED)}
 
     def reflashed(name: str, calibration: Path) -> tuple[Bundle, set[str]]:
