@@ -18,6 +18,7 @@ from tests.fleet.cli.conftest import Run
 CLASSES = np.arange(24) % 3
 ROWS = (np.eye(3)[CLASSES] + np.random.default_rng(1).normal(0, 0.1, (24, 3))).astype(np.float32)
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"
+PLANS = DIGITS / "plans.json"
 
 
 def test_an_unknown_method_ends_with_code_2_and_the_known_ones(tinyfleet: Run) -> None:
@@ -47,6 +48,23 @@ def test_calibration_files_that_do_not_fit_give_one_message(tinyfleet: Run, tmp_
         assert failed.stderr.count("error:") == 1
         assert words in failed.stderr
         assert "Traceback" not in failed.stderr
+
+
+def test_what_a_full_log_keeps_is_chosen_and_the_note_on_one_that_fills_is_shown(
+    tinyfleet: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    call = (
+        *("compile", str(DIGITS / "digits.onnx"), "--board", "stm32f746", "--out", str(out)),
+        *("--calibration", str(DIGITS / "calibration.npz"), "--plan", f"{PLANS}#small"),
+    )
+    shown = tinyfleet(*call, "--samples", "reservoir")
+    assert shown.returncode == 0, shown.stderr
+    assert load_bundle(out).manifest.flash.samples.keep == "reservoir"
+    assert "Note: log fills" in shown.stdout
+    refused = tinyfleet(*call, "--samples", "oldest")
+    assert refused.returncode == 2
+    assert "reservoir" in refused.stderr
 
 
 @pytest.mark.slow
