@@ -44,7 +44,8 @@ class DeviceEntry(_Answer):
     candidate: Digest | Literal[""] = ""
     lease: Uint32 = 0
     free_sram_bytes: Uint32
-    battery_percent: Annotated[int, Field(ge=0, le=100)]
+    battery_percent: Annotated[int, Field(ge=0, le=100)] | None
+    """None where the device can't tell."""
     link_bits_per_second: Uint32
     train_samples: Uint16
     held_out_samples: Uint16

@@ -135,15 +135,15 @@ def choose_plan(
     """
     if not plans:
         return None, "the bundle has none of the campaign's plans"
-    if device.battery_percent < config.min_battery_to_take_part:
-        return None, (
-            f"battery {device.battery_percent} % is below {config.min_battery_to_take_part} %"
-        )
+    # A charge that nobody knows limits nothing: boards on mains have no gauge either.
+    charge = 100 if device.battery_percent is None else device.battery_percent
+    if charge < config.min_battery_to_take_part:
+        return None, (f"battery {charge} % is below {config.min_battery_to_take_part} %")
     by_size = sorted(plans, key=lambda plan: (plan.delta_values, plan.pool_bytes, plan.id))
     chosen = None
     obstacle = ""
     for plan in by_size:
-        problem = _obstacle(device, plan, config, is_smallest=chosen is None)
+        problem = _obstacle(device, charge, plan, config, is_smallest=chosen is None)
         if not problem:
             chosen, obstacle = plan, ""
         elif chosen is not None and not obstacle:
@@ -157,18 +157,15 @@ def choose_plan(
 
 
 def _obstacle(
-    device: DeviceInfo, plan: PlanEntry, config: CampaignConfig, is_smallest: bool
+    device: DeviceInfo, charge: int, plan: PlanEntry, config: CampaignConfig, is_smallest: bool
 ) -> str:
     """What keeps a device from a plan; empty where nothing does."""
     if plan.pool_bytes > device.free_sram_bytes:
         return f"{plan.name} needs {plan.pool_bytes} of {device.free_sram_bytes} bytes of free SRAM"
     if is_smallest:
         return ""
-    if device.battery_percent < config.min_battery_percent:
-        return (
-            f"battery {device.battery_percent} % is below the {config.min_battery_percent} % "
-            f"for {plan.name}"
-        )
+    if charge < config.min_battery_percent:
+        return f"battery {charge} % is below the {config.min_battery_percent} % for {plan.name}"
     seconds = config.uplink_share * config.deadline_seconds
     bits = plan.delta_values * config.delta_bits_per_value
     if bits > seconds * device.link_bits_per_second:

@@ -49,7 +49,7 @@ class DemoSettings:
     learning_rate: float = 0.015
     over_selection: float = 0.0
     cohort_share: float = 1.0
-    deadline_seconds: int = 60
+    deadline_seconds: int = 180
 
 
 class Watcher(Protocol):

@@ -76,6 +76,7 @@ def test_a_known_cohort_stays_what_it_was() -> None:
         ({"free_sram_bytes": 1000}, "small"),
         ({"battery_percent": 29}, "small"),
         ({"battery_percent": 30}, "large"),
+        ({"battery_percent": None}, "large"),
         ({"link_bits_per_second": 1}, "small"),
         ({"link_bits_per_second": 20}, "middle"),
     ],
