@@ -7,6 +7,8 @@
 /* A look at a register takes at least 8 clocks of the core. */
 #define SHORT_WAIT_LOOKS 50000u
 #define LOOKS_PER_MS (STM32_AHB_HZ / 8000u)
+/* A core that was held up, by a debugger or an emulator's host, has looked too seldom to give up. */
+#define LEAST_LOOKS 1000u
 
 void tf_stm32_timer_start(void) {
     TIM2_CR1 = 0;
@@ -42,7 +44,7 @@ bool tf_stm32_wait_long_for(volatile uint32_t *status, uint32_t bits, uint32_t w
         if ((*status & bits) == wanted) {
             return true;
         }
-        if (tf_stm32_milliseconds(NULL) - since > limit_ms) {
+        if (looks >= LEAST_LOOKS && tf_stm32_milliseconds(NULL) - since > limit_ms) {
             return false;
         }
     }
