@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.downlink import bytes_down
 from codegen.compile import build_host_engine
 from codegen.firmware.bundle import Bundle
 from codegen.firmware.host_engine import HostEngine
@@ -51,16 +52,21 @@ class Figures:
     arena_lower_bound_bytes: int
     state_bytes: int
     flash_bytes: int
+    weights_bytes: int
+    """A version of the weights, as it is published."""
+    line_bytes_down: int
+    """What a device receives for a version, computed (``benchmarks.downlink``)."""
     compile_seconds: float
     host_steps_per_second: float
 
 
-# What the issue asks of plan 49kb: TinyEngine's figure, the most allowed, the aim.
-WANTED = {
+# What is asked of plan 49kb: TinyEngine's figure where it has one, the most allowed, the aim.
+WANTED: dict[str, tuple[int | str, int, int]] = {
     "step_instructions": (106_371_641, 64_000_000, 45_000_000),
     "forward_instructions": (65_036_230, 40_000_000, 30_000_000),
     "sram_bytes": (232_632, 160 * 1024, 112 * 1024),
     "flash_bytes": (662_540, 700 * 1024, 600 * 1024),
+    "line_bytes_down": ("", 60_000, 56_000),
 }
 
 
@@ -100,6 +106,8 @@ def figures(plan: str, board: str) -> Figures:
             arena_lower_bound_bytes=report.arena_lower_bound_bytes,
             state_bytes=sram.state,
             flash_bytes=bundle.report.flash_bytes.total,
+            weights_bytes=bundle.manifest.weights.bytes,
+            line_bytes_down=bytes_down(bundle.manifest.weights.bytes),
             compile_seconds=seconds,
             host_steps_per_second=steps_per_second(bundle, plan, folder),
         )
