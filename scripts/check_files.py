@@ -1,5 +1,5 @@
-"""House rules about files: none over 600 lines, none over 400 KB, no machine's own paths, and one
-place that makes sessions of onnxruntime.
+"""House rules about files: none over 600 lines, none over 400 KB, no machine's own paths; and one
+place that makes sessions of onnxruntime, one that says how hypothesis searches.
 
 Prints every violation with its remedy; the exit code is 1 when there is one.
 """
@@ -16,6 +16,7 @@ MAXIMUM_BYTES = 400_000
 CODE = {".py", ".c", ".h"}
 ORACLE = "onnxruntime_oracle.py"
 SESSION = re.compile(r"\bInferenceSession\b")
+SEARCH = re.compile(r"^@(?:hypothesis\.)?settings\(")
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:work|opt/venv|home/\w+|Users/\w+)/")
 
 
@@ -52,6 +53,11 @@ def violations(path: Path, name: str) -> list[str]:
                 found.append(
                     f"{name}:{number}: a session of onnxruntime, whose numbers depend on the CPU; "
                     f"use session() or run() of {ORACLE}, which turn its optimizations off"
+                )
+            if path.suffix == ".py" and SEARCH.match(line):
+                found.append(
+                    f"{name}:{number}: settings that make test-long doesn't know; "
+                    "use @examples(60) of tests/conftest.py"
                 )
     return found
 

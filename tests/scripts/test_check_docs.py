@@ -86,3 +86,11 @@ def test_sessions_of_onnxruntime_are_made_by_the_oracle_only(tmp_path: Path) -> 
         "use session() or run() of onnxruntime_oracle.py"
         in files.violations(tmp_path / "test_models.py", "tests/test_models.py")[0]
     )
+
+
+def test_the_number_of_examples_is_said_where_both_kinds_of_runs_see_it(tmp_path: Path) -> None:
+    test = tmp_path / "test_some.py"
+    test.write_text("@settings(max_examples=9)\n@given(st.integers())\ndef test_x(x): ...\n")
+    assert "use @examples(60) of tests/conftest.py" in files.violations(test, "test_some.py")[0]
+    test.write_text("@examples(9)\n@given(st.integers())\ndef test_x(x): ...\n")
+    assert files.violations(test, "test_some.py") == []

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -31,6 +31,7 @@ from fleet.protocol import (
     ReceiptResult,
     topics,
 )
+from tests.conftest import examples
 from tests.fleet.gateway.bench import KEY, Bench, ask
 from tests.fleet.gateway.deltas import (
     FLEET,
@@ -87,7 +88,7 @@ def arrivals(draw: st.DrawFn) -> list[tuple[str, int]]:
 
 
 @given(arrivals())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_any_order_repetition_and_crash_give_the_same_sums(
     tmp_path_factory: pytest.TempPathFactory, order: list[tuple[str, int]]
 ) -> None:

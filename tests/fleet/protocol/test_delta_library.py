@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -16,6 +16,7 @@ from fleet.errors import CodingError
 from fleet.protocol import delta_coding, delta_library
 from fleet.protocol.delta_coding import MAX_RUN_BLOCKS, decode_with_numpy, encode
 from fleet.protocol.delta_library import Decoder
+from tests.conftest import examples
 from tests.device_runtime.host_library import RUNTIME, build_library
 
 SOURCES = [RUNTIME / "codec" / f"delta_{part}.c" for part in ("decode", "parameter")]
@@ -58,7 +59,7 @@ def test_both_read_what_the_encoder_writes(in_c: Decoder, values: NDArray[np.int
 
 
 @given(st.binary(max_size=120), st.integers(0, 20_000))
-@settings(max_examples=500)
+@examples(500)
 @example(b"\xf0\x00", 1)
 @example(b"\xf0\x10", 1)
 @example(bytes.fromhex("0fffff00000002"), 1)
@@ -72,7 +73,7 @@ def test_both_take_and_refuse_the_same_hostile_bytes(
 
 
 @given(deltas, st.data())
-@settings(max_examples=250)
+@examples(250)
 def test_both_take_and_refuse_the_same_damaged_deltas(
     in_c: Decoder, values: NDArray[np.int32], draw: st.DataObject
 ) -> None:
