@@ -26,17 +26,17 @@ from fleet.gateway.client import GatewayClient
 from fleet.protocol.manifest import Manifest
 from fleet.store import SqliteStore
 from tests.end_to_end.conftest import DEVICES, SEED
-from tests.patience import PATIENCE_SECONDS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
+TRAINING_SECONDS = 900.0  # ten in calm; other programs can take most of a machine
 CONFIG = CampaignConfig(
     name="kill-test",
     seed=SEED,
     rounds=2,
     epochs=30,  # so that a device trains for some seconds even on a fast machine
     learning_rate=0.005,
-    deadline_seconds=1200,  # never reached, however busy the machine is
+    deadline_seconds=3600,  # never reached, however busy the machine is
     min_devices=len(DEVICES),
     plans=("small", "middle"),
 )
@@ -76,14 +76,14 @@ class Campaign:
         """Until such an event was heard."""
         with self._changed:
             assert self._changed.wait_for(
-                lambda: self.error is not None or any(map(wanted, self.events)), PATIENCE_SECONDS
-            ), f"not heard of in {PATIENCE_SECONDS} s; so far {self.events}"
+                lambda: self.error is not None or any(map(wanted, self.events)), TRAINING_SECONDS
+            ), f"not heard of in {TRAINING_SECONDS} s; so far {self.events}"
         assert self.error is None, self.error
 
     def wait_for_training(self) -> str:
         """Until a device trains in round 1; its name."""
         self.wait_for(lambda event: event.kind == "round-started" and event.round == 1)
-        end = time.monotonic() + PATIENCE_SECONDS
+        end = time.monotonic() + TRAINING_SECONDS
         while time.monotonic() < end:
             for gateway in self.site.gateways.values():
                 for device in GatewayClient(gateway.socket).hello()["devices"]:
@@ -95,7 +95,7 @@ class Campaign:
     def wait_for_delta(self) -> None:
         """Until a gateway has accepted a delta of round 1."""
         self.wait_for(lambda event: event.kind == "round-started" and event.round == 1)
-        end = time.monotonic() + PATIENCE_SECONDS
+        end = time.monotonic() + TRAINING_SECONDS
         while time.monotonic() < end:
             for gateway in self.site.gateways.values():
                 if GatewayClient(gateway.socket).collect(self.id, 1).get("accepted", 0) > 0:
@@ -105,7 +105,7 @@ class Campaign:
 
     def finish(self) -> None:
         """Until it has ended, as it should."""
-        self._thread.join(1000)
+        self._thread.join(3000)
         assert not self._thread.is_alive(), f"still running; so far {self.events}"
         assert self.error is None, self.error
         record = self.store.campaign(self.id)
