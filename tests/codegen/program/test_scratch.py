@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.graph.ir import Conv, DepthwiseConv, Padding, Tensor
 from codegen.program import scratch
 from simulator.machines.kernel_call import Struct
+from tests.conftest import examples
 from tests.device_runtime.kernels.calls import on_cortex_m4, on_cortex_m7, on_host
 from tests.device_runtime.kernels.convolution_case import Case, cases
 from tests.device_runtime.kernels.convolution_layers import Depthwise, depthwise_layers
@@ -24,7 +25,7 @@ def said(function: str, layer: Struct, *counts: int) -> int:
     return size
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(cases(), st.integers(0, 3))
 def test_full_convolutions_get_what_their_kernels_say(case: Case, trained: int) -> None:
     op, source, target, layer = case.op, case.source, case.target, case.layer
@@ -36,7 +37,7 @@ def test_full_convolutions_get_what_their_kernels_say(case: Case, trained: int) 
     assert update == said("tf_convolution_weight_update_scratch_bytes", layer)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(depthwise_layers(), st.data())
 def test_depthwise_convolutions_get_what_their_kernels_say(
     case: Depthwise, data: st.DataObject
