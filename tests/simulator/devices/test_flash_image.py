@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from codegen.firmware.bundle import FlashInfo, RegionInfo, SamplesInfo
+from fleet.protocol import schema
 from simulator.devices.flash_image import (
     Identity,
     identity_region,
@@ -116,3 +117,10 @@ def test_a_device_gets_identity_and_samples_in_regions_of_their_own() -> None:
 def test_a_label_for_each_sample_is_asked_for() -> None:
     with pytest.raises(ImageError, match="one label for each"):
         sample_region(np.zeros((3, 64), np.int8), np.zeros(2, np.int64), SINGLE, DIGEST)
+
+
+def test_a_written_identity_is_what_the_firmware_is_told_by_the_protocol() -> None:
+    record = identity_region(IDENTITY)
+    size = int.from_bytes(record[2:4], "little")
+    said = schema.validate("identity", record[8 : 8 + size])
+    assert list(said.values()) == ["device-00", "demo", "secret", 1000, 9600]
