@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet.errors import AnswerError
+from fleet.protocol import fields
+from fleet.protocol.fields import HexDigest, Name
 
 Count = Annotated[int, Field(ge=0, le=(1 << 63) - 1)]
-Uint16 = Annotated[int, Field(ge=0, lt=1 << 16)]
-Uint32 = Annotated[int, Field(ge=0, lt=1 << 32)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Uint16 = Annotated[int, fields.uint16.field()]
+Uint32 = Annotated[int, fields.uint32.field()]
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 State = Literal["running", "closed", "cancelled", "unknown"]
 StartRefusal = Literal["busy", "unknown", "older-lease"]
@@ -39,9 +39,9 @@ class DeviceEntry(_Answer):
 
     device: Name
     board: Name
-    bundle: Digest
-    current: Digest
-    candidate: Digest | Literal[""] = ""
+    bundle: HexDigest
+    current: HexDigest
+    candidate: HexDigest | Literal[""] = ""
     lease: Uint32 = 0
     free_sram_bytes: Uint32
     battery_percent: Annotated[int, Field(ge=0, le=100)] | None
@@ -94,7 +94,7 @@ class Report(_Answer):
     """What a device measured in a round."""
 
     device: Name
-    plan: Digest
+    plan: HexDigest
     status: str = "accepted"
     train_samples: Uint16
     train_steps: Uint32 = 0
@@ -126,7 +126,7 @@ class CollectAnswer(_Answer):
     duplicate: Count = 0
     refused: dict[str, Count] = {}
     declined: dict[str, Count] = {}
-    sums: dict[Digest, list[FoldPart]] | None = None
+    sums: dict[HexDigest, list[FoldPart]] | None = None
     reports: list[Report] = []
     explanations: list[Explanation] = []
     cursor: Count = 0

@@ -15,15 +15,16 @@ from enum import StrEnum
 from typing import Any
 
 from fleet.aggregation.mean import EXACT_LIMIT, UNITS_PER_STEP
-from fleet.campaign.answers import DeviceEntry, Name
+from fleet.campaign.answers import DeviceEntry
 from fleet.campaign.config import CampaignConfig
 from fleet.errors import CampaignError
+from fleet.protocol import fields
+from fleet.protocol.fields import Name
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.protocol.round_parameters import RoundParameters
 
 # Samples may come to a device between its announcement and its training.
 SAMPLES_MAY_GROW = 2
-UINT16_MAX = (1 << 16) - 1
 
 
 class RoundKind(StrEnum):
@@ -364,4 +365,4 @@ def cohort_weight(config: CampaignConfig, plan: RoundPlan) -> int:
 
 def most_samples(assignment: Assignment) -> int:
     """How many training samples a device may claim to have trained on."""
-    return min(UINT16_MAX, SAMPLES_MAY_GROW * assignment.train_samples)
+    return min(fields.SAMPLES.most, SAMPLES_MAY_GROW * assignment.train_samples)

@@ -24,9 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet.errors import ConfigurationError
 from fleet.gateway.files import write_whole
-from fleet.protocol.fields import NAME_PATTERN
-
-Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
+from fleet.protocol.fields import Name
 
 # sockaddr_un has 108 bytes on Linux, 104 on macOS, with the zero at the end.
 MAX_SOCKET_PATH_BYTES = 103

@@ -14,17 +14,14 @@ from fleet.gateway.folds import Fold, Sums
 from fleet.gateway.rounds import PlanSpec, RoundKey, RoundSpec, TaskSpec
 from fleet.protocol import fields
 from fleet.protocol.chunks import chunk_count
-from fleet.protocol.fields import NAME_PATTERN
+from fleet.protocol.fields import HexCampaign, HexDigest, Name
 from fleet.protocol.round_parameters import RoundParameters
 
 # Σ weight · value stays inside int64: 2^16 devices · 2^16 samples · 2^31.
 MAX_COHORT = (1 << 16) - 1
 MAX_VALUES = 1 << 26
 
-Hex8 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Uint32 = Annotated[int, fields.uint32.field()]
-DeviceName = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
 
 
 class _Request(BaseModel):
@@ -34,8 +31,8 @@ class _Request(BaseModel):
 class TaskEntry(_Request):
     """What one device is to train, from which weights, and on how many samples at most."""
 
-    plan: Hex32
-    weights: Hex32
+    plan: HexDigest
+    weights: HexDigest
     lease: Annotated[int, fields.LEASE.field()]
     train_samples: Annotated[int, fields.SAMPLES.field()] = fields.SAMPLES.most
 
@@ -56,7 +53,7 @@ class PlanSize(_Request):
 class Blob(_Request):
     """A version of the weights."""
 
-    sha256: Hex32
+    sha256: HexDigest
     data: bytes
 
     @model_validator(mode="after")
@@ -73,14 +70,14 @@ class StartRequest(RoundParameters):
 
     model_config = ConfigDict(strict=True)
 
-    campaign: Hex8
+    campaign: HexCampaign
     round: Annotated[int, fields.ROUND.field()]
     action: Literal["score", "train", "release"]
     seed: Annotated[int, fields.SEED.field()]
     fold: Fold = Sums()
     blobs: Annotated[tuple[Blob, ...], BeforeValidator(tuple)] = ()
-    tasks: Annotated[dict[DeviceName, TaskEntry], Field(min_length=1, max_length=MAX_COHORT)]
-    plans: dict[Hex32, PlanSize]
+    tasks: Annotated[dict[Name, TaskEntry], Field(min_length=1, max_length=MAX_COHORT)]
+    plans: dict[HexDigest, PlanSize]
     target: Annotated[int, Field(ge=1)]
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field
 
@@ -23,6 +23,11 @@ PREFIX_BYTES = 8
 MAX_SIGNATURE_BYTES = 64
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,32}")
+
+# The same for models of pydantic; identifiers are hex digits outside of the wire.
+Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
+HexDigest = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * DIGEST_BYTES}}}$")]
+HexCampaign = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * CAMPAIGN_BYTES}}}$")]
 
 # Takes message name, field name and value; raises ProtocolError.
 FieldCheck: TypeAlias = Callable[[str, str, object], None]
