@@ -48,7 +48,8 @@ class _Gateway:
     not_before: float = 0.0
     accepted: int = 0
     not_started: dict[str, str] = field(default_factory=dict)
-    reports: list[Report] = field(default_factory=list)
+    # By device: a page that was asked for ahead may tell again what another has told.
+    reports: dict[str, Report] = field(default_factory=dict)
     cursor: int = 0
     answer: CollectAnswer | None = None
     error: str = ""
@@ -133,6 +134,10 @@ class RoundMachine:
         """Where the reports that a gateway hasn't told yet begin."""
         return self._gateways[name].cursor
 
+    def answer(self, name: str) -> CollectAnswer | None:
+        """What a gateway that has closed the round answered, all pages of reports in it."""
+        return self._gateways[name].answer
+
     def started(self, name: str, answer: StartAnswer, now: float) -> None:
         """A gateway answered a start."""
         one = self._ended_request(name, now)
@@ -151,11 +156,11 @@ class RoundMachine:
         if one.phase in ENDED:
             return
         one.accepted = answer.accepted
-        one.reports += answer.reports
+        one.reports.update((report.device, report) for report in answer.reports)
         one.cursor = max(one.cursor, answer.cursor)
         if answer.state == "closed" and answer.sums is not None and not answer.more:
             one.phase = GatewayPhase.CLOSED
-            one.answer = answer.model_copy(update={"reports": one.reports})
+            one.answer = answer.model_copy(update={"reports": list(one.reports.values())})
         else:
             self._follow(one, answer.state, now)
 
@@ -173,7 +178,7 @@ class RoundMachine:
         elif state == "unknown":
             # It has forgotten the round, and with it what it had told of it.
             one.phase = GatewayPhase.START
-            one.reports, one.cursor = [], 0
+            one.reports, one.cursor = {}, 0
             one.not_before = now + self._retry_seconds
         else:
             # Running, or closed with more to tell.

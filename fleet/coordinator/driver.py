@@ -342,7 +342,7 @@ class CampaignDriver:
             machine.cancelled(reply.gateway, reply.cancelled, now)
         if reply.collected is not None:
             machine.collected(reply.gateway, reply.collected, now)
-            answer = machine.outcome().answers.get(reply.gateway)
+            answer = machine.answer(reply.gateway)
             if answer is not None:
                 try:
                     parts_of_gateway(self._config, self._manifests, plan, reply.gateway, answer)

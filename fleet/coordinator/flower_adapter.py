@@ -109,7 +109,7 @@ class GridTransport(Transport):
             sent = self._push(gateway, node, operation, fields, key)
             waits = waits and sent
         if waits and self._pace.spare_collects:
-            # Its reports are read only where it is promoted, which asks from where this one did.
+            # Promoted, it may repeat reports of its forerunner: a round takes each once.
             spare = {"campaign": key[0], "round": key[1], "cursor": fields.get("cursor", 0)}
             self._push(gateway, node, Operation.COLLECT, spare, key, spare=True)
 

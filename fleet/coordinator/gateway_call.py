@@ -2,9 +2,10 @@
 
 A ClientApp is a fresh process per message, so this module imports no more than it needs.
 A message and its reply carry one packed CBOR map each. A request is `fields` (those of
-docs/specification/gateway.md), `wait_seconds`, and `hello_cursor`, up to which the coordinator
-knows the devices. A reply has `ok` and either `error`, or the gateway's name and what its socket
-answered to each operation: `start`, `collect`, `cancel`, `hello`.
+docs/specification/gateway.md), `wait_seconds`, `hello_cursor`, up to which the coordinator knows
+the devices, and `all_pages`, with which the answer has every report, however many they are. A reply
+has `ok` and either `error`, or the gateway's name and what its socket answered to each operation:
+`start`, `collect`, `cancel`, `hello`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def handle(operation: str, payload: bytes, node_config: Mapping[str, Any]) -> by
             request.get("fields", {}),
             float(request.get("wait_seconds", 0.0)),
             {"cursor": int(request.get("hello_cursor", 0))},
+            bool(request.get("all_pages", False)),
         )
         return cbor2.dumps({"ok": True, "gateway": gateway, **reply})
     except GatewayError as error:
@@ -55,6 +57,7 @@ def _ask(
     fields: Mapping[str, Any],
     wait_seconds: float,
     hello: Mapping[str, Any],
+    all_pages: bool,
 ) -> dict[str, Any]:
     if operation == "hello":
         return {"hello": client.request("hello", hello)}
@@ -78,7 +81,12 @@ def _ask(
         )
         if answer.get("state") != "running" or time.monotonic() >= deadline:
             break
-    reply["collect"] = answer
+    reports = list(answer.get("reports", ()))
+    while all_pages and answer.get("more"):
+        page = {**collect, "cursor": answer["cursor"], "wait_seconds": 0.0}
+        answer = client.request("collect", page)
+        reports += answer.get("reports", ())
+    reply["collect"] = {**answer, "reports": reports}
     if answer.get("state") == "closed":
         # The next round is planned with what devices say now; saves a message for it.
         reply["hello"] = client.request("hello", hello)

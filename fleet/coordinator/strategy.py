@@ -100,7 +100,8 @@ class TinyfleetStrategy(Strategy):
                 self._version.blob,
             )
             wait = self._config.deadline_seconds + 5.0
-            payload = cbor2.dumps({"fields": fields, "wait_seconds": wait})
+            # One message is all of a gateway's round here.
+            payload = cbor2.dumps({"fields": fields, "wait_seconds": wait, "all_pages": True})
             messages.append(
                 Message(
                     RecordDict({RECORD: ConfigRecord({"payload": payload})}),

@@ -183,6 +183,19 @@ def test_reports_come_in_pages_and_the_round_is_closed_with_the_last() -> None:
     assert [entry.device for entry in one.outcome().answers["g"].reports] == ["a", "b", "c"]
 
 
+def test_a_report_that_two_pages_tell_counts_once() -> None:
+    one = machine()
+    one.requests(0)
+    page = {"state": "closed", "accepted": 3, "sums": {}}
+    for number, names in enumerate(("ab", "abc"), 1):
+        reports = [report(name) for name in names]
+        answer = CollectAnswer(**page, reports=reports, cursor=len(names), more=number == 1)
+        one.collected("g", answer, number)
+    closed = one.answer("g")
+    assert closed is not None
+    assert [entry.device for entry in closed.reports] == ["a", "b", "c"]
+
+
 def test_devices_that_got_no_task_are_named_with_the_reason() -> None:
     one = machine("g1", "g2")
     one.requests(0)

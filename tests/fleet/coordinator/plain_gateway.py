@@ -39,11 +39,13 @@ class PlainGateway:
         socket_path: Path,
         devices: Iterable[dict[str, Any]],
         round_seconds: float = 1.0,
+        page: int = 500,
     ) -> None:
         self.name = name
         self.socket_path = socket_path
         self.devices = list(devices)
         self.round_seconds = round_seconds
+        self.page = page
         self.requests: list[str] = []
         self.rounds: dict[tuple[str, int], dict[str, Any]] = {}
         self._lock = threading.Lock()
@@ -123,6 +125,12 @@ class PlainGateway:
         }
         if state == "closed":
             answer.update(self._close(key))
+            first = request.get("cursor", 0)
+            told = answer["reports"][first : first + self.page]
+            answer.update(cursor=first + len(told), more=first + len(told) < len(answer["reports"]))
+            answer["reports"] = told
+            if answer["more"]:
+                del answer["sums"]
         return answer
 
     def _close(self, key: tuple[str, int]) -> dict[str, Any]:

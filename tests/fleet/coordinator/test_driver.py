@@ -124,6 +124,19 @@ def test_a_driver_killed_before_any_request_is_resumed_with_nothing_doubled(
         assert plans == [one.plan for one in store.rounds(whole)]
 
 
+def test_reports_that_come_in_pages_are_all_in_the_round(
+    gateways: dict[str, PlainGateway],
+) -> None:
+    for one in gateways.values():
+        one.page = 1
+    store = SqliteStore()
+    name = campaign(store, rounds=2, cohort_share=1.0)
+    assert drive(store, name, DirectTransport(gateways)) == "finished"
+    assert_every_delta_counted_once(store, name)
+    assert len(store.reports(name, 1)) == 8
+    assert store.round(name, 1).result["coded_bytes"] == 8 * 100
+
+
 def test_a_gateway_that_stays_away_is_lost_and_named_and_the_round_counts(
     gateways: dict[str, PlainGateway],
 ) -> None:

@@ -67,6 +67,24 @@ def test_start_that_waits_brings_the_sums_and_the_devices_for_the_next_round(
     assert gateway.requests == ["start", "collect", "hello"]
 
 
+def test_all_pages_of_reports_come_in_one_reply_where_that_is_asked_for(
+    gateway: PlainGateway,
+) -> None:
+    gateway.page = 1
+    fields = start_fields()
+    entry = fields["tasks"]["d1"]
+    fields["tasks"] = {f"d{number}": entry for number in range(3)}
+    payload = cbor2.dumps({"fields": fields, "wait_seconds": 5.0, "all_pages": True})
+    config = {"gateway": "g1", "socket": str(gateway.socket_path)}
+    whole = cbor2.loads(handle("start", payload, config))["collect"]
+    assert [one["device"] for one in whole["reports"]] == ["d0", "d1", "d2"]
+    assert whole["sums"]
+    first = ask(gateway, "collect", 0.0, campaign=CAMPAIGN, round=1)["collect"]
+    assert [one["device"] for one in first["reports"]] == ["d0"]
+    assert first["more"]
+    assert "sums" not in first
+
+
 def test_collect_of_a_round_that_nobody_started_says_so(gateway: PlainGateway) -> None:
     reply = ask(gateway, "collect", 5.0, campaign=CAMPAIGN, round=9)
     assert reply["collect"]["state"] == "unknown"
