@@ -9,20 +9,9 @@ from pathlib import Path
 import pytest
 
 from codegen.errors import ToolchainError
-from codegen.host_toolchain import Source, cache_folder, host_toolchain
+from codegen.host_toolchain import Source, host_toolchain
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
-    """Objects are cached apart from the user's; zig's own runtime isn't built again."""
-    patch = pytest.MonkeyPatch()
-    zig = str(cache_folder() / "zig")
-    patch.setenv("ZIG_GLOBAL_CACHE_DIR", zig)
-    patch.setenv("ZIG_LOCAL_CACHE_DIR", zig)
-    patch.setenv("TINYFLEET_CACHE", str(tmp_path_factory.mktemp("cache")))
-    patch.delenv("TINYFLEET_COMPILER", raising=False)
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_warnings_are_errors_except_in_code_that_is_not_ours(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from codegen.errors import ToolchainError
 from codegen.firmware.boards import load_board
 from codegen.firmware.flash_layout import LogNeeds, linker_script, plan_flash
 from codegen.firmware.toolchain import find_toolchain
-from codegen.host_toolchain import cache_folder, host_toolchain
+from codegen.host_toolchain import host_toolchain
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 STARTUP = r"""
 #include <stdint.h>
@@ -72,19 +74,6 @@ def compilers() -> list[object]:
         pytest.param("gcc", marks=pytest.mark.skipif(without, reason="no arm-none-eabi-gcc")),
         "zig",
     ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
-    """Objects are cached apart from the user's; zig's own runtime isn't built again."""
-    patch = pytest.MonkeyPatch()
-    zig = str(cache_folder() / "zig")
-    patch.setenv("ZIG_GLOBAL_CACHE_DIR", zig)
-    patch.setenv("ZIG_LOCAL_CACHE_DIR", zig)
-    patch.setenv("TINYFLEET_CACHE", str(tmp_path_factory.mktemp("cache")))
-    patch.delenv("TINYFLEET_COMPILER", raising=False)
-    yield
-    patch.undo()
 
 
 def run_image(elf: Path) -> int:
