@@ -1,8 +1,10 @@
 """The one module that speaks Flower's message interface for the coordinator.
 
-Gateways are known by the name in their SuperNode's reply, never by node id: an anonymous
-SuperNode that restarts has a new one. A SuperNode handles one message at a time, so each
-gateway has one under way, and messages that nobody will read any more expire.
+Gateways are known by the name in their SuperNode's reply, not by node id: an anonymous SuperNode
+that restarts has a new one. A name stays with the node that had it first for as long as Flower
+takes that node for online; another one that claims it meanwhile is left alone, and asked again
+later. A SuperNode handles one message at a time, so each gateway has one under way, and messages
+that nobody will read any more expire.
 
 A SuperNode without a message sleeps for three seconds, but looks for the next one at once
 when it has answered one. With `spare_collects` a collect is sent ahead (the *spare*): it takes
@@ -78,7 +80,8 @@ class GridTransport(Transport):
         self._pace = pace or FlowerPace()
         self._clock = clock or SystemClock()
         self._nodes: dict[str, int] = {}
-        self._greeted: dict[int, float] = {}
+        self._online: set[int] = set()
+        self._greeted: set[int] = set()
         self._sent: dict[str, _Sent] = {}
         self._unsent: list[Reply] = []
         self._looked = float("-inf")
@@ -162,15 +165,16 @@ class GridTransport(Transport):
         if now - self._looked < self._pace.nodes:
             return
         self._looked = now
-        online = set(self._grid.get_node_ids())
-        for node in online - self._greeted.keys():
-            self._greeted[node] = now
-            self._push("", node, Operation.HELLO, {})
-        for node in self._greeted.keys() - online:
-            del self._greeted[node]
+        self._online = set(self._grid.get_node_ids())
         for gateway, node in list(self._nodes.items()):
-            if node not in online:
+            if node not in self._online:
                 del self._nodes[gateway]
+                # Whoever has claimed the name in vain may have it now.
+                self._greeted &= set(self._nodes.values())
+        self._greeted &= self._online
+        for node in self._online - self._greeted:
+            self._greeted.add(node)
+            self._push("", node, Operation.HELLO, {})
 
     def receive(self) -> list[Reply]:
         """See `Transport`."""
@@ -195,7 +199,7 @@ class GridTransport(Transport):
             return []
         if not sent.gateway:
             # A greeting: greet again at the next look.
-            self._greeted.pop(sent.node, None)
+            self._greeted.discard(sent.node)
             logger.warning("SuperNode %d: %s", sent.node, error)
             return []
         return [Reply(sent.gateway, error=error)]
@@ -216,6 +220,15 @@ class GridTransport(Transport):
         gateway = sent.gateway or str(data.get("gateway", ""))
         if not data.get("ok"):
             return self._lost(sent, str(data.get("error", "no reason given")))
+        holder = self._nodes.get(gateway, sent.node)
+        if holder != sent.node and holder in self._online:
+            logger.error(
+                "SuperNode %d says that it is gateway %s, which SuperNode %d is; it is left alone",
+                sent.node,
+                gateway,
+                holder,
+            )
+            return []
         reply = read_reply(gateway, data)
         if reply.is_odd:
             return self._odd(sent, gateway, reply.error)

@@ -119,6 +119,27 @@ def test_a_campaign_over_two_gateways_ends_with_the_exact_weights(site: Site) ->
     assert "run-failed" not in kinds
 
 
+def test_a_second_supernode_that_claims_a_gateways_name_gets_nothing_to_do(site: Site) -> None:
+    for gateway in site.gateways:
+        gateway.round_seconds = 10.0  # in which the impostor is heard
+    device = small_model.device_entry("stranger", "a")
+    with contextlib.ExitStack() as stack:
+        impostor = PlainGateway("g1", site.folder / "impostor.sock", [device])
+        stack.callback(impostor.close)
+        node = SuperNode(site.superlink.work, site.superlink.address, "g1", impostor.socket_path)
+        store, path, campaign = site.campaign("impostor")
+
+        def claim(event: ProgressEvent) -> None:
+            if event.kind == "round-started" and event.round == 1:
+                wait_for_start(site, campaign)  # the real one is known by then
+                stack.enter_context(node)
+
+        assert site.run(store, path, campaign, claim) == "finished"
+        assert set(impostor.requests) == {"hello"}
+        assert "stranger" not in store.devices(campaign)
+        assert_every_delta_counted_once(store, campaign)
+
+
 def test_a_superlink_killed_in_the_middle_of_a_round_loses_and_doubles_nothing(
     site: Site,
 ) -> None:
