@@ -294,5 +294,5 @@ class SuperNode(ManagedProcess):
             ],
             work / "logs" / f"supernode-{gateway}.log",
             # Two SuperNodes that install the app into one home would race.
-            flower_environment(work, gateway, 0.2),
+            flower_environment(work, gateway, 0.1),
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from types import FrameType, TracebackType
+from typing import Any, Protocol, Self
 
 from codegen.firmware.bundle import Bundle
 from fleet.campaign.config import CampaignConfig
@@ -34,6 +35,10 @@ from simulator.errors import SimulatorError
 from simulator.machines.measure import Measurement, measure
 
 BOOT_SECONDS = 300.0
+ROUND_WAIT_SECONDS = 40.0
+"""A message of Flower's waits so long at a gateway. Each is a process that costs 1.5 s of CPU, so one
+per round is best; nobody has to reach the gateways meanwhile, since they end with the demo."""
+LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -257,23 +262,11 @@ def run_campaign(
     store: Store, store_path: Path, site: Site, campaign: str, settings: DemoSettings, tell: Watcher
 ) -> None:
     """Run the campaign to its end. Raises `CampaignError` where it ends without success."""
-    asked = 0
-
-    def progress(event: ProgressEvent) -> None:
-        nonlocal asked
-        label = _round_label(event.round, settings.rounds)
-        if event.kind == "round-started":
-            asked = int(event.data["wanted"])
-            tell.phase(label, 0, asked)
-        elif event.kind == "round-progress":
-            tell.phase(label, int(event.data["accepted"]), asked)
-        elif event.kind == "round-done":
-            tell.phase(label, asked, asked)
-        elif event.kind == "run-failed":
-            tell.say(f"Flower's run failed and is started again: {event.data['error']}")
-
-    coordinator = Coordinator(store, store_path, site.superlink)
-    record = coordinator.run(campaign, progress)
+    with _RoundProgress(site, campaign, settings.rounds, tell) as rounds:
+        coordinator = Coordinator(
+            store, store_path, site.superlink, collect_wait_seconds=ROUND_WAIT_SECONDS
+        )
+        record = coordinator.run(campaign, rounds.note)
     if record.state != "finished":
         check_faults(site)
         raise CampaignError(
@@ -282,7 +275,64 @@ def run_campaign(
         )
 
 
-def _round_label(number: int | None, rounds: int) -> str:
+class _RoundProgress:
+    """Tells how many deltas of the running round are accepted, as its gateways say.
+
+    The coordinator hears of them with a gateway's next message only, which is the round's last one.
+    """
+
+    def __init__(self, site: Site, campaign: str, rounds: int, tell: Watcher) -> None:
+        self._site = site
+        self._campaign = campaign
+        self._rounds = rounds
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._running: tuple[int, int] | None = None  # round, wanted
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="round-progress", daemon=True)
+
+    def note(self, event: ProgressEvent) -> None:
+        """What the coordinator reports."""
+        if event.kind == "run-failed":
+            self._tell.say(f"Flower's run failed and is started again: {event.data['error']}")
+        if event.round is None:
+            return
+        with self._lock:
+            if event.kind == "round-started":
+                self._running = event.round, int(event.data["wanted"])
+                self._tell.phase(_round_label(event.round, self._rounds), 0, self._running[1])
+            elif event.kind == "round-done" and self._running is not None:
+                wanted = self._running[1]
+                self._running = None
+                self._tell.phase(_round_label(event.round, self._rounds), wanted, wanted)
+
+    def _follow(self) -> None:
+        while not self._end.wait(LOOK_SECONDS):
+            running = self._running
+            if running is None:
+                continue
+            accepted = self._site.accepted(self._campaign, running[0])
+            with self._lock:
+                # All of them are told of when the round is done.
+                if running == self._running and accepted < running[1]:
+                    label = _round_label(running[0], self._rounds)
+                    self._tell.phase(label, accepted, running[1])
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+def _round_label(number: int, rounds: int) -> str:
     if number == 0:
         return "scoring the lab's weights"
     if number == rounds + 1:

@@ -152,6 +152,15 @@ class Site:
                     found.add(str(device["device"]))
         return found
 
+    def accepted(self, campaign: str, number: int) -> int:
+        """Deltas of a round that the gateways have accepted so far."""
+        accepted = 0
+        for gateway in self.gateways.values():
+            # One that is being started again is asked at the next look.
+            with contextlib.suppress(GatewayError):
+                accepted += int(GatewayClient(gateway.socket).collect(campaign, number)["accepted"])
+        return accepted
+
     def _leave(self) -> None:
         """Keep the logs, drop the rest."""
         self.logs.mkdir(parents=True, exist_ok=True)
