@@ -38,7 +38,7 @@ def bytes_down(weights_bytes: int) -> int:
     digest = bytes(32)
     groups = group_of(chunk_count(weights_bytes, CHUNK_BYTES.most) - 1) + 1
     chunks = sum(
-        _publish(topics.blob(FLEET, digest, number), len(payload) + EXPIRY_BYTES, qos=0)
+        _publish(topics.blob(FLEET, digest, number), len(payload) + EXPIRY_BYTES, qos=1)
         for number, payload in chunks_of(weights, CHUNK_BYTES.most)
     )
     # SUBACK and UNSUBACK: packet identifier, length of no properties, one reason.

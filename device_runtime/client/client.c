@@ -13,7 +13,7 @@
 #include "topics.h"
 
 #define KEEP_ALIVE_SECONDS 60u
-#define RECEIVE_MAXIMUM 2u
+#define RECEIVE_MAXIMUM 6u           /* messages that the receive ring has room for */
 #define SUBSCRIBE_PATIENCE_MS 15000u /* before a refused subscription is tried again */
 
 static uint32_t entropy(void *context) {

@@ -59,7 +59,7 @@ static void ask_for(tf_client *client, uint16_t group) {
     tf_client_fetch *fetch = &client->fetch;
     char filter[TF_TOPIC_BYTES];
     const size_t length = tf_topic_of_group(&client->identity, fetch->sha256, group, filter);
-    if (tf_mqtt_subscribe(&client->mqtt, filter, length, 0, &fetch->subscribe_id) == TF_OK) {
+    if (tf_mqtt_subscribe(&client->mqtt, filter, length, 1, &fetch->subscribe_id) == TF_OK) {
         fetch->group = group;
         fetch->came = 0;
         fetch->was_damaged = false;

@@ -36,8 +36,8 @@ from simulator.machines.measure import Measurement, measure
 
 BOOT_SECONDS = 300.0
 ROUND_WAIT_SECONDS = 40.0
-"""A message of Flower's waits so long at a gateway. Each is a process that costs 1.5 s of CPU, so one
-per round is best; nobody has to reach the gateways meanwhile, since they end with the demo."""
+"""A message of Flower's waits so long at a gateway. Each is a process that costs 1.5 s of CPU, so
+one per round is best; nobody has to reach the gateways meanwhile, since they end with the demo."""
 LOOK_SECONDS = 1.0
 
 

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from fleet.errors import ProtocolError
 from fleet.protocol.fields import CHUNK_BYTES, uint16
 
-# So many chunks a device asks for at a time: with their topics they fit its receive ring.
-GROUP_CHUNKS = 6
+# So many chunks a device asks for at a time, each of which it acknowledges; of them and of all else
+# the broker may send so many before it has an answer: they fit the device's receive ring.
+GROUP_CHUNKS = 32
+RECEIVE_MAXIMUM = 6
 CRC_BYTES = 4
 
 

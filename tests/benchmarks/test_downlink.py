@@ -22,8 +22,8 @@ def test_a_version_of_mcunet_takes_less_than_60_000_bytes_whatever_the_names(
 def test_a_chunk_more_costs_its_packet_and_a_group_more_its_two_answers() -> None:
     within, next_group = (
         downlink.bytes_down(512 * (chunks + 1)) - downlink.bytes_down(512 * chunks)
-        for chunks in (1, 6)
+        for chunks in (1, 32)
     )
-    # 1 + 2 of length + 2 + 36 of topic + 1 + 5 of expiry + 512 + 4 of CRC
-    assert within == 563
-    assert next_group == within + 2 * 6
+    # 1 + 2 of length + 2 + 36 of topic + 2 of identifier + 1 + 5 of expiry + 512 + 4 of CRC
+    assert within == 565
+    assert next_group == within + 1 + 2 * 6  # its number has two digits

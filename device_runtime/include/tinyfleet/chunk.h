@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define TF_GROUP_CHUNKS 6u /* that are asked for at a time */
+#define TF_GROUP_CHUNKS 32u /* that are asked for at a time */
 #define TF_CHUNK_CRC_BYTES 4u
 
 /* Whether the payload of chunk `number` arrived as it was published: its data, which are all

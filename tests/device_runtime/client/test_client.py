@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fleet.protocol import Action, Announce, Delta, DeviceState, Reason, Status
+from fleet.protocol.chunks import RECEIVE_MAXIMUM
 
 from ..host_device import POOL_BYTES, HostDevice, Publication, World, counted
 from ..tiny_round import (
@@ -98,7 +99,7 @@ def test_weights_are_fetched_in_chunks_committed_and_trained_on(world: World) ->
     )
     assert world.device.candidate_weights == digest_of(blob)
     assert world.device.current_weights == digest_of(FACTORY)
-    assert world.broker.most_under_way <= 2
+    assert world.broker.most_under_way <= RECEIVE_MAXIMUM
     assert world.broker.filters == {"fleet/f/to/dev1/+": 1}
 
 

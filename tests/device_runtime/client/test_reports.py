@@ -85,9 +85,8 @@ def test_what_a_connection_and_a_round_cost_on_the_line(world: World) -> None:
     publish_blob(world, blob)
     world.give(task_for(ALL, blob))
     (delta,) = finish_round(world)
-    groups = 2
     overhead = world.bytes_up - connection - len(delta.coded)
-    assert overhead <= 140 + 100 * groups
+    assert overhead <= 140 + 4 * len(blob) // 16 + 100
 
 
 def test_after_a_reconnection_everything_is_said_again(world: World) -> None:

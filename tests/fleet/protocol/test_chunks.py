@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from fleet.errors import ProtocolError
 from fleet.protocol import topics
-from fleet.protocol.chunks import GROUP_CHUNKS, chunk_count, chunks_of, decode_chunk, encode_chunk
+from fleet.protocol.chunks import (
+    RECEIVE_MAXIMUM,
+    chunk_count,
+    chunks_of,
+    decode_chunk,
+    encode_chunk,
+)
 from fleet.protocol.messages import MAX_PACKET_BYTES
 
 RECEIVE_RING_BYTES = 4096
@@ -47,9 +53,9 @@ def test_a_payload_that_can_hold_no_chunk_is_damaged(payload: bytes) -> None:
         decode_chunk(0, payload)
 
 
-def test_a_group_of_the_largest_chunks_fits_the_receive_ring_of_a_device() -> None:
+def test_as_many_of_the_largest_chunks_as_may_be_under_way_fit_the_receive_ring() -> None:
     topic = topics.blob("f" * 32, bytes(32), 65_535)
-    packet = 3 + 2 + len(topic) + 1 + 5 + 512 + 4  # header, topic, expiry, data and CRC
+    packet = 3 + 2 + len(topic) + 2 + 1 + 5 + 512 + 4  # header, topic, id, expiry, data and CRC
     assert packet <= MAX_PACKET_BYTES
-    # What else may come meanwhile: a task, a receipt, acknowledgements.
-    assert GROUP_CHUNKS * packet + 400 <= RECEIVE_RING_BYTES
+    # What else may come meanwhile, a receipt and acknowledgements; a task is one of them.
+    assert RECEIVE_MAXIMUM * packet + 400 <= RECEIVE_RING_BYTES

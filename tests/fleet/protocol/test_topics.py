@@ -29,10 +29,10 @@ def test_every_topic_that_is_built_is_taken_apart_again(
     assert blob == Topic("blob", fleet, prefix=SHA[:8], chunk=chunk)
 
 
-def test_chunks_lie_in_groups_of_six_under_the_first_bytes_of_the_digest() -> None:
+def test_chunks_lie_in_groups_of_32_under_the_first_bytes_of_the_digest() -> None:
     assert topics.blob("f", SHA, 0) == f"fleet/f/blob/{PREFIX}/0/0"
-    assert topics.blob("f", SHA, 5) == f"fleet/f/blob/{PREFIX}/0/5"
-    assert topics.blob("f", SHA, 6) == f"fleet/f/blob/{PREFIX}/1/6"
+    assert topics.blob("f", SHA, 31) == f"fleet/f/blob/{PREFIX}/0/31"
+    assert topics.blob("f", SHA, 32) == f"fleet/f/blob/{PREFIX}/1/32"
     assert topics.any_of_group("f", SHA, 1) == f"fleet/f/blob/{PREFIX}/1/+"
     assert topics.any_chunk("f", SHA) == f"fleet/f/blob/{PREFIX}/+/+"
     assert topics.any_chunk("f") == "fleet/f/blob/+/+/+"
@@ -64,9 +64,9 @@ def test_one_filter_takes_everything_that_is_meant_for_a_device() -> None:
         f"fleet/f/blob/{PREFIX}/00/1",
         f"fleet/f/blob/{PREFIX}/0/-1",
         f"fleet/f/blob/{PREFIX}/0/²",
-        f"fleet/f/blob/{PREFIX}/0/6",
-        f"fleet/f/blob/{PREFIX}/1/5",
-        f"fleet/f/blob/{PREFIX}/10922/65536",
+        f"fleet/f/blob/{PREFIX}/0/32",
+        f"fleet/f/blob/{PREFIX}/1/31",
+        f"fleet/f/blob/{PREFIX}/2048/65536",
         f"fleet/f/blob/{PREFIX}/0/{'0' * 5000}",
         f"fleet/f/blob/{PREFIX[:-1]}/0/1",
         f"fleet/f/blob/{PREFIX.upper()}/0/1",
