@@ -218,7 +218,7 @@ def test_a_reset_while_training_does_the_round_again(world: World, library: ctyp
     expected = deltas_of_a_round(host, epochs)
     publish_blob(world, BLOB)
     world.give(task_for(PLANS[0], BLOB, epochs=epochs))
-    world.run_until(lambda: len(world.broker.unsubscribed) == 2)  # all chunks are there
+    world.run_until(lambda: bool(world.broker.unsubscribed))  # all chunks are there
     world.step()
     world.step()
     assert not world.of(Delta)
