@@ -93,12 +93,7 @@ class Coordinator:
 
     def _start(self, round: int) -> None:
         plan, weights = PLAN.hex(), WEIGHTS.hex()
-        task = {
-            "plan": plan,
-            "weights": weights,
-            "lease": round,
-            "train_samples": 2 * ANNOUNCED_SAMPLES,
-        }
+        devices = {name: [round, 2 * ANNOUNCED_SAMPLES] for name in self._site.names}
         limit = [[self._site.values, 1 << 16]]
         reply = self._site.ask(
             "start",
@@ -106,7 +101,7 @@ class Coordinator:
             round=round,
             action="train",
             blobs=[{"sha256": weights, "data": WEIGHTS_DATA}] if round == 1 else [],
-            tasks=dict.fromkeys(self._site.names, task),
+            tasks=[{"plan": plan, "weights": weights, "devices": devices}],
             plans={plan: {"values": self._site.values, "bounds": limit}},
             epochs=1,
             learning_rate=0.01,

@@ -327,7 +327,9 @@ def start_request(
     mine = [one for one in plan.assignments if one.gateway == gateway]
     weight = cohort_weight(config, plan)
     sizes: dict[str, dict[str, Any]] = {}
+    devices: dict[str, dict[str, list[int]]] = {}
     for one in mine:
+        devices.setdefault(one.plan, {})[one.device] = [one.lease, most_samples(one)]
         manifest = manifests[one.bundle]
         entry = manifest.plan(one.plan)
         sizes[one.plan] = {
@@ -341,15 +343,9 @@ def start_request(
         "seed": plan.seed,
         "fold": config.aggregation.fold(),
         "blobs": [{"sha256": plan.weights, "data": blob}],
-        "tasks": {
-            one.device: {
-                "plan": one.plan,
-                "weights": plan.weights,
-                "train_samples": most_samples(one),
-                "lease": one.lease,
-            }
-            for one in mine
-        },
+        "tasks": [
+            {"plan": name, "weights": plan.weights, "devices": of} for name, of in devices.items()
+        ],
         "plans": sizes,
         "target": plan.targets[gateway],
         **config.model_dump(include=set(RoundParameters.model_fields)),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fleet.errors import GatewayError
 from fleet.gateway.folds import Fold, Sums
@@ -28,13 +29,19 @@ class _Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class TaskEntry(_Request):
-    """What one device is to train, from which weights, and on how many samples at most."""
+Lease = Annotated[int, fields.LEASE.field()]
+Samples = Annotated[int, fields.SAMPLES.field()]
+
+
+class Tasks(_Request):
+    """What devices are to train and from which weights: a round has few pairs of these.
+
+    `devices`: for each its lease, and on how many samples it may train at most.
+    """
 
     plan: HexDigest
     weights: HexDigest
-    lease: Annotated[int, fields.LEASE.field()]
-    train_samples: Annotated[int, fields.SAMPLES.field()] = fields.SAMPLES.most
+    devices: dict[Name, Annotated[tuple[Lease, Samples], Field(strict=False)]]
 
 
 class PlanSize(_Request):
@@ -75,16 +82,22 @@ class StartRequest(RoundParameters):
     action: Literal["score", "train", "release"]
     seed: Annotated[int, fields.SEED.field()]
     fold: Fold = Sums()
-    blobs: Annotated[tuple[Blob, ...], BeforeValidator(tuple)] = ()
-    tasks: Annotated[dict[Name, TaskEntry], Field(min_length=1, max_length=MAX_COHORT)]
+    blobs: Annotated[tuple[Blob, ...], Field(strict=False)] = ()
+    tasks: Annotated[tuple[Tasks, ...], Field(strict=False)]
     plans: dict[HexDigest, PlanSize]
     target: Annotated[int, Field(ge=1)]
 
     @model_validator(mode="after")
     def _parts_agree(self) -> StartRequest:
-        for device, task in self.tasks.items():
-            if task.plan not in self.plans:
-                raise ValueError(f"plans lacks {task.plan[:8]}…, the plan of device {device}")
+        for of in self.tasks:
+            if of.plan not in self.plans:
+                raise ValueError(f"plans lacks {of.plan[:8]}…, which tasks has")
+        devices = Counter(device for of in self.tasks for device in of.devices)
+        if not 1 <= len(devices) <= MAX_COHORT:
+            raise ValueError(f"tasks has {len(devices)} devices, 1 … {MAX_COHORT} are allowed")
+        twice = [device for device, count in devices.items() if count > 1]
+        if twice:
+            raise ValueError(f"tasks has device {twice[0]} twice")
         prefixes = {plan[: 2 * fields.PREFIX_BYTES] for plan in self.plans}
         if len(prefixes) != len(self.plans):
             raise ValueError("two plans have ids that begin alike")
@@ -118,22 +131,18 @@ class StartRequest(RoundParameters):
     @cached_property
     def spec(self) -> RoundSpec:
         """The round that is asked for, if all its devices can have a part in it."""
-        # Of ten thousand tasks nearly all have the same plan and weights: one object for each.
-        ids: dict[str, bytes] = {}
-
-        def raw(digits: str) -> bytes:
-            return ids.setdefault(digits, bytes.fromhex(digits))
-
+        tasks = {}
+        for of in self.tasks:
+            plan, weights = bytes.fromhex(of.plan), bytes.fromhex(of.weights)
+            for device, (lease, samples) in of.devices.items():
+                tasks[device] = TaskSpec(plan, weights, lease, samples)
         return RoundSpec(
             key=self.key,
             action=self.action,
             seed=self.seed,
-            tasks={
-                device: TaskSpec(raw(of.plan), raw(of.weights), of.lease, of.train_samples)
-                for device, of in self.tasks.items()
-            },
+            tasks=tasks,
             plans={
-                raw(plan): PlanSpec(
+                bytes.fromhex(plan): PlanSpec(
                     size.values,
                     None if size.bounds is None else tuple((n, bound) for n, bound in size.bounds),
                 )

@@ -80,10 +80,10 @@ def test_whatever_passes_the_gateways_can_be_added_up(data: st.DataObject) -> No
             [np.full(count, bound) for count, bound in fields["plans"][LARGE.id]["bounds"]]
         )
         total, weight = np.zeros(LARGE.delta_values, np.int64), 0
-        for name in sorted(round.tasks):
+        for name in sorted(round.spec.tasks):
             # It may announce whatever it likes while the round runs.
             announce(logic, name, 65535)
-            most = fields["tasks"][name]["train_samples"]
+            most = fields["tasks"][0]["devices"][name][1]
             ends = np.minimum(limits, 2**31 - 1) * data.draw(st.sampled_from([-1, 1]))
             attempts = [
                 (np.full(LARGE.delta_values, -(2**31)), 1),

@@ -212,7 +212,7 @@ def test_start_requests_are_accepted_by_the_gateway_as_they_are() -> None:
         request = start_request(CONFIG, "00" * 8, plan, gateway, MANIFESTS, blob)
         again = start_request(CONFIG, "00" * 8, plan, gateway, MANIFESTS, blob)
         assert request == again
-        tasks |= StartRequest.parse(request).tasks.keys()
+        tasks |= StartRequest.parse(request).spec.tasks.keys()
     assert tasks == {one.device for one in plan.assignments}
 
 
@@ -229,7 +229,8 @@ def test_a_start_request_names_the_action_the_fold_and_every_devices_lease() -> 
         request = start_request(config, "00" * 8, plan, "g1", MANIFESTS, b"x")
         assert (request["action"], request["epochs"]) == (action, 2)
         assert request["fold"] == {"name": "buckets", "count": 3}
-        assert {name: task["lease"] for name, task in request["tasks"].items()} == {"d01": 6}
+        (tasks,) = request["tasks"]
+        assert {name: lease for name, (lease, _) in tasks["devices"].items()} == {"d01": 6}
 
 
 def test_uniform_weights_leave_more_room_for_values_than_weights_by_samples() -> None:

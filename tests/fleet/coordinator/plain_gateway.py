@@ -137,11 +137,12 @@ class PlainGateway:
         request = self.rounds[key]["request"]
         sums: dict[str, dict[str, Any]] = {}
         reports = []
-        for device, task in sorted(request["tasks"].items()):
-            values = request["plans"][task["plan"]]["values"]
+        plans = {device: of["plan"] for of in request["tasks"] for device in of["devices"]}
+        for device, plan in sorted(plans.items()):
+            values = request["plans"][plan]["values"]
             count = train_samples(device) if request["action"] == "train" else 0
             one = sums.setdefault(
-                task["plan"], {"values": np.zeros(values, np.int64), "weight": 0, "devices": 0}
+                plan, {"values": np.zeros(values, np.int64), "weight": 0, "devices": 0}
             )
             if count:
                 one["values"] += count * device_delta(device, request["round"], values)
@@ -150,7 +151,7 @@ class PlainGateway:
             reports.append(
                 {
                     "device": device,
-                    "plan": task["plan"],
+                    "plan": plan,
                     "status": "accepted",
                     "train_samples": count,
                     "held_out": 10,

@@ -42,7 +42,7 @@ def start_fields() -> dict[str, Any]:
         "round": 1,
         "action": "train",
         "blobs": [{"sha256": weights, "data": small_model.blob()}],
-        "tasks": {"d1": {"plan": plan["id"], "weights": weights}},
+        "tasks": [{"plan": plan["id"], "weights": weights, "devices": {"d1": [1, 9]}}],
         "plans": {plan["id"]: {"values": plan["delta_values"]}},
         "epochs": 1,
     }
@@ -72,8 +72,7 @@ def test_all_pages_of_reports_come_in_one_reply_where_that_is_asked_for(
 ) -> None:
     gateway.page = 1
     fields = start_fields()
-    entry = fields["tasks"]["d1"]
-    fields["tasks"] = {f"d{number}": entry for number in range(3)}
+    fields["tasks"][0]["devices"] = {f"d{number}": [1, 9] for number in range(3)}
     payload = cbor2.dumps({"fields": fields, "wait_seconds": 5.0, "all_pages": True})
     config = {"gateway": "g1", "socket": str(gateway.socket_path)}
     whole = cbor2.loads(handle("start", payload, config))["collect"]

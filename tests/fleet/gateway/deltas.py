@@ -43,6 +43,14 @@ def announcement(**changes: Any) -> Announce:
     return Announce(**{**said, **changes})
 
 
+def tasks(
+    leases: dict[str, int], samples: int = 65_535, plan: str = PLAN, weights: str = WEIGHTS
+) -> dict[str, Any]:
+    """An entry of a start request's ``tasks`` for devices with these leases."""
+    devices = {name: [lease, samples] for name, lease in leases.items()}
+    return {"plan": plan, "weights": weights, "devices": devices}
+
+
 def start_fields(names: list[str], **changes: Any) -> dict[str, Any]:
     """A start request; ``lease`` and ``values`` are those of every device and of the plan."""
     lease, values = changes.pop("lease", 1), changes.pop("values", 700)
@@ -51,7 +59,7 @@ def start_fields(names: list[str], **changes: Any) -> dict[str, Any]:
         "round": 1,
         "action": "train",
         "blobs": [{"sha256": WEIGHTS, "data": BLOB}],
-        "tasks": {name: {"plan": PLAN, "weights": WEIGHTS, "lease": lease} for name in names},
+        "tasks": [tasks(dict.fromkeys(names, lease))],
         "plans": {PLAN: {"values": values}},
         "epochs": 2,
         "learning_rate": 0.01,

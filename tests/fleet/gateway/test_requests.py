@@ -11,14 +11,11 @@ from fleet.errors import GatewayError
 from fleet.gateway.requests import StartRequest
 from fleet.gateway.rounds import PlanSpec, RoundSpec
 from fleet.protocol import fields
-from tests.fleet.gateway.deltas import PLAN, WEIGHTS, start_fields
+from tests.fleet.gateway.deltas import PLAN, WEIGHTS, start_fields, tasks
 
 
 def parse(**changes: Any) -> StartRequest:
     return StartRequest.parse(start_fields(["a"], **changes))
-
-
-TASK = {"plan": PLAN, "weights": WEIGHTS, "lease": 1}
 
 
 @pytest.mark.parametrize(
@@ -29,12 +26,17 @@ TASK = {"plan": PLAN, "weights": WEIGHTS, "lease": 1}
         ({"action": "dance"}, "action"),
         ({"seed": 2**32}, "seed"),
         ({"target": 0}, "target"),
-        ({"tasks": {}}, "tasks"),
-        ({"tasks": {"a/b": TASK}}, "tasks"),
-        ({"tasks": {"a": {"plan": PLAN, "weights": WEIGHTS}}}, "tasks.a.lease"),
-        ({"tasks": {"a": {**TASK, "lease": -1}}}, "tasks.a.lease"),
-        ({"tasks": {"a": {**TASK, "train_samples": 65536}}}, "tasks.a.train_samples"),
+        ({"tasks": 7}, "tasks"),
+        ({"tasks": []}, "tasks has 0 devices"),
+        ({"tasks": [tasks({})]}, "tasks has 0 devices"),
+        ({"tasks": [tasks({"a/b": 1})]}, "tasks.0.devices"),
+        ({"tasks": [tasks({"a": -1})]}, "tasks.0.devices.a.0"),
+        ({"tasks": [tasks({"a": 1.0})]}, "tasks.0.devices.a.0"),
+        ({"tasks": [tasks({"a": 1}, samples=65536)]}, "tasks.0.devices.a.1"),
+        ({"tasks": [{**tasks({}), "devices": {"a": [1]}}]}, "tasks.0.devices.a"),
+        ({"tasks": [tasks({"a": 1}), tasks({"a": 2})]}, "device a twice"),
         ({"plans": {}}, PLAN[:8]),
+        ({"blobs": 7}, "blobs"),
         ({"plans": {PLAN: {"values": 1}, PLAN[:-1] + "0": {"values": 1}}}, "begin alike"),
         ({"blobs": [{"sha256": WEIGHTS, "data": b"other"}]}, "digest"),
         ({"blobs": [{"sha256": WEIGHTS, "data": b"other", "chunk_bytes": 512}]}, "chunk_bytes"),
@@ -71,7 +73,7 @@ def test_weights_with_more_chunks_than_have_numbers_are_refused() -> None:
 def test_a_round_comes_back_from_the_store_as_it_was() -> None:
     request = parse(
         plans={PLAN: {"values": 5, "bounds": [[2, 7], [3, 1000]]}},
-        tasks={"a": {**TASK, "train_samples": 9, "lease": 4}},
+        tasks=[tasks({"a": 4}, samples=9)],
         fold={"name": "buckets", "count": 3},
         weighting="uniform",
         action="release",

@@ -30,6 +30,7 @@ from tests.fleet.gateway.deltas import (
     delta_chunks,
     delta_of,
     start_fields,
+    tasks,
 )
 
 RAW = bytes.fromhex(WEIGHTS)
@@ -261,7 +262,7 @@ def test_weights_of_two_versions_do_not_meet(bench: Bench) -> None:
         bench,
         round=2,
         blobs=[{"sha256": sha, "data": other}],
-        tasks={"b": {"plan": bench.round.spec.tasks["a"].plan.hex(), "weights": sha, "lease": 1}},
+        tasks=[tasks({"b": 1}, plan=bench.round.spec.tasks["a"].plan.hex(), weights=sha)],
         target=1,
     )
     raw = bytes.fromhex(sha)

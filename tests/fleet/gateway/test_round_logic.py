@@ -44,6 +44,7 @@ from tests.fleet.gateway.deltas import (
     delta_chunks,
     delta_of,
     start_fields,
+    tasks,
 )
 
 
@@ -115,13 +116,8 @@ def test_any_order_repetition_and_crash_give_the_same_sums(
 
 
 def test_sums_are_kept_apart_by_plan(bench: Bench) -> None:
-    of = {"weights": WEIGHTS, "lease": 1}
-    tasks = {
-        "a": {"plan": PLAN, **of},
-        "b": {"plan": OTHER_PLAN, **of},
-        "c": {"plan": OTHER_PLAN, **of},
-    }
-    start(bench, tasks=tasks, plans={PLAN: {"values": 700}, OTHER_PLAN: {"values": 40}})
+    both = [tasks({"a": 1}), tasks({"b": 1, "c": 1}, plan=OTHER_PLAN)]
+    start(bench, tasks=both, plans={PLAN: {"values": 700}, OTHER_PLAN: {"values": 40}})
     small = np.arange(40, dtype=np.int32)
     bench.send("a", SHARED["a"])
     bench.send("b", delta_chunks(a_task(OTHER_PLAN), small, 2))
@@ -271,8 +267,7 @@ def test_a_delta_that_comes_after_the_end_is_late_even_before_a_tick(bench: Benc
 def test_what_will_never_be_counted_is_told_so(bench: Bench) -> None:
     bench.announce("d", lease=4)
     bench.announce("e")
-    of = {"plan": PLAN, "weights": WEIGHTS}
-    start(bench, tasks={"a": {**of, "lease": 3}, "d": {**of, "lease": 4}}, target=2)
+    start(bench, tasks=[tasks({"a": 3, "d": 4})], target=2)
     values, samples = delta_of("a")
     good = delta_chunks(a_task(lease=3), values, samples)
 
@@ -383,10 +378,9 @@ def test_a_value_beyond_its_bound_is_refused_and_explained_even_after_a_crash(
 def test_more_samples_than_announced_are_refused_and_so_are_those_announced_on_the_way(
     bench: Bench,
 ) -> None:
-    task = {"plan": PLAN, "weights": WEIGHTS, "lease": 1}
     values = np.ones(5, np.int32)
-    tasks = {"a": task, "b": {**task, "train_samples": 500}}
-    start(bench, tasks=tasks, plans={PLAN: {"values": 5}})
+    both = [tasks({"a": 1}), tasks({"b": 1}, samples=500)]
+    start(bench, tasks=both, plans={PLAN: {"values": 5}})
     bench.crash()
     bench.send("a", delta_chunks(a_task(), values, 401))
     assert bench.refused() == {"range": 1}

@@ -17,12 +17,12 @@ from tests.fleet.gateway.bench import FOREIGN, KEY, Bench
 from tests.fleet.gateway.deltas import (
     CAMPAIGN,
     FLEET,
-    PLAN,
     UPLINK,
     a_task,
     announcement,
     delta_chunks,
     delta_of,
+    tasks,
 )
 
 
@@ -118,7 +118,7 @@ def test_old_rounds_and_their_weights_are_forgotten(bench: Bench) -> None:
             bench,
             round=number,
             blobs=[{"sha256": sha, "data": blob}],
-            tasks={"a": {"plan": PLAN, "weights": sha, "lease": 1}},
+            tasks=[tasks({"a": 1}, weights=sha)],
             target=1,
         )
         bench.ask("cancel", campaign=CAMPAIGN, round=number)
