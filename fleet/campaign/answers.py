@@ -52,6 +52,8 @@ class DeviceEntry(_Answer):
     online: bool
     stale: bool = False
     seen_age_seconds: Seconds = 0.0
+    last_seen: Seconds | None = None
+    """0: never itself, there is only what the broker kept of it."""
 
 
 class RoundCounters(_Answer):

@@ -183,6 +183,11 @@ def _silence(device: DeviceInfo, config: CampaignConfig) -> str:
         return "offline"
     if device.stale:
         return "not heard of since its gateway reached the broker"
+    if device.last_seen == 0.0:
+        return (
+            "its gateway has only what the broker kept of it; a device that is there says so "
+            "within 15 minutes"
+        )
     # A device stays away for up to an eighth longer than it was told.
     limit = config.max_seen_age_seconds + config.check_in_seconds * 9 / 8
     if device.seen_age_seconds > limit:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import codegen
 from fleet.errors import ConfigurationError
 from fleet.protocol.manifest import Manifest
-from simulator.fleet.fleet import DeviceSpec
+from simulator.machines.device_spec import DeviceSpec
 from simulator.world.digits import DeviceSamples, deal
 
 BOARDS = ("stm32f746", "stm32f407")

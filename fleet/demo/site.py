@@ -23,7 +23,8 @@ from fleet.gateway.broker import Broker, BrokerConfig, new_passwords
 from fleet.gateway.client import GatewayClient
 from fleet.gateway.config import BrokerSettings, GatewaySettings
 from fleet.ports import free_port
-from simulator.fleet.fleet import DeviceSpec, Fleet, worker_count
+from simulator.fleet.fleet import Fleet, worker_count
+from simulator.machines.device_spec import DeviceSpec
 
 FLEET = "demo"
 _GATEWAY_START_SECONDS = 60.0

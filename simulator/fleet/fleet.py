@@ -15,39 +15,19 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from codegen.errors import CodegenError
 from simulator.errors import FleetError
+from simulator.machines.device_spec import DeviceSpec
+from simulator.machines.registry import machine_kind
 
 _REPLY_SECONDS = 120.0
-
-
-@dataclass(frozen=True, eq=False)
-class DeviceSpec:
-    """One device: who it is, what it runs, and what its sensor has recorded."""
-
-    device: str
-    bundle: Path
-    """Folder of the bundle (docs/specification/bundle.md)."""
-    password: str
-    samples: NDArray[np.int8]
-    """[N, ...] in the model's input scale, HWC."""
-    labels: NDArray[np.integer[Any]]
-    """[N]"""
-    fleet: str = "demo"
-    reserved_sram_bytes: int = 0
-    battery_percent: float = 100.0
-    link_bits_per_second: int = 115200
-    seed: int = 0
-    flash: tuple[tuple[int, bytes], ...] = ()
-    """(address, bytes) that firmware which was on the board before has left there."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +74,8 @@ class WorkerSettings:
     devices: tuple[DeviceSpec, ...]
     broker: tuple[str, int]
     slice_milliseconds: float
-    host_libraries: dict[str, Path]
-    """Bundle → library of its devices, where they aren't emulated boards."""
+    prepared: dict[tuple[str, str], Path]
+    """(machine, bundle) → what the machine's kind has made of the bundle, if anything."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +157,6 @@ class Fleet:
         *,
         workers: int = 2,
         slice_milliseconds: float = 20.0,
-        host_libraries: Mapping[Path, Path] | None = None,
     ) -> None:
         """Nothing is started before the context is entered.
 
@@ -186,20 +165,19 @@ class Fleet:
             broker: host and port of the MQTT broker.
             workers: processes; as many as cores is best.
             slice_milliseconds: how long a machine runs before the next has its turn.
-            host_libraries: for bundles whose devices are to run as host code instead of on
-                emulated boards, the library made by ``simulator.machines.host.build_host_library``.
 
-        Raises: FleetError when two devices have one name or there are none.
+        Raises: FleetError when two devices have one name, there are none, or no machine is named
+            so.
         """
         names = [spec.device for spec in devices]
         if not names or len(set(names)) != len(names):
             raise FleetError("a fleet needs at least one device, and each needs its own name")
-        libraries = {str(bundle): path for bundle, path in (host_libraries or {}).items()}
-        self._settings = [
-            WorkerSettings(tuple(part), broker, slice_milliseconds, libraries)
-            for part in (list(devices[first::workers]) for first in range(workers))
-            if part
-        ]
+        for spec in devices:
+            machine_kind(spec.machine)
+        self._broker = broker
+        self._slice = slice_milliseconds
+        self._parts = [list(devices[first::workers]) for first in range(min(workers, len(devices)))]
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._workers: list[_Worker] = []
         self._owner: dict[str, _Worker] = {}
 
@@ -209,7 +187,9 @@ class Fleet:
         Raises: FleetError naming the device whose bundle or samples can't be used.
         """
         try:
-            for settings in self._settings:
+            prepared = self._prepare()
+            for part in self._parts:
+                settings = WorkerSettings(tuple(part), self._broker, self._slice, prepared)
                 worker = _Worker(settings)
                 self._workers.append(worker)
                 self._owner.update(dict.fromkeys(worker.devices, worker))
@@ -229,11 +209,28 @@ class Fleet:
         """End all workers."""
         self.stop()
 
+    def _prepare(self) -> dict[tuple[str, str], Path]:
+        """Have each machine's kind make what it needs of each bundle."""
+        self._folder = tempfile.TemporaryDirectory(prefix="tinyfleet-fleet-")
+        wanted = {(spec.machine, str(spec.bundle)) for part in self._parts for spec in part}
+        prepared = {}
+        for number, (machine, bundle) in enumerate(sorted(wanted)):
+            output = Path(self._folder.name) / str(number)
+            try:
+                machine_kind(machine).prepare(Path(bundle), output)
+            except (OSError, CodegenError) as error:
+                raise FleetError(f"machine {machine}, bundle {bundle}: {error}") from error
+            prepared[machine, bundle] = output
+        return prepared
+
     def stop(self) -> None:
         """End all workers; nothing of the fleet is left. May be called again."""
         while self._workers:
             self._workers.pop().close()
         self._owner.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def stats(self) -> dict[str, DeviceStats]:
         """State and counters of every device."""

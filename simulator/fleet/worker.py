@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import heapq
-import json
 import math
 import multiprocessing.connection
 import os
@@ -21,71 +20,22 @@ import socket
 import sys
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 
-from codegen.errors import CodegenError
-from codegen.firmware.boards import load_board
-from codegen.firmware.bundle import FlashInfo
-from simulator.devices.flash_image import Identity, provision
+from simulator.clock import Milliseconds, host_milliseconds
 from simulator.devices.modem import Modem
-from simulator.errors import FleetError, SimulatorError
+from simulator.errors import FleetError
 from simulator.fleet.fleet import (
     Command,
-    DeviceSpec,
     DeviceStats,
     Reply,
     WorkerSettings,
     WorkerStats,
     resident_bytes,
 )
-from simulator.machines.host import HostMachine
+from simulator.machines.device_spec import DeviceSpec
 from simulator.machines.protocol import StopReason
-from simulator.machines.unicorn import UnicornMachine
-
-
-def build_machine(spec: DeviceSpec, library: Path | None = None) -> UnicornMachine | HostMachine:
-    """A machine with the bundle's image, the device's identity and its samples in its flash.
-
-    With ``library`` it is a device of that host library instead of an emulated board.
-
-    Raises: FleetError naming the device.
-    """
-    try:
-        manifest = json.loads((Path(spec.bundle) / "manifest.json").read_text())
-        board = load_board(Path(spec.bundle) / "board.json")
-        written = provision(
-            FlashInfo.model_validate(manifest["flash"]),
-            manifest["model"]["sample_digest"],
-            Identity(
-                spec.device,
-                spec.fleet,
-                spec.password,
-                spec.reserved_sram_bytes,
-                spec.link_bits_per_second,
-            ),
-            spec.samples,
-            spec.labels,
-        )
-        flash_content = [*spec.flash, *written]
-        if library is not None:
-            return HostMachine(
-                spec.bundle,
-                library,
-                battery_percent=lambda: spec.battery_percent,
-                seed=spec.seed,
-                flash_content=flash_content,
-            )
-        return UnicornMachine(
-            board,
-            Path(spec.bundle) / "firmware.elf",
-            battery_percent=lambda: spec.battery_percent,
-            seed=spec.seed,
-            flash_content=flash_content,
-        )
-    except (OSError, ValueError, KeyError, CodegenError, SimulatorError) as error:
-        raise FleetError(f"device {spec.device}, bundle {spec.bundle}: {error}") from error
-
+from simulator.machines.registry import build_machine
 
 _LONGEST_SLEEP_SECONDS = 0.5
 
@@ -95,9 +45,13 @@ class _Device:
 
     def __init__(self, spec: DeviceSpec, worker: _Worker) -> None:
         self.spec = spec
-        self.machine = build_machine(spec, worker.libraries.get(str(spec.bundle)))
+        prepared = worker.prepared[spec.machine, str(spec.bundle)]
+        self.machine = build_machine(spec, prepared, worker.clock)
         self.modem = Modem(
-            self.machine, worker.broker, on_socket=functools.partial(worker.socket_changed, self)
+            self.machine,
+            worker.broker,
+            clock=worker.clock,
+            on_socket=functools.partial(worker.socket_changed, self),
         )
         self.state = "running"
         self.fault: str | None = None
@@ -135,9 +89,12 @@ class _Device:
 
 
 class _Worker:
-    def __init__(self, settings: WorkerSettings, connection: Any) -> None:
+    def __init__(
+        self, settings: WorkerSettings, connection: Any, clock: Milliseconds = host_milliseconds
+    ) -> None:
         self.broker = settings.broker
-        self.libraries = settings.host_libraries
+        self.prepared = settings.prepared
+        self.clock = clock
         self._slice = settings.slice_milliseconds
         self._connection = connection
         self._selector = selectors.DefaultSelector()
@@ -165,11 +122,14 @@ class _Worker:
             device.modem.close()
             device.machine.close()
 
+    def _seconds(self) -> float:
+        return self.clock() / 1000.0
+
     def _timeout(self) -> float | None:
         if self._runnable:
             return 0.0
         if self._sleeping:
-            return max(0.0, self._sleeping[0][0] - time.monotonic())
+            return max(0.0, self._sleeping[0][0] - self._seconds())
         return None
 
     def _poll(self, timeout: float | None) -> None:
@@ -187,7 +147,7 @@ class _Worker:
                 self._wake(device, first=True)
 
     def _wake_sleepers(self) -> None:
-        now = time.monotonic()
+        now = self._seconds()
         while self._sleeping and self._sleeping[0][0] <= now:
             due, _, device = heapq.heappop(self._sleeping)
             if due != device.wake_at or device.queued:
@@ -211,7 +171,7 @@ class _Worker:
         if math.isinf(seconds):
             device.wake_at = 0.0
             return
-        device.wake_at = time.monotonic() + seconds
+        device.wake_at = self._seconds() + seconds
         self._sequence += 1
         heapq.heappush(self._sleeping, (device.wake_at, self._sequence, device))
 
@@ -219,9 +179,9 @@ class _Worker:
         device.queued = False
         if device.state in ("off", "fault"):
             return
-        start = time.monotonic()
+        start = time.perf_counter()
         reason = device.machine.run(self._slice)
-        device.busy_seconds += time.monotonic() - start
+        device.busy_seconds += time.perf_counter() - start
         device.note_fault()
         reached = device.modem.step()
         self._watch(device)

@@ -1,10 +1,15 @@
-"""What every way of running the firmware offers: boot, run a slice, exchange bytes, cut power."""
+"""What every way of running the firmware offers: boot, run a slice, exchange bytes, cut power.
+
+All that a fleet's worker and its modems use of a machine is here.
+"""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
 from typing import Protocol
+
+from simulator.devices.modem import Terminal
 
 
 class StopReason(enum.Enum):
@@ -33,33 +38,24 @@ class TrafficCount:
     """From the modem to the board."""
 
 
-class Machine(Protocol):
-    """One device. Not thread safe: one owner runs it and moves its bytes."""
+class Machine(Terminal, Protocol):
+    """One device, whose serial line is a modem's terminal.
+
+    Not thread safe: one owner runs it and moves its bytes.
+    """
 
     def run(self, max_milliseconds: float) -> StopReason:
         """Run until the firmware idles, the slice is over, or something happened."""
         ...
 
-    def receive(self, data: bytes) -> int:
-        """Put ``data`` on the serial line to the device; returns how many bytes were taken."""
+    @property
+    def tick_milliseconds(self) -> float:
+        """After how long the idle firmware wants to be run again when nothing happens."""
         ...
 
     @property
-    def bytes_under_way(self) -> int:
-        """How many of them haven't arrived yet."""
-        ...
-
-    def take_transmitted(self) -> bytes:
-        """Bytes that the firmware has sent since the last call."""
-        ...
-
-    @property
-    def data_terminal_ready(self) -> bool:
-        """Whether the firmware wants the modem to dial and stay (DTR)."""
-        ...
-
-    def set_data_carrier_detect(self, connected: bool) -> None:
-        """Tell the firmware whether the modem's stream is open (DCD)."""
+    def traffic(self) -> TrafficCount:
+        """Bytes on the serial line since the machine was made."""
         ...
 
     def power_on(self, *, keep_sram: bool = False) -> None:
@@ -68,6 +64,19 @@ class Machine(Protocol):
 
     def cut_power_at_flash_operation(self, operations: int, seed: int) -> None:
         """Cut power in the ``operations``-th (from 1) flash operation from now, which is torn."""
+        ...
+
+    @property
+    def flash_operations(self) -> int:
+        """Words programmed and sectors erased since the machine was made."""
+        ...
+
+    def read_memory(self, address: int, size: int) -> bytes:
+        """Bytes of the flash, as a debug probe would read them."""
+        ...
+
+    def stack_high_water_bytes(self) -> int:
+        """Deepest stack use since power on; 0 where nobody knows."""
         ...
 
     @property

@@ -259,12 +259,13 @@ def test_a_device_of_another_campaigns_lease_is_skipped() -> None:
     [
         ({"stale": True}, "not heard of since its gateway reached the broker"),
         ({"seen_age_seconds": 3599.0}, ""),
+        ({"last_seen": 0.0, "seen_age_seconds": 1.7e9}, "what the broker kept of it"),
         ({"seen_age_seconds": 3601.0}, "last heard of 3,601 s ago, more than 3,600 s"),
     ],
 )
 def test_a_device_that_may_be_dead_takes_no_part(fields: dict[str, object], why: str) -> None:
     _, skipped = eligible(CONFIG, [device("d", **fields)], MANIFESTS)
-    assert skipped.get("d", "") == why
+    assert why in skipped["d"] if why else not skipped
 
 
 def test_a_device_that_was_told_to_stay_away_may_be_silent_for_that_long() -> None:

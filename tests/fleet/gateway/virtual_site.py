@@ -62,6 +62,8 @@ class Broker:
         self._site = site
         self.up = True
         self.retained: dict[str, bytes] = {}
+        self.response_topics: dict[str, str] = {}
+        """By the topic of the message that had one."""
         self.connections: list[Connection] = []
         self.delivered = 0
         self.on_delivery: Callable[[int], None] = lambda number: None
@@ -150,6 +152,8 @@ class VirtualLink:
 
     def publish(self, message: Publish) -> None:
         of = self.connection
+        if message.response_topic is not None:
+            self._site.broker.response_topics[message.topic] = message.response_topic
         if of in self._site.broker.connections:
             self._site.broker.publish(
                 of, message.topic, message.payload, message.retain, message.qos
@@ -350,7 +354,11 @@ class VirtualSite:
         self.open_gateway()
         self._tick()
         names = [f"cow-{number}" for number in range(devices)]
-        self.devices = {name: VirtualDevice(self, name, values) for name in names}
+        self.devices = {name: self.make_device(name) for name in names}
+
+    def make_device(self, name: str) -> Any:
+        """One of the devices; a site may have others than these."""
+        return VirtualDevice(self, name, self.values)
 
     # ---- the gateway -----------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from codegen.compile import compile_model
 from codegen.firmware.boards import Board, load_board
-from codegen.firmware.bundle import Bundle, load_bundle
+from codegen.firmware.bundle import Bundle
 from codegen.program.plans import PlanSpec
 from codegen.quantization.calibration_set import load_calibration
 from fleet.demo.site import GatewayProcess
@@ -24,8 +23,8 @@ from fleet.gateway.broker import Broker, BrokerConfig, new_passwords
 from fleet.gateway.client import GatewayClient
 from fleet.ports import free_port
 from fleet.protocol import device_seed
-from simulator.fleet.fleet import DeviceSpec, Fleet
-from simulator.machines.host import build_host_library
+from simulator.fleet.fleet import Fleet
+from simulator.machines.device_spec import DeviceSpec
 from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[3]
@@ -87,18 +86,21 @@ class World:
         self.gateway = GatewayProcess(
             folder, "gw", [BOARDED, HOSTED], self.broker.port, gateway_password["gw"]
         )
-        hosted = folder / "hosted"
-        shutil.copytree(bundle.path, hosted)
-        library = build_host_library(load_bundle(hosted), folder / "device.so")
         self.fleet = Fleet(
             [
                 DeviceSpec(
-                    name, path, passwords[name], samples, LABELS, seed=3, flash=flash.get(name, ())
+                    name,
+                    bundle.path,
+                    passwords[name],
+                    samples,
+                    LABELS,
+                    machine=machine,
+                    seed=3,
+                    flash=flash.get(name, ()),
                 )
-                for name, path in ((BOARDED, bundle.path), (HOSTED, hosted))
+                for name, machine in ((BOARDED, "unicorn"), (HOSTED, "host"))
             ],
             ("127.0.0.1", self.broker.port),
-            host_libraries={hosted: library},
         )
         self.client = GatewayClient(self.gateway.socket)
 

@@ -3,6 +3,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from codegen.firmware.boards import load_board
 from codegen.firmware.bundle import SamplesInfo
 from simulator.devices.flash_image import read_identity, read_sample_region
 from simulator.errors import FleetError
-from simulator.fleet.fleet import DeviceSpec, DeviceStats, Fleet
+from simulator.fleet.fleet import DeviceStats, Fleet
+from simulator.machines.device_spec import DeviceSpec
 from simulator.machines.elf_image import ElfImage
 from tests.patience import PATIENCE_SECONDS, wait_until
 
@@ -177,6 +179,14 @@ def test_a_missing_bundle_names_the_device(bundle: Path, tmp_path: Path) -> None
         Fleet([*specs(bundle, 1), lost], ("127.0.0.1", 1)).__enter__()
 
 
+def test_an_unknown_machine_is_refused_before_anything_is_started(bundle: Path) -> None:
+    strange = replace(specs(bundle, 1)[0], machine="abacus")
+    with pytest.raises(
+        FleetError, match="no machine 'abacus'; devices run as one of host, unicorn"
+    ):
+        Fleet([strange], ("127.0.0.1", 1))
+
+
 def test_names_must_differ_and_unknown_names_are_refused(bundle: Path) -> None:
     with pytest.raises(FleetError, match="own name"):
         Fleet(specs(bundle, 1) * 2, ("127.0.0.1", 1))
@@ -207,7 +217,8 @@ def test_workers_end_when_their_owner_is_killed(bundle: Path, tmp_path: Path) ->
     script.write_text(
         "import sys, time, numpy as np\n"
         "from pathlib import Path\n"
-        "from simulator.fleet.fleet import DeviceSpec, Fleet\n"
+        "from simulator.fleet.fleet import Fleet\n"
+        "from simulator.machines.device_spec import DeviceSpec\n"
         "none = np.zeros((0, 4), np.int8), np.zeros(0, int)\n"
         "spec = DeviceSpec('a', Path(sys.argv[1]), 'x', *none)\n"
         "with Fleet([spec], ('127.0.0.1', 1)) as fleet:\n"

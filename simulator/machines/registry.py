@@ -1,0 +1,124 @@
+"""The machines by name: how a device of a fleet can be run.
+
+``unicorn``: the board's image in an emulator, exact to the instruction. ``host``: the same C as a
+library of this computer, hundreds of devices a core. docs/howto/add-a-machine.md adds another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from codegen.errors import CodegenError
+from codegen.firmware.boards import load_board
+from codegen.firmware.bundle import FlashInfo, load_bundle
+from simulator.clock import Milliseconds, host_milliseconds
+from simulator.devices.flash_image import Identity, provision
+from simulator.errors import FleetError, SimulatorError
+from simulator.machines.device_spec import DeviceSpec
+from simulator.machines.host import HostMachine, build_host_library
+from simulator.machines.protocol import Machine
+from simulator.machines.unicorn import UnicornMachine
+
+FlashContent = list[tuple[int, bytes]]
+"""(address, bytes)"""
+
+
+class MachineKind(Protocol):
+    """A way to run devices."""
+
+    def prepare(self, bundle: Path, output: Path) -> None:
+        """Once per bundle, before any device of it is built: make ``output`` where one is needed.
+
+        Devices are built in other processes; whatever takes long is better done here.
+        """
+        ...
+
+    def build(
+        self, spec: DeviceSpec, content: FlashContent, prepared: Path, clock: Milliseconds
+    ) -> Machine:
+        """The device, powered on, with ``content`` in its flash; ``prepared`` is the ``output``."""
+        ...
+
+
+class _Unicorn:
+    def prepare(self, bundle: Path, output: Path) -> None:
+        del bundle, output
+
+    def build(
+        self, spec: DeviceSpec, content: FlashContent, prepared: Path, clock: Milliseconds
+    ) -> Machine:
+        del prepared
+        return UnicornMachine(
+            load_board(Path(spec.bundle) / "board.json"),
+            Path(spec.bundle) / "firmware.elf",
+            clock=clock,
+            battery_percent=lambda: spec.battery_percent,
+            seed=spec.seed,
+            flash_content=content,
+        )
+
+
+class _Host:
+    def prepare(self, bundle: Path, output: Path) -> None:
+        build_host_library(load_bundle(bundle), output)
+
+    def build(
+        self, spec: DeviceSpec, content: FlashContent, prepared: Path, clock: Milliseconds
+    ) -> Machine:
+        return HostMachine(
+            spec.bundle,
+            prepared,
+            clock=clock,
+            battery_percent=lambda: spec.battery_percent,
+            seed=spec.seed,
+            flash_content=content,
+        )
+
+
+MACHINES: Mapping[str, MachineKind] = {"unicorn": _Unicorn(), "host": _Host()}
+
+
+def machine_kind(name: str) -> MachineKind:
+    """The kind with this name.
+
+    Raises: FleetError that names those there are.
+    """
+    try:
+        return MACHINES[name]
+    except KeyError:
+        raise FleetError(
+            f"no machine {name!r}; devices run as one of {', '.join(sorted(MACHINES))}"
+        ) from None
+
+
+def build_machine(
+    spec: DeviceSpec, prepared: Path, clock: Milliseconds = host_milliseconds
+) -> Machine:
+    """A machine with the bundle's image, the device's identity and its samples in its flash.
+
+    ``prepared`` is what its kind's ``prepare`` was given as output for the bundle.
+
+    Raises: FleetError naming the device.
+    """
+    try:
+        manifest = json.loads((Path(spec.bundle) / "manifest.json").read_text())
+        written = provision(
+            FlashInfo.model_validate(manifest["flash"]),
+            manifest["model"]["sample_digest"],
+            Identity(
+                spec.device,
+                spec.fleet,
+                spec.password,
+                spec.reserved_sram_bytes,
+                spec.link_bits_per_second,
+            ),
+            spec.samples,
+            spec.labels,
+        )
+        kind = machine_kind(spec.machine)
+        return kind.build(spec, [*spec.flash, *written], prepared, clock)
+    except (OSError, ValueError, KeyError, CodegenError, SimulatorError) as error:
+        raise FleetError(f"device {spec.device}, bundle {spec.bundle}: {error}") from error
