@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fleet.protocol import DeviceState, device_seed
 from simulator.devices.flash_image import Identity
 from tests.fleet.gateway.conftest import make_site
-from tests.fleet.gateway.deltas import CAMPAIGN, FLEET
+from tests.fleet.gateway.deltas import CAMPAIGN, FLEET, tasks
 from tests.fleet.gateway.site import Site
 from tests.patience import wait_until
 
@@ -56,13 +56,12 @@ class Herd:
         wait_until(lambda: self.step(polls) or done(), lambda: self.site.log)
 
     def start(self, round: int = 1, **changes: Any) -> dict[str, Any]:
-        lease = changes.pop("lease", 1)
-        task = {"plan": ALL.hex(), "weights": digest_of(BLOB).hex(), "lease": lease}
+        leases = dict.fromkeys(NAMES, changes.pop("lease", 1))
         fields: dict[str, Any] = {
             "round": round,
             "blobs": [{"sha256": digest_of(BLOB).hex(), "data": BLOB}],
             "chunk_bytes": 16,
-            "tasks": dict.fromkeys(NAMES, task),
+            "tasks": [tasks(leases, plan=ALL.hex(), weights=digest_of(BLOB).hex())],
             "plans": {ALL.hex(): {"values": 68}},
             "epochs": EPOCHS,
             "max_score_drop": 1.0,

@@ -130,7 +130,7 @@ class World:
             round=number,
             action="train",
             blobs=[{"sha256": digest, "data": blob}],
-            tasks={device: {"plan": chosen.id, "weights": digest, "lease": 1}},
+            tasks=[{"plan": chosen.id, "weights": digest, "devices": {device: [1, 100]}}],
             plans={chosen.id: {"values": chosen.delta_values}},
             epochs=1,
             learning_rate=0.02,
