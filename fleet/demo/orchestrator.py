@@ -6,8 +6,9 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
@@ -262,7 +263,8 @@ def run_campaign(
     store: Store, store_path: Path, site: Site, campaign: str, settings: DemoSettings, tell: Watcher
 ) -> None:
     """Run the campaign to its end. Raises `CampaignError` where it ends without success."""
-    with _RoundProgress(site, campaign, settings.rounds, tell) as rounds:
+    accepted = partial(site.accepted, campaign)
+    with RoundProgress(accepted, settings.rounds, tell) as rounds:
         coordinator = Coordinator(
             store, store_path, site.superlink, collect_wait_seconds=ROUND_WAIT_SECONDS
         )
@@ -275,15 +277,15 @@ def run_campaign(
         )
 
 
-class _RoundProgress:
+class RoundProgress:
     """Tells how many deltas of the running round are accepted, as its gateways say.
 
     The coordinator hears of them with a gateway's next message only, which is the round's last one.
     """
 
-    def __init__(self, site: Site, campaign: str, rounds: int, tell: Watcher) -> None:
-        self._site = site
-        self._campaign = campaign
+    def __init__(self, accepted: Callable[[int], int], rounds: int, tell: Watcher) -> None:
+        """`accepted` gives the accepted deltas of a round; `rounds` train."""
+        self._accepted = accepted
         self._rounds = rounds
         self._tell = tell
         self._lock = threading.Lock()
@@ -311,7 +313,7 @@ class _RoundProgress:
             running = self._running
             if running is None:
                 continue
-            accepted = self._site.accepted(self._campaign, running[0])
+            accepted = self._accepted(running[0])
             with self._lock:
                 # All of them are told of when the round is done.
                 if running == self._running and accepted < running[1]:
@@ -319,6 +321,7 @@ class _RoundProgress:
                     self._tell.phase(label, accepted, running[1])
 
     def __enter__(self) -> Self:
+        """Begin to ask."""
         self._thread.start()
         return self
 
@@ -328,6 +331,7 @@ class _RoundProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Ask no more."""
         self._end.set()
         self._thread.join()
 
