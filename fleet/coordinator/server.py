@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from fleet.coordinator.driver import CampaignDriver
 from fleet.coordinator.flower_adapter import FlowerPace, GridTransport
 from fleet.errors import ConfigurationError
-from fleet.store import SqliteStore
+from fleet.store import SqlStore, sqlite_url
 
 
 def _required(config: Mapping[str, Any], key: str) -> str:
@@ -39,7 +39,7 @@ def run_server(grid: Grid, config: Mapping[str, Any]) -> None:
     path = Path(_required(config, "store"))
     if not path.exists():
         raise ConfigurationError(f"the campaign store {path} does not exist on this machine")
-    store = SqliteStore(path)
+    store = SqlStore(sqlite_url(path))
     campaign = _required(config, "campaign")
     try:
         mode = config.get("mode", "campaign")

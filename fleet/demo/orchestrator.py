@@ -31,7 +31,7 @@ from fleet.demo.result import Deltas, DemoResult, DeviceRound, PlanFacts, RoundF
 from fleet.demo.site import Site
 from fleet.errors import CampaignError, ConfigurationError
 from fleet.firmware import compile_firmware
-from fleet.store import SqliteStore, Store
+from fleet.store import SqlStore, Store, sqlite_url
 from simulator.errors import SimulatorError
 from simulator.machines.measure import Measurement, measure
 
@@ -116,7 +116,7 @@ def run_demo(settings: DemoSettings, watcher: Watcher | None = None) -> DemoResu
         store_path = settings.out / "campaign.sqlite"
         for leftover in settings.out.glob("campaign.sqlite*"):
             leftover.unlink()
-        store = SqliteStore(store_path)
+        store = SqlStore(sqlite_url(store_path))
         try:
             with Site(sites, settings.out / "logs") as site:
                 with clock("boot"):

@@ -1,4 +1,4 @@
-"""Where campaigns are remembered: one interface, and SQLite behind it (a file, or memory)."""
+"""Where campaigns are remembered: one interface, and a database behind it."""
 
 from fleet.store.base import (
     CAMPAIGN_STATES,
@@ -11,7 +11,7 @@ from fleet.store.base import (
     SupersededError,
     WeightsVersion,
 )
-from fleet.store.sqlite import SqliteStore
+from fleet.store.sql import SqlStore, sqlite_url
 
 __all__ = [
     "CAMPAIGN_STATES",
@@ -20,8 +20,9 @@ __all__ = [
     "Lease",
     "RoundRecord",
     "RoundSummary",
-    "SqliteStore",
+    "SqlStore",
     "Store",
     "SupersededError",
     "WeightsVersion",
+    "sqlite_url",
 ]

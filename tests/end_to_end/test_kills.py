@@ -24,7 +24,7 @@ from fleet.coordinator.service import Coordinator, ProgressEvent
 from fleet.demo.site import Site
 from fleet.gateway.client import GatewayClient
 from fleet.protocol.manifest import Manifest
-from fleet.store import SqliteStore
+from fleet.store import SqlStore, sqlite_url
 from tests.end_to_end.conftest import DEVICES, SEED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -47,7 +47,7 @@ class Campaign:
 
     def __init__(self, site: Site, bundles: dict[str, Path], store_path: Path) -> None:
         self.site = site
-        self.store = SqliteStore(store_path)
+        self.store = SqlStore(sqlite_url(store_path))
         texts = {board: (path / "manifest.json").read_text() for board, path in bundles.items()}
         self.manifests = {board: Manifest.parse(text) for board, text in texts.items()}
         blob = (next(iter(bundles.values())) / "weights.bin").read_bytes()

@@ -16,7 +16,7 @@ from fleet.clock import VirtualClock
 from fleet.coordinator.driver import CampaignDriver, new_campaign
 from fleet.coordinator.transport import Reply, Transport, read_reply
 from fleet.errors import CampaignError
-from fleet.store import SqliteStore
+from fleet.store import SqlStore
 from tests.fleet.coordinator import small_model
 from tests.fleet.coordinator.oracle import assert_every_delta_counted_once
 from tests.fleet.coordinator.plain_gateway import PlainGateway
@@ -80,7 +80,7 @@ class DirectTransport(Transport):
         return replies
 
 
-def drive(store: SqliteStore, name: str, transport: DirectTransport) -> str:
+def drive(store: SqlStore, name: str, transport: DirectTransport) -> str:
     return CampaignDriver(store, name, transport, clock=transport.clock).run()
 
 
@@ -98,7 +98,7 @@ def gateways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
         one.close()
 
 
-def campaign(store: SqliteStore, **fields: object) -> str:
+def campaign(store: SqlStore, **fields: object) -> str:
     settings = {"rounds": 3, "cohort_share": 0.5, "min_devices": 8, **fields}
     config = CampaignConfig.model_validate({"name": "test", **settings})
     return new_campaign(store, config, small_model.manifest_texts("a", "b"), small_model.blob())
@@ -107,14 +107,14 @@ def campaign(store: SqliteStore, **fields: object) -> str:
 def test_a_driver_killed_before_any_request_is_resumed_with_nothing_doubled(
     gateways: dict[str, PlainGateway],
 ) -> None:
-    store = SqliteStore()
+    store = SqlStore()
     whole = campaign(store)
     transport = DirectTransport(gateways)
     assert drive(store, whole, transport) == "finished"
     assert_every_delta_counted_once(store, whole)
     expected = store.latest_weights(whole).master
     for cut in range(len(transport.sent)):
-        resumed = SqliteStore()
+        resumed = SqlStore()
         name = campaign(resumed)
         with pytest.raises(PowerCutError):
             drive(resumed, name, DirectTransport(gateways, dies_at=cut))
@@ -129,7 +129,7 @@ def test_reports_that_come_in_pages_are_all_in_the_round(
 ) -> None:
     for one in gateways.values():
         one.page = 1
-    store = SqliteStore()
+    store = SqlStore()
     name = campaign(store, rounds=2, cohort_share=1.0)
     assert drive(store, name, DirectTransport(gateways)) == "finished"
     assert_every_delta_counted_once(store, name)
@@ -140,7 +140,7 @@ def test_reports_that_come_in_pages_are_all_in_the_round(
 def test_a_gateway_that_stays_away_is_lost_and_named_and_the_round_counts(
     gateways: dict[str, PlainGateway],
 ) -> None:
-    store = SqliteStore()
+    store = SqlStore()
     name = campaign(store, rounds=1, deadline_seconds=1, gateway_grace_seconds=0, cohort_share=1.0)
     transport = DirectTransport(gateways)
     transport.silent.add("g2")
@@ -154,7 +154,7 @@ def test_a_gateway_that_stays_away_is_lost_and_named_and_the_round_counts(
 def test_a_campaign_without_enough_devices_fails_and_says_who_is_there(
     gateways: dict[str, PlainGateway],
 ) -> None:
-    store = SqliteStore()
+    store = SqlStore()
     name = campaign(store, min_devices=9, wait_for_devices_seconds=5)
     assert drive(store, name, DirectTransport(gateways)) == "failed"
     assert "8 of at least 9 devices" in store.campaign(name).reason
@@ -166,7 +166,7 @@ def test_rounds_in_which_nothing_is_accepted_end_the_campaign(
 ) -> None:
     empty = {"accepted": 0, "sums": {}, "reports": [], "declined": {"score dropped": 4}}
     monkeypatch.setattr(PlainGateway, "_close", lambda self, key: dict(empty))
-    store = SqliteStore()
+    store = SqlStore()
     name = campaign(store, rounds=9, max_empty_rounds=2)
     assert drive(store, name, DirectTransport(gateways)) == "failed"
     assert "no delta was accepted in 2 rounds" in store.campaign(name).reason
@@ -177,7 +177,7 @@ def test_rounds_in_which_nothing_is_accepted_end_the_campaign(
 def test_deltas_that_come_after_the_end_of_a_round_are_in_its_result(
     gateways: dict[str, PlainGateway],
 ) -> None:
-    store = SqliteStore()
+    store = SqlStore()
     name = campaign(store)
     transport = DirectTransport(gateways)
     late = {"round": 1, "state": "closed", "late": 2, "duplicate": 1, "refused": {"crc": 1}}
@@ -193,7 +193,7 @@ def test_deltas_that_come_after_the_end_of_a_round_are_in_its_result(
 
 
 def test_a_stop_before_a_round_begins_no_round(gateways: dict[str, PlainGateway]) -> None:
-    store = SqliteStore()
+    store = SqlStore()
     name = campaign(store)
     store.request_stop(name)
     transport = DirectTransport(gateways)
@@ -217,7 +217,7 @@ def test_a_round_keeps_why_a_delta_was_not_counted_in_and_who_sent_none(
         return answer
 
     monkeypatch.setattr(PlainGateway, "_close", close_without_one)
-    store = SqliteStore()
+    store = SqlStore()
     name = campaign(store, rounds=1, cohort_share=1.0)
     assert drive(store, name, DirectTransport(gateways)) == "finished"
     result = store.round(name, 1).result
@@ -230,7 +230,7 @@ def test_a_round_keeps_why_a_delta_was_not_counted_in_and_who_sent_none(
 def test_a_stop_after_a_crash_cancels_the_round_that_the_crash_left_running(
     gateways: dict[str, PlainGateway],
 ) -> None:
-    store = SqliteStore()
+    store = SqlStore()
     name = campaign(store)
     for one in gateways.values():
         one.round_seconds = 3600.0
@@ -250,7 +250,7 @@ def test_a_stop_after_a_crash_cancels_the_round_that_the_crash_left_running(
 def test_a_stop_while_a_gateway_is_away_ends_after_the_grace_and_not_at_the_deadline(
     gateways: dict[str, PlainGateway],
 ) -> None:
-    store = SqliteStore()
+    store = SqlStore()
     name = campaign(store, deadline_seconds=600_000, gateway_grace_seconds=50)
     gateways["g2"].round_seconds = 1e9
     with pytest.raises(PowerCutError):
@@ -278,7 +278,7 @@ ODD = [
 def test_an_odd_gateway_is_left_out_with_its_reason_and_the_campaign_goes_on(
     gateways: dict[str, PlainGateway], part: str, lie: dict[str, Any], why: str
 ) -> None:
-    store = SqliteStore()
+    store = SqlStore()
     name = campaign(store, rounds=2, cohort_share=1.0, min_devices=4)
     transport = DirectTransport(gateways)
     transport.lies["g2", part] = lie
@@ -320,7 +320,7 @@ def test_a_sum_that_its_devices_can_not_have_sent_puts_its_gateway_in_quarantine
         return answer
 
     monkeypatch.setattr(PlainGateway, "_close", close_wrong)
-    store = SqliteStore()
+    store = SqlStore()
     name = campaign(store, rounds=1, cohort_share=1.0, score_first=False, last_round="none")
     assert drive(store, name, DirectTransport(gateways)) == "finished"
     assert list(store.quarantined(name)) == ["g2"]
@@ -333,7 +333,7 @@ def test_a_sum_that_its_devices_can_not_have_sent_puts_its_gateway_in_quarantine
 def test_a_campaign_of_odd_gateways_only_fails_and_says_why_they_are_out(
     gateways: dict[str, PlainGateway],
 ) -> None:
-    store = SqliteStore()
+    store = SqlStore()
     name = campaign(store)
     transport = DirectTransport(gateways)
     for gateway in gateways:
@@ -347,7 +347,7 @@ def test_a_campaign_of_odd_gateways_only_fails_and_says_why_they_are_out(
 def test_two_campaigns_never_task_one_device_and_a_later_one_has_a_higher_lease(
     gateways: dict[str, PlainGateway],
 ) -> None:
-    store = SqliteStore()
+    store = SqlStore()
     first, second = campaign(store), campaign(store, min_devices=1, wait_for_devices_seconds=5)
     for one in gateways.values():
         one.round_seconds = 3600.0
@@ -370,7 +370,7 @@ def test_two_campaigns_never_task_one_device_and_a_later_one_has_a_higher_lease(
 def test_the_last_round_tells_devices_to_release_what_was_trained(
     gateways: dict[str, PlainGateway],
 ) -> None:
-    store = SqliteStore()
+    store = SqlStore()
     assert drive(store, campaign(store, rounds=1), DirectTransport(gateways)) == "finished"
     (rounds,) = [one.rounds for name, one in gateways.items() if name == "g1"]
     actions = [known["request"]["action"] for _, known in sorted(rounds.items())]
@@ -387,7 +387,7 @@ def test_the_last_round_tells_devices_to_release_what_was_trained(
 def test_a_resumed_campaign_goes_on_with_what_its_rule_remembers(
     gateways: dict[str, PlainGateway], rule: dict[str, object]
 ) -> None:
-    store = SqliteStore()
+    store = SqlStore()
     whole = campaign(store, aggregation=rule)
     transport = DirectTransport(gateways)
     assert drive(store, whole, transport) == "finished"
@@ -413,7 +413,7 @@ def test_bundles_that_publish_different_tensors_make_no_campaign(order: str) -> 
     expected = rf"{a} publishes c1\.w, c2\.w, which bundle {b} has frozen: .*--publish"
     with pytest.raises(CampaignError, match=expected):
         new_campaign(
-            SqliteStore(),
+            SqlStore(),
             CampaignConfig(name="x"),
             {board: texts[board] for board in order},
             small_model.blob(),
@@ -424,21 +424,21 @@ def test_bundles_of_different_models_make_no_campaign() -> None:
     texts = small_model.manifest_texts("a", "b")
     texts["b"] = texts["b"].replace("d" * 64, "e" * 64)
     with pytest.raises(CampaignError, match=r"different models \(e{16}… and d{16}…\).*one model"):
-        new_campaign(SqliteStore(), CampaignConfig(name="x"), texts, small_model.blob())
+        new_campaign(SqlStore(), CampaignConfig(name="x"), texts, small_model.blob())
     texts = small_model.manifest_texts("a", "b")
     texts["b"] = texts["b"].replace('"limit": 127', '"limit": 126')
     with pytest.raises(CampaignError, match="different tensors"):
-        new_campaign(SqliteStore(), CampaignConfig(name="x"), texts, small_model.blob())
+        new_campaign(SqlStore(), CampaignConfig(name="x"), texts, small_model.blob())
     with pytest.raises(CampaignError, match="compile all bundles from one model"):
         new_campaign(
-            SqliteStore(),
+            SqlStore(),
             CampaignConfig(name="x"),
             small_model.manifest_texts("a"),
             small_model.blob() + b"\0",
         )
     with pytest.raises(CampaignError, match="no bundle has a plan huge"):
         new_campaign(
-            SqliteStore(),
+            SqlStore(),
             CampaignConfig(name="x", plans=("huge",)),
             small_model.manifest_texts("a"),
             small_model.blob(),
@@ -446,7 +446,7 @@ def test_bundles_of_different_models_make_no_campaign() -> None:
 
 
 def test_new_campaigns_begin_with_the_bundles_weights() -> None:
-    store = SqliteStore()
+    store = SqlStore()
     version = store.latest_weights(campaign(store))
     assert version.blob == small_model.blob()
     assert np.frombuffer(version.master, "<f8").size == small_model.manifest("a")["coordinates"]

@@ -19,7 +19,7 @@ from fleet.coordinator.control import APP_FOLDER
 from fleet.coordinator.driver import new_campaign
 from fleet.coordinator.service import Coordinator, ProgressEvent
 from fleet.coordinator.superlink import SuperLink, SuperNode, flower_environment
-from fleet.store import SqliteStore
+from fleet.store import SqlStore, sqlite_url
 from tests.fleet.coordinator import small_model
 from tests.fleet.coordinator.oracle import PLAN_NAMES, assert_every_delta_counted_once
 from tests.fleet.coordinator.plain_gateway import PlainGateway
@@ -38,9 +38,9 @@ class Site:
     gateways: list[PlainGateway]
     events: list[ProgressEvent] = field(default_factory=list)
 
-    def campaign(self, name: str, **fields: object) -> tuple[SqliteStore, Path, str]:
+    def campaign(self, name: str, **fields: object) -> tuple[SqlStore, Path, str]:
         path = self.folder / f"{name}.sqlite"
-        store = SqliteStore(path)
+        store = SqlStore(sqlite_url(path))
         settings = {
             "rounds": 2,
             "min_devices": 12,
@@ -55,7 +55,7 @@ class Site:
 
     def run(
         self,
-        store: SqliteStore,
+        store: SqlStore,
         path: Path,
         campaign: str,
         on_event: Callable[[ProgressEvent], None],

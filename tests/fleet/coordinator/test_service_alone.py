@@ -16,13 +16,13 @@ from fleet.coordinator.driver import new_campaign
 from fleet.coordinator.service import Coordinator
 from fleet.coordinator.superlink import SuperLink
 from fleet.errors import FlowerError
-from fleet.store import SqliteStore
+from fleet.store import SqlStore, sqlite_url
 from tests.fleet.coordinator import small_model
 
 
 def test_a_superlink_that_never_answers_is_given_up_and_the_campaign_kept(tmp_path: Path) -> None:
     path = tmp_path / "campaign.sqlite"
-    store = SqliteStore(path)
+    store = SqlStore(sqlite_url(path))
     campaign = new_campaign(
         store, CampaignConfig(name="x"), small_model.manifest_texts("a"), small_model.blob()
     )
@@ -76,7 +76,7 @@ class FailingFlower:
 
 
 def coordinate(
-    store: SqliteStore, campaign: str, flower: FailingFlower, **settings: Any
+    store: SqlStore, campaign: str, flower: FailingFlower, **settings: Any
 ) -> tuple[str, VirtualClock]:
     clock = VirtualClock()
     coordinator = Coordinator(
@@ -91,18 +91,18 @@ def coordinate(
 
 
 @pytest.fixture
-def store() -> SqliteStore:
-    return SqliteStore()
+def store() -> SqlStore:
+    return SqlStore()
 
 
 @pytest.fixture
-def campaign(store: SqliteStore) -> str:
+def campaign(store: SqlStore) -> str:
     config = CampaignConfig(name="x")
     return new_campaign(store, config, small_model.manifest_texts("a"), small_model.blob())
 
 
 def test_runs_that_bring_the_campaign_further_may_fail_as_often_as_they_like(
-    store: SqliteStore, campaign: str
+    store: SqlStore, campaign: str
 ) -> None:
     def work(run: int) -> None:
         store.claim(campaign, f"run-{run}")
@@ -115,7 +115,7 @@ def test_runs_that_bring_the_campaign_further_may_fail_as_often_as_they_like(
     assert flower.runs == 50
 
 
-def test_runs_that_bring_it_no_further_are_given_up(store: SqliteStore, campaign: str) -> None:
+def test_runs_that_bring_it_no_further_are_given_up(store: SqlStore, campaign: str) -> None:
     flower = FailingFlower(lambda run: None)
     with pytest.raises(FlowerError, match=r"got no further in 3 runs.*it crashed"):
         coordinate(store, campaign, flower, max_runs=3)
@@ -123,7 +123,7 @@ def test_runs_that_bring_it_no_further_are_given_up(store: SqliteStore, campaign
 
 
 def test_a_superlink_that_can_not_be_restarted_for_a_while_is_waited_for(
-    store: SqliteStore, campaign: str
+    store: SqlStore, campaign: str
 ) -> None:
     flower = FailingFlower(lambda run: store.end_campaign(campaign, "", "finished"), dead_looks=100)
     state, clock = coordinate(store, campaign, flower, refusal_seconds=300)
@@ -132,7 +132,7 @@ def test_a_superlink_that_can_not_be_restarted_for_a_while_is_waited_for(
 
 
 def test_a_superlink_that_can_never_be_restarted_is_given_up_with_its_reason(
-    store: SqliteStore, campaign: str
+    store: SqlStore, campaign: str
 ) -> None:
     flower = FailingFlower(lambda run: None, dead_looks=10**6)
     with pytest.raises(FlowerError, match="of no use for 300 s: SuperLink didn't start"):
@@ -140,7 +140,7 @@ def test_a_superlink_that_can_never_be_restarted_is_given_up_with_its_reason(
 
 
 def test_a_server_app_that_is_silent_is_replaced_whatever_the_wall_clock_does(
-    store: SqliteStore, campaign: str
+    store: SqlStore, campaign: str
 ) -> None:
     clock = VirtualClock()
     flower = FailingFlower(lambda run: run == 2 and store.end_campaign(campaign, "", "finished"))

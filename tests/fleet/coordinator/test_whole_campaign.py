@@ -25,7 +25,7 @@ from fleet.demo.digits import deal_digits, example_folder, input_codes
 from fleet.firmware import compile_firmware
 from fleet.protocol import Delta, delta_coding
 from fleet.protocol.manifest import Manifest
-from fleet.store import SqliteStore
+from fleet.store import SqlStore, sqlite_url
 from simulator.machines.device_spec import DeviceSpec
 from simulator.machines.registry import build_machine, machine_kind
 from tests.fleet.gateway.board_device import BoardDevice
@@ -119,9 +119,9 @@ class SiteTransport(Transport):
         return replies
 
 
-def run_campaign(site: Site, rounds: int) -> tuple[SqliteStore, str]:
+def run_campaign(site: Site, rounds: int) -> tuple[SqlStore, str]:
     firmware = site.firmware
-    store = SqliteStore(site.folder / "campaign.sqlite")
+    store = SqlStore(sqlite_url(site.folder / "campaign.sqlite"))
     config = CampaignConfig(
         name="cows",
         rounds=rounds,
@@ -164,9 +164,7 @@ def whole_delta(messages: list[Delta], values: int) -> tuple[np.ndarray, int]:
     return delta_coding.decode(coded, values), messages[0].train_samples
 
 
-def assert_each_delta_counts_once(
-    site: Site, store: SqliteStore, campaign: str, rounds: int
-) -> None:
+def assert_each_delta_counts_once(site: Site, store: SqlStore, campaign: str, rounds: int) -> None:
     for one in store.rounds(campaign):
         assert one.result["accepted"] == len(site.devices), one.number
         assert (one.result["late"], one.result["refused"]) == (0, {})
@@ -175,7 +173,7 @@ def assert_each_delta_counts_once(
     assert stored.any()
 
 
-def right_answers(store: SqliteStore, campaign: str, number: int, when: str) -> int:
+def right_answers(store: SqlStore, campaign: str, number: int, when: str) -> int:
     return sum(one[when] for one in store.reports(campaign, number))
 
 

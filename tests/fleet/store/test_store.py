@@ -8,25 +8,43 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
 from fleet.errors import StoreError
-from fleet.store import Lease, SqliteStore, Store, SupersededError, WeightsVersion
+from fleet.store import Lease, SqlStore, Store, SupersededError, WeightsVersion, sqlite_url
+from fleet.store.tables import metadata
 
 V0 = WeightsVersion(0, "00" * 32, b"blob-0", b"master-0")
 V1 = WeightsVersion(1, "11" * 32, b"blob-1", b"master-1")
 REPORTS = [{"device": "b", "correct_after": 3}, {"device": "a", "correct_after": 2}]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    made: Store = SqliteStore(None if request.param == "memory" else tmp_path / "store.sqlite")
+KINDS = ("memory", "sqlite", "postgres")
+
+
+@pytest.fixture(params=KINDS)
+def url(request: pytest.FixtureRequest, new_database: Callable[[str], str | None]) -> str | None:
+    return new_database(request.param)
+
+
+@pytest.fixture
+def store(url: str | None) -> Iterator[Store]:
+    made: Store = SqlStore(url)
     made.create_campaign("c1", '{"name": "x"}', {"bundle": "{}"}, V0)
     yield made
     made.close()
+
+
+@pytest.fixture(params=KINDS[1:])
+def lasting(request: pytest.FixtureRequest, new_database: Callable[[str], str]) -> str:
+    """The URL of a database that outlives a process."""
+    return new_database(request.param)
 
 
 def test_a_new_campaign_is_pending_with_its_first_weights(store: Store) -> None:
@@ -226,28 +244,27 @@ def test_many_threads_end_a_round_once(store: Store) -> None:
     assert sorted(ended) == [False] * 7 + [True]
 
 
-def test_a_file_opened_again_has_everything(tmp_path: Path) -> None:
-    path = tmp_path / "store.sqlite"
-    first = SqliteStore(path)
+def test_a_database_opened_again_has_everything(lasting: str) -> None:
+    first = SqlStore(lasting)
     first.create_campaign("c1", "{}", {"b": "{}"}, V0)
     first.claim("c1", "d1")
     first.begin_round("c1", "d1", 1, "train", {"seed": 5})
     # Not closed: as if the process had died.
-    second = SqliteStore(path)
+    second = SqlStore(lasting)
     assert second.campaign("c1").state == "running"
     assert second.round("c1", 1).plan == {"seed": 5}
+    first.close()
+    second.close()
 
 
 def test_a_process_killed_while_it_ends_rounds_leaves_each_whole_or_not_begun(
-    tmp_path: Path,
+    lasting: str,
 ) -> None:
-    path = tmp_path / "store.sqlite"
-    store = SqliteStore(path)
+    store = SqlStore(lasting)
     store.create_campaign("c1", "{}", {}, V0)
     program = f"""
-from pathlib import Path
-from fleet.store import SqliteStore, WeightsVersion
-store = SqliteStore(Path({str(path)!r}))
+from fleet.store import SqlStore, WeightsVersion
+store = SqlStore({lasting!r})
 store.claim("c1", "d1")
 for number in range(1, 100000):
     store.begin_round("c1", "d1", number, "train", {{}})
@@ -263,7 +280,7 @@ for number in range(1, 100000):
             told = int(process.stdout.readline())
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    rounds = SqliteStore(path).rounds("c1")
+    rounds = SqlStore(lasting).rounds("c1")
     done = [one.number for one in rounds if one.state == "done"]
     assert len(done) >= 30
     assert store.latest_weights("c1").version == len(done) == max(done)
@@ -271,9 +288,56 @@ for number in range(1, 100000):
     assert all(store.reports("c1", one.number) == () for one in rounds if one.state != "done")
 
 
-def test_a_store_that_fails_in_use_names_its_file(tmp_path: Path) -> None:
+def test_two_services_that_begin_at_once_make_the_tables_once(lasting: str) -> None:
+    opened: list[Store] = []
+    threads = [threading.Thread(target=lambda: opened.append(SqlStore(lasting))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == len(threads)
+    for store in opened:
+        assert store.campaigns() == ()
+        store.close()
+
+
+def test_campaigns_that_lease_at_once_never_get_the_same_device(lasting: str) -> None:
+    setup = SqlStore(lasting)
+    names = [f"d{number}" for number in range(40)]
+    campaigns = [f"c{number}" for number in range(4)]
+    for campaign in campaigns:
+        setup.create_campaign(campaign, "{}", {}, V0)
+        setup.claim(campaign, campaign)
+    taken: dict[str, dict[str, Lease]] = {}
+
+    def take(campaign: str) -> None:
+        store = SqlStore(lasting)
+        order = names if campaign in campaigns[::2] else names[::-1]
+        taken[campaign] = store.take_leases(campaign, campaign, dict.fromkeys(order, 0))
+        store.close()
+
+    threads = [threading.Thread(target=take, args=(campaign,)) for campaign in campaigns]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    setup.close()
+    assert taken.keys() == set(campaigns)
+    for name in names:
+        assert len({leases[name].campaign for leases in taken.values()}) == 1
+
+
+def test_the_migrations_make_the_tables_that_the_store_uses(lasting: str) -> None:
+    SqlStore(lasting).close()
+    engine = sa.create_engine(lasting)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def test_a_store_that_fails_in_use_names_its_database(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
-    store = SqliteStore(path)
+    store = SqlStore(sqlite_url(path))
     store.create_campaign("c1", "{}", {}, V0)
     with sqlite3.connect(path) as database:
         database.execute("DROP TABLE reports")
@@ -284,17 +348,33 @@ def test_a_store_that_fails_in_use_names_its_file(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=r"store\.sqlite can't be used"):
             use()
     store.close()
-    with pytest.raises(StoreError, match=r"store\.sqlite can't be used"):
-        store.campaigns()
 
 
 def test_a_file_of_another_kind_or_version_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("not a database, but long enough to have a header of a hundred bytes" * 3)
     with pytest.raises(StoreError, match="can't be used as a campaign store"):
-        SqliteStore(text)
-    newer = tmp_path / "newer"
-    with sqlite3.connect(newer) as database:
-        database.execute("PRAGMA user_version = 99")
-    with pytest.raises(StoreError, match="schema version 99"):
-        SqliteStore(newer)
+        SqlStore(sqlite_url(text))
+    newer = sqlite_url(tmp_path / "newer")
+    SqlStore(newer).close()
+    with sqlite3.connect(tmp_path / "newer") as database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(StoreError, match="written by another version of this program"):
+        SqlStore(newer)
+    older = tmp_path / "older"
+    with sqlite3.connect(older) as database:
+        database.execute("CREATE TABLE campaigns (id TEXT)")
+    with pytest.raises(StoreError, match="older than its migrations"):
+        SqlStore(sqlite_url(older))
+
+
+@pytest.mark.parametrize("url", ["", "no url", "oracle://x", "mysql+nothing://x"])
+def test_an_address_that_is_none_is_refused_with_those_that_are(url: str) -> None:
+    with pytest.raises(StoreError, match="use sqlite:///FILE or postgresql"):
+        SqlStore(url or "::")
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
+    with pytest.raises(StoreError, match=r"db\?.*can't be used|127\.0\.0\.1") as caught:
+        SqlStore("postgresql+psycopg://me:secret@127.0.0.1:1/db")
+    assert "secret" not in str(caught.value)

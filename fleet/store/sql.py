@@ -1,0 +1,564 @@
+"""The store in a database: an SQLite file, memory, or PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.pool import StaticPool
+
+from fleet.clock import Clock, SystemClock
+from fleet.errors import StoreError
+from fleet.store import tables
+from fleet.store.base import (
+    ENDED_STATES,
+    CampaignRecord,
+    Lease,
+    RoundRecord,
+    RoundSummary,
+    Store,
+    SupersededError,
+    WeightsVersion,
+    raised,
+)
+
+_CAMPAIGN = tuple(
+    tables.campaigns.c[name]
+    for name in ("id", "config", "state", "reason", "driver", "stop_requested", "driver_seen")
+)
+_ROUND = tuple(tables.rounds.c[name] for name in ("number", "kind", "plan", "state", "result"))
+_WEIGHTS = tuple(
+    tables.weights.c[name] for name in ("version", "sha256", "blob", "master", "rule_state")
+)
+_SUMMARY = tuple(
+    tables.rounds.c[name]
+    for name in ("number", "kind", "state", "asked", "wanted", "accepted", "revision")
+)
+_REPORT = tuple(column for column in tables.reports.c if column.name not in ("campaign", "round"))
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a store in this file."""
+    return f"sqlite:///{path.resolve()}"
+
+
+def _campaign_record(row: Sequence[Any]) -> CampaignRecord:
+    return CampaignRecord(*row)
+
+
+def _round_record(row: Sequence[Any]) -> RoundRecord:
+    return RoundRecord(row[0], row[1], json.loads(row[2]), row[3], json.loads(row[4]))
+
+
+class SqlStore(Store):
+    """See `Store`. Safe for several threads and processes; writers wait for each other."""
+
+    def __init__(self, url: str | None = None, clock: Clock | None = None) -> None:
+        """Open the database at `url`, and bring its tables up to date; memory without one.
+
+        `sqlite:///FILE` or `postgresql+psycopg://…`. Raises `StoreError` where it can't be used.
+        """
+        self._clock = clock or SystemClock()
+        try:
+            parsed = sa.make_url(url or "sqlite://")
+            self._name = parsed.render_as_string(hide_password=True)
+            self._engine = _engine(parsed)
+            # In memory there is one connection, and one transaction at a time on it.
+            self._alone = threading.RLock() if self._is_in_memory else contextlib.nullcontext()
+        except (sa.exc.ArgumentError, ImportError) as error:
+            raise StoreError(
+                f"{url} is no address of a store ({error}); "
+                "use sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
+            ) from None
+        with self._writing() as connection:
+            self._bring_up_to_date(connection)
+
+    @property
+    def _is_in_memory(self) -> bool:
+        return isinstance(self._engine.pool, StaticPool)
+
+    def _bring_up_to_date(self, connection: sa.Connection) -> None:
+        with as_file(files("fleet.store") / "migrations") as folder:
+            config = Config()
+            config.set_main_option("script_location", str(folder))
+            config.attributes["connection"] = connection
+            known = set(sa.inspect(connection).get_table_names())
+            if "campaigns" in known and "alembic_version" not in known:
+                raise StoreError(
+                    f"{self._name} is a store of a program older than its migrations: "
+                    "finish its campaigns with that one, and begin with another database"
+                )
+            if connection.dialect.name == "postgresql":
+                # Two services that start at once make the tables once.
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(0x74696E79)))
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise StoreError(
+                    f"{self._name} was written by another version of this program ({error}): "
+                    "use that one, or another database"
+                ) from None
+
+    # Transactions
+
+    @contextlib.contextmanager
+    def _transaction(self, **options: Any) -> Iterator[sa.Connection]:
+        try:
+            with (
+                self._alone,
+                self._engine.connect().execution_options(**options) as connection,
+                connection.begin(),
+            ):
+                yield connection
+        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+            cause = getattr(error, "orig", None) or error
+            raise StoreError(
+                f"{self._name} can't be used as a campaign store ({cause}); "
+                "check its address, its rights and the free space"
+            ) from None
+
+    def _reading(self) -> contextlib.AbstractContextManager[sa.Connection]:
+        return self._transaction()
+
+    def _writing(self) -> contextlib.AbstractContextManager[sa.Connection]:
+        return self._transaction(writes=True)
+
+    def _insert_new(self, table: sa.Table) -> Any:
+        """An INSERT that leaves rows alone which exist already."""
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        return dialect.insert(table).on_conflict_do_nothing()
+
+    def _replace(self, table: sa.Table, *changed: str) -> Any:
+        """An INSERT that sets the `changed` columns of rows which exist already."""
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        statement = dialect.insert(table)
+        return statement.on_conflict_do_update(
+            index_elements=list(table.primary_key),
+            set_={name: statement.excluded[name] for name in changed},
+        )
+
+    # Campaigns
+
+    def _campaign(
+        self, connection: sa.Connection, campaign: str, locked: bool = False
+    ) -> CampaignRecord:
+        """The record; with `locked` whoever writes to the campaign waits for this transaction."""
+        query = sa.select(*_CAMPAIGN).where(tables.campaigns.c.id == campaign)
+        row = connection.execute(query.with_for_update() if locked else query).first()
+        if row is None:
+            raise StoreError(f"the store has no campaign {campaign}")
+        return _campaign_record(row)
+
+    def _check(self, connection: sa.Connection, campaign: str, driver: str) -> CampaignRecord:
+        record = self._campaign(connection, campaign, locked=True)
+        if driver and record.driver != driver:
+            raise SupersededError(
+                f"campaign {campaign} was taken over by {record.driver or 'the operator'}"
+            )
+        return record
+
+    def _change(self, connection: sa.Connection, campaign: str, **values: Any) -> None:
+        table = tables.campaigns
+        connection.execute(sa.update(table).where(table.c.id == campaign).values(values))
+
+    def _next_revision(self, connection: sa.Connection, campaign: str) -> int:
+        table = tables.campaigns
+        return int(
+            connection.execute(
+                sa.update(table)
+                .where(table.c.id == campaign)
+                .values(revision=table.c.revision + 1)
+                .returning(table.c.revision)
+            ).scalar_one()
+        )
+
+    def create_campaign(
+        self, campaign: str, config: str, manifests: Mapping[str, str], weights: WeightsVersion
+    ) -> None:
+        """See `Store`."""
+        with self._writing() as connection:
+            added = connection.execute(
+                self._insert_new(tables.campaigns).returning(tables.campaigns.c.id),
+                {
+                    "id": campaign,
+                    "config": config,
+                    "state": "pending",
+                    "reason": "",
+                    "driver": "",
+                    "stop_requested": False,
+                    "driver_seen": 0.0,
+                    "revision": 0,
+                },
+            ).first()
+            if added is None:
+                raise StoreError(f"the store has a campaign {campaign} already; choose another id")
+            rows = [
+                {"campaign": campaign, "bundle": bundle, "text": text}
+                for bundle, text in manifests.items()
+            ]
+            if rows:
+                connection.execute(sa.insert(tables.manifests), rows)
+            self._insert_weights(connection, campaign, weights)
+
+    def _insert_weights(
+        self, connection: sa.Connection, campaign: str, weights: WeightsVersion
+    ) -> None:
+        table = tables.weights
+        where = (table.c.campaign == campaign) & (table.c.version == weights.version)
+        if connection.execute(sa.select(table.c.version).where(where)).first():
+            raise StoreError(f"campaign {campaign} has weights version {weights.version} already")
+        connection.execute(
+            sa.insert(table),
+            {
+                "campaign": campaign,
+                "version": weights.version,
+                "sha256": weights.sha256,
+                "blob": weights.blob,
+                "master": weights.master,
+                "rule_state": weights.rule_state,
+            },
+        )
+
+    def campaign(self, campaign: str) -> CampaignRecord:
+        """See `Store`."""
+        with self._reading() as connection:
+            return self._campaign(connection, campaign)
+
+    def campaigns(self) -> tuple[CampaignRecord, ...]:
+        """See `Store`."""
+        query = sa.select(*_CAMPAIGN).order_by(tables.campaigns.c.position)
+        with self._reading() as connection:
+            return tuple(map(_campaign_record, connection.execute(query)))
+
+    def manifests(self, campaign: str) -> dict[str, str]:
+        """See `Store`."""
+        table = tables.manifests
+        query = sa.select(table.c.bundle, table.c.text).where(table.c.campaign == campaign)
+        with self._reading() as connection:
+            self._campaign(connection, campaign)
+            rows = connection.execute(query.order_by(table.c.bundle))
+            return {row[0]: row[1] for row in rows}
+
+    def claim(self, campaign: str, driver: str) -> CampaignRecord:
+        """See `Store`."""
+        with self._writing() as connection:
+            record = self._campaign(connection, campaign, locked=True)
+            if record.state not in ENDED_STATES:
+                self._change(connection, campaign, state="running", driver=driver)
+            return self._campaign(connection, campaign)
+
+    def driver_lives(self, campaign: str, driver: str, now: float) -> CampaignRecord:
+        """See `Store`."""
+        with self._writing() as connection:
+            self._check(connection, campaign, driver)
+            self._change(connection, campaign, driver_seen=now)
+            return self._campaign(connection, campaign)
+
+    def end_campaign(self, campaign: str, driver: str, state: str, reason: str = "") -> None:
+        """See `Store`."""
+        if state not in ENDED_STATES:
+            raise StoreError(f"{state} isn't a state in which a campaign ends")
+        with self._writing() as connection:
+            if self._check(connection, campaign, driver).state not in ENDED_STATES:
+                self._change(connection, campaign, state=state, reason=reason)
+
+    def request_stop(self, campaign: str) -> None:
+        """See `Store`."""
+        with self._writing() as connection:
+            self._campaign(connection, campaign, locked=True)
+            self._change(connection, campaign, stop_requested=True)
+
+    # Weights and devices
+
+    def latest_weights(self, campaign: str) -> WeightsVersion:
+        """See `Store`."""
+        query = (
+            sa.select(*_WEIGHTS)
+            .where(tables.weights.c.campaign == campaign)
+            .order_by(tables.weights.c.version.desc())
+            .limit(1)
+        )
+        with self._reading() as connection:
+            self._campaign(connection, campaign)
+            return WeightsVersion(*connection.execute(query).one())
+
+    def weights(self, campaign: str, version: int) -> WeightsVersion:
+        """See `Store`."""
+        table = tables.weights
+        query = sa.select(*_WEIGHTS).where(table.c.campaign == campaign, table.c.version == version)
+        with self._reading() as connection:
+            row = connection.execute(query).first()
+            if row is None:
+                self._campaign(connection, campaign)
+                raise StoreError(f"campaign {campaign} has no weights version {version}")
+            return WeightsVersion(*row)
+
+    def save_devices(self, campaign: str, devices: Mapping[str, Mapping[str, Any]]) -> None:
+        """See `Store`."""
+        rows = [
+            {"campaign": campaign, "device": name, "fields": json.dumps(dict(fields))}
+            for name, fields in sorted(devices.items())
+        ]
+        with self._writing() as connection:
+            self._campaign(connection, campaign)
+            if rows:
+                connection.execute(self._replace(tables.devices, "fields"), rows)
+
+    def devices(self, campaign: str) -> dict[str, dict[str, Any]]:
+        """See `Store`."""
+        table = tables.devices
+        query = sa.select(table.c.device, table.c.fields).where(table.c.campaign == campaign)
+        with self._reading() as connection:
+            self._campaign(connection, campaign)
+            rows = connection.execute(query.order_by(table.c.device))
+            return {name: json.loads(text) for name, text in rows}
+
+    # Leases and quarantine
+
+    def take_leases(
+        self, campaign: str, driver: str, devices: Mapping[str, int]
+    ) -> dict[str, Lease]:
+        """See `Store`."""
+        taken: dict[str, Lease] = {}
+        changed = []
+        with self._writing() as connection:
+            self._check(connection, campaign, driver)
+            known = self._known_leases(connection, devices)
+            for device, seen in devices.items():
+                holder, number, state = known.get(device, ("", 0, ""))
+                if holder not in ("", campaign) and state not in ENDED_STATES:
+                    taken[device] = Lease(holder, number)
+                    continue
+                if holder != campaign or number < seen:
+                    number = max(number, seen) + 1
+                    changed.append({"device": device, "campaign": campaign, "number": number})
+                taken[device] = Lease(campaign, number)
+            if changed:
+                connection.execute(self._replace(tables.leases, "campaign", "number"), changed)
+        return taken
+
+    def _known_leases(
+        self, connection: sa.Connection, devices: Mapping[str, int]
+    ) -> dict[str, tuple[str, int, str]]:
+        """Holder, number and state of the holder, for those of `devices` that ever had a lease."""
+        if connection.dialect.name == "postgresql":
+            # Rows that don't exist yet can't be locked: one campaign takes leases at a time.
+            connection.execute(sa.text("LOCK TABLE leases IN EXCLUSIVE MODE"))
+        leases, campaigns = tables.leases, tables.campaigns
+        query = sa.select(
+            leases.c.device, leases.c.campaign, leases.c.number, campaigns.c.state
+        ).join(campaigns, campaigns.c.id == leases.c.campaign)
+        found: dict[str, tuple[str, int, str]] = {}
+        names = list(devices)
+        for first in range(0, len(names), _NAMES_AT_ONCE):
+            some = names[first : first + _NAMES_AT_ONCE]
+            for device, *rest in connection.execute(query.where(leases.c.device.in_(some))):
+                found[device] = (rest[0], rest[1], rest[2])
+        return found
+
+    def quarantine(self, campaign: str, driver: str, gateway: str, reason: str) -> None:
+        """See `Store`."""
+        with self._writing() as connection:
+            self._check(connection, campaign, driver)
+            connection.execute(
+                self._insert_new(tables.quarantines),
+                {"campaign": campaign, "gateway": gateway, "reason": reason},
+            )
+
+    def quarantined(self, campaign: str) -> dict[str, str]:
+        """See `Store`."""
+        table = tables.quarantines
+        query = sa.select(table.c.gateway, table.c.reason).where(table.c.campaign == campaign)
+        with self._reading() as connection:
+            self._campaign(connection, campaign)
+            rows = connection.execute(query.order_by(table.c.gateway))
+            return {row[0]: row[1] for row in rows}
+
+    # Rounds
+
+    def begin_round(
+        self, campaign: str, driver: str, number: int, kind: str, plan: Mapping[str, Any]
+    ) -> RoundRecord:
+        """See `Store`."""
+        with self._writing() as connection:
+            self._check(connection, campaign, driver)
+            connection.execute(
+                self._insert_new(tables.rounds),
+                {
+                    "campaign": campaign,
+                    "number": number,
+                    "kind": kind,
+                    "plan": json.dumps(dict(plan)),
+                    "state": "running",
+                    "result": "{}",
+                    "asked": len(plan.get("assignments", ())),
+                    "wanted": int(plan.get("wanted", 0)),
+                    "accepted": 0,
+                    "revision": self._next_revision(connection, campaign),
+                    "began": self._clock.wall(),
+                },
+            )
+            return self._round(connection, campaign, number)
+
+    def note_progress(self, campaign: str, driver: str, number: int, accepted: int) -> None:
+        """See `Store`."""
+        with self._writing() as connection:
+            self._check(connection, campaign, driver)
+            revision = self._next_revision(connection, campaign)
+            self._change_round(connection, campaign, number, accepted=accepted, revision=revision)
+
+    def _change_round(
+        self, connection: sa.Connection, campaign: str, number: int, **values: Any
+    ) -> None:
+        table = tables.rounds
+        where = (table.c.campaign == campaign) & (table.c.number == number)
+        if not connection.execute(sa.update(table).where(where).values(values)).rowcount:
+            raise StoreError(f"campaign {campaign} has no round {number}")
+
+    def finish_round(
+        self,
+        campaign: str,
+        driver: str,
+        number: int,
+        state: str,
+        result: Mapping[str, Any],
+        reports: Sequence[Mapping[str, Any]],
+        weights: WeightsVersion | None,
+    ) -> bool:
+        """See `Store`."""
+        rows = [
+            {
+                **{column.name: one.get(column.name) for column in _REPORT},
+                "campaign": campaign,
+                "round": number,
+            }
+            for one in reports
+        ]
+        with self._writing() as connection:
+            self._check(connection, campaign, driver)
+            if self._round(connection, campaign, number).state != "running":
+                return False
+            if weights is not None:
+                self._insert_weights(connection, campaign, weights)
+            if rows:
+                connection.execute(sa.insert(tables.reports), rows)
+            self._change_round(
+                connection,
+                campaign,
+                number,
+                state=state,
+                result=json.dumps(dict(result)),
+                accepted=int(result.get("accepted", 0)),
+                revision=self._next_revision(connection, campaign),
+                ended=self._clock.wall(),
+            )
+            return True
+
+    def raise_counters(
+        self, campaign: str, driver: str, number: int, counters: Mapping[str, Any]
+    ) -> bool:
+        """See `Store`."""
+        table = tables.rounds
+        query = sa.select(table.c.result).where(
+            table.c.campaign == campaign, table.c.number == number, table.c.state == "done"
+        )
+        with self._writing() as connection:
+            self._check(connection, campaign, driver)
+            text = connection.execute(query).scalar()
+            if text is None:
+                return False
+            merged = json.dumps(raised(json.loads(text), counters))
+            self._change_round(connection, campaign, number, result=merged)
+            return True
+
+    def _round(self, connection: sa.Connection, campaign: str, number: int) -> RoundRecord:
+        table = tables.rounds
+        query = sa.select(*_ROUND).where(table.c.campaign == campaign, table.c.number == number)
+        row = connection.execute(query).first()
+        if row is None:
+            self._campaign(connection, campaign)
+            raise StoreError(f"campaign {campaign} has no round {number}")
+        return _round_record(row)
+
+    def round(self, campaign: str, number: int) -> RoundRecord:
+        """See `Store`."""
+        with self._reading() as connection:
+            return self._round(connection, campaign, number)
+
+    def rounds(self, campaign: str) -> tuple[RoundRecord, ...]:
+        """See `Store`."""
+        table = tables.rounds
+        query = sa.select(*_ROUND).where(table.c.campaign == campaign).order_by(table.c.number)
+        with self._reading() as connection:
+            self._campaign(connection, campaign)
+            return tuple(map(_round_record, connection.execute(query)))
+
+    def round_summaries(self, campaign: str, since: int = 0) -> tuple[RoundSummary, ...]:
+        """See `Store`."""
+        table = tables.rounds
+        query = sa.select(*_SUMMARY).where(table.c.campaign == campaign, table.c.revision > since)
+        with self._reading() as connection:
+            rows = connection.execute(query.order_by(table.c.number))
+            return tuple(RoundSummary(*row) for row in rows)
+
+    def reports(self, campaign: str, number: int) -> tuple[dict[str, Any], ...]:
+        """See `Store`."""
+        table = tables.reports
+        query = sa.select(*_REPORT).where(table.c.campaign == campaign, table.c.round == number)
+        with self._reading() as connection:
+            self._campaign(connection, campaign)
+            rows = connection.execute(query.order_by(table.c.device)).mappings()
+            return tuple(
+                {name: value for name, value in row.items() if value is not None} for row in rows
+            )
+
+    def close(self) -> None:
+        """See `Store`."""
+        self._engine.dispose()
+
+
+_NAMES_AT_ONCE = 500
+"""Databases limit the parameters of a statement."""
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() != "sqlite":
+        return sa.create_engine(url, pool_pre_ping=True)
+    if url.database in (None, "", ":memory:"):
+        # One connection for all threads, or each would have a database of its own.
+        engine = sa.create_engine(
+            url, poolclass=StaticPool, connect_args={"check_same_thread": False}
+        )
+    else:
+        engine = sa.create_engine(url, connect_args={"timeout": 30.0})
+    sa.event.listen(engine, "connect", _set_up_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, record: object) -> None:
+    # Transactions begin where we say so, see below.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # A commit has to survive a power cut: accepted deltas hang on it.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A transaction that reads and then writes would fail where another wrote in between.
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
