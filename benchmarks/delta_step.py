@@ -2,7 +2,7 @@
 
 A federation on this machine: the C engine as host library trains on every device, deltas are coded
 as on the wire, and the fleet's own aggregation averages them. One seed for all devices of a round
-is compared with a seed for each, and today's steps of a delta with larger ones.
+is compared with a seed for each, and the steps of a delta with smaller and larger ones.
 
     python -m benchmarks.delta_step [--data digits|flowers] [--seeds 3] [--json FILE]
 
@@ -43,7 +43,7 @@ from fleet.cli._output import console, table
 from fleet.demo.digits import PLANS, deal_digits, device_names, example_folder, input_codes
 from fleet.firmware import compile_firmware
 from fleet.protocol import delta_coding, device_seed
-from fleet.protocol.manifest import Manifest
+from fleet.protocol.manifest import Manifest, PlanEntry
 
 SHARED = Path(os.environ.get("TINYFLEET_SHARED", Path(__file__).parents[2] / "shared"))
 DEVICES = 24
@@ -76,17 +76,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Way:
-    """How deltas are rounded: steps 2^`coarser` times as large, one seed or one per device."""
+    """How deltas are rounded: steps 2^`coarser` times today's, one seed or one per device."""
 
     coarser: int
     seed_per_device: bool
 
     def __str__(self) -> str:
         seeds = "a seed per device" if self.seed_per_device else "one seed for all"
-        return f"{seeds}, step x {1 << self.coarser}"
+        return f"{seeds}, step x {2.0**self.coarser:g}"
 
 
-WAYS = (Way(0, False), Way(0, True), Way(2, False), Way(2, True), Way(3, True), Way(4, True))
+WAYS = (
+    Way(-2, False), Way(-2, True), Way(0, False), Way(0, True), Way(1, True), Way(2, True),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,11 @@ class Outcome:
     a delta; the last round's."""
 
 
+def _shift(today: int, coarser: int | None) -> int:
+    """Bits that are dropped of a delta instead of `today`'s; none where `coarser` is None."""
+    return 0 if coarser is None else max(0, today + coarser)
+
+
 class Engines:
     """Host libraries of a task by what is added to a delta's shifts."""
 
@@ -119,10 +126,7 @@ class Engines:
             programs = []
             for one in self._task.plans.values():
                 program = lower(self._task.graph, one)
-                shifts = [
-                    replace(of, shift=0 if coarser is None else of.shift + coarser)
-                    for of in program.segments
-                ]
+                shifts = [replace(of, shift=_shift(of.shift, coarser)) for of in program.segments]
                 programs.append(replace(program, segments=tuple(shifts)))
             output = self._folder / f"engine-{coarser}.so"
             self._built[coarser] = build_host_engine((self._task.graph, programs), output)
@@ -161,14 +165,13 @@ def run(
                     coded[data.plan].append(len(delta_coding.encode(delta)))
             weights[data.plan] += len(data.train)
             yield None
-        parts = [
-            part
-            for name in plans
-            if weights[name]
-            for part in [_sum(manifest, plans[name].id, sums[name], weights[name], way.coarser)]
-        ]
+        used = [name for name in plans if weights[name]]
+        parts, finest, today = (
+            [_sum(manifest, plans[name], of[name], weights[name], coarser) for name in used]
+            for of, coarser in ((sums, way.coarser), (exact, None), (sums, 0))
+        )
         if number == task.rounds:
-            error = _rounding_error(manifest, plans, parts, exact, weights)
+            error = _rounding_error(manifest, parts, finest, today)
         state = FedAvg().apply(state, [parts])
     blob = blob_from_master(manifest.tensors, state.master, len(task.weights))
     right = []
@@ -193,37 +196,30 @@ def run(
 
 
 def _sum(
-    manifest: Manifest, plan: str, values: NDArray[np.int64], weight: int, coarser: int
+    manifest: Manifest, plan: PlanEntry, values: NDArray[np.int64], weight: int, coarser: int | None
 ) -> PlanSum:
-    part = plan_sum_from_manifest(
-        manifest, manifest.plan(plan), values.astype("<i8").tobytes(), weight
-    )
-    return replace(part, units=part.units << coarser)
+    part = plan_sum_from_manifest(manifest, plan, values.astype("<i8").tobytes(), weight)
+    more = [
+        np.full(of.values, _shift(of.shift, coarser) - of.shift, np.float64) for of in plan.segments
+    ]
+    return replace(part, units=(part.units * 2.0 ** np.concatenate(more)).astype(np.int64))
 
 
 def _rounding_error(
     manifest: Manifest,
-    plans: Mapping[str, object],
-    parts: Sequence[PlanSum],
-    exact: Mapping[str, NDArray[np.int64]],
-    weights: Mapping[str, int],
+    rounded: Sequence[PlanSum],
+    exact: Sequence[PlanSum],
+    steps: Sequence[PlanSum],
 ) -> float:
-    """Over trained coordinates, in steps that a delta of today has there."""
+    """Root mean square over trained coordinates, in the steps that `steps` have there."""
     size = sum(tensor.size for tensor in manifest.tensors)
-    step = np.zeros(size)
-    finest = []
-    for name, values in exact.items():
-        if not weights[name]:
-            continue
-        plan = next(one for one in manifest.plans if one.name == name)
-        part = plan_sum_from_manifest(manifest, plan, values.astype("<i8").tobytes(), weights[name])
-        step[part.coordinates] = part.units
-        shifts = np.concatenate([np.full(of.values, of.shift) for of in plan.segments])
-        finest.append(replace(part, units=part.units >> shifts))
-    rounded, weight = add_plan_sums(parts, size)
-    true, _ = add_plan_sums(finest, size)
+    step = np.ones(size)
+    for one in steps:
+        step[one.coordinates] = one.units
+    sums, weight = add_plan_sums(rounded, size)
+    true, _ = add_plan_sums(exact, size)
     touched = weight > 0
-    difference = (rounded - true)[touched] / weight[touched] / step[touched]
+    difference = (sums - true)[touched] / weight[touched] / step[touched]
     return float(np.sqrt(np.mean(difference**2)))
 
 

@@ -216,20 +216,20 @@ def _buffers(parts: Sequence[Part]) -> tuple[memory_plan.Buffer, ...]:
 def _delta_shift(graph: Graph, plan: Plan, tensor: Parameter) -> int:
     """Bits dropped from a delta, stochastically: the average over devices keeps them.
 
-    What remains is a sixteenth of a weight's step, and a quarter of an output step for what
-    moves outputs directly (biases and head): finer, a value would cost bits that vanish among
-    the differences between devices.
+    What remains is a quarter of a weight's step, and a whole output step for what moves outputs
+    directly (biases and head): finer, a value would cost bits that vanish among the differences
+    between devices (docs/results/delta-step.md).
     """
     if tensor.kind == "weight" and tensor.values.dtype == np.int8:
-        return 8 if plan.state == "int8-stochastic" else 4
+        return 8 if plan.state == "int8-stochastic" else 6
     if tensor.kind == "weight":
-        return 4
+        return 6
     op = next(op for op in graph.ops if op.name == tensor.layer)
     if isinstance(op, Head):
-        return 8
+        return 10
     assert isinstance(op, (Conv, DepthwiseConv))
     output_steps = max(tensor.step) / graph.tensors[op.output].scale
-    return int(np.clip(math.floor(-math.log2(4 * output_steps)), 0, 20))
+    return int(np.clip(math.floor(-math.log2(output_steps)), 0, 20))
 
 
 def _segments(graph: Graph, plan: Plan) -> tuple[tuple[Segment, ...], int]:
