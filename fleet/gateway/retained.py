@@ -2,9 +2,10 @@
 
 The broker may lose all of it at any instant. After every connection the gateway looks at what is
 there, puts back what is missing and takes away what is over. Weights are there as long as an open
-round starts from them; gateways that share a broker share their topics, so that one gateway may
-take away what another still needs. Chunk 0 is taken away last, every gateway listens to the chunks
-with that number, and puts all back.
+round starts from them; gateways that share a broker share their topics. Chunk 0 comes last and goes
+last, and every gateway listens to the chunks with that number: what another has published isn't
+published again, since devices that are fetching it would get it twice, and what another has taken
+away while it is still needed is put back.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from fleet.gateway.actions import Action, Filter
 from fleet.gateway.instant import Instant
 from fleet.gateway.rounds import Round, RoundKey
 from fleet.protocol import Task, fields, topics
-from fleet.protocol.chunks import chunk_count
+from fleet.protocol.chunks import CRC_BYTES, chunk_count
 
 # The look is over when nothing retained has come for so long, or after so long in all.
 QUIET_SECONDS = 2.0
@@ -61,6 +62,8 @@ class Retained:
         self._look: _Look | None = None
         # Versions that this gateway has, or may have, at the broker: until when, if it knows.
         self._published: dict[bytes, float] = {}
+        # Bytes of chunk 0 of what others have there, by the prefix of the version's digest.
+        self._of_others: dict[bytes, int] = {}
 
     def restore(self) -> None:
         """After a crash anything of the kept rounds may lie at the broker."""
@@ -94,8 +97,11 @@ class Retained:
             shared = self._chunk_bytes(weights, found) is not None
             if shared and self._published.get(weights, 0.0) >= found.deadline:
                 continue
-            self._published[weights] = now.monotonic + CHUNK_EXPIRY_SECONDS
             cut = found.spec.parameters.chunk_bytes
+            if not shared and self._is_of_another(weights, cut):
+                actions.append(act.Log(f"weights {weights.hex()[:16]} are there by another"))
+                continue
+            self._published[weights] = now.monotonic + CHUNK_EXPIRY_SECONDS
             actions += [
                 act.PublishChunks(weights, cut, CHUNK_EXPIRY_SECONDS),
                 act.Log(
@@ -105,11 +111,16 @@ class Retained:
             ]
         return actions + [act.PublishTask(found.key, device) for device in found.spec.tasks]
 
+    def _is_of_another(self, weights: bytes, cut: int) -> bool:
+        """Whether another gateway has these weights at the broker, cut in this way."""
+        first = min(cut, self._blobs[weights]) + CRC_BYTES
+        return self._of_others.get(weights[: fields.PREFIX_BYTES]) == first
+
     def ended(self, found: Round, devices: Collection[str]) -> list[Action]:
         """Take away what only this round needed; ``devices`` are those that had a task."""
         actions: list[Action] = [self._clear_task(device) for device in devices]
         for weights in sorted(found.weights):
-            if self._chunk_bytes(weights) is None:
+            if weights in self._published and self._chunk_bytes(weights) is None:
                 actions.append(self._clear_chunks(weights, found))
         return actions
 
@@ -130,6 +141,7 @@ class Retained:
             if found.open
             for weights in found.weights
         }
+        self._of_others.clear()
         looks_at = [topics.any_task(self._fleet)]
         looks_at += [topics.any_chunk(self._fleet, weights) for weights in sorted(chunks)]
         self._look = _Look(
@@ -159,7 +171,13 @@ class Retained:
         self, prefix: bytes, chunk: int, payload: bytes, retained: bool, now: Instant
     ) -> list[Action]:
         """The broker holds this chunk of some weights, or has just been told to drop it."""
-        weights = next((w for w in self._published if w.startswith(prefix)), None)
+        if not chunk and not payload:
+            self._of_others.pop(prefix, None)
+        mine = next((w for w in self._published if w.startswith(prefix)), None)
+        if mine is None and not chunk and payload:
+            self._of_others[prefix] = len(payload)
+        needed = (w for found in self._rounds.values() if found.open for w in found.weights)
+        weights = mine or next((w for w in needed if w.startswith(prefix)), None)
         if weights is None:
             return []
         look = self._look
@@ -180,6 +198,7 @@ class Retained:
                 if weights in found.weights:
                     return [self._clear_chunks(weights, found)]
         if cut is not None and not payload:
+            self._published[weights] = now.monotonic + CHUNK_EXPIRY_SECONDS
             return [
                 act.PublishChunks(weights, cut, CHUNK_EXPIRY_SECONDS),
                 act.Log(f"weights {weights.hex()[:16]} were taken away by another; put back"),

@@ -270,3 +270,40 @@ def test_weights_of_two_versions_do_not_meet(bench: Bench) -> None:
     assert chunk_payloads(start) == wanted
     assert chunk_payloads(end(bench)) == dict.fromkeys(CHUNKS, b"")
     assert chunk_payloads(end(bench, 2)) == dict.fromkeys(wanted, b"")
+
+
+def test_what_another_gateway_has_published_is_not_published_again(bench: Bench) -> None:
+    connect(bench)
+    bench.arrives(FIRST_CHUNK, CHUNKS[FIRST_CHUNK], retained=False)
+    assert chunk_payloads(begin(bench, names=["a"])) == {}
+    assert chunk_payloads(end(bench)) == {}, "it is the other's to take away"
+
+
+def test_what_another_gateway_takes_away_is_put_back_and_this_ones_from_then_on(
+    bench: Bench,
+) -> None:
+    connect(bench)
+    bench.arrives(FIRST_CHUNK, CHUNKS[FIRST_CHUNK], retained=False)
+    begin(bench, names=["a"])
+    before = len(bench.link.published)
+    bench.arrives(FIRST_CHUNK, b"", retained=False)
+    assert chunk_payloads(since(bench, before)) == CHUNKS
+    assert chunk_payloads(end(bench)) == dict.fromkeys(CHUNKS, b"")
+
+
+@pytest.mark.parametrize("changed", ["emptied", "cut", "connection"])
+def test_what_may_not_be_there_any_more_is_published(bench: Bench, changed: str) -> None:
+    connect(bench)
+    payload = CHUNKS[FIRST_CHUNK]
+    bench.arrives(FIRST_CHUNK, payload[:-1] if changed == "cut" else payload, retained=False)
+    if changed == "emptied":
+        bench.arrives(FIRST_CHUNK, b"", retained=False)
+    if changed == "connection":
+        connect(bench)
+    assert chunk_payloads(begin(bench, names=["a"])) == CHUNKS
+
+
+def test_chunk_0_is_published_last(bench: Bench) -> None:
+    published = [one.topic for one in begin(bench, names=["a"]) if "/blob/" in one.topic]
+    assert published[-1] == FIRST_CHUNK
+    assert sorted(published) == sorted(CHUNKS)
