@@ -89,9 +89,7 @@ class _Device:
 
 
 class _Worker:
-    def __init__(
-        self, settings: WorkerSettings, connection: Any, clock: Milliseconds = host_milliseconds
-    ) -> None:
+    def __init__(self, settings: WorkerSettings, connection: Any, clock: Milliseconds) -> None:
         self.broker = settings.broker
         self.prepared = settings.prepared
         self.clock = clock
@@ -273,12 +271,14 @@ class _Worker:
         return self._devices[name].machine.read_memory(address, size)
 
 
-def main() -> None:
-    """Run the worker whose parent holds the other end of the given socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    connection = multiprocessing.connection.Connection(int(sys.argv[1]))
+def serve(connection: Any, clock: Milliseconds = host_milliseconds) -> None:
+    """Be the worker of whoever holds the other end, until it is closed.
+
+    Machines, modems and times without power all go by ``clock``. Where it runs ahead of the host's
+    the worker sees that at the next command, byte or tick.
+    """
     try:
-        worker = _Worker(connection.recv(), connection)
+        worker = _Worker(connection.recv(), connection, clock)
     except EOFError:
         return
     except FleetError as error:
@@ -286,6 +286,12 @@ def main() -> None:
         return
     connection.send(Reply())
     worker.run()
+
+
+def main() -> None:
+    """Run the worker whose parent holds the other end of the given socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    serve(multiprocessing.connection.Connection(int(sys.argv[1])))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 ``unicorn``: the board's image in an emulator, exact to the instruction. ``host``: the same C as a
 library of this computer, hundreds of devices a core. docs/howto/add-a-machine.md adds another.
+
+Each kind imports its machine when it is asked for one, so that a worker holds in memory only what
+its devices run as.
 """
 
 from __future__ import annotations
@@ -18,9 +21,7 @@ from simulator.clock import Milliseconds, host_milliseconds
 from simulator.devices.flash_image import Identity, provision
 from simulator.errors import FleetError, SimulatorError
 from simulator.machines.device_spec import DeviceSpec
-from simulator.machines.host import HostMachine, build_host_library
 from simulator.machines.protocol import Machine
-from simulator.machines.unicorn import UnicornMachine
 
 FlashContent = list[tuple[int, bytes]]
 """(address, bytes)"""
@@ -50,6 +51,8 @@ class _Unicorn:
     def build(
         self, spec: DeviceSpec, content: FlashContent, prepared: Path, clock: Milliseconds
     ) -> Machine:
+        from simulator.machines.unicorn import UnicornMachine
+
         del prepared
         return UnicornMachine(
             load_board(Path(spec.bundle) / "board.json"),
@@ -63,11 +66,15 @@ class _Unicorn:
 
 class _Host:
     def prepare(self, bundle: Path, output: Path) -> None:
+        from simulator.machines.host import build_host_library
+
         build_host_library(load_bundle(bundle), output)
 
     def build(
         self, spec: DeviceSpec, content: FlashContent, prepared: Path, clock: Milliseconds
     ) -> Machine:
+        from simulator.machines.host import HostMachine
+
         return HostMachine(
             spec.bundle,
             prepared,

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 
+from codegen.compile import compile_model
 from codegen.firmware.boards import load_board
+from codegen.firmware.bundle import Bundle
 from simulator.machines.elf_image import ElfImage, load_elf
 from simulator.machines.unicorn import UnicornMachine
 
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "examples" / "digits"
 FIRMWARE = Path(__file__).parent / "firmware"
 BOARDS = {
     "stm32f746": ("cortex-m7", "fpv5-sp-d16", 1),
@@ -71,6 +75,19 @@ def board(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def image(board: str, tmp_path_factory: pytest.TempPathFactory) -> ElfImage:
     return load_elf(compile_image(board, tmp_path_factory.mktemp("firmware"), FIRMWARE / "image.c"))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The firmware that ships, with the model of the example."""
+    return compile_model(
+        DIGITS / "digits.onnx",
+        "stm32f407",
+        None,
+        DIGITS / "calibration.npz",
+        tmp_path_factory.mktemp("bundle") / "digits",
+        ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
+    )
 
 
 class WorldClock:

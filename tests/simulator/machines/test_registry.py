@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from codegen.compile import compile_model
 from codegen.firmware.bundle import Bundle
+from fleet.protocol import Task, topics
+from fleet.protocol.chunks import chunks_of
 from simulator.devices.flash_image import read_identity
 from simulator.errors import FleetError
 from simulator.machines.device_spec import DeviceSpec
 from simulator.machines.protocol import Machine, StopReason
 from simulator.machines.registry import MACHINES, build_machine, machine_kind
+from tests.device_runtime.host_device import FakeBroker, Publication
+from tests.device_runtime.tiny_round import task_for
 from tests.simulator.conftest import WorldClock
 
-ROOT = Path(__file__).parents[3]
-DIGITS = ROOT / "examples" / "digits"
 CONNECT = 0x10
 """First byte of MQTT's first packet."""
+CHUNK_BYTES = 512
+OLD_FIRMWARES = b"left by another firmware"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return compile_model(
-        DIGITS / "digits.onnx",
-        "stm32f407",
-        None,
-        DIGITS / "calibration.npz",
-        tmp_path_factory.mktemp("bundle") / "digits",
-        ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
-    )
-
-
-@pytest.fixture(scope="module")
-def spec(bundle: Bundle) -> DeviceSpec:
+def spec(digits: Bundle) -> DeviceSpec:
     samples = np.zeros((4, 8, 8, 1), np.int8)
-    return DeviceSpec("cow", bundle.path, "moo", samples, np.arange(4), fleet="barn")
+    slot = digits.manifest.flash.slot_b.address
+    return DeviceSpec(
+        "cow",
+        digits.path,
+        "moo",
+        samples,
+        np.arange(4),
+        fleet="barn",
+        flash=((slot, OLD_FIRMWARES),),
+    )
 
 
 @pytest.fixture(params=sorted(MACHINES))
@@ -53,10 +56,56 @@ def machine(
     made.close()
 
 
-def idle(machine: Machine, world: WorldClock) -> None:
+def idle(machine: Machine, world: WorldClock) -> StopReason:
     """Run it until it waits for something, in the time that it says it needs."""
-    while machine.run(1000.0) is StopReason.SLICE_OVER:
+    while (reason := machine.run(1000.0)) is StopReason.SLICE_OVER:
         world.now += 1.0
+    return reason
+
+
+@dataclass
+class Line:
+    """A machine's line to a broker of its own."""
+
+    machine: Machine
+    world: WorldClock
+    broker: FakeBroker = field(default_factory=FakeBroker)
+    connected: bool = False
+    reason: StopReason | None = None
+    """Why the machine's last slice ended."""
+
+    def until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+        """Run in virtual time."""
+        end = self.world.now + seconds * 1000.0
+        while not condition():
+            assert self.world.now < end, f"nothing happened within {seconds} s"
+            self.step()
+
+    def step(self) -> None:
+        self.reason = idle(self.machine, self.world)
+        said = self.machine.take_transmitted()
+        if self.connected:
+            self.broker.receive(said)
+        if self.machine.data_terminal_ready != self.connected:
+            self.connected = self.machine.data_terminal_ready
+            self.broker.connection_begins()
+            self.machine.set_data_carrier_detect(self.connected)
+        if self.connected and (data := self.broker.take()):
+            assert self.machine.receive(data) == len(data)
+        self.world.now += 5.0
+
+
+def give_other_weights(line: Line, bundle: Bundle) -> None:
+    """A task whose weights the device has to fetch and to write to its flash."""
+    blob = bytes([bundle.weights[0] ^ 1]) + bundle.weights[1:]
+    digest = hashlib.sha256(blob).digest()
+    for number, payload in chunks_of(blob, CHUNK_BYTES):
+        line.broker.send(Publication(topics.blob("barn", digest, number), payload, True))
+    plan = bytes.fromhex(bundle.manifest.plans[0].id)
+    task: Task = task_for(plan, blob, chunk_bytes=CHUNK_BYTES)
+    line.broker.send(
+        Publication("fleet/barn/to/cow/task", task.encode(), True, "fleet/barn/gw/gw/cow/delta")
+    )
 
 
 def test_the_client_dials_and_says_who_it_is_in_the_time_it_is_given(
@@ -79,19 +128,72 @@ def test_the_client_dials_and_says_who_it_is_in_the_time_it_is_given(
     assert machine.traffic.down == 0
 
 
-def test_what_is_on_its_flash_can_be_read(machine: Machine, bundle: Bundle) -> None:
-    where = bundle.manifest.flash.identity
+def test_a_broker_that_says_nothing_is_given_up_when_its_time_is_over(
+    machine: Machine, world: WorldClock
+) -> None:
+    idle(machine, world)
+    assert machine.data_terminal_ready
+    machine.set_data_carrier_detect(True)
+    while world.now < 19_000.0:
+        idle(machine, world)
+        world.now += min(machine.tick_milliseconds, 1000.0)
+    assert machine.hang_ups == 0
+    while world.now < 21_000.0:
+        idle(machine, world)
+        world.now += min(machine.tick_milliseconds, 1000.0)
+    assert machine.hang_ups == 1
+
+
+def test_bytes_are_counted_both_ways(machine: Machine, world: WorldClock) -> None:
+    line = Line(machine, world)
+    line.until(lambda: bool(line.broker.published))
+    assert line.broker.connects == 1
+    assert machine.traffic.up > machine.traffic.down > 0
+
+
+def test_what_is_on_its_flash_can_be_read(machine: Machine, digits: Bundle) -> None:
+    where = digits.manifest.flash.identity
     identity = read_identity(machine.read_memory(where.address, where.bytes))
     assert (identity.device, identity.fleet) == ("cow", "barn")
 
 
-def test_power_comes_back_after_a_cut(machine: Machine, world: WorldClock) -> None:
-    idle(machine, world)
-    before = machine.flash_operations
+def test_its_flash_has_what_firmware_before_has_left(machine: Machine, digits: Bundle) -> None:
+    slot = digits.manifest.flash.slot_b.address
+    assert machine.read_memory(slot, len(OLD_FIRMWARES)) == OLD_FIRMWARES
+
+
+def test_a_power_cut_in_a_flash_operation_stops_it_until_power_is_back(
+    machine: Machine, world: WorldClock, digits: Bundle
+) -> None:
+    line = Line(machine, world)
+    give_other_weights(line, digits)
+    machine.cut_power_at_flash_operation(3, seed=1)
+    line.until(lambda: line.reason is StopReason.POWER_CUT)
+    assert machine.run(1000.0) is StopReason.POWER_CUT
+    assert machine.flash_operations == 3
+    assert not machine.data_terminal_ready
     machine.power_on()
-    idle(machine, world)
+    assert machine.flash_operations == 3
+    line.until(lambda: machine.flash_operations > 100)
+    assert line.broker.connects == 2
     assert machine.fault is None
-    assert machine.flash_operations >= before
+
+
+def test_host_code_does_not_import_the_emulator(spec: DeviceSpec, tmp_path: Path) -> None:
+    machine_kind("host").prepare(spec.bundle, tmp_path / "prepared")
+    program = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "import simulator.fleet.worker\n"
+        "from simulator.machines.device_spec import DeviceSpec\n"
+        "from simulator.machines.registry import build_machine\n"
+        "none = np.zeros((0, 8, 8, 1), np.int8), np.zeros(0, np.int64)\n"
+        "spec = DeviceSpec('cow', Path(sys.argv[1]), 'moo', *none, machine='host')\n"
+        "build_machine(spec, Path(sys.argv[2])).run(1.0)\n"
+        "print('unicorn' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program, str(spec.bundle), str(tmp_path / "prepared")]
+    assert subprocess.run(command, check=True, capture_output=True).stdout.strip() == b"False"
 
 
 def test_a_name_that_no_machine_has_is_refused_with_those_there_are(
