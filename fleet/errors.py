@@ -10,6 +10,7 @@
     ├── GatewayError        the gateway can't be reached, or refuses a request
     │   └── AnswerError     its answer isn't what the specification says
     ├── StoreError          a store on disk can't be used
+    ├── RegistryError       a device or a filter of devices is wrong, or isn't known
     ├── AggregationError    sums of a round don't fit the model or each other
     ├── CampaignError       a campaign's description or a step of it is wrong
     └── FlowerError         Flower's processes can't be started or reached
@@ -67,6 +68,10 @@ class AnswerError(GatewayError):
 
 class StoreError(FleetError):
     """A store on disk can't be used."""
+
+
+class RegistryError(FleetError):
+    """A device or a filter of devices is wrong, or isn't known."""
 
 
 class AggregationError(FleetError):

@@ -11,6 +11,7 @@ from fleet.store.base import (
     SupersededError,
     WeightsVersion,
 )
+from fleet.store.registry import Preview, Registry
 from fleet.store.sql import SqlStore, sqlite_url
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "ENDED_STATES",
     "CampaignRecord",
     "Lease",
+    "Preview",
+    "Registry",
     "RoundRecord",
     "RoundSummary",
     "SqlStore",

@@ -69,7 +69,7 @@ class SqlStore(Store):
 
         `sqlite:///FILE` or `postgresql+psycopg://…`. Raises `StoreError` where it can't be used.
         """
-        self._clock = clock or SystemClock()
+        self.clock = clock or SystemClock()
         try:
             parsed = sa.make_url(url or "sqlite://")
             self._name = parsed.render_as_string(hide_password=True)
@@ -81,7 +81,7 @@ class SqlStore(Store):
                 f"{url} is no address of a store ({error}); "
                 "use sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
             ) from None
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._bring_up_to_date(connection)
 
     @property
@@ -128,10 +128,12 @@ class SqlStore(Store):
                 "check its address, its rights and the free space"
             ) from None
 
-    def _reading(self) -> contextlib.AbstractContextManager[sa.Connection]:
+    def reading(self) -> contextlib.AbstractContextManager[sa.Connection]:
+        """A transaction that reads, for the parts of this package."""
         return self._transaction()
 
-    def _writing(self) -> contextlib.AbstractContextManager[sa.Connection]:
+    def writing(self) -> contextlib.AbstractContextManager[sa.Connection]:
+        """A transaction that may write, for the parts of this package."""
         return self._transaction(writes=True)
 
     def _insert_new(self, table: sa.Table) -> Any:
@@ -187,7 +189,7 @@ class SqlStore(Store):
         self, campaign: str, config: str, manifests: Mapping[str, str], weights: WeightsVersion
     ) -> None:
         """See `Store`."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             added = connection.execute(
                 self._insert_new(tables.campaigns).returning(tables.campaigns.c.id),
                 {
@@ -232,27 +234,27 @@ class SqlStore(Store):
 
     def campaign(self, campaign: str) -> CampaignRecord:
         """See `Store`."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return self._campaign(connection, campaign)
 
     def campaigns(self) -> tuple[CampaignRecord, ...]:
         """See `Store`."""
         query = sa.select(*_CAMPAIGN).order_by(tables.campaigns.c.position)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return tuple(map(_campaign_record, connection.execute(query)))
 
     def manifests(self, campaign: str) -> dict[str, str]:
         """See `Store`."""
         table = tables.manifests
         query = sa.select(table.c.bundle, table.c.text).where(table.c.campaign == campaign)
-        with self._reading() as connection:
+        with self.reading() as connection:
             self._campaign(connection, campaign)
             rows = connection.execute(query.order_by(table.c.bundle))
             return {row[0]: row[1] for row in rows}
 
     def claim(self, campaign: str, driver: str) -> CampaignRecord:
         """See `Store`."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             record = self._campaign(connection, campaign, locked=True)
             if record.state not in ENDED_STATES:
                 self._change(connection, campaign, state="running", driver=driver)
@@ -260,7 +262,7 @@ class SqlStore(Store):
 
     def driver_lives(self, campaign: str, driver: str, now: float) -> CampaignRecord:
         """See `Store`."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._check(connection, campaign, driver)
             self._change(connection, campaign, driver_seen=now)
             return self._campaign(connection, campaign)
@@ -269,13 +271,13 @@ class SqlStore(Store):
         """See `Store`."""
         if state not in ENDED_STATES:
             raise StoreError(f"{state} isn't a state in which a campaign ends")
-        with self._writing() as connection:
+        with self.writing() as connection:
             if self._check(connection, campaign, driver).state not in ENDED_STATES:
                 self._change(connection, campaign, state=state, reason=reason)
 
     def request_stop(self, campaign: str) -> None:
         """See `Store`."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._campaign(connection, campaign, locked=True)
             self._change(connection, campaign, stop_requested=True)
 
@@ -289,7 +291,7 @@ class SqlStore(Store):
             .order_by(tables.weights.c.version.desc())
             .limit(1)
         )
-        with self._reading() as connection:
+        with self.reading() as connection:
             self._campaign(connection, campaign)
             return WeightsVersion(*connection.execute(query).one())
 
@@ -297,7 +299,7 @@ class SqlStore(Store):
         """See `Store`."""
         table = tables.weights
         query = sa.select(*_WEIGHTS).where(table.c.campaign == campaign, table.c.version == version)
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(query).first()
             if row is None:
                 self._campaign(connection, campaign)
@@ -310,7 +312,7 @@ class SqlStore(Store):
             {"campaign": campaign, "device": name, "fields": json.dumps(dict(fields))}
             for name, fields in sorted(devices.items())
         ]
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._campaign(connection, campaign)
             if rows:
                 connection.execute(self._replace(tables.devices, "fields"), rows)
@@ -319,7 +321,7 @@ class SqlStore(Store):
         """See `Store`."""
         table = tables.devices
         query = sa.select(table.c.device, table.c.fields).where(table.c.campaign == campaign)
-        with self._reading() as connection:
+        with self.reading() as connection:
             self._campaign(connection, campaign)
             rows = connection.execute(query.order_by(table.c.device))
             return {name: json.loads(text) for name, text in rows}
@@ -332,7 +334,7 @@ class SqlStore(Store):
         """See `Store`."""
         taken: dict[str, Lease] = {}
         changed = []
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._check(connection, campaign, driver)
             known = self._known_leases(connection, devices)
             for device, seen in devices.items():
@@ -369,7 +371,7 @@ class SqlStore(Store):
 
     def quarantine(self, campaign: str, driver: str, gateway: str, reason: str) -> None:
         """See `Store`."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._check(connection, campaign, driver)
             connection.execute(
                 self._insert_new(tables.quarantines),
@@ -380,7 +382,7 @@ class SqlStore(Store):
         """See `Store`."""
         table = tables.quarantines
         query = sa.select(table.c.gateway, table.c.reason).where(table.c.campaign == campaign)
-        with self._reading() as connection:
+        with self.reading() as connection:
             self._campaign(connection, campaign)
             rows = connection.execute(query.order_by(table.c.gateway))
             return {row[0]: row[1] for row in rows}
@@ -391,7 +393,7 @@ class SqlStore(Store):
         self, campaign: str, driver: str, number: int, kind: str, plan: Mapping[str, Any]
     ) -> RoundRecord:
         """See `Store`."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._check(connection, campaign, driver)
             connection.execute(
                 self._insert_new(tables.rounds),
@@ -406,14 +408,14 @@ class SqlStore(Store):
                     "wanted": int(plan.get("wanted", 0)),
                     "accepted": 0,
                     "revision": self._next_revision(connection, campaign),
-                    "began": self._clock.wall(),
+                    "began": self.clock.wall(),
                 },
             )
             return self._round(connection, campaign, number)
 
     def note_progress(self, campaign: str, driver: str, number: int, accepted: int) -> None:
         """See `Store`."""
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._check(connection, campaign, driver)
             revision = self._next_revision(connection, campaign)
             self._change_round(connection, campaign, number, accepted=accepted, revision=revision)
@@ -445,7 +447,7 @@ class SqlStore(Store):
             }
             for one in reports
         ]
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._check(connection, campaign, driver)
             if self._round(connection, campaign, number).state != "running":
                 return False
@@ -461,7 +463,7 @@ class SqlStore(Store):
                 result=json.dumps(dict(result)),
                 accepted=int(result.get("accepted", 0)),
                 revision=self._next_revision(connection, campaign),
-                ended=self._clock.wall(),
+                ended=self.clock.wall(),
             )
             return True
 
@@ -473,7 +475,7 @@ class SqlStore(Store):
         query = sa.select(table.c.result).where(
             table.c.campaign == campaign, table.c.number == number, table.c.state == "done"
         )
-        with self._writing() as connection:
+        with self.writing() as connection:
             self._check(connection, campaign, driver)
             text = connection.execute(query).scalar()
             if text is None:
@@ -493,14 +495,14 @@ class SqlStore(Store):
 
     def round(self, campaign: str, number: int) -> RoundRecord:
         """See `Store`."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return self._round(connection, campaign, number)
 
     def rounds(self, campaign: str) -> tuple[RoundRecord, ...]:
         """See `Store`."""
         table = tables.rounds
         query = sa.select(*_ROUND).where(table.c.campaign == campaign).order_by(table.c.number)
-        with self._reading() as connection:
+        with self.reading() as connection:
             self._campaign(connection, campaign)
             return tuple(map(_round_record, connection.execute(query)))
 
@@ -508,7 +510,7 @@ class SqlStore(Store):
         """See `Store`."""
         table = tables.rounds
         query = sa.select(*_SUMMARY).where(table.c.campaign == campaign, table.c.revision > since)
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(query.order_by(table.c.number))
             return tuple(RoundSummary(*row) for row in rows)
 
@@ -516,7 +518,7 @@ class SqlStore(Store):
         """See `Store`."""
         table = tables.reports
         query = sa.select(*_REPORT).where(table.c.campaign == campaign, table.c.round == number)
-        with self._reading() as connection:
+        with self.reading() as connection:
             self._campaign(connection, campaign)
             rows = connection.execute(query.order_by(table.c.device)).mappings()
             return tuple(

@@ -7,6 +7,7 @@ holds the two together.
 from __future__ import annotations
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 metadata = MetaData()
 
@@ -126,4 +128,28 @@ reports = Table(
     Column("coded_bytes", BigInteger),
     Column("payload_bytes", BigInteger),
     Column("seconds", Float),
+)
+
+registry = Table(
+    "registry",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("site", Text, nullable=False),
+    Column("labels", JSON().with_variant(JSONB(), "postgresql"), nullable=False),
+    Column("added", Float, nullable=False),
+    Column("retired", Boolean, nullable=False),
+    # What its gateway has heard of it; all of it is null until then.
+    Column("gateway", Text),
+    Column("board", Text),
+    Column("bundle", Text),
+    Column("current", Text),
+    Column("candidate", Text),
+    Column("lease", BigInteger),
+    Column("free_sram_bytes", BigInteger),
+    Column("battery_percent", Integer),
+    Column("link_bits_per_second", BigInteger),
+    Column("train_samples", Integer),
+    Column("held_out_samples", Integer),
+    Column("online", Boolean),
+    Column("last_seen", Float),
 )

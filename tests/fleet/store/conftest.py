@@ -19,20 +19,22 @@ def postgres_server() -> Iterator[str]:
         yield url
 
 
+def database(request: pytest.FixtureRequest, kind: str, folder: Path) -> str | None:
+    """The URL of an empty database of a kind: memory, sqlite (in the folder) or postgres."""
+    if kind == "memory":
+        return None
+    name = f"store{next(_names)}"
+    if kind == "sqlite":
+        return sqlite_url(folder / name)
+    server = request.getfixturevalue("postgres_server")
+    engine = sa.create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return f"{server}/{name}"
+
+
 @pytest.fixture
 def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str | None]:
-    """The URL of an empty database of a kind: memory, sqlite or postgres."""
-
-    def make(kind: str) -> str | None:
-        if kind == "memory":
-            return None
-        if kind == "sqlite":
-            return sqlite_url(tmp_path / f"store-{next(_names)}.sqlite")
-        server, name = request.getfixturevalue("postgres_server"), f"store{next(_names)}"
-        engine = sa.create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-        engine.dispose()
-        return f"{server}/{name}"
-
-    return make
+    """Makes an empty database of a kind; gives its URL."""
+    return lambda kind: database(request, kind, tmp_path)

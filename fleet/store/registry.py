@@ -1,0 +1,196 @@
+"""The registry in a store's database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from fleet.errors import RegistryError
+from fleet.registry import Device, Filter, NewDevice, Observed
+from fleet.store.device_filter import where
+from fleet.store.sql import SqlStore
+from fleet.store.tables import registry
+
+_Item = TypeVar("_Item")
+_OBSERVED = tuple(Observed.model_fields)
+_AT_ONCE = 1000
+"""Rows of a statement, and of a page that an export reads."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Which devices a filter means, before anything is done with them."""
+
+    count: int
+    sample: tuple[Device, ...]
+    reasons: dict[str, int]
+    """Part of the condition → of how many it isn't true; a device may count in several."""
+
+
+class Registry:
+    """Devices by name. Every change is one transaction."""
+
+    def __init__(self, store: SqlStore) -> None:
+        """The registry of the same database."""
+        self._store = store
+
+    def add(self, devices: Iterable[NewDevice]) -> int:
+        """Add all or none; returns how many. RegistryError where one is there already."""
+        added, now = 0, self._store.clock.wall()
+        with self._store.writing() as connection:
+            for some in _batches(devices):
+                names = {one.device for one in some}
+                known = connection.execute(
+                    sa.select(registry.c.device).where(registry.c.device.in_(names))
+                ).scalars()
+                twice = sorted(known) or _doubled(one.device for one in some)
+                if twice:
+                    raise RegistryError(
+                        f"device {twice[0]} is in the registry already; "
+                        "nothing was added, choose another name or retire that one"
+                    )
+                rows = [{**one.model_dump(), "added": now, "retired": False} for one in some]
+                connection.execute(sa.insert(registry), rows)
+                added += len(rows)
+        return added
+
+    def get(self, device: str) -> Device:
+        """One device. Raises `RegistryError` where it isn't known."""
+        with self._store.reading() as connection:
+            row = (
+                connection.execute(sa.select(registry).where(registry.c.device == device))
+                .mappings()
+                .first()
+            )
+        if row is None:
+            raise RegistryError(f"the registry has no device {device}; add it first")
+        return _device(row)
+
+    def page(self, of: Filter, after: str = "", limit: int = 100) -> tuple[Device, ...]:
+        """Matching devices in order of their names, those behind `after`."""
+        query = (
+            sa.select(registry)
+            .where(self._where(of), registry.c.device > after)
+            .order_by(registry.c.device)
+            .limit(limit)
+        )
+        with self._store.reading() as connection:
+            return tuple(_device(row) for row in connection.execute(query).mappings())
+
+    def export(self, of: Filter) -> Iterator[Device]:
+        """All matching devices in order of their names, a page in memory at a time."""
+        after = ""
+        while True:
+            page = self.page(of, after, _AT_ONCE)
+            yield from page
+            if len(page) < _AT_ONCE:
+                return
+            after = page[-1].device
+
+    def count(self, of: Filter) -> int:
+        """How many devices match."""
+        query = sa.select(sa.func.count()).select_from(registry).where(self._where(of))
+        with self._store.reading() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def preview(self, of: Filter, sample: int = 10) -> Preview:
+        """Which devices a filter means, and why it doesn't mean the others."""
+        now = self._store.clock.wall()
+        parts = of.parts()
+        sums = [
+            sa.func.sum(sa.case((where(part, now), 0), else_=1)).label(f"part_{number}")
+            for number, part in enumerate(parts)
+        ]
+        matching = sa.func.sum(sa.case((where(of.condition, now), 1), else_=0))
+        with self._store.reading() as connection:
+            counts = sa.select(matching, *sums).select_from(registry)
+            count, *others = connection.execute(counts).one()
+        return Preview(
+            int(count or 0),
+            self.page(of, limit=sample),
+            {str(part): int(other) for part, other in zip(parts, others, strict=True) if other},
+        )
+
+    def observe(self, devices: Mapping[str, Observed]) -> frozenset[str]:
+        """Note what gateways have heard; returns the names that aren't in the registry."""
+        unknown: set[str] = set()
+        with self._store.writing() as connection:
+            for some in _batches(sorted(devices)):
+                known = set(
+                    connection.execute(
+                        sa.select(registry.c.device).where(registry.c.device.in_(some))
+                    ).scalars()
+                )
+                unknown |= set(some) - known
+                if known:
+                    connection.execute(
+                        sa.update(registry).where(registry.c.device == sa.bindparam("name")),
+                        [{"name": name, **devices[name].model_dump()} for name in sorted(known)],
+                    )
+        return frozenset(unknown)
+
+    def label(self, device: str, labels: Mapping[str, str | None]) -> Device:
+        """Set labels, and take away those whose value is None."""
+        before = self.get(device)
+        changed = {**before.labels, **labels}
+        kept = {name: value for name, value in changed.items() if value is not None}
+        checked = NewDevice.parse({"device": device, "site": before.site, "labels": kept})
+        self._update(device, labels=dict(checked.labels))
+        return self.get(device)
+
+    def retire(self, device: str) -> None:
+        """It takes part in nothing any more; its record is kept."""
+        self._update(device, retired=True)
+
+    def erase(self, device: str) -> None:
+        """Forget a device for good."""
+        with self._store.writing() as connection:
+            gone = connection.execute(sa.delete(registry).where(registry.c.device == device))
+        if not gone.rowcount:
+            raise RegistryError(f"the registry has no device {device}")
+
+    def _update(self, device: str, **values: Any) -> None:
+        statement = sa.update(registry).where(registry.c.device == device).values(values)
+        with self._store.writing() as connection:
+            if not connection.execute(statement).rowcount:
+                raise RegistryError(f"the registry has no device {device}; add it first")
+
+    def _where(self, of: Filter) -> sa.ColumnElement[bool]:
+        return where(of.condition, self._store.clock.wall())
+
+
+def _device(row: sa.RowMapping) -> Device:
+    observed = None
+    if row["gateway"] is not None:
+        observed = Observed.model_construct(**{name: row[name] for name in _OBSERVED})
+    return Device.model_construct(
+        device=row["device"],
+        site=row["site"],
+        labels=row["labels"],
+        added=row["added"],
+        retired=row["retired"],
+        observed=observed,
+    )
+
+
+def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    batch: list[_Item] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == _AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _doubled(names: Iterable[str]) -> list[str]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return [name]
+        seen.add(name)
+    return []
