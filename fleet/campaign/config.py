@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Self
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fleet.aggregation.rules import FedAvg, Rule
 from fleet.errors import CampaignError
+from fleet.protocol import fields
 from fleet.protocol.round_parameters import RoundParameters
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -39,6 +41,27 @@ class Target(BaseModel):
         )
 
 
+class Schedule(BaseModel):
+    """How the learning rate goes from round to round.
+
+    `cosine` (arXiv 1608.03983, without restarts) goes from `learning_rate` in the first training
+    round to `last_share` of it in the last: steps that are right while weights are far off throw
+    devices about once they are near.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["constant", "cosine"] = "constant"
+    last_share: Share = 0.1
+
+    def share(self, number: int, rounds: int) -> float:
+        """Share of the learning rate in training round `number` of 1 … `rounds`."""
+        if self.name == "constant" or rounds == 1:
+            return 1.0
+        done = min(max(number - 1, 0), rounds - 1) / (rounds - 1)
+        return self.last_share + (1 - self.last_share) * 0.5 * (1 + math.cos(math.pi * done))
+
+
 class CampaignConfig(RoundParameters):
     """Rounds, cohort, hyper-parameters and limits of a campaign."""
 
@@ -46,6 +69,7 @@ class CampaignConfig(RoundParameters):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     rounds: Annotated[int, Field(ge=1, le=10_000)] = 6
     target: Target = Target()
+    schedule: Schedule = Schedule()
 
     cohort_size: Annotated[int, Field(ge=1)] | None = None
     """Deltas wanted per round; else `cohort_share` of the eligible devices, rounded up."""
@@ -85,6 +109,24 @@ class CampaignConfig(RoundParameters):
     current: the weights that its application works with."""
     max_empty_rounds: Annotated[int, Field(ge=1)] = 3
     """So many training rounds in a row without an accepted delta end the campaign."""
+
+    @model_validator(mode="after")
+    def _the_last_round_trains_too(self) -> Self:
+        last = self.schedule.share(self.rounds, self.rounds) * self.learning_rate
+        if last * fields.LEARNING_RATE_ONE < 1:
+            raise ValueError(
+                f"schedule.last_share: the last round's learning rate would be {last:g}, "
+                f"devices can't tell less than {1 / fields.LEARNING_RATE_ONE:g} from 0"
+            )
+        return self
+
+    def parameters(self, number: int) -> RoundParameters:
+        """What round `number` asks of its devices."""
+        values = self.model_dump(include=set(RoundParameters.model_fields))
+        share = self.schedule.share(number, self.rounds)
+        return RoundParameters.model_validate(
+            {**values, "learning_rate": share * self.learning_rate}
+        )
 
     @model_validator(mode="after")
     def _plans_are_named_once(self) -> Self:

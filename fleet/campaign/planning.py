@@ -21,7 +21,6 @@ from fleet.errors import CampaignError
 from fleet.protocol import fields
 from fleet.protocol.fields import Name
 from fleet.protocol.manifest import Manifest, PlanEntry
-from fleet.protocol.round_parameters import RoundParameters
 
 # Samples may come to a device between its announcement and its training.
 SAMPLES_MAY_GROW = 2
@@ -353,7 +352,7 @@ def start_request(
         ],
         "plans": sizes,
         "target": plan.targets[gateway],
-        **config.model_dump(include=set(RoundParameters.model_fields)),
+        **config.parameters(plan.number).model_dump(),
     }
 
 

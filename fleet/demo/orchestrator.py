@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
 
 from codegen.firmware.bundle import Bundle
-from fleet.campaign.config import CampaignConfig
+from fleet.campaign.config import CampaignConfig, Schedule
 from fleet.coordinator.driver import new_campaign
 from fleet.coordinator.service import Coordinator, ProgressEvent
 from fleet.demo.digits import (
@@ -52,7 +52,7 @@ class DemoSettings:
     out: Path = Path("out/demo")
     gateways: tuple[str, ...] = ("gw-east", "gw-west")
     epochs: int = 1
-    learning_rate: float = 0.015
+    learning_rate: float = 0.02
     over_selection: float = 0.0
     cohort_share: float = 1.0
     deadline_seconds: int = 180
@@ -251,6 +251,8 @@ def campaign_config(settings: DemoSettings) -> CampaignConfig:
         rounds=settings.rounds,
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
+        # At one rate an epoch makes devices worse in the last rounds.
+        schedule=Schedule(name="cosine"),
         cohort_share=settings.cohort_share,
         over_selection=settings.over_selection,
         deadline_seconds=settings.deadline_seconds,

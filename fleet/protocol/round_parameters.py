@@ -25,13 +25,17 @@ ACTIONS = _names(Action)
 """Position in these tuples: the number on the wire."""
 
 
+# Below the least one devices would be told 0.
+LEARNING_RATE = Field(ge=1 / fields.LEARNING_RATE_ONE, le=fields.MAX_LEARNING_RATE)
+
+
 class RoundParameters(BaseModel):
     """The same for every device of a round."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: Annotated[int, fields.EPOCHS.field(least=1)] = 1
-    learning_rate: Annotated[float, Field(gt=0.0, le=fields.MAX_LEARNING_RATE)] = 0.01
+    learning_rate: Annotated[float, LEARNING_RATE] = 0.01
     coding: Literal["rice"] = "rice"
     """How delta values become bytes; `masked` has its place on the wire and no code yet."""
     weighting: Literal["samples", "uniform"] = "samples"

@@ -233,6 +233,26 @@ def test_a_start_request_names_the_action_the_fold_and_every_devices_lease() -> 
         assert {name: lease for name, (lease, _) in tasks["devices"].items()} == {"d01": 6}
 
 
+def test_the_learning_rate_goes_down_a_cosine_from_the_first_training_round_to_the_last() -> None:
+    config = CampaignConfig.parse(
+        '{"name": "test", "rounds": 5, "learning_rate": 0.01, '
+        '"schedule": {"name": "cosine", "last_share": 0.2}}'
+    )
+    rates = []
+    for number, kind in schedule(config):
+        plan = plan_round(config, number, kind, fleet(3), MANIFESTS, WEIGHTS, leases(3))
+        rates.append(start_request(config, "00" * 8, plan, "g1", MANIFESTS, b"x")["learning_rate"])
+    # Rounds that only score have whatever their neighbour has.
+    expected = [0.01, 0.01, 0.01 * (0.2 + 0.8 * 0.8535533906), 0.006, 0.01 * 0.3171572875, 0.002]
+    assert rates == pytest.approx([*expected, 0.002])
+
+
+def test_without_a_schedule_all_rounds_have_one_learning_rate() -> None:
+    assert {CONFIG.parameters(number).learning_rate for number in range(9)} == {
+        CONFIG.learning_rate
+    }
+
+
 def test_uniform_weights_leave_more_room_for_values_than_weights_by_samples() -> None:
     bounds = []
     for weighting in ("samples", "uniform"):
@@ -299,6 +319,12 @@ def test_bounds_are_those_of_the_devices_unless_the_cohort_is_too_large_for_exac
         ('{"name": "x", "plans": ["a", "a"]}', "named twice"),
         ('{"name": "x", "check_in_seconds": 120}', "miss rounds of deadline_seconds 120"),
         ('{"name": "x", "aggregation": {"rule": "mean"}}', "aggregation"),
+        ('{"name": "x", "learning_rate": 1e-7}', "learning_rate"),
+        ('{"name": "x", "schedule": {"name": "steps"}}', r"schedule\.name"),
+        (
+            '{"name": "x", "learning_rate": 1e-6, "schedule": {"name": "cosine"}}',
+            "last round's learning rate would be 1e-07",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_field(text: str, message: str) -> None:
