@@ -10,6 +10,7 @@
     ├── GatewayError        the gateway can't be reached, or refuses a request
     │   └── AnswerError     its answer isn't what the specification says
     ├── StoreError          a store on disk can't be used
+    ├── CertificateError    a certificate authority can't be used, or asked for what it can't give
     ├── RegistryError       a device or a filter of devices is wrong, or isn't known
     ├── AggregationError    sums of a round don't fit the model or each other
     ├── CampaignError       a campaign's description or a step of it is wrong
@@ -68,6 +69,10 @@ class AnswerError(GatewayError):
 
 class StoreError(FleetError):
     """A store on disk can't be used."""
+
+
+class CertificateError(FleetError):
+    """A certificate authority can't be used, or was asked for what it can't give."""
 
 
 class RegistryError(FleetError):

@@ -336,6 +336,47 @@ def boards(json: Json = False) -> None:
     list_boards(as_json=json)
 
 
+ca = typer.Typer(help="The fleet's own certificate authority.", no_args_is_help=True)
+app.add_typer(ca, name="ca")
+AuthorityFolder = Annotated[Path, typer.Argument(help="Folder of the authority.")]
+
+
+@ca.command("init")
+def ca_init(
+    folder: AuthorityFolder,
+    fleet: Annotated[str, typer.Option(help="Name of the fleet.")] = "fleet",
+    json: Json = False,
+) -> None:
+    """Make a certificate authority."""
+    from fleet.cli._ca import init
+
+    init(folder, fleet, as_json=json)
+
+
+@ca.command("issue")
+def ca_issue(
+    folder: AuthorityFolder,
+    name: Annotated[str, typer.Argument(help="Who it is for, such as broker or gw-east.")],
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or address under which a server is reached; may be repeated."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Issue a certificate, or replace the one that NAME has."""
+    from fleet.cli._ca import issue
+
+    issue(folder, name, host or [], as_json=json)
+
+
+@ca.command("list")
+def ca_list(folder: AuthorityFolder, json: Json = False) -> None:
+    """List what has been issued, and until when it is good."""
+    from fleet.cli._ca import list_issued
+
+    list_issued(folder, as_json=json)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with one of the exit codes above.
 

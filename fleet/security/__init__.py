@@ -1,0 +1,5 @@
+"""Keys and certificates of a fleet."""
+
+from fleet.security.certificates import Authority, Certificate
+
+__all__ = ["Authority", "Certificate"]
