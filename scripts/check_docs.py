@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)|<img[^>]+src=\"([^\"]+)\"")
@@ -97,14 +98,15 @@ def command_options() -> dict[str, frozenset[str]]:
 
     from fleet.cli import app
 
-    group = typer.main.get_command(app)
-    commands = getattr(group, "commands", {})
-    return {
-        name: frozenset(option for parameter in command.params for option in parameter.opts)
-        | frozenset(option for parameter in command.params for option in parameter.secondary_opts)
-        | {"--help"}
-        for name, command in commands.items()
-    }
+    return dict(_options_of(typer.main.get_command(app), ""))
+
+
+def _options_of(group: Any, prefix: str) -> Iterator[tuple[str, frozenset[str]]]:
+    """Commands, also those in groups ("ca init"), with their options."""
+    for name, command in getattr(group, "commands", {}).items():
+        yield from _options_of(command, f"{prefix}{name} ")
+        names = {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
+        yield f"{prefix}{name}", frozenset(names | {"--help"})
 
 
 def broken_commands(text: str) -> Iterator[str]:
@@ -116,7 +118,9 @@ def broken_commands(text: str) -> Iterator[str]:
         if not (ROOT / script.rstrip(".")).exists():
             yield f"{script}: there is no such file"
     for command, rest in re.findall(r"(?:^|[\s/])tinyfleet\s+([a-z][\w-]*)([^\n|;&]*)", text):
-        options = command_options().get(command)
+        known = command_options()
+        below = re.match(r"\s+([a-z][\w-]*)", rest)
+        options = known.get(f"{command} {below[1]}" if below else "", known.get(command))
         if options is None:
             yield f"tinyfleet {command}: there is no such command"
             continue

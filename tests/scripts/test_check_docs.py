@@ -59,6 +59,8 @@ def test_links_lead_to_files_and_headings(page: Path, text: str, problems: int) 
         (".venv/bin/tinyfleet measure BUNDLE --plan ID --json", None),
         ("tinyfleet measure BUNDLE --planet ID", "--planet"),
         ("tinyfleet fly", "tinyfleet fly"),
+        ("tinyfleet ca issue ca broker --host x", ""),
+        ("tinyfleet ca issue ca broker --fleet x", "tinyfleet ca --fleet"),
     ],
 )
 def test_commands_in_code_exist(text: str, problem: str | None) -> None:
