@@ -1,6 +1,6 @@
 """Campaigns: configuration, who trains what, and a round as a state machine. No I/O."""
 
-from fleet.campaign.config import CampaignConfig, Target
+from fleet.campaign.config import CampaignConfig
 from fleet.campaign.planning import (
     Assignment,
     DeviceInfo,
@@ -29,7 +29,6 @@ __all__ = [
     "RoundMachine",
     "RoundOutcome",
     "RoundPlan",
-    "Target",
     "bounds_for_cohort",
     "choose_plan",
     "cohort_weight",

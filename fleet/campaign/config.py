@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import math
-from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fleet.aggregation.rules import FedAvg, Rule
-from fleet.errors import CampaignError
+from fleet.errors import CampaignError, RegistryError
 from fleet.protocol import fields
 from fleet.protocol.round_parameters import RoundParameters
+from fleet.registry import Filter
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Percent = Annotated[int, Field(ge=0, le=100)]
-
-
-class Target(BaseModel):
-    """Which devices a campaign is for: each pattern list matches any where it is empty.
-
-    Patterns are shell-like (`*`, `?`) and case counts.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    devices: tuple[str, ...] = ()
-    boards: tuple[str, ...] = ()
-    gateways: tuple[str, ...] = ()
-
-    def matches(self, device: str, board: str, gateway: str) -> bool:
-        """True where the device belongs to the target."""
-        return all(
-            not patterns or any(fnmatchcase(value, pattern) for pattern in patterns)
-            for value, patterns in (
-                (device, self.devices),
-                (board, self.boards),
-                (gateway, self.gateways),
-            )
-        )
 
 
 class Schedule(BaseModel):
@@ -68,7 +51,8 @@ class CampaignConfig(RoundParameters):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     rounds: Annotated[int, Field(ge=1, le=10_000)] = 6
-    target: Target = Target()
+    target: str = ""
+    """Which devices it is for: a filter in CEL (docs/howto/filter-devices.md); all where empty."""
     schedule: Schedule = Schedule()
 
     cohort_size: Annotated[int, Field(ge=1)] | None = None
@@ -109,6 +93,15 @@ class CampaignConfig(RoundParameters):
     current: the weights that its application works with."""
     max_empty_rounds: Annotated[int, Field(ge=1)] = 3
     """So many training rounds in a row without an accepted delta end the campaign."""
+
+    @field_validator("target")
+    @classmethod
+    def _the_target_is_a_filter(cls, text: str) -> str:
+        try:
+            Filter.parse(text)
+        except RegistryError as error:
+            raise ValueError(str(error)) from None
+        return text
 
     @model_validator(mode="after")
     def _the_last_round_trains_too(self) -> Self:

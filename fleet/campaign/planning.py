@@ -21,6 +21,7 @@ from fleet.errors import CampaignError
 from fleet.protocol import fields
 from fleet.protocol.fields import Name
 from fleet.protocol.manifest import Manifest, PlanEntry
+from fleet.registry import Filter
 
 # Samples may come to a device between its announcement and its training.
 SAMPLES_MAY_GROW = 2
@@ -194,6 +195,11 @@ def _silence(device: DeviceInfo, config: CampaignConfig) -> str:
     return ""
 
 
+def _values(device: DeviceInfo) -> dict[str, Any]:
+    """The fields that a filter can be about, as far as a gateway knows them."""
+    return device.model_dump(exclude_none=True, exclude={"stale", "last_seen"})
+
+
 def eligible(
     config: CampaignConfig, devices: Iterable[DeviceInfo], manifests: Mapping[str, Manifest]
 ) -> tuple[dict[str, Assignment], dict[str, str]]:
@@ -202,6 +208,7 @@ def eligible(
     A device known to two gateways belongs to the one where it is online, then to the
     gateway first in the alphabet.
     """
+    target = Filter.parse(config.target)
     assignments: dict[str, Assignment] = {}
     skipped: dict[str, str] = {}
     seen: set[str] = set()
@@ -209,7 +216,7 @@ def eligible(
         if device.device in seen:
             continue
         seen.add(device.device)
-        if not config.target.matches(device.device, device.board, device.gateway):
+        if not target.matches(_values(device)):
             continue
         manifest = manifests.get(device.bundle)
         silence = _silence(device, config)

@@ -12,7 +12,6 @@ from fleet.campaign import (
     DeviceInfo,
     RoundKind,
     RoundPlan,
-    Target,
     bounds_for_cohort,
     choose_plan,
     cohort_weight,
@@ -111,7 +110,7 @@ def test_a_device_without_room_for_any_plan_is_told_why() -> None:
 
 
 def test_those_who_cannot_take_part_are_skipped_with_a_reason() -> None:
-    config = CampaignConfig(name="test", target=Target(devices=("dev-*",)))
+    config = CampaignConfig(name="test", target='device.startsWith("dev-")')
     devices = [
         device("dev-good"),
         device("dev-offline", online=False),
@@ -125,6 +124,28 @@ def test_those_who_cannot_take_part_are_skipped_with_a_reason() -> None:
     assert "isn't part of the campaign" in skipped["dev-foreign"]
     assert skipped["dev-empty"] == "no samples"
     assert "other" not in skipped
+
+
+@pytest.mark.parametrize(
+    ("target", "devices"),
+    [
+        ("", {"a", "b", "c"}),
+        ('gateway == "g1" && battery_percent >= 50', {"a"}),
+        ("battery_percent == null", {"c"}),
+        ('!(device in ["a", "c"])', {"b"}),
+        ('labels.room == "north"', set()),
+    ],
+)
+def test_a_target_is_a_filter_over_what_gateways_know(target: str, devices: set[str]) -> None:
+    config = CampaignConfig(name="test", target=target)
+    known = [
+        device("a", "g1", battery_percent=80),
+        device("b", "g1", battery_percent=40),
+        device("c", "g2", battery_percent=None),
+    ]
+    assignments, skipped = eligible(config, known, MANIFESTS)
+    assert assignments.keys() == devices
+    assert not skipped
 
 
 def test_a_device_at_two_gateways_belongs_to_the_one_where_it_is_online() -> None:
@@ -319,6 +340,7 @@ def test_bounds_are_those_of_the_devices_unless_the_cohort_is_too_large_for_exac
         ('{"name": "x", "plans": ["a", "a"]}', "named twice"),
         ('{"name": "x", "check_in_seconds": 120}', "miss rounds of deadline_seconds 120"),
         ('{"name": "x", "aggregation": {"rule": "mean"}}', "aggregation"),
+        ('{"name": "x", "target": "bord == 7"}', "target: .*bord is no field of a device"),
         ('{"name": "x", "learning_rate": 1e-7}', "learning_rate"),
         ('{"name": "x", "schedule": {"name": "steps"}}', r"schedule\.name"),
         (
