@@ -377,6 +377,28 @@ def ca_list(folder: AuthorityFolder, json: Json = False) -> None:
     list_issued(folder, as_json=json)
 
 
+campaign = typer.Typer(help="Campaigns.", no_args_is_help=True)
+app.add_typer(campaign, name="campaign")
+
+
+@campaign.command("validate")
+def campaign_validate(
+    file: Annotated[Path, typer.Argument(help="Campaign as YAML.")], json: Json = False
+) -> None:
+    """Check a campaign's file, and show the rounds that it asks for."""
+    from fleet.cli._campaign import validate
+
+    validate(file, as_json=json)
+
+
+@campaign.command("schema")
+def campaign_schema() -> None:
+    """Print the JSON Schema of a campaign's file."""
+    from fleet.cli._campaign import print_schema
+
+    print_schema()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with one of the exit codes above.
 
