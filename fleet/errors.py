@@ -12,6 +12,10 @@
     ├── StoreError          a store on disk can't be used
     ├── CertificateError    a certificate authority can't be used, or asked for what it can't give
     ├── RegistryError       a device or a filter of devices is wrong, or isn't known
+    ├── ModelStoreError     a model or a version of it isn't known, or doesn't fit
+    ├── AccessError         a token isn't valid, or its role may not do this
+    ├── ConflictError       it can't be done as things stand, or was asked for otherwise before
+    ├── ServiceError        the coordinator's service can't be reached, or refuses
     ├── AggregationError    sums of a round don't fit the model or each other
     ├── CampaignError       a campaign's description or a step of it is wrong
     └── FlowerError         Flower's processes can't be started or reached
@@ -77,6 +81,22 @@ class CertificateError(FleetError):
 
 class RegistryError(FleetError):
     """A device or a filter of devices is wrong, or isn't known."""
+
+
+class ModelStoreError(FleetError):
+    """A model or a version of it isn't known, or doesn't fit."""
+
+
+class AccessError(FleetError):
+    """A token isn't valid, or its role may not do this."""
+
+
+class ConflictError(FleetError):
+    """It can't be done as things stand, or was asked for otherwise before."""
+
+
+class ServiceError(FleetError):
+    """The coordinator's service can't be reached, or refuses."""
 
 
 class AggregationError(FleetError):

@@ -122,9 +122,8 @@ class Coordinator:
         while time.monotonic() < end:
             wait = COLLECT_WAIT_SECONDS if kill is None else 0.0
             try:
-                reply = self._site.ask(
-                    "collect", campaign=CAMPAIGN, round=round, wait_seconds=wait, cursor=cursor
-                )
+                self._site.ask("watch", rounds=[[CAMPAIGN, round]], wait_seconds=wait)
+                reply = self._site.ask("collect", campaign=CAMPAIGN, round=round, cursor=cursor)
                 if time.monotonic() > self._hello_at:
                     self._hello()
             except GatewayError:

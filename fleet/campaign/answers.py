@@ -128,6 +128,8 @@ class CollectAnswer(_Answer):
     duplicate: Count = 0
     refused: dict[str, Count] = {}
     declined: dict[str, Count] = {}
+    declined_by: dict[Name, str] = {}
+    """Devices that declined or failed, with reasons; once the round is closed, 500 at most."""
     sums: dict[HexDigest, list[FoldPart]] | None = None
     reports: list[Report] = []
     explanations: list[Explanation] = []

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from datetime import datetime, time, timedelta
 from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     BaseModel,
@@ -15,6 +18,7 @@ from pydantic import (
 )
 
 from fleet.aggregation.rules import FedAvg, Rule
+from fleet.campaign.gates import Gate
 from fleet.errors import CampaignError, RegistryError
 from fleet.protocol import fields
 from fleet.protocol.round_parameters import RoundParameters
@@ -45,9 +49,107 @@ class Schedule(BaseModel):
         return self.last_share + (1 - self.last_share) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+class Stage(BaseModel):
+    """A share of the target that a campaign has reached, and what lets it go further.
+
+    Devices of earlier stages belong to later ones as well. Who is in which stage is drawn by the
+    campaign's seed, spread over gateways and boards. With gates, a stage's devices score the base
+    and, at its end, the candidate; all gates have to pass before its devices get the candidate as
+    their current weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    share: Share | None = None
+    """Of the target, so far…"""
+    devices: Annotated[int, Field(ge=1)] | None = None
+    """…or so many devices."""
+    gates: tuple[Gate, ...] = ()
+    on_failure: Literal["roll-back", "pause"] = "roll-back"
+    """When a gate fails: its devices and those before go back to what they had, or nothing happens
+    until somebody decides."""
+    on_too_little_evidence: Literal["stop", "widen", "pause"] = "stop"
+    """When gates can't tell: end without a release; let the next stage, which has more devices,
+    decide; or wait for somebody who does."""
+    approval: bool = False
+    """It begins only when somebody else than the campaign's author has approved it."""
+    soak_seconds: Annotated[float, Field(ge=0.0)] = 0.0
+    """Wait so long after its release, since installed isn't good yet, and score again: its gates
+    have to pass once more."""
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> Self:
+        if (self.share is None) == (self.devices is None):
+            raise ValueError("a stage has either a share or a number of devices")
+        return self
+
+
+class Window(BaseModel):
+    """When rounds may begin: from `start` to `end` (which may be on the next day), on `days`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start: time
+    end: time
+    days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = ()
+    """All where empty; the day on which it begins."""
+    timezone: str = "UTC"
+    """Such as Europe/Berlin."""
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_a_time_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError(f"{name} is no time zone; use one such as Europe/Berlin") from None
+        return name
+
+    def is_open(self, unix: float) -> bool:
+        """Whether it is at this time."""
+        local = datetime.fromtimestamp(unix, ZoneInfo(self.timezone))
+        now = local.time()
+        if self.start <= self.end:
+            begun, inside = local, self.start <= now < self.end
+        else:
+            begun = local if now >= self.start else local - timedelta(days=1)
+            inside = now >= self.start or now < self.end
+        return inside and (not self.days or _DAYS[begun.weekday()] in self.days)
+
+
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+class Retry(BaseModel):
+    """How often a device is asked again that failed, and after how long: doubled every time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attempts: Annotated[int, Field(ge=1)] = 3
+    """In a row, the first included; then it has failed for this campaign."""
+    backoff_seconds: Annotated[float, Field(ge=0.0)] = 0.0
+
+
 class CampaignConfig(RoundParameters):
     """Rounds, cohort, hyper-parameters and limits of a campaign."""
 
+    kind: Literal["adapt", "evaluate", "rollout"] = "adapt"
+    """`adapt` trains; `evaluate` only scores a version; `rollout` brings a released one to
+    devices."""
+    model: str = ""
+    """The model in the coordinator's store, by name."""
+    version: Annotated[int, Field(ge=1)] | None = None
+    """Of that model; the newest released one where left out."""
+    description: Annotated[str, Field(max_length=2000)] = ""
+    stages: tuple[Stage, ...] = (Stage(name="all", share=1.0),)
+    approval: bool = False
+    """Nothing begins before somebody else than the author has approved it."""
+    windows: tuple[Window, ...] = ()
+    """When rounds may begin; at any time where empty."""
+    retry: Retry = Retry()
+    retries: Mapping[str, Retry] = {}
+    """The same for certain reasons: those that devices decline with, `no-report` for silence."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     rounds: Annotated[int, Field(ge=1, le=10_000)] = 6
@@ -114,12 +216,33 @@ class CampaignConfig(RoundParameters):
         return self
 
     def parameters(self, number: int) -> RoundParameters:
-        """What round `number` asks of its devices."""
+        """What training round `number` of a stage, 1 … `rounds`, asks of its devices."""
         values = self.model_dump(include=set(RoundParameters.model_fields))
         share = self.schedule.share(number, self.rounds)
         return RoundParameters.model_validate(
             {**values, "learning_rate": share * self.learning_rate}
         )
+
+    def retry_of(self, reason: str) -> Retry:
+        """What is done about a device that failed for this reason."""
+        return self.retries.get(reason, self.retry)
+
+    def is_open(self, unix: float) -> bool:
+        """Whether a round may begin at this time."""
+        return not self.windows or any(one.is_open(unix) for one in self.windows)
+
+    @model_validator(mode="after")
+    def _stages_widen(self) -> Self:
+        names = [one.name for one in self.stages]
+        if not names:
+            raise ValueError("stages: a campaign has at least one")
+        if len(set(names)) != len(names):
+            raise ValueError("stages: two have one name")
+        for kind in ("share", "devices"):
+            sizes = [size for one in self.stages if (size := getattr(one, kind)) is not None]
+            if sizes != sorted(sizes):
+                raise ValueError(f"stages: their {kind} are of all so far and have to grow")
+        return self
 
     @model_validator(mode="after")
     def _plans_are_named_once(self) -> Self:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from fleet.aggregation.mean import EXACT_LIMIT, UNITS_PER_STEP
 from fleet.campaign.answers import DeviceEntry
@@ -34,11 +34,24 @@ class RoundKind(StrEnum):
     TRAIN = "train"
     SCORE_LAST = "score-last"
     RELEASE = "release"
+    SCORE_AGAIN = "score-again"
+    ROLL_BACK = "roll-back"
 
     @property
     def action(self) -> str:
         """What devices are told to do."""
-        return "score" if self in (RoundKind.SCORE_FIRST, RoundKind.SCORE_LAST) else self.value
+        if self in (RoundKind.RELEASE, RoundKind.ROLL_BACK):
+            return "release"
+        return "train" if self is RoundKind.TRAIN else "score"
+
+
+class Step(NamedTuple):
+    """A round of a campaign's schedule; a stage's training rounds are counted from 1."""
+
+    number: int
+    kind: RoundKind
+    stage: int = 0
+    training_round: int = 0
 
 
 class DeviceInfo(DeviceEntry):
@@ -56,7 +69,8 @@ class DeviceInfo(DeviceEntry):
 class Assignment:
     """One device's part in a round; `plan_reason` says why it is this plan and no larger one.
 
-    `train_samples` is what the device had announced, `lease` the number that its task carries.
+    `train_samples` is what the device had announced, `lease` the number that its task carries,
+    `weights` the version that it begins with, where that is another than the round's.
     """
 
     device: str
@@ -66,6 +80,7 @@ class Assignment:
     plan_reason: str = ""
     train_samples: int = 0
     lease: int = 0
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,8 @@ class RoundPlan:
     assignments: tuple[Assignment, ...]
     skipped: dict[str, str]
     targets: dict[str, int]
+    stage: int = 0
+    training_round: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As plain dictionaries and lists."""
@@ -98,15 +115,30 @@ class RoundPlan:
         return tuple(sorted({one.gateway for one in self.assignments}))
 
 
-def schedule(config: CampaignConfig) -> tuple[tuple[int, RoundKind], ...]:
-    """Number and kind of every round: 0 only scores, 1 … `rounds` train, one more is the last."""
-    rounds = [(number, RoundKind.TRAIN) for number in range(1, config.rounds + 1)]
-    if config.score_first:
-        rounds.insert(0, (0, RoundKind.SCORE_FIRST))
-    if config.last_round != "none":
-        kind = RoundKind.RELEASE if config.last_round == "release" else RoundKind.SCORE_LAST
-        rounds.append((config.rounds + 1, kind))
-    return tuple(rounds)
+def schedule(config: CampaignConfig) -> tuple[Step, ...]:
+    """Every round, in order: per stage scores of the base, training, scores of the candidate, its
+    release, and scores once more after some time. Which of them there are is the campaign's."""
+    steps: list[Step] = []
+    for stage, of in enumerate(config.stages):
+        kinds: list[RoundKind] = []
+        is_gated = bool(of.gates)
+        if is_gated or (config.kind == "adapt" and config.score_first):
+            kinds.append(RoundKind.SCORE_FIRST)
+        if config.kind == "adapt":
+            kinds += [RoundKind.TRAIN] * config.rounds
+        if is_gated or config.kind == "evaluate" or config.last_round == "score":
+            kinds.append(RoundKind.SCORE_LAST)
+        if config.kind != "evaluate" and config.last_round == "release":
+            kinds.append(RoundKind.RELEASE)
+            if is_gated and of.soak_seconds:
+                kinds.append(RoundKind.SCORE_AGAIN)
+        trained = 0
+        for kind in kinds:
+            trained += kind is RoundKind.TRAIN
+            # A round 0 is one that comes before the first training.
+            number = len(steps) + (steps[0].number if steps else kind is not RoundKind.SCORE_FIRST)
+            steps.append(Step(int(number), kind, stage, trained))
+    return tuple(steps)
 
 
 def _draw(*parts: object) -> int:
@@ -117,6 +149,37 @@ def _draw(*parts: object) -> int:
 def round_seed(seed: int, number: int) -> int:
     """Seed of a round's tasks, 32 bits."""
     return _draw("tinyfleet-round-seed", seed, number) & 0xFFFFFFFF
+
+
+def deal_stages(
+    config: CampaignConfig, strata: Mapping[str, str], known: Mapping[str, int]
+) -> dict[str, int]:
+    """The stage in which each device of `strata` (name → gateway and board) takes part first.
+
+    Those that have one in `known` keep it. A stage's devices are spread evenly over strata and
+    drawn by the seed inside of them; whoever isn't reached by the last stage gets none.
+    """
+    groups: dict[str, list[tuple[int, str]]] = {}
+    for name, stratum in strata.items():
+        drawn = _draw("tinyfleet-stage", config.seed, name)
+        groups.setdefault(stratum, []).append((drawn, name))
+    places: list[tuple[float, int, str]] = []
+    for members in groups.values():
+        members.sort()
+        places += [
+            ((rank + 0.5) / len(members), drawn, name) for rank, (drawn, name) in enumerate(members)
+        ]
+    dealt = {name: stage for name, stage in known.items() if name in strata}
+    waiting = [name for _, _, name in sorted(places) if name not in dealt]
+    for stage, of in enumerate(config.stages):
+        if of.devices is not None:
+            size = min(of.devices, len(strata))
+        else:
+            size = math.ceil((of.share or 1.0) * len(strata) - 1e-9)
+        room = size - sum(1 for other in dealt.values() if other <= stage)
+        taken, waiting = waiting[: max(0, room)], waiting[max(0, room) :]
+        dealt.update(dict.fromkeys(taken, stage))
+    return dealt
 
 
 def select_cohort(seed: int, number: int, names: Iterable[str], size: int) -> tuple[str, ...]:
@@ -195,18 +258,35 @@ def _silence(device: DeviceInfo, config: CampaignConfig) -> str:
     return ""
 
 
-def _values(device: DeviceInfo) -> dict[str, Any]:
+def filter_values(device: DeviceInfo) -> dict[str, Any]:
     """The fields that a filter can be about, as far as a gateway knows them."""
     return device.model_dump(exclude_none=True, exclude={"stale", "last_seen"})
 
 
+@dataclass(frozen=True)
+class Members:
+    """Devices that a round may ask.
+
+    `weights`: what some of them begin with instead of the round's version. `waiting`: those of them
+    that it may not ask now, with reasons.
+    """
+
+    names: frozenset[str]
+    weights: Mapping[str, str] = field(default_factory=dict)
+    waiting: Mapping[str, str] = field(default_factory=dict)
+
+
 def eligible(
-    config: CampaignConfig, devices: Iterable[DeviceInfo], manifests: Mapping[str, Manifest]
+    config: CampaignConfig,
+    devices: Iterable[DeviceInfo],
+    manifests: Mapping[str, Manifest],
+    members: Members | None = None,
 ) -> tuple[dict[str, Assignment], dict[str, str]]:
     """Assignments of all devices that could take part now, and why the others can't.
 
-    A device known to two gateways belongs to the one where it is online, then to the
-    gateway first in the alphabet.
+    Without `members` whoever matches the campaign's target by what its gateway says. A device known
+    to two gateways belongs to the one where it is online, then to the gateway first in the
+    alphabet.
     """
     target = Filter.parse(config.target)
     assignments: dict[str, Assignment] = {}
@@ -216,7 +296,13 @@ def eligible(
         if device.device in seen:
             continue
         seen.add(device.device)
-        if not target.matches(_values(device)):
+        if members is None:
+            if not target.matches(filter_values(device)):
+                continue
+        elif device.device not in members.names:
+            continue
+        elif device.device in members.waiting:
+            skipped[device.device] = members.waiting[device.device]
             continue
         manifest = manifests.get(device.bundle)
         silence = _silence(device, config)
@@ -270,13 +356,17 @@ def plan_round(
     manifests: Mapping[str, Manifest],
     weights: str,
     leases: Mapping[str, int],
+    members: Members | None = None,
+    stage: int = 0,
+    training_round: int = 0,
 ) -> RoundPlan:
     """The round's plan. Scoring rounds take every eligible device, without over-selection.
 
-    `leases` are the lease numbers of the devices that the campaign may task. Raises
-    `CampaignError` where no device is eligible.
+    `leases` are the lease numbers of the devices that the campaign may task; `members` those that
+    may take part at all (all that match the target where None). `training_round`
+    counts those of the stage. Raises `CampaignError` where no device is eligible.
     """
-    assignments, skipped = eligible(config, devices, manifests)
+    assignments, skipped = eligible(config, devices, manifests, members)
     for name in assignments.keys() - leases.keys():
         del assignments[name]
         skipped[name] = "leased by another campaign"
@@ -293,7 +383,14 @@ def plan_round(
     else:
         cohort = tuple(sorted(assignments))
         wanted = len(cohort)
-    chosen = tuple(replace(assignments[name], lease=leases[name]) for name in cohort)
+    chosen = tuple(
+        replace(
+            assignments[name],
+            lease=leases[name],
+            weights=members.weights.get(name, "") if members else "",
+        )
+        for name in cohort
+    )
     selected: dict[str, int] = {}
     for one in chosen:
         selected[one.gateway] = selected.get(one.gateway, 0) + 1
@@ -306,6 +403,8 @@ def plan_round(
         assignments=chosen,
         skipped=skipped,
         targets=_split(wanted, selected),
+        stage=stage,
+        training_round=training_round,
     )
 
 
@@ -329,18 +428,21 @@ def start_request(
     plan: RoundPlan,
     gateway: str,
     manifests: Mapping[str, Manifest],
-    blob: bytes,
+    blobs: Mapping[str, bytes],
 ) -> dict[str, Any]:
     """The `start` request for one gateway (docs/specification/gateway.md).
 
-    The same plan always gives the same request, so that repeating it is harmless.
+    `blobs` has the versions that the round's devices begin with, by digest. The same plan always
+    gives the same request, so that repeating it is harmless.
     """
     mine = [one for one in plan.assignments if one.gateway == gateway]
     weight = cohort_weight(config, plan)
     sizes: dict[str, dict[str, Any]] = {}
-    devices: dict[str, dict[str, list[int]]] = {}
+    devices: dict[tuple[str, str], dict[str, list[int]]] = {}
     for one in mine:
-        devices.setdefault(one.plan, {})[one.device] = [one.lease, most_samples(one)]
+        begins_with = one.weights or plan.weights
+        of = devices.setdefault((one.plan, begins_with), {})
+        of[one.device] = [one.lease, most_samples(one)]
         manifest = manifests[one.bundle]
         entry = manifest.plan(one.plan)
         sizes[one.plan] = {
@@ -353,13 +455,17 @@ def start_request(
         "action": plan.kind.action,
         "seed": plan.seed,
         "fold": config.aggregation.fold(),
-        "blobs": [{"sha256": plan.weights, "data": blob}],
+        "blobs": [
+            {"sha256": digest, "data": blobs[digest]}
+            for digest in sorted({digest for _, digest in devices})
+        ],
         "tasks": [
-            {"plan": name, "weights": plan.weights, "devices": of} for name, of in devices.items()
+            {"plan": name, "weights": digest, "devices": of}
+            for (name, digest), of in devices.items()
         ],
         "plans": sizes,
         "target": plan.targets[gateway],
-        **config.parameters(plan.number).model_dump(),
+        **config.parameters(plan.training_round).model_dump(),
     }
 
 

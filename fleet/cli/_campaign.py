@@ -14,24 +14,37 @@ def validate(path: Path, *, as_json: bool) -> None:
     """Check a file, and show the rounds that it asks for."""
     config = read_campaign(path)
     rounds = [
-        (number, kind, config.parameters(number).learning_rate) for number, kind in schedule(config)
+        (one.number, one.kind, config.stages[one.stage].name, config.parameters(one.training_round))
+        for one in schedule(config)
     ]
     if as_json:
         print_json(
             {
                 "campaign": config.model_dump(mode="json"),
                 "rounds": [
-                    {"round": number, "kind": kind.value, "learning_rate": rate}
-                    for number, kind, rate in rounds
+                    {
+                        "round": number,
+                        "kind": kind.value,
+                        "stage": stage,
+                        "learning_rate": parameters.learning_rate,
+                    }
+                    for number, kind, stage, parameters in rounds
                 ],
             }
         )
         return
     rows = [
-        [str(number), kind.value, f"{rate:g}" if kind is RoundKind.TRAIN else ""]
-        for number, kind, rate in rounds
+        [
+            str(number),
+            stage,
+            kind.value,
+            f"{parameters.learning_rate:g}" if kind is RoundKind.TRAIN else "",
+        ]
+        for number, kind, stage, parameters in rounds
     ]
-    console().print(table(f"Rounds of {config.name}", ["round", "kind", "learning rate"], rows))
+    console().print(
+        table(f"Rounds of {config.name}", ["round", "stage", "kind", "learning rate"], rows)
+    )
     console().print(f"For {config.target or 'every device'}.", soft_wrap=True)
 
 

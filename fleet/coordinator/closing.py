@@ -27,6 +27,7 @@ from fleet.campaign import (
 )
 from fleet.campaign.answers import CollectAnswer, FoldPart
 from fleet.campaign.planning import Assignment
+from fleet.campaign.stages import NO_REPORT
 from fleet.coordinator.scores import add_counts, summarise
 from fleet.errors import AggregationError, AnswerError
 from fleet.protocol.manifest import Manifest, PlanEntry
@@ -49,8 +50,9 @@ def close_round(
 
     The result has the counters of a collect answer added up, accuracies (`scores.summarise`),
     `asked`, `wanted`, `skipped`, `not_started` and `lost` with reasons, `missing` (who was asked
-    and delivered nothing), `explanations` of deltas that weren't counted in, and the weights before
-    and after. `outcome` has answers only that passed `parts_of_gateway`.
+    and delivered nothing), `failed` (why each of them), `explanations` of deltas that weren't
+    counted in, and the weights before and after. `outcome` has answers only that passed
+    `parts_of_gateway`.
     """
     why = {one.device: one.plan_reason for one in plan.assignments}
     reports = [
@@ -58,6 +60,7 @@ def close_round(
         for gateway, answer in sorted(outcome.answers.items())
         for report in answer.reports
     ]
+    missing = sorted(why.keys() - {str(report["device"]) for report in reports})
     result: dict[str, Any] = {
         **add_counts(dict(answer) for answer in outcome.answers.values()),
         **summarise(reports),
@@ -66,7 +69,8 @@ def close_round(
         "skipped": plan.skipped,
         "not_started": outcome.not_started,
         "lost": outcome.lost,
-        "missing": sorted(why.keys() - {str(report["device"]) for report in reports}),
+        "missing": missing,
+        "failed": _failed(outcome, missing),
         "explanations": [
             {**dict(one), "gateway": gateway}
             for gateway, answer in sorted(outcome.answers.items())
@@ -89,6 +93,16 @@ def close_round(
         result["median_accuracy_after"],
     )
     return result
+
+
+def _failed(outcome: RoundOutcome, missing: Sequence[str]) -> dict[str, str]:
+    """The class of reason of each device that delivered nothing."""
+    reasons = dict.fromkeys(missing, NO_REPORT)
+    for answer in outcome.answers.values():
+        reasons.update((one.device, one.kind) for one in answer.explanations)
+        reasons.update(answer.declined_by)
+    reasons.update(outcome.not_started)
+    return {device: reasons[device] for device in missing}
 
 
 def next_weights(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,27 +18,50 @@ from fleet.aggregation import master_from_blob
 from fleet.campaign import (
     CampaignConfig,
     DeviceInfo,
+    Members,
     Operation,
     RoundKind,
     RoundMachine,
     RoundOutcome,
     RoundPlan,
+    Step,
+    deal_stages,
     eligible,
+    filter_values,
     plan_round,
     schedule,
     start_request,
 )
 from fleet.campaign.answers import RoundCounters
+from fleet.campaign.config import Stage
+from fleet.campaign.gates import Finding, Outcome, Verdict
+from fleet.campaign.stages import failed_early, judge_stage, paired_scores, together
 from fleet.clock import Clock, SystemClock
 from fleet.coordinator.closing import close_round, parts_of_gateway
 from fleet.coordinator.scores import add_counts
 from fleet.coordinator.transport import Reply, Transport
 from fleet.errors import AggregationError, AnswerError, CampaignError
 from fleet.protocol.manifest import Manifest
-from fleet.store import ENDED_STATES, Store, SupersededError, WeightsVersion
+from fleet.registry import Filter
+from fleet.store import (
+    ENDED_STATES,
+    Events,
+    Member,
+    Models,
+    Registry,
+    SqlStore,
+    Stages,
+    Store,
+    SupersededError,
+    WeightsVersion,
+)
+from fleet.store.models import CANDIDATE, RELEASED
+from fleet.store.stages import after_round
 
 logger = logging.getLogger(__name__)
 
+ROLL_BACK_ROUNDS = 3
+"""So often devices are asked to go back; each time waits for a round's deadline."""
 _NAMED = 3
 """Tensors that a message names."""
 
@@ -49,6 +73,20 @@ class Pace:
     stop_check: float = 2.0
     retry: float = 2.0
     hello: float = 3.0
+    news: float = 3.0
+
+
+class _EndedError(Exception):
+    """The campaign ends here, in this state."""
+
+    def __init__(self, state: str, reason: str) -> None:
+        self.state = state
+        self.reason = reason
+        super().__init__(reason)
+
+
+class _RollBackError(Exception):
+    """Its devices go back to what they had."""
 
 
 class CampaignDriver:
@@ -56,27 +94,34 @@ class CampaignDriver:
 
     def __init__(
         self,
-        store: Store,
+        store: SqlStore,
         campaign: str,
         transport: Transport,
         pace: Pace | None = None,
         driver: str | None = None,
         clock: Clock | None = None,
+        registry: Registry | None = None,
     ) -> None:
-        """Nothing is claimed or sent before `run`; `driver` is the name to claim under."""
+        """Nothing is claimed or sent before `run`; `driver` is the name to claim under.
+
+        With a `registry` its devices are those that can be meant; without, whoever is at a gateway.
+        """
         self._store = store
+        self._stages = Stages(store)
+        self._models = Models(store)
         self._campaign = campaign
         self._transport = transport
         self._pace = pace or Pace()
         self._driver = driver or uuid.uuid4().hex
         self._clock = clock or SystemClock()
+        self._registry = registry
         self._devices: dict[str, dict[str, DeviceInfo]] = {}
         self._heard: dict[str, float] = {}
         self._quarantined: dict[str, str] = dict(store.quarantined(campaign))
         self._counters: dict[int, dict[str, RoundCounters]] = {}
         self._stop_checked = float("-inf")
-        record = store.campaign(campaign)
-        self._config = CampaignConfig.parse(record.config)
+        self._record = store.campaign(campaign)
+        self._config = CampaignConfig.parse(self._record.config)
         self._manifests = {
             bundle: Manifest.parse(text, f"manifest of bundle {bundle[:16]}")
             for bundle, text in store.manifests(campaign).items()
@@ -87,18 +132,24 @@ class CampaignDriver:
 
         A campaign that can't go on ends as `failed` with its reason in the store.
         """
-        record = self._store.claim(self._campaign, self._driver)
-        if record.state in ENDED_STATES:
-            return record.state
+        self._record = self._store.claim(self._campaign, self._driver)
+        if self._record.state in ENDED_STATES:
+            return self._record.state
         try:
-            for number, kind in schedule(self._config):
-                if self._stopped(at_once=True) or not self._run_round(number, kind):
+            if self._record.state == "rolling-back":
+                self._roll_back(self._record.reason)
+            else:
+                try:
+                    self._run_steps()
+                except _RollBackError as error:
                     self._cancel_rounds()
-                    self._end("cancelled", "stopped by the operator")
-                    return "cancelled"
-            self._end("finished", "")
+                    self._roll_back(str(error))
         except SupersededError as error:
             logger.warning("this driver ends: %s", error)
+        except _EndedError as end:
+            if end.state == "cancelled":
+                self._cancel_rounds()
+            self._end(end.state, end.reason)
         except (CampaignError, AggregationError) as error:
             logger.error("campaign %s failed: %s", self._campaign, error)
             self._cancel_rounds()
@@ -108,47 +159,342 @@ class CampaignDriver:
     def _end(self, state: str, reason: str) -> None:
         self._store.end_campaign(self._campaign, self._driver, state, reason)
 
+    def _run_steps(self) -> None:
+        config = self._config
+        if config.approval:
+            self._wait_for_decision("begin:0", "approval of the campaign")
+        begun: set[int] = set()
+        for step in schedule(config):
+            stage = config.stages[step.stage]
+            if step.stage not in begun:
+                begun.add(step.stage)
+                if stage.approval and not (config.approval and step.stage == 0):
+                    self._wait_for_decision(
+                        f"begin:{step.stage}", f"approval of stage {stage.name}"
+                    )
+            if step.kind is RoundKind.RELEASE and not self._may_release(step.stage):
+                continue
+            if step.kind is RoundKind.SCORE_AGAIN:
+                self._soak(step)
+            if not self._run_round(step):
+                self._obey()
+                raise _EndedError("cancelled", "stopped by the operator")
+            self._judge(step)
+        self._end_well()
+
+    def _end_well(self) -> None:
+        """All is done: what was trained and released is a version of the model from now on."""
+        record, config = self._record, self._config
+        if config.kind == "adapt" and record.base:
+            model, _, number = record.base.rpartition(":")
+            released = config.last_round == "release"
+            made = self._models.add_version(
+                model,
+                self._store.latest_weights(self._campaign).blob,
+                int(number),
+                f"campaign {self._campaign}",
+                RELEASED if released else CANDIDATE,
+            )
+            self._store.note_made(self._campaign, self._driver, made.name)
+        self._end("finished", "")
+
+    # Gates
+
+    def _may_release(self, stage: int) -> bool:
+        """Not where a stage's gates couldn't tell and a wider one is to decide."""
+        judged = self._stages.judged(self._campaign).get(stage)
+        if judged is None or judged.outcome != Outcome.TOO_LITTLE_EVIDENCE.value:
+            return True
+        return f"gate:{stage}" in self._stages.decisions(self._campaign)
+
+    def _judge(self, step: Step) -> None:
+        """What a round means for its stage; raises where the campaign doesn't go on."""
+        stage = self._config.stages[step.stage]
+        if not stage.gates:
+            return
+        if step.kind is RoundKind.TRAIN:
+            verdict = failed_early(stage, self._store.round(self._campaign, step.number).result)
+            if verdict is not None:
+                self._note_verdicts(step, [verdict])
+                self._on_failure(step, stage, [verdict])
+            return
+        if step.kind not in (RoundKind.SCORE_LAST, RoundKind.SCORE_AGAIN):
+            return
+        base = next(
+            one.number
+            for one in schedule(self._config)
+            if one.stage == step.stage and one.kind is RoundKind.SCORE_FIRST
+        )
+        after = self._store.reports(self._campaign, step.number)
+        scores = paired_scores(
+            self._store.reports(self._campaign, base),
+            after,
+            self._groups(str(one["device"]) for one in after),
+        )
+        result = self._store.round(self._campaign, step.number).result
+        verdicts = judge_stage(stage, scores, result, self._config.seed)
+        self._note_verdicts(step, verdicts)
+        outcome = together(verdicts)
+        if outcome is Outcome.FAIL:
+            self._on_failure(step, stage, verdicts)
+        elif outcome is Outcome.TOO_LITTLE_EVIDENCE:
+            why = "; ".join(one.reason for one in verdicts if one.outcome is outcome)
+            reason = f"stage {stage.name}: too little evidence: {why}"
+            is_last = step.stage == len(self._config.stages) - 1
+            if stage.on_too_little_evidence == "pause":
+                self._wait_for_decision(f"gate:{step.stage}", reason)
+            elif stage.on_too_little_evidence == "stop" or is_last:
+                raise _EndedError("undecided", reason)
+
+    def _note_verdicts(self, step: Step, verdicts: Sequence[Verdict]) -> None:
+        plain = [
+            {
+                "outcome": one.outcome.value,
+                "reason": one.reason,
+                "findings": [_plain_finding(finding) for finding in one.findings],
+            }
+            for one in verdicts
+        ]
+        outcome = together(verdicts)
+        known = self._stages.judged(self._campaign).get(step.stage)
+        if known is not None and list(known.verdicts) == plain:
+            return  # judged before this driver began
+        self._stages.save_judged(self._campaign, step.stage, outcome.value, plain)
+        self._tell(
+            "gate",
+            stage=self._config.stages[step.stage].name,
+            outcome=outcome.value,
+            reasons=[one.reason for one in verdicts],
+        )
+
+    def _on_failure(self, step: Step, stage: Stage, verdicts: Sequence[Verdict]) -> None:
+        why = "; ".join(one.reason for one in verdicts if one.outcome is Outcome.FAIL)
+        reason = f"stage {stage.name}: a gate failed: {why}"
+        if self._config.kind == "evaluate":
+            raise _EndedError("failed", reason)
+        if stage.on_failure == "roll-back":
+            raise _RollBackError(reason)
+        self._wait_for_decision(f"gate:{step.stage}", reason)
+
+    def _groups(self, devices: Iterable[str]) -> dict[str, dict[str, str]]:
+        """What gates may look at apart: board, gateway, labels."""
+        known = {
+            name: {"board": one.board, "gateway": gateway}
+            for gateway, of in self._devices.items()
+            for name, one in of.items()
+        }
+        labels = self._registry.labels(devices) if self._registry else {}
+        return {name: {**labels.get(name, {}), **known.get(name, {})} for name in known | labels}
+
+    def _tell(self, kind: str, **data: object) -> None:
+        """Something that operators and their programs want to hear of."""
+        Events(self._store).add(kind, self._campaign, data)
+
+    # Waiting for people and hours
+
+    def _obey(self) -> None:
+        """Do what an operator has asked for; a pause lasts until it is taken back."""
+        told = False
+        while True:
+            self._stop_checked = self._clock.monotonic()
+            record = self._store.driver_lives(self._campaign, self._driver, self._clock.wall())
+            if record.wish == "stop":
+                raise _EndedError("cancelled", "stopped by the operator")
+            if record.wish == "roll-back":
+                raise _RollBackError("asked for by the operator")
+            if record.wish != "pause":
+                if told:
+                    self._set_state("running")
+                return
+            if not told:
+                self._set_state("paused", "paused by the operator")
+                told = True
+            self._idle()
+
+    def _wait_for_decision(self, what: str, reason: str) -> None:
+        told = False
+        while what not in self._stages.decisions(self._campaign):
+            if not told:
+                self._set_state("waiting", reason, waiting=what)
+                told = True
+            self._obey_while_waiting()
+            self._idle()
+        if told or self._store.campaign(self._campaign).state == "waiting":
+            self._set_state("running")
+
+    def _obey_while_waiting(self) -> None:
+        """A pause changes nothing there."""
+        record = self._store.driver_lives(self._campaign, self._driver, self._clock.wall())
+        if record.wish == "stop":
+            raise _EndedError("cancelled", "stopped by the operator")
+        if record.wish == "roll-back":
+            raise _RollBackError("asked for by the operator")
+
+    def _set_state(self, state: str, reason: str = "", waiting: str = "") -> None:
+        self._store.set_state(self._campaign, self._driver, state, reason, waiting)
+        self._tell("state", state=state, reason=reason, waiting=waiting)
+
+    def _idle(self) -> None:
+        """Let time pass; what gateways say meanwhile is noted."""
+        end = self._clock.monotonic() + self._pace.stop_check
+        while self._clock.monotonic() < end:
+            self._receive()
+
+    def _soak(self, step: Step) -> None:
+        """Until the stage's release has been out for as long as it should."""
+        number = step.number - 1
+        ended = self._store.round_times(self._campaign, number)[1] or self._clock.wall()
+        until = ended + self._config.stages[step.stage].soak_seconds
+        while self._clock.wall() < until:
+            self._obey()
+            self._idle()
+
+    def _wait_for_window(self) -> None:
+        told = False
+        while not self._config.is_open(self._clock.wall()):
+            if not told:
+                self._set_state("running", "waits for its window")
+                told = True
+            self._obey()
+            self._idle()
+        if told:
+            self._set_state("running")
+
+    # Rolling back
+
+    def _roll_back(self, reason: str) -> None:
+        """Bring all devices back to the weights that they had before the campaign."""
+        self._set_state("rolling-back", reason)
+        for _ in range(ROLL_BACK_ROUNDS):
+            if not self._roll_back_round():
+                break
+        missing = sorted(self._to_roll_back())
+        if missing:
+            named = ", ".join(missing[:5])
+            reason += f"; {len(missing)} devices couldn't be reached to go back: {named}"
+        self._end("rolled-back", reason)
+
+    def _to_roll_back(self) -> dict[str, str]:
+        """Devices whose current weights are of this campaign, and what each had before."""
+        digests = self._store.weight_digests(self._campaign)
+        members = self._stages.members(self._campaign)
+        back = {}
+        for of in self._devices.values():
+            for name, device in of.items():
+                member = members.get(name)
+                if member is None or device.current == member.before:
+                    continue
+                if device.current in digests:
+                    back[name] = member.before
+        return back
+
+    def _roll_back_round(self) -> bool:
+        """One round of it; False where nobody is left, or nobody can be reached."""
+        running = [
+            one
+            for one in self._store.round_summaries(self._campaign)
+            if one.state == "running" and one.kind == RoundKind.ROLL_BACK.value
+        ]
+        version = self._store.weights(self._campaign, 0)
+        if running:
+            plan = RoundPlan.from_json(self._store.round(self._campaign, running[0].number).plan)
+        else:
+            self._hear_all()
+            back = self._to_roll_back()
+            known = {one: self._blob(one) for one in set(back.values())}
+            back = {name: before for name, before in back.items() if known[before] is not None}
+            if not back:
+                return False
+            number = 1 + max(
+                (one.number for one in self._store.round_summaries(self._campaign)), default=0
+            )
+            step = Step(number, RoundKind.ROLL_BACK, len(self._config.stages) - 1)
+            try:
+                plan = self._plan(step, version.sha256, Members(frozenset(back), back))
+            except CampaignError as error:
+                logger.warning("campaign %s: %s", self._campaign, error)
+                return False
+            plan = self._begin(plan)
+        self._close(plan, self._drive(plan, self._blobs(plan)), version)
+        self._hear_all()
+        return True
+
+    def _hear_all(self) -> None:
+        """Ask the gateways for what has changed, and give them a moment to answer."""
+        for gateway in self._transport.gateways() - self._quarantined.keys():
+            self._transport.send(gateway, Operation.HELLO, {})
+        end = self._clock.monotonic() + self._pace.news
+        while self._clock.monotonic() < end:
+            self._receive()
+
+    def _blob(self, digest: str) -> bytes | None:
+        own = self._store.weights_with(self._campaign, digest)
+        return own.blob if own is not None else self._models.blob_of(digest)
+
+    def _blobs(self, plan: RoundPlan) -> dict[str, bytes]:
+        """The versions that a round's devices begin with, by digest."""
+        found = {}
+        for digest in {one.weights or plan.weights for one in plan.assignments}:
+            blob = self._blob(digest)
+            if blob is None:
+                raise CampaignError(f"round {plan.number}: weights {digest[:16]}… aren't known")
+            found[digest] = blob
+        return found
+
     def _cancel_rounds(self) -> None:
         """Let no round go on that nobody will collect, also one of a driver that was killed."""
         for one in self._store.round_summaries(self._campaign):
             if one.state == "running":
                 plan = RoundPlan.from_json(self._store.round(self._campaign, one.number).plan)
-                self._drive(plan, b"", cancel=True)
+                self._drive(plan, {}, cancel=True)
                 self._store_cancelled(one.number)
 
     def _store_cancelled(self, number: int) -> None:
         self._store.finish_round(self._campaign, self._driver, number, "cancelled", {}, [], None)
 
-    def _run_round(self, number: int, kind: RoundKind) -> bool:
+    # Rounds
+
+    def _run_round(self, step: Step) -> bool:
         """Run a round that hasn't ended; False where the operator stopped the campaign."""
+        number = step.number
         known = {one.number: one.state for one in self._store.round_summaries(self._campaign)}
         state = known.get(number)
         if state not in (None, "running"):
             return True
+        self._obey()
         version = self._store.latest_weights(self._campaign)
+        base = version
+        if step.kind is RoundKind.SCORE_FIRST:
+            base = self._store.weights(self._campaign, 0)
         if state == "running":
             plan = RoundPlan.from_json(self._store.round(self._campaign, number).plan)
             logger.info("resuming round %d", number)
         else:
+            self._wait_for_window()
             self._check_for_empty_rounds()
-            devices = self.wait_for_devices()
-            if not devices:
+            if not self.wait_for_devices():
                 return False
-            plan = self.plan_round(number, kind, devices, version.sha256)
-            record = self._store.begin_round(
-                self._campaign, self._driver, number, kind.value, plan.to_json()
-            )
-            plan = RoundPlan.from_json(record.plan)
-        if plan.weights != version.sha256:
+            plan = self._begin(self._plan(step, base.sha256, self._members(step)))
+        if plan.weights != base.sha256:
             raise CampaignError(
                 f"round {number} was begun with weights {plan.weights[:16]}… but the newest "
-                f"version is {version.sha256[:16]}…: the store was changed by hand"
+                f"version is {base.sha256[:16]}…: the store was changed by hand"
             )
-        outcome = self._drive(plan, version.blob)
+        outcome = self._drive(plan, self._blobs(plan))
         if outcome.cancelled:
             self._store_cancelled(number)
             return False
-        close_round(
+        self._close(plan, outcome, version)
+        return True
+
+    def _begin(self, plan: RoundPlan) -> RoundPlan:
+        record = self._store.begin_round(
+            self._campaign, self._driver, plan.number, plan.kind.value, plan.to_json()
+        )
+        return RoundPlan.from_json(record.plan)
+
+    def _close(self, plan: RoundPlan, outcome: RoundOutcome, version: WeightsVersion) -> None:
+        result = close_round(
             self._store,
             self._campaign,
             self._driver,
@@ -158,13 +504,32 @@ class CampaignDriver:
             outcome,
             version,
         )
-        return True
+        self._note_failures(plan, result)
 
-    def plan_round(
-        self, number: int, kind: RoundKind, devices: Sequence[DeviceInfo], weights: str
-    ) -> RoundPlan:
-        """The next round over those of `devices` that this campaign may lease."""
-        ready, _ = eligible(self._config, devices, self._manifests)
+    def _note_failures(self, plan: RoundPlan, result: Mapping[str, Any]) -> None:
+        """Remember who didn't deliver, so that nobody is asked for ever."""
+        reasons = {str(one): str(why) for one, why in result["failed"].items()}
+        if result["accepted"] >= plan.wanted:
+            reasons = {}  # the others were only asked in case that these don't answer
+        known = self._stages.members(self._campaign)
+        failed = {}
+        for device, reason in reasons.items():
+            retry = self._config.retry_of(reason)
+            times = known[device].failures if device in known else 0
+            failed[device] = (reason, self._clock.wall() + retry.backoff_seconds * 2**times)
+        asked = [one.device for one in plan.assignments]
+        reported = set(asked) - set(result["missing"])
+        changed = after_round(known, asked, reported, failed)
+        if changed:
+            self._stages.save_members(self._campaign, changed)
+
+    def plan_round(self, step: Step, weights: str) -> RoundPlan:
+        """The next round over the devices that this campaign may lease."""
+        return self._plan(step, weights, self._members(step))
+
+    def _plan(self, step: Step, weights: str, members: Members) -> RoundPlan:
+        devices = self._known_devices()
+        ready, _ = eligible(self._config, devices, self._manifests, members)
         seen = {one.device: one.lease for one in devices if one.device in ready}
         leases = self._store.take_leases(self._campaign, self._driver, seen)
         mine = {
@@ -172,7 +537,67 @@ class CampaignDriver:
             for device, lease in leases.items()
             if lease.campaign == self._campaign
         }
-        return plan_round(self._config, number, kind, devices, self._manifests, weights, mine)
+        return plan_round(
+            self._config,
+            step.number,
+            step.kind,
+            devices,
+            self._manifests,
+            weights,
+            mine,
+            members,
+            step.stage,
+            step.training_round,
+        )
+
+    def _known_devices(self) -> list[DeviceInfo]:
+        return [one for known in self._devices.values() for one in known.values()]
+
+    def _targets(self) -> dict[str, DeviceInfo]:
+        """Known devices that the campaign is for, by name."""
+        devices = {one.device: one for one in self._known_devices()}
+        target = Filter.parse(self._config.target)
+        if self._registry is not None:
+            meant = self._registry.names(target)
+            return {name: one for name, one in devices.items() if name in meant}
+        return {name: one for name, one in devices.items() if target.matches(filter_values(one))}
+
+    def _members(self, step: Step) -> Members:
+        """Who may take part in a stage's rounds; devices that have come since join."""
+        targets = self._targets()
+        known = self._stages.members(self._campaign)
+        dealt = deal_stages(
+            self._config,
+            {name: f"{one.gateway}/{one.board}" for name, one in targets.items()},
+            {name: one.stage for name, one in known.items()},
+        )
+        joined = {
+            name: Member(name, stage, targets[name].current)
+            for name, stage in dealt.items()
+            if name not in known
+        }
+        if joined:
+            self._stages.save_members(self._campaign, joined.values())
+        known |= joined
+        names = frozenset(
+            name for name, one in known.items() if name in targets and one.stage <= step.stage
+        )
+        own = self._config.kind != "adapt" and step.kind is RoundKind.SCORE_FIRST
+        return Members(
+            names,
+            {name: targets[name].current for name in names} if own else {},
+            {name: why for name in names if (why := self._holds_back(known[name]))},
+        )
+
+    def _holds_back(self, member: Member) -> str:
+        """Why a device that failed isn't asked; empty where it is."""
+        if not member.failures:
+            return ""
+        if member.failures >= self._config.retry_of(member.reason).attempts:
+            return f"failed {member.failures} times in a row: {member.reason}"
+        if self._clock.wall() < member.not_before:
+            return f"failed ({member.reason}); it is asked again later"
+        return ""
 
     def _check_for_empty_rounds(self) -> None:
         trained = [
@@ -197,10 +622,11 @@ class CampaignDriver:
         """
         deadline = self._clock.monotonic() + self._config.wait_for_devices_seconds
         while True:
-            devices = [one for known in self._devices.values() for one in known.values()]
-            ready, skipped = eligible(self._config, devices, self._manifests)
+            targets = self._targets()
+            members = Members(frozenset(targets))
+            ready, skipped = eligible(self._config, targets.values(), self._manifests, members)
             if len(ready) >= self._config.min_devices:
-                return devices
+                return self._known_devices()
             if self._stopped():
                 return []
             now = self._clock.monotonic()
@@ -239,10 +665,6 @@ class CampaignDriver:
                     for one in reply.hello.devices
                 }
                 known.update(changed)
-                if changed:
-                    self._store.save_devices(
-                        self._campaign, {name: dict(one) for name, one in changed.items()}
-                    )
                 self._note_counters(reply.gateway, reply.hello.rounds)
         return usable
 
@@ -272,17 +694,19 @@ class CampaignDriver:
             ):
                 del known[gateway]
 
-    def _stopped(self, at_once: bool = False) -> bool:
+    def _stopped(self) -> bool:
         now = self._clock.monotonic()
-        if not at_once and now - self._stop_checked < self._pace.stop_check:
+        if now - self._stop_checked < self._pace.stop_check:
             return False
         self._stop_checked = now
         record = self._store.driver_lives(self._campaign, self._driver, self._clock.wall())
-        return record.stop_requested
+        return record.wish in ("stop", "roll-back")
 
     # One round
 
-    def _drive(self, plan: RoundPlan, blob: bytes, cancel: bool = False) -> RoundOutcome:
+    def _drive(
+        self, plan: RoundPlan, blobs: Mapping[str, bytes], cancel: bool = False
+    ) -> RoundOutcome:
         """Run a stored round to its end, or cancel it at all its gateways."""
         clock = self._clock
         machine = RoundMachine(
@@ -301,13 +725,13 @@ class CampaignDriver:
                     machine.give_up(gateway, self._quarantined[gateway])
             for gateway, operation in machine.requests(clock.monotonic()):
                 self._transport.send(
-                    gateway, operation, self._fields(plan, gateway, operation, machine, blob)
+                    gateway, operation, self._fields(plan, gateway, operation, machine, blobs)
                 )
             if machine.finished:
                 return machine.outcome()
             for reply in self._receive():
-                if reply.gateway in plan.gateways():
-                    self._tell(machine, plan, reply)
+                if reply.round == (self._campaign, plan.number):
+                    self._hand_over(machine, plan, reply)
             accepted = sum(machine.accepted.values())
             if accepted != shown:
                 shown = accepted
@@ -321,16 +745,18 @@ class CampaignDriver:
         gateway: str,
         operation: Operation,
         machine: RoundMachine,
-        blob: bytes,
+        blobs: Mapping[str, bytes],
     ) -> dict[str, Any]:
         if operation is Operation.START:
-            return start_request(self._config, self._campaign, plan, gateway, self._manifests, blob)
+            return start_request(
+                self._config, self._campaign, plan, gateway, self._manifests, blobs
+            )
         key = {"campaign": self._campaign, "round": plan.number}
         if operation is Operation.COLLECT:
             return {**key, "cursor": machine.cursor(gateway)}
         return key
 
-    def _tell(self, machine: RoundMachine, plan: RoundPlan, reply: Reply) -> None:
+    def _hand_over(self, machine: RoundMachine, plan: RoundPlan, reply: Reply) -> None:
         """Hand a gateway's reply to the round; what can't be its round's puts it in quarantine."""
         now = self._clock.monotonic()
         if reply.error:
@@ -351,12 +777,34 @@ class CampaignDriver:
                     self._quarantine(reply.gateway, str(error))
 
 
+def _plain_finding(finding: Finding) -> dict[str, Any]:
+    """A finding as JSON can hold it: what isn't finite is null."""
+
+    def plain(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return {
+        "group": finding.group,
+        "devices": finding.devices,
+        "outcome": finding.outcome.value,
+        "measured": plain(finding.measured),
+        "low": plain(finding.interval.low),
+        "high": plain(finding.interval.high),
+    }
+
+
 def new_campaign(
-    store: Store, config: CampaignConfig, manifests: Mapping[str, str], blob: bytes
+    store: Store,
+    config: CampaignConfig,
+    manifests: Mapping[str, str],
+    blob: bytes,
+    author: str = "",
+    base: str = "",
 ) -> str:
     """Store a new campaign over bundles of one model; returns its id (16 hex digits).
 
-    `manifests` are the bundles' manifest.json texts in any keys, `blob` their weights.
+    `manifests` are the bundles' manifest.json texts in any keys, `blob` their weights, or those of
+    the version `base` (MODEL:NUMBER) of their model.
     Raises `CampaignError` where the bundles don't hold the same model and weights, or a
     plan that the configuration names is in none of them.
     """
@@ -378,7 +826,7 @@ def new_campaign(
                 f"bundles {one.bundle_id[:16]} and {parsed[0].bundle_id[:16]} hold different "
                 "tensors: compile them with one version of tinyfleet"
             )
-        if one.weights.sha256 != digest:
+        if not base and one.weights.sha256 != digest:
             raise CampaignError(
                 f"bundle {one.bundle_id[:16]} was built with weights {one.weights.sha256[:16]}…, "
                 f"not {digest[:16]}…: compile all bundles from one model"
@@ -394,6 +842,8 @@ def new_campaign(
         config.model_dump_json(),
         {one.bundle_id: text for one, text in zip(parsed, manifests.values(), strict=True)},
         WeightsVersion(0, digest, blob, master.astype("<f8").tobytes()),
+        author,
+        base,
     )
     return campaign
 

@@ -3,22 +3,28 @@
 Gateways are known by the name in their SuperNode's reply, not by node id: an anonymous SuperNode
 that restarts has a new one. A name stays with the node that had it first for as long as Flower
 takes that node for online; another one that claims it meanwhile is left alone, and asked again
-later. A SuperNode handles one message at a time, so each gateway has one under way, and messages
-that nobody will read any more expire.
+later. A SuperNode handles one message at a time, each in a fresh process, so that a message (a
+*sync*) carries all that there is for a gateway, of all campaigns, and waits there until one of
+their rounds ends. Messages that nobody will read any more expire.
 
 A SuperNode without a message sleeps for three seconds, but looks for the next one at once
-when it has answered one. With `spare_collects` a collect is sent ahead (the *spare*): it takes
+when it has answered one. With `spare_syncs` a second one is sent ahead (the *spare*): it takes
 over where its forerunner's wait ended without the round's end, and after the end it keeps the
 SuperNode awake until the next start is there. That saves one to two seconds a round and costs
 one ClientApp process (about one second of CPU) per gateway and round.
+
+A start can't interrupt a wait. So where a round has ended at a gateway whose campaign has no newer
+one there yet, the waits for other campaigns' rounds are short (`expecting_wait`), and where there
+are no others, nothing is sent and the SuperNode looks every three seconds, which costs next to
+nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cbor2
@@ -27,17 +33,14 @@ from flwr.serverapp import Grid
 
 from fleet.campaign import Operation
 from fleet.clock import Clock, SystemClock
-from fleet.coordinator.transport import Reply, Transport, read_reply
+from fleet.coordinator.transport import Reply, RoundName, Transport, read_replies
 
 logger = logging.getLogger(__name__)
 
 RECORD = "tinyfleet"
-MESSAGE_TYPES = {
-    Operation.HELLO: "query.hello",
-    Operation.START: "train.start",
-    Operation.COLLECT: "train.collect",
-    Operation.CANCEL: "train.cancel",
-}
+SYNC = "query.sync"
+MOST_UNDER_WAY = 2
+"""Messages of a gateway beside its spare: one that waits there, and one that waits for that."""
 
 
 @dataclass(frozen=True)
@@ -45,48 +48,82 @@ class FlowerPace:
     """Waiting times in seconds.
 
     `pull`: between looks for replies. `nodes`: between looks for new SuperNodes.
-    `collect_wait`: how long one start or collect stays at the gateway; each message costs a
-    process at the site, so long is cheap, and short shows progress. `answer`: beyond the
-    wait, until a message counts as lost. `spare_collects`: send a collect ahead.
+    `sync_wait`: how long one sync stays at the gateway; each message costs a process at the site,
+    so long is cheap, and short shows progress. `expecting_wait`: the same while a start may come.
+    `expecting`: so long a campaign's next round is expected. `answer`: beyond the wait, until a
+    message counts as lost. `spare_syncs`: send one ahead.
     """
 
     pull: float = 0.4
     nodes: float = 1.5
-    collect_wait: float = 10.0
+    sync_wait: float = 10.0
+    expecting_wait: float = 2.0
+    expecting: float = 30.0
     answer: float = 45.0
-    spare_collects: bool = False
+    spare_syncs: bool = False
 
 
 @dataclass(frozen=True)
 class _Sent:
     gateway: str
     node: int
-    operation: Operation
     expires: float
-    # Campaign and round; None for a greeting.
-    key: tuple[str, int] | None = None
+    # Rounds that somebody waits to hear of.
+    asked: frozenset[RoundName] = frozenset()
+    # Rounds whose end it waits for.
+    rounds: frozenset[RoundName] = frozenset()
     # Sent ahead: nobody has asked for its reply yet.
     spare: bool = False
+
+
+@dataclass
+class _Outbox:
+    """What a gateway is to be asked with the next message."""
+
+    starts: dict[RoundName, Mapping[str, Any]] = field(default_factory=dict)
+    cancels: dict[RoundName, Mapping[str, Any]] = field(default_factory=dict)
+    collects: dict[RoundName, Mapping[str, Any]] = field(default_factory=dict)
+    hello: bool = False
+
+    @property
+    def is_urgent(self) -> bool:
+        return bool(self.starts or self.cancels)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.is_urgent or self.collects or self.hello)
+
+    @property
+    def rounds(self) -> frozenset[RoundName]:
+        return frozenset({*self.starts, *self.cancels, *self.collects})
 
 
 class GridTransport(Transport):
     """`Transport` over a Flower `Grid`."""
 
     def __init__(
-        self, grid: Grid, pace: FlowerPace | None = None, clock: Clock | None = None
+        self,
+        grid: Grid,
+        pace: FlowerPace | None = None,
+        clock: Clock | None = None,
+        extras: Callable[[str], Mapping[str, Any]] = lambda gateway: {},
     ) -> None:
-        """Nothing is sent before the first `receive`."""
+        """Nothing is sent before the first `receive`; `extras` go with every sync of a gateway."""
         self._grid = grid
         self._pace = pace or FlowerPace()
         self._clock = clock or SystemClock()
+        self._extras = extras
         self._nodes: dict[str, int] = {}
         self._online: set[int] = set()
         self._greeted: set[int] = set()
+        self._outboxes: dict[str, _Outbox] = {}
         self._sent: dict[str, _Sent] = {}
         self._unsent: list[Reply] = []
         self._looked = float("-inf")
         # Up to where each gateway's devices are known.
         self._cursors: dict[str, int] = {}
+        # By gateway and campaign: until when its next round is expected there.
+        self._expecting: dict[str, dict[str, float]] = {}
 
     def gateways(self) -> frozenset[str]:
         """See `Transport`."""
@@ -97,67 +134,112 @@ class GridTransport(Transport):
         return dict(self._nodes)
 
     def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
-        """See `Transport`."""
-        node = self._nodes.get(gateway)
-        if node is None:
-            self._unsent.append(Reply(gateway, error=f"no SuperNode of {gateway} is online"))
-            return
+        """See `Transport`. It goes with the next `receive`."""
+        outbox = self._outboxes.setdefault(gateway, _Outbox())
         if operation is Operation.HELLO:
-            if not any(one.gateway == gateway for one in self._sent.values()):
-                self._push(gateway, node, operation, fields)
+            outbox.hello = True
             return
-        key = (str(fields["campaign"]), int(fields["round"]))
-        waits = operation in (Operation.START, Operation.COLLECT)
-        if not (operation is Operation.COLLECT and self._promote(gateway, node, key)):
-            sent = self._push(gateway, node, operation, fields, key)
-            waits = waits and sent
-        if waits and self._pace.spare_collects:
-            # Promoted, it may repeat reports of its forerunner: a round takes each once.
-            spare = {"campaign": key[0], "round": key[1], "cursor": fields.get("cursor", 0)}
-            self._push(gateway, node, Operation.COLLECT, spare, key, spare=True)
+        name = (str(fields["campaign"]), int(fields["round"]))
+        box = {
+            Operation.START: outbox.starts,
+            Operation.CANCEL: outbox.cancels,
+            Operation.COLLECT: outbox.collects,
+        }[operation]
+        box[name] = fields
+        if operation is Operation.START:
+            self._expecting.get(gateway, {}).pop(name[0], None)
 
-    def _promote(self, gateway: str, node: int, key: tuple[str, int]) -> bool:
-        """Make the spare collect of this round, where one is under way, the one asked for."""
+    # Sending
+
+    def _flush(self) -> None:
+        for gateway in list(self._outboxes):
+            outbox = self._outboxes[gateway]
+            node = self._nodes.get(gateway)
+            if node is None:
+                del self._outboxes[gateway]
+                self._unsent += [
+                    Reply(gateway, name, error=f"no SuperNode of {gateway} is online")
+                    for name in sorted(outbox.rounds)
+                ]
+                continue
+            under_way = [
+                one for one in self._sent.values() if one.gateway == gateway and not one.spare
+            ]
+            if outbox.hello and any(one.gateway == gateway for one in self._sent.values()):
+                outbox.hello = False  # every reply has one
+            if outbox.is_empty:
+                del self._outboxes[gateway]
+            elif not under_way or (outbox.is_urgent and len(under_way) < MOST_UNDER_WAY):
+                del self._outboxes[gateway]
+                if outbox.is_urgent or not self._promote(gateway, node, outbox):
+                    self._sync(gateway, node, outbox)
+
+    def _promote(self, gateway: str, node: int, outbox: _Outbox) -> bool:
+        """Make the spare that waits for these rounds, where one is under way, the one asked for."""
         for identifier, one in self._sent.items():
-            if one.spare and (one.gateway, one.node, one.key) == (gateway, node, key):
-                self._sent[identifier] = replace(one, spare=False)
+            same = (one.gateway, one.node) == (gateway, node)
+            if one.spare and same and outbox.rounds and outbox.rounds <= one.rounds:
+                self._sent[identifier] = replace(one, spare=False, asked=outbox.rounds)
                 return True
         return False
+
+    def _sync(self, gateway: str, node: int, outbox: _Outbox) -> None:
+        now = self._clock.monotonic()
+        watched = frozenset({*outbox.starts, *outbox.collects})
+        expecting = self._expecting.get(gateway, {})
+        is_expecting = any(now < until for until in expecting.values())
+        wait = self._pace.expecting_wait if is_expecting else self._pace.sync_wait
+        rounds = [
+            {"campaign": name[0], "round": name[1], "cursor": fields.get("cursor", 0)}
+            for name, fields in outbox.collects.items()
+        ]
+        request = {
+            "starts": [dict(one) for one in outbox.starts.values()],
+            "cancels": [dict(one) for one in outbox.cancels.values()],
+            "rounds": rounds,
+        }
+        wait = wait if watched else 0.0
+        sent = self._push(gateway, node, request, wait, outbox.rounds, watched)
+        is_spared = any(one.spare and one.gateway == gateway for one in self._sent.values())
+        if sent and watched and self._pace.spare_syncs and not is_expecting and not is_spared:
+            # Promoted, it may repeat reports of its forerunner: a round takes each once.
+            started = [{"campaign": name[0], "round": name[1]} for name in outbox.starts]
+            ahead = {"rounds": [*rounds, *started]}
+            self._push(gateway, node, ahead, wait, frozenset(), watched, spare=True)
 
     def _push(
         self,
         gateway: str,
         node: int,
-        operation: Operation,
-        fields: Mapping[str, Any],
-        key: tuple[str, int] | None = None,
+        request: Mapping[str, Any],
+        wait: float = 0.0,
+        asked: frozenset[RoundName] = frozenset(),
+        rounds: frozenset[RoundName] = frozenset(),
         spare: bool = False,
     ) -> bool:
-        waits = operation in (Operation.START, Operation.COLLECT)
-        wait = self._pace.collect_wait if waits else 0.0
         payload = cbor2.dumps(
             {
-                "fields": dict(fields),
+                **request,
                 "wait_seconds": wait,
                 "hello_cursor": self._cursors.get(gateway, 0),
+                **(self._extras(gateway) if gateway and not spare else {}),
             }
         )
-        # A spare waits for its forerunner first.
-        lifetime = wait * (2 if spare else 1) + self._pace.answer
+        # It waits for its forerunner first.
+        lifetime = 2 * wait + self._pace.answer
         message = Message(
             RecordDict({RECORD: ConfigRecord({"payload": payload})}),
             dst_node_id=node,
-            message_type=MESSAGE_TYPES[operation],
+            message_type=SYNC,
             ttl=lifetime,
         )
         (identifier,) = self._grid.push_messages([message])
         if not identifier:
-            if not spare:
-                self._unsent.append(Reply(gateway, error=f"SuperNode {node} is not online"))
+            error = f"SuperNode {node} is not online"
+            self._unsent += [Reply(gateway, name, error=error) for name in sorted(asked)]
             return False
-        self._sent[identifier] = _Sent(
-            gateway, node, operation, self._clock.monotonic() + lifetime, key, spare
-        )
+        expires = self._clock.monotonic() + lifetime
+        self._sent[identifier] = _Sent(gateway, node, expires, asked, rounds, spare)
         return True
 
     def _look_for_nodes(self) -> None:
@@ -174,11 +256,14 @@ class GridTransport(Transport):
         self._greeted &= self._online
         for node in self._online - self._greeted:
             self._greeted.add(node)
-            self._push("", node, Operation.HELLO, {})
+            self._push("", node, {})
+
+    # Receiving
 
     def receive(self) -> list[Reply]:
         """See `Transport`."""
         self._look_for_nodes()
+        self._flush()
         replies, self._unsent = self._unsent, []
         if self._sent:
             for message in self._grid.pull_messages(list(self._sent)):
@@ -189,20 +274,17 @@ class GridTransport(Transport):
         for identifier, sent in list(self._sent.items()):
             if now > sent.expires:
                 del self._sent[identifier]
-                replies.extend(self._lost(sent, f"no answer to {sent.operation} in time"))
+                replies.extend(self._lost(sent, "no answer to a message in time"))
         if not replies:
             self._clock.sleep(self._pace.pull)
         return replies
 
     def _lost(self, sent: _Sent, error: str) -> list[Reply]:
-        if sent.spare:
-            return []
         if not sent.gateway:
             # A greeting: greet again at the next look.
             self._greeted.discard(sent.node)
             logger.warning("SuperNode %d: %s", sent.node, error)
-            return []
-        return [Reply(sent.gateway, error=error)]
+        return [Reply(sent.gateway, name, error=error) for name in sorted(sent.asked)]
 
     def _read(self, sent: _Sent, message: Message) -> list[Reply]:
         if message.has_error():
@@ -229,19 +311,27 @@ class GridTransport(Transport):
                 holder,
             )
             return []
-        reply = read_reply(gateway, data)
-        if reply.is_odd:
-            return self._odd(sent, gateway, reply.error)
+        read = read_replies(gateway, data)
+        if read and read[0].is_odd:
+            return self._odd(sent, gateway, read[0].error)
+        # A spare's answer about a round is old; its news of devices aren't.
+        read = [one for one in read if one.collected is None or one.round in sent.asked]
         replies: list[Reply] = []
-        if reply.hello is not None:
-            replies.extend(self._meet(gateway, sent.node))
-            self._cursors[gateway] = reply.hello.cursor
-            if reply.hello.more:
-                self._push(gateway, sent.node, Operation.HELLO, {})
-        # A spare's answer about a round that has ended is old; its devices are news.
-        if sent.spare:
-            reply = replace(reply, started=None, collected=None)
-        return [*replies, reply]
+        for reply in read:
+            if reply.hello is not None:
+                replies += self._meet(gateway, sent.node)
+                self._cursors[gateway] = reply.hello.cursor
+                if reply.hello.more:
+                    self._push(gateway, sent.node, {})
+            elif reply.round is not None and reply.collected is not None:
+                if reply.collected.state == "closed" and not reply.collected.more:
+                    self._expect_more(gateway, reply.round[0])
+        # Whoever hears of a round's end then knows the devices as they are now.
+        return replies + sorted(read, key=lambda one: one.hello is None)
+
+    def _expect_more(self, gateway: str, campaign: str) -> None:
+        until = self._clock.monotonic() + self._pace.expecting
+        self._expecting.setdefault(gateway, {})[campaign] = until
 
     def _odd(self, sent: _Sent, gateway: str, error: str) -> list[Reply]:
         """An answer that isn't one; a node that doesn't even say its name isn't asked again."""
@@ -258,7 +348,7 @@ class GridTransport(Transport):
         # The SuperNode restarted under a new id: what was under way to the old one is lost.
         lost = [key for key, one in self._sent.items() if one.node == before]
         return [
-            Reply(gateway, error="its SuperNode restarted")
+            Reply(gateway, name, error="its SuperNode restarted")
             for one in [self._sent.pop(key) for key in lost]
-            if one.operation is not Operation.HELLO and not one.spare
+            for name in sorted(one.asked)
         ]

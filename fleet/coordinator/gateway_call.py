@@ -1,17 +1,22 @@
 """What a ClientApp does for one message: ask the gateway daemon beside it, and answer.
 
-A ClientApp is a fresh process per message, so this module imports no more than it needs.
-A message and its reply carry one packed CBOR map each. A request is `fields` (those of
-docs/specification/gateway.md), `wait_seconds`, `hello_cursor`, up to which the coordinator knows
-the devices, and `all_pages`, with which the answer has every report, however many they are. A reply
-has `ok` and either `error`, or the gateway's name and what its socket answered to each operation:
-`start`, `collect`, `cancel`, `hello`.
+A ClientApp is a fresh process per message, so this module imports no more than it needs, and one
+message, a *sync*, carries all that the coordinator wants of a gateway. It and its reply are one
+packed CBOR map each.
+
+Of the request: `starts` and `cancels`, requests as in docs/specification/gateway.md; `rounds`,
+whose standing is told (`[{campaign, round, cursor}]`); `wait_seconds`, so long until one of these
+rounds, or of those that were started, has ended; `hello_cursor`, up to which the coordinator knows
+the devices; `all_pages`, with which an answer has every report, however many they are.
+
+A reply has `ok` and either `error`, or the gateway's name, `answers` (`[{op, campaign, round}` with
+either `answer`, what the socket said, or `error`) and `hello`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cbor2
@@ -19,12 +24,12 @@ import cbor2
 from fleet.errors import GatewayError
 from fleet.gateway.client import GatewayClient
 
-# The gateway answers a collect within this; longer waits are several requests.
-COLLECT_WAIT_SECONDS = 5.0
+# The gateway answers a watch within this; longer waits are several requests.
+WATCH_SECONDS = 5.0
 
 
-def handle(operation: str, payload: bytes, node_config: Mapping[str, Any]) -> bytes:
-    """Reply to a message of type `query.hello`, `train.start`, `train.collect`, `train.cancel`.
+def handle(payload: bytes, node_config: Mapping[str, Any]) -> bytes:
+    """Reply to a sync.
 
     A failure is a reply too: an exception would end the ClientApp with a traceback and tell
     the coordinator less.
@@ -38,56 +43,68 @@ def handle(operation: str, payload: bytes, node_config: Mapping[str, Any]) -> by
                 '\'gateway="NAME" socket="PATH"\''
             )
         request = cbor2.loads(payload) if payload else {}
-        reply = _ask(
-            GatewayClient(str(socket_path)),
-            operation,
-            request.get("fields", {}),
-            float(request.get("wait_seconds", 0.0)),
-            {"cursor": int(request.get("hello_cursor", 0))},
-            bool(request.get("all_pages", False)),
-        )
+        reply = _sync(GatewayClient(str(socket_path)), request)
         return cbor2.dumps({"ok": True, "gateway": gateway, **reply})
     except GatewayError as error:
         return cbor2.dumps({"ok": False, "gateway": gateway, "error": str(error)})
 
 
-def _ask(
-    client: GatewayClient,
-    operation: str,
-    fields: Mapping[str, Any],
-    wait_seconds: float,
-    hello: Mapping[str, Any],
-    all_pages: bool,
-) -> dict[str, Any]:
-    if operation == "hello":
-        return {"hello": client.request("hello", hello)}
-    if operation == "cancel":
-        return {"cancel": client.request("cancel", fields)}
-    if operation not in ("start", "collect"):
-        raise GatewayError(f"no such operation: {operation}; gateway and app differ in version")
-    reply: dict[str, Any] = {}
-    if operation == "start":
-        reply["start"] = client.request("start", fields)
-        if wait_seconds <= 0:
-            return reply
-    names = ("campaign", "round", "cursor")
-    collect = {name: fields[name] for name in names if name in fields}
-    deadline = time.monotonic() + wait_seconds
+def _sync(client: GatewayClient, request: Mapping[str, Any]) -> dict[str, Any]:
+    answers = []
+    rounds: dict[tuple[str, int], int] = {
+        (str(one["campaign"]), int(one["round"])): int(one.get("cursor", 0))
+        for one in request.get("rounds", ())
+    }
+    for one in request.get("cancels", ()):
+        answers.append(_answer(client, "cancel", one))
+    for one in request.get("starts", ()):
+        answers.append(_answer(client, "start", one))
+        if "answer" in answers[-1]:
+            rounds.setdefault((str(one["campaign"]), int(one["round"])), 0)
+    wait = float(request.get("wait_seconds", 0.0))
+    if rounds and wait > 0:
+        _wait_for_an_end(client, list(rounds), wait)
+        for (campaign, number), cursor in rounds.items():
+            answers.append(_collect(client, campaign, number, cursor, request))
+    else:
+        # What was started a moment ago has nothing to tell.
+        for one in request.get("rounds", ()):
+            answers.append(
+                _collect(client, one["campaign"], one["round"], one.get("cursor", 0), request)
+            )
+    hello = client.request("hello", {"cursor": int(request.get("hello_cursor", 0))})
+    return {"answers": answers, "hello": hello}
+
+
+def _answer(client: GatewayClient, operation: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What the gateway says to one request; that it refuses one leaves the others alone."""
+    named = {"op": operation, "campaign": fields.get("campaign"), "round": fields.get("round")}
+    try:
+        return {**named, "answer": client.request(operation, fields)}
+    except GatewayError as error:
+        return {**named, "error": str(error)}
+
+
+def _wait_for_an_end(
+    client: GatewayClient, rounds: Sequence[tuple[str, int]], seconds: float
+) -> None:
+    deadline = time.monotonic() + seconds
     while True:
         left = max(0.0, deadline - time.monotonic())
-        # Always from the same cursor: only the last answer goes back.
-        answer = client.request(
-            "collect", {**collect, "wait_seconds": min(COLLECT_WAIT_SECONDS, left)}
-        )
-        if answer.get("state") != "running" or time.monotonic() >= deadline:
-            break
+        if client.watch(rounds, min(WATCH_SECONDS, left)) or time.monotonic() >= deadline:
+            return
+
+
+def _collect(
+    client: GatewayClient, campaign: str, number: int, cursor: int, request: Mapping[str, Any]
+) -> dict[str, Any]:
+    fields = {"campaign": campaign, "round": number, "cursor": cursor}
+    answered = _answer(client, "collect", fields)
+    if not request.get("all_pages") or "answer" not in answered:
+        return answered
+    answer = answered["answer"]
     reports = list(answer.get("reports", ()))
-    while all_pages and answer.get("more"):
-        page = {**collect, "cursor": answer["cursor"], "wait_seconds": 0.0}
-        answer = client.request("collect", page)
+    while answer.get("more"):
+        answer = client.request("collect", {**fields, "cursor": answer["cursor"]})
         reports += answer.get("reports", ())
-    reply["collect"] = {**answer, "reports": reports}
-    if answer.get("state") == "closed":
-        # The next round is planned with what devices say now; saves a message for it.
-        reply["hello"] = client.request("hello", hello)
-    return reply
+    return {**answered, "answer": {**answer, "reports": reports}}

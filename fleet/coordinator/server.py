@@ -33,8 +33,8 @@ def run_server(grid: Grid, config: Mapping[str, Any]) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     pace = FlowerPace(
         pull=float(config.get("pull-seconds", 0.4)),
-        spare_collects=bool(config.get("spare-collects", False)),
-        collect_wait=float(config.get("collect-wait-seconds", 10.0)),
+        spare_syncs=bool(config.get("spare-syncs", False)),
+        sync_wait=float(config.get("sync-wait-seconds", 10.0)),
     )
     path = Path(_required(config, "store"))
     if not path.exists():

@@ -82,8 +82,8 @@ class Coordinator:
         store_path: Path,
         superlink: SuperLink,
         *,
-        collect_wait_seconds: float = 10.0,
-        spare_collects: bool = True,
+        sync_wait_seconds: float = 10.0,
+        spare_syncs: bool = True,
         poll_seconds: float = 0.25,
         ask_seconds: float = 1.5,
         silence_seconds: float = 30.0,
@@ -95,7 +95,7 @@ class Coordinator:
     ) -> None:
         """`store_path` is the file of `store`, as ServerApps open it.
 
-        `collect_wait_seconds` and `spare_collects` are explained in `flower_adapter`.
+        `sync_wait_seconds` and `spare_syncs` are explained in `flower_adapter`.
         With `restart_superlink` a SuperLink that died is started again; without, it is
         waited for (somebody else owns it). The store is looked at every `poll_seconds`, the
         SuperLink is asked about the run every `ask_seconds`. A run whose ServerApp hasn't
@@ -107,8 +107,8 @@ class Coordinator:
         self._store = store
         self._path = store_path.resolve()
         self._superlink = superlink
-        self._collect_wait = collect_wait_seconds
-        self._spare_collects = spare_collects
+        self._sync_wait = sync_wait_seconds
+        self._spare_syncs = spare_syncs
         self._poll = poll_seconds
         self._ask = ask_seconds
         self._silence = silence_seconds
@@ -190,7 +190,7 @@ class Coordinator:
 
     def stop(self, campaign: str) -> None:
         """Ask for the running round to be cancelled at all gateways and the campaign to end."""
-        self._store.request_stop(campaign)
+        self._store.ask(campaign, "stop")
 
     def _submit(self, control: Control, campaign: str) -> int:
         return control.start_run(
@@ -198,8 +198,8 @@ class Coordinator:
                 "mode": "campaign",
                 "store": str(self._path),
                 "campaign": campaign,
-                "collect-wait-seconds": self._collect_wait,
-                "spare-collects": self._spare_collects,
+                "sync-wait-seconds": self._sync_wait,
+                "spare-syncs": self._spare_syncs,
             }
         )
 

@@ -24,16 +24,17 @@ from fleet.campaign import (
     RoundKind,
     RoundOutcome,
     RoundPlan,
+    Step,
     start_request,
 )
 from fleet.campaign.answers import CollectAnswer
 from fleet.coordinator.closing import close_round, parts_of_gateway
 from fleet.coordinator.driver import CampaignDriver, new_campaign
 from fleet.coordinator.flower_adapter import RECORD, GridTransport
-from fleet.coordinator.transport import read_reply
+from fleet.coordinator.transport import read_replies
 from fleet.errors import AnswerError
 from fleet.protocol.manifest import Manifest
-from fleet.store import Store, WeightsVersion
+from fleet.store import SqlStore, WeightsVersion
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class TinyfleetStrategy(Strategy):
     steps. Rounds, reports and versions go into the store, as those of a campaign do.
     """
 
-    def __init__(self, store: Store, campaign: str) -> None:
+    def __init__(self, store: SqlStore, campaign: str) -> None:
         """`campaign` is in the store and belongs to this strategy from now on."""
         self._store = store
         self._campaign = campaign
@@ -80,11 +81,13 @@ class TinyfleetStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One `train.start` per gateway, which answers when its round is closed."""
+        """One `train.sync` per gateway, which answers when its round is closed."""
         transport = GridTransport(grid)
         listener = CampaignDriver(self._store, self._campaign, transport, driver=self._driver)
-        devices, nodes = listener.wait_for_devices(), transport.nodes()
-        plan = listener.plan_round(server_round, RoundKind.TRAIN, devices, self._version.sha256)
+        listener.wait_for_devices()
+        nodes = transport.nodes()
+        step = Step(server_round, RoundKind.TRAIN, 0, server_round)
+        plan = listener.plan_round(step, self._version.sha256)
         self._store.begin_round(
             self._campaign, self._driver, server_round, plan.kind.value, plan.to_json()
         )
@@ -97,16 +100,16 @@ class TinyfleetStrategy(Strategy):
                 plan,
                 gateway,
                 self._manifests,
-                self._version.blob,
+                {self._version.sha256: self._version.blob},
             )
             wait = self._config.deadline_seconds + 5.0
             # One message is all of a gateway's round here.
-            payload = cbor2.dumps({"fields": fields, "wait_seconds": wait, "all_pages": True})
+            payload = cbor2.dumps({"starts": [fields], "wait_seconds": wait, "all_pages": True})
             messages.append(
                 Message(
                     RecordDict({RECORD: ConfigRecord({"payload": payload})}),
                     dst_node_id=nodes[gateway],
-                    message_type="train.start",
+                    message_type="train.sync",
                     ttl=wait + self._config.gateway_grace_seconds,
                 )
             )
@@ -126,10 +129,11 @@ class TinyfleetStrategy(Strategy):
             payload = message.content.config_records[RECORD]["payload"]
             data = cbor2.loads(payload) if isinstance(payload, bytes) else {}
             gateway = str(data.get("gateway"))
-            reply = read_reply(gateway, data)
-            answer = reply.collected
+            read = read_replies(gateway, data)
+            answer = next((one.collected for one in read if one.collected), None)
             if answer is None or answer.state != "closed" or answer.more:
-                said = reply.error or data.get("error") or (answer and answer.state)
+                errors = [one.error for one in read if one.error] or [str(data.get("error"))]
+                said = errors[0] or (answer and answer.state)
                 logger.warning("gateway %s is left out: %s", gateway, said)
                 continue
             try:
@@ -187,7 +191,7 @@ def _figures(result: Mapping[str, Any]) -> dict[str, int | float | list[int] | l
     return {name: result[name] for name in names if isinstance(result.get(name), int | float)}
 
 
-def run_strategy(grid: Grid, store: Store, campaign: str, rounds: int) -> Result:
+def run_strategy(grid: Grid, store: SqlStore, campaign: str, rounds: int) -> Result:
     """Run `Strategy.start` over the bundles and configuration of a stored campaign.
 
     The rounds go into a campaign of their own, a copy of the one named, so that a campaign

@@ -11,16 +11,20 @@ from fleet.campaign import Operation
 from fleet.campaign.answers import CollectAnswer, Hello, StartAnswer
 from fleet.errors import AnswerError
 
+RoundName = tuple[str, int]
+"""Campaign and number of a round."""
+
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back from a gateway: each part where it was asked for, or an error.
+    """What came back from a gateway: the answer to one request about a round, news, or an error.
 
-    A start that waited for the round's end has a `collected` as well. With `is_odd` the gateway did
-    answer, but not as the specification says; `error` tells how.
+    `round` is None for a `hello`, and for an error that isn't about one request. With `is_odd` the
+    gateway did answer, but not as the specification says; `error` tells how.
     """
 
     gateway: str
+    round: RoundName | None = None
     started: StartAnswer | None = None
     collected: CollectAnswer | None = None
     cancelled: StartAnswer | None = None
@@ -29,32 +33,50 @@ class Reply:
     is_odd: bool = False
 
 
-def read_reply(gateway: str, reply: Mapping[str, Any]) -> Reply:
-    """The reply of a gateway's ClientApp (`gateway_call`); never an exception."""
+_FORMS: dict[str, tuple[str, type[StartAnswer] | type[CollectAnswer]]] = {
+    Operation.START: ("started", StartAnswer),
+    Operation.COLLECT: ("collected", CollectAnswer),
+    Operation.CANCEL: ("cancelled", StartAnswer),
+}
+
+
+def read_replies(gateway: str, reply: Mapping[str, Any]) -> list[Reply]:
+    """The parts of a reply to a sync (`gateway_call`); never an exception. Odd ones come alone."""
+    replies = []
     try:
-        parts = {
-            name: form.parse(gateway, reply[part])
-            for name, part, form in (
-                ("started", "start", StartAnswer),
-                ("collected", "collect", CollectAnswer),
-                ("cancelled", "cancel", StartAnswer),
-                ("hello", "hello", Hello),
-            )
-            if part in reply
-        }
+        answers = reply.get("answers", [])
+        if not isinstance(answers, list):
+            raise AnswerError(f"gateway {gateway}: answers: not a list")
+        for one in answers:
+            replies.append(_read_answer(gateway, one))
+        if "hello" in reply:
+            hello = Hello.parse(gateway, reply["hello"])
+            if hello.gateway != gateway:
+                raise AnswerError(
+                    f"gateway {gateway} says that it is {hello.gateway}: "
+                    "check its SuperNode's node-config"
+                )
+            replies.append(Reply(gateway, hello=hello))
     except AnswerError as error:
-        return Reply(gateway, error=str(error), is_odd=True)
-    hello = parts.get("hello")
-    if isinstance(hello, Hello) and hello.gateway != gateway:
-        why = (
-            f"gateway {gateway} says that it is {hello.gateway}: check its SuperNode's node-config"
-        )
-        return Reply(gateway, error=why, is_odd=True)
-    return Reply(gateway, **parts)  # type: ignore[arg-type]  # each has the form of its name
+        return [Reply(gateway, error=str(error), is_odd=True)]
+    return replies
+
+
+def _read_answer(gateway: str, one: object) -> Reply:
+    if not isinstance(one, Mapping):
+        raise AnswerError(f"gateway {gateway}: answers: not a list of maps")
+    campaign, number, operation = one.get("campaign"), one.get("round"), one.get("op")
+    if not isinstance(campaign, str) or not isinstance(number, int) or operation not in _FORMS:
+        raise AnswerError(f"gateway {gateway}: answers: one is about no request of ours")
+    name = (campaign, number)
+    if "answer" not in one:
+        return Reply(gateway, name, error=str(one.get("error", "no reason given")))
+    part, form = _FORMS[str(operation)]
+    return Reply(gateway, name, **{part: form.parse(gateway, one["answer"])})  # type: ignore[arg-type]
 
 
 class Transport(ABC):
-    """Carries requests to gateways. One request per gateway is under way at a time."""
+    """Carries requests to gateways, at most one about a round and gateway at a time."""
 
     @abstractmethod
     def gateways(self) -> frozenset[str]:

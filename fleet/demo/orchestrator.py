@@ -268,7 +268,7 @@ def run_campaign(
     accepted = partial(site.accepted, campaign)
     with RoundProgress(accepted, settings.rounds, tell) as rounds:
         coordinator = Coordinator(
-            store, store_path, site.superlink, collect_wait_seconds=ROUND_WAIT_SECONDS
+            store, store_path, site.superlink, sync_wait_seconds=ROUND_WAIT_SECONDS
         )
         record = coordinator.run(campaign, rounds.note)
     if record.state != "finished":

@@ -6,7 +6,7 @@ Replies are the maps of docs/specification/gateway.md without ``ok``.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,22 +64,17 @@ class GatewayClient:
         """Begin a round; with the same content again it only tells the state."""
         return self.request("start", fields)
 
-    def collect(
-        self, campaign: str, round: int, wait_seconds: float = 0.0, cursor: int = 0
-    ) -> dict[str, Any]:
-        """Where a round stands, after at most ``wait_seconds`` (≤ 5); a page of its reports.
+    def watch(self, rounds: Sequence[tuple[str, int]], wait_seconds: float) -> int:
+        """How many of these (campaign, round) don't run (any more), once one ended or after
+        ``wait_seconds`` (≤ 5)."""
+        watched = [list(one) for one in rounds]
+        reply = self.request("watch", {"rounds": watched, "wait_seconds": wait_seconds})
+        return int(reply["ended"])
 
-        Sums come once it is closed, with the last page.
-        """
-        return self.request(
-            "collect",
-            {
-                "campaign": campaign,
-                "round": round,
-                "wait_seconds": wait_seconds,
-                "cursor": cursor,
-            },
-        )
+    def collect(self, campaign: str, round: int, cursor: int = 0) -> dict[str, Any]:
+        """Where a round stands, and a page of its reports. Sums come once it is closed, with the
+        last page."""
+        return self.request("collect", {"campaign": campaign, "round": round, "cursor": cursor})
 
     def cancel(self, campaign: str, round: int) -> dict[str, Any]:
         """End a round without using it."""

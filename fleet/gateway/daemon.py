@@ -124,8 +124,8 @@ class Gateway:
 
     def _answer(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
         question = read_request(self.core, operation, request)
-        if question.waits_for is not None:
-            self._wait_for_end(question.waits_for, question.wait_seconds)
+        if question.waits_for:
+            self._wait_for_an_end(question.waits_for, question.wait_seconds)
         reply: Future[Any] = Future()
         self._put(Job(question.work, reply))
         return question.answer(reply.result(timeout=REPLY_SECONDS))
@@ -134,10 +134,11 @@ class Gateway:
         with self._changed:
             self._changed.notify_all()
 
-    def _wait_for_end(self, key: RoundKey, seconds: float) -> None:
+    def _wait_for_an_end(self, keys: Sequence[RoundKey], seconds: float) -> None:
         end = self._clock.monotonic() + seconds
+        state = self.core.logic.state
         with self._changed:
-            while self.core.logic.state(key) is RoundState.RUNNING:
+            while all(state(key) is RoundState.RUNNING for key in keys):
                 left = end - self._clock.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     break

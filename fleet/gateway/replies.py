@@ -20,8 +20,9 @@ from fleet.gateway.rounds import Report, Round, RoundKey, RoundState
 from fleet.protocol import NO_DIGEST, ResetCause, number_name, reason_name, state_name
 from fleet.protocol.fields import ROUND
 
-OPERATIONS = ("hello", "start", "collect", "cancel")
+OPERATIONS = ("hello", "start", "collect", "cancel", "watch")
 MAX_WAIT_SECONDS = 5.0
+MAX_WATCHED = 1000
 PAGE = 500
 """Devices and rounds in a ``hello``, and reports in a ``collect``, at most."""
 MAX_CURSOR = (1 << 63) - 1
@@ -34,8 +35,8 @@ class Question:
     work: Work
     """For the logic's thread; its value is for ``answer``."""
     answer: Callable[[Any], dict[str, Any]]
-    waits_for: RoundKey | None = None
-    """The round whose end it waits for, for ``wait_seconds``, before ``work``."""
+    waits_for: tuple[RoundKey, ...] = ()
+    """Rounds whose first end it waits for, for ``wait_seconds``, before ``work``."""
     wait_seconds: float = 0.0
 
 
@@ -59,8 +60,11 @@ def read_request(core: Core, operation: str, request: dict[str, Any]) -> Questio
         case "collect":
             key = _round_key(operation, request)
             after = _cursor(operation, request)
+            return Question(lambda now: ([], _look_at(core, key, after)), _collect)
+        case "watch":
+            keys = _watched(request)
             return Question(
-                lambda now: ([], _look_at(core, key, after)), _collect, key, _wait_seconds(request)
+                lambda now: ([], _ended(core, keys)), _watch, keys, _wait_seconds(request)
             )
     raise GatewayError(f"no operation {operation!r}; there are {', '.join(OPERATIONS)}")
 
@@ -78,10 +82,22 @@ def _round_key(operation: str, request: dict[str, Any]) -> RoundKey:
     return RoundKey(raw, number)
 
 
+def _watched(request: dict[str, Any]) -> tuple[RoundKey, ...]:
+    rounds = request.get("rounds")
+    if not isinstance(rounds, list) or not 1 <= len(rounds) <= MAX_WATCHED:
+        raise GatewayError(f"watch: rounds must be a list of 1 … {MAX_WATCHED} [campaign, round]")
+    for one in rounds:
+        if not isinstance(one, list) or len(one) != 2:
+            raise GatewayError(f"watch: {one!r} isn't [campaign, round]")
+    return tuple(
+        _round_key("watch", {"campaign": campaign, "round": number}) for campaign, number in rounds
+    )
+
+
 def _wait_seconds(request: dict[str, Any]) -> float:
     wait = request.get("wait_seconds", 0)
     if type(wait) not in (int, float) or not 0 <= wait <= MAX_WAIT_SECONDS:
-        raise GatewayError(f"collect: wait_seconds must be 0 … {MAX_WAIT_SECONDS:g}, not {wait!r}")
+        raise GatewayError(f"watch: wait_seconds must be 0 … {MAX_WAIT_SECONDS:g}, not {wait!r}")
     return float(wait)
 
 
@@ -193,6 +209,17 @@ def _device(view: DeviceView) -> dict[str, Any]:
     }
 
 
+# ---- watch ---------------------------------------------------------------------------
+
+
+def _ended(core: Core, keys: tuple[RoundKey, ...]) -> int:
+    return sum(core.logic.state(key) is not RoundState.RUNNING for key in keys)
+
+
+def _watch(ended: int) -> dict[str, Any]:
+    return {"ended": ended}
+
+
 # ---- collect -------------------------------------------------------------------------
 
 
@@ -203,6 +230,7 @@ class _Standing(NamedTuple):
     counters: dict[str, int]
     reports: list[Report]
     explanations: list[dict[str, Any]]
+    declined_by: dict[str, int]
     sums: dict[str, list[dict[str, Any]]] | None
     cursor: int
     more: bool
@@ -211,7 +239,7 @@ class _Standing(NamedTuple):
 def _look_at(core: Core, key: RoundKey, after: int) -> _Standing:
     found = core.logic.rounds.get(key)
     if found is None:
-        return _Standing(RoundState.UNKNOWN, 0, {}, {}, [], [], None, 0, False)
+        return _Standing(RoundState.UNKNOWN, 0, {}, {}, [], [], {}, None, 0, False)
     tally = found.tally
     reports = core.store.reports(key, after, PAGE)
     # Reports are numbered from 1 without gaps.
@@ -224,6 +252,7 @@ def _look_at(core: Core, key: RoundKey, after: int) -> _Standing:
         dict(found.counters),
         reports,
         core.store.explanations(key),
+        core.store.declined(key, PAGE) if _is_last_page(found, more) else {},
         core.store.sums(key) if _is_last_page(found, more) else None,
         cursor,
         more,
@@ -247,6 +276,9 @@ def _collect(standing: _Standing) -> dict[str, Any]:
     }
     if standing.sums is not None:
         reply["sums"] = standing.sums
+        reply["declined_by"] = {
+            device: reason_name(reason) for device, reason in standing.declined_by.items()
+        }
     return reply
 
 

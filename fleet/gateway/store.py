@@ -375,6 +375,14 @@ class RoundStore:
         )
         return [Report(*row[2:]) for row in rows]
 
+    def declined(self, key: RoundKey, limit: int) -> dict[str, int]:
+        """Devices that declined or failed, with their reasons; some where there are more."""
+        rows = self._db.execute(
+            "SELECT device, reason FROM declined WHERE round_id = ? ORDER BY device LIMIT ?",
+            (self._round_ids[key], limit),
+        )
+        return dict(rows.fetchall())
+
     def explanations(self, key: RoundKey | None, limit: int = 100) -> list[dict[str, Any]]:
         """The newest deltas that weren't accepted, oldest first: device, kind, detail, at."""
         round_id = self._round_ids[key] if key else _NO_ROUND

@@ -11,21 +11,42 @@ from fleet.store.base import (
     SupersededError,
     WeightsVersion,
 )
+from fleet.store.events import Event, Events
+from fleet.store.gateways import GatewayRecord, Gateways, Login, Logins
+from fleet.store.models import BundleRecord, ModelRecord, Models, Version
 from fleet.store.registry import Preview, Registry
 from fleet.store.sql import SqlStore, sqlite_url
+from fleet.store.stages import Decision, Member, StageRecord, Stages
+from fleet.store.terms import Candidate, Term
 
 __all__ = [
     "CAMPAIGN_STATES",
     "ENDED_STATES",
+    "BundleRecord",
     "CampaignRecord",
+    "Candidate",
+    "Decision",
+    "Event",
+    "Events",
+    "GatewayRecord",
+    "Gateways",
     "Lease",
+    "Login",
+    "Logins",
+    "Member",
+    "ModelRecord",
+    "Models",
     "Preview",
     "Registry",
     "RoundRecord",
     "RoundSummary",
     "SqlStore",
+    "StageRecord",
+    "Stages",
     "Store",
     "SupersededError",
+    "Term",
+    "Version",
     "WeightsVersion",
     "sqlite_url",
 ]

@@ -18,8 +18,9 @@ from typing import Any
 
 from fleet.errors import StoreError
 
-CAMPAIGN_STATES = ("pending", "running", "finished", "failed", "cancelled")
-ENDED_STATES = ("finished", "failed", "cancelled")
+ENDED_STATES = ("finished", "failed", "cancelled", "undecided", "rolled-back")
+CAMPAIGN_STATES = ("pending", "waiting", "running", "paused", "rolling-back", *ENDED_STATES)
+WISHES = ("", "pause", "stop", "roll-back")
 
 
 class SupersededError(StoreError):
@@ -30,7 +31,9 @@ class SupersededError(StoreError):
 class CampaignRecord:
     """A campaign as stored; `config` is the JSON text of its configuration.
 
-    `driver_seen` is when its driver last said that it lives (Unix time).
+    `driver_seen` is when its driver last said that it lives (Unix time), `wish` what an operator
+    wants of it (`WISHES`), `waiting` what somebody has to decide (`begin:STAGE`, `gate:STAGE`),
+    `base` and `made` the versions (MODEL:NUMBER) that it began with and that came of it.
     """
 
     id: str
@@ -38,8 +41,13 @@ class CampaignRecord:
     state: str = "pending"
     reason: str = ""
     driver: str = ""
-    stop_requested: bool = False
     driver_seen: float = 0.0
+    wish: str = ""
+    waiting: str = ""
+    author: str = ""
+    created: float = 0.0
+    base: str = ""
+    made: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,13 @@ class Store(ABC):
 
     @abstractmethod
     def create_campaign(
-        self, campaign: str, config: str, manifests: Mapping[str, str], weights: WeightsVersion
+        self,
+        campaign: str,
+        config: str,
+        manifests: Mapping[str, str],
+        weights: WeightsVersion,
+        author: str = "",
+        base: str = "",
     ) -> None:
         """A new campaign with its bundles' manifests (bundle id → JSON text) and version 0.
 
@@ -133,8 +147,14 @@ class Store(ABC):
         """Set one of `ENDED_STATES`. An empty `driver` is the operator, who may always."""
 
     @abstractmethod
-    def request_stop(self, campaign: str) -> None:
-        """Ask the campaign's driver to cancel the round and end."""
+    def set_state(
+        self, campaign: str, driver: str, state: str, reason: str = "", waiting: str = ""
+    ) -> None:
+        """Where a campaign that hasn't ended stands, why, and what it waits for."""
+
+    @abstractmethod
+    def ask(self, campaign: str, wish: str) -> None:
+        """Ask the campaign's driver for one of `WISHES`; the empty one takes a wish back."""
 
     @abstractmethod
     def latest_weights(self, campaign: str) -> WeightsVersion:
@@ -145,12 +165,24 @@ class Store(ABC):
         """One version."""
 
     @abstractmethod
-    def save_devices(self, campaign: str, devices: Mapping[str, Mapping[str, Any]]) -> None:
-        """What is known of devices (name → fields); replaces what was known of those."""
+    def weights_with(self, campaign: str, sha256: str) -> WeightsVersion | None:
+        """The campaign's version with this digest, if it has one."""
 
     @abstractmethod
-    def devices(self, campaign: str) -> dict[str, dict[str, Any]]:
-        """All known devices."""
+    def weight_digests(self, campaign: str) -> frozenset[str]:
+        """The digests of all versions of the campaign."""
+
+    @abstractmethod
+    def note_made(self, campaign: str, driver: str, version: str) -> None:
+        """What version (MODEL:NUMBER) came of the campaign."""
+
+    @abstractmethod
+    def reopen(self, campaign: str) -> None:
+        """Let a campaign that has ended go on, to roll its devices back."""
+
+    @abstractmethod
+    def round_times(self, campaign: str, number: int) -> tuple[float, float | None]:
+        """When a round began and ended (Unix time)."""
 
     @abstractmethod
     def begin_round(

@@ -96,6 +96,22 @@ class Registry:
         with self._store.reading() as connection:
             return int(connection.execute(query).scalar_one())
 
+    def names(self, of: Filter) -> frozenset[str]:
+        """The names of all devices that match and aren't retired."""
+        query = sa.select(registry.c.device).where(self._where(of), ~registry.c.retired)
+        with self._store.reading() as connection:
+            return frozenset(connection.execute(query).scalars())
+
+    def labels(self, devices: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Labels of those of the devices that are known."""
+        found: dict[str, dict[str, str]] = {}
+        with self._store.reading() as connection:
+            for some in _batches(devices):
+                query = sa.select(registry.c.device, registry.c.labels)
+                rows = connection.execute(query.where(registry.c.device.in_(some)))
+                found.update((name, dict(labels)) for name, labels in rows)
+        return found
+
     def preview(self, of: Filter, sample: int = 10) -> Preview:
         """Which devices a filter means, and why it doesn't mean the others."""
         now = self._store.clock.wall()

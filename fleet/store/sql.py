@@ -35,7 +35,10 @@ from fleet.store.base import (
 
 _CAMPAIGN = tuple(
     tables.campaigns.c[name]
-    for name in ("id", "config", "state", "reason", "driver", "stop_requested", "driver_seen")
+    for name in (
+        *("id", "config", "state", "reason", "driver", "driver_seen"),
+        *("wish", "waiting", "author", "created", "base", "made"),
+    )
 )
 _ROUND = tuple(tables.rounds.c[name] for name in ("number", "kind", "plan", "state", "result"))
 _WEIGHTS = tuple(
@@ -136,12 +139,12 @@ class SqlStore(Store):
         """A transaction that may write, for the parts of this package."""
         return self._transaction(writes=True)
 
-    def _insert_new(self, table: sa.Table) -> Any:
+    def inserting_new(self, table: sa.Table) -> Any:
         """An INSERT that leaves rows alone which exist already."""
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         return dialect.insert(table).on_conflict_do_nothing()
 
-    def _replace(self, table: sa.Table, *changed: str) -> Any:
+    def replacing(self, table: sa.Table, *changed: str) -> Any:
         """An INSERT that sets the `changed` columns of rows which exist already."""
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         statement = dialect.insert(table)
@@ -186,21 +189,29 @@ class SqlStore(Store):
         )
 
     def create_campaign(
-        self, campaign: str, config: str, manifests: Mapping[str, str], weights: WeightsVersion
+        self,
+        campaign: str,
+        config: str,
+        manifests: Mapping[str, str],
+        weights: WeightsVersion,
+        author: str = "",
+        base: str = "",
     ) -> None:
         """See `Store`."""
         with self.writing() as connection:
             added = connection.execute(
-                self._insert_new(tables.campaigns).returning(tables.campaigns.c.id),
+                self.inserting_new(tables.campaigns).returning(tables.campaigns.c.id),
                 {
                     "id": campaign,
                     "config": config,
                     "state": "pending",
                     "reason": "",
                     "driver": "",
-                    "stop_requested": False,
                     "driver_seen": 0.0,
                     "revision": 0,
+                    "author": author,
+                    "created": self.clock.wall(),
+                    "base": base,
                 },
             ).first()
             if added is None:
@@ -257,7 +268,8 @@ class SqlStore(Store):
         with self.writing() as connection:
             record = self._campaign(connection, campaign, locked=True)
             if record.state not in ENDED_STATES:
-                self._change(connection, campaign, state="running", driver=driver)
+                state = "running" if record.state == "pending" else record.state
+                self._change(connection, campaign, state=state, driver=driver)
             return self._campaign(connection, campaign)
 
     def driver_lives(self, campaign: str, driver: str, now: float) -> CampaignRecord:
@@ -273,15 +285,25 @@ class SqlStore(Store):
             raise StoreError(f"{state} isn't a state in which a campaign ends")
         with self.writing() as connection:
             if self._check(connection, campaign, driver).state not in ENDED_STATES:
-                self._change(connection, campaign, state=state, reason=reason)
+                self._change(connection, campaign, state=state, reason=reason, waiting="")
 
-    def request_stop(self, campaign: str) -> None:
+    def set_state(
+        self, campaign: str, driver: str, state: str, reason: str = "", waiting: str = ""
+    ) -> None:
+        """See `Store`."""
+        with self.writing() as connection:
+            before = self._check(connection, campaign, driver)
+            if before.state in ENDED_STATES:
+                raise StoreError(f"campaign {campaign} has ended ({before.state}) already")
+            self._change(connection, campaign, state=state, reason=reason, waiting=waiting)
+
+    def ask(self, campaign: str, wish: str) -> None:
         """See `Store`."""
         with self.writing() as connection:
             self._campaign(connection, campaign, locked=True)
-            self._change(connection, campaign, stop_requested=True)
+            self._change(connection, campaign, wish=wish)
 
-    # Weights and devices
+    # Weights
 
     def latest_weights(self, campaign: str) -> WeightsVersion:
         """See `Store`."""
@@ -306,25 +328,39 @@ class SqlStore(Store):
                 raise StoreError(f"campaign {campaign} has no weights version {version}")
             return WeightsVersion(*row)
 
-    def save_devices(self, campaign: str, devices: Mapping[str, Mapping[str, Any]]) -> None:
+    def weights_with(self, campaign: str, sha256: str) -> WeightsVersion | None:
         """See `Store`."""
-        rows = [
-            {"campaign": campaign, "device": name, "fields": json.dumps(dict(fields))}
-            for name, fields in sorted(devices.items())
-        ]
-        with self.writing() as connection:
-            self._campaign(connection, campaign)
-            if rows:
-                connection.execute(self._replace(tables.devices, "fields"), rows)
-
-    def devices(self, campaign: str) -> dict[str, dict[str, Any]]:
-        """See `Store`."""
-        table = tables.devices
-        query = sa.select(table.c.device, table.c.fields).where(table.c.campaign == campaign)
+        table = tables.weights
+        query = sa.select(*_WEIGHTS).where(table.c.campaign == campaign, table.c.sha256 == sha256)
         with self.reading() as connection:
-            self._campaign(connection, campaign)
-            rows = connection.execute(query.order_by(table.c.device))
-            return {name: json.loads(text) for name, text in rows}
+            row = connection.execute(query.limit(1)).first()
+            return None if row is None else WeightsVersion(*row)
+
+    def weight_digests(self, campaign: str) -> frozenset[str]:
+        """See `Store`."""
+        query = sa.select(tables.weights.c.sha256).where(tables.weights.c.campaign == campaign)
+        with self.reading() as connection:
+            return frozenset(connection.execute(query).scalars())
+
+    def note_made(self, campaign: str, driver: str, version: str) -> None:
+        """See `Store`."""
+        with self.writing() as connection:
+            self._check(connection, campaign, driver)
+            self._change(connection, campaign, made=version)
+
+    def reopen(self, campaign: str) -> None:
+        """See `Store`."""
+        with self.writing() as connection:
+            record = self._campaign(connection, campaign, locked=True)
+            if record.state not in ENDED_STATES or record.state == "rolled-back":
+                raise StoreError(f"campaign {campaign} is {record.state}")
+            self._change(
+                connection,
+                campaign,
+                state="rolling-back",
+                reason="asked for by the operator",
+                wish="",
+            )
 
     # Leases and quarantine
 
@@ -347,7 +383,7 @@ class SqlStore(Store):
                     changed.append({"device": device, "campaign": campaign, "number": number})
                 taken[device] = Lease(campaign, number)
             if changed:
-                connection.execute(self._replace(tables.leases, "campaign", "number"), changed)
+                connection.execute(self.replacing(tables.leases, "campaign", "number"), changed)
         return taken
 
     def _known_leases(
@@ -374,7 +410,7 @@ class SqlStore(Store):
         with self.writing() as connection:
             self._check(connection, campaign, driver)
             connection.execute(
-                self._insert_new(tables.quarantines),
+                self.inserting_new(tables.quarantines),
                 {"campaign": campaign, "gateway": gateway, "reason": reason},
             )
 
@@ -396,7 +432,7 @@ class SqlStore(Store):
         with self.writing() as connection:
             self._check(connection, campaign, driver)
             connection.execute(
-                self._insert_new(tables.rounds),
+                self.inserting_new(tables.rounds),
                 {
                     "campaign": campaign,
                     "number": number,
@@ -505,6 +541,17 @@ class SqlStore(Store):
         with self.reading() as connection:
             self._campaign(connection, campaign)
             return tuple(map(_round_record, connection.execute(query)))
+
+    def round_times(self, campaign: str, number: int) -> tuple[float, float | None]:
+        """See `Store`."""
+        table = tables.rounds
+        query = sa.select(table.c.began, table.c.ended)
+        query = query.where(table.c.campaign == campaign, table.c.number == number)
+        with self.reading() as connection:
+            row = connection.execute(query).first()
+            if row is None:
+                raise StoreError(f"campaign {campaign} has no round {number}")
+            return row[0], row[1]
 
     def round_summaries(self, campaign: str, since: int = 0) -> tuple[RoundSummary, ...]:
         """See `Store`."""

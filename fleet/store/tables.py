@@ -42,9 +42,50 @@ campaigns = Table(
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("driver", Text, nullable=False),
-    Column("stop_requested", Boolean, nullable=False),
     Column("driver_seen", Float, nullable=False),
     Column("revision", BigInteger, nullable=False),
+    # What an operator wants of it: `pause`, `stop`, `roll-back`, or nothing.
+    Column("wish", Text, nullable=False, server_default=""),
+    # What it waits for somebody to decide: `begin:STAGE`, `gate:STAGE`, or nothing.
+    Column("waiting", Text, nullable=False, server_default=""),
+    Column("author", Text, nullable=False, server_default=""),
+    Column("created", Float, nullable=False, server_default="0"),
+    # The version of a model that it began with, and the one that came of it.
+    Column("base", Text, nullable=False, server_default=""),
+    Column("made", Text, nullable=False, server_default=""),
+)
+
+stages = Table(
+    "stages",
+    metadata,
+    _campaign(),
+    Column("stage", Integer, primary_key=True),
+    Column("outcome", Text, nullable=False),
+    Column("verdicts", Text, nullable=False),
+    Column("judged", Float, nullable=False),
+)
+
+decisions = Table(
+    "decisions",
+    metadata,
+    _campaign(),
+    # As in `campaigns.waiting`.
+    Column("what", Text, primary_key=True),
+    Column("who", Text, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
+members = Table(
+    "members",
+    metadata,
+    _campaign(),
+    Column("device", Text, primary_key=True),
+    Column("stage", Integer, nullable=False),
+    # Digest of the weights that were current on it when it joined.
+    Column("before", Text, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("not_before", Float, nullable=False),
 )
 
 manifests = Table(
@@ -64,14 +105,6 @@ weights = Table(
     Column("blob", LargeBinary, nullable=False),
     Column("master", LargeBinary, nullable=False),
     Column("rule_state", LargeBinary, nullable=False),
-)
-
-devices = Table(
-    "devices",
-    metadata,
-    _campaign(),
-    Column("device", Text, primary_key=True),
-    Column("fields", Text, nullable=False),
 )
 
 rounds = Table(
@@ -152,4 +185,134 @@ registry = Table(
     Column("held_out_samples", Integer),
     Column("online", Boolean),
     Column("last_seen", Float),
+)
+
+access = Table(
+    "access",
+    metadata,
+    # Of a broker: devices and gateways with the hash of their password, null when it is taken away.
+    Column("name", Text, primary_key=True),
+    Column("site", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("hash", Text),
+    Column("revision", BigInteger, nullable=False),
+    Index("access_by_revision", "site", "revision"),
+)
+
+gateways = Table(
+    "gateways",
+    metadata,
+    Column("gateway", Text, primary_key=True),
+    Column("site", Text, nullable=False),
+    Column("added", Float, nullable=False),
+    Column("retired", Boolean, nullable=False),
+    Column("last_seen", Float),
+    Column("problem", Text, nullable=False),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("created", Float, nullable=False),
+)
+
+bundles = Table(
+    "bundles",
+    metadata,
+    Column("bundle", Text, primary_key=True),
+    Column("model", Text, ForeignKey("models.model"), nullable=False),
+    Column("board", Text, nullable=False),
+    Column("manifest", Text, nullable=False),
+    Column("created", Float, nullable=False),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("model", Text, ForeignKey("models.model"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("sha256", Text, nullable=False),
+    Column("blob", LargeBinary, nullable=False),
+    Column("parent", Integer),
+    # Where it came from: a campaign's id, or who imported it.
+    Column("source", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("created", Float, nullable=False),
+    Index("versions_by_digest", "sha256"),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("token", Text, primary_key=True),
+    Column("who", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("revoked", Boolean, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", _Counted, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("object", Text, nullable=False),
+    Column("before", Text, nullable=False),
+    Column("after", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Index("audit_by_object", "object", "number"),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("who", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("request", Text, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("webhook", Text, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("secret", Text, nullable=False),
+    Column("events", Text, nullable=False),
+    # Up to where events were delivered, and what went wrong with the last.
+    Column("cursor", BigInteger, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("not_before", Float, nullable=False),
+    Column("problem", Text, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("number", _Counted, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("campaign", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    Index("events_by_campaign", "campaign", "number"),
+)
+
+terms = Table(
+    "terms",
+    metadata,
+    # Who acts for the whole fleet: `service`, `driver`. The number only grows and fences off
+    # others.
+    Column("role", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("beat", BigInteger, nullable=False),
 )

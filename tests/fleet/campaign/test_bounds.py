@@ -70,7 +70,9 @@ def test_whatever_passes_the_gateways_can_be_added_up(data: st.DataObject) -> No
     plan = plan_round(CONFIG, 1, RoundKind.TRAIN, devices, MANIFESTS, digest, leases)
     sums: list[PlanSum] = []
     for gateway in plan.gateways():
-        fields = start_request(CONFIG, "00" * 8, plan, gateway, MANIFESTS, small_model.blob())
+        fields = start_request(
+            CONFIG, "00" * 8, plan, gateway, MANIFESTS, {digest: small_model.blob()}
+        )
         round = StartRequest.parse(fields)
         logic = RoundLogic("f", gateway, lambda device: True, NoStore(), epoch=1)
         for device in devices:

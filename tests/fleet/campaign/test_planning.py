@@ -208,16 +208,16 @@ def test_a_round_without_devices_says_who_was_skipped() -> None:
 
 def test_schedule_puts_scoring_around_the_training_rounds() -> None:
     rounds = schedule(CampaignConfig(name="test", rounds=2))
-    assert [(number, kind.value) for number, kind in rounds] == [
+    assert [(number, kind.value) for number, kind, *_ in rounds] == [
         (0, "score-first"),
         (1, "train"),
         (2, "train"),
         (3, "release"),
     ]
     scored = schedule(CampaignConfig(name="test", rounds=2, last_round="score"))
-    assert scored[-1] == (3, RoundKind.SCORE_LAST)
+    assert scored[-1][:2] == (3, RoundKind.SCORE_LAST)
     bare = CampaignConfig(name="test", rounds=2, score_first=False, last_round="none")
-    assert [number for number, _ in schedule(bare)] == [1, 2]
+    assert [step.number for step in schedule(bare)] == [1, 2]
 
 
 def test_start_requests_are_accepted_by_the_gateway_as_they_are() -> None:
@@ -230,8 +230,8 @@ def test_start_requests_are_accepted_by_the_gateway_as_they_are() -> None:
     blob = small_model.blob()
     tasks: set[str] = set()
     for gateway in plan.gateways():
-        request = start_request(CONFIG, "00" * 8, plan, gateway, MANIFESTS, blob)
-        again = start_request(CONFIG, "00" * 8, plan, gateway, MANIFESTS, blob)
+        request = start_request(CONFIG, "00" * 8, plan, gateway, MANIFESTS, {plan.weights: blob})
+        again = start_request(CONFIG, "00" * 8, plan, gateway, MANIFESTS, {plan.weights: blob})
         assert request == again
         tasks |= StartRequest.parse(request).spec.tasks.keys()
     assert tasks == {one.device for one in plan.assignments}
@@ -247,7 +247,7 @@ def test_a_start_request_names_the_action_the_fold_and_every_devices_lease() -> 
         (RoundKind.RELEASE, "release"),
     ):
         plan = plan_round(config, 1, kind, fleet(3), MANIFESTS, WEIGHTS, leases(3))
-        request = start_request(config, "00" * 8, plan, "g1", MANIFESTS, b"x")
+        request = start_request(config, "00" * 8, plan, "g1", MANIFESTS, {WEIGHTS: b"x"})
         assert (request["action"], request["epochs"]) == (action, 2)
         assert request["fold"] == {"name": "buckets", "count": 3}
         (tasks,) = request["tasks"]
@@ -260,9 +260,20 @@ def test_the_learning_rate_goes_down_a_cosine_from_the_first_training_round_to_t
         '"schedule": {"name": "cosine", "last_share": 0.2}}'
     )
     rates = []
-    for number, kind in schedule(config):
-        plan = plan_round(config, number, kind, fleet(3), MANIFESTS, WEIGHTS, leases(3))
-        rates.append(start_request(config, "00" * 8, plan, "g1", MANIFESTS, b"x")["learning_rate"])
+    for step in schedule(config):
+        plan = plan_round(
+            config,
+            step.number,
+            step.kind,
+            fleet(3),
+            MANIFESTS,
+            WEIGHTS,
+            leases(3),
+            training_round=step.training_round,
+        )
+        rates.append(
+            start_request(config, "00" * 8, plan, "g1", MANIFESTS, {WEIGHTS: b"x"})["learning_rate"]
+        )
     # Rounds that only score have whatever their neighbour has.
     expected = [0.01, 0.01, 0.01 * (0.2 + 0.8 * 0.8535533906), 0.006, 0.01 * 0.3171572875, 0.002]
     assert rates == pytest.approx([*expected, 0.002])
@@ -281,7 +292,7 @@ def test_uniform_weights_leave_more_room_for_values_than_weights_by_samples() ->
         devices = [device("d", train_samples=60_000)]
         plan = plan_round(config, 1, RoundKind.TRAIN, devices, MANIFESTS, WEIGHTS, {"d": 1})
         assert cohort_weight(config, plan) == (1 if weighting == "uniform" else 60_000)
-        request = start_request(config, "00" * 8, plan, "g1", MANIFESTS, b"x")
+        request = start_request(config, "00" * 8, plan, "g1", MANIFESTS, {WEIGHTS: b"x"})
         bounds.append(request["plans"][plan.assignments[0].plan]["bounds"])
     assert all(few[1] <= many[1] for few, many in zip(*bounds, strict=True))
     assert bounds[0] != bounds[1]

@@ -108,11 +108,16 @@ class PlainGateway:
             known["state"] = "closed"
         return str(known["state"] or "running")
 
+    def _watch(self, request: dict[str, Any]) -> dict[str, Any]:
+        until = time.monotonic() + min(5.0, request["wait_seconds"])
+        while True:
+            ended = sum(self._state(tuple(key)) != "running" for key in request["rounds"])
+            if ended or time.monotonic() >= until:
+                return {"ended": ended}
+            time.sleep(0.02)
+
     def _collect(self, request: dict[str, Any]) -> dict[str, Any]:
         key = (request["campaign"], request["round"])
-        until = time.monotonic() + min(5.0, request["wait_seconds"])
-        while self._state(key) == "running" and time.monotonic() < until:
-            time.sleep(0.02)
         state = self._state(key)
         answer: dict[str, Any] = {
             "state": state,

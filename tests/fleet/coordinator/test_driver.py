@@ -14,7 +14,7 @@ import pytest
 from fleet.campaign import CampaignConfig, Operation
 from fleet.clock import VirtualClock
 from fleet.coordinator.driver import CampaignDriver, new_campaign
-from fleet.coordinator.transport import Reply, Transport, read_reply
+from fleet.coordinator.transport import Reply, Transport, read_replies
 from fleet.errors import CampaignError
 from fleet.store import SqlStore
 from tests.fleet.coordinator import small_model
@@ -45,13 +45,13 @@ class DirectTransport(Transport):
     def _greet(self, name: str) -> None:
         hello = self._gateways[name]._hello({})
         hello["rounds"] = self.rounds.get(name, [])
-        self._reply(name, {"hello": hello})
+        self._reply(name, hello)
 
-    def _reply(self, name: str, reply: dict[str, Any]) -> None:
-        for part in reply:
-            if (name, part) in self.lies:
-                reply[part] = {**reply[part], **self.lies[name, part]}
-        self._replies.append(read_reply(name, reply))
+    def _reply(self, name: str, hello: dict[str, Any], *answers: dict[str, Any]) -> None:
+        for one in answers:
+            one["answer"] = {**one["answer"], **self.lies.get((name, one["op"]), {})}
+        hello = {**hello, **self.lies.get((name, "hello"), {})}
+        self._replies += read_replies(name, {"answers": list(answers), "hello": hello})
 
     def gateways(self) -> frozenset[str]:
         return frozenset(self._gateways)
@@ -60,19 +60,16 @@ class DirectTransport(Transport):
         if len(self.sent) == self._dies_at:
             raise PowerCutError
         self.sent.append((gateway, operation))
-        if gateway in self.silent:
-            self._replies.append(Reply(gateway, error="away"))
-            return
         if operation is Operation.HELLO:
             self._greet(gateway)
             return
-        request = {**fields, "wait_seconds": 0.0}
-        answer = getattr(self._gateways[gateway], f"_{operation.value}")(request)
-        reply = {operation.value: answer}
-        if answer["state"] == "closed":
-            hello = {**self._gateways[gateway]._hello({}), "rounds": self.rounds.get(gateway, [])}
-            reply["hello"] = hello
-        self._reply(gateway, reply)
+        name = {"campaign": fields["campaign"], "round": fields["round"]}
+        if gateway in self.silent:
+            self._replies.append(Reply(gateway, (name["campaign"], name["round"]), error="away"))
+            return
+        answer = getattr(self._gateways[gateway], f"_{operation.value}")(dict(fields))
+        hello = {**self._gateways[gateway]._hello({}), "rounds": self.rounds.get(gateway, [])}
+        self._reply(gateway, hello, {"op": operation.value, **name, "answer": answer})
 
     def receive(self) -> list[Reply]:
         replies, self._replies = self._replies, []
@@ -195,7 +192,7 @@ def test_deltas_that_come_after_the_end_of_a_round_are_in_its_result(
 def test_a_stop_before_a_round_begins_no_round(gateways: dict[str, PlainGateway]) -> None:
     store = SqlStore()
     name = campaign(store)
-    store.request_stop(name)
+    store.ask(name, "stop")
     transport = DirectTransport(gateways)
     assert drive(store, name, transport) == "cancelled"
     assert store.rounds(name) == ()
@@ -237,7 +234,7 @@ def test_a_stop_after_a_crash_cancels_the_round_that_the_crash_left_running(
     with pytest.raises(PowerCutError):
         drive(store, name, DirectTransport(gateways, dies_at=4))
     assert [one.state for one in store.rounds(name)] == ["running"]
-    store.request_stop(name)
+    store.ask(name, "stop")
     transport = DirectTransport(gateways)
     assert drive(store, name, transport) == "cancelled"
     assert [one.state for one in store.rounds(name)] == ["cancelled"]
@@ -255,7 +252,7 @@ def test_a_stop_while_a_gateway_is_away_ends_after_the_grace_and_not_at_the_dead
     gateways["g2"].round_seconds = 1e9
     with pytest.raises(PowerCutError):
         drive(store, name, DirectTransport(gateways, dies_at=4))
-    store.request_stop(name)
+    store.ask(name, "stop")
     transport = DirectTransport(gateways)
     transport.silent.add("g2")
     assert drive(store, name, transport) == "cancelled"

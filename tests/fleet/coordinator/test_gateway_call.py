@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,15 @@ def gateway() -> Iterator[PlainGateway]:
         one.close()
 
 
-def ask(gateway: PlainGateway, operation: str, wait: float, **fields: Any) -> dict[str, Any]:
-    payload = cbor2.dumps({"fields": fields, "wait_seconds": wait})
+def ask(gateway: PlainGateway, **request: Any) -> dict[str, Any]:
     config = {"gateway": "g1", "socket": str(gateway.socket_path)}
-    reply: dict[str, Any] = cbor2.loads(handle(operation, payload, config))
+    reply: dict[str, Any] = cbor2.loads(handle(cbor2.dumps(request), config))
+    assert reply["ok"], reply
     return reply
+
+
+def answers(reply: dict[str, Any]) -> list[tuple[str, str, int, dict[str, Any]]]:
+    return [(one["op"], one["campaign"], one["round"], one["answer"]) for one in reply["answers"]]
 
 
 def start_fields() -> dict[str, Any]:
@@ -48,23 +54,49 @@ def start_fields() -> dict[str, Any]:
     }
 
 
-def test_start_answers_at_once_when_it_is_not_to_wait(gateway: PlainGateway) -> None:
-    reply = ask(gateway, "start", 0.0, **start_fields())
-    assert reply["ok"]
-    assert reply["start"] == {"state": "running"}
-    assert "collect" not in reply
-    assert gateway.requests == ["start"]
+def test_a_start_answers_at_once_when_it_is_not_to_wait(gateway: PlainGateway) -> None:
+    reply = ask(gateway, starts=[start_fields()])
+    assert answers(reply) == [("start", CAMPAIGN, 1, {"state": "running"})]
+    assert [one["device"] for one in reply["hello"]["devices"]] == ["d1"]
+    assert gateway.requests == ["start", "hello"]
 
 
-def test_start_that_waits_brings_the_sums_and_the_devices_for_the_next_round(
+def test_a_start_that_waits_brings_the_sums_and_the_devices_for_the_next_round(
     gateway: PlainGateway,
 ) -> None:
-    reply = ask(gateway, "start", 5.0, **start_fields())
-    assert reply["start"] == {"state": "running"}
-    assert reply["collect"]["state"] == "closed"
-    assert reply["collect"]["accepted"] == 1
+    reply = ask(gateway, starts=[start_fields()], wait_seconds=5.0)
+    (started, collected) = answers(reply)
+    assert started[3] == {"state": "running"}
+    assert collected[0] == "collect"
+    assert (collected[3]["state"], collected[3]["accepted"]) == ("closed", 1)
     assert [one["device"] for one in reply["hello"]["devices"]] == ["d1"]
-    assert gateway.requests == ["start", "collect", "hello"]
+    assert gateway.requests == ["start", "watch", "collect", "hello"]
+
+
+def test_one_message_serves_several_campaigns_and_comes_back_when_the_first_round_ends(
+    gateway: PlainGateway,
+) -> None:
+    other = "ee" * 8
+    gateway.round_seconds = 60.0
+    ask(gateway, starts=[start_fields()])
+    end_first = threading.Timer(0.5, lambda: gateway.rounds[CAMPAIGN, 1].update(state="closed"))
+    end_first.start()
+    began = time.monotonic()
+    reply = ask(
+        gateway,
+        starts=[{**start_fields(), "campaign": other}],
+        rounds=[{"campaign": CAMPAIGN, "round": 1}],
+        cancels=[{"campaign": "dd" * 8, "round": 4}],
+        wait_seconds=30.0,
+    )
+    assert time.monotonic() - began < 20
+    told = {(op, campaign): answer["state"] for op, campaign, _, answer in answers(reply)}
+    assert told == {
+        ("cancel", "dd" * 8): "unknown",
+        ("start", other): "running",
+        ("collect", CAMPAIGN): "closed",
+        ("collect", other): "running",
+    }
 
 
 def test_all_pages_of_reports_come_in_one_reply_where_that_is_asked_for(
@@ -73,40 +105,45 @@ def test_all_pages_of_reports_come_in_one_reply_where_that_is_asked_for(
     gateway.page = 1
     fields = start_fields()
     fields["tasks"][0]["devices"] = {f"d{number}": [1, 9] for number in range(3)}
-    payload = cbor2.dumps({"fields": fields, "wait_seconds": 5.0, "all_pages": True})
-    config = {"gateway": "g1", "socket": str(gateway.socket_path)}
-    whole = cbor2.loads(handle("start", payload, config))["collect"]
+    whole = answers(ask(gateway, starts=[fields], wait_seconds=5.0, all_pages=True))[-1][3]
     assert [one["device"] for one in whole["reports"]] == ["d0", "d1", "d2"]
     assert whole["sums"]
-    first = ask(gateway, "collect", 0.0, campaign=CAMPAIGN, round=1)["collect"]
+    reply = ask(gateway, rounds=[{"campaign": CAMPAIGN, "round": 1}])
+    first = answers(reply)[0][3]
     assert [one["device"] for one in first["reports"]] == ["d0"]
     assert first["more"]
     assert "sums" not in first
 
 
-def test_collect_of_a_round_that_nobody_started_says_so(gateway: PlainGateway) -> None:
-    reply = ask(gateway, "collect", 5.0, campaign=CAMPAIGN, round=9)
-    assert reply["collect"]["state"] == "unknown"
+def test_a_collect_of_a_round_that_nobody_started_says_so(gateway: PlainGateway) -> None:
+    reply = ask(gateway, rounds=[{"campaign": CAMPAIGN, "round": 9}], wait_seconds=5.0)
+    assert answers(reply)[0][3]["state"] == "unknown"
 
 
-def test_cancel_ends_a_running_round(gateway: PlainGateway) -> None:
+def test_a_cancel_ends_a_running_round(gateway: PlainGateway) -> None:
     gateway.round_seconds = 60.0
-    ask(gateway, "start", 0.0, **start_fields())
-    reply = ask(gateway, "cancel", 0.0, campaign=CAMPAIGN, round=1)
-    assert reply["cancel"]["state"] == "cancelled"
+    ask(gateway, starts=[start_fields()])
+    reply = ask(gateway, cancels=[{"campaign": CAMPAIGN, "round": 1}])
+    assert answers(reply)[0][3]["state"] == "cancelled"
 
 
-def test_a_refusal_comes_back_as_the_gateways_own_words(gateway: PlainGateway) -> None:
-    ask(gateway, "start", 0.0, **start_fields())
-    reply = ask(gateway, "start", 0.0, **{**start_fields(), "epochs": 2})
-    assert not reply["ok"]
-    assert "another content" in reply["error"]
+def test_a_refusal_is_the_answer_to_its_request_alone_in_the_gateways_own_words(
+    gateway: PlainGateway,
+) -> None:
+    ask(gateway, starts=[start_fields()])
+    reply = ask(
+        gateway,
+        starts=[{**start_fields(), "epochs": 2}, {**start_fields(), "campaign": "ee" * 8}],
+    )
+    refused, taken = reply["answers"]
+    assert "another content" in refused["error"]
+    assert taken["answer"] == {"state": "running"}
 
 
 def test_a_gateway_that_is_not_there_is_an_answer_and_no_traceback() -> None:
     config = {"gateway": "g1", "socket": "/nowhere/g.sock"}
-    reply = cbor2.loads(handle("hello", b"", config))
+    reply = cbor2.loads(handle(b"", config))
     assert not reply["ok"]
     assert "/nowhere/g.sock" in reply["error"]
-    reply = cbor2.loads(handle("hello", b"", {}))
+    reply = cbor2.loads(handle(b"", {}))
     assert "node-config" in reply["error"]

@@ -19,7 +19,7 @@ from fleet.coordinator.control import APP_FOLDER
 from fleet.coordinator.driver import new_campaign
 from fleet.coordinator.service import Coordinator, ProgressEvent
 from fleet.coordinator.superlink import SuperLink, SuperNode, flower_environment
-from fleet.store import SqlStore, sqlite_url
+from fleet.store import SqlStore, Stages, sqlite_url
 from tests.fleet.coordinator import small_model
 from tests.fleet.coordinator.oracle import PLAN_NAMES, assert_every_delta_counted_once
 from tests.fleet.coordinator.plain_gateway import PlainGateway
@@ -111,7 +111,7 @@ def test_a_campaign_over_two_gateways_ends_with_the_exact_weights(site: Site) ->
     assert plans == {"small", "middle", "large"}
     assert store.round(campaign, 3).result["median_accuracy_before"] == 0.6
     assert len(store.reports(campaign, 3)) == 12
-    assert len(store.devices(campaign)) == 12
+    assert len(Stages(store).members(campaign)) == 12
     kinds = [event.kind for event in site.events]
     assert kinds[0] == "run-submitted"
     assert kinds[-1] == "campaign-ended"
@@ -136,7 +136,7 @@ def test_a_second_supernode_that_claims_a_gateways_name_gets_nothing_to_do(site:
 
         assert site.run(store, path, campaign, claim) == "finished"
         assert set(impostor.requests) == {"hello"}
-        assert "stranger" not in store.devices(campaign)
+        assert "stranger" not in Stages(store).members(campaign)
         assert_every_delta_counted_once(store, campaign)
 
 
@@ -188,7 +188,7 @@ def test_a_stopped_campaign_cancels_the_round_at_the_gateways(site: Site) -> Non
     def stop(event: ProgressEvent) -> None:
         if event.kind == "round-started":
             wait_for_start(site, campaign)
-            store.request_stop(campaign)
+            store.ask(campaign, "stop")
 
     assert site.run(store, path, campaign, stop) == "cancelled"
     assert [one.rounds[(campaign, 1)]["state"] for one in site.gateways] == ["cancelled"] * 2

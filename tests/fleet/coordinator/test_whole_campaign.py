@@ -20,7 +20,7 @@ from fleet.aggregation import FedAvg, init
 from fleet.aggregation.mean import MasterState, plan_sum_from_manifest
 from fleet.campaign import CampaignConfig, Operation
 from fleet.coordinator.driver import CampaignDriver, new_campaign
-from fleet.coordinator.transport import Reply, Transport, read_reply
+from fleet.coordinator.transport import Reply, Transport, read_replies
 from fleet.demo.digits import deal_digits, example_folder, input_codes
 from fleet.firmware import compile_firmware
 from fleet.protocol import Delta, delta_coding
@@ -104,14 +104,14 @@ class SiteTransport(Transport):
         return frozenset({GATEWAY})
 
     def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
-        reply: dict[str, Any] = {}
+        answers = []
         if operation is not Operation.HELLO:
-            reply[operation.value] = self._site.ask(operation.value, **fields)
-        if operation is Operation.HELLO or reply[operation.value]["state"] == "closed":
-            hello = self._site.ask("hello", cursor=self._cursor)
-            self._cursor = hello["cursor"]
-            reply["hello"] = hello
-        self._replies.append(read_reply(gateway, reply))
+            name = {"campaign": fields["campaign"], "round": fields["round"]}
+            answer = self._site.ask(operation.value, **fields)
+            answers.append({"op": operation.value, **name, "answer": answer})
+        hello = self._site.ask("hello", cursor=self._cursor)
+        self._cursor = hello["cursor"]
+        self._replies += read_replies(gateway, {"answers": answers, "hello": hello})
 
     def receive(self) -> list[Reply]:
         replies, self._replies = self._replies, []

@@ -32,8 +32,8 @@ def test_every_setting_that_a_run_overrides_is_declared() -> None:
         "mode",
         "store",
         "campaign",
-        "collect-wait-seconds",
+        "sync-wait-seconds",
         "pull-seconds",
-        "spare-collects",
+        "spare-syncs",
         "num-server-rounds",
     }

@@ -300,7 +300,8 @@ class Site:
     def collect_closed(self, round: int = 1) -> dict[str, Any]:
         end = time.monotonic() + PATIENCE_SECONDS
         while True:
-            reply = self.client.collect(CAMPAIGN, round, wait_seconds=2)
+            self.client.watch([(CAMPAIGN, round)], wait_seconds=2)
+            reply = self.client.collect(CAMPAIGN, round)
             if reply["state"] != "running":
                 return reply
             assert time.monotonic() < end, f"{reply}\n{self.log}"

@@ -134,7 +134,6 @@ def test_explanations_are_the_last_hundred(bench: Bench) -> None:
         ({"round": -1}, "round must be a number"),
         ({"round": True}, "round must be a number"),
         ({"cursor": -1}, "cursor must be 0 or what the last reply gave"),
-        ({"wait_seconds": 6}, "wait_seconds must be 0 … 5"),
     ],
 )
 def test_a_collect_that_makes_no_sense_is_refused_by_name(
@@ -142,3 +141,31 @@ def test_a_collect_that_makes_no_sense_is_refused_by_name(
 ) -> None:
     with pytest.raises(GatewayError, match=named):
         bench.ask("collect", **{"campaign": CAMPAIGN, "round": 1, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"wait_seconds": 6}, "wait_seconds must be 0 … 5"),
+        ({"wait_seconds": "long"}, "wait_seconds must be 0 … 5"),
+        ({"rounds": []}, "rounds must be a list of 1 … 1000"),
+        ({"rounds": [[CAMPAIGN, 1]] * 1001}, "rounds must be a list of 1 … 1000"),
+        ({"rounds": [[CAMPAIGN]]}, "isn't .campaign, round."),
+        ({"rounds": [[7, 1]]}, "campaign must be 16 hex digits"),
+        ({"rounds": [[CAMPAIGN, -1]]}, "round must be a number"),
+    ],
+)
+def test_a_watch_that_makes_no_sense_is_refused_by_name(
+    bench: Bench, fields: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(GatewayError, match=named):
+        bench.ask("watch", **{"rounds": [[CAMPAIGN, 1]], **fields})
+
+
+def test_a_watch_counts_the_rounds_that_do_not_run(bench: Bench) -> None:
+    begin(bench, ["a"])
+    rounds = [[CAMPAIGN, 1], [CAMPAIGN, 7]]
+    assert bench.ask("watch", rounds=rounds[:1]) == {"ended": 0}
+    assert bench.ask("watch", rounds=rounds) == {"ended": 1}
+    bench.ask("cancel", campaign=CAMPAIGN, round=1)
+    assert bench.ask("watch", rounds=rounds) == {"ended": 2}

@@ -438,8 +438,8 @@ def test_requests_that_make_no_sense_are_refused_by_name(make_site: MakeSite) ->
         site.start(seed=8)
     assert site.start(round=2) == {"state": "closed", "devices": {"cow": "busy"}}
     with pytest.raises(GatewayError, match="wait_seconds"):
-        site.client.collect(CAMPAIGN, 1, wait_seconds=60)
-    with pytest.raises(GatewayError, match="hello, start, collect, cancel"):
+        site.client.watch([(CAMPAIGN, 1)], wait_seconds=60)
+    with pytest.raises(GatewayError, match="hello, start, collect, cancel, watch"):
         site.client.request("dance")
 
 

@@ -162,9 +162,9 @@ def test_an_ended_campaign_stays_as_it_ended(store: Store) -> None:
 
 
 def test_a_stop_request_is_seen(store: Store) -> None:
-    assert not store.campaign("c1").stop_requested
-    store.request_stop("c1")
-    assert store.campaign("c1").stop_requested
+    assert store.campaign("c1").wish == ""
+    store.ask("c1", "stop")
+    assert store.campaign("c1").wish == "stop"
 
 
 def test_a_look_shows_only_the_rounds_that_changed_since_the_last(store: Store) -> None:
@@ -213,12 +213,6 @@ def test_a_quarantined_gateway_keeps_its_first_reason(store: Store) -> None:
     store.quarantine("c1", "d1", "north", "its sum doesn't fit")
     store.quarantine("c1", "d1", "north", "something else")
     assert store.quarantined("c1") == {"north": "its sum doesn't fit"}
-
-
-def test_devices_are_replaced_by_name(store: Store) -> None:
-    store.save_devices("c1", {"a": {"battery": 5}, "b": {"battery": 6}})
-    store.save_devices("c1", {"a": {"battery": 4}})
-    assert store.devices("c1") == {"a": {"battery": 4}, "b": {"battery": 6}}
 
 
 def test_what_a_store_hands_out_is_the_callers_own(store: Store) -> None:

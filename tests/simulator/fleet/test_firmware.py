@@ -141,7 +141,8 @@ class World:
 
     def collect(self, number: int, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         def closed() -> dict[str, Any] | None:
-            reply = self.client.collect(CAMPAIGN, number, wait_seconds=1)
+            self.client.watch([(CAMPAIGN, number)], wait_seconds=1)
+            reply = self.client.collect(CAMPAIGN, number)
             return reply if reply["state"] != "running" else None
 
         reply: dict[str, Any] = self.until(f"round {number} is closed", closed, seconds)
@@ -266,7 +267,7 @@ def test_power_cuts_while_weights_are_staged_only_delay_the_delta(
         return world.fleet.stats()[device].dials
 
     def is_closed() -> bool:
-        return bool(world.client.collect(CAMPAIGN, 1, wait_seconds=0)["state"] == "closed")
+        return bool(world.client.collect(CAMPAIGN, 1)["state"] == "closed")
 
     for cut, operations in enumerate((1, 40, 3000), 1):
         before = dials()

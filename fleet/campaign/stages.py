@@ -1,0 +1,90 @@
+"""What the gates of a stage say of its rounds. Pure functions over what the store has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fleet.campaign.config import Stage
+from fleet.campaign.gates import (
+    DeviceScore,
+    FailureGate,
+    Outcome,
+    ScoreGate,
+    Verdict,
+    judge_failures,
+    judge_scores,
+)
+
+NO_REPORT = "no-report"
+"""The class of reason of a device that was asked and of which nothing was heard."""
+
+
+def paired_scores(
+    before: Iterable[Mapping[str, Any]],
+    after: Iterable[Mapping[str, Any]],
+    groups: Mapping[str, Mapping[str, str]],
+) -> list[DeviceScore]:
+    """Scores of the devices that report in both rounds.
+
+    `before` and `after` are reports of a round that scored the base and of one that scored the
+    candidate. A device that logged samples between them is counted with its share of right answers.
+    """
+    first = {str(one["device"]): one for one in before if one.get("held_out")}
+    scores = []
+    for one in after:
+        other = first.get(str(one["device"]))
+        if other is None or not one.get("held_out"):
+            continue
+        held_out = int(one["held_out"])
+        share = int(other["correct_before"]) / int(other["held_out"])
+        scores.append(
+            DeviceScore(
+                str(one["device"]),
+                held_out,
+                round(share * held_out),
+                int(one["correct_before"]),
+                groups.get(str(one["device"]), {}),
+            )
+        )
+    return scores
+
+
+def failures(result: Mapping[str, Any]) -> dict[str, int]:
+    """How many devices of a round failed, by class of reason, from its result."""
+    counted = {str(kind): int(count) for kind, count in result.get("declined", {}).items()}
+    silent = int(result["asked"]) - int(result["accepted"]) - sum(counted.values())
+    return {**counted, NO_REPORT: silent} if silent > 0 else counted
+
+
+def judge_stage(
+    stage: Stage, scores: Sequence[DeviceScore], result: Mapping[str, Any], seed: int
+) -> list[Verdict]:
+    """A verdict for each gate; `result` is that of the round that scored the candidate."""
+    verdicts = []
+    for gate in stage.gates:
+        if isinstance(gate, ScoreGate):
+            verdicts.append(judge_scores(gate, scores, seed))
+        else:
+            verdicts.append(judge_failures(gate, int(result["asked"]), failures(result)))
+    return verdicts
+
+
+def failed_early(stage: Stage, result: Mapping[str, Any]) -> Verdict | None:
+    """A failure gate that a training round already breaks: nobody has to wait for the stage's
+    end."""
+    for gate in stage.gates:
+        if isinstance(gate, FailureGate):
+            verdict = judge_failures(gate, int(result["asked"]), failures(result))
+            if verdict.outcome is Outcome.FAIL:
+                return verdict
+    return None
+
+
+def together(verdicts: Iterable[Verdict]) -> Outcome:
+    """One failure fails; one that can't tell leaves it open; without gates it passes."""
+    outcomes = {one.outcome for one in verdicts}
+    for worst in (Outcome.FAIL, Outcome.TOO_LITTLE_EVIDENCE):
+        if worst in outcomes:
+            return worst
+    return Outcome.PASS

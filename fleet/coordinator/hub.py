@@ -1,0 +1,158 @@
+"""Many campaigns over one transport: each has a channel of its own, gateways are asked once.
+
+The transport, what is heard of devices, and the registry belong to the hub's thread; campaigns run
+in threads of their own and meet it at their channels.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from fleet.campaign import Operation
+from fleet.campaign.answers import DeviceEntry, Hello
+from fleet.clock import Clock, SystemClock
+from fleet.coordinator.transport import Reply, Transport
+from fleet.registry import Observed
+from fleet.store import Gateways, Registry
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.4
+HELLO_SECONDS = 15.0
+"""A gateway of which nothing was heard for so long is asked for news. Each time is a process that
+costs it 1.5 s of CPU, so that this is a tenth of a core."""
+
+
+class Channel(Transport):
+    """A campaign's side of the hub."""
+
+    def __init__(self, hub: Hub, campaign: str) -> None:
+        """Made by the hub."""
+        self._hub = hub
+        self.campaign = campaign
+        self.inbox: queue.Queue[Reply] = queue.Queue()
+
+    def gateways(self) -> frozenset[str]:
+        """See `Transport`."""
+        return self._hub.reached
+
+    def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
+        """See `Transport`."""
+        self._hub.outbox.put((gateway, operation, fields))
+
+    def receive(self) -> list[Reply]:
+        """See `Transport`."""
+        try:
+            replies = [self.inbox.get(timeout=LOOK_SECONDS)]
+        except queue.Empty:
+            return []
+        while not self.inbox.empty():
+            replies.append(self.inbox.get())
+        return replies
+
+
+class Hub:
+    """Hands requests of campaigns to the transport, and replies to the campaigns they are for.
+
+    Devices that aren't in the registry are nobody's.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        registry: Registry,
+        gateways: Gateways,
+        clock: Clock | None = None,
+        hello_seconds: float = HELLO_SECONDS,
+    ) -> None:
+        """Nothing is sent before the first `step`."""
+        self._transport = transport
+        self._registry = registry
+        self._gateways = gateways
+        self._clock = clock or SystemClock()
+        self._hello_seconds = hello_seconds
+        self._lock = threading.Lock()
+        self._channels: dict[str, Channel] = {}
+        self._known: dict[str, dict[str, DeviceEntry]] = {}
+        self._strangers: dict[str, dict[str, DeviceEntry]] = {}
+        self._heard: dict[str, float] = {}
+        self.outbox: queue.Queue[tuple[str, Operation, Mapping[str, Any]]] = queue.Queue()
+        self.reached: frozenset[str] = frozenset()
+
+    def channel(self, campaign: str) -> Channel:
+        """A campaign joins; it hears at once of all devices that are known."""
+        one = Channel(self, campaign)
+        with self._lock:
+            for gateway, devices in self._known.items():
+                one.inbox.put(Reply(gateway, hello=_hello(gateway, devices)))
+            self._channels[campaign] = one
+        return one
+
+    def leave(self, campaign: str) -> None:
+        """A campaign has ended, or somebody else drives it."""
+        with self._lock:
+            self._channels.pop(campaign, None)
+
+    def step(self) -> None:
+        """Send what there is to send, and hand out what came; waits a moment where nothing did."""
+        self.reached = self._transport.gateways()
+        while not self.outbox.empty():
+            self._transport.send(*self.outbox.get())
+        self._ask_for_news()
+        replies = self._transport.receive()
+        for reply in replies:
+            self._heard[reply.gateway] = self._clock.monotonic()
+            if reply.hello is not None:
+                reply = Reply(reply.gateway, hello=self._observe(reply.gateway, reply.hello))
+            if reply.is_odd:
+                self._gateways.note_problem(reply.gateway, reply.error)
+            self._deliver(reply)
+
+    def _ask_for_news(self) -> None:
+        now = self._clock.monotonic()
+        for gateway in self.reached:
+            if now - self._heard.get(gateway, 0.0) >= self._hello_seconds:
+                self._heard[gateway] = now
+                self._transport.send(gateway, Operation.HELLO, {})
+
+    def _deliver(self, reply: Reply) -> None:
+        with self._lock:
+            if reply.round is not None:
+                one = self._channels.get(reply.round[0])
+                if one is not None:
+                    one.inbox.put(reply)
+                return
+            for one in self._channels.values():
+                one.inbox.put(reply)
+
+    def _observe(self, gateway: str, hello: Hello) -> Hello:
+        """Note in the registry what was heard; returns what is of registered devices."""
+        self._gateways.seen(gateway)
+        # A stranger of before may have been added meanwhile.
+        heard = {**self._strangers.get(gateway, {}), **{one.device: one for one in hello.devices}}
+        if not heard:
+            return hello
+        unknown = self._registry.observe(
+            {name: _observed(gateway, one) for name, one in heard.items()}
+        )
+        self._strangers[gateway] = {name: heard[name] for name in unknown}
+        known = {name: one for name, one in heard.items() if name not in unknown}
+        with self._lock:
+            self._known.setdefault(gateway, {}).update(known)
+        return hello.model_copy(update={"devices": list(known.values())})
+
+
+def _hello(gateway: str, devices: Mapping[str, DeviceEntry]) -> Hello:
+    return Hello(gateway=gateway, devices=list(devices.values()), rounds=[])
+
+
+def _observed(gateway: str, one: DeviceEntry) -> Observed:
+    values = {name: getattr(one, name) for name in Observed.model_fields if hasattr(one, name)}
+    last_seen = one.last_seen or 0.0
+    return Observed.model_construct(
+        **{**values, "gateway": gateway, "last_seen": last_seen, "online": one.online}
+    )
