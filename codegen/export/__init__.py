@@ -1,0 +1,1 @@
+"""A version of the weights as an ONNX file, and back."""
