@@ -9,47 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import astuple, fields
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from codegen.errors import BundleError
 from codegen.firmware.bundle import FROZEN, GRAPH, Bundle
 from codegen.firmware.model_digest import model_digest
-from codegen.graph.ir import (
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    DepthwiseConv,
-    GlobalAveragePool,
-    Graph,
-    Head,
-    MaxPool,
-    Op,
-    Padding,
-    Requantize,
-    Tensor,
-)
+from codegen.graph.ir import Graph, Head, Op, Padding, Tensor
 from codegen.program import blob
 from codegen.program.blob import Weights
 
 GRAPH_FORMAT = "tinyfleet-graph/1"
 
-_KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (
-        Conv,
-        DepthwiseConv,
-        Add,
-        GlobalAveragePool,
-        MaxPool,
-        AveragePool,
-        Concat,
-        Requantize,
-        Head,
-    )
-}
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Op)}
 _PADDINGS = ("padding", "counted")
 
 
