@@ -375,7 +375,8 @@ def _build(
         files = {f"src/{item.name}": item.read_bytes() for item in sorted(folder.iterdir())}
         files[FIRMWARE] = elf.read_bytes()
     files[WEIGHTS] = weights.published.pack()
-    files[FROZEN] = weights.frozen.pack()
+    if weights.frozen.tensors:
+        files[FROZEN] = weights.frozen.pack()
     files[GRAPH] = graph_file.pack(graph)
     files[PROGRAM] = program_file.pack(programs)
     files[BOARD] = (board.model_dump_json(indent=1) + "\n").encode()

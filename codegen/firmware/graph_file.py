@@ -45,10 +45,10 @@ def load_graph(bundle: Bundle) -> tuple[Graph, Weights]:
 
     Raises BundleError for a bundle that has none, or another one than its manifest says.
     """
-    missing = [name for name in (GRAPH, FROZEN) if name not in bundle.manifest.files]
-    if missing:
+    files = bundle.manifest.files
+    if GRAPH not in files:
         raise BundleError(
-            f"{bundle.path} has no {missing[0]}: it was compiled by an earlier version of "
+            f"{bundle.path} has no {GRAPH}: it was compiled by an earlier version of "
             "tinyfleet; compile the bundle again (tinyfleet compile)"
         )
     path = bundle.path / GRAPH
@@ -65,7 +65,7 @@ def load_graph(bundle: Bundle) -> tuple[Graph, Weights]:
         )
         published = [tensor.name for tensor in bundle.manifest.tensors]
         layout = blob.split(empty, published)
-        frozen = (bundle.path / FROZEN).read_bytes()
+        frozen = (bundle.path / FROZEN).read_bytes() if FROZEN in files else b""
         values = {**layout.published.unpack(bundle.weights), **layout.frozen.unpack(frozen)}
         graph = blob.with_values(empty, values)
         weights = blob.split(graph, published)
