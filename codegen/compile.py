@@ -17,12 +17,14 @@ from typing import TypeAlias
 from codegen.emit.sources import emit
 from codegen.emit.zcbor_codec import CODEC_DEFINES, generate_codec
 from codegen.errors import BudgetError, ModelError, ToolchainError
-from codegen.firmware import program_file
+from codegen.firmware import graph_file, program_file
 from codegen.firmware.boards import Board, load_board
 from codegen.firmware.boot_sector import ROOMY_BYTES, BootSector, fill_boot_sector
 from codegen.firmware.bundle import (
     BOARD,
     FIRMWARE,
+    FROZEN,
+    GRAPH,
     MANIFEST_FORMAT,
     PROGRAM,
     QUANTIZATION,
@@ -373,6 +375,9 @@ def _build(
         files = {f"src/{item.name}": item.read_bytes() for item in sorted(folder.iterdir())}
         files[FIRMWARE] = elf.read_bytes()
     files[WEIGHTS] = weights.published.pack()
+    if weights.frozen.tensors:
+        files[FROZEN] = weights.frozen.pack()
+    files[GRAPH] = graph_file.pack(graph)
     files[PROGRAM] = program_file.pack(programs)
     files[BOARD] = (board.model_dump_json(indent=1) + "\n").encode()
     reports = tuple(_plan_report(program, sizes, board) for program in programs)

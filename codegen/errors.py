@@ -7,7 +7,8 @@
     ├── BoardError      no such board, or its description is wrong
     ├── BudgetError     the firmware doesn't fit the board
     ├── ToolchainError  no compiler, or the compiler failed
-    └── BundleError     a bundle is damaged or of another version
+    ├── BundleError     a bundle is damaged or of another version
+    └── VersionError    weights or a model can't be a version of a bundle
 
 Every message names the thing and says what to do about it.
 """
@@ -43,3 +44,7 @@ class ToolchainError(CodegenError):
 
 class BundleError(CodegenError):
     """A bundle is damaged or of another version."""
+
+
+class VersionError(CodegenError):
+    """Weights, or a model trained elsewhere, can't be a version of a bundle."""

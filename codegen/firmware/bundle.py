@@ -29,6 +29,7 @@ from codegen.program.row_pairs import Order
 MANIFEST_FORMAT: Literal["tinyfleet-manifest/2"] = "tinyfleet-manifest/2"
 MANIFEST, REPORT, FIRMWARE, WEIGHTS = "manifest.json", "report.json", "firmware.elf", "weights.bin"
 BOARD, PROGRAM = "board.json", "program.json"
+GRAPH, FROZEN = "graph.json", "frozen.bin"
 QUANTIZATION = "quantization.json"
 SAMPLE_PREFIX, LINK_PREFIX = "tf_sample_", "tf_link_"
 

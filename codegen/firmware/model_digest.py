@@ -55,6 +55,12 @@ def sample_digest(graph: Graph) -> str:
     return hashlib.sha256(canonical_json(meaning)).hexdigest()
 
 
+def operations(graph: Graph) -> list[list[Any]]:
+    """Kind, inputs and options of each operation; inputs are places among the activations."""
+    made: list[list[Any]] = _network(graph)["operations"]
+    return made
+
+
 def _network(graph: Graph) -> dict[str, Any]:
     places = {graph.input: 0}
     operations = []

@@ -30,7 +30,7 @@ from codegen.importer.passes import PASSES, DraftGraph
 from codegen.importer.quantized import transpose_integers
 from codegen.importer.state import Affine, ImportState, Node, View
 
-__all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto"]
+__all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto", "load_file"]
 
 OLDEST_OPSET = 13
 
@@ -51,15 +51,19 @@ def import_model(
     unsupported, and where the loss can't be known; CalibrationError for ``samples`` that can't be
     read.
     """
+    return import_proto(load_file(path), Path(path).stem, loss, samples)
+
+
+def load_file(path: Path | str) -> onnx.ModelProto:
+    """An ONNX file as it stands. Raises ModelError for one that is missing or damaged."""
     path = Path(path)
     try:
         # The format is said, or a name that ends in .json would make it be read as JSON.
-        model = onnx.load(str(path), format="protobuf")
+        return onnx.load(str(path), format="protobuf")
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file; give the path of an ONNX model") from error
     except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(f"{path}: not a readable ONNX file ({error}); export it again") from error
-    return import_proto(model, path.stem, loss, samples)
 
 
 def import_proto(

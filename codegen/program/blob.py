@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeAlias
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from codegen.arithmetic.layers import INT32_MAX, WEIGHT_MAX, bias_limit, terms_per_output
 from codegen.errors import ModelError
-from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Op
 from codegen.program.plans import Plan, trained_tensors
 from codegen.program.row_pairs import Order, pack_rows, stored_bytes, unpack_rows
 
@@ -125,15 +125,16 @@ class Weights:
 def published_by(graph: Graph, plans: Iterable[Plan]) -> Weights:
     """The weights of ``graph`` for a bundle that ``plans`` were asked for: their union."""
     trained = {name for plan in plans for name in trained_tensors(graph, plan)}
-    return _split(graph, trained)
+    return split(graph, trained)
 
 
 def all_published(graph: Graph) -> Weights:
     """The weights of ``graph`` with every tensor in the blob."""
-    return _split(graph, [tensor.name for tensor in parameters(graph)])
+    return split(graph, [tensor.name for tensor in parameters(graph)])
 
 
-def _split(graph: Graph, published: Collection[str]) -> Weights:
+def split(graph: Graph, published: Collection[str]) -> Weights:
+    """The weights of ``graph`` with the tensors of these names in the blob."""
     tensors = parameters(graph)
     return Weights(
         Blob(tuple(tensor for tensor in tensors if tensor.name in published)),
@@ -197,6 +198,23 @@ def _check_limit(
 def values_of(graph: Graph) -> dict[str, NDArray[np.int64]]:
     """Tensor name → values of ``graph`` as int64, as devices start from them."""
     return {tensor.name: tensor.values.astype(np.int64) for tensor in parameters(graph)}
+
+
+def with_values(graph: Graph, values: Mapping[str, NDArray[np.int64]]) -> Graph:
+    """``graph`` with other weights and biases: tensor name → values, which fit their types."""
+
+    def changed(op: Op) -> Op:
+        weight, bias = (values.get(f"{op.name}.{kind}") for kind in ("weight", "bias"))
+        match op:
+            case Conv() | DepthwiseConv() if weight is not None:
+                op = replace(op, weight=weight.astype(np.int8))
+            case Head() if weight is not None:
+                op = replace(op, weight=weight.astype(np.int16))
+        if bias is not None and isinstance(op, (Conv, DepthwiseConv, Head)):
+            op = replace(op, bias=bias.astype(np.int32))
+        return op
+
+    return replace(graph, ops=tuple(changed(op) for op in graph.ops))
 
 
 def _aligned(size: int) -> int:

@@ -217,12 +217,19 @@ def _convolution(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> ir.Conv
     )
 
 
-def _head(graph: FloatGraph, op: FloatHead, source: ir.Tensor) -> ir.Head:
+def head_values(
+    graph: FloatGraph, op: FloatHead
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weight and bias of the head, real numbers in the order of the device."""
     weight = op.weight[:, channels_last(graph.shapes[op.input])]
-    bias = op.bias
-    if op.loss == "mse":  # outputs in the order of the device's input
-        rows = channels_last(graph.shapes[graph.input])
-        weight, bias = weight[rows], bias[rows]
+    if op.loss != "mse":
+        return weight, op.bias
+    rows = channels_last(graph.shapes[graph.input])  # outputs in the order of the device's input
+    return weight[rows], op.bias[rows]
+
+
+def _head(graph: FloatGraph, op: FloatHead, source: ir.Tensor) -> ir.Head:
+    weight, bias = head_values(graph, op)
     largest = float(np.abs(weight).max())
     scale = _HEAD_ROOM * (largest if largest > 0 else 1.0) / WEIGHT_MAX
     scale = max(scale, float(np.abs(bias).max()) * _HEAD_STEPS / (source.scale * BIAS_MAX))

@@ -19,10 +19,14 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 
-def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """``model`` as it stands in the file, with the same numbers on any number of cores."""
+def session(model: onnx.ModelProto, optimized: bool = False) -> onnxruntime.InferenceSession:
+    """``model`` as it stands in the file, with the same numbers on any number of cores.
+
+    ``optimized`` is for models that must give the same numbers in everyone's sessions.
+    """
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     providers = ["CPUExecutionProvider"]
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)

@@ -1,0 +1,322 @@
+"""The forward pass of a quantized graph as ONNX, in integers: what a device computes, bit for bit.
+
+QuantizeLinear and DequantizeLinear can't say it: between them stand float32 sums, a float32 scale
+and halves that go to even, while a device has 32-bit sums, a multiplier of 31 bits and halves that
+go up (docs/specification/arithmetic.md). So layers are ConvInteger and MatMul over integers here,
+and what follows is int64 arithmetic with the constants of `codegen.arithmetic`.
+
+* ConvInteger gets unsigned codes and unsigned weights: of signed weights, kernels for AVX2 without
+  VNNI saturate sums of two products to 16 bits.
+* ONNX divides towards zero and shifts unsigned integers only. Rounding down is a division of what a
+  power of two has lifted above zero before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from codegen.arithmetic.forward import window_counts
+from codegen.arithmetic.integers import Ints
+from codegen.arithmetic.layers import (
+    INT32_MAX,
+    SHIFT_BITS,
+    addition_arithmetic,
+    convolution_arithmetic,
+)
+from codegen.arithmetic.pools import average_pool_arithmetic, requantize_arithmetic
+from codegen.graph.ir import (
+    INT8_MAX,
+    INT8_MIN,
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    DepthwiseConv,
+    GlobalAveragePool,
+    Graph,
+    Head,
+    MaxPool,
+    Op,
+    Padding,
+    Requantize,
+)
+
+INPUT, OUTPUT = "input", "outputs"
+"""Codes (N, height, width, channels) as devices take them; the head's int32 outputs (N, O)."""
+
+# The oldest whose operators are all here, for runtimes of any age.
+_OPSET, _IR_VERSION = 13, 8
+_UNSIGNED = 128  # added to a signed code, it is the unsigned one
+
+
+def stored_layout(op: Conv | DepthwiseConv | Head, weight: NDArray[Any]) -> NDArray[Any]:
+    """A weight in the file's layout: [O, I/groups, Kh, Kw] for convolutions; the head's stays."""
+    match op:
+        case Conv():
+            return weight.transpose(0, 3, 1, 2)
+        case DepthwiseConv():
+            return weight.transpose(2, 0, 1)[:, np.newaxis]
+        case Head():
+            return weight
+
+
+def device_layout(op: Conv | DepthwiseConv | Head, weight: NDArray[Any]) -> NDArray[Any]:
+    """The inverse of `stored_layout`."""
+    match op:
+        case Conv():
+            return weight.transpose(0, 2, 3, 1)
+        case DepthwiseConv():
+            return weight[:, 0].transpose(1, 2, 0)
+        case Head():
+            return weight
+
+
+def integer_model(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
+    """``graph`` with its weights and biases as initializers named ``LAYER.weight`` and
+    ``LAYER.bias``, int8 and int32 (the head's weight: int16)."""
+    writer = _Writer(graph)
+    for op in graph.ops:
+        writer.write(op)
+    height, width, channels = graph.tensors[graph.input].shape
+    made = helper.make_graph(
+        writer.nodes,
+        graph.name,
+        [helper.make_tensor_value_info(INPUT, TensorProto.INT8, ["N", height, width, channels])],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.INT32, ["N", graph.head.bias.size])],
+        [numpy_helper.from_array(value, name) for name, value in writer.constants.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", _OPSET)])
+    model.ir_version = _IR_VERSION
+    model.producer_name = "tinyfleet"
+    helper.set_model_props(model, dict(metadata or {}))
+    return model
+
+
+class _Writer:
+    """The nodes and constants of a graph; codes of activations are int8 (N, C, H, W)."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, NDArray[Any]] = {}
+        first = _Layer(self, INPUT)
+        self.codes = {graph.input: first.node("Transpose", "codes", INPUT, perm=[0, 3, 1, 2])}
+
+    def write(self, op: Op) -> None:
+        """Appends ``op``."""
+        layer = _Layer(self, op.name)
+        if isinstance(op, Head):
+            self._head(op, layer)
+        elif op.output not in self.codes:  # a tensor that a Concat reads twice is recoded twice
+            self.codes[op.output] = self._codes(op, layer)
+
+    def _codes(self, op: Op, layer: _Layer) -> str:
+        match op:
+            case Conv() | DepthwiseConv():
+                return self._convolution(op, layer)
+            case Add():
+                return self._addition(op, layer)
+            case GlobalAveragePool():
+                return self._global_average(op, layer)
+            case MaxPool():
+                around = _steps(op.stride, op.padding)
+                source = self.codes[op.input]
+                return layer.node("MaxPool", "codes", source, kernel_shape=op.window, **around)
+            case AveragePool():
+                return self._average_pool(op, layer)
+            case Concat():
+                parts = [self.codes[name] for name in op.inputs]
+                return layer.node("Concat", "codes", *parts, axis=1)
+            case Requantize():
+                return self._requantize(op, layer)
+            case Head():
+                raise AssertionError("the head makes no codes")
+
+    def _zero(self, tensor: str) -> int:
+        return self.graph.tensors[tensor].zero_point
+
+    def _convolution(self, op: Conv | DepthwiseConv, layer: _Layer) -> str:
+        constants = convolution_arithmetic(self.graph, op)
+        weight = self._constant(f"{op.name}.weight", stored_layout(op, op.weight))
+        bias = self._constant(f"{op.name}.bias", op.bias)
+        group = op.weight.shape[-1] if isinstance(op, DepthwiseConv) else 1
+        around = _steps(op.stride, op.padding)
+        taps = (layer.unsigned("weight", weight), _UNSIGNED)
+        source = (self.codes[op.input], self._zero(op.input))
+        sums = layer.convolved(*source, *taps, group=group, **around)
+        wide = layer.cast("bias", bias, TensorProto.INT64)
+        shape = layer.constant("bias.shape", [1, -1, 1, 1])
+        total = layer.node("Add", "total", sums, layer.node("Reshape", "bias.each", wide, shape))
+        words, left = (a.reshape(1, -1, 1, 1) for a in (constants.requantize, constants.pre_shift))
+        return layer.requantized(total, left, words, self._zero(op.output))
+
+    def _addition(self, op: Add, layer: _Layer) -> str:
+        constants = addition_arithmetic(self.graph, op)
+        factors = (constants.a_multiplier, constants.b_multiplier)
+        parts = []
+        for side, name, factor in zip("ab", op.inputs, factors, strict=True):
+            centred = layer.centred(side, self.codes[name], self._zero(name))
+            parts.append(layer.by("Mul", f"{side}.scaled", centred, factor))
+        total = layer.node("Add", "total", *parts)
+        shift = np.array(constants.shift)
+        return layer.clamped(layer.rounded(total, shift, self._zero(op.output), lift=33))
+
+    def _global_average(self, op: GlobalAveragePool, layer: _Layer) -> str:
+        height, width, _ = self.graph.tensors[op.input].shape
+        pixels = np.array(height * width)
+        wide = layer.cast("wide", self.codes[op.input], TensorProto.INT64)
+        axes = layer.constant("axes", [2, 3])
+        return layer.mean(layer.node("ReduceSum", "sums", wide, axes, keepdims=1), pixels, 0)
+
+    def _average_pool(self, op: AveragePool, layer: _Layer) -> str:
+        source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
+        constants = average_pool_arithmetic(self.graph, op)
+        counts = window_counts(self.graph, op)[:, :, 0][np.newaxis, np.newaxis]
+        channels, around = source.shape[2], _steps(op.stride, op.padding)
+        ones = layer.constant("ones", np.ones((channels, 1, *op.window)), np.uint8)
+        codes = self.codes[op.input]
+        sums = layer.convolved(codes, source.zero_point, ones, 0, group=channels, **around)
+        if not constants.requantize:
+            return layer.mean(sums, counts, source.zero_point)
+        words = np.array([each.word for each in constants.requantize])
+        left = np.array(constants.pre_shift)
+        return layer.requantized(
+            sums, left, words[counts - constants.least_count], output.zero_point
+        )
+
+    def _requantize(self, op: Requantize, layer: _Layer) -> str:
+        constants = requantize_arithmetic(self.graph, op)
+        centred = layer.centred("input", self.codes[op.input], self._zero(op.input))
+        left, word = np.array(constants.pre_shift), np.array(constants.requantize.word)
+        return layer.requantized(centred, left, word, self._zero(op.output), (op.low, op.high))
+
+    def _head(self, op: Head, layer: _Layer) -> None:
+        last = layer.node("Transpose", "channels_last", self.codes[op.input], perm=[0, 2, 3, 1])
+        centred = layer.centred("input", last, self._zero(op.input))
+        shape = layer.constant("input.shape", [-1, op.weight.shape[1]])
+        flat = layer.node("Reshape", "flat", centred, shape)
+        weight = self._constant(f"{op.name}.weight", stored_layout(op, op.weight))
+        bias = self._constant(f"{op.name}.bias", op.bias)
+        wide = layer.cast("weight", weight, TensorProto.INT64)
+        columns = layer.node("Transpose", "columns", wide, perm=[1, 0])
+        sums = layer.node("MatMul", "sums", flat, columns)
+        total = layer.node("Add", "total", sums, layer.cast("bias", bias, TensorProto.INT64))
+        held = layer.clipped(total, -INT32_MAX, INT32_MAX, "held")
+        self.nodes.append(
+            helper.make_node("Cast", [held], [OUTPUT], f"{op.name}/{OUTPUT}", to=TensorProto.INT32)
+        )
+
+    def _constant(self, name: str, values: NDArray[Any]) -> str:
+        self.constants[name] = np.ascontiguousarray(values)
+        return name
+
+
+def _steps(stride: tuple[int, int], padding: Padding) -> dict[str, Any]:
+    pad = [padding.top, padding.left, padding.bottom, padding.right]
+    return {"strides": stride, "pads": pad}
+
+
+class _Layer:
+    """Nodes of one operation, named ``LAYER/STEP``, with sums and all that follows in int64."""
+
+    def __init__(self, writer: _Writer, name: str) -> None:
+        self._writer, self._name = writer, name
+
+    def node(self, operator: str, step: str, *inputs: str, **attributes: Any) -> str:
+        """Appends a node; returns its output."""
+        output = f"{self._name}/{step}"
+        self._writer.nodes.append(
+            helper.make_node(operator, list(inputs), [output], output, **attributes)
+        )
+        return output
+
+    def constant(self, step: str, values: Any, dtype: type[np.integer[Any]] = np.int64) -> str:
+        """An initializer; returns its name."""
+        name = f"{self._name}/{step}"
+        self._writer.constants[name] = np.asarray(values, dtype)
+        return name
+
+    def by(self, operator: str, step: str, value: str, constant: int | Ints) -> str:
+        """``value`` with a constant of int64 at its right."""
+        return self.node(operator, step, value, self.constant(f"{step}.by", constant))
+
+    def cast(self, step: str, value: str, kind: int) -> str:
+        """``value`` in another type."""
+        return self.node("Cast", f"{step}.wide", value, to=kind)
+
+    def unsigned(self, step: str, codes: str) -> str:
+        """Signed codes plus 128, as uint8."""
+        wide = self.node("Cast", f"{step}.signed", codes, to=TensorProto.INT32)
+        offset = self.constant(f"{step}.raised.by", _UNSIGNED, np.int32)
+        raised = self.node("Add", f"{step}.raised", wide, offset)
+        return self.node("Cast", f"{step}.unsigned", raised, to=TensorProto.UINT8)
+
+    def centred(self, step: str, codes: str, zero: int) -> str:
+        """Codes less their zero point."""
+        wide = self.cast(step, codes, TensorProto.INT64)
+        return self.by("Sub", f"{step}.centred", wide, zero)
+
+    def convolved(
+        self, codes: str, zero: int, weight: str, weight_zero: int, **attributes: Any
+    ) -> str:
+        """Sums of products; ``weight`` is unsigned with this zero point."""
+        source = self.unsigned("input", codes)
+        zeros = [
+            self.constant("input.zero", zero + _UNSIGNED, np.uint8),
+            self.constant("weight.zero", weight_zero, np.uint8),
+        ]
+        sums = self.node("ConvInteger", "sums", source, weight, *zeros, **attributes)
+        return self.cast("sums", sums, TensorProto.INT64)
+
+    def requantized(
+        self,
+        sums: str,
+        pre_shift: Ints,
+        words: Ints,
+        zero: int,
+        ends: tuple[int, int] = (INT8_MIN, INT8_MAX),
+    ) -> str:
+        """Codes of ``sums``: `codegen.arithmetic.integers.requantized` and the clamp."""
+        if pre_shift.any():
+            raised = self.by("Mul", "raised", sums, np.left_shift(1, pre_shift))
+            sums = self.clipped(raised, -INT32_MAX, INT32_MAX, "held")
+        product = self.by("Mul", "product", sums, words)  # less than 2^62 in magnitude
+        lifted = self.by("Add", "product.lifted", product, 1 << 62)
+        high = self.by("Div", "high.lifted", lifted, 1 << 32)
+        high = self.by("Sub", "high", high, 1 << 30)
+        shift = words & ((1 << SHIFT_BITS) - 1)
+        return self.clamped(self.rounded(high, shift, zero, lift=31), ends)
+
+    def rounded(self, value: str, shift: Ints, zero: int, lift: int) -> str:
+        """``value`` / 2^shift with halves up, plus ``zero``; its magnitude is below 2^lift."""
+        half = np.left_shift(1, shift - 1)
+        lifted = self.by("Add", "lifted", value, half + (1 << lift))
+        floor = self.by("Div", "floor", lifted, np.left_shift(1, shift))
+        return self.by("Add", "rounded", floor, zero - np.left_shift(1, lift - shift))
+
+    def mean(self, sums: str, counts: Ints, zero: int) -> str:
+        """Codes of means, halves to even: `codegen.arithmetic.forward.mean_codes`."""
+        raised = self.by("Add", "raised", sums, (zero - INT8_MIN) * counts)  # not negative
+        floor = self.by("Div", "floor", raised, counts)
+        odd = self.by("Mod", "odd", floor, 2)
+        doubled = self.by("Mul", "doubled", raised, 2)
+        # One more than a whole number of halves is needed to go up, of an odd floor just as many.
+        moved = self.by("Add", "moved", self.node("Add", "even", doubled, odd), counts - 1)
+        mean = self.by("Div", "mean.raised", moved, 2 * counts)
+        return self.clamped(self.by("Add", "mean", mean, INT8_MIN))
+
+    def clipped(self, value: str, low: int, high: int, step: str) -> str:
+        """``value`` within ``low`` … ``high``."""
+        ends = [self.constant(f"{step}.low", low), self.constant(f"{step}.high", high)]
+        return self.node("Clip", step, value, *ends)
+
+    def clamped(self, value: str, ends: tuple[int, int] = (INT8_MIN, INT8_MAX)) -> str:
+        """The codes of the layer."""
+        held = self.clipped(value, *ends, "clamped")
+        return self.node("Cast", "codes", held, to=TensorProto.INT8)
