@@ -32,6 +32,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fleet.campaign import Operation
+from fleet.campaign.answers import CollectAnswer
 from fleet.clock import Clock, SystemClock
 from fleet.coordinator.transport import Reply, RoundName, Transport, read_replies
 
@@ -96,6 +97,10 @@ class _Outbox:
     @property
     def rounds(self) -> frozenset[RoundName]:
         return frozenset({*self.starts, *self.cancels, *self.collects})
+
+
+def _is_end(answer: CollectAnswer | None) -> bool:
+    return answer is not None and answer.state == "closed" and not answer.more
 
 
 class GridTransport(Transport):
@@ -323,9 +328,8 @@ class GridTransport(Transport):
                 self._cursors[gateway] = reply.hello.cursor
                 if reply.hello.more:
                     self._push(gateway, sent.node, {})
-            elif reply.round is not None and reply.collected is not None:
-                if reply.collected.state == "closed" and not reply.collected.more:
-                    self._expect_more(gateway, reply.round[0])
+            elif reply.round is not None and _is_end(reply.collected):
+                self._expect_more(gateway, reply.round[0])
         # Whoever hears of a round's end then knows the devices as they are now.
         return replies + sorted(read, key=lambda one: one.hello is None)
 

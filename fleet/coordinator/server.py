@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fleet.coordinator.driver import CampaignDriver
+from fleet.coordinator.fleet_run import FleetRun
 from fleet.coordinator.flower_adapter import FlowerPace, GridTransport
+from fleet.coordinator.settings import CoordinatorSettings
 from fleet.errors import ConfigurationError
 from fleet.store import SqlStore, sqlite_url
 
@@ -27,10 +31,16 @@ def _required(config: Mapping[str, Any], key: str) -> str:
 def run_server(grid: Grid, config: Mapping[str, Any]) -> None:
     """Run what `config` (the app's run configuration) asks for; returns when it has ended.
 
-    Raises `ConfigurationError` where it lacks the store or the campaign.
+    Raises `ConfigurationError` where it lacks what its mode needs.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    mode = config.get("mode", "campaign")
+    if mode == "fleet":
+        _run_fleet(grid, Path(_required(config, "settings")))
+        return
     pace = FlowerPace(
         pull=float(config.get("pull-seconds", 0.4)),
         spare_syncs=bool(config.get("spare-syncs", False)),
@@ -42,7 +52,6 @@ def run_server(grid: Grid, config: Mapping[str, Any]) -> None:
     store = SqlStore(sqlite_url(path))
     campaign = _required(config, "campaign")
     try:
-        mode = config.get("mode", "campaign")
         if mode == "campaign":
             CampaignDriver(store, campaign, GridTransport(grid, pace)).run()
         elif mode == "strategy":
@@ -50,6 +59,26 @@ def run_server(grid: Grid, config: Mapping[str, Any]) -> None:
 
             run_strategy(grid, store, campaign, int(config.get("num-server-rounds", 3)))
         else:
-            raise ConfigurationError(f'mode {mode!r} is unknown; use "campaign" or "strategy"')
+            raise ConfigurationError(
+                f'mode {mode!r} is unknown; use "fleet", "campaign" or "strategy"'
+            )
+    finally:
+        store.close()
+
+
+def _run_fleet(grid: Grid, path: Path) -> None:
+    """All campaigns of the service whose settings are in this file."""
+    settings = CoordinatorSettings.read(path)
+    store = SqlStore(settings.store_url())
+    pace = FlowerPace(
+        sync_wait=settings.pace.sync_wait_seconds, spare_syncs=settings.pace.spare_syncs
+    )
+    try:
+        FleetRun(
+            store,
+            GridTransport(grid, pace),
+            f"{socket.gethostname()}/{uuid.uuid4().hex[:8]}",
+            hello_seconds=settings.pace.hello_seconds,
+        ).run()
     finally:
         store.close()

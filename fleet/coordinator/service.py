@@ -1,4 +1,4 @@
-"""The coordinator: keeps a ServerApp running until a stored campaign has ended.
+"""Keeps a ServerApp running: until a stored campaign has ended, or for as long as a service lives.
 
 It submits a run, watches it, and submits another when it has failed or its SuperLink has
 lost it. Everything that matters is in the store, so it may itself be killed and started
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,137 @@ class _Watcher:
                 self._progress(ProgressEvent("round-done", one.number, data))
 
 
+@dataclass(frozen=True)
+class Patience:
+    """Of whoever keeps a run going; in seconds.
+
+    The SuperLink is asked about the run every `ask`. A run whose ServerApp hasn't touched the store
+    for `silence` is replaced: Flower notices a killed ServerApp after a minute only. A SuperLink
+    that has been of no use for `refusal`, or `max_runs` runs in a row that brought nothing further,
+    are given up.
+    """
+
+    ask: float = 1.5
+    silence: float = 30.0
+    refusal: float = 300.0
+    max_runs: int = 20
+
+
+class RunKeeper:
+    """Keeps a run of our app going on a SuperLink: submits it, watches it, submits another."""
+
+    def __init__(
+        self,
+        superlink: SuperLink,
+        control: Control,
+        run_config: Mapping[str, str | int | float | bool],
+        patience: Patience,
+        clock: Clock,
+        *,
+        restart_superlink: bool,
+        tell: Progress,
+        what: str,
+    ) -> None:
+        """`what` is run, as messages call it. With `restart_superlink` one that died is started
+        again; without, it is waited for (somebody else owns it)."""
+        self._superlink = superlink
+        self._control = control
+        self._config = run_config
+        self._patience = patience
+        self._clock = clock
+        self._restart = restart_superlink
+        self._tell = tell
+        self._what = what
+        self._run: int | None = None
+        self._runs = 0  # since there was progress
+        self._last_error = ""
+        self._heartbeat: object = None
+        self._progress: object = None
+        now = clock.monotonic()
+        self._ask_at = self._answered = self._heard = now
+
+    def look(self, heartbeat: object, progress: object) -> None:
+        """Look once. Both arguments change: when the ServerApp lives, and when it gets on.
+
+        Raises `FlowerError` where Flower is of no use any more.
+        """
+        now = self._clock.monotonic()
+        if progress != self._progress:
+            self._progress, self._runs = progress, min(self._runs, 1)
+        if heartbeat != self._heartbeat:
+            self._heartbeat, self._heard = heartbeat, now
+        try:
+            self._keep_superlink()
+            # Asking costs the SuperLink more than a look into the store costs us.
+            if self._run is not None and now >= self._ask_at:
+                self._ask_at = now + self._patience.ask
+                self._check(self._run)
+            if self._run is None:
+                if self._runs >= self._patience.max_runs:
+                    raise _UselessError
+                self._run = self._control.start_run(self._config)
+                self._runs += 1
+                self._answered = self._heard = self._clock.monotonic()
+                self._tell(ProgressEvent("run-submitted", None, {"run": self._run}))
+        except _UselessError:
+            raise FlowerError(
+                f"{self._what} got no further in {self._runs} runs; the last one said: "
+                f"{self._last_error}; logs are in {self._superlink.link.log_file.parent}"
+            ) from None
+        except FlowerError as error:
+            # The SuperLink is down or coming up; the next look sees.
+            logger.warning("waiting for the SuperLink: %s", error)
+            if self._clock.monotonic() - self._answered > self._patience.refusal:
+                raise FlowerError(
+                    f"{self._what} can't go on, the SuperLink has been of no use "
+                    f"for {self._patience.refusal:.0f} s: {error}; mend it and run it "
+                    "again, its state is in the store"
+                ) from None
+            self._clock.sleep(1.0)
+
+    def _check(self, run: int) -> None:
+        error = self._run_error(run)
+        self._answered = self._clock.monotonic()
+        silent = self._answered - self._heard
+        if not error and silent > self._patience.silence:
+            error = f"its ServerApp has been silent for {silent:.0f} s"
+            # It may hang; what it still writes is refused once superseded.
+            self.stop()
+        if error:
+            self._last_error = error
+            self._tell(ProgressEvent("run-failed", None, {"run": run, "error": error}))
+            logger.warning("run %d of %s: %s", run, self._what, error)
+            self._run = None
+
+    def _run_error(self, run: int) -> str:
+        """Why a run can't go on; empty while it does."""
+        state = self._control.run_state(run)
+        if state is None:
+            return "the SuperLink has forgotten it"
+        if state.ended:
+            return f"ended ({state.outcome}) before its time: {state.details}"
+        return ""
+
+    def _keep_superlink(self) -> None:
+        if not self._restart:
+            return
+        if not (self._superlink.link.alive() and self._superlink.superexec.alive()):
+            logger.warning("a SuperLink process has ended; starting it again")
+            self._superlink.restart()
+
+    def stop(self) -> None:
+        """End the run, if there is one and the SuperLink answers."""
+        if self._run is not None:
+            with contextlib.suppress(FlowerError):
+                self._control.stop_run(self._run)
+
+
+class _UselessError(Exception):
+    """Runs end, one after the other."""
+
+
 class Coordinator:
-    """Runs stored campaigns over one SuperLink."""
+    """Runs one stored campaign over one SuperLink, which nothing else uses: what the demo is."""
 
     def __init__(
         self,
@@ -85,23 +214,15 @@ class Coordinator:
         sync_wait_seconds: float = 10.0,
         spare_syncs: bool = True,
         poll_seconds: float = 0.25,
-        ask_seconds: float = 1.5,
-        silence_seconds: float = 30.0,
-        refusal_seconds: float = 300.0,
+        patience: Patience | None = None,
         restart_superlink: bool = True,
-        max_runs: int = 20,
         clock: Clock | None = None,
         connect: Callable[[str], Control] = Control,
     ) -> None:
         """`store_path` is the file of `store`, as ServerApps open it.
 
-        `sync_wait_seconds` and `spare_syncs` are explained in `flower_adapter`.
-        With `restart_superlink` a SuperLink that died is started again; without, it is
-        waited for (somebody else owns it). The store is looked at every `poll_seconds`, the
-        SuperLink is asked about the run every `ask_seconds`. A run whose ServerApp hasn't
-        touched the store for `silence_seconds` is replaced: Flower notices a killed ServerApp
-        after a minute only. `run` gives up after `max_runs` runs in a row that brought the campaign
-        no further, or when the SuperLink has been of no use for `refusal_seconds`. `connect` opens
+        `sync_wait_seconds` and `spare_syncs` are explained in `flower_adapter`, `patience` and
+        `restart_superlink` above. The store is looked at every `poll_seconds`. `connect` opens
         the SuperLink's control interface at an address.
         """
         self._store = store
@@ -110,11 +231,8 @@ class Coordinator:
         self._sync_wait = sync_wait_seconds
         self._spare_syncs = spare_syncs
         self._poll = poll_seconds
-        self._ask = ask_seconds
-        self._silence = silence_seconds
-        self._refusal = refusal_seconds
+        self._patience = patience or Patience()
         self._restart = restart_superlink
-        self._max_runs = max_runs
         self._clock = clock or SystemClock()
         self._connect = connect
 
@@ -124,65 +242,32 @@ class Coordinator:
         Raises `FlowerError` where Flower brings it no further.
         """
         tell = progress or (lambda event: None)
-        clock = self._clock
         watcher = _Watcher(self._store, campaign, tell)
-        runs = 0  # since the campaign got on
-        known = -1
-        run: int | None = None
-        last_error = ""
-        ask_at = answered = heard = clock.monotonic()
-        seen = 0.0
+        config: dict[str, str | int | float | bool] = {
+            "mode": "campaign",
+            "store": str(self._path),
+            "campaign": campaign,
+            "sync-wait-seconds": self._sync_wait,
+            "spare-syncs": self._spare_syncs,
+        }
         with self._connect(self._superlink.address) as control:
+            keeper = RunKeeper(
+                self._superlink,
+                control,
+                config,
+                self._patience,
+                self._clock,
+                restart_superlink=self._restart,
+                tell=tell,
+                what=f"campaign {campaign}",
+            )
             while True:
                 record = self._store.campaign(campaign)
                 watcher.look()
                 if record.state in ENDED_STATES:
                     break
-                if watcher.revision != known:
-                    known, runs = watcher.revision, min(runs, 1)
-                if record.driver_seen != seen:
-                    seen, heard = record.driver_seen, clock.monotonic()
-                try:
-                    self._keep_superlink()
-                    # Asking costs the SuperLink more than a look into the store costs us.
-                    if run is not None and clock.monotonic() >= ask_at:
-                        ask_at = clock.monotonic() + self._ask
-                        error = self._run_error(control, run)
-                        answered = clock.monotonic()
-                        silent = clock.monotonic() - heard
-                        if not error and silent > self._silence:
-                            error = f"its ServerApp has been silent for {silent:.0f} s"
-                            # It may hang; what it still writes is refused once superseded.
-                            with contextlib.suppress(FlowerError):
-                                control.stop_run(run)
-                        if error:
-                            last_error = error
-                            tell(ProgressEvent("run-failed", None, {"run": run, "error": error}))
-                            logger.warning("run %d of campaign %s: %s", run, campaign, error)
-                            run = None
-                    if run is None:
-                        if runs >= self._max_runs:
-                            break
-                        run = self._submit(control, campaign)
-                        runs += 1
-                        answered = heard = clock.monotonic()
-                        tell(ProgressEvent("run-submitted", None, {"run": run}))
-                except FlowerError as error:
-                    # The SuperLink is down or coming up; the next look sees.
-                    logger.warning("waiting for the SuperLink: %s", error)
-                    if clock.monotonic() - answered > self._refusal:
-                        raise FlowerError(
-                            f"campaign {campaign} can't go on, the SuperLink has been of no use "
-                            f"for {self._refusal:.0f} s: {error}; mend it and run the campaign "
-                            "again, its state is in the store"
-                        ) from None
-                    clock.sleep(1.0)
-                clock.sleep(self._poll)
-        if record.state not in ENDED_STATES:
-            raise FlowerError(
-                f"campaign {campaign} got no further in {runs} runs; the last one said: "
-                f"{last_error}; logs are in {self._superlink.link.log_file.parent}"
-            )
+                keeper.look(record.driver_seen, watcher.revision)
+                self._clock.sleep(self._poll)
         tell(
             ProgressEvent("campaign-ended", None, {"state": record.state, "reason": record.reason})
         )
@@ -191,30 +276,3 @@ class Coordinator:
     def stop(self, campaign: str) -> None:
         """Ask for the running round to be cancelled at all gateways and the campaign to end."""
         self._store.ask(campaign, "stop")
-
-    def _submit(self, control: Control, campaign: str) -> int:
-        return control.start_run(
-            {
-                "mode": "campaign",
-                "store": str(self._path),
-                "campaign": campaign,
-                "sync-wait-seconds": self._sync_wait,
-                "spare-syncs": self._spare_syncs,
-            }
-        )
-
-    def _run_error(self, control: Control, run: int) -> str:
-        """Why a run can't go on; empty while it does."""
-        state = control.run_state(run)
-        if state is None:
-            return "the SuperLink has forgotten it"
-        if state.ended:
-            return f"ended ({state.outcome}) before the campaign did: {state.details}"
-        return ""
-
-    def _keep_superlink(self) -> None:
-        if not self._restart:
-            return
-        if not (self._superlink.link.alive() and self._superlink.superexec.alive()):
-            logger.warning("a SuperLink process has ended; starting it again")
-            self._superlink.restart()

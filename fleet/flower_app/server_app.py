@@ -8,7 +8,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run a campaign (`mode = "campaign"`) or Flower's own loop (`mode = "strategy"`)."""
+    """Drive all campaigns of a service, one of them, or Flower's own loop: by `mode`."""
     from fleet.coordinator.server import run_server
 
     run_server(grid, dict(context.run_config))

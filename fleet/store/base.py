@@ -128,6 +128,10 @@ class Store(ABC):
         """All campaigns, oldest first."""
 
     @abstractmethod
+    def campaigns_under_way(self) -> tuple[CampaignRecord, ...]:
+        """Those that haven't ended, oldest first."""
+
+    @abstractmethod
     def manifests(self, campaign: str) -> dict[str, str]:
         """Manifests of the campaign's bundles: bundle id → JSON text."""
 

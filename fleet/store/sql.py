@@ -254,6 +254,15 @@ class SqlStore(Store):
         with self.reading() as connection:
             return tuple(map(_campaign_record, connection.execute(query)))
 
+    def campaigns_under_way(self) -> tuple[CampaignRecord, ...]:
+        """See `Store`."""
+        table = tables.campaigns
+        query = sa.select(*_CAMPAIGN).where(table.c.state.not_in(ENDED_STATES))
+        with self.reading() as connection:
+            return tuple(
+                map(_campaign_record, connection.execute(query.order_by(table.c.position)))
+            )
+
     def manifests(self, campaign: str) -> dict[str, str]:
         """See `Store`."""
         table = tables.manifests

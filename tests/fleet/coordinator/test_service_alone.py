@@ -13,7 +13,7 @@ from fleet.campaign import CampaignConfig
 from fleet.clock import VirtualClock
 from fleet.coordinator.control import RunState
 from fleet.coordinator.driver import new_campaign
-from fleet.coordinator.service import Coordinator
+from fleet.coordinator.service import Coordinator, Patience
 from fleet.coordinator.superlink import SuperLink
 from fleet.errors import FlowerError
 from fleet.store import SqlStore, sqlite_url
@@ -27,9 +27,13 @@ def test_a_superlink_that_never_answers_is_given_up_and_the_campaign_kept(tmp_pa
         store, CampaignConfig(name="x"), small_model.manifest_texts("a"), small_model.blob()
     )
     coordinator = Coordinator(
-        store, path, SuperLink(tmp_path / "flower"), restart_superlink=False, refusal_seconds=0.5
+        store,
+        path,
+        SuperLink(tmp_path / "flower"),
+        restart_superlink=False,
+        patience=Patience(refusal=0.5),
     )
-    with pytest.raises(FlowerError, match="run the campaign again"):
+    with pytest.raises(FlowerError, match="run it again"):
         coordinator.run(campaign)
     assert store.campaign(campaign).state == "pending"
     store.close()
@@ -111,14 +115,14 @@ def test_runs_that_bring_the_campaign_further_may_fail_as_often_as_they_like(
             store.end_campaign(campaign, f"run-{run}", "finished")
 
     flower = FailingFlower(work)
-    assert coordinate(store, campaign, flower, max_runs=3)[0] == "finished"
+    assert coordinate(store, campaign, flower, patience=Patience(max_runs=3))[0] == "finished"
     assert flower.runs == 50
 
 
 def test_runs_that_bring_it_no_further_are_given_up(store: SqlStore, campaign: str) -> None:
     flower = FailingFlower(lambda run: None)
     with pytest.raises(FlowerError, match=r"got no further in 3 runs.*it crashed"):
-        coordinate(store, campaign, flower, max_runs=3)
+        coordinate(store, campaign, flower, patience=Patience(max_runs=3))
     assert flower.runs == 3
 
 
@@ -126,7 +130,7 @@ def test_a_superlink_that_can_not_be_restarted_for_a_while_is_waited_for(
     store: SqlStore, campaign: str
 ) -> None:
     flower = FailingFlower(lambda run: store.end_campaign(campaign, "", "finished"), dead_looks=100)
-    state, clock = coordinate(store, campaign, flower, refusal_seconds=300)
+    state, clock = coordinate(store, campaign, flower, patience=Patience(refusal=300))
     assert state == "finished"
     assert clock.monotonic() > 100
 
@@ -136,7 +140,7 @@ def test_a_superlink_that_can_never_be_restarted_is_given_up_with_its_reason(
 ) -> None:
     flower = FailingFlower(lambda run: None, dead_looks=10**6)
     with pytest.raises(FlowerError, match="of no use for 300 s: SuperLink didn't start"):
-        coordinate(store, campaign, flower, refusal_seconds=300)
+        coordinate(store, campaign, flower, patience=Patience(refusal=300))
 
 
 def test_a_server_app_that_is_silent_is_replaced_whatever_the_wall_clock_does(
@@ -151,7 +155,7 @@ def test_a_server_app_that_is_silent_is_replaced_whatever_the_wall_clock_does(
         flower,  # type: ignore[arg-type]
         clock=clock,
         connect=lambda address: flower,  # type: ignore[arg-type, return-value]
-        silence_seconds=30,
+        patience=Patience(silence=30),
     )
     clock.call_later(5.0, lambda: clock.step_wall(-86_400))
     assert coordinator.run(campaign).state == "finished"

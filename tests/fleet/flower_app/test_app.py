@@ -30,6 +30,7 @@ def test_every_setting_that_a_run_overrides_is_declared() -> None:
     declared = set(config["tool"]["flwr"]["app"]["config"])
     assert declared == {
         "mode",
+        "settings",
         "store",
         "campaign",
         "sync-wait-seconds",

@@ -1,0 +1,150 @@
+"""Configuration of a coordinator's service: one TOML file, frozen once read.
+
+fleet = "barn"
+store = "sqlite:///coordinator.sqlite"   # relative to this file; or postgresql+psycopg://…
+work = "flower"                          # folder of the SuperLink's state and of logs
+
+[api]
+host = "127.0.0.1"
+port = 8080
+
+[superlink]
+port = 9092                              # its own; or address = "HOST:PORT" of somebody else's
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Self
+
+import sqlalchemy as sa
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fleet.coordinator.flower_adapter import FlowerPace
+from fleet.errors import ConfigurationError
+from fleet.gateway.files import write_whole
+from fleet.protocol.fields import Name
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ApiSettings(_Settings):
+    """Where the API listens; with certificate and key over TLS, else on loopback only."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    certificate: Path | None = None
+    key: Path | None = None
+    requests_per_minute: Annotated[int, Field(ge=1)] = 1200
+    """Of one token; more are answered with 429."""
+
+    @model_validator(mode="after")
+    def _is_private_without_tls(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together")
+        if self.certificate is None and self.host not in ("127.0.0.1", "localhost", "::1"):
+            raise ValueError(
+                f"host {self.host} is more than this machine: tokens would cross the network in "
+                "the clear. Give certificate and key, or listen on 127.0.0.1 behind a proxy"
+            )
+        return self
+
+
+class SuperLinkSettings(_Settings):
+    """A SuperLink of its own on loopback (`port`), or somebody else's (`address`)."""
+
+    port: Port | None = None
+    address: str = ""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.port is None) == (not self.address):
+            raise ValueError("either a port for one of its own, or the address of another")
+        return self
+
+
+class PaceSettings(_Settings):
+    """How long messages wait at gateways, and how often those that have nothing to do are asked."""
+
+    sync_wait_seconds: Annotated[float, Field(gt=0, le=600)] = FlowerPace.sync_wait
+    hello_seconds: Annotated[float, Field(gt=0, le=3600)] = 15.0
+    spare_syncs: bool = True
+
+
+class CoordinatorSettings(_Settings):
+    """All that a service is told."""
+
+    fleet: Name
+    store: str = "sqlite:///coordinator.sqlite"
+    """`env:NAME` takes the URL from the environment, so that its password is in no file."""
+    work: Path = Path("flower")
+    api: ApiSettings = ApiSettings()
+    superlink: SuperLinkSettings = SuperLinkSettings(port=9092)
+    pace: PaceSettings = PaceSettings()
+    retention_days: Annotated[float, Field(gt=0)] | None = None
+    """Reports, rounds and events of campaigns that ended so long ago are forgotten; none where left
+    out. What the audit log has is kept."""
+
+    def store_url(self) -> str:
+        """The store's URL. ConfigurationError where its variable isn't set."""
+        if not self.store.startswith("env:"):
+            return self.store
+        name = self.store.removeprefix("env:")
+        if name not in os.environ:
+            raise ConfigurationError(f"store {self.store}: the environment has no {name}")
+        return os.environ[name]
+
+    @classmethod
+    def read(cls, path: Path) -> CoordinatorSettings:
+        """The settings in TOML file ``path``; ConfigurationError names what is wrong."""
+        where = "fleet/coordinator/settings.py shows an example"
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{path}: can't be read ({error}); {where}") from None
+        try:
+            settings = cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise ConfigurationError(f"{path}: {field}: {first['msg']}; {where}") from None
+        folder = path.absolute().parent
+        api = settings.api.model_copy(
+            update={
+                "certificate": folder / settings.api.certificate
+                if settings.api.certificate
+                else None,
+                "key": folder / settings.api.key if settings.api.key else None,
+            }
+        )
+        return settings.model_copy(
+            update={
+                "work": folder / settings.work,
+                "api": api,
+                "store": _at(folder, settings.store),
+            }
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the settings as a TOML file that ``read`` takes."""
+        write_whole(path, tomli_w.dumps(self.model_dump(mode="json", exclude_none=True)))
+
+
+def _at(folder: Path, url: str) -> str:
+    """An SQLite file's URL relative to a folder."""
+    if not url.startswith("sqlite:"):
+        return url
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise ConfigurationError(f"store {url}: {error}") from None
+    if not parsed.database or parsed.database == ":memory:":
+        raise ConfigurationError(f"store {url}: a service keeps it in a file, sqlite:///FILE")
+    return str(parsed.set(database=str(folder / parsed.database)))
