@@ -9,7 +9,9 @@
     │   └── BrokerRefusedError  the broker refuses the login
     ├── GatewayError        the gateway can't be reached, or refuses a request
     │   └── AnswerError     its answer isn't what the specification says
-    ├── StoreError          a store on disk can't be used
+    ├── StoreError          a store can't be used, or what it holds doesn't allow this
+    │   └── StoreAwayError  its database can't be reached or written at the moment
+    ├── NotKnownError       nothing of this name is known; beside one of the others
     ├── CertificateError    a certificate authority can't be used, or asked for what it can't give
     ├── RegistryError       a device or a filter of devices is wrong, or isn't known
     ├── ModelStoreError     a model or a version of it isn't known, or doesn't fit
@@ -71,8 +73,20 @@ class AnswerError(GatewayError):
     """A gateway's answer isn't what the specification says."""
 
 
+class NotKnownError(FleetError):
+    """Nothing of this name is known; what kind of thing it is says the error that it stands beside."""
+
+
 class StoreError(FleetError):
-    """A store on disk can't be used."""
+    """A store can't be used, or what it holds doesn't allow this."""
+
+
+class StoreAwayError(StoreError):
+    """A store's database can't be reached or written at the moment."""
+
+
+class UnknownCampaignError(StoreError, NotKnownError):
+    """A store has no such campaign, or no such round of it."""
 
 
 class CertificateError(FleetError):
@@ -83,8 +97,16 @@ class RegistryError(FleetError):
     """A device or a filter of devices is wrong, or isn't known."""
 
 
+class UnknownDeviceError(RegistryError, NotKnownError):
+    """The registry has no such device."""
+
+
 class ModelStoreError(FleetError):
     """A model or a version of it isn't known, or doesn't fit."""
+
+
+class UnknownModelError(ModelStoreError, NotKnownError):
+    """There is no such model, or no such version of it."""
 
 
 class AccessError(FleetError):

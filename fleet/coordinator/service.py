@@ -16,7 +16,7 @@ from typing import Any
 
 from fleet.clock import Clock, SystemClock
 from fleet.coordinator.control import Control
-from fleet.coordinator.superlink import SuperLink
+from fleet.coordinator.superlink import AttachedSuperLink, SuperLink
 from fleet.errors import FlowerError
 from fleet.store import ENDED_STATES, CampaignRecord, Store
 
@@ -94,7 +94,7 @@ class RunKeeper:
 
     def __init__(
         self,
-        superlink: SuperLink,
+        superlink: SuperLink | AttachedSuperLink,
         control: Control,
         run_config: Mapping[str, str | int | float | bool],
         patience: Patience,
@@ -148,7 +148,7 @@ class RunKeeper:
         except _UselessError:
             raise FlowerError(
                 f"{self._what} got no further in {self._runs} runs; the last one said: "
-                f"{self._last_error}; logs are in {self._superlink.link.log_file.parent}"
+                f"{self._last_error}; logs are {self._superlink.logs}"
             ) from None
         except FlowerError as error:
             # The SuperLink is down or coming up; the next look sees.
@@ -187,7 +187,7 @@ class RunKeeper:
     def _keep_superlink(self) -> None:
         if not self._restart:
             return
-        if not (self._superlink.link.alive() and self._superlink.superexec.alive()):
+        if not self._superlink.processes_run():
             logger.warning("a SuperLink process has ended; starting it again")
             self._superlink.restart()
 

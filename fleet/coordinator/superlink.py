@@ -74,23 +74,34 @@ class ManagedProcess:
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], log_file: Path, environment: Mapping[str, str]
+        self,
+        name: str,
+        command: Sequence[str],
+        log_file: Path,
+        environment: Mapping[str, str],
+        pid_file: Path | None = None,
     ) -> None:
-        """Nothing is started yet; `name` is what error messages call the process."""
+        """Nothing is started yet; `name` is what error messages call the process.
+
+        With a `pid_file` the process outlives this one: another that starts the same command finds
+        it running and takes it over.
+        """
         self.name = name
         self.command = list(command)
         self.log_file = log_file
         self._environment = dict(environment)
+        self._pid_file = pid_file
         self._process: subprocess.Popen[bytes] | None = None
+        self._adopted: int | None = None
 
     @property
     def pid(self) -> int | None:
         """Process id, None before the first start."""
-        return None if self._process is None else self._process.pid
+        return self._adopted if self._process is None else self._process.pid
 
     def start(self) -> None:
         """Start the program. Does nothing where it runs already."""
-        if self.alive():
+        if self.alive() or self.adopt():
             return
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as log:
@@ -102,10 +113,39 @@ class ManagedProcess:
                 env=self._environment,
                 start_new_session=True,
             )
+        if self._pid_file is not None:
+            self._pid_file.parent.mkdir(parents=True, exist_ok=True)
+            self._pid_file.write_text(f"{self._process.pid}\n", encoding="ascii")
+
+    def adopt(self) -> bool:
+        """Take over the process that an earlier one of us has left running; False without one."""
+        if self._pid_file is None:
+            return False
+        try:
+            pid = int(self._pid_file.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return False
+        if not self._is_ours(pid):
+            return False
+        self._process, self._adopted = None, pid
+        return True
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether this process runs our command: its number may be another's by now."""
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        # A script's line has its interpreter in front.
+        said = [part.decode(errors="replace") for part in line if part]
+        return state != "Z" and said[-len(self.command) :] == self.command
 
     def alive(self) -> bool:
         """True while the process runs."""
-        return self._process is not None and self._process.poll() is None
+        if self._process is not None:
+            return self._process.poll() is None
+        return self._adopted is not None and self._is_ours(self._adopted)
 
     def require_alive(self) -> None:
         """Raise `FlowerError` with the end of the log where the process has ended."""
@@ -125,23 +165,32 @@ class ManagedProcess:
     def kill(self) -> None:
         """SIGKILL to the whole process group, as a power cut would end it."""
         self._signal_group(signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait()
+        self._wait(STOP_SECONDS)
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL to what is left of the group after `STOP_SECONDS`."""
-        if self._process is None:
+        if self.pid is None:
             return
         self._signal_group(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_SECONDS)
+        self._wait(STOP_SECONDS)
         self._signal_group(signal.SIGKILL)
-        self._process.wait()
+        self._wait(STOP_SECONDS)
+        if self._pid_file is not None:
+            self._pid_file.unlink(missing_ok=True)
+
+    def _wait(self, seconds: float) -> None:
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+            return
+        end = time.monotonic() + seconds
+        while self.alive() and time.monotonic() < end:
+            time.sleep(0.05)
 
     def _signal_group(self, number: int) -> None:
-        if self._process is not None:
+        if self.pid is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, number)
+                os.killpg(self.pid, number)
 
     def __enter__(self) -> Self:
         """Start the process."""
@@ -165,8 +214,13 @@ class SuperLink:
     is killed and started again within a few seconds finds its run and its nodes again.
     """
 
-    def __init__(self, work: Path, port: int | None = None) -> None:
-        """All files go into `work`; without `port` a free one is taken."""
+    def __init__(
+        self, work: Path, port: int | None = None, *, is_adopting: bool = False
+    ) -> None:
+        """All files go into `work`; without `port` a free one is taken.
+
+        With `is_adopting` its processes outlive whoever started them, and are taken over by the next.
+        """
         self.work = work
         self.port = free_port() if port is None else port
         work.mkdir(parents=True, exist_ok=True)
@@ -194,6 +248,7 @@ class SuperLink:
             ],
             work / "logs" / "superlink.log",
             environment,
+            work / "superlink.pid" if is_adopting else None,
         )
         self.superexec = ManagedProcess(
             "flower-superexec",
@@ -207,6 +262,7 @@ class SuperLink:
             ],
             work / "logs" / "superexec.log",
             environment,
+            work / "superexec.pid" if is_adopting else None,
         )
 
     @property
@@ -242,6 +298,15 @@ class SuperLink:
         except OSError:
             return False
 
+    @property
+    def logs(self) -> str:
+        """Where its logs are, for messages."""
+        return f"in {self.link.log_file.parent}"
+
+    def processes_run(self) -> bool:
+        """Whether both processes do."""
+        return self.link.alive() and self.superexec.alive()
+
     def kill(self) -> None:
         """Kill the SuperLink alone; its SuperExec and ServerApp live on."""
         self.link.kill()
@@ -272,6 +337,32 @@ class SuperLink:
     ) -> None:
         """Stop both processes."""
         self.stop()
+
+
+class AttachedSuperLink:
+    """Somebody else's SuperLink: it is used, never started or stopped."""
+
+    def __init__(self, address: str) -> None:
+        """`address` is `host:port` of its control interface."""
+        self.address = address
+
+    @property
+    def logs(self) -> str:
+        """Where its logs are, for messages."""
+        return f"with whoever runs {self.address}"
+
+    def start(self) -> None:
+        """It runs, or is waited for."""
+
+    def restart(self) -> None:
+        """Not ours to restart."""
+
+    def stop(self) -> None:
+        """Not ours to stop."""
+
+    def processes_run(self) -> bool:
+        """Nothing is known of its processes; it shows when it is asked."""
+        return True
 
 
 class SuperNode(ManagedProcess):

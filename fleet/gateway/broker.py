@@ -158,10 +158,11 @@ def password_lines(passwords: Mapping[str, str]) -> str:
 
     Made here so that no password ever lies in a file in plain text.
     """
-    return "".join(f"{name}:{_hashed(passwords[name])}\n" for name in sorted(passwords))
+    return "".join(f"{name}:{password_hash(passwords[name])}\n" for name in sorted(passwords))
 
 
-def _hashed(password: str) -> str:
+def password_hash(password: str) -> str:
+    """A password as Mosquitto's file holds it, with a salt of its own."""
     salt = secrets.token_bytes(12)
     digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, PASSWORD_ITERATIONS, 64)
     salt_text, digest_text = (base64.b64encode(part).decode() for part in (salt, digest))

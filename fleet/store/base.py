@@ -128,6 +128,10 @@ class Store(ABC):
         """All campaigns, oldest first."""
 
     @abstractmethod
+    def campaign_page(self, after: str, limit: int) -> tuple[CampaignRecord, ...]:
+        """Campaigns, newest first, those behind the one with the id `after`."""
+
+    @abstractmethod
     def campaigns_under_way(self) -> tuple[CampaignRecord, ...]:
         """Those that haven't ended, oldest first."""
 

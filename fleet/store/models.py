@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from fleet.errors import ModelStoreError
+from fleet.errors import ModelStoreError, UnknownModelError
 from fleet.protocol.manifest import Manifest
 from fleet.store.sql import SqlStore
 from fleet.store.tables import bundles, models, versions
@@ -170,7 +170,7 @@ class Models:
         found = [one for one in self.list() if one.model == model]
         if not found:
             names = ", ".join(one.model for one in self.list()) or "none"
-            raise ModelStoreError(
+            raise UnknownModelError(
                 f"there is no model {model}; there are: {names}. `tinyfleet models import` adds one"
             )
         return found[0]
@@ -203,7 +203,7 @@ class Models:
             found = self._find(connection, model, **wanted)
         if found is None:
             what = "released version" if number is None else f"version {number}"
-            raise ModelStoreError(
+            raise UnknownModelError(
                 f"model {model} has no {what}; see `tinyfleet models show {model}`"
             )
         return found

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from fleet.errors import RegistryError
+from fleet.errors import RegistryError, UnknownDeviceError
 from fleet.registry import Device, Filter, NewDevice, Observed
 from fleet.store.device_filter import where
 from fleet.store.sql import SqlStore
-from fleet.store.tables import registry
+from fleet.store.tables import access, leases, members, registry, reports, rounds
 
 _Item = TypeVar("_Item")
 _OBSERVED = tuple(Observed.model_fields)
@@ -66,7 +66,7 @@ class Registry:
                 .first()
             )
         if row is None:
-            raise RegistryError(f"the registry has no device {device}; add it first")
+            raise UnknownDeviceError(f"the registry has no device {device}; add it first")
         return _device(row)
 
     def page(self, of: Filter, after: str = "", limit: int = 100) -> tuple[Device, ...]:
@@ -162,17 +162,65 @@ class Registry:
         self._update(device, retired=True)
 
     def erase(self, device: str) -> None:
-        """Forget a device for good."""
+        """Forget a device and what it has reported, for good."""
         with self._store.writing() as connection:
+            for table in (reports, members, leases, access):
+                of = table.c.name if table is access else table.c.device
+                connection.execute(sa.delete(table).where(of == device))
             gone = connection.execute(sa.delete(registry).where(registry.c.device == device))
         if not gone.rowcount:
-            raise RegistryError(f"the registry has no device {device}")
+            raise UnknownDeviceError(f"the registry has no device {device}")
+
+    def history(self, device: str, limit: int = 200) -> tuple[dict[str, Any], ...]:
+        """What it has reported in rounds, newest first."""
+        columns = [column for column in reports.c if column.name != "device"]
+        query = (
+            sa.select(*columns, rounds.c.ended, rounds.c.kind)
+            .join(
+                rounds,
+                (rounds.c.campaign == reports.c.campaign) & (rounds.c.number == reports.c.round),
+            )
+            .where(reports.c.device == device)
+            .order_by(rounds.c.ended.desc())
+            .limit(limit)
+        )
+        with self._store.reading() as connection:
+            return tuple(dict(row) for row in connection.execute(query).mappings())
+
+    def scores_with(self, weights: str) -> dict[str, float]:
+        """The newest accuracy on held-out samples of each device that scored a version's weights
+        (digest), be it in a round that only scored or before it trained."""
+        query = (
+            sa.select(reports.c.device, reports.c.correct_before, reports.c.held_out)
+            .join(
+                rounds,
+                (rounds.c.campaign == reports.c.campaign) & (rounds.c.number == reports.c.round),
+            )
+            .where(rounds.c.weights == weights, reports.c.held_out > 0)
+            .order_by(rounds.c.ended)
+        )
+        with self._store.reading() as connection:
+            return {name: right / of for name, right, of in connection.execute(query)}
+
+    def now(self) -> float:
+        """The time that ages count to (Unix time)."""
+        return self._store.clock.wall()
+
+    def presence(self) -> dict[tuple[str, str], int]:
+        """How many devices that aren't retired there are, by site and `yes`, `no` or `unknown`."""
+        said = sa.case(
+            (registry.c.online.is_(None), "unknown"), (registry.c.online, "yes"), else_="no"
+        )
+        query = sa.select(registry.c.site, said, sa.func.count()).where(~registry.c.retired)
+        with self._store.reading() as connection:
+            rows = connection.execute(query.group_by(registry.c.site, said))
+            return {(site, online): int(count) for site, online, count in rows}
 
     def _update(self, device: str, **values: Any) -> None:
         statement = sa.update(registry).where(registry.c.device == device).values(values)
         with self._store.writing() as connection:
             if not connection.execute(statement).rowcount:
-                raise RegistryError(f"the registry has no device {device}; add it first")
+                raise UnknownDeviceError(f"the registry has no device {device}; add it first")
 
     def _where(self, of: Filter) -> sa.ColumnElement[bool]:
         return where(of.condition, self._store.clock.wall())

@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import StaticPool
 
 from fleet.clock import Clock, SystemClock
-from fleet.errors import StoreError
+from fleet.errors import StoreAwayError, StoreError, UnknownCampaignError
 from fleet.store import tables
 from fleet.store.base import (
     ENDED_STATES,
@@ -126,7 +126,7 @@ class SqlStore(Store):
                 yield connection
         except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
             cause = getattr(error, "orig", None) or error
-            raise StoreError(
+            raise StoreAwayError(
                 f"{self._name} can't be used as a campaign store ({cause}); "
                 "check its address, its rights and the free space"
             ) from None
@@ -162,7 +162,7 @@ class SqlStore(Store):
         query = sa.select(*_CAMPAIGN).where(tables.campaigns.c.id == campaign)
         row = connection.execute(query.with_for_update() if locked else query).first()
         if row is None:
-            raise StoreError(f"the store has no campaign {campaign}")
+            raise UnknownCampaignError(f"the store has no campaign {campaign}")
         return _campaign_record(row)
 
     def _check(self, connection: sa.Connection, campaign: str, driver: str) -> CampaignRecord:
@@ -252,6 +252,17 @@ class SqlStore(Store):
         """See `Store`."""
         query = sa.select(*_CAMPAIGN).order_by(tables.campaigns.c.position)
         with self.reading() as connection:
+            return tuple(map(_campaign_record, connection.execute(query)))
+
+    def campaign_page(self, after: str, limit: int) -> tuple[CampaignRecord, ...]:
+        """See `Store`."""
+        table = tables.campaigns
+        query = sa.select(*_CAMPAIGN).order_by(table.c.position.desc()).limit(limit)
+        with self.reading() as connection:
+            if after:
+                self._campaign(connection, after)
+                position = sa.select(table.c.position).where(table.c.id == after).scalar_subquery()
+                query = query.where(table.c.position < position)
             return tuple(map(_campaign_record, connection.execute(query)))
 
     def campaigns_under_way(self) -> tuple[CampaignRecord, ...]:
@@ -454,6 +465,7 @@ class SqlStore(Store):
                     "accepted": 0,
                     "revision": self._next_revision(connection, campaign),
                     "began": self.clock.wall(),
+                    "weights": _weights_of(plan),
                 },
             )
             return self._round(connection, campaign, number)
@@ -471,7 +483,7 @@ class SqlStore(Store):
         table = tables.rounds
         where = (table.c.campaign == campaign) & (table.c.number == number)
         if not connection.execute(sa.update(table).where(where).values(values)).rowcount:
-            raise StoreError(f"campaign {campaign} has no round {number}")
+            raise UnknownCampaignError(f"campaign {campaign} has no round {number}")
 
     def finish_round(
         self,
@@ -535,7 +547,7 @@ class SqlStore(Store):
         row = connection.execute(query).first()
         if row is None:
             self._campaign(connection, campaign)
-            raise StoreError(f"campaign {campaign} has no round {number}")
+            raise UnknownCampaignError(f"campaign {campaign} has no round {number}")
         return _round_record(row)
 
     def round(self, campaign: str, number: int) -> RoundRecord:
@@ -559,7 +571,7 @@ class SqlStore(Store):
         with self.reading() as connection:
             row = connection.execute(query).first()
             if row is None:
-                raise StoreError(f"campaign {campaign} has no round {number}")
+                raise UnknownCampaignError(f"campaign {campaign} has no round {number}")
             return row[0], row[1]
 
     def round_summaries(self, campaign: str, since: int = 0) -> tuple[RoundSummary, ...]:
@@ -584,6 +596,13 @@ class SqlStore(Store):
     def close(self) -> None:
         """See `Store`."""
         self._engine.dispose()
+
+
+def _weights_of(plan: Mapping[str, Any]) -> str:
+    """What all of a round's devices begin with; empty where they begin with different versions."""
+    if any(one.get("weights") for one in plan.get("assignments", ())):
+        return ""
+    return str(plan.get("weights", ""))
 
 
 _NAMES_AT_ONCE = 500

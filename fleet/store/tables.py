@@ -122,7 +122,10 @@ rounds = Table(
     Column("revision", BigInteger, nullable=False),
     Column("began", Float, nullable=False),
     Column("ended", Float),
+    # Digest of what its devices begin with.
+    Column("weights", Text, nullable=False, server_default=""),
     Index("rounds_by_revision", "campaign", "revision"),
+    Index("rounds_by_weights", "weights"),
 )
 
 leases = Table(
@@ -161,6 +164,7 @@ reports = Table(
     Column("coded_bytes", BigInteger),
     Column("payload_bytes", BigInteger),
     Column("seconds", Float),
+    Index("reports_by_device", "device"),
 )
 
 registry = Table(

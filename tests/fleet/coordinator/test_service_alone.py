@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -51,10 +50,9 @@ class FailingFlower:
         self.runs = 0
         self._work = work
         self._dead_looks = dead_looks
-        self.link = SimpleNamespace(alive=self._alive, log_file=Path("logs/superlink.log"))
-        self.superexec = SimpleNamespace(alive=lambda: True)
+        self.logs = "in logs"
 
-    def _alive(self) -> bool:
+    def processes_run(self) -> bool:
         self._dead_looks -= 1
         return self._dead_looks < 0
 

@@ -164,6 +164,9 @@ def upgrade() -> None:
         sa.Column("beat", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("role"),
     )
+    op.create_index("reports_by_device", "reports", ["device"])
+    op.add_column("rounds", sa.Column("weights", sa.Text(), nullable=False, server_default=""))
+    op.create_index("rounds_by_weights", "rounds", ["weights"])
     _append_only("audit")
 
 

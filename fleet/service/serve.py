@@ -1,0 +1,203 @@
+"""The service: an API in this process, and the fleet's campaigns for as long as this one leads.
+
+Several may share a store. One leads, and has a SuperLink and a ServerApp; the others answer the API
+and wait until the leader has been silent for long enough.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from fleet.clock import Clock, SystemClock
+from fleet.coordinator.control import Control
+from fleet.coordinator.fleet_run import DRIVER
+from fleet.coordinator.service import Patience, ProgressEvent, RunKeeper
+from fleet.coordinator.settings import CoordinatorSettings
+from fleet.coordinator.superlink import AttachedSuperLink, SuperLink
+from fleet.coordinator.webhooks import Deliveries
+from fleet.errors import FleetError, StoreError
+from fleet.service.api import make_app
+from fleet.service.operations import Operations
+from fleet.store import Idempotency, SqlStore, SupersededError, Term
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "service"
+BEAT_SECONDS = 2.0
+SILENCE_SECONDS = 10.0
+"""After which a leader is taken for dead."""
+LOOK_SECONDS = 0.5
+REMEMBERED_SECONDS = 7 * 86_400.0
+"""Idempotency keys."""
+
+
+class Leader:
+    """Leads when nobody else does, and keeps what a leader needs running."""
+
+    def __init__(
+        self, settings_path: Path, settings: CoordinatorSettings, store: SqlStore, clock: Clock
+    ) -> None:
+        """Nothing is taken or started yet."""
+        self._path = settings_path
+        self._settings = settings
+        self._store = store
+        self._clock = clock
+        self._term = Term(store, SERVICE, f"{socket.gethostname()}/{os.getpid()}")
+        self._candidate = self._term.waiting(clock, SILENCE_SECONDS)
+        self._problem = "the service is starting"
+        self.is_leading = False
+
+    def problems(self) -> list[str]:
+        """What keeps the service from its work; a service that waits for its turn has none."""
+        try:
+            if not self.is_leading and self._term.seen()[2]:
+                return []
+            if Term(self._store, DRIVER, "").seen()[1] == 0:
+                return [self._problem or "the ServerApp hasn't come up yet"]
+        except StoreError as error:
+            return [str(error)]
+        return [self._problem] if self._problem else []
+
+    def run(self, is_stopping: threading.Event) -> None:
+        """Until it is to stop."""
+        while not is_stopping.is_set():
+            try:
+                if self._candidate.try_to_take():
+                    logger.info("leads from now on, as number %d", self._term.number)
+                    self.is_leading = True
+                    self._lead(is_stopping)
+            except SupersededError as error:
+                logger.warning("leads no more: %s", error)
+            except FleetError as error:
+                self._problem = str(error)
+                logger.error("%s", error)
+            except Exception:
+                logger.exception("the leader stumbles over a defect, and begins again")
+            self.is_leading = False
+            is_stopping.wait(BEAT_SECONDS)
+        with contextlib.suppress(StoreError):
+            self._term.give_up()
+
+    def _lead(self, is_stopping: threading.Event) -> None:
+        settings = self._settings
+        superlink: SuperLink | AttachedSuperLink
+        if settings.superlink.port is not None:
+            superlink = SuperLink(settings.work, settings.superlink.port, is_adopting=True)
+        else:
+            superlink = AttachedSuperLink(settings.superlink.address)
+        owns = isinstance(superlink, SuperLink)
+        superlink.start()
+        stopped = False
+        try:
+            with Control(superlink.address) as control:
+                keeper = RunKeeper(
+                    superlink,
+                    control,
+                    {"mode": "fleet", "settings": str(self._path.resolve())},
+                    Patience(max_runs=1_000_000_000, refusal=float("inf")),
+                    self._clock,
+                    restart_superlink=owns,
+                    tell=self._note,
+                    what="the fleet",
+                )
+                self._keep(keeper, is_stopping)
+                stopped = is_stopping.is_set()
+                if stopped:
+                    keeper.stop()
+        finally:
+            # Whoever leads next finds it running and takes it over.
+            if stopped and owns:
+                superlink.stop()
+
+    def _note(self, event: ProgressEvent) -> None:
+        if event.kind == "run-failed":
+            self._problem = str(event.data["error"])
+
+    def _keep(self, keeper: RunKeeper, is_stopping: threading.Event) -> None:
+        driver = Term(self._store, DRIVER, "")
+        deliveries = Deliveries(self._store, self._clock)
+        idempotency = Idempotency(self._store)
+        beat = cleaned = float("-inf")
+        first = driver.seen()
+        while not is_stopping.is_set():
+            now = self._clock.monotonic()
+            if now - beat >= BEAT_SECONDS:
+                beat = now
+                self._term.beat()
+            seen = driver.seen()
+            if seen != first:
+                self._problem = ""
+            keeper.look(seen, seen)
+            deliveries.step()
+            if now - cleaned >= 3600:
+                cleaned = now
+                idempotency.forget_before(self._clock.wall() - REMEMBERED_SECONDS)
+            is_stopping.wait(LOOK_SECONDS)
+
+
+def serve(path: Path, version: str, ready: Callable[[str], None] = lambda url: None) -> None:
+    """Run a service until SIGTERM or SIGINT. `ready` is told the API's address when it answers."""
+    settings = CoordinatorSettings.read(path)
+    settings.work.mkdir(parents=True, exist_ok=True)
+    store = SqlStore(settings.store_url())
+    clock = SystemClock()
+    leader = Leader(path, settings, store, clock)
+    app = make_app(
+        Operations(store, settings.fleet),
+        version=version,
+        requests_per_minute=settings.api.requests_per_minute,
+        is_leader=lambda: leader.is_leading,
+        problems=leader.problems,
+    )
+    is_stopping: threading.Event = app.state.stopping
+    server = _Server(
+        uvicorn.Config(
+            app,
+            host=settings.api.host,
+            port=settings.api.port,
+            ssl_certfile=settings.api.certificate,
+            ssl_keyfile=settings.api.key,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=3,
+        ),
+        is_stopping,
+        lambda: ready(f"{'https' if settings.api.certificate else 'http'}://"
+                      f"{settings.api.host}:{settings.api.port}"),
+    )
+    thread = threading.Thread(target=leader.run, args=(is_stopping,), name="leader")
+    thread.start()
+    try:
+        server.run()
+    finally:
+        is_stopping.set()
+        thread.join()
+        store.close()
+
+
+class _Server(uvicorn.Server):
+    """Says when it answers, and tells streams to end when it stops."""
+
+    def __init__(
+        self, config: uvicorn.Config, is_stopping: threading.Event, ready: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._is_stopping = is_stopping
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        self._is_stopping.set()
+        super().handle_exit(sig, frame)  # type: ignore[arg-type]
