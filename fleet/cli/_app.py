@@ -377,6 +377,47 @@ def ca_list(folder: AuthorityFolder, json: Json = False) -> None:
     list_issued(folder, as_json=json)
 
 
+broker = typer.Typer(help="The MQTT broker of a site.", no_args_is_help=True)
+app.add_typer(broker, name="broker")
+
+
+@broker.command("config")
+def broker_config(
+    out: Annotated[Path, typer.Option(help="Folder of the broker's files.")],
+    fleet: Annotated[str, typer.Option(help="Name of the fleet.")],
+    gateway: Annotated[
+        list[str],
+        typer.Option(
+            help="Gateway, as NAME=PASSWORDFILE; may be repeated. A file that isn't there is made, "
+            "with a new password."
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen at without TLS; other machines need TLS.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port without TLS.")] = 1883,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate, to listen with TLS as well.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key.")] = None,
+    tls_host: Annotated[
+        str, typer.Option(help="Address to listen at with TLS. Default: all.")
+    ] = "0.0.0.0",
+    tls_port: Annotated[int, typer.Option(min=1, max=65535, help="Port with TLS.")] = 8883,
+    json: Json = False,
+) -> None:
+    """Write Mosquitto's configuration, and the passwords and rights of the site's gateways."""
+    from fleet.cli._broker import write_config
+    from fleet.gateway.broker import Tls
+
+    if (tls_cert is None) != (tls_key is None):
+        raise typer.BadParameter("a certificate and its key go together", param_hint="--tls-cert")
+    tls = Tls(tls_cert, tls_key, tls_port, tls_host) if tls_cert and tls_key else None
+    write_config(
+        out=out, fleet=fleet, gateways=gateway, host=host, port=port, tls=tls, as_json=json
+    )
+
+
 campaign = typer.Typer(help="Campaigns.", no_args_is_help=True)
 app.add_typer(campaign, name="campaign")
 

@@ -3,6 +3,9 @@
 Every client logs in with its own name and password; an access list confines a device to its
 own topics and a gateway to those of its fleet. Nothing is persistent: whoever published something
 publishes it again when the broker has lost it.
+
+Who else may log in than those named here is the coordinator's to say and kept by a gateway
+(:mod:`fleet.gateway.access`), which goes by the file `own.json` that is written here.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -39,14 +44,28 @@ MAX_PACKET_BYTES = Delta.MAX_BYTES + 512
 # Debian and Homebrew put the broker where a user's PATH doesn't look.
 _USUAL_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 
+# What `password_hash` makes: iterations, 12 bytes of salt, 64 bytes of digest. Mosquitto 2.0 takes
+# salts of no other length, and it does nothing else while it counts iterations.
+HASH_PATTERN = re.compile(
+    r"\$7\$[1-9][0-9]{0,3}\$[A-Za-z0-9+/]{16}\$[A-Za-z0-9+/]{85}[AQgw]==", re.ASCII
+)
+
+# The files of a broker's folder.
+CONFIG_FILE = "mosquitto.conf"
+PASSWORD_FILE = "passwords"
+ACCESS_FILE = "access"
+PID_FILE = "mosquitto.pid"
+OWN_FILE = "own.json"
+
 _CONFIG = """\
 # Made by fleet.gateway.broker. One broker per site.
-listener {port} {host}
+{listeners}
+# Of all listeners.
 allow_anonymous false
 password_file {folder}/passwords
 acl_file {folder}/access
-# Nobody can take over a session by using another client's identifier.
-use_username_as_clientid true
+# By this the gateway finds the process, to let it read these two again.
+pid_file {folder}/mosquitto.pid
 
 # Nothing here needs to outlive the broker: gateways look after each connection at what it has and
 # put back tasks and weights, devices announce themselves and send a delta until they have a
@@ -65,6 +84,21 @@ log_type error
 log_type warning
 log_type notice
 connection_messages true
+"""
+
+# Nobody can take over a session by using another client's identifier. Mosquitto wants that said of
+# each listener.
+_LISTENER = """\
+listener {port} {host}
+use_username_as_clientid true
+"""
+
+_TLS_LISTENER = """\
+# For devices' modems and for gateways elsewhere.
+listener {port} {host}
+use_username_as_clientid true
+certfile {certificate}
+keyfile {key}
 """
 
 _ACCESS_PATTERNS = """\
@@ -89,14 +123,34 @@ topic readwrite fleet/{fleet}/blob/+/+/+
 
 
 @dataclass(frozen=True)
+class Tls:
+    """Where the broker listens with TLS, as whom: files that `tinyfleet ca issue` makes."""
+
+    certificate: Path
+    key: Path
+    port: int = 8883
+    host: str = "0.0.0.0"
+
+    def __post_init__(self) -> None:
+        """Refuse what a line of mosquitto.conf can't hold."""
+        for path in (self.certificate, self.key):
+            if not str(path).isprintable():
+                raise ConfigurationError(f"{str(path)!r}: can't stand in a line; rename it")
+
+
+@dataclass(frozen=True)
 class BrokerConfig:
-    """Who may log in at a site's broker, and where it listens."""
+    """Who may log in at a site's broker, and where it listens.
+
+    `host` and `port` are those without TLS: loopback, where nothing else is asked for.
+    """
 
     fleet: str
     gateways: Mapping[str, str]  # name → password
     devices: Mapping[str, str] = field(default_factory=dict)
     port: int = 1883
     host: str = "127.0.0.1"
+    tls: Tls | None = None
 
     def __post_init__(self) -> None:
         """Refuse names that can't stand in topics and passwords that a file can't hold."""
@@ -114,9 +168,16 @@ class BrokerConfig:
 
     def config_text(self, folder: Path | str) -> str:
         """mosquitto.conf for files in ``folder``."""
+        listeners = _LISTENER.format(port=self.port, host=self.host)
+        if self.tls:
+            listeners += _TLS_LISTENER.format(
+                port=self.tls.port,
+                host=self.tls.host,
+                certificate=self.tls.certificate.absolute(),
+                key=self.tls.key.absolute(),
+            )
         return _CONFIG.format(
-            port=self.port,
-            host=self.host,
+            listeners=listeners,
             folder=folder,
             max_queued=MAX_QUEUED_MESSAGES,
             max_inflight=MAX_INFLIGHT_MESSAGES,
@@ -124,18 +185,51 @@ class BrokerConfig:
         )
 
     def access_text(self) -> str:
-        """The access list; devices send deltas to the site's gateways and nobody else."""
-        names = sorted(self.gateways)
-        deltas = (_ACCESS_DELTAS.format(fleet=self.fleet, gateway=name) for name in names)
-        gateways = (_ACCESS_GATEWAY.format(fleet=self.fleet, gateway=name) for name in names)
-        return "".join([_ACCESS_PATTERNS.format(fleet=self.fleet), *deltas, *gateways])
+        """The access list of those named here."""
+        return access_list(self.fleet, self.gateways)
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a broker's folder holds whatever the coordinator says: the file `own.json`.
+
+    Its gateways' passwords are hashes.
+    """
+
+    fleet: str
+    gateways: Mapping[str, str]
+    config: str
+    """The whole of mosquitto.conf."""
+
+    def encode(self) -> str:
+        """The file's text."""
+        return json.dumps(vars(self), indent=1) + "\n"
+
+    @classmethod
+    def decode(cls, text: str) -> Own:
+        """From the file's text; ValueError says what it lacks."""
+        raw = json.loads(text)
+        match raw:
+            case {"fleet": str(fleet), "gateways": dict(gateways), "config": str(config)}:
+                if all(HASH_PATTERN.fullmatch(str(line)) for line in gateways.values()):
+                    return cls(fleet, gateways, config)
+        raise ValueError("fleet, gateways with hashes, and config are wanted")
+
+
+def access_list(fleet: str, gateways: Iterable[str]) -> str:
+    """The access list; devices send deltas to the site's ``gateways`` and nobody else."""
+    names = sorted(gateways)
+    deltas = (_ACCESS_DELTAS.format(fleet=fleet, gateway=name) for name in names)
+    sections = (_ACCESS_GATEWAY.format(fleet=fleet, gateway=name) for name in names)
+    return "".join([_ACCESS_PATTERNS.format(fleet=fleet), *deltas, *sections])
 
 
 def write_broker_config(folder: Path, config: BrokerConfig) -> Path:
     """Write mosquitto.conf, access and passwords (hashed) into ``folder``; returns the first.
 
     Works again on the same folder when devices were added; a running broker re-reads
-    passwords and access list on SIGHUP.
+    passwords and access list on SIGHUP. `own.json` has what a gateway goes by that keeps the
+    folder for the coordinator: the gateways, and not the devices, which then are the coordinator's.
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,26 +237,33 @@ def write_broker_config(folder: Path, config: BrokerConfig) -> Path:
     if os.geteuid() == 0:
         # As root Mosquitto would change to a user that can't read this folder.
         text += "user root\n"
+    passwords = {**config.gateways, **config.devices}
+    hashes = {name: password_hash(password) for name, password in passwords.items()}
+    own = Own(config.fleet, {name: hashes[name] for name in config.gateways}, text)
     # Each of them whole: a broker that reads half a password file lets half of its devices in.
-    write_whole(
-        folder / "passwords", password_lines({**config.gateways, **config.devices}), mode=0o600
-    )
-    write_whole(folder / "access", config.access_text(), mode=0o600)
-    path = folder / "mosquitto.conf"
+    write_whole(folder / OWN_FILE, own.encode(), mode=0o600)
+    write_whole(folder / PASSWORD_FILE, hash_lines(hashes), mode=0o600)
+    write_whole(folder / ACCESS_FILE, config.access_text(), mode=0o600)
+    path = folder / CONFIG_FILE
     write_whole(path, text)
     return path
 
 
 def password_lines(passwords: Mapping[str, str]) -> str:
-    """Mosquitto's password file: PBKDF2-HMAC-SHA512 as mosquitto_passwd writes it.
+    """Mosquitto's password file for these names."""
+    return hash_lines({name: password_hash(password) for name, password in passwords.items()})
 
-    Made here so that no password ever lies in a file in plain text.
-    """
-    return "".join(f"{name}:{password_hash(passwords[name])}\n" for name in sorted(passwords))
+
+def hash_lines(hashes: Mapping[str, str]) -> str:
+    """The same of what `password_hash` gives."""
+    return "".join(f"{name}:{hashes[name]}\n" for name in sorted(hashes))
 
 
 def password_hash(password: str) -> str:
-    """A password as Mosquitto's file holds it, with a salt of its own."""
+    """What stands for a password in Mosquitto's password file, as mosquitto_passwd writes it.
+
+    PBKDF2-HMAC-SHA512, made here so that no password ever lies in a file in plain text.
+    """
     salt = secrets.token_bytes(12)
     digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, PASSWORD_ITERATIONS, 64)
     salt_text, digest_text = (base64.b64encode(part).decode() for part in (salt, digest))

@@ -76,6 +76,13 @@ class GatewayClient:
         last page."""
         return self.request("collect", {"campaign": campaign, "round": round, "cursor": cursor})
 
+    def access(self, entries: Mapping[str, Any], cursor: int) -> dict[str, Any]:
+        """Change who may log in at the site's broker; comes back when that is so.
+
+        ``entries`` are ``{name: {"role": …, "hash": …} or None to remove}``.
+        """
+        return self.request("access", {"entries": dict(entries), "cursor": cursor})
+
     def cancel(self, campaign: str, round: int) -> dict[str, Any]:
         """End a round without using it."""
         return self.request("cancel", {"campaign": campaign, "round": round})

@@ -11,6 +11,7 @@ host = "127.0.0.1"
 port = 1883
 user = "north"
 password_file = "north.password"
+folder = "broker"               # that tinyfleet broker config wrote, where this gateway keeps it
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class BrokerSettings(_Settings):
     user: Name
     password_file: Path
     ca_file: Path | None = None  # certificate authority: TLS where given
+    folder: Path | None = None  # the broker's own, where this gateway keeps its users
 
     def password(self) -> str:
         """The first line of the password file; ConfigurationError if it can't be read."""
@@ -101,6 +103,7 @@ class GatewaySettings(_Settings):
             update={
                 "password_file": folder / settings.broker.password_file,
                 "ca_file": folder / settings.broker.ca_file if settings.broker.ca_file else None,
+                "folder": folder / settings.broker.folder if settings.broker.folder else None,
             }
         )
         settings = settings.model_copy(

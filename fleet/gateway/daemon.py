@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from fleet.clock import Clock, SystemClock
 from fleet.errors import BrokerError, ConfigurationError, FleetError
+from fleet.gateway.access import AccessBook
 from fleet.gateway.changes import EPOCH_BITS
 from fleet.gateway.config import BrokerSettings, GatewaySettings
 from fleet.gateway.core import Core, Job
@@ -56,6 +57,7 @@ class Gateway:
         self._stopping = threading.Event()
         self._failure: FleetError | None = None
         self._lock_file = _lock(settings.store)
+        self.access = _access_book(settings)
         self.link = make_link(settings.broker, self)
         self.core = Core(
             settings,
@@ -72,6 +74,7 @@ class Gateway:
         for key, found in self.core.logic.rounds.items():
             if found.open:
                 log.info("%s goes on", key)
+        self._keep_access()
         self.server.start()
         self.link.start()
         log.info(
@@ -92,6 +95,15 @@ class Gateway:
         if self._failure:
             raise self._failure
         log.info("gateway %s stopped", self.settings.gateway)
+
+    def _keep_access(self) -> None:
+        if self.access is None:
+            return
+        try:
+            self.access.keep()
+        except FleetError as error:
+            # Rounds go on with the users that there are; the coordinator's next page tries again.
+            log.error("who may log in at the broker isn't kept: %s", error)
 
     def stop(self) -> None:
         """End ``run`` soon; safe from any thread and from signal handlers."""
@@ -123,7 +135,7 @@ class Gateway:
     # ---- called by the socket server -------------------------------------------------
 
     def _answer(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
-        question = read_request(self.core, operation, request)
+        question = read_request(self.core, operation, request, self.access)
         if question.waits_for:
             self._wait_for_an_end(question.waits_for, question.wait_seconds)
         reply: Future[Any] = Future()
@@ -154,6 +166,12 @@ class Gateway:
         except queue.Empty:
             pass
         return batch
+
+
+def _access_book(settings: GatewaySettings) -> AccessBook | None:
+    """The book beside the store: what befalls the broker's folder doesn't befall it."""
+    folder, store = settings.broker.folder, settings.store
+    return AccessBook(folder, store.with_name(store.name + ".access.json")) if folder else None
 
 
 def _lock(store: Path) -> IO[bytes]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fleet.errors import GatewayError
+from fleet.gateway.access import AccessBook, read_entries
+from fleet.gateway.actions import Action
 from fleet.gateway.core import Core, Work
 from fleet.gateway.devices import DeviceView
 from fleet.gateway.instant import Instant
@@ -20,7 +22,7 @@ from fleet.gateway.rounds import Report, Round, RoundKey, RoundState
 from fleet.protocol import NO_DIGEST, ResetCause, number_name, reason_name, state_name
 from fleet.protocol.fields import ROUND
 
-OPERATIONS = ("hello", "start", "collect", "cancel", "watch")
+OPERATIONS = ("hello", "start", "collect", "cancel", "watch", "access")
 MAX_WAIT_SECONDS = 5.0
 MAX_WATCHED = 1000
 PAGE = 500
@@ -40,12 +42,20 @@ class Question:
     wait_seconds: float = 0.0
 
 
-def read_request(core: Core, operation: str, request: dict[str, Any]) -> Question:
-    """What is asked; GatewayError names what is wrong with it."""
+def read_request(
+    core: Core, operation: str, request: dict[str, Any], access: AccessBook | None = None
+) -> Question:
+    """What is asked; GatewayError names what is wrong with it.
+
+    `access` is the book of the broker's users, where this gateway keeps one.
+    """
     match operation:
         case "hello":
             cursor = _cursor(operation, request)
-            return Question(lambda now: ([], _look_around(core, cursor, now)), _hello)
+            return Question(
+                lambda now: ([], _look_around(core, cursor, now)),
+                lambda around: _hello(around, access),
+            )
         case "start":
             start = StartRequest.parse(request)
             _ = start.content  # the caller's time, not the logic's
@@ -66,6 +76,8 @@ def read_request(core: Core, operation: str, request: dict[str, Any]) -> Questio
             return Question(
                 lambda now: ([], _ended(core, keys)), _watch, keys, _wait_seconds(request)
             )
+        case "access":
+            return _access(request, access)
     raise GatewayError(f"no operation {operation!r}; there are {', '.join(OPERATIONS)}")
 
 
@@ -131,6 +143,22 @@ def _cancelled(of: _State) -> dict[str, Any]:
     return {"state": str(of.state)}
 
 
+# ---- access --------------------------------------------------------------------------
+
+
+def _access(request: dict[str, Any], access: AccessBook | None) -> Question:
+    cursor = _cursor("access", request)
+    if access is None:
+        return Question(_nothing, lambda _: {"cursor": cursor, "is_kept": False})
+    page = read_entries(request.get("entries"))
+    # Files are written in the caller's time: the logic has no part in this.
+    return Question(_nothing, lambda _: {"cursor": access.apply(page, cursor), "is_kept": True})
+
+
+def _nothing(now: Instant) -> tuple[list[Action], None]:
+    return [], None
+
+
 # ---- hello ---------------------------------------------------------------------------
 
 
@@ -162,8 +190,10 @@ def _look_around(core: Core, cursor: int, now: Instant) -> _Around:
     )
 
 
-def _hello(around: _Around) -> dict[str, Any]:
+def _hello(around: _Around, access: AccessBook | None) -> dict[str, Any]:
+    kept = {} if access is None else {"access_cursor": access.cursor}
     return {
+        **kept,
         "gateway": around.gateway,
         "fleet": around.fleet,
         "devices": [_device(view) for view in around.devices],

@@ -2,68 +2,29 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import paho.mqtt.client as paho
 import pytest
-from paho.mqtt.enums import CallbackAPIVersion
 
 from fleet.errors import BrokerError, ConfigurationError
-from fleet.gateway.broker import Broker, BrokerConfig, new_passwords, write_broker_config
+from fleet.gateway.broker import (
+    HASH_PATTERN,
+    Broker,
+    BrokerConfig,
+    Tls,
+    new_passwords,
+    password_hash,
+    write_broker_config,
+)
 from fleet.ports import free_port
 from fleet.protocol import Delta
-from tests.patience import PATIENCE_SECONDS, wait_until
+from fleet.security import Authority
+from tests.fleet.gateway.broker_client import Client
 
 NAMES = ["cow-1", "cow-2"]
 CHUNK = f"fleet/barn/blob/{'ab' * 8}/0/0"
-
-
-class Client:
-    def __init__(self, broker: Broker, user: str, password: str, client_id: str = "") -> None:
-        self.refusal: Any = None
-        self.answered = threading.Event()
-        self.messages: queue.Queue[str] = queue.Queue()
-        self.results: dict[int, Any] = {}
-        self.client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id or user, protocol=paho.MQTTv5
-        )
-        self.client.username_pw_set(user, password)
-        self.client.on_connect = self._on_connect
-        self.client.on_message = lambda c, u, m: self.messages.put(m.topic)
-        self.client.on_publish = lambda c, u, mid, reason, p: self.results.update({mid: reason})
-        self.client.connect(broker.host, broker.port)
-        self.client.loop_start()
-        assert self.answered.wait(PATIENCE_SECONDS)
-
-    def _on_connect(self, client: Any, user: Any, flags: Any, reason: Any, properties: Any) -> None:
-        self.refusal = reason if reason.is_failure else None
-        self.answered.set()
-        if self.refusal:
-            client.disconnect()
-
-    def subscribe(self, *filters: str) -> None:
-        """Returns when the broker has taken them."""
-        taken = threading.Event()
-        self.client.on_subscribe = lambda *_: taken.set()
-        self.client.subscribe([(one, 1) for one in filters])
-        assert taken.wait(PATIENCE_SECONDS)
-
-    def next(self) -> str:
-        """Topic of the next message."""
-        return self.messages.get(timeout=PATIENCE_SECONDS)
-
-    def may_write(self, topic: str) -> bool:
-        mid = self.client.publish(topic, b"x", qos=1).mid
-        wait_until(lambda: mid in self.results)
-        return not self.results[mid].is_failure
-
-    def close(self) -> None:
-        self.client.disconnect()
-        self.client.loop_stop()
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +130,36 @@ def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:
         second = Broker(tmp_path / "two", BrokerConfig("barn", {}, port=first.port))
         with pytest.raises(BrokerError, match="Address already in use"):
             second.start()
+
+
+def test_with_tls_a_broker_listens_beside_loopback_and_guards_sessions_there_too(
+    tmp_path: Path,
+) -> None:
+    authority = Authority.create(tmp_path / "a b", "barn")
+    issued = authority.issue("broker", ["127.0.0.1"])
+    tls = Tls(issued.certificate, issued.key, free_port(), "127.0.0.1")
+    passwords = {"cow-1": "moo", "cow-2": "muh"}
+    config = BrokerConfig("barn", {"north": "n"}, passwords, port=free_port(), tls=tls)
+    with Broker(tmp_path / "site", config) as broker:
+        plain = Client(broker, "north", "n")
+        first = Client(broker, "cow-1", "moo", authority=authority.certificate)
+        second = Client(broker, "cow-2", "muh", "cow-1", authority=authority.certificate)
+        wrong = Client(broker, "cow-2", "wrong", authority=authority.certificate)
+        assert [one.refusal for one in (plain, first, second)] == [None] * 3
+        assert wrong.refusal is not None
+        plain.subscribe("fleet/barn/dev/+/status")
+        assert first.may_write("fleet/barn/dev/cow-1/status")
+        assert second.may_write("fleet/barn/dev/cow-2/status")
+        assert [plain.next(), plain.next()] == [f"fleet/barn/dev/{cow}/status" for cow in passwords]
+        assert not first.ended.is_set(), "another client took its identifier"
+        for one in (plain, first, second, wrong):
+            one.close()
+    with pytest.raises(ConfigurationError, match="can't stand in a line"):
+        Tls(tmp_path / "a\nlistener 1", issued.key)
+
+
+def test_hashes_have_the_one_form_that_is_let_in() -> None:
+    assert all(HASH_PATTERN.fullmatch(password_hash(str(n))) for n in range(50))
 
 
 def test_names_that_could_widen_the_access_list_are_refused() -> None:

@@ -18,6 +18,7 @@ devices = ["pig"]
 port = 1884
 user = "north"
 password_file = "north.password"
+folder = "broker"
 """
 
 
@@ -31,6 +32,7 @@ def test_paths_are_relative_to_the_file_and_settings_come_back(tmp_path: Path) -
     settings = GatewaySettings.read(written(tmp_path, TEXT))
     assert settings.store == tmp_path / "data" / "north.sqlite"
     assert settings.broker.password_file == tmp_path / "north.password"
+    assert settings.broker.folder == tmp_path / "broker"
     again = tmp_path / "again.toml"
     settings.write(again)
     assert GatewaySettings.read(again) == settings

@@ -439,7 +439,7 @@ def test_requests_that_make_no_sense_are_refused_by_name(make_site: MakeSite) ->
     assert site.start(round=2) == {"state": "closed", "devices": {"cow": "busy"}}
     with pytest.raises(GatewayError, match="wait_seconds"):
         site.client.watch([(CAMPAIGN, 1)], wait_seconds=60)
-    with pytest.raises(GatewayError, match="hello, start, collect, cancel, watch"):
+    with pytest.raises(GatewayError, match="hello, start, collect, cancel, watch, access"):
         site.client.request("dance")
 
 
