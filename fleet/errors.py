@@ -74,7 +74,8 @@ class AnswerError(GatewayError):
 
 
 class NotKnownError(FleetError):
-    """Nothing of this name is known; what kind of thing it is says the error that it stands beside."""
+    """Nothing of this name is known; what kind of thing it is says the error that it stands
+    beside."""
 
 
 class StoreError(FleetError):

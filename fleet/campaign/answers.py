@@ -73,6 +73,8 @@ class Hello(_Answer):
     gateway: Name
     devices: list[DeviceEntry]
     rounds: list[RoundCounters]
+    access_cursor: Count | None = None
+    """Up to which change it knows the broker's users; None where it doesn't keep them."""
     cursor: Count = 0
     more: bool = False
 

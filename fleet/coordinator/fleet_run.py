@@ -15,7 +15,16 @@ from fleet.coordinator.driver import CampaignDriver, Pace
 from fleet.coordinator.hub import Hub
 from fleet.coordinator.transport import Transport
 from fleet.errors import FleetError
-from fleet.store import ENDED_STATES, Events, Gateways, Registry, SqlStore, SupersededError, Term
+from fleet.store import (
+    ENDED_STATES,
+    Events,
+    Gateways,
+    Logins,
+    Registry,
+    SqlStore,
+    SupersededError,
+    Term,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +49,14 @@ class FleetRun:
         self._store = store
         self._clock = clock or SystemClock()
         self._registry = Registry(store)
-        self._hub = Hub(transport, self._registry, Gateways(store), self._clock, hello_seconds)
+        self._hub = Hub(
+            transport,
+            self._registry,
+            Gateways(store),
+            Logins(store),
+            self._clock,
+            hello_seconds,
+        )
         self._term = Term(store, DRIVER, holder)
         self._threads: dict[str, threading.Thread] = {}
         self._failed: dict[str, float] = {}

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,10 +85,11 @@ class _Outbox:
     cancels: dict[RoundName, Mapping[str, Any]] = field(default_factory=dict)
     collects: dict[RoundName, Mapping[str, Any]] = field(default_factory=dict)
     hello: bool = False
+    extras: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_urgent(self) -> bool:
-        return bool(self.starts or self.cancels)
+        return bool(self.starts or self.cancels or self.extras)
 
     @property
     def is_empty(self) -> bool:
@@ -111,13 +112,11 @@ class GridTransport(Transport):
         grid: Grid,
         pace: FlowerPace | None = None,
         clock: Clock | None = None,
-        extras: Callable[[str], Mapping[str, Any]] = lambda gateway: {},
     ) -> None:
-        """Nothing is sent before the first `receive`; `extras` go with every sync of a gateway."""
+        """Nothing is sent before the first `receive`."""
         self._grid = grid
         self._pace = pace or FlowerPace()
         self._clock = clock or SystemClock()
-        self._extras = extras
         self._nodes: dict[str, int] = {}
         self._online: set[int] = set()
         self._greeted: set[int] = set()
@@ -143,6 +142,7 @@ class GridTransport(Transport):
         outbox = self._outboxes.setdefault(gateway, _Outbox())
         if operation is Operation.HELLO:
             outbox.hello = True
+            outbox.extras.update(fields)
             return
         name = (str(fields["campaign"]), int(fields["round"]))
         box = {
@@ -170,7 +170,8 @@ class GridTransport(Transport):
             under_way = [
                 one for one in self._sent.values() if one.gateway == gateway and not one.spare
             ]
-            if outbox.hello and any(one.gateway == gateway for one in self._sent.values()):
+            under_way_at_all = any(one.gateway == gateway for one in self._sent.values())
+            if outbox.hello and under_way_at_all and not outbox.extras:
                 outbox.hello = False  # every reply has one
             if outbox.is_empty:
                 del self._outboxes[gateway]
@@ -202,6 +203,7 @@ class GridTransport(Transport):
             "starts": [dict(one) for one in outbox.starts.values()],
             "cancels": [dict(one) for one in outbox.cancels.values()],
             "rounds": rounds,
+            **outbox.extras,
         }
         wait = wait if watched else 0.0
         sent = self._push(gateway, node, request, wait, outbox.rounds, watched)
@@ -227,7 +229,6 @@ class GridTransport(Transport):
                 **request,
                 "wait_seconds": wait,
                 "hello_cursor": self._cursors.get(gateway, 0),
-                **(self._extras(gateway) if gateway and not spare else {}),
             }
         )
         # It waits for its forerunner first.

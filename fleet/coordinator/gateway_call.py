@@ -7,7 +7,8 @@ packed CBOR map each.
 Of the request: `starts` and `cancels`, requests as in docs/specification/gateway.md; `rounds`,
 whose standing is told (`[{campaign, round, cursor}]`); `wait_seconds`, so long until one of these
 rounds, or of those that were started, has ended; `hello_cursor`, up to which the coordinator knows
-the devices; `all_pages`, with which an answer has every report, however many they are.
+the devices; `access`, changes of the broker's
+users; `all_pages`, with which an answer has every report, however many they are.
 
 A reply has `ok` and either `error`, or the gateway's name, `answers` (`[{op, campaign, round}` with
 either `answer`, what the socket said, or `error`) and `hello`.
@@ -15,6 +16,7 @@ either `answer`, what the socket said, or `error`) and `hello`.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,6 +52,11 @@ def handle(payload: bytes, node_config: Mapping[str, Any]) -> bytes:
 
 
 def _sync(client: GatewayClient, request: Mapping[str, Any]) -> dict[str, Any]:
+    access = request.get("access")
+    if access:
+        # It takes effect first; that it is refused shows in the cursor, which stays.
+        with contextlib.suppress(GatewayError):
+            client.access(access["entries"], access["cursor"])
     answers = []
     rounds: dict[tuple[str, int], int] = {
         (str(one["campaign"]), int(one["round"])): int(one.get("cursor", 0))

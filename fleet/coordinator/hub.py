@@ -17,11 +17,12 @@ from fleet.campaign.answers import DeviceEntry, Hello
 from fleet.clock import Clock, SystemClock
 from fleet.coordinator.transport import Reply, Transport
 from fleet.registry import Observed
-from fleet.store import Gateways, Registry
+from fleet.store import Gateways, Logins, Registry
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.4
+ACCESS_LOOK_SECONDS = 1.0
 HELLO_SECONDS = 15.0
 """A gateway of which nothing was heard for so long is asked for news. Each time is a process that
 costs it 1.5 s of CPU, so that this is a tenth of a core."""
@@ -66,6 +67,7 @@ class Hub:
         transport: Transport,
         registry: Registry,
         gateways: Gateways,
+        logins: Logins,
         clock: Clock | None = None,
         hello_seconds: float = HELLO_SECONDS,
     ) -> None:
@@ -73,6 +75,7 @@ class Hub:
         self._transport = transport
         self._registry = registry
         self._gateways = gateways
+        self._logins = logins
         self._clock = clock or SystemClock()
         self._hello_seconds = hello_seconds
         self._lock = threading.Lock()
@@ -80,6 +83,9 @@ class Hub:
         self._known: dict[str, dict[str, DeviceEntry]] = {}
         self._strangers: dict[str, dict[str, DeviceEntry]] = {}
         self._heard: dict[str, float] = {}
+        self._access: dict[str, int] = {}
+        self._told_access: dict[str, int] = {}
+        self._looked_at_access = float("-inf")
         self.outbox: queue.Queue[tuple[str, Operation, Mapping[str, Any]]] = queue.Queue()
         self.reached: frozenset[str] = frozenset()
 
@@ -103,6 +109,7 @@ class Hub:
         while not self.outbox.empty():
             self._transport.send(*self.outbox.get())
         self._ask_for_news()
+        self._tell_access()
         replies = self._transport.receive()
         for reply in replies:
             self._heard[reply.gateway] = self._clock.monotonic()
@@ -119,6 +126,27 @@ class Hub:
                 self._heard[gateway] = now
                 self._transport.send(gateway, Operation.HELLO, {})
 
+    def _tell_access(self) -> None:
+        """Tell gateways that keep a broker's users what has changed, at once."""
+        now = self._clock.monotonic()
+        if now - self._looked_at_access < ACCESS_LOOK_SECONDS:
+            return
+        self._looked_at_access = now
+        for gateway, known in self._access.items():
+            site = self._gateways.site_of(gateway)
+            if site is None or gateway not in self.reached:
+                continue
+            page = self._logins.changes(site, known)
+            if not page or self._told_access.get(gateway) == page[-1].revision:
+                continue
+            self._told_access[gateway] = page[-1].revision
+            entries = {
+                one.name: None if one.hash is None else {"role": one.role, "hash": one.hash}
+                for one in page
+            }
+            access = {"entries": entries, "cursor": page[-1].revision}
+            self._transport.send(gateway, Operation.HELLO, {"access": access})
+
     def _deliver(self, reply: Reply) -> None:
         with self._lock:
             if reply.round is not None:
@@ -132,6 +160,10 @@ class Hub:
     def _observe(self, gateway: str, hello: Hello) -> Hello:
         """Note in the registry what was heard; returns what is of registered devices."""
         self._gateways.seen(gateway)
+        if hello.access_cursor is not None:
+            if self._told_access.get(gateway, 0) > hello.access_cursor:
+                self._told_access.pop(gateway)  # it didn't arrive, or was refused
+            self._access[gateway] = hello.access_cursor
         # A stranger of before may have been added meanwhile.
         heard = {**self._strangers.get(gateway, {}), **{one.device: one for one in hello.devices}}
         if not heard:

@@ -9,6 +9,7 @@ what a service manager does in production.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -23,6 +24,7 @@ from types import TracebackType
 from typing import Self
 
 from fleet.errors import FlowerError
+from fleet.gateway.files import write_whole
 from fleet.ports import free_port
 
 START_SECONDS = 60.0
@@ -115,37 +117,32 @@ class ManagedProcess:
             )
         if self._pid_file is not None:
             self._pid_file.parent.mkdir(parents=True, exist_ok=True)
-            self._pid_file.write_text(f"{self._process.pid}\n", encoding="ascii")
+            left = {"pid": self._process.pid, "command": self.command}
+            write_whole(self._pid_file, json.dumps(left))
 
     def adopt(self) -> bool:
         """Take over the process that an earlier one of us has left running; False without one."""
         if self._pid_file is None:
             return False
         try:
-            pid = int(self._pid_file.read_text(encoding="ascii"))
-        except (OSError, ValueError):
+            left = json.loads(self._pid_file.read_text(encoding="utf-8"))
+            pid, command = int(left["pid"]), list(left["command"])
+        except (OSError, ValueError, KeyError, TypeError):
             return False
-        if not self._is_ours(pid):
+        if self._identity(command) != self._identity(self.command) or not _runs(pid, command):
             return False
-        self._process, self._adopted = None, pid
+        self._process, self._adopted, self.command = None, pid, command
         return True
 
-    def _is_ours(self, pid: int) -> bool:
-        """Whether this process runs our command: its number may be another's by now."""
-        try:
-            line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return False
-        # A script's line has its interpreter in front.
-        said = [part.decode(errors="replace") for part in line if part]
-        return state != "Z" and said[-len(self.command) :] == self.command
+    def _identity(self, command: Sequence[str]) -> list[str]:
+        """What two commands of the same process have in common."""
+        return list(command)
 
     def alive(self) -> bool:
         """True while the process runs."""
         if self._process is not None:
             return self._process.poll() is None
-        return self._adopted is not None and self._is_ours(self._adopted)
+        return self._adopted is not None and _runs(self._adopted, self.command)
 
     def require_alive(self) -> None:
         """Raise `FlowerError` with the end of the log where the process has ended."""
@@ -207,6 +204,18 @@ class ManagedProcess:
         self.stop()
 
 
+def _runs(pid: int, command: Sequence[str]) -> bool:
+    """Whether this process runs this command: its number may be another's by now."""
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    # A script's line has its interpreter in front.
+    said = [part.decode(errors="replace") for part in line if part]
+    return state != "Z" and said[-len(command) :] == list(command)
+
+
 class SuperLink:
     """A SuperLink with SQLite state and its own SuperExec, on loopback.
 
@@ -214,12 +223,11 @@ class SuperLink:
     is killed and started again within a few seconds finds its run and its nodes again.
     """
 
-    def __init__(
-        self, work: Path, port: int | None = None, *, is_adopting: bool = False
-    ) -> None:
+    def __init__(self, work: Path, port: int | None = None, *, is_adopting: bool = False) -> None:
         """All files go into `work`; without `port` a free one is taken.
 
-        With `is_adopting` its processes outlive whoever started them, and are taken over by the next.
+        With `is_adopting` its processes outlive whoever started them, and are taken over by the
+        next.
         """
         self.work = work
         self.port = free_port() if port is None else port
@@ -368,7 +376,14 @@ class AttachedSuperLink:
 class SuperNode(ManagedProcess):
     """A stock SuperNode beside a gateway daemon, whose unix socket is in its node config."""
 
-    def __init__(self, work: Path, superlink_address: str, gateway: str, socket_path: Path) -> None:
+    def __init__(
+        self,
+        work: Path,
+        superlink_address: str,
+        gateway: str,
+        socket_path: Path,
+        pid_file: Path | None = None,
+    ) -> None:
         """`gateway` names the log file and must be the daemon's own name."""
         self.gateway = gateway
         super().__init__(
@@ -386,4 +401,10 @@ class SuperNode(ManagedProcess):
             work / "logs" / f"supernode-{gateway}.log",
             # Two SuperNodes that install the app into one home would race.
             flower_environment(work, gateway, 0.1),
+            pid_file,
         )
+
+    def _identity(self, command: Sequence[str]) -> list[str]:
+        """All but the port, which is a free one each time."""
+        at = command.index("--port") if "--port" in command else len(command)
+        return [*command[:at], *command[at + 2 :]]

@@ -84,7 +84,10 @@ class Transport(ABC):
 
     @abstractmethod
     def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
-        """Send a request; its reply comes from `receive`, an error where it can't be sent."""
+        """Send a request; its reply comes from `receive`, an error where it can't be sent.
+
+        A hello's fields go with the message as they are (`access`: see `gateway_call`).
+        """
 
     @abstractmethod
     def receive(self) -> list[Reply]:

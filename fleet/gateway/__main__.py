@@ -16,7 +16,7 @@ from fleet.gateway.daemon import Gateway
 
 # Allocations between two looks for garbage in circles, of which a gateway makes next to none; at
 # Python's 700 it would look through the rows of ten thousand devices again and again.
-_ALLOCATIONS = 20_000
+ALLOCATIONS = 20_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
-    gc.set_threshold(_ALLOCATIONS)
+    gc.set_threshold(ALLOCATIONS)
     try:
         gateway = Gateway(GatewaySettings.read(options.config))
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -4,7 +4,8 @@ fleet = "barn"
 gateway = "north"
 store = "north.sqlite"          # paths are relative to this file
 socket = "north.sock"
-devices = ["cow-1", "cow-2"]    # or device_prefix = "cow-"; all devices where both are missing
+devices = ["cow-1", "cow-2"]    # or device_prefix = "cow-", or share = "1/2"; else all devices
+superlink = "10.0.0.1:9092"     # for `tinyfleet gateway run`, which starts a SuperNode beside it
 
 [broker]
 host = "127.0.0.1"
@@ -17,11 +18,12 @@ folder = "broker"               # that tinyfleet broker config wrote, where this
 from __future__ import annotations
 
 import tomllib
+import zlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fleet.errors import ConfigurationError
 from fleet.gateway.files import write_whole
@@ -71,10 +73,27 @@ class GatewaySettings(_Settings):
     socket: Path
     devices: tuple[Name, ...] = ()
     device_prefix: str = ""
+    share: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,2}/[1-9][0-9]{0,2})?$")] = ""
+    """`2/3`: the second of three gateways, which share their broker's devices among them."""
+    superlink: str = ""
+    """HOST:PORT of the SuperLink that its SuperNode dials (`tinyfleet gateway run`)."""
     broker: BrokerSettings
+
+    @model_validator(mode="after")
+    def _share_is_a_part(self) -> Self:
+        if self.share:
+            part, parts = map(int, self.share.split("/"))
+            if part > parts:
+                raise ValueError(f"share: {self.share} is more than all; use 1/{parts} …")
+            if self.devices or self.device_prefix:
+                raise ValueError("share: goes with neither devices nor device_prefix")
+        return self
 
     def serves(self, device: str) -> bool:
         """Whether ``device`` belongs to this gateway."""
+        if self.share:
+            part, parts = map(int, self.share.split("/"))
+            return zlib.crc32(device.encode()) % parts == part - 1
         if not self.devices and not self.device_prefix:
             return True
         if device in self.devices:

@@ -117,10 +117,11 @@ class _IdempotentRoute(APIRoute):
             try:
                 response = await handle(request)
             except Exception as error:
-                response = _told(error)
-                if response is None:
+                told = _told(error)
+                if told is None:
                     await run_in_threadpool(idempotency.drop, actor.who, key)
                     raise
+                response = told
             content = bytes(response.body).decode()
             await run_in_threadpool(
                 idempotency.finish, actor.who, key, response.status_code, content
@@ -345,9 +346,7 @@ def add_version(
     return ops.add_version(actor, model, body)
 
 
-@router.get(
-    "/models/{model}/versions/{version}/weights", tags=["models"], response_class=Response
-)
+@router.get("/models/{model}/versions/{version}/weights", tags=["models"], response_class=Response)
 def version_weights(actor: Asking, ops: Ops, model: DeviceName, version: Number) -> Response:
     """A version's weights, as devices get them."""
     blob = ops.version_blob(actor, model, version)
@@ -395,9 +394,7 @@ def list_campaigns(
 
 
 @router.post("/campaigns", status_code=201, tags=["campaigns"])
-def start_campaign(
-    actor: Asking, ops: Ops, body: schema.CampaignToStart
-) -> schema.CampaignView:
+def start_campaign(actor: Asking, ops: Ops, body: schema.CampaignToStart) -> schema.CampaignView:
     """Begin a campaign."""
     return ops.start_campaign(actor, body)
 
@@ -415,9 +412,7 @@ def get_campaign(actor: Asking, ops: Ops, campaign: CampaignId) -> schema.Campai
 
 
 @router.get("/campaigns/{campaign}/rounds/{round}", tags=["campaigns"])
-def get_reports(
-    actor: Asking, ops: Ops, campaign: CampaignId, round: Number
-) -> schema.Reports:
+def get_reports(actor: Asking, ops: Ops, campaign: CampaignId, round: Number) -> schema.Reports:
     """A round's result, and what devices measured in it."""
     return ops.reports(actor, campaign, round)
 
@@ -513,7 +508,11 @@ async def stream_events(
             for one in found:
                 number, quiet = one.number, 0.0
                 data = schema.EventView(
-                    number=one.number, at=one.at, kind=one.kind, campaign=one.campaign, data=one.data
+                    number=one.number,
+                    at=one.at,
+                    kind=one.kind,
+                    campaign=one.campaign,
+                    data=one.data,
                 )
                 yield f"id: {one.number}\nevent: {one.kind}\ndata: {data.model_dump_json()}\n\n"
             if found:
@@ -610,9 +609,7 @@ def make_app(
                 gateways[one.gateway] = age
         except FleetError as error:
             found.append(str(error))
-        ready = schema.Ready(
-            ready=not found, leader=is_leader(), gateways=gateways, problems=found
-        )
+        ready = schema.Ready(ready=not found, leader=is_leader(), gateways=gateways, problems=found)
         return JSONResponse(json.loads(ready.model_dump_json()), 200 if not found else 503)
 
     @app.get("/metrics", tags=["service"], response_class=PlainTextResponse)

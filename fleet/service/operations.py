@@ -91,8 +91,7 @@ class Operations:
         passwords = new_passwords(one.device for one in wanted.devices)
         passwords |= {one.device: one.password for one in wanted.devices if one.password}
         self.registry.add(
-            NewDevice(device=one.device, site=one.site, labels=one.labels)
-            for one in wanted.devices
+            NewDevice(device=one.device, site=one.site, labels=one.labels) for one in wanted.devices
         )
         sites: dict[str, dict[str, str]] = {}
         for one in wanted.devices:
@@ -137,15 +136,14 @@ class Operations:
         self._allow(actor, Permission.READ)
         self.registry.get(name)
         return schema.History(
-            history=[
-                schema.HistoryEntry.model_validate(one) for one in self.registry.history(name)
-            ]
+            history=[schema.HistoryEntry.model_validate(one) for one in self.registry.history(name)]
         )
 
     def label_device(
         self, actor: Actor, name: str, change: schema.LabelChange
     ) -> schema.DeviceView:
-        """Set and take away labels. Nothing begins by that alone: campaigns look when a round does."""
+        """Set and take away labels. Nothing begins by that alone: campaigns look when a round
+        does."""
         self._allow(actor, Permission.OPERATE)
         before = self.registry.get(name)
         after = self.registry.label(name, change.labels)
@@ -223,9 +221,7 @@ class Operations:
         password = new_passwords([wanted.gateway])[wanted.gateway]
         self.gateways.add(wanted.gateway, wanted.site)
         self.logins.grant(wanted.gateway, wanted.site, GATEWAY, password_hash(password))
-        self._note(
-            actor, "gateways.add", f"gateway:{wanted.gateway}", None, {"site": wanted.site}
-        )
+        self._note(actor, "gateways.add", f"gateway:{wanted.gateway}", None, {"site": wanted.site})
         return schema.Password(device=wanted.gateway, password=password)
 
     def list_gateways(self, actor: Actor) -> schema.GatewayList:
@@ -288,9 +284,7 @@ class Operations:
         self._allow(actor, Permission.OPERATE)
         if wanted.parent is not None:
             self.models.version(model, wanted.parent)
-        version = self.models.add_version(
-            model, _decoded(wanted.weights), wanted.parent, actor.who
-        )
+        version = self.models.add_version(model, _decoded(wanted.weights), wanted.parent, actor.who)
         self._note(
             actor, "models.add-version", f"model:{model}", None, {"version": version.version}
         )
@@ -353,9 +347,7 @@ class Operations:
         preview = self.preview_devices(actor, _target(wanted.campaign))
         return plan_campaign(wanted.campaign, version, self.models, self.registry, preview)
 
-    def start_campaign(
-        self, actor: Actor, wanted: schema.CampaignToStart
-    ) -> schema.CampaignView:
+    def start_campaign(self, actor: Actor, wanted: schema.CampaignToStart) -> schema.CampaignView:
         """Begin a campaign; where it asks for approval, that is waited for first."""
         self._allow(actor, Permission.OPERATE)
         config = wanted.campaign

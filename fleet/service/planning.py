@@ -41,9 +41,7 @@ def plan_campaign(
     ]
     members = Members(frozenset(one.device for one in devices))
     ready, skipped = eligible(config, devices, manifests, members)
-    dealt = deal_stages(
-        config, {one.device: f"{one.gateway}/{one.board}" for one in devices}, {}
-    )
+    dealt = deal_stages(config, {one.device: f"{one.gateway}/{one.board}" for one in devices}, {})
     held_out = {one.device: one.held_out_samples for one in devices}
     stages = []
     for number, stage in enumerate(config.stages):
@@ -102,9 +100,7 @@ def _plans(manifests: Iterable[Manifest], ready: object) -> list[schema.PlanUse]
             devices=count,
             delta_values=entries[plan].delta_values,
             reasons=dict(
-                Counter(
-                    _class_of(one.plan_reason) for one in ready.values() if one.plan == plan
-                )
+                Counter(_class_of(one.plan_reason) for one in ready.values() if one.plan == plan)
             ),
         )
         for plan, count in Counter(one.plan for one in ready.values()).most_common()

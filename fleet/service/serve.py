@@ -170,8 +170,10 @@ def serve(path: Path, version: str, ready: Callable[[str], None] = lambda url: N
             timeout_graceful_shutdown=3,
         ),
         is_stopping,
-        lambda: ready(f"{'https' if settings.api.certificate else 'http'}://"
-                      f"{settings.api.host}:{settings.api.port}"),
+        lambda: ready(
+            f"{'https' if settings.api.certificate else 'http'}://"
+            f"{settings.api.host}:{settings.api.port}"
+        ),
     )
     thread = threading.Thread(target=leader.run, args=(is_stopping,), name="leader")
     thread.start()

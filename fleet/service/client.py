@@ -1,0 +1,308 @@
+"""A typed client of the API; the commands use nothing else."""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from fleet.campaign.config import CampaignConfig
+from fleet.errors import AccessError, ConflictError, NotKnownError, ServiceError
+from fleet.service import schema
+
+Form = TypeVar("Form", bound=BaseModel)
+TIMEOUT_SECONDS = 30.0
+
+
+class Client:
+    """Speaks to a coordinator's service; errors of the API are exceptions of `fleet.errors`."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        ca_file: str | None = None,
+        why: str = "",
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """`why` goes with every request into the audit log; `transport` is a test's."""
+        verify: Any = True
+        if ca_file is not None:
+            import ssl
+
+            verify = ssl.create_default_context(cafile=ca_file)
+        headers = {"Authorization": f"Bearer {token}"}
+        if why:
+            headers["X-Reason"] = why
+        self.url = url
+        self._http = httpx.Client(
+            base_url=url,
+            headers=headers,
+            timeout=TIMEOUT_SECONDS,
+            verify=verify,
+            transport=transport,
+            trust_env=False,  # a proxy must not see the token
+        )
+
+    def close(self) -> None:
+        """Close connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close connections."""
+        self.close()
+
+    # Requests
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        if method != "GET":
+            # Whatever happens on the way, it is done once.
+            options["headers"] = {"Idempotency-Key": uuid.uuid4().hex}
+        try:
+            response = self._http.request(method, path, **options)
+            if response.status_code == 503 and path != "/readyz":
+                response = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise ServiceError(
+                f"the service at {self.url} doesn't answer ({error}); does it run? "
+                "`tinyfleet up DIR`, or `tinyfleet serve`"
+            ) from None
+        if response.status_code >= 400 and path != "/readyz":
+            raise _refusal(response)
+        return response
+
+    def _get(self, form: type[Form], path: str, **query: Any) -> Form:
+        wanted = {name: value for name, value in query.items() if value not in (None, "")}
+        return form.model_validate_json(self._request("GET", path, params=wanted).content)
+
+    def _send(
+        self, form: type[Form], method: str, path: str, body: BaseModel | Mapping[str, Any]
+    ) -> Form:
+        if isinstance(body, BaseModel):
+            body = body.model_dump(mode="json", exclude_unset=True)
+        response = self._request(method, path, json=body)
+        return form.model_validate_json(response.content)
+
+    # Service
+
+    def whoami(self) -> schema.WhoAmI:
+        """Whose token it is."""
+        return self._get(schema.WhoAmI, "/v1/whoami")
+
+    def ready(self) -> schema.Ready:
+        """Whether the service can do its work."""
+        return self._get(schema.Ready, "/readyz")
+
+    # Devices and gateways
+
+    def add_devices(self, devices: Iterable[schema.DeviceToAdd]) -> list[schema.Password]:
+        """Register devices; their passwords are told once."""
+        found: list[schema.Password] = []
+        some: list[schema.DeviceToAdd] = []
+        for one in [*devices, None]:
+            if one is not None:
+                some.append(one)
+            if some and (one is None or len(some) == 1000):
+                body = schema.DevicesToAdd(devices=some)
+                found += self._send(schema.Passwords, "POST", "/v1/devices", body).devices
+                some = []
+        return found
+
+    def devices(self, filter: str = "", after: str = "", limit: int = 100) -> schema.DevicePage:
+        """A page of devices."""
+        return self._get(schema.DevicePage, "/v1/devices", filter=filter, after=after, limit=limit)
+
+    def all_devices(self, filter: str = "") -> Iterator[schema.DeviceView]:
+        """All devices, page by page."""
+        after: str | None = ""
+        while after is not None:
+            page = self.devices(filter, after, 1000)
+            yield from page.devices
+            after = page.next
+
+    def preview_devices(self, filter: str = "") -> schema.DevicePreview:
+        """Which devices a filter means."""
+        return self._get(schema.DevicePreview, "/v1/devices-preview", filter=filter)
+
+    def device(self, name: str) -> schema.DeviceView:
+        """One device."""
+        return self._get(schema.DeviceView, f"/v1/devices/{name}")
+
+    def device_history(self, name: str) -> list[schema.HistoryEntry]:
+        """What it has reported."""
+        return self._get(schema.History, f"/v1/devices/{name}/history").history
+
+    def label_device(self, name: str, labels: Mapping[str, str | None]) -> schema.DeviceView:
+        """Set labels, and take away those that are None."""
+        body = {"labels": dict(labels)}
+        return self._send(schema.DeviceView, "PATCH", f"/v1/devices/{name}/labels", body)
+
+    def retire_device(self, name: str) -> schema.DeviceView:
+        """Take it out of everything."""
+        return self._send(schema.DeviceView, "POST", f"/v1/devices/{name}/retire", {})
+
+    def rotate_device(self, name: str) -> schema.Password:
+        """A new password."""
+        return self._send(schema.Password, "POST", f"/v1/devices/{name}/rotate", {})
+
+    def erase_device(self, name: str) -> None:
+        """Forget it."""
+        self._request("DELETE", f"/v1/devices/{name}")
+
+    def gateways(self) -> list[schema.GatewayView]:
+        """All gateways."""
+        return self._get(schema.GatewayList, "/v1/gateways").gateways
+
+    def add_gateway(self, gateway: str, site: str) -> schema.Password:
+        """Register a gateway."""
+        body = schema.GatewayToAdd(gateway=gateway, site=site)
+        return self._send(schema.Password, "POST", "/v1/gateways", body)
+
+    # Models
+
+    def models(self) -> list[schema.ModelView]:
+        """All models."""
+        return self._get(schema.ModelList, "/v1/models").models
+
+    def model(self, name: str) -> schema.ModelView:
+        """One model."""
+        return self._get(schema.ModelView, f"/v1/models/{name}")
+
+    def import_bundle(self, model: str, manifest: str, weights: bytes) -> schema.VersionView:
+        """Add a bundle."""
+        body = schema.BundleToImport(
+            model=model, manifest=manifest, weights=base64.b64encode(weights).decode()
+        )
+        return self._send(schema.VersionView, "POST", "/v1/models", body)
+
+    def add_version(self, model: str, weights: bytes, parent: int | None) -> schema.VersionView:
+        """Weights that were made elsewhere."""
+        body = schema.VersionToAdd(weights=base64.b64encode(weights).decode(), parent=parent)
+        return self._send(schema.VersionView, "POST", f"/v1/models/{model}/versions", body)
+
+    def weights(self, model: str, version: int) -> bytes:
+        """A version's weights."""
+        return self._request("GET", f"/v1/models/{model}/versions/{version}/weights").content
+
+    def release(self, model: str, version: int) -> schema.VersionView:
+        """Release a version."""
+        path = f"/v1/models/{model}/versions/{version}/release"
+        return self._send(schema.VersionView, "POST", path, {})
+
+    def rollback_model(self, model: str) -> schema.VersionView:
+        """Withdraw the newest released version."""
+        return self._send(schema.VersionView, "POST", f"/v1/models/{model}/rollback", {})
+
+    def compare(self, model: str, first: int, second: int) -> schema.Comparison:
+        """Compare two versions."""
+        path = f"/v1/models/{model}/compare"
+        return self._get(schema.Comparison, path, first=first, second=second)
+
+    # Campaigns
+
+    def plan_campaign(self, config: CampaignConfig) -> schema.CampaignPlan:
+        """What it would do."""
+        body = schema.CampaignToStart(campaign=config)
+        return self._send(schema.CampaignPlan, "POST", "/v1/campaigns-plan", body)
+
+    def start_campaign(self, config: CampaignConfig) -> schema.CampaignView:
+        """Begin it."""
+        body = schema.CampaignToStart(campaign=config)
+        return self._send(schema.CampaignView, "POST", "/v1/campaigns", body)
+
+    def campaigns(self, after: str = "", limit: int = 100) -> schema.CampaignList:
+        """A page of campaigns, newest first."""
+        return self._get(schema.CampaignList, "/v1/campaigns", after=after, limit=limit)
+
+    def campaign(self, campaign: str) -> schema.CampaignDetail:
+        """One campaign, whole."""
+        return self._get(schema.CampaignDetail, f"/v1/campaigns/{campaign}")
+
+    def reports(self, campaign: str, round: int) -> schema.Reports:
+        """A round's reports."""
+        return self._get(schema.Reports, f"/v1/campaigns/{campaign}/rounds/{round}")
+
+    def act(self, campaign: str, action: str) -> schema.CampaignView:
+        """Pause, resume, stop, roll-back, approve."""
+        path = f"/v1/campaigns/{campaign}/actions"
+        return self._send(schema.CampaignView, "POST", path, {"action": action})
+
+    def events(
+        self, campaign: str = "", after: int | None = None, follow: bool = True
+    ) -> Iterator[schema.EventView]:
+        """What happens, from now on or from behind a number."""
+        query: dict[str, Any] = {"campaign": campaign, "follow": follow}
+        if after is not None:
+            query["after"] = after
+        try:
+            with self._http.stream("GET", "/v1/events", params=query, timeout=60.0) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise _refusal(response)
+                for line in response.iter_lines():
+                    if line.startswith("data: "):
+                        yield schema.EventView.model_validate_json(line.removeprefix("data: "))
+        except httpx.HTTPError as error:
+            raise ServiceError(f"the service at {self.url} was lost ({error})") from None
+
+    # Accounts
+
+    def tokens(self) -> list[schema.TokenView]:
+        """All tokens."""
+        return self._get(schema.TokenList, "/v1/tokens").tokens
+
+    def issue_token(self, who: str, role: schema.Role, days: float) -> schema.NewToken:
+        """A new token."""
+        body = schema.TokenToIssue(who=who, role=role, days=days)
+        return self._send(schema.NewToken, "POST", "/v1/tokens", body)
+
+    def revoke_token(self, token: str) -> None:
+        """It is no good any more."""
+        self._request("DELETE", f"/v1/tokens/{token}")
+
+    def audit(self, after: int = 0, limit: int = 100, object: str = "") -> schema.AuditPage:
+        """A page of the audit log."""
+        return self._get(schema.AuditPage, "/v1/audit", after=after, limit=limit, object=object)
+
+    def webhooks(self) -> list[schema.WebhookView]:
+        """All webhooks."""
+        return self._get(schema.WebhookList, "/v1/webhooks").webhooks
+
+    def add_webhook(self, url: str, events: list[str]) -> schema.NewWebhook:
+        """Send events to an address."""
+        body = schema.WebhookToAdd(url=url, events=events)
+        return self._send(schema.NewWebhook, "POST", "/v1/webhooks", body)
+
+    def remove_webhook(self, webhook: str) -> None:
+        """Send nothing there any more."""
+        self._request("DELETE", f"/v1/webhooks/{webhook}")
+
+
+def _refusal(response: httpx.Response) -> Exception:
+    try:
+        error = str(json.loads(response.content)["error"])
+    except (ValueError, KeyError, TypeError):
+        error = f"it answers with status {response.status_code}"
+    kinds: dict[int, type[Exception]] = {
+        401: AccessError,
+        403: AccessError,
+        404: NotKnownError,
+        409: ConflictError,
+    }
+    return kinds.get(response.status_code, ServiceError)(error)

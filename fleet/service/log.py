@@ -1,0 +1,47 @@
+"""Logs as JSON, a line an event, with what they are about in fields of their own."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import re
+import sys
+
+_FIELDS = (
+    ("campaign", re.compile(r"\bcampaign ([0-9a-f]{16})\b")),
+    ("round", re.compile(r"\bround (\d+)\b")),
+    ("device", re.compile(r"\bdevice ([A-Za-z0-9_-]{1,32})\b")),
+    ("gateway", re.compile(r"\bgateway ([A-Za-z0-9_-]{1,32})\b")),
+)
+_SECRET = re.compile(r"\btf_[0-9a-f]+_[A-Za-z0-9_-]+")
+
+
+class JsonLines(logging.Formatter):
+    """Campaign, round, device and gateway that a line names are fields; tokens never get in."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of JSON."""
+        message = _SECRET.sub("tf_…", record.getMessage())
+        line: dict[str, object] = {
+            "at": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": message,
+        }
+        for name, pattern in _FIELDS:
+            found = pattern.search(message)
+            if found:
+                line[name] = int(found[1]) if name == "round" else found[1]
+        if record.exc_info:
+            line["traceback"] = _SECRET.sub("tf_…", self.formatException(record.exc_info))
+        return json.dumps(line, ensure_ascii=False)
+
+
+def log_as_json(level: int = logging.INFO) -> None:
+    """All logs of this process go to stderr as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
