@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import secrets
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,14 +26,17 @@ from fleet.gateway.broker import (
     Own,
     access_list,
     hash_lines,
+    password_hash,
 )
-from fleet.gateway.broker_reload import reload_broker
+from fleet.gateway.broker_reload import Login, reload_broker
 from fleet.gateway.files import write_whole
 from fleet.protocol.fields import NAME_PATTERN
 
 Role = Literal["device", "gateway"]
 BOOK_VERSION = 1
 _SHOWN_CHARACTERS = 40
+# Whose login tells which files the broker has read; no name of a device or a gateway.
+SIGN_USER = "access.sign"
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +107,10 @@ class AccessBook:
         self._entries: dict[str, Entry] = {}
         self._cursor = 0
         self._copy: Own | None = None
-        # The broker may have started before the files were as they are now.
-        self._is_reload_due = True
+        # Whether the broker has read the files as they were last written: it may have started
+        # before us.
+        self._is_read = False
+        self._sign_line = ""
         self._read()
         self._own()
 
@@ -120,7 +125,7 @@ class AccessBook:
         return dict(self._entries)
 
     def keep(self) -> None:
-        """Make the files what the book says, all of them, and let the broker read them again.
+        """Make the files what the book says, all of them, and let the broker read them.
 
         ConfigurationError or BrokerError where that can't be.
         """
@@ -128,7 +133,7 @@ class AccessBook:
             self._write(self._entries, self._cursor)
 
     def apply(self, page: Mapping[str, Entry | None], cursor: int) -> int:
-        """Take a page of changes, and return when the broker has been told; gives the cursor.
+        """Take a page of changes, and return when the broker has read it; gives the cursor.
 
         The book has it only then: who gets no answer sends the page again, which changes nothing
         where it had been taken. GatewayError where it can't have its effect.
@@ -150,28 +155,35 @@ class AccessBook:
         own = self._own()
         hashes = {name: one.hash for name, one in entries.items()} | dict(own.gateways)
         gateways = {name for name, one in entries.items() if one.role == "gateway"}
+        passwords = hash_lines(hashes)
+        rights = access_list(own.fleet, gateways | own.gateways.keys())
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / OWN_FILE).exists():
                 write_whole(self.folder / OWN_FILE, own.encode(), mode=0o600)
             if not (self.folder / CONFIG_FILE).exists():
                 write_whole(self.folder / CONFIG_FILE, own.config)
-            # Who may log in comes first: a broker that starts in between lets nobody in who
-            # was removed.
-            for name, text in (
-                (PASSWORD_FILE, hash_lines(hashes)),
-                (ACCESS_FILE, access_list(own.fleet, gateways | own.gateways.keys())),
+            if not self._has(PASSWORD_FILE, passwords + self._sign_line) or not self._has(
+                ACCESS_FILE, rights
             ):
-                self._is_reload_due |= _made_so(self.folder / name, text)
+                self._is_read = False
+            if not self._is_read:
+                sign = secrets.token_urlsafe(16)
+                self._sign_line = hash_lines({SIGN_USER: password_hash(sign)})
+                # Who may log in comes first: a broker that starts in between lets nobody in who
+                # was removed.
+                write_whole(self.folder / PASSWORD_FILE, passwords + self._sign_line, mode=0o600)
+                write_whole(self.folder / ACCESS_FILE, rights, mode=0o600)
         except OSError as error:
             raise ConfigurationError(
                 f"folder {self.folder} of the broker can't be written ({error}); check its rights "
                 f"and the free space"
             ) from None
-        if self._is_reload_due:
-            if not reload_broker(self.folder / PID_FILE):
+        if not self._is_read:
+            login = Login(own.host, own.port, SIGN_USER, sign)
+            if not reload_broker(self.folder / PID_FILE, login):
                 log.info("no broker runs on %s; it reads its files when it starts", self.folder)
-            self._is_reload_due = False
+            self._is_read = True
         # Last of all: a cursor says that its page has taken effect.
         self._save(entries, cursor, own)
 
@@ -191,6 +203,12 @@ class AccessBook:
             raise ConfigurationError(
                 f"{path}: can't be read ({error}); make it again with: tinyfleet broker config"
             ) from None
+
+    def _has(self, name: str, text: str) -> bool:
+        try:
+            return (self.folder / name).read_text(encoding="utf-8") == text
+        except (FileNotFoundError, UnicodeDecodeError):
+            return False
 
     # ---- the book --------------------------------------------------------------------
 
@@ -234,15 +252,3 @@ class AccessBook:
                 f"{self.path}: can't be written ({error}); check its rights and the free space"
             ) from None
         self._entries, self._cursor, self._copy = entries, cursor, own
-
-
-def _made_so(path: Path, text: str) -> bool:
-    """Make the file hold ``text``, for its owner only; whether it was otherwise."""
-    try:
-        if path.read_text(encoding="utf-8") == text:
-            os.chmod(path, 0o600)
-            return False
-    except (OSError, UnicodeDecodeError):
-        pass
-    write_whole(path, text, mode=0o600)
-    return True

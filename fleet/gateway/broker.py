@@ -198,6 +198,9 @@ class Own:
 
     fleet: str
     gateways: Mapping[str, str]
+    host: str
+    port: int
+    """Where the broker listens without TLS."""
     config: str
     """The whole of mosquitto.conf."""
 
@@ -210,10 +213,16 @@ class Own:
         """From the file's text; ValueError says what it lacks."""
         raw = json.loads(text)
         match raw:
-            case {"fleet": str(fleet), "gateways": dict(gateways), "config": str(config)}:
+            case {
+                "fleet": str(fleet),
+                "gateways": dict(gateways),
+                "host": str(host),
+                "port": int(port),
+                "config": str(config),
+            }:
                 if all(HASH_PATTERN.fullmatch(str(line)) for line in gateways.values()):
-                    return cls(fleet, gateways, config)
-        raise ValueError("fleet, gateways with hashes, and config are wanted")
+                    return cls(fleet, gateways, host, port, config)
+        raise ValueError("fleet, gateways with hashes, host, port and config are wanted")
 
 
 def access_list(fleet: str, gateways: Iterable[str]) -> str:
@@ -239,7 +248,8 @@ def write_broker_config(folder: Path, config: BrokerConfig) -> Path:
         text += "user root\n"
     passwords = {**config.gateways, **config.devices}
     hashes = {name: password_hash(password) for name, password in passwords.items()}
-    own = Own(config.fleet, {name: hashes[name] for name in config.gateways}, text)
+    gateways = {name: hashes[name] for name in config.gateways}
+    own = Own(config.fleet, gateways, config.host, config.port, text)
     # Each of them whole: a broker that reads half a password file lets half of its devices in.
     write_whole(folder / OWN_FILE, own.encode(), mode=0o600)
     write_whole(folder / PASSWORD_FILE, hash_lines(hashes), mode=0o600)

@@ -77,7 +77,7 @@ class GatewayClient:
         return self.request("collect", {"campaign": campaign, "round": round, "cursor": cursor})
 
     def access(self, entries: Mapping[str, Any], cursor: int) -> dict[str, Any]:
-        """Change who may log in at the site's broker; comes back when that is so.
+        """Change who may log in at the site's broker; comes back when the broker has read it.
 
         ``entries`` are ``{name: {"role": …, "hash": …} or None to remove}``.
         """

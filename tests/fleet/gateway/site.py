@@ -270,8 +270,9 @@ class Site:
     def kill_broker(self) -> None:
         """As a power cut does it, and nothing of it is found again."""
         self.broker.kill()
+        ours = ("mosquitto.conf", "passwords", "access", "own.json")
         for path in self.broker.folder.iterdir():
-            if path.is_file() and path.name not in ("mosquitto.conf", "passwords", "access"):
+            if path.is_file() and path.name not in ours:
                 path.unlink()
 
     def add(self, name: str, train: Train | None = None) -> FakeDevice:
