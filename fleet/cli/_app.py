@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fleet.cli._app_service import add_commands
 from fleet.cli._errors import is_expected, message_of
 
 EXIT_FAILED = 1
@@ -418,26 +419,7 @@ def broker_config(
     )
 
 
-campaign = typer.Typer(help="Campaigns.", no_args_is_help=True)
-app.add_typer(campaign, name="campaign")
-
-
-@campaign.command("validate")
-def campaign_validate(
-    file: Annotated[Path, typer.Argument(help="Campaign as YAML.")], json: Json = False
-) -> None:
-    """Check a campaign's file, and show the rounds that it asks for."""
-    from fleet.cli._campaign import validate
-
-    validate(file, as_json=json)
-
-
-@campaign.command("schema")
-def campaign_schema() -> None:
-    """Print the JSON Schema of a campaign's file."""
-    from fleet.cli._campaign import print_schema
-
-    print_schema()
+add_commands(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

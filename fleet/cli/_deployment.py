@@ -33,7 +33,12 @@ def init(
         )
         return
     rows = [
-        [site, ports.plain, ports.tls, ", ".join(g for g, of in made.gateways.items() if of == site)]
+        [
+            site,
+            ports.plain,
+            ports.tls,
+            ", ".join(g for g, of in made.gateways.items() if of == site),
+        ]
         for site, ports in made.sites.items()
     ]
     columns = ["site", "port on this machine", "port with TLS", "gateways"]

@@ -30,7 +30,12 @@ def parse_labels(labels: Sequence[str]) -> dict[str, str | None]:
 
 
 def add(
-    client: Client, names: Sequence[str], site: str, labels: Sequence[str], out: Path | None, *,
+    client: Client,
+    names: Sequence[str],
+    site: str,
+    labels: Sequence[str],
+    out: Path | None,
+    *,
     as_json: bool,
 ) -> None:
     """Register devices of one site."""
@@ -211,7 +216,6 @@ def show_gateways(client: Client, *, as_json: bool) -> None:
         print_json({"gateways": [one.model_dump(mode="json") for one in found]})
         return
     rows = [
-        [one.gateway, one.site, ago(ready.gateways.get(one.gateway)), one.problem]
-        for one in found
+        [one.gateway, one.site, ago(ready.gateways.get(one.gateway)), one.problem] for one in found
     ]
     console().print(table("Gateways", ["gateway", "site", "heard", "problem"], rows))
