@@ -1,5 +1,15 @@
 """Where campaigns are remembered: one interface, and a database behind it."""
 
+from fleet.store.accounts import (
+    ROLES,
+    Audit,
+    AuditEntry,
+    Idempotency,
+    Remembered,
+    Token,
+    Tokens,
+    without_secrets,
+)
 from fleet.store.base import (
     CAMPAIGN_STATES,
     ENDED_STATES,
@@ -22,6 +32,9 @@ from fleet.store.terms import Candidate, Term
 __all__ = [
     "CAMPAIGN_STATES",
     "ENDED_STATES",
+    "ROLES",
+    "Audit",
+    "AuditEntry",
     "BundleRecord",
     "CampaignRecord",
     "Candidate",
@@ -30,6 +43,7 @@ __all__ = [
     "Events",
     "GatewayRecord",
     "Gateways",
+    "Idempotency",
     "Lease",
     "Login",
     "Logins",
@@ -38,6 +52,7 @@ __all__ = [
     "Models",
     "Preview",
     "Registry",
+    "Remembered",
     "RoundRecord",
     "RoundSummary",
     "SqlStore",
@@ -46,7 +61,10 @@ __all__ = [
     "Store",
     "SupersededError",
     "Term",
+    "Token",
+    "Tokens",
     "Version",
     "WeightsVersion",
     "sqlite_url",
+    "without_secrets",
 ]
