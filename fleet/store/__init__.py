@@ -28,6 +28,7 @@ from fleet.store.registry import Preview, Registry
 from fleet.store.sql import SqlStore, sqlite_url
 from fleet.store.stages import Decision, Member, StageRecord, Stages
 from fleet.store.terms import Candidate, Term
+from fleet.store.webhooks import Webhook, Webhooks
 
 __all__ = [
     "CAMPAIGN_STATES",
@@ -64,6 +65,8 @@ __all__ = [
     "Token",
     "Tokens",
     "Version",
+    "Webhook",
+    "Webhooks",
     "WeightsVersion",
     "sqlite_url",
     "without_secrets",
