@@ -1,5 +1,15 @@
 """Where campaigns are remembered: one interface, and a database behind it."""
 
+from fleet.store.accounts import (
+    ROLES,
+    Audit,
+    AuditEntry,
+    Idempotency,
+    Remembered,
+    Token,
+    Tokens,
+    without_secrets,
+)
 from fleet.store.base import (
     CAMPAIGN_STATES,
     ENDED_STATES,
@@ -18,10 +28,14 @@ from fleet.store.registry import Preview, Registry
 from fleet.store.sql import SqlStore, sqlite_url
 from fleet.store.stages import Decision, Member, StageRecord, Stages
 from fleet.store.terms import Candidate, Term
+from fleet.store.webhooks import Webhook, Webhooks
 
 __all__ = [
     "CAMPAIGN_STATES",
     "ENDED_STATES",
+    "ROLES",
+    "Audit",
+    "AuditEntry",
     "BundleRecord",
     "CampaignRecord",
     "Candidate",
@@ -30,6 +44,7 @@ __all__ = [
     "Events",
     "GatewayRecord",
     "Gateways",
+    "Idempotency",
     "Lease",
     "Login",
     "Logins",
@@ -38,6 +53,7 @@ __all__ = [
     "Models",
     "Preview",
     "Registry",
+    "Remembered",
     "RoundRecord",
     "RoundSummary",
     "SqlStore",
@@ -46,7 +62,12 @@ __all__ = [
     "Store",
     "SupersededError",
     "Term",
+    "Token",
+    "Tokens",
     "Version",
+    "Webhook",
+    "Webhooks",
     "WeightsVersion",
     "sqlite_url",
+    "without_secrets",
 ]

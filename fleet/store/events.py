@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
+from fleet.store.appending import append
 from fleet.store.sql import SqlStore
 from fleet.store.tables import events
 
@@ -40,18 +41,28 @@ class Events:
             "data": json.dumps(dict(data)),
         }
         with self._store.writing() as connection:
-            connection.execute(sa.insert(events), row)
+            append(connection, events, row)
 
-    def after(self, number: int, campaign: str = "", limit: int = 100) -> tuple[Event, ...]:
-        """Those behind `number`, oldest first."""
+    def after(
+        self, number: int, campaign: str = "", limit: int = 100, kinds: Collection[str] = ()
+    ) -> tuple[Event, ...]:
+        """Those behind `number`, oldest first; of all kinds without `kinds`."""
         query = sa.select(events).where(events.c.number > number)
         if campaign:
             query = query.where(events.c.campaign == campaign)
+        if kinds:
+            query = query.where(events.c.kind.in_(kinds))
         with self._store.reading() as connection:
             rows = connection.execute(query.order_by(events.c.number).limit(limit))
-            return tuple(Event(row[0], row[1], row[2], row[3], json.loads(row[4])) for row in rows)
+            return tuple(Event(row[0], row[1], row[2], row[3], _data(row[4])) for row in rows)
 
     def last(self) -> int:
         """The number of the newest; 0 where there is none."""
         with self._store.reading() as connection:
             return int(connection.execute(sa.select(sa.func.max(events.c.number))).scalar() or 0)
+
+
+def _data(text: str) -> dict[str, Any]:
+    # A loss that isn't a number is `NaN` in Python's JSON, and in nobody else's.
+    data: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
+    return data
