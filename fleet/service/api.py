@@ -30,7 +30,7 @@ from fleet.protocol import fields
 from fleet.service import schema
 from fleet.service.metrics import Metrics
 from fleet.service.operations import Actor, Operations
-from fleet.store import Idempotency
+from fleet.store import Idempotency, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -122,13 +122,18 @@ class _IdempotentRoute(APIRoute):
                     await run_in_threadpool(idempotency.drop, actor.who, key)
                     raise
                 response = told
-            content = bytes(response.body).decode()
+            content = _without_secrets(bytes(response.body))
             await run_in_threadpool(
                 idempotency.finish, actor.who, key, response.status_code, content
             )
             return response
 
         return once
+
+
+def _without_secrets(body: bytes) -> str:
+    """An answer as it is kept: secrets are told once, and stored nowhere."""
+    return json.dumps(without_secrets(json.loads(body))) if body else ""
 
 
 def _told(error: Exception) -> JSONResponse | None:

@@ -301,6 +301,11 @@ class Idempotency:
                 .values(status=status, body=body)
             )
 
+    def drop(self, who: str, key: str) -> None:
+        """It wasn't done, and may be tried again with the same key."""
+        with self._store.writing() as connection:
+            connection.execute(sa.delete(idempotency).where(*_is(who, key)))
+
     def forget_before(self, unix: float) -> int:
         """Forget what was begun before; returns how many."""
         with self._store.writing() as connection:
