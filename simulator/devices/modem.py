@@ -180,7 +180,7 @@ class Modem:
             stream.setblocking(False)
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             status = stream.connect_ex(address)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a host that can't be one's name
             self._failed(str(error))
             return
         if status not in (0, errno.EINPROGRESS):
@@ -207,7 +207,7 @@ class Modem:
         except ssl.SSLWantWriteError:
             self._reads_to_dial = False
             return
-        except (OSError, ValueError) as error:  # ValueError: a host that can't be one's name
+        except (OSError, ValueError) as error:
             self._close_socket()
             self._failed(str(error))
             return

@@ -254,6 +254,6 @@ def test_last_words_before_dtr_fell_reach_the_server_and_none_go_out_in_the_clea
 
 def test_a_host_that_no_certificate_could_name_fails_the_dial(authority: Authority) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        owner = Owner("", listener.getsockname()[1], authority)
+        owner = Owner("a..b", listener.getsockname()[1], authority)
         owner.until(lambda: owner.modem.dials > 2)
     assert owner.modem.last_error.startswith("dialling ")
