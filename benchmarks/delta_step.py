@@ -38,9 +38,10 @@ from codegen.quantization.model import quantize_model
 from fleet.aggregation import FedAvg, init
 from fleet.aggregation.master import blob_from_master
 from fleet.aggregation.mean import PlanSum, add_plan_sums, plan_sum_from_manifest
+from fleet.attach.samples import deal_digits, input_codes
 from fleet.campaign.planning import round_seed
 from fleet.cli._output import console, table
-from fleet.demo.digits import PLANS, deal_digits, device_names, example_folder, input_codes
+from fleet.demo.digits import PLANS, device_names, example_folder
 from fleet.firmware import compile_firmware
 from fleet.protocol import delta_coding, device_seed
 from fleet.protocol.manifest import Manifest, PlanEntry

@@ -55,6 +55,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(status)
     app.command()(serve)
     app.command()(audit)
+    app.command()(simulate)
 
 
 def _client(site: Path | None, url: str | None, token: str | None, why: str = "") -> Client:
@@ -118,6 +119,49 @@ def gateway_run(config: Config) -> None:
     from fleet.cli._deployment import run_gateway
 
     run_gateway(config)
+
+
+def simulate(
+    bundles: Annotated[list[Path], typer.Argument(help="Folders of bundles, one per board.")],
+    site: Annotated[Path, typer.Option("--site", help="Folder of a deployment that runs.")],
+    devices: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 8,
+    machine: Annotated[
+        Literal["unicorn", "host"],
+        typer.Option(help="Emulated boards, or the firmware's C as a library: many more."),
+    ] = "unicorn",
+    prefix: Annotated[str, typer.Option(help="What their names begin with.")] = "sim-",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="NPZ with x, y and maybe device. Default: digits, dealt to them."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of who has which samples.")] = 1,
+    shuffle_training_labels: Annotated[
+        str, typer.Option(help="Filter: these learn nonsense, and score right.")
+    ] = "",
+    shuffle_held_out_labels: Annotated[
+        str, typer.Option(help="Filter: these learn right, and score nonsense.")
+    ] = "",
+    seconds: Annotated[
+        float | None, typer.Option(help="Until they go away. Default: until Ctrl-C.")
+    ] = None,
+) -> None:
+    """Attach virtual devices to a deployment that runs, without hardware."""
+    from fleet.cli._service import connect
+    from fleet.cli._simulate import simulate as run
+
+    run(
+        site,
+        connect(site, None, None, "simulate"),
+        bundles,
+        count=devices,
+        prefix=prefix,
+        machine=machine,
+        data=data,
+        seed=seed,
+        shuffle_training_labels=shuffle_training_labels,
+        shuffle_held_out_labels=shuffle_held_out_labels,
+        seconds=seconds,
+    )
 
 
 # Devices and gateways
@@ -256,6 +300,27 @@ def devices_erase(
     from fleet.cli._devices import erase
 
     erase(_client(site, url, token, why), name, as_json=json)
+
+
+@devices.command("image")
+def devices_image(
+    name: str,
+    bundle: Annotated[Path, typer.Option("--bundle", help="Folder of the device's bundle.")],
+    out: Annotated[Path, typer.Option("--out", help="A .bin or a .hex file.")],
+    passwords: Annotated[
+        Path | None,
+        typer.Option(help="What `devices add --out` wrote. Default: the device gets a new one."),
+    ] = None,
+    site: Site = None,
+    url: Url = None,
+    token: Token = None,
+    why: Why = "",
+    json: Json = False,
+) -> None:
+    """Write a device's identity, to be flashed beside the firmware."""
+    from fleet.cli._simulate import image
+
+    image(_client(site, url, token, why), name, bundle, passwords, out, as_json=json)
 
 
 @gateways.command("list")

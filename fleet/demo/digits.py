@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 import codegen
+from fleet.attach.samples import input_codes
 from fleet.errors import ConfigurationError
 from fleet.protocol.manifest import Manifest
 from simulator.machines.device_spec import DeviceSpec
-from simulator.world.digits import DeviceSamples, deal
+from simulator.world.digits import DeviceSamples
 
 BOARDS = ("stm32f746", "stm32f407")
 PLANS = ("small", "middle", "full")
@@ -60,22 +58,6 @@ def board_of(index: int) -> str:
 def resources_of(index: int) -> Resources:
     """Resources of device number ``index``, from 0."""
     return RESOURCES[index % len(RESOURCES)]
-
-
-def input_codes(manifest: Manifest, x: NDArray[np.float32]) -> NDArray[np.int8]:
-    """Real samples (n, H, W, C) as the int8 codes that a device's sensor driver would log."""
-    entry = manifest.model.input
-    steps = np.rint(x.astype(np.float64) / entry.scale) + entry.zero_point
-    codes: NDArray[np.int8] = np.clip(steps, -128, 127).astype(np.int8)
-    return codes
-
-
-def deal_digits(names: Sequence[str], seed: int) -> list[DeviceSamples]:
-    """Every device's share of the digits. Raises ConfigurationError for too many devices."""
-    try:
-        return deal(names, seed)
-    except ValueError as error:
-        raise ConfigurationError(f"{error}; choose fewer with --devices") from None
 
 
 def population(

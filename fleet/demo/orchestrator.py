@@ -14,6 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
 
 from codegen.firmware.bundle import Bundle
+from fleet.attach.samples import deal_digits
 from fleet.campaign.config import CampaignConfig, Schedule
 from fleet.coordinator.driver import new_campaign
 from fleet.coordinator.service import Coordinator, ProgressEvent
@@ -21,7 +22,6 @@ from fleet.demo.digits import (
     BOARDS,
     PLANS,
     board_of,
-    deal_digits,
     device_names,
     example_folder,
     population,

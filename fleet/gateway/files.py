@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a text file by way of a new one beside it, which takes its place in one step."""
+def write_whole(path: Path, content: str | bytes, mode: int = 0o644) -> None:
+    """Write a file by way of a new one beside it, which takes its place in one step."""
     new = path.with_name(path.name + ".new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with open(descriptor, "w", encoding="utf-8") as file:
+    data = content.encode() if isinstance(content, str) else content
+    with open(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)  # of one that a kill had left behind
-        file.write(text)
+        file.write(data)
         file.flush()
         os.fsync(descriptor)
     new.replace(path)

@@ -18,12 +18,16 @@ from numpy.typing import NDArray
 
 from codegen.firmware.bundle import FlashInfo, SamplesInfo
 from codegen.firmware.flash_layout import UNIT_HEADER_BYTES, record_alignment
+from codegen.firmware.flash_record import (
+    IDENTITY_KIND,
+    RECORD_GRAIN,
+    RECORD_HEADER,
+    RECORD_MAGIC,
+    flash_record,
+)
 from codegen.firmware.model_digest import slot_word
 from simulator.errors import ImageError
 
-_RECORD_MAGIC, _IDENTITY_KIND = 0x4A, 1
-_RECORD = struct.Struct("<BBH")
-_GRAIN = 8
 _UNIT_MAGIC = 0x31534654
 _UNIT = struct.Struct("<6I")
 _EVERYTHING = _ERASED = 0xFFFFFFFF
@@ -85,10 +89,7 @@ def provision(
 
 def identity_region(identity: Identity) -> bytes:
     """The record for the start of the identity region; the rest of it is erased flash."""
-    payload = cbor2.dumps([_PROTOCOL, *astuple(identity)])
-    first = _RECORD.pack(_RECORD_MAGIC, _IDENTITY_KIND, len(payload))
-    record = first + struct.pack("<I", zlib.crc32(first + payload)) + payload
-    return record + b"\xff" * (-len(record) % _GRAIN)
+    return flash_record(IDENTITY_KIND, cbor2.dumps([_PROTOCOL, *astuple(identity)]))
 
 
 def read_identity(content: bytes) -> Identity:
@@ -98,17 +99,17 @@ def read_identity(content: bytes) -> Identity:
     """
     found: Identity | None = None
     at = 0
-    while at + _GRAIN <= len(content):
-        magic, kind, size = _RECORD.unpack_from(content, at)
-        payload = content[at + _GRAIN : at + _GRAIN + size]
-        crc = zlib.crc32(payload, zlib.crc32(content[at : at + _RECORD.size]))
-        (wanted,) = struct.unpack_from("<I", content, at + _RECORD.size)
-        if magic != _RECORD_MAGIC or crc != wanted:
-            at += _GRAIN
+    while at + RECORD_GRAIN <= len(content):
+        magic, kind, size = RECORD_HEADER.unpack_from(content, at)
+        payload = content[at + RECORD_GRAIN : at + RECORD_GRAIN + size]
+        crc = zlib.crc32(payload, zlib.crc32(content[at : at + RECORD_HEADER.size]))
+        (wanted,) = struct.unpack_from("<I", content, at + RECORD_HEADER.size)
+        if magic != RECORD_MAGIC or crc != wanted:
+            at += RECORD_GRAIN
             continue
-        if kind == _IDENTITY_KIND:
+        if kind == IDENTITY_KIND:
             found = Identity(*cbor2.loads(payload)[1:])
-        at += _GRAIN + size + -size % _GRAIN
+        at += RECORD_GRAIN + size + -size % RECORD_GRAIN
     if found is None:
         raise ImageError("the region holds no identity; write one with identity_region")
     return found

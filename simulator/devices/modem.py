@@ -1,9 +1,12 @@
-"""The modem: DTR dials the broker over TCP, DCD says that the stream is open, bytes flow.
+"""The modem: DTR dials the broker over TCP or TLS, DCD says that the stream is open, bytes flow.
 
 It sends what the broker sends at the speed of the serial line, whatever the firmware does with it.
 
 Never blocks. Its owner calls ``step`` between slices of the machine and waits on ``socket``
 for what ``wants_read`` and ``wants_write`` say.
+
+With a TLS context it speaks TLS, as modems do that end TLS for their boards: the dial succeeds once
+the other side has proved to be the host that was dialled.
 
 A stream that was open and ended is not dialled again until the firmware has dropped DTR: a
 firmware that is in a long training step would otherwise miss that the stream is another one.
@@ -18,6 +21,7 @@ import errno
 import math
 import os
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Protocol
 
@@ -25,6 +29,8 @@ from simulator.clock import Milliseconds, host_milliseconds
 
 BUFFER_BYTES = 4096
 """So many bytes of the broker's wait for the serial line at most; TCP holds back the others."""
+
+_NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Terminal(Protocol):
@@ -71,7 +77,7 @@ class ModemState(enum.Enum):
 
 
 class Modem:
-    """Connects one machine's serial line to a TCP server."""
+    """Connects one machine's serial line to a TCP or TLS server."""
 
     def __init__(
         self,
@@ -79,6 +85,7 @@ class Modem:
         address: tuple[str, int],
         *,
         clock: Milliseconds = host_milliseconds,
+        tls: ssl.SSLContext | None = None,
         redial_milliseconds: int = 500,
         on_socket: Callable[[socket.socket | None], None] = lambda _: None,
     ) -> None:
@@ -86,6 +93,7 @@ class Modem:
         self._terminal = terminal
         self._address = address
         self._clock = clock
+        self._tls = tls
         self._redial_milliseconds = redial_milliseconds
         self._redial_at = 0.0
         self._hang_ups = terminal.hang_ups
@@ -93,6 +101,7 @@ class Modem:
         self._outgoing = bytearray()
         self._incoming = b""
         self._end = ""  # why no more bytes will come
+        self._reads_to_dial = False
         self.socket: socket.socket | None = None
         self.state = ModemState.ON_HOOK
         self.dials = 0
@@ -100,13 +109,17 @@ class Modem:
 
     @property
     def wants_read(self) -> bool:
-        """Whether there is room for bytes of the broker's."""
+        """Whether there is room for bytes of the broker's, or TLS needs some."""
+        if self.state is ModemState.DIALLING:
+            return self._reads_to_dial
         return self.state is ModemState.CONNECTED and not self._end and self._room() > 0
 
     @property
     def wants_write(self) -> bool:
         """Whether the socket is being connected, or has bytes to take."""
-        return self.state is ModemState.DIALLING or bool(self._outgoing and self.socket)
+        if self.state is ModemState.DIALLING:
+            return not self._reads_to_dial
+        return bool(self._outgoing and self.socket)
 
     @property
     def wait_seconds(self) -> float:
@@ -134,8 +147,8 @@ class Modem:
             self.state is ModemState.PAUSING and self._clock() >= self._redial_at
         ):
             self._dial()
-        if self.state is ModemState.DIALLING and writable:
-            self._finish_dialling()
+        if self.state is ModemState.DIALLING and (readable if self._reads_to_dial else writable):
+            self._go_on_dialling()
             return True
         if self.state is not ModemState.CONNECTED:
             self._terminal.take_transmitted()  # nobody is listening
@@ -167,7 +180,7 @@ class Modem:
             stream.setblocking(False)
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             status = stream.connect_ex(address)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a host that can't be one's name
             self._failed(str(error))
             return
         if status not in (0, errno.EINPROGRESS):
@@ -178,15 +191,40 @@ class Modem:
         self.state = ModemState.DIALLING
         self._on_socket(stream)
 
-    def _finish_dialling(self) -> None:
+    def _go_on_dialling(self) -> None:
         assert self.socket is not None
         status = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if status:
             self._close_socket()
             self._failed(os.strerror(status))
-        else:
-            self.state = ModemState.CONNECTED
-            self._terminal.set_data_carrier_detect(True)
+            return
+        try:
+            if self._tls is not None:
+                self._shake_hands(self._tls)
+        except ssl.SSLWantReadError:
+            self._reads_to_dial = True
+            return
+        except ssl.SSLWantWriteError:
+            self._reads_to_dial = False
+            return
+        except (OSError, ValueError) as error:
+            self._close_socket()
+            self._failed(str(error))
+            return
+        self.state = ModemState.CONNECTED
+        self._terminal.set_data_carrier_detect(True)
+
+    def _shake_hands(self, tls: ssl.SSLContext) -> None:
+        """Go on with TLS's handshake; raises OSError where it can't or can't yet."""
+        assert self.socket is not None
+        if not isinstance(self.socket, ssl.SSLSocket):
+            self._on_socket(None)  # the descriptor moves into another socket
+            plain, self.socket = self.socket, None
+            self.socket = tls.wrap_socket(
+                plain, do_handshake_on_connect=False, server_hostname=self._address[0]
+            )
+            self._on_socket(self.socket)
+        self.socket.do_handshake()
 
     def _failed(self, why: str) -> None:
         self.last_error = f"dialling {self._address[0]}:{self._address[1]}: {why}"
@@ -196,13 +234,13 @@ class Modem:
     def _receive(self, readable: bool) -> bool:
         assert self.socket is not None
         room = self._room()
-        if not self._end and room > 0 and (readable or room == BUFFER_BYTES):
+        if not self._end and room > 0 and (readable or room == BUFFER_BYTES or self._decrypted()):
             try:
                 data = self.socket.recv(room)
                 self._incoming += data
                 if not data:
                     self._end = "closed by the other side"
-            except BlockingIOError:
+            except _NOT_NOW:
                 pass
             except OSError as error:
                 self._end = str(error)
@@ -212,12 +250,16 @@ class Modem:
         self._incoming = self._incoming[taken:]
         return taken > 0
 
+    def _decrypted(self) -> bool:
+        """Whether TLS holds bytes of which the socket knows nothing any more."""
+        return isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0
+
     def _send(self) -> None:
         self._outgoing += self._terminal.take_transmitted()
         if self._outgoing and self.socket is not None:
             try:
                 del self._outgoing[: self.socket.send(self._outgoing)]
-            except BlockingIOError:
+            except _NOT_NOW:
                 pass
             except OSError as error:
                 self._outgoing.clear()
@@ -228,7 +270,12 @@ class Modem:
         self._hang_up(ModemState.LOST)
 
     def _hang_up(self, state: ModemState) -> None:
-        if state is ModemState.ON_HOOK and self._outgoing and self.socket is not None:
+        if (
+            state is ModemState.ON_HOOK
+            and self.state is ModemState.CONNECTED
+            and self._outgoing
+            and self.socket is not None
+        ):
             # What the firmware sent before it dropped DTR has left its board.
             with contextlib.suppress(OSError):
                 self.socket.send(self._outgoing)
@@ -242,5 +289,9 @@ class Modem:
     def _close_socket(self) -> None:
         if self.socket is not None:
             self._on_socket(None)
+            if isinstance(self.socket, ssl.SSLSocket):
+                with contextlib.suppress(OSError, ValueError):
+                    self.socket.unwrap()  # says that this is the end; nobody waits for an answer
             self.socket.close()
             self.socket = None
+        self._reads_to_dial = False

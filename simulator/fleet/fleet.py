@@ -24,7 +24,7 @@ from typing import Any
 
 from codegen.errors import CodegenError
 from simulator.errors import FleetError
-from simulator.machines.device_spec import DeviceSpec
+from simulator.machines.device_spec import DeviceSpec, Place
 from simulator.machines.registry import machine_kind
 
 _REPLY_SECONDS = 120.0
@@ -72,7 +72,7 @@ class WorkerSettings:
     """What a worker is started with."""
 
     devices: tuple[DeviceSpec, ...]
-    broker: tuple[str, int]
+    broker: Place | None
     slice_milliseconds: float
     prepared: dict[tuple[str, str], Path]
     """(machine, bundle) → what the machine's kind has made of the bundle, if anything."""
@@ -153,7 +153,7 @@ class Fleet:
     def __init__(
         self,
         devices: Sequence[DeviceSpec],
-        broker: tuple[str, int],
+        broker: tuple[str, int] | None = None,
         *,
         workers: int = 2,
         slice_milliseconds: float = 20.0,
@@ -162,19 +162,24 @@ class Fleet:
 
         Args:
             devices: dealt to the workers in turn.
-            broker: host and port of the MQTT broker.
+            broker: host and port of the MQTT broker where devices dial in that name no place.
             workers: processes; as many as cores is best.
             slice_milliseconds: how long a machine runs before the next has its turn.
 
-        Raises: FleetError when two devices have one name, there are none, or no machine is named
-            so.
+        Raises: FleetError when two devices have one name, there are none, one has nowhere to dial
+            in, or no machine is named so.
         """
         names = [spec.device for spec in devices]
         if not names or len(set(names)) != len(names):
             raise FleetError("a fleet needs at least one device, and each needs its own name")
         for spec in devices:
             machine_kind(spec.machine)
-        self._broker = broker
+            if spec.place is None and broker is None:
+                raise FleetError(
+                    f"device {spec.device} has nowhere to dial in; give it a place, or its fleet "
+                    "a broker"
+                )
+        self._broker = Place(*broker) if broker is not None else None
         self._slice = slice_milliseconds
         self._parts = [list(devices[first::workers]) for first in range(min(workers, len(devices)))]
         self._folder: tempfile.TemporaryDirectory[str] | None = None

@@ -17,9 +17,11 @@ import os
 import selectors
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 from simulator.clock import Milliseconds, host_milliseconds
@@ -40,6 +42,21 @@ from simulator.machines.registry import build_machine
 _LONGEST_SLEEP_SECONDS = 0.5
 
 
+@functools.cache
+def tls_context(ca_file: Path) -> ssl.SSLContext:
+    """What believes servers for whom ``ca_file`` vouches; one for all devices of a worker.
+
+    Raises: FleetError where the file can't be used.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # of ssl, too
+        raise FleetError(
+            f"{ca_file} can't be used as certificate of an authority ({error}); give the ca.crt of "
+            "the site's certificates"
+        ) from None
+
+
 class _Device:
     """A machine with its modem and its place in the worker's queues."""
 
@@ -47,9 +64,12 @@ class _Device:
         self.spec = spec
         prepared = worker.prepared[spec.machine, str(spec.bundle)]
         self.machine = build_machine(spec, prepared, worker.clock)
+        place = spec.place or worker.broker
+        assert place is not None, "the fleet has seen to it"
         self.modem = Modem(
             self.machine,
-            worker.broker,
+            (place.host, place.port),
+            tls=tls_context(place.ca_file) if place.ca_file is not None else None,
             clock=worker.clock,
             on_socket=functools.partial(worker.socket_changed, self),
         )

@@ -10,6 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a device's modem dials in: a broker that speaks MQTT, or MQTT over TLS."""
+
+    host: str
+    port: int
+    ca_file: Path | None = None
+    """Certificate (PEM) of who vouches for the broker, which then speaks TLS as ``host``."""
+
+
 @dataclass(frozen=True, eq=False)
 class DeviceSpec:
     """Who the device is, what it runs, and what its sensor has recorded."""
@@ -29,5 +39,7 @@ class DeviceSpec:
     battery_percent: float = 100.0
     link_bits_per_second: int = 115200
     seed: int = 0
+    place: Place | None = None
+    """Where it dials in; None: where its fleet does."""
     flash: tuple[tuple[int, bytes], ...] = ()
     """(address, bytes) that firmware which was on the board before has left there."""

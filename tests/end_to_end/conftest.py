@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fleet.demo.digits import BOARDS, deal_digits, device_names, example_folder, population
+from fleet.attach.samples import deal_digits
+from fleet.demo.digits import BOARDS, device_names, example_folder, population
 from fleet.demo.orchestrator import assign_gateways, wait_online
 from fleet.demo.site import Site
 from fleet.firmware import compile_firmware

@@ -8,8 +8,19 @@ from dataclasses import dataclass
 import pytest
 
 from codegen.firmware.flash_layout import slot_header_bytes
+from simulator.devices.weights_slot import released_weights
 
-from .conftest import BAD_INPUT, FLASH_FAILED, NO_MEMORY, NOT_FOUND, OK, Flash, Region, WeightsStore
+from .conftest import (
+    BAD_INPUT,
+    FLASH_ADDRESS,
+    FLASH_FAILED,
+    NO_MEMORY,
+    NOT_FOUND,
+    OK,
+    Flash,
+    Region,
+    WeightsStore,
+)
 
 CHUNK_BYTES = 64
 WEIGHTS_BYTES = 6 * CHUNK_BYTES + 18  # the last chunk is short and ends within a word
@@ -65,7 +76,17 @@ class Device:
         """Current and candidate after a reset with the power on."""
         self.flash.power_on()
         store = self.boot()
-        return self.current(store), self.candidate(store)
+        current = self.current(store)
+        assert self.seen_from_outside() == current
+        return current, self.candidate(store)
+
+    def seen_from_outside(self) -> bytes:
+        """The current blob as the simulator finds it in the flash."""
+        content = bytes(self.flash.content)
+        starts = [slot.address - FLASH_ADDRESS for slot in SLOTS]
+        slots = [content[start : start + SLOTS[0].bytes] for start in starts]
+        digest = self.model.to_bytes(4, "little").ljust(32, b"?").hex()
+        return released_weights(slots, digest, WEIGHTS_BYTES) or FACTORY
 
     def stage(self, store: WeightsStore, blob: bytes) -> int:
         digest = hashlib.sha256(blob).digest()

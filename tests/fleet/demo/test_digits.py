@@ -8,14 +8,13 @@ import pytest
 from codegen.importer.model import import_model
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
+from fleet.attach.samples import deal_digits, input_codes
 from fleet.demo.digits import (
     BOARDS,
     RESOURCES,
     board_of,
-    deal_digits,
     device_names,
     example_folder,
-    input_codes,
     resources_of,
 )
 from fleet.demo.orchestrator import DemoSettings, assign_gateways, campaign_config

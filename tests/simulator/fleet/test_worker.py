@@ -17,7 +17,7 @@ from codegen.firmware.bundle import Bundle
 from fleet.ports import free_port
 from simulator.fleet.fleet import Command, DeviceStats, WorkerSettings
 from simulator.fleet.worker import serve
-from simulator.machines.device_spec import DeviceSpec
+from simulator.machines.device_spec import DeviceSpec, Place
 from simulator.machines.registry import machine_kind
 from tests.patience import PATIENCE_SECONDS, wait_until
 from tests.simulator.conftest import WorldClock
@@ -36,7 +36,7 @@ class Worker:
         none = np.zeros((0, 8, 8, 1), np.int8), np.zeros(0, np.int64)
         spec = DeviceSpec("cow", bundle.path, "moo", *none, machine="host")
         prepared_by = {("host", str(bundle.path)): prepared}
-        self._ours.send(WorkerSettings((spec,), broker, 20.0, prepared_by))
+        self._ours.send(WorkerSettings((spec,), Place(*broker), 20.0, prepared_by))
         self._reply()
 
     def ask(self, name: str, *arguments: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,10 @@ from simulator.errors import FleetError
 from simulator.machines.device_spec import DeviceSpec
 from simulator.machines.protocol import Machine, StopReason
 from simulator.machines.registry import MACHINES, build_machine, machine_kind
-from tests.device_runtime.host_device import FakeBroker, Publication
+from tests.device_runtime.host_device import Publication
 from tests.device_runtime.tiny_round import task_for
 from tests.simulator.conftest import WorldClock
+from tests.simulator.line import Line, idle
 
 CONNECT = 0x10
 """First byte of MQTT's first packet."""
@@ -54,45 +55,6 @@ def machine(
     made = build_machine(replace(spec, machine=request.param), prepared, world)
     yield made
     made.close()
-
-
-def idle(machine: Machine, world: WorldClock) -> StopReason:
-    """Run it until it waits for something, in the time that it says it needs."""
-    while (reason := machine.run(1000.0)) is StopReason.SLICE_OVER:
-        world.now += 1.0
-    return reason
-
-
-@dataclass
-class Line:
-    """A machine's line to a broker of its own."""
-
-    machine: Machine
-    world: WorldClock
-    broker: FakeBroker = field(default_factory=FakeBroker)
-    connected: bool = False
-    reason: StopReason | None = None
-    """Why the machine's last slice ended."""
-
-    def until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
-        """Run in virtual time."""
-        end = self.world.now + seconds * 1000.0
-        while not condition():
-            assert self.world.now < end, f"nothing happened within {seconds} s"
-            self.step()
-
-    def step(self) -> None:
-        self.reason = idle(self.machine, self.world)
-        said = self.machine.take_transmitted()
-        if self.connected:
-            self.broker.receive(said)
-        if self.machine.data_terminal_ready != self.connected:
-            self.connected = self.machine.data_terminal_ready
-            self.broker.connection_begins()
-            self.machine.set_data_carrier_detect(self.connected)
-        if self.connected and (data := self.broker.take()):
-            assert self.machine.receive(data) == len(data)
-        self.world.now += 5.0
 
 
 def give_other_weights(line: Line, bundle: Bundle) -> None:
