@@ -22,11 +22,17 @@ from fleet.service.deployment import Deployment
 from fleet.service.schema import DeviceToAdd
 
 ONLINE_SECONDS = 300.0
+LINK_BITS_PER_SECOND = 115_200
 ACCESS_SECONDS = 3.0
 
 
 def image(
-    client: Client, name: str, bundle: Path, password_file: Path | None, out: Path, *,
+    client: Client,
+    name: str,
+    bundle: Path,
+    password_file: Path | None,
+    out: Path,
+    *,
     as_json: bool,
 ) -> None:
     """A device's identity record, with a new password unless a file has the device's own."""
@@ -46,13 +52,11 @@ def image(
     else:
         password = client.rotate_device(name).password
     manifest = load_bundle(bundle).manifest
-    identity = Identity(device=name, fleet=client.whoami().fleet, password=password)
+    identity = Identity(name, client.whoami().fleet, password, 0, LINK_BITS_PER_SECOND)
     content = identity_image(manifest.flash, identity, kind)
     write_whole(out, content, mode=0o600)
     if as_json:
-        print_json(
-            {"device": name, "file": str(out), "address": manifest.flash.identity.address}
-        )
+        print_json({"device": name, "file": str(out), "address": manifest.flash.identity.address})
         return
     console().print(
         f"{out} is {name}'s identity, to be written to {manifest.flash.identity.address:#x} "
