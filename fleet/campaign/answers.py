@@ -71,6 +71,8 @@ class Hello(_Answer):
     """What a gateway says of itself: devices and rounds that changed since the cursor."""
 
     gateway: Name
+    version: Count = 0
+    """Of docs/specification/gateway.md; 0: of a time before it was told."""
     devices: list[DeviceEntry]
     rounds: list[RoundCounters]
     access_cursor: Count | None = None

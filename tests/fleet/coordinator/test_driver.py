@@ -263,6 +263,7 @@ ODD = [
     ("hello", {"devices": [{"device": "g2-0"}]}, "devices.0.board"),
     ("hello", {"devices": "all"}, "devices"),
     ("hello", {"gateway": "g9"}, "says that it is g9"),
+    ("hello", {"version": 2}, "speaks version 2"),
     ("start", {"state": "perhaps"}, "state"),
     ("collect", {"accepted": "many"}, "accepted"),
     ("collect", {"accepted": 3}, "3 deltas accepted, 4 reported"),
