@@ -40,6 +40,10 @@ class Events:
             "data": json.dumps(dict(data)),
         }
         with self._store.writing() as connection:
+            if connection.dialect.name == "postgresql":
+                # Numbers are given before they are seen: whoever follows would miss the lower one
+                # of two, where that is committed last.
+                connection.execute(sa.text("LOCK TABLE events IN EXCLUSIVE MODE"))
             connection.execute(sa.insert(events), row)
 
     def after(self, number: int, campaign: str = "", limit: int = 100) -> tuple[Event, ...]:

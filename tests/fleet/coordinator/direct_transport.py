@@ -29,6 +29,8 @@ class DirectTransport(Transport):
         self._gateways = gateways
         self._dies_at = dies_at
         self.clock = clock or VirtualClock()
+        # Between two looks for replies.
+        self.pull = 0.4
         # Told of every request before it is sent.
         self.listens: Callable[[str, Operation, Mapping[str, Any]], None] | None = None
         self.sent: list[tuple[str, Operation]] = []
@@ -41,7 +43,13 @@ class DirectTransport(Transport):
             one.now = self.clock.monotonic
             self._greet(name)
 
+    def forget(self, name: str) -> None:
+        """What a gateway has said isn't heard."""
+        self._replies = [one for one in self._replies if one.gateway != name]
+
     def _greet(self, name: str) -> None:
+        if name in self.silent:
+            return
         hello = self._gateways[name]._hello({})
         hello["rounds"] = self.rounds.get(name, [])
         self._reply(name, hello)
@@ -74,7 +82,7 @@ class DirectTransport(Transport):
 
     def receive(self) -> list[Reply]:
         replies, self._replies = self._replies, []
-        self.clock.sleep(0.4)
+        self.clock.sleep(self.pull)
         return replies
 
 
