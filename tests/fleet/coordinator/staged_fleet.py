@@ -97,7 +97,7 @@ class StagedFleet:
         """A campaign of one training round per stage, by ann."""
         settings = {"rounds": 1, "stages": list(stages) or [CANARY, HALF, ALL], **fields}
         config = CampaignConfig.model_validate({"name": "test", **settings})
-        blob = self.models.blob("m", int(base.partition(":")[2]))
+        blob = self.models.blob("m", int(base.partition(":")[2] or 1))
         return new_campaign(self.store, config, MANIFESTS, blob, "ann", base)
 
     def transport(self, dies_at: int | None = None, pull: float = 0.4) -> DirectTransport:
