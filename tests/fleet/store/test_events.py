@@ -75,7 +75,6 @@ def test_no_event_is_seen_before_one_with_a_lower_number(
     events = Events(store)
     values = {"at": 0.0, "kind": "slow", "campaign": "a", "data": "{}"}
     with store.writing() as connection:
-        connection.execute(sa.text("LOCK TABLE events IN EXCLUSIVE MODE"))
         connection.execute(sa.insert(table), values)
         other = threading.Thread(target=events.add, args=("quick", "a", {}))
         other.start()
