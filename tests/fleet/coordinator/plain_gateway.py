@@ -97,7 +97,13 @@ class PlainGateway:
             frames.send(connection, reply)
 
     def _hello(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"version": 3, "gateway": self.name, "fleet": "test", "devices": self.devices, "rounds": []}
+        return {
+            "version": 3,
+            "gateway": self.name,
+            "fleet": "test",
+            "devices": self.devices,
+            "rounds": [],
+        }
 
     def _start(self, request: dict[str, Any]) -> dict[str, Any]:
         key = (request["campaign"], request["round"])

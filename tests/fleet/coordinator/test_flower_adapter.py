@@ -69,7 +69,14 @@ class Grid:
         devices = self.devices.get(gateway, [])[cursor : cursor + 2]
         end = cursor + len(devices)
         more = end < len(self.devices.get(gateway, []))
-        return {"gateway": gateway, "devices": devices, "rounds": [], "cursor": end, "more": more}
+        return {
+            "version": 3,
+            "gateway": gateway,
+            "devices": devices,
+            "rounds": [],
+            "cursor": end,
+            "more": more,
+        }
 
     def answer(self, identifier: str, data: object) -> None:
         node, _, _ = self.waiting.pop(identifier)
@@ -442,7 +449,11 @@ def test_an_answer_about_a_round_that_it_was_not_asked_for_reaches_nobody(
         {"ok": True, "answers": "all"},
         {"ok": True, "answers": [5]},
         {"ok": True, "answers": [{"op": "burn", "campaign": A, "round": 1}]},
-        {"ok": True, "answers": [], "hello": {"gateway": "g2", "devices": [], "rounds": []}},
+        {
+            "ok": True,
+            "answers": [],
+            "hello": {"version": 3, "gateway": "g2", "devices": [], "rounds": []},
+        },
         {"ok": True, "answers": [{**started(A), "answer": {"state": "perhaps"}}]},
         b"\x00\xff",
     ],

@@ -46,7 +46,7 @@ class Scripted(Transport):
 
     def hears(self, gateway: str, *devices: str, **fields: Any) -> None:
         entries = [small_model.device_entry(name, "a", last_seen=1.0, **fields) for name in devices]
-        hello = {"gateway": gateway, "devices": entries, "rounds": []}
+        hello = {"version": 3, "gateway": gateway, "devices": entries, "rounds": []}
         self.replies += read_replies(gateway, {"hello": hello})
 
 
