@@ -18,8 +18,6 @@ from fleet.errors import FleetError
 from fleet.store import (
     ENDED_STATES,
     Events,
-    Gateways,
-    Logins,
     Registry,
     SqlStore,
     SupersededError,
@@ -49,14 +47,7 @@ class FleetRun:
         self._store = store
         self._clock = clock or SystemClock()
         self._registry = Registry(store)
-        self._hub = Hub(
-            transport,
-            self._registry,
-            Gateways(store),
-            Logins(store),
-            self._clock,
-            hello_seconds,
-        )
+        self._hub = Hub(transport, store, self._clock, hello_seconds)
         self._term = Term(store, DRIVER, holder)
         self._threads: dict[str, threading.Thread] = {}
         self._failed: dict[str, float] = {}

@@ -17,7 +17,7 @@ from fleet.campaign.answers import DeviceEntry, Hello
 from fleet.clock import Clock, SystemClock
 from fleet.coordinator.transport import Reply, Transport
 from fleet.registry import Observed
-from fleet.store import Gateways, Logins, Registry
+from fleet.store import Gateways, Logins, Registry, SqlStore
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +65,15 @@ class Hub:
     def __init__(
         self,
         transport: Transport,
-        registry: Registry,
-        gateways: Gateways,
-        logins: Logins,
+        store: SqlStore,
         clock: Clock | None = None,
         hello_seconds: float = HELLO_SECONDS,
     ) -> None:
         """Nothing is sent before the first `step`."""
         self._transport = transport
-        self._registry = registry
-        self._gateways = gateways
-        self._logins = logins
+        self._registry = Registry(store)
+        self._gateways = Gateways(store)
+        self._logins = Logins(store)
         self._clock = clock or SystemClock()
         self._hello_seconds = hello_seconds
         self._lock = threading.Lock()

@@ -289,17 +289,19 @@ def test_news_alone_are_asked_for_without_a_wait(grid: Grid, transport: GridTran
     assert (request["wait_seconds"], request["rounds"]) == (0.0, [])
 
 
-def test_extras_go_with_every_sync_of_their_gateway(grid: Grid) -> None:
+def test_what_a_hello_brings_goes_with_the_next_message_once_and_does_not_wait(grid: Grid) -> None:
     transport = GridTransport(
         grid,  # type: ignore[arg-type]
         FlowerPace(spare_syncs=True),
         grid.clock,
-        lambda gateway: {"logins": gateway},
     )
     hears(transport)
     start(transport, A)
-    hears(transport)
-    assert [request.get("logins") for _, request in grid.pushed] == [None, "g1", None]
+    hears(transport, 1)
+    transport.send("g1", Operation.HELLO, {"access": "changes"})
+    hears(transport, 1)
+    # Greeting, start, its spare, and beside them what can't wait for their end.
+    assert [request.get("access") for _, request in grid.pushed] == [None, None, None, "changes"]
 
 
 # ---- waits and spares --------------------------------------------------------------------

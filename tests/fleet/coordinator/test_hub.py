@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from fleet.campaign import Operation
-from fleet.campaign.answers import StartAnswer
+from fleet.campaign.answers import Hello, StartAnswer
 from fleet.clock import VirtualClock
 from fleet.coordinator.driver import CampaignDriver, Pace
 from fleet.coordinator.hub import Channel, Hub
 from fleet.coordinator.transport import Reply, Transport, read_replies
 from fleet.registry import NewDevice
-from fleet.store import Gateways, Registry, SqlStore
+from fleet.store import Gateways, Logins, Registry, SqlStore
 from tests.fleet.coordinator import small_model
 from tests.fleet.coordinator.direct_transport import DirectTransport
 from tests.fleet.coordinator.staged_fleet import StagedFleet
@@ -58,7 +58,7 @@ class World:
         self.store = SqlStore(clock=self.clock)
         self.registry, self.gateways = Registry(self.store), Gateways(self.store)
         self.transport = Scripted()
-        self.hub = Hub(self.transport, self.registry, self.gateways, self.clock)
+        self.hub = Hub(self.transport, self.store, self.clock)
 
     def registers(self, *devices: str) -> None:
         self.registry.add(NewDevice(device=name, site="barn") for name in devices)
@@ -199,6 +199,38 @@ def test_a_gateway_of_which_nothing_is_heard_is_asked_now_and_then(world: World)
     assert asked == ["g1", "g1"]
 
 
+def test_a_gateway_that_keeps_a_brokers_users_is_told_of_changes_until_it_has_them(
+    world: World,
+) -> None:
+    world.gateways.add("g1", "barn")
+    logins = Logins(world.store)
+    logins.grant("cow", "barn", "device", "$7$hash")
+    logins.grant("goat", "hill", "device", "$7$hash")
+
+    def told() -> list[object]:
+        return [fields["access"] for *_, fields in world.transport.sent if "access" in fields]
+
+    world.transport.hears("g1")
+    world.hub.step()
+    assert told() == []  # it keeps no users
+    for known in (0, 0, 1, 1):
+        world.transport.replies = [
+            Reply(
+                "g1",
+                hello=Hello(gateway="g1", version=3, devices=[], rounds=[], access_cursor=known),
+            )
+        ]
+        world.hub.step()
+        world.clock.sleep(2.0)
+        world.hub.step()
+    grant = {"entries": {"cow": {"role": "device", "hash": "$7$hash"}}, "cursor": 1}
+    assert told() == [grant, grant]  # the first one got lost
+    logins.revoke("cow")
+    world.clock.sleep(2.0)
+    world.hub.step()
+    assert told()[2:] == [{"entries": {"cow": None}, "cursor": 3}]
+
+
 # ---- campaigns over a hub ----------------------------------------------------------------
 
 PACE = Pace(stop_check=0.05, retry=0.05, hello=0.2, news=0.05)
@@ -223,8 +255,7 @@ class Running:
         self.registry.add(NewDevice(device=one, site="barn") for one in fleet.current())
         self.hub = Hub(
             Patient(fleet.gateways, clock=fleet.clock),
-            self.registry,
-            Gateways(fleet.store),
+            fleet.store,
             fleet.clock,
         )
         self._ended = threading.Event()
