@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request
@@ -17,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from fleet.errors import (
@@ -114,6 +116,17 @@ class _IdempotentRoute(APIRoute):
                     media_type="application/json",
                     headers={"Idempotent-Replay": "true"},
                 )
+            kept = False
+
+            def keep(answer: BaseModel | None) -> None:
+                nonlocal kept
+                content = "" if answer is None else answer.model_dump_json()
+                status = self.status_code or 200
+                idempotency.finish(actor.who, key, status, _without_secrets(content))
+                kept = True
+
+            # What is done and that it was answered are one transaction: nothing is done twice.
+            request.state.actor = replace(actor, keep=keep)
             try:
                 response = await handle(request)
             except Exception as error:
@@ -121,17 +134,19 @@ class _IdempotentRoute(APIRoute):
                 if told is None:
                     await run_in_threadpool(idempotency.drop, actor.who, key)
                     raise
-                response = told
-            content = _without_secrets(bytes(response.body))
-            await run_in_threadpool(
-                idempotency.finish, actor.who, key, response.status_code, content
-            )
+                content = _without_secrets(bytes(told.body))
+                await run_in_threadpool(
+                    idempotency.finish, actor.who, key, told.status_code, content
+                )
+                return told
+            if not kept:  # nothing was changed, so it may be asked again
+                await run_in_threadpool(idempotency.drop, actor.who, key)
             return response
 
         return once
 
 
-def _without_secrets(body: bytes) -> str:
+def _without_secrets(body: bytes | str) -> str:
     """An answer as it is kept: secrets are told once, and stored nowhere."""
     return json.dumps(without_secrets(json.loads(body))) if body else ""
 
