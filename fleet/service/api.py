@@ -27,6 +27,7 @@ from fleet.errors import (
     FleetError,
     NotKnownError,
     StoreAwayError,
+    StoreError,
 )
 from fleet.protocol import fields
 from fleet.service import schema
@@ -58,10 +59,10 @@ def status_of(error: FleetError) -> int:
         return 403
     if isinstance(error, NotKnownError):
         return 404
-    if isinstance(error, ConflictError):
-        return 409
     if isinstance(error, StoreAwayError):
         return 503
+    if isinstance(error, ConflictError | StoreError):
+        return 409
     return 422
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from fleet.aggregation import changed_values
 from fleet.campaign.config import CampaignConfig
 from fleet.coordinator.driver import new_campaign
-from fleet.errors import AccessError, ConflictError, ModelStoreError, RegistryError
+from fleet.errors import AccessError, ConflictError, ModelStoreError, TakenNameError
 from fleet.gateway.broker import new_passwords, password_hash
 from fleet.protocol.manifest import Manifest
 from fleet.registry import Device, Filter, NewDevice
@@ -121,7 +121,7 @@ class Operations:
         known = {one.gateway for one in self.gateways.list()}
         for one in wanted.devices:
             if one.device in known:
-                raise RegistryError(f"{one.device} is a gateway's name; choose another")
+                raise TakenNameError(f"{one.device} is a gateway's name; choose another")
         passwords = new_passwords(one.device for one in wanted.devices)
         passwords |= {one.device: one.password for one in wanted.devices if one.password}
         self.registry.add(
@@ -252,6 +252,8 @@ class Operations:
     @_changing(Permission.ADMINISTER)
     def add_gateway(self, actor: Actor, wanted: schema.GatewayToAdd) -> schema.Password:
         """Register a gateway, and let it in at its site's broker."""
+        if self.registry.labels([wanted.gateway]):
+            raise TakenNameError(f"{wanted.gateway} is a device's name; choose another")
         password = new_passwords([wanted.gateway])[wanted.gateway]
         self.gateways.add(wanted.gateway, wanted.site)
         self.logins.grant(wanted.gateway, wanted.site, GATEWAY, password_hash(password))

@@ -107,9 +107,7 @@ def new_site(
 
 
 @pytest.fixture
-def new_database(
-    request: pytest.FixtureRequest, tmp_path: Any
-) -> Callable[[str], str | None]:
+def new_database(request: pytest.FixtureRequest, tmp_path: Any) -> Callable[[str], str | None]:
     return lambda kind: database(request, kind, tmp_path)
 
 
