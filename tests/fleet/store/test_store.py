@@ -380,9 +380,13 @@ def test_changes_within_a_transaction_are_done_together_or_not_at_all(store: Sql
         store.create_campaign("c2", "{}", {}, V0)
         assert [one.wish for one in store.campaigns()] == ["pause", ""]
 
-    with pytest.raises(StoreError, match="c2 already"), store.writing():
-        change()
-        store.create_campaign("c2", "{}", {}, V0)
+    def fail() -> None:
+        with store.writing():
+            change()
+            store.create_campaign("c2", "{}", {}, V0)
+
+    with pytest.raises(StoreError, match="c2 already"):
+        fail()
     assert [(one.id, one.wish) for one in store.campaigns()] == [("c1", "")]
     with store.writing():
         change()
