@@ -78,6 +78,10 @@ class NotKnownError(FleetError):
     beside."""
 
 
+class ConflictError(FleetError):
+    """It can't be done as things stand, or was asked for otherwise before."""
+
+
 class StoreError(FleetError):
     """A store can't be used, or what it holds doesn't allow this."""
 
@@ -102,6 +106,10 @@ class UnknownDeviceError(RegistryError, NotKnownError):
     """The registry has no such device."""
 
 
+class TakenNameError(RegistryError, ConflictError):
+    """The registry has a device or a gateway of this name already."""
+
+
 class ModelStoreError(FleetError):
     """A model or a version of it isn't known, or doesn't fit."""
 
@@ -112,10 +120,6 @@ class UnknownModelError(ModelStoreError, NotKnownError):
 
 class AccessError(FleetError):
     """A token isn't valid, or its role may not do this."""
-
-
-class ConflictError(FleetError):
-    """It can't be done as things stand, or was asked for otherwise before."""
 
 
 class ServiceError(FleetError):

@@ -28,7 +28,7 @@ Part = Sequence[PlanSum]
 class AggregationRule(BaseModel, ABC):
     """What every rule has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
     """What the change of a round is multiplied by."""

@@ -26,6 +26,7 @@ from fleet.registry import Filter
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Percent = Annotated[int, Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class Schedule(BaseModel):
@@ -36,7 +37,7 @@ class Schedule(BaseModel):
     devices about once they are near.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["constant", "cosine"] = "constant"
     last_share: Share = 0.1
@@ -58,12 +59,12 @@ class Stage(BaseModel):
     their current weights.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     share: Share | None = None
     """Of the target, so far…"""
-    devices: Annotated[int, Field(ge=1)] | None = None
+    devices: Count | None = None
     """…or so many devices."""
     gates: tuple[Gate, ...] = ()
     on_failure: Literal["roll-back", "pause"] = "roll-back"
@@ -91,7 +92,7 @@ class Window(BaseModel):
     One that ends at the hour at which it begins lasts a whole day.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     start: time
     end: time
@@ -134,9 +135,9 @@ _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 class Retry(BaseModel):
     """How often a device is asked again that failed, and after how long: doubled every time."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    attempts: Annotated[int, Field(ge=1)] = 3
+    attempts: Count = 3
     """In a row, the first included; then it has failed for this campaign."""
     backoff_seconds: Annotated[float, Field(ge=0.0)] = 0.0
 
@@ -149,7 +150,7 @@ class CampaignConfig(RoundParameters):
     devices."""
     model: str = ""
     """The model in the coordinator's store, by name."""
-    version: Annotated[int, Field(ge=1)] | None = None
+    version: Count | None = None
     """Of that model; the newest released one where left out."""
     description: Annotated[str, Field(max_length=2000)] = ""
     stages: tuple[Stage, ...] = (Stage(name="all", share=1.0),)
@@ -167,7 +168,7 @@ class CampaignConfig(RoundParameters):
     """Which devices it is for: a filter in CEL (docs/howto/filter-devices.md); all where empty."""
     schedule: Schedule = Schedule()
 
-    cohort_size: Annotated[int, Field(ge=1)] | None = None
+    cohort_size: Count | None = None
     """Deltas wanted per round; else `cohort_share` of the eligible devices, rounded up."""
     cohort_share: Share = 1.0
     over_selection: Annotated[float, Field(ge=0.0, le=4.0)] = 0.0
@@ -191,10 +192,10 @@ class CampaignConfig(RoundParameters):
     min_battery_to_take_part: Percent = 0
     uplink_share: Share = 0.25
     """The delta's time on the link may take up to this share of the deadline."""
-    delta_bits_per_value: Annotated[float, Field(gt=0.0)] = 12.0
+    delta_bits_per_value: Annotated[float, Field(gt=0.0, le=1000.0)] = 12.0
     """Assumed size of a coded delta value, for `uplink_share` only."""
 
-    min_devices: Annotated[int, Field(ge=1)] = 1
+    min_devices: Count = 1
     """A round begins when so many target devices are online…"""
     wait_for_devices_seconds: Annotated[float, Field(ge=0.0)] = 120.0
     """…and the campaign fails where that hasn't happened for so long."""
@@ -203,7 +204,7 @@ class CampaignConfig(RoundParameters):
     last_round: Literal["release", "score", "none"] = "release"
     """End with a round in which every device scores the last weights, and with `release` makes them
     current: the weights that its application works with."""
-    max_empty_rounds: Annotated[int, Field(ge=1)] = 3
+    max_empty_rounds: Count = 3
     """So many training rounds in a row without an accepted delta end the campaign."""
 
     @field_validator("target")

@@ -85,7 +85,7 @@ class Verdict:
 
 
 class _Gate(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Of each side of the interval."""

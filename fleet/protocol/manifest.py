@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fleet.errors import ManifestError
+from fleet.protocol.fields import Name
 
 STATE_UNITS_PER_INT8_STEP = 256
 
@@ -132,7 +133,7 @@ class ModelEntry(_Model):
 class BoardEntry(_Model):
     """The board that the bundle was compiled for."""
 
-    name: str
+    name: Name
 
 
 class Manifest(_Model):
@@ -208,7 +209,7 @@ class Manifest(_Model):
             raise ManifestError(
                 f"{source}: {where}: {first['msg']}; compile the bundle again"
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ManifestError(f"{source}: isn't JSON ({error}); compile it again") from None
 
     def plan(self, plan_id: str) -> PlanEntry:

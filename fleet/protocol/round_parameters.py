@@ -32,7 +32,7 @@ LEARNING_RATE = Field(ge=1 / fields.LEARNING_RATE_ONE, le=fields.MAX_LEARNING_RA
 class RoundParameters(BaseModel):
     """The same for every device of a round."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: Annotated[int, fields.EPOCHS.field(least=1)] = 1
     learning_rate: Annotated[float, LEARNING_RATE] = 0.01

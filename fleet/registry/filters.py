@@ -412,6 +412,8 @@ class _Reader:
         token = _token(node.children[0])
         if token.type in ("INT_LIT", "UINT_LIT", "FLOAT_LIT"):
             found: str | float | bool = _number(token)
+            if isinstance(found, int) and not -(2**63) <= found < 2**63:
+                raise self._refused(token.value, "is further from 0 than any field")
             kind: Kind = "number"
         elif token.type == "BOOL_LIT":
             found, kind = token.value == "true", "truth"
@@ -425,7 +427,10 @@ class _Reader:
         token = _token(node.children[0])
         if token.type not in ("STRING_LIT", "MLSTRING_LIT"):
             raise self._refused(token.value, "isn't text")
-        return str(celstr(token))
+        text = str(celstr(token))
+        if not is_storable(text):
+            raise self._refused(token.value, "has a character that no database keeps")
+        return text
 
     def _refused_node(self, node: Any) -> RegistryError:
         if _name(node) == "ident_arg":
@@ -438,6 +443,11 @@ class _Reader:
 
     def _refused(self, what: str, why: str) -> RegistryError:
         return RegistryError(f"{what} {why} (in the filter {self._text!r})")
+
+
+def is_storable(text: str) -> bool:
+    """Whether every database keeps it: no NUL, and no half of a pair of surrogates."""
+    return not any(one == "\0" or "\ud800" <= one <= "\udfff" for one in text)
 
 
 def _name(node: Any) -> str:

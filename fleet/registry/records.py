@@ -12,7 +12,7 @@ from fleet.protocol import fields
 from fleet.protocol.fields import Name
 
 LabelKey = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,62}$")]
-LabelValue = Annotated[str, Field(max_length=200)]
+LabelValue = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 Labels = Mapping[LabelKey, LabelValue]
 
 

@@ -10,14 +10,18 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from fleet.errors import (
     AccessError,
@@ -25,8 +29,10 @@ from fleet.errors import (
     FleetError,
     NotKnownError,
     StoreAwayError,
+    StoreError,
 )
 from fleet.protocol import fields
+from fleet.registry.filters import MOST_CHARACTERS, is_storable
 from fleet.service import schema
 from fleet.service.metrics import Metrics
 from fleet.service.operations import Actor, Operations
@@ -41,6 +47,7 @@ DeviceName = Annotated[str, Path(pattern=f"^{fields.NAME_PATTERN.pattern}$")]
 CampaignId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 Number = Annotated[int, Path(ge=0, lt=1 << 31)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+FilterText = Annotated[str, Query(max_length=MOST_CHARACTERS)]
 Why = Annotated[
     str, Header(alias="X-Reason", max_length=500, description="Why; the audit log keeps it.")
 ]
@@ -56,15 +63,17 @@ def status_of(error: FleetError) -> int:
         return 403
     if isinstance(error, NotKnownError):
         return 404
-    if isinstance(error, ConflictError):
-        return 409
     if isinstance(error, StoreAwayError):
         return 503
+    if isinstance(error, ConflictError | StoreError):
+        return 409
     return 422
 
 
 def _failure(status: int, error: str, kind: str, **headers: str) -> JSONResponse:
-    return JSONResponse({"error": error, "kind": kind}, status, headers=headers)
+    # What was sent may hold halves of characters, which nothing can be told in.
+    told = error.encode(errors="replace").decode()
+    return JSONResponse({"error": told, "kind": kind}, status, headers=headers)
 
 
 class _Limiter:
@@ -114,6 +123,17 @@ class _IdempotentRoute(APIRoute):
                     media_type="application/json",
                     headers={"Idempotent-Replay": "true"},
                 )
+            kept = False
+
+            def keep(answer: BaseModel | None) -> None:
+                nonlocal kept
+                content = "" if answer is None else answer.model_dump_json()
+                status = self.status_code or 200
+                idempotency.finish(actor.who, key, status, _without_secrets(content))
+                kept = True
+
+            # What is done and that it was answered are one transaction: nothing is done twice.
+            request.state.actor = replace(actor, keep=keep)
             try:
                 response = await handle(request)
             except Exception as error:
@@ -121,17 +141,19 @@ class _IdempotentRoute(APIRoute):
                 if told is None:
                     await run_in_threadpool(idempotency.drop, actor.who, key)
                     raise
-                response = told
-            content = _without_secrets(bytes(response.body))
-            await run_in_threadpool(
-                idempotency.finish, actor.who, key, response.status_code, content
-            )
+                content = _without_secrets(bytes(told.body))
+                await run_in_threadpool(
+                    idempotency.finish, actor.who, key, told.status_code, content
+                )
+                return told
+            if not kept:  # nothing was changed, so it may be asked again
+                await run_in_threadpool(idempotency.drop, actor.who, key)
             return response
 
         return once
 
 
-def _without_secrets(body: bytes) -> str:
+def _without_secrets(body: bytes | str) -> str:
     """An answer as it is kept: secrets are told once, and stored nowhere."""
     return json.dumps(without_secrets(json.loads(body))) if body else ""
 
@@ -174,9 +196,15 @@ def _who(request: Request) -> Actor:
     wait = limiter.wait_seconds(token.token)
     if wait:
         raise HTTPException(429, headers={"Retry-After": str(math.ceil(wait))})
-    actor = Actor(token.who, token.role, request.headers.get("X-Reason", "")[:500])
+    actor = Actor(token.who, token.role, _reason(request))
     request.state.actor = actor
     return actor
+
+
+def _reason(request: Request) -> str:
+    """Headers are bytes, which Starlette reads as Latin-1; people write UTF-8."""
+    text = request.headers.get("X-Reason", "").encode("latin-1").decode(errors="replace")
+    return text if is_storable(text) else ""
 
 
 def _actor(
@@ -204,6 +232,8 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
         403: "The token's role may not do this",
         404: "Nothing of this name is known",
         409: "It can't be done as things stand",
+        411: "A body without its length",
+        413: f"A body of more than {MOST_BODY_BYTES} bytes",
         422: "The request makes no sense",
         429: "Too many requests; Retry-After has seconds",
         503: "The database is away for a moment",
@@ -234,8 +264,8 @@ def add_devices(actor: Asking, ops: Ops, body: schema.DevicesToAdd) -> schema.Pa
 def list_devices(
     actor: Asking,
     ops: Ops,
-    filter: Annotated[str, Query(max_length=4000)] = "",
-    after: Annotated[str, Query(max_length=64)] = "",
+    filter: FilterText = "",
+    after: Annotated[str, Query(pattern="^[A-Za-z0-9_-]{0,32}$")] = "",
     limit: Limit = 100,
 ) -> schema.DevicePage:
     """A page of the devices that match a filter, in order of their names."""
@@ -243,9 +273,7 @@ def list_devices(
 
 
 @router.get("/devices-export", tags=["devices"], response_class=StreamingResponse)
-def export_devices(
-    actor: Asking, ops: Ops, filter: Annotated[str, Query(max_length=4000)] = ""
-) -> StreamingResponse:
+def export_devices(actor: Asking, ops: Ops, filter: FilterText = "") -> StreamingResponse:
     """All devices that match, a JSON object a line; streamed."""
 
     def lines() -> Any:
@@ -261,9 +289,7 @@ def export_devices(
 
 
 @router.get("/devices-preview", tags=["devices"])
-def preview_devices(
-    actor: Asking, ops: Ops, filter: Annotated[str, Query(max_length=4000)] = ""
-) -> schema.DevicePreview:
+def preview_devices(actor: Asking, ops: Ops, filter: FilterText = "") -> schema.DevicePreview:
     """How many devices a filter means, some of them, and why it doesn't mean the others."""
     return ops.preview_devices(actor, filter)
 
@@ -460,7 +486,7 @@ def audit(
     ops: Ops,
     after: Annotated[int, Query(ge=0, lt=1 << 62)] = 0,
     limit: Limit = 100,
-    object: Annotated[str, Query(max_length=200)] = "",
+    object: Annotated[str, Query(pattern="^[!-~]{0,200}$")] = "",
 ) -> schema.AuditPage:
     """Who did what, oldest first; of one object, such as campaign:ID, where given."""
     return ops.audit_page(actor, after, limit, object)
@@ -495,13 +521,13 @@ async def stream_events(
     campaign: Annotated[str, Query(pattern="^([0-9a-f]{16})?$")] = "",
     after: Annotated[int | None, Query(ge=0, lt=1 << 62)] = None,
     follow: bool = True,
-    last_event_id: Annotated[str, Header(alias="Last-Event-ID", max_length=20)] = "",
+    last_event_id: Annotated[str, Header(alias="Last-Event-ID", pattern="^[0-9]{0,18}$")] = "",
 ) -> StreamingResponse:
     """What happens, as server-sent events: from now on, or from behind a number.
 
     With `follow` false it ends when all that is there has been told.
     """
-    if last_event_id.isdigit():
+    if last_event_id:
         after = int(last_event_id)
     start = await run_in_threadpool(ops.events.last) if after is None else after
 
@@ -531,6 +557,19 @@ async def stream_events(
                 yield ": still there\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream")
+
+
+_METHODS = frozenset({"GET", "POST", "PATCH", "DELETE", "HEAD", "OPTIONS", "PUT"})
+
+
+def _methods_of(request: Request) -> set[str]:
+    """What can be done to a path; routes of one path don't know of each other."""
+    found: set[str] = set()
+    for method in _METHODS:
+        scope = {**request.scope, "method": method}
+        if any(one.matches(scope)[0] is Match.FULL for one in request.app.router.routes):
+            found.add(method)
+    return found
 
 
 def make_app(
@@ -576,21 +615,33 @@ def make_app(
 
     @app.exception_handler(HTTPException)
     def failed(request: Request, error: HTTPException) -> Response:
-        what = "too many requests" if error.status_code == 429 else str(error.detail)
-        return _failure(error.status_code, what, "HTTPException", **dict(error.headers or {}))
+        what = {
+            400: "the body can't be read: send JSON in UTF-8",
+            404: f"there is no {request.url.path}; /v1/openapi.json has what there is",
+            405: f"{request.method} can't be done to {request.url.path}",
+            429: "too many requests",
+        }.get(error.status_code, str(error.detail))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(sorted(_methods_of(request)))
+        # Nonsense is nonsense, whoever notices first.
+        status = 422 if error.status_code == 400 else error.status_code
+        return _failure(status, what, "HTTPException", **headers)
 
     @app.middleware("http")
     async def bounded(
         request: Request, go_on: Callable[[Request], Awaitable[Response]]
     ) -> Response:
-        length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > MOST_BODY_BYTES:
+        length = request.headers.get("content-length", "0")
+        if "transfer-encoding" in request.headers:
+            return _failure(411, "a request says its Content-Length", "ValueError")
+        if not length.isdecimal() or int(length[:20]) > MOST_BODY_BYTES:
             return _failure(413, f"a request has {MOST_BODY_BYTES} bytes at most", "ValueError")
         began = time.monotonic()
         response = await go_on(request)
         route = request.scope.get("route")
         metrics.answered(
-            request.method,
+            request.method if request.method in _METHODS else "other",
             getattr(route, "path", "unknown"),
             response.status_code,
             time.monotonic() - began,

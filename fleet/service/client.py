@@ -38,9 +38,9 @@ class Client:
             import ssl
 
             verify = ssl.create_default_context(cafile=ca_file)
-        headers = {"Authorization": f"Bearer {token}"}
+        headers = {b"Authorization": f"Bearer {token}".encode()}
         if why:
-            headers["X-Reason"] = why
+            headers[b"X-Reason"] = " ".join(why.split()).encode()
         self.url = url
         self._http = httpx.Client(
             base_url=url,

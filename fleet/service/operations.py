@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+
+from pydantic import BaseModel
 
 from fleet.aggregation import changed_values
 from fleet.campaign.config import CampaignConfig
 from fleet.coordinator.driver import new_campaign
-from fleet.errors import AccessError, ConflictError, ModelStoreError, RegistryError
+from fleet.errors import AccessError, ConflictError, ModelStoreError, TakenNameError
 from fleet.gateway.broker import new_passwords, password_hash
 from fleet.protocol.manifest import Manifest
 from fleet.registry import Device, Filter, NewDevice
@@ -46,11 +49,42 @@ MOST_ON_A_PAGE = 1000
 
 @dataclass(frozen=True)
 class Actor:
-    """Who asks, in which role, and the reason that they give."""
+    """Who asks, in which role, and the reason that they give.
+
+    `keep` is told the answer within the transaction of what was done, and may write to the store.
+    """
 
     who: str
     role: str
     why: str = ""
+    keep: Callable[[BaseModel | None], None] = lambda answer: None
+
+
+_Arguments = ParamSpec("_Arguments")
+_Answer = TypeVar("_Answer", bound=BaseModel | None)
+_Method: TypeAlias = "Callable[Concatenate[Operations, Actor, _Arguments], _Answer]"
+
+
+def _changing(
+    permission: Permission,
+) -> Callable[[_Method[_Arguments, _Answer]], _Method[_Arguments, _Answer]]:
+    """Of an operation that changes something: who may, and all of it or nothing, its audit entry
+    included."""
+
+    def decorated(method: _Method[_Arguments, _Answer]) -> _Method[_Arguments, _Answer]:
+        @functools.wraps(method)
+        def whole(
+            self: Operations, actor: Actor, /, *args: _Arguments.args, **options: _Arguments.kwargs
+        ) -> _Answer:
+            self._allow(actor, permission)
+            with self.store.writing():
+                answer = method(self, actor, *args, **options)
+                actor.keep(answer)
+            return answer
+
+        return whole
+
+    return decorated
 
 
 class Operations:
@@ -81,13 +115,13 @@ class Operations:
 
     # Devices
 
+    @_changing(Permission.OPERATE)
     def add_devices(self, actor: Actor, wanted: schema.DevicesToAdd) -> schema.Passwords:
         """Register devices, and let them in at their sites' brokers."""
-        self._allow(actor, Permission.OPERATE)
         known = {one.gateway for one in self.gateways.list()}
         for one in wanted.devices:
             if one.device in known:
-                raise RegistryError(f"{one.device} is a gateway's name; choose another")
+                raise TakenNameError(f"{one.device} is a gateway's name; choose another")
         passwords = new_passwords(one.device for one in wanted.devices)
         passwords |= {one.device: one.password for one in wanted.devices if one.password}
         self.registry.add(
@@ -139,12 +173,12 @@ class Operations:
             history=[schema.HistoryEntry.model_validate(one) for one in self.registry.history(name)]
         )
 
+    @_changing(Permission.OPERATE)
     def label_device(
         self, actor: Actor, name: str, change: schema.LabelChange
     ) -> schema.DeviceView:
         """Set and take away labels. Nothing begins by that alone: campaigns look when a round
         does."""
-        self._allow(actor, Permission.OPERATE)
         before = self.registry.get(name)
         after = self.registry.label(name, change.labels)
         self._note(
@@ -152,9 +186,9 @@ class Operations:
         )
         return self._views([after])[0]
 
+    @_changing(Permission.OPERATE)
     def retire_device(self, actor: Actor, name: str) -> schema.DeviceView:
         """Take a device out of everything, and its broker's login away."""
-        self._allow(actor, Permission.OPERATE)
         before = self.registry.get(name)
         self.logins.revoke(name)
         self.registry.retire(name)
@@ -167,9 +201,9 @@ class Operations:
         )
         return self._views([self.registry.get(name)])[0]
 
+    @_changing(Permission.OPERATE)
     def rotate_device(self, actor: Actor, name: str) -> schema.Password:
         """A new password; the old one is no good from now on."""
-        self._allow(actor, Permission.OPERATE)
         device = self.registry.get(name)
         if device.retired:
             raise ConflictError(f"device {name} is retired: it has no password")
@@ -178,9 +212,9 @@ class Operations:
         self._note(actor, "devices.rotate", f"device:{name}")
         return schema.Password(device=name, password=password)
 
+    @_changing(Permission.ADMINISTER)
     def erase_device(self, actor: Actor, name: str) -> None:
         """Forget a device and what it reported."""
-        self._allow(actor, Permission.ADMINISTER)
         device = self.registry.get(name)
         if not device.retired:
             raise ConflictError(f"device {name} is in use; retire it first, then erase it")
@@ -215,9 +249,11 @@ class Operations:
 
     # Gateways
 
+    @_changing(Permission.ADMINISTER)
     def add_gateway(self, actor: Actor, wanted: schema.GatewayToAdd) -> schema.Password:
         """Register a gateway, and let it in at its site's broker."""
-        self._allow(actor, Permission.ADMINISTER)
+        if self.registry.labels([wanted.gateway]):
+            raise TakenNameError(f"{wanted.gateway} is a device's name; choose another")
         password = new_passwords([wanted.gateway])[wanted.gateway]
         self.gateways.add(wanted.gateway, wanted.site)
         self.logins.grant(wanted.gateway, wanted.site, GATEWAY, password_hash(password))
@@ -243,9 +279,9 @@ class Operations:
 
     # Models
 
+    @_changing(Permission.OPERATE)
     def import_bundle(self, actor: Actor, wanted: schema.BundleToImport) -> schema.VersionView:
         """Add a bundle, with its weights as a version where they are new."""
-        self._allow(actor, Permission.OPERATE)
         version = self.models.import_bundle(
             wanted.model, wanted.manifest, _decoded(wanted.weights), actor.who
         )
@@ -277,11 +313,11 @@ class Operations:
             versions=[_version_view(one) for one in self.models.versions(name)],
         )
 
+    @_changing(Permission.OPERATE)
     def add_version(
         self, actor: Actor, model: str, wanted: schema.VersionToAdd
     ) -> schema.VersionView:
         """Weights that were made elsewhere, as a candidate."""
-        self._allow(actor, Permission.OPERATE)
         if wanted.parent is not None:
             self.models.version(model, wanted.parent)
         version = self.models.add_version(model, _decoded(wanted.weights), wanted.parent, actor.who)
@@ -295,17 +331,17 @@ class Operations:
         self._allow(actor, Permission.READ)
         return self.models.blob(model, number)
 
+    @_changing(Permission.APPROVE)
     def release(self, actor: Actor, model: str, number: int) -> schema.VersionView:
         """Let campaigns begin with a version, and bring it to devices."""
-        self._allow(actor, Permission.APPROVE)
         before = self.models.version(model, number)
         after = self.models.set_state(model, number, RELEASED)
         self._note(actor, "models.release", f"version:{after.name}", before.state, after.state)
         return _version_view(after)
 
+    @_changing(Permission.APPROVE)
     def withdraw_newest(self, actor: Actor, model: str) -> schema.VersionView:
         """Take the newest released version back; returns the one that is newest then."""
-        self._allow(actor, Permission.APPROVE)
         released = [one for one in self.models.versions(model) if one.state == RELEASED]
         if len(released) < 2:
             raise ConflictError(
@@ -347,9 +383,9 @@ class Operations:
         preview = self.preview_devices(actor, _target(wanted.campaign))
         return plan_campaign(wanted.campaign, version, self.models, self.registry, preview)
 
+    @_changing(Permission.OPERATE)
     def start_campaign(self, actor: Actor, wanted: schema.CampaignToStart) -> schema.CampaignView:
         """Begin a campaign; where it asks for approval, that is waited for first."""
-        self._allow(actor, Permission.OPERATE)
         config = wanted.campaign
         version = self._base(config)
         campaign = new_campaign(
@@ -444,10 +480,10 @@ class Operations:
             reports=list(self.store.reports(campaign, number)),
         )
 
+    @_changing(Permission.READ)
     def act(self, actor: Actor, campaign: str, action: str) -> schema.CampaignView:
         """Pause, resume, stop, roll back, approve; the same again changes nothing."""
-        wanted = Permission.APPROVE if action == "approve" else Permission.OPERATE
-        self._allow(actor, wanted)
+        self._allow(actor, Permission.APPROVE if action == "approve" else Permission.OPERATE)
         before = self.store.campaign(campaign)
         if action == "approve":
             if not before.waiting:
@@ -491,9 +527,9 @@ class Operations:
 
     # Accounts
 
+    @_changing(Permission.ADMINISTER)
     def issue_token(self, actor: Actor, wanted: schema.TokenToIssue) -> schema.NewToken:
         """A token for somebody."""
-        self._allow(actor, Permission.ADMINISTER)
         token, secret = self.tokens.issue(wanted.who, wanted.role, wanted.days * 86_400)
         self._note(
             actor,
@@ -511,9 +547,9 @@ class Operations:
             tokens=[schema.TokenView(**_token(one)) for one in self.tokens.list()]
         )
 
+    @_changing(Permission.ADMINISTER)
     def revoke_token(self, actor: Actor, token: str) -> None:
         """It is no good from now on."""
-        self._allow(actor, Permission.ADMINISTER)
         self.tokens.revoke(token)
         self._note(actor, "tokens.revoke", f"token:{token}", {"revoked": False}, {"revoked": True})
 
@@ -542,9 +578,9 @@ class Operations:
             next=page[-1].number if len(page) == limit else None,
         )
 
+    @_changing(Permission.ADMINISTER)
     def add_webhook(self, actor: Actor, wanted: schema.WebhookToAdd) -> schema.NewWebhook:
         """Send events of these kinds to an address."""
-        self._allow(actor, Permission.ADMINISTER)
         webhook, secret = self.webhooks.add(wanted.url, wanted.events)
         self._note(
             actor,
@@ -562,9 +598,9 @@ class Operations:
             webhooks=[schema.WebhookView(**_webhook(one)) for one in self.webhooks.list()]
         )
 
+    @_changing(Permission.ADMINISTER)
     def remove_webhook(self, actor: Actor, webhook: str) -> None:
         """Send nothing there any more."""
-        self._allow(actor, Permission.ADMINISTER)
         self.webhooks.remove(webhook)
         self._note(actor, "webhooks.remove", f"webhook:{webhook}")
 

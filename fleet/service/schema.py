@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fleet.campaign.config import CampaignConfig
 from fleet.protocol.fields import Name
-from fleet.registry.records import Labels
+from fleet.registry.records import LabelKey, Labels, LabelValue
 
 Role = Literal["viewer", "operator", "approver", "admin"]
 MOST_DEVICES = 10_000
@@ -121,7 +121,7 @@ class DevicePreview(_Answer):
 class LabelChange(_Form):
     """Labels to set; null takes one away."""
 
-    labels: Annotated[dict[str, str | None], Field(min_length=1, max_length=64)]
+    labels: Annotated[dict[LabelKey, LabelValue | None], Field(min_length=1, max_length=64)]
 
 
 class HistoryEntry(_Answer):
@@ -189,7 +189,7 @@ class VersionToAdd(_Form):
     """Weights as base64; `parent` is the version that they were made from."""
 
     weights: Annotated[str, Field(max_length=64 << 20)]
-    parent: Annotated[int, Field(ge=1)] | None = None
+    parent: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
 
 class VersionView(_Answer):

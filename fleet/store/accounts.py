@@ -302,9 +302,11 @@ class Idempotency:
             )
 
     def drop(self, who: str, key: str) -> None:
-        """It wasn't done, and may be tried again with the same key."""
+        """It wasn't done, and may be tried again with the same key; an answer stays."""
         with self._store.writing() as connection:
-            connection.execute(sa.delete(idempotency).where(*_is(who, key)))
+            connection.execute(
+                sa.delete(idempotency).where(*_is(who, key), idempotency.c.status == 0)
+            )
 
     def forget_before(self, unix: float) -> int:
         """Forget what was begun before; returns how many."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from fleet.errors import RegistryError
+from fleet.errors import TakenNameError
 from fleet.store.sql import SqlStore
 from fleet.store.tables import access, gateways
 
@@ -43,7 +43,7 @@ class Gateways:
         self._store = store
 
     def add(self, gateway: str, site: str) -> None:
-        """A new one. Raises `RegistryError` where it is there already."""
+        """A new one. Raises `TakenNameError` where it is there already."""
         row = {
             "gateway": gateway,
             "site": site,
@@ -56,7 +56,7 @@ class Gateways:
                 self._store.inserting_new(gateways).returning(gateways.c.gateway), row
             ).first()
         if added is None:
-            raise RegistryError(f"gateway {gateway} is in the registry already")
+            raise TakenNameError(f"gateway {gateway} is in the registry already")
 
     def list(self) -> tuple[GatewayRecord, ...]:
         """All, by name."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from fleet.errors import RegistryError, UnknownDeviceError
+from fleet.errors import TakenNameError, UnknownDeviceError
 from fleet.registry import Device, Filter, NewDevice, Observed
 from fleet.store.device_filter import where
 from fleet.store.sql import SqlStore
@@ -38,7 +38,7 @@ class Registry:
         self._store = store
 
     def add(self, devices: Iterable[NewDevice]) -> int:
-        """Add all or none; returns how many. RegistryError where one is there already."""
+        """Add all or none; returns how many. TakenNameError where one is there already."""
         added, now = 0, self._store.clock.wall()
         with self._store.writing() as connection:
             for some in _batches(devices):
@@ -48,7 +48,7 @@ class Registry:
                 ).scalars()
                 twice = sorted(known) or _doubled(one.device for one in some)
                 if twice:
-                    raise RegistryError(
+                    raise TakenNameError(
                         f"device {twice[0]} is in the registry already; "
                         "nothing was added, choose another name or retire that one"
                     )

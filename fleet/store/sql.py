@@ -73,6 +73,7 @@ class SqlStore(Store):
         `sqlite:///FILE` or `postgresql+psycopg://…`. Raises `StoreError` where it can't be used.
         """
         self.clock = clock or SystemClock()
+        self._mine = threading.local()
         try:
             parsed = sa.make_url(url or "sqlite://")
             self._name = parsed.render_as_string(hide_password=True)
@@ -117,13 +118,21 @@ class SqlStore(Store):
 
     @contextlib.contextmanager
     def _transaction(self, **options: Any) -> Iterator[sa.Connection]:
+        outer: sa.Connection | None = getattr(self._mine, "connection", None)
+        if outer is not None:
+            yield outer
+            return
         try:
             with (
                 self._alone,
                 self._engine.connect().execution_options(**options) as connection,
                 connection.begin(),
             ):
-                yield connection
+                self._mine.connection = connection if options.get("writes") else None
+                try:
+                    yield connection
+                finally:
+                    self._mine.connection = None
         except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
             cause = getattr(error, "orig", None) or error
             raise StoreAwayError(
@@ -136,7 +145,11 @@ class SqlStore(Store):
         return self._transaction()
 
     def writing(self) -> contextlib.AbstractContextManager[sa.Connection]:
-        """A transaction that may write, for the parts of this package."""
+        """A transaction that may write, for the parts of this package.
+
+        What this thread reads and writes within it belongs to it: several changes become one with
+        `with store.writing():` around them. What goes wrong in there has to come out of it.
+        """
         return self._transaction(writes=True)
 
     def inserting_new(self, table: sa.Table) -> Any:

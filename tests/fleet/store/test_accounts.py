@@ -265,14 +265,16 @@ def test_an_entry_is_not_seen_before_those_with_lower_numbers(
     new_database: Callable[[str], str | None],
 ) -> None:
     """Who follows by numbers would never see one that turns up behind their back."""
-    store = SqlStore(new_database("postgres"), VirtualClock())
-    audit = Audit(store)
+    url = new_database("postgres")
+    # What a thread reads within its own transaction is its own.
+    store, others = (SqlStore(url, VirtualClock()) for _ in range(2))
+    audit = Audit(others)
     row = dict.fromkeys(("who", "role", "action", "object", "why"), "slow")
     second = threading.Thread(target=audit.add, args=("ann", "", "", "", None, None, ""))
     waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
 
     def waits() -> bool:
-        with store.reading() as connection:
+        with others.reading() as connection:
             return bool(connection.execute(waiting).scalar())
 
     with store.writing() as connection:
@@ -283,6 +285,7 @@ def test_an_entry_is_not_seen_before_those_with_lower_numbers(
     second.join()
     assert [one.who for one in audit.page()] == ["slow", "ann"]
     store.close()
+    others.close()
 
 
 # ---- requests that are sent again --------------------------------------------------------

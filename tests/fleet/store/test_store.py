@@ -372,3 +372,35 @@ def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
     with pytest.raises(StoreError, match=r"db\?.*can't be used|127\.0\.0\.1") as caught:
         SqlStore("postgresql+psycopg://me:secret@127.0.0.1:1/db")
     assert "secret" not in str(caught.value)
+
+
+def test_changes_within_a_transaction_are_done_together_or_not_at_all(store: SqlStore) -> None:
+    def change() -> None:
+        store.ask("c1", "pause")
+        store.create_campaign("c2", "{}", {}, V0)
+        assert [one.wish for one in store.campaigns()] == ["pause", ""]
+
+    def fail() -> None:
+        with store.writing():
+            change()
+            store.create_campaign("c2", "{}", {}, V0)
+
+    with pytest.raises(StoreError, match="c2 already"):
+        fail()
+    assert [(one.id, one.wish) for one in store.campaigns()] == [("c1", "")]
+    with store.writing():
+        change()
+    assert [(one.id, one.wish) for one in store.campaigns()] == [("c1", "pause"), ("c2", "")]
+
+
+def test_another_thread_takes_no_part_in_a_transaction(lasting: str) -> None:
+    store = SqlStore(lasting)
+    store.create_campaign("c1", "{}", {}, V0)
+    seen: list[str] = []
+    look = threading.Thread(target=lambda: seen.append(store.campaign("c1").wish))
+    with store.writing():
+        store.ask("c1", "pause")
+        look.start()
+        look.join()
+    assert (seen, store.campaign("c1").wish) == ([""], "pause")
+    store.close()
