@@ -6,15 +6,12 @@ killed one was. It owns no socket and no Flower; `Transport` and `Clock` are its
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fleet.aggregation import master_from_blob
 from fleet.campaign import (
     CampaignConfig,
     DeviceInfo,
@@ -26,46 +23,39 @@ from fleet.campaign import (
     RoundPlan,
     Step,
     by_name,
-    deal_stages,
     eligible,
-    filter_values,
     plan_round,
     schedule,
     start_request,
 )
-from fleet.campaign.answers import RoundCounters
 from fleet.campaign.config import Stage
-from fleet.campaign.gates import Finding, Outcome, Verdict
-from fleet.campaign.stages import failed_early, judge_stage, paired_scores, together
+from fleet.campaign.gates import Outcome, Verdict
+from fleet.campaign.stages import together
 from fleet.clock import Clock, SystemClock
 from fleet.coordinator.closing import close_round, parts_of_gateway
-from fleet.coordinator.scores import add_counts
+from fleet.coordinator.gate_keeper import GateKeeper, decision_about
+from fleet.coordinator.listener import Listener
+from fleet.coordinator.membership import Membership
 from fleet.coordinator.transport import Reply, Transport
 from fleet.errors import AggregationError, AnswerError, CampaignError, ModelStoreError
 from fleet.protocol.manifest import Manifest
-from fleet.registry import Filter
 from fleet.store import (
     ENDED_STATES,
     Events,
-    Member,
     Models,
     Registry,
     SqlStore,
     Stages,
-    Store,
     SupersededError,
     WeightsVersion,
 )
 from fleet.store.models import CANDIDATE, RELEASED
-from fleet.store.stages import after_round
 
 logger = logging.getLogger(__name__)
 
 ROLL_BACK_ROUNDS = 3
 """So often devices are asked to go back; each time waits for a round's deadline."""
 _MOST_DOUBLED = 60
-_NAMED = 3
-"""Tensors that a message names."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +106,7 @@ class CampaignDriver:
         self._pace = pace or Pace()
         self._driver = driver or uuid.uuid4().hex
         self._clock = clock or SystemClock()
-        self._registry = registry
-        self._devices: dict[str, dict[str, DeviceInfo]] = {}
-        self._heard: dict[str, float] = {}
-        self._quarantined: dict[str, str] = dict(store.quarantined(campaign))
-        self._counters: dict[int, dict[str, RoundCounters]] = {}
+        self._listener = Listener(store, campaign, self._driver, transport, self._clock)
         self._stop_checked = float("-inf")
         self._rolls_back = False
         self._record = store.campaign(campaign)
@@ -129,6 +115,8 @@ class CampaignDriver:
             bundle: Manifest.parse(text, f"manifest of bundle {bundle[:16]}")
             for bundle, text in store.manifests(campaign).items()
         }
+        self._gates = GateKeeper(store, campaign, self._config, self._manifests, registry)
+        self._membership = Membership(store, campaign, self._config, registry, self._clock)
 
     def run(self) -> str:
         """Run all rounds that the store doesn't have yet; returns the campaign's state.
@@ -177,7 +165,7 @@ class CampaignDriver:
                     self._wait_for_decision(
                         f"begin:{step.stage}", f"approval of stage {stage.name}"
                     )
-            if step.kind is RoundKind.RELEASE and not self._may_release(step):
+            if step.kind is RoundKind.RELEASE and not self._gates.may_release(step, self._begun()):
                 continue
             if step.kind is RoundKind.SCORE_AGAIN:
                 if step.number - 1 not in self._begun():
@@ -208,15 +196,6 @@ class CampaignDriver:
 
     # Gates
 
-    def _may_release(self, step: Step) -> bool:
-        """Not where a stage's gates couldn't tell and a wider one is to decide."""
-        if step.number in self._begun():
-            return True
-        judged = self._stages.judged(self._campaign).get(step.stage)
-        if judged is None or judged.outcome != Outcome.TOO_LITTLE_EVIDENCE.value:
-            return True
-        return _decision(step) in self._stages.decisions(self._campaign)
-
     def _begun(self) -> dict[int, str]:
         """The rounds that there are, with their states."""
         return {one.number: one.state for one in self._store.round_summaries(self._campaign)}
@@ -226,28 +205,7 @@ class CampaignDriver:
         stage = self._config.stages[step.stage]
         if not stage.gates or step.number < max(self._begun()):
             return  # the campaign has gone on since
-        if step.kind is RoundKind.TRAIN:
-            verdict = failed_early(stage, self._store.round(self._campaign, step.number).result)
-            if verdict is not None:
-                self._note_verdicts(step, [verdict])
-                self._on_failure(step, stage, [verdict])
-            return
-        if step.kind not in (RoundKind.SCORE_LAST, RoundKind.SCORE_AGAIN):
-            return
-        base = next(
-            one.number
-            for one in schedule(self._config)
-            if one.stage == step.stage and one.kind is RoundKind.SCORE_FIRST
-        )
-        after = self._store.reports(self._campaign, step.number)
-        scores = paired_scores(
-            self._store.reports(self._campaign, base),
-            after,
-            self._groups(step.number),
-        )
-        result = self._store.round(self._campaign, step.number).result
-        verdicts = judge_stage(stage, scores, result, self._config.seed)
-        self._note_verdicts(step, verdicts)
+        verdicts = self._gates.judge(step)
         outcome = together(verdicts)
         if outcome is Outcome.FAIL:
             self._on_failure(step, stage, verdicts)
@@ -256,30 +214,9 @@ class CampaignDriver:
             reason = f"stage {stage.name}: too little evidence: {why}"
             is_last = step.stage == len(self._config.stages) - 1
             if stage.on_too_little_evidence == "pause":
-                self._wait_for_decision(_decision(step), reason)
+                self._wait_for_decision(decision_about(step), reason)
             elif stage.on_too_little_evidence == "stop" or is_last:
                 raise _EndedError("undecided", reason)
-
-    def _note_verdicts(self, step: Step, verdicts: Sequence[Verdict]) -> None:
-        plain = [
-            {
-                "outcome": one.outcome.value,
-                "reason": one.reason,
-                "findings": [_plain_finding(finding) for finding in one.findings],
-            }
-            for one in verdicts
-        ]
-        outcome = together(verdicts)
-        known = self._stages.judged(self._campaign).get(step.stage)
-        if known is not None and list(known.verdicts) == plain:
-            return  # judged before this driver began
-        self._stages.save_judged(self._campaign, step.stage, outcome.value, plain)
-        self._tell(
-            "gate",
-            stage=self._config.stages[step.stage].name,
-            outcome=outcome.value,
-            reasons=[one.reason for one in verdicts],
-        )
 
     def _on_failure(self, step: Step, stage: Stage, verdicts: Sequence[Verdict]) -> None:
         why = "; ".join(one.reason for one in verdicts if one.outcome is Outcome.FAIL)
@@ -288,20 +225,7 @@ class CampaignDriver:
             raise _EndedError("failed", reason)
         if stage.on_failure == "roll-back":
             raise _RollBackError(reason)
-        self._wait_for_decision(_decision(step), reason)
-
-    def _groups(self, number: int) -> dict[str, dict[str, str]]:
-        """What gates may look at apart: board, gateway, labels.
-
-        By the round's plan: a driver that has just begun has heard of nobody yet.
-        """
-        plan = RoundPlan.from_json(self._store.round(self._campaign, number).plan)
-        known = {
-            one.device: {"board": self._manifests[one.bundle].board.name, "gateway": one.gateway}
-            for one in plan.assignments
-        }
-        labels = self._registry.labels(known) if self._registry else {}
-        return {name: {**labels.get(name, {}), **known.get(name, {})} for name in known | labels}
+        self._wait_for_decision(decision_about(step), reason)
 
     def _tell(self, kind: str, **data: object) -> None:
         """Something that operators and their programs want to hear of."""
@@ -355,7 +279,7 @@ class CampaignDriver:
         """Let time pass; what gateways say meanwhile is noted."""
         end = self._clock.monotonic() + self._pace.stop_check
         while self._clock.monotonic() < end:
-            self._receive()
+            self._listener.receive()
 
     def _soak(self, step: Step) -> None:
         """Until the stage's release has been out for as long as it should."""
@@ -387,48 +311,23 @@ class CampaignDriver:
         for _ in range(ROLL_BACK_ROUNDS):
             if not self._roll_back_round():
                 break
-        missing = sorted(self._to_roll_back())
+        missing = sorted(self._membership.to_roll_back(self._listener.devices()))
         if missing:
             named = ", ".join(missing[:5])
             reason += f"; {len(missing)} devices couldn't be reached to go back: {named}"
         self._end("rolled-back", reason)
 
-    def _to_roll_back(self) -> dict[str, str]:
-        """Devices whose current weights are of this campaign, and what each had before.
-
-        One that nobody has heard of has what was released to it.
-        """
-        digests = self._store.weight_digests(self._campaign)
-        heard, released = by_name(self._known_devices()), self._released()
-        back = {}
-        for name, member in self._stages.members(self._campaign).items():
-            current = heard[name].current if name in heard else ""
-            if current != member.before and (current in digests if current else name in released):
-                back[name] = member.before
-        return back
-
-    def _released(self) -> frozenset[str]:
-        """Devices that were told to make the candidate their current weights."""
-        return frozenset(
-            assignment.device
-            for one in self._store.round_summaries(self._campaign)
-            if one.kind == RoundKind.RELEASE.value
-            for assignment in RoundPlan.from_json(
-                self._store.round(self._campaign, one.number).plan
-            ).assignments
-        )
-
     def _wait_for_released(self) -> None:
         """A driver that has just begun doesn't know yet what devices have."""
         end = self._clock.monotonic() + self._config.wait_for_devices_seconds
-        released, asked = self._released(), set(self._quarantined)
-        while released - by_name(self._known_devices()).keys() and not self._stopped():
+        released, asked = self._membership.released(), set(self._listener.quarantined)
+        while released - by_name(self._listener.devices()).keys() and not self._stopped():
             if self._clock.monotonic() >= end:
                 return
             for gateway in self._transport.gateways() - asked:
                 asked.add(gateway)
                 self._transport.send(gateway, Operation.HELLO, {})
-            self._receive()
+            self._listener.receive()
 
     def _roll_back_round(self) -> bool:
         """One round of it; False where nobody is left, or nobody can be reached."""
@@ -442,7 +341,7 @@ class CampaignDriver:
             plan = RoundPlan.from_json(self._store.round(self._campaign, running[0].number).plan)
         else:
             self._hear_all()
-            back = self._to_roll_back()
+            back = self._membership.to_roll_back(self._listener.devices())
             known = {one: self._blob(one) for one in set(back.values())}
             back = {name: before for name, before in back.items() if known[before] is not None}
             if not back:
@@ -467,11 +366,10 @@ class CampaignDriver:
 
     def _hear_all(self) -> None:
         """Ask the gateways for what has changed, and give them a moment to answer."""
-        for gateway in self._transport.gateways() - self._quarantined.keys():
-            self._transport.send(gateway, Operation.HELLO, {})
+        self._listener.ask_for_news()
         end = self._clock.monotonic() + self._pace.news
         while self._clock.monotonic() < end:
-            self._receive()
+            self._listener.receive()
 
     def _blob(self, digest: str) -> bytes | None:
         own = self._store.weights_with(self._campaign, digest)
@@ -551,32 +449,14 @@ class CampaignDriver:
             outcome,
             version,
         )
-        self._note_failures(plan, result)
-
-    def _note_failures(self, plan: RoundPlan, result: Mapping[str, Any]) -> None:
-        """Remember who didn't deliver, so that nobody is asked for ever."""
-        reasons = {str(one): str(why) for one, why in result["failed"].items()}
-        if result["accepted"] >= plan.wanted:
-            reasons = {}  # the others were only asked in case that these don't answer
-        known = self._stages.members(self._campaign)
-        failed = {}
-        for device, reason in reasons.items():
-            retry = self._config.retry_of(reason)
-            times = known[device].failures if device in known else 0
-            backoff = retry.backoff_seconds * 2 ** min(times, _MOST_DOUBLED)
-            failed[device] = (reason, self._clock.wall() + backoff)
-        asked = [one.device for one in plan.assignments]
-        reported = set(asked) - set(result["missing"])
-        changed = after_round(known, asked, reported, failed)
-        if changed:
-            self._stages.save_members(self._campaign, changed)
+        self._membership.note_failures(plan, result)
 
     def plan_round(self, step: Step, weights: str) -> RoundPlan:
         """The next round over the devices that this campaign may lease."""
         return self._plan(step, weights, self._members(step))
 
     def _plan(self, step: Step, weights: str, members: Members) -> RoundPlan:
-        devices = self._known_devices()
+        devices = self._listener.devices()
         ready, _ = eligible(self._config, devices, self._manifests, members)
         seen = {one.device: one.lease for one in devices if one.device in ready}
         leases = self._store.take_leases(self._campaign, self._driver, seen)
@@ -598,62 +478,10 @@ class CampaignDriver:
             step.training_round,
         )
 
-    def _known_devices(self) -> list[DeviceInfo]:
-        return [one for known in self._devices.values() for one in known.values()]
-
-    def _targets(self) -> dict[str, DeviceInfo]:
-        """Known devices that the campaign is for, by name."""
-        devices = by_name(self._known_devices())
-        target = Filter.parse(self._config.target)
-        if self._registry is not None:
-            meant = self._registry.names(target)
-            return {name: one for name, one in devices.items() if name in meant}
-        return {name: one for name, one in devices.items() if target.matches(filter_values(one))}
-
     def _members(self, step: Step) -> Members:
-        """Who may take part in a stage's rounds; devices that have come since join."""
-        targets = self._targets()
-        known = self._stages.members(self._campaign)
-        strata = {name: f"{one.gateway}/{one.board}" for name, one in targets.items()}
-        # A driver that has just begun may not have heard of all: they keep their places.
-        heard = by_name(self._known_devices())
-        dealt = deal_stages(
-            self._config,
-            {**strata, **dict.fromkeys(known.keys() - heard.keys(), "")},
-            {name: one.stage for name, one in known.items()},
+        return self._membership.of(
+            step, self._listener.devices(), lambda digest: self._blob(digest) is not None
         )
-        joined = {
-            name: Member(name, stage, targets[name].current)
-            for name, stage in dealt.items()
-            if name not in known
-        }
-        if joined:
-            self._stages.save_members(self._campaign, joined.values())
-        known |= joined
-        names = frozenset(
-            name for name, one in known.items() if name in targets and one.stage <= step.stage
-        )
-        waiting = {name: why for name in names if (why := self._holds_back(known[name]))}
-        own: dict[str, str] = {}
-        if self._config.kind != "adapt" and step.kind is RoundKind.SCORE_FIRST:
-            own = {name: targets[name].current for name in names}
-            strange = {one for one in set(own.values()) if self._blob(one) is None}
-            waiting |= {
-                name: f"its weights {digest[:16]}… aren't known"
-                for name, digest in own.items()
-                if digest in strange
-            }
-        return Members(names, own, waiting)
-
-    def _holds_back(self, member: Member) -> str:
-        """Why a device that failed isn't asked; empty where it is."""
-        if not member.failures:
-            return ""
-        if member.failures >= self._config.retry_of(member.reason).attempts:
-            return f"failed {member.failures} times in a row: {member.reason}"
-        if self._clock.wall() < member.not_before:
-            return f"failed ({member.reason}); it is asked again later"
-        return ""
 
     def _check_for_empty_rounds(self) -> None:
         trained = [
@@ -679,92 +507,35 @@ class CampaignDriver:
         """
         deadline = self._clock.monotonic() + self._config.wait_for_devices_seconds
         while True:
-            targets = self._targets()
+            targets = self._membership.targets(self._listener.devices())
             members = Members(frozenset(targets))
             ready, skipped = eligible(self._config, targets.values(), self._manifests, members)
             enough = len(ready) >= self._config.min_devices
             if enough and (step is None or self._can_begin(step)):
-                return self._known_devices()
+                return self._listener.devices()
             if self._stopped():
                 return []
             now = self._clock.monotonic()
             if now > deadline and not enough:
                 raise self._too_few(len(ready), skipped)
-            if now > deadline and not self._backs_off():
-                return self._known_devices()
-            for gateway in self._transport.gateways() - self._quarantined.keys():
-                if now - self._heard.get(gateway, now) >= self._pace.hello:
-                    self._heard[gateway] = now
-                    self._transport.send(gateway, Operation.HELLO, {})
-            self._receive()
+            if now > deadline and not self._membership.backs_off():
+                return self._listener.devices()
+            self._listener.ask_for_news(self._pace.hello)
+            self._listener.receive()
 
     def _can_begin(self, step: Step) -> bool:
-        devices = self._known_devices()
+        devices = self._listener.devices()
         return bool(eligible(self._config, devices, self._manifests, self._members(step))[0])
-
-    def _backs_off(self) -> bool:
-        """Whether a device waits to be asked again."""
-        return any(
-            one.failures < self._config.retry_of(one.reason).attempts
-            and self._clock.wall() < one.not_before
-            for one in self._stages.members(self._campaign).values()
-        )
 
     def _too_few(self, ready: int, skipped: Mapping[str, str]) -> CampaignError:
         whys = [f"{name}: {why}" for name, why in list(skipped.items())[:5]]
-        whys += [f"gateway {name}: {why}" for name, why in self._quarantined.items()]
+        whys += [f"gateway {name}: {why}" for name, why in self._listener.quarantined.items()]
         return CampaignError(
             f"{ready} of at least {self._config.min_devices} devices are ready "
             f"after {self._config.wait_for_devices_seconds:.0f} s, at gateways "
             f"{sorted(self._transport.gateways()) or 'none'} "
             f"({'; '.join(whys) or 'none announced'})"
         )
-
-    def _receive(self) -> list[Reply]:
-        """Replies of gateways that aren't in quarantine; what devices there are is noted."""
-        usable = []
-        for reply in self._transport.receive():
-            if reply.is_odd:
-                self._quarantine(reply.gateway, reply.error)
-            if reply.gateway in self._quarantined:
-                continue
-            usable.append(reply)
-            if reply.hello is not None:
-                self._heard[reply.gateway] = self._clock.monotonic()
-                known = self._devices.setdefault(reply.gateway, {})
-                changed = {
-                    one.device: DeviceInfo(gateway=reply.gateway, **dict(one))
-                    for one in reply.hello.devices
-                }
-                known.update(changed)
-                self._note_counters(reply.gateway, reply.hello.rounds)
-        return usable
-
-    def _quarantine(self, gateway: str, reason: str) -> None:
-        """Go on without a gateway whose answers can't be used, in this campaign."""
-        if gateway not in self._quarantined:
-            logger.error("gateway %s is in quarantine from now on: %s", gateway, reason)
-            self._store.quarantine(self._campaign, self._driver, gateway, reason)
-            self._quarantined[gateway] = reason
-            self._devices.pop(gateway, None)
-
-    def _note_counters(self, gateway: str, rounds: Sequence[RoundCounters]) -> None:
-        """Bring the results of rounds that are over up to date with what came late."""
-        for one in rounds:
-            if one.campaign != self._campaign:
-                continue
-            known = self._counters.setdefault(one.round, {})
-            if known.get(gateway) == one:
-                continue
-            known[gateway] = one
-            total = add_counts(dict(counters) for counters in known.values())
-            if not self._store.raise_counters(
-                self._campaign,
-                self._driver,
-                one.round,
-                {name: total[name] for name in ("late", "duplicate", "refused")},
-            ):
-                del known[gateway]
 
     def _stopped(self) -> bool:
         now = self._clock.monotonic()
@@ -793,15 +564,15 @@ class CampaignDriver:
         shown = 0
         while True:
             for gateway in plan.gateways():
-                if gateway in self._quarantined:
-                    machine.give_up(gateway, self._quarantined[gateway])
+                if gateway in self._listener.quarantined:
+                    machine.give_up(gateway, self._listener.quarantined[gateway])
             for gateway, operation in machine.requests(clock.monotonic()):
                 self._transport.send(
                     gateway, operation, self._fields(plan, gateway, operation, machine, blobs)
                 )
             if machine.finished:
                 return machine.outcome()
-            for reply in self._receive():
+            for reply in self._listener.receive():
                 if reply.round == (self._campaign, plan.number):
                     self._hand_over(machine, plan, reply)
             accepted = sum(machine.accepted.values())
@@ -846,98 +617,4 @@ class CampaignDriver:
                     parts_of_gateway(self._config, self._manifests, plan, reply.gateway, answer)
                 except AnswerError as error:
                     machine.reject(reply.gateway, str(error))
-                    self._quarantine(reply.gateway, str(error))
-
-
-def _decision(step: Step) -> str:
-    """What is decided where a stage's gates don't pass: each time another thing."""
-    when = {RoundKind.TRAIN: ":training", RoundKind.SCORE_AGAIN: ":soak"}.get(step.kind, "")
-    return f"gate:{step.stage}{when}"
-
-
-def _plain_finding(finding: Finding) -> dict[str, Any]:
-    """A finding as JSON can hold it: what isn't finite is null."""
-
-    def plain(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    return {
-        "group": finding.group,
-        "devices": finding.devices,
-        "outcome": finding.outcome.value,
-        "measured": plain(finding.measured),
-        "low": plain(finding.interval.low),
-        "high": plain(finding.interval.high),
-    }
-
-
-def new_campaign(
-    store: Store,
-    config: CampaignConfig,
-    manifests: Mapping[str, str],
-    blob: bytes,
-    author: str = "",
-    base: str = "",
-) -> str:
-    """Store a new campaign over bundles of one model; returns its id (16 hex digits).
-
-    `manifests` are the bundles' manifest.json texts in any keys, `blob` their weights, or those of
-    the version `base` (MODEL:NUMBER) of their model.
-    Raises `CampaignError` where the bundles don't hold the same model and weights, or a
-    plan that the configuration names is in none of them.
-    """
-    parsed = [Manifest.parse(text, f"manifest of {name}") for name, text in manifests.items()]
-    if not parsed:
-        raise CampaignError("a campaign needs at least one bundle")
-    digest = hashlib.sha256(blob).hexdigest()
-    for one in parsed:
-        _check_published(one, parsed[0])
-        if one.model.digest != parsed[0].model.digest:
-            raise CampaignError(
-                f"bundles {one.bundle_id[:16]} and {parsed[0].bundle_id[:16]} are of different "
-                f"models ({one.model.digest[:16]}… and {parsed[0].model.digest[:16]}…): weights of "
-                "one mean something else to the other, be it for the values of tensors that are "
-                "frozen; compile them from one model with the same calibration"
-            )
-        if one.tensors != parsed[0].tensors:
-            raise CampaignError(
-                f"bundles {one.bundle_id[:16]} and {parsed[0].bundle_id[:16]} hold different "
-                "tensors: compile them with one version of tinyfleet"
-            )
-        if not base and one.weights.sha256 != digest:
-            raise CampaignError(
-                f"bundle {one.bundle_id[:16]} was built with weights {one.weights.sha256[:16]}…, "
-                f"not {digest[:16]}…: compile all bundles from one model"
-            )
-    known = {name for one in parsed for plan in one.plans for name in (plan.id, plan.name)}
-    for name in config.plans:
-        if name not in known:
-            raise CampaignError(f"no bundle has a plan {name}; they have {sorted(known)}")
-    campaign = uuid.uuid4().hex[:16]
-    master = master_from_blob(parsed[0].tensors, blob)
-    store.create_campaign(
-        campaign,
-        config.model_dump_json(),
-        {one.bundle_id: text for one, text in zip(parsed, manifests.values(), strict=True)},
-        WeightsVersion(0, digest, blob, master.astype("<f8").tobytes()),
-        author,
-        base,
-    )
-    return campaign
-
-
-def _check_published(one: Manifest, other: Manifest) -> None:
-    """Raises `CampaignError` where a version of one bundle's weights isn't all of the other's."""
-    tensors = {tensor.name for tensor in one.tensors}
-    others = {tensor.name for tensor in other.tensors}
-    for has, lacks, extra in ((one, other, tensors - others), (other, one, others - tensors)):
-        if not extra:
-            continue
-        named = ", ".join(sorted(extra)[:_NAMED])
-        if len(extra) > _NAMED:
-            named += f" and {len(extra) - _NAMED} more"
-        raise CampaignError(
-            f"bundle {has.bundle_id[:16]} publishes {named}, which bundle {lacks.bundle_id[:16]} "
-            "has frozen: compile both with the same plans, or name plans that only other boards "
-            "have with --publish"
-        )
+                    self._listener.quarantine(reply.gateway, str(error))

@@ -29,7 +29,8 @@ from fleet.campaign import (
 )
 from fleet.campaign.answers import CollectAnswer
 from fleet.coordinator.closing import close_round, parts_of_gateway
-from fleet.coordinator.driver import CampaignDriver, new_campaign
+from fleet.coordinator.creation import new_campaign
+from fleet.coordinator.driver import CampaignDriver
 from fleet.coordinator.flower_adapter import RECORD, GridTransport
 from fleet.coordinator.transport import read_replies
 from fleet.errors import AnswerError

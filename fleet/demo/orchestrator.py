@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 from codegen.firmware.bundle import Bundle
 from fleet.attach.samples import deal_digits
 from fleet.campaign.config import CampaignConfig, Schedule
-from fleet.coordinator.driver import new_campaign
+from fleet.coordinator.creation import new_campaign
 from fleet.coordinator.service import Coordinator, ProgressEvent
 from fleet.demo.digits import (
     BOARDS,

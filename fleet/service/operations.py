@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from fleet.aggregation import changed_values
 from fleet.campaign.config import CampaignConfig
-from fleet.coordinator.driver import new_campaign
+from fleet.coordinator.creation import new_campaign
 from fleet.errors import AccessError, ConflictError, ModelStoreError, TakenNameError
 from fleet.gateway.broker import new_passwords, password_hash
 from fleet.protocol.manifest import Manifest

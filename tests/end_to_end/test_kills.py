@@ -19,7 +19,7 @@ import pytest
 
 from fleet.aggregation import FedAvg, MasterState, blob_from_master, plan_sum_from_manifest
 from fleet.campaign.config import CampaignConfig
-from fleet.coordinator.driver import new_campaign
+from fleet.coordinator.creation import new_campaign
 from fleet.coordinator.service import Coordinator, ProgressEvent
 from fleet.demo.site import Site
 from fleet.gateway.client import GatewayClient

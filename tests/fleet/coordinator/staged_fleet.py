@@ -9,7 +9,8 @@ from typing import Any
 
 from fleet.campaign import CampaignConfig, RoundPlan
 from fleet.clock import VirtualClock
-from fleet.coordinator.driver import CampaignDriver, new_campaign
+from fleet.coordinator.creation import new_campaign
+from fleet.coordinator.driver import CampaignDriver
 from fleet.store import ENDED_STATES, Models, SqlStore, Stages
 from tests.fleet.coordinator import small_model
 from tests.fleet.coordinator.direct_transport import DirectTransport

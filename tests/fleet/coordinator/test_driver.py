@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fleet.campaign import CampaignConfig, Operation
-from fleet.coordinator.driver import new_campaign
+from fleet.coordinator.creation import new_campaign
 from fleet.errors import CampaignError
 from fleet.store import SqlStore
 from tests.fleet.coordinator import small_model

@@ -16,7 +16,7 @@ import pytest
 
 from fleet.campaign import CampaignConfig
 from fleet.coordinator.control import APP_FOLDER
-from fleet.coordinator.driver import new_campaign
+from fleet.coordinator.creation import new_campaign
 from fleet.coordinator.service import Coordinator, ProgressEvent
 from fleet.coordinator.superlink import SuperLink, SuperNode, flower_environment
 from fleet.store import SqlStore, Stages, sqlite_url

@@ -11,7 +11,7 @@ import pytest
 from fleet.campaign import CampaignConfig
 from fleet.clock import VirtualClock
 from fleet.coordinator.control import RunState
-from fleet.coordinator.driver import new_campaign
+from fleet.coordinator.creation import new_campaign
 from fleet.coordinator.service import Coordinator, Patience
 from fleet.coordinator.superlink import SuperLink
 from fleet.errors import FlowerError

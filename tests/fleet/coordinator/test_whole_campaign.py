@@ -20,7 +20,8 @@ from fleet.aggregation import FedAvg, init
 from fleet.aggregation.mean import MasterState, plan_sum_from_manifest
 from fleet.attach.samples import deal_digits, input_codes
 from fleet.campaign import CampaignConfig, Operation
-from fleet.coordinator.driver import CampaignDriver, new_campaign
+from fleet.coordinator.creation import new_campaign
+from fleet.coordinator.driver import CampaignDriver
 from fleet.coordinator.transport import Reply, Transport, read_replies
 from fleet.demo.digits import example_folder
 from fleet.firmware import compile_firmware

@@ -1,0 +1,94 @@
+"""What a campaign hears from gateways: their devices, and which of them make no sense."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from fleet.campaign import DeviceInfo, Operation
+from fleet.campaign.answers import RoundCounters
+from fleet.clock import Clock
+from fleet.coordinator.scores import add_counts
+from fleet.coordinator.transport import Reply, Transport
+from fleet.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+class Listener:
+    """Listens to gateways for one campaign.
+
+    Attributes: `quarantined`, gateways whose answers can't be used, with reasons.
+    """
+
+    def __init__(
+        self, store: Store, campaign: str, driver: str, transport: Transport, clock: Clock
+    ) -> None:
+        """`driver` is the name that the campaign was claimed under."""
+        self._store = store
+        self._campaign = campaign
+        self._driver = driver
+        self._transport = transport
+        self._clock = clock
+        self._devices: dict[str, dict[str, DeviceInfo]] = {}
+        self._heard: dict[str, float] = {}
+        self._counters: dict[int, dict[str, RoundCounters]] = {}
+        self.quarantined: dict[str, str] = dict(store.quarantined(campaign))
+
+    def devices(self) -> list[DeviceInfo]:
+        """What is known of devices, of all gateways."""
+        return [one for known in self._devices.values() for one in known.values()]
+
+    def receive(self) -> list[Reply]:
+        """Replies of gateways that aren't in quarantine; what devices there are is noted."""
+        usable = []
+        for reply in self._transport.receive():
+            if reply.is_odd:
+                self.quarantine(reply.gateway, reply.error)
+            if reply.gateway in self.quarantined:
+                continue
+            usable.append(reply)
+            if reply.hello is not None:
+                self._heard[reply.gateway] = self._clock.monotonic()
+                known = self._devices.setdefault(reply.gateway, {})
+                changed = {
+                    one.device: DeviceInfo(gateway=reply.gateway, **dict(one))
+                    for one in reply.hello.devices
+                }
+                known.update(changed)
+                self._note_counters(reply.gateway, reply.hello.rounds)
+        return usable
+
+    def quarantine(self, gateway: str, reason: str) -> None:
+        """Go on without a gateway whose answers can't be used, in this campaign."""
+        if gateway not in self.quarantined:
+            logger.error("gateway %s is in quarantine from now on: %s", gateway, reason)
+            self._store.quarantine(self._campaign, self._driver, gateway, reason)
+            self.quarantined[gateway] = reason
+            self._devices.pop(gateway, None)
+
+    def _note_counters(self, gateway: str, rounds: Sequence[RoundCounters]) -> None:
+        """Bring the results of rounds that are over up to date with what came late."""
+        for one in rounds:
+            if one.campaign != self._campaign:
+                continue
+            known = self._counters.setdefault(one.round, {})
+            if known.get(gateway) == one:
+                continue
+            known[gateway] = one
+            total = add_counts(dict(counters) for counters in known.values())
+            if not self._store.raise_counters(
+                self._campaign,
+                self._driver,
+                one.round,
+                {name: total[name] for name in ("late", "duplicate", "refused")},
+            ):
+                del known[gateway]
+
+    def ask_for_news(self, silence_seconds: float = 0.0) -> None:
+        """Ask the gateways of which nothing was heard for so long for what has changed."""
+        now = self._clock.monotonic()
+        for gateway in self._transport.gateways() - self.quarantined.keys():
+            if now - self._heard.get(gateway, now) >= silence_seconds:
+                self._heard[gateway] = now
+                self._transport.send(gateway, Operation.HELLO, {})

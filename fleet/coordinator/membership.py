@@ -1,0 +1,155 @@
+"""The devices of a campaign: who is meant, in which stage, who failed, who has to go back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fleet.campaign import (
+    CampaignConfig,
+    DeviceInfo,
+    Members,
+    RoundKind,
+    RoundPlan,
+    Step,
+    by_name,
+    deal_stages,
+    filter_values,
+)
+from fleet.clock import Clock
+from fleet.registry import Filter
+from fleet.store import Member, Registry, SqlStore, Stages
+from fleet.store.stages import after_round
+
+_MOST_DOUBLED = 60
+
+
+class Membership:
+    """Who takes part in one campaign, as its store has it."""
+
+    def __init__(
+        self,
+        store: SqlStore,
+        campaign: str,
+        config: CampaignConfig,
+        registry: Registry | None,
+        clock: Clock,
+    ) -> None:
+        """With a `registry` its devices can be meant; without, whoever is at a gateway."""
+        self._store = store
+        self._stages = Stages(store)
+        self._campaign = campaign
+        self._config = config
+        self._registry = registry
+        self._clock = clock
+
+    def targets(self, devices: Sequence[DeviceInfo]) -> dict[str, DeviceInfo]:
+        """Known devices that the campaign is for, by name."""
+        known = by_name(devices)
+        target = Filter.parse(self._config.target)
+        if self._registry is not None:
+            meant = self._registry.names(target)
+            return {name: one for name, one in known.items() if name in meant}
+        return {name: one for name, one in known.items() if target.matches(filter_values(one))}
+
+    def of(
+        self, step: Step, devices: Sequence[DeviceInfo], is_known: Callable[[str], bool]
+    ) -> Members:
+        """Who of the known devices may take part in a stage's rounds; those that have come since
+        join.
+
+        `is_known`: whether there are weights with this digest.
+        """
+        targets = self.targets(devices)
+        known = self._stages.members(self._campaign)
+        strata = {name: f"{one.gateway}/{one.board}" for name, one in targets.items()}
+        # A driver that has just begun may not have heard of all: they keep their places.
+        heard = by_name(devices)
+        dealt = deal_stages(
+            self._config,
+            {**strata, **dict.fromkeys(known.keys() - heard.keys(), "")},
+            {name: one.stage for name, one in known.items()},
+        )
+        joined = {
+            name: Member(name, stage, targets[name].current)
+            for name, stage in dealt.items()
+            if name not in known
+        }
+        if joined:
+            self._stages.save_members(self._campaign, joined.values())
+        known |= joined
+        names = frozenset(
+            name for name, one in known.items() if name in targets and one.stage <= step.stage
+        )
+        waiting = {name: why for name in names if (why := self._holds_back(known[name]))}
+        own: dict[str, str] = {}
+        if self._config.kind != "adapt" and step.kind is RoundKind.SCORE_FIRST:
+            own = {name: targets[name].current for name in names}
+            strange = {one for one in set(own.values()) if not is_known(one)}
+            waiting |= {
+                name: f"its weights {digest[:16]}… aren't known"
+                for name, digest in own.items()
+                if digest in strange
+            }
+        return Members(names, own, waiting)
+
+    def _holds_back(self, member: Member) -> str:
+        """Why a device that failed isn't asked; empty where it is."""
+        if not member.failures:
+            return ""
+        if member.failures >= self._config.retry_of(member.reason).attempts:
+            return f"failed {member.failures} times in a row: {member.reason}"
+        if self._clock.wall() < member.not_before:
+            return f"failed ({member.reason}); it is asked again later"
+        return ""
+
+    def backs_off(self) -> bool:
+        """Whether a device waits to be asked again."""
+        return any(
+            one.failures < self._config.retry_of(one.reason).attempts
+            and self._clock.wall() < one.not_before
+            for one in self._stages.members(self._campaign).values()
+        )
+
+    def note_failures(self, plan: RoundPlan, result: Mapping[str, Any]) -> None:
+        """Remember who didn't deliver, so that nobody is asked for ever."""
+        reasons = {str(one): str(why) for one, why in result["failed"].items()}
+        if result["accepted"] >= plan.wanted:
+            reasons = {}  # the others were only asked in case that these don't answer
+        known = self._stages.members(self._campaign)
+        failed = {}
+        for device, reason in reasons.items():
+            retry = self._config.retry_of(reason)
+            times = known[device].failures if device in known else 0
+            backoff = retry.backoff_seconds * 2 ** min(times, _MOST_DOUBLED)
+            failed[device] = (reason, self._clock.wall() + backoff)
+        asked = [one.device for one in plan.assignments]
+        reported = set(asked) - set(result["missing"])
+        changed = after_round(known, asked, reported, failed)
+        if changed:
+            self._stages.save_members(self._campaign, changed)
+
+    def to_roll_back(self, devices: Sequence[DeviceInfo]) -> dict[str, str]:
+        """Devices whose current weights are of this campaign, and what each had before.
+
+        One that nobody has heard of has what was released to it.
+        """
+        digests = self._store.weight_digests(self._campaign)
+        heard, released = by_name(devices), self.released()
+        back = {}
+        for name, member in self._stages.members(self._campaign).items():
+            current = heard[name].current if name in heard else ""
+            if current != member.before and (current in digests if current else name in released):
+                back[name] = member.before
+        return back
+
+    def released(self) -> frozenset[str]:
+        """Devices that were told to make the candidate their current weights."""
+        return frozenset(
+            assignment.device
+            for one in self._store.round_summaries(self._campaign)
+            if one.kind == RoundKind.RELEASE.value
+            for assignment in RoundPlan.from_json(
+                self._store.round(self._campaign, one.number).plan
+            ).assignments
+        )
