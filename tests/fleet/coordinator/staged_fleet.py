@@ -101,7 +101,7 @@ class StagedFleet:
         blob = self.models.blob("m", int(base.partition(":")[2] or 1))
         return new_campaign(self.store, config, MANIFESTS, blob, "ann", base)
 
-    def transport(self, dies_at: int | None = None, pull: float = 0.4) -> DirectTransport:
+    def transport(self, dies_at: int | None = None, pull: float = 2.0) -> DirectTransport:
         """One that looks for replies that often, and dies before a request."""
         made = DirectTransport(self.gateways, dies_at, self.clock)
         made.pull = pull
