@@ -67,11 +67,15 @@ def import_csv(client: Client, path: Path, out: Path | None, *, as_json: bool) -
     if not devices:
         raise CommandError(f"{path} names no device")
     passwords: list[Password] = []
-    with stage_bars(hidden=as_json) as tell:
-        for first in range(0, len(devices), _AT_ONCE):
-            tell("registering devices", first, len(devices))
-            passwords += client.add_devices(devices[first : first + _AT_ONCE])
-    _told_once(passwords, out, as_json=as_json)
+    try:
+        with stage_bars(hidden=as_json) as tell:
+            for first in range(0, len(devices), _AT_ONCE):
+                tell("registering devices", first, len(devices))
+                passwords += client.add_devices(devices[first : first + _AT_ONCE])
+    finally:
+        # Those that are in when one is refused are told all the same: nobody can ask again.
+        if passwords:
+            _told_once(passwords, out, as_json=as_json)
 
 
 def _device_of(path: Path, number: int, row: dict[str, str]) -> DeviceToAdd:

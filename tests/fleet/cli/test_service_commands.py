@@ -137,6 +137,17 @@ def test_a_mistake_in_a_csv_file_is_named_and_nothing_is_added(
     assert len(site.client().devices().devices) == 6
 
 
+def test_passwords_of_those_that_are_in_are_told_when_a_later_one_is_refused(
+    tinyfleet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet.cli._devices._AT_ONCE", 1)
+    path, out = tmp_path / "d.csv", tmp_path / "passwords.csv"
+    path.write_text("device,site\nn1,home\nd0,home\n")
+    code, _, err = tinyfleet("devices", "import", path, "--out", out)
+    assert (code, "d0 is in the registry already" in err) == (1, True)
+    assert [one.split(",")[0] for one in out.read_text().splitlines()] == ["device", "n1"]
+
+
 def test_what_is_refused_is_one_line_and_code_1(tinyfleet: Command) -> None:
     for line in ("devices show d9", "models show none", "campaign show none", "models release x"):
         code, out, err = tinyfleet(*line.split())

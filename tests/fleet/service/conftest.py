@@ -113,7 +113,7 @@ def new_database(request: pytest.FixtureRequest, tmp_path: Any) -> Callable[[str
 
 @pytest.fixture
 def site(new_site: Callable[..., Site]) -> Site:
-    return new_site()
+    return new_site("memory")
 
 
 def campaign(**fields: Any) -> CampaignConfig:

@@ -11,9 +11,11 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from fleet.store import SqlStore
 from tests.conftest import examples
 from tests.fleet.service.conftest import make_site
+from tests.patience import PATIENCE_SECONDS
 
 SITE = make_site(SqlStore())
-SCHEMA = schemathesis.openapi.from_asgi("/v1/openapi.json", SITE.app)
+SCHEMA = schemathesis.openapi.from_dict(SITE.app.openapi())
+SCHEMA.app = SITE.app
 
 
 @SCHEMA.parametrize()
@@ -27,4 +29,6 @@ def test_every_answer_is_one_that_the_document_has(case: Any) -> None:
     if case.path == "/v1/events":
         # It would never end.
         case.query = {**(case.query or {}), "follow": "false"}
-    case.call_and_validate(headers=SITE.headers("admin"), excluded_checks=excluded)
+    case.call_and_validate(
+        headers=SITE.headers("admin"), excluded_checks=excluded, timeout=PATIENCE_SECONDS
+    )
