@@ -1,4 +1,4 @@
-"""The units of deploy/systemd: what they start exists, and systemd takes them where there is one."""
+"""The units of deploy/systemd: what they start exists, and systemd takes them where it is."""
 
 from __future__ import annotations
 
