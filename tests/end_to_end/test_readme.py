@@ -13,11 +13,11 @@ TOOL = Path(sys.executable).with_name("tinyfleet")
 
 
 def commands() -> list[list[str]]:
-    """`tinyfleet` commands of shell blocks, lines joined; `make` is what CI itself runs."""
+    """`.venv/bin/tinyfleet` of shell blocks, lines joined; `make` is what CI itself runs."""
     text = (ROOT / "README.md").read_text("utf-8")
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if "tinyfleet" in line]
+    return [shlex.split(line) for line in lines if ".venv/bin/tinyfleet" in line]
 
 
 def test_readme_commands_do_what_they_say(tmp_path: Path) -> None:
@@ -30,6 +30,17 @@ def test_readme_commands_do_what_they_say(tmp_path: Path) -> None:
         )
         assert finished.returncode == 0, finished.stderr
     assert "instructions, training step" in finished.stdout
+
+
+def test_what_operators_are_shown_is_of_the_page_that_is_run() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    page = (ROOT / "docs" / "operate.md").read_text("utf-8")
+    part = text[text.index("\n## Operate a fleet\n") :]
+    block, shown = re.findall(r"```(?:sh|text)\n(.*?)```", part, re.DOTALL)[:2]
+    for line in block.splitlines():
+        verbs = re.match(r"tinyfleet(?: [a-z]+)+", line)
+        assert line.startswith("export ") or (verbs and verbs[0] in page), line
+    assert [line for line in shown.splitlines() if line not in page.splitlines()] == []
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

@@ -1,0 +1,86 @@
+"""The units of deploy/systemd: what they start exists, and systemd takes them where it is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from fleet.cli import app
+
+ROOT = Path(__file__).parents[2]
+UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
+SUPERNODE_IS_LET_IN_AFTER_SECONDS = 10
+HARDENED = {
+    "NoNewPrivileges": "yes",
+    "CapabilityBoundingSet": "",
+    "ProtectSystem": "strict",
+    "ProtectHome": "yes",
+    "PrivateTmp": "yes",
+    "RestrictSUIDSGID": "yes",
+    "UMask": "0077",
+}
+
+
+def values(unit: Path) -> dict[str, str]:
+    """Settings by name; none of ours stands twice."""
+    lines = [
+        line.partition("=")
+        for line in unit.read_text("utf-8").splitlines()
+        if "=" in line and not line.startswith("#")
+    ]
+    names = [name for name, _, _ in lines]
+    assert len(set(names)) == len(names), unit.name
+    return {name: value for name, _, value in lines}
+
+
+def test_there_is_a_unit_for_each_part() -> None:
+    assert [one.name for one in UNITS] == [
+        "tinyfleet-coordinator.service",
+        "tinyfleet-gateway@.service",
+        "tinyfleet-mosquitto.service",
+    ]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda one: one.name)
+def test_a_unit_is_restarted_for_ever_and_may_do_little(unit: Path) -> None:
+    known = values(unit)
+    assert (known["Restart"], known["StartLimitIntervalSec"]) == ("always", "0")
+    assert {name: known[name] for name in HARDENED} == HARDENED
+    assert (known["User"], known["StateDirectoryMode"]) == ("tinyfleet", "0700")
+    if "gateway" in unit.name:
+        assert int(known["RestartSec"]) >= SUPERNODE_IS_LET_IN_AFTER_SECONDS
+        assert known["User"] == values(ROOT / "deploy/systemd/tinyfleet-mosquitto.service")["User"]
+
+
+@pytest.mark.parametrize("unit", UNITS[:2], ids=lambda one: one.name)
+def test_what_a_unit_starts_is_a_command_of_ours(unit: Path) -> None:
+    program, *words = values(unit)["ExecStart"].split()
+    assert Path(program).name == "tinyfleet"
+    command = typer.main.get_command(app)
+    while not words[0].startswith("-"):
+        command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+    known = {option for one in command.params for option in one.opts}
+    assert {word for word in words if word.startswith("-")} <= known
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda one: one.name)
+def test_systemd_takes_a_unit(unit: Path, tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze isn't installed: units were only read")
+    # The programs and the user aren't on this machine: those that are stand for them.
+    text = re.sub(r"^(Exec\w+=)\S+", r"\1/bin/true", unit.read_text("utf-8"), flags=re.MULTILINE)
+    copy = tmp_path / unit.name.replace("@", "@north")
+    copy.write_text(re.sub(r"^(User|Group)=\w+$", r"\1=root", text, flags=re.MULTILINE))
+    found = subprocess.run(
+        [program, "verify", "--man=no", str(copy)], capture_output=True, text=True, check=False
+    )
+    said = found.stdout + found.stderr
+    if "Failed to initialize manager" in said or "Host is down" in said:
+        pytest.skip(f"systemd-analyze doesn't work here: {said.strip()}")
+    assert (found.returncode, said) == (0, "")
