@@ -74,6 +74,7 @@ class PaceSettings(_Settings):
     """How long messages wait at gateways, and how often those that have nothing to do are asked."""
 
     sync_wait_seconds: Annotated[float, Field(gt=0, le=600)] = FlowerPace.sync_wait
+    expecting_wait_seconds: Annotated[float, Field(gt=0, le=600)] = FlowerPace.expecting_wait
     hello_seconds: Annotated[float, Field(gt=0, le=3600)] = 15.0
     spare_syncs: bool = True
 
