@@ -31,7 +31,7 @@ from benchmarks.campaigns.processes import Watch
 from benchmarks.campaigns.rounds import PARTS, problems, read_rounds, spread
 from benchmarks.gateway.device import FLEET
 from benchmarks.gateway.site import allow_connections
-from codegen.firmware.bundle import Bundle
+from codegen.firmware.bundle import Bundle, load_bundle
 from fleet.campaign.config import CampaignConfig
 from fleet.coordinator.settings import CoordinatorSettings, PaceSettings
 from fleet.demo.digits import BOARDS, example_folder
@@ -71,15 +71,16 @@ def say(what: str) -> None:
 
 
 def measure(
-    folder: Path, devices: int, campaigns: int, rounds: int, idle: float, pace: PaceSettings
+    folder: Path,
+    bundle: Bundle,
+    devices: int,
+    campaigns: int,
+    rounds: int,
+    idle: float,
+    pace: PaceSettings,
 ) -> dict[str, Any]:
     """All figures of a deployment that is made in ``folder``."""
     allow_connections(devices)
-    example = example_folder()
-    say("compiling")
-    bundle = compile_firmware(
-        example / "digits.onnx", BOARDS[0], [], example / "calibration.npz", folder / "bundle"
-    )
     site_folder = folder / "site"
     deployment = init(site_folder, FLEET, SITES, 1)
     settings_file = site_folder / "coordinator" / "coordinator.toml"
@@ -175,6 +176,15 @@ def measure(
         "message_seconds": spread(one.ended - one.began for one in messages),
         "message_cpu_seconds": spread(one.cpu for one in messages),
     }
+
+
+def compiled(folder: Path) -> Bundle:
+    """The firmware that the demo's devices have."""
+    say("compiling")
+    example = example_folder()
+    return compile_firmware(
+        example / "digits.onnx", BOARDS[0], [], example / "calibration.npz", folder / "bundle"
+    )
 
 
 def _manifest_text(bundle: Bundle) -> str:
@@ -291,6 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sync-wait", type=float, default=pace.sync_wait_seconds)
     parser.add_argument("--expecting-wait", type=float, default=pace.expecting_wait_seconds)
     parser.add_argument("--spares", action=argparse.BooleanOptionalAction, default=pace.spare_syncs)
+    parser.add_argument("--bundle", type=Path, help="of digits; it is compiled where left out")
     parser.add_argument("--json", action="store_true", help="print the figures for programs")
     options = parser.parse_args(arguments)
     pace = PaceSettings(
@@ -301,6 +312,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="tinyfleet-") as folder:
         figures = measure(
             Path(folder),
+            load_bundle(options.bundle) if options.bundle else compiled(Path(folder)),
             options.devices,
             options.campaigns,
             options.rounds,

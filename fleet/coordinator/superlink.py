@@ -164,12 +164,12 @@ class ManagedProcess:
         self._signal_group(signal.SIGKILL)
         self._wait(STOP_SECONDS)
 
-    def stop(self) -> None:
-        """SIGTERM, then SIGKILL to what is left of the group after `STOP_SECONDS`."""
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """SIGTERM, then SIGKILL to what is left of the group after so many seconds."""
         if self.pid is None:
             return
         self._signal_group(signal.SIGTERM)
-        self._wait(STOP_SECONDS)
+        self._wait(seconds)
         self._signal_group(signal.SIGKILL)
         self._wait(STOP_SECONDS)
         if self._pid_file is not None:

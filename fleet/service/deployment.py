@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fleet.coordinator.settings import ApiSettings, CoordinatorSettings, SuperLinkSettings
-from fleet.coordinator.superlink import ManagedProcess
+from fleet.coordinator.superlink import ManagedProcess, SuperLink
 from fleet.errors import ConfigurationError, ServiceError
 from fleet.gateway.broker import (
     BrokerConfig,
@@ -40,6 +40,8 @@ from fleet.store import Gateways, SqlStore, Tokens
 
 SITE_FILE = "site.json"
 UP_SECONDS = 120.0
+DOWN_SECONDS = 30.0
+"""A service ends its SuperLink first, which takes longer than other processes have."""
 ADMIN_DAYS = 3650.0
 
 
@@ -262,7 +264,14 @@ def down(folder: Path, tell: Callable[[str, int, int], None] = lambda what, done
         tell(f"stopping {name}", done, len(parts))
         if process.adopt():
             stopped += 1
-        process.stop()
+        process.stop(DOWN_SECONDS)
+    # A service that was killed leaves its SuperLink behind, for the next one to take over.
+    settings = CoordinatorSettings.read(folder / "coordinator" / "coordinator.toml")
+    if settings.superlink.port is not None:
+        superlink = SuperLink(settings.work, settings.superlink.port, is_adopting=True)
+        for left in (superlink.superexec, superlink.link):
+            left.adopt()
+            left.stop()
     return stopped
 
 
