@@ -76,10 +76,9 @@ class Gateway:
                 self.open.add(name)
                 self.clock.call_later(self.seconds_of(name, self.name), self._closes(name))
         watched = [(one["campaign"], one["round"]) for one in request.get("rounds", ())]
-        wait = float(request["wait_seconds"])
+        wait, linger = float(request["wait_seconds"]), float(request.get("linger_seconds", 0.0))
         if wait <= 0.0:
-            watched_at_once = watched
-            self._answer(message, started, watched_at_once)
+            self._answer(message, started, watched)
             return
         watched = [*watched, *(name for name in started if name not in watched)]
         done = []
@@ -91,8 +90,10 @@ class Gateway:
                 self._answer(message, started, watched)
 
         def look() -> None:
-            if not self.closed.isdisjoint(watched):
+            if self.closed.issuperset(watched):
                 end()
+            elif not self.closed.isdisjoint(watched):
+                self.clock.call_later(linger, end)
 
         self._waits = look
         self.clock.call_later(wait, end)
