@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fleet.errors import AnswerError
 from fleet.protocol import fields
@@ -71,6 +71,8 @@ class Hello(_Answer):
     """What a gateway says of itself: devices and rounds that changed since the cursor."""
 
     gateway: Name
+    version: Count = 0
+    """Of docs/specification/gateway.md; 0: of a time before it was told."""
     devices: list[DeviceEntry]
     rounds: list[RoundCounters]
     access_cursor: Count | None = None
@@ -110,6 +112,12 @@ class Report(_Answer):
     coded_bytes: Uint32
     payload_bytes: Uint32
     seconds: Seconds
+
+    @model_validator(mode="after")
+    def _has_no_more_right_answers_than_samples(self) -> Self:
+        if max(self.correct_before, self.correct_after) > self.held_out:
+            raise ValueError(f"more right answers than its {self.held_out} samples")
+        return self
 
 
 class Explanation(_Answer):

@@ -86,7 +86,10 @@ class Stage(BaseModel):
 
 
 class Window(BaseModel):
-    """When rounds may begin: from `start` to `end` (which may be on the next day), on `days`."""
+    """When rounds may begin: from `start` to `end` (which may be on the next day), on `days`.
+
+    One that ends at the hour at which it begins lasts a whole day.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -96,6 +99,13 @@ class Window(BaseModel):
     """All where empty; the day on which it begins."""
     timezone: str = "UTC"
     """Such as Europe/Berlin."""
+
+    @field_validator("start", "end")
+    @classmethod
+    def _is_of_the_windows_time_zone(cls, at: time) -> time:
+        if at.tzinfo is not None:
+            raise ValueError("an hour without an offset; `timezone` says whose hours these are")
+        return at
 
     @field_validator("timezone")
     @classmethod
@@ -110,7 +120,7 @@ class Window(BaseModel):
         """Whether it is at this time."""
         local = datetime.fromtimestamp(unix, ZoneInfo(self.timezone))
         now = local.time()
-        if self.start <= self.end:
+        if self.start < self.end:
             begun, inside = local, self.start <= now < self.end
         else:
             begun = local if now >= self.start else local - timedelta(days=1)

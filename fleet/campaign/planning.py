@@ -276,6 +276,18 @@ class Members:
     waiting: Mapping[str, str] = field(default_factory=dict)
 
 
+def by_name(devices: Iterable[DeviceInfo]) -> dict[str, DeviceInfo]:
+    """Each device once, in order of names.
+
+    One known to two gateways belongs to the one where it is online, then to the gateway first in
+    the alphabet.
+    """
+    found: dict[str, DeviceInfo] = {}
+    for device in sorted(devices, key=lambda one: (one.device, not one.online, one.gateway)):
+        found.setdefault(device.device, device)
+    return found
+
+
 def eligible(
     config: CampaignConfig,
     devices: Iterable[DeviceInfo],
@@ -284,18 +296,12 @@ def eligible(
 ) -> tuple[dict[str, Assignment], dict[str, str]]:
     """Assignments of all devices that could take part now, and why the others can't.
 
-    Without `members` whoever matches the campaign's target by what its gateway says. A device known
-    to two gateways belongs to the one where it is online, then to the gateway first in the
-    alphabet.
+    Without `members` whoever matches the campaign's target by what its gateway says.
     """
     target = Filter.parse(config.target)
     assignments: dict[str, Assignment] = {}
     skipped: dict[str, str] = {}
-    seen: set[str] = set()
-    for device in sorted(devices, key=lambda one: (one.device, not one.online, one.gateway)):
-        if device.device in seen:
-            continue
-        seen.add(device.device)
+    for device in by_name(devices).values():
         if members is None:
             if not target.matches(filter_values(device)):
                 continue

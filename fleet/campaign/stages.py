@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -51,10 +52,21 @@ def paired_scores(
 
 
 def failures(result: Mapping[str, Any]) -> dict[str, int]:
-    """How many devices of a round failed, by class of reason, from its result."""
-    counted = {str(kind): int(count) for kind, count in result.get("declined", {}).items()}
-    silent = int(result["asked"]) - int(result["accepted"]) - sum(counted.values())
-    return {**counted, NO_REPORT: silent} if silent > 0 else counted
+    """How many devices of a round failed, by class of reason, from its result.
+
+    Where as many have delivered as were wanted, nobody waited for the others: their silence is no
+    failure then.
+    """
+    counted = Counter(str(reason) for reason in result["failed"].values())
+    silent = counted.pop(NO_REPORT, 0)
+    # Gateways count all that declined, but don't name more than some.
+    for reason, count in sorted(result.get("declined", {}).items()):
+        unnamed = min(silent, max(0, int(count) - counted[str(reason)]))
+        counted[str(reason)] += unnamed
+        silent -= unnamed
+    if int(result["accepted"]) < int(result["wanted"]):
+        counted[NO_REPORT] = silent
+    return {reason: count for reason, count in counted.items() if count}
 
 
 def judge_stage(
@@ -66,7 +78,7 @@ def judge_stage(
         if isinstance(gate, ScoreGate):
             verdicts.append(judge_scores(gate, scores, seed))
         else:
-            verdicts.append(judge_failures(gate, int(result["asked"]), failures(result)))
+            verdicts.append(_judge_failures(gate, result))
     return verdicts
 
 
@@ -75,10 +87,15 @@ def failed_early(stage: Stage, result: Mapping[str, Any]) -> Verdict | None:
     end."""
     for gate in stage.gates:
         if isinstance(gate, FailureGate):
-            verdict = judge_failures(gate, int(result["asked"]), failures(result))
+            verdict = _judge_failures(gate, result)
             if verdict.outcome is Outcome.FAIL:
                 return verdict
     return None
+
+
+def _judge_failures(gate: FailureGate, result: Mapping[str, Any]) -> Verdict:
+    failed = failures(result)
+    return judge_failures(gate, int(result["accepted"]) + sum(failed.values()), failed)
 
 
 def together(verdicts: Iterable[Verdict]) -> Outcome:

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import math
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from fleet.campaign import (
     RoundOutcome,
     RoundPlan,
     Step,
+    by_name,
     deal_stages,
     eligible,
     filter_values,
@@ -40,7 +41,7 @@ from fleet.clock import Clock, SystemClock
 from fleet.coordinator.closing import close_round, parts_of_gateway
 from fleet.coordinator.scores import add_counts
 from fleet.coordinator.transport import Reply, Transport
-from fleet.errors import AggregationError, AnswerError, CampaignError
+from fleet.errors import AggregationError, AnswerError, CampaignError, ModelStoreError
 from fleet.protocol.manifest import Manifest
 from fleet.registry import Filter
 from fleet.store import (
@@ -62,6 +63,7 @@ logger = logging.getLogger(__name__)
 
 ROLL_BACK_ROUNDS = 3
 """So often devices are asked to go back; each time waits for a round's deadline."""
+_MOST_DOUBLED = 60
 _NAMED = 3
 """Tensors that a message names."""
 
@@ -120,6 +122,7 @@ class CampaignDriver:
         self._quarantined: dict[str, str] = dict(store.quarantined(campaign))
         self._counters: dict[int, dict[str, RoundCounters]] = {}
         self._stop_checked = float("-inf")
+        self._rolls_back = False
         self._record = store.campaign(campaign)
         self._config = CampaignConfig.parse(self._record.config)
         self._manifests = {
@@ -137,6 +140,7 @@ class CampaignDriver:
             return self._record.state
         try:
             if self._record.state == "rolling-back":
+                self._cancel_rounds(but=RoundKind.ROLL_BACK)
                 self._roll_back(self._record.reason)
             else:
                 try:
@@ -150,7 +154,7 @@ class CampaignDriver:
             if end.state == "cancelled":
                 self._cancel_rounds()
             self._end(end.state, end.reason)
-        except (CampaignError, AggregationError) as error:
+        except (CampaignError, AggregationError, ModelStoreError) as error:
             logger.error("campaign %s failed: %s", self._campaign, error)
             self._cancel_rounds()
             self._end("failed", str(error))
@@ -158,6 +162,7 @@ class CampaignDriver:
 
     def _end(self, state: str, reason: str) -> None:
         self._store.end_campaign(self._campaign, self._driver, state, reason)
+        self._tell("state", state=state, reason=reason, waiting="")
 
     def _run_steps(self) -> None:
         config = self._config
@@ -172,14 +177,17 @@ class CampaignDriver:
                     self._wait_for_decision(
                         f"begin:{step.stage}", f"approval of stage {stage.name}"
                     )
-            if step.kind is RoundKind.RELEASE and not self._may_release(step.stage):
+            if step.kind is RoundKind.RELEASE and not self._may_release(step):
                 continue
             if step.kind is RoundKind.SCORE_AGAIN:
+                if step.number - 1 not in self._begun():
+                    continue  # nothing was released
                 self._soak(step)
             if not self._run_round(step):
                 self._obey()
                 raise _EndedError("cancelled", "stopped by the operator")
             self._judge(step)
+        self._obey()
         self._end_well()
 
     def _end_well(self) -> None:
@@ -200,18 +208,24 @@ class CampaignDriver:
 
     # Gates
 
-    def _may_release(self, stage: int) -> bool:
+    def _may_release(self, step: Step) -> bool:
         """Not where a stage's gates couldn't tell and a wider one is to decide."""
-        judged = self._stages.judged(self._campaign).get(stage)
+        if step.number in self._begun():
+            return True
+        judged = self._stages.judged(self._campaign).get(step.stage)
         if judged is None or judged.outcome != Outcome.TOO_LITTLE_EVIDENCE.value:
             return True
-        return f"gate:{stage}" in self._stages.decisions(self._campaign)
+        return _decision(step) in self._stages.decisions(self._campaign)
+
+    def _begun(self) -> dict[int, str]:
+        """The rounds that there are, with their states."""
+        return {one.number: one.state for one in self._store.round_summaries(self._campaign)}
 
     def _judge(self, step: Step) -> None:
         """What a round means for its stage; raises where the campaign doesn't go on."""
         stage = self._config.stages[step.stage]
-        if not stage.gates:
-            return
+        if not stage.gates or step.number < max(self._begun()):
+            return  # the campaign has gone on since
         if step.kind is RoundKind.TRAIN:
             verdict = failed_early(stage, self._store.round(self._campaign, step.number).result)
             if verdict is not None:
@@ -229,7 +243,7 @@ class CampaignDriver:
         scores = paired_scores(
             self._store.reports(self._campaign, base),
             after,
-            self._groups(str(one["device"]) for one in after),
+            self._groups(step.number),
         )
         result = self._store.round(self._campaign, step.number).result
         verdicts = judge_stage(stage, scores, result, self._config.seed)
@@ -242,7 +256,7 @@ class CampaignDriver:
             reason = f"stage {stage.name}: too little evidence: {why}"
             is_last = step.stage == len(self._config.stages) - 1
             if stage.on_too_little_evidence == "pause":
-                self._wait_for_decision(f"gate:{step.stage}", reason)
+                self._wait_for_decision(_decision(step), reason)
             elif stage.on_too_little_evidence == "stop" or is_last:
                 raise _EndedError("undecided", reason)
 
@@ -274,16 +288,19 @@ class CampaignDriver:
             raise _EndedError("failed", reason)
         if stage.on_failure == "roll-back":
             raise _RollBackError(reason)
-        self._wait_for_decision(f"gate:{step.stage}", reason)
+        self._wait_for_decision(_decision(step), reason)
 
-    def _groups(self, devices: Iterable[str]) -> dict[str, dict[str, str]]:
-        """What gates may look at apart: board, gateway, labels."""
+    def _groups(self, number: int) -> dict[str, dict[str, str]]:
+        """What gates may look at apart: board, gateway, labels.
+
+        By the round's plan: a driver that has just begun has heard of nobody yet.
+        """
+        plan = RoundPlan.from_json(self._store.round(self._campaign, number).plan)
         known = {
-            name: {"board": one.board, "gateway": gateway}
-            for gateway, of in self._devices.items()
-            for name, one in of.items()
+            one.device: {"board": self._manifests[one.bundle].board.name, "gateway": one.gateway}
+            for one in plan.assignments
         }
-        labels = self._registry.labels(devices) if self._registry else {}
+        labels = self._registry.labels(known) if self._registry else {}
         return {name: {**labels.get(name, {}), **known.get(name, {})} for name in known | labels}
 
     def _tell(self, kind: str, **data: object) -> None:
@@ -303,7 +320,7 @@ class CampaignDriver:
             if record.wish == "roll-back":
                 raise _RollBackError("asked for by the operator")
             if record.wish != "pause":
-                if told:
+                if told or record.state == "paused":
                     self._set_state("running")
                 return
             if not told:
@@ -364,7 +381,9 @@ class CampaignDriver:
 
     def _roll_back(self, reason: str) -> None:
         """Bring all devices back to the weights that they had before the campaign."""
+        self._rolls_back = True
         self._set_state("rolling-back", reason)
+        self._wait_for_released()
         for _ in range(ROLL_BACK_ROUNDS):
             if not self._roll_back_round():
                 break
@@ -375,18 +394,41 @@ class CampaignDriver:
         self._end("rolled-back", reason)
 
     def _to_roll_back(self) -> dict[str, str]:
-        """Devices whose current weights are of this campaign, and what each had before."""
+        """Devices whose current weights are of this campaign, and what each had before.
+
+        One that nobody has heard of has what was released to it.
+        """
         digests = self._store.weight_digests(self._campaign)
-        members = self._stages.members(self._campaign)
+        heard, released = by_name(self._known_devices()), self._released()
         back = {}
-        for of in self._devices.values():
-            for name, device in of.items():
-                member = members.get(name)
-                if member is None or device.current == member.before:
-                    continue
-                if device.current in digests:
-                    back[name] = member.before
+        for name, member in self._stages.members(self._campaign).items():
+            current = heard[name].current if name in heard else ""
+            if current != member.before and (current in digests if current else name in released):
+                back[name] = member.before
         return back
+
+    def _released(self) -> frozenset[str]:
+        """Devices that were told to make the candidate their current weights."""
+        return frozenset(
+            assignment.device
+            for one in self._store.round_summaries(self._campaign)
+            if one.kind == RoundKind.RELEASE.value
+            for assignment in RoundPlan.from_json(
+                self._store.round(self._campaign, one.number).plan
+            ).assignments
+        )
+
+    def _wait_for_released(self) -> None:
+        """A driver that has just begun doesn't know yet what devices have."""
+        end = self._clock.monotonic() + self._config.wait_for_devices_seconds
+        released, asked = self._released(), set(self._quarantined)
+        while released - by_name(self._known_devices()).keys() and not self._stopped():
+            if self._clock.monotonic() >= end:
+                return
+            for gateway in self._transport.gateways() - asked:
+                asked.add(gateway)
+                self._transport.send(gateway, Operation.HELLO, {})
+            self._receive()
 
     def _roll_back_round(self) -> bool:
         """One round of it; False where nobody is left, or nobody can be reached."""
@@ -415,7 +457,11 @@ class CampaignDriver:
                 logger.warning("campaign %s: %s", self._campaign, error)
                 return False
             plan = self._begin(plan)
-        self._close(plan, self._drive(plan, self._blobs(plan)), version)
+        outcome = self._drive(plan, self._blobs(plan))
+        if outcome.cancelled:
+            self._store_cancelled(plan.number)
+            return False
+        self._close(plan, outcome, version)
         self._hear_all()
         return True
 
@@ -441,10 +487,10 @@ class CampaignDriver:
             found[digest] = blob
         return found
 
-    def _cancel_rounds(self) -> None:
+    def _cancel_rounds(self, but: RoundKind | None = None) -> None:
         """Let no round go on that nobody will collect, also one of a driver that was killed."""
         for one in self._store.round_summaries(self._campaign):
-            if one.state == "running":
+            if one.state == "running" and one.kind != but:
                 plan = RoundPlan.from_json(self._store.round(self._campaign, one.number).plan)
                 self._drive(plan, {}, cancel=True)
                 self._store_cancelled(one.number)
@@ -457,8 +503,9 @@ class CampaignDriver:
     def _run_round(self, step: Step) -> bool:
         """Run a round that hasn't ended; False where the operator stopped the campaign."""
         number = step.number
-        known = {one.number: one.state for one in self._store.round_summaries(self._campaign)}
-        state = known.get(number)
+        state = self._begun().get(number)
+        if state == "cancelled":
+            return False  # by a driver that was killed before it could say so
         if state not in (None, "running"):
             return True
         self._obey()
@@ -472,7 +519,7 @@ class CampaignDriver:
         else:
             self._wait_for_window()
             self._check_for_empty_rounds()
-            if not self.wait_for_devices():
+            if not self.wait_for_devices(step):
                 return False
             plan = self._begin(self._plan(step, base.sha256, self._members(step)))
         if plan.weights != base.sha256:
@@ -484,7 +531,7 @@ class CampaignDriver:
         if outcome.cancelled:
             self._store_cancelled(number)
             return False
-        self._close(plan, outcome, version)
+        self._close(plan, outcome, base)
         return True
 
     def _begin(self, plan: RoundPlan) -> RoundPlan:
@@ -516,7 +563,8 @@ class CampaignDriver:
         for device, reason in reasons.items():
             retry = self._config.retry_of(reason)
             times = known[device].failures if device in known else 0
-            failed[device] = (reason, self._clock.wall() + retry.backoff_seconds * 2**times)
+            backoff = retry.backoff_seconds * 2 ** min(times, _MOST_DOUBLED)
+            failed[device] = (reason, self._clock.wall() + backoff)
         asked = [one.device for one in plan.assignments]
         reported = set(asked) - set(result["missing"])
         changed = after_round(known, asked, reported, failed)
@@ -555,7 +603,7 @@ class CampaignDriver:
 
     def _targets(self) -> dict[str, DeviceInfo]:
         """Known devices that the campaign is for, by name."""
-        devices = {one.device: one for one in self._known_devices()}
+        devices = by_name(self._known_devices())
         target = Filter.parse(self._config.target)
         if self._registry is not None:
             meant = self._registry.names(target)
@@ -566,9 +614,12 @@ class CampaignDriver:
         """Who may take part in a stage's rounds; devices that have come since join."""
         targets = self._targets()
         known = self._stages.members(self._campaign)
+        strata = {name: f"{one.gateway}/{one.board}" for name, one in targets.items()}
+        # A driver that has just begun may not have heard of all: they keep their places.
+        heard = by_name(self._known_devices())
         dealt = deal_stages(
             self._config,
-            {name: f"{one.gateway}/{one.board}" for name, one in targets.items()},
+            {**strata, **dict.fromkeys(known.keys() - heard.keys(), "")},
             {name: one.stage for name, one in known.items()},
         )
         joined = {
@@ -582,12 +633,17 @@ class CampaignDriver:
         names = frozenset(
             name for name, one in known.items() if name in targets and one.stage <= step.stage
         )
-        own = self._config.kind != "adapt" and step.kind is RoundKind.SCORE_FIRST
-        return Members(
-            names,
-            {name: targets[name].current for name in names} if own else {},
-            {name: why for name in names if (why := self._holds_back(known[name]))},
-        )
+        waiting = {name: why for name in names if (why := self._holds_back(known[name]))}
+        own: dict[str, str] = {}
+        if self._config.kind != "adapt" and step.kind is RoundKind.SCORE_FIRST:
+            own = {name: targets[name].current for name in names}
+            strange = {one for one in set(own.values()) if self._blob(one) is None}
+            waiting |= {
+                name: f"its weights {digest[:16]}… aren't known"
+                for name, digest in own.items()
+                if digest in strange
+            }
+        return Members(names, own, waiting)
 
     def _holds_back(self, member: Member) -> str:
         """Why a device that failed isn't asked; empty where it is."""
@@ -615,28 +671,44 @@ class CampaignDriver:
 
     # Devices
 
-    def wait_for_devices(self) -> list[DeviceInfo]:
+    def wait_for_devices(self, step: Step | None = None) -> list[DeviceInfo]:
         """What is known of devices, when enough can take part; empty where the user stops.
 
-        Raises `CampaignError` where they aren't there in time.
+        With a `step` one of its stage's can, too; where all of them wait to be asked again, that is
+        waited for. Raises `CampaignError` where they aren't there in time.
         """
         deadline = self._clock.monotonic() + self._config.wait_for_devices_seconds
         while True:
             targets = self._targets()
             members = Members(frozenset(targets))
             ready, skipped = eligible(self._config, targets.values(), self._manifests, members)
-            if len(ready) >= self._config.min_devices:
+            enough = len(ready) >= self._config.min_devices
+            if enough and (step is None or self._can_begin(step)):
                 return self._known_devices()
             if self._stopped():
                 return []
             now = self._clock.monotonic()
-            if now > deadline:
+            if now > deadline and not enough:
                 raise self._too_few(len(ready), skipped)
+            if now > deadline and not self._backs_off():
+                return self._known_devices()
             for gateway in self._transport.gateways() - self._quarantined.keys():
                 if now - self._heard.get(gateway, now) >= self._pace.hello:
                     self._heard[gateway] = now
                     self._transport.send(gateway, Operation.HELLO, {})
             self._receive()
+
+    def _can_begin(self, step: Step) -> bool:
+        devices = self._known_devices()
+        return bool(eligible(self._config, devices, self._manifests, self._members(step))[0])
+
+    def _backs_off(self) -> bool:
+        """Whether a device waits to be asked again."""
+        return any(
+            one.failures < self._config.retry_of(one.reason).attempts
+            and self._clock.wall() < one.not_before
+            for one in self._stages.members(self._campaign).values()
+        )
 
     def _too_few(self, ready: int, skipped: Mapping[str, str]) -> CampaignError:
         whys = [f"{name}: {why}" for name, why in list(skipped.items())[:5]]
@@ -700,7 +772,7 @@ class CampaignDriver:
             return False
         self._stop_checked = now
         record = self._store.driver_lives(self._campaign, self._driver, self._clock.wall())
-        return record.wish in ("stop", "roll-back")
+        return record.wish == "stop" or (record.wish == "roll-back" and not self._rolls_back)
 
     # One round
 
@@ -775,6 +847,12 @@ class CampaignDriver:
                 except AnswerError as error:
                     machine.reject(reply.gateway, str(error))
                     self._quarantine(reply.gateway, str(error))
+
+
+def _decision(step: Step) -> str:
+    """What is decided where a stage's gates don't pass: each time another thing."""
+    when = {RoundKind.TRAIN: ":training", RoundKind.SCORE_AGAIN: ":soak"}.get(step.kind, "")
+    return f"gate:{step.stage}{when}"
 
 
 def _plain_finding(finding: Finding) -> dict[str, Any]:

@@ -354,8 +354,11 @@ class GridTransport(Transport):
         if read and read[0].is_odd:
             return self._odd(sent, gateway, read[0].error)
         # A spare's answer about a round is old; its news of devices aren't.
-        read = [one for one in read if one.collected is None or one.round in sent.asked]
-        replies: list[Reply] = []
+        read = [one for one in read if one.round is None or one.round in sent.asked]
+        replies = [
+            Reply(gateway, name, error="its answer says nothing about the round")
+            for name in sorted(sent.asked - {one.round for one in read})
+        ]
         for reply in read:
             if reply.hello is not None:
                 replies += self._meet(gateway, sent.node)
@@ -384,12 +387,11 @@ class GridTransport(Transport):
         return [Reply(gateway, error=error, is_odd=True)]
 
     def _meet(self, gateway: str, node: int) -> list[Reply]:
-        before = self._nodes.get(gateway)
         self._nodes[gateway] = node
-        if before in (None, node):
-            return []
-        # The SuperNode restarted under a new id: what was under way to the old one is lost.
-        lost = [key for key, one in self._sent.items() if one.node == before]
+        # Where the SuperNode restarted under a new id, what was under way to the old one is lost.
+        lost = [
+            key for key, one in self._sent.items() if one.gateway == gateway and one.node != node
+        ]
         return [
             Reply(gateway, name, error="its SuperNode restarted")
             for one in [self._sent.pop(key) for key in lost]

@@ -174,7 +174,10 @@ class Hub:
         self._strangers[gateway] = {name: heard[name] for name in unknown}
         known = {name: one for name, one in heard.items() if name not in unknown}
         with self._lock:
-            self._known.setdefault(gateway, {}).update(known)
+            of_gateway = self._known.setdefault(gateway, {})
+            of_gateway.update(known)
+            for name in unknown:
+                of_gateway.pop(name, None)  # erased since
         return hello.model_copy(update={"devices": list(known.values())})
 
 

@@ -73,6 +73,10 @@ class _Watcher:
                 self._progress(ProgressEvent("round-done", one.number, data))
 
 
+MOST_DOUBLINGS = 4
+"""Of how long a ServerApp may be silent, one for each in a row that brought nothing further."""
+
+
 @dataclass(frozen=True)
 class Patience:
     """Of whoever keeps a run going; in seconds.
@@ -165,7 +169,10 @@ class RunKeeper:
         error = self._run_error(run)
         self._answered = self._clock.monotonic()
         silent = self._answered - self._heard
-        if not error and silent > self._patience.silence:
+        # On a machine that is busy a ServerApp takes long to come up: another one would take
+        # longer.
+        patience = self._patience.silence * 2 ** min(self._runs - 1, MOST_DOUBLINGS)
+        if not error and silent > patience:
             error = f"its ServerApp has been silent for {silent:.0f} s"
             # It may hang; what it still writes is refused once superseded.
             self.stop()

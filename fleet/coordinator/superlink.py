@@ -82,17 +82,19 @@ class ManagedProcess:
         log_file: Path,
         environment: Mapping[str, str],
         pid_file: Path | None = None,
+        stop_seconds: float = STOP_SECONDS,
     ) -> None:
         """Nothing is started yet; `name` is what error messages call the process.
 
         With a `pid_file` the process outlives this one: another that starts the same command finds
-        it running and takes it over.
+        it running and takes it over. It has `stop_seconds` to stop by itself.
         """
         self.name = name
         self.command = list(command)
         self.log_file = log_file
         self._environment = dict(environment)
         self._pid_file = pid_file
+        self._stop_seconds = stop_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._adopted: int | None = None
 
@@ -164,12 +166,12 @@ class ManagedProcess:
         self._signal_group(signal.SIGKILL)
         self._wait(STOP_SECONDS)
 
-    def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """SIGTERM, then SIGKILL to what is left of the group after so many seconds."""
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL to what is left of the group."""
         if self.pid is None:
             return
         self._signal_group(signal.SIGTERM)
-        self._wait(seconds)
+        self._wait(self._stop_seconds)
         self._signal_group(signal.SIGKILL)
         self._wait(STOP_SECONDS)
         if self._pid_file is not None:

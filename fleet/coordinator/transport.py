@@ -10,6 +10,7 @@ from typing import Any
 from fleet.campaign import Operation
 from fleet.campaign.answers import CollectAnswer, Hello, StartAnswer
 from fleet.errors import AnswerError
+from fleet.gateway.replies import SOCKET_VERSION
 
 RoundName = tuple[str, int]
 """Campaign and number of a round."""
@@ -51,6 +52,11 @@ def read_replies(gateway: str, reply: Mapping[str, Any]) -> list[Reply]:
             replies.append(_read_answer(gateway, one))
         if "hello" in reply:
             hello = Hello.parse(gateway, reply["hello"])
+            if hello.version != SOCKET_VERSION:
+                raise AnswerError(
+                    f"gateway {gateway} speaks version {hello.version} of the gateway's language, "
+                    f"this coordinator {SOCKET_VERSION}: install the same tinyfleet on both"
+                )
             if hello.gateway != gateway:
                 raise AnswerError(
                     f"gateway {gateway} says that it is {hello.gateway}: "

@@ -23,6 +23,8 @@ from fleet.protocol import NO_DIGEST, ResetCause, number_name, reason_name, stat
 from fleet.protocol.fields import ROUND
 
 OPERATIONS = ("hello", "start", "collect", "cancel", "watch", "access")
+SOCKET_VERSION = 3
+"""Of docs/specification/gateway.md."""
 MAX_WAIT_SECONDS = 5.0
 MAX_WATCHED = 1000
 PAGE = 500
@@ -194,6 +196,7 @@ def _hello(around: _Around, access: AccessBook | None) -> dict[str, Any]:
     kept = {} if access is None else {"access_cursor": access.cursor}
     return {
         **kept,
+        "version": SOCKET_VERSION,
         "gateway": around.gateway,
         "fleet": around.fleet,
         "devices": [_device(view) for view in around.devices],

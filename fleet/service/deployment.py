@@ -36,12 +36,11 @@ from fleet.gateway.files import write_whole
 from fleet.ports import free_port
 from fleet.security.certificates import Authority
 from fleet.service.client import Client
+from fleet.service.gateway_site import GatewaySite
 from fleet.store import Gateways, SqlStore, Tokens
 
 SITE_FILE = "site.json"
 UP_SECONDS = 120.0
-DOWN_SECONDS = 30.0
-"""A service ends its SuperLink first, which takes longer than other processes have."""
 ADMIN_DAYS = 3650.0
 
 
@@ -202,20 +201,22 @@ def processes(folder: Path) -> dict[str, ManagedProcess]:
     command = [sys.executable, "-m", "fleet.cli"]
     found: dict[str, ManagedProcess] = {}
 
-    def add(name: str, line: Sequence[str]) -> None:
+    def add(name: str, line: Sequence[str], stop_seconds: float = 20.0) -> None:
         found[name] = ManagedProcess(
             name,
             line,
             folder / "logs" / f"{name}.log",
             os.environ,
             folder / "run" / f"{name}.json",
+            stop_seconds,
         )
 
     for site in deployment.sites:
         config = folder / "brokers" / site / "mosquitto.conf"
         add(f"broker-{site}", [find_mosquitto(), "-c", str(config)])
     service = folder / "coordinator" / "coordinator.toml"
-    add("service", [*command, "serve", "--config", str(service)])
+    # It has Flower's processes to stop.
+    add("service", [*command, "serve", "--config", str(service)], 60.0)
     for gateway in deployment.gateways:
         config = folder / "gateways" / f"{gateway}.toml"
         add(f"gateway-{gateway}", [*command, "gateway", "run", "--config", str(config)])
@@ -264,15 +265,22 @@ def down(folder: Path, tell: Callable[[str, int, int], None] = lambda what, done
         tell(f"stopping {name}", done, len(parts))
         if process.adopt():
             stopped += 1
-        process.stop(DOWN_SECONDS)
-    # A service that was killed leaves its SuperLink behind, for the next one to take over.
-    settings = CoordinatorSettings.read(folder / "coordinator" / "coordinator.toml")
-    if settings.superlink.port is not None:
-        superlink = SuperLink(settings.work, settings.superlink.port, is_adopting=True)
-        for left in (superlink.superexec, superlink.link):
-            left.adopt()
-            left.stop()
+        process.stop()
+    for left in _left_behind(folder):
+        left.stop()
     return stopped
+
+
+def _left_behind(folder: Path) -> list[ManagedProcess]:
+    """Flower's processes that whoever started them was killed too early to stop."""
+    deployment = Deployment.read(folder)
+    settings = CoordinatorSettings.read(folder.absolute() / "coordinator" / "coordinator.toml")
+    superlink = SuperLink(settings.work, settings.superlink.port, is_adopting=True)
+    nodes = [
+        GatewaySite.node(GatewaySettings.read(folder.absolute() / "gateways" / f"{name}.toml"))
+        for name in deployment.gateways
+    ]
+    return [one for one in (*nodes, superlink.superexec, superlink.link) if one.adopt()]
 
 
 def status(folder: Path) -> dict[str, bool]:

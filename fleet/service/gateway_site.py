@@ -30,16 +30,21 @@ class GatewaySite:
                 f"{path}: superlink is missing: the HOST:PORT that the coordinator's SuperLink "
                 "listens on"
             )
-        work = settings.store.parent / f"{settings.gateway}-flower"
         self._gateway = Gateway(settings)
-        self._node = SuperNode(
+        self._node = self.node(settings)
+        self._stopping = threading.Event()
+
+    @staticmethod
+    def node(settings: GatewaySettings) -> SuperNode:
+        """The SuperNode beside a gateway; it outlives a gateway that is killed."""
+        work = settings.store.parent / f"{settings.gateway}-flower"
+        return SuperNode(
             work,
             settings.superlink,
             settings.gateway,
             settings.socket,
             pid_file=work / "supernode.pid",
         )
-        self._stopping = threading.Event()
 
     def run(self) -> None:
         """Until `stop`; raises what makes it impossible to go on."""

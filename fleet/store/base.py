@@ -32,8 +32,9 @@ class CampaignRecord:
     """A campaign as stored; `config` is the JSON text of its configuration.
 
     `driver_seen` is when its driver last said that it lives (Unix time), `wish` what an operator
-    wants of it (`WISHES`), `waiting` what somebody has to decide (`begin:STAGE`, `gate:STAGE`),
-    `base` and `made` the versions (MODEL:NUMBER) that it began with and that came of it.
+    wants of it (`WISHES`), `waiting` what somebody has to decide (`begin:STAGE`, `gate:STAGE`,
+    `gate:STAGE:training` and `gate:STAGE:soak`), `base` and `made` the versions (MODEL:NUMBER) that
+    it began with and that came of it.
     """
 
     id: str

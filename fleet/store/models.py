@@ -98,6 +98,13 @@ class Models:
                     f"({manifest.model.digest[:16]}…, not {known[:16]}…): import it under another "
                     "name, or compile all boards' bundles from one model and calibration"
                 )
+            owner = connection.execute(
+                sa.select(bundles.c.model).where(bundles.c.bundle == manifest.bundle_id)
+            ).scalar()
+            if owner not in (None, model):
+                raise ModelStoreError(
+                    f"bundle {manifest.bundle_id[:16]} is of model {owner} already, not of {model}"
+                )
             connection.execute(
                 self._store.inserting_new(bundles),
                 {
@@ -114,7 +121,10 @@ class Models:
     def add_version(
         self, model: str, blob: bytes, parent: int | None, source: str, state: str = CANDIDATE
     ) -> Version:
-        """A new version; the one that has these weights already, where there is one."""
+        """A new version; the one that has these weights already, where there is one.
+
+        That one may be released by this, but isn't taken back, nor released again once withdrawn.
+        """
         manifests = [Manifest.parse(one.manifest) for one in self.bundles(model)]
         if len(blob) != manifests[0].weights.bytes:
             raise ModelStoreError(
@@ -124,7 +134,7 @@ class Models:
             found = self._find(connection, model, sha256=hashlib.sha256(blob).hexdigest())
             if found is None:
                 return self._insert(connection, model, blob, parent, source, state)
-        if found.state != state:
+        if (found.state, state) == (CANDIDATE, RELEASED):
             self.set_state(model, found.version, state)
         return self.version(model, found.version)
 

@@ -106,7 +106,7 @@ class Stages:
     def decide(self, campaign: str, what: str, who: str) -> None:
         """Somebody decides to go on. Raises `StoreError` where nobody has to, or not they."""
         record = self._store.campaign(campaign)
-        if record.waiting != what:
+        if not what or record.waiting != what:
             raise StoreError(
                 f"campaign {campaign} waits for {record.waiting or 'nothing'}, not for {what}"
             )

@@ -65,6 +65,7 @@ class Term:
                 .where(terms.c.role == self.role, terms.c.number == self.number)
                 .values(holder="", beat=terms.c.beat + 1)
             )
+        self.number = 0
 
     def seen(self) -> tuple[int, int, str]:
         """Number, beat and holder as they stand."""
@@ -97,6 +98,4 @@ class Candidate:
             self._last, self._since = seen, now
         if seen[2] and now - self._since < self._silence:
             return False
-        if seen == (0, 0, ""):
-            return bool(self._term.take())
         return bool(self._term._take(seen[:2]))

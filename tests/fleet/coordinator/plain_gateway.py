@@ -1,7 +1,8 @@
 """A gateway's socket without MQTT: devices whose deltas are a function of (device, round).
 
 It keeps to docs/specification/gateway.md, so that what drives it can't tell. The arithmetic
-of devices is made up; how often each delta was handed out is recorded.
+of devices is made up; how often each delta was handed out is recorded. What devices are told to
+release is what they announce as current from then on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import hashlib
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ def train_samples(device: str) -> int:
     return 10 + len(device) + sum(map(ord, device)) % 7
 
 
+def better_every_round(device: str, number: int, weights: str) -> tuple[int, int]:
+    """Held-out samples of a device, and how many it gets right in a round with these weights."""
+    return 10, min(10, 3 + number)
+
+
 class PlainGateway:
     """Serves a unix socket from a thread. A round closes `round_seconds` after its start."""
 
@@ -46,6 +53,13 @@ class PlainGateway:
         self.devices = list(devices)
         self.round_seconds = round_seconds
         self.page = page
+        self.now: Callable[[], float] = time.monotonic
+        self.score: Callable[[str, int, str], tuple[int, int]] = better_every_round
+        # Devices that never report, and those that decline, with their reasons.
+        self.silent: set[str] = set()
+        self.declining: dict[str, str] = {}
+        # Whether a training round ends with as many deltas as were wanted.
+        self.stops_at_target = False
         self.requests: list[str] = []
         self.rounds: dict[tuple[str, int], dict[str, Any]] = {}
         self._lock = threading.Lock()
@@ -83,7 +97,13 @@ class PlainGateway:
             frames.send(connection, reply)
 
     def _hello(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"gateway": self.name, "fleet": "test", "devices": self.devices, "rounds": []}
+        return {
+            "version": 3,
+            "gateway": self.name,
+            "fleet": "test",
+            "devices": self.devices,
+            "rounds": [],
+        }
 
     def _start(self, request: dict[str, Any]) -> dict[str, Any]:
         key = (request["campaign"], request["round"])
@@ -93,7 +113,7 @@ class PlainGateway:
                 for blob in request["blobs"]:
                     if hashlib.sha256(blob["data"]).hexdigest() != blob["sha256"]:
                         raise ValueError("the blob's digest is wrong")
-                self.rounds[key] = {"request": request, "begun": time.monotonic(), "state": ""}
+                self.rounds[key] = {"request": request, "begun": self.now(), "state": ""}
             elif known["request"] != request:
                 raise ValueError(f"round {key} was started with another content")
             return {"state": self._state(key)}
@@ -104,7 +124,7 @@ class PlainGateway:
             return "unknown"
         if known["state"]:
             return str(known["state"])
-        if time.monotonic() - known["begun"] >= self.round_seconds:
+        if self.now() - known["begun"] >= self.round_seconds:
             known["state"] = "closed"
         return str(known["state"] or "running")
 
@@ -141,9 +161,20 @@ class PlainGateway:
     def _close(self, key: tuple[str, int]) -> dict[str, Any]:
         request = self.rounds[key]["request"]
         sums: dict[str, dict[str, Any]] = {}
-        reports = []
-        plans = {device: of["plan"] for of in request["tasks"] for device in of["devices"]}
-        for device, plan in sorted(plans.items()):
+        reports: list[dict[str, Any]] = []
+        tasks = {
+            device: (of["plan"], of["weights"])
+            for of in request["tasks"]
+            for device in of["devices"]
+        }
+        declined = {device: why for device, why in self.declining.items() if device in tasks}
+        for device, (plan, weights) in sorted(tasks.items()):
+            if device in self.silent or device in declined:
+                continue
+            if self.stops_at_target and len(reports) == request["target"]:
+                break
+            self._works(device, request["action"], weights)
+            held_out, correct = self.score(device, request["round"], weights)
             values = request["plans"][plan]["values"]
             count = train_samples(device) if request["action"] == "train" else 0
             one = sums.setdefault(
@@ -159,9 +190,9 @@ class PlainGateway:
                     "plan": plan,
                     "status": "accepted",
                     "train_samples": count,
-                    "held_out": 10,
-                    "correct_before": min(10, 3 + request["round"]),
-                    "correct_after": min(10, 4 + request["round"]),
+                    "held_out": held_out,
+                    "correct_before": correct,
+                    "correct_after": min(held_out, correct + 1),
                     "coded_bytes": 100,
                     "payload_bytes": 120,
                     "seconds": 1.0,
@@ -170,7 +201,22 @@ class PlainGateway:
         for one in sums.values():
             one["values"] = one["values"].astype("<i8").tobytes()
         folds = {plan: [one] for plan, one in sums.items()}
-        return {"accepted": len(reports), "sums": folds, "reports": reports}
+        return {
+            "accepted": len(reports),
+            "sums": folds,
+            "reports": reports,
+            "declined": dict(Counter(declined.values())),
+            "declined_by": declined,
+        }
+
+    def _works(self, device: str, action: str, weights: str) -> None:
+        """What a device announces once it has done this with these weights."""
+        for entry in self.devices:
+            if entry["device"] == device:
+                if action == "release":
+                    entry.update(current=weights, candidate="")
+                else:
+                    entry["candidate"] = "" if weights == entry["current"] else weights
 
     def _cancel(self, request: dict[str, Any]) -> dict[str, Any]:
         key = (request["campaign"], request["round"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,73 +12,13 @@ import numpy as np
 import pytest
 
 from fleet.campaign import CampaignConfig, Operation
-from fleet.clock import VirtualClock
-from fleet.coordinator.driver import CampaignDriver, new_campaign
-from fleet.coordinator.transport import Reply, Transport, read_replies
+from fleet.coordinator.driver import new_campaign
 from fleet.errors import CampaignError
 from fleet.store import SqlStore
 from tests.fleet.coordinator import small_model
+from tests.fleet.coordinator.direct_transport import DirectTransport, PowerCutError, drive
 from tests.fleet.coordinator.oracle import assert_every_delta_counted_once
 from tests.fleet.coordinator.plain_gateway import PlainGateway
-
-
-class PowerCutError(Exception):
-    """Stands for SIGKILL to the driver."""
-
-
-class DirectTransport(Transport):
-    """Calls gateways' own handlers in virtual time; dies before request number `dies_at`."""
-
-    def __init__(self, gateways: Mapping[str, PlainGateway], dies_at: int | None = None) -> None:
-        self._gateways = gateways
-        self._dies_at = dies_at
-        self.clock = VirtualClock()
-        self.sent: list[tuple[str, Operation]] = []
-        self.silent: set[str] = set()
-        self.rounds: dict[str, list[dict[str, Any]]] = {}
-        # What a gateway says instead, by (gateway, part of the reply).
-        self.lies: dict[tuple[str, str], Any] = {}
-        self._replies: list[Reply] = []
-        for name in gateways:
-            self._greet(name)
-
-    def _greet(self, name: str) -> None:
-        hello = self._gateways[name]._hello({})
-        hello["rounds"] = self.rounds.get(name, [])
-        self._reply(name, hello)
-
-    def _reply(self, name: str, hello: dict[str, Any], *answers: dict[str, Any]) -> None:
-        for one in answers:
-            one["answer"] = {**one["answer"], **self.lies.get((name, one["op"]), {})}
-        hello = {**hello, **self.lies.get((name, "hello"), {})}
-        self._replies += read_replies(name, {"answers": list(answers), "hello": hello})
-
-    def gateways(self) -> frozenset[str]:
-        return frozenset(self._gateways)
-
-    def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
-        if len(self.sent) == self._dies_at:
-            raise PowerCutError
-        self.sent.append((gateway, operation))
-        if operation is Operation.HELLO:
-            self._greet(gateway)
-            return
-        name = {"campaign": fields["campaign"], "round": fields["round"]}
-        if gateway in self.silent:
-            self._replies.append(Reply(gateway, (name["campaign"], name["round"]), error="away"))
-            return
-        answer = getattr(self._gateways[gateway], f"_{operation.value}")(dict(fields))
-        hello = {**self._gateways[gateway]._hello({}), "rounds": self.rounds.get(gateway, [])}
-        self._reply(gateway, hello, {"op": operation.value, **name, "answer": answer})
-
-    def receive(self) -> list[Reply]:
-        replies, self._replies = self._replies, []
-        self.clock.sleep(0.4)
-        return replies
-
-
-def drive(store: SqlStore, name: str, transport: DirectTransport) -> str:
-    return CampaignDriver(store, name, transport, clock=transport.clock).run()
 
 
 @pytest.fixture
@@ -263,6 +203,7 @@ ODD = [
     ("hello", {"devices": [{"device": "g2-0"}]}, "devices.0.board"),
     ("hello", {"devices": "all"}, "devices"),
     ("hello", {"gateway": "g9"}, "says that it is g9"),
+    ("hello", {"version": 2}, "speaks version 2"),
     ("start", {"state": "perhaps"}, "state"),
     ("collect", {"accepted": "many"}, "accepted"),
     ("collect", {"accepted": 3}, "3 deltas accepted, 4 reported"),

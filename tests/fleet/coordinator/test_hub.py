@@ -1,0 +1,324 @@
+"""Many campaigns over one hub: who hears what, and that they end as if they were alone."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from fleet.campaign import Operation
+from fleet.campaign.answers import StartAnswer
+from fleet.clock import VirtualClock
+from fleet.coordinator.driver import CampaignDriver, Pace
+from fleet.coordinator.hub import Channel, Hub
+from fleet.coordinator.transport import Reply, Transport, read_replies
+from fleet.registry import NewDevice
+from fleet.store import Gateways, Registry, SqlStore
+from tests.fleet.coordinator import small_model
+from tests.fleet.coordinator.direct_transport import DirectTransport
+from tests.fleet.coordinator.staged_fleet import StagedFleet
+from tests.patience import PATIENCE_SECONDS, wait_until
+
+A, B = "a" * 16, "b" * 16
+EVERYBODY = {"name": "all", "share": 1.0}
+
+
+class Scripted(Transport):
+    """Notes what is sent, and hands out what the test has put into `replies`."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Operation, Mapping[str, Any]]] = []
+        self.replies: list[Reply] = []
+
+    def gateways(self) -> frozenset[str]:
+        return frozenset({"g1", "g2"})
+
+    def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
+        self.sent.append((gateway, operation, fields))
+
+    def receive(self) -> list[Reply]:
+        replies, self.replies = self.replies, []
+        return replies
+
+    def hears(self, gateway: str, *devices: str, **fields: Any) -> None:
+        entries = [small_model.device_entry(name, "a", last_seen=1.0, **fields) for name in devices]
+        hello = {"version": 3, "gateway": gateway, "devices": entries, "rounds": []}
+        self.replies += read_replies(gateway, {"hello": hello})
+
+
+class World:
+    """A hub over a scripted transport and an empty registry."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        self.store = SqlStore(clock=self.clock)
+        self.registry, self.gateways = Registry(self.store), Gateways(self.store)
+        self.transport = Scripted()
+        self.hub = Hub(self.transport, self.registry, self.gateways, self.clock)
+
+    def registers(self, *devices: str) -> None:
+        self.registry.add(NewDevice(device=name, site="barn") for name in devices)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def inbox(channel: Channel) -> list[Reply]:
+    found = []
+    while not channel.inbox.empty():
+        found.append(channel.inbox.get())
+    return found
+
+
+def devices(replies: list[Reply]) -> list[str]:
+    return [one.device for reply in replies if reply.hello for one in reply.hello.devices]
+
+
+# ---- who hears what ----------------------------------------------------------------------
+
+
+def test_a_reply_goes_to_its_campaign_only(world: World) -> None:
+    channels = {name: world.hub.channel(name) for name in (A, B)}
+    state = StartAnswer(state="running")
+    world.transport.replies = [
+        Reply("g1", (A, 1), started=state),
+        Reply("g1", (B, 7), error="busy"),
+        Reply("g1", ("c" * 16, 1), started=state),
+    ]
+    world.hub.step()
+    assert [one.round for one in inbox(channels[A])] == [(A, 1)]
+    assert [one.round for one in inbox(channels[B])] == [(B, 7)]
+
+
+def test_requests_of_all_campaigns_reach_the_transport_in_their_order(world: World) -> None:
+    first, second = world.hub.channel(A), world.hub.channel(B)
+    first.send("g1", Operation.START, {"campaign": A, "round": 1})
+    second.send("g2", Operation.CANCEL, {"campaign": B, "round": 2})
+    assert world.transport.sent == []
+    world.hub.step()
+    assert [(gateway, operation) for gateway, operation, _ in world.transport.sent[:2]] == [
+        ("g1", Operation.START),
+        ("g2", Operation.CANCEL),
+    ]
+    assert first.gateways() == {"g1", "g2"}
+
+
+def test_an_odd_answer_is_everybodys_and_stays_as_the_gateways_problem(world: World) -> None:
+    world.gateways.add("g1", "barn")
+    channels = [world.hub.channel(name) for name in (A, B)]
+    world.transport.replies = [Reply("g1", error="speaks Latin", is_odd=True)]
+    world.hub.step()
+    assert [[one.is_odd for one in inbox(channel)] for channel in channels] == [[True], [True]]
+    assert world.gateways.list()[0].problem == "speaks Latin"
+    world.transport.hears("g1")
+    world.hub.step()
+    assert world.gateways.list()[0].problem == ""
+
+
+def test_devices_that_nobody_registered_are_nobodys_until_they_are_added(world: World) -> None:
+    channel = world.hub.channel(A)
+    world.registers("cow")
+    world.transport.hears("g1", "cow", "stranger")
+    world.hub.step()
+    assert devices(inbox(channel)) == ["cow"]
+    assert devices(inbox(world.hub.channel(B))) == ["cow"]
+    world.registers("stranger")
+    # It says nothing new; that its gateway says something is enough.
+    world.transport.hears("g1")
+    world.hub.step()
+    assert devices(inbox(channel)) == ["stranger"]
+    assert world.registry.get("stranger").observed is not None
+    world.transport.hears("g1")
+    world.hub.step()
+    assert devices(inbox(channel)) == []
+
+
+def test_a_stranger_that_was_not_heard_again_is_what_was_heard_last(world: World) -> None:
+    channel = world.hub.channel(A)
+    for battery in (80, 30):
+        world.transport.hears("g1", "stranger", battery_percent=battery)
+        world.hub.step()
+    world.registers("stranger")
+    world.transport.hears("g1", "stranger", battery_percent=20)
+    world.hub.step()
+    told = [one for reply in inbox(channel) if reply.hello for one in reply.hello.devices]
+    assert [one.battery_percent for one in told] == [20]
+
+
+def test_a_campaign_that_joins_late_hears_of_all_devices_as_they_are_now(world: World) -> None:
+    world.registers("cow", "hen")
+    world.transport.hears("g1", "cow", battery_percent=80)
+    world.hub.step()
+    world.transport.hears("g2", "hen")
+    world.transport.hears("g1", "cow", battery_percent=20)
+    world.hub.step()
+    replies = inbox(world.hub.channel(A))
+    told = {
+        (one.gateway, device.device, device.battery_percent)
+        for one in replies
+        if one.hello
+        for device in one.hello.devices
+    }
+    assert told == {("g1", "cow", 20), ("g2", "hen", 90)}
+
+
+def test_a_device_that_was_erased_is_not_told_to_those_that_join_after(world: World) -> None:
+    world.registers("cow")
+    world.transport.hears("g1", "cow")
+    world.hub.step()
+    world.registry.erase("cow")
+    world.transport.hears("g1", "cow")
+    world.hub.step()
+    assert devices(inbox(world.hub.channel(A))) == []
+
+
+def test_a_campaign_that_has_left_hears_nothing_and_stops_nobody(world: World) -> None:
+    channels = {name: world.hub.channel(name) for name in (A, B)}
+    world.hub.leave(A)
+    world.hub.leave(A)
+    world.registers("cow")
+    world.transport.hears("g1", "cow")
+    world.transport.replies.append(Reply("g1", (A, 1), error="late"))
+    world.hub.step()
+    assert inbox(channels[A]) == []
+    assert devices(inbox(channels[B])) == ["cow"]
+
+
+def test_a_gateway_of_which_nothing_is_heard_is_asked_now_and_then(world: World) -> None:
+    for _ in range(40):
+        world.clock.sleep(1.0)
+        world.transport.hears("g2")
+        world.hub.step()
+    asked = [gateway for gateway, operation, _ in world.transport.sent]
+    assert asked == ["g1", "g1"]
+
+
+# ---- campaigns over a hub ----------------------------------------------------------------
+
+PACE = Pace(stop_check=0.05, retry=0.05, hello=0.2, news=0.05)
+
+
+class Patient(DirectTransport):
+    """Gives other threads time where there is nothing to hear."""
+
+    def receive(self) -> list[Reply]:
+        replies = super().receive()
+        if not replies:
+            time.sleep(0.002)
+        return replies
+
+
+class Running:
+    """A hub in a thread of its own, and campaigns in theirs."""
+
+    def __init__(self, fleet: StagedFleet) -> None:
+        self.fleet = fleet
+        self.registry = Registry(fleet.store)
+        self.registry.add(NewDevice(device=one, site="barn") for one in fleet.current())
+        self.hub = Hub(
+            Patient(fleet.gateways, clock=fleet.clock),
+            self.registry,
+            Gateways(fleet.store),
+            fleet.clock,
+        )
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._ended.is_set():
+            self.hub.step()
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def drive(self, *names: str) -> list[str]:
+        """All campaigns at once; their states."""
+        states = dict.fromkeys(names, "")
+
+        def run(name: str) -> None:
+            channel = self.hub.channel(name)
+            states[name] = CampaignDriver(
+                self.fleet.store, name, channel, PACE, registry=self.registry
+            ).run()
+            self.hub.leave(name)
+
+        threads = [threading.Thread(target=run, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE_SECONDS)
+        return list(states.values())
+
+
+@pytest.fixture
+def running(fleet: StagedFleet) -> Iterator[Running]:
+    one = Running(fleet)
+    yield one
+    one.close()
+
+
+def of(gateway: str) -> dict[str, Any]:
+    return {"target": f'gateway == "{gateway}"', "min_devices": 8, "base": ""}
+
+
+def trained(fleet: StagedFleet, name: str) -> bytes:
+    return fleet.store.latest_weights(name).master
+
+
+def test_two_campaigns_at_once_end_as_each_does_alone(fleet: StagedFleet, running: Running) -> None:
+    names = [fleet.campaign(EVERYBODY, **of(gateway)) for gateway in ("g1", "g2")]
+    assert running.drive(*names) == ["finished", "finished"]
+    alone = [fleet.campaign(EVERYBODY, **of(gateway)) for gateway in ("g1", "g2")]
+    for name, single in zip(names, alone, strict=True):
+        assert running.drive(single) == ["finished"]
+        assert trained(fleet, name) == trained(fleet, single)
+        assert fleet.asked(name) == fleet.asked(single)
+
+
+def test_no_device_is_in_rounds_of_two_campaigns_at_once(
+    fleet: StagedFleet, running: Running
+) -> None:
+    names = [
+        fleet.campaign(EVERYBODY, target=f'device.endsWith("{end}")', base="")
+        for end in ("-1", "-2", "-3")
+    ]
+    greedy = [fleet.campaign(EVERYBODY, base="", min_devices=1) for _ in range(2)]
+    running.drive(*names, *greedy)
+    times: dict[str, list[tuple[float, float]]] = {}
+    for name in (*names, *greedy):
+        rounds = fleet.store.rounds(name)
+        if not rounds:
+            assert "leased by another campaign" in fleet.reason(name)
+            continue
+        begin = fleet.store.round_times(name, rounds[0].number)[0]
+        end = fleet.store.round_times(name, rounds[-1].number)[1]
+        assert end is not None
+        for device in set().union(*fleet.asked(name).values()):
+            times.setdefault(device, []).append((begin, end))
+    assert len(times) >= 6
+    for spans in times.values():
+        spans.sort()
+        assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
+
+
+def test_a_campaign_that_joins_while_another_waits_is_not_held_up_by_it(
+    fleet: StagedFleet, running: Running
+) -> None:
+    waiting = fleet.campaign(EVERYBODY, approval=True, **of("g1"))
+    thread = threading.Thread(target=running.drive, args=(waiting,))
+    thread.start()
+    wait_until(lambda: fleet.store.campaign(waiting).state == "waiting")
+    quick = fleet.campaign(EVERYBODY, **of("g2"))
+    assert running.drive(quick) == ["finished"]
+    assert fleet.store.rounds(waiting) == ()
+    fleet.store.ask(waiting, "stop")
+    thread.join(PATIENCE_SECONDS)
+    assert fleet.store.campaign(waiting).state == "cancelled"

@@ -1,0 +1,104 @@
+"""Gateways and logins over each database."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fleet.clock import VirtualClock
+from fleet.errors import RegistryError
+from fleet.store import GatewayRecord, Gateways, Login, Logins, SqlStore
+from fleet.store.gateways import DEVICE, GATEWAY
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def store(
+    request: pytest.FixtureRequest, new_database: Callable[[str], str | None]
+) -> Iterator[SqlStore]:
+    one = SqlStore(new_database(request.param), VirtualClock())
+    yield one
+    one.close()
+
+
+def test_a_gateway_is_added_once_and_known_by_its_site(store: SqlStore) -> None:
+    gateways = Gateways(store)
+    gateways.add("g2", "barn")
+    gateways.add("g1", "field")
+    with pytest.raises(RegistryError, match="g2 is in the registry already"):
+        gateways.add("g2", "field")
+    assert gateways.list() == (
+        GatewayRecord("g1", "field", 1_700_000_000.0),
+        GatewayRecord("g2", "barn", 1_700_000_000.0),
+    )
+    assert (gateways.site_of("g2"), gateways.site_of("g9")) == ("barn", None)
+
+
+def test_a_problem_stays_until_what_a_gateway_says_makes_sense_again(store: SqlStore) -> None:
+    gateways = Gateways(store)
+    gateways.add("g", "barn")
+    gateways.note_problem("g", "speaks Latin")
+    assert [(one.last_seen, one.problem) for one in gateways.list()] == [(None, "speaks Latin")]
+    gateways.seen("g")
+    assert [(one.last_seen, one.problem) for one in gateways.list()] == [(1_700_000_000.0, "")]
+
+
+def test_one_that_nobody_added_is_not_made_by_being_heard_of(store: SqlStore) -> None:
+    gateways = Gateways(store)
+    gateways.seen("stranger")
+    gateways.note_problem("stranger", "odd")
+    assert gateways.list() == ()
+
+
+def test_a_site_hears_of_each_change_once_and_of_nobody_elses(store: SqlStore) -> None:
+    logins = Logins(store)
+    logins.grant("cow", "barn", DEVICE, "h1")
+    logins.grant("hen", "field", DEVICE, "h2")
+    logins.grant("gate", "barn", GATEWAY, "h3")
+    first = logins.changes("barn", 0)
+    assert first == (Login("cow", "device", "h1", 1), Login("gate", "gateway", "h3", 3))
+    assert logins.changes("barn", first[-1].revision) == ()
+    logins.grant("cow", "barn", DEVICE, "new")
+    logins.revoke("gate")
+    assert logins.changes("barn", 3) == (
+        Login("cow", "device", "new", 4),
+        Login("gate", "gateway", None, 5),
+    )
+    logins.revoke("nobody")
+    assert logins.changes("barn", 5) == ()
+
+
+def test_pages_of_changes_hold_all_of_them_in_order(store: SqlStore) -> None:
+    logins = Logins(store)
+    names = [f"d{number:04}" for number in range(2300)]
+    logins.grant_all({name: f"hash of {name}" for name in names}, "barn", DEVICE)
+    logins.revoke("d0007")
+    found: list[Login] = []
+    while page := logins.changes("barn", found[-1].revision if found else 0):
+        found += page
+    assert [one.name for one in found] == [one for one in names if one != "d0007"] + ["d0007"]
+    assert len({one.revision for one in found}) == len(names)
+    assert found[-1].hash is None
+
+
+def test_revisions_hide_no_change_however_many_are_made_at_once(store: SqlStore) -> None:
+    logins, writers, each = Logins(store), 4, 8
+    followed: set[str] = set()
+
+    def write(writer: int) -> None:
+        for number in range(each):
+            logins.grant(f"d{writer}-{number}", "barn", DEVICE, "h")
+
+    threads = [threading.Thread(target=write, args=(one,)) for one in range(writers)]
+    for thread in threads:
+        thread.start()
+    since = 0
+    while True:
+        is_last = not any(one.is_alive() for one in threads)
+        for one in logins.changes("barn", since):
+            followed.add(one.name)
+            since = one.revision
+        if is_last:
+            break
+    assert len(followed) == writers * each
