@@ -138,7 +138,9 @@ class Device:
                     if nobody and self._delta_in_flight and self.task:
                         self._send_at = now + self._patience() * NOBODY_LISTENS_SHARE
                 case mqtt5.ConnAckPacket(reason_code=reason):
-                    assert reason == mqtt5.ConnAckReasonCode.SUCCESS, f"{self.name}: {reason!r}"
+                    if reason != mqtt5.ConnAckReasonCode.SUCCESS:
+                        self._not_let_in(reason)
+                        break
                     out.append(self._hello())
                     if self.task and self._sends:
                         self._send_delta(now)
@@ -146,6 +148,9 @@ class Device:
                     break
         self._heard = bytes(view[start:])
         return self._speak(out, now)
+
+    def _not_let_in(self, reason: mqtt5.ConnAckReasonCode) -> None:
+        raise AssertionError(f"{self.name}: {reason!r}")
 
     def wake(self, now: float) -> bytes:
         """Time has passed."""
@@ -168,12 +173,18 @@ class Device:
 
     def _hello(self) -> bytes:
         self.connected = True
-        self._publish(topics.announce(FLEET, self.name), _ANNOUNCE, retain=True)
+        self._announce()
         self._say(DeviceState.IDLE)
         wanted = mqtt5.TopicFilter(
             topics.to_device(FLEET, self.name), max_qos=mqtt5.QoS.AT_LEAST_ONCE
         )
         return mqtt5.SubscribePacket(_SUBSCRIBE, [wanted]).write()
+
+    def _announce(self) -> None:
+        self._publish(topics.announce(FLEET, self.name), self._announcement(), retain=True)
+
+    def _announcement(self) -> bytes:
+        return _ANNOUNCE
 
     def _message(self, packet: mqtt5.PublishPacket, now: float) -> None:
         if packet.topic.endswith("/receipt"):

@@ -10,7 +10,7 @@ import random
 import select
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -46,7 +46,7 @@ class _Link:
 class Load:
     """The event loop; ``control`` asks ``state``, ``told`` (with a round) and ``stop``."""
 
-    def __init__(self, devices: list[Device], address: tuple[str, int], control: Connection):
+    def __init__(self, devices: Sequence[Device], address: tuple[str, int], control: Connection):
         self._links = [_Link(device) for device in devices]
         self._address = address
         self._control = control
@@ -81,7 +81,10 @@ class Load:
             self._connect_some(now)
 
     def _answer(self) -> bool:
-        match self._control.recv():
+        return self._reply_to(self._control.recv())
+
+    def _reply_to(self, wanted: object) -> bool:
+        match wanted:
             case "state":
                 devices = [link.device for link in self._links]
                 self._control.send(

@@ -16,7 +16,9 @@ one ClientApp process (about one second of CPU) per gateway and round.
 A start can't interrupt a wait. So where a round has ended at a gateway whose campaign has no newer
 one there yet, the waits for other campaigns' rounds are short (`expecting_wait`), and where there
 are no others, nothing is sent and the SuperNode looks every three seconds, which costs next to
-nothing.
+nothing. Once that round has ended at all its gateways the next start is a moment away: what there
+is to ask of other campaigns goes with it (`hold`). Rounds of several campaigns that end within a
+moment of each other (`linger`) come in one reply, and then go on together.
 """
 
 from __future__ import annotations
@@ -51,8 +53,9 @@ class FlowerPace:
     `pull`: between looks for replies. `nodes`: between looks for new SuperNodes.
     `sync_wait`: how long one sync stays at the gateway; each message costs a process at the site,
     so long is cheap, and short shows progress. `expecting_wait`: the same while a start may come.
-    `expecting`: so long a campaign's next round is expected. `answer`: beyond the wait, until a
-    message counts as lost. `spare_syncs`: send one ahead.
+    `expecting`: so long a campaign's next round is expected. `hold`: so long a start is waited for
+    that has to come. `linger`: from the first end of a round at a gateway, for those of others.
+    `answer`: beyond the wait, until a message counts as lost. `spare_syncs`: send one ahead.
     """
 
     pull: float = 0.4
@@ -60,6 +63,8 @@ class FlowerPace:
     sync_wait: float = 10.0
     expecting_wait: float = 2.0
     expecting: float = 30.0
+    hold: float = 2.0
+    linger: float = 1.0
     answer: float = 45.0
     spare_syncs: bool = False
 
@@ -128,6 +133,8 @@ class GridTransport(Transport):
         self._cursors: dict[str, int] = {}
         # By gateway and campaign: until when its next round is expected there.
         self._expecting: dict[str, dict[str, float]] = {}
+        # By campaign: the round under way, and the gateways where it is.
+        self._running: dict[str, tuple[int, set[str]]] = {}
 
     def gateways(self) -> frozenset[str]:
         """See `Transport`."""
@@ -153,6 +160,11 @@ class GridTransport(Transport):
         box[name] = fields
         if operation is Operation.START:
             self._expecting.get(gateway, {}).pop(name[0], None)
+            number, where = self._running.get(name[0], (name[1], set()))
+            where = where if number == name[1] else set()
+            self._running[name[0]] = (name[1], where | {gateway})
+        elif operation is Operation.CANCEL:
+            self._ended_at(gateway, name[0])
 
     # Sending
 
@@ -175,10 +187,21 @@ class GridTransport(Transport):
                 outbox.hello = False  # every reply has one
             if outbox.is_empty:
                 del self._outboxes[gateway]
+            elif not outbox.is_urgent and self._start_is_near(gateway):
+                continue
             elif not under_way or (outbox.is_urgent and len(under_way) < MOST_UNDER_WAY):
                 del self._outboxes[gateway]
                 if outbox.is_urgent or not self._promote(gateway, node, outbox):
                     self._sync(gateway, node, outbox)
+
+    def _start_is_near(self, gateway: str) -> bool:
+        """Whether a campaign's round has just ended here, and runs nowhere else."""
+        now = self._clock.monotonic()
+        return any(
+            now < until - self._pace.expecting + self._pace.hold
+            and not self._running.get(campaign, (0, set()))[1]
+            for campaign, until in self._expecting.get(gateway, {}).items()
+        )
 
     def _promote(self, gateway: str, node: int, outbox: _Outbox) -> bool:
         """Make the spare that waits for these rounds, where one is under way, the one asked for."""
@@ -194,7 +217,14 @@ class GridTransport(Transport):
         watched = frozenset({*outbox.starts, *outbox.collects})
         expecting = self._expecting.get(gateway, {})
         is_expecting = any(now < until for until in expecting.values())
-        wait = self._pace.expecting_wait if is_expecting else self._pace.sync_wait
+        # Another campaign's round may end in a message before this one.
+        mine = {campaign for campaign, _ in outbox.rounds}
+        is_behind = any(
+            one.gateway == gateway and {campaign for campaign, _ in one.rounds} - mine
+            for one in self._sent.values()
+        )
+        is_short = is_expecting or is_behind
+        wait = self._pace.expecting_wait if is_short else self._pace.sync_wait
         rounds = [
             {"campaign": name[0], "round": name[1], "cursor": fields.get("cursor", 0)}
             for name, fields in outbox.collects.items()
@@ -203,12 +233,15 @@ class GridTransport(Transport):
             "starts": [dict(one) for one in outbox.starts.values()],
             "cancels": [dict(one) for one in outbox.cancels.values()],
             "rounds": rounds,
+            "linger_seconds": self._pace.linger if len(watched) > 1 else 0.0,
             **outbox.extras,
         }
         wait = wait if watched else 0.0
         sent = self._push(gateway, node, request, wait, outbox.rounds, watched)
         is_spared = any(one.spare and one.gateway == gateway for one in self._sent.values())
-        if sent and watched and self._pace.spare_syncs and not is_expecting and not is_spared:
+        # One that waits for several rounds would be in the way of a start.
+        may_spare = self._pace.spare_syncs and not is_short and len(watched) == 1
+        if sent and may_spare and not is_spared:
             # Promoted, it may repeat reports of its forerunner: a round takes each once.
             started = [{"campaign": name[0], "round": name[1]} for name in outbox.starts]
             ahead = {"rounds": [*rounds, *started]}
@@ -337,7 +370,12 @@ class GridTransport(Transport):
         # Whoever hears of a round's end then knows the devices as they are now.
         return replies + sorted(read, key=lambda one: one.hello is None)
 
+    def _ended_at(self, gateway: str, campaign: str) -> None:
+        if campaign in self._running:
+            self._running[campaign][1].discard(gateway)
+
     def _expect_more(self, gateway: str, campaign: str) -> None:
+        self._ended_at(gateway, campaign)
         until = self._clock.monotonic() + self._pace.expecting
         self._expecting.setdefault(gateway, {})[campaign] = until
 

@@ -6,8 +6,8 @@ packed CBOR map each.
 
 Of the request: `starts` and `cancels`, requests as in docs/specification/gateway.md; `rounds`,
 whose standing is told (`[{campaign, round, cursor}]`); `wait_seconds`, so long until one of these
-rounds, or of those that were started, has ended; `hello_cursor`, up to which the coordinator knows
-the devices; `access`, changes of the broker's
+rounds, or of those that were started, has ended, and then at most `linger_seconds` for the others;
+`hello_cursor`, up to which the coordinator knows the devices; `access`, changes of the broker's
 users; `all_pages`, with which an answer has every report, however many they are.
 
 A reply has `ok` and either `error`, or the gateway's name, `answers` (`[{op, campaign, round}` with
@@ -28,6 +28,7 @@ from fleet.gateway.client import GatewayClient
 
 # The gateway answers a watch within this; longer waits are several requests.
 WATCH_SECONDS = 5.0
+LINGER_LOOK_SECONDS = 0.2
 
 
 def handle(payload: bytes, node_config: Mapping[str, Any]) -> bytes:
@@ -70,7 +71,8 @@ def _sync(client: GatewayClient, request: Mapping[str, Any]) -> dict[str, Any]:
             rounds.setdefault((str(one["campaign"]), int(one["round"])), 0)
     wait = float(request.get("wait_seconds", 0.0))
     if rounds and wait > 0:
-        _wait_for_an_end(client, list(rounds), wait)
+        linger = float(request.get("linger_seconds", 0.0))
+        _wait_for_an_end(client, list(rounds), wait, linger)
         for (campaign, number), cursor in rounds.items():
             answers.append(_collect(client, campaign, number, cursor, request))
     else:
@@ -93,13 +95,19 @@ def _answer(client: GatewayClient, operation: str, fields: Mapping[str, Any]) ->
 
 
 def _wait_for_an_end(
-    client: GatewayClient, rounds: Sequence[tuple[str, int]], seconds: float
+    client: GatewayClient, rounds: Sequence[tuple[str, int]], seconds: float, linger: float
 ) -> None:
     deadline = time.monotonic() + seconds
     while True:
         left = max(0.0, deadline - time.monotonic())
-        if client.watch(rounds, min(WATCH_SECONDS, left)) or time.monotonic() >= deadline:
-            return
+        ended = client.watch(rounds, min(WATCH_SECONDS, left))
+        if ended or time.monotonic() >= deadline:
+            break
+    # Rounds that end together are told of together: each telling takes a process.
+    deadline = time.monotonic() + linger
+    while 0 < ended < len(rounds) and time.monotonic() < deadline:
+        time.sleep(LINGER_LOOK_SECONDS)
+        ended = client.watch(rounds, 0.0)
 
 
 def _collect(

@@ -71,7 +71,9 @@ def _run_fleet(grid: Grid, path: Path) -> None:
     settings = CoordinatorSettings.read(path)
     store = SqlStore(settings.store_url())
     pace = FlowerPace(
-        sync_wait=settings.pace.sync_wait_seconds, spare_syncs=settings.pace.spare_syncs
+        sync_wait=settings.pace.sync_wait_seconds,
+        expecting_wait=settings.pace.expecting_wait_seconds,
+        spare_syncs=settings.pace.spare_syncs,
     )
     try:
         FleetRun(

@@ -23,7 +23,6 @@ import sqlalchemy as sa
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fleet.coordinator.flower_adapter import FlowerPace
 from fleet.errors import ConfigurationError
 from fleet.gateway.files import write_whole
 from fleet.protocol.fields import Name
@@ -73,9 +72,10 @@ class SuperLinkSettings(_Settings):
 class PaceSettings(_Settings):
     """How long messages wait at gateways, and how often those that have nothing to do are asked."""
 
-    sync_wait_seconds: Annotated[float, Field(gt=0, le=600)] = FlowerPace.sync_wait
+    sync_wait_seconds: Annotated[float, Field(gt=0, le=600)] = 20.0
+    expecting_wait_seconds: Annotated[float, Field(gt=0, le=600)] = 3.0
     hello_seconds: Annotated[float, Field(gt=0, le=3600)] = 15.0
-    spare_syncs: bool = True
+    spare_syncs: bool = False
 
 
 class CoordinatorSettings(_Settings):
