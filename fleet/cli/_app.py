@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fleet.cli._app_service import add_commands
+from fleet.cli import _app_campaigns, _app_service
 from fleet.cli._errors import is_expected, message_of
 
 EXIT_FAILED = 1
@@ -419,7 +419,8 @@ def broker_config(
     )
 
 
-add_commands(app)
+_app_service.add_commands(app)
+_app_campaigns.add_commands(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

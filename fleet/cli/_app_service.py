@@ -1,40 +1,30 @@
-"""Commands that run a service, and those that talk to one."""
+"""Commands that run a service, and those about its devices and models."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from fleet.service.client import Client
-
-Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
-Site = Annotated[
-    Path | None,
-    typer.Option("--site", help="Folder of a deployment on this machine (`tinyfleet init`)."),
-]
-Url = Annotated[str | None, typer.Option("--url", help="Address of a service.")]
-Token = Annotated[
-    str | None, typer.Option("--token", help="Whose token; better in the variable TINYFLEET_TOKEN.")
-]
-Why = Annotated[str, typer.Option("--why", help="Why; the audit log keeps it.")]
-Folder = Annotated[Path, typer.Argument(help="Folder of the deployment.")]
-Config = Annotated[Path, typer.Option("--config", help="TOML file.")]
-Filter = Annotated[
-    str, typer.Option("--filter", help="Which devices, in CEL: docs/howto/filter-devices.md.")
-]
-Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="How many at most.")]
-Out = Annotated[Path | None, typer.Option("--out", help="File that it is written to.")]
+from fleet.cli._options import (
+    Config,
+    Filter,
+    Folder,
+    Json,
+    Limit,
+    Out,
+    Site,
+    Token,
+    Url,
+    Why,
+    client_of,
+)
 
 devices = typer.Typer(help="Devices of a service.", no_args_is_help=True)
 gateways = typer.Typer(help="Gateways of a service.", no_args_is_help=True)
 gateway = typer.Typer(help="A site's gateway.", no_args_is_help=True)
 models = typer.Typer(help="Models and their versions.", no_args_is_help=True)
-campaign = typer.Typer(help="Campaigns.", no_args_is_help=True)
-tokens = typer.Typer(help="Who may use a service.", no_args_is_help=True)
-webhooks = typer.Typer(help="Where events of a service go.", no_args_is_help=True)
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -44,24 +34,10 @@ def add_commands(app: typer.Typer) -> None:
         ("gateways", gateways),
         ("gateway", gateway),
         ("models", models),
-        ("campaign", campaign),
-        ("tokens", tokens),
-        ("webhooks", webhooks),
     ):
         app.add_typer(group, name=name)
-    app.command()(init)
-    app.command()(up)
-    app.command()(down)
-    app.command()(status)
-    app.command()(serve)
-    app.command()(audit)
-    app.command()(simulate)
-
-
-def _client(site: Path | None, url: str | None, token: str | None, why: str = "") -> Client:
-    from fleet.cli._service import connect
-
-    return connect(site, url, token, why)
+    for command in (init, up, down, status, serve, simulate):
+        app.command()(command)
 
 
 # What runs where
@@ -182,7 +158,7 @@ def devices_add(
     """Register devices; their passwords are told once."""
     from fleet.cli._devices import add
 
-    add(_client(site, url, token, why), names, at, label or [], out, as_json=json)
+    add(client_of(site, url, token, why), names, at, label or [], out, as_json=json)
 
 
 @devices.command("import")
@@ -198,7 +174,7 @@ def devices_import(
     """Register the devices of a CSV file."""
     from fleet.cli._devices import import_csv
 
-    import_csv(_client(site, url, token, why), file, out, as_json=json)
+    import_csv(client_of(site, url, token, why), file, out, as_json=json)
 
 
 @devices.command("list")
@@ -213,7 +189,7 @@ def devices_list(
     """List the devices that match a filter."""
     from fleet.cli._devices import show_list
 
-    show_list(_client(site, url, token), filter, limit, as_json=json)
+    show_list(client_of(site, url, token), filter, limit, as_json=json)
 
 
 @devices.command("preview")
@@ -227,7 +203,7 @@ def devices_preview(
     """Show how many devices a filter means, and why not the others."""
     from fleet.cli._devices import preview
 
-    preview(_client(site, url, token), filter, as_json=json)
+    preview(client_of(site, url, token), filter, as_json=json)
 
 
 @devices.command("show")
@@ -237,7 +213,7 @@ def devices_show(
     """Show a device and what it has reported."""
     from fleet.cli._devices import show
 
-    show(_client(site, url, token), name, as_json=json)
+    show(client_of(site, url, token), name, as_json=json)
 
 
 @devices.command("label")
@@ -253,7 +229,7 @@ def devices_label(
     """Set and take away labels; nothing begins by that alone."""
     from fleet.cli._devices import label
 
-    label(_client(site, url, token, why), name, labels, as_json=json)
+    label(client_of(site, url, token, why), name, labels, as_json=json)
 
 
 @devices.command("retire")
@@ -268,7 +244,7 @@ def devices_retire(
     """Take a device out of everything; its broker lets it in no more."""
     from fleet.cli._devices import retire
 
-    retire(_client(site, url, token, why), name, as_json=json)
+    retire(client_of(site, url, token, why), name, as_json=json)
 
 
 @devices.command("rotate")
@@ -284,7 +260,7 @@ def devices_rotate(
     """Give a device a new password."""
     from fleet.cli._devices import rotate
 
-    rotate(_client(site, url, token, why), name, out, as_json=json)
+    rotate(client_of(site, url, token, why), name, out, as_json=json)
 
 
 @devices.command("erase")
@@ -299,7 +275,7 @@ def devices_erase(
     """Forget a retired device and all that it reported."""
     from fleet.cli._devices import erase
 
-    erase(_client(site, url, token, why), name, as_json=json)
+    erase(client_of(site, url, token, why), name, as_json=json)
 
 
 @devices.command("image")
@@ -320,7 +296,7 @@ def devices_image(
     """Write a device's identity, to be flashed beside the firmware."""
     from fleet.cli._simulate import image
 
-    image(_client(site, url, token, why), name, bundle, passwords, out, as_json=json)
+    image(client_of(site, url, token, why), name, bundle, passwords, out, as_json=json)
 
 
 @gateways.command("list")
@@ -330,7 +306,7 @@ def gateways_list(
     """List gateways and when they were heard of."""
     from fleet.cli._devices import show_gateways
 
-    show_gateways(_client(site, url, token), as_json=json)
+    show_gateways(client_of(site, url, token), as_json=json)
 
 
 # Models
@@ -354,7 +330,7 @@ def models_import(
     """Bring bundles into a service, with their weights as the first version."""
     from fleet.cli._models import import_bundles
 
-    import_bundles(_client(site, url, token, why), bundles, model, as_json=json)
+    import_bundles(client_of(site, url, token, why), bundles, model, as_json=json)
 
 
 @models.command("import-onnx")
@@ -374,7 +350,7 @@ def models_import_onnx(
     """Bring in what was trained elsewhere, as a candidate version."""
     from fleet.cli._models import import_onnx
 
-    import_onnx(_client(site, url, token, why), model, file, bundle, parent, as_json=json)
+    import_onnx(client_of(site, url, token, why), model, file, bundle, parent, as_json=json)
 
 
 @models.command("list")
@@ -384,7 +360,7 @@ def models_list(
     """List models."""
     from fleet.cli._models import show_list
 
-    show_list(_client(site, url, token), as_json=json)
+    show_list(client_of(site, url, token), as_json=json)
 
 
 @models.command("show")
@@ -394,7 +370,7 @@ def models_show(
     """Show a model's versions."""
     from fleet.cli._models import show
 
-    show(_client(site, url, token), model, as_json=json)
+    show(client_of(site, url, token), model, as_json=json)
 
 
 @models.command("export")
@@ -410,7 +386,7 @@ def models_export(
     """Write a version as ONNX, which gives the same integers as devices do."""
     from fleet.cli._models import export
 
-    export(_client(site, url, token), version, bundle, onnx, as_json=json)
+    export(client_of(site, url, token), version, bundle, onnx, as_json=json)
 
 
 @models.command("compare")
@@ -425,7 +401,7 @@ def models_compare(
     """Compare two versions, also by what the same devices scored with them."""
     from fleet.cli._models import compare
 
-    compare(_client(site, url, token), first, second, as_json=json)
+    compare(client_of(site, url, token), first, second, as_json=json)
 
 
 @models.command("release")
@@ -440,7 +416,7 @@ def models_release(
     """Release a version: campaigns begin with it, and may bring it to devices."""
     from fleet.cli._models import release
 
-    release(_client(site, url, token, why), version, as_json=json)
+    release(client_of(site, url, token, why), version, as_json=json)
 
 
 @models.command("rollback")
@@ -455,245 +431,4 @@ def models_rollback(
     """Withdraw a model's newest released version."""
     from fleet.cli._models import rollback
 
-    rollback(_client(site, url, token, why), model, as_json=json)
-
-
-# Campaigns
-
-CampaignFile = Annotated[Path, typer.Argument(help="Campaign as YAML.")]
-CampaignName = Annotated[str, typer.Argument(help="The campaign's id, its beginning, or its name.")]
-
-
-@campaign.command("validate")
-def campaign_validate(file: CampaignFile, json: Json = False) -> None:
-    """Check a campaign's file, and show the rounds that it asks for."""
-    from fleet.cli._campaign import validate
-
-    validate(file, as_json=json)
-
-
-@campaign.command("schema")
-def campaign_schema() -> None:
-    """Print the JSON Schema of a campaign's file."""
-    from fleet.cli._campaign import print_schema
-
-    print_schema()
-
-
-@campaign.command("plan")
-def campaign_plan(
-    file: CampaignFile,
-    site: Site = None,
-    url: Url = None,
-    token: Token = None,
-    json: Json = False,
-) -> None:
-    """Show what a campaign would do, and cost, as things stand."""
-    from fleet.cli._campaign import plan
-
-    plan(_client(site, url, token), file, as_json=json)
-
-
-@campaign.command("start")
-def campaign_start(
-    file: CampaignFile,
-    watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
-    site: Site = None,
-    url: Url = None,
-    token: Token = None,
-    why: Why = "",
-    json: Json = False,
-) -> None:
-    """Start a campaign."""
-    from fleet.cli._campaign import start
-
-    raise typer.Exit(start(_client(site, url, token, why), file, watched=watch, as_json=json))
-
-
-@campaign.command("list")
-def campaign_list(
-    limit: Limit = 100,
-    site: Site = None,
-    url: Url = None,
-    token: Token = None,
-    json: Json = False,
-) -> None:
-    """List campaigns, newest first."""
-    from fleet.cli._campaign import show_list
-
-    show_list(_client(site, url, token), limit, as_json=json)
-
-
-@campaign.command("show")
-def campaign_show(
-    name: CampaignName, site: Site = None, url: Url = None, token: Token = None, json: Json = False
-) -> None:
-    """Show a campaign: stages, gates, rounds, failures."""
-    from fleet.cli._campaign import show
-
-    show(_client(site, url, token), name, as_json=json)
-
-
-@campaign.command("watch")
-def campaign_watch(
-    name: CampaignName, site: Site = None, url: Url = None, token: Token = None, json: Json = False
-) -> None:
-    """Follow a campaign to its end; exit code 3 where that isn't a good one."""
-    from fleet.cli._campaign import watch
-
-    raise typer.Exit(watch(_client(site, url, token), name, as_json=json))
-
-
-def _action(name: str, action: str, what: str) -> None:
-    def run(
-        campaign: CampaignName,
-        site: Site = None,
-        url: Url = None,
-        token: Token = None,
-        why: Why = "",
-        json: Json = False,
-    ) -> None:
-        from fleet.cli._campaign import act
-
-        act(_client(site, url, token, why), campaign, action, as_json=json)
-
-    campaign.command(name, help=what)(run)
-
-
-_action("pause", "pause", "Begin no further round until it is resumed.")
-_action("resume", "resume", "Go on after a pause.")
-_action("stop", "stop", "Cancel the running round and end the campaign.")
-_action("approve", "approve", "Let it go on with what it waits for.")
-_action("rollback", "roll-back", "Bring its devices back to the weights that they had before.")
-
-
-@campaign.command("clone")
-def campaign_clone(
-    name: CampaignName,
-    out: Out = None,
-    site: Site = None,
-    url: Url = None,
-    token: Token = None,
-    json: Json = False,
-) -> None:
-    """Write a campaign's file, to change it and start it again."""
-    from fleet.cli._campaign import clone
-
-    clone(_client(site, url, token), name, out, as_json=json)
-
-
-@campaign.command("export")
-def campaign_export(
-    name: CampaignName,
-    out: Annotated[Path, typer.Option("--out", help="A .json or a .parquet file.")],
-    site: Site = None,
-    url: Url = None,
-    token: Token = None,
-) -> None:
-    """Write all that devices reported in a campaign."""
-    from fleet.cli._campaign import export
-
-    export(_client(site, url, token), name, out)
-
-
-# Accounts
-
-
-@tokens.command("issue")
-def tokens_issue(
-    who: Annotated[str, typer.Argument(help="Whom the audit log names.")],
-    role: Annotated[Literal["viewer", "operator", "approver", "admin"], typer.Option()],
-    days: Annotated[float, typer.Option(help="How long it is good.")] = 365,
-    site: Site = None,
-    url: Url = None,
-    token: Token = None,
-    why: Why = "",
-    json: Json = False,
-) -> None:
-    """Issue a token; it is told once."""
-    from fleet.cli._accounts import issue_token
-
-    issue_token(_client(site, url, token, why), who, role, days, as_json=json)
-
-
-@tokens.command("list")
-def tokens_list(
-    site: Site = None, url: Url = None, token: Token = None, json: Json = False
-) -> None:
-    """List tokens, without their secrets."""
-    from fleet.cli._accounts import show_tokens
-
-    show_tokens(_client(site, url, token), as_json=json)
-
-
-@tokens.command("revoke")
-def tokens_revoke(
-    name: Annotated[str, typer.Argument(help="The token's id.")],
-    site: Site = None,
-    url: Url = None,
-    token: Token = None,
-    why: Why = "",
-    json: Json = False,
-) -> None:
-    """Make a token no good."""
-    from fleet.cli._accounts import revoke_token
-
-    revoke_token(_client(site, url, token, why), name, as_json=json)
-
-
-def audit(
-    object: Annotated[
-        str, typer.Option(help="Of one thing only, such as device:NAME or campaign:ID.")
-    ] = "",
-    after: Annotated[int, typer.Option(min=0, help="Behind this entry's number.")] = 0,
-    limit: Limit = 100,
-    site: Site = None,
-    url: Url = None,
-    token: Token = None,
-    json: Json = False,
-) -> None:
-    """Show who did what, when and why."""
-    from fleet.cli._accounts import show_audit
-
-    show_audit(_client(site, url, token), object, after, limit, as_json=json)
-
-
-@webhooks.command("add")
-def webhooks_add(
-    address: Annotated[str, typer.Argument(help="http or https address.")],
-    event: Annotated[list[str], typer.Option(help="gate, state, campaign-ended; repeat for more.")],
-    site: Site = None,
-    url: Url = None,
-    token: Token = None,
-    why: Why = "",
-    json: Json = False,
-) -> None:
-    """Send events to an address, signed."""
-    from fleet.cli._accounts import add_webhook
-
-    add_webhook(_client(site, url, token, why), address, event, as_json=json)
-
-
-@webhooks.command("list")
-def webhooks_list(
-    site: Site = None, url: Url = None, token: Token = None, json: Json = False
-) -> None:
-    """List webhooks."""
-    from fleet.cli._accounts import show_webhooks
-
-    show_webhooks(_client(site, url, token), as_json=json)
-
-
-@webhooks.command("remove")
-def webhooks_remove(
-    webhook: str,
-    site: Site = None,
-    url: Url = None,
-    token: Token = None,
-    why: Why = "",
-    json: Json = False,
-) -> None:
-    """Send nothing there any more."""
-    from fleet.cli._accounts import remove_webhook
-
-    remove_webhook(_client(site, url, token, why), webhook, as_json=json)
+    rollback(client_of(site, url, token, why), model, as_json=json)

@@ -21,11 +21,12 @@ from fleet.store.base import (
     SupersededError,
     WeightsVersion,
 )
+from fleet.store.database import sqlite_url
 from fleet.store.events import Event, Events
 from fleet.store.gateways import GatewayRecord, Gateways, Login, Logins
 from fleet.store.models import BundleRecord, ModelRecord, Models, Version
 from fleet.store.registry import Preview, Registry
-from fleet.store.sql import SqlStore, sqlite_url
+from fleet.store.sql import SqlStore
 from fleet.store.stages import Decision, Member, StageRecord, Stages
 from fleet.store.terms import Candidate, Term
 from fleet.store.webhooks import Webhook, Webhooks

@@ -1,25 +1,14 @@
-"""The store in a database: an SQLite file, memory, or PostgreSQL."""
+"""Campaigns in a database."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import as_file, files
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.pool import StaticPool
 
-from fleet.clock import Clock, SystemClock
-from fleet.errors import StoreAwayError, StoreError, UnknownCampaignError
+from fleet.errors import StoreError, UnknownCampaignError
 from fleet.store import tables
 from fleet.store.base import (
     ENDED_STATES,
@@ -32,6 +21,7 @@ from fleet.store.base import (
     WeightsVersion,
     raised,
 )
+from fleet.store.database import Database
 
 _CAMPAIGN = tuple(
     tables.campaigns.c[name]
@@ -51,11 +41,6 @@ _SUMMARY = tuple(
 _REPORT = tuple(column for column in tables.reports.c if column.name not in ("campaign", "round"))
 
 
-def sqlite_url(path: Path) -> str:
-    """The URL of a store in this file."""
-    return f"sqlite:///{path.resolve()}"
-
-
 def _campaign_record(row: Sequence[Any]) -> CampaignRecord:
     return CampaignRecord(*row)
 
@@ -64,107 +49,8 @@ def _round_record(row: Sequence[Any]) -> RoundRecord:
     return RoundRecord(row[0], row[1], json.loads(row[2]), row[3], json.loads(row[4]))
 
 
-class SqlStore(Store):
+class SqlStore(Database, Store):
     """See `Store`. Safe for several threads and processes; writers wait for each other."""
-
-    def __init__(self, url: str | None = None, clock: Clock | None = None) -> None:
-        """Open the database at `url`, and bring its tables up to date; memory without one.
-
-        `sqlite:///FILE` or `postgresql+psycopg://…`. Raises `StoreError` where it can't be used.
-        """
-        self.clock = clock or SystemClock()
-        self._mine = threading.local()
-        try:
-            parsed = sa.make_url(url or "sqlite://")
-            self._name = parsed.render_as_string(hide_password=True)
-            self._engine = _engine(parsed)
-            # In memory there is one connection, and one transaction at a time on it.
-            self._alone = threading.RLock() if self._is_in_memory else contextlib.nullcontext()
-        except (sa.exc.ArgumentError, ImportError) as error:
-            raise StoreError(
-                f"{url} is no address of a store ({error}); "
-                "use sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
-            ) from None
-        with self.writing() as connection:
-            self._bring_up_to_date(connection)
-
-    @property
-    def _is_in_memory(self) -> bool:
-        return isinstance(self._engine.pool, StaticPool)
-
-    def _bring_up_to_date(self, connection: sa.Connection) -> None:
-        with as_file(files("fleet.store") / "migrations") as folder:
-            config = Config()
-            config.set_main_option("script_location", str(folder))
-            config.attributes["connection"] = connection
-            known = set(sa.inspect(connection).get_table_names())
-            if "campaigns" in known and "alembic_version" not in known:
-                raise StoreError(
-                    f"{self._name} is a store of a program older than its migrations: "
-                    "finish its campaigns with that one, and begin with another database"
-                )
-            if connection.dialect.name == "postgresql":
-                # Two services that start at once make the tables once.
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(0x74696E79)))
-            try:
-                command.upgrade(config, "head")
-            except CommandError as error:
-                raise StoreError(
-                    f"{self._name} was written by another version of this program ({error}): "
-                    "use that one, or another database"
-                ) from None
-
-    # Transactions
-
-    @contextlib.contextmanager
-    def _transaction(self, **options: Any) -> Iterator[sa.Connection]:
-        outer: sa.Connection | None = getattr(self._mine, "connection", None)
-        if outer is not None:
-            yield outer
-            return
-        try:
-            with (
-                self._alone,
-                self._engine.connect().execution_options(**options) as connection,
-                connection.begin(),
-            ):
-                self._mine.connection = connection if options.get("writes") else None
-                try:
-                    yield connection
-                finally:
-                    self._mine.connection = None
-        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
-            cause = getattr(error, "orig", None) or error
-            raise StoreAwayError(
-                f"{self._name} can't be used as a campaign store ({cause}); "
-                "check its address, its rights and the free space"
-            ) from None
-
-    def reading(self) -> contextlib.AbstractContextManager[sa.Connection]:
-        """A transaction that reads, for the parts of this package."""
-        return self._transaction()
-
-    def writing(self) -> contextlib.AbstractContextManager[sa.Connection]:
-        """A transaction that may write, for the parts of this package.
-
-        What this thread reads and writes within it belongs to it: several changes become one with
-        `with store.writing():` around them. What goes wrong in there has to come out of it.
-        """
-        return self._transaction(writes=True)
-
-    def inserting_new(self, table: sa.Table) -> Any:
-        """An INSERT that leaves rows alone which exist already."""
-        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        return dialect.insert(table).on_conflict_do_nothing()
-
-    def replacing(self, table: sa.Table, *changed: str) -> Any:
-        """An INSERT that sets the `changed` columns of rows which exist already."""
-        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        statement = dialect.insert(table)
-        return statement.on_conflict_do_update(
-            index_elements=list(table.primary_key),
-            set_={name: statement.excluded[name] for name in changed},
-        )
 
     # Campaigns
 
@@ -606,10 +492,6 @@ class SqlStore(Store):
                 {name: value for name, value in row.items() if value is not None} for row in rows
             )
 
-    def close(self) -> None:
-        """See `Store`."""
-        self._engine.dispose()
-
 
 def _weights_of(plan: Mapping[str, Any]) -> str:
     """What all of a round's devices begin with; empty where they begin with different versions."""
@@ -620,35 +502,3 @@ def _weights_of(plan: Mapping[str, Any]) -> str:
 
 _NAMES_AT_ONCE = 500
 """Databases limit the parameters of a statement."""
-
-
-def _engine(url: sa.URL) -> sa.Engine:
-    if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_pre_ping=True)
-    if url.database in (None, "", ":memory:"):
-        # One connection for all threads, or each would have a database of its own.
-        engine = sa.create_engine(
-            url, poolclass=StaticPool, connect_args={"check_same_thread": False}
-        )
-    else:
-        engine = sa.create_engine(url, connect_args={"timeout": 30.0})
-    sa.event.listen(engine, "connect", _set_up_sqlite)
-    sa.event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _set_up_sqlite(connection: Any, record: object) -> None:
-    # Transactions begin where we say so, see below.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
-    # A commit has to survive a power cut: accepted deltas hang on it.
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # A transaction that reads and then writes would fail where another wrote in between.
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

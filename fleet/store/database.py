@@ -1,0 +1,165 @@
+"""The database of a store: an SQLite file, memory, or PostgreSQL; its tables and transactions."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.pool import StaticPool
+
+from fleet.clock import Clock, SystemClock
+from fleet.errors import StoreAwayError, StoreError
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a store in this file."""
+    return f"sqlite:///{path.resolve()}"
+
+
+class Database:
+    """What all parts of a store share."""
+
+    def __init__(self, url: str | None = None, clock: Clock | None = None) -> None:
+        """Open the database at `url`, and bring its tables up to date; memory without one.
+
+        `sqlite:///FILE` or `postgresql+psycopg://…`. Raises `StoreError` where it can't be used.
+        """
+        self.clock = clock or SystemClock()
+        self._mine = threading.local()
+        try:
+            parsed = sa.make_url(url or "sqlite://")
+            self._name = parsed.render_as_string(hide_password=True)
+            self._engine = _engine(parsed)
+            # In memory there is one connection, and one transaction at a time on it.
+            self._alone = threading.RLock() if self._is_in_memory else contextlib.nullcontext()
+        except (sa.exc.ArgumentError, ImportError) as error:
+            raise StoreError(
+                f"{url} is no address of a store ({error}); "
+                "use sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
+            ) from None
+        with self.writing() as connection:
+            self._bring_up_to_date(connection)
+
+    @property
+    def _is_in_memory(self) -> bool:
+        return isinstance(self._engine.pool, StaticPool)
+
+    def _bring_up_to_date(self, connection: sa.Connection) -> None:
+        with as_file(files("fleet.store") / "migrations") as folder:
+            config = Config()
+            config.set_main_option("script_location", str(folder))
+            config.attributes["connection"] = connection
+            known = set(sa.inspect(connection).get_table_names())
+            if "campaigns" in known and "alembic_version" not in known:
+                raise StoreError(
+                    f"{self._name} is a store of a program older than its migrations: "
+                    "finish its campaigns with that one, and begin with another database"
+                )
+            if connection.dialect.name == "postgresql":
+                # Two services that start at once make the tables once.
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(0x74696E79)))
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise StoreError(
+                    f"{self._name} was written by another version of this program ({error}): "
+                    "use that one, or another database"
+                ) from None
+
+    # Transactions
+
+    @contextlib.contextmanager
+    def _transaction(self, **options: Any) -> Iterator[sa.Connection]:
+        outer: sa.Connection | None = getattr(self._mine, "connection", None)
+        if outer is not None:
+            yield outer
+            return
+        try:
+            with (
+                self._alone,
+                self._engine.connect().execution_options(**options) as connection,
+                connection.begin(),
+            ):
+                self._mine.connection = connection if options.get("writes") else None
+                try:
+                    yield connection
+                finally:
+                    self._mine.connection = None
+        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+            cause = getattr(error, "orig", None) or error
+            raise StoreAwayError(
+                f"{self._name} can't be used as a campaign store ({cause}); "
+                "check its address, its rights and the free space"
+            ) from None
+
+    def reading(self) -> contextlib.AbstractContextManager[sa.Connection]:
+        """A transaction that reads, for the parts of this package."""
+        return self._transaction()
+
+    def writing(self) -> contextlib.AbstractContextManager[sa.Connection]:
+        """A transaction that may write, for the parts of this package.
+
+        What this thread reads and writes within it belongs to it: several changes become one with
+        `with store.writing():` around them. What goes wrong in there has to come out of it.
+        """
+        return self._transaction(writes=True)
+
+    def inserting_new(self, table: sa.Table) -> Any:
+        """An INSERT that leaves rows alone which exist already."""
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        return dialect.insert(table).on_conflict_do_nothing()
+
+    def replacing(self, table: sa.Table, *changed: str) -> Any:
+        """An INSERT that sets the `changed` columns of rows which exist already."""
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        statement = dialect.insert(table)
+        return statement.on_conflict_do_update(
+            index_elements=list(table.primary_key),
+            set_={name: statement.excluded[name] for name in changed},
+        )
+
+    def close(self) -> None:
+        """Release what it holds."""
+        self._engine.dispose()
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() != "sqlite":
+        return sa.create_engine(url, pool_pre_ping=True)
+    if url.database in (None, "", ":memory:"):
+        # One connection for all threads, or each would have a database of its own.
+        engine = sa.create_engine(
+            url, poolclass=StaticPool, connect_args={"check_same_thread": False}
+        )
+    else:
+        engine = sa.create_engine(url, connect_args={"timeout": 30.0})
+    sa.event.listen(engine, "connect", _set_up_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, record: object) -> None:
+    # Transactions begin where we say so, see below.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # A commit has to survive a power cut: accepted deltas hang on it.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A transaction that reads and then writes would fail where another wrote in between.
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
