@@ -1,0 +1,104 @@
+"""What can be done with tokens, webhooks and the audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fleet.service import schema
+from fleet.service.base import Actor, Base, changing
+from fleet.service.roles import Permission
+
+PAGE = 100
+MOST_ON_A_PAGE = 1000
+
+
+class AccountOperations(Base):
+    """What can be done with tokens, webhooks and the audit log."""
+
+    @changing(Permission.ADMINISTER)
+    def issue_token(self, actor: Actor, wanted: schema.TokenToIssue) -> schema.NewToken:
+        """A token for somebody."""
+        token, secret = self.tokens.issue(wanted.who, wanted.role, wanted.days * 86_400)
+        self._note(
+            actor,
+            "tokens.issue",
+            f"token:{token.token}",
+            None,
+            {"who": wanted.who, "role": wanted.role},
+        )
+        return schema.NewToken(**_token(token), secret=secret)
+
+    def list_tokens(self, actor: Actor) -> schema.TokenList:
+        """All tokens, without their secrets."""
+        self._allow(actor, Permission.ADMINISTER)
+        return schema.TokenList(
+            tokens=[schema.TokenView(**_token(one)) for one in self.tokens.list()]
+        )
+
+    @changing(Permission.ADMINISTER)
+    def revoke_token(self, actor: Actor, token: str) -> None:
+        """It is no good from now on."""
+        self.tokens.revoke(token)
+        self._note(actor, "tokens.revoke", f"token:{token}", {"revoked": False}, {"revoked": True})
+
+    def audit_page(
+        self, actor: Actor, after: int = 0, limit: int = PAGE, object: str = ""
+    ) -> schema.AuditPage:
+        """Who did what, oldest first."""
+        self._allow(actor, Permission.READ)
+        limit = min(limit, MOST_ON_A_PAGE)
+        page = self.audit.page(after, limit, object)
+        return schema.AuditPage(
+            audit=[
+                schema.AuditView(
+                    number=one.number,
+                    at=one.at,
+                    who=one.who,
+                    role=one.role,
+                    action=one.action,
+                    object=one.object,
+                    before=one.before,
+                    after=one.after,
+                    why=one.why,
+                )
+                for one in page
+            ],
+            next=page[-1].number if len(page) == limit else None,
+        )
+
+    @changing(Permission.ADMINISTER)
+    def add_webhook(self, actor: Actor, wanted: schema.WebhookToAdd) -> schema.NewWebhook:
+        """Send events of these kinds to an address."""
+        webhook, secret = self.webhooks.add(wanted.url, wanted.events)
+        self._note(
+            actor,
+            "webhooks.add",
+            f"webhook:{webhook.webhook}",
+            None,
+            {"url": wanted.url, "events": wanted.events},
+        )
+        return schema.NewWebhook(**_webhook(webhook), secret=secret)
+
+    def list_webhooks(self, actor: Actor) -> schema.WebhookList:
+        """All webhooks, without their secrets."""
+        self._allow(actor, Permission.ADMINISTER)
+        return schema.WebhookList(
+            webhooks=[schema.WebhookView(**_webhook(one)) for one in self.webhooks.list()]
+        )
+
+    @changing(Permission.ADMINISTER)
+    def remove_webhook(self, actor: Actor, webhook: str) -> None:
+        """Send nothing there any more."""
+        self.webhooks.remove(webhook)
+        self._note(actor, "webhooks.remove", f"webhook:{webhook}")
+
+
+def _token(one: Any) -> Mapping[str, Any]:
+    names = ("token", "who", "role", "created", "expires", "revoked")
+    return {name: getattr(one, name) for name in names}
+
+
+def _webhook(one: Any) -> Mapping[str, Any]:
+    values = {name: getattr(one, name) for name in ("webhook", "url", "failures", "problem")}
+    return {**values, "events": list(one.events)}

@@ -1,0 +1,195 @@
+"""What can be done with campaigns."""
+
+from __future__ import annotations
+
+from fleet.campaign.config import CampaignConfig
+from fleet.coordinator.creation import new_campaign
+from fleet.errors import ConflictError, ModelStoreError
+from fleet.service import schema
+from fleet.service.base import Actor, changing
+from fleet.service.devices import DeviceOperations
+from fleet.service.planning import plan_campaign
+from fleet.service.roles import Permission
+from fleet.store import (
+    ENDED_STATES,
+    CampaignRecord,
+    Version,
+)
+from fleet.store.models import RELEASED, WITHDRAWN
+
+PAGE = 100
+MOST_ON_A_PAGE = 1000
+
+
+class CampaignOperations(DeviceOperations):
+    """What can be done with campaigns."""
+
+    def plan_campaign(self, actor: Actor, wanted: schema.CampaignToStart) -> schema.CampaignPlan:
+        """What a campaign would do, as things stand."""
+        self._allow(actor, Permission.READ)
+        version = self._base(wanted.campaign)
+        preview = self.preview_devices(actor, _target(wanted.campaign))
+        return plan_campaign(wanted.campaign, version, self.models, self.registry, preview)
+
+    @changing(Permission.OPERATE)
+    def start_campaign(self, actor: Actor, wanted: schema.CampaignToStart) -> schema.CampaignView:
+        """Begin a campaign; where it asks for approval, that is waited for first."""
+        config = wanted.campaign
+        version = self._base(config)
+        campaign = new_campaign(
+            self.store,
+            config,
+            self.models.manifests(version.model),
+            self.models.blob(version.model, version.version),
+            actor.who,
+            version.name,
+        )
+        self._note(
+            actor,
+            "campaigns.start",
+            f"campaign:{campaign}",
+            None,
+            config.model_dump(mode="json", exclude_defaults=True),
+        )
+        return _campaign_view(self.store.campaign(campaign))
+
+    def _base(self, config: CampaignConfig) -> Version:
+        """The version that a campaign begins with."""
+        if not config.model:
+            names = ", ".join(one.model for one in self.models.list()) or "none yet"
+            raise ModelStoreError(f"model: the campaign names none; there are: {names}")
+        version = self.models.version(config.model, config.version)
+        if config.kind == "rollout" and version.state != RELEASED:
+            raise ConflictError(
+                f"{version.name} is a {version.state} version: release it first, "
+                "or evaluate it with a campaign of kind evaluate"
+            )
+        return version
+
+    def list_campaigns(
+        self, actor: Actor, after: str = "", limit: int = PAGE
+    ) -> schema.CampaignList:
+        """A page of campaigns, newest first."""
+        self._allow(actor, Permission.READ)
+        limit = min(limit, MOST_ON_A_PAGE)
+        page = self.store.campaign_page(after, limit)
+        return schema.CampaignList(
+            campaigns=[_campaign_view(one) for one in page],
+            next=page[-1].id if len(page) == limit else None,
+        )
+
+    def campaign(self, actor: Actor, campaign: str) -> schema.CampaignDetail:
+        """A campaign, whole."""
+        self._allow(actor, Permission.READ)
+        record = self.store.campaign(campaign)
+        config = CampaignConfig.parse(record.config)
+        members = self.stages.members(campaign)
+        judged = self.stages.judged(campaign)
+        return schema.CampaignDetail(
+            **_campaign_view(record).model_dump(),
+            config=config,
+            stages=[
+                schema.StageView(
+                    stage=stage.name,
+                    number=number,
+                    devices=sum(one.stage <= number for one in members.values()),
+                    outcome=judged[number].outcome if number in judged else None,
+                    verdicts=[
+                        schema.VerdictView.model_validate(one)
+                        for one in (judged[number].verdicts if number in judged else ())
+                    ],
+                )
+                for number, stage in enumerate(config.stages)
+            ],
+            rounds=[
+                schema.RoundView(
+                    round=one.number,
+                    kind=one.kind,
+                    state=one.state,
+                    asked=one.asked,
+                    wanted=one.wanted,
+                    accepted=one.accepted,
+                )
+                for one in self.store.round_summaries(campaign)
+            ],
+            quarantined=self.store.quarantined(campaign),
+            decisions={what: one.who for what, one in self.stages.decisions(campaign).items()},
+            failed_devices={
+                name: one.reason for name, one in sorted(members.items()) if one.failures
+            },
+        )
+
+    def reports(self, actor: Actor, campaign: str, number: int) -> schema.Reports:
+        """What devices measured in a round."""
+        self._allow(actor, Permission.READ)
+        return schema.Reports(
+            round=number,
+            result=self.store.round(campaign, number).result,
+            reports=list(self.store.reports(campaign, number)),
+        )
+
+    @changing(Permission.READ)
+    def act(self, actor: Actor, campaign: str, action: str) -> schema.CampaignView:
+        """Pause, resume, stop, roll back, approve; the same again changes nothing."""
+        self._allow(actor, Permission.APPROVE if action == "approve" else Permission.OPERATE)
+        before = self.store.campaign(campaign)
+        if action == "approve":
+            if not before.waiting:
+                raise ConflictError(f"campaign {campaign} waits for nobody's approval")
+            self.stages.decide(campaign, before.waiting, actor.who)
+        elif action == "roll-back":
+            self._roll_back(before)
+        else:
+            self._wish(before, action)
+        after = self.store.campaign(campaign)
+        self._note(
+            actor,
+            f"campaigns.{action}",
+            f"campaign:{campaign}",
+            {"state": before.state, "wish": before.wish, "waiting": before.waiting},
+            {"state": after.state, "wish": after.wish},
+        )
+        return _campaign_view(after)
+
+    def _roll_back(self, record: CampaignRecord) -> None:
+        if record.state in ("rolled-back", "rolling-back"):
+            return
+        if record.state in ENDED_STATES:
+            self.store.reopen(record.id)
+            if record.made:
+                model, _, number = record.made.rpartition(":")
+                self.models.set_state(model, int(number), WITHDRAWN)
+        else:
+            self.store.ask(record.id, "roll-back")
+
+    def _wish(self, record: CampaignRecord, action: str) -> None:
+        if record.state in ENDED_STATES:
+            if action == "stop":
+                return  # it has ended: what was wanted is so
+            raise ConflictError(f"campaign {record.id} has ended ({record.state})")
+        if action == "resume" and record.wish not in ("", "pause"):
+            raise ConflictError(f"campaign {record.id} is being ended ({record.wish})")
+        if action == "pause" and record.wish in ("stop", "roll-back"):
+            raise ConflictError(f"campaign {record.id} is being ended ({record.wish})")
+        self.store.ask(record.id, {"pause": "pause", "resume": "", "stop": "stop"}[action])
+
+
+def _target(config: CampaignConfig) -> str:
+    return config.target
+
+
+def _campaign_view(one: CampaignRecord) -> schema.CampaignView:
+    config = CampaignConfig.parse(one.config)
+    return schema.CampaignView(
+        campaign=one.id,
+        name=config.name,
+        kind=config.kind,
+        state=one.state,
+        reason=one.reason,
+        waiting=one.waiting,
+        wish=one.wish,
+        author=one.author,
+        created=one.created,
+        base=one.base,
+        made=one.made,
+    )
