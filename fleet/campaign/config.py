@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import datetime, time, timedelta
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -260,6 +260,14 @@ class CampaignConfig(RoundParameters):
         if len(set(self.plans)) != len(self.plans):
             raise ValueError("plans: a plan is named twice")
         return self
+
+    def as_file(self) -> dict[str, Any]:
+        """What a file needs to say: the fields that aren't as by default, whole.
+
+        Parts of them that are as by default, such as which gate it is, can't be left out.
+        """
+        whole = self.model_dump(mode="json")
+        return {name: whole[name] for name in self.model_dump(exclude_defaults=True)}
 
     @classmethod
     def parse(cls, text: str | bytes) -> CampaignConfig:

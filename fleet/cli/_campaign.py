@@ -242,7 +242,7 @@ def clone(client: Client, campaign: str, out: Path | None, *, as_json: bool) -> 
     import yaml
 
     detail = client.campaign(find(client, campaign))
-    config = detail.config.model_dump(mode="json", exclude_defaults=True)
+    config = detail.config.as_file()
     if as_json:
         print_json({"campaign": config})
         return

@@ -49,7 +49,7 @@ class CampaignOperations(DeviceOperations):
             "campaigns.start",
             f"campaign:{campaign}",
             None,
-            config.model_dump(mode="json", exclude_defaults=True),
+            config.as_file(),
         )
         return _campaign_view(self.store.campaign(campaign))
 

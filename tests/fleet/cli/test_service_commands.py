@@ -159,7 +159,12 @@ def test_a_campaign_is_cloned_as_it_was_started(
     tinyfleet: Command, site: Site, tmp_path: Path
 ) -> None:
     stages = [{"name": "first", "devices": 1, "gates": [{"gate": "score"}]}]
-    path = campaign_file(tmp_path, stages=stages, windows=[{"start": "22:00", "end": "06:00"}])
+    path = campaign_file(
+        tmp_path,
+        stages=stages,
+        windows=[{"start": "22:00", "end": "06:00"}],
+        aggregation={"rule": "server-momentum"},
+    )
     planned = facts(tinyfleet("campaign", "plan", path, "--json"))
     assert planned["plan"]["ready"] == 4
     started = facts(tinyfleet("campaign", "start", path, "--json"))["campaign"]["campaign"]
