@@ -20,6 +20,7 @@
     ├── ServiceError        the coordinator's service can't be reached, or refuses
     ├── AggregationError    sums of a round don't fit the model or each other
     ├── CampaignError       a campaign's description or a step of it is wrong
+    │   └── LeasedError     other campaigns have all devices that a round could ask
     └── FlowerError         Flower's processes can't be started or reached
 
 Every message names the thing and says what to do about it.
@@ -132,6 +133,10 @@ class AggregationError(FleetError):
 
 class CampaignError(FleetError):
     """A campaign's description, or a step of it, is wrong."""
+
+
+class LeasedError(CampaignError):
+    """Other campaigns have all devices that a round could ask."""
 
 
 class FlowerError(FleetError):

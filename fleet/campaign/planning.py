@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from fleet.aggregation.mean import EXACT_LIMIT, UNITS_PER_STEP
 from fleet.campaign.answers import DeviceEntry
 from fleet.campaign.config import CampaignConfig
-from fleet.errors import CampaignError
+from fleet.errors import CampaignError, LeasedError
 from fleet.protocol import fields
 from fleet.protocol.fields import Name
 from fleet.protocol.manifest import Manifest, PlanEntry
@@ -373,14 +373,14 @@ def plan_round(
     counts those of the stage. Raises `CampaignError` where no device is eligible.
     """
     assignments, skipped = eligible(config, devices, manifests, members)
+    ready = len(assignments)
     for name in assignments.keys() - leases.keys():
         del assignments[name]
         skipped[name] = "leased by another campaign"
     if not assignments:
+        error = LeasedError if ready else CampaignError
         why = "; ".join(f"{device}: {reason}" for device, reason in list(skipped.items())[:5])
-        raise CampaignError(
-            f"round {number}: no device can take part ({why or 'none matches the target'})"
-        )
+        raise error(f"round {number}: no device can take part ({why or 'none matches the target'})")
     if kind is RoundKind.TRAIN:
         wanted = config.cohort_size or math.ceil(config.cohort_share * len(assignments))
         wanted = min(wanted, len(assignments))

@@ -29,7 +29,7 @@ from fleet.campaign.answers import CollectAnswer, FoldPart
 from fleet.campaign.planning import Assignment
 from fleet.campaign.stages import NO_REPORT
 from fleet.coordinator.scores import add_counts, summarise
-from fleet.errors import AggregationError, AnswerError
+from fleet.errors import AggregationError, AnswerError, CampaignError
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.store import Store, WeightsVersion
 
@@ -93,6 +93,20 @@ def close_round(
         result["median_accuracy_after"],
     )
     return result
+
+
+def check_for_empty_rounds(store: Store, campaign: str, config: CampaignConfig) -> None:
+    """Raises `CampaignError` where so many in a row brought nothing that more of them won't."""
+    trained = [
+        one
+        for one in store.round_summaries(campaign)
+        if one.kind == RoundKind.TRAIN.value and one.state == "done"
+    ]
+    last = trained[-config.max_empty_rounds :]
+    if len(last) == config.max_empty_rounds and not any(one.accepted for one in last):
+        result = store.round(campaign, last[-1].number).result
+        why = {key: result.get(key) for key in ("refused", "declined", "lost", "not_started")}
+        raise CampaignError(f"no delta was accepted in {len(last)} rounds; the last one says {why}")
 
 
 def _failed(outcome: RoundOutcome, missing: Sequence[str]) -> dict[str, str]:

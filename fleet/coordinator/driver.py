@@ -32,12 +32,19 @@ from fleet.campaign.config import Stage
 from fleet.campaign.gates import Outcome, Verdict
 from fleet.campaign.stages import together
 from fleet.clock import Clock, SystemClock
-from fleet.coordinator.closing import close_round, parts_of_gateway
+from fleet.coordinator.blobs import Blobs
+from fleet.coordinator.closing import check_for_empty_rounds, close_round, parts_of_gateway
 from fleet.coordinator.gate_keeper import GateKeeper, decision_about
 from fleet.coordinator.listener import Listener
 from fleet.coordinator.membership import Membership
 from fleet.coordinator.transport import Reply, Transport
-from fleet.errors import AggregationError, AnswerError, CampaignError, ModelStoreError
+from fleet.errors import (
+    AggregationError,
+    AnswerError,
+    CampaignError,
+    LeasedError,
+    ModelStoreError,
+)
 from fleet.protocol.manifest import Manifest
 from fleet.store import (
     ENDED_STATES,
@@ -101,6 +108,7 @@ class CampaignDriver:
         self._store = store
         self._stages = Stages(store)
         self._models = Models(store)
+        self._blobs = Blobs(store, campaign)
         self._campaign = campaign
         self._transport = transport
         self._pace = pace or Pace()
@@ -233,8 +241,11 @@ class CampaignDriver:
 
     # Waiting for people and hours
 
-    def _obey(self) -> None:
-        """Do what an operator has asked for; a pause lasts until it is taken back."""
+    def _obey(self, *, pauses: bool = True) -> None:
+        """Do what an operator has asked for; a pause lasts until it is taken back.
+
+        Where it waits anyway (not `pauses`) a pause changes nothing.
+        """
         told = False
         while True:
             self._stop_checked = self._clock.monotonic()
@@ -243,8 +254,8 @@ class CampaignDriver:
                 raise _EndedError("cancelled", "stopped by the operator")
             if record.wish == "roll-back":
                 raise _RollBackError("asked for by the operator")
-            if record.wish != "pause":
-                if told or record.state == "paused":
+            if record.wish != "pause" or not pauses:
+                if pauses and (told or record.state == "paused"):
                     self._set_state("running")
                 return
             if not told:
@@ -258,18 +269,10 @@ class CampaignDriver:
             if not told:
                 self._set_state("waiting", reason, waiting=what)
                 told = True
-            self._obey_while_waiting()
+            self._obey(pauses=False)
             self._idle()
         if told or self._store.campaign(self._campaign).state == "waiting":
             self._set_state("running")
-
-    def _obey_while_waiting(self) -> None:
-        """A pause changes nothing there."""
-        record = self._store.driver_lives(self._campaign, self._driver, self._clock.wall())
-        if record.wish == "stop":
-            raise _EndedError("cancelled", "stopped by the operator")
-        if record.wish == "roll-back":
-            raise _RollBackError("asked for by the operator")
 
     def _set_state(self, state: str, reason: str = "", waiting: str = "") -> None:
         self._store.set_state(self._campaign, self._driver, state, reason, waiting)
@@ -342,7 +345,7 @@ class CampaignDriver:
         else:
             self._hear_all()
             back = self._membership.to_roll_back(self._listener.devices())
-            known = {one: self._blob(one) for one in set(back.values())}
+            known = {one: self._blobs.get(one) for one in set(back.values())}
             back = {name: before for name, before in back.items() if known[before] is not None}
             if not back:
                 return False
@@ -356,7 +359,7 @@ class CampaignDriver:
                 logger.warning("campaign %s: %s", self._campaign, error)
                 return False
             plan = self._begin(plan)
-        outcome = self._drive(plan, self._blobs(plan))
+        outcome = self._drive(plan, self._blobs.of(plan))
         if outcome.cancelled:
             self._store_cancelled(plan.number)
             return False
@@ -370,20 +373,6 @@ class CampaignDriver:
         end = self._clock.monotonic() + self._pace.news
         while self._clock.monotonic() < end:
             self._listener.receive()
-
-    def _blob(self, digest: str) -> bytes | None:
-        own = self._store.weights_with(self._campaign, digest)
-        return own.blob if own is not None else self._models.blob_of(digest)
-
-    def _blobs(self, plan: RoundPlan) -> dict[str, bytes]:
-        """The versions that a round's devices begin with, by digest."""
-        found = {}
-        for digest in {one.weights or plan.weights for one in plan.assignments}:
-            blob = self._blob(digest)
-            if blob is None:
-                raise CampaignError(f"round {plan.number}: weights {digest[:16]}… aren't known")
-            found[digest] = blob
-        return found
 
     def _cancel_rounds(self, but: RoundKind | None = None) -> None:
         """Let no round go on that nobody will collect, also one of a driver that was killed."""
@@ -416,16 +405,16 @@ class CampaignDriver:
             logger.info("resuming round %d", number)
         else:
             self._wait_for_window()
-            self._check_for_empty_rounds()
+            check_for_empty_rounds(self._store, self._campaign, self._config)
             if not self.wait_for_devices(step):
                 return False
-            plan = self._begin(self._plan(step, base.sha256, self._members(step)))
+            plan = self._begin(self._plan_when_free(step, base.sha256))
         if plan.weights != base.sha256:
             raise CampaignError(
                 f"round {number} was begun with weights {plan.weights[:16]}… but the newest "
                 f"version is {base.sha256[:16]}…: the store was changed by hand"
             )
-        outcome = self._drive(plan, self._blobs(plan))
+        outcome = self._drive(plan, self._blobs.of(plan))
         if outcome.cancelled:
             self._store_cancelled(number)
             return False
@@ -455,6 +444,18 @@ class CampaignDriver:
         """The next round over the devices that this campaign may lease."""
         return self._plan(step, weights, self._members(step))
 
+    def _plan_when_free(self, step: Step, weights: str) -> RoundPlan:
+        """A round's plan; while other campaigns have all its devices, they are waited for."""
+        deadline = self._clock.monotonic() + self._config.wait_for_devices_seconds
+        while True:
+            try:
+                return self._plan(step, weights, self._members(step))
+            except LeasedError:
+                if self._clock.monotonic() > deadline:
+                    raise
+            self._obey()
+            self._idle()
+
     def _plan(self, step: Step, weights: str, members: Members) -> RoundPlan:
         devices = self._listener.devices()
         ready, _ = eligible(self._config, devices, self._manifests, members)
@@ -480,22 +481,8 @@ class CampaignDriver:
 
     def _members(self, step: Step) -> Members:
         return self._membership.of(
-            step, self._listener.devices(), lambda digest: self._blob(digest) is not None
+            step, self._listener.devices(), lambda digest: self._blobs.get(digest) is not None
         )
-
-    def _check_for_empty_rounds(self) -> None:
-        trained = [
-            one
-            for one in self._store.round_summaries(self._campaign)
-            if one.kind == RoundKind.TRAIN.value and one.state == "done"
-        ]
-        last = trained[-self._config.max_empty_rounds :]
-        if len(last) == self._config.max_empty_rounds and not any(one.accepted for one in last):
-            result = self._store.round(self._campaign, last[-1].number).result
-            why = {key: result.get(key) for key in ("refused", "declined", "lost", "not_started")}
-            raise CampaignError(
-                f"no delta was accepted in {len(last)} rounds; the last one says {why}"
-            )
 
     # Devices
 
