@@ -504,7 +504,7 @@ class CampaignDriver:
                 return []
             now = self._clock.monotonic()
             if now > deadline and not enough:
-                raise self._too_few(len(ready), skipped)
+                raise self._listener.too_few(self._config, len(ready), skipped)
             if now > deadline and not self._membership.backs_off():
                 return self._listener.devices()
             self._listener.ask_for_news(self._pace.hello)
@@ -513,16 +513,6 @@ class CampaignDriver:
     def _can_begin(self, step: Step) -> bool:
         devices = self._listener.devices()
         return bool(eligible(self._config, devices, self._manifests, self._members(step))[0])
-
-    def _too_few(self, ready: int, skipped: Mapping[str, str]) -> CampaignError:
-        whys = [f"{name}: {why}" for name, why in list(skipped.items())[:5]]
-        whys += [f"gateway {name}: {why}" for name, why in self._listener.quarantined.items()]
-        return CampaignError(
-            f"{ready} of at least {self._config.min_devices} devices are ready "
-            f"after {self._config.wait_for_devices_seconds:.0f} s, at gateways "
-            f"{sorted(self._transport.gateways()) or 'none'} "
-            f"({'; '.join(whys) or 'none announced'})"
-        )
 
     def _stopped(self) -> bool:
         now = self._clock.monotonic()

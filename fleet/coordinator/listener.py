@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from fleet.campaign import DeviceInfo, Operation
+from fleet.campaign import CampaignConfig, DeviceInfo, Operation
 from fleet.campaign.answers import RoundCounters
 from fleet.clock import Clock
 from fleet.coordinator.scores import add_counts
 from fleet.coordinator.transport import Reply, Transport
+from fleet.errors import CampaignError
 from fleet.store import Store
 
 logger = logging.getLogger(__name__)
@@ -92,3 +93,16 @@ class Listener:
             if now - self._heard.get(gateway, now) >= silence_seconds:
                 self._heard[gateway] = now
                 self._transport.send(gateway, Operation.HELLO, {})
+
+    def too_few(
+        self, config: CampaignConfig, ready: int, skipped: Mapping[str, str]
+    ) -> CampaignError:
+        """What to say where not enough devices come."""
+        whys = [f"{name}: {why}" for name, why in list(skipped.items())[:5]]
+        whys += [f"gateway {name}: {why}" for name, why in self.quarantined.items()]
+        return CampaignError(
+            f"{ready} of at least {config.min_devices} devices are ready "
+            f"after {config.wait_for_devices_seconds:.0f} s, at gateways "
+            f"{sorted(self._transport.gateways()) or 'none'} "
+            f"({'; '.join(whys) or 'none announced'})"
+        )
