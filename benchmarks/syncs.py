@@ -32,13 +32,14 @@ from fleet.cli._output import console, table
 from fleet.clock import VirtualClock
 from fleet.coordinator import flower_adapter
 from fleet.coordinator.flower_adapter import RECORD, FlowerPace, GridTransport
+from fleet.gateway.replies import SOCKET_VERSION
 
 LOOK_SECONDS = 3.0
 """A SuperNode without a message sleeps so long."""
 PROCESS_SECONDS, PROCESS_CPU_SECONDS = 1.0, 1.5
 """Until a ClientApp talks to its gateway on a machine that is otherwise idle; and all it takes."""
 REPLY_SECONDS = 0.2
-PLANNING_SECONDS = 0.5
+PLANNING_SECONDS = (0.2, 1.0)
 """From a round's end to the next one's row in the store."""
 
 RoundName = tuple[str, int]
@@ -81,7 +82,7 @@ class Gateway:
             self._answer(message, started, watched)
             return
         watched = [*watched, *(name for name in started if name not in watched)]
-        done = []
+        done: list[bool] = []
 
         def end() -> None:
             if not done:
@@ -121,7 +122,7 @@ class Gateway:
 
         answers = [one("start", name) for name in started]
         answers += [one("collect", name) for name in watched]
-        hello = {"gateway": self.name, "devices": [], "rounds": [], "cursor": 0, "more": False}
+        hello = {"version": SOCKET_VERSION, "gateway": self.name, "devices": [], "rounds": []}
         payload = cbor2.dumps(
             {"ok": True, "gateway": self.name, "answers": answers, "hello": hello}
         )
@@ -212,7 +213,8 @@ class Campaign:
             self.machine.collected(reply.gateway, reply.collected, now)
         if self.machine.finished:
             self.machine = None
-            self.next_at = now + PLANNING_SECONDS
+            planning = random.Random(f"{self.name}/{self.number}").uniform(*PLANNING_SECONDS)
+            self.next_at = now + planning
 
     @property
     def is_over(self) -> bool:

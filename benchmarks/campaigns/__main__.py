@@ -38,6 +38,7 @@ from fleet.coordinator.settings import CoordinatorSettings, PaceSettings
 from fleet.demo.digits import BOARDS, example_folder
 from fleet.errors import ServiceError
 from fleet.firmware import compile_firmware
+from fleet.protocol.manifest import Manifest
 from fleet.service.client import Client
 from fleet.service.deployment import Deployment, connect, down, init, up
 from fleet.service.schema import DeviceToAdd
@@ -142,8 +143,9 @@ def measure(
     found = [what for _, theirs in told for what in theirs]
     store = SqlStore(settings.store_url())
     try:
-        entry = next(plan for plan in bundle.manifest.plans if plan.name == PLAN)
-        found += problems(store, started, diaries, bundle.manifest, entry)
+        manifest = Manifest.read(bundle.path)
+        entry = next(plan for plan in manifest.plans if plan.name == PLAN)
+        found += problems(store, started, diaries, manifest, entry)
         logs = {name: site_folder / "logs" / f"gateway-{name}.log" for name in deployment.gateways}
         seen = read_rounds(store, started, diaries, logs)
     finally:

@@ -17,8 +17,8 @@ A start can't interrupt a wait. So where a round has ended at a gateway whose ca
 one there yet, the waits for other campaigns' rounds are short (`expecting_wait`), and where there
 are no others, nothing is sent and the SuperNode looks every three seconds, which costs next to
 nothing. Once that round has ended at all its gateways the next start is a moment away: what there
-is to ask of other campaigns goes with it (`hold`). Rounds of several campaigns that end within a
-moment of each other (`linger`) come in one reply, and then go on together.
+is to ask of other campaigns, and their starts, go with it (`hold`). Rounds of several campaigns
+that end within a moment of each other (`linger`) come in one reply, and then go on together.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class GridTransport(Transport):
                 outbox.hello = False  # every reply has one
             if outbox.is_empty:
                 del self._outboxes[gateway]
-            elif not outbox.is_urgent and self._start_is_near(gateway):
+            elif not (outbox.cancels or outbox.extras) and self._start_is_near(gateway):
                 continue
             elif not under_way or (outbox.is_urgent and len(under_way) < MOST_UNDER_WAY):
                 del self._outboxes[gateway]

@@ -102,7 +102,7 @@ class Leader:
                     superlink,
                     control,
                     {"mode": "fleet", "settings": str(self._path.resolve())},
-                    Patience(max_runs=1_000_000_000, refusal=float("inf")),
+                    Patience(ask=5.0, max_runs=1_000_000_000, refusal=float("inf")),
                     self._clock,
                     restart_superlink=owns,
                     tell=self._note,

@@ -18,7 +18,7 @@ def test_a_campaign_alone_takes_a_message_a_round() -> None:
     assert figures["overhead_seconds"]["median"] <= 6.0
 
 
-def test_starts_of_campaigns_whose_rounds_end_at_different_times_are_not_behind_long_waits() -> (
+def test_starts_are_not_behind_long_waits_where_rounds_end_at_different_times() -> (
     None
 ):
     pace = FlowerPace(sync_wait=20.0, expecting_wait=3.0)
