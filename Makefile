@@ -24,7 +24,7 @@ demo: ## 24 emulated microcontrollers learn together; the report goes to out/dem
 
 test: ## the whole test suite, with the same examples each time (TESTS="tests/codegen -m 'not slow'")
 	@scripts/setup dev
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 test-long: ## the same and what takes hours: long fuzzing, random examples, ten times as many (TESTS="tests/fuzz")
 	@scripts/setup dev

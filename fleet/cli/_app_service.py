@@ -82,7 +82,7 @@ def status(folder: Folder, json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def serve(config: Config) -> None:
+def serve(config: Config = Path("coordinator.toml")) -> None:
     """Run a coordinator's service: API, campaigns, SuperLink."""
     from fleet.cli._deployment import serve as run
 
@@ -90,7 +90,7 @@ def serve(config: Config) -> None:
 
 
 @gateway.command("run")
-def gateway_run(config: Config) -> None:
+def gateway_run(config: Config = Path("gateway.toml")) -> None:
     """Run a site's gateway, with its SuperNode."""
     from fleet.cli._deployment import run_gateway
 

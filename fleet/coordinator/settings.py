@@ -88,9 +88,6 @@ class CoordinatorSettings(_Settings):
     api: ApiSettings = ApiSettings()
     superlink: SuperLinkSettings = SuperLinkSettings(port=9092)
     pace: PaceSettings = PaceSettings()
-    retention_days: Annotated[float, Field(gt=0)] | None = None
-    """Reports, rounds and events of campaigns that ended so long ago are forgotten; none where left
-    out. What the audit log has is kept."""
 
     def store_url(self) -> str:
         """The store's URL. ConfigurationError where its variable isn't set."""
