@@ -85,6 +85,11 @@ def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="tinyfleet-") as made:
         (Path(made) / "examples").symlink_to(ROOT / "examples")
         yield Path(made)
+        # A service that is slow to stop is killed by `down`, and leaves its SuperLink running.
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if made in path.read_bytes().decode(errors="replace"):
+                    os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 @pytest.fixture
