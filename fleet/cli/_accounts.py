@@ -5,10 +5,16 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
+from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, table
+from fleet.coordinator.settings import CoordinatorSettings
 from fleet.service.client import Client
 from fleet.service.schema import Role
+from fleet.store import Audit, SqlStore, Tokens
+
+_FIRST_DAYS = 365
 
 
 def _when(unix: float) -> str:
@@ -23,6 +29,29 @@ def issue_token(client: Client, who: str, role: Role, days: float, *, as_json: b
         return
     console().print(f"{made.who} is {made.role} until {_when(made.expires)}, by this token:")
     print(made.secret)
+
+
+def first_token(config: Path, who: str, *, as_json: bool) -> None:
+    """An administrator's token, into the store itself; refused where there is one that is good."""
+    store = SqlStore(CoordinatorSettings.read(config).store_url())
+    try:
+        tokens, now = Tokens(store), store.clock.wall()
+        good = [one for one in tokens.list() if not one.revoked and one.expires > now]
+        if any(one.role == "admin" for one in good):
+            raise CommandError(
+                "there is an administrator already: ask them, `tinyfleet tokens issue` makes more"
+            )
+        with store.writing():
+            made, secret = tokens.issue(who, "admin", _FIRST_DAYS * 86_400)
+            after = {"who": who, "role": "admin"}
+            Audit(store).add(who, "", "tokens.first", f"token:{made.token}", None, after, "")
+    finally:
+        store.close()
+    if as_json:
+        print_json({"token": {"token": made.token, "who": who, "secret": secret}})
+        return
+    console().print(f"{who} is admin until {_when(made.expires)}, by this token:")
+    print(secret)
 
 
 def show_tokens(client: Client, *, as_json: bool) -> None:

@@ -188,6 +188,20 @@ def tokens_issue(
     issue_token(client_of(site, url, token, why), who, role, days, as_json=json)
 
 
+@tokens.command("first")
+def tokens_first(
+    who: Annotated[str, typer.Argument(help="Whom the audit log names.")],
+    config: Annotated[
+        Path, typer.Option("--config", help="The service's TOML file, on its machine.")
+    ] = Path("coordinator.toml"),
+    json: Json = False,
+) -> None:
+    """Issue an administrator's token on the service's machine, where nobody has one yet."""
+    from fleet.cli._accounts import first_token
+
+    first_token(config, who, as_json=json)
+
+
 @tokens.command("list")
 def tokens_list(
     site: Site = None, url: Url = None, token: Token = None, json: Json = False

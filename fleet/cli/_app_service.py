@@ -299,6 +299,22 @@ def devices_image(
     image(client_of(site, url, token, why), name, bundle, passwords, out, as_json=json)
 
 
+@gateways.command("add")
+def gateways_add(
+    name: str,
+    at: Annotated[str, typer.Option("--at", help="The site where it is.")],
+    site: Site = None,
+    url: Url = None,
+    token: Token = None,
+    why: Why = "",
+    json: Json = False,
+) -> None:
+    """Let a service know a site's gateway."""
+    from fleet.cli._devices import add_gateway
+
+    add_gateway(client_of(site, url, token, why), name, at, as_json=json)
+
+
 @gateways.command("list")
 def gateways_list(
     site: Site = None, url: Url = None, token: Token = None, json: Json = False

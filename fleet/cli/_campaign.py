@@ -160,7 +160,7 @@ def show(client: Client, campaign: str, *, as_json: bool) -> None:
         print_json({"campaign": detail.model_dump(mode="json")})
         return
     for part in _picture(detail):
-        console().print(part)
+        console().print(part, soft_wrap=isinstance(part, str))
     for stage in detail.stages:
         for verdict in stage.verdicts:
             console().print(f"{stage.stage}: {verdict.outcome}: {verdict.reason}", soft_wrap=True)

@@ -213,6 +213,15 @@ def erase(client: Client, name: str, *, as_json: bool) -> None:
         console().print(f"{name} and all that it reported are forgotten.")
 
 
+def add_gateway(client: Client, name: str, site: str, *, as_json: bool) -> None:
+    """A gateway that `broker config` has named; its password stays the one of that file."""
+    client.add_gateway(name, site)
+    if as_json:
+        print_json({"gateway": name, "site": site})
+    else:
+        console().print(f"{name} is a gateway of site {site}.")
+
+
 def show_gateways(client: Client, *, as_json: bool) -> None:
     """All gateways."""
     found, ready = client.gateways(), client.ready()

@@ -24,6 +24,7 @@ from fleet.service.schema import DeviceToAdd
 ONLINE_SECONDS = 300.0
 LINK_BITS_PER_SECOND = 115_200
 ACCESS_SECONDS = 3.0
+LOOK_SECONDS = 1.0
 
 
 def image(
@@ -115,7 +116,7 @@ def simulate(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with Attached({place: devices for place, devices in places.items() if devices}) as attached:
-        _wait_online(attached, names, stop)
+        _wait_online(attached, client, names, stop)
         console().print(f"{count} devices are attached; Ctrl-C takes them away.")
         stop.wait(seconds)
 
@@ -146,11 +147,15 @@ def _matching(client: Client, names: Sequence[str], filter: str) -> list[str]:
     return [name for name in names if name in found]
 
 
-def _wait_online(attached: Attached, names: Sequence[str], stop: threading.Event) -> None:
+def _wait_online(
+    attached: Attached, client: Client, names: Sequence[str], stop: threading.Event
+) -> None:
+    """Until the service has heard of them all."""
     end = time.monotonic() + ONLINE_SECONDS
     with stage_bars(hidden=False) as tell:
         while not stop.is_set():
-            online = attached.online()
+            heard = {one.device for one in client.all_devices("online")}
+            online = attached.online() & heard
             tell("booting devices", len(online), len(names))
             if len(online) == len(names):
                 return
@@ -160,4 +165,4 @@ def _wait_online(attached: Attached, names: Sequence[str], stop: threading.Event
             if time.monotonic() > end:
                 missing = ", ".join(sorted(set(names) - online)[:8])
                 raise CommandError(f"not online after {ONLINE_SECONDS:.0f} s: {missing}")
-            stop.wait(0.2)
+            stop.wait(LOOK_SECONDS)

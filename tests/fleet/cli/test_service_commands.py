@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from fleet.cli import main
 from fleet.service.client import Client
-from fleet.store import SqlStore
+from fleet.store import Audit, SqlStore, Tokens
 from tests.fleet.coordinator import small_model
 from tests.fleet.service.conftest import Site, make_site
 
@@ -69,6 +69,7 @@ def campaign_file(folder: Path, **fields: Any) -> Path:
         ("devices rotate d0", "devices"),
         ("devices retire d0", "device"),
         ("gateways list", "gateways"),
+        ("gateways add g9 --at home", "gateway"),
         ("models list", "models"),
         ("models show small", "model"),
         ("models compare small:1 small:1", "comparison"),
@@ -201,3 +202,22 @@ def test_reports_are_exported_by_the_files_ending(
     assert parquet.read_table(tmp_path / "r.parquet").to_pylist() == [row]
     code, _, err = tinyfleet("campaign", "export", "test", "--out", tmp_path / "r.txt")
     assert (code, "its ending says" in err) == (1, True)
+
+
+def test_the_first_administrator_is_made_on_the_services_machine_and_only_once(
+    tinyfleet: Command, tmp_path: Path
+) -> None:
+    config = tmp_path / "coordinator.toml"
+    config.write_text('fleet = "barn"\nstore = "sqlite:///s.sqlite"\n')
+    made = facts(tinyfleet("tokens", "first", "ada", "--config", config, "--json"))["token"]
+    store = SqlStore(f"sqlite:///{tmp_path / 's.sqlite'}")
+    token = Tokens(store).check(made["secret"])
+    assert (token.who, token.role) == ("ada", "admin")
+    (entry,) = Audit(store).page()
+    assert (entry.who, entry.action) == ("ada", "tokens.first")
+    code, _, err = tinyfleet("tokens", "first", "eve", "--config", config)
+    assert code == 1
+    assert "there is an administrator already" in err
+    Tokens(store).revoke(token.token)
+    assert facts(tinyfleet("tokens", "first", "eve", "--config", config, "--json"))
+    store.close()
