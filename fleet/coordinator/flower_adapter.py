@@ -234,6 +234,8 @@ class GridTransport(Transport):
             "cancels": [dict(one) for one in outbox.cancels.values()],
             "rounds": rounds,
             "linger_seconds": self._pace.linger if len(watched) > 1 else 0.0,
+            # Another message for them would take another process.
+            "all_pages": True,
             **outbox.extras,
         }
         wait = wait if watched else 0.0

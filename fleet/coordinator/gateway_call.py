@@ -29,6 +29,9 @@ from fleet.gateway.client import GatewayClient
 # The gateway answers a watch within this; longer waits are several requests.
 WATCH_SECONDS = 5.0
 LINGER_LOOK_SECONDS = 0.2
+MOST_PAGES = 10
+"""Of devices, that one reply has: 2 MB. What is left over takes another message, that is, another
+process; all of a gateway's devices have changed after a round."""
 
 
 def handle(payload: bytes, node_config: Mapping[str, Any]) -> bytes:
@@ -81,8 +84,19 @@ def _sync(client: GatewayClient, request: Mapping[str, Any]) -> dict[str, Any]:
             answers.append(
                 _collect(client, one["campaign"], one["round"], one.get("cursor", 0), request)
             )
-    hello = client.request("hello", {"cursor": int(request.get("hello_cursor", 0))})
-    return {"answers": answers, "hello": hello}
+    return {"answers": answers, "hello": _hello(client, int(request.get("hello_cursor", 0)))}
+
+
+def _hello(client: GatewayClient, cursor: int) -> dict[str, Any]:
+    hello = client.request("hello", {"cursor": cursor})
+    for _ in range(MOST_PAGES - 1):
+        if not hello.get("more"):
+            break
+        page = client.request("hello", {"cursor": hello["cursor"]})
+        for part in ("devices", "rounds"):
+            page[part] = [*hello[part], *page[part]]
+        hello = page
+    return hello
 
 
 def _answer(client: GatewayClient, operation: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,3 +147,33 @@ def test_a_gateway_that_is_not_there_is_an_answer_and_no_traceback() -> None:
     assert "/nowhere/g.sock" in reply["error"]
     reply = cbor2.loads(handle(b"", {}))
     assert "node-config" in reply["error"]
+
+
+def test_all_pages_of_devices_come_in_one_reply(
+    gateway: PlainGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [small_model.device_entry(f"d{number}", "a") for number in range(12)]
+    plain = gateway._hello
+
+    def page(request: dict[str, Any]) -> dict[str, Any]:
+        at = request["cursor"]
+        some = {"devices": entries[at : at + 1], "cursor": at + 1, "more": at + 1 < len(entries)}
+        return {**plain(request), **some}
+
+    monkeypatch.setattr(gateway, "_hello", page)
+    first = ask(gateway)["hello"]
+    assert [one["device"] for one in first["devices"]] == [f"d{number}" for number in range(10)]
+    assert (first["more"], first["cursor"]) == (True, 10)
+    rest = ask(gateway, hello_cursor=first["cursor"])["hello"]
+    assert [one["device"] for one in rest["devices"]] == ["d10", "d11"]
+    assert not rest["more"]
+
+
+def test_rounds_that_end_within_a_moment_are_told_of_in_one_reply(gateway: PlainGateway) -> None:
+    gateway.round_seconds = 0.3
+    first, other = start_fields(), {**start_fields(), "campaign": "ee" * 8}
+    ask(gateway, starts=[first])
+    ask(gateway, starts=[other])
+    rounds = [{"campaign": one["campaign"], "round": 1} for one in (first, other)]
+    reply = ask(gateway, rounds=rounds, wait_seconds=5.0, linger_seconds=5.0)
+    assert [one[3]["state"] for one in answers(reply)] == ["closed", "closed"]
