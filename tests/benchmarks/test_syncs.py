@@ -18,9 +18,7 @@ def test_a_campaign_alone_takes_a_message_a_round() -> None:
     assert figures["overhead_seconds"]["median"] <= 6.0
 
 
-def test_starts_are_not_behind_long_waits_where_rounds_end_at_different_times() -> (
-    None
-):
+def test_starts_are_not_behind_long_waits_where_rounds_end_at_different_times() -> None:
     pace = FlowerPace(sync_wait=20.0, expecting_wait=3.0)
     figures = syncs.run(pace, campaigns=3, rounds=10, least=20.0, most=60.0)
     assert figures["overhead_seconds"]["p90"] <= 12.0
