@@ -139,8 +139,8 @@ class ManagedProcess:
         return True
 
     def _identity(self, command: Sequence[str]) -> list[str]:
-        """What two commands of the same process have in common."""
-        return list(command)
+        """What two commands of the same process have in common, by whatever path it was started."""
+        return [Path(command[0]).name, *command[1:]]
 
     def alive(self) -> bool:
         """True while the process runs."""
@@ -410,5 +410,6 @@ class SuperNode(ManagedProcess):
 
     def _identity(self, command: Sequence[str]) -> list[str]:
         """All but the port, which is a free one each time."""
+        command = super()._identity(command)
         at = command.index("--port") if "--port" in command else len(command)
         return [*command[:at], *command[at + 2 :]]

@@ -53,6 +53,16 @@ def test_a_number_that_is_another_process_by_now_is_left_alone(
     assert not managed().adopt()
 
 
+def test_a_process_that_another_path_to_the_same_program_started_is_taken_over(
+    managed: Callable[..., ManagedProcess], tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / Path(sys.executable).name
+    elsewhere.symlink_to(sys.executable)
+    first = managed([str(elsewhere), *SLEEP[1:]])
+    first.start()
+    wait_until(lambda: managed().adopt(), "it is found")
+
+
 def test_a_process_of_another_command_is_left_alone(
     managed: Callable[..., ManagedProcess],
 ) -> None:
