@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fleet.service import schema
-from fleet.service.base import Actor, Base, changing
+from fleet.service.base import MOST_ON_A_PAGE, PAGE, Actor, Base, changing
 from fleet.service.roles import Permission
-
-PAGE = 100
-MOST_ON_A_PAGE = 1000
 
 
 class AccountOperations(Base):

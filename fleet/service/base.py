@@ -24,6 +24,9 @@ from fleet.store import (
     Webhooks,
 )
 
+PAGE = 100
+MOST_ON_A_PAGE = 1000
+
 
 @dataclass(frozen=True)
 class Actor:

@@ -6,7 +6,7 @@ from fleet.campaign.config import CampaignConfig
 from fleet.coordinator.creation import new_campaign
 from fleet.errors import ConflictError, ModelStoreError
 from fleet.service import schema
-from fleet.service.base import Actor, changing
+from fleet.service.base import MOST_ON_A_PAGE, PAGE, Actor, changing
 from fleet.service.devices import DeviceOperations
 from fleet.service.planning import plan_campaign
 from fleet.service.roles import Permission
@@ -17,9 +17,6 @@ from fleet.store import (
 )
 from fleet.store.models import RELEASED, WITHDRAWN
 
-PAGE = 100
-MOST_ON_A_PAGE = 1000
-
 
 class CampaignOperations(DeviceOperations):
     """What can be done with campaigns."""
@@ -28,7 +25,7 @@ class CampaignOperations(DeviceOperations):
         """What a campaign would do, as things stand."""
         self._allow(actor, Permission.READ)
         version = self._base(wanted.campaign)
-        preview = self.preview_devices(actor, _target(wanted.campaign))
+        preview = self.preview_devices(actor, wanted.campaign.target)
         return plan_campaign(wanted.campaign, version, self.models, self.registry, preview)
 
     @changing(Permission.OPERATE)
@@ -172,10 +169,6 @@ class CampaignOperations(DeviceOperations):
         if action == "pause" and record.wish in ("stop", "roll-back"):
             raise ConflictError(f"campaign {record.id} is being ended ({record.wish})")
         self.store.ask(record.id, {"pause": "pause", "resume": "", "stop": "stop"}[action])
-
-
-def _target(config: CampaignConfig) -> str:
-    return config.target
 
 
 def _campaign_view(one: CampaignRecord) -> schema.CampaignView:

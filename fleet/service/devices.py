@@ -8,12 +8,9 @@ from fleet.errors import ConflictError, TakenNameError
 from fleet.gateway.broker import new_passwords, password_hash
 from fleet.registry import Device, Filter, NewDevice
 from fleet.service import schema
-from fleet.service.base import Actor, Base, changing
+from fleet.service.base import MOST_ON_A_PAGE, PAGE, Actor, Base, changing
 from fleet.service.roles import Permission
 from fleet.store.gateways import DEVICE, GATEWAY
-
-PAGE = 100
-MOST_ON_A_PAGE = 1000
 
 
 class DeviceOperations(Base):

@@ -17,9 +17,6 @@ from fleet.store import (
 )
 from fleet.store.models import RELEASED, WITHDRAWN
 
-PAGE = 100
-MOST_ON_A_PAGE = 1000
-
 
 class ModelOperations(Base):
     """What can be done with models and their versions."""
