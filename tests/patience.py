@@ -8,11 +8,15 @@ from collections.abc import Callable
 PATIENCE_SECONDS = 300.0
 
 
-def wait_until(condition: Callable[[], object], what: str | Callable[[], object] = "") -> None:
+def wait_until(
+    condition: Callable[[], object],
+    what: str | Callable[[], object] = "",
+    look_seconds: float = 0.01,
+) -> None:
     """Returns once ``condition`` holds; fails with ``what`` it waited for if it never does."""
     end = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         if time.monotonic() > end:
             said = what() if callable(what) else what
             raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s in vain: {said}")
-        time.sleep(0.01)
+        time.sleep(look_seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
@@ -18,6 +19,8 @@ from fleet.service import schema
 
 Form = TypeVar("Form", bound=BaseModel)
 TIMEOUT_SECONDS = 30.0
+MOST_RETRIES = 5
+LONGEST_WAIT_SECONDS = 10.0
 
 
 class Client:
@@ -76,7 +79,11 @@ class Client:
             options["headers"] = {"Idempotency-Key": uuid.uuid4().hex}
         try:
             response = self._http.request(method, path, **options)
-            if response.status_code == 503 and path != "/readyz":
+            for _ in range(MOST_RETRIES):
+                wait = _wait_before_retry(response)
+                if wait is None or path == "/readyz":
+                    break
+                time.sleep(wait)
                 response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
             raise ServiceError(
@@ -292,6 +299,14 @@ class Client:
     def remove_webhook(self, webhook: str) -> None:
         """Send nothing there any more."""
         self._request("DELETE", f"/v1/webhooks/{webhook}")
+
+
+def _wait_before_retry(response: httpx.Response) -> float | None:
+    """How long to wait where the same request may succeed later; None where it won't."""
+    if response.status_code == 429:
+        told = response.headers.get("Retry-After", "1")
+        return min(LONGEST_WAIT_SECONDS, float(told)) if told.isdigit() else 1.0
+    return 0.5 if response.status_code == 503 else None
 
 
 def _refusal(response: httpx.Response) -> Exception:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,14 +23,19 @@ from fleet.ports import free_port
 from fleet.service.client import Client
 from fleet.service.schema import DeviceToAdd
 from fleet.store import ENDED_STATES, Gateways, SqlStore, Tokens
+from tests import patience
 from tests.fleet.coordinator import small_model
 from tests.fleet.coordinator.oracle import assert_every_delta_counted_once
 from tests.fleet.coordinator.plain_gateway import PlainGateway
-from tests.patience import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 HERDS = ("cows", "goats", "sheep")
+
+
+def _wait(condition: Callable[[], object], what: str | Callable[[], object] = "") -> None:
+    # A service answers so many requests a minute.
+    patience.wait_until(condition, what, look_seconds=0.2)
 
 
 @dataclass
@@ -60,7 +65,7 @@ class Services:
             )
         client = Client(f"http://127.0.0.1:{port}", self.secret)
         self.running[name] = process, client
-        wait_until(lambda: _answers(client), lambda: self.log(name))
+        _wait(lambda: _answers(client), lambda: self.log(name))
         return client
 
     def log(self, name: str) -> str:
@@ -136,7 +141,7 @@ def test_campaigns_at_once_end_right_and_a_second_service_goes_on_where_the_firs
 ) -> None:
     first = services.serve("first")
     provision(first)
-    wait_until(lambda: first.ready().ready, lambda: services.log("first"))
+    _wait(lambda: first.ready().ready, lambda: services.log("first"))
     second = services.serve("second")
     assert (first.ready().leader, second.ready().leader) == (True, False)
     # Both answer, whoever leads.
@@ -148,13 +153,13 @@ def test_campaigns_at_once_end_right_and_a_second_service_goes_on_where_the_firs
         .campaign
         for number, herd in enumerate(HERDS)
     ]
-    wait_until(
+    _wait(
         lambda: all(len(second.campaign(one).rounds) >= 2 for one in campaigns),
         lambda: services.log("first"),
     )
     services.kill("first")
     kill_server_apps(services.superlink_port)
-    wait_until(
+    _wait(
         lambda: all(second.campaign(one).state in ENDED_STATES for one in campaigns),
         lambda: services.log("second"),
     )

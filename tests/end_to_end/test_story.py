@@ -12,7 +12,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from fleet.service.client import Client
 from fleet.service.schema import CampaignDetail, DeviceToAdd
 from fleet.store import ENDED_STATES
 from simulator.machines.device_spec import DeviceSpec
-from tests.patience import wait_until
+from tests import patience
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -61,6 +61,11 @@ def campaign(name: str, stages: list[dict[str, Any]], **fields: Any) -> Campaign
             **fields,
         }
     )
+
+
+def _wait(condition: Callable[[], object], what: str | Callable[[], object] = "") -> None:
+    # A service answers so many requests a minute.
+    patience.wait_until(condition, what, look_seconds=0.2)
 
 
 class Story:
@@ -111,7 +116,7 @@ class Story:
         }
         since = time.time()
         with Attached(places) as running:
-            wait_until(lambda: self._heard_since(since) == len(DEVICES), self._faults(running))
+            _wait(lambda: self._heard_since(since) == len(DEVICES), self._faults(running))
             yield running
 
     def canary(self, config: CampaignConfig) -> list[str]:
@@ -136,14 +141,14 @@ class Story:
         return self.finish(self.client.start_campaign(config).campaign)
 
     def finish(self, campaign: str) -> CampaignDetail:
-        wait_until(
+        _wait(
             lambda: self.client.campaign(campaign).state in ENDED_STATES,
             lambda: self.client.campaign(campaign).model_dump_json(indent=1),
         )
         return self.client.campaign(campaign)
 
     def reach(self, campaign: str, round: int) -> None:
-        wait_until(
+        _wait(
             lambda: any(one.round >= round for one in self.client.campaign(campaign).rounds),
             lambda: self.client.campaign(campaign).model_dump_json(indent=1),
         )
@@ -219,7 +224,7 @@ def test_a_fleet_is_kept_from_harm_brought_forward_and_brought_back(story: Story
         story.reach(started, 1)
         kill_server_app(story.folder)
         story.kill("service")
-        wait_until(lambda: story.client.campaign(started).waiting == "begin:1")
+        _wait(lambda: story.client.campaign(started).waiting == "begin:1")
         approver = story.client.issue_token("ann", "approver", 1)
         with Client(story.client.url, approver.secret, why="the canary is fine") as ann:
             ann.act(started, "approve")
@@ -243,7 +248,7 @@ def test_a_fleet_is_kept_from_harm_brought_forward_and_brought_back(story: Story
 
         # Somebody finds a reason to go back after all.
         story.client.act(started, "roll-back")
-        wait_until(lambda: story.client.campaign(started).state == "rolled-back")
+        _wait(lambda: story.client.campaign(started).state == "rolled-back")
         assert "couldn't be reached" not in story.client.campaign(started).reason
         assert {name: running.flash_of(name) for name in DEVICES} == old
         assert story.client.model("digits").versions[-1].state == "withdrawn"

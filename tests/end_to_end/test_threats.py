@@ -194,7 +194,7 @@ def test_nobody_approves_what_they_have_started(api: Api) -> None:
     store.set_state(CAMPAIGN, "driver", "waiting", "approval", "begin:0")
     path = f"/v1/campaigns/{CAMPAIGN}/actions"
     refused = api.ask("admin", "POST", path, {"action": "approve"})
-    assert refused.status_code == 422
+    assert refused.status_code == 409
     assert "somebody else has to approve it" in refused.json()["error"]
     assert api.operations.stages.decisions(CAMPAIGN) == {}
     assert api.ask("approver", "POST", path, {"action": "approve"}).status_code == 200

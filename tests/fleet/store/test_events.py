@@ -71,8 +71,10 @@ def test_no_event_is_seen_before_one_with_a_lower_number(
     new_database: Callable[[str], str | None],
 ) -> None:
     """The lower number of two is given by a transaction that is slow to end."""
-    store = SqlStore(new_database("postgres"), VirtualClock())
-    events = Events(store)
+    url = new_database("postgres")
+    # What a thread reads within its own transaction is its own.
+    store, others = (SqlStore(url, VirtualClock()) for _ in range(2))
+    events = Events(others)
     values = {"at": 0.0, "kind": "slow", "campaign": "a", "data": "{}"}
     with store.writing() as connection:
         connection.execute(sa.insert(table), values)
@@ -85,3 +87,4 @@ def test_no_event_is_seen_before_one_with_a_lower_number(
     other.join()
     assert [one.kind for one in events.after(0)] == ["slow", "quick"]
     store.close()
+    others.close()
