@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -175,6 +176,10 @@ def serve(path: Path, version: str, ready: Callable[[str], None] = lambda url: N
             f"{settings.api.host}:{settings.api.port}"
         ),
     )
+    # When it has stopped, uvicorn raises the signal once more: with the usual handler that would be
+    # the end, before the leader has stopped what it runs.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: is_stopping.set())
     thread = threading.Thread(target=leader.run, args=(is_stopping,), name="leader")
     thread.start()
     try:

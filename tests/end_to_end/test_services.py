@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,10 @@ class Services:
             client.close()
             process.send_signal(signal.SIGTERM)
         for process, _ in self.running.values():
-            process.wait(60)
+            assert process.wait(60) == 0
+        with socket.socket() as probe:
+            taken = probe.connect_ex(("127.0.0.1", self.superlink_port)) == 0
+        assert not taken, "a service that was told to stop has left its SuperLink behind"
 
 
 def _answers(client: Client) -> bool:
