@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
@@ -36,6 +36,7 @@ BEAT_SECONDS = 2.0
 SILENCE_SECONDS = 10.0
 """After which a leader is taken for dead."""
 LOOK_SECONDS = 0.5
+STARTING = "the ServerApp hasn't come up yet"
 REMEMBERED_SECONDS = 7 * 86_400.0
 """Idempotency keys."""
 
@@ -53,7 +54,7 @@ class Leader:
         self._clock = clock
         self._term = Term(store, SERVICE, f"{socket.gethostname()}/{os.getpid()}")
         self._candidate = self._term.waiting(clock, SILENCE_SECONDS)
-        self._problem = "the service is starting"
+        self._problem = STARTING
         self.is_leading = False
 
     def problems(self) -> list[str]:
@@ -61,8 +62,6 @@ class Leader:
         try:
             if not self.is_leading and self._term.seen()[2]:
                 return []
-            if Term(self._store, DRIVER, "").seen()[1] == 0:
-                return [self._problem or "the ServerApp hasn't come up yet"]
         except StoreError as error:
             return [str(error)]
         return [self._problem] if self._problem else []
@@ -73,7 +72,7 @@ class Leader:
             try:
                 if self._candidate.try_to_take():
                     logger.info("leads from now on, as number %d", self._term.number)
-                    self.is_leading = True
+                    self.is_leading, self._problem = True, STARTING
                     self._lead(is_stopping)
             except SupersededError as error:
                 logger.warning("leads no more: %s", error)
@@ -109,7 +108,8 @@ class Leader:
                     tell=self._note,
                     what="the fleet",
                 )
-                self._keep(keeper, is_stopping)
+                with self._delivering():
+                    self._keep(keeper, is_stopping)
                 stopped = is_stopping.is_set()
                 if stopped:
                     keeper.stop()
@@ -118,26 +118,46 @@ class Leader:
             if stopped and owns:
                 superlink.stop()
 
+    @contextlib.contextmanager
+    def _delivering(self) -> Iterator[None]:
+        """Events go to webhooks meanwhile. Receivers that hang take seconds, and a leader that is
+        silent for seconds isn't one any more: so they have a thread of their own."""
+        is_over = threading.Event()
+
+        def deliver() -> None:
+            deliveries = Deliveries(self._store, self._clock)
+            while not is_over.wait(LOOK_SECONDS):
+                try:
+                    deliveries.step()
+                except FleetError as error:
+                    logger.error("webhooks have to wait: %s", error)
+
+        thread = threading.Thread(target=deliver, name="webhooks")
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
     def _note(self, event: ProgressEvent) -> None:
         if event.kind == "run-failed":
             self._problem = str(event.data["error"])
 
     def _keep(self, keeper: RunKeeper, is_stopping: threading.Event) -> None:
         driver = Term(self._store, DRIVER, "")
-        deliveries = Deliveries(self._store, self._clock)
         idempotency = Idempotency(self._store)
         beat = cleaned = float("-inf")
-        first = driver.seen()
+        last = driver.seen()
         while not is_stopping.is_set():
             now = self._clock.monotonic()
             if now - beat >= BEAT_SECONDS:
                 beat = now
                 self._term.beat()
             seen = driver.seen()
-            if seen != first:
-                self._problem = ""
+            if seen != last:
+                last, self._problem = seen, ""
             keeper.look(seen, seen)
-            deliveries.step()
             if now - cleaned >= 3600:
                 cleaned = now
                 idempotency.forget_before(self._clock.wall() - REMEMBERED_SECONDS)
