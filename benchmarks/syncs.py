@@ -31,8 +31,10 @@ from fleet.campaign import RoundMachine
 from fleet.cli._output import console, table
 from fleet.clock import VirtualClock
 from fleet.coordinator import flower_adapter
-from fleet.coordinator.flower_adapter import RECORD, FlowerPace, GridTransport
-from fleet.gateway.replies import SOCKET_VERSION
+from fleet.coordinator.flower_adapter import GridTransport
+from fleet.coordinator.gateway_call import RECORD
+from fleet.coordinator.pace import FlowerPace
+from fleet.gateway.frames import SOCKET_VERSION
 
 LOOK_SECONDS = 3.0
 """A SuperNode without a message sleeps so long."""
@@ -270,9 +272,8 @@ def run(
 
 WORLDS: Mapping[str, tuple[float, float]] = {"4 s": (3.8, 4.0), "20 to 60 s": (20.0, 60.0)}
 PACES = tuple(
-    FlowerPace(sync_wait=wait, expecting_wait=expecting, spare_syncs=spares)
-    for wait, expecting in ((5.0, 2.0), (10.0, 2.0), (10.0, 5.0), (20.0, 2.0), (30.0, 5.0))
-    for spares in (False, True)
+    FlowerPace(sync_wait=wait, expecting_wait=expecting)
+    for wait, expecting in ((10.0, 2.0), (20.0, 2.0), (20.0, 3.0), (20.0, 6.0), (30.0, 3.0))
 )
 
 
@@ -287,7 +288,6 @@ def main() -> int:
             "rounds_take": world,
             "sync_wait": pace.sync_wait,
             "expecting_wait": pace.expecting_wait,
-            "spares": pace.spare_syncs,
             **run(pace, options.campaigns, options.gateways, 20, *times),
         }
         for world, times in WORLDS.items()
@@ -301,7 +301,6 @@ def main() -> int:
             one["rounds_take"],
             f"{one['sync_wait']:g}",
             f"{one['expecting_wait']:g}",
-            "yes" if one["spares"] else "no",
             f"{one['overhead_seconds']['median']:.1f}",
             f"{one['overhead_seconds']['p90']:.1f}",
             f"{one['messages_per_round_and_gateway']:.1f}",
@@ -309,7 +308,7 @@ def main() -> int:
         ]
         for one in found
     ]
-    heads = ["rounds take", "wait", "expecting", "spares", "overhead, s", "p90", "messages", "core"]
+    heads = ["rounds take", "wait", "expecting", "overhead, s", "p90", "messages", "core"]
     console().print(
         table(f"{options.campaigns} campaigns, {options.gateways} gateways", heads, rows)
     )

@@ -314,14 +314,12 @@ def main(arguments: list[str] | None = None) -> int:
     pace = PaceSettings()
     parser.add_argument("--sync-wait", type=float, default=pace.sync_wait_seconds)
     parser.add_argument("--expecting-wait", type=float, default=pace.expecting_wait_seconds)
-    parser.add_argument("--spares", action=argparse.BooleanOptionalAction, default=pace.spare_syncs)
     parser.add_argument("--bundle", type=Path, help="of digits; it is compiled where left out")
     parser.add_argument("--json", action="store_true", help="print the figures for programs")
     options = parser.parse_args(arguments)
     pace = PaceSettings(
         sync_wait_seconds=options.sync_wait,
         expecting_wait_seconds=options.expecting_wait,
-        spare_syncs=options.spares,
     )
     with tempfile.TemporaryDirectory(prefix="tinyfleet-") as folder:
         figures = measure(

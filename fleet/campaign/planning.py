@@ -449,6 +449,8 @@ def start_request(
         begins_with = one.weights or plan.weights
         of = devices.setdefault((one.plan, begins_with), {})
         of[one.device] = [one.lease, most_samples(one)]
+        if one.plan in sizes:
+            continue
         manifest = manifests[one.bundle]
         entry = manifest.plan(one.plan)
         sizes[one.plan] = {

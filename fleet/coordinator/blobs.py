@@ -21,6 +21,10 @@ class Blobs:
         own = self._store.weights_with(self._campaign, digest)
         return own.blob if own is not None else self._models.blob_of(digest)
 
+    def has(self, digest: str) -> bool:
+        """Whether somebody has the weights with this digest."""
+        return self.get(digest) is not None
+
     def of(self, plan: RoundPlan) -> dict[str, bytes]:
         """The versions that a round's devices begin with, by digest. Raises `CampaignError`."""
         found = {}

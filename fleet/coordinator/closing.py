@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from fleet.campaign.stages import NO_REPORT
 from fleet.coordinator.scores import add_counts, summarise
 from fleet.errors import AggregationError, AnswerError, CampaignError
 from fleet.protocol.manifest import Manifest, PlanEntry
-from fleet.store import Store, WeightsVersion
+from fleet.store import RoundSummary, Store, WeightsVersion
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +95,13 @@ def close_round(
     return result
 
 
-def check_for_empty_rounds(store: Store, campaign: str, config: CampaignConfig) -> None:
+def check_for_empty_rounds(
+    store: Store, campaign: str, config: CampaignConfig, rounds: Iterable[RoundSummary]
+) -> None:
     """Raises `CampaignError` where so many in a row brought nothing that more of them won't."""
     trained = [
         one
-        for one in store.round_summaries(campaign)
+        for one in sorted(rounds, key=lambda one: one.number)
         if one.kind == RoundKind.TRAIN.value and one.state == "done"
     ]
     last = trained[-config.max_empty_rounds :]

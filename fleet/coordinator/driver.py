@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fleet.campaign import (
     CampaignConfig,
-    DeviceInfo,
     Members,
     Operation,
     RoundKind,
@@ -22,7 +20,6 @@ from fleet.campaign import (
     RoundOutcome,
     RoundPlan,
     Step,
-    by_name,
     eligible,
     plan_round,
     schedule,
@@ -37,6 +34,7 @@ from fleet.coordinator.closing import check_for_empty_rounds, close_round, parts
 from fleet.coordinator.gate_keeper import GateKeeper, decision_about
 from fleet.coordinator.listener import Listener
 from fleet.coordinator.membership import Membership
+from fleet.coordinator.pace import Pace
 from fleet.coordinator.transport import Reply, Transport
 from fleet.errors import (
     AggregationError,
@@ -51,6 +49,7 @@ from fleet.store import (
     Events,
     Models,
     Registry,
+    RoundSummary,
     SqlStore,
     Stages,
     SupersededError,
@@ -62,17 +61,6 @@ logger = logging.getLogger(__name__)
 
 ROLL_BACK_ROUNDS = 3
 """So often devices are asked to go back; each time waits for a round's deadline."""
-_MOST_DOUBLED = 60
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Waiting times of the driver, in seconds."""
-
-    stop_check: float = 2.0
-    retry: float = 2.0
-    hello: float = 3.0
-    news: float = 3.0
 
 
 class _EndedError(Exception):
@@ -117,6 +105,8 @@ class CampaignDriver:
         self._listener = Listener(store, campaign, self._driver, transport, self._clock)
         self._stop_checked = float("-inf")
         self._rolls_back = False
+        self._rounds: dict[int, RoundSummary] = {}
+        self._revision = 0
         self._record = store.campaign(campaign)
         self._config = CampaignConfig.parse(self._record.config)
         self._manifests = {
@@ -204,9 +194,12 @@ class CampaignDriver:
 
     # Gates
 
-    def _begun(self) -> dict[int, str]:
-        """The rounds that there are, with their states."""
-        return {one.number: one.state for one in self._store.round_summaries(self._campaign)}
+    def _begun(self) -> dict[int, RoundSummary]:
+        """The rounds that there are; of the store's only what has changed is read."""
+        for one in self._store.round_summaries(self._campaign, self._revision):
+            self._rounds[one.number] = one
+            self._revision = max(self._revision, one.revision)
+        return self._rounds
 
     def _judge(self, step: Step) -> None:
         """What a round means for its stage; raises where the campaign doesn't go on."""
@@ -324,8 +317,8 @@ class CampaignDriver:
         """A driver that has just begun doesn't know yet what devices have."""
         end = self._clock.monotonic() + self._config.wait_for_devices_seconds
         released, asked = self._membership.released(), set(self._listener.quarantined)
-        while released - by_name(self._listener.devices()).keys() and not self._stopped():
-            if self._clock.monotonic() >= end:
+        while not self._stopped() and self._clock.monotonic() < end:
+            if released <= {one.device for one in self._listener.devices()}:
                 return
             for gateway in self._transport.gateways() - asked:
                 asked.add(gateway)
@@ -334,29 +327,18 @@ class CampaignDriver:
 
     def _roll_back_round(self) -> bool:
         """One round of it; False where nobody is left, or nobody can be reached."""
-        running = [
-            one
-            for one in self._store.round_summaries(self._campaign)
-            if one.state == "running" and one.kind == RoundKind.ROLL_BACK.value
-        ]
         version = self._store.weights(self._campaign, 0)
-        if running:
-            plan = RoundPlan.from_json(self._store.round(self._campaign, running[0].number).plan)
-        else:
-            self._hear_all()
-            back = self._membership.to_roll_back(self._listener.devices())
-            known = {one: self._blobs.get(one) for one in set(back.values())}
-            back = {name: before for name, before in back.items() if known[before] is not None}
-            if not back:
-                return False
-            number = 1 + max(
-                (one.number for one in self._store.round_summaries(self._campaign)), default=0
-            )
-            step = Step(number, RoundKind.ROLL_BACK, len(self._config.stages) - 1)
-            try:
-                plan = self._plan(step, version.sha256, Members(frozenset(back), back))
-            except CampaignError as error:
-                logger.warning("campaign %s: %s", self._campaign, error)
+        plan = next(
+            (
+                self._stored_plan(one.number)
+                for one in self._begun().values()
+                if one.state == "running" and one.kind == RoundKind.ROLL_BACK.value
+            ),
+            None,
+        )
+        if plan is None:
+            plan = self._plan_to_roll_back(version.sha256)
+            if plan is None:
                 return False
             plan = self._begin(plan)
         outcome = self._drive(plan, self._blobs.of(plan))
@@ -364,22 +346,38 @@ class CampaignDriver:
             self._store_cancelled(plan.number)
             return False
         self._close(plan, outcome, version)
-        self._hear_all()
+        self._listener.hear_news(self._pace.news)
         return True
 
-    def _hear_all(self) -> None:
-        """Ask the gateways for what has changed, and give them a moment to answer."""
-        self._listener.ask_for_news()
-        end = self._clock.monotonic() + self._pace.news
-        while self._clock.monotonic() < end:
-            self._listener.receive()
+    def _plan_to_roll_back(self, weights: str) -> RoundPlan | None:
+        """Who goes back next; those that other campaigns have, or that are away, are waited for."""
+        deadline = self._clock.monotonic() + self._config.wait_for_devices_seconds
+        self._listener.hear_news(self._pace.news)
+        step = Step(
+            1 + max(self._begun(), default=0), RoundKind.ROLL_BACK, len(self._config.stages) - 1
+        )
+        while True:
+            back = self._membership.to_roll_back(self._listener.devices())
+            there = {one for one in set(back.values()) if self._blobs.has(one)}
+            back = {name: before for name, before in back.items() if before in there}
+            if not back:
+                return None
+            try:
+                return self.plan_round(step, weights, Members(frozenset(back), back))
+            except CampaignError as error:
+                if self._stopped() or self._clock.monotonic() > deadline:
+                    logger.warning("campaign %s: %s", self._campaign, error)
+                    return None
+            self._idle()
+
+    def _stored_plan(self, number: int) -> RoundPlan:
+        return RoundPlan.from_json(self._store.round(self._campaign, number).plan)
 
     def _cancel_rounds(self, but: RoundKind | None = None) -> None:
         """Let no round go on that nobody will collect, also one of a driver that was killed."""
-        for one in self._store.round_summaries(self._campaign):
+        for one in list(self._begun().values()):
             if one.state == "running" and one.kind != but:
-                plan = RoundPlan.from_json(self._store.round(self._campaign, one.number).plan)
-                self._drive(plan, {}, cancel=True)
+                self._drive(self._stored_plan(one.number), {}, cancel=True)
                 self._store_cancelled(one.number)
 
     def _store_cancelled(self, number: int) -> None:
@@ -390,7 +388,8 @@ class CampaignDriver:
     def _run_round(self, step: Step) -> bool:
         """Run a round that hasn't ended; False where the operator stopped the campaign."""
         number = step.number
-        state = self._begun().get(number)
+        known = self._begun().get(number)
+        state = known.state if known else None
         if state == "cancelled":
             return False  # by a driver that was killed before it could say so
         if state not in (None, "running"):
@@ -401,14 +400,17 @@ class CampaignDriver:
         if step.kind is RoundKind.SCORE_FIRST:
             base = self._store.weights(self._campaign, 0)
         if state == "running":
-            plan = RoundPlan.from_json(self._store.round(self._campaign, number).plan)
+            plan = self._stored_plan(number)
             logger.info("resuming round %d", number)
         else:
             self._wait_for_window()
-            check_for_empty_rounds(self._store, self._campaign, self._config)
-            if not self.wait_for_devices(step):
+            check_for_empty_rounds(
+                self._store, self._campaign, self._config, self._begun().values()
+            )
+            members = self.wait_for_devices(step)
+            if members is None:
                 return False
-            plan = self._begin(self._plan_when_free(step, base.sha256))
+            plan = self._begin(self._plan_when_free(step, base.sha256, members))
         if plan.weights != base.sha256:
             raise CampaignError(
                 f"round {number} was begun with weights {plan.weights[:16]}… but the newest "
@@ -440,23 +442,20 @@ class CampaignDriver:
         )
         self._membership.note_failures(plan, result)
 
-    def plan_round(self, step: Step, weights: str) -> RoundPlan:
-        """The next round over the devices that this campaign may lease."""
-        return self._plan(step, weights, self._members(step))
-
-    def _plan_when_free(self, step: Step, weights: str) -> RoundPlan:
+    def _plan_when_free(self, step: Step, weights: str, members: Members) -> RoundPlan:
         """A round's plan; while other campaigns have all its devices, they are waited for."""
         deadline = self._clock.monotonic() + self._config.wait_for_devices_seconds
         while True:
             try:
-                return self._plan(step, weights, self._members(step))
+                return self.plan_round(step, weights, members)
             except LeasedError:
                 if self._clock.monotonic() > deadline:
                     raise
             self._obey()
             self._idle()
 
-    def _plan(self, step: Step, weights: str, members: Members) -> RoundPlan:
+    def plan_round(self, step: Step, weights: str, members: Members) -> RoundPlan:
+        """The next round over those of the members that this campaign may lease."""
         devices = self._listener.devices()
         ready, _ = eligible(self._config, devices, self._manifests, members)
         seen = {one.device: one.lease for one in devices if one.device in ready}
@@ -479,40 +478,38 @@ class CampaignDriver:
             step.training_round,
         )
 
-    def _members(self, step: Step) -> Members:
-        return self._membership.of(
-            step, self._listener.devices(), lambda digest: self._blobs.get(digest) is not None
-        )
-
     # Devices
 
-    def wait_for_devices(self, step: Step | None = None) -> list[DeviceInfo]:
-        """What is known of devices, when enough can take part; empty where the user stops.
+    def wait_for_devices(self, step: Step) -> Members | None:
+        """Who may take part in a step's round, when enough devices can; None where the user stops.
 
-        With a `step` one of its stage's can, too; where all of them wait to be asked again, that is
-        waited for. Raises `CampaignError` where they aren't there in time.
+        One of its stage's can, too; where all of them wait to be asked again, that is waited for.
+        Raises `CampaignError` where they aren't there in time.
         """
         deadline = self._clock.monotonic() + self._config.wait_for_devices_seconds
+        looked, is_news = float("-inf"), True
         while True:
-            targets = self._membership.targets(self._listener.devices())
-            members = Members(frozenset(targets))
-            ready, skipped = eligible(self._config, targets.values(), self._manifests, members)
-            enough = len(ready) >= self._config.min_devices
-            if enough and (step is None or self._can_begin(step)):
-                return self._listener.devices()
-            if self._stopped():
-                return []
             now = self._clock.monotonic()
-            if now > deadline and not enough:
-                raise self._listener.too_few(self._config, len(ready), skipped)
-            if now > deadline and not self._membership.backs_off():
-                return self._listener.devices()
+            if is_news or now - looked >= self._pace.stop_check:
+                looked = now
+                devices = self._listener.devices()
+                targets = self._membership.targets(devices)
+                ready, skipped = eligible(
+                    self._config, targets.values(), self._manifests, Members(frozenset(targets))
+                )
+                enough = len(ready) >= self._config.min_devices
+                if enough:
+                    members = self._membership.of(step, targets, devices, self._blobs.has)
+                    if members.names & ready.keys() - members.waiting.keys():
+                        return members
+                    if now > deadline and not self._membership.backs_off():
+                        return members
+                elif now > deadline:
+                    raise self._listener.too_few(self._config, len(ready), skipped)
+            if self._stopped():
+                return None
             self._listener.ask_for_news(self._pace.hello)
-            self._listener.receive()
-
-    def _can_begin(self, step: Step) -> bool:
-        devices = self._listener.devices()
-        return bool(eligible(self._config, devices, self._manifests, self._members(step))[0])
+            is_news = any(one.hello is not None for one in self._listener.receive())
 
     def _stopped(self) -> bool:
         now = self._clock.monotonic()

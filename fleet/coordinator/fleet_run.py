@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable
 
 from fleet.clock import Clock, SystemClock
-from fleet.coordinator.driver import CampaignDriver, Pace
+from fleet.coordinator.driver import CampaignDriver
 from fleet.coordinator.hub import Hub
+from fleet.coordinator.pace import HELLO_SECONDS, Pace
 from fleet.coordinator.transport import Transport
 from fleet.errors import FleetError
 from fleet.store import (
@@ -40,7 +41,7 @@ class FleetRun:
         transport: Transport,
         holder: str,
         *,
-        hello_seconds: float = 15.0,
+        hello_seconds: float = HELLO_SECONDS,
         clock: Clock | None = None,
     ) -> None:
         """Nothing is sent, and nobody is superseded, before `run`."""

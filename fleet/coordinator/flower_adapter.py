@@ -7,18 +7,13 @@ later. A SuperNode handles one message at a time, each in a fresh process, so th
 *sync*) carries all that there is for a gateway, of all campaigns, and waits there until one of
 their rounds ends. Messages that nobody will read any more expire.
 
-A SuperNode without a message sleeps for three seconds, but looks for the next one at once
-when it has answered one. With `spare_syncs` a second one is sent ahead (the *spare*): it takes
-over where its forerunner's wait ended without the round's end, and after the end it keeps the
-SuperNode awake until the next start is there. That saves one to two seconds a round and costs
-one ClientApp process (about one second of CPU) per gateway and round.
-
-A start can't interrupt a wait. So where a round has ended at a gateway whose campaign has no newer
-one there yet, the waits for other campaigns' rounds are short (`expecting_wait`), and where there
-are no others, nothing is sent and the SuperNode looks every three seconds, which costs next to
-nothing. Once that round has ended at all its gateways the next start is a moment away: what there
-is to ask of other campaigns, and their starts, go with it (`hold`). Rounds of several campaigns
-that end within a moment of each other (`linger`) come in one reply, and then go on together.
+A SuperNode without a message sleeps for three seconds. A start can't interrupt a wait. So where a
+round has ended at a gateway whose campaign has no newer one there yet, the waits for other
+campaigns' rounds are short (`expecting_wait`), and where there are no others, nothing is sent and
+the SuperNode looks every three seconds, which costs next to nothing. Once that round has ended at
+all its gateways the next start is a moment away: what there is to ask of other campaigns, and their
+starts, go with it (`hold`). Rounds of several campaigns that end within a moment of each other
+(`linger`) come in one reply, and then go on together.
 """
 
 from __future__ import annotations
@@ -26,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import cbor2
@@ -36,37 +31,15 @@ from flwr.serverapp import Grid
 from fleet.campaign import Operation
 from fleet.campaign.answers import CollectAnswer
 from fleet.clock import Clock, SystemClock
+from fleet.coordinator.gateway_call import RECORD
+from fleet.coordinator.pace import FlowerPace
 from fleet.coordinator.transport import Reply, RoundName, Transport, read_replies
 
 logger = logging.getLogger(__name__)
 
-RECORD = "tinyfleet"
 SYNC = "query.sync"
 MOST_UNDER_WAY = 2
-"""Messages of a gateway beside its spare: one that waits there, and one that waits for that."""
-
-
-@dataclass(frozen=True)
-class FlowerPace:
-    """Waiting times in seconds.
-
-    `pull`: between looks for replies. `nodes`: between looks for new SuperNodes.
-    `sync_wait`: how long one sync stays at the gateway; each message costs a process at the site,
-    so long is cheap, and short shows progress. `expecting_wait`: the same while a start may come.
-    `expecting`: so long a campaign's next round is expected. `hold`: so long a start is waited for
-    that has to come. `linger`: from the first end of a round at a gateway, for those of others.
-    `answer`: beyond the wait, until a message counts as lost. `spare_syncs`: send one ahead.
-    """
-
-    pull: float = 0.4
-    nodes: float = 1.5
-    sync_wait: float = 10.0
-    expecting_wait: float = 2.0
-    expecting: float = 30.0
-    hold: float = 2.0
-    linger: float = 1.0
-    answer: float = 45.0
-    spare_syncs: bool = False
+"""Messages of a gateway: one that waits there, and one that waits for that."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +51,6 @@ class _Sent:
     asked: frozenset[RoundName] = frozenset()
     # Rounds whose end it waits for.
     rounds: frozenset[RoundName] = frozenset()
-    # Sent ahead: nobody has asked for its reply yet.
-    spare: bool = False
 
 
 @dataclass
@@ -131,10 +102,8 @@ class GridTransport(Transport):
         self._looked = float("-inf")
         # Up to where each gateway's devices are known.
         self._cursors: dict[str, int] = {}
-        # By gateway and campaign: until when its next round is expected there.
-        self._expecting: dict[str, dict[str, float]] = {}
-        # By campaign: the round under way, and the gateways where it is.
-        self._running: dict[str, tuple[int, set[str]]] = {}
+        # By campaign and gateway: when a round ended there that no newer one has followed.
+        self._ended: dict[str, dict[str, float]] = {}
 
     def gateways(self) -> frozenset[str]:
         """See `Transport`."""
@@ -159,12 +128,7 @@ class GridTransport(Transport):
         }[operation]
         box[name] = fields
         if operation is Operation.START:
-            self._expecting.get(gateway, {}).pop(name[0], None)
-            number, where = self._running.get(name[0], (name[1], set()))
-            where = where if number == name[1] else set()
-            self._running[name[0]] = (name[1], where | {gateway})
-        elif operation is Operation.CANCEL:
-            self._ended_at(gateway, name[0])
+            self._ended.get(name[0], {}).pop(gateway, None)
 
     # Sending
 
@@ -179,51 +143,49 @@ class GridTransport(Transport):
                     for name in sorted(outbox.rounds)
                 ]
                 continue
-            under_way = [
-                one for one in self._sent.values() if one.gateway == gateway and not one.spare
-            ]
-            under_way_at_all = any(one.gateway == gateway for one in self._sent.values())
-            if outbox.hello and under_way_at_all and not outbox.extras:
+            under_way = sum(one.gateway == gateway for one in self._sent.values())
+            if outbox.hello and under_way and not outbox.extras:
                 outbox.hello = False  # every reply has one
             if outbox.is_empty:
                 del self._outboxes[gateway]
             elif not (outbox.cancels or outbox.extras) and self._start_is_near(gateway):
                 continue
-            elif not under_way or (outbox.is_urgent and len(under_way) < MOST_UNDER_WAY):
+            elif not under_way or (outbox.is_urgent and under_way < MOST_UNDER_WAY):
                 del self._outboxes[gateway]
-                if outbox.is_urgent or not self._promote(gateway, node, outbox):
-                    self._sync(gateway, node, outbox)
+                self._sync(gateway, node, outbox)
 
     def _start_is_near(self, gateway: str) -> bool:
-        """Whether a campaign's round has just ended here, and runs nowhere else."""
+        """Whether a campaign's round that ran here has just ended at the last of its gateways."""
         now = self._clock.monotonic()
         return any(
-            now < until - self._pace.expecting + self._pace.hold
-            and not self._running.get(campaign, (0, set()))[1]
-            for campaign, until in self._expecting.get(gateway, {}).items()
+            now < max(self._ended[campaign].values()) + self._pace.hold
+            for campaign in self._expected(gateway) - self._asked_campaigns()
         )
 
-    def _promote(self, gateway: str, node: int, outbox: _Outbox) -> bool:
-        """Make the spare that waits for these rounds, where one is under way, the one asked for."""
-        for identifier, one in self._sent.items():
-            same = (one.gateway, one.node) == (gateway, node)
-            if one.spare and same and outbox.rounds and outbox.rounds <= one.rounds:
-                self._sent[identifier] = replace(one, spare=False, asked=outbox.rounds)
-                return True
-        return False
+    def _expected(self, gateway: str) -> set[str]:
+        """Campaigns whose next round may begin here at any moment."""
+        since = self._clock.monotonic() - self._pace.expecting
+        for campaign, ended in list(self._ended.items()):
+            self._ended[campaign] = {at: when for at, when in ended.items() if when > since}
+            if not self._ended[campaign]:
+                del self._ended[campaign]
+        return {campaign for campaign, ended in self._ended.items() if gateway in ended}
+
+    def _asked_campaigns(self) -> set[str]:
+        """Campaigns that a gateway is asked about, or is going to be."""
+        asked = [one.asked for one in self._sent.values()]
+        waiting = [one.rounds for one in self._outboxes.values()]
+        return {campaign for names in (*asked, *waiting) for campaign, _ in names}
 
     def _sync(self, gateway: str, node: int, outbox: _Outbox) -> None:
-        now = self._clock.monotonic()
         watched = frozenset({*outbox.starts, *outbox.collects})
-        expecting = self._expecting.get(gateway, {})
-        is_expecting = any(now < until for until in expecting.values())
         # Another campaign's round may end in a message before this one.
         mine = {campaign for campaign, _ in outbox.rounds}
         is_behind = any(
             one.gateway == gateway and {campaign for campaign, _ in one.rounds} - mine
             for one in self._sent.values()
         )
-        is_short = is_expecting or is_behind
+        is_short = is_behind or self._expected(gateway)
         wait = self._pace.expecting_wait if is_short else self._pace.sync_wait
         rounds = [
             {"campaign": name[0], "round": name[1], "cursor": fields.get("cursor", 0)}
@@ -239,15 +201,7 @@ class GridTransport(Transport):
             **outbox.extras,
         }
         wait = wait if watched else 0.0
-        sent = self._push(gateway, node, request, wait, outbox.rounds, watched)
-        is_spared = any(one.spare and one.gateway == gateway for one in self._sent.values())
-        # One that waits for several rounds would be in the way of a start.
-        may_spare = self._pace.spare_syncs and not is_short and len(watched) == 1
-        if sent and may_spare and not is_spared:
-            # Promoted, it may repeat reports of its forerunner: a round takes each once.
-            started = [{"campaign": name[0], "round": name[1]} for name in outbox.starts]
-            ahead = {"rounds": [*rounds, *started]}
-            self._push(gateway, node, ahead, wait, frozenset(), watched, spare=True)
+        self._push(gateway, node, request, wait, outbox.rounds, watched)
 
     def _push(
         self,
@@ -257,8 +211,7 @@ class GridTransport(Transport):
         wait: float = 0.0,
         asked: frozenset[RoundName] = frozenset(),
         rounds: frozenset[RoundName] = frozenset(),
-        spare: bool = False,
-    ) -> bool:
+    ) -> None:
         payload = cbor2.dumps(
             {
                 **request,
@@ -278,10 +231,9 @@ class GridTransport(Transport):
         if not identifier:
             error = f"SuperNode {node} is not online"
             self._unsent += [Reply(gateway, name, error=error) for name in sorted(asked)]
-            return False
+            return
         expires = self._clock.monotonic() + lifetime
-        self._sent[identifier] = _Sent(gateway, node, expires, asked, rounds, spare)
-        return True
+        self._sent[identifier] = _Sent(gateway, node, expires, asked, rounds)
 
     def _look_for_nodes(self) -> None:
         now = self._clock.monotonic()
@@ -355,7 +307,7 @@ class GridTransport(Transport):
         read = read_replies(gateway, data)
         if read and read[0].is_odd:
             return self._odd(sent, gateway, read[0].error)
-        # A spare's answer about a round is old; its news of devices aren't.
+        # What it says of rounds that it wasn't asked about isn't heard.
         read = [one for one in read if one.round is None or one.round in sent.asked]
         replies = [
             Reply(gateway, name, error="its answer says nothing about the round")
@@ -368,18 +320,10 @@ class GridTransport(Transport):
                 if reply.hello.more:
                     self._push(gateway, sent.node, {})
             elif reply.round is not None and _is_end(reply.collected):
-                self._expect_more(gateway, reply.round[0])
+                ended = self._ended.setdefault(reply.round[0], {})
+                ended[gateway] = self._clock.monotonic()
         # Whoever hears of a round's end then knows the devices as they are now.
         return replies + sorted(read, key=lambda one: one.hello is None)
-
-    def _ended_at(self, gateway: str, campaign: str) -> None:
-        if campaign in self._running:
-            self._running[campaign][1].discard(gateway)
-
-    def _expect_more(self, gateway: str, campaign: str) -> None:
-        self._ended_at(gateway, campaign)
-        until = self._clock.monotonic() + self._pace.expecting
-        self._expecting.setdefault(gateway, {})[campaign] = until
 
     def _odd(self, sent: _Sent, gateway: str, error: str) -> list[Reply]:
         """An answer that isn't one; a node that doesn't even say its name isn't asked again."""

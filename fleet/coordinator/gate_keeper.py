@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fleet.campaign import CampaignConfig, RoundKind, RoundPlan, Step, schedule
@@ -32,7 +32,7 @@ class GateKeeper:
         self._manifests = manifests
         self._registry = registry
 
-    def may_release(self, step: Step, begun: Mapping[int, str]) -> bool:
+    def may_release(self, step: Step, begun: Collection[int]) -> bool:
         """Not where a stage's gates couldn't tell and a wider one is to decide."""
         if step.number in begun:
             return True

@@ -25,9 +25,10 @@ import cbor2
 
 from fleet.errors import GatewayError
 from fleet.gateway.client import GatewayClient
+from fleet.gateway.frames import MAX_WAIT_SECONDS
 
-# The gateway answers a watch within this; longer waits are several requests.
-WATCH_SECONDS = 5.0
+RECORD = "tinyfleet"
+"""The record of a message that holds it."""
 LINGER_LOOK_SECONDS = 0.2
 MOST_PAGES = 10
 """Of devices, that one reply has: 2 MB. What is left over takes another message, that is, another
@@ -114,7 +115,7 @@ def _wait_for_an_end(
     deadline = time.monotonic() + seconds
     while True:
         left = max(0.0, deadline - time.monotonic())
-        ended = client.watch(rounds, min(WATCH_SECONDS, left))
+        ended = client.watch(rounds, min(MAX_WAIT_SECONDS, left))
         if ended or time.monotonic() >= deadline:
             break
     # Rounds that end together are told of together: each telling takes a process.
@@ -131,9 +132,12 @@ def _collect(
     answered = _answer(client, "collect", fields)
     if not request.get("all_pages") or "answer" not in answered:
         return answered
-    answer = answered["answer"]
-    reports = list(answer.get("reports", ()))
-    while answer.get("more"):
-        answer = client.request("collect", {**fields, "cursor": answer["cursor"]})
+    reports: list[Any] = []
+    while True:
+        answer = answered["answer"]
         reports += answer.get("reports", ())
-    return {**answered, "answer": {**answer, "reports": reports}}
+        if not answer.get("more"):
+            return {**answered, "answer": {**answer, "reports": reports}}
+        answered = _answer(client, "collect", {**fields, "cursor": answer["cursor"]})
+        if "answer" not in answered:
+            return answered

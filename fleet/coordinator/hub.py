@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleet.campaign import Operation
 from fleet.campaign.answers import DeviceEntry, Hello
 from fleet.clock import Clock, SystemClock
+from fleet.coordinator.pace import HELLO_SECONDS
 from fleet.coordinator.transport import Reply, Transport
 from fleet.registry import Observed
 from fleet.store import Gateways, Logins, Registry, SqlStore
@@ -23,9 +25,6 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.4
 ACCESS_LOOK_SECONDS = 1.0
-HELLO_SECONDS = 15.0
-"""A gateway of which nothing was heard for so long is asked for news. Each time is a process that
-costs it 1.5 s of CPU, so that this is a tenth of a core."""
 
 
 class Channel(Transport):
@@ -35,7 +34,8 @@ class Channel(Transport):
         """Made by the hub."""
         self._hub = hub
         self.campaign = campaign
-        self.inbox: queue.Queue[Reply] = queue.Queue()
+        # What came together: who hears that a round has begun hears with it that it has ended.
+        self.inbox: queue.Queue[list[Reply]] = queue.Queue()
 
     def gateways(self) -> frozenset[str]:
         """See `Transport`."""
@@ -48,11 +48,11 @@ class Channel(Transport):
     def receive(self) -> list[Reply]:
         """See `Transport`."""
         try:
-            replies = [self.inbox.get(timeout=LOOK_SECONDS)]
+            replies = list(self.inbox.get(timeout=LOOK_SECONDS))
         except queue.Empty:
             return []
         while not self.inbox.empty():
-            replies.append(self.inbox.get())
+            replies += self.inbox.get()
         return replies
 
 
@@ -84,6 +84,7 @@ class Hub:
         self._access: dict[str, int] = {}
         self._told_access: dict[str, int] = {}
         self._looked_at_access = float("-inf")
+        self._pending: deque[Reply] = deque()
         self.outbox: queue.Queue[tuple[str, Operation, Mapping[str, Any]]] = queue.Queue()
         self.reached: frozenset[str] = frozenset()
 
@@ -91,8 +92,12 @@ class Hub:
         """A campaign joins; it hears at once of all devices that are known."""
         one = Channel(self, campaign)
         with self._lock:
-            for gateway, devices in self._known.items():
-                one.inbox.put(Reply(gateway, hello=_hello(gateway, devices)))
+            one.inbox.put(
+                [
+                    Reply(gateway, hello=_hello(gateway, devices))
+                    for gateway, devices in self._known.items()
+                ]
+            )
             self._channels[campaign] = one
         return one
 
@@ -108,14 +113,24 @@ class Hub:
             self._transport.send(*self.outbox.get())
         self._ask_for_news()
         self._tell_access()
-        replies = self._transport.receive()
-        for reply in replies:
-            self._heard[reply.gateway] = self._clock.monotonic()
-            if reply.hello is not None:
-                reply = Reply(reply.gateway, hello=self._observe(reply.gateway, reply.hello))
-            if reply.is_odd:
-                self._gateways.note_problem(reply.gateway, reply.error)
-            self._deliver(reply)
+        self._pending.extend(self._transport.receive())
+        noted: list[Reply] = []
+        try:
+            # Where the store is away for a moment, what isn't noted is left for the next step.
+            while self._pending:
+                noted.append(self._note(self._pending[0]))
+                self._pending.popleft()
+        finally:
+            self._deliver(noted)
+
+    def _note(self, reply: Reply) -> Reply:
+        """Keep what a reply says of devices and gateways; returns what campaigns get of it."""
+        self._heard[reply.gateway] = self._clock.monotonic()
+        if reply.is_odd:
+            self._gateways.note_problem(reply.gateway, reply.error)
+        if reply.hello is None:
+            return reply
+        return Reply(reply.gateway, hello=self._observe(reply.gateway, reply.hello))
 
     def _ask_for_news(self) -> None:
         now = self._clock.monotonic()
@@ -145,15 +160,12 @@ class Hub:
             access = {"entries": entries, "cursor": page[-1].revision}
             self._transport.send(gateway, Operation.HELLO, {"access": access})
 
-    def _deliver(self, reply: Reply) -> None:
+    def _deliver(self, replies: Sequence[Reply]) -> None:
         with self._lock:
-            if reply.round is not None:
-                one = self._channels.get(reply.round[0])
-                if one is not None:
-                    one.inbox.put(reply)
-                return
-            for one in self._channels.values():
-                one.inbox.put(reply)
+            for campaign, channel in self._channels.items():
+                its = [one for one in replies if one.round is None or one.round[0] == campaign]
+                if its:
+                    channel.inbox.put(its)
 
     def _observe(self, gateway: str, hello: Hello) -> Hello:
         """Note in the registry what was heard; returns what is of registered devices."""

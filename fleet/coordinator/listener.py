@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from fleet.campaign import CampaignConfig, DeviceInfo, Operation
@@ -33,6 +34,7 @@ class Listener:
         self._clock = clock
         self._devices: dict[str, dict[str, DeviceInfo]] = {}
         self._heard: dict[str, float] = {}
+        self._hellos: Counter[str] = Counter()
         self._counters: dict[int, dict[str, RoundCounters]] = {}
         self.quarantined: dict[str, str] = dict(store.quarantined(campaign))
 
@@ -51,6 +53,7 @@ class Listener:
             usable.append(reply)
             if reply.hello is not None:
                 self._heard[reply.gateway] = self._clock.monotonic()
+                self._hellos[reply.gateway] += 1
                 known = self._devices.setdefault(reply.gateway, {})
                 changed = {
                     one.device: DeviceInfo(gateway=reply.gateway, **dict(one))
@@ -93,6 +96,19 @@ class Listener:
             if now - self._heard.get(gateway, now) >= silence_seconds:
                 self._heard[gateway] = now
                 self._transport.send(gateway, Operation.HELLO, {})
+
+    def hear_news(self, seconds: float) -> None:
+        """Ask all gateways for what has changed, and listen until they have told, or so long."""
+        self.ask_for_news()
+        before = {one: self._hellos[one] for one in self._transport.gateways()}
+        end = self._clock.monotonic() + seconds
+        while self._clock.monotonic() < end:
+            if all(
+                self._hellos[one] > count or one in self.quarantined
+                for one, count in before.items()
+            ):
+                return
+            self.receive()
 
     def too_few(
         self, config: CampaignConfig, ready: int, skipped: Mapping[str, str]

@@ -53,21 +53,23 @@ class Membership:
         return {name: one for name, one in known.items() if target.matches(filter_values(one))}
 
     def of(
-        self, step: Step, devices: Sequence[DeviceInfo], is_known: Callable[[str], bool]
+        self,
+        step: Step,
+        targets: Mapping[str, DeviceInfo],
+        devices: Sequence[DeviceInfo],
+        is_known: Callable[[str], bool],
     ) -> Members:
-        """Who of the known devices may take part in a stage's rounds; those that have come since
-        join.
+        """Who of the targets may take part in a stage's rounds; those that have come since join.
 
-        `is_known`: whether there are weights with this digest.
+        `devices` are all that was heard of; `is_known`: whether there are weights with this digest.
         """
-        targets = self.targets(devices)
         known = self._stages.members(self._campaign)
         strata = {name: f"{one.gateway}/{one.board}" for name, one in targets.items()}
         # A driver that has just begun may not have heard of all: they keep their places.
-        heard = by_name(devices)
+        heard = {one.device for one in devices}
         dealt = deal_stages(
             self._config,
-            {**strata, **dict.fromkeys(known.keys() - heard.keys(), "")},
+            {**strata, **dict.fromkeys(known.keys() - heard, "")},
             {name: one.stage for name, one in known.items()},
         )
         joined = {

@@ -13,7 +13,8 @@ from flwr.serverapp import Grid
 
 from fleet.coordinator.driver import CampaignDriver
 from fleet.coordinator.fleet_run import FleetRun
-from fleet.coordinator.flower_adapter import FlowerPace, GridTransport
+from fleet.coordinator.flower_adapter import GridTransport
+from fleet.coordinator.pace import FlowerPace
 from fleet.coordinator.settings import CoordinatorSettings
 from fleet.errors import ConfigurationError
 from fleet.store import SqlStore, sqlite_url
@@ -41,11 +42,8 @@ def run_server(grid: Grid, config: Mapping[str, Any]) -> None:
     if mode == "fleet":
         _run_fleet(grid, Path(_required(config, "settings")))
         return
-    pace = FlowerPace(
-        pull=float(config.get("pull-seconds", 0.4)),
-        spare_syncs=bool(config.get("spare-syncs", False)),
-        sync_wait=float(config.get("sync-wait-seconds", 10.0)),
-    )
+    wait = float(config.get("sync-wait-seconds", 0.0))
+    pace = FlowerPace(sync_wait=wait) if wait > 0 else FlowerPace()
     path = Path(_required(config, "store"))
     if not path.exists():
         raise ConfigurationError(f"the campaign store {path} does not exist on this machine")
@@ -73,7 +71,6 @@ def _run_fleet(grid: Grid, path: Path) -> None:
     pace = FlowerPace(
         sync_wait=settings.pace.sync_wait_seconds,
         expecting_wait=settings.pace.expecting_wait_seconds,
-        spare_syncs=settings.pace.spare_syncs,
     )
     try:
         FleetRun(

@@ -16,6 +16,7 @@ from typing import Any
 
 from fleet.clock import Clock, SystemClock
 from fleet.coordinator.control import Control
+from fleet.coordinator.pace import FlowerPace
 from fleet.coordinator.superlink import AttachedSuperLink, SuperLink
 from fleet.errors import FlowerError
 from fleet.store import ENDED_STATES, CampaignRecord, Store
@@ -218,8 +219,7 @@ class Coordinator:
         store_path: Path,
         superlink: SuperLink,
         *,
-        sync_wait_seconds: float = 10.0,
-        spare_syncs: bool = True,
+        sync_wait_seconds: float = FlowerPace.sync_wait,
         poll_seconds: float = 0.25,
         patience: Patience | None = None,
         restart_superlink: bool = True,
@@ -228,7 +228,7 @@ class Coordinator:
     ) -> None:
         """`store_path` is the file of `store`, as ServerApps open it.
 
-        `sync_wait_seconds` and `spare_syncs` are explained in `flower_adapter`, `patience` and
+        `sync_wait_seconds` is `FlowerPace.sync_wait`, `patience` and
         `restart_superlink` above. The store is looked at every `poll_seconds`. `connect` opens
         the SuperLink's control interface at an address.
         """
@@ -236,7 +236,6 @@ class Coordinator:
         self._path = store_path.resolve()
         self._superlink = superlink
         self._sync_wait = sync_wait_seconds
-        self._spare_syncs = spare_syncs
         self._poll = poll_seconds
         self._patience = patience or Patience()
         self._restart = restart_superlink
@@ -255,7 +254,6 @@ class Coordinator:
             "store": str(self._path),
             "campaign": campaign,
             "sync-wait-seconds": self._sync_wait,
-            "spare-syncs": self._spare_syncs,
         }
         with self._connect(self._superlink.address) as control:
             keeper = RunKeeper(

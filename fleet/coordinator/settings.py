@@ -23,6 +23,7 @@ import sqlalchemy as sa
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fleet.coordinator.pace import HELLO_SECONDS, FlowerPace
 from fleet.errors import ConfigurationError
 from fleet.gateway.files import write_whole
 from fleet.protocol.fields import Name
@@ -72,10 +73,9 @@ class SuperLinkSettings(_Settings):
 class PaceSettings(_Settings):
     """How long messages wait at gateways, and how often those that have nothing to do are asked."""
 
-    sync_wait_seconds: Annotated[float, Field(gt=0, le=600)] = 20.0
-    expecting_wait_seconds: Annotated[float, Field(gt=0, le=600)] = 3.0
-    hello_seconds: Annotated[float, Field(gt=0, le=3600)] = 15.0
-    spare_syncs: bool = False
+    sync_wait_seconds: Annotated[float, Field(gt=0, le=600)] = FlowerPace.sync_wait
+    expecting_wait_seconds: Annotated[float, Field(gt=0, le=600)] = FlowerPace.expecting_wait
+    hello_seconds: Annotated[float, Field(gt=0, le=3600)] = HELLO_SECONDS
 
 
 class CoordinatorSettings(_Settings):

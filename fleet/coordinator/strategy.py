@@ -31,7 +31,8 @@ from fleet.campaign.answers import CollectAnswer
 from fleet.coordinator.closing import close_round, parts_of_gateway
 from fleet.coordinator.creation import new_campaign
 from fleet.coordinator.driver import CampaignDriver
-from fleet.coordinator.flower_adapter import RECORD, GridTransport
+from fleet.coordinator.flower_adapter import GridTransport
+from fleet.coordinator.gateway_call import RECORD
 from fleet.coordinator.transport import read_replies
 from fleet.errors import AnswerError
 from fleet.protocol.manifest import Manifest
@@ -85,10 +86,12 @@ class TinyfleetStrategy(Strategy):
         """One `train.sync` per gateway, which answers when its round is closed."""
         transport = GridTransport(grid)
         listener = CampaignDriver(self._store, self._campaign, transport, driver=self._driver)
-        listener.wait_for_devices()
-        nodes = transport.nodes()
         step = Step(server_round, RoundKind.TRAIN, 0, server_round)
-        plan = listener.plan_round(step, self._version.sha256)
+        members = listener.wait_for_devices(step)
+        if members is None:
+            return []
+        nodes = transport.nodes()
+        plan = listener.plan_round(step, self._version.sha256, members)
         self._store.begin_round(
             self._campaign, self._driver, server_round, plan.kind.value, plan.to_json()
         )

@@ -10,7 +10,7 @@ from typing import Any
 from fleet.campaign import Operation
 from fleet.campaign.answers import CollectAnswer, Hello, StartAnswer
 from fleet.errors import AnswerError
-from fleet.gateway.replies import SOCKET_VERSION
+from fleet.gateway.frames import SOCKET_VERSION
 
 RoundName = tuple[str, int]
 """Campaign and number of a round."""

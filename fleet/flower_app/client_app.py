@@ -3,17 +3,17 @@
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fleet.coordinator.gateway_call import handle
+from fleet.coordinator.gateway_call import RECORD, handle
 
 app = ClientApp()
 
 
 def _answer(message: Message, context: Context) -> Message:
-    payload = message.content.config_records["tinyfleet"]["payload"]
+    payload = message.content.config_records[RECORD]["payload"]
     if not isinstance(payload, bytes):
         raise TypeError("the message's payload isn't bytes: the ServerApp is another app's")
     reply = handle(payload, context.node_config)
-    return Message(RecordDict({"tinyfleet": ConfigRecord({"payload": reply})}), reply_to=message)
+    return Message(RecordDict({RECORD: ConfigRecord({"payload": reply})}), reply_to=message)
 
 
 @app.query("sync")

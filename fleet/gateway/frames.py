@@ -10,6 +10,11 @@ import cbor2
 
 from fleet.errors import GatewayError
 
+SOCKET_VERSION = 3
+"""Of docs/specification/gateway.md; both ends have it."""
+MAX_WAIT_SECONDS = 5.0
+"""Of one `watch`; longer waits are several."""
+
 # A start request carries weights, a reply carries sums; both are a few hundred kilobytes.
 MAX_FRAME_BYTES = 64 << 20
 _LENGTH = struct.Struct(">I")

@@ -15,6 +15,7 @@ from fleet.gateway.access import AccessBook, read_entries
 from fleet.gateway.actions import Action
 from fleet.gateway.core import Core, Work
 from fleet.gateway.devices import DeviceView
+from fleet.gateway.frames import MAX_WAIT_SECONDS, SOCKET_VERSION
 from fleet.gateway.instant import Instant
 from fleet.gateway.requests import StartRequest
 from fleet.gateway.round_logic import DUPLICATE, LATE
@@ -23,9 +24,6 @@ from fleet.protocol import NO_DIGEST, ResetCause, number_name, reason_name, stat
 from fleet.protocol.fields import ROUND
 
 OPERATIONS = ("hello", "start", "collect", "cancel", "watch", "access")
-SOCKET_VERSION = 3
-"""Of docs/specification/gateway.md."""
-MAX_WAIT_SECONDS = 5.0
 MAX_WATCHED = 1000
 PAGE = 500
 """Devices and rounds in a ``hello``, and reports in a ``collect``, at most."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import syncs
-from fleet.coordinator.flower_adapter import FlowerPace
+from fleet.coordinator.pace import FlowerPace
 
 
 def test_rounds_of_several_campaigns_that_end_together_share_their_messages() -> None:

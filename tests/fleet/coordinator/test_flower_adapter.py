@@ -12,7 +12,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fleet.campaign import Operation
 from fleet.clock import VirtualClock
-from fleet.coordinator.flower_adapter import RECORD, FlowerPace, GridTransport
+from fleet.coordinator.flower_adapter import GridTransport
+from fleet.coordinator.gateway_call import RECORD
+from fleet.coordinator.pace import FlowerPace
 from fleet.coordinator.transport import Reply
 from tests.fleet.coordinator import small_model
 
@@ -243,7 +245,7 @@ def test_requests_of_several_campaigns_go_in_one_message(
     assert [one["campaign"] for one in request["starts"]] == [A]
     assert request["rounds"] == [{"campaign": B, "round": 4, "cursor": 500}]
     assert [one["campaign"] for one in request["cancels"]] == ["c" * 16]
-    assert request["wait_seconds"] == 10.0
+    assert request["wait_seconds"] == FlowerPace().sync_wait
     cancelled = {**started("c" * 16, 2), "op": "cancel", "answer": {"state": "cancelled"}}
     grid.finish(grid.last(), cancelled, started(A), collected(B, 4))
     replies = hears(transport)
@@ -292,7 +294,7 @@ def test_news_alone_are_asked_for_without_a_wait(grid: Grid, transport: GridTran
 def test_what_a_hello_brings_goes_with_the_next_message_once_and_does_not_wait(grid: Grid) -> None:
     transport = GridTransport(
         grid,  # type: ignore[arg-type]
-        FlowerPace(spare_syncs=True),
+        FlowerPace(),
         grid.clock,
     )
     hears(transport)
@@ -300,11 +302,11 @@ def test_what_a_hello_brings_goes_with_the_next_message_once_and_does_not_wait(g
     hears(transport, 1)
     transport.send("g1", Operation.HELLO, {"access": "changes"})
     hears(transport, 1)
-    # Greeting, start, its spare, and beside them what can't wait for their end.
-    assert [request.get("access") for _, request in grid.pushed] == [None, None, None, "changes"]
+    # Greeting, start, and beside it what can't wait for its end.
+    assert [request.get("access") for _, request in grid.pushed] == [None, None, "changes"]
 
 
-# ---- waits and spares --------------------------------------------------------------------
+# ---- waits -------------------------------------------------------------------------------
 
 
 def test_waits_are_short_while_another_campaigns_next_round_is_expected(
@@ -322,9 +324,10 @@ def test_waits_are_short_while_another_campaigns_next_round_is_expected(
         hears(transport, 1)
         collect(transport, B)
         clock.sleep(5.0)
-    assert waits[0] == 10.0
-    assert waits[1:5] == [2.0] * 4
-    assert waits[-5:] == [10.0] * 5
+    pace = FlowerPace()
+    assert waits[0] == pace.sync_wait
+    assert waits[1:5] == [pace.expecting_wait] * 4
+    assert waits[-5:] == [pace.sync_wait] * 5
 
 
 def test_a_next_round_that_has_come_is_expected_no_more(
@@ -336,51 +339,48 @@ def test_a_next_round_that_has_come_is_expected_no_more(
     hears(transport)
     start(transport, A, 2)
     hears(transport)
-    assert grid.pushed[-1][1]["wait_seconds"] == 10.0
+    assert grid.pushed[-1][1]["wait_seconds"] == FlowerPace().sync_wait
 
 
-def test_a_spare_takes_over_where_its_forerunners_wait_ended_without_the_end(grid: Grid) -> None:
-    transport = over(grid, spare_syncs=True)
-    hears(transport)
-    grid.pushed.clear()
-    start(transport, A)
-    hears(transport)
-    (_, first), (_, spare) = grid.pushed
-    assert (len(first["starts"]), spare["rounds"]) == (1, [{"campaign": A, "round": 1}])
-    grid.finish(next(iter(grid.waiting)), started(A), collected(A, state="running"))
-    hears(transport)
-    collect(transport, A)
-    hears(transport)
-    assert len(grid.pushed) == 2
-    grid.finish(grid.last(), collected(A))
-    (ended,) = [one for one in hears(transport) if one.collected]
-    assert ended.collected is not None
-    assert ended.collected.state == "closed"
-
-
-def test_a_spare_that_nobody_asked_for_tells_of_devices_only(grid: Grid) -> None:
-    transport = over(grid, spare_syncs=True)
-    hears(transport)
-    start(transport, A)
-    hears(transport)
-    refused = {"op": "collect", "campaign": A, "round": 1, "error": "busy"}
-    grid.devices["g1"] = [small_model.device_entry("d", "a")]
-    grid.finish(grid.last(), refused)
-    replies = hears(transport)
-    assert [one.round for one in replies] == [None]
-    assert replies[0].hello is not None
-
-
-def test_a_spare_is_not_promoted_for_a_start(grid: Grid) -> None:
-    transport = over(grid, spare_syncs=True)
-    hears(transport)
-    start(transport, A)
-    hears(transport)
-    grid.finish(next(iter(grid.waiting)), started(A), collected(A))
-    hears(transport)
+def test_a_start_is_waited_for_from_the_rounds_end_at_its_last_gateway_on(
+    grid: Grid, clock: VirtualClock
+) -> None:
+    """Where it ended first it has ended long ago; the start that goes there too is near all the same."""
+    grid.online = {7: "g1", 8: "g2"}
+    transport = over(grid, hold=5.0)
+    hears(transport, 2)
+    for gateway in ("g1", "g2"):
+        transport.send(gateway, Operation.START, {"campaign": A, "round": 1})
+    hears(transport, 2)
+    first, second = list(grid.waiting)
+    grid.finish(first, started(A), collected(A))
+    hears(transport, 2)
+    clock.sleep(8.0)
+    grid.finish(second, started(A), collected(A))
+    hears(transport, 2)
+    before = len(grid.pushed)
+    collect(transport, B)
+    hears(transport, 2)
+    assert len(grid.pushed) == before  # it waits for the start of A's next round
     start(transport, A, 2)
+    hears(transport, 2)
+    (_, request) = grid.pushed[-1]
+    assert len(grid.pushed) == before + 1
+    assert [one["campaign"] for one in request["starts"]] == [A]
+    assert [one["campaign"] for one in request["rounds"]] == [B]
+
+
+def test_nothing_is_kept_of_campaigns_that_have_ended(grid: Grid, clock: VirtualClock) -> None:
+    transport = over(grid, expecting=30.0)
     hears(transport)
-    assert any(one["round"] == 2 for _, request in grid.pushed for one in request.get("starts", ()))
+    start(transport, A)
+    hears(transport)
+    grid.finish(grid.last(), started(A), collected(A))
+    hears(transport)
+    clock.sleep(31.0)
+    start(transport, B)
+    hears(transport)
+    assert transport._ended == {}
 
 
 # ---- faults ------------------------------------------------------------------------------
@@ -392,7 +392,9 @@ def test_a_message_without_an_answer_in_time_is_an_error_for_each_round_in_it(
     start(transport, A)
     collect(transport, B, 3)
     hears(transport)
-    clock.sleep(60.0)
+    pace = FlowerPace()
+    # It may stand behind another one that waits.
+    clock.sleep(2 * pace.sync_wait + pace.answer - 5.0)
     assert errors(hears(transport, 1)) == {}
     clock.sleep(6.0)
     assert errors(hears(transport, 2)) == dict.fromkeys(

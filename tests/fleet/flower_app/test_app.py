@@ -34,7 +34,5 @@ def test_every_setting_that_a_run_overrides_is_declared() -> None:
         "store",
         "campaign",
         "sync-wait-seconds",
-        "pull-seconds",
-        "spare-syncs",
         "num-server-rounds",
     }
