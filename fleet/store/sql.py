@@ -271,7 +271,7 @@ class SqlStore(Database, Store):
         """See `Store`."""
         with self.writing() as connection:
             record = self._campaign(connection, campaign, locked=True)
-            if record.state not in ENDED_STATES or record.state == "rolled-back":
+            if record.state not in ENDED_STATES:
                 raise StoreError(f"campaign {campaign} is {record.state}")
             self._change(
                 connection,

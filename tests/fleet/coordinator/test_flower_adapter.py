@@ -345,7 +345,7 @@ def test_a_next_round_that_has_come_is_expected_no_more(
 def test_a_start_is_waited_for_from_the_rounds_end_at_its_last_gateway_on(
     grid: Grid, clock: VirtualClock
 ) -> None:
-    """Where it ended first it has ended long ago; the start that goes there too is near all the same."""
+    """Where it ended first it has ended long ago; a start is near all the same."""
     grid.online = {7: "g1", 8: "g2"}
     transport = over(grid, hold=5.0)
     hears(transport, 2)

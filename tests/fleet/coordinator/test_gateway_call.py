@@ -177,3 +177,27 @@ def test_rounds_that_end_within_a_moment_are_told_of_in_one_reply(gateway: Plain
     rounds = [{"campaign": one["campaign"], "round": 1} for one in (first, other)]
     reply = ask(gateway, rounds=rounds, wait_seconds=5.0, linger_seconds=5.0)
     assert [one[3]["state"] for one in answers(reply)] == ["closed", "closed"]
+
+
+def test_a_page_that_is_refused_fails_its_round_and_not_the_whole_message(
+    gateway: PlainGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway.page = 1
+    fields = start_fields()
+    fields["tasks"][0]["devices"] = {f"d{number}": [1, 9] for number in range(3)}
+    ask(gateway, starts=[fields], wait_seconds=5.0)
+    collect = PlainGateway._collect
+
+    def refuse_the_second(self: PlainGateway, request: dict[str, Any]) -> dict[str, Any]:
+        if request.get("cursor"):
+            raise ValueError("the database is locked")
+        return collect(self, request)
+
+    monkeypatch.setattr(PlainGateway, "_collect", refuse_the_second)
+    other = {**start_fields(), "campaign": "ee" * 8}
+    reply = ask(
+        gateway, starts=[other], rounds=[{"campaign": CAMPAIGN, "round": 1}], all_pages=True
+    )
+    started, refused = reply["answers"]
+    assert started["answer"] == {"state": "running"}
+    assert (refused["campaign"], refused["error"]) == (CAMPAIGN, "the database is locked")

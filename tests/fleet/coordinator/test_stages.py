@@ -9,6 +9,7 @@ import pytest
 
 from fleet.campaign import Operation
 from fleet.coordinator.driver import CampaignDriver
+from fleet.coordinator.transport import Reply
 from fleet.registry import NewDevice
 from fleet.store import Events, Registry, SqlStore, Stages
 from tests.fleet.coordinator import small_model
@@ -432,3 +433,40 @@ def test_devices_that_nobody_hears_of_have_not_gone_back(fleet: StagedFleet) -> 
     fleet.store.reopen(name)
     assert fleet.drive(name, LateTransport(fleet, 1e6)) == "rolled-back"
     assert "16 devices couldn't be reached to go back" in fleet.reason(name)
+    # They are asked once more where somebody wants that.
+    fleet.store.reopen(name)
+    assert fleet.drive(name) == "rolled-back"
+    assert fleet.reason(name) == "asked for by the operator"
+
+
+def test_devices_that_another_campaign_has_go_back_when_it_lets_them_go(
+    fleet: StagedFleet,
+) -> None:
+    before = fleet.current()
+    name, other = fleet.campaign(), fleet.campaign()
+    assert fleet.drive(name) == "finished"
+    fleet.store.claim(other, "another")
+    fleet.store.take_leases(other, "another", dict.fromkeys(before, 0))
+    fleet.store.reopen(name)
+    fleet.clock.call_later(60.0, lambda: fleet.store.end_campaign(other, "", "cancelled"))
+    assert fleet.drive(name) == "rolled-back"
+    assert fleet.current() == before
+
+
+def test_news_of_devices_that_take_seconds_are_waited_for_before_anybody_is_asked_twice(
+    fleet: StagedFleet,
+) -> None:
+    class Slow(DirectTransport):
+        """What gateways say is ten seconds on its way, as with a SuperNode that sleeps."""
+
+        def receive(self) -> list[Reply]:
+            replies = super().receive()
+            if any(one.hello is not None for one in replies):
+                self.clock.sleep(10.0)
+            return replies
+
+    name = fleet.campaign()
+    assert fleet.drive(name) == "finished"
+    fleet.store.reopen(name)
+    assert fleet.drive(name, Slow(fleet.gateways, clock=fleet.clock)) == "rolled-back"
+    assert [kind for kind, _ in fleet.rounds(name)].count("roll-back") == 1
