@@ -41,8 +41,8 @@ LOOK_SECONDS = 3.0
 PROCESS_SECONDS, PROCESS_CPU_SECONDS = 1.0, 1.5
 """Until a ClientApp talks to its gateway on a machine that is otherwise idle; and all it takes."""
 REPLY_SECONDS = 0.2
-PLANNING_SECONDS = (0.2, 1.0)
-"""From a round's end to the next one's row in the store."""
+CLOSING_SECONDS = (0.5, 2.0)
+"""From a round's last reply to the next one's row in the store; 1.4 s with 1,000 devices a round."""
 
 RoundName = tuple[str, int]
 
@@ -215,8 +215,8 @@ class Campaign:
             self.machine.collected(reply.gateway, reply.collected, now)
         if self.machine.finished:
             self.machine = None
-            planning = random.Random(f"{self.name}/{self.number}").uniform(*PLANNING_SECONDS)
-            self.next_at = now + planning
+            closing = random.Random(f"{self.name}/{self.number}").uniform(*CLOSING_SECONDS)
+            self.next_at = now + closing
 
     @property
     def is_over(self) -> bool:
@@ -231,8 +231,12 @@ def run(
     rounds: int = 20,
     least: float = 3.8,
     most: float = 4.0,
+    stagger: float = 2.0,
 ) -> dict[str, Any]:
-    """Overheads and messages of campaigns whose rounds take a gateway ``least`` to ``most``."""
+    """Overheads and messages of campaigns whose rounds take a gateway ``least`` to ``most``.
+
+    Each is begun so many seconds (``stagger``) after the one before.
+    """
     clock = VirtualClock()
     names = [f"gateway-{number}" for number in range(gateways)]
 
@@ -247,7 +251,10 @@ def run(
         for node in grid.nodes.values():
             node.messages = 0
         begun = clock.monotonic()
-        under_way = [Campaign(f"{one:016x}", rounds, names, clock) for one in range(campaigns)]
+        under_way = [
+            Campaign(f"{one:016x}", rounds, names, clock, next_at=begun + one * stagger)
+            for one in range(campaigns)
+        ]
         while not all(one.is_over for one in under_way):
             for one in under_way:
                 one.step(transport)

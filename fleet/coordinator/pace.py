@@ -24,7 +24,7 @@ class FlowerPace:
     pull: float = 0.4
     nodes: float = 1.5
     sync_wait: float = 20.0
-    expecting_wait: float = 3.0
+    expecting_wait: float = 2.0
     expecting: float = 30.0
     hold: float = 5.0
     linger: float = 1.0
