@@ -167,6 +167,18 @@ def test_a_stop_request_is_seen(store: Store) -> None:
     assert store.campaign("c1").wish == "stop"
 
 
+def test_a_campaign_that_has_ended_is_asked_for_nothing_and_no_other_for_what_there_is_not(
+    store: Store,
+) -> None:
+    with pytest.raises(StoreError, match="'fly' is nothing that a campaign can be asked for"):
+        store.ask("c1", "fly")
+    store.end_campaign("c1", "", "failed")
+    for wish in ("pause", "stop", "roll-back", ""):
+        with pytest.raises(StoreError, match=r"has ended \(failed\) already"):
+            store.ask("c1", wish)
+    assert store.campaign("c1").wish == ""
+
+
 def test_a_look_shows_only_the_rounds_that_changed_since_the_last(store: Store) -> None:
     store.claim("c1", "d1")
     plan = {"assignments": [{}, {}, {}], "wanted": 2}
