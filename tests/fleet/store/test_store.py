@@ -9,11 +9,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from fleet.errors import StoreError
@@ -339,6 +342,28 @@ def test_the_migrations_make_the_tables_that_the_store_uses(lasting: str) -> Non
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()
+
+
+def test_a_campaign_that_was_to_stop_still_is_after_the_migration(lasting: str) -> None:
+    engine = sa.create_engine(lasting)
+    with as_file(files("fleet.store") / "migrations") as folder, engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(folder))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        for name, stops in (("c1", True), ("c2", False)):
+            values = {"name": name, "stops": stops}
+            connection.execute(
+                sa.text(
+                    "INSERT INTO campaigns (id, config, state, reason, driver, stop_requested, "
+                    "driver_seen, revision) VALUES (:name, '{}', 'running', '', '', :stops, 0, 0)"
+                ),
+                values,
+            )
+    engine.dispose()
+    store = SqlStore(lasting)
+    assert [(one.id, one.wish) for one in store.campaigns()] == [("c1", "stop"), ("c2", "")]
+    store.close()
 
 
 def test_a_store_that_fails_in_use_names_its_database(tmp_path: Path) -> None:
