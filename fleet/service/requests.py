@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -138,9 +139,10 @@ class IdempotentRoute(APIRoute):
                     await run_in_threadpool(idempotency.drop, actor.who, key)
                     raise
                 content = _without_secrets(bytes(answer.body))
-                await run_in_threadpool(
-                    idempotency.finish, actor.who, key, answer.status_code, content
-                )
+                with contextlib.suppress(ConflictError):  # another's answer stays
+                    await run_in_threadpool(
+                        idempotency.finish, actor.who, key, answer.status_code, content
+                    )
                 return answer
             if not kept:  # nothing was changed, so it may be asked again
                 await run_in_threadpool(idempotency.drop, actor.who, key)

@@ -293,13 +293,20 @@ class Idempotency:
             return None
 
     def finish(self, who: str, key: str, status: int, body: str) -> None:
-        """How it was answered. The first answer stays, should two have worked on it."""
+        """How it was answered. Raises `ConflictError` where somebody else has answered it already,
+        or has given it up: what was done in the same transaction is done a second time.
+        """
         with self._store.writing() as connection:
-            connection.execute(
+            answered = connection.execute(
                 sa.update(idempotency)
                 .where(*_is(who, key), idempotency.c.status == 0)
                 .values(status=status, body=body)
             )
+            if not answered.rowcount:
+                raise ConflictError(
+                    f"the request with the key {key!r} took too long and was begun again: "
+                    "send it again to be told how it was answered"
+                )
 
     def drop(self, who: str, key: str) -> None:
         """It wasn't done, and may be tried again with the same key; an answer stays."""

@@ -264,6 +264,27 @@ def test_a_change_whose_answer_was_lost_is_not_done_again(
     assert len(site.client().campaigns().campaigns) == 1
 
 
+def test_a_request_that_was_begun_again_meanwhile_is_done_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slower one is held up before it is done; the faster takes its place."""
+    issue, started = Tokens.issue, iter([True])
+    monkeypatch.setattr("fleet.store.accounts.WORKING_SECONDS", 0.0)
+    faster: list[int] = []
+
+    def slow(tokens: Tokens, *arguments: Any) -> Any:
+        if next(started, False):
+            # Of another process, whose transaction is over before this one's begins.
+            Idempotency(site.store).finish("admin-ann", "once", 201, "{}")
+        return issue(tokens, *arguments)
+
+    monkeypatch.setattr(Tokens, "issue", slow)
+    answer = site.ask("admin", "POST", "/v1/tokens", json=NEW_TOKEN, headers=KEY)
+    assert (answer.status_code, answer.json()["kind"]) == (409, "ConflictError")
+    assert "bob" not in {one.who for one in Tokens(site.store).list()}
+    assert faster == []
+
+
 # ---- lists and streams -------------------------------------------------------------------
 
 

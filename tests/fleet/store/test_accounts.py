@@ -317,13 +317,22 @@ def test_a_request_that_is_being_worked_on_is_not_begun_again_for_a_minute(
         requests.begin("ann", "k", "digest")
 
 
-def test_of_two_answers_the_first_is_remembered(store: SqlStore) -> None:
+def test_of_two_answers_the_first_is_remembered_and_the_other_undone(store: SqlStore) -> None:
     requests = Idempotency(store)
     requests.begin("ann", "k", "digest")
     clock_of(store).sleep(60)
     requests.begin("ann", "k", "digest")
     requests.finish("ann", "k", 200, "first")
-    requests.finish("ann", "k", 200, "second")
+    tokens = Tokens(store)
+
+    def slower() -> None:
+        with store.writing():
+            tokens.issue("ann", "viewer", DAY)
+            requests.finish("ann", "k", 200, "second")
+
+    with pytest.raises(ConflictError, match="took too long and was begun again"):
+        slower()
+    assert tokens.list() == (), "what it did isn't done twice"
     assert requests.begin("ann", "k", "digest") == Remembered(200, "first")
 
 
