@@ -405,6 +405,21 @@ def test_an_address_that_is_none_is_refused_with_those_that_are(url: str) -> Non
         SqlStore(url or "::")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg:/me:secret@h/db",
+        "postgresql+psycopg://me:secret@h:secret/db",
+        "postgresql+psycopg://me:x@y:secret@h/db",
+        "nothing://me:secret@h/db",
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(StoreError, match="address can't be used") as caught:
+        SqlStore(url)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
     with pytest.raises(StoreError, match=r"db\?.*can't be used|127\.0\.0\.1") as caught:
         SqlStore("postgresql+psycopg://me:secret@127.0.0.1:1/db")
