@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from fleet.service import schema
 from fleet.service.base import MOST_ON_A_PAGE, PAGE, Actor, Base, changing
@@ -68,12 +69,14 @@ class AccountOperations(Base):
     def add_webhook(self, actor: Actor, wanted: schema.WebhookToAdd) -> schema.NewWebhook:
         """Send events of these kinds to an address."""
         webhook, secret = self.webhooks.add(wanted.url, wanted.events)
+        kinds = list(webhook.events)
         self._note(
             actor,
             "webhooks.add",
             f"webhook:{webhook.webhook}",
             None,
-            {"url": wanted.url, "events": wanted.events},
+            # Receivers have secrets in paths, and viewers read the log.
+            {"host": "{0.scheme}://{0.netloc}".format(urlsplit(wanted.url)), "events": kinds},
         )
         return schema.NewWebhook(**_webhook(webhook), secret=secret)
 
