@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from fleet.errors import AccessError, ConfigurationError, ConflictError
+from fleet.errors import AccessError, ConfigurationError, ConflictError, NotKnownError
 from fleet.store.appending import append
 from fleet.store.sql import SqlStore
 from fleet.store.tables import audit, idempotency, tokens
@@ -102,7 +102,7 @@ class Tokens:
             return tuple(Token(*row) for row in rows)
 
     def revoke(self, token: str) -> None:
-        """Let nobody in with it any more. Raises `ConflictError` where there is none."""
+        """Let nobody in with it any more. Raises `NotKnownError` where there is none."""
         with self._store.writing() as connection:
             self._revoke(connection, token)
 
@@ -111,7 +111,7 @@ class Tokens:
         query = sa.select(*_KNOWN).where(tokens.c.token == token)
         row = connection.execute(query.with_for_update()).first()
         if row is None:
-            raise ConflictError(f"there is no token {token!r}: list the tokens for their ids")
+            raise NotKnownError(f"there is no token {token!r}: list the tokens for their ids")
         connection.execute(sa.update(tokens).where(tokens.c.token == token).values(revoked=True))
         return Token(*row)
 

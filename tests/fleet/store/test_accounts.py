@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from fleet.clock import VirtualClock
-from fleet.errors import AccessError, ConfigurationError, ConflictError, StoreError
+from fleet.errors import AccessError, ConfigurationError, ConflictError, NotKnownError, StoreError
 from fleet.store import ROLES, Audit, Idempotency, Remembered, SqlStore, Tokens, without_secrets
 from fleet.store.appending import append
 from fleet.store.tables import audit as audit_table
@@ -103,7 +103,7 @@ def test_a_revoked_token_is_refused_and_stays_in_the_list(store: SqlStore) -> No
         Tokens(store).check(text)
     assert Tokens(store).check(other) == second
     assert Tokens(store).list() == (replace(first, revoked=True), second)
-    with pytest.raises(ConflictError, match="no token 'nobody'"):
+    with pytest.raises(NotKnownError, match="no token 'nobody'"):
         Tokens(store).revoke("nobody")
 
 
@@ -128,7 +128,7 @@ def test_what_is_not_valid_any_more_can_not_be_rotated(store: SqlStore) -> None:
     for one in (revoked, expired):
         with pytest.raises(ConflictError, match="isn't valid any more"):
             tokens.rotate(one.token)
-    with pytest.raises(ConflictError, match="no token"):
+    with pytest.raises(NotKnownError, match="no token"):
         tokens.rotate("nobody")
     assert tokens.list() == (replace(revoked, revoked=True), expired)
 

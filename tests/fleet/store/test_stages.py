@@ -14,6 +14,7 @@ from fleet.clock import VirtualClock
 from fleet.errors import StoreError
 from fleet.store import Decision, Member, SqlStore, Stages, WeightsVersion
 from fleet.store.stages import after_round
+from tests.patience import wait_until
 
 ONE, OTHER = "a" * 16, "b" * 16
 
