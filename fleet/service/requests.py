@@ -95,19 +95,21 @@ class Limiter:
 
 
 class IdempotentRoute(APIRoute):
-    """A write that comes again with its `Idempotency-Key` isn't done again: its answer is."""
+    """Who asks is checked first. A write that comes again with its `Idempotency-Key` isn't done
+    again: its answer is."""
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
         """The route's handler, around which a key is looked up and kept."""
         handle = super().get_route_handler()
 
         async def once(request: Request) -> Response:
+            # Before anything of a body is read: that may be much.
+            actor = await run_in_threadpool(_who, request)
             key = request.headers.get("Idempotency-Key")
             if not key or request.method == "GET":
                 return await handle(request)
             if len(key) > 200:
                 return failure(422, "Idempotency-Key: longer than 200 characters", "ValueError")
-            actor = await run_in_threadpool(_who, request)
             body = await request.body()
             text = f"{request.method} {request.url.path}\n".encode() + body
             digest = hashlib.sha256(text).hexdigest()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import Request
 
 from fleet.errors import ConflictError, StoreAwayError
 from fleet.service.schema import DeviceToAdd
@@ -60,6 +61,18 @@ def test_a_token_that_is_no_good_is_refused_and_never_repeated(
         assert text.rpartition("_")[2] == "" or text.rpartition("_")[2] not in answer.text
 
 
+@pytest.mark.parametrize("headers", [{}, KEY])
+def test_nothing_of_a_body_is_read_before_it_is_known_who_asks(
+    site: Site, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read(_: Request) -> bytes:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr(Request, "body", read)
+    answer = site.http.post("/v1/devices", content="[" * 100, headers=headers)
+    assert (answer.status_code, answer.json()["kind"]) == (401, "AccessError")
+
+
 def test_whoever_asks_too_often_waits_and_others_do_not(new_site: Callable[..., Site]) -> None:
     site = new_site(requests_per_minute=2)
     answers = [site.ask("viewer", "GET", "/v1/whoami") for _ in range(3)]
@@ -71,7 +84,13 @@ def test_whoever_asks_too_often_waits_and_others_do_not(new_site: Callable[..., 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/v1/nothing", 404), ("PUT", "/v1/devices", 405), ("GET", "/v1/devices/d9", 404)],
+    [
+        ("GET", "/v1/nothing", 404),
+        ("PUT", "/v1/devices", 405),
+        ("GET", "/v1/devices/d9", 404),
+        ("DELETE", "/v1/tokens/0", 404),
+        ("DELETE", "/v1/webhooks/0", 404),
+    ],
 )
 def test_what_there_is_not_is_told_like_every_failure(
     site: Site, method: str, path: str, status: int
@@ -264,25 +283,23 @@ def test_a_change_whose_answer_was_lost_is_not_done_again(
     assert len(site.client().campaigns().campaigns) == 1
 
 
-def test_a_request_that_was_begun_again_meanwhile_is_done_once(
+def test_a_request_that_another_has_answered_meanwhile_is_undone(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slower one is held up before it is done; the faster takes its place."""
-    issue, started = Tokens.issue, iter([True])
-    monkeypatch.setattr("fleet.store.accounts.WORKING_SECONDS", 0.0)
-    faster: list[int] = []
+    begin = Idempotency.begin
 
-    def slow(tokens: Tokens, *arguments: Any) -> Any:
-        if next(started, False):
-            # Of another process, whose transaction is over before this one's begins.
-            Idempotency(site.store).finish("admin-ann", "once", 201, "{}")
-        return issue(tokens, *arguments)
+    def begun_twice(self: Idempotency, who: str, key: str, digest: str) -> Any:
+        known = begin(self, who, key, digest)
+        if known is None:
+            self.finish(who, key, 201, '{"by": "the other"}')
+        return known
 
-    monkeypatch.setattr(Tokens, "issue", slow)
+    monkeypatch.setattr(Idempotency, "begin", begun_twice)
     answer = site.ask("admin", "POST", "/v1/tokens", json=NEW_TOKEN, headers=KEY)
     assert (answer.status_code, answer.json()["kind"]) == (409, "ConflictError")
     assert "bob" not in {one.who for one in Tokens(site.store).list()}
-    assert faster == []
+    again = site.ask("admin", "POST", "/v1/tokens", json=NEW_TOKEN, headers=KEY)
+    assert (again.status_code, again.json()) == (201, {"by": "the other"})
 
 
 # ---- lists and streams -------------------------------------------------------------------
