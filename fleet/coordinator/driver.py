@@ -151,7 +151,8 @@ class CampaignDriver:
                 self._cancel_rounds()
             self._end(end.state, end.reason)
         except (CampaignError, AggregationError, ModelStoreError) as error:
-            logger.error("campaign %s failed: %s", self._campaign, error)
+            about = {"campaign": self._campaign}
+            logger.error("campaign %s failed: %s", self._campaign, error, extra=about)
             self._cancel_rounds()
             self._end("failed", str(error))
         return self._store.campaign(self._campaign).state
@@ -356,7 +357,8 @@ class CampaignDriver:
             try:
                 plan = self._plan(step, version.sha256, Members(frozenset(back), back))
             except CampaignError as error:
-                logger.warning("campaign %s: %s", self._campaign, error)
+                about = {"campaign": self._campaign, "round": number}
+                logger.warning("campaign %s: %s", self._campaign, error, extra=about)
                 return False
             plan = self._begin(plan)
         outcome = self._drive(plan, self._blobs.of(plan))
@@ -402,7 +404,8 @@ class CampaignDriver:
             base = self._store.weights(self._campaign, 0)
         if state == "running":
             plan = RoundPlan.from_json(self._store.round(self._campaign, number).plan)
-            logger.info("resuming round %d", number)
+            about = {"campaign": self._campaign, "round": number}
+            logger.info("resuming round %d", number, extra=about)
         else:
             self._wait_for_window()
             check_for_empty_rounds(self._store, self._campaign, self._config)
@@ -580,7 +583,8 @@ class CampaignDriver:
         """Hand a gateway's reply to the round; what can't be its round's puts it in quarantine."""
         now = self._clock.monotonic()
         if reply.error:
-            logger.warning("gateway %s: %s", reply.gateway, reply.error)
+            about = {"campaign": self._campaign, "round": plan.number, "gateway": reply.gateway}
+            logger.warning("gateway %s: %s", reply.gateway, reply.error, extra=about)
             machine.failed(reply.gateway, reply.error, now)
         if reply.started is not None:
             machine.started(reply.gateway, reply.started, now)
