@@ -32,7 +32,7 @@ from fleet.errors import (
 from fleet.protocol import fields
 from fleet.registry.filters import MOST_CHARACTERS, is_storable
 from fleet.service.operations import Actor, Operations
-from fleet.store import Idempotency, without_secrets
+from fleet.store import Idempotency, Token, without_secrets
 
 DeviceName = Annotated[str, Path(pattern=f"^{fields.NAME_PATTERN.pattern}$")]
 CampaignId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
@@ -184,15 +184,7 @@ def _who(request: Request) -> Actor:
     known: Actor | None = getattr(request.state, "actor", None)
     if known is not None:
         return known
-    header = request.headers.get("Authorization", "")
-    kind, _, text = header.partition(" ")
-    if kind.lower() != "bearer" or not text:
-        raise TokenError("there is no token: send the header Authorization: Bearer TOKEN")
-    operations: Operations = request.app.state.operations
-    try:
-        token = operations.tokens.check(text.strip())
-    except AccessError as error:
-        raise TokenError(str(error)) from None
+    token = _token(request)
     limiter: Limiter = request.app.state.limiter
     wait = limiter.wait_seconds(token.token)
     if wait:
@@ -200,6 +192,24 @@ def _who(request: Request) -> Actor:
     actor = Actor(token.who, token.role, _reason(request))
     request.state.actor = actor
     return actor
+
+
+def still_asking(request: Request) -> Actor:
+    """The same as it is now, for what takes long: tokens expire, and are revoked."""
+    token = _token(request)
+    return Actor(token.who, token.role, _reason(request))
+
+
+def _token(request: Request) -> Token:
+    header = request.headers.get("Authorization", "")
+    kind, _, text = header.partition(" ")
+    if kind.lower() != "bearer" or not text:
+        raise TokenError("there is no token: send the header Authorization: Bearer TOKEN")
+    operations: Operations = request.app.state.operations
+    try:
+        return operations.tokens.check(text.strip())
+    except AccessError as error:
+        raise TokenError(str(error)) from None
 
 
 def _reason(request: Request) -> str:

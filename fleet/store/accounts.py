@@ -67,6 +67,25 @@ class Tokens:
         with self._store.writing() as connection:
             return self._insert(connection, who, role, seconds)
 
+    def issue_first(self, who: str, role: str, seconds: float) -> tuple[Token, str]:
+        """The same, where nobody has a token of this role that is good. Else `ConflictError`."""
+        with self._store.writing() as connection:
+            if connection.dialect.name == "postgresql":
+                # Of two at once, one is first.
+                connection.execute(sa.text("LOCK TABLE tokens IN EXCLUSIVE MODE"))
+            good = sa.select(tokens.c.who).where(
+                tokens.c.role == role,
+                ~tokens.c.revoked,
+                tokens.c.expires > self._store.clock.wall(),
+            )
+            known = connection.execute(good.order_by(tokens.c.created)).scalar()
+            if known is not None:
+                raise ConflictError(
+                    f"there is somebody who is {role} already: ask {known}, "
+                    "`tinyfleet tokens issue` makes more"
+                )
+            return self.issue(who, role, seconds)
+
     def _insert(
         self, connection: sa.Connection, who: str, role: str, seconds: float
     ) -> tuple[Token, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 
 from fleet.errors import ConflictError, StoreAwayError
+from fleet.service import routes
+from fleet.service.operations import Operations
 from fleet.service.schema import DeviceToAdd
 from fleet.store import Events, Idempotency, Tokens
 from tests.fleet.service.conftest import DAY, Site, campaign
@@ -361,6 +364,44 @@ def test_a_stream_ends_when_the_service_stops(site: Site) -> None:
     site.app.state.stopping.set()
     Events(site.store).add("state", "", {})
     assert [one.number for one in site.client().events(after=0)] == [1]
+
+
+def _ends_within_turns(
+    site: Site, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], flow: bool
+) -> int:
+    """Turns of a stream, in whose second one something happens that is to end it."""
+    look, turns = Operations.events_after, 0
+
+    def turn(ops: Operations, *arguments: Any) -> Any:
+        nonlocal turns
+        turns += 1
+        if turns == 2:
+            end()
+        if turns == 10:
+            site.app.state.stopping.set()
+        if flow or turns == 10:
+            Events(site.store).add("state", "", {})
+        return look(ops, *arguments)
+
+    monkeypatch.setattr(Operations, "events_after", turn)
+    monkeypatch.setattr(routes, "EVENT_LOOK_SECONDS", 0.0)
+    list(site.client("viewer").events(after=0))
+    return turns
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_a_stream_ends_when_its_token_is_revoked_however_much_happens(
+    site: Site, monkeypatch: pytest.MonkeyPatch, flow: bool
+) -> None:
+    token = Tokens(site.store).check(site.tokens["viewer"]).token
+    revoke = functools.partial(Tokens(site.store).revoke, token)
+    assert _ends_within_turns(site, monkeypatch, revoke, flow) == 2
+
+
+def test_a_stream_of_much_that_happens_ends_when_the_service_stops(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _ends_within_turns(site, monkeypatch, site.app.state.stopping.set, flow=True) == 2
 
 
 # ---- health ------------------------------------------------------------------------------

@@ -133,6 +133,45 @@ def test_what_is_not_valid_any_more_can_not_be_rotated(store: SqlStore) -> None:
     assert tokens.list() == (replace(revoked, revoked=True), expired)
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_of_many_at_once_one_is_the_first(
+    new_database: Callable[[str], str | None], kind: str
+) -> None:
+    url, at_once = new_database(kind), 4
+    stores = [SqlStore(url, VirtualClock()) for _ in range(at_once)]
+    barrier = threading.Barrier(at_once)
+    got: list[object] = []
+
+    def first(store: SqlStore) -> None:
+        barrier.wait()
+        try:
+            got.append(Tokens(store).issue_first("ann", "admin", DAY)[0])
+        except ConflictError as error:
+            got.append(error)
+
+    threads = [threading.Thread(target=first, args=(one,)) for one in stores]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert sum(isinstance(one, ConflictError) for one in got) == at_once - 1
+    assert len(Tokens(stores[0]).list()) == 1
+    for store in stores:
+        store.close()
+
+
+def test_a_first_one_is_issued_again_when_those_before_are_no_good(store: SqlStore) -> None:
+    tokens = Tokens(store)
+    tokens.issue("eve", "viewer", DAY)
+    tokens.issue_first("ann", "admin", 5)
+    with pytest.raises(ConflictError, match="is admin already: ask ann"):
+        tokens.issue_first("bob", "admin", DAY)
+    clock_of(store).sleep(5)
+    second, _ = tokens.issue_first("bob", "admin", DAY)
+    tokens.revoke(second.token)
+    assert tokens.issue_first("cid", "admin", DAY)[0].who == "cid"
+
+
 def test_a_secret_of_one_token_does_not_open_another(store: SqlStore) -> None:
     first, text = Tokens(store).issue("ann", "viewer", DAY)
     second, _ = Tokens(store).issue("bob", "admin", DAY)
