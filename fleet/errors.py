@@ -11,12 +11,16 @@
     │   └── AnswerError     its answer isn't what the specification says
     ├── StoreError          a store can't be used, or what it holds doesn't allow this
     │   └── StoreAwayError  its database can't be reached or written at the moment
-    ├── NotKnownError       nothing of this name is known; beside one of the others
+    ├── NotKnownError       nothing of this name is known
+    │   ├── UnknownCampaignError    a StoreError as well
+    │   ├── UnknownDeviceError      a RegistryError as well
+    │   └── UnknownModelError       a ModelStoreError as well
     ├── CertificateError    a certificate authority can't be used, or asked for what it can't give
     ├── RegistryError       a device or a filter of devices is wrong, or isn't known
     ├── ModelStoreError     a model or a version of it isn't known, or doesn't fit
     ├── AccessError         a token isn't valid, or its role may not do this
     ├── ConflictError       it can't be done as things stand, or was asked for otherwise before
+    │   └── TakenNameError          a RegistryError as well
     ├── ServiceError        the coordinator's service can't be reached, or refuses
     ├── AggregationError    sums of a round don't fit the model or each other
     ├── CampaignError       a campaign's description or a step of it is wrong
@@ -75,8 +79,7 @@ class AnswerError(GatewayError):
 
 
 class NotKnownError(FleetError):
-    """Nothing of this name is known; what kind of thing it is says the error that it stands
-    beside."""
+    """Nothing of this name is known; devices, models and campaigns have classes of their own."""
 
 
 class ConflictError(FleetError):

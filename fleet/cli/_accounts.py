@@ -7,12 +7,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, table
 from fleet.coordinator.settings import CoordinatorSettings
+from fleet.service.accounts import first_admin
 from fleet.service.client import Client
 from fleet.service.schema import Role
-from fleet.store import Audit, SqlStore, Tokens
+from fleet.store import SqlStore
 
 _FIRST_DAYS = 365
 
@@ -35,16 +35,7 @@ def first_token(config: Path, who: str, *, as_json: bool) -> None:
     """An administrator's token, into the store itself; refused where there is one that is good."""
     store = SqlStore(CoordinatorSettings.read(config).store_url())
     try:
-        tokens, now = Tokens(store), store.clock.wall()
-        good = [one for one in tokens.list() if not one.revoked and one.expires > now]
-        if any(one.role == "admin" for one in good):
-            raise CommandError(
-                "there is an administrator already: ask them, `tinyfleet tokens issue` makes more"
-            )
-        with store.writing():
-            made, secret = tokens.issue(who, "admin", _FIRST_DAYS * 86_400)
-            after = {"who": who, "role": "admin"}
-            Audit(store).add(who, "", "tokens.first", f"token:{made.token}", None, after, "")
+        made, secret = first_admin(store, who, _FIRST_DAYS * 86_400, "tokens.first")
     finally:
         store.close()
     if as_json:

@@ -91,6 +91,7 @@ def close_round(
         result["accepted"],
         result["median_accuracy_before"],
         result["median_accuracy_after"],
+        extra={"campaign": campaign, "round": plan.number},
     )
     return result
 

@@ -141,7 +141,8 @@ class CampaignDriver:
                 self._cancel_rounds()
             self._end(end.state, end.reason)
         except (CampaignError, AggregationError, ModelStoreError) as error:
-            logger.error("campaign %s failed: %s", self._campaign, error)
+            about = {"campaign": self._campaign}
+            logger.error("campaign %s failed: %s", self._campaign, error, extra=about)
             self._cancel_rounds()
             self._end("failed", str(error))
         return self._store.campaign(self._campaign).state
@@ -366,7 +367,8 @@ class CampaignDriver:
                 return self.plan_round(step, weights, Members(frozenset(back), back))
             except CampaignError as error:
                 if self._stopped() or self._clock.monotonic() > deadline:
-                    logger.warning("campaign %s: %s", self._campaign, error)
+                    about = {"campaign": self._campaign, "round": step.number}
+                    logger.warning("campaign %s: %s", self._campaign, error, extra=about)
                     return None
             self._idle()
 
@@ -401,7 +403,8 @@ class CampaignDriver:
             base = self._store.weights(self._campaign, 0)
         if state == "running":
             plan = self._stored_plan(number)
-            logger.info("resuming round %d", number)
+            about = {"campaign": self._campaign, "round": number}
+            logger.info("resuming round %d", number, extra=about)
         else:
             self._wait_for_window()
             check_for_empty_rounds(
@@ -577,7 +580,8 @@ class CampaignDriver:
         """Hand a gateway's reply to the round; what can't be its round's puts it in quarantine."""
         now = self._clock.monotonic()
         if reply.error:
-            logger.warning("gateway %s: %s", reply.gateway, reply.error)
+            about = {"campaign": self._campaign, "round": plan.number, "gateway": reply.gateway}
+            logger.warning("gateway %s: %s", reply.gateway, reply.error, extra=about)
             machine.failed(reply.gateway, reply.error, now)
         if reply.started is not None:
             machine.started(reply.gateway, reply.started, now)

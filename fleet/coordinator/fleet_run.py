@@ -96,7 +96,7 @@ class FleetRun:
             thread.start()
 
     def _drive(self, campaign: str, driver: str) -> None:
-        channel = self._hub.channel(campaign)
+        channel, about = self._hub.channel(campaign), {"campaign": campaign}
         try:
             state = CampaignDriver(
                 self._store,
@@ -112,10 +112,12 @@ class FleetRun:
                 data = {"state": state, "reason": record.reason, "made": record.made}
                 Events(self._store).add("campaign-ended", campaign, data)
         except SupersededError:
-            logger.info("campaign %s is driven by another", campaign)
+            logger.info("campaign %s is driven by another", campaign, extra=about)
         except FleetError as error:
-            logger.error("campaign %s is begun again: %s", campaign, error)
+            logger.error("campaign %s is begun again: %s", campaign, error, extra=about)
             self._failed[campaign] = self._clock.monotonic() + BEAT_SECONDS
         except Exception:
-            logger.exception("campaign %s stops with a defect; it is begun again", campaign)
+            logger.exception(
+                "campaign %s stops with a defect; it is begun again", campaign, extra=about
+            )
             self._failed[campaign] = self._clock.monotonic() + 10 * BEAT_SECONDS

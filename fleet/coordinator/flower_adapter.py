@@ -302,6 +302,7 @@ class GridTransport(Transport):
                 sent.node,
                 gateway,
                 holder,
+                extra={"gateway": gateway},
             )
             return []
         read = read_replies(gateway, data)

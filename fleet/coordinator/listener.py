@@ -66,7 +66,10 @@ class Listener:
     def quarantine(self, gateway: str, reason: str) -> None:
         """Go on without a gateway whose answers can't be used, in this campaign."""
         if gateway not in self.quarantined:
-            logger.error("gateway %s is in quarantine from now on: %s", gateway, reason)
+            about = {"campaign": self._campaign, "gateway": gateway}
+            logger.error(
+                "gateway %s is in quarantine from now on: %s", gateway, reason, extra=about
+            )
             self._store.quarantine(self._campaign, self._driver, gateway, reason)
             self.quarantined[gateway] = reason
             self._devices.pop(gateway, None)

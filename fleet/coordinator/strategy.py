@@ -78,6 +78,7 @@ class TinyfleetStrategy(Strategy):
             self._campaign,
             len(self._manifests),
             next(iter(self._manifests.values())).coordinates,
+            extra={"campaign": self._campaign},
         )
 
     def configure_train(
@@ -138,12 +139,14 @@ class TinyfleetStrategy(Strategy):
             if answer is None or answer.state != "closed" or answer.more:
                 errors = [one.error for one in read if one.error] or [str(data.get("error"))]
                 said = errors[0] or (answer and answer.state)
-                logger.warning("gateway %s is left out: %s", gateway, said)
+                about = {"campaign": self._campaign, "gateway": gateway}
+                logger.warning("gateway %s is left out: %s", gateway, said, extra=about)
                 continue
             try:
                 parts_of_gateway(self._config, self._manifests, self._plan, gateway, answer)
             except AnswerError as error:
-                logger.warning("gateway %s is left out: %s", gateway, error)
+                about = {"campaign": self._campaign, "gateway": gateway}
+                logger.warning("gateway %s is left out: %s", gateway, error, extra=about)
                 continue
             answers[gateway] = answer
         lost = {
@@ -211,5 +214,5 @@ def run_strategy(grid: Grid, store: SqlStore, campaign: str, rounds: int) -> Res
     strategy = TinyfleetStrategy(store, copy)
     result = strategy.start(grid, strategy.initial_arrays(), num_rounds=rounds)
     strategy.finish()
-    logger.info("the rounds are in the store as campaign %s", copy)
+    logger.info("the rounds are in the store as campaign %s", copy, extra={"campaign": copy})
     return result

@@ -1,17 +1,31 @@
-"""What can be done with tokens, webhooks and the audit log."""
+"""What can be done with tokens, webhooks, events and the audit log."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from fleet.service import schema
 from fleet.service.base import MOST_ON_A_PAGE, PAGE, Actor, Base, changing
 from fleet.service.roles import Permission
+from fleet.store import Audit, SqlStore, Token, Tokens
+
+
+def first_admin(store: SqlStore, who: str, seconds: float, action: str) -> tuple[Token, str]:
+    """An administrator's token, into the store itself, by whoever has the machine.
+
+    Raises `ConflictError` where somebody has one that is good.
+    """
+    with store.writing():
+        token, secret = Tokens(store).issue_first(who, "admin", seconds)
+        after = {"who": who, "role": "admin"}
+        Audit(store).add(who, "", action, f"token:{token.token}", None, after, "")
+    return token, secret
 
 
 class AccountOperations(Base):
-    """What can be done with tokens, webhooks and the audit log."""
+    """What can be done with tokens, webhooks, events and the audit log."""
 
     @changing(Permission.ADMINISTER)
     def issue_token(self, actor: Actor, wanted: schema.TokenToIssue) -> schema.NewToken:
@@ -64,16 +78,31 @@ class AccountOperations(Base):
             next=page[-1].number if len(page) == limit else None,
         )
 
+    def last_event(self, actor: Actor) -> int:
+        """The number of the newest event."""
+        self._allow(actor, Permission.READ)
+        return self.events.last()
+
+    def events_after(self, actor: Actor, number: int, campaign: str = "") -> list[schema.EventView]:
+        """The next events behind a number, oldest first."""
+        self._allow(actor, Permission.READ)
+        return [
+            schema.EventView.model_validate(one, from_attributes=True)
+            for one in self.events.after(number, campaign)
+        ]
+
     @changing(Permission.ADMINISTER)
     def add_webhook(self, actor: Actor, wanted: schema.WebhookToAdd) -> schema.NewWebhook:
         """Send events of these kinds to an address."""
         webhook, secret = self.webhooks.add(wanted.url, wanted.events)
+        kinds = list(webhook.events)
         self._note(
             actor,
             "webhooks.add",
             f"webhook:{webhook.webhook}",
             None,
-            {"url": wanted.url, "events": wanted.events},
+            # Receivers have secrets in paths, and viewers read the log.
+            {"host": "{0.scheme}://{0.netloc}".format(urlsplit(wanted.url)), "events": kinds},
         )
         return schema.NewWebhook(**_webhook(webhook), secret=secret)
 

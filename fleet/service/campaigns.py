@@ -149,7 +149,7 @@ class CampaignOperations(DeviceOperations):
         return _campaign_view(after)
 
     def _roll_back(self, record: CampaignRecord) -> None:
-        if record.state in ("rolled-back", "rolling-back"):
+        if record.state == "rolling-back":
             return
         if record.state in ENDED_STATES:
             self.store.reopen(record.id)

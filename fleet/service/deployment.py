@@ -35,9 +35,10 @@ from fleet.gateway.config import BrokerSettings, GatewaySettings
 from fleet.gateway.files import write_whole
 from fleet.ports import free_port
 from fleet.security.certificates import Authority
+from fleet.service.accounts import first_admin
 from fleet.service.client import Client
 from fleet.service.gateway_site import GatewaySite
-from fleet.store import Gateways, SqlStore, Tokens
+from fleet.store import Gateways, SqlStore
 
 SITE_FILE = "site.json"
 UP_SECONDS = 120.0
@@ -156,7 +157,7 @@ def init(folder: Path, fleet: str, sites: Sequence[str], gateways_per_site: int)
                     # One of them keeps the broker's users.
                     broker_folder=folder / "brokers" / site if number == 0 else None,
                 )
-        _, secret = Tokens(store).issue("admin", "admin", ADMIN_DAYS * 86_400)
+        _, secret = first_admin(store, "admin", ADMIN_DAYS * 86_400, "deployment.init")
     finally:
         store.close()
     write_whole(folder / "admin.token", secret + "\n", mode=0o600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -31,7 +32,7 @@ from fleet.errors import (
 from fleet.protocol import fields
 from fleet.registry.filters import MOST_CHARACTERS, is_storable
 from fleet.service.operations import Actor, Operations
-from fleet.store import Idempotency, without_secrets
+from fleet.store import Idempotency, Token, without_secrets
 
 DeviceName = Annotated[str, Path(pattern=f"^{fields.NAME_PATTERN.pattern}$")]
 CampaignId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
@@ -94,19 +95,21 @@ class Limiter:
 
 
 class IdempotentRoute(APIRoute):
-    """A write that comes again with its `Idempotency-Key` isn't done again: its answer is."""
+    """Who asks is checked first. A write that comes again with its `Idempotency-Key` isn't done
+    again: its answer is."""
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
         """The route's handler, around which a key is looked up and kept."""
         handle = super().get_route_handler()
 
         async def once(request: Request) -> Response:
+            # Before anything of a body is read: that may be much.
+            actor = await run_in_threadpool(_who, request)
             key = request.headers.get("Idempotency-Key")
             if not key or request.method == "GET":
                 return await handle(request)
             if len(key) > 200:
                 return failure(422, "Idempotency-Key: longer than 200 characters", "ValueError")
-            actor = await run_in_threadpool(_who, request)
             body = await request.body()
             text = f"{request.method} {request.url.path}\n".encode() + body
             digest = hashlib.sha256(text).hexdigest()
@@ -138,9 +141,10 @@ class IdempotentRoute(APIRoute):
                     await run_in_threadpool(idempotency.drop, actor.who, key)
                     raise
                 content = _without_secrets(bytes(answer.body))
-                await run_in_threadpool(
-                    idempotency.finish, actor.who, key, answer.status_code, content
-                )
+                with contextlib.suppress(ConflictError):  # another's answer stays
+                    await run_in_threadpool(
+                        idempotency.finish, actor.who, key, answer.status_code, content
+                    )
                 return answer
             if not kept:  # nothing was changed, so it may be asked again
                 await run_in_threadpool(idempotency.drop, actor.who, key)
@@ -180,15 +184,7 @@ def _who(request: Request) -> Actor:
     known: Actor | None = getattr(request.state, "actor", None)
     if known is not None:
         return known
-    header = request.headers.get("Authorization", "")
-    kind, _, text = header.partition(" ")
-    if kind.lower() != "bearer" or not text:
-        raise TokenError("there is no token: send the header Authorization: Bearer TOKEN")
-    operations: Operations = request.app.state.operations
-    try:
-        token = operations.tokens.check(text.strip())
-    except AccessError as error:
-        raise TokenError(str(error)) from None
+    token = _token(request)
     limiter: Limiter = request.app.state.limiter
     wait = limiter.wait_seconds(token.token)
     if wait:
@@ -196,6 +192,24 @@ def _who(request: Request) -> Actor:
     actor = Actor(token.who, token.role, _reason(request))
     request.state.actor = actor
     return actor
+
+
+def still_asking(request: Request) -> Actor:
+    """The same as it is now, for what takes long: tokens expire, and are revoked."""
+    token = _token(request)
+    return Actor(token.who, token.role, _reason(request))
+
+
+def _token(request: Request) -> Token:
+    header = request.headers.get("Authorization", "")
+    kind, _, text = header.partition(" ")
+    if kind.lower() != "bearer" or not text:
+        raise TokenError("there is no token: send the header Authorization: Bearer TOKEN")
+    operations: Operations = request.app.state.operations
+    try:
+        return operations.tokens.check(text.strip())
+    except AccessError as error:
+        raise TokenError(str(error)) from None
 
 
 def _reason(request: Request) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -21,6 +22,8 @@ from fleet.service.requests import (
     Limit,
     Number,
     Ops,
+    TokenError,
+    still_asking,
 )
 
 EVENT_LOOK_SECONDS = 0.5
@@ -325,31 +328,33 @@ async def stream_events(
 ) -> StreamingResponse:
     """What happens, as server-sent events: from now on, or from behind a number.
 
-    With `follow` false it ends when all that is there has been told.
+    With `follow` false it ends when all that is there has been told; else when the token is no good
+    any more, or the service stops.
     """
     if last_event_id:
         after = int(last_event_id)
-    start = await run_in_threadpool(ops.events.last) if after is None else after
+    start = await run_in_threadpool(ops.last_event, actor) if after is None else after
+    stopping: threading.Event = request.app.state.stopping
+
+    def behind(number: int) -> list[schema.EventView]:
+        return ops.events_after(still_asking(request), number, campaign)
 
     async def events() -> AsyncIterator[str]:
         number, quiet = start, 0.0
         yield ": hello\n\n"
         while not await request.is_disconnected():
-            found = await run_in_threadpool(ops.events.after, number, campaign)
+            try:
+                found = await run_in_threadpool(behind, number)
+            except TokenError as error:
+                yield f": {error}\n\n"
+                return
             for one in found:
                 number, quiet = one.number, 0.0
-                data = schema.EventView(
-                    number=one.number,
-                    at=one.at,
-                    kind=one.kind,
-                    campaign=one.campaign,
-                    data=one.data,
-                )
-                yield f"id: {one.number}\nevent: {one.kind}\ndata: {data.model_dump_json()}\n\n"
+                yield f"id: {one.number}\nevent: {one.kind}\ndata: {one.model_dump_json()}\n\n"
+            if stopping.is_set() or not (found or follow):
+                return
             if found:
                 continue
-            if not follow or request.app.state.stopping.is_set():
-                return
             await asyncio.sleep(EVENT_LOOK_SECONDS)
             quiet += EVENT_LOOK_SECONDS
             if quiet >= 15.0:

@@ -55,12 +55,13 @@ class Leader:
         self._term = Term(store, SERVICE, f"{socket.gethostname()}/{os.getpid()}")
         self._candidate = self._term.waiting(clock, SILENCE_SECONDS)
         self._problem = STARTING
+        self._superseded: SupersededError | None = None
         self.is_leading = False
 
     def problems(self) -> list[str]:
         """What keeps the service from its work; a service that waits for its turn has none."""
         try:
-            if not self.is_leading and self._term.seen()[2]:
+            if not self.is_leading and self._term.seen()[2] not in ("", self._term.holder):
                 return []
         except StoreError as error:
             return [str(error)]
@@ -73,7 +74,8 @@ class Leader:
                 if self._candidate.try_to_take():
                     logger.info("leads from now on, as number %d", self._term.number)
                     self.is_leading, self._problem = True, STARTING
-                    self._lead(is_stopping)
+                    with self._beating():
+                        self._lead(is_stopping)
             except SupersededError as error:
                 logger.warning("leads no more: %s", error)
             except FleetError as error:
@@ -97,6 +99,7 @@ class Leader:
         superlink.start()
         stopped = False
         try:
+            self._require_term()
             with Control(superlink.address) as control:
                 keeper = RunKeeper(
                     superlink,
@@ -119,6 +122,35 @@ class Leader:
                 superlink.stop()
 
     @contextlib.contextmanager
+    def _beating(self) -> Iterator[None]:
+        """The leader is heard meanwhile, whatever it does: a SuperLink may take a minute to start,
+        and others take the term from one that is silent for seconds."""
+        is_over = threading.Event()
+        self._superseded = None
+
+        def beat() -> None:
+            while True:
+                try:
+                    self._term.beat()
+                except SupersededError as error:
+                    self._superseded = error
+                    return
+                except FleetError as error:
+                    logger.error("the leader isn't heard: %s", error)
+                except Exception:
+                    logger.exception("the leader's beat meets a defect, and goes on")
+                if is_over.wait(BEAT_SECONDS):
+                    return
+
+        with _beside(beat, "beat", is_over):
+            yield
+
+    def _require_term(self) -> None:
+        """Raises `SupersededError` once somebody else leads."""
+        if self._superseded is not None:
+            raise self._superseded
+
+    @contextlib.contextmanager
     def _delivering(self) -> Iterator[None]:
         """Events go to webhooks meanwhile. Receivers that hang take seconds, and a leader that is
         silent for seconds isn't one any more: so they have a thread of their own."""
@@ -131,14 +163,11 @@ class Leader:
                     deliveries.step()
                 except FleetError as error:
                     logger.error("webhooks have to wait: %s", error)
+                except Exception:
+                    logger.exception("deliveries meet a defect, and go on")
 
-        thread = threading.Thread(target=deliver, name="webhooks")
-        thread.start()
-        try:
+        with _beside(deliver, "webhooks", is_over):
             yield
-        finally:
-            is_over.set()
-            thread.join()
 
     def _note(self, event: ProgressEvent) -> None:
         if event.kind == "run-failed":
@@ -147,13 +176,11 @@ class Leader:
     def _keep(self, keeper: RunKeeper, is_stopping: threading.Event) -> None:
         driver = Term(self._store, DRIVER, "")
         idempotency = Idempotency(self._store)
-        beat = cleaned = float("-inf")
+        cleaned = float("-inf")
         last = driver.seen()
         while not is_stopping.is_set():
+            self._require_term()
             now = self._clock.monotonic()
-            if now - beat >= BEAT_SECONDS:
-                beat = now
-                self._term.beat()
             seen = driver.seen()
             if seen != last:
                 last, self._problem = seen, ""
@@ -162,6 +189,18 @@ class Leader:
                 cleaned = now
                 idempotency.forget_before(self._clock.wall() - REMEMBERED_SECONDS)
             is_stopping.wait(LOOK_SECONDS)
+
+
+@contextlib.contextmanager
+def _beside(work: Callable[[], None], name: str, is_over: threading.Event) -> Iterator[None]:
+    """Work in a thread of its own meanwhile, which ends when it is over."""
+    thread = threading.Thread(target=work, name=name)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def serve(path: Path, version: str, ready: Callable[[str], None] = lambda url: None) -> None:

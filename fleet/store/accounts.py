@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from fleet.errors import AccessError, ConfigurationError, ConflictError
+from fleet.errors import AccessError, ConfigurationError, ConflictError, NotKnownError
 from fleet.store.appending import append
 from fleet.store.sql import SqlStore
 from fleet.store.tables import audit, idempotency, tokens
@@ -67,6 +67,25 @@ class Tokens:
         with self._store.writing() as connection:
             return self._insert(connection, who, role, seconds)
 
+    def issue_first(self, who: str, role: str, seconds: float) -> tuple[Token, str]:
+        """The same, where nobody has a token of this role that is good. Else `ConflictError`."""
+        with self._store.writing() as connection:
+            if connection.dialect.name == "postgresql":
+                # Of two at once, one is first.
+                connection.execute(sa.text("LOCK TABLE tokens IN EXCLUSIVE MODE"))
+            good = sa.select(tokens.c.who).where(
+                tokens.c.role == role,
+                ~tokens.c.revoked,
+                tokens.c.expires > self._store.clock.wall(),
+            )
+            known = connection.execute(good.order_by(tokens.c.created)).scalar()
+            if known is not None:
+                raise ConflictError(
+                    f"there is somebody who is {role} already: ask {known}, "
+                    "`tinyfleet tokens issue` makes more"
+                )
+            return self.issue(who, role, seconds)
+
     def _insert(
         self, connection: sa.Connection, who: str, role: str, seconds: float
     ) -> tuple[Token, str]:
@@ -102,7 +121,7 @@ class Tokens:
             return tuple(Token(*row) for row in rows)
 
     def revoke(self, token: str) -> None:
-        """Let nobody in with it any more. Raises `ConflictError` where there is none."""
+        """Let nobody in with it any more. Raises `NotKnownError` where there is none."""
         with self._store.writing() as connection:
             self._revoke(connection, token)
 
@@ -111,7 +130,7 @@ class Tokens:
         query = sa.select(*_KNOWN).where(tokens.c.token == token)
         row = connection.execute(query.with_for_update()).first()
         if row is None:
-            raise ConflictError(f"there is no token {token!r}: list the tokens for their ids")
+            raise NotKnownError(f"there is no token {token!r}: list the tokens for their ids")
         connection.execute(sa.update(tokens).where(tokens.c.token == token).values(revoked=True))
         return Token(*row)
 
@@ -293,13 +312,20 @@ class Idempotency:
             return None
 
     def finish(self, who: str, key: str, status: int, body: str) -> None:
-        """How it was answered. The first answer stays, should two have worked on it."""
+        """How it was answered. Raises `ConflictError` where somebody else has answered it already,
+        or has given it up: what was done in the same transaction is done a second time.
+        """
         with self._store.writing() as connection:
-            connection.execute(
+            answered = connection.execute(
                 sa.update(idempotency)
                 .where(*_is(who, key), idempotency.c.status == 0)
                 .values(status=status, body=body)
             )
+            if not answered.rowcount:
+                raise ConflictError(
+                    f"the request with the key {key!r} took too long and was begun again: "
+                    "send it again to be told how it was answered"
+                )
 
     def drop(self, who: str, key: str) -> None:
         """It wasn't done, and may be tried again with the same key; an answer stays."""

@@ -163,7 +163,10 @@ class Store(ABC):
 
     @abstractmethod
     def ask(self, campaign: str, wish: str) -> None:
-        """Ask the campaign's driver for one of `WISHES`; the empty one takes a wish back."""
+        """Ask the campaign's driver for one of `WISHES`; the empty one takes a wish back.
+
+        Raises `StoreError` where the campaign has ended: nobody would carry it out.
+        """
 
     @abstractmethod
     def latest_weights(self, campaign: str) -> WeightsVersion:

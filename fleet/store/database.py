@@ -42,9 +42,11 @@ class Database:
             self._engine = _engine(parsed)
             # In memory there is one connection, and one transaction at a time on it.
             self._alone = threading.RLock() if self._is_in_memory else contextlib.nullcontext()
-        except (sa.exc.ArgumentError, ImportError) as error:
+        except (sa.exc.ArgumentError, ImportError, ValueError) as error:
+            # It may hold a password, and what Python says of a wrong number repeats it.
+            what = "its port isn't a number" if isinstance(error, ValueError) else str(error)
             raise StoreError(
-                f"{url} is no address of a store ({error}); "
+                f"the store's address can't be used ({what}); "
                 "use sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
             ) from None
         with self.writing() as connection:

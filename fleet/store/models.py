@@ -72,6 +72,8 @@ class Models:
     def import_bundle(self, model: str, manifest_text: str, blob: bytes, source: str) -> Version:
         """Add a bundle to a model, which is made where it is new, with its weights as version 1.
 
+        That one is released, since campaigns have to begin with something. Weights that are new to
+        a model that is there are a candidate: who imports can't replace what campaigns begin with.
         Raises `ModelStoreError` where it is a bundle of another model, or the weights aren't its
         own.
         """
@@ -116,7 +118,8 @@ class Models:
                 },
             )
             found = self._find(connection, model, sha256=digest)
-            return found or self._insert(connection, model, blob, None, source, RELEASED)
+            state = RELEASED if known is None else CANDIDATE
+            return found or self._insert(connection, model, blob, None, source, state)
 
     def add_version(
         self, model: str, blob: bytes, parent: int | None, source: str, state: str = CANDIDATE

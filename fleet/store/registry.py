@@ -12,7 +12,7 @@ from fleet.errors import TakenNameError, UnknownDeviceError
 from fleet.registry import Device, Filter, NewDevice, Observed
 from fleet.store.device_filter import where
 from fleet.store.sql import SqlStore
-from fleet.store.tables import access, leases, members, registry, reports, rounds
+from fleet.store.tables import leases, members, registry, reports, rounds
 
 _Item = TypeVar("_Item")
 _OBSERVED = tuple(Observed.model_fields)
@@ -162,11 +162,14 @@ class Registry:
         self._update(device, retired=True)
 
     def erase(self, device: str) -> None:
-        """Forget a device and what it has reported, for good."""
+        """Forget a device and what it has reported, for good.
+
+        That it may log in no more (`Logins.revoke`) stays on record: its site may not have heard of
+        it yet, and without the row its revision would be used again.
+        """
         with self._store.writing() as connection:
-            for table in (reports, members, leases, access):
-                of = table.c.name if table is access else table.c.device
-                connection.execute(sa.delete(table).where(of == device))
+            for table in (reports, members, leases):
+                connection.execute(sa.delete(table).where(table.c.device == device))
             gone = connection.execute(sa.delete(registry).where(registry.c.device == device))
         if not gone.rowcount:
             raise UnknownDeviceError(f"the registry has no device {device}")

@@ -12,6 +12,7 @@ from fleet.errors import StoreError, UnknownCampaignError
 from fleet.store import tables
 from fleet.store.base import (
     ENDED_STATES,
+    WISHES,
     CampaignRecord,
     Lease,
     RoundRecord,
@@ -55,17 +56,21 @@ class SqlStore(Database, Store):
     # Campaigns
 
     def _campaign(
-        self, connection: sa.Connection, campaign: str, locked: bool = False
+        self, connection: sa.Connection, campaign: str, is_locked: bool = False
     ) -> CampaignRecord:
-        """The record; with `locked` whoever writes to the campaign waits for this transaction."""
         query = sa.select(*_CAMPAIGN).where(tables.campaigns.c.id == campaign)
-        row = connection.execute(query.with_for_update() if locked else query).first()
+        row = connection.execute(query.with_for_update() if is_locked else query).first()
         if row is None:
             raise UnknownCampaignError(f"the store has no campaign {campaign}")
         return _campaign_record(row)
 
+    def locked(self, connection: sa.Connection, campaign: str) -> CampaignRecord:
+        """The record within a transaction; whoever else writes to the campaign waits for its end,
+        for the parts of this package."""
+        return self._campaign(connection, campaign, is_locked=True)
+
     def _check(self, connection: sa.Connection, campaign: str, driver: str) -> CampaignRecord:
-        record = self._campaign(connection, campaign, locked=True)
+        record = self.locked(connection, campaign)
         if driver and record.driver != driver:
             raise SupersededError(
                 f"campaign {campaign} was taken over by {record.driver or 'the operator'}"
@@ -185,7 +190,7 @@ class SqlStore(Database, Store):
     def claim(self, campaign: str, driver: str) -> CampaignRecord:
         """See `Store`."""
         with self.writing() as connection:
-            record = self._campaign(connection, campaign, locked=True)
+            record = self.locked(connection, campaign)
             if record.state not in ENDED_STATES:
                 state = "running" if record.state == "pending" else record.state
                 self._change(connection, campaign, state=state, driver=driver)
@@ -218,8 +223,12 @@ class SqlStore(Database, Store):
 
     def ask(self, campaign: str, wish: str) -> None:
         """See `Store`."""
+        if wish not in WISHES:
+            raise StoreError(f"{wish!r} is nothing that a campaign can be asked for")
         with self.writing() as connection:
-            self._campaign(connection, campaign, locked=True)
+            record = self.locked(connection, campaign)
+            if record.state in ENDED_STATES:
+                raise StoreError(f"campaign {campaign} has ended ({record.state}) already")
             self._change(connection, campaign, wish=wish)
 
     # Weights
@@ -270,7 +279,7 @@ class SqlStore(Database, Store):
     def reopen(self, campaign: str) -> None:
         """See `Store`."""
         with self.writing() as connection:
-            record = self._campaign(connection, campaign, locked=True)
+            record = self.locked(connection, campaign)
             if record.state not in ENDED_STATES:
                 raise StoreError(f"campaign {campaign} is {record.state}")
             self._change(

@@ -105,16 +105,16 @@ class Stages:
 
     def decide(self, campaign: str, what: str, who: str) -> None:
         """Somebody decides to go on. Raises `StoreError` where nobody has to, or not they."""
-        record = self._store.campaign(campaign)
-        if not what or record.waiting != what:
-            raise StoreError(
-                f"campaign {campaign} waits for {record.waiting or 'nothing'}, not for {what}"
-            )
-        if what.startswith("begin:") and who == record.author:
-            raise StoreError(
-                f"campaign {campaign} was made by {who}: somebody else has to approve it"
-            )
         with self._store.writing() as connection:
+            record = self._store.locked(connection, campaign)
+            if not what or record.waiting != what:
+                raise StoreError(
+                    f"campaign {campaign} waits for {record.waiting or 'nothing'}, not for {what}"
+                )
+            if what.startswith("begin:") and who == record.author:
+                raise StoreError(
+                    f"campaign {campaign} was made by {who}: somebody else has to approve it"
+                )
             connection.execute(
                 self._store.replacing(decisions, "who", "at"),
                 {

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
-from fleet.errors import ConfigurationError, ConflictError
+from fleet.errors import ConfigurationError, NotKnownError
 from fleet.store.sql import SqlStore
 from fleet.store.tables import events, webhooks
 
@@ -73,11 +73,11 @@ class Webhooks:
             return tuple(_webhook(row) for row in connection.execute(query))
 
     def remove(self, webhook: str) -> None:
-        """Send it nothing more. Raises `ConflictError` where there is none."""
+        """Send it nothing more. Raises `NotKnownError` where there is none."""
         with self._store.writing() as connection:
             gone = connection.execute(sa.delete(webhooks).where(webhooks.c.webhook == webhook))
         if not gone.rowcount:
-            raise ConflictError(f"there is no webhook {webhook!r}: list the webhooks for their ids")
+            raise NotKnownError(f"there is no webhook {webhook!r}: list the webhooks for their ids")
 
     def due(self, now: float) -> tuple[tuple[Webhook, str], ...]:
         """Those that may be sent something and have events before them, with their secrets.

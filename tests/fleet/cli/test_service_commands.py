@@ -217,7 +217,7 @@ def test_the_first_administrator_is_made_on_the_services_machine_and_only_once(
     assert (entry.who, entry.action) == ("ada", "tokens.first")
     code, _, err = tinyfleet("tokens", "first", "eve", "--config", config)
     assert code == 1
-    assert "there is an administrator already" in err
+    assert "there is somebody who is admin already: ask ada" in err
     Tokens(store).revoke(token.token)
     assert facts(tinyfleet("tokens", "first", "eve", "--config", config, "--json"))
     store.close()

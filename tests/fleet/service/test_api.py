@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -12,8 +13,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import Request
 
 from fleet.errors import ConflictError, StoreAwayError
+from fleet.service import routes
+from fleet.service.operations import Operations
 from fleet.service.schema import DeviceToAdd
 from fleet.store import Events, Idempotency, Tokens
 from tests.fleet.service.conftest import DAY, Site, campaign
@@ -60,6 +64,18 @@ def test_a_token_that_is_no_good_is_refused_and_never_repeated(
         assert text.rpartition("_")[2] == "" or text.rpartition("_")[2] not in answer.text
 
 
+@pytest.mark.parametrize("headers", [{}, KEY])
+def test_nothing_of_a_body_is_read_before_it_is_known_who_asks(
+    site: Site, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read(_: Request) -> bytes:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr(Request, "body", read)
+    answer = site.http.post("/v1/devices", content="[" * 100, headers=headers)
+    assert (answer.status_code, answer.json()["kind"]) == (401, "AccessError")
+
+
 def test_whoever_asks_too_often_waits_and_others_do_not(new_site: Callable[..., Site]) -> None:
     site = new_site(requests_per_minute=2)
     answers = [site.ask("viewer", "GET", "/v1/whoami") for _ in range(3)]
@@ -71,7 +87,13 @@ def test_whoever_asks_too_often_waits_and_others_do_not(new_site: Callable[..., 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/v1/nothing", 404), ("PUT", "/v1/devices", 405), ("GET", "/v1/devices/d9", 404)],
+    [
+        ("GET", "/v1/nothing", 404),
+        ("PUT", "/v1/devices", 405),
+        ("GET", "/v1/devices/d9", 404),
+        ("DELETE", "/v1/tokens/0", 404),
+        ("DELETE", "/v1/webhooks/0", 404),
+    ],
 )
 def test_what_there_is_not_is_told_like_every_failure(
     site: Site, method: str, path: str, status: int
@@ -264,6 +286,25 @@ def test_a_change_whose_answer_was_lost_is_not_done_again(
     assert len(site.client().campaigns().campaigns) == 1
 
 
+def test_a_request_that_another_has_answered_meanwhile_is_undone(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = Idempotency.begin
+
+    def begun_twice(self: Idempotency, who: str, key: str, digest: str) -> Any:
+        known = begin(self, who, key, digest)
+        if known is None:
+            self.finish(who, key, 201, '{"by": "the other"}')
+        return known
+
+    monkeypatch.setattr(Idempotency, "begin", begun_twice)
+    answer = site.ask("admin", "POST", "/v1/tokens", json=NEW_TOKEN, headers=KEY)
+    assert (answer.status_code, answer.json()["kind"]) == (409, "ConflictError")
+    assert "bob" not in {one.who for one in Tokens(site.store).list()}
+    again = site.ask("admin", "POST", "/v1/tokens", json=NEW_TOKEN, headers=KEY)
+    assert (again.status_code, again.json()) == (201, {"by": "the other"})
+
+
 # ---- lists and streams -------------------------------------------------------------------
 
 
@@ -323,6 +364,44 @@ def test_a_stream_ends_when_the_service_stops(site: Site) -> None:
     site.app.state.stopping.set()
     Events(site.store).add("state", "", {})
     assert [one.number for one in site.client().events(after=0)] == [1]
+
+
+def _ends_within_turns(
+    site: Site, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], flow: bool
+) -> int:
+    """Turns of a stream, in whose second one something happens that is to end it."""
+    look, turns = Operations.events_after, 0
+
+    def turn(ops: Operations, *arguments: Any) -> Any:
+        nonlocal turns
+        turns += 1
+        if turns == 2:
+            end()
+        if turns == 10:
+            site.app.state.stopping.set()
+        if flow or turns == 10:
+            Events(site.store).add("state", "", {})
+        return look(ops, *arguments)
+
+    monkeypatch.setattr(Operations, "events_after", turn)
+    monkeypatch.setattr(routes, "EVENT_LOOK_SECONDS", 0.0)
+    list(site.client("viewer").events(after=0))
+    return turns
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_a_stream_ends_when_its_token_is_revoked_however_much_happens(
+    site: Site, monkeypatch: pytest.MonkeyPatch, flow: bool
+) -> None:
+    token = Tokens(site.store).check(site.tokens["viewer"]).token
+    revoke = functools.partial(Tokens(site.store).revoke, token)
+    assert _ends_within_turns(site, monkeypatch, revoke, flow) == 2
+
+
+def test_a_stream_of_much_that_happens_ends_when_the_service_stops(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _ends_within_turns(site, monkeypatch, site.app.state.stopping.set, flow=True) == 2
 
 
 # ---- health ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from fleet.coordinator.settings import CoordinatorSettings
 from fleet.errors import ConfigurationError
 from fleet.gateway.config import GatewaySettings
 from fleet.service.deployment import Deployment, init, token_of
-from fleet.store import Gateways, SqlStore, Tokens
+from fleet.store import Audit, Gateways, SqlStore, Tokens
 
 
 @pytest.fixture(scope="module")
@@ -87,5 +87,12 @@ def test_the_store_knows_the_gateways_and_the_administrator(folder: Path) -> Non
     assert {one.gateway: one.site for one in Gateways(store).list()} == dict(
         Deployment.read(folder).gateways
     )
-    assert Tokens(store).check(token_of(folder)).role == "admin"
+    token = Tokens(store).check(token_of(folder))
+    assert token.role == "admin"
+    (entry,) = Audit(store).page()
+    assert (entry.who, entry.action, entry.object) == (
+        "admin",
+        "deployment.init",
+        f"token:{token.token}",
+    )
     store.close()

@@ -11,8 +11,9 @@ from fleet.service.log import JsonLines
 from tests.fleet.service.conftest import Site
 
 
-def said(message: str, *values: object) -> dict[str, object]:
-    record = logging.LogRecord("fleet.x", logging.INFO, "", 0, message, values, None)
+def said(message: str, *values: object, **about: object) -> dict[str, object]:
+    logger = logging.getLogger("fleet.x")
+    record = logger.makeRecord("fleet.x", logging.INFO, "", 0, message, values, None, extra=about)
     line = JsonLines().format(record)
     assert "\n" not in line
     found: dict[str, object] = json.loads(line)
@@ -20,7 +21,8 @@ def said(message: str, *values: object) -> dict[str, object]:
 
 
 def test_what_a_line_is_about_are_fields_of_their_own() -> None:
-    line = said("campaign %s: round %d of device d-1 at gateway gw_1\nis slow", "ab" * 8, 7)
+    about = {"campaign": "ab" * 8, "round": 7, "device": "d-1", "gateway": "gw_1"}
+    line = said("it is %s\nslow", "very", **about)
     assert (line["campaign"], line["round"], line["device"], line["gateway"]) == (
         "ab" * 8,
         7,
@@ -29,6 +31,11 @@ def test_what_a_line_is_about_are_fields_of_their_own() -> None:
     )
     assert (line["level"], line["logger"]) == ("info", "fleet.x")
     assert "campaign" not in said("nothing of the kind")
+
+
+def test_prose_is_not_taken_for_an_id() -> None:
+    line = said("no device could be asked in round 3, nor gateway north of campaign " + "ab" * 8)
+    assert line.keys() == {"at", "level", "logger", "message"}
 
 
 def test_a_token_is_cut_out_of_messages_and_tracebacks() -> None:

@@ -9,7 +9,13 @@ import pytest
 
 from fleet.errors import ConflictError, ModelStoreError, StoreError, TakenNameError
 from fleet.service.operations import Actor
-from fleet.service.schema import CampaignToStart, GatewayToAdd, TokenToIssue, VersionToAdd
+from fleet.service.schema import (
+    CampaignToStart,
+    GatewayToAdd,
+    TokenToIssue,
+    VersionToAdd,
+    WebhookToAdd,
+)
 from tests.fleet.coordinator import small_model
 from tests.fleet.service.conftest import Site, campaign
 
@@ -135,3 +141,10 @@ def test_why_never_has_a_token_in_the_audit_log(site: Site) -> None:
         replace(ANN, why=f"for {secret}"), TokenToIssue(who="x", role="viewer")
     )
     assert site.operations.audit.newest(1)[0].why == "for (secret)"
+
+
+def test_what_a_webhooks_address_has_behind_its_host_is_not_in_the_audit_log(site: Site) -> None:
+    wanted = WebhookToAdd(url="https://hooks.example:8443/T0/s3cret?key=s3cret", events=["gate"])
+    site.operations.add_webhook(ANN, wanted)
+    (entry,) = site.operations.audit_page(ANN, limit=1000).audit[-1:]
+    assert entry.after == {"host": "https://hooks.example:8443", "events": ["gate"]}

@@ -17,6 +17,7 @@ from fleet.coordinator.settings import CoordinatorSettings
 from fleet.service import serve
 from fleet.service.serve import STARTING, Leader
 from fleet.store import SqlStore, Term
+from tests.patience import wait_until
 
 
 class Keeper:
@@ -52,7 +53,8 @@ def keep(leader: Leader, *steps: Callable[[], None]) -> list[list[str]]:
     keeper = Keeper(leader, is_stopping, *steps)
     assert leader._candidate.try_to_take()
     leader.is_leading = True
-    leader._keep(keeper, is_stopping)  # type: ignore[arg-type]
+    with leader._beating():
+        leader._keep(keeper, is_stopping)  # type: ignore[arg-type]
     return keeper.said
 
 
@@ -69,8 +71,69 @@ def test_a_service_is_ready_when_a_server_app_beats_and_not_because_one_did_befo
     assert said == [[STARTING], [STARTING], [], ["it crashed"], ["it crashed"], []]
 
 
-def test_receivers_that_hang_do_not_keep_a_leader_from_its_beats(
+def test_a_leader_beats_however_long_its_superlink_takes_to_start(
     leader: Leader, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "BEAT_SECONDS", 0.001)
+    is_stopping, term = threading.Event(), Term(store, serve.SERVICE, "")
+    beats: list[int] = []
+
+    class Slow:
+        address = "h:1"
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def start(self) -> None:
+            first = term.seen()[1]
+            wait_until(lambda: term.seen()[1] > first + 5, "beats")
+            beats.append(term.seen()[1] - first)
+            is_stopping.set()
+            raise serve.StoreError("that is enough")
+
+    monkeypatch.setattr(serve, "SuperLink", Slow)
+    leader.run(is_stopping)
+    assert beats
+
+
+def test_a_leader_whose_term_was_taken_while_a_superlink_started_does_not_lead(
+    leader: Leader, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "BEAT_SECONDS", 0.001)
+    is_stopping, kept = threading.Event(), []
+
+    class Slow:
+        address = "h:1"
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def start(self) -> None:
+            Term(store, serve.SERVICE, "another").take()
+            wait_until(lambda: leader._superseded is not None, "the leader to notice")
+            is_stopping.set()
+
+    monkeypatch.setattr(serve, "SuperLink", Slow)
+    monkeypatch.setattr(serve, "Control", lambda *_: kept.append("led"))
+    leader.run(is_stopping)
+    assert (kept, leader.is_leading, leader.problems()) == ([], False, [])
+
+
+def test_a_leader_that_is_superseded_keeps_nothing_any_more(
+    leader: Leader, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "BEAT_SECONDS", 0.001)
+
+    def loses() -> None:
+        Term(store, serve.SERVICE, "another").take()
+        wait_until(lambda: leader._superseded is not None, "the leader to notice")
+
+    with pytest.raises(serve.SupersededError, match="the service is another now"):
+        keep(leader, loses, lambda: pytest.fail("it goes on"))
+
+
+def test_receivers_that_hang_do_not_keep_a_leader_from_its_work(
+    leader: Leader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs, is_released = threading.Event(), threading.Event()
 
@@ -84,18 +147,15 @@ def test_receivers_that_hang_do_not_keep_a_leader_from_its_beats(
             return 0
 
     monkeypatch.setattr(serve, "Deliveries", Hanging)
-    monkeypatch.setattr(serve, "BEAT_SECONDS", 0.0)
-    term = Term(store, serve.SERVICE, "")
     with leader._delivering():
         assert hangs.wait(60)
-        keep(leader, *[lambda: None] * 5)
-        beats = term.seen()[1]
+        assert len(keep(leader, *[lambda: None] * 5)) == 5
         is_released.set()
-    assert beats >= 5
 
 
-def test_webhooks_whose_database_is_away_are_tried_again(
-    leader: Leader, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [serve.StoreError("away"), KeyError("a defect")])
+def test_deliveries_that_fail_are_tried_again_whatever_it_was(
+    leader: Leader, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     steps = []
 
@@ -105,15 +165,33 @@ def test_webhooks_whose_database_is_away_are_tried_again(
 
         def step(self) -> int:
             steps.append(time.monotonic())
-            raise serve.StoreError("the database is away")
+            raise error
 
     monkeypatch.setattr(serve, "Deliveries", Away)
     with leader._delivering():
-        while len(steps) < 3:
-            time.sleep(0.001)
+        wait_until(lambda: len(steps) >= 3, "it to be tried again")
 
 
 def test_a_service_that_waits_for_its_turn_has_no_problem(leader: Leader, store: SqlStore) -> None:
     assert leader.problems() == [STARTING]
     Term(store, serve.SERVICE, "another").take()
     assert leader.problems() == []
+
+
+def test_a_service_that_failed_to_lead_says_why_while_it_still_has_the_term(
+    leader: Leader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_stopping, said = threading.Event(), []
+
+    def fail(_: threading.Event) -> None:
+        raise serve.StoreError("no SuperLink")
+
+    def wait(seconds: float) -> bool:
+        said.append(leader.problems())
+        is_stopping.set()
+        return True
+
+    monkeypatch.setattr(leader, "_lead", fail)
+    monkeypatch.setattr(is_stopping, "wait", wait)
+    leader.run(is_stopping)
+    assert said == [["no SuperLink"]]

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from fleet.clock import VirtualClock
-from fleet.errors import AccessError, ConfigurationError, ConflictError, StoreError
+from fleet.errors import AccessError, ConfigurationError, ConflictError, NotKnownError, StoreError
 from fleet.store import ROLES, Audit, Idempotency, Remembered, SqlStore, Tokens, without_secrets
 from fleet.store.appending import append
 from fleet.store.tables import audit as audit_table
@@ -103,7 +103,7 @@ def test_a_revoked_token_is_refused_and_stays_in_the_list(store: SqlStore) -> No
         Tokens(store).check(text)
     assert Tokens(store).check(other) == second
     assert Tokens(store).list() == (replace(first, revoked=True), second)
-    with pytest.raises(ConflictError, match="no token 'nobody'"):
+    with pytest.raises(NotKnownError, match="no token 'nobody'"):
         Tokens(store).revoke("nobody")
 
 
@@ -128,9 +128,48 @@ def test_what_is_not_valid_any_more_can_not_be_rotated(store: SqlStore) -> None:
     for one in (revoked, expired):
         with pytest.raises(ConflictError, match="isn't valid any more"):
             tokens.rotate(one.token)
-    with pytest.raises(ConflictError, match="no token"):
+    with pytest.raises(NotKnownError, match="no token"):
         tokens.rotate("nobody")
     assert tokens.list() == (replace(revoked, revoked=True), expired)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_of_many_at_once_one_is_the_first(
+    new_database: Callable[[str], str | None], kind: str
+) -> None:
+    url, at_once = new_database(kind), 4
+    stores = [SqlStore(url, VirtualClock()) for _ in range(at_once)]
+    barrier = threading.Barrier(at_once)
+    got: list[object] = []
+
+    def first(store: SqlStore) -> None:
+        barrier.wait()
+        try:
+            got.append(Tokens(store).issue_first("ann", "admin", DAY)[0])
+        except ConflictError as error:
+            got.append(error)
+
+    threads = [threading.Thread(target=first, args=(one,)) for one in stores]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert sum(isinstance(one, ConflictError) for one in got) == at_once - 1
+    assert len(Tokens(stores[0]).list()) == 1
+    for store in stores:
+        store.close()
+
+
+def test_a_first_one_is_issued_again_when_those_before_are_no_good(store: SqlStore) -> None:
+    tokens = Tokens(store)
+    tokens.issue("eve", "viewer", DAY)
+    tokens.issue_first("ann", "admin", 5)
+    with pytest.raises(ConflictError, match="is admin already: ask ann"):
+        tokens.issue_first("bob", "admin", DAY)
+    clock_of(store).sleep(5)
+    second, _ = tokens.issue_first("bob", "admin", DAY)
+    tokens.revoke(second.token)
+    assert tokens.issue_first("cid", "admin", DAY)[0].who == "cid"
 
 
 def test_a_secret_of_one_token_does_not_open_another(store: SqlStore) -> None:
@@ -317,13 +356,22 @@ def test_a_request_that_is_being_worked_on_is_not_begun_again_for_a_minute(
         requests.begin("ann", "k", "digest")
 
 
-def test_of_two_answers_the_first_is_remembered(store: SqlStore) -> None:
+def test_of_two_answers_the_first_is_remembered_and_the_other_undone(store: SqlStore) -> None:
     requests = Idempotency(store)
     requests.begin("ann", "k", "digest")
     clock_of(store).sleep(60)
     requests.begin("ann", "k", "digest")
     requests.finish("ann", "k", 200, "first")
-    requests.finish("ann", "k", 200, "second")
+    tokens = Tokens(store)
+
+    def slower() -> None:
+        with store.writing():
+            tokens.issue("ann", "viewer", DAY)
+            requests.finish("ann", "k", 200, "second")
+
+    with pytest.raises(ConflictError, match="took too long and was begun again"):
+        slower()
+    assert tokens.list() == (), "what it did isn't done twice"
     assert requests.begin("ann", "k", "digest") == Remembered(200, "first")
 
 

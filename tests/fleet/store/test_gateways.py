@@ -9,7 +9,8 @@ import pytest
 
 from fleet.clock import VirtualClock
 from fleet.errors import RegistryError
-from fleet.store import GatewayRecord, Gateways, Login, Logins, SqlStore
+from fleet.registry import NewDevice
+from fleet.store import GatewayRecord, Gateways, Login, Logins, Registry, SqlStore
 from fleet.store.gateways import DEVICE, GATEWAY
 
 
@@ -80,6 +81,20 @@ def test_pages_of_changes_hold_all_of_them_in_order(store: SqlStore) -> None:
     assert [one.name for one in found] == [one for one in names if one != "d0007"] + ["d0007"]
     assert len({one.revision for one in found}) == len(names)
     assert found[-1].hash is None
+
+
+def test_a_site_hears_of_whoever_was_added_after_the_newest_change_was_erased(
+    store: SqlStore,
+) -> None:
+    logins, registry = Logins(store), Registry(store)
+    registry.add([NewDevice(device="cow", site="barn")])
+    logins.grant("cow", "barn", DEVICE, "h1")
+    logins.revoke("cow")
+    heard = logins.changes("barn", 0)[-1].revision
+    registry.erase("cow")
+    logins.grant("hen", "barn", DEVICE, "h2")
+    assert [one.name for one in logins.changes("barn", heard)] == ["hen"]
+    assert [one.name for one in logins.changes("barn", 0)] == ["cow", "hen"]
 
 
 def test_revisions_hide_no_change_however_many_are_made_at_once(store: SqlStore) -> None:

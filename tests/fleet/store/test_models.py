@@ -53,6 +53,14 @@ def test_further_boards_add_bundles_and_no_version_and_again_adds_nothing(barn: 
     assert [one.source for one in barn.versions("barn")] == ["ann"]
 
 
+def test_new_weights_of_a_model_that_is_there_are_a_candidate(barn: Models) -> None:
+    other = json.loads(MANIFESTS["b"])
+    other["weights"]["sha256"] = digest(variant(1))
+    made = barn.import_bundle("barn", json.dumps(other), variant(1), "bob")
+    assert (made.version, made.state) == (2, CANDIDATE)
+    assert barn.version("barn").version == 1, "nobody has released it"
+
+
 def test_a_bundle_of_another_model_or_with_other_weights_changes_nothing(barn: Models) -> None:
     other = MANIFESTS["b"].replace("d" * 64, "e" * 64)
     with pytest.raises(ModelStoreError, match="of another model than barn"):

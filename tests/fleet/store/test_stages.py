@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +14,7 @@ from fleet.clock import VirtualClock
 from fleet.errors import StoreError
 from fleet.store import Decision, Member, SqlStore, Stages, WeightsVersion
 from fleet.store.stages import after_round
+from tests.patience import wait_until
 
 ONE, OTHER = "a" * 16, "b" * 16
 
@@ -92,6 +95,41 @@ def test_a_campaign_that_has_ended_waits_for_nobody(store: SqlStore, stages: Sta
     store.end_campaign(ONE, "", "cancelled")
     with pytest.raises(StoreError, match="waits for nothing"):
         stages.decide(ONE, "gate:0", "bob")
+
+
+def test_a_decision_waits_for_whoever_changes_the_campaign(
+    new_database: Callable[[str], str | None],
+) -> None:
+    url = new_database("postgres")
+    first, second = (SqlStore(url, VirtualClock()) for _ in range(2))
+    first.create_campaign(ONE, "{}", {}, WeightsVersion(0, "0" * 64, b"", b""), "ann")
+    waits(first, "gate:0")
+    said: list[Exception | None] = []
+
+    def decide() -> None:
+        try:
+            Stages(second).decide(ONE, "gate:0", "bob")
+            said.append(None)
+        except StoreError as error:
+            said.append(error)
+
+    thread = threading.Thread(target=decide)
+    waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+
+    def is_waiting() -> bool:
+        with second.reading() as connection:
+            return bool(connection.execute(waiting).scalar())
+
+    with first.writing():
+        first.end_campaign(ONE, "", "cancelled")
+        thread.start()
+        wait_until(lambda: is_waiting() or not thread.is_alive(), "it to wait")
+    thread.join()
+    assert [str(one) for one in said] == [
+        f"campaign {ONE} waits for nothing, not for gate:0",
+    ]
+    first.close()
+    second.close()
 
 
 def test_a_campaign_that_has_ended_is_reopened_also_where_some_could_not_be_reached_before(

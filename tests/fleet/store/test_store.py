@@ -9,11 +9,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from fleet.errors import StoreError
@@ -165,6 +168,18 @@ def test_a_stop_request_is_seen(store: Store) -> None:
     assert store.campaign("c1").wish == ""
     store.ask("c1", "stop")
     assert store.campaign("c1").wish == "stop"
+
+
+def test_a_campaign_that_has_ended_is_asked_for_nothing_and_no_other_for_what_there_is_not(
+    store: Store,
+) -> None:
+    with pytest.raises(StoreError, match="'fly' is nothing that a campaign can be asked for"):
+        store.ask("c1", "fly")
+    store.end_campaign("c1", "", "failed")
+    for wish in ("pause", "stop", "roll-back", ""):
+        with pytest.raises(StoreError, match=r"has ended \(failed\) already"):
+            store.ask("c1", wish)
+    assert store.campaign("c1").wish == ""
 
 
 def test_a_look_shows_only_the_rounds_that_changed_since_the_last(store: Store) -> None:
@@ -329,6 +344,28 @@ def test_the_migrations_make_the_tables_that_the_store_uses(lasting: str) -> Non
     engine.dispose()
 
 
+def test_a_campaign_that_was_to_stop_still_is_after_the_migration(lasting: str) -> None:
+    engine = sa.create_engine(lasting)
+    with as_file(files("fleet.store") / "migrations") as folder, engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(folder))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        for name, stops in (("c1", True), ("c2", False)):
+            values = {"name": name, "stops": stops}
+            connection.execute(
+                sa.text(
+                    "INSERT INTO campaigns (id, config, state, reason, driver, stop_requested, "
+                    "driver_seen, revision) VALUES (:name, '{}', 'running', '', '', :stops, 0, 0)"
+                ),
+                values,
+            )
+    engine.dispose()
+    store = SqlStore(lasting)
+    assert [(one.id, one.wish) for one in store.campaigns()] == [("c1", "stop"), ("c2", "")]
+    store.close()
+
+
 def test_a_store_that_fails_in_use_names_its_database(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     store = SqlStore(sqlite_url(path))
@@ -366,6 +403,21 @@ def test_a_file_of_another_kind_or_version_is_refused(tmp_path: Path) -> None:
 def test_an_address_that_is_none_is_refused_with_those_that_are(url: str) -> None:
     with pytest.raises(StoreError, match="use sqlite:///FILE or postgresql"):
         SqlStore(url or "::")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg:/me:secret@h/db",
+        "postgresql+psycopg://me:secret@h:secret/db",
+        "postgresql+psycopg://me:x@y:secret@h/db",
+        "nothing://me:secret@h/db",
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(StoreError, match="address can't be used") as caught:
+        SqlStore(url)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:

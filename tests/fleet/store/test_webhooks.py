@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fleet.clock import VirtualClock
-from fleet.errors import ConfigurationError, ConflictError
+from fleet.errors import ConfigurationError, NotKnownError
 from fleet.store import Events, SqlStore, Webhooks
 from fleet.store.tables import webhooks as webhooks_table
 from tests.conftest import examples
@@ -75,7 +75,7 @@ def test_a_removed_webhook_is_gone_whoever_still_sends_to_it(store: SqlStore) ->
     assert not webhooks.delivered(one.webhook, 7)
     webhooks.failed(one.webhook, "it answers 500", NOW)
     assert webhooks.list() == ()
-    with pytest.raises(ConflictError, match="no webhook"):
+    with pytest.raises(NotKnownError, match="no webhook"):
         webhooks.remove(one.webhook)
 
 

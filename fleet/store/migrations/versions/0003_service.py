@@ -7,15 +7,18 @@ revision = "0003"
 down_revision = "0002"
 
 _COUNTED = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_CAMPAIGNS = sa.table("campaigns", sa.column("wish"), sa.column("stop_requested", sa.Boolean()))
+_STOP = sa.update(_CAMPAIGNS).where(_CAMPAIGNS.c.stop_requested).values(wish="stop")
 
 
 def upgrade() -> None:
     """Make the tables, and give campaigns what operators do with them."""
     op.drop_table("devices")  # the registry has them
-    with op.batch_alter_table("campaigns", recreate="never") as campaigns:
-        campaigns.drop_column("stop_requested")
     for name in ("wish", "waiting", "author", "base", "made"):
         op.add_column("campaigns", sa.Column(name, sa.Text(), nullable=False, server_default=""))
+    op.execute(_STOP)
+    with op.batch_alter_table("campaigns", recreate="never") as campaigns:
+        campaigns.drop_column("stop_requested")
     op.add_column("campaigns", sa.Column("created", sa.Float(), nullable=False, server_default="0"))
     op.create_table(
         "stages",
