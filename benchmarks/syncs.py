@@ -271,7 +271,8 @@ def run(
 WORLDS: Mapping[str, tuple[float, float]] = {"4 s": (3.8, 4.0), "20 to 60 s": (20.0, 60.0)}
 PACES = tuple(
     FlowerPace(sync_wait=wait, expecting_wait=expecting, spare_syncs=spares)
-    for wait, expecting in ((5.0, 2.0), (10.0, 2.0), (10.0, 5.0), (20.0, 2.0), (30.0, 5.0))
+    for wait in (5.0, 10.0, 20.0, 30.0)
+    for expecting in (2.0, 3.0, 5.0)
     for spares in (False, True)
 )
 
