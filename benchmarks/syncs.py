@@ -42,7 +42,7 @@ PROCESS_SECONDS, PROCESS_CPU_SECONDS = 1.0, 1.5
 """Until a ClientApp talks to its gateway on a machine that is otherwise idle; and all it takes."""
 REPLY_SECONDS = 0.2
 CLOSING_SECONDS = (0.5, 2.0)
-"""From a round's last reply to the next one's row in the store; 1.4 s with 1,000 devices a round."""
+"""From a round's last reply to the next one's row in the store; 1.4 s with 1,000 devices each."""
 
 RoundName = tuple[str, int]
 

@@ -20,3 +20,10 @@ def wait_until(
             said = what() if callable(what) else what
             raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s in vain: {said}")
         time.sleep(look_seconds)
+
+
+def wait_for_service(
+    condition: Callable[[], object], what: str | Callable[[], object] = ""
+) -> None:
+    """The same where a look is a request: a service answers so many a minute."""
+    wait_until(condition, what, look_seconds=0.2)

@@ -14,7 +14,6 @@ it is the last), less the time that the slowest device took from its task to its
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import multiprocessing
 import sys
@@ -36,19 +35,18 @@ from codegen.firmware.bundle import Bundle, load_bundle
 from fleet.campaign.config import CampaignConfig
 from fleet.coordinator.settings import CoordinatorSettings, PaceSettings
 from fleet.demo.digits import BOARDS, example_folder
-from fleet.errors import ServiceError
 from fleet.firmware import compile_firmware
 from fleet.protocol.manifest import Manifest
 from fleet.service.client import Client
-from fleet.service.deployment import Deployment, connect, down, init, up
+from fleet.service.deployment import Deployment, connect, down, init
 from fleet.service.schema import DeviceToAdd
 from fleet.store import ENDED_STATES, SqlStore
+from tests.deployments import start
 
 SITES = ("north", "south")
 MODEL, PLAN = "digits", "middle"
 DEVICE_SECONDS = (1.0, 4.0)
 PATIENCE_SECONDS = 900.0
-TRIES = 5
 WANTED_SECONDS, AIM_SECONDS = 6.0, 3.0
 WANTED_SHARE = 0.1
 FLOWER_AT_A_GATEWAY = ("supernode", "supernode's superexec", "clientapps")
@@ -94,7 +92,7 @@ def measure(
     sites: list[Site] = []
     try:
         say("starting")
-        _start(site_folder)
+        start(site_folder)
         with (
             connect(site_folder) as client,
             Watch(site_folder, sorted(deployment.gateways)) as watch,
@@ -262,15 +260,6 @@ def idle_shares(watch: Watch, seconds: float) -> dict[str, float]:
     return {
         what: round(100 * (after[what] - before.get(what, 0.0)) / took, 2) for what in sorted(after)
     }
-
-
-def _start(folder: Path) -> None:
-    """Start it all; a machine that others use as well takes longer than is usual."""
-    for _ in range(TRIES - 1):
-        with contextlib.suppress(ServiceError):
-            up(folder)
-            return
-    up(folder)
 
 
 def _until(condition: Callable[[], bool], what: str, look: float = 0.5) -> None:

@@ -152,8 +152,9 @@ class CampaignOperations(DeviceOperations):
         if record.state == "rolling-back":
             return
         if record.state in ENDED_STATES:
+            # Asked for once more for devices that were away, it takes no model back a second time.
             self.store.reopen(record.id)
-            if record.made:
+            if record.made and record.state != "rolled-back":
                 model, _, number = record.made.rpartition(":")
                 self.models.set_state(model, int(number), WITHDRAWN)
         else:

@@ -19,6 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
+from tests.deployments import TRIES
+from tests.patience import wait_until
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).parents[2]
@@ -85,16 +89,37 @@ def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="tinyfleet-") as made:
         (Path(made) / "examples").symlink_to(ROOT / "examples")
         yield Path(made)
-        # A service that is slow to stop is killed by `down`, and leaves its SuperLink running.
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                if made in path.read_bytes().decode(errors="replace"):
-                    os.kill(int(path.parent.name), signal.SIGKILL)
+        try:
+            wait_until(lambda: not processes.running(made), "`down` to leave nothing behind")
+        finally:
+            for pid in processes.running(made):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+PATIENT = f"""#!{sys.executable}
+import os, subprocess, sys
+
+command = [{str(Path(sys.executable).with_name("tinyfleet"))!r}, *sys.argv[1:]]
+for _ in range({TRIES - 1} if "up" in sys.argv[1:2] else 0):
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if "not ready after" not in done.stdout:
+        print(done.stdout, end="")
+        sys.exit(done.returncode)
+os.execv(command[0], command)
+"""
 
 
 @pytest.fixture
-def environment() -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+def environment(folder: Path) -> dict[str, str]:
+    # As the command, but `up` has more time: others may use the machine as well.
+    command = folder / "bin" / "tinyfleet"
+    command.parent.mkdir()
+    command.write_text(PATIENT)
+    command.chmod(0o755)
+    path = os.pathsep.join(
+        (str(command.parent), str(Path(sys.executable).parent), os.environ["PATH"])
+    )
     wanted = {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
     known = {name: value for name, value in os.environ.items() if "TINYFLEET_" not in name}
     return {**known, **wanted}

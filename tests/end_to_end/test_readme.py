@@ -39,7 +39,8 @@ def test_what_operators_are_shown_is_of_the_page_that_is_run() -> None:
     block, shown = re.findall(r"```(?:sh|text)\n(.*?)```", part, re.DOTALL)[:2]
     for line in block.splitlines():
         verbs = re.match(r"tinyfleet(?: [a-z]+)+(?= |$)", line)
-        assert line.startswith("export ") or (verbs and verbs[0] in page), line
+        known = line in page.splitlines() or line == ". .venv/bin/activate"
+        assert known or (verbs and verbs[0] in page), line
     assert [line for line in shown.splitlines() if line not in page.splitlines()] == []
 
 

@@ -4,13 +4,11 @@ second service that takes over when the first is killed."""
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,19 +22,15 @@ from fleet.ports import free_port
 from fleet.service.client import Client
 from fleet.service.schema import DeviceToAdd
 from fleet.store import ENDED_STATES, Gateways, SqlStore, Tokens
-from tests import patience
+from tests import processes
 from tests.fleet.coordinator import small_model
 from tests.fleet.coordinator.oracle import assert_every_delta_counted_once
 from tests.fleet.coordinator.plain_gateway import PlainGateway
+from tests.patience import wait_for_service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 HERDS = ("cows", "goats", "sheep")
-
-
-def _wait(condition: Callable[[], object], what: str | Callable[[], object] = "") -> None:
-    # A service answers so many requests a minute.
-    patience.wait_until(condition, what, look_seconds=0.2)
 
 
 @dataclass
@@ -66,7 +60,7 @@ class Services:
             )
         client = Client(f"http://127.0.0.1:{port}", self.secret)
         self.running[name] = process, client
-        _wait(lambda: _answers(client), lambda: self.log(name))
+        wait_for_service(lambda: _answers(client), lambda: self.log(name))
         return client
 
     def log(self, name: str) -> str:
@@ -84,9 +78,8 @@ class Services:
             process.send_signal(signal.SIGTERM)
         for process, _ in self.running.values():
             assert process.wait(60) == 0
-        with socket.socket() as probe:
-            taken = probe.connect_ex(("127.0.0.1", self.superlink_port)) == 0
-        assert not taken, "a service that was told to stop has left its SuperLink behind"
+        left = processes.running("flower-superlink", str(self.folder))
+        assert not left, "a service that was told to stop has left its SuperLink behind"
 
 
 def _answers(client: Client) -> bool:
@@ -145,7 +138,7 @@ def test_campaigns_at_once_end_right_and_a_second_service_goes_on_where_the_firs
 ) -> None:
     first = services.serve("first")
     provision(first)
-    _wait(lambda: first.ready().ready, lambda: services.log("first"))
+    wait_for_service(lambda: first.ready().ready, lambda: services.log("first"))
     second = services.serve("second")
     assert (first.ready().leader, second.ready().leader) == (True, False)
     # Both answer, whoever leads.
@@ -157,13 +150,14 @@ def test_campaigns_at_once_end_right_and_a_second_service_goes_on_where_the_firs
         .campaign
         for number, herd in enumerate(HERDS)
     ]
-    _wait(
+    wait_for_service(
         lambda: all(len(second.campaign(one).rounds) >= 2 for one in campaigns),
         lambda: services.log("first"),
     )
     services.kill("first")
-    kill_server_apps(services.superlink_port)
-    _wait(
+    # The machine of the first service has gone.
+    processes.kill("flwr-serverapp", f"127.0.0.1:{services.superlink_port}")
+    wait_for_service(
         lambda: all(second.campaign(one).state in ENDED_STATES for one in campaigns),
         lambda: services.log("second"),
     )
@@ -187,13 +181,3 @@ def test_campaigns_at_once_end_right_and_a_second_service_goes_on_where_the_firs
     # Each began with the version that was newest then, and made one of its own.
     made = [second.campaign(one).made for one in campaigns]
     assert len(set(made)) == 3
-
-
-def kill_server_apps(superlink_port: int) -> None:
-    """SIGKILL to the ServerApps of this SuperLink: the machine of the first service has gone."""
-    address = f"127.0.0.1:{superlink_port}".encode()
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
-            if b"flwr-serverapp" in line and address in line:
-                os.kill(int(entry.name), signal.SIGKILL)

@@ -170,13 +170,24 @@ def test_all_pages_of_devices_come_in_one_reply(
 
 
 def test_rounds_that_end_within_a_moment_are_told_of_in_one_reply(gateway: PlainGateway) -> None:
-    gateway.round_seconds = 0.3
+    gateway.round_seconds = 600.0
     first, other = start_fields(), {**start_fields(), "campaign": "ee" * 8}
-    ask(gateway, starts=[first])
-    ask(gateway, starts=[other])
+    ask(gateway, starts=[first, other])
     rounds = [{"campaign": one["campaign"], "round": 1} for one in (first, other)]
-    reply = ask(gateway, rounds=rounds, wait_seconds=5.0, linger_seconds=5.0)
-    assert [one[3]["state"] for one in answers(reply)] == ["closed", "closed"]
+
+    def ends(one: dict[str, Any]) -> None:
+        gateway.rounds[one["campaign"], 1].update(state="closed")
+
+    def told(linger: float) -> list[str]:
+        reply = ask(gateway, rounds=rounds, wait_seconds=60.0, linger_seconds=linger)
+        return [answer["state"] for *_, answer in answers(reply)]
+
+    ends(first)
+    assert told(0.0) == ["closed", "running"]
+    later = threading.Timer(0.5, ends, [other])
+    later.start()
+    assert told(60.0) == ["closed", "closed"]
+    later.join()
 
 
 def test_a_page_that_is_refused_fails_its_round_and_not_the_whole_message(

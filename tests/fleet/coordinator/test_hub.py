@@ -19,6 +19,8 @@ from fleet.coordinator.pace import Pace
 from fleet.coordinator.transport import Reply, Transport, read_replies
 from fleet.errors import StoreAwayError
 from fleet.registry import NewDevice
+from fleet.service.operations import Actor, Operations
+from fleet.service.schema import DevicesToAdd, DeviceToAdd, GatewayToAdd
 from fleet.store import Gateways, Logins, Registry, SqlStore
 from tests.fleet.coordinator import small_model
 from tests.fleet.coordinator.direct_transport import DirectTransport
@@ -258,6 +260,29 @@ def test_a_gateway_that_keeps_a_brokers_users_is_told_of_changes_until_it_has_th
     assert told()[2:] == [{"entries": {"cow": None}, "cursor": 3}]
 
 
+def test_a_gateway_is_told_hashes_and_never_a_password(world: World) -> None:
+    operations = Operations(world.store, "barn")
+    names = [DeviceToAdd(device=name, site="barn") for name in ("cow", "hen")]
+    admin = Actor("ann", "admin")
+    passwords = {
+        one.device: one.password
+        for one in operations.add_devices(admin, DevicesToAdd(devices=names)).devices
+    }
+    gateway = operations.add_gateway(admin, GatewayToAdd(gateway="g1", site="barn"))
+    world.transport.replies = [
+        Reply("g1", hello=Hello(gateway="g1", version=3, devices=[], rounds=[], access_cursor=0))
+    ]
+    world.hub.step()
+    world.clock.sleep(2.0)
+    world.hub.step()
+    (told,) = [fields["access"]["entries"] for *_, fields in world.transport.sent if fields]
+    assert told.keys() >= {"cow", "hen"}
+    # What Mosquitto compares with: iterations, salt and digest.
+    assert all(one["hash"].startswith("$7$") for one in told.values())
+    everything = repr(world.transport.sent)
+    assert [one for one in (*passwords.values(), gateway.password) if one in everything] == []
+
+
 # ---- campaigns over a hub ----------------------------------------------------------------
 
 PACE = Pace(stop_check=0.05, retry=0.05, hello=0.2, news=0.05)
@@ -349,10 +374,13 @@ def test_no_device_is_in_rounds_of_two_campaigns_at_once(
         for end in ("-1", "-2", "-3")
     ]
     greedy = [fleet.campaign(EVERYBODY, base="", min_devices=1) for _ in range(2)]
-    states = running.drive(*names, *greedy)
-    assert set(states) <= {"finished", "failed"}, states
+    campaigns = (*names, *greedy)
+    for name, state in zip(campaigns, running.drive(*campaigns), strict=True):
+        if state != "finished":
+            assert (state, fleet.store.rounds(name)) == ("failed", ())
+            assert "leased by another campaign" in fleet.reason(name)
     times: dict[str, list[tuple[float, float]]] = {}
-    for name in (*names, *greedy):
+    for name in campaigns:
         for number, asked in fleet.asked(name).items():
             begin, end = fleet.store.round_times(name, number)
             assert end is not None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +18,7 @@ from fleet.coordinator.creation import new_campaign
 from fleet.coordinator.service import Coordinator, ProgressEvent
 from fleet.coordinator.superlink import SuperLink, SuperNode, flower_environment
 from fleet.store import SqlStore, Stages, sqlite_url
+from tests import processes
 from tests.fleet.coordinator import small_model
 from tests.fleet.coordinator.oracle import PLAN_NAMES, assert_every_delta_counted_once
 from tests.fleet.coordinator.plain_gateway import PlainGateway
@@ -172,7 +171,7 @@ def test_a_server_app_killed_in_the_middle_of_a_round_is_followed_by_one_that_re
         if event.kind == "round-started" and event.round == 1:
             wait_for_start(site, campaign)
             drivers.append(store.campaign(campaign).driver)
-            kill_server_app(site)
+            processes.kill("flwr-serverapp", site.superlink.address)
 
     assert site.run(store, path, campaign, kill) == "finished"
     assert drivers
@@ -224,15 +223,3 @@ def test_flwr_run_on_the_app_goes_through_flowers_own_loop(site: Site) -> None:
 def wait_for_start(site: Site, campaign: str) -> None:
     """Until a gateway has the round."""
     wait_until(lambda: any((campaign, 1) in one.rounds for one in site.gateways))
-
-
-def kill_server_app(site: Site) -> None:
-    """SIGKILL to the ServerApp of this SuperLink, found by its command line."""
-    killed = 0
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
-            if b"flwr-serverapp" in line and site.superlink.address.encode() in line:
-                os.kill(int(entry.name), signal.SIGKILL)
-                killed += 1
-    assert killed

@@ -30,6 +30,9 @@ from tests.fleet.store.conftest import postgres_server as postgres_server
 from tests.patience import PATIENCE_SECONDS, wait_until
 
 NOW = 1_700_000_000.0
+CAMPAIGN = "6d813993f32a44cf"
+PAUSED = {"state": "paused", "reason": "paused by the operator", "waiting": ""}
+PASSED = {"stage": "half", "outcome": "pass", "reasons": ["0 of 12 devices failed"]}
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -53,7 +56,7 @@ class Site:
 
     def happens(self, count: int, kind: str = "state") -> None:
         for number in range(count):
-            self.events.add(kind, "barn-7", {"n": number})
+            self.events.add(kind, CAMPAIGN, {"n": number})
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +153,7 @@ def test_each_event_is_one_signed_post_in_order(
 ) -> None:
     receiver = receivers()
     _, secret = site.webhooks.add(receiver.url + "/hook?a=b")
-    site.events.add("state", "barn-7", {"state": "running", "loss": float("nan")})
+    site.events.add("state", CAMPAIGN, {**PAUSED, "loss": float("nan")})
     site.events.add("gate", "", {})
     assert site.deliveries.step() == 2
     assert site.deliveries.step() == 0
@@ -159,8 +162,8 @@ def test_each_event_is_one_signed_post_in_order(
             "number": 1,
             "at": NOW,
             "kind": "state",
-            "campaign": "barn-7",
-            "data": {"state": "running", "loss": None},
+            "campaign": CAMPAIGN,
+            "data": {**PAUSED, "loss": None},
         },
         {"number": 2, "at": NOW, "kind": "gate", "campaign": "", "data": {}},
     ]
@@ -478,8 +481,8 @@ def test_the_receiver_of_the_documentation_takes_events_once_and_refuses_forged_
     )
     try:
         wait_until(lambda: answers(port) or receiver.poll() is not None, "the receiver to listen")
-        Events(store).add("state", "barn-7", {"state": "running"})
-        Events(store).add("gate", "barn-7", {"passed": True})
+        Events(store).add("state", CAMPAIGN, PAUSED)
+        Events(store).add("gate", CAMPAIGN, PASSED)
         sent: list[tuple[bytes, dict[str, str]]] = []
 
         def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
@@ -489,7 +492,7 @@ def test_the_receiver_of_the_documentation_takes_events_once_and_refuses_forged_
         assert Deliveries(store, store.clock, post).step() == 2
         body, headers = sent[0]
         assert patient_post(url, body, headers) == 204
-        assert patient_post(url, body.replace(b"running", b"stopped"), headers) == 403
+        assert patient_post(url, body.replace(b"paused", b"failed"), headers) == 403
         old = str(int(store.clock.wall()) - 1000)
         resigned = {"X-Tinyfleet-Signature": signature(secret, old, body)}
         stale = {**headers, "X-Tinyfleet-Timestamp": old, **resigned}
@@ -499,7 +502,7 @@ def test_the_receiver_of_the_documentation_takes_events_once_and_refuses_forged_
         receiver.terminate()
         said, _ = receiver.communicate()
         store.close()
-    assert said == "state barn-7 {'state': 'running'}\ngate barn-7 {'passed': True}\n"
+    assert said == f"state {CAMPAIGN} {PAUSED}\ngate {CAMPAIGN} {PASSED}\n"
 
 
 def answers(port: int) -> bool:

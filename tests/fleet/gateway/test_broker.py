@@ -192,5 +192,6 @@ def test_a_kill_while_files_are_written_leaves_the_old_ones_whole(
     monkeypatch.undo()
     write_broker_config(tmp_path, BrokerConfig("barn", {"north": "a"}, {"pig": "c"}))
     assert "pig" in (tmp_path / "passwords").read_text()
-    assert (tmp_path / "passwords").stat().st_mode & 0o777 == 0o600
+    for name in ("passwords", "own.json"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
     assert {path.name for path in tmp_path.iterdir()} == before.keys()

@@ -93,6 +93,8 @@ def test_rolling_back_takes_what_was_made_back_once(site: Site) -> None:
     assert ops.models.version("small", 2).state == "withdrawn"
     ops.models.set_state("small", 2, "released")
     assert ops.act(ANN, made, "roll-back").state == "rolling-back"
+    ops.store.end_campaign(made, "", "rolled-back")
+    assert ops.act(ANN, made, "roll-back").state == "rolling-back", "some may have been away"
     assert ops.models.version("small", 2).state == "released", "it was taken back twice"
 
 

@@ -17,7 +17,7 @@ from fleet.gateway.broker import find_mosquitto
 from fleet.ports import free_port
 from fleet.security import Authority
 from simulator.devices.modem import BUFFER_BYTES, Modem, ModemState
-from tests.patience import PATIENCE_SECONDS
+from tests.patience import PATIENCE_SECONDS, wait_until
 
 CONNECT = bytes.fromhex("10 10 0004 4d515454 05 02 003c 00 0003 636f77".replace(" ", ""))
 """MQTT 5: clean start, keep alive 60 s, client cow."""
@@ -63,12 +63,14 @@ class Owner:
         self.modem = Modem(self.board, (host, port), tls=tls, redial_milliseconds=20)
 
     def until(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + PATIENCE_SECONDS
-        self.modem.step()
-        while not condition():
-            assert time.monotonic() < end, f"{self.modem.state}: {self.modem.last_error}"
+        def turned() -> bool:
             readable, writable = self.wait()
             self.modem.step(readable=readable, writable=writable)
+            return condition()
+
+        self.modem.step()
+        if not condition():
+            wait_until(turned, lambda: f"{self.modem.state}: {self.modem.last_error}", 0.0)
 
     def wait(self) -> tuple[bool, bool]:
         modem = self.modem
