@@ -214,15 +214,15 @@ def _config(number: int, rounds: int) -> CampaignConfig:
 
 def add_devices(client: Client, names: Sequence[str], campaigns: int) -> dict[str, str]:
     """Register them, dealt to sites and, inside of those, to campaigns; returns passwords."""
-    added = client.add_devices(
+    wanted = [
         DeviceToAdd(
             device=name,
             site=SITES[number % len(SITES)],
             labels={"share": str(number // len(SITES) % campaigns)},
         )
         for number, name in enumerate(names)
-    )
-    return {one.device: one.password for one in added}
+    ]
+    return {one.device: one.password for page in client.add_all_devices(wanted) for one in page}
 
 
 def attach(

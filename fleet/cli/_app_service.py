@@ -303,6 +303,7 @@ def devices_image(
 def gateways_add(
     name: str,
     at: Annotated[str, typer.Option("--at", help="The site where it is.")],
+    out: Out = None,
     site: Site = None,
     url: Url = None,
     token: Token = None,
@@ -312,7 +313,7 @@ def gateways_add(
     """Let a service know a site's gateway."""
     from fleet.cli._devices import add_gateway
 
-    add_gateway(client_of(site, url, token, why), name, at, as_json=json)
+    add_gateway(client_of(site, url, token, why), name, at, out, as_json=json)
 
 
 @gateways.command("list")

@@ -142,12 +142,14 @@ def show_list(client: Client, limit: int, *, as_json: bool) -> None:
 
 
 def find(client: Client, text: str) -> str:
-    """A campaign's id, by its first digits or its name (the newest of that name)."""
-    found = [
-        one.campaign
-        for one in client.campaigns(limit=1000).campaigns
-        if one.campaign.startswith(text) or one.name == text
-    ]
+    """A campaign's id, by its name (the newest of that name) or its first digits."""
+    known = client.campaigns(limit=1000).campaigns
+    for one in known:
+        if one.name == text:
+            return one.campaign
+    found = [one.campaign for one in known if one.campaign.startswith(text)]
+    if len(found) > 1:
+        raise CommandError(f"{text} may be {' or '.join(found[:4])}: write more digits")
     if not found:
         raise NotKnownError(f"there is no campaign {text}; `tinyfleet campaign list` shows them")
     return found[0]

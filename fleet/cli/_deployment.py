@@ -100,9 +100,9 @@ def run_gateway(config: Path) -> None:
     from fleet.service.gateway_site import GatewaySite
     from fleet.service.log import log_as_json
 
-    log_as_json()
-    gc.set_threshold(ALLOCATIONS)
     site = GatewaySite(config)
+    log_as_json(site.gateway)
+    gc.set_threshold(ALLOCATIONS)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: site.stop())
     site.run()

@@ -15,7 +15,6 @@ from fleet.service.client import Client
 from fleet.service.schema import DeviceToAdd, DeviceView, Password
 
 _COLUMNS = ("device", "site")
-_AT_ONCE = 1000
 
 
 def parse_labels(labels: Sequence[str]) -> dict[str, str | None]:
@@ -41,7 +40,7 @@ def add(
     """Register devices of one site."""
     wanted = {name: value for name, value in parse_labels(labels).items() if value is not None}
     devices = [DeviceToAdd(device=name, site=site, labels=wanted) for name in names]
-    _told_once(client.add_devices(devices), out, as_json=as_json)
+    _register(client, devices, out, as_json=as_json)
 
 
 def import_csv(client: Client, path: Path, out: Path | None, *, as_json: bool) -> None:
@@ -66,12 +65,18 @@ def import_csv(client: Client, path: Path, out: Path | None, *, as_json: bool) -
         raise CommandError(f"{path} isn't UTF-8 text") from None
     if not devices:
         raise CommandError(f"{path} names no device")
+    _register(client, devices, out, as_json=as_json)
+
+
+def _register(
+    client: Client, devices: Sequence[DeviceToAdd], out: Path | None, *, as_json: bool
+) -> None:
     passwords: list[Password] = []
     try:
         with stage_bars(hidden=as_json) as tell:
-            for first in range(0, len(devices), _AT_ONCE):
-                tell("registering devices", first, len(devices))
-                passwords += client.add_devices(devices[first : first + _AT_ONCE])
+            for page in client.add_all_devices(devices):
+                passwords += page
+                tell("registering devices", len(passwords), len(devices))
     finally:
         # Those that are in when one is refused are told all the same: nobody can ask again.
         if passwords:
@@ -213,13 +218,21 @@ def erase(client: Client, name: str, *, as_json: bool) -> None:
         console().print(f"{name} and all that it reported are forgotten.")
 
 
-def add_gateway(client: Client, name: str, site: str, *, as_json: bool) -> None:
-    """A gateway that `broker config` has named; its password stays the one of that file."""
-    client.add_gateway(name, site)
+def add_gateway(client: Client, name: str, site: str, out: Path | None, *, as_json: bool) -> None:
+    """A gateway, with the password for its site's broker where `broker config` hasn't named it."""
+    password = client.add_gateway(name, site).password
+    if out is not None:
+        write_whole(out, password + "\n", mode=0o600)
     if as_json:
-        print_json({"gateway": name, "site": site})
-    else:
-        console().print(f"{name} is a gateway of site {site}.")
+        shown = {"password_file": str(out)} if out else {"password": password}
+        print_json({"gateway": name, "site": site, **shown})
+        return
+    told = f"is in {out}" if out else f"is {password}, told once"
+    console().print(
+        f"{name} is a gateway of site {site}. Its password at the broker {told}; where `broker "
+        "config` has named it, the one that was made there stays.",
+        soft_wrap=True,
+    )
 
 
 def show_gateways(client: Client, *, as_json: bool) -> None:

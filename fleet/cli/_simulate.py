@@ -14,7 +14,6 @@ from fleet.cli._errors import CommandError
 from fleet.cli._image import ImageFormat, identity_image
 from fleet.cli._output import console, print_json
 from fleet.cli._progress import stage_bars
-from fleet.errors import NotKnownError
 from fleet.gateway.files import write_whole
 from fleet.protocol import Identity
 from fleet.service.client import Client
@@ -45,6 +44,7 @@ def image(
             kind = "hex"
         case _:
             raise CommandError(f"{out}: its ending says what it is to be: .bin or .hex")
+    manifest, fleet = load_bundle(bundle).manifest, client.whoami().fleet
     if password_file is not None:
         password = read_passwords(password_file).get(name)
         if password is None:
@@ -52,8 +52,7 @@ def image(
         client.device(name)
     else:
         password = client.rotate_device(name).password
-    manifest = load_bundle(bundle).manifest
-    identity = Identity(name, client.whoami().fleet, password, 0, LINK_BITS_PER_SECOND)
+    identity = Identity(name, fleet, password, 0, LINK_BITS_PER_SECOND)
     content = identity_image(manifest.flash, identity, kind)
     write_whole(out, content, mode=0o600)
     if as_json:
@@ -96,7 +95,7 @@ def simulate(
     names = [f"{prefix}{number:02}" for number in range(1, count + 1)]
     sites = list(deployment.sites)
     of_site = {name: sites[number % len(sites)] for number, name in enumerate(names)}
-    passwords = _passwords(client, of_site)
+    passwords = _passwords(client, prefix, of_site)
     specs = virtual_devices(
         names,
         passwords,
@@ -121,20 +120,15 @@ def simulate(
         stop.wait(seconds)
 
 
-def _passwords(client: Client, of_site: dict[str, str]) -> dict[str, str]:
+def _passwords(client: Client, prefix: str, of_site: dict[str, str]) -> dict[str, str]:
     """Registered are those that aren't yet; those that are get new passwords."""
-    passwords: dict[str, str] = {}
-    new = []
+    known = {one.device: one.site for one in client.all_devices(f'device.startsWith("{prefix}")')}
     for name, site in of_site.items():
-        try:
-            known = client.device(name)
-        except NotKnownError:
-            new.append(DeviceToAdd(device=name, site=site))
-            continue
-        if known.site != site:
-            raise CommandError(f"device {name} belongs to site {known.site}; use another --prefix")
-        passwords[name] = client.rotate_device(name).password
-    passwords |= {one.device: one.password for one in client.add_devices(new)}
+        if known.get(name, site) != site:
+            raise CommandError(f"device {name} is one of site {known[name]}; use another --prefix")
+    new = [DeviceToAdd(device=name, site=of_site[name]) for name in of_site if name not in known]
+    passwords = {one.device: one.password for page in client.add_all_devices(new) for one in page}
+    passwords |= {name: client.rotate_device(name).password for name in of_site if name in known}
     # Brokers hear of it within seconds; a device that is refused tries again later than that.
     time.sleep(ACCESS_SECONDS)
     return passwords

@@ -244,6 +244,17 @@ class Log:
 
     text: str
     level: int = logging.INFO
+    key: RoundKey | None = None
+    """The round that it is about…"""
+    device: str = ""
+    """…and the device, fields of their own in structured logs."""
+
+    @property
+    def about(self) -> dict[str, str | int]:
+        """Both by the names that such fields have."""
+        return (self.key.about if self.key else {}) | (
+            {"device": self.device} if self.device else {}
+        )
 
 
 @dataclass(frozen=True)

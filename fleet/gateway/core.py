@@ -162,8 +162,8 @@ class Core:
 
     def _do(self, action: Action) -> None:
         match action:
-            case act.Log(text, level):
-                log.log(level, "%s", text)
+            case act.Log(text, level) as line:
+                log.log(level, "%s", text, extra=line.about)
             case act.RoundChanged(key):
                 self._round_changed(key)
             case _:

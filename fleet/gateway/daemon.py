@@ -73,7 +73,7 @@ class Gateway:
         """Serve until ``stop``; raises what made it impossible to go on."""
         for key, found in self.core.logic.rounds.items():
             if found.open:
-                log.info("%s goes on", key)
+                log.info("%s goes on", key, extra=key.about)
         self._keep_access()
         self.server.start()
         self.link.start()

@@ -163,7 +163,7 @@ class Devices:
             last_seen = now.wall - (now.monotonic - device.seen)
         return [
             act.SaveDevice(name, message, device.lease, last_seen),
-            act.Log(f"device {name} announced itself, board {message.board}"),
+            act.Log(f"device {name} announced itself, board {message.board}", device=name),
         ]
 
     def raise_leases(self, leases: Mapping[str, int]) -> list[Action]:

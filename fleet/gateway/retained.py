@@ -252,7 +252,7 @@ class Retained:
             missing = [name for name in sorted(found.waiting) if look.tasks.get(name) != key]
             actions += [act.PublishTask(key, device) for device in missing]
             if missing:
-                actions.append(act.Log(f"{key}: {len(missing)} tasks put back"))
+                actions.append(act.Log(f"{key}: {len(missing)} tasks put back", key=key))
         return actions
 
     def _take_away_tasks(self, look: _Look) -> list[Action]:

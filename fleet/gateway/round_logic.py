@@ -114,7 +114,7 @@ class RoundLogic:
         try:
             message = Announce.decode(payload)
         except ProtocolError as error:
-            return [act.Log(f"device {device}: {error}", logging.WARNING)]
+            return [act.Log(f"device {device}: {error}", logging.WARNING, device=device)]
         return self.devices.told(device, message, retained, now)
 
     def status(self, device: str, payload: bytes, retained: bool, now: Instant) -> list[Action]:
@@ -123,7 +123,7 @@ class RoundLogic:
         try:
             message = Status.decode(payload)
         except ProtocolError as error:
-            return [*actions, act.Log(f"device {device}: {error}", logging.WARNING)]
+            return [*actions, act.Log(f"device {device}: {error}", logging.WARNING, device=device)]
         actions += self.devices.told(device, message, retained, now)
         found = self._open.get(RoundKey(message.campaign, message.round))
         if found:
@@ -142,7 +142,11 @@ class RoundLogic:
             found.declined[device] = status.reason
             return [
                 act.SaveDecline(key, device, status.reason),
-                act.Log(f"{key}: device {device} declined: {reason_name(status.reason)}"),
+                act.Log(
+                    f"{key}: device {device} declined: {reason_name(status.reason)}",
+                    key=key,
+                    device=device,
+                ),
             ]
         if device in found.declined and status.state not in (DeviceState.OFFLINE, DeviceState.IDLE):
             del found.declined[device]  # it was reset and works on the task again
@@ -287,7 +291,7 @@ class RoundLogic:
                 coded,
             ),
             self._receipt(device, header, ReceiptResult.COUNTED, header.coded_crc32),
-            act.Log(f"{key}: delta of {device} accepted", logging.DEBUG),
+            act.Log(f"{key}: delta of {device} accepted", logging.DEBUG, key, device),
         ]
         found.accepted[device] = header.coded_crc32
         found.declined.pop(device, None)
@@ -307,7 +311,7 @@ class RoundLogic:
         text = f"{where}: delta of {device} not counted in, {kind}: {detail}"
         # Duplicates come where a receipt was lost on its way.
         level = logging.DEBUG if kind == DUPLICATE else logging.WARNING
-        return [act.Count(key, kind, device, detail, now.wall), act.Log(text, level)]
+        return [act.Count(key, kind, device, detail, now.wall), act.Log(text, level, key, device)]
 
     # ---- what the coordinator asks ---------------------------------------------------
 
@@ -347,7 +351,8 @@ class RoundLogic:
             act.SaveRound(spec, found.content, refused, now.wall, now.wall + seconds),
             act.Log(
                 f"{spec.key} started: {len(tasks)} devices, {len(refused)} refused, "
-                f"{len(spec.plans)} plans, closes at {spec.target} deltas or after {seconds} s"
+                f"{len(spec.plans)} plans, closes at {spec.target} deltas or after {seconds} s",
+                key=spec.key,
             ),
             *self.retained.started(found, now),
         ]
@@ -433,7 +438,7 @@ class RoundLogic:
         return [
             act.SetState(key, state, now.wall),
             *self.retained.ended(found, tasks.keys()),
-            act.Log(text),
+            act.Log(text, key=key),
             act.RoundChanged(key),
         ]
 

@@ -46,6 +46,11 @@ class RoundKey(NamedTuple):
         """For logs and messages."""
         return f"round {self.round} of campaign {self.campaign.hex()}"
 
+    @property
+    def about(self) -> dict[str, str | int]:
+        """The fields of structured logs."""
+        return {"campaign": self.campaign.hex(), "round": self.round}
+
 
 class TaskSpec(NamedTuple):
     """What one device is asked for. Ids are raw bytes here, as on the wire."""

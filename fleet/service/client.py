@@ -6,7 +6,7 @@ import base64
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -21,6 +21,8 @@ Form = TypeVar("Form", bound=BaseModel)
 TIMEOUT_SECONDS = 30.0
 MOST_RETRIES = 5
 LONGEST_WAIT_SECONDS = 10.0
+DEVICES_AT_ONCE = 1000
+"""To register; a service would take more, which would take long without a sign."""
 
 
 class Client:
@@ -118,18 +120,17 @@ class Client:
 
     # Devices and gateways
 
-    def add_devices(self, devices: Iterable[schema.DeviceToAdd]) -> list[schema.Password]:
-        """Register devices; their passwords are told once."""
-        found: list[schema.Password] = []
-        some: list[schema.DeviceToAdd] = []
-        for one in [*devices, None]:
-            if one is not None:
-                some.append(one)
-            if some and (one is None or len(some) == 1000):
-                body = schema.DevicesToAdd(devices=some)
-                found += self._send(schema.Passwords, "POST", "/v1/devices", body).devices
-                some = []
-        return found
+    def add_devices(self, devices: Sequence[schema.DeviceToAdd]) -> list[schema.Password]:
+        """Register devices, at most a page of them; their passwords are told once."""
+        body = schema.DevicesToAdd(devices=list(devices))
+        return self._send(schema.Passwords, "POST", "/v1/devices", body).devices
+
+    def add_all_devices(
+        self, devices: Sequence[schema.DeviceToAdd]
+    ) -> Iterator[list[schema.Password]]:
+        """Register devices page by page: what was told is told, also where a page is refused."""
+        for first in range(0, len(devices), DEVICES_AT_ONCE):
+            yield self.add_devices(devices[first : first + DEVICES_AT_ONCE])
 
     def devices(self, filter: str = "", after: str = "", limit: int = 100) -> schema.DevicePage:
         """A page of devices."""

@@ -30,6 +30,7 @@ class GatewaySite:
                 f"{path}: superlink is missing: the HOST:PORT that the coordinator's SuperLink "
                 "listens on"
             )
+        self.gateway = settings.gateway
         self._gateway = Gateway(settings)
         self._node = self.node(settings)
         self._stopping = threading.Event()

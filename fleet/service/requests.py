@@ -31,13 +31,14 @@ from fleet.errors import (
 )
 from fleet.protocol import fields
 from fleet.registry.filters import MOST_CHARACTERS, is_storable
+from fleet.service.base import MOST_ON_A_PAGE
 from fleet.service.operations import Actor, Operations
 from fleet.store import Idempotency, Token, without_secrets
 
 DeviceName = Annotated[str, Path(pattern=f"^{fields.NAME_PATTERN.pattern}$")]
 CampaignId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 Number = Annotated[int, Path(ge=0, lt=1 << 31)]
-Limit = Annotated[int, Query(ge=1, le=1000)]
+Limit = Annotated[int, Query(ge=1, le=MOST_ON_A_PAGE)]
 FilterText = Annotated[str, Query(max_length=MOST_CHARACTERS)]
 Why = Annotated[
     str, Header(alias="X-Reason", max_length=500, description="Why; the audit log keeps it.")

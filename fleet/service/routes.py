@@ -12,6 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from fleet.service import schema
+from fleet.service.base import MOST_ON_A_PAGE
 from fleet.service.requests import (
     MOST_BODY_BYTES,
     Asking,
@@ -82,7 +83,7 @@ def export_devices(actor: Asking, ops: Ops, filter: FilterText = "") -> Streamin
     def lines() -> Any:
         after: str | None = ""
         while after is not None:
-            page = ops.list_devices(actor, filter, after, 1000)
+            page = ops.list_devices(actor, filter, after, MOST_ON_A_PAGE)
             yield "".join(one.model_dump_json() + "\n" for one in page.devices)
             after = page.next
 

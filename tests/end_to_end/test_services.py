@@ -118,13 +118,15 @@ def provision(client: Client) -> None:
     for text in small_model.manifest_texts("a", "b").values():
         client.import_bundle("small", text, small_model.blob())
     client.add_devices(
-        DeviceToAdd(
-            device=f"{gateway}-{number}",
-            site=f"site-{gateway}",
-            labels={"herd": HERDS[number % 3]},
-        )
-        for gateway in ("g1", "g2")
-        for number in range(12)
+        [
+            DeviceToAdd(
+                device=f"{gateway}-{number}",
+                site=f"site-{gateway}",
+                labels={"herd": HERDS[number % 3]},
+            )
+            for gateway in ("g1", "g2")
+            for number in range(12)
+        ]
     )
 
 

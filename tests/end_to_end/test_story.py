@@ -82,7 +82,7 @@ class Story:
             text = (path / "manifest.json").read_text("utf-8")
             self.client.import_bundle("digits", text, (path / "weights.bin").read_bytes())
         told = self.client.add_devices(
-            DeviceToAdd(device=name, site=SITE[name], labels={"ward": "a"}) for name in DEVICES
+            [DeviceToAdd(device=name, site=SITE[name], labels={"ward": "a"}) for name in DEVICES]
         )
         self.passwords = {one.device: one.password for one in told}
 

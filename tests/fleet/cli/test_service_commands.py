@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def test_a_mistake_in_a_csv_file_is_named_and_nothing_is_added(
 def test_passwords_of_those_that_are_in_are_told_when_a_later_one_is_refused(
     tinyfleet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fleet.cli._devices._AT_ONCE", 1)
+    monkeypatch.setattr("fleet.service.client.DEVICES_AT_ONCE", 1)
     path, out = tmp_path / "d.csv", tmp_path / "passwords.csv"
     path.write_text("device,site\nn1,home\nd0,home\n")
     code, _, err = tinyfleet("devices", "import", path, "--out", out)
@@ -174,6 +175,25 @@ def test_a_campaign_is_cloned_as_it_was_started(
     again = facts(tinyfleet("campaign", "start", copy, "--json"))["campaign"]["campaign"]
     assert again != started
     assert site.client().campaign(again).config == site.client().campaign(started).config
+
+
+def test_a_campaign_is_found_by_its_name_or_by_digits_that_are_its_own(
+    tinyfleet: Command, site: Site, tmp_path: Path
+) -> None:
+    path = campaign_file(tmp_path)
+    newest = [
+        facts(tinyfleet("campaign", "start", path, "--json"))["campaign"]["campaign"]
+        for _ in range(17)
+    ][-1]
+    shown = facts(tinyfleet("campaign", "show", "test", "--json"))["campaign"]
+    assert shown["campaign"] == newest
+    digits = Counter(one.campaign[0] for one in site.client().campaigns().campaigns)
+    (first, count), *_ = digits.most_common(1)
+    assert count > 1, "there are 16 digits"
+    code, _, err = tinyfleet("campaign", "stop", first)
+    assert code == 1
+    assert f"error: {first} may be" in err
+    assert "write more digits" in err
 
 
 def test_watching_ends_with_code_3_where_a_campaign_did_not_end_well(

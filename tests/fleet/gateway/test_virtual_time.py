@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,27 @@ def test_a_round_of_a_hundred_devices_gives_the_exact_sum(tmp_path: Path) -> Non
     site.clock.sleep(5)
     assert not [topic for topic in site.broker.retained if "/dev/" not in topic]
     site.close()
+
+
+def test_log_lines_of_a_round_say_by_fields_which_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "fleet.gateway")
+    site = VirtualSite(tmp_path, seed=1, devices=3)
+    run_round(site)
+    site.close()
+    found: dict[str, set[tuple[object, ...]]] = {}
+    for line in caplog.records:
+        for what in ("started", "closed", "accepted"):
+            if f" {what}" in line.getMessage():
+                about = tuple(vars(line).get(name) for name in ("campaign", "round", "device"))
+                found.setdefault(what, set()).add(about)
+    (this,) = found["started"]
+    assert this[0] is not None
+    assert this[1] == 1
+    assert found["closed"] >= {this}
+    assert {one[:2] for one in found["accepted"] if one[2]} == {this[:2]}
+    assert {one[2] for one in found["accepted"]} >= set(site.devices)
 
 
 def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(tmp_path: Path) -> None:

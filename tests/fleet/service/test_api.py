@@ -317,7 +317,7 @@ def test_pages_have_everything_once_while_devices_are_added(site: Site) -> None:
         seen += [one.device for one in page.devices]
         after = page.next
         if len(seen) == 2:
-            client.add_devices(DeviceToAdd(device=name, site="home") for name in ("a0", "d0-x"))
+            client.add_devices([DeviceToAdd(device=name, site="home") for name in ("a0", "d0-x")])
             client.add_devices([DeviceToAdd(device="d9", site="home")])
     assert seen == sorted(set(seen))
     assert {f"d{number}" for number in range(6)} | {"d9"} <= set(seen)

@@ -11,10 +11,10 @@ from fleet.service.log import JsonLines
 from tests.fleet.service.conftest import Site
 
 
-def said(message: str, *values: object, **about: object) -> dict[str, object]:
+def said(message: str, *values: object, of: str = "", **about: object) -> dict[str, object]:
     logger = logging.getLogger("fleet.x")
     record = logger.makeRecord("fleet.x", logging.INFO, "", 0, message, values, None, extra=about)
-    line = JsonLines().format(record)
+    line = JsonLines(of).format(record)
     assert "\n" not in line
     found: dict[str, object] = json.loads(line)
     return found
@@ -31,6 +31,7 @@ def test_what_a_line_is_about_are_fields_of_their_own() -> None:
     )
     assert (line["level"], line["logger"]) == ("info", "fleet.x")
     assert "campaign" not in said("nothing of the kind")
+    assert said("all lines of a gateway", of="north")["gateway"] == "north"
 
 
 def test_prose_is_not_taken_for_an_id() -> None:
