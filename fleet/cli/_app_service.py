@@ -192,6 +192,20 @@ def devices_list(
     show_list(client_of(site, url, token), filter, limit, as_json=json)
 
 
+@devices.command("export")
+def devices_export(
+    filter: Filter = "",
+    out: Out = None,
+    site: Site = None,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Write all devices that match, a JSON object a line."""
+    from fleet.cli._devices import export
+
+    export(client_of(site, url, token), filter, out)
+
+
 @devices.command("preview")
 def devices_preview(
     filter: Annotated[str, typer.Argument(help="Filter in CEL.")],

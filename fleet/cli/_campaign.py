@@ -19,7 +19,6 @@ from fleet.gateway.files import write_whole
 from fleet.service.client import Client
 from fleet.service.schema import CampaignDetail, CampaignPlan, CampaignView
 
-ENDED = ("finished", "failed", "cancelled", "undecided", "rolled-back")
 EXIT_NOT_FINISHED = 3
 """Of `watch` and `start --watch`, where a campaign ended in another way than well."""
 LOOK_SECONDS = 1.0
@@ -204,7 +203,7 @@ def watch(client: Client, campaign: str, *, as_json: bool) -> int:
             if line != said and not as_json:
                 screen.print(line, soft_wrap=True)
             said = line
-            if detail.state in ENDED:
+            if detail.has_ended:
                 break
             time.sleep(LOOK_SECONDS)
             detail = _look(client, campaign, detail)
@@ -212,7 +211,7 @@ def watch(client: Client, campaign: str, *, as_json: bool) -> int:
             print_json({"campaign": detail.model_dump(mode="json")})
     else:
         with Live(Group(*_picture(detail)), console=screen, refresh_per_second=4) as live:
-            while detail.state not in ENDED:
+            while not detail.has_ended:
                 time.sleep(LOOK_SECONDS)
                 detail = _look(client, campaign, detail)
                 live.update(Group(*_picture(detail)))

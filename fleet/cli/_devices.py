@@ -134,6 +134,24 @@ def show_list(client: Client, filter: str, limit: int, *, as_json: bool) -> None
         console().print(f"There are more behind {page.next}; --limit shows more at once.")
 
 
+def export(client: Client, filter: str, out: Path | None) -> None:
+    """All devices that match, a JSON object a line, to a file or the screen."""
+    lines = client.export_devices(filter)
+    if out is None:
+        for line in lines:
+            print(line)
+        return
+    # Beside it first: a service that is lost on the way leaves no half of a file.
+    part = out.with_name(f"{out.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    console().print(f"{out} has them, a line each.")
+
+
 def _presence(one: DeviceView) -> str:
     if one.online is None:
         return "new"

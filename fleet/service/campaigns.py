@@ -91,6 +91,7 @@ class CampaignOperations(DeviceOperations):
                     number=number,
                     devices=sum(one.stage <= number for one in members.values()),
                     outcome=judged[number].outcome if number in judged else None,
+                    judged=judged[number].judged if number in judged else None,
                     verdicts=[
                         schema.VerdictView.model_validate(one)
                         for one in (judged[number].verdicts if number in judged else ())
@@ -179,6 +180,7 @@ def _campaign_view(one: CampaignRecord) -> schema.CampaignView:
         name=config.name,
         kind=config.kind,
         state=one.state,
+        has_ended=one.state in ENDED_STATES,
         reason=one.reason,
         waiting=one.waiting,
         wish=one.wish,

@@ -304,6 +304,8 @@ class StageView(_Answer):
     number: int
     devices: int
     outcome: str | None
+    judged: float | None
+    """When; in seconds since 1970."""
     verdicts: list[VerdictView]
 
 
@@ -325,6 +327,8 @@ class CampaignView(_Answer):
     name: str
     kind: str
     state: str
+    has_ended: bool
+    """In whatever way; only rolling back goes on from there."""
     reason: str
     waiting: str
     wish: str

@@ -11,7 +11,6 @@ from fleet.store.accounts import (
     without_secrets,
 )
 from fleet.store.base import (
-    CAMPAIGN_STATES,
     ENDED_STATES,
     CampaignRecord,
     Lease,
@@ -32,7 +31,6 @@ from fleet.store.terms import Candidate, Term
 from fleet.store.webhooks import Webhook, Webhooks
 
 __all__ = [
-    "CAMPAIGN_STATES",
     "ENDED_STATES",
     "ROLES",
     "Audit",

@@ -134,19 +134,6 @@ class Tokens:
         connection.execute(sa.update(tokens).where(tokens.c.token == token).values(revoked=True))
         return Token(*row)
 
-    def rotate(self, token: str) -> tuple[Token, str]:
-        """Another token for the same person, role and length of life; this one is revoked.
-
-        Raises `ConflictError` where it isn't valid any more: that would give back what was taken.
-        """
-        with self._store.writing() as connection:
-            old = self._revoke(connection, token)
-            if old.revoked or old.expires <= self._store.clock.wall():
-                raise ConflictError(
-                    f"the token {token} of {old.who} isn't valid any more: issue a new one"
-                )
-            return self._insert(connection, old.who, old.role, old.expires - old.created)
-
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()

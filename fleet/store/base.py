@@ -19,7 +19,6 @@ from typing import Any
 from fleet.errors import StoreError
 
 ENDED_STATES = ("finished", "failed", "cancelled", "undecided", "rolled-back")
-CAMPAIGN_STATES = ("pending", "waiting", "running", "paused", "rolling-back", *ENDED_STATES)
 WISHES = ("", "pause", "stop", "roll-back")
 
 

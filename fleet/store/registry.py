@@ -90,12 +90,6 @@ class Registry:
                 return
             after = page[-1].device
 
-    def count(self, of: Filter) -> int:
-        """How many devices match."""
-        query = sa.select(sa.func.count()).select_from(registry).where(self._where(of))
-        with self._store.reading() as connection:
-            return int(connection.execute(query).scalar_one())
-
     def names(self, of: Filter) -> frozenset[str]:
         """The names of all devices that match and aren't retired."""
         query = sa.select(registry.c.device).where(self._where(of), ~registry.c.retired)

@@ -150,6 +150,21 @@ def test_passwords_of_those_that_are_in_are_told_when_a_later_one_is_refused(
     assert [one.split(",")[0] for one in out.read_text().splitlines()] == ["device", "n1"]
 
 
+def test_devices_are_exported_whole_or_not_at_all(tinyfleet: Command, tmp_path: Path) -> None:
+    out = tmp_path / "devices.jsonl"
+    export = ("devices", "export", "--out", out, "--filter")
+    assert tinyfleet(*export, 'labels.line == "a"')[0] == 0
+    rows = [json.loads(one) for one in out.read_text().splitlines()]
+    assert [(one["device"], one["labels"]["line"]) for one in rows] == [
+        (name, "a") for name in ("d0", "d2", "d4")
+    ]
+    assert tinyfleet("devices", "export", "--filter", "retired")[1] == ""
+    code, _, err = tinyfleet(*export, "what")
+    assert (code, "what" in err) == (1, True)
+    assert len(out.read_text().splitlines()) == 3
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_what_is_refused_is_one_line_and_code_1(tinyfleet: Command) -> None:
     for line in ("devices show d9", "models show none", "campaign show none", "models release x"):
         code, out, err = tinyfleet(*line.split())

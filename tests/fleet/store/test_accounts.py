@@ -107,32 +107,6 @@ def test_a_revoked_token_is_refused_and_stays_in_the_list(store: SqlStore) -> No
         Tokens(store).revoke("nobody")
 
 
-def test_a_rotated_token_gives_way_to_one_with_the_same_rights(store: SqlStore) -> None:
-    tokens = Tokens(store)
-    old, old_text = tokens.issue("ann", "approver", DAY)
-    clock_of(store).sleep(100)
-    new, new_text = tokens.rotate(old.token)
-    assert (new.who, new.role, new.expires) == ("ann", "approver", NOW + 100 + DAY)
-    assert tokens.check(new_text) == new
-    with pytest.raises(AccessError, match="revoked"):
-        tokens.check(old_text)
-
-
-def test_what_is_not_valid_any_more_can_not_be_rotated(store: SqlStore) -> None:
-    tokens = Tokens(store)
-    revoked, _ = tokens.issue("ann", "admin", DAY)
-    tokens.revoke(revoked.token)
-    clock_of(store).sleep(1)
-    expired, _ = tokens.issue("bob", "admin", 1)
-    clock_of(store).sleep(1)
-    for one in (revoked, expired):
-        with pytest.raises(ConflictError, match="isn't valid any more"):
-            tokens.rotate(one.token)
-    with pytest.raises(NotKnownError, match="no token"):
-        tokens.rotate("nobody")
-    assert tokens.list() == (replace(revoked, revoked=True), expired)
-
-
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_of_many_at_once_one_is_the_first(
     new_database: Callable[[str], str | None], kind: str
