@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.clock import VirtualClock
+from fleet.errors import StoreError
 from fleet.gateway.actions import Filter, Publish
 from fleet.gateway.core import Core, Job
 from fleet.protocol import Delta, DeviceState, Receipt, Status, Task, topics
@@ -350,6 +351,8 @@ class VirtualSite:
         self._inbox: deque[Job] = deque()
         self._turn_due = False
         self._processes = 0
+        self.ends: list[str] = []
+        """What its gateway said whenever it ended by itself."""
         self.broker = Broker(self)
         self.open_gateway()
         self._tick()
@@ -390,11 +393,19 @@ class VirtualSite:
         self._turn_due = False
         if self.link.alive:
             batch, self._inbox = list(self._inbox), deque()
+            self._work(batch)
+
+    def _work(self, batch: list[Job]) -> None:
+        """What it can't write ends a gateway; whoever keeps it running starts it again."""
+        try:
             self.core.work(batch)
+        except StoreError as error:
+            self.ends.append(str(error))
+            self.kill_gateway()
 
     def _tick(self) -> None:
         if self.link.alive and not self._turn_due:
-            self.core.work([])
+            self._work([])
         self.clock.call_later(TICK_SECONDS, self._tick)
 
     def lost_broker(self) -> None:
