@@ -280,10 +280,12 @@ class CampaignDriver:
 
     def _soak(self, step: Step) -> None:
         """Until the stage's release has been out for as long as it should."""
-        number = step.number - 1
-        ended = self._store.round_times(self._campaign, number)[1] or self._clock.wall()
-        until = ended + self._config.stages[step.stage].soak_seconds
-        while self._clock.wall() < until:
+        soak = self._config.stages[step.stage].soak_seconds
+        now = self._clock.wall()
+        ended = self._store.round_times(self._campaign, step.number - 1)[1] or now
+        # The clock on the wall may step: it tells only how much of it an earlier driver has waited.
+        until = self._clock.monotonic() + min(soak, max(0.0, ended + soak - now))
+        while self._clock.monotonic() < until:
             self._obey()
             self._idle()
 

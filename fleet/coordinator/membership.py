@@ -101,15 +101,24 @@ class Membership:
             return ""
         if member.failures >= self._config.retry_of(member.reason).attempts:
             return f"failed {member.failures} times in a row: {member.reason}"
-        if self._clock.wall() < member.not_before:
+        if self._is_early(member):
             return f"failed ({member.reason}); it is asked again later"
         return ""
+
+    def _is_early(self, member: Member) -> bool:
+        """Whether it backs off still; a clock that was put back makes that no longer."""
+        left = member.not_before - self._clock.wall()
+        # A second for rounding.
+        return 0.0 < left <= 1.0 + self._backoff_seconds(member.reason, member.failures - 1)
+
+    def _backoff_seconds(self, reason: str, failures_before: int) -> float:
+        doubled = 2.0 ** min(failures_before, _MOST_DOUBLED)
+        return float(self._config.retry_of(reason).backoff_seconds * doubled)
 
     def backs_off(self) -> bool:
         """Whether a device waits to be asked again."""
         return any(
-            one.failures < self._config.retry_of(one.reason).attempts
-            and self._clock.wall() < one.not_before
+            one.failures < self._config.retry_of(one.reason).attempts and self._is_early(one)
             for one in self._stages.members(self._campaign).values()
         )
 
@@ -121,10 +130,9 @@ class Membership:
         known = self._stages.members(self._campaign)
         failed = {}
         for device, reason in reasons.items():
-            retry = self._config.retry_of(reason)
             times = known[device].failures if device in known else 0
-            backoff = retry.backoff_seconds * 2 ** min(times, _MOST_DOUBLED)
-            failed[device] = (reason, self._clock.wall() + backoff)
+            until = self._clock.wall() + self._backoff_seconds(reason, times)
+            failed[device] = (reason, until)
         asked = [one.device for one in plan.assignments]
         reported = set(asked) - set(result["missing"])
         changed = after_round(known, asked, reported, failed)

@@ -321,6 +321,26 @@ def test_a_stage_whose_devices_all_failed_waits_until_they_may_be_asked_again(
     assert 900 <= fleet.store.round_times(name, 1)[0] - ended < 930
 
 
+def test_a_clock_that_is_put_back_lets_no_device_wait_longer(fleet: StagedFleet) -> None:
+    name = fleet.campaign(
+        {"name": "one", "devices": 1}, retry={"backoff_seconds": 900}, wait_for_devices_seconds=30
+    )
+    transport = fleet.transport(pull=5.0)
+
+    def listen(gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
+        if operation is Operation.START:
+            here = fleet.gateways[gateway]
+            here.silent = {one["device"] for one in here.devices} if not fields["round"] else set()
+            if not fields["round"]:
+                later = 60.0 + fields["deadline_seconds"]
+                fleet.clock.call_later(later, lambda: fleet.clock.step_wall(-86_400))
+
+    transport.listens = listen
+    began = fleet.clock.monotonic()
+    assert fleet.drive(name, transport) == "finished"
+    assert fleet.clock.monotonic() - began < 86_400
+
+
 def test_a_stage_whose_devices_have_all_failed_for_good_ends_the_campaign(
     fleet: StagedFleet,
 ) -> None:

@@ -315,6 +315,15 @@ def test_a_soaked_stage_is_scored_once_more_after_its_time(fleet: StagedFleet) -
     assert fleet.current() == before
 
 
+def test_a_clock_that_steps_changes_nothing_of_how_long_a_stage_soaks(fleet: StagedFleet) -> None:
+    for step in (-86_400.0, 86_400.0):
+        name = fleet.campaign({**ALL, "soak_seconds": 3600.0})
+        began = fleet.clock.monotonic()
+        fleet.clock.call_later(600.0, lambda by=step: fleet.clock.step_wall(by))
+        assert fleet.drive(name) == "finished"
+        assert 3600 <= fleet.clock.monotonic() - began < 3700
+
+
 # ---- kinds -------------------------------------------------------------------------------
 
 
