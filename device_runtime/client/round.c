@@ -342,6 +342,18 @@ static bool is_ready_to_begin(tf_client *client) {
     return tf_sending_drop(client) == TF_OK && tf_fetch_is_quiet(client);
 }
 
+/* Weights can be released without any sample: then nothing is compared. */
+static bool lacks_samples(const tf_client *client) {
+    switch (client->task.action) {
+    case TF_ACTION_RELEASE:
+        return false;
+    case TF_ACTION_TRAIN:
+        return client->train_samples == 0u || client->held_out_samples == 0u;
+    default:
+        return client->held_out_samples == 0u;
+    }
+}
+
 static void begin_round(tf_client *client) {
     const tf_model *model = client->config->model;
     const tf_task *task = &client->task;
@@ -358,8 +370,7 @@ static void begin_round(tf_client *client) {
         decline(client, TF_REASON_NOT_ENOUGH_SRAM);
     } else if (task->weights_bytes != model->weights_bytes) {
         decline(client, TF_REASON_SIZE_MISMATCH);
-    } else if (client->held_out_samples == 0u ||
-               (client->train_samples == 0u && task->action == TF_ACTION_TRAIN)) {
+    } else if (lacks_samples(client)) {
         decline(client, TF_REASON_NO_SAMPLES);
     } else {
         const uint8_t *base = find_weights(client);

@@ -2,12 +2,13 @@
 
 import ctypes
 
+import numpy as np
 import pytest
 
 from fleet.protocol import Action, Announce, Delta, DeviceState, Reason, Status
 
 from ..host_device import World
-from ..tiny_round import Weights, task_for
+from ..tiny_round import Data, Weights, task_for
 from .rounds import (
     ALL,
     DATA,
@@ -152,6 +153,23 @@ def test_a_release_fetches_what_the_device_lacks(world: World) -> None:
     online(world).give(task_for(ALL, BLOB, action=Action.RELEASE))
     finish_round(world)
     assert world.device.current_weights == digest_of(BLOB)
+
+
+@pytest.mark.parametrize("permille", [0, 1000])
+def test_a_device_without_samples_takes_a_release_and_can_score_nothing(
+    library: ctypes.CDLL, permille: int
+) -> None:
+    nothing = Data(np.ones((0, 16), np.int8), np.array([], np.int64))
+    world = make_world(library, nothing)
+    publish_blob(world, BLOB)
+    task = task_for(ALL, BLOB, action=Action.RELEASE, max_score_drop_permille=permille)
+    online(world).give(task)
+    (delta,) = finish_round(world)
+    assert (delta.held_out_samples, delta.train_samples, delta.coded) == (0, 0, b"")
+    assert world.device.current_weights == digest_of(BLOB)
+    world.forget_published()
+    world.give(task_for(ALL, BLOB, round=2, action=Action.SCORE))
+    assert decline_of(world) == Reason.NO_SAMPLES
 
 
 def test_a_release_once_more_changes_nothing_and_reports_again(world: World) -> None:
