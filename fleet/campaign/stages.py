@@ -18,7 +18,9 @@ from fleet.campaign.gates import (
 )
 
 NO_REPORT = "no-report"
-"""The class of reason of a device that was asked and of which nothing was heard."""
+"""The class of reason of a device that was asked and of which nothing was heard…"""
+GATEWAY_LOST = "gateway-lost"
+"""…because nothing was heard of its gateway, which says nothing of the device."""
 
 
 def paired_scores(
@@ -55,9 +57,10 @@ def failures(result: Mapping[str, Any]) -> dict[str, int]:
     """How many devices of a round failed, by class of reason, from its result.
 
     Where as many have delivered as were wanted, nobody waited for the others: their silence is no
-    failure then.
+    failure then. Nor is it one of theirs that their gateway was lost.
     """
     counted = Counter(str(reason) for reason in result["failed"].values())
+    counted.pop(GATEWAY_LOST, None)
     silent = counted.pop(NO_REPORT, 0)
     # Gateways count all that declined, but don't name more than some.
     for reason, count in sorted(result.get("declined", {}).items()):

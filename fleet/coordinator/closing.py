@@ -27,7 +27,7 @@ from fleet.campaign import (
 )
 from fleet.campaign.answers import CollectAnswer, FoldPart
 from fleet.campaign.planning import Assignment
-from fleet.campaign.stages import NO_REPORT
+from fleet.campaign.stages import GATEWAY_LOST, NO_REPORT
 from fleet.coordinator.scores import add_counts, summarise
 from fleet.errors import AggregationError, AnswerError, CampaignError
 from fleet.protocol.manifest import Manifest, PlanEntry
@@ -70,7 +70,7 @@ def close_round(
         "not_started": outcome.not_started,
         "lost": outcome.lost,
         "missing": missing,
-        "failed": _failed(outcome, missing),
+        "failed": _failed(plan, outcome, missing),
         "explanations": [
             {**dict(one), "gateway": gateway}
             for gateway, answer in sorted(outcome.answers.items())
@@ -112,9 +112,12 @@ def check_for_empty_rounds(
         raise CampaignError(f"no delta was accepted in {len(last)} rounds; the last one says {why}")
 
 
-def _failed(outcome: RoundOutcome, missing: Sequence[str]) -> dict[str, str]:
+def _failed(plan: RoundPlan, outcome: RoundOutcome, missing: Sequence[str]) -> dict[str, str]:
     """The class of reason of each device that delivered nothing."""
-    reasons = dict.fromkeys(missing, NO_REPORT)
+    reasons = {
+        one.device: GATEWAY_LOST if one.gateway in outcome.lost else NO_REPORT
+        for one in plan.assignments
+    }
     for answer in outcome.answers.values():
         reasons.update((one.device, one.kind) for one in answer.explanations)
         reasons.update(answer.declined_by)

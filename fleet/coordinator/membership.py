@@ -16,6 +16,7 @@ from fleet.campaign import (
     deal_stages,
     filter_values,
 )
+from fleet.campaign.stages import GATEWAY_LOST
 from fleet.clock import Clock
 from fleet.registry import Filter
 from fleet.store import Member, Registry, SqlStore, Stages
@@ -124,7 +125,9 @@ class Membership:
 
     def note_failures(self, plan: RoundPlan, result: Mapping[str, Any]) -> None:
         """Remember who didn't deliver, so that nobody is asked for ever."""
-        reasons = {str(one): str(why) for one, why in result["failed"].items()}
+        reasons = {
+            str(one): str(why) for one, why in result["failed"].items() if why != GATEWAY_LOST
+        }
         if result["accepted"] >= plan.wanted:
             reasons = {}  # the others were only asked in case that these don't answer
         known = self._stages.members(self._campaign)

@@ -260,6 +260,30 @@ def test_a_device_that_never_reports_is_asked_so_often_and_then_no_more(
     assert skipped["g2-3"] == "failed 1 times in a row: score dropped"
 
 
+def test_devices_of_a_gateway_that_was_lost_have_not_failed(fleet: StagedFleet) -> None:
+    stage = {"name": "all", "share": 1.0, "gates": [{"gate": "failures", "most": 0.3}]}
+    name = fleet.campaign(
+        stage,
+        rounds=6,
+        deadline_seconds=60,
+        gateway_grace_seconds=0,
+        retry={"attempts": 2, "backoff_seconds": 9000},
+    )
+    transport = fleet.transport()
+
+    def listen(gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
+        if operation is Operation.START and gateway == "g1":
+            is_away = fields["round"] in (1, 2, 3)
+            (transport.silent.add if is_away else transport.silent.discard)("g2")
+
+    transport.listens = listen
+    assert fleet.drive(name, transport) == "finished"
+    assert [len(devices) for devices in fleet.asked(name).values()] == [16] * 9
+    result = fleet.store.round(name, 2).result
+    assert result["lost"] == {"g2": "away"}
+    assert result["failed"] == {f"g2-{number}": "gateway-lost" for number in range(8)}
+
+
 def test_a_device_that_fails_is_asked_again_after_a_time_that_doubles(
     fleet: StagedFleet,
 ) -> None:
