@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -84,11 +84,43 @@ class Verdict:
     findings: tuple[Finding, ...]
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What is known when a gate is asked.
+
+    `scores` are those of the base and of what is judged, `failures` are devices by class of reason,
+    `reached` how many delivered or failed. A gate that watches the training is asked `looks` times
+    in all. `seed` is the bootstrap's.
+    """
+
+    scores: Sequence[DeviceScore] = ()
+    reached: int = 0
+    failures: Mapping[str, int] = field(default_factory=dict)
+    looks: int = 1
+    seed: int = 0
+
+
 class _Gate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    watches: ClassVar[bool] = False
+    """Whether it is asked after every training round, and not only at the stage's end: a failure
+    then ends the stage at once, nothing else counts."""
+
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Of each side of the interval."""
+
+    def judge(self, evidence: Evidence) -> Verdict:
+        """What it says."""
+        raise NotImplementedError
+
+    def smallest_drops(self, held_out: Sequence[int], looks: int) -> dict[str, float]:
+        """By what it looks at: the smallest drop that it would notice with 80 % probability.
+
+        For devices with so many held-out samples. Nothing where it doesn't look at scores.
+        """
+        del held_out, looks
+        return {}
 
 
 class ScoreGate(_Gate):
@@ -104,12 +136,53 @@ class ScoreGate(_Gate):
     most_drop: Share = 0.02
     by: str = ""
 
+    def judge(self, evidence: Evidence) -> Verdict:
+        """See `judge_scores`."""
+        return judge_scores(self, evidence.scores, evidence.seed)
+
+    def smallest_drops(self, held_out: Sequence[int], looks: int) -> dict[str, float]:
+        """See `smallest_detectable_drop`."""
+        del looks
+        what = f"{self.measure} by {self.by}" if self.by else self.measure
+        return {what: smallest_detectable_drop(self, held_out)}
+
+
+class DriftGate(_Gate):
+    """An alarm: accuracy with the weights of any round may not fall by more than `most_drop`.
+
+    Devices that train score what they begin with, so that a campaign whose training leads away ends
+    rounds before its stage does. It is about the mean of the devices' changes since the stage
+    began. The confidence is that all its looks together raise no false alarm (Bonferroni); it never
+    says that there is too little evidence.
+    """
+
+    watches: ClassVar[bool] = True
+
+    gate: Literal["drift"] = "drift"
+    most_drop: Share = 0.05
+
+    def judge(self, evidence: Evidence) -> Verdict:
+        """It fails, or it passes."""
+        verdict = judge_scores(self._of_a_look(evidence.looks), evidence.scores, evidence.seed)
+        outcome = Outcome.FAIL if verdict.outcome is Outcome.FAIL else Outcome.PASS
+        return Verdict(outcome, f"drift: {verdict.reason}", verdict.findings)
+
+    def smallest_drops(self, held_out: Sequence[int], looks: int) -> dict[str, float]:
+        """See `smallest_detectable_drop`; of one look."""
+        return {"drift": smallest_detectable_drop(self._of_a_look(looks), held_out)}
+
+    def _of_a_look(self, looks: int) -> ScoreGate:
+        confidence = 1.0 - (1.0 - self.confidence) / max(1, looks)
+        return ScoreGate(most_drop=self.most_drop, confidence=confidence)
+
 
 class FailureGate(_Gate):
     """At most this share of the devices that were asked may fail, for the reasons in `classes`.
 
     Without classes all reasons count.
     """
+
+    watches: ClassVar[bool] = True
 
     gate: Literal["failures"] = "failures"
     most: Share = 0.1
@@ -121,8 +194,12 @@ class FailureGate(_Gate):
             raise ValueError("most: a gate that lets all devices fail can't fail; leave it out")
         return self
 
+    def judge(self, evidence: Evidence) -> Verdict:
+        """See `judge_failures`."""
+        return judge_failures(self, evidence.reached, evidence.failures)
 
-Gate = Annotated[ScoreGate | FailureGate, Field(discriminator="gate")]
+
+Gate = Annotated[ScoreGate | FailureGate | DriftGate, Field(discriminator="gate")]
 
 
 def judge_scores(gate: ScoreGate, scores: Sequence[DeviceScore], seed: int = 0) -> Verdict:

@@ -7,15 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fleet.campaign.config import Stage
-from fleet.campaign.gates import (
-    DeviceScore,
-    FailureGate,
-    Outcome,
-    ScoreGate,
-    Verdict,
-    judge_failures,
-    judge_scores,
-)
+from fleet.campaign.gates import DeviceScore, Evidence, Outcome, Verdict
 
 NO_REPORT = "no-report"
 """The class of reason of a device that was asked and of which nothing was heard…"""
@@ -72,33 +64,27 @@ def failures(result: Mapping[str, Any]) -> dict[str, int]:
     return {reason: count for reason, count in counted.items() if count}
 
 
-def judge_stage(
-    stage: Stage, scores: Sequence[DeviceScore], result: Mapping[str, Any], seed: int
-) -> list[Verdict]:
-    """A verdict for each gate; `result` is that of the round that scored the candidate."""
-    verdicts = []
-    for gate in stage.gates:
-        if isinstance(gate, ScoreGate):
-            verdicts.append(judge_scores(gate, scores, seed))
-        else:
-            verdicts.append(_judge_failures(gate, result))
-    return verdicts
+def evidence_of(
+    result: Mapping[str, Any], scores: Sequence[DeviceScore] = (), looks: int = 1, seed: int = 0
+) -> Evidence:
+    """What gates judge by; `result` is that of the round that scored what is judged."""
+    failed = failures(result)
+    return Evidence(scores, int(result["accepted"]) + sum(failed.values()), failed, looks, seed)
 
 
-def failed_early(stage: Stage, result: Mapping[str, Any]) -> Verdict | None:
-    """A failure gate that a training round already breaks: nobody has to wait for the stage's
-    end."""
+def judge_stage(stage: Stage, evidence: Evidence) -> list[Verdict]:
+    """A verdict for each gate."""
+    return [gate.judge(evidence) for gate in stage.gates]
+
+
+def failed_early(stage: Stage, evidence: Evidence) -> Verdict | None:
+    """A gate that a training round already breaks: nobody has to wait for the stage's end."""
     for gate in stage.gates:
-        if isinstance(gate, FailureGate):
-            verdict = _judge_failures(gate, result)
+        if gate.watches:
+            verdict = gate.judge(evidence)
             if verdict.outcome is Outcome.FAIL:
                 return verdict
     return None
-
-
-def _judge_failures(gate: FailureGate, result: Mapping[str, Any]) -> Verdict:
-    failed = failures(result)
-    return judge_failures(gate, int(result["accepted"]) + sum(failed.values()), failed)
 
 
 def together(verdicts: Iterable[Verdict]) -> Outcome:

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fleet.campaign import CampaignConfig, RoundKind, RoundPlan, Step, schedule
-from fleet.campaign.gates import Finding, Outcome, Verdict
-from fleet.campaign.stages import failed_early, judge_stage, paired_scores, together
+from fleet.campaign.gates import DeviceScore, Finding, Outcome, Verdict
+from fleet.campaign.stages import evidence_of, failed_early, judge_stage, paired_scores, together
 from fleet.protocol.manifest import Manifest
 from fleet.store import Events, Registry, SqlStore, Stages
 
@@ -49,24 +49,33 @@ class GateKeeper:
         stage = self._config.stages[step.stage]
         result = self._store.round(self._campaign, step.number).result
         verdicts: list[Verdict] = []
-        if step.kind is RoundKind.TRAIN:
-            early = failed_early(stage, result)
-            verdicts = [early] if early is not None else []
-        elif step.kind in (RoundKind.SCORE_LAST, RoundKind.SCORE_AGAIN):
-            base = next(
-                one.number
-                for one in schedule(self._config)
-                if one.stage == step.stage and one.kind is RoundKind.SCORE_FIRST
-            )
-            scores = paired_scores(
-                self._store.reports(self._campaign, base),
-                self._store.reports(self._campaign, step.number),
-                self._groups(step.number),
-            )
-            verdicts = judge_stage(stage, scores, result, self._config.seed)
+        is_end = step.kind in (RoundKind.SCORE_LAST, RoundKind.SCORE_AGAIN)
+        watched = step.kind is RoundKind.TRAIN and any(one.watches for one in stage.gates)
+        if watched or (is_end and stage.gates):
+            # The end is a look, too.
+            looks = self._config.rounds + 1
+            evidence = evidence_of(result, self._scores(step), looks, self._config.seed)
+            if is_end:
+                verdicts = judge_stage(stage, evidence)
+            else:
+                early = failed_early(stage, evidence)
+                verdicts = [early] if early is not None else []
         if verdicts:
             self._note(step, verdicts)
         return verdicts
+
+    def _scores(self, step: Step) -> list[DeviceScore]:
+        """Of the base and, by the same devices, of what they had in this round."""
+        base = next(
+            one.number
+            for one in schedule(self._config)
+            if one.stage == step.stage and one.kind is RoundKind.SCORE_FIRST
+        )
+        return paired_scores(
+            self._store.reports(self._campaign, base),
+            self._store.reports(self._campaign, step.number),
+            self._groups(step.number),
+        )
 
     def _note(self, step: Step, verdicts: Sequence[Verdict]) -> None:
         plain = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from scipy import stats
 
 from fleet.campaign.gates import (
     DeviceScore,
+    DriftGate,
+    Evidence,
     FailureGate,
     Gate,
     Outcome,
@@ -193,6 +196,40 @@ def test_only_failures_of_the_named_classes_count() -> None:
     assert judge_failures(FailureGate(most=0.1), 100, failures).outcome is Outcome.FAIL
 
 
+def false_alarms(drop: float, campaigns: int = 60, looks: int = 20) -> float:
+    """Share of campaigns of 30 devices in which an alarm for more than 5 points goes off."""
+    dice, gate = np.random.default_rng(3), DriftGate(most_drop=0.05)
+    off = 0
+    for _ in range(campaigns):
+        said = {
+            gate.judge(Evidence(fleet(dice, 30, 40, drop=drop), looks=looks)).outcome
+            for _ in range(looks)
+        }
+        assert Outcome.TOO_LITTLE_EVIDENCE not in said
+        off += Outcome.FAIL in said
+    return off / campaigns
+
+
+def test_a_drift_alarm_is_seldom_false_however_often_it_looks() -> None:
+    assert false_alarms(drop=0.05) <= 0.1
+    assert false_alarms(drop=0.3) == 1.0
+
+
+def test_a_drift_alarm_that_counted_no_looks_would_go_off_by_chance() -> None:
+    dice = np.random.default_rng(3)
+    once = ScoreGate(most_drop=0.05, confidence=0.7)
+    alarm = DriftGate(most_drop=0.05, confidence=0.7)
+    off = Counter[str]()
+    for _ in range(60):
+        seen = [fleet(dice, 30, 40, drop=0.05) for _ in range(20)]
+        off["each"] += any(once.judge(Evidence(one)).outcome is Outcome.FAIL for one in seen)
+        off["all"] += any(
+            alarm.judge(Evidence(one, looks=20)).outcome is Outcome.FAIL for one in seen
+        )
+    assert off["each"] > 50
+    assert off["all"] <= 0.3 * 60
+
+
 def test_what_a_plan_says_that_it_can_detect_is_detected_four_times_in_five() -> None:
     gate = ScoreGate(most_drop=0.02)
     drop = smallest_detectable_drop(gate, [40] * 30)
@@ -213,6 +250,7 @@ def test_what_a_plan_says_that_it_can_detect_is_detected_four_times_in_five() ->
         ({"gate": "failures", "most": 1.0}, "most"),
         ({"gate": "luck"}, "gate"),
         ({"gate": "score", "limit": 1}, "limit"),
+        ({"gate": "drift", "by": "board"}, "by"),
     ],
 )
 def test_a_gate_that_is_none_is_refused_by_its_field(gate: dict[str, object], field: str) -> None:

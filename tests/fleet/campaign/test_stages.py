@@ -18,6 +18,7 @@ from fleet.campaign.config import Stage
 from fleet.campaign.gates import DeviceScore, FailureGate, Outcome, ScoreGate, Verdict
 from fleet.campaign.stages import (
     NO_REPORT,
+    evidence_of,
     failed_early,
     failures,
     judge_stage,
@@ -193,8 +194,10 @@ def test_whatever_gateways_count_no_more_fail_than_were_asked(
     found = result(accepted + silent, accepted, wanted, declined=declined)
     assert sum(failures(found).values()) <= silent
     stage = Stage(name="s", share=1.0, gates=(FailureGate(),))
-    (verdict,) = judge_stage(stage, [], found, 0)
-    assert (failed_early(stage, found) is None) is (verdict.outcome is not Outcome.FAIL)
+    (verdict,) = judge_stage(stage, evidence_of(found))
+    assert (failed_early(stage, evidence_of(found)) is None) is (
+        verdict.outcome is not Outcome.FAIL
+    )
 
 
 # ---- verdicts ----------------------------------------------------------------------------
@@ -206,24 +209,29 @@ def scores(devices: int, before: int, after: int) -> list[DeviceScore]:
 
 def test_each_gate_of_a_stage_has_its_verdict() -> None:
     stage = Stage(name="s", share=1.0, gates=(ScoreGate(), FailureGate(most=0.3), ScoreGate()))
-    verdicts = judge_stage(stage, scores(50, 900, 500), result(50, 49), 0)
+    verdicts = judge_stage(stage, evidence_of(result(50, 49), scores(50, 900, 500)))
     assert [one.outcome for one in verdicts] == [Outcome.FAIL, Outcome.PASS, Outcome.FAIL]
-    assert judge_stage(Stage(name="s", share=1.0), [], result(1, 0), 0) == []
+    assert judge_stage(Stage(name="s", share=1.0), evidence_of(result(1, 0))) == []
 
 
 def test_only_failures_that_a_gate_counts_end_a_stage_early() -> None:
     found = result(20, 5, failed={"a": "flash"})
     strict = FailureGate(most=0.1)
     of_flash = FailureGate(most=0.1, classes=("flash",))
-    assert failed_early(Stage(name="s", share=1.0, gates=(ScoreGate(), of_flash)), found) is None
-    verdict = failed_early(Stage(name="s", share=1.0, gates=(of_flash, strict)), found)
+    assert (
+        failed_early(Stage(name="s", share=1.0, gates=(ScoreGate(), of_flash)), evidence_of(found))
+        is None
+    )
+    verdict = failed_early(Stage(name="s", share=1.0, gates=(of_flash, strict)), evidence_of(found))
     assert verdict is not None
     assert "15 of 20 devices failed (flash 1, no-report 14)" in verdict.reason
 
 
 def test_stragglers_do_not_dilute_the_share_of_those_that_failed() -> None:
     found = result(100, 10, wanted=10, failed={f"d{number}": "crc" for number in range(10)})
-    verdict = failed_early(Stage(name="s", share=1.0, gates=(FailureGate(most=0.15),)), found)
+    verdict = failed_early(
+        Stage(name="s", share=1.0, gates=(FailureGate(most=0.15),)), evidence_of(found)
+    )
     assert verdict is not None
     assert "10 of 20 devices failed" in verdict.reason
 

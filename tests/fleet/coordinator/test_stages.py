@@ -253,6 +253,24 @@ def test_a_training_round_in_which_too_many_fail_stops_at_once(fleet: StagedFlee
     assert "4 of 4 devices failed (no-report 4)" in fleet.reason(name)
 
 
+def test_training_that_leads_away_ends_rounds_before_its_stage(fleet: StagedFleet) -> None:
+    before = fleet.current()
+    fleet.unlike_base = 0.5
+    name = fleet.campaign({**CANARY, "gates": [{"gate": "drift"}]}, rounds=9)
+    assert fleet.drive(name) == "rolled-back"
+    # What the first round made is scored by the devices of the second.
+    assert fleet.rounds(name) == [("score-first", 4), ("train", 4), ("train", 4)]
+    assert "drift: mean change of accuracy: -40.0 points" in fleet.reason(name)
+    assert fleet.current() == before
+
+
+def test_a_drift_alarm_that_never_goes_off_lets_a_stage_pass(fleet: StagedFleet) -> None:
+    fleet.unlike_base = 0.88
+    name = fleet.campaign({**CANARY, "gates": [{"gate": "drift"}]}, rounds=4)
+    assert fleet.drive(name) == "finished"
+    assert [kind for kind, _ in fleet.rounds(name)].count("train") == 4
+
+
 def test_stragglers_that_nobody_waited_for_are_no_failures(fleet: StagedFleet) -> None:
     for one in fleet.gateways.values():
         one.stops_at_target = True
