@@ -87,7 +87,7 @@ class Device(plain.Device):
             candidate=messages.NO_DIGEST,
             lease=self.lease,
             free_sram_bytes=FREE_SRAM_BYTES,
-            battery_percent=90,
+            battery=90,
             link_bits_per_second=115_200,
             train_samples=ANNOUNCED_SAMPLES,
             held_out_samples=HELD_OUT_SAMPLES,

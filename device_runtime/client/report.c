@@ -10,11 +10,11 @@
 
 #define LASTING_STATE_MS 10000u     /* states that pass sooner aren't worth a message */
 #define HEARTBEAT_MS (15u * 60000u) /* so that a status has an age */
-#define UNKNOWN_PERCENT 255u
 
-static uint8_t battery_percent(const tf_client *client) {
-    const uint8_t percent = client->config->port->battery_percent(client->config->port->context);
-    return percent > 100u ? UNKNOWN_PERCENT : percent;
+static uint8_t battery(const tf_client *client) {
+    const uint8_t said = client->config->port->battery(client->config->port->context);
+    const uint8_t charge = said & (uint8_t)~TF_CHARGING;
+    return charge > 100u ? TF_BATTERY_UNKNOWN : said;
 }
 
 static tf_status encode(const tf_client *client, const tf_client_condition *condition,
@@ -23,7 +23,7 @@ static tf_status encode(const tf_client *client, const tf_client_condition *cond
         .round = condition->round,
         .state = condition->state,
         .reason = condition->reason,
-        .battery_percent = battery_percent(client),
+        .battery = battery(client),
     };
     memcpy(status.campaign, condition->campaign, TF_CAMPAIGN_BYTES);
     return tf_encode_status(&status, payload, capacity, length);
@@ -90,7 +90,7 @@ static void publish_announce(tf_client *client) {
         .fault_pc = client->config->fault_pc,
         .train_samples = client->train_samples,
         .held_out_samples = client->held_out_samples,
-        .battery_percent = battery_percent(client),
+        .battery = battery(client),
         .reset_cause = client->config->reset_cause,
         .fault_code = client->config->fault_code,
     };

@@ -82,7 +82,7 @@ tf_status tf_encode_announce(const tf_announce *announce, uint8_t *bytes, size_t
               TF_DIGEST_BYTES);
     message.announce_lease = announce->lease;
     message.announce_free_sram_bytes = announce->free_sram_bytes;
-    message.announce_battery_percent = announce->battery_percent;
+    message.announce_battery = announce->battery;
     message.announce_link_bits_per_second = announce->link_bits_per_second;
     message.announce_train_samples = announce->train_samples;
     message.announce_held_out_samples = announce->held_out_samples;
@@ -155,7 +155,7 @@ tf_status tf_encode_status(const tf_device_status *status, uint8_t *bytes, size_
     message.status_reason = status->reason;
     put_bytes(&message.status_campaign, status->campaign, TF_CAMPAIGN_BYTES);
     message.status_round = status->round;
-    message.status_battery_percent = status->battery_percent;
+    message.status_battery = status->battery;
     return encode_result(cbor_encode_status(bytes, capacity, &message, length));
 }
 

@@ -46,6 +46,8 @@ class DeviceEntry(_Answer):
     free_sram_bytes: Uint32
     battery_percent: Annotated[int, Field(ge=0, le=100)] | None
     """None where the device can't tell."""
+    charging: bool | None = None
+    """Whether something feeds it from outside; None where it can't tell."""
     link_bits_per_second: Uint32
     train_samples: Uint16
     held_out_samples: Uint16

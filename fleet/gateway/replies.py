@@ -20,7 +20,7 @@ from fleet.gateway.instant import Instant
 from fleet.gateway.requests import StartRequest
 from fleet.gateway.round_logic import DUPLICATE, LATE
 from fleet.gateway.rounds import Report, Round, RoundKey, RoundState
-from fleet.protocol import NO_DIGEST, ResetCause, number_name, reason_name, state_name
+from fleet.protocol import NO_DIGEST, ResetCause, charge_of, number_name, reason_name, state_name
 from fleet.protocol.fields import ROUND
 
 OPERATIONS = ("hello", "start", "collect", "cancel", "watch", "access")
@@ -216,7 +216,7 @@ def _hello(around: _Around, access: AccessBook | None) -> dict[str, Any]:
 
 def _device(view: DeviceView) -> dict[str, Any]:
     announce = view.announce
-    battery = (view.status or announce).battery_percent
+    percent, charging = charge_of((view.status or announce).battery)
     candidate = announce.candidate
     return {
         "device": view.name,
@@ -226,7 +226,8 @@ def _device(view: DeviceView) -> dict[str, Any]:
         "candidate": "" if candidate == NO_DIGEST else candidate.hex(),
         "lease": view.lease,
         "free_sram_bytes": announce.free_sram_bytes,
-        "battery_percent": battery if battery <= 100 else None,
+        "battery_percent": percent,
+        "charging": charging,
         "link_bits_per_second": announce.link_bits_per_second,
         "train_samples": announce.train_samples,
         "held_out_samples": announce.held_out_samples,

@@ -135,7 +135,7 @@ LEARNING_RATE_Q20 = uint32
 DEADLINE_SECONDS = Range(0, 7 * 24 * 3600)
 CHECK_IN_SECONDS = Range(0, 7 * 24 * 3600)
 MAX_SCORE_DROP_PERMILLE = Range(0, 1000)
-BATTERY_PERCENT = uint8  # 0 … 100; above: unknown
+BATTERY = uint8  # 0 … 100, 128 more while it charges; above: unknown
 SAMPLES = uint16
 
 LEARNING_RATE_ONE = 1 << 20  # of learning_rate_q20

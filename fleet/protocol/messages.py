@@ -105,7 +105,7 @@ class Announce(Message):
         check.digest,
         check.LEASE,
         check.uint32,
-        check.BATTERY_PERCENT,
+        check.BATTERY,
         check.uint32,
         check.SAMPLES,
         check.SAMPLES,
@@ -121,7 +121,7 @@ class Announce(Message):
     """``NO_DIGEST`` where the device has no candidate."""
     lease: int
     free_sram_bytes: int
-    battery_percent: int
+    battery: int
     link_bits_per_second: int
     train_samples: int
     held_out_samples: int
@@ -255,13 +255,13 @@ class Status(Message):
     """What a device is doing; its will is the state ``OFFLINE``."""
 
     KIND = "status"
-    CHECKS = (check.uint8, check.uint8, check.campaign_id, check.ROUND, check.BATTERY_PERCENT)
+    CHECKS = (check.uint8, check.uint8, check.campaign_id, check.ROUND, check.BATTERY)
 
     state: int
     reason: int
     campaign: bytes
     round: int
-    battery_percent: int
+    battery: int
 
 
 @dataclass(frozen=True)

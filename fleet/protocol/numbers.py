@@ -81,6 +81,16 @@ class ResetCause(IntEnum):
     UNKNOWN = 255
 
 
+CHARGING = 0x80
+"""Beside a charge: something feeds the device from outside."""
+
+
+def charge_of(battery: int) -> tuple[int | None, bool | None]:
+    """Percent, and whether it charges, of a message's `battery`; None where nobody knows."""
+    percent = battery & ~CHARGING
+    return (None, None) if percent > 100 else (percent, bool(battery & CHARGING))
+
+
 def number_name(kind: type[IntEnum], value: int) -> str:
     """Name of a number for people and reports; unknown ones keep their number."""
     try:

@@ -37,6 +37,8 @@ class DeviceSpec:
     """How it is run: a name of ``simulator.machines.registry``."""
     reserved_sram_bytes: int = 0
     battery_percent: float = 100.0
+    charging: bool = False
+    """Told by machines whose port can tell: `host`."""
     link_bits_per_second: int = 115200
     seed: int = 0
     place: Place | None = None

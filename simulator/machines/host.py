@@ -26,6 +26,7 @@ from simulator.machines.protocol import StopReason, TrafficCount
 
 _STEPS_BETWEEN_LOOKS = 4
 _NEVER = 0xFFFFFFFF
+_CHARGING = 0x80  # TF_CHARGING in tinyfleet/port.h
 
 
 class _Region(ctypes.Structure):
@@ -162,6 +163,7 @@ class HostMachine:
         *,
         clock: Milliseconds = host_milliseconds,
         battery_percent: Callable[[], float] = lambda: 100.0,
+        charging: bool = False,
         seed: int = 0,
         flash_content: Iterable[tuple[int, bytes]] = (),
     ) -> None:
@@ -177,6 +179,7 @@ class HostMachine:
         self._library = _library(str(library))
         self._clock, self._start_of_clock = clock, clock()
         self._battery_percent = battery_percent
+        self._charging = _CHARGING if charging else 0
         layout = bundle.manifest.flash
         self._flashes = _flashes_of(self.board, layout.regions.values())
         for address, data in flash_content:
@@ -219,7 +222,8 @@ class HostMachine:
         end = self._clock() + max_milliseconds
         busy = True
         while busy and self._clock() < end:
-            self._call("set_battery", max(0, min(100, round(self._battery_percent()))))
+            percent = max(0, min(100, round(self._battery_percent())))
+            self._call("set_battery", percent | self._charging)
             busy = self._call("run", self._now(), _STEPS_BETWEEN_LOOKS)
             self._look_at_line()
         if not self._has_power():

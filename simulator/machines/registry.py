@@ -80,6 +80,7 @@ class _Host:
             prepared,
             clock=clock,
             battery_percent=lambda: spec.battery_percent,
+            charging=spec.charging,
             seed=spec.seed,
             flash_content=content,
         )

@@ -203,6 +203,9 @@ class HostDevice:
     def record(self, payload: bytes, label: int) -> int:
         return self._library.tf_host_device_record(self._device, label, payload, len(payload))
 
+    def set_battery(self, battery: int) -> None:
+        self._library.tf_host_device_set_battery(self._device, battery)
+
     def power_on(self, now: int) -> int:
         return self._library.tf_host_device_start(self._device, ctypes.byref(self.setup), now)
 

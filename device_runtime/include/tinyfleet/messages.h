@@ -53,7 +53,7 @@ typedef struct {
     uint32_t fault_pc;
     uint16_t train_samples;
     uint16_t held_out_samples;
-    uint8_t battery_percent; /* 0 … 100; 255: unknown */
+    uint8_t battery; /* 0 … 100, 128 more while it charges; 255: unknown */
     uint8_t reset_cause;     /* wire.md: reset causes */
     uint8_t fault_code;
 } tf_announce;
@@ -114,7 +114,7 @@ typedef struct {
     uint32_t round;
     uint8_t state;           /* wire.md: device states */
     uint8_t reason;          /* wire.md: reasons */
-    uint8_t battery_percent; /* 0 … 100; 255: unknown */
+    uint8_t battery; /* 0 … 100, 128 more while it charges; 255: unknown */
 } tf_device_status;
 
 typedef struct {

@@ -12,6 +12,7 @@
 #include "tinyfleet/stream.h"
 
 #define TF_BATTERY_UNKNOWN 255u
+#define TF_CHARGING 0x80u /* beside a charge: it is fed from outside */
 
 /* wire.md: why a device has started */
 typedef enum {
@@ -31,9 +32,10 @@ typedef struct {
     /* 32 random bits, for jitter and packet identifiers only. */
     uint32_t (*entropy)(void *context);
 
-    /* Charge left, 0 … 100; TF_BATTERY_UNKNOWN where what measures it doesn't answer. A board on
-     * mains says 100. */
-    uint8_t (*battery_percent)(void *context);
+    /* Charge left, 0 … 100, with TF_CHARGING while a charger or mains feed the board;
+     * TF_BATTERY_UNKNOWN where what measures it doesn't answer. A board on mains says
+     * 100 | TF_CHARGING. */
+    uint8_t (*battery)(void *context);
 
     void *context; /* handed to both functions */
 } tf_port;

@@ -167,7 +167,7 @@ static uint32_t entropy(void *context) {
     return draw(context);
 }
 
-static uint8_t battery_percent(void *context) {
+static uint8_t battery(void *context) {
     const tf_host_device *device = context;
     return device->battery;
 }
@@ -187,7 +187,7 @@ tf_status tf_host_device_start(tf_host_device *device, const tf_host_setup *setu
     device->stream = (tf_stream){stream_open,  stream_close,        stream_is_open, stream_read,
                                  stream_write, stream_milliseconds, device};
     device->flash = (tf_flash){device, erase_sector, program_word, map};
-    device->port = (tf_port){&device->stream, &device->flash, entropy, battery_percent, device};
+    device->port = (tf_port){&device->stream, &device->flash, entropy, battery, device};
     device->config = (tf_client_config){
         .model = &tf_the_model,
         .board = setup->board,
@@ -253,8 +253,8 @@ void tf_host_device_set_carrier(tf_host_device *device, bool carrier) {
     device->stale_carrier = device->stale_carrier && carrier;
 }
 
-void tf_host_device_set_battery(tf_host_device *device, uint8_t percent) {
-    device->battery = percent;
+void tf_host_device_set_battery(tf_host_device *device, uint8_t battery) {
+    device->battery = battery;
 }
 
 tf_status tf_host_device_record(tf_host_device *device, uint16_t label, const uint8_t *payload,

@@ -60,7 +60,7 @@ uint32_t tf_host_device_take(tf_host_device *device, uint8_t *bytes, uint32_t ca
 bool tf_host_device_dials(const tf_host_device *device);
 void tf_host_device_set_carrier(tf_host_device *device, bool carrier);
 
-void tf_host_device_set_battery(tf_host_device *device, uint8_t percent);
+void tf_host_device_set_battery(tf_host_device *device, uint8_t battery);
 
 /* What the application does with a sample of its sensor; status as tf_sample_log_append. */
 tf_status tf_host_device_record(tf_host_device *device, uint16_t label, const uint8_t *payload,

@@ -38,7 +38,7 @@ static void start_converter(void) {
     ADC1_CR2 = CONVERTER_ON;
 }
 
-static uint8_t battery_percent(void *context) {
+static uint8_t battery(void *context) {
     (void)context;
     ADC1_SR = 0;
     ADC1_CR2 = CONVERTER_ON | START_CONVERSION;
@@ -67,7 +67,7 @@ static const tf_port port = {
     .flash = &tf_stm32_internal_flash,
 #endif
     .entropy = entropy,
-    .battery_percent = battery_percent,
+    .battery = battery,
     .context = NULL,
 };
 

@@ -193,6 +193,19 @@ def test_a_task_without_response_topic_is_malformed(world: World) -> None:
     assert decline_of(world) == Reason.MALFORMED_TASK
 
 
+@pytest.mark.parametrize(
+    ("said", "told"), [(7, 7), (100, 100), (101, 255), (128 + 7, 128 + 7), (228, 228), (229, 255)]
+)
+def test_a_charge_is_told_with_whether_something_feeds_it_and_nonsense_is_unknown(
+    library: ctypes.CDLL, said: int, told: int
+) -> None:
+    world = make_world(library)
+    world.device.set_battery(said)
+    online(world)
+    assert world.of(Announce)[-1].battery == told
+    assert world.of(Status)[-1].battery == told
+
+
 def test_the_message_expiry_shortens_the_deadline(world: World) -> None:
     task = task_for(ALL, FACTORY, weights=b"\1" * 32, deadline_seconds=600)
     online(world).give(task, expiry_seconds=2)

@@ -32,7 +32,7 @@ class CAnnounce(ctypes.Structure):
         ("fault_pc", ctypes.c_uint32),
         ("train_samples", ctypes.c_uint16),
         ("held_out_samples", ctypes.c_uint16),
-        ("battery_percent", ctypes.c_uint8),
+        ("battery", ctypes.c_uint8),
         ("reset_cause", ctypes.c_uint8),
         ("fault_code", ctypes.c_uint8),
     )
@@ -100,7 +100,7 @@ class CStatus(ctypes.Structure):
         ("round", ctypes.c_uint32),
         ("state", ctypes.c_uint8),
         ("reason", ctypes.c_uint8),
-        ("battery_percent", ctypes.c_uint8),
+        ("battery", ctypes.c_uint8),
     )
 
 

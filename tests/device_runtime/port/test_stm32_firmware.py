@@ -190,7 +190,7 @@ def test_the_board_boots_connects_and_announces_itself(world: World, firmware: F
     announce = world.of(Announce)[0]
     board = firmware.board
     assert announce.board == board.name
-    assert announce.battery_percent == 100
+    assert announce.battery == 100
     used = board.sram_limit_bytes - announce.free_sram_bytes
     assert board.stack_bytes < used < board.stack_bytes + 10_000
 

@@ -32,7 +32,7 @@ def announcement(**changes: Any) -> Announce:
         "candidate": bytes(32),
         "lease": 0,
         "free_sram_bytes": 100_000,
-        "battery_percent": 90,
+        "battery": 90,
         "link_bits_per_second": 9600,
         "train_samples": 400,
         "held_out_samples": 30,

@@ -114,9 +114,23 @@ def test_a_device_that_says_goodbye_is_offline_but_not_stale(bench: Bench) -> No
     assert (entry(bench)["stale"], entry(bench)["online"]) == (False, False)
 
 
-def test_a_battery_that_nobody_can_tell_is_none(bench: Bench) -> None:
-    bench.announce("a", battery_percent=255)
-    assert entry(bench)["battery_percent"] is None
+@pytest.mark.parametrize(
+    ("battery", "percent", "charging"),
+    [
+        (0, 0, False),
+        (100, 100, False),
+        (101, None, None),
+        (128, 0, True),
+        (228, 100, True),
+        (229, None, None),
+        (255, None, None),
+    ],
+)
+def test_a_battery_is_a_charge_and_whether_something_feeds_it_or_nobody_knows(
+    bench: Bench, battery: int, percent: int | None, charging: bool | None
+) -> None:
+    bench.announce("a", battery=battery)
+    assert (entry(bench)["battery_percent"], entry(bench)["charging"]) == (percent, charging)
     assert entry(bench)["candidate"] == ""
 
 

@@ -195,7 +195,7 @@ def test_the_encoding_of_a_status_is_this_one() -> None:
         (lambda d: d.replace(b"\x18\x37", b"\x19\x00\x37"), "shortest"),
         (lambda d: b"\xc1" + d, "an array is wanted"),
         (lambda d: b"\x86\x01" + d[2:], "status.protocol: must be 2"),
-        (lambda d: d[:-2] + b"\x19\x01\x65", "status.battery_percent: 357 is outside"),
+        (lambda d: d[:-2] + b"\x19\x01\x65", "status.battery: 357 is outside"),
         (lambda d: d[:4] + b"\x47" + d[6:], "status.campaign: has 7 bytes"),
         (lambda d: bytes(2000), "2000 bytes, at most 768"),
     ],
