@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fleet.coordinator.settings import ApiSettings, CoordinatorSettings, SuperLinkSettings
-from fleet.coordinator.superlink import ManagedProcess, SuperLink
+from fleet.coordinator.superlink import ManagedProcess, SuperLink, superlink_of
 from fleet.errors import ConfigurationError, ServiceError
 from fleet.gateway.broker import (
     BrokerConfig,
@@ -276,12 +276,13 @@ def _left_behind(folder: Path) -> list[ManagedProcess]:
     """Flower's processes that whoever started them was killed too early to stop."""
     deployment = Deployment.read(folder)
     settings = CoordinatorSettings.read(folder.absolute() / "coordinator" / "coordinator.toml")
-    superlink = SuperLink(settings.work, settings.superlink.port, is_adopting=True)
+    superlink = superlink_of(settings)
     nodes = [
         GatewaySite.node(GatewaySettings.read(folder.absolute() / "gateways" / f"{name}.toml"))
         for name in deployment.gateways
     ]
-    return [one for one in (*nodes, superlink.superexec, superlink.link) if one.adopt()]
+    links = [superlink.superexec, superlink.link] if isinstance(superlink, SuperLink) else []
+    return [one for one in (*nodes, *links) if one.adopt()]
 
 
 def status(folder: Path) -> dict[str, bool]:
