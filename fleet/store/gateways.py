@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -11,6 +12,8 @@ from fleet.store.sql import SqlStore
 from fleet.store.tables import access, gateways
 
 DEVICE, GATEWAY = "device", "gateway"
+_AT_ONCE = 500
+"""Rows of a statement."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class Gateways:
 class Logins:
     """Who may log in at which site's broker. Only hashes of passwords are kept.
 
-    Every change has a revision, so that a site can be told what has changed since.
+    Every change has a revision, so that a site can be told what has changed since. Somebody is let
+    in at one site: whoever is granted another one isn't at the one before any more.
     """
 
     def __init__(self, store: SqlStore) -> None:
@@ -105,24 +109,48 @@ class Logins:
         self._set(list(hashes.items()), site, role)
 
     def revoke(self, name: str) -> None:
-        """Let somebody in no more."""
+        """Let somebody in no more, wherever they were."""
         with self._store.writing() as connection:
-            connection.execute(
-                sa.update(access)
-                .where(access.c.name == name)
-                .values(hash=None, revision=self._next(connection))
-            )
+            self._take_away(connection, self._next(connection), [name], "")
 
     def _set(self, hashes: list[tuple[str, str | None]], site: str, role: str) -> None:
         with self._store.writing() as connection:
             revision = self._next(connection)
+            # Somebody who was at another site before is let in there no more.
+            names = [name for name, _ in hashes]
+            revision = self._take_away(connection, revision, names, site)
             rows = [
                 {"name": name, "site": site, "role": role, "hash": hash, "revision": revision + at}
                 for at, (name, hash) in enumerate(hashes)
             ]
-            statement = self._store.replacing(access, "site", "role", "hash", "revision")
-            for first in range(0, len(rows), 1000):
-                connection.execute(statement, rows[first : first + 1000])
+            statement = self._store.replacing(access, "role", "hash", "revision")
+            for first in range(0, len(rows), _AT_ONCE):
+                connection.execute(statement, rows[first : first + _AT_ONCE])
+
+    def _take_away(
+        self, connection: sa.Connection, revision: int, names: Sequence[str], but: str
+    ) -> int:
+        """Revoke names at all sites but one, each change with a revision; gives the next one."""
+        statement = (
+            sa.update(access)
+            .where(access.c.name == sa.bindparam("who"), access.c.site == sa.bindparam("at"))
+            .values(hash=None, revision=sa.bindparam("number"))
+        )
+        for first in range(0, len(names), _AT_ONCE):
+            query = sa.select(access.c.name, access.c.site).where(
+                access.c.name.in_(names[first : first + _AT_ONCE]),
+                access.c.site != but,
+                access.c.hash.is_not(None),
+            )
+            found = connection.execute(query.order_by(access.c.revision)).all()
+            rows = [
+                {"who": name, "at": site, "number": revision + at}
+                for at, (name, site) in enumerate(found)
+            ]
+            if rows:
+                connection.execute(statement, rows)
+            revision += len(rows)
+        return revision
 
     def _next(self, connection: sa.Connection) -> int:
         if connection.dialect.name == "postgresql":

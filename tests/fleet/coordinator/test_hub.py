@@ -260,6 +260,32 @@ def test_a_gateway_that_keeps_a_brokers_users_is_told_of_changes_until_it_has_th
     assert told()[2:] == [{"entries": {"cow": None}, "cursor": 3}]
 
 
+def test_a_device_that_moved_is_taken_away_at_the_old_site_whenever_its_gateway_is_heard(
+    world: World,
+) -> None:
+    operations, admin = Operations(world.store, "barn"), Actor("ann", "admin")
+    for gateway, site in (("g1", "north"), ("g2", "south")):
+        world.gateways.add(gateway, site)
+    cow = DeviceToAdd(device="cow", site="north")
+    operations.add_devices(admin, DevicesToAdd(devices=[cow]))
+    # The north's gateway has that, and is away then.
+    operations.retire_device(admin, "cow")
+    operations.erase_device(admin, "cow")
+    moved = cow.model_copy(update={"site": "south"})
+    operations.add_devices(admin, DevicesToAdd(devices=[moved]))
+    told: dict[str, Any] = {}
+    for gateway, known in (("g2", 0), ("g1", 1)):
+        hello = Hello(gateway=gateway, version=3, devices=[], rounds=[], access_cursor=known)
+        world.transport.replies = [Reply(gateway, hello=hello)]
+        world.hub.step()
+        world.clock.sleep(2.0)
+        world.hub.step()
+    for gateway, _, fields in world.transport.sent:
+        told |= {gateway: fields["access"]["entries"]} if "access" in fields else {}
+    assert told["g1"] == {"cow": None}
+    assert told["g2"]["cow"]["role"] == "device"
+
+
 def test_a_gateway_is_told_hashes_and_never_a_password(world: World) -> None:
     operations = Operations(world.store, "barn")
     names = [DeviceToAdd(device=name, site="barn") for name in ("cow", "hen")]

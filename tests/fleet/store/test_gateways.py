@@ -97,6 +97,50 @@ def test_a_site_hears_of_whoever_was_added_after_the_newest_change_was_erased(
     assert [one.name for one in logins.changes("barn", 0)] == ["cow", "hen"]
 
 
+def test_whoever_moves_to_another_site_is_taken_away_where_they_were(store: SqlStore) -> None:
+    logins = Logins(store)
+    logins.grant("cow", "barn", DEVICE, "h1")
+    logins.grant("cow", "field", DEVICE, "h2")
+    assert logins.changes("barn", 0) == (Login("cow", "device", None, 2),)
+    assert logins.changes("field", 0) == (Login("cow", "device", "h2", 3),)
+    # A password that is new at the same site is no move.
+    logins.grant("cow", "field", DEVICE, "h3")
+    assert logins.changes("barn", 2) == ()
+    # And back.
+    logins.grant("cow", "barn", DEVICE, "h4")
+    assert logins.changes("barn", 2) == (Login("cow", "device", "h4", 6),)
+    assert logins.changes("field", 4) == (Login("cow", "device", None, 5),)
+
+
+def test_a_device_that_was_erased_and_added_elsewhere_is_still_taken_away_where_it_was(
+    store: SqlStore,
+) -> None:
+    logins, registry = Logins(store), Registry(store)
+    registry.add([NewDevice(device="cow", site="barn")])
+    logins.grant("cow", "barn", DEVICE, "h1")
+    heard = logins.changes("barn", 0)[-1].revision
+    # The barn's gateway is away meanwhile.
+    logins.revoke("cow")
+    registry.erase("cow")
+    registry.add([NewDevice(device="cow", site="field")])
+    logins.grant("cow", "field", DEVICE, "h2")
+    assert [(one.name, one.hash) for one in logins.changes("barn", heard)] == [("cow", None)]
+    logins.revoke("cow")
+    assert [one.hash for one in logins.changes("field", 0)] == [None]
+
+
+def test_many_that_move_at_once_are_all_taken_away_page_by_page(store: SqlStore) -> None:
+    logins = Logins(store)
+    names = [f"d{number:04}" for number in range(1200)]
+    logins.grant_all(dict.fromkeys(names, "h"), "barn", DEVICE)
+    logins.grant_all(dict.fromkeys(names, "h"), "field", DEVICE)
+    for site, hash in (("barn", None), ("field", "h")):
+        found: list[Login] = []
+        while page := logins.changes(site, found[-1].revision if found else 0):
+            found += page
+        assert [(one.name, one.hash) for one in found] == [(one, hash) for one in names]
+
+
 def test_revisions_hide_no_change_however_many_are_made_at_once(store: SqlStore) -> None:
     logins, writers, each = Logins(store), 4, 8
     followed: set[str] = set()
