@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from fleet.errors import TakenNameError
+from fleet.errors import TakenNameError, UnknownGatewayError
+from fleet.registry import Observed
 from fleet.store.sql import SqlStore
-from fleet.store.tables import access, gateways
+from fleet.store.tables import access, gateways, registry
 
 DEVICE, GATEWAY = "device", "gateway"
 _AT_ONCE = 500
@@ -18,7 +19,10 @@ _AT_ONCE = 500
 
 @dataclass(frozen=True)
 class GatewayRecord:
-    """A gateway; `last_seen` (Unix time) is None until it has been heard of."""
+    """A gateway; `last_seen` (Unix time) is None until it has been heard of.
+
+    One that is `retired` is gone: only its record is kept.
+    """
 
     gateway: str
     site: str
@@ -45,21 +49,66 @@ class Gateways:
         """Those of the same database."""
         self._store = store
 
-    def add(self, gateway: str, site: str) -> None:
-        """A new one. Raises `TakenNameError` where it is there already."""
+    def add(self, gateway: str, site: str) -> GatewayRecord | None:
+        """A new one, or one that was retired and is brought back: then what it was.
+
+        Raises `TakenNameError` where it is in use already.
+        """
         row = {
             "gateway": gateway,
             "site": site,
             "added": self._store.clock.wall(),
             "retired": False,
+            "last_seen": None,
             "problem": "",
         }
         with self._store.writing() as connection:
             added = connection.execute(
                 self._store.inserting_new(gateways).returning(gateways.c.gateway), row
             ).first()
-        if added is None:
-            raise TakenNameError(f"gateway {gateway} is in the registry already")
+            if added is not None:
+                return None
+            before = self.get(gateway)
+            if not before.retired:
+                raise TakenNameError(f"gateway {gateway} is in the registry already")
+            del row["gateway"]
+            self._change(gateway, **row)
+            return before
+
+    def get(self, gateway: str) -> GatewayRecord:
+        """One gateway. Raises `UnknownGatewayError` where nobody has added it."""
+        query = sa.select(gateways).where(gateways.c.gateway == gateway)
+        with self._store.reading() as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            raise UnknownGatewayError(
+                f"the registry has no gateway {gateway}; `tinyfleet gateways list` has all"
+            )
+        return GatewayRecord(**row._mapping)
+
+    def retire(self, gateway: str) -> None:
+        """It takes part in nothing any more, and what only it has heard of devices is forgotten."""
+        self.get(gateway)
+        with self._store.writing():
+            self._change(gateway, retired=True, problem="")
+            self.forget_devices(gateway)
+
+    def forget_devices(self, gateway: str) -> None:
+        """What a retired gateway was the last to tell of devices counts as not heard."""
+        gone = sa.select(gateways.c.gateway).where(
+            gateways.c.gateway == gateway, gateways.c.retired
+        )
+        unheard = dict.fromkeys(Observed.model_fields)
+        with self._store.writing() as connection:
+            connection.execute(
+                sa.update(registry).where(registry.c.gateway.in_(gone)).values(unheard)
+            )
+
+    def retired(self) -> frozenset[str]:
+        """The names of those that are."""
+        query = sa.select(gateways.c.gateway).where(gateways.c.retired)
+        with self._store.reading() as connection:
+            return frozenset(connection.execute(query).scalars())
 
     def list(self) -> tuple[GatewayRecord, ...]:
         """All, by name."""
@@ -81,6 +130,11 @@ class Gateways:
     def note_problem(self, gateway: str, problem: str) -> None:
         """What it says makes no sense."""
         self._change(gateway, problem=problem)
+
+    def seen_though_retired(self, gateway: str) -> None:
+        """It should be gone, and has just dialled in."""
+        problem = "it is retired and still dials in: stop it, or add it again"
+        self._change(gateway, last_seen=self._store.clock.wall(), problem=problem)
 
     def _change(self, gateway: str, **values: object) -> None:
         with self._store.writing() as connection:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fleet.clock import VirtualClock
-from fleet.errors import RegistryError
+from fleet.errors import NotKnownError, RegistryError
 from fleet.registry import NewDevice
 from fleet.store import GatewayRecord, Gateways, Login, Logins, Registry, SqlStore
 from fleet.store.gateways import DEVICE, GATEWAY
+from tests.fleet.store.test_registry import heard
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
@@ -34,6 +35,43 @@ def test_a_gateway_is_added_once_and_known_by_its_site(store: SqlStore) -> None:
         GatewayRecord("g2", "barn", 1_700_000_000.0),
     )
     assert (gateways.site_of("g2"), gateways.site_of("g9")) == ("barn", None)
+
+
+def test_a_retired_gateway_keeps_its_record_until_it_is_brought_back(store: SqlStore) -> None:
+    gateways = Gateways(store)
+    gateways.add("g", "barn")
+    gateways.seen("g")
+    gateways.note_problem("g", "speaks Latin")
+    gateways.retire("g")
+    gone = GatewayRecord("g", "barn", 1_700_000_000.0, True, 1_700_000_000.0)
+    assert (gateways.get("g"), gateways.retired()) == (gone, {"g"})
+    store.clock.sleep(9.0)
+    gateways.seen_though_retired("g")
+    before = gateways.get("g")
+    assert (before.last_seen, before.problem[:33]) == (
+        1_700_000_009.0,
+        "it is retired and still dials in:",
+    )
+    assert gateways.add("g", "field") == before
+    assert gateways.list() == (GatewayRecord("g", "field", 1_700_000_009.0),)
+    assert gateways.retired() == frozenset()
+    with pytest.raises(RegistryError, match="g is in the registry already"):
+        gateways.add("g", "field")
+    with pytest.raises(NotKnownError, match="no gateway other"):
+        gateways.retire("other")
+
+
+def test_what_only_a_retired_gateway_has_heard_is_not_heard(store: SqlStore) -> None:
+    gateways, registry = Gateways(store), Registry(store)
+    registry.add([NewDevice(device=one, site="barn") for one in ("cow", "hen")])
+    registry.observe({"cow": heard(gateway="g1"), "hen": heard(gateway="g2")})
+    gateways.add("g1", "barn")
+    gateways.forget_devices("g1")  # it isn't retired
+    assert registry.get("cow").observed is not None
+    gateways.retire("g1")
+    assert registry.get("cow").observed is None
+    assert registry.get("hen").observed is not None
+    assert registry.presence() == {("barn", "unknown"): 1, ("barn", "yes"): 1}
 
 
 def test_a_problem_stays_until_what_a_gateway_says_makes_sense_again(store: SqlStore) -> None:
