@@ -110,6 +110,10 @@ class UnknownDeviceError(RegistryError, NotKnownError):
     """The registry has no such device."""
 
 
+class UnknownGatewayError(RegistryError, NotKnownError):
+    """The registry has no gateway of this name."""
+
+
 class TakenNameError(RegistryError, ConflictError):
     """The registry has a device or a gateway of this name already."""
 

@@ -324,10 +324,25 @@ def gateways_add(
     why: Why = "",
     json: Json = False,
 ) -> None:
-    """Let a service know a site's gateway."""
+    """Let a service know a site's gateway, or bring a retired one back."""
     from fleet.cli._devices import add_gateway
 
     add_gateway(client_of(site, url, token, why), name, at, out, as_json=json)
+
+
+@gateways.command("retire")
+def gateways_retire(
+    name: str,
+    site: Site = None,
+    url: Url = None,
+    token: Token = None,
+    why: Why = "",
+    json: Json = False,
+) -> None:
+    """Take a gateway that is gone out of everything; its broker lets it in no more."""
+    from fleet.cli._devices import retire_gateway
+
+    retire_gateway(client_of(site, url, token, why), name, as_json=json)
 
 
 @gateways.command("list")

@@ -253,13 +253,33 @@ def add_gateway(client: Client, name: str, site: str, out: Path | None, *, as_js
     )
 
 
+def retire_gateway(client: Client, name: str, *, as_json: bool) -> None:
+    """Take a gateway out of everything."""
+    found = client.retire_gateway(name)
+    if as_json:
+        print_json({"gateway": found.model_dump(mode="json")})
+        return
+    console().print(
+        f"{name} of site {found.site} is retired. Its broker's own configuration and the "
+        "coordinator's gateway_keys may still name it: take it out there.",
+        soft_wrap=True,
+    )
+
+
 def show_gateways(client: Client, *, as_json: bool) -> None:
     """All gateways."""
-    found, ready = client.gateways(), client.ready()
+    found = client.gateways()
     if as_json:
         print_json({"gateways": [one.model_dump(mode="json") for one in found]})
         return
     rows = [
-        [one.gateway, one.site, ago(ready.gateways.get(one.gateway)), one.problem] for one in found
+        [
+            one.gateway,
+            one.site,
+            "retired" if one.retired else "in use",
+            ago(one.seen_age_seconds),
+            one.problem,
+        ]
+        for one in found
     ]
-    console().print(table("Gateways", ["gateway", "site", "heard", "problem"], rows))
+    console().print(table("Gateways", ["gateway", "site", "state", "heard", "problem"], rows))

@@ -17,11 +17,19 @@ from typing import Self
 import httpx
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.serde import fab_to_proto, user_config_to_proto
-from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
+from fleet.coordinator.superlink import trusting
 from fleet.errors import FlowerError
 
 APP_FOLDER = Path(__file__).resolve().parent.parent / "flower_app"
@@ -41,16 +49,30 @@ class RunState:
         return self.status == "finished"
 
 
-class Control:
-    """Client of a SuperLink's control interface on loopback."""
+@dataclass(frozen=True)
+class Node:
+    """A SuperNode that was let in by its public key (PEM); `is_out` once it was taken out."""
 
-    def __init__(self, address: str) -> None:
-        """`address` is `host:port`; nothing is sent yet."""
+    id: int
+    public_key: bytes
+    is_out: bool
+
+
+class Control:
+    """Client of a SuperLink's control interface."""
+
+    def __init__(self, address: str, ca: Path | None = None) -> None:
+        """`address` is `host:port`; with a `ca` (file) it is dialled with TLS. Nothing is sent yet.
+
+        Raises `ConfigurationError` where the file is no authority's certificate.
+        """
+        if ca is not None:
+            trusting(ca)
         self._address = address
         self._client = ControlHttpClient.from_server_address(
             server_address=address,
-            insecure=True,
-            root_certificates=None,
+            insecure=ca is None,
+            root_certificates=None if ca is None else ca.read_bytes(),
             interceptors=[RuntimeVersionHttpInterceptor(component_name="tinyfleet")],
         )
 
@@ -90,6 +112,34 @@ class Control:
             self._client.StopRun(StopRunRequest(run_id=run))
         except httpx.HTTPError as error:
             raise FlowerError(f"SuperLink {self._address} can't stop {run}: {error}") from None
+
+    def nodes(self) -> tuple[Node, ...]:
+        """SuperNodes with keys, those that were taken out as well. Raises `FlowerError`."""
+        try:
+            response = self._client.ListNodes(ListNodesRequest())
+        except httpx.HTTPError as error:
+            raise FlowerError(f"SuperLink {self._address} lists no nodes: {error}") from None
+        return tuple(
+            Node(int(one.node_id), bytes(one.public_key), one.status == "unregistered")
+            for one in response.nodes_info
+        )
+
+    def let_in(self, gateway: str, public_key: bytes) -> None:
+        """Let the SuperNode with this key (PEM) in. Raises `FlowerError`."""
+        request = RegisterNodeRequest(public_key=public_key, name=gateway)
+        try:
+            self._client.RegisterNode(request)
+        except httpx.HTTPError as error:
+            raise FlowerError(
+                f"SuperLink {self._address} refuses the key of gateway {gateway}: {error}"
+            ) from None
+
+    def take_out(self, node: int) -> None:
+        """Let a SuperNode in no more; its key is never taken again. Raises `FlowerError`."""
+        try:
+            self._client.UnregisterNode(UnregisterNodeRequest(node_id=node))
+        except httpx.HTTPError as error:
+            raise FlowerError(f"SuperLink {self._address} can't take {node} out: {error}") from None
 
     def close(self) -> None:
         """Close the connection."""

@@ -24,7 +24,8 @@ from fleet.store import Gateways, Logins, Registry, SqlStore
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.4
-ACCESS_LOOK_SECONDS = 1.0
+STORE_LOOK_SECONDS = 1.0
+RETIRED = "it was retired"
 
 
 class Channel(Transport):
@@ -74,6 +75,8 @@ class Hub:
         self._registry = Registry(store)
         self._gateways = Gateways(store)
         self._logins = Logins(store)
+        self._retired = self._gateways.retired()
+        self._left_alone: set[str] = set()
         self._clock = clock or SystemClock()
         self._hello_seconds = hello_seconds
         self._lock = threading.Lock()
@@ -83,7 +86,7 @@ class Hub:
         self._heard: dict[str, float] = {}
         self._access: dict[str, int] = {}
         self._told_access: dict[str, int] = {}
-        self._looked_at_access = float("-inf")
+        self._looked_at_store = float("-inf")
         self._pending: deque[Reply] = deque()
         self.outbox: queue.Queue[tuple[str, Operation, Mapping[str, Any]]] = queue.Queue()
         self.reached: frozenset[str] = frozenset()
@@ -108,17 +111,26 @@ class Hub:
 
     def step(self) -> None:
         """Send what there is to send, and hand out what came; waits a moment where nothing did."""
-        self.reached = self._transport.gateways()
+        now = self._clock.monotonic()
+        is_time = now - self._looked_at_store >= STORE_LOOK_SECONDS
+        if is_time:
+            self._looked_at_store = now
+            self._let_go_of_retired()
+        self.reached = self._transport.gateways() - self._retired
         while not self.outbox.empty():
-            self._transport.send(*self.outbox.get())
+            self._send(*self.outbox.get())
         self._ask_for_news()
-        self._tell_access()
+        if is_time:
+            self._tell_access()
         self._pending.extend(self._transport.receive())
         noted: list[Reply] = []
         try:
             # Where the store is away for a moment, what isn't noted is left for the next step.
             while self._pending:
-                noted.append(self._note(self._pending[0]))
+                if self._pending[0].gateway in self._retired:
+                    self._leave_alone(self._pending[0])
+                else:
+                    noted.append(self._note(self._pending[0]))
                 self._pending.popleft()
         finally:
             self._deliver(noted)
@@ -139,12 +151,57 @@ class Hub:
                 self._heard[gateway] = now
                 self._transport.send(gateway, Operation.HELLO, {})
 
-    def _tell_access(self) -> None:
-        """Tell gateways that keep a broker's users what has changed, at once."""
-        now = self._clock.monotonic()
-        if now - self._looked_at_access < ACCESS_LOOK_SECONDS:
+    def _send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
+        if gateway not in self._retired:
+            self._transport.send(gateway, operation, fields)
+        elif "campaign" in fields:
+            # A round of before: its campaign is to go on without it.
+            name = (str(fields["campaign"]), int(fields["round"]))
+            self._deliver([Reply(gateway, name, error=RETIRED, is_odd=True)])
+
+    def _let_go_of_retired(self) -> None:
+        retired = self._gateways.retired()
+        for gateway in retired - self._retired:
+            self._let_go(gateway)
+        self._left_alone &= retired
+        self._retired = retired
+
+    def _let_go(self, gateway: str) -> None:
+        """A gateway was retired: campaigns forget it, and what others know of its devices holds."""
+        gone = self._known.get(gateway, {})
+        others = [
+            (name, at, devices[name])
+            for at, devices in self._known.items()
+            if at != gateway
+            for name in gone.keys() & devices.keys()
+        ]
+        others.sort(key=lambda one: one[2].last_seen or 0.0)
+        # It may have been heard since it was retired.
+        self._gateways.forget_devices(gateway)
+        self._registry.observe({name: _observed(at, entry) for name, at, entry in others})
+        with self._lock:
+            self._known.pop(gateway, None)
+        # Should it come back, it doesn't tell of what hasn't changed.
+        self._strangers[gateway] = {**self._strangers.get(gateway, {}), **gone}
+        self._access.pop(gateway, None)
+        self._told_access.pop(gateway, None)
+        self._deliver([Reply(gateway, error=RETIRED, is_odd=True)])
+        logger.info("gateway %s is retired, and left alone", gateway, extra={"gateway": gateway})
+
+    def _leave_alone(self, reply: Reply) -> None:
+        """What a retired gateway says is nobody's."""
+        if reply.hello is None:
             return
-        self._looked_at_access = now
+        strangers = self._strangers.setdefault(reply.gateway, {})
+        strangers.update((one.device, one) for one in reply.hello.devices)
+        self._gateways.seen_though_retired(reply.gateway)
+        if reply.gateway not in self._left_alone:
+            self._left_alone.add(reply.gateway)
+            about = {"gateway": reply.gateway}
+            logger.warning("gateway %s is retired and dials in", reply.gateway, extra=about)
+
+    def _tell_access(self) -> None:
+        """Tell gateways that keep a broker's users what has changed."""
         for gateway, known in self._access.items():
             site = self._gateways.site_of(gateway)
             if site is None or gateway not in self.reached:

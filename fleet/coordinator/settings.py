@@ -10,14 +10,20 @@ port = 8080
 
 [superlink]
 port = 9092                              # its own; or address = "HOST:PORT" of somebody else's
+host = "0.0.0.0"                         # this and all below: for gateways on other machines
+certificate = "superlink.crt"            # its hosts are that of the gateways, and 127.0.0.1
+key = "superlink.key"
+ca = "ca.crt"
+gateway_keys = "gateway-keys"            # folder of GATEWAY.pub, whose SuperNodes are let in
 """
 
 from __future__ import annotations
 
 import os
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeVar
 
 import sqlalchemy as sa
 import tomli_w
@@ -29,6 +35,7 @@ from fleet.gateway.files import write_whole
 from fleet.protocol.fields import Name
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class _Settings(BaseModel):
@@ -49,7 +56,7 @@ class ApiSettings(_Settings):
     def _is_private_without_tls(self) -> Self:
         if (self.certificate is None) != (self.key is None):
             raise ValueError("certificate and key go together")
-        if self.certificate is None and self.host not in ("127.0.0.1", "localhost", "::1"):
+        if self.certificate is None and self.host not in LOOPBACK:
             raise ValueError(
                 f"host {self.host} is more than this machine: tokens would cross the network in "
                 "the clear. Give certificate and key, or listen on 127.0.0.1 behind a proxy"
@@ -57,17 +64,58 @@ class ApiSettings(_Settings):
         return self
 
 
+@dataclass(frozen=True)
+class LinkTls:
+    """What a SuperLink shows, and what those that dial it believe."""
+
+    certificate: Path
+    key: Path
+    ca: Path
+
+
 class SuperLinkSettings(_Settings):
-    """A SuperLink of its own on loopback (`port`), or somebody else's (`address`)."""
+    """A SuperLink of its own (`port`), or somebody else's (`address`, and `ca` where it has TLS).
+
+    Its own listens on loopback. With certificate, key and ca it has TLS, and with `gateway_keys` it
+    lets those SuperNodes in only whose public keys lie there. Beyond loopback it has both.
+    """
 
     port: Port | None = None
     address: str = ""
+    host: str = "127.0.0.1"
+    certificate: Path | None = None
+    key: Path | None = None
+    ca: Path | None = None
+    gateway_keys: Path | None = None
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
         if (self.port is None) == (not self.address):
             raise ValueError("either a port for one of its own, or the address of another")
+        if self.address and self.model_fields_set - {"address", "ca"}:
+            raise ValueError("of another only its address and ca are said here")
         return self
+
+    @model_validator(mode="after")
+    def _is_guarded_beyond_loopback(self) -> Self:
+        if self.address:
+            return self
+        if len({one is None for one in (self.certificate, self.key, self.ca)}) > 1:
+            raise ValueError("certificate, key and ca go together: `tinyfleet ca` makes all three")
+        if self.host not in LOOPBACK and (self.certificate is None or self.gateway_keys is None):
+            raise ValueError(
+                f"host {self.host} is more than this machine: weights would cross the network in "
+                "the clear, and anybody could be a gateway. Give certificate, key, ca and "
+                "gateway_keys, or listen on 127.0.0.1"
+            )
+        return self
+
+    @property
+    def tls(self) -> LinkTls | None:
+        """Of one of its own; None where it has none."""
+        if self.certificate is None or self.key is None or self.ca is None:
+            return None
+        return LinkTls(self.certificate, self.key, self.ca)
 
 
 class PaceSettings(_Settings):
@@ -113,18 +161,11 @@ class CoordinatorSettings(_Settings):
             field = ".".join(str(part) for part in first["loc"])
             raise ConfigurationError(f"{path}: {field}: {first['msg']}; {where}") from None
         folder = path.absolute().parent
-        api = settings.api.model_copy(
-            update={
-                "certificate": folder / settings.api.certificate
-                if settings.api.certificate
-                else None,
-                "key": folder / settings.api.key if settings.api.key else None,
-            }
-        )
         return settings.model_copy(
             update={
                 "work": folder / settings.work,
-                "api": api,
+                "api": _within(folder, settings.api),
+                "superlink": _within(folder, settings.superlink),
                 "store": _at(folder, settings.store),
             }
         )
@@ -132,6 +173,15 @@ class CoordinatorSettings(_Settings):
     def write(self, path: Path) -> None:
         """Write the settings as a TOML file that ``read`` takes."""
         write_whole(path, tomli_w.dumps(self.model_dump(mode="json", exclude_none=True)))
+
+
+_Part = TypeVar("_Part", bound=_Settings)
+
+
+def _within(folder: Path, part: _Part) -> _Part:
+    """A part of the settings with its paths relative to a folder."""
+    paths = {name: folder / value for name, value in part if isinstance(value, Path)}
+    return part.model_copy(update=paths)
 
 
 def _at(folder: Path, url: str) -> str:

@@ -1,9 +1,8 @@
 """Flower's processes as context managers: SuperLink, its SuperExec, SuperNodes.
 
-They are the stock programs of the installed `flwr`, on loopback, each with its own log
-file, all with their own `FLWR_HOME` in one work folder. A process can be killed (`kill`)
-and started again with the same arguments (`start`), which is what the kill tests do and
-what a service manager does in production.
+They are the stock programs of the installed `flwr`, each with its own log file, all with their own
+`FLWR_HOME` in one work folder. A process can be killed (`kill`) and started again with the same
+arguments (`start`), which is what the kill tests do and what a service manager does in production.
 """
 
 from __future__ import annotations
@@ -14,16 +13,19 @@ import os
 import secrets
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fleet.errors import FlowerError
+from fleet.coordinator.settings import LOOPBACK, CoordinatorSettings, LinkTls
+from fleet.errors import ConfigurationError, FlowerError
 from fleet.gateway.files import write_whole
 from fleet.ports import free_port
 
@@ -221,35 +223,60 @@ def _runs(pid: int, command: Sequence[str]) -> bool:
 
 
 class SuperLink:
-    """A SuperLink with SQLite state and its own SuperExec, on loopback.
+    """A SuperLink with SQLite state and its own SuperExec, on loopback unless it is told otherwise.
 
     State lies in a file and the SuperExec is a process of its own, so that a SuperLink that
     is killed and started again within a few seconds finds its run and its nodes again.
     """
 
-    def __init__(self, work: Path, port: int | None = None, *, is_adopting: bool = False) -> None:
+    def __init__(
+        self,
+        work: Path,
+        port: int | None = None,
+        *,
+        host: str = "127.0.0.1",
+        tls: LinkTls | None = None,
+        knows_nodes: bool = False,
+        is_adopting: bool = False,
+    ) -> None:
         """All files go into `work`; without `port` a free one is taken.
 
-        With `is_adopting` its processes outlive whoever started them, and are taken over by the
-        next.
+        Beyond loopback only what SuperNodes need can be reached (`guarded_superlink`). With
+        `knows_nodes` it lets those in only that `Control` has let in. With `is_adopting` its
+        processes outlive whoever started them, and are taken over by the next.
         """
         self.work = work
         self.port = free_port() if port is None else port
+        self.ca = None if tls is None else tls.ca.absolute()
+        self._trust = None if self.ca is None else trusting(self.ca)
+        self._host = host
         work.mkdir(parents=True, exist_ok=True)
         environment = flower_environment(work, "superlink", 1.0)
         secret = work / "superexec.secret"
         if not secret.exists():
             secret.touch(mode=0o600)
             secret.write_bytes(secrets.token_bytes(32))
+        program = [find_program("flower-superlink")]
+        if host not in LOOPBACK:
+            program = [sys.executable, "-m", "fleet.coordinator.guarded_superlink"]
+        options = ["--insecure"]
+        if tls is not None:
+            options = [
+                *("--ssl-certfile", str(tls.certificate.absolute())),
+                *("--ssl-keyfile", str(tls.key.absolute())),
+                *("--ssl-ca-certfile", str(self.ca)),
+            ]
+        if knows_nodes:
+            options.append("--enable-supernode-auth")
         self.link = ManagedProcess(
             "flower-superlink",
             [
-                find_program("flower-superlink"),
-                "--insecure",
+                *program,
+                *options,
                 "--isolation",
                 "process",
                 "--host",
-                "127.0.0.1",
+                host,
                 "--port",
                 str(self.port),
                 "--database",
@@ -266,7 +293,7 @@ class SuperLink:
             "flower-superexec",
             [
                 find_program("flower-superexec"),
-                "--insecure",
+                *_trust_options(self.ca),
                 "--runtime-api-address",
                 self.address,
                 "--superexec-auth-secret-file",
@@ -279,8 +306,9 @@ class SuperLink:
 
     @property
     def address(self) -> str:
-        """`host:port` for SuperNodes and for the control interface."""
-        return f"127.0.0.1:{self.port}"
+        """`host:port` for SuperNodes on this machine and for the control interface."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     def start(self) -> None:
         """Start both processes and return when the SuperLink answers."""
@@ -293,8 +321,16 @@ class SuperLink:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self.link.require_alive()
-            if self.healthy():
-                return
+            try:
+                if self.healthy():
+                    return
+            except ssl.SSLCertVerificationError as error:
+                host = self.address.rpartition(":")[0].strip("[]")
+                raise FlowerError(
+                    f"the SuperLink's certificate isn't believed at {self.address} "
+                    f"({error.verify_message}); issue it again with the fleet's authority, for "
+                    f"this machine too: tinyfleet ca issue … --host NAME --host {host}"
+                ) from None
             time.sleep(0.05)
         raise FlowerError(
             f"flower-superlink does not answer at {self.address} after {seconds:.0f} s; "
@@ -302,11 +338,19 @@ class SuperLink:
         )
 
     def healthy(self) -> bool:
-        """True where the SuperLink answers."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        """True where the SuperLink answers; `SSLCertVerificationError` where another one does."""
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if self._trust is not None:
+            handlers.append(urllib.request.HTTPSHandler(context=self._trust))
+        scheme = "http" if self._trust is None else "https"
+        opener = urllib.request.build_opener(*handlers)
         try:
-            with opener.open(f"http://{self.address}/health", timeout=1.0):
+            with opener.open(f"{scheme}://{self.address}/health", timeout=1.0):
                 return True
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ssl.SSLCertVerificationError):
+                raise error.reason from None
+            return False
         except OSError:
             return False
 
@@ -354,9 +398,10 @@ class SuperLink:
 class AttachedSuperLink:
     """Somebody else's SuperLink: it is used, never started or stopped."""
 
-    def __init__(self, address: str) -> None:
-        """`address` is `host:port` of its control interface."""
+    def __init__(self, address: str, ca: Path | None = None) -> None:
+        """`address` is `host:port` of its control interface, which has TLS where `ca` is given."""
         self.address = address
+        self.ca = ca
 
     @property
     def logs(self) -> str:
@@ -377,6 +422,36 @@ class AttachedSuperLink:
         return True
 
 
+def superlink_of(settings: CoordinatorSettings) -> SuperLink | AttachedSuperLink:
+    """The SuperLink that a service's settings describe; nothing is started."""
+    link = settings.superlink
+    if link.port is None:
+        return AttachedSuperLink(link.address, link.ca)
+    return SuperLink(
+        settings.work,
+        link.port,
+        host=link.host,
+        tls=link.tls,
+        knows_nodes=link.gateway_keys is not None,
+        is_adopting=True,
+    )
+
+
+def trusting(ca: Path) -> ssl.SSLContext:
+    """Of a client that believes this authority only. Raises `ConfigurationError`."""
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"ca {ca}: can't be used ({error}); it is the ca.crt that `tinyfleet ca init` made"
+        ) from None
+
+
+def _trust_options(ca: Path | None) -> list[str]:
+    """How Flower's programs are told whom to believe."""
+    return ["--insecure"] if ca is None else ["--root-certificates", str(ca.absolute())]
+
+
 class SuperNode(ManagedProcess):
     """A stock SuperNode beside a gateway daemon, whose unix socket is in its node config."""
 
@@ -387,14 +462,21 @@ class SuperNode(ManagedProcess):
         gateway: str,
         socket_path: Path,
         pid_file: Path | None = None,
+        *,
+        ca: Path | None = None,
+        key: Path | None = None,
     ) -> None:
-        """`gateway` names the log file and must be the daemon's own name."""
+        """`gateway` names the log file and must be the daemon's own name.
+
+        With a `ca` the SuperLink is dialled with TLS; with a `key` it is told by it who this is.
+        """
         self.gateway = gateway
         super().__init__(
             f"flower-supernode of gateway {gateway}",
             [
                 find_program("flower-supernode"),
-                "--insecure",
+                *_trust_options(ca),
+                *([] if key is None else ["--auth-supernode-private-key", str(key)]),
                 "--superlink",
                 superlink_address,
                 "--port",

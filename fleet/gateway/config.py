@@ -6,6 +6,8 @@ store = "north.sqlite"          # paths are relative to this file
 socket = "north.sock"
 devices = ["cow-1", "cow-2"]    # or device_prefix = "cow-", or share = "1/2"; else all devices
 superlink = "10.0.0.1:9092"     # for `tinyfleet gateway run`, which starts a SuperNode beside it
+superlink_ca = "ca.crt"         # whom it believes to be the SuperLink: TLS where given
+superlink_key = "north.node"    # whom the SuperLink takes it for: made by ssh-keygen -t ecdsa
 
 [broker]
 host = "127.0.0.1"
@@ -77,6 +79,8 @@ class GatewaySettings(_Settings):
     """`2/3`: the second of three gateways, which share their broker's devices among them."""
     superlink: str = ""
     """HOST:PORT of the SuperLink that its SuperNode dials (`tinyfleet gateway run`)."""
+    superlink_ca: Path | None = None
+    superlink_key: Path | None = None
     broker: BrokerSettings
 
     @model_validator(mode="after")
@@ -129,6 +133,10 @@ class GatewaySettings(_Settings):
             update={
                 "store": folder / settings.store,
                 "socket": folder / settings.socket,
+                "superlink_ca": folder / settings.superlink_ca if settings.superlink_ca else None,
+                "superlink_key": folder / settings.superlink_key
+                if settings.superlink_key
+                else None,
                 "broker": broker,
             }
         )

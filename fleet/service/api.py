@@ -136,6 +136,8 @@ def make_app(
         gateways: dict[str, float | None] = {}
         try:
             for one in operations.gateways.list():
+                if one.retired:
+                    continue
                 age = None if one.last_seen is None else max(0.0, now - one.last_seen)
                 gateways[one.gateway] = age
         except FleetError as error:

@@ -194,6 +194,10 @@ class Client:
         body = schema.GatewayToAdd(gateway=gateway, site=site)
         return self._send(schema.Password, "POST", "/v1/gateways", body)
 
+    def retire_gateway(self, name: str) -> schema.GatewayView:
+        """It is gone."""
+        return self._send(schema.GatewayView, "POST", f"/v1/gateways/{name}/retire", {})
+
     # Models
 
     def models(self) -> list[schema.ModelView]:

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fleet.coordinator.settings import ApiSettings, CoordinatorSettings, SuperLinkSettings
-from fleet.coordinator.superlink import ManagedProcess, SuperLink
+from fleet.coordinator.superlink import ManagedProcess, SuperLink, superlink_of
 from fleet.errors import ConfigurationError, ServiceError
 from fleet.gateway.broker import (
     BrokerConfig,
@@ -242,8 +242,10 @@ def up(folder: Path, tell: Callable[[str, int, int], None] = lambda what, done, 
         try:
             ready = client.ready()
             heard = {name for name, age in ready.gateways.items() if age is not None and age < 60}
-            missing = [*ready.problems, *sorted(gateways.keys() - heard)]
-            tell("waiting for gateways", len(gateways.keys() & heard), len(gateways))
+            # One that was retired since the deployment was made isn't waited for.
+            wanted = gateways.keys() - {one.gateway for one in client.gateways() if one.retired}
+            missing = [*ready.problems, *sorted(wanted - heard)]
+            tell("waiting for gateways", len(wanted & heard), len(wanted))
         except ServiceError as error:
             missing = [str(error)]
         if not missing:
@@ -276,12 +278,13 @@ def _left_behind(folder: Path) -> list[ManagedProcess]:
     """Flower's processes that whoever started them was killed too early to stop."""
     deployment = Deployment.read(folder)
     settings = CoordinatorSettings.read(folder.absolute() / "coordinator" / "coordinator.toml")
-    superlink = SuperLink(settings.work, settings.superlink.port, is_adopting=True)
+    superlink = superlink_of(settings)
     nodes = [
         GatewaySite.node(GatewaySettings.read(folder.absolute() / "gateways" / f"{name}.toml"))
         for name in deployment.gateways
     ]
-    return [one for one in (*nodes, superlink.superexec, superlink.link) if one.adopt()]
+    links = [superlink.superexec, superlink.link] if isinstance(superlink, SuperLink) else []
+    return [one for one in (*nodes, *links) if one.adopt()]
 
 
 def status(folder: Path) -> dict[str, bool]:

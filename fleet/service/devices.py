@@ -10,7 +10,7 @@ from fleet.registry import Device, Filter, NewDevice
 from fleet.service import schema
 from fleet.service.base import MOST_ON_A_PAGE, PAGE, Actor, Base, changing
 from fleet.service.roles import Permission
-from fleet.store.gateways import DEVICE, GATEWAY
+from fleet.store.gateways import DEVICE, GATEWAY, GatewayRecord
 
 
 class DeviceOperations(Base):
@@ -152,28 +152,43 @@ class DeviceOperations(Base):
 
     @changing(Permission.ADMINISTER)
     def add_gateway(self, actor: Actor, wanted: schema.GatewayToAdd) -> schema.Password:
-        """Register a gateway, and let it in at its site's broker."""
+        """Register a gateway, or bring one back, and let it in at its site's broker."""
         if self.registry.labels([wanted.gateway]):
             raise TakenNameError(f"{wanted.gateway} is a device's name; choose another")
         password = new_passwords([wanted.gateway])[wanted.gateway]
-        self.gateways.add(wanted.gateway, wanted.site)
+        before = self.gateways.add(wanted.gateway, wanted.site)
         self.logins.grant(wanted.gateway, wanted.site, GATEWAY, password_hash(password))
-        self._note(actor, "gateways.add", f"gateway:{wanted.gateway}", None, {"site": wanted.site})
+        self._note(
+            actor,
+            "gateways.add",
+            f"gateway:{wanted.gateway}",
+            None if before is None else {"site": before.site, "retired": True},
+            {"site": wanted.site},
+        )
         return schema.Password(device=wanted.gateway, password=password)
+
+    @changing(Permission.ADMINISTER)
+    def retire_gateway(self, actor: Actor, name: str) -> schema.GatewayView:
+        """Take a gateway out of everything, and its broker's login away."""
+        before = self.gateways.get(name)
+        self.logins.revoke(name)
+        self.gateways.retire(name)
+        self._note(
+            actor,
+            "gateways.retire",
+            f"gateway:{name}",
+            {"site": before.site, "retired": before.retired},
+            {"retired": True},
+        )
+        return self._gateway(self.gateways.get(name))
 
     def list_gateways(self, actor: Actor) -> schema.GatewayList:
         """All gateways."""
         self._allow(actor, Permission.READ)
-        return schema.GatewayList(
-            gateways=[
-                schema.GatewayView(
-                    gateway=one.gateway,
-                    site=one.site,
-                    added=one.added,
-                    retired=one.retired,
-                    last_seen=one.last_seen,
-                    problem=one.problem,
-                )
-                for one in self.gateways.list()
-            ]
-        )
+        return schema.GatewayList(gateways=[self._gateway(one) for one in self.gateways.list()])
+
+    def _gateway(self, one: GatewayRecord) -> schema.GatewayView:
+        age = None
+        if one.last_seen is not None:
+            age = max(0.0, self.store.clock.wall() - one.last_seen)
+        return schema.GatewayView(**vars(one), seen_age_seconds=age)

@@ -6,7 +6,8 @@ import logging
 import threading
 from pathlib import Path
 
-from fleet.coordinator.superlink import SuperNode
+from fleet.coordinator.gateway_keys import check_key
+from fleet.coordinator.superlink import SuperNode, trusting
 from fleet.errors import ConfigurationError, FleetError
 from fleet.gateway.config import GatewaySettings
 from fleet.gateway.daemon import Gateway
@@ -31,6 +32,10 @@ class GatewaySite:
                 "listens on"
             )
         self.gateway = settings.gateway
+        if settings.superlink_ca is not None:
+            trusting(settings.superlink_ca)
+        if settings.superlink_key is not None:
+            check_key(settings.superlink_key)
         self._gateway = Gateway(settings)
         self._node = self.node(settings)
         self._stopping = threading.Event()
@@ -45,6 +50,8 @@ class GatewaySite:
             settings.gateway,
             settings.socket,
             pid_file=work / "supernode.pid",
+            ca=settings.superlink_ca,
+            key=settings.superlink_key,
         )
 
     def run(self) -> None:

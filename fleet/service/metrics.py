@@ -79,6 +79,8 @@ class _Fleet(Collector):
         )
         now = ops.store.clock.wall()
         for one in ops.gateways.list():
+            if one.retired:
+                continue
             age = float("inf") if one.last_seen is None else max(0.0, now - one.last_seen)
             gateways.add_metric([one.gateway, one.site], age)
         states = GaugeMetricFamily("tinyfleet_campaigns", "Campaigns by state.", labels=["state"])

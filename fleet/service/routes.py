@@ -148,8 +148,15 @@ def list_gateways(actor: Asking, ops: Ops) -> schema.GatewayList:
 
 @router.post("/gateways", status_code=201, tags=["gateways"])
 def add_gateway(actor: Asking, ops: Ops, body: schema.GatewayToAdd) -> schema.Password:
-    """Register a gateway; its password at the site's broker is told once."""
+    """Register a gateway, or bring back a retired one; its password at the site's broker is told
+    once."""
     return ops.add_gateway(actor, body)
+
+
+@router.post("/gateways/{gateway}/retire", tags=["gateways"])
+def retire_gateway(actor: Asking, ops: Ops, gateway: DeviceName) -> schema.GatewayView:
+    """It is gone: no campaign uses it or waits for it, and its broker lets it in no more."""
+    return ops.retire_gateway(actor, gateway)
 
 
 # Models

@@ -158,13 +158,14 @@ class GatewayToAdd(_Form):
 
 
 class GatewayView(_Answer):
-    """A gateway; `problem` is why what it says can't be used."""
+    """A gateway; `problem` is why what it says can't be used, `retired` that it is gone."""
 
     gateway: str
     site: str
     added: float
     retired: bool
     last_seen: float | None
+    seen_age_seconds: float | None = None
     problem: str
 
 
@@ -470,5 +471,5 @@ class Ready(_Answer):
     ready: bool
     leader: bool
     gateways: dict[str, float | None]
-    """Gateway → seconds since it was heard of."""
+    """Gateway → seconds since it was heard of; of those that aren't retired."""
     problems: list[str]

@@ -20,9 +20,10 @@ import uvicorn
 from fleet.clock import Clock, SystemClock
 from fleet.coordinator.control import Control
 from fleet.coordinator.fleet_run import DRIVER
+from fleet.coordinator.gateway_keys import GatewayKeys, read_keys
 from fleet.coordinator.service import Patience, ProgressEvent, RunKeeper
 from fleet.coordinator.settings import CoordinatorSettings
-from fleet.coordinator.superlink import AttachedSuperLink, SuperLink
+from fleet.coordinator.superlink import superlink_of
 from fleet.coordinator.webhooks import Deliveries
 from fleet.errors import FleetError, StoreError
 from fleet.service.api import make_app
@@ -36,6 +37,7 @@ BEAT_SECONDS = 2.0
 SILENCE_SECONDS = 10.0
 """After which a leader is taken for dead."""
 LOOK_SECONDS = 0.5
+KEYS_LOOK_SECONDS = 5.0
 STARTING = "the ServerApp hasn't come up yet"
 REMEMBERED_SECONDS = 7 * 86_400.0
 """Idempotency keys."""
@@ -90,17 +92,16 @@ class Leader:
 
     def _lead(self, is_stopping: threading.Event) -> None:
         settings = self._settings
-        superlink: SuperLink | AttachedSuperLink
-        if settings.superlink.port is not None:
-            superlink = SuperLink(settings.work, settings.superlink.port, is_adopting=True)
-        else:
-            superlink = AttachedSuperLink(settings.superlink.address)
-        owns = isinstance(superlink, SuperLink)
+        folder = settings.superlink.gateway_keys
+        if folder is not None:
+            read_keys(folder)  # what is wrong with it is said before anything is started
+        superlink = superlink_of(settings)
+        owns = settings.superlink.port is not None
         superlink.start()
         stopped = False
         try:
             self._require_term()
-            with Control(superlink.address) as control:
+            with Control(superlink.address, superlink.ca) as control:
                 keeper = RunKeeper(
                     superlink,
                     control,
@@ -111,8 +112,9 @@ class Leader:
                     tell=self._note,
                     what="the fleet",
                 )
+                keys = None if folder is None else GatewayKeys(folder, control)
                 with self._delivering():
-                    self._keep(keeper, is_stopping)
+                    self._keep(keeper, is_stopping, keys)
                 stopped = is_stopping.is_set()
                 if stopped:
                     keeper.stop()
@@ -173,10 +175,12 @@ class Leader:
         if event.kind == "run-failed":
             self._problem = str(event.data["error"])
 
-    def _keep(self, keeper: RunKeeper, is_stopping: threading.Event) -> None:
+    def _keep(
+        self, keeper: RunKeeper, is_stopping: threading.Event, keys: GatewayKeys | None = None
+    ) -> None:
         driver = Term(self._store, DRIVER, "")
         idempotency = Idempotency(self._store)
-        cleaned = float("-inf")
+        cleaned = looked_at_keys = float("-inf")
         last = driver.seen()
         while not is_stopping.is_set():
             self._require_term()
@@ -185,6 +189,9 @@ class Leader:
             if seen != last:
                 last, self._problem = seen, ""
             keeper.look(seen, seen)
+            if keys is not None and now - looked_at_keys >= KEYS_LOOK_SECONDS:
+                looked_at_keys = now
+                keys.look()
             if now - cleaned >= 3600:
                 cleaned = now
                 idempotency.forget_before(self._clock.wall() - REMEMBERED_SECONDS)

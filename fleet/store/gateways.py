@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from fleet.errors import TakenNameError
+from fleet.errors import TakenNameError, UnknownGatewayError
+from fleet.registry import Observed
 from fleet.store.sql import SqlStore
-from fleet.store.tables import access, gateways
+from fleet.store.tables import access, gateways, registry
 
 DEVICE, GATEWAY = "device", "gateway"
+_AT_ONCE = 500
+"""Rows of a statement."""
 
 
 @dataclass(frozen=True)
 class GatewayRecord:
-    """A gateway; `last_seen` (Unix time) is None until it has been heard of."""
+    """A gateway; `last_seen` (Unix time) is None until it has been heard of.
+
+    One that is `retired` is gone: only its record is kept.
+    """
 
     gateway: str
     site: str
@@ -42,21 +49,66 @@ class Gateways:
         """Those of the same database."""
         self._store = store
 
-    def add(self, gateway: str, site: str) -> None:
-        """A new one. Raises `TakenNameError` where it is there already."""
+    def add(self, gateway: str, site: str) -> GatewayRecord | None:
+        """A new one, or one that was retired and is brought back: then what it was.
+
+        Raises `TakenNameError` where it is in use already.
+        """
         row = {
             "gateway": gateway,
             "site": site,
             "added": self._store.clock.wall(),
             "retired": False,
+            "last_seen": None,
             "problem": "",
         }
         with self._store.writing() as connection:
             added = connection.execute(
                 self._store.inserting_new(gateways).returning(gateways.c.gateway), row
             ).first()
-        if added is None:
-            raise TakenNameError(f"gateway {gateway} is in the registry already")
+            if added is not None:
+                return None
+            before = self.get(gateway)
+            if not before.retired:
+                raise TakenNameError(f"gateway {gateway} is in the registry already")
+            del row["gateway"]
+            self._change(gateway, **row)
+            return before
+
+    def get(self, gateway: str) -> GatewayRecord:
+        """One gateway. Raises `UnknownGatewayError` where nobody has added it."""
+        query = sa.select(gateways).where(gateways.c.gateway == gateway)
+        with self._store.reading() as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            raise UnknownGatewayError(
+                f"the registry has no gateway {gateway}; `tinyfleet gateways list` has all"
+            )
+        return GatewayRecord(**row._mapping)
+
+    def retire(self, gateway: str) -> None:
+        """It takes part in nothing any more, and what only it has heard of devices is forgotten."""
+        self.get(gateway)
+        with self._store.writing():
+            self._change(gateway, retired=True, problem="")
+            self.forget_devices(gateway)
+
+    def forget_devices(self, gateway: str) -> None:
+        """What a retired gateway was the last to tell of devices counts as not heard."""
+        gone = sa.select(gateways.c.gateway).where(
+            gateways.c.gateway == gateway, gateways.c.retired
+        )
+        unheard = dict.fromkeys(Observed.model_fields)
+        with self._store.writing() as connection:
+            connection.execute(
+                sa.update(registry).where(registry.c.gateway.in_(gone)).values(unheard)
+            )
+
+    def retired(self) -> frozenset[str]:
+        """The names of those that are."""
+        query = sa.select(gateways.c.gateway).where(gateways.c.retired)
+        with self._store.reading() as connection:
+            return frozenset(connection.execute(query).scalars())
 
     def list(self) -> tuple[GatewayRecord, ...]:
         """All, by name."""
@@ -79,6 +131,11 @@ class Gateways:
         """What it says makes no sense."""
         self._change(gateway, problem=problem)
 
+    def seen_though_retired(self, gateway: str) -> None:
+        """It should be gone, and has just dialled in."""
+        problem = "it is retired and still dials in: stop it, or add it again"
+        self._change(gateway, last_seen=self._store.clock.wall(), problem=problem)
+
     def _change(self, gateway: str, **values: object) -> None:
         with self._store.writing() as connection:
             connection.execute(
@@ -89,7 +146,8 @@ class Gateways:
 class Logins:
     """Who may log in at which site's broker. Only hashes of passwords are kept.
 
-    Every change has a revision, so that a site can be told what has changed since.
+    Every change has a revision, so that a site can be told what has changed since. Somebody is let
+    in at one site: whoever is granted another one isn't at the one before any more.
     """
 
     def __init__(self, store: SqlStore) -> None:
@@ -105,24 +163,48 @@ class Logins:
         self._set(list(hashes.items()), site, role)
 
     def revoke(self, name: str) -> None:
-        """Let somebody in no more."""
+        """Let somebody in no more, wherever they were."""
         with self._store.writing() as connection:
-            connection.execute(
-                sa.update(access)
-                .where(access.c.name == name)
-                .values(hash=None, revision=self._next(connection))
-            )
+            self._take_away(connection, self._next(connection), [name], "")
 
     def _set(self, hashes: list[tuple[str, str | None]], site: str, role: str) -> None:
         with self._store.writing() as connection:
             revision = self._next(connection)
+            # Somebody who was at another site before is let in there no more.
+            names = [name for name, _ in hashes]
+            revision = self._take_away(connection, revision, names, site)
             rows = [
                 {"name": name, "site": site, "role": role, "hash": hash, "revision": revision + at}
                 for at, (name, hash) in enumerate(hashes)
             ]
-            statement = self._store.replacing(access, "site", "role", "hash", "revision")
-            for first in range(0, len(rows), 1000):
-                connection.execute(statement, rows[first : first + 1000])
+            statement = self._store.replacing(access, "role", "hash", "revision")
+            for first in range(0, len(rows), _AT_ONCE):
+                connection.execute(statement, rows[first : first + _AT_ONCE])
+
+    def _take_away(
+        self, connection: sa.Connection, revision: int, names: Sequence[str], but: str
+    ) -> int:
+        """Revoke names at all sites but one, each change with a revision; gives the next one."""
+        statement = (
+            sa.update(access)
+            .where(access.c.name == sa.bindparam("who"), access.c.site == sa.bindparam("at"))
+            .values(hash=None, revision=sa.bindparam("number"))
+        )
+        for first in range(0, len(names), _AT_ONCE):
+            query = sa.select(access.c.name, access.c.site).where(
+                access.c.name.in_(names[first : first + _AT_ONCE]),
+                access.c.site != but,
+                access.c.hash.is_not(None),
+            )
+            found = connection.execute(query.order_by(access.c.revision)).all()
+            rows = [
+                {"who": name, "at": site, "number": revision + at}
+                for at, (name, site) in enumerate(found)
+            ]
+            if rows:
+                connection.execute(statement, rows)
+            revision += len(rows)
+        return revision
 
     def _next(self, connection: sa.Connection) -> int:
         if connection.dialect.name == "postgresql":

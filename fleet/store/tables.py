@@ -195,8 +195,9 @@ access = Table(
     "access",
     metadata,
     # Of a broker: devices and gateways with the hash of their password, null when it is taken away.
+    # Whoever has moved on stays so at the site where they were: it may not have heard of it yet.
     Column("name", Text, primary_key=True),
-    Column("site", Text, nullable=False),
+    Column("site", Text, primary_key=True),
     Column("role", Text, nullable=False),
     Column("hash", Text),
     Column("revision", BigInteger, nullable=False),

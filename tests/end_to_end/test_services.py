@@ -40,7 +40,7 @@ class Services:
     folder: Path
     store: SqlStore
     secret: str
-    superlink_port: int
+    superlink: SuperLinkSettings
     running: dict[str, tuple[subprocess.Popen[bytes], Client]] = field(default_factory=dict)
 
     def serve(self, name: str) -> Client:
@@ -50,7 +50,7 @@ class Services:
             fleet="test",
             store="sqlite:///store.sqlite",
             api=ApiSettings(port=port),
-            superlink=SuperLinkSettings(port=self.superlink_port),
+            superlink=self.superlink,
         ).write(path)
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
@@ -78,7 +78,7 @@ class Services:
             process.send_signal(signal.SIGTERM)
         for process, _ in self.running.values():
             assert process.wait(60) == 0
-        left = processes.running("flower-superlink", str(self.folder))
+        left = processes.running("superlink", str(self.folder / "flower"))
         assert not left, "a service that was told to stop has left its SuperLink behind"
 
 
@@ -98,7 +98,7 @@ def services() -> Iterator[Services]:
         stack.callback(store.close)
         _, secret = Tokens(store).issue("test", "admin", 86_400)
         port = free_port()
-        found = Services(folder, store, secret, port)
+        found = Services(folder, store, secret, SuperLinkSettings(port=port))
         for gateway in ("g1", "g2"):
             Gateways(store).add(gateway, f"site-{gateway}")
             devices = [
@@ -158,7 +158,7 @@ def test_campaigns_at_once_end_right_and_a_second_service_goes_on_where_the_firs
     )
     services.kill("first")
     # The machine of the first service has gone.
-    processes.kill("flwr-serverapp", f"127.0.0.1:{services.superlink_port}")
+    processes.kill("flwr-serverapp", f"127.0.0.1:{services.superlink.port}")
     wait_for_service(
         lambda: all(second.campaign(one).state in ENDED_STATES for one in campaigns),
         lambda: services.log("second"),

@@ -71,6 +71,7 @@ def campaign_file(folder: Path, **fields: Any) -> Path:
         ("devices retire d0", "device"),
         ("gateways list", "gateways"),
         ("gateways add g9 --at home", "gateway"),
+        ("gateways retire gw1", "gateway"),
         ("models list", "models"),
         ("models show small", "model"),
         ("models compare small:1 small:1", "comparison"),

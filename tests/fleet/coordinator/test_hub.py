@@ -207,6 +207,89 @@ def test_a_device_that_was_erased_is_not_told_to_those_that_join_after(world: Wo
     assert devices(inbox(world.hub.channel(A))) == []
 
 
+def test_a_retired_gateway_is_everybodys_loss_at_once(world: World) -> None:
+    world.registers("cow", "hen")
+    for gateway in ("g1", "g2"):
+        world.gateways.add(gateway, "barn")
+    channel = world.hub.channel(A)
+    world.transport.hears("g2", "hen", battery_percent=50)
+    world.transport.hears("g1", "cow", "hen")
+    world.hub.step()
+    inbox(channel)
+    world.gateways.retire("g1")
+    world.clock.sleep(1.0)
+    world.hub.step()
+    (told,) = inbox(channel)
+    assert (told.gateway, told.error, told.is_odd) == ("g1", "it was retired", True)
+    assert channel.gateways() == {"g2"}
+    assert devices(inbox(world.hub.channel(B))) == ["hen"]
+    # What another gateway knows holds.
+    assert world.registry.get("cow").observed is None
+    known = world.registry.get("hen").observed
+    assert known is not None
+    assert (known.gateway, known.battery_percent) == ("g2", 50)
+
+
+def test_a_retired_gateway_that_dials_in_is_left_alone_and_shown(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.registers("cow")
+    world.gateways.add("g1", "barn")
+    world.gateways.retire("g1")
+    hub = Hub(world.transport, world.store, world.clock)
+    channel = hub.channel(A)
+    inbox(channel)
+    for _ in range(2):
+        world.transport.hears("g1", "cow")
+        world.transport.replies.append(Reply("g1", (A, 1), started=StartAnswer(state="running")))
+        hub.step()
+        world.clock.sleep(60.0)
+    assert inbox(channel) == []
+    assert "g1" not in [gateway for gateway, *_ in world.transport.sent]
+    assert world.registry.get("cow").observed is None
+    (shown,) = world.gateways.list()
+    assert "still dials in: stop it, or add it again" in shown.problem
+    assert caplog.text.count("g1 is retired and dials in") == 1
+
+
+def test_a_round_at_a_gateway_that_was_retired_while_nobody_drove_goes_on_without_it(
+    world: World,
+) -> None:
+    world.gateways.add("g1", "barn")
+    world.gateways.retire("g1")
+    hub = Hub(world.transport, world.store, world.clock)
+    channels = {name: hub.channel(name) for name in (A, B)}
+    for channel in channels.values():
+        inbox(channel)
+    channels[A].send("g1", Operation.COLLECT, {"campaign": A, "round": 3, "cursor": 0})
+    hub.step()
+    (told,) = inbox(channels[A])
+    assert (told.gateway, told.round, told.is_odd) == ("g1", (A, 3), True)
+    assert inbox(channels[B]) == []
+
+
+def test_a_gateway_that_is_brought_back_is_heard_though_nothing_has_changed_there(
+    world: World,
+) -> None:
+    world.registers("cow")
+    world.gateways.add("g1", "barn")
+    world.transport.hears("g1", "cow")
+    world.hub.step()
+    world.gateways.retire("g1")
+    world.clock.sleep(1.0)
+    world.hub.step()
+    world.gateways.add("g1", "barn")
+    channel = world.hub.channel(A)
+    inbox(channel)
+    world.clock.sleep(60.0)
+    world.hub.step()
+    assert "g1" in [gateway for gateway, *_ in world.transport.sent]
+    world.transport.hears("g1")
+    world.hub.step()
+    assert devices(inbox(channel)) == ["cow"]
+    assert world.registry.get("cow").observed is not None
+
+
 def test_a_campaign_that_has_left_hears_nothing_and_stops_nobody(world: World) -> None:
     channels = {name: world.hub.channel(name) for name in (A, B)}
     world.hub.leave(A)
@@ -258,6 +341,32 @@ def test_a_gateway_that_keeps_a_brokers_users_is_told_of_changes_until_it_has_th
     world.clock.sleep(2.0)
     world.hub.step()
     assert told()[2:] == [{"entries": {"cow": None}, "cursor": 3}]
+
+
+def test_a_device_that_moved_is_taken_away_at_the_old_site_whenever_its_gateway_is_heard(
+    world: World,
+) -> None:
+    operations, admin = Operations(world.store, "barn"), Actor("ann", "admin")
+    for gateway, site in (("g1", "north"), ("g2", "south")):
+        world.gateways.add(gateway, site)
+    cow = DeviceToAdd(device="cow", site="north")
+    operations.add_devices(admin, DevicesToAdd(devices=[cow]))
+    # The north's gateway has that, and is away then.
+    operations.retire_device(admin, "cow")
+    operations.erase_device(admin, "cow")
+    moved = cow.model_copy(update={"site": "south"})
+    operations.add_devices(admin, DevicesToAdd(devices=[moved]))
+    told: dict[str, Any] = {}
+    for gateway, known in (("g2", 0), ("g1", 1)):
+        hello = Hello(gateway=gateway, version=3, devices=[], rounds=[], access_cursor=known)
+        world.transport.replies = [Reply(gateway, hello=hello)]
+        world.hub.step()
+        world.clock.sleep(2.0)
+        world.hub.step()
+    for gateway, _, fields in world.transport.sent:
+        told |= {gateway: fields["access"]["entries"]} if "access" in fields else {}
+    assert told["g1"] == {"cow": None}
+    assert told["g2"]["cow"]["role"] == "device"
 
 
 def test_a_gateway_is_told_hashes_and_never_a_password(world: World) -> None:
@@ -405,3 +514,27 @@ def test_a_campaign_that_joins_while_another_waits_is_not_held_up_by_it(
     fleet.store.ask(waiting, "stop")
     thread.join(PATIENCE_SECONDS)
     assert fleet.store.campaign(waiting).state == "cancelled"
+
+
+def test_a_campaign_goes_on_without_a_gateway_that_is_retired_in_the_middle_of_a_round(
+    fleet: StagedFleet, running: Running
+) -> None:
+    gateways = Gateways(fleet.store)
+    for gateway in fleet.gateways:
+        gateways.add(gateway, "barn")
+    name = fleet.campaign(EVERYBODY, base="", min_devices=4, deadline_seconds=86_400)
+    fleet.gateways["g1"].round_seconds = float("inf")
+    states: list[str] = []
+    thread = threading.Thread(target=lambda: states.extend(running.drive(name)))
+    thread.start()
+    wait_until(lambda: fleet.store.rounds(name), "the round to begin")
+    gateways.retire("g1")
+    thread.join(PATIENCE_SECONDS)
+    assert states == ["finished"]
+    assert fleet.store.quarantined(name) == {"g1": "it was retired"}
+    assert fleet.store.round(name, 0).result["lost"] == {"g1": "it was retired"}
+    # Whoever begins after that doesn't know of it.
+    after = fleet.campaign(EVERYBODY, base="", min_devices=4)
+    assert running.drive(after) == ["finished"]
+    assert {one[:2] for names in fleet.asked(after).values() for one in names} == {"g2"}
+    assert fleet.store.quarantined(after) == {}

@@ -14,6 +14,8 @@ store = "data/north.sqlite"
 socket = "north.sock"
 device_prefix = "cow-"
 devices = ["pig"]
+superlink_ca = "ca.crt"
+superlink_key = "north.node"
 [broker]
 port = 1884
 user = "north"
@@ -33,6 +35,8 @@ def test_paths_are_relative_to_the_file_and_settings_come_back(tmp_path: Path) -
     assert settings.store == tmp_path / "data" / "north.sqlite"
     assert settings.broker.password_file == tmp_path / "north.password"
     assert settings.broker.folder == tmp_path / "broker"
+    assert settings.superlink_ca == tmp_path / "ca.crt"
+    assert settings.superlink_key == tmp_path / "north.node"
     again = tmp_path / "again.toml"
     settings.write(again)
     assert GatewaySettings.read(again) == settings

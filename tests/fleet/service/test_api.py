@@ -225,6 +225,7 @@ WRITES: dict[str, tuple[str, str, Any]] = {
     "devices.retire": ("POST", "/v1/devices/d0/retire", {}),
     "devices.label": ("PATCH", "/v1/devices/d0/labels", {"labels": {"line": "c"}}),
     "gateways.add": ("POST", "/v1/gateways", {"gateway": "gw2", "site": "home"}),
+    "gateways.retire": ("POST", "/v1/gateways/gw1/retire", {}),
     "tokens.issue": ("POST", "/v1/tokens", NEW_TOKEN),
     "campaigns.start": (
         "POST",
@@ -432,6 +433,12 @@ def test_figures_are_those_of_the_fleet(site: Site) -> None:
     assert found["tinyfleet_api_requests_total", asked] == 1
     brewed = (("method", "other"), ("path", "unknown"), ("status", "404"))
     assert found["tinyfleet_api_requests_total", brewed] == 1
+
+
+def test_a_retired_gateway_is_no_figure_and_is_not_waited_for(site: Site) -> None:
+    site.client().retire_gateway("gw1")
+    assert not [name for name, _ in _figures(site) if name == "tinyfleet_gateway_age_seconds"]
+    assert site.client().ready().gateways == {}
 
 
 def test_a_store_that_is_away_is_told_as_what_it_is(site: Site) -> None:

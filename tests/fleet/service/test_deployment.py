@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from fleet.coordinator.settings import CoordinatorSettings
-from fleet.errors import ConfigurationError
+from fleet.errors import ConfigurationError, ServiceError
 from fleet.gateway.config import GatewaySettings
+from fleet.service import deployment
 from fleet.service.deployment import Deployment, init, token_of
 from fleet.store import Audit, Gateways, SqlStore, Tokens
+from tests.fleet.service.conftest import Site
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +98,23 @@ def test_the_store_knows_the_gateways_and_the_administrator(folder: Path) -> Non
         f"token:{token.token}",
     )
     store.close()
+
+
+def test_a_retired_gateway_is_not_waited_for(
+    folder: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list(Deployment.read(folder).gateways)
+    for name in names:
+        site.operations.gateways.add(name, "north")
+        site.operations.gateways.seen(name)
+    monkeypatch.setattr(deployment, "processes", lambda _: {})
+    monkeypatch.setattr(deployment, "connect", lambda _: site.client())
+    monkeypatch.setattr(deployment, "UP_SECONDS", 0.0)
+    deployment.up(folder)
+    site.client().retire_gateway(names[0])
+    told: list[tuple[str, int, int]] = []
+    deployment.up(folder, lambda *one: told.append(one))
+    assert told == [("waiting for gateways", len(names) - 1, len(names) - 1)]
+    site.operations.gateways.add(names[0], "north")  # it is back, and wasn't heard yet
+    with pytest.raises(ServiceError, match=f"still missing: {names[0]}"):
+        deployment.up(folder)

@@ -7,10 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from fleet.errors import ConflictError, ModelStoreError, StoreError, TakenNameError
+from fleet.errors import (
+    ConflictError,
+    ModelStoreError,
+    NotKnownError,
+    StoreError,
+    TakenNameError,
+)
 from fleet.service.operations import Actor
 from fleet.service.schema import (
     CampaignToStart,
+    DevicesToAdd,
+    DeviceToAdd,
     GatewayToAdd,
     TokenToIssue,
     VersionToAdd,
@@ -135,6 +143,34 @@ def test_a_device_and_a_gateway_never_share_a_name(site: Site) -> None:
     with pytest.raises(TakenNameError, match="gw1 is in the registry already"):
         ops.add_gateway(ANN, GatewayToAdd(gateway="gw1", site="home"))
     assert ops.logins.changes("home", 0) == before
+
+
+def test_a_retired_gateway_has_no_login_and_is_brought_back_with_another(site: Site) -> None:
+    ops = site.operations
+    with pytest.raises(NotKnownError, match="no gateway gw9"):
+        ops.retire_gateway(ANN, "gw9")
+    for site_of in ("home", "yard"):  # the second time it is at another site
+        first = ops.add_gateway(ANN, GatewayToAdd(gateway="gw2", site=site_of))
+        view = ops.retire_gateway(ANN, "gw2")
+        assert (view.site, view.retired) == (site_of, True)
+        assert [one.hash for one in ops.logins.changes(site_of, 0) if one.name == "gw2"] == [None]
+    again = ops.add_gateway(ANN, GatewayToAdd(gateway="gw2", site="home"))
+    assert again.password != first.password
+    assert [one.retired for one in ops.list_gateways(ANN).gateways if one.gateway == "gw2"] == [
+        False
+    ]
+    entries = ops.audit_page(ANN, object="gateway:gw2").audit
+    assert [(one.action, one.before, one.after) for one in entries] == [
+        ("gateways.add", None, {"site": "home"}),
+        ("gateways.retire", {"site": "home", "retired": False}, {"retired": True}),
+        ("gateways.add", {"site": "home", "retired": True}, {"site": "yard"}),
+        ("gateways.retire", {"site": "yard", "retired": False}, {"retired": True}),
+        ("gateways.add", {"site": "yard", "retired": True}, {"site": "home"}),
+    ]
+    # Its name stays its own meanwhile.
+    ops.retire_gateway(ANN, "gw2")
+    with pytest.raises(TakenNameError, match="gw2 is a gateway's name"):
+        ops.add_devices(ANN, DevicesToAdd(devices=[DeviceToAdd(device="gw2", site="home")]))
 
 
 def test_why_never_has_a_token_in_the_audit_log(site: Site) -> None:

@@ -46,6 +46,7 @@ TABLE = {
     "POST /v1/devices/{device}/rotate": Cell(OPERATORS, values=DEVICE),
     "GET /v1/gateways": Cell(EVERYBODY),
     "POST /v1/gateways": Cell(ADMINS, {"gateway": "gw2", "site": "home"}),
+    "POST /v1/gateways/{gateway}/retire": Cell(ADMINS, values={"gateway": "gw1"}),
     "GET /v1/models": Cell(EVERYBODY),
     "POST /v1/models": Cell(
         OPERATORS,

@@ -80,9 +80,7 @@ def test_a_leader_beats_however_long_its_superlink_takes_to_start(
 
     class Slow:
         address = "h:1"
-
-        def __init__(self, *_: Any, **__: Any) -> None:
-            pass
+        ca = None
 
         def start(self) -> None:
             first = term.seen()[1]
@@ -91,7 +89,7 @@ def test_a_leader_beats_however_long_its_superlink_takes_to_start(
             is_stopping.set()
             raise serve.StoreError("that is enough")
 
-    monkeypatch.setattr(serve, "SuperLink", Slow)
+    monkeypatch.setattr(serve, "superlink_of", lambda _: Slow())
     leader.run(is_stopping)
     assert beats
 
@@ -104,16 +102,14 @@ def test_a_leader_whose_term_was_taken_while_a_superlink_started_does_not_lead(
 
     class Slow:
         address = "h:1"
-
-        def __init__(self, *_: Any, **__: Any) -> None:
-            pass
+        ca = None
 
         def start(self) -> None:
             Term(store, serve.SERVICE, "another").take()
             wait_until(lambda: leader._superseded is not None, "the leader to notice")
             is_stopping.set()
 
-    monkeypatch.setattr(serve, "SuperLink", Slow)
+    monkeypatch.setattr(serve, "superlink_of", lambda _: Slow())
     monkeypatch.setattr(serve, "Control", lambda *_: kept.append("led"))
     leader.run(is_stopping)
     assert (kept, leader.is_leading, leader.problems()) == ([], False, [])

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fleet.clock import VirtualClock
-from fleet.errors import RegistryError
+from fleet.errors import NotKnownError, RegistryError
 from fleet.registry import NewDevice
 from fleet.store import GatewayRecord, Gateways, Login, Logins, Registry, SqlStore
 from fleet.store.gateways import DEVICE, GATEWAY
+from tests.fleet.store.test_registry import heard
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
@@ -34,6 +35,43 @@ def test_a_gateway_is_added_once_and_known_by_its_site(store: SqlStore) -> None:
         GatewayRecord("g2", "barn", 1_700_000_000.0),
     )
     assert (gateways.site_of("g2"), gateways.site_of("g9")) == ("barn", None)
+
+
+def test_a_retired_gateway_keeps_its_record_until_it_is_brought_back(store: SqlStore) -> None:
+    gateways = Gateways(store)
+    gateways.add("g", "barn")
+    gateways.seen("g")
+    gateways.note_problem("g", "speaks Latin")
+    gateways.retire("g")
+    gone = GatewayRecord("g", "barn", 1_700_000_000.0, True, 1_700_000_000.0)
+    assert (gateways.get("g"), gateways.retired()) == (gone, {"g"})
+    store.clock.sleep(9.0)
+    gateways.seen_though_retired("g")
+    before = gateways.get("g")
+    assert (before.last_seen, before.problem[:33]) == (
+        1_700_000_009.0,
+        "it is retired and still dials in:",
+    )
+    assert gateways.add("g", "field") == before
+    assert gateways.list() == (GatewayRecord("g", "field", 1_700_000_009.0),)
+    assert gateways.retired() == frozenset()
+    with pytest.raises(RegistryError, match="g is in the registry already"):
+        gateways.add("g", "field")
+    with pytest.raises(NotKnownError, match="no gateway other"):
+        gateways.retire("other")
+
+
+def test_what_only_a_retired_gateway_has_heard_is_not_heard(store: SqlStore) -> None:
+    gateways, registry = Gateways(store), Registry(store)
+    registry.add([NewDevice(device=one, site="barn") for one in ("cow", "hen")])
+    registry.observe({"cow": heard(gateway="g1"), "hen": heard(gateway="g2")})
+    gateways.add("g1", "barn")
+    gateways.forget_devices("g1")  # it isn't retired
+    assert registry.get("cow").observed is not None
+    gateways.retire("g1")
+    assert registry.get("cow").observed is None
+    assert registry.get("hen").observed is not None
+    assert registry.presence() == {("barn", "unknown"): 1, ("barn", "yes"): 1}
 
 
 def test_a_problem_stays_until_what_a_gateway_says_makes_sense_again(store: SqlStore) -> None:
@@ -95,6 +133,50 @@ def test_a_site_hears_of_whoever_was_added_after_the_newest_change_was_erased(
     logins.grant("hen", "barn", DEVICE, "h2")
     assert [one.name for one in logins.changes("barn", heard)] == ["hen"]
     assert [one.name for one in logins.changes("barn", 0)] == ["cow", "hen"]
+
+
+def test_whoever_moves_to_another_site_is_taken_away_where_they_were(store: SqlStore) -> None:
+    logins = Logins(store)
+    logins.grant("cow", "barn", DEVICE, "h1")
+    logins.grant("cow", "field", DEVICE, "h2")
+    assert logins.changes("barn", 0) == (Login("cow", "device", None, 2),)
+    assert logins.changes("field", 0) == (Login("cow", "device", "h2", 3),)
+    # A password that is new at the same site is no move.
+    logins.grant("cow", "field", DEVICE, "h3")
+    assert logins.changes("barn", 2) == ()
+    # And back.
+    logins.grant("cow", "barn", DEVICE, "h4")
+    assert logins.changes("barn", 2) == (Login("cow", "device", "h4", 6),)
+    assert logins.changes("field", 4) == (Login("cow", "device", None, 5),)
+
+
+def test_a_device_that_was_erased_and_added_elsewhere_is_still_taken_away_where_it_was(
+    store: SqlStore,
+) -> None:
+    logins, registry = Logins(store), Registry(store)
+    registry.add([NewDevice(device="cow", site="barn")])
+    logins.grant("cow", "barn", DEVICE, "h1")
+    heard = logins.changes("barn", 0)[-1].revision
+    # The barn's gateway is away meanwhile.
+    logins.revoke("cow")
+    registry.erase("cow")
+    registry.add([NewDevice(device="cow", site="field")])
+    logins.grant("cow", "field", DEVICE, "h2")
+    assert [(one.name, one.hash) for one in logins.changes("barn", heard)] == [("cow", None)]
+    logins.revoke("cow")
+    assert [one.hash for one in logins.changes("field", 0)] == [None]
+
+
+def test_many_that_move_at_once_are_all_taken_away_page_by_page(store: SqlStore) -> None:
+    logins = Logins(store)
+    names = [f"d{number:04}" for number in range(1200)]
+    logins.grant_all(dict.fromkeys(names, "h"), "barn", DEVICE)
+    logins.grant_all(dict.fromkeys(names, "h"), "field", DEVICE)
+    for site, hash in (("barn", None), ("field", "h")):
+        found: list[Login] = []
+        while page := logins.changes(site, found[-1].revision if found else 0):
+            found += page
+        assert [(one.name, one.hash) for one in found] == [(one, hash) for one in names]
 
 
 def test_revisions_hide_no_change_however_many_are_made_at_once(store: SqlStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -20,7 +21,16 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from fleet.errors import StoreError
-from fleet.store import Lease, SqlStore, Store, SupersededError, WeightsVersion, sqlite_url
+from fleet.store import (
+    Lease,
+    Login,
+    Logins,
+    SqlStore,
+    Store,
+    SupersededError,
+    WeightsVersion,
+    sqlite_url,
+)
 from fleet.store.tables import metadata
 
 V0 = WeightsVersion(0, "00" * 32, b"blob-0", b"master-0")
@@ -344,13 +354,21 @@ def test_the_migrations_make_the_tables_that_the_store_uses(lasting: str) -> Non
     engine.dispose()
 
 
-def test_a_campaign_that_was_to_stop_still_is_after_the_migration(lasting: str) -> None:
-    engine = sa.create_engine(lasting)
+@contextlib.contextmanager
+def as_of(revision: str, url: str) -> Iterator[sa.Connection]:
+    """A transaction on a database that no later migration has seen."""
+    engine = sa.create_engine(url)
     with as_file(files("fleet.store") / "migrations") as folder, engine.begin() as connection:
         config = Config()
         config.set_main_option("script_location", str(folder))
         config.attributes["connection"] = connection
-        command.upgrade(config, "0002")
+        command.upgrade(config, revision)
+        yield connection
+    engine.dispose()
+
+
+def test_a_campaign_that_was_to_stop_still_is_after_the_migration(lasting: str) -> None:
+    with as_of("0002", lasting) as connection:
         for name, stops in (("c1", True), ("c2", False)):
             values = {"name": name, "stops": stops}
             connection.execute(
@@ -360,9 +378,27 @@ def test_a_campaign_that_was_to_stop_still_is_after_the_migration(lasting: str) 
                 ),
                 values,
             )
-    engine.dispose()
     store = SqlStore(lasting)
     assert [(one.id, one.wish) for one in store.campaigns()] == [("c1", "stop"), ("c2", "")]
+    store.close()
+
+
+def test_logins_are_the_same_after_the_migration_and_one_may_be_known_at_two_sites(
+    lasting: str,
+) -> None:
+    with as_of("0003", lasting) as connection:
+        connection.execute(
+            sa.text(
+                "INSERT INTO access (name, site, role, hash, revision) VALUES "
+                "('cow', 'barn', 'device', 'h1', 1), ('hen', 'barn', 'device', NULL, 2)"
+            )
+        )
+    store = SqlStore(lasting)
+    logins = Logins(store)
+    before = (Login("cow", "device", "h1", 1), Login("hen", "device", None, 2))
+    assert logins.changes("barn", 0) == before
+    logins.grant("cow", "field", "device", "h2")
+    assert [one.hash for one in logins.changes("barn", 2)] == [None]
     store.close()
 
 

@@ -1,0 +1,54 @@
+"""What a service is told, and what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fleet.coordinator.settings import CoordinatorSettings, LinkTls
+from fleet.errors import ConfigurationError
+
+PLAIN = 'fleet = "barn"\n[superlink]\n'
+TLS = 'certificate = "s.crt"\nkey = "s.key"\nca = "ca.crt"\n'
+KEYS = 'gateway_keys = "keys"\n'
+
+
+def read(folder: Path, superlink: str) -> CoordinatorSettings:
+    path = folder / "coordinator.toml"
+    path.write_text(PLAIN + superlink)
+    return CoordinatorSettings.read(path)
+
+
+def test_a_superlink_listens_on_loopback_without_tls_where_nothing_is_said(tmp_path: Path) -> None:
+    link = read(tmp_path, "port = 9092\n").superlink
+    assert (link.host, link.tls, link.gateway_keys) == ("127.0.0.1", None, None)
+
+
+def test_files_of_a_superlink_are_relative_to_the_settings(tmp_path: Path) -> None:
+    link = read(tmp_path, f'port = 9092\nhost = "0.0.0.0"\n{TLS}{KEYS}').superlink
+    assert link.tls == LinkTls(tmp_path / "s.crt", tmp_path / "s.key", tmp_path / "ca.crt")
+    assert link.gateway_keys == tmp_path / "keys"
+    attached = read(tmp_path, 'address = "h:1"\nca = "ca.crt"\n').superlink
+    assert (attached.address, attached.ca, attached.tls) == ("h:1", tmp_path / "ca.crt", None)
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ("", "either a port"),
+        ('port = 1\naddress = "h:1"\n', "either a port"),
+        ('address = "h:1"\nhost = "0.0.0.0"\n', "only its address and ca"),
+        ('address = "h:1"\nkey = "s.key"\n', "only its address and ca"),
+        ('port = 1\ncertificate = "s.crt"\nkey = "s.key"\n', "go together"),
+        ('port = 1\nca = "ca.crt"\n', "go together"),
+        ('port = 1\nhost = "0.0.0.0"\n', "in the clear.*Give certificate, key, ca"),
+        (f'port = 1\nhost = "10.0.0.5"\n{KEYS}', "more than this machine"),
+        (f'port = 1\nhost = "0.0.0.0"\n{TLS}', "anybody could be a gateway"),
+    ],
+)
+def test_a_superlink_that_others_could_use_is_refused_with_what_to_do(
+    tmp_path: Path, said: str, problem: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=problem):
+        read(tmp_path, said)
