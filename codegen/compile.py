@@ -447,7 +447,7 @@ def _manifest(
         logit_scale=graph.tensors[head.input].scale * head.weight_scale / 256,
     )
     factory = WeightsInfo(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), file=WEIGHTS)
-    info = BoardInfo(name=board.name)
+    info = BoardInfo(name=board.name, active_milliwatts=board.active_milliwatts)
     plans = [
         PlanInfo(
             id=program.plan.id,

@@ -104,6 +104,8 @@ class Board(_Frozen):
     fpu: str
     dsp: bool
     clock_hz: Positive
+    active_milliwatts: Positive | None = None
+    """What the microcontroller takes while it computes at this clock; None where nobody knows."""
     port: str
     sram: Sram
     sram_limit_bytes: Positive

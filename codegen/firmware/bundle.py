@@ -17,7 +17,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from codegen.errors import BudgetError, BundleError
 from codegen.firmware.boards import Board, FlashName, load_board
@@ -71,9 +78,17 @@ class ModelInfo(_Strict):
 
 
 class BoardInfo(_Strict):
-    """The board that the bundle was made for."""
+    """The board that the bundle was made for.
+
+    ``active_milliwatts`` isn't written where it isn't known: manifests of before it have a digest.
+    """
 
     name: str
+    active_milliwatts: Annotated[int, Field(gt=0)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_far_as_known(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if value is not None}
 
 
 class WeightsInfo(_Strict):
@@ -406,7 +421,7 @@ def bundle_id(
     return hashlib.sha256(
         canonical_json(
             {
-                "board": board.model_dump(mode="json"),
+                "board": {"name": board.name},
                 "model": model.model_dump(mode="json"),
                 "tensors": [tensor.model_dump(mode="json") for tensor in tensors],
                 "weights": weights.model_dump(mode="json"),

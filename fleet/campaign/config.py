@@ -142,6 +142,19 @@ class Retry(BaseModel):
     backoff_seconds: Annotated[float, Field(ge=0.0)] = 0.0
 
 
+class TaskPace(BaseModel):
+    """How fast a round's tasks go out to devices."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    spread_seconds: Annotated[float, Field(ge=0.0, le=fields.MAX_DELAY_SECONDS)] = 0.0
+    """At random moments of so many seconds, so that not all devices start at once."""
+    site_bytes_per_hour: Annotated[int, Field(ge=1)] | None = None
+    """So much of the campaign's traffic goes over a site's link at most: the weights of each device
+    down and its delta up, at `delta_bits_per_value`. Gateways whose site isn't known have a link
+    each."""
+
+
 class CampaignConfig(RoundParameters):
     """Rounds, cohort, hyper-parameters and limits of a campaign."""
 
@@ -158,6 +171,8 @@ class CampaignConfig(RoundParameters):
     """Nothing begins before somebody else than the author has approved it."""
     windows: tuple[Window, ...] = ()
     """When rounds may begin; at any time where empty."""
+    pace: TaskPace = TaskPace()
+    """A round takes longer by the time until its last task goes out."""
     retry: Retry = Retry()
     retries: Mapping[str, Retry] = {}
     """The same for certain reasons: those that devices decline with, `no-report` for silence."""
@@ -193,7 +208,7 @@ class CampaignConfig(RoundParameters):
     uplink_share: Share = 0.25
     """The delta's time on the link may take up to this share of the deadline."""
     delta_bits_per_value: Annotated[float, Field(gt=0.0, le=1000.0)] = 12.0
-    """Assumed size of a coded delta value, for `uplink_share` only."""
+    """Assumed size of a coded delta value, for `uplink_share`, `pace` and plans."""
 
     min_devices: Count = 1
     """A round begins when so many target devices are online…"""

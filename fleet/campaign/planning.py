@@ -7,7 +7,6 @@ themselves, and a coordinator that was killed draws it again.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple
 from fleet.aggregation.mean import EXACT_LIMIT, UNITS_PER_STEP
 from fleet.campaign.answers import DeviceEntry
 from fleet.campaign.config import CampaignConfig
+from fleet.campaign.draws import draw
+from fleet.campaign.pacing import Load, delays, site_name, task_bytes
 from fleet.errors import CampaignError, LeasedError
 from fleet.protocol import fields
 from fleet.protocol.fields import Name
@@ -70,7 +71,8 @@ class Assignment:
     """One device's part in a round; `plan_reason` says why it is this plan and no larger one.
 
     `train_samples` is what the device had announced, `lease` the number that its task carries,
-    `weights` the version that it begins with, where that is another than the round's.
+    `weights` the version that it begins with, where that is another than the round's,
+    `delay_seconds` the time from the round's start until the task goes out.
     """
 
     device: str
@@ -81,6 +83,7 @@ class Assignment:
     train_samples: int = 0
     lease: int = 0
     weights: str = ""
+    delay_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,10 @@ class RoundPlan:
         """The gateways that have a part in this round, in order of name."""
         return tuple(sorted({one.gateway for one in self.assignments}))
 
+    def seconds(self, deadline_seconds: float) -> float:
+        """How long it takes at most: each device has the deadline from its task on."""
+        return deadline_seconds + max((one.delay_seconds for one in self.assignments), default=0.0)
+
 
 def schedule(config: CampaignConfig) -> tuple[Step, ...]:
     """Every round, in order: per stage scores of the base, training, scores of the candidate, its
@@ -141,14 +148,9 @@ def schedule(config: CampaignConfig) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _draw(*parts: object) -> int:
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
 def round_seed(seed: int, number: int) -> int:
     """Seed of a round's tasks, 32 bits."""
-    return _draw("tinyfleet-round-seed", seed, number) & 0xFFFFFFFF
+    return draw("tinyfleet-round-seed", seed, number) & 0xFFFFFFFF
 
 
 def deal_stages(
@@ -161,7 +163,7 @@ def deal_stages(
     """
     groups: dict[str, list[tuple[int, str]]] = {}
     for name, stratum in strata.items():
-        drawn = _draw("tinyfleet-stage", config.seed, name)
+        drawn = draw("tinyfleet-stage", config.seed, name)
         groups.setdefault(stratum, []).append((drawn, name))
     places: list[tuple[float, int, str]] = []
     for members in groups.values():
@@ -184,7 +186,7 @@ def deal_stages(
 
 def select_cohort(seed: int, number: int, names: Iterable[str], size: int) -> tuple[str, ...]:
     """`size` of the names (all where there are fewer), sorted: those that draw lowest."""
-    drawn = sorted((_draw("tinyfleet-cohort", seed, number, name), name) for name in set(names))
+    drawn = sorted((draw("tinyfleet-cohort", seed, number, name), name) for name in set(names))
     return tuple(sorted(name for _, name in drawn[:size]))
 
 
@@ -365,12 +367,14 @@ def plan_round(
     members: Members | None = None,
     stage: int = 0,
     training_round: int = 0,
+    sites: Mapping[str, str] | None = None,
 ) -> RoundPlan:
     """The round's plan. Scoring rounds take every eligible device, without over-selection.
 
     `leases` are the lease numbers of the devices that the campaign may task; `members` those that
     may take part at all (all that match the target where None). `training_round`
-    counts those of the stage. Raises `CampaignError` where no device is eligible.
+    counts those of the stage; `sites` are those of gateways, as far as they are known. Raises
+    `CampaignError` where no device is eligible, or tasks would be held back for too long.
     """
     assignments, skipped = eligible(config, devices, manifests, members)
     ready = len(assignments)
@@ -389,11 +393,14 @@ def plan_round(
     else:
         cohort = tuple(sorted(assignments))
         wanted = len(cohort)
+    asked_now = [assignments[name] for name in cohort]
+    held_back = delays(config, number, loads_of(config, kind, manifests, sites or {}, asked_now))
     chosen = tuple(
         replace(
             assignments[name],
             lease=leases[name],
             weights=members.weights.get(name, "") if members else "",
+            delay_seconds=held_back[name],
         )
         for name in cohort
     )
@@ -412,6 +419,24 @@ def plan_round(
         stage=stage,
         training_round=training_round,
     )
+
+
+def loads_of(
+    config: CampaignConfig,
+    kind: RoundKind,
+    manifests: Mapping[str, Manifest],
+    sites: Mapping[str, str],
+    assignments: Iterable[Assignment],
+) -> list[Load]:
+    """What devices with these assignments bring to the links of their gateways' `sites`."""
+    return [
+        Load(
+            one.device,
+            site_name(one.gateway, sites.get(one.gateway)),
+            task_bytes(config, manifests[one.bundle], one.plan, trains=kind is RoundKind.TRAIN),
+        )
+        for one in assignments
+    ]
 
 
 def bounds_for_cohort(manifest: Manifest, plan: PlanEntry, weight: int) -> list[list[int]]:
@@ -444,11 +469,13 @@ def start_request(
     mine = [one for one in plan.assignments if one.gateway == gateway]
     weight = cohort_weight(config, plan)
     sizes: dict[str, dict[str, Any]] = {}
-    devices: dict[tuple[str, str], dict[str, list[int]]] = {}
+    devices: dict[tuple[str, str], dict[str, list[float]]] = {}
     for one in mine:
         begins_with = one.weights or plan.weights
         of = devices.setdefault((one.plan, begins_with), {})
         of[one.device] = [one.lease, most_samples(one)]
+        if one.delay_seconds:
+            of[one.device].append(one.delay_seconds)
         if one.plan in sizes:
             continue
         manifest = manifests[one.bundle]

@@ -47,6 +47,7 @@ from fleet.protocol.manifest import Manifest
 from fleet.store import (
     ENDED_STATES,
     Events,
+    Gateways,
     Models,
     Registry,
     RoundSummary,
@@ -465,11 +466,7 @@ class CampaignDriver:
         ready, _ = eligible(self._config, devices, self._manifests, members)
         seen = {one.device: one.lease for one in devices if one.device in ready}
         leases = self._store.take_leases(self._campaign, self._driver, seen)
-        mine = {
-            device: lease.number
-            for device, lease in leases.items()
-            if lease.campaign == self._campaign
-        }
+        mine = {name: of.number for name, of in leases.items() if of.campaign == self._campaign}
         return plan_round(
             self._config,
             step.number,
@@ -481,6 +478,7 @@ class CampaignDriver:
             members,
             step.stage,
             step.training_round,
+            Gateways(self._store).sites(),
         )
 
     # Devices
@@ -534,7 +532,7 @@ class CampaignDriver:
         machine = RoundMachine(
             plan.gateways(),
             clock.monotonic(),
-            self._config.deadline_seconds,
+            plan.seconds(self._config.deadline_seconds),
             self._config.gateway_grace_seconds,
             self._pace.retry,
         )

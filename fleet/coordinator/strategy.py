@@ -107,7 +107,7 @@ class TinyfleetStrategy(Strategy):
                 self._manifests,
                 {self._version.sha256: self._version.blob},
             )
-            wait = self._config.deadline_seconds + 5.0
+            wait = plan.seconds(self._config.deadline_seconds) + 5.0
             # One message is all of a gateway's round here.
             payload = cbor2.dumps({"starts": [fields], "wait_seconds": wait, "all_pages": True})
             messages.append(

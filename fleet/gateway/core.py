@@ -197,7 +197,7 @@ class Core:
         found = self.logic.rounds.get(key)
         if found is None or not found.open:
             return  # it has ended meanwhile
-        left = found.deadline - self._clock.monotonic()
+        left = found.seconds_left(device, self._clock.monotonic())
         size = self.logic.blobs[found.spec.tasks[device].weights]
         task = found.spec.task(device, size, left)
         fleet, gateway = self.settings.fleet, self.settings.gateway

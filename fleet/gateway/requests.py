@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from fleet.errors import GatewayError
 from fleet.gateway.folds import Fold, Sums
@@ -31,17 +38,26 @@ class _Request(BaseModel):
 
 Lease = Annotated[int, fields.LEASE.field()]
 Samples = Annotated[int, fields.SAMPLES.field()]
+Delay = Annotated[float, Field(ge=0.0, le=fields.MAX_DELAY_SECONDS, allow_inf_nan=False)]
+
+
+def _with_delay(task: object) -> object:
+    return [*task, 0.0] if isinstance(task, list | tuple) and len(task) == 2 else task
 
 
 class Tasks(_Request):
     """What devices are to train and from which weights: a round has few pairs of these.
 
-    `devices`: for each its lease, and on how many samples it may train at most.
+    `devices`: for each its lease, on how many samples it may train at most, and for how long its
+    task is held back, which may be left out.
     """
 
     plan: HexDigest
     weights: HexDigest
-    devices: dict[Name, Annotated[tuple[Lease, Samples], Field(strict=False)]]
+    devices: dict[
+        Name,
+        Annotated[tuple[Lease, Samples, Delay], Field(strict=False), BeforeValidator(_with_delay)],
+    ]
 
 
 class PlanSize(_Request):
@@ -134,8 +150,8 @@ class StartRequest(RoundParameters):
         tasks = {}
         for of in self.tasks:
             plan, weights = bytes.fromhex(of.plan), bytes.fromhex(of.weights)
-            for device, (lease, samples) in of.devices.items():
-                tasks[device] = TaskSpec(plan, weights, lease, samples)
+            for device, asked in of.devices.items():
+                tasks[device] = TaskSpec(plan, weights, *asked)
         return RoundSpec(
             key=self.key,
             action=self.action,

@@ -26,7 +26,7 @@ QUIET_SECONDS = 2.0
 LOOK_SECONDS = 60.0
 # Twice what the longest round can take, so that weights outlive the rounds that start from them.
 # Ends what a gateway left behind that never came back.
-CHUNK_EXPIRY_SECONDS = 2 * fields.DEADLINE_SECONDS.most
+CHUNK_EXPIRY_SECONDS = 2 * (fields.MAX_DELAY_SECONDS + fields.DEADLINE_SECONDS.most)
 
 
 @dataclass
@@ -109,7 +109,11 @@ class Retained:
                     f"{chunk_count(self._blobs[weights], cut)} chunks"
                 ),
             ]
-        return actions + [act.PublishTask(found.key, device) for device in found.spec.tasks]
+        return actions + [
+            act.PublishTask(found.key, device)
+            for device, task in found.spec.tasks.items()
+            if not task.delay_seconds
+        ]
 
     def _is_of_another(self, weights: bytes, cut: int) -> bool:
         """Whether another gateway has these weights at the broker, cut in this way."""
@@ -222,7 +226,7 @@ class Retained:
         return [
             act.Unsubscribe(tuple(look.topics)),
             *self._put_back_chunks(look, now),
-            *self._put_back_tasks(look),
+            *self._put_back_tasks(look, now),
             *self._take_away_tasks(look),
         ]
 
@@ -244,12 +248,18 @@ class Retained:
             ]
         return actions
 
-    def _put_back_tasks(self, look: _Look) -> list[Action]:
+    def _put_back_tasks(self, look: _Look, now: Instant) -> list[Action]:
         actions: list[Action] = []
         for key, found in self._rounds.items():
             if not found.open:
                 continue
-            missing = [name for name in sorted(found.waiting) if look.tasks.get(name) != key]
+            missing = [
+                name
+                for name in sorted(found.waiting)
+                if look.tasks.get(name) != key
+                and found.due(name) <= now.monotonic
+                and found.seconds_left(name, now.monotonic) > 0
+            ]
             actions += [act.PublishTask(key, device) for device in missing]
             if missing:
                 actions.append(act.Log(f"{key}: {len(missing)} tasks put back", key=key))

@@ -104,6 +104,8 @@ class RoundLogic:
             if found.open:
                 self._open[key] = found
                 self._busy.update(dict.fromkeys(found.spec.tasks, key))
+                # What was due meanwhile may be at the broker already: the look finds what isn't.
+                found.take_due(now.monotonic)
         self._wall_offset = now.wall - now.monotonic
         self.retained.restore()
 
@@ -264,7 +266,6 @@ class RoundLogic:
         problem = plan.beyond_bounds(values)
         if problem:
             return self._refuse(device, header, Refusal("range", problem), now)
-        started = found.deadline - spec.parameters.deadline_seconds
         report = Report(
             device,
             task.plan,
@@ -278,7 +279,7 @@ class RoundLogic:
             header.loss_after_thousandths,
             header.coded_bytes,
             payload_bytes,
-            now.monotonic - started,
+            now.monotonic - found.due(device),
         )
         actions: list[Action] = [
             act.Accept(
@@ -336,7 +337,7 @@ class RoundLogic:
         }
         tasks = {name: of for name, of in request.spec.tasks.items() if name not in refused}
         spec = replace(request.spec, tasks=tasks)
-        seconds = spec.parameters.deadline_seconds
+        seconds = spec.seconds
         found = Round(spec, request.content, now.monotonic + seconds, refused)
         self.retained.check(found)
         actions: list[Action] = []
@@ -351,7 +352,8 @@ class RoundLogic:
             act.SaveRound(spec, found.content, refused, now.wall, now.wall + seconds),
             act.Log(
                 f"{spec.key} started: {len(tasks)} devices, {len(refused)} refused, "
-                f"{len(spec.plans)} plans, closes at {spec.target} deltas or after {seconds} s",
+                f"{len(spec.plans)} plans, {len(found.held_back)} held back, "
+                f"closes at {spec.target} deltas or after {seconds:g} s",
                 key=spec.key,
             ),
             *self.retained.started(found, now),
@@ -399,6 +401,8 @@ class RoundLogic:
     def tick(self, now: Instant) -> list[Action]:
         """Time has passed."""
         actions = [*self._note_wall_clock(now), *self._close_due(now)]
+        for key, found in self._open.items():
+            actions += [act.PublishTask(key, name) for name in found.take_due(now.monotonic)]
         looked = self.retained.looking
         actions += self.retained.tick(now)
         if looked and not self.retained.looking:

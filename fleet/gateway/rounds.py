@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -59,6 +59,12 @@ class TaskSpec(NamedTuple):
     weights: bytes
     lease: int
     most_samples: int
+    delay_seconds: float = 0.0
+    """From the round's start to its task."""
+
+    def encode(self) -> list[bytes | int | float]:
+        """Without a delay as before there were any, so that rounds of then have their content."""
+        return list(self if self.delay_seconds else self[:-1])
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,12 @@ class RoundSpec:
         """Versions that its tasks start from."""
         return frozenset(task.weights for task in self.tasks.values())
 
+    @cached_property
+    def seconds(self) -> float:
+        """How long the round may take: until the time of the last device is over."""
+        delays = (task.delay_seconds for task in self.tasks.values())
+        return max(delays, default=0.0) + self.parameters.deadline_seconds
+
     @property
     def trains(self) -> bool:
         """Whether devices are to train, or only to score."""
@@ -135,7 +147,7 @@ class RoundSpec:
                 *self.key,
                 self.action,
                 self.seed,
-                {device: list(task) for device, task in sorted(self.tasks.items())},
+                {device: task.encode() for device, task in sorted(self.tasks.items())},
                 {plan: [of.values, of.bounds] for plan, of in sorted(self.plans.items())},
                 self.parameters.model_dump(),
                 self.fold.model_dump(),
@@ -240,10 +252,14 @@ class Round:
     past: Tally = Tally()
     """What came of its devices, once it has ended."""
     weights: frozenset[bytes] = field(init=False)
+    held_back: deque[tuple[float, str]] = field(init=False)
+    """Delays of the devices whose tasks haven't gone out, the next one first."""
 
     def __post_init__(self) -> None:
         """Take what outlives the round from its tasks."""
         self.weights = self.spec.weights
+        delays = ((task.delay_seconds, device) for device, task in self.spec.tasks.items())
+        self.held_back = deque(sorted(one for one in delays if one[0]))
         if not self.open:
             self._forget_devices()
 
@@ -261,6 +277,21 @@ class Round:
     def waiting(self) -> set[str]:
         """Devices that have neither delivered nor declined."""
         return self.spec.tasks.keys() - self.accepted.keys() - self.declined.keys()
+
+    def due(self, device: str) -> float:
+        """When a device's task goes out, on the clock of `deadline`; its time counts from then."""
+        return self.deadline - self.spec.seconds + self.spec.tasks[device].delay_seconds
+
+    def seconds_left(self, device: str, now: float) -> float:
+        """How much of its time a device has left."""
+        return self.due(device) + self.spec.parameters.deadline_seconds - now
+
+    def take_due(self, now: float) -> list[str]:
+        """The devices whose tasks were held back until now; they aren't any more."""
+        found = []
+        while self.held_back and self.due(self.held_back[0][1]) <= now:
+            found.append(self.held_back.popleft()[1])
+        return found
 
     @property
     def settled(self) -> bool:
@@ -284,3 +315,4 @@ class Round:
     def _forget_devices(self) -> None:
         self.spec = replace(self.spec, tasks={})
         self.accepted, self.declined, self.partial = {}, {}, {}
+        self.held_back.clear()

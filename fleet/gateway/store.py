@@ -309,7 +309,7 @@ class RoundStore:
         for round_id, encoded, content, refused, state, deadline in rows:
             spec = RoundSpec.decode(encoded)
             # A wall clock that was set back while nothing ran can't give it more than it had.
-            left = min(max(0.0, deadline - now.wall), spec.parameters.deadline_seconds)
+            left = min(max(0.0, deadline - now.wall), spec.seconds)
             one = Round(
                 spec,
                 content,

@@ -139,6 +139,7 @@ BATTERY = uint8  # 0 … 100, 128 more while it charges; above: unknown
 SAMPLES = uint16
 
 LEARNING_RATE_ONE = 1 << 20  # of learning_rate_q20
+MAX_DELAY_SECONDS = 7 * 24 * 3600  # of a task, from its round's start
 MAX_LEARNING_RATE = LEARNING_RATE_Q20.most / LEARNING_RATE_ONE
 
 digest = bytes_of(DIGEST_BYTES, DIGEST_BYTES)

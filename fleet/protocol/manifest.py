@@ -131,9 +131,13 @@ class ModelEntry(_Model):
 
 
 class BoardEntry(_Model):
-    """The board that the bundle was compiled for."""
+    """The board that the bundle was compiled for.
+
+    `active_milliwatts` is what its microcontroller takes while it computes, where that is known.
+    """
 
     name: Name
+    active_milliwatts: Annotated[int, Field(ge=1)] | None = None
 
 
 class Manifest(_Model):

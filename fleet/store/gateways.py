@@ -123,6 +123,12 @@ class Gateways:
             found: str | None = connection.execute(query).scalar()
             return found
 
+    def sites(self) -> dict[str, str]:
+        """The site of each that was added."""
+        with self._store.reading() as connection:
+            rows = connection.execute(sa.select(gateways.c.gateway, gateways.c.site))
+            return {row.gateway: row.site for row in rows}
+
     def seen(self, gateway: str) -> None:
         """It has just been heard of, and what it says makes sense."""
         self._change(gateway, last_seen=self._store.clock.wall(), problem="")

@@ -117,9 +117,21 @@ class Models:
                     "created": now,
                 },
             )
+            self._note_power(connection, manifest, manifest_text)
             found = self._find(connection, model, sha256=digest)
             state = RELEASED if known is None else CANDIDATE
             return found or self._insert(connection, model, blob, None, source, state)
+
+    def _note_power(
+        self, connection: sa.Connection, manifest: Manifest, manifest_text: str
+    ) -> None:
+        """Take over what is said of a known bundle's board now, where nothing else has changed."""
+        where = bundles.c.bundle == manifest.bundle_id
+        known = Manifest.parse(
+            connection.execute(sa.select(bundles.c.manifest).where(where)).scalar_one()
+        )
+        if known != manifest and known.model_copy(update={"board": manifest.board}) == manifest:
+            connection.execute(sa.update(bundles).where(where).values(manifest=manifest_text))
 
     def add_version(
         self, model: str, blob: bytes, parent: int | None, source: str, state: str = CANDIDATE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,15 @@ from elftools.elf.elffile import ELFFile
 from codegen.compile import build_host_engine, compile_graph, compile_model
 from codegen.errors import BudgetError, BundleError, CalibrationError, CodegenError
 from codegen.firmware.boards import Board, load_board
-from codegen.firmware.bundle import Bundle, bundle_id, load_bundle, measure_image, write_bundle
+from codegen.firmware.bundle import (
+    BoardInfo,
+    Bundle,
+    bundle_id,
+    canonical_json,
+    load_bundle,
+    measure_image,
+    write_bundle,
+)
 from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Graph
@@ -135,6 +144,28 @@ def test_the_bundle_id_is_the_same_for_both_compilers_and_follows_the_specificat
     assert bundle_id(*parts, ids[:1]) != manifest.bundle_id
     assert bytes.fromhex(manifest.bundle_id) in bundle.firmware.read_bytes()
     assert bytes.fromhex(manifest.weights.sha256) in bundle.firmware.read_bytes()
+
+
+def test_a_boards_power_is_in_the_manifest_and_not_in_the_bundles_id(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    power = load_board("stm32f746").active_milliwatts
+    assert json.loads((bundle.path / "manifest.json").read_text())["board"] == {
+        "name": "stm32f746",
+        "active_milliwatts": power,
+    }
+    unknown = BoardInfo(name=manifest.board.name)
+    assert unknown.model_dump(mode="json") == {"name": "stm32f746"}
+    ids = [plan.id for plan in manifest.plans]
+    parts = (manifest.model, manifest.tensors, manifest.weights, ids)
+    assert bundle_id(unknown, *parts) == bundle_id(manifest.board, *parts) == manifest.bundle_id
+
+
+def test_a_bundle_of_before_boards_had_a_power_is_read(copy: Path) -> None:
+    old = json.loads((copy / "manifest.json").read_text())
+    del old["board"]["active_milliwatts"], old["sha256"]
+    digest = hashlib.sha256(canonical_json(old)).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps({**old, "sha256": digest}))
+    assert load_bundle(copy).manifest.board.active_milliwatts is None
 
 
 def everything() -> PlanSpec:

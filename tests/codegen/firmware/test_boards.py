@@ -53,6 +53,18 @@ def test_an_external_flash_has_sectors_of_one_size_and_is_listed_behind_the_inte
     assert list(load_board("stm32f407").flashes) == ["internal"]
 
 
+def test_what_a_board_takes_while_it_computes_may_be_left_out(tmp_path: Path) -> None:
+    assert load_board("stm32f407").active_milliwatts == 132
+    assert load_board("stm32f746").active_milliwatts == 248
+    file = tmp_path / "mine.json"
+    own = {key: value for key, value in description().items() if key != "active_milliwatts"}
+    file.write_text(json.dumps(own))
+    assert load_board(file).active_milliwatts is None
+    file.write_text(json.dumps(description(active_milliwatts=0)))
+    with pytest.raises(BoardError, match="active_milliwatts"):
+        load_board(file)
+
+
 def test_a_board_is_frozen() -> None:
     with pytest.raises(ValidationError):
         load_board("stm32f407").stack_bytes = 1  # type: ignore[misc]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -235,6 +236,55 @@ def test_start_requests_are_accepted_by_the_gateway_as_they_are() -> None:
         assert request == again
         tasks |= StartRequest.parse(request).spec.tasks.keys()
     assert tasks == {one.device for one in plan.assignments}
+
+
+def test_delays_are_a_rounds_own_and_go_to_gateways_with_the_tasks() -> None:
+    from fleet.gateway.requests import StartRequest
+
+    pace = {"spread_seconds": 60, "site_bytes_per_hour": 10_000_000}
+    config = CampaignConfig.model_validate({"name": "test", "pace": pace})
+    plan = plan_round(config, 1, RoundKind.TRAIN, fleet(9), MANIFESTS, WEIGHTS, leases(9))
+    assert RoundPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    planned = {one.device: one.delay_seconds for one in plan.assignments}
+    assert len(set(planned.values())) == 9
+    assert plan.seconds(100) == 100 + max(planned.values())
+    held_back: dict[str, float] = {}
+    digest = next(iter(MANIFESTS.values())).weights.sha256
+    paced = replace(plan, weights=digest)
+    for gateway in plan.gateways():
+        blobs = {digest: small_model.blob()}
+        request = start_request(config, "00" * 8, paced, gateway, MANIFESTS, blobs)
+        tasks = StartRequest.parse(request).spec.tasks
+        held_back |= {name: task.delay_seconds for name, task in tasks.items()}
+    assert held_back == planned
+
+
+def test_gateways_of_a_site_share_its_link_and_those_of_none_have_their_own() -> None:
+    config = CampaignConfig.model_validate(
+        {"name": "test", "pace": {"site_bytes_per_hour": 1_000_000}}
+    )
+    ends = []
+    for sites in ({}, {"g0": "x", "g1": "y", "g2": "z"}, {"g0": "x", "g1": "x"}):
+        plan = plan_round(
+            config, 1, RoundKind.TRAIN, fleet(9), MANIFESTS, WEIGHTS, leases(9), sites=sites
+        )
+        last: dict[str, float] = {}
+        for one in plan.assignments:
+            last[one.gateway] = max(one.delay_seconds, last.get(one.gateway, 0.0))
+        ends.append(last)
+    alone, apart, together = ends
+    assert alone == apart
+    assert together["g2"] == alone["g2"]
+    both = max(together["g0"], together["g1"])
+    assert both == pytest.approx(alone["g0"] + alone["g1"], abs=0.01)
+
+
+def test_a_plan_of_before_there_were_delays_is_read() -> None:
+    plan = plan_round(CONFIG, 1, RoundKind.TRAIN, fleet(3), MANIFESTS, WEIGHTS, leases(3))
+    stored = plan.to_json()
+    for one in stored["assignments"]:
+        del one["delay_seconds"]
+    assert RoundPlan.from_json(stored) == plan
 
 
 def test_a_start_request_names_the_action_the_fold_and_every_devices_lease() -> None:

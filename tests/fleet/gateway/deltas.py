@@ -44,10 +44,16 @@ def announcement(**changes: Any) -> Announce:
 
 
 def tasks(
-    leases: dict[str, int], samples: int = 65_535, plan: str = PLAN, weights: str = WEIGHTS
+    leases: dict[str, int],
+    samples: int = 65_535,
+    plan: str = PLAN,
+    weights: str = WEIGHTS,
+    delays: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """An entry of a start request's ``tasks`` for devices with these leases."""
-    devices = {name: [lease, samples] for name, lease in leases.items()}
+    devices: dict[str, list[float]] = {name: [lease, samples] for name, lease in leases.items()}
+    for name, delay in (delays or {}).items():
+        devices[name].append(delay)
     return {"plan": plan, "weights": weights, "devices": devices}
 
 

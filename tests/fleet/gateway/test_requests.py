@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import cbor2
 import pytest
 
 from fleet.errors import GatewayError
@@ -34,6 +35,9 @@ def parse(**changes: Any) -> StartRequest:
         ({"tasks": [tasks({"a": 1.0})]}, "tasks.0.devices.a.0"),
         ({"tasks": [tasks({"a": 1}, samples=65536)]}, "tasks.0.devices.a.1"),
         ({"tasks": [{**tasks({}), "devices": {"a": [1]}}]}, "tasks.0.devices.a"),
+        ({"tasks": [tasks({"a": 1}, delays={"a": -0.1})]}, "tasks.0.devices.a.2"),
+        ({"tasks": [tasks({"a": 1}, delays={"a": 604_801})]}, "tasks.0.devices.a.2"),
+        ({"tasks": [tasks({"a": 1}, delays={"a": float("nan")})]}, "tasks.0.devices.a.2"),
         ({"tasks": [tasks({"a": 1}), tasks({"a": 2})]}, "device a twice"),
         ({"plans": {}}, PLAN[:8]),
         ({"blobs": 7}, "blobs"),
@@ -73,7 +77,7 @@ def test_weights_with_more_chunks_than_have_numbers_are_refused() -> None:
 def test_a_round_comes_back_from_the_store_as_it_was() -> None:
     request = parse(
         plans={PLAN: {"values": 5, "bounds": [[2, 7], [3, 1000]]}},
-        tasks=[tasks({"a": 4}, samples=9)],
+        tasks=[tasks({"a": 4, "b": 5}, samples=9, delays={"b": 2.5})],
         fold={"name": "buckets", "count": 3},
         weighting="uniform",
         action="release",
@@ -83,6 +87,14 @@ def test_a_round_comes_back_from_the_store_as_it_was() -> None:
     assert spec.plans == {bytes.fromhex(PLAN): PlanSpec(5, ((2, 7), (3, 1000)))}
     assert spec.tasks["a"].most_samples == 9
     assert spec.tasks["a"].lease == 4
+    assert [spec.tasks[name].delay_seconds for name in "ab"] == [0, 2.5]
+
+
+def test_a_round_stored_before_there_were_delays_is_read_and_is_the_same() -> None:
+    request = parse(tasks=[tasks({"a": 4}, samples=9)])
+    stored = cbor2.loads(request.spec.encode())
+    assert {len(task) for task in stored[4].values()} == {4}
+    assert request.content == parse(tasks=[tasks({"a": 4}, samples=9, delays={"a": 0})]).content
 
 
 def test_only_what_a_round_is_makes_its_content() -> None:
@@ -94,6 +106,7 @@ def test_only_what_a_round_is_makes_its_content() -> None:
         {"uplink_chunk_bytes": 64},
         {"fold": {"name": "buckets", "count": 2}},
         {"max_score_drop": 0.2},
+        {"tasks": [tasks({"a": 1}, delays={"a": 1})]},
     ]
     contents = {parse(**changes).content for changes in others}
     assert len(contents | {parse().content}) == len(others) + 1

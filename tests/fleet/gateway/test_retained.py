@@ -94,11 +94,16 @@ def test_weights_lost_between_rounds_are_published_again(bench: Bench) -> None:
 
 def test_weights_outlive_rounds_that_start_from_them_one_after_the_other(bench: Bench) -> None:
     week = 7 * 24 * 3600
-    begin(bench, names=["a"], deadline_seconds=week)
-    bench.clock.sleep(week - 10)
-    assert chunk_payloads(begin(bench, round=2, names=["b"], deadline_seconds=week)) == {}
-    bench.clock.sleep(week - 10)
-    assert chunk_payloads(begin(bench, round=3, names=["c"], deadline_seconds=week)) == CHUNKS
+
+    def longest(number: int, name: str) -> list[Publish]:
+        of = [tasks({name: 1}, delays={name: week})]
+        return begin(bench, round=number, tasks=of, deadline_seconds=week, target=1)
+
+    longest(1, "a")
+    bench.clock.sleep(2 * week - 10)
+    assert chunk_payloads(longest(2, "b")) == {}
+    bench.clock.sleep(2 * week - 10)
+    assert chunk_payloads(longest(3, "c")) == CHUNKS
 
 
 def test_one_version_is_cut_in_one_way_at_a_time(bench: Bench) -> None:

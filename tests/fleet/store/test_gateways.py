@@ -88,6 +88,14 @@ def test_one_that_nobody_added_is_not_made_by_being_heard_of(store: SqlStore) ->
     gateways.seen("stranger")
     gateways.note_problem("stranger", "odd")
     assert gateways.list() == ()
+    assert gateways.sites() == {}
+
+
+def test_gateways_tell_whose_site_they_are_at(store: SqlStore) -> None:
+    gateways = Gateways(store)
+    for name, site in (("north", "barn"), ("south", "barn"), ("far", "field")):
+        gateways.add(name, site)
+    assert gateways.sites() == {"north": "barn", "south": "barn", "far": "field"}
 
 
 def test_a_site_hears_of_each_change_once_and_of_nobody_elses(store: SqlStore) -> None:

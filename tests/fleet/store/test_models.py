@@ -9,6 +9,7 @@ import pytest
 
 from fleet.clock import VirtualClock
 from fleet.errors import ModelStoreError
+from fleet.protocol.manifest import Manifest
 from fleet.store import Models, SqlStore, Version
 from fleet.store.models import CANDIDATE, RELEASED, WITHDRAWN
 from tests.fleet.coordinator import small_model
@@ -51,6 +52,21 @@ def test_further_boards_add_bundles_and_no_version_and_again_adds_nothing(barn: 
         assert barn.import_bundle("barn", MANIFESTS[board], BLOB, "bob").version == 1
     assert [one.board for one in barn.bundles("barn")] == ["a", "b"]
     assert [one.source for one in barn.versions("barn")] == ["ann"]
+
+
+def test_a_bundle_that_comes_again_brings_its_boards_power_and_changes_nothing_else(
+    barn: Models,
+) -> None:
+    known = json.loads(MANIFESTS["a"])
+    bundle = known["bundle_id"]
+    known["plans"][0]["name"] = "other"
+    barn.import_bundle("barn", json.dumps(known), BLOB, "bob")
+    assert barn.manifests("barn") == {bundle: MANIFESTS["a"]}
+    known = {**json.loads(MANIFESTS["a"]), "board": {"name": "a", "active_milliwatts": 132}}
+    barn.import_bundle("barn", json.dumps(known), BLOB, "bob")
+    manifest = Manifest.parse(barn.manifests("barn")[bundle])
+    assert manifest.board.active_milliwatts == 132
+    assert manifest.plans == Manifest.parse(MANIFESTS["a"]).plans
 
 
 def test_new_weights_of_a_model_that_is_there_are_a_candidate(barn: Models) -> None:
