@@ -203,8 +203,10 @@ class CampaignConfig(RoundParameters):
     plans: tuple[str, ...] = ()
     """Plan names or ids to choose from; all of the bundle's where empty."""
     min_battery_percent: Percent = 30
-    """Below it a device gets the smallest plan that fits."""
+    """Below it a device gets the smallest plan that fits, unless something feeds it."""
     min_battery_to_take_part: Percent = 0
+    charging_only: bool = False
+    """Devices that say that nothing feeds them aren't asked."""
     uplink_share: Share = 0.25
     """The delta's time on the link may take up to this share of the deadline."""
     delta_bits_per_value: Annotated[float, Field(gt=0.0, le=1000.0)] = 12.0

@@ -201,8 +201,9 @@ def choose_plan(
     """
     if not plans:
         return None, "the bundle has none of the campaign's plans"
-    # A charge that nobody knows limits nothing: boards on mains have no gauge either.
-    charge = 100 if device.battery_percent is None else device.battery_percent
+    # A charge that nobody knows limits nothing, nor does one that something is filling up.
+    known = device.battery_percent
+    charge = 100 if known is None or device.charging else known
     if charge < config.min_battery_to_take_part:
         return None, (f"battery {charge} % is below {config.min_battery_to_take_part} %")
     by_size = sorted(plans, key=lambda plan: (plan.delta_values, plan.pool_bytes, plan.id))
@@ -260,6 +261,15 @@ def _silence(device: DeviceInfo, config: CampaignConfig) -> str:
     return ""
 
 
+def _lack_of_samples(device: DeviceInfo, kind: RoundKind) -> str:
+    """What a device would decline a round of this kind for; releases need no sample."""
+    if kind.action == "train" and device.train_samples == 0:
+        return "no training samples"
+    if kind.action != "release" and device.held_out_samples == 0:
+        return "no held-out samples"
+    return ""
+
+
 def filter_values(device: DeviceInfo) -> dict[str, Any]:
     """The fields that a filter can be about, as far as a gateway knows them."""
     return device.model_dump(exclude_none=True, exclude={"stale", "last_seen"})
@@ -295,8 +305,9 @@ def eligible(
     devices: Iterable[DeviceInfo],
     manifests: Mapping[str, Manifest],
     members: Members | None = None,
+    kind: RoundKind = RoundKind.TRAIN,
 ) -> tuple[dict[str, Assignment], dict[str, str]]:
-    """Assignments of all devices that could take part now, and why the others can't.
+    """Assignments of all devices that could take part in such a round, and why the others can't.
 
     Without `members` whoever matches the campaign's target by what its gateway says.
     """
@@ -318,8 +329,10 @@ def eligible(
             skipped[device.device] = silence
         elif manifest is None:
             skipped[device.device] = f"bundle {device.bundle[:16]} isn't part of the campaign"
-        elif device.train_samples == 0:
-            skipped[device.device] = "no samples"
+        elif lack := _lack_of_samples(device, kind):
+            skipped[device.device] = lack
+        elif config.charging_only and device.charging is False:
+            skipped[device.device] = "runs on its battery"
         else:
             plans = [
                 plan
@@ -376,7 +389,7 @@ def plan_round(
     counts those of the stage; `sites` are those of gateways, as far as they are known. Raises
     `CampaignError` where no device is eligible, or tasks would be held back for too long.
     """
-    assignments, skipped = eligible(config, devices, manifests, members)
+    assignments, skipped = eligible(config, devices, manifests, members, kind)
     ready = len(assignments)
     for name in assignments.keys() - leases.keys():
         del assignments[name]

@@ -463,7 +463,7 @@ class CampaignDriver:
     def plan_round(self, step: Step, weights: str, members: Members) -> RoundPlan:
         """The next round over those of the members that this campaign may lease."""
         devices = self._listener.devices()
-        ready, _ = eligible(self._config, devices, self._manifests, members)
+        ready, _ = eligible(self._config, devices, self._manifests, members, step.kind)
         seen = {one.device: one.lease for one in devices if one.device in ready}
         leases = self._store.take_leases(self._campaign, self._driver, seen)
         mine = {name: of.number for name, of in leases.items() if of.campaign == self._campaign}
@@ -498,7 +498,11 @@ class CampaignDriver:
                 devices = self._listener.devices()
                 targets = self._membership.targets(devices)
                 ready, skipped = eligible(
-                    self._config, targets.values(), self._manifests, Members(frozenset(targets))
+                    self._config,
+                    targets.values(),
+                    self._manifests,
+                    Members(frozenset(targets)),
+                    step.kind,
                 )
                 enough = len(ready) >= self._config.min_devices
                 if enough:

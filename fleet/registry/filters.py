@@ -35,6 +35,7 @@ FIELDS: Mapping[str, Kind] = {
     "candidate": "text",
     "retired": "truth",
     "online": "truth",
+    "charging": "truth",
     "lease": "number",
     "free_sram_bytes": "number",
     "battery_percent": "number",

@@ -52,6 +52,7 @@ class Observed(_Record):
     lease: Annotated[int, fields.uint32.field()] = 0
     free_sram_bytes: Annotated[int, fields.uint32.field()]
     battery_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    charging: bool | None = None
     link_bits_per_second: Annotated[int, fields.uint32.field()]
     train_samples: Annotated[int, fields.uint16.field()]
     held_out_samples: Annotated[int, fields.uint16.field()]

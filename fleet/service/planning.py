@@ -21,6 +21,13 @@ from fleet.registry import Device, Filter
 from fleet.service import schema
 from fleet.store import Models, Registry, Version
 
+_MAIN = {
+    "adapt": RoundKind.TRAIN,
+    "evaluate": RoundKind.SCORE_LAST,
+    "rollout": RoundKind.RELEASE,
+}
+"""What a campaign of a kind is for."""
+
 
 def plan_campaign(
     config: CampaignConfig,
@@ -40,7 +47,7 @@ def plan_campaign(
         if not one.retired and (info := _info(one, now)) is not None
     ]
     members = Members(frozenset(one.device for one in devices))
-    ready, skipped = eligible(config, devices, manifests, members)
+    ready, skipped = eligible(config, devices, manifests, members, _MAIN[config.kind])
     dealt = deal_stages(config, {one.device: f"{one.gateway}/{one.board}" for one in devices}, {})
     held_out = {one.device: one.held_out_samples for one in devices}
     stages = []
@@ -132,6 +139,7 @@ def _info(one: Device, now: float) -> DeviceInfo | None:
         lease=seen.lease,
         free_sram_bytes=seen.free_sram_bytes,
         battery_percent=seen.battery_percent,
+        charging=seen.charging,
         link_bits_per_second=seen.link_bits_per_second,
         train_samples=seen.train_samples,
         held_out_samples=seen.held_out_samples,

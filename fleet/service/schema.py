@@ -95,6 +95,7 @@ class DeviceView(_Answer):
     lease: int | None = None
     free_sram_bytes: int | None = None
     battery_percent: int | None = None
+    charging: bool | None = None
     link_bits_per_second: int | None = None
     train_samples: int | None = None
     held_out_samples: int | None = None

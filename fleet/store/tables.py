@@ -184,6 +184,7 @@ registry = Table(
     Column("lease", BigInteger),
     Column("free_sram_bytes", BigInteger),
     Column("battery_percent", Integer),
+    Column("charging", Boolean),
     Column("link_bits_per_second", BigInteger),
     Column("train_samples", Integer),
     Column("held_out_samples", Integer),

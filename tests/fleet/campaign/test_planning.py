@@ -103,6 +103,46 @@ def test_the_choice_of_a_plan_is_explained(fields: dict[str, int], words: str) -
     assert words in assignments["d"].plan_reason
 
 
+@pytest.mark.parametrize(
+    ("kind", "train", "held_out", "why"),
+    [
+        (RoundKind.TRAIN, 0, 1, "no training samples"),
+        (RoundKind.TRAIN, 1, 0, "no held-out samples"),
+        (RoundKind.SCORE_FIRST, 0, 1, None),
+        (RoundKind.SCORE_LAST, 1, 0, "no held-out samples"),
+        (RoundKind.RELEASE, 0, 0, None),
+        (RoundKind.ROLL_BACK, 0, 0, None),
+    ],
+)
+def test_a_round_asks_devices_that_have_the_samples_it_needs(
+    kind: RoundKind, train: int, held_out: int, why: str | None
+) -> None:
+    one = device("d", train_samples=train, held_out_samples=held_out)
+    _, skipped = eligible(CONFIG, [one], MANIFESTS, kind=kind)
+    assert skipped.get("d") == why
+
+
+@pytest.mark.parametrize(("charging", "is_asked"), [(True, True), (None, True), (False, False)])
+def test_devices_that_nothing_feeds_can_be_left_alone(
+    charging: bool | None, is_asked: bool
+) -> None:
+    careful = CampaignConfig(name="test", charging_only=True)
+    one = device("d", charging=charging)
+    assignments, skipped = eligible(careful, [one], MANIFESTS)
+    assert (bool(assignments), skipped) == (
+        is_asked,
+        {} if is_asked else {"d": "runs on its battery"},
+    )
+    assert eligible(CONFIG, [one], MANIFESTS)[0]
+
+
+def test_a_low_charge_limits_nothing_while_something_fills_it_up() -> None:
+    for charging, plan in ((True, "large"), (False, "small")):
+        chosen, _ = choose_plan(device("d", battery_percent=5, charging=charging), PLANS, CONFIG)
+        assert chosen is not None
+        assert chosen.name == plan
+
+
 def test_a_device_without_room_for_any_plan_is_told_why() -> None:
     chosen, reason = choose_plan(device("d", free_sram_bytes=999), PLANS, CONFIG)
     assert chosen is None
@@ -117,13 +157,15 @@ def test_those_who_cannot_take_part_are_skipped_with_a_reason() -> None:
         device("dev-offline", online=False),
         device("dev-foreign", bundle="12" * 32),
         device("dev-empty", train_samples=0),
+        device("dev-blind", held_out_samples=0),
         device("other"),
     ]
     assignments, skipped = eligible(config, devices, MANIFESTS)
     assert list(assignments) == ["dev-good"]
     assert skipped["dev-offline"] == "offline"
     assert "isn't part of the campaign" in skipped["dev-foreign"]
-    assert skipped["dev-empty"] == "no samples"
+    assert skipped["dev-empty"] == "no training samples"
+    assert skipped["dev-blind"] == "no held-out samples"
     assert "other" not in skipped
 
 

@@ -62,7 +62,7 @@ def test_what_was_added_comes_back_with_what_was_heard_of_it(registry: Registry)
     )
     assert registry.observe({"cow-2": heard(), "stranger": heard()}) == {"stranger"}
     assert registry.get("cow-2").observed == heard()
-    assert registry.count(EVERYONE) == 2
+    assert registry.preview(EVERYONE).count == 2
 
 
 def test_a_list_of_devices_is_added_whole_or_not_at_all(registry: Registry) -> None:
