@@ -374,6 +374,24 @@ def test_a_rollout_compares_a_version_with_what_each_device_has(fleet: StagedFle
     assert fleet.store.campaign(name).made == ""
 
 
+def test_releases_and_the_way_back_reach_devices_that_can_score_nothing(
+    fleet: StagedFleet,
+) -> None:
+    before = fleet.current()
+    blind = {"g1-0", "g2-5"}
+    for device in blind:
+        fleet.entry(device).update(train_samples=0, held_out_samples=0)
+    name = fleet.campaign(ALL, kind="rollout", base="m:2")
+    assert fleet.drive(name) == "finished"
+    scored_first, scored, released = fleet.asked(name).values()
+    assert scored_first == scored == released - blind
+    assert blind <= released
+    assert set(fleet.current().values()) == {digest(variant(1))}
+    fleet.store.reopen(name)
+    assert fleet.drive(name) == "rolled-back"
+    assert fleet.current() == before
+
+
 def test_a_device_with_weights_that_nobody_knows_is_left_out_of_a_comparison(
     fleet: StagedFleet,
 ) -> None:
