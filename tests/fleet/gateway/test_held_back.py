@@ -139,6 +139,15 @@ def test_a_gateway_that_was_killed_holds_back_for_what_is_left_of_the_delay(benc
     assert bench.round.deadline == bench.clock.monotonic() + DEADLINE
 
 
+def test_a_task_that_is_out_is_not_sent_again_by_a_gateway_that_was_killed(bench: Bench) -> None:
+    start(bench)
+    bench.pass_time(60)
+    bench.crash()
+    before = len(bench.link.published)
+    connect(bench, "a", "b")
+    assert tasked(bench.link.published[before:]) == {}
+
+
 def test_a_wall_clock_that_steps_moves_no_delay(bench: Bench) -> None:
     start(bench)
     bench.clock.step_wall(-5000)
