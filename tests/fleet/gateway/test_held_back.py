@@ -157,6 +157,19 @@ def test_a_wall_clock_that_steps_moves_no_delay(bench: Bench) -> None:
     assert tasked(bench.pass_time(0.1)).keys() == {"b"}
 
 
+def test_who_has_delivered_is_not_tasked_again_where_the_wall_clock_was_set_back_meanwhile(
+    bench: Bench,
+) -> None:
+    start(bench)
+    bench.pass_time(60)
+    bench.send("b", delta_chunks(a_task(), *delta_of("b")))
+    bench.store.close()
+    bench.clock.step_wall(-5000)
+    bench.open()
+    assert tasked(bench.pass_time(199.9)) == {}
+    assert tasked(bench.pass_time(0.1)).keys() == {"c"}
+
+
 def test_a_connection_puts_back_no_task_that_is_held_back_or_whose_time_is_over(
     bench: Bench,
 ) -> None:
