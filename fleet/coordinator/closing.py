@@ -50,8 +50,8 @@ def close_round(
 
     The result has the counters of a collect answer added up, accuracies (`scores.summarise`),
     `asked`, `wanted`, `skipped`, `not_started` and `lost` with reasons, `missing` (who was asked
-    and delivered nothing), `failed` (why each of them), `explanations` of deltas that weren't
-    counted in, and the weights before and after. `outcome` has answers only that passed
+    and delivered nothing), `failed` (why, of those that were to), `explanations` of deltas that
+    weren't counted in, and the weights before and after. `outcome` has answers only that passed
     `parts_of_gateway`.
     """
     why = {one.device: one.plan_reason for one in plan.assignments}
@@ -70,7 +70,7 @@ def close_round(
         "not_started": outcome.not_started,
         "lost": outcome.lost,
         "missing": missing,
-        "failed": _failed(outcome, missing),
+        "failed": _failed(plan, outcome, missing),
         "explanations": [
             {**dict(one), "gateway": gateway}
             for gateway, answer in sorted(outcome.answers.items())
@@ -112,14 +112,25 @@ def check_for_empty_rounds(
         raise CampaignError(f"no delta was accepted in {len(last)} rounds; the last one says {why}")
 
 
-def _failed(outcome: RoundOutcome, missing: Sequence[str]) -> dict[str, str]:
-    """The class of reason of each device that delivered nothing."""
-    reasons = dict.fromkeys(missing, NO_REPORT)
+def _failed(plan: RoundPlan, outcome: RoundOutcome, missing: Sequence[str]) -> dict[str, str]:
+    """The class of reason of each device that delivered nothing.
+
+    Where a gateway has what it wanted, those whose tasks it held back may never have had one: their
+    silence is no failure.
+    """
+    may_have_no_task = {
+        one.device
+        for one in plan.assignments
+        if one.delay_seconds
+        and one.gateway in outcome.answers
+        and outcome.answers[one.gateway].accepted >= plan.targets[one.gateway]
+    }
+    reasons = {device: NO_REPORT for device in missing if device not in may_have_no_task}
     for answer in outcome.answers.values():
         reasons.update((one.device, one.kind) for one in answer.explanations)
         reasons.update(answer.declined_by)
     reasons.update(outcome.not_started)
-    return {device: reasons[device] for device in missing}
+    return {device: reasons[device] for device in missing if device in reasons}
 
 
 def next_weights(
