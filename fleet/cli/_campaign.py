@@ -109,12 +109,47 @@ def _print_plan(found: CampaignPlan) -> None:
         [one.name, one.devices, one.delta_values, "; ".join(one.reasons)] for one in found.plans
     ]
     screen.print(table("Update plans", ["plan", "devices", "values", "why no larger one"], uses))
+    rows = [
+        [
+            one.name,
+            one.board,
+            one.devices,
+            "; ".join(
+                f"{action} {_cost(seconds, one.round_millijoules[action])}"
+                for action, seconds in one.round_seconds.items()
+            ),
+            _cost(one.seconds, one.millijoules),
+        ]
+        for one in found.costs
+    ]
+    columns = ["plan", "board", "devices", "of a round", "of all rounds"]
+    screen.print(table("What it takes of a device, as measured", columns, rows))
     screen.print(
-        f"{found.rounds} rounds, at most {found.longest_seconds / 3600:.1f} h by their deadlines; "
+        f"{found.rounds} rounds, at most {_long(found.longest_seconds)} by their deadlines "
+        f"({_long(found.longest_round_seconds)} for one), {_expected(found)}; "
         f"about {found.bytes_down / 1e6:,.2f} MB down and {found.bytes_up / 1e6:,.2f} MB up in "
         f"all; {found.flash_slot_writes_per_device} versions written to a device's flash.",
         soft_wrap=True,
     )
+
+
+def _cost(seconds: float | None, millijoules: float | None) -> str:
+    if seconds is None:
+        return "not measured yet"
+    energy = "power not known" if millijoules is None else f"{millijoules / 1000:,.1f} J"
+    return f"{seconds:,.1f} s, {energy}"
+
+
+def _expected(found: CampaignPlan) -> str:
+    if found.expected_seconds is None:
+        return "how long they take isn't measured yet"
+    return f"about {_long(found.expected_seconds)} as measured"
+
+
+def _long(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{seconds / 60:,.0f} min"
+    return f"{seconds / 3600:,.1f} h" if seconds < 2 * 86_400 else f"{seconds / 86_400:,.1f} days"
 
 
 def start(client: Client, path: Path, *, watched: bool, as_json: bool) -> int:

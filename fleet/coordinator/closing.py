@@ -50,8 +50,8 @@ def close_round(
 
     The result has the counters of a collect answer added up, accuracies (`scores.summarise`),
     `asked`, `wanted`, `skipped`, `not_started` and `lost` with reasons, `missing` (who was asked
-    and delivered nothing), `failed` (why each of them), `explanations` of deltas that weren't
-    counted in, and the weights before and after. `outcome` has answers only that passed
+    and delivered nothing), `failed` (why, of those that were to), `explanations` of deltas that
+    weren't counted in, and the weights before and after. `outcome` has answers only that passed
     `parts_of_gateway`.
     """
     why = {one.device: one.plan_reason for one in plan.assignments}
@@ -113,16 +113,28 @@ def check_for_empty_rounds(
 
 
 def _failed(plan: RoundPlan, outcome: RoundOutcome, missing: Sequence[str]) -> dict[str, str]:
-    """The class of reason of each device that delivered nothing."""
+    """The class of reason of each device that delivered nothing.
+
+    Where a gateway has what it wanted, those whose tasks it held back may never have had one: their
+    silence is no failure.
+    """
+    may_have_no_task = {
+        one.device
+        for one in plan.assignments
+        if one.delay_seconds
+        and one.gateway in outcome.answers
+        and outcome.answers[one.gateway].accepted >= plan.targets[one.gateway]
+    }
     reasons = {
         one.device: GATEWAY_LOST if one.gateway in outcome.lost else NO_REPORT
         for one in plan.assignments
+        if one.device not in may_have_no_task
     }
     for answer in outcome.answers.values():
         reasons.update((one.device, one.kind) for one in answer.explanations)
         reasons.update(answer.declined_by)
     reasons.update(outcome.not_started)
-    return {device: reasons[device] for device in missing}
+    return {device: reasons[device] for device in missing if device in reasons}
 
 
 def next_weights(

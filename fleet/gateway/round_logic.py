@@ -353,7 +353,7 @@ class RoundLogic:
             act.Log(
                 f"{spec.key} started: {len(tasks)} devices, {len(refused)} refused, "
                 f"{len(spec.plans)} plans, {len(found.held_back)} held back, "
-                f"closes at {spec.target} deltas or after {seconds:g} s",
+                f"closes at {spec.target} deltas or after {seconds:.0f} s",
                 key=spec.key,
             ),
             *self.retained.started(found, now),

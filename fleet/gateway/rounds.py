@@ -287,11 +287,15 @@ class Round:
         return self.due(device) + self.spec.parameters.deadline_seconds - now
 
     def take_due(self, now: float) -> list[str]:
-        """The devices whose tasks were held back until now; they aren't any more."""
+        """The devices whose tasks were held back until now; they aren't any more.
+
+        One that has delivered needs none: where the wall clock was set back while no gateway ran,
+        tasks that were out are held back once more.
+        """
         found = []
         while self.held_back and self.due(self.held_back[0][1]) <= now:
             found.append(self.held_back.popleft()[1])
-        return found
+        return [device for device in found if device not in self.accepted]
 
     @property
     def settled(self) -> bool:

@@ -20,6 +20,7 @@ from fleet.store import (
     Registry,
     SqlStore,
     Stages,
+    Timings,
     Tokens,
     Webhooks,
 )
@@ -83,6 +84,7 @@ class Base:
         self.logins = Logins(store)
         self.models = Models(store)
         self.stages = Stages(store)
+        self.timings = Timings(store)
         self.events = Events(store)
         self.tokens = Tokens(store)
         self.audit = Audit(store)

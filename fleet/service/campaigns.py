@@ -26,7 +26,15 @@ class CampaignOperations(DeviceOperations):
         self._allow(actor, Permission.READ)
         version = self._base(wanted.campaign)
         preview = self.preview_devices(actor, wanted.campaign.target)
-        return plan_campaign(wanted.campaign, version, self.models, self.registry, preview)
+        return plan_campaign(
+            wanted.campaign,
+            version,
+            self.models,
+            self.registry,
+            preview,
+            self.timings.of_model(version.model),
+            self.gateways.sites(),
+        )
 
     @changing(Permission.OPERATE)
     def start_campaign(self, actor: Actor, wanted: schema.CampaignToStart) -> schema.CampaignView:

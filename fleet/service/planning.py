@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from fleet.campaign.config import CampaignConfig
 from fleet.campaign.gates import ScoreGate, smallest_detectable_drop
+from fleet.campaign.pacing import likely_delay, longest_delay
 from fleet.campaign.planning import (
+    Assignment,
     DeviceInfo,
     Members,
     RoundKind,
     deal_stages,
     eligible,
+    loads_of,
     schedule,
 )
 from fleet.protocol.manifest import Manifest
 from fleet.registry import Device, Filter
 from fleet.service import schema
-from fleet.store import Models, Registry, Version
+from fleet.store import Models, Registry, Timing, Version
 
 _MAIN = {
     "adapt": RoundKind.TRAIN,
@@ -35,8 +38,14 @@ def plan_campaign(
     models: Models,
     registry: Registry,
     preview: schema.DevicePreview,
+    timings: Iterable[Timing],
+    sites: Mapping[str, str],
 ) -> schema.CampaignPlan:
-    """What the campaign would do from `version` on; nothing is done."""
+    """What the campaign would do from `version` on; nothing is done.
+
+    `timings` are those of past campaigns of the model, `sites` those of gateways. Raises
+    `CampaignError` where its pace can't be kept to.
+    """
     manifests = {
         bundle: Manifest.parse(text) for bundle, text in models.manifests(version.model).items()
     }
@@ -65,23 +74,36 @@ def plan_campaign(
         )
     asked = 0
     down = up = 0
+    longest = longest_round = 0.0
+    expected: float | None = 0.0
     blob_bytes = next(iter(manifests.values())).weights.bytes
+    measured = _Measured(timings, manifests)
     steps = schedule(config)
-    for step in steps:
-        names = [name for name, at in dealt.items() if at <= step.stage and name in ready]
-        if step.kind is RoundKind.TRAIN:
-            wanted = config.cohort_size or math.ceil(config.cohort_share * len(names))
-            share = min(1.0, wanted * (1 + config.over_selection) / max(1, len(names)))
-            down += math.ceil(share * len(names)) * blob_bytes
+    for (stage_number, kind), count in Counter((one.stage, one.kind) for one in steps).items():
+        taking_part = [ready[name] for name in ready if dealt.get(name, math.inf) <= stage_number]
+        loads = loads_of(config, kind, manifests, sites, taking_part)
+        share = 1.0
+        if kind is RoundKind.TRAIN:
+            wanted = config.cohort_size or math.ceil(config.cohort_share * len(taking_part))
+            share = min(1.0, wanted * (1 + config.over_selection) / max(1, len(taking_part)))
+            down += count * math.ceil(share * len(taking_part)) * blob_bytes
             bits = sum(
-                manifests[ready[name].bundle].plan(ready[name].plan).delta_values
-                * config.delta_bits_per_value
-                for name in names
+                manifests[one.bundle].plan(one.plan).delta_values * config.delta_bits_per_value
+                for one in taking_part
             )
-            up += math.ceil(share * bits / 8)
-            asked += 1
-        elif config.kind != "adapt" and step.kind is RoundKind.SCORE_LAST:
-            down += len(names) * blob_bytes
+            up += count * math.ceil(share * bits / 8)
+            asked += count
+        elif config.kind != "adapt" and kind is RoundKind.SCORE_LAST:
+            down += count * len(taking_part) * blob_bytes
+        last = longest_delay(config.pace, loads, math.ceil(share * len(taking_part)))
+        longest += count * (config.deadline_seconds + last)
+        longest_round = max(longest_round, config.deadline_seconds + last)
+        likely = likely_delay(config.pace, loads, share)
+        slowest = measured.slowest(taking_part, kind.action)
+        if expected is not None and slowest is not None:
+            expected += count * (likely + min(slowest, config.deadline_seconds))
+        else:
+            expected = None
     return schema.CampaignPlan(
         version=version.name,
         target=preview,
@@ -92,9 +114,74 @@ def plan_campaign(
         rounds=len(steps),
         bytes_down=down,
         bytes_up=up,
-        longest_seconds=float(len(steps) * config.deadline_seconds),
+        longest_seconds=longest,
+        longest_round_seconds=longest_round,
+        expected_seconds=expected,
+        costs=measured.costs(ready.values(), Counter(one.kind.action for one in steps)),
         flash_slot_writes_per_device=asked + (config.kind == "rollout"),
     )
+
+
+class _Measured:
+    """What devices took in past campaigns, by update plan and board."""
+
+    def __init__(self, timings: Iterable[Timing], manifests: Mapping[str, Manifest]) -> None:
+        self._seconds = {(one.plan, one.board, one.action): one.seconds for one in timings}
+        self._manifests = manifests
+
+    def _kind_of(self, one: Assignment) -> tuple[str, str]:
+        return one.plan, self._manifests[one.bundle].board.name
+
+    def slowest(self, devices: Iterable[Assignment], action: str) -> float | None:
+        """What the slowest kind of these devices takes; None where one kind isn't known."""
+        found = [
+            self._seconds.get((*kind, action)) for kind in {self._kind_of(one) for one in devices}
+        ]
+        known = [one for one in found if one is not None]
+        return max(known, default=None) if len(known) == len(found) else None
+
+    def costs(
+        self, devices: Iterable[Assignment], rounds: Mapping[str, int]
+    ) -> list[schema.DeviceCost]:
+        """Of each kind of these devices, for so many rounds of each action."""
+        kinds: dict[tuple[str, str], list[Assignment]] = {}
+        for one in devices:
+            kinds.setdefault(self._kind_of(one), []).append(one)
+        found = [self._cost(kind, of, rounds) for kind, of in kinds.items()]
+        return sorted(found, key=lambda one: (-one.devices, one.name, one.board))
+
+    def _cost(
+        self, kind: tuple[str, str], devices: list[Assignment], rounds: Mapping[str, int]
+    ) -> schema.DeviceCost:
+        plan, board = kind
+        manifests = [self._manifests[bundle] for bundle in sorted({one.bundle for one in devices})]
+        powers = [one.board.active_milliwatts for one in manifests]
+        power = next((one for one in powers if one is not None), None)
+        each = {action: self._seconds.get((*kind, action)) for action in rounds}
+        whole = _sum(
+            None if (one := each[action]) is None else n * one for action, n in rounds.items()
+        )
+        return schema.DeviceCost(
+            plan=plan,
+            name=manifests[0].plan(plan).name,
+            board=board,
+            devices=len(devices),
+            round_seconds=each,
+            seconds=whole,
+            active_milliwatts=power,
+            round_millijoules={action: _times(one, power) for action, one in each.items()},
+            millijoules=_times(whole, power),
+        )
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    found = list(values)
+    known = [one for one in found if one is not None]
+    return math.fsum(known) if len(known) == len(found) else None
+
+
+def _times(seconds: float | None, milliwatts: int | None) -> float | None:
+    return None if seconds is None or milliwatts is None else seconds * milliwatts
 
 
 def _plans(manifests: Iterable[Manifest], ready: object) -> list[schema.PlanUse]:

@@ -272,6 +272,27 @@ class PlanUse(_Answer):
     reasons: dict[str, int]
 
 
+class DeviceCost(_Answer):
+    """What a campaign takes of a device of a board with an update plan; null: not known.
+
+    Seconds are medians of what such devices took in past campaigns of the model, from task to
+    delta: with fetching and sending, and with staying away. Energy is that of the board's
+    microcontroller if it computed all the time, without radio: rather too much than too little.
+    """
+
+    plan: str
+    name: str
+    board: str
+    devices: int
+    round_seconds: dict[str, float | None]
+    """Of a round that trains, scores, releases."""
+    seconds: float | None
+    """Of all rounds, for a device that has a part in each."""
+    active_milliwatts: int | None
+    round_millijoules: dict[str, float | None]
+    millijoules: float | None
+
+
 class CampaignPlan(_Answer):
     """What a campaign would do, as things stand: nothing is done."""
 
@@ -287,7 +308,12 @@ class CampaignPlan(_Answer):
     bytes_up: int
     """An estimate, from `delta_bits_per_value`."""
     longest_seconds: float
-    """If every round took its deadline."""
+    """If every round took its deadline, from its last task on."""
+    longest_round_seconds: float
+    expected_seconds: float | None
+    """If the slowest kind of device took as long as its median in past campaigns, and sites had
+    their shares of each cohort; null where one hasn't been measured yet."""
+    costs: list[DeviceCost]
     flash_slot_writes_per_device: int
 
 

@@ -28,6 +28,7 @@ from fleet.store.registry import Preview, Registry
 from fleet.store.sql import SqlStore
 from fleet.store.stages import Decision, Member, StageRecord, Stages
 from fleet.store.terms import Candidate, Term
+from fleet.store.timings import Timing, Timings
 from fleet.store.webhooks import Webhook, Webhooks
 
 __all__ = [
@@ -61,6 +62,8 @@ __all__ = [
     "Store",
     "SupersededError",
     "Term",
+    "Timing",
+    "Timings",
     "Token",
     "Tokens",
     "Version",

@@ -16,7 +16,7 @@ from fleet.cli import main
 from fleet.service.client import Client
 from fleet.store import Audit, SqlStore, Tokens
 from tests.fleet.coordinator import small_model
-from tests.fleet.service.conftest import Site, make_site
+from tests.fleet.service.conftest import Site, make_site, measured, with_power
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -210,6 +210,28 @@ def test_a_campaign_is_found_by_its_name_or_by_digits_that_are_its_own(
     assert code == 1
     assert f"error: {first} may be" in err
     assert "write more digits" in err
+
+
+def test_a_plan_says_what_a_campaign_takes_as_far_as_it_was_measured(
+    tinyfleet: Command, site: Site, tmp_path: Path
+) -> None:
+    path = campaign_file(tmp_path, rounds=1)
+    before = tinyfleet("campaign", "plan", path)[1]
+    assert before.count("not measured yet") == 8
+    assert "(2 min for one), how long they take isn't measured yet" in before
+    for kind, steps in (("train", 5), ("score-last", 0), ("release", 0)):
+        measured(site, kind, {"d0": 20, "d1": 30}, steps)
+    with_power(site, "a", 132)
+    after = tinyfleet("campaign", "plan", path)[1]
+    assert "score 20.0 s, 2.6 J; train 20.0 s, 2.6 J; release 20.0 s, 2.6 J" in after
+    assert "60.0 s, 7.9 J" in after
+    assert "90.0 s, power not known" in after
+    assert "3 rounds, at most 6 min by their deadlines (2 min for one), about 2 min as" in after
+    slow = campaign_file(tmp_path, rounds=500, pace={"spread_seconds": 86_400})
+    assert (
+        "at most 502.7 days by their deadlines (24.0 h for one)"
+        in (tinyfleet("campaign", "plan", slow)[1])
+    )
 
 
 def test_watching_ends_with_code_3_where_a_campaign_did_not_end_well(

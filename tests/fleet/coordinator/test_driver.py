@@ -74,6 +74,23 @@ def test_reports_that_come_in_pages_are_all_in_the_round(
     assert store.round(name, 1).result["coded_bytes"] == 8 * 100
 
 
+@pytest.mark.parametrize("spread", [0, 10])
+def test_who_was_held_back_has_not_failed_where_its_gateway_has_what_it_wanted(
+    gateways: dict[str, PlainGateway], spread: float
+) -> None:
+    store = SqlStore()
+    pace = {"spread_seconds": spread}
+    name = campaign(store, rounds=1, over_selection=1.0, score_first=False, pace=pace)
+    for one in gateways.values():
+        one.stops_at_target = True
+    gateways["g2"].silent = {f"g2-{number}" for number in range(4)}
+    assert drive(store, name, DirectTransport(gateways)) == "finished"
+    result = store.round(name, 1).result
+    assert (result["accepted"], result["wanted"], len(result["missing"])) == (2, 4, 6)
+    silent = [one for one in result["missing"] if one.startswith("g2-") or not spread]
+    assert result["failed"] == dict.fromkeys(silent, "no-report")
+
+
 def test_a_gateway_that_stays_away_is_lost_and_named_and_the_round_counts(
     gateways: dict[str, PlainGateway],
 ) -> None:

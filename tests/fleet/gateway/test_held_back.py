@@ -139,6 +139,15 @@ def test_a_gateway_that_was_killed_holds_back_for_what_is_left_of_the_delay(benc
     assert bench.round.deadline == bench.clock.monotonic() + DEADLINE
 
 
+def test_a_task_that_is_out_is_not_sent_again_by_a_gateway_that_was_killed(bench: Bench) -> None:
+    start(bench)
+    bench.pass_time(60)
+    bench.crash()
+    before = len(bench.link.published)
+    connect(bench, "a", "b")
+    assert tasked(bench.link.published[before:]) == {}
+
+
 def test_a_wall_clock_that_steps_moves_no_delay(bench: Bench) -> None:
     start(bench)
     bench.clock.step_wall(-5000)
@@ -146,6 +155,19 @@ def test_a_wall_clock_that_steps_moves_no_delay(bench: Bench) -> None:
     bench.crash()
     assert tasked(bench.pass_time(39.9)) == {}
     assert tasked(bench.pass_time(0.1)).keys() == {"b"}
+
+
+def test_who_has_delivered_is_not_tasked_again_where_the_wall_clock_was_set_back_meanwhile(
+    bench: Bench,
+) -> None:
+    start(bench)
+    bench.pass_time(60)
+    bench.send("b", delta_chunks(a_task(), *delta_of("b")))
+    bench.store.close()
+    bench.clock.step_wall(-5000)
+    bench.open()
+    assert tasked(bench.pass_time(199.9)) == {}
+    assert tasked(bench.pass_time(0.1)).keys() == {"c"}
 
 
 def test_a_connection_puts_back_no_task_that_is_held_back_or_whose_time_is_over(

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from fleet.campaign import CampaignConfig
+from fleet.coordinator.creation import new_campaign
 from fleet.protocol.manifest import Manifest
 from fleet.registry import Observed
 from fleet.service.api import make_app
@@ -119,3 +120,32 @@ def site(new_site: Callable[..., Site]) -> Site:
 def campaign(**fields: Any) -> CampaignConfig:
     """A small campaign."""
     return CampaignConfig.model_validate({"name": "test", "model": "small", "rounds": 2, **fields})
+
+
+def measured(site: Site, kind: str, seconds: dict[str, float], steps: int = 5) -> None:
+    """A past campaign of the model had a round in which devices took so long, with plan large."""
+    texts = small_model.manifest_texts("a", "b")
+    name = new_campaign(
+        site.store, campaign(), texts, small_model.blob(), author="ann", base="small:1"
+    )
+    site.store.claim(name, "driver")
+    site.store.begin_round(name, "driver", 1, kind, {})
+    reports = [
+        {
+            "device": device,
+            "plan": small_model.manifest("a")["plans"][-1]["id"],
+            "train_steps": steps,
+            "seconds": one,
+        }
+        for device, one in seconds.items()
+    ]
+    site.store.finish_round(name, "driver", 1, "done", {"accepted": 1}, reports, None)
+
+
+def with_power(site: Site, board: str, milliwatts: int) -> None:
+    """A board's bundle comes again, with what the board takes while it computes."""
+    text = small_model.manifest(board)
+    text["board"]["active_milliwatts"] = milliwatts
+    weights = base64.b64encode(small_model.blob()).decode()
+    bundle = BundleToImport(model="small", manifest=json.dumps(text), weights=weights)
+    site.operations.import_bundle(SETUP, bundle)

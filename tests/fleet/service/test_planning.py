@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from fleet.errors import CampaignError
 from fleet.service.operations import Actor
 from fleet.service.schema import CampaignPlan, CampaignToStart
 from tests.fleet.coordinator import small_model
-from tests.fleet.service.conftest import Site, campaign, seen
+from tests.fleet.service.conftest import Site, campaign, measured, seen, with_power
 
 ANN = Actor("ann", "viewer")
 
@@ -52,3 +55,79 @@ def test_stages_grow_and_say_what_their_gates_would_notice(site: Site) -> None:
     assert [(one.stage, one.devices) for one in found.stages] == [("canary", 1), ("all", 4)]
     assert list(found.stages[0].smallest_detectable_drop) == ["mean by board"]
     assert found.stages[1].smallest_detectable_drop == {}
+
+
+def all_measured(site: Site) -> None:
+    measured(site, "train", {"d0": 10, "d2": 12, "d1": 40, "d3": 300})
+    measured(site, "score-last", {"d0": 4, "d1": 5}, steps=0)
+    measured(site, "release", {"d0": 2, "d1": 3}, steps=0)
+
+
+def test_what_nobody_has_measured_is_not_known(site: Site) -> None:
+    found = plan(site)
+    assert found.expected_seconds is None
+    assert [(one.board, one.name, one.devices) for one in found.costs] == [
+        ("a", "large", 2),
+        ("b", "large", 2),
+    ]
+    for one in found.costs:
+        assert one.round_seconds == {"score": None, "train": None, "release": None}
+        assert (one.seconds, one.active_milliwatts, one.millijoules) == (None, None, None)
+    measured(site, "train", {"d0": 10, "d1": 20})
+    found = plan(site)
+    assert found.costs[0].round_seconds == {"score": None, "train": 10, "release": None}
+    assert (found.expected_seconds, found.costs[0].seconds) == (None, None)
+
+
+def test_seconds_and_energy_follow_from_past_campaigns_and_the_boards_power(site: Site) -> None:
+    all_measured(site)
+    with_power(site, "a", 132)
+    found = plan(site, rounds=3)
+    a, b = found.costs
+    assert a.round_seconds == {"score": 4, "train": 11, "release": 2}
+    assert (a.seconds, a.active_milliwatts) == (4 + 3 * 11 + 2, 132)
+    assert a.round_millijoules == {"score": 4 * 132, "train": 11 * 132, "release": 2 * 132}
+    assert a.millijoules == 39 * 132
+    assert b.seconds == 5 + 3 * 170 + 3
+    assert (b.active_milliwatts, b.millijoules) == (None, None)
+    assert b.round_millijoules == {"score": None, "train": None, "release": None}
+    # A round lasts until the slower board is done, or the deadline is.
+    assert found.expected_seconds == 5 + 3 * 120 + 3
+
+
+def test_a_kind_of_device_that_was_not_measured_leaves_open_how_long_rounds_take(
+    site: Site,
+) -> None:
+    all_measured(site)
+    ops = site.operations
+    ops.registry.observe({"d2": seen(ops, 2, free_sram_bytes=1000)})
+    found = plan(site)
+    assert [(one.name, one.board, one.seconds is None) for one in found.costs] == [
+        ("large", "b", False),
+        ("large", "a", False),
+        ("small", "a", True),
+    ]
+    assert found.expected_seconds is None
+
+
+def test_the_time_until_tasks_go_out_is_part_of_a_plan(site: Site) -> None:
+    all_measured(site)
+    rate = 3600 * len(small_model.blob())
+    found = plan(site, rounds=3, pace={"spread_seconds": 60, "site_bytes_per_hour": rate})
+    delta = found.bytes_up / (3 * 4)
+    # gw1 is at one site: four devices in a row, a second each for the weights.
+    queue = 4 * (1 + delta / len(small_model.blob()))
+    assert found.longest_round_seconds == pytest.approx(120 + 60 + queue, abs=0.1)
+    assert found.longest_seconds == pytest.approx(5 * 180 + 2 * 4 + 3 * queue, abs=0.1)
+    assert found.expected_seconds == pytest.approx(5 * 60 + 5 + 3 * 120 + 3, abs=0.1)
+    few = plan(site, cohort_size=1, pace={"site_bytes_per_hour": rate})
+    assert few.longest_round_seconds == pytest.approx(120 + 4, abs=0.1), "scores are of all"
+
+
+def test_a_pace_that_no_round_can_keep_to_is_refused_before_the_campaign(site: Site) -> None:
+    with pytest.raises(CampaignError, match="site home would get its task"):
+        plan(site, pace={"site_bytes_per_hour": 1})
+    config = campaign(pace={"site_bytes_per_hour": 1}).model_dump(mode="json")
+    answer = site.ask("viewer", "POST", "/v1/campaigns-plan", json={"campaign": config})
+    assert answer.status_code == 422
+    assert "raise site_bytes_per_hour" in answer.text
