@@ -97,7 +97,8 @@ class SuperLinkSettings(_Settings):
     def _is_one(self) -> Self:
         if (self.port is None) == (not self.address):
             raise ValueError("either a port for one of its own, or the address of another")
-        if self.address and self.model_fields_set - {"address", "ca"}:
+        own = (self.certificate, self.key, self.gateway_keys)
+        if self.address and (self.host not in LOOPBACK or any(own)):
             raise ValueError("of another only its address and ca are said here")
         return self
 

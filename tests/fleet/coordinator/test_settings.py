@@ -47,6 +47,15 @@ def test_what_would_delete_all_or_the_audit_log_is_refused(tmp_path: Path, said:
 
 
 @pytest.mark.parametrize(
+    "said", ["port = 1\n", f'port = 1\nhost = "0.0.0.0"\n{TLS}{KEYS}', 'address = "h:1"\n']
+)
+def test_settings_come_back_as_they_were_written(tmp_path: Path, said: str) -> None:
+    settings = read(tmp_path, said)
+    settings.write(tmp_path / "again.toml")
+    assert CoordinatorSettings.read(tmp_path / "again.toml") == settings
+
+
+@pytest.mark.parametrize(
     ("said", "problem"),
     [
         ("", "either a port"),
