@@ -8,6 +8,7 @@ machine gets at what SuperNodes need, and at nothing else.
 from __future__ import annotations
 
 import ipaddress
+import os
 from typing import Any
 
 from flwr.superlink import main
@@ -61,6 +62,8 @@ def run() -> None:
     def create_app(*given: Any, **options: Any) -> Guard:
         return Guard(stock(*given, **options))
 
+    # Whoever else were trusted to say for whom they ask could say that it is for this machine.
+    os.environ["FORWARDED_ALLOW_IPS"] = "127.0.0.1"
     # It takes the application from there when it starts; a test dials it from elsewhere.
     main.create_app = create_app  # type: ignore[assignment]
     flower_superlink()

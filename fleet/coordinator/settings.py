@@ -15,6 +15,11 @@ certificate = "superlink.crt"            # its hosts are that of the gateways, a
 key = "superlink.key"
 ca = "ca.crt"
 gateway_keys = "gateway-keys"            # folder of GATEWAY.pub, whose SuperNodes are let in
+
+[retention]                              # for ever where nothing is said
+reports_days = 730
+events_days = 90
+weights_days = 90
 """
 
 from __future__ import annotations
@@ -92,7 +97,8 @@ class SuperLinkSettings(_Settings):
     def _is_one(self) -> Self:
         if (self.port is None) == (not self.address):
             raise ValueError("either a port for one of its own, or the address of another")
-        if self.address and self.model_fields_set - {"address", "ca"}:
+        own = (self.certificate, self.key, self.gateway_keys)
+        if self.address and (self.host not in LOOPBACK or any(own)):
             raise ValueError("of another only its address and ca are said here")
         return self
 
@@ -126,6 +132,23 @@ class PaceSettings(_Settings):
     hello_seconds: Annotated[float, Field(gt=0, le=3600)] = HELLO_SECONDS
 
 
+Days = Annotated[float, Field(ge=1, le=36_500)]
+
+
+class RetentionSettings(_Settings):
+    """For how many days what piles up is kept; for ever where nothing is said.
+
+    The audit log, campaigns with their rounds, and versions of models are always kept.
+    """
+
+    reports_days: Days | None = None
+    """What devices reported, from their round's end on; of campaigns that have ended."""
+    events_days: Days | None = None
+    """What streams and webhooks tell of. A receiver that is away for longer misses some."""
+    weights_days: Days | None = None
+    """What training rounds made on the way, from the campaign's last round on."""
+
+
 class CoordinatorSettings(_Settings):
     """All that a service is told."""
 
@@ -136,6 +159,7 @@ class CoordinatorSettings(_Settings):
     api: ApiSettings = ApiSettings()
     superlink: SuperLinkSettings = SuperLinkSettings(port=9092)
     pace: PaceSettings = PaceSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     def store_url(self) -> str:
         """The store's URL. ConfigurationError where its variable isn't set."""

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -54,10 +54,12 @@ def make_app(
     requests_per_minute: int = 1200,
     is_leader: Callable[[], bool] = lambda: True,
     problems: Callable[[], list[str]] = list,
+    deleted: Callable[[], Mapping[str, int]] = dict,
 ) -> FastAPI:
     """The API over these operations.
 
-    `is_leader`: whether this process drives the fleet; `problems`: what keeps it from its work.
+    `is_leader`: whether this process drives the fleet; `problems`: what keeps it from its work;
+    `deleted`: how many rows of each kind it has deleted because they were old.
     """
     app = FastAPI(
         title="tinyfleet",
@@ -71,7 +73,7 @@ def make_app(
     app.state.idempotency = Idempotency(operations.store)
     app.state.limiter = Limiter(requests_per_minute)
     app.state.stopping = threading.Event()
-    metrics = Metrics(operations)
+    metrics = Metrics(operations, deleted)
     app.include_router(router)
 
     @app.exception_handler(FleetError)

@@ -21,7 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fleet.coordinator.settings import ApiSettings, CoordinatorSettings, SuperLinkSettings
+from fleet.coordinator.settings import (
+    ApiSettings,
+    CoordinatorSettings,
+    RetentionSettings,
+    SuperLinkSettings,
+)
 from fleet.coordinator.superlink import ManagedProcess, SuperLink, superlink_of
 from fleet.errors import ConfigurationError, ServiceError
 from fleet.gateway.broker import (
@@ -112,6 +117,8 @@ def init(folder: Path, fleet: str, sites: Sequence[str], gateways_per_site: int)
         fleet=fleet,
         api=ApiSettings(port=api_port),
         superlink=SuperLinkSettings(port=superlink_port),
+        # What nothing is known to need after that; what devices reported is kept.
+        retention=RetentionSettings(events_days=90, weights_days=90),
     )
     settings_path = folder / "coordinator" / "coordinator.toml"
     coordinator.write(settings_path)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fleet.campaign.config import CampaignConfig
@@ -19,8 +19,13 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Metrics:
     """What is counted here, and what is read from the store when somebody asks."""
 
-    def __init__(self, operations: Operations) -> None:
-        """A registry of its own: two services in one process don't mix."""
+    def __init__(
+        self, operations: Operations, deleted: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
+        """A registry of its own: two services in one process don't mix.
+
+        `deleted`: rows of each kind that this service has deleted because they were old.
+        """
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "tinyfleet_api_requests_total",
@@ -35,6 +40,7 @@ class Metrics:
             registry=self._registry,
         )
         self._registry.register(_Fleet(operations))
+        self._registry.register(_Deleted(deleted))
 
     def answered(self, method: str, path: str, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -44,6 +50,24 @@ class Metrics:
     def text(self) -> tuple[bytes, str]:
         """All figures, and their content type."""
         return generate_latest(self._registry), CONTENT_TYPE
+
+
+class _Deleted(Collector):
+    """What was old, and is gone."""
+
+    def __init__(self, deleted: Callable[[], Mapping[str, int]]) -> None:
+        self._deleted = deleted
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        rows = CounterMetricFamily(
+            "tinyfleet_deleted", "Rows that were older than is kept.", labels=["kind"]
+        )
+        for kind, count in self._deleted().items():
+            rows.add_metric([kind], count)
+        yield rows
 
 
 class _Fleet(Collector):

@@ -28,7 +28,8 @@ from fleet.coordinator.webhooks import Deliveries
 from fleet.errors import FleetError, StoreError
 from fleet.service.api import make_app
 from fleet.service.operations import Operations
-from fleet.store import Idempotency, SqlStore, SupersededError, Term
+from fleet.service.retention import Cleaner
+from fleet.store import SqlStore, SupersededError, Term
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,6 @@ SILENCE_SECONDS = 10.0
 LOOK_SECONDS = 0.5
 KEYS_LOOK_SECONDS = 5.0
 STARTING = "the ServerApp hasn't come up yet"
-REMEMBERED_SECONDS = 7 * 86_400.0
-"""Idempotency keys."""
 
 
 class Leader:
@@ -58,6 +57,7 @@ class Leader:
         self._candidate = self._term.waiting(clock, SILENCE_SECONDS)
         self._problem = STARTING
         self._superseded: SupersededError | None = None
+        self.cleaner = Cleaner(store, settings.retention, clock)
         self.is_leading = False
 
     def problems(self) -> list[str]:
@@ -179,8 +179,7 @@ class Leader:
         self, keeper: RunKeeper, is_stopping: threading.Event, keys: GatewayKeys | None = None
     ) -> None:
         driver = Term(self._store, DRIVER, "")
-        idempotency = Idempotency(self._store)
-        cleaned = looked_at_keys = float("-inf")
+        looked_at_keys = float("-inf")
         last = driver.seen()
         while not is_stopping.is_set():
             self._require_term()
@@ -192,9 +191,7 @@ class Leader:
             if keys is not None and now - looked_at_keys >= KEYS_LOOK_SECONDS:
                 looked_at_keys = now
                 keys.look()
-            if now - cleaned >= 3600:
-                cleaned = now
-                idempotency.forget_before(self._clock.wall() - REMEMBERED_SECONDS)
+            self.cleaner.step()
             is_stopping.wait(LOOK_SECONDS)
 
 
@@ -223,6 +220,7 @@ def serve(path: Path, version: str, ready: Callable[[str], None] = lambda url: N
         requests_per_minute=settings.api.requests_per_minute,
         is_leader=lambda: leader.is_leading,
         problems=leader.problems,
+        deleted=lambda: leader.cleaner.deleted,
     )
     is_stopping: threading.Event = app.state.stopping
     server = _Server(

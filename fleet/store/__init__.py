@@ -25,6 +25,7 @@ from fleet.store.events import Event, Events
 from fleet.store.gateways import GatewayRecord, Gateways, Login, Logins
 from fleet.store.models import BundleRecord, ModelRecord, Models, Version
 from fleet.store.registry import Preview, Registry
+from fleet.store.retention import Retention
 from fleet.store.sql import SqlStore
 from fleet.store.stages import Decision, Member, StageRecord, Stages
 from fleet.store.terms import Candidate, Term
@@ -54,6 +55,7 @@ __all__ = [
     "Preview",
     "Registry",
     "Remembered",
+    "Retention",
     "RoundRecord",
     "RoundSummary",
     "SqlStore",

@@ -90,8 +90,9 @@ def own_address() -> str:
 
 @pytest.mark.slow
 def test_with_tls_a_superlink_of_this_machine_is_driven_and_one_from_elsewhere_is_not(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     authority = Authority.create(tmp_path / "ca", "barn")
     issued = authority.issue("superlink", ("127.0.0.1",))
     tls = LinkTls(issued.certificate, issued.key, authority.certificate)
@@ -111,10 +112,11 @@ def test_with_tls_a_superlink_of_this_machine_is_driven_and_one_from_elsewhere_i
             "127.0.0.1", link.port, context=trust, source_address=(own_address(), 0), timeout=60
         )
         for path, status in (("/health", 200), ("/v1/control/list-nodes", 404), ("/docs", 404)):
-            elsewhere.request("POST" if "control" in path else "GET", path)
-            answer = elsewhere.getresponse()
-            answer.read()
-            assert answer.status == status, path
+            for said in ({}, {"X-Forwarded-For": "127.0.0.1"}):
+                elsewhere.request("POST" if "control" in path else "GET", path, headers=said)
+                answer = elsewhere.getresponse()
+                answer.read()
+                assert answer.status == status, path
         elsewhere.close()
 
 

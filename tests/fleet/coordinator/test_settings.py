@@ -33,6 +33,28 @@ def test_files_of_a_superlink_are_relative_to_the_settings(tmp_path: Path) -> No
     assert (attached.address, attached.ca, attached.tls) == ("h:1", tmp_path / "ca.crt", None)
 
 
+def test_all_is_kept_for_ever_where_nothing_is_said(tmp_path: Path) -> None:
+    kept = read(tmp_path, "port = 1\n").retention
+    assert (kept.reports_days, kept.events_days, kept.weights_days) == (None, None, None)
+    kept = read(tmp_path, "port = 1\n[retention]\nevents_days = 90\n").retention
+    assert (kept.reports_days, kept.events_days, kept.weights_days) == (None, 90.0, None)
+
+
+@pytest.mark.parametrize("said", ["reports_days = 0", "events_days = -1", "audit_days = 90"])
+def test_what_would_delete_all_or_the_audit_log_is_refused(tmp_path: Path, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"retention\.\w+_days: "):
+        read(tmp_path, f"port = 1\n[retention]\n{said}\n")
+
+
+@pytest.mark.parametrize(
+    "said", ["port = 1\n", f'port = 1\nhost = "0.0.0.0"\n{TLS}{KEYS}', 'address = "h:1"\n']
+)
+def test_settings_come_back_as_they_were_written(tmp_path: Path, said: str) -> None:
+    settings = read(tmp_path, said)
+    settings.write(tmp_path / "again.toml")
+    assert CoordinatorSettings.read(tmp_path / "again.toml") == settings
+
+
 @pytest.mark.parametrize(
     ("said", "problem"),
     [

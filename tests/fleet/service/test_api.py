@@ -435,6 +435,13 @@ def test_figures_are_those_of_the_fleet(site: Site) -> None:
     assert found["tinyfleet_api_requests_total", brewed] == 1
 
 
+def test_what_was_deleted_because_it_was_old_is_counted(new_site: Callable[..., Site]) -> None:
+    site = new_site(deleted=lambda: {"events": 12, "reports": 0})
+    found = _figures(site)
+    assert found["tinyfleet_deleted_total", (("kind", "events"),)] == 12
+    assert found["tinyfleet_deleted_total", (("kind", "reports"),)] == 0
+
+
 def test_a_retired_gateway_is_no_figure_and_is_not_waited_for(site: Site) -> None:
     site.client().retire_gateway("gw1")
     assert not [name for name, _ in _figures(site) if name == "tinyfleet_gateway_age_seconds"]

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from fleet.clock import SystemClock
 from fleet.coordinator.fleet_run import DRIVER
 from fleet.coordinator.service import ProgressEvent
-from fleet.coordinator.settings import CoordinatorSettings
+from fleet.coordinator.settings import CoordinatorSettings, RetentionSettings
 from fleet.service import serve
 from fleet.service.serve import STARTING, Leader
-from fleet.store import SqlStore, Term
+from fleet.store import Events, SqlStore, Term
+from fleet.store.tables import events
 from tests.patience import wait_until
 
 
@@ -126,6 +128,21 @@ def test_a_leader_that_is_superseded_keeps_nothing_any_more(
 
     with pytest.raises(serve.SupersededError, match="the service is another now"):
         keep(leader, loses, lambda: pytest.fail("it goes on"))
+
+
+def test_a_leader_deletes_what_its_settings_keep_no_longer(
+    store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "LOOK_SECONDS", 0.01)
+    for number in range(3):
+        Events(store).add("round", "c", {"round": number})
+    with store.writing() as connection:
+        connection.execute(sa.update(events).values(at=0.0))
+    settings = CoordinatorSettings(fleet="barn", retention=RetentionSettings(events_days=1))
+    leader = Leader(tmp_path / "c.toml", settings, store, SystemClock())
+    keep(leader, *[lambda: None] * 5)
+    assert len(Events(store).after(0)) == 1
+    assert leader.cleaner.deleted["events"] == 2
 
 
 def test_receivers_that_hang_do_not_keep_a_leader_from_its_work(
