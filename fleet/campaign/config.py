@@ -243,6 +243,11 @@ class CampaignConfig(RoundParameters):
             )
         return self
 
+    @property
+    def looks(self) -> int:
+        """How often a gate that watches a stage is asked: after each training round, at its end."""
+        return self.rounds + 1
+
     def parameters(self, number: int) -> RoundParameters:
         """What training round `number` of a stage, 1 … `rounds`, asks of its devices."""
         values = self.model_dump(include=set(RoundParameters.model_fields))

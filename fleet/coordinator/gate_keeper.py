@@ -52,9 +52,8 @@ class GateKeeper:
         is_end = step.kind in (RoundKind.SCORE_LAST, RoundKind.SCORE_AGAIN)
         watched = step.kind is RoundKind.TRAIN and any(one.watches for one in stage.gates)
         if watched or (is_end and stage.gates):
-            # The end is a look, too.
-            looks = self._config.rounds + 1
-            evidence = evidence_of(result, self._scores(step), looks, self._config.seed)
+            scores = self._scores(step)
+            evidence = evidence_of(result, scores, self._config.looks, self._config.seed)
             if is_end:
                 verdicts = judge_stage(stage, evidence)
             else:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from fleet.campaign.config import CampaignConfig
-from fleet.campaign.gates import ScoreGate, smallest_detectable_drop
 from fleet.campaign.pacing import likely_delay, longest_delay
 from fleet.campaign.planning import (
     Assignment,
@@ -62,12 +61,11 @@ def plan_campaign(
     stages = []
     for number, stage in enumerate(config.stages):
         names = [name for name, at in dealt.items() if at <= number]
+        samples = [held_out[name] for name in names]
         drops = {
-            f"{gate.measure}{' by ' + gate.by if gate.by else ''}": _finite(
-                smallest_detectable_drop(gate, [held_out[name] for name in names])
-            )
+            what: _finite(drop)
             for gate in stage.gates
-            if isinstance(gate, ScoreGate)
+            for what, drop in gate.smallest_drops(samples, config.looks).items()
         }
         stages.append(
             schema.StagePlan(stage=stage.name, devices=len(names), smallest_detectable_drop=drops)

@@ -49,12 +49,13 @@ def test_stages_grow_and_say_what_their_gates_would_notice(site: Site) -> None:
     gate = {"gate": "score", "by": "board"}
     stages = [
         {"name": "canary", "devices": 1, "gates": [gate]},
-        {"name": "all", "share": 1.0},
+        {"name": "all", "share": 1.0, "gates": [{"gate": "drift"}, {"gate": "failures"}]},
     ]
     found = plan(site, stages=stages)
     assert [(one.stage, one.devices) for one in found.stages] == [("canary", 1), ("all", 4)]
     assert list(found.stages[0].smallest_detectable_drop) == ["mean by board"]
-    assert found.stages[1].smallest_detectable_drop == {}
+    assert list(found.stages[1].smallest_detectable_drop) == ["drift"]
+    assert (found.stages[1].smallest_detectable_drop["drift"] or 0.0) > 0.05
 
 
 def all_measured(site: Site) -> None:
