@@ -497,12 +497,9 @@ class CampaignDriver:
                 looked = now
                 devices = self._listener.devices()
                 targets = self._membership.targets(devices)
+                everybody = Members(frozenset(targets))
                 ready, skipped = eligible(
-                    self._config,
-                    targets.values(),
-                    self._manifests,
-                    Members(frozenset(targets)),
-                    step.kind,
+                    self._config, targets.values(), self._manifests, everybody, step.kind
                 )
                 enough = len(ready) >= self._config.min_devices
                 if enough:

@@ -15,7 +15,7 @@ PART = TEXT[TEXT.index("\n### Watch it\n") : TEXT.index("\n## Backups\n")]
 
 
 def test_each_alarm_of_the_page_is_about_a_figure_that_there_is() -> None:
-    site = make_site(SqlStore())
+    site = make_site(SqlStore(), deleted=lambda: {"reports": 1})
     try:
         of = site.client().start_campaign(campaign()).campaign
         site.store.claim(of, "driver")

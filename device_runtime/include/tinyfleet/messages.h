@@ -53,8 +53,8 @@ typedef struct {
     uint32_t fault_pc;
     uint16_t train_samples;
     uint16_t held_out_samples;
-    uint8_t battery; /* 0 … 100, 128 more while it charges; 255: unknown */
-    uint8_t reset_cause;     /* wire.md: reset causes */
+    uint8_t battery;     /* 0 … 100, 128 more while it charges; 255: unknown */
+    uint8_t reset_cause; /* wire.md: reset causes */
     uint8_t fault_code;
 } tf_announce;
 
@@ -112,8 +112,8 @@ typedef struct {
 typedef struct {
     uint8_t campaign[TF_CAMPAIGN_BYTES]; /* zeros where there is none */
     uint32_t round;
-    uint8_t state;           /* wire.md: device states */
-    uint8_t reason;          /* wire.md: reasons */
+    uint8_t state;   /* wire.md: device states */
+    uint8_t reason;  /* wire.md: reasons */
     uint8_t battery; /* 0 … 100, 128 more while it charges; 255: unknown */
 } tf_device_status;
 

@@ -40,7 +40,7 @@ uint32_t fault_pc(void) {
 }
 
 uint32_t battery(void) {
-    return port->battery_percent(port->context);
+    return port->battery(port->context);
 }
 
 uint32_t milliseconds(void) {
