@@ -102,7 +102,7 @@ def simulate(
     site: Annotated[Path, typer.Option("--site", help="Folder of a deployment that runs.")],
     devices: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 8,
     machine: Annotated[
-        Literal["unicorn", "host"],
+        Literal["unicorn", "renode", "host"],
         typer.Option(help="Emulated boards, or the firmware's C as a library: many more."),
     ] = "unicorn",
     prefix: Annotated[str, typer.Option(help="What their names begin with.")] = "sim-",

@@ -22,6 +22,7 @@ class Tool:
     """A program outside of Python, what it is for and how to get it.
 
     `versioned`: Debian may have it under a name with its version only, such as ``clang-14``.
+    `variable`: of the environment, which may name the program.
     """
 
     command: str
@@ -30,6 +31,7 @@ class Tool:
     needed: bool
     version_flag: str = "--version"
     versioned: bool = False
+    variable: str = ""
 
 
 TOOLS = (
@@ -41,7 +43,13 @@ TOOLS = (
     Tool("clang-format", "make check", "apt-get install clang-format", False),
     Tool("cppcheck", "make check", "apt-get install cppcheck", False),
     Tool("qemu-system-arm", "second emulator", "apt-get install qemu-system-arm", False),
-    Tool("renode", "whole-board emulator", "download it from renode.io", False),
+    Tool(
+        "renode",
+        "whole boards (docs/howto/renode.md)",
+        "get Renode 1.16 from renode.io; RENODE names its program",
+        False,
+        variable="RENODE",
+    ),
 )
 
 
@@ -79,6 +87,8 @@ def check_tool(tool: Tool) -> Finding:
     names = [tool.command]
     if tool.versioned:
         names += [f"{tool.command}-{version}" for version in range(30, 11, -1)]
+    if named := os.environ.get(tool.variable):
+        names = [named]
     found = (shutil.which(name, path=_search_path()) for name in names)
     path = next((path for path in found if path), None)
     return Finding(

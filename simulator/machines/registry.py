@@ -1,7 +1,8 @@
 """The machines by name: how a device of a fleet can be run.
 
-``unicorn``: the board's image in an emulator, exact to the instruction. ``host``: the same C as a
-library of this computer, hundreds of devices a core. docs/howto/add-a-machine.md adds another.
+``unicorn``: the board's image in an emulator, exact to the instruction. ``renode``: the same image
+in Renode, where that is installed. ``host``: the same C as a library of this computer, hundreds of
+devices a core. docs/howto/add-a-machine.md adds another.
 
 Each kind imports its machine when it is asked for one, so that a worker holds in memory only what
 its devices run as.
@@ -86,7 +87,30 @@ class _Host:
         )
 
 
-MACHINES: Mapping[str, MachineKind] = {"unicorn": _Unicorn(), "host": _Host()}
+class _Renode:
+    def prepare(self, bundle: Path, output: Path) -> None:
+        del bundle, output
+
+    def build(
+        self, spec: DeviceSpec, content: FlashContent, prepared: Path, clock: Milliseconds
+    ) -> Machine:
+        from simulator.machines.renode.machine import RenodeMachine
+
+        del prepared
+        return RenodeMachine(
+            load_board(Path(spec.bundle) / "board.json"),
+            Path(spec.bundle) / "firmware.elf",
+            clock=clock,
+            battery_percent=lambda: spec.battery_percent,
+            flash_content=content,
+        )
+
+
+MACHINES: Mapping[str, MachineKind] = {
+    "unicorn": _Unicorn(),
+    "host": _Host(),
+    "renode": _Renode(),
+}
 
 
 def machine_kind(name: str) -> MachineKind:
@@ -112,21 +136,25 @@ def build_machine(
     Raises: FleetError naming the device.
     """
     try:
-        manifest = json.loads((Path(spec.bundle) / "manifest.json").read_text())
-        written = provision(
-            FlashInfo.model_validate(manifest["flash"]),
-            manifest["model"]["sample_digest"],
-            Identity(
-                spec.device,
-                spec.fleet,
-                spec.password,
-                spec.reserved_sram_bytes,
-                spec.link_bits_per_second,
-            ),
-            spec.samples,
-            spec.labels,
-        )
-        kind = machine_kind(spec.machine)
-        return kind.build(spec, [*spec.flash, *written], prepared, clock)
+        return machine_kind(spec.machine).build(spec, flash_content(spec), prepared, clock)
     except (OSError, ValueError, KeyError, CodegenError, SimulatorError) as error:
         raise FleetError(f"device {spec.device}, bundle {spec.bundle}: {error}") from error
+
+
+def flash_content(spec: DeviceSpec) -> FlashContent:
+    """What is in a device's flash besides its firmware: what was left there, identity, samples."""
+    manifest = json.loads((Path(spec.bundle) / "manifest.json").read_text())
+    written = provision(
+        FlashInfo.model_validate(manifest["flash"]),
+        manifest["model"]["sample_digest"],
+        Identity(
+            spec.device,
+            spec.fleet,
+            spec.password,
+            spec.reserved_sram_bytes,
+            spec.link_bits_per_second,
+        ),
+        spec.samples,
+        spec.labels,
+    )
+    return [*spec.flash, *written]

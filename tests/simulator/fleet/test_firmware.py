@@ -74,6 +74,7 @@ class World:
         bundle: Bundle,
         samples: NDArray[np.int8] = SAMPLES,
         flash: Mapping[str, tuple[tuple[int, bytes], ...]] = MappingProxyType({}),
+        machine: str = "unicorn",
     ) -> None:
         (folder / "logs").mkdir()
         passwords = new_passwords([BOARDED, HOSTED])
@@ -98,7 +99,7 @@ class World:
                     seed=3,
                     flash=flash.get(name, ()),
                 )
-                for name, machine in ((BOARDED, "unicorn"), (HOSTED, "host"))
+                for name, machine in ((BOARDED, machine), (HOSTED, "host"))
             ],
             ("127.0.0.1", self.broker.port),
         )

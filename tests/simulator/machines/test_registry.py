@@ -20,6 +20,7 @@ from simulator.errors import FleetError
 from simulator.machines.device_spec import DeviceSpec
 from simulator.machines.protocol import Machine, StopReason
 from simulator.machines.registry import MACHINES, build_machine, machine_kind
+from simulator.machines.renode.monitor import RenodeError, find_renode
 from tests.device_runtime.host_device import Publication
 from tests.device_runtime.tiny_round import task_for
 from tests.simulator.conftest import WorldClock
@@ -50,6 +51,11 @@ def spec(digits: Bundle) -> DeviceSpec:
 def machine(
     request: pytest.FixtureRequest, spec: DeviceSpec, world: WorldClock, tmp_path: Path
 ) -> Iterator[Machine]:
+    if request.param == "renode":
+        try:
+            find_renode()
+        except RenodeError as error:
+            pytest.skip(str(error))
     prepared = tmp_path / "prepared"
     machine_kind(request.param).prepare(spec.bundle, prepared)
     made = build_machine(replace(spec, machine=request.param), prepared, world)
@@ -161,5 +167,5 @@ def test_host_code_does_not_import_the_emulator(spec: DeviceSpec, tmp_path: Path
 def test_a_name_that_no_machine_has_is_refused_with_those_there_are(
     spec: DeviceSpec, tmp_path: Path
 ) -> None:
-    with pytest.raises(FleetError, match=r"device cow.*no machine 'abacus'.*host, unicorn"):
+    with pytest.raises(FleetError, match=r"device cow.*no machine 'abacus'.*host, renode, unicorn"):
         build_machine(replace(spec, machine="abacus"), tmp_path)

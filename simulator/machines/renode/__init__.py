@@ -1,0 +1,1 @@
+"""Boards in Renode: generated platforms, models of our own, several machines in one process."""

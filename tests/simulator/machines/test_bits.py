@@ -1,0 +1,98 @@
+"""The same device, task and seed gives the same delta, bit for bit, on every machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codegen.compile import compile_model
+from codegen.firmware.bundle import Bundle
+from fleet.protocol import Delta, topics
+from simulator.machines.device_spec import DeviceSpec
+from simulator.machines.registry import MACHINES, build_machine, machine_kind
+from simulator.machines.renode.monitor import RenodeError, find_renode
+from tests.device_runtime.host_device import Publication, counted
+from tests.device_runtime.tiny_round import task_for
+from tests.simulator.conftest import DIGITS, ROOT, WorldClock
+from tests.simulator.line import Line
+
+pytestmark = [pytest.mark.slow]
+
+BOARDS = ("stm32f407", "stm32f746")
+REFERENCE = "unicorn"
+SAMPLES = np.random.default_rng(5).integers(-128, 128, (9, 8, 8, 1)).astype(np.int8)
+
+
+@pytest.fixture(scope="module", params=BOARDS)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return compile_model(
+        DIGITS / "digits.onnx",
+        request.param,
+        None,
+        DIGITS / "calibration.npz",
+        tmp_path_factory.mktemp("bits") / request.param,
+        ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
+    )
+
+
+def deltas(machine: str, bundle: Bundle, folder: Path) -> list[Delta]:
+    """What a device with these samples sends for each plan of the bundle."""
+    machine_kind(machine).prepare(bundle.path, folder / machine)
+    spec = DeviceSpec(
+        "cow", bundle.path, "moo", SAMPLES, np.arange(9), fleet="barn", machine=machine
+    )
+    world = WorldClock()
+    made = build_machine(spec, folder / machine, world)
+    try:
+        line = Line(made, world)
+        found: list[Delta] = []
+        for number, plan in enumerate(bundle.manifest.plans, 1):
+            task = task_for(
+                bytes.fromhex(plan.id),
+                bundle.weights,
+                round=number,
+                seed=7,
+                learning_rate_q20=20_000,
+            )
+            delta_topic = "fleet/barn/gw/gw/cow/delta"
+            line.broker.send(
+                Publication(topics.task("barn", "cow"), task.encode(), True, delta_topic)
+            )
+            line.until(lambda wanted=number: len(sent(line)) == wanted, seconds=600.0)
+            found.append(sent(line)[-1])
+            receipt = counted(found[-1]).encode()
+            line.broker.send(Publication(topics.receipt("barn", "cow"), receipt, False))
+        return found
+    finally:
+        made.close()
+
+
+def sent(line: Line) -> list[Delta]:
+    """Deltas in the order of their rounds, each once."""
+    by_round = {
+        delta.round: delta
+        for one in line.broker.published
+        if one.topic.endswith("/delta")
+        for delta in [Delta.decode(one.payload)]
+    }
+    return [by_round[number] for number in sorted(by_round)]
+
+
+def test_every_machine_sends_the_delta_that_unicorn_sends(bundle: Bundle, tmp_path: Path) -> None:
+    wanted = deltas(REFERENCE, bundle, tmp_path)
+    assert len(wanted) >= 3
+    assert all(one.coded for one in wanted)
+    compared = []
+    for machine in sorted(MACHINES.keys() - {REFERENCE}):
+        if machine == "renode":
+            try:
+                find_renode()
+            except RenodeError as error:
+                pytest.skip(f"{compared} are equal; {error}")
+        got = deltas(machine, bundle, tmp_path)
+        for one, other in zip(wanted, got, strict=True):
+            assert dataclasses.replace(other, lease=one.lease) == one, machine
+        compared.append(machine)
