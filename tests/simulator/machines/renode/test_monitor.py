@@ -76,7 +76,7 @@ def test_an_end_is_told_with_the_last_words(renode: Monitor) -> None:
         renode.execute("die")
     with pytest.raises(RenodeError, match="ended at 'version'"):
         renode.execute("version")
-    assert not renode.alive
+    wait_until(lambda: not renode.alive, "its end")
 
 
 def test_a_program_that_is_no_renode_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
