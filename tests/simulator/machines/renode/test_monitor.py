@@ -91,7 +91,7 @@ def test_closing_leaves_no_process_behind() -> None:
     with Monitor(RECORDED) as renode:
         renode.execute("linger")
         group = os.getpgid(renode.pid)
-        assert len(in_group(group)) == 2
+        wait_until(lambda: len(in_group(group)) == 2, "the child to be there")
     wait_until(lambda: not in_group(group), "all of the group to end")
 
 
