@@ -120,8 +120,8 @@ class Monitor:
         return self._process.pid
 
     def close(self) -> None:
-        """End the process and whatever it has started."""
-        with contextlib.suppress(OSError):
+        """End the process and whatever it has started; once is enough."""
+        with contextlib.suppress(OSError, ValueError):
             assert self._process.stdin is not None
             self._process.stdin.write(b"quit\n")
             self._process.stdin.flush()

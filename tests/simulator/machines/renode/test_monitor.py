@@ -93,6 +93,7 @@ def test_closing_leaves_no_process_behind() -> None:
         group = os.getpgid(renode.pid)
         wait_until(lambda: len(in_group(group)) == 2, "the child to be there")
     wait_until(lambda: not in_group(group), "all of the group to end")
+    renode.close()
 
 
 def in_group(group: int) -> list[int]:
