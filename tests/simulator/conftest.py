@@ -11,6 +11,7 @@ from codegen.compile import compile_model
 from codegen.firmware.boards import load_board
 from codegen.firmware.bundle import Bundle
 from simulator.machines.elf_image import ElfImage, load_elf
+from simulator.machines.renode.monitor import RenodeError, find_renode
 from simulator.machines.unicorn import UnicornMachine
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +89,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         tmp_path_factory.mktemp("bundle") / "digits",
         ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
     )
+
+
+def skip_without_renode() -> None:
+    """Skip the test, and say how to get Renode, where there is none."""
+    try:
+        find_renode()
+    except RenodeError as error:
+        pytest.skip(str(error))
 
 
 class WorldClock:

@@ -44,8 +44,9 @@ FlashContent = Iterable[tuple[int, bytes]]
 class Emulation:
     """A Renode process with our models, and the socket that its nodes dial."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_close: Callable[[], None] = lambda: None) -> None:
         """Start it. Raises: RenodeError."""
+        self._on_close = on_close
         self.folder = Path(tempfile.mkdtemp(prefix="tinyfleet-renode-"))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(CONNECT_SECONDS)
@@ -65,6 +66,15 @@ class Emulation:
         if was_started:
             self.monitor.execute("pause")
             self._is_started = False
+        try:
+            return self._add(board, firmware, content, percent)
+        finally:
+            if not self._in_use:
+                self.close()
+            elif was_started:
+                self.start()
+
+    def _add(self, board: Board, firmware: Path, content: FlashContent, percent: float) -> NodeLine:
         self._made += 1
         folder = self.folder / f"node-{self._made}"
         folder.mkdir()
@@ -76,8 +86,6 @@ class Emulation:
         self.monitor.execute(f"adc1 Percent {percent:.2f}")
         self.monitor.execute(f'emulation SetGlobalQuantum "{QUANTUM_SECONDS}"')
         line.power_is_back()
-        if was_started:
-            self.start()
         return line
 
     def start(self) -> None:
@@ -111,7 +119,7 @@ class Emulation:
     def _clean_up(self) -> None:
         self._listener.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-        shared_emulation.cache_clear()
+        self._on_close()
 
 
 def write_node(
@@ -146,8 +154,8 @@ def write_node(
 @functools.cache
 def shared_emulation() -> Emulation:
     """The one of this process whose nodes live in the host's time."""
-    made = Emulation()
-    atexit.register(made.monitor.close)
+    made = Emulation(on_close=shared_emulation.cache_clear)
+    atexit.register(made.close)
     return made
 
 

@@ -198,5 +198,5 @@ def _answer_of(said: str, command: str, mark: str) -> str:
 
 
 def _die_with_parent() -> None:
-    """In the child: end when whoever has started it is killed."""
+    """In the child: end when the thread that has started it ends, or is killed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

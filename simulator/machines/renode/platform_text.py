@@ -12,7 +12,7 @@ from codegen.firmware.boards import Board
 from simulator.errors import ImageError
 
 MODELS = ("Stm32Serial.cs", "Stm32Flash.cs")
-_CPUS = {"cortex-m4": "cortex-m4", "cortex-m7": "cortex-m7"}
+_CPUS = ("cortex-m4", "cortex-m7")
 _USART_HZ = 42_000_000
 _TIMER_HZ = 42_000_000
 _SYSTICK_HZ = 21_000_000
@@ -56,7 +56,7 @@ nvic: IRQControllers.NVIC @ sysbus 0xE000E000
     IRQ -> cpu@0
 
 cpu: CPU.CortexM @ sysbus
-    cpuType: "{_CPUS[board.cpu]}"
+    cpuType: "{board.cpu}"
     PerformanceInMips: {board.clock_hz // 1_000_000}
     nvic: nvic
 

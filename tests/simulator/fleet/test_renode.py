@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from codegen.firmware.bundle import Bundle
-from simulator.machines.renode.monitor import RenodeError, find_renode
 from tests import processes
 from tests.patience import wait_until
+from tests.simulator.conftest import skip_without_renode
 from tests.simulator.fleet.test_firmware import BOARDED, HOSTED, World, other_weights, running
 
 pytestmark = [pytest.mark.slow]
@@ -20,10 +20,7 @@ pytestmark = [pytest.mark.slow]
 
 @pytest.fixture
 def world(digits: Bundle, tmp_path: Path) -> World:
-    try:
-        find_renode()
-    except RenodeError as error:
-        pytest.skip(str(error))
+    skip_without_renode()
     return World(tmp_path, digits, machine="renode")
 
 

@@ -20,10 +20,9 @@ from simulator.errors import FleetError
 from simulator.machines.device_spec import DeviceSpec
 from simulator.machines.protocol import Machine, StopReason
 from simulator.machines.registry import MACHINES, build_machine, machine_kind
-from simulator.machines.renode.monitor import RenodeError, find_renode
 from tests.device_runtime.host_device import Publication
 from tests.device_runtime.tiny_round import task_for
-from tests.simulator.conftest import WorldClock
+from tests.simulator.conftest import WorldClock, skip_without_renode
 from tests.simulator.line import Line, idle
 
 CONNECT = 0x10
@@ -52,10 +51,7 @@ def machine(
     request: pytest.FixtureRequest, spec: DeviceSpec, world: WorldClock, tmp_path: Path
 ) -> Iterator[Machine]:
     if request.param == "renode":
-        try:
-            find_renode()
-        except RenodeError as error:
-            pytest.skip(str(error))
+        skip_without_renode()
     prepared = tmp_path / "prepared"
     machine_kind(request.param).prepare(spec.bundle, prepared)
     made = build_machine(replace(spec, machine=request.param), prepared, world)
