@@ -12,6 +12,7 @@ Pure functions; who waits, widens a stage or rolls back decides by the outcome.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -100,7 +101,7 @@ class Evidence:
     seed: int = 0
 
 
-class _Gate(BaseModel):
+class _Gate(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     watches: ClassVar[bool] = False
@@ -110,9 +111,9 @@ class _Gate(BaseModel):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Of each side of the interval."""
 
+    @abstractmethod
     def judge(self, evidence: Evidence) -> Verdict:
         """What it says."""
-        raise NotImplementedError
 
     def smallest_drops(self, held_out: Sequence[int], looks: int) -> dict[str, float]:
         """By what it looks at: the smallest drop that it would notice with 80 % probability.

@@ -9,6 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
+from fleet.campaign import RoundKind
 from fleet.errors import AccessError
 from fleet.service.roles import Permission, may
 from fleet.store import (
@@ -84,7 +85,7 @@ class Base:
         self.logins = Logins(store)
         self.models = Models(store)
         self.stages = Stages(store)
-        self.timings = Timings(store)
+        self.timings = Timings(store, {one.value: one.action for one in RoundKind})
         self.events = Events(store)
         self.tokens = Tokens(store)
         self.audit = Audit(store)

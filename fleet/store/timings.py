@@ -7,6 +7,7 @@ looked at.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -22,16 +23,6 @@ many, or so many reports."""
 
 LOOKED_AT = 1000
 """Rounds, with those that brought no reports."""
-
-# What devices are told in rounds of each kind.
-_ACTIONS = {
-    "train": "train",
-    "score-first": "score",
-    "score-last": "score",
-    "score-again": "score",
-    "release": "release",
-    "roll-back": "release",
-}
 
 
 @dataclass(frozen=True)
@@ -51,9 +42,10 @@ class Timing:
 class Timings:
     """What was measured of models in past campaigns."""
 
-    def __init__(self, store: SqlStore) -> None:
-        """Those of the same database."""
+    def __init__(self, store: SqlStore, actions: Mapping[str, str]) -> None:
+        """Those of the same database; `actions`: what devices are told in rounds of each kind."""
         self._store = store
+        self._actions = dict(actions)
 
     def of_model(self, model: str) -> tuple[Timing, ...]:
         """What devices that are in the registry took, by plan, board and action.
@@ -64,7 +56,7 @@ class Timings:
         seen_rounds, seen_reports = Counter[str](), Counter[str]()
         with self._store.reading() as connection:
             for campaign, number, kind in connection.execute(self._rounds(model)).all():
-                action = _ACTIONS[kind]
+                action = self._actions[kind]
                 enough = (
                     seen_rounds[action] >= ENOUGH_ROUNDS or seen_reports[action] >= ENOUGH_REPORTS
                 )
@@ -84,7 +76,7 @@ class Timings:
             .join(campaigns, campaigns.c.id == rounds.c.campaign)
             .where(
                 campaigns.c.base.startswith(f"{model}:", autoescape=True),
-                rounds.c.kind.in_(_ACTIONS),
+                rounds.c.kind.in_(self._actions),
             )
             .order_by(campaigns.c.position.desc(), rounds.c.number.desc())
             .limit(LOOKED_AT)
