@@ -50,6 +50,18 @@ class Site:
             SuperNode(folder, address, of.name, of.socket_path, **options)
         )
 
+    def wait_for(self, gateway: str, node: SuperNode) -> None:
+        """Until the service has heard of a gateway, whose SuperNode is started again till then.
+
+        As a gateway does: a SuperNode ends when the SuperLink doesn't know its key yet.
+        """
+
+        def is_heard() -> bool:
+            node.start()
+            return gateway in self.heard()
+
+        wait_for_service(is_heard, node.log_tail)
+
     def heard(self) -> set[str]:
         return {one.gateway for one in self.client.gateways() if one.last_seen is not None}
 
@@ -95,9 +107,8 @@ def test_a_gateway_that_knows_the_authority_and_is_known_by_its_key_gets_in_and_
     believes_another = site.node("south", south, ca=other, key=key)
     has_no_key = site.node("west", west, ca=ca)
     has_a_strange_key = site.node("west-again", west, ca=ca, key=outside)
-    site.node("north", north, ca=ca, key=key)
     # The service's own ServerApp talks over TLS as well, or it would hear of nobody.
-    wait_for_service(lambda: site.heard() == {"north"}, lambda: site.services.log("first"))
+    site.wait_for("north", site.node("north", north, ca=ca, key=key))
     for one in (has_no_key, has_a_strange_key):
         wait_until(lambda one=one: not one.alive(), one.log_tail)
     log = folder / "flower" / "logs" / "superlink.log"
@@ -110,8 +121,8 @@ def test_a_gateway_that_knows_the_authority_and_is_known_by_its_key_gets_in_and_
     # Once its key lies there, too.
     (folder / "west.pub").rename(site.keys / "west.pub")
     wait_until(lambda: log.read_text().count("Created node_id") == 2, "the key to be taken")
-    has_a_strange_key.start()
-    wait_for_service(lambda: site.heard() == {"north", "west"}, has_a_strange_key.log_tail)
+    site.wait_for("west", has_a_strange_key)
+    assert site.heard() == {"north", "west"}
 
 
 def test_whoever_loses_their_key_is_out_and_a_new_one_lets_them_in_again(site: Site) -> None:
@@ -120,7 +131,7 @@ def test_whoever_loses_their_key_is_out_and_a_new_one_lets_them_in_again(site: S
     key = write_key(folder / "north")
     public = (folder / "north.pub").rename(site.keys / "north.pub")
     node = site.node("north", north, ca=ca, key=key)
-    wait_for_service(lambda: site.heard() == {"north"}, lambda: site.services.log("first"))
+    site.wait_for("north", node)
     (site.keys / "north.pub").unlink()
     wait_until(lambda: not node.alive(), node.log_tail)
     write_key(folder / "north")
