@@ -1,0 +1,315 @@
+"""A device in virtual time: the host library's client behind a modem, on a line that takes time.
+
+All times are nanoseconds of the fleet's clock. A device is told what arrives and when, and asked to
+go on until some instant; what it says meanwhile it hands over with the time at which that arrives
+on the other side. It asks nobody anything in between, so that devices can go on side by side, in
+any number of processes: whoever drives them never lets them run ahead of what may still arrive
+(`simulator.virtual.pool`).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from simulator.machines.host import Costs, HostMachine
+from simulator.virtual.line import LineEnd
+
+NEVER = (1 << 63) - 1
+REDIAL_NANOSECONDS = 500_000_000
+_MILLISECOND = 1_000_000
+
+
+class Arrival(NamedTuple):
+    """What reaches a device."""
+
+    at: int
+    kind: str
+    """`carrier`: its call was answered; `refused`: it wasn't; `bytes`; `lost`: the stream ended."""
+    call: int
+    data: bytes = b""
+
+
+class Said(NamedTuple):
+    """What a device's modem tells the other side, at the time at which it arrives there."""
+
+    at: int
+    device: int
+    kind: str
+    """`dial`, `bytes` or `hang-up`."""
+    call: int
+    data: bytes = b""
+
+
+class Event(NamedTuple):
+    """What befalls a device from outside of its line."""
+
+    at: int
+    kind: str
+    """`power-off`, `power-on`, `reset`, `out-of-reach`, `in-reach`, `brown-out` at the
+    ``value``-th flash operation from then, `battery` with percent in its low bits and charging in
+    bit 7, `flip` of bit ``value`` of the flash's content in use."""
+    value: int = 0
+
+
+class _Modem(enum.Enum):
+    ON_HOOK = 0
+    DIALLING = 1
+    CONNECTED = 2
+    PAUSING = 3
+    LOST = 4
+
+
+@dataclass(frozen=True)
+class Clockwork:
+    """A device's own clock: it gains ``parts_per_million``."""
+
+    parts_per_million: int = 0
+
+    def local(self, now: int) -> int:
+        """The device's nanoseconds at a time of the fleet."""
+        return now + now * self.parts_per_million // 1_000_000
+
+    def duration(self, local: int) -> int:
+        """How long so many of the device's nanoseconds take."""
+        return local * 1_000_000 // (1_000_000 + self.parts_per_million)
+
+
+class Watch:
+    """What a machine is given as clock: it says what it was set to, in milliseconds."""
+
+    milliseconds = 0.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.milliseconds
+
+
+class VirtualDevice:
+    """One device; owned by one `DeviceHost`."""
+
+    def __init__(
+        self,
+        number: int,
+        machine: HostMachine,
+        watch: Watch,
+        costs: Costs,
+        line: LineEnd,
+        clockwork: Clockwork,
+        events: Iterable[Event] = (),
+    ) -> None:
+        """``machine``, which goes by ``watch``, is powered on at time 0.
+
+        ``events`` are in order of time.
+        """
+        self.number = number
+        self.machine = machine
+        self._watch = watch
+        self._costs = costs
+        self._line = line
+        self._clock = clockwork
+        self._events = iter(events)
+        self._event = next(self._events, None)
+        self._arrivals: deque[Arrival] = deque()
+        self._waiting = bytearray()
+        """Bytes that have arrived at the modem and not at the board."""
+        self._modem = _Modem.ON_HOOK
+        self._call = 0
+        self._redial_at = NEVER
+        self._in_reach = True
+        self._has_power = True
+        self._busy_until = 0
+        self._wake_at = 0
+        self.resets = 0
+        self.busy_nanoseconds = 0
+
+    # ---- what its host asks ----------------------------------------------------------
+
+    def arrives(self, arrival: Arrival) -> None:
+        """Something will reach it; what is told later doesn't arrive earlier."""
+        self._arrivals.append(arrival)
+
+    @property
+    def next_due(self) -> int:
+        """When it has something to do, by all that it knows now."""
+        due = min(max(self._wake_at, self._busy_until), self._redial_at)
+        if self._arrivals:
+            due = min(due, self._arrivals[0].at)
+        if self._event is not None:
+            due = min(due, self._event.at)
+        return due
+
+    def advance(self, until: int, said: list[Said]) -> None:
+        """Do all that is due before ``until``; what it says is appended to ``said``."""
+        while (now := self.next_due) < until:
+            self._take_events(now)
+            self._take_arrivals(now)
+            if self._redial_at <= now:
+                self._redial_at = NEVER
+                self._dial(now, said)
+            if self._has_power and max(self._wake_at, self._busy_until) <= now:
+                self._run(now, until, said)
+
+    # ---- time ------------------------------------------------------------------------
+
+    def _run(self, now: int, until: int, said: list[Said]) -> None:
+        """Let the firmware work from now on, until something else happens."""
+        self._feed()
+        end = min(until, self._next_from_outside())
+        local = self._clock.local(now)
+        done, is_busy = self.machine.work(
+            self._costs, local, max(local + 1, self._clock.local(end))
+        )
+        took = self._clock.duration(done - local)
+        self.busy_nanoseconds += took
+        self._busy_until = now + took
+        data = self.machine.take_transmitted()
+        self._look_at_line(self._busy_until, data, said)
+        if not self.machine.has_power:
+            self._go_down(self._busy_until)
+        elif is_busy or data:
+            self._wake_at = self._busy_until
+        else:
+            # Where the firmware has made room, what waits can go on.
+            tick = self.machine.tick_milliseconds
+            self._wake_at = (
+                self._busy_until
+                if self._feed()
+                else NEVER
+                if tick == float("inf")
+                else self._busy_until + self._clock.duration(max(1, int(tick)) * _MILLISECOND)
+            )
+
+    def _next_from_outside(self) -> int:
+        due = self._redial_at
+        if self._arrivals:
+            due = min(due, self._arrivals[0].at)
+        if self._event is not None:
+            due = min(due, self._event.at)
+        return due
+
+    # ---- the line --------------------------------------------------------------------
+
+    def _take_arrivals(self, now: int) -> None:
+        while self._arrivals and self._arrivals[0].at <= now:
+            arrival = self._arrivals.popleft()
+            if arrival.call != self._call or not self._in_reach or not self._has_power:
+                continue  # of a call that has ended
+            self._arrived(arrival, now)
+
+    def _arrived(self, arrival: Arrival, now: int) -> None:
+        match arrival.kind:
+            case "carrier" if self._modem is _Modem.DIALLING:
+                self._modem = _Modem.CONNECTED
+                self.machine.set_data_carrier_detect(True)
+                self._wake_at = min(self._wake_at, now)
+            case "refused" if self._modem is _Modem.DIALLING:
+                self._pause(now)
+            case "bytes" if self._modem is _Modem.CONNECTED:
+                self._waiting += arrival.data
+                if self._feed():
+                    self._wake_at = min(self._wake_at, now)
+            case "lost" if self._modem is _Modem.CONNECTED:
+                self._lose(now)
+
+    def _feed(self) -> bool:
+        """Move what waits to the board; returns whether something went."""
+        if not self._waiting:
+            return False
+        taken = self.machine.receive(bytes(self._waiting))
+        del self._waiting[:taken]
+        return taken > 0
+
+    def _look_at_line(self, now: int, data: bytes, said: list[Said]) -> None:
+        """What the firmware did to its modem."""
+        if data and self._modem is _Modem.CONNECTED:
+            said.append(
+                Said(self._line.arrives(now, len(data)), self.number, "bytes", self._call, data)
+            )
+        wants = self.machine.data_terminal_ready
+        if not wants and self._modem is not _Modem.ON_HOOK:
+            if self._modem is _Modem.CONNECTED:
+                said.append(Said(self._line.arrives(now, 0), self.number, "hang-up", self._call))
+            self._put_down()
+            wants = self.machine.data_terminal_ready  # it may wait for just this
+            if wants:
+                self._wake_at = now
+        if wants and self._modem is _Modem.ON_HOOK:
+            self._dial(now, said)
+
+    def _dial(self, now: int, said: list[Said]) -> None:
+        if not self._in_reach or not self._has_power:
+            self._pause(now)
+            return
+        self._call += 1
+        self._modem = _Modem.DIALLING
+        said.append(Said(self._line.dials(now), self.number, "dial", self._call))
+
+    def _pause(self, now: int) -> None:
+        self._modem = _Modem.PAUSING
+        self._redial_at = now + REDIAL_NANOSECONDS if self._in_reach else NEVER
+
+    def _lose(self, now: int) -> None:
+        """The stream has ended; the firmware has to drop DTR before the next dial."""
+        self._waiting.clear()
+        self._modem = _Modem.LOST
+        self.machine.set_data_carrier_detect(False)
+        self._wake_at = min(self._wake_at, now)
+
+    def _put_down(self) -> None:
+        self._waiting.clear()
+        self._modem = _Modem.ON_HOOK
+        self._redial_at = NEVER
+        self.machine.set_data_carrier_detect(False)
+
+    # ---- from outside ----------------------------------------------------------------
+
+    def _take_events(self, now: int) -> None:
+        while self._event is not None and self._event.at <= now:
+            event, self._event = self._event, next(self._events, None)
+            self._befalls(event, now)
+
+    def _befalls(self, event: Event, now: int) -> None:
+        match event.kind:
+            case "power-off":
+                self._go_down(now, for_good=True)
+            case "power-on":
+                self._go_up(now)
+            case "reset":
+                if self._has_power:
+                    self._go_down(now)
+            case "out-of-reach":
+                self._in_reach = False
+                if self._modem in (_Modem.CONNECTED, _Modem.DIALLING):
+                    self._call += 1  # what is under way gets lost
+                    self._lose(now)
+            case "in-reach":
+                self._in_reach = True
+                if self._modem is _Modem.PAUSING:
+                    self._redial_at = now
+            case "brown-out":
+                self.machine.cut_power_at_flash_operation(event.value, event.at & 0xFFFFFFFF)
+            case "battery":
+                self.machine.set_battery(event.value)
+            case _:
+                raise ValueError(f"no event {event.kind!r}")
+
+    def _go_down(self, now: int, *, for_good: bool = False) -> None:
+        """Without power, for a moment or until `power-on`."""
+        self._call += 1
+        self._waiting.clear()
+        self._modem = _Modem.ON_HOOK
+        self._redial_at = self._wake_at = NEVER
+        self._has_power = False
+        if not for_good:
+            self._go_up(now)
+
+    def _go_up(self, now: int) -> None:
+        self.resets += 1
+        self._has_power = True
+        self._watch.milliseconds = self._clock.local(now) / _MILLISECOND
+        self.machine.power_on()
+        self._busy_until = self._wake_at = now
