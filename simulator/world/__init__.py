@@ -1,1 +1,1 @@
-"""The world as data: which devices there are, what they see, when they are there, what goes wrong."""
+"""The world as data: which devices there are, what they see, and what goes wrong with them."""

@@ -15,6 +15,7 @@ import numpy as np
 
 BLOCK = 10
 """Of so many devices in a row, each lies in a tenth of its own of what is drawn by share."""
+SHORTEST_BLOCK_SECONDS = 3600.0
 
 
 def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
@@ -39,7 +40,7 @@ def place(seed: int, purpose: str, device: int) -> float:
 
 
 def arrivals(
-    seed: int, purpose: str, device: int, *, per_second: float, since: float, block_seconds: float
+    seed: int, purpose: str, device: int, *, per_second: float, since: float
 ) -> Iterator[tuple[float, np.random.Generator]]:
     """Instants of a Poisson process from ``since`` on, in order, endless; none at a rate of 0.
 
@@ -48,10 +49,10 @@ def arrivals(
     """
     if per_second <= 0.0:
         return
-    for block in count(math.floor(since / block_seconds)):
+    length = max(SHORTEST_BLOCK_SECONDS, 1.0 / per_second)
+    for block in count(math.floor(since / length)):
         random = generator(seed, purpose, device, block)
-        begin = block * block_seconds
-        offsets = random.uniform(0.0, block_seconds, random.poisson(per_second * block_seconds))
-        for number, offset in enumerate(np.sort(offsets)):
-            if begin + offset >= since:
-                yield float(begin + offset), generator(seed, purpose, device, block, number)
+        offsets = random.uniform(0.0, length, random.poisson(per_second * length))
+        for number, at in enumerate(np.sort(block * length + offsets).tolist()):
+            if at >= since:
+                yield at, generator(seed, purpose, device, block, number)

@@ -91,7 +91,6 @@ def faults_of(
             device,
             per_second=per_day / DAY_SECONDS,
             since=since,
-            block_seconds=DAY_SECONDS,
         ):
             if at >= until:
                 break

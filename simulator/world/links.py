@@ -15,8 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import AfterValidator, Field, field_validator
 
 from simulator.world.draws import arrivals, generator
@@ -111,6 +113,10 @@ class Link:
         """Bytes per second."""
         return self.up_bytes_per_second if direction == "up" else self.down_bytes_per_second
 
+    def cost(self, sent_bytes: int) -> float:
+        """What so many bytes cost, in the money of `cost_per_byte`."""
+        return sent_bytes * self.kind.cost_per_byte
+
 
 def link_of(classes: Mapping[str, LinkClass], seed: int, device: int) -> Link:
     """The device's link, whatever the number of devices."""
@@ -141,7 +147,6 @@ def outages(
         device,
         per_second=link.kind.disconnects_per_hour / HOUR_SECONDS,
         since=max(since - longest, 0.0),
-        block_seconds=HOUR_SECONDS,
     ):
         back = at + drawn(link.kind.reconnect_seconds, random)
         if one is not None and at <= one[1]:
@@ -178,7 +183,8 @@ class Stream:
         """``connection`` numbers the device's connections, each of which has draws of its own."""
         self._link = link
         self._rate = link.rate(direction)
-        self._random = generator(seed, f"stream/{direction}", device, connection)
+        self._seed, self._purpose = seed, f"stream/{direction}"
+        self._numbers = (device, connection)
         self._free = self._arrived = -math.inf
         self._of_topic: dict[str, float] = {}
 
@@ -187,51 +193,37 @@ class Stream:
 
         ``again``: it has been sent before; it isn't sent a third time.
         """
-        kind, random = self._link.kind, self._random
+        kind = self._link.kind
         segments = max(math.ceil(size / kind.segment_bytes), 1)
-        losses = random.geometric(1.0 - kind.loss, segments) - 1
-        lost = int(losses.sum())
+        lost, stalls = 0, 0.0
+        if kind.loss:
+            losses = self._random.geometric(1.0 - kind.loss, segments) - 1
+            lost = int(losses.sum())
+            stalls = sum(_timeouts(kind.retransmission_seconds, int(n)) for n in losses if n)
         # Which of the segments is the shorter last one is left out of account here.
         whole = size + segments * kind.segment_overhead_bytes
         on_air = whole + round(lost * whole / segments)
-        stalls = sum(_timeouts(kind.retransmission_seconds, int(n)) for n in losses if n)
         self._free = max(at, self._free) + on_air / self._rate + stalls
-        arrived = self._free + self._link.latency_seconds + random.exponential(kind.jitter_seconds)
-        self._arrived = max(self._arrived, arrived)
-        chances = random.random(3)
-        after, held = (
-            drawn(ends, random) for ends in (kind.redelivered_after_seconds, kind.held_back_seconds)
-        )
-        handed = self._arrived + (held if chances[0] < kind.held_back else 0.0)
-        dropped = qos == 0 and chances[1] < kind.dropped
-        if not dropped:
-            handed = self._of_topic[topic] = max(handed, self._of_topic.get(topic, -math.inf))
-        comes_again = qos > 0 and not again and chances[2] < kind.redelivered
-        return Delivery(
-            arrives_at=None if dropped else handed,
-            again_at=handed + after if comes_again else None,
-            bytes=on_air,
-            retransmissions=lost,
-        )
+        arrived = self._free + self._link.latency_seconds
+        if kind.jitter_seconds:
+            arrived += self._random.exponential(kind.jitter_seconds)
+        handed = self._arrived = max(self._arrived, arrived)
+        if kind.held_back and self._random.random() < kind.held_back:
+            handed += drawn(kind.held_back_seconds, self._random)
+        handed = max(handed, self._of_topic.get(topic, handed))
+        if qos == 0 and kind.dropped and self._random.random() < kind.dropped:
+            return Delivery(None, None, on_air, lost)
+        self._of_topic[topic] = handed
+        again_at = None
+        if qos > 0 and not again and kind.redelivered and self._random.random() < kind.redelivered:
+            again_at = handed + drawn(kind.redelivered_after_seconds, self._random)
+        return Delivery(handed, again_at, on_air, lost)
+
+    @cached_property
+    def _random(self) -> np.random.Generator:
+        """Made when something is left to chance: not on most links."""
+        return generator(self._seed, self._purpose, *self._numbers)
 
 
 def _timeouts(first: float, losses: int) -> float:
     return sum(min(first * 2.0**number, LONGEST_TIMEOUT_SECONDS) for number in range(losses))
-
-
-def cost(link: Link, sent_bytes: int) -> float:
-    """What so many bytes on the link cost, in the money of `cost_per_byte`."""
-    return sent_bytes * link.kind.cost_per_byte
-
-
-def mean_transfer_seconds(link: Link, size: int, direction: Direction) -> float:
-    """What a message of ``size`` bytes takes on average, an idle link and no broken one given."""
-    kind = link.kind
-    segments = max(math.ceil(size / kind.segment_bytes), 1)
-    on_air = (size + segments * kind.segment_overhead_bytes) / (1.0 - kind.loss)
-    stalls = 0.0
-    for number in range(200):
-        stalls += kind.loss ** (number + 1) * _timeouts(kind.retransmission_seconds, number + 1)
-        stalls -= kind.loss ** (number + 1) * _timeouts(kind.retransmission_seconds, number)
-    latency = link.latency_seconds + kind.jitter_seconds
-    return float(on_air / link.rate(direction) + segments * stalls + latency)

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from codegen.errors import BoardError
-from codegen.firmware.boards import load_board
+from codegen.firmware.boards import Board, load_board
 from simulator.world.draws import generator
 from simulator.world.fields import (
     Name,
@@ -58,6 +58,8 @@ class Population(Section):
     """Share of each board, by its name in codegen or the path of its .json file."""
     reserved_sram_bytes: PositiveRange = (0.0, 0.0)
     """What a device's application keeps of the board's SRAM; training has the rest."""
+    reserved_sram_shares: Mapping[Annotated[int, Field(strict=False, ge=0)], Share] = {}
+    """Instead of a range: so many bytes on such a share of the devices."""
     sites: Annotated[Mapping[Name, Site], Field(min_length=1)] = {"site": Site()}
     stragglers: Stragglers = Stragglers()
     clocks_per_instruction: Annotated[float, Field(gt=0.0, le=100.0)] = 1.5
@@ -85,11 +87,17 @@ class Population(Section):
 
     @model_validator(mode="after")
     def _something_is_left_for_training(self) -> Self:
+        field, most = "reserved_sram_bytes", self.reserved_sram_bytes[1]
+        if self.reserved_sram_shares:
+            if most > 0.0:
+                raise ValueError("reserved_sram_shares: there is a range already; leave one out")
+            field, most = "reserved_sram_shares", max(self.reserved_sram_shares)
+            add_up_to_one(self.reserved_sram_shares)
         smallest = min((load_board(name) for name in self.boards), key=lambda b: b.sram_limit_bytes)
-        if self.reserved_sram_bytes[1] >= smallest.sram_limit_bytes - smallest.stack_bytes:
+        if most >= smallest.sram_limit_bytes - smallest.stack_bytes:
             raise ValueError(
-                f"reserved_sram_bytes: {self.reserved_sram_bytes[1]:g} leave nothing of the "
-                f"{smallest.sram_limit_bytes} bytes of {smallest.name}; reserve less"
+                f"{field}: {most:g} bytes leave nothing of the {smallest.sram_limit_bytes} of "
+                f"{smallest.name}; reserve less"
             )
         return self
 
@@ -122,8 +130,10 @@ def device_name(number: int) -> str:
     return f"device-{number:07d}"
 
 
-def device_facts(population: Population, seed: int, number: int) -> DeviceFacts:
-    """What device ``number`` is, whatever the number of devices."""
+def device_facts(
+    population: Population, boards: Mapping[str, Board], seed: int, number: int
+) -> DeviceFacts:
+    """What device ``number`` is, whatever the number of devices; ``boards`` are all by name."""
     site = chosen_by_share(
         {name: one.share for name, one in population.sites.items()}, seed, "site", number
     )
@@ -135,7 +145,9 @@ def device_facts(population: Population, seed: int, number: int) -> DeviceFacts:
     if not has(population.stragglers.share, seed, "straggler", number):
         slower = 1.0
     board = chosen_by_share(population.boards, seed, "board", number)
-    own_speed = load_board(board).clock_hz / population.clocks_per_instruction
+    own_speed = boards[board].clock_hz / population.clocks_per_instruction
+    if population.reserved_sram_shares:
+        reserved = chosen_by_share(population.reserved_sram_shares, seed, "reserved SRAM", number)
     return DeviceFacts(
         number=number,
         name=device_name(number),

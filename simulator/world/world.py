@@ -17,14 +17,28 @@ from pydantic import Field, ValidationError, model_validator
 
 from codegen.firmware.boards import Board, load_board
 from simulator.errors import WorldError
-from simulator.world import energy, faults, links, population
 from simulator.world.availability import Always, Availability, Intervals, WhileCharging
 from simulator.world.data import Data, FleetData
-from simulator.world.energy import Battery, Energy, EnergyMeter, FlashWear
-from simulator.world.faults import Fault, Faults
+from simulator.world.energy import (
+    Battery,
+    Energy,
+    EnergyMeter,
+    FlashWear,
+    battery_of,
+    meter_of,
+)
+from simulator.world.faults import Fault, Faults, faults_of, is_malicious, poisoned
 from simulator.world.fields import Section, problem
-from simulator.world.links import Direction, Link, LinkClass, LinkClasses, Stream
-from simulator.world.population import DeviceFacts, Population
+from simulator.world.links import (
+    Direction,
+    Link,
+    LinkClass,
+    LinkClasses,
+    Stream,
+    link_of,
+    outages,
+)
+from simulator.world.population import DeviceFacts, Population, device_facts
 
 
 class WorldConfig(Section):
@@ -79,7 +93,7 @@ class World:
 
     def device(self, number: int) -> DeviceFacts:
         """What the device is."""
-        return population.device_facts(self.config.population, self.seed, number)
+        return device_facts(self.config.population, self._boards, self.seed, number)
 
     def board(self, number: int) -> Board:
         """The device's board."""
@@ -100,12 +114,12 @@ class World:
 
     def link(self, number: int) -> Link:
         """How the device is connected."""
-        return links.link_of(self.config.links, self.seed, number)
+        return link_of(self.config.links, self.seed, number)
 
     def outages(self, number: int) -> Intervals:
         """When the device's connection is broken; for `is_there` and `next_change`."""
         link = self.link(number)
-        return lambda since: links.outages(link, self.seed, number, since)
+        return lambda since: outages(link, self.seed, number, since)
 
     def stream(self, number: int, direction: Direction, connection: int = 0) -> Stream:
         """One direction of the device's connection, of which the first has the number 0."""
@@ -113,21 +127,19 @@ class World:
 
     def faults(self, number: int, until: float, since: float = 0.0) -> list[Fault]:
         """What goes wrong with the device in [since, until), in order."""
-        return faults.faults_of(
-            self.config.faults, self.board(number), self.seed, number, until, since
-        )
+        return faults_of(self.config.faults, self.board(number), self.seed, number, until, since)
 
     def is_malicious(self, number: int) -> bool:
         """Whether the device's deltas lie."""
-        return faults.is_malicious(self.config.faults, self.seed, number)
+        return is_malicious(self.config.faults, self.seed, number)
 
     def poisoned(self, number: int, values: NDArray[Any], task: int) -> NDArray[Any]:
         """The delta that the device sends for ``values``; ``task`` numbers what it answers."""
-        return faults.poisoned(self.config.faults, values, self.seed, number, task)
+        return poisoned(self.config.faults, values, self.seed, number, task)
 
     def meter(self, number: int) -> EnergyMeter:
         """Counts the device's energy."""
-        return energy.meter_of(
+        return meter_of(
             self.config.energy,
             self.board(number),
             self.link(number),
@@ -136,7 +148,7 @@ class World:
 
     def battery(self, number: int) -> Battery | None:
         """The device's battery at 0 seconds; None where something feeds it always."""
-        return energy.battery_of(self.config.energy, self.seed, number)
+        return battery_of(self.config.energy, self.seed, number)
 
     def flash_wear(self, number: int) -> FlashWear:
         """Counts erases of the device's sectors."""
