@@ -4,7 +4,8 @@
     ├── ImageError      an ELF image doesn't fit the board or lacks a symbol
     ├── MachineFault    the firmware did what its board can't do: address, access, PC, symbol
     ├── MeasureError    a bundle can't be measured
-    └── FleetError      a fleet couldn't be started or controlled
+    ├── FleetError      a fleet couldn't be started or controlled
+    └── WorldError      a world's description, or a data set that it names, is wrong
 
 Every message names the thing and says what to do about it.
 """
@@ -50,3 +51,7 @@ class MeasureError(SimulatorError):
 
 class FleetError(SimulatorError):
     """A fleet couldn't be started or controlled."""
+
+
+class WorldError(SimulatorError):
+    """A world's description, or a data set or file that it names, is wrong."""
