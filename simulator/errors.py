@@ -5,7 +5,8 @@
     ├── MachineFault    the firmware did what its board can't do: address, access, PC, symbol
     ├── MeasureError    a bundle can't be measured
     ├── FleetError      a fleet couldn't be started or controlled
-    └── WorldError      a world's description, or a data set that it names, is wrong
+    ├── WorldError      a world's description, or a data set that it names, is wrong
+    └── ExperimentError an experiment's file is wrong, or what it asks for can't be done
 
 Every message names the thing and says what to do about it.
 """
@@ -55,3 +56,7 @@ class FleetError(SimulatorError):
 
 class WorldError(SimulatorError):
     """A world's description, or a data set or file that it names, is wrong."""
+
+
+class ExperimentError(SimulatorError):
+    """An experiment's file is wrong, or what it asks for can't be done."""

@@ -19,13 +19,15 @@ _MILLISECONDS = 1000.0
 class VirtualBroker:
     """One broker, to which devices are connected by lines."""
 
-    def __init__(self, clock: WindowClock, lines: Callable[[int], LineEnd]) -> None:
-        """``lines``: the way down to each device, by number."""
+    def __init__(self, clock: WindowClock, line: Callable[[int, int], LineEnd]) -> None:
+        """``line`` gives the way down to a device, by its number and that of its call."""
         self._clock = clock
-        self._lines = lines
+        self._line = line
         self.broker = Broker(lambda: clock.monotonic() * _MILLISECONDS)
         self.is_up = True
-        self._calls: dict[tuple[int, int], Connection] = {}
+        self._calls: dict[tuple[int, int], tuple[Connection, LineEnd]] = {}
+        self.bytes_down = 0
+        """On air, to devices that have hung up since."""
         self._ready: list[Callable[[], None]] = []
         self._flushes = False
         self._tick_at = math.inf
@@ -35,39 +37,41 @@ class VirtualBroker:
     def hears(self, said: Said) -> None:
         """Something that a device has said arrives."""
         name = (said.device, said.call)
-        connection = self._calls.get(name)
         if said.kind == "dial":
             self._answer(said)
-        elif connection is None:
+        elif name not in self._calls:
             pass  # of a stream that has broken at this end already
         elif said.kind == "bytes":
-            connection.receive(said.data)
+            self._calls[name][0].receive(said.data)
         else:
-            del self._calls[name]
+            connection, line = self._calls.pop(name)
+            self.bytes_down += line.bytes_sent
             connection.close()
         self._watch_time()
 
     def _answer(self, said: Said) -> None:
         number, call = said.device, said.call
         now = self._clock.now
+        line = self._line(number, call)
+        at = line.arrives(now, 0)
         if not self.is_up:
-            arrival = Arrival(self._lines(number).dials(now), "refused", call)
-            self._clock.to_device(number, arrival)
+            self._clock.to_device(number, Arrival(at, "refused", call))
             return
         connection = self.broker.connect(lambda: self._is_ready(lambda: self._send(number, call)))
-        self._calls[number, call] = connection
-        self._clock.to_device(number, Arrival(self._lines(number).dials(now), "carrier", call))
+        self._calls[number, call] = (connection, line)
+        self._clock.to_device(number, Arrival(at, "carrier", call))
 
     def _send(self, number: int, call: int) -> None:
-        connection = self._calls.get((number, call))
-        if connection is None:
+        if (number, call) not in self._calls:
             return
-        data, line = connection.take(), self._lines(number)
+        connection, line = self._calls[number, call]
+        data = connection.take()
         if data:
             at = line.arrives(self._clock.now, len(data))
             self._clock.to_device(number, Arrival(at, "bytes", call, data))
         if connection.closed:
             del self._calls[number, call]
+            self.bytes_down += line.bytes_sent
             at = line.arrives(self._clock.now, 0)
             self._clock.to_device(number, Arrival(at, "lost", call))
 

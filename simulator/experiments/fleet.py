@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -15,59 +15,35 @@ from simulator.experiments.brokers import VirtualBroker
 from simulator.experiments.gateways import DirectTransport, VirtualGateway
 from simulator.experiments.window_clock import WindowClock
 from simulator.virtual.device import Said
-from simulator.virtual.line import LineDirection, LineEnd
+from simulator.virtual.line import LineEnd
 from simulator.virtual.pool import DevicePool
-
-LEAST_LATENCY_SECONDS = 0.001
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a device is."""
-
-    site: str
-    down: LineDirection
-    """Its line from the broker."""
-
-
-@dataclass(frozen=True)
-class SiteGateways:
-    """A site with one broker."""
-
-    name: str
-    gateways: int = 1
-    """They share its devices among them."""
+from simulator.virtual.population import Population
 
 
 class VirtualFleet:
     """For one owner; ends with ``close`` or its context."""
 
-    def __init__(
-        self,
-        name: str,
-        pool: DevicePool,
-        places: Sequence[Place],
-        sites: Sequence[SiteGateways],
-        folder: Path,
-        seed: int,
-        window_seconds: float,
-    ) -> None:
-        """``places`` are by the pool's numbers; ``window_seconds`` as `WindowClock` wants it.
-
-        ``folder`` is for what gateways keep.
-        """
+    def __init__(self, population: Population, pool: DevicePool, folder: Path) -> None:
+        """``pool`` has the population's devices; ``folder`` is for what gateways keep."""
         self.pool = pool
-        self._places = places
-        self.clock = WindowClock(pool, window_seconds, self._hears)
-        lines = [LineEnd(place.down, (seed, 1, number)) for number, place in enumerate(places)]
-        self.brokers = {one.name: VirtualBroker(self.clock, lines.__getitem__) for one in sites}
+        self.clock = WindowClock(pool, self._hears)
+        world = population.world
+        self._sites = [world.device(number).site for number in population.numbers]
+        sites = world.config.population.sites
+        self.brokers = {
+            name: VirtualBroker(self.clock, partial(_down, population)) for name in sites
+        }
         self.gateways: dict[str, VirtualGateway] = {}
-        for site in sites:
-            for number in range(1, site.gateways + 1):
-                gateway = f"{site.name}-{number}"
-                share = f"{number}/{site.gateways}" if site.gateways > 1 else ""
-                self.gateways[gateway] = VirtualGateway(
-                    gateway, name, folder, {"share": share}, self.brokers[site.name], self.clock
+        for site, of in sites.items():
+            for number in range(1, of.gateways + 1):
+                share = f"{number}/{of.gateways}" if of.gateways > 1 else ""
+                self.gateways[f"{site}-{number}"] = VirtualGateway(
+                    f"{site}-{number}",
+                    population.fleet,
+                    folder,
+                    {"share": share},
+                    self.brokers[site],
+                    self.clock,
                 )
         self.transport = DirectTransport(self.gateways, self.clock)
         self.store = SqlStore(clock=self.clock)
@@ -85,7 +61,6 @@ class VirtualFleet:
         for gateway in self.gateways.values():
             gateway.close()
         self.store.close()
-        self.pool.close()
 
     def run_campaign(
         self,
@@ -93,19 +68,24 @@ class VirtualFleet:
         manifests: Mapping[str, str],
         weights: bytes,
         identifier: str,
+        on_start: Callable[[int], None] = lambda number: None,
         told: Callable[[float], None] = lambda seconds: None,
     ) -> str:
         """Run a campaign from first to last round; returns its state, the rest is in ``store``.
 
-        ``manifests`` are the bundles' manifest.json texts, by any names. ``told`` hears how far
-        time has gone.
+        ``manifests`` are the bundles' manifest.json texts, by any names. ``on_start`` is called
+        with each round's number before anybody is asked, ``told`` with how far time has gone.
         """
         campaign = new_campaign(self.store, config, manifests, weights, identifier=identifier)
-        self.transport.told = told
+        self.transport.on_start, self.transport.told = on_start, told
         driver = CampaignDriver(
             self.store, campaign, self.transport, driver="experiment", clock=self.clock
         )
         return driver.run()
 
     def _hears(self, said: Said) -> None:
-        self.brokers[self._places[said.device].site].hears(said)
+        self.brokers[self._sites[said.device]].hears(said)
+
+
+def _down(population: Population, number: int, call: int) -> LineEnd:
+    return population.line(number, "down", call)

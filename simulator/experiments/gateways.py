@@ -249,6 +249,8 @@ class DirectTransport(Transport):
         self._replies: list[Reply] = []
         self.messages = 0
         self.told: Callable[[float], None] = lambda seconds: None
+        self.on_start: Callable[[int], None] = lambda number: None
+        self._started = -1
         for name in gateways:
             self.send(name, Operation.HELLO, {})
 
@@ -259,6 +261,9 @@ class DirectTransport(Transport):
     def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
         """See `Transport`."""
         self.messages += 1
+        if operation is Operation.START and fields["round"] != self._started:
+            self._started = fields["round"]
+            self.on_start(self._started)
         self._clock.call_later(self._backhaul, lambda: self._arrives(gateway, operation, fields))
 
     def receive(self) -> list[Reply]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fleet.clock import VirtualClock
 from simulator.virtual.device import NEVER, Arrival, Said
+from simulator.virtual.line import LEAST_NANOSECONDS
 from simulator.virtual.pool import DevicePool
 
 SECOND = 1_000_000_000
@@ -17,14 +18,12 @@ class WindowClock(VirtualClock):
     def __init__(
         self,
         pool: DevicePool,
-        window_seconds: float,
         hears: Callable[[Said], None],
         wall: float = 1_700_000_000.0,
     ) -> None:
-        """No line may take less than ``window_seconds``; ``hears`` is called at `Said.at`."""
+        """``hears`` is called at `Said.at`."""
         super().__init__(wall)
         self._pool = pool
-        self._window = max(1, int(window_seconds * SECOND))
         self._hears = hears
         self._arrivals: dict[int, list[Arrival]] = {}
         self._first_arrival = NEVER
@@ -35,7 +34,7 @@ class WindowClock(VirtualClock):
         return nanoseconds(self.monotonic())
 
     def to_device(self, number: int, arrival: Arrival) -> None:
-        """Something is on its way to a device, a window's length at least."""
+        """Something is on its way to a device, for `LEAST_NANOSECONDS` at least."""
         self._arrivals.setdefault(number, []).append(arrival)
         self._first_arrival = min(self._first_arrival, arrival.at)
 
@@ -51,7 +50,7 @@ class WindowClock(VirtualClock):
             if due >= nanoseconds(end):
                 self.run_until(end)
                 return
-            self._run_window(min(due + self._window, nanoseconds(end)))
+            self._run_window(min(due + LEAST_NANOSECONDS, nanoseconds(end)))
 
     def _run_window(self, end: int) -> None:
         arrivals, self._arrivals = self._arrivals, {}

@@ -163,6 +163,8 @@ class _Firmware:
     """The internal flash, and as much of the external one as is used: address, sector sizes."""
     regions: _Regions
     pool_bytes: int
+    pool_address: int
+    """On the board."""
 
 
 def _firmware(bundle: Bundle) -> _Firmware:
@@ -175,7 +177,8 @@ def _firmware(bundle: Bundle) -> _Firmware:
         count = max(ends) - len(board.flash.sectors)
         flashes.append((external.address, external.sectors[:count]))
     image = load_elf(bundle.firmware)
-    pool_bytes = image.address_of("__pool_end") - image.address_of("__pool_start")
+    pool_address = image.address_of("__pool_start")
+    pool_bytes = image.address_of("__pool_end") - pool_address
     return _Firmware(
         board,
         tuple((address, (ctypes.c_uint32 * len(of))(*of)) for address, of in flashes),
@@ -188,6 +191,7 @@ def _firmware(bundle: Bundle) -> _Firmware:
             ),
         ),
         pool_bytes // 8 * 8,
+        pool_address,
     )
 
 
@@ -210,6 +214,7 @@ def _library(path: str) -> ctypes.CDLL:
         ("next_run_ms", word, (pointer,)),
         ("receive", word, (pointer, ctypes.c_char_p, word)),
         ("take", word, (pointer, ctypes.c_char_p, word)),
+        ("record", ctypes.c_int, (pointer, ctypes.c_uint16, ctypes.c_char_p, word)),
         ("dials", flag, (pointer,)),
         ("set_carrier", None, (pointer, flag)),
         ("set_battery", None, (pointer, ctypes.c_uint8)),
@@ -256,6 +261,7 @@ class HostMachine:
         for address, data in flash_content:
             ctypes.memmove(self._place_of(address, len(data)), data, len(data))
         self._pool = LazyMemory(firmware.pool_bytes, ZEROS)
+        self._pool_address = firmware.pool_address
         self._setup = _Setup(
             board=self.board.name.encode(),
             flashes=(_Flash * 2)(*(flash.descriptor() for flash in self._flashes)),
@@ -299,6 +305,25 @@ class HostMachine:
     def set_battery(self, charge: int) -> None:
         """As tf_port's: percent, with bit 7 while the device charges."""
         self._call("set_battery", charge)
+
+    def record(self, label: int, payload: bytes) -> bool:
+        """The application adds a sample of its sensor to the log; False where that can't be."""
+        return bool(self._call("record", label, payload, len(payload)) == 0)
+
+    def flip(self, address: int, bit: int) -> bool:
+        """Turn over a bit at an address of the board: of its flash, or of the pool in its SRAM.
+
+        False elsewhere: what the rest of the SRAM holds has other addresses here.
+        """
+        first = address - self._pool_address
+        if 0 <= first < self._pool.size:
+            place: int | None = self._pool.start + first
+        else:
+            place = next((at for one in self._flashes if (at := one.place_of(address, 1))), None)
+        if place is None:
+            return False
+        ctypes.c_uint8.from_address(place).value ^= 1 << bit
+        return True
 
     def work(self, costs: Costs, now: int, until: int) -> tuple[int, bool]:
         """Run in virtual time, from ``now`` on: to ``until``, or what there is to do, or to bytes

@@ -11,14 +11,28 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from simulator.machines.host import Costs, HostMachine
+from simulator.machines.host import HostMachine
+from simulator.virtual.costs import WorkCosts
+from simulator.virtual.events import (
+    Befalls,
+    BitFlip,
+    BrownOut,
+    Event,
+    Reach,
+    Reset,
+    Sample,
+)
 from simulator.virtual.line import LineEnd
+from simulator.virtual.power import CHARGING, Done, Power
 
 NEVER = (1 << 63) - 1
+BATTERY_LOOK_NANOSECONDS = 60_000_000_000
+"""A device that does something looks at its battery so often at most."""
+LEAST_PERCENT_TO_START = 5
 REDIAL_NANOSECONDS = 500_000_000
 _MILLISECOND = 1_000_000
 
@@ -42,17 +56,6 @@ class Said(NamedTuple):
     """`dial`, `bytes` or `hang-up`."""
     call: int
     data: bytes = b""
-
-
-class Event(NamedTuple):
-    """What befalls a device from outside of its line."""
-
-    at: int
-    kind: str
-    """`power-off`, `power-on`, `reset`, `out-of-reach`, `in-reach`, `brown-out` at the
-    ``value``-th flash operation from then, `battery` with percent in its low bits and charging in
-    bit 7, `flip` of bit ``value`` of the flash's content in use."""
-    value: int = 0
 
 
 class _Modem(enum.Enum):
@@ -96,20 +99,24 @@ class VirtualDevice:
         number: int,
         machine: HostMachine,
         watch: Watch,
-        costs: Costs,
-        line: LineEnd,
+        costs: WorkCosts,
+        power: Power,
+        line: Callable[[int], LineEnd],
         clockwork: Clockwork,
         events: Iterable[Event] = (),
     ) -> None:
         """``machine``, which goes by ``watch``, is powered on at time 0.
 
-        ``events`` are in order of time.
+        ``line`` gives the way up for each call; ``events`` are in order of time.
         """
         self.number = number
         self.machine = machine
         self._watch = watch
-        self._costs = costs
-        self._line = line
+        self._costs = costs.for_machine()
+        self._clock_hz = costs.clock_hz
+        self.power = power
+        self._new_line = line
+        self._line = line(0)
         self._clock = clockwork
         self._events = iter(events)
         self._event = next(self._events, None)
@@ -125,6 +132,8 @@ class VirtualDevice:
         self._wake_at = 0
         self.resets = 0
         self.busy_nanoseconds = 0
+        self._charge = 100 | CHARGING
+        self._look_at_battery_at = 0
 
     # ---- what its host asks ----------------------------------------------------------
 
@@ -136,6 +145,8 @@ class VirtualDevice:
     def next_due(self) -> int:
         """When it has something to do, by all that it knows now."""
         due = min(max(self._wake_at, self._busy_until), self._redial_at)
+        if not self._has_power:
+            due = self._look_at_battery_at
         if self._arrivals:
             due = min(due, self._arrivals[0].at)
         if self._event is not None:
@@ -147,6 +158,8 @@ class VirtualDevice:
         while (now := self.next_due) < until:
             self._take_events(now)
             self._take_arrivals(now)
+            if self._look_at_battery_at <= now:
+                self._look_at_battery(now)
             if self._redial_at <= now:
                 self._redial_at = NEVER
                 self._dial(now, said)
@@ -169,7 +182,9 @@ class VirtualDevice:
         data = self.machine.take_transmitted()
         self._look_at_line(self._busy_until, data, said)
         if not self.machine.has_power:
-            self._go_down(self._busy_until)
+            end = self._busy_until
+            self._go_down(end)
+            self._go_up(end)
         elif is_busy or data:
             self._wake_at = self._busy_until
         else:
@@ -245,8 +260,9 @@ class VirtualDevice:
             self._pause(now)
             return
         self._call += 1
+        self._line = self._new_line(self._call)
         self._modem = _Modem.DIALLING
-        said.append(Said(self._line.dials(now), self.number, "dial", self._call))
+        said.append(Said(self._line.arrives(now, 0), self.number, "dial", self._call))
 
     def _pause(self, now: int) -> None:
         self._modem = _Modem.PAUSING
@@ -270,46 +286,69 @@ class VirtualDevice:
     def _take_events(self, now: int) -> None:
         while self._event is not None and self._event.at <= now:
             event, self._event = self._event, next(self._events, None)
-            self._befalls(event, now)
+            self._befalls(event.what, now)
 
-    def _befalls(self, event: Event, now: int) -> None:
-        match event.kind:
-            case "power-off":
-                self._go_down(now, for_good=True)
-            case "power-on":
-                self._go_up(now)
-            case "reset":
-                if self._has_power:
-                    self._go_down(now)
-            case "out-of-reach":
-                self._in_reach = False
-                if self._modem in (_Modem.CONNECTED, _Modem.DIALLING):
+    def _befalls(self, what: Befalls, now: int) -> None:
+        match what:
+            case Reach(is_there=is_there):
+                self._in_reach = is_there
+                if not is_there and self._modem in (_Modem.CONNECTED, _Modem.DIALLING):
                     self._call += 1  # what is under way gets lost
                     self._lose(now)
-            case "in-reach":
-                self._in_reach = True
-                if self._modem is _Modem.PAUSING:
+                elif is_there and self._modem is _Modem.PAUSING:
                     self._redial_at = now
-            case "brown-out":
-                self.machine.cut_power_at_flash_operation(event.value, event.at & 0xFFFFFFFF)
-            case "battery":
-                self.machine.set_battery(event.value)
-            case _:
-                raise ValueError(f"no event {event.kind!r}")
+            case Sample(label=label, payload=payload):
+                if self._has_power:
+                    self.machine.record(label, payload)
+            case Reset():
+                if self._has_power:
+                    self._go_down(now)
+                    self._go_up(now)
+            case BrownOut(operation=operation, seed=seed):
+                self.machine.cut_power_at_flash_operation(operation, seed)
+            case BitFlip(address=address, bit=bit):
+                if not self.machine.flip(address, bit) and self._has_power:
+                    # Nobody knows what the board would have done; its watchdog does this.
+                    self._go_down(now)
+                    self._go_up(now)
 
-    def _go_down(self, now: int, *, for_good: bool = False) -> None:
-        """Without power, for a moment or until `power-on`."""
+    def _look_at_battery(self, now: int) -> None:
+        self._look_at_battery_at = now + BATTERY_LOOK_NANOSECONDS
+        self._charge = charge = self.account(now)
+        self.machine.set_battery(charge)
+        if self.power.is_empty and self._has_power:
+            self._go_down(now)
+        elif not self._has_power and charge % CHARGING >= LEAST_PERCENT_TO_START:
+            self._go_up(now)
+
+    def account(self, now: int) -> int:
+        """Bring ``power`` up to date; returns what the battery tells."""
+        done, traffic = self.machine.done, self.machine.traffic
+        worked = done.forward_nanoseconds + done.train_nanoseconds
+        return self.power.account(
+            now,
+            Done(
+                instructions=worked * self._clock_hz // 1_000_000_000,
+                bytes_up=traffic.up,
+                bytes_down=traffic.down,
+                flash_erases=done.flash_erases,
+                flash_words=done.flash_words,
+            ),
+        )
+
+    def _go_down(self, now: int) -> None:
+        """Without power. Whoever is at the other end of its line isn't told."""
         self._call += 1
         self._waiting.clear()
         self._modem = _Modem.ON_HOOK
         self._redial_at = self._wake_at = NEVER
+        self._busy_until = now
         self._has_power = False
-        if not for_good:
-            self._go_up(now)
 
     def _go_up(self, now: int) -> None:
         self.resets += 1
         self._has_power = True
         self._watch.milliseconds = self._clock.local(now) / _MILLISECOND
         self.machine.power_on()
+        self.machine.set_battery(self._charge)
         self._busy_until = self._wake_at = now

@@ -18,7 +18,7 @@ struct tf_host_device {
     uint32_t milliseconds;
     uint32_t random;
     uint32_t flash_operations;
-    uint32_t operations_to_cut; /* 0: no cut is due */
+    uint32_t operations_to_cut;           /* 0: no cut is due */
     uint32_t words, erases, bytes_erased; /* flash operations that were begun in this poll */
     uint32_t ring_start, ring_count;
     uint32_t transmit_count;
