@@ -19,6 +19,7 @@ from simulator.broker.topics import is_filter, is_topic
 
 _QOS = (QoS.AT_MOST_ONCE, QoS.AT_LEAST_ONCE)
 _LONGEST_PACKET = 268_435_460
+_NO_RECEIVE_MAXIMUM = 65535
 _KEEP_ALIVE_FACTOR = 1.5  # MQTT 5, 3.1.2.10
 _SHARED = "$share/"
 _CONNECT = 0x10
@@ -82,6 +83,7 @@ class Connection:
 
     def close(self) -> None:
         """The transport has broken, or the client has ended it; its will is published."""
+        self._output.clear()
         self._end(with_will=True)
 
     def receive(self, data: bytes) -> None:
@@ -163,15 +165,18 @@ class Connection:
             raise _Violation(None)
         if packet.max_packet_size is not None:
             self._packet_limit = packet.max_packet_size
+        settings = core.settings
+        receive_maximum = packet.receive_max
+        if receive_maximum == _NO_RECEIVE_MAXIMUM:
+            receive_maximum = settings.max_inflight_messages
         self._session, resumes = core.begin(
             self,
             client_id,
             clean_start=packet.clean_start,
             expiry_seconds=packet.session_expiry_interval,
-            receive_maximum=packet.receive_max,
+            receive_maximum=receive_maximum,
             will=will,
         )
-        settings = core.settings
         keep_alive = packet.keep_alive
         if not 0 < keep_alive <= settings.max_keepalive:
             keep_alive = settings.max_keepalive

@@ -136,7 +136,7 @@ class Session:
             self._quota = min(self._receive_maximum, self._quota + 1)
             self._send_queued(self._receive_maximum - under_way, now)
         elif self._in_flight.pop(packet_id, None) is not None:
-            self._quota += 1
+            self._quota = max(0, self._receive_maximum - len(self._in_flight))
             self._send_queued(self._quota, now)
 
     def _send_queued(self, room: int, now: float) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mqtt5
 import pytest
-from mqtt5 import QoS, RetainHandling
+from mqtt5 import PublishPacket, QoS, RetainHandling
 
-from .peers import MAX_PACKET, MAX_QUEUED, Site, payloads
+from .peers import MAX_INFLIGHT, MAX_PACKET, MAX_QUEUED, Site, payloads
 
 GRANTED_0, GRANTED_1 = 0x00, 0x01
 
@@ -249,6 +249,36 @@ def test_a_window_of_messages_is_under_way_and_one_that_is_acknowledged_brings_a
     assert payloads(subscriber.messages()) == [b"6", b"7", b"8"]
     subscriber.acknowledge(first[2])
     assert payloads(subscriber.messages()) == [b"9", b"10", b"11"]
+
+
+def test_a_client_that_tells_no_receive_maximum_has_the_brokers(site: Site) -> None:
+    subscriber = site.client("s")
+    subscriber.subscribe(site.topic("x"))
+    publisher = site.client("p")
+    for number in range(MAX_INFLIGHT + 5):
+        publisher.publish(site.topic("x"), b"%d" % number)
+    assert len(subscriber.messages()) == MAX_INFLIGHT
+
+
+def test_a_publisher_is_answered_however_much_it_sends_at_once(site: Site) -> None:
+    publisher = site.client("p")
+    count = 3 * MAX_INFLIGHT
+    for packet_id in range(1, count + 1):
+        publisher.send(PublishPacket(site.topic("x"), b"", qos=QoS(1), packet_id=packet_id))
+    answers = publisher.settle()
+    assert all(isinstance(answer, mqtt5.PubAckPacket) for answer in answers)
+    assert len(answers) == count
+
+
+def test_a_publication_that_is_sent_again_is_passed_on_again(site: Site) -> None:
+    subscriber, publisher = site.client("s"), site.client("p")
+    subscriber.subscribe(site.topic("x"))
+    for duplicate in (False, True):
+        publisher.send(
+            PublishPacket(site.topic("x"), b"1", qos=QoS(1), packet_id=7, duplicate=duplicate)
+        )
+        assert publisher.expect(mqtt5.PubAckPacket).packet_id == 7
+    assert [(m.payload, m.duplicate) for m in subscriber.messages()] == [(b"1", False)] * 2
 
 
 def test_a_refused_message_is_over(site: Site) -> None:
