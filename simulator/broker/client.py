@@ -56,7 +56,7 @@ class Client:
         if response_topic is not None:
             properties = Properties(response_topic=response_topic)
         expires = None
-        if expiry_seconds is not None:
+        if expiry_seconds:  # as Mosquitto: 0 is none
             expires = core.clock() + expiry_seconds * SECOND
         return core.publish(
             Message(topic, payload, qos, retain, self.client_id, expires, properties)

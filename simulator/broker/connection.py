@@ -19,8 +19,12 @@ from simulator.broker.topics import is_filter, is_topic
 
 _QOS = (QoS.AT_MOST_ONCE, QoS.AT_LEAST_ONCE)
 _LONGEST_PACKET = 268_435_460
+_NO_RECEIVE_MAXIMUM = 65535
 _KEEP_ALIVE_FACTOR = 1.5  # MQTT 5, 3.1.2.10
 _SHARED = "$share/"
+_CONNECT = 0x10
+_FLAGS_PLACE = 7  # behind "MQTT" and the version
+_RESERVED, _WILL, _WILL_OPTIONS = 0x01, 0x04, 0x38  # MQTT 5, 3.1.2.3
 
 
 class _Violation(Exception):
@@ -79,6 +83,7 @@ class Connection:
 
     def close(self) -> None:
         """The transport has broken, or the client has ended it; its will is published."""
+        self._output.clear()
         self._end(with_will=True)
 
     def receive(self, data: bytes) -> None:
@@ -89,6 +94,8 @@ class Connection:
         heard = memoryview(self._partial + data if self._partial else data)
         start = 0
         try:
+            if self._session is None:
+                _check_connect(heard)
             while start < len(heard) and not self.closed:
                 packet, used = _read(heard[start:])
                 if not used:
@@ -122,7 +129,7 @@ class Connection:
         match packet:
             case mqtt5.PublishPacket():
                 self._publish(session, packet)
-            case mqtt5.PubAckPacket(packet_id=packet_id):
+            case mqtt5.PubAckPacket(packet_id=packet_id) if packet_id:
                 session.acknowledged(packet_id, self._heard_at)
             case mqtt5.PingReqPacket():
                 self._write(mqtt5.PingRespPacket())
@@ -158,15 +165,18 @@ class Connection:
             raise _Violation(None)
         if packet.max_packet_size is not None:
             self._packet_limit = packet.max_packet_size
+        settings = core.settings
+        receive_maximum = packet.receive_max
+        if receive_maximum == _NO_RECEIVE_MAXIMUM:
+            receive_maximum = settings.max_inflight_messages
         self._session, resumes = core.begin(
             self,
             client_id,
             clean_start=packet.clean_start,
             expiry_seconds=packet.session_expiry_interval,
-            receive_maximum=packet.receive_max,
+            receive_maximum=receive_maximum,
             will=will,
         )
-        settings = core.settings
         keep_alive = packet.keep_alive
         if not 0 < keep_alive <= settings.max_keepalive:
             keep_alive = settings.max_keepalive
@@ -315,7 +325,7 @@ class Connection:
                 user_properties=list(properties.user_properties),
             )
         data = packet.write()
-        if len(data) > self._packet_limit:
+        if len(data) - 1 > self._packet_limit:  # as Mosquitto: the first byte isn't counted
             return False
         self._append(data)
         return True
@@ -357,6 +367,17 @@ def _read(heard: memoryview) -> tuple[mqtt5.Packet | None, int]:
         raise
 
 
+def _check_connect(heard: memoryview) -> None:
+    """Refuse what `mqtt5` lets pass, or waits for the rest of, where a client is to say CONNECT."""
+    if heard and heard[0] != _CONNECT:
+        raise _Violation(None)
+    body = next((place + 1 for place, byte in enumerate(heard) if place and byte < 0x80), 0)
+    if body and len(heard) > body + _FLAGS_PLACE:
+        flags = heard[body + _FLAGS_PLACE]
+        if flags & _RESERVED or (flags & _WILL_OPTIONS and not flags & _WILL):
+            raise _Violation(None)
+
+
 def _length(heard: memoryview) -> int | None:
     """The remaining length that a packet's first bytes give, where they have come."""
     length = 0
@@ -373,8 +394,6 @@ def _properties(packet: mqtt5.PublishPacket | mqtt5.Will) -> Properties:
     response_topic = packet.response_topic
     correlation_data = packet.correlation_data
     user_properties = packet.user_properties
-    if indicator > 1:
-        raise _Violation(_MALFORMED)
     if (
         indicator
         or user_properties

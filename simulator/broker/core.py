@@ -42,7 +42,7 @@ class BrokerSettings:
     """As Mosquitto's options of these names, and with its defaults."""
 
     max_inflight_messages: int = 20
-    """The receive maximum that clients are told."""
+    """The receive maximum that clients are told, and that of clients which tell none."""
     max_queued_messages: int = 1000
     """So many messages of QoS 1 wait for a client, besides those under way."""
     max_packet_size: int = 268_435_455

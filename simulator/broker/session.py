@@ -136,7 +136,7 @@ class Session:
             self._quota = min(self._receive_maximum, self._quota + 1)
             self._send_queued(self._receive_maximum - under_way, now)
         elif self._in_flight.pop(packet_id, None) is not None:
-            self._quota += 1
+            self._quota = max(0, self._receive_maximum - len(self._in_flight))
             self._send_queued(self._quota, now)
 
     def _send_queued(self, room: int, now: float) -> None:
@@ -157,13 +157,17 @@ class Session:
         return self._send(packet_id, copy, now, duplicate=False)
 
     def _send(self, packet_id: int, copy: _Copy, now: float, duplicate: bool) -> bool:
-        """Send a copy in flight; it ends here where it has expired or the client can't take it."""
+        """Send a copy in flight, which ends here where it has expired or the client can't take it.
+
+        Returns whether it takes room of the receive maximum.
+        """
         assert self.endpoint is not None
         message = copy.message
-        if (message.expires is None or message.expires > now) and self.endpoint.send(
-            message, 1, copy.retain, packet_id, duplicate
-        ):
+        expired = message.expires is not None and message.expires <= now
+        if not expired and self.endpoint.send(message, 1, copy.retain, packet_id, duplicate):
             return True
         del self._in_flight[packet_id]
-        self._quota = min(self._receive_maximum, self._quota + 1)
-        return False
+        # Mosquitto 2.0.11 forgets that what was too large for the client has never been sent.
+        if expired or self._strict:
+            self._quota = min(self._receive_maximum, self._quota + 1)
+        return not (expired or self._strict)

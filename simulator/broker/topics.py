@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from simulator.broker.message import Message
 
-MAX_LEVELS = 200  # Mosquitto's, too
+MAX_SLASHES = 200  # Mosquitto's, too
 MAX_BYTES = 65535
 
 # As Mosquitto: the standard lets a broker refuse control characters and non-characters.
@@ -40,7 +40,7 @@ def is_filter(pattern: str) -> bool:
 
 
 def _is_text(text: str) -> bool:
-    if not text or text.count("/") >= MAX_LEVELS:
+    if not text or text.count("/") > MAX_SLASHES:
         return False
     if text.isascii() and text.isprintable():
         return len(text) <= MAX_BYTES

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from .peers import Mosquitto, Peer, Site, Virtual
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session", params=["virtual", "mosquitto"])
+def peer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Peer]:
+    if request.param == "virtual":
+        yield Virtual()
+        return
+    if Mosquitto.version() != "2.0.11":
+        pytest.skip("the broker in virtual time behaves as Mosquitto 2.0.11, which isn't here")
+    mosquitto = Mosquitto(tmp_path_factory.mktemp("mosquitto"))
+    yield mosquitto
+    mosquitto.close()
+
+
+@pytest.fixture
+def site(peer: Peer) -> Iterator[Site]:
+    site = Site(peer, f"test{next(_numbers)}")
+    yield site
+    site.close()
