@@ -200,7 +200,7 @@ def read_intervals(path: Path) -> Mapping[int, tuple[Interval, ...]]:
             for row in rows:
                 try:
                     device, interval = _interval(row)
-                except (TypeError, ValueError) as error:
+                except ValueError as error:
                     raise WorldError(f"{path}:{rows.line_num}: {error}") from None
                 given.setdefault(device, []).append(interval)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -212,6 +212,8 @@ _COLUMNS = ("device", "from_seconds", "to_seconds")
 
 
 def _interval(row: Mapping[str, str]) -> tuple[int, Interval]:
+    if len(row) != len(_COLUMNS) or None in row.values():
+        raise ValueError(f"give {len(_COLUMNS)} values, one for each column")
     name, on, off = row["device"], float(row["from_seconds"]), float(row["to_seconds"])
     if not 0.0 <= on < off:
         raise ValueError(f"{on:g} to {off:g} is no interval; give 0 <= from_seconds < to_seconds")

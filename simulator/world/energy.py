@@ -193,15 +193,15 @@ class Battery:
         if span == 0.0:
             self._change(-used_milliwatt_hours)
             return self.percent
-        drain = used_milliwatt_hours / span
         for on, off in self._charging(self._at):
             if on >= until:
                 break
             begin, end = max(on, self._at), min(off, until)
-            self._change(-drain * (begin - self._at))
-            self._change((self._milliwatts / 3600.0 - drain) * (end - begin))
+            self._change(-used_milliwatt_hours * ((begin - self._at) / span))
+            fed = self._milliwatts * (end - begin) / 3600.0
+            self._change(fed - used_milliwatt_hours * ((end - begin) / span))
             self._at = end
-        self._change(-drain * (until - self._at))
+        self._change(-used_milliwatt_hours * ((until - self._at) / span))
         self._at = until
         return self.percent
 
