@@ -87,6 +87,13 @@ class DailyHours(Section):
                 yield max(on, 0.0), off
 
 
+class Nights(DailyHours):
+    """The hours at which people charge what they carry."""
+
+    begins_hours: PositiveRange = (21.0, 24.0)
+    lasts_hours: PositiveRange = (5.0, 9.0)
+
+
 class AvailabilityKind(Section, ABC):
     """What every kind has."""
 

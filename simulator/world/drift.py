@@ -129,7 +129,8 @@ class SeriesSensor(SensorKind):
     noise: Course = _course(0.0)
     """Standard deviation of normal noise on each value, share of the full scale."""
     turned_degrees: Course = _course(0.0)
-    """About an axis of the device's own; channels are x, y, z of one sensor after the other."""
+    """About an axis of the device's own, with the middle of the range as zero; channels are x, y, z
+    of one sensor after the other."""
 
     def seen(
         self, x: NDArray[np.float32], seconds: NDArray[np.float64], seed: int, device: int

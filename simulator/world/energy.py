@@ -13,7 +13,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from codegen.firmware.boards import Board, FlashName
-from simulator.world.availability import DailyHours, Intervals, never
+from simulator.world.availability import Intervals, Nights, never
 from simulator.world.draws import generator
 from simulator.world.fields import PositiveRange, Section, drawn
 from simulator.world.links import Link
@@ -29,7 +29,7 @@ class Energy(Section):
     """Each device has one; none where left out: something feeds all devices always."""
     charge_percent: PositiveRange = (100.0, 100.0)
     """Of each device's battery in the beginning."""
-    charging: DailyHours | None = None
+    charging: Nights | None = None
     """When something feeds a device; left out: never."""
     charging_milliwatts: Amount = 500.0
     """What goes into the battery then."""

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from codegen.firmware.boards import Board
 from simulator.world.draws import arrivals, generator
-from simulator.world.fields import DAY_SECONDS, Section, Share, has
+from simulator.world.fields import DAY_SECONDS, Range, Section, Share, drawn, has
 
 FaultKind = Literal["reset", "brown-out", "flash-bit-flip", "sram-bit-flip"]
 PerDay = Annotated[float, Field(ge=0.0, le=100_000.0)]
@@ -51,13 +51,15 @@ class Faults(Section):
     resets_per_day: PerDay = 0.0
     """The core starts again; SRAM keeps its content."""
     brown_outs_per_day: PerDay = 0.0
-    """Power goes in a flash operation, which is torn, or where none comes soon, at once."""
+    """Power goes in a flash operation, which is torn."""
     brown_out_operations: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
-    """It is one of so many flash operations after the instant."""
+    """It is one of so many after the instant, all alike; 1: the next."""
     flash_bit_flips_per_day: PerDay = 0.0
     """A bit anywhere in the board's flashes."""
     sram_bit_flips_per_day: PerDay = 0.0
     """A bit anywhere in the board's SRAM."""
+    clock_drift_ppm: Range = (0.0, 0.0)
+    """How much faster a device's clock goes than the world's, in millionths; each has its own."""
     malicious: Malicious = Malicious()
 
 
@@ -113,6 +115,11 @@ def _parameters(
             break
         offset -= region.bytes
     return {"address": region.address + offset, "bit": int(random.integers(8))}
+
+
+def clock_rate(faults: Faults, seed: int, device: int) -> float:
+    """Seconds that the device's clock goes in a second of the world's."""
+    return 1.0 + 1e-6 * drawn(faults.clock_drift_ppm, generator(seed, "clock drift", device))
 
 
 def is_malicious(faults: Faults, seed: int, device: int) -> bool:

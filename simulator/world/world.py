@@ -27,7 +27,7 @@ from simulator.world.energy import (
     battery_of,
     meter_of,
 )
-from simulator.world.faults import Fault, Faults, faults_of, is_malicious, poisoned
+from simulator.world.faults import Fault, Faults, clock_rate, faults_of, is_malicious, poisoned
 from simulator.world.fields import Section, problem
 from simulator.world.links import (
     Direction,
@@ -38,7 +38,7 @@ from simulator.world.links import (
     link_of,
     outages,
 )
-from simulator.world.population import DeviceFacts, Population, device_facts
+from simulator.world.population import DeviceFacts, Population, board_of, device_facts
 
 
 class WorldConfig(Section):
@@ -86,6 +86,10 @@ class World:
         self._boards = {name: load_board(name) for name in config.population.boards}
         self._intervals = config.availability.of_fleet(seed, self.charging, folder)
 
+    def __reduce__(self) -> tuple[type[World], tuple[WorldConfig, int, Path]]:
+        """Other processes make it anew: all of it follows from these."""
+        return World, (self.config, self.seed, self._folder)
+
     @property
     def devices(self) -> range:
         """Their numbers."""
@@ -97,7 +101,7 @@ class World:
 
     def board(self, number: int) -> Board:
         """The device's board."""
-        return self._boards[self.device(number).board]
+        return self._boards[board_of(self.config.population, self.seed, number)]
 
     @cached_property
     def data(self) -> FleetData:
@@ -128,6 +132,10 @@ class World:
     def faults(self, number: int, until: float, since: float = 0.0) -> list[Fault]:
         """What goes wrong with the device in [since, until), in order."""
         return faults_of(self.config.faults, self.board(number), self.seed, number, until, since)
+
+    def clock_rate(self, number: int) -> float:
+        """Seconds that the device's clock goes in a second of the world's."""
+        return clock_rate(self.config.faults, self.seed, number)
 
     def is_malicious(self, number: int) -> bool:
         """Whether the device's deltas lie."""

@@ -44,7 +44,8 @@ class Samples:
     held_out: NDArray[np.bool_] | None = None
     """(n,): what no device of the fleet may have, where the data set itself says so."""
     full_scale: tuple[float, float] | None = None
-    """Lowest and highest value that a sensor can give; None: those of float32 that occur."""
+    """Lowest and highest value that a sensor can give, its zero in the middle where it has one;
+    None: those of float32 that occur."""
 
     def __post_init__(self) -> None:
         """Check types and shapes."""

@@ -77,6 +77,14 @@ def test_bit_flips_hit_each_flash_by_its_size() -> None:
     assert inside == pytest.approx(1 / 17, abs=0.02)  # 1 MB of the board's own, 16 beside it
 
 
+def test_clocks_go_wrong_within_what_was_asked_for() -> None:
+    made = world(50, faults={"clock_drift_ppm": [-40, 60]})
+    drifts = [1e6 * (made.clock_rate(number) - 1) for number in made.devices]
+    assert -40 <= min(drifts) < -20
+    assert 40 < max(drifts) <= 60
+    assert world(1).clock_rate(0) == 1.0
+
+
 def test_a_world_without_faults_has_none() -> None:
     assert world(1).faults(0, 1e9) == []
 

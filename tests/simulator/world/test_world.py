@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import random
 from collections.abc import Callable
 from itertools import islice
@@ -23,7 +24,6 @@ EVERYTHING: dict[str, Any] = {
         "reserved_sram_bytes": [0, 65536],
         "sites": {"barn": {"share": 0.5, "gateways": 2}, "field": {"share": 0.5}},
         "stragglers": {"share": 0.9, "slower": [2, 8]},
-        "clock_drift_ppm": [-40, 40],
     },
     "data": {
         "dataset": {"name": "digits"},
@@ -44,6 +44,7 @@ EVERYTHING: dict[str, Any] = {
         "brown_outs_per_day": 2,
         "flash_bit_flips_per_day": 0.5,
         "sram_bit_flips_per_day": 0.5,
+        "clock_drift_ppm": [-40, 40],
         "malicious": {"share": 0.1, "attack": "random"},
     },
     "energy": {
@@ -67,6 +68,7 @@ def facts(made: World, number: int, *, shared_data: bool = True) -> list[Any]:
         list(islice(made.outages(number)(1e5), 3)) if made.link(number).name == "narrow" else [],
         [stream.send(at, 5000, topic="t", qos=1) for at in (0.0, 1.0, 50.0)],
         made.faults(number, 5 * 86_400.0),
+        made.clock_rate(number),
         made.poisoned(number, np.arange(9, dtype=np.int8), task=4).tolist(),
         (battery.capacity, battery.level),
         vars(made.meter(number)),
@@ -103,6 +105,11 @@ def test_samples_that_devices_draw_for_themselves_stay_theirs_when_the_fleet_gro
     for number in range(5):
         np.testing.assert_array_equal(small.log(number).positions, large.log(number).positions)
     assert len(large.log(4999)) >= 20
+
+
+def test_another_process_makes_the_same_world() -> None:
+    made = World(WorldConfig.model_validate(EVERYTHING), 7)
+    assert facts(pickle.loads(pickle.dumps(made)), 3) == facts(made, 3)
 
 
 def test_a_description_comes_back_from_its_json() -> None:
