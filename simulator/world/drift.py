@@ -40,9 +40,11 @@ class Drift:
         share = abs(self.stroke)
         for index, channel in np.ndindex(images.shape[0], images.shape[3]):
             image = images[index, ..., channel]
-            turned = ndimage.rotate(image, self.rotation_degrees, reshape=False, order=1)
-            turned = (1 - share) * turned + share * change(turned, size=(2, 2))
-            seen[index, ..., channel] = np.clip(self.gain * turned + self.offset, 0.0, 1.0)
+            if self.rotation_degrees:
+                image = ndimage.rotate(image, self.rotation_degrees, reshape=False, order=1)
+            if share:
+                image = (1 - share) * image + share * change(image, size=(2, 2))
+            seen[index, ..., channel] = np.clip(self.gain * image + self.offset, 0.0, 1.0)
         return seen
 
 

@@ -67,18 +67,9 @@ class Energy(Section):
             raise ValueError("erase_budget: give one for internal and one for external flashes")
         return self
 
-    def power(self, board: Board) -> float:
-        """Milliwatts that the board takes while it computes.
-
-        Raises ValueError where nobody says.
-        """
-        power = self.active_milliwatts.get(board.name, board.active_milliwatts)
-        if power is None:
-            raise ValueError(
-                f"energy.active_milliwatts: nobody says what {board.name} takes while it computes; "
-                f"write {{{board.name}: …}}"
-            )
-        return float(power)
+    def power(self, board: Board) -> float | None:
+        """Milliwatts that the board takes while it computes; None where nobody says."""
+        return self.active_milliwatts.get(board.name, board.active_milliwatts)
 
     def charging_of(self, seed: int, device: int) -> Intervals:
         """When something feeds the device."""
@@ -145,10 +136,13 @@ class EnergyMeter:
 
 def meter_of(
     energy: Energy, board: Board, link: Link, clocks_per_instruction: float
-) -> EnergyMeter:
-    """A meter for a device with this board and link. Raises ValueError as `Energy.power`."""
+) -> EnergyMeter | None:
+    """A meter for a device with this board and link; None where nobody says what it takes."""
+    power = energy.power(board)
+    if power is None:
+        return None
     return EnergyMeter(
-        active_milliwatts=energy.power(board),
+        active_milliwatts=power,
         idle_milliwatts=energy.idle_milliwatts,
         instructions_per_second=board.clock_hz / clocks_per_instruction,
         up_microjoules_per_byte=link.kind.up_microjoules_per_byte,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from codegen.firmware.boards import Board
 from simulator.world.draws import arrivals, generator
@@ -26,6 +26,12 @@ class Malicious(Section):
     attack: Literal["sign-flip", "scaled", "random"] = "sign-flip"
     """Minus the delta; the delta; normal noise of the delta's length; each times `scale`."""
     scale: Annotated[float, Field(gt=0.0, le=1e6)] = 1.0
+
+    @model_validator(mode="after")
+    def _is_a_lie(self) -> Self:
+        if self.attack == "scaled" and self.scale == 1.0:
+            raise ValueError("scale: a delta times 1 is the true one; scale it by something else")
+        return self
 
     def poisoned(self, values: NDArray[Any], random: np.random.Generator) -> NDArray[Any]:
         """What is sent instead of ``values``; of the same type, integers cut off at its ends."""

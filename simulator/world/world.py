@@ -52,13 +52,18 @@ class WorldConfig(Section):
     energy: Energy = Energy()
 
     @model_validator(mode="after")
-    def _what_charges_is_known(self) -> Self:
+    def _what_batteries_need_is_known(self) -> Self:
         if isinstance(self.availability, WhileCharging) and self.energy.charging is None:
             raise ValueError(
                 "availability.kind: charging, but nobody says when; write energy.charging"
             )
-        for name in self.population.boards:
-            self.energy.power(load_board(name))
+        if self.energy.battery_milliwatt_hours is not None:
+            for board in map(load_board, self.population.boards):
+                if self.energy.power(board) is None:
+                    raise ValueError(
+                        f"energy.active_milliwatts: there are batteries, but nobody says what "
+                        f"{board.name} takes while it computes; write {{{board.name}: …}}"
+                    )
         return self
 
     @classmethod
@@ -145,8 +150,8 @@ class World:
         """The delta that the device sends for ``values``; ``task`` numbers what it answers."""
         return poisoned(self.config.faults, values, self.seed, number, task)
 
-    def meter(self, number: int) -> EnergyMeter:
-        """Counts the device's energy."""
+    def meter(self, number: int) -> EnergyMeter | None:
+        """Counts the device's energy; None where nobody says what its board takes."""
         return meter_of(
             self.config.energy,
             self.board(number),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 import random
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from codegen.firmware.boards import load_board
 from simulator.errors import WorldError
 from simulator.world.world import World, WorldConfig
 from tests.simulator.world.worlds import config, world
@@ -174,6 +178,7 @@ def changed(path: str, value: Any) -> str:
         ("links.wifi.loss", 1.0, "links.wifi.loss: .* less than or equal to 0.9"),
         ("links.wifi.los", 0.1, "links.wifi.los: there is no such field; did you mean loss?"),
         ("links.narrow.up_bytes_per_second", 0, "links.narrow.up_bytes_per_second: begins at 0"),
+        ("faults.malicious.attack", "scaled", "faults.malicious: scale: a delta times 1 is the"),
         ("faults.malicious.attack", "lie", "faults.malicious.attack: .* 'sign-flip'"),
         ("faults.resets_per_day", -1, "faults.resets_per_day: .* not -1"),
         ("energy.battery_milliwatt_hours", 0, "energy.battery_milliwatt_hours: begins at 0"),
@@ -203,16 +208,20 @@ def test_what_is_no_world_is_refused(text: str, said: str) -> None:
         WorldConfig.parse(text)
 
 
-def test_a_board_whose_power_nobody_knows_is_named() -> None:
-    class Unknown:
-        name = "own"
-        active_milliwatts = None
-
-    with pytest.raises(ValueError, match=r"active_milliwatts.*own: …"):
-        config().energy.power(Unknown())  # type: ignore[arg-type]
-    assert config(energy={"active_milliwatts": {"own": 12.5}}).energy.power(
-        Unknown()  # type: ignore[arg-type]
-    ) == pytest.approx(12.5)
+def test_batteries_need_to_know_what_a_board_takes(tmp_path: Path) -> None:
+    own = load_board("stm32f407").model_dump(mode="json", exclude={"active_milliwatts"})
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({**own, "name": "own"}))
+    boards = {"boards": {str(path): 1.0}}
+    assert world(1, population=boards).meter(0) is None
+    batteries = {"battery_milliwatt_hours": 1000}
+    with pytest.raises(ValidationError, match=r"active_milliwatts: .* write {own: …}"):
+        config(population=boards, energy=batteries)
+    told = world(1, population=boards, energy={**batteries, "active_milliwatts": {"own": 336}})
+    meter = told.meter(0)
+    assert meter is not None
+    # 336 mW at 168 MHz, 1.5 clocks each.
+    assert meter.millijoules_per_instruction == pytest.approx(3e-6)
 
 
 @pytest.mark.parametrize("ask", [lambda w, n: w.data.log(n), lambda w, n: w.data.held_out_log(n)])
