@@ -197,7 +197,7 @@ def read_intervals(path: Path) -> Mapping[int, tuple[Interval, ...]]:
     """
     given: dict[int, list[Interval]] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             if set(rows.fieldnames or ()) != set(_COLUMNS):
                 raise WorldError(

@@ -138,6 +138,11 @@ class FleetData:
         return self._all.take(self._parts[FLEET])
 
     @property
+    def digest(self) -> str:
+        """Of the whole data set, as `Samples.digest`: another one makes another experiment."""
+        return self._all.digest
+
+    @property
     def classes(self) -> int:
         """Labels are 0 … so many - 1."""
         return int(self._all.y.max()) + 1

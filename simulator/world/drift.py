@@ -16,7 +16,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 from scipy.spatial.transform import Rotation  # type: ignore[import-untyped]
 
 from simulator.world.draws import generator
-from simulator.world.fields import DAY_SECONDS, PositiveRange, Range, Section, drawn
+from simulator.world.fields import DAY_SECONDS, PositiveRange, Range, Section, Share, drawn
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ Sensor = Annotated[ImageSensor | SeriesSensor, Field(discriminator="kind")]
 class Stuck(Section):
     """Sensors that stop seeing anything new."""
 
-    share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    share: Share = 0.0
     """Of the devices."""
     after_hours: PositiveRange = (0.0, 0.0)
     """From then on every sample is the last one before; where there was none, the first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -72,6 +73,14 @@ class Samples:
         return len(self.y)
 
     @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of samples, labels and subjects."""
+        content = hashlib.sha256(f"{self.x.dtype} {self.x.shape}".encode())
+        for part in (self.x, self.y, self.subjects):
+            content.update(b"" if part is None else np.ascontiguousarray(part).data)
+        return content.hexdigest()
+
+    @property
     def scale(self) -> tuple[float, float]:
         """Lowest and highest value that a sensor can give."""
         if self.x.dtype == np.int8:
@@ -117,8 +126,9 @@ class SharedDataset(Dataset):
 
         Raises: WorldError where it is missing, or can't be read within the context.
         """
-        named = self.folder or os.environ.get(VARIABLE)
-        path = None if named is None else folder / named / name
+        named = os.environ.get(VARIABLE)
+        place = folder / self.folder if self.folder else Path(named) if named else None
+        path = place / name if place else None
         if path is None or not path.is_file():
             looked = f"{path} is missing" if path else f"no folder has {name}"
             raise WorldError(

@@ -234,5 +234,19 @@ def test_a_file_of_ones_own_that_is_missing_is_named(tmp_path: Path) -> None:
         dataset("npz", path="own.npz").load(tmp_path)
 
 
+def test_another_label_subject_or_type_makes_another_digest() -> None:
+    x, y = np.zeros((4, 2, 2, 1), np.int8), np.arange(4)
+    others = [
+        Samples(x, y),
+        Samples(x, y[::-1].copy()),
+        Samples(x, y, subjects=y),
+        Samples(x.reshape(4, 4, 1, 1), y),
+        Samples(x.astype(np.float32), y),
+        Samples(x + np.int8(1), y),
+    ]
+    assert len({one.digest for one in others}) == len(others)
+    assert Samples(x.copy(), y.copy()).digest == others[0].digest
+
+
 def test_names_are_numbered_in_their_order() -> None:
     assert numbered(np.array(["b", "a", "b"])).tolist() == [1, 0, 1]
