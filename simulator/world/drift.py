@@ -35,17 +35,16 @@ class Drift:
 
     def apply(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (n, height, width, channels) of 0 … 1 as this sensor sees them, same shape."""
-        seen = np.empty_like(images)
-        change = ndimage.grey_dilation if self.stroke > 0 else ndimage.grey_erosion
-        share = abs(self.stroke)
-        for index, channel in np.ndindex(images.shape[0], images.shape[3]):
-            image = images[index, ..., channel]
-            if self.rotation_degrees:
-                image = ndimage.rotate(image, self.rotation_degrees, reshape=False, order=1)
-            if share:
-                image = (1 - share) * image + share * change(image, size=(2, 2))
-            seen[index, ..., channel] = np.clip(self.gain * image + self.offset, 0.0, 1.0)
-        return seen
+        count, height, width, channels = images.shape
+        seen = images.transpose(0, 3, 1, 2).reshape(-1, height, width)
+        if self.rotation_degrees:
+            seen = ndimage.rotate(seen, self.rotation_degrees, axes=(2, 1), reshape=False, order=1)
+        if share := abs(self.stroke):
+            change = ndimage.grey_dilation if self.stroke > 0 else ndimage.grey_erosion
+            seen = (1 - share) * seen + share * change(seen, size=(1, 2, 2))
+        seen = np.clip(self.gain * seen + self.offset, 0.0, 1.0)
+        seen = seen.reshape(count, channels, height, width)
+        return np.ascontiguousarray(seen.transpose(0, 2, 3, 1), dtype=np.float32)
 
 
 def _constant(value: object) -> object:
