@@ -29,7 +29,8 @@ def _by_name(value: object) -> object:
     name = settings["name"]
     found = entry_points(group=GROUP, name=name)
     if not found:
-        raise ValueError(f"no data set {name!r}; installed are {', '.join(dataset_kinds())}")
+        kinds = ", ".join(dataset_kinds()) or "none; install tinyfleet again (scripts/setup)"
+        raise ValueError(f"no data set {name!r}; installed are {kinds}")
     (entry, *_) = found
     try:
         kind = entry.load()

@@ -83,6 +83,14 @@ def test_an_entry_point_that_leads_nowhere_is_named(
         config(data={"dataset": "own"})
 
 
+def test_an_installation_of_before_there_were_data_sets_is_to_be_renewed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "entry_points", lambda **by: EntryPoints([]).select(**by))
+    with pytest.raises(ValidationError, match=r"no data set 'digits'.* install tinyfleet again"):
+        config()
+
+
 def test_a_sensor_of_a_range_that_nobody_knows_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
