@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from simulator.errors import FleetError
@@ -164,3 +165,46 @@ def test_a_device_whose_battery_is_empty_stays_away_until_it_was_charged(
         assert pool.totals(fleet.clock.now).resets >= before + 2
     finally:
         fleet.close()
+
+
+def test_messages_that_come_twice_late_or_never_change_no_weights(
+    made: Made, tmp_path: Path
+) -> None:
+    unruly = {
+        "latency_seconds": 0.1,
+        "redelivered": 0.5,
+        "redelivered_after_seconds": [0.5, 5],
+        "held_back": 0.5,
+        "held_back_seconds": [0, 3],
+        "dropped": 0.3,
+    }
+    (tmp_path / "unruly").mkdir()
+    fields = {"deadline_seconds": 600, "min_devices": 5}
+    disturbed = outcome(
+        population(made, 5, links={"unruly": unruly}), tmp_path / "unruly", **fields
+    )
+    calm = outcome(population(made, 5), tmp_path, **fields)
+    assert disturbed[:3] == calm[:3]
+    assert disturbed[3] > calm[3]
+
+
+def test_a_malicious_fleet_learns_the_opposite(made: Made, tmp_path: Path) -> None:
+    def change(folder: Path, **world: Any) -> Any:
+        folder.mkdir()
+        fleet = run(of := population(made, 3, **world), pool := LocalPool(of), folder, campaign(1))
+        try:
+            after, before = (
+                np.frombuffer(fleet.store.weights(CAMPAIGN, number).master, "<f8")
+                for number in (1, 0)
+            )
+            return after - before
+        finally:
+            fleet.close()
+            pool.close()
+
+    honest = change(tmp_path / "honest")
+    faults = {"malicious": {"share": 1.0, "attack": "sign-flip"}}
+    hostile = change(tmp_path / "hostile", faults=faults)
+    # But where a weight is at the end of its range.
+    assert np.mean(hostile == -honest) > 0.95
+    assert honest.any()
