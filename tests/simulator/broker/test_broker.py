@@ -25,11 +25,6 @@ KEPT = {"clean_start": False, "session_expiry_interval": 600}
 
 
 @pytest.fixture
-def virtual() -> Virtual:
-    return Virtual()
-
-
-@pytest.fixture
 def here(virtual: Virtual) -> Site:
     return Site(virtual, "here")
 
