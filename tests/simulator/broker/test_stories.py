@@ -140,7 +140,10 @@ class Story:
             self.clients[name].send(mqtt5.PubAckPacket(waiting.pop(0)))
 
 
-@pytest.mark.parametrize("seed", range(40))
+MORE = [pytest.param(seed, marks=pytest.mark.long) for seed in range(40, 1000)]
+
+
+@pytest.mark.parametrize("seed", [*range(40), *MORE])
 def test_both_brokers_answer_a_story_with_the_same_packets(
     mosquitto: Mosquitto, virtual: Virtual, seed: int
 ) -> None:
@@ -149,4 +152,4 @@ def test_both_brokers_answer_a_story_with_the_same_packets(
     for number, (one, other) in enumerate(zip(there, here, strict=False)):
         assert one == other, "\n".join(there[max(0, number - 15) : number])
     assert len(there) == len(here)
-    assert sum("hears PublishPacket" in words for words in there) > 20
+    assert sum("hears PublishPacket" in words for words in there) > 5
