@@ -10,6 +10,7 @@ its devices run as.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Protocol
 
 from codegen.errors import CodegenError
 from codegen.firmware.boards import load_board
-from codegen.firmware.bundle import FlashInfo, load_bundle
+from codegen.firmware.bundle import MANIFEST, FlashInfo, load_bundle
 from simulator.clock import Milliseconds, host_milliseconds
 from simulator.devices.flash_image import Identity, provision
 from simulator.errors import FleetError, SimulatorError
@@ -141,12 +142,21 @@ def build_machine(
         raise FleetError(f"device {spec.device}, bundle {spec.bundle}: {error}") from error
 
 
+@functools.lru_cache(maxsize=64)
+def _flash_info(manifest: Path, changed: int) -> tuple[FlashInfo, str]:
+    """The layout and what samples mean; a fleet asks once per device."""
+    del changed  # another bundle in the same place is another entry
+    content = json.loads(manifest.read_text())
+    return FlashInfo.model_validate(content["flash"]), content["model"]["sample_digest"]
+
+
 def flash_content(spec: DeviceSpec) -> FlashContent:
     """What is in a device's flash besides its firmware: what was left there, identity, samples."""
-    manifest = json.loads((Path(spec.bundle) / "manifest.json").read_text())
+    path = Path(spec.bundle) / MANIFEST
+    flash, sample_digest = _flash_info(path, path.stat().st_mtime_ns)
     written = provision(
-        FlashInfo.model_validate(manifest["flash"]),
-        manifest["model"]["sample_digest"],
+        flash,
+        sample_digest,
         Identity(
             spec.device,
             spec.fleet,

@@ -18,7 +18,8 @@ struct tf_host_device {
     uint32_t milliseconds;
     uint32_t random;
     uint32_t flash_operations;
-    uint32_t operations_to_cut; /* 0: no cut is due */
+    uint32_t operations_to_cut;           /* 0: no cut is due */
+    uint32_t words, erases, bytes_erased; /* flash operations that were begun in this poll */
     uint32_t ring_start, ring_count;
     uint32_t transmit_count;
     uint16_t sample_order[SAMPLE_ORDER];
@@ -131,13 +132,19 @@ static tf_status erase_sector(void *context, uint16_t sector) {
     }
     uint8_t *bytes = flash->content + start;
     const uint32_t length = flash->sector_bytes[index];
+    device->erases++;
+    device->bytes_erased += length;
     if (is_cut(device)) {
         for (uint32_t i = 0; i < length; i++) {
             bytes[i] |= (uint8_t)draw(device);
         }
         return TF_FLASH_FAILED;
     }
-    memset(bytes, 0xFF, length);
+    for (uint32_t i = 0; i < length; i++) {
+        if (bytes[i] != 0xFFu) { /* memory that nobody writes costs nothing */
+            bytes[i] = 0xFF;
+        }
+    }
     return TF_OK;
 }
 
@@ -147,6 +154,7 @@ static tf_status program_word(void *context, uint32_t address, uint32_t word) {
     if (!device->has_power || address % 4u != 0u || bytes == NULL) {
         return TF_FLASH_FAILED;
     }
+    device->words++;
     const bool cut = is_cut(device);
     const uint32_t programmed = cut ? word | draw(device) : word;
     bool is_equal = true;
@@ -217,6 +225,46 @@ bool tf_host_device_run(tf_host_device *device, uint32_t milliseconds, uint32_t 
         is_busy = tf_client_poll(&device->client) && device->has_power;
     }
     return is_busy;
+}
+
+/* Adds what the last poll did to `done`; returns how long it took. `before` is how many samples had
+ * been scored and trained on until then: a poll does one of either at most. */
+static uint64_t account(tf_host_device *device, const tf_host_costs *costs, tf_host_done *done,
+                        uint32_t scored_before, uint32_t trained_before) {
+    const tf_client *client = &device->client;
+    uint64_t took = costs->poll;
+    if (client->score.samples == scored_before + 1u) {
+        const uint64_t pass = costs->forward[client->plan - tf_the_model.plans];
+        done->forward_passes++;
+        done->forward_nanoseconds += pass;
+        took += pass;
+    }
+    if (client->train_steps == trained_before + 1u) {
+        const uint64_t step = costs->step[client->plan - tf_the_model.plans];
+        done->train_steps++;
+        done->train_nanoseconds += step;
+        took += step;
+    }
+    done->flash_words += device->words;
+    done->flash_erases += device->erases;
+    done->flash_bytes_erased += device->bytes_erased;
+    took += device->words * costs->flash_word + device->erases * costs->flash_erase +
+            device->bytes_erased * costs->flash_erase_byte;
+    device->words = device->erases = device->bytes_erased = 0;
+    return took;
+}
+
+uint64_t tf_host_device_work(tf_host_device *device, const tf_host_costs *costs, tf_host_done *done,
+                             uint64_t now, uint64_t until, bool *is_busy) {
+    *is_busy = device->is_ready && device->has_power;
+    while (*is_busy && now < until && device->transmit_count == 0u) {
+        const uint32_t scored = device->client.score.samples;
+        const uint32_t trained = device->client.train_steps;
+        device->milliseconds = (uint32_t)(now / 1000000u);
+        *is_busy = tf_client_poll(&device->client) && device->has_power;
+        now += account(device, costs, done, scored, trained);
+    }
+    return now;
 }
 
 uint32_t tf_host_device_next_run_ms(const tf_host_device *device) {

@@ -1,0 +1,145 @@
+"""The devices of a world, made wherever they are to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen.firmware.bundle import Bundle, load_bundle
+from simulator.devices.flash_image import held_out_mask
+from simulator.machines.device_spec import DeviceSpec
+from simulator.virtual.costs import WorkCosts
+from simulator.virtual.events import Event, Recording, events_of
+from simulator.virtual.line import LineEnd
+from simulator.virtual.power import Power
+from simulator.world.data import SensorLog
+from simulator.world.draws import generator
+from simulator.world.links import Direction
+from simulator.world.world import World, WorldConfig
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """What runs on the devices of one board."""
+
+    bundle: Path
+    library: Path
+    """The bundle as host library."""
+    costs: WorkCosts
+
+
+@dataclass(frozen=True, eq=False)
+class HeldSamples:
+    """Samples on which somebody is scored."""
+
+    codes: NDArray[np.int8]
+    """(n, …)"""
+    labels: NDArray[np.int64]
+    """(n,)"""
+
+
+@dataclass
+class Population:
+    """All devices of a world. It is small on its way to another process."""
+
+    config: WorldConfig
+    seed: int
+    folder: Path
+    """Where paths in the description begin."""
+    firmware: Mapping[str, Firmware]
+    """By board."""
+    fleet: str = "experiment"
+    _made: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made of it where it is needed."""
+        kept = ("config", "seed", "folder", "firmware", "fleet")
+        return {name: getattr(self, name) for name in kept} | {"_made": {}}
+
+    @cached_property
+    def world(self) -> World:
+        """The description with its seed."""
+        return World(self.config, self.seed, self.folder)
+
+    @property
+    def numbers(self) -> range:
+        """Of the devices."""
+        return self.world.devices
+
+    def bundle(self, board: str) -> Bundle:
+        """The bundle of a board."""
+        if board not in self._made:
+            self._made[board] = load_bundle(self.firmware[board].bundle)
+        found: Bundle = self._made[board]
+        return found
+
+    def costs(self, number: int) -> WorkCosts:
+        """What work takes on a device, however slow it is."""
+        facts = self.world.device(number)
+        return self.firmware[facts.board].costs.slower(
+            facts.slower * self.config.population.clocks_per_instruction
+        )
+
+    def spec(self, number: int) -> DeviceSpec:
+        """Who the device is, with what it has recorded in the beginning."""
+        facts = self.world.device(number)
+        log = self.world.data.log(number).until(0.0)
+        return DeviceSpec(
+            device=facts.name,
+            bundle=self.firmware[facts.board].bundle,
+            password="virtual",  # nobody checks it, but a device has one
+            samples=self._codes(facts.board, log),
+            labels=log.y,
+            fleet=self.fleet,
+            machine="host",
+            reserved_sram_bytes=facts.reserved_sram_bytes,
+            link_bits_per_second=min(int(8 * self.world.link(number).up_bytes_per_second), 2**31),
+            seed=int(generator(self.seed, "device entropy", number).integers(2**32)),
+        )
+
+    def events(self, number: int) -> Iterator[Event]:
+        """What befalls the device."""
+        facts = self.world.device(number)
+        log = self.world.data.log(number)
+        first = len(log.until(0.0))
+        codes = self._codes(facts.board, log)[first:]
+        return events_of(self.world, number, Recording(codes, log.y[first:], log.seconds[first:]))
+
+    def line(self, number: int, direction: Direction, call: int) -> LineEnd:
+        """One direction of one of its connections."""
+        return LineEnd(self.world.stream(number, direction, call))
+
+    def power(self, number: int) -> Power:
+        """What feeds it."""
+        world = self.world
+        return Power(world.meter(number), world.battery(number), world.charging(number))
+
+    def held_out_of_device(self, number: int) -> HeldSamples:
+        """What the device scores itself on: every third of all that it records."""
+        log = self.world.data.log(number)
+        codes = self._codes(self.world.device(number).board, log)
+        held_out = held_out_mask(len(log))
+        return HeldSamples(codes[held_out], log.y[held_out])
+
+    def trained_by_device(self, number: int) -> HeldSamples:
+        """The others."""
+        log = self.world.data.log(number)
+        codes = self._codes(self.world.device(number).board, log)
+        trained = ~held_out_mask(len(log))
+        return HeldSamples(codes[trained], log.y[trained])
+
+    def never_trained(self) -> list[HeldSamples]:
+        """All samples of each device that never trains."""
+        data = self.world.data
+        board = next(iter(self.firmware))
+        logs = [data.held_out_log(number) for number in range(data.held_out_devices)]
+        return [HeldSamples(self._codes(board, log), log.y) for log in logs]
+
+    def _codes(self, board: str, log: SensorLog) -> NDArray[np.int8]:
+        return self.bundle(board).manifest.model.input.codes(log.x)
