@@ -43,10 +43,17 @@ from simulator.machines import core_exceptions
 from simulator.machines.board_memory import FlashContent
 from simulator.machines.elf_image import ElfImage
 from simulator.machines.protocol import StopReason
-from simulator.machines.unicorn_core import ACCESS, INVALID_ACCESS, MODELS, UnicornCore
+from simulator.machines.unicorn_core import (
+    ACCESS,
+    INVALID_ACCESS,
+    MODELS,
+    NOT_EXECUTABLE,
+    UnicornCore,
+)
 
 BUS_CLOCKS = 16
 """Clocks of the core that an access to a register takes over the bridge to a peripheral bus."""
+_LAST_ADDRESS = 0xFFFFFFFF
 
 
 class UnicornBoard(UnicornCore, ABC):
@@ -200,7 +207,11 @@ class UnicornBoard(UnicornCore, ABC):
         self._external_is_open = False
         for peripheral in self._peripherals:
             self._map_peripheral(peripheral)
-        self._keep_hook(INVALID_ACCESS, binding.HOOK_MEM_INVALID_CFUNC(self._invalid_access))
+        sram = self.board.sram
+        self._keep_data_apart(sram.address, sram.bytes)
+        invalid = binding.HOOK_MEM_INVALID_CFUNC(self._invalid_access)
+        for addresses in (0, sram.address - 1), (sram.address + sram.bytes, _LAST_ADDRESS):
+            self._keep_hook(INVALID_ACCESS, invalid, addresses=addresses)
         self._keep_hook(
             unicorn_const.UC_HOOK_BLOCK, self.clock.callback, context=self.clock.context
         )
@@ -314,20 +325,17 @@ class UnicornBoard(UnicornCore, ABC):
                 if went_through and int.from_bytes(data, "little") != value & 0xFFFFFFFF:
                     self._pending_flash.append((address, data))
                 return went_through
-            self._stop_with(
-                self._make_fault(
-                    f"{access} of {size} bytes at {address:#010x}, where {self.board.name} has"
-                    f" {self._what_is_at(address)}",
-                    address,
-                    access,
-                    core_exceptions.status_of_access(kind, address),
-                )
-            )
+            status = core_exceptions.status_of_access(kind, address)
+            self._stop_with(self._access_fault(f"{access} of {size} bytes", access, address, status))
         except FlashMisuse as error:
             self._stop_with(self._make_fault(f"{error} at {address:#010x}", address, "write"))
         except Exception as error:  # must not escape into C
             self._stop_with(self._make_fault(repr(error), address, "access"))
         return False
+
+    def _access_fault(self, what: str, access: str, address: int, status: int) -> MachineFault:
+        text = f"{what} at {address:#010x}, where {self.board.name} has {self._what_is_at(address)}"
+        return self._make_fault(text, address, access, status)
 
     def _in_flash(self, address: int) -> bool:
         return 0 <= address - self.board.flash.address < self.board.flash.bytes
@@ -348,6 +356,9 @@ class UnicornBoard(UnicornCore, ABC):
         self._stop_with(self._make_fault(text, None, "execute", undefined))
 
     def _execution_fault(self, status: int) -> MachineFault:
+        if status == NOT_EXECUTABLE:
+            not_executable = core_exceptions.INSTRUCTION_ACCESS
+            return self._access_fault("fetch", "fetch", self.pc, not_executable)
         if status == unicorn_const.UC_ERR_INSN_INVALID:
             undefined = core_exceptions.UNDEFINED_INSTRUCTION
             return self._make_fault("undefined instruction", None, "execute", undefined)
