@@ -63,6 +63,7 @@ class _Unicorn:
             battery_percent=lambda: spec.battery_percent,
             seed=spec.seed,
             flash_content=content,
+            takes_turns=True,
         )
 
 
