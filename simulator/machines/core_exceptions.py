@@ -7,7 +7,7 @@ from collections.abc import Callable
 from unicorn import arm_const, unicorn_const
 
 from simulator.errors import MachineFault
-from simulator.machines.unicorn_core import UnicornCore
+from simulator.machines.unicorn_core import CoreRegisters
 
 INSTRUCTION_ACCESS, DATA_ACCESS = 1 << 0, 1 << 1
 BUS_INSTRUCTION, BUS_DATA, BUS_STACKING = 1 << 8, 1 << 9, 1 << 12
@@ -43,15 +43,17 @@ _BY_ACCESS = {
 def status_of_access(kind: int, address: int) -> int:
     """The bit of CFSR for an access that Unicorn refused.
 
-    0 in the address space of peripherals, but for fetches, which are never allowed there: what isn't
-    emulated may well be on the chip.
+    0 in the address space of peripherals, where what isn't emulated may well be on the chip; but
+    nothing is ever executed there.
     """
     if address >> 29 in _OF_PERIPHERALS:
         return INSTRUCTION_ACCESS if kind in _FETCHES else 0
     return _BY_ACCESS.get(kind, 0)
 
 
-def enter_hard_fault(core: UnicornCore, handler: int, store: Callable[[int, bytes], None]) -> bool:
+def enter_hard_fault(
+    core: CoreRegisters, handler: int, store: Callable[[int, bytes], None]
+) -> bool:
     """Stack the frame and go to ``handler``, of whose registers only FPU ones aren't stacked.
 
     Returns: whether the frame could be stored (``store`` raises MachineFault outside of SRAM); the

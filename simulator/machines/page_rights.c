@@ -14,8 +14,14 @@ typedef struct {
 } page; /* uc_tlb_entry */
 
 typedef struct {
-    uint64_t first, end;
-} range;
+    uint64_t data, data_end; /* nothing is executed here */
+    int (*write_register)(void *emulator, int number, const void *value); /* uc_reg_write */
+    int epsr;
+} page_rights;
+
+enum { DATA_READ = 16, DATA_WRITE = 17 }; /* UC_MEM_READ, UC_MEM_WRITE */
+
+static const uint32_t no_it_block = 1u << 24; /* EPSR: Thumb, and nothing else */
 
 bool page_rights_fill(void *emulator, uint64_t address, int access, page *found, void *context);
 
@@ -26,12 +32,15 @@ static bool holds_peripherals(uint64_t address) {
     return sixteenth == 4 || sixteenth == 5 || (sixteenth >= 10 && sixteenth < 15);
 }
 
-/* Whether the memory allows what is asked for is Unicorn's to find out, and to call hooks for. */
+/* Unicorn has restored the state of the instruction that asks. In an IT block that is wrong, as the
+ * translation goes on and counts on an EPSR without its bits: code behind it would be skipped.
+ * Whether the memory allows what is asked for is Unicorn's to find out, and to call hooks for. */
 bool page_rights_fill(void *emulator, uint64_t address, int access, page *found, void *context) {
-    const range *data = context;
-    const bool is_data = address >= data->first && address < data->end;
-    (void)emulator;
-    (void)access;
+    const page_rights *rights = context;
+    const bool is_data = address >= rights->data && address < rights->data_end;
+    if (access == DATA_READ || access == DATA_WRITE) {
+        rights->write_register(emulator, rights->epsr, &no_it_block);
+    }
     found->address = address;
     found->rights = is_data || holds_peripherals(address) ? READ | WRITE : READ | WRITE | EXECUTE;
     return true;

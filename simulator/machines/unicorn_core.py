@@ -46,14 +46,19 @@ INVALID_ACCESS = (
 )
 
 
-class _Range(ctypes.Structure):
-    """range of page_rights.c."""
+class _PageRights(ctypes.Structure):
+    """page_rights of page_rights.c."""
 
-    _fields_ = (("first", ctypes.c_uint64), ("end", ctypes.c_uint64))
+    _fields_ = (
+        ("data", ctypes.c_uint64),
+        ("data_end", ctypes.c_uint64),
+        ("write_register", ctypes.c_void_p),
+        ("epsr", ctypes.c_int),
+    )
 
 
 @functools.cache
-def _page_rights() -> ctypes.CDLL:
+def _library() -> ctypes.CDLL:
     """page_rights.c for this machine.
 
     Raises: ToolchainError where there is no C compiler.
@@ -214,10 +219,11 @@ class UnicornCore(CoreRegisters):
         kind = ctypes.c_int(unicorn_const.UC_TLB_VIRTUAL)
         status = binding.uclib.uc_ctl(self._engine, unicorn_const.UC_CTL_TLB_TYPE | write, kind)
         check(status, "cache of translations")
-        data = _Range(first, first + size)
-        self._callbacks.append(data)
-        fill = ctypes.cast(_page_rights().page_rights_fill, ctypes.c_void_p)
-        self._keep_hook(unicorn_const.UC_HOOK_TLB_FILL, fill, context=ctypes.addressof(data))
+        write_register = ctypes.cast(binding.uclib.uc_reg_write, ctypes.c_void_p)
+        rights = _PageRights(first, first + size, write_register, arm_const.UC_ARM_REG_EPSR)
+        self._callbacks.append(rights)
+        fill = ctypes.cast(_library().page_rights_fill, ctypes.c_void_p)
+        self._keep_hook(unicorn_const.UC_HOOK_TLB_FILL, fill, context=ctypes.addressof(rights))
 
     def _keep_hook(
         self,

@@ -187,6 +187,27 @@ __attribute__((naked, noinline)) uint32_t counted(uint32_t rounds __attribute__(
                    "pop {r4, pc}\n");
 }
 
+/* Returns 4, which an IT block that didn't end where it ends would lower; the load in it is the first
+ * look at the page of *place. */
+__attribute__((naked, noinline)) uint32_t predicated(uint32_t place __attribute__((unused))) {
+    __asm volatile(".syntax unified\n"
+                   "movs r1, #0\n"
+                   "cmp r1, #0\n"
+                   "itee eq\n"
+                   "ldreq r2, [r0]\n"
+                   "movne r2, #0\n"
+                   "movne r1, #9\n"
+                   "b 1f\n"
+                   "nop\n"
+                   "1:\n"
+                   "adds r1, #1\n"
+                   "adds r1, #1\n"
+                   "adds r1, #1\n"
+                   "adds r1, #1\n"
+                   "mov r0, r1\n"
+                   "bx lr\n");
+}
+
 uint32_t undefined(void) {
     __asm volatile("udf #0");
     return 0;

@@ -200,6 +200,15 @@ def test_registers_take_whole_words_only(machine: UnicornMachine) -> None:
         machine.call("poke_byte", 0x40020414, 1)
 
 
+def test_an_it_block_ends_where_it_ends_though_its_load_is_the_first_of_a_page(
+    machine: UnicornMachine,
+) -> None:
+    machine.run(SLICE)
+    sram, flash = machine.board.sram, machine.board.flash
+    for place in (sram.address + 0x4000, sram.address + sram.bytes - 4, flash.address + 0x8000):
+        assert machine.call("predicated", place) == 4
+
+
 def test_a_stack_overflow_is_a_fault_and_not_damage(machine: UnicornMachine) -> None:
     machine.run(SLICE)
     assert machine.call("deep", 3000) == 3
