@@ -54,7 +54,7 @@ def status_of_access(kind: int, address: int) -> int:
 def enter_hard_fault(
     core: CoreRegisters, handler: int, store: Callable[[int, bytes], None]
 ) -> bool:
-    """Stack the frame and go to ``handler``, of whose registers only FPU ones aren't stacked.
+    """Stack the frame, without registers of the FPU, and go to ``handler``.
 
     Returns: whether the frame could be stored (``store`` raises MachineFault outside of SRAM); the
     handler is entered all the same, with the stack pointer where the frame should be.

@@ -6,7 +6,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { READ = 1, WRITE = 2, EXECUTE = 4 };
+enum {
+    READ = 1,
+    WRITE = 2,
+    EXECUTE = 4
+};
 
 typedef struct {
     uint64_t address;
@@ -19,7 +23,10 @@ typedef struct {
     int epsr;
 } page_rights;
 
-enum { DATA_READ = 16, DATA_WRITE = 17 }; /* UC_MEM_READ, UC_MEM_WRITE */
+enum {
+    DATA_READ = 16,
+    DATA_WRITE = 17
+}; /* UC_MEM_READ, UC_MEM_WRITE */
 
 static const uint32_t no_it_block = 1u << 24; /* EPSR: Thumb, and nothing else */
 
