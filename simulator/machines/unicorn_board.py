@@ -88,8 +88,9 @@ class UnicornBoard(CoreRegisters, ABC):
         self.flash = self._flashes.view("internal")
         """Its content; ``write_flash`` writes to it."""
         self.sram = self._sram.view()
+        self._has_own_code = False
         for address, data in flash_content:
-            self._flashes.write(address, data)
+            self._write_flash(address, data)
 
         code = tuple((address, len(data)) for address, data in image.segments)
         self._power_cut = PowerCut(lambda: self._stop(StopReason.POWER_CUT))
@@ -131,7 +132,6 @@ class UnicornBoard(CoreRegisters, ABC):
         self._external_permissions: int | None = None
         self.hooks: dict[int, tuple[int, Any]] = {}
         self._hooks_installed = 0
-        self._has_own_code = False
         places = [(peripheral.BASE, peripheral.SIZE) for peripheral in self._peripherals]
         if takes_turns:
             self._turns = BoardEngine.shared(board, places, image)
@@ -176,11 +176,8 @@ class UnicornBoard(CoreRegisters, ABC):
 
         Raises: ImageError outside of all flashes.
         """
-        self._flashes.write(address, data)
-        for start, content in self.image.segments:
-            if start < address + len(data) and address < start + len(content):
-                self._has_own_code = True
-                self._turns.code_changed(self)
+        if self._write_flash(address, data):
+            self._turns.code_changed(self)
 
     def write_sram(self, address: int, data: bytes) -> None:
         """Store to SRAM.
@@ -340,6 +337,16 @@ class UnicornBoard(CoreRegisters, ABC):
     def _access_fault(self, what: str, access: str, address: int, status: int) -> MachineFault:
         text = f"{what} at {address:#010x}, where {self.board.name} has {self._what_is_at(address)}"
         return self._make_fault(text, address, access, status)
+
+    def _write_flash(self, address: int, data: bytes) -> bool:
+        """Returns whether it went over code, which is this board's own from now on."""
+        self._flashes.write(address, data)
+        is_code = any(
+            start < address + len(data) and address < start + len(content)
+            for start, content in self.image.segments
+        )
+        self._has_own_code |= is_code
+        return is_code
 
     def _in_flash(self, address: int) -> bool:
         return 0 <= address - self.board.flash.address < self.board.flash.bytes

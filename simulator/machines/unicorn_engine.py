@@ -228,6 +228,7 @@ class BoardEngine(UnicornCore):
         assert self._player is not None
         for kind, callback in self._player.hooks.values():
             self._installed.append(self._keep_hook(kind, callback))
+            self._callbacks.pop()  # the player keeps it
         if self._installed:
             self.flush_translations()
 

@@ -87,14 +87,16 @@ class Device:
 def make_device(digits: Bundle) -> Iterator[MakeDevice]:
     machines: list[UnicornMachine] = []
 
-    def make(number: int, *, takes_turns: bool = True) -> Device:
+    def make(
+        number: int, *, takes_turns: bool = True, left_there: tuple[tuple[int, bytes], ...] = ()
+    ) -> Device:
         world, spec = WorldClock(), spec_of(digits, number)
         machine = UnicornMachine(
             digits.board,
             digits.firmware,
             clock=world,
             seed=spec.seed,
-            flash_content=flash_content(spec),
+            flash_content=[*flash_content(spec), *left_there],
             takes_turns=takes_turns,
         )
         machines.append(machine)
@@ -142,13 +144,13 @@ def test_instructions_are_counted_of_the_own_turns_only(
     totals = []
     for others in ([], [2, 3]):
         device = make_device(1)
-        rounds = [make_device(number).a_round(digits) for number in others]
+        rounds = [one.a_round(digits) for one in (device, *map(make_device, others))]
         with InstructionCounter(device.machine) as counter:
-            in_turn(device.a_round(digits), *rounds)
+            in_turn(*(itertools.islice(one, 12) for one in rounds))
         totals.append(counter.by_function())
         device.machine.close()
     assert totals[0] == totals[1]
-    assert totals[0]["tf_head_update"] > 0
+    assert totals[0]["tf_sample_log_open"] > 0
 
 
 def test_code_that_a_probe_has_changed_is_that_devices_own(
@@ -168,6 +170,19 @@ def test_code_that_a_probe_has_changed_is_that_devices_own(
     assert broken.machine.last_fault.pc == place
     assert whole.machine.last_fault is None
     in_turn(make_device(3).a_round(digits))
+
+
+def test_code_that_is_left_in_a_devices_flash_is_what_it_runs(
+    digits: Bundle, make_device: MakeDevice
+) -> None:
+    whole = make_device(1)
+    in_turn(whole.a_round(digits))
+    place = whole.machine.image.address_of("tf_client_poll")
+    broken = make_device(2, left_there=((place, b"\xff\xde"),))
+    for _ in range(20):
+        broken.machine.run(SLICE)
+    assert broken.machine.last_fault is not None
+    assert broken.machine.last_fault.pc == place
 
 
 def test_a_reset_of_one_leaves_the_others_where_they_were(
