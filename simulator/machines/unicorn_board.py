@@ -229,6 +229,10 @@ class UnicornBoard(CoreRegisters, ABC):
         if self.hooks.pop(handle, None) is not None:
             self._turns.hooks_changed(self)
 
+    def flush_translations(self) -> None:
+        """Forget translated code, for whoever has written code to ``flash`` itself."""
+        self._turns.code_changed(self)
+
     def mappings(self) -> Iterator[Mapping]:
         """All memory that the core sees."""
         flash, sram = self.board.flash, self.board.sram
