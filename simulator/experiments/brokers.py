@@ -135,7 +135,7 @@ class VirtualBroker:
         self._watch_time()
 
     def _watch_time(self) -> None:
-        due = self.broker.next_due() / _MILLISECONDS
+        due = seconds_of(self.broker.next_due())
         if due < self._tick_at:
             self._tick_at = due
             self._clock.call_at(due, lambda: self._tick(due))
@@ -145,3 +145,10 @@ class VirtualBroker:
             self._tick_at = math.inf
             self.broker.tick()
             self._watch_time()
+
+
+def seconds_of(milliseconds: float) -> float:
+    """The first moment at which so many milliseconds are over, also where they are rounded."""
+    seconds = milliseconds / _MILLISECONDS
+    is_early = seconds * _MILLISECONDS < milliseconds
+    return math.nextafter(seconds, math.inf) if is_early else seconds
