@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -68,6 +69,23 @@ class ArrivingGateway(PlainGateway):
                     at_work = self._tasks(key).keys() - set(self._delivered(key))
                     self.twice_at_work += sorted(at_work & wanted)
         return super()._start(request)
+
+    def _watch(self, request: dict[str, Any]) -> dict[str, Any]:
+        until = time.monotonic() + request["wait_seconds"]
+        while True:
+            ended = sum(self._state(tuple(key)) != "running" for key in request["rounds"])
+            arrived = {
+                campaign: sum(
+                    len(self._delivered(key)) - sum(map(len, self.closed.get(key, [])))
+                    for key in self.rounds
+                    if key[0] == campaign
+                )
+                for campaign in request.get("arrivals", {})
+            }
+            is_due = ended or any(arrived[c] >= n for c, n in request.get("arrivals", {}).items())
+            if is_due or time.monotonic() >= until:
+                return {"ended": ended, "arrived": arrived}
+            time.sleep(0.02)
 
     def _cancel(self, request: dict[str, Any]) -> dict[str, Any]:
         key = (request["campaign"], request["round"])
