@@ -269,4 +269,5 @@ class OpenTraining:
         for one in rounds.values():
             one.machine.stop(self._context.clock.monotonic())
         while rounds:
+            self._is_stopped()  # says that the driver lives; a stop changes nothing here
             self._go_on()
