@@ -63,10 +63,11 @@ class OpenRound(RoundMachine):
         told = part.before.deltas if part.answer is None else part.answer.through
         return max(0, one.accepted - told)
 
-    def is_free(self, name: str) -> bool:
-        """Whether a gateway could be asked for a part now."""
+    def is_free(self, name: str, now: float) -> bool:
+        """Whether a gateway can be asked for a part: it isn't asked anything, and did answer."""
         one = self._gateways[name]
-        return one.phase is GatewayPhase.COLLECT and one.waiting is None
+        is_asked = one.waiting is not None or now < one.not_before
+        return one.phase is GatewayPhase.COLLECT and not is_asked
 
     @property
     def runs(self) -> bool:
@@ -133,19 +134,25 @@ class OpenRound(RoundMachine):
         one, part = self._ended_request(name, now), self._parts[name]
         if one.phase in ENDED:
             return
-        if answer.state == "unknown" and part.before.parts:
+        if answer.state == "unknown" and (part.before.parts or self._stopping):
             self.reject(name, "it has forgotten the round, of which parts were taken")
+            return
+        has_sums = answer.state in ("running", "closed")
+        if part.wanted and has_sums and not _has_part(answer, part):
+            self.reject(name, "it was asked for a part, and told no sums of it")
             return
         one.accepted = answer.accepted
         one.reports.update((report.device, report) for report in answer.reports)
         one.cursor = max(one.cursor, answer.cursor)
         part.standing = answer
         if answer.state == "unknown":
+            part.wanted = False
             self._follow(one, answer.state, now)
             return
         one.phase = GatewayPhase.COLLECT
-        if part.wanted and answer.part == part.before.parts and answer.sums is not None:
-            part.wanted, part.answer = False, answer
+        if part.wanted:
+            part.wanted = False
+            part.answer = answer if _has_part(answer, part) else None
         self._settle(name)
 
     def cancelled(self, name: str, answer: StartAnswer, now: float) -> None:
@@ -162,7 +169,9 @@ class OpenRound(RoundMachine):
             return
         if standing.state not in ("closed", "cancelled"):
             return
-        is_over = one.accepted <= part.before.deltas or self._stopping
+        # What was cancelled gives no part any more.
+        is_over = standing.state == "cancelled" or self._stopping
+        is_over = is_over or one.accepted <= part.before.deltas
         if is_over and not part.wanted and part.answer is None:
             one.phase = (
                 GatewayPhase.CLOSED if standing.state == "closed" else GatewayPhase.CANCELLED
@@ -172,3 +181,7 @@ class OpenRound(RoundMachine):
             )
         else:
             one.rests = not part.wanted
+
+
+def _has_part(answer: CollectAnswer, part: _Part) -> bool:
+    return answer.part == part.before.parts and answer.sums is not None

@@ -223,10 +223,11 @@ class OpenTraining:
 
     def _enough(self) -> list[_Source]:
         """Whom to ask for what has arrived; nobody where that is too little and more may come."""
+        now = self._context.clock.monotonic()
         found = [
             source
             for source in self._sources()
-            if source.arrived and source.of.machine.is_free(source.gateway)
+            if source.arrived and source.of.machine.is_free(source.gateway, now)
         ]
         if sum(source.arrived for source in found) >= self._settings.buffer:
             return found
