@@ -153,6 +153,7 @@ def mean_change(plan_sums: Iterable[PlanSum], size: int) -> tuple[FloatVector, B
 
 
 STALENESS_STEPS = 1 << 20
+"""What is as fresh as can be counts so many steps."""
 
 
 def staleness_scale(staleness: int, exponent: float) -> float:
