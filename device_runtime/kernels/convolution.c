@@ -3,6 +3,10 @@
 #include "fixed_point.h"
 #include "merge.h"
 
+#ifdef TF_VECTOR
+#include "../vector/panels.h"
+#endif
+
 /* A byte of the mask holds eight channels. */
 #define MASK_CHANNELS 8u
 
@@ -20,6 +24,9 @@ typedef struct {
     uint32_t line;                   /* values that one kernel row sees */
     uint32_t step;                   /* from what a pixel sees to what the next one sees */
     uint32_t inner_first, inner_end; /* x where four pixels in a row see no border */
+#ifdef TF_VECTOR
+    tf_panel_block block; /* of the same output channels; without panels where they find no room */
+#endif
 } job;
 
 /* Values at … at + count - 1 of one pixel's column: src[i] - zero. */
@@ -272,6 +279,20 @@ static inline void move_to(const job *job, tf_forward_block *block, int8_t *outp
     }
 }
 
+/* All of the job's channels of `count` pixels, if they are in panels. */
+static inline uint32_t run_panels(const job *job, int8_t *output, uint32_t index, uint32_t count) {
+#ifdef TF_VECTOR
+    if (job->block.panels != NULL) {
+        const uint32_t first = job->first_channel;
+        tf_panels_forward(&job->block, count, output + first, job->mask, index + first);
+        return 1;
+    }
+#else
+    (void)job, (void)output, (void)index, (void)count;
+#endif
+    return 0;
+}
+
 /* Output rows first … end - 1, which lie one behind the other from `output` on. */
 static void run_rows(const job *job, tf_forward_block *block, uint32_t first, uint32_t end,
                      int8_t *output) {
@@ -290,7 +311,8 @@ static void run_rows(const job *job, tf_forward_block *block, uint32_t first, ui
             prepare(job, block, 1);
         }
         gather(job, y, x, count);
-        if (in_parts) {
+        if (run_panels(job, output, index, count)) {
+        } else if (in_parts) {
             forward_in_parts(job, block, output, index, count);
         } else {
             move_to(job, block, output, index);
@@ -403,6 +425,40 @@ static uint32_t values_of_column(const tf_convolution *layer) {
     return (uint32_t)layer->kernel_height * layer->kernel_width * layer->in_channels;
 }
 
+#ifdef TF_VECTOR
+
+/* All rows of the span, by way of panels. */
+static __attribute__((noinline)) void
+run_channels(job *job, const tf_span *span, const int8_t *input, int8_t *output, uint8_t *mask) {
+    int8_t panels[TF_PANEL_BYTES];
+    const tf_convolution *layer = job->layer;
+    const uint32_t first = job->first_channel, channels = job->end_channel - first;
+    tf_panel_block *block = &job->block;
+    block->panels = NULL;
+    if (tf_lanes_up(channels) * job->length <= TF_PANEL_BYTES) {
+        tf_make_panels(job->weights, channels, job->length, panels);
+        block->panels = panels;
+        block->bias = job->bias + first;
+        block->requantize = layer->requantize + first;
+        block->pre_shift = layer->pre_shift == NULL ? NULL : layer->pre_shift + first;
+        block->channels = channels;
+        block->length = job->length;
+        block->columns = job->columns;
+        block->step = layer->out_channels;
+        block->zero = layer->out_zero;
+    }
+    run_span(job, span, input, output, mask);
+}
+
+#else
+
+static void run_channels(job *job, const tf_span *span, const int8_t *input, int8_t *output,
+                         uint8_t *mask) {
+    run_span(job, span, input, output, mask);
+}
+
+#endif
+
 uint32_t tf_convolution_forward_scratch_bytes(const tf_convolution *layer, uint32_t trained) {
     const uint32_t length = tf_packed_length(values_of_column(layer));
     const uint32_t columns = sizeof(int16_t) * TF_BLOCK_PIXELS * length;
@@ -430,7 +486,7 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
         memset(mask, 0, (size + 7u) / 8u);
     }
     if (weights->count == 0) {
-        run_span(&job, span, input, output, mask);
+        run_channels(&job, span, input, output, mask);
         return;
     }
     const uint32_t at_once = merged_channels(length);
@@ -441,6 +497,6 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
         job.weights = merged;
         job.first_channel = first;
         job.end_channel = end;
-        run_span(&job, span, input, output, mask);
+        run_channels(&job, span, input, output, mask);
     }
 }
