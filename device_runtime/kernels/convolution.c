@@ -5,6 +5,13 @@
 
 #ifdef TF_VECTOR
 #include "../vector/panels.h"
+#elif !TF_DSP
+/* to[i] = from[i] - zero. */
+static void tf_codes_less(const int8_t *from, uint32_t count, int32_t zero, int16_t *to) {
+    for (uint32_t i = 0; i < count; i++) {
+        to[i] = (int16_t)(from[i] - zero);
+    }
+}
 #endif
 
 /* A byte of the mask holds eight channels. */
@@ -32,8 +39,8 @@ typedef struct {
 /* Values at … at + count - 1 of one pixel's column: src[i] - zero. */
 static void widen(const job *job, uint32_t pixel, uint32_t at, const int8_t *src, uint32_t count) {
     const int32_t zero = job->layer->in_zero;
-    uint32_t i = 0;
 #if TF_DSP
+    uint32_t i = 0;
     const uint32_t minus = tf_minus(zero);
     if (at % 2u == 1u && count > 0) {
         job->columns[tf_column_index(job->length, pixel, at)] = (int16_t)(src[i++] - zero);
@@ -45,10 +52,12 @@ static void widen(const job *job, uint32_t pixel, uint32_t at, const int8_t *src
         tf_store32(to, tf_pack_lower(even, odd));
         tf_store32(to + 8, tf_pack_upper(even, odd));
     }
-#endif
     for (; i < count; i++) {
         job->columns[tf_column_index(job->length, pixel, at + i)] = (int16_t)(src[i] - zero);
     }
+#else
+    tf_codes_less(src, count, zero, job->columns + tf_column_index(job->length, pixel, at));
+#endif
 }
 
 static void clear(const job *job, uint32_t pixel, uint32_t at, uint32_t count) {

@@ -9,6 +9,7 @@
 
 #ifdef TF_VECTOR
 #include "../vector/ring.h"
+#include "../vector/updates.h"
 #endif
 
 /* Taps of a kernel of `size` that phase `phase` sees. */
@@ -393,6 +394,11 @@ void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *erro
                                 const tf_scale *scale, const int8_t *input,
                                 const tf_trained *trained, const tf_update *update,
                                 int16_t *scratch) {
+#ifdef TF_VECTOR
+    if (tf_depthwise_update_in_lanes(layer, error, scale, input, trained, update)) {
+        return;
+    }
+#endif
     const int32_t exponent = scale->exponent + layer->gradient_shift + tf_weight_bits(trained);
     const uint32_t stream = tf_update_stream(update);
     const int32_t stride = layer->stride_width;

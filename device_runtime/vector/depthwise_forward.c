@@ -28,15 +28,16 @@ static void make_taps(const forward_job *job, const tf_tile_taps *tile) {
 static void keep_row(const forward_job *job, const int8_t *from, uint32_t count, tf_lanes *to) {
     const tf_convolution *layer = job->layer;
     const tf_lanes minus = tf_lanes_all(-layer->in_zero), none = tf_lanes_all(0);
-    const uint32_t columns = job->line * job->step, width = layer->in_width;
+    const uint32_t before = layer->pad_left, width = layer->in_width;
+    const uint32_t channels = layer->in_channels, columns = job->line * job->step;
     tf_lanes last = none;
     for (uint32_t column = 0; column <= columns; column++) {
         tf_lanes value = none;
-        if (column - layer->pad_left < width) {
+        if (column - before < width) {
             value = tf_lanes_add(tf_lanes_widen8(from, count), minus);
-            from += layer->in_channels;
+            from += channels;
         }
-        if (column > 0u && (column - 1u) % job->step == 0u) {
+        if (column > 0u && (job->step == 1u || column % 2u == 1u)) {
             *to++ = tf_pairs_of(last, value);
         }
         last = value;

@@ -120,6 +120,83 @@ static inline tf_lanes tf_pairs_of(tf_lanes low, tf_lanes high) {
     return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
 }
 
+/* to[i] = from[i] - zero. */
+static inline void tf_codes_less(const int8_t *from, uint32_t count, int32_t zero, int16_t *to) {
+    const __m512i zeros = _mm512_set1_epi16((int16_t)zero);
+    uint32_t i = 0;
+    for (; i + 32u <= count; i += 32u) {
+        const __m256i codes = _mm256_loadu_si256((const __m256i *)(const void *)(from + i));
+        _mm512_storeu_si512(to + i, _mm512_sub_epi16(_mm512_cvtepi8_epi16(codes), zeros));
+    }
+    if (i < count) {
+        const __mmask32 wanted = (1u << (count - i)) - 1u;
+        const __m256i codes = _mm256_maskz_loadu_epi8(wanted, from + i);
+        const __m512i values = _mm512_sub_epi16(_mm512_cvtepi8_epi16(codes), zeros);
+        _mm512_mask_storeu_epi16(to + i, wanted, values);
+    }
+}
+
+static inline tf_lanes tf_lanes_less(tf_lanes a, tf_lanes b) {
+    return _mm512_sub_epi32(a, b);
+}
+
+static inline tf_lanes tf_lanes_xor(tf_lanes a, tf_lanes b) {
+    return _mm512_xor_si512(a, b);
+}
+
+/* The low words of the products. */
+static inline tf_lanes tf_lanes_times(tf_lanes a, tf_lanes b) {
+    return _mm512_mullo_epi32(a, b);
+}
+
+/* Zeros come in from the left. */
+static inline tf_lanes tf_lanes_right_unsigned(tf_lanes values, int32_t by) {
+    return _mm512_srl_epi32(values, _mm_cvtsi32_si128(by));
+}
+
+/* a * b + 2^(shift - 1), in 64 bits: the lowest 32 bits from bit `shift` (1 … 32) on, and the high
+ * word. */
+static inline tf_lanes tf_lanes_wide_product(tf_lanes a, tf_lanes b, tf_lanes shift,
+                                             tf_lanes *high) {
+    const tf_lanes lower = _mm512_set1_epi64(0xffffffff), one = _mm512_set1_epi64(1);
+    const tf_lanes even_shift = _mm512_and_si512(shift, lower);
+    const tf_lanes odd_shift = _mm512_srli_epi64(shift, 32);
+    const tf_lanes even_half = _mm512_sllv_epi64(one, _mm512_sub_epi64(even_shift, one));
+    const tf_lanes odd_half = _mm512_sllv_epi64(one, _mm512_sub_epi64(odd_shift, one));
+    const tf_lanes even = _mm512_add_epi64(_mm512_mul_epi32(a, b), even_half);
+    const tf_lanes odd = _mm512_add_epi64(
+        _mm512_mul_epi32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32)), odd_half);
+    *high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
+    const tf_lanes kept = _mm512_slli_epi64(_mm512_srlv_epi64(odd, odd_shift), 32);
+    return _mm512_mask_blend_epi32(0xaaaa, _mm512_srlv_epi64(even, even_shift), kept);
+}
+
+/* `then` where a > b, else `otherwise`. */
+static inline tf_lanes tf_lanes_where_above(tf_lanes a, tf_lanes b, tf_lanes then,
+                                            tf_lanes otherwise) {
+    return _mm512_mask_blend_epi32(_mm512_cmpgt_epi32_mask(a, b), otherwise, then);
+}
+
+/* error[i] = 0 where the mask has no bit, for whole 32 of `size` errors; returns how many. Takes
+ * note of the largest |error|. */
+static inline uint32_t tf_errors_mask(int16_t *error, const uint8_t *mask, uint32_t size,
+                                      int32_t *largest) {
+    __m512i seen = _mm512_setzero_si512();
+    uint32_t i = 0;
+    for (; i + 32u <= size; i += 32u) {
+        const __m512i kept =
+            _mm512_maskz_mov_epi16(tf_load32(mask + i / 8u), _mm512_loadu_si512(error + i));
+        _mm512_storeu_si512(error + i, kept);
+        seen = _mm512_max_epi16(seen, _mm512_abs_epi16(kept));
+    }
+    int16_t each[32];
+    _mm512_storeu_si512(each, seen);
+    for (uint32_t lane = 0; lane < 32u; lane++) {
+        tf_note_magnitude(largest, each[lane]);
+    }
+    return i;
+}
+
 #elif defined(__AVX2__)
 
 #include <immintrin.h>
@@ -242,6 +319,86 @@ static inline tf_lanes tf_lanes_widen16(const int16_t *from, uint32_t count) {
 
 static inline tf_lanes tf_pairs_of(tf_lanes low, tf_lanes high) {
     return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa);
+}
+
+static inline void tf_codes_less(const int8_t *from, uint32_t count, int32_t zero, int16_t *to) {
+    const __m256i zeros = _mm256_set1_epi16((int16_t)zero);
+    uint32_t i = 0;
+    for (; i + 16u <= count; i += 16u) {
+        const __m128i codes = _mm_loadu_si128((const __m128i *)(const void *)(from + i));
+        const __m256i values = _mm256_sub_epi16(_mm256_cvtepi8_epi16(codes), zeros);
+        _mm256_storeu_si256((__m256i *)(void *)(to + i), values);
+    }
+    if (i + 8u <= count) {
+        const __m128i codes = _mm_loadl_epi64((const __m128i *)(const void *)(from + i));
+        const __m128i values =
+            _mm_sub_epi16(_mm_cvtepi8_epi16(codes), _mm256_castsi256_si128(zeros));
+        _mm_storeu_si128((__m128i *)(void *)(to + i), values);
+        i += 8u;
+    }
+    for (; i < count; i++) {
+        to[i] = (int16_t)(from[i] - zero);
+    }
+}
+
+static inline tf_lanes tf_lanes_less(tf_lanes a, tf_lanes b) {
+    return _mm256_sub_epi32(a, b);
+}
+
+static inline tf_lanes tf_lanes_xor(tf_lanes a, tf_lanes b) {
+    return _mm256_xor_si256(a, b);
+}
+
+static inline tf_lanes tf_lanes_times(tf_lanes a, tf_lanes b) {
+    return _mm256_mullo_epi32(a, b);
+}
+
+static inline tf_lanes tf_lanes_right_unsigned(tf_lanes values, int32_t by) {
+    return _mm256_srl_epi32(values, _mm_cvtsi32_si128(by));
+}
+
+static inline tf_lanes tf_lanes_wide_product(tf_lanes a, tf_lanes b, tf_lanes shift,
+                                             tf_lanes *high) {
+    const tf_lanes lower = _mm256_set1_epi64x(0xffffffff), one = _mm256_set1_epi64x(1);
+    const tf_lanes even_shift = _mm256_and_si256(shift, lower);
+    const tf_lanes odd_shift = _mm256_srli_epi64(shift, 32);
+    const tf_lanes even_half = _mm256_sllv_epi64(one, _mm256_sub_epi64(even_shift, one));
+    const tf_lanes odd_half = _mm256_sllv_epi64(one, _mm256_sub_epi64(odd_shift, one));
+    const tf_lanes even = _mm256_add_epi64(_mm256_mul_epi32(a, b), even_half);
+    const tf_lanes odd = _mm256_add_epi64(
+        _mm256_mul_epi32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32)), odd_half);
+    *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    const tf_lanes kept = _mm256_slli_epi64(_mm256_srlv_epi64(odd, odd_shift), 32);
+    return _mm256_blend_epi32(_mm256_srlv_epi64(even, even_shift), kept, 0xaa);
+}
+
+static inline tf_lanes tf_lanes_where_above(tf_lanes a, tf_lanes b, tf_lanes then,
+                                            tf_lanes otherwise) {
+    return _mm256_blendv_epi8(otherwise, then, _mm256_cmpgt_epi32(a, b));
+}
+
+static inline uint32_t tf_errors_mask(int16_t *error, const uint8_t *mask, uint32_t size,
+                                      int32_t *largest) {
+    const __m256i places = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048,
+                                             4096, 8192, 16384, -32768);
+    __m256i seen = _mm256_setzero_si256();
+    uint32_t i = 0;
+    for (; i + 16u <= size; i += 16u) {
+        __m256i *at = (__m256i *)(void *)(error + i);
+        uint16_t bits;
+        memcpy(&bits, mask + i / 8u, sizeof bits);
+        const __m256i set = _mm256_and_si256(_mm256_set1_epi16((int16_t)bits), places);
+        const __m256i kept =
+            _mm256_and_si256(_mm256_loadu_si256(at), _mm256_cmpeq_epi16(set, places));
+        _mm256_storeu_si256(at, kept);
+        seen = _mm256_max_epi16(seen, _mm256_abs_epi16(kept));
+    }
+    int16_t each[16];
+    _mm256_storeu_si256((__m256i *)(void *)each, seen);
+    for (uint32_t lane = 0; lane < 16u; lane++) {
+        tf_note_magnitude(largest, each[lane]);
+    }
+    return i;
 }
 
 #else

@@ -27,6 +27,9 @@
 #define tf_panels_forward TF_KERNEL(panels_forward)
 #define tf_depthwise_forward_in_lanes TF_KERNEL(depthwise_forward_in_lanes)
 #define tf_depthwise_gradient_in_lanes TF_KERNEL(depthwise_gradient_in_lanes)
+#define tf_convolution_update_in_lanes TF_KERNEL(convolution_update_in_lanes)
+#define tf_depthwise_update_in_lanes TF_KERNEL(depthwise_update_in_lanes)
+#define tf_head_update_in_lanes TF_KERNEL(head_update_in_lanes)
 #define tf_convolution_forward_scratch_bytes TF_KERNEL(convolution_forward_scratch_bytes)
 #define tf_convolution_input_gradient_scratch_bytes \
     TF_KERNEL(convolution_input_gradient_scratch_bytes)
