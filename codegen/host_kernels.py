@@ -19,20 +19,22 @@ from device_runtime import (
     vector_sources,
 )
 
-_PORTABLE = "portable"
-_X86 = ("x86_64", "AMD64")
+PORTABLE = "portable"
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 # Compilers vectorize what has no vector code of its own best at half of the width.
 VECTOR_FLAGS = {
-    "avx2": ("-DTF_VECTOR", "-mavx2"),
     "avx512": ("-DTF_VECTOR", *_AVX512, "-mprefer-vector-width=256"),
+    "avx2": ("-DTF_VECTOR", "-mavx2"),
 }
-"""What sets for vector units are compiled with, by name."""
+"""What sets for vector units are compiled with, by name, the best first."""
+_ARCHITECTURES = {"x86_64": ("avx512", "avx2"), "AMD64": ("avx512", "avx2")}
+SETS = (*VECTOR_FLAGS, PORTABLE)
+"""Names of all sets."""
 
 
-def vector_sets() -> list[str]:
-    """Names of the sets for vector units that this machine's architecture may have."""
-    return list(VECTOR_FLAGS) if platform.machine() in _X86 else []
+def vector_sets() -> tuple[str, ...]:
+    """Names of the sets for vector units that machines of this architecture may have."""
+    return _ARCHITECTURES.get(platform.machine(), ())
 
 
 def host_engine_sources(generated: Sequence[Source]) -> list[Source]:
@@ -42,7 +44,7 @@ def host_engine_sources(generated: Sequence[Source]) -> list[Source]:
         for item in generated
     ]
     choice = Source(kernel_choice_source(), flags=("-DTF_KERNEL_SETS",))
-    units = [*callers, *map(Source, interpreter_sources()), choice, *_set(_PORTABLE, (), ())]
+    units = [*callers, *map(Source, interpreter_sources()), choice, *_set(PORTABLE, (), ())]
     for name in vector_sets():
         units += _set(name, vector_sources(), VECTOR_FLAGS[name])
     return units
