@@ -183,6 +183,20 @@ static inline void gather(const job *job, uint32_t y, uint32_t x, uint32_t count
     }
 }
 
+/* Zeros behind the values of columns. */
+static void fill_up(int16_t *columns, uint32_t used, uint32_t length) {
+    for (uint32_t at = used; at < length; at++) {
+        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+            columns[tf_column_index(length, p, at)] = 0;
+        }
+    }
+}
+
+/* Values that an output pixel sees. */
+static uint32_t values_of_column(const tf_convolution *layer) {
+    return (uint32_t)layer->kernel_height * layer->kernel_width * layer->in_channels;
+}
+
 /* Points the block at channels first … end - 1 (an even number) of the pixels at `output`. */
 static void aim(const job *job, tf_forward_block *block, int8_t *output, uint32_t first,
                 uint32_t end) {
@@ -288,23 +302,58 @@ static inline void move_to(const job *job, tf_forward_block *block, int8_t *outp
     }
 }
 
-/* All of the job's channels of `count` pixels, if they are in panels. */
-static inline uint32_t run_panels(const job *job, int8_t *output, uint32_t index, uint32_t count) {
 #ifdef TF_VECTOR
-    if (job->block.panels != NULL) {
-        const uint32_t first = job->first_channel;
-        tf_panels_forward(&job->block, count, output + first, job->mask, index + first);
-        return 1;
+
+/* run_rows by way of panels, with the columns of many pixels at a time. */
+static __attribute__((noinline)) void run_rows_in_panels(job *job, uint32_t first, uint32_t end,
+                                                         int8_t *output) {
+    int16_t columns[TF_COLUMN_BYTES / sizeof(int16_t)];
+    int16_t *scratch = job->columns;
+    const uint32_t length = job->length, channels = job->layer->out_channels;
+    const uint32_t fitting = TF_COLUMN_BYTES / (2u * length) & ~(TF_BLOCK_PIXELS - 1u);
+    const uint32_t most = fitting < TF_PANEL_PIXELS ? fitting : TF_PANEL_PIXELS;
+    /* One row: what pixels see lies one behind the other, as their columns do. */
+    const uint32_t in_a_row =
+        job->in_height == 1u && tf_is_pointwise(job->layer) && length == job->line;
+    uint32_t index = first * job->out_width * channels + job->first_channel;
+    uint32_t left = (end - first) * job->out_width, y = first, x = 0;
+    for (uint32_t p = 0; p < most && !in_a_row; p += TF_BLOCK_PIXELS) {
+        fill_up(columns + p * length, values_of_column(job->layer), length);
     }
-#else
-    (void)job, (void)output, (void)index, (void)count;
-#endif
-    return 0;
+    job->block.columns = columns;
+    for (uint32_t count; left > 0u; left -= count) {
+        count = left < most ? left : most;
+        if (in_a_row) {
+            tf_codes_less(job->input + x * length, count * length, job->layer->in_zero, columns);
+            x += count;
+        }
+        for (uint32_t p = 0; p < count && !in_a_row; p += TF_BLOCK_PIXELS) {
+            const uint32_t rest = count - p;
+            const uint32_t pixels = rest < TF_BLOCK_PIXELS ? rest : TF_BLOCK_PIXELS;
+            job->columns = columns + p * length;
+            gather(job, y, x, pixels);
+            for (x += pixels; x >= job->out_width; x -= job->out_width) {
+                y++;
+            }
+        }
+        tf_panels_forward(&job->block, count, output + job->first_channel, job->mask, index);
+        output += count * channels;
+        index += count * channels;
+    }
+    job->columns = scratch;
 }
 
+#endif
+
 /* Output rows first … end - 1, which lie one behind the other from `output` on. */
-static void run_rows(const job *job, tf_forward_block *block, uint32_t first, uint32_t end,
+static void run_rows(job *job, tf_forward_block *block, uint32_t first, uint32_t end,
                      int8_t *output) {
+#ifdef TF_VECTOR
+    if (job->block.panels != NULL) {
+        run_rows_in_panels(job, first, end, output);
+        return;
+    }
+#endif
     const uint32_t channels = job->layer->out_channels, width = job->out_width;
     uint32_t in_parts = channels % (job->mask == NULL ? 2u : MASK_CHANNELS) != 0;
     uint32_t index = first * width * channels, left = (end - first) * width;
@@ -320,8 +369,7 @@ static void run_rows(const job *job, tf_forward_block *block, uint32_t first, ui
             prepare(job, block, 1);
         }
         gather(job, y, x, count);
-        if (run_panels(job, output, index, count)) {
-        } else if (in_parts) {
+        if (in_parts) {
             forward_in_parts(job, block, output, index, count);
         } else {
             move_to(job, block, output, index);
@@ -381,15 +429,6 @@ static void run_long_row(job *job, tf_forward_block *block, uint32_t pixels, int
     }
 }
 
-/* Zeros behind the values of columns. */
-static void fill_up(int16_t *columns, uint32_t used, uint32_t length) {
-    for (uint32_t at = used; at < length; at++) {
-        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
-            columns[tf_column_index(length, p, at)] = 0;
-        }
-    }
-}
-
 /* All rows of the span, for the job's output channels; sets what the job has of the tensors. */
 static void run_span(job *job, const tf_span *span, const int8_t *input, int8_t *output,
                      uint8_t *mask) {
@@ -429,11 +468,6 @@ static uint32_t merged_channels(uint32_t length) {
     return fitting > MASK_CHANNELS ? fitting : MASK_CHANNELS;
 }
 
-/* Values that an output pixel sees. */
-static uint32_t values_of_column(const tf_convolution *layer) {
-    return (uint32_t)layer->kernel_height * layer->kernel_width * layer->in_channels;
-}
-
 #ifdef TF_VECTOR
 
 /* All rows of the span, by way of panels. */
@@ -452,7 +486,6 @@ run_channels(job *job, const tf_span *span, const int8_t *input, int8_t *output,
         block->pre_shift = layer->pre_shift == NULL ? NULL : layer->pre_shift + first;
         block->channels = channels;
         block->length = job->length;
-        block->columns = job->columns;
         block->step = layer->out_channels;
         block->zero = layer->out_zero;
     }

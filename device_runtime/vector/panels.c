@@ -39,11 +39,10 @@ void tf_make_panels(const int8_t *packed, uint32_t channels, uint32_t length, in
 
 /* Sums of one panel over four pixels. Even and odd pairs are added apart, so that no sum waits for
  * the one before it. */
-static inline __attribute__((always_inline)) void sum_panel(const tf_panel_block *block,
-                                                            const int8_t *panel, tf_lanes bias,
-                                                            tf_lanes sums[TF_BLOCK_PIXELS]) {
-    const uint32_t length = block->length;
-    const int16_t *x0 = block->columns, *x1 = x0 + length, *x2 = x1 + length, *x3 = x2 + length;
+static inline __attribute__((always_inline)) void sum_four(const int16_t *columns,
+                                                           const int8_t *panel, uint32_t length,
+                                                           tf_lanes bias, tf_lanes sums[4]) {
+    const int16_t *x0 = columns, *x1 = x0 + length, *x2 = x1 + length, *x3 = x2 + length;
     const tf_lanes none = tf_lanes_all(0);
     tf_lanes a0 = bias, a1 = bias, a2 = bias, a3 = bias, b0 = none, b1 = none, b2 = none, b3 = none;
     for (uint32_t at = 0; at < length; at += 4u, panel += 4u * TF_LANES) {
@@ -64,27 +63,67 @@ static inline __attribute__((always_inline)) void sum_panel(const tf_panel_block
     sums[3] = tf_lanes_add(a3, b3);
 }
 
+/* The same over eight. */
+static inline __attribute__((always_inline)) void sum_eight(const int16_t *columns,
+                                                            const int8_t *panel, uint32_t length,
+                                                            tf_lanes bias, tf_lanes sums[8]) {
+    const int16_t *x0 = columns, *x1 = x0 + length, *x2 = x1 + length, *x3 = x2 + length;
+    const int16_t *x4 = x3 + length, *x5 = x4 + length, *x6 = x5 + length, *x7 = x6 + length;
+    tf_lanes s0 = bias, s1 = bias, s2 = bias, s3 = bias, s4 = bias, s5 = bias, s6 = bias, s7 = bias;
+    for (uint32_t at = 0; at < length; at += 2u, panel += 2u * TF_LANES) {
+        const tf_lanes weights = tf_pairs_widen(panel);
+        s0 = tf_lanes_add_products(s0, weights, tf_pairs_all(x0 + at));
+        s1 = tf_lanes_add_products(s1, weights, tf_pairs_all(x1 + at));
+        s2 = tf_lanes_add_products(s2, weights, tf_pairs_all(x2 + at));
+        s3 = tf_lanes_add_products(s3, weights, tf_pairs_all(x3 + at));
+        s4 = tf_lanes_add_products(s4, weights, tf_pairs_all(x4 + at));
+        s5 = tf_lanes_add_products(s5, weights, tf_pairs_all(x5 + at));
+        s6 = tf_lanes_add_products(s6, weights, tf_pairs_all(x6 + at));
+        s7 = tf_lanes_add_products(s7, weights, tf_pairs_all(x7 + at));
+    }
+    sums[0] = s0;
+    sums[1] = s1;
+    sums[2] = s2;
+    sums[3] = s3;
+    sums[4] = s4;
+    sums[5] = s5;
+    sums[6] = s6;
+    sums[7] = s7;
+}
+
 static inline tf_lanes load_bias(const int32_t *bias, uint32_t count) {
     return count == TF_LANES ? tf_lanes_load(bias) : tf_lanes_load_some(bias, count);
 }
 
 void tf_panels_forward(const tf_panel_block *block, uint32_t pixels, int8_t *output, uint8_t *mask,
                        uint32_t index) {
+    const uint32_t length = block->length, step = block->step;
     const int8_t *panel = block->panels;
     for (uint32_t first = 0; first < block->channels; first += TF_LANES) {
         const uint8_t *pre_shift = block->pre_shift == NULL ? NULL : block->pre_shift + first;
         const tf_lanes_requantizer by = tf_lanes_make_requantizer(
             block->requantize + first, pre_shift, block->zero, block->channels - first);
-        tf_lanes sums[TF_BLOCK_PIXELS];
-        sum_panel(block, panel, load_bias(block->bias + first, by.count), sums);
-        for (uint32_t p = 0; p < pixels; p++) {
-            const uint32_t at = p * block->step + first;
-            const uint32_t bits = tf_lanes_requantize(&by, sums[p], output + at);
-            if (mask != NULL) {
-                tf_lanes_put_bits(mask, index + at, bits, by.count);
+        const tf_lanes bias = load_bias(block->bias + first, by.count);
+        const int16_t *columns = block->columns;
+        uint32_t at = first;
+        for (uint32_t left = pixels, count; left > 0u; left -= count) {
+            tf_lanes sums[8];
+            if (left >= 8u) {
+                count = 8u;
+                sum_eight(columns, panel, length, bias, sums);
+            } else {
+                count = left < 4u ? left : 4u;
+                sum_four(columns, panel, length, bias, sums);
+            }
+            columns += count * length;
+            for (uint32_t p = 0; p < count; p++, at += step) {
+                const uint32_t bits = tf_lanes_requantize(&by, sums[p], output + at);
+                if (mask != NULL) {
+                    tf_lanes_put_bits(mask, index + at, bits, by.count);
+                }
             }
         }
-        panel += TF_LANES * block->length;
+        panel += TF_LANES * length;
     }
 }
 

@@ -9,8 +9,13 @@
 #include "../kernels/block.h"
 #include "lanes.h"
 
-/* Panels of a layer take so much of the stack at most. */
+/* Panels of a layer take so much of the stack at most, and so much the columns that they meet: at
+ * least those of four pixels of the longest rows. */
 #define TF_PANEL_BYTES (96u * 1024u)
+#define TF_COLUMN_BYTES (8u * TF_PANEL_BYTES / TF_LANES)
+
+/* Pixels whose columns are made at a time, unless they take more than that. */
+#define TF_PANEL_PIXELS 32u
 
 static inline uint32_t tf_lanes_up(uint32_t channels) {
     return (channels + TF_LANES - 1u) / TF_LANES * TF_LANES;
@@ -31,8 +36,8 @@ typedef struct {
     int32_t zero;
 } tf_panel_block;
 
-/* Codes of all channels of the first `pixels` (at most four) pixels whose columns are ready; mask is
- * NULL, or gets their bits from bit `index` on. */
+/* Codes of all channels of `pixels` pixels whose columns are ready, a multiple of four of them; mask
+ * is NULL, or gets their bits from bit `index` on. */
 void tf_panels_forward(const tf_panel_block *block, uint32_t pixels, int8_t *output, uint8_t *mask,
                        uint32_t index);
 
