@@ -107,7 +107,9 @@ class Network(nn.Module):
         self._do("logits", lambda values: layer(values[op.input].flatten(1)))
 
 
-def _fill(layer: nn.Conv2d | nn.Linear, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
+def _fill(
+    layer: nn.Conv2d | nn.Linear, weight: NDArray[np.float64], bias: NDArray[np.float64]
+) -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight.astype(np.float32)))
         assert layer.bias is not None

@@ -78,7 +78,7 @@ static void run_tile(const tile *tile, const tf_trained *trained, const tf_updat
                      uint32_t t, int32_t exponent) {
     const tf_convolution *layer = tile->layer;
     const uint32_t stream = tf_update_stream(update);
-    tf_step steps[TF_LANES];
+    tf_step steps[TF_LANES] = {{0, 0}};
     tf_lanes_step step;
     for (uint32_t i = 0; i < tile->lanes; i++) {
         const tf_gain gain = layer->weight_gain[trained->channels[t + i]];

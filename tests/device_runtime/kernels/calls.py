@@ -72,9 +72,9 @@ def on_cortex_m4() -> ArmKernels:
 
 
 def call_all(function: str, arguments: Sequence[Any]) -> Call:
-    """Calls ``function`` on this machine, in every way, and on both cores: all have to leave the bits
-    of each other but in ``Scratch``; returns what the Cortex-M7 said, whose result means nothing
-    where the function has none."""
+    """Calls ``function`` on this machine, in every way, and on both cores, which have to leave the
+    same bits everywhere but in ``Scratch``; returns what the Cortex-M7 said, whose result means
+    nothing where the function has none."""
     call = on_cortex_m7().call(function, *(for_m7 := copy.deepcopy(list(arguments))))
     others = [for_m7]
     for engine in (on_cortex_m4(), *on_vector_units()):
