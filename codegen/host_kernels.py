@@ -25,9 +25,10 @@ _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"
 VECTOR_FLAGS = {
     "avx512": ("-DTF_VECTOR", *_AVX512, "-mprefer-vector-width=256"),
     "avx2": ("-DTF_VECTOR", "-mavx2"),
+    "neon": ("-DTF_VECTOR",),
 }
 """What sets for vector units are compiled with, by name, the best first."""
-_ARCHITECTURES = {"x86_64": ("avx512", "avx2"), "AMD64": ("avx512", "avx2")}
+_ARCHITECTURES = {"x86_64": ("avx512", "avx2"), "aarch64": ("neon",), "arm64": ("neon",)}
 SETS = (*VECTOR_FLAGS, PORTABLE)
 """Names of all sets."""
 

@@ -43,6 +43,10 @@ static int has_avx512(void) {
            (c & bit_AVX512VNNI) != 0u;
 }
 
+#elif defined(__aarch64__)
+
+extern const tf_kernel_table tf_kernels_neon;
+
 #endif
 
 static int always(void) {
@@ -60,6 +64,8 @@ static const kernel_set sets[] = {
 #if defined(__x86_64__)
     {"avx512", &tf_kernels_avx512, has_avx512},
     {"avx2", &tf_kernels_avx2, has_avx2},
+#elif defined(__aarch64__)
+    {"neon", &tf_kernels_neon, always}, /* as all of them */
 #endif
     {"portable", &tf_kernels_portable, always},
 };

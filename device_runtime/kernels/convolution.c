@@ -478,7 +478,8 @@ run_channels(job *job, const tf_span *span, const int8_t *input, int8_t *output,
     const uint32_t first = job->first_channel, channels = job->end_channel - first;
     tf_panel_block *block = &job->block;
     block->panels = NULL;
-    if (tf_lanes_up(channels) * job->length <= TF_PANEL_BYTES) {
+    if (tf_lanes_up(channels) * job->length <= TF_PANEL_BYTES &&
+        2u * TF_BLOCK_PIXELS * job->length <= TF_COLUMN_BYTES) {
         tf_make_panels(job->weights, channels, job->length, panels);
         block->panels = panels;
         block->bias = job->bias + first;

@@ -1,6 +1,10 @@
 /* Blocks on the host: the same results as block_portable.c, a channel in every lane. */
 #include "panels.h"
 
+#if defined(__SSE4_1__)
+#include "transpose_x86.h"
+#endif
+
 /* Of a word of packed weights, two values of two rows, each row's values side by side. */
 static inline uint32_t by_row(uint32_t word) {
     return (word & 0xff0000ffu) | (word & 0x00ff0000u) >> 8 | (word & 0x0000ff00u) << 8;
@@ -12,6 +16,7 @@ void tf_make_panels(const int8_t *packed, uint32_t channels, uint32_t length, in
         const uint32_t left = (channels - first + 1u) / 2u;
         const uint32_t pairs = left < TF_LANES / 2u ? left : TF_LANES / 2u;
         uint32_t pair = 0;
+#if defined(__SSE4_1__)
         for (; pair + 4u <= pairs; pair += 4u) {
             const int8_t *from = packed + pair * row;
             int8_t *to = panels + 4u * pair;
@@ -25,6 +30,7 @@ void tf_make_panels(const int8_t *packed, uint32_t channels, uint32_t length, in
                 }
             }
         }
+#endif
         for (; pair < TF_LANES / 2u; pair++) {
             const int8_t *from = packed + pair * row;
             for (uint32_t at = 0; at < words; at++) {

@@ -9,10 +9,9 @@
 #include "../kernels/block.h"
 #include "lanes.h"
 
-/* Panels of a layer take so much of the stack at most, and so much the columns that they meet: at
- * least those of four pixels of the longest rows. */
+/* Panels of a layer take so much of the stack at most, and so much the columns that they meet. */
 #define TF_PANEL_BYTES (96u * 1024u)
-#define TF_COLUMN_BYTES (8u * TF_PANEL_BYTES / TF_LANES)
+#define TF_COLUMN_BYTES (48u * 1024u)
 
 /* Pixels whose columns are made at a time, unless they take more than that. */
 #define TF_PANEL_PIXELS 32u

@@ -27,7 +27,7 @@ typedef struct {
 /* The set that programs call: the best that this machine has, until another one is chosen. */
 extern const tf_kernel_table *tf_kernels;
 
-/* Chooses a set by its name ("portable", "avx2", "avx512"), for all threads; none may run kernels
+/* Chooses a set by its name ("portable", "avx2", "avx512", "neon"), for all threads; none may run kernels
  * meanwhile. Returns 1, or 0 where this machine or this library doesn't have it. */
 int32_t tf_choose_kernels(const char *name);
 

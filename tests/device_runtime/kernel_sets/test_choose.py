@@ -1,20 +1,25 @@
 """Sets of kernels: what they hold, which runs, and that all of them train to the same bits."""
 
 import ctypes
+import platform
 import re
 import shutil
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from codegen.compile import build_host_engine
+from codegen.emit.sources import emit
 from codegen.errors import PlanError
 from codegen.firmware.host_engine import HostEngine, choose_kernels, kernel_sets
 from codegen.graph.ir import Graph
-from codegen.host_kernels import PORTABLE, SETS
-from codegen.host_toolchain import HostToolchain, host_toolchain, version_of, zig_command
+from codegen.host_kernels import PORTABLE, SETS, host_engine_sources
+from codegen.host_toolchain import HostToolchain, Source, host_toolchain, version_of, zig_command
 from codegen.importer.model import import_model
+from codegen.program.blob import published_by
 from codegen.program.lowering import lower
 from codegen.program.plans import load_plan, resolve
 from codegen.program.steps import Program
@@ -65,6 +70,48 @@ def test_all_sets_of_kernels_train_to_the_same_bits(
     assert PORTABLE in states
     assert len(set(states.values())) == 1
     assert np.frombuffer(states[PORTABLE][2], np.int32).any()
+
+
+@pytest.mark.slow
+def test_sets_of_64_bit_arm_hosts_train_to_the_same_bits_as_those_here(
+    digits: tuple[Graph, np.ndarray, Program], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, _, program = digits
+    emulator = shutil.which("qemu-aarch64")
+    if emulator is None or zig_command() is None:
+        pytest.skip("qemu-aarch64 (Debian: qemu-user) or zig isn't there")
+    here = trained_by(build_trainer(graph, program, tmp_path / "here", host_toolchain()), SETS[-1:])
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    command = *(zig_command() or ()), "-target", "aarch64-linux-musl"
+    arm = HostToolchain("host", command, "zig for aarch64")
+    trainer = build_trainer(graph, program, tmp_path / "there", arm)
+    assert trained_by([emulator, *trainer], ["neon", PORTABLE]) == here * 2
+
+
+def build_trainer(
+    graph: Graph, program: Program, folder: Path, toolchain: HostToolchain
+) -> list[str]:
+    """The program of train.c."""
+    folder.mkdir()
+    weights = published_by(graph, [program.plan])
+    generated = []
+    for name, text in emit(graph, [program], weights, "00" * 32).items():
+        (folder / name).write_text(text)
+        generated += [Source(folder / name)] if name.endswith(".c") else []
+    trainer = Source(Path(__file__).parent / "train.c", flags=("-DTF_KERNEL_SETS",))
+    toolchain.build_host(
+        [*host_engine_sources(generated), trainer],
+        include_dirs=[folder, *include_directories()],
+        output=folder / "train",
+        shared=False,
+    )
+    return [str(folder / "train")]
+
+
+def trained_by(command: list[str], sets: Sequence[str]) -> list[str]:
+    """The checksums of what sets of kernels have trained."""
+    done = subprocess.run([*command, *sets], capture_output=True, text=True, check=True)
+    return [line.split()[1] for line in done.stdout.splitlines()]
 
 
 def test_an_unknown_set_of_kernels_is_refused(
