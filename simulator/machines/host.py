@@ -18,6 +18,7 @@ from codegen.emit.zcbor_codec import CODEC_DEFINES
 from codegen.firmware.boards import Board
 from codegen.firmware.bundle import MANIFEST, Bundle, load_bundle
 from codegen.firmware.flash_layout import KEEP_NUMBERS
+from codegen.host_kernels import host_engine_sources
 from codegen.host_toolchain import HostToolchain, Source, host_toolchain
 from device_runtime import host_sources, include_directories
 from simulator.clock import Milliseconds, host_milliseconds
@@ -159,7 +160,9 @@ def build_host_library(
     generated = sorted(folder.glob("*.c"))
     (toolchain or host_toolchain()).build_host(
         [
-            *(Source(path, warnings="cbor" not in path.name) for path in generated),
+            *host_engine_sources(
+                [Source(path, warnings="cbor" not in path.name) for path in generated]
+            ),
             *map(Source, host_sources()),
         ],
         include_dirs=[folder, *include_directories()],
