@@ -84,6 +84,10 @@ static inline uint32_t tf_lanes_requantize(const tf_lanes_requantizer *by, tf_la
 
 /* ORs the lowest `count` bits into a mask from bit `index` on. */
 static inline void tf_lanes_put_bits(uint8_t *mask, uint32_t index, uint32_t bits, uint32_t count) {
+    if (TF_LANES % 8u == 0u && count == TF_LANES && index % 8u == 0u) {
+        memcpy(mask + index / 8u, &bits, TF_LANES / 8u); /* whole bytes, and nobody else's */
+        return;
+    }
     bits &= (1u << count) - 1u;
     for (; count > 8u; count -= 8u, bits >>= 8, index += 8u) {
         tf_put_bits(mask, index, bits & 0xffu, 8u);
