@@ -29,10 +29,10 @@ def kernel_sources() -> list[Path]:
 
 def engine_sources() -> list[Path]:
     """Kernels and training engine: all that a generated model calls."""
-    return [*kernel_sources(), *interpreter_sources()]
+    return [*kernel_sources(), *engine_core_sources()]
 
 
-def interpreter_sources() -> list[Path]:
+def engine_core_sources() -> list[Path]:
     """The training engine without kernels."""
     return _listed("engine")
 

@@ -157,17 +157,19 @@ def build_host_library(
     Raises: ToolchainError without a C compiler, or when it fails.
     """
     folder = bundle.source_folder
-    generated = sorted(folder.glob("*.c"))
+    # Of no concern to kernels, whose objects are those of other libraries, too.
+    codec = tuple(f"-D{name}={value}" for name, value in sorted(CODEC_DEFINES.items()))
+    generated = [
+        Source(path, warnings="cbor" not in path.name, flags=codec)
+        for path in sorted(folder.glob("*.c"))
+    ]
     (toolchain or host_toolchain()).build_host(
         [
-            *host_engine_sources(
-                [Source(path, warnings="cbor" not in path.name) for path in generated]
-            ),
-            *map(Source, host_sources()),
+            *host_engine_sources(generated),
+            *(Source(path, flags=codec) for path in host_sources()),
         ],
         include_dirs=[folder, *include_directories()],
         output=output,
-        defines=CODEC_DEFINES,
     )
     return output
 
