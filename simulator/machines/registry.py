@@ -106,10 +106,31 @@ class _Renode:
         )
 
 
+class _Qemu:
+    def prepare(self, bundle: Path, output: Path) -> None:
+        del bundle, output
+
+    def build(
+        self, spec: DeviceSpec, content: FlashContent, prepared: Path, clock: Milliseconds
+    ) -> Machine:
+        from simulator.machines.qemu.machine import QemuMachine
+
+        del prepared
+        return QemuMachine(
+            load_board(Path(spec.bundle) / "board.json"),
+            Path(spec.bundle) / "firmware.elf",
+            clock=clock,
+            battery_percent=lambda: spec.battery_percent,
+            charging=spec.charging,
+            flash_content=content,
+        )
+
+
 MACHINES: Mapping[str, MachineKind] = {
     "unicorn": _Unicorn(),
     "host": _Host(),
     "renode": _Renode(),
+    "qemu": _Qemu(),
 }
 
 

@@ -25,8 +25,6 @@
 #define SCB_CFSR REGISTER(0xE000ED28u)
 #define SCB_CPACR REGISTER(0xE000ED88u)
 
-#define SCB_ICSR_CLEAR_SYSTICK (1u << 25)
-
 /* Fault codes that no core has: what a port found wrong itself. Its own begin at 0x81. */
 #define TF_FAULT_MAIN_RETURNED 0x80u
 

@@ -82,7 +82,7 @@ void tf_board_idle(uint32_t milliseconds) {
     __asm volatile("dsb\n\twfi" ::: "memory");
     SYST_CSR = 0;
     /* Cleared before the rings are looked at: what comes from now on ends the next sleep. */
-    SCB_ICSR = SCB_ICSR_CLEAR_SYSTICK;
+    SCB_ICSR = 1u << 25;
     tf_stm32_uart_clear_pending();
 }
 
