@@ -25,7 +25,7 @@ from typing import Any
 from codegen.errors import CodegenError
 from simulator.errors import FleetError
 from simulator.machines.device_spec import DeviceSpec, Place
-from simulator.machines.registry import machine_kind
+from simulator.machines.registry import machine_kind, prepare_bundle
 
 _REPLY_SECONDS = 120.0
 
@@ -222,7 +222,7 @@ class Fleet:
         for number, (machine, bundle) in enumerate(sorted(wanted)):
             output = Path(self._folder.name) / str(number)
             try:
-                machine_kind(machine).prepare(Path(bundle), output)
+                prepare_bundle(machine, Path(bundle), output)
             except (OSError, CodegenError) as error:
                 raise FleetError(f"machine {machine}, bundle {bundle}: {error}") from error
             prepared[machine, bundle] = output

@@ -15,7 +15,6 @@ import os
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -118,9 +117,12 @@ class QemuMachine:
         self.fault: Exception | None = None
         self._operations_before = self._operations = 0
         self._cut = PowerCut(self._power_fails)
-        self._has_power = False
+        self._has_power = self._is_starting = False
+        self._started_at = self._wakes_at = clock()
+        self._waited_for = 0
+        self._charge: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._words = tempfile.TemporaryFile()
+        self._words = os.memfd_create("tinyfleet-words")
         self._ram = os.memfd_create("tinyfleet-board")
         self._line = BoardLine()
         try:
@@ -287,7 +289,7 @@ class QemuMachine:
         """End the process and give its memory back."""
         self._kill()
         self._line.close()
-        self._words.close()
+        os.close(self._words)
         os.close(self._ram)
 
     # --- The process ---------------------------------------------------------------------------
@@ -351,7 +353,7 @@ class QemuMachine:
         """The core is about to execute its first instruction."""
         self._is_starting = True
         self._started_at = self._wakes_at = self._clock()
-        self._charge: int | None = None
+        self._charge = None
         self._line.board_starts()
         self._tell_battery()
 
@@ -370,8 +372,8 @@ class QemuMachine:
             self._connection.close()
 
     def _last_words(self) -> str:
-        self._words.seek(0)
-        return " ".join(self._words.read().decode(errors="replace").split())[-_LAST_WORDS_BYTES:]
+        said = os.pread(self._words, os.fstat(self._words).st_size, 0)
+        return " ".join(said.decode(errors="replace").split())[-_LAST_WORDS_BYTES:]
 
     @contextlib.contextmanager
     def _halted(self) -> Iterator[None]:
