@@ -182,7 +182,7 @@ def test_a_missing_bundle_names_the_device(bundle: Path, tmp_path: Path) -> None
 def test_an_unknown_machine_is_refused_before_anything_is_started(bundle: Path) -> None:
     strange = replace(specs(bundle, 1)[0], machine="abacus")
     with pytest.raises(
-        FleetError, match="no machine 'abacus'; devices run as one of host, renode, unicorn"
+        FleetError, match="no machine 'abacus'; devices run as one of host, qemu, renode, unicorn"
     ):
         Fleet([strange], ("127.0.0.1", 1))
 
