@@ -183,7 +183,8 @@ class QemuMachine:
             return StopReason.FAULT
 
     def _run(self, seconds: float) -> StopReason:
-        end = time.monotonic() + (0.0 if self._runs_alone else seconds)
+        # By itself the core comes to nobody, unless its flash operations are waited for.
+        end = time.monotonic() + (seconds if not self._runs_alone or self._cut.is_armed else 0.0)
         self._waited_for = 0
         while True:
             if self._debugger.running and not self._debugger.wait(end - time.monotonic()):
