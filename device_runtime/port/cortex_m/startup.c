@@ -32,6 +32,10 @@ void Reset_Handler(void) {
     SCB_CPACR |= 0xFu << 20; /* FPU on, before anything may use its registers */
     tf_cortex_m_barrier();
     SCB_VTOR = TF_FLASH_ADDRESS;
+#if __ARM_ARCH >= 8
+    /* Older cores need what is below the stack to be no memory. */
+    __asm volatile("msr msplim, %0" : : "r"(__stack_bottom));
+#endif
     paint_stack();
     /* Ends are compared as numbers: to the language these symbols are unrelated objects. */
     const volatile uint32_t *from = __data_load;

@@ -31,6 +31,7 @@ tf_board_reset_report tf_board_get_reset_report(void) {
 void tf_mps_watchdog_start(void) {
     WDOG_LOCK = WDOG_UNLOCK;
     WDOG_LOAD = WATCHDOG_SECONDS * WATCHDOG_HZ;
+    WDOG_INTCLR = 1u; /* an end before the reset is over */
     WDOG_CONTROL = WDOG_INTERRUPT_AND_RESET;
 }
 

@@ -20,12 +20,12 @@
 #define ESCAPE 0x10u
 #define LAST_WORDS_MS (TRANSMIT_BYTES * 10u * 1000u / TF_UART_BAUD + 2u)
 /* Looks at the ring in which no byte has come: some ten characters' time. */
-#define QUIET_LOOKS 4000u
+#define QUIET_LOOKS 10000u
 
 static uint8_t tf_link_uart_ring[RING_BYTES];
 static uint8_t tf_link_uart_transmit[TRANSMIT_BYTES];
-static volatile uint32_t received;    /* bytes put into the ring */
-static uint32_t taken;                /* bytes taken out of it */
+static volatile uint32_t filled;      /* bytes put into the ring */
+static uint32_t emptied;              /* bytes taken out of it */
 static uint32_t queued;               /* bytes to be sent */
 static volatile uint32_t transmitted; /* of them */
 static volatile bool has_news;
@@ -45,8 +45,8 @@ static enum {
 } line;
 
 static void put(uint8_t byte) {
-    tf_link_uart_ring[received % RING_BYTES] = byte;
-    received++;
+    tf_link_uart_ring[filled % RING_BYTES] = byte;
+    filled++;
 }
 
 static void take_byte(uint8_t byte) {
@@ -76,7 +76,7 @@ static void take_byte(uint8_t byte) {
 }
 
 void tf_mps_uart_receive(void) {
-    if (received - taken == RING_BYTES) {
+    if (filled - emptied == RING_BYTES) {
         NVIC_ICER(UART_RECEIVE_INTERRUPT / 32u) = 1u << (UART_RECEIVE_INTERRUPT % 32u);
         return;
     }
@@ -108,10 +108,10 @@ bool tf_mps_uart_has_news(void) {
 
 /* A UART of this kind doesn't tell that its line is idle. */
 void tf_mps_uart_gather(void) {
-    uint32_t seen = received;
-    for (uint32_t looks = 0; looks < QUIET_LOOKS && received - taken < RING_BYTES / 2u; looks++) {
-        if (received != seen) {
-            seen = received;
+    uint32_t seen = filled;
+    for (uint32_t looks = 0; looks < QUIET_LOOKS && filled - emptied < RING_BYTES / 2u; looks++) {
+        if (filled != seen) {
+            seen = filled;
             looks = 0;
         }
     }
@@ -150,7 +150,7 @@ static void tell(uint8_t what) {
 }
 
 static void drop_received(void) {
-    taken = received;
+    emptied = filled;
     go_on_receiving();
 }
 
@@ -221,9 +221,9 @@ static size_t stream_read(void *context, uint8_t *bytes, size_t capacity) {
         return 0;
     }
     size_t count = 0;
-    while (count < capacity && taken != received) {
-        bytes[count++] = tf_link_uart_ring[taken % RING_BYTES];
-        taken++;
+    while (count < capacity && emptied != filled) {
+        bytes[count++] = tf_link_uart_ring[emptied % RING_BYTES];
+        emptied++;
     }
     go_on_receiving();
     return count;

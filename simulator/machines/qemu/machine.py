@@ -35,7 +35,7 @@ NANOSECONDS_LOG2 = 5
 """An instruction takes 2^5 ns of the board's time: about one a cycle at 25 MHz."""
 _FLASH_CONTROLLER = "ram"
 _CHARGING = 0x80  # TF_CHARGING in tinyfleet/port.h
-_VECTOR_BYTES = 8
+_VECTOR_BYTES = 64
 _STACK_PAINT = b"\xa5"
 _LAST_WORDS_BYTES = 2000
 

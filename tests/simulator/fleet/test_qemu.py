@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from codegen.firmware.bundle import Bundle
@@ -24,7 +23,6 @@ from tests.simulator.conftest import skip_without
 from tests.simulator.fleet.test_firmware import (
     BOARDED,
     CAMPAIGN,
-    HOSTED,
     LABELS,
     SAMPLES,
     World,
