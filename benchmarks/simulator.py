@@ -1,7 +1,8 @@
 """What machines of the simulator cost: ``python -m benchmarks.simulator --json``.
 
-So far Renode, beside Unicorn in the same run: how long an emulation and its nodes take to start,
-what they hold in memory, and instructions a second of CPU while a device trains.
+So far Renode and QEMU, beside Unicorn in the same run: how long an emulation and its nodes, or a
+board, take to start, what they hold in memory, and instructions a second of CPU while a device
+trains. A machine that isn't on this computer is left out.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from codegen.compile import compile_model
 from codegen.firmware.bundle import Bundle, load_bundle
 from fleet.protocol import topics
 from simulator.machines.device_spec import DeviceSpec
-from simulator.machines.protocol import Machine
-from simulator.machines.registry import build_machine, flash_content
+from simulator.machines.protocol import Capability, Machine, StopReason
+from simulator.machines.qemu.machine import QemuMachine
+from simulator.machines.registry import MACHINES, boards_of, build_machine, flash_content
 from simulator.machines.renode.machine import Emulation, RenodeMachine
-from simulator.machines.renode.monitor import RenodeError, find_renode
 from tests.device_runtime.host_device import Publication
 from tests.device_runtime.tiny_round import task_for
 from tests.simulator.conftest import DIGITS, ROOT, WorldClock
@@ -35,6 +36,15 @@ from tests.simulator.line import Line
 EPOCHS = 20
 SETTLING_SECONDS = 5.0
 LONGEST_BOOT_SECONDS = 120.0
+TRAINED = (
+    ("unicorn", "stm32f746"),
+    ("renode", "stm32f746"),
+    ("unicorn", "stm32f407"),
+    ("qemu", "mps2-an386"),
+    ("qemu", "mps2-an500"),
+)
+SAME_CORE = {"mps2-an386": "stm32f407", "mps2-an500": "stm32f746"}
+"""Boards that Unicorn can be, with the core of one that it can't."""
 
 
 def group_of(pid: int) -> list[int]:
@@ -121,8 +131,46 @@ def made(bundle: Bundle, machine: str, world: WorldClock) -> Iterator[Machine]:
         one.close()
 
 
-def training(bundle: Bundle, machine: str) -> dict[str, float]:
-    """CPU that a device's training of its largest plan takes; instructions where it tells."""
+def boards_in_qemu(bundles: dict[str, Bundle]) -> list[dict[str, Any]]:
+    """One board of each core: from nothing until it dials, and idle in the host's time."""
+    found = []
+    for board in boards_of(MACHINES["qemu"]):
+        begun = time.perf_counter()
+        one = build_machine(spec_of(bundles[board], "qemu"), Path())
+        assert isinstance(one, QemuMachine)
+        try:
+            while not one.data_terminal_ready:
+                if one.run(1.0) is StopReason.FAULT:
+                    sys.exit(str(one.fault))
+                time.sleep(0.001)
+            seconds = time.perf_counter() - begun
+            pids = processes_of(one)
+            before = cpu_seconds(pids)
+            time.sleep(SETTLING_SECONDS)
+            found.append(
+                {
+                    "board": board,
+                    "seconds_until_it_dials": round(seconds, 2),
+                    "resident_megabytes": round(resident_megabytes(pids)),
+                    "cores_while_idle": round((cpu_seconds(pids) - before) / SETTLING_SECONDS, 3),
+                }
+            )
+        finally:
+            one.close()
+    return found
+
+
+def processes_of(machine: Machine) -> list[int]:
+    """Those that run the core."""
+    if isinstance(machine, RenodeMachine):
+        return group_of(machine._emulation.monitor.pid)
+    if isinstance(machine, QemuMachine) and machine._process is not None:
+        return [machine._process.pid]
+    return [os.getpid()]
+
+
+def training(bundle: Bundle, machine: str, *, counted: bool = False) -> dict[str, float]:
+    """CPU that a device's training of its largest plan takes; or what it executes, ``counted``."""
     world = WorldClock()
     with made(bundle, machine, world) as one:
         line = Line(one, world)
@@ -131,38 +179,51 @@ def training(bundle: Bundle, machine: str) -> dict[str, float]:
         topic = "fleet/barn/gw/gw/cow/delta"
         line.until(lambda: bool(line.broker.published))
         line.broker.send(Publication(topics.task("barn", "cow"), task.encode(), True, topic))
-        pids = [os.getpid()]
-        if isinstance(one, RenodeMachine):
-            pids = group_of(one._emulation.monitor.pid)
-        renode = one if isinstance(one, RenodeMachine) else None
-        before, begun = renode.executed_instructions if renode else 0, cpu_seconds(pids)
-        line.until(
-            lambda: any(said.topic == topic for said in line.broker.published), seconds=3600.0
-        )
-        found = {"cpu_seconds": round(cpu_seconds(pids) - begun, 1)}
-        if renode:
-            found["million_instructions"] = round((renode.executed_instructions - before) / 1e6)
-        return found
+
+        def train() -> None:
+            line.until(
+                lambda: any(said.topic == topic for said in line.broker.published), seconds=3600.0
+            )
+
+        if counted:
+            with MACHINES[machine].counting(one) as executed:
+                train()
+                return {"million_instructions": round(executed() / 1e6)}
+        pids = processes_of(one)
+        begun = cpu_seconds(pids)
+        train()
+        return {"cpu_seconds": round(cpu_seconds(pids) - begun, 2)}
 
 
 def measure(nodes: list[int]) -> dict[str, Any]:
+    here = [name for name in ("qemu", "renode", "unicorn") if not MACHINES[name].why_absent()]
     with tempfile.TemporaryDirectory() as folder:
-        compile_model(
-            DIGITS / "digits.onnx",
-            "stm32f746",
-            None,
-            DIGITS / "calibration.npz",
-            Path(folder) / "f746",
-            ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
-        )
-        bundle = load_bundle(Path(folder) / "f746")
-        emulations = fleets_of_nodes(bundle, nodes)
-        trained = {machine: training(bundle, machine) for machine in ("renode", "unicorn")}
-        # The same work: as many instructions.
-        executed = trained["renode"]["million_instructions"]
-        for one in trained.values():
-            one["million_instructions_per_cpu_second"] = round(executed / one["cpu_seconds"])
-        return {"renode": emulations, "training": trained}
+        boards = sorted({board for name in here for board in boards_of(MACHINES[name])})
+        for board in boards:
+            compile_model(
+                DIGITS / "digits.onnx",
+                board,
+                None,
+                DIGITS / "calibration.npz",
+                Path(folder) / board,
+                ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
+            )
+        bundles = {board: load_bundle(Path(folder) / board) for board in boards}
+        found: dict[str, Any] = {"training": []}
+        if "renode" in here:
+            found["renode"] = fleets_of_nodes(bundles["stm32f746"], nodes)
+        if "qemu" in here:
+            found["qemu"] = boards_in_qemu(bundles)
+        for name, board in TRAINED:
+            if name in here:
+                # Where a machine doesn't count, the same kernels for the same kind of core do.
+                counts = Capability.INSTRUCTION_COUNT in MACHINES[name].capabilities
+                counter = (board, name) if counts else (SAME_CORE[board], "unicorn")
+                one = {"machine": name, "board": board, **training(bundles[board], name)}
+                one |= training(bundles[counter[0]], counter[1], counted=True)
+                per_second = one["million_instructions"] / one["cpu_seconds"]
+                found["training"].append(one | {"million_a_cpu_second": round(per_second)})
+        return found
 
 
 def main() -> None:
@@ -170,18 +231,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--nodes", default="1,4,16")
     given = parser.parse_args()
-    try:
-        find_renode()
-    except RenodeError as error:
-        sys.exit(str(error))
     found = measure([int(one) for one in given.nodes.split(",")])
     if given.json:
         print(json.dumps(found, indent=1))
         return
-    for one in found["renode"]:
-        print("  ".join(f"{name} {value}" for name, value in one.items()))
-    for machine, figures in found["training"].items():
-        print(f"{machine}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
+    for part, rows in found.items():
+        for one in rows:
+            print(f"{part}: " + "  ".join(f"{name} {value}" for name, value in one.items()))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ class UnicornBoard(UnicornCore, ABC):
         if not can_run(board):
             raise ImageError(
                 f"board {board.name}: Unicorn has boards of the port stm32 with "
-                f"{' or '.join(sorted(MODELS))}, not {board.port} with {board.cpu}"
+                f"{' or '.join(sorted(MODELS))}, not {board.port} with {board.cpu}; run it as "
+                "another machine, and measure the model on such a board with a core of its kind"
             )
         self.clock = CoreClock(Rcc.INTERNAL_HZ)
         self._caught: MachineFault | None = None
