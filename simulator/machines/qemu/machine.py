@@ -119,7 +119,7 @@ class QemuMachine:
         self._cut = PowerCut(self._power_fails)
         self._has_power = self._is_starting = False
         self._started_at = self._wakes_at = clock()
-        self._waited_for = 0
+        self._waited_for = self._sleeps_until = self._awake_milliseconds = 0
         self._charge: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._words = os.memfd_create("tinyfleet-words")
@@ -213,6 +213,8 @@ class QemuMachine:
         debugger = self._debugger
         wanted = debugger.register(0)
         now = debugger.read_word(self._model.counter)
+        self._awake_milliseconds += max(0, now - self._sleeps_until)
+        self._sleeps_until = now
         behind = int(self._clock() - self._started_at) - now
         self._wakes_at = self._started_at + now + wanted
         under_way = self._line.bytes_under_way
@@ -221,7 +223,9 @@ class QemuMachine:
         self._waited_for = under_way
         if not brings and behind < wanted:
             return False
-        debugger.set_register(0, max(1, min(behind, wanted)))
+        sleeps = max(1, min(behind, wanted))
+        self._sleeps_until = now + sleeps
+        debugger.set_register(0, sleeps)
         return True
 
     @property
@@ -280,6 +284,14 @@ class QemuMachine:
         with self._halted():
             stack = self._debugger.read_memory(bottom, top - bottom)
         return len(stack.lstrip(_STACK_PAINT))
+
+    @property
+    def executed_instructions(self) -> int:
+        """About: what the core has had the time for since the machine was made, while it was awake.
+
+        To a millisecond for each sleep; 0 where it runs by itself.
+        """
+        return self._awake_milliseconds * 1_000_000 >> NANOSECONDS_LOG2
 
     @property
     def last_fault(self) -> Exception | None:
@@ -353,6 +365,7 @@ class QemuMachine:
     def _starts(self) -> None:
         """The core is about to execute its first instruction."""
         self._is_starting = True
+        self._sleeps_until = 0
         self._started_at = self._wakes_at = self._clock()
         self._charge = None
         self._line.board_starts()
