@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from codegen.firmware.boards import Board, load_board
 from simulator.clock import Milliseconds, host_milliseconds
@@ -39,6 +40,7 @@ _VECTOR_BYTES = 64
 _STACK_PAINT = b"\xa5"
 _LAST_WORDS_BYTES = 2000
 
+T = TypeVar("T")
 FlashContent = Iterable[tuple[int, bytes]]
 """(address, bytes)"""
 
@@ -178,8 +180,7 @@ class QemuMachine:
             self._tell_battery()
             return self._run(max_milliseconds / 1000.0)
         except QemuError as error:
-            self.fault = QemuError(f"{error}; it said last: {self._last_words() or 'nothing'}")
-            self._kill()
+            self._ends(error)
             return StopReason.FAULT
 
     def _run(self, seconds: float) -> StopReason:
@@ -197,10 +198,12 @@ class QemuMachine:
     def _stopped(self) -> StopReason | None:
         """What a stop of the core means; None: it goes on."""
         at = self._debugger.register(PC)
-        if at == self._reset and not self._is_starting:
-            self._note_operations()
-            self._starts()
-            return StopReason.RESET
+        if at == self._reset:
+            if not self._is_starting:
+                self._note_operations()
+                self._starts()
+                return StopReason.RESET
+            self._is_starting = False
         if at == self._idle and not self._runs_alone:
             return None if self._may_sleep() else StopReason.IDLE
         if at in (self._programs, self._erases):
@@ -209,7 +212,6 @@ class QemuMachine:
 
     def _may_sleep(self) -> bool:
         """The firmware wants to sleep: whether it may now, and for how long."""
-        self._is_starting = False
         debugger = self._debugger
         wanted = debugger.register(0)
         now = debugger.read_word(self._model.counter)
@@ -237,19 +239,18 @@ class QemuMachine:
 
     def power_on(self, *, keep_sram: bool = False) -> None:
         """Start from the reset vector; SRAM is zero unless it is kept."""
+        self._look(self._note_operations, None)
         if keep_sram and self._has_power:
             with self._halted():
-                self._note_operations()
                 self._debugger.monitor("system_reset")
                 self._starts()
             return
-        if self._has_power:
-            with self._halted():
-                self._note_operations()
         self._kill()
+        self.fault = None
         self._start_process()
         self._starts()
         self._debugger.go_on()
+        self._is_starting = False
 
     def cut_power_at_flash_operation(self, operations: int, seed: int) -> None:
         """Cut power in the ``operations``-th (from 1) flash operation from now, which is torn."""
@@ -264,9 +265,7 @@ class QemuMachine:
     @property
     def flash_operations(self) -> int:
         """Words programmed and sectors erased since the machine was made."""
-        if self._has_power:
-            with self._halted():
-                self._operations = self._counted_operations()
+        self._operations = self._look(self._counted_operations, self._operations)
         return self._operations_before + self._operations
 
     def read_memory(self, address: int, size: int) -> bytes:
@@ -278,11 +277,8 @@ class QemuMachine:
 
     def stack_high_water_bytes(self) -> int:
         """Deepest stack use since power on."""
-        if not self._has_power:
-            return 0
         bottom, top = (self._image.address_of(f"__stack_{end}") for end in ("bottom", "top"))
-        with self._halted():
-            stack = self._debugger.read_memory(bottom, top - bottom)
+        stack = self._look(lambda: self._debugger.read_memory(bottom, top - bottom), b"")
         return len(stack.lstrip(_STACK_PAINT))
 
     @property
@@ -399,6 +395,22 @@ class QemuMachine:
         # At a breakpoint it waits for `run`, which finds out what that means.
         if was_running and not self._debugger.is_at_breakpoint:
             self._debugger.go_on()
+
+    def _look(self, look: Callable[[], T], otherwise: T) -> T:
+        """What is found while the core stands still, or ``otherwise`` without power."""
+        if not self._has_power:
+            return otherwise
+        try:
+            with self._halted():
+                return look()
+        except QemuError as error:
+            self._ends(error)
+            return otherwise
+
+    def _ends(self, error: QemuError) -> None:
+        """QEMU is gone, and with it the board's power."""
+        self.fault = QemuError(f"{error}; it said last: {self._last_words() or 'nothing'}")
+        self._kill()
 
     # --- The flash -----------------------------------------------------------------------------
 

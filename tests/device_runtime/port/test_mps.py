@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from codegen.firmware.boards import load_board
+from simulator.clock import Milliseconds, host_milliseconds
 from simulator.machines.elf_image import ElfImage
 from simulator.machines.protocol import StopReason
 from simulator.machines.qemu.machine import QemuMachine
+from tests.patience import wait_until
 from tests.simulator.conftest import WorldClock, skip_without
 
 from .port_machine import OK, TICK, Command, build, noise
@@ -27,9 +30,9 @@ WORK_ROUNDS_PER_MS = 4000
 class MpsMachine(QemuMachine):
     """The board with ``port_firmware.c``, looked into by the debugger."""
 
-    def __init__(self, board: str, image: ElfImage) -> None:
+    def __init__(self, board: str, image: ElfImage, clock: Milliseconds | None = None) -> None:
         self.world = WorldClock()
-        super().__init__(board, image.path, clock=self.world)  # type: ignore[arg-type]
+        super().__init__(board, Path(image.path), clock=clock or self.world)
 
     def boot(self) -> None:
         """Up to the sleep of its main loop, with a carrier."""
@@ -47,16 +50,18 @@ class MpsMachine(QemuMachine):
         return [reason for reason in reasons if reason is not StopReason.SLICE_OVER]
 
     def sram(self, symbol: str, size: int) -> bytes:
-        return self._debugger.read_memory(self._image.address_of(symbol), size)
+        with self._halted():
+            return self._debugger.read_memory(self._image.address_of(symbol), size)
 
     def word(self, symbol: str) -> int:
         return int.from_bytes(self.sram(symbol, 4), "little")
 
     def give(self, command: Command, argument: int = 0) -> None:
         """For the next turn of the main loop."""
-        for symbol, value in (("argument", argument), ("command", int(command))):
-            data = value.to_bytes(4, "little").hex()
-            self._debugger._ask(f"M{self._image.address_of(symbol):x},4:{data}")
+        with self._halted():
+            for symbol, value in (("argument", argument), ("command", int(command))):
+                data = value.to_bytes(4, "little").hex()
+                self._debugger._ask(f"M{self._image.address_of(symbol):x},4:{data}")
 
     @property
     def received(self) -> bytes:
@@ -147,6 +152,36 @@ def test_power_on_is_told_from_a_reset_by_pin_and_by_software(machine: MpsMachin
     machine.power_on()
     machine.boot()
     assert machine.report == (POWER_ON, 0, 0)
+
+
+def test_a_board_that_runs_by_itself_tells_of_its_resets_and_counts_through_them(
+    mps_image: Callable[[str], ElfImage],
+) -> None:
+    skip_without("qemu")
+    machine = MpsMachine(M33, mps_image(M33), host_milliseconds)
+    try:
+        wait_until(lambda: machine.data_terminal_ready, "the board to dial")
+        machine.give(Command.ERASE, len(machine.board.flash.sectors) - 1)
+        wait_until(lambda: machine.flash_operations == 1, "the sector to be erased")
+        for number in (1, 2):
+            machine.give(Command.RESET)
+            wait_until(lambda: machine.run(5) is StopReason.RESET, "the board to start over")
+            assert machine.hang_ups == number
+            wait_until(
+                lambda: machine.run(5) is StopReason.IDLE and machine.data_terminal_ready,
+                "the board to dial again",
+            )
+        assert machine.report == (SOFTWARE, 0, 0)
+        assert machine.flash_operations == 1
+        assert machine._process is not None
+        machine._process.kill()
+        wait_until(lambda: machine.run(5) is StopReason.FAULT, "its end to be seen")
+        assert "QEMU" in str(machine.fault)
+        assert machine.stack_high_water_bytes() == 0
+        machine.power_on()
+        wait_until(lambda: machine.run(5) is StopReason.IDLE and machine.data_terminal_ready, "it")
+    finally:
+        machine.close()
 
 
 def test_a_fault_tells_what_it_was_and_where(machine: MpsMachine) -> None:
