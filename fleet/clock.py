@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -70,11 +71,23 @@ class VirtualClock:
 
     def call_later(self, seconds: float, action: Callable[[], None]) -> None:
         """Run `action` when so much time has passed; it may ask for further ones."""
-        heapq.heappush(self._due, (self._now + max(0.0, seconds), next(self._order), action))
+        self.call_at(self._now + seconds, action)
+
+    def call_at(self, at: float, action: Callable[[], None]) -> None:
+        """The same at a time of the monotonic clock, or now where that is over."""
+        heapq.heappush(self._due, (max(self._now, at), next(self._order), action))
+
+    @property
+    def next_due(self) -> float:
+        """When the next action is to run; infinity without one."""
+        return self._due[0][0] if self._due else math.inf
 
     def sleep(self, seconds: float) -> None:
         """See `Clock`. Actions run inside of this call; one of them may not sleep itself."""
-        end = self._now + max(0.0, seconds)
+        self.run_until(self._now + max(0.0, seconds))
+
+    def run_until(self, end: float) -> None:
+        """Run what is due until then, that instant included, which it is afterwards."""
         while self._due and self._due[0][0] <= end:
             self._now, _, action = heapq.heappop(self._due)
             action()

@@ -4,7 +4,9 @@
     ├── ImageError      an ELF image doesn't fit the board or lacks a symbol
     ├── MachineFault    the firmware did what its board can't do: address, access, PC, symbol
     ├── MeasureError    a bundle can't be measured
-    └── FleetError      a fleet couldn't be started or controlled
+    ├── FleetError      a fleet couldn't be started or controlled
+    ├── WorldError      a world's description, or a data set that it names, is wrong
+    └── ExperimentError an experiment's file is wrong, or what it asks for can't be done
 
 Every message names the thing and says what to do about it.
 """
@@ -50,3 +52,11 @@ class MeasureError(SimulatorError):
 
 class FleetError(SimulatorError):
     """A fleet couldn't be started or controlled."""
+
+
+class WorldError(SimulatorError):
+    """A world's description, or a data set or file that it names, is wrong."""
+
+
+class ExperimentError(SimulatorError):
+    """An experiment's file is wrong, or what it asks for can't be done."""

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
+from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -57,6 +59,17 @@ class InputInfo(_Strict):
     shape: tuple[int, int, int]
     scale: float
     zero_point: int
+
+    def codes(self, x: NDArray[Any]) -> NDArray[np.int8]:
+        """Samples (n, H, W, C) as the int8 codes that a device's sensor driver would log.
+
+        ``x`` are real values, or codes already where they are int8.
+        """
+        if x.dtype == np.int8:
+            return x
+        steps = np.rint(x.astype(np.float64) / self.scale) + self.zero_point
+        codes: NDArray[np.int8] = np.clip(steps, -128, 127).astype(np.int8)
+        return codes
 
 
 class ModelInfo(_Strict):

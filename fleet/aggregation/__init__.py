@@ -17,7 +17,9 @@ from fleet.aggregation.rules import (
     BucketMedian,
     FedAvg,
     Rule,
+    ServerAdam,
     ServerMomentum,
+    ServerYogi,
 )
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "MasterState",
     "PlanSum",
     "Rule",
+    "ServerAdam",
     "ServerMomentum",
+    "ServerYogi",
     "add_plan_sums",
     "blob_from_master",
     "changed_values",

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from fleet.aggregation.master import FloatVector
 from fleet.aggregation.mean import MasterState, PlanSum, mean_change, moved
 from fleet.errors import AggregationError
 
@@ -90,6 +91,84 @@ class ServerMomentum(AggregationRule):
         return moved(state, step, velocity.astype("<f8").tobytes())
 
 
+class _Adaptive(AggregationRule):
+    """What Adam and Yogi share (adaptive federated optimization, arXiv 2003.00295, algorithm 2).
+
+    m ← β₁m + (1-β₁)change, v as the rule has it, then each coordinate moves by
+    learning_rate · s · m / (√v + τs). The paper has s = 1; here it is √(mean of v over the tensor),
+    since a step of one tensor means something else than one of another: a learning rate of 1 moves
+    a coordinate by about as much as its tensor's devices do. Coordinates that nobody trained wait.
+    """
+
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    adaptivity: Annotated[float, Field(gt=0.0, le=10.0)] = 0.1
+    """The paper's τ: the larger it is, the more alike this is to momentum."""
+
+    def fold(self) -> dict[str, Any]:
+        """One sum per plan."""
+        return {"name": "sums"}
+
+    def apply(self, state: MasterState, parts: Sequence[Part]) -> MasterState:
+        """See `AggregationRule`. The rule's state: m, then v, float64, little endian."""
+        size = state.master.size
+        change, touched = mean_change(_only(parts), size)
+        if state.rule_state:
+            moments = np.frombuffer(state.rule_state, "<f8").copy()
+        else:
+            moments = np.zeros(2 * size)
+        if moments.size != 2 * size:
+            raise AggregationError(
+                f"moments of {moments.size // 2} values don't belong to {size} weights: "
+                "the store was changed by hand"
+            )
+        first, second = moments[:size], moments[size:]
+        if not state.rule_state:
+            # As much as correcting for the bias of moments that begin at 0 comes to.
+            first[touched], second[touched] = change[touched], np.square(change[touched])
+        else:
+            first[touched] = self.beta1 * first[touched] + (1 - self.beta1) * change[touched]
+            second[touched] = self.second_moment(second[touched], np.square(change[touched]))
+        step = np.zeros(size)
+        start = 0
+        for slot in state.layout:
+            place = slice(start, start + slot.size)
+            start += slot.size
+            moving = touched[place] & (second[place] > 0)
+            if not np.any(moving):
+                continue
+            scale = float(np.sqrt(np.mean(second[place][moving])))
+            wanted = first[place][moving] / (
+                np.sqrt(second[place][moving]) + self.adaptivity * scale
+            )
+            step[place][moving] = self.learning_rate * scale * wanted
+        return moved(state, step, moments.astype("<f8").tobytes())
+
+    @abstractmethod
+    def second_moment(self, before: FloatVector, square: FloatVector) -> FloatVector:
+        """v of coordinates whose change has this square."""
+
+
+class ServerAdam(_Adaptive):
+    """FedAdam: v ← β₂v + (1-β₂)change²."""
+
+    rule: Literal["server-adam"] = "server-adam"
+
+    def second_moment(self, before: FloatVector, square: FloatVector) -> FloatVector:
+        """See `_Adaptive`."""
+        return self.beta2 * before + (1 - self.beta2) * square
+
+
+class ServerYogi(_Adaptive):
+    """FedYogi: v ← v - (1-β₂)change²·sign(v - change²); it forgets large changes slowly."""
+
+    rule: Literal["server-yogi"] = "server-yogi"
+
+    def second_moment(self, before: FloatVector, square: FloatVector) -> FloatVector:
+        """See `_Adaptive`."""
+        return before - (1 - self.beta2) * square * np.sign(before - square)
+
+
 class BucketMedian(AggregationRule):
     """Median of the means of seeded buckets of devices: a few hostile devices move it little.
 
@@ -121,7 +200,9 @@ class BucketMedian(AggregationRule):
         return moved(state, self.learning_rate * step, state.rule_state)
 
 
-Rule = Annotated[FedAvg | ServerMomentum | BucketMedian, Field(discriminator="rule")]
+Rule = Annotated[
+    FedAvg | ServerMomentum | ServerAdam | ServerYogi | BucketMedian, Field(discriminator="rule")
+]
 """A rule in a configuration: `{"rule": NAME, …}`."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.firmware.bundle import InputInfo
 from fleet.errors import ConfigurationError
 from fleet.protocol.manifest import Manifest
 from simulator.world import digits
@@ -34,12 +35,7 @@ class Recording:
 
 def input_codes(manifest: Manifest, x: NDArray[Any]) -> NDArray[np.int8]:
     """Samples (n, H, W, C) as the int8 codes that a device's sensor driver would log."""
-    if x.dtype == np.int8:
-        return x
-    entry = manifest.model.input
-    steps = np.rint(x.astype(np.float64) / entry.scale) + entry.zero_point
-    codes: NDArray[np.int8] = np.clip(steps, -128, 127).astype(np.int8)
-    return codes
+    return InputInfo.model_validate(manifest.model.input.model_dump()).codes(x)
 
 
 def deal_digits(names: Sequence[str], seed: int) -> list[digits.DeviceSamples]:

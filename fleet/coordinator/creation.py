@@ -23,8 +23,11 @@ def new_campaign(
     blob: bytes,
     author: str = "",
     base: str = "",
+    identifier: str | None = None,
 ) -> str:
     """Store a new campaign over bundles of one model; returns its id (16 hex digits).
+
+    The `identifier` is drawn by chance where none is given.
 
     `manifests` are the bundles' manifest.json texts in any keys, `blob` their weights, or those of
     the version `base` (MODEL:NUMBER) of their model.
@@ -58,7 +61,7 @@ def new_campaign(
     for name in config.plans:
         if name not in known:
             raise CampaignError(f"no bundle has a plan {name}; they have {sorted(known)}")
-    campaign = uuid.uuid4().hex[:16]
+    campaign = identifier or uuid.uuid4().hex[:16]
     master = master_from_blob(parsed[0].tensors, blob)
     store.create_campaign(
         campaign,

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from codegen.emit.zcbor_codec import CODEC_DEFINES
 from codegen.firmware.boards import Board
-from codegen.firmware.bundle import Bundle, RegionInfo, load_bundle
+from codegen.firmware.bundle import MANIFEST, Bundle, load_bundle
 from codegen.firmware.flash_layout import KEEP_NUMBERS
+from codegen.host_kernels import host_engine_sources
 from codegen.host_toolchain import HostToolchain, Source, host_toolchain
 from device_runtime import host_sources, include_directories
 from simulator.clock import Milliseconds, host_milliseconds
 from simulator.errors import ImageError
 from simulator.machines.elf_image import load_elf
+from simulator.machines.lazy_memory import ERASED, ZEROS, LazyMemory
 from simulator.machines.protocol import StopReason, TrafficCount
 
 _STEPS_BETWEEN_LOOKS = 4
-_NEVER = 0xFFFFFFFF
+NEVER_AGAIN = 0xFFFFFFFF
+"""tf_host_device_next_run_ms: nothing but bytes gives it something to do."""
 _CHARGING = 0x80  # TF_CHARGING in tinyfleet/port.h
 
 
@@ -50,30 +54,66 @@ class _Flash(ctypes.Structure):
     )
 
 
-class _FlashMemory:
-    """Erased sectors of a flash."""
+class Costs(ctypes.Structure):
+    """tf_host_costs of host_device.h: nanoseconds; the arrays are by plan, as in the bundle."""
 
-    def __init__(self, address: int, sectors: Sequence[int]) -> None:
+    _fields_ = (
+        ("forward", ctypes.POINTER(ctypes.c_uint64)),
+        ("step", ctypes.POINTER(ctypes.c_uint64)),
+        ("poll", ctypes.c_uint64),
+        ("flash_word", ctypes.c_uint64),
+        ("flash_erase", ctypes.c_uint64),
+        ("flash_erase_byte", ctypes.c_uint64),
+    )
+
+
+class Done(ctypes.Structure):
+    """tf_host_done of host_device.h: what a device has done since its machine was made."""
+
+    _fields_ = (
+        ("forward_passes", ctypes.c_uint64),
+        ("train_steps", ctypes.c_uint64),
+        ("forward_nanoseconds", ctypes.c_uint64),
+        ("train_nanoseconds", ctypes.c_uint64),
+        ("flash_words", ctypes.c_uint64),
+        ("flash_erases", ctypes.c_uint64),
+        ("flash_bytes_erased", ctypes.c_uint64),
+    )
+
+
+class Standing(ctypes.Structure):
+    """tf_host_standing of host_device.h; one serves all devices of a process."""
+
+    _fields_ = (
+        ("now", ctypes.c_uint64),
+        ("next_run_ms", ctypes.c_uint32),
+        ("taken", ctypes.c_uint32),
+        ("is_busy", ctypes.c_bool),
+        ("dials", ctypes.c_bool),
+        ("has_power", ctypes.c_bool),
+        ("bytes", ctypes.c_uint8 * 2048),
+    )
+
+
+class _FlashMemory:
+    """Sectors of a flash, erased at first."""
+
+    def __init__(self, address: int, sector_bytes: ctypes.Array[ctypes.c_uint32]) -> None:
         self.address = address
-        size = sum(sectors)
-        self.content = (ctypes.c_uint8 * size).from_buffer(bytearray(b"\xff" * size))
-        self._sectors = (ctypes.c_uint32 * len(sectors))(*sectors)
+        self._sectors = sector_bytes
+        self._content = LazyMemory(sum(sector_bytes), ERASED)
 
     def descriptor(self) -> _Flash:
         """For C, which keeps no reference to it."""
-        content, count = self.content, len(self._sectors)
-        return _Flash(ctypes.addressof(content), self._sectors, self.address, len(content), count)
+        memory, count = self._content, len(self._sectors)
+        return _Flash(memory.start, self._sectors, self.address, memory.size, count)
 
-
-def _flashes_of(board: Board, regions: Iterable[RegionInfo]) -> list[_FlashMemory]:
-    """The internal flash, and as much of the external one as ``regions`` use."""
-    flashes = [_FlashMemory(board.flash.address, board.flash.sectors)]
-    external = board.external_flash
-    ends = [sum(region.sectors) for region in regions if region.flash == "external"]
-    if external is not None and ends:
-        count = max(ends) - len(board.flash.sectors)
-        flashes.append(_FlashMemory(external.address, external.sectors[:count]))
-    return flashes
+    def place_of(self, address: int, size: int) -> int | None:
+        """Where this process has the bytes at an address of the board's; None outside."""
+        first = address - self.address
+        if first < 0 or first + size > self._content.size:
+            return None
+        return self._content.start + first
 
 
 class _SampleRegion(ctypes.Structure):
@@ -120,7 +160,9 @@ def build_host_library(
     generated = sorted(folder.glob("*.c"))
     (toolchain or host_toolchain()).build_host(
         [
-            *(Source(path, warnings="cbor" not in path.name) for path in generated),
+            *host_engine_sources(
+                [Source(path, warnings="cbor" not in path.name) for path in generated]
+            ),
             *map(Source, host_sources()),
         ],
         include_dirs=[folder, *include_directories()],
@@ -130,17 +172,67 @@ def build_host_library(
     return output
 
 
+@dataclass(frozen=True)
+class _Firmware:
+    """What all devices of a bundle share."""
+
+    board: Board
+    flashes: tuple[tuple[int, ctypes.Array[ctypes.c_uint32]], ...]
+    """The internal flash, and as much of the external one as is used: address, sector sizes."""
+    regions: _Regions
+    pool_bytes: int
+    pool_address: int
+    """On the board."""
+
+
+def _firmware(bundle: Bundle) -> _Firmware:
+    layout, board = bundle.manifest.flash, bundle.board
+    flashes = [(board.flash.address, board.flash.sectors)]
+    external = board.external_flash
+    regions = layout.regions.values()
+    ends = [sum(region.sectors) for region in regions if region.flash == "external"]
+    if external is not None and ends:
+        count = max(ends) - len(board.flash.sectors)
+        flashes.append((external.address, external.sectors[:count]))
+    image = load_elf(bundle.firmware)
+    pool_address = image.address_of("__pool_start")
+    pool_bytes = image.address_of("__pool_end") - pool_address
+    return _Firmware(
+        board,
+        tuple((address, (ctypes.c_uint32 * len(of))(*of)) for address, of in flashes),
+        _Regions(
+            identity=_region(layout.identity),
+            journal=_region(layout.journal),
+            slots=(_Region * 2)(_region(layout.slot_a), _region(layout.slot_b)),
+            samples=_SampleRegion(
+                _region(layout.samples), layout.samples.units, KEEP_NUMBERS[layout.samples.keep]
+            ),
+        ),
+        pool_bytes // 8 * 8,
+        pool_address,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _firmware_at(path: Path, changed: int) -> _Firmware:
+    del changed  # another bundle in the same place is another entry
+    return _firmware(load_bundle(path))
+
+
 @functools.lru_cache(maxsize=16)
 def _library(path: str) -> ctypes.CDLL:
     library = ctypes.CDLL(path)
     pointer, word, flag = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_bool
+    long = ctypes.c_uint64
     for name, result, arguments in (
         ("bytes", word, ()),
         ("start", ctypes.c_int, (pointer, pointer, word)),
         ("run", flag, (pointer, word, word)),
+        ("work", None, (pointer, pointer, pointer, long, long, pointer)),
         ("next_run_ms", word, (pointer,)),
         ("receive", word, (pointer, ctypes.c_char_p, word)),
         ("take", word, (pointer, ctypes.c_char_p, word)),
+        ("record", ctypes.c_int, (pointer, ctypes.c_uint16, ctypes.c_char_p, word)),
         ("dials", flag, (pointer,)),
         ("set_carrier", None, (pointer, flag)),
         ("set_battery", None, (pointer, ctypes.c_uint8)),
@@ -171,42 +263,36 @@ class HostMachine:
 
         Raises: ImageError when content lies outside the flash.
         """
-        if not isinstance(bundle, Bundle):
-            bundle = load_bundle(bundle)
-        self.board = bundle.board
+        if isinstance(bundle, Bundle):
+            firmware = _firmware(bundle)
+        else:
+            path = Path(bundle)
+            firmware = _firmware_at(path, (path / MANIFEST).stat().st_mtime_ns)
+        self.board = firmware.board
         self.fault: Exception | None = None
         self.last_fault: Exception | None = None
         self._library = _library(str(library))
+        self._work = self._library.tf_host_device_work
         self._clock, self._start_of_clock = clock, clock()
         self._battery_percent = battery_percent
         self._charging = _CHARGING if charging else 0
-        layout = bundle.manifest.flash
-        self._flashes = _flashes_of(self.board, layout.regions.values())
+        self._flashes = [_FlashMemory(*one) for one in firmware.flashes]
         for address, data in flash_content:
             ctypes.memmove(self._place_of(address, len(data)), data, len(data))
-        image = load_elf(bundle.firmware)
-        pool_bytes = image.address_of("__pool_end") - image.address_of("__pool_start")
-        self._pool = (ctypes.c_uint64 * (pool_bytes // 8))()
+        self._pool = LazyMemory(firmware.pool_bytes, ZEROS)
+        self._pool_address = firmware.pool_address
         self._setup = _Setup(
             board=self.board.name.encode(),
             flashes=(_Flash * 2)(*(flash.descriptor() for flash in self._flashes)),
-            regions=_Regions(
-                identity=_region(layout.identity),
-                journal=_region(layout.journal),
-                slots=(_Region * 2)(_region(layout.slot_a), _region(layout.slot_b)),
-                samples=_SampleRegion(
-                    _region(layout.samples),
-                    layout.samples.units,
-                    KEEP_NUMBERS[layout.samples.keep],
-                ),
-            ),
-            pool=ctypes.addressof(self._pool),
-            pool_bytes=pool_bytes // 8 * 8,
+            regions=firmware.regions,
+            pool=self._pool.start,
+            pool_bytes=firmware.pool_bytes,
             seed=seed & 0xFFFFFFFF,
         )
         # The struct is to be 16-byte aligned; ctypes promises 8.
         self._memory = ctypes.create_string_buffer(self._library.tf_host_device_bytes() + 16)
         self._device = (ctypes.addressof(self._memory) + 15) & ~15
+        self.done = Done()
         self._operations_before = 0
         self._bytes_up = self._bytes_down = 0
         self._line_was_up = False
@@ -216,19 +302,68 @@ class HostMachine:
 
     def run(self, max_milliseconds: float) -> StopReason:
         """Poll the client until it has nothing to do, or the slice is over."""
-        if not self._has_power():
+        if not self.has_power:
             return StopReason.POWER_CUT
         # A clock that stands still while it is looked at lets the client work until it idles.
         end = self._clock() + max_milliseconds
         busy = True
         while busy and self._clock() < end:
             percent = max(0, min(100, round(self._battery_percent())))
-            self._call("set_battery", percent | self._charging)
+            self.set_battery(percent | self._charging)
             busy = self._call("run", self._now(), _STEPS_BETWEEN_LOOKS)
             self._look_at_line()
-        if not self._has_power():
+        if not self.has_power:
             return StopReason.POWER_CUT
         return StopReason.SLICE_OVER if busy else StopReason.IDLE
+
+    @property
+    def has_power(self) -> bool:
+        """False once an armed power cut has happened, until ``power_on``."""
+        return bool(self._call("has_power"))
+
+    def set_battery(self, charge: int) -> None:
+        """As tf_port's: percent, with bit 7 while the device charges."""
+        self._call("set_battery", charge)
+
+    def record(self, label: int, payload: bytes) -> bool:
+        """The application adds a sample of its sensor to the log; False where that can't be."""
+        return bool(self._call("record", label, payload, len(payload)) == 0)
+
+    def flip(self, address: int, bit: int) -> bool:
+        """Turn over a bit at an address of the board: of its flash, or of the pool in its SRAM.
+
+        False elsewhere: what the rest of the SRAM holds has other addresses here.
+        """
+        first = address - self._pool_address
+        if 0 <= first < self._pool.size:
+            place: int | None = self._pool.start + first
+        else:
+            place = next((at for one in self._flashes if (at := one.place_of(address, 1))), None)
+        if place is None:
+            return False
+        ctypes.c_uint8.from_address(place).value ^= 1 << bit
+        return True
+
+    def work(self, costs: Costs, now: int, until: int, standing: Standing) -> bytes:
+        """Run in virtual time, from ``now`` on, both in the device's nanoseconds: to ``until``, or
+        until there is nothing to do, or there are bytes for the line.
+
+        These are taken and returned; how it stands then is written to ``standing``, and what was
+        done is added to ``done``.
+        """
+        self._work(
+            self._device,
+            ctypes.byref(costs),
+            ctypes.byref(self.done),
+            now,
+            until,
+            ctypes.byref(standing),
+        )
+        taken: int = standing.taken
+        if not taken:
+            return b""
+        self._bytes_up += taken
+        return ctypes.string_at(ctypes.addressof(standing) + Standing.bytes.offset, taken)
 
     def receive(self, data: bytes) -> int:
         """Bytes go into the device's ring; returns how many were taken."""
@@ -267,7 +402,7 @@ class HostMachine:
     def tick_milliseconds(self) -> float:
         """After how long the idle device wants to be run again when nothing happens."""
         wanted = self._call("next_run_ms")
-        return float("inf") if wanted == _NEVER else float(wanted)
+        return float("inf") if wanted == NEVER_AGAIN else float(wanted)
 
     @property
     def flash_operations(self) -> int:
@@ -304,16 +439,13 @@ class HostMachine:
 
     def _place_of(self, address: int, size: int) -> int:
         for flash in self._flashes:
-            first = address - flash.address
-            if first >= 0 and first + size <= len(flash.content):
-                return ctypes.addressof(flash.content) + first
+            place = flash.place_of(address, size)
+            if place is not None:
+                return place
         raise ImageError(f"{size} bytes at {address:#010x} lie outside the flash")
 
     def _call(self, name: str, *arguments: Any) -> Any:
         return getattr(self._library, f"tf_host_device_{name}")(self._device, *arguments)
-
-    def _has_power(self) -> bool:
-        return bool(self._call("has_power"))
 
     def _now(self) -> int:
         return int(self._clock() - self._start_of_clock) & 0xFFFFFFFF

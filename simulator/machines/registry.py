@@ -11,6 +11,7 @@ its devices run as.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +20,7 @@ from typing import Protocol
 
 from codegen.errors import CodegenError
 from codegen.firmware.boards import Board, list_boards, load_board
-from codegen.firmware.bundle import FlashInfo, load_bundle
+from codegen.firmware.bundle import MANIFEST, FlashInfo, load_bundle
 from simulator.clock import Milliseconds, host_milliseconds
 from simulator.devices.flash_image import Identity, provision
 from simulator.errors import FleetError, SimulatorError
@@ -258,9 +259,17 @@ def prepare_bundle(machine: str, bundle: Path, output: Path) -> None:
     _kind_that_runs(machine, bundle).prepare(bundle, output)
 
 
+@functools.lru_cache(maxsize=64)
+def _board(path: Path, changed: int) -> Board:
+    """Of a bundle; a fleet asks once per device."""
+    del changed  # another bundle in the same place is another entry
+    return load_board(path)
+
+
 def _kind_that_runs(name: str, bundle: Path) -> MachineKind:
     kind = machine_kind(name)
-    board = load_board(Path(bundle) / "board.json")
+    path = Path(bundle) / "board.json"
+    board = _board(path, path.stat().st_mtime_ns)
     if not kind.runs(board):
         others = [other for other in sorted(MACHINES) if MACHINES[other].runs(board)]
         raise FleetError(
@@ -286,12 +295,21 @@ def build_machine(
         raise FleetError(f"device {spec.device}, bundle {spec.bundle}: {error}") from error
 
 
+@functools.lru_cache(maxsize=64)
+def _flash_info(manifest: Path, changed: int) -> tuple[FlashInfo, str]:
+    """The layout and what samples mean; a fleet asks once per device."""
+    del changed  # another bundle in the same place is another entry
+    content = json.loads(manifest.read_text())
+    return FlashInfo.model_validate(content["flash"]), content["model"]["sample_digest"]
+
+
 def flash_content(spec: DeviceSpec) -> FlashContent:
     """What is in a device's flash besides its firmware: what was left there, identity, samples."""
-    manifest = json.loads((Path(spec.bundle) / "manifest.json").read_text())
+    path = Path(spec.bundle) / MANIFEST
+    flash, sample_digest = _flash_info(path, path.stat().st_mtime_ns)
     written = provision(
-        FlashInfo.model_validate(manifest["flash"]),
-        manifest["model"]["sample_digest"],
+        flash,
+        sample_digest,
         Identity(
             spec.device,
             spec.fleet,

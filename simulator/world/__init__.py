@@ -1,1 +1,1 @@
-"""What sensors see: the physical world of the demo."""
+"""The world as data: which devices there are, what they see, and what goes wrong with them."""

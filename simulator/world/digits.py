@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage  # type: ignore[import-untyped]
 from sklearn.datasets import load_digits
+
+from simulator.world.drift import Drift
 
 CLASSES = 10
 SIDE = 8
@@ -26,32 +27,6 @@ HELD_OUT_EVERY = 3
 
 _FULL_SCALE = 16.0  # load_digits gives pixels 0 … 16
 _MIN_SAMPLES = 12  # so that every device holds out at least four
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How one device's sensor differs from the lab's.
-
-    `rotation_degrees` turns the image counter-clockwise, `stroke` mixes in a grey dilation
-    (positive) or erosion (negative) by that share, and then pixel = gain * pixel + offset,
-    cut off at the sensor's range 0 … 1.
-    """
-
-    rotation_degrees: float
-    stroke: float
-    gain: float
-    offset: float
-
-    def apply(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Images (n, 8, 8, 1) with real values 0 … 1 as this sensor sees them, same shape."""
-        seen = np.empty_like(images)
-        for index, image in enumerate(images[..., 0]):
-            turned = ndimage.rotate(image, self.rotation_degrees, reshape=False, order=1)
-            change = ndimage.grey_dilation if self.stroke > 0 else ndimage.grey_erosion
-            share = abs(self.stroke)
-            turned = (1 - share) * turned + share * change(turned, size=(2, 2))
-            seen[index, ..., 0] = np.clip(self.gain * turned + self.offset, 0.0, 1.0)
-        return seen
 
 
 NO_DRIFT = Drift(rotation_degrees=0.0, stroke=0.0, gain=1.0, offset=0.0)

@@ -5,7 +5,6 @@
 #include <string.h>
 
 #define RING_BYTES 4096u /* wire.md, Session: the window fits */
-#define TRANSMIT_BYTES 2048u
 #define SAMPLE_ORDER 512u
 
 struct tf_host_device {
@@ -18,12 +17,13 @@ struct tf_host_device {
     uint32_t milliseconds;
     uint32_t random;
     uint32_t flash_operations;
-    uint32_t operations_to_cut; /* 0: no cut is due */
+    uint32_t operations_to_cut;           /* 0: no cut is due */
+    uint32_t words, erases, bytes_erased; /* flash operations that were begun in this poll */
     uint32_t ring_start, ring_count;
     uint32_t transmit_count;
     uint16_t sample_order[SAMPLE_ORDER];
     uint8_t ring[RING_BYTES];
-    uint8_t transmit[TRANSMIT_BYTES];
+    uint8_t transmit[TF_HOST_TRANSMIT_BYTES];
     uint8_t mqtt_receive[TF_MQTT_MINIMUM_RECEIVE_BYTES];
     uint8_t mqtt_transmit[TF_MQTT_MINIMUM_TRANSMIT_BYTES];
     uint8_t battery;
@@ -79,7 +79,7 @@ static size_t stream_write(void *context, const uint8_t *bytes, size_t length) {
     if (!stream_is_open(device)) {
         return 0;
     }
-    const size_t room = TRANSMIT_BYTES - device->transmit_count;
+    const size_t room = TF_HOST_TRANSMIT_BYTES - device->transmit_count;
     const size_t count = length < room ? length : room;
     memcpy(device->transmit + device->transmit_count, bytes, count);
     device->transmit_count += (uint32_t)count;
@@ -131,13 +131,19 @@ static tf_status erase_sector(void *context, uint16_t sector) {
     }
     uint8_t *bytes = flash->content + start;
     const uint32_t length = flash->sector_bytes[index];
+    device->erases++;
+    device->bytes_erased += length;
     if (is_cut(device)) {
         for (uint32_t i = 0; i < length; i++) {
             bytes[i] |= (uint8_t)draw(device);
         }
         return TF_FLASH_FAILED;
     }
-    memset(bytes, 0xFF, length);
+    for (uint32_t i = 0; i < length; i++) {
+        if (bytes[i] != 0xFFu) { /* memory that nobody writes costs nothing */
+            bytes[i] = 0xFF;
+        }
+    }
     return TF_OK;
 }
 
@@ -147,6 +153,7 @@ static tf_status program_word(void *context, uint32_t address, uint32_t word) {
     if (!device->has_power || address % 4u != 0u || bytes == NULL) {
         return TF_FLASH_FAILED;
     }
+    device->words++;
     const bool cut = is_cut(device);
     const uint32_t programmed = cut ? word | draw(device) : word;
     bool is_equal = true;
@@ -219,6 +226,33 @@ bool tf_host_device_run(tf_host_device *device, uint32_t milliseconds, uint32_t 
     return is_busy;
 }
 
+/* Adds what the last poll did to `done`; returns how long it took. `before` is how many samples had
+ * been scored and trained on until then: a poll does one of either at most. */
+static uint64_t account(tf_host_device *device, const tf_host_costs *costs, tf_host_done *done,
+                        uint32_t scored_before, uint32_t trained_before) {
+    const tf_client *client = &device->client;
+    uint64_t took = costs->poll;
+    if (client->score.samples == scored_before + 1u) {
+        const uint64_t pass = costs->forward[client->plan - tf_the_model.plans];
+        done->forward_passes++;
+        done->forward_nanoseconds += pass;
+        took += pass;
+    }
+    if (client->train_steps == trained_before + 1u) {
+        const uint64_t step = costs->step[client->plan - tf_the_model.plans];
+        done->train_steps++;
+        done->train_nanoseconds += step;
+        took += step;
+    }
+    done->flash_words += device->words;
+    done->flash_erases += device->erases;
+    done->flash_bytes_erased += device->bytes_erased;
+    took += device->words * costs->flash_word + device->erases * costs->flash_erase +
+            device->bytes_erased * costs->flash_erase_byte;
+    device->words = device->erases = device->bytes_erased = 0;
+    return took;
+}
+
 uint32_t tf_host_device_next_run_ms(const tf_host_device *device) {
     return device->is_ready && device->has_power ? tf_client_next_poll_ms(&device->client)
                                                  : UINT32_MAX;
@@ -246,6 +280,24 @@ uint32_t tf_host_device_take(tf_host_device *device, uint8_t *bytes, uint32_t ca
 
 bool tf_host_device_dials(const tf_host_device *device) {
     return device->dials && device->has_power && !device->stale_carrier;
+}
+
+void tf_host_device_work(tf_host_device *device, const tf_host_costs *costs, tf_host_done *done,
+                         uint64_t now, uint64_t until, tf_host_standing *standing) {
+    bool is_busy = device->is_ready && device->has_power;
+    while (is_busy && now < until && device->transmit_count == 0u) {
+        const uint32_t scored = device->client.score.samples;
+        const uint32_t trained = device->client.train_steps;
+        device->milliseconds = (uint32_t)(now / 1000000u);
+        is_busy = tf_client_poll(&device->client) && device->has_power;
+        now += account(device, costs, done, scored, trained);
+    }
+    standing->now = now;
+    standing->is_busy = is_busy;
+    standing->taken = tf_host_device_take(device, standing->bytes, sizeof standing->bytes);
+    standing->next_run_ms = tf_host_device_next_run_ms(device);
+    standing->dials = tf_host_device_dials(device);
+    standing->has_power = device->has_power;
 }
 
 void tf_host_device_set_carrier(tf_host_device *device, bool carrier) {

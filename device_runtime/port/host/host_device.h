@@ -3,8 +3,9 @@
  * Everything that a device has lies in one struct, its flash and its pool, all owned by the
  * caller; there are no globals. Bytes, clock, battery and carrier go in and out through the
  * functions below (as through the serial line of an emulated board), so that whoever drives
- * thousands of devices decides about time and network. The model is the one that is linked
- * into the library (tf_the_model).
+ * thousands of devices decides about time and network: live with tf_host_device_run, which works as
+ * fast as it can, or in virtual time with tf_host_device_work, where a piece of work takes as long
+ * as on the board. The model is the one that is linked into the library (tf_the_model).
  */
 #ifndef TINYFLEET_HOST_DEVICE_H
 #define TINYFLEET_HOST_DEVICE_H
@@ -13,6 +14,8 @@
 #include <stdint.h>
 
 #include "tinyfleet/client.h"
+
+#define TF_HOST_TRANSMIT_BYTES 2048u
 
 typedef struct {
     uint8_t *content;             /* survives what the device doesn't */
@@ -36,6 +39,27 @@ typedef struct {
     uint8_t fault_code;
 } tf_host_setup;
 
+/* What a device has done; the caller's, so that it outlives the device's power. */
+typedef struct {
+    uint64_t forward_passes; /* to score a sample */
+    uint64_t train_steps;
+    uint64_t forward_nanoseconds; /* that these took, by tf_host_costs */
+    uint64_t train_nanoseconds;
+    uint64_t flash_words;
+    uint64_t flash_erases;
+    uint64_t flash_bytes_erased;
+} tf_host_done;
+
+/* How long pieces of work take on the board, in nanoseconds. */
+typedef struct {
+    const uint64_t *forward; /* by plan: scoring a sample */
+    const uint64_t *step;    /* by plan: training on one */
+    uint64_t poll;           /* whatever else a call of the client does */
+    uint64_t flash_word;
+    uint64_t flash_erase; /* of a sector, and for each of its bytes */
+    uint64_t flash_erase_byte;
+} tf_host_costs;
+
 typedef struct tf_host_device tf_host_device;
 
 /* Bytes of a tf_host_device, 16-byte aligned. */
@@ -48,6 +72,22 @@ tf_status tf_host_device_start(tf_host_device *device, const tf_host_setup *setu
 /* Polls the client up to `steps` times at that time; true: it has more to do at once. A device
  * without power does nothing. */
 bool tf_host_device_run(tf_host_device *device, uint32_t milliseconds, uint32_t steps);
+
+/* How a device stands after a stretch of work: the functions of these names in one. */
+typedef struct {
+    uint64_t now; /* the last piece of work may carry it beyond its end */
+    uint32_t next_run_ms;
+    uint32_t taken; /* bytes for the line */
+    bool is_busy;   /* there is more to do at once */
+    bool dials;
+    bool has_power;
+    uint8_t bytes[TF_HOST_TRANSMIT_BYTES];
+} tf_host_standing;
+
+/* Polls the client from `now` on, in the device's nanoseconds, until there is nothing to do, `until`
+ * is reached, or it has bytes for the line, which are taken; adds to `done`. */
+void tf_host_device_work(tf_host_device *device, const tf_host_costs *costs, tf_host_done *done,
+                         uint64_t now, uint64_t until, tf_host_standing *standing);
 
 /* Milliseconds until the clock alone gives it something to do (at most). */
 uint32_t tf_host_device_next_run_ms(const tf_host_device *device);

@@ -13,7 +13,9 @@ from fleet.aggregation import (
     MasterState,
     PlanSum,
     Rule,
+    ServerAdam,
     ServerMomentum,
+    ServerYogi,
     init,
 )
 from fleet.errors import AggregationError
@@ -81,6 +83,45 @@ def test_momentum_of_another_model_is_refused() -> None:
     state = MasterState(MANIFEST.tensors, start().master, 0, bytes(16))
     with pytest.raises(AggregationError, match="momentum of 2 values"):
         ServerMomentum().apply(state, [sums_of("small", 1)])
+
+
+@pytest.mark.parametrize("rule", [ServerAdam(), ServerYogi()])
+def test_an_adaptive_rule_moves_large_and_small_changes_nearly_alike(rule: AggregationRule) -> None:
+    """As the formula says: for one tensor, m/(√v + τs) with m and v of the first round."""
+    values = [1] * PLANS["small"].delta_values
+    values[0] = 20
+    sums = gateway_sums([("small", 4, values)])
+    change = FedAvg().apply(start(), [sums]).master - start().master
+    step = rule.apply(start(), [sums]).master - start().master
+    at = 0
+    for slot in MANIFEST.tensors:
+        of_tensor = slice(at, at + slot.size)
+        at += slot.size
+        own = change[of_tensor]
+        trained = own != 0
+        if np.any(trained):
+            scale = np.sqrt(np.mean(np.square(own[trained])))
+            expected = scale * own / (np.abs(own) + 0.1 * scale)
+            assert np.allclose(step[of_tensor], expected, rtol=1e-9)
+    assert np.array_equal(step != 0, change != 0)
+
+
+def test_yogi_forgets_a_large_change_more_slowly_than_adam() -> None:
+    sizes = {}
+    for rule in (ServerAdam(), ServerYogi()):
+        state = rule.apply(start(), [sums_of("small", 50)])
+        for _ in range(5):
+            before, state = state, rule.apply(state, [sums_of("small", 1)])
+        moments = np.frombuffer(state.rule_state, "<f8")
+        sizes[rule.rule] = moments[moments.size // 2 :].max()
+        assert not np.array_equal(before.master, state.master)
+    assert sizes["server-yogi"] > sizes["server-adam"]
+
+
+def test_moments_of_another_model_are_refused() -> None:
+    state = MasterState(MANIFEST.tensors, start().master, 0, bytes(16))
+    with pytest.raises(AggregationError, match="moments of 1 values"):
+        ServerAdam().apply(state, [sums_of("small", 1)])
 
 
 def test_the_median_of_bucket_means_does_not_follow_one_hostile_bucket() -> None:

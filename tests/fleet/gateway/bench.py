@@ -46,9 +46,7 @@ def settings(folder: Path) -> GatewaySettings:
 
 def fast_store(folder: Path) -> RoundStore:
     """The store that ships, but for waiting for the disk: tests kill processes, not machines."""
-    store = RoundStore(folder / "store.sqlite")
-    store._db.execute("PRAGMA synchronous = OFF")
-    return store
+    return RoundStore(folder / "store.sqlite", survives_power_cuts=False)
 
 
 def ask(core: Core, operation: str, **fields: Any) -> dict[str, Any]:

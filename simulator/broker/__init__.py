@@ -1,0 +1,1 @@
+"""An MQTT 5 broker without I/O, in virtual time."""

@@ -1,0 +1,149 @@
+"""What an experiment's file says (docs/howto/experiment.md)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from simulator.errors import ExperimentError
+from simulator.experiments.results import StrategyResult
+from simulator.world.world import WorldConfig
+
+Count = Annotated[int, Field(ge=1)]
+STRATEGIES = "tinyfleet.strategies"
+"""The entry points that strategies are found by; each is a `Strategy`, by its ``kind``."""
+
+
+class Section(BaseModel):
+    """A part of the file: frozen, and nobody writes what it doesn't know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelSource(Section):
+    """Where the firmware comes from. Paths begin where the file lies."""
+
+    onnx: Path
+    calibration: Path | None = None
+    """NPZ of typical inputs; float models need it."""
+    plans: tuple[str, ...] = ()
+    """FILE or FILE#NAME of each update plan; a small, a middle and a full one where left out."""
+
+
+class Evaluation(Section):
+    """How versions of the weights are scored beside the fleet, which has no part in it."""
+
+    every: Annotated[int, Field(ge=0)] = 1
+    """After so many training rounds, and after the last; 0: never."""
+    devices: Count | None = None
+    """On the held-out samples of the first so many devices; of all where left out."""
+    never_trained: bool = True
+    """And on devices that never train, where the world has some."""
+
+
+class Strategy(Section, ABC):
+    """A way to learn. A subclass has a ``kind`` of its own and is an entry point."""
+
+    kind: str
+
+    @abstractmethod
+    def run(self, setting: Any, seed: int) -> StrategyResult:
+        """Learn in a `simulator.experiments.setting.Setting`."""
+
+
+@cache
+def strategy_kinds() -> Mapping[str, type[Strategy]]:
+    """All that are installed, by name."""
+    return {one.name: one.load() for one in sorted(entry_points(group=STRATEGIES))}
+
+
+class ExperimentConfig(Section):
+    """One world, some ways to learn in it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: Annotated[str, Field(max_length=2000)] = ""
+    model: ModelSource
+    world: WorldConfig
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
+    """Each strategy runs with each of them."""
+    defaults: Mapping[str, Any] = {}
+    """What all strategies have in common."""
+    strategies: Annotated[Mapping[str, SerializeAsAny[Strategy]], Field(min_length=1)]
+    evaluate: Evaluation = Evaluation()
+    target_accuracy: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Time, bytes and energy until the mean accuracy of devices is that high are told."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strategies_have_the_defaults(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("strategies"), dict):
+            defaults = values.get("defaults") or {}
+            made = {
+                name: {**defaults, **(own or {})} if isinstance(own or {}, dict) else own
+                for name, own in values["strategies"].items()
+            }
+            return {**values, "strategies": made}
+        return values
+
+    @field_validator("strategies", mode="before")
+    @classmethod
+    def _strategies_are_known(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        made = {}
+        for name, own in values.items():
+            if isinstance(own, Strategy):
+                made[name] = own
+                continue
+            kind = own.get("kind", "campaign")
+            if kind not in strategy_kinds():
+                known = ", ".join(strategy_kinds())
+                raise ValueError(f"{name}.kind: there is no strategy {kind}; there are {known}")
+            try:
+                made[name] = strategy_kinds()[kind].model_validate(
+                    {key: value for key, value in own.items() if key != "kind"}
+                )
+            except ValidationError as error:
+                raise ValueError(f"{name}.{_first(error)}") from None
+        return made
+
+    @classmethod
+    def parse(cls, text: str, source: str = "experiment") -> Self:
+        """The experiment in a YAML text. Raises: ExperimentError naming the field."""
+        try:
+            return cls.model_validate(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ExperimentError(f"{source}: not YAML ({error})") from None
+        except ValidationError as error:
+            raise ExperimentError(f"{source}: {_first(error)}") from None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The experiment in a file. Raises: ExperimentError naming the field."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ExperimentError(f"{path}: can't be read ({error})") from None
+        return cls.parse(text, str(path))
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "as a whole"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[:1].lower()}{message[1:]}"

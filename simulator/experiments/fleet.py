@@ -1,0 +1,94 @@
+"""A fleet in virtual time: devices, brokers, gateways, and the campaigns that they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from fleet.campaign import CampaignConfig
+from fleet.coordinator.creation import new_campaign
+from fleet.coordinator.driver import CampaignDriver
+from fleet.store import SqlStore
+from simulator.experiments.brokers import VirtualBroker
+from simulator.experiments.gateways import DirectTransport, VirtualGateway
+from simulator.experiments.meddling import Meddler
+from simulator.experiments.window_clock import WindowClock
+from simulator.virtual.device import Said
+from simulator.virtual.line import LineEnd
+from simulator.virtual.pool import DevicePool
+from simulator.virtual.population import Population
+
+
+class VirtualFleet:
+    """For one owner; ends with ``close`` or its context."""
+
+    def __init__(self, population: Population, pool: DevicePool, folder: Path) -> None:
+        """``pool`` has the population's devices; ``folder`` is for what gateways keep."""
+        self.pool = pool
+        world = population.world
+        self.clock = WindowClock(pool, self._hears, population.least_line_nanoseconds)
+        self._sites = [world.device(number).site for number in population.numbers]
+        sites = world.config.population.sites
+        self.brokers = {
+            name: VirtualBroker(self.clock, partial(_down, population)) for name in sites
+        }
+        meddler = Meddler(population, self.clock)
+        self.gateways: dict[str, VirtualGateway] = {}
+        for site, of in sites.items():
+            for number in range(1, of.gateways + 1):
+                share = f"{number}/{of.gateways}" if of.gateways > 1 else ""
+                self.gateways[f"{site}-{number}"] = VirtualGateway(
+                    f"{site}-{number}",
+                    population.fleet,
+                    folder,
+                    {"share": share},
+                    self.brokers[site],
+                    meddler,
+                    self.clock,
+                )
+        self.transport = DirectTransport(self.gateways, self.clock)
+        self.store = SqlStore(clock=self.clock)
+
+    def __enter__(self) -> Self:
+        """As it is."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self.close()
+
+    def close(self) -> None:
+        """End it; only ``folder`` is left."""
+        for gateway in self.gateways.values():
+            gateway.close()
+        self.store.close()
+
+    def run_campaign(
+        self,
+        config: CampaignConfig,
+        manifests: Mapping[str, str],
+        weights: bytes,
+        identifier: str,
+        on_start: Callable[[int], None] = lambda number: None,
+        told: Callable[[float], None] = lambda seconds: None,
+    ) -> str:
+        """Run a campaign from first to last round; returns its state, the rest is in ``store``.
+
+        ``manifests`` are the bundles' manifest.json texts, by any names. ``on_start`` is called
+        with each round's number before anybody is asked, ``told`` with how far time has gone.
+        """
+        campaign = new_campaign(self.store, config, manifests, weights, identifier=identifier)
+        self.transport.on_start, self.transport.told = on_start, told
+        driver = CampaignDriver(
+            self.store, campaign, self.transport, driver="experiment", clock=self.clock
+        )
+        return driver.run()
+
+    def _hears(self, said: Said) -> None:
+        self.brokers[self._sites[said.device]].hears(said)
+
+
+def _down(population: Population, number: int, call: int) -> LineEnd:
+    return population.line(number, "down", call)

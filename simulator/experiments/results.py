@@ -1,0 +1,202 @@
+"""What came of an experiment: only what its seeds decide, so that it can be compared byte by byte.
+
+A cell is one strategy with one seed. Wall times, host and commit are the run's, not the result's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from simulator.virtual.offline import Score
+from simulator.virtual.pool import Figures
+
+
+class Accuracy(NamedTuple):
+    """Over devices, each of which counts alike."""
+
+    devices: int
+    mean: float
+    median: float
+    worst_tenth: float
+    """Mean of the tenth of the devices that does worst, one device at least."""
+
+    @classmethod
+    def of(cls, scores: Iterable[Score]) -> Accuracy | None:
+        """None where no device has samples."""
+        shares = np.sort([one.correct / one.samples for one in scores if one.samples])
+        if not len(shares):
+            return None
+        worst = shares[: max(1, len(shares) // 10)]
+        return cls(
+            len(shares), float(np.mean(shares)), float(np.median(shares)), float(np.mean(worst))
+        )
+
+
+@dataclass(frozen=True)
+class VersionScores:
+    """How a version of the weights does on each device."""
+
+    training_round: int
+    """After so many of them; 0: what devices were made with."""
+    seconds: float
+    """When it was there, in the fleet's time."""
+    devices: Mapping[int, Score]
+    """By number: on their own held-out samples."""
+    never_trained: Sequence[Score] = ()
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """One round of a campaign."""
+
+    number: int
+    kind: str
+    training_round: int
+    begins_seconds: float
+    ends_seconds: float
+    asked: int
+    accepted: int
+    late: int
+    declined: Mapping[str, int]
+    coded_bytes: int
+    """Of the deltas alone."""
+    totals: Figures
+    """Of all devices, from the beginning to this round's end."""
+
+
+@dataclass(frozen=True)
+class StrategyResult:
+    """A cell."""
+
+    state: str
+    """``finished``, or how else it ended."""
+    reason: str = ""
+    rounds: tuple[RoundResult, ...] = ()
+    versions: tuple[VersionScores, ...] = ()
+    reports: tuple[Mapping[str, Any], ...] = ()
+    """What devices said with their deltas, by round and device."""
+    weights_sha256: str = ""
+    """Of the last version."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else there is to tell."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain dictionaries and lists."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse."""
+        rounds = tuple(
+            RoundResult(**{**one, "totals": Figures(**one["totals"])}) for one in data["rounds"]
+        )
+        versions = tuple(
+            VersionScores(
+                one["training_round"],
+                one["seconds"],
+                {int(number): Score(*score) for number, score in one["devices"].items()},
+                [Score(*score) for score in one["never_trained"]],
+            )
+            for one in data["versions"]
+        )
+        reports = tuple(data["reports"])
+        return cls(**{**data, "rounds": rounds, "versions": versions, "reports": reports})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A strategy with a seed, and what came of it."""
+
+    strategy: str
+    seed: int
+    result: StrategyResult
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Accuracy and what it has cost until then, by version."""
+        ends = {one.training_round: one for one in self.result.rounds if one.kind == "train"}
+        points = []
+        for version in self.result.versions:
+            ended = ends.get(version.training_round)
+            totals = ended.totals if ended else Figures()
+            accuracy = Accuracy.of(version.devices.values())
+            never = Accuracy.of(version.never_trained)
+            points.append(
+                {
+                    "training_round": version.training_round,
+                    "seconds": version.seconds,
+                    "accuracy": accuracy._asdict() if accuracy else None,
+                    "never_trained": never._asdict() if never else None,
+                    "bytes_up": totals.bytes_up,
+                    "bytes_down": totals.bytes_down,
+                    "milliwatt_hours": totals.milliwatt_hours,
+                    "flash_erases": totals.flash_erases,
+                    "most_flash_erases": totals.most_flash_erases,
+                }
+            )
+        return points
+
+    def summary(self, target: float | None) -> dict[str, Any]:
+        """What a reader looks at first; ``target`` is a mean accuracy of devices."""
+        curve = self.curve()
+        reached = [
+            one
+            for one in curve
+            if target is not None and one["accuracy"] and one["accuracy"]["mean"] >= target
+        ]
+        return {
+            "strategy": self.strategy,
+            "seed": self.seed,
+            "state": self.result.state,
+            "reason": self.result.reason,
+            "weights_sha256": self.result.weights_sha256,
+            "facts": dict(self.result.facts),
+            "last": curve[-1] if curve else None,
+            "reached": reached[0] if reached else None,
+            "curve": curve,
+        }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """One text for one content; whole or not at all."""
+    made = path.with_name(path.name + ".new")
+    made.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    made.replace(path)
+
+
+def write_tables(folder: Path, cells: Sequence[Cell]) -> None:
+    """``rounds.parquet``, ``devices.parquet`` and ``reports.parquet``, a row each."""
+    rounds, devices, reports = [], [], []
+    for cell in cells:
+        about = {"strategy": cell.strategy, "seed": cell.seed}
+        for one in cell.result.rounds:
+            row = {name: value for name, value in vars(one).items() if name != "totals"}
+            declined = json.dumps(dict(one.declined), sort_keys=True)
+            rounds.append({**about, **row, "declined": declined, **asdict(one.totals)})
+        for version in cell.result.versions:
+            at = {"training_round": version.training_round, "seconds": version.seconds}
+            groups = (("fleet", version.devices.items()),)
+            held = (("never-trained", enumerate(version.never_trained)),)
+            for group, scores in (*groups, *held):
+                devices += [
+                    {**about, **at, "group": group, "device": number, **score._asdict()}
+                    for number, score in scores
+                ]
+        reports += [{**about, **one} for one in cell.result.reports]
+    for name, rows in (("rounds", rounds), ("devices", devices), ("reports", reports)):
+        _write_table(folder / f"{name}.parquet", rows)
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    # Each takes a tenth of a second to import.
+    import pyarrow
+    from pyarrow import parquet
+
+    made = path.with_name(path.name + ".new")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), made)
+    made.replace(path)

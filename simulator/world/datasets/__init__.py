@@ -1,0 +1,1 @@
+"""Data sets by name, as entry points of the group `tinyfleet.datasets`."""

@@ -1,0 +1,42 @@
+"""Activities of people with a phone at the waist, by subject."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from simulator.world.datasets.dataset import Samples, SharedDataset
+
+FILE = "har_uci_hapt.npz"
+
+
+class HumanActivity(SharedDataset):
+    """10,411 windows of 128 samples (2.56 s), 30 subjects, 6 activities; half of each is the next.
+
+    x is (n, 128, 1, 6): acceleration x, y, z in g and rotation x, y, z in rad/s, the latter divided
+    by three so that both are of comparable size. The lab has the 21 subjects that the data set's
+    authors train on.
+    """
+
+    source: ClassVar[str] = (
+        "UCI HAR 2.1 with raw signals (HAPT; Reyes-Ortiz et al., Neurocomputing 2015), windows of "
+        "128 samples with the arrays x, scale, y, subject and split in har_uci_hapt.npz"
+    )
+    name: Literal["har"] = "har"
+
+    def load(self, folder: Path) -> Samples:
+        """See `Dataset`."""
+        with self._arrays(folder, FILE) as data:
+            unit = data["scale"] / np.array([1, 1, 1, 3, 3, 3])
+            x = (data["x"] * unit).astype(np.float32)[:, :, np.newaxis, :]
+            # Zero is the middle of the range, about which sensors are turned.
+            largest = float(np.abs(x).max())
+            return Samples(
+                x,
+                data["y"].astype(np.int64),
+                data["subject"].astype(np.int64),
+                lab=data["split"] == 0,
+                full_scale=(-largest, largest),
+            )
