@@ -11,9 +11,10 @@ import pytest
 
 from codegen.firmware.boards import load_board
 from simulator.clock import Milliseconds, host_milliseconds
+from simulator.devices.flash_operations import PowerCut
 from simulator.machines.elf_image import ElfImage
 from simulator.machines.protocol import StopReason
-from simulator.machines.qemu.machine import QemuMachine
+from simulator.machines.qemu.machine import FlashContent, QemuMachine
 from tests.patience import wait_until
 from tests.simulator.conftest import WorldClock, skip_without
 
@@ -30,9 +31,17 @@ WORK_ROUNDS_PER_MS = 4000
 class MpsMachine(QemuMachine):
     """The board with ``port_firmware.c``, looked into by the debugger."""
 
-    def __init__(self, board: str, image: ElfImage, clock: Milliseconds | None = None) -> None:
+    def __init__(
+        self,
+        board: str,
+        image: ElfImage,
+        clock: Milliseconds | None = None,
+        flash_content: FlashContent = (),
+    ) -> None:
         self.world = WorldClock()
-        super().__init__(board, Path(image.path), clock=clock or self.world)
+        super().__init__(
+            board, Path(image.path), clock=clock or self.world, flash_content=flash_content
+        )
 
     def boot(self) -> None:
         """Up to the sleep of its main loop, with a carrier."""
@@ -139,6 +148,34 @@ def test_an_erased_sector_is_ones_and_counts_once(machine: MpsMachine) -> None:
     size = board.flash.sectors[last]
     assert machine.read_memory(board.flash.sector_address(last), size) == b"\xff" * size
     assert machine.flash_operations == before + 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_torn_erase_leaves_what_the_seed_says_and_the_sector_can_be_erased_again(
+    mps_image: Callable[[str], ElfImage], seed: int
+) -> None:
+    skip_without("qemu")
+    flash = load_board(M4).flash
+    last = len(flash.sectors) - 1
+    where, old = flash.sector_address(last), noise(flash.sectors[last])
+    torn = PowerCut(lambda: None)
+    torn.arm(1, seed)
+    machine = MpsMachine(M4, mps_image(M4), flash_content=[(where, old)])
+    try:
+        machine.boot()
+        machine.cut_power_at_flash_operation(1, seed)
+        machine.give(Command.ERASE, last)
+        assert StopReason.POWER_CUT in machine.run_for(TICK)
+        assert machine.read_memory(where, len(old)) == torn.erased(old)
+        assert machine.flash_operations == 1
+        machine.power_on()
+        machine.boot()
+        machine.give(Command.ERASE, last)
+        machine.run_for(TICK)
+        assert machine.read_memory(where, len(old)) == b"\xff" * len(old)
+        assert machine.flash_operations == 2
+    finally:
+        machine.close()
 
 
 def test_power_on_is_told_from_a_reset_by_pin_and_by_software(machine: MpsMachine) -> None:
