@@ -18,20 +18,13 @@ from simulator.machines.elf_image import load_elf
 from simulator.machines.registry import machine_kind
 from simulator.virtual.costs import PlanInstructions, WorkCosts, measure_costs
 from simulator.virtual.offline import ScoreDevice, score_never_trained
-from simulator.virtual.pool import DevicePool, LocalPool, ProcessPool
+from simulator.virtual.pool import DevicePool
 from simulator.virtual.population import Firmware, Population
 
 MakePool = Callable[[Population], DevicePool]
 Tell = Callable[[str, int, int], None]
 """Called with what is done, how much of it, and how much there is."""
 FLEET = "experiment"
-
-
-def pool_with(workers: int) -> MakePool:
-    """Pools with so many processes; with one, in this process."""
-    if workers <= 1:
-        return LocalPool
-    return lambda population: ProcessPool(population, workers)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,8 @@ from simulator.errors import FleetError, SimulatorError
 from simulator.machines.device_spec import DeviceSpec
 from simulator.machines.protocol import Machine
 
+GROUP = "tinyfleet.machines"
+"""The entry points that other packages' machines are found by: a `MachineKind`'s class each."""
 FlashContent = list[tuple[int, bytes]]
 """(address, bytes)"""
 
@@ -119,12 +122,17 @@ def machine_kind(name: str) -> MachineKind:
 
     Raises: FleetError that names those there are.
     """
-    try:
+    if name in MACHINES:
         return MACHINES[name]
-    except KeyError:
-        raise FleetError(
-            f"no machine {name!r}; devices run as one of {', '.join(sorted(MACHINES))}"
-        ) from None
+    for found in entry_points(group=GROUP, name=name):
+        kind: MachineKind = found.load()()
+        return kind
+    raise FleetError(f"no machine {name!r}; devices run as one of {', '.join(machine_names())}")
+
+
+def machine_names() -> list[str]:
+    """All that there are, sorted: those of tinyfleet and those that other packages bring."""
+    return sorted({*MACHINES, *entry_points(group=GROUP).names})
 
 
 def build_machine(
