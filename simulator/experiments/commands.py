@@ -24,6 +24,7 @@ from simulator.experiments.comparison import (
     Comparison,
     rows,
     target_rows,
+    without_empty,
 )
 from simulator.experiments.config import strategy_kinds, yaml_of
 from simulator.experiments.report import REPORT
@@ -146,7 +147,7 @@ def _examples() -> list[Path]:
 
 def _show(found: Comparison, title: str, out: Path) -> None:
     screen = console()
-    screen.print(table(title, *_without_empty(COLUMNS, rows(found))))
+    screen.print(table(title, *without_empty(COLUMNS, rows(found))))
     if found.target:
         screen.print(
             table(
@@ -164,13 +165,6 @@ def _show(found: Comparison, title: str, out: Path) -> None:
                     soft_wrap=True,
                 )
     screen.print(f"Report: {out / REPORT}", markup=False, soft_wrap=True)
-
-
-def _without_empty(
-    columns: Sequence[str], shown: Sequence[Sequence[str]]
-) -> tuple[list[str], list[list[str]]]:
-    kept = [index for index in range(len(columns)) if any(row[index] for row in shown)]
-    return [columns[index] for index in kept], [[row[index] for index in kept] for row in shown]
 
 
 @contextmanager

@@ -240,6 +240,14 @@ def target_rows(comparison: Comparison) -> list[list[str]]:
     return shown
 
 
+def without_empty(
+    columns: Sequence[str], shown: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns that say nothing."""
+    kept = [index for index in range(len(columns)) if any(row[index] for row in shown)]
+    return [columns[index] for index in kept], [[row[index] for index in kept] for row in shown]
+
+
 def percent(value: Spread | None) -> str:
     """A share with one digit behind the point."""
     return "" if value is None else f"{100 * value.mean:.1f} %"

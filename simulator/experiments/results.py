@@ -163,7 +163,7 @@ class Cell:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all. Keys stay in order, since that of boards and strategies means something."""
+    """Whole or not at all. Keys keep their order: that of boards and strategies has a meaning."""
     made = path.with_name(path.name + ".new")
     made.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     made.replace(path)
