@@ -84,6 +84,20 @@ def replay(folder: Run, workers: Workers = "1", json: Json = False) -> None:
     command(folder, workers, as_json=json)
 
 
+@experiment.command()
+def export(
+    folder: Run,
+    mlflow: Annotated[
+        str, typer.Option(help="Tracking URI of MLflow; or a folder, for a database there.")
+    ],
+    json: Json = False,
+) -> None:
+    """Write a finished run to MLflow, one run of it for each strategy and seed."""
+    from simulator.experiments.commands import export as command
+
+    command(folder, mlflow, as_json=json)
+
+
 @experiment.command("list")
 def list_command(json: Json = False) -> None:
     """List what there is: strategies, data sets, aggregation rules, machines, examples."""

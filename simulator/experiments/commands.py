@@ -27,6 +27,7 @@ from simulator.experiments.comparison import (
     without_empty,
 )
 from simulator.experiments.config import strategy_kinds, yaml_of
+from simulator.experiments.mlflow_export import export_to_mlflow
 from simulator.experiments.report import REPORT
 from simulator.experiments.runner import CELLS_DONE, TellOfCell
 from simulator.machines.registry import machine_names
@@ -101,6 +102,15 @@ def replay(folder: Path, workers: str, *, as_json: bool) -> None:
                 "made by other code or of other files (run.json has the commit)"
             )
         raise typer.Exit(1)
+
+
+def export(folder: Path, to: str, *, as_json: bool) -> None:
+    """Write a run to MLflow."""
+    count = export_to_mlflow(folder, to)
+    if as_json:
+        print_json({"runs": count, "mlflow": to})
+    else:
+        console().print(f"{count} runs are in {to}.", markup=False, soft_wrap=True)
 
 
 def list_all(*, as_json: bool) -> None:

@@ -208,7 +208,7 @@ TARGET_COLUMNS = ("strategy", "reached", "round", "seconds", "bytes up", "bytes 
 
 
 def rows(comparison: Comparison) -> list[list[str]]:
-    """A row of `COLUMNS` for each strategy, as text: means over seeds."""
+    """A row of `COLUMNS` for each strategy, as text: means over seeds, (lowest to highest)."""
     shown = []
     for one in comparison.series:
         accuracies = (mean_accuracy, median_accuracy, worst_tenth, never_trained)
@@ -249,8 +249,11 @@ def without_empty(
 
 
 def percent(value: Spread | None) -> str:
-    """A share with one digit behind the point."""
-    return "" if value is None else f"{100 * value.mean:.1f} %"
+    """A share with one digit behind the point, and its spread where there is one."""
+    if value is None:
+        return ""
+    ends = "" if value.low == value.high else f" ({100 * value.low:.1f} to {100 * value.high:.1f})"
+    return f"{100 * value.mean:.1f} %{ends}"
 
 
 def number(value: Spread | None) -> str:

@@ -211,9 +211,17 @@ def _bound(axes: Axes, index: int, one: Series) -> None:
 
 
 def _targets(axes: Axes, found: Comparison) -> None:
-    for target in {one.target_accuracy for one in found.series}:
-        if target is not None:
-            axes.axhline(100 * target, color=INK, linewidth=0.8, alpha=0.5, dashes=(1, 3))
+    for target in sorted({one.target_accuracy or 0.0 for one in found.series} - {0.0}):
+        axes.axhline(100 * target, color=INK, linewidth=1.0, linestyle=(0, (1, 4)), zorder=1)
+        axes.annotate(
+            "target",
+            (1, 100 * target),
+            (0, 3),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7.5,
+        )
 
 
 def _unit(largest: float, units: Units) -> tuple[float, str]:

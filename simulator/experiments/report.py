@@ -114,6 +114,8 @@ def page(comparison: Comparison, images: Mapping[str, str]) -> str:
     seeds = sorted({cell["seed"] for one in comparison.series for cell in one.cells})
     several = max((len(one.cells) for one in comparison.series), default=0) > 1
     spread = " Lines are means over seeds, bands reach from the lowest to the highest." * several
+    bounds = not all(one.has_fleet for one in comparison.series)
+    spread += " What needs no fleet is a thin line where it ends." * bounds
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
