@@ -13,6 +13,7 @@ from fleet.coordinator.driver import CampaignDriver
 from fleet.store import SqlStore
 from simulator.experiments.brokers import VirtualBroker
 from simulator.experiments.gateways import DirectTransport, VirtualGateway
+from simulator.experiments.meddling import Meddler
 from simulator.experiments.window_clock import WindowClock
 from simulator.virtual.device import Said
 from simulator.virtual.line import LineEnd
@@ -33,6 +34,7 @@ class VirtualFleet:
         self.brokers = {
             name: VirtualBroker(self.clock, partial(_down, population)) for name in sites
         }
+        meddler = Meddler(population, self.clock)
         self.gateways: dict[str, VirtualGateway] = {}
         for site, of in sites.items():
             for number in range(1, of.gateways + 1):
@@ -43,6 +45,7 @@ class VirtualFleet:
                     folder,
                     {"share": share},
                     self.brokers[site],
+                    meddler,
                     self.clock,
                 )
         self.transport = DirectTransport(self.gateways, self.clock)

@@ -68,17 +68,17 @@ class _Modem(enum.Enum):
 
 @dataclass(frozen=True)
 class Clockwork:
-    """A device's own clock: it gains ``parts_per_million``."""
+    """A device's own clock, which goes ``rate`` times as fast as the fleet's."""
 
-    parts_per_million: int = 0
+    rate: float = 1.0
 
     def local(self, now: int) -> int:
         """The device's nanoseconds at a time of the fleet."""
-        return now + now * self.parts_per_million // 1_000_000
+        return now if self.rate == 1.0 else int(now * self.rate)
 
     def duration(self, local: int) -> int:
         """How long so many of the device's nanoseconds take."""
-        return local * 1_000_000 // (1_000_000 + self.parts_per_million)
+        return local if self.rate == 1.0 else int(local / self.rate)
 
 
 class Watch:
