@@ -211,13 +211,14 @@ def rows(comparison: Comparison) -> list[list[str]]:
     """A row of `COLUMNS` for each strategy, as text: means over seeds, (lowest to highest)."""
     shown = []
     for one in comparison.series:
-        accuracies = (mean_accuracy, median_accuracy, worst_tenth, never_trained)
+        accuracies = (median_accuracy, worst_tenth, never_trained)
         costs = ("bytes_up", "bytes_down", "milliwatt_hours", "flash_erases")
         shown.append(
             [
                 one.label,
                 str(len(one.cells)),
                 one.state,
+                with_ends(one.last(mean_accuracy)),
                 *(percent(one.last(figure)) for figure in accuracies),
                 *(number(one.last(quantity(name))) if one.has_fleet else "" for name in costs),
             ]
@@ -249,11 +250,15 @@ def without_empty(
 
 
 def percent(value: Spread | None) -> str:
-    """A share with one digit behind the point, and its spread where there is one."""
-    if value is None:
-        return ""
-    ends = "" if value.low == value.high else f" ({100 * value.low:.1f} to {100 * value.high:.1f})"
-    return f"{100 * value.mean:.1f} %{ends}"
+    """A share with one digit behind the point."""
+    return "" if value is None else f"{100 * value.mean:.1f} %"
+
+
+def with_ends(value: Spread | None) -> str:
+    """The same, and its spread where there is one."""
+    if value is None or value.low == value.high:
+        return percent(value)
+    return f"{percent(value)} ({100 * value.low:.1f} to {100 * value.high:.1f})"
 
 
 def number(value: Spread | None) -> str:

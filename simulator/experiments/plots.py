@@ -125,7 +125,7 @@ def costs(found: Comparison) -> Figure | None:
         axes.margins(x=0.22)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.grid(axis="x", alpha=0.25)
+        axes.grid(axis="x", alpha=0.22, linewidth=0.7)
         axes.tick_params(axis="y", length=0)
     return _tidy(figure)
 
@@ -149,7 +149,7 @@ def _new(title: str, below: str) -> tuple[Figure, Axes]:
     axes.set_title(title)
     axes.set_xlabel(below)
     axes.set_ylabel("accuracy, %")
-    axes.grid(axis="y", alpha=0.25)
+    axes.grid(axis="y", alpha=0.22, linewidth=0.7)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _tidy(figure)
     return figure, axes
@@ -215,11 +215,10 @@ def _targets(axes: Axes, found: Comparison) -> None:
         axes.axhline(100 * target, color=INK, linewidth=1.0, linestyle=(0, (1, 4)), zorder=1)
         axes.annotate(
             "target",
-            (1, 100 * target),
-            (0, 3),
+            (0, 100 * target),
+            (4, 3),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            ha="right",
             fontsize=7.5,
         )
 

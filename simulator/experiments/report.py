@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ figure { margin: 0 } figure svg { width: 100%; height: auto }
 figure.wide { grid-column: 1 / -1; overflow-x: auto } figure.wide svg { min-width: 48rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid var(--line) }
-th { vertical-align: bottom; font-weight: 600 } td { white-space: nowrap }
+th { font-weight: 600 } th, td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left; padding-left: 0 }
 .scroll { overflow-x: auto } small, .quiet { color: var(--quiet) }
 pre { overflow-x: auto; font-size: 13px }
@@ -122,7 +122,7 @@ def page(comparison: Comparison, images: Mapping[str, str]) -> str:
 <title>tinyfleet experiment: {_e(title)}</title>
 <style>{_STYLE}</style></head><body>
 <h1>{_e(title)}</h1>
-{"".join(_about(run, alone=len(runs) == 1) for run in runs)}
+{_about(runs)}
 <p class="quiet">Accuracy is that of each device on its own held-out samples; the worst tenth is the
 mean of the devices that do worst. Time is the fleet's own, bytes are all on the devices' lines.
 Seed{"s" * (len(seeds) != 1)} {_e(", ".join(map(str, seeds)))}.{spread}</p>
@@ -141,17 +141,23 @@ Seed{"s" * (len(seeds) != 1)} {_e(", ".join(map(str, seeds)))}.{spread}</p>
 """
 
 
-def _about(run: FinishedRun, *, alone: bool) -> str:
-    experiment = run.experiment
+def _about(runs: Sequence[FinishedRun]) -> str:
+    """A paragraph for each experiment; runs of a sweep have one in common."""
+    told: dict[str, list[str]] = {}
+    for run in runs:
+        told.setdefault(_in_words(run.experiment), []).append(f"<b>{_e(run.label)}</b>")
+    return "".join(
+        f"<p>{', '.join(names) + ': ' if len(runs) > 1 else ''}{text}</p>\n"
+        for text, names in told.items()
+    )
+
+
+def _in_words(experiment: Mapping[str, Any]) -> str:
     population = experiment["world"]["population"]
     boards = ", ".join(f"{100 * share:g} % {name}" for name, share in population["boards"].items())
-    facts = (
-        f"{population['devices']:,} devices ({boards}), data set "
-        f"{experiment['world']['data']['dataset']['name']}."
-    )
-    name = "" if alone else f"<b>{_e(run.label)}</b>: "
-    description = f"{_e(experiment['description'])} " if experiment["description"] else ""
-    return f"<p>{name}{description}{_e(facts)}</p>\n"
+    dataset = experiment["world"]["data"]["dataset"]["name"]
+    facts = f"{population['devices']:,} devices ({boards}), data set {dataset}."
+    return _e(f"{experiment['description'].strip()} {facts}".strip())
 
 
 def _legend(comparison: Comparison) -> str:
