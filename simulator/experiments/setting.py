@@ -146,6 +146,11 @@ def _firmware(config: ExperimentConfig, board: str, source: Path, folder: Path) 
         files.append(source / board)
     key = hashlib.sha256(json.dumps([board, list(model.plans)]).encode())
     for one in files:
+        if not one.is_file():
+            raise ExperimentError(
+                f"model: there is no file {one}; the experiment's own file may say where it comes "
+                "from, or how it is made"
+            )
         key.update(one.read_bytes())
     bundle, library, costs_file = (folder / name for name in ("bundle", "host.so", "costs.json"))
     key_file = folder / "made-of"
