@@ -89,5 +89,5 @@ def test_machines_of_another_package_are_found_by_name() -> None:
 
 
 def test_machines_that_nobody_brings_are_refused_with_those_there_are() -> None:
-    with pytest.raises(FleetError, match="no machine 'paper'.*host"):
+    with pytest.raises(FleetError, match=r"no machine 'paper'.*host"):
         machine_kind("paper")
