@@ -29,7 +29,12 @@ def kernel_sources() -> list[Path]:
 
 def engine_sources() -> list[Path]:
     """Kernels and training engine: all that a generated model calls."""
-    return [*kernel_sources(), *_listed("engine")]
+    return [*kernel_sources(), *interpreter_sources()]
+
+
+def interpreter_sources() -> list[Path]:
+    """The training engine without kernels."""
+    return _listed("engine")
 
 
 def client_sources() -> list[Path]:
@@ -48,9 +53,24 @@ def firmware_sources(port: str) -> list[Path]:
     return [*engine_sources(), *client_sources(), *_listed("firmware"), *port_sources(port)]
 
 
+def vector_sources() -> list[Path]:
+    """What kernels need beside themselves where they are compiled for the host's vector unit."""
+    return _listed("vector")
+
+
+def kernel_table_source() -> Path:
+    """The table of one of several sets of kernels."""
+    return source_root() / "kernel_sets" / "table.c"
+
+
+def kernel_choice_source() -> Path:
+    """What chooses between sets of kernels."""
+    return source_root() / "kernel_sets" / "choose.c"
+
+
 def host_sources() -> list[Path]:
-    """Every C file of a device in a host process, without the model."""
-    return [*engine_sources(), *client_sources(), *_listed("port/host")]
+    """Every C file of a device in a host process, without its engine and the model."""
+    return [*client_sources(), *_listed("port/host")]
 
 
 def port_sources(port: str) -> list[Path]:

@@ -27,8 +27,8 @@ class VirtualFleet:
     def __init__(self, population: Population, pool: DevicePool, folder: Path) -> None:
         """``pool`` has the population's devices; ``folder`` is for what gateways keep."""
         self.pool = pool
-        self.clock = WindowClock(pool, self._hears)
         world = population.world
+        self.clock = WindowClock(pool, self._hears, population.least_line_nanoseconds)
         self._sites = [world.device(number).site for number in population.numbers]
         sites = world.config.population.sites
         self.brokers = {

@@ -1,17 +1,14 @@
-"""What machines of the simulator cost: ``python -m benchmarks.simulator --json``.
-
-So far Renode, beside Unicorn in the same run: how long an emulation and its nodes take to start,
-what they hold in memory, and instructions a second of CPU while a device trains.
+"""Renode, beside Unicorn in the same run: how long an emulation and its nodes take to start, what
+they hold in memory, and instructions a second of CPU while a device trains.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +23,7 @@ from simulator.machines.device_spec import DeviceSpec
 from simulator.machines.protocol import Machine
 from simulator.machines.registry import build_machine, flash_content
 from simulator.machines.renode.machine import Emulation, RenodeMachine
-from simulator.machines.renode.monitor import RenodeError, find_renode
+from simulator.machines.renode.monitor import find_renode
 from tests.device_runtime.host_device import Publication
 from tests.device_runtime.tiny_round import task_for
 from tests.simulator.conftest import DIGITS, ROOT, WorldClock
@@ -165,24 +162,15 @@ def measure(nodes: list[int]) -> dict[str, Any]:
         return {"renode": emulations, "training": trained}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--nodes", default="1,4,16")
-    given = parser.parse_args()
-    try:
-        find_renode()
-    except RenodeError as error:
-        sys.exit(str(error))
-    found = measure([int(one) for one in given.nodes.split(",")])
-    if given.json:
-        print(json.dumps(found, indent=1))
-        return
+def measure_part(options: Namespace) -> dict[str, Any]:
+    """Figures of the part. Raises RenodeError where Renode is missing."""
+    find_renode()
+    return measure([int(one) for one in options.nodes.split(",")])
+
+
+def print_part(found: dict[str, Any]) -> None:
+    """Prints them, a line for each."""
     for one in found["renode"]:
         print("  ".join(f"{name} {value}" for name, value in one.items()))
     for machine, figures in found["training"].items():
         print(f"{machine}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
-
-
-if __name__ == "__main__":
-    main()
