@@ -81,19 +81,18 @@ def test_a_field_is_varied_once(tmp_path: Path) -> None:
         called("sweep", tiny.file(tmp_path), *twice, "--out", tmp_path / "out")
 
 
-def test_a_replay_that_differs_ends_with_code_1(tmp_path: Path, build: Path) -> None:
-    """And a message without a traceback, as every mistake does."""
+def test_a_replay_that_differs_names_the_files_and_ends_with_code_1(
+    tmp_path: Path, build: Path
+) -> None:
     strategies = {"together": {"kind": "centralized", "plan": "small"}}
     out = tmp_path / "run"
     tiny.digest_of_run(out, build, strategies=strategies, seeds=[1])
+    figures = out / "result.json"
+    figures.write_text(figures.read_text().replace('"finished"', '"paused"'))
     (out / "reports.parquet").unlink()
-    failed = subprocess.run(
-        [sys.executable, "-m", "fleet.cli", "experiment", "replay", str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert failed.returncode == 1
-    assert "error: " in failed.stderr
-    assert "reports.parquet came out different" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    ended = CliRunner().invoke(app, ["experiment", "replay", str(out), "--json"])
+    assert ended.exit_code == 1
+    assert json.loads(ended.stdout) == {
+        "equal": False,
+        "differing": ["reports.parquet", "result.json"],
+    }
