@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fleet.clock import VirtualClock
+from fleet.clock import Clock, VirtualClock
 from simulator.virtual.device import NEVER, Arrival, Said
 from simulator.virtual.line import LEAST_NANOSECONDS
 from simulator.virtual.pool import DevicePool
@@ -62,6 +62,31 @@ class WindowClock(VirtualClock):
 
     def _call(self, one: Said) -> None:
         self.call_at(one.at / SECOND, lambda: self._hears(one))
+
+
+class OwnWall:
+    """A machine's own time of day, which steps without that of others; a `Clock`."""
+
+    def __init__(self, clock: Clock) -> None:
+        """As ``clock`` is, at first."""
+        self._clock = clock
+        self._ahead = 0.0
+
+    def step_wall(self, seconds: float) -> None:
+        """Set it forward, or back where negative."""
+        self._ahead += seconds
+
+    def monotonic(self) -> float:
+        """See `Clock`."""
+        return self._clock.monotonic()
+
+    def wall(self) -> float:
+        """See `Clock`."""
+        return self._clock.wall() + self._ahead
+
+    def sleep(self, seconds: float) -> None:
+        """See `Clock`."""
+        self._clock.sleep(seconds)
 
 
 def nanoseconds(seconds: float) -> int:
