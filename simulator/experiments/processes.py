@@ -85,17 +85,16 @@ class Process:
             self._greenlet.throw(ProcessKilled())
         self._never_runs = True
 
-    def runs_now(self) -> bool:
-        """Whether it is this that asks."""
-        return getcurrent() is self._greenlet
-
     def kill_after(self, steps: int) -> None:
         """End it at its ``steps``-th step (from 1) from now."""
         self._steps_left = steps
 
     def step(self) -> None:
-        """It is about to touch the world, or just has; where its time has come it ends here."""
-        if self._steps_left is not None:
+        """Where it is this that runs and its time has come, it ends here.
+
+        It is about to touch the world, or just has.
+        """
+        if self._steps_left is not None and getcurrent() is self._greenlet:
             self._steps_left -= 1
             if self._steps_left <= 0:
                 raise ProcessKilled
@@ -143,10 +142,9 @@ class Processes:
         return process
 
     def step(self) -> None:
-        """Of the one that runs now, where one does: see `Process.step`."""
+        """See `Process.step`."""
         for one in self._all:
-            if one.runs_now():
-                one.step()
+            one.step()
 
     def advance(self, seconds: float, is_over: Callable[[], bool] = lambda: False) -> None:
         """Let time pass, and all that wait go on when they can; ends early where ``is_over``."""

@@ -150,7 +150,7 @@ class Injection:
         ways = self._coordinator.ways
         ways[gateway] = way
         self._fleet.clock.call_later(
-            fault.values["seconds"], lambda: ways.pop(gateway) if ways[gateway] is way else None
+            fault.values["seconds"], lambda: ways.pop(gateway) if ways.get(gateway) is way else None
         )
 
     def _wall_clock(self, fault: Fault) -> None:
@@ -223,8 +223,9 @@ class Injection:
     def _delta(self, what: str, task: Task, random: np.random.Generator) -> Delta:
         """One that looks like an answer to a task, but for ``what``."""
         plan = self._manifest.plan(task.plan.hex())
-        most = 2**31 - 1 if what == "beyond bounds" else 8
-        values = random.integers(-most, most, plan.delta_values).astype(np.int32)
+        values = random.integers(-8, 8, plan.delta_values).astype(np.int32)
+        if what == "beyond bounds":
+            values[random.integers(values.size, size=5)] = 2**31 - 1
         samples = 4
         if not task.epochs:
             values, samples = values[:0], 0

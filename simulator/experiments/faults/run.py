@@ -20,7 +20,7 @@ from simulator.virtual.population import Firmware
 
 LONGEST_SECONDS = 4000.0
 """So much longer than the last fault nothing takes, whatever happened."""
-SETTLE_SECONDS = 60.0
+SETTLE_SECONDS = 45.0
 LOOK_SECONDS = 1.0
 
 

@@ -139,7 +139,7 @@ class Scene:
 
 def _campaign(seed: int, number: int) -> PlannedCampaign:
     random = generator(seed, "campaign", number)
-    gates = [{"gate": "failures", "most": 0.5}] if random.random() < 0.3 else []
+    gates = [{"gate": "failures", "most": 0.5}] if random.random() < 0.25 else []
     last: dict[str, Any] = {"name": "all", "share": 1.0, "gates": gates}
     stages = [last]
     if random.random() < 0.3:

@@ -16,7 +16,7 @@ from codegen.firmware.bundle import Bundle
 from simulator.devices.flash_image import Identity, identity_region
 from simulator.world.draws import generator
 
-HORIZON_SECONDS = 60.0
+HORIZON_SECONDS = 45.0
 """Nothing goes wrong after that; most of it does while the first rounds run."""
 LEAST, MOST = 3, 24
 """Faults of a seed."""
