@@ -63,7 +63,7 @@ class Coordinator:
                     self._watch.broken("no defect", f"{one.name} ends with {error}")
             if any(one.lives for one in drivers):
                 continue
-            if self._fleet.store.campaign(campaign).state in ENDED_STATES:
+            if self._watch.record(campaign).state in ENDED_STATES:
                 continue
             due = self._restart_at.setdefault(campaign, now + RESTART_SECONDS)
             if now >= due:

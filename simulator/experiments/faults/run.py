@@ -63,6 +63,12 @@ def run_seed(
         shutil.rmtree(work, ignore_errors=True)
 
 
+def faults_of(scene: Scene, most: int, only: Collection[int] | None) -> list[Fault]:
+    """Those that happen in a seed."""
+    faults = draw_faults(scene.seed, scene.targets(), most)
+    return [one for one in faults if only is None or one.number in only]
+
+
 def _run(
     scene: Scene,
     work: Path,
@@ -70,9 +76,7 @@ def _run(
     only: Collection[int] | None,
     before: Callable[[VirtualFleet], None],
 ) -> Outcome:
-    faults = draw_faults(scene.seed, scene.targets(scene.population(())), most)
-    if only is not None:
-        faults = [one for one in faults if one.number in only]
+    faults = faults_of(scene, most, only)
     population = scene.population(faults)
     pool = LocalPool(population)
     with VirtualFleet(population, pool, work) as fleet:
@@ -107,7 +111,7 @@ def _go(scene: Scene, fleet: VirtualFleet, coordinator: Coordinator, watch: Watc
 
     def ended() -> bool:
         return all(
-            fleet.store.campaign(one).state in ENDED_STATES
+            watch.record(one).state in ENDED_STATES
             and not any(driver.lives for driver in watch.drivers[one])
             for one in watch.drivers
         )
@@ -122,15 +126,19 @@ def _go(scene: Scene, fleet: VirtualFleet, coordinator: Coordinator, watch: Watc
                 fleet.store, one.config, manifests, scene.weights, identifier=one.identifier
             )
             coordinator.start(one.identifier)
+            watch.look()
         if waiting or now < HORIZON_SECONDS or not ended():
             settle = None
         elif settle is None:
             settle = now
         elif now > settle + SETTLE_SECONDS:
             break
-        fleet.processes.advance(LOOK_SECONDS, lambda: watch.violation is not None)
-        coordinator.look()
+        try:
+            fleet.processes.advance(LOOK_SECONDS, lambda: watch.violation is not None)
+        except Exception as error:  # whoever let it out would end
+            watch.broken("no defect", f"{type(error).__name__}: {error}")
+            return
         watch.look()
-        watch.is_late()
+        coordinator.look()
     if watch.violation is None:
         watch.look_at_end()

@@ -122,8 +122,9 @@ class Scene:
         firmware = {BOARD: self.firmware}
         return FaultyPopulation(self._world, self.seed, Path(), firmware, befalls=befalls)
 
-    def targets(self, population: Population) -> Targets:
+    def targets(self) -> Targets:
         """What there is to go wrong."""
+        population = self.population(())
         bundle: Bundle = population.bundle(BOARD)
         image = load_elf(bundle.firmware)
         start, end = image.address_of("__pool_start"), image.address_of("__pool_end")

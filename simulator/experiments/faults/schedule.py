@@ -59,8 +59,8 @@ def _device(random: np.random.Generator, of: Targets) -> dict[str, Any]:
 
 
 def _seconds(random: np.random.Generator, most: float) -> float:
-    """From an instant to ``most``; each order of magnitude as likely."""
-    return round(float(most ** random.random()) * float(random.random()), 3)
+    """From an instant to ``most``, rather shorter than longer."""
+    return round(most * float(random.random()) ** 3, 3)
 
 
 def _brown_out(random: np.random.Generator, of: Targets) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _pool_bit_flip(random: np.random.Generator, of: Targets) -> dict[str, Any]:
 
 
 def _out_of_reach(random: np.random.Generator, of: Targets) -> dict[str, Any]:
-    return {**_device(random, of), "seconds": _seconds(random, 60.0)}
+    return {**_device(random, of), "seconds": _seconds(random, 150.0)}
 
 
 def _gateway(random: np.random.Generator, of: Targets) -> dict[str, Any]:
@@ -107,12 +107,12 @@ def _gateway_killed(random: np.random.Generator, of: Targets) -> dict[str, Any]:
     return {
         **_gateway(random, of),
         "steps": 1 + int(300 ** random.random()),
-        "seconds": _seconds(random, 40.0),
+        "seconds": _seconds(random, 100.0),
     }
 
 
 def _broker_killed(random: np.random.Generator, of: Targets) -> dict[str, Any]:
-    return {"seconds": _seconds(random, 30.0)}
+    return {"seconds": _seconds(random, 100.0)}
 
 
 def _campaign(random: np.random.Generator, of: Targets) -> dict[str, Any]:
@@ -184,6 +184,8 @@ def draw_faults(seed: int, of: Targets, most: int = MOST) -> list[Fault]:
     for number in range(count):
         own = generator(seed, "fault", number)
         kind = some[int(own.choice(len(some), p=weights / weights.sum()))]
-        at = round(0.2 + (HORIZON_SECONDS - 0.2) * float(own.random()) ** 3, 3)
+        # Early, while most is under way; an operator has second thoughts later as well.
+        early = 1 if kind == "operator" else 3
+        at = round(0.2 + (HORIZON_SECONDS - 0.2) * float(own.random()) ** early, 3)
         made.append(Fault(number, at, kind, KINDS[kind][1](own, of)))
     return made

@@ -23,7 +23,14 @@ from fleet.gateway.rounds import RoundKey
 from fleet.protocol import Action, Announce, Receipt, ReceiptResult, Task, topics
 from fleet.protocol.manifest import Manifest
 from fleet.protocol.messages import NO_DIGEST
-from fleet.store import ENDED_STATES, RoundRecord, Stages, tables
+from fleet.store import (
+    ENDED_STATES,
+    CampaignRecord,
+    RoundRecord,
+    RoundSummary,
+    Stages,
+    tables,
+)
 from simulator.devices.weights_slot import released_weights
 from simulator.experiments.faults.scene import BOARD, Scene
 from simulator.experiments.faults.sums import (
@@ -95,7 +102,12 @@ class Watch:
         self.drivers: dict[str, list[Process]] = defaultdict(list)
         """By campaign, all that were ever started."""
         self.store_changed = False
+        self.ended: set[str] = set()
+        """Campaigns that ended, whatever became of them since."""
+        self._records: dict[str, CampaignRecord] = {}
+        self._rounds: dict[str, tuple[RoundSummary, ...]] = {}
         self._fleet, self._pool, self._scene = fleet, pool, scene
+        self._configs = {one.identifier: one.config for one in scene.campaigns}
         self._manifest = Manifest.parse(scene.manifest)
         self._numbers = {population.world.device(one).name: one for one in population.numbers}
         self._reserved = {
@@ -257,15 +269,27 @@ class Watch:
                 self._look_at_gateway(gateway)
         if self.store_changed:
             self.store_changed = False
+            self._read_store()
             self._look_at_leases()
-            for planned in self._scene.campaigns:
-                self._look_at_rounds(planned.identifier)
+            for campaign in self.drivers:
+                self._look_at_rounds(campaign)
         self._look_at_drivers()
+        self._look_for_late_rounds()
+
+    def _read_store(self) -> None:
+        store = self._fleet.store
+        self._records = {one.id: one for one in store.campaigns()}
+        self._rounds = {one: store.round_summaries(one) for one in self.drivers}
+        self.ended |= {one.id for one in self._records.values() if one.state in ENDED_STATES}
+
+    def record(self, campaign: str) -> CampaignRecord:
+        """As it was when somebody last looked."""
+        return self._records[campaign]
 
     def _look_at_device(self, device: str, number: int) -> None:
         machine = self._pool.devices[number].machine
         reserved = self._reserved[number]
-        if reserved and any(machine.end_of_pool(reserved)):
+        if machine.end_of_pool(reserved).count(0) != reserved:
             self.broken("SRAM is enough", f"{device} has written into memory that isn't its own")
         if not machine.device_state:
             return  # it doesn't run
@@ -303,8 +327,9 @@ class Watch:
                     f"{device}: lease {number} of {campaign} after {least} of {before}",
                 )
             if before not in ("", campaign):
-                state = self._fleet.store.campaign(before).state
-                if state not in ENDED_STATES:
+                # One that is rolled back afterwards has to lease its devices anew.
+                if before not in self.ended:
+                    state = self._records[before].state
                     self.broken(
                         "no lease held twice",
                         f"{campaign} has {device}, which {before} ({state}) hasn't let go of",
@@ -323,25 +348,19 @@ class Watch:
                     )
 
     def _look_at_rounds(self, campaign: str) -> None:
-        if campaign not in self.drivers:
-            return
-        store = self._fleet.store
-        for one in store.round_summaries(campaign):
+        for one in self._rounds[campaign]:
             if one.state == "done" and one.number not in self._checked[campaign]:
                 self._checked[campaign].add(one.number)
-                self._look_at_round(campaign, store.round(campaign, one.number))
+                record = self._fleet.store.round(campaign, one.number)
+                self._look_at_round(campaign, record)
 
-    def is_late(self) -> None:
-        """Whether a round goes on for too long under one driver."""
-        for campaign, processes in self.drivers.items():
-            config = next(c.config for c in self._scene.campaigns if c.identifier == campaign)
-            driver = processes[-1]
-            running = [
-                one
-                for one in self._fleet.store.round_summaries(campaign)
-                if one.state == "running" and driver.lives
-            ]
-            for one in running:
+    def _look_for_late_rounds(self) -> None:
+        """Under one driver none goes on for longer than it may."""
+        for campaign, rounds in self._rounds.items():
+            config, driver = self._configs[campaign], self.drivers[campaign][-1]
+            for one in rounds:
+                if one.state != "running" or not driver.lives:
+                    continue
                 name = (driver.name, campaign, one.number)
                 since = self._running.setdefault(name, self._now)
                 most = config.deadline_seconds + config.gateway_grace_seconds + SLACK_SECONDS
@@ -375,7 +394,7 @@ class Watch:
         number = self._versions[campaign] = self._versions[campaign] + 1
         before = self._fleet.store.weights(campaign, number - 1)
         after = self._fleet.store.weights(campaign, number)
-        config = next(c.config for c in self._scene.campaigns if c.identifier == campaign)
+        config = self._configs[campaign]
         try:
             wanted = mean_of(
                 [row for of in rows.values() for row in of],
@@ -407,12 +426,12 @@ class Watch:
         for name, device, key in self._receipts:
             self._is_counted(name, device, key)
         for planned in self._scene.campaigns:
-            record = self._fleet.store.campaign(planned.identifier)
-            running = [
-                one.number
-                for one in self._fleet.store.round_summaries(planned.identifier)
-                if one.state == "running"
-            ]
+            if planned.identifier not in self.drivers:
+                self.broken("every round ends", f"campaign {planned.identifier} never began")
+                continue
+            record = self.record(planned.identifier)
+            rounds = self._rounds[planned.identifier]
+            running = [one.number for one in rounds if one.state == "running"]
             if record.state not in ENDED_STATES or running:
                 self.broken(
                     "every round ends",
