@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from fleet.campaign import Operation
 from fleet.coordinator.transport import Reply, Transport, read_replies
 from fleet.errors import GatewayError
-from fleet.gateway.actions import Filter, Publish, StoreAction
+from fleet.gateway.actions import Accept, Filter, Publish, StoreAction
 from fleet.gateway.config import BrokerSettings, GatewaySettings
 from fleet.gateway.core import Core, Job
 from fleet.gateway.link import Message
@@ -65,6 +65,7 @@ class VirtualGateway:
         """What it goes by: its machine may have another time of day than others."""
         self._broker = broker
         self._steps_left: int | None = None
+        self._deltas_left = 0
         self._down_seconds = 0.0
         self.settings = GatewaySettings(
             fleet=fleet,
@@ -108,16 +109,21 @@ class VirtualGateway:
         self.store.close()
         self._inbox.clear()
         self._waiting.clear()
-        self._steps_left = None
+        self._steps_left, self._deltas_left = None, 0
         self._clock.call_later(down_seconds, self._open)
 
-    def kill_after(self, steps: int, down_seconds: float = 2.0) -> None:
-        """The same in the middle of its work: at the ``steps``-th step (from 1) from now."""
-        self._steps_left, self._down_seconds = steps, down_seconds
+    def kill_after(self, steps: int, down_seconds: float = 2.0, deltas: int = 0) -> None:
+        """The same in the middle of its work: at the ``steps``-th step (from 1) from now.
 
-    def step(self) -> None:
+        Or from when it has accepted so many ``deltas``.
+        """
+        self._steps_left, self._down_seconds, self._deltas_left = steps, down_seconds, deltas
+
+    def step(self, action: StoreAction | None = None) -> None:
         """It is about to write or to publish; where its time has come it ends here."""
-        if self._steps_left is not None:
+        if self._deltas_left:
+            self._deltas_left -= isinstance(action, Accept)
+        elif self._steps_left is not None:
             self._steps_left -= 1
             if self._steps_left <= 0:
                 raise GatewayKilled
@@ -208,7 +214,7 @@ class VirtualGateway:
 class _MortalStore(RoundStore):
     """A gateway's store; its process may die before each change, and on both sides of a commit."""
 
-    def __init__(self, path: Path, step: Callable[[], None]) -> None:
+    def __init__(self, path: Path, step: Callable[[StoreAction | None], None]) -> None:
         """Open or make it."""
         super().__init__(path, survives_power_cuts=False)
         self._step = step
@@ -218,12 +224,12 @@ class _MortalStore(RoundStore):
         """See `RoundStore`."""
         with super().transaction():
             yield
-            self._step()
-        self._step()
+            self._step(None)
+        self._step(None)
 
     def apply(self, action: StoreAction) -> bytes | None:
         """See `RoundStore`."""
-        self._step()
+        self._step(action)
         return super().apply(action)
 
 

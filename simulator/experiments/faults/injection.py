@@ -115,8 +115,9 @@ class Injection:
         self._watch.altered.add(self._names[fault.values["device"]])
 
     def _gateway_killed(self, fault: Fault) -> None:
-        gateway = self._fleet.gateways[fault.values["gateway"]]
-        gateway.kill_after(fault.values["steps"], fault.values["seconds"])
+        values = fault.values
+        gateway = self._fleet.gateways[values["gateway"]]
+        gateway.kill_after(values["steps"], values["seconds"], values["deltas"])
 
     def _on_campaign(self, fault: Fault, act: Callable[[str], None]) -> None:
         campaign = self._scene.campaigns[fault.values["campaign"]].identifier

@@ -148,7 +148,7 @@ def _campaign(seed: int, number: int) -> PlannedCampaign:
     fields = {
         "name": f"campaign-{number}",
         "seed": int(random.integers(2**32)),
-        "rounds": int(random.integers(1, 3)),
+        "rounds": int(random.integers(1, 4)),
         "score_first": bool(random.random() < 0.3),
         "last_round": "none" if random.random() < 0.2 else "release",
         "deadline_seconds": 40,

@@ -106,7 +106,8 @@ def _gateway(random: np.random.Generator, of: Targets) -> dict[str, Any]:
 def _gateway_killed(random: np.random.Generator, of: Targets) -> dict[str, Any]:
     return {
         **_gateway(random, of),
-        "steps": 1 + int(300 ** random.random()),
+        "deltas": (0, 0, 1, 1, 2, 3)[int(random.integers(6))],
+        "steps": 1 + int(40 ** random.random()),
         "seconds": _seconds(random, 100.0),
     }
 
@@ -122,7 +123,7 @@ def _campaign(random: np.random.Generator, of: Targets) -> dict[str, Any]:
 def _driver_killed(random: np.random.Generator, of: Targets) -> dict[str, Any]:
     return {
         **_campaign(random, of),
-        "steps": 1 + int(100 ** random.random()),
+        "steps": 1 + int(60 ** random.random()),
         "seconds": _seconds(random, 30.0),
     }
 
@@ -147,7 +148,9 @@ def _forged(random: np.random.Generator, of: Targets) -> dict[str, Any]:
 
 
 def _operator(random: np.random.Generator, of: Targets) -> dict[str, Any]:
-    wish = ("pause", "pause", "stop", "roll-back", "roll-back")[int(random.integers(5))]
+    wish = ("pause", "pause", "stop", "roll-back", "roll-back", "roll-back")[
+        int(random.integers(6))
+    ]
     seconds = {"seconds": _seconds(random, 30.0)} if wish == "pause" else {}
     return {**_campaign(random, of), "wish": wish, **seconds}
 
@@ -158,14 +161,14 @@ KINDS: Mapping[str, tuple[float, Draw]] = {
     "flash bit flip": (1.0, _flash_bit_flip),
     "pool bit flip": (0.5, _pool_bit_flip),
     "out of reach": (4.0, _out_of_reach),
-    "gateway killed": (4.0, _gateway_killed),
+    "gateway killed": (6.0, _gateway_killed),
     "broker killed": (2.0, _broker_killed),
     "driver killed": (4.0, _driver_killed),
     "second driver": (1.0, _campaign),
     "requests": (4.0, _requests),
     "wall clock": (2.0, _wall_clock),
     "forged": (4.0, _forged),
-    "operator": (1.5, _operator),
+    "operator": (2.5, _operator),
 }
 """How often each is drawn beside the others, and what about it."""
 
@@ -185,7 +188,7 @@ def draw_faults(seed: int, of: Targets, most: int = MOST) -> list[Fault]:
         own = generator(seed, "fault", number)
         kind = some[int(own.choice(len(some), p=weights / weights.sum()))]
         # Early, while most is under way; an operator has second thoughts later as well.
-        early = 1 if kind == "operator" else 3
-        at = round(0.2 + (HORIZON_SECONDS - 0.2) * float(own.random()) ** early, 3)
+        early = 1 if kind == "operator" else 2
+        at = round(1.0 + (HORIZON_SECONDS - 1.0) * float(own.random()) ** early, 3)
         made.append(Fault(number, at, kind, KINDS[kind][1](own, of)))
     return made
