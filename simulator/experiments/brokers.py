@@ -103,8 +103,9 @@ class VirtualBroker:
 
         def listen() -> None:
             client = self.attach(name, hears, lambda: None)
-            for one in patterns if client is not None else ():
-                client.subscribe(one, retain_as_published=True)
+            if client is not None:
+                for one in patterns:
+                    client.subscribe(one, retain_as_published=True)
 
         name = f"tap-{len(self._taps)}"
         self._taps.append(listen)

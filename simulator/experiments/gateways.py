@@ -108,7 +108,9 @@ class VirtualGateway:
         self.link.stop()
         self.store.close()
         self._inbox.clear()
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, []
+        for _, then in waiting:  # the other end notices
+            self._clock.call_later(0.0, then)
         self._steps_left, self._deltas_left = None, 0
         self._clock.call_later(down_seconds, self._open)
 
@@ -384,7 +386,8 @@ class DirectTransport(Transport):
     def _answer(self, request: _Request) -> None:
         name, operation, fields = request.gateway, request.operation, request.fields
         if not self._gateways[name].is_up:
-            return  # killed in the very batch in which a round has ended
+            self._fail(request, "the gateway has ended")
+            return
         answers = []
         try:
             if operation is not Operation.HELLO:
@@ -396,6 +399,7 @@ class DirectTransport(Transport):
             self._fail(request, str(error))
             return
         except GatewayKilled:
+            self._fail(request, "the gateway has ended")
             return
         replies = read_replies(name, {"answers": answers, "hello": hello})
         # Whoever hears of a round's end then knows the devices as they are now.

@@ -1,9 +1,9 @@
 """Programs that wait, side by side in virtual time, and a store that they share.
 
-A coordinator's driver is written as live ones are: it asks, waits and goes on. Here each is a greenlet
-that goes on when what it waits for has come. Only one of them runs at a time, in the order in which they
-were started, so the same events have the same results. Any of them can be killed wherever it
-touches the world: before it waits, before it sends, and behind each of its transactions.
+A coordinator's driver is written as live ones are: it asks, waits and goes on. Here each is a
+greenlet that goes on when what it waits for has come. Only one of them runs at a time, in the order
+in which they were started, so the same events have the same results. Any of them can be killed
+wherever it touches the world: before it waits, before it sends, behind each of its transactions.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import typer
 from fleet.demo.digits import example_folder
 from simulator.errors import ExperimentError
 from simulator.experiments.faults.run import Outcome
-from simulator.experiments.faults.schedule import MOST
 from simulator.experiments.faults.scene import firmware_for_search
+from simulator.experiments.faults.schedule import MOST
 from simulator.experiments.faults.search import Finding, search
 
 EVERY = 500
@@ -32,7 +32,9 @@ def faults(
     build: Annotated[
         Path, typer.Option(help="Folder for the firmware, which is compiled once.")
     ] = Path("out/faults"),
-    json: Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print facts as JSON, for programs.")
+    ] = False,
 ) -> None:
     """Let everything go wrong in small fleets, and look whether what has to hold does.
 

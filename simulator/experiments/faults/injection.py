@@ -13,8 +13,8 @@ from fleet.protocol import Delta, Task, delta_coding, topics
 from fleet.protocol.manifest import Manifest
 from fleet.store import ENDED_STATES
 from simulator.experiments.brokers import VirtualBroker
-from simulator.experiments.faults.schedule import Fault
 from simulator.experiments.faults.scene import SITE, Scene
+from simulator.experiments.faults.schedule import Fault
 from simulator.experiments.faults.watch import Watch
 from simulator.experiments.fleet import VirtualFleet
 from simulator.experiments.gateways import Way
@@ -150,9 +150,12 @@ class Injection:
 
         ways = self._coordinator.ways
         ways[gateway] = way
-        self._fleet.clock.call_later(
-            fault.values["seconds"], lambda: ways.pop(gateway) if ways.get(gateway) is way else None
-        )
+
+        def over() -> None:
+            if ways.get(gateway) is way:
+                del ways[gateway]
+
+        self._fleet.clock.call_later(fault.values["seconds"], over)
 
     def _wall_clock(self, fault: Fault) -> None:
         whose, seconds = fault.values["whose"], fault.values["seconds"]

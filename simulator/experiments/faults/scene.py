@@ -152,7 +152,7 @@ def _campaign(seed: int, number: int) -> PlannedCampaign:
         "score_first": bool(random.random() < 0.3),
         "last_round": "none" if random.random() < 0.2 else "release",
         "deadline_seconds": 40,
-        "gateway_grace_seconds": 20.0,
+        "gateway_grace_seconds": 90.0 if random.random() < 0.7 else 20.0,
         "wait_for_devices_seconds": 90.0,
         "check_in_seconds": 5 if random.random() < 0.2 else 0,
         "weighting": "uniform" if random.random() < 0.3 else "samples",

@@ -91,7 +91,10 @@ def _flash_bit_flip(random: np.random.Generator, of: Targets) -> dict[str, Any]:
 def _pool_bit_flip(random: np.random.Generator, of: Targets) -> dict[str, Any]:
     device = int(random.integers(of.devices))
     address, sizes = of.pool
-    place = {"address": address + int(random.integers(sizes[device])), "bit": int(random.integers(8))}
+    place = {
+        "address": address + int(random.integers(sizes[device])),
+        "bit": int(random.integers(8)),
+    }
     return {"device": device, **place}
 
 

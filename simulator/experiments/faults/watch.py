@@ -117,7 +117,8 @@ class Watch:
         self._slots = [(one.address, one.bytes) for one in (flash.slot_a, flash.slot_b)]
         self._factory = bytes.fromhex(self._manifest.weights.sha256)
         self._stages = Stages(fleet.store)
-        self._released: dict[str, set[bytes]] = defaultdict(set)
+        self._released: dict[str, dict[bytes, bytes]] = defaultdict(dict)
+        """By device and version, the campaign that released it last."""
         self._tasked: dict[str, set[bytes]] = defaultdict(set)
         self._holders: dict[tuple[str, int], bytes] = {}
         self._leases: dict[str, tuple[str, int]] = {}
@@ -197,7 +198,7 @@ class Watch:
         self.tasks[device] = task
         self._tasked[device].add(task.weights)
         if task.action == Action.RELEASE:
-            self._released[device].add(task.weights)
+            self._released[device][task.weights] = task.campaign
 
     def _receipt(self, gateway: str, device: str, receipt: Receipt) -> None:
         key = RoundKey(receipt.campaign, receipt.round)
@@ -247,7 +248,7 @@ class Watch:
         self._told_leases[device] = announce.lease
 
     def _has_weights(self, device: str, current: bytes, candidate: bytes) -> None:
-        if current not in self._released[device] | {self._factory}:
+        if current != self._factory and current not in self._released[device]:
             self.broken(
                 "current was released",
                 f"{device} has current {current.hex()[:16]}, which nothing released to it",
@@ -326,14 +327,13 @@ class Watch:
                     "leases only grow",
                     f"{device}: lease {number} of {campaign} after {least} of {before}",
                 )
-            if before not in ("", campaign):
-                # One that is rolled back afterwards has to lease its devices anew.
-                if before not in self.ended:
-                    state = self._records[before].state
-                    self.broken(
-                        "no lease held twice",
-                        f"{campaign} has {device}, which {before} ({state}) hasn't let go of",
-                    )
+            # A campaign that is rolled back after its end has to lease its devices anew.
+            if before not in ("", campaign, *self.ended):
+                state = self._records[before].state
+                self.broken(
+                    "no lease held twice",
+                    f"{campaign} has {device}, which {before} ({state}) hasn't let go of",
+                )
         self._leases.update(found)
 
     def _look_at_drivers(self) -> None:
@@ -441,13 +441,13 @@ class Watch:
                 self._look_at_roll_back(planned.identifier, record.reason)
 
     def _look_at_roll_back(self, campaign: str, reason: str) -> None:
-        mine = {bytes.fromhex(one) for one in self._fleet.store.weight_digests(campaign)}
         for device, member in self._stages.members(campaign).items():
             machine = self._pool.devices[self._numbers[device]].machine
             if device in self.altered or device in reason or not machine.device_state:
                 continue
             current = machine.current_weights()
-            if current in mine and current.hex() != member.before:
+            by = self._released[device].get(current)
+            if by == bytes.fromhex(campaign) and current.hex() != member.before:
                 self.broken(
                     "rolled back",
                     f"{device} has {current.hex()[:16]} of {campaign}, before {member.before[:16]}",
