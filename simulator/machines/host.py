@@ -30,6 +30,7 @@ from simulator.machines.protocol import StopReason, TrafficCount
 _STEPS_BETWEEN_LOOKS = 4
 NEVER_AGAIN = 0xFFFFFFFF
 """tf_host_device_next_run_ms: nothing but bytes gives it something to do."""
+_DIGEST_BYTES = 32
 _CHARGING = 0x80  # TF_CHARGING in tinyfleet/port.h
 
 
@@ -241,6 +242,9 @@ def _library(path: str) -> ctypes.CDLL:
         ("cut_power", None, (pointer, word)),
         ("has_power", flag, (pointer,)),
         ("flash_operations", word, (pointer,)),
+        ("state", ctypes.c_int32, (pointer,)),
+        ("current_weights", None, (pointer, ctypes.c_char_p)),
+        ("candidate_weights", None, (pointer, ctypes.c_char_p)),
     ):
         function = getattr(library, f"tf_host_device_{name}")
         function.restype, function.argtypes = result, arguments
@@ -410,6 +414,28 @@ class HostMachine:
     def flash_operations(self) -> int:
         """Words programmed and sectors erased since the machine was made."""
         return self._operations_before + int(self._call("flash_operations"))
+
+    @property
+    def device_state(self) -> int:
+        """What its client is doing (wire.md, device states); 0 where it doesn't run."""
+        return int(self._call("state"))
+
+    def current_weights(self) -> bytes:
+        """Digest of what the application infers with, while the client runs."""
+        return self._digest("current_weights")
+
+    def candidate_weights(self) -> bytes:
+        """Digest of the candidate, or zeros, while the client runs."""
+        return self._digest("candidate_weights")
+
+    def _digest(self, which: str) -> bytes:
+        digest = ctypes.create_string_buffer(_DIGEST_BYTES)
+        self._call(which, digest)
+        return digest.raw
+
+    def end_of_pool(self, size: int) -> bytes:
+        """The last bytes of the pool, zeros until somebody writes there."""
+        return ctypes.string_at(self._pool.start + self._pool.size - size, size)
 
     def stack_high_water_bytes(self) -> int:
         """Unknown: the stack is the host's."""
