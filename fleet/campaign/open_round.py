@@ -18,6 +18,9 @@ from typing import NamedTuple
 from fleet.campaign.answers import CollectAnswer, StartAnswer
 from fleet.campaign.round_machine import ENDED, GatewayPhase, RoundMachine
 
+MOST_MISSES = 3
+"""So many answers in a row without the part that was asked for end a gateway's round."""
+
 
 class Taken(NamedTuple):
     """How far the store has a gateway's deltas of a round: so many parts, so many deltas."""
@@ -32,6 +35,7 @@ class _Part:
 
     before: Taken
     wanted: bool = False
+    misses: int = 0
     answer: CollectAnswer | None = None
     standing: CollectAnswer | None = None
 
@@ -132,14 +136,17 @@ class OpenRound(RoundMachine):
     def collected(self, name: str, answer: CollectAnswer, now: float) -> None:
         """See `RoundMachine`; with the sums of the part where one was asked for."""
         one, part = self._ended_request(name, now), self._parts[name]
-        if one.phase in ENDED:
-            return
+        if one.phase in ENDED or answer.cursor - len(answer.reports) > one.cursor:
+            return  # what a driver before this one asked says nothing of what that had heard
         if answer.state == "unknown" and (part.before.parts or self._stopping):
             self.reject(name, "it has forgotten the round, of which parts were taken")
             return
         has_sums = answer.state in ("running", "closed")
         if part.wanted and has_sums and not _has_part(answer, part):
-            self.reject(name, "it was asked for a part, and told no sums of it")
+            # It may be the answer to what a driver before this one asked.
+            part.misses += 1
+            if part.misses == MOST_MISSES:
+                self.reject(name, "it was asked for a part, and told no sums of it")
             return
         one.accepted = answer.accepted
         one.reports.update((report.device, report) for report in answer.reports)
@@ -151,7 +158,7 @@ class OpenRound(RoundMachine):
             return
         one.phase = GatewayPhase.COLLECT
         if part.wanted:
-            part.wanted = False
+            part.wanted, part.misses = False, 0
             part.answer = answer if _has_part(answer, part) else None
         self._settle(name)
 

@@ -84,6 +84,17 @@ def test_a_round_that_was_resumed_goes_on_with_the_next_part() -> None:
     assert machine.part("g") == 2
 
 
+def test_an_answer_to_a_driver_before_this_one_is_not_taken_for_the_whole(
+    machine: OpenRound,
+) -> None:
+    machine.collected("g", standing(5, after=3), 2.0)
+    assert machine.untaken("g") == 0
+    assert machine.requests(2.0) == [("g", Operation.COLLECT)]
+    assert machine.cursor("g") == 0
+    machine.collected("g", standing(5), 3.0)
+    assert machine.untaken("g") == 5
+
+
 def test_a_round_ends_where_its_last_part_was_taken_however_late_that_is(
     machine: OpenRound,
 ) -> None:
@@ -158,10 +169,23 @@ def test_a_gateway_that_forgot_before_a_part_was_taken_begins_again(machine: Ope
     assert machine.untaken("g") == 0
 
 
-def test_an_answer_without_the_part_that_was_asked_for_ends_the_gateways_round(
+def test_answers_without_the_part_that_was_asked_for_end_the_gateways_round(
     machine: OpenRound,
 ) -> None:
     machine.collected("g", standing(2), 2.0)
     take(machine, 2.0)
-    machine.collected("g", told(1, 2, 2, 2), 3.0)
+    for now, odd in ((3.0, told(1, 2, 2, 2)), (4.0, standing(2, after=2)), (5.0, standing(2))):
+        assert not machine.finished
+        machine.collected("g", odd, now)
+        machine.requests(now)
     assert "told no sums" in machine.outcome().lost["g"]
+
+
+def test_one_answer_without_the_part_is_asked_for_again(machine: OpenRound) -> None:
+    machine.collected("g", standing(2), 2.0)
+    take(machine, 2.0)
+    machine.collected("g", standing(2, after=2), 3.0)
+    assert machine.requests(3.0) == [("g", Operation.COLLECT)]
+    assert machine.part("g") == 0
+    machine.collected("g", told(0, 2, 2, 2), 4.0)
+    assert machine.taken("g") is not None

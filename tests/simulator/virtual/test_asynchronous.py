@@ -90,7 +90,7 @@ def assert_versions_are_means_of_what_was_folded(
             weights += scale
         change = np.zeros(master.size)
         change[places] = [
-            float(Fraction(one * unit, 256 * weights))
+            float(Fraction(one * unit, 256 * max(1, weights)))
             for one, unit in zip(total, units, strict=True)
         ]
         master = np.clip(master + change, -limits, limits)
