@@ -12,7 +12,7 @@ from pathlib import Path
 
 from codegen.host_toolchain import Source
 from device_runtime import (
-    interpreter_sources,
+    engine_core_sources,
     kernel_choice_source,
     kernel_sources,
     kernel_table_source,
@@ -45,7 +45,7 @@ def host_engine_sources(generated: Sequence[Source]) -> list[Source]:
         for item in generated
     ]
     choice = Source(kernel_choice_source(), flags=("-DTF_KERNEL_SETS",))
-    units = [*callers, *map(Source, interpreter_sources()), choice, *_set(PORTABLE, (), ())]
+    units = [*callers, *map(Source, engine_core_sources()), choice, *_set(PORTABLE, (), ())]
     for name in vector_sets():
         units += _set(name, vector_sources(), VECTOR_FLAGS[name])
     return units

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from benchmarks.simulator import fleet, host, renode
+from benchmarks.simulator import fleet, host, qemu, renode
 from simulator.errors import SimulatorError
 
 
@@ -25,6 +25,7 @@ class Part(NamedTuple):
 PARTS = {
     "fleet": Part(fleet.measure_part, fleet.print_part),
     "host": Part(host.measure_part, host.print_part),
+    "qemu": Part(qemu.measure_part, qemu.print_part),
     "renode": Part(renode.measure_part, renode.print_part),
 }
 

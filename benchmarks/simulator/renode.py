@@ -4,69 +4,28 @@ they hold in memory, and instructions a second of CPU while a device trains.
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from codegen.compile import compile_model
-from codegen.firmware.bundle import Bundle, load_bundle
-from fleet.protocol import topics
-from simulator.machines.device_spec import DeviceSpec
-from simulator.machines.protocol import Machine
-from simulator.machines.registry import build_machine, flash_content
-from simulator.machines.renode.machine import Emulation, RenodeMachine
+from benchmarks.simulator.emulated import (
+    SETTLING_SECONDS,
+    cpu_seconds,
+    digits_for,
+    group_of,
+    resident_megabytes,
+    spec_of,
+    training,
+    with_speed,
+)
+from codegen.firmware.bundle import Bundle
+from simulator.machines.registry import flash_content
+from simulator.machines.renode.machine import Emulation
 from simulator.machines.renode.monitor import find_renode
-from tests.device_runtime.host_device import Publication
-from tests.device_runtime.tiny_round import task_for
-from tests.simulator.conftest import DIGITS, ROOT, WorldClock
-from tests.simulator.line import Line
 
-EPOCHS = 20
-SETTLING_SECONDS = 5.0
 LONGEST_BOOT_SECONDS = 120.0
-
-
-def group_of(pid: int) -> list[int]:
-    """The processes that have been started with this one."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.getpgid(int(entry.name)) == pid:
-                found.append(int(entry.name))
-        except ProcessLookupError:
-            continue
-    return found
-
-
-def resident_megabytes(pids: list[int]) -> float:
-    kilobytes = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                kilobytes += int(line.split()[1])
-    return kilobytes / 1024
-
-
-def cpu_seconds(pids: list[int]) -> float:
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def spec_of(bundle: Bundle, machine: str) -> DeviceSpec:
-    samples = np.random.default_rng(5).integers(-128, 128, (32, 8, 8, 1)).astype(np.int8)
-    labels = np.arange(32) % 10
-    return DeviceSpec("cow", bundle.path, "moo", samples, labels, fleet="barn", machine=machine)
 
 
 def fleets_of_nodes(bundle: Bundle, counts: list[int]) -> list[dict[str, float]]:
@@ -109,57 +68,11 @@ def fleets_of_nodes(bundle: Bundle, counts: list[int]) -> list[dict[str, float]]
     return found
 
 
-@contextmanager
-def made(bundle: Bundle, machine: str, world: WorldClock) -> Iterator[Machine]:
-    one = build_machine(spec_of(bundle, machine), Path(), world)
-    try:
-        yield one
-    finally:
-        one.close()
-
-
-def training(bundle: Bundle, machine: str) -> dict[str, float]:
-    """CPU that a device's training of its largest plan takes; instructions where it tells."""
-    world = WorldClock()
-    with made(bundle, machine, world) as one:
-        line = Line(one, world)
-        plan = bundle.manifest.plans[-1]
-        task = task_for(bytes.fromhex(plan.id), bundle.weights, epochs=EPOCHS)
-        topic = "fleet/barn/gw/gw/cow/delta"
-        line.until(lambda: bool(line.broker.published))
-        line.broker.send(Publication(topics.task("barn", "cow"), task.encode(), True, topic))
-        pids = [os.getpid()]
-        if isinstance(one, RenodeMachine):
-            pids = group_of(one._emulation.monitor.pid)
-        renode = one if isinstance(one, RenodeMachine) else None
-        before, begun = renode.executed_instructions if renode else 0, cpu_seconds(pids)
-        line.until(
-            lambda: any(said.topic == topic for said in line.broker.published), seconds=3600.0
-        )
-        found = {"cpu_seconds": round(cpu_seconds(pids) - begun, 1)}
-        if renode:
-            found["million_instructions"] = round((renode.executed_instructions - before) / 1e6)
-        return found
-
-
 def measure(nodes: list[int]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        compile_model(
-            DIGITS / "digits.onnx",
-            "stm32f746",
-            None,
-            DIGITS / "calibration.npz",
-            Path(folder) / "f746",
-            ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
-        )
-        bundle = load_bundle(Path(folder) / "f746")
+    with digits_for("stm32f746") as (bundle,):
         emulations = fleets_of_nodes(bundle, nodes)
         trained = {machine: training(bundle, machine) for machine in ("renode", "unicorn")}
-        # The same work: as many instructions.
-        executed = trained["renode"]["million_instructions"]
-        for one in trained.values():
-            one["million_instructions_per_cpu_second"] = round(executed / one["cpu_seconds"])
-        return {"renode": emulations, "training": trained}
+        return {"renode": emulations, "training": with_speed(trained)}
 
 
 def measure_part(options: Namespace) -> dict[str, Any]:

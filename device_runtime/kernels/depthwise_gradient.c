@@ -235,6 +235,12 @@ uint32_t tf_depthwise_input_gradient_scratch_bytes(const tf_convolution *layer) 
            sizeof(int16_t) * (elements_of_table(layer) + planes);
 }
 
+static inline void set_scale(const tf_convolution *layer, const tf_scale *scale, int32_t headroom,
+                             int32_t magnitude, tf_scale *out_scale) {
+    out_scale->exponent = scale->exponent + layer->error_exponent - headroom + layer->error_shift;
+    out_scale->magnitude = magnitude;
+}
+
 void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
                                  const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                  tf_scale *out_scale, int16_t *scratch) {
@@ -246,17 +252,16 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
     job.layer = layer;
     job.out = out;
     job.shift = 15 + layer->error_shift - headroom;
-    job.magnitude = 0;
-    out_scale->exponent = scale->exponent + layer->error_exponent - headroom + layer->error_shift;
 #ifdef TF_VECTOR
     if (tf_depthwise_gradient_in_lanes(layer, error, weights, out, job.shift, &job.magnitude)) {
-        out_scale->magnitude = job.magnitude;
+        set_scale(layer, scale, headroom, job.magnitude, out_scale);
         return;
     }
 #endif
     job.left = zeros_before(layer);
     job.line = line_of(layer, (uint32_t)job.left);
     job.plane = layer->out_height * job.line;
+    job.magnitude = 0;
     job.windows = (tf_window *)(void *)scratch;
     job.sums = (int32_t *)(void *)(job.windows + phases * layer->in_height);
     job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->in_width));
@@ -293,7 +298,7 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
         }
     }
     tf_amend_lowest(out, (uint32_t)layer->in_height * layer->in_width * channels, &job.magnitude);
-    out_scale->magnitude = job.magnitude;
+    set_scale(layer, scale, headroom, job.magnitude, out_scale);
 }
 
 /* Planes of one channel: every input row as stride_width rows of its own, of every stride-th

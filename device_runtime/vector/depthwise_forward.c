@@ -112,7 +112,8 @@ uint32_t tf_depthwise_forward_in_lanes(const tf_convolution *layer, const tf_spa
     const uint32_t seen = (outputs - 1u) * layer->stride_width + 2u * job.pairs;
     job.line = (seen + job.step - 1u) / job.step;
     const uint32_t taps = layer->kernel_height * job.pairs;
-    if (taps + layer->kernel_height * job.line > TF_RING_BYTES / sizeof(tf_lanes)) {
+    if (taps + layer->kernel_height * job.line > TF_RING_BYTES / sizeof(tf_lanes) ||
+        (output == input && !tf_rows_may_replace(layer))) {
         return 0;
     }
     job.ring = memory + taps;

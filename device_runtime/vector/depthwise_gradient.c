@@ -159,7 +159,8 @@ uint32_t tf_depthwise_gradient_in_lanes(const tf_convolution *layer, const int16
     job.line = job.zeros + reach + job.most + TF_RING_PIXELS;
     const uint32_t phases = (uint32_t)layer->stride_height * stride;
     const uint32_t taps = phases * job.rows * (job.most / 2u);
-    if (taps + job.rows * job.line > TF_RING_BYTES / sizeof(tf_lanes)) {
+    if (taps + job.rows * job.line > TF_RING_BYTES / sizeof(tf_lanes) ||
+        (out == error && !tf_rows_may_replace(layer))) {
         return 0;
     }
     job.ring = memory + taps;

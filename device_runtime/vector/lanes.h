@@ -52,7 +52,7 @@ static inline tf_lanes_requantizer tf_lanes_make_requantizer(const tf_multiplier
                                                              uint32_t count) {
     tf_lanes_requantizer by;
     by.count = count < TF_LANES ? count : TF_LANES;
-    by.word = by.count == TF_LANES ? tf_lanes_load(words) : tf_lanes_load_some(words, by.count);
+    by.word = tf_lanes_load_some(words, by.count);
     by.shift = tf_lanes_and(by.word, tf_lanes_all(31));
     by.offset = tf_lanes_left(tf_lanes_all(2 * zero + 1), tf_lanes_add(by.shift, tf_lanes_all(-1)));
     by.raised = pre_shift != NULL;
@@ -74,7 +74,7 @@ static inline tf_lanes_requantizer tf_lanes_make_requantizer(const tf_multiplier
 static inline uint32_t tf_lanes_requantize(const tf_lanes_requantizer *by, tf_lanes sums,
                                            int8_t *output) {
     if (by->raised) {
-        const tf_lanes low = tf_lanes_add(tf_lanes_all(1), ~by->limit);
+        const tf_lanes low = tf_lanes_less(tf_lanes_all(0), by->limit);
         sums = tf_lanes_left(tf_lanes_clamp(sums, low, by->limit), by->raise);
     }
     const tf_lanes high = tf_lanes_high_product(sums, by->word);
@@ -84,6 +84,10 @@ static inline uint32_t tf_lanes_requantize(const tf_lanes_requantizer *by, tf_la
 
 /* ORs the lowest `count` bits into a mask from bit `index` on. */
 static inline void tf_lanes_put_bits(uint8_t *mask, uint32_t index, uint32_t bits, uint32_t count) {
+    if (TF_LANES % 8u == 0u && count == TF_LANES && index % 8u == 0u) {
+        memcpy(mask + index / 8u, &bits, TF_LANES / 8u); /* whole bytes, and nobody else's */
+        return;
+    }
     bits &= (1u << count) - 1u;
     for (; count > 8u; count -= 8u, bits >>= 8, index += 8u) {
         tf_put_bits(mask, index, bits & 0xffu, 8u);

@@ -97,10 +97,6 @@ static inline __attribute__((always_inline)) void sum_eight(const int16_t *colum
     sums[7] = s7;
 }
 
-static inline tf_lanes load_bias(const int32_t *bias, uint32_t count) {
-    return count == TF_LANES ? tf_lanes_load(bias) : tf_lanes_load_some(bias, count);
-}
-
 void tf_panels_forward(const tf_panel_block *block, uint32_t pixels, int8_t *output, uint8_t *mask,
                        uint32_t index) {
     const uint32_t length = block->length, step = block->step;
@@ -109,7 +105,7 @@ void tf_panels_forward(const tf_panel_block *block, uint32_t pixels, int8_t *out
         const uint8_t *pre_shift = block->pre_shift == NULL ? NULL : block->pre_shift + first;
         const tf_lanes_requantizer by = tf_lanes_make_requantizer(
             block->requantize + first, pre_shift, block->zero, block->channels - first);
-        const tf_lanes bias = load_bias(block->bias + first, by.count);
+        const tf_lanes bias = tf_lanes_load_some(block->bias + first, by.count);
         const int16_t *columns = block->columns;
         uint32_t at = first;
         for (uint32_t left = pixels, count; left > 0u; left -= count) {

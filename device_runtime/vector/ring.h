@@ -87,8 +87,15 @@ static inline tf_lanes tf_tile_tap(const tf_tile_taps *tile, uint32_t tap) {
     return tf_lanes_widen8(codes, TF_LANES);
 }
 
+/* Rows of an output, of this stride and padding before the first, may take the place of those of an
+ * input as soon as they are made: by then the input's are in the ring. */
+static inline uint32_t tf_rows_may_replace(const tf_convolution *layer) {
+    return layer->stride_height == 1 && layer->pad_top < layer->kernel_height &&
+           layer->in_width == layer->out_width;
+}
+
 /* tf_depthwise_forward and the errors of tf_depthwise_input_gradient, without their scratch; return
- * 0, and have done nothing, where the ring finds no room. */
+ * 0, and have done nothing, where the ring finds no room, or comes too late. */
 uint32_t tf_depthwise_forward_in_lanes(const tf_convolution *layer, const tf_span *span,
                                        const int8_t *input, const tf_weights *weights,
                                        const int32_t *bias, int8_t *output, uint8_t *mask);

@@ -100,6 +100,11 @@ class DeviceHost:
         said.sort(key=_order)
         return WindowResult(said, self.next_due)
 
+    @property
+    def devices(self) -> Mapping[int, VirtualDevice]:
+        """By number."""
+        return self._devices
+
     def _queue(self, number: int) -> None:
         due = self._devices[number].next_due
         if due != self._queued.get(number):
@@ -201,6 +206,11 @@ class LocalPool(DevicePool):
         """All of its devices."""
         self._host = DeviceHost(population, population.numbers)
         self._said: list[Said] = []
+
+    @property
+    def devices(self) -> Mapping[int, VirtualDevice]:
+        """By number."""
+        return self._host.devices
 
     @property
     def next_due(self) -> int:

@@ -66,6 +66,27 @@ def test_rows_too_long_for_a_ring_have_the_codes_and_errors_of_numpy() -> None:
         assert scale.values == [-9 + exponent, int(np.abs(wanted).max())]
 
 
+@pytest.mark.parametrize("pad", [(0, 0, 6, 6), (3, 3, 3, 3), (6, 6, 0, 0)])
+def test_strides_whose_output_has_the_size_of_the_input_work_in_its_place(
+    pad: tuple[int, int, int, int],
+) -> None:
+    layer = Depthwise(5, 5, 21, (3, 3), (2, 2), pad, -7, 5, False, 9, 0, 2)
+    assert (layer.out_height, layer.out_width) == (5, 5)
+    codes, errors = layer.codes(5, 5), layer.errors()
+    span = Struct(*(("H", 5 * (i > 0)) for i in range(4)))
+    wanted, _ = layer.input_gradient(errors)
+    for engine in on_vector_units():
+        place, weights = codes.astype(np.int8), layer.weights_struct()
+        biases, scratch = layer.biases().astype(np.int32), scratch_for(layer, 5)
+        arguments = [place, weights, biases, place, None, scratch]
+        engine.call("tf_depthwise_forward", layer.struct(), span, *arguments)
+        np.testing.assert_array_equal(place, np.clip(layer.values_before_clamp(codes), -128, 127))
+        error, scale = errors.astype(np.int16), scale_of(errors)
+        arguments = [error, scale, weights, error, scale, np.zeros(1 << 14, np.int16)]
+        engine.call("tf_depthwise_input_gradient", layer.struct(), *arguments)
+        np.testing.assert_array_equal(error, wanted)
+
+
 @pytest.mark.parametrize("outputs", [128, 140])
 def test_errors_that_find_no_room_leave_the_weights_of_numpy(outputs: int) -> None:
     case = Case(16, 16, 18, outputs, (1, 1), (1, 1), (0, 0, 0, 0), tuple(range(17)), seed=9)
