@@ -337,6 +337,14 @@ def boards(json: Json = False) -> None:
     list_boards(as_json=json)
 
 
+@app.command()
+def machines(json: Json = False) -> None:
+    """List the ways to run devices without hardware, what each can and which boards it can be."""
+    from fleet.cli._machines import list_machines
+
+    list_machines(as_json=json)
+
+
 ca = typer.Typer(help="The fleet's own certificate authority.", no_args_is_help=True)
 app.add_typer(ca, name="ca")
 AuthorityFolder = Annotated[Path, typer.Argument(help="Folder of the authority.")]

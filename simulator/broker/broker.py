@@ -43,7 +43,10 @@ class Broker:
         return Connection(self._core, on_ready)
 
     def attach(self, client_id: str, on_ready: Callable[[], None] = _nothing) -> Client:
-        """A client in this process connects, with a clean start; ``on_ready`` as in ``connect``."""
+        """A client in this process connects, with a clean start, and nobody asks who it is.
+
+        ``on_ready`` as in ``connect``.
+        """
         return Client(self._core, client_id, on_ready)
 
     def forget_everything(self) -> None:

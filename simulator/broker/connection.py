@@ -75,10 +75,12 @@ class Connection:
 
     def take(self, limit: int | None = None) -> bytes:
         """Bytes for the client, at most ``limit``."""
-        if limit is None:
-            limit = len(self._output)
-        data = bytes(self._output[:limit])
-        del self._output[:limit]
+        if limit is None or limit >= len(self._output):
+            data = bytes(self._output)
+            self._output.clear()
+        else:
+            data = bytes(self._output[:limit])
+            del self._output[:limit]
         return data
 
     def close(self) -> None:

@@ -44,11 +44,12 @@ class Subscription:
 class _Copy:
     """A message on its way to one client, with QoS 1."""
 
-    __slots__ = ("message", "retain")
+    __slots__ = ("message", "packet_id", "retain")
 
-    def __init__(self, message: Message, retain: bool) -> None:
+    def __init__(self, message: Message, retain: bool, packet_id: int) -> None:
         self.message = message
         self.retain = retain
+        self.packet_id = packet_id
 
 
 class Session:
@@ -97,9 +98,9 @@ class Session:
     def resume(self, now: float) -> None:
         """Send again what wasn't acknowledged, however much that is, and what has waited."""
         assert self.endpoint is not None
-        for packet_id, copy in list(self._in_flight.items()):
+        for copy in list(self._in_flight.values()):
             self._quota = max(0, self._quota - 1)
-            self._send(packet_id, copy, now, duplicate=True)
+            self._send(copy, now, duplicate=True)
         self._send_queued(self._quota, now)
 
     def deliver(self, message: Message, qos: int, retain: bool, now: float) -> bool:
@@ -110,14 +111,19 @@ class Session:
             if message.expires is None or message.expires > now:
                 self.endpoint.send(message, 0, retain, 0, False)
             return True
+        # As Mosquitto: also what has to be dropped, or is too large for the client, has its number.
+        self._last_packet_id = self._last_packet_id % MAX_PACKET_ID + 1
+        copy = _Copy(message, retain, self._last_packet_id)
         if self.endpoint is not None and self._quota and not self._queue:
-            self._send_first(_Copy(message, retain), now)
+            self._send_first(copy, now)
             return True
         if self._queue is None:
             self._queue = deque()
-        if len(self._queue) >= self.max_queued:
+        # As Mosquitto, which counts those under way too, but for a window of a connected client.
+        window = 0 if self.endpoint is None else self._receive_maximum
+        if len(self._in_flight) + len(self._queue) - window >= self.max_queued:
             return False
-        self._queue.append(_Copy(message, retain))
+        self._queue.append(copy)
         if self.endpoint is not None:
             self._send_queued(self._quota, now)
         return True
@@ -148,21 +154,17 @@ class Session:
             self._queue = None
 
     def _send_first(self, copy: _Copy, now: float) -> bool:
-        packet_id = self._last_packet_id % MAX_PACKET_ID + 1
-        while packet_id in self._in_flight:
-            packet_id = packet_id % MAX_PACKET_ID + 1
-        self._last_packet_id = packet_id
-        self._in_flight[packet_id] = copy
+        self._in_flight[copy.packet_id] = copy
         self._quota = max(0, self._quota - 1)
-        return self._send(packet_id, copy, now, duplicate=False)
+        return self._send(copy, now, duplicate=False)
 
-    def _send(self, packet_id: int, copy: _Copy, now: float, duplicate: bool) -> bool:
+    def _send(self, copy: _Copy, now: float, duplicate: bool) -> bool:
         """Send a copy in flight, which ends here where it has expired or the client can't take it.
 
         Returns whether it takes room of the receive maximum.
         """
         assert self.endpoint is not None
-        message = copy.message
+        message, packet_id = copy.message, copy.packet_id
         expired = message.expires is not None and message.expires <= now
         if not expired and self.endpoint.send(message, 1, copy.retain, packet_id, duplicate):
             return True

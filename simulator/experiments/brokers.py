@@ -5,15 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from fleet.gateway.broker import (
+    MAX_INFLIGHT_MESSAGES,
+    MAX_PACKET_BYTES,
+    MAX_QUEUED_MESSAGES,
+)
 from fleet.gateway.link import Message
 from simulator.broker.broker import Broker
 from simulator.broker.client import Client
 from simulator.broker.connection import Connection
+from simulator.broker.core import BrokerSettings
 from simulator.experiments.window_clock import WindowClock
 from simulator.virtual.device import Arrival, Said
 from simulator.virtual.line import LineEnd
 
 _MILLISECONDS = 1000.0
+_SETTINGS = BrokerSettings(
+    max_inflight_messages=MAX_INFLIGHT_MESSAGES,
+    max_queued_messages=MAX_QUEUED_MESSAGES,
+    max_packet_size=MAX_PACKET_BYTES,
+)
 
 
 class VirtualBroker:
@@ -23,7 +34,7 @@ class VirtualBroker:
         """``line`` gives the way down to a device, by its number and that of its call."""
         self._clock = clock
         self._line = line
-        self.broker = Broker(lambda: clock.monotonic() * _MILLISECONDS)
+        self.broker = Broker(lambda: clock.monotonic() * _MILLISECONDS, _SETTINGS)
         self.is_up = True
         self._calls: dict[tuple[int, int], tuple[Connection, LineEnd]] = {}
         self.bytes_down = 0

@@ -12,6 +12,7 @@ from fleet.coordinator.creation import new_campaign
 from fleet.coordinator.driver import CampaignDriver
 from simulator.experiments.brokers import VirtualBroker
 from simulator.experiments.gateways import DirectTransport, VirtualGateway, Way
+from simulator.experiments.meddling import Meddler
 from simulator.experiments.processes import Process, Processes, SharedStore, WaitingClock
 from simulator.experiments.window_clock import WindowClock
 from simulator.virtual.device import Said
@@ -26,13 +27,14 @@ class VirtualFleet:
     def __init__(self, population: Population, pool: DevicePool, folder: Path) -> None:
         """``pool`` has the population's devices; ``folder`` is for what gateways keep."""
         self.pool = pool
-        self.clock = WindowClock(pool, self._hears)
         world = population.world
+        self.clock = WindowClock(pool, self._hears, population.least_line_nanoseconds)
         self._sites = [world.device(number).site for number in population.numbers]
         sites = world.config.population.sites
         self.brokers = {
             name: VirtualBroker(self.clock, partial(_down, population)) for name in sites
         }
+        meddler = Meddler(population, self.clock)
         self.gateways: dict[str, VirtualGateway] = {}
         for site, of in sites.items():
             for number in range(1, of.gateways + 1):
@@ -43,6 +45,7 @@ class VirtualFleet:
                     folder,
                     {"share": share},
                     self.brokers[site],
+                    meddler,
                     self.clock,
                 )
         self.transport = DirectTransport(self.gateways, self.clock)

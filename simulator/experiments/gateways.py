@@ -27,6 +27,7 @@ from fleet.gateway.rounds import RoundKey, RoundState
 from fleet.gateway.store import RoundStore
 from simulator.broker.client import Client
 from simulator.experiments.brokers import VirtualBroker
+from simulator.experiments.meddling import Meddler
 from simulator.experiments.processes import WaitingClock
 from simulator.experiments.window_clock import OwnWall, WindowClock
 
@@ -54,6 +55,7 @@ class VirtualGateway:
         folder: Path,
         serves: Mapping[str, Any],
         broker: VirtualBroker,
+        meddler: Meddler,
         clock: WindowClock,
     ) -> None:
         """Connect to ``broker``; ``serves`` are settings that say which devices are its own."""
@@ -67,6 +69,7 @@ class VirtualGateway:
         self._steps_left: int | None = None
         self._deltas_left = 0
         self._down_seconds = 0.0
+        self._meddler = meddler
         self.settings = GatewaySettings(
             fleet=fleet,
             gateway=name,
@@ -84,7 +87,7 @@ class VirtualGateway:
 
     def _open(self) -> None:
         self._processes += 1
-        self.link = _Link(self, self._broker, self._clock)
+        self.link = _Link(self, self._broker, self._meddler, self._clock)
         self.store = _MortalStore(self.settings.store, self.step)
         self.core = Core(
             self.settings,
@@ -238,10 +241,17 @@ class _MortalStore(RoundStore):
 class _Link:
     """A gateway's connection to its site's broker. Implements `fleet.gateway.link.Link`."""
 
-    def __init__(self, gateway: VirtualGateway, broker: VirtualBroker, clock: WindowClock) -> None:
+    def __init__(
+        self,
+        gateway: VirtualGateway,
+        broker: VirtualBroker,
+        meddler: Meddler,
+        clock: WindowClock,
+    ) -> None:
         """Nothing is connected before ``start``."""
         self._gateway = gateway
         self._broker = broker
+        self._meddler = meddler
         self._clock = clock
         self._client: Client | None = None
         self.is_alive = True
@@ -263,8 +273,12 @@ class _Link:
             self._client.close()
 
     def _hears(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self._meddler.to_gateway(message, self._deliver)
+
+    def _deliver(self, message: Message) -> None:
         if self.is_alive:
-            self._gateway.on_messages(messages)
+            self._gateway.on_messages([message])
 
     def _lost(self) -> None:
         self._client = None
@@ -273,9 +287,11 @@ class _Link:
 
     def publish(self, message: Publish) -> None:
         """See `Link`."""
-        if self._client is not None:
-            self._gateway.step()
-            self._gateway.on_publish(message)
+        if self._client is None:
+            return
+        self._gateway.step()
+        self._gateway.on_publish(message)
+        if not self._meddler.drops(message.topic, message.qos):
             self._client.publish(
                 message.topic,
                 message.payload,

@@ -19,12 +19,14 @@ class WindowClock(VirtualClock):
         self,
         pool: DevicePool,
         hears: Callable[[Said], None],
+        window: int = LEAST_NANOSECONDS,
         wall: float = 1_700_000_000.0,
     ) -> None:
-        """``hears`` is called at `Said.at`."""
+        """``hears`` is called at `Said.at`; no line may be faster than ``window`` nanoseconds."""
         super().__init__(wall)
         self._pool = pool
         self._hears = hears
+        self._window = window
         self._arrivals: dict[int, list[Arrival]] = {}
         self._first_arrival = NEVER
 
@@ -34,7 +36,7 @@ class WindowClock(VirtualClock):
         return nanoseconds(self.monotonic())
 
     def to_device(self, number: int, arrival: Arrival) -> None:
-        """Something is on its way to a device, for `LEAST_NANOSECONDS` at least."""
+        """Something is on its way to a device, for the length of a window at least."""
         self._arrivals.setdefault(number, []).append(arrival)
         self._first_arrival = min(self._first_arrival, arrival.at)
 
@@ -51,7 +53,7 @@ class WindowClock(VirtualClock):
             if due >= nanoseconds(end) - 1:
                 self.run_until(end)
                 return
-            self._run_window(min(due + LEAST_NANOSECONDS, nanoseconds(end)))
+            self._run_window(min(due + self._window, nanoseconds(end)))
 
     def _run_window(self, end: int) -> None:
         arrivals, self._arrivals = self._arrivals, {}

@@ -18,6 +18,7 @@ from codegen.emit.zcbor_codec import CODEC_DEFINES
 from codegen.firmware.boards import Board
 from codegen.firmware.bundle import MANIFEST, Bundle, load_bundle
 from codegen.firmware.flash_layout import KEEP_NUMBERS
+from codegen.host_kernels import host_engine_sources
 from codegen.host_toolchain import HostToolchain, Source, host_toolchain
 from device_runtime import host_sources, include_directories
 from simulator.clock import Milliseconds, host_milliseconds
@@ -27,7 +28,8 @@ from simulator.machines.lazy_memory import ERASED, ZEROS, LazyMemory
 from simulator.machines.protocol import StopReason, TrafficCount
 
 _STEPS_BETWEEN_LOOKS = 4
-_NEVER = 0xFFFFFFFF
+NEVER_AGAIN = 0xFFFFFFFF
+"""tf_host_device_next_run_ms: nothing but bytes gives it something to do."""
 _DIGEST_BYTES = 32
 _CHARGING = 0x80  # TF_CHARGING in tinyfleet/port.h
 
@@ -77,6 +79,20 @@ class Done(ctypes.Structure):
         ("flash_words", ctypes.c_uint64),
         ("flash_erases", ctypes.c_uint64),
         ("flash_bytes_erased", ctypes.c_uint64),
+    )
+
+
+class Standing(ctypes.Structure):
+    """tf_host_standing of host_device.h; one serves all devices of a process."""
+
+    _fields_ = (
+        ("now", ctypes.c_uint64),
+        ("next_run_ms", ctypes.c_uint32),
+        ("taken", ctypes.c_uint32),
+        ("is_busy", ctypes.c_bool),
+        ("dials", ctypes.c_bool),
+        ("has_power", ctypes.c_bool),
+        ("bytes", ctypes.c_uint8 * 2048),
     )
 
 
@@ -142,15 +158,19 @@ def build_host_library(
     Raises: ToolchainError without a C compiler, or when it fails.
     """
     folder = bundle.source_folder
-    generated = sorted(folder.glob("*.c"))
+    # Of no concern to kernels, whose objects are those of other libraries, too.
+    codec = tuple(f"-D{name}={value}" for name, value in sorted(CODEC_DEFINES.items()))
+    generated = [
+        Source(path, warnings="cbor" not in path.name, flags=codec)
+        for path in sorted(folder.glob("*.c"))
+    ]
     (toolchain or host_toolchain()).build_host(
         [
-            *(Source(path, warnings="cbor" not in path.name) for path in generated),
-            *map(Source, host_sources()),
+            *host_engine_sources(generated),
+            *(Source(path, flags=codec) for path in host_sources()),
         ],
         include_dirs=[folder, *include_directories()],
         output=output,
-        defines=CODEC_DEFINES,
     )
     return output
 
@@ -211,7 +231,7 @@ def _library(path: str) -> ctypes.CDLL:
         ("bytes", word, ()),
         ("start", ctypes.c_int, (pointer, pointer, word)),
         ("run", flag, (pointer, word, word)),
-        ("work", long, (pointer, pointer, pointer, long, long, pointer)),
+        ("work", None, (pointer, pointer, pointer, long, long, pointer)),
         ("next_run_ms", word, (pointer,)),
         ("receive", word, (pointer, ctypes.c_char_p, word)),
         ("take", word, (pointer, ctypes.c_char_p, word)),
@@ -258,6 +278,7 @@ class HostMachine:
         self.fault: Exception | None = None
         self.last_fault: Exception | None = None
         self._library = _library(str(library))
+        self._work = self._library.tf_host_device_work
         self._clock, self._start_of_clock = clock, clock()
         self._battery_percent = battery_percent
         self._charging = _CHARGING if charging else 0
@@ -329,18 +350,26 @@ class HostMachine:
         ctypes.c_uint8.from_address(place).value ^= 1 << bit
         return True
 
-    def work(self, costs: Costs, now: int, until: int) -> tuple[int, bool]:
-        """Run in virtual time, from ``now`` on: to ``until``, or what there is to do, or to bytes
-        for the line; both in the device's nanoseconds.
+    def work(self, costs: Costs, now: int, until: int, standing: Standing) -> bytes:
+        """Run in virtual time, from ``now`` on, both in the device's nanoseconds: to ``until``, or
+        until there is nothing to do, or there are bytes for the line.
 
-        Returns the time then, which the last piece of work may carry beyond ``until``, and whether
-        there is more to do at once. What was done is added to ``done``.
+        These are taken and returned; how it stands then is written to ``standing``, and what was
+        done is added to ``done``.
         """
-        busy = ctypes.c_bool()
-        end = self._call(
-            "work", ctypes.byref(costs), ctypes.byref(self.done), now, until, ctypes.byref(busy)
+        self._work(
+            self._device,
+            ctypes.byref(costs),
+            ctypes.byref(self.done),
+            now,
+            until,
+            ctypes.byref(standing),
         )
-        return int(end), busy.value
+        taken: int = standing.taken
+        if not taken:
+            return b""
+        self._bytes_up += taken
+        return ctypes.string_at(ctypes.addressof(standing) + Standing.bytes.offset, taken)
 
     def receive(self, data: bytes) -> int:
         """Bytes go into the device's ring; returns how many were taken."""
@@ -379,7 +408,7 @@ class HostMachine:
     def tick_milliseconds(self) -> float:
         """After how long the idle device wants to be run again when nothing happens."""
         wanted = self._call("next_run_ms")
-        return float("inf") if wanted == _NEVER else float(wanted)
+        return float("inf") if wanted == NEVER_AGAIN else float(wanted)
 
     @property
     def flash_operations(self) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from simulator.machines.host import HostMachine
+from simulator.machines.host import NEVER_AGAIN, HostMachine, Standing
 from simulator.virtual.costs import WorkCosts
 from simulator.virtual.events import (
     Befalls,
@@ -35,6 +35,7 @@ BATTERY_LOOK_NANOSECONDS = 60_000_000_000
 LEAST_PERCENT_TO_START = 5
 REDIAL_NANOSECONDS = 500_000_000
 _MILLISECOND = 1_000_000
+_STANDING = Standing()
 
 
 class Arrival(NamedTuple):
@@ -68,17 +69,17 @@ class _Modem(enum.Enum):
 
 @dataclass(frozen=True)
 class Clockwork:
-    """A device's own clock: it gains ``parts_per_million``."""
+    """A device's own clock, which goes ``rate`` times as fast as the fleet's."""
 
-    parts_per_million: int = 0
+    rate: float = 1.0
 
     def local(self, now: int) -> int:
         """The device's nanoseconds at a time of the fleet."""
-        return now + now * self.parts_per_million // 1_000_000
+        return now if self.rate == 1.0 else int(now * self.rate)
 
     def duration(self, local: int) -> int:
         """How long so many of the device's nanoseconds take."""
-        return local * 1_000_000 // (1_000_000 + self.parts_per_million)
+        return local if self.rate == 1.0 else int(local / self.rate)
 
 
 class Watch:
@@ -173,30 +174,23 @@ class VirtualDevice:
         self._feed()
         end = min(until, self._next_from_outside())
         local = self._clock.local(now)
-        done, is_busy = self.machine.work(
-            self._costs, local, max(local + 1, self._clock.local(end))
+        standing = _STANDING
+        data = self.machine.work(
+            self._costs, local, max(local + 1, self._clock.local(end)), standing
         )
-        took = self._clock.duration(done - local)
+        took = self._clock.duration(standing.now - local)
         self.busy_nanoseconds += took
-        self._busy_until = now + took
-        data = self.machine.take_transmitted()
-        self._look_at_line(self._busy_until, data, said)
-        if not self.machine.has_power:
-            end = self._busy_until
-            self._go_down(end)
-            self._go_up(end)
-        elif is_busy or data:
-            self._wake_at = self._busy_until
-        else:
-            # Where the firmware has made room, what waits can go on.
-            tick = self.machine.tick_milliseconds
-            self._wake_at = (
-                self._busy_until
-                if self._feed()
-                else NEVER
-                if tick == float("inf")
-                else self._busy_until + self._clock.duration(max(1, int(tick)) * _MILLISECOND)
-            )
+        after = self._busy_until = now + took
+        is_busy, tick, has_power = standing.is_busy, standing.next_run_ms, standing.has_power
+        self._look_at_line(after, data, standing.dials, said)
+        if not has_power:
+            self._go_down(after)
+            self._go_up(after)
+        elif is_busy or data or self._feed():
+            self._wake_at = after
+        elif self._wake_at != after:  # unless its modem has woken it up
+            wait = self._clock.duration(max(1, tick) * _MILLISECOND)
+            self._wake_at = NEVER if tick == NEVER_AGAIN else after + wait
 
     def _next_from_outside(self) -> int:
         due = self._redial_at
@@ -238,20 +232,17 @@ class VirtualDevice:
         del self._waiting[:taken]
         return taken > 0
 
-    def _look_at_line(self, now: int, data: bytes, said: list[Said]) -> None:
-        """What the firmware did to its modem."""
+    def _look_at_line(self, now: int, data: bytes, wants: bool, said: list[Said]) -> None:
+        """What the firmware did to its modem: what it sent, and whether DTR is up."""
         if data and self._modem is _Modem.CONNECTED:
-            said.append(
-                Said(self._line.arrives(now, len(data)), self.number, "bytes", self._call, data)
-            )
-        wants = self.machine.data_terminal_ready
+            at = self._line.arrives(now, len(data))
+            said.append(Said(at, self.number, "bytes", self._call, data))
         if not wants and self._modem is not _Modem.ON_HOOK:
             if self._modem is _Modem.CONNECTED:
                 said.append(Said(self._line.arrives(now, 0), self.number, "hang-up", self._call))
             self._put_down()
             wants = self.machine.data_terminal_ready  # it may wait for just this
-            if wants:
-                self._wake_at = now
+            self._wake_at = now
         if wants and self._modem is _Modem.ON_HOOK:
             self._dial(now, said)
 

@@ -142,7 +142,7 @@ def _build(population: Population, number: int) -> VirtualDevice:
         population.costs(number),
         population.power(number),
         partial(population.line, number, "up"),
-        Clockwork(round(facts.clock_drift_ppm)),
+        Clockwork(population.world.clock_rate(number)),
         population.events(number),
     )
 
@@ -160,7 +160,7 @@ def _figures(device: VirtualDevice, now: int) -> Figures:
         most_flash_erases=done.flash_erases,
         bytes_up=traffic.up,
         bytes_down=traffic.down,
-        milliwatt_hours=device.power.meter.milliwatt_hours,
+        milliwatt_hours=device.power.milliwatt_hours,
         resets=device.resets,
     )
 

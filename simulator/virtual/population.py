@@ -16,7 +16,7 @@ from simulator.devices.flash_image import held_out_mask
 from simulator.machines.device_spec import DeviceSpec
 from simulator.virtual.costs import WorkCosts
 from simulator.virtual.events import Event, Recording, events_of
-from simulator.virtual.line import LineEnd
+from simulator.virtual.line import LEAST_NANOSECONDS, LineEnd
 from simulator.virtual.power import Power
 from simulator.world.data import SensorLog
 from simulator.world.draws import generator
@@ -55,12 +55,12 @@ class Population:
     firmware: Mapping[str, Firmware]
     """By board."""
     fleet: str = "experiment"
-    _made: dict[str, Any] = field(default_factory=dict, repr=False)
+    _bundles: dict[str, Bundle] = field(default_factory=dict, init=False, repr=False)
+    _held_out: dict[int, HeldSamples] = field(default_factory=dict, init=False, repr=False)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Without what is made of it where it is needed."""
-        kept = ("config", "seed", "folder", "firmware", "fleet")
-        return {name: getattr(self, name) for name in kept} | {"_made": {}}
+        return type(self), (self.config, self.seed, self.folder, self.firmware, self.fleet)
 
     @cached_property
     def world(self) -> World:
@@ -74,10 +74,9 @@ class Population:
 
     def bundle(self, board: str) -> Bundle:
         """The bundle of a board."""
-        if board not in self._made:
-            self._made[board] = load_bundle(self.firmware[board].bundle)
-        found: Bundle = self._made[board]
-        return found
+        if board not in self._bundles:
+            self._bundles[board] = load_bundle(self.firmware[board].bundle)
+        return self._bundles[board]
 
     def costs(self, number: int) -> WorkCosts:
         """What work takes on a device, however slow it is."""
@@ -115,6 +114,13 @@ class Population:
         """One direction of one of its connections."""
         return LineEnd(self.world.stream(number, direction, call))
 
+    @property
+    def least_line_nanoseconds(self) -> int:
+        """No line of the world is faster."""
+        classes = self.config.links.values()
+        seconds = min(one.latency_seconds[0] for one in classes)
+        return max(LEAST_NANOSECONDS, int(seconds * 1_000_000_000))
+
     def power(self, number: int) -> Power:
         """What feeds it."""
         world = self.world
@@ -122,17 +128,22 @@ class Population:
 
     def held_out_of_device(self, number: int) -> HeldSamples:
         """What the device scores itself on: every third of all that it records."""
-        log = self.world.data.log(number)
-        codes = self._codes(self.world.device(number).board, log)
-        held_out = held_out_mask(len(log))
-        return HeldSamples(codes[held_out], log.y[held_out])
+        if number not in self._held_out:
+            codes, labels = self._recorded(number)
+            held_out = held_out_mask(len(labels))
+            # Asked for again and again: whoever sees samples through a sensor waits for it.
+            self._held_out[number] = HeldSamples(codes[held_out].copy(), labels[held_out])
+        return self._held_out[number]
 
     def trained_by_device(self, number: int) -> HeldSamples:
         """The others."""
+        codes, labels = self._recorded(number)
+        trained = ~held_out_mask(len(labels))
+        return HeldSamples(codes[trained], labels[trained])
+
+    def _recorded(self, number: int) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
         log = self.world.data.log(number)
-        codes = self._codes(self.world.device(number).board, log)
-        trained = ~held_out_mask(len(log))
-        return HeldSamples(codes[trained], log.y[trained])
+        return self._codes(self.world.device(number).board, log), log.y
 
     def never_trained(self) -> list[HeldSamples]:
         """All samples of each device that never trains."""

@@ -26,13 +26,20 @@ class Done:
 class Power:
     """What feeds a device: a battery, or the mains where there is none."""
 
-    def __init__(self, meter: EnergyMeter, battery: Battery | None, charging: Intervals) -> None:
-        """As it is at time 0."""
-        self.meter = meter
+    def __init__(
+        self, meter: EnergyMeter | None, battery: Battery | None, charging: Intervals
+    ) -> None:
+        """As it is at time 0; without a ``meter`` nobody knows what the device takes."""
+        self._meter = meter
         self._battery = battery
         self._charging = charging
         self._at = 0.0
         self._done = Done()
+
+    @property
+    def milliwatt_hours(self) -> float:
+        """All that the device has used; 0 where nobody knows."""
+        return 0.0 if self._meter is None else self._meter.milliwatt_hours
 
     @property
     def is_empty(self) -> bool:
@@ -42,14 +49,16 @@ class Power:
     def account(self, now: int, done: Done) -> int:
         """Take what was done since the last call from the battery; returns the port's byte."""
         at, before = now / _SECOND, self._done
-        used = self.meter.used(
-            at - self._at,
-            instructions=done.instructions - before.instructions,
-            bytes_up=done.bytes_up - before.bytes_up,
-            bytes_down=done.bytes_down - before.bytes_down,
-            erases=done.flash_erases - before.flash_erases,
-            words=done.flash_words - before.flash_words,
-        )
+        used = 0.0
+        if self._meter is not None:
+            used = self._meter.used(
+                at - self._at,
+                instructions=done.instructions - before.instructions,
+                bytes_up=done.bytes_up - before.bytes_up,
+                bytes_down=done.bytes_down - before.bytes_down,
+                erases=done.flash_erases - before.flash_erases,
+                words=done.flash_words - before.flash_words,
+            )
         self._at, self._done = at, done
         if self._battery is None:
             return 100 | CHARGING

@@ -87,6 +87,13 @@ class DailyHours(Section):
                 yield max(on, 0.0), off
 
 
+class Nights(DailyHours):
+    """The hours at which people charge what they carry."""
+
+    begins_hours: PositiveRange = (21.0, 24.0)
+    lasts_hours: PositiveRange = (5.0, 9.0)
+
+
 class AvailabilityKind(Section, ABC):
     """What every kind has."""
 
@@ -190,7 +197,7 @@ def read_intervals(path: Path) -> Mapping[int, tuple[Interval, ...]]:
     """
     given: dict[int, list[Interval]] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             if set(rows.fieldnames or ()) != set(_COLUMNS):
                 raise WorldError(

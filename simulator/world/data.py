@@ -23,7 +23,6 @@ from simulator.world.partition import (
     Indices,
     Partition,
     Pool,
-    at_least,
     check_enough,
 )
 
@@ -139,6 +138,11 @@ class FleetData:
         return self._all.take(self._parts[FLEET])
 
     @property
+    def digest(self) -> str:
+        """Of the whole data set, as `Samples.digest`: another one makes another experiment."""
+        return self._all.digest
+
+    @property
     def classes(self) -> int:
         """Labels are 0 … so many - 1."""
         return int(self._all.y.max()) + 1
@@ -174,9 +178,11 @@ class FleetData:
         if self._data.samples_per_device is not None or not devices:
             return None
         pool = self._pools[purpose]
-        check_enough(len(pool.labels), devices, self._data.min_samples)
+        # Whoever never trains scores with all that it has.
+        least = self._data.min_samples if purpose == FLEET else 1
+        check_enough(len(pool.labels), devices, least)
         shares = self._data.partition.deal(pool, self._seed, purpose, devices)
-        return at_least(shares, self._data.min_samples, self._seed, purpose)
+        return self._data.partition.filled(shares, least, self._seed, purpose)
 
     def _chosen(self, purpose: str, device: int) -> Indices:
         shares = self._shares[purpose]
@@ -209,6 +215,11 @@ class FleetData:
         if sensor is None:
             return x
         low, high = self._all.scale
+        if not low < high:
+            raise WorldError(
+                f"data.sensor: all values are {low:g}, so that nobody knows the sensor's range; "
+                "give the data set a full_scale"
+            )
         real = ((x.astype(np.float32) - low) / (high - low)).astype(np.float32)
         # Devices that never train have sensors of their own.
         number = device if purpose == FLEET else -1 - device

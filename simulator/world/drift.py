@@ -16,7 +16,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 from scipy.spatial.transform import Rotation  # type: ignore[import-untyped]
 
 from simulator.world.draws import generator
-from simulator.world.fields import DAY_SECONDS, PositiveRange, Range, Section, drawn
+from simulator.world.fields import DAY_SECONDS, PositiveRange, Range, Section, Share, drawn
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,16 @@ class Drift:
 
     def apply(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (n, height, width, channels) of 0 … 1 as this sensor sees them, same shape."""
-        seen = np.empty_like(images)
-        change = ndimage.grey_dilation if self.stroke > 0 else ndimage.grey_erosion
-        share = abs(self.stroke)
-        for index, channel in np.ndindex(images.shape[0], images.shape[3]):
-            image = images[index, ..., channel]
-            turned = ndimage.rotate(image, self.rotation_degrees, reshape=False, order=1)
-            turned = (1 - share) * turned + share * change(turned, size=(2, 2))
-            seen[index, ..., channel] = np.clip(self.gain * turned + self.offset, 0.0, 1.0)
-        return seen
+        count, height, width, channels = images.shape
+        seen = images.transpose(0, 3, 1, 2).reshape(-1, height, width)
+        if self.rotation_degrees:
+            seen = ndimage.rotate(seen, self.rotation_degrees, axes=(2, 1), reshape=False, order=1)
+        if share := abs(self.stroke):
+            change = ndimage.grey_dilation if self.stroke > 0 else ndimage.grey_erosion
+            seen = (1 - share) * seen + share * change(seen, size=(1, 2, 2))
+        seen = np.clip(self.gain * seen + self.offset, 0.0, 1.0)
+        seen = seen.reshape(count, channels, height, width)
+        return np.ascontiguousarray(seen.transpose(0, 2, 3, 1), dtype=np.float32)
 
 
 def _constant(value: object) -> object:
@@ -129,7 +130,8 @@ class SeriesSensor(SensorKind):
     noise: Course = _course(0.0)
     """Standard deviation of normal noise on each value, share of the full scale."""
     turned_degrees: Course = _course(0.0)
-    """About an axis of the device's own; channels are x, y, z of one sensor after the other."""
+    """About an axis of the device's own, with the middle of the range as zero; channels are x, y, z
+    of one sensor after the other."""
 
     def seen(
         self, x: NDArray[np.float32], seconds: NDArray[np.float64], seed: int, device: int
@@ -169,7 +171,7 @@ Sensor = Annotated[ImageSensor | SeriesSensor, Field(discriminator="kind")]
 class Stuck(Section):
     """Sensors that stop seeing anything new."""
 
-    share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    share: Share = 0.0
     """Of the devices."""
     after_hours: PositiveRange = (0.0, 0.0)
     """From then on every sample is the last one before; where there was none, the first."""

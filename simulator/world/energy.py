@@ -13,7 +13,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from codegen.firmware.boards import Board, FlashName
-from simulator.world.availability import DailyHours, Intervals, never
+from simulator.world.availability import Intervals, Nights, never
 from simulator.world.draws import generator
 from simulator.world.fields import PositiveRange, Section, drawn
 from simulator.world.links import Link
@@ -29,7 +29,7 @@ class Energy(Section):
     """Each device has one; none where left out: something feeds all devices always."""
     charge_percent: PositiveRange = (100.0, 100.0)
     """Of each device's battery in the beginning."""
-    charging: DailyHours | None = None
+    charging: Nights | None = None
     """When something feeds a device; left out: never."""
     charging_milliwatts: Amount = 500.0
     """What goes into the battery then."""
@@ -67,18 +67,9 @@ class Energy(Section):
             raise ValueError("erase_budget: give one for internal and one for external flashes")
         return self
 
-    def power(self, board: Board) -> float:
-        """Milliwatts that the board takes while it computes.
-
-        Raises ValueError where nobody says.
-        """
-        power = self.active_milliwatts.get(board.name, board.active_milliwatts)
-        if power is None:
-            raise ValueError(
-                f"energy.active_milliwatts: nobody says what {board.name} takes while it computes; "
-                f"write {{{board.name}: …}}"
-            )
-        return float(power)
+    def power(self, board: Board) -> float | None:
+        """Milliwatts that the board takes while it computes; None where nobody says."""
+        return self.active_milliwatts.get(board.name, board.active_milliwatts)
 
     def charging_of(self, seed: int, device: int) -> Intervals:
         """When something feeds the device."""
@@ -145,10 +136,13 @@ class EnergyMeter:
 
 def meter_of(
     energy: Energy, board: Board, link: Link, clocks_per_instruction: float
-) -> EnergyMeter:
-    """A meter for a device with this board and link. Raises ValueError as `Energy.power`."""
+) -> EnergyMeter | None:
+    """A meter for a device with this board and link; None where nobody says what it takes."""
+    power = energy.power(board)
+    if power is None:
+        return None
     return EnergyMeter(
-        active_milliwatts=energy.power(board),
+        active_milliwatts=power,
         idle_milliwatts=energy.idle_milliwatts,
         instructions_per_second=board.clock_hz / clocks_per_instruction,
         up_microjoules_per_byte=link.kind.up_microjoules_per_byte,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from codegen.firmware.boards import Board
 from simulator.world.draws import arrivals, generator
-from simulator.world.fields import DAY_SECONDS, Section, Share, has
+from simulator.world.fields import DAY_SECONDS, Range, Section, Share, drawn, has
 
 FaultKind = Literal["reset", "brown-out", "flash-bit-flip", "sram-bit-flip"]
 PerDay = Annotated[float, Field(ge=0.0, le=100_000.0)]
@@ -26,6 +26,12 @@ class Malicious(Section):
     attack: Literal["sign-flip", "scaled", "random"] = "sign-flip"
     """Minus the delta; the delta; normal noise of the delta's length; each times `scale`."""
     scale: Annotated[float, Field(gt=0.0, le=1e6)] = 1.0
+
+    @model_validator(mode="after")
+    def _is_a_lie(self) -> Self:
+        if self.attack == "scaled" and self.scale == 1.0:
+            raise ValueError("scale: a delta times 1 is the true one; scale it by something else")
+        return self
 
     def poisoned(self, values: NDArray[Any], random: np.random.Generator) -> NDArray[Any]:
         """What is sent instead of ``values``; of the same type, integers cut off at its ends."""
@@ -51,13 +57,15 @@ class Faults(Section):
     resets_per_day: PerDay = 0.0
     """The core starts again; SRAM keeps its content."""
     brown_outs_per_day: PerDay = 0.0
-    """Power goes in a flash operation, which is torn, or where none comes soon, at once."""
+    """Power goes in a flash operation, which is torn."""
     brown_out_operations: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
-    """It is one of so many flash operations after the instant."""
+    """It is one of so many after the instant, all alike; 1: the next."""
     flash_bit_flips_per_day: PerDay = 0.0
     """A bit anywhere in the board's flashes."""
     sram_bit_flips_per_day: PerDay = 0.0
     """A bit anywhere in the board's SRAM."""
+    clock_drift_ppm: Range = (0.0, 0.0)
+    """How much faster a device's clock goes than the world's, in millionths; each has its own."""
     malicious: Malicious = Malicious()
 
 
@@ -113,6 +121,11 @@ def _parameters(
             break
         offset -= region.bytes
     return {"address": region.address + offset, "bit": int(random.integers(8))}
+
+
+def clock_rate(faults: Faults, seed: int, device: int) -> float:
+    """Seconds that the device's clock goes in a second of the world's."""
+    return 1.0 + 1e-6 * drawn(faults.clock_drift_ppm, generator(seed, "clock drift", device))
 
 
 def is_malicious(faults: Faults, seed: int, device: int) -> bool:

@@ -83,7 +83,7 @@ def chosen_by_share(shares: Mapping[Choice, float], seed: int, purpose: str, dev
 
 def has(share: float, seed: int, purpose: str, device: int) -> bool:
     """Whether the device is one of the ``share`` that have something."""
-    return place(seed, purpose, device) < share
+    return share > 0.0 and place(seed, purpose, device) < share
 
 
 def problem(error: ValidationError, model: type[BaseModel]) -> str:

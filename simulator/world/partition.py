@@ -97,6 +97,19 @@ class PartitionKind(Section, ABC):
     def draw(self, pool: Pool, seed: int, purpose: str, device: int, count: int) -> Indices:
         """``count`` positions for one device by itself; none twice while there are enough."""
 
+    def filled(self, shares: list[Indices], least: int, seed: int, purpose: str) -> list[Indices]:
+        """The shares, where devices with less than ``least`` got samples of those with most."""
+        random = generator(seed, f"{purpose}/top up")
+        kept = [share.tolist() for share in shares]
+        richest = [(-len(share), device) for device, share in enumerate(kept)]
+        heapq.heapify(richest)
+        for share in kept:
+            while len(share) < least:
+                _, giver = heapq.heappop(richest)
+                share.append(kept[giver].pop(int(random.integers(len(kept[giver])))))
+                heapq.heappush(richest, (-len(kept[giver]), giver))
+        return [np.array(share, dtype=np.intp) for share in kept]
+
 
 class Iid(PartitionKind):
     """Any sample may be anybody's."""
@@ -194,6 +207,21 @@ class BySubject(PartitionKind):
         own = np.flatnonzero(pool.subjects == subjects[device % len(subjects)])
         return _some(own, count, generator(seed, purpose, device))
 
+    def filled(self, shares: list[Indices], least: int, seed: int, purpose: str) -> list[Indices]:
+        """The shares as they are: nobody gets another one's samples.
+
+        Raises: WorldError where one has less than ``least``.
+        """
+        del seed, purpose
+        fewest = min(range(len(shares)), key=lambda device: len(shares[device]))
+        if len(shares[fewest]) < least:
+            raise WorldError(
+                f"data.partition: device {fewest} has {len(shares[fewest])} samples of its "
+                f"subject, {least} are wanted (data.min_samples); take fewer devices, which then "
+                "have several subjects each"
+            )
+        return shares
+
     def _in_order(self, pool: Pool, seed: int, purpose: str) -> NDArray[np.int64]:
         if pool.subjects is None:
             raise WorldError(
@@ -214,20 +242,6 @@ def check_enough(samples: int, devices: int, least: int) -> None:
             f"(data.min_samples); {samples // least} devices are the most, or set "
             "data.samples_per_device, so that devices may have the same samples"
         )
-
-
-def at_least(shares: list[Indices], least: int, seed: int, purpose: str) -> list[Indices]:
-    """The shares, where devices with less than ``least`` got samples of those with the most."""
-    random = generator(seed, f"{purpose}/top up")
-    kept = [share.tolist() for share in shares]
-    richest = [(-len(share), device) for device, share in enumerate(kept)]
-    heapq.heapify(richest)
-    for share in kept:
-        while len(share) < least:
-            _, giver = heapq.heappop(richest)
-            share.append(kept[giver].pop(int(random.integers(len(kept[giver])))))
-            heapq.heappush(richest, (-len(kept[giver]), giver))
-    return [np.array(share, dtype=np.intp) for share in kept]
 
 
 def _cut(positions: Indices, sizes: NDArray[np.float64]) -> list[Indices]:

@@ -65,8 +65,6 @@ class Population(Section):
     clocks_per_instruction: Annotated[float, Field(gt=0.0, le=100.0)] = 1.5
     """What an instruction takes on average. Emulated boards count one clock for 16 bits of code:
     1 to 2."""
-    clock_drift_ppm: Range = (0.0, 0.0)
-    """How much faster a device's clock goes than the world's, in millionths."""
 
     @field_validator("boards")
     @classmethod
@@ -118,16 +116,16 @@ class DeviceFacts:
     """So many times the board's own time for the same instructions; 1: no straggler."""
     instructions_per_second: float
     """What it does for training."""
-    clock_drift_ppm: float
-
-    def clock_seconds(self, seconds: float) -> float:
-        """How far its own clock has gone when the world's has gone ``seconds``."""
-        return seconds * (1.0 + self.clock_drift_ppm * 1e-6)
 
 
 def device_name(number: int) -> str:
     """Name of device ``number``, from 0; in order also as text, up to ten million."""
     return f"device-{number:07d}"
+
+
+def board_of(population: Population, seed: int, number: int) -> str:
+    """Name of the device's board."""
+    return chosen_by_share(population.boards, seed, "board", number)
 
 
 def device_facts(
@@ -139,12 +137,11 @@ def device_facts(
     )
     random = generator(seed, "device", number)
     reserved = drawn(population.reserved_sram_bytes, random)
-    drift = drawn(population.clock_drift_ppm, random)
     slower = drawn(population.stragglers.slower, random)
     gateway = 1 + int(random.integers(population.sites[site].gateways))
     if not has(population.stragglers.share, seed, "straggler", number):
         slower = 1.0
-    board = chosen_by_share(population.boards, seed, "board", number)
+    board = board_of(population, seed, number)
     own_speed = boards[board].clock_hz / population.clocks_per_instruction
     if population.reserved_sram_shares:
         reserved = chosen_by_share(population.reserved_sram_shares, seed, "reserved SRAM", number)
@@ -157,5 +154,4 @@ def device_facts(
         gateway=f"{site}-{gateway}",
         slower=slower,
         instructions_per_second=own_speed / slower,
-        clock_drift_ppm=drift,
     )

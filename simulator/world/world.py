@@ -27,7 +27,7 @@ from simulator.world.energy import (
     battery_of,
     meter_of,
 )
-from simulator.world.faults import Fault, Faults, faults_of, is_malicious, poisoned
+from simulator.world.faults import Fault, Faults, clock_rate, faults_of, is_malicious, poisoned
 from simulator.world.fields import Section, problem
 from simulator.world.links import (
     Direction,
@@ -38,7 +38,7 @@ from simulator.world.links import (
     link_of,
     outages,
 )
-from simulator.world.population import DeviceFacts, Population, device_facts
+from simulator.world.population import DeviceFacts, Population, board_of, device_facts
 
 
 class WorldConfig(Section):
@@ -52,13 +52,18 @@ class WorldConfig(Section):
     energy: Energy = Energy()
 
     @model_validator(mode="after")
-    def _what_charges_is_known(self) -> Self:
+    def _what_batteries_need_is_known(self) -> Self:
         if isinstance(self.availability, WhileCharging) and self.energy.charging is None:
             raise ValueError(
                 "availability.kind: charging, but nobody says when; write energy.charging"
             )
-        for name in self.population.boards:
-            self.energy.power(load_board(name))
+        if self.energy.battery_milliwatt_hours is not None:
+            for board in map(load_board, self.population.boards):
+                if self.energy.power(board) is None:
+                    raise ValueError(
+                        f"energy.active_milliwatts: there are batteries, but nobody says what "
+                        f"{board.name} takes while it computes; write {{{board.name}: …}}"
+                    )
         return self
 
     @classmethod
@@ -86,6 +91,10 @@ class World:
         self._boards = {name: load_board(name) for name in config.population.boards}
         self._intervals = config.availability.of_fleet(seed, self.charging, folder)
 
+    def __reduce__(self) -> tuple[type[World], tuple[WorldConfig, int, Path]]:
+        """Other processes make it anew: all of it follows from these."""
+        return World, (self.config, self.seed, self._folder)
+
     @property
     def devices(self) -> range:
         """Their numbers."""
@@ -97,7 +106,7 @@ class World:
 
     def board(self, number: int) -> Board:
         """The device's board."""
-        return self._boards[self.device(number).board]
+        return self._boards[board_of(self.config.population, self.seed, number)]
 
     @cached_property
     def data(self) -> FleetData:
@@ -129,6 +138,10 @@ class World:
         """What goes wrong with the device in [since, until), in order."""
         return faults_of(self.config.faults, self.board(number), self.seed, number, until, since)
 
+    def clock_rate(self, number: int) -> float:
+        """Seconds that the device's clock goes in a second of the world's."""
+        return clock_rate(self.config.faults, self.seed, number)
+
     def is_malicious(self, number: int) -> bool:
         """Whether the device's deltas lie."""
         return is_malicious(self.config.faults, self.seed, number)
@@ -137,8 +150,8 @@ class World:
         """The delta that the device sends for ``values``; ``task`` numbers what it answers."""
         return poisoned(self.config.faults, values, self.seed, number, task)
 
-    def meter(self, number: int) -> EnergyMeter:
-        """Counts the device's energy."""
+    def meter(self, number: int) -> EnergyMeter | None:
+        """Counts the device's energy; None where nobody says what its board takes."""
         return meter_of(
             self.config.energy,
             self.board(number),

@@ -5,7 +5,6 @@
 #include <string.h>
 
 #define RING_BYTES 4096u /* wire.md, Session: the window fits */
-#define TRANSMIT_BYTES 2048u
 #define SAMPLE_ORDER 512u
 
 struct tf_host_device {
@@ -24,7 +23,7 @@ struct tf_host_device {
     uint32_t transmit_count;
     uint16_t sample_order[SAMPLE_ORDER];
     uint8_t ring[RING_BYTES];
-    uint8_t transmit[TRANSMIT_BYTES];
+    uint8_t transmit[TF_HOST_TRANSMIT_BYTES];
     uint8_t mqtt_receive[TF_MQTT_MINIMUM_RECEIVE_BYTES];
     uint8_t mqtt_transmit[TF_MQTT_MINIMUM_TRANSMIT_BYTES];
     uint8_t battery;
@@ -80,7 +79,7 @@ static size_t stream_write(void *context, const uint8_t *bytes, size_t length) {
     if (!stream_is_open(device)) {
         return 0;
     }
-    const size_t room = TRANSMIT_BYTES - device->transmit_count;
+    const size_t room = TF_HOST_TRANSMIT_BYTES - device->transmit_count;
     const size_t count = length < room ? length : room;
     memcpy(device->transmit + device->transmit_count, bytes, count);
     device->transmit_count += (uint32_t)count;
@@ -254,19 +253,6 @@ static uint64_t account(tf_host_device *device, const tf_host_costs *costs, tf_h
     return took;
 }
 
-uint64_t tf_host_device_work(tf_host_device *device, const tf_host_costs *costs, tf_host_done *done,
-                             uint64_t now, uint64_t until, bool *is_busy) {
-    *is_busy = device->is_ready && device->has_power;
-    while (*is_busy && now < until && device->transmit_count == 0u) {
-        const uint32_t scored = device->client.score.samples;
-        const uint32_t trained = device->client.train_steps;
-        device->milliseconds = (uint32_t)(now / 1000000u);
-        *is_busy = tf_client_poll(&device->client) && device->has_power;
-        now += account(device, costs, done, scored, trained);
-    }
-    return now;
-}
-
 uint32_t tf_host_device_next_run_ms(const tf_host_device *device) {
     return device->is_ready && device->has_power ? tf_client_next_poll_ms(&device->client)
                                                  : UINT32_MAX;
@@ -294,6 +280,24 @@ uint32_t tf_host_device_take(tf_host_device *device, uint8_t *bytes, uint32_t ca
 
 bool tf_host_device_dials(const tf_host_device *device) {
     return device->dials && device->has_power && !device->stale_carrier;
+}
+
+void tf_host_device_work(tf_host_device *device, const tf_host_costs *costs, tf_host_done *done,
+                         uint64_t now, uint64_t until, tf_host_standing *standing) {
+    bool is_busy = device->is_ready && device->has_power;
+    while (is_busy && now < until && device->transmit_count == 0u) {
+        const uint32_t scored = device->client.score.samples;
+        const uint32_t trained = device->client.train_steps;
+        device->milliseconds = (uint32_t)(now / 1000000u);
+        is_busy = tf_client_poll(&device->client) && device->has_power;
+        now += account(device, costs, done, scored, trained);
+    }
+    standing->now = now;
+    standing->is_busy = is_busy;
+    standing->taken = tf_host_device_take(device, standing->bytes, sizeof standing->bytes);
+    standing->next_run_ms = tf_host_device_next_run_ms(device);
+    standing->dials = tf_host_device_dials(device);
+    standing->has_power = device->has_power;
 }
 
 void tf_host_device_set_carrier(tf_host_device *device, bool carrier) {

@@ -15,6 +15,8 @@
 
 #include "tinyfleet/client.h"
 
+#define TF_HOST_TRANSMIT_BYTES 2048u
+
 typedef struct {
     uint8_t *content;             /* survives what the device doesn't */
     const uint32_t *sector_bytes; /* size of each sector, in order */
@@ -71,11 +73,21 @@ tf_status tf_host_device_start(tf_host_device *device, const tf_host_setup *setu
  * without power does nothing. */
 bool tf_host_device_run(tf_host_device *device, uint32_t milliseconds, uint32_t steps);
 
+/* How a device stands after a stretch of work: the functions of these names in one. */
+typedef struct {
+    uint64_t now; /* the last piece of work may carry it beyond its end */
+    uint32_t next_run_ms;
+    uint32_t taken; /* bytes for the line */
+    bool is_busy;   /* there is more to do at once */
+    bool dials;
+    bool has_power;
+    uint8_t bytes[TF_HOST_TRANSMIT_BYTES];
+} tf_host_standing;
+
 /* Polls the client from `now` on, in the device's nanoseconds, until there is nothing to do, `until`
- * is reached, or it has bytes for the line; adds to `done`. Returns the time then, which the last
- * piece of work may carry beyond `until`; *is_busy as from tf_host_device_run. */
-uint64_t tf_host_device_work(tf_host_device *device, const tf_host_costs *costs, tf_host_done *done,
-                             uint64_t now, uint64_t until, bool *is_busy);
+ * is reached, or it has bytes for the line, which are taken; adds to `done`. */
+void tf_host_device_work(tf_host_device *device, const tf_host_costs *costs, tf_host_done *done,
+                         uint64_t now, uint64_t until, tf_host_standing *standing);
 
 /* Milliseconds until the clock alone gives it something to do (at most). */
 uint32_t tf_host_device_next_run_ms(const tf_host_device *device);

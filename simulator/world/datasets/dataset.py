@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -44,7 +45,8 @@ class Samples:
     held_out: NDArray[np.bool_] | None = None
     """(n,): what no device of the fleet may have, where the data set itself says so."""
     full_scale: tuple[float, float] | None = None
-    """Lowest and highest value that a sensor can give; None: those of float32 that occur."""
+    """Lowest and highest value that a sensor can give, its zero in the middle where it has one;
+    None: those of float32 that occur."""
 
     def __post_init__(self) -> None:
         """Check types and shapes."""
@@ -69,6 +71,14 @@ class Samples:
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.y)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of samples, labels and subjects."""
+        content = hashlib.sha256(f"{self.x.dtype} {self.x.shape}".encode())
+        for part in (self.x, self.y, self.subjects):
+            content.update(b"" if part is None else np.ascontiguousarray(part).data)
+        return content.hexdigest()
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -116,8 +126,9 @@ class SharedDataset(Dataset):
 
         Raises: WorldError where it is missing, or can't be read within the context.
         """
-        named = self.folder or os.environ.get(VARIABLE)
-        path = None if named is None else folder / named / name
+        named = os.environ.get(VARIABLE)
+        place = folder / self.folder if self.folder else Path(named) if named else None
+        path = place / name if place else None
         if path is None or not path.is_file():
             looked = f"{path} is missing" if path else f"no folder has {name}"
             raise WorldError(

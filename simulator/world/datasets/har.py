@@ -31,10 +31,12 @@ class HumanActivity(SharedDataset):
         with self._arrays(folder, FILE) as data:
             unit = data["scale"] / np.array([1, 1, 1, 3, 3, 3])
             x = (data["x"] * unit).astype(np.float32)[:, :, np.newaxis, :]
+            # Zero is the middle of the range, about which sensors are turned.
+            largest = float(np.abs(x).max())
             return Samples(
                 x,
                 data["y"].astype(np.int64),
                 data["subject"].astype(np.int64),
                 lab=data["split"] == 0,
-                full_scale=(float(x.min()), float(x.max())),
+                full_scale=(-largest, largest),
             )

@@ -29,7 +29,8 @@ class OwnSamples(Dataset):
     name: Literal["npz"] = "npz"
     path: Annotated[str, Field(min_length=1)]
     full_scale: Range | None = None
-    """Lowest and highest value of the sensor; left out: those that occur."""
+    """Lowest and highest value of the sensor, its zero in the middle where it has one; left out:
+    those that occur."""
 
     def load(self, folder: Path) -> Samples:
         """See `Dataset`."""

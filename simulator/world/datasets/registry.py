@@ -29,13 +29,19 @@ def _by_name(value: object) -> object:
     name = settings["name"]
     found = entry_points(group=GROUP, name=name)
     if not found:
-        raise ValueError(f"no data set {name!r}; installed are {', '.join(dataset_kinds())}")
-    kind = next(iter(found)).load()
+        kinds = ", ".join(dataset_kinds()) or "none; install tinyfleet again (scripts/setup)"
+        raise ValueError(f"no data set {name!r}; installed are {kinds}")
+    (entry, *_) = found
     try:
-        made: Dataset = kind.model_validate(settings)
+        kind = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"data set {name!r} can't be had from {entry.value}: {error}") from None
+    if not (isinstance(kind, type) and issubclass(kind, Dataset)):
+        raise ValueError(f"data set {name!r}: {entry.value} is no Dataset")
+    try:
+        return kind.model_validate(settings)
     except ValidationError as error:
         raise ValueError(problem(error, kind)) from None
-    return made
 
 
 AnyDataset = Annotated[SerializeAsAny[Dataset], BeforeValidator(_by_name)]

@@ -10,13 +10,9 @@ from .peers import Mosquitto, Peer, Site, Virtual
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="session", params=["virtual", "mosquitto"])
-def peer(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Peer]:
-    if request.param == "virtual":
-        yield Virtual()
-        return
+@pytest.fixture(scope="session")
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    """One process for all tests."""
     if Mosquitto.version() != "2.0.11":
         pytest.skip("the broker in virtual time behaves as Mosquitto 2.0.11, which isn't here")
     mosquitto = Mosquitto(tmp_path_factory.mktemp("mosquitto"))
@@ -25,7 +21,19 @@ def peer(
 
 
 @pytest.fixture
+def virtual() -> Virtual:
+    return Virtual()
+
+
+@pytest.fixture(params=["virtual", "mosquitto"])
+def peer(request: pytest.FixtureRequest) -> Peer:
+    peer: Peer = request.getfixturevalue(request.param)
+    return peer
+
+
+@pytest.fixture
 def site(peer: Peer) -> Iterator[Site]:
+    """A part of a broker that no other test meets."""
     site = Site(peer, f"test{next(_numbers)}")
     yield site
     site.close()

@@ -11,6 +11,8 @@ from typing import Any
 
 import mqtt5
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mqtt5 import PublishPacket, QoS
 
 from simulator.broker.broker import Broker
@@ -22,11 +24,6 @@ from .peers import Site, Virtual, payloads
 from .random_events import Life
 
 KEPT = {"clean_start": False, "session_expiry_interval": 600}
-
-
-@pytest.fixture
-def virtual() -> Virtual:
-    return Virtual()
 
 
 @pytest.fixture
@@ -254,6 +251,44 @@ def test_a_strict_broker_never_has_more_under_way_and_keeps_the_order() -> None:
         assert len(under_way) <= 3
     assert came == sorted(set(came))
     assert 100 < len(came) < 300
+
+
+# ---- bytes that a broken line makes of packets ---------------------------------------
+
+SPOKEN = [
+    mqtt5.ConnectPacket(
+        "a", username="u", password=b"p", will=mqtt5.Will("w", payload=b"gone"), receive_max=3
+    ),
+    mqtt5.SubscribePacket(1, [mqtt5.TopicFilter("x/+", max_qos=QoS(1))]),
+    PublishPacket("x/y", b"hello", qos=QoS(1), packet_id=1, retain=True, response_topic="back"),
+    mqtt5.PubAckPacket(1),
+    mqtt5.UnsubscribePacket(2, ["x/+"]),
+    mqtt5.DisconnectPacket(),
+]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@given(
+    st.lists(st.sampled_from(SPOKEN), max_size=6),
+    st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4),
+    st.integers(0),
+)
+def test_whatever_comes_ends_a_connection_at_most(
+    packets: list[mqtt5.Packet], damages: list[tuple[int, int]], cut: int
+) -> None:
+    broker = Broker(WorldClock())
+    said = bytearray(b"".join(packet.write() for packet in [SPOKEN[0], *packets]))
+    for place, value in damages:
+        said[place % len(said)] = value
+    connection = broker.connect()
+    connection.receive(bytes(said[: cut % len(said)]))
+    connection.receive(bytes(said[cut % len(said) :]))
+    connection.close()
+    other = broker.attach("other")
+    other.subscribe("x/y")
+    other.take()
+    assert other.publish("x/y", b"still there") == 0
+    assert [received.payload for received in other.take()] == [b"still there"]
 
 
 # ---- the same again ------------------------------------------------------------------

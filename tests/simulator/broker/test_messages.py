@@ -77,6 +77,13 @@ def test_properties_are_passed_on_in_their_order(site: Site) -> None:
     assert message.message_expiry_interval is None
 
 
+def test_an_expiry_of_zero_seconds_is_none(site: Site) -> None:
+    site.client("publisher").publish(site.topic("x"), retain=True, message_expiry_interval=0)
+    late = site.client("late")
+    late.subscribe(site.topic("x"))
+    assert [m.message_expiry_interval for m in late.messages()] == [None]
+
+
 # ---- retained ------------------------------------------------------------------------
 
 

@@ -108,7 +108,7 @@ def test_one_that_waits_for_its_charger_is_there_when_something_feeds_it() -> No
 
 def test_intervals_of_a_file_are_put_in_order_and_joined(tmp_path: Path) -> None:
     (tmp_path / "hours.csv").write_text(
-        "device,from_seconds,to_seconds\n2,50,60\ndevice-0000002,10,20\n2,15,30.5\n0,5,1e9\n2,30.5,40\n"
+        "\ufeffdevice,from_seconds,to_seconds\n2,50,60\ndevice-0000002,10,20\n2,15,30.5\n0,5,1e9\n2,30.5,40\n"
     )
     made = world(4, folder=tmp_path, availability={"kind": "file", "path": "hours.csv"})
     assert list(made.availability(2)(0.0)) == [(10.0, 40.0), (50.0, 60.0)]

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from simulator.world.faults import Fault, Malicious
@@ -77,6 +77,14 @@ def test_bit_flips_hit_each_flash_by_its_size() -> None:
     assert inside == pytest.approx(1 / 17, abs=0.02)  # 1 MB of the board's own, 16 beside it
 
 
+def test_clocks_go_wrong_within_what_was_asked_for() -> None:
+    made = world(50, faults={"clock_drift_ppm": [-40, 60]})
+    drifts = [1e6 * (made.clock_rate(number) - 1) for number in made.devices]
+    assert -40 <= min(drifts) < -20
+    assert 40 < max(drifts) <= 60
+    assert world(1).clock_rate(0) == 1.0
+
+
 def test_a_world_without_faults_has_none() -> None:
     assert world(1).faults(0, 1e9) == []
 
@@ -104,6 +112,7 @@ def test_a_lie_has_the_type_of_the_truth_and_no_overflow(
 ) -> None:
     random = np.random.default_rng(seed)
     values = (random.normal(size=100) * 50).astype(kind)
+    assume(attack != "scaled" or scale != 1.0)
     lying = Malicious.model_validate({"attack": attack, "scale": scale})
     sent = lying.poisoned(values, random)
     assert (sent.dtype, sent.shape) == (values.dtype, values.shape)

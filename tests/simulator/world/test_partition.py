@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from simulator.errors import WorldError
-from simulator.world.partition import Partition, Pool, at_least, check_enough
+from simulator.world.partition import Partition, Pool, check_enough
 from tests.conftest import examples
 
 KINDS: TypeAdapter[Any] = TypeAdapter(Partition)
@@ -52,10 +52,14 @@ def test_every_sample_goes_to_exactly_one_device_and_each_has_enough(
     described: dict[str, Any], devices: int, samples: int, seed: int
 ) -> None:
     partition, shared = KINDS.validate_python(described), pool(samples, seed=seed)
-    dealt = at_least(partition.deal(shared, seed, "test", devices), 3, seed, "test")
-    assert len(dealt) == devices
-    assert sorted(np.concatenate(dealt).tolist()) == list(range(samples))
-    assert min(map(len, dealt)) >= 3
+    dealt = partition.deal(shared, seed, "test", devices)
+    least = 3 if described["kind"] != "by-subject" else min(map(len, dealt))
+    filled = partition.filled(dealt, least, seed, "test")
+    assert len(filled) == devices
+    assert sorted(np.concatenate(filled).tolist()) == list(range(samples))
+    assert min(map(len, filled)) >= least
+    enough = [number for number, share in enumerate(dealt) if len(share) == least]
+    assert all(np.array_equal(filled[number], dealt[number]) for number in enough)
 
 
 @pytest.mark.parametrize("kind", ["iid", "label-skew"])
@@ -136,6 +140,13 @@ def test_by_subject_needs_subjects() -> None:
     nobodys = Pool(pool(100).labels)
     with pytest.raises(WorldError, match=r"data\.partition: .* use another kind than by-subject"):
         KINDS.validate_python({"kind": "by-subject"}).deal(nobodys, 0, "test", 4)
+
+
+def test_nobody_gets_another_ones_samples_to_have_enough() -> None:
+    partition, shared = KINDS.validate_python({"kind": "by-subject"}), pool(120)
+    dealt = partition.deal(shared, 0, "test", 40)
+    with pytest.raises(WorldError, match=r"device \d+ has [12] samples of its subject, 3 are"):
+        partition.filled(dealt, 3, 0, "test")
 
 
 def test_too_many_devices_for_the_samples_are_refused_with_what_to_do() -> None:

@@ -60,15 +60,6 @@ def test_a_straggler_computes_so_many_times_slower_than_its_board() -> None:
         assert one.slower == 1.0 or 2.0 <= one.slower <= 8.0
 
 
-def test_clocks_go_wrong_within_what_was_asked_for() -> None:
-    made = world(50, population={"clock_drift_ppm": [-40, 60]})
-    drifts = [made.device(number).clock_drift_ppm for number in made.devices]
-    assert -40 <= min(drifts) < -20
-    assert 40 < max(drifts) <= 60
-    first = made.device(0)
-    assert first.clock_seconds(1e6) - 1e6 == pytest.approx(first.clock_drift_ppm)
-
-
 def test_names_are_in_the_order_of_numbers() -> None:
     names = [device_name(number) for number in (0, 9, 10, 99_999, 9_999_999)]
     assert names == sorted(set(names))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import pickle
 import random
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from codegen.firmware.boards import load_board
 from simulator.errors import WorldError
 from simulator.world.world import World, WorldConfig
 from tests.simulator.world.worlds import config, world
@@ -23,7 +28,6 @@ EVERYTHING: dict[str, Any] = {
         "reserved_sram_bytes": [0, 65536],
         "sites": {"barn": {"share": 0.5, "gateways": 2}, "field": {"share": 0.5}},
         "stragglers": {"share": 0.9, "slower": [2, 8]},
-        "clock_drift_ppm": [-40, 40],
     },
     "data": {
         "dataset": {"name": "digits"},
@@ -44,6 +48,7 @@ EVERYTHING: dict[str, Any] = {
         "brown_outs_per_day": 2,
         "flash_bit_flips_per_day": 0.5,
         "sram_bit_flips_per_day": 0.5,
+        "clock_drift_ppm": [-40, 40],
         "malicious": {"share": 0.1, "attack": "random"},
     },
     "energy": {
@@ -67,6 +72,7 @@ def facts(made: World, number: int, *, shared_data: bool = True) -> list[Any]:
         list(islice(made.outages(number)(1e5), 3)) if made.link(number).name == "narrow" else [],
         [stream.send(at, 5000, topic="t", qos=1) for at in (0.0, 1.0, 50.0)],
         made.faults(number, 5 * 86_400.0),
+        made.clock_rate(number),
         made.poisoned(number, np.arange(9, dtype=np.int8), task=4).tolist(),
         (battery.capacity, battery.level),
         vars(made.meter(number)),
@@ -103,6 +109,11 @@ def test_samples_that_devices_draw_for_themselves_stay_theirs_when_the_fleet_gro
     for number in range(5):
         np.testing.assert_array_equal(small.log(number).positions, large.log(number).positions)
     assert len(large.log(4999)) >= 20
+
+
+def test_another_process_makes_the_same_world() -> None:
+    made = World(WorldConfig.model_validate(EVERYTHING), 7)
+    assert facts(pickle.loads(pickle.dumps(made)), 3) == facts(made, 3)
 
 
 def test_a_description_comes_back_from_its_json() -> None:
@@ -167,6 +178,7 @@ def changed(path: str, value: Any) -> str:
         ("links.wifi.loss", 1.0, "links.wifi.loss: .* less than or equal to 0.9"),
         ("links.wifi.los", 0.1, "links.wifi.los: there is no such field; did you mean loss?"),
         ("links.narrow.up_bytes_per_second", 0, "links.narrow.up_bytes_per_second: begins at 0"),
+        ("faults.malicious.attack", "scaled", "faults.malicious: scale: a delta times 1 is the"),
         ("faults.malicious.attack", "lie", "faults.malicious.attack: .* 'sign-flip'"),
         ("faults.resets_per_day", -1, "faults.resets_per_day: .* not -1"),
         ("energy.battery_milliwatt_hours", 0, "energy.battery_milliwatt_hours: begins at 0"),
@@ -196,16 +208,20 @@ def test_what_is_no_world_is_refused(text: str, said: str) -> None:
         WorldConfig.parse(text)
 
 
-def test_a_board_whose_power_nobody_knows_is_named() -> None:
-    class Unknown:
-        name = "own"
-        active_milliwatts = None
-
-    with pytest.raises(ValueError, match=r"active_milliwatts.*own: …"):
-        config().energy.power(Unknown())  # type: ignore[arg-type]
-    assert config(energy={"active_milliwatts": {"own": 12.5}}).energy.power(
-        Unknown()  # type: ignore[arg-type]
-    ) == pytest.approx(12.5)
+def test_batteries_need_to_know_what_a_board_takes(tmp_path: Path) -> None:
+    own = load_board("stm32f407").model_dump(mode="json", exclude={"active_milliwatts"})
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({**own, "name": "own"}))
+    boards = {"boards": {str(path): 1.0}}
+    assert world(1, population=boards).meter(0) is None
+    batteries = {"battery_milliwatt_hours": 1000}
+    with pytest.raises(ValidationError, match=r"active_milliwatts: .* write {own: …}"):
+        config(population=boards, energy=batteries)
+    told = world(1, population=boards, energy={**batteries, "active_milliwatts": {"own": 336}})
+    meter = told.meter(0)
+    assert meter is not None
+    # 336 mW at 168 MHz, 1.5 clocks each.
+    assert meter.millijoules_per_instruction == pytest.approx(3e-6)
 
 
 @pytest.mark.parametrize("ask", [lambda w, n: w.data.log(n), lambda w, n: w.data.held_out_log(n)])

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from simulator.errors import WorldError
 from simulator.world.datasets import registry
 from simulator.world.datasets.dataset import Dataset, Samples, numbered
 from simulator.world.datasets.registry import AnyDataset, dataset_kinds
-from tests.simulator.world.worlds import world
+from tests.simulator.world.worlds import config, world
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(AnyDataset)
 SHARED = Path(__file__).parents[5] / "shared" / "data"
@@ -64,6 +64,41 @@ def test_a_data_set_of_somebody_elses_is_found_by_its_entry_point(
     made = world(4, data={"dataset": {"name": "constant", "value": 0.25}})
     assert (made.data.log(3).x == 0.25).all()
     assert made.config.model_dump()["data"]["dataset"] == {"name": "constant", "value": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("nowhere.at_all:Set", "data set 'own' can't be had from nowhere.at_all:Set: No module"),
+        (f"{__name__}:Missing", "data set 'own' can't be had from"),
+        (f"{__name__}:numbered", "data set 'own': .*numbered is no Dataset"),
+    ],
+)
+def test_an_entry_point_that_leads_nowhere_is_named(
+    value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = EntryPoint("own", value, registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda **by: EntryPoints([entry]).select(**by))
+    with pytest.raises(ValidationError, match=said):
+        config(data={"dataset": "own"})
+
+
+def test_an_installation_of_before_there_were_data_sets_is_to_be_renewed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "entry_points", lambda **by: EntryPoints([]).select(**by))
+    with pytest.raises(ValidationError, match=r"no data set 'digits'.* install tinyfleet again"):
+        config()
+
+
+def test_a_sensor_of_a_range_that_nobody_knows_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry = EntryPoint("constant", f"{__name__}:Constant", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda **by: EntryPoints([entry]).select(**by))
+    made = world(4, data={"dataset": "constant", "sensor": {"kind": "image"}})
+    with pytest.raises(WorldError, match=r"data\.sensor: all values are 0\.5"):
+        made.data.log(0)
 
 
 @pytest.mark.parametrize("name", NEEDS_FILES)
@@ -205,6 +240,20 @@ def test_a_file_of_ones_own_that_is_wrong_is_refused_with_what_to_do(
 def test_a_file_of_ones_own_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(WorldError, match=r"data\.dataset\.path: .*own\.npz: no such file; write"):
         dataset("npz", path="own.npz").load(tmp_path)
+
+
+def test_another_label_subject_or_type_makes_another_digest() -> None:
+    x, y = np.zeros((4, 2, 2, 1), np.int8), np.arange(4)
+    others = [
+        Samples(x, y),
+        Samples(x, y[::-1].copy()),
+        Samples(x, y, subjects=y),
+        Samples(x.reshape(4, 4, 1, 1), y),
+        Samples(x.astype(np.float32), y),
+        Samples(x + np.int8(1), y),
+    ]
+    assert len({one.digest for one in others}) == len(others)
+    assert Samples(x.copy(), y.copy()).digest == others[0].digest
 
 
 def test_names_are_numbered_in_their_order() -> None:
