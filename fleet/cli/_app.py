@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -429,6 +430,9 @@ def broker_config(
 
 _app_service.add_commands(app)
 _app_campaigns.add_commands(app)
+# Of parts that stand above this one, and of other packages.
+for _group in sorted(entry_points(group="tinyfleet.commands")):
+    app.add_typer(_group.load(), name=_group.name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

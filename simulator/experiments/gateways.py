@@ -66,10 +66,10 @@ class VirtualGateway:
         self.own_clock = OwnWall(clock)
         """What it goes by: its machine may have another time of day than others."""
         self._broker = broker
+        self._meddler = meddler
         self._steps_left: int | None = None
         self._deltas_left = 0
         self._down_seconds = 0.0
-        self._meddler = meddler
         self.settings = GatewaySettings(
             fleet=fleet,
             gateway=name,

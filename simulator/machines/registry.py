@@ -15,6 +15,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,8 @@ from simulator.errors import FleetError, SimulatorError
 from simulator.machines.device_spec import DeviceSpec
 from simulator.machines.protocol import Capability, Machine
 
+GROUP = "tinyfleet.machines"
+"""The entry points that other packages' machines are found by: a `MachineKind`'s class each."""
 FlashContent = list[tuple[int, bytes]]
 """(address, bytes)"""
 
@@ -238,12 +241,17 @@ def machine_kind(name: str) -> MachineKind:
 
     Raises: FleetError that names those there are.
     """
-    try:
+    if name in MACHINES:
         return MACHINES[name]
-    except KeyError:
-        raise FleetError(
-            f"no machine {name!r}; devices run as one of {', '.join(sorted(MACHINES))}"
-        ) from None
+    for found in entry_points(group=GROUP, name=name):
+        kind: MachineKind = found.load()()
+        return kind
+    raise FleetError(f"no machine {name!r}; devices run as one of {', '.join(machine_names())}")
+
+
+def machine_names() -> list[str]:
+    """All that there are, sorted: those of tinyfleet and those that other packages bring."""
+    return sorted({*MACHINES, *entry_points(group=GROUP).names})
 
 
 def boards_of(kind: MachineKind) -> list[str]:
@@ -271,7 +279,7 @@ def _kind_that_runs(name: str, bundle: Path) -> MachineKind:
     path = Path(bundle) / "board.json"
     board = _board(path, path.stat().st_mtime_ns)
     if not kind.runs(board):
-        others = [other for other in sorted(MACHINES) if MACHINES[other].runs(board)]
+        others = [other for other in machine_names() if machine_kind(other).runs(board)]
         raise FleetError(
             f"machine {name} doesn't run board {board.name}, only {', '.join(boards_of(kind))}; "
             f"run the bundle as {' or '.join(others)}, or compile the model for another board"

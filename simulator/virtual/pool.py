@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import multiprocessing
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -348,7 +349,8 @@ def _died() -> FleetError:
 
 
 def _serve(connection: Connection, population: Population, numbers: Sequence[int]) -> None:
-    """A worker: until the other end is closed."""
+    """A worker: until the other end is closed, which Ctrl-C is left to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         host = DeviceHost(population, numbers)
         connection.send(host.next_due)
