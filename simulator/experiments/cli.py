@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -108,30 +106,27 @@ def list_command(json: Json = False) -> None:
     list_all(as_json=json)
 
 
-_FAULTS = "simulator.experiments.faults"
-if find_spec(_FAULTS):
+@experiment.command()
+def faults(
+    seeds: Annotated[str, typer.Option(help="Which: A..B, both included, or one.")] = "1..200",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    events: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Faults of a seed at most.")
+    ] = None,
+    only: Annotated[
+        str,
+        typer.Option(help="Only the faults with these numbers, such as 3,17; none: no fault."),
+    ] = "",
+    build: Annotated[
+        Path, typer.Option(help="Folder for the firmware, which is compiled once.")
+    ] = Path("out/faults"),
+    json: Json = False,
+) -> None:
+    """Let everything go wrong in small fleets, and look whether what has to hold does.
 
-    @experiment.command()
-    def faults(
-        seeds: Annotated[str, typer.Option(help="Which: A..B, both included, or one.")] = "1..200",
-        workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
-        events: Annotated[
-            int | None, typer.Option(min=1, max=1000, help="Faults of a seed at most.")
-        ] = None,
-        only: Annotated[
-            str,
-            typer.Option(help="Only the faults with these numbers, such as 3,17; none: no fault."),
-        ] = "",
-        build: Annotated[
-            Path, typer.Option(help="Folder for the firmware, which is compiled once.")
-        ] = Path("out/faults"),
-        json: Json = False,
-    ) -> None:
-        """Let everything go wrong in small fleets, and look whether what has to hold does.
+    Of a seed that fails the shortest story is printed, and the line that shows it again. Ends
+    with 1 where there is one.
+    """
+    from simulator.experiments.faults.command import faults as command
 
-        Of a seed that fails the shortest story is printed, and the line that shows it again. Ends
-        with 1 where there is one.
-        """
-        command = import_module(f"{_FAULTS}.command").faults
-        more: dict[str, Any] = {} if events is None else {"events": events}
-        command(seeds=seeds, workers=workers, only=only, build=build, json=json, **more)
+    command(seeds, workers, events, only, build, as_json=json)

@@ -289,9 +289,11 @@ class _Link:
 
     def publish(self, message: Publish) -> None:
         """See `Link`."""
-        if self._client is not None and not self._meddler.drops(message.topic, message.qos):
-            self._gateway.step()
-            self._gateway.on_publish(message)
+        if self._client is None:
+            return
+        self._gateway.step()
+        self._gateway.on_publish(message)
+        if not self._meddler.drops(message.topic, message.qos):
             self._client.publish(
                 message.topic,
                 message.payload,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import device_runtime
 from codegen.firmware.bundle import MANIFEST, WEIGHTS, Bundle
 from fleet.firmware import compile_firmware
 from simulator.errors import ExperimentError
@@ -145,7 +146,9 @@ def _firmware(config: ExperimentConfig, board: str, source: Path, folder: Path) 
     if board.endswith(".json"):
         files.append(source / board)
     key = hashlib.sha256(json.dumps([board, list(model.plans)]).encode())
-    for one in files:
+    # Of other sources it would be another library.
+    runtime = sorted(Path(device_runtime.__file__).parent.rglob("*.[ch]"))
+    for one in [*files, *runtime]:
         if not one.is_file():
             raise ExperimentError(
                 f"model: there is no file {one}; the experiment's own file may say where it comes "

@@ -53,12 +53,19 @@ def _world(devices: int) -> dict[str, Any]:
             "sites": {SITE: {"gateways": GATEWAYS}},
             "reserved_sram_shares": {0: 0.5, RESERVED_SRAM_BYTES: 0.5},
             "stragglers": {"share": 0.3, "slower": [2.0, 40.0]},
-            "clock_drift_ppm": [-5000.0, 5000.0],
         },
+        "faults": {"clock_drift_ppm": [-5000.0, 5000.0]},
         "data": {"dataset": {"name": "digits"}, "samples_per_device": [6, 9]},
         "links": {
             "near": {"share": 0.6, "latency_seconds": [0.0, 0.1]},
-            "far": {"share": 0.4, "latency_seconds": [0.1, 1.0], "loss": 0.02},
+            "far": {
+                "share": 0.4,
+                "latency_seconds": [0.1, 1.0],
+                "loss": 0.02,
+                "redelivered": 0.05,
+                "held_back": 0.05,
+                "dropped": 0.05,
+            },
         },
     }
 

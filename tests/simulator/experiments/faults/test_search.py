@@ -6,12 +6,9 @@ from collections.abc import Collection
 
 import pytest
 
-from fleet.gateway.folds import Sums as OneSum
-from simulator.experiments.faults.command import numbers_of, seeds_of
 from simulator.experiments.faults.run import Outcome, run_seed
 from simulator.experiments.faults.schedule import KINDS, MOST
-from simulator.experiments.faults.search import CRASH, Finding, search, shrunk
-from simulator.errors import ExperimentError
+from simulator.experiments.faults.search import Finding, search, shrunk
 from simulator.virtual.population import Firmware
 from tests.simulator.experiments.faults import planted
 
