@@ -457,6 +457,11 @@ class DirectTransport(Transport):
         if request.operation is not Operation.HELLO:
             round_name = (str(request.fields["campaign"]), int(request.fields["round"]))
             replies.append(Reply(request.gateway, round_name, error=why))
+        elif not self._cursors.get(request.gateway):
+            # Nobody has heard of it yet, and so nobody else would ask.
+            self._clock.call_later(
+                self._look, lambda: self.send(request.gateway, Operation.HELLO, {})
+            )
         self._deliver(request, replies)
 
     def _deliver(self, request: _Request, replies: list[Reply], cursor: int = 0) -> None:
