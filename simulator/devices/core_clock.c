@@ -12,7 +12,7 @@ typedef struct {
 void core_clock_count(void *emulator, uint64_t address, uint32_t bytes, void *context);
 
 void core_clock_count(void *emulator, uint64_t address, uint32_t bytes, void *context) {
-    core_clock *clock = context;
+    core_clock *clock = *(core_clock **)context; /* of the device whose turn it is */
     (void)address;
     if (clock->clocks >= clock->limit) {
         clock->is_stopped = 1;

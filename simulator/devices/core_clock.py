@@ -42,6 +42,11 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(str(host_toolchain().library([source], include_dirs=[])))
 
 
+def clock_callback() -> ctypes.c_void_p:
+    """What Unicorn is to call at each block, with a pointer to a clock's ``address``."""
+    return ctypes.cast(_library().core_clock_count, ctypes.c_void_p)
+
+
 class CoreClock:
     """Counts the clocks of one core, stops it at a limit, and knows the time."""
 
@@ -53,14 +58,9 @@ class CoreClock:
         self._hertz = hertz
 
     @property
-    def callback(self) -> ctypes.c_void_p:
-        """What Unicorn is to call at each block, with ``context``."""
-        return ctypes.cast(_library().core_clock_count, ctypes.c_void_p)
-
-    @property
-    def context(self) -> ctypes.c_void_p:
-        """The counter, for the callback."""
-        return ctypes.c_void_p(ctypes.addressof(self._counter))
+    def address(self) -> int:
+        """Where the counter is, for the callback."""
+        return ctypes.addressof(self._counter)
 
     @property
     def clocks(self) -> int:

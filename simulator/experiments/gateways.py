@@ -2,7 +2,8 @@
 
 Where a live deployment has Flower between the two, here a request and its answer take a constant
 time each. What a gateway is asked and says is the same: the standing of a round, for example, is
-told when that has ended, or after a while, as `fleet.coordinator.gateway_call` asks for it.
+told when that has ended or enough deltas have come, or after a while, as
+`fleet.coordinator.gateway_call` asks for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fleet.gateway.config import BrokerSettings, GatewaySettings
 from fleet.gateway.core import Core, Job
 from fleet.gateway.link import Message
 from fleet.gateway.replies import read_request
-from fleet.gateway.rounds import RoundKey, RoundState
+from fleet.gateway.rounds import RoundKey
 from fleet.gateway.store import RoundStore
 from simulator.broker.client import Client
 from simulator.experiments.brokers import VirtualBroker
@@ -81,7 +82,7 @@ class VirtualGateway:
         self._inbox: deque[Job] = deque()
         self._turn_is_due = False
         self._processes = 0
-        self._waiting: list[tuple[RoundKey, Callable[[], None]]] = []
+        self._waiting: list[tuple[Callable[[], bool], Callable[[], None]]] = []
         self._open()
         self._tick()
 
@@ -193,12 +194,13 @@ class VirtualGateway:
         self._work(batch)
         return question.answer(reply.result(timeout=0))
 
-    def when_ended(self, key: RoundKey, then: Callable[[], None]) -> None:
-        """Call once a round doesn't run (any more), at once where that is so, or after a while."""
-        if self.core.logic.state(key) is not RoundState.RUNNING:
+    def watch(self, fields: Mapping[str, Any], then: Callable[[], None]) -> None:
+        """Call once what a `watch` waits for is there, or after a while; or the gateway isn't."""
+        is_due = read_request(self.core, "watch", dict(fields)).is_due
+        if is_due():
             then()
             return
-        entry = (key, then)
+        entry = (is_due, then)
         self._waiting.append(entry)
 
         def give_up() -> None:
@@ -210,8 +212,8 @@ class VirtualGateway:
 
     def _round_changed(self, key: RoundKey) -> None:
         # The batch in which it changed has to end before the gateway is asked about it.
-        over = [entry for entry in self._waiting if entry[0] == key]
-        self._waiting = [entry for entry in self._waiting if entry[0] != key]
+        over = [entry for entry in self._waiting if entry[0]()]
+        self._waiting = [entry for entry in self._waiting if entry not in over]
         for _, then in over:
             self._clock.call_later(0.0, then)
 
@@ -393,9 +395,10 @@ class DirectTransport(Transport):
         gateway, fields = self._gateways[request.gateway], request.fields
         if not gateway.is_up:
             self._fail(request, "the gateway is down")
-        elif request.operation is Operation.COLLECT:
-            key = RoundKey(bytes.fromhex(fields["campaign"]), int(fields["round"]))
-            gateway.when_ended(key, lambda: self._answer(request))
+        elif request.operation is Operation.COLLECT and "part" not in fields:
+            wanted = {fields["campaign"]: fields["arrivals"]} if "arrivals" in fields else {}
+            watched = {"rounds": [[fields["campaign"], fields["round"]]], "arrivals": wanted}
+            gateway.watch(watched, lambda: self._answer(request))
         else:
             self._answer(request)
 

@@ -135,8 +135,8 @@ Seed{"s" * (len(seeds) != 1)} {_e(", ".join(map(str, seeds)))}.{spread}</p>
 <div class="plots">{figures}</div>
 <h2>{"Experiment" if len(runs) == 1 else "Experiments"}</h2>
 {"".join(_details(run) for run in runs)}
-<p><small>For programs: <code>result.json</code>, <code>rounds.parquet</code>,
-<code>devices.parquet</code>, <code>reports.parquet</code>.</small></p>
+<p><small>For programs: {"result.json" if len(runs) == 1 else "comparison.json"}; for every round
+and device the Parquet files of a run.</small></p>
 </body></html>
 """
 

@@ -7,7 +7,6 @@ import re
 from simulator.errors import ExperimentError
 from simulator.experiments.setting import MakePool
 from simulator.virtual.pool import LocalPool, ProcessPool
-from simulator.virtual.population import Population
 
 _RAY = re.compile(r"ray(?:/(?P<actors>[1-9]\d{0,4}))?(?::(?P<address>\S+))?")
 
@@ -28,11 +27,7 @@ def pool_with(workers: int | str) -> MakePool:
         raise ExperimentError(
             f"workers {workers}: give a number of processes, from 1, or ray, ray:ADDRESS, ray/8"
         )
-    actors, address = found["actors"], found["address"]
+    from simulator.experiments.ray_pool import RayPool  # it takes a second, and may not be there
 
-    def on_ray(population: Population) -> RayPool:
-        return RayPool(population, int(actors) if actors else None, address)
-
-    from simulator.experiments.ray_pool import RayPool
-
-    return on_ray
+    actors = int(found["actors"]) if found["actors"] else None
+    return lambda population: RayPool(population, actors, found["address"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import mmap
 import os
 import tempfile
 from typing import IO
@@ -11,6 +10,10 @@ from typing import IO
 from codegen.firmware.boards import Board, FlashName
 from simulator.errors import ImageError
 from simulator.machines.elf_image import ElfImage
+from simulator.machines.lazy_memory import LazyMemory
+
+_NOISE = b"\xa5\x5a\xc3\x3c"
+"""Real SRAM comes up with anything in it; a fixed pattern keeps runs repeatable."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -26,6 +29,12 @@ def _pristine(size: int, pieces: tuple[tuple[int, bytes], ...]) -> IO[bytes]:
         file.write(data)
     file.flush()
     return file
+
+
+def sram_of(board: Board) -> LazyMemory:
+    """The board's SRAM as it is when the power comes on."""
+    size = board.sram.bytes
+    return LazyMemory(size, _pristine(size, ((0, _NOISE * (size // 4)),)))
 
 
 class FlashContent:
@@ -49,7 +58,7 @@ class FlashContent:
                     f"outside the flash of {board.name}; compile it for this board"
                 )
             pieces.append((first, data))
-        self._maps: dict[FlashName, mmap.mmap] = {}
+        self._memories: dict[FlashName, LazyMemory] = {}
         self._views: dict[FlashName, memoryview] = {}
         self._open("internal", tuple(pieces))
 
@@ -59,10 +68,10 @@ class FlashContent:
             self._open(flash, ())
         return self._views[flash]
 
-    def map_of(self, flash: FlashName) -> mmap.mmap:
-        """The memory behind ``view``."""
+    def start_of(self, flash: FlashName) -> int:
+        """Where this process has the bytes of ``view``."""
         self.view(flash)
-        return self._maps[flash]
+        return self._memories[flash].start
 
     def locate(self, address: int, size: int) -> tuple[memoryview, int] | None:
         """The flash that holds ``size`` bytes at ``address``, and their offset in it."""
@@ -87,16 +96,12 @@ class FlashContent:
         """Give back all memory."""
         for view in self._views.values():
             view.release()
-        for memory in self._maps.values():
+        for memory in self._memories.values():
             memory.close()
         self._views.clear()
+        self._memories.clear()
 
     def _open(self, name: FlashName, pieces: tuple[tuple[int, bytes], ...]) -> None:
         size = self._board.flashes[name].bytes
-        memory = mmap.mmap(
-            _pristine(size, pieces).fileno(),
-            size,
-            flags=mmap.MAP_PRIVATE,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE,
-        )
-        self._maps[name], self._views[name] = memory, memoryview(memory)
+        memory = LazyMemory(size, _pristine(size, pieces))
+        self._memories[name], self._views[name] = memory, memory.view()

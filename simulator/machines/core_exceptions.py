@@ -29,6 +29,7 @@ _OF_PERIPHERALS = (2, 5, 6, 7)
 _RETURN_TO_THREAD = 0xFFFFFFF9
 _HARD_FAULT = 3
 
+_FETCHES = unicorn_const.UC_MEM_FETCH_UNMAPPED, unicorn_const.UC_MEM_FETCH_PROT
 _BY_ACCESS = {
     unicorn_const.UC_MEM_READ_UNMAPPED: BUS_DATA,
     unicorn_const.UC_MEM_WRITE_UNMAPPED: BUS_DATA,
@@ -42,9 +43,12 @@ _BY_ACCESS = {
 def status_of_access(kind: int, address: int) -> int:
     """The bit of CFSR for an access that Unicorn refused.
 
-    0 in the address space of peripherals: what isn't emulated there may well be on the chip.
+    0 in the address space of peripherals, but for fetches, which are never allowed there: what isn't
+    emulated may well be on the chip.
     """
-    return 0 if address >> 29 in _OF_PERIPHERALS else _BY_ACCESS.get(kind, 0)
+    if address >> 29 in _OF_PERIPHERALS:
+        return INSTRUCTION_ACCESS if kind in _FETCHES else 0
+    return _BY_ACCESS.get(kind, 0)
 
 
 def enter_hard_fault(core: UnicornCore, handler: int, store: Callable[[int, bytes], None]) -> bool:

@@ -29,7 +29,7 @@ from codegen.host_toolchain import Source, host_toolchain
 from simulator.errors import ImageError, MachineFault
 from simulator.machines.counting import InstructionCounter
 from simulator.machines.elf_image import ElfImage, load_elf
-from simulator.machines.unicorn_core import UnicornCore
+from simulator.machines.unicorn_core import UnicornCore, check
 
 Array = NDArray[Any]
 
@@ -206,7 +206,7 @@ class ArmKernels(UnicornCore):
             status = binding.uclib.uc_mem_map(
                 self._engine, ctypes.c_uint64(start), ctypes.c_size_t(size), every
             )
-            self._check(status, "memory")
+            check(status, "memory")
         for start, data in self.image.segments:
             self.write(start, data)
 
@@ -244,7 +244,7 @@ class ArmKernels(UnicornCore):
         status = binding.uclib.uc_mem_write(
             self._engine, ctypes.c_uint64(address), data, ctypes.c_size_t(len(data))
         )
-        self._check(status, "store")
+        check(status, "store")
 
     def read_memory(self, address: int, size: int) -> bytes:
         """Loads from the machine."""
@@ -252,7 +252,7 @@ class ArmKernels(UnicornCore):
         status = binding.uclib.uc_mem_read(
             self._engine, ctypes.c_uint64(address), data, ctypes.c_size_t(size)
         )
-        self._check(status, "load")
+        check(status, "load")
         return data.raw
 
 

@@ -118,6 +118,7 @@ class _Unicorn(_Kind):
             battery_percent=lambda: spec.battery_percent,
             seed=spec.seed,
             flash_content=content,
+            takes_turns=True,
         )
 
 

@@ -51,11 +51,15 @@ class UnicornMachine(UnicornBoard):
         battery_percent: Callable[[], float] = lambda: 100.0,
         seed: int = 0,
         flash_content: Iterable[tuple[int, bytes]] = (),
+        takes_turns: bool = False,
     ) -> None:
         """Build the board, write the image and ``flash_content`` to its flash, and power it on.
 
         ``clock`` is the world's. The board's own never falls behind it, and goes before it where
         bytes on the line or an operation of the flash take time that costs the host none.
+
+        ``takes_turns``: share Unicorn's engine, and what it has translated, with all machines of
+        this process that have the same image and do so, too.
 
         Raises: ImageError when the image doesn't fit the board.
         """
@@ -76,6 +80,7 @@ class UnicornMachine(UnicornBoard):
             battery_percent,
             seed,
             flash_content,
+            takes_turns,
         )
         self.power_on()
 
@@ -173,15 +178,13 @@ class UnicornMachine(UnicornBoard):
     def power_on(self, *, keep_sram: bool = False) -> None:
         """Start from the reset vector. Flash stays; SRAM turns into noise unless kept."""
         if not keep_sram:
-            # Real SRAM comes up with anything in it; a fixed pattern keeps runs repeatable.
-            self.sram[:] = b"\xa5\x5a\xc3\x3c" * (self.board.sram.bytes // 4)
+            self._sram.forget()
             if self.nor_flash is not None:
                 self.nor_flash.power_on()
         self._restart(Rcc.PIN if keep_sram else Rcc.POWER_ON)
 
     def _restart(self, cause: int) -> None:
         """What the reset line does; SRAM stays as it is."""
-        self._close_engine()
         self.clocks.note_reset(cause)
         for peripheral in self._peripherals:
             peripheral.reset()
@@ -191,7 +194,9 @@ class UnicornMachine(UnicornBoard):
         self._pending_flash.clear()
         self._transmitted.clear()
         self._powered = True
-        self._open_engine()
+        self._starts += 1
+        self._external_permissions = None
+        self._turns.reset(self)
         stack = int.from_bytes(self.flash[0:4], "little") & ~3
         self.write_register(arm_const.UC_ARM_REG_SP, stack)
         self.pc = int.from_bytes(self.flash[4:8], "little") & ~1
@@ -203,11 +208,11 @@ class UnicornMachine(UnicornBoard):
     def close(self) -> None:
         """Give back all memory."""
         self._powered = False
-        self._close_engine()
+        self._turns.leave(self)
         self.sram.release()
         self.flash_controller.content = memoryview(b"")
         self._flashes.close()
-        self._sram_map.close()
+        self._sram.close()
 
     # --- For measuring and tests ---------------------------------------------------------------
 

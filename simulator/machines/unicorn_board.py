@@ -6,11 +6,9 @@ overrides; time is the machine's, too.
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from unicorn import unicorn_const
@@ -40,10 +38,17 @@ from simulator.devices.serial_line import SerialLine
 from simulator.devices.serial_port import Dma2, Usart
 from simulator.errors import ImageError, MachineFault
 from simulator.machines import core_exceptions
-from simulator.machines.board_memory import FlashContent
+from simulator.machines.board_memory import FlashContent, sram_of
 from simulator.machines.elf_image import ElfImage
 from simulator.machines.protocol import StopReason
-from simulator.machines.unicorn_core import ACCESS, INVALID_ACCESS, MODELS, UnicornCore
+from simulator.machines.unicorn_core import ACCESS, MODELS, NOT_EXECUTABLE, CoreRegisters
+from simulator.machines.unicorn_engine import (
+    EXECUTABLE,
+    READABLE,
+    WRITABLE,
+    BoardEngine,
+    Mapping,
+)
 
 BUS_CLOCKS = 16
 """Clocks of the core that an access to a register takes over the bridge to a peripheral bus."""
@@ -54,7 +59,7 @@ def can_run(board: Board) -> bool:
     return board.port == "stm32" and board.cpu in MODELS
 
 
-class UnicornBoard(UnicornCore, ABC):
+class UnicornBoard(CoreRegisters, ABC):
     """A board with an image in its flash, without power."""
 
     def __init__(
@@ -64,8 +69,12 @@ class UnicornBoard(UnicornCore, ABC):
         battery_percent: Callable[[], float],
         seed: int,
         flash_content: Iterable[tuple[int, bytes]],
+        takes_turns: bool,
     ) -> None:
-        """Raises ImageError when the image doesn't fit the board."""
+        """``takes_turns``: on the engine of all boards of this image that do.
+
+        Raises: ImageError when the image doesn't fit the board.
+        """
         super().__init__()
         self.board, self.image = board, image
         if not can_run(board):
@@ -80,9 +89,10 @@ class UnicornBoard(UnicornCore, ABC):
         self._stop_cause: StopReason | None = None
 
         self._flashes = FlashContent(board, image)
-        self._sram_map = mmap.mmap(-1, board.sram.bytes)
+        self._sram = sram_of(board)
         self.flash = self._flashes.view("internal")
-        self.sram = memoryview(self._sram_map)
+        """Its content; ``write_flash`` writes to it."""
+        self.sram = self._sram.view()
         for address, data in flash_content:
             self._flashes.write(address, data)
 
@@ -123,7 +133,16 @@ class UnicornBoard(UnicornCore, ABC):
             self.nor_flash = NorFlash(external, content, self._power_cut)
             quadspi = Quadspi(self.nor_flash, self._set_external_flash_mapped)
             self._peripherals += [quadspi, GpioD(), GpioE()]
-        self._external_is_open = False
+        self._external_permissions: int | None = None
+        self.hooks: dict[int, tuple[int, Any]] = {}
+        self._hooks_installed = 0
+        self._has_own_code = False
+        places = [(peripheral.BASE, peripheral.SIZE) for peripheral in self._peripherals]
+        if takes_turns:
+            self._turns = BoardEngine.shared(board, places, image)
+        else:
+            self._turns = BoardEngine(board, places)
+        self._turns.join(self)
 
     # --- What a machine adds -------------------------------------------------------------------
 
@@ -163,6 +182,10 @@ class UnicornBoard(UnicornCore, ABC):
         Raises: ImageError outside of all flashes.
         """
         self._flashes.write(address, data)
+        for start, content in self.image.segments:
+            if start < address + len(data) and address < start + len(content):
+                self._has_own_code = True
+                self._turns.code_changed(self)
 
     def write_sram(self, address: int, data: bytes) -> None:
         """Store to SRAM.
@@ -193,73 +216,70 @@ class UnicornBoard(UnicornCore, ABC):
             is_asserted = functools.partial(self.dma.interrupt_is_asserted, stream)
             self.dma.interrupt_may_rise[stream] = connect(line, is_asserted)
 
-    def _open_engine(self) -> None:
-        self._open_core(self.board.cpu)
-        readable, writable = unicorn_const.UC_PROT_READ, unicorn_const.UC_PROT_WRITE
-        self._map_memory(
-            self.board.flash.address,
-            self._flashes.map_of("internal"),
-            readable | unicorn_const.UC_PROT_EXEC,
-        )
-        self._map_memory(self.board.sram.address, self._sram_map, readable | writable)
-        self._external_is_open = False
-        for peripheral in self._peripherals:
-            self._map_peripheral(peripheral)
-        self._keep_hook(INVALID_ACCESS, binding.HOOK_MEM_INVALID_CFUNC(self._invalid_access))
-        self._keep_hook(
-            unicorn_const.UC_HOOK_BLOCK, self.clock.callback, context=self.clock.context
-        )
-        self._keep_hook(unicorn_const.UC_HOOK_INTR, binding.HOOK_INTR_CFUNC(self._exception))
+    # --- Turns ---------------------------------------------------------------------------------
 
-    def _close_engine(self) -> None:
-        if self._engine is not None:
-            binding.uclib.uc_close(self._engine)
-            self._engine = None
-        self._callbacks.clear()
+    @property
+    def _engine(self) -> Any:
+        return self._turns.turn_of(self)
 
-    def _map_peripheral(self, peripheral: Peripheral) -> None:
-        base = peripheral.BASE
+    def add_hook(self, kind: int, callback: Any) -> int:
+        """Install a raw Unicorn hook (a ctypes callback); translations start afresh.
 
-        def read(engine: Any, offset: int, size: int, _: Any) -> int:
-            self.clock.execute(BUS_CLOCKS)
-            try:
-                if self._pending_flash:
-                    self._settle_flash()
-                if size == 4 and peripheral.has(offset):
-                    return peripheral.read(offset)
-                self._register_fault("read", base + offset, size)
-            except Exception as error:  # must not escape into C
-                self._stop_with(self._make_fault(str(error), base + offset, "read"))
-            return 0
+        Returns: its handle for ``remove_hook``. Hooks don't survive ``power_on``.
+        """
+        self._hooks_installed += 1
+        self.hooks[self._hooks_installed] = kind, callback
+        self._turns.hooks_changed(self)
+        return self._hooks_installed
 
-        def write(engine: Any, offset: int, size: int, value: int, _: Any) -> None:
-            if self._stop_cause is not None:
-                return
-            self.clock.execute(BUS_CLOCKS)
-            try:
-                if self._pending_flash:
-                    self._settle_flash()
-                if size == 4 and peripheral.has(offset):
-                    peripheral.write(offset, value & 0xFFFFFFFF)
-                else:
-                    self._register_fault("write", base + offset, size)
-            except Exception as error:  # must not escape into C
-                self._stop_with(self._make_fault(str(error), base + offset, "write"))
+    def remove_hook(self, handle: int) -> None:
+        """Take out a hook, if it is still there."""
+        if self.hooks.pop(handle, None) is not None:
+            self._turns.hooks_changed(self)
 
-        callbacks = binding.MMIO_READ_CFUNC(read), binding.MMIO_WRITE_CFUNC(write)
-        self._callbacks.extend(callbacks)
-        self._check(
-            binding.uclib.uc_mmio_map(
-                self._engine,
-                base,
-                peripheral.SIZE,
-                ctypes.cast(callbacks[0], ctypes.c_void_p),
-                None,
-                ctypes.cast(callbacks[1], ctypes.c_void_p),
-                None,
-            ),
-            "peripheral",
-        )
+    def mappings(self) -> Iterator[Mapping]:
+        """All memory that the core sees."""
+        flash, sram = self.board.flash, self.board.sram
+        own = self._flashes.start_of("internal") - flash.address
+        for part in self._turns.flash:
+            shared = None if self._has_own_code else part.shared
+            start = own + part.address if shared is None else shared
+            yield Mapping(part.address, part.size, start, EXECUTABLE)
+        yield Mapping(sram.address, sram.bytes, self._sram.start, WRITABLE)
+        external = self.board.external_flash
+        if external is not None and self._external_permissions is not None:
+            start = self._flashes.start_of("external")
+            yield Mapping(external.address, external.bytes, start, self._external_permissions)
+
+    def read_register_of(self, peripheral: int, offset: int, size: int) -> int:
+        """The core reads from a peripheral."""
+        one = self._peripherals[peripheral]
+        self.clock.execute(BUS_CLOCKS)
+        try:
+            if self._pending_flash:
+                self._settle_flash()
+            if size == 4 and one.has(offset):
+                return one.read(offset)
+            self._register_fault("read", one.BASE + offset, size)
+        except Exception as error:  # must not escape into C
+            self._stop_with(self._make_fault(str(error), one.BASE + offset, "read"))
+        return 0
+
+    def write_register_of(self, peripheral: int, offset: int, size: int, value: int) -> None:
+        """The core writes to a peripheral."""
+        if self._stop_cause is not None:
+            return
+        one = self._peripherals[peripheral]
+        self.clock.execute(BUS_CLOCKS)
+        try:
+            if self._pending_flash:
+                self._settle_flash()
+            if size == 4 and one.has(offset):
+                one.write(offset, value & 0xFFFFFFFF)
+            else:
+                self._register_fault("write", one.BASE + offset, size)
+        except Exception as error:  # must not escape into C
+            self._stop_with(self._make_fault(str(error), one.BASE + offset, "write"))
 
     def _stop(self, cause: StopReason) -> None:
         if self._stop_cause is None:
@@ -272,14 +292,8 @@ class UnicornBoard(UnicornCore, ABC):
         binding.uclib.uc_emu_stop(self._engine)
 
     def _set_external_flash_mapped(self, on: bool) -> None:
-        flash = self.board.external_flash
-        if flash is None or self._engine is None:
-            return
-        permissions = unicorn_const.UC_PROT_READ if on else unicorn_const.UC_PROT_NONE
-        if not self._external_is_open:
-            self._map_memory(flash.address, self._flashes.map_of("external"), permissions)
-            self._external_is_open = True
-        self._protect_memory(flash.address, flash.bytes, permissions)
+        self._external_permissions = READABLE if on else unicorn_const.UC_PROT_NONE
+        self._turns.map_memory_of(self)
 
     def _memory(self, address: int, size: int, access: str) -> tuple[memoryview, int]:
         board = self.board
@@ -305,9 +319,8 @@ class UnicornBoard(UnicornCore, ABC):
             self.flash[first : first + len(data)] = data
         self._pending_flash.clear()
 
-    def _invalid_access(
-        self, engine: Any, kind: int, address: int, size: int, value: int, _: Any
-    ) -> bool:
+    def invalid_access(self, kind: int, address: int, size: int, value: int) -> bool:
+        """The memory refuses an access of the core; whether it is made all the same."""
         try:
             access = ACCESS.get(kind, "access")
             if self._stop_cause is StopReason.POWER_CUT:
@@ -319,20 +332,19 @@ class UnicornBoard(UnicornCore, ABC):
                 if went_through and int.from_bytes(data, "little") != value & 0xFFFFFFFF:
                     self._pending_flash.append((address, data))
                 return went_through
+            status = core_exceptions.status_of_access(kind, address)
             self._stop_with(
-                self._make_fault(
-                    f"{access} of {size} bytes at {address:#010x}, where {self.board.name} has"
-                    f" {self._what_is_at(address)}",
-                    address,
-                    access,
-                    core_exceptions.status_of_access(kind, address),
-                )
+                self._access_fault(f"{access} of {size} bytes", access, address, status)
             )
         except FlashMisuse as error:
             self._stop_with(self._make_fault(f"{error} at {address:#010x}", address, "write"))
         except Exception as error:  # must not escape into C
             self._stop_with(self._make_fault(repr(error), address, "access"))
         return False
+
+    def _access_fault(self, what: str, access: str, address: int, status: int) -> MachineFault:
+        text = f"{what} at {address:#010x}, where {self.board.name} has {self._what_is_at(address)}"
+        return self._make_fault(text, address, access, status)
 
     def _in_flash(self, address: int) -> bool:
         return 0 <= address - self.board.flash.address < self.board.flash.bytes
@@ -346,13 +358,17 @@ class UnicornBoard(UnicornCore, ABC):
             return "nothing"
         return "an external flash that can only be read, and only while QUADSPI maps it"
 
-    def _exception(self, engine: Any, number: int, _: Any) -> None:
+    def exception(self, number: int) -> None:
+        """The core takes an exception of Unicorn's, of which the firmware uses none."""
         names = {2: "svc", 3: "prefetch abort", 7: "bkpt"}
         text = f"{names.get(number, f'exception {number}')}, which the firmware must not use"
         undefined = core_exceptions.UNDEFINED_INSTRUCTION
         self._stop_with(self._make_fault(text, None, "execute", undefined))
 
     def _execution_fault(self, status: int) -> MachineFault:
+        if status == NOT_EXECUTABLE:
+            not_executable = core_exceptions.INSTRUCTION_ACCESS
+            return self._access_fault("fetch", "fetch", self.pc, not_executable)
         if status == unicorn_const.UC_ERR_INSN_INVALID:
             undefined = core_exceptions.UNDEFINED_INSTRUCTION
             return self._make_fault("undefined instruction", None, "execute", undefined)

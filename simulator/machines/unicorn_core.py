@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import mmap
+import functools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3 import unicorn as binding
 from unicorn.unicorn_py3.arch.types import uc_context, uc_engine, uc_hook_h
 
+from codegen.host_toolchain import host_toolchain
 from simulator.errors import ImageError
 
 _TRANSLATION_BYTES = 4 << 20
@@ -30,6 +34,8 @@ ACCESS = {
     unicorn_const.UC_MEM_FETCH_UNMAPPED: "fetch",
     unicorn_const.UC_MEM_FETCH_PROT: "fetch",
 }
+NOT_EXECUTABLE = unicorn_const.UC_ERR_EXCEPTION
+"""Status of an emulation that came to a page without code, see ``_keep_data_apart``."""
 INVALID_ACCESS = (
     unicorn_const.UC_HOOK_MEM_READ_UNMAPPED
     | unicorn_const.UC_HOOK_MEM_WRITE_UNMAPPED
@@ -40,14 +46,39 @@ INVALID_ACCESS = (
 )
 
 
-class UnicornCore:
-    """What ``UnicornMachine`` and its measuring tools need of Unicorn's C interface."""
+class _Range(ctypes.Structure):
+    """range of page_rights.c."""
 
-    def __init__(self) -> None:
-        """No engine yet."""
-        self._engine: Any = None
-        # C keeps no reference to the Python functions that it calls.
-        self._callbacks: list[Any] = []
+    _fields_ = (("first", ctypes.c_uint64), ("end", ctypes.c_uint64))
+
+
+@functools.cache
+def _page_rights() -> ctypes.CDLL:
+    """page_rights.c for this machine.
+
+    Raises: ToolchainError where there is no C compiler.
+    """
+    source = Path(str(resources.files("simulator.machines") / "page_rights.c"))
+    return ctypes.CDLL(str(host_toolchain().library([source], include_dirs=[])))
+
+
+def check(status: int, what: str) -> None:
+    """Raises: ImageError where Unicorn refused ``what``."""
+    if status != unicorn_const.UC_ERR_OK:
+        text = binding.uclib.uc_strerror(status).decode()
+        raise ImageError(f"Unicorn refused the {what}: {text}")
+
+
+class CoreRegisters(ABC):
+    """Registers of a core that Unicorn emulates."""
+
+    _starts = 0
+    """How often the core has been reset."""
+
+    @property
+    @abstractmethod
+    def _engine(self) -> Any:
+        """Unicorn's handle."""
 
     @property
     def pc(self) -> int:
@@ -80,20 +111,34 @@ class UnicornCore:
     @contextlib.contextmanager
     def registers_kept(self) -> Iterator[None]:
         """Puts all registers back at the end, so that the idle firmware isn't disturbed."""
-        library, context, engine = binding.uclib, uc_context(), self._engine
-        self._check(library.uc_context_alloc(self._engine, ctypes.byref(context)), "context")
+        library, context, starts = binding.uclib, uc_context(), self._starts
+        check(library.uc_context_alloc(self._engine, ctypes.byref(context)), "context")
         try:
             library.uc_context_save(self._engine, context)
             yield
         finally:
-            if self._engine is engine:  # not after a reset, which starts with a new one
+            if self._starts == starts:  # not after a reset, which starts with new ones
                 library.uc_context_restore(self._engine, context)
             library.uc_context_free(context)
+
+
+class UnicornCore(CoreRegisters):
+    """An engine of Unicorn: memory, hooks and translations."""
+
+    def __init__(self) -> None:
+        """No engine yet."""
+        self._handle: Any = None
+        # C keeps no reference to the Python functions that it calls.
+        self._callbacks: list[Any] = []
+
+    @property
+    def _engine(self) -> Any:
+        return self._handle
 
     def add_hook(self, kind: int, callback: Any) -> int:
         """Install a raw Unicorn hook (a ctypes callback); translations start afresh.
 
-        Returns: its handle for ``remove_hook``. Hooks don't survive ``power_on``.
+        Returns: its handle for ``remove_hook``.
         """
         handle = self._keep_hook(kind, callback)
         self.flush_translations()
@@ -101,40 +146,49 @@ class UnicornCore:
 
     def remove_hook(self, handle: int) -> None:
         """Take out a hook."""
-        self._check(binding.uclib.uc_hook_del(self._engine, uc_hook_h(handle)), "hook")
+        check(binding.uclib.uc_hook_del(self._engine, uc_hook_h(handle)), "hook")
         self.flush_translations()
 
     def flush_translations(self) -> None:
         """Forget translated code."""
         control = unicorn_const.UC_CTL_TB_FLUSH | unicorn_const.UC_CTL_IO_WRITE << 30
-        self._check(binding.uclib.uc_ctl(self._engine, control), "flush")
+        check(binding.uclib.uc_ctl(self._engine, control), "flush")
 
-    def _map_memory(self, address: int, memory: mmap.mmap, permissions: int) -> None:
-        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        self._check(
-            binding.uclib.uc_mem_map_ptr(
-                self._engine, address, len(memory), permissions, ctypes.c_void_p(start)
-            ),
-            "memory map",
+    def _map_memory(self, address: int, size: int, start: int, permissions: int) -> None:
+        """``start``: where this process has the bytes."""
+        status = binding.uclib.uc_mem_map_ptr(
+            self._engine, address, size, permissions, ctypes.c_void_p(start)
         )
+        check(status, "memory map")
+
+    def _unmap_memory(self, address: int, size: int) -> None:
+        status = binding.uclib.uc_mem_unmap(self._engine, address, ctypes.c_size_t(size))
+        check(status, "memory map")
 
     def _protect_memory(self, address: int, size: int, permissions: int) -> None:
         """Changes what a mapped region may be used for, also from within a callback."""
         library, flush = binding.uclib, unicorn_const.UC_CTL_TLB_FLUSH
         status = library.uc_mem_protect(self._engine, address, size, permissions)
-        self._check(status, "memory protection")
+        check(status, "memory protection")
         status = library.uc_ctl(self._engine, flush | unicorn_const.UC_CTL_IO_WRITE << 30)
-        self._check(status, "flush")
+        check(status, "flush")
+
+    def _close_core(self) -> None:
+        """Give back all memory."""
+        if self._handle is not None:
+            binding.uclib.uc_close(self._handle)
+            self._handle = None
+        self._callbacks.clear()
 
     def _open_core(self, cpu: str) -> None:
         """A core of ``MODELS`` without memory."""
         library = binding.uclib
         engine = uc_engine()
         mode = unicorn_const.UC_MODE_THUMB | unicorn_const.UC_MODE_MCLASS
-        self._check(library.uc_open(unicorn_const.UC_ARCH_ARM, mode, ctypes.byref(engine)), "board")
-        self._engine = engine
+        check(library.uc_open(unicorn_const.UC_ARCH_ARM, mode, ctypes.byref(engine)), "board")
+        self._handle = engine
         write = unicorn_const.UC_CTL_IO_WRITE << 30 | 1 << 26
-        self._check(
+        check(
             library.uc_ctl(
                 engine,
                 unicorn_const.UC_CTL_CPU_MODEL | write,
@@ -142,7 +196,7 @@ class UnicornCore:
             ),
             "core",
         )
-        self._check(
+        check(
             library.uc_ctl(
                 engine,
                 unicorn_const.UC_CTL_TCG_BUFFER_SIZE | write,
@@ -151,25 +205,43 @@ class UnicornCore:
             "translation buffer",
         )
 
-    @staticmethod
-    def _check(status: int, what: str) -> None:
-        if status != unicorn_const.UC_ERR_OK:
-            text = binding.uclib.uc_strerror(status).decode()
-            raise ImageError(f"Unicorn refused the {what}: {text}")
+    def _keep_data_apart(self, first: int, size: int) -> None:
+        """Nothing is executed from these pages, which makes stores to them twice as fast.
 
-    def _keep_hook(self, kind: int, callback: Any, *, context: Any = None) -> int:
-        """``context`` is handed to the callback."""
+        Only as long as no hook watches accesses there: ``_keep_hook`` with a range.
+        """
+        write = unicorn_const.UC_CTL_IO_WRITE << 30 | 1 << 26
+        kind = ctypes.c_int(unicorn_const.UC_TLB_VIRTUAL)
+        status = binding.uclib.uc_ctl(self._engine, unicorn_const.UC_CTL_TLB_TYPE | write, kind)
+        check(status, "cache of translations")
+        data = _Range(first, first + size)
+        self._callbacks.append(data)
+        fill = ctypes.cast(_page_rights().page_rights_fill, ctypes.c_void_p)
+        self._keep_hook(unicorn_const.UC_HOOK_TLB_FILL, fill, context=ctypes.addressof(data))
+
+    def _keep_hook(
+        self,
+        kind: int,
+        callback: Any,
+        *,
+        context: Any = None,
+        addresses: tuple[int, int] = (1, 0),
+    ) -> int:
+        """``context`` is handed to the callback.
+
+        ``addresses``: the first and the last; everywhere where the last lies before the first.
+        """
         handle = uc_hook_h()
         self._callbacks.append(callback)
-        self._check(
+        check(
             binding.uclib.uc_hook_add(
                 self._engine,
                 ctypes.byref(handle),
                 kind,
                 ctypes.cast(callback, ctypes.c_void_p),
                 context,
-                ctypes.c_uint64(1),  # from here to there: as there lies before here, everywhere
-                ctypes.c_uint64(0),
+                ctypes.c_uint64(addresses[0]),
+                ctypes.c_uint64(addresses[1]),
             ),
             "hook",
         )

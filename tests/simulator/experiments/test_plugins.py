@@ -39,6 +39,9 @@ class Noise(Dataset):
         return Samples(x, random.integers(0, 10, 60))
 
 class Paper:
+    def runs(self, board):
+        return True
+
     def prepare(self, bundle, output):
         pass
 """

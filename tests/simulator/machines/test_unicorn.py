@@ -225,10 +225,24 @@ def test_a_jump_to_nowhere_is_a_fault(machine: UnicornMachine) -> None:
     assert "fetch" in str(machine.last_fault)
 
 
-def test_code_in_sram_does_not_run(machine: UnicornMachine) -> None:
-    machine.pc = 0x20000000
+@pytest.mark.parametrize("access", ["poke", "peek"])
+def test_an_access_across_the_end_of_sram_faults_in_what_lies_behind_it(
+    machine: UnicornMachine, access: str
+) -> None:
     machine.run(SLICE)
+    end = machine.board.sram.address + machine.board.sram.bytes
+    with pytest.raises(MachineFault) as caught:
+        machine.call(access, end - 2, 0x12345678)
+    assert caught.value.address == end
+
+
+@pytest.mark.parametrize("address", [0x20000000, 0x40011000, 0xA0000000, 0xE000E000, 0xF0000000])
+def test_what_can_not_hold_code_is_not_executed(machine: UnicornMachine, address: int) -> None:
+    machine._is_asleep = False
+    machine.pc = address
+    assert machine.run(SLICE) is StopReason.IDLE, "in the firmware's handler"
     assert machine.last_fault is not None
+    assert (machine.last_fault.address, machine.last_fault.access) == (address, "fetch")
     assert machine.last_fault.status == 1, "instruction access violation"
 
 

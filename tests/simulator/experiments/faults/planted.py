@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fleet.coordinator import closing
-from fleet.coordinator.driver import CampaignDriver
 from fleet.coordinator.membership import Membership
+from fleet.coordinator.round_runner import RoundRunner
 from fleet.gateway.actions import Publish
 from fleet.gateway.core import Core
 from fleet.gateway.round_logic import RoundLogic
@@ -162,14 +162,14 @@ def an_old_driver_goes_on(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_driver_stumbles_over_a_gateway_that_is_away(patch: pytest.MonkeyPatch) -> None:
-    hand_over = CampaignDriver._hand_over
+    hand_over = RoundRunner.hand_over
 
-    def stumble(self: CampaignDriver, machine: Any, plan: Any, reply: Any) -> None:
+    def stumble(self: RoundRunner, plan: Any, machine: Any, reply: Any) -> None:
         if reply.error:
             raise KeyError(reply.gateway)
-        hand_over(self, machine, plan, reply)
+        hand_over(self, plan, machine, reply)
 
-    patch.setattr(CampaignDriver, "_hand_over", stumble)
+    patch.setattr(RoundRunner, "hand_over", stumble)
 
 
 def a_gateway_stumbles_over_a_second_delta(patch: pytest.MonkeyPatch) -> None:
