@@ -64,6 +64,7 @@ from codegen.firmware.model_digest import model_digest, sample_digest
 from codegen.firmware.toolchain import Toolchain, find_toolchain
 from codegen.graph.floats import LossChoice
 from codegen.graph.ir import Graph, Loss
+from codegen.host_kernels import host_engine_sources
 from codegen.host_toolchain import HostToolchain, LinkError, Progress, Source, host_toolchain
 from codegen.importer.model import import_model
 from codegen.program import blob
@@ -82,7 +83,7 @@ from codegen.program.plans import (
 from codegen.program.steps import Program
 from codegen.quantization.model import DEFAULT_OPTIONS, QuantizationOptions, quantize_model
 from codegen.quantization.report import QuantizationReport
-from device_runtime import engine_sources, firmware_sources, include_directories
+from device_runtime import firmware_sources, include_directories
 
 Suggest: TypeAlias = Callable[[Program, PlanReport], str]
 """What to train instead of a program that its report shows not to fit."""
@@ -318,7 +319,7 @@ def build_host_engine(
                 (folder / name).write_text(text)
             names = [name for name in texts if name.endswith(".c")]
         host.build_host(
-            [*(Source(folder / name) for name in names), *map(_runtime_source, engine_sources())],
+            host_engine_sources([Source(folder / name) for name in names]),
             include_dirs=[folder, *include_directories()],
             output=output,
             progress=progress,

@@ -10,6 +10,8 @@ from importlib import resources
 from pathlib import Path
 
 _CLIENT = ("codec", "hash", "link", "storage", "client")
+_SHARED = "cortex_m"
+"""What ports to boards share."""
 
 
 def source_root() -> Path:
@@ -29,7 +31,12 @@ def kernel_sources() -> list[Path]:
 
 def engine_sources() -> list[Path]:
     """Kernels and training engine: all that a generated model calls."""
-    return [*kernel_sources(), *_listed("engine")]
+    return [*kernel_sources(), *engine_core_sources()]
+
+
+def engine_core_sources() -> list[Path]:
+    """The training engine without kernels."""
+    return _listed("engine")
 
 
 def client_sources() -> list[Path]:
@@ -48,21 +55,39 @@ def firmware_sources(port: str) -> list[Path]:
     return [*engine_sources(), *client_sources(), *_listed("firmware"), *port_sources(port)]
 
 
+def vector_sources() -> list[Path]:
+    """What kernels need beside themselves where they are compiled for the host's vector unit."""
+    return _listed("vector")
+
+
+def kernel_table_source() -> Path:
+    """The table of one of several sets of kernels."""
+    return source_root() / "kernel_sets" / "table.c"
+
+
+def kernel_choice_source() -> Path:
+    """What chooses between sets of kernels."""
+    return source_root() / "kernel_sets" / "choose.c"
+
+
 def host_sources() -> list[Path]:
-    """Every C file of a device in a host process, without the model."""
-    return [*engine_sources(), *client_sources(), *_listed("port/host")]
+    """Every C file of a device in a host process, without its engine and the model."""
+    return [*client_sources(), *_listed("port/host")]
 
 
 def port_sources(port: str) -> list[Path]:
-    """C files of one port. Raises FileNotFoundError, with the known names, if it isn't there."""
-    folder = source_root() / "port" / port
-    if not folder.is_dir():
-        known = sorted(item.name for item in (source_root() / "port").iterdir() if item.is_dir())
+    """C files of one board port, and of what such ports share.
+
+    Raises FileNotFoundError, with the known names, if it isn't there.
+    """
+    folder = source_root() / "port"
+    known = sorted({item.parent.name for item in folder.glob("*/*.c")} - {_SHARED, "host"})
+    if port not in known:
         raise FileNotFoundError(
             f"device_runtime has no port {port!r}; it has {', '.join(known)} "
             '(device_runtime/port/, named by "port" in the board\'s description)'
         )
-    return _listed(f"port/{port}")
+    return _listed(f"port/{_SHARED}", f"port/{port}")
 
 
 def _listed(*folders: str) -> list[Path]:

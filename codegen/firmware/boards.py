@@ -100,7 +100,7 @@ class Board(_Frozen):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")
     title: str
-    cpu: Literal["cortex-m4", "cortex-m7", "cortex-m33"]
+    cpu: Literal["cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55"]
     fpu: str
     dsp: bool
     clock_hz: Positive

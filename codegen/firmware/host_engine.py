@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.errors import PlanError
+from codegen.host_kernels import SETS
 
 _Pointer = ctypes.c_void_p
 _Program = ctypes.CFUNCTYPE(None, _Pointer)
@@ -78,6 +79,28 @@ class _Cursor(ctypes.Structure):
         ("within", ctypes.c_uint32),
         ("segment", ctypes.c_uint16),
     )
+
+
+def kernel_sets(library: Path) -> list[str]:
+    """Names of the sets of kernels that this machine can run, the best first.
+
+    ``library`` is a host library: of a ``HostEngine``, or of devices.
+    """
+    choose = ctypes.CDLL(str(library)).tf_choose_kernels
+    found = [name for name in SETS if choose(name.encode())]
+    choose(found[0].encode())
+    return found
+
+
+def choose_kernels(library: Path, name: str) -> None:
+    """Makes all engines of ``library`` in this process use a set; they begin with the best one.
+
+    None may be running meanwhile. All sets compute the same bits. Raises PlanError where this
+    machine can't run it.
+    """
+    if not ctypes.CDLL(str(library)).tf_choose_kernels(name.encode()):
+        known = ", ".join(kernel_sets(library))
+        raise PlanError(f"this machine has no kernels {name!r}; it has {known}")
 
 
 class HostEngine:

@@ -93,6 +93,8 @@ void tf_block_forward(const tf_forward_block *block) {
     }
 }
 
+#if !defined(TF_VECTOR)
+
 /* sums[p][i] += errors of two output channels at pixel p * their weights for input channel i. */
 static void add_scaled(const int16_t *errors, const int8_t *weights, uint32_t count,
                        int32_t sums[TF_BLOCK_PIXELS][PIECE]) {
@@ -146,5 +148,7 @@ void tf_block_gradient(tf_gradient_block *block) {
         store_errors(block, at, count, sums);
     }
 }
+
+#endif
 
 #endif

@@ -3,6 +3,17 @@
 #include "fixed_point.h"
 #include "merge.h"
 
+#ifdef TF_VECTOR
+#include "../vector/panels.h"
+#elif !TF_DSP
+/* to[i] = from[i] - zero. */
+static void tf_codes_less(const int8_t *from, uint32_t count, int32_t zero, int16_t *to) {
+    for (uint32_t i = 0; i < count; i++) {
+        to[i] = (int16_t)(from[i] - zero);
+    }
+}
+#endif
+
 /* A byte of the mask holds eight channels. */
 #define MASK_CHANNELS 8u
 
@@ -20,13 +31,16 @@ typedef struct {
     uint32_t line;                   /* values that one kernel row sees */
     uint32_t step;                   /* from what a pixel sees to what the next one sees */
     uint32_t inner_first, inner_end; /* x where four pixels in a row see no border */
+#ifdef TF_VECTOR
+    tf_panel_block block; /* of the same output channels; without panels where they find no room */
+#endif
 } job;
 
 /* Values at … at + count - 1 of one pixel's column: src[i] - zero. */
 static void widen(const job *job, uint32_t pixel, uint32_t at, const int8_t *src, uint32_t count) {
     const int32_t zero = job->layer->in_zero;
-    uint32_t i = 0;
 #if TF_DSP
+    uint32_t i = 0;
     const uint32_t minus = tf_minus(zero);
     if (at % 2u == 1u && count > 0) {
         job->columns[tf_column_index(job->length, pixel, at)] = (int16_t)(src[i++] - zero);
@@ -38,10 +52,12 @@ static void widen(const job *job, uint32_t pixel, uint32_t at, const int8_t *src
         tf_store32(to, tf_pack_lower(even, odd));
         tf_store32(to + 8, tf_pack_upper(even, odd));
     }
-#endif
     for (; i < count; i++) {
         job->columns[tf_column_index(job->length, pixel, at + i)] = (int16_t)(src[i] - zero);
     }
+#else
+    tf_codes_less(src, count, zero, job->columns + tf_column_index(job->length, pixel, at));
+#endif
 }
 
 static void clear(const job *job, uint32_t pixel, uint32_t at, uint32_t count) {
@@ -167,6 +183,20 @@ static inline void gather(const job *job, uint32_t y, uint32_t x, uint32_t count
     }
 }
 
+/* Zeros behind the values of columns. */
+static void fill_up(int16_t *columns, uint32_t used, uint32_t length) {
+    for (uint32_t at = used; at < length; at++) {
+        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+            columns[tf_column_index(length, p, at)] = 0;
+        }
+    }
+}
+
+/* Values that an output pixel sees. */
+static uint32_t values_of_column(const tf_convolution *layer) {
+    return (uint32_t)layer->kernel_height * layer->kernel_width * layer->in_channels;
+}
+
 /* Points the block at channels first … end - 1 (an even number) of the pixels at `output`. */
 static void aim(const job *job, tf_forward_block *block, int8_t *output, uint32_t first,
                 uint32_t end) {
@@ -272,9 +302,58 @@ static inline void move_to(const job *job, tf_forward_block *block, int8_t *outp
     }
 }
 
+#ifdef TF_VECTOR
+
+/* run_rows by way of panels, with the columns of many pixels at a time. */
+static __attribute__((noinline)) void run_rows_in_panels(job *job, uint32_t first, uint32_t end,
+                                                         int8_t *output) {
+    int16_t columns[TF_COLUMN_BYTES / sizeof(int16_t)];
+    int16_t *scratch = job->columns;
+    const uint32_t length = job->length, channels = job->layer->out_channels;
+    const uint32_t fitting = TF_COLUMN_BYTES / (2u * length) & ~(TF_BLOCK_PIXELS - 1u);
+    const uint32_t most = fitting < TF_PANEL_PIXELS ? fitting : TF_PANEL_PIXELS;
+    /* One row: what pixels see lies one behind the other, as their columns do. */
+    const uint32_t in_a_row =
+        job->in_height == 1u && tf_is_pointwise(job->layer) && length == job->line;
+    uint32_t index = first * job->out_width * channels + job->first_channel;
+    uint32_t left = (end - first) * job->out_width, y = first, x = 0;
+    for (uint32_t p = 0; p < most && !in_a_row; p += TF_BLOCK_PIXELS) {
+        fill_up(columns + p * length, values_of_column(job->layer), length);
+    }
+    job->block.columns = columns;
+    for (uint32_t count; left > 0u; left -= count) {
+        count = left < most ? left : most;
+        if (in_a_row) {
+            tf_codes_less(job->input + x * length, count * length, job->layer->in_zero, columns);
+            x += count;
+        }
+        for (uint32_t p = 0; p < count && !in_a_row; p += TF_BLOCK_PIXELS) {
+            const uint32_t rest = count - p;
+            const uint32_t pixels = rest < TF_BLOCK_PIXELS ? rest : TF_BLOCK_PIXELS;
+            job->columns = columns + p * length;
+            gather(job, y, x, pixels);
+            for (x += pixels; x >= job->out_width; x -= job->out_width) {
+                y++;
+            }
+        }
+        tf_panels_forward(&job->block, count, output + job->first_channel, job->mask, index);
+        output += count * channels;
+        index += count * channels;
+    }
+    job->columns = scratch;
+}
+
+#endif
+
 /* Output rows first … end - 1, which lie one behind the other from `output` on. */
-static void run_rows(const job *job, tf_forward_block *block, uint32_t first, uint32_t end,
+static void run_rows(job *job, tf_forward_block *block, uint32_t first, uint32_t end,
                      int8_t *output) {
+#ifdef TF_VECTOR
+    if (job->block.panels != NULL) {
+        run_rows_in_panels(job, first, end, output);
+        return;
+    }
+#endif
     const uint32_t channels = job->layer->out_channels, width = job->out_width;
     uint32_t in_parts = channels % (job->mask == NULL ? 2u : MASK_CHANNELS) != 0;
     uint32_t index = first * width * channels, left = (end - first) * width;
@@ -350,15 +429,6 @@ static void run_long_row(job *job, tf_forward_block *block, uint32_t pixels, int
     }
 }
 
-/* Zeros behind the values of columns. */
-static void fill_up(int16_t *columns, uint32_t used, uint32_t length) {
-    for (uint32_t at = used; at < length; at++) {
-        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
-            columns[tf_column_index(length, p, at)] = 0;
-        }
-    }
-}
-
 /* All rows of the span, for the job's output channels; sets what the job has of the tensors. */
 static void run_span(job *job, const tf_span *span, const int8_t *input, int8_t *output,
                      uint8_t *mask) {
@@ -398,10 +468,36 @@ static uint32_t merged_channels(uint32_t length) {
     return fitting > MASK_CHANNELS ? fitting : MASK_CHANNELS;
 }
 
-/* Values that an output pixel sees. */
-static uint32_t values_of_column(const tf_convolution *layer) {
-    return (uint32_t)layer->kernel_height * layer->kernel_width * layer->in_channels;
+#ifdef TF_VECTOR
+
+/* All rows of the span, by way of panels. */
+static __attribute__((noinline)) void
+run_channels(job *job, const tf_span *span, const int8_t *input, int8_t *output, uint8_t *mask) {
+    int8_t panels[TF_PANEL_BYTES];
+    const tf_convolution *layer = job->layer;
+    const uint32_t first = job->first_channel, channels = job->end_channel - first;
+    tf_panel_block *block = &job->block;
+    block->panels = NULL;
+    if (tf_lanes_up(channels) * job->length <= TF_PANEL_BYTES &&
+        2u * TF_BLOCK_PIXELS * job->length <= TF_COLUMN_BYTES) {
+        tf_make_panels(job->weights, channels, job->length, panels);
+        block->panels = panels;
+        block->bias = job->bias + first;
+        block->requantize = layer->requantize + first;
+        block->pre_shift = layer->pre_shift == NULL ? NULL : layer->pre_shift + first;
+        block->channels = channels;
+        block->length = job->length;
+        block->step = layer->out_channels;
+        block->zero = layer->out_zero;
+    }
+    run_span(job, span, input, output, mask);
 }
+
+#else
+
+#define run_channels run_span
+
+#endif
 
 uint32_t tf_convolution_forward_scratch_bytes(const tf_convolution *layer, uint32_t trained) {
     const uint32_t length = tf_packed_length(values_of_column(layer));
@@ -430,7 +526,7 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
         memset(mask, 0, (size + 7u) / 8u);
     }
     if (weights->count == 0) {
-        run_span(&job, span, input, output, mask);
+        run_channels(&job, span, input, output, mask);
         return;
     }
     const uint32_t at_once = merged_channels(length);
@@ -441,6 +537,6 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
         job.weights = merged;
         job.first_channel = first;
         job.end_channel = end;
-        run_span(&job, span, input, output, mask);
+        run_channels(&job, span, input, output, mask);
     }
 }

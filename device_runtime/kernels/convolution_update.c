@@ -3,6 +3,10 @@
 #include "fixed_point.h"
 #include "weight_update.h"
 
+#ifdef TF_VECTOR
+#include "../vector/updates.h"
+#endif
+
 /* What does not change between the trained channels of a layer. */
 typedef struct {
     const tf_convolution *layer;
@@ -197,6 +201,11 @@ void tf_convolution_weight_update(const tf_convolution *layer, const int16_t *er
                                   const tf_scale *scale, const int8_t *input,
                                   const tf_trained *trained, const tf_update *update,
                                   int16_t *scratch) {
+#ifdef TF_VECTOR
+    if (tf_convolution_update_in_lanes(layer, error, scale, input, trained, update)) {
+        return;
+    }
+#endif
     const uint32_t outputs = layer->out_channels;
     const uint32_t pixels = pixels_of(layer);
     const uint32_t even = (pixels + 1u) & ~1u;

@@ -3,6 +3,10 @@
 #include "fixed_point.h"
 #include "planes.h"
 
+#ifdef TF_VECTOR
+#include "../vector/ring.h"
+#endif
+
 /* What all channels have in common. */
 typedef struct {
     const tf_convolution *layer;
@@ -282,6 +286,11 @@ void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, cons
                           const tf_weights *weights, const int32_t *bias, int8_t *output,
                           uint8_t *mask, int16_t *scratch) {
     const uint32_t channels = layer->out_channels;
+#ifdef TF_VECTOR
+    if (tf_depthwise_forward_in_lanes(layer, span, input, weights, bias, output, mask)) {
+        return;
+    }
+#endif
     forward_job job = {0};
     job.layer = layer;
     job.span = span;

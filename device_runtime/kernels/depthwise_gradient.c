@@ -7,6 +7,11 @@
 #include "planes.h"
 #include "weight_update.h"
 
+#ifdef TF_VECTOR
+#include "../vector/ring.h"
+#include "../vector/updates.h"
+#endif
+
 /* Taps of a kernel of `size` that phase `phase` sees. */
 static int32_t phase_taps(int32_t size, int32_t stride, int32_t phase) {
     return phase < size ? (size - 1 - phase) / stride + 1 : 0;
@@ -230,6 +235,12 @@ uint32_t tf_depthwise_input_gradient_scratch_bytes(const tf_convolution *layer) 
            sizeof(int16_t) * (elements_of_table(layer) + planes);
 }
 
+static inline void set_scale(const tf_convolution *layer, const tf_scale *scale, int32_t headroom,
+                             int32_t magnitude, tf_scale *out_scale) {
+    out_scale->exponent = scale->exponent + layer->error_exponent - headroom + layer->error_shift;
+    out_scale->magnitude = magnitude;
+}
+
 void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
                                  const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                  tf_scale *out_scale, int16_t *scratch) {
@@ -241,6 +252,12 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
     job.layer = layer;
     job.out = out;
     job.shift = 15 + layer->error_shift - headroom;
+#ifdef TF_VECTOR
+    if (tf_depthwise_gradient_in_lanes(layer, error, weights, out, job.shift, &job.magnitude)) {
+        set_scale(layer, scale, headroom, job.magnitude, out_scale);
+        return;
+    }
+#endif
     job.left = zeros_before(layer);
     job.line = line_of(layer, (uint32_t)job.left);
     job.plane = layer->out_height * job.line;
@@ -281,8 +298,7 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
         }
     }
     tf_amend_lowest(out, (uint32_t)layer->in_height * layer->in_width * channels, &job.magnitude);
-    out_scale->exponent = scale->exponent + layer->error_exponent - headroom + layer->error_shift;
-    out_scale->magnitude = job.magnitude;
+    set_scale(layer, scale, headroom, job.magnitude, out_scale);
 }
 
 /* Planes of one channel: every input row as stride_width rows of its own, of every stride-th
@@ -383,6 +399,11 @@ void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *erro
                                 const tf_scale *scale, const int8_t *input,
                                 const tf_trained *trained, const tf_update *update,
                                 int16_t *scratch) {
+#ifdef TF_VECTOR
+    if (tf_depthwise_update_in_lanes(layer, error, scale, input, trained, update)) {
+        return;
+    }
+#endif
     const int32_t exponent = scale->exponent + layer->gradient_shift + tf_weight_bits(trained);
     const uint32_t stream = tf_update_stream(update);
     const int32_t stride = layer->stride_width;

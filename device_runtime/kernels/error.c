@@ -1,6 +1,10 @@
 /* Error tensors: masks, sums at forks, scaling. */
 #include "pairs.h"
 
+#ifdef TF_VECTOR
+#include "../vector/lanes.h"
+#endif
+
 /* Elements from `from` on, one by one. */
 static void mask_singly(int16_t *error, const uint8_t *mask, uint32_t from, uint32_t size,
                         int32_t *magnitude) {
@@ -67,7 +71,11 @@ void tf_error_mask(int16_t *error, tf_scale *scale, const uint8_t *mask, uint32_
 
 void tf_error_mask(int16_t *error, tf_scale *scale, const uint8_t *mask, uint32_t size) {
     int32_t magnitude = 0;
-    mask_singly(error, mask, 0, size, &magnitude);
+    uint32_t done = 0;
+#ifdef TF_VECTOR
+    done = tf_errors_mask(error, mask, size, &magnitude);
+#endif
+    mask_singly(error, mask, done, size, &magnitude);
     scale->magnitude = magnitude;
 }
 

@@ -2,6 +2,10 @@
 #include "pairs.h"
 #include "weight_update.h"
 
+#ifdef TF_VECTOR
+#include "../vector/updates.h"
+#endif
+
 #if TF_DSP
 
 /* *sum += the products of both halves. Compilers move the sum's halves about for __smlald. */
@@ -112,9 +116,13 @@ void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *
     const uint32_t stream = tf_update_stream(update);
     const tf_step step = tf_make_step(layer->weight_gain, rate, scale->exponent + TF_STATE_BITS);
     const tf_step bias_step = tf_make_step(layer->bias_gain, rate, scale->exponent + TF_BIAS_BITS);
-    uint32_t at = 0;
+    uint32_t at = 0, weights_are_done = 0;
+#ifdef TF_VECTOR
+    weights_are_done =
+        tf_head_update_in_lanes(layer, error, step, input, weights, of_weights, update);
+#endif
     for (uint32_t o = 0; o < layer->classes; o++) {
-        for (uint32_t i = 0; i < layer->in_channels; i++, at++) {
+        for (uint32_t i = 0; i < layer->in_channels && !weights_are_done; i++, at++) {
             const int32_t gradient = error[o] * (input[i] - layer->in_zero);
             int32_t *velocity = of_weights->velocity == NULL ? NULL : &of_weights->velocity[at];
             const int32_t move = tf_move(tf_apply_step(gradient, step), velocity, update,

@@ -11,6 +11,7 @@ from fleet.aggregation.mean import (
     add_plan_sums,
     init,
     plan_sum_from_manifest,
+    staleness_scale,
 )
 from fleet.aggregation.rules import (
     AggregationRule,
@@ -38,4 +39,5 @@ __all__ = [
     "init",
     "master_from_blob",
     "plan_sum_from_manifest",
+    "staleness_scale",
 ]

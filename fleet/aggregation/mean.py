@@ -7,10 +7,19 @@ For device i of weight n_i (its training samples, or 1) and delta value v_i[c] a
 per coordinate over those who trained it. Gateways sent Σ n_i·v_i per plan as int64, so the
 result doesn't depend on the order of devices, on how they are spread over gateways, or on how
 often a round was resumed.
+
+Where deltas began with different versions (buffered asynchronous aggregation, arXiv 2106.06639),
+each counts s(τ) = (1+τ)^-a of that (arXiv 1903.03934), τ being the versions made since it began:
+
+    change[c] = Σ_τ s(τ)·N_τ[c] / Σ_τ s(τ)·W_τ[c]
+
+N_τ and W_τ are the integers above over the deltas of one τ. Only these few products and their sums,
+from the freshest on, are rounded: the same arrivals give the same bits, in whatever order.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -52,13 +61,15 @@ class PlanSum:
     """Σ n_i·v_i of one plan from one gateway (or several added up).
 
     `coordinates` and `units` (1/256 steps per delta value, powers of two) have one entry
-    per delta value; `values` is that sum in delta values; `weight` is Σ n_i.
+    per delta value; `values` is that sum in delta values; `weight` is Σ n_i; `scale` (above 0) is
+    what all of it counts.
     """
 
     coordinates: IndexVector
     units: IntVector
     values: IntVector
     weight: int
+    scale: float = 1.0
 
 
 def init(layout: Sequence[TensorEntry], blob: bytes) -> MasterState:
@@ -86,7 +97,7 @@ def plan_sum_from_manifest(
 
 
 def add_plan_sums(sums: Iterable[PlanSum], size: int) -> tuple[IntVector, IntVector]:
-    """Per-coordinate numerators (1/256 steps) and weights, int64, shape [size].
+    """Per-coordinate numerators (1/256 steps) and weights, int64, shape [size], without `scale`.
 
     Raises `AggregationError` where a magnitude could leave what int64 and float64 hold exactly.
     """
@@ -127,11 +138,31 @@ def mean_change(plan_sums: Iterable[PlanSum], size: int) -> tuple[FloatVector, B
 
     0 where nobody trained a coordinate.
     """
-    numerators, weights = add_plan_sums(plan_sums, size)
+    by_scale: dict[float, list[PlanSum]] = {}
+    for one in plan_sums:
+        by_scale.setdefault(one.scale, []).append(one)
+    numerators, weights = np.zeros(size), np.zeros(size)
+    for scale in sorted(by_scale, reverse=True):
+        exact, exact_weights = add_plan_sums(by_scale[scale], size)
+        numerators += scale * exact
+        weights += scale * exact_weights
     touched = weights > 0
     change = np.zeros(size)
     change[touched] = numerators[touched] / (weights[touched] * float(UNITS_PER_STEP))
     return change, touched
+
+
+STALENESS_STEPS = 1 << 20
+"""What is as fresh as can be counts so many steps."""
+
+
+def staleness_scale(staleness: int, exponent: float) -> float:
+    """(1 + τ)^-a (FedAsync's polynomial, arXiv 1903.03934), a whole number of 2^-20, never 0.
+
+    Machines may differ in the last bits of a power; rounded they don't.
+    """
+    steps = round(STALENESS_STEPS * math.pow(1.0 + staleness, -exponent))
+    return max(1, steps) / STALENESS_STEPS
 
 
 def moved(state: MasterState, change: FloatVector, rule_state: bytes = b"") -> MasterState:

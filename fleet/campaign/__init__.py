@@ -1,6 +1,7 @@
 """Campaigns: configuration, who trains what, and a round as a state machine. No I/O."""
 
 from fleet.campaign.config import CampaignConfig
+from fleet.campaign.open_round import OpenRound, Taken
 from fleet.campaign.planning import (
     Assignment,
     DeviceInfo,
@@ -15,6 +16,8 @@ from fleet.campaign.planning import (
     deal_stages,
     eligible,
     filter_values,
+    is_open,
+    most_at_once,
     most_samples,
     plan_round,
     round_seed,
@@ -30,12 +33,14 @@ __all__ = [
     "DeviceInfo",
     "GatewayPhase",
     "Members",
+    "OpenRound",
     "Operation",
     "RoundKind",
     "RoundMachine",
     "RoundOutcome",
     "RoundPlan",
     "Step",
+    "Taken",
     "bounds_for_cohort",
     "by_name",
     "choose_plan",
@@ -43,6 +48,8 @@ __all__ = [
     "deal_stages",
     "eligible",
     "filter_values",
+    "is_open",
+    "most_at_once",
     "most_samples",
     "plan_round",
     "round_seed",

@@ -143,6 +143,10 @@ class CollectAnswer(_Answer):
     declined_by: dict[Name, str] = {}
     """Devices that declined or failed, with reasons; once the round is closed, 500 at most."""
     sums: dict[HexDigest, list[FoldPart]] | None = None
+    part: Count | None = None
+    """Of a fold by arrival: which part the sums are of…"""
+    through: Count = 0
+    """…and the number of the last delta in it."""
     reports: list[Report] = []
     explanations: list[Explanation] = []
     cursor: Count = 0

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from fleet.aggregation.mean import staleness_scale
 from fleet.aggregation.rules import FedAvg, Rule
 from fleet.campaign.gates import Gate
 from fleet.errors import CampaignError, RegistryError
@@ -155,6 +156,31 @@ class TaskPace(BaseModel):
     each."""
 
 
+class Asynchronous(BaseModel):
+    """Versions are made while devices still train (FedBuff, arXiv 2106.06639).
+
+    Each time that `buffer` deltas have been accepted since the last one, the next version is made
+    of them, and devices that are free begin with it. A delta that began with a version `staleness`
+    versions older counts (1 + staleness)^-staleness_exponent (FedAsync, arXiv 1903.03934).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    buffer: Count
+    """Deltas of a version; fewer where no device is at work any more."""
+    staleness_exponent: Annotated[float, Field(ge=0.0, le=10.0)] = 0.5
+    most_stale: Annotated[int, Field(ge=0, lt=2**31)] = 20
+    """Deltas that are staler count nothing."""
+
+    def scale(self, staleness: int) -> float:
+        """What a delta of this staleness counts; 0 beyond `most_stale`."""
+        return (
+            staleness_scale(staleness, self.staleness_exponent)
+            if staleness <= self.most_stale
+            else 0.0
+        )
+
+
 class CampaignConfig(RoundParameters):
     """Rounds, cohort, hyper-parameters and limits of a campaign."""
 
@@ -191,6 +217,9 @@ class CampaignConfig(RoundParameters):
 
     aggregation: Rule = FedAvg()
     """What becomes of the deltas of a round: `{"rule": NAME, …}`."""
+    asynchronous: Asynchronous | None = None
+    """Fold deltas when they come, instead of waiting for a round's end: `{"buffer": NUMBER, …}`.
+    `rounds` are versions then, and a cohort is how many devices work at once."""
 
     gateway_grace_seconds: Annotated[float, Field(ge=0.0)] = 90.0
     """How long after the deadline a gateway that doesn't answer is waited for: it may hold
@@ -245,8 +274,33 @@ class CampaignConfig(RoundParameters):
 
     @property
     def looks(self) -> int:
-        """How often a gate that watches a stage is asked: after each training round, at its end."""
-        return self.rounds + 1
+        """How often a gate that watches a stage is asked: after each training round, at its end.
+
+        Asynchronous ones have no training rounds that end one by one: at its end alone.
+        """
+        return 1 if self.asynchronous else self.rounds + 1
+
+    @model_validator(mode="after")
+    def _asynchronous_has_what_it_takes(self) -> Self:
+        if self.asynchronous is None:
+            return self
+        if self.kind != "adapt":
+            raise ValueError(f"asynchronous: {self.kind} doesn't train; leave it out")
+        if self.aggregation.fold() != FedAvg().fold():
+            raise ValueError(
+                f"asynchronous: {self.aggregation.rule} needs all of a round's devices at once; "
+                "use fedavg, server-momentum, server-adam or server-yogi"
+            )
+        if self.over_selection:
+            raise ValueError(
+                "asynchronous: over_selection is for rounds that wait for stragglers; leave it out"
+            )
+        if self.cohort_size is not None and self.asynchronous.buffer > self.cohort_size:
+            raise ValueError(
+                f"asynchronous: buffer is {self.asynchronous.buffer}, and cohort_size lets "
+                f"{self.cohort_size} devices work at once; make it smaller"
+            )
+        return self
 
     def parameters(self, number: int) -> RoundParameters:
         """What training round `number` of a stage, 1 … `rounds`, asks of its devices."""

@@ -381,12 +381,14 @@ def plan_round(
     stage: int = 0,
     training_round: int = 0,
     sites: Mapping[str, str] | None = None,
+    room: int | None = None,
 ) -> RoundPlan:
     """The round's plan. Scoring rounds take every eligible device, without over-selection.
 
     `leases` are the lease numbers of the devices that the campaign may task; `members` those that
     may take part at all (all that match the target where None). `training_round`
-    counts those of the stage; `sites` are those of gateways, as far as they are known. Raises
+    counts those of the stage; `sites` are those of gateways, as far as they are known; `room` is
+    for how many devices there is some, where others are at work. Raises
     `CampaignError` where no device is eligible, or tasks would be held back for too long.
     """
     assignments, skipped = eligible(config, devices, manifests, members, kind)
@@ -399,7 +401,7 @@ def plan_round(
         why = "; ".join(f"{device}: {reason}" for device, reason in list(skipped.items())[:5])
         raise error(f"round {number}: no device can take part ({why or 'none matches the target'})")
     if kind is RoundKind.TRAIN:
-        wanted = config.cohort_size or math.ceil(config.cohort_share * len(assignments))
+        wanted = most_at_once(config, len(assignments)) if room is None else room
         wanted = min(wanted, len(assignments))
         asked = math.ceil(wanted * (1 + config.over_selection))
         cohort = select_cohort(config.seed, number, assignments, asked)
@@ -432,6 +434,11 @@ def plan_round(
         stage=stage,
         training_round=training_round,
     )
+
+
+def most_at_once(config: CampaignConfig, ready: int) -> int:
+    """How many of so many devices a training round is for, or may work at once."""
+    return config.cohort_size or math.ceil(config.cohort_share * ready)
 
 
 def loads_of(
@@ -502,7 +509,7 @@ def start_request(
         "round": plan.number,
         "action": plan.kind.action,
         "seed": plan.seed,
-        "fold": config.aggregation.fold(),
+        "fold": {"name": "arrivals"} if is_open(config, plan.kind) else config.aggregation.fold(),
         "blobs": [
             {"sha256": digest, "data": blobs[digest]}
             for digest in sorted({digest for _, digest in devices})
@@ -515,6 +522,11 @@ def start_request(
         "target": plan.targets[gateway],
         **config.parameters(plan.training_round).model_dump(),
     }
+
+
+def is_open(config: CampaignConfig, kind: RoundKind) -> bool:
+    """Whether deltas leave such a round while it runs."""
+    return config.asynchronous is not None and kind is RoundKind.TRAIN
 
 
 def cohort_weight(config: CampaignConfig, plan: RoundPlan) -> int:

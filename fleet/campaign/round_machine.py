@@ -54,6 +54,10 @@ class _Gateway:
     answer: CollectAnswer | None = None
     error: str = ""
     failures: int = 0
+    # There is nothing to ask it now.
+    rests: bool = False
+    # It has been told that the round is over.
+    is_stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,12 +114,13 @@ class RoundMachine:
         self._give_up_at = min(self._give_up_at, now + self._grace_seconds)
         for one in self._gateways.values():
             one.not_before = 0.0
+            one.rests = False
 
     def requests(self, now: float) -> list[tuple[str, Operation]]:
         """Requests due now; each counts as under way until it is answered or `failed`."""
         due = []
         for name, one in self._gateways.items():
-            if one.phase in ENDED:
+            if one.phase in ENDED or one.rests:
                 continue
             if now >= self._give_up_at:
                 one.phase = GatewayPhase.LOST
@@ -123,7 +128,7 @@ class RoundMachine:
                 continue
             if one.waiting is not None or now < one.not_before:
                 continue
-            if self._stopping:
+            if self._stopping and not one.is_stopped:
                 one.waiting = Operation.CANCEL
             else:
                 one.waiting = Operation(one.phase.value)
@@ -206,9 +211,7 @@ class RoundMachine:
         phases = {one.phase for one in self._gateways.values()}
         return RoundOutcome(
             answers={
-                name: one.answer
-                for name, one in self._gateways.items()
-                if one.phase is GatewayPhase.CLOSED and one.answer is not None
+                name: one.answer for name, one in self._gateways.items() if one.answer is not None
             },
             lost={
                 name: one.error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -337,6 +338,14 @@ def boards(json: Json = False) -> None:
     list_boards(as_json=json)
 
 
+@app.command()
+def machines(json: Json = False) -> None:
+    """List the ways to run devices without hardware, what each can and which boards it can be."""
+    from fleet.cli._machines import list_machines
+
+    list_machines(as_json=json)
+
+
 ca = typer.Typer(help="The fleet's own certificate authority.", no_args_is_help=True)
 app.add_typer(ca, name="ca")
 AuthorityFolder = Annotated[Path, typer.Argument(help="Folder of the authority.")]
@@ -421,6 +430,9 @@ def broker_config(
 
 _app_service.add_commands(app)
 _app_campaigns.add_commands(app)
+# Of parts that stand above this one, and of other packages.
+for _group in sorted(entry_points(group="tinyfleet.commands")):
+    app.add_typer(_group.load(), name=_group.name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

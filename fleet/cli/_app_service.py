@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -102,8 +102,7 @@ def simulate(
     site: Annotated[Path, typer.Option("--site", help="Folder of a deployment that runs.")],
     devices: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 8,
     machine: Annotated[
-        Literal["unicorn", "renode", "host"],
-        typer.Option(help="Emulated boards, or the firmware's C as a library: many more."),
+        str, typer.Option(help="How they are run: a name of `tinyfleet machines`; most with host.")
     ] = "unicorn",
     prefix: Annotated[str, typer.Option(help="What their names begin with.")] = "sim-",
     data: Annotated[

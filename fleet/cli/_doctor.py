@@ -42,7 +42,12 @@ TOOLS = (
     Tool("clang", "fuzzing, sanitizers", "apt-get install clang", False, versioned=True),
     Tool("clang-format", "make check", "apt-get install clang-format", False),
     Tool("cppcheck", "make check", "apt-get install cppcheck", False),
-    Tool("qemu-system-arm", "second emulator", "apt-get install qemu-system-arm", False),
+    Tool(
+        "qemu-system-arm",
+        "Arm's own boards (docs/howto/add-a-board.md)",
+        "apt-get install qemu-system-arm",
+        False,
+    ),
     Tool(
         "renode",
         "whole boards (docs/howto/renode.md)",

@@ -23,6 +23,7 @@ from fleet.campaign import (
     RoundPlan,
     bounds_for_cohort,
     cohort_weight,
+    is_open,
     most_samples,
 )
 from fleet.campaign.answers import CollectAnswer, FoldPart
@@ -52,7 +53,7 @@ def close_round(
     `asked`, `wanted`, `skipped`, `not_started` and `lost` with reasons, `missing` (who was asked
     and delivered nothing), `failed` (why, of those that were to), `explanations` of deltas that
     weren't counted in, and the weights before and after. `outcome` has answers only that passed
-    `parts_of_gateway`.
+    `parts_of_gateway`. Where deltas have left the round while it ran, there are no new weights.
     """
     why = {one.device: one.plan_reason for one in plan.assignments}
     reports = [
@@ -79,8 +80,15 @@ def close_round(
         "weights_before": version.sha256,
     }
     new = None
-    if plan.kind is RoundKind.TRAIN and result["accepted"] > 0:
-        new = next_weights(config, manifests, plan, outcome, version)
+    if is_open(config, plan.kind):
+        pass  # versions were made of it meanwhile
+    elif plan.kind is RoundKind.TRAIN and result["accepted"] > 0:
+        of_gateways = [
+            parts_of_gateway(config, manifests, plan, gateway, answer)
+            for gateway, answer in sorted(outcome.answers.items())
+        ]
+        parts = [[one for sums in same for one in sums] for same in zip(*of_gateways, strict=True)]
+        new = next_weights(config, manifests, parts, version)
         layout = next(iter(manifests.values())).tensors
         result["weights_after"] = new.sha256
         result["changed_values"] = changed_values(version.blob, new.blob, layout)
@@ -115,20 +123,25 @@ def check_for_empty_rounds(
 def _failed(plan: RoundPlan, outcome: RoundOutcome, missing: Sequence[str]) -> dict[str, str]:
     """The class of reason of each device that delivered nothing.
 
-    Where a gateway has what it wanted, those whose tasks it held back may never have had one: their
-    silence is no failure.
+    Where a gateway has what it wanted, those whose tasks it held back may never have had one, and
+    where a round was ended before its time all may have been at work: their silence is no failure.
     """
-    may_have_no_task = {
+    has_ended_early = {
         one.device
         for one in plan.assignments
-        if one.delay_seconds
-        and one.gateway in outcome.answers
-        and outcome.answers[one.gateway].accepted >= plan.targets[one.gateway]
+        if one.gateway in outcome.answers
+        and (
+            outcome.answers[one.gateway].state == "cancelled"
+            or (
+                one.delay_seconds
+                and outcome.answers[one.gateway].accepted >= plan.targets[one.gateway]
+            )
+        )
     }
     reasons = {
         one.device: GATEWAY_LOST if one.gateway in outcome.lost else NO_REPORT
         for one in plan.assignments
-        if one.device not in may_have_no_task
+        if one.device not in has_ended_early
     }
     for answer in outcome.answers.values():
         reasons.update((one.device, one.kind) for one in answer.explanations)
@@ -140,16 +153,10 @@ def _failed(plan: RoundPlan, outcome: RoundOutcome, missing: Sequence[str]) -> d
 def next_weights(
     config: CampaignConfig,
     manifests: Mapping[str, Manifest],
-    plan: RoundPlan,
-    outcome: RoundOutcome,
+    parts: Sequence[Sequence[PlanSum]],
     version: WeightsVersion,
 ) -> WeightsVersion:
-    """The version after `version`, from the folds of the gateways that closed the round."""
-    of_gateways = [
-        parts_of_gateway(config, manifests, plan, gateway, answer)
-        for gateway, answer in sorted(outcome.answers.items())
-    ]
-    parts = [[one for sums in same for one in sums] for same in zip(*of_gateways, strict=True)]
+    """The version after `version`, from the parts of a fold."""
     layout = next(iter(manifests.values())).tensors
     state = MasterState(
         tuple(layout),
@@ -191,6 +198,9 @@ def parts_of_gateway(
         raise refuse(f"reports of {strangers[0]}, which it has no task for")
     if answer.accepted != len({one.device for one in answer.reports}):
         raise refuse(f"{answer.accepted} deltas accepted, {len(answer.reports)} reported")
+    summed = sum(one.devices for fold in (answer.sums or {}).values() for one in fold)
+    if answer.part is not None and summed > answer.accepted:
+        raise refuse(f"sums of {summed} devices, {answer.accepted} deltas accepted")
     wanted = config.aggregation.fold().get("count", 1)
     parts: list[list[PlanSum]] = [[] for _ in range(wanted)]
     for plan_id, fold in (answer.sums or {}).items():

@@ -9,36 +9,37 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 from fleet.campaign import (
     CampaignConfig,
     Members,
     Operation,
     RoundKind,
-    RoundMachine,
     RoundOutcome,
     RoundPlan,
     Step,
     eligible,
+    is_open,
+    most_at_once,
     plan_round,
     schedule,
-    start_request,
 )
 from fleet.campaign.config import Stage
 from fleet.campaign.gates import Outcome, Verdict
 from fleet.campaign.stages import together
 from fleet.clock import Clock, SystemClock
 from fleet.coordinator.blobs import Blobs
-from fleet.coordinator.closing import check_for_empty_rounds, close_round, parts_of_gateway
+from fleet.coordinator.closing import check_for_empty_rounds, close_round
 from fleet.coordinator.gate_keeper import GateKeeper, decision_about
 from fleet.coordinator.listener import Listener
 from fleet.coordinator.membership import Membership
+from fleet.coordinator.open_training import OpenTraining
 from fleet.coordinator.pace import Pace
-from fleet.coordinator.transport import Reply, Transport
+from fleet.coordinator.round_runner import Context, RoundRunner
+from fleet.coordinator.transport import Transport
 from fleet.errors import (
     AggregationError,
-    AnswerError,
     CampaignError,
     LeasedError,
     ModelStoreError,
@@ -116,6 +117,26 @@ class CampaignDriver:
         }
         self._gates = GateKeeper(store, campaign, self._config, self._manifests, registry)
         self._membership = Membership(store, campaign, self._config, registry, self._clock)
+        context = Context(
+            store,
+            campaign,
+            self._driver,
+            self._config,
+            self._manifests,
+            transport,
+            self._listener,
+            self._clock,
+            self._pace,
+        )
+        self._runner = RoundRunner(context)
+        self._open_training = OpenTraining(
+            context,
+            self._runner,
+            self._membership,
+            self._blobs,
+            self._begin_beside,
+            self._stopped,
+        )
 
     def run(self) -> str:
         """Run all rounds that the store doesn't have yet; returns the campaign's state.
@@ -174,7 +195,8 @@ class CampaignDriver:
             if not self._run_round(step):
                 self._obey()
                 raise _EndedError("cancelled", "stopped by the operator")
-            self._judge(step)
+            if not is_open(config, step.kind):
+                self._judge(step)
         self._obey()
         self._end_well()
 
@@ -345,7 +367,7 @@ class CampaignDriver:
             if plan is None:
                 return False
             plan = self._begin(plan)
-        outcome = self._drive(plan, self._blobs.of(plan))
+        outcome = self._runner.run(plan, self._blobs.of(plan), self._stopped)
         if outcome.cancelled:
             self._store_cancelled(plan.number)
             return False
@@ -382,7 +404,7 @@ class CampaignDriver:
         """Let no round go on that nobody will collect, also one of a driver that was killed."""
         for one in list(self._begun().values()):
             if one.state == "running" and one.kind != but:
-                self._drive(self._stored_plan(one.number), {}, cancel=True)
+                self._runner.run(self._stored_plan(one.number), {}, self._stopped, cancel=True)
                 self._store_cancelled(one.number)
 
     def _store_cancelled(self, number: int) -> None:
@@ -392,6 +414,8 @@ class CampaignDriver:
 
     def _run_round(self, step: Step) -> bool:
         """Run a round that hasn't ended; False where the operator stopped the campaign."""
+        if is_open(self._config, step.kind):
+            return self._open_training.run(step)
         number = step.number
         known = self._begun().get(number)
         state = known.state if known else None
@@ -422,7 +446,7 @@ class CampaignDriver:
                 f"round {number} was begun with weights {plan.weights[:16]}… but the newest "
                 f"version is {base.sha256[:16]}…: the store was changed by hand"
             )
-        outcome = self._drive(plan, self._blobs.of(plan))
+        outcome = self._runner.run(plan, self._blobs.of(plan), self._stopped)
         if outcome.cancelled:
             self._store_cancelled(number)
             return False
@@ -460,10 +484,42 @@ class CampaignDriver:
             self._obey()
             self._idle()
 
-    def plan_round(self, step: Step, weights: str, members: Members) -> RoundPlan:
-        """The next round over those of the members that this campaign may lease."""
+    def _begin_beside(self, step: Step, busy: Mapping[str, str], waits: bool) -> RoundPlan | None:
+        """Begin a training round with devices that open rounds leave free; None where there are
+        none (which is waited for where it `waits`), or the user stops.
+
+        `busy` are those at work, with what for.
+        """
+        self._obey()
+        self._wait_for_window()
+        check_for_empty_rounds(self._store, self._campaign, self._config, self._begun().values())
+        weights = self._store.latest_weights(self._campaign).sha256
+        if waits:
+            members = self.wait_for_devices(step)
+            if members is None:
+                return None
+            return self._begin(self._plan_when_free(step, weights, members))
+        devices = self._listener.devices()
+        targets = self._membership.targets(devices)
+        members = self._membership.of(step, targets, devices, self._blobs.has)
+        try:
+            return self._begin(self.plan_round(step, weights, members, busy))
+        except CampaignError:
+            return None
+
+    def plan_round(
+        self, step: Step, weights: str, members: Members, busy: Mapping[str, str] | None = None
+    ) -> RoundPlan:
+        """The next round over those of the members that this campaign may lease, and that aren't
+        `busy`: with what is told of them."""
         devices = self._listener.devices()
         ready, _ = eligible(self._config, devices, self._manifests, members, step.kind)
+        room = None
+        if busy:
+            room = most_at_once(self._config, len(ready)) - len(busy)
+            if room < 1:
+                raise CampaignError(f"round {step.number}: {len(busy)} devices are at work")
+            members = replace(members, waiting={**members.waiting, **busy})
         seen = {one.device: one.lease for one in devices if one.device in ready}
         leases = self._store.take_leases(self._campaign, self._driver, seen)
         mine = {name: of.number for name, of in leases.items() if of.campaign == self._campaign}
@@ -479,6 +535,7 @@ class CampaignDriver:
             step.stage,
             step.training_round,
             Gateways(self._store).sites(),
+            room,
         )
 
     # Devices
@@ -522,78 +579,3 @@ class CampaignDriver:
         self._stop_checked = now
         record = self._store.driver_lives(self._campaign, self._driver, self._clock.wall())
         return record.wish == "stop" or (record.wish == "roll-back" and not self._rolls_back)
-
-    # One round
-
-    def _drive(
-        self, plan: RoundPlan, blobs: Mapping[str, bytes], cancel: bool = False
-    ) -> RoundOutcome:
-        """Run a stored round to its end, or cancel it at all its gateways."""
-        clock = self._clock
-        machine = RoundMachine(
-            plan.gateways(),
-            clock.monotonic(),
-            plan.seconds(self._config.deadline_seconds),
-            self._config.gateway_grace_seconds,
-            self._pace.retry,
-        )
-        if cancel:
-            machine.stop(clock.monotonic())
-        shown = 0
-        while True:
-            for gateway in plan.gateways():
-                if gateway in self._listener.quarantined:
-                    machine.give_up(gateway, self._listener.quarantined[gateway])
-            for gateway, operation in machine.requests(clock.monotonic()):
-                self._transport.send(
-                    gateway, operation, self._fields(plan, gateway, operation, machine, blobs)
-                )
-            if machine.finished:
-                return machine.outcome()
-            for reply in self._listener.receive():
-                if reply.round == (self._campaign, plan.number):
-                    self._hand_over(machine, plan, reply)
-            accepted = sum(machine.accepted.values())
-            if accepted != shown:
-                shown = accepted
-                self._store.note_progress(self._campaign, self._driver, plan.number, accepted)
-            if self._stopped():
-                machine.stop(clock.monotonic())
-
-    def _fields(
-        self,
-        plan: RoundPlan,
-        gateway: str,
-        operation: Operation,
-        machine: RoundMachine,
-        blobs: Mapping[str, bytes],
-    ) -> dict[str, Any]:
-        if operation is Operation.START:
-            return start_request(
-                self._config, self._campaign, plan, gateway, self._manifests, blobs
-            )
-        key = {"campaign": self._campaign, "round": plan.number}
-        if operation is Operation.COLLECT:
-            return {**key, "cursor": machine.cursor(gateway)}
-        return key
-
-    def _hand_over(self, machine: RoundMachine, plan: RoundPlan, reply: Reply) -> None:
-        """Hand a gateway's reply to the round; what can't be its round's puts it in quarantine."""
-        now = self._clock.monotonic()
-        if reply.error:
-            about = {"campaign": self._campaign, "round": plan.number, "gateway": reply.gateway}
-            logger.warning("gateway %s: %s", reply.gateway, reply.error, extra=about)
-            machine.failed(reply.gateway, reply.error, now)
-        if reply.started is not None:
-            machine.started(reply.gateway, reply.started, now)
-        if reply.cancelled is not None:
-            machine.cancelled(reply.gateway, reply.cancelled, now)
-        if reply.collected is not None:
-            machine.collected(reply.gateway, reply.collected, now)
-            answer = machine.answer(reply.gateway)
-            if answer is not None:
-                try:
-                    parts_of_gateway(self._config, self._manifests, plan, reply.gateway, answer)
-                except AnswerError as error:
-                    machine.reject(reply.gateway, str(error))
-                    self._listener.quarantine(reply.gateway, str(error))

@@ -5,7 +5,8 @@ that restarts has a new one. A name stays with the node that had it first for as
 takes that node for online; another one that claims it meanwhile is left alone, and asked again
 later. A SuperNode handles one message at a time, each in a fresh process, so that a message (a
 *sync*) carries all that there is for a gateway, of all campaigns, and waits there until one of
-their rounds ends. Messages that nobody will read any more expire.
+their rounds ends, or as many deltas have arrived as an asynchronous campaign wants; it doesn't wait
+where a part of a round is to be taken. Messages that nobody will read any more expire.
 
 A SuperNode without a message sleeps for three seconds. A start can't interrupt a wait. So where a
 round has ended at a gateway whose campaign has no newer one there yet, the waits for other
@@ -64,8 +65,13 @@ class _Outbox:
     extras: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def takes(self) -> bool:
+        """Whether a part of a round is wanted: at once."""
+        return any("part" in one for one in self.collects.values())
+
+    @property
     def is_urgent(self) -> bool:
-        return bool(self.starts or self.cancels or self.extras)
+        return bool(self.starts or self.cancels or self.extras or self.takes)
 
     @property
     def is_empty(self) -> bool:
@@ -187,20 +193,16 @@ class GridTransport(Transport):
         )
         is_short = is_behind or self._expected(gateway)
         wait = self._pace.expecting_wait if is_short else self._pace.sync_wait
-        rounds = [
-            {"campaign": name[0], "round": name[1], "cursor": fields.get("cursor", 0)}
-            for name, fields in outbox.collects.items()
-        ]
         request = {
             "starts": [dict(one) for one in outbox.starts.values()],
             "cancels": [dict(one) for one in outbox.cancels.values()],
-            "rounds": rounds,
+            "rounds": [dict(one) for one in outbox.collects.values()],
             "linger_seconds": self._pace.linger if len(watched) > 1 else 0.0,
             # Another message for them would take another process.
             "all_pages": True,
             **outbox.extras,
         }
-        wait = wait if watched else 0.0
+        wait = wait if watched and not outbox.takes else 0.0
         self._push(gateway, node, request, wait, outbox.rounds, watched)
 
     def _push(

@@ -5,8 +5,9 @@ message, a *sync*, carries all that the coordinator wants of a gateway. It and i
 packed CBOR map each.
 
 Of the request: `starts` and `cancels`, requests as in docs/specification/gateway.md; `rounds`,
-whose standing is told (`[{campaign, round, cursor}]`); `wait_seconds`, so long until one of these
-rounds, or of those that were started, has ended, and then at most `linger_seconds` for the others;
+whose standing is told (`[{campaign, round, cursor, part, arrivals}]`, the last two if wanted);
+`wait_seconds`, so long until one of these rounds, or of those that were started, has ended or so
+many deltas of its campaign have arrived, and then at most `linger_seconds` for the others;
 `hello_cursor`, up to which the coordinator knows the devices; `access`, changes of the broker's
 users; `all_pages`, with which an answer has every report, however many they are.
 
@@ -63,28 +64,28 @@ def _sync(client: GatewayClient, request: Mapping[str, Any]) -> dict[str, Any]:
         with contextlib.suppress(GatewayError):
             client.access(access["entries"], access["cursor"])
     answers = []
-    rounds: dict[tuple[str, int], int] = {
-        (str(one["campaign"]), int(one["round"])): int(one.get("cursor", 0))
-        for one in request.get("rounds", ())
+    rounds: dict[tuple[str, int], Mapping[str, Any]] = {
+        (str(one["campaign"]), int(one["round"])): one for one in request.get("rounds", ())
+    }
+    arrivals = {
+        str(one["campaign"]): int(one["arrivals"]) for one in rounds.values() if "arrivals" in one
     }
     for one in request.get("cancels", ()):
         answers.append(_answer(client, "cancel", one))
     for one in request.get("starts", ()):
         answers.append(_answer(client, "start", one))
         if "answer" in answers[-1]:
-            rounds.setdefault((str(one["campaign"]), int(one["round"])), 0)
+            rounds.setdefault((str(one["campaign"]), int(one["round"])), one)
     wait = float(request.get("wait_seconds", 0.0))
     if rounds and wait > 0:
         linger = float(request.get("linger_seconds", 0.0))
-        _wait_for_an_end(client, list(rounds), wait, linger)
-        for (campaign, number), cursor in rounds.items():
-            answers.append(_collect(client, campaign, number, cursor, request))
+        _wait(client, list(rounds), arrivals, wait, linger)
+        for one in rounds.values():
+            answers.append(_collect(client, one, request))
     else:
         # What was started a moment ago has nothing to tell.
         for one in request.get("rounds", ()):
-            answers.append(
-                _collect(client, one["campaign"], one["round"], one.get("cursor", 0), request)
-            )
+            answers.append(_collect(client, one, request))
     return {"answers": answers, "hello": _hello(client, int(request.get("hello_cursor", 0)))}
 
 
@@ -109,26 +110,33 @@ def _answer(client: GatewayClient, operation: str, fields: Mapping[str, Any]) ->
         return {**named, "error": str(error)}
 
 
-def _wait_for_an_end(
-    client: GatewayClient, rounds: Sequence[tuple[str, int]], seconds: float, linger: float
+def _wait(
+    client: GatewayClient,
+    rounds: Sequence[tuple[str, int]],
+    arrivals: Mapping[str, int],
+    seconds: float,
+    linger: float,
 ) -> None:
     deadline = time.monotonic() + seconds
     while True:
         left = max(0.0, deadline - time.monotonic())
-        ended = client.watch(rounds, min(MAX_WAIT_SECONDS, left))
+        ended, has_arrived = client.watch(rounds, min(MAX_WAIT_SECONDS, left), arrivals)
+        if has_arrived:
+            return
         if ended or time.monotonic() >= deadline:
             break
     # Rounds that end together are told of together: each telling takes a process.
     deadline = time.monotonic() + linger
     while 0 < ended < len(rounds) and time.monotonic() < deadline:
         time.sleep(LINGER_LOOK_SECONDS)
-        ended = client.watch(rounds, 0.0)
+        ended, _ = client.watch(rounds, 0.0)
 
 
 def _collect(
-    client: GatewayClient, campaign: str, number: int, cursor: int, request: Mapping[str, Any]
+    client: GatewayClient, asked: Mapping[str, Any], request: Mapping[str, Any]
 ) -> dict[str, Any]:
-    fields = {"campaign": campaign, "round": number, "cursor": cursor}
+    names = ("campaign", "round", "cursor", "part")
+    fields = {name: asked[name] for name in names if name in asked}
     answered = _answer(client, "collect", fields)
     if not request.get("all_pages") or "answer" not in answered:
         return answered

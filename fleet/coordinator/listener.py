@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fleet.campaign import CampaignConfig, DeviceInfo, Operation
 from fleet.campaign.answers import RoundCounters
@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 class Listener:
     """Listens to gateways for one campaign.
 
-    Attributes: `quarantined`, gateways whose answers can't be used, with reasons.
+    Attributes: `quarantined`, gateways whose answers can't be used, with reasons; `on_round`,
+    called with each usable reply about a round, whatever is waited for when it comes.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Listener:
         self._heard: dict[str, float] = {}
         self._hellos: Counter[str] = Counter()
         self._counters: dict[int, dict[str, RoundCounters]] = {}
+        self.on_round: Callable[[Reply], None] = lambda reply: None
         self.quarantined: dict[str, str] = dict(store.quarantined(campaign))
 
     def devices(self) -> list[DeviceInfo]:
@@ -51,6 +53,8 @@ class Listener:
             if reply.gateway in self.quarantined:
                 continue
             usable.append(reply)
+            if reply.round is not None and reply.round[0] == self._campaign:
+                self.on_round(reply)
             if reply.hello is not None:
                 self._heard[reply.gateway] = self._clock.monotonic()
                 self._hellos[reply.gateway] += 1

@@ -34,7 +34,7 @@ from fleet.coordinator.driver import CampaignDriver
 from fleet.coordinator.flower_adapter import GridTransport
 from fleet.coordinator.gateway_call import RECORD
 from fleet.coordinator.transport import read_replies
-from fleet.errors import AnswerError
+from fleet.errors import AnswerError, CampaignError
 from fleet.protocol.manifest import Manifest
 from fleet.store import SqlStore, WeightsVersion
 
@@ -60,6 +60,10 @@ class TinyfleetStrategy(Strategy):
         self._manifests = {
             bundle: Manifest.parse(text) for bundle, text in store.manifests(campaign).items()
         }
+        if self._config.asynchronous:
+            raise CampaignError(
+                "asynchronous: a strategy of Flower has whole rounds; use `tinyfleet serve`"
+            )
         self._plan: RoundPlan | None = None
         self._version: WeightsVersion = store.latest_weights(campaign)
 

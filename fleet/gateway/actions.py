@@ -135,6 +135,18 @@ class Accept:
 
 
 @dataclass(frozen=True)
+class ClosePart:
+    """Deltas go to the part after ``part`` from now on; the sums of those before it aren't needed.
+
+    ``through`` is the number of the last delta in it.
+    """
+
+    key: RoundKey
+    part: int
+    through: int
+
+
+@dataclass(frozen=True)
 class SaveDecline:
     """A device declined or failed (a reason), or has taken the task up after all (None)."""
 
@@ -171,6 +183,7 @@ StoreAction: TypeAlias = (
     | DropChunks
     | Assemble
     | Accept
+    | ClosePart
     | SaveDecline
     | Count
 )
@@ -259,7 +272,7 @@ class Log:
 
 @dataclass(frozen=True)
 class RoundChanged:
-    """Wake up whoever waits for this round to end."""
+    """Wake up whoever waits for this round to end, or for deltas of it."""
 
     key: RoundKey
 

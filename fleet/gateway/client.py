@@ -64,17 +64,34 @@ class GatewayClient:
         """Begin a round; with the same content again it only tells the state."""
         return self.request("start", fields)
 
-    def watch(self, rounds: Sequence[tuple[str, int]], wait_seconds: float) -> int:
-        """How many of these (campaign, round) don't run (any more), once one ended or after
-        ``wait_seconds`` (≤ 5)."""
-        watched = [list(one) for one in rounds]
-        reply = self.request("watch", {"rounds": watched, "wait_seconds": wait_seconds})
-        return int(reply["ended"])
+    def watch(
+        self,
+        rounds: Sequence[tuple[str, int]],
+        wait_seconds: float,
+        arrivals: Mapping[str, int] | None = None,
+    ) -> tuple[int, bool]:
+        """How many of these (campaign, round) don't run (any more), and whether so many deltas
+        of a campaign have arrived; at once where there is such a round or campaign, else after
+        ``wait_seconds`` (≤ 5) at the latest."""
+        wanted = dict(arrivals or {})
+        reply = self.request(
+            "watch",
+            {
+                "rounds": [list(one) for one in rounds],
+                "wait_seconds": wait_seconds,
+                **({"arrivals": wanted} if wanted else {}),
+            },
+        )
+        arrived = any(reply["arrived"][one] >= number for one, number in wanted.items())
+        return int(reply["ended"]), arrived
 
-    def collect(self, campaign: str, round: int, cursor: int = 0) -> dict[str, Any]:
+    def collect(
+        self, campaign: str, round: int, cursor: int = 0, part: int | None = None
+    ) -> dict[str, Any]:
         """Where a round stands, and a page of its reports. Sums come once it is closed, with the
-        last page."""
-        return self.request("collect", {"campaign": campaign, "round": round, "cursor": cursor})
+        last page; where its fold is by arrival, those of the ``part`` that is named."""
+        fields = {"campaign": campaign, "round": round, "cursor": cursor}
+        return self.request("collect", fields if part is None else {**fields, "part": part})
 
     def access(self, entries: Mapping[str, Any], cursor: int) -> dict[str, Any]:
         """Change who may log in at the site's broker; comes back when the broker has read it.

@@ -25,7 +25,7 @@ from fleet.gateway.core import Core, Job
 from fleet.gateway.link import Link, Listener, Message
 from fleet.gateway.mqtt5_link import Mqtt5Link
 from fleet.gateway.replies import read_request
-from fleet.gateway.rounds import RoundKey, RoundState
+from fleet.gateway.rounds import RoundKey
 from fleet.gateway.server import SocketServer
 from fleet.gateway.store import RoundStore
 
@@ -136,8 +136,8 @@ class Gateway:
 
     def _answer(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
         question = read_request(self.core, operation, request, self.access)
-        if question.waits_for:
-            self._wait_for_an_end(question.waits_for, question.wait_seconds)
+        if question.wait_seconds:
+            self._wait_until(question.is_due, question.wait_seconds)
         reply: Future[Any] = Future()
         self._put(Job(question.work, reply))
         return question.answer(reply.result(timeout=REPLY_SECONDS))
@@ -146,11 +146,10 @@ class Gateway:
         with self._changed:
             self._changed.notify_all()
 
-    def _wait_for_an_end(self, keys: Sequence[RoundKey], seconds: float) -> None:
+    def _wait_until(self, is_due: Callable[[], bool], seconds: float) -> None:
         end = self._clock.monotonic() + seconds
-        state = self.core.logic.state
         with self._changed:
-            while all(state(key) is RoundState.RUNNING for key in keys):
+            while not is_due():
                 left = end - self._clock.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     break

@@ -3,6 +3,9 @@
 A fold deals the devices of a round to parts; a gateway keeps one sum per plan and part, so that no
 single delta need be kept. What the parts are made of later is the coordinator's matter
 (:mod:`fleet.aggregation`). A new fold is a class here and its name in ``Fold``.
+
+With `Arrivals` parts follow each other in time: the coordinator takes one out of a round that still
+runs, and what comes then goes to the next.
 """
 
 from __future__ import annotations
@@ -20,9 +23,14 @@ class _Dealing(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @property
+    def by_arrival(self) -> bool:
+        """Whether parts follow each other, so that they leave a round while it runs."""
+        return False
+
+    @property
     @abstractmethod
     def parts(self) -> int:
-        """How many sums there are of each plan."""
+        """How many sums there are of each plan; where parts follow each other, at a time."""
 
     @abstractmethod
     def part_of(self, round_seed: int, device: str) -> int:
@@ -61,7 +69,27 @@ class Buckets(_Dealing):
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % self.count
 
 
-AnyFold: TypeAlias = Sums | Buckets
+class Arrivals(_Dealing):
+    """One sum of each plan at a time: of what came since the coordinator took the one before."""
+
+    name: Literal["arrivals"]
+
+    @property
+    def by_arrival(self) -> bool:
+        """See `_Dealing`."""
+        return True
+
+    @property
+    def parts(self) -> int:
+        """See `_Dealing`."""
+        return 1
+
+    def part_of(self, round_seed: int, device: str) -> int:
+        """See `_Dealing`; counted from the part that deltas go to now."""
+        return 0
+
+
+AnyFold: TypeAlias = Sums | Buckets | Arrivals
 Fold = Annotated[AnyFold, Field(discriminator="name")]
 """A fold in a start request: ``{"name": NAME, …}``."""
 

@@ -354,6 +354,12 @@ class _Connection(asyncio.Protocol):
             except ValueError as error:
                 self._abort(f"it sent what isn't MQTT: {error}")
                 return
+            except BaseException as error:
+                # What `mqtt5` 0.8 makes of text that isn't UTF-8; its panics are no Exception.
+                if type(error).__name__ != "PanicException":
+                    raise
+                self._abort("it sent what isn't MQTT: text that isn't UTF-8")
+                return
             start += used
             if isinstance(packet, mqtt5.PublishPacket):
                 messages.append(Message(packet.topic, packet.payload, packet.retain))

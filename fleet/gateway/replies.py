@@ -37,8 +37,8 @@ class Question:
     work: Work
     """For the logic's thread; its value is for ``answer``."""
     answer: Callable[[Any], dict[str, Any]]
-    waits_for: tuple[RoundKey, ...] = ()
-    """Rounds whose first end it waits for, for ``wait_seconds``, before ``work``."""
+    is_due: Callable[[], bool] = lambda: True
+    """What it waits for, for ``wait_seconds``, before ``work``; any thread may ask."""
     wait_seconds: float = 0.0
 
 
@@ -70,11 +70,22 @@ def read_request(
         case "collect":
             key = _round_key(operation, request)
             after = _cursor(operation, request)
-            return Question(lambda now: ([], _look_at(core, key, after)), _collect)
+            part = request.get("part")
+            if part is None:
+                return Question(lambda now: ([], _look_at(core, key, after)), _collect)
+            if type(part) is not int or not 0 <= part <= MAX_CURSOR:
+                raise GatewayError(f"collect: part must be a number from 0 on, not {part!r}")
+            return Question(lambda now: _take(core, key, after, part), _collect)
         case "watch":
-            keys = _watched(request)
+            keys, arrivals = _watched(request), _arrivals(request)
             return Question(
-                lambda now: ([], _ended(core, keys)), _watch, keys, _wait_seconds(request)
+                lambda now: ([], (_ended(core, keys), _arrived(core, arrivals))),
+                _watch,
+                lambda: (
+                    _ended(core, keys) > 0
+                    or any(core.logic.arrived(one) >= wanted for one, wanted in arrivals.items())
+                ),
+                _wait_seconds(request),
             )
         case "access":
             return _access(request, access)
@@ -104,6 +115,19 @@ def _watched(request: dict[str, Any]) -> tuple[RoundKey, ...]:
     return tuple(
         _round_key("watch", {"campaign": campaign, "round": number}) for campaign, number in rounds
     )
+
+
+def _arrivals(request: dict[str, Any]) -> dict[bytes, int]:
+    wanted = request.get("arrivals", {})
+    if not isinstance(wanted, dict) or len(wanted) > MAX_WATCHED:
+        raise GatewayError(f"watch: arrivals must be a map of at most {MAX_WATCHED} campaigns")
+    for number in wanted.values():
+        if type(number) is not int or number < 1:
+            raise GatewayError(f"watch: arrivals must be numbers from 1 on, not {number!r}")
+    return {
+        _round_key("watch", {"campaign": campaign, "round": 0}).campaign: number
+        for campaign, number in wanted.items()
+    }
 
 
 def _wait_seconds(request: dict[str, Any]) -> float:
@@ -248,8 +272,13 @@ def _ended(core: Core, keys: tuple[RoundKey, ...]) -> int:
     return sum(core.logic.state(key) is not RoundState.RUNNING for key in keys)
 
 
-def _watch(ended: int) -> dict[str, Any]:
-    return {"ended": ended}
+def _arrived(core: Core, wanted: dict[bytes, int]) -> dict[str, int]:
+    return {campaign.hex(): core.logic.arrived(campaign) for campaign in wanted}
+
+
+def _watch(found: tuple[int, dict[str, int]]) -> dict[str, Any]:
+    ended, arrived = found
+    return {"ended": ended, **({"arrived": arrived} if arrived else {})}
 
 
 # ---- collect -------------------------------------------------------------------------
@@ -266,9 +295,11 @@ class _Standing(NamedTuple):
     sums: dict[str, list[dict[str, Any]]] | None
     cursor: int
     more: bool
+    part: int | None = None
+    through: int = 0
 
 
-def _look_at(core: Core, key: RoundKey, after: int) -> _Standing:
+def _look_at(core: Core, key: RoundKey, after: int, part: int | None = None) -> _Standing:
     found = core.logic.rounds.get(key)
     if found is None:
         return _Standing(RoundState.UNKNOWN, 0, {}, {}, [], [], {}, None, 0, False)
@@ -285,14 +316,29 @@ def _look_at(core: Core, key: RoundKey, after: int) -> _Standing:
         reports,
         core.store.explanations(key),
         core.store.declined(key, PAGE) if _is_last_page(found, more) else {},
-        core.store.sums(key) if _is_last_page(found, more) else None,
+        core.store.sums(key, part) if _has_sums(found, more, part) else None,
         cursor,
         more,
+        part,
+        tally.accepted if part == found.part else found.closed_through,
     )
+
+
+def _take(core: Core, key: RoundKey, after: int, part: int) -> tuple[list[Action], _Standing]:
+    """A part, which is closed where it is told for the first time."""
+    standing = _look_at(core, key, after, part)
+    return core.logic.close_part(key, part), standing
 
 
 def _is_last_page(found: Round, more: bool) -> bool:
     return found.state is RoundState.CLOSED and not more
+
+
+def _has_sums(found: Round, more: bool, part: int | None) -> bool:
+    """Parts that follow each other are told by number, and before the round's end, too."""
+    if found.spec.fold.by_arrival:
+        return part is not None and found.state is not RoundState.CANCELLED and not more
+    return _is_last_page(found, more)
 
 
 def _collect(standing: _Standing) -> dict[str, Any]:
@@ -306,11 +352,14 @@ def _collect(standing: _Standing) -> dict[str, Any]:
         "cursor": standing.cursor,
         "more": standing.more,
     }
-    if standing.sums is not None:
-        reply["sums"] = standing.sums
+    if standing.state is RoundState.CLOSED and not standing.more:
         reply["declined_by"] = {
             device: reason_name(reason) for device, reason in standing.declined_by.items()
         }
+    if standing.sums is not None:
+        reply["sums"] = standing.sums
+        if standing.part is not None:
+            reply |= {"part": standing.part, "through": standing.through}
     return reply
 
 

@@ -121,14 +121,15 @@ class Retained:
         return self._of_others.get(weights[: fields.PREFIX_BYTES]) == first
 
     def ended(self, found: Round, devices: Collection[str]) -> list[Action]:
-        """Take away what only this round needed; ``devices`` are those that had a task."""
-        actions: list[Action] = [self._clear_task(device) for device in devices]
+        """Take away what only this round needed; ``devices`` are those that have a task of it."""
+        actions: list[Action] = [self.clear_task(device) for device in devices]
         for weights in sorted(found.weights):
             if weights in self._published and self._chunk_bytes(weights) is None:
                 actions.append(self._clear_chunks(weights, found))
         return actions
 
-    def _clear_task(self, device: str) -> act.Publish:
+    def clear_task(self, device: str) -> act.Publish:
+        """A device has nothing to do any more."""
         return act.Publish(topics.task(self._fleet, device), b"", retain=True)
 
     def _clear_chunks(self, weights: bytes, of: Round) -> act.ClearChunks:
@@ -266,14 +267,18 @@ class Retained:
         return actions
 
     def _take_away_tasks(self, look: _Look) -> list[Action]:
+        actions: list[Action] = []
         over: dict[RoundKey, list[str]] = {}
         for device, key in look.tasks.items():
             found = self._rounds.get(key) if key else None
-            if found is not None and not found.open:
+            if found is None:
+                continue
+            if not found.open:
                 over.setdefault(found.key, []).append(device)
-        actions: list[Action] = []
+            elif not found.has_task(device):
+                actions.append(self.clear_task(device))
         for key, devices in over.items():
             # Another gateway may have a part in the same round, and its own devices.
             mine = self._cohort(key)
-            actions += [self._clear_task(device) for device in devices if device in mine]
+            actions += [self.clear_task(device) for device in devices if device in mine]
         return actions

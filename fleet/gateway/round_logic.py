@@ -103,7 +103,7 @@ class RoundLogic:
             self.changes.touch(key)
             if found.open:
                 self._open[key] = found
-                self._busy.update(dict.fromkeys(found.spec.tasks, key))
+                self._busy.update((name, key) for name in found.spec.tasks if found.has_task(name))
                 # What was due meanwhile may be at the broker already: the look finds what isn't.
                 found.take_due(now.monotonic)
         self._wall_offset = now.wall - now.monotonic
@@ -286,7 +286,7 @@ class RoundLogic:
                 key,
                 len(found.accepted) + 1,
                 report,
-                spec.fold.part_of(spec.seed, device),
+                found.part + spec.fold.part_of(spec.seed, device),
                 spec.weight(header.train_samples),
                 values,
                 coded,
@@ -296,6 +296,9 @@ class RoundLogic:
         ]
         found.accepted[device] = header.coded_crc32
         found.declined.pop(device, None)
+        if spec.fold.by_arrival:
+            self._busy.pop(device, None)
+            actions += [self.retained.clear_task(device), act.RoundChanged(key)]
         if found.settled:
             actions += self._end(found, RoundState.CLOSED, now)
         return actions
@@ -391,6 +394,33 @@ class RoundLogic:
             actions += self._end(found, RoundState.CANCELLED, now)
         return actions
 
+    def close_part(self, key: RoundKey, part: int) -> list[Action]:
+        """What comes from now on goes to the next part; GatewayError where this one isn't there.
+
+        Again for the one that was closed last changes nothing. Whoever asks for a part has those
+        before it for good.
+        """
+        found = self.rounds.get(key)
+        if found is None or found.state is RoundState.CANCELLED:
+            return []
+        if not found.spec.fold.by_arrival:
+            raise GatewayError(f"collect: {key} has no parts; its fold is {found.spec.fold.name}")
+        if not found.part - 1 <= part <= found.part:
+            raise GatewayError(
+                f"collect: part {part} of {key} isn't there (any more); deltas go to {found.part}"
+            )
+        if part < found.part:
+            return []
+        found.part, found.closed_through = part + 1, found.tally.accepted
+        return [act.ClosePart(key, part, found.closed_through)]
+
+    def arrived(self, campaign: bytes) -> int:
+        """How many deltas of a campaign lie in parts that nobody has asked for yet.
+
+        Other threads ask as well, hence the copy.
+        """
+        return sum(of.arrived for of in list(self.rounds.values()) if of.key.campaign == campaign)
+
     def state(self, key: RoundKey) -> RoundState:
         """Where a round stands."""
         found = self.rounds.get(key)
@@ -427,7 +457,8 @@ class RoundLogic:
         return actions
 
     def _end(self, found: Round, state: RoundState, now: Instant) -> list[Action]:
-        key, tasks, waiting = found.key, found.spec.tasks, sorted(found.waiting)
+        key, waiting = found.key, sorted(found.waiting)
+        tasks = [device for device in found.spec.tasks if found.has_task(device)]
         found.end(state)
         del self._open[key]
         for device in tasks:
@@ -441,7 +472,7 @@ class RoundLogic:
             text += f" and {len(waiting) - NAMES_IN_LOG} others"
         return [
             act.SetState(key, state, now.wall),
-            *self.retained.ended(found, tasks.keys()),
+            *self.retained.ended(found, tasks),
             act.Log(text, key=key),
             act.RoundChanged(key),
         ]

@@ -251,6 +251,10 @@ class Round:
     """Deltas that weren't accepted, by kind."""
     past: Tally = Tally()
     """What came of its devices, once it has ended."""
+    part: int = 0
+    """Where the fold goes by arrival: the part that deltas go to now…"""
+    closed_through: int = 0
+    """…and how many deltas lie in those before."""
     weights: frozenset[bytes] = field(init=False)
     held_back: deque[tuple[float, str]] = field(init=False)
     """Delays of the devices whose tasks haven't gone out, the next one first."""
@@ -302,6 +306,21 @@ class Round:
         """Whether nothing more is wanted or can come."""
         answered = len(self.accepted) + len(self.declined)  # no device is in both
         return len(self.accepted) >= self.spec.target or answered >= len(self.spec.tasks)
+
+    @property
+    def arrived(self) -> int:
+        """Where the fold goes by arrival: how many deltas nobody has taken out yet."""
+        if not self.spec.fold.by_arrival or self.state is RoundState.CANCELLED:
+            return 0
+        accepted = len(self.accepted) if self.open else self.past.accepted
+        return accepted - self.closed_through
+
+    def has_task(self, device: str) -> bool:
+        """Whether a device of the cohort can't have another round's task beside this one's.
+
+        Where the fold goes by arrival, one that has delivered needn't wait for the others.
+        """
+        return not (self.spec.fold.by_arrival and device in self.accepted)
 
     @property
     def tally(self) -> Tally:

@@ -24,8 +24,16 @@ from fleet.gateway.instant import Instant
 from fleet.gateway.rounds import Report, Round, RoundKey, RoundSpec, RoundState, Tally
 from fleet.protocol import Announce
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KEPT_EXPLANATIONS = 1000
+
+# Of folds by arrival, the last part that was closed. All that version 2 lacks.
+_PARTS = """
+CREATE TABLE parts (
+    round_id INTEGER PRIMARY KEY REFERENCES rounds ON DELETE CASCADE,
+    part INTEGER NOT NULL, through INTEGER NOT NULL
+);
+"""
 
 _SCHEMA = f"""
 CREATE TABLE devices (
@@ -54,6 +62,7 @@ CREATE TABLE declined (
     PRIMARY KEY (round_id, device)
 ) WITHOUT ROWID;
 {sums.SCHEMA}
+{_PARTS}
 CREATE TABLE counters (
     round_id INTEGER NOT NULL, kind TEXT NOT NULL, n INTEGER NOT NULL,
     PRIMARY KEY (round_id, kind)
@@ -99,7 +108,7 @@ class RoundStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, SCHEMA_VERSION):
+            if version not in (0, 2, SCHEMA_VERSION):
                 raise StoreError(
                     f"{path}: is of version {version}, this gateway reads {SCHEMA_VERSION}; let "
                     f"the version that wrote it finish its rounds, then move the file away: a new "
@@ -108,9 +117,10 @@ class RoundStore:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute(f"PRAGMA synchronous = {'FULL' if survives_power_cuts else 'OFF'}")
             self._db.execute("PRAGMA foreign_keys = ON")
-            if version == 0:
+            if version != SCHEMA_VERSION:
+                schema = _PARTS if version else _SCHEMA
                 self._db.executescript(
-                    f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                    f"BEGIN; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 )
             self._db.executescript(_CHUNKS)
             self._round_ids: dict[RoundKey, int] = {
@@ -206,6 +216,10 @@ class RoundStore:
                     (self._round_ids[key], device),
                 )
                 return b"".join(coded for (coded,) in rows)
+            case act.ClosePart(key, part, through):
+                round_id = self._round_ids[key]
+                run("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (round_id, part, through))
+                self._sums.follow(round_id, part)
             case act.SaveDecline(key, device, None):
                 run(
                     "DELETE FROM declined WHERE round_id = ? AND device = ?",
@@ -240,7 +254,7 @@ class RoundStore:
         assert round_id is not None
         self._round_ids[spec.key] = round_id
         for plan, of in spec.plans.items():
-            self._sums.begin(round_id, plan, of.values, spec.fold.parts)
+            self._sums.begin(round_id, plan, of.values, range(spec.fold.parts))
 
     def _accept(self, accept: act.Accept) -> None:
         round_id, report = self._round_ids[accept.key], accept.report
@@ -313,6 +327,7 @@ class RoundStore:
             spec = RoundSpec.decode(encoded)
             # A wall clock that was set back while nothing ran can't give it more than it had.
             left = min(max(0.0, deadline - now.wall), spec.seconds)
+            part, through = self._closed_part(round_id)
             one = Round(
                 spec,
                 content,
@@ -321,6 +336,8 @@ class RoundStore:
                 RoundState(state),
                 counters=Counter(self._counters(round_id)),
                 past=self._tally(round_id),
+                part=part + 1,
+                closed_through=through,
             )
             if one.open:
                 for name, column, into in (
@@ -331,6 +348,13 @@ class RoundStore:
                     into.update(self._db.execute(query, (round_id,)))
             found[one.key] = one
         return found
+
+    def _closed_part(self, round_id: int) -> tuple[int, int]:
+        """The last part that was closed, and the number of the last delta in it."""
+        row = self._db.execute(
+            "SELECT part, through FROM parts WHERE round_id = ?", (round_id,)
+        ).fetchone()
+        return row or (-1, 0)
 
     def _tally(self, round_id: int) -> Tally:
         (accepted,) = self._db.execute(
@@ -366,9 +390,13 @@ class RoundStore:
         row = self._db.execute("SELECT data FROM blobs WHERE sha256 = ?", (weights,)).fetchone()
         return bytes(row[0])
 
-    def sums(self, key: RoundKey) -> dict[str, list[dict[str, Any]]]:
-        """Of a closed round, per plan id (hex): ``values`` (int64, little endian) and so on."""
-        return self._sums.of(self._round_ids[key])
+    def sums(self, key: RoundKey, part: int | None = None) -> dict[str, list[dict[str, Any]]]:
+        """Of a closed round, per plan id (hex): ``values`` (int64, little endian) and so on.
+
+        Of one part alone, where it is named, as it stands.
+        """
+        round_id = self._round_ids[key]
+        return self._sums.of(round_id) if part is None else self._sums.of_part(round_id, part)
 
     def reports(self, key: RoundKey, after: int, limit: int) -> list[Report]:
         """Accepted deltas in the order in which they came, from number ``after`` + 1 on."""

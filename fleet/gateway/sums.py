@@ -8,7 +8,7 @@ one transaction do): never much more than what came in, however large the plan.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -64,11 +64,11 @@ class Sums:
         self._live: dict[_Place, _Sum] = {}
         self._changed: dict[_Place, None] = {}
 
-    def begin(self, round_id: int, plan: bytes, values: int, parts: int) -> None:
-        """A round begins: all is zero."""
+    def begin(self, round_id: int, plan: bytes, values: int, parts: Iterable[int]) -> None:
+        """Parts begin: all is zero."""
         self._db.executemany(
             "INSERT INTO sums (round_id, plan, part, size) VALUES (?, ?, ?, ?)",
-            [(round_id, plan, part, values) for part in range(parts)],
+            [(round_id, plan, part, values) for part in parts],
         )
 
     def add(
@@ -133,22 +133,47 @@ class Sums:
             )
             found.unfolded_bytes = 0
 
-    def end(self, round_id: int) -> None:
-        """A round has ended: its sums are on disk as they are, and no longer in memory."""
+    def end(self, round_id: int, part: int | None = None) -> None:
+        """A round (or one part of it) has ended: its sums are on disk as they are, and no longer
+        in memory."""
         waiting = self._db.execute(
             "SELECT DISTINCT round_id, plan, part FROM unfolded WHERE round_id = ?", (round_id,)
         )
         places = {_Place(*row) for row in waiting}
         places |= {place for place in self._live if place.round_id == round_id}
         for place in places:
-            found = self._live.pop(place, None) or self._load(place)
-            self._write_total(place, found)
-            self._changed.pop(place, None)
+            if part in (None, place.part):
+                found = self._live.pop(place, None) or self._load(place)
+                self._write_total(place, found)
+                self._changed.pop(place, None)
+
+    def follow(self, round_id: int, part: int) -> None:
+        """The part after ``part``, which has ended, begins; those before are forgotten."""
+        self.end(round_id, part)
+        self._db.execute("DELETE FROM sums WHERE round_id = ? AND part < ?", (round_id, part))
+        sizes = self._db.execute(
+            "SELECT plan, size FROM sums WHERE round_id = ? AND part = ?", (round_id, part)
+        )
+        for plan, size in sizes.fetchall():
+            self.begin(round_id, plan, size, [part + 1])
 
     def forget_memory(self) -> None:
         """A transaction was rolled back: what memory has is not what the database has."""
         self._live.clear()
         self._changed.clear()
+
+    def of_part(self, round_id: int, part: int) -> dict[str, list[dict[str, Any]]]:
+        """Of one part, as it stands, what `of` tells."""
+        plans = self._db.execute(
+            "SELECT plan FROM sums WHERE round_id = ? AND part = ? ORDER BY plan", (round_id, part)
+        )
+        found = {}
+        for (plan,) in plans.fetchall():
+            place = _Place(round_id, plan, part)
+            one = self._live.get(place) or self._load(place)
+            values = one.total.astype("<i8").tobytes()
+            found[plan.hex()] = [{"values": values, "weight": one.weight, "devices": one.devices}]
+        return found
 
     def of(self, round_id: int) -> dict[str, list[dict[str, Any]]]:
         """Of a round that has ended: per plan id (hex) the parts, as ``collect`` tells them."""

@@ -15,7 +15,9 @@ from fleet.campaign.planning import (
     RoundKind,
     deal_stages,
     eligible,
+    is_open,
     loads_of,
+    most_at_once,
     schedule,
 )
 from fleet.protocol.manifest import Manifest
@@ -82,14 +84,15 @@ def plan_campaign(
         loads = loads_of(config, kind, manifests, sites, taking_part)
         share = 1.0
         if kind is RoundKind.TRAIN:
-            wanted = config.cohort_size or math.ceil(config.cohort_share * len(taking_part))
+            wanted = most_at_once(config, len(taking_part))
             share = min(1.0, wanted * (1 + config.over_selection) / max(1, len(taking_part)))
-            down += count * math.ceil(share * len(taking_part)) * blob_bytes
+            tasks = _tasks(config, math.ceil(share * len(taking_part)), count)
+            down += tasks * blob_bytes
             bits = sum(
                 manifests[one.bundle].plan(one.plan).delta_values * config.delta_bits_per_value
                 for one in taking_part
             )
-            up += count * math.ceil(share * bits / 8)
+            up += math.ceil(bits / 8 * tasks / max(1, len(taking_part)))
             asked += count
         elif config.kind != "adapt" and kind is RoundKind.SCORE_LAST:
             down += count * len(taking_part) * blob_bytes
@@ -98,7 +101,9 @@ def plan_campaign(
         longest_round = max(longest_round, config.deadline_seconds + last)
         likely = likely_delay(config.pace, loads, share)
         slowest = measured.slowest(taking_part, kind.action)
-        if expected is not None and slowest is not None:
+        # When versions that don't wait for devices are made can't be told from the slowest's time.
+        waits = not is_open(config, kind)
+        if expected is not None and slowest is not None and waits:
             expected += count * (likely + min(slowest, config.deadline_seconds))
         else:
             expected = None
@@ -118,6 +123,13 @@ def plan_campaign(
         costs=measured.costs(ready.values(), Counter(one.kind.action for one in steps)),
         flash_slot_writes_per_device=asked + (config.kind == "rollout"),
     )
+
+
+def _tasks(config: CampaignConfig, cohort: int, rounds: int) -> int:
+    """How many tasks so many training rounds have, the first of them for a whole cohort."""
+    if config.asynchronous is None:
+        return rounds * cohort
+    return cohort + (rounds - 1) * min(config.asynchronous.buffer, cohort)
 
 
 class _Measured:

@@ -94,6 +94,17 @@ class RoundSummary:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Deltas of a round that left a gateway together: up to its delta number `through`, from the
+    end of the part before on."""
+
+    round: int
+    gateway: str
+    part: int
+    through: int
+
+
+@dataclass(frozen=True)
 class Lease:
     """The right to task a device. `campaign` is who has it; `number` goes on the wire."""
 
@@ -239,6 +250,19 @@ class Store(ABC):
 
         False, and nothing is written, where the round had ended already.
         """
+
+    @abstractmethod
+    def make_version(
+        self, campaign: str, driver: str, weights: WeightsVersion, parts: Sequence[Part]
+    ) -> None:
+        """Store a version and the parts that it was made of, all or nothing.
+
+        Raises `StoreError` where the version is there already.
+        """
+
+    @abstractmethod
+    def parts(self, campaign: str) -> tuple[Part, ...]:
+        """All parts that versions were made of, in their order."""
 
     @abstractmethod
     def raise_counters(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,6 +16,7 @@ from fleet.store.base import (
     WISHES,
     CampaignRecord,
     Lease,
+    Part,
     RoundRecord,
     RoundSummary,
     Store,
@@ -431,6 +433,27 @@ class SqlStore(Database, Store):
                 ended=self.clock.wall(),
             )
             return True
+
+    def make_version(
+        self, campaign: str, driver: str, weights: WeightsVersion, parts: Sequence[Part]
+    ) -> None:
+        """See `Store`."""
+        rows = [{"campaign": campaign, "version": weights.version, **asdict(one)} for one in parts]
+        with self.writing() as connection:
+            self._check(connection, campaign, driver)
+            self._insert_weights(connection, campaign, weights)
+            if rows:
+                connection.execute(sa.insert(tables.parts), rows)
+
+    def parts(self, campaign: str) -> tuple[Part, ...]:
+        """See `Store`."""
+        table = tables.parts
+        query = sa.select(table.c.round, table.c.gateway, table.c.part, table.c.through)
+        query = query.where(table.c.campaign == campaign)
+        with self.reading() as connection:
+            self._campaign(connection, campaign)
+            ordered = query.order_by(table.c.round, table.c.gateway, table.c.part)
+            return tuple(Part(*row) for row in connection.execute(ordered))
 
     def raise_counters(
         self, campaign: str, driver: str, number: int, counters: Mapping[str, Any]

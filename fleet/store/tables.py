@@ -107,6 +107,19 @@ weights = Table(
     Column("rule_state", LargeBinary, nullable=False),
 )
 
+# Which deltas are in which version, where they left a round while it ran: parts of a gateway, and
+# the number of the last delta in each.
+parts = Table(
+    "parts",
+    metadata,
+    _campaign(),
+    Column("round", Integer, primary_key=True),
+    Column("gateway", Text, primary_key=True),
+    Column("part", Integer, primary_key=True),
+    Column("through", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+)
+
 rounds = Table(
     "rounds",
     metadata,

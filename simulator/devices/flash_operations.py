@@ -30,6 +30,11 @@ class PowerCut:
         self._cut_in = operations
         self._random = random.Random(f"power cut {seed}")
 
+    @property
+    def is_armed(self) -> bool:
+        """Whether an operation to come is cut."""
+        return self._cut_in > 0
+
     def programmed(self, old: bytes, wanted: bytes) -> tuple[bool, bytes]:
         """Whether programming ``wanted`` over ``old`` goes through, and the bytes that result.
 

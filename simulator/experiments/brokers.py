@@ -42,6 +42,7 @@ class VirtualBroker:
         self._ready: list[Callable[[], None]] = []
         self._flushes = False
         self._tick_at = math.inf
+        self._taps: list[Callable[[], None]] = []
 
     # ---- devices ---------------------------------------------------------------------
 
@@ -108,6 +109,19 @@ class VirtualBroker:
         client = self.broker.attach(name, lambda: self._is_ready(move))
         return client
 
+    def tap(self, patterns: Sequence[str], hears: Callable[[Sequence[Message]], None]) -> None:
+        """Listen to what is published in topics, from now on and whatever becomes of the broker."""
+
+        def listen() -> None:
+            client = self.attach(name, hears, lambda: None)
+            if client is not None:
+                for one in patterns:
+                    client.subscribe(one, retain_as_published=True)
+
+        name = f"tap-{len(self._taps)}"
+        self._taps.append(listen)
+        listen()
+
     # ---- itself ----------------------------------------------------------------------
 
     def kill(self, down_seconds: float = 1.0) -> None:
@@ -119,6 +133,8 @@ class VirtualBroker:
 
     def _start(self) -> None:
         self.is_up = True
+        for listen in self._taps:
+            listen()
 
     def _is_ready(self, move: Callable[[], None]) -> None:
         """Something waits to be taken; it may not be in the middle of what brought it about."""
@@ -135,7 +151,10 @@ class VirtualBroker:
         self._watch_time()
 
     def _watch_time(self) -> None:
-        due = self.broker.next_due() / _MILLISECONDS
+        due_milliseconds = self.broker.next_due()
+        due = due_milliseconds / _MILLISECONDS
+        if due * _MILLISECONDS < due_milliseconds:
+            due = math.nextafter(due, math.inf)  # rounded down, the broker's clock isn't there yet
         if due < self._tick_at:
             self._tick_at = due
             self._clock.call_at(due, lambda: self._tick(due))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,6 +25,8 @@ from simulator.experiments.results import StrategyResult
 from simulator.world.world import WorldConfig
 
 Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 STRATEGIES = "tinyfleet.strategies"
 """The entry points that strategies are found by; each is a `Strategy`, by its ``kind``."""
 
@@ -75,15 +77,15 @@ def strategy_kinds() -> Mapping[str, type[Strategy]]:
 class ExperimentConfig(Section):
     """One world, some ways to learn in it."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    name: Name
     description: Annotated[str, Field(max_length=2000)] = ""
     model: ModelSource
     world: WorldConfig
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1,)
     """Each strategy runs with each of them."""
     defaults: Mapping[str, Any] = {}
     """What all strategies have in common."""
-    strategies: Annotated[Mapping[str, SerializeAsAny[Strategy]], Field(min_length=1)]
+    strategies: Annotated[Mapping[Name, SerializeAsAny[Strategy]], Field(min_length=1)]
     evaluate: Evaluation = Evaluation()
     target_accuracy: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Time, bytes and energy until the mean accuracy of devices is that high are told."""
@@ -91,55 +93,88 @@ class ExperimentConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _strategies_have_the_defaults(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("strategies"), dict):
-            defaults = values.get("defaults") or {}
-            made = {
-                name: {**defaults, **(own or {})} if isinstance(own or {}, dict) else own
-                for name, own in values["strategies"].items()
-            }
-            return {**values, "strategies": made}
-        return values
+        if not isinstance(values, dict) or not isinstance(values.get("strategies"), dict):
+            return values
+        defaults = values.get("defaults") or {}
+        if not isinstance(defaults, Mapping):
+            raise ValueError("defaults: they are fields with values")
+        made = {
+            name: {**defaults, **(own or {})} if isinstance(own or {}, dict) else own
+            for name, own in values["strategies"].items()
+        }
+        return {**values, "strategies": made}
 
     @field_validator("strategies", mode="before")
     @classmethod
     def _strategies_are_known(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        made = {}
-        for name, own in values.items():
-            if isinstance(own, Strategy):
-                made[name] = own
-                continue
-            kind = own.get("kind", "campaign")
-            if kind not in strategy_kinds():
-                known = ", ".join(strategy_kinds())
-                raise ValueError(f"{name}.kind: there is no strategy {kind}; there are {known}")
-            try:
-                made[name] = strategy_kinds()[kind].model_validate(
-                    {key: value for key, value in own.items() if key != "kind"}
-                )
-            except ValidationError as error:
-                raise ValueError(f"{name}.{_first(error)}") from None
-        return made
+        return {
+            name: own if isinstance(own, Strategy) else _strategy(name, own)
+            for name, own in values.items()
+        }
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        twice = [seed for seed in seeds if seeds.count(seed) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is there twice; each seed once")
+        return seeds
+
+    def with_seeds(self, seeds: Sequence[int]) -> Self:
+        """The same experiment with other seeds. Raises: ExperimentError."""
+        return self.of({**self.model_dump(mode="json"), "seeds": list(seeds)})
 
     @classmethod
-    def parse(cls, text: str, source: str = "experiment") -> Self:
-        """The experiment in a YAML text. Raises: ExperimentError naming the field."""
+    def of(cls, values: Any, source: str = "experiment") -> Self:
+        """The experiment of a file's content. Raises: ExperimentError naming the field."""
         try:
-            return cls.model_validate(yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise ExperimentError(f"{source}: not YAML ({error})") from None
+            return cls.model_validate(values)
         except ValidationError as error:
             raise ExperimentError(f"{source}: {_first(error)}") from None
 
     @classmethod
+    def parse(cls, text: str, source: str = "experiment") -> Self:
+        """The experiment in a YAML text. Raises: ExperimentError naming the field."""
+        return cls.of(yaml_of(text, source), source)
+
+    @classmethod
     def read(cls, path: Path) -> Self:
         """The experiment in a file. Raises: ExperimentError naming the field."""
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ExperimentError(f"{path}: can't be read ({error})") from None
-        return cls.parse(text, str(path))
+        return cls.parse(text_of(path), str(path))
+
+
+def text_of(path: Path) -> str:
+    """What a file says. Raises: ExperimentError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{path}: can't be read ({error})") from None
+
+
+def yaml_of(text: str, source: str) -> Any:
+    """What a YAML text says. Raises: ExperimentError."""
+    try:
+        return yaml.safe_load(text)
+    # Also what a number or a date can't be, and what is nested too deeply.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ExperimentError(f"{source}: not YAML ({error})") from None
+
+
+def _strategy(name: Any, own: Any) -> Strategy:
+    if not isinstance(own, dict):
+        raise ValueError(f"{name}: a strategy is its fields with values")
+    kind = own.get("kind", "campaign")
+    if not isinstance(kind, str) or kind not in strategy_kinds():
+        known = ", ".join(strategy_kinds())
+        raise ValueError(f"{name}.kind: there is no strategy {kind}; there are {known}")
+    try:
+        return strategy_kinds()[kind].model_validate(
+            {key: value for key, value in own.items() if key != "kind"}
+        )
+    except ValidationError as error:
+        raise ValueError(f"{name}.{_first(error)}") from None
 
 
 def _first(error: ValidationError) -> str:

@@ -10,10 +10,10 @@ from typing import Self
 from fleet.campaign import CampaignConfig
 from fleet.coordinator.creation import new_campaign
 from fleet.coordinator.driver import CampaignDriver
-from fleet.store import SqlStore
 from simulator.experiments.brokers import VirtualBroker
-from simulator.experiments.gateways import DirectTransport, VirtualGateway
+from simulator.experiments.gateways import DirectTransport, VirtualGateway, Way
 from simulator.experiments.meddling import Meddler
+from simulator.experiments.processes import Process, Processes, SharedStore, WaitingClock
 from simulator.experiments.window_clock import WindowClock
 from simulator.virtual.device import Said
 from simulator.virtual.line import LineEnd
@@ -27,8 +27,8 @@ class VirtualFleet:
     def __init__(self, population: Population, pool: DevicePool, folder: Path) -> None:
         """``pool`` has the population's devices; ``folder`` is for what gateways keep."""
         self.pool = pool
-        self.clock = WindowClock(pool, self._hears)
         world = population.world
+        self.clock = WindowClock(pool, self._hears, population.least_line_nanoseconds)
         self._sites = [world.device(number).site for number in population.numbers]
         sites = world.config.population.sites
         self.brokers = {
@@ -49,7 +49,9 @@ class VirtualFleet:
                     self.clock,
                 )
         self.transport = DirectTransport(self.gateways, self.clock)
-        self.store = SqlStore(clock=self.clock)
+        self.store = SharedStore(clock=self.clock)
+        self.processes = Processes(self.clock)
+        self.store.on_commit = self.processes.step
 
     def __enter__(self) -> Self:
         """As it is."""
@@ -61,6 +63,7 @@ class VirtualFleet:
 
     def close(self) -> None:
         """End it; only ``folder`` is left."""
+        self.processes.kill_all()
         for gateway in self.gateways.values():
             gateway.close()
         self.store.close()
@@ -85,6 +88,20 @@ class VirtualFleet:
             self.store, campaign, self.transport, driver="experiment", clock=self.clock
         )
         return driver.run()
+
+    def start_driver(
+        self, campaign: str, name: str, way: Callable[[str], Way] | None = None
+    ) -> Process:
+        """Begin a driver of a stored campaign; it goes on while ``processes`` let time pass.
+
+        There may be many, of one campaign as well. ``way`` is as in `DirectTransport`.
+        """
+
+        def run(clock: WaitingClock) -> None:
+            transport = DirectTransport(self.gateways, clock, way=way)
+            CampaignDriver(self.store, campaign, transport, driver=name, clock=clock).run()
+
+        return self.processes.start(name, run)
 
     def _hears(self, said: Said) -> None:
         self.brokers[self._sites[said.device]].hears(said)

@@ -163,9 +163,9 @@ class Cell:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """One text for one content; whole or not at all."""
+    """Whole or not at all. Keys keep their order: that of boards and strategies has a meaning."""
     made = path.with_name(path.name + ".new")
-    made.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    made.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     made.replace(path)
 
 

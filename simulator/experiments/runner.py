@@ -16,9 +16,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from simulator.errors import ExperimentError
 from simulator.experiments.config import ExperimentConfig
@@ -36,6 +36,14 @@ RESULT, RUN, EXPERIMENT, CELLS, BUILD = (
 )
 
 
+ALL_CELLS = "all cells"
+"""Whose stage it is when it is nobody's alone."""
+CELLS_DONE = "cells"
+"""The stage that a cell's end belongs to."""
+TellOfCell = Callable[[str, str, int, int], None]
+"""Called with a cell, what is done for it, how much of that, and how much there is."""
+
+
 @dataclass(frozen=True)
 class Source:
     """An experiment, and where the paths in it begin."""
@@ -44,17 +52,29 @@ class Source:
     folder: Path
 
     @classmethod
-    def read(cls, path: Path) -> Source:
+    def read(cls, path: Path) -> Self:
         """Of a file. Raises: ExperimentError naming the field."""
         return cls(ExperimentConfig.read(path), path.resolve().parent)
+
+    @classmethod
+    def of_run(cls, out: Path) -> Self:
+        """What a run's folder has been made of. Raises: ExperimentError."""
+        path, run = out / EXPERIMENT, out / RUN
+        if not path.exists() or not run.exists():
+            raise ExperimentError(f"{out} isn't the folder of a run: no {EXPERIMENT} or no {RUN}")
+        return cls(ExperimentConfig.of(_read(path), str(path)), Path(_read(run)["folder"]))
+
+    def with_seeds(self, seeds: Sequence[int]) -> Self:
+        """With other seeds. Raises: ExperimentError."""
+        return replace(self, config=self.config.with_seeds(seeds))
 
 
 def run_experiment(
     source: Source,
     out: Path,
     make_pool: MakePool,
-    seeds: Sequence[int] | None = None,
-    tell: Callable[[str, str, int, int], None] = lambda cell, stage, done, of: None,
+    tell: TellOfCell = lambda cell, stage, done, of: None,
+    build: Path | None = None,
 ) -> dict[str, Any]:
     """Run all cells that ``out`` doesn't have yet; returns what result.json holds.
 
@@ -62,17 +82,15 @@ def run_experiment(
         source: the experiment.
         out: folder of the run; made where it isn't there.
         make_pool: where devices run; the result doesn't depend on it.
-        seeds: other ones than the experiment's.
         tell: hears of a cell's stages, of how much of one is done, and of how much there is.
+        build: folder for firmware that several runs have in common; left out: one of its own.
 
     Raises: ExperimentError where ``out`` has another experiment's results.
     """
     config = source.config
-    if seeds is not None:
-        config = config.model_copy(update={"seeds": tuple(seeds)})
-    _claim(out, config)
+    _claim(out, source)
     firmware = build_firmware(
-        config, source.folder, out / BUILD, lambda *args: tell("all cells", *args)
+        config, source.folder, build or out / BUILD, lambda *args: tell(ALL_CELLS, *args)
     )
     seconds: dict[str, float] = {}
     cells = []
@@ -88,7 +106,8 @@ def run_experiment(
                 kept.parent.mkdir(exist_ok=True)
                 write_json(kept, result.to_json())
                 seconds[name] = round(time.perf_counter() - started, 3)
-            cells.append(Cell(strategy, seed, StrategyResult.from_json(_read(kept))))
+            cells.append(Cell(strategy, seed, _kept(kept)))
+            tell(name, CELLS_DONE, len(cells), len(config.strategies) * len(config.seeds))
     result_json = {
         "format": FORMAT,
         "experiment": config.model_dump(mode="json"),
@@ -96,11 +115,15 @@ def run_experiment(
     }
     write_tables(out, cells)
     write_json(out / RESULT, result_json)
-    write_json(out / RUN, {**_facts_of_run(), "cell_seconds": seconds})
+    before = _read(out / RUN)
+    write_json(
+        out / RUN,
+        {**before, **_facts_of_run(), "cell_seconds": {**before["cell_seconds"], **seconds}},
+    )
     return result_json
 
 
-def _of(tell: Callable[[str, str, int, int], None], cell: str) -> Tell:
+def _of(tell: TellOfCell, cell: str) -> Tell:
     return lambda stage, done, of: tell(cell, stage, done, of)
 
 
@@ -121,17 +144,20 @@ def _run_cell(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _claim(out: Path, config: ExperimentConfig) -> None:
+def _claim(out: Path, source: Source) -> None:
     """What was begun in a folder is gone on with, or refused where it is something else."""
     out.mkdir(parents=True, exist_ok=True)
-    wanted = config.model_dump(mode="json")
+    wanted = source.config.model_dump(mode="json")
     path = out / EXPERIMENT
-    if path.exists() and _read(path) != wanted:
+    # As texts: the order of boards says which devices have them.
+    if path.exists() and json.dumps(_read(path)) != json.dumps(wanted):
         raise ExperimentError(
             f"{out} has results of another experiment, or of other seeds or settings; give "
             "another --out, or remove it"
         )
     write_json(path, wanted)
+    run = _read(out / RUN) if (out / RUN).exists() else {"cell_seconds": {}}
+    write_json(out / RUN, {**run, "folder": str(source.folder)})
 
 
 def _read(path: Path) -> Any:
@@ -139,6 +165,13 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ExperimentError(f"{path}: can't be read ({error}); remove it to run anew") from None
+
+
+def _kept(path: Path) -> StrategyResult:
+    try:
+        return StrategyResult.from_json(_read(path))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ExperimentError(f"{path}: isn't a cell's result; remove it to run anew") from None
 
 
 def _facts_of_run() -> dict[str, Any]:
@@ -168,9 +201,12 @@ def _commit() -> str:
     return told.stdout.strip()
 
 
+def decided_by_seeds(out: Path) -> dict[str, str]:
+    """SHA-256 of each file of a run that only the seeds decide: result.json and the tables."""
+    found = sorted([out / RESULT, *out.glob("*.parquet")])
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
 def digest(out: Path) -> str:
-    """SHA-256 over what the seeds decide: result.json and the tables."""
-    hashed = hashlib.sha256()
-    for path in sorted([out / RESULT, *out.glob("*.parquet")]):
-        hashed.update(path.name.encode() + b"\0" + path.read_bytes())
-    return hashed.hexdigest()
+    """SHA-256 over all of them."""
+    return hashlib.sha256(json.dumps(decided_by_seeds(out)).encode()).hexdigest()

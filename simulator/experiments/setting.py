@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import device_runtime
 from codegen.firmware.bundle import MANIFEST, WEIGHTS, Bundle
 from fleet.firmware import compile_firmware
 from simulator.errors import ExperimentError
@@ -18,20 +19,13 @@ from simulator.machines.elf_image import load_elf
 from simulator.machines.registry import machine_kind
 from simulator.virtual.costs import PlanInstructions, WorkCosts, measure_costs
 from simulator.virtual.offline import ScoreDevice, score_never_trained
-from simulator.virtual.pool import DevicePool, LocalPool, ProcessPool
+from simulator.virtual.pool import DevicePool
 from simulator.virtual.population import Firmware, Population
 
 MakePool = Callable[[Population], DevicePool]
 Tell = Callable[[str, int, int], None]
 """Called with what is done, how much of it, and how much there is."""
 FLEET = "experiment"
-
-
-def pool_with(workers: int) -> MakePool:
-    """Pools with so many processes; with one, in this process."""
-    if workers <= 1:
-        return LocalPool
-    return lambda population: ProcessPool(population, workers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +146,14 @@ def _firmware(config: ExperimentConfig, board: str, source: Path, folder: Path) 
     if board.endswith(".json"):
         files.append(source / board)
     key = hashlib.sha256(json.dumps([board, list(model.plans)]).encode())
-    for one in files:
+    # Of other sources it would be another library.
+    runtime = sorted(Path(device_runtime.__file__).parent.rglob("*.[ch]"))
+    for one in [*files, *runtime]:
+        if not one.is_file():
+            raise ExperimentError(
+                f"model: there is no file {one}; the experiment's own file may say where it comes "
+                "from, or how it is made"
+            )
         key.update(one.read_bytes())
     bundle, library, costs_file = (folder / name for name in ("bundle", "host.so", "costs.json"))
     key_file = folder / "made-of"

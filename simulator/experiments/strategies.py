@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from fleet.aggregation import FedAvg, blob_from_master, init, plan_sum_from_manifest
 from fleet.campaign import CampaignConfig, RoundKind, RoundPlan
 from fleet.protocol.manifest import Manifest
-from fleet.store import RoundRecord
+from fleet.store import Events, RoundRecord
 from simulator.experiments.config import Count, Strategy
 from simulator.experiments.fleet import VirtualFleet
 from simulator.experiments.results import (
@@ -111,6 +111,11 @@ def _result(
     rounds, reports = [], []
     versions: list[VersionScores] = []
     training_rounds = config.rounds * len(config.stages)
+    # A round ends with the version that it makes; an asynchronous one may go on.
+    made = {
+        int(event.data["version"]): event.at - begin
+        for event in Events(store).after(0, IDENTIFIER, training_rounds, ["version"])
+    }
     if setting.evaluate.every:
         versions.append(setting.scores(0, 0.0, setting.weights))
     for record in store.rounds(IDENTIFIER):
@@ -126,7 +131,8 @@ def _result(
         if plan.kind is RoundKind.TRAIN and setting.is_scored(plan.training_round, training_rounds):
             setting.tell("scores", plan.training_round, training_rounds)
             weights = store.weights(IDENTIFIER, record.number).blob
-            versions.append(setting.scores(plan.training_round, one.ends_seconds, weights))
+            seconds = round(made.get(plan.training_round, one.ends_seconds), 6)
+            versions.append(setting.scores(plan.training_round, seconds, weights))
     return StrategyResult(
         state,
         store.campaign(IDENTIFIER).reason,

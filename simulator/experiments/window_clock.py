@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fleet.clock import VirtualClock
+from fleet.clock import Clock, VirtualClock
 from simulator.virtual.device import NEVER, Arrival, Said
 from simulator.virtual.line import LEAST_NANOSECONDS
 from simulator.virtual.pool import DevicePool
@@ -19,12 +19,14 @@ class WindowClock(VirtualClock):
         self,
         pool: DevicePool,
         hears: Callable[[Said], None],
+        window: int = LEAST_NANOSECONDS,
         wall: float = 1_700_000_000.0,
     ) -> None:
-        """``hears`` is called at `Said.at`."""
+        """``hears`` is called at `Said.at`; no line may be faster than ``window`` nanoseconds."""
         super().__init__(wall)
         self._pool = pool
         self._hears = hears
+        self._window = window
         self._arrivals: dict[int, list[Arrival]] = {}
         self._first_arrival = NEVER
 
@@ -34,7 +36,7 @@ class WindowClock(VirtualClock):
         return nanoseconds(self.monotonic())
 
     def to_device(self, number: int, arrival: Arrival) -> None:
-        """Something is on its way to a device, for `LEAST_NANOSECONDS` at least."""
+        """Something is on its way to a device, for the length of a window at least."""
         self._arrivals.setdefault(number, []).append(arrival)
         self._first_arrival = min(self._first_arrival, arrival.at)
 
@@ -47,10 +49,11 @@ class WindowClock(VirtualClock):
         end = self.monotonic() + max(0.0, seconds)
         while not is_over():
             due = min(nanoseconds(self.next_due), self._pool.next_due, self._first_arrival)
-            if due >= nanoseconds(end):
+            # A window has whole nanoseconds, and what is due in the last one may be between them.
+            if due >= nanoseconds(end) - 1:
                 self.run_until(end)
                 return
-            self._run_window(min(due + LEAST_NANOSECONDS, nanoseconds(end)))
+            self._run_window(min(due + self._window, nanoseconds(end)))
 
     def _run_window(self, end: int) -> None:
         arrivals, self._arrivals = self._arrivals, {}
@@ -62,6 +65,31 @@ class WindowClock(VirtualClock):
 
     def _call(self, one: Said) -> None:
         self.call_at(one.at / SECOND, lambda: self._hears(one))
+
+
+class OwnWall:
+    """A machine's own time of day, which steps without that of others; a `Clock`."""
+
+    def __init__(self, clock: Clock) -> None:
+        """As ``clock`` is, at first."""
+        self._clock = clock
+        self._ahead = 0.0
+
+    def step_wall(self, seconds: float) -> None:
+        """Set it forward, or back where negative."""
+        self._ahead += seconds
+
+    def monotonic(self) -> float:
+        """See `Clock`."""
+        return self._clock.monotonic()
+
+    def wall(self) -> float:
+        """See `Clock`."""
+        return self._clock.wall() + self._ahead
+
+    def sleep(self, seconds: float) -> None:
+        """See `Clock`."""
+        self._clock.sleep(seconds)
 
 
 def nanoseconds(seconds: float) -> int:

@@ -25,7 +25,7 @@ from typing import Any
 from codegen.errors import CodegenError
 from simulator.errors import FleetError
 from simulator.machines.device_spec import DeviceSpec, Place
-from simulator.machines.registry import machine_kind
+from simulator.machines.registry import machine_kind, prepare_bundle
 
 _REPLY_SECONDS = 120.0
 
@@ -217,14 +217,17 @@ class Fleet:
     def _prepare(self) -> dict[tuple[str, str], Path]:
         """Have each machine's kind make what it needs of each bundle."""
         self._folder = tempfile.TemporaryDirectory(prefix="tinyfleet-fleet-")
-        wanted = {(spec.machine, str(spec.bundle)) for part in self._parts for spec in part}
+        devices = {
+            (spec.machine, str(spec.bundle)): spec.device for part in self._parts for spec in part
+        }
         prepared = {}
-        for number, (machine, bundle) in enumerate(sorted(wanted)):
+        for number, (machine, bundle) in enumerate(sorted(devices)):
             output = Path(self._folder.name) / str(number)
             try:
-                machine_kind(machine).prepare(Path(bundle), output)
-            except (OSError, CodegenError) as error:
-                raise FleetError(f"machine {machine}, bundle {bundle}: {error}") from error
+                prepare_bundle(machine, Path(bundle), output)
+            except (OSError, CodegenError, FleetError) as error:
+                device = devices[machine, bundle]
+                raise FleetError(f"device {device}, bundle {bundle}: {error}") from error
             prepared[machine, bundle] = output
         return prepared
 

@@ -18,6 +18,7 @@ from codegen.emit.zcbor_codec import CODEC_DEFINES
 from codegen.firmware.boards import Board
 from codegen.firmware.bundle import MANIFEST, Bundle, load_bundle
 from codegen.firmware.flash_layout import KEEP_NUMBERS
+from codegen.host_kernels import host_engine_sources
 from codegen.host_toolchain import HostToolchain, Source, host_toolchain
 from device_runtime import host_sources, include_directories
 from simulator.clock import Milliseconds, host_milliseconds
@@ -29,6 +30,7 @@ from simulator.machines.protocol import StopReason, TrafficCount
 _STEPS_BETWEEN_LOOKS = 4
 NEVER_AGAIN = 0xFFFFFFFF
 """tf_host_device_next_run_ms: nothing but bytes gives it something to do."""
+_DIGEST_BYTES = 32
 _CHARGING = 0x80  # TF_CHARGING in tinyfleet/port.h
 
 
@@ -156,15 +158,19 @@ def build_host_library(
     Raises: ToolchainError without a C compiler, or when it fails.
     """
     folder = bundle.source_folder
-    generated = sorted(folder.glob("*.c"))
+    # Of no concern to kernels, whose objects are those of other libraries, too.
+    codec = tuple(f"-D{name}={value}" for name, value in sorted(CODEC_DEFINES.items()))
+    generated = [
+        Source(path, warnings="cbor" not in path.name, flags=codec)
+        for path in sorted(folder.glob("*.c"))
+    ]
     (toolchain or host_toolchain()).build_host(
         [
-            *(Source(path, warnings="cbor" not in path.name) for path in generated),
-            *map(Source, host_sources()),
+            *host_engine_sources(generated),
+            *(Source(path, flags=codec) for path in host_sources()),
         ],
         include_dirs=[folder, *include_directories()],
         output=output,
-        defines=CODEC_DEFINES,
     )
     return output
 
@@ -236,6 +242,9 @@ def _library(path: str) -> ctypes.CDLL:
         ("cut_power", None, (pointer, word)),
         ("has_power", flag, (pointer,)),
         ("flash_operations", word, (pointer,)),
+        ("state", ctypes.c_int32, (pointer,)),
+        ("current_weights", None, (pointer, ctypes.c_char_p)),
+        ("candidate_weights", None, (pointer, ctypes.c_char_p)),
     ):
         function = getattr(library, f"tf_host_device_{name}")
         function.restype, function.argtypes = result, arguments
@@ -405,6 +414,28 @@ class HostMachine:
     def flash_operations(self) -> int:
         """Words programmed and sectors erased since the machine was made."""
         return self._operations_before + int(self._call("flash_operations"))
+
+    @property
+    def device_state(self) -> int:
+        """What its client is doing (wire.md, device states); 0 where it doesn't run."""
+        return int(self._call("state"))
+
+    def current_weights(self) -> bytes:
+        """Digest of what the application infers with, while the client runs."""
+        return self._digest("current_weights")
+
+    def candidate_weights(self) -> bytes:
+        """Digest of the candidate, or zeros, while the client runs."""
+        return self._digest("candidate_weights")
+
+    def _digest(self, which: str) -> bytes:
+        digest = ctypes.create_string_buffer(_DIGEST_BYTES)
+        self._call(which, digest)
+        return digest.raw
+
+    def end_of_pool(self, size: int) -> bytes:
+        """The last bytes of the pool, zeros until somebody writes there."""
+        return ctypes.string_at(self._pool.start + self._pool.size - size, size)
 
     def stack_high_water_bytes(self) -> int:
         """Unknown: the stack is the host's."""

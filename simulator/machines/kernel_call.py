@@ -288,12 +288,13 @@ def host_kernels(
     *,
     sanitize: Sequence[str] = (),
     compiler: str | None = None,
+    flags: tuple[str, ...] = (),
 ) -> HostKernels:
-    """The same for this machine. Raises ToolchainError."""
+    """The same for this machine; ``flags`` choose an instruction set. Raises ToolchainError."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "kernels.so"
         host_toolchain(compiler).build_host(
-            [Source(path, optimize="-O3") for path in sources],
+            [Source(path, optimize="-O3", flags=flags) for path in sources],
             include_dirs=include_dirs,
             output=library,
             sanitize=sanitize,

@@ -28,6 +28,25 @@ class StopReason(enum.Enum):
     """The firmware did what the board can't do; ``machine.fault`` says what."""
 
 
+class Capability(enum.Enum):
+    """What one way of running the firmware offers and another doesn't."""
+
+    LINE_SPEED = "line-speed ring"
+    """Bytes come at the line's speed, into a ring that nobody empties while the core works."""
+    POWER_CUT = "power cut"
+    """The power can be cut in any flash operation, which is torn as a seed says."""
+    FLASH_TIMES = "flash times"
+    """Flash operations take the time that the datasheet gives them."""
+    EXTERNAL_FLASH = "external flash"
+    """A flash beside the microcontroller holds what its own has no room for."""
+    STACK_USE = "stack use"
+    """``stack_high_water_bytes`` tells it."""
+    INSTRUCTION_COUNT = "instruction count"
+    """Executed instructions are counted."""
+    CHARGING = "charging"
+    """The firmware learns that a charger feeds the device."""
+
+
 @dataclass(frozen=True)
 class TrafficCount:
     """Bytes on the serial line since the machine was made."""

@@ -54,6 +54,11 @@ BUS_CLOCKS = 16
 """Clocks of the core that an access to a register takes over the bridge to a peripheral bus."""
 
 
+def can_run(board: Board) -> bool:
+    """Whether there is a core like this board's, and the peripherals that its port uses."""
+    return board.port == "stm32" and board.cpu in MODELS
+
+
 class UnicornBoard(CoreRegisters, ABC):
     """A board with an image in its flash, without power."""
 
@@ -72,12 +77,12 @@ class UnicornBoard(CoreRegisters, ABC):
         """
         super().__init__()
         self.board, self.image = board, image
-        if board.port != "stm32":
+        if not can_run(board):
             raise ImageError(
-                f"board {board.name}: port {board.port!r} can't be emulated, only stm32"
+                f"board {board.name}: Unicorn has boards of the port stm32 with "
+                f"{' or '.join(sorted(MODELS))}, not {board.port} with {board.cpu}; run it as "
+                "another machine, and measure the model on such a board with a core of its kind"
             )
-        if board.cpu not in MODELS:
-            raise ImageError(f"board {board.name}: Unicorn has no core {board.cpu!r}")
         self.clock = CoreClock(Rcc.INTERNAL_HZ)
         self._caught: MachineFault | None = None
         self._pending_flash: list[tuple[int, bytes]] = []

@@ -182,15 +182,15 @@ class VirtualDevice:
         self.busy_nanoseconds += took
         after = self._busy_until = now + took
         is_busy, tick, has_power = standing.is_busy, standing.next_run_ms, standing.has_power
+        self._wake_at = NEVER
         self._look_at_line(after, data, standing.dials, said)
         if not has_power:
             self._go_down(after)
             self._go_up(after)
         elif is_busy or data or self._feed():
             self._wake_at = after
-        elif self._wake_at != after:  # unless its modem has woken it up
-            wait = self._clock.duration(max(1, tick) * _MILLISECOND)
-            self._wake_at = NEVER if tick == NEVER_AGAIN else after + wait
+        elif self._wake_at == NEVER and tick != NEVER_AGAIN:  # unless its modem has woken it up
+            self._wake_at = after + self._clock.duration(max(1, tick) * _MILLISECOND)
 
     def _next_from_outside(self) -> int:
         due = self._redial_at

@@ -11,7 +11,7 @@ from simulator.world.links import Stream
 _SECOND = 1_000_000_000
 LEAST_NANOSECONDS = 10_000_000
 """No line is faster than that: bytes pass through a modem on one side and a broker's machine on the
-other. So much of a fleet's time is simulated at once (`simulator.virtual.pool`)."""
+other. So much of a fleet's time, or more, is simulated at once (`simulator.virtual.pool`)."""
 
 
 class LineEnd:

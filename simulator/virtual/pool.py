@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import multiprocessing
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -98,6 +99,11 @@ class DeviceHost:
                 self._queue(number)
         said.sort(key=_order)
         return WindowResult(said, self.next_due)
+
+    @property
+    def devices(self) -> Mapping[int, VirtualDevice]:
+        """By number."""
+        return self._devices
 
     def _queue(self, number: int) -> None:
         due = self._devices[number].next_due
@@ -200,6 +206,11 @@ class LocalPool(DevicePool):
         """All of its devices."""
         self._host = DeviceHost(population, population.numbers)
         self._said: list[Said] = []
+
+    @property
+    def devices(self) -> Mapping[int, VirtualDevice]:
+        """By number."""
+        return self._host.devices
 
     @property
     def next_due(self) -> int:
@@ -338,7 +349,8 @@ def _died() -> FleetError:
 
 
 def _serve(connection: Connection, population: Population, numbers: Sequence[int]) -> None:
-    """A worker: until the other end is closed."""
+    """A worker: until the other end is closed, which Ctrl-C is left to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         host = DeviceHost(population, numbers)
         connection.send(host.next_due)

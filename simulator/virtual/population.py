@@ -16,7 +16,7 @@ from simulator.devices.flash_image import held_out_mask
 from simulator.machines.device_spec import DeviceSpec
 from simulator.virtual.costs import WorkCosts
 from simulator.virtual.events import Event, Recording, events_of
-from simulator.virtual.line import LineEnd
+from simulator.virtual.line import LEAST_NANOSECONDS, LineEnd
 from simulator.virtual.power import Power
 from simulator.world.data import SensorLog
 from simulator.world.draws import generator
@@ -113,6 +113,13 @@ class Population:
     def line(self, number: int, direction: Direction, call: int) -> LineEnd:
         """One direction of one of its connections."""
         return LineEnd(self.world.stream(number, direction, call))
+
+    @property
+    def least_line_nanoseconds(self) -> int:
+        """No line of the world is faster."""
+        classes = self.config.links.values()
+        seconds = min(one.latency_seconds[0] for one in classes)
+        return max(LEAST_NANOSECONDS, int(seconds * 1_000_000_000))
 
     def power(self, number: int) -> Power:
         """What feeds it."""

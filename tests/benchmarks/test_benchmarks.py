@@ -13,7 +13,10 @@ FOLDER = Path(benchmarks.__file__).parent
 NEEDS_TORCH = {"networks"}
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("[a-z]*.py")))
+NAMES = [*sorted(p.stem for p in FOLDER.glob("[a-z]*.py")), "simulator.__main__"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_finds_all_that_it_imports(name: str) -> None:
     if name in NEEDS_TORCH:
         pytest.importorskip("torch", reason="it exports networks: pip install torch")

@@ -1,3 +1,4 @@
+import functools
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from codegen.compile import compile_model
 from codegen.firmware.boards import load_board
 from codegen.firmware.bundle import Bundle
 from simulator.machines.elf_image import ElfImage, load_elf
-from simulator.machines.renode.monitor import RenodeError, find_renode
+from simulator.machines.registry import machine_kind
 from simulator.machines.unicorn import UnicornMachine
 
 ROOT = Path(__file__).parents[2]
@@ -79,24 +80,33 @@ def image(board: str, tmp_path_factory: pytest.TempPathFactory) -> ElfImage:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
+    """The firmware that ships for a board of this name, with the model of the example."""
+
+    @functools.cache
+    def compiled_for(board: str) -> Bundle:
+        return compile_model(
+            DIGITS / "digits.onnx",
+            board,
+            None,
+            DIGITS / "calibration.npz",
+            tmp_path_factory.mktemp("bundle") / "digits",
+            ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
+        )
+
+    return compiled_for
+
+
+@pytest.fixture(scope="session")
+def digits(compiled: Callable[[str], Bundle]) -> Bundle:
     """The firmware that ships, with the model of the example."""
-    return compile_model(
-        DIGITS / "digits.onnx",
-        "stm32f407",
-        None,
-        DIGITS / "calibration.npz",
-        tmp_path_factory.mktemp("bundle") / "digits",
-        ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
-    )
+    return compiled("stm32f407")
 
 
-def skip_without_renode() -> None:
-    """Skip the test, and say how to get Renode, where there is none."""
-    try:
-        find_renode()
-    except RenodeError as error:
-        pytest.skip(str(error))
+def skip_without(machine: str) -> None:
+    """Skip the test, and say how to get it, where a machine isn't on this computer."""
+    if why := machine_kind(machine).why_absent():
+        pytest.skip(why)
 
 
 class WorldClock:

@@ -12,6 +12,10 @@
 
 #include <stdint.h>
 
+#ifdef TF_KERNEL_SET
+#include "tinyfleet/kernel_names.h"
+#endif
+
 /* Real factor word * 2^-(32 + shift), where the shift (1 … 22) is the word's lowest five bits: they
  * are part of the factor as well, which was rounded so that they come out right. */
 typedef int32_t tf_multiplier;
@@ -265,5 +269,13 @@ uint32_t tf_convolution_weight_update_scratch_bytes(const tf_convolution *layer)
 uint32_t tf_depthwise_forward_scratch_bytes(const tf_convolution *layer, uint32_t rows);
 uint32_t tf_depthwise_input_gradient_scratch_bytes(const tf_convolution *layer);
 uint32_t tf_depthwise_weight_update_scratch_bytes(const tf_convolution *layer);
+
+#if defined(TF_KERNEL_SET) || defined(TF_KERNEL_SETS)
+#include "tinyfleet/kernel_table.h"
+#endif
+
+#if defined(TF_KERNEL_SETS)
+#include "tinyfleet/kernel_names.h"
+#endif
 
 #endif

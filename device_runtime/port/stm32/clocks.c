@@ -29,7 +29,7 @@
 
 static void need(bool is_ready) {
     if (!is_ready) {
-        tf_stm32_fail(STM32_FAULT_CLOCK);
+        tf_cortex_m_fail(STM32_FAULT_CLOCK);
     }
 }
 
@@ -46,7 +46,7 @@ void tf_stm32_clocks_start(void) {
     RCC_CR &= ~PLL_ON;
     need(tf_stm32_wait_for(&RCC_CR, PLL_READY, 0u));
     RCC_APB1ENR |= ENABLE_PWR;
-    tf_stm32_barrier();
+    tf_cortex_m_barrier();
     PWR_CR |= VOLTAGE_SCALE_1;
     RCC_PLLCFGR = (RCC_PLLCFGR & ~0x0F437FFFu) | 16u | (336u << 6) | (0u << 16) | (7u << 24);
     RCC_CR |= PLL_ON;
@@ -69,13 +69,13 @@ void tf_stm32_clocks_start(void) {
     RCC_AHB2ENR |= ENABLE_RNG;
     RCC_APB1ENR |= ENABLE_TIM2;
     RCC_APB2ENR |= ENABLE_USART1 | ENABLE_ADC1;
-    tf_stm32_barrier();
+    tf_cortex_m_barrier();
 #if TF_BOARD_USART_V2
     /* Instruction cache of the Cortex-M7. Its data cache stays off: DMA writes behind it. */
     SCB_ICIALLU = 0;
-    tf_stm32_barrier();
+    tf_cortex_m_barrier();
     SCB_CCR |= 1u << 17;
-    tf_stm32_barrier();
+    tf_cortex_m_barrier();
 #endif
     tf_stm32_timer_start();
 }

@@ -57,7 +57,7 @@ static tf_status erase_sector(void *context, uint16_t sector) {
     const uint32_t control = CR_WORDS | CR_SECTOR_ERASE | ((uint32_t)sector << CR_SECTOR_SHIFT);
     FLASH_CR = control;
     FLASH_CR = control | CR_START;
-    tf_stm32_barrier();
+    tf_cortex_m_barrier();
     if (!wait_until_done()) {
         return TF_FLASH_FAILED;
     }
@@ -92,7 +92,7 @@ static tf_status program_word(void *context, uint32_t address, uint32_t word) {
     }
     volatile uint32_t *place = (volatile uint32_t *)(uintptr_t)address;
     *place = word;
-    tf_stm32_barrier();
+    tf_cortex_m_barrier();
     if (!wait_until_done() || (FLASH_SR & SR_ERRORS) != 0u || *place != word) {
         tf_stm32_flash_lock();
         return TF_FLASH_FAILED;

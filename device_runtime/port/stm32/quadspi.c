@@ -53,10 +53,10 @@ static uint8_t is_present;
 
 /* The chip's region stays the selected one: nothing else uses the protection unit. */
 static void allow_reads(uint32_t on) {
-    tf_stm32_barrier();
+    tf_cortex_m_barrier();
     MPU_RASR = MPU_SIZE(LOG2_BYTES) | MPU_READ_ONLY | MPU_NEVER_EXECUTE | MPU_NORMAL_UNCACHED |
                (on ? MPU_REGION_ON : 0u);
-    tf_stm32_barrier();
+    tf_cortex_m_barrier();
 }
 
 static void start_protection(void) {
@@ -67,7 +67,7 @@ static void start_protection(void) {
     MPU_RBAR = TF_EXTERNAL_FLASH_ADDRESS;
     allow_reads(0u);
     MPU_CTRL = MPU_ON_WITH_DEFAULT_MAP;
-    tf_stm32_barrier();
+    tf_cortex_m_barrier();
 }
 
 /* Waits until all of `bits` in the controller's status are `wanted`. */
@@ -146,7 +146,7 @@ static tf_status end_change(tf_status status, uint32_t limit_ms) {
     if (status != TF_OK && reset_chip() != TF_OK) {
         /* Weights are read in place: nothing goes on without the chip. Starting over looks for it
          * again and again. */
-        tf_stm32_fail(STM32_FAULT_EXTERNAL_FLASH);
+        tf_cortex_m_fail(STM32_FAULT_EXTERNAL_FLASH);
     }
     if ((flags & STATUS_ERRORS) != 0u) {
         (void)command(CLEAR_STATUS);
@@ -219,7 +219,7 @@ const tf_flash tf_stm32_external_flash = {
 static void start_pins(void) {
     RCC_AHB1ENR |= (1u << 1) | (1u << 3) | (1u << 4); /* ports B, D, E */
     RCC_AHB3ENR |= 1u << 1;
-    tf_stm32_barrier();
+    tf_cortex_m_barrier();
     /* Alternate functions first, so that no pin is driven by another peripheral in between; two
      * bits of speed and mode, four of function per pin. */
     GPIOB_AFRL = (GPIOB_AFRL & ~0x0F000F00u) | (10u << 24) | (9u << 8);

@@ -6,9 +6,7 @@
 #ifndef TINYFLEET_STM32_REGISTERS_H
 #define TINYFLEET_STM32_REGISTERS_H
 
-#include <stdint.h>
-
-#define REGISTER(address) (*(volatile uint32_t *)(address))
+#include "../cortex_m/cortex_m.h"
 
 /* Reset and clock control */
 #define RCC_CR REGISTER(0x40023800u)
@@ -162,17 +160,6 @@
 #define RNG_DR REGISTER(0x50060808u)
 
 /* System control space of the core */
-#define SYST_CSR REGISTER(0xE000E010u)
-#define SYST_RVR REGISTER(0xE000E014u)
-#define SYST_CVR REGISTER(0xE000E018u)
-#define NVIC_ISER(word) REGISTER(0xE000E100u + 4u * (word))
-#define NVIC_ICPR(word) REGISTER(0xE000E280u + 4u * (word))
-#define SCB_ICSR REGISTER(0xE000ED04u)
-#define SCB_VTOR REGISTER(0xE000ED08u)
-#define SCB_AIRCR REGISTER(0xE000ED0Cu)
-#define SCB_CCR REGISTER(0xE000ED14u)
-#define SCB_CFSR REGISTER(0xE000ED28u)
-#define SCB_CPACR REGISTER(0xE000ED88u)
 #define MPU_CTRL REGISTER(0xE000ED94u)
 #define MPU_RNR REGISTER(0xE000ED98u)
 #define MPU_RBAR REGISTER(0xE000ED9Cu)

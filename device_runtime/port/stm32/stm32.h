@@ -9,7 +9,6 @@
 #include "tinyfleet/stream.h"
 
 /* What board.h calls a fault code, where this port found it and not the core. */
-#define STM32_FAULT_MAIN_RETURNED 0x80u
 #define STM32_FAULT_CLOCK 0x81u
 #define STM32_FAULT_EXTERNAL_FLASH 0x82u
 #define STM32_FAULT_DMA 0x83u
@@ -34,10 +33,6 @@ bool tf_stm32_wait_for(volatile uint32_t *status, uint32_t bits, uint32_t wanted
 bool tf_stm32_wait_long_for(volatile uint32_t *status, uint32_t bits, uint32_t wanted,
                             uint32_t limit_ms);
 
-/* Remembers what went wrong in SRAM that a reset leaves alone, and starts over. */
-void tf_stm32_fail(uint32_t fault_code) __attribute__((noreturn));
-/* The same with what the core stacked when it took an exception; from startup.c. */
-void tf_stm32_take_fault(const uint32_t *frame) __attribute__((noreturn));
 /* Reads why the core started, once, before anything else may fail. */
 void tf_stm32_read_reset_cause(void);
 
@@ -53,10 +48,5 @@ void tf_stm32_uart_clear_pending(void);
 uint32_t tf_stm32_milliseconds(void *context);
 /* Ends a run of programming: flash can't be changed by a stray store afterwards. */
 void tf_stm32_flash_lock(void);
-
-/* Makes all stores so far take effect before the next instruction. */
-static inline void tf_stm32_barrier(void) {
-    __asm volatile("dsb\n\tisb" ::: "memory");
-}
 
 #endif

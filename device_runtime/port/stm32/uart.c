@@ -87,7 +87,7 @@ static void drop_received(void) {
 static void stop_stream(uint32_t stream) {
     DMA2_CR(stream) = 0;
     if (!tf_stm32_wait_for(&DMA2_CR(stream), DMA_ENABLE, 0u)) {
-        tf_stm32_fail(STM32_FAULT_DMA);
+        tf_cortex_m_fail(STM32_FAULT_DMA);
     }
 }
 
@@ -174,7 +174,7 @@ void tf_stm32_uart_clear_pending(void) {
     if ((DMA2_CR(TRANSMIT_STREAM) & DMA_ENABLE) == 0u) {
         DMA2_HIFCR = DMA_STREAM_7_FLAGS;
     }
-    tf_stm32_barrier();
+    tf_cortex_m_barrier();
     clear_interrupt(USART1_INTERRUPT);
     clear_interrupt(RECEIVE_INTERRUPT);
     clear_interrupt(TRANSMIT_INTERRUPT);
@@ -253,7 +253,7 @@ static size_t stream_write(void *context, const uint8_t *bytes, size_t length) {
     DMA2_HIFCR = DMA_STREAM_7_FLAGS;
     DMA2_M0AR(TRANSMIT_STREAM) = (uint32_t)(uintptr_t)tf_link_uart_transmit;
     DMA2_NDTR(TRANSMIT_STREAM) = (uint32_t)count;
-    tf_stm32_barrier(); /* the buffer is in memory before DMA looks at it */
+    tf_cortex_m_barrier(); /* the buffer is in memory before DMA looks at it */
     DMA2_CR(TRANSMIT_STREAM) = DMA_CHANNEL_4 | DMA_INCREMENT_MEMORY | DMA_FROM_MEMORY |
                                DMA_COMPLETE_INTERRUPT | DMA_ENABLE;
     return count;

@@ -8,7 +8,6 @@ is echoed, and what comes before the mark is looked through for such words.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from simulator.errors import SimulatorError
+from simulator.machines.child_process import die_with_parent
 
 COMMAND_SECONDS = 60.0
 START_SECONDS = 60.0
@@ -34,7 +34,6 @@ _ERRORS = re.compile(
     re.MULTILINE,
 )
 _PROMPT = re.compile(r"^(?:\([^()\n]*\) ?)+", re.MULTILINE)
-_PR_SET_PDEATHSIG = 1
 _GC_PARAMETERS = "nursery-size=128m"
 """Of Mono, for many nodes: else collections stop the world for most of the time."""
 
@@ -75,7 +74,7 @@ class Monitor:
             stderr=subprocess.STDOUT,
             env={"MONO_GC_PARAMS": _GC_PARAMETERS, **os.environ},
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         self._text = ""
         self._changed = threading.Condition()
@@ -195,8 +194,3 @@ def _answer_of(said: str, command: str, mark: str) -> str:
     plain = _PROMPT.sub("", said)
     repeated = {command.strip(), f'echo "{mark}"'}
     return "\n".join(line for line in plain.splitlines() if line.strip() not in repeated).strip()
-
-
-def _die_with_parent() -> None:
-    """In the child: end when the thread that has started it ends, or is killed."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

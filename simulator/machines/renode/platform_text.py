@@ -25,6 +25,11 @@ def model_files() -> tuple[Path, ...]:
     return tuple(Path(str(folder / name)) for name in MODELS)
 
 
+def can_run(board: Board) -> bool:
+    """Whether a platform can be written for this board."""
+    return board.port == "stm32" and board.cpu in _CPUS
+
+
 def platform_text(
     board: Board, worker_port: int, node: str, *, ends_with_worker: bool = True
 ) -> str:
@@ -33,7 +38,7 @@ def platform_text(
     With the worker's end of the connection the process ends, unless it is somebody else's. Raises:
     ImageError for boards of another family.
     """
-    if board.port != "stm32" or board.cpu not in _CPUS:
+    if not can_run(board):
         raise ImageError(
             f"board {board.name}: Renode runs boards of the port stm32 with a Cortex-M4 or M7, "
             f"not {board.port} with {board.cpu}; run it as unicorn or host"

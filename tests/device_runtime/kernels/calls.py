@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,10 @@ from numpy.typing import NDArray
 
 from codegen.arithmetic.integers import random_move
 from codegen.arithmetic.layers import INT32_MAX
-from device_runtime import include_directories, kernel_sources
+from codegen.firmware.host_engine import kernel_sets
+from codegen.host_kernels import VECTOR_FLAGS, host_engine_sources
+from codegen.host_toolchain import host_toolchain
+from device_runtime import include_directories, kernel_sources, vector_sources
 from simulator.machines.kernel_call import (
     ArmKernels,
     Call,
@@ -32,6 +37,29 @@ def on_host() -> HostKernels:
 
 
 @cache
+def on_vector_units() -> list[HostKernels]:
+    """The sets for vector units that this machine can run, with the same traps."""
+    sources = [*kernel_sources(), *vector_sources()]
+    return [
+        host_kernels(
+            sources, include_directories(), sanitize=["undefined"], flags=VECTOR_FLAGS[name]
+        )
+        for name in sets_of_this_machine()
+    ]
+
+
+@cache
+def sets_of_this_machine() -> list[str]:
+    """Their names."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "engine.so"
+        host_toolchain().build_host(
+            host_engine_sources([]), include_dirs=include_directories(), output=library
+        )
+        return [name for name in kernel_sets(library) if name in VECTOR_FLAGS]
+
+
+@cache
 def on_cortex_m7() -> ArmKernels:
     """The DSP kernels, by GCC where there is one."""
     return arm_kernels(kernel_sources(), include_directories())
@@ -44,15 +72,16 @@ def on_cortex_m4() -> ArmKernels:
 
 
 def call_all(function: str, arguments: Sequence[Any]) -> Call:
-    """Calls ``function`` on this machine and on both cores, which have to leave the same bits
-    everywhere but in ``Scratch``; returns what the Cortex-M7 said, whose result means nothing where
-    the function has none."""
-    calls = []
-    for_arm = [copy.deepcopy(list(arguments)) for _ in range(2)]
-    for engine, copies in zip((on_cortex_m7(), on_cortex_m4()), for_arm, strict=True):
-        calls.append(engine.call(function, *copies))
+    """Calls ``function`` on this machine, in every way, and on both cores, which have to leave the
+    same bits everywhere but in ``Scratch``; returns what the Cortex-M7 said, whose result means
+    nothing where the function has none."""
+    call = on_cortex_m7().call(function, *(for_m7 := copy.deepcopy(list(arguments))))
+    others = [for_m7]
+    for engine in (on_cortex_m4(), *on_vector_units()):
+        others.append(copy.deepcopy(list(arguments)))
+        engine.call(function, *others[-1])
     on_host().call(function, *arguments)
-    for copies in for_arm:
+    for copies in others:
         for mine, other in zip(arguments, copies, strict=True):
             if isinstance(mine, Struct):
                 for a, b, code in zip(mine.values, other.values, mine.formats, strict=True):
@@ -62,7 +91,7 @@ def call_all(function: str, arguments: Sequence[Any]) -> Call:
                         np.testing.assert_array_equal(a, b)
             elif isinstance(mine, np.ndarray) and not isinstance(mine, Scratch):
                 np.testing.assert_array_equal(mine, other)
-    return calls[0]
+    return call
 
 
 class Scratch(np.ndarray[Any, np.dtype[np.int16]]):

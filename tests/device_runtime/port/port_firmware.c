@@ -1,4 +1,4 @@
-/* Firmware of the stm32 port alone: it keeps what it receives, and does on command what a device may
+/* Firmware of a port alone: it keeps what it receives, and does on command what a device may
  * do between two looks at its line. */
 #include <stddef.h>
 

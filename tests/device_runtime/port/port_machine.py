@@ -49,7 +49,7 @@ def build(board: Board, folder: Path) -> ElfImage:
     built = find_toolchain().build(
         [
             Source(Path(__file__).parent / "port_firmware.c"),
-            *map(Source, device_runtime.port_sources("stm32")),
+            *map(Source, device_runtime.port_sources(board.port)),
             Source(root / "hash" / "crc32.c"),
         ],
         include_dirs=device_runtime.include_directories(),

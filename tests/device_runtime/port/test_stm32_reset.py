@@ -143,7 +143,7 @@ def test_a_fault_within_the_handler_is_left_to_the_watchdog(
     machine: PortMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The core locks up: it executes nothing any more."""
-    handler = machine.image.address_of("tf_stm32_take_fault")
+    handler = machine.image.address_of("tf_cortex_m_take_fault")
     machine.flash[handler - 0x08000000 : handler - 0x08000000 + 2] = b"\x00\xde"
     machine.flush_translations()
     machine.give(Command.UNDEFINED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -154,6 +155,38 @@ def test_weights_saturate_at_the_limit_and_come_back_at_once() -> None:
     values[0] = -64
     state = apply(state, gateway_sums([("large", 1, values)]))
     assert state.master[coordinate] == 126
+
+
+@given(st.data())
+@examples(30)
+def test_what_counts_less_is_a_weighted_mean_with_the_same_bits_in_any_order(
+    data: st.DataObject,
+) -> None:
+    size = PLANS["small"].delta_values
+    arrived = data.draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from([1.0, 0.5, 0.75, 0.125]),
+                st.integers(1, 500),
+                st.lists(st.integers(-3000, 3000), min_size=size, max_size=size),
+            ),
+            min_size=1,
+            max_size=8,
+        )
+    )
+    sums = [
+        replace(one, scale=scale)
+        for scale, samples, values in arrived
+        for one in gateway_sums([("small", samples, values)])
+    ]
+    state = init(MANIFEST.tensors, small_model.blob())
+    master = apply(state, sums).master
+    # Weights of which each is a multiple of 1/8 are whole numbers of samples eight times as many.
+    whole = [("small", int(8 * scale * samples), values) for scale, samples, values in arrived]
+    exact = reference([Fraction(float(one)) for one in state.master], whole)
+    assert np.allclose(master, [float(one) for one in exact], rtol=0, atol=1e-9)
+    mixed = data.draw(st.permutations(sums))
+    assert np.array_equal(apply(state, mixed).master, master)
 
 
 def test_server_learning_rate_scales_the_step() -> None:

@@ -86,6 +86,7 @@ def test_a_reason_may_have_retries_of_its_own() -> None:
     assert config.retry_of("no-report") == Retry(attempts=2)
 
 
+BUFFER = {"buffer": 4}
 STAGE = {"name": "a", "share": 0.5}
 
 
@@ -107,8 +108,28 @@ STAGE = {"name": "a", "share": 0.5}
         ({"stages": [{"name": "b/c", "share": 1}]}, "stages.0.name"),
         ({"stages": [{**STAGE, "gates": [{"gate": "failures", "most": 1.0}]}]}, "can't fail"),
         ({"retry": {"attempts": 0}}, "retry.attempts"),
+        ({"asynchronous": {}}, "asynchronous.buffer"),
+        ({"asynchronous": BUFFER, "kind": "evaluate"}, "evaluate doesn't train"),
+        (
+            {"asynchronous": BUFFER, "aggregation": {"rule": "bucket-median"}},
+            "bucket-median needs all of a round's devices at once; use fedavg",
+        ),
+        ({"asynchronous": BUFFER, "over_selection": 0.5}, "over_selection is for rounds that wait"),
+        ({"asynchronous": BUFFER, "cohort_size": 3}, "lets 3 devices work at once"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_its_field(fields: dict[str, Any], why: str) -> None:
     with pytest.raises(CampaignError, match=why):
         CampaignConfig.parse(json.dumps({"name": "test", **fields}))
+
+
+def test_a_delta_counts_less_the_staler_it_is_and_beyond_a_limit_nothing() -> None:
+    made = parse(asynchronous={"buffer": 2, "staleness_exponent": 0.5, "most_stale": 8})
+    assert made.asynchronous is not None
+    scales = [made.asynchronous.scale(staleness) for staleness in range(10)]
+    assert scales == sorted(scales, reverse=True)
+    assert (scales[0], scales[3], scales[9]) == (1.0, 0.5, 0.0)
+    assert scales[8] == pytest.approx(1 / 3, abs=1e-6)
+    alike = parse(asynchronous={"buffer": 2, "staleness_exponent": 0})
+    assert alike.asynchronous is not None
+    assert alike.asynchronous.scale(20) == 1.0

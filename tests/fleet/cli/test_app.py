@@ -10,13 +10,24 @@ from codegen.firmware import boards
 from fleet.cli._doctor import TOOLS, can_compile, check_packages, check_tool
 from fleet.cli._errors import CommandError, is_expected, message_of
 from fleet.errors import CodingError
+from simulator.machines.protocol import Capability
+from simulator.machines.registry import MACHINES
 from tests.fleet.cli.conftest import Run
 
 
 def test_help_names_every_command_and_imports_nothing_heavy(tinyfleet: Run) -> None:
     shown = tinyfleet("--help")
     assert shown.returncode == 0
-    for command in ("compile", "plan", "measure", "explain", "demo", "doctor", "boards"):
+    for command in (
+        "compile",
+        "plan",
+        "measure",
+        "explain",
+        "demo",
+        "doctor",
+        "boards",
+        "machines",
+    ):
         assert command in shown.stdout
     heavy = subprocess.run(
         [
@@ -53,6 +64,18 @@ def test_boards_lists_every_board_as_json(tinyfleet: Run) -> None:
 def test_boards_as_a_table_names_every_board(tinyfleet: Run) -> None:
     shown = tinyfleet("boards").stdout
     assert all(name in shown for name in boards.list_boards())
+
+
+def test_machines_lists_what_each_can_and_which_boards_it_can_be(tinyfleet: Run) -> None:
+    listed = {one["name"]: one for one in json.loads(tinyfleet("machines", "--json").stdout)}
+    assert listed.keys() == MACHINES.keys()
+    assert listed["host"]["boards"] == boards.list_boards()
+    assert "mps2-an505" in listed["qemu"]["boards"]
+    assert "stm32f407" not in listed["qemu"]["boards"]
+    assert "line-speed ring" in listed["unicorn"]["capabilities"]
+    shown = tinyfleet("machines").stdout
+    assert all(one.value in shown for one in Capability)
+    assert all(name in shown for name in [*MACHINES, *boards.list_boards()])
 
 
 def test_doctor_finds_what_runs_these_tests(tinyfleet: Run) -> None:

@@ -72,7 +72,7 @@ class Grid:
         end = cursor + len(devices)
         more = end < len(self.devices.get(gateway, []))
         return {
-            "version": 3,
+            "version": 4,
             "gateway": gateway,
             "devices": devices,
             "rounds": [],
@@ -284,6 +284,19 @@ def test_a_start_does_not_wait_for_the_message_before_but_a_third_message_does(
     assert [one["campaign"] for one in grid.pushed[2][1]["starts"]] == ["c" * 16]
 
 
+def test_a_part_is_taken_beside_a_message_that_waits_and_does_not_wait_itself(
+    grid: Grid, transport: GridTransport
+) -> None:
+    waited = {"campaign": A, "round": 1, "cursor": 3, "arrivals": 4}
+    transport.send("g1", Operation.COLLECT, waited)
+    hears(transport)
+    taken = {"campaign": B, "round": 2, "cursor": 5, "part": 1}
+    transport.send("g1", Operation.COLLECT, taken)
+    hears(transport)
+    assert [request["rounds"] for _, request in grid.pushed] == [[waited], [taken]]
+    assert [request["wait_seconds"] > 0 for _, request in grid.pushed] == [True, False]
+
+
 def test_news_alone_are_asked_for_without_a_wait(grid: Grid, transport: GridTransport) -> None:
     transport.send("g1", Operation.HELLO, {})
     hears(transport)
@@ -456,7 +469,7 @@ def test_an_answer_about_a_round_that_it_was_not_asked_for_reaches_nobody(
         {
             "ok": True,
             "answers": [],
-            "hello": {"version": 3, "gateway": "g2", "devices": [], "rounds": []},
+            "hello": {"version": 4, "gateway": "g2", "devices": [], "rounds": []},
         },
         {"ok": True, "answers": [{**started(A), "answer": {"state": "perhaps"}}]},
         b"\x00\xff",

@@ -14,6 +14,7 @@ import pytest
 
 from fleet.coordinator.gateway_call import handle
 from tests.fleet.coordinator import small_model
+from tests.fleet.coordinator.arriving_gateway import ArrivingGateway
 from tests.fleet.coordinator.plain_gateway import PlainGateway
 
 CAMPAIGN = "0123456789abcdef"
@@ -212,3 +213,24 @@ def test_a_page_that_is_refused_fails_its_round_and_not_the_whole_message(
     started, refused = reply["answers"]
     assert started["answer"] == {"state": "running"}
     assert (refused["campaign"], refused["error"]) == (CAMPAIGN, "the database is locked")
+
+
+def test_a_message_comes_back_when_enough_deltas_have_arrived_and_a_part_is_told_at_once() -> None:
+    with tempfile.TemporaryDirectory(prefix="tf") as folder:
+        entries = [small_model.device_entry(f"d{number}", "a") for number in (1, 2, 3)]
+        seconds = {"d1": 0.2, "d2": 0.4, "d3": 1e6}
+        gateway = ArrivingGateway("g1", Path(folder) / "g.sock", entries, seconds)
+        fields = start_fields()
+        fields["tasks"][0]["devices"] = {one: [1, 99] for one in seconds}
+        ask(gateway, starts=[{**fields, "fold": {"name": "arrivals"}, "deadline_seconds": 1e6}])
+        named = {"campaign": CAMPAIGN, "round": 1}
+        reply = ask(gateway, rounds=[{**named, "arrivals": 2}], wait_seconds=600.0)
+        ((_, _, _, standing),) = answers(reply)
+        assert (standing["state"], standing["accepted"]) == ("running", 2)
+        assert "sums" not in standing
+        reply = ask(gateway, rounds=[{**named, "cursor": 1, "part": 0}])
+        ((_, _, _, taken),) = answers(reply)
+        assert [one["device"] for one in taken["reports"]] == ["d2"]
+        assert (taken["part"], taken["through"]) == (0, 2)
+        assert [fold[0]["devices"] for fold in taken["sums"].values()] == [2]
+        gateway.close()

@@ -28,7 +28,7 @@ from tests.fleet.gateway.deltas import (
     delta_chunks,
 )
 from tests.fleet.gateway.site import FakeDevice, Site, memory_kib
-from tests.patience import PATIENCE_SECONDS
+from tests.patience import PATIENCE_SECONDS, wait_until
 
 MakeSite = Callable[[list[str]], Site]
 VALUES = 1000
@@ -442,6 +442,23 @@ def test_requests_that_make_no_sense_are_refused_by_name(make_site: MakeSite) ->
         site.client.watch([(CAMPAIGN, 1)], wait_seconds=60)
     with pytest.raises(GatewayError, match="hello, start, collect, cancel, watch, access"):
         site.client.request("dance")
+
+
+def test_a_watch_of_arrivals_comes_back_with_the_first_delta_while_the_round_runs(
+    make_site: MakeSite,
+) -> None:
+    site = make_site(["cow", "sheep"])
+    site.add("cow", lambda task: (np.arange(1000, dtype=np.int32), 5))
+    site.add("sheep")
+    site.start(fold={"name": "arrivals"})
+    wait_until(
+        lambda: site.client.watch([(CAMPAIGN, 1)], 5, {CAMPAIGN: 1}) == (0, True),
+        lambda: f"a delta arrives\n{site.log}",
+    )
+    taken = site.client.collect(CAMPAIGN, 1, part=0)
+    (one,) = taken["sums"][PLAN]
+    assert (taken["state"], one["devices"], one["weight"]) == ("running", 1, 5)
+    assert np.frombuffer(one["values"], "<i8").tolist() == [5 * n for n in range(1000)]
 
 
 def test_sigterm_ends_the_gateway_in_order(make_site: MakeSite) -> None:

@@ -252,6 +252,23 @@ def test_a_connection_that_ends_is_made_again(site: Site, leave: Callable[[Sessi
     site.connected()
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        pytest.param(b"\x30\x05\x00\x02\xff\xfe\x00", id="a topic that isn't UTF-8"),
+        pytest.param(b"\xff\xff\xff\xff\xff\x01", id="a length without end"),
+        pytest.param(b"\x00\x00", id="no packet"),
+    ],
+)
+def test_a_broker_that_talks_nonsense_is_left_and_asked_again(site: Site, nonsense: bytes) -> None:
+    session = site.connected()
+    session.socket.sendall(nonsense)
+    after = site.connected()
+    after.send(mqtt5.PublishPacket("topic", payload=b"sense"))
+    assert site.ears.messages.get(timeout=PATIENCE_SECONDS).payload == b"sense"
+    assert site.ears.failures.empty()
+
+
 def test_a_broker_that_falls_silent_is_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mqtt5_link, "PING_SECONDS", 2.0)  # in which a busy machine answers, too
     session = site.connected()

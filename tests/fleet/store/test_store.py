@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from fleet.store import (
     Lease,
     Login,
     Logins,
+    Part,
     SqlStore,
     Store,
     SupersededError,
@@ -94,6 +96,24 @@ def test_a_round_keeps_the_plan_it_began_with(store: Store) -> None:
     again = store.begin_round("c1", "d1", 1, "train", {"seed": 2})
     assert again.plan == {"seed": 1, "list": [1, 2]}
     assert again.state == "running"
+
+
+def test_a_version_and_its_parts_are_stored_together_or_not_at_all(store: Store) -> None:
+    store.claim("c1", "d1")
+    first = [Part(1, "g2", 0, 4), Part(1, "g1", 0, 2)]
+    store.make_version("c1", "d1", V1, first)
+    assert store.latest_weights("c1") == V1
+    assert store.parts("c1") == (first[1], first[0])
+    second = Part(1, "g1", 1, 5)
+    with pytest.raises(StoreError, match="version 1 already"):
+        store.make_version("c1", "d1", V1, [second])
+    store.claim("c1", "d2")
+    with pytest.raises(SupersededError):
+        store.make_version("c1", "d1", replace(V1, version=2), [second])
+    assert store.parts("c1") == (first[1], first[0])
+    store.make_version("c1", "d2", replace(V1, version=2), [second])
+    assert store.parts("c1") == (first[1], second, first[0])
+    assert store.latest_weights("c1").version == 2
 
 
 def test_counters_of_a_round_rise_after_its_end_and_never_fall(store: Store) -> None:

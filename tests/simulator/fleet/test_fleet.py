@@ -175,14 +175,14 @@ def test_a_fault_is_reported_and_the_other_devices_go_on(
 
 def test_a_missing_bundle_names_the_device(bundle: Path, tmp_path: Path) -> None:
     lost = DeviceSpec("lost", tmp_path, "x", np.zeros((0, 4), np.int8), np.zeros(0, np.int64))
-    with pytest.raises(FleetError, match=r"device lost, bundle .*manifest\.json"):
+    with pytest.raises(FleetError, match=r"device lost, bundle .*board\.json"):
         Fleet([*specs(bundle, 1), lost], ("127.0.0.1", 1)).__enter__()
 
 
 def test_an_unknown_machine_is_refused_before_anything_is_started(bundle: Path) -> None:
     strange = replace(specs(bundle, 1)[0], machine="abacus")
     with pytest.raises(
-        FleetError, match="no machine 'abacus'; devices run as one of host, renode, unicorn"
+        FleetError, match="no machine 'abacus'; devices run as one of host, qemu, renode, unicorn"
     ):
         Fleet([strange], ("127.0.0.1", 1))
 

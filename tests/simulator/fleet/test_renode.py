@@ -12,7 +12,7 @@ import pytest
 from codegen.firmware.bundle import Bundle
 from tests import processes
 from tests.patience import wait_until
-from tests.simulator.conftest import skip_without_renode
+from tests.simulator.conftest import skip_without
 from tests.simulator.fleet.test_firmware import BOARDED, HOSTED, World, other_weights, running
 
 pytestmark = [pytest.mark.slow]
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow]
 
 @pytest.fixture
 def world(digits: Bundle, tmp_path: Path) -> World:
-    skip_without_renode()
+    skip_without("renode")
     return World(tmp_path, digits, machine="renode")
 
 

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from codegen.compile import compile_model
 from codegen.firmware.bundle import Bundle
 from fleet.protocol import Delta, topics
 from simulator.machines.device_spec import DeviceSpec
-from simulator.machines.registry import MACHINES, build_machine, machine_kind
+from simulator.machines.registry import MACHINES, boards_of, build_machine, prepare_bundle
 from tests.device_runtime.host_device import Publication, counted
 from tests.device_runtime.tiny_round import task_for
-from tests.simulator.conftest import DIGITS, ROOT, WorldClock, skip_without_renode
+from tests.simulator.conftest import WorldClock, skip_without
 from tests.simulator.line import Line
 
 pytestmark = [pytest.mark.slow]
 
-BOARDS = ("stm32f407", "stm32f746")
-REFERENCE = "unicorn"
+REFERENCE = ("stm32f407", "unicorn")
+"""The board and the machine whose deltas all others have to send."""
+OTHERS = [
+    (board, machine)
+    for machine, kind in sorted(MACHINES.items())
+    for board in boards_of(kind)
+    if (board, machine) != REFERENCE
+]
 SAMPLES = np.random.default_rng(5).integers(-128, 128, (9, 8, 8, 1)).astype(np.int8)
-
-
-@pytest.fixture(scope="module", params=BOARDS)
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return compile_model(
-        DIGITS / "digits.onnx",
-        request.param,
-        None,
-        DIGITS / "calibration.npz",
-        tmp_path_factory.mktemp("bits") / request.param,
-        ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
-    )
 
 
 def deltas(machine: str, bundle: Bundle, folder: Path) -> list[Delta]:
     """What a device with these samples sends for each plan of the bundle."""
-    machine_kind(machine).prepare(bundle.path, folder / machine)
+    prepare_bundle(machine, bundle.path, folder / machine)
     spec = DeviceSpec(
         "cow", bundle.path, "moo", SAMPLES, np.arange(9), fleet="barn", machine=machine
     )
@@ -80,16 +74,22 @@ def sent(line: Line) -> list[Delta]:
 
 
 @pytest.fixture(scope="module")
-def wanted(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Delta]:
-    return deltas(REFERENCE, bundle, tmp_path_factory.mktemp(REFERENCE))
+def wanted(
+    compiled: Callable[[str], Bundle], tmp_path_factory: pytest.TempPathFactory
+) -> list[Delta]:
+    board, machine = REFERENCE
+    return deltas(machine, compiled(board), tmp_path_factory.mktemp(machine))
 
 
-@pytest.mark.parametrize("machine", sorted(MACHINES.keys() - {REFERENCE}))
-def test_a_machine_sends_the_delta_that_unicorn_sends(
-    bundle: Bundle, wanted: list[Delta], tmp_path: Path, machine: str
+@pytest.mark.parametrize(("board", "machine"), OTHERS)
+def test_every_machine_sends_the_same_deltas_on_every_board(
+    compiled: Callable[[str], Bundle],
+    wanted: list[Delta],
+    tmp_path: Path,
+    board: str,
+    machine: str,
 ) -> None:
     assert len(wanted) >= 3
     assert all(one.coded for one in wanted)
-    if machine == "renode":
-        skip_without_renode()
-    assert deltas(machine, bundle, tmp_path) == wanted
+    skip_without(machine)
+    assert deltas(machine, compiled(board), tmp_path) == wanted

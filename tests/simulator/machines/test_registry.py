@@ -5,24 +5,24 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from codegen.firmware.bundle import Bundle
-from fleet.protocol import Task, topics
+from fleet.protocol import Announce, Task, topics
 from fleet.protocol.chunks import chunks_of
 from simulator.devices.flash_image import read_identity
 from simulator.errors import FleetError
 from simulator.machines.device_spec import DeviceSpec
-from simulator.machines.protocol import Machine, StopReason
-from simulator.machines.registry import MACHINES, build_machine, machine_kind
+from simulator.machines.protocol import Capability, Machine, StopReason
+from simulator.machines.registry import MACHINES, boards_of, build_machine, prepare_bundle
 from tests.device_runtime.host_device import Publication
 from tests.device_runtime.tiny_round import task_for
-from tests.simulator.conftest import WorldClock, skip_without_renode
+from tests.simulator.conftest import WorldClock, skip_without
 from tests.simulator.line import Line, idle
 
 CONNECT = 0x10
@@ -31,32 +31,50 @@ CHUNK_BYTES = 512
 OLD_FIRMWARES = b"left by another firmware"
 
 
-@pytest.fixture(scope="module")
-def spec(digits: Bundle) -> DeviceSpec:
-    samples = np.zeros((4, 8, 8, 1), np.int8)
-    slot = digits.manifest.flash.slot_b.address
+def those_that_can(capability: Capability) -> pytest.MarkDecorator:
+    names = [name for name, kind in sorted(MACHINES.items()) if capability in kind.capabilities]
+    return pytest.mark.parametrize("name", names, indirect=True)
+
+
+def spec_of(bundle: Bundle, machine: str) -> DeviceSpec:
     return DeviceSpec(
         "cow",
-        digits.path,
+        bundle.path,
         "moo",
-        samples,
+        np.zeros((4, 8, 8, 1), np.int8),
         np.arange(4),
         fleet="barn",
-        flash=((slot, OLD_FIRMWARES),),
+        machine=machine,
+        battery_percent=70.0,
+        charging=True,
+        flash=((bundle.manifest.flash.slot_b.address, OLD_FIRMWARES),),
     )
 
 
+@contextmanager
+def built(spec: DeviceSpec, world: WorldClock, folder: Path) -> Iterator[Machine]:
+    prepare_bundle(spec.machine, spec.bundle, folder / "prepared")
+    machine = build_machine(spec, folder / "prepared", world)
+    yield machine
+    machine.close()
+
+
 @pytest.fixture(params=sorted(MACHINES))
-def machine(
-    request: pytest.FixtureRequest, spec: DeviceSpec, world: WorldClock, tmp_path: Path
-) -> Iterator[Machine]:
-    if request.param == "renode":
-        skip_without_renode()
-    prepared = tmp_path / "prepared"
-    machine_kind(request.param).prepare(spec.bundle, prepared)
-    made = build_machine(replace(spec, machine=request.param), prepared, world)
-    yield made
-    made.close()
+def name(request: pytest.FixtureRequest) -> str:
+    skip_without(request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+def bundle(name: str, compiled: Callable[[str], Bundle]) -> Bundle:
+    boards = boards_of(MACHINES[name])
+    return compiled("stm32f407" if "stm32f407" in boards else boards[0])
+
+
+@pytest.fixture
+def machine(name: str, bundle: Bundle, world: WorldClock, tmp_path: Path) -> Iterator[Machine]:
+    with built(spec_of(bundle, name), world, tmp_path) as made:
+        yield made
 
 
 def give_other_weights(line: Line, bundle: Bundle) -> None:
@@ -115,22 +133,44 @@ def test_bytes_are_counted_both_ways(machine: Machine, world: WorldClock) -> Non
     assert machine.traffic.up > machine.traffic.down > 0
 
 
-def test_what_is_on_its_flash_can_be_read(machine: Machine, digits: Bundle) -> None:
-    where = digits.manifest.flash.identity
+def test_what_is_on_its_flash_can_be_read(machine: Machine, bundle: Bundle) -> None:
+    where = bundle.manifest.flash.identity
     identity = read_identity(machine.read_memory(where.address, where.bytes))
     assert (identity.device, identity.fleet) == ("cow", "barn")
 
 
-def test_its_flash_has_what_firmware_before_has_left(machine: Machine, digits: Bundle) -> None:
-    slot = digits.manifest.flash.slot_b.address
+def test_its_flash_has_what_firmware_before_has_left(machine: Machine, bundle: Bundle) -> None:
+    slot = bundle.manifest.flash.slot_b.address
     assert machine.read_memory(slot, len(OLD_FIRMWARES)) == OLD_FIRMWARES
 
 
-def test_a_power_cut_in_a_flash_operation_stops_it_until_power_is_back(
-    machine: Machine, world: WorldClock, digits: Bundle
+def test_the_battery_is_what_the_firmware_says(
+    machine: Machine, name: str, world: WorldClock
 ) -> None:
     line = Line(machine, world)
-    give_other_weights(line, digits)
+    line.until(lambda: bool(line.broker.published))
+    announce = Announce.decode(line.broker.published[0].payload)
+    charging = Capability.CHARGING in MACHINES[name].capabilities
+    assert announce.battery == 70 | (0x80 if charging else 0)
+
+
+def test_stack_use_is_told_where_that_is_declared(
+    machine: Machine, name: str, bundle: Bundle, world: WorldClock
+) -> None:
+    idle(machine, world)
+    told = machine.stack_high_water_bytes()
+    if Capability.STACK_USE in MACHINES[name].capabilities:
+        assert 100 < told < bundle.board.stack_bytes
+    else:
+        assert told == 0
+
+
+@those_that_can(Capability.POWER_CUT)
+def test_a_power_cut_in_a_flash_operation_stops_it_until_power_is_back(
+    machine: Machine, world: WorldClock, bundle: Bundle
+) -> None:
+    line = Line(machine, world)
+    give_other_weights(line, bundle)
     machine.cut_power_at_flash_operation(3, seed=1)
     line.until(lambda: line.reason is StopReason.POWER_CUT)
     assert machine.run(1000.0) is StopReason.POWER_CUT
@@ -143,8 +183,19 @@ def test_a_power_cut_in_a_flash_operation_stops_it_until_power_is_back(
     assert machine.fault is None
 
 
-def test_host_code_does_not_import_the_emulator(spec: DeviceSpec, tmp_path: Path) -> None:
-    machine_kind("host").prepare(spec.bundle, tmp_path / "prepared")
+@those_that_can(Capability.INSTRUCTION_COUNT)
+def test_what_it_executes_is_counted(machine: Machine, name: str, world: WorldClock) -> None:
+    with MACHINES[name].counting(machine) as counted:
+        assert counted() == 0
+        idle(machine, world)
+        booted = counted()
+        world.now += 2000.0
+        idle(machine, world)
+        assert 0 < booted < counted()
+
+
+def test_host_code_does_not_import_the_emulator(digits: Bundle, tmp_path: Path) -> None:
+    prepare_bundle("host", digits.path, tmp_path / "prepared")
     program = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
@@ -156,12 +207,24 @@ def test_host_code_does_not_import_the_emulator(spec: DeviceSpec, tmp_path: Path
         "build_machine(spec, Path(sys.argv[2])).run(1.0)\n"
         "print('unicorn' in sys.modules)\n"
     )
-    command = [sys.executable, "-c", program, str(spec.bundle), str(tmp_path / "prepared")]
+    command = [sys.executable, "-c", program, str(digits.path), str(tmp_path / "prepared")]
     assert subprocess.run(command, check=True, capture_output=True).stdout.strip() == b"False"
 
 
 def test_a_name_that_no_machine_has_is_refused_with_those_there_are(
-    spec: DeviceSpec, tmp_path: Path
+    digits: Bundle, tmp_path: Path
 ) -> None:
-    with pytest.raises(FleetError, match=r"device cow.*no machine 'abacus'.*host, renode, unicorn"):
-        build_machine(replace(spec, machine="abacus"), tmp_path)
+    with pytest.raises(
+        FleetError, match=r"device cow.*no machine 'abacus'.*host, qemu, renode, unicorn"
+    ):
+        build_machine(spec_of(digits, "abacus"), tmp_path)
+
+
+def test_a_bundle_for_a_board_that_a_machine_is_not_is_refused_with_machines_that_are(
+    digits: Bundle, tmp_path: Path
+) -> None:
+    wanted = r"machine qemu doesn't run board stm32f407, only mps2-an386.*host or renode or unicorn"
+    with pytest.raises(FleetError, match=wanted):
+        prepare_bundle("qemu", digits.path, tmp_path / "prepared")
+    with pytest.raises(FleetError, match=f"device cow.*{wanted}"):
+        build_machine(spec_of(digits, "qemu"), tmp_path)

@@ -208,3 +208,16 @@ def test_a_malicious_fleet_learns_the_opposite(made: Made, tmp_path: Path) -> No
     # But where a weight is at the end of its range.
     assert np.mean(hostile == -honest) > 0.95
     assert honest.any()
+
+
+def test_a_device_that_has_lost_its_identity_rests(made: Made) -> None:
+    of = population(made, devices=2)
+    pool = LocalPool(of)
+    flash = of.bundle("stm32f407").manifest.flash
+    ruined = pool.devices[1]
+    assert ruined.machine.flip(flash.identity.address + 20, 3)
+    ruined.machine.power_on()
+    pool.begin(60_000_000_000, {})
+    assert ruined.machine.device_state == 0
+    assert {one.device for one in pool.finish() if one.kind == "dial"} == {0}
+    assert ruined.next_due > 60_000_000_000

@@ -12,14 +12,14 @@ from simulator.errors import ImageError
 from simulator.machines.renode.machine import Emulation, RenodeMachine, shared_emulation
 from tests import processes
 from tests.patience import wait_until
-from tests.simulator.conftest import WorldClock, skip_without_renode
+from tests.simulator.conftest import WorldClock, skip_without
 
 pytestmark = [pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)
 def _there_is_one() -> Iterator[None]:
-    skip_without_renode()
+    skip_without("renode")
     yield
     wait_until(lambda: not emulations(), "every Renode of the test to end")
 

@@ -1,52 +1,21 @@
-/* From the reset vector to main. Interrupts stay masked for good (PRIMASK): the firmware polls,
- * and a pending interrupt ends `wfi` all the same. */
-#include <stdint.h>
-
-#include "registers.h"
-#include "stm32.h"
+/* From the reset vector to main. Interrupts are masked (PRIMASK) until the port wants them. */
+#include "cortex_m.h"
 
 #define STACK_PAINT 0xA5A5A5A5u
 
-extern uint32_t __stack_bottom[], __stack_top[];
 extern uint32_t __data_start[], __data_end[], __data_load[];
 extern uint32_t __bss_start[], __bss_end[];
 
 int main(void);
-void Reset_Handler(void);
 
 /* The stack may be what is broken: its last frame is handed on, and what comes starts at its top. */
-static void __attribute__((naked)) fault(void) {
+void __attribute__((naked)) tf_cortex_m_fault(void) {
     __asm volatile("mrs r0, msp\n\t"
                    "ldr r1, =__stack_top\n\t"
                    "msr msp, r1\n\t"
-                   "b tf_stm32_take_fault\n\t"
+                   "b tf_cortex_m_take_fault\n\t"
                    ".ltorg");
 }
-
-typedef void (*vector)(void);
-
-#define FOUR(entry) entry, entry, entry, entry
-#define SIXTEEN(entry) FOUR(entry), FOUR(entry), FOUR(entry), FOUR(entry)
-
-/* All but the first two are faults: the firmware takes no exception, and those of peripherals are
- * masked. 98 lines on the F746, fewer on the F407. */
-static const vector vectors[16 + 98] __attribute__((section(".vectors"), used)) = {
-    (vector)(uintptr_t)__stack_top,
-    Reset_Handler,
-    fault,
-    fault,
-    FOUR(fault),
-    FOUR(fault),
-    FOUR(fault),
-    SIXTEEN(fault),
-    SIXTEEN(fault),
-    SIXTEEN(fault),
-    SIXTEEN(fault),
-    SIXTEEN(fault),
-    SIXTEEN(fault),
-    fault,
-    fault,
-};
 
 /* Shows later how deep the stack went. Volatile, so that no compiler makes a call of it, whose
  * frame it would paint over. */
@@ -61,8 +30,12 @@ static inline void paint_stack(void) {
 void Reset_Handler(void) {
     __asm volatile("cpsid i" ::: "memory");
     SCB_CPACR |= 0xFu << 20; /* FPU on, before anything may use its registers */
-    __asm volatile("dsb\n\tisb" ::: "memory");
+    tf_cortex_m_barrier();
     SCB_VTOR = TF_FLASH_ADDRESS;
+#if __ARM_ARCH >= 8
+    /* Older cores need what is below the stack to be no memory. */
+    __asm volatile("msr msplim, %0" : : "r"(__stack_bottom));
+#endif
     paint_stack();
     /* Ends are compared as numbers: to the language these symbols are unrelated objects. */
     const volatile uint32_t *from = __data_load;
@@ -75,5 +48,5 @@ void Reset_Handler(void) {
         *word++ = 0;
     }
     main();
-    tf_stm32_fail(STM32_FAULT_MAIN_RETURNED);
+    tf_cortex_m_fail(TF_FAULT_MAIN_RETURNED);
 }

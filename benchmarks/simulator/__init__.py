@@ -1,0 +1,1 @@
+"""What machines of the simulator cost, a module for each."""

@@ -1,0 +1,183 @@
+"""Faults of the product that are planted on purpose, one for each thing that has to hold."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fleet.coordinator import closing
+from fleet.coordinator.membership import Membership
+from fleet.coordinator.round_runner import RoundRunner
+from fleet.gateway.actions import Publish
+from fleet.gateway.core import Core
+from fleet.gateway.round_logic import RoundLogic
+from fleet.gateway.sums import Sums
+from fleet.store import Lease, SqlStore
+from simulator.machines.host import HostMachine
+from simulator.virtual.population import Population
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+_COMMIT_AT, _RELEASED_AT, _PAYLOAD_AT = 60, 64, 4096
+_COMMITTED, _RELEASED = 0x54494D43, 0x534C4552
+_ERASED = 0xFFFFFFFF
+
+
+def a_gateway_adds_a_delta_twice(patch: pytest.MonkeyPatch) -> None:
+    add = Sums.add
+
+    def twice(self: Sums, *delta: Any) -> None:
+        *place, device, weight, values, coded = delta
+        add(self, *place, device, weight, values + values, coded)
+
+    patch.setattr(Sums, "add", twice)
+    # It would be beyond what devices can send now and then, which the coordinator notices.
+    patch.setattr(closing, "_problem_with", lambda *_: "")
+
+
+def a_restarted_gateway_begins_its_sums_anew(patch: pytest.MonkeyPatch) -> None:
+    load = Sums._load
+
+    def without(self: Sums, place: Any) -> Any:
+        found = load(self, place)
+        found.total[:] = 0
+        return found
+
+    patch.setattr(Sums, "_load", without)
+
+
+def the_coordinator_drops_a_gateways_sum(patch: pytest.MonkeyPatch) -> None:
+    parts_of_gateway = closing.parts_of_gateway
+
+    def without_the_second(*about: Any) -> Any:
+        parts = parts_of_gateway(*about)
+        return [[] for _ in parts] if about[3] == "site-2" else parts
+
+    patch.setattr(closing, "parts_of_gateway", without_the_second)
+
+
+def the_coordinator_forgets_a_report(patch: pytest.MonkeyPatch) -> None:
+    finish_round = SqlStore.finish_round
+
+    def with_fewer(self: Any, *about: Any) -> bool:
+        *most, reports, weights = about
+        return finish_round(self, *most, reports[:-1] if len(reports) > 1 else reports, weights)
+
+    patch.setattr(SqlStore, "finish_round", with_fewer)
+
+
+def a_receipt_goes_out_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    store = Core._store
+
+    def at_once(self: Core, actions: list[Any], now: Any) -> list[Any]:
+        rest = store(self, actions, now)
+        for action in rest:
+            if isinstance(action, Publish) and action.topic.endswith("/receipt"):
+                self._publish(action)
+        return rest
+
+    patch.setattr(Core, "_store", at_once)
+
+
+def a_lease_goes_to_whoever_asks(patch: pytest.MonkeyPatch) -> None:
+    def take_leases(self: Any, campaign: str, driver: str, devices: Any) -> dict[str, Lease]:
+        return {name: Lease(campaign, max(1, seen)) for name, seen in devices.items()}
+
+    patch.setattr(SqlStore, "take_leases", take_leases)
+
+
+def _at_power_on(patch: pytest.MonkeyPatch, act: Callable[[HostMachine], None]) -> None:
+    power_on = HostMachine.power_on
+
+    def and_more(self: HostMachine, **options: bool) -> None:
+        act(self)
+        power_on(self, **options)
+
+    patch.setattr(HostMachine, "power_on", and_more)
+
+
+def _write(machine: HostMachine, address: int, data: bytes) -> None:
+    ctypes.memmove(machine._place_of(address, len(data)), data, len(data))
+
+
+def a_reset_device_forgets_its_lease(patch: pytest.MonkeyPatch) -> None:
+    def erase(machine: HostMachine) -> None:
+        journal = machine._setup.regions.journal
+        _write(machine, journal.address, b"\xff" * journal.bytes)
+
+    _at_power_on(patch, erase)
+
+
+def a_reset_device_makes_its_candidate_current(patch: pytest.MonkeyPatch) -> None:
+    def release(machine: HostMachine) -> None:
+        for slot in machine._setup.regions.slots:
+            commit, released = struct.unpack(
+                "<II", machine.read_memory(slot.address + _COMMIT_AT, 8)
+            )
+            if (commit, released) == (_COMMITTED, _ERASED):
+                _write(machine, slot.address + _RELEASED_AT, struct.pack("<I", _RELEASED))
+
+    _at_power_on(patch, release)
+
+
+def a_device_writes_into_the_slot_it_works_with(patch: pytest.MonkeyPatch) -> None:
+    receive = HostMachine.receive
+
+    def and_write(self: HostMachine, data: bytes) -> int:
+        for slot in self._setup.regions.slots:
+            released = self.read_memory(slot.address + _RELEASED_AT, 4)
+            if released == struct.pack("<I", _RELEASED):
+                _write(self, slot.address + _PAYLOAD_AT, b"torn")
+        return receive(self, data)
+
+    patch.setattr(HostMachine, "receive", and_write)
+
+
+def a_device_trains_where_its_application_is(patch: pytest.MonkeyPatch) -> None:
+    spec = Population.spec
+
+    def with_all_sram(self: Population, number: int) -> Any:
+        return replace(spec(self, number), reserved_sram_bytes=0)
+
+    patch.setattr(Population, "spec", with_all_sram)
+
+
+def a_gateway_never_looks_at_the_deadline(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RoundLogic, "_close_due", lambda self, now: [])
+
+
+def nobody_is_rolled_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Membership, "to_roll_back", lambda self, devices: {})
+
+
+def an_old_driver_goes_on(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        SqlStore, "_check", lambda self, connection, campaign, _: self.locked(connection, campaign)
+    )
+
+
+def a_driver_stumbles_over_a_gateway_that_is_away(patch: pytest.MonkeyPatch) -> None:
+    hand_over = RoundRunner.hand_over
+
+    def stumble(self: RoundRunner, plan: Any, machine: Any, reply: Any) -> None:
+        if reply.error:
+            raise KeyError(reply.gateway)
+        hand_over(self, plan, machine, reply)
+
+    patch.setattr(RoundRunner, "hand_over", stumble)
+
+
+def a_gateway_stumbles_over_a_second_delta(patch: pytest.MonkeyPatch) -> None:
+    refuse = RoundLogic._refuse
+
+    def stumble(self: RoundLogic, device: str, delta: Any, why: Any, now: Any) -> Any:
+        if why.kind == "duplicate":
+            raise IndexError(device)
+        return refuse(self, device, delta, why, now)
+
+    patch.setattr(RoundLogic, "_refuse", stumble)
