@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from benchmarks.simulator import fleet, host, qemu, renode
+from benchmarks.simulator import fleet, host, qemu, renode, unicorn
 from simulator.errors import SimulatorError
 
 
@@ -27,6 +27,7 @@ PARTS = {
     "host": Part(host.measure_part, host.print_part),
     "qemu": Part(qemu.measure_part, qemu.print_part),
     "renode": Part(renode.measure_part, renode.print_part),
+    "unicorn": Part(unicorn.measure_part, unicorn.print_part),
 }
 
 
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--nodes", default="1,4,16", help="renode: how many at once")
     parser.add_argument("--devices", type=int, default=10_000, help="fleet: how many")
+    parser.add_argument("--unicorn-devices", type=int, default=1_000, help="unicorn: how many")
     parser.add_argument("--rounds", type=int, default=1, help="fleet: how many")
     parser.add_argument(
         "--flower",

@@ -21,8 +21,9 @@ from typing import Any
 from fleet.cli._output import console, table
 from fleet.demo.digits import example_folder
 from simulator.experiments.config import ExperimentConfig
-from simulator.experiments.setting import Setting, build_firmware, pool_with, setting_for
+from simulator.experiments.setting import Setting, build_firmware, setting_for
 from simulator.experiments.strategies import Campaign
+from simulator.experiments.workers import pool_with
 
 ROOT = Path(__file__).parents[2]
 STEPS = 10

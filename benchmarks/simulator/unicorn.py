@@ -1,4 +1,4 @@
-"""What devices in Unicorn cost: ``python -m benchmarks.unicorn [--devices N] [--json]``.
+"""What devices in Unicorn cost.
 
 Instructions a second of CPU in training, what booting takes, and a fleet of one image in this
 process that boots and trains one round: seconds of CPU, and memory that only the device has.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from codegen.compile import compile_model
-from codegen.firmware.bundle import Bundle, load_bundle
+from benchmarks.simulator.emulated import digits_for
+from codegen.firmware.bundle import Bundle
 from fleet.protocol import topics
 from simulator.machines.counting import InstructionCounter
 from simulator.machines.device_spec import DeviceSpec
@@ -27,7 +25,7 @@ from simulator.machines.registry import build_machine
 from simulator.machines.unicorn import UnicornMachine
 from tests.device_runtime.host_device import Publication
 from tests.device_runtime.tiny_round import task_for
-from tests.simulator.conftest import DIGITS, ROOT, WorldClock
+from tests.simulator.conftest import WorldClock
 from tests.simulator.line import Line
 
 BOARDS = ("stm32f407", "stm32f746")
@@ -144,22 +142,12 @@ def cpu_seconds_of(work: Callable[[], None]) -> float:
 
 
 def measure_part(options: argparse.Namespace) -> dict[str, Any]:
-    """``options.devices``: of the fleet."""
+    """``options.unicorn_devices``: of the fleet."""
     found: dict[str, Any] = {}
-    for board in BOARDS:
-        with tempfile.TemporaryDirectory() as folder:
-            compile_model(
-                DIGITS / "digits.onnx",
-                board,
-                None,
-                DIGITS / "calibration.npz",
-                Path(folder) / board,
-                ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
-            )
-            bundle = load_bundle(Path(folder) / board)
-            found[board] = {"training": training(bundle), "boot": booting(bundle)}
-            if board == BOARDS[0]:
-                found[board]["fleet"] = fleet(bundle, options.devices)
+    with digits_for(*BOARDS) as bundles:
+        for bundle in bundles:
+            found[bundle.board.name] = {"training": training(bundle), "boot": booting(bundle)}
+        found[BOARDS[0]]["fleet"] = fleet(bundles[0], options.unicorn_devices)
     return found
 
 
@@ -171,19 +159,3 @@ def print_part(found: dict[str, Any]) -> None:
         for part in ("boot", "fleet"):
             for name, value in parts.get(part, {}).items():
                 print(f"{board}, {part}: {name} {value}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--devices", type=int, default=100)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    found = measure_part(options)
-    if options.json:
-        print(json.dumps(found, indent=1))
-    else:
-        print_part(found)
-
-
-if __name__ == "__main__":
-    main()
