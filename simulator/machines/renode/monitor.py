@@ -80,7 +80,8 @@ class Monitor:
         self._changed = threading.Condition()
         self._ended = False
         self._marks = 0
-        threading.Thread(target=self._read, name="renode", daemon=True).start()
+        self._reader = threading.Thread(target=self._read, name="renode", daemon=True)
+        self._reader.start()
         try:
             self._command("", START_SECONDS)
             if log_file is not None:
@@ -129,6 +130,8 @@ class Monitor:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        # Else it might go on with another pipe that gets the number of this one.
+        self._reader.join()
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 assert pipe is not None

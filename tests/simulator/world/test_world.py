@@ -141,7 +141,7 @@ def changed(path: str, value: Any) -> str:
         ("population.devices", True, "population.devices: input should be a valid integer"),
         ("population.devices", 0, "population.devices: .* greater than or equal to 1, not 0"),
         ("population.boards", {"stm32f746": 0.5}, "boards: shares add up to 0.5; make them"),
-        ("population.boards", {"esp32": 1.0}, "boards: no board 'esp32'; known boards: stm32f407"),
+        ("population.boards", {"esp32": 1.0}, "boards: no board 'esp32'; known boards: mps2"),
         ("population.reserved_sram_bytes", 131072, "population: reserved_sram_bytes: .* stm32f407"),
         ("population.reserved_sram_shares", {1: 1.0}, "reserved_sram_shares: .* leave one out"),
         ("population.stragglers.slower", [8, 2], "stragglers.slower: .* the smaller one first"),
