@@ -131,7 +131,7 @@ class Monitor:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         # Else it might go on with another pipe that gets the number of this one.
-        self._reader.join()
+        self._reader.join(5.0)
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 assert pipe is not None
