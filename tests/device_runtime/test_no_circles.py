@@ -10,7 +10,7 @@ import pytest
 
 RUNTIME = Path(__file__).resolve().parents[2] / "device_runtime"
 # The firmware and a board know each other by PORTING.md; everything else is portable.
-PORTS = ("host", "stm32")
+PORTS = ("host", "mps", "stm32")
 DEFINITION = re.compile(r"^(?!static)[a-z][\w \*]*?\b(tf_\w+)\([^;{]*\) \{$", re.MULTILINE)
 USE = re.compile(r"\b(tf_\w+)\b")
 

@@ -1,4 +1,4 @@
-/* Clock, battery, entropy, sleep of Arm's MPS2 and MPS3 boards. */
+/* Battery, entropy, sleep of Arm's MPS2 and MPS3 boards. */
 #include "../board.h"
 
 #include <stddef.h>
@@ -7,14 +7,7 @@
 #include "registers.h"
 #include "tinyfleet/crc32.h"
 
-#define SYSTICK_WITH_INTERRUPT 7u /* from the core's clock */
-
 static uint32_t entropy_state;
-
-uint32_t tf_mps_milliseconds(void *context) {
-    (void)context;
-    return FPGAIO_COUNTER;
-}
 
 /* The boards have no source of noise. Jitter needs none: devices are told apart by their identity,
  * and one's starts by when it asks. */
@@ -33,16 +26,9 @@ static const tf_port port = {
     .context = NULL,
 };
 
-/* Its interrupt alone matters: it ends a sleep each millisecond. */
-void tf_mps_tick(void) {}
-
 const tf_port *tf_board_start(void) {
     tf_mps_read_reset_cause();
-    FPGAIO_PRESCALE = COUNTER_HZ / 1000u - 1u;
-    FPGAIO_COUNTER = 0;
-    SYST_RVR = TF_CLOCK_HZ / 1000u - 1u;
-    SYST_CVR = 0;
-    SYST_CSR = SYSTICK_WITH_INTERRUPT;
+    tf_mps_timer_start();
     tf_mps_watchdog_start();
     const tf_flash_region identity = tf_board_get_layout().regions.identity;
     entropy_state = tf_crc32(0, (const uint8_t *)(uintptr_t)identity.address, identity.bytes);

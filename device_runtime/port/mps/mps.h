@@ -29,6 +29,8 @@ bool tf_mps_uart_has_news(void);
 void tf_mps_uart_gather(void);
 /* Charge as the modem has told last, or TF_BATTERY_UNKNOWN. */
 uint8_t tf_mps_battery(void *context);
+/* Begins to count milliseconds, with an interrupt each. */
+void tf_mps_timer_start(void);
 /* The SysTick's exception. */
 void tf_mps_tick(void);
 /* Milliseconds since start. */
