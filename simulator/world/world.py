@@ -38,7 +38,7 @@ from simulator.world.links import (
     link_of,
     outages,
 )
-from simulator.world.population import DeviceFacts, Population, board_of, device_facts
+from simulator.world.population import DeviceFacts, Population, device_facts
 
 
 class WorldConfig(Section):
@@ -90,6 +90,9 @@ class World:
         self._folder = folder
         self._boards = {name: load_board(name) for name in config.population.boards}
         self._intervals = config.availability.of_fleet(seed, self.charging, folder)
+        # What is asked for again and again, at each connection for example.
+        self._devices: dict[int, DeviceFacts] = {}
+        self._links: dict[int, Link] = {}
 
     def __reduce__(self) -> tuple[type[World], tuple[WorldConfig, int, Path]]:
         """Other processes make it anew: all of it follows from these."""
@@ -102,11 +105,14 @@ class World:
 
     def device(self, number: int) -> DeviceFacts:
         """What the device is."""
-        return device_facts(self.config.population, self._boards, self.seed, number)
+        if number not in self._devices:
+            population = self.config.population
+            self._devices[number] = device_facts(population, self._boards, self.seed, number)
+        return self._devices[number]
 
     def board(self, number: int) -> Board:
         """The device's board."""
-        return self._boards[board_of(self.config.population, self.seed, number)]
+        return self._boards[self.device(number).board]
 
     @cached_property
     def data(self) -> FleetData:
@@ -123,7 +129,9 @@ class World:
 
     def link(self, number: int) -> Link:
         """How the device is connected."""
-        return link_of(self.config.links, self.seed, number)
+        if number not in self._links:
+            self._links[number] = link_of(self.config.links, self.seed, number)
+        return self._links[number]
 
     def outages(self, number: int) -> Intervals:
         """When the device's connection is broken; for `is_there` and `next_change`."""
