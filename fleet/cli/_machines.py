@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from codegen.firmware.boards import list_boards
 from fleet.cli._output import console, print_json, table
 from simulator.machines.protocol import Capability
-from simulator.machines.registry import MACHINES, boards_of
+from simulator.machines.registry import MachineKind, boards_of, machine_kind, machine_names
 
 
 def list_machines(*, as_json: bool) -> None:
     """Print every machine: what it is, what it can, its boards, and what it lacks here."""
-    kinds = sorted(MACHINES.items())
+    kinds = {name: machine_kind(name) for name in machine_names()}
     if as_json:
         print_json(
             [
@@ -21,27 +23,26 @@ def list_machines(*, as_json: bool) -> None:
                     "boards": boards_of(kind),
                     "absent": kind.why_absent(),
                 }
-                for name, kind in kinds
+                for name, kind in kinds.items()
             ]
         )
         return
     screen = console()
-    names = [name for name, _ in kinds]
     for title, rows in (
-        ("What machines can", {one.value: _that_can(one) for one in Capability}),
-        ("Boards that they can be", {board: _that_can_be(board) for board in list_boards()}),
+        ("What machines can", {one.value: _that_can(kinds, one) for one in Capability}),
+        ("Boards that they can be", {board: _that_can_be(kinds, board) for board in list_boards()}),
     ):
-        cells = [[row, *("yes" * (name in where) for name in names)] for row, where in rows.items()]
-        screen.print(table(title, ["", *names], cells))
-    for name, kind in kinds:
+        cells = [[row, *("yes" * (name in where) for name in kinds)] for row, where in rows.items()]
+        screen.print(table(title, ["", *kinds], cells))
+    for name, kind in kinds.items():
         screen.print(f"{name}: {kind.title}", markup=False, soft_wrap=True)
         if absent := kind.why_absent():
             screen.print(f"  not here: {absent}", markup=False, soft_wrap=True)
 
 
-def _that_can(capability: Capability) -> set[str]:
-    return {name for name, kind in MACHINES.items() if capability in kind.capabilities}
+def _that_can(kinds: Mapping[str, MachineKind], capability: Capability) -> set[str]:
+    return {name for name, kind in kinds.items() if capability in kind.capabilities}
 
 
-def _that_can_be(board: str) -> set[str]:
-    return {name for name, kind in MACHINES.items() if board in boards_of(kind)}
+def _that_can_be(kinds: Mapping[str, MachineKind], board: str) -> set[str]:
+    return {name for name, kind in kinds.items() if board in boards_of(kind)}

@@ -111,6 +111,7 @@ def _result(
     rounds, reports = [], []
     versions: list[VersionScores] = []
     training_rounds = config.rounds * len(config.stages)
+    boards = _boards(setting)
     # A round ends with the version that it makes; an asynchronous one may go on.
     made = {
         int(event.data["version"]): event.at - begin
@@ -124,7 +125,6 @@ def _result(
         if one is None:
             continue
         rounds.append(one)
-        boards = _boards(setting)
         reports += [
             _report(of, one, names, boards) for of in store.reports(IDENTIFIER, record.number)
         ]
