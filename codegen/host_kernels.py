@@ -7,6 +7,7 @@ is loaded (device_runtime/kernel_sets). All of them compute the same bits.
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,8 @@ SETS = (*VECTOR_FLAGS, PORTABLE)
 
 def vector_sets() -> tuple[str, ...]:
     """Names of the sets for vector units that machines of this architecture may have."""
-    return _ARCHITECTURES.get(platform.machine(), ())
+    # The kernel may be of 64 bits though its programs are of 32.
+    return _ARCHITECTURES.get(platform.machine(), ()) if sys.maxsize > 2**32 else ()
 
 
 def host_engine_sources(generated: Sequence[Source]) -> list[Source]:

@@ -119,7 +119,7 @@ def training(bundle: Bundle, machine: str) -> dict[str, float]:
             lambda: any(said.topic == topic for said in line.broker.published), seconds=3600.0
         )
         return {
-            "cpu_seconds": round(cpu_seconds(pids) - begun, 1),
+            "cpu_seconds": round(cpu_seconds(pids) - begun, 2),
             "million_instructions": round((executed(one) - before) / 1e6),
         }
 

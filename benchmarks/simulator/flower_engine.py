@@ -3,8 +3,9 @@
     python -m benchmarks.simulator.flower_engine [--clients N] [--rounds R]
 
 Each client gets the weights that a plan trains, takes ten steps with batches of one, and sends them
-back, as a device does. It prints how long each round took, the first one's start-up left out; for
-an environment with `pip install torch "flwr[simulation]"`, on the cores that it may use.
+back, as a device does. It prints how long each round took, the first with the start of its
+processes; for an environment with `pip install -e . torch "flwr[simulation]"`, on the cores that it
+may use.
 """
 
 from __future__ import annotations

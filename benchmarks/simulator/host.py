@@ -118,7 +118,15 @@ def measure_part(options: Namespace) -> dict[str, Any]:
     has_torch = find_spec("torch") is not None
     if not has_torch:
         print("PyTorch is left out: pip install torch", file=sys.stderr)
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        return _rates_of_cases(has_torch)
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def _rates_of_cases(has_torch: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"processor": processor()}
     with tempfile.TemporaryDirectory() as folder:
         for model, graph, plan in cases():

@@ -64,8 +64,9 @@ class _Gateway:
 class RoundOutcome:
     """What came of a round.
 
-    `answers`: the last one of each gateway that closed, with all pages of reports in it. `lost`:
-    gateways without an end, with reasons. `not_started`: devices that got no task, with reasons.
+    `answers`: the last one of each gateway that closed, or that told how it stood when an
+    `OpenRound` was cancelled, with all pages of reports in it. `lost`: gateways without an end,
+    with reasons. `not_started`: devices that got no task, with reasons.
     """
 
     answers: dict[str, CollectAnswer]

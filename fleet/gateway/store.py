@@ -25,6 +25,8 @@ from fleet.gateway.rounds import Report, Round, RoundKey, RoundSpec, RoundState,
 from fleet.protocol import Announce
 
 SCHEMA_VERSION = 3
+UPGRADED_VERSION = 2
+"""Read as well: what it lacks is added."""
 KEPT_EXPLANATIONS = 1000
 
 # Of folds by arrival, the last part that was closed. All that version 2 lacks.
@@ -108,11 +110,11 @@ class RoundStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, 2, SCHEMA_VERSION):
+            if version not in (0, UPGRADED_VERSION, SCHEMA_VERSION):
                 raise StoreError(
-                    f"{path}: is of version {version}, this gateway reads {SCHEMA_VERSION}; let "
-                    f"the version that wrote it finish its rounds, then move the file away: a new "
-                    f"one is made, devices announce themselves again"
+                    f"{path}: is of version {version}, this gateway reads {UPGRADED_VERSION} and "
+                    f"{SCHEMA_VERSION}; let the version that wrote it finish its rounds, then "
+                    "move the file away: a new one is made, devices announce themselves again"
                 )
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute(f"PRAGMA synchronous = {'FULL' if survives_power_cuts else 'OFF'}")

@@ -37,8 +37,6 @@ class VirtualBroker:
         self.broker = Broker(lambda: clock.monotonic() * _MILLISECONDS, _SETTINGS)
         self.is_up = True
         self._calls: dict[tuple[int, int], tuple[Connection, LineEnd]] = {}
-        self.bytes_down = 0
-        """On air, to devices that have hung up since."""
         self._ready: list[Callable[[], None]] = []
         self._flushes = False
         self._tick_at = math.inf
@@ -56,8 +54,7 @@ class VirtualBroker:
         elif said.kind == "bytes":
             self._calls[name][0].receive(said.data)
         else:
-            connection, line = self._calls.pop(name)
-            self.bytes_down += line.bytes_sent
+            connection, _ = self._calls.pop(name)
             connection.close()
         self._watch_time()
 
@@ -83,7 +80,6 @@ class VirtualBroker:
             self._clock.to_device(number, Arrival(at, "bytes", call, data))
         if connection.closed:
             del self._calls[number, call]
-            self.bytes_down += line.bytes_sent
             at = line.arrives(self._clock.now, 0)
             self._clock.to_device(number, Arrival(at, "lost", call))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fleet.campaign import Operation
+from fleet.coordinator.pace import FlowerPace
 from fleet.coordinator.transport import Reply, Transport, read_replies
 from fleet.errors import GatewayError
 from fleet.gateway.actions import Accept, Filter, Publish, StoreAction
@@ -36,9 +37,9 @@ TURN_SECONDS = 0.001
 """Events of so long are one batch, as those are that come while a live gateway writes one."""
 TICK_SECONDS = 0.5
 RECONNECT_SECONDS = 0.5
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = FlowerPace.sync_wait
 """For the end of a round, as `fleet.coordinator.pace` has it."""
-ANSWER_SECONDS = 65.0
+ANSWER_SECONDS = FlowerPace.sync_wait + FlowerPace.answer
 """A request without an answer counts as lost then; as there, a wait and 45 s."""
 
 
@@ -359,12 +360,11 @@ class DirectTransport(Transport):
         self._look = look_seconds
         self._cursors: dict[str, int] = {}
         self._replies: list[Reply] = []
-        self.messages = 0
         self.told: Callable[[float], None] = lambda seconds: None
         self.on_start: Callable[[int], None] = lambda number: None
         as_ever = Way((backhaul_seconds,), backhaul_seconds)
         self._way = way or (lambda gateway: as_ever)
-        self._started = -1
+        self._started: set[int] = set()
         for name in gateways:
             self.send(name, Operation.HELLO, {})
 
@@ -374,10 +374,9 @@ class DirectTransport(Transport):
 
     def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
         """See `Transport`."""
-        self.messages += 1
-        if operation is Operation.START and fields["round"] != self._started:
-            self._started = fields["round"]
-            self.on_start(self._started)
+        if operation is Operation.START and fields["round"] not in self._started:
+            self._started.add(fields["round"])
+            self.on_start(fields["round"])
         way = self._way(gateway)
         request = _Request(gateway, operation, fields, way.answer)
         for seconds in way.requests:

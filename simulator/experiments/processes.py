@@ -42,7 +42,6 @@ class Process:
     ) -> None:
         """Nothing runs before its `Processes` do."""
         self.name = name
-        self.started_at = clock.monotonic()
         self.error: Exception | None = None
         """What the program let out, where that has ended it."""
         self._clock = clock

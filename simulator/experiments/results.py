@@ -67,7 +67,7 @@ class RoundResult:
     coded_bytes: int
     """Of the deltas alone."""
     totals: Figures
-    """Of all devices, from the beginning to this round's end."""
+    """Of all devices, from the beginning until the next round's, or the campaign's end."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ FLASH_ERASE_NANOSECONDS = 150_000_000
 """Of any sector; and for each of its bytes:"""
 FLASH_ERASE_BYTE_NANOSECONDS = 6_350
 POLL_INSTRUCTIONS = 2_000
-"""A look at the link and the clock. Nobody waits for it: ten thousand take what one training step
-of the smallest network here takes."""
+"""A look at the link and the clock. Nobody waits for it: hundreds take what one training step of
+the smallest network here takes."""
 
 
 @dataclass(frozen=True)

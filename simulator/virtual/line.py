@@ -20,13 +20,10 @@ class LineEnd:
     def __init__(self, stream: Stream) -> None:
         """One direction of the connection."""
         self._stream = stream
-        self.bytes_sent = 0
-        """On air: headers, and what was sent again, included."""
 
     def arrives(self, now: int, count: int) -> int:
         """When ``count`` bytes that are handed over now have all come out; in nanoseconds."""
         # To TCP all is one topic, and nothing is dropped or sent once more on purpose.
         sent = self._stream.send(now / _SECOND, count, topic="", qos=1, again=True)
         assert sent.arrives_at is not None
-        self.bytes_sent += sent.bytes
         return max(round(sent.arrives_at * _SECOND), now + LEAST_NANOSECONDS)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 
 import typer
 
+from fleet.cli._output import print_json
 from fleet.demo.digits import example_folder
 from simulator.errors import ExperimentError
 from simulator.experiments.faults.run import Outcome
@@ -44,11 +44,11 @@ def faults(
     facts = {
         "seeds": done,
         "seconds": round(time.monotonic() - started, 1),
-        "receipts": accepted,
+        "accepted": accepted,
         "failed": [one.to_json() for one in found],
     }
     if as_json:
-        sys.stdout.write(json.dumps(facts, indent=2) + "\n")
+        print_json(facts)
     else:
         sys.stdout.write(
             f"{done:,} seeds in {facts['seconds']:,} s, {accepted:,} deltas counted, "

@@ -13,11 +13,12 @@ from fleet.protocol import Delta, Task, delta_coding, topics
 from fleet.protocol.manifest import Manifest
 from fleet.store import ENDED_STATES
 from simulator.experiments.brokers import VirtualBroker
-from simulator.experiments.faults.scene import SITE, Scene
+from simulator.experiments.faults.scene import BEFALLS_DEVICES, SITE, Scene
 from simulator.experiments.faults.schedule import Fault
 from simulator.experiments.faults.watch import Watch
 from simulator.experiments.fleet import VirtualFleet
 from simulator.experiments.gateways import Way
+from simulator.experiments.setting import FLEET
 from simulator.virtual.population import Population
 from simulator.world.draws import generator
 
@@ -110,6 +111,8 @@ class Injection:
         act = self._acts.get(fault.kind)
         if act is not None:
             act(fault)
+        elif fault.kind not in BEFALLS_DEVICES:
+            raise NotImplementedError(fault.kind)
 
     def _flash_bit_flip(self, fault: Fault) -> None:
         self._watch.altered.add(self._names[fault.values["device"]])
@@ -203,7 +206,7 @@ class Injection:
     def _forgeries(
         self, what: str, device: str, random: np.random.Generator
     ) -> list[tuple[str, bytes]]:
-        fleet = "experiment"
+        fleet = FLEET
         said = self._watch.sent.messages.get(device, [])
         task = self._watch.tasks.get(device)
         deltas = [topics.delta(fleet, name, device) for name in self._fleet.gateways]

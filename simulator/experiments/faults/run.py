@@ -35,8 +35,6 @@ class Outcome:
     """Of its campaigns, in the end."""
     accepted: int
     """Deltas that gateways have receipted."""
-    seconds: float
-    """Of the fleet's time."""
     story: tuple[str, ...]
 
 
@@ -101,7 +99,6 @@ def _run(
             watch.violation,
             tuple(states),
             watch.counted,
-            fleet.clock.monotonic(),
             tuple(watch.story),
         )
 

@@ -12,7 +12,7 @@ from codegen.firmware.bundle import MANIFEST, WEIGHTS, Bundle
 from fleet.campaign import CampaignConfig
 from simulator.experiments.config import ExperimentConfig
 from simulator.experiments.faults.schedule import Fault, Targets
-from simulator.experiments.setting import build_firmware
+from simulator.experiments.setting import FLEET, build_firmware
 from simulator.machines.elf_image import load_elf
 from simulator.virtual.events import BitFlip, BrownOut, Event, Reach, Reset
 from simulator.virtual.population import Firmware, Population
@@ -127,7 +127,7 @@ class Scene:
         for events in befalls.values():
             events.sort(key=lambda event: event.at)
         firmware = {BOARD: self.firmware}
-        return FaultyPopulation(self._world, self.seed, Path(), firmware, befalls=befalls)
+        return FaultyPopulation(self._world, self.seed, Path(), firmware, FLEET, befalls=befalls)
 
     def targets(self) -> Targets:
         """What there is to go wrong."""
@@ -172,6 +172,12 @@ def _campaign(seed: int, number: int) -> PlannedCampaign:
     return PlannedCampaign(
         f"{number + 1:016x}", CampaignConfig.model_validate(fields), begins_at, follows
     )
+
+
+BEFALLS_DEVICES = frozenset(
+    {"reset", "brown-out", "flash bit flip", "pool bit flip", "out of reach"}
+)
+"""Kinds of faults that devices have among their events."""
 
 
 def _events(fault: Fault) -> list[Event]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from codegen.firmware.bundle import Bundle
 from simulator.devices.flash_image import Identity, identity_region
+from simulator.experiments.setting import FLEET
 from simulator.world.draws import generator
 
 HORIZON_SECONDS = 45.0
@@ -72,7 +73,7 @@ def _brown_out(random: np.random.Generator, of: Targets) -> dict[str, Any]:
 def _flash_bit_flip(random: np.random.Generator, of: Targets) -> dict[str, Any]:
     flash = of.bundle.manifest.flash
     weights = of.bundle.manifest.weights.bytes
-    record = identity_region(Identity("device-0000000", "experiment", "virtual"))
+    record = identity_region(Identity("device-0000000", FLEET, "virtual"))
     # Where something is; elsewhere nobody would notice.
     places = (
         ("identity", flash.identity.address, len(record)),

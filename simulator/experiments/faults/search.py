@@ -121,7 +121,7 @@ class _Worker:
     def _crashed(self, code: int | None, seed: int, only: Collection[int] | None) -> Outcome:
         violation = Violation(CRASH, 0.0, f"the process died with exit code {code}")
         faults = faults_of(Scene(seed, self._firmware), self._most, only)
-        return Outcome(seed, tuple(faults), violation, (), 0, 0.0, ())
+        return Outcome(seed, tuple(faults), violation, (), 0, ())
 
     def run(self, seed: int, only: Collection[int] | None) -> Outcome:
         """Both."""

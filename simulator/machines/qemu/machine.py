@@ -73,7 +73,7 @@ def find_qemu() -> str:
     if found is None:
         raise QemuError(
             "there is no qemu-system-arm on the path; install it (Debian and Ubuntu: apt install "
-            "qemu-system-arm), or run devices as unicorn"
+            "qemu-system-arm), or run devices as host"
         )
     return found
 

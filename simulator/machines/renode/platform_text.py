@@ -41,7 +41,7 @@ def platform_text(
     if not can_run(board):
         raise ImageError(
             f"board {board.name}: Renode runs boards of the port stm32 with a Cortex-M4 or M7, "
-            f"not {board.port} with {board.cpu}; run it as unicorn or host"
+            f"not {board.port} with {board.cpu}; `tinyfleet machines` shows what runs it"
         )
     usart = 2 if board.defines.get("TF_BOARD_USART_V2") else 1
     dtr = board.defines.get("TF_BOARD_DTR_PIN", 0)

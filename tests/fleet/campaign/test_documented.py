@@ -9,7 +9,13 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from fleet.aggregation.rules import BucketMedian, FedAvg, ServerMomentum
+from fleet.aggregation.rules import (
+    BucketMedian,
+    FedAvg,
+    ServerAdam,
+    ServerMomentum,
+    ServerYogi,
+)
 from fleet.campaign import CampaignConfig
 from fleet.campaign.config import Asynchronous, Retry, Schedule, Stage, TaskPace, Window
 from fleet.campaign.files import read_campaign
@@ -26,7 +32,7 @@ PAGE = (ROOT / "docs" / "howto" / "write-a-campaign.md").read_text("utf-8")
 IN_CODE = frozenset(re.findall(r"[a-z]\w*", " ".join(re.findall(r"`([^`\n]+)`", PAGE))))
 MODELS = [
     *(CampaignConfig, Stage, ScoreGate, FailureGate, Window, Retry, Schedule, TaskPace),
-    *(Asynchronous, FedAvg, ServerMomentum, BucketMedian),
+    *(Asynchronous, FedAvg, ServerMomentum, ServerAdam, ServerYogi, BucketMedian),
 ]
 
 

@@ -444,7 +444,7 @@ def test_requests_that_make_no_sense_are_refused_by_name(make_site: MakeSite) ->
         site.client.request("dance")
 
 
-def test_a_watch_of_arrivals_comes_back_with_the_first_delta_while_the_round_runs(
+def test_arrivals_are_told_and_a_part_is_taken_while_the_round_runs(
     make_site: MakeSite,
 ) -> None:
     site = make_site(["cow", "sheep"])

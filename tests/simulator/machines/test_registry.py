@@ -55,8 +55,10 @@ def spec_of(bundle: Bundle, machine: str) -> DeviceSpec:
 def built(spec: DeviceSpec, world: WorldClock, folder: Path) -> Iterator[Machine]:
     prepare_bundle(spec.machine, spec.bundle, folder / "prepared")
     machine = build_machine(spec, folder / "prepared", world)
-    yield machine
-    machine.close()
+    try:
+        yield machine
+    finally:
+        machine.close()
 
 
 @pytest.fixture(params=sorted(MACHINES))

@@ -57,7 +57,7 @@ def test_a_fault_that_is_left_out_changes_no_other(firmware: Firmware) -> None:
     assert faults_of(scene, MOST, {one.number for one in whole[1::2]}) == whole[1::2]
 
 
-def test_every_kind_of_fault_happens_in_some_seed(firmware: Firmware) -> None:
+def test_every_kind_of_fault_is_drawn_in_some_seed(firmware: Firmware) -> None:
     drawn = (faults_of(Scene(seed, firmware), MOST, None) for seed in range(1, 100))
     assert {one.kind for faults in drawn for one in faults} == set(KINDS)
 

@@ -25,7 +25,7 @@ def test_a_boards_platform_is_the_one_that_has_run(board: str) -> None:
 def test_a_board_of_another_family_is_refused() -> None:
     board = load_board("stm32f746")
     for change in ({"port": "mine"}, {"cpu": "cortex-m33"}):
-        with pytest.raises(ImageError, match="run it as unicorn or host"):
+        with pytest.raises(ImageError, match="`tinyfleet machines` shows what runs it"):
             platform_text(board.model_copy(update=change), PORT, "cow")
 
 
