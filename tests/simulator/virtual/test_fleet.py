@@ -121,16 +121,15 @@ def test_devices_that_come_and_go_are_asked_again_when_they_are_back(
     made: Made, tmp_path: Path
 ) -> None:
     cycle = {"kind": "duty-cycle", "on_seconds": [20, 40], "off_seconds": [10, 30]}
-    state, accepted, _, ended, _ = outcome(
-        population(made, 4, availability=cycle),
-        tmp_path,
-        deadline_seconds=300,
-        wait_for_devices_seconds=600,
-        min_devices=1,
-    )
+    fields = {"deadline_seconds": 300, "wait_for_devices_seconds": 600, "min_devices": 4}
+    found = {}
+    for name, world in (("calm", {}), ("away", {"availability": cycle})):
+        (tmp_path / name).mkdir()
+        found[name] = outcome(population(made, 4, **world), tmp_path / name, **fields)
+    state, accepted, _, ended, _ = found["away"]
     assert state == "finished"
     assert all(1 <= one <= 4 for one in accepted)
-    assert ended > 0
+    assert ended > found["calm"][3]
 
 
 def test_resets_and_torn_flash_cost_time_and_no_delta_counts_twice(
