@@ -14,12 +14,10 @@ mlflow = pytest.importorskip("mlflow", reason="no mlflow: pip install 'tinyfleet
 pytestmark = pytest.mark.slow
 
 
-def test_every_cell_becomes_a_run_with_its_curve(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    uri = (tmp_path / "store").as_uri()
-    assert export_to_mlflow(finished, uri) == len(tiny.CELLS)
+def test_every_cell_becomes_a_run_with_its_curve(finished: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    uri = f"sqlite:///{store / 'mlflow.db'}"
+    assert export_to_mlflow(finished, str(store)) == len(tiny.CELLS)
     client = mlflow.MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("tiny")
     runs = client.search_runs([experiment.experiment_id])
