@@ -27,7 +27,7 @@ from simulator.devices.flash_operations import PowerCut
 from simulator.errors import ImageError
 from simulator.machines.child_process import die_with_parent
 from simulator.machines.elf_image import load_elf
-from simulator.machines.protocol import StopReason, TrafficCount
+from simulator.machines.protocol import CHARGING_FLAG, StopReason, TrafficCount
 from simulator.machines.qemu.board_line import BoardLine
 from simulator.machines.qemu.debugger import PC, Debugger, QemuError
 
@@ -35,7 +35,6 @@ TICK_MILLISECONDS = 5.0
 NANOSECONDS_LOG2 = 5
 """An instruction takes 2^5 ns of the board's time: about one a cycle at 25 MHz."""
 _FLASH_CONTROLLER = "ram"
-_CHARGING = 0x80  # TF_CHARGING in tinyfleet/port.h
 _VECTOR_BYTES = 64
 _STACK_PAINT = b"\xa5"
 _LAST_WORDS_BYTES = 2000
@@ -115,7 +114,7 @@ class QemuMachine:
         self._clock = clock
         self._runs_alone = clock is host_milliseconds
         self._battery_percent = battery_percent
-        self._charging = _CHARGING if charging else 0
+        self._charging = CHARGING_FLAG if charging else 0
         self._image = load_elf(firmware)
         self._idle = self._image.address_of("tf_board_idle")
         self._reset = self._image.address_of("Reset_Handler")
