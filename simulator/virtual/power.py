@@ -9,8 +9,6 @@ from simulator.machines.protocol import CHARGING_FLAG
 from simulator.world.availability import Intervals, is_there
 from simulator.world.energy import Battery, EnergyMeter
 
-"""In the byte that a port gives for its battery; the other bits are percent."""
-
 
 @dataclass(frozen=True)
 class Done:
