@@ -108,7 +108,7 @@ class Watch:
         self.ended: set[str] = set()
         """Campaigns that ended, whatever became of them since."""
         self._records: dict[str, CampaignRecord] = {}
-        self._rounds: dict[str, tuple[RoundSummary, ...]] = {}
+        self._rounds: dict[str, dict[int, RoundSummary]] = {}
         self._fleet, self._pool, self._scene = fleet, pool, scene
         self._configs = {one.identifier: one.config for one in scene.campaigns}
         self._manifest = Manifest.parse(scene.manifest)
@@ -286,7 +286,10 @@ class Watch:
     def _read_store(self) -> None:
         store = self._fleet.store
         self._records = {one.id: one for one in store.campaigns()}
-        self._rounds = {one: store.round_summaries(one) for one in self.drivers}
+        for one in self.drivers:
+            known = self._rounds.setdefault(one, {})
+            since = max((of.revision for of in known.values()), default=0)
+            known.update((of.number, of) for of in store.round_summaries(one, since))
         self.ended |= {one.id for one in self._records.values() if one.state in ENDED_STATES}
 
     def record(self, campaign: str) -> CampaignRecord:
@@ -354,7 +357,7 @@ class Watch:
                     )
 
     def _look_at_rounds(self, campaign: str) -> None:
-        for one in self._rounds[campaign]:
+        for _, one in sorted(self._rounds[campaign].items()):
             if one.state == "done" and one.number not in self._checked[campaign]:
                 self._checked[campaign].add(one.number)
                 record = self._fleet.store.round(campaign, one.number)
@@ -364,7 +367,7 @@ class Watch:
         """Under one driver none goes on for longer than it may."""
         for campaign, rounds in self._rounds.items():
             config, driver = self._configs[campaign], self.drivers[campaign][-1]
-            for one in rounds:
+            for one in rounds.values():
                 if one.state != "running" or not driver.lives:
                     continue
                 name = (driver.name, campaign, one.number)
@@ -500,7 +503,7 @@ class Watch:
                 continue
             record = self.record(planned.identifier)
             rounds = self._rounds[planned.identifier]
-            running = [one.number for one in rounds if one.state == "running"]
+            running = [one.number for one in rounds.values() if one.state == "running"]
             if record.state not in ENDED_STATES or running:
                 self.broken(
                     "every round ends",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 from codegen.host_toolchain import Source, host_toolchain
 from simulator.errors import ExperimentError
 from simulator.experiments.cli import experiment
+from simulator.experiments.faults import command
 from simulator.experiments.faults.command import numbers_of, seeds_of
 from simulator.experiments.faults.run import Outcome, faults_of, run_seed
 from simulator.experiments.faults.scene import Scene
@@ -177,6 +180,26 @@ def test_the_command_tells_the_story_of_one_seed(firmware: Firmware) -> None:
     assert "coordinator: round 1" in told.output
     assert "1 seeds" in told.output
     assert "0 failed" in told.output
+
+
+def test_programs_are_told_what_was_found(
+    firmware: Firmware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search_here(seeds: range, *about: Any) -> Iterator[Outcome | Finding]:
+        for outcome in (run_seed(seed, firmware, FEW) for seed in seeds):
+            yield outcome if outcome.violation is None else Finding(outcome, FEW, FEW)
+
+    monkeypatch.setattr(command, "firmware_for_search", lambda *_: firmware)
+    monkeypatch.setattr(command, "search", search_here)
+    planted.the_coordinator_forgets_a_report(monkeypatch)
+    told = CliRunner().invoke(experiment, ["faults", "--seeds", "1..1", "--events", "6", "--json"])
+    assert told.exit_code == 1, told.output
+    facts = json.loads(told.stdout)
+    (found,) = facts["failed"]
+    assert (facts["seeds"], found["seed"], found["invariant"]) == (1, 1, "a delta counts once")
+    assert facts["accepted"] > 0
+    assert any("BROKEN" in line for line in found["story"])
+    assert found["command"].startswith("tinyfleet experiment faults --seeds 1..1 --events 6 --only")
 
 
 @pytest.mark.parametrize("text", ["", "a..b", "5..3", "-1..3"])
