@@ -167,7 +167,7 @@ def test_a_crash_of_the_devices_library_is_found(firmware: Firmware, tmp_path: P
 def test_a_process_that_is_heard_of_no_more_is_ended(
     firmware: Firmware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simulator.experiments.faults.search.HANG_SECONDS", 5.0)
+    monkeypatch.setattr("simulator.experiments.faults.search.HANG_SECONDS", 1.0)
     library = _library_that("for (;;) {}", tmp_path)
     (found,) = search([1], replace(firmware, library=library), FEW, workers=1)
     assert isinstance(found, Finding)
