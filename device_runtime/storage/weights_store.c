@@ -172,20 +172,26 @@ static const uint8_t *digest_of(const tf_weights_store *store, int slot) {
     return slot_bytes(store, slot, AT_SHA256, TF_WEIGHTS_DIGEST_BYTES);
 }
 
+/* Whether a version that was found still has its name: bits may have turned over since. */
+static bool is_named(const tf_weights_store *store, int slot) {
+    return slot >= 0 && has_header(store, slot);
+}
+
 const uint8_t *tf_weights_current(const tf_weights_store *store) {
-    return store->current < 0 ? store->factory : slot_payload(store, store->current);
+    return is_named(store, store->current) ? slot_payload(store, store->current) : store->factory;
 }
 
 const uint8_t *tf_weights_current_sha256(const tf_weights_store *store) {
-    return store->current < 0 ? store->factory_sha256 : digest_of(store, store->current);
+    return is_named(store, store->current) ? digest_of(store, store->current)
+                                           : store->factory_sha256;
 }
 
 const uint8_t *tf_weights_candidate(const tf_weights_store *store) {
-    return store->candidate < 0 ? NULL : slot_payload(store, store->candidate);
+    return is_named(store, store->candidate) ? slot_payload(store, store->candidate) : NULL;
 }
 
 const uint8_t *tf_weights_candidate_sha256(const tf_weights_store *store) {
-    return store->candidate < 0 ? NULL : digest_of(store, store->candidate);
+    return is_named(store, store->candidate) ? digest_of(store, store->candidate) : NULL;
 }
 
 static uint32_t mark_offset(uint32_t index) {
@@ -354,7 +360,8 @@ tf_status tf_weights_release(tf_weights_store *store,
     if (same_digest(tf_weights_current_sha256(store), sha256)) {
         return TF_OK;
     }
-    if (store->candidate < 0 || !same_digest(digest_of(store, store->candidate), sha256)) {
+    const uint8_t *candidate = tf_weights_candidate_sha256(store);
+    if (candidate == NULL || !same_digest(candidate, sha256)) {
         return TF_NOT_FOUND;
     }
     if (write_slot_word(store, store->candidate, AT_RELEASED, SLOT_RELEASED) != TF_OK) {

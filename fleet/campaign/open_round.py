@@ -109,8 +109,8 @@ class OpenRound(RoundMachine):
         return part.answer.model_copy(update={"reports": mine, "accepted": accepted})
 
     def is_asked(self, name: str) -> bool:
-        """Whether a part is still to be told."""
-        return self._parts[name].wanted
+        """Whether a part is still to be told; a gateway that was given up tells none."""
+        return self._parts[name].wanted and self._gateways[name].phase not in ENDED
 
     def keep(self, name: str) -> None:
         """A part is in the store."""

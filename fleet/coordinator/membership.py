@@ -19,7 +19,7 @@ from fleet.campaign import (
 from fleet.campaign.stages import GATEWAY_LOST
 from fleet.clock import Clock
 from fleet.registry import Filter
-from fleet.store import Member, Registry, SqlStore, Stages
+from fleet.store import Member, Registry, RoundRecord, SqlStore, Stages
 from fleet.store.stages import after_round
 
 _MOST_DOUBLED = 60
@@ -145,14 +145,18 @@ class Membership:
     def to_roll_back(self, devices: Sequence[DeviceInfo]) -> dict[str, str]:
         """Devices whose current weights are of this campaign, and what each had before.
 
-        One that nobody has heard of has what was released to it.
+        What a gateway has heard of a device may be older than what was released to it: it has that
+        until it has reported that it went back, or has something else.
         """
         digests = self._store.weight_digests(self._campaign)
-        heard, released = by_name(devices), self.released()
+        heard, released, back_again = by_name(devices), self.released(), self._back_again()
         back = {}
         for name, member in self._stages.members(self._campaign).items():
             current = heard[name].current if name in heard else ""
-            if current != member.before and (current in digests if current else name in released):
+            is_open = name in released and name not in back_again
+            if (current in digests and current != member.before) or (
+                is_open and current in ("", member.before)
+            ):
                 back[name] = member.before
         return back
 
@@ -160,9 +164,23 @@ class Membership:
         """Devices that were told to make the candidate their current weights."""
         return frozenset(
             assignment.device
-            for one in self._store.round_summaries(self._campaign)
-            if one.kind == RoundKind.RELEASE.value
-            for assignment in RoundPlan.from_json(
-                self._store.round(self._campaign, one.number).plan
-            ).assignments
+            for one in self._records(RoundKind.RELEASE)
+            for assignment in RoundPlan.from_json(one.plan).assignments
         )
+
+    def _back_again(self) -> frozenset[str]:
+        """Devices that have reported that they went back."""
+        return frozenset(
+            assignment.device
+            for one in self._records(RoundKind.ROLL_BACK)
+            if one.state == "done"
+            for assignment in RoundPlan.from_json(one.plan).assignments
+            if assignment.device not in one.result["missing"]
+        )
+
+    def _records(self, kind: RoundKind) -> list[RoundRecord]:
+        return [
+            self._store.round(self._campaign, one.number)
+            for one in self._store.round_summaries(self._campaign)
+            if one.kind == kind.value
+        ]

@@ -456,11 +456,6 @@ class DirectTransport(Transport):
         if request.operation is not Operation.HELLO:
             round_name = (str(request.fields["campaign"]), int(request.fields["round"]))
             replies.append(Reply(request.gateway, round_name, error=why))
-        elif not self._cursors.get(request.gateway):
-            # Nobody has heard of it yet, and so nobody else would ask.
-            self._clock.call_later(
-                self._look, lambda: self.send(request.gateway, Operation.HELLO, {})
-            )
         self._deliver(request, replies)
 
     def _deliver(self, request: _Request, replies: list[Reply], cursor: int = 0) -> None:
@@ -470,9 +465,13 @@ class DirectTransport(Transport):
             return  # lost, or the answer to another copy of it
 
         def comes() -> None:
-            if not request.is_over:
-                request.is_over = True
-                self._cursors[name] = max(cursor, self._cursors.get(name, 0))
-                self._replies += replies
+            if request.is_over:
+                return
+            request.is_over = True
+            self._cursors[name] = max(cursor, self._cursors.get(name, 0))
+            self._replies += replies
+            if not replies and not self._cursors[name]:
+                # Nobody has heard of it yet, and so nobody else would ask.
+                self._clock.call_later(self._look, lambda: self.send(name, Operation.HELLO, {}))
 
         self._clock.call_later(seconds, comes)

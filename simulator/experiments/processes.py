@@ -120,6 +120,7 @@ class Process:
     def wait(self, seconds: float, is_over: Callable[[], bool]) -> None:
         """See `WaitingClock`."""
         self.step()
+        self._clock.count_event()
         self._wakes_at = self._clock.monotonic() + max(0.0, seconds)
         self._is_over = is_over
         if not self.is_due:

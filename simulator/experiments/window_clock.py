@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from fleet.clock import Clock, VirtualClock
@@ -9,6 +10,10 @@ from simulator.clock import SECOND
 from simulator.virtual.device import NEVER, Arrival, Said
 from simulator.virtual.line import LEAST_NANOSECONDS
 from simulator.virtual.pool import DevicePool
+
+
+class TooManyEvents(BaseException):
+    """More happens than may; nobody on the way may take it for an error of their own."""
 
 
 class WindowClock(VirtualClock):
@@ -28,6 +33,22 @@ class WindowClock(VirtualClock):
         self._window = window
         self._arrivals: dict[int, list[Arrival]] = {}
         self._first_arrival = NEVER
+        self.events = 0
+        """That were asked for, windows of devices, and waits of processes."""
+        self.most_events: float = math.inf
+        """The next one raises `TooManyEvents`, once: virtual time may stand still otherwise."""
+
+    def count_event(self) -> None:
+        """One more."""
+        self.events += 1
+        if self.events > self.most_events:
+            self.most_events = math.inf
+            raise TooManyEvents(f"{self.events:,}")
+
+    def call_at(self, at: float, action: Callable[[], None]) -> None:
+        """See `VirtualClock`."""
+        self.count_event()
+        super().call_at(at, action)
 
     @property
     def now(self) -> int:
@@ -55,6 +76,7 @@ class WindowClock(VirtualClock):
             self._run_window(min(due + self._window, nanoseconds(end)))
 
     def _run_window(self, end: int) -> None:
+        self.count_event()
         arrivals, self._arrivals = self._arrivals, {}
         self._first_arrival = NEVER
         self._pool.begin(end, arrivals)

@@ -47,7 +47,9 @@ tf_status tf_weights_open(tf_weights_store *store, const tf_flash *flash,
                           const uint8_t *factory_sha256, uint32_t model_digest,
                           uint32_t weights_bytes);
 
-/* What the application infers with (in flash, 4-byte aligned), and its SHA-256. */
+/* What the application infers with (in flash, 4-byte aligned), and its SHA-256. A slot whose header
+ * is no longer what was written has lost its name and counts no more, for the candidate neither:
+ * then these are the factory's. */
 const uint8_t *tf_weights_current(const tf_weights_store *store);
 const uint8_t *tf_weights_current_sha256(const tf_weights_store *store);
 

@@ -39,8 +39,8 @@ def faults(
             found.append(one)
         if not as_json:
             _print(one, is_alone=len(wanted) == 1)
-            if done % EVERY == 0:
-                sys.stderr.write(f"{done:,} of {len(wanted):,} seeds, {len(found)} failed\n")
+        if done % EVERY == 0:
+            sys.stderr.write(f"{done:,} of {len(wanted):,} seeds, {len(found)} failed\n")
     facts = {
         "seeds": done,
         "seconds": round(time.monotonic() - started, 1),

@@ -15,11 +15,14 @@ from simulator.experiments.faults.scene import SITE, Scene
 from simulator.experiments.faults.schedule import HORIZON_SECONDS, MOST, Fault, draw_faults
 from simulator.experiments.faults.watch import Violation, Watch
 from simulator.experiments.fleet import VirtualFleet
+from simulator.experiments.window_clock import TooManyEvents
 from simulator.virtual.pool import LocalPool
 from simulator.virtual.population import Firmware
 
 LONGEST_SECONDS = 4000.0
 """So much longer than the last fault nothing takes, whatever happened."""
+MOST_EVENTS = 1_000_000
+"""So many happen in no story that ends; virtual time may stand still."""
 SETTLE_SECONDS = 45.0
 LOOK_SECONDS = 1.0
 
@@ -86,6 +89,7 @@ def _run(
             fleet.processes.step()
 
         fleet.store.on_commit = committed
+        fleet.clock.most_events = MOST_EVENTS
         before(fleet)
         Injection(fleet, population, scene, coordinator, watch).plan(faults)
         try:
@@ -132,6 +136,9 @@ def _go(scene: Scene, fleet: VirtualFleet, coordinator: Coordinator, watch: Watc
             break
         try:
             fleet.processes.advance(LOOK_SECONDS, lambda: watch.violation is not None)
+        except TooManyEvents as error:
+            watch.broken("every round ends", f"{error} events, and the story goes on")
+            return
         except Exception as error:  # whoever let it out would end
             watch.broken("no defect", f"{type(error).__name__}: {error}")
             return

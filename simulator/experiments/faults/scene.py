@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from codegen.firmware.bundle import MANIFEST, WEIGHTS, Bundle
 from fleet.campaign import CampaignConfig
 from simulator.experiments.config import ExperimentConfig
@@ -167,11 +169,27 @@ def _campaign(seed: int, number: int) -> PlannedCampaign:
     }
     if random.random() < 0.2:
         fields |= {"cohort_share": 0.6, "over_selection": 0.7}
+    arrivals = generator(seed, "arrivals", number)
+    if arrivals.random() < 0.35:
+        fields |= _asynchronous(arrivals)
     follows = bool(random.random() < 0.5)
     begins_at = 0.0 if number == 0 else float(random.uniform(0.0, 15.0))
     return PlannedCampaign(
         f"{number + 1:016x}", CampaignConfig.model_validate(fields), begins_at, follows
     )
+
+
+def _asynchronous(random: np.random.Generator) -> dict[str, Any]:
+    """Small buffers and many versions, so that deltas are stale, and too stale."""
+    return {
+        "rounds": int(random.integers(2, 7)),
+        "over_selection": 0.0,
+        "asynchronous": {
+            "buffer": int(random.integers(1, 4)),
+            "staleness_exponent": (0.0, 0.5, 1.0)[int(random.integers(3))],
+            "most_stale": (0, 1, 2, 20)[int(random.integers(4))],
+        },
+    }
 
 
 BEFALLS_DEVICES = frozenset(

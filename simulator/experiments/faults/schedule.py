@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from codegen.firmware.bundle import Bundle
+from codegen.firmware.flash_layout import slot_header_bytes
 from simulator.devices.flash_image import Identity, identity_region
 from simulator.experiments.setting import FLEET
 from simulator.world.draws import generator
@@ -73,13 +74,14 @@ def _brown_out(random: np.random.Generator, of: Targets) -> dict[str, Any]:
 def _flash_bit_flip(random: np.random.Generator, of: Targets) -> dict[str, Any]:
     flash = of.bundle.manifest.flash
     weights = of.bundle.manifest.weights.bytes
+    slot = slot_header_bytes(weights) + weights
     record = identity_region(Identity("device-0000000", FLEET, "virtual"))
     # Where something is; elsewhere nobody would notice.
     places = (
         ("identity", flash.identity.address, len(record)),
         ("journal", flash.journal.address, 64),
-        ("slot A", flash.slot_a.address, 4096 + weights),
-        ("slot B", flash.slot_b.address, 4096 + weights),
+        ("slot A", flash.slot_a.address, slot),
+        ("slot B", flash.slot_b.address, slot),
         ("head of slot A", flash.slot_a.address, 256),
         ("head of slot B", flash.slot_b.address, 256),
         ("samples", flash.samples.address, 512),

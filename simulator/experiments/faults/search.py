@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -13,7 +14,9 @@ from simulator.experiments.faults.scene import Scene
 from simulator.experiments.faults.watch import Violation
 from simulator.virtual.population import Firmware
 
-CRASH = "no crash"
+CRASH, HANG = "no crash", "no hang"
+HANG_SECONDS = 600.0
+"""Of this machine's time. A story takes a second; what asks for no more events has no other end."""
 MOST_RUNS = 150
 """To shorten one seed's schedule."""
 
@@ -86,7 +89,10 @@ def shrunk(outcome: Outcome, most: int, run: Run) -> Finding:
 
 
 class _Worker:
-    """A process that runs seeds. Where the devices' C crashes it dies, and another takes over."""
+    """A process that runs seeds. Where the devices' C crashes it dies, and another takes over.
+
+    So it does where nothing is heard of it any more.
+    """
 
     def __init__(self, firmware: Firmware, most: int) -> None:
         self._firmware, self._most = firmware, most
@@ -103,25 +109,35 @@ class _Worker:
 
     def ask(self, seed: int, only: Collection[int] | None = None) -> None:
         self._asked = (seed, only)
+        self._give_up_at = time.monotonic() + HANG_SECONDS
         self.connection.send(self._asked)
+
+    @property
+    def seconds_left(self) -> float:
+        """Until it is given up."""
+        return max(0.0, self._give_up_at - time.monotonic())
 
     def answer(self) -> Outcome:
         try:
+            if not self.connection.poll(self.seconds_left):
+                self._process.kill()
+                return self._ended(HANG, f"the process was killed after {HANG_SECONDS:g} s")
             answer = self.connection.recv()
         except (EOFError, ConnectionError):
-            self.close()
-            outcome = self._crashed(self._process.exitcode, *self._asked)
-            self._begin()
-            return outcome
+            self._process.join()
+            return self._ended(CRASH, f"the process died with exit code {self._process.exitcode}")
         if isinstance(answer, Exception):
             raise answer
         assert isinstance(answer, Outcome)
         return answer
 
-    def _crashed(self, code: int | None, seed: int, only: Collection[int] | None) -> Outcome:
-        violation = Violation(CRASH, 0.0, f"the process died with exit code {code}")
+    def _ended(self, invariant: str, what: str) -> Outcome:
+        """Another process takes over."""
+        self.close()
+        self._begin()
+        seed, only = self._asked
         faults = faults_of(Scene(seed, self._firmware), self._most, only)
-        return Outcome(seed, tuple(faults), violation, (), 0, ())
+        return Outcome(seed, tuple(faults), Violation(invariant, 0.0, what), (), 0, ())
 
     def run(self, seed: int, only: Collection[int] | None) -> Outcome:
         """Both."""
@@ -162,7 +178,7 @@ def search(
         firmware: of all devices.
         most: faults of a seed at most.
         workers: processes.
-        only: numbers of the faults that happen; then nothing is shortened.
+        only: numbers of the faults that happen; then nothing is shortened. Nor is what hangs.
     """
     todo = iter(seeds)
     everybody = [_Worker(firmware, most) for _ in range(workers)]
@@ -178,12 +194,14 @@ def search(
         for worker in everybody:
             go_on(worker)
         while busy:
-            for ready in wait(list(busy)):
+            soon = min(one.seconds_left for one in busy.values())
+            late = [one.connection for one in busy.values() if not one.seconds_left]
+            for ready in wait(list(busy), soon) or late:
                 worker = busy.pop(ready)
                 outcome = worker.answer()
                 if outcome.violation is None:
                     yield outcome
-                elif only is None:
+                elif only is None and outcome.violation.invariant != HANG:
                     yield shrunk(outcome, most, worker.run)
                 else:
                     yield Finding(outcome, len(outcome.faults), most)

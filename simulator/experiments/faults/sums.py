@@ -36,6 +36,14 @@ class AcceptedRow(NamedTuple):
     train_samples: int
 
 
+class Share(NamedTuple):
+    """What a delta has in a version: it counts ``scale`` times."""
+
+    row: AcceptedRow
+    key: RoundKey
+    scale: int = 1
+
+
 class SentDeltas:
     """All deltas that devices, or somebody in their name, have sent."""
 
@@ -80,12 +88,12 @@ class Accepted:
         self._db: sqlite3.Connection | None = None
 
     def rows(self, key: RoundKey) -> list[AcceptedRow]:
-        """The deltas that it has counted in a round."""
+        """The deltas that it has counted in a round, in the order in which it did."""
         if self._db is None:
             self._db = sqlite3.connect(self._path, isolation_level=None)
         found = self._db.execute(
             "SELECT device, hex(plan), coded_crc32, train_samples FROM accepted "
-            "JOIN rounds ON rounds.id = round_id WHERE campaign = ? AND round = ?",
+            "JOIN rounds ON rounds.id = round_id WHERE campaign = ? AND round = ? ORDER BY number",
             key,
         )
         return [AcceptedRow(device, plan.lower(), *rest) for device, plan, *rest in found]
@@ -101,26 +109,26 @@ class MissingDelta(Exception):
 
 
 def mean_of(
-    rows: Sequence[AcceptedRow],
-    key: RoundKey,
+    shares: Sequence[Share],
     sent: SentDeltas,
     manifest: Manifest,
     is_uniform: bool,
     before: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """The master weights after federated averaging of these deltas, in integers but one division.
+    """The master weights after averaging of these deltas, in integers but one division.
 
     Raises: MissingDelta naming a device.
     """
     numerator = np.zeros(before.size, np.int64)
     denominator = np.zeros(before.size, np.int64)
-    for row in rows:
-        weight = min(1, row.train_samples) if is_uniform else row.train_samples
+    for row, key, scale in shares:
+        samples = min(1, row.train_samples) if is_uniform else row.train_samples
+        weight = samples * scale
         plan = manifest.plan(row.plan)
         name = DeltaName(row.device, key, row.crc32)
         values = sent.values(name, plan.delta_values if row.train_samples else 0)
         if values is None:
-            raise MissingDelta(row.device)
+            raise MissingDelta(f"{row.device} in {key}")
         if not weight:
             continue
         places = manifest.plan_coordinates(plan)

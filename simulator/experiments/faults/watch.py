@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import sqlalchemy as sa
 
-from fleet.campaign import RoundPlan
+from fleet.aggregation.mean import STALENESS_STEPS
+from fleet.campaign import RoundPlan, Taken
 from fleet.errors import FleetError
 from fleet.gateway.actions import Publish
 from fleet.gateway.link import Message
@@ -26,6 +27,7 @@ from fleet.protocol.messages import NO_DIGEST
 from fleet.store import (
     ENDED_STATES,
     CampaignRecord,
+    Part,
     RoundRecord,
     RoundSummary,
     Stages,
@@ -37,6 +39,7 @@ from simulator.experiments.faults.sums import (
     Accepted,
     MissingDelta,
     SentDeltas,
+    Share,
     mean_of,
     same_devices,
 )
@@ -105,7 +108,7 @@ class Watch:
         self.ended: set[str] = set()
         """Campaigns that ended, whatever became of them since."""
         self._records: dict[str, CampaignRecord] = {}
-        self._rounds: dict[str, tuple[RoundSummary, ...]] = {}
+        self._rounds: dict[str, dict[int, RoundSummary]] = {}
         self._fleet, self._pool, self._scene = fleet, pool, scene
         self._configs = {one.identifier: one.config for one in scene.campaigns}
         self._manifest = Manifest.parse(scene.manifest)
@@ -126,6 +129,7 @@ class Watch:
         self._receipts: dict[tuple[str, str, RoundKey], int] = {}
         self._accepted: dict[str, Accepted] = {}
         self._versions: dict[str, int] = defaultdict(int)
+        self._taken: dict[tuple[str, RoundKey], Taken] = {}
         self._checked: dict[str, set[int]] = defaultdict(set)
         self._running: dict[tuple[str, str, int], float] = {}
         self._old_since: dict[str, float] = {}
@@ -274,13 +278,18 @@ class Watch:
             self._look_at_leases()
             for campaign in self.drivers:
                 self._look_at_rounds(campaign)
+                if self._configs[campaign].asynchronous is not None:
+                    self._look_at_arrivals(campaign)
         self._look_at_drivers()
         self._look_for_late_rounds()
 
     def _read_store(self) -> None:
         store = self._fleet.store
         self._records = {one.id: one for one in store.campaigns()}
-        self._rounds = {one: store.round_summaries(one) for one in self.drivers}
+        for one in self.drivers:
+            known = self._rounds.setdefault(one, {})
+            since = max((of.revision for of in known.values()), default=0)
+            known.update((of.number, of) for of in store.round_summaries(one, since))
         self.ended |= {one.id for one in self._records.values() if one.state in ENDED_STATES}
 
     def record(self, campaign: str) -> CampaignRecord:
@@ -348,7 +357,7 @@ class Watch:
                     )
 
     def _look_at_rounds(self, campaign: str) -> None:
-        for one in self._rounds[campaign]:
+        for _, one in sorted(self._rounds[campaign].items()):
             if one.state == "done" and one.number not in self._checked[campaign]:
                 self._checked[campaign].add(one.number)
                 record = self._fleet.store.round(campaign, one.number)
@@ -358,12 +367,15 @@ class Watch:
         """Under one driver none goes on for longer than it may."""
         for campaign, rounds in self._rounds.items():
             config, driver = self._configs[campaign], self.drivers[campaign][-1]
-            for one in rounds:
+            for one in rounds.values():
                 if one.state != "running" or not driver.lives:
                     continue
                 name = (driver.name, campaign, one.number)
                 since = self._running.setdefault(name, self._now)
-                most = config.deadline_seconds + config.gateway_grace_seconds + SLACK_SECONDS
+                most = config.deadline_seconds + config.gateway_grace_seconds
+                if config.asynchronous is not None:
+                    most *= 2  # its last deltas are taken with those of the round after it
+                most += SLACK_SECONDS
                 if self._now > since + most:
                     self.broken(
                         "every round ends",
@@ -389,33 +401,93 @@ class Watch:
         if why or result["accepted"] != len(reported):
             why = why or f"{result['accepted']} accepted, {len(reported)} reported"
             self.broken("a delta counts once", f"{key}: {why}")
-        if "weights_after" not in result:
-            return
+        if "weights_after" in result:
+            self._began_with(campaign, plan, self._versions[campaign], str(key))
+            self._look_at_version(campaign, [Share(row, key) for of in rows.values() for row in of])
+
+    # ---- versions ----------------------------------------------------------------------
+
+    def _look_at_version(self, campaign: str, shares: Sequence[Share]) -> None:
+        """The next one is made of these deltas."""
         number = self._versions[campaign] = self._versions[campaign] + 1
         before = self._fleet.store.weights(campaign, number - 1)
         after = self._fleet.store.weights(campaign, number)
-        config = self._configs[campaign]
+        config, name = self._configs[campaign], f"version {number} of {campaign}"
         try:
             wanted = mean_of(
-                [row for of in rows.values() for row in of],
-                key,
+                shares,
                 self.sent,
                 self._manifest,
                 config.weighting == "uniform",
                 np.frombuffer(before.master, "<f8"),
             )
         except MissingDelta as error:
-            self.broken("a delta counts once", f"{key}: {error} never sent what was counted")
+            self.broken("a delta counts once", f"{name}: {error} never sent what was counted")
             return
         stored = np.frombuffer(after.master, "<f8")
         if not np.array_equal(stored, wanted):
             differ = int(np.count_nonzero(stored != wanted))
             self.broken(
                 "the sum is exact",
-                f"{key}: {differ} of {stored.size} weights aren't the mean of what was accepted",
+                f"{name}: {differ} of {stored.size} weights aren't the mean of what was accepted",
             )
         if hashlib.sha256(after.blob).hexdigest() != after.sha256:
             self.broken("versions aren't torn", f"{campaign} stores {after.sha256[:16]} torn")
+
+    def _began_with(self, campaign: str, plan: RoundPlan, number: int, name: str) -> None:
+        """What devices trained from is the version that deltas are added to, or known to be."""
+        if plan.weights != self._fleet.store.weights(campaign, number).sha256:
+            self.broken(
+                "versions in order", f"{name}, began with {plan.weights[:16]}, not version {number}"
+            )
+
+    def _look_at_arrivals(self, campaign: str) -> None:
+        """New versions of a campaign that makes them while devices train."""
+        for number, parts in enumerate(self._parts_of_versions(campaign), 1):
+            if number <= self._versions[campaign]:
+                continue
+            shares = [share for part in parts for share in self._shares(campaign, number, part)]
+            self.tell(f"coordinator: version {number} of {campaign[-4:]}, {len(shares)} deltas")
+            self._look_at_version(campaign, shares)
+
+    def _parts_of_versions(self, campaign: str) -> list[list[Part]]:
+        """What each version was made of, from version 1 on."""
+        weights, parts = tables.weights, tables.parts
+        with self._fleet.store.reading() as connection:
+            query = sa.select(sa.func.max(weights.c.version)).where(weights.c.campaign == campaign)
+            made: list[list[Part]] = [[] for _ in range(connection.execute(query).scalar_one())]
+            chosen = sa.select(
+                parts.c.version, parts.c.round, parts.c.gateway, parts.c.part, parts.c.through
+            )
+            for version, *part in connection.execute(chosen.where(parts.c.campaign == campaign)):
+                made[version - 1].append(Part(*part))
+        return made
+
+    def _shares(self, campaign: str, number: int, part: Part) -> list[Share]:
+        """What the deltas of a part have in version ``number``."""
+        key = RoundKey(bytes.fromhex(campaign), part.round)
+        taken = self._taken.setdefault((part.gateway, key), Taken())
+        rows = self._accepted[part.gateway].rows(key)
+        name = f"part {part.part} of {part.gateway}, {key}"
+        if part.part != taken.parts or not taken.deltas <= part.through <= len(rows):
+            self.broken(
+                "a delta counts once",
+                f"{name}, has deltas up to number {part.through} of {len(rows)}; before it "
+                f"{taken.deltas} were taken in {taken.parts} parts",
+            )
+        self._taken[part.gateway, key] = Taken(taken.parts + 1, part.through)
+        config = self._configs[campaign]
+        plan = RoundPlan.from_json(self._fleet.store.round(campaign, part.round).plan)
+        begun_with = plan.stage * config.rounds + plan.training_round - 1
+        staleness = number - 1 - begun_with
+        self._began_with(campaign, plan, begun_with, name)
+        if staleness < 0:
+            self.broken("versions in order", f"{name}, is in version {number} of before it began")
+        how = config.asynchronous
+        assert how is not None
+        scale = STALENESS_STEPS * (1 + staleness) ** -how.staleness_exponent
+        steps = max(1, round(scale)) if staleness <= how.most_stale else 0
+        return [Share(row, key, steps) for row in rows[taken.deltas : part.through]]
 
     # ---- in the end --------------------------------------------------------------------
 
@@ -431,7 +503,7 @@ class Watch:
                 continue
             record = self.record(planned.identifier)
             rounds = self._rounds[planned.identifier]
-            running = [one.number for one in rounds if one.state == "running"]
+            running = [one.number for one in rounds.values() if one.state == "running"]
             if record.state not in ENDED_STATES or running:
                 self.broken(
                     "every round ends",

@@ -27,6 +27,8 @@ WEIGHTS_BYTES = 6 * CHUNK_BYTES + 18  # the last chunk is short and ends within 
 FACTORY = random.Random(0).randbytes(WEIGHTS_BYTES)
 MODEL, OTHER_MODEL = 0x81D20C35, 0x81D20C34
 VERSIONS = [random.Random(seed).randbytes(WEIGHTS_BYTES) for seed in (1, 2, 3)]
+HEADER_BYTES = 56
+"""Up to its CRC, that included."""
 SLOTS = (Region * 2)(Region.of_sectors(0, 2), Region.of_sectors(2, 2))
 
 
@@ -380,6 +382,25 @@ def test_one_cannot_release_what_a_staging_has_erased(device: Device) -> None:
     digest = hashlib.sha256(V2).digest()
     assert device.library.tf_weights_release(ctypes.byref(store), digest) == NOT_FOUND
     assert device.versions() == (V1, None)
+
+
+def test_a_bit_that_turns_over_in_a_header_gives_no_version_another_name(device: Device) -> None:
+    prepare_released_and_candidate(device)
+    before = device.snapshot()
+    digest = hashlib.sha256(V2).digest()
+    for slot in SLOTS:
+        for bit in range(8 * HEADER_BYTES):
+            device.restore(before)
+            device.flash.power_on()
+            store = device.boot()
+            at = slot.address - FLASH_ADDRESS + bit // 8
+            device.flash.content[at] ^= 1 << bit % 8
+            told = device.current(store), device.candidate(store)
+            assert told in ((FACTORY, V2), (V1, None)), f"bit {bit}"
+            status = device.library.tf_weights_release(ctypes.byref(store), digest)
+            assert status == (OK if told[1] == V2 else NOT_FOUND)
+            assert device.round(V2)
+            assert V2 in device.versions()
 
 
 def test_chunks_that_are_in_flash_are_not_asked_for_again(device: Device) -> None:

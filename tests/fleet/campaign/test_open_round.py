@@ -189,3 +189,16 @@ def test_one_answer_without_the_part_is_asked_for_again(machine: OpenRound) -> N
     assert machine.part("g") == 0
     machine.collected("g", told(0, 2, 2, 2), 4.0)
     assert machine.taken("g") is not None
+
+
+def test_a_gateway_that_is_given_up_keeps_no_part_waiting(machine: OpenRound) -> None:
+    machine.collected("g", standing(2), 2.0)
+    take(machine, 2.0)
+    machine.failed("g", "no answer", 10.0)
+    take(machine, 60.0)
+    assert machine.requests(149.0) == []
+    assert machine.is_asked("g")
+    assert machine.requests(200.0) == []
+    assert machine.finished
+    assert not machine.is_asked("g")
+    assert machine.taken("g") is None

@@ -484,6 +484,25 @@ def test_devices_that_nobody_hears_of_have_not_gone_back(fleet: StagedFleet) -> 
     assert fleet.reason(name) == "asked for by the operator"
 
 
+def test_devices_go_back_though_their_gateways_have_not_heard_what_was_released_to_them(
+    fleet: StagedFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fleet.current()
+    name = fleet.campaign()
+    assert fleet.drive(name) == "finished"
+    for one in fleet.gateways.values():
+        told = [{**entry, "current": before[entry["device"]]} for entry in one.devices]
+        real = one._hello
+        monkeypatch.setattr(
+            one, "_hello", lambda request, real=real, told=told: {**real(request), "devices": told}
+        )
+    fleet.store.reopen(name)
+    assert fleet.drive(name) == "rolled-back"
+    assert fleet.current() == before
+    assert fleet.rounds(name)[-1] == ("roll-back", 16)
+    assert fleet.reason(name) == "asked for by the operator"
+
+
 def test_devices_that_another_campaign_has_go_back_when_it_lets_them_go(
     fleet: StagedFleet,
 ) -> None:

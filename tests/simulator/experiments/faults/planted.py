@@ -8,9 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from fleet.campaign.config import Asynchronous
 from fleet.coordinator import closing
+from fleet.coordinator.driver import CampaignDriver
 from fleet.coordinator.membership import Membership
 from fleet.coordinator.round_runner import RoundRunner
 from fleet.gateway.actions import Publish
@@ -18,6 +21,7 @@ from fleet.gateway.core import Core
 from fleet.gateway.round_logic import RoundLogic
 from fleet.gateway.sums import Sums
 from fleet.store import Lease, SqlStore
+from simulator.experiments.faults import run
 from simulator.machines.host import HostMachine
 from simulator.virtual.population import Population
 
@@ -181,3 +185,74 @@ def a_gateway_stumbles_over_a_second_delta(patch: pytest.MonkeyPatch) -> None:
         return refuse(self, device, delta, why, now)
 
     patch.setattr(RoundLogic, "_refuse", stumble)
+
+
+# ---- asynchronous campaigns --------------------------------------------------------------
+
+
+def a_part_has_what_the_part_before_had(patch: pytest.MonkeyPatch) -> None:
+    of_part, told = Sums.of_part, {}
+
+    def with_before(self: Sums, round_id: int, part: int) -> Any:
+        found = of_part(self, round_id, part)
+        for plan, (one,) in found.items():
+            values = np.frombuffer(one["values"], "<i8")
+            before = told.get((self._db, round_id, plan, part - 1), np.zeros_like(values))
+            told[self._db, round_id, plan, part] = values
+            one["values"] = (values + before).tobytes()
+        return found
+
+    patch.setattr(Sums, "of_part", with_before)
+    patch.setattr(closing, "_problem_with", lambda *_: "")
+
+
+def a_version_forgets_a_part_that_it_has(patch: pytest.MonkeyPatch) -> None:
+    make_version = SqlStore.make_version
+
+    def with_fewer(self: SqlStore, *about: Any) -> None:
+        *most, parts = about
+        make_version(self, *most, parts[:-1])
+
+    patch.setattr(SqlStore, "make_version", with_fewer)
+
+
+def stale_deltas_weigh_what_fresh_ones_do(patch: pytest.MonkeyPatch) -> None:
+    scale = Asynchronous.scale
+    patch.setattr(
+        Asynchronous, "scale", lambda self, staleness: min(1.0, 2**30 * scale(self, staleness))
+    )
+
+
+def what_is_too_stale_counts(patch: pytest.MonkeyPatch) -> None:
+    scale = Asynchronous.scale
+
+    def whatever(self: Asynchronous, staleness: int) -> float:
+        return scale(self.model_copy(update={"most_stale": staleness}), staleness)
+
+    patch.setattr(Asynchronous, "scale", whatever)
+
+
+def rounds_begin_with_the_first_version(patch: pytest.MonkeyPatch) -> None:
+    plan_round = CampaignDriver.plan_round
+
+    def with_the_first(self: CampaignDriver, step: Any, weights: str, *about: Any) -> Any:
+        if step.training_round:
+            weights = self._store.weights(self._campaign, 0).sha256
+        return plan_round(self, step, weights, *about)
+
+    patch.setattr(CampaignDriver, "plan_round", with_the_first)
+
+
+# ---- stories without an end --------------------------------------------------------------
+
+
+def a_driver_goes_round_in_circles(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(run, "MOST_EVENTS", 50_000)
+    hand_over = RoundRunner.hand_over
+
+    def for_ever(self: RoundRunner, plan: Any, machine: Any, reply: Any) -> None:
+        while reply.error:
+            self._context.clock.sleep(0.0)
+        hand_over(self, plan, machine, reply)
+
+    patch.setattr(RoundRunner, "hand_over", for_ever)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -12,11 +14,12 @@ from typer.testing import CliRunner
 from codegen.host_toolchain import Source, host_toolchain
 from simulator.errors import ExperimentError
 from simulator.experiments.cli import experiment
+from simulator.experiments.faults import command
 from simulator.experiments.faults.command import numbers_of, seeds_of
 from simulator.experiments.faults.run import Outcome, faults_of, run_seed
 from simulator.experiments.faults.scene import Scene
 from simulator.experiments.faults.schedule import KINDS, MOST
-from simulator.experiments.faults.search import CRASH, Finding, search, shrunk
+from simulator.experiments.faults.search import CRASH, HANG, Finding, search, shrunk
 from simulator.virtual.population import Firmware
 from tests.simulator.experiments.faults import planted
 
@@ -42,6 +45,27 @@ def test_forty_seeds_break_nothing(firmware: Firmware) -> None:
 def test_a_nights_seeds_break_nothing(firmware: Firmware) -> None:
     found = search(range(10_000, 20_000), firmware, MOST, workers=2)
     assert [one.command for one in found if isinstance(one, Finding)] == []
+
+
+FOUND = [
+    (1011, {4, 7, 14}),
+    (2004, {4}),
+    (104, {11, 16}),
+    (10048, {2, 13}),
+    (11243, {1, 6, 8}),
+    (11425, {9, 18}),
+    (11515, {1}),
+]
+"""What the search has found and still tells: docs/results/faults.md."""
+
+
+@pytest.mark.parametrize(("seed", "numbers"), FOUND)
+def test_what_was_found_once_happens_no_more(
+    firmware: Firmware, seed: int, numbers: set[int]
+) -> None:
+    outcome = run_seed(seed, firmware, only=numbers)
+    assert {one.number for one in outcome.faults} == numbers
+    assert outcome.violation is None, "\n".join(outcome.story)
 
 
 def test_two_runs_of_a_seed_tell_the_same_story(firmware: Firmware) -> None:
@@ -78,6 +102,12 @@ PLANTED = [
     (planted.an_old_driver_goes_on, 6, "one driver"),
     (planted.a_driver_stumbles_over_a_gateway_that_is_away, 9, "no defect"),
     (planted.a_gateway_stumbles_over_a_second_delta, 1, "no defect"),
+    (planted.a_part_has_what_the_part_before_had, 8, "the sum is exact"),
+    (planted.a_version_forgets_a_part_that_it_has, 2, "the sum is exact"),
+    (planted.stale_deltas_weigh_what_fresh_ones_do, 5, "the sum is exact"),
+    (planted.what_is_too_stale_counts, 12, "the sum is exact"),
+    (planted.rounds_begin_with_the_first_version, 2, "versions in order"),
+    (planted.a_driver_goes_round_in_circles, 9, "every round ends"),
 ]
 
 
@@ -115,16 +145,34 @@ def test_seeds_run_in_processes_as_they_do_here(firmware: Firmware) -> None:
     assert sorted(found, key=lambda one: one.seed) == here
 
 
-def test_a_crash_of_the_devices_library_is_found(firmware: Firmware, tmp_path: Path) -> None:
-    (tmp_path / "crash.c").write_text(
-        "#include <stdlib.h>\n__attribute__((constructor)) static void crash(void) { abort(); }\n"
+def _library_that(does: str, folder: Path) -> Path:
+    """Whoever loads it has to do that."""
+    code = (
+        f"#include <stdlib.h>\n__attribute__((constructor)) static void begin(void) {{ {does} }}\n"
     )
-    library = tmp_path / "crash.so"
-    source = Source(tmp_path / "crash.c")
+    (folder / "begin.c").write_text(code)
+    library = folder / "begin.so"
+    source = Source(folder / "begin.c")
     host_toolchain().build_host([source], include_dirs=[], output=library, defines=())
+    return library
+
+
+def test_a_crash_of_the_devices_library_is_found(firmware: Firmware, tmp_path: Path) -> None:
+    library = _library_that("abort();", tmp_path)
     (found,) = search([1], replace(firmware, library=library), FEW, workers=1)
     assert isinstance(found, Finding)
     assert (found.violation.invariant, found.outcome.faults) == (CRASH, ())
+
+
+def test_a_process_that_is_heard_of_no_more_is_ended(
+    firmware: Firmware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulator.experiments.faults.search.HANG_SECONDS", 1.0)
+    library = _library_that("for (;;) {}", tmp_path)
+    (found,) = search([1], replace(firmware, library=library), FEW, workers=1)
+    assert isinstance(found, Finding)
+    assert found.violation.invariant == HANG
+    assert len(found.outcome.faults) == found.of > 0
 
 
 def test_the_command_tells_the_story_of_one_seed(firmware: Firmware) -> None:
@@ -135,6 +183,26 @@ def test_the_command_tells_the_story_of_one_seed(firmware: Firmware) -> None:
     assert "coordinator: round 1" in told.output
     assert "1 seeds" in told.output
     assert "0 failed" in told.output
+
+
+def test_programs_are_told_what_was_found(
+    firmware: Firmware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search_here(seeds: range, *about: Any) -> Iterator[Outcome | Finding]:
+        for outcome in (run_seed(seed, firmware, FEW) for seed in seeds):
+            yield outcome if outcome.violation is None else Finding(outcome, FEW, FEW)
+
+    monkeypatch.setattr(command, "firmware_for_search", lambda *_: firmware)
+    monkeypatch.setattr(command, "search", search_here)
+    planted.the_coordinator_forgets_a_report(monkeypatch)
+    told = CliRunner().invoke(experiment, ["faults", "--seeds", "1..1", "--events", "6", "--json"])
+    assert told.exit_code == 1, told.output
+    facts = json.loads(told.stdout)
+    (found,) = facts["failed"]
+    assert (facts["seeds"], found["seed"], found["invariant"]) == (1, 1, "a delta counts once")
+    assert facts["accepted"] > 0
+    assert any("BROKEN" in line for line in found["story"])
+    assert found["command"].startswith("tinyfleet experiment faults --seeds 1..1 --events 6 --only")
 
 
 @pytest.mark.parametrize("text", ["", "a..b", "5..3", "-1..3"])
