@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from codegen.firmware.bundle import Bundle
 from simulator.errors import ImageError
+from simulator.machines.registry import MACHINES
 from simulator.machines.renode.machine import Emulation, RenodeMachine, shared_emulation
 from tests import processes
+from tests.device_runtime.host_device import Publication
 from tests.patience import wait_until
 from tests.simulator.conftest import WorldClock, skip_without
+from tests.simulator.line import Line
+from tests.simulator.machines.test_registry import built, give_other_weights, spec_of
 
 pytestmark = [pytest.mark.slow]
 
@@ -40,6 +45,21 @@ def test_an_emulation_that_ends_leaves_the_shared_one_alone() -> None:
     assert shared_emulation() is shared
     shared.close()
     assert shared_emulation.cache_info().currsize == 0
+
+
+def test_a_board_in_virtual_time_does_the_same_every_time(digits: Bundle, tmp_path: Path) -> None:
+    def life() -> tuple[int, float, list[Publication]]:
+        world = WorldClock()
+        with built(spec_of(digits, "renode"), world, tmp_path) as machine:
+            line = Line(machine, world)
+            give_other_weights(line, digits)
+            with MACHINES["renode"].counting(machine) as counted:
+                line.until(
+                    lambda: any(one.topic.endswith("/delta") for one in line.broker.published)
+                )
+                return counted(), world.now, line.broker.published
+
+    assert life() == life()
 
 
 def test_a_board_that_can_not_be_made_leaves_no_process_behind(
