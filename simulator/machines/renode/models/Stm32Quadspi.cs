@@ -1,8 +1,9 @@
 // QUADSPI of STM32F7 with a NOR flash of the N25Q family, whose content is a plain memory.
 //
-// The same commands as simulator/devices/quadspi.py and nor_flash.py know; what they call a misuse is
-// logged as an error here, and does nothing. The memory can be read at any time: that the firmware
-// doesn't while commands are sent is up to its protection unit, which Renode has.
+// It knows the commands that simulator/devices/quadspi.py and nor_flash.py know. What the chip would
+// ignore is logged as an error, and ignored; how it is read while mapped isn't looked at. The memory
+// can be read at any time: that the firmware doesn't while commands are sent is up to its protection
+// unit, which Renode has.
 using System.Collections.Generic;
 using System.Linq;
 using Antmicro.Renode.Logging;
