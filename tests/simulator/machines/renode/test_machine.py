@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,26 @@ def test_a_board_in_virtual_time_does_the_same_every_time(digits: Bundle, tmp_pa
                 return counted(), world.now, line.broker.published
 
     assert life() == life()
+
+
+def test_a_board_that_is_off_does_not_let_time_run_ahead_of_the_hosts(digits: Bundle) -> None:
+    machine = RenodeMachine(digits.board, digits.firmware)
+    monitor = shared_emulation().monitor
+
+    def elapsed(which: str) -> float:
+        told = monitor.execute("emulation GetTimeSourceInfo")
+        found = re.search(rf"Elapsed {which} Time: (\d+):(\d+):([\d.]+)", told)
+        assert found is not None, told
+        hours, minutes, seconds = found.groups()
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+    try:
+        monitor.execute("sysbus.cpu IsHalted true")
+        off = elapsed("Virtual")
+        wait_until(lambda: elapsed("Virtual") > off + 1.0, "its time to go on")
+        assert elapsed("Virtual") < elapsed("Host") + 1.0
+    finally:
+        machine.close()
 
 
 def test_a_board_that_can_not_be_made_leaves_no_process_behind(
