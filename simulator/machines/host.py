@@ -298,10 +298,8 @@ class HostMachine:
         self._memory = ctypes.create_string_buffer(self._library.tf_host_device_bytes() + 16)
         self._device = (ctypes.addressof(self._memory) + 15) & ~15
         self.done = Done()
-        self._operations_before = 0
         self._bytes_up = self._bytes_down = 0
         self._line_was_up = False
-        self._started = False
         self.hang_ups = 0
         self.power_on()
 
@@ -412,7 +410,7 @@ class HostMachine:
     @property
     def flash_operations(self) -> int:
         """Words programmed and sectors erased since the machine was made."""
-        return self._operations_before + int(self._call("flash_operations"))
+        return int(self._call("flash_operations"))
 
     @property
     def device_state(self) -> int:
@@ -443,10 +441,7 @@ class HostMachine:
     def power_on(self, *, keep_sram: bool = False) -> None:
         """Start again; flash keeps its content. Nothing else ever outlives the power here."""
         del keep_sram
-        if self._started:
-            self._operations_before = self.flash_operations
         self._library.tf_host_device_start(self._device, ctypes.addressof(self._setup), self._now())
-        self._started = True
         self._look_at_line()
 
     def cut_power_at_flash_operation(self, operations: int, seed: int) -> None:

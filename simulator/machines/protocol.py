@@ -85,7 +85,11 @@ class Machine(Terminal, Protocol):
         ...
 
     def cut_power_at_flash_operation(self, operations: int, seed: int) -> None:
-        """Cut power in the ``operations``-th (from 1) flash operation from now, which is torn."""
+        """Cut power in the ``operations``-th (from 1) flash operation from now, which is torn.
+
+        It stays armed over resets and power on, until it has happened or another call replaces it;
+        0 disarms. It can be armed without power.
+        """
         ...
 
     @property

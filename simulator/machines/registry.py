@@ -154,7 +154,12 @@ class _Host(_Kind):
 class _Renode(_Kind):
     title = "the board's image in Renode (docs/howto/renode.md)"
     capabilities = frozenset(
-        {Capability.LINE_SPEED, Capability.POWER_CUT, Capability.INSTRUCTION_COUNT}
+        {
+            Capability.LINE_SPEED,
+            Capability.POWER_CUT,
+            Capability.EXTERNAL_FLASH,
+            Capability.INSTRUCTION_COUNT,
+        }
     )
 
     def runs(self, board: Board) -> bool:
@@ -186,6 +191,7 @@ class _Renode(_Kind):
             Path(spec.bundle) / "firmware.elf",
             clock=clock,
             battery_percent=lambda: spec.battery_percent,
+            seed=spec.seed,
             flash_content=content,
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from codegen.compile import compile_model
-from codegen.firmware.boards import load_board
+from codegen.firmware.boards import Board, load_board
 from codegen.firmware.bundle import Bundle
 from simulator.machines.elf_image import ElfImage, load_elf
 from simulator.machines.registry import machine_kind
@@ -79,6 +79,18 @@ def image(board: str, tmp_path_factory: pytest.TempPathFactory) -> ElfImage:
     return load_elf(compile_image(board, tmp_path_factory.mktemp("firmware"), FIRMWARE / "image.c"))
 
 
+ALL_OUTSIDE = "stm32f746 with all outside"
+"""A board for `compiled`: in its own flash there is room for the firmware only."""
+
+
+def board_called(name: str) -> Board:
+    if name != ALL_OUTSIDE:
+        return load_board(name)
+    described = load_board("stm32f746").model_dump()
+    described["flash"]["sectors"] = [32768, 262144]
+    return Board.model_validate(described)
+
+
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
     """The firmware that ships for a board of this name, with the model of the example."""
@@ -87,7 +99,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle
     def compiled_for(board: str) -> Bundle:
         return compile_model(
             DIGITS / "digits.onnx",
-            board,
+            board_called(board),
             None,
             DIGITS / "calibration.npz",
             tmp_path_factory.mktemp("bundle") / "digits",

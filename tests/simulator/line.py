@@ -35,6 +35,11 @@ class Line:
             assert self.world.now < end, f"nothing happened within {seconds} s"
             self.step()
 
+    def hang_up(self) -> None:
+        """The modem's stream is closed."""
+        self.connected = False
+        self.machine.set_data_carrier_detect(False)
+
     def step(self) -> None:
         self.reason = idle(self.machine, self.world)
         said = self.machine.take_transmitted()

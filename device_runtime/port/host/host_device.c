@@ -185,7 +185,11 @@ uint32_t tf_host_device_bytes(void) {
 
 tf_status tf_host_device_start(tf_host_device *device, const tf_host_setup *setup,
                                uint32_t milliseconds) {
+    const uint32_t operations = device->flash_operations;
+    const uint32_t operations_to_cut = device->operations_to_cut;
     memset(device, 0, sizeof *device);
+    device->flash_operations = operations;
+    device->operations_to_cut = operations_to_cut;
     device->setup = setup;
     device->milliseconds = milliseconds;
     device->random = milliseconds << 12; /* other bits after each reset */

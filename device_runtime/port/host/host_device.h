@@ -62,10 +62,11 @@ typedef struct {
 
 typedef struct tf_host_device tf_host_device;
 
-/* Bytes of a tf_host_device, 16-byte aligned. */
+/* Bytes of a tf_host_device, 16-byte aligned and zero before its first start. */
 uint32_t tf_host_device_bytes(void);
 
-/* Powers a device on (also again, after a reset or a power cut). Status as tf_client_init. */
+/* Powers a device on (also again, after a reset or a power cut). Status as tf_client_init. What is
+ * due to cut the power stays due, and flash operations are counted on. */
 tf_status tf_host_device_start(tf_host_device *device, const tf_host_setup *setup,
                                uint32_t milliseconds);
 

@@ -271,12 +271,17 @@ class QemuMachine:
     def cut_power_at_flash_operation(self, operations: int, seed: int) -> None:
         """Cut power in the ``operations``-th (from 1) flash operation from now, which is torn."""
         self._cut.arm(operations, seed)
-        with self._halted():
-            for place in (self._programs, self._erases):
-                if operations:
-                    self._debugger.set_breakpoint(place)
-                else:
-                    self._debugger.clear_breakpoint(place)
+        if self._has_power:
+            with self._halted():
+                self._watch_flash()
+
+    def _watch_flash(self) -> None:
+        """Stop before flash operations while one of them is to be cut."""
+        for place in (self._programs, self._erases):
+            if self._cut.is_armed:
+                self._debugger.set_breakpoint(place)
+            else:
+                self._debugger.clear_breakpoint(place)
 
     @property
     def flash_operations(self) -> int:
@@ -371,6 +376,7 @@ class QemuMachine:
         except QemuError as error:
             raise QemuError(f"{error}: {self._last_words() or 'it said nothing'}") from None
         self._debugger.set_breakpoint(self._reset)
+        self._watch_flash()
         if not self._runs_alone:
             self._debugger.set_breakpoint(self._idle)
 

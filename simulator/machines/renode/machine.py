@@ -5,8 +5,8 @@ share one process of their worker, and run by themselves. One that is given anot
 process of its own, which only goes on while its owner runs it: up to the time of that clock, and
 then until the firmware sleeps.
 
-The line has its speed, and power cuts tear the operation that they are in. Operations of the flash
-take no time, and only the internal flash is there.
+The line has its speed, and power cuts tear the operation that they are in. Operations of the
+flashes take no time.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ QUANTUM_SECONDS = 0.01
 TICK_MILLISECONDS = 5.0
 CONNECT_SECONDS = 30.0
 _MOST_READ = 1 << 14
+_LARGEST_SEED = 0x7FFFFFFF
 _BYTE = re.compile(r"0x([0-9A-Fa-f]{2})\b")
 
 FlashContent = Iterable[tuple[int, bytes]]
@@ -44,9 +45,15 @@ FlashContent = Iterable[tuple[int, bytes]]
 class Emulation:
     """A Renode process with our models, and the socket that its nodes dial."""
 
-    def __init__(self, on_close: Callable[[], None] = lambda: None) -> None:
-        """Start it. Raises: RenodeError."""
-        self._on_close = on_close
+    def __init__(
+        self, seed: int | None = None, *, on_close: Callable[[], None] = lambda: None
+    ) -> None:
+        """Start it.
+
+        With a seed it runs as fast as it can and does the same every time; without one it never
+        runs ahead of the host's clock. Raises: RenodeError.
+        """
+        self._seed, self._on_close = seed, on_close
         self.folder = Path(tempfile.mkdtemp(prefix="tinyfleet-renode-"))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(CONNECT_SECONDS)
@@ -56,6 +63,8 @@ class Emulation:
             self.monitor = Monitor(shlex.split(find_renode()), self.folder / "renode.log")
             for path in model_files():
                 self.monitor.execute(f"include @{path}")
+            if seed is not None:
+                self.monitor.execute(f"emulation SetSeed {seed & _LARGEST_SEED}")
         except BaseException:
             self._clean_up()
             raise
@@ -85,6 +94,9 @@ class Emulation:
         self._in_use += 1
         self.monitor.execute(f"adc1 Percent {percent:.2f}")
         self.monitor.execute(f'emulation SetGlobalQuantum "{QUANTUM_SECONDS}"')
+        if self._seed is not None:
+            self.monitor.execute("emulation SetGlobalAdvanceImmediately true")
+            self.monitor.execute("emulation SetGlobalSerialExecution true")
         line.power_is_back()
         return line
 
@@ -134,10 +146,8 @@ def write_node(
     """Files of a node, which is called as its folder; returns the commands that make it.
 
     Its line is dialled to ``port`` of this machine; see ``platform_text`` for what ends with it.
-    Raises: ImageError for content that lies outside of the internal flash, or a board of another
-    family.
+    Raises: ImageError for content that lies outside of its flashes, or a board of another family.
     """
-    (folder / "erased.bin").write_bytes(b"\xff" * board.flash.bytes)
     platform = folder / "board.repl"
     platform.write_text(
         platform_text(board, port, folder.name, ends_with_worker=ends_with_worker), encoding="utf-8"
@@ -169,18 +179,20 @@ class RenodeMachine:
         *,
         clock: Milliseconds = host_milliseconds,
         battery_percent: Callable[[], float] = lambda: 100.0,
+        seed: int = 0,
         flash_content: FlashContent = (),
     ) -> None:
         """Make the node with ``flash_content`` in its flash, and power it on.
 
-        The battery is looked at now and at each power on. Raises: RenodeError; ImageError when
+        The battery is looked at now and at each power on. The seed is of what the firmware draws
+        in a time that isn't the host's. Raises: RenodeError; ImageError when
         content lies outside the flash.
         """
         self.board = load_board(board) if isinstance(board, str) else board
         self._clock, self._start_of_clock = clock, clock()
         self._battery_percent = battery_percent
         self._runs_alone = clock is host_milliseconds
-        self._emulation = shared_emulation() if self._runs_alone else Emulation()
+        self._emulation = shared_emulation() if self._runs_alone else Emulation(seed)
         self._line = self._emulation.add(self.board, firmware, flash_content, battery_percent())
         if self._runs_alone:
             self._emulation.start()
@@ -246,13 +258,15 @@ class RenodeMachine:
         monitor.execute(f"adc1 Percent {self._battery_percent():.2f}")
         if not keep_sram:
             monitor.execute("sysbus.sram ZeroAll")
+            if self.board.external_flash is not None:
+                monitor.execute("quadspi PowerOn")
         monitor.execute("machine Reset")
         monitor.execute("sysbus.cpu IsHalted false")
         self._line.power_is_back()
 
     def cut_power_at_flash_operation(self, operations: int, seed: int) -> None:
         """Cut power in the ``operations``-th (from 1) flash operation from now, which is torn."""
-        command = f"flash_controller CutPowerAt {operations} {seed}"
+        command = f"flash_controller CutPowerAt {operations} {seed & _LARGEST_SEED}"
         self._emulation.of(self._line.node, command)
 
     @property
@@ -297,9 +311,10 @@ class RenodeMachine:
 
 
 def _check_place(board: Board, address: int, size: int) -> None:
-    flash = board.flash
-    if not flash.address <= address <= address + size <= flash.address + flash.bytes:
+    if not any(
+        one.address <= address <= address + size <= one.address + one.bytes
+        for one in board.flashes.values()
+    ):
         raise ImageError(
-            f"{size} bytes at {address:#010x} lie outside of the flash that Renode has of board "
-            f"{board.name}: it has no external one; run the board as unicorn"
+            f"{size} bytes at {address:#010x} lie outside of the flashes of board {board.name}"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from codegen.firmware.boards import Board
 from simulator.errors import ImageError
 
-MODELS = ("Stm32Serial.cs", "Stm32Flash.cs")
+MODELS = ("Stm32Serial.cs", "Stm32Flash.cs", "Stm32Quadspi.cs")
 _CPUS = ("cortex-m4", "cortex-m7")
 _USART_HZ = 42_000_000
 _TIMER_HZ = 42_000_000
@@ -51,6 +51,7 @@ def platform_text(
 // {board.title}
 flash: Memory.MappedMemory @ sysbus {board.flash.address:#010x}
     size: {board.flash.bytes:#x}
+    ResetByte: 0xFF
 
 sram: Memory.MappedMemory @ sysbus {board.sram.address:#010x}
     size: {board.sram.bytes:#x}
@@ -111,6 +112,29 @@ timer2: Timers.STM32_Timer @ sysbus 0x40000000
 iwdg: Timers.STM32_IndependentWatchdog @ sysbus 0x40003000
     frequency: {_WATCHDOG_HZ}
     windowOption: false
+{_beside(board)}"""
+
+
+def _beside(board: Board) -> str:
+    """The flash beside the microcontroller, where there is one, and the ports of its pins."""
+    external = board.external_flash
+    if external is None:
+        return ""
+    return f"""
+external_flash: Memory.MappedMemory @ sysbus {external.address:#010x}
+    size: {external.bytes:#x}
+    ResetByte: 0xFF
+
+quadspi: Tinyfleet.Stm32Quadspi @ sysbus 0xA0001000
+    memory: external_flash
+    internalFlash: flash_controller
+    id: {external.id:#x}
+
+gpioPortD: GPIOPort.STM32_GPIOPort @ sysbus <0x40020C00, +0x400>
+    numberOfAFs: 16
+
+gpioPortE: GPIOPort.STM32_GPIOPort @ sysbus <0x40021000, +0x400>
+    numberOfAFs: 16
 """
 
 
@@ -123,7 +147,6 @@ def node_script(board: Board, node: str, platform: Path, firmware: Path) -> str:
     return f"""\
 mach create "{node}"
 machine LoadPlatformDescription @{platform}
-sysbus LoadBinary @{platform.with_name("erased.bin")} {board.flash.address:#010x}
 sysbus LoadELF @{firmware}
 macro reset "{vectors}"
 """

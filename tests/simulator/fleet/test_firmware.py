@@ -26,6 +26,7 @@ from fleet.protocol import device_seed
 from simulator.fleet.fleet import Fleet
 from simulator.machines.device_spec import DeviceSpec
 from tests.patience import PATIENCE_SECONDS
+from tests.simulator.conftest import skip_without
 
 ROOT = Path(__file__).parents[3]
 DIGITS = ROOT / "examples" / "digits"
@@ -291,7 +292,11 @@ def test_power_cuts_while_weights_are_staged_only_delay_the_delta(
 
 
 @pytest.mark.slow
-def test_a_round_of_mcunet_with_its_weights_in_the_external_flash(tmp_path: Path) -> None:
+@pytest.mark.parametrize("machine", ["unicorn", "renode"])
+def test_a_round_of_mcunet_with_its_weights_in_the_external_flash(
+    tmp_path: Path, machine: str
+) -> None:
+    skip_without(machine)
     shared = Path(os.environ.get("TINYFLEET_SHARED", ROOT.parent / "shared"))
     model = shared / "models" / "mcunet-5fps-head10-int8.onnx"
     if not model.exists():
@@ -308,7 +313,7 @@ def test_a_round_of_mcunet_with_its_weights_in_the_external_flash(tmp_path: Path
     assert flash.slot_a.flash == flash.samples.flash == "external"
     assert flash.samples.bytes >= 64 * 128 * 128 * 3
     samples = np.random.default_rng(5).integers(-128, 128, (9, 128, 128, 3)).astype(np.int8)
-    with running(World(tmp_path, bundle, samples)) as world:
+    with running(World(tmp_path, bundle, samples, machine=machine)) as world:
         for device in world.announced().values():
             assert (device["train_samples"], device["held_out_samples"]) == (6, 3)
         blob = other_weights(bundle)

@@ -11,20 +11,33 @@ import pytest
 from codegen.firmware.bundle import Bundle
 from fleet.protocol import Delta, topics
 from simulator.machines.device_spec import DeviceSpec
-from simulator.machines.registry import MACHINES, boards_of, build_machine, prepare_bundle
+from simulator.machines.protocol import Capability
+from simulator.machines.registry import (
+    MACHINES,
+    MachineKind,
+    boards_of,
+    build_machine,
+    prepare_bundle,
+)
 from tests.device_runtime.host_device import Publication, counted
 from tests.device_runtime.tiny_round import task_for
-from tests.simulator.conftest import WorldClock, skip_without
+from tests.simulator.conftest import ALL_OUTSIDE, WorldClock, skip_without
 from tests.simulator.line import Line
 
 pytestmark = [pytest.mark.slow]
 
 REFERENCE = ("stm32f407", "unicorn")
 """The board and the machine whose deltas all others have to send."""
+
+
+def outside(kind: MachineKind) -> list[str]:
+    return [ALL_OUTSIDE] if Capability.EXTERNAL_FLASH in kind.capabilities else []
+
+
 OTHERS = [
     (board, machine)
     for machine, kind in sorted(MACHINES.items())
-    for board in boards_of(kind)
+    for board in [*boards_of(kind), *outside(kind)]
     if (board, machine) != REFERENCE
 ]
 SAMPLES = np.random.default_rng(5).integers(-128, 128, (9, 8, 8, 1)).astype(np.int8)

@@ -22,7 +22,7 @@ from simulator.machines.protocol import Capability, Machine, StopReason
 from simulator.machines.registry import MACHINES, boards_of, build_machine, prepare_bundle
 from tests.device_runtime.host_device import Publication
 from tests.device_runtime.tiny_round import task_for
-from tests.simulator.conftest import WorldClock, skip_without
+from tests.simulator.conftest import ALL_OUTSIDE, WorldClock, skip_without
 from tests.simulator.line import Line, idle
 
 CONNECT = 0x10
@@ -79,9 +79,13 @@ def machine(name: str, bundle: Bundle, world: WorldClock, tmp_path: Path) -> Ite
         yield made
 
 
+def other_weights(bundle: Bundle) -> bytes:
+    return bytes([bundle.weights[0] ^ 1]) + bundle.weights[1:]
+
+
 def give_other_weights(line: Line, bundle: Bundle) -> None:
     """A task whose weights the device has to fetch and to write to its flash."""
-    blob = bytes([bundle.weights[0] ^ 1]) + bundle.weights[1:]
+    blob = other_weights(bundle)
     digest = hashlib.sha256(blob).digest()
     for number, payload in chunks_of(blob, CHUNK_BYTES):
         line.broker.send(Publication(topics.blob("barn", digest, number), payload, True))
@@ -183,6 +187,47 @@ def test_a_power_cut_in_a_flash_operation_stops_it_until_power_is_back(
     line.until(lambda: machine.flash_operations > 100)
     assert line.broker.connects == 2
     assert machine.fault is None
+
+
+@those_that_can(Capability.POWER_CUT)
+def test_an_armed_power_cut_outlives_power_on_and_can_be_taken_back(
+    machine: Machine, world: WorldClock, bundle: Bundle
+) -> None:
+    line = Line(machine, world)
+    line.until(lambda: bool(line.broker.published))
+    machine.cut_power_at_flash_operation(3, seed=1)
+    machine.power_on()
+    line.hang_up()
+    give_other_weights(line, bundle)
+    line.until(lambda: line.reason is StopReason.POWER_CUT)
+    assert machine.flash_operations == 3
+    machine.cut_power_at_flash_operation(1, seed=1)
+    machine.cut_power_at_flash_operation(0, seed=1)
+    machine.power_on()
+    line.until(lambda: machine.flash_operations > 100)
+    assert machine.fault is None
+
+
+@those_that_can(Capability.EXTERNAL_FLASH)
+def test_weights_in_an_external_flash_are_staged_through_power_cuts(
+    name: str, compiled: Callable[[str], Bundle], world: WorldClock, tmp_path: Path
+) -> None:
+    bundle = compiled(ALL_OUTSIDE)
+    slot = bundle.manifest.flash.slot_a
+    assert slot.flash == bundle.manifest.flash.samples.flash == "external"
+    with built(spec_of(bundle, name), world, tmp_path) as machine:
+        line = Line(machine, world)
+        give_other_weights(line, bundle)
+        for operations in (1, 40, 300):
+            machine.cut_power_at_flash_operation(operations, seed=operations)
+            line.until(lambda: line.reason is StopReason.POWER_CUT)
+            machine.power_on()
+            line.step()
+        line.until(lambda: any(one.topic.endswith("/delta") for one in line.broker.published))
+        blob = other_weights(bundle)
+        slots = (bundle.manifest.flash.slot_a, bundle.manifest.flash.slot_b)
+        assert any(blob in machine.read_memory(one.address, one.bytes) for one in slots)
+        assert machine.fault is None
 
 
 @those_that_can(Capability.INSTRUCTION_COUNT)

@@ -77,10 +77,10 @@ namespace Antmicro.Renode.Peripherals.Tinyfleet
             }
         }
 
-        /// Power fails in this operation, counted from the next one as 1.
+        /// Power fails in this operation, counted from the next one as 1; in none with 0.
         public void CutPowerAt(long operations, int seed)
         {
-            cutAt = Operations + operations;
+            cutAt = operations == 0 ? 0 : Operations + operations;
             chance = new Random(seed);
             Remember();
         }
@@ -92,12 +92,40 @@ namespace Antmicro.Renode.Peripherals.Tinyfleet
             {
                 memory.WriteBytes(0, atTheCut, 0, atTheCut.Length);
                 atTheCut = null;
+                Remember();
             }
-            cutAt = 0;
-            before = null;
         }
 
-        /// Words programmed and sectors erased.
+        /// An operation of one of the board's flashes; returns whether the power fails in it.
+        public bool CountOperation()
+        {
+            Operations++;
+            return Operations == cutAt;
+        }
+
+        /// It does, with the content of this flash as it is now.
+        public void FailPower()
+        {
+            atTheCut = Content();
+            cutAt = 0;
+            before = null;
+            foreach(var cpu in machine.SystemBus.GetCPUs())
+            {
+                cpu.IsHalted = true;
+            }
+            serial.Owner.Send((byte)'F', 0, Operations);
+            serial.Owner.Send((byte)'P', 0);
+        }
+
+        /// Drawn by the seed of the power cut.
+        public byte AnyByte()
+        {
+            return (byte)chance.Next(256);
+        }
+
+        public bool HasPower { get { return atTheCut == null; } }
+
+        /// Words programmed and sectors erased, in this flash and the one beside the microcontroller.
         public long Operations { get; private set; }
 
         public long Size { get { return 0x400; } }
@@ -152,26 +180,17 @@ namespace Antmicro.Renode.Peripherals.Tinyfleet
 
         private void Done(Action<byte[]> tear)
         {
-            Operations++;
-            if(cutAt == 0)
+            if(CountOperation())
             {
-                return;
+                var now = Content();
+                tear(now);
+                memory.WriteBytes(0, now, 0, now.Length);
+                FailPower();
             }
-            if(Operations < cutAt)
+            else
             {
                 Remember();
-                return;
             }
-            var now = Content();
-            tear(now);
-            atTheCut = now;
-            cutAt = 0;
-            foreach(var cpu in machine.SystemBus.GetCPUs())
-            {
-                cpu.IsHalted = true;
-            }
-            serial.Owner.Send((byte)'F', 0, Operations);
-            serial.Owner.Send((byte)'P', 0);
         }
 
         // Some of the bits that should have become zeros have.
@@ -181,7 +200,7 @@ namespace Antmicro.Renode.Peripherals.Tinyfleet
             {
                 if(now[i] != before[i])
                 {
-                    now[i] = (byte)(before[i] & (now[i] | chance.Next(256)));
+                    now[i] = (byte)(before[i] & (now[i] | AnyByte()));
                 }
             }
         }
@@ -191,14 +210,14 @@ namespace Antmicro.Renode.Peripherals.Tinyfleet
         {
             for(var i = erased.Key; i < erased.Key + erased.Value; i++)
             {
-                now[i] = (byte)(before[i] | chance.Next(256));
+                now[i] = (byte)(before[i] | AnyByte());
             }
         }
 
+        // The first word behind an arming may come long after; those before it are whole.
         private void Remember()
         {
-            // The first word behind an arming may come long after; those before it are whole.
-            before = Content();
+            before = cutAt == 0 ? null : Content();
         }
 
         private byte[] Content()

@@ -288,6 +288,7 @@ namespace Antmicro.Renode.Peripherals.Tinyfleet
         // As long as BytesPerTick take on the line.
         private void Tick()
         {
+            WaitForHost();
             TakeFrames();
             if(wasReset)
             {
@@ -302,6 +303,21 @@ namespace Antmicro.Renode.Peripherals.Tinyfleet
             // A quiet line is looked at seldom: every look costs the host something.
             var isQuiet = pause && arriving.Count == 0 && leaving.Count == 0;
             line.Limit = isQuiet ? QuietMicroseconds : Math.Max(1ul, 10000000ul * BytesPerTick / Baud);
+        }
+
+        // Cores keep virtual time from running ahead of the host's; one without power doesn't.
+        private void WaitForHost()
+        {
+            var time = machine.LocalTimeSource;
+            if(time.AdvanceImmediately || !machine.SystemBus.GetCPUs().All(cpu => cpu.IsHalted))
+            {
+                return;
+            }
+            var ahead = time.ElapsedVirtualHostTimeDifference;
+            if(ahead.Ticks > 0)
+            {
+                Thread.Sleep(ahead.ToTimeSpan());
+            }
         }
 
         private void Tell()

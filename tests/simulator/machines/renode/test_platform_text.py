@@ -29,7 +29,7 @@ def test_a_board_of_another_family_is_refused() -> None:
             platform_text(board.model_copy(update=change), PORT, "cow")
 
 
-def test_a_node_is_made_of_erased_flash_its_firmware_and_then_what_is_its_own(
+def test_a_node_is_made_of_its_platform_its_firmware_and_then_what_is_its_own(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "cow"
@@ -41,15 +41,13 @@ def test_a_node_is_made_of_erased_flash_its_firmware_and_then_what_is_its_own(
     assert lines == [
         'mach create "cow"',
         f"machine LoadPlatformDescription @{folder}/board.repl",
-        f"sysbus LoadBinary @{folder}/erased.bin 0x08000000",
         f"sysbus LoadELF @{tmp_path}/firmware.elf",
         'macro reset "sysbus.cpu VectorTableOffset 0x08000000"',
         f"sysbus LoadBinary @{folder}/flash-0.bin 0x08004000",
         f"sysbus LoadBinary @{folder}/flash-1.bin {end - 2:#010x}",
     ]
-    assert (folder / "erased.bin").read_bytes() == b"\xff" * board.flash.bytes
     assert (folder / "flash-0.bin").read_bytes() == b"who"
-    with pytest.raises(ImageError, match="lie outside of the flash that Renode has"):
+    with pytest.raises(ImageError, match="lie outside of the flashes of board stm32f407"):
         write_node(board, folder, tmp_path / "firmware.elf", [(end - 1, b"no")], PORT)
 
 
