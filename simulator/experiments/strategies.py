@@ -24,6 +24,7 @@ from simulator.experiments.setting import Setting
 from simulator.virtual.offline import TrainAlone, pooled_samples, trained_delta
 from simulator.virtual.pool import Figures
 from simulator.world.draws import generator
+from simulator.world.fields import problem
 
 _NOT_HERE = ("kind", "model", "version", "name", "seed", "target", "description")
 IDENTIFIER = "0123456789abcdef"
@@ -58,9 +59,7 @@ class Campaign(Strategy):
         try:
             self.campaign(0, ())
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "as a whole"
-            raise ValueError(f"{where}: {first['msg']}") from None
+            raise ValueError(problem(error, CampaignConfig)) from None
         return self
 
     def campaign(self, seed: int, common: tuple[str, ...]) -> CampaignConfig:
