@@ -85,7 +85,9 @@ def _strategy(own: Any) -> Any:
     kind = own.get("kind", "campaign")
     if not isinstance(kind, str) or kind not in strategy_kinds():
         close = difflib.get_close_matches(str(kind), strategy_kinds(), 1)
-        remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(strategy_kinds())}"
+        remedy = (
+            f"did you mean {close[0]}?" if close else f"there are {', '.join(strategy_kinds())}"
+        )
         raise ValueError(f"kind: there is no strategy {kind}; {remedy}")
     model = strategy_kinds()[kind]
     try:

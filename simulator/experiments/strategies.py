@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -87,9 +88,11 @@ class Campaign(Strategy):
             state = fleet.run_campaign(
                 config, setting.manifests, setting.weights, IDENTIFIER, starts
             )
+            spent = fleet.pool.figures(fleet.clock.now)
             if begun:
-                totals[begun[-1]] = fleet.pool.totals(fleet.clock.now)
-            return _result(fleet, setting, config, state, totals, common)
+                totals[begun[-1]] = sum(spent.values(), Figures())
+            result = _result(fleet, setting, config, state, totals, common)
+            return replace(result, has_fleet=True, spent=spent)
 
 
 def _result(

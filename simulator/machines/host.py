@@ -52,6 +52,7 @@ class _Flash(ctypes.Structure):
         ("address", ctypes.c_uint32),
         ("bytes", ctypes.c_uint32),
         ("sector_count", ctypes.c_uint32),
+        ("erases", ctypes.POINTER(ctypes.c_uint32)),
     )
 
 
@@ -103,11 +104,12 @@ class _FlashMemory:
         self.address = address
         self._sectors = sector_bytes
         self._content = LazyMemory(sum(sector_bytes), ERASED)
+        self.erases = (ctypes.c_uint32 * len(sector_bytes))()
 
     def descriptor(self) -> _Flash:
         """For C, which keeps no reference to it."""
         memory, count = self._content, len(self._sectors)
-        return _Flash(memory.start, self._sectors, self.address, memory.size, count)
+        return _Flash(memory.start, self._sectors, self.address, memory.size, count, self.erases)
 
     def place_of(self, address: int, size: int) -> int | None:
         """Where this process has the bytes at an address of the board's; None outside."""
@@ -414,6 +416,12 @@ class HostMachine:
     def flash_operations(self) -> int:
         """Words programmed and sectors erased since the machine was made."""
         return self._operations_before + int(self._call("flash_operations"))
+
+    @property
+    def sector_erases(self) -> list[int]:
+        """How often each sector was erased since the machine was made, those of the external flash
+        behind the internal ones, as far as they are used."""
+        return [count for flash in self._flashes for count in flash.erases]
 
     @property
     def device_state(self) -> int:
