@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from codegen.emit.zcbor_codec import CODEC_DEFINES
 from codegen.firmware.boards import Board
 from codegen.firmware.bundle import MANIFEST, Bundle, load_bundle
@@ -418,10 +421,10 @@ class HostMachine:
         return self._operations_before + int(self._call("flash_operations"))
 
     @property
-    def sector_erases(self) -> list[int]:
+    def sector_erases(self) -> NDArray[np.uint32]:
         """How often each sector was erased since the machine was made, those of the external flash
         behind the internal ones, as far as they are used."""
-        return [count for flash in self._flashes for count in flash.erases]
+        return np.concatenate([np.array(one.erases, np.uint32) for one in self._flashes])
 
     @property
     def device_state(self) -> int:

@@ -158,8 +158,6 @@ def _build(population: Population, number: int) -> VirtualDevice:
 
 def _figures(device: VirtualDevice, wear: FlashWear, now: int) -> Figures:
     device.account(now)
-    for sector, times in enumerate(device.machine.sector_erases):
-        wear.erase(sector, times)
     done, traffic = device.machine.done, device.machine.traffic
     return Figures(
         devices=1,
@@ -169,7 +167,7 @@ def _figures(device: VirtualDevice, wear: FlashWear, now: int) -> Figures:
         flash_words=done.flash_words,
         flash_erases=done.flash_erases,
         most_flash_erases=done.flash_erases,
-        most_flash_wear=wear.worst_share,
+        most_flash_wear=wear.worst_share(device.machine.sector_erases),
         bytes_up=traffic.up,
         bytes_down=traffic.down,
         milliwatt_hours=device.power.milliwatt_hours,
