@@ -18,6 +18,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ZIG = "ziglang>=0.13"
 # Unlike other compilers zig makes code for the processor that it runs on, unless told otherwise.
@@ -33,6 +34,8 @@ DECODER = Extension(
     ],
     optional=True,  # a failure is no end: there is numpy
 )
+
+IGNORED = shutil.ignore_patterns("__pycache__", "models", "out")
 
 
 def compilers() -> list[list[str]]:
@@ -62,6 +65,17 @@ class BuildLibrary(build_ext):
         self.warn(f"no C compiler builds {ext.name}: deltas will be decoded with numpy, slowly")
 
 
+class BuildPython(build_py):
+    """Modules, and beside them the examples, which lie outside of any module."""
+
+    def run(self) -> None:
+        """An editable installation finds them in its checkout."""
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "fleet" / "_examples"
+            shutil.copytree("examples", target, dirs_exist_ok=True, ignore=IGNORED)
+
+
 class PlatformWheel(bdist_wheel):
     """A wheel for one platform and any Python 3."""
 
@@ -72,7 +86,7 @@ class PlatformWheel(bdist_wheel):
 
 setup(
     ext_modules=[DECODER],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+    cmdclass={"build_ext": BuildLibrary, "build_py": BuildPython, "bdist_wheel": PlatformWheel},
     # Where there is a compiler, zig need not be downloaded to build.
     setup_requires=[] if compilers() else [ZIG],
 )

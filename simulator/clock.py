@@ -6,6 +6,10 @@ import time
 from collections.abc import Callable
 from typing import TypeAlias
 
+SECOND = 1_000_000_000
+"""In nanoseconds, the unit of boards' clocks and of virtual time."""
+MILLISECOND = 1_000_000
+
 Milliseconds: TypeAlias = Callable[[], float]
 """A clock: milliseconds since any fixed instant, never going back."""
 

@@ -24,7 +24,7 @@ def build_wheel(folder: Path, *, path: str, without: tuple[str, ...] = ()) -> Pa
     """The wheel of a copy of the sources, with compilers from ``path`` and ``without`` modules."""
     source, blocked = folder / "source", folder / "blocked"
     ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
-    for name in ("codegen", "device_runtime", "fleet", "simulator"):
+    for name in ("codegen", "device_runtime", "fleet", "simulator", "examples"):
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
@@ -63,6 +63,32 @@ def test_wheel_has_the_decoder_and_says_for_which_platform(tmp_path: Path) -> No
     assert "-py3-none-" in wheel.name
     assert not wheel.name.endswith("-any.whl")
     assert_decodes(wheel, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_wheel_has_what_the_demo_and_the_experiments_need(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    with zipfile.ZipFile(build_wheel(tmp_path, path=os.environ["PATH"])) as archive:
+        archive.extractall(site)
+    (site / "examples" / "digits").mkdir(parents=True)  # of another package
+    script = (
+        "from fleet.demo.digits import example_folder;"
+        "from fleet.examples import folder;"
+        "print(example_folder());"
+        "print((example_folder() / 'digits.onnx').stat().st_size);"
+        "print((folder('experiments') / 'digits.yaml').is_file())"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    assert Path(said[0]) == site / "fleet" / "_examples" / "digits"
+    assert int(said[1]) == (ROOT / "examples" / "digits" / "digits.onnx").stat().st_size
+    assert said[2] == "True"
 
 
 @pytest.mark.slow

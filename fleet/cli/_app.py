@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from fleet.cli import _app_campaigns, _app_service
-from fleet.cli._errors import is_expected, message_of
+from fleet.cli._errors import is_expected, is_ours, message_of
 from fleet.command_options import Json
 
 EXIT_FAILED = 1
@@ -20,12 +20,29 @@ EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="tinyfleet",
-    help="Fleets of microcontrollers that learn together without their data leaving them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tinyfleet {version('tinyfleet')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Fleets of microcontrollers that learn together without their data leaving them."""
+
 
 Model = Annotated[Path, typer.Argument(help="ONNX file, float or QDQ int8.")]
 BoardName = Annotated[
@@ -441,14 +458,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Bad input and failures that can be expected print one message. Anything else is a defect of
     ours and keeps its traceback.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=list(arguments) if arguments is not None else None, prog_name="tinyfleet")
+        app(args=given, prog_name="tinyfleet")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader went away (`| head`); nothing more can be printed, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if not module or is_ours(module):
+            raise
+        from fleet.cli._roles import remedy
+
+        print(f"error: {remedy(given[0], module)}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except Exception as error:
         if not is_expected(error):

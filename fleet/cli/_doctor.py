@@ -8,11 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from packaging.requirements import Requirement
 
+from fleet.cli import _roles
 from fleet.cli._output import console, print_json
 from fleet.protocol import delta_library
 
@@ -21,6 +21,7 @@ from fleet.protocol import delta_library
 class Tool:
     """A program outside of Python, what it is for and how to get it.
 
+    `needed_by`: role that can't do without it.
     `versioned`: Debian may have it under a name with its version only, such as ``clang-14``.
     `variable`: of the environment, which may name the program.
     """
@@ -28,31 +29,29 @@ class Tool:
     command: str
     purpose: str
     remedy: str
-    needed: bool
+    needed_by: str = ""
     version_flag: str = "--version"
     versioned: bool = False
     variable: str = ""
 
 
 TOOLS = (
-    Tool("mosquitto", "MQTT broker of a site", "apt-get install mosquitto", True, "-h"),
-    Tool("mosquitto_passwd", "broker accounts", "apt-get install mosquitto", True, ""),
-    Tool("arm-none-eabi-gcc", "firmware compiler", "apt-get install gcc-arm-none-eabi", False),
-    Tool("gcc", "host library, tests", "apt-get install gcc", False),
-    Tool("clang", "fuzzing, sanitizers", "apt-get install clang", False, versioned=True),
-    Tool("clang-format", "make check", "apt-get install clang-format", False),
-    Tool("cppcheck", "make check", "apt-get install cppcheck", False),
+    Tool("mosquitto", "MQTT broker of a site", "apt-get install mosquitto", "demo", "-h"),
+    Tool("mosquitto_passwd", "broker accounts", "apt-get install mosquitto", "demo", ""),
+    Tool("arm-none-eabi-gcc", "firmware compiler", "apt-get install gcc-arm-none-eabi"),
+    Tool("gcc", "host library, tests", "apt-get install gcc"),
+    Tool("clang", "fuzzing, sanitizers", "apt-get install clang", versioned=True),
+    Tool("clang-format", "make check", "apt-get install clang-format"),
+    Tool("cppcheck", "make check", "apt-get install cppcheck"),
     Tool(
         "qemu-system-arm",
         "Arm's own boards (docs/howto/add-a-board.md)",
         "apt-get install qemu-system-arm",
-        False,
     ),
     Tool(
         "renode",
         "whole boards (docs/howto/renode.md)",
         "get Renode 1.16 from renode.io; RENODE names its program",
-        False,
         variable="RENODE",
     ),
 )
@@ -99,7 +98,7 @@ def check_tool(tool: Tool) -> Finding:
     return Finding(
         name=tool.command,
         found=path is not None,
-        needed=tool.needed,
+        needed=bool(tool.needed_by) and _roles.has(tool.needed_by),
         version=_version_of(path, tool.version_flag) if path else "",
         purpose=tool.purpose,
         remedy="" if path else tool.remedy,
@@ -132,56 +131,40 @@ def check_decoder() -> Finding:
     )
 
 
-def check_packages(requirements: Sequence[str]) -> list[Finding]:
-    """Look for the packages of requirement lines such as `numpy>=1.26`.
+def check_package(wanted: Requirement) -> Finding:
+    """Look for one Python package that every installation needs."""
+    try:
+        version = importlib.metadata.version(wanted.name)
+    except importlib.metadata.PackageNotFoundError:
+        version = ""
+    suits = _roles.is_installed(wanted)
+    remedy = "" if suits else f"pip install '{wanted.name}{wanted.specifier}'"
+    return Finding(wanted.name, suits, True, version, "Python package", remedy)
 
-    Those that belong to an optional part (`; extra == "dev"`) are not needed to run.
-    """
-    findings = []
-    for requirement in requirements:
-        wanted = Requirement(requirement)
-        optional = wanted.marker is not None and "extra" in str(wanted.marker)
-        try:
-            version = importlib.metadata.version(wanted.name)
-        except importlib.metadata.PackageNotFoundError:
-            version = ""
-        suits = bool(version) and wanted.specifier.contains(version, prereleases=True)
-        findings.append(
-            Finding(
-                name=wanted.name,
-                found=suits,
-                needed=not optional,
-                version=version,
-                purpose="development" if optional else "Python package",
-                remedy="" if suits else f"pip install '{wanted.name}{wanted.specifier}'",
-            )
-        )
-    return findings
+
+def check_role(role: str) -> Finding:
+    """Look for all packages of a role."""
+    missing = [one.name for one in _roles.requirements(role) if not _roles.is_installed(one)]
+    purpose = f"role; without {', '.join(sorted(set(missing)))}" if missing else "role"
+    remedy = _roles.install(role) if missing else ""
+    return Finding(f"tinyfleet[{role}]", not missing, False, "", purpose, remedy)
 
 
 def examine() -> list[Finding]:
     """All findings, in the order in which they are shown."""
-    try:
-        requirements = importlib.metadata.requires("tinyfleet") or []
-    except importlib.metadata.PackageNotFoundError:
-        requirements = []
-    tools = (check_tool(tool) for tool in TOOLS)
-    return [check_python(), *tools, check_decoder(), *check_packages(requirements)]
-
-
-def can_compile(findings: Sequence[Finding]) -> bool:
-    """Whether one of the two firmware compilers is there."""
-    return any(
-        finding.found and finding.name in {"arm-none-eabi-gcc", "ziglang"} for finding in findings
-    )
+    return [
+        check_python(),
+        *map(check_tool, TOOLS),
+        check_decoder(),
+        *map(check_package, _roles.requirements()),
+        *map(check_role, _roles.ROLES),
+    ]
 
 
 def report(*, as_json: bool) -> bool:
     """Print the findings; False when something that is needed is missing."""
     findings = examine()
-    healthy = can_compile(findings) and all(
-        finding.found or not finding.needed for finding in findings
-    )
+    healthy = all(finding.found or not finding.needed for finding in findings)
     if as_json:
         print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
         return healthy
@@ -192,8 +175,6 @@ def report(*, as_json: bool) -> bool:
         screen.print(
             line + (f"  → {finding.remedy}" if finding.remedy else ""), markup=False, soft_wrap=True
         )
-    if not can_compile(findings):
-        screen.print("No firmware compiler: install gcc-arm-none-eabi, or pip install ziglang.")
     screen.print(
         "Everything that is needed is there."
         if healthy

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-_TREES = ("codegen", "simulator", "fleet")
+_TREES = ("codegen", "device_runtime", "simulator", "fleet")
 
 
 class CommandError(Exception):
     """A command can't do what it was asked; the message says why and what to do."""
+
+
+def is_ours(module: str) -> bool:
+    """Whether a module is one of ours, by its name."""
+    return module.partition(".")[0] in _TREES
 
 
 def is_expected(error: BaseException) -> bool:
@@ -17,7 +22,7 @@ def is_expected(error: BaseException) -> bool:
     """
     if isinstance(error, OSError):
         return True
-    return any(base.__module__.split(".")[0] in _TREES for base in type(error).__mro__)
+    return any(is_ours(base.__module__) for base in type(error).__mro__)
 
 
 def message_of(error: BaseException) -> str:

@@ -6,8 +6,6 @@ import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
-from codegen.export import export_onnx, import_weights
-from codegen.firmware.bundle import load_bundle
 from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, table
 from fleet.service.client import Client
@@ -26,6 +24,8 @@ def import_bundles(
     client: Client, folders: Sequence[Path], model: str | None, *, as_json: bool
 ) -> None:
     """Bring bundles in, each with its weights."""
+    from codegen.firmware.bundle import load_bundle
+
     made = []
     for folder in folders:
         bundle = load_bundle(folder)
@@ -80,6 +80,9 @@ def show(client: Client, name: str, *, as_json: bool) -> None:
 
 def export(client: Client, version: str, bundle: Path, out: Path, *, as_json: bool) -> None:
     """A version as ONNX that gives the device's integers."""
+    from codegen.export import export_onnx
+    from codegen.firmware.bundle import load_bundle
+
     model, number = parse_version(version)
     export_onnx(load_bundle(bundle), client.weights(model, number), out)
     if as_json:
@@ -92,6 +95,9 @@ def import_onnx(
     client: Client, model: str, path: Path, bundle: Path, parent: int | None, *, as_json: bool
 ) -> None:
     """A model that was trained elsewhere, as a new version."""
+    from codegen.export import import_weights
+    from codegen.firmware.bundle import load_bundle
+
     weights = import_weights(load_bundle(bundle), path)
     _print(client.add_version(model, weights, parent), as_json=as_json)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from fleet.cli._output import console
-from fleet.firmware import Progress as Tell
+
+if TYPE_CHECKING:  # the compiler stands behind it, which not every installation has
+    from fleet.firmware import Progress as Tell
 
 
 @contextmanager

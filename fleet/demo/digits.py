@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import codegen
+from fleet import examples
 from fleet.attach.samples import input_codes
-from fleet.errors import ConfigurationError
 from fleet.protocol.manifest import Manifest
 from simulator.machines.device_spec import DeviceSpec
 from simulator.world.digits import DeviceSamples
@@ -35,14 +34,8 @@ RESOURCES = (
 
 
 def example_folder() -> Path:
-    """Where the digit model lies in a checkout. Raises ConfigurationError without one."""
-    folder = Path(codegen.__file__).resolve().parent.parent / "examples" / "digits"
-    if not (folder / "digits.onnx").exists():
-        raise ConfigurationError(
-            f"{folder} with the demo's model is missing; the demo runs from a checkout of the "
-            "repository, installed with `pip install -e .`"
-        )
-    return folder
+    """Where the digit model lies."""
+    return examples.folder("digits")
 
 
 def device_names(count: int) -> list[str]:

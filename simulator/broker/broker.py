@@ -66,8 +66,3 @@ class Broker:
     def tick(self) -> None:
         """End what has timed out, and publish wills whose delay is over."""
         self._core.tick()
-
-    @property
-    def dropped(self) -> int:
-        """Messages for a subscriber that it didn't get: queue full, or QoS 0 while it was away."""
-        return self._core.dropped

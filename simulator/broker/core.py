@@ -63,8 +63,6 @@ class Core:
         self.clock = clock
         self.settings = settings
         self.access = access
-        self.dropped = 0
-        """Messages that a client was to have and didn't get: its queue was full, or it was away."""
         self._number = 0
         self._forget()
 
@@ -197,8 +195,7 @@ class Core:
                 continue
             qos = min(message.qos, subscription.qos)
             retain = message.retain and subscription.retain_as_published
-            if not session.deliver(message, qos, retain, now):
-                self.dropped += 1
+            session.deliver(message, qos, retain, now)
         if message.retain:
             self._retain(message, now)
         return SUCCESS if found else NO_MATCHING_SUBSCRIBERS
@@ -255,8 +252,7 @@ class Core:
                 continue
             if access is not None and not access.may_receive(session.client_id, message.topic):
                 continue
-            if not session.deliver(message, min(message.qos, qos), True, now):
-                self.dropped += 1
+            session.deliver(message, min(message.qos, qos), True, now)
 
     # ---- time ------------------------------------------------------------------------
 

@@ -103,30 +103,27 @@ class Session:
             self._send(copy, now, duplicate=True)
         self._send_queued(self._quota, now)
 
-    def deliver(self, message: Message, qos: int, retain: bool, now: float) -> bool:
-        """Send a message, or keep it for later; False where it had to be dropped."""
+    def deliver(self, message: Message, qos: int, retain: bool, now: float) -> None:
+        """Send a message, or keep it for later, or drop it where there is no room."""
         if qos == 0:
-            if self.endpoint is None:
-                return False
-            if message.expires is None or message.expires > now:
+            if self.endpoint is not None and (message.expires is None or message.expires > now):
                 self.endpoint.send(message, 0, retain, 0, False)
-            return True
+            return
         # As Mosquitto: also what has to be dropped, or is too large for the client, has its number.
         self._last_packet_id = self._last_packet_id % MAX_PACKET_ID + 1
         copy = _Copy(message, retain, self._last_packet_id)
         if self.endpoint is not None and self._quota and not self._queue:
             self._send_first(copy, now)
-            return True
+            return
         if self._queue is None:
             self._queue = deque()
         # As Mosquitto, which counts those under way too, but for a window of a connected client.
         window = 0 if self.endpoint is None else self._receive_maximum
         if len(self._in_flight) + len(self._queue) - window >= self.max_queued:
-            return False
+            return
         self._queue.append(copy)
         if self.endpoint is not None:
             self._send_queued(self._quota, now)
-        return True
 
     def acknowledged(self, packet_id: int, now: float) -> None:
         """The client has taken a message, or refused it."""

@@ -15,9 +15,8 @@ from pathlib import Path
 from unicorn.unicorn_py3 import unicorn as binding
 
 from codegen.host_toolchain import host_toolchain
+from simulator.clock import SECOND
 
-SECOND = 1_000_000_000
-MILLISECOND = 1_000_000
 NEVER = 2**64 - 1
 
 

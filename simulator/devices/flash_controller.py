@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from codegen.firmware.boards import Board
-from simulator.devices.core_clock import MILLISECOND
+from simulator.clock import MILLISECOND
 from simulator.devices.flash_operations import FlashMisuse, PowerCut
 from simulator.devices.peripherals import Peripheral
 

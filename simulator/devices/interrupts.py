@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from simulator.devices.core_clock import NEVER, SECOND, CoreClock
+from simulator.clock import SECOND
+from simulator.devices.core_clock import NEVER, CoreClock
 from simulator.devices.peripherals import Peripheral
 
 HARD_FAULT = 3

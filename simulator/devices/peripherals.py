@@ -10,7 +10,8 @@ import random
 from collections.abc import Callable
 from typing import ClassVar
 
-from simulator.devices.core_clock import NEVER, SECOND, CoreClock
+from simulator.clock import SECOND
+from simulator.devices.core_clock import NEVER, CoreClock
 
 
 class Peripheral:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from simulator.devices.core_clock import NEVER, SECOND, CoreClock
+from simulator.clock import SECOND
+from simulator.devices.core_clock import NEVER, CoreClock
 from simulator.devices.serial_port import Dma2, Usart
 
 MODEM_BAUD = 115_200

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import typer
 
-import simulator
+from fleet import examples
 from fleet.aggregation.rules import Rule
 from fleet.cli._output import console, print_json, table
 from fleet.cli._progress import stage_bars
@@ -148,10 +148,8 @@ def _dataset(name: str) -> Any:
 
 
 def _examples() -> list[Path]:
-    """They are part of the source tree, not of a wheel."""
-    folder = Path(simulator.__file__).resolve().parents[1] / "examples" / "experiments"
     here = Path.cwd()
-    found = sorted(folder.glob("*.yaml"))
+    found = sorted(examples.folder("experiments").glob("*.yaml"))
     return [path.relative_to(here) if path.is_relative_to(here) else path for path in found]
 
 

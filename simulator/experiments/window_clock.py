@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fleet.clock import Clock, VirtualClock
+from simulator.clock import SECOND
 from simulator.virtual.device import NEVER, Arrival, Said
 from simulator.virtual.line import LEAST_NANOSECONDS
 from simulator.virtual.pool import DevicePool
-
-SECOND = 1_000_000_000
 
 
 class WindowClock(VirtualClock):

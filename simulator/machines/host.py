@@ -28,13 +28,12 @@ from simulator.clock import Milliseconds, host_milliseconds
 from simulator.errors import ImageError
 from simulator.machines.elf_image import load_elf
 from simulator.machines.lazy_memory import ERASED, ZEROS, LazyMemory
-from simulator.machines.protocol import StopReason, TrafficCount
+from simulator.machines.protocol import CHARGING_FLAG, StopReason, TrafficCount
 
 _STEPS_BETWEEN_LOOKS = 4
 NEVER_AGAIN = 0xFFFFFFFF
 """tf_host_device_next_run_ms: nothing but bytes gives it something to do."""
 _DIGEST_BYTES = 32
-_CHARGING = 0x80  # TF_CHARGING in tinyfleet/port.h
 
 
 class _Region(ctypes.Structure):
@@ -286,7 +285,7 @@ class HostMachine:
         self._work = self._library.tf_host_device_work
         self._clock, self._start_of_clock = clock, clock()
         self._battery_percent = battery_percent
-        self._charging = _CHARGING if charging else 0
+        self._charging = CHARGING_FLAG if charging else 0
         self._flashes = [_FlashMemory(*one) for one in firmware.flashes]
         for address, data in flash_content:
             ctypes.memmove(self._place_of(address, len(data)), data, len(data))

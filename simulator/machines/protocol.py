@@ -11,6 +11,9 @@ from typing import Protocol
 
 from simulator.devices.modem import Terminal
 
+CHARGING_FLAG = 0x80
+"""In the byte of a battery's charge, besides its percent: TF_CHARGING in tinyfleet/port.h."""
+
 
 class StopReason(enum.Enum):
     """Why a slice ended."""

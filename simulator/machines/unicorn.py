@@ -17,8 +17,8 @@ from unicorn import arm_const, unicorn_const
 from unicorn.unicorn_py3 import unicorn as binding
 
 from codegen.firmware.boards import Board, load_board
-from simulator.clock import Milliseconds, host_milliseconds
-from simulator.devices.core_clock import MILLISECOND, NEVER
+from simulator.clock import MILLISECOND, Milliseconds, host_milliseconds
+from simulator.devices.core_clock import NEVER
 from simulator.devices.interrupts import SystemControl
 from simulator.devices.peripherals import Rcc
 from simulator.errors import ImageError, MachineFault

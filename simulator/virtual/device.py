@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from simulator.clock import MILLISECOND
 from simulator.machines.host import NEVER_AGAIN, HostMachine, Standing
+from simulator.machines.protocol import CHARGING_FLAG
 from simulator.virtual.costs import WorkCosts
 from simulator.virtual.events import (
     Befalls,
@@ -27,14 +29,13 @@ from simulator.virtual.events import (
     Sample,
 )
 from simulator.virtual.line import LineEnd
-from simulator.virtual.power import CHARGING, Done, Power
+from simulator.virtual.power import Done, Power
 
 NEVER = (1 << 63) - 1
 BATTERY_LOOK_NANOSECONDS = 60_000_000_000
 """A device that does something looks at its battery so often at most."""
 LEAST_PERCENT_TO_START = 5
 REDIAL_NANOSECONDS = 500_000_000
-_MILLISECOND = 1_000_000
 _STANDING = Standing()
 
 
@@ -133,7 +134,7 @@ class VirtualDevice:
         self._wake_at = 0
         self.resets = 0
         self.busy_nanoseconds = 0
-        self._charge = 100 | CHARGING
+        self._charge = 100 | CHARGING_FLAG
         self._look_at_battery_at = 0
 
     # ---- what its host asks ----------------------------------------------------------
@@ -190,7 +191,7 @@ class VirtualDevice:
         elif is_busy or data or self._feed():
             self._wake_at = after
         elif self._wake_at == NEVER and tick != NEVER_AGAIN:  # unless its modem has woken it up
-            self._wake_at = after + self._clock.duration(max(1, tick) * _MILLISECOND)
+            self._wake_at = after + self._clock.duration(max(1, tick) * MILLISECOND)
 
     def _next_from_outside(self) -> int:
         due = self._redial_at
@@ -309,7 +310,7 @@ class VirtualDevice:
         self.machine.set_battery(charge)
         if self.power.is_empty and self._has_power:
             self._go_down(now)
-        elif not self._has_power and charge % CHARGING >= LEAST_PERCENT_TO_START:
+        elif not self._has_power and charge % CHARGING_FLAG >= LEAST_PERCENT_TO_START:
             self._go_up(now)
 
     def account(self, now: int) -> int:
@@ -339,7 +340,7 @@ class VirtualDevice:
     def _go_up(self, now: int) -> None:
         self.resets += 1
         self._has_power = True
-        self._watch.milliseconds = self._clock.local(now) / _MILLISECOND
+        self._watch.milliseconds = self._clock.local(now) / MILLISECOND
         self.machine.power_on()
         self.machine.set_battery(self._charge)
         self._busy_until = self._wake_at = now

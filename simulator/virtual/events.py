@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.clock import SECOND
 from simulator.world.availability import Interval
 from simulator.world.faults import Fault
 from simulator.world.fields import DAY_SECONDS
 from simulator.world.world import World
-
-_SECOND = 1_000_000_000
 
 
 class Reset(NamedTuple):
@@ -85,7 +84,7 @@ def events_of(world: World, number: int, recording: Recording) -> Iterator[Event
         ),
     ]
     for at, what in heapq.merge(*parts, key=lambda one: one[0]):
-        yield Event(round(at * _SECOND), what)
+        yield Event(round(at * SECOND), what)
 
 
 def _reach(world: World, number: int) -> Iterator[tuple[float, Befalls]]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.clock import SECOND
+from simulator.machines.protocol import CHARGING_FLAG
 from simulator.world.availability import Intervals, is_there
 from simulator.world.energy import Battery, EnergyMeter
-
-_SECOND = 1_000_000_000
-CHARGING = 0x80
-"""In the byte that a port gives for its battery; the other bits are percent."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Power:
 
     def account(self, now: int, done: Done) -> int:
         """Take what was done since the last call from the battery; returns the port's byte."""
-        at, before = now / _SECOND, self._done
+        at, before = now / SECOND, self._done
         used = 0.0
         if self._meter is not None:
             used = self._meter.used(
@@ -61,6 +59,6 @@ class Power:
             )
         self._at, self._done = at, done
         if self._battery is None:
-            return 100 | CHARGING
+            return 100 | CHARGING_FLAG
         percent = round(self._battery.advance(at, used))
-        return percent | (CHARGING if is_there(self._charging, at) else 0)
+        return percent | (CHARGING_FLAG if is_there(self._charging, at) else 0)

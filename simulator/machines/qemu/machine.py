@@ -27,7 +27,7 @@ from simulator.devices.flash_operations import PowerCut
 from simulator.errors import ImageError
 from simulator.machines.child_process import die_with_parent
 from simulator.machines.elf_image import load_elf
-from simulator.machines.protocol import StopReason, TrafficCount
+from simulator.machines.protocol import CHARGING_FLAG, StopReason, TrafficCount
 from simulator.machines.qemu.board_line import BoardLine
 from simulator.machines.qemu.debugger import PC, Debugger, QemuError
 
@@ -35,10 +35,12 @@ TICK_MILLISECONDS = 5.0
 NANOSECONDS_LOG2 = 5
 """An instruction takes 2^5 ns of the board's time: about one a cycle at 25 MHz."""
 _FLASH_CONTROLLER = "ram"
-_CHARGING = 0x80  # TF_CHARGING in tinyfleet/port.h
 _VECTOR_BYTES = 64
 _STACK_PAINT = b"\xa5"
 _LAST_WORDS_BYTES = 2000
+_UART_RECEIVE_FULL = 1 << 1
+_LATE_SECONDS = 1.0
+"""In which QEMU has put a byte of the line into an empty UART, however busy this computer is."""
 
 T = TypeVar("T")
 FlashContent = Iterable[tuple[int, bytes]]
@@ -56,13 +58,15 @@ class _Model:
     """Where its core looks for the stack and the first instruction."""
     counter: int
     """Register with the milliseconds of the port."""
+    uart_state: int
+    """Register that tells whether a received byte waits to be taken."""
 
 
 _MODELS = {
-    386: _Model("mps2-an386", 0x21000000, 16 << 20, 0x00000000, 0x40028018),
-    500: _Model("mps2-an500", 0x60000000, 16 << 20, 0x00000000, 0x40028018),
-    505: _Model("mps2-an505", 0x80000000, 16 << 20, 0x10000000, 0x50302018),
-    547: _Model("mps3-an547", 0x60000000, 2 << 30, 0x00000000, 0x59302018),
+    386: _Model("mps2-an386", 0x21000000, 16 << 20, 0x00000000, 0x40028018, 0x40004004),
+    500: _Model("mps2-an500", 0x60000000, 16 << 20, 0x00000000, 0x40028018, 0x40004004),
+    505: _Model("mps2-an505", 0x80000000, 16 << 20, 0x10000000, 0x50302018, 0x50200004),
+    547: _Model("mps3-an547", 0x60000000, 2 << 30, 0x00000000, 0x59302018, 0x59303004),
 }
 """By TF_BOARD_AN (device_runtime/port/mps/registers.h)."""
 
@@ -110,7 +114,7 @@ class QemuMachine:
         self._clock = clock
         self._runs_alone = clock is host_milliseconds
         self._battery_percent = battery_percent
-        self._charging = _CHARGING if charging else 0
+        self._charging = CHARGING_FLAG if charging else 0
         self._image = load_elf(firmware)
         self._idle = self._image.address_of("tf_board_idle")
         self._reset = self._image.address_of("Reset_Handler")
@@ -121,7 +125,8 @@ class QemuMachine:
         self._cut = PowerCut(self._power_fails)
         self._has_power = self._is_starting = False
         self._started_at = self._wakes_at = clock()
-        self._waited_for = self._sleeps_until = self._awake_milliseconds = 0
+        self._sleeps_until = self._awake_milliseconds = 0
+        self._left_on_line: tuple[int, bool] | None = None
         self._charge: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._words = os.memfd_create("tinyfleet-words")
@@ -186,7 +191,7 @@ class QemuMachine:
     def _run(self, seconds: float) -> StopReason:
         # By itself the core comes to nobody, unless its flash operations are waited for.
         end = time.monotonic() + (seconds if not self._runs_alone or self._cut.is_armed else 0.0)
-        self._waited_for = 0
+        self._left_on_line = None
         while True:
             if self._debugger.running and not self._debugger.wait(end - time.monotonic()):
                 return StopReason.IDLE if self._runs_alone else StopReason.SLICE_OVER
@@ -219,16 +224,27 @@ class QemuMachine:
         self._sleeps_until = now
         behind = int(self._clock() - self._started_at) - now
         self._wakes_at = self._started_at + now + wanted
-        under_way = self._line.bytes_under_way
-        # Of what it hasn't taken since the last time it won't take any more before it goes on.
-        brings = under_way not in (0, self._waited_for)
-        self._waited_for = under_way
-        if not brings and behind < wanted:
+        if not self._line_brings() and behind < wanted:
             return False
         sleeps = max(1, min(behind, wanted))
         self._sleeps_until = now + sleeps
         debugger.set_register(0, sleeps)
         return True
+
+    def _line_brings(self) -> bool:
+        """Whether the core takes a byte of the line when it goes on."""
+        is_full = self._uart_is_full()
+        # QEMU fills the UART in a thread beside the core's, which may be late.
+        end = time.monotonic() + _LATE_SECONDS
+        while not is_full and self._line.bytes_under_way and time.monotonic() < end:
+            time.sleep(0.0005)
+            is_full = self._uart_is_full()
+        # What it hasn't taken since the last time it won't take before its time goes on.
+        left, self._left_on_line = self._left_on_line, (self._line.bytes_under_way, is_full)
+        return is_full and self._left_on_line != left
+
+    def _uart_is_full(self) -> bool:
+        return bool(self._debugger.read_word(self._model.uart_state) & _UART_RECEIVE_FULL)
 
     @property
     def tick_milliseconds(self) -> float:

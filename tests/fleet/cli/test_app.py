@@ -3,11 +3,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import metadata
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from codegen.firmware import boards
-from fleet.cli._doctor import TOOLS, can_compile, check_packages, check_tool
+from fleet.cli import _roles
+from fleet.cli._doctor import TOOLS, check_package, check_tool
 from fleet.cli._errors import CommandError, is_expected, message_of
 from fleet.errors import CodingError
 from simulator.machines.protocol import Capability
@@ -107,15 +111,14 @@ def test_doctor_ends_with_code_1_when_something_needed_is_missing(
 
 
 def test_doctor_tells_a_package_that_is_too_old_from_one_that_fits() -> None:
-    missing, old, fits, optional = check_packages(
-        ["no-such-package>=1", "numpy>=1000", "numpy>=1", 'no-such-package; extra == "dev"']
+    missing, old, fits = (
+        check_package(Requirement(one)) for one in ("no-such-package>=1", "numpy>=1000", "numpy>=1")
     )
     assert not missing.found
     assert missing.needed
     assert not old.found
     assert old.remedy == "pip install 'numpy>=1000'"
     assert fits.found
-    assert not optional.needed
 
 
 @pytest.mark.parametrize(
@@ -136,12 +139,48 @@ def test_versions_are_compared_as_packages_are(
     version: str, specifier: str, answer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: version)
-    (finding,) = check_packages([f"numpy{specifier}"])
-    assert finding.found is answer
+    assert check_package(Requirement(f"numpy{specifier}")).found is answer
 
 
-def test_without_both_compilers_no_firmware_can_be_built() -> None:
-    assert not can_compile([])
+def test_version_is_that_of_the_package(tinyfleet: Run) -> None:
+    assert tinyfleet("--version").stdout == f"tinyfleet {metadata.version('tinyfleet')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "role"),
+    [
+        (["compile", "m.onnx", "--board", "stm32f407"], "onnx", "compiler"),
+        (["gateway", "run", "--config", "gateway.toml"], "mqtt5", "gateway"),
+        (["serve", "--config", "service.toml"], "fastapi", "service"),
+        (["experiment", "run", "e.yaml", "--out", "o"], "unicorn", "simulator"),
+        (["demo"], "sklearn", "demo"),
+    ],
+)
+def test_a_command_without_its_packages_says_which_role_brings_them(
+    tmp_path: Path, arguments: list[str], module: str, role: str
+) -> None:
+    script = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        f"from fleet.cli import main; main({arguments!r})"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert said.returncode == 1
+    assert said.stderr.splitlines() == [
+        f"error: `tinyfleet {arguments[0]}` needs the Python module {module!r}, which this "
+        f"installation hasn't: pip install 'tinyfleet[{role}]'"
+    ]
+
+
+def test_a_role_has_what_the_roles_have_that_it_is_made_of() -> None:
+    def names(role: str) -> set[str]:
+        return {one.name for one in _roles.requirements(role)}
+
+    assert {"flwr", "mqtt5"} <= names("gateway")
+    assert not names("gateway") & names("")
+    assert names("compiler") | names("gateway") | names("service") <= names("demo")
+    assert "onnx" not in names("gateway") | names("service") | names("")
 
 
 def test_our_exceptions_are_answers_and_others_are_defects() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from simulator.devices.core_clock import SECOND, CoreClock
+from simulator.clock import SECOND
+from simulator.devices.core_clock import CoreClock
 from simulator.devices.interrupts import SystemControl
 from simulator.devices.peripherals import Adc1, Rcc, Tim2
 

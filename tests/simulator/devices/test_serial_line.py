@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from simulator.devices.core_clock import MILLISECOND, NEVER, CoreClock
+from simulator.clock import MILLISECOND
+from simulator.devices.core_clock import NEVER, CoreClock
 from simulator.devices.serial_line import SerialLine
 from simulator.devices.serial_port import Dma2, Usart
 
