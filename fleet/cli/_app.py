@@ -13,6 +13,7 @@ import typer
 
 from fleet.cli import _app_campaigns, _app_service
 from fleet.cli._errors import is_expected, is_ours, message_of
+from fleet.command_options import Json
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -57,7 +58,6 @@ BundleFolder = Annotated[
 OnePlan = Annotated[
     str | None, typer.Option(help="Plan: its name or the start of its id. Default: the first.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
 Compiler = Annotated[
     Literal["gcc", "zig"] | None,
     typer.Option(help="Default: gcc where it is installed, else zig."),

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import typer
 
 from fleet.cli._options import (
-    Json,
     Limit,
     Out,
     Site,
@@ -17,6 +16,7 @@ from fleet.cli._options import (
     Why,
     client_of,
 )
+from fleet.command_options import Json
 
 campaign = typer.Typer(help="Campaigns.", no_args_is_help=True)
 tokens = typer.Typer(help="Who may use a service.", no_args_is_help=True)

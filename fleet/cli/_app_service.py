@@ -11,7 +11,6 @@ from fleet.cli._options import (
     Config,
     Filter,
     Folder,
-    Json,
     Limit,
     Out,
     Site,
@@ -20,6 +19,7 @@ from fleet.cli._options import (
     Why,
     client_of,
 )
+from fleet.command_options import Json
 
 devices = typer.Typer(help="Devices of a service.", no_args_is_help=True)
 gateways = typer.Typer(help="Gateways of a service.", no_args_is_help=True)

@@ -10,7 +10,6 @@ import typer
 if TYPE_CHECKING:
     from fleet.service.client import Client
 
-Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
 Site = Annotated[
     Path | None,
     typer.Option("--site", help="Folder of a deployment on this machine (`tinyfleet init`)."),

@@ -81,9 +81,9 @@ def compare(
     """
     if len({Path(one).resolve() for one in folders}) < len(folders):
         raise ExperimentError("a run can't be compared with itself; name each folder once")
+    labels = _labels([Path(one).resolve().parts for one in folders], "/")
     runs = [
-        FinishedRun.read(Path(folder), label)
-        for folder, label in zip(folders, _labels([Path(one) for one in folders]), strict=True)
+        FinishedRun.read(Path(folder), label) for folder, label in zip(folders, labels, strict=True)
     ]
     comparison = Comparison(tuple(runs), target_accuracy)
     write_comparison(comparison, Path(out))
@@ -91,10 +91,10 @@ def compare(
     return comparison
 
 
-def _labels(folders: Sequence[Path]) -> list[str]:
-    """Names of the folders; with those above where two have the same."""
+def _labels(paths: Sequence[Sequence[str]], between: str) -> list[str]:
+    """Last parts of paths that differ; with those above where two have the same."""
     for depth in itertools.count(1):
-        labels = ["/".join(one.resolve().parts[-depth:]) for one in folders]
+        labels = [between.join(one[-depth:]) for one in paths]
         if len(set(labels)) == len(labels):
             break
     return labels
@@ -146,13 +146,13 @@ def points(content: Any, vary: Mapping[str, Sequence[Any]]) -> Iterator[Point]:
     Raises: ExperimentError for a path on which something isn't a section.
     """
     names = set()
+    fields = _labels([path.split(".") for path in vary], ".")
     for values in itertools.product(*vary.values()):
         made = copy.deepcopy(content)
         for path, value in zip(vary, values, strict=True):
             _put(made, path, value)
         name = ",".join(
-            f"{path.split('.')[-1]}={_shown(value)}"
-            for path, value in zip(vary, values, strict=True)
+            f"{field}={_shown(value)}" for field, value in zip(fields, values, strict=True)
         )
         if name in names:
             raise ExperimentError(f"vary: two points are called {name}; name each value once")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fleet.command_options import Json
+
 experiment = typer.Typer(
     help="Fleets in virtual time: experiments that replay.", no_args_is_help=True
 )
@@ -25,7 +27,6 @@ Seeds = Annotated[
     list[int] | None,
     typer.Option("--seed", min=0, help="Instead of the file's; repeat for more."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
 Run = Annotated[Path, typer.Argument(help="Folder of a run.")]
 
 

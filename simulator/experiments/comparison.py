@@ -75,7 +75,7 @@ class Series:
     @property
     def has_fleet(self) -> bool:
         """Whether time, bytes and energy passed; else it is a bound, as training in one place."""
-        return any(point["seconds"] > 0 for cell in self.cells for point in cell["curve"])
+        return any(cell["has_fleet"] for cell in self.cells)
 
     @cached_property
     def rounds(self) -> list[int]:
@@ -203,6 +203,7 @@ COLUMNS = (
     "bytes down",
     "mWh",
     "flash erases",
+    "worst flash wear",
 )
 TARGET_COLUMNS = ("strategy", "reached", "round", "seconds", "bytes up", "bytes down", "mWh")
 
@@ -221,6 +222,7 @@ def rows(comparison: Comparison) -> list[list[str]]:
                 with_ends(one.last(mean_accuracy)),
                 *(percent(one.last(figure)) for figure in accuracies),
                 *(number(one.last(quantity(name))) if one.has_fleet else "" for name in costs),
+                worn(one.last(quantity("most_flash_wear"))) if one.has_fleet else "",
             ]
         )
     return shown
@@ -252,6 +254,11 @@ def without_empty(
 def percent(value: Spread | None) -> str:
     """A share with one digit behind the point."""
     return "" if value is None else f"{100 * value.mean:.1f} %"
+
+
+def worn(value: Spread | None) -> str:
+    """A share of what a flash stands, with as many digits as one reads."""
+    return "" if value is None else f"{100 * value.mean:.2g} %"
 
 
 def with_ends(value: Spread | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializeAsAny,
@@ -22,6 +24,7 @@ from pydantic import (
 
 from simulator.errors import ExperimentError
 from simulator.experiments.results import StrategyResult
+from simulator.world.fields import problem
 from simulator.world.world import WorldConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -74,6 +77,29 @@ def strategy_kinds() -> Mapping[str, type[Strategy]]:
     return {one.name: one.load() for one in sorted(entry_points(group=STRATEGIES))}
 
 
+def _strategy(own: Any) -> Any:
+    if isinstance(own, Strategy):
+        return own
+    if not isinstance(own, dict):
+        raise ValueError("a strategy is its fields with values")
+    kind = own.get("kind", "campaign")
+    if not isinstance(kind, str) or kind not in strategy_kinds():
+        close = difflib.get_close_matches(str(kind), strategy_kinds(), 1)
+        remedy = (
+            f"did you mean {close[0]}?" if close else f"there are {', '.join(strategy_kinds())}"
+        )
+        raise ValueError(f"kind: there is no strategy {kind}; {remedy}")
+    model = strategy_kinds()[kind]
+    try:
+        return model.model_validate({key: value for key, value in own.items() if key != "kind"})
+    except ValidationError as error:
+        raise ValueError(problem(error, model)) from None
+
+
+AnyStrategy = Annotated[SerializeAsAny[Strategy], BeforeValidator(_strategy)]
+"""By its ``kind``; a campaign where that is left out."""
+
+
 class ExperimentConfig(Section):
     """One world, some ways to learn in it."""
 
@@ -85,7 +111,7 @@ class ExperimentConfig(Section):
     """Each strategy runs with each of them."""
     defaults: Mapping[str, Any] = {}
     """What all strategies have in common."""
-    strategies: Annotated[Mapping[Name, SerializeAsAny[Strategy]], Field(min_length=1)]
+    strategies: Annotated[Mapping[Name, AnyStrategy], Field(min_length=1)]
     evaluate: Evaluation = Evaluation()
     target_accuracy: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Time, bytes and energy until the mean accuracy of devices is that high are told."""
@@ -103,16 +129,6 @@ class ExperimentConfig(Section):
             for name, own in values["strategies"].items()
         }
         return {**values, "strategies": made}
-
-    @field_validator("strategies", mode="before")
-    @classmethod
-    def _strategies_are_known(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {
-            name: own if isinstance(own, Strategy) else _strategy(name, own)
-            for name, own in values.items()
-        }
 
     @field_validator("seeds")
     @classmethod
@@ -132,7 +148,7 @@ class ExperimentConfig(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ExperimentError(f"{source}: {_first(error)}") from None
+            raise ExperimentError(f"{source}: {problem(error, cls)}") from None
 
     @classmethod
     def parse(cls, text: str, source: str = "experiment") -> Self:
@@ -160,25 +176,3 @@ def yaml_of(text: str, source: str) -> Any:
     # Also what a number or a date can't be, and what is nested too deeply.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ExperimentError(f"{source}: not YAML ({error})") from None
-
-
-def _strategy(name: Any, own: Any) -> Strategy:
-    if not isinstance(own, dict):
-        raise ValueError(f"{name}: a strategy is its fields with values")
-    kind = own.get("kind", "campaign")
-    if not isinstance(kind, str) or kind not in strategy_kinds():
-        known = ", ".join(strategy_kinds())
-        raise ValueError(f"{name}.kind: there is no strategy {kind}; there are {known}")
-    try:
-        return strategy_kinds()[kind].model_validate(
-            {key: value for key, value in own.items() if key != "kind"}
-        )
-    except ValidationError as error:
-        raise ValueError(f"{name}.{_first(error)}") from None
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "as a whole"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[:1].lower()}{message[1:]}"

@@ -12,7 +12,14 @@ from simulator.experiments.comparison import FinishedRun
 from simulator.experiments.report import REPORT
 from simulator.experiments.runner import EXPERIMENT, RESULT, RUN
 
-_FIGURES = ("seconds", "bytes_up", "bytes_down", "milliwatt_hours", "flash_erases")
+_FIGURES = (
+    "seconds",
+    "bytes_up",
+    "bytes_down",
+    "milliwatt_hours",
+    "flash_erases",
+    "most_flash_wear",
+)
 _LONGEST_VALUE = 500
 """Of a parameter's characters that every version of MLflow's stores takes."""
 

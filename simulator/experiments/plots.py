@@ -143,6 +143,21 @@ PLOTS: dict[str, Callable[[Comparison], Figure | None]] = {
 """File name without ending → function that draws it; None where there is nothing to draw."""
 
 
+def add_legend(figure: Figure) -> None:
+    """Which line is which, below the axes, for a plot that stands alone; of bars nothing."""
+    lines = [one for axes in figure.axes for one in axes.lines]
+    shown = {str(one.get_label()): one for one in lines}
+    named = {name: one for name, one in shown.items() if not name.startswith("_child")}
+    if named:
+        figure.legend(
+            list(named.values()),
+            list(named),
+            loc="outside lower center",
+            ncols=min(3, len(named)),
+            frameon=False,
+        )
+
+
 def _new(title: str, below: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.add_subplot()
@@ -157,7 +172,7 @@ def _new(title: str, below: str) -> tuple[Figure, Axes]:
 
 def _accuracy_lines(axes: Axes, found: Comparison, accuracy: Measure) -> None:
     for index, one in enumerate(found.series):
-        _line(axes, index, [float(at) for at in one.rounds], one.over_rounds(accuracy))
+        _line(axes, index, one, [float(at) for at in one.rounds], one.over_rounds(accuracy))
     if accuracy is mean_accuracy:
         _targets(axes, found)
 
@@ -173,14 +188,16 @@ def _accuracy_over(found: Comparison, name: str, what: str, units: Units) -> Fig
     for index, one in enumerate(found.series):
         if one.has_fleet:
             spent = [at.mean / scale if at else 0.0 for at in one.over_rounds(quantity(name))]
-            _line(axes, index, spent, one.over_rounds(mean_accuracy))
+            _line(axes, index, one, spent, one.over_rounds(mean_accuracy))
         else:
             _bound(axes, index, one)
     _targets(axes, found)
     return figure
 
 
-def _line(axes: Axes, index: int, at: Sequence[float], spreads: Sequence[Spread | None]) -> None:
+def _line(
+    axes: Axes, index: int, of: Series, at: Sequence[float], spreads: Sequence[Spread | None]
+) -> None:
     known = [(x, one) for x, one in zip(at, spreads, strict=True) if one is not None]
     if not known:
         return
@@ -189,6 +206,7 @@ def _line(axes: Axes, index: int, at: Sequence[float], spreads: Sequence[Spread 
     axes.plot(
         places,
         [100 * one.mean for _, one in known],
+        label=of.label,
         color=drawn.colour,
         linestyle=drawn.dashes,
         linewidth=1.8,
@@ -206,7 +224,12 @@ def _bound(axes: Axes, index: int, one: Series) -> None:
     if end is not None:
         drawn = look(index)
         axes.axhline(
-            100 * end.mean, color=drawn.colour, linestyle=drawn.dashes, linewidth=1.0, alpha=0.8
+            100 * end.mean,
+            label=one.label,
+            color=drawn.colour,
+            linestyle=drawn.dashes,
+            linewidth=1.0,
+            alpha=0.8,
         )
 
 

@@ -26,7 +26,7 @@ from simulator.experiments.comparison import (
     target_rows,
     without_empty,
 )
-from simulator.experiments.plots import INK, PAPER, PLOTS, Look, look
+from simulator.experiments.plots import INK, PAPER, PLOTS, Look, add_legend, look
 
 REPORT = "report.html"
 PLOTS_FOLDER = "plots"
@@ -72,7 +72,7 @@ _SVG: dict[Any, Any] = {
 
 
 def write_report(comparison: Comparison, out: Path) -> None:
-    """``report.html``, and its plots one by one as ``plots/NAME.svg``."""
+    """``report.html``, which has one legend for all, and its plots one by one with their own."""
     folder = out / PLOTS_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     images = {}
@@ -81,7 +81,8 @@ def write_report(comparison: Comparison, out: Path) -> None:
             figure = draw(comparison)
             if figure is not None:
                 images[name] = _svg(figure)
-                (folder / f"{name}.svg").write_text(images[name], encoding="utf-8")
+                add_legend(figure)
+                (folder / f"{name}.svg").write_text(_svg(figure), encoding="utf-8")
             else:
                 (folder / f"{name}.svg").unlink(missing_ok=True)
     (out / REPORT).write_text(page(comparison, images), encoding="utf-8")

@@ -85,6 +85,10 @@ class StrategyResult:
     """Of the last version."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else there is to tell."""
+    has_fleet: bool = False
+    """Whether time, bytes and energy passed; else it is a bound, as training in one place."""
+    spent: Mapping[int, Figures] = field(default_factory=dict)
+    """What each device of a fleet has done in the end, by number."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain dictionaries and lists."""
@@ -105,8 +109,9 @@ class StrategyResult:
             )
             for one in data["versions"]
         )
-        reports = tuple(data["reports"])
-        return cls(**{**data, "rounds": rounds, "versions": versions, "reports": reports})
+        made = {"rounds": rounds, "versions": versions, "reports": tuple(data["reports"])}
+        spent = {int(number): Figures(**one) for number, one in data["spent"].items()}
+        return cls(**{**data, **made, "spent": spent})
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ class Cell:
                     "milliwatt_hours": totals.milliwatt_hours,
                     "flash_erases": totals.flash_erases,
                     "most_flash_erases": totals.most_flash_erases,
+                    "most_flash_wear": totals.most_flash_wear,
                 }
             )
         return points
@@ -152,6 +158,7 @@ class Cell:
         return {
             "strategy": self.strategy,
             "seed": self.seed,
+            "has_fleet": self.result.has_fleet,
             "state": self.result.state,
             "reason": self.result.reason,
             "weights_sha256": self.result.weights_sha256,
@@ -170,8 +177,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_tables(folder: Path, cells: Sequence[Cell]) -> None:
-    """``rounds.parquet``, ``devices.parquet`` and ``reports.parquet``, a row each."""
-    rounds, devices, reports = [], [], []
+    """``rounds.parquet``, ``devices.parquet``, ``reports.parquet`` and ``spent.parquet``."""
+    rounds, devices, reports, spent = [], [], [], []
     for cell in cells:
         about = {"strategy": cell.strategy, "seed": cell.seed}
         for one in cell.result.rounds:
@@ -188,8 +195,20 @@ def write_tables(folder: Path, cells: Sequence[Cell]) -> None:
                     for number, score in scores
                 ]
         reports += [{**about, **one} for one in cell.result.reports]
-    for name, rows in (("rounds", rounds), ("devices", devices), ("reports", reports)):
+        spent += [
+            {**about, "device": number, **_of_one(figures)}
+            for number, figures in cell.result.spent.items()
+        ]
+    tables = {"rounds": rounds, "devices": devices, "reports": reports, "spent": spent}
+    for name, rows in tables.items():
         _write_table(folder / f"{name}.parquet", rows)
+
+
+def _of_one(figures: Figures) -> dict[str, Any]:
+    """Of a device: what is the most of several is its own."""
+    told = asdict(figures)
+    del told["devices"], told["most_flash_erases"]
+    return {**told, "flash_wear": told.pop("most_flash_wear")}
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -24,6 +25,7 @@ from simulator.experiments.setting import Setting
 from simulator.virtual.offline import TrainAlone, pooled_samples, trained_delta
 from simulator.virtual.pool import Figures
 from simulator.world.draws import generator
+from simulator.world.fields import problem
 
 _NOT_HERE = ("kind", "model", "version", "name", "seed", "target", "description")
 IDENTIFIER = "0123456789abcdef"
@@ -58,9 +60,7 @@ class Campaign(Strategy):
         try:
             self.campaign(0, ())
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "as a whole"
-            raise ValueError(f"{where}: {first['msg']}") from None
+            raise ValueError(problem(error, CampaignConfig)) from None
         return self
 
     def campaign(self, seed: int, common: tuple[str, ...]) -> CampaignConfig:
@@ -88,9 +88,11 @@ class Campaign(Strategy):
             state = fleet.run_campaign(
                 config, setting.manifests, setting.weights, IDENTIFIER, starts
             )
+            spent = fleet.pool.figures(fleet.clock.now)
             if begun:
-                totals[begun[-1]] = fleet.pool.totals(fleet.clock.now)
-            return _result(fleet, setting, config, state, totals, common)
+                totals[begun[-1]] = sum(spent.values(), Figures())
+            result = _result(fleet, setting, config, state, totals, common)
+            return replace(result, has_fleet=True, spent=spent)
 
 
 def _result(

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from codegen.emit.zcbor_codec import CODEC_DEFINES
 from codegen.firmware.boards import Board
 from codegen.firmware.bundle import MANIFEST, Bundle, load_bundle
@@ -51,6 +54,7 @@ class _Flash(ctypes.Structure):
         ("address", ctypes.c_uint32),
         ("bytes", ctypes.c_uint32),
         ("sector_count", ctypes.c_uint32),
+        ("erases", ctypes.POINTER(ctypes.c_uint32)),
     )
 
 
@@ -102,11 +106,12 @@ class _FlashMemory:
         self.address = address
         self._sectors = sector_bytes
         self._content = LazyMemory(sum(sector_bytes), ERASED)
+        self.erases = (ctypes.c_uint32 * len(sector_bytes))()
 
     def descriptor(self) -> _Flash:
         """For C, which keeps no reference to it."""
         memory, count = self._content, len(self._sectors)
-        return _Flash(memory.start, self._sectors, self.address, memory.size, count)
+        return _Flash(memory.start, self._sectors, self.address, memory.size, count, self.erases)
 
     def place_of(self, address: int, size: int) -> int | None:
         """Where this process has the bytes at an address of the board's; None outside."""
@@ -411,6 +416,12 @@ class HostMachine:
     def flash_operations(self) -> int:
         """Words programmed and sectors erased since the machine was made."""
         return int(self._call("flash_operations"))
+
+    @property
+    def sector_erases(self) -> NDArray[np.uint32]:
+        """How often each sector was erased since the machine was made, those of the external flash
+        behind the internal ones, as far as they are used."""
+        return np.concatenate([np.array(one.erases, np.uint32) for one in self._flashes])
 
     @property
     def device_state(self) -> int:

@@ -23,6 +23,7 @@ from simulator.machines.host import HostMachine
 from simulator.machines.registry import flash_content
 from simulator.virtual.device import NEVER, Arrival, Clockwork, Said, VirtualDevice, Watch
 from simulator.virtual.population import Population
+from simulator.world.energy import FlashWear
 
 Arrivals = Mapping[int, Sequence[Arrival]]
 """By the device's number; in order of time."""
@@ -43,6 +44,8 @@ class Figures:
     flash_erases: int = 0
     most_flash_erases: int = 0
     """Of one device."""
+    most_flash_wear: float = 0.0
+    """Erases of the sector that is worn most, as a share of what it stands; of one device."""
     bytes_up: int = 0
     """Over serial lines, MQTT and all."""
     bytes_down: int = 0
@@ -53,7 +56,8 @@ class Figures:
         """Of both."""
         mine, others = vars(self), vars(other)
         whole = {one.name: mine[one.name] + others[one.name] for one in fields(self)}
-        whole["most_flash_erases"] = max(self.most_flash_erases, other.most_flash_erases)
+        for name in ("most_flash_erases", "most_flash_wear"):
+            whole[name] = max(mine[name], others[name])
         return Figures(**whole)
 
 
@@ -113,7 +117,11 @@ class DeviceHost:
 
     def figures(self, now: int) -> dict[int, Figures]:
         """Of every device, by number, at that time."""
-        return {number: _figures(device, now) for number, device in self._devices.items()}
+        world = self._population.world
+        return {
+            number: _figures(device, world.flash_wear(number), now)
+            for number, device in self._devices.items()
+        }
 
     def each(self, job: Job[Result], numbers: Sequence[int]) -> dict[int, Result]:
         """What a job gives for those of the devices that are here."""
@@ -148,7 +156,7 @@ def _build(population: Population, number: int) -> VirtualDevice:
     )
 
 
-def _figures(device: VirtualDevice, now: int) -> Figures:
+def _figures(device: VirtualDevice, wear: FlashWear, now: int) -> Figures:
     device.account(now)
     done, traffic = device.machine.done, device.machine.traffic
     return Figures(
@@ -159,6 +167,7 @@ def _figures(device: VirtualDevice, now: int) -> Figures:
         flash_words=done.flash_words,
         flash_erases=done.flash_erases,
         most_flash_erases=done.flash_erases,
+        most_flash_wear=wear.worst_share(device.machine.sector_erases),
         bytes_up=traffic.up,
         bytes_down=traffic.down,
         milliwatt_hours=device.power.milliwatt_hours,

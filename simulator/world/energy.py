@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from codegen.firmware.boards import Board, FlashName
@@ -217,27 +219,17 @@ def battery_of(energy: Energy, seed: int, device: int) -> Battery | None:
 
 
 class FlashWear:
-    """How often each sector of a board's flashes was erased, beside what it stands."""
+    """What the sectors of a board's flashes stand."""
 
     def __init__(self, board: Board, budget: Mapping[FlashName, int]) -> None:
         """Sectors are numbered through, those of the external flash behind the internal ones."""
-        self._budgets = [
-            budget[name] for name, flash in board.flashes.items() for _ in flash.sectors
-        ]
-        self.erases = [0] * len(self._budgets)
+        self._budgets = np.array(
+            [budget[name] for name, flash in board.flashes.items() for _ in flash.sectors]
+        )
 
-    def erase(self, sector: int, times: int = 1) -> None:
-        """Counts. Raises IndexError for a sector that the board hasn't."""
-        if not 0 <= sector < len(self.erases):
-            raise IndexError(f"sector {sector} of {len(self.erases)}")
-        self.erases[sector] += times
+    def worst_share(self, erases: NDArray[np.uint32]) -> float:
+        """Of its budget, of the sector that is worn most; above 1 it has outlived that.
 
-    @property
-    def total(self) -> int:
-        """All erases."""
-        return sum(self.erases)
-
-    @property
-    def worst_share(self) -> float:
-        """Of its budget, of the sector that is worn most; above 1 it has outlived that."""
-        return max(count / budget for count, budget in zip(self.erases, self._budgets, strict=True))
+        ``erases`` (n,) says how often each was erased; the last ones may be left out.
+        """
+        return float(np.max(erases / self._budgets[: len(erases)]))

@@ -88,9 +88,10 @@ def has(share: float, seed: int, purpose: str, device: int) -> bool:
 
 def problem(error: ValidationError, model: type[BaseModel]) -> str:
     """The first mistake that pydantic found in a description of ``model``: field and remedy."""
-    first = error.errors()[0]
+    # What is missing is told last: another field may be that one, misspelt.
+    first = min(error.errors(), key=lambda one: one["type"] == "missing")
     field, beside = _place(model, first["loc"])
-    where = f"{field or 'as a whole'}: "
+    where = f"{field}: " if field else ""
     context = first.get("ctx", {})
     match first["type"]:
         case "extra_forbidden":
@@ -144,5 +145,5 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _is_called(model: type[BaseModel], tag: int | str) -> bool:
-    field = model.model_fields.get("kind")
-    return field is not None and field.default == tag
+    """Whether a field that can have one value only, as ``kind``, has this one."""
+    return any(get_args(one.annotation) == (tag,) for one in model.model_fields.values())

@@ -89,6 +89,8 @@ class World:
         self.seed = seed
         self._folder = folder
         self._boards = {name: load_board(name) for name in config.population.boards}
+        budget = config.energy.erase_budget
+        self._wear = {name: FlashWear(board, budget) for name, board in self._boards.items()}
         self._intervals = config.availability.of_fleet(seed, self.charging, folder)
         # What is asked for again and again, at each connection for example.
         self._devices: dict[int, DeviceFacts] = {}
@@ -172,5 +174,5 @@ class World:
         return battery_of(self.config.energy, self.seed, number)
 
     def flash_wear(self, number: int) -> FlashWear:
-        """Counts erases of the device's sectors."""
-        return FlashWear(self.board(number), self.config.energy.erase_budget)
+        """What the device's sectors stand."""
+        return self._wear[self.device(number).board]

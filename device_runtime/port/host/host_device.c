@@ -131,6 +131,7 @@ static tf_status erase_sector(void *context, uint16_t sector) {
     }
     uint8_t *bytes = flash->content + start;
     const uint32_t length = flash->sector_bytes[index];
+    flash->erases[index]++;
     device->erases++;
     device->bytes_erased += length;
     if (is_cut(device)) {

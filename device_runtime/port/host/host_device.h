@@ -23,6 +23,7 @@ typedef struct {
     uint32_t address;             /* of its first byte, as in the board's data */
     uint32_t bytes;
     uint32_t sector_count;
+    uint32_t *erases; /* of each sector so far, counted here */
 } tf_host_flash;
 
 /* Read for as long as the device is used. */

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.world.datasets.dataset import Samples, SharedDataset
 
 FILE = "har_uci_hapt.npz"
+_SAMPLES = 128
 
 
 class HumanActivity(SharedDataset):
@@ -22,9 +24,13 @@ class HumanActivity(SharedDataset):
 
     source: ClassVar[str] = (
         "UCI HAR 2.1 with raw signals (HAPT; Reyes-Ortiz et al., Neurocomputing 2015), windows of "
-        "128 samples with the arrays x, scale, y, subject and split in har_uci_hapt.npz"
+        "128 samples with the arrays x, scale, y, subject, experiment, start and split in "
+        "har_uci_hapt.npz"
     )
     name: Literal["har"] = "har"
+    overlapping: bool = True
+    """False: only windows that share no value with one before, about every second. What a device
+    holds out is then nothing that it has trained on."""
 
     def load(self, folder: Path) -> Samples:
         """See `Dataset`."""
@@ -33,10 +39,27 @@ class HumanActivity(SharedDataset):
             x = (data["x"] * unit).astype(np.float32)[:, :, np.newaxis, :]
             # Zero is the middle of the range, about which sensors are turned.
             largest = float(np.abs(x).max())
+            kept = np.ones(len(x), np.bool_)
+            if not self.overlapping:
+                kept = _apart(data["experiment"], data["start"])
             return Samples(
-                x,
-                data["y"].astype(np.int64),
-                data["subject"].astype(np.int64),
-                lab=data["split"] == 0,
+                x[kept],
+                data["y"][kept].astype(np.int64),
+                data["subject"][kept].astype(np.int64),
+                lab=data["split"][kept] == 0,
                 full_scale=(-largest, largest),
             )
+
+
+def _apart(recording: NDArray[np.uint8], start: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Mask (n,) of windows that begin where the last one before them in the mask has ended.
+
+    Windows are in order of their recording and of the sample that they begin with.
+    """
+    kept = np.zeros(len(start), np.bool_)
+    ended: dict[int, int] = {}
+    for place, (number, begin) in enumerate(zip(recording.tolist(), start.tolist(), strict=True)):
+        if begin >= ended.get(number, 0):
+            kept[place] = True
+            ended[number] = begin + _SAMPLES
+    return kept

@@ -95,6 +95,12 @@ def test_a_point_has_its_values_and_leaves_the_file_alone() -> None:
     assert [first.name, second.name] == ["aggregation=rule-server-adam", "aggregation=None"]
 
 
+def test_fields_of_a_sweep_are_told_apart_by_what_they_belong_to() -> None:
+    rates = {f"strategies.{name}.learning_rate": [0.5] for name in ("alone", "together")}
+    (made,) = points(tiny.content(), rates)
+    assert made.name == "alone.learning_rate=0.5,together.learning_rate=0.5"
+
+
 def test_runs_are_told_apart_by_their_folders(finished: Path, tmp_path: Path) -> None:
     others = [tmp_path / "a" / "tiny", tmp_path / "b" / "tiny"]
     for one in others:

@@ -21,7 +21,8 @@ from simulator.experiments.comparison import (
 
 def point(number: int, mean: float, *, seconds: float = 0.0, **figures: float) -> dict[str, Any]:
     accuracy = {"devices": 2, "mean": mean, "median": mean, "worst_tenth": mean / 2}
-    costs = dict.fromkeys(("bytes_up", "bytes_down", "milliwatt_hours", "flash_erases"), 0)
+    names = ("bytes_up", "bytes_down", "milliwatt_hours", "flash_erases", "most_flash_wear")
+    costs = dict.fromkeys(names, 0)
     return {
         "training_round": number,
         "seconds": seconds,
@@ -36,6 +37,7 @@ def cell(strategy: str, seed: int, *curve: dict[str, Any], reason: str = "") -> 
     return {
         "strategy": strategy,
         "seed": seed,
+        "has_fleet": strategy == "fleet",
         "state": "failed" if reason else "finished",
         "reason": reason,
         "last": curve[-1] if curve else None,

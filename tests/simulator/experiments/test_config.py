@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,25 @@ def test_what_a_run_keeps_of_a_file_is_the_same_experiment() -> None:
         ({"seeds": [2**32]}, "seeds.0"),
         ({"seed": [1]}, "seed:"),
         ({"name": "../up"}, "name"),
-        ({"defaults": [1]}, "defaults"),
+        ({"defaults": [1]}, "defaults: they are"),
         ({"strategies": {}}, "strategies"),
         ({"strategies": [1]}, "strategies"),
-        ({"strategies": {"a": 3}}, "strategies: a:"),
-        ({"strategies": {"../up": {}}}, "strategies.../up"),
+        ({"strategies": {"a": 3}}, "strategies.a: a strategy is"),
+        ({"strategies": {"../up": {}}}, r"strategies\.\.\./up"),
         ({"strategies": {3: {}}}, "strategies.3"),
-        ({"strategies": {"a": {"kind": "magic"}}}, "there is no strategy magic"),
-        ({"strategies": {"a": {"kind": ["campaign"]}}}, "a.kind"),
-        ({"strategies": {"a": {"kind": "local-only"}}}, "a.plan"),
-        ({"strategies": {"a": {"roundz": 2}}}, "roundz"),
-        ({"strategies": {"a": {"seed": 2}}}, "a.as a whole: seed"),
+        ({"strategies": {"a": {"kind": "magic"}}}, "no strategy magic; there are campaign"),
+        ({"strategies": {"a": {"kind": "central"}}}, "a: kind: .*did you mean centralized?"),
+        ({"strategies": {"a": {"kind": ["campaign"]}}}, "a: kind"),
+        ({"strategies": {"a": {"kind": "local-only"}}}, "a: plan: it is missing"),
+        ({"strategies": {"a": {"roundz": 2}}}, "a: roundz: .*did you mean rounds?"),
+        ({"strategies": {"a": {"asynchronous": {"bufer": 2}}}}, "asynchronous.bufer: .* buffer?"),
+        (
+            {"strategies": {"a": {"aggregation": {"rule": "server-adam", "beta3": 1}}}},
+            "a: aggregation.beta3: .*did you mean beta[12]?",
+        ),
+        ({"strategies": {"a": {"seed": 2}}}, "a: seed: that is the experiment's"),
+        ({"sedes": [1]}, "sedes: .*did you mean seeds?"),
+        ({"world": {"population": {"divices": 3}}}, "world.population.divices: .* devices?"),
         ({"target_accuracy": 80}, "target_accuracy"),
         ({"target_accuracy": float("nan")}, "target_accuracy"),
         ({"evaluate": {"every": -1}}, "evaluate.every"),
@@ -59,7 +68,7 @@ def test_a_mistake_is_named_by_its_field(changed: dict[str, Any], named: str) ->
     with pytest.raises(ExperimentError) as told:
         ExperimentConfig.parse(yaml.safe_dump(tiny.content(**changed)), "my.yaml")
     assert str(told.value).startswith("my.yaml: ")
-    assert named in str(told.value)
+    assert re.search(named.replace("?", r"\?"), str(told.value))
 
 
 @pytest.mark.parametrize(

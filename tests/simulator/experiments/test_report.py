@@ -96,6 +96,17 @@ def test_names_are_texts_whatever_is_in_them(tmp_path: Path) -> None:
     assert "nobody came" in page.text
 
 
+def test_a_plot_that_stands_alone_says_which_line_is_which(tmp_path: Path) -> None:
+    page = Page(written(Comparison((made_up("_hidden $a$"), made_up(EVIL))), tmp_path))
+    shown = ElementTree.parse(tmp_path / "plots" / "accuracy-over-rounds.svg").getroot()
+    texts = [one.text for one in shown.iter("{http://www.w3.org/2000/svg}text")]
+    for name in ("_hidden $a$", EVIL):
+        assert f"{name}: fleet" in texts
+        assert f"{name}: bound" in texts
+        assert f"{name}: broken" not in texts
+    assert page.text.count("_hidden $a$: bound") == 3  # legend and two tables
+
+
 def test_a_page_is_the_same_each_time(report: str, result: FinishedRun, tmp_path: Path) -> None:
     assert written(Comparison((result,)), tmp_path) == report
 

@@ -24,6 +24,7 @@ def test_tables_and_figures_tell_the_same(finished: Path) -> None:
     assert [f"{one['strategy']}-{one['seed']}" for one in result["cells"]] == tiny.CELLS
     devices = parquet.read_table(finished / "devices.parquet").to_pylist()
     rounds = parquet.read_table(finished / "rounds.parquet").to_pylist()
+    spent = parquet.read_table(finished / "spent.parquet").to_pylist()
     for cell in result["cells"]:
         about = {"strategy": cell["strategy"], "seed": cell["seed"]}
         last = cell["last"]
@@ -41,6 +42,13 @@ def test_tables_and_figures_tell_the_same(finished: Path) -> None:
             assert last["bytes_up"] == ends[-1]["bytes_up"] > 0
             assert last["seconds"] == ends[-1]["ends_seconds"] > 0
             assert last["never_trained"]["devices"] == 2
+        each = [one for one in spent if about.items() <= one.items()]
+        assert cell["has_fleet"] == bool(each) == bool(ends)
+        if each:
+            assert [one["device"] for one in each] == [0, 1, 2, 3]
+            for name in ("train_steps", "bytes_up", "bytes_down"):
+                assert sum(one[name] for one in each) == ends[-1][name] > 0
+            assert max(one["flash_wear"] for one in each) == last["most_flash_wear"]
 
 
 def test_a_run_that_is_killed_goes_on_and_comes_to_the_same(

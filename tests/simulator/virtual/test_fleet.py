@@ -53,6 +53,21 @@ def test_a_campaign_trains_every_device_in_every_round_and_repeats_itself(
     assert results[0] == results[1]
 
 
+def test_a_flash_is_as_worn_as_its_sector_that_was_erased_most(made: Made, tmp_path: Path) -> None:
+    of = population(made, 2, energy={"erase_budget": {"internal": 50, "external": 1}})
+    pool = LocalPool(of)
+    fleet = run(of, pool, tmp_path, campaign(rounds=6))
+    try:
+        figures = pool.figures(fleet.clock.now)
+        for number, device in pool.devices.items():
+            erases = device.machine.sector_erases
+            assert sum(erases) == device.machine.done.flash_erases == figures[number].flash_erases
+            assert sum(erases) >= max(erases) > 0
+            assert figures[number].most_flash_wear == max(erases) / 50
+    finally:
+        fleet.close()
+
+
 def test_any_number_of_processes_gives_the_same(made: Made, tmp_path: Path) -> None:
     found = []
     for workers in (1, 3):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,21 +98,19 @@ def test_without_a_battery_something_feeds_a_device_always() -> None:
 
 def test_wear_is_told_of_the_sector_that_is_worn_most() -> None:
     board = load_board("stm32f746")
-    made = world(1, population={"boards": {board.name: 1.0}})
-    wear = made.flash_wear(0)
+    wear = world(1, population={"boards": {board.name: 1.0}}).flash_wear(0)
     internal = len(board.flash.sectors)
-    wear.erase(internal - 1, 30)  # of 10,000
-    wear.erase(internal, 200)  # of 100,000: the first sector of the external flash
-    assert wear.total == 230
-    assert wear.worst_share == pytest.approx(0.003)
-    wear.erase(internal, 200)
-    assert wear.worst_share == pytest.approx(0.004)
-    with pytest.raises(IndexError):
-        wear.erase(internal + 256)
+    erases = np.zeros(internal + 2, np.uint32)
+    erases[internal - 1] = 30  # of 10,000
+    erases[internal] = 200  # of 100,000: the first sector of the external flash
+    assert wear.worst_share(erases) == pytest.approx(0.003)
+    erases[internal] = 400
+    assert wear.worst_share(erases) == pytest.approx(0.004)
+    assert wear.worst_share(erases[:internal]) == pytest.approx(0.003)
 
 
 def test_a_board_without_an_external_flash_has_the_wear_of_its_own() -> None:
     wear = FlashWear(load_board("stm32f407"), {"internal": 5, "external": 1})
-    wear.erase(11)
-    assert wear.erases == [0] * 11 + [1]
-    assert wear.worst_share == pytest.approx(0.2)
+    assert wear.worst_share(np.array([0] * 11 + [1], np.uint32)) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="shape"):
+        wear.worst_share(np.zeros(13, np.uint32))

@@ -196,7 +196,7 @@ def test_a_wrong_field_is_named_with_its_remedy(path: str, value: Any, said: str
     ("text", "said"),
     [
         ("population: [", "world: not YAML"),
-        ("3", "world: as a whole: it has fields of its own, and isn't 3"),
+        ("3", "world: it has fields of its own, and isn't 3"),
         ("population: {devices: 3, boards: {stm32f746: 1}}", "world: data: it is missing"),
         ("population: 4", "world: population: it has fields of its own, and isn't 4"),
         ("{? [1]: 2}", "world: "),

@@ -141,6 +141,16 @@ def test_the_activities_are_whole() -> None:
     assert np.linalg.norm(still, axis=3).mean() == pytest.approx(1.02, abs=0.02)
 
 
+@pytest.mark.parametrize("overlapping", [True, False])
+def test_windows_of_activities_share_values_only_where_they_may(overlapping: bool) -> None:
+    found = real("har", overlapping=overlapping)
+    shared = (found.x[:-1, 64:] == found.x[1:, :64]).all(axis=(1, 2, 3))
+    assert shared.mean() > 0.9 if overlapping else not shared.any()
+    assert len(found) == (10411 if overlapping else 5409)
+    assert np.bincount(found.y, minlength=6).all()
+    assert len(np.unique(found.subjects)) == 30
+
+
 def test_the_keywords_are_whole_or_some() -> None:
     found = real("keywords")
     assert found.x.shape == (12_000, 49, 10, 1)
