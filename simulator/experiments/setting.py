@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from simulator.machines.elf_image import load_elf
 from simulator.machines.registry import machine_kind
 from simulator.virtual.costs import PlanInstructions, WorkCosts, measure_costs
 from simulator.virtual.offline import ScoreDevice, score_never_trained
-from simulator.virtual.pool import DevicePool
+from simulator.virtual.pool import DevicePool, keep_from_collector
 from simulator.virtual.population import Firmware, Population
 
 MakePool = Callable[[Population], DevicePool]
@@ -104,12 +105,14 @@ def setting_for(
     population = Population(config.world, seed, source_folder, firmware, FLEET)
     tell("devices", 0, len(population.numbers))
     pool = make_pool(population)
+    keep_from_collector()
     try:
         tell("devices", len(population.numbers), len(population.numbers))
         manifests = {board: (one.bundle / MANIFEST).read_text() for board, one in firmware.items()}
         weights = (next(iter(firmware.values())).bundle / WEIGHTS).read_bytes()
         yield Setting(config, population, pool, manifests, weights, folder, tell)
     finally:
+        gc.unfreeze()
         pool.close()
 
 
