@@ -106,6 +106,11 @@ class DeviceHost:
         """By number."""
         return self._devices
 
+    def close(self) -> None:
+        """Give all of them up."""
+        self._devices.clear()
+        self._due.clear()
+
     def _queue(self, number: int) -> None:
         due = self._devices[number].next_due
         if due != self._queued.get(number):
@@ -235,7 +240,8 @@ class LocalPool(DevicePool):
         return self._host.each(job, sorted(numbers))
 
     def close(self) -> None:
-        """See `DevicePool`."""
+        """See `DevicePool`. Devices' memory goes now, not when somebody looks for garbage."""
+        self._host.close()
 
 
 class DistributedPool(DevicePool):
