@@ -65,7 +65,7 @@ class Stages:
 
     at: dict[tuple[str, int], float] = field(default_factory=dict)
     memory: dict[int, int] = field(default_factory=dict)
-    """Bytes before so many rounds; the last entry is at the end of the last one."""
+    """Bytes, by rounds that were done."""
 
     def tell(self, cell: str, stage: str, done: int, of: int) -> None:
         del cell, of
