@@ -40,6 +40,12 @@ def main() -> None:
     parser.add_argument("--unicorn-devices", type=int, default=1_000, help="unicorn: how many")
     parser.add_argument("--rounds", type=int, default=1, help="fleet: how many")
     parser.add_argument(
+        "--workers",
+        default="",
+        help="fleet: as of tinyfleet experiment run, or several with commas between them; "
+        "as many as there are cores where left out",
+    )
+    parser.add_argument(
         "--flower",
         default="",
         metavar="PYTHON",

@@ -1,7 +1,8 @@
 """What devices in Unicorn cost.
 
-Instructions a second of CPU in training, what booting takes, and a fleet of one image in this
-process that boots and trains one round: seconds of CPU, and memory that only the device has.
+Instructions a second of CPU in training, what booting takes, and a fleet of one image that boots
+and trains one round: in this process without a network, which tells seconds of CPU and memory that
+only the device has; and live (`benchmarks.simulator.live`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.simulator.emulated import digits_for
+from benchmarks.simulator.live import live
 from codegen.firmware.bundle import Bundle
+from fleet.demo.site import FLEET
 from fleet.protocol import topics
 from simulator.machines.counting import InstructionCounter
 from simulator.machines.device_spec import DeviceSpec
@@ -66,13 +69,16 @@ def training(bundle: Bundle) -> dict[str, dict[str, float]]:
     return found
 
 
-def device(bundle: Bundle, number: int) -> tuple[UnicornMachine, Line]:
+def spec_of(bundle: Bundle, number: int, fleet: str = "barn") -> DeviceSpec:
     samples = np.random.default_rng(number).integers(-128, 128, (SAMPLES, 8, 8, 1))
     labels = np.arange(SAMPLES) % 10
     name = f"cow-{number:05}"
-    spec = DeviceSpec(name, bundle.path, "moo", samples.astype(np.int8), labels, fleet="barn")
+    return DeviceSpec(name, bundle.path, "moo", samples.astype(np.int8), labels, fleet=fleet)
+
+
+def device(bundle: Bundle, number: int) -> tuple[UnicornMachine, Line]:
     world = WorldClock()
-    machine = build_machine(spec, Path(), world)
+    machine = build_machine(spec_of(bundle, number), Path(), world)
     assert isinstance(machine, UnicornMachine)
     return machine, Line(machine, world)
 
@@ -147,7 +153,10 @@ def measure_part(options: argparse.Namespace) -> dict[str, Any]:
     with digits_for(*BOARDS) as bundles:
         for bundle in bundles:
             found[bundle.board.name] = {"training": training(bundle), "boot": booting(bundle)}
-        found[BOARDS[0]]["fleet"] = fleet(bundles[0], options.unicorn_devices)
+        count = options.unicorn_devices
+        found[BOARDS[0]]["fleet"] = fleet(bundles[0], count)
+        specs = [spec_of(bundles[0], number, FLEET) for number in range(count)]
+        found[BOARDS[0]]["live"] = live(bundles[0], specs, PLAN)
     return found
 
 
@@ -156,6 +165,6 @@ def print_part(found: dict[str, Any]) -> None:
     for board, parts in found.items():
         for plan, figures in parts["training"].items():
             print(f"{board}, plan {plan}: " + ", ".join(f"{k} {v}" for k, v in figures.items()))
-        for part in ("boot", "fleet"):
+        for part in ("boot", "fleet", "live"):
             for name, value in parts.get(part, {}).items():
                 print(f"{board}, {part}: {name} {value}")

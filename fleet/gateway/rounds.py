@@ -336,6 +336,8 @@ class Round:
         self._forget_devices()
 
     def _forget_devices(self) -> None:
-        self.spec = replace(self.spec, tasks={})
+        # Without the limits, too, which plans have of all their values.
+        plans = {plan: replace(of) for plan, of in self.spec.plans.items()}
+        self.spec = replace(self.spec, tasks={}, plans=plans)
         self.accepted, self.declined, self.partial = {}, {}, {}
         self.held_back.clear()

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterator
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -36,17 +37,25 @@ class _Tables:
 class Database:
     """What all parts of a store share."""
 
-    def __init__(self, url: str | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        clock: Clock | None = None,
+        *,
+        survives_power_cuts: bool = True,
+    ) -> None:
         """Open the database at `url`, and bring its tables up to date; memory without one.
 
-        `sqlite:///FILE` or `postgresql+psycopg://…`. Raises `StoreError` where it can't be used.
+        `sqlite:///FILE` or `postgresql+psycopg://…`. Where a file needn't survive more than the
+        process, as in virtual time, it waits for no disk. Raises `StoreError` where it can't be
+        used.
         """
         self.clock = clock or SystemClock()
         self._mine = threading.local()
         try:
             parsed = sa.make_url(url or "sqlite://")
             self._name = parsed.render_as_string(hide_password=True)
-            self._engine = _engine(parsed)
+            self._engine = _engine(parsed, survives_power_cuts)
             # In memory there is one connection, and one transaction at a time on it.
             self._alone = threading.RLock() if self._is_in_memory else contextlib.nullcontext()
         except (sa.exc.ArgumentError, ImportError, ValueError) as error:
@@ -157,7 +166,7 @@ class Database:
         self._engine.dispose()
 
 
-def _engine(url: sa.URL) -> sa.Engine:
+def _engine(url: sa.URL, survives_power_cuts: bool) -> sa.Engine:
     if url.get_backend_name() != "sqlite":
         return sa.create_engine(url, pool_pre_ping=True)
     if url.database in (None, "", ":memory:"):
@@ -167,18 +176,19 @@ def _engine(url: sa.URL) -> sa.Engine:
         )
     else:
         engine = sa.create_engine(url, connect_args={"timeout": 30.0})
-    sa.event.listen(engine, "connect", _set_up_sqlite)
+    # A commit has to survive a power cut: accepted deltas hang on it.
+    synchronous = "FULL" if survives_power_cuts else "OFF"
+    sa.event.listen(engine, "connect", partial(_set_up_sqlite, synchronous))
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-def _set_up_sqlite(connection: Any, record: object) -> None:
+def _set_up_sqlite(synchronous: str, connection: Any, record: object) -> None:
     # Transactions begin where we say so, see below.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
-    # A commit has to survive a power cut: accepted deltas hang on it.
-    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute(f"PRAGMA synchronous = {synchronous}")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
 

@@ -19,6 +19,7 @@ NO_MATCHING_SUBSCRIBERS = 0x10
 NOT_AUTHORIZED = 0x87
 
 SECOND = 1000.0  # in milliseconds of the clock
+_FEW_ENDS = 1000
 
 
 class Access(Protocol):
@@ -71,6 +72,7 @@ class Core:
         self._subscriptions: SubscriptionTree[Session, Subscription] = SubscriptionTree()
         self._retained = RetainedTree()
         self._retained_ends: list[tuple[float, int, str]] = []
+        self._most_retained_ends = _FEW_ENDS
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._endpoints: dict[Endpoint, None] = {}
 
@@ -206,6 +208,8 @@ class Core:
             if message.expires is not None:
                 end = (message.expires, self.next_number(), message.topic)
                 heapq.heappush(self._retained_ends, end)
+                if len(self._retained_ends) > self._most_retained_ends:
+                    self._forget_old_ends()
         else:
             self._retained.remove(message.topic)
         # Nobody waits for this, so it has no timer.
@@ -214,6 +218,17 @@ class Core:
             kept = self._retained.get(topic)
             if kept is not None and kept.expires is not None and kept.expires <= now:
                 self._retained.remove(topic)
+
+    def _forget_old_ends(self) -> None:
+        """Those of messages that others have taken the place of, or that were cleared."""
+        kept = []
+        for end in self._retained_ends:
+            message = self._retained.get(end[2])
+            if message is not None and message.expires == end[0]:
+                kept.append(end)
+        heapq.heapify(kept)
+        self._retained_ends = kept
+        self._most_retained_ends = _FEW_ENDS + 2 * len(kept)
 
     def _publish_will(self, client_id: str, will: Will) -> None:
         expires = None

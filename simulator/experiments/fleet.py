@@ -10,6 +10,7 @@ from typing import Self
 from fleet.campaign import CampaignConfig
 from fleet.coordinator.creation import new_campaign
 from fleet.coordinator.driver import CampaignDriver
+from fleet.store import sqlite_url
 from simulator.experiments.brokers import VirtualBroker
 from simulator.experiments.gateways import DirectTransport, VirtualGateway, Way
 from simulator.experiments.meddling import Meddler
@@ -25,7 +26,8 @@ class VirtualFleet:
     """For one owner; ends with ``close`` or its context."""
 
     def __init__(self, population: Population, pool: DevicePool, folder: Path) -> None:
-        """``pool`` has the population's devices; ``folder`` is for what gateways keep."""
+        """``pool`` has the population's devices; ``folder`` is for what gateways and the
+        coordinator keep, which grows with each round."""
         self.pool = pool
         world = population.world
         self.clock = WindowClock(pool, self._hears, population.least_line_nanoseconds)
@@ -49,7 +51,9 @@ class VirtualFleet:
                     self.clock,
                 )
         self.transport = DirectTransport(self.gateways, self.clock)
-        self.store = SharedStore(clock=self.clock)
+        self.store = SharedStore(
+            sqlite_url(folder / "coordinator.sqlite"), self.clock, survives_power_cuts=False
+        )
         self.processes = Processes(self.clock)
         self.store.on_commit = self.processes.step
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.errors import ExperimentError, FleetError
-from simulator.virtual.pool import DeviceHost, DistributedPool
+from simulator.virtual.pool import DeviceHost, DistributedPool, keep_from_collector
 from simulator.virtual.population import Population
 
 try:
@@ -117,4 +117,5 @@ class _Worker:
                     "on a file system that all of them share"
                 )
         self._host = DeviceHost(self._population, self._numbers)
+        keep_from_collector()
         return self._host.next_due

@@ -6,7 +6,7 @@ A cell is one strategy with one seed. Wall times, host and commit are the run's,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -40,15 +40,16 @@ class Accuracy(NamedTuple):
 
 @dataclass(frozen=True)
 class VersionScores:
-    """How a version of the weights does on each device."""
+    """How a version of the weights does; on which device how is in the run's tables."""
 
     training_round: int
     """After so many of them; 0: what devices were made with."""
     seconds: float
     """When it was there, in the fleet's time."""
-    devices: Mapping[int, Score]
-    """By number: on their own held-out samples."""
-    never_trained: Sequence[Score] = ()
+    accuracy: Accuracy | None
+    """Of devices on their own held-out samples."""
+    never_trained: Accuracy | None = None
+    """Of devices that never train."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,12 @@ class StrategyResult:
     reason: str = ""
     rounds: tuple[RoundResult, ...] = ()
     versions: tuple[VersionScores, ...] = ()
-    reports: tuple[Mapping[str, Any], ...] = ()
-    """What devices said with their deltas, by round and device."""
     weights_sha256: str = ""
     """Of the last version."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else there is to tell."""
     has_fleet: bool = False
     """Whether time, bytes and energy passed; else it is a bound, as training in one place."""
-    spent: Mapping[int, Figures] = field(default_factory=dict)
-    """What each device of a fleet has done in the end, by number."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain dictionaries and lists."""
@@ -104,14 +101,11 @@ class StrategyResult:
             VersionScores(
                 one["training_round"],
                 one["seconds"],
-                {int(number): Score(*score) for number, score in one["devices"].items()},
-                [Score(*score) for score in one["never_trained"]],
+                *(Accuracy(*one[of]) if one[of] else None for of in ("accuracy", "never_trained")),
             )
             for one in data["versions"]
         )
-        made = {"rounds": rounds, "versions": versions, "reports": tuple(data["reports"])}
-        spent = {int(number): Figures(**one) for number, one in data["spent"].items()}
-        return cls(**{**data, **made, "spent": spent})
+        return cls(**{**data, "rounds": rounds, "versions": versions})
 
 
 @dataclass(frozen=True)
@@ -129,8 +123,7 @@ class Cell:
         for version in self.result.versions:
             ended = ends.get(version.training_round)
             totals = ended.totals if ended else Figures()
-            accuracy = Accuracy.of(version.devices.values())
-            never = Accuracy.of(version.never_trained)
+            accuracy, never = version.accuracy, version.never_trained
             points.append(
                 {
                     "training_round": version.training_round,
@@ -173,49 +166,4 @@ def write_json(path: Path, content: Any) -> None:
     """Whole or not at all. Keys keep their order: that of boards and strategies has a meaning."""
     made = path.with_name(path.name + ".new")
     made.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    made.replace(path)
-
-
-def write_tables(folder: Path, cells: Sequence[Cell]) -> None:
-    """``rounds.parquet``, ``devices.parquet``, ``reports.parquet`` and ``spent.parquet``."""
-    rounds, devices, reports, spent = [], [], [], []
-    for cell in cells:
-        about = {"strategy": cell.strategy, "seed": cell.seed}
-        for one in cell.result.rounds:
-            row = {name: value for name, value in vars(one).items() if name != "totals"}
-            declined = json.dumps(dict(one.declined), sort_keys=True)
-            rounds.append({**about, **row, "declined": declined, **asdict(one.totals)})
-        for version in cell.result.versions:
-            at = {"training_round": version.training_round, "seconds": version.seconds}
-            groups = (("fleet", version.devices.items()),)
-            held = (("never-trained", enumerate(version.never_trained)),)
-            for group, scores in (*groups, *held):
-                devices += [
-                    {**about, **at, "group": group, "device": number, **score._asdict()}
-                    for number, score in scores
-                ]
-        reports += [{**about, **one} for one in cell.result.reports]
-        spent += [
-            {**about, "device": number, **_of_one(figures)}
-            for number, figures in cell.result.spent.items()
-        ]
-    tables = {"rounds": rounds, "devices": devices, "reports": reports, "spent": spent}
-    for name, rows in tables.items():
-        _write_table(folder / f"{name}.parquet", rows)
-
-
-def _of_one(figures: Figures) -> dict[str, Any]:
-    """Of a device: what is the most of several is its own."""
-    told = asdict(figures)
-    del told["devices"], told["most_flash_erases"]
-    return {**told, "flash_wear": told.pop("most_flash_wear")}
-
-
-def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    # Each takes a tenth of a second to import.
-    import pyarrow
-    from pyarrow import parquet
-
-    made = path.with_name(path.name + ".new")
-    parquet.write_table(pyarrow.Table.from_pylist(rows), made)
     made.replace(path)

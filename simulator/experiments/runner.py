@@ -22,16 +22,18 @@ from typing import Any, Self
 
 from simulator.errors import ExperimentError
 from simulator.experiments.config import ExperimentConfig
-from simulator.experiments.results import Cell, StrategyResult, write_json, write_tables
+from simulator.experiments.results import Cell, StrategyResult, write_json
 from simulator.experiments.setting import MakePool, Tell, build_firmware, setting_for
+from simulator.experiments.tables import CellTables, write_tables
 from simulator.virtual.population import Firmware
 
 FORMAT = "tinyfleet-experiment/1"
-RESULT, RUN, EXPERIMENT, CELLS, BUILD = (
+RESULT, RUN, EXPERIMENT, CELLS, CELL, BUILD = (
     "result.json",
     "run.json",
     "experiment.json",
     "cells",
+    "cell.json",
     "build",
 )
 
@@ -97,21 +99,22 @@ def run_experiment(
     for strategy in config.strategies:
         for seed in config.seeds:
             name = f"{strategy}-{seed}"
-            kept = out / CELLS / f"{name}.json"
-            if not kept.exists():
+            kept = out / CELLS / name
+            if not (kept / CELL).exists():
                 started = time.perf_counter()
-                result = _run_cell(
-                    source.folder, config, strategy, seed, firmware, make_pool, _of(tell, name)
-                )
-                kept.parent.mkdir(exist_ok=True)
-                write_json(kept, result.to_json())
+                kept.mkdir(parents=True, exist_ok=True)
+                with CellTables(kept, strategy, seed) as tables:
+                    result = _run_cell(
+                        source, strategy, seed, firmware, tables, make_pool, _of(tell, name)
+                    )
+                write_json(kept / CELL, result.to_json())
                 seconds[name] = round(time.perf_counter() - started, 3)
-            cells.append(Cell(strategy, seed, _kept(kept)))
+            cells.append((Cell(strategy, seed, _kept(kept / CELL)), kept))
             tell(name, CELLS_DONE, len(cells), len(config.strategies) * len(config.seeds))
     result_json = {
         "format": FORMAT,
         "experiment": config.model_dump(mode="json"),
-        "cells": [cell.summary(config.target_accuracy) for cell in cells],
+        "cells": [cell.summary(config.target_accuracy) for cell, _ in cells],
     }
     write_tables(out, cells)
     write_json(out / RESULT, result_json)
@@ -128,18 +131,20 @@ def _of(tell: TellOfCell, cell: str) -> Tell:
 
 
 def _run_cell(
-    folder: Path,
-    config: ExperimentConfig,
+    source: Source,
     strategy: str,
     seed: int,
     firmware: dict[str, Firmware],
+    tables: CellTables,
     make_pool: MakePool,
     tell: Tell,
 ) -> StrategyResult:
     work = Path(tempfile.mkdtemp(prefix="tinyfleet-"))
     try:
-        with setting_for(config, seed, folder, firmware, work, make_pool, tell) as setting:
-            return config.strategies[strategy].run(setting, seed)
+        with setting_for(
+            source.config, seed, source.folder, firmware, work, tables, make_pool, tell
+        ) as setting:
+            return source.config.strategies[strategy].run(setting, seed)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

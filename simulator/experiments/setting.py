@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ from codegen.firmware.bundle import MANIFEST, WEIGHTS, Bundle
 from fleet.firmware import compile_firmware
 from simulator.errors import ExperimentError
 from simulator.experiments.config import Evaluation, ExperimentConfig
-from simulator.experiments.results import VersionScores
+from simulator.experiments.results import Accuracy, VersionScores
+from simulator.experiments.tables import CellTables
 from simulator.machines.elf_image import load_elf
 from simulator.machines.registry import machine_kind
 from simulator.virtual.costs import PlanInstructions, WorkCosts, measure_costs
-from simulator.virtual.offline import ScoreDevice, score_never_trained
-from simulator.virtual.pool import DevicePool
+from simulator.virtual.offline import Score, ScoreDevice, score_never_trained
+from simulator.virtual.pool import DevicePool, keep_from_collector
 from simulator.virtual.population import Firmware, Population
 
 MakePool = Callable[[Population], DevicePool]
@@ -41,6 +43,8 @@ class Setting:
     """What devices are made with."""
     folder: Path
     """For what is needed while it runs."""
+    tables: CellTables
+    """For what there is of each device."""
     tell: Tell
 
     @property
@@ -60,10 +64,26 @@ class Setting:
         return list(numbers[: self.evaluate.devices or len(numbers)])
 
     def scores(self, training_round: int, seconds: float, weights: bytes) -> VersionScores:
-        """How a version does."""
+        """How a version does; `tables` have it of each device."""
         of_devices = self.pool.each(ScoreDevice(weights), self.scored_devices)
         never = score_never_trained(self.population, weights) if self.evaluate.never_trained else []
-        return VersionScores(training_round, seconds, of_devices, never)
+        return self.scored(training_round, seconds, of_devices, never)
+
+    def scored(
+        self,
+        training_round: int,
+        seconds: float,
+        devices: Mapping[int, Score],
+        never_trained: Sequence[Score] = (),
+    ) -> VersionScores:
+        """The same where the scores are known: of the fleet's devices by number, and of others."""
+        self.tables.add_scores(training_round, seconds, devices, never_trained)
+        return VersionScores(
+            training_round,
+            seconds,
+            Accuracy.of(devices.values()),
+            Accuracy.of(never_trained),
+        )
 
     def free_sram_bytes(self, number: int) -> int:
         """What a device has for a plan."""
@@ -97,6 +117,7 @@ def setting_for(
     source_folder: Path,
     firmware: Mapping[str, Firmware],
     folder: Path,
+    tables: CellTables,
     make_pool: MakePool,
     tell: Tell,
 ) -> Iterator[Setting]:
@@ -104,12 +125,14 @@ def setting_for(
     population = Population(config.world, seed, source_folder, firmware, FLEET)
     tell("devices", 0, len(population.numbers))
     pool = make_pool(population)
+    keep_from_collector()
     try:
         tell("devices", len(population.numbers), len(population.numbers))
         manifests = {board: (one.bundle / MANIFEST).read_text() for board, one in firmware.items()}
         weights = (next(iter(firmware.values())).bundle / WEIGHTS).read_bytes()
-        yield Setting(config, population, pool, manifests, weights, folder, tell)
+        yield Setting(config, population, pool, manifests, weights, folder, tables, tell)
     finally:
+        gc.unfreeze()
         pool.close()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -78,21 +77,23 @@ class Campaign(Strategy):
         with VirtualFleet(population, setting.pool, store_folder) as fleet:
             totals: dict[int, Figures] = {}
             begun: list[int] = []
+            most = config.rounds * len(config.stages)
 
             def starts(number: int) -> None:
                 if begun:
                     totals[begun[-1]] = fleet.pool.totals(fleet.clock.now)
                 begun.append(number)
-                setting.tell("rounds", len(begun) - 1, config.rounds * len(config.stages))
+                setting.tell("rounds", len(begun) - 1, most)
 
             state = fleet.run_campaign(
                 config, setting.manifests, setting.weights, IDENTIFIER, starts
             )
             spent = fleet.pool.figures(fleet.clock.now)
             if begun:
-                totals[begun[-1]] = sum(spent.values(), Figures())
-            result = _result(fleet, setting, config, state, totals, common)
-            return replace(result, has_fleet=True, spent=spent)
+                totals[begun[-1]] = Figures.of_all(list(spent.values()))
+            setting.tell("rounds", len(begun), most)
+            setting.tables.add_spent(spent)
+            return _result(fleet, setting, config, state, totals, common)
 
 
 def _result(
@@ -110,7 +111,7 @@ def _result(
         for plan in Manifest.parse(text).plans
     }
     begin = fleet.clock.wall() - fleet.clock.monotonic()
-    rounds, reports = [], []
+    rounds: list[RoundResult] = []
     versions: list[VersionScores] = []
     training_rounds = config.rounds * len(config.stages)
     boards = _boards(setting)
@@ -121,15 +122,17 @@ def _result(
     }
     if setting.evaluate.every:
         versions.append(setting.scores(0, 0.0, setting.weights))
-    for record in store.rounds(IDENTIFIER):
+    for summary in store.round_summaries(IDENTIFIER):
+        # One by one: together they have a row for each device and round.
+        record = store.round(IDENTIFIER, summary.number)
         plan = RoundPlan.from_json(record.plan)
         one = _round(store.round_times(IDENTIFIER, record.number), record, plan, totals, begin)
         if one is None:
             continue
         rounds.append(one)
-        reports += [
-            _report(of, one, names, boards) for of in store.reports(IDENTIFIER, record.number)
-        ]
+        setting.tables.add_reports(
+            [_report(of, one, names, boards) for of in store.reports(IDENTIFIER, record.number)]
+        )
         if plan.kind is RoundKind.TRAIN and setting.is_scored(plan.training_round, training_rounds):
             setting.tell("scores", plan.training_round, training_rounds)
             weights = store.weights(IDENTIFIER, record.number).blob
@@ -140,9 +143,9 @@ def _result(
         store.campaign(IDENTIFIER).reason,
         tuple(rounds),
         tuple(versions),
-        tuple(sorted(reports, key=lambda row: (row["round"], row["device"]))),
         store.latest_weights(IDENTIFIER).sha256,
         {"common_plan": common[0]} if common else {},
+        has_fleet=True,
     )
 
 
@@ -224,11 +227,11 @@ class LocalOnly(_WithoutFleet):
         scores = setting.pool.each(job, setting.scored_devices)
         setting.tell("training alone", 1, 1)
         versions = tuple(
-            VersionScores(done, 0.0, {number: of[done] for number, of in scores.items()})
+            setting.scored(done, 0.0, {number: of[done] for number, of in scores.items()})
             for done in range(self.rounds + 1)
-            if done == 0 or setting.is_scored(done, self.rounds)
+            if setting.evaluate.every and (done == 0 or setting.is_scored(done, self.rounds))
         )
-        return StrategyResult("finished", versions=versions if setting.evaluate.every else ())
+        return StrategyResult("finished", versions=versions)
 
 
 class Centralized(_WithoutFleet):

@@ -308,3 +308,16 @@ def test_packets_that_come_byte_by_byte_have_the_same_answers() -> None:
     whole, pieces = Life(5), Life(5, pieces=True)
     assert whole.run(4000) == pieces.run(4000)
     assert whole.messages > 300
+
+
+def test_retained_messages_that_were_replaced_leave_nothing_behind(virtual: Virtual) -> None:
+    publisher = virtual.broker.attach("publisher")
+    for number in range(10_000):
+        topic = f"t/{number % 3}"
+        publisher.publish(topic, b"%d" % number, retain=True, expiry_seconds=60 + number)
+    assert len(virtual.broker._core._retained_ends) < 2_000
+    virtual.clock.now = 10_058_000.0  # the last one but one has just expired
+    publisher.publish("else", b"", retain=True, expiry_seconds=1)
+    watcher = virtual.broker.attach("watcher")
+    watcher.subscribe("t/#")
+    assert watcher.take() == [Received("t/0", b"9999", True)]

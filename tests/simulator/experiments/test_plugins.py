@@ -82,7 +82,7 @@ def test_what_another_package_brings_runs(build: Path, tmp_path: Path) -> None:
     assert made.config.model_dump()["strategies"]["theirs"]["patience"] == 9
     assert ExperimentConfig.of(made.config.model_dump(mode="json")) == made.config
     tiny.run_experiment(made, tmp_path / "run", tiny.pool_with(1), build=build)
-    assert (tmp_path / "run" / "cells" / "theirs-1.json").exists()
+    assert (tmp_path / "run" / "cells" / "theirs-1" / "cell.json").exists()
 
 
 @pytest.mark.usefixtures("_their_package")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,11 +71,11 @@ def test_a_run_that_is_killed_goes_on_and_comes_to_the_same(
         check=False,
     )
     assert ended.returncode == -signal.SIGKILL
-    done = {path.stem: path.stat().st_mtime_ns for path in out.glob("cells/*.json")}
+    done = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("cells/*/cell.json")}
     assert list(done) == tiny.CELLS[:1]
     assert not (out / "result.json").exists()
     assert tiny.digest_of_run(out, build) == digest(finished)
-    kept = {path.stem: path.stat().st_mtime_ns for path in out.glob("cells/*.json")}
+    kept = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("cells/*/cell.json")}
     assert sorted(kept) == sorted(tiny.CELLS)
     assert done.items() <= kept.items()
 
@@ -131,11 +132,28 @@ def test_boards_in_another_order_are_another_experiment(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"rounds": 3}'])
 def test_a_broken_cell_is_named(build: Path, tmp_path: Path, text: str) -> None:
     out = tmp_path / "run"
-    cell = out / "cells" / f"{tiny.CELLS[0]}.json"
+    cell = out / "cells" / tiny.CELLS[0] / "cell.json"
     cell.parent.mkdir(parents=True)
     cell.write_text(text)
-    with pytest.raises(ExperimentError, match=f"{cell.name}.*remove it"):
+    with pytest.raises(ExperimentError, match=f"{cell.parent.name}/cell.json.*remove it"):
         run_experiment(tiny.source(), out, pool_with(1), build=build)
+
+
+@pytest.mark.parametrize("how", ["missing", "torn"])
+def test_a_cells_table_that_is_broken_is_named(
+    finished: Path, build: Path, tmp_path: Path, how: str
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    broken = out / "cells" / "fedavg-3" / "reports.parquet"
+    content = broken.read_bytes()
+    broken.unlink()
+    if how == "torn":
+        broken.write_bytes(content[:-9])
+    with pytest.raises(ExperimentError, match=r"fedavg-3/reports.parquet.*remove"):
+        run_experiment(tiny.source(), out, pool_with(1), build=build)
+    shutil.rmtree(broken.parent)
+    assert tiny.digest_of_run(out, build) == digest(finished)
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "many", "ray:", "ray/0", "1.5", ""])

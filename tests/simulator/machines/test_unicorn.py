@@ -57,6 +57,22 @@ def test_a_core_that_sleeps_is_woken_by_enabled_interrupts_only(
     assert word(machine, "looks") == 1 + 4
 
 
+def test_a_core_that_nobody_looked_at_wakes_up_a_few_times_and_sees_what_time_it_is(
+    machine: UnicornMachine, world: WorldClock
+) -> None:
+    """Else a host that is behind would have the more to do, the further behind it is."""
+    machine.run(SLICE)
+    start_tick(machine, 250)
+    assert run_for(machine, world, 60_000) is StopReason.IDLE
+    assert 2 <= word(machine, "looks") - 1 <= 6
+    assert word(machine, "milliseconds") == pytest.approx(60_000, abs=1)
+    seen = word(machine, "looks")
+    for _ in range(10):
+        run_for(machine, world, 100)
+    assert word(machine, "looks") == seen + 4
+    assert word(machine, "milliseconds") == pytest.approx(61_000, abs=1)
+
+
 def test_clock_battery_and_entropy_come_from_outside(
     make_machine: MakeMachine, world: WorldClock
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,18 @@ def test_any_number_of_processes_gives_the_same(made: Made, tmp_path: Path) -> N
             pool.close()
     assert found[0] == found[1]
     assert list(found[0][2]) == list(range(7))
+
+
+def test_a_closed_pool_keeps_no_device_whoever_keeps_the_pool(made: Made, tmp_path: Path) -> None:
+    """The next cell of an experiment has as many."""
+    of = population(made, 2)
+    pool = LocalPool(of)
+    fleet = run(of, pool, tmp_path)
+    device = weakref.ref(pool.devices[1])
+    fleet.close()
+    pool.close()
+    assert fleet.pool is pool
+    assert device() is None
 
 
 def test_a_worker_that_dies_is_told_of(made: Made) -> None:
