@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -33,6 +34,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 5.0
 NODE_POLL_SECONDS = 0.25
 """Between looks of its SuperExec: idle, both took 5 % of a core at 0.1 s, and take 2.8 % now."""
+_INTERPRETER = re.compile(r"^python[0-9.]*$")
 
 
 def find_program(name: str) -> str:
@@ -142,7 +144,8 @@ class ManagedProcess:
 
     def _identity(self, command: Sequence[str]) -> list[str]:
         """What two commands of the same process have in common, by whatever path it was started."""
-        return [Path(command[0]).name, *command[1:]]
+        # An environment has its interpreter under several names.
+        return [_INTERPRETER.sub("python", Path(command[0]).name), *command[1:]]
 
     def alive(self) -> bool:
         """True while the process runs."""

@@ -53,10 +53,11 @@ def test_a_number_that_is_another_process_by_now_is_left_alone(
     assert not managed().adopt()
 
 
+@pytest.mark.parametrize("name", ["python", "python3", "python3.11"])
 def test_a_process_that_another_path_to_the_same_program_started_is_taken_over(
-    managed: Callable[..., ManagedProcess], tmp_path: Path
+    managed: Callable[..., ManagedProcess], tmp_path: Path, name: str
 ) -> None:
-    elsewhere = tmp_path / Path(sys.executable).name
+    elsewhere = tmp_path / name
     elsewhere.symlink_to(sys.executable)
     first = managed([str(elsewhere), *SLEEP[1:]])
     first.start()
