@@ -63,6 +63,8 @@ logger = logging.getLogger(__name__)
 
 ROLL_BACK_ROUNDS = 3
 """So often devices are asked to go back; each time waits for a round's deadline."""
+MOST_NAMED = 5
+"""Devices in a reason; of more there is the number."""
 
 
 class _EndedError(Exception):
@@ -335,7 +337,7 @@ class CampaignDriver:
                 break
         missing = sorted(self._membership.to_roll_back(self._listener.devices()))
         if missing:
-            named = ", ".join(missing[:5])
+            named = ", ".join(missing[:MOST_NAMED]) + (", …" if len(missing) > MOST_NAMED else "")
             reason += f"; {len(missing)} devices couldn't be reached to go back: {named}"
         self._end("rolled-back", reason)
 

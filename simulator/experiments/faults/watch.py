@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 
 from fleet.aggregation.mean import STALENESS_STEPS
 from fleet.campaign import RoundPlan, Taken
+from fleet.coordinator.driver import MOST_NAMED
 from fleet.errors import FleetError
 from fleet.gateway.actions import Publish
 from fleet.gateway.link import Message
@@ -53,6 +55,7 @@ SLACK_SECONDS = 30.0
 """So much longer than its deadline and grace a round may take: for looks and retries."""
 OLD_DRIVER_SECONDS = 30.0
 GATEWAY_SLACK_SECONDS = 3.0
+_COULDNT_BE_REACHED = re.compile(r"(\d+) devices couldn't be reached to go back")
 _TAPPED = "fleet/+/dev/+/announce", "fleet/+/gw/+/+/delta"
 
 
@@ -513,14 +516,20 @@ class Watch:
                 self._look_at_roll_back(planned.identifier, record.reason)
 
     def _look_at_roll_back(self, campaign: str, reason: str) -> None:
+        """Whoever has its weights still was told of: by name, where they aren't many."""
+        left = {}
         for device, member in self._stages.members(campaign).items():
             machine = self._pool.devices[self._numbers[device]].machine
-            if device in self.altered or device in reason or not machine.device_state:
+            if device in self.altered or not machine.device_state:
                 continue
             current = machine.current_weights()
             by = self._released[device].get(current)
             if by == bytes.fromhex(campaign) and current.hex() != member.before:
-                self.broken(
-                    "rolled back",
-                    f"{device} has {current.hex()[:16]} of {campaign}, before {member.before[:16]}",
+                left[device] = (
+                    f"has {current.hex()[:16]} of {campaign}, before {member.before[:16]}"
                 )
+        found = _COULDNT_BE_REACHED.search(reason)
+        told = int(found[1]) if found else 0
+        unnamed = [one for one in left if one not in reason]
+        if unnamed and (len(left) > told or told <= MOST_NAMED):
+            self.broken("rolled back", f"{unnamed[0]} {left[unnamed[0]]}")
