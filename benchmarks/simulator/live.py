@@ -20,7 +20,7 @@ from fleet.ports import free_port
 from fleet.store import SqlStore
 from simulator.fleet.fleet import Fleet, worker_count
 from simulator.machines.device_spec import DeviceSpec
-from tests.end_to_end.test_virtual_time import SocketTransport
+from tests.end_to_end.socket_transport import SocketTransport
 
 GATEWAY = "site-1"
 CAMPAIGN = "0123456789abcdef"
@@ -43,7 +43,7 @@ def live(bundle: Bundle, specs: list[DeviceSpec], plan: str) -> dict[str, Any]:
             began = time.perf_counter()
             with Fleet(specs, (broker.host, broker.port), workers=worker_count()) as fleet:
                 built = time.perf_counter()
-                transport = SocketTransport(GatewayClient(gateway.socket))
+                transport = SocketTransport(GATEWAY, GatewayClient(gateway.socket))
                 found = _round(bundle, fleet, transport, plan, len(specs), folder)
                 workers = fleet.worker_stats()
                 cpu = sum(Usage.of(one.process).cpu_seconds for one in workers)

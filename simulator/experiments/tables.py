@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 from simulator.errors import ExperimentError
 from simulator.experiments.results import Cell, RoundResult
 from simulator.virtual.offline import Score
-from simulator.virtual.pool import MOST, Figures
+from simulator.virtual.pool import MAXIMA, Figures
 
 ROWS_AT_ONCE = 65_536
 """In memory, and in a row group of a file."""
@@ -79,7 +79,7 @@ SPENT = Table(
         **{
             one.name: _TYPES[str(one.type)]
             for one in fields(Figures)
-            if one.name not in ("devices", *MOST)
+            if one.name not in ("devices", *MAXIMA)
         },
         "flash_wear": "double",
     },

@@ -33,7 +33,7 @@ Job = Callable[[Population, int], Result]
 """Something to be computed about a device; has to be picklable."""
 
 
-MOST = ("most_flash_erases", "most_flash_wear")
+MAXIMA = ("most_flash_erases", "most_flash_wear")
 """Of `Figures`: what isn't added up."""
 
 
@@ -61,7 +61,7 @@ class Figures:
     def of_all(cls, parts: Sequence[Figures]) -> Figures:
         """Added up, in their order."""
         whole = {one.name: sum(getattr(part, one.name) for part in parts) for one in fields(cls)}
-        for name in MOST:
+        for name in MAXIMA:
             whole[name] = max((getattr(part, name) for part in parts), default=0)
         return cls(**whole)
 

@@ -7,17 +7,13 @@ coordinator's driver asks the gateway over its socket, as a ClientApp does.
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fleet.campaign import Operation
 from fleet.coordinator.creation import new_campaign
 from fleet.coordinator.driver import CampaignDriver
-from fleet.coordinator.transport import Reply, Transport, read_replies
 from fleet.demo.site import FLEET, GatewayProcess
 from fleet.gateway.broker import Broker, BrokerConfig
 from fleet.gateway.client import GatewayClient
@@ -26,6 +22,7 @@ from fleet.store import SqlStore
 from simulator.fleet.fleet import Fleet
 from simulator.virtual.pool import LocalPool
 from simulator.virtual.population import Population
+from tests.end_to_end.socket_transport import SocketTransport
 from tests.simulator.virtual.small_fleet import CAMPAIGN, campaign, experiment, firmware, run
 
 pytestmark = pytest.mark.slow
@@ -33,37 +30,6 @@ pytestmark = pytest.mark.slow
 DEVICES = 5
 GATEWAY = "site-1"
 CONFIG = campaign(rounds=3, min_devices=DEVICES, epochs=2, deadline_seconds=120)
-
-
-class SocketTransport(Transport):
-    """Asks one gateway at its socket, and waits for the answer."""
-
-    def __init__(self, client: GatewayClient) -> None:
-        self._client = client
-        self._cursor = 0
-        self._replies: list[Reply] = []
-        self.send(GATEWAY, Operation.HELLO, {})
-
-    def gateways(self) -> frozenset[str]:
-        return frozenset({GATEWAY})
-
-    def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
-        answers = []
-        if operation is not Operation.HELLO:
-            name = {"campaign": fields["campaign"], "round": fields["round"]}
-            if operation is Operation.COLLECT:
-                self._client.watch([(name["campaign"], name["round"])], 5.0)
-            answer = self._client.request(operation.value, fields)
-            answers.append({"op": operation.value, **name, "answer": answer})
-        hello = self._client.hello(self._cursor)
-        self._cursor = hello["cursor"]
-        self._replies += read_replies(gateway, {"answers": answers, "hello": hello})
-
-    def receive(self) -> list[Reply]:
-        replies, self._replies = self._replies, []
-        if not replies:
-            time.sleep(0.1)
-        return replies
 
 
 def learnt(store: SqlStore) -> list[Any]:
@@ -96,7 +62,7 @@ def live(of: Population, folder: Path) -> list[Any]:
                 text = (bundle / "manifest.json").read_text()
                 weights = (bundle / "weights.bin").read_bytes()
                 new_campaign(store, CONFIG, {"b": text}, weights, identifier=CAMPAIGN)
-                transport = SocketTransport(GatewayClient(gateway.socket))
+                transport = SocketTransport(GATEWAY, GatewayClient(gateway.socket))
                 assert CampaignDriver(store, CAMPAIGN, transport).run() == "finished"
     found = learnt(store)
     store.close()

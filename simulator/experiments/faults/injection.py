@@ -112,7 +112,7 @@ class Injection:
         if act is not None:
             act(fault)
         elif fault.kind not in BEFALLS_DEVICES:
-            raise NotImplementedError(fault.kind)
+            raise AssertionError(f"nothing here makes a {fault.kind} happen")
 
     def _flash_bit_flip(self, fault: Fault) -> None:
         self._watch.altered.add(self._names[fault.values["device"]])

@@ -177,6 +177,7 @@ def test_a_role_has_what_the_roles_have_that_it_is_made_of() -> None:
     def names(role: str) -> set[str]:
         return {one.name for one in _roles.requirements(role)}
 
+    assert all(names(role) for role in _roles.ROLES)
     assert {"flwr", "mqtt5"} <= names("gateway")
     assert not names("gateway") & names("")
     assert names("compiler") | names("gateway") | names("service") <= names("demo")
