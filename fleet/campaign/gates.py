@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
@@ -78,11 +78,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A gate's outcome with what it rests on."""
+    """A gate's outcome with what it rests on.
+
+    What was measured may not be below `limit`, or above it where `is_ceiling`.
+    """
 
     outcome: Outcome
     reason: str
     findings: tuple[Finding, ...]
+    gate: str = ""
+    limit: float | None = None
+    is_ceiling: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,8 @@ class DriftGate(_Gate):
         """It fails, or it passes."""
         verdict = judge_scores(self._of_a_look(evidence.looks), evidence.scores, evidence.seed)
         outcome = Outcome.FAIL if verdict.outcome is Outcome.FAIL else Outcome.PASS
-        return Verdict(outcome, f"drift: {verdict.reason}", verdict.findings)
+        reason = f"drift: {verdict.reason}"
+        return replace(verdict, outcome=outcome, reason=reason, gate=self.gate)
 
     def smallest_drops(self, held_out: Sequence[int], looks: int) -> dict[str, float]:
         """See `smallest_detectable_drop`; of one look."""
@@ -245,7 +252,8 @@ def _verdict(gate: ScoreGate, findings: tuple[Finding, ...]) -> Verdict:
     elif unsure or not findings:
         outcome = Outcome.TOO_LITTLE_EVIDENCE
         if not findings:
-            return Verdict(outcome, f"no device has a {gate.by or 'score'} to judge by", findings)
+            why = f"no device has a {gate.by or 'score'} to judge by"
+            return Verdict(outcome, why, findings, gate.gate, -gate.most_drop)
         shown = min(unsure, key=lambda one: one.interval.low)
     else:
         outcome, shown = Outcome.PASS, min(findings, key=lambda one: one.interval.low)
@@ -256,6 +264,8 @@ def _verdict(gate: ScoreGate, findings: tuple[Finding, ...]) -> Verdict:
         f"{_points(shown.interval.low)} and {_points(shown.interval.high)} "
         f"over {shown.devices} devices, {_points(-gate.most_drop)} is the limit",
         findings,
+        gate.gate,
+        -gate.most_drop,
     )
 
 
@@ -361,7 +371,7 @@ def judge_failures(gate: FailureGate, asked: int, failures: Mapping[str, int]) -
         f"{failed} of {asked} devices failed ({kinds or 'none'}), at {gate.confidence:.0%} "
         f"between {interval.low:.1%} and {interval.high:.1%}, {gate.most:.1%} is the limit"
     )
-    return Verdict(outcome, reason, (finding,))
+    return Verdict(outcome, reason, (finding,), gate.gate, gate.most, is_ceiling=True)
 
 
 # ---- before anything is started --------------------------------------------------------------

@@ -24,6 +24,7 @@ from fleet.protocol.manifest import Manifest
 from fleet.registry import Device, Filter
 from fleet.service import schema
 from fleet.store import Models, Registry, Timing, Version
+from fleet.store.figures import of_a_kind
 
 _MAIN = {
     "adapt": RoundKind.TRAIN,
@@ -111,7 +112,7 @@ def plan_campaign(
         version=version.name,
         target=preview,
         ready=len(ready),
-        skipped=dict(Counter(_class_of(reason) for reason in skipped.values())),
+        skipped=of_a_kind(skipped.values()),
         stages=stages,
         plans=_plans(manifests.values(), ready),
         rounds=len(steps),
@@ -203,18 +204,10 @@ def _plans(manifests: Iterable[Manifest], ready: object) -> list[schema.PlanUse]
             name=entries[plan].name,
             devices=count,
             delta_values=entries[plan].delta_values,
-            reasons=dict(
-                Counter(_class_of(one.plan_reason) for one in ready.values() if one.plan == plan)
-            ),
+            reasons=of_a_kind(one.plan_reason for one in ready.values() if one.plan == plan),
         )
         for plan, count in Counter(one.plan for one in ready.values()).most_common()
     ]
-
-
-def _class_of(reason: str) -> str:
-    """A reason without the figures of its device, so that those of a kind are counted together."""
-    words = ["…" if any(letter.isdigit() for letter in word) else word for word in reason.split()]
-    return " ".join(words)
 
 
 def _finite(value: float) -> float | None:

@@ -12,6 +12,7 @@ from fleet.store.accounts import (
 )
 from fleet.store.base import (
     ENDED_STATES,
+    LIVE_STATES,
     CampaignRecord,
     Lease,
     Part,
@@ -23,6 +24,7 @@ from fleet.store.base import (
 )
 from fleet.store.database import sqlite_url
 from fleet.store.events import Event, Events
+from fleet.store.figures import Distribution, RoundGlance, RoundGlances
 from fleet.store.gateways import GatewayRecord, Gateways, Login, Logins
 from fleet.store.models import BundleRecord, ModelRecord, Models, Version
 from fleet.store.registry import Preview, Registry
@@ -35,6 +37,7 @@ from fleet.store.webhooks import Webhook, Webhooks
 
 __all__ = [
     "ENDED_STATES",
+    "LIVE_STATES",
     "ROLES",
     "Audit",
     "AuditEntry",
@@ -42,6 +45,7 @@ __all__ = [
     "CampaignRecord",
     "Candidate",
     "Decision",
+    "Distribution",
     "Event",
     "Events",
     "GatewayRecord",
@@ -58,6 +62,8 @@ __all__ = [
     "Registry",
     "Remembered",
     "Retention",
+    "RoundGlance",
+    "RoundGlances",
     "RoundRecord",
     "RoundSummary",
     "SqlStore",
