@@ -107,18 +107,23 @@ def read_text(text: str, name: str) -> CampaignConfig:
         raise CampaignTextError(name, "is no campaign:", mistakes) from None
 
 
+def file_schema() -> dict[str, Any]:
+    """The JSON Schema of a campaign's file."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **CampaignConfig.model_json_schema(),
+    }
+
+
 def _named(loc: Sequence[int | str], content: Any) -> list[int | str]:
     """Where a mistake is, without the names of alternatives that the text doesn't have."""
     found: list[int | str] = []
     for number, part in enumerate(loc):
-        if isinstance(content, dict) and part in content:
+        try:
             content = content[part]
-        elif isinstance(content, list) and isinstance(part, int) and part < len(content):
-            content = content[part]
-        elif number < len(loc) - 1:
-            continue  # such as which gate it is
-        else:
-            content = None
+        except (KeyError, IndexError, TypeError):
+            if number < len(loc) - 1:
+                continue  # such as which gate it is
         found.append(part)
     return found
 

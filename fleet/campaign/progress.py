@@ -15,7 +15,7 @@ def progress_of(plan: RoundPlan, machine: RoundMachine) -> dict[str, Any]:
     """Counters of all gateways together, what has come of each of the largest, and the devices that
     have been waited for longest, with how long after the round's begin their task went out.
 
-    Who has declined is counted, and named only when the round has ended: gateways don't tell before.
+    Who has declined is counted, and may be among those: gateways name them at the round's end only.
     """
     still_open = (one for one in plan.assignments if machine.keeps(one.gateway, one.device))
     longest = heapq.nsmallest(

@@ -9,8 +9,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
-from fleet.campaign.config import CampaignConfig
-from fleet.campaign.files import read_campaign
+from fleet.campaign.files import file_schema, read_campaign
 from fleet.campaign.planning import RoundKind, schedule
 from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, table
@@ -63,12 +62,7 @@ def validate(path: Path, *, as_json: bool) -> None:
 
 def print_schema() -> None:
     """The JSON Schema of a campaign's file, for editors."""
-    print_json(
-        {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            **CampaignConfig.model_json_schema(),
-        }
-    )
+    print_json(file_schema())
 
 
 def plan(client: Client, path: Path, *, as_json: bool) -> None:

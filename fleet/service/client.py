@@ -16,6 +16,13 @@ from pydantic import BaseModel
 from fleet.campaign.config import CampaignConfig
 from fleet.errors import AccessError, ConflictError, NotKnownError, ServiceError
 from fleet.service import schema
+from fleet.service.campaign_schema import (
+    CampaignReading,
+    CampaignSchema,
+    CampaignStanding,
+    CampaignText,
+    RoundFigures,
+)
 
 Form = TypeVar("Form", bound=BaseModel)
 TIMEOUT_SECONDS = 30.0
@@ -75,10 +82,10 @@ class Client:
 
     # Requests
 
-    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, *, key: str = "", **options: Any) -> httpx.Response:
         if method != "GET":
             # Whatever happens on the way, it is done once.
-            options["headers"] = {"Idempotency-Key": uuid.uuid4().hex}
+            options["headers"] = {"Idempotency-Key": key or uuid.uuid4().hex}
         try:
             response = self._http.request(method, path, **options)
             for _ in range(MOST_RETRIES):
@@ -101,11 +108,16 @@ class Client:
         return form.model_validate_json(self._request("GET", path, params=wanted).content)
 
     def _send(
-        self, form: type[Form], method: str, path: str, body: BaseModel | Mapping[str, Any]
+        self,
+        form: type[Form],
+        method: str,
+        path: str,
+        body: BaseModel | Mapping[str, Any],
+        key: str = "",
     ) -> Form:
         if isinstance(body, BaseModel):
             body = body.model_dump(mode="json", exclude_unset=True)
-        response = self._request(method, path, json=body)
+        response = self._request(method, path, key=key, json=body)
         return form.model_validate_json(response.content)
 
     # Service
@@ -229,9 +241,10 @@ class Client:
         path = f"/v1/models/{model}/versions/{version}/release"
         return self._send(schema.VersionView, "POST", path, {})
 
-    def rollback_model(self, model: str) -> schema.VersionView:
-        """Withdraw the newest released version."""
-        return self._send(schema.VersionView, "POST", f"/v1/models/{model}/rollback", {})
+    def rollback_model(self, model: str, newest: int | None = None) -> schema.VersionView:
+        """Withdraw the newest released version; no other than `newest`, where given."""
+        body = schema.RollbackOfModel(newest=newest)
+        return self._send(schema.VersionView, "POST", f"/v1/models/{model}/rollback", body)
 
     def compare(self, model: str, first: int, second: int) -> schema.Comparison:
         """Compare two versions."""
@@ -245,14 +258,33 @@ class Client:
         body = schema.CampaignToStart(campaign=config)
         return self._send(schema.CampaignPlan, "POST", "/v1/campaigns-plan", body)
 
-    def start_campaign(self, config: CampaignConfig) -> schema.CampaignView:
-        """Begin it."""
+    def start_campaign(self, config: CampaignConfig, key: str = "") -> schema.CampaignView:
+        """Begin it; once, whoever asks again with the same `key`."""
         body = schema.CampaignToStart(campaign=config)
-        return self._send(schema.CampaignView, "POST", "/v1/campaigns", body)
+        return self._send(schema.CampaignView, "POST", "/v1/campaigns", body, key)
 
-    def campaigns(self, after: str = "", limit: int = 100) -> schema.CampaignList:
+    def campaigns(
+        self, after: str = "", limit: int = 100, state: schema.CampaignState | None = None
+    ) -> schema.CampaignList:
         """A page of campaigns, newest first."""
-        return self._get(schema.CampaignList, "/v1/campaigns", after=after, limit=limit)
+        path = "/v1/campaigns"
+        return self._get(schema.CampaignList, path, after=after, limit=limit, state=state)
+
+    def read_campaign(self, text: str) -> CampaignReading:
+        """What a text says, and every mistake in it."""
+        return self._send(CampaignReading, "POST", "/v1/campaigns-read", CampaignText(text=text))
+
+    def campaign_schema(self) -> dict[str, Any]:
+        """The JSON Schema of a campaign's file."""
+        return self._get(CampaignSchema, "/v1/campaigns-schema").json_schema
+
+    def standing(self, campaign: str) -> CampaignStanding:
+        """How it stands, of bounded size."""
+        return self._get(CampaignStanding, f"/v1/campaigns/{campaign}/standing")
+
+    def figures(self, campaign: str, round: int) -> RoundFigures:
+        """A round in figures, of bounded size."""
+        return self._get(RoundFigures, f"/v1/campaigns/{campaign}/rounds/{round}/figures")
 
     def campaign(self, campaign: str) -> schema.CampaignDetail:
         """One campaign, whole."""
@@ -262,10 +294,15 @@ class Client:
         """A round's reports."""
         return self._get(schema.Reports, f"/v1/campaigns/{campaign}/rounds/{round}")
 
-    def act(self, campaign: str, action: str) -> schema.CampaignView:
-        """Pause, resume, stop, roll-back, approve."""
+    def act(
+        self, campaign: str, action: str, seen: schema.Seen | None = None, key: str = ""
+    ) -> schema.CampaignView:
+        """Pause, resume, stop, roll-back, approve; nothing, where it isn't any more as `seen`."""
         path = f"/v1/campaigns/{campaign}/actions"
-        return self._send(schema.CampaignView, "POST", path, {"action": action})
+        body: dict[str, Any] = {"action": action}
+        if seen is not None:
+            body["seen"] = seen.model_dump()
+        return self._send(schema.CampaignView, "POST", path, body, key)
 
     def events(
         self, campaign: str = "", after: int | None = None, follow: bool = True
@@ -291,18 +328,44 @@ class Client:
         """All tokens."""
         return self._get(schema.TokenList, "/v1/tokens").tokens
 
-    def issue_token(self, who: str, role: schema.Role, days: float) -> schema.NewToken:
+    def issue_token(
+        self, who: str, role: schema.Role, days: float, key: str = ""
+    ) -> schema.NewToken:
         """A new token."""
         body = schema.TokenToIssue(who=who, role=role, days=days)
-        return self._send(schema.NewToken, "POST", "/v1/tokens", body)
+        return self._send(schema.NewToken, "POST", "/v1/tokens", body, key)
 
     def revoke_token(self, token: str) -> None:
         """It is no good any more."""
         self._request("DELETE", f"/v1/tokens/{token}")
 
-    def audit(self, after: int = 0, limit: int = 100, object: str = "") -> schema.AuditPage:
-        """A page of the audit log."""
-        return self._get(schema.AuditPage, "/v1/audit", after=after, limit=limit, object=object)
+    def audit(
+        self,
+        after: int = 0,
+        limit: int = 100,
+        object: str = "",
+        who: str = "",
+        action: str = "",
+    ) -> schema.AuditPage:
+        """A page of the audit log, oldest first."""
+        wanted = {"object": object, "who": who, "action": action}
+        return self._get(schema.AuditPage, "/v1/audit", after=after, limit=limit, **wanted)
+
+    def newest_audit(
+        self,
+        before: int | None = None,
+        limit: int = 100,
+        object: str = "",
+        who: str = "",
+        action: str = "",
+    ) -> schema.AuditPage:
+        """A page of the audit log, newest first, in front of the entry `before`."""
+        wanted = {"before": before, "object": object, "who": who, "action": action}
+        return self._get(schema.AuditPage, "/v1/audit", newest=True, limit=limit, **wanted)
+
+    def settings(self) -> schema.Settings:
+        """What the service was told."""
+        return self._get(schema.Settings, "/v1/settings")
 
     def webhooks(self) -> list[schema.WebhookView]:
         """All webhooks."""

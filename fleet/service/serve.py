@@ -215,7 +215,7 @@ def serve(path: Path, version: str, ready: Callable[[str], None] = lambda url: N
     clock = SystemClock()
     leader = Leader(path, settings, store, clock)
     app = make_app(
-        Operations(store, settings.fleet),
+        Operations(store, settings.fleet, settings.shown()),
         version=version,
         requests_per_minute=settings.api.requests_per_minute,
         is_leader=lambda: leader.is_leading,

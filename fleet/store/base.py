@@ -143,8 +143,8 @@ class Store(ABC):
     def campaign_page(
         self, after: str, limit: int, states: Collection[str] = ()
     ) -> tuple[CampaignRecord, ...]:
-        """Campaigns, newest first, those behind the one with the id `after`; in `states` only, where
-        there are some."""
+        """Campaigns, newest first, those behind the one with the id `after`; in all states, or in
+        some."""
 
     @abstractmethod
     def campaigns_under_way(self) -> tuple[CampaignRecord, ...]:

@@ -1,14 +1,15 @@
 """What a page about a campaign shows of its rounds: little, whatever the number of devices.
 
-A round's plan and result name every device. So what onlookers want of them is kept beside them, when
-they are written.
+A round's plan and result name every device. So what onlookers want of them is kept beside them,
+when they are written.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,7 @@ class Distribution:
             below += devices
             while len(quantiles) < len(QUANTILES) and below >= QUANTILES[len(quantiles)] * total:
                 quantiles.append(accuracy)
-        mean = sum(accuracy * devices for accuracy, _, devices in known) / total
+        mean = math.fsum(accuracy * devices for accuracy, _, devices in known) / total
         return cls(total, mean, tuple(quantiles), tuple(counts))
 
 
@@ -100,9 +101,12 @@ class RoundGlances:
         """The newest rounds, newest first."""
         return self._find(campaign, sa.true(), limit)
 
-    def last_of_kinds(self, campaign: str, *kinds: str) -> RoundGlance | None:
-        """The newest round of such a kind that has ended well; None where there is none."""
-        found = self._find(campaign, rounds.c.kind.in_(kinds) & (rounds.c.state == "done"), 1)
+    def last_of_kinds(
+        self, campaign: str, first: int, last: int, kinds: Collection[str]
+    ) -> RoundGlance | None:
+        """The newest of the rounds `first` to `last` that is of such a kind and is done."""
+        where = rounds.c.number.between(first, last) & rounds.c.kind.in_(kinds)
+        found = self._find(campaign, where & (rounds.c.state == "done"), 1)
         return found[0] if found else None
 
     def _find(
@@ -120,30 +124,25 @@ class RoundGlances:
             .limit(limit)
         )
         with self._store.reading() as connection:
-            return tuple(
-                RoundGlance(*row[:-1], json.loads(row[-1] or "{}"))
-                for row in connection.execute(query)
-            )
+            return tuple(_glance(row) for row in connection.execute(query).mappings())
 
-    def newest_of(self, campaigns: Sequence[str]) -> dict[str, tuple[RoundGlance, int]]:
-        """The newest round of each of a page's campaigns, without figures, and how many there are."""
-        ends = (
-            sa.select(
-                rounds.c.campaign,
-                sa.func.max(rounds.c.number).label("number"),
-                sa.func.count().label("count"),
-            )
-            .where(rounds.c.campaign.in_(campaigns))
-            .group_by(rounds.c.campaign)
-            .subquery()
-        )
-        query = sa.select(rounds.c.campaign, ends.c.count, *_GLANCE).join(
-            ends, (ends.c.campaign == rounds.c.campaign) & (ends.c.number == rounds.c.number)
+    def newest_of(self, campaigns: Collection[str]) -> dict[str, RoundGlance]:
+        """The newest round of each of these campaigns, without its figures."""
+        of, number = rounds.c.campaign, sa.func.max(rounds.c.number).label("number")
+        newest = sa.select(of, number).where(of.in_(campaigns)).group_by(of).subquery()
+        query = sa.select(of, *_GLANCE).join(
+            newest, (newest.c.campaign == of) & (newest.c.number == rounds.c.number)
         )
         with self._store.reading() as connection:
-            return {
-                row[0]: (RoundGlance(*row[2:], {}), row[1]) for row in connection.execute(query)
-            }
+            rows = connection.execute(query).mappings()
+            return {str(row["campaign"]): _glance(row) for row in rows}
+
+
+def _glance(row: sa.RowMapping) -> RoundGlance:
+    text = row.get("text") or "{}"
+    return RoundGlance(
+        **{column.name: row[column.name] for column in _GLANCE}, figures=json.loads(text)
+    )
 
 
 # What is kept of a round, for the parts of this package

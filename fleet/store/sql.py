@@ -67,8 +67,7 @@ class SqlStore(Database, Store):
         return _campaign_record(row)
 
     def locked(self, connection: sa.Connection, campaign: str) -> CampaignRecord:
-        """The record within a transaction; whoever else writes to the campaign waits for its end,
-        for the parts of this package."""
+        """The record within a transaction that writes; others' writes of it wait for the end."""
         return self._campaign(connection, campaign, is_locked=True)
 
     def _check(self, connection: sa.Connection, campaign: str, driver: str) -> CampaignRecord:
@@ -261,6 +260,13 @@ class SqlStore(Database, Store):
                 self._campaign(connection, campaign)
                 raise StoreError(f"campaign {campaign} has no weights version {version}")
             return WeightsVersion(*row)
+
+    def blob_bytes(self, campaign: str) -> int:
+        """How long a version of the campaign's weights is, as devices get it."""
+        table = tables.weights
+        query = sa.select(sa.func.length(table.c.blob)).where(table.c.campaign == campaign)
+        with self.reading() as connection:
+            return int(connection.execute(query.limit(1)).scalar() or 0)
 
     def weights_with(self, campaign: str, sha256: str) -> WeightsVersion | None:
         """See `Store`."""
