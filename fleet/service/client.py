@@ -14,7 +14,13 @@ import httpx
 from pydantic import BaseModel
 
 from fleet.campaign.config import CampaignConfig
-from fleet.errors import AccessError, ConflictError, NotKnownError, ServiceError
+from fleet.errors import (
+    AccessError,
+    ConflictError,
+    NotKnownError,
+    ServiceError,
+    UnknownTokenError,
+)
 from fleet.service import schema
 from fleet.service.campaign_schema import (
     CampaignReading,
@@ -43,8 +49,11 @@ class Client:
         ca_file: str | None = None,
         why: str = "",
         transport: httpx.BaseTransport | None = None,
+        retries: int = MOST_RETRIES,
     ) -> None:
-        """`why` goes with every request into the audit log; `transport` is a test's."""
+        """`why` goes with every request into the audit log; `transport` is that of tests and of the
+        dashboard. What the service has no time for is sent again, `retries` times at most.
+        """
         verify: Any = True
         if ca_file is not None:
             import ssl
@@ -54,6 +63,7 @@ class Client:
         if why:
             headers[b"X-Reason"] = " ".join(why.split()).encode()
         self.url = url
+        self._retries = retries
         self._http = httpx.Client(
             base_url=url,
             headers=headers,
@@ -88,7 +98,7 @@ class Client:
             options["headers"] = {"Idempotency-Key": key or uuid.uuid4().hex}
         try:
             response = self._http.request(method, path, **options)
-            for _ in range(MOST_RETRIES):
+            for _ in range(self._retries):
                 wait = _wait_before_retry(response)
                 if wait is None or path == "/readyz":
                     break
@@ -395,9 +405,10 @@ def _refusal(response: httpx.Response) -> Exception:
     except (ValueError, KeyError, TypeError):
         error = f"it answers with status {response.status_code}"
     kinds: dict[int, type[Exception]] = {
-        401: AccessError,
+        401: UnknownTokenError,
         403: AccessError,
         404: NotKnownError,
         409: ConflictError,
     }
-    return kinds.get(response.status_code, ServiceError)(error)
+    kind = kinds.get(response.status_code)
+    return ServiceError(error, response.status_code) if kind is None else kind(error)
