@@ -67,6 +67,16 @@ def when(unix: float | None, never: str = "never") -> Markup:
     )
 
 
+def moment(unix: float) -> str:
+    """A point in time as the script reads it."""
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def clock(unix: float) -> str:
+    """A point in time that may lie ahead."""
+    return datetime.fromtimestamp(unix, UTC).strftime("%d %b %Y %H:%M UTC")
+
+
 def short(digest: str | None) -> Markup:
     """A digest, as much of it as people compare."""
     if not digest:
@@ -92,6 +102,8 @@ FILTERS = {
     "energy": energy,
     "duration": duration,
     "when": when,
+    "moment": moment,
+    "clock": clock,
     "short": short,
     "plural": plural,
     "lines": lines,

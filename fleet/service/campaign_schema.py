@@ -52,12 +52,12 @@ class CampaignSchema(Answer):
 
 
 class OpenDevice(Answer):
-    """A device that was asked in a round and hasn't delivered: `waited` for so many seconds while
-    the round runs, `reason` once it has ended."""
+    """A device that was asked in a round and hasn't delivered: waited for `since` then (Unix time)
+    while the round runs, with a `reason` once it has ended."""
 
     device: str
     gateway: str = ""
-    waited: float | None = None
+    since: float | None = None
     reason: str = ""
 
 
@@ -141,5 +141,3 @@ class CampaignStanding(CampaignRow):
     """Some of them."""
     events: list[EventView]
     """The last, newest first."""
-    now: float
-    """The service's own time, that ages count to."""

@@ -132,7 +132,7 @@ class CampaignOperations(DeviceOperations):
         if found is None:
             raise UnknownCampaignError(f"campaign {campaign} has no round {number}")
         blob_bytes = self.store.blob_bytes(campaign)
-        return round_figures(found, config, blob_bytes, self.store.clock.wall())
+        return round_figures(found, config, blob_bytes)
 
     def campaign(self, actor: Actor, campaign: str) -> schema.CampaignDetail:
         """A campaign, whole."""

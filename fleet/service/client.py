@@ -246,15 +246,17 @@ class Client:
         """A version's weights."""
         return self._request("GET", f"/v1/models/{model}/versions/{version}/weights").content
 
-    def release(self, model: str, version: int) -> schema.VersionView:
+    def release(self, model: str, version: int, key: str = "") -> schema.VersionView:
         """Release a version."""
         path = f"/v1/models/{model}/versions/{version}/release"
-        return self._send(schema.VersionView, "POST", path, {})
+        return self._send(schema.VersionView, "POST", path, {}, key)
 
-    def rollback_model(self, model: str, newest: int | None = None) -> schema.VersionView:
+    def rollback_model(
+        self, model: str, newest: int | None = None, key: str = ""
+    ) -> schema.VersionView:
         """Withdraw the newest released version; no other than `newest`, where given."""
         body = schema.RollbackOfModel(newest=newest)
-        return self._send(schema.VersionView, "POST", f"/v1/models/{model}/rollback", body)
+        return self._send(schema.VersionView, "POST", f"/v1/models/{model}/rollback", body, key)
 
     def compare(self, model: str, first: int, second: int) -> schema.Comparison:
         """Compare two versions."""
@@ -381,10 +383,10 @@ class Client:
         """All webhooks."""
         return self._get(schema.WebhookList, "/v1/webhooks").webhooks
 
-    def add_webhook(self, url: str, events: list[str]) -> schema.NewWebhook:
+    def add_webhook(self, url: str, events: list[str], key: str = "") -> schema.NewWebhook:
         """Send events to an address."""
         body = schema.WebhookToAdd(url=url, events=events)
-        return self._send(schema.NewWebhook, "POST", "/v1/webhooks", body)
+        return self._send(schema.NewWebhook, "POST", "/v1/webhooks", body, key)
 
     def remove_webhook(self, webhook: str) -> None:
         """Send nothing there any more."""
