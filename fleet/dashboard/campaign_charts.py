@@ -106,7 +106,7 @@ def lineage(versions: Sequence[VersionView]) -> Markup:
         return Markup("")
     lanes = _lanes(shown)
     places = {
-        one.version: (24 + _STEP * place, 24 + _LANE * lanes[one.version])
+        one.version: (48 + _STEP * place, 24 + _LANE * lanes[one.version])
         for place, one in enumerate(shown)
     }
     lines, nodes = [], []
@@ -122,8 +122,8 @@ def lineage(versions: Sequence[VersionView]) -> Markup:
             f"{escape(f'{one.model}:{one.version}, {one.state}')}</title></circle>"
             f'<text x="{x}" y="{y + 24}" text-anchor="middle">{one.version} {one.state}</text>'
         )
-    width = 48 + _STEP * (len(shown) - 1) + 30
-    height = 24 + _LANE * (max(lanes.values()) + 1)
+    width = 96 + _STEP * (len(shown) - 1)
+    height = 60 + _LANE * max(lanes.values())
     said = ", ".join(
         f"{one.version} {one.state}" + (f" from {one.parent}" if one.parent else "")
         for one in shown

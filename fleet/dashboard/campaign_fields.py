@@ -29,14 +29,33 @@ class Part:
 
 def parts_of(schema: Mapping[str, Any]) -> list[Part]:
     """The campaign itself first, then its parts."""
-    found = [_part("Campaign", schema)]
-    return found + [_part(name, one) for name, one in schema.get("$defs", {}).items()]
+    names = {name: _name(name, one) for name, one in schema.get("$defs", {}).items()}
+    for field, one in schema.get("properties", {}).items():
+        if "$ref" in one:
+            names[_of(one["$ref"])] = field
+    parts = [_part(names[name], one, names) for name, one in schema.get("$defs", {}).items()]
+    return [_part("campaign", schema, names), *sorted(parts, key=lambda one: one.name)]
 
 
-def _part(name: str, schema: Mapping[str, Any]) -> Part:
+def _of(reference: str) -> str:
+    return reference.rpartition("/")[2]
+
+
+def _name(name: str, schema: Mapping[str, Any]) -> str:
+    """As a file says it: `gate: score`; else what it is called."""
+    for which in ("gate", "rule"):
+        const = schema.get("properties", {}).get(which, {}).get("const")
+        if const is not None:
+            return f"{which}: {const}"
+    return name.lower()
+
+
+def _part(name: str, schema: Mapping[str, Any], names: Mapping[str, str]) -> Part:
     required = set(schema.get("required", ()))
     fields = tuple(
-        Field(field, _kind(one), "required" if field in required else _default(one), _text(one))
+        Field(
+            field, _kind(one, names), "required" if field in required else _default(one), _text(one)
+        )
         for field, one in schema.get("properties", {}).items()
     )
     return Part(name, _text(schema).partition("\n\n")[0], fields)
@@ -53,22 +72,24 @@ def _default(schema: Mapping[str, Any]) -> str:
     return text if len(text) <= 40 else "as below"
 
 
-def _kind(schema: Mapping[str, Any]) -> str:
+def _kind(schema: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """The type in words, with its limits."""
     if "$ref" in schema:
-        return str(schema["$ref"]).rpartition("/")[2]
+        return names[_of(schema["$ref"])]
     if "const" in schema:
         return json.dumps(schema["const"])
     if "enum" in schema:
         return " or ".join(map(str, schema["enum"]))
     for name in ("anyOf", "oneOf"):
         if name in schema:
-            return " or ".join(_kind(one) for one in schema[name] if one.get("type") != "null")
+            return " or ".join(
+                _kind(one, names) for one in schema[name] if one.get("type") != "null"
+            )
     if schema.get("type") == "array":
-        return f"list of {_kind(schema.get('items', {}))}"
+        return f"list of {_kind(schema.get('items', {}), names)}"
     if schema.get("type") == "object":
         inner = schema.get("additionalProperties")
-        return f"map to {_kind(inner)}" if isinstance(inner, Mapping) else "map"
+        return f"map to {_kind(inner, names)}" if isinstance(inner, Mapping) else "map"
     return str(schema.get("format") or schema.get("type", "anything")) + _limits(schema)
 
 

@@ -89,6 +89,15 @@ def plural(count: float, one: str, many: str = "") -> str:
     return f"{number(count)} {one if count == 1 else many or one + 's'}"
 
 
+def ticked(text: str) -> Markup:
+    """Text whose parts between backticks are code."""
+    parts = [escape(one) for one in text.split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(one) if place % 2 else one
+        for place, one in enumerate(parts)
+    )
+
+
 def lines(text: str) -> Markup:
     """Text with its line breaks."""
     return Markup("<br>").join(escape(line) for line in text.splitlines())
@@ -107,4 +116,5 @@ FILTERS = {
     "short": short,
     "plural": plural,
     "lines": lines,
+    "ticked": ticked,
 }

@@ -110,9 +110,9 @@ class Story:
                 for name in some
             ]
             ops.add_devices(ADA, DevicesToAdd(devices=to_add))
-        ops.registry.observe({name: self._seen(number) for number, name in enumerate(self.names)})
+        ops.registry.observe({name: self.seen(number) for number, name in enumerate(self.names)})
 
-    def _seen(self, number: int) -> Observed:
+    def seen(self, number: int) -> Observed:
         board = ("stm32f746", "stm32f407")[number % 2]
         entry = small_model.device_entry("d", board, battery_percent=20 + number % 80)
         entry = {name: value for name, value in entry.items() if name in Observed.model_fields}
@@ -398,6 +398,9 @@ def _tell(story: Story, clock: _Past) -> None:
         story.campaigns["canary-2"], "driver", "south-barn-gw", f"range: {HOSTILE}"
     )
     clock.back = 0
+    ops.registry.observe({name: story.seen(number) for number, name in enumerate(story.names)})
+    for site in SITES:
+        Gateways(ops.store).seen(f"{site}-gw")
     ops.issue_token(ADA, TokenToIssue(who="bob", role="viewer", days=30))
     revoked = ops.issue_token(ADA, TokenToIssue(who="old", role="operator", days=30))
     ops.revoke_token(ADA, revoked.token)
