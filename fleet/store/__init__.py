@@ -22,10 +22,11 @@ from fleet.store.base import (
     WeightsVersion,
 )
 from fleet.store.database import sqlite_url
+from fleet.store.device_work import DeviceWork
 from fleet.store.events import Event, Events
 from fleet.store.gateways import GatewayRecord, Gateways, Login, Logins
 from fleet.store.models import BundleRecord, ModelRecord, Models, Version
-from fleet.store.registry import Preview, Registry
+from fleet.store.registry import Preview, Registry, Tally
 from fleet.store.retention import Retention
 from fleet.store.sql import SqlStore
 from fleet.store.stages import Decision, Member, StageRecord, Stages
@@ -42,6 +43,7 @@ __all__ = [
     "CampaignRecord",
     "Candidate",
     "Decision",
+    "DeviceWork",
     "Event",
     "Events",
     "GatewayRecord",
@@ -65,6 +67,7 @@ __all__ = [
     "Stages",
     "Store",
     "SupersededError",
+    "Tally",
     "Term",
     "Timing",
     "Timings",
