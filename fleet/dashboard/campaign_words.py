@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 
 from fleet.dashboard.formats import plural
-from fleet.service.campaign_schema import CampaignStanding
+from fleet.service.campaign_schema import CampaignRow, CampaignStanding
 from fleet.service.roles import Permission
-from fleet.service.schema import CampaignRow, CampaignView, EventView, Seen
+from fleet.service.schema import CampaignView, EventView, Seen
 
 KINDS = {
     "pending": "quiet",

@@ -23,9 +23,12 @@ from fleet.errors import (
 )
 from fleet.service import schema
 from fleet.service.campaign_schema import (
+    CampaignList,
+    CampaignPlan,
     CampaignReading,
     CampaignSchema,
     CampaignStanding,
+    CampaignState,
     CampaignText,
     RoundFigures,
 )
@@ -182,6 +185,10 @@ class Client:
         """Which devices a filter means."""
         return self._get(schema.DevicePreview, "/v1/devices-preview", filter=filter)
 
+    def summarize_devices(self, filter: str = "") -> schema.DeviceSummary:
+        """Devices counted by state, site, board and version."""
+        return self._get(schema.DeviceSummary, "/v1/devices-summary", filter=filter)
+
     def device(self, name: str) -> schema.DeviceView:
         """One device."""
         return self._get(schema.DeviceView, f"/v1/devices/{name}")
@@ -189,6 +196,10 @@ class Client:
     def device_history(self, name: str) -> list[schema.HistoryEntry]:
         """What it has reported."""
         return self._get(schema.History, f"/v1/devices/{name}/history").history
+
+    def device_record(self, name: str) -> schema.DeviceRecord:
+        """What it has done, and what that took of it."""
+        return self._get(schema.DeviceRecord, f"/v1/devices/{name}/record")
 
     def label_device(self, name: str, labels: Mapping[str, str | None]) -> schema.DeviceView:
         """Set labels, and take away those that are None."""
@@ -265,10 +276,10 @@ class Client:
 
     # Campaigns
 
-    def plan_campaign(self, config: CampaignConfig) -> schema.CampaignPlan:
+    def plan_campaign(self, config: CampaignConfig) -> CampaignPlan:
         """What it would do."""
         body = schema.CampaignToStart(campaign=config)
-        return self._send(schema.CampaignPlan, "POST", "/v1/campaigns-plan", body)
+        return self._send(CampaignPlan, "POST", "/v1/campaigns-plan", body)
 
     def start_campaign(self, config: CampaignConfig, key: str = "") -> schema.CampaignView:
         """Begin it; once, whoever asks again with the same `key`."""
@@ -276,11 +287,11 @@ class Client:
         return self._send(schema.CampaignView, "POST", "/v1/campaigns", body, key)
 
     def campaigns(
-        self, after: str = "", limit: int = 100, state: schema.CampaignState | None = None
-    ) -> schema.CampaignList:
+        self, after: str = "", limit: int = 100, state: CampaignState | None = None
+    ) -> CampaignList:
         """A page of campaigns, newest first."""
         path = "/v1/campaigns"
-        return self._get(schema.CampaignList, path, after=after, limit=limit, state=state)
+        return self._get(CampaignList, path, after=after, limit=limit, state=state)
 
     def read_campaign(self, text: str) -> CampaignReading:
         """What a text says, and every mistake in it."""

@@ -14,9 +14,12 @@ from starlette.concurrency import run_in_threadpool
 from fleet.service import schema
 from fleet.service.base import MOST_ON_A_PAGE
 from fleet.service.campaign_schema import (
+    CampaignList,
+    CampaignPlan,
     CampaignReading,
     CampaignSchema,
     CampaignStanding,
+    CampaignState,
     CampaignText,
     RoundFigures,
 )
@@ -105,6 +108,12 @@ def preview_devices(actor: Asking, ops: Ops, filter: FilterText = "") -> schema.
     return ops.preview_devices(actor, filter)
 
 
+@router.get("/devices-summary", tags=["devices"])
+def summarize_devices(actor: Asking, ops: Ops, filter: FilterText = "") -> schema.DeviceSummary:
+    """The devices that a filter means, counted by state, site, board and version."""
+    return ops.summarize_devices(actor, filter)
+
+
 @router.get("/devices/{device}", tags=["devices"])
 def get_device(actor: Asking, ops: Ops, device: DeviceName) -> schema.DeviceView:
     """One device."""
@@ -115,6 +124,12 @@ def get_device(actor: Asking, ops: Ops, device: DeviceName) -> schema.DeviceView
 def device_history(actor: Asking, ops: Ops, device: DeviceName) -> schema.History:
     """What a device has reported, newest first."""
     return ops.device_history(actor, device)
+
+
+@router.get("/devices/{device}/record", tags=["devices"])
+def device_record(actor: Asking, ops: Ops, device: DeviceName) -> schema.DeviceRecord:
+    """What a device has done, what that took of it, and where it failed."""
+    return ops.device_record(actor, device)
 
 
 @router.patch("/devices/{device}/labels", tags=["devices"])
@@ -239,8 +254,8 @@ def list_campaigns(
     ops: Ops,
     after: Annotated[str, Query(pattern="^([0-9a-f]{16})?$")] = "",
     limit: Limit = 100,
-    state: schema.CampaignState | None = None,
-) -> schema.CampaignList:
+    state: CampaignState | None = None,
+) -> CampaignList:
     """A page of campaigns, newest first; in one state, or `live` or `ended` ones, where given."""
     return ops.list_campaigns(actor, after, limit, state)
 
@@ -252,7 +267,7 @@ def start_campaign(actor: Asking, ops: Ops, body: schema.CampaignToStart) -> sch
 
 
 @router.post("/campaigns-plan", tags=["campaigns"])
-def plan_campaign(actor: Asking, ops: Ops, body: schema.CampaignToStart) -> schema.CampaignPlan:
+def plan_campaign(actor: Asking, ops: Ops, body: schema.CampaignToStart) -> CampaignPlan:
     """What a campaign would do, as things stand; nothing is done."""
     return ops.plan_campaign(actor, body)
 

@@ -123,6 +123,46 @@ class DevicePreview(Answer):
     reasons: dict[str, int]
 
 
+class SiteCount(Answer):
+    """Devices of a site by state; those that are retired aren't counted."""
+
+    site: str
+    states: dict[str, int]
+
+
+class BoardCount(Answer):
+    """Devices of a board that aren't retired; null: no gateway has told which board."""
+
+    board: str | None
+    count: int
+
+
+class VersionCount(Answer):
+    """Devices with the same current weights that aren't retired.
+
+    `version` is MODEL:NUMBER where the store has them, `current` null where no gateway has told.
+    """
+
+    current: str | None
+    version: str | None
+    count: int
+
+
+class DeviceSummary(Answer):
+    """The devices that a filter means, counted."""
+
+    count: int
+    """With those that are retired."""
+    states: dict[str, int]
+    """`online`, `offline`, `unheard` (no gateway has told of it) and `retired`."""
+    sites: list[SiteCount]
+    boards: list[BoardCount]
+    """Most devices first, as versions."""
+    versions: list[VersionCount]
+    other_versions: int
+    """Devices with weights that fewer have than those of `versions`."""
+
+
 class LabelChange(Form):
     """Labels to set; null takes one away."""
 
@@ -135,14 +175,27 @@ class HistoryEntry(Answer):
     campaign: str
     round: int
     kind: str
+    name: str = ""
+    """The campaign's."""
     ended: float | None = None
+    gateway: str | None = None
     plan: str | None = None
+    plan_reason: str | None = None
+    """Why no larger one."""
     status: str | None = None
+    weights: str = ""
+    """Digest of what it began with; empty where devices of the round had different ones."""
+    version: str | None = None
+    """MODEL:NUMBER of `weights`, where they were released or imported."""
     train_samples: int | None = None
+    train_steps: int | None = None
     held_out: int | None = None
     correct_before: int | None = None
     correct_after: int | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
     coded_bytes: int | None = None
+    payload_bytes: int | None = None
     seconds: float | None = None
 
 
@@ -150,6 +203,37 @@ class History(Answer):
     """Newest first."""
 
     history: list[HistoryEntry]
+
+
+class DeviceTrouble(Answer):
+    """A campaign in which a device failed the last time, so many times in a row."""
+
+    campaign: str
+    name: str
+    stage: str
+    failures: int
+    reason: str
+    not_before: float
+    """When it may be asked again; in seconds since 1970."""
+
+
+class DeviceRecord(Answer):
+    """What a device has done, and what that took of it, by the reports that are kept.
+
+    Energy is that of the board's microcontroller if it had computed from each task to its delta,
+    without radio: an estimate, rather too much than too little.
+    """
+
+    rounds: int
+    trained_rounds: int
+    seconds: float
+    uplink_bytes: int
+    active_milliwatts: int | None
+    """Null where nobody says it of the board, or its bundle wasn't imported."""
+    millijoules: float | None
+    flash_slot_writes: int
+    """Versions that it has reported with and hadn't before: so many were written to its flash."""
+    troubles: list[DeviceTrouble]
 
 
 # Gateways
@@ -290,70 +374,6 @@ class CampaignToStart(Form):
     campaign: CampaignConfig
 
 
-class StagePlan(Answer):
-    """A stage, before anything is done."""
-
-    stage: str
-    devices: int
-    smallest_detectable_drop: dict[str, float | None]
-    """Gate → drop of accuracy that it would notice four times in five; null: none at all."""
-
-
-class PlanUse(Answer):
-    """An update plan, and how many devices would train it."""
-
-    plan: str
-    name: str
-    devices: int
-    delta_values: int
-    reasons: dict[str, int]
-
-
-class DeviceCost(Answer):
-    """What a campaign takes of a device of a board with an update plan; null: not known.
-
-    Seconds are medians of what such devices took in past campaigns of the model, from task to
-    delta: with fetching and sending, and with staying away. Energy is that of the board's
-    microcontroller if it computed all the time, without radio: rather too much than too little.
-    """
-
-    plan: str
-    name: str
-    board: str
-    devices: int
-    round_seconds: dict[str, float | None]
-    """Of a round that trains, scores, releases."""
-    seconds: float | None
-    """Of all rounds, for a device that has a part in each."""
-    active_milliwatts: int | None
-    round_millijoules: dict[str, float | None]
-    millijoules: float | None
-
-
-class CampaignPlan(Answer):
-    """What a campaign would do, as things stand: nothing is done."""
-
-    version: str
-    target: DevicePreview
-    ready: int
-    skipped: dict[str, int]
-    """Reason → devices that match and couldn't take part now."""
-    stages: list[StagePlan]
-    plans: list[PlanUse]
-    rounds: int
-    bytes_down: int
-    bytes_up: int
-    """An estimate, from `delta_bits_per_value`."""
-    longest_seconds: float
-    """If every round took its deadline, from its last task on."""
-    longest_round_seconds: float
-    expected_seconds: float | None
-    """If the slowest kind of device took as long as its median in past campaigns, and sites had
-    their shares of each cohort; null where one hasn't been measured yet."""
-    costs: list[DeviceCost]
-    flash_slot_writes_per_device: int
-
-
 class FindingView(Answer):
     """What a gate found of one group of devices (all, without a name); null: nobody can say."""
 
@@ -427,46 +447,6 @@ class CampaignDetail(CampaignView):
     quarantined: dict[str, str]
     decisions: dict[str, str]
     failed_devices: dict[str, str]
-
-
-class CampaignRow(CampaignView):
-    """A campaign as a list shows it; of its newest round, once there is one."""
-
-    stages: int
-    stage: str | None = None
-    stage_number: int | None = None
-    rounds: int
-    """That its schedule has, without those that roll back."""
-    round: int | None = None
-    round_kind: str | None = None
-    round_state: str | None = None
-    asked: int = 0
-    wanted: int = 0
-    accepted: int = 0
-
-
-class CampaignList(Answer):
-    """Newest first; `next` is where the page behind it begins."""
-
-    campaigns: list[CampaignRow]
-    next: str | None = None
-
-
-CampaignState = Literal[
-    "live",
-    "ended",
-    "pending",
-    "running",
-    "waiting",
-    "paused",
-    "rolling-back",
-    "finished",
-    "failed",
-    "cancelled",
-    "undecided",
-    "rolled-back",
-]
-"""To list campaigns by."""
 
 
 class Reports(Answer):

@@ -10,6 +10,7 @@ from fleet.campaign.gates import DriftGate, FailureGate, Gate
 from fleet.campaign.planning import RoundKind, schedule
 from fleet.service import schema
 from fleet.service.campaign_schema import (
+    CampaignRow,
     CampaignStanding,
     GateView,
     OpenDevice,
@@ -42,11 +43,11 @@ def campaign_view(one: CampaignRecord, config: CampaignConfig) -> schema.Campaig
     )
 
 
-def campaign_row(one: CampaignRecord, newest: RoundGlance | None) -> schema.CampaignRow:
+def campaign_row(one: CampaignRecord, newest: RoundGlance | None) -> CampaignRow:
     """A campaign in a list, with its newest round."""
     config = CampaignConfig.parse(one.config)
     steps = schedule(config)
-    row = schema.CampaignRow(
+    row = CampaignRow(
         **campaign_view(one, config).model_dump(), stages=len(config.stages), rounds=len(steps)
     )
     if newest is None:

@@ -8,8 +8,8 @@ from typing import get_args
 from fleet.dashboard import campaign_charts, campaign_words
 from fleet.dashboard.page import Context, GoTo, Page, Screens, Show
 from fleet.errors import ConflictError, NotKnownError, ServiceError
-from fleet.service.campaign_schema import CampaignStanding
-from fleet.service.schema import CampaignState, Seen
+from fleet.service.campaign_schema import CampaignStanding, CampaignState
+from fleet.service.schema import Seen
 
 screens = Screens("campaigns")
 CAMPAIGNS_ON_A_PAGE = 50

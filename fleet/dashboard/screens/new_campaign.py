@@ -19,8 +19,7 @@ from fleet.errors import (
     ServiceError,
     UnknownTokenError,
 )
-from fleet.service.campaign_schema import CampaignReading, MistakeView
-from fleet.service.schema import CampaignPlan
+from fleet.service.campaign_schema import CampaignPlan, CampaignReading, MistakeView
 
 screens = Screens("campaigns")
 STARTS = ("adapt", "evaluate", "rollout")
