@@ -167,7 +167,9 @@ def test_an_empty_fleet_says_how_to_begin(site: Site, browser: Browsers) -> None
     for number in range(6):
         ops.retire_device(SETUP, f"d{number}")
         ops.erase_device(SETUP, f"d{number}")
-    assert "tinyfleet devices add" in browser("viewer").page("/fleet").text
+    page = browser("viewer").page("/fleet").text
+    assert "tinyfleet devices add" in page
+    assert "gw1 was never heard of" in page, "gateways may be in trouble before there are devices"
 
 
 def test_a_device_that_nobody_has_heard_of_has_a_page(browser: Browsers) -> None:
