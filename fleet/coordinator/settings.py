@@ -170,6 +170,15 @@ class CoordinatorSettings(_Settings):
             raise ConfigurationError(f"store {self.store}: the environment has no {name}")
         return os.environ[name]
 
+    def folders(self) -> dict[str, Path]:
+        """What grows on this machine's disks, by what it is for: the store where it is a file, and
+        the SuperLink's state."""
+        url = sa.make_url(self.store_url())
+        store = {}
+        if url.get_backend_name() == "sqlite" and url.database:
+            store["store"] = Path(url.database).parent
+        return {**store, "work": self.work}
+
     @classmethod
     def read(cls, path: Path) -> CoordinatorSettings:
         """The settings in TOML file ``path``; ConfigurationError names what is wrong."""

@@ -15,6 +15,9 @@ port = 1883
 user = "north"
 password_file = "north.password"
 folder = "broker"               # that tinyfleet broker config wrote, where this gateway keeps it
+
+[metrics]                       # figures for Prometheus, without a token: docs/operate.md
+port = 9464
 """
 
 from __future__ import annotations
@@ -66,6 +69,13 @@ class BrokerSettings(_Settings):
         return lines[0]
 
 
+class MetricsSettings(_Settings):
+    """Where Prometheus finds the gateway's figures, over HTTP and without a token."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+
 class GatewaySettings(_Settings):
     """All that a gateway daemon is told."""
 
@@ -82,6 +92,7 @@ class GatewaySettings(_Settings):
     superlink_ca: Path | None = None
     superlink_key: Path | None = None
     broker: BrokerSettings
+    metrics: MetricsSettings | None = None
 
     @model_validator(mode="after")
     def _share_is_a_part(self) -> Self:

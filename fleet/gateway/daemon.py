@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fleet.clock import Clock, SystemClock
 from fleet.errors import BrokerError, ConfigurationError, FleetError
@@ -28,6 +28,9 @@ from fleet.gateway.replies import read_request
 from fleet.gateway.rounds import RoundKey
 from fleet.gateway.server import SocketServer
 from fleet.gateway.store import RoundStore
+
+if TYPE_CHECKING:
+    from fleet.gateway.metrics import GatewayMetrics
 
 TICK_SECONDS = 0.2
 MAX_BATCH = 256
@@ -58,6 +61,7 @@ class Gateway:
         self._failure: FleetError | None = None
         self._lock_file = _lock(settings.store)
         self.access = _access_book(settings)
+        self._metrics = _metrics(settings, self._clock)
         self.link = make_link(settings.broker, self)
         self.core = Core(
             settings,
@@ -66,6 +70,7 @@ class Gateway:
             self._clock,
             epoch=1 + secrets.randbelow((1 << EPOCH_BITS) - 1),
             round_changed=self._round_changed,
+            watchers=() if self._metrics is None else (self._metrics.watch,),
         )
         self.server = SocketServer(settings.socket, self._answer)
 
@@ -75,6 +80,7 @@ class Gateway:
             if found.open:
                 log.info("%s goes on", key, extra=key.about)
         self._keep_access()
+        stop_metrics = self._serve_metrics()
         self.server.start()
         self.link.start()
         log.info(
@@ -90,11 +96,18 @@ class Gateway:
             self._stopping.set()
             self.server.stop()
             self.link.stop()
+            stop_metrics()
             self.core.store.close()
             self._lock_file.close()
         if self._failure:
             raise self._failure
         log.info("gateway %s stopped", self.settings.gateway)
+
+    def _serve_metrics(self) -> Callable[[], None]:
+        """Returns what ends it."""
+        if self._metrics is None:
+            return lambda: None
+        return self._metrics.serve(self.core, self.link, self._jobs.qsize)
 
     def _keep_access(self) -> None:
         if self.access is None:
@@ -114,9 +127,13 @@ class Gateway:
     def on_connected(self) -> None:
         """See :class:`fleet.gateway.link.Listener`."""
         self._put(self.core.connected())
+        if self._metrics is not None:
+            self._metrics.connected(self.link)
 
     def on_messages(self, messages: Sequence[Message]) -> None:
         """See :class:`fleet.gateway.link.Listener`."""
+        if self._metrics is not None:
+            messages = self._metrics.without_brokers_own(messages)
         self._put(*(self.core.arrived(*message) for message in messages))
 
     def on_failed(self, error: BrokerError) -> None:
@@ -135,6 +152,8 @@ class Gateway:
     # ---- called by the socket server -------------------------------------------------
 
     def _answer(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
+        if self._metrics is not None:
+            self._metrics.asked()
         question = read_request(self.core, operation, request, self.access)
         if question.wait_seconds:
             self._wait_until(question.is_due, question.wait_seconds)
@@ -165,6 +184,15 @@ class Gateway:
         except queue.Empty:
             pass
         return batch
+
+
+def _metrics(settings: GatewaySettings, clock: Clock) -> GatewayMetrics | None:
+    """None where nobody asks for figures; then nothing of them is loaded either."""
+    if settings.metrics is None:
+        return None
+    from fleet.gateway.metrics import GatewayMetrics
+
+    return GatewayMetrics(settings, clock)
 
 
 def _access_book(settings: GatewaySettings) -> AccessBook | None:

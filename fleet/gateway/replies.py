@@ -17,8 +17,8 @@ from fleet.gateway.core import Core, Work
 from fleet.gateway.devices import DeviceView
 from fleet.gateway.frames import MAX_WAIT_SECONDS, SOCKET_VERSION
 from fleet.gateway.instant import Instant
+from fleet.gateway.refusals import DUPLICATE, LATE
 from fleet.gateway.requests import StartRequest
-from fleet.gateway.round_logic import DUPLICATE, LATE
 from fleet.gateway.rounds import Report, Round, RoundKey, RoundState
 from fleet.protocol import NO_DIGEST, ResetCause, charge_of, number_name, reason_name, state_name
 from fleet.protocol.fields import ROUND
