@@ -27,6 +27,7 @@ def busy_service(folder: Path, **options: object) -> Iterator[Site]:
     try:
         ops, store = site.operations, site.store
         of = site.client().start_campaign(campaign()).campaign
+        ops.gateways.seen("gw1")
         store.claim(of, "driver")
         plan = RoundPlan(1, RoundKind.TRAIN, 7, "", 4, (), {}, {})
         store.begin_round(of, "driver", 1, plan.kind.value, plan.to_json())
