@@ -20,7 +20,7 @@ from fleet.clock import Clock, SystemClock
 from fleet.errors import BrokerError, ConfigurationError, FleetError
 from fleet.gateway.access import AccessBook
 from fleet.gateway.changes import EPOCH_BITS
-from fleet.gateway.config import BrokerSettings, GatewaySettings
+from fleet.gateway.config import BrokerSettings, GatewaySettings, GatewayTracing
 from fleet.gateway.core import Core, Job
 from fleet.gateway.link import Link, Listener, Message
 from fleet.gateway.mqtt5_link import Mqtt5Link
@@ -28,9 +28,11 @@ from fleet.gateway.replies import read_request
 from fleet.gateway.rounds import RoundKey
 from fleet.gateway.server import SocketServer
 from fleet.gateway.store import RoundStore
+from fleet.tracing import open_traces
 
 if TYPE_CHECKING:
     from fleet.gateway.metrics import GatewayMetrics
+    from fleet.gateway.traces import GatewayTraces
 
 TICK_SECONDS = 0.2
 MAX_BATCH = 256
@@ -62,6 +64,7 @@ class Gateway:
         self._lock_file = _lock(settings.store)
         self.access = _access_book(settings)
         self._metrics = _metrics(settings, self._clock)
+        self._traces = _traces(settings, self._clock)
         self.link = make_link(settings.broker, self)
         self.core = Core(
             settings,
@@ -70,8 +73,11 @@ class Gateway:
             self._clock,
             epoch=1 + secrets.randbelow((1 << EPOCH_BITS) - 1),
             round_changed=self._round_changed,
-            watchers=() if self._metrics is None else (self._metrics.watch,),
+            watchers=[one.watch for one in (self._metrics, self._traces) if one is not None],
         )
+        if self._traces is not None:
+            now, wall = self._clock.monotonic(), self._clock.wall()
+            self._traces.resume(self.core.logic.rounds.values(), now, wall)
         self.server = SocketServer(settings.socket, self._answer)
 
     def run(self) -> None:
@@ -92,11 +98,15 @@ class Gateway:
         try:
             while not self._stopping.is_set():
                 self.core.work(self._next_batch())
+                if self._traces is not None:
+                    self._traces.step()
         finally:
             self._stopping.set()
             self.server.stop()
             self.link.stop()
             stop_metrics()
+            if self._traces is not None:
+                self._traces.close()
             self.core.store.close()
             self._lock_file.close()
         if self._failure:
@@ -154,12 +164,18 @@ class Gateway:
     def _answer(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
         if self._metrics is not None:
             self._metrics.asked()
-        question = read_request(self.core, operation, request, self.access)
+        traces, begin = self._traces, self._clock.wall()
+        tell = None if traces is None else traces.told
+        question = read_request(self.core, operation, request, self.access, tell)
         if question.wait_seconds:
             self._wait_until(question.is_due, question.wait_seconds)
         reply: Future[Any] = Future()
         self._put(Job(question.work, reply))
-        return question.answer(reply.result(timeout=REPLY_SECONDS))
+        answer = question.answer(reply.result(timeout=REPLY_SECONDS))
+        if traces is not None and "sums" in answer:
+            key = RoundKey(bytes.fromhex(request["campaign"]), request["round"])
+            traces.summed(key, request.get("part"), begin)
+        return answer
 
     def _round_changed(self, key: RoundKey) -> None:
         with self._changed:
@@ -193,6 +209,17 @@ def _metrics(settings: GatewaySettings, clock: Clock) -> GatewayMetrics | None:
     from fleet.gateway.metrics import GatewayMetrics
 
     return GatewayMetrics(settings, clock)
+
+
+def _traces(settings: GatewaySettings, clock: Clock) -> GatewayTraces | None:
+    """None where nobody asks for spans."""
+    traces = open_traces("tinyfleet-gateway", settings.tracing)
+    if traces is None:
+        return None
+    from fleet.gateway.traces import GatewayTraces
+
+    devices = (settings.tracing or GatewayTracing()).devices
+    return GatewayTraces(traces, settings.gateway, devices, clock)
 
 
 def _access_book(settings: GatewaySettings) -> AccessBook | None:
