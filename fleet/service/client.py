@@ -22,6 +22,16 @@ from fleet.errors import (
     UnknownTokenError,
 )
 from fleet.service import schema
+from fleet.service.campaign_schema import (
+    CampaignList,
+    CampaignPlan,
+    CampaignReading,
+    CampaignSchema,
+    CampaignStanding,
+    CampaignState,
+    CampaignText,
+    RoundFigures,
+)
 
 Form = TypeVar("Form", bound=BaseModel)
 TIMEOUT_SECONDS = 30.0
@@ -85,10 +95,10 @@ class Client:
 
     # Requests
 
-    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, *, key: str = "", **options: Any) -> httpx.Response:
         if method != "GET":
             # Whatever happens on the way, it is done once.
-            options["headers"] = {"Idempotency-Key": uuid.uuid4().hex}
+            options["headers"] = {"Idempotency-Key": key or uuid.uuid4().hex}
         try:
             response = self._http.request(method, path, **options)
             for _ in range(self._retries):
@@ -111,11 +121,16 @@ class Client:
         return form.model_validate_json(self._request("GET", path, params=wanted).content)
 
     def _send(
-        self, form: type[Form], method: str, path: str, body: BaseModel | Mapping[str, Any]
+        self,
+        form: type[Form],
+        method: str,
+        path: str,
+        body: BaseModel | Mapping[str, Any],
+        key: str = "",
     ) -> Form:
         if isinstance(body, BaseModel):
             body = body.model_dump(mode="json", exclude_unset=True)
-        response = self._request(method, path, json=body)
+        response = self._request(method, path, key=key, json=body)
         return form.model_validate_json(response.content)
 
     # Service
@@ -242,14 +257,17 @@ class Client:
         """A version's weights."""
         return self._request("GET", f"/v1/models/{model}/versions/{version}/weights").content
 
-    def release(self, model: str, version: int) -> schema.VersionView:
+    def release(self, model: str, version: int, key: str = "") -> schema.VersionView:
         """Release a version."""
         path = f"/v1/models/{model}/versions/{version}/release"
-        return self._send(schema.VersionView, "POST", path, {})
+        return self._send(schema.VersionView, "POST", path, {}, key)
 
-    def rollback_model(self, model: str) -> schema.VersionView:
-        """Withdraw the newest released version."""
-        return self._send(schema.VersionView, "POST", f"/v1/models/{model}/rollback", {})
+    def rollback_model(
+        self, model: str, newest: int | None = None, key: str = ""
+    ) -> schema.VersionView:
+        """Withdraw the newest released version; no other than `newest`, where given."""
+        body = schema.RollbackOfModel(newest=newest)
+        return self._send(schema.VersionView, "POST", f"/v1/models/{model}/rollback", body, key)
 
     def compare(self, model: str, first: int, second: int) -> schema.Comparison:
         """Compare two versions."""
@@ -258,19 +276,38 @@ class Client:
 
     # Campaigns
 
-    def plan_campaign(self, config: CampaignConfig) -> schema.CampaignPlan:
+    def plan_campaign(self, config: CampaignConfig) -> CampaignPlan:
         """What it would do."""
         body = schema.CampaignToStart(campaign=config)
-        return self._send(schema.CampaignPlan, "POST", "/v1/campaigns-plan", body)
+        return self._send(CampaignPlan, "POST", "/v1/campaigns-plan", body)
 
-    def start_campaign(self, config: CampaignConfig) -> schema.CampaignView:
-        """Begin it."""
+    def start_campaign(self, config: CampaignConfig, key: str = "") -> schema.CampaignView:
+        """Begin it; once, whoever asks again with the same `key`."""
         body = schema.CampaignToStart(campaign=config)
-        return self._send(schema.CampaignView, "POST", "/v1/campaigns", body)
+        return self._send(schema.CampaignView, "POST", "/v1/campaigns", body, key)
 
-    def campaigns(self, after: str = "", limit: int = 100) -> schema.CampaignList:
+    def campaigns(
+        self, after: str = "", limit: int = 100, state: CampaignState | None = None
+    ) -> CampaignList:
         """A page of campaigns, newest first."""
-        return self._get(schema.CampaignList, "/v1/campaigns", after=after, limit=limit)
+        path = "/v1/campaigns"
+        return self._get(CampaignList, path, after=after, limit=limit, state=state)
+
+    def read_campaign(self, text: str) -> CampaignReading:
+        """What a text says, and every mistake in it."""
+        return self._send(CampaignReading, "POST", "/v1/campaigns-read", CampaignText(text=text))
+
+    def campaign_schema(self) -> dict[str, Any]:
+        """The JSON Schema of a campaign's file."""
+        return self._get(CampaignSchema, "/v1/campaigns-schema").json_schema
+
+    def standing(self, campaign: str) -> CampaignStanding:
+        """How it stands, of bounded size."""
+        return self._get(CampaignStanding, f"/v1/campaigns/{campaign}/standing")
+
+    def figures(self, campaign: str, round: int) -> RoundFigures:
+        """A round in figures, of bounded size."""
+        return self._get(RoundFigures, f"/v1/campaigns/{campaign}/rounds/{round}/figures")
 
     def campaign(self, campaign: str) -> schema.CampaignDetail:
         """One campaign, whole."""
@@ -280,10 +317,15 @@ class Client:
         """A round's reports."""
         return self._get(schema.Reports, f"/v1/campaigns/{campaign}/rounds/{round}")
 
-    def act(self, campaign: str, action: str) -> schema.CampaignView:
-        """Pause, resume, stop, roll-back, approve."""
+    def act(
+        self, campaign: str, action: str, seen: schema.Seen | None = None, key: str = ""
+    ) -> schema.CampaignView:
+        """Pause, resume, stop, roll-back, approve; nothing, where it isn't any more as `seen`."""
         path = f"/v1/campaigns/{campaign}/actions"
-        return self._send(schema.CampaignView, "POST", path, {"action": action})
+        body: dict[str, Any] = {"action": action}
+        if seen is not None:
+            body["seen"] = seen.model_dump()
+        return self._send(schema.CampaignView, "POST", path, body, key)
 
     def events(
         self, campaign: str = "", after: int | None = None, follow: bool = True
@@ -309,27 +351,53 @@ class Client:
         """All tokens."""
         return self._get(schema.TokenList, "/v1/tokens").tokens
 
-    def issue_token(self, who: str, role: schema.Role, days: float) -> schema.NewToken:
+    def issue_token(
+        self, who: str, role: schema.Role, days: float, key: str = ""
+    ) -> schema.NewToken:
         """A new token."""
         body = schema.TokenToIssue(who=who, role=role, days=days)
-        return self._send(schema.NewToken, "POST", "/v1/tokens", body)
+        return self._send(schema.NewToken, "POST", "/v1/tokens", body, key)
 
     def revoke_token(self, token: str) -> None:
         """It is no good any more."""
         self._request("DELETE", f"/v1/tokens/{token}")
 
-    def audit(self, after: int = 0, limit: int = 100, object: str = "") -> schema.AuditPage:
-        """A page of the audit log."""
-        return self._get(schema.AuditPage, "/v1/audit", after=after, limit=limit, object=object)
+    def audit(
+        self,
+        after: int = 0,
+        limit: int = 100,
+        object: str = "",
+        who: str = "",
+        action: str = "",
+    ) -> schema.AuditPage:
+        """A page of the audit log, oldest first."""
+        wanted = {"object": object, "who": who, "action": action}
+        return self._get(schema.AuditPage, "/v1/audit", after=after, limit=limit, **wanted)
+
+    def newest_audit(
+        self,
+        before: int | None = None,
+        limit: int = 100,
+        object: str = "",
+        who: str = "",
+        action: str = "",
+    ) -> schema.AuditPage:
+        """A page of the audit log, newest first, in front of the entry `before`."""
+        wanted = {"before": before, "object": object, "who": who, "action": action}
+        return self._get(schema.AuditPage, "/v1/audit", newest=True, limit=limit, **wanted)
+
+    def settings(self) -> schema.Settings:
+        """What the service was told."""
+        return self._get(schema.Settings, "/v1/settings")
 
     def webhooks(self) -> list[schema.WebhookView]:
         """All webhooks."""
         return self._get(schema.WebhookList, "/v1/webhooks").webhooks
 
-    def add_webhook(self, url: str, events: list[str]) -> schema.NewWebhook:
+    def add_webhook(self, url: str, events: list[str], key: str = "") -> schema.NewWebhook:
         """Send events to an address."""
         body = schema.WebhookToAdd(url=url, events=events)
-        return self._send(schema.NewWebhook, "POST", "/v1/webhooks", body)
+        return self._send(schema.NewWebhook, "POST", "/v1/webhooks", body, key)
 
     def remove_webhook(self, webhook: str) -> None:
         """Send nothing there any more."""

@@ -222,12 +222,13 @@ def serve(
     clock = SystemClock()
     leader = Leader(path, settings, store, clock)
     app = make_app(
-        Operations(store, settings.fleet),
+        Operations(store, settings.fleet, settings.shown()),
         version=version,
         requests_per_minute=settings.api.requests_per_minute,
         is_leader=lambda: leader.is_leading,
         problems=leader.problems,
         deleted=lambda: leader.cleaner.deleted,
+        folders=settings.folders(),
     )
     mount(app)
     is_stopping: threading.Event = app.state.stopping

@@ -12,6 +12,7 @@ from fleet.store.accounts import (
 )
 from fleet.store.base import (
     ENDED_STATES,
+    LIVE_STATES,
     CampaignRecord,
     Lease,
     Part,
@@ -24,6 +25,7 @@ from fleet.store.base import (
 from fleet.store.database import sqlite_url
 from fleet.store.device_work import DeviceWork
 from fleet.store.events import Event, Events
+from fleet.store.figures import Distribution, RoundGlance, RoundGlances
 from fleet.store.gateways import GatewayRecord, Gateways, Login, Logins
 from fleet.store.models import BundleRecord, ModelRecord, Models, Version
 from fleet.store.registry import Preview, Registry, Tally
@@ -36,6 +38,7 @@ from fleet.store.webhooks import Webhook, Webhooks
 
 __all__ = [
     "ENDED_STATES",
+    "LIVE_STATES",
     "ROLES",
     "Audit",
     "AuditEntry",
@@ -44,6 +47,7 @@ __all__ = [
     "Candidate",
     "Decision",
     "DeviceWork",
+    "Distribution",
     "Event",
     "Events",
     "GatewayRecord",
@@ -60,6 +64,8 @@ __all__ = [
     "Registry",
     "Remembered",
     "Retention",
+    "RoundGlance",
+    "RoundGlances",
     "RoundRecord",
     "RoundSummary",
     "SqlStore",

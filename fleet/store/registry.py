@@ -196,9 +196,9 @@ class Registry:
         with self._store.reading() as connection:
             return tuple(dict(row) for row in connection.execute(query).mappings())
 
-    def scores_with(self, weights: str) -> dict[str, float]:
-        """The newest accuracy on held-out samples of each device that scored a version's weights
-        (digest), be it in a round that only scored or before it trained."""
+    def scores_with(self, weights: str) -> dict[str, tuple[int, int]]:
+        """The newest right answers and held-out samples of each device that scored a version's
+        weights (digest), be it in a round that only scored or before it trained."""
         query = (
             sa.select(reports.c.device, reports.c.correct_before, reports.c.held_out)
             .join(
@@ -209,7 +209,7 @@ class Registry:
             .order_by(rounds.c.ended)
         )
         with self._store.reading() as connection:
-            return {name: right / of for name, right, of in connection.execute(query)}
+            return {name: (right, of) for name, right, of in connection.execute(query)}
 
     def now(self) -> float:
         """The time that ages count to (Unix time)."""

@@ -48,7 +48,7 @@ def test_pages_are_never_kept_and_assets_for_ever(site: Site, browser: Browsers)
     assert answer.headers["Referrer-Policy"] == "same-origin"
     assert browser("viewer").get("/nowhere").headers["Content-Security-Policy"] == policy
     assets = [one for one in Parsed(answer.text).addresses if "/assets/" in one]
-    assert len(assets) == 3
+    assert len(assets) >= 3
     for one in assets:
         found = site.http.get(one)
         assert found.status_code == 200
