@@ -84,6 +84,7 @@ def status(folder: Path, *, as_json: bool) -> bool:
 
 def serve(config: Path) -> None:
     """Run a coordinator's service until it is told to stop."""
+    from fleet.dashboard import mount
     from fleet.service.log import log_as_json
     from fleet.service.serve import serve as run
 
@@ -92,6 +93,7 @@ def serve(config: Path) -> None:
         config,
         metadata.version("tinyfleet"),
         lambda url: logging.getLogger(__name__).info("the API answers at %s", url),
+        mount,
     )
 
 
