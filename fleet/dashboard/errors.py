@@ -17,10 +17,11 @@ REMEDIES = {
     404: "Look whether it is still there, and whether its name is right.",
     405: "Go back and use the page's own buttons.",
     409: "Look at how things stand now, and decide again.",
+    413: "Go back and send less at once.",
     422: "Go back and put it right.",
     429: "Wait a little; this token asks for much, perhaps elsewhere as well.",
     500: "Try again; if it comes again, it is worth a report.",
-    503: "Its database or the service is away for a moment. This page tries again by itself.",
+    503: "The service or its database is away for a moment.",
 }
 
 
