@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 from fleet.errors import (
     AccessError,
     ConflictError,
@@ -38,6 +40,13 @@ def status_of(error: FleetError) -> int:
     if isinstance(error, ServiceError):
         return error.status or 503
     return 422
+
+
+def first_mistake(error: ValidationError) -> str:
+    """What is wrong with a form, before it is sent."""
+    one = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in one["loc"])
+    return f"{where}: {one['msg'].removeprefix('Value error, ')}"
 
 
 def told(error: FleetError) -> str:

@@ -6,10 +6,11 @@ import secrets
 from importlib.resources import files
 
 import yaml
+from pydantic import ValidationError
 
 from fleet.dashboard.campaign_fields import parts_of
 from fleet.dashboard.campaign_words import key_of
-from fleet.dashboard.errors import status_of, told
+from fleet.dashboard.errors import first_mistake, status_of, told
 from fleet.dashboard.page import Context, GoTo, Page, Screens, Show
 from fleet.errors import (
     AccessError,
@@ -35,7 +36,7 @@ def new_campaign(page: Page) -> Context:
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     else:
         text = _start(page, kind if kind in STARTS else "adapt")
-    return _editor(page, text, *_look(page, text))
+    return {**_editor(page, text, *_look(page, text)), "is_answer": False}
 
 
 @screens.action("/campaigns/new")
@@ -70,10 +71,8 @@ def _look(page: Page, text: str) -> tuple[CampaignReading, CampaignPlan | None, 
     """What a text says, what it would do, and why that can't be told."""
     try:
         reading = page.api.read_campaign(text)
-    except ServiceError as error:
-        if error.status != 422:
-            raise
-        mistake = MistakeView(field="", line=None, message=str(error))
+    except ValidationError as error:
+        mistake = MistakeView(field="", line=None, message=first_mistake(error))
         return CampaignReading(campaign=None, mistakes=[mistake]), None, ""
     if reading.campaign is None:
         return reading, None, ""
@@ -108,5 +107,5 @@ def _show(
     problem: str,
     status: int,
 ) -> Show:
-    context = _editor(page, text, reading, plan, problem)
+    context = {**_editor(page, text, reading, plan, problem), "is_answer": True}
     return Show("campaign_new.html", "New campaign", context, status)
