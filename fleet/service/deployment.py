@@ -67,6 +67,8 @@ class Deployment:
     sites: Mapping[str, SitePorts]
     gateways: Mapping[str, str]
     """Gateway → site."""
+    runs_in_containers: bool = False
+    """Whether it is for Compose to start and to stop (`fleet.service.containers`)."""
 
     @classmethod
     def read(cls, folder: Path) -> Deployment:
@@ -75,7 +77,8 @@ class Deployment:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             sites = {name: SitePorts(**ports) for name, ports in raw["sites"].items()}
-            return cls(raw["fleet"], raw["url"], sites, dict(raw["gateways"]))
+            in_containers = bool(raw.get("runs_in_containers", False))
+            return cls(raw["fleet"], raw["url"], sites, dict(raw["gateways"]), in_containers)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(
                 f"{folder} is no deployment ({error}); `tinyfleet init {folder}` makes one"
@@ -95,17 +98,27 @@ def token_of(folder: Path) -> str:
         raise ConfigurationError(f"{path}: can't be read ({error}); give --token") from None
 
 
+def authority_of(folder: Path) -> Path:
+    """Whom to believe that it is the deployment's service, where that speaks TLS."""
+    return folder / "ca" / "ca.crt"
+
+
 def connect(folder: Path) -> Client:
     """A client of the deployment's service, as its administrator."""
     return Client(Deployment.read(folder).url, token_of(folder))
 
 
-def init(folder: Path, fleet: str, sites: Sequence[str], gateways_per_site: int) -> Deployment:
-    """Make a deployment. Nothing is started; ConfigurationError where there is one already."""
+def require_none(folder: Path) -> None:
+    """Raises `ConfigurationError` where a folder has a deployment already."""
     if (folder / SITE_FILE).exists():
         raise ConfigurationError(
             f"{folder} has a deployment already; `tinyfleet up {folder}` starts it"
         )
+
+
+def init(folder: Path, fleet: str, sites: Sequence[str], gateways_per_site: int) -> Deployment:
+    """Make a deployment. Nothing is started; ConfigurationError where there is one already."""
+    require_none(folder)
     if len(set(sites)) != len(sites):
         raise ConfigurationError("two sites have one name")
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,6 +219,10 @@ def processes(folder: Path) -> dict[str, ManagedProcess]:
     """The parts of a deployment in the order in which they are started, by name."""
     folder = folder.absolute()
     deployment = Deployment.read(folder)
+    if deployment.runs_in_containers:
+        raise ConfigurationError(
+            f"{folder} runs in containers: docs/deploy.md says how they are started and stopped"
+        )
     command = [sys.executable, "-m", "fleet.cli"]
     found: dict[str, ManagedProcess] = {}
 

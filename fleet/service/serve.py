@@ -27,6 +27,7 @@ from fleet.coordinator.superlink import superlink_of
 from fleet.coordinator.webhooks import Deliveries
 from fleet.errors import FleetError, StoreError
 from fleet.service.api import make_app
+from fleet.service.bootstrap import bootstrap
 from fleet.service.operations import Operations
 from fleet.service.retention import Cleaner
 from fleet.store import SqlStore, SupersededError, Term
@@ -212,6 +213,7 @@ def serve(path: Path, version: str, ready: Callable[[str], None] = lambda url: N
     settings = CoordinatorSettings.read(path)
     settings.work.mkdir(parents=True, exist_ok=True)
     store = SqlStore(settings.store_url())
+    bootstrap(store, settings.bootstrap)
     clock = SystemClock()
     leader = Leader(path, settings, store, clock)
     app = make_app(

@@ -8,6 +8,7 @@ from fleet.store.accounts import (
     Remembered,
     Token,
     Tokens,
+    new_token,
     without_secrets,
 )
 from fleet.store.base import (
@@ -74,6 +75,7 @@ __all__ = [
     "Webhook",
     "Webhooks",
     "WeightsVersion",
+    "new_token",
     "sqlite_url",
     "without_secrets",
 ]
