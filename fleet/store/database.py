@@ -20,6 +20,7 @@ from sqlalchemy.pool import StaticPool
 
 from fleet.clock import Clock, SystemClock
 from fleet.errors import StoreAwayError, StoreError
+from fleet.store.tables import restores
 
 
 def sqlite_url(path: Path) -> str:
@@ -160,6 +161,13 @@ class Database:
             index_elements=list(table.primary_key),
             set_={name: statement.excluded[name] for name in changed},
         )
+
+    def floor(self, connection: sa.Connection) -> int:
+        """Up to where numbers may have been given before the store was restored; 0 if it wasn't.
+
+        Whoever gives numbers that others remember (devices, gateways, followers) begins above.
+        """
+        return int(connection.execute(sa.select(sa.func.max(restores.c.floor))).scalar() or 0)
 
     def close(self) -> None:
         """Release what it holds."""

@@ -216,7 +216,8 @@ class Logins:
         if connection.dialect.name == "postgresql":
             # Two that read the same highest revision would hide one change from a site.
             connection.execute(sa.text("LOCK TABLE access IN EXCLUSIVE MODE"))
-        return 1 + int(connection.execute(sa.select(sa.func.max(access.c.revision))).scalar() or 0)
+        last = int(connection.execute(sa.select(sa.func.max(access.c.revision))).scalar() or 0)
+        return 1 + max(last, self._store.floor(connection))
 
     def changes(self, site: str, since: int, limit: int = 500) -> tuple[Login, ...]:
         """What has changed at a site since a revision, oldest first."""
