@@ -223,6 +223,7 @@ def serve(path: Path, version: str, ready: Callable[[str], None] = lambda url: N
         is_leader=lambda: leader.is_leading,
         problems=leader.problems,
         deleted=lambda: leader.cleaner.deleted,
+        folders=settings.folders(),
     )
     is_stopping: threading.Event = app.state.stopping
     server = _Server(
