@@ -119,11 +119,16 @@ projected:
 {{- end -}}
 {{- $_ := set $names .name $site.name -}}
 {{- end -}}
-{{- if dig "here" true . -}}
-{{- $broker := merge (dict) (dig "broker" dict .) (dict "bundled" true "port" 8883 "authority" "" "certificate" (printf "tinyfleet-broker-%s" .name) "service" (dict "type" "ClusterIP" "annotations" dict) "peers" (list (dict "ipBlock" (dict "cidr" "0.0.0.0/0")))) -}}
-{{- if hasKey (dig "broker" dict .) "bundled" -}}
-{{- $_ := set $broker "bundled" .broker.bundled -}}
+{{- $said := dig "broker" dict . -}}
+{{- if and $said (not (dig "here" true .)) -}}
+{{- fail (printf "sites: the gateways of %s aren't here, nor is its broker: leave away broker, or here: false" .name) -}}
 {{- end -}}
+{{- if and (dig "bundled" true $said) (or $said.host $said.port $said.peers $said.authority) -}}
+{{- fail (printf "sites: the broker of %s is bundled: leave away its host, port, peers and authority, or say bundled: false" .name) -}}
+{{- end -}}
+{{- if dig "here" true . -}}
+{{- $broker := merge (dict) $said (dict "bundled" true "port" 8883 "authority" "" "certificate" (printf "tinyfleet-broker-%s" .name) "service" (dict "type" "ClusterIP" "annotations" dict) "peers" (list (dict "ipBlock" (dict "cidr" "0.0.0.0/0")))) -}}
+{{- $_ := set $broker "bundled" (dig "bundled" true $said) -}}
 {{- $sites = append $sites (dict "name" .name "gateways" .gateways "broker" $broker) -}}
 {{- end -}}
 {{- end -}}
