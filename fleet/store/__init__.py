@@ -22,6 +22,7 @@ from fleet.store.base import (
     SupersededError,
     WeightsVersion,
 )
+from fleet.store.copying import copy_store, restore_store
 from fleet.store.database import sqlite_url
 from fleet.store.events import Event, Events
 from fleet.store.gateways import GatewayRecord, Gateways, Login, Logins
@@ -75,7 +76,9 @@ __all__ = [
     "Webhook",
     "Webhooks",
     "WeightsVersion",
+    "copy_store",
     "new_token",
+    "restore_store",
     "sqlite_url",
     "without_secrets",
 ]
