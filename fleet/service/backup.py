@@ -322,10 +322,11 @@ def _read_about(text: str) -> About:
 
 def _safe(name: str) -> str:
     """A file's name within a folder; nothing of an archive is written anywhere else."""
-    path = PurePosixPath(name)
-    if not name.startswith(_FILES) or path.is_absolute() or ".." in path.parts:
+    inner = name.removeprefix(_FILES)
+    path = PurePosixPath(inner)
+    if inner == name or path.is_absolute() or ".." in path.parts:
         raise BackupError(f"the archive has {name!r}, which no backup has")
-    return name.removeprefix(_FILES)
+    return inner
 
 
 def _keep(content: IO[bytes], path: Path) -> str:
