@@ -16,10 +16,12 @@ from fleet.campaign import (
     RoundPlan,
     start_request,
 )
+from fleet.campaign.progress import progress_of
 from fleet.clock import Clock
 from fleet.coordinator.closing import parts_of_gateway
 from fleet.coordinator.listener import Listener
 from fleet.coordinator.pace import Pace
+from fleet.coordinator.traces import CampaignTraces
 from fleet.coordinator.transport import Reply, Transport
 from fleet.errors import AnswerError
 from fleet.protocol.manifest import Manifest
@@ -41,6 +43,7 @@ class Context:
     listener: Listener
     clock: Clock
     pace: Pace
+    traces: CampaignTraces
 
 
 class RoundRunner:
@@ -49,7 +52,7 @@ class RoundRunner:
     def __init__(self, context: Context) -> None:
         """Nothing is sent yet."""
         self._context = context
-        self._shown: dict[int, int] = {}
+        self._shown: dict[int, tuple[int, int]] = {}
 
     def run(
         self,
@@ -108,20 +111,30 @@ class RoundRunner:
                     fields["part"] = part
                 elif arrivals is not None:
                     fields["arrivals"] = arrivals[gateway]
+            if operation is not Operation.CANCEL and (
+                traceparent := self._context.traces.asks(plan.number, gateway)
+            ):
+                fields["traceparent"] = traceparent
             self._context.transport.send(gateway, operation, fields)
 
     def show(self, plan: RoundPlan, machine: RoundMachine) -> None:
-        """Let onlookers see how many deltas have come."""
+        """Let onlookers see what has come."""
         accepted = sum(machine.accepted.values())
-        if accepted != self._shown.get(plan.number, 0):
-            self._shown[plan.number] = accepted
+        came = (accepted, sum(sum(one.declined.values()) for one in machine.told))
+        if came != self._shown.get(plan.number, (0, 0)):
+            self._shown[plan.number] = came
             self._context.store.note_progress(
-                self._context.campaign, self._context.driver, plan.number, accepted
+                self._context.campaign,
+                self._context.driver,
+                plan.number,
+                accepted,
+                progress_of(plan, machine),
             )
 
     def hand_over(self, plan: RoundPlan, machine: RoundMachine, reply: Reply) -> None:
         """Hand a gateway's reply to its round; one that can't be right puts it in quarantine."""
         now = self._context.clock.monotonic()
+        self._context.traces.hears(plan.number, reply.gateway)
         if reply.error:
             about = {
                 "campaign": self._context.campaign,

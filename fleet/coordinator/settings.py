@@ -25,6 +25,9 @@ weights_days = 90
 [bootstrap]                              # of a store that has nobody yet
 token_file = "admin.token"               # the first administrator's
 gateways = { north-gw = "north" }        # gateway = "site"
+
+[tracing]                                # spans of rounds, over OTLP/HTTP: docs/howto/traces.md
+endpoint = "http://10.0.0.2:4318"
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import sqlalchemy as sa
 import tomli_w
@@ -43,6 +46,7 @@ from fleet.coordinator.pace import HELLO_SECONDS, FlowerPace
 from fleet.errors import ConfigurationError
 from fleet.gateway.files import write_whole
 from fleet.protocol.fields import Name
+from fleet.tracing import TracingSettings
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -179,6 +183,7 @@ class CoordinatorSettings(_Settings):
     pace: PaceSettings = PaceSettings()
     retention: RetentionSettings = RetentionSettings()
     bootstrap: BootstrapSettings = BootstrapSettings()
+    tracing: TracingSettings | None = None
 
     def store_url(self) -> str:
         """The store's URL. ConfigurationError where what has it can't be read."""
@@ -190,6 +195,15 @@ class CoordinatorSettings(_Settings):
         if name not in os.environ:
             raise ConfigurationError(f"store {self.store}: the environment has no {name}")
         return os.environ[name]
+
+    def folders(self) -> dict[str, Path]:
+        """What grows on this machine's disks, by what it is for: the store where it is a file, and
+        the SuperLink's state."""
+        url = sa.make_url(self.store_url())
+        store = {}
+        if url.get_backend_name() == "sqlite" and url.database:
+            store["store"] = Path(url.database).parent
+        return {**store, "work": self.work}
 
     @classmethod
     def read(cls, path: Path) -> CoordinatorSettings:
@@ -215,6 +229,13 @@ class CoordinatorSettings(_Settings):
                 "store": _at(folder, settings.store),
             }
         )
+
+    def shown(self) -> dict[str, Any]:
+        """What somebody may see of them: the store's address without its password."""
+        told = self.model_dump(mode="json")
+        if not self.store.startswith("env:"):
+            told["store"] = sa.make_url(self.store).render_as_string(hide_password=True)
+        return told
 
     def write(self, path: Path) -> None:
         """Write the settings as a TOML file that ``read`` takes."""

@@ -13,6 +13,7 @@ from fleet.store.accounts import (
 )
 from fleet.store.base import (
     ENDED_STATES,
+    LIVE_STATES,
     CampaignRecord,
     Lease,
     Part,
@@ -24,10 +25,12 @@ from fleet.store.base import (
 )
 from fleet.store.copying import copy_store, restore_store
 from fleet.store.database import sqlite_url
+from fleet.store.device_work import DeviceWork
 from fleet.store.events import Event, Events
+from fleet.store.figures import Distribution, RoundGlance, RoundGlances
 from fleet.store.gateways import GatewayRecord, Gateways, Login, Logins
 from fleet.store.models import BundleRecord, ModelRecord, Models, Version
-from fleet.store.registry import Preview, Registry
+from fleet.store.registry import Preview, Registry, Tally
 from fleet.store.retention import Retention
 from fleet.store.sql import SqlStore
 from fleet.store.stages import Decision, Member, StageRecord, Stages
@@ -37,6 +40,7 @@ from fleet.store.webhooks import Webhook, Webhooks
 
 __all__ = [
     "ENDED_STATES",
+    "LIVE_STATES",
     "ROLES",
     "Audit",
     "AuditEntry",
@@ -44,6 +48,8 @@ __all__ = [
     "CampaignRecord",
     "Candidate",
     "Decision",
+    "DeviceWork",
+    "Distribution",
     "Event",
     "Events",
     "GatewayRecord",
@@ -60,6 +66,8 @@ __all__ = [
     "Registry",
     "Remembered",
     "Retention",
+    "RoundGlance",
+    "RoundGlances",
     "RoundRecord",
     "RoundSummary",
     "SqlStore",
@@ -67,6 +75,7 @@ __all__ = [
     "Stages",
     "Store",
     "SupersededError",
+    "Tally",
     "Term",
     "Timing",
     "Timings",

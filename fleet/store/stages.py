@@ -10,8 +10,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from fleet.errors import StoreError
+from fleet.store.base import ENDED_STATES
 from fleet.store.sql import SqlStore
-from fleet.store.tables import decisions, members, stages
+from fleet.store.tables import campaigns, decisions, members, stages
 
 _AT_ONCE = 1000
 
@@ -44,6 +45,17 @@ class StageRecord:
 
 
 @dataclass(frozen=True)
+class JudgedStage:
+    """What the gates of a stage of some campaign said, with the campaign's configuration."""
+
+    campaign: str
+    config: str
+    stage: int
+    outcome: str
+    judged: float
+
+
+@dataclass(frozen=True)
 class Decision:
     """Somebody has decided what a campaign waited for (`what`: see `CampaignRecord.waiting`)."""
 
@@ -66,6 +78,27 @@ class Stages:
         with self._store.reading() as connection:
             return {row[0]: Member(*row) for row in connection.execute(query)}
 
+    def joined(self, campaign: str) -> dict[int, int]:
+        """How many devices take part from each stage on, of those that have joined."""
+        query = sa.select(members.c.stage, sa.func.count()).where(members.c.campaign == campaign)
+        with self._store.reading() as connection:
+            rows = connection.execute(query.group_by(members.c.stage))
+            return {stage: int(count) for stage, count in rows}
+
+    def failing(self, campaign: str, limit: int) -> tuple[dict[str, int], tuple[Member, ...]]:
+        """How many devices failed the last time that they were asked, by reason, and some of them,
+        those with most failures in a row first."""
+        failed = (members.c.campaign == campaign) & (members.c.failures > 0)
+        counted = sa.select(members.c.reason, sa.func.count()).where(failed)
+        named = sa.select(*(column for column in members.c if column.name != "campaign"))
+        named = named.where(failed).order_by(members.c.failures.desc(), members.c.device)
+        with self._store.reading() as connection:
+            rows = connection.execute(counted.group_by(members.c.reason))
+            return (
+                {reason: int(count) for reason, count in rows},
+                tuple(Member(*row) for row in connection.execute(named.limit(limit))),
+            )
+
     def save_members(self, campaign: str, changed: Iterable[Member]) -> None:
         """Add them, or replace what is known of them."""
         rows = [{"campaign": campaign, **asdict(one)} for one in changed]
@@ -86,6 +119,20 @@ class Stages:
                 row[0]: StageRecord(row[0], row[1], tuple(json.loads(row[2])), row[3])
                 for row in rows
             }
+
+    def judged_since(self, when: float) -> tuple[JudgedStage, ...]:
+        """Of all campaigns that are under way, and of others those since `when` (Unix time)."""
+        query = (
+            sa.select(
+                *(stages.c.campaign, campaigns.c.config),
+                *(stages.c.stage, stages.c.outcome, stages.c.judged),
+            )
+            .join(campaigns, campaigns.c.id == stages.c.campaign)
+            .where((stages.c.judged >= when) | campaigns.c.state.not_in(ENDED_STATES))
+            .order_by(stages.c.campaign, stages.c.stage)
+        )
+        with self._store.reading() as connection:
+            return tuple(JudgedStage(*row) for row in connection.execute(query))
 
     def save_judged(
         self, campaign: str, stage: int, outcome: str, verdicts: Sequence[Mapping[str, Any]]

@@ -253,11 +253,11 @@ def test_a_restored_store_goes_on_with_devices_that_have_gone_on_without_it(
     driver = CampaignDriver(store, campaign, transport, clock=site.clock)
     assert driver.run() == "finished"
     seen = {one["device"]: one["lease"] for one in site.ask("hello", cursor=0)["devices"]}
-    lost = {one.device: one.sent[-1] for one in site.devices.values()}
+    lost = {name: device.sent[-1] for name, device in site.devices.items()}
     if not remembers:
-        site.stop_gateway()
-        site.forget_gateway_store()
-        site.start_gateway()
+        site.kill_gateway()
+        for file in site.folder.glob("store.sqlite*"):
+            file.unlink()
 
     restored = SqlStore(sqlite_url(tmp_path / "restored.sqlite"), site.clock)
     restore_store(transport.copy, restored, transport.made)
@@ -276,5 +276,5 @@ def test_a_restored_store_goes_on_with_devices_that_have_gone_on_without_it(
         if one.number != 2 or remembers:
             assert one.result["accepted"] == len(site.devices), one
     latest = restored.latest_weights(campaign)
-    assert {one["current"] for one in site.ask("hello", cursor=0)["devices"]} == {bytes.fromhex(latest.sha256)}
+    assert {one["current"] for one in site.ask("hello", cursor=0)["devices"]} == {latest.sha256}
     site.close()
