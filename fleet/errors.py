@@ -15,10 +15,12 @@
     │   ├── UnknownCampaignError    a StoreError as well
     │   ├── UnknownDeviceError      a RegistryError as well
     │   └── UnknownModelError       a ModelStoreError as well
+    ├── BackupError         a backup is damaged, is none, or can't be restored here
     ├── CertificateError    a certificate authority can't be used, or asked for what it can't give
     ├── RegistryError       a device or a filter of devices is wrong, or isn't known
     ├── ModelStoreError     a model or a version of it isn't known, or doesn't fit
     ├── AccessError         a token isn't valid, or its role may not do this
+    │   └── UnknownTokenError   the service knows no such token, or knows it no more
     ├── ConflictError       it can't be done as things stand, or was asked for otherwise before
     │   └── TakenNameError          a RegistryError as well
     ├── ServiceError        the coordinator's service can't be reached, or refuses
@@ -98,6 +100,10 @@ class UnknownCampaignError(StoreError, NotKnownError):
     """A store has no such campaign, or no such round of it."""
 
 
+class BackupError(FleetError):
+    """A backup is damaged, is none, or can't be restored here."""
+
+
 class CertificateError(FleetError):
     """A certificate authority can't be used, or was asked for what it can't give."""
 
@@ -130,8 +136,17 @@ class AccessError(FleetError):
     """A token isn't valid, or its role may not do this."""
 
 
+class UnknownTokenError(AccessError):
+    """The service knows no such token: it was never issued, has expired or was revoked."""
+
+
 class ServiceError(FleetError):
     """The coordinator's service can't be reached, or refuses."""
+
+    def __init__(self, problem: str, status: int | None = None) -> None:
+        """``status`` is the HTTP status that it refuses with; None where it gave no answer."""
+        self.status = status
+        super().__init__(problem)
 
 
 class AggregationError(FleetError):

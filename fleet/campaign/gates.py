@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
@@ -78,11 +78,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A gate's outcome with what it rests on."""
+    """A gate's outcome with what it rests on.
+
+    What was measured may not be below `limit`, or above it where `is_ceiling`.
+    """
 
     outcome: Outcome
     reason: str
     findings: tuple[Finding, ...]
+    gate: str = ""
+    limit: float | None = None
+    is_ceiling: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,9 @@ class Evidence:
 
 
 class _Gate(BaseModel, ABC):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     watches: ClassVar[bool] = False
     """Whether it is asked after every training round, and not only at the stage's end: a failure
@@ -134,8 +142,11 @@ class ScoreGate(_Gate):
 
     gate: Literal["score"] = "score"
     measure: Literal["mean", "median", "worst-tenth"] = "mean"
+    """Of the devices' changes, or the change of the accuracy that a tenth of them stays below."""
     most_drop: Share = 0.02
+    """Accuracy may fall by so much: 0.02 is two points."""
     by: str = ""
+    """`board`, `gateway` or a label: each group has to pass by itself."""
 
     def judge(self, evidence: Evidence) -> Verdict:
         """See `judge_scores`."""
@@ -161,12 +172,14 @@ class DriftGate(_Gate):
 
     gate: Literal["drift"] = "drift"
     most_drop: Share = 0.05
+    """Accuracy may fall by so much since the stage began."""
 
     def judge(self, evidence: Evidence) -> Verdict:
         """It fails, or it passes."""
         verdict = judge_scores(self._of_a_look(evidence.looks), evidence.scores, evidence.seed)
         outcome = Outcome.FAIL if verdict.outcome is Outcome.FAIL else Outcome.PASS
-        return Verdict(outcome, f"drift: {verdict.reason}", verdict.findings)
+        reason = f"drift: {verdict.reason}"
+        return replace(verdict, outcome=outcome, reason=reason, gate=self.gate)
 
     def smallest_drops(self, held_out: Sequence[int], looks: int) -> dict[str, float]:
         """See `smallest_detectable_drop`; of one look."""
@@ -187,7 +200,9 @@ class FailureGate(_Gate):
 
     gate: Literal["failures"] = "failures"
     most: Share = 0.1
+    """Share of the devices that were asked."""
     classes: tuple[str, ...] = ()
+    """Reasons that count; all where empty."""
 
     @model_validator(mode="after")
     def _something_may_fail(self) -> FailureGate:
@@ -245,7 +260,8 @@ def _verdict(gate: ScoreGate, findings: tuple[Finding, ...]) -> Verdict:
     elif unsure or not findings:
         outcome = Outcome.TOO_LITTLE_EVIDENCE
         if not findings:
-            return Verdict(outcome, f"no device has a {gate.by or 'score'} to judge by", findings)
+            why = f"no device has a {gate.by or 'score'} to judge by"
+            return Verdict(outcome, why, findings, gate.gate, -gate.most_drop)
         shown = min(unsure, key=lambda one: one.interval.low)
     else:
         outcome, shown = Outcome.PASS, min(findings, key=lambda one: one.interval.low)
@@ -256,6 +272,8 @@ def _verdict(gate: ScoreGate, findings: tuple[Finding, ...]) -> Verdict:
         f"{_points(shown.interval.low)} and {_points(shown.interval.high)} "
         f"over {shown.devices} devices, {_points(-gate.most_drop)} is the limit",
         findings,
+        gate.gate,
+        -gate.most_drop,
     )
 
 
@@ -361,7 +379,7 @@ def judge_failures(gate: FailureGate, asked: int, failures: Mapping[str, int]) -
         f"{failed} of {asked} devices failed ({kinds or 'none'}), at {gate.confidence:.0%} "
         f"between {interval.low:.1%} and {interval.high:.1%}, {gate.most:.1%} is the limit"
     )
-    return Verdict(outcome, reason, (finding,))
+    return Verdict(outcome, reason, (finding,), gate.gate, gate.most, is_ceiling=True)
 
 
 # ---- before anything is started --------------------------------------------------------------

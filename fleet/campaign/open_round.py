@@ -78,13 +78,6 @@ class OpenRound(RoundMachine):
         """Whether more deltas may come."""
         return any(one.phase not in ENDED and not one.rests for one in self._gateways.values())
 
-    def keeps(self, name: str, device: str) -> bool:
-        """Whether a device that a gateway was given for the round may be at work for it still."""
-        one = self._gateways[name]
-        if one.phase in ENDED or one.rests:
-            return False
-        return device not in one.reports and device not in one.not_started
-
     # Parts
 
     def take(self, name: str, now: float) -> None:
@@ -151,7 +144,7 @@ class OpenRound(RoundMachine):
         one.accepted = answer.accepted
         one.reports.update((report.device, report) for report in answer.reports)
         one.cursor = max(one.cursor, answer.cursor)
-        part.standing = answer
+        one.told = part.standing = answer
         if answer.state == "unknown":
             part.wanted = False
             self._follow(one, answer.state, now)

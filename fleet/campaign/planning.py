@@ -399,7 +399,8 @@ def plan_round(
     may take part at all (all that match the target where None). `training_round`
     counts those of the stage; `sites` are those of gateways, as far as they are known; `room` is
     for how many devices there is some, where others are at work; `offset` that of
-    `RoundPlan`. Raises `CampaignError` where no device is eligible, or tasks would be held back for too long.
+    `RoundPlan`. Raises `CampaignError` where no device is eligible, or tasks would be held back
+    for too long.
     """
     assignments, skipped = eligible(config, devices, manifests, members, kind)
     ready = len(assignments)

@@ -52,6 +52,8 @@ class _Gateway:
     reports: dict[str, Report] = field(default_factory=dict)
     cursor: int = 0
     answer: CollectAnswer | None = None
+    # The last answer, whatever it says.
+    told: CollectAnswer | None = None
     error: str = ""
     failures: int = 0
     # There is nothing to ask it now.
@@ -102,6 +104,33 @@ class RoundMachine:
     def accepted(self) -> dict[str, int]:
         """Accepted deltas so far, by gateway."""
         return {name: one.accepted for name, one in self._gateways.items()}
+
+    def keeps(self, name: str, device: str) -> bool:
+        """Whether a device that a gateway was given for the round may be at work for it still."""
+        one = self._gateways[name]
+        if one.phase in ENDED or one.rests:
+            return False
+        return device not in one.reports and device not in one.not_started
+
+    @property
+    def told(self) -> list[CollectAnswer]:
+        """What each gateway that has told anything of the round told last."""
+        return [one.told for one in self._gateways.values() if one.told is not None]
+
+    @property
+    def bytes_up(self) -> int:
+        """Of the accepted deltas that gateways have told of, with all their messages."""
+        each = (of.payload_bytes for one in self._gateways.values() for of in one.reports.values())
+        return sum(each)
+
+    @property
+    def not_started(self) -> dict[str, str]:
+        """Devices that got no task so far, with reasons."""
+        return {
+            device: why
+            for one in self._gateways.values()
+            for device, why in one.not_started.items()
+        }
 
     def stop(self, now: float) -> None:
         """Cancel the round at all gateways that haven't closed it.
@@ -161,7 +190,7 @@ class RoundMachine:
         one = self._ended_request(name, now)
         if one.phase in ENDED:
             return
-        one.accepted = answer.accepted
+        one.accepted, one.told = answer.accepted, answer
         one.reports.update((report.device, report) for report in answer.reports)
         one.cursor = max(one.cursor, answer.cursor)
         if answer.state == "closed" and answer.sums is not None and not answer.more:
@@ -221,9 +250,5 @@ class RoundMachine:
             },
             cancelled=GatewayPhase.CANCELLED in phases
             or (self._stopping and GatewayPhase.LOST in phases),
-            not_started={
-                device: why
-                for one in self._gateways.values()
-                for device, why in one.not_started.items()
-            },
+            not_started=self.not_started,
         )

@@ -36,7 +36,7 @@ def add_commands(app: typer.Typer) -> None:
         ("models", models),
     ):
         app.add_typer(group, name=name)
-    for command in (init, up, down, status, serve, health, simulate):
+    for command in (init, up, down, status, serve, health, backup, restore, simulate):
         app.command()(command)
 
 
@@ -115,6 +115,38 @@ def health(
 
     if not run(config):
         raise typer.Exit(1)
+
+
+Deployment = Annotated[
+    Path | None, typer.Option("--site", help="Folder of a deployment that `tinyfleet init` made.")
+]
+Service = Annotated[
+    Path | None, typer.Option("--config", help="TOML file of a service, without a deployment.")
+]
+
+
+def backup(
+    out: Annotated[Path, typer.Argument(help="File that is written; - is standard output.")],
+    site: Deployment = None,
+    config: Service = None,
+    json: Json = False,
+) -> None:
+    """Back up a service's store and what it is configured with, also while it runs."""
+    from fleet.cli._backup import back_up as run
+
+    run(out, config, site, as_json=json)
+
+
+def restore(
+    archive: Annotated[Path, typer.Argument(help="What was backed up; - is standard input.")],
+    site: Deployment = None,
+    config: Service = None,
+    json: Json = False,
+) -> None:
+    """Restore a backup where there is nothing yet."""
+    from fleet.cli._backup import restore as run
+
+    run(archive, config, site, as_json=json)
 
 
 @gateway.command("run")

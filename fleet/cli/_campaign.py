@@ -9,15 +9,15 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
-from fleet.campaign.config import CampaignConfig
-from fleet.campaign.files import read_campaign
+from fleet.campaign.files import file_schema, read_campaign
 from fleet.campaign.planning import RoundKind, schedule
 from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, table
 from fleet.errors import NotKnownError, ServiceError
 from fleet.gateway.files import write_whole
+from fleet.service.campaign_schema import CampaignPlan
 from fleet.service.client import Client
-from fleet.service.schema import CampaignDetail, CampaignPlan, CampaignView
+from fleet.service.schema import CampaignDetail, CampaignView
 
 EXIT_NOT_FINISHED = 3
 """Of `watch` and `start --watch`, where a campaign ended in another way than well."""
@@ -63,12 +63,7 @@ def validate(path: Path, *, as_json: bool) -> None:
 
 def print_schema() -> None:
     """The JSON Schema of a campaign's file, for editors."""
-    print_json(
-        {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            **CampaignConfig.model_json_schema(),
-        }
-    )
+    print_json(file_schema())
 
 
 def plan(client: Client, path: Path, *, as_json: bool) -> None:

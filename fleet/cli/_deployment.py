@@ -119,6 +119,7 @@ def health(config: Path) -> bool:
 
 def serve(config: Path) -> None:
     """Run a coordinator's service until it is told to stop."""
+    from fleet.dashboard import mount
     from fleet.service.log import log_as_json
     from fleet.service.serve import serve as run
 
@@ -127,6 +128,7 @@ def serve(config: Path) -> None:
         config,
         metadata.version("tinyfleet"),
         lambda url: logging.getLogger(__name__).info("the API answers at %s", url),
+        mount,
     )
 
 

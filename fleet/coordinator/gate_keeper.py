@@ -82,6 +82,9 @@ class GateKeeper:
                 "outcome": one.outcome.value,
                 "reason": one.reason,
                 "findings": [_plain_finding(finding) for finding in one.findings],
+                "gate": one.gate,
+                "limit": one.limit,
+                "is_ceiling": one.is_ceiling,
             }
             for one in verdicts
         ]

@@ -16,6 +16,7 @@ from fleet.campaign import (
     RoundPlan,
     start_request,
 )
+from fleet.campaign.progress import progress_of
 from fleet.clock import Clock
 from fleet.coordinator.closing import parts_of_gateway
 from fleet.coordinator.listener import Listener
@@ -51,7 +52,7 @@ class RoundRunner:
     def __init__(self, context: Context) -> None:
         """Nothing is sent yet."""
         self._context = context
-        self._shown: dict[int, int] = {}
+        self._shown: dict[int, tuple[int, int]] = {}
 
     def run(
         self,
@@ -117,12 +118,17 @@ class RoundRunner:
             self._context.transport.send(gateway, operation, fields)
 
     def show(self, plan: RoundPlan, machine: RoundMachine) -> None:
-        """Let onlookers see how many deltas have come."""
+        """Let onlookers see what has come."""
         accepted = sum(machine.accepted.values())
-        if accepted != self._shown.get(plan.number, 0):
-            self._shown[plan.number] = accepted
+        came = (accepted, sum(sum(one.declined.values()) for one in machine.told))
+        if came != self._shown.get(plan.number, (0, 0)):
+            self._shown[plan.number] = came
             self._context.store.note_progress(
-                self._context.campaign, self._context.driver, plan.number, accepted
+                self._context.campaign,
+                self._context.driver,
+                plan.number,
+                accepted,
+                progress_of(plan, machine),
             )
 
     def hand_over(self, plan: RoundPlan, machine: RoundMachine, reply: Reply) -> None:

@@ -36,7 +36,7 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import sqlalchemy as sa
 import tomli_w
@@ -229,6 +229,13 @@ class CoordinatorSettings(_Settings):
                 "store": _at(folder, settings.store),
             }
         )
+
+    def shown(self) -> dict[str, Any]:
+        """What somebody may see of them: the store's address without its password."""
+        told = self.model_dump(mode="json")
+        if not self.store.startswith("env:"):
+            told["store"] = sa.make_url(self.store).render_as_string(hide_password=True)
+        return told
 
     def write(self, path: Path) -> None:
         """Write the settings as a TOML file that ``read`` takes."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from fleet.service import schema
 from fleet.service.base import MOST_ON_A_PAGE, PAGE, Actor, Base, changing
 from fleet.service.roles import Permission
-from fleet.store import Audit, SqlStore, Token, Tokens
+from fleet.store import Audit, AuditEntry, SqlStore, Token, Tokens
 
 
 def first_admin(store: SqlStore, who: str, seconds: float, action: str) -> tuple[Token, str]:
@@ -54,29 +54,37 @@ class AccountOperations(Base):
         self._note(actor, "tokens.revoke", f"token:{token}", {"revoked": False}, {"revoked": True})
 
     def audit_page(
-        self, actor: Actor, after: int = 0, limit: int = PAGE, object: str = ""
+        self,
+        actor: Actor,
+        after: int = 0,
+        limit: int = PAGE,
+        object: str = "",
+        who: str = "",
+        action: str = "",
     ) -> schema.AuditPage:
         """Who did what, oldest first."""
         self._allow(actor, Permission.READ)
         limit = min(limit, MOST_ON_A_PAGE)
-        page = self.audit.page(after, limit, object)
-        return schema.AuditPage(
-            audit=[
-                schema.AuditView(
-                    number=one.number,
-                    at=one.at,
-                    who=one.who,
-                    role=one.role,
-                    action=one.action,
-                    object=one.object,
-                    before=one.before,
-                    after=one.after,
-                    why=one.why,
-                )
-                for one in page
-            ],
-            next=page[-1].number if len(page) == limit else None,
-        )
+        return _audit_page(self.audit.page(after, limit, object, who, action), limit)
+
+    def newest_audit_page(
+        self,
+        actor: Actor,
+        before: int | None = None,
+        limit: int = PAGE,
+        object: str = "",
+        who: str = "",
+        action: str = "",
+    ) -> schema.AuditPage:
+        """The same newest first, in front of the entry `before`."""
+        self._allow(actor, Permission.READ)
+        limit = min(limit, MOST_ON_A_PAGE)
+        return _audit_page(self.audit.newest(limit, before, object, who, action), limit)
+
+    def told_settings(self, actor: Actor) -> Mapping[str, Any]:
+        """What the service was told."""
+        self._allow(actor, Permission.ADMINISTER)
+        return self.settings
 
     def last_event(self, actor: Actor) -> int:
         """The number of the newest event."""
@@ -118,6 +126,13 @@ class AccountOperations(Base):
         """Send nothing there any more."""
         self.webhooks.remove(webhook)
         self._note(actor, "webhooks.remove", f"webhook:{webhook}")
+
+
+def _audit_page(page: Sequence[AuditEntry], limit: int) -> schema.AuditPage:
+    return schema.AuditPage(
+        audit=[schema.AuditView.model_validate(one, from_attributes=True) for one in page],
+        next=page[-1].number if len(page) == limit else None,
+    )
 
 
 def _token(one: Any) -> Mapping[str, Any]:

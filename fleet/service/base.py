@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
@@ -14,6 +14,7 @@ from fleet.errors import AccessError
 from fleet.service.roles import Permission, may
 from fleet.store import (
     Audit,
+    DeviceWork,
     Events,
     Gateways,
     Logins,
@@ -76,11 +77,15 @@ def changing(
 class Base:
     """What operations of all kinds share: the parts of a store, roles and the audit log."""
 
-    def __init__(self, store: SqlStore, fleet: str) -> None:
-        """`fleet` is its name in topics."""
+    def __init__(
+        self, store: SqlStore, fleet: str, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """`fleet` is its name in topics, `settings` what the service was told, without secrets."""
         self.store = store
         self.fleet = fleet
+        self.settings = dict(settings or {})
         self.registry = Registry(store)
+        self.device_work = DeviceWork(store)
         self.gateways = Gateways(store)
         self.logins = Logins(store)
         self.models = Models(store)

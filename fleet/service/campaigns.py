@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from fleet.campaign.config import CampaignConfig
+from fleet.campaign.files import CampaignTextError, file_schema, read_text
 from fleet.coordinator.creation import new_campaign
-from fleet.errors import ConflictError, ModelStoreError
+from fleet.errors import ConflictError, ModelStoreError, UnknownCampaignError
 from fleet.service import schema
 from fleet.service.base import MOST_ON_A_PAGE, PAGE, Actor, changing
+from fleet.service.campaign_schema import (
+    CampaignList,
+    CampaignPlan,
+    CampaignReading,
+    CampaignSchema,
+    CampaignStanding,
+    CampaignState,
+    CampaignText,
+    MistakeView,
+    RoundFigures,
+)
 from fleet.service.devices import DeviceOperations
 from fleet.service.planning import plan_campaign
 from fleet.service.roles import Permission
+from fleet.service.standing import campaign_row, campaign_standing, campaign_view, round_figures
 from fleet.store import (
     ENDED_STATES,
+    LIVE_STATES,
     CampaignRecord,
+    RoundGlances,
     Version,
 )
 from fleet.store.models import RELEASED, WITHDRAWN
@@ -21,7 +36,7 @@ from fleet.store.models import RELEASED, WITHDRAWN
 class CampaignOperations(DeviceOperations):
     """What can be done with campaigns."""
 
-    def plan_campaign(self, actor: Actor, wanted: schema.CampaignToStart) -> schema.CampaignPlan:
+    def plan_campaign(self, actor: Actor, wanted: schema.CampaignToStart) -> CampaignPlan:
         """What a campaign would do, as things stand."""
         self._allow(actor, Permission.READ)
         version = self._base(wanted.campaign)
@@ -56,7 +71,7 @@ class CampaignOperations(DeviceOperations):
             None,
             config.as_file(),
         )
-        return _campaign_view(self.store.campaign(campaign))
+        return _view(self.store.campaign(campaign))
 
     def _base(self, config: CampaignConfig) -> Version:
         """The version that a campaign begins with."""
@@ -72,16 +87,55 @@ class CampaignOperations(DeviceOperations):
         return version
 
     def list_campaigns(
-        self, actor: Actor, after: str = "", limit: int = PAGE
-    ) -> schema.CampaignList:
+        self,
+        actor: Actor,
+        after: str = "",
+        limit: int = PAGE,
+        state: CampaignState | None = None,
+    ) -> CampaignList:
         """A page of campaigns, newest first."""
         self._allow(actor, Permission.READ)
         limit = min(limit, MOST_ON_A_PAGE)
-        page = self.store.campaign_page(after, limit)
-        return schema.CampaignList(
-            campaigns=[_campaign_view(one) for one in page],
+        states = {"live": LIVE_STATES, "ended": ENDED_STATES}
+        wanted = states.get(state, (state,)) if state else ()
+        page = self.store.campaign_page(after, limit, wanted)
+        newest = RoundGlances(self.store).newest_of([one.id for one in page])
+        return CampaignList(
+            campaigns=[campaign_row(one, newest.get(one.id)) for one in page],
             next=page[-1].id if len(page) == limit else None,
         )
+
+    def read_campaign(self, actor: Actor, wanted: CampaignText) -> CampaignReading:
+        """What a text says, and every mistake in it."""
+        self._allow(actor, Permission.READ)
+        try:
+            return CampaignReading(campaign=read_text(wanted.text, "the text"), mistakes=[])
+        except CampaignTextError as error:
+            mistakes = [
+                MistakeView(field=one.field, line=one.line, message=one.message)
+                for one in error.mistakes
+            ]
+            return CampaignReading(campaign=None, mistakes=mistakes)
+
+    def campaign_schema(self, actor: Actor) -> CampaignSchema:
+        """The JSON Schema of a campaign's file."""
+        self._allow(actor, Permission.READ)
+        return CampaignSchema(json_schema=file_schema())
+
+    def standing(self, actor: Actor, campaign: str) -> CampaignStanding:
+        """A campaign as it stands, of bounded size."""
+        self._allow(actor, Permission.READ)
+        return campaign_standing(self.store, campaign)
+
+    def figures(self, actor: Actor, campaign: str, number: int) -> RoundFigures:
+        """A round in figures."""
+        self._allow(actor, Permission.READ)
+        config = CampaignConfig.parse(self.store.campaign(campaign).config)
+        found = RoundGlances(self.store).one(campaign, number)
+        if found is None:
+            raise UnknownCampaignError(f"campaign {campaign} has no round {number}")
+        blob_bytes = self.store.blob_bytes(campaign)
+        return round_figures(found, config, blob_bytes)
 
     def campaign(self, actor: Actor, campaign: str) -> schema.CampaignDetail:
         """A campaign, whole."""
@@ -91,7 +145,7 @@ class CampaignOperations(DeviceOperations):
         members = self.stages.members(campaign)
         judged = self.stages.judged(campaign)
         return schema.CampaignDetail(
-            **_campaign_view(record).model_dump(),
+            **_view(record).model_dump(),
             config=config,
             stages=[
                 schema.StageView(
@@ -135,10 +189,24 @@ class CampaignOperations(DeviceOperations):
         )
 
     @changing(Permission.READ)
-    def act(self, actor: Actor, campaign: str, action: str) -> schema.CampaignView:
-        """Pause, resume, stop, roll back, approve; the same again changes nothing."""
+    def act(
+        self, actor: Actor, campaign: str, action: str, seen: schema.Seen | None = None
+    ) -> schema.CampaignView:
+        """Pause, resume, stop, roll back, approve; the same again changes nothing.
+
+        Raises `ConflictError` where the campaign isn't any more as it was `seen`.
+        """
         self._allow(actor, Permission.APPROVE if action == "approve" else Permission.OPERATE)
-        before = self.store.campaign(campaign)
+        with self.store.writing() as connection:
+            before = self.store.locked(connection, campaign)
+        if seen is not None and seen != schema.Seen(
+            state=before.state, waiting=before.waiting, wish=before.wish
+        ):
+            raise ConflictError(
+                f"campaign {campaign} has gone on since you looked: it is {before.state} now"
+                f"{f', waiting for {before.waiting}' if before.waiting else ''}; nothing was done, "
+                "look again"
+            )
         if action == "approve":
             if not before.waiting:
                 raise ConflictError(f"campaign {campaign} waits for nobody's approval")
@@ -155,7 +223,7 @@ class CampaignOperations(DeviceOperations):
             {"state": before.state, "wish": before.wish, "waiting": before.waiting},
             {"state": after.state, "wish": after.wish},
         )
-        return _campaign_view(after)
+        return _view(after)
 
     def _roll_back(self, record: CampaignRecord) -> None:
         if record.state == "rolling-back":
@@ -181,19 +249,5 @@ class CampaignOperations(DeviceOperations):
         self.store.ask(record.id, {"pause": "pause", "resume": "", "stop": "stop"}[action])
 
 
-def _campaign_view(one: CampaignRecord) -> schema.CampaignView:
-    config = CampaignConfig.parse(one.config)
-    return schema.CampaignView(
-        campaign=one.id,
-        name=config.name,
-        kind=config.kind,
-        state=one.state,
-        has_ended=one.state in ENDED_STATES,
-        reason=one.reason,
-        waiting=one.waiting,
-        wish=one.wish,
-        author=one.author,
-        created=one.created,
-        base=one.base,
-        made=one.made,
-    )
+def _view(one: CampaignRecord) -> schema.CampaignView:
+    return campaign_view(one, CampaignConfig.parse(one.config))

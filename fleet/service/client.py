@@ -14,8 +14,24 @@ import httpx
 from pydantic import BaseModel
 
 from fleet.campaign.config import CampaignConfig
-from fleet.errors import AccessError, ConflictError, NotKnownError, ServiceError
+from fleet.errors import (
+    AccessError,
+    ConflictError,
+    NotKnownError,
+    ServiceError,
+    UnknownTokenError,
+)
 from fleet.service import schema
+from fleet.service.campaign_schema import (
+    CampaignList,
+    CampaignPlan,
+    CampaignReading,
+    CampaignSchema,
+    CampaignStanding,
+    CampaignState,
+    CampaignText,
+    RoundFigures,
+)
 
 Form = TypeVar("Form", bound=BaseModel)
 TIMEOUT_SECONDS = 30.0
@@ -36,8 +52,11 @@ class Client:
         ca_file: str | None = None,
         why: str = "",
         transport: httpx.BaseTransport | None = None,
+        retries: int = MOST_RETRIES,
     ) -> None:
-        """`why` goes with every request into the audit log; `transport` is a test's."""
+        """`why` goes with every request into the audit log; `transport` is that of tests and of the
+        dashboard. What the service has no time for is sent again, `retries` times at most.
+        """
         verify: Any = True
         if ca_file is not None:
             import ssl
@@ -47,6 +66,7 @@ class Client:
         if why:
             headers[b"X-Reason"] = " ".join(why.split()).encode()
         self.url = url
+        self._retries = retries
         self._http = httpx.Client(
             base_url=url,
             headers=headers,
@@ -75,13 +95,13 @@ class Client:
 
     # Requests
 
-    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, *, key: str = "", **options: Any) -> httpx.Response:
         if method != "GET":
             # Whatever happens on the way, it is done once.
-            options["headers"] = {"Idempotency-Key": uuid.uuid4().hex}
+            options["headers"] = {"Idempotency-Key": key or uuid.uuid4().hex}
         try:
             response = self._http.request(method, path, **options)
-            for _ in range(MOST_RETRIES):
+            for _ in range(self._retries):
                 wait = _wait_before_retry(response)
                 if wait is None or path == "/readyz":
                     break
@@ -101,11 +121,16 @@ class Client:
         return form.model_validate_json(self._request("GET", path, params=wanted).content)
 
     def _send(
-        self, form: type[Form], method: str, path: str, body: BaseModel | Mapping[str, Any]
+        self,
+        form: type[Form],
+        method: str,
+        path: str,
+        body: BaseModel | Mapping[str, Any],
+        key: str = "",
     ) -> Form:
         if isinstance(body, BaseModel):
             body = body.model_dump(mode="json", exclude_unset=True)
-        response = self._request(method, path, json=body)
+        response = self._request(method, path, key=key, json=body)
         return form.model_validate_json(response.content)
 
     # Service
@@ -160,6 +185,10 @@ class Client:
         """Which devices a filter means."""
         return self._get(schema.DevicePreview, "/v1/devices-preview", filter=filter)
 
+    def summarize_devices(self, filter: str = "") -> schema.DeviceSummary:
+        """Devices counted by state, site, board and version."""
+        return self._get(schema.DeviceSummary, "/v1/devices-summary", filter=filter)
+
     def device(self, name: str) -> schema.DeviceView:
         """One device."""
         return self._get(schema.DeviceView, f"/v1/devices/{name}")
@@ -167,6 +196,10 @@ class Client:
     def device_history(self, name: str) -> list[schema.HistoryEntry]:
         """What it has reported."""
         return self._get(schema.History, f"/v1/devices/{name}/history").history
+
+    def device_record(self, name: str) -> schema.DeviceRecord:
+        """What it has done, and what that took of it."""
+        return self._get(schema.DeviceRecord, f"/v1/devices/{name}/record")
 
     def label_device(self, name: str, labels: Mapping[str, str | None]) -> schema.DeviceView:
         """Set labels, and take away those that are None."""
@@ -224,14 +257,17 @@ class Client:
         """A version's weights."""
         return self._request("GET", f"/v1/models/{model}/versions/{version}/weights").content
 
-    def release(self, model: str, version: int) -> schema.VersionView:
+    def release(self, model: str, version: int, key: str = "") -> schema.VersionView:
         """Release a version."""
         path = f"/v1/models/{model}/versions/{version}/release"
-        return self._send(schema.VersionView, "POST", path, {})
+        return self._send(schema.VersionView, "POST", path, {}, key)
 
-    def rollback_model(self, model: str) -> schema.VersionView:
-        """Withdraw the newest released version."""
-        return self._send(schema.VersionView, "POST", f"/v1/models/{model}/rollback", {})
+    def rollback_model(
+        self, model: str, newest: int | None = None, key: str = ""
+    ) -> schema.VersionView:
+        """Withdraw the newest released version; no other than `newest`, where given."""
+        body = schema.RollbackOfModel(newest=newest)
+        return self._send(schema.VersionView, "POST", f"/v1/models/{model}/rollback", body, key)
 
     def compare(self, model: str, first: int, second: int) -> schema.Comparison:
         """Compare two versions."""
@@ -240,19 +276,38 @@ class Client:
 
     # Campaigns
 
-    def plan_campaign(self, config: CampaignConfig) -> schema.CampaignPlan:
+    def plan_campaign(self, config: CampaignConfig) -> CampaignPlan:
         """What it would do."""
         body = schema.CampaignToStart(campaign=config)
-        return self._send(schema.CampaignPlan, "POST", "/v1/campaigns-plan", body)
+        return self._send(CampaignPlan, "POST", "/v1/campaigns-plan", body)
 
-    def start_campaign(self, config: CampaignConfig) -> schema.CampaignView:
-        """Begin it."""
+    def start_campaign(self, config: CampaignConfig, key: str = "") -> schema.CampaignView:
+        """Begin it; once, whoever asks again with the same `key`."""
         body = schema.CampaignToStart(campaign=config)
-        return self._send(schema.CampaignView, "POST", "/v1/campaigns", body)
+        return self._send(schema.CampaignView, "POST", "/v1/campaigns", body, key)
 
-    def campaigns(self, after: str = "", limit: int = 100) -> schema.CampaignList:
+    def campaigns(
+        self, after: str = "", limit: int = 100, state: CampaignState | None = None
+    ) -> CampaignList:
         """A page of campaigns, newest first."""
-        return self._get(schema.CampaignList, "/v1/campaigns", after=after, limit=limit)
+        path = "/v1/campaigns"
+        return self._get(CampaignList, path, after=after, limit=limit, state=state)
+
+    def read_campaign(self, text: str) -> CampaignReading:
+        """What a text says, and every mistake in it."""
+        return self._send(CampaignReading, "POST", "/v1/campaigns-read", CampaignText(text=text))
+
+    def campaign_schema(self) -> dict[str, Any]:
+        """The JSON Schema of a campaign's file."""
+        return self._get(CampaignSchema, "/v1/campaigns-schema").json_schema
+
+    def standing(self, campaign: str) -> CampaignStanding:
+        """How it stands, of bounded size."""
+        return self._get(CampaignStanding, f"/v1/campaigns/{campaign}/standing")
+
+    def figures(self, campaign: str, round: int) -> RoundFigures:
+        """A round in figures, of bounded size."""
+        return self._get(RoundFigures, f"/v1/campaigns/{campaign}/rounds/{round}/figures")
 
     def campaign(self, campaign: str) -> schema.CampaignDetail:
         """One campaign, whole."""
@@ -262,10 +317,15 @@ class Client:
         """A round's reports."""
         return self._get(schema.Reports, f"/v1/campaigns/{campaign}/rounds/{round}")
 
-    def act(self, campaign: str, action: str) -> schema.CampaignView:
-        """Pause, resume, stop, roll-back, approve."""
+    def act(
+        self, campaign: str, action: str, seen: schema.Seen | None = None, key: str = ""
+    ) -> schema.CampaignView:
+        """Pause, resume, stop, roll-back, approve; nothing, where it isn't any more as `seen`."""
         path = f"/v1/campaigns/{campaign}/actions"
-        return self._send(schema.CampaignView, "POST", path, {"action": action})
+        body: dict[str, Any] = {"action": action}
+        if seen is not None:
+            body["seen"] = seen.model_dump()
+        return self._send(schema.CampaignView, "POST", path, body, key)
 
     def events(
         self, campaign: str = "", after: int | None = None, follow: bool = True
@@ -291,27 +351,53 @@ class Client:
         """All tokens."""
         return self._get(schema.TokenList, "/v1/tokens").tokens
 
-    def issue_token(self, who: str, role: schema.Role, days: float) -> schema.NewToken:
+    def issue_token(
+        self, who: str, role: schema.Role, days: float, key: str = ""
+    ) -> schema.NewToken:
         """A new token."""
         body = schema.TokenToIssue(who=who, role=role, days=days)
-        return self._send(schema.NewToken, "POST", "/v1/tokens", body)
+        return self._send(schema.NewToken, "POST", "/v1/tokens", body, key)
 
     def revoke_token(self, token: str) -> None:
         """It is no good any more."""
         self._request("DELETE", f"/v1/tokens/{token}")
 
-    def audit(self, after: int = 0, limit: int = 100, object: str = "") -> schema.AuditPage:
-        """A page of the audit log."""
-        return self._get(schema.AuditPage, "/v1/audit", after=after, limit=limit, object=object)
+    def audit(
+        self,
+        after: int = 0,
+        limit: int = 100,
+        object: str = "",
+        who: str = "",
+        action: str = "",
+    ) -> schema.AuditPage:
+        """A page of the audit log, oldest first."""
+        wanted = {"object": object, "who": who, "action": action}
+        return self._get(schema.AuditPage, "/v1/audit", after=after, limit=limit, **wanted)
+
+    def newest_audit(
+        self,
+        before: int | None = None,
+        limit: int = 100,
+        object: str = "",
+        who: str = "",
+        action: str = "",
+    ) -> schema.AuditPage:
+        """A page of the audit log, newest first, in front of the entry `before`."""
+        wanted = {"before": before, "object": object, "who": who, "action": action}
+        return self._get(schema.AuditPage, "/v1/audit", newest=True, limit=limit, **wanted)
+
+    def settings(self) -> schema.Settings:
+        """What the service was told."""
+        return self._get(schema.Settings, "/v1/settings")
 
     def webhooks(self) -> list[schema.WebhookView]:
         """All webhooks."""
         return self._get(schema.WebhookList, "/v1/webhooks").webhooks
 
-    def add_webhook(self, url: str, events: list[str]) -> schema.NewWebhook:
+    def add_webhook(self, url: str, events: list[str], key: str = "") -> schema.NewWebhook:
         """Send events to an address."""
         body = schema.WebhookToAdd(url=url, events=events)
-        return self._send(schema.NewWebhook, "POST", "/v1/webhooks", body)
+        return self._send(schema.NewWebhook, "POST", "/v1/webhooks", body, key)
 
     def remove_webhook(self, webhook: str) -> None:
         """Send nothing there any more."""
@@ -332,9 +418,10 @@ def _refusal(response: httpx.Response) -> Exception:
     except (ValueError, KeyError, TypeError):
         error = f"it answers with status {response.status_code}"
     kinds: dict[int, type[Exception]] = {
-        401: AccessError,
+        401: UnknownTokenError,
         403: AccessError,
         404: NotKnownError,
         409: ConflictError,
     }
-    return kinds.get(response.status_code, ServiceError)(error)
+    kind = kinds.get(response.status_code)
+    return ServiceError(error, response.status_code) if kind is None else kind(error)

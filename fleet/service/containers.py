@@ -30,7 +30,7 @@ from fleet.coordinator.settings import (
     SuperLinkSettings,
 )
 from fleet.gateway.broker import BrokerConfig, Tls, new_passwords, write_broker_config
-from fleet.gateway.config import BrokerSettings, GatewaySettings
+from fleet.gateway.config import BrokerSettings, GatewaySettings, MetricsSettings
 from fleet.gateway.files import write_whole
 from fleet.security.certificates import Authority
 from fleet.service.deployment import Deployment, SitePorts, require_none
@@ -42,7 +42,7 @@ USER = 10001
 """That of the images; another runs them where another made the folder."""
 
 # Names and ports within the containers, as compose.yaml has them.
-_API_PORT, _LINK_PORT, _PLAIN_PORT, _TLS_PORT = 8443, 9092, 1883, 8883
+_API_PORT, _LINK_PORT, _PLAIN_PORT, _TLS_PORT, _METRICS_PORT = 8443, 9092, 1883, 8883, 9464
 _SECRETS, _STATE, _BROKER = Path("/run/secrets"), Path("/var/lib/tinyfleet"), Path("/broker")
 
 
@@ -153,6 +153,7 @@ def _write_gateway(
             # One of them keeps the broker's users.
             folder=_BROKER if number == 1 else None,
         ),
+        metrics=MetricsSettings(host="0.0.0.0", port=_METRICS_PORT),
     ).write(folder / label / "gateway.toml")
 
 

@@ -46,6 +46,8 @@ from fleet.service.gateway_site import GatewaySite
 from fleet.store import Gateways, SqlStore
 
 SITE_FILE = "site.json"
+SETTINGS = Path("coordinator", "coordinator.toml")
+"""Of its service, within the folder."""
 UP_SECONDS = 120.0
 ADMIN_DAYS = 3650.0
 
@@ -133,7 +135,7 @@ def init(folder: Path, fleet: str, sites: Sequence[str], gateways_per_site: int)
         # What nothing is known to need after that; what devices reported is kept.
         retention=RetentionSettings(events_days=90, weights_days=90),
     )
-    settings_path = folder / "coordinator" / "coordinator.toml"
+    settings_path = folder / SETTINGS
     coordinator.write(settings_path)
     store = SqlStore(CoordinatorSettings.read(settings_path).store_url())
     ports: dict[str, SitePorts] = {}
@@ -239,7 +241,7 @@ def processes(folder: Path) -> dict[str, ManagedProcess]:
     for site in deployment.sites:
         config = folder / "brokers" / site / "mosquitto.conf"
         add(f"broker-{site}", [find_mosquitto(), "-c", str(config)])
-    service = folder / "coordinator" / "coordinator.toml"
+    service = folder / SETTINGS
     # It has Flower's processes to stop.
     add("service", [*command, "serve", "--config", str(service)], 60.0)
     for gateway in deployment.gateways:
@@ -301,7 +303,7 @@ def down(folder: Path, tell: Callable[[str, int, int], None] = lambda what, done
 def _left_behind(folder: Path) -> list[ManagedProcess]:
     """Flower's processes that whoever started them was killed too early to stop."""
     deployment = Deployment.read(folder)
-    settings = CoordinatorSettings.read(folder.absolute() / "coordinator" / "coordinator.toml")
+    settings = CoordinatorSettings.read(folder.absolute() / SETTINGS)
     superlink = superlink_of(settings)
     nodes = [
         GatewaySite.node(GatewaySettings.read(folder.absolute() / "gateways" / f"{name}.toml"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import statistics
 
 from fleet.aggregation import changed_values
 from fleet.errors import ConflictError, ModelStoreError
@@ -12,9 +11,7 @@ from fleet.protocol.manifest import Manifest
 from fleet.service import schema
 from fleet.service.base import Actor, Base, changing
 from fleet.service.roles import Permission
-from fleet.store import (
-    Version,
-)
+from fleet.store import Distribution, Version
 from fleet.store.models import RELEASED, WITHDRAWN
 
 
@@ -82,14 +79,24 @@ class ModelOperations(Base):
         return _version_view(after)
 
     @changing(Permission.APPROVE)
-    def withdraw_newest(self, actor: Actor, model: str) -> schema.VersionView:
-        """Take the newest released version back; returns the one that is newest then."""
+    def withdraw_newest(
+        self, actor: Actor, model: str, expected: int | None = None
+    ) -> schema.VersionView:
+        """Take the newest released version back; returns the one that is newest then.
+
+        Raises `ConflictError` where it isn't the one that was `expected`.
+        """
         released = [one for one in self.models.versions(model) if one.state == RELEASED]
         if len(released) < 2:
             raise ConflictError(
                 f"model {model} has {len(released)} released versions: there is none to go back to"
             )
         newest = released[-1]
+        if expected not in (None, newest.version):
+            raise ConflictError(
+                f"the newest released version is {newest.name}, not {model}:{expected} any more: "
+                "nothing was done, look again"
+            )
         self.models.set_state(model, newest.version, WITHDRAWN)
         self._note(actor, "models.rollback", f"version:{newest.name}", newest.state, WITHDRAWN)
         return _version_view(self.models.version(model))
@@ -103,8 +110,14 @@ class ModelOperations(Base):
             self.registry.scores_with(self.models.version(model, number).sha256)
             for number in (first, second)
         ]
-        both = sorted(scores[0].keys() & scores[1].keys())
-        means = [statistics.fmean(of[name] for name in both) if both else None for of in scores]
+        both = scores[0].keys() & scores[1].keys()
+        changes = [
+            scores[1][name][0] * scores[0][name][1] - scores[0][name][0] * scores[1][name][1]
+            for name in both
+        ]
+        spread = [Distribution.of((*of[name], 1) for name in both) for of in scores]
+        means = [None if one is None else one.mean for one in spread]
+        views = [None if one is None else schema.Scores.model_validate(vars(one)) for one in spread]
         return schema.Comparison(
             model=model,
             first=first,
@@ -114,6 +127,10 @@ class ModelOperations(Base):
             devices=len(both),
             mean_accuracy_first=means[0],
             mean_accuracy_second=means[1],
+            scores_first=views[0],
+            scores_second=views[1],
+            better=sum(one > 0 for one in changes),
+            worse=sum(one < 0 for one in changes),
         )
 
 

@@ -26,3 +26,8 @@ _ROLES: dict[str, frozenset[Permission]] = {
 def may(role: str, permission: Permission) -> bool:
     """Whether a role may do this; an unknown one may do nothing."""
     return permission in _ROLES.get(role, frozenset())
+
+
+def roles_that(permission: Permission) -> tuple[str, ...]:
+    """The roles that may do this."""
+    return tuple(role for role, allowed in _ROLES.items() if permission in allowed)

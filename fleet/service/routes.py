@@ -13,6 +13,16 @@ from starlette.concurrency import run_in_threadpool
 
 from fleet.service import schema
 from fleet.service.base import MOST_ON_A_PAGE
+from fleet.service.campaign_schema import (
+    CampaignList,
+    CampaignPlan,
+    CampaignReading,
+    CampaignSchema,
+    CampaignStanding,
+    CampaignState,
+    CampaignText,
+    RoundFigures,
+)
 from fleet.service.requests import (
     MOST_BODY_BYTES,
     Asking,
@@ -98,6 +108,12 @@ def preview_devices(actor: Asking, ops: Ops, filter: FilterText = "") -> schema.
     return ops.preview_devices(actor, filter)
 
 
+@router.get("/devices-summary", tags=["devices"])
+def summarize_devices(actor: Asking, ops: Ops, filter: FilterText = "") -> schema.DeviceSummary:
+    """The devices that a filter means, counted by state, site, board and version."""
+    return ops.summarize_devices(actor, filter)
+
+
 @router.get("/devices/{device}", tags=["devices"])
 def get_device(actor: Asking, ops: Ops, device: DeviceName) -> schema.DeviceView:
     """One device."""
@@ -108,6 +124,12 @@ def get_device(actor: Asking, ops: Ops, device: DeviceName) -> schema.DeviceView
 def device_history(actor: Asking, ops: Ops, device: DeviceName) -> schema.History:
     """What a device has reported, newest first."""
     return ops.device_history(actor, device)
+
+
+@router.get("/devices/{device}/record", tags=["devices"])
+def device_record(actor: Asking, ops: Ops, device: DeviceName) -> schema.DeviceRecord:
+    """What a device has done, what that took of it, and where it failed."""
+    return ops.device_record(actor, device)
 
 
 @router.patch("/devices/{device}/labels", tags=["devices"])
@@ -204,9 +226,11 @@ def release_version(
 
 
 @router.post("/models/{model}/rollback", tags=["models"])
-def rollback_model(actor: Asking, ops: Ops, model: DeviceName) -> schema.VersionView:
+def rollback_model(
+    actor: Asking, ops: Ops, model: DeviceName, body: schema.RollbackOfModel | None = None
+) -> schema.VersionView:
     """Withdraw the newest released version; the answer is the one that is newest then."""
-    return ops.withdraw_newest(actor, model)
+    return ops.withdraw_newest(actor, model, body.newest if body else None)
 
 
 @router.get("/models/{model}/compare", tags=["models"])
@@ -230,9 +254,10 @@ def list_campaigns(
     ops: Ops,
     after: Annotated[str, Query(pattern="^([0-9a-f]{16})?$")] = "",
     limit: Limit = 100,
-) -> schema.CampaignList:
-    """A page of campaigns, newest first."""
-    return ops.list_campaigns(actor, after, limit)
+    state: CampaignState | None = None,
+) -> CampaignList:
+    """A page of campaigns, newest first; in one state, or `live` or `ended` ones, where given."""
+    return ops.list_campaigns(actor, after, limit, state)
 
 
 @router.post("/campaigns", status_code=201, tags=["campaigns"])
@@ -242,15 +267,39 @@ def start_campaign(actor: Asking, ops: Ops, body: schema.CampaignToStart) -> sch
 
 
 @router.post("/campaigns-plan", tags=["campaigns"])
-def plan_campaign(actor: Asking, ops: Ops, body: schema.CampaignToStart) -> schema.CampaignPlan:
+def plan_campaign(actor: Asking, ops: Ops, body: schema.CampaignToStart) -> CampaignPlan:
     """What a campaign would do, as things stand; nothing is done."""
     return ops.plan_campaign(actor, body)
+
+
+@router.get("/campaigns-schema", tags=["campaigns"])
+def campaign_schema(actor: Asking, ops: Ops) -> CampaignSchema:
+    """The JSON Schema of a campaign's file."""
+    return ops.campaign_schema(actor)
+
+
+@router.post("/campaigns-read", tags=["campaigns"])
+def read_campaign(actor: Asking, ops: Ops, body: CampaignText) -> CampaignReading:
+    """What a campaign's file says, with every mistake at its line; nothing is done."""
+    return ops.read_campaign(actor, body)
 
 
 @router.get("/campaigns/{campaign}", tags=["campaigns"])
 def get_campaign(actor: Asking, ops: Ops, campaign: CampaignId) -> schema.CampaignDetail:
     """A campaign with its stages, gates and rounds."""
     return ops.campaign(actor, campaign)
+
+
+@router.get("/campaigns/{campaign}/standing", tags=["campaigns"])
+def get_standing(actor: Asking, ops: Ops, campaign: CampaignId) -> CampaignStanding:
+    """How a campaign stands, of bounded size whatever the number of devices."""
+    return ops.standing(actor, campaign)
+
+
+@router.get("/campaigns/{campaign}/rounds/{round}/figures", tags=["campaigns"])
+def get_figures(actor: Asking, ops: Ops, campaign: CampaignId, round: Number) -> RoundFigures:
+    """A round in figures, of bounded size."""
+    return ops.figures(actor, campaign, round)
 
 
 @router.get("/campaigns/{campaign}/rounds/{round}", tags=["campaigns"])
@@ -263,8 +312,9 @@ def get_reports(actor: Asking, ops: Ops, campaign: CampaignId, round: Number) ->
 def act_on_campaign(
     actor: Asking, ops: Ops, campaign: CampaignId, body: schema.Act
 ) -> schema.CampaignView:
-    """Pause, resume, stop, roll back, or approve what it waits for."""
-    return ops.act(actor, campaign, body.action)
+    """Pause, resume, stop, roll back, or approve what it waits for; nothing, where it isn't as it
+    was `seen` any more."""
+    return ops.act(actor, campaign, body.action, body.seen)
 
 
 # Accounts
@@ -291,16 +341,34 @@ def revoke_token(
     return Response(status_code=204)
 
 
+_Wanted = Annotated[str, Query(pattern="^[!-~]{0,200}$")]
+
+
 @router.get("/audit", tags=["accounts"])
 def audit(
     actor: Asking,
     ops: Ops,
     after: Annotated[int, Query(ge=0, lt=1 << 62)] = 0,
     limit: Limit = 100,
-    object: Annotated[str, Query(pattern="^[!-~]{0,200}$")] = "",
+    object: _Wanted = "",
+    who: _Wanted = "",
+    action: _Wanted = "",
+    newest: bool = False,
+    before: Annotated[int | None, Query(ge=0, lt=1 << 62)] = None,
 ) -> schema.AuditPage:
-    """Who did what, oldest first; of one object, such as campaign:ID, where given."""
-    return ops.audit_page(actor, after, limit, object)
+    """Who did what, oldest first; of one object, such as campaign:ID, one person or one action,
+    where given. With `newest` newest first, in front of the entry `before`."""
+    if newest:
+        return ops.newest_audit_page(actor, before, limit, object, who, action)
+    return ops.audit_page(actor, after, limit, object, who, action)
+
+
+@router.get("/settings", tags=["service"])
+def get_settings(request: Request, actor: Asking, ops: Ops) -> schema.Settings:
+    """What the service was told, as it runs."""
+    return schema.Settings(
+        fleet=ops.fleet, version=request.app.version, settings=dict(ops.told_settings(actor))
+    )
 
 
 @router.get("/webhooks", tags=["webhooks"])

@@ -16,16 +16,20 @@ MOST_DEVICES = 10_000
 """In one request."""
 
 
-class _Form(BaseModel):
+class Form(BaseModel):
+    """What is sent: nothing that nobody knows."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """What is told."""
+
     # A newer service may say more.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Failure(_Answer):
+class Failure(Answer):
     """What every answer that isn't a success has."""
 
     error: str
@@ -37,7 +41,7 @@ class Failure(_Answer):
 # Who is asking
 
 
-class WhoAmI(_Answer):
+class WhoAmI(Answer):
     """Whose token it is."""
 
     who: str
@@ -49,7 +53,7 @@ class WhoAmI(_Answer):
 # Devices
 
 
-class DeviceToAdd(_Form):
+class DeviceToAdd(Form):
     """A device; without a `password` it gets a random one."""
 
     device: Name
@@ -58,26 +62,26 @@ class DeviceToAdd(_Form):
     password: Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[!-~]+$")] | None = None
 
 
-class DevicesToAdd(_Form):
+class DevicesToAdd(Form):
     """All of them are added, or none."""
 
     devices: Annotated[list[DeviceToAdd], Field(min_length=1, max_length=MOST_DEVICES)]
 
 
-class Password(_Answer):
+class Password(Answer):
     """Told once: only a hash is kept."""
 
     device: str
     password: str
 
 
-class Passwords(_Answer):
+class Passwords(Answer):
     """Of new devices."""
 
     devices: list[Password]
 
 
-class DeviceView(_Answer):
+class DeviceView(Answer):
     """A device as the registry has it; what no gateway has told is null."""
 
     device: str
@@ -104,14 +108,14 @@ class DeviceView(_Answer):
     seen_age_seconds: float | None = None
 
 
-class DevicePage(_Answer):
+class DevicePage(Answer):
     """A page; `next` is where the one behind it begins, null on the last."""
 
     devices: list[DeviceView]
     next: str | None = None
 
 
-class DevicePreview(_Answer):
+class DevicePreview(Answer):
     """Which devices a filter means, and of how many each part of it isn't true."""
 
     count: int
@@ -119,46 +123,130 @@ class DevicePreview(_Answer):
     reasons: dict[str, int]
 
 
-class LabelChange(_Form):
+class SiteCount(Answer):
+    """Devices of a site by state; those that are retired aren't counted."""
+
+    site: str
+    states: dict[str, int]
+
+
+class BoardCount(Answer):
+    """Devices of a board that aren't retired; null: no gateway has told which board."""
+
+    board: str | None
+    count: int
+
+
+class VersionCount(Answer):
+    """Devices with the same current weights that aren't retired.
+
+    `version` is MODEL:NUMBER where the store has them, `current` null where no gateway has told.
+    """
+
+    current: str | None
+    version: str | None
+    count: int
+
+
+class DeviceSummary(Answer):
+    """The devices that a filter means, counted."""
+
+    count: int
+    """With those that are retired."""
+    states: dict[str, int]
+    """`online`, `offline`, `unheard` (no gateway has told of it) and `retired`."""
+    sites: list[SiteCount]
+    boards: list[BoardCount]
+    """Most devices first, as versions."""
+    versions: list[VersionCount]
+    other_versions: int
+    """Devices with weights that fewer have than those of `versions`."""
+
+
+class LabelChange(Form):
     """Labels to set; null takes one away."""
 
     labels: Annotated[dict[LabelKey, LabelValue | None], Field(min_length=1, max_length=64)]
 
 
-class HistoryEntry(_Answer):
+class HistoryEntry(Answer):
     """What a device reported in a round."""
 
     campaign: str
     round: int
     kind: str
+    name: str = ""
+    """The campaign's."""
     ended: float | None = None
+    gateway: str | None = None
     plan: str | None = None
+    plan_reason: str | None = None
+    """Why no larger one."""
     status: str | None = None
+    weights: str = ""
+    """Digest of what it began with; empty where devices of the round had different ones."""
+    version: str | None = None
+    """MODEL:NUMBER of `weights`, where they were released or imported."""
     train_samples: int | None = None
+    train_steps: int | None = None
     held_out: int | None = None
     correct_before: int | None = None
     correct_after: int | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
     coded_bytes: int | None = None
+    payload_bytes: int | None = None
     seconds: float | None = None
 
 
-class History(_Answer):
+class History(Answer):
     """Newest first."""
 
     history: list[HistoryEntry]
 
 
+class DeviceTrouble(Answer):
+    """A campaign in which a device failed the last time, so many times in a row."""
+
+    campaign: str
+    name: str
+    stage: str
+    failures: int
+    reason: str
+    not_before: float
+    """When it may be asked again; in seconds since 1970."""
+
+
+class DeviceRecord(Answer):
+    """What a device has done, and what that took of it, by the reports that are kept.
+
+    Energy is that of the board's microcontroller if it had computed from each task to its delta,
+    without radio: an estimate, rather too much than too little.
+    """
+
+    rounds: int
+    trained_rounds: int
+    seconds: float
+    uplink_bytes: int
+    active_milliwatts: int | None
+    """Null where nobody says it of the board, or its bundle wasn't imported."""
+    millijoules: float | None
+    flash_slot_writes: int
+    """Versions that it has reported with and hadn't before: so many were written to its flash."""
+    troubles: list[DeviceTrouble]
+
+
 # Gateways
 
 
-class GatewayToAdd(_Form):
+class GatewayToAdd(Form):
     """A gateway of a site, with the password that its broker knows it by."""
 
     gateway: Name
     site: Name
 
 
-class GatewayView(_Answer):
+class GatewayView(Answer):
     """A gateway; `problem` is why what it says can't be used, `retired` that it is gone."""
 
     gateway: str
@@ -170,7 +258,7 @@ class GatewayView(_Answer):
     problem: str
 
 
-class GatewayList(_Answer):
+class GatewayList(Answer):
     """All gateways."""
 
     gateways: list[GatewayView]
@@ -179,7 +267,7 @@ class GatewayList(_Answer):
 # Models
 
 
-class BundleToImport(_Form):
+class BundleToImport(Form):
     """A bundle's manifest.json, and its weights.bin as base64."""
 
     model: Name
@@ -187,14 +275,14 @@ class BundleToImport(_Form):
     weights: Annotated[str, Field(max_length=64 << 20)]
 
 
-class VersionToAdd(_Form):
+class VersionToAdd(Form):
     """Weights as base64; `parent` is the version that they were made from."""
 
     weights: Annotated[str, Field(max_length=64 << 20)]
     parent: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
 
-class VersionView(_Answer):
+class VersionView(Answer):
     """A version of a model's weights."""
 
     model: str
@@ -206,7 +294,7 @@ class VersionView(_Answer):
     created: float
 
 
-class BundleView(_Answer):
+class BundleView(Answer):
     """Firmware of a model for a board."""
 
     bundle: str
@@ -214,7 +302,7 @@ class BundleView(_Answer):
     created: float
 
 
-class ModelView(_Answer):
+class ModelView(Answer):
     """A model with its bundles and versions."""
 
     model: str
@@ -224,13 +312,24 @@ class ModelView(_Answer):
     versions: list[VersionView]
 
 
-class ModelList(_Answer):
+class ModelList(Answer):
     """All models."""
 
     models: list[ModelView]
 
 
-class Comparison(_Answer):
+class Scores(Answer):
+    """Accuracies of devices on their own held-out samples."""
+
+    devices: int
+    mean: float
+    quantiles: list[float]
+    """The accuracy that a tenth, half and nine tenths of the devices don't exceed."""
+    counts: list[int]
+    """How many devices lie in each of equal parts from 0 to 1; the last one holds 1 as well."""
+
+
+class Comparison(Answer):
     """Two versions: how many values differ, and what devices scored with each."""
 
     model: str
@@ -242,90 +341,63 @@ class Comparison(_Answer):
     """That have scored both."""
     mean_accuracy_first: float | None
     mean_accuracy_second: float | None
+    scores_first: Scores | None = None
+    scores_second: Scores | None = None
+    better: int = 0
+    """Devices that have more right answers with the second…"""
+    worse: int = 0
+    """…and with the first; the others have as many."""
+
+
+class RollbackOfModel(Form):
+    """`newest` is the version that is to be withdrawn: another one isn't."""
+
+    newest: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
 
 # Campaigns
 
 
-class CampaignToStart(_Form):
+class EventView(Answer):
+    """Something that has happened."""
+
+    number: int
+    at: float
+    kind: str
+    campaign: str
+    data: Mapping[str, Any]
+
+
+class CampaignToStart(Form):
     """A campaign as in its file."""
 
     campaign: CampaignConfig
 
 
-class StagePlan(_Answer):
-    """A stage, before anything is done."""
+class FindingView(Answer):
+    """What a gate found of one group of devices (all, without a name); null: nobody can say."""
 
-    stage: str
+    group: str
     devices: int
-    smallest_detectable_drop: dict[str, float | None]
-    """Gate → drop of accuracy that it would notice four times in five; null: none at all."""
+    outcome: str
+    measured: float | None
+    low: float | None
+    high: float | None
 
 
-class PlanUse(_Answer):
-    """An update plan, and how many devices would train it."""
-
-    plan: str
-    name: str
-    devices: int
-    delta_values: int
-    reasons: dict[str, int]
-
-
-class DeviceCost(_Answer):
-    """What a campaign takes of a device of a board with an update plan; null: not known.
-
-    Seconds are medians of what such devices took in past campaigns of the model, from task to
-    delta: with fetching and sending, and with staying away. Energy is that of the board's
-    microcontroller if it computed all the time, without radio: rather too much than too little.
-    """
-
-    plan: str
-    name: str
-    board: str
-    devices: int
-    round_seconds: dict[str, float | None]
-    """Of a round that trains, scores, releases."""
-    seconds: float | None
-    """Of all rounds, for a device that has a part in each."""
-    active_milliwatts: int | None
-    round_millijoules: dict[str, float | None]
-    millijoules: float | None
-
-
-class CampaignPlan(_Answer):
-    """What a campaign would do, as things stand: nothing is done."""
-
-    version: str
-    target: DevicePreview
-    ready: int
-    skipped: dict[str, int]
-    """Reason → devices that match and couldn't take part now."""
-    stages: list[StagePlan]
-    plans: list[PlanUse]
-    rounds: int
-    bytes_down: int
-    bytes_up: int
-    """An estimate, from `delta_bits_per_value`."""
-    longest_seconds: float
-    """If every round took its deadline, from its last task on."""
-    longest_round_seconds: float
-    expected_seconds: float | None
-    """If the slowest kind of device took as long as its median in past campaigns, and sites had
-    their shares of each cohort; null where one hasn't been measured yet."""
-    costs: list[DeviceCost]
-    flash_slot_writes_per_device: int
-
-
-class VerdictView(_Answer):
+class VerdictView(Answer):
     """What a gate said."""
 
     outcome: str
     reason: str
-    findings: list[dict[str, Any]] = []
+    findings: list[FindingView] = []
+    gate: str = ""
+    limit: float | None = None
+    is_ceiling: bool = False
+    """Whether what was measured may not be above the limit; else not below."""
 
 
-class StageView(_Answer):
+class StageView(Answer):
     """A stage as it stands."""
 
     stage: str
@@ -337,7 +409,7 @@ class StageView(_Answer):
     verdicts: list[VerdictView]
 
 
-class RoundView(_Answer):
+class RoundView(Answer):
     """A round as it stands."""
 
     round: int
@@ -348,7 +420,7 @@ class RoundView(_Answer):
     accepted: int
 
 
-class CampaignView(_Answer):
+class CampaignView(Answer):
     """A campaign as it stands."""
 
     campaign: str
@@ -377,14 +449,7 @@ class CampaignDetail(CampaignView):
     failed_devices: dict[str, str]
 
 
-class CampaignList(_Answer):
-    """Newest first; `next` is where the page behind it begins."""
-
-    campaigns: list[CampaignView]
-    next: str | None = None
-
-
-class Reports(_Answer):
+class Reports(Answer):
     """What devices measured in a round."""
 
     round: int
@@ -392,16 +457,25 @@ class Reports(_Answer):
     reports: list[dict[str, Any]]
 
 
-class Act(_Form):
-    """Something to do with a campaign."""
+class Seen(Form):
+    """A campaign as it was when somebody decided."""
+
+    state: str
+    waiting: str = ""
+    wish: str = ""
+
+
+class Act(Form):
+    """Something to do with a campaign; as it was `seen`, or as it is."""
 
     action: Literal["pause", "resume", "stop", "roll-back", "approve"]
+    seen: Seen | None = None
 
 
 # Accounts
 
 
-class TokenToIssue(_Form):
+class TokenToIssue(Form):
     """A token for somebody."""
 
     who: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,64}$")]
@@ -409,7 +483,7 @@ class TokenToIssue(_Form):
     days: Annotated[float, Field(gt=0, le=3660)] = 365
 
 
-class TokenView(_Answer):
+class TokenView(Answer):
     """A token without its secret."""
 
     token: str
@@ -426,13 +500,13 @@ class NewToken(TokenView):
     secret: str
 
 
-class TokenList(_Answer):
+class TokenList(Answer):
     """All tokens."""
 
     tokens: list[TokenView]
 
 
-class AuditView(_Answer):
+class AuditView(Answer):
     """Who did what, and why."""
 
     number: int
@@ -446,21 +520,21 @@ class AuditView(_Answer):
     why: str
 
 
-class AuditPage(_Answer):
-    """Oldest first."""
+class AuditPage(Answer):
+    """In the order that was asked for; `next` is the number to ask on from."""
 
     audit: list[AuditView]
     next: int | None = None
 
 
-class WebhookToAdd(_Form):
+class WebhookToAdd(Form):
     """Where events of these kinds go."""
 
     url: Annotated[str, Field(max_length=2000)]
     events: Annotated[list[str], Field(min_length=1, max_length=20)]
 
 
-class WebhookView(_Answer):
+class WebhookView(Answer):
     """A webhook without its secret."""
 
     webhook: str
@@ -476,23 +550,21 @@ class NewWebhook(WebhookView):
     secret: str
 
 
-class WebhookList(_Answer):
+class WebhookList(Answer):
     """All webhooks."""
 
     webhooks: list[WebhookView]
 
 
-class EventView(_Answer):
-    """Something that has happened."""
+class Settings(Answer):
+    """What a service was told, as it runs; nothing of it is secret."""
 
-    number: int
-    at: float
-    kind: str
-    campaign: str
-    data: Mapping[str, Any]
+    fleet: str
+    version: str
+    settings: dict[str, Any]
 
 
-class Ready(_Answer):
+class Ready(Answer):
     """Whether the service can do its work."""
 
     ready: bool

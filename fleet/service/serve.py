@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from fleet.clock import Clock, SystemClock
 from fleet.coordinator.control import Control
@@ -208,8 +209,14 @@ def _beside(work: Callable[[], None], name: str, is_over: threading.Event) -> It
         thread.join()
 
 
-def serve(path: Path, version: str, ready: Callable[[str], None] = lambda url: None) -> None:
-    """Run a service until SIGTERM or SIGINT. `ready` is told the API's address when it answers."""
+def serve(
+    path: Path,
+    version: str,
+    ready: Callable[[str], None] = lambda url: None,
+    mount: Callable[[FastAPI], None] = lambda app: None,
+) -> None:
+    """Run a service until SIGTERM or SIGINT. `ready` is told the API's address when it answers;
+    `mount` adds to the API what else is served on its port."""
     settings = CoordinatorSettings.read(path)
     settings.work.mkdir(parents=True, exist_ok=True)
     store = SqlStore(settings.store_url())
@@ -217,7 +224,7 @@ def serve(path: Path, version: str, ready: Callable[[str], None] = lambda url: N
     clock = SystemClock()
     leader = Leader(path, settings, store, clock)
     app = make_app(
-        Operations(store, settings.fleet),
+        Operations(store, settings.fleet, settings.shown()),
         version=version,
         requests_per_minute=settings.api.requests_per_minute,
         is_leader=lambda: leader.is_leading,
@@ -225,6 +232,7 @@ def serve(path: Path, version: str, ready: Callable[[str], None] = lambda url: N
         deleted=lambda: leader.cleaner.deleted,
         folders=settings.folders(),
     )
+    mount(app)
     is_stopping: threading.Event = app.state.stopping
     server = _Server(
         uvicorn.Config(

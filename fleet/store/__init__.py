@@ -13,6 +13,7 @@ from fleet.store.accounts import (
 )
 from fleet.store.base import (
     ENDED_STATES,
+    LIVE_STATES,
     CampaignRecord,
     Lease,
     Part,
@@ -22,11 +23,14 @@ from fleet.store.base import (
     SupersededError,
     WeightsVersion,
 )
+from fleet.store.copying import copy_store, restore_store
 from fleet.store.database import sqlite_url
+from fleet.store.device_work import DeviceWork
 from fleet.store.events import Event, Events
+from fleet.store.figures import Distribution, RoundGlance, RoundGlances
 from fleet.store.gateways import GatewayRecord, Gateways, Login, Logins
 from fleet.store.models import BundleRecord, ModelRecord, Models, Version
-from fleet.store.registry import Preview, Registry
+from fleet.store.registry import Preview, Registry, Tally
 from fleet.store.retention import Retention
 from fleet.store.sql import SqlStore
 from fleet.store.stages import Decision, Member, StageRecord, Stages
@@ -36,6 +40,7 @@ from fleet.store.webhooks import Webhook, Webhooks
 
 __all__ = [
     "ENDED_STATES",
+    "LIVE_STATES",
     "ROLES",
     "Audit",
     "AuditEntry",
@@ -43,6 +48,8 @@ __all__ = [
     "CampaignRecord",
     "Candidate",
     "Decision",
+    "DeviceWork",
+    "Distribution",
     "Event",
     "Events",
     "GatewayRecord",
@@ -59,6 +66,8 @@ __all__ = [
     "Registry",
     "Remembered",
     "Retention",
+    "RoundGlance",
+    "RoundGlances",
     "RoundRecord",
     "RoundSummary",
     "SqlStore",
@@ -66,6 +75,7 @@ __all__ = [
     "Stages",
     "Store",
     "SupersededError",
+    "Tally",
     "Term",
     "Timing",
     "Timings",
@@ -75,7 +85,9 @@ __all__ = [
     "Webhook",
     "Webhooks",
     "WeightsVersion",
+    "copy_store",
     "new_token",
+    "restore_store",
     "sqlite_url",
     "without_secrets",
 ]

@@ -230,19 +230,22 @@ class Audit:
         self, after: int = 0, limit: int = 100, object: str = "", who: str = "", action: str = ""
     ) -> tuple[AuditEntry, ...]:
         """Entries behind the number `after`, oldest first; of one object, person or action only."""
-        query = sa.select(audit).where(audit.c.number > after)
-        for column, wanted in (
-            (audit.c.object, object),
-            (audit.c.who, who),
-            (audit.c.action, action),
-        ):
-            if wanted:
-                query = query.where(column == wanted)
+        query = _matching(object, who, action).where(audit.c.number > after)
         return self._entries(query.order_by(audit.c.number).limit(limit))
 
-    def newest(self, limit: int = 100) -> tuple[AuditEntry, ...]:
-        """The newest entries, newest first."""
-        return self._entries(sa.select(audit).order_by(audit.c.number.desc()).limit(limit))
+    def newest(
+        self,
+        limit: int = 100,
+        before: int | None = None,
+        object: str = "",
+        who: str = "",
+        action: str = "",
+    ) -> tuple[AuditEntry, ...]:
+        """The same newest first, those in front of the number `before`."""
+        query = _matching(object, who, action)
+        if before is not None:
+            query = query.where(audit.c.number < before)
+        return self._entries(query.order_by(audit.c.number.desc()).limit(limit))
 
     def _entries(self, query: sa.Select[Any]) -> tuple[AuditEntry, ...]:
         with self._store.reading() as connection:
@@ -256,6 +259,14 @@ class Audit:
                 )
                 for row in connection.execute(query)
             )
+
+
+def _matching(object: str, who: str, action: str) -> sa.Select[Any]:
+    query = sa.select(audit)
+    for column, wanted in ((audit.c.object, object), (audit.c.who, who), (audit.c.action, action)):
+        if wanted:
+            query = query.where(column == wanted)
+    return query
 
 
 # What was asked for already

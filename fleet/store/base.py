@@ -12,13 +12,14 @@ superseded since are refused, so that two never drive one campaign.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fleet.errors import StoreError
 
 ENDED_STATES = ("finished", "failed", "cancelled", "undecided", "rolled-back")
+LIVE_STATES = ("pending", "running", "waiting", "paused", "rolling-back")
 WISHES = ("", "pause", "stop", "roll-back")
 
 
@@ -139,8 +140,11 @@ class Store(ABC):
         """All campaigns, oldest first."""
 
     @abstractmethod
-    def campaign_page(self, after: str, limit: int) -> tuple[CampaignRecord, ...]:
-        """Campaigns, newest first, those behind the one with the id `after`."""
+    def campaign_page(
+        self, after: str, limit: int, states: Collection[str] = ()
+    ) -> tuple[CampaignRecord, ...]:
+        """Campaigns, newest first, those behind the one with the id `after`; in all states, or in
+        some."""
 
     @abstractmethod
     def campaigns_under_way(self) -> tuple[CampaignRecord, ...]:
@@ -213,8 +217,16 @@ class Store(ABC):
         """Store a round's plan; where the round exists, return it as it was stored first."""
 
     @abstractmethod
-    def note_progress(self, campaign: str, driver: str, number: int, accepted: int) -> None:
-        """How many deltas of a running round are accepted so far, for onlookers."""
+    def note_progress(
+        self,
+        campaign: str,
+        driver: str,
+        number: int,
+        accepted: int,
+        told: Mapping[str, Any] | None = None,
+    ) -> None:
+        """How many deltas of a running round are accepted so far, and what else is `told` of it, in
+        a few kilobytes, for onlookers."""
 
     @abstractmethod
     def take_leases(

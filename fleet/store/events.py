@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +53,22 @@ class Events:
         if kinds:
             query = query.where(events.c.kind.in_(kinds))
         with self._store.reading() as connection:
-            rows = connection.execute(query.order_by(events.c.number).limit(limit))
-            return tuple(Event(row[0], row[1], row[2], row[3], _data(row[4])) for row in rows)
+            return _read(connection.execute(query.order_by(events.c.number).limit(limit)))
+
+    def newest(self, campaign: str, limit: int = 20) -> tuple[Event, ...]:
+        """The newest of a campaign, newest first."""
+        query = sa.select(events).where(events.c.campaign == campaign)
+        with self._store.reading() as connection:
+            return _read(connection.execute(query.order_by(events.c.number.desc()).limit(limit)))
 
     def last(self) -> int:
         """The number of the newest; 0 where there is none."""
         with self._store.reading() as connection:
             return int(connection.execute(sa.select(sa.func.max(events.c.number))).scalar() or 0)
+
+
+def _read(rows: Iterable[Any]) -> tuple[Event, ...]:
+    return tuple(Event(row[0], row[1], row[2], row[3], _data(row[4])) for row in rows)
 
 
 def _data(text: str) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 
 from fleet.errors import StoreError, UnknownCampaignError
-from fleet.store import tables
+from fleet.store import figures, tables
 from fleet.store.base import (
     ENDED_STATES,
     WISHES,
@@ -67,8 +67,7 @@ class SqlStore(Database, Store):
         return _campaign_record(row)
 
     def locked(self, connection: sa.Connection, campaign: str) -> CampaignRecord:
-        """The record within a transaction; whoever else writes to the campaign waits for its end,
-        for the parts of this package."""
+        """The record within a transaction that writes; others' writes of it wait for the end."""
         return self._campaign(connection, campaign, is_locked=True)
 
     def _check(self, connection: sa.Connection, campaign: str, driver: str) -> CampaignRecord:
@@ -160,10 +159,14 @@ class SqlStore(Database, Store):
         with self.reading() as connection:
             return tuple(map(_campaign_record, connection.execute(query)))
 
-    def campaign_page(self, after: str, limit: int) -> tuple[CampaignRecord, ...]:
+    def campaign_page(
+        self, after: str, limit: int, states: Collection[str] = ()
+    ) -> tuple[CampaignRecord, ...]:
         """See `Store`."""
         table = tables.campaigns
         query = sa.select(*_CAMPAIGN).order_by(table.c.position.desc()).limit(limit)
+        if states:
+            query = query.where(table.c.state.in_(states))
         with self.reading() as connection:
             if after:
                 self._campaign(connection, after)
@@ -257,6 +260,13 @@ class SqlStore(Database, Store):
                 self._campaign(connection, campaign)
                 raise StoreError(f"campaign {campaign} has no weights version {version}")
             return WeightsVersion(*row)
+
+    def blob_bytes(self, campaign: str) -> int:
+        """How long a version of the campaign's weights is, as devices get it."""
+        table = tables.weights
+        query = sa.select(sa.func.length(table.c.blob)).where(table.c.campaign == campaign)
+        with self.reading() as connection:
+            return int(connection.execute(query.limit(1)).scalar() or 0)
 
     def weights_with(self, campaign: str, sha256: str) -> WeightsVersion | None:
         """See `Store`."""
@@ -381,14 +391,31 @@ class SqlStore(Database, Store):
                     "on_wire": number + int(plan.get("offset", 0)),
                 },
             )
+            if not figures.kept(connection, campaign, number):
+                self._keep_figures(connection, campaign, number, figures.planned(plan))
             return self._round(connection, campaign, number)
 
-    def note_progress(self, campaign: str, driver: str, number: int, accepted: int) -> None:
+    def note_progress(
+        self,
+        campaign: str,
+        driver: str,
+        number: int,
+        accepted: int,
+        told: Mapping[str, Any] | None = None,
+    ) -> None:
         """See `Store`."""
         with self.writing() as connection:
             self._check(connection, campaign, driver)
             revision = self._next_revision(connection, campaign)
             self._change_round(connection, campaign, number, accepted=accepted, revision=revision)
+            if told:
+                self._keep_figures(connection, campaign, number, told)
+
+    def _keep_figures(
+        self, connection: sa.Connection, campaign: str, number: int, told: Mapping[str, Any]
+    ) -> None:
+        whole = {**figures.kept(connection, campaign, number), **told}
+        figures.keep(connection, self.replacing(tables.figures, "text"), campaign, number, whole)
 
     def _change_round(
         self, connection: sa.Connection, campaign: str, number: int, **values: Any
@@ -435,6 +462,8 @@ class SqlStore(Database, Store):
                 revision=self._next_revision(connection, campaign),
                 ended=self.clock.wall(),
             )
+            told = figures.ended(connection, campaign, number, result)
+            self._keep_figures(connection, campaign, number, told)
             return True
 
     def make_version(

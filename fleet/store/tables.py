@@ -141,6 +141,20 @@ rounds = Table(
     Column("on_wire", BigInteger, nullable=False, server_default="0"),
     Index("rounds_by_revision", "campaign", "revision"),
     Index("rounds_by_weights", "weights"),
+    # All that a glance needs: plan and result of very many devices are megabytes before the rest.
+    Index(
+        "rounds_at_a_glance",
+        *("campaign", "number", "kind", "state", "asked", "wanted", "accepted", "began", "ended"),
+    ),
+)
+
+figures = Table(
+    "figures",
+    metadata,
+    # What onlookers are told of a round, as JSON of a few kilobytes.
+    _campaign(),
+    Column("round", Integer, primary_key=True),
+    Column("text", Text, nullable=False),
 )
 
 leases = Table(
@@ -289,6 +303,8 @@ audit = Table(
     Column("after", Text, nullable=False),
     Column("why", Text, nullable=False),
     Index("audit_by_object", "object", "number"),
+    Index("audit_by_who", "who", "number"),
+    Index("audit_by_action", "action", "number"),
 )
 
 idempotency = Table(

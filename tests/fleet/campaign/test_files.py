@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fleet.campaign import CampaignConfig
-from fleet.campaign.files import read_campaign
+from fleet.campaign.files import CampaignTextError, read_campaign, read_text
 from fleet.errors import CampaignError
 
 WHOLE = """
@@ -72,3 +72,44 @@ def test_what_is_no_campaign_says_why(tmp_path: Path, text: str | bytes, why: st
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(CampaignError, match=r"none\.yaml can't be read"):
         read_campaign(tmp_path / "none.yaml")
+
+
+def mistakes(text: str) -> list[tuple[str, int | None]]:
+    with pytest.raises(CampaignTextError) as caught:
+        read_text(text, "it")
+    return [(one.field, one.line) for one in caught.value.mistakes]
+
+
+def test_a_mistake_knows_the_field_and_the_line_where_it_stands() -> None:
+    text = """# a comment
+name: digits
+rounds: 0
+stages:
+  - name: canary
+    devices: 3
+    gates:
+      - gate: score
+        most_drop: 2
+      - {gate: failures,
+         most: 0.1, many: 1}
+  - name: all
+    share: 1.0
+    devices: 4
+aggregation: {rule: fedavg, learning_rat: 1}
+"""
+    assert mistakes(text) == [
+        ("stages.0.gates.0.most_drop", 9),
+        ("stages.0.gates.1.many", 11),
+        ("stages.1", 12),
+        ("rounds", 3),
+        ("aggregation.learning_rat", 15),
+    ]
+
+
+def test_what_is_not_there_has_no_line_and_what_is_no_yaml_has_one() -> None:
+    assert mistakes("rounds: 3\n") == [("name", None)]
+    assert mistakes("name: x\n\nrounds: [1\n") == [("", 4)]
+    assert mistakes("name: a\nname: b\n") == [("", 2)]
+    assert mistakes("- a\n") == [("", None)]
+    assert mistakes("name: x\nschedule:\n  name: sine\n") == [("schedule.name", 3)]
+    assert mistakes("name: x\nwindows:\n  - start: '22:00'\n") == [("windows.0.end", 3)]

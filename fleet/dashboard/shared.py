@@ -1,0 +1,52 @@
+"""What the API says, asked once for all who look at the same page."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+_Found = TypeVar("_Found")
+
+FRESH_SECONDS = 1.0
+MOST_PAGES = 256
+
+
+class _Entry(Generic[_Found]):
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.found: _Found | None = None
+        self.until = 0.0
+
+
+class Shared(Generic[_Found]):
+    """Keeps what was found for a key for a second; of several who ask at once, one finds it."""
+
+    def __init__(
+        self, seconds: float = FRESH_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Nothing is kept yet."""
+        self._seconds = seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[str, _Entry[_Found]] = OrderedDict()
+
+    def get(self, key: str, find: Callable[[], _Found]) -> _Found:
+        """What `find` gives, or gave less than a second ago. What it raises isn't kept."""
+        with self._lock:
+            entry = self._entries.setdefault(key, _Entry())
+            self._entries.move_to_end(key)
+            while len(self._entries) > MOST_PAGES:
+                self._entries.popitem(last=False)
+        with entry.lock:
+            if entry.found is None or self._clock() >= entry.until:
+                entry.found = find()
+                entry.until = self._clock() + self._seconds
+            return entry.found
+
+    def clear(self) -> None:
+        """Something was changed: whoever asks next is told of it."""
+        with self._lock:
+            self._entries.clear()
