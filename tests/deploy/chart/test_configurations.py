@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import http.server
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import yaml
+from cryptography.hazmat.primitives import serialization
 from flwr.supercore.protobuf.client import ProtobufClient
 from typer.testing import CliRunner
 
 from fleet.cli import app
 from fleet.coordinator.settings import CoordinatorSettings
 from fleet.gateway.config import GatewaySettings
+from fleet.service import containers as containers_of_one_machine
 from tests.deploy.chart.rendered import (
     CASES,
     CHART,
@@ -73,10 +79,7 @@ def test_what_a_configuration_names_is_seen_by_its_container(case: str | None) -
         for path, source in files.items():
             if not path.startswith("/etc/tinyfleet/") or not path.endswith(".toml"):
                 continue
-            told = tomllib.loads(text(objects, source))
-            if name == "barn-backup":
-                del told["work"]  # it has no SuperLink
-            for wanted in paths_in(told):
+            for wanted in paths_in(tomllib.loads(text(objects, source))):
                 assert (
                     wanted in files
                     or any(one.startswith(wanted + "/") for one in files)
@@ -215,6 +218,34 @@ def test_a_sites_broker_is_made_by_our_command_and_finds_its_files(tmp_path: Pat
     assert broker["command"][-1] == "/broker"
 
 
+def test_a_backup_has_its_name_once_it_is_whole_and_old_ones_go(tmp_path: Path) -> None:
+    objects = render("everything", "--set", "backup.keep=2")
+    of = container(pods(objects)["barn-backup"], "backup")
+    shell, options, script = of["command"]
+    program = tmp_path / "bin" / "tinyfleet"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$*" > "$2"; exit ${FAILS:-0}\n', "utf-8")
+    program.chmod(0o755)
+    here = tmp_path / "backups"
+    here.mkdir()
+    kept = [here / "others.tar", here / "barn-20260102T000000Z.tar"]
+    for one in (*kept, here / "barn-20260101T000000Z.tar", here / "broken.part"):
+        one.touch()
+
+    def back_up(**more: str) -> int:
+        path = f"{program.parent}:{os.environ['PATH']}"
+        command = [shell, options, script.replace("/backups", str(here))]
+        return subprocess.run(command, env={"PATH": path, **more}).returncode
+
+    assert back_up(FAILS="1") == 1
+    assert not [one for one in here.glob("*.tar") if one.stat().st_size]
+    assert back_up() == 0
+    (new,) = [one for one in here.iterdir() if one.stat().st_size]
+    assert set(here.iterdir()) == {*kept, new}
+    assert new.read_text("utf-8").split()[2:] == ["--config", "/etc/tinyfleet/coordinator.toml"]
+    assert CliRunner().invoke(app, ["backup", "--help"]).exit_code == 0
+
+
 def test_what_others_have_is_not_copied_into_the_chart(tmp_path: Path) -> None:
     objects = render("everything")
     rules = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yaml").read_text("utf-8"))
@@ -273,3 +304,35 @@ def test_a_supernode_finds_the_one_coordinator_that_listens(
         # Flower's own client, as its SuperNode has it.
         assert ProtobufClient(url)._client.get(url).status_code == 200
         server.shutdown()
+
+
+def test_a_folder_of_ours_has_all_that_the_chart_goes_by(tmp_path: Path) -> None:
+    folder = tmp_path / "barn"
+    services = ("barn-api", "barn-superlink", "barn-broker-main")
+    hosts = [f"{service}.{NAMESPACE}.svc" for service in services]
+    containers_of_one_machine.init(folder, "barn", "main", hosts)
+    command = [sys.executable, str(CHART / "from-folder"), str(folder)]
+    done = subprocess.run([*command, "barn", NAMESPACE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    brought = list(yaml.safe_load_all((folder / "kubernetes.yaml").read_text("utf-8")))
+    assert (folder / "kubernetes.yaml").stat().st_mode & 0o077 == 0
+    objects = render(None, "--values", str(folder / "values.yaml"))
+    assert {one["metadata"]["namespace"] for one in brought} == {NAMESPACE}
+    everything = [*objects, *brought]
+    for pod in pods(objects).values():
+        for one in containers(pod):
+            for source in seen_files(objects, pod, one)[0].values():
+                assert text(everything, source)
+    for name, one in gateway_settings(objects, tmp_path).items():
+        public = text(objects, ("ConfigMap", "barn-gateway-keys", f"{one.gateway}.pub"))
+        private = text(brought, ("Secret", f"tinyfleet-gateway-{one.gateway}", "gateway.key"))
+        key = serialization.load_ssh_private_key(private.encode(), None)
+        assert key.public_key() == serialization.load_ssh_public_key(public.encode()), name
+    url = sa.make_url(text(brought, ("Secret", "tinyfleet-store", "store.url")))
+    assert named(objects, "Service", url.host or "")["spec"]["ports"][0]["port"] == 5432
+    password = text(brought, ("Secret", "tinyfleet-database", "database.password"))
+    assert url.password == password
+    # Its certificates have the names of one release's Services.
+    other = subprocess.run([*command, "other", NAMESPACE], capture_output=True, text=True)
+    assert other.returncode == 1
+    assert "--host other-api.farm.svc" in other.stderr
