@@ -57,7 +57,7 @@ token_file = "/run/secrets/tinyfleet/admin.token"
 fleet = {{ $root.Values.fleet | quote }}
 gateway = {{ $gateway.name | quote }}
 store = "/var/lib/tinyfleet/gateway.sqlite"
-socket = "/var/lib/tinyfleet/gateway.sock"
+socket = "/tmp/gateway.sock"
 {{- if gt (len $site.gateways) 1 }}
 share = "{{ add1 $number }}/{{ len $site.gateways }}"
 {{- end }}
