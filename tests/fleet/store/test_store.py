@@ -432,7 +432,9 @@ def test_a_process_writes_no_more_once_a_newer_one_has_brought_the_tables_up_to_
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     engine.dispose()
-    with pytest.raises(StoreError, match=r"by a newer version .*revision 9999.* stop this one"):
+    with pytest.raises(
+        SupersededError, match=r"by a newer version .*revision 9999.* stop this one"
+    ):
         store.claim("c1", "d1")
     assert store.campaign("c1").driver == ""
     store.close()
