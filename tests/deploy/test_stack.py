@@ -130,6 +130,23 @@ def test_an_image_is_small_nobodys_root_and_says_what_it_is(images: Engine, role
         assert left.decode().split() == []
 
 
+def test_an_image_makes_the_folder_where_nothing_else_is_installed(
+    images: Engine, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o777)
+    images.client.containers.run(
+        "tinyfleet-coordinator:test",
+        ["init", str(tmp_path / "plant"), "--containers", "--fleet", "plant"],
+        volumes={str(tmp_path): {"bind": str(tmp_path)}},
+        user="12345:0",
+        remove=True,
+        read_only=True,
+        network_mode="none",
+    )
+    assert "TINYFLEET_USER=12345:0" in (tmp_path / "plant" / "compose.env").read_text()
+    assert (tmp_path / "plant" / "secrets" / "store.url").stat().st_uid == 12345
+
+
 # ---- the stack ---------------------------------------------------------------------------
 
 
