@@ -233,7 +233,7 @@ class CoordinatorSettings(_Settings):
     def shown(self) -> dict[str, Any]:
         """What somebody may see of them: the store's address without its password."""
         told = self.model_dump(mode="json")
-        if not self.store.startswith("env:"):
+        if not self.store.startswith(("env:", "file:")):
             told["store"] = sa.make_url(self.store).render_as_string(hide_password=True)
         return told
 

@@ -65,6 +65,7 @@ class Leader:
     def problems(self) -> list[str]:
         """What keeps the service from its work; a service that waits for its turn has none."""
         try:
+            self._store.require_known_tables()
             if not self.is_leading and self._term.seen()[2] not in ("", self._term.holder):
                 return []
         except StoreError as error:

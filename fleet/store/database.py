@@ -22,6 +22,7 @@ from sqlalchemy.pool import StaticPool
 
 from fleet.clock import Clock, SystemClock
 from fleet.errors import StoreAwayError, StoreError
+from fleet.store.base import SupersededError
 from fleet.store.tables import restores
 
 
@@ -166,14 +167,22 @@ class Database:
     def _writing(self) -> Iterator[sa.Connection]:
         is_outermost = getattr(self._mine, "connection", None) is None
         with self._transaction(writes=True) as connection:
-            if is_outermost and self.revision:
-                found = connection.exec_driver_sql(_REVISION).scalar()
-                if found != self.revision:
-                    raise StoreError(
-                        f"{self._name} was brought up to date by a newer version of this program "
-                        f"(revision {found}, this one works with {self.revision}): stop this one"
-                    )
+            if is_outermost:
+                self._require_known_tables(connection)
             yield connection
+
+    def require_known_tables(self) -> None:
+        """Raises `SupersededError` where a newer version has brought the tables up to date."""
+        with self.reading() as connection:
+            self._require_known_tables(connection)
+
+    def _require_known_tables(self, connection: sa.Connection) -> None:
+        found = connection.exec_driver_sql(_REVISION).scalar() if self.revision else ""
+        if found != self.revision:
+            raise SupersededError(
+                f"{self._name} was brought up to date by a newer version of this program "
+                f"(revision {found}, this one works with {self.revision}): stop this one"
+            )
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sa.Connection]:

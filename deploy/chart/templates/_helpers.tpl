@@ -110,9 +110,14 @@ projected:
 {{/* Sites whose gateways are in the cluster, with all that is left out filled in. As JSON. */}}
 {{- define "tinyfleet.here" -}}
 {{- $sites := list -}}
+{{- $known := list -}}
 {{- $names := dict -}}
 {{- range .Values.sites -}}
 {{- $site := . -}}
+{{- if has .name $known -}}
+{{- fail (printf "sites: two have the name %q: rename one" .name) -}}
+{{- end -}}
+{{- $known = append $known .name -}}
 {{- range .gateways -}}
 {{- if hasKey $names .name -}}
 {{- fail (printf "sites: two gateways have the name %q: rename one" .name) -}}
@@ -121,7 +126,7 @@ projected:
 {{- end -}}
 {{- $said := dig "broker" dict . -}}
 {{- if and $said (not (dig "here" true .)) -}}
-{{- fail (printf "sites: the gateways of %s aren't here, nor is its broker: leave away broker, or here: false" .name) -}}
+{{- fail (printf "sites: the gateways of %s aren't here, nor is its broker: leave away its broker, or here: false" .name) -}}
 {{- end -}}
 {{- if and (dig "bundled" true $said) (or $said.host $said.port $said.peers $said.authority) -}}
 {{- fail (printf "sites: the broker of %s is bundled: leave away its host, port, peers and authority, or say bundled: false" .name) -}}

@@ -107,7 +107,9 @@ def test_wrong_values_are_refused_by_name(options: list[str], words: list[str]) 
     assert all(word in said for word in words), said
 
 
-def test_two_gateways_of_one_name_are_refused() -> None:
+def test_two_of_one_name_are_refused() -> None:
+    said = refusal("--set", "sites[1].name=north", case="several-sites")
+    assert 'two have the name "north"' in said
     said = refusal("--set", "sites[1].gateways[0].name=north-gw1", case="several-sites")
     assert 'two gateways have the name "north-gw1"' in said
 
