@@ -14,6 +14,7 @@ from fleet.errors import AccessError
 from fleet.service.roles import Permission, may
 from fleet.store import (
     Audit,
+    DeviceWork,
     Events,
     Gateways,
     Logins,
@@ -84,6 +85,7 @@ class Base:
         self.fleet = fleet
         self.settings = dict(settings or {})
         self.registry = Registry(store)
+        self.device_work = DeviceWork(store)
         self.gateways = Gateways(store)
         self.logins = Logins(store)
         self.models = Models(store)

@@ -182,6 +182,10 @@ class Client:
         """Which devices a filter means."""
         return self._get(schema.DevicePreview, "/v1/devices-preview", filter=filter)
 
+    def summarize_devices(self, filter: str = "") -> schema.DeviceSummary:
+        """Devices counted by state, site, board and version."""
+        return self._get(schema.DeviceSummary, "/v1/devices-summary", filter=filter)
+
     def device(self, name: str) -> schema.DeviceView:
         """One device."""
         return self._get(schema.DeviceView, f"/v1/devices/{name}")
@@ -189,6 +193,10 @@ class Client:
     def device_history(self, name: str) -> list[schema.HistoryEntry]:
         """What it has reported."""
         return self._get(schema.History, f"/v1/devices/{name}/history").history
+
+    def device_record(self, name: str) -> schema.DeviceRecord:
+        """What it has done, and what that took of it."""
+        return self._get(schema.DeviceRecord, f"/v1/devices/{name}/record")
 
     def label_device(self, name: str, labels: Mapping[str, str | None]) -> schema.DeviceView:
         """Set labels, and take away those that are None."""

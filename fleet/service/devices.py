@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fleet.campaign.config import CampaignConfig
 from fleet.errors import ConflictError, TakenNameError
 from fleet.gateway.broker import new_passwords, password_hash
+from fleet.protocol.manifest import Manifest
 from fleet.registry import Device, Filter, NewDevice
 from fleet.service import schema
 from fleet.service.base import MOST_ON_A_PAGE, PAGE, Actor, Base, changing
 from fleet.service.roles import Permission
 from fleet.store.gateways import DEVICE, GATEWAY, GatewayRecord
+
+MOST_VERSIONS = 20
+"""That are counted one by one."""
 
 
 class DeviceOperations(Base):
@@ -61,6 +68,38 @@ class DeviceOperations(Base):
             count=preview.count, sample=self._views(preview.sample), reasons=preview.reasons
         )
 
+    def summarize_devices(self, actor: Actor, of: str) -> schema.DeviceSummary:
+        """The devices that a filter means, counted by state, site, board and version."""
+        self._allow(actor, Permission.READ)
+        states: Counter[str] = Counter()
+        sites: dict[str, Counter[str]] = {}
+        boards: Counter[str | None] = Counter()
+        versions: Counter[str | None] = Counter()
+        for one in self.registry.tally(Filter.parse(of)):
+            states[one.state] += one.count
+            if one.state == "retired":
+                continue
+            sites.setdefault(one.site, Counter())[one.state] += one.count
+            boards[one.board] += one.count
+            versions[one.current] += one.count
+        most = versions.most_common(MOST_VERSIONS)
+        names = self.models.names([digest for digest, _ in most if digest])
+        return schema.DeviceSummary(
+            count=states.total(),
+            states=dict(states),
+            sites=[
+                schema.SiteCount(site=name, states=dict(of)) for name, of in sorted(sites.items())
+            ],
+            boards=[
+                schema.BoardCount(board=name, count=count) for name, count in boards.most_common()
+            ],
+            versions=[
+                schema.VersionCount(current=digest, version=names.get(digest or ""), count=count)
+                for digest, count in most
+            ],
+            other_versions=versions.total() - sum(count for _, count in most),
+        )
+
     def device(self, actor: Actor, name: str) -> schema.DeviceView:
         """One device."""
         self._allow(actor, Permission.READ)
@@ -70,8 +109,50 @@ class DeviceOperations(Base):
         """What a device has reported."""
         self._allow(actor, Permission.READ)
         self.registry.get(name)
+        found = self.registry.history(name)
+        configs = self.device_work.campaigns(frozenset(str(one["campaign"]) for one in found))
+        names = {of: CampaignConfig.parse(text).name for of, text in configs.items()}
+        versions = self.models.names({one["weights"] for one in found})
         return schema.History(
-            history=[schema.HistoryEntry.model_validate(one) for one in self.registry.history(name)]
+            history=[
+                schema.HistoryEntry(
+                    **one, name=names[one["campaign"]], version=versions.get(one["weights"])
+                )
+                for one in found
+            ]
+        )
+
+    def device_record(self, actor: Actor, name: str) -> schema.DeviceRecord:
+        """What a device has done, what that took of it, and where it failed."""
+        self._allow(actor, Permission.READ)
+        device = self.registry.get(name)
+        work = self.device_work.of(name)
+        power = None
+        if device.observed is not None:
+            text = self.models.manifest(device.observed.bundle)
+            power = None if text is None else Manifest.parse(text).board.active_milliwatts
+        troubles = []
+        for one in self.device_work.troubles(name):
+            config = CampaignConfig.parse(one.config)
+            troubles.append(
+                schema.DeviceTrouble(
+                    campaign=one.campaign,
+                    name=config.name,
+                    stage=config.stages[one.stage].name,
+                    failures=one.failures,
+                    reason=one.reason,
+                    not_before=one.not_before,
+                )
+            )
+        return schema.DeviceRecord(
+            rounds=work.reports,
+            trained_rounds=work.trained,
+            seconds=work.seconds,
+            uplink_bytes=work.payload_bytes,
+            active_milliwatts=power,
+            millijoules=None if power is None else power * work.seconds,
+            flash_slot_writes=work.versions,
+            troubles=troubles,
         )
 
     @changing(Permission.OPERATE)
@@ -122,15 +203,12 @@ class DeviceOperations(Base):
         self.registry.erase(name)
         self._note(actor, "devices.erase", f"device:{name}", {"site": device.site}, None)
 
-    def _views(self, devices: Any) -> list[schema.DeviceView]:
+    def _views(self, devices: Sequence[Device]) -> list[schema.DeviceView]:
         now = self.store.clock.wall()
-        names: dict[str, str | None] = {}
-        views = []
-        for one in devices:
-            views.append(self._view(one, now, names))
-        return views
+        names = self.models.names({one.observed.current for one in devices if one.observed})
+        return [self._view(one, now, names) for one in devices]
 
-    def _view(self, one: Device, now: float, names: dict[str, str | None]) -> schema.DeviceView:
+    def _view(self, one: Device, now: float, names: Mapping[str, str]) -> schema.DeviceView:
         values: dict[str, Any] = {
             "device": one.device,
             "site": one.site,
@@ -141,11 +219,7 @@ class DeviceOperations(Base):
         if one.observed is not None:
             values |= one.observed.model_dump()
             values["seen_age_seconds"] = max(0.0, now - one.observed.last_seen)
-            digest = one.observed.current
-            if digest not in names:
-                found = self.models.named(digest)
-                names[digest] = found.name if found else None
-            values["version"] = names[digest]
+            values["version"] = names.get(one.observed.current)
         return schema.DeviceView.model_validate(values)
 
     # Gateways

@@ -105,6 +105,12 @@ def preview_devices(actor: Asking, ops: Ops, filter: FilterText = "") -> schema.
     return ops.preview_devices(actor, filter)
 
 
+@router.get("/devices-summary", tags=["devices"])
+def summarize_devices(actor: Asking, ops: Ops, filter: FilterText = "") -> schema.DeviceSummary:
+    """The devices that a filter means, counted by state, site, board and version."""
+    return ops.summarize_devices(actor, filter)
+
+
 @router.get("/devices/{device}", tags=["devices"])
 def get_device(actor: Asking, ops: Ops, device: DeviceName) -> schema.DeviceView:
     """One device."""
@@ -115,6 +121,12 @@ def get_device(actor: Asking, ops: Ops, device: DeviceName) -> schema.DeviceView
 def device_history(actor: Asking, ops: Ops, device: DeviceName) -> schema.History:
     """What a device has reported, newest first."""
     return ops.device_history(actor, device)
+
+
+@router.get("/devices/{device}/record", tags=["devices"])
+def device_record(actor: Asking, ops: Ops, device: DeviceName) -> schema.DeviceRecord:
+    """What a device has done, what that took of it, and where it failed."""
+    return ops.device_record(actor, device)
 
 
 @router.patch("/devices/{device}/labels", tags=["devices"])

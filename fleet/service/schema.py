@@ -123,6 +123,46 @@ class DevicePreview(Answer):
     reasons: dict[str, int]
 
 
+class SiteCount(Answer):
+    """Devices of a site by state; those that are retired aren't counted."""
+
+    site: str
+    states: dict[str, int]
+
+
+class BoardCount(Answer):
+    """Devices of a board that aren't retired; null: no gateway has told which board."""
+
+    board: str | None
+    count: int
+
+
+class VersionCount(Answer):
+    """Devices with the same current weights that aren't retired.
+
+    `version` is MODEL:NUMBER where the store has them, `current` null where no gateway has told.
+    """
+
+    current: str | None
+    version: str | None
+    count: int
+
+
+class DeviceSummary(Answer):
+    """The devices that a filter means, counted."""
+
+    count: int
+    """With those that are retired."""
+    states: dict[str, int]
+    """`online`, `offline`, `unheard` (no gateway has told of it) and `retired`."""
+    sites: list[SiteCount]
+    boards: list[BoardCount]
+    """Most devices first, as versions."""
+    versions: list[VersionCount]
+    other_versions: int
+    """Devices with weights that fewer have than those of `versions`."""
+
+
 class LabelChange(Form):
     """Labels to set; null takes one away."""
 
@@ -135,14 +175,27 @@ class HistoryEntry(Answer):
     campaign: str
     round: int
     kind: str
+    name: str = ""
+    """The campaign's."""
     ended: float | None = None
+    gateway: str | None = None
     plan: str | None = None
+    plan_reason: str | None = None
+    """Why no larger one."""
     status: str | None = None
+    weights: str = ""
+    """Digest of what it began with; empty where devices of the round had different ones."""
+    version: str | None = None
+    """MODEL:NUMBER of `weights`, where they were released or imported."""
     train_samples: int | None = None
+    train_steps: int | None = None
     held_out: int | None = None
     correct_before: int | None = None
     correct_after: int | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
     coded_bytes: int | None = None
+    payload_bytes: int | None = None
     seconds: float | None = None
 
 
@@ -150,6 +203,37 @@ class History(Answer):
     """Newest first."""
 
     history: list[HistoryEntry]
+
+
+class DeviceTrouble(Answer):
+    """A campaign in which a device failed the last time, so many times in a row."""
+
+    campaign: str
+    name: str
+    stage: str
+    failures: int
+    reason: str
+    not_before: float
+    """When it may be asked again; in seconds since 1970."""
+
+
+class DeviceRecord(Answer):
+    """What a device has done, and what that took of it, by the reports that are kept.
+
+    Energy is that of the board's microcontroller if it had computed from each task to its delta,
+    without radio: an estimate, rather too much than too little.
+    """
+
+    rounds: int
+    trained_rounds: int
+    seconds: float
+    uplink_bytes: int
+    active_milliwatts: int | None
+    """Null where nobody says it of the board, or its bundle wasn't imported."""
+    millijoules: float | None
+    flash_slot_writes: int
+    """Versions that it has reported with and hadn't before: so many were written to its flash."""
+    troubles: list[DeviceTrouble]
 
 
 # Gateways

@@ -23,11 +23,12 @@ from fleet.store.base import (
     WeightsVersion,
 )
 from fleet.store.database import sqlite_url
+from fleet.store.device_work import DeviceWork
 from fleet.store.events import Event, Events
 from fleet.store.figures import Distribution, RoundGlance, RoundGlances
 from fleet.store.gateways import GatewayRecord, Gateways, Login, Logins
 from fleet.store.models import BundleRecord, ModelRecord, Models, Version
-from fleet.store.registry import Preview, Registry
+from fleet.store.registry import Preview, Registry, Tally
 from fleet.store.retention import Retention
 from fleet.store.sql import SqlStore
 from fleet.store.stages import Decision, Member, StageRecord, Stages
@@ -45,6 +46,7 @@ __all__ = [
     "CampaignRecord",
     "Candidate",
     "Decision",
+    "DeviceWork",
     "Distribution",
     "Event",
     "Events",
@@ -71,6 +73,7 @@ __all__ = [
     "Stages",
     "Store",
     "SupersededError",
+    "Tally",
     "Term",
     "Timing",
     "Timings",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,6 +208,12 @@ class Models:
             rows = connection.execute(query.order_by(bundles.c.board, bundles.c.bundle))
             return tuple(BundleRecord(*row) for row in rows)
 
+    def manifest(self, bundle: str) -> str | None:
+        """The manifest of a bundle; None where nobody has imported it."""
+        query = sa.select(bundles.c.manifest).where(bundles.c.bundle == bundle)
+        with self._store.reading() as connection:
+            return connection.execute(query).scalar()
+
     def manifests(self, model: str) -> Mapping[str, str]:
         """Manifests of a model's bundles: bundle id → JSON text."""
         return {one.bundle: one.manifest for one in self.bundles(model)}
@@ -249,12 +255,12 @@ class Models:
             found = connection.execute(query).scalar()
             return None if found is None else bytes(found)
 
-    def named(self, sha256: str) -> Version | None:
-        """The version with this digest."""
-        query = sa.select(*_VERSION).where(versions.c.sha256 == sha256).limit(1)
+    def names(self, digests: Collection[str]) -> dict[str, str]:
+        """MODEL:NUMBER of those of the digests that are a version's."""
+        query = sa.select(versions.c.sha256, versions.c.model, versions.c.version)
+        query = query.where(versions.c.sha256.in_(digests)).order_by(versions.c.created.desc())
         with self._store.reading() as connection:
-            row = connection.execute(query).first()
-            return None if row is None else Version(**row._mapping)
+            return {digest: f"{of}:{number}" for digest, of, number in connection.execute(query)}
 
     def set_state(self, model: str, number: int, state: str) -> Version:
         """Release or withdraw a version: campaigns begin with the newest released one."""

@@ -30,6 +30,18 @@ class Preview:
     """Part of the condition → of how many it isn't true; a device may count in several."""
 
 
+@dataclass(frozen=True)
+class Tally:
+    """How many devices of a site, a board and a version (digest of what is current) there are in a
+    state: `online`, `offline`, `unheard` (of none a gateway has told) or `retired`."""
+
+    site: str
+    board: str | None
+    current: str | None
+    state: str
+    count: int
+
+
 class Registry:
     """Devices by name. Every change is one transaction."""
 
@@ -172,7 +184,7 @@ class Registry:
         """What it has reported in rounds, newest first."""
         columns = [column for column in reports.c if column.name != "device"]
         query = (
-            sa.select(*columns, rounds.c.ended, rounds.c.kind)
+            sa.select(*columns, rounds.c.ended, rounds.c.kind, rounds.c.weights)
             .join(
                 rounds,
                 (rounds.c.campaign == reports.c.campaign) & (rounds.c.number == reports.c.round),
@@ -202,6 +214,19 @@ class Registry:
     def now(self) -> float:
         """The time that ages count to (Unix time)."""
         return self._store.clock.wall()
+
+    def tally(self, of: Filter) -> tuple[Tally, ...]:
+        """The matching devices, counted by what they have in common: one look at each row."""
+        state = sa.case(
+            (registry.c.retired, "retired"),
+            (registry.c.online.is_(None), "unheard"),
+            (registry.c.online, "online"),
+            else_="offline",
+        )
+        kinds = (registry.c.site, registry.c.board, registry.c.current, state)
+        query = sa.select(*kinds, sa.func.count()).where(self._where(of)).group_by(*kinds)
+        with self._store.reading() as connection:
+            return tuple(Tally(*row) for row in connection.execute(query))
 
     def presence(self) -> dict[tuple[str, str], int]:
         """How many devices that aren't retired there are, by site and `yes`, `no` or `unknown`."""

@@ -12,13 +12,16 @@ const build = root.dataset.build;
 
 let clockAhead = Date.now() - 1000 * Number(document.body?.dataset.now ?? Date.now() / 1000);
 
+function long(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 129600) return `${Math.round(seconds / 3600)} h`;
+  return `${Math.round(seconds / 86400)} d`;
+}
+
 function ago(seconds) {
-  const past = Math.max(0, seconds);
-  if (past < 2) return "now";
-  if (past < 90) return `${Math.round(past)} s ago`;
-  if (past < 5400) return `${Math.round(past / 60)} min ago`;
-  if (past < 129600) return `${Math.round(past / 3600)} h ago`;
-  return `${Math.round(past / 86400)} d ago`;
+  if (Math.abs(seconds) < 2) return "now";
+  return seconds > 0 ? `${long(seconds)} ago` : `in ${long(-seconds)}`;
 }
 
 function tellTimes(within = document) {

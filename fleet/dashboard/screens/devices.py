@@ -1,14 +1,136 @@
-"""One device: what is known of it, and what may be done with it."""
+"""One device: what is known of it, what it has done, and what may be done with it."""
 
 from __future__ import annotations
 
-from fleet.dashboard.page import Context, Page, Screens
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from fleet.dashboard.charts import Chart, lines
+from fleet.dashboard.formats import percent
+from fleet.dashboard.page import Context, GoTo, Page, Screens, Show
+from fleet.dashboard.screens.fleet import STATES, state_of
+from fleet.errors import ServiceError
+from fleet.service.schema import HistoryEntry
 
 screens = Screens("fleet")
+ROUNDS_AT_ONCE = 20
+_LABEL = "label."
+"""What fields of labels begin with; the label's name follows."""
+
+
+@dataclass(frozen=True)
+class Had:
+    """Weights that a device began rounds with, from when to when (Unix times)."""
+
+    version: str
+    weights: str
+    first: float
+    last: float
+    rounds: int
 
 
 @screens.page("/devices/{device}", "device.html", "{device}")
 def device(page: Page) -> Context:
     """A device with its history."""
+    return _context(page)
+
+
+def _context(page: Page, labels: str = "", wanted: dict[str, str] | None = None) -> Context:
     name = page.path["device"]
-    return {"device": page.api.device(name), "history": page.api.device_history(name)}
+    found = page.api.device(name)
+    history = page.api.device_history(name)
+    return {
+        "device": found,
+        "state": STATES[state_of(found)],
+        "record": page.api.device_record(name),
+        "history": history,
+        "rounds_at_once": ROUNDS_AT_ONCE,
+        "scores": scores(history),
+        "versions": versions(history),
+        "labels": found.labels if wanted is None else wanted,
+        "mistake": labels,
+    }
+
+
+def scores(history: Sequence[HistoryEntry]) -> Chart | None:
+    """What the device measured on its held-out samples, before it trained and afterwards."""
+    before, after = [], []
+    for one in reversed(history):
+        if one.ended is None or not one.held_out:
+            continue
+        if one.correct_before is not None:
+            before.append((one.ended, one.correct_before / one.held_out))
+        if one.correct_after is not None and one.train_steps:
+            after.append((one.ended, one.correct_after / one.held_out))
+    told = "No scores yet."
+    if before:
+        told = (
+            f"{len(before)} scores: {percent(before[0][1])} of its held-out samples were right at "
+            f"first, {percent(before[-1][1])} the last time."
+        )
+    series = {"before training": before, "after training": after}
+    return lines(
+        "Accuracy on its own held-out samples",
+        told,
+        {name: points for name, points in series.items() if points},
+        over="round's end",
+        x_text=lambda unix: datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        y_text=lambda share: f"{100 * share:.0f} %",
+        x_is_time=True,
+    )
+
+
+def versions(history: Sequence[HistoryEntry]) -> list[Had]:
+    """The weights of its rounds, newest first."""
+    found: dict[str, Had] = {}
+    for one in reversed(history):
+        if one.weights and one.ended is not None:
+            known = found.pop(one.weights, None)
+            found[one.weights] = Had(
+                one.version or "",
+                one.weights,
+                known.first if known else one.ended,
+                one.ended,
+                known.rounds + 1 if known else 1,
+            )
+    return list(reversed(found.values()))
+
+
+@screens.action("/devices/{device}/labels")
+def label(page: Page) -> GoTo | Show:
+    """Set labels; what is left empty is taken away."""
+    name = page.path["device"]
+    wanted = {
+        field.removeprefix(_LABEL): value.strip()
+        for field, value in page.form.items()
+        if field.startswith(_LABEL)
+    }
+    new = page.form.get("new_name", "").strip()
+    if new:
+        wanted[new] = page.form.get("new_value", "").strip()
+    if not wanted:
+        return GoTo(f"/devices/{name}", "Nothing was changed.")
+    try:
+        page.api.label_device(name, {key: value or None for key, value in wanted.items()})
+    except ServiceError as error:
+        if error.status != 422:
+            raise
+        known = {key: value for key, value in wanted.items() if key != new}
+        return Show("device.html", name, _context(page, str(error), known), 422)
+    return GoTo(f"/devices/{name}", "The labels are changed.")
+
+
+@screens.action("/devices/{device}/retire")
+def retire(page: Page) -> GoTo | Show:
+    """Take it out of everything."""
+    name = page.path["device"]
+    page.api.retire_device(name)
+    return GoTo(f"/devices/{name}", f"{name} is retired; its broker lets it in no more.")
+
+
+@screens.action("/devices/{device}/rotate")
+def rotate(page: Page) -> GoTo | Show:
+    """A new password, told once."""
+    name = page.path["device"]
+    return Show("password.html", name, {"password": page.api.rotate_device(name)})
