@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tests.fleet.dashboard.browser.served import Service, Told
 
 # No longer than that: while Playwright runs, this thread can have no other event loop.
 SCOPE = "package"
+DEVICES = 24
+"""Few rows: axe looks at every one."""
 
 
 @pytest.fixture(scope=SCOPE)
@@ -29,7 +32,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope=SCOPE)
 def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
-    return served.told(tmp_path_factory.mktemp("story") / "store.sqlite", story.fill)
+    tell = partial(story.fill, devices=DEVICES)
+    return served.told(tmp_path_factory.mktemp("story") / "store.sqlite", tell)
 
 
 @pytest.fixture
