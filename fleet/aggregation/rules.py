@@ -29,7 +29,9 @@ Part = Sequence[PlanSum]
 class AggregationRule(BaseModel, ABC):
     """What every rule has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
     """What the change of a round is multiplied by."""

@@ -38,7 +38,9 @@ class Schedule(BaseModel):
     devices about once they are near.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     name: Literal["constant", "cosine"] = "constant"
     last_share: Share = 0.1
@@ -60,14 +62,18 @@ class Stage(BaseModel):
     their current weights.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    """Letters, digits, - and _."""
     share: Share | None = None
     """Of the target, so far…"""
     devices: Count | None = None
     """…or so many devices."""
     gates: tuple[Gate, ...] = ()
+    """All of them have to pass before the stage's devices get the candidate."""
     on_failure: Literal["roll-back", "pause"] = "roll-back"
     """When a gate fails: its devices and those before go back to what they had, or nothing happens
     until somebody decides."""
@@ -93,10 +99,14 @@ class Window(BaseModel):
     One that ends at the hour at which it begins lasts a whole day.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     start: time
+    """Time of day."""
     end: time
+    """Time of day; before `start` it is on the next day."""
     days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = ()
     """All where empty; the day on which it begins."""
     timezone: str = "UTC"
@@ -136,7 +146,9 @@ _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 class Retry(BaseModel):
     """How often a device is asked again that failed, and after how long: doubled every time."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     attempts: Count = 3
     """In a row, the first included; then it has failed for this campaign."""
@@ -146,7 +158,9 @@ class Retry(BaseModel):
 class TaskPace(BaseModel):
     """How fast a round's tasks go out to devices."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     spread_seconds: Annotated[float, Field(ge=0.0, le=fields.MAX_DELAY_SECONDS)] = 0.0
     """At random moments of so many seconds, so that not all devices start at once."""
@@ -164,7 +178,9 @@ class Asynchronous(BaseModel):
     versions older counts (1 + staleness)^-staleness_exponent (FedAsync, arXiv 1903.03934).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     buffer: Count
     """Deltas of a version; fewer where no device is at work any more."""
@@ -192,7 +208,9 @@ class CampaignConfig(RoundParameters):
     version: Count | None = None
     """Of that model; the newest released one where left out."""
     description: Annotated[str, Field(max_length=2000)] = ""
+    """For people."""
     stages: tuple[Stage, ...] = (Stage(name="all", share=1.0),)
+    """Shares of the target, each with its gates, that the campaign reaches one after the other."""
     approval: bool = False
     """Nothing begins before somebody else than the author has approved it."""
     windows: tuple[Window, ...] = ()
@@ -200,18 +218,24 @@ class CampaignConfig(RoundParameters):
     pace: TaskPace = TaskPace()
     """A round takes longer by the time until its last task goes out."""
     retry: Retry = Retry()
+    """What is done about devices that fail."""
     retries: Mapping[str, Retry] = {}
     """The same for certain reasons: those that devices decline with, `no-report` for silence."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    """Letters, digits, - and _; several campaigns may have one name."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Cohorts, stages and the rounding of deltas follow from it."""
     rounds: Annotated[int, Field(ge=1, le=10_000)] = 6
+    """Training rounds of each stage."""
     target: str = ""
     """Which devices it is for: a filter in CEL (docs/howto/filter-devices.md); all where empty."""
     schedule: Schedule = Schedule()
+    """How the learning rate goes from round to round."""
 
     cohort_size: Count | None = None
     """Deltas wanted per round; else `cohort_share` of the eligible devices, rounded up."""
     cohort_share: Share = 1.0
+    """Share of the eligible devices that a training round is for."""
     over_selection: Annotated[float, Field(ge=0.0, le=4.0)] = 0.0
     """Share of the cohort that is asked on top, so that a round needn't wait for stragglers."""
 
@@ -234,6 +258,7 @@ class CampaignConfig(RoundParameters):
     min_battery_percent: Percent = 30
     """Below it a device gets the smallest plan that fits, unless something feeds it."""
     min_battery_to_take_part: Percent = 0
+    """Below it a device isn't asked; a charge that nobody knows counts as full."""
     charging_only: bool = False
     """Devices that say that nothing feeds them aren't asked."""
     uplink_share: Share = 0.25

@@ -108,7 +108,9 @@ class Evidence:
 
 
 class _Gate(BaseModel, ABC):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     watches: ClassVar[bool] = False
     """Whether it is asked after every training round, and not only at the stage's end: a failure
@@ -140,8 +142,11 @@ class ScoreGate(_Gate):
 
     gate: Literal["score"] = "score"
     measure: Literal["mean", "median", "worst-tenth"] = "mean"
+    """Of the devices' changes, or the change of the accuracy that a tenth of them stays below."""
     most_drop: Share = 0.02
+    """Accuracy may fall by so much: 0.02 is two points."""
     by: str = ""
+    """`board`, `gateway` or a label: each group has to pass by itself."""
 
     def judge(self, evidence: Evidence) -> Verdict:
         """See `judge_scores`."""
@@ -167,6 +172,7 @@ class DriftGate(_Gate):
 
     gate: Literal["drift"] = "drift"
     most_drop: Share = 0.05
+    """Accuracy may fall by so much since the stage began."""
 
     def judge(self, evidence: Evidence) -> Verdict:
         """It fails, or it passes."""
@@ -194,7 +200,9 @@ class FailureGate(_Gate):
 
     gate: Literal["failures"] = "failures"
     most: Share = 0.1
+    """Share of the devices that were asked."""
     classes: tuple[str, ...] = ()
+    """Reasons that count; all where empty."""
 
     @model_validator(mode="after")
     def _something_may_fail(self) -> FailureGate:

@@ -15,8 +15,9 @@ from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, table
 from fleet.errors import NotKnownError, ServiceError
 from fleet.gateway.files import write_whole
+from fleet.service.campaign_schema import CampaignPlan
 from fleet.service.client import Client
-from fleet.service.schema import CampaignDetail, CampaignPlan, CampaignView
+from fleet.service.schema import CampaignDetail, CampaignView
 
 EXIT_NOT_FINISHED = 3
 """Of `watch` and `start --watch`, where a campaign ended in another way than well."""

@@ -254,13 +254,13 @@ class Dashboard:
                 "again.html", self._frame(request, "One moment"), {"address": _address(request)}
             )
             return _html(content)
-        go_on = _address(request) if request.method == "GET" else None
+        go_on = _page_to_go_on_to(request)
         return RedirectResponse(session.url("/login", next=go_on), 303)
 
     def _ended(self, request: Request, error: UnknownTokenError) -> Response:
         if LIVE in request.headers:
             return PlainTextResponse(told(error), 401)
-        go_on = _address(request) if request.method == "GET" else f"{session.ROOT}/"
+        go_on = _page_to_go_on_to(request)
         return self._login_page(request, told(error), go_on, status=401)
 
     def _cross_site(self, request: Request) -> Response:
@@ -352,6 +352,13 @@ def _address(request: Request) -> str:
     """Of a page, as a browser sees it."""
     query = request.url.query
     return request.url.path + (f"?{query}" if query else "")
+
+
+def _page_to_go_on_to(request: Request) -> str:
+    """After somebody has logged in: the page, or the one that a form was on."""
+    if request.method == "GET":
+        return _address(request)
+    return session.local(_path_of_referer(request))
 
 
 def _path_of_referer(request: Request) -> str:

@@ -67,6 +67,16 @@ def when(unix: float | None, never: str = "never") -> Markup:
     )
 
 
+def moment(unix: float) -> str:
+    """A point in time as the script reads it."""
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def clock(unix: float) -> str:
+    """A point in time that may lie ahead."""
+    return datetime.fromtimestamp(unix, UTC).strftime("%d %b %Y %H:%M UTC")
+
+
 def short(digest: str | None) -> Markup:
     """A digest, as much of it as people compare."""
     if not digest:
@@ -77,6 +87,15 @@ def short(digest: str | None) -> Markup:
 def plural(count: float, one: str, many: str = "") -> str:
     """`3 devices`, `1 device`."""
     return f"{number(count)} {one if count == 1 else many or one + 's'}"
+
+
+def ticked(text: str) -> Markup:
+    """Text whose parts between backticks are code."""
+    parts = [escape(one) for one in text.split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(one) if place % 2 else one
+        for place, one in enumerate(parts)
+    )
 
 
 def lines(text: str) -> Markup:
@@ -92,7 +111,10 @@ FILTERS = {
     "energy": energy,
     "duration": duration,
     "when": when,
+    "moment": moment,
+    "clock": clock,
     "short": short,
     "plural": plural,
     "lines": lines,
+    "ticked": ticked,
 }

@@ -32,10 +32,14 @@ LEARNING_RATE = Field(ge=1 / fields.LEARNING_RATE_ONE, le=fields.MAX_LEARNING_RA
 class RoundParameters(BaseModel):
     """The same for every device of a round."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     epochs: Annotated[int, fields.EPOCHS.field(least=1)] = 1
+    """Times over a device's samples, each round."""
     learning_rate: Annotated[float, LEARNING_RATE] = 0.01
+    """Of the devices' training."""
     coding: Literal["rice"] = "rice"
     """How delta values become bytes; `masked` has its place on the wire and no code yet."""
     weighting: Literal["samples", "uniform"] = "samples"
@@ -43,12 +47,15 @@ class RoundParameters(BaseModel):
     max_score_drop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     """Devices keep their own weights where the new ones score lower by more than this."""
     deadline_seconds: Annotated[int, fields.DEADLINE_SECONDS.field(least=1)] = 120
+    """What a device has for its task; a round ends so long after its last task at the latest."""
     check_in_seconds: Annotated[int, fields.CHECK_IN_SECONDS.field()] = 0
     """How long a device that is done stays away; 0: it stays connected."""
     chunk_bytes: Annotated[int, fields.CHUNK_BYTES.field()] = fields.CHUNK_BYTES.most
+    """Size of a message down to devices; smaller for links that lose much."""
     uplink_chunk_bytes: Annotated[int, fields.UPLINK_CHUNK_BYTES.field()] = (
         fields.UPLINK_CHUNK_BYTES.most
     )
+    """Size of a message up from devices."""
 
     @model_validator(mode="after")
     def _devices_are_back_in_time(self) -> Self:

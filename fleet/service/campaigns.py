@@ -9,9 +9,12 @@ from fleet.errors import ConflictError, ModelStoreError, UnknownCampaignError
 from fleet.service import schema
 from fleet.service.base import MOST_ON_A_PAGE, PAGE, Actor, changing
 from fleet.service.campaign_schema import (
+    CampaignList,
+    CampaignPlan,
     CampaignReading,
     CampaignSchema,
     CampaignStanding,
+    CampaignState,
     CampaignText,
     MistakeView,
     RoundFigures,
@@ -33,7 +36,7 @@ from fleet.store.models import RELEASED, WITHDRAWN
 class CampaignOperations(DeviceOperations):
     """What can be done with campaigns."""
 
-    def plan_campaign(self, actor: Actor, wanted: schema.CampaignToStart) -> schema.CampaignPlan:
+    def plan_campaign(self, actor: Actor, wanted: schema.CampaignToStart) -> CampaignPlan:
         """What a campaign would do, as things stand."""
         self._allow(actor, Permission.READ)
         version = self._base(wanted.campaign)
@@ -88,8 +91,8 @@ class CampaignOperations(DeviceOperations):
         actor: Actor,
         after: str = "",
         limit: int = PAGE,
-        state: schema.CampaignState | None = None,
-    ) -> schema.CampaignList:
+        state: CampaignState | None = None,
+    ) -> CampaignList:
         """A page of campaigns, newest first."""
         self._allow(actor, Permission.READ)
         limit = min(limit, MOST_ON_A_PAGE)
@@ -97,7 +100,7 @@ class CampaignOperations(DeviceOperations):
         wanted = states.get(state, (state,)) if state else ()
         page = self.store.campaign_page(after, limit, wanted)
         newest = RoundGlances(self.store).newest_of([one.id for one in page])
-        return schema.CampaignList(
+        return CampaignList(
             campaigns=[campaign_row(one, newest.get(one.id)) for one in page],
             next=page[-1].id if len(page) == limit else None,
         )
@@ -132,7 +135,7 @@ class CampaignOperations(DeviceOperations):
         if found is None:
             raise UnknownCampaignError(f"campaign {campaign} has no round {number}")
         blob_bytes = self.store.blob_bytes(campaign)
-        return round_figures(found, config, blob_bytes, self.store.clock.wall())
+        return round_figures(found, config, blob_bytes)
 
     def campaign(self, actor: Actor, campaign: str) -> schema.CampaignDetail:
         """A campaign, whole."""

@@ -23,9 +23,12 @@ from fleet.errors import (
 )
 from fleet.service import schema
 from fleet.service.campaign_schema import (
+    CampaignList,
+    CampaignPlan,
     CampaignReading,
     CampaignSchema,
     CampaignStanding,
+    CampaignState,
     CampaignText,
     RoundFigures,
 )
@@ -254,15 +257,17 @@ class Client:
         """A version's weights."""
         return self._request("GET", f"/v1/models/{model}/versions/{version}/weights").content
 
-    def release(self, model: str, version: int) -> schema.VersionView:
+    def release(self, model: str, version: int, key: str = "") -> schema.VersionView:
         """Release a version."""
         path = f"/v1/models/{model}/versions/{version}/release"
-        return self._send(schema.VersionView, "POST", path, {})
+        return self._send(schema.VersionView, "POST", path, {}, key)
 
-    def rollback_model(self, model: str, newest: int | None = None) -> schema.VersionView:
+    def rollback_model(
+        self, model: str, newest: int | None = None, key: str = ""
+    ) -> schema.VersionView:
         """Withdraw the newest released version; no other than `newest`, where given."""
         body = schema.RollbackOfModel(newest=newest)
-        return self._send(schema.VersionView, "POST", f"/v1/models/{model}/rollback", body)
+        return self._send(schema.VersionView, "POST", f"/v1/models/{model}/rollback", body, key)
 
     def compare(self, model: str, first: int, second: int) -> schema.Comparison:
         """Compare two versions."""
@@ -271,10 +276,10 @@ class Client:
 
     # Campaigns
 
-    def plan_campaign(self, config: CampaignConfig) -> schema.CampaignPlan:
+    def plan_campaign(self, config: CampaignConfig) -> CampaignPlan:
         """What it would do."""
         body = schema.CampaignToStart(campaign=config)
-        return self._send(schema.CampaignPlan, "POST", "/v1/campaigns-plan", body)
+        return self._send(CampaignPlan, "POST", "/v1/campaigns-plan", body)
 
     def start_campaign(self, config: CampaignConfig, key: str = "") -> schema.CampaignView:
         """Begin it; once, whoever asks again with the same `key`."""
@@ -282,11 +287,11 @@ class Client:
         return self._send(schema.CampaignView, "POST", "/v1/campaigns", body, key)
 
     def campaigns(
-        self, after: str = "", limit: int = 100, state: schema.CampaignState | None = None
-    ) -> schema.CampaignList:
+        self, after: str = "", limit: int = 100, state: CampaignState | None = None
+    ) -> CampaignList:
         """A page of campaigns, newest first."""
         path = "/v1/campaigns"
-        return self._get(schema.CampaignList, path, after=after, limit=limit, state=state)
+        return self._get(CampaignList, path, after=after, limit=limit, state=state)
 
     def read_campaign(self, text: str) -> CampaignReading:
         """What a text says, and every mistake in it."""
@@ -389,10 +394,10 @@ class Client:
         """All webhooks."""
         return self._get(schema.WebhookList, "/v1/webhooks").webhooks
 
-    def add_webhook(self, url: str, events: list[str]) -> schema.NewWebhook:
+    def add_webhook(self, url: str, events: list[str], key: str = "") -> schema.NewWebhook:
         """Send events to an address."""
         body = schema.WebhookToAdd(url=url, events=events)
-        return self._send(schema.NewWebhook, "POST", "/v1/webhooks", body)
+        return self._send(schema.NewWebhook, "POST", "/v1/webhooks", body, key)
 
     def remove_webhook(self, webhook: str) -> None:
         """Send nothing there any more."""

@@ -23,6 +23,7 @@ from fleet.campaign.planning import (
 from fleet.protocol.manifest import Manifest
 from fleet.registry import Device, Filter
 from fleet.service import schema
+from fleet.service.campaign_schema import CampaignPlan, DeviceCost, PlanUse, StagePlan
 from fleet.store import Models, Registry, Timing, Version
 from fleet.store.figures import of_a_kind
 
@@ -42,7 +43,7 @@ def plan_campaign(
     preview: schema.DevicePreview,
     timings: Iterable[Timing],
     sites: Mapping[str, str],
-) -> schema.CampaignPlan:
+) -> CampaignPlan:
     """What the campaign would do from `version` on; nothing is done.
 
     `timings` are those of past campaigns of the model, `sites` those of gateways. Raises
@@ -71,7 +72,7 @@ def plan_campaign(
             for what, drop in gate.smallest_drops(samples, config.looks).items()
         }
         stages.append(
-            schema.StagePlan(stage=stage.name, devices=len(names), smallest_detectable_drop=drops)
+            StagePlan(stage=stage.name, devices=len(names), smallest_detectable_drop=drops)
         )
     asked = 0
     down = up = 0
@@ -108,7 +109,7 @@ def plan_campaign(
             expected += count * (likely + min(slowest, config.deadline_seconds))
         else:
             expected = None
-    return schema.CampaignPlan(
+    return CampaignPlan(
         version=version.name,
         target=preview,
         ready=len(ready),
@@ -151,9 +152,7 @@ class _Measured:
         known = [one for one in found if one is not None]
         return max(known, default=None) if len(known) == len(found) else None
 
-    def costs(
-        self, devices: Iterable[Assignment], rounds: Mapping[str, int]
-    ) -> list[schema.DeviceCost]:
+    def costs(self, devices: Iterable[Assignment], rounds: Mapping[str, int]) -> list[DeviceCost]:
         """Of each kind of these devices, for so many rounds of each action."""
         kinds: dict[tuple[str, str], list[Assignment]] = {}
         for one in devices:
@@ -163,7 +162,7 @@ class _Measured:
 
     def _cost(
         self, kind: tuple[str, str], devices: list[Assignment], rounds: Mapping[str, int]
-    ) -> schema.DeviceCost:
+    ) -> DeviceCost:
         plan, board = kind
         manifests = [self._manifests[bundle] for bundle in sorted({one.bundle for one in devices})]
         powers = [one.board.active_milliwatts for one in manifests]
@@ -172,7 +171,7 @@ class _Measured:
         whole = _sum(
             None if (one := each[action]) is None else n * one for action, n in rounds.items()
         )
-        return schema.DeviceCost(
+        return DeviceCost(
             plan=plan,
             name=manifests[0].plan(plan).name,
             board=board,
@@ -195,11 +194,11 @@ def _times(seconds: float | None, milliwatts: int | None) -> float | None:
     return None if seconds is None or milliwatts is None else seconds * milliwatts
 
 
-def _plans(manifests: Iterable[Manifest], ready: object) -> list[schema.PlanUse]:
+def _plans(manifests: Iterable[Manifest], ready: object) -> list[PlanUse]:
     assert isinstance(ready, dict)
     entries = {plan.id: plan for one in manifests for plan in one.plans}
     return [
-        schema.PlanUse(
+        PlanUse(
             plan=plan,
             name=entries[plan].name,
             devices=count,

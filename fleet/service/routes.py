@@ -14,9 +14,12 @@ from starlette.concurrency import run_in_threadpool
 from fleet.service import schema
 from fleet.service.base import MOST_ON_A_PAGE
 from fleet.service.campaign_schema import (
+    CampaignList,
+    CampaignPlan,
     CampaignReading,
     CampaignSchema,
     CampaignStanding,
+    CampaignState,
     CampaignText,
     RoundFigures,
 )
@@ -251,8 +254,8 @@ def list_campaigns(
     ops: Ops,
     after: Annotated[str, Query(pattern="^([0-9a-f]{16})?$")] = "",
     limit: Limit = 100,
-    state: schema.CampaignState | None = None,
-) -> schema.CampaignList:
+    state: CampaignState | None = None,
+) -> CampaignList:
     """A page of campaigns, newest first; in one state, or `live` or `ended` ones, where given."""
     return ops.list_campaigns(actor, after, limit, state)
 
@@ -264,7 +267,7 @@ def start_campaign(actor: Asking, ops: Ops, body: schema.CampaignToStart) -> sch
 
 
 @router.post("/campaigns-plan", tags=["campaigns"])
-def plan_campaign(actor: Asking, ops: Ops, body: schema.CampaignToStart) -> schema.CampaignPlan:
+def plan_campaign(actor: Asking, ops: Ops, body: schema.CampaignToStart) -> CampaignPlan:
     """What a campaign would do, as things stand; nothing is done."""
     return ops.plan_campaign(actor, body)
 

@@ -374,70 +374,6 @@ class CampaignToStart(Form):
     campaign: CampaignConfig
 
 
-class StagePlan(Answer):
-    """A stage, before anything is done."""
-
-    stage: str
-    devices: int
-    smallest_detectable_drop: dict[str, float | None]
-    """Gate → drop of accuracy that it would notice four times in five; null: none at all."""
-
-
-class PlanUse(Answer):
-    """An update plan, and how many devices would train it."""
-
-    plan: str
-    name: str
-    devices: int
-    delta_values: int
-    reasons: dict[str, int]
-
-
-class DeviceCost(Answer):
-    """What a campaign takes of a device of a board with an update plan; null: not known.
-
-    Seconds are medians of what such devices took in past campaigns of the model, from task to
-    delta: with fetching and sending, and with staying away. Energy is that of the board's
-    microcontroller if it computed all the time, without radio: rather too much than too little.
-    """
-
-    plan: str
-    name: str
-    board: str
-    devices: int
-    round_seconds: dict[str, float | None]
-    """Of a round that trains, scores, releases."""
-    seconds: float | None
-    """Of all rounds, for a device that has a part in each."""
-    active_milliwatts: int | None
-    round_millijoules: dict[str, float | None]
-    millijoules: float | None
-
-
-class CampaignPlan(Answer):
-    """What a campaign would do, as things stand: nothing is done."""
-
-    version: str
-    target: DevicePreview
-    ready: int
-    skipped: dict[str, int]
-    """Reason → devices that match and couldn't take part now."""
-    stages: list[StagePlan]
-    plans: list[PlanUse]
-    rounds: int
-    bytes_down: int
-    bytes_up: int
-    """An estimate, from `delta_bits_per_value`."""
-    longest_seconds: float
-    """If every round took its deadline, from its last task on."""
-    longest_round_seconds: float
-    expected_seconds: float | None
-    """If the slowest kind of device took as long as its median in past campaigns, and sites had
-    their shares of each cohort; null where one hasn't been measured yet."""
-    costs: list[DeviceCost]
-    flash_slot_writes_per_device: int
-
-
 class FindingView(Answer):
     """What a gate found of one group of devices (all, without a name); null: nobody can say."""
 
@@ -511,46 +447,6 @@ class CampaignDetail(CampaignView):
     quarantined: dict[str, str]
     decisions: dict[str, str]
     failed_devices: dict[str, str]
-
-
-class CampaignRow(CampaignView):
-    """A campaign as a list shows it; of its newest round, once there is one."""
-
-    stages: int
-    stage: str | None = None
-    stage_number: int | None = None
-    rounds: int
-    """That its schedule has, without those that roll back."""
-    round: int | None = None
-    round_kind: str | None = None
-    round_state: str | None = None
-    asked: int = 0
-    wanted: int = 0
-    accepted: int = 0
-
-
-class CampaignList(Answer):
-    """Newest first; `next` is where the page behind it begins."""
-
-    campaigns: list[CampaignRow]
-    next: str | None = None
-
-
-CampaignState = Literal[
-    "live",
-    "ended",
-    "pending",
-    "running",
-    "waiting",
-    "paused",
-    "rolling-back",
-    "finished",
-    "failed",
-    "cancelled",
-    "undecided",
-    "rolled-back",
-]
-"""To list campaigns by."""
 
 
 class Reports(Answer):

@@ -10,6 +10,7 @@ from fleet.campaign.gates import DriftGate, FailureGate, Gate
 from fleet.campaign.planning import RoundKind, schedule
 from fleet.service import schema
 from fleet.service.campaign_schema import (
+    CampaignRow,
     CampaignStanding,
     GateView,
     OpenDevice,
@@ -42,11 +43,11 @@ def campaign_view(one: CampaignRecord, config: CampaignConfig) -> schema.Campaig
     )
 
 
-def campaign_row(one: CampaignRecord, newest: RoundGlance | None) -> schema.CampaignRow:
+def campaign_row(one: CampaignRecord, newest: RoundGlance | None) -> CampaignRow:
     """A campaign in a list, with its newest round."""
     config = CampaignConfig.parse(one.config)
     steps = schedule(config)
-    row = schema.CampaignRow(
+    row = CampaignRow(
         **campaign_view(one, config).model_dump(), stages=len(config.stages), rounds=len(steps)
     )
     if newest is None:
@@ -66,9 +67,7 @@ def campaign_row(one: CampaignRecord, newest: RoundGlance | None) -> schema.Camp
     )
 
 
-def round_figures(
-    one: RoundGlance, config: CampaignConfig, blob_bytes: int, now: float
-) -> RoundFigures:
+def round_figures(one: RoundGlance, config: CampaignConfig, blob_bytes: int) -> RoundFigures:
     """A round in figures; `blob_bytes` are those of the weights that its devices begin with."""
     told = dict(one.figures)
     runs = one.state == "running"
@@ -77,7 +76,7 @@ def round_figures(
         OpenDevice(
             device=of["device"],
             gateway=of.get("gateway", ""),
-            waited=max(0.0, now - one.began - of["task_after"]) if "task_after" in of else None,
+            since=one.began + of["task_after"] if "task_after" in of else None,
             reason=of.get("reason", ""),
         )
         for of in told.pop("open", ())
@@ -112,7 +111,6 @@ def campaign_standing(store: SqlStore, campaign: str) -> CampaignStanding:
     config = CampaignConfig.parse(record.config)
     glances, stages = RoundGlances(store), Stages(store)
     rounds = glances.newest(campaign)
-    now = store.clock.wall()
     newest = rounds[0] if rounds else None
     row = campaign_row(record, newest)
     at = row.stage_number
@@ -120,7 +118,7 @@ def campaign_standing(store: SqlStore, campaign: str) -> CampaignStanding:
         at = int(newest.figures.get("stage", 0))
     current = None
     if newest is not None:
-        current = round_figures(newest, config, store.blob_bytes(campaign), now)
+        current = round_figures(newest, config, store.blob_bytes(campaign))
     first, last = _scored(glances, campaign, config, at)
     failing, some = stages.failing(campaign, MOST_NAMED)
     return CampaignStanding(
@@ -141,7 +139,6 @@ def campaign_standing(store: SqlStore, campaign: str) -> CampaignStanding:
             schema.EventView.model_validate(one, from_attributes=True)
             for one in Events(store).newest(campaign)
         ],
-        now=now,
     )
 
 

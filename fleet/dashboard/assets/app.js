@@ -24,10 +24,16 @@ function ago(seconds) {
   return seconds > 0 ? `${long(seconds)} ago` : `in ${long(-seconds)}`;
 }
 
+function left(seconds) {
+  if (seconds <= 0) return "its time is over";
+  return `at most ${ago(seconds).replace(" ago", "").replace("now", "1 s")} left`;
+}
+
 function tellTimes(within = document) {
   const now = Date.now() - clockAhead;
   for (const one of within.querySelectorAll("time[datetime]")) {
-    const text = ago((now - Date.parse(one.dateTime)) / 1000);
+    const past = (now - Date.parse(one.dateTime)) / 1000;
+    const text = "left" in one.dataset ? left(-past) : ago(past);
     if (one.textContent !== text) one.textContent = text;
   }
 }
@@ -243,6 +249,14 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("click", (event) => {
   const opener = event.target.closest?.("[data-opens]");
   if (opener) document.getElementById(opener.dataset.opens).showModal();
+  const copied = event.target.closest?.("[data-copies]");
+  if (copied) {
+    const text = document.getElementById(copied.dataset.copies).textContent;
+    navigator.clipboard.writeText(text).then(
+      () => (copied.textContent = "Copied"),
+      () => (copied.textContent = "Select it and copy it by hand"),
+    );
+  }
   const filler = event.target.closest?.("[data-fills]");
   if (filler) {
     const field = document.getElementById(filler.dataset.fills);

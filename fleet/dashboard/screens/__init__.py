@@ -24,9 +24,25 @@ the role, the path and the query, and nothing of who asks.
 """
 
 from fleet.dashboard.page import Action, Screen
-from fleet.dashboard.screens import devices, fleet
+from fleet.dashboard.screens import (
+    audit,
+    campaigns,
+    devices,
+    fleet,
+    models,
+    new_campaign,
+    settings,
+)
 
-_MODULES = (fleet.screens, devices.screens)
+_MODULES = (
+    fleet.screens,
+    devices.screens,
+    new_campaign.screens,  # its path before those that have a campaign in this place
+    campaigns.screens,
+    models.screens,
+    audit.screens,
+    settings.screens,
+)
 
 ALL: tuple[list[Screen], list[Action]] = (
     [one for module in _MODULES for one in module.pages],

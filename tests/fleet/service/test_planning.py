@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from fleet.errors import CampaignError
+from fleet.service.campaign_schema import CampaignPlan
 from fleet.service.operations import Actor
-from fleet.service.schema import CampaignPlan, CampaignToStart
+from fleet.service.schema import CampaignToStart
 from tests.fleet.coordinator import small_model
 from tests.fleet.service.conftest import Site, campaign, measured, seen, with_power
 

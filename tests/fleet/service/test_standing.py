@@ -121,7 +121,7 @@ def test_a_running_round_says_who_has_been_waited_for_and_when_it_ends(site: Sit
     site.store.note_progress(made, "driver", 0, 0, told)
     found = site.client("viewer").figures(made, 0)
     assert found.ends_by == pytest.approx(found.began + 65.0)
-    assert found.open[0].waited == 0.0
+    assert found.open[0].since == pytest.approx(found.began + 5.0)
     assert found.missing == 1
     with pytest.raises(NotKnownError, match="has no round 7"):
         site.client("viewer").figures(made, 7)
