@@ -26,7 +26,7 @@ from fleet.dashboard.errors import status_of, told
 from fleet.dashboard.page import Action, Context, GoTo, Page, Screen
 from fleet.dashboard.rendering import Frame, Renderer
 from fleet.dashboard.screens import ALL
-from fleet.dashboard.shared import Shared
+from fleet.dashboard.shared import FRESH_SECONDS, Shared
 from fleet.dashboard.transport import AppTransport
 from fleet.errors import FleetError, UnknownTokenError
 from fleet.service.client import Client
@@ -67,9 +67,12 @@ class _Filled:
     """HTML and its ETag."""
 
 
-def mount(app: FastAPI) -> None:
-    """Serve the dashboard of this API at /ui, and lead / there."""
-    app.mount(session.ROOT, Dashboard(app, str(app.version)).app)
+def mount(app: FastAPI, keep_seconds: float = FRESH_SECONDS) -> None:
+    """Serve the dashboard of this API at /ui, and lead / there.
+
+    What the API says is kept for `keep_seconds`, for all who look at the same page.
+    """
+    app.mount(session.ROOT, Dashboard(app, str(app.version), keep_seconds).app)
 
     @app.get("/", include_in_schema=False)
     def to_dashboard() -> Response:
@@ -79,13 +82,13 @@ def mount(app: FastAPI) -> None:
 class Dashboard:
     """Pages over the API of an application."""
 
-    def __init__(self, api: FastAPI, version: str) -> None:
+    def __init__(self, api: FastAPI, version: str, keep_seconds: float = FRESH_SECONDS) -> None:
         """`version` is what the API says too: pages of another one are told to load anew."""
         self._transport = AppTransport(api)
         self._assets = Assets()
-        self._version = f"{version}+{self._assets.digest}"
-        self._renderer = Renderer(self._assets, version=version, build=self._version)
-        self._filled: Shared[_Filled] = Shared()
+        self.build = f"{version}+{self._assets.digest}"
+        self._renderer = Renderer(self._assets, version=version, build=self.build)
+        self._filled: Shared[_Filled] = Shared(keep_seconds)
         self._threads = anyio.CapacityLimiter(PAGES_AT_ONCE)
         routes = [
             Route("/", self._first_page),
@@ -100,7 +103,7 @@ class Dashboard:
         for action in actions:
             routes.append(Route(action.path, self._threaded(self._do, action), methods=["POST"]))
         self.app = Starlette(routes=routes, exception_handlers={HTTPException: self._not_there})
-        self.app.add_middleware(_Headers, build=self._version)
+        self.app.add_middleware(_Headers, build=self.build)
 
     # Who asks
 

@@ -116,7 +116,7 @@ class Browser:
 @pytest.fixture
 def site(new_site: Callable[..., Site]) -> Site:
     made = new_site("memory")
-    mount(made.app)
+    mount(made.app, keep_seconds=0.0)
     return made
 
 
