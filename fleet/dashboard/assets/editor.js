@@ -1,5 +1,5 @@
 // The editor of campaigns: line numbers, a dry run while one types, and a text that is never lost.
-"use strict";
+// A module: its names are no other script's.
 
 const form = document.querySelector("form[data-editor]");
 const field = document.getElementById("text");
