@@ -2,60 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from markupsafe import Markup, escape
 
+from fleet.dashboard.charts import Chart, bars
 from fleet.dashboard.formats import UNKNOWN, percent, plural, points
 from fleet.service.schema import FindingView, Scores, VerdictView, VersionView
 
-_WIDTH, _HEIGHT, _FLOOR = 640, 180, 150
-_LEFT = 8
 MOST_VERSIONS = 40
 _STEP, _LANE = 92, 54
 
 
-def _svg(width: int, height: int, label: str, content: str, kind: str = "chart") -> Markup:
-    return Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        kind, width, height, label, Markup(content)
-    )
-
-
-def scores(named: Sequence[tuple[str, Scores | None]]) -> Markup:
-    """Distributions of accuracies beside each other, as shares of their devices; empty where there
-    is none. Each has a colour by its place."""
-    known = [(place, name, one) for place, (name, one) in enumerate(named, 1) if one is not None]
+def scores(title: str, named: Mapping[str, Scores | None]) -> Chart | None:
+    """Distributions of accuracies beside each other, in percent of each one's devices; None where
+    there is none."""
+    known = {name: one for name, one in named.items() if one is not None}
     if not known:
-        return Markup("")
-    highest = max(max(one.counts) / one.devices for _, _, one in known)
-    parts = len(known[0][2].counts)
-    each = (_WIDTH - 2 * _LEFT) / parts
-    wide = (each - 4) / len(named)
-    shapes = []
-    for place, name, one in known:
-        for part, count in enumerate(one.counts):
-            if not count:
-                continue
-            high = max(2.0, (_FLOOR - 10) * count / one.devices / highest)
-            x = _LEFT + part * each + 2 + (place - 1) * wide
-            about = f"{name}: {percent(part / parts, 0)} to {percent((part + 1) / parts, 0)}: "
-            shapes.append(
-                f'<rect class="fill-chart-{place}" x="{x:.1f}" y="{_FLOOR - high:.1f}" '
-                f'width="{wide:.1f}" height="{high:.1f}">'
-                f"<title>{escape(about + plural(count, 'device'))}</title></rect>"
-            )
-    shapes.append(f'<path class="axis" d="M{_LEFT} {_FLOOR}H{_WIDTH - _LEFT}"/>')
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x = _LEFT + share * (_WIDTH - 2 * _LEFT)
-        anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
-        shapes.append(
-            f'<text x="{x:.0f}" y="{_FLOOR + 18}" text-anchor="{anchor}">{percent(share, 0)}</text>'
-        )
+        return None
+    parts = len(next(iter(known.values())).counts)
     said = "; ".join(
         f"{name}: {plural(one.devices, 'device')}, half of them at most {percent(one.quantiles[1])}"
-        for _, name, one in known
+        for name, one in known.items()
     )
-    return _svg(_WIDTH, _HEIGHT, f"Accuracy on held-out samples. {said}.", "".join(shapes))
+    return bars(
+        title,
+        f"{said}.",
+        [f"{100 * part // parts} to {100 * (part + 1) // parts} %" for part in range(parts)],
+        {name: [100 * count / one.devices for count in one.counts] for name, one in known.items()},
+        over="accuracy",
+        y_text=lambda share: f"{share:.3g} %",
+    )
+
+
+def _svg(width: int, height: int, label: str, content: str, kind: str) -> Markup:
+    return Markup(
+        '<svg class="{}" viewBox="0 0 {} {}" width="{}" height="{}" role="img" aria-label="{}">'
+        "{}</svg>"
+    ).format(kind, width, height, width, height, label, Markup(content))
 
 
 def gate(verdict: VerdictView, finding: FindingView) -> Markup:
@@ -81,7 +65,7 @@ def gate(verdict: VerdictView, finding: FindingView) -> Markup:
         f'<rect class="wrong-side" x="{wrong[0]:.1f}" y="8" width="{max(0, wrong[1]):.1f}" '
         'height="26"/>',
         '<path class="axis" d="M10 21H350"/>',
-        f'<path class="limit" d="M{edge:.1f} 4V38"/>',
+        f'<path class="gate-limit" d="M{edge:.1f} 4V38"/>',
         f'<text x="{edge:.1f}" y="52" text-anchor="{anchor}">limit {tell(limit)}</text>',
         f'<rect class="fill-{kind}" x="{begin:.1f}" y="18" width="{max(1.0, end - begin):.1f}" '
         'height="6" rx="3"/>',
@@ -96,7 +80,7 @@ def gate(verdict: VerdictView, finding: FindingView) -> Markup:
         f"{'anything' if finding.high is None else tell(finding.high)}; "
         f"the limit is {tell(limit)}, {'not above' if verdict.is_ceiling else 'not below'}"
     )
-    return _svg(360, 58, said.replace(UNKNOWN, "nothing"), "".join(shapes), "chart gate")
+    return _svg(360, 58, said.replace(UNKNOWN, "nothing"), "".join(shapes), "gate-drawing")
 
 
 def lineage(versions: Sequence[VersionView]) -> Markup:
@@ -128,8 +112,7 @@ def lineage(versions: Sequence[VersionView]) -> Markup:
         f"{one.version} {one.state}" + (f" from {one.parent}" if one.parent else "")
         for one in shown
     )
-    drawn = _svg(width, height, f"Versions: {said}", "".join([*lines, *nodes]), "lineage")
-    return drawn.replace("<svg ", Markup(f'<svg width="{width}" height="{height}" '), 1)
+    return _svg(width, height, f"Versions: {said}", "".join([*lines, *nodes]), "lineage")
 
 
 def _lanes(versions: Iterable[VersionView]) -> dict[int, int]:

@@ -13,6 +13,7 @@ from fleet.service.schema import Seen
 
 screens = Screens("campaigns")
 CAMPAIGNS_ON_A_PAGE = 50
+SCORES = "Accuracy on devices' own held-out samples"
 
 
 @screens.page("/campaigns", "campaigns.html", "Campaigns")
@@ -40,12 +41,15 @@ def campaigns(page: Page) -> Context:
 def campaign(page: Page) -> Context:
     """One of them, live."""
     one = page.api.standing(page.path["campaign"])
+    now = "now" if one.scored_in is None else f"now, by round {one.scored_in}"
+    scored = {"when the stage began": one.scored_before, now: one.scored_now}
     return {
         "one": one,
         "deeds": campaign_words.deeds(one),
         "words": campaign_words,
-        "charts": campaign_charts,
-        "scored": [("when the stage began", one.scored_before), ("now", one.scored_now)],
+        "drawings": campaign_charts,
+        "scored": scored,
+        "chart": campaign_charts.scores(SCORES, scored),
     }
 
 
@@ -56,11 +60,12 @@ def one_round(page: Page) -> Context:
     if not number.isdecimal():
         raise NotKnownError(f"there is no round {number}")
     found = page.api.figures(page.path["campaign"], int(number))
+    scored = {"before": found.before, "after": found.after}
     return {
         "campaign": page.path["campaign"],
         "one": found,
-        "charts": campaign_charts,
-        "scored": [("before", found.before), ("after", found.after)],
+        "scored": scored,
+        "chart": campaign_charts.scores(SCORES, scored),
     }
 
 

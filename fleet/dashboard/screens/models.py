@@ -35,6 +35,12 @@ def model(page: Page) -> Context:
                 raise
             mistake = str(error)
     released = _released(one)
+    scored = {}
+    if compared is not None:
+        scored = {
+            f"version {compared.first}": compared.scores_first,
+            f"version {compared.second}": compared.scores_second,
+        }
     return {
         "one": one,
         "newest": list(reversed(one.versions)),
@@ -43,7 +49,9 @@ def model(page: Page) -> Context:
         "second": second or (one.versions[-1].version if one.versions else 1),
         "compared": compared,
         "mistake": mistake,
-        "charts": campaign_charts,
+        "drawings": campaign_charts,
+        "scored": scored,
+        "chart": campaign_charts.scores("Accuracy of the devices that have scored both", scored),
     }
 
 
