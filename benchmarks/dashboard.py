@@ -1,0 +1,216 @@
+"""The dashboard over a registry of very many devices: its pages, and people who watch them.
+
+    python -m benchmarks.dashboard [--devices 100000] [--url URL] [--watchers 20] [--seconds 30]
+                                   [--page PATH ...] [--json]
+
+Without a URL the database is an SQLite file of its own. The service runs in a process of its own,
+with its API and the dashboard on one port. Times are of whole pages as they are sent, in
+milliseconds; each is asked for anew, so that nothing is kept from before. Watchers ask for the live
+parts of a page every two seconds, each with a token of their own, while devices are heard of; CPU
+is that of the service's process, of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import uvicorn
+
+from benchmarks.gateway.site import Usage
+from benchmarks.registry import devices, heard
+from fleet.cli._output import console, table
+from fleet.dashboard import mount
+from fleet.ports import free_port
+from fleet.service.api import make_app
+from fleet.service.operations import Operations
+from fleet.store import Gateways, Registry, SqlStore, Tokens, sqlite_url
+
+WANTED_MILLISECONDS = 300
+WANTED_SHARE = 0.2
+REPEATS = 15
+EVERY_SECONDS = 2.0
+HEARD_EACH_SECOND = 50
+SITES = 50
+FILTER = 'labels.room == "north" && battery_percent >= 30'
+
+
+def run_service(url: str, port: int) -> None:
+    store = SqlStore(url)
+    app = make_app(Operations(store, "bench"), version="0", requests_per_minute=1_000_000)
+    mount(app)
+    uvicorn.run(app, port=port, log_level="error", access_log=False)
+
+
+@contextmanager
+def service(url: str) -> Iterator[tuple[str, int]]:
+    """A service in another process: its address and its process id."""
+    port = free_port()
+    process = multiprocessing.get_context("spawn").Process(target=run_service, args=(url, port))
+    process.start()
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                httpx.get(f"{address}/healthz")
+                break
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        assert process.pid is not None
+        yield address, process.pid
+    finally:
+        process.terminate()
+        process.join()
+
+
+def browser(address: str, store: SqlStore, who: str) -> httpx.Client:
+    _, token = Tokens(store).issue(who, "operator", 86_400.0)
+    return httpx.Client(
+        base_url=address, cookies={"tinyfleet_token": token}, timeout=60, trust_env=False
+    )
+
+
+def of_pages(address: str, store: SqlStore, pages: dict[str, str]) -> dict[str, float]:
+    """Median and 90th percentile of each page, and its size."""
+    figures = {}
+    with browser(address, store, "reader") as one:
+        for name, path in pages.items():
+            took = []
+            size = 0
+            for number in range(-1, REPEATS):
+                anew = f"{path}{'&' if '?' in path else '?'}anew={number}"
+                start = time.perf_counter()
+                answer = one.get(anew)
+                if number >= 0:  # the first compiles templates
+                    took.append(1000 * (time.perf_counter() - start))
+                assert answer.status_code == 200, answer.text
+                size = len(answer.content)
+            figures[f"{name}: median ms"] = statistics.median(took)
+            figures[f"{name}: p90 ms"] = statistics.quantiles(took, n=10)[-1]
+            figures[f"{name}: kB"] = size / 1000
+    return figures
+
+
+def watch(
+    address: str, pid: int, store: SqlStore, count: int, path: str, watchers: int, seconds: float
+) -> dict[str, float]:
+    """What people cost who have a page open."""
+    is_over = threading.Event()
+    answers: list[tuple[int, float]] = []
+
+    def look(number: int) -> None:
+        with browser(address, store, f"watcher-{number}") as one:
+            tag = ""
+            is_over.wait(EVERY_SECONDS * number / watchers)
+            while not is_over.is_set():
+                headers = {"X-Tinyfleet-Live": "1", "If-None-Match": tag}
+                start = time.perf_counter()
+                answer = one.get(path, headers=headers)
+                answers.append((answer.status_code, time.perf_counter() - start))
+                tag = answer.headers.get("ETag", "")
+                is_over.wait(EVERY_SECONDS)
+
+    def hear() -> None:
+        registry, at = Registry(store), 0
+        while not is_over.wait(1.0):
+            now = time.time()
+            news = heard(HEARD_EACH_SECOND, now)
+            # Names from anywhere in the registry.
+            wanted = [f"mcu-{(at + 1999 * n) % count:07}" for n in range(HEARD_EACH_SECOND)]
+            at += 1
+            fresh = [one.model_copy(update={"last_seen": now}) for one in news.values()]
+            registry.observe(dict(zip(wanted, fresh, strict=True)))
+
+    threads = [threading.Thread(target=look, args=(number,)) for number in range(watchers)]
+    threads.append(threading.Thread(target=hear))
+    for thread in threads:
+        thread.start()
+    time.sleep(2 * EVERY_SECONDS)
+    before, start = Usage.of(pid), time.monotonic()
+    time.sleep(seconds)
+    used, took = (Usage.of(pid) - before).cpu_seconds, time.monotonic() - start
+    is_over.set()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in answers} <= {200, 304}
+    times = [1000 * one for _, one in answers]
+    return {
+        f"{watchers} watch {path}: share of a core": used / took,
+        f"{watchers} watch {path}: median ms": statistics.median(times),
+        f"{watchers} watch {path}: answers that bring something": statistics.fmean(
+            status == 200 for status, _ in answers
+        ),
+    }
+
+
+def fill(store: SqlStore, count: int) -> None:
+    registry, gateways = Registry(store), Gateways(store)
+    registry.add(devices(count))
+    registry.observe(heard(count, time.time()))
+    for number in range(SITES):
+        gateways.add(f"gw-{number}", f"site-{number}")
+        gateways.seen(f"gw-{number}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--devices", type=int, default=100_000)
+    parser.add_argument("--url")
+    parser.add_argument("--watchers", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--page", action="append", help="path below / that is watched")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    last = f"mcu-{options.devices - 60:07}"
+    pages = {
+        "fleet": "/ui/fleet",
+        "fleet, filtered": f"/ui/fleet?filter={quote(FILTER)}",
+        "fleet, last page": f"/ui/fleet?after={last}",
+        "device": f"/ui/devices/{last}",
+    }
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        url = options.url or sqlite_url(Path(folder) / "store.sqlite")
+        store = SqlStore(url)
+        try:
+            fill(store, options.devices)
+            with service(url) as (address, pid):
+                figures |= of_pages(address, store, pages)
+                for path in options.page or ["/ui/fleet", pages["device"]]:
+                    figures |= watch(
+                        address,
+                        pid,
+                        store,
+                        options.devices,
+                        path,
+                        options.watchers,
+                        options.seconds,
+                    )
+        finally:
+            store.close()
+    if options.json:
+        print(json.dumps(figures, indent=1))
+        return 0
+    rows = [[name, f"{value:,.3g}"] for name, value in figures.items()]
+    console().print(table(f"{options.devices:,} devices", ["what", "measured"], rows))
+    slowest = max(value for name, value in figures.items() if name.endswith("median ms"))
+    console().print(
+        f"Slowest median: {slowest:,.0f} ms (wanted: at most {WANTED_MILLISECONDS}); "
+        f"watchers may take {WANTED_SHARE:.0%} of a core."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
