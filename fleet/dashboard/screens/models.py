@@ -98,7 +98,7 @@ def _confirm(one: ModelView, action: str, number: int | None, mistake: str, reas
     return {
         "one": one,
         "action": action,
-        "version": version,
+        "chosen": version,
         "consequences": told,
         "key": secrets.token_hex(16),
         "mistake": mistake,

@@ -44,7 +44,7 @@ def _help(page: Page) -> None:
 
 def _with_a_mistake(page: Page) -> None:
     field = page.get_by_label("Campaign, as YAML")
-    field.fill(field.input_value() + "tempo: 3\nrounds: many\n")
+    field.fill(field.input_value().replace("epochs: 1", "epochs: many") + "tempo: 3\n")
     expect(page.get_by_text("2 mistakes")).to_be_visible()
 
 
