@@ -26,16 +26,30 @@ from pathlib import Path
 from urllib.parse import quote
 
 import httpx
+import numpy as np
 import uvicorn
 
 from benchmarks.gateway.site import Usage
 from benchmarks.registry import devices, heard
+from fleet.campaign import CampaignConfig, RoundMachine, RoundPlan, schedule
+from fleet.campaign.planning import Assignment
+from fleet.campaign.progress import progress_of
 from fleet.cli._output import console, table
 from fleet.dashboard import mount
 from fleet.ports import free_port
 from fleet.service.api import make_app
 from fleet.service.operations import Operations
-from fleet.store import Gateways, Registry, SqlStore, Tokens, sqlite_url
+from fleet.store import (
+    Audit,
+    Gateways,
+    Member,
+    Registry,
+    SqlStore,
+    Stages,
+    Tokens,
+    WeightsVersion,
+    sqlite_url,
+)
 
 WANTED_MILLISECONDS = 300
 WANTED_SHARE = 0.2
@@ -43,6 +57,7 @@ REPEATS = 15
 EVERY_SECONDS = 2.0
 HEARD_EACH_SECOND = 50
 SITES = 50
+AUDIT_ENTRIES = 100_000
 FILTER = 'labels.room == "north" && battery_percent >= 30'
 
 
@@ -163,6 +178,75 @@ def fill(store: SqlStore, count: int) -> None:
         gateways.seen(f"gw-{number}")
 
 
+def add_campaign(store: SqlStore, count: int) -> str:
+    """A campaign of all devices that has trained and is being scored, and its fleet's audit log."""
+    gates = ({"gate": "score"}, {"gate": "failures"})
+    stages = ({"name": "canary", "devices": 100, "gates": gates}, {"name": "all", "share": 1.0})
+    config = CampaignConfig.model_validate(
+        {"name": "bench", "model": "bench", "rounds": 3, "stages": stages, "deadline_seconds": 7200}
+    )
+    campaign, driver = "0123456789abcdef", "driver"
+    weights = WeightsVersion(0, "0" * 64, bytes(50_000), b"")
+    store.create_campaign(campaign, config.model_dump_json(), {}, weights, "ann", "bench:1")
+    store.claim(campaign, driver)
+    names = [f"mcu-{number:07}" for number in range(count)]
+    members = [Member(name, number >= 100, "0" * 64) for number, name in enumerate(names)]
+    Stages(store).save_members(campaign, members)
+    steps = [step for step in schedule(config) if step.stage == 1]
+    for step in steps:
+        assignments = tuple(
+            Assignment(name, f"gw-{number % SITES}", "b" * 64, "p" * 64, "no larger plan", 40, 1)
+            for number, name in enumerate(names)
+        )
+        targets = {f"gw-{site}": count // SITES for site in range(SITES)}
+        plan = RoundPlan(
+            step.number,
+            step.kind,
+            0,
+            "0" * 64,
+            count,
+            assignments,
+            {},
+            targets,
+            1,
+            step.training_round,
+        )
+        store.begin_round(campaign, driver, step.number, step.kind.value, plan.to_json())
+        if step is steps[-1]:
+            machine = RoundMachine(plan.gateways(), 0.0, 7200.0, 90.0)
+            told = progress_of(plan, machine)
+            store.note_progress(campaign, driver, step.number, count // 2, told)
+            continue
+        dice = np.random.default_rng(step.number)
+        right = dice.binomial(20, 0.8, count)
+        silent = set(names[:: max(1, count // 500)])
+        reports = [
+            {
+                "device": name,
+                "gateway": f"gw-{number % SITES}",
+                "held_out": 20,
+                "correct_before": int(right[number]),
+                "correct_after": int(right[number]),
+                "payload_bytes": 431,
+                "seconds": 20.0,
+            }
+            for number, name in enumerate(names)
+            if name not in silent
+        ]
+        result = {
+            "accepted": len(reports),
+            "missing": sorted(silent),
+            "failed": dict.fromkeys(silent, "no-report"),
+        }
+        store.finish_round(campaign, driver, step.number, "done", result, reports, None)
+    audit = Audit(store)
+    with store.writing():
+        for number in range(AUDIT_ENTRIES):
+            who, device = f"p{number % 50}", f"device:{names[number % count]}"
+            audit.add(who, "operator", "devices.label", device, {"a": 1}, {"a": number}, "why")
+    return campaign
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=100_000)
@@ -185,9 +269,18 @@ def main() -> int:
         store = SqlStore(url)
         try:
             fill(store, options.devices)
+            campaign = add_campaign(store, options.devices)
+            pages |= {
+                "campaigns": "/ui/campaigns",
+                "campaign, live": f"/ui/campaigns/{campaign}",
+                "campaign, to confirm": f"/ui/campaigns/{campaign}/confirm?do=stop",
+                "audit": "/ui/audit",
+                "audit, filtered": "/ui/audit?who=p7&action=devices.label",
+            }
             with service(url) as (address, pid):
                 figures |= of_pages(address, store, pages)
-                for path in options.page or ["/ui/fleet", pages["device"]]:
+                watched = ["/ui/fleet", pages["device"], pages["campaign, live"]]
+                for path in options.page or watched:
                     figures |= watch(
                         address,
                         pid,

@@ -39,7 +39,7 @@ PAGES_AT_ONCE = 8
 LIVE = "X-Tinyfleet-Live"
 VERSION = "X-Tinyfleet-Version"
 _MOST_FIELDS = 200
-_MOST_FIELD_BYTES = 1 << 20
+_MOST_FORM_BYTES = 1 << 20
 _ADDRESS = "http://dashboard"
 """Of the API as the client in this process names it; nothing listens there."""
 
@@ -114,10 +114,10 @@ class Dashboard:
         if request.method == "GET":
             go_on = request.query_params.get("next", "")
             return self._login_page(request, "", session.local(go_on), status=200)
-        form = await self._form(request)
-        go_on, token = session.local(form.get("next", "")), form.get("token", "").strip()
         if not session.is_from_us(request):
             return self._cross_site(request)
+        form = await self._form(request)
+        go_on, token = session.local(form.get("next", "")), form.get("token", "").strip()
         try:
             await self._in_thread(functools.partial(self._whoami, token))
         except FleetError as error:
@@ -143,9 +143,9 @@ class Dashboard:
         return response
 
     async def _theme(self, request: Request) -> Response:
-        form = await self._form(request)
         if not session.is_from_us(request):
             return self._cross_site(request)
+        form = await self._form(request)
         response = RedirectResponse(session.local(form.get("next", "")), 303)
         session.keep_theme(request, response, form.get("theme", ""))
         return response
@@ -291,15 +291,25 @@ class Dashboard:
         frame = self._frame(request, f"Error {status}", who, section)
         back = session.local(_path_of_referer(request))
         content = self._renderer.page(
-            "error.html", frame, {"status": status, "error": text, "back": back}
+            "error.html",
+            frame,
+            {
+                "status": status,
+                "error": text,
+                "back": back,
+                "comes_again": status == 503 and request.method == "GET",
+            },
         )
         return _html(content, status)
 
     # Parts
 
     async def _form(self, request: Request) -> dict[str, str]:
+        # The API's application lets none pass without its length.
+        if int(request.headers.get("Content-Length", "0")) > _MOST_FORM_BYTES:
+            raise HTTPException(413, f"a form has {_MOST_FORM_BYTES} bytes at most")
         async with request.form(
-            max_files=0, max_fields=_MOST_FIELDS, max_part_size=_MOST_FIELD_BYTES
+            max_files=0, max_fields=_MOST_FIELDS, max_part_size=_MOST_FORM_BYTES
         ) as form:
             return {name: value for name, value in form.items() if isinstance(value, str)}
 

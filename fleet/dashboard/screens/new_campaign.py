@@ -6,10 +6,11 @@ import secrets
 from importlib.resources import files
 
 import yaml
+from pydantic import ValidationError
 
 from fleet.dashboard.campaign_fields import parts_of
 from fleet.dashboard.campaign_words import key_of
-from fleet.dashboard.errors import status_of, told
+from fleet.dashboard.errors import first_mistake, status_of, told
 from fleet.dashboard.page import Context, GoTo, Page, Screens, Show
 from fleet.errors import (
     AccessError,
@@ -70,10 +71,8 @@ def _look(page: Page, text: str) -> tuple[CampaignReading, CampaignPlan | None, 
     """What a text says, what it would do, and why that can't be told."""
     try:
         reading = page.api.read_campaign(text)
-    except ServiceError as error:
-        if error.status != 422:
-            raise
-        mistake = MistakeView(field="", line=None, message=str(error))
+    except ValidationError as error:
+        mistake = MistakeView(field="", line=None, message=first_mistake(error))
         return CampaignReading(campaign=None, mistakes=[mistake]), None, ""
     if reading.campaign is None:
         return reading, None, ""

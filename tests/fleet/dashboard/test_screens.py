@@ -125,7 +125,7 @@ def test_a_filter_says_how_many_it_means_and_why_not_the_others(browser: Browser
     wanted = 'online && labels.line == "a"'
     answer = browser("viewer").http.get("/ui/fleet", params={"filter": wanted})
     page = Parsed(answer.text)
-    assert "2 devices match ; not the others" in page.text
+    assert "2 devices match Clear the filter Not the others, since" in page.text
     assert "isn't true of 2" in page.text
     assert "isn't true of 3" in page.text
 
@@ -250,9 +250,25 @@ def test_a_form_of_another_site_changes_nothing(site: Site, browser: Browsers) -
         assert not site.client().device("d0").retired
 
 
-def test_a_form_that_is_too_large_or_no_form_is_refused(browser: Browsers) -> None:
+def test_a_form_that_is_too_large_is_refused_before_it_is_read(browser: Browsers) -> None:
     many = {f"label.l{n}": "x" for n in range(300)}
     assert browser("operator").post("/devices/d0/labels", many).status_code == 400
+    for path in ("/login", "/devices/d0/labels"):
+        answer = browser("operator").post(path, {"token": "x" * (1 << 20)})
+        assert answer.status_code == 413
+        assert "a form has 1048576 bytes at most" in Parsed(answer.text).text
+
+
+def test_a_page_that_comes_of_a_form_is_not_asked_for_again_by_itself(
+    browser: Browsers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> Any:
+        raise ServiceError("it is away", 503)
+
+    monkeypatch.setattr("fleet.service.client.Client.retire_device", away)
+    answer = browser("operator").post("/devices/d0/retire")
+    assert answer.status_code == 503
+    assert not any("http-equiv" in one for one in Parsed(answer.text).all("meta"))
 
 
 @pytest.mark.parametrize(
