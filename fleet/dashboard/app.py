@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -42,6 +43,9 @@ _MOST_FIELDS = 200
 _MOST_FORM_BYTES = 1 << 20
 _ADDRESS = "http://dashboard"
 """Of the API as the client in this process names it; nothing listens there."""
+
+_PART = re.compile(r"(?!\.+$)[A-Za-z0-9_.:-]{1,128}")
+"""Of a path: names and ids of all kinds."""
 
 _Done = TypeVar("_Done")
 
@@ -168,6 +172,8 @@ class Dashboard:
         """A route that is answered in a thread of the dashboard's own, with its form read."""
 
         async def route(request: Request) -> Response:
+            if not all(_PART.fullmatch(one) for one in request.path_params.values()):
+                raise HTTPException(404)  # it would be another path of the API
             token = session.token_of(request)
             if not token:
                 return self._without_token(request)

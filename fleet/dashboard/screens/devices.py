@@ -134,3 +134,11 @@ def rotate(page: Page) -> GoTo | Show:
     """A new password, told once."""
     name = page.path["device"]
     return Show("password.html", name, {"password": page.api.rotate_device(name)})
+
+
+@screens.action("/devices/{device}/erase")
+def erase(page: Page) -> GoTo | Show:
+    """Forget it, once it is retired."""
+    name = page.path["device"]
+    page.api.erase_device(name)
+    return GoTo("/fleet", f"{name} and all that it reported is forgotten.")

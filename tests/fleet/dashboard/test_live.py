@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import anyio
+import httpx
 import pytest
 
 from fleet.dashboard import mount
@@ -137,6 +139,29 @@ def test_the_api_is_asked_once_for_all_who_look_at_a_page(
     Browser(site, site.tokens["operator"]).post("/devices/d0/retire")
     people[0].live("/fleet")
     assert asked == ["", "online", "", ""]
+
+
+def test_more_pages_at_once_than_the_api_has_threads_are_all_answered(site: Site) -> None:
+    """Pages wait for the API: were its threads theirs, all would wait for ever."""
+    cookies = {"tinyfleet_token": site.tokens["viewer"]}
+
+    async def ask() -> list[int]:
+        found: list[int] = []
+        transport = httpx.ASGITransport(site.app)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://service", cookies=cookies
+        ) as client:
+
+            async def one(number: int) -> None:
+                found.append((await client.get(f"/ui/devices/d0?{number}")).status_code)
+
+            with anyio.fail_after(120):
+                async with anyio.create_task_group() as group:
+                    for number in range(60):
+                        group.start_soon(one, number)
+        return found
+
+    assert anyio.run(ask) == [200] * 60
 
 
 def test_what_is_kept_grows_old_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,6 +225,25 @@ def test_a_retired_device_is_shown_as_such(site: Site, browser: Browsers) -> Non
     assert "device d0 is retired: it has no password" in Parsed(answer.text).text
 
 
+def test_a_retired_device_is_erased_by_an_admin_only(site: Site, browser: Browsers) -> None:
+    assert "Erase it" not in browser("admin").page("/devices/d0").text
+    assert browser("admin").post("/devices/d0/erase").status_code == 409
+    browser("operator").post("/devices/d0/retire")
+    assert browser("operator").post("/devices/d0/erase").status_code == 403
+    page = browser("operator").page("/devices/d0").text
+    assert "operator may not administer accounts, gateways and erasures; admin may" in page
+    answer = browser("admin").post("/devices/d0/erase")
+    assert answer.headers["Location"] == "/ui/fleet"
+    assert browser("admin").get("/devices/d0").status_code == 404
+
+
+def test_a_part_of_a_path_is_a_name_and_no_other_path(browser: Browsers) -> None:
+    for part in ("%2e%2e", "d0%3Flimit=1", "d0%23", "d0%25", "a%5Cb", "%C3%A4"):
+        answer = browser("admin").post(f"/devices/{part}/retire")
+        assert answer.status_code == 404
+        assert "the dashboard has no page" in Parsed(answer.text).text
+
+
 def test_who_may_not_sees_why_and_a_forced_form_is_refused(site: Site, browser: Browsers) -> None:
     for role in ("viewer", "approver"):
         page = browser(role).page("/devices/d0")
