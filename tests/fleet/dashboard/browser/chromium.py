@@ -10,9 +10,8 @@ from typing import Any
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-
 DESK = {"width": 1280, "height": 800}
-PHONE = {"width": 390, "height": 844}
+PHONE = {"width": 360, "height": 780}
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
     "--no-sandbox",
@@ -99,12 +98,15 @@ class Window:
 
     @property
     def shows_focus(self) -> bool:
-        """Whether one sees what has the focus."""
+        """Whether one sees what has the focus: by its outline, or by that of what it is in."""
         return bool(
             self.page.evaluate(
                 """() => {
-                  const style = getComputedStyle(document.activeElement);
-                  return style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2;
+                  const one = document.activeElement;
+                  return [one, one.parentElement].some((of) => {
+                    const style = getComputedStyle(of);
+                    return style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2;
+                  });
                 }"""
             )
         )

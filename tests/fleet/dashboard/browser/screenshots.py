@@ -1,6 +1,6 @@
 """Pictures of every page, light and dark, for desk and phone.
 
-    python -m tests.fleet.dashboard.browser.screenshots FOLDER [NAME ...]
+python -m tests.fleet.dashboard.browser.screenshots FOLDER [NAME ...]
 """
 
 from __future__ import annotations
