@@ -37,6 +37,7 @@ from fleet.coordinator.membership import Membership
 from fleet.coordinator.open_training import OpenTraining
 from fleet.coordinator.pace import Pace
 from fleet.coordinator.round_runner import Context, RoundRunner
+from fleet.coordinator.traces import CampaignTraces
 from fleet.coordinator.transport import Transport
 from fleet.errors import (
     AggregationError,
@@ -58,6 +59,7 @@ from fleet.store import (
     WeightsVersion,
 )
 from fleet.store.models import CANDIDATE, RELEASED
+from fleet.tracing import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +94,7 @@ class CampaignDriver:
         driver: str | None = None,
         clock: Clock | None = None,
         registry: Registry | None = None,
+        traces: Traces | None = None,
     ) -> None:
         """Nothing is claimed or sent before `run`; `driver` is the name to claim under.
 
@@ -106,6 +109,7 @@ class CampaignDriver:
         self._pace = pace or Pace()
         self._driver = driver or uuid.uuid4().hex
         self._clock = clock or SystemClock()
+        self._traces = CampaignTraces(traces, campaign, store, self._clock)
         self._listener = Listener(store, campaign, self._driver, transport, self._clock)
         self._stop_checked = float("-inf")
         self._rolls_back = False
@@ -129,6 +133,7 @@ class CampaignDriver:
             self._listener,
             self._clock,
             self._pace,
+            self._traces,
         )
         self._runner = RoundRunner(context)
         self._open_training = OpenTraining(
@@ -371,7 +376,7 @@ class CampaignDriver:
             plan = self._begin(plan)
         outcome = self._runner.run(plan, self._blobs.of(plan), self._stopped)
         if outcome.cancelled:
-            self._store_cancelled(plan.number)
+            self._store_cancelled(plan)
             return False
         self._close(plan, outcome, version)
         self._listener.hear_news(self._pace.news)
@@ -406,11 +411,15 @@ class CampaignDriver:
         """Let no round go on that nobody will collect, also one of a driver that was killed."""
         for one in list(self._begun().values()):
             if one.state == "running" and one.kind != but:
-                self._runner.run(self._stored_plan(one.number), {}, self._stopped, cancel=True)
-                self._store_cancelled(one.number)
+                plan = self._stored_plan(one.number)
+                self._runner.run(plan, {}, self._stopped, cancel=True)
+                self._store_cancelled(plan)
 
-    def _store_cancelled(self, number: int) -> None:
-        self._store.finish_round(self._campaign, self._driver, number, "cancelled", {}, [], None)
+    def _store_cancelled(self, plan: RoundPlan) -> None:
+        self._store.finish_round(
+            self._campaign, self._driver, plan.number, "cancelled", {}, [], None
+        )
+        self._traces.ended(plan, {}, "cancelled")
 
     # Rounds
 
@@ -450,7 +459,7 @@ class CampaignDriver:
             )
         outcome = self._runner.run(plan, self._blobs.of(plan), self._stopped)
         if outcome.cancelled:
-            self._store_cancelled(number)
+            self._store_cancelled(plan)
             return False
         self._close(plan, outcome, base)
         return True
@@ -462,16 +471,20 @@ class CampaignDriver:
         return RoundPlan.from_json(record.plan)
 
     def _close(self, plan: RoundPlan, outcome: RoundOutcome, version: WeightsVersion) -> None:
-        result = close_round(
-            self._store,
-            self._campaign,
-            self._driver,
-            self._config,
-            self._manifests,
-            plan,
-            outcome,
-            version,
-        )
+        about: dict[str, int] = {}
+        with self._traces.applying({plan.number}, about):
+            result = close_round(
+                self._store,
+                self._campaign,
+                self._driver,
+                self._config,
+                self._manifests,
+                plan,
+                outcome,
+                version,
+            )
+            about["changed_values"] = result.get("changed_values", 0)
+        self._traces.ended(plan, result)
         self._membership.note_failures(plan, result)
 
     def _plan_when_free(self, step: Step, weights: str, members: Members) -> RoundPlan:

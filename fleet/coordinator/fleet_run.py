@@ -24,6 +24,7 @@ from fleet.store import (
     SupersededError,
     Term,
 )
+from fleet.tracing import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,12 @@ class FleetRun:
         *,
         hello_seconds: float = HELLO_SECONDS,
         clock: Clock | None = None,
+        traces: Traces | None = None,
     ) -> None:
         """Nothing is sent, and nobody is superseded, before `run`."""
         self._store = store
         self._clock = clock or SystemClock()
+        self._traces = traces
         self._registry = Registry(store)
         self._hub = Hub(transport, store, self._clock, hello_seconds)
         self._term = Term(store, DRIVER, holder)
@@ -106,6 +109,7 @@ class FleetRun:
                 driver,
                 self._clock,
                 self._registry,
+                self._traces,
             ).run()
             if state in ENDED_STATES:
                 record = self._store.campaign(campaign)

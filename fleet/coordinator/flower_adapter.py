@@ -61,6 +61,7 @@ class _Outbox:
     starts: dict[RoundName, Mapping[str, Any]] = field(default_factory=dict)
     cancels: dict[RoundName, Mapping[str, Any]] = field(default_factory=dict)
     collects: dict[RoundName, Mapping[str, Any]] = field(default_factory=dict)
+    traces: dict[RoundName, str] = field(default_factory=dict)
     hello: bool = False
     extras: dict[str, Any] = field(default_factory=dict)
 
@@ -132,7 +133,9 @@ class GridTransport(Transport):
             Operation.CANCEL: outbox.cancels,
             Operation.COLLECT: outbox.collects,
         }[operation]
-        box[name] = fields
+        box[name] = {key: value for key, value in fields.items() if key != "traceparent"}
+        if "traceparent" in fields:
+            outbox.traces[name] = str(fields["traceparent"])
         if operation is Operation.START:
             self._ended.get(name[0], {}).pop(gateway, None)
 
@@ -202,6 +205,11 @@ class GridTransport(Transport):
             "all_pages": True,
             **outbox.extras,
         }
+        if outbox.traces:
+            request["traces"] = [
+                {"campaign": campaign, "round": number, "traceparent": text}
+                for (campaign, number), text in outbox.traces.items()
+            ]
         wait = wait if watched and not outbox.takes else 0.0
         self._push(gateway, node, request, wait, outbox.rounds, watched)
 

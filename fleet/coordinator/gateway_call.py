@@ -9,7 +9,8 @@ whose standing is told (`[{campaign, round, cursor, part, arrivals}]`, the last 
 `wait_seconds`, so long until one of these rounds, or of those that were started, has ended or so
 many deltas of its campaign have arrived, and then at most `linger_seconds` for the others;
 `hello_cursor`, up to which the coordinator knows the devices; `access`, changes of the broker's
-users; `all_pages`, with which an answer has every report, however many they are.
+users; `traces`, where spans of rounds belong (`[{campaign, round, traceparent}]`); `all_pages`,
+with which an answer has every report, however many they are.
 
 A reply has `ok` and either `error`, or the gateway's name, `answers` (`[{op, campaign, round}` with
 either `answer`, what the socket said, or `error`) and `hello`.
@@ -63,6 +64,10 @@ def _sync(client: GatewayClient, request: Mapping[str, Any]) -> dict[str, Any]:
         # It takes effect first; that it is refused shows in the cursor, which stays.
         with contextlib.suppress(GatewayError):
             client.access(access["entries"], access["cursor"])
+    for one in request.get("traces", ()):
+        # A daemon of before that knows nothing of it says so, and does without.
+        with contextlib.suppress(GatewayError):
+            client.request("trace", one)
     answers = []
     rounds: dict[tuple[str, int], Mapping[str, Any]] = {
         (str(one["campaign"]), int(one["round"])): one for one in request.get("rounds", ())

@@ -178,6 +178,7 @@ class OpenTraining:
             one.machine.outcome(),
             begun_with,
         )
+        context.traces.ended(one.plan, result)
         self._membership.note_failures(one.plan, result)
         del self._rounds()[one.plan.number]
 
@@ -252,8 +253,10 @@ class OpenTraining:
                     context.config, context.manifests, of.plan, gateway, answer
                 )
                 sums += [replace(one, scale=scale) for one in found]
-        new = next_weights(context.config, context.manifests, [sums], before)
-        context.store.make_version(context.campaign, context.driver, new, parts)
+        made = {"version": before.version + 1, "deltas": staleness.total()}
+        with context.traces.applying({of.plan.number for of, _ in told}, made):
+            new = next_weights(context.config, context.manifests, [sums], before)
+            context.store.make_version(context.campaign, context.driver, new, parts)
         for of, gateway in told:
             of.machine.keep(gateway)
         data = {

@@ -21,6 +21,7 @@ from fleet.clock import Clock
 from fleet.coordinator.closing import parts_of_gateway
 from fleet.coordinator.listener import Listener
 from fleet.coordinator.pace import Pace
+from fleet.coordinator.traces import CampaignTraces
 from fleet.coordinator.transport import Reply, Transport
 from fleet.errors import AnswerError
 from fleet.protocol.manifest import Manifest
@@ -42,6 +43,7 @@ class Context:
     listener: Listener
     clock: Clock
     pace: Pace
+    traces: CampaignTraces
 
 
 class RoundRunner:
@@ -109,6 +111,10 @@ class RoundRunner:
                     fields["part"] = part
                 elif arrivals is not None:
                     fields["arrivals"] = arrivals[gateway]
+            if operation is not Operation.CANCEL and (
+                traceparent := self._context.traces.asks(plan.number, gateway)
+            ):
+                fields["traceparent"] = traceparent
             self._context.transport.send(gateway, operation, fields)
 
     def show(self, plan: RoundPlan, machine: RoundMachine) -> None:
@@ -128,6 +134,7 @@ class RoundRunner:
     def hand_over(self, plan: RoundPlan, machine: RoundMachine, reply: Reply) -> None:
         """Hand a gateway's reply to its round; one that can't be right puts it in quarantine."""
         now = self._context.clock.monotonic()
+        self._context.traces.hears(plan.number, reply.gateway)
         if reply.error:
             about = {
                 "campaign": self._context.campaign,

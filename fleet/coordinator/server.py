@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fleet.coordinator.pace import FlowerPace
 from fleet.coordinator.settings import CoordinatorSettings
 from fleet.errors import ConfigurationError
 from fleet.store import SqlStore, sqlite_url
+from fleet.tracing import Traces, TracingSettings, open_traces
 
 
 def _required(config: Mapping[str, Any], key: str) -> str:
@@ -51,7 +53,8 @@ def run_server(grid: Grid, config: Mapping[str, Any]) -> None:
     campaign = _required(config, "campaign")
     try:
         if mode == "campaign":
-            CampaignDriver(store, campaign, GridTransport(grid, pace)).run()
+            with _traces(None) as traces:
+                CampaignDriver(store, campaign, GridTransport(grid, pace), traces=traces).run()
         elif mode == "strategy":
             from fleet.coordinator.strategy import run_strategy
 
@@ -73,11 +76,23 @@ def _run_fleet(grid: Grid, path: Path) -> None:
         expecting_wait=settings.pace.expecting_wait_seconds,
     )
     try:
-        FleetRun(
-            store,
-            GridTransport(grid, pace),
-            f"{socket.gethostname()}/{uuid.uuid4().hex[:8]}",
-            hello_seconds=settings.pace.hello_seconds,
-        ).run()
+        with _traces(settings.tracing) as traces:
+            FleetRun(
+                store,
+                GridTransport(grid, pace),
+                f"{socket.gethostname()}/{uuid.uuid4().hex[:8]}",
+                hello_seconds=settings.pace.hello_seconds,
+                traces=traces,
+            ).run()
     finally:
         store.close()
+
+
+@contextlib.contextmanager
+def _traces(settings: TracingSettings | None) -> Iterator[Traces | None]:
+    traces = open_traces("tinyfleet-coordinator", settings)
+    try:
+        yield traces
+    finally:
+        if traces is not None:
+            traces.close()

@@ -20,6 +20,9 @@ gateway_keys = "gateway-keys"            # folder of GATEWAY.pub, whose SuperNod
 reports_days = 730
 events_days = 90
 weights_days = 90
+
+[tracing]                                # spans of rounds, over OTLP/HTTP: docs/howto/traces.md
+endpoint = "http://10.0.0.2:4318"
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from fleet.coordinator.pace import HELLO_SECONDS, FlowerPace
 from fleet.errors import ConfigurationError
 from fleet.gateway.files import write_whole
 from fleet.protocol.fields import Name
+from fleet.tracing import TracingSettings
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -160,6 +164,7 @@ class CoordinatorSettings(_Settings):
     superlink: SuperLinkSettings = SuperLinkSettings(port=9092)
     pace: PaceSettings = PaceSettings()
     retention: RetentionSettings = RetentionSettings()
+    tracing: TracingSettings | None = None
 
     def store_url(self) -> str:
         """The store's URL. ConfigurationError where its variable isn't set."""
@@ -169,6 +174,15 @@ class CoordinatorSettings(_Settings):
         if name not in os.environ:
             raise ConfigurationError(f"store {self.store}: the environment has no {name}")
         return os.environ[name]
+
+    def folders(self) -> dict[str, Path]:
+        """What grows on this machine's disks, by what it is for: the store where it is a file, and
+        the SuperLink's state."""
+        url = sa.make_url(self.store_url())
+        store = {}
+        if url.get_backend_name() == "sqlite" and url.database:
+            store["store"] = Path(url.database).parent
+        return {**store, "work": self.work}
 
     @classmethod
     def read(cls, path: Path) -> CoordinatorSettings:

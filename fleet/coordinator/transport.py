@@ -92,7 +92,8 @@ class Transport(ABC):
     def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
         """Send a request; its reply comes from `receive`, an error where it can't be sent.
 
-        A hello's fields go with the message as they are (`access`: see `gateway_call`).
+        A hello's fields go with the message as they are (`access`: see `gateway_call`). The
+        `traceparent` of a start or a collect goes beside it, as `traces`.
         """
 
     @abstractmethod

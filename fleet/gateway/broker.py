@@ -119,6 +119,7 @@ topic readwrite fleet/{fleet}/to/+/task
 topic write fleet/{fleet}/to/+/receipt
 topic readwrite fleet/{fleet}/gw/{gateway}/+/delta
 topic readwrite fleet/{fleet}/blob/+/+/+
+topic read $SYS/broker/#
 """
 
 

@@ -15,6 +15,13 @@ port = 1883
 user = "north"
 password_file = "north.password"
 folder = "broker"               # that tinyfleet broker config wrote, where this gateway keeps it
+
+[metrics]                       # figures for Prometheus, without a token: docs/operate.md
+port = 9464
+
+[tracing]                       # spans of rounds, over OTLP/HTTP: docs/howto/traces.md
+endpoint = "http://10.0.0.2:4318"
+devices = 3                     # of so many of a round there are spans
 """
 
 from __future__ import annotations
@@ -30,6 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fleet.errors import ConfigurationError
 from fleet.gateway.files import write_whole
 from fleet.protocol.fields import Name
+from fleet.tracing import TracingSettings
 
 # sockaddr_un has 108 bytes on Linux, 104 on macOS, with the zero at the end.
 MAX_SOCKET_PATH_BYTES = 103
@@ -66,6 +74,19 @@ class BrokerSettings(_Settings):
         return lines[0]
 
 
+class MetricsSettings(_Settings):
+    """Where Prometheus finds the gateway's figures, over HTTP and without a token."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+
+class GatewayTracing(TracingSettings):
+    """The gateway's: also of how many devices of a round there are spans."""
+
+    devices: Annotated[int, Field(ge=0, le=1000)] = 3
+
+
 class GatewaySettings(_Settings):
     """All that a gateway daemon is told."""
 
@@ -82,6 +103,8 @@ class GatewaySettings(_Settings):
     superlink_ca: Path | None = None
     superlink_key: Path | None = None
     broker: BrokerSettings
+    metrics: MetricsSettings | None = None
+    tracing: GatewayTracing | None = None
 
     @model_validator(mode="after")
     def _share_is_a_part(self) -> Self:

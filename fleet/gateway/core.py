@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, cast, get_args
@@ -58,13 +58,19 @@ class Core:
         clock: Clock,
         epoch: int,
         round_changed: Callable[[RoundKey], None] = lambda key: None,
+        watchers: Sequence[Callable[[Action], None]] = (),
     ) -> None:
-        """Go on from what ``store`` has; ``epoch`` is 1 … 2^31-1 and new for every process."""
+        """Go on from what ``store`` has; ``epoch`` is 1 … 2^31-1 and new for every process.
+
+        ``watchers`` are told each action once it is done: those of the store within their
+        transaction, publications when the link has them.
+        """
         self.settings = settings
         self.store = store
         self._link = link
         self._clock = clock
         self._round_changed = round_changed
+        self._watchers = watchers
         self._unsent: deque[Publication] = deque()
         self.logic = RoundLogic(settings.fleet, settings.gateway, settings.serves, store, epoch)
         now = Instant.of(clock)
@@ -150,6 +156,7 @@ class Core:
                 rest.append(action)
                 continue
             coded = self.store.apply(cast(StoreAction, action))
+            self._tell(action)
             if isinstance(action, act.Assemble):
                 assert coded is not None
                 try:
@@ -159,6 +166,10 @@ class Core:
                     more = [act.DropChunks(action.key, action.device)]
                 todo.extendleft(reversed(more))
         return rest
+
+    def _tell(self, action: Action) -> None:
+        for watch in self._watchers:
+            watch(action)
 
     def _do(self, action: Action) -> None:
         match action:
@@ -171,7 +182,9 @@ class Core:
 
     def _send(self, limit: int) -> None:
         while self._unsent and limit > 0:
-            limit -= self._publish(self._unsent.popleft())
+            action = self._unsent.popleft()
+            limit -= self._publish(action)
+            self._tell(action)
 
     def _publish(self, action: Publication) -> int:
         """Do it; returns the number of publications."""

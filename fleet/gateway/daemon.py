@@ -14,13 +14,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fleet.clock import Clock, SystemClock
 from fleet.errors import BrokerError, ConfigurationError, FleetError
 from fleet.gateway.access import AccessBook
 from fleet.gateway.changes import EPOCH_BITS
-from fleet.gateway.config import BrokerSettings, GatewaySettings
+from fleet.gateway.config import BrokerSettings, GatewaySettings, GatewayTracing
 from fleet.gateway.core import Core, Job
 from fleet.gateway.link import Link, Listener, Message
 from fleet.gateway.mqtt5_link import Mqtt5Link
@@ -28,6 +28,11 @@ from fleet.gateway.replies import read_request
 from fleet.gateway.rounds import RoundKey
 from fleet.gateway.server import SocketServer
 from fleet.gateway.store import RoundStore
+from fleet.tracing import open_traces
+
+if TYPE_CHECKING:
+    from fleet.gateway.metrics import GatewayMetrics
+    from fleet.gateway.traces import GatewayTraces
 
 TICK_SECONDS = 0.2
 MAX_BATCH = 256
@@ -58,6 +63,8 @@ class Gateway:
         self._failure: FleetError | None = None
         self._lock_file = _lock(settings.store)
         self.access = _access_book(settings)
+        self._metrics = _metrics(settings, self._clock)
+        self._traces = _traces(settings, self._clock)
         self.link = make_link(settings.broker, self)
         self.core = Core(
             settings,
@@ -66,7 +73,11 @@ class Gateway:
             self._clock,
             epoch=1 + secrets.randbelow((1 << EPOCH_BITS) - 1),
             round_changed=self._round_changed,
+            watchers=[one.watch for one in (self._metrics, self._traces) if one is not None],
         )
+        if self._traces is not None:
+            now, wall = self._clock.monotonic(), self._clock.wall()
+            self._traces.resume(self.core.logic.rounds.values(), now, wall)
         self.server = SocketServer(settings.socket, self._answer)
 
     def run(self) -> None:
@@ -75,6 +86,7 @@ class Gateway:
             if found.open:
                 log.info("%s goes on", key, extra=key.about)
         self._keep_access()
+        stop_metrics = self._serve_metrics()
         self.server.start()
         self.link.start()
         log.info(
@@ -86,15 +98,26 @@ class Gateway:
         try:
             while not self._stopping.is_set():
                 self.core.work(self._next_batch())
+                if self._traces is not None:
+                    self._traces.step()
         finally:
             self._stopping.set()
             self.server.stop()
             self.link.stop()
+            stop_metrics()
+            if self._traces is not None:
+                self._traces.close()
             self.core.store.close()
             self._lock_file.close()
         if self._failure:
             raise self._failure
         log.info("gateway %s stopped", self.settings.gateway)
+
+    def _serve_metrics(self) -> Callable[[], None]:
+        """Returns what ends it."""
+        if self._metrics is None:
+            return lambda: None
+        return self._metrics.serve(self.core, self.link, self._jobs.qsize)
 
     def _keep_access(self) -> None:
         if self.access is None:
@@ -114,9 +137,13 @@ class Gateway:
     def on_connected(self) -> None:
         """See :class:`fleet.gateway.link.Listener`."""
         self._put(self.core.connected())
+        if self._metrics is not None:
+            self._metrics.connected(self.link)
 
     def on_messages(self, messages: Sequence[Message]) -> None:
         """See :class:`fleet.gateway.link.Listener`."""
+        if self._metrics is not None:
+            messages = self._metrics.without_brokers_own(messages)
         self._put(*(self.core.arrived(*message) for message in messages))
 
     def on_failed(self, error: BrokerError) -> None:
@@ -135,12 +162,20 @@ class Gateway:
     # ---- called by the socket server -------------------------------------------------
 
     def _answer(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
-        question = read_request(self.core, operation, request, self.access)
+        if self._metrics is not None:
+            self._metrics.asked()
+        traces, begin = self._traces, self._clock.wall()
+        tell = None if traces is None else traces.told
+        question = read_request(self.core, operation, request, self.access, tell)
         if question.wait_seconds:
             self._wait_until(question.is_due, question.wait_seconds)
         reply: Future[Any] = Future()
         self._put(Job(question.work, reply))
-        return question.answer(reply.result(timeout=REPLY_SECONDS))
+        answer = question.answer(reply.result(timeout=REPLY_SECONDS))
+        if traces is not None and "sums" in answer:
+            key = RoundKey(bytes.fromhex(request["campaign"]), request["round"])
+            traces.summed(key, request.get("part"), begin)
+        return answer
 
     def _round_changed(self, key: RoundKey) -> None:
         with self._changed:
@@ -165,6 +200,26 @@ class Gateway:
         except queue.Empty:
             pass
         return batch
+
+
+def _metrics(settings: GatewaySettings, clock: Clock) -> GatewayMetrics | None:
+    """None where nobody asks for figures; then nothing of them is loaded either."""
+    if settings.metrics is None:
+        return None
+    from fleet.gateway.metrics import GatewayMetrics
+
+    return GatewayMetrics(settings, clock)
+
+
+def _traces(settings: GatewaySettings, clock: Clock) -> GatewayTraces | None:
+    """None where nobody asks for spans."""
+    traces = open_traces("tinyfleet-gateway", settings.tracing)
+    if traces is None:
+        return None
+    from fleet.gateway.traces import GatewayTraces
+
+    devices = (settings.tracing or GatewayTracing()).devices
+    return GatewayTraces(traces, settings.gateway, devices, clock)
 
 
 def _access_book(settings: GatewaySettings) -> AccessBook | None:

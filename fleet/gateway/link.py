@@ -53,3 +53,7 @@ class Link(Protocol):
 
     def unsubscribe(self, topics: Sequence[str]) -> None:
         """End subscriptions."""
+
+    @property
+    def waiting(self) -> int | None:
+        """How many of these wait to be sent; None where there is no connection."""

@@ -108,6 +108,12 @@ class Mqtt5Link:
         """See `Link`."""
         self._send(_Unsubscribe(tuple(topics)))
 
+    @property
+    def waiting(self) -> int | None:
+        """See `Link`."""
+        connection = self._connection
+        return None if connection is None else connection.waiting
+
     def _send(self, what: _Outgoing) -> None:
         connection = self._connection
         if connection is not None:
@@ -230,6 +236,11 @@ class _Connection(asyncio.Protocol):
         self._silent = False
 
     # ---- out -------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """How much waits to be sent."""
+        return len(self._waiting)
 
     def send(self, what: _Outgoing) -> None:
         """Send in order of the calls; from any thread."""

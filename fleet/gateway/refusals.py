@@ -8,6 +8,24 @@ from fleet.gateway.rounds import RoundSpec
 from fleet.protocol import Delta, ReceiptResult, delta_coding
 from fleet.protocol.fields import PREFIX_BYTES
 
+LATE, DUPLICATE = "late", "duplicate"
+REASONS = (
+    "unknown-round",
+    "not-in-cohort",
+    "older-lease",
+    "wrong-lease",
+    "wrong-plan",
+    "wrong-weights",
+    "malformed",
+    "inconsistent-chunks",
+    "crc",
+    "coding",
+    "range",
+)
+"""Of docs/specification/gateway.md, `collect`."""
+KINDS = (LATE, DUPLICATE, *REASONS)
+"""All by which deltas that aren't accepted are counted."""
+
 
 class Refusal(NamedTuple):
     """What is counted, why, and the receipt: None where the device is to send again."""

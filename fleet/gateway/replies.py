@@ -17,17 +17,18 @@ from fleet.gateway.core import Core, Work
 from fleet.gateway.devices import DeviceView
 from fleet.gateway.frames import MAX_WAIT_SECONDS, SOCKET_VERSION
 from fleet.gateway.instant import Instant
+from fleet.gateway.refusals import DUPLICATE, LATE
 from fleet.gateway.requests import StartRequest
-from fleet.gateway.round_logic import DUPLICATE, LATE
 from fleet.gateway.rounds import Report, Round, RoundKey, RoundState
 from fleet.protocol import NO_DIGEST, ResetCause, charge_of, number_name, reason_name, state_name
 from fleet.protocol.fields import ROUND
 
-OPERATIONS = ("hello", "start", "collect", "cancel", "watch", "access")
+OPERATIONS = ("hello", "start", "collect", "cancel", "watch", "access", "trace")
 MAX_WATCHED = 1000
 PAGE = 500
 """Devices and rounds in a ``hello``, and reports in a ``collect``, at most."""
 MAX_CURSOR = (1 << 63) - 1
+_LONGEST_TRACEPARENT = 256
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,16 @@ class Question:
 
 
 def read_request(
-    core: Core, operation: str, request: dict[str, Any], access: AccessBook | None = None
+    core: Core,
+    operation: str,
+    request: dict[str, Any],
+    access: AccessBook | None = None,
+    trace: Callable[[RoundKey, str], None] | None = None,
 ) -> Question:
     """What is asked; GatewayError names what is wrong with it.
 
-    `access` is the book of the broker's users, where this gateway keeps one.
+    `access` is the book of the broker's users, where this gateway keeps one; `trace` is told where
+    spans of a round belong, where this gateway writes some.
     """
     match operation:
         case "hello":
@@ -89,6 +95,8 @@ def read_request(
             )
         case "access":
             return _access(request, access)
+        case "trace":
+            return _trace(request, trace)
     raise GatewayError(f"no operation {operation!r}; there are {', '.join(OPERATIONS)}")
 
 
@@ -177,6 +185,15 @@ def _access(request: dict[str, Any], access: AccessBook | None) -> Question:
     page = read_entries(request.get("entries"))
     # Files are written in the caller's time: the logic has no part in this.
     return Question(_nothing, lambda _: {"cursor": access.apply(page, cursor), "is_kept": True})
+
+
+def _trace(request: dict[str, Any], trace: Callable[[RoundKey, str], None] | None) -> Question:
+    key, text = _round_key("trace", request), request.get("traceparent")
+    if not isinstance(text, str) or len(text) > _LONGEST_TRACEPARENT:
+        raise GatewayError("trace: traceparent must be a text as W3C's Trace Context has it")
+    if trace is not None:
+        trace(key, text)
+    return Question(_nothing, lambda _: {"is_kept": trace is not None})
 
 
 def _nothing(now: Instant) -> tuple[list[Action], None]:

@@ -21,7 +21,7 @@ from fleet.gateway.actions import Action, Filter
 from fleet.gateway.changes import Changes
 from fleet.gateway.devices import Devices, StoredDevice
 from fleet.gateway.instant import Instant
-from fleet.gateway.refusals import Refusal, problem_with
+from fleet.gateway.refusals import DUPLICATE, LATE, Refusal, problem_with
 from fleet.gateway.requests import StartRequest
 from fleet.gateway.retained import Retained
 from fleet.gateway.rounds import PartialDelta, Report, Round, RoundKey, RoundState
@@ -45,7 +45,6 @@ KEPT_ROUNDS = 64
 WALL_STEP_SECONDS = 1.0
 NAMES_IN_LOG = 10
 
-LATE, DUPLICATE = "late", "duplicate"
 BUSY, UNKNOWN, OLDER_LEASE = "busy", "unknown", "older-lease"
 
 

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -55,11 +56,13 @@ def make_app(
     is_leader: Callable[[], bool] = lambda: True,
     problems: Callable[[], list[str]] = list,
     deleted: Callable[[], Mapping[str, int]] = dict,
+    folders: Mapping[str, Path] | None = None,
 ) -> FastAPI:
     """The API over these operations.
 
     `is_leader`: whether this process drives the fleet; `problems`: what keeps it from its work;
-    `deleted`: how many rows of each kind it has deleted because they were old.
+    `deleted`: how many rows of each kind it has deleted because they were old; `folders`: whose
+    disks' room is told, by what they are for.
     """
     app = FastAPI(
         title="tinyfleet",
@@ -73,7 +76,13 @@ def make_app(
     app.state.idempotency = Idempotency(operations.store)
     app.state.limiter = Limiter(requests_per_minute)
     app.state.stopping = threading.Event()
-    metrics = Metrics(operations, deleted)
+    metrics = Metrics(
+        operations,
+        is_leader=is_leader,
+        is_ready=lambda: not problems(),
+        deleted=deleted,
+        folders=folders or {},
+    )
     app.include_router(router)
 
     @app.exception_handler(FleetError)

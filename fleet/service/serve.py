@@ -228,6 +228,7 @@ def serve(
         is_leader=lambda: leader.is_leading,
         problems=leader.problems,
         deleted=lambda: leader.cleaner.deleted,
+        folders=settings.folders(),
     )
     mount(app)
     is_stopping: threading.Event = app.state.stopping

@@ -10,8 +10,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from fleet.errors import StoreError
+from fleet.store.base import ENDED_STATES
 from fleet.store.sql import SqlStore
-from fleet.store.tables import decisions, members, stages
+from fleet.store.tables import campaigns, decisions, members, stages
 
 _AT_ONCE = 1000
 
@@ -40,6 +41,17 @@ class StageRecord:
     stage: int
     outcome: str
     verdicts: tuple[Mapping[str, Any], ...]
+    judged: float
+
+
+@dataclass(frozen=True)
+class JudgedStage:
+    """What the gates of a stage of some campaign said, with the campaign's configuration."""
+
+    campaign: str
+    config: str
+    stage: int
+    outcome: str
     judged: float
 
 
@@ -107,6 +119,20 @@ class Stages:
                 row[0]: StageRecord(row[0], row[1], tuple(json.loads(row[2])), row[3])
                 for row in rows
             }
+
+    def judged_since(self, when: float) -> tuple[JudgedStage, ...]:
+        """Of all campaigns that are under way, and of others those since `when` (Unix time)."""
+        query = (
+            sa.select(
+                *(stages.c.campaign, campaigns.c.config),
+                *(stages.c.stage, stages.c.outcome, stages.c.judged),
+            )
+            .join(campaigns, campaigns.c.id == stages.c.campaign)
+            .where((stages.c.judged >= when) | campaigns.c.state.not_in(ENDED_STATES))
+            .order_by(stages.c.campaign, stages.c.stage)
+        )
+        with self._store.reading() as connection:
+            return tuple(JudgedStage(*row) for row in connection.execute(query))
 
     def save_judged(
         self, campaign: str, stage: int, outcome: str, verdicts: Sequence[Mapping[str, Any]]

@@ -320,6 +320,11 @@ class _Link:
             for one in topics:
                 self._client.unsubscribe(one)
 
+    @property
+    def waiting(self) -> int | None:
+        """See `Link`: what it is given is sent at once."""
+        return None if self._client is None else 0
+
 
 class Way(NamedTuple):
     """How a request gets to its gateway, and the answer back, in seconds."""

@@ -254,6 +254,25 @@ def test_requests_of_several_campaigns_go_in_one_message(
     assert [one.round for one in replies[1:]] == [("c" * 16, 2), (A, 1), (B, 4)]
 
 
+def test_where_spans_belong_goes_beside_the_requests_that_gateways_know(
+    grid: Grid, transport: GridTransport
+) -> None:
+    start(transport, A)
+    fields = {"campaign": B, "round": 2, "traceparent": "00-…-01"}
+    transport.send("g1", Operation.START, fields)
+    hears(transport)
+    ((_, request),) = grid.pushed
+    # A gateway of before refuses a start with a field that it doesn't know, and ignores `traces`.
+    assert request["starts"] == [{"campaign": A, "round": 1}, {"campaign": B, "round": 2}]
+    assert request["traces"] == [fields]
+
+
+def test_without_traces_a_message_is_as_it_was(grid: Grid, transport: GridTransport) -> None:
+    start(transport, A)
+    hears(transport)
+    assert "traces" not in grid.pushed[0][1]
+
+
 def test_what_is_only_asked_for_waits_until_the_message_before_is_back(
     grid: Grid, transport: GridTransport
 ) -> None:

@@ -62,6 +62,28 @@ def test_a_start_answers_at_once_when_it_is_not_to_wait(gateway: PlainGateway) -
     assert gateway.requests == ["start", "hello"]
 
 
+def test_where_spans_belong_is_told_first_and_a_daemon_of_before_does_without(
+    gateway: PlainGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+
+    def keeps(request: dict[str, Any]) -> dict[str, Any]:
+        told.append(request)
+        return {"is_kept": True}
+
+    def refuses(request: dict[str, Any]) -> dict[str, Any]:
+        raise ValueError("no operation 'trace'; there are hello, start, collect")
+
+    trace = {"campaign": CAMPAIGN, "round": 1, "traceparent": "00-…-01"}
+    for answer in (keeps, refuses):
+        monkeypatch.setattr(gateway, "_trace", answer, raising=False)
+        gateway.requests.clear()
+        reply = ask(gateway, starts=[start_fields()], traces=[trace])
+        assert [one[0] for one in answers(reply)] == ["start"]
+        assert gateway.requests == ["trace", "start", "hello"]
+    assert told == [trace]
+
+
 def test_a_start_that_waits_brings_the_sums_and_the_devices_for_the_next_round(
     gateway: PlainGateway,
 ) -> None:
