@@ -14,6 +14,7 @@ are also loaded in it, and as many of its tabs as there are watchers watch the c
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import multiprocessing
 import statistics
@@ -33,7 +34,7 @@ import uvicorn
 
 from benchmarks import dashboard_in_browser as in_browser
 from benchmarks.gateway.site import Usage
-from benchmarks.registry import devices, heard
+from benchmarks.registry import BOARDS, devices, heard
 from fleet.campaign import CampaignConfig, RoundMachine, RoundPlan, schedule
 from fleet.campaign.planning import Assignment
 from fleet.campaign.progress import progress_of
@@ -41,7 +42,8 @@ from fleet.cli._output import console, table
 from fleet.dashboard import mount
 from fleet.ports import free_port
 from fleet.service.api import make_app
-from fleet.service.operations import Operations
+from fleet.service.operations import Actor, Operations
+from fleet.service.schema import BundleToImport
 from fleet.store import (
     Audit,
     Gateways,
@@ -53,6 +55,7 @@ from fleet.store import (
     WeightsVersion,
     sqlite_url,
 )
+from tests.fleet.coordinator import small_model
 from tests.fleet.dashboard.browser import chromium
 
 WANTED_MILLISECONDS = 300
@@ -62,7 +65,7 @@ EVERY_SECONDS = 2.0
 HEARD_EACH_SECOND = 50
 SITES = 50
 AUDIT_ENTRIES = 100_000
-DRIVER = "driver"
+DRIVER, MODEL = "driver", "bench"
 FILTER = 'labels.room == "north" && battery_percent >= 30'
 
 
@@ -209,8 +212,22 @@ def watch(
 
 def fill(store: SqlStore, count: int) -> None:
     registry, gateways = Registry(store), Gateways(store)
+    operations = Operations(store, "bench")
+    weights = base64.b64encode(small_model.blob()).decode()
+    bundles = {}
+    for board in BOARDS:
+        manifest = small_model.manifest(board)
+        bundle = BundleToImport(model=MODEL, manifest=json.dumps(manifest), weights=weights)
+        operations.import_bundle(Actor("ann", "admin", ""), bundle)
+        bundles[board] = manifest["bundle_id"]
     registry.add(devices(count))
-    registry.observe(heard(count, time.time()))
+    news = heard(count, time.time())
+    registry.observe(
+        {
+            name: one.model_copy(update={"bundle": bundles[one.board or ""]})
+            for name, one in news.items()
+        }
+    )
     for number in range(SITES):
         gateways.add(f"gw-{number}", f"site-{number}")
         gateways.seen(f"gw-{number}")
@@ -221,11 +238,11 @@ def add_campaign(store: SqlStore, count: int) -> Running:
     gates = ({"gate": "score"}, {"gate": "failures"})
     stages = ({"name": "canary", "devices": 100, "gates": gates}, {"name": "all", "share": 1.0})
     config = CampaignConfig.model_validate(
-        {"name": "bench", "model": "bench", "rounds": 3, "stages": stages, "deadline_seconds": 7200}
+        {"name": "bench", "model": MODEL, "rounds": 3, "stages": stages, "deadline_seconds": 7200}
     )
     campaign, driver = "0123456789abcdef", DRIVER
     weights = WeightsVersion(0, "0" * 64, bytes(50_000), b"")
-    store.create_campaign(campaign, config.model_dump_json(), {}, weights, "ann", "bench:1")
+    store.create_campaign(campaign, config.model_dump_json(), {}, weights, "ann", f"{MODEL}:1")
     store.claim(campaign, driver)
     names = [f"mcu-{number:07}" for number in range(count)]
     members = [Member(name, number >= 100, "0" * 64) for number, name in enumerate(names)]
@@ -313,7 +330,12 @@ def main() -> int:
             pages |= {
                 "campaigns": "/ui/campaigns",
                 "campaign, live": f"/ui/campaigns/{campaign}",
+                "round": f"/ui/campaigns/{campaign}/rounds/{running.number}",
+                "new campaign, tried": "/ui/campaigns/new",
                 "campaign, to confirm": f"/ui/campaigns/{campaign}/confirm?do=stop",
+                "models": "/ui/models",
+                "model": f"/ui/models/{MODEL}",
+                "settings": "/ui/settings",
                 "audit": "/ui/audit",
                 "audit, filtered": "/ui/audit?who=p7&action=devices.label",
             }
