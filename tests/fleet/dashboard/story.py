@@ -43,6 +43,7 @@ HOSTILE = '<script>alert(1)</script> \N{LEFT-TO-RIGHT OVERRIDE}& "it\'s" {{ 7 * 
 MODEL = "digits"
 SITES = ("dairy", "north-barn", "south-barn")
 HELD_OUT = 20
+ROUND_SECONDS = 1500.0
 GATES: list[dict[str, Any]] = [
     {"gate": "score", "measure": "mean", "most_drop": 0.05},
     {"gate": "failures", "most": 0.3},
@@ -76,6 +77,8 @@ class Story:
 
     operations: Operations
     devices: int = 60
+    odd: str = HOSTILE
+    """What people and gateways say here and there."""
     campaigns: dict[str, str] = field(default_factory=dict)
     manifests: dict[str, Manifest] = field(default_factory=dict)
 
@@ -292,7 +295,11 @@ class Story:
         for step, accuracy in zip(self.steps(name), accuracies, strict=False):
             if step.number > until:
                 return
-            self.end_round(name, self.begin_round(name, step), accuracy)
+            plan = self.begin_round(name, step)
+            clock = self.operations.store.clock
+            if isinstance(clock, _Past):
+                clock.back -= ROUND_SECONDS
+            self.end_round(name, plan, accuracy)
 
     def say(self, name: str, state: str, reason: str = "", waiting: str = "") -> None:
         """Where it stands, as its driver says it."""
@@ -316,9 +323,9 @@ class Story:
         self.say(name, "rolling-back", f"stage {stage}: a gate failed: {why}")
 
 
-def fill(operations: Operations, devices: int = 60) -> Story:
+def fill(operations: Operations, devices: int = 60, odd: str = HOSTILE) -> Story:
     """Everything that there is in the story; its clock is set back as it is told."""
-    story = Story(operations, devices)
+    story = Story(operations, devices, odd)
     store = operations.store
     clock = _Past(store.clock)
     store.clock = clock
@@ -358,7 +365,7 @@ def _tell(story: Story, clock: _Past) -> None:
     ops.add_version(OLE, MODEL, VersionToAdd(weights=weights, parent=2))
     ops.release(EVE, MODEL, 3)
     clock.back = 2 * 86_400
-    story.begin("bad-labels", description=HOSTILE)
+    story.begin("bad-labels", description=story.odd)
     story.run("bad-labels", 2, [0.8, 0.8, 0.6])
     step = story.steps("bad-labels")[3]
     story.end_round("bad-labels", story.begin_round("bad-labels", step), 0.4)
@@ -368,7 +375,7 @@ def _tell(story: Story, clock: _Past) -> None:
     weights = base64.b64encode(story.weights(4)).decode()
     ops.add_version(OLE, MODEL, VersionToAdd(weights=weights, parent=3))
     ops.release(EVE, MODEL, 4)
-    ops.withdraw_newest(Actor("eve", "approver", HOSTILE), MODEL)
+    ops.withdraw_newest(Actor("eve", "approver", story.odd), MODEL)
     clock.back = 86_400
     story.begin("few-cows", stages=[{**STAGES[0], "devices": 3}, STAGES[2]])
     story.run("few-cows", 3, [0.8, 0.8, 0.82, 0.8])
@@ -387,6 +394,7 @@ def _tell(story: Story, clock: _Past) -> None:
     story.say("feeders", "paused", "paused by the operator")
     clock.back = 3600
     story.begin("canary-2", deadline_seconds=7200)
+    story.say("canary-2", "running")
     failed = {"cow-00003": "no-report", "cow-00007": "battery"}
     for step, accuracy in zip(story.steps("canary-2")[:3], (0.8, 0.8, 0.82), strict=True):
         story.end_round("canary-2", story.begin_round("canary-2", step), accuracy, failed)
@@ -395,7 +403,7 @@ def _tell(story: Story, clock: _Past) -> None:
     plan = story.begin_round("canary-2", story.steps("canary-2")[3])
     story.progress("canary-2", plan, 5)
     ops.store.quarantine(
-        story.campaigns["canary-2"], "driver", "south-barn-gw", f"range: {HOSTILE}"
+        story.campaigns["canary-2"], "driver", "south-barn-gw", f"range: {story.odd}"
     )
     clock.back = 0
     ops.registry.observe({name: story.seen(number) for number, name in enumerate(story.names)})
