@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from datetime import UTC, datetime
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +19,6 @@ from fleet.dashboard.charts import (
     bars,
     lines,
     steps,
-    time_ticks,
 )
 from tests.conftest import examples
 
@@ -47,22 +45,6 @@ def test_steps_are_round_and_cover_the_range(low: int, span: float, most: int) -
 def test_steps_of_one_value_are_around_it() -> None:
     assert steps(0.0, 0.0)[0] < 0 < steps(0.0, 0.0)[-1]
     assert steps(7.0, 7.0)[0] < 7 < steps(7.0, 7.0)[-1]
-
-
-@examples(100)
-@given(low=st.floats(1, 4e9), span=st.floats(0, 2e9))
-def test_times_are_within_the_range_and_few(low: float, span: float) -> None:
-    found = time_ticks(low, low + span)
-    assert len(found) <= 7
-    assert all(low <= at <= low + span for at, _ in found)
-    assert len({text for _, text in found}) == len(found), "each says another time"
-
-
-def test_times_are_whole_minutes_hours_and_days() -> None:
-    begin = datetime(2026, 11, 29, 11, 58, 31, tzinfo=UTC).timestamp()
-    assert [text for _, text in time_ticks(begin, begin + 40)][:2] == ["11:58:40", "11:58:50"]
-    assert next(text for _, text in time_ticks(begin, begin + 1200)) == "12:00"
-    assert next(text for _, text in time_ticks(begin, begin + 5 * 86_400)) == "30 Nov"
 
 
 @examples(100)
@@ -114,6 +96,17 @@ def test_a_line_goes_where_its_figures_are() -> None:
     assert end == (RIGHT, (TOP + BOTTOM) / 2)
     assert chart.header == ("round", "a", "b")
     assert chart.rows == (("0", "0", ""), ("5", "1", ""), ("10", "", "0.5"))
+
+
+def test_texts_below_the_plot_do_not_touch() -> None:
+    points = [(float(at), 0.5) for at in range(100)]
+    marks = [(float(at), f"campaign-{at}") for at in range(100)]
+    chart = lines("t", "d", {"a": points}, over="x", x_text=plain, y_text=plain, x_marks=marks)
+    assert chart is not None
+    assert chart.x_ticks[0].label == "campaign-0"
+    assert 3 <= len(chart.x_ticks) <= 8
+    for left, right in itertools.pairwise(chart.x_ticks):
+        assert right.at - left.at >= 6 * max(len(left.label), len(right.label))
 
 
 @examples(60)
