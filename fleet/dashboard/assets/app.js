@@ -272,6 +272,16 @@ document.addEventListener("click", (event) => {
   }
 });
 
+// ---- a campaign's text that was started needn't be kept any more ----------------------------
+
+if (document.getElementById("standing")) {
+  for (const key of Object.keys(sessionStorage)) {
+    if (key.startsWith("tinyfleet-campaign ") && JSON.parse(sessionStorage[key]).isStarted) {
+      sessionStorage.removeItem(key);
+    }
+  }
+}
+
 // ---- theme ---------------------------------------------------------------------------------
 
 document.addEventListener("submit", (event) => {

@@ -1,11 +1,9 @@
 // The editor of campaigns: line numbers, a dry run while one types, and a text that is never lost.
-// A module: its names are no other script's.
-
 const form = document.querySelector("form[data-editor]");
 const field = document.getElementById("text");
 const numbers = form.querySelector(".line-numbers");
 const begun = field.value;
-const KEPT = "tinyfleet-campaign";
+const KEPT = `tinyfleet-campaign ${location.pathname}${location.search}`;
 
 function count() {
   const lines = field.value.split("\n").length;
@@ -17,18 +15,20 @@ function count() {
 
 // ---- what was typed stays in this tab until it was started ---------------------------------
 
-function keep() {
-  sessionStorage.setItem(KEPT, JSON.stringify({ text: field.value, why: form.why.value }));
+function keep(isStarted = false) {
+  const kept = { text: field.value, why: form.why.value, isStarted };
+  sessionStorage.setItem(KEPT, JSON.stringify(kept));
 }
 
 function restore() {
   const kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
-  if (!kept || kept.text === field.value) return;
   // What an answer to this form shows is what was typed.
-  if (document.querySelector("#mistakes .notice") && location.search === "") return;
+  if (!kept || kept.text === field.value || "answer" in form.dataset) return;
   field.value = kept.text;
   form.why.value = kept.why;
   document.getElementById("kept").hidden = false;
+  keep();
+  count();
   look();
 }
 
@@ -40,9 +40,6 @@ document.getElementById("begin-anew").addEventListener("click", () => {
   look();
   field.focus();
 });
-for (const link of document.querySelectorAll("[data-begins]")) {
-  link.addEventListener("click", () => sessionStorage.removeItem(KEPT));
-}
 
 // ---- the dry run ---------------------------------------------------------------------------
 
@@ -57,7 +54,7 @@ async function look() {
   let status = 0;
   try {
     const answer = await fetch(form.action, { method: "POST", body: content });
-    status = answer.status;
+    status = new URL(answer.url).pathname === "/ui/login" ? 401 : answer.status;
     text = await answer.text();
   } catch {
     status = 0;
@@ -94,7 +91,7 @@ form.addEventListener("input", (event) => {
   typing = setTimeout(look, 600);
 });
 field.addEventListener("scroll", () => (numbers.scrollTop = field.scrollTop));
-form.addEventListener("submit", keep);
+form.addEventListener("submit", (event) => keep(event.submitter?.value === "start"));
 
 form.addEventListener("click", (event) => {
   const place = event.target.closest("[data-line]");

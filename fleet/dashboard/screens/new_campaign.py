@@ -36,7 +36,7 @@ def new_campaign(page: Page) -> Context:
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     else:
         text = _start(page, kind if kind in STARTS else "adapt")
-    return _editor(page, text, *_look(page, text))
+    return {**_editor(page, text, *_look(page, text)), "is_answer": False}
 
 
 @screens.action("/campaigns/new")
@@ -107,5 +107,5 @@ def _show(
     problem: str,
     status: int,
 ) -> Show:
-    context = _editor(page, text, reading, plan, problem)
+    context = {**_editor(page, text, reading, plan, problem), "is_answer": True}
     return Show("campaign_new.html", "New campaign", context, status)
