@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,7 @@ OLE = Actor("ole", "operator", "new pens in the dairy")
 EVE = Actor("eve", "approver", "looked at the figures")
 HOSTILE = '<script>alert(1)</script> \N{LEFT-TO-RIGHT OVERRIDE}& "it\'s" {{ 7 * 7 }}'
 MODEL = "digits"
+BOARDS = ("stm32f746", "stm32f407")
 SITES = ("dairy", "north-barn", "south-barn")
 HELD_OUT = 20
 ROUND_SECONDS = 1500.0
@@ -97,11 +99,14 @@ class Story:
         for site in SITES:
             ops.add_gateway(ADA, GatewayToAdd(gateway=f"{site}-gw", site=site))
             Gateways(ops.store).seen(f"{site}-gw")
-        for board, text in small_model.manifest_texts("stm32f746", "stm32f407").items():
+        for board in BOARDS:
+            manifest = small_model.manifest(board)
+            manifest["board"]["active_milliwatts"] = 180
+            text = json.dumps(manifest)
             weights = base64.b64encode(small_model.blob()).decode()
             wanted = BundleToImport(model=MODEL, manifest=text, weights=weights)
             ops.import_bundle(OLE, wanted)
-            self.manifests[small_model.manifest(board)["bundle_id"]] = Manifest.parse(text)
+            self.manifests[manifest["bundle_id"]] = Manifest.parse(text)
         for first in range(0, self.devices, 10_000):
             some = self.names[first : first + 10_000]
             to_add = [
@@ -116,7 +121,7 @@ class Story:
         ops.registry.observe({name: self.seen(number) for number, name in enumerate(self.names)})
 
     def seen(self, number: int) -> Observed:
-        board = ("stm32f746", "stm32f407")[number % 2]
+        board = BOARDS[number % 2]
         entry = small_model.device_entry("d", board, battery_percent=20 + number % 80)
         entry = {name: value for name, value in entry.items() if name in Observed.model_fields}
         entry["online"] = number % 11 != 3
@@ -406,7 +411,13 @@ def _tell(story: Story, clock: _Past) -> None:
         story.campaigns["canary-2"], "driver", "south-barn-gw", f"range: {story.odd}"
     )
     clock.back = 0
-    ops.registry.observe({name: story.seen(number) for number, name in enumerate(story.names)})
+    current = [ops.models.version(MODEL, version).sha256 for version in (1, 2, 2, 3)]
+    ops.registry.observe(
+        {
+            name: story.seen(number).model_copy(update={"current": current[number % 4]})
+            for number, name in enumerate(story.names)
+        }
+    )
     for site in SITES:
         Gateways(ops.store).seen(f"{site}-gw")
     ops.issue_token(ADA, TokenToIssue(who="bob", role="viewer", days=30))

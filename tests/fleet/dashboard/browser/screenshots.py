@@ -1,13 +1,14 @@
 """Pictures of the dashboard's pages, light and dark, at a desk and on a phone.
 
-    scripts/screenshots          those that docs/dashboard.md shows, into docs/images/dashboard
-    scripts/screenshots FOLDER   every page wholly, to be looked at
+scripts/screenshots          those that docs/dashboard.md shows, into docs/images/dashboard
+scripts/screenshots FOLDER   every page wholly, to be looked at
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import itertools
 import sys
 import tempfile
 import uuid
@@ -45,9 +46,9 @@ QUALITY = 75
 @contextmanager
 def service(folder: Path) -> Iterator[Service]:
     """A service in the middle of the story, with the same names each time."""
-    numbers = iter(range(1, 1 << 16))
     tell = functools.partial(story.fill, odd="range: a sum is too large")
-    with mock.patch.object(uuid, "uuid4", lambda: uuid.UUID(int=0x5EED << 96 | next(numbers) << 64)):
+    names = (uuid.UUID(int=0x5EED << 96 | number << 64) for number in itertools.count(1))
+    with mock.patch.object(uuid, "uuid4", side_effect=names):
         told = served.told(folder / "told.sqlite", tell)
     one = Service(told.copied(folder))
     one.start()
