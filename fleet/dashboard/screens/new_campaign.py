@@ -36,7 +36,8 @@ def new_campaign(page: Page) -> Context:
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     else:
         text = _start(page, kind if kind in STARTS else "adapt")
-    return {**_editor(page, text, *_look(page, text)), "is_answer": False}
+    # What it would do takes seconds where there are very many devices: the script asks for it.
+    return {**_editor(page, text, _read(page, text), None, ""), "is_answer": False}
 
 
 @screens.action("/campaigns/new")
@@ -67,13 +68,17 @@ def _start(page: Page, kind: str) -> str:
     return text.replace("{{ version }}", str(version))
 
 
-def _look(page: Page, text: str) -> tuple[CampaignReading, CampaignPlan | None, str]:
-    """What a text says, what it would do, and why that can't be told."""
+def _read(page: Page, text: str) -> CampaignReading:
     try:
-        reading = page.api.read_campaign(text)
+        return page.api.read_campaign(text)
     except ValidationError as error:
         mistake = MistakeView(field="", line=None, message=first_mistake(error))
-        return CampaignReading(campaign=None, mistakes=[mistake]), None, ""
+        return CampaignReading(campaign=None, mistakes=[mistake])
+
+
+def _look(page: Page, text: str) -> tuple[CampaignReading, CampaignPlan | None, str]:
+    """What a text says, what it would do, and why that can't be told."""
+    reading = _read(page, text)
     if reading.campaign is None:
         return reading, None, ""
     try:
