@@ -331,7 +331,7 @@ def main() -> int:
                 "campaigns": "/ui/campaigns",
                 "campaign, live": f"/ui/campaigns/{campaign}",
                 "round": f"/ui/campaigns/{campaign}/rounds/{running.number}",
-                "new campaign, tried": "/ui/campaigns/new",
+                "new campaign": "/ui/campaigns/new",
                 "campaign, to confirm": f"/ui/campaigns/{campaign}/confirm?do=stop",
                 "models": "/ui/models",
                 "model": f"/ui/models/{MODEL}",

@@ -42,6 +42,10 @@ def _help(page: Page) -> None:
     expect(page.get_by_role("dialog")).to_be_visible()
 
 
+def _tried(page: Page) -> None:
+    expect(page.get_by_text("What it would do now")).to_be_visible()
+
+
 def _with_a_mistake(page: Page) -> None:
     field = page.get_by_label("Campaign, as YAML")
     field.fill(field.input_value().replace("epochs: 1", "epochs: many") + "tempo: 3\n")
@@ -98,7 +102,7 @@ SIGHTS = (
     Sight("round", "/campaigns/{campaign}/rounds/{round}", campaign("canary-2", "/rounds/2")),
     Sight("confirm", CONFIRM, campaign("canary-2", "/confirm?do=stop")),
     Sight("confirm-too-late", CONFIRM, campaign("pens", "/confirm?do=stop"), status=409),
-    Sight("new-campaign", "/campaigns/new"),
+    Sight("new-campaign", "/campaigns/new", act=_tried),
     Sight("new-campaign-mistake", "/campaigns/new", act=_with_a_mistake),
     Sight("new-campaign-may-not", "/campaigns/new", role="viewer", act=_open_all),
     Sight("models", "/models"),
