@@ -67,7 +67,7 @@ class Renderer:
 
     def __init__(self, assets: Assets, *, version: str, build: str) -> None:
         """`build` is what a page compares with to notice an upgrade."""
-        self._common = {"assets": assets, "version": version, "build": build}
+        self._common = {"assets": assets, "service_version": version, "build": build}
 
     def page(self, template: str, frame: Frame, context: Context) -> str:
         """A whole page."""
