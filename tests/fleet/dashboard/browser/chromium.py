@@ -8,10 +8,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Page,
+    ViewportSize,
+    expect,
+    sync_playwright,
+)
 
-DESK = {"width": 1280, "height": 800}
-PHONE = {"width": 360, "height": 780}
+DESK: ViewportSize = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 360, "height": 780}
+"""The smallest that pages are made for."""
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
     "--no-sandbox",
@@ -21,7 +29,7 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-_PATIENCE_MILLISECONDS = 15_000
+_PATIENCE_MILLISECONDS = 60_000
 _ANSWERED_BADLY = "Failed to load resource"
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 from PIL import Image
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, ViewportSize, expect
 
 from tests.fleet.dashboard import story
 from tests.fleet.dashboard.browser import chromium, served
@@ -28,8 +28,8 @@ from tests.fleet.dashboard.browser.sights import SIGHTS, Sight
 ROOT = Path(__file__).resolve().parents[4]
 SHOWN = ROOT / "docs" / "images" / "dashboard"
 THEMES = ("light", "dark")
-DESK = {"width": 1280, "height": 960}
-PHONE = {"width": 390, "height": 844}
+DESK: ViewportSize = {"width": 1280, "height": 960}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 TRIPPED = "campaign-tripped"
 # Of a page as high as it is, what fits.
 PICTURES = {
@@ -62,7 +62,7 @@ def take(
     browser: Browser,
     of: Service,
     sight: Sight,
-    viewport: dict[str, int],
+    viewport: ViewportSize,
     keep: Callable[[str, bytes], None],
     is_whole: bool,
 ) -> None:

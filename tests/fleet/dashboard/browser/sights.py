@@ -113,7 +113,7 @@ SIGHTS = (
         lambda story: "/models/digits/confirm?do=roll-back&version=3",
         role="approver",
     ),
-    Sight("audit", "/audit"),
+    Sight("audit", "/audit", lambda story: "/audit?who=ole"),
     Sight("settings", "/settings"),
     Sight("settings-admin", "/settings", role="admin"),
     Sight("settings-secret", "/settings", role="admin", act=_new_token),

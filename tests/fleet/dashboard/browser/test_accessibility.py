@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page
+from playwright.sync_api import Page, ViewportSize
 
 from fleet.dashboard.screens import ALL
 from fleet.service.operations import Operations
@@ -17,7 +17,16 @@ from tests.fleet.dashboard.browser.sights import SIGHTS, Sight
 from tests.fleet.dashboard.story import Story
 
 Windows = Callable[..., Window]
+Looks = Sequence[tuple[str, str, ViewportSize]]
 _AXE = Axe()
+_DESK, _PHONE = ("desk", DESK), ("phone", PHONE)
+# Each theme and each width; with --long each theme at each width.
+LOOKS = [
+    pytest.param([("light", *_DESK), ("dark", *_PHONE)], id="light desk, dark phone"),
+    pytest.param(
+        [("dark", *_DESK), ("light", *_PHONE)], id="dark desk, light phone", marks=pytest.mark.long
+    ),
+]
 
 
 @pytest.fixture(scope="package")
@@ -43,12 +52,9 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     one.close()
 
 
-def _findings(page: Page, rules: Sequence[str] = ()) -> list[str]:
+def _findings(page: Page) -> list[str]:
     """What axe finds, with what it is about."""
-    options: dict[str, object] = {"resultTypes": ["violations"]}
-    if rules:
-        options["runOnly"] = list(rules)
-    found = _AXE.run(page, options=options).response["violations"]
+    found = page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
     return [
         f"{one['impact']} {one['id']} {' '.join(node['target'])}: {node['failureSummary']}"
         for one in found
@@ -56,18 +62,13 @@ def _findings(page: Page, rules: Sequence[str] = ()) -> list[str]:
     ]
 
 
-def _looks_well(one: Window) -> None:
-    """Each theme and each width wholly; of the other two pairs what depends on both, colours."""
+def _looks_well(one: Window, looks: Looks) -> None:
     page, found = one.page, []
-    for theme, width, viewport, rules in (
-        ("light", "desk", DESK, ()),
-        ("dark", "desk", DESK, ("color-contrast",)),
-        ("dark", "phone", PHONE, ()),
-        ("light", "phone", PHONE, ("color-contrast",)),
-    ):
+    page.evaluate(_AXE.axe_script)
+    for theme, width, viewport in looks:
         page.set_viewport_size(viewport)
         page.emulate_media(color_scheme=theme)
-        found += [f"{theme} {width}: {finding}" for finding in _findings(page, rules)]
+        found += [f"{theme} {width}: {finding}" for finding in _findings(page)]
         if one.is_too_wide:
             found.append(f"{width}: it has to be scrolled sideways")
     assert not found, "\n".join(found)
@@ -78,23 +79,25 @@ def test_every_page_is_looked_at() -> None:
     assert routes <= {sight.route for sight in SIGHTS}
 
 
+@pytest.mark.parametrize("looks", LOOKS)
 @pytest.mark.parametrize("sight", SIGHTS, ids=lambda sight: sight.name)
 def test_axe_finds_nothing_and_no_page_is_too_wide(
-    looked_at: Service, windows: Windows, sight: Sight
+    looked_at: Service, windows: Windows, sight: Sight, looks: Looks
 ) -> None:
     one = windows(looked_at, sight.role)
     answer = one.page.goto(f"{looked_at.url}/ui{sight.path(looked_at.story)}")
     assert answer is not None
     assert answer.status == sight.status
     sight.act(one.page)
-    _looks_well(one)
+    _looks_well(one, looks)
 
 
+@pytest.mark.parametrize("looks", LOOKS)
 @pytest.mark.parametrize("route", sorted(one.path for one in ALL[0] if "{" not in one.path))
 def test_axe_finds_nothing_on_a_page_that_has_nothing_yet(
-    empty: Service, windows: Windows, route: str
+    empty: Service, windows: Windows, route: str, looks: Looks
 ) -> None:
     one = windows(empty, "admin")
     one.open(route)
     assert not one.failures
-    _looks_well(one)
+    _looks_well(one, looks)
