@@ -1,4 +1,7 @@
-"""A browser for all of the tests here, and services for it to look at."""
+"""A browser for all of the tests here, and services for it to look at.
+
+No longer than for these: while Playwright runs, a thread can have no other event loop.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,11 @@ from tests.fleet.dashboard.browser import chromium, served
 from tests.fleet.dashboard.browser.chromium import Window
 from tests.fleet.dashboard.browser.served import Service, Told
 
-# No longer than that: while Playwright runs, this thread can have no other event loop.
-SCOPE = "package"
 DEVICES = 24
 """Few rows: axe looks at every one."""
 
 
-@pytest.fixture(scope=SCOPE)
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     if not chromium.found():
         pytest.skip("there is no Chromium here; install the package chromium to run this test")
@@ -30,7 +31,7 @@ def browser() -> Iterator[Browser]:
         yield one
 
 
-@pytest.fixture(scope=SCOPE)
+@pytest.fixture(scope="package")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     tell = partial(story.fill, devices=DEVICES)
     return served.told(tmp_path_factory.mktemp("story") / "store.sqlite", tell)
