@@ -15,6 +15,7 @@
     │   ├── UnknownCampaignError    a StoreError as well
     │   ├── UnknownDeviceError      a RegistryError as well
     │   └── UnknownModelError       a ModelStoreError as well
+    ├── BackupError         a backup is damaged, is none, or can't be restored here
     ├── CertificateError    a certificate authority can't be used, or asked for what it can't give
     ├── RegistryError       a device or a filter of devices is wrong, or isn't known
     ├── ModelStoreError     a model or a version of it isn't known, or doesn't fit
@@ -97,6 +98,10 @@ class StoreAwayError(StoreError):
 
 class UnknownCampaignError(StoreError, NotKnownError):
     """A store has no such campaign, or no such round of it."""
+
+
+class BackupError(FleetError):
+    """A backup is damaged, is none, or can't be restored here."""
 
 
 class CertificateError(FleetError):

@@ -88,7 +88,10 @@ class Assignment:
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """All that a round is, fixed before its first message; what the store keeps of it."""
+    """All that a round is, fixed before its first message; what the store keeps of it.
+
+    Gateways and devices know it by its number plus `offset` (`Store.round_offset`).
+    """
 
     number: int
     kind: RoundKind
@@ -100,6 +103,12 @@ class RoundPlan:
     targets: dict[str, int]
     stage: int = 0
     training_round: int = 0
+    offset: int = 0
+
+    @property
+    def on_wire(self) -> int:
+        """The number by which gateways and devices know it."""
+        return self.number + self.offset
 
     def to_json(self) -> dict[str, Any]:
         """As plain dictionaries and lists."""
@@ -382,14 +391,16 @@ def plan_round(
     training_round: int = 0,
     sites: Mapping[str, str] | None = None,
     room: int | None = None,
+    offset: int = 0,
 ) -> RoundPlan:
     """The round's plan. Scoring rounds take every eligible device, without over-selection.
 
     `leases` are the lease numbers of the devices that the campaign may task; `members` those that
     may take part at all (all that match the target where None). `training_round`
     counts those of the stage; `sites` are those of gateways, as far as they are known; `room` is
-    for how many devices there is some, where others are at work. Raises
-    `CampaignError` where no device is eligible, or tasks would be held back for too long.
+    for how many devices there is some, where others are at work; `offset` that of
+    `RoundPlan`. Raises `CampaignError` where no device is eligible, or tasks would be held back
+    for too long.
     """
     assignments, skipped = eligible(config, devices, manifests, members, kind)
     ready = len(assignments)
@@ -425,7 +436,7 @@ def plan_round(
     return RoundPlan(
         number=number,
         kind=kind,
-        seed=round_seed(config.seed, number),
+        seed=round_seed(config.seed, number + offset),
         weights=weights,
         wanted=wanted,
         assignments=chosen,
@@ -433,6 +444,7 @@ def plan_round(
         targets=_split(wanted, selected),
         stage=stage,
         training_round=training_round,
+        offset=offset,
     )
 
 
@@ -506,7 +518,7 @@ def start_request(
         }
     return {
         "campaign": campaign,
-        "round": plan.number,
+        "round": plan.on_wire,
         "action": plan.kind.action,
         "seed": plan.seed,
         "fold": {"name": "arrivals"} if is_open(config, plan.kind) else config.aggregation.fold(),

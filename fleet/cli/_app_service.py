@@ -36,7 +36,7 @@ def add_commands(app: typer.Typer) -> None:
         ("models", models),
     ):
         app.add_typer(group, name=name)
-    for command in (init, up, down, status, serve, simulate):
+    for command in (init, up, down, status, serve, health, backup, restore, simulate):
         app.command()(command)
 
 
@@ -52,12 +52,30 @@ def init(
     gateways_per_site: Annotated[
         int, typer.Option(min=1, max=20, help="They share the site's devices.")
     ] = 2,
+    containers: Annotated[
+        bool,
+        typer.Option(
+            "--containers", help="For deploy/compose.yaml: one site with two gateways, PostgreSQL."
+        ),
+    ] = False,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --containers, a name or address under which others reach this machine; may "
+            "be repeated."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make a deployment of one machine: authority, brokers, gateways, service, token."""
-    from fleet.cli._deployment import init as run
+    from fleet.cli import _deployment as deployment
 
-    run(folder, fleet, sites.split(","), gateways_per_site, as_json=json)
+    if containers:
+        deployment.init_containers(
+            folder, fleet, sites.split(","), gateways_per_site, host or [], as_json=json
+        )
+    else:
+        deployment.init(folder, fleet, sites.split(","), gateways_per_site, as_json=json)
 
 
 def up(folder: Folder, json: Json = False) -> None:
@@ -87,6 +105,48 @@ def serve(config: Config = Path("coordinator.toml")) -> None:
     from fleet.cli._deployment import serve as run
 
     run(config)
+
+
+def health(
+    config: Annotated[Path, typer.Argument(help="TOML file of a service or a gateway.")],
+) -> None:
+    """Ask the service or gateway of this machine whether it works; exit code 1 if not."""
+    from fleet.cli._deployment import health as run
+
+    if not run(config):
+        raise typer.Exit(1)
+
+
+Deployment = Annotated[
+    Path | None, typer.Option("--site", help="Folder of a deployment that `tinyfleet init` made.")
+]
+Service = Annotated[
+    Path | None, typer.Option("--config", help="TOML file of a service, without a deployment.")
+]
+
+
+def backup(
+    out: Annotated[Path, typer.Argument(help="File that is written; - is standard output.")],
+    site: Deployment = None,
+    config: Service = None,
+    json: Json = False,
+) -> None:
+    """Back up a service's store and what it is configured with, also while it runs."""
+    from fleet.cli._backup import back_up as run
+
+    run(out, config, site, as_json=json)
+
+
+def restore(
+    archive: Annotated[Path, typer.Argument(help="What was backed up; - is standard input.")],
+    site: Deployment = None,
+    config: Service = None,
+    json: Json = False,
+) -> None:
+    """Restore a backup where there is nothing yet."""
+    from fleet.cli._backup import restore as run
+
+    run(archive, config, site, as_json=json)
 
 
 @gateway.command("run")

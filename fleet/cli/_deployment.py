@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, table
 from fleet.cli._progress import stage_bars
 from fleet.gateway.__main__ import ALLOCATIONS
-from fleet.service import deployment
+from fleet.service import containers, deployment
 
 
 def init(
@@ -21,6 +22,30 @@ def init(
 ) -> None:
     """Make a deployment."""
     made = deployment.init(folder, fleet, sites, gateways_per_site)
+    _show_made(folder, made, f"tinyfleet up {folder}", as_json=as_json)
+
+
+def init_containers(
+    folder: Path,
+    fleet: str,
+    sites: Sequence[str],
+    gateways_per_site: int,
+    hosts: Sequence[str],
+    *,
+    as_json: bool,
+) -> None:
+    """Make a deployment for deploy/compose.yaml."""
+    if len(sites) != 1 or gateways_per_site != containers.GATEWAYS:
+        raise CommandError(
+            f"deploy/compose.yaml has one site with {containers.GATEWAYS} gateways; others are set "
+            "up beside it: docs/deploy.md"
+        )
+    made = containers.init(folder, fleet, sites[0], hosts)
+    start = f"docker compose --env-file {folder / containers.ENV_FILE} -f deploy/compose.yaml up -d"
+    _show_made(folder, made, start, as_json=as_json)
+
+
+def _show_made(folder: Path, made: deployment.Deployment, start: str, *, as_json: bool) -> None:
     if as_json:
         print_json(
             {
@@ -42,10 +67,10 @@ def init(
         for site, ports in made.sites.items()
     ]
     columns = ["site", "port on this machine", "port with TLS", "gateways"]
-    console().print(table(f"Fleet {fleet} in {folder}", columns, rows))
+    console().print(table(f"Fleet {made.fleet} in {folder}", columns, rows))
     console().print(
         f"The API will be at {made.url}, the administrator's token is in "
-        f"{folder / 'admin.token'}. Start it all with: tinyfleet up {folder}",
+        f"{folder / 'admin.token'}. Start it all with: {start}",
         soft_wrap=True,
     )
 
@@ -80,6 +105,16 @@ def status(folder: Path, *, as_json: bool) -> bool:
         rows = [[name, "runs" if runs else "doesn't run"] for name, runs in found.items()]
         console().print(table(f"Parts of {folder}", ["part", ""], rows))
     return all(found.values())
+
+
+def health(config: Path) -> bool:
+    """Whether what runs here with this configuration does its work; if not, what is wrong."""
+    from fleet.service.health import problems
+
+    found = problems(config)
+    for problem in found:
+        print(problem)
+    return not found
 
 
 def serve(config: Path) -> None:

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 PACKAGE = "tinyfleet"
 ROLES = ("gateway", "service", "compiler", "simulator", "demo")
 _ROLE_OF_COMMAND = {
+    "backup": "service",
     "boards": "compiler",
     "compile": "compiler",
     "demo": "demo",
@@ -23,6 +24,7 @@ _ROLE_OF_COMMAND = {
     "measure": "simulator",
     "models": "compiler",
     "plan": "compiler",
+    "restore": "service",
     "serve": "service",
     "simulate": "simulator",
     "up": "service",

@@ -13,9 +13,12 @@ def connect(site: Path | None, url: str | None, token: str | None, why: str = ""
     """A client by `--site`, or by `--url` and `--token`, or by the environment."""
     if site is None and url is None and "TINYFLEET_SITE" in os.environ:
         site = Path(os.environ["TINYFLEET_SITE"])
+    authority = os.environ.get("TINYFLEET_CA")
     if site is not None:
-        from fleet.service.deployment import Deployment, token_of
+        from fleet.service.deployment import Deployment, authority_of, token_of
 
+        if url is None and authority is None:
+            authority = str(authority_of(site))
         url = url or Deployment.read(site).url
         token = token or os.environ.get("TINYFLEET_TOKEN") or token_of(site)
     url = url or os.environ.get("TINYFLEET_URL")
@@ -27,7 +30,7 @@ def connect(site: Path | None, url: str | None, token: str | None, why: str = ""
         )
     if not token:
         raise CommandError("--token is missing; it may stand in the variable TINYFLEET_TOKEN")
-    return Client(url, token, ca_file=os.environ.get("TINYFLEET_CA"), why=why)
+    return Client(url, token, ca_file=authority, why=why)
 
 
 def ago(seconds: float | None) -> str:

@@ -551,6 +551,7 @@ class CampaignDriver:
             step.training_round,
             Gateways(self._store).sites(),
             room,
+            self._store.round_offset(),
         )
 
     # Devices

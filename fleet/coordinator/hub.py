@@ -72,6 +72,7 @@ class Hub:
     ) -> None:
         """Nothing is sent before the first `step`."""
         self._transport = transport
+        self._store = store
         self._registry = Registry(store)
         self._gateways = Gateways(store)
         self._logins = Logins(store)
@@ -231,6 +232,7 @@ class Hub:
             if self._told_access.get(gateway, 0) > hello.access_cursor:
                 self._told_access.pop(gateway)  # it didn't arrive, or was refused
             self._access[gateway] = hello.access_cursor
+        self._end_unknown_rounds(gateway, hello)
         # A stranger of before may have been added meanwhile.
         heard = {**self._strangers.get(gateway, {}), **{one.device: one for one in hello.devices}}
         if not heard:
@@ -246,6 +248,16 @@ class Hub:
             for name in unknown:
                 of_gateway.pop(name, None)  # erased since
         return hello.model_copy(update={"devices": list(known.values())})
+
+    def _end_unknown_rounds(self, gateway: str, hello: Hello) -> None:
+        """A round is stored before its first message: one that the store doesn't know was begun
+        before it was restored, and keeps devices busy for nobody."""
+        for one in hello.rounds:
+            if one.state == "running" and not self._store.knows_round(one.campaign, one.round):
+                about = {"campaign": one.campaign, "round": one.round, "gateway": gateway}
+                logger.warning("a round that the store doesn't know is cancelled", extra=about)
+                fields = {"campaign": one.campaign, "round": one.round}
+                self._transport.send(gateway, Operation.CANCEL, fields)
 
 
 def _hello(gateway: str, devices: Mapping[str, DeviceEntry]) -> Hello:

@@ -150,9 +150,9 @@ class OpenTraining:
 
     def _hear(self, reply: Reply) -> None:
         assert reply.round is not None
-        found = self._rounds().get(reply.round[1])
-        if found is not None:
-            self._runner.hand_over(found.plan, found.machine, reply)
+        for found in self._rounds().values():
+            if found.plan.on_wire == reply.round[1]:
+                self._runner.hand_over(found.plan, found.machine, reply)
 
     def _go_on(self) -> None:
         """Ask, listen, and close the rounds of which nothing is left."""

@@ -76,7 +76,7 @@ class RoundRunner:
             if machine.finished:
                 return machine.outcome()
             for reply in self._context.listener.receive():
-                if reply.round == (self._context.campaign, plan.number):
+                if reply.round == (self._context.campaign, plan.on_wire):
                     self.hand_over(plan, machine, reply)
             self.show(plan, machine)
             if is_stopped():
@@ -94,7 +94,7 @@ class RoundRunner:
             if gateway in self._context.listener.quarantined:
                 machine.give_up(gateway, self._context.listener.quarantined[gateway])
         for gateway, operation in machine.requests(self._context.clock.monotonic()):
-            fields: dict[str, Any] = {"campaign": self._context.campaign, "round": plan.number}
+            fields: dict[str, Any] = {"campaign": self._context.campaign, "round": plan.on_wire}
             if operation is Operation.START:
                 fields = start_request(
                     self._context.config,

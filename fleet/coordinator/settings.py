@@ -1,7 +1,8 @@
 """Configuration of a coordinator's service: one TOML file, frozen once read.
 
 fleet = "barn"
-store = "sqlite:///coordinator.sqlite"   # relative to this file; or postgresql+psycopg://…
+store = "sqlite:///coordinator.sqlite"   # relative to this file; or postgresql+psycopg://…, or
+                                         # file:PATH, a file that has it, or env:NAME
 work = "flower"                          # folder of the SuperLink's state and of logs
 
 [api]
@@ -20,6 +21,10 @@ gateway_keys = "gateway-keys"            # folder of GATEWAY.pub, whose SuperNod
 reports_days = 730
 events_days = 90
 weights_days = 90
+
+[bootstrap]                              # of a store that has nobody yet
+token_file = "admin.token"               # the first administrator's
+gateways = { north-gw = "north" }        # gateway = "site"
 
 [tracing]                                # spans of rounds, over OTLP/HTTP: docs/howto/traces.md
 endpoint = "http://10.0.0.2:4318"
@@ -153,21 +158,37 @@ class RetentionSettings(_Settings):
     """What training rounds made on the way, from the campaign's last round on."""
 
 
+class BootstrapSettings(_Settings):
+    """What a service adds to a store that lacks it, where nobody can be asked to: in containers.
+
+    The token only where no token was ever issued, each gateway where none of its name is known.
+    """
+
+    token_file: Path | None = None
+    """Holds the text of the first administrator's token, which somebody has made
+    (`fleet.store.new_token`)."""
+    gateways: dict[Name, Name] = {}
+    """Gateway → site."""
+
+
 class CoordinatorSettings(_Settings):
     """All that a service is told."""
 
     fleet: Name
     store: str = "sqlite:///coordinator.sqlite"
-    """`env:NAME` takes the URL from the environment, so that its password is in no file."""
+    """`file:PATH` and `env:NAME` take the URL from elsewhere, so that its password isn't here."""
     work: Path = Path("flower")
     api: ApiSettings = ApiSettings()
     superlink: SuperLinkSettings = SuperLinkSettings(port=9092)
     pace: PaceSettings = PaceSettings()
     retention: RetentionSettings = RetentionSettings()
+    bootstrap: BootstrapSettings = BootstrapSettings()
     tracing: TracingSettings | None = None
 
     def store_url(self) -> str:
-        """The store's URL. ConfigurationError where its variable isn't set."""
+        """The store's URL. ConfigurationError where what has it can't be read."""
+        if self.store.startswith("file:"):
+            return first_line(Path(self.store.removeprefix("file:")), "store")
         if not self.store.startswith("env:"):
             return self.store
         name = self.store.removeprefix("env:")
@@ -204,6 +225,7 @@ class CoordinatorSettings(_Settings):
                 "work": folder / settings.work,
                 "api": _within(folder, settings.api),
                 "superlink": _within(folder, settings.superlink),
+                "bootstrap": _within(folder, settings.bootstrap),
                 "store": _at(folder, settings.store),
             }
         )
@@ -211,7 +233,7 @@ class CoordinatorSettings(_Settings):
     def shown(self) -> dict[str, Any]:
         """What somebody may see of them: the store's address without its password."""
         told = self.model_dump(mode="json")
-        if not self.store.startswith("env:"):
+        if not self.store.startswith(("env:", "file:")):
             told["store"] = sa.make_url(self.store).render_as_string(hide_password=True)
         return told
 
@@ -229,8 +251,21 @@ def _within(folder: Path, part: _Part) -> _Part:
     return part.model_copy(update=paths)
 
 
+def first_line(path: Path, what: str) -> str:
+    """What a file of a secret holds; ConfigurationError where that is nothing."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{what} {path}: can't be read ({error})") from None
+    if not lines or not lines[0]:
+        raise ConfigurationError(f"{what} {path}: is empty")
+    return lines[0]
+
+
 def _at(folder: Path, url: str) -> str:
-    """An SQLite file's URL relative to a folder."""
+    """An SQLite file's URL, or what has it, relative to a folder."""
+    if url.startswith("file:"):
+        return f"file:{folder / url.removeprefix('file:')}"
     if not url.startswith("sqlite:"):
         return url
     try:

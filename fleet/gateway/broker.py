@@ -234,8 +234,10 @@ def access_list(fleet: str, gateways: Iterable[str]) -> str:
     return "".join([_ACCESS_PATTERNS.format(fleet=fleet), *deltas, *sections])
 
 
-def write_broker_config(folder: Path, config: BrokerConfig) -> Path:
+def write_broker_config(folder: Path, config: BrokerConfig, seen_as: Path | None = None) -> Path:
     """Write mosquitto.conf, access and passwords (hashed) into ``folder``; returns the first.
+
+    In a container the broker sees it as another folder, ``seen_as``, and runs as nobody's root.
 
     Works again on the same folder when devices were added; a running broker re-reads
     passwords and access list on SIGHUP. `own.json` has what a gateway goes by that keeps the
@@ -243,8 +245,8 @@ def write_broker_config(folder: Path, config: BrokerConfig) -> Path:
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    text = config.config_text(folder)
-    if os.geteuid() == 0:
+    text = config.config_text(seen_as or folder)
+    if seen_as is None and os.geteuid() == 0:
         # As root Mosquitto would change to a user that can't read this folder.
         text += "user root\n"
     passwords = {**config.gateways, **config.devices}

@@ -46,6 +46,8 @@ from fleet.service.gateway_site import GatewaySite
 from fleet.store import Gateways, SqlStore
 
 SITE_FILE = "site.json"
+SETTINGS = Path("coordinator", "coordinator.toml")
+"""Of its service, within the folder."""
 UP_SECONDS = 120.0
 ADMIN_DAYS = 3650.0
 
@@ -67,6 +69,8 @@ class Deployment:
     sites: Mapping[str, SitePorts]
     gateways: Mapping[str, str]
     """Gateway → site."""
+    runs_in_containers: bool = False
+    """Whether it is for Compose to start and to stop (`fleet.service.containers`)."""
 
     @classmethod
     def read(cls, folder: Path) -> Deployment:
@@ -75,7 +79,8 @@ class Deployment:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             sites = {name: SitePorts(**ports) for name, ports in raw["sites"].items()}
-            return cls(raw["fleet"], raw["url"], sites, dict(raw["gateways"]))
+            in_containers = bool(raw.get("runs_in_containers", False))
+            return cls(raw["fleet"], raw["url"], sites, dict(raw["gateways"]), in_containers)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(
                 f"{folder} is no deployment ({error}); `tinyfleet init {folder}` makes one"
@@ -95,17 +100,27 @@ def token_of(folder: Path) -> str:
         raise ConfigurationError(f"{path}: can't be read ({error}); give --token") from None
 
 
+def authority_of(folder: Path) -> Path:
+    """Whom to believe that it is the deployment's service, where that speaks TLS."""
+    return folder / "ca" / "ca.crt"
+
+
 def connect(folder: Path) -> Client:
     """A client of the deployment's service, as its administrator."""
     return Client(Deployment.read(folder).url, token_of(folder))
 
 
-def init(folder: Path, fleet: str, sites: Sequence[str], gateways_per_site: int) -> Deployment:
-    """Make a deployment. Nothing is started; ConfigurationError where there is one already."""
+def require_none(folder: Path) -> None:
+    """Raises `ConfigurationError` where a folder has a deployment already."""
     if (folder / SITE_FILE).exists():
         raise ConfigurationError(
             f"{folder} has a deployment already; `tinyfleet up {folder}` starts it"
         )
+
+
+def init(folder: Path, fleet: str, sites: Sequence[str], gateways_per_site: int) -> Deployment:
+    """Make a deployment. Nothing is started; ConfigurationError where there is one already."""
+    require_none(folder)
     if len(set(sites)) != len(sites):
         raise ConfigurationError("two sites have one name")
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +135,7 @@ def init(folder: Path, fleet: str, sites: Sequence[str], gateways_per_site: int)
         # What nothing is known to need after that; what devices reported is kept.
         retention=RetentionSettings(events_days=90, weights_days=90),
     )
-    settings_path = folder / "coordinator" / "coordinator.toml"
+    settings_path = folder / SETTINGS
     coordinator.write(settings_path)
     store = SqlStore(CoordinatorSettings.read(settings_path).store_url())
     ports: dict[str, SitePorts] = {}
@@ -206,6 +221,10 @@ def processes(folder: Path) -> dict[str, ManagedProcess]:
     """The parts of a deployment in the order in which they are started, by name."""
     folder = folder.absolute()
     deployment = Deployment.read(folder)
+    if deployment.runs_in_containers:
+        raise ConfigurationError(
+            f"{folder} runs in containers: docs/deploy.md says how they are started and stopped"
+        )
     command = [sys.executable, "-m", "fleet.cli"]
     found: dict[str, ManagedProcess] = {}
 
@@ -222,7 +241,7 @@ def processes(folder: Path) -> dict[str, ManagedProcess]:
     for site in deployment.sites:
         config = folder / "brokers" / site / "mosquitto.conf"
         add(f"broker-{site}", [find_mosquitto(), "-c", str(config)])
-    service = folder / "coordinator" / "coordinator.toml"
+    service = folder / SETTINGS
     # It has Flower's processes to stop.
     add("service", [*command, "serve", "--config", str(service)], 60.0)
     for gateway in deployment.gateways:
@@ -284,7 +303,7 @@ def down(folder: Path, tell: Callable[[str, int, int], None] = lambda what, done
 def _left_behind(folder: Path) -> list[ManagedProcess]:
     """Flower's processes that whoever started them was killed too early to stop."""
     deployment = Deployment.read(folder)
-    settings = CoordinatorSettings.read(folder.absolute() / "coordinator" / "coordinator.toml")
+    settings = CoordinatorSettings.read(folder.absolute() / SETTINGS)
     superlink = superlink_of(settings)
     nodes = [
         GatewaySite.node(GatewaySettings.read(folder.absolute() / "gateways" / f"{name}.toml"))

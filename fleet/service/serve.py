@@ -28,6 +28,7 @@ from fleet.coordinator.superlink import superlink_of
 from fleet.coordinator.webhooks import Deliveries
 from fleet.errors import FleetError, StoreError
 from fleet.service.api import make_app
+from fleet.service.bootstrap import bootstrap
 from fleet.service.operations import Operations
 from fleet.service.retention import Cleaner
 from fleet.store import SqlStore, SupersededError, Term
@@ -64,6 +65,7 @@ class Leader:
     def problems(self) -> list[str]:
         """What keeps the service from its work; a service that waits for its turn has none."""
         try:
+            self._store.require_known_tables()
             if not self.is_leading and self._term.seen()[2] not in ("", self._term.holder):
                 return []
         except StoreError as error:
@@ -219,6 +221,7 @@ def serve(
     settings = CoordinatorSettings.read(path)
     settings.work.mkdir(parents=True, exist_ok=True)
     store = SqlStore(settings.store_url())
+    bootstrap(store, settings.bootstrap)
     clock = SystemClock()
     leader = Leader(path, settings, store, clock)
     app = make_app(

@@ -8,6 +8,7 @@ from fleet.store.accounts import (
     Remembered,
     Token,
     Tokens,
+    new_token,
     without_secrets,
 )
 from fleet.store.base import (
@@ -22,6 +23,7 @@ from fleet.store.base import (
     SupersededError,
     WeightsVersion,
 )
+from fleet.store.copying import copy_store, restore_store
 from fleet.store.database import sqlite_url
 from fleet.store.device_work import DeviceWork
 from fleet.store.events import Event, Events
@@ -83,6 +85,9 @@ __all__ = [
     "Webhook",
     "Webhooks",
     "WeightsVersion",
+    "copy_store",
+    "new_token",
+    "restore_store",
     "sqlite_url",
     "without_secrets",
 ]

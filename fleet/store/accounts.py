@@ -41,6 +41,11 @@ class Token:
 _KNOWN = tuple(column for column in tokens.c if column.name != "hash")
 
 
+def new_token() -> str:
+    """The text of a token, `tf_ID_SECRET`, that nobody has issued yet."""
+    return f"tf_{secrets.token_hex(8)}_{secrets.token_hex(32)}"
+
+
 class Tokens:
     """The tokens of a store.
 
@@ -65,14 +70,12 @@ class Tokens:
                 f"a token can't live for {seconds} s: give it a time after which it ends"
             )
         with self._store.writing() as connection:
-            return self._insert(connection, who, role, seconds)
+            return self._insert(connection, new_token(), who, role, seconds)
 
     def issue_first(self, who: str, role: str, seconds: float) -> tuple[Token, str]:
         """The same, where nobody has a token of this role that is good. Else `ConflictError`."""
         with self._store.writing() as connection:
-            if connection.dialect.name == "postgresql":
-                # Of two at once, one is first.
-                connection.execute(sa.text("LOCK TABLE tokens IN EXCLUSIVE MODE"))
+            _one_by_one(connection)
             good = sa.select(tokens.c.who).where(
                 tokens.c.role == role,
                 ~tokens.c.revoked,
@@ -86,14 +89,27 @@ class Tokens:
                 )
             return self.issue(who, role, seconds)
 
+    def adopt_first(self, text: str, who: str, role: str, seconds: float) -> Token | None:
+        """The token of this text, where there was never one; else None.
+
+        Raises `ConfigurationError` where the text is no token's.
+        """
+        if _TOKEN.fullmatch(text) is None:
+            raise ConfigurationError("the first token is none: a token is tf_ID_SECRET")
+        with self._store.writing() as connection:
+            _one_by_one(connection)
+            if connection.execute(sa.select(tokens.c.token).limit(1)).first() is not None:
+                return None
+            return self._insert(connection, text, who, role, seconds)[0]
+
     def _insert(
-        self, connection: sa.Connection, who: str, role: str, seconds: float
+        self, connection: sa.Connection, text: str, who: str, role: str, seconds: float
     ) -> tuple[Token, str]:
         now = self._store.clock.wall()
-        issued = Token(secrets.token_hex(8), who, role, now, now + seconds)
-        secret = secrets.token_hex(32)
+        _, name, secret = text.split("_")
+        issued = Token(name, who, role, now, now + seconds)
         connection.execute(sa.insert(tokens), {**vars(issued), "hash": _hash(secret)})
-        return issued, f"tf_{issued.token}_{secret}"
+        return issued, text
 
     def check(self, text: str) -> Token:
         """Whose token it is. Raises `AccessError`, which never says what the secret was."""
@@ -133,6 +149,12 @@ class Tokens:
             raise NotKnownError(f"there is no token {token!r}: list the tokens for their ids")
         connection.execute(sa.update(tokens).where(tokens.c.token == token).values(revoked=True))
         return Token(*row)
+
+
+def _one_by_one(connection: sa.Connection) -> None:
+    """Of two that want to be the first at once, one is."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("LOCK TABLE tokens IN EXCLUSIVE MODE"))
 
 
 def _hash(secret: str) -> str:

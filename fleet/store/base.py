@@ -277,10 +277,23 @@ class Store(ABC):
         """All parts that versions were made of, in their order."""
 
     @abstractmethod
+    def round_offset(self) -> int:
+        """What is added to the numbers of rounds that begin now, for gateways and devices.
+
+        0, but in a store that was restored: there may have been rounds that it doesn't know of.
+        """
+
+    @abstractmethod
+    def knows_round(self, campaign: str, on_wire: int) -> bool:
+        """Whether there is a round that gateways know by this number."""
+
+    @abstractmethod
     def raise_counters(
-        self, campaign: str, driver: str, number: int, counters: Mapping[str, Any]
+        self, campaign: str, driver: str, on_wire: int, counters: Mapping[str, Any]
     ) -> bool:
         """Raise counters in the result of a round that is done; False for any other round.
+
+        `on_wire` is the number by which gateways know it.
 
         `counters` holds numbers, and numbers by reason. None is ever lowered, since whoever
         counts may not know of all gateways (yet).

@@ -14,12 +14,16 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import StaticPool
 
 from fleet.clock import Clock, SystemClock
 from fleet.errors import StoreAwayError, StoreError
+from fleet.store.base import SupersededError
+from fleet.store.tables import restores
 
 
 def sqlite_url(path: Path) -> str:
@@ -43,14 +47,16 @@ class Database:
         clock: Clock | None = None,
         *,
         survives_power_cuts: bool = True,
+        migrates: bool = True,
     ) -> None:
         """Open the database at `url`, and bring its tables up to date; memory without one.
 
         `sqlite:///FILE` or `postgresql+psycopg://…`. Where a file needn't survive more than the
-        process, as in virtual time, it waits for no disk. Raises `StoreError` where it can't be
-        used.
+        process, as in virtual time, it waits for no disk. One that isn't up to date is refused
+        unless this `migrates`. Raises `StoreError` where it can't be used.
         """
         self.clock = clock or SystemClock()
+        self.revision = ""
         self._mine = threading.local()
         try:
             parsed = sa.make_url(url or "sqlite://")
@@ -68,8 +74,8 @@ class Database:
         if self._is_in_memory:
             self._copy_tables()
         else:
-            with self.writing() as connection:
-                self._bring_up_to_date(connection)
+            with self._transaction(writes=True) as connection:
+                self.revision = self._bring_up_to_date(connection, migrates)
 
     def _copy_tables(self) -> None:
         """Migrations take a tenth of a second; a copy of what they have made once takes none."""
@@ -87,7 +93,8 @@ class Database:
     def _is_in_memory(self) -> bool:
         return isinstance(self._engine.pool, StaticPool)
 
-    def _bring_up_to_date(self, connection: sa.Connection) -> None:
+    def _bring_up_to_date(self, connection: sa.Connection, migrates: bool = True) -> str:
+        """All steps that it lacks or none, within the transaction; gives the revision then."""
         with as_file(files("fleet.store") / "migrations") as folder:
             config = Config()
             config.set_main_option("script_location", str(folder))
@@ -101,13 +108,21 @@ class Database:
             if connection.dialect.name == "postgresql":
                 # Two services that start at once make the tables once.
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(0x74696E79)))
+            head = ScriptDirectory.from_config(config).get_current_head() or ""
+            found = MigrationContext.configure(connection).get_current_revision()
+            if not migrates and found != head:
+                raise StoreError(
+                    f"{self._name} is of revision {found or 'none'}, and this version works with "
+                    f"{head}: use the version that its service has"
+                )
             try:
                 command.upgrade(config, "head")
             except CommandError as error:
                 raise StoreError(
-                    f"{self._name} was written by another version of this program ({error}): "
+                    f"{self._name} was written by a newer version of this program ({error}): "
                     "use that one, or another database"
                 ) from None
+            return head
 
     # Transactions
 
@@ -142,10 +157,44 @@ class Database:
     def writing(self) -> contextlib.AbstractContextManager[sa.Connection]:
         """A transaction that may write, for the parts of this package.
 
-        What this thread reads and writes within it belongs to it: several changes become one with
+        Refused where a newer version has brought the tables up to date meanwhile. What this thread
+        reads and writes within it belongs to it: several changes become one with
         `with store.writing():` around them. What goes wrong in there has to come out of it.
         """
-        return self._transaction(writes=True)
+        return self._writing()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        is_outermost = getattr(self._mine, "connection", None) is None
+        with self._transaction(writes=True) as connection:
+            if is_outermost:
+                self._require_known_tables(connection)
+            yield connection
+
+    def require_known_tables(self) -> None:
+        """Raises `SupersededError` where a newer version has brought the tables up to date."""
+        with self.reading() as connection:
+            self._require_known_tables(connection)
+
+    def _require_known_tables(self, connection: sa.Connection) -> None:
+        found = connection.exec_driver_sql(_REVISION).scalar() if self.revision else ""
+        if found != self.revision:
+            raise SupersededError(
+                f"{self._name} was brought up to date by a newer version of this program "
+                f"(revision {found}, this one works with {self.revision}): stop this one"
+            )
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """A transaction that sees all tables as they are at one instant, whoever writes meanwhile.
+
+        SQLite's readers do so anyway.
+        """
+        options: dict[str, Any] = {"yield_per": _ROWS_AT_ONCE}
+        if self._engine.dialect.name == "postgresql":
+            options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        with self._transaction(**options) as connection:
+            yield connection
 
     def inserting_new(self, table: sa.Table) -> Any:
         """An INSERT that leaves rows alone which exist already."""
@@ -161,9 +210,20 @@ class Database:
             set_={name: statement.excluded[name] for name in changed},
         )
 
+    def floor(self, connection: sa.Connection) -> int:
+        """Up to where numbers may have been given before the store was restored; 0 if it wasn't.
+
+        Whoever gives numbers that others remember (devices, gateways, followers) begins above.
+        """
+        return int(connection.execute(sa.select(sa.func.max(restores.c.floor))).scalar() or 0)
+
     def close(self) -> None:
         """Release what it holds."""
         self._engine.dispose()
+
+
+_ROWS_AT_ONCE = 500
+_REVISION = "SELECT version_num FROM alembic_version"
 
 
 def _engine(url: sa.URL, survives_power_cuts: bool) -> sa.Engine:

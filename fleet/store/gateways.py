@@ -15,6 +15,9 @@ from fleet.store.tables import access, gateways, registry
 DEVICE, GATEWAY = "device", "gateway"
 _AT_ONCE = 500
 """Rows of a statement."""
+_REVISIONS_A_SECOND_BITS = 20
+"""A site of a hundred thousand devices is registered in one transaction. The floor that a restored
+store has counts seconds, and has to stay above whatever was given before."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,8 @@ class Logins:
         if connection.dialect.name == "postgresql":
             # Two that read the same highest revision would hide one change from a site.
             connection.execute(sa.text("LOCK TABLE access IN EXCLUSIVE MODE"))
-        return 1 + int(connection.execute(sa.select(sa.func.max(access.c.revision))).scalar() or 0)
+        last = int(connection.execute(sa.select(sa.func.max(access.c.revision))).scalar() or 0)
+        return 1 + max(last, self._store.floor(connection) << _REVISIONS_A_SECOND_BITS)
 
     def changes(self, site: str, since: int, limit: int = 500) -> tuple[Login, ...]:
         """What has changed at a site since a revision, oldest first."""

@@ -313,13 +313,15 @@ class SqlStore(Database, Store):
         with self.writing() as connection:
             self._check(connection, campaign, driver)
             known = self._known_leases(connection, devices)
+            floor = self.floor(connection)
             for device, seen in devices.items():
                 holder, number, state = known.get(device, ("", 0, ""))
                 if holder not in ("", campaign) and state not in ENDED_STATES:
                     taken[device] = Lease(holder, number)
                     continue
-                if holder != campaign or number < seen:
-                    number = max(number, seen) + 1
+                least = max(seen, floor)
+                if holder != campaign or number < least:
+                    number = max(number, least) + 1
                     changed.append({"device": device, "campaign": campaign, "number": number})
                 taken[device] = Lease(campaign, number)
             if changed:
@@ -386,6 +388,7 @@ class SqlStore(Database, Store):
                     "revision": self._next_revision(connection, campaign),
                     "began": self.clock.wall(),
                     "weights": _weights_of(plan),
+                    "on_wire": number + int(plan.get("offset", 0)),
                 },
             )
             if not figures.kept(connection, campaign, number):
@@ -485,21 +488,35 @@ class SqlStore(Database, Store):
             return tuple(Part(*row) for row in connection.execute(ordered))
 
     def raise_counters(
-        self, campaign: str, driver: str, number: int, counters: Mapping[str, Any]
+        self, campaign: str, driver: str, on_wire: int, counters: Mapping[str, Any]
     ) -> bool:
         """See `Store`."""
         table = tables.rounds
-        query = sa.select(table.c.result).where(
-            table.c.campaign == campaign, table.c.number == number, table.c.state == "done"
+        query = sa.select(table.c.number, table.c.result).where(
+            table.c.campaign == campaign, table.c.on_wire == on_wire, table.c.state == "done"
         )
         with self.writing() as connection:
             self._check(connection, campaign, driver)
-            text = connection.execute(query).scalar()
-            if text is None:
+            row = connection.execute(query).first()
+            if row is None:
                 return False
-            merged = json.dumps(raised(json.loads(text), counters))
-            self._change_round(connection, campaign, number, result=merged)
+            merged = json.dumps(raised(json.loads(row[1]), counters))
+            self._change_round(connection, campaign, row[0], result=merged)
             return True
+
+    def round_offset(self) -> int:
+        """See `Store`."""
+        with self.reading() as connection:
+            return self.floor(connection)
+
+    def knows_round(self, campaign: str, on_wire: int) -> bool:
+        """See `Store`."""
+        table = tables.rounds
+        query = sa.select(table.c.number).where(
+            table.c.campaign == campaign, table.c.on_wire == on_wire
+        )
+        with self.reading() as connection:
+            return connection.execute(query).first() is not None
 
     def _round(self, connection: sa.Connection, campaign: str, number: int) -> RoundRecord:
         table = tables.rounds

@@ -137,6 +137,8 @@ rounds = Table(
     Column("ended", Float),
     # Digest of what its devices begin with.
     Column("weights", Text, nullable=False, server_default=""),
+    # The number by which gateways and devices know it.
+    Column("on_wire", BigInteger, nullable=False, server_default="0"),
     Index("rounds_by_revision", "campaign", "revision"),
     Index("rounds_by_weights", "weights"),
     # All that a glance needs: plan and result of very many devices are megabytes before the rest.
@@ -339,6 +341,17 @@ events = Table(
     Column("campaign", Text, nullable=False),
     Column("data", Text, nullable=False),
     Index("events_by_campaign", "campaign", "number"),
+)
+
+restores = Table(
+    "restores",
+    metadata,
+    # Numbers up to here may have been given before the store was restored, by what it knows no
+    # more of.
+    Column("floor", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", Float, nullable=False),
+    # When the backup was made.
+    Column("backed_up", Float, nullable=False),
 )
 
 terms = Table(

@@ -21,7 +21,7 @@ from fleet.errors import StoreAwayError
 from fleet.registry import NewDevice
 from fleet.service.operations import Actor, Operations
 from fleet.service.schema import DevicesToAdd, DeviceToAdd, GatewayToAdd
-from fleet.store import Gateways, Logins, Registry, SqlStore
+from fleet.store import Gateways, Logins, Registry, SqlStore, WeightsVersion
 from tests.fleet.coordinator import small_model
 from tests.fleet.coordinator.direct_transport import DirectTransport
 from tests.fleet.coordinator.staged_fleet import StagedFleet
@@ -82,6 +82,35 @@ def inbox(channel: Channel) -> list[Reply]:
 
 def devices(replies: list[Reply]) -> list[str]:
     return [one.device for reply in replies if reply.hello for one in reply.hello.devices]
+
+
+def test_a_round_that_the_store_has_never_begun_is_cancelled_at_its_gateway(world: World) -> None:
+    """What a coordinator had begun whose store was then restored to an older point."""
+    version = WeightsVersion(0, "00" * 32, b"", b"")
+    world.store.create_campaign(A, "{}", {}, version)
+    world.store.claim(A, "me")
+    world.store.begin_round(A, "me", 1, "train", {})
+    world.store.begin_round(A, "me", 2, "train", {"offset": 5000})
+    states = {
+        (A, 1): "running",
+        (A, 2): "running",
+        (A, 3): "closed",
+        (A, 5002): "running",
+        (B, 1): "running",
+    }
+    rounds = [{"campaign": one, "round": at, "state": now} for (one, at), now in states.items()]
+    hello = {"version": 4, "gateway": "g1", "devices": [], "rounds": rounds}
+    world.transport.replies += read_replies("g1", {"hello": hello})
+    world.hub.step()
+    cancelled = [
+        (gateway, fields)
+        for gateway, operation, fields in world.transport.sent
+        if operation is Operation.CANCEL
+    ]
+    assert cancelled == [
+        ("g1", {"campaign": A, "round": 2}),
+        ("g1", {"campaign": B, "round": 1}),
+    ]
 
 
 # ---- who hears what ----------------------------------------------------------------------

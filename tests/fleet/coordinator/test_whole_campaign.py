@@ -27,7 +27,7 @@ from fleet.demo.digits import example_folder
 from fleet.firmware import compile_firmware
 from fleet.protocol import Delta, delta_coding
 from fleet.protocol.manifest import Manifest
-from fleet.store import SqlStore, sqlite_url
+from fleet.store import SqlStore, copy_store, restore_store, sqlite_url
 from simulator.machines.device_spec import DeviceSpec
 from simulator.machines.registry import build_machine, machine_kind
 from tests.fleet.gateway.board_device import BoardDevice
@@ -121,9 +121,9 @@ class SiteTransport(Transport):
         return replies
 
 
-def run_campaign(site: Site, rounds: int) -> tuple[SqlStore, str]:
+def stored_campaign(site: Site, rounds: int) -> tuple[SqlStore, str]:
     firmware = site.firmware
-    store = SqlStore(sqlite_url(site.folder / "campaign.sqlite"))
+    store = SqlStore(sqlite_url(site.folder / "campaign.sqlite"), site.clock)
     config = CampaignConfig(
         name="cows",
         rounds=rounds,
@@ -134,11 +134,18 @@ def run_campaign(site: Site, rounds: int) -> tuple[SqlStore, str]:
         wait_for_devices_seconds=1200,
     )
     text = (firmware.bundle.path / "manifest.json").read_text("utf-8")
-    campaign = new_campaign(store, config, {"cows": text}, firmware.bundle.weights)
-    assert (
-        CampaignDriver(store, campaign, SiteTransport(site), clock=site.clock).run() == "finished"
-    )
+    return store, new_campaign(store, config, {"cows": text}, firmware.bundle.weights)
+
+
+def run_campaign(site: Site, rounds: int) -> tuple[SqlStore, str]:
+    store, campaign = stored_campaign(site, rounds)
+    drive(site, store, campaign)
     return store, campaign
+
+
+def drive(site: Site, store: SqlStore, campaign: str) -> None:
+    driver = CampaignDriver(store, campaign, SiteTransport(site), clock=site.clock)
+    assert driver.run() == "finished"
 
 
 def expected_weights(site: Site, rounds: int) -> MasterState:
@@ -217,4 +224,57 @@ def test_whatever_is_lost_on_the_way_each_delta_counts_once(
     store, campaign = run_campaign(site, rounds=2)
     assert sum(device.cuts for device in site.devices.values()) > len(site.devices)
     assert_each_delta_counts_once(site, store, campaign, rounds=2)
+    site.close()
+
+
+class CopyingTransport(SiteTransport):
+    """Has the store copied before a round's start goes out."""
+
+    def __init__(self, site: Site, store: SqlStore, round_number: int) -> None:
+        super().__init__(site)
+        self._store, self._round = store, round_number
+        self.copy = SqlStore(sqlite_url(site.folder / "copy.sqlite"))
+        self.made = 0.0
+
+    def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
+        if operation is Operation.START and fields["round"] == self._round and not self.made:
+            copy_store(self._store, self.copy)
+            self.made = self._store.clock.wall()
+        super().send(gateway, operation, fields)
+
+
+@pytest.mark.parametrize("remembers", [True, False], ids=["gateway-remembers", "gateway-is-new"])
+def test_a_restored_store_goes_on_with_devices_that_have_gone_on_without_it(
+    firmware: Firmware, tmp_path: Path, remembers: bool
+) -> None:
+    site = Site(tmp_path, firmware, devices=6, seed=2)
+    store, campaign = stored_campaign(site, rounds=3)
+    transport = CopyingTransport(site, store, 2)
+    driver = CampaignDriver(store, campaign, transport, clock=site.clock)
+    assert driver.run() == "finished"
+    seen = {one["device"]: one["lease"] for one in site.ask("hello", cursor=0)["devices"]}
+    lost = {name: device.sent[-1] for name, device in site.devices.items()}
+    if not remembers:
+        site.kill_gateway()
+        for file in site.folder.glob("store.sqlite*"):
+            file.unlink()
+
+    restored = SqlStore(sqlite_url(tmp_path / "restored.sqlite"), site.clock)
+    restore_store(transport.copy, restored, transport.made)
+    drive(site, restored, campaign)
+
+    offset = restored.round_offset()
+    for name, device in site.devices.items():
+        after = [one for one in device.sent if one.lease > seen[name]]
+        assert after, f"{name} had no task with a higher lease than it had seen"
+        rounds = {one.round for one in after}
+        assert 3 + offset in rounds
+        assert 3 not in rounds
+        assert lost[name].round < offset
+    for one in restored.rounds(campaign):
+        assert (one.state, one.result["refused"]) == ("done", {}), one
+        if one.number != 2 or remembers:
+            assert one.result["accepted"] == len(site.devices), one
+    latest = restored.latest_weights(campaign)
+    assert {one["current"] for one in site.ask("hello", cursor=0)["devices"]} == {latest.sha256}
     site.close()

@@ -17,7 +17,7 @@ from fleet.coordinator.service import ProgressEvent
 from fleet.coordinator.settings import CoordinatorSettings, RetentionSettings
 from fleet.service import serve
 from fleet.service.serve import STARTING, Leader
-from fleet.store import Events, SqlStore, Term
+from fleet.store import Events, SqlStore, SupersededError, Term
 from fleet.store.tables import events
 from tests.patience import wait_until
 
@@ -128,6 +128,24 @@ def test_a_leader_that_is_superseded_keeps_nothing_any_more(
 
     with pytest.raises(serve.SupersededError, match="the service is another now"):
         keep(leader, loses, lambda: pytest.fail("it goes on"))
+
+
+def test_a_leader_whose_store_a_newer_program_has_brought_up_to_date_stops_and_says_so(
+    leader: Leader, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "BEAT_SECONDS", 0.01)
+
+    def upgrade() -> None:
+        with store.writing() as connection:
+            connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        wait_until(lambda: leader._superseded is not None)
+
+    with pytest.raises(SupersededError, match="by a newer version"):
+        keep(leader, upgrade, lambda: None)
+    (problem,) = leader.problems()
+    assert "stop this one" in problem
+    with pytest.raises(SupersededError):
+        Term(store, serve.SERVICE, "the same again").take()
 
 
 def test_a_leader_deletes_what_its_settings_keep_no_longer(

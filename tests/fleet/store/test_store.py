@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -422,6 +423,51 @@ def test_logins_are_the_same_after_the_migration_and_one_may_be_known_at_two_sit
     store.close()
 
 
+def test_a_process_writes_no_more_once_a_newer_one_has_brought_the_tables_up_to_date(
+    lasting: str,
+) -> None:
+    store = SqlStore(lasting)
+    store.create_campaign("c1", "{}", {}, V0)
+    engine = sa.create_engine(lasting)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(
+        SupersededError, match=r"by a newer version .*revision 9999.* stop this one"
+    ):
+        store.claim("c1", "d1")
+    assert store.campaign("c1").driver == ""
+    store.close()
+
+
+def test_a_migration_that_fails_leaves_the_database_as_it_was(
+    lasting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SqlStore(lasting)
+    store.create_campaign("c1", "{}", {}, V0)
+    head = store.revision
+    with as_file(files("fleet.store") / "migrations") as folder:
+        shutil.copytree(folder, tmp_path / "migrations")
+    (tmp_path / "migrations" / "versions" / "9999_next.py").write_text(
+        "import sqlalchemy as sa\n"
+        "from alembic import op\n"
+        f"revision, down_revision = '9999', {head!r}\n"
+        "def upgrade():\n"
+        "    op.create_table('next', sa.Column('x', sa.Integer()))\n"
+        "    op.execute('DELETE FROM weights')\n"
+        "    op.execute('SELECT nonsense FROM nowhere')\n"
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr("fleet.store.database.files", lambda package: tmp_path)
+        with pytest.raises(StoreError, match="nowhere"):
+            SqlStore(lasting)
+    store.claim("c1", "d1")
+    assert store.latest_weights("c1") == V0
+    with store.reading() as connection:
+        assert not sa.inspect(connection).has_table("next")
+    store.close()
+
+
 def test_a_store_that_fails_in_use_names_its_database(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     store = SqlStore(sqlite_url(path))
@@ -446,7 +492,7 @@ def test_a_file_of_another_kind_or_version_is_refused(tmp_path: Path) -> None:
     SqlStore(newer).close()
     with sqlite3.connect(tmp_path / "newer") as database:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(StoreError, match="written by another version of this program"):
+    with pytest.raises(StoreError, match="written by a newer version of this program"):
         SqlStore(newer)
     older = tmp_path / "older"
     with sqlite3.connect(older) as database:

@@ -1,0 +1,116 @@
+"""The Compose file and the image's recipe, read without an engine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from fleet.cli import app
+from fleet.service import containers
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+STACK: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
+SERVICES: dict[str, dict[str, Any]] = STACK["services"]
+RECIPE = (DEPLOY / "images" / "Dockerfile").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("boxes") / "plant"
+    containers.init(made, "plant", "home", [])
+    return made
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_container_may_do_little_and_is_bounded(name: str) -> None:
+    one = SERVICES[name]
+    assert (one["read_only"], one["restart"], one["init"]) == (True, "always", True)
+    assert one["cap_drop"] == ["ALL"]
+    assert one["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "pid", "network_mode", "cap_add", "env_file"} & one.keys()
+    assert one["mem_limit"]
+    assert one["pids_limit"]
+    assert not str(one["user"]).startswith("0")
+
+
+def test_every_image_is_a_variable_with_a_tag(folder: Path) -> None:
+    for name, one in SERVICES.items():
+        assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[^:}]+:[^:}]+\}|tinyfleet-.*\}", one["image"]), name
+
+
+def test_secrets_are_files_that_init_makes_and_each_is_for_one_kind_of_part(folder: Path) -> None:
+    for name, one in STACK["secrets"].items():
+        path = Path(one["file"].replace("${TINYFLEET_FOLDER}", str(folder)))
+        assert path.is_file(), name
+    used = {secret for one in SERVICES.values() for secret in one.get("secrets", ())}
+    assert used == STACK["secrets"].keys()
+    assert not set(SERVICES["gateway-1"]["secrets"]) & set(SERVICES["gateway-2"]["secrets"])
+    environment = {
+        name: one["environment"] for name, one in SERVICES.items() if "environment" in one
+    }
+    assert environment.keys() == {"database"}
+    assert environment["database"]["POSTGRES_PASSWORD_FILE"] == "/run/secrets/database.password"
+
+
+def test_what_is_mounted_is_there_and_the_authority_is_in_no_container(folder: Path) -> None:
+    for name, one in SERVICES.items():
+        for volume in one.get("volumes", ()):
+            source = re.sub(r"\$\{TINYFLEET_FOLDER[^}]*\}", str(folder), volume).partition(":")[0]
+            path = DEPLOY / source if source.startswith(".") else Path(source)
+            assert source in STACK["volumes"] or path.exists(), (name, volume)
+            assert not source.startswith(f"{folder}/ca"), (name, volume)
+
+
+def test_only_what_has_tls_may_be_reached_from_elsewhere() -> None:
+    for one in SERVICES.values():
+        for port in one.get("ports", ()):
+            outer = re.sub(r"^\$\{TINYFLEET_ADDRESS:-127\.0\.0\.1\}", "", port)
+            if outer != port:
+                assert outer in (":8443:8443", ":9092:9092", ":8883:8883")
+            else:
+                assert port.startswith("127.0.0.1:")
+    assert SERVICES["gateway-1"].get("ports") is None
+    internal = {name for name, one in STACK["networks"].items() if one.get("internal")}
+    assert set(SERVICES["database"]["networks"]) <= internal
+    assert set(SERVICES["gateway-2"]["networks"]) <= internal
+    shared = {
+        (one, other)
+        for one in SERVICES
+        for other in SERVICES
+        if one < other and set(SERVICES[one]["networks"]) & set(SERVICES[other]["networks"])
+    }
+    assert ("database", "gateway-1") not in shared
+    assert ("broker", "database") not in shared
+
+
+def test_what_images_start_and_ask_are_commands_of_ours() -> None:
+    lines = re.findall(r"^\s*CMD (\[.*\])$", RECIPE, flags=re.MULTILINE)
+    assert len(lines) == 4
+    for line in lines:
+        words = yaml.safe_load(line)
+        command: Any = typer.main.get_command(app)
+        for word in words[words[0] == "tinyfleet" :]:
+            if word.startswith(("-", "/")):
+                break
+            command = command.commands[word]
+        known = {option for one in command.params for option in one.opts}
+        assert {word for word in words if word.startswith("-")} <= known
+
+
+def test_compose_reads_the_file(folder: Path) -> None:
+    program = shutil.which("docker-compose")
+    if program is None:
+        pytest.skip("docker-compose isn't installed: the file was only read")
+    words = ["--env-file", str(folder / "compose.env"), "--file", str(DEPLOY / "compose.yaml")]
+    found = subprocess.run([program, *words, "config"], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    read = yaml.safe_load(found.stdout)
+    assert read["services"].keys() == SERVICES.keys()
+    assert read["services"]["broker"]["user"] == f"{folder.stat().st_uid}:0"

@@ -1,0 +1,145 @@
+"""The folder of a deployment in containers, what a new store begins with, and health checks."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fleet.cli import app
+from fleet.coordinator.gateway_keys import check_key, read_keys
+from fleet.coordinator.settings import BootstrapSettings, CoordinatorSettings
+from fleet.errors import ConfigurationError
+from fleet.gateway.config import GatewaySettings
+from fleet.gateway.server import SocketServer
+from fleet.service import containers, deployment
+from fleet.service.bootstrap import bootstrap
+from fleet.service.health import problems
+from fleet.store import Audit, Gateways, SqlStore, Tokens, new_token
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("boxes") / "plant"
+    containers.init(made, "plant", "home", ["plant.local"])
+    return made
+
+
+def test_a_folder_has_all_that_the_stack_is_told_and_each_secret_in_a_file_of_its_own(
+    folder: Path,
+) -> None:
+    settings = CoordinatorSettings.read(folder / "coordinator" / "coordinator.toml")
+    assert settings.store == "file:/run/secrets/store.url"
+    assert settings.bootstrap.gateways == {"home-gw1": "home", "home-gw2": "home"}
+    keys = read_keys(folder / "coordinator" / "gateway-keys")
+    assert keys.keys() == settings.bootstrap.gateways.keys()
+    for number in (1, 2):
+        check_key(folder / "secrets" / f"gateway-{number}.key")
+        gateway = GatewaySettings.read(folder / f"gateway-{number}" / "gateway.toml")
+        assert gateway.share == f"{number}/2"
+        assert (gateway.broker.folder is None) is (number == 2)
+    password = (folder / "secrets" / "database.password").read_text().strip()
+    assert f":{password}@database/" in (folder / "secrets" / "store.url").read_text()
+    assert f"TINYFLEET_FOLDER={folder}\n" in (folder / "compose.env").read_text()
+
+
+def test_a_secret_is_for_its_owner_and_in_no_other_file(folder: Path) -> None:
+    files = [one for one in folder.rglob("*") if one.is_file()]
+    secrets = {one for one in files if one.parent.name == "secrets" or one.suffix == ".key"}
+    secrets |= {folder / "admin.token"}
+    hidden = {one.read_text().strip() for one in secrets}
+    for path in files:
+        if path in secrets:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        else:
+            assert not [one for one in hidden if one in path.read_text()], path
+
+
+def test_the_containers_user_is_who_made_the_folder_or_that_of_the_images(folder: Path) -> None:
+    user = os.geteuid() or containers.USER
+    assert f"TINYFLEET_USER={user}:0\n" in (folder / "compose.env").read_text()
+    assert (folder / "secrets" / "store.url").stat().st_uid == user
+    assert (folder / "ca" / "ca.key").stat().st_uid == os.geteuid()
+
+
+def test_it_is_made_once_and_isnt_started_without_containers(folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="has a deployment already"):
+        containers.init(folder, "plant", "home", [])
+    with pytest.raises(ConfigurationError, match="runs in containers"):
+        deployment.up(folder)
+    run = CliRunner()
+    several = ["init", str(folder.with_name("x")), "--containers", "--sites", "a,b"]
+    assert run.invoke(app, several).exit_code != 0
+    assert not folder.with_name("x").exists()
+
+
+# ---- what a store begins with ------------------------------------------------------------
+
+
+@pytest.fixture
+def store() -> Iterator[SqlStore]:
+    made = SqlStore()
+    yield made
+    made.close()
+
+
+def test_a_new_store_gets_gateways_and_a_token_and_one_that_has_them_stays(
+    store: SqlStore, tmp_path: Path
+) -> None:
+    token = new_token()
+    (tmp_path / "token").write_text(f"{token}\n")
+    wanted = BootstrapSettings(token_file=tmp_path / "token", gateways={"gw": "barn"})
+    bootstrap(store, wanted)
+    assert Tokens(store).check(token).role == "admin"
+    assert Gateways(store).sites() == {"gw": "barn"}
+    objects = [one.object for one in Audit(store).page()]
+    # What was taken away since isn't brought back.
+    Tokens(store).revoke(Tokens(store).list()[0].token)
+    Gateways(store).retire("gw")
+    bootstrap(store, wanted)
+    assert [one.revoked for one in Tokens(store).list()] == [True]
+    assert Gateways(store).retired() == {"gw"}
+    assert [one.object for one in Audit(store).page()] == objects
+    assert token not in str(Audit(store).page())
+
+
+def test_a_token_that_is_none_is_refused_and_nothing_is_added(
+    store: SqlStore, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("let me in")
+    with pytest.raises(ConfigurationError, match="a token is tf_ID_SECRET"):
+        bootstrap(store, BootstrapSettings(token_file=tmp_path / "token", gateways={"g": "s"}))
+    with pytest.raises(ConfigurationError, match="can't be read"):
+        bootstrap(store, BootstrapSettings(token_file=tmp_path / "none"))
+    assert Gateways(store).sites() == {}
+
+
+# ---- health ------------------------------------------------------------------------------
+
+
+def test_a_gateway_is_asked_over_its_socket_and_a_service_over_its_api(tmp_path: Path) -> None:
+    gateway = tmp_path / "gateway.toml"
+    gateway.write_text(
+        'fleet = "plant"\ngateway = "gw"\nstore = "s"\nsocket = "g.sock"\n'
+        '[broker]\nuser = "gw"\npassword_file = "p"\n'
+    )
+    (found,) = problems(gateway)
+    assert "no answer" in found
+    server = SocketServer(tmp_path / "g.sock", lambda operation, request: {"ended": 1})
+    server.start()
+    try:
+        assert problems(gateway) == []
+        gateway.write_text(gateway.read_text().replace("[broker]", 'superlink = "x:1"\n[broker]'))
+        assert problems(gateway) == ["the SuperNode of gateway gw doesn't run"]
+    finally:
+        server.stop()
+    service = tmp_path / "coordinator.toml"
+    service.write_text('fleet = "plant"\n[api]\nport = 9\n')
+    (found,) = problems(service)
+    assert "doesn't answer at 127.0.0.1:9" in found
+    run = CliRunner().invoke(app, ["health", str(service)])
+    assert (run.exit_code, found in run.stdout) == (1, True)
