@@ -103,6 +103,12 @@ function show(html) {
     const old = document.getElementById(part.id);
     if (old) swap(old, part);
   }
+  // Filters stay as they are typed; whether there is a mistake in one is told beside it.
+  for (const field of document.querySelectorAll("form[data-live-form] [aria-describedby]")) {
+    const told = document.getElementById(field.getAttribute("aria-describedby"));
+    if (told.querySelector(".mistake")) field.setAttribute("aria-invalid", "true");
+    else field.removeAttribute("aria-invalid");
+  }
   if (focused && focused !== document.activeElement && focused.isConnected) {
     focused.focus({ preventScroll: true });
   }
