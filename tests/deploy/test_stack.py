@@ -121,7 +121,7 @@ def test_an_image_is_small_nobodys_root_and_says_what_it_is(images: Engine, role
     run = {"remove": True, "read_only": True, "cap_drop": ["ALL"], "network_mode": "none"}
     said = images.client.containers.run(image, ["--version"], **run)
     assert said.decode().strip() == f"tinyfleet {version('tinyfleet')}"
-    look = "find / -xdev ( -name pip -o -name gcc -o -name cc -o -name uv -o -name wheels ) -print"
+    look = "find /opt /usr ( -name pip -o -name gcc -o -name cc -o -name uv -o -name wheels ) -print"
     packages = "find /opt/tinyfleet -type d -name tests -path */site-packages/*"
     for line in (look, packages):
         left = images.client.containers.run(
