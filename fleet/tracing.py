@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 class TracingSettings(BaseModel):
     """Where spans go: the base address of a collector that speaks OTLP over HTTP. What isn't said
-    is as the environment's `OTEL_…` say."""
+    is as the environment's `OTEL_…` say; secrets among it, since settings are shown."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    endpoint: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
+    endpoint: Annotated[str, Field(pattern=r"^(https?://[^\s@]+)?$")] = ""
 
 
 class Place(NamedTuple):

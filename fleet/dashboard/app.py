@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ from fleet.dashboard.errors import status_of, told
 from fleet.dashboard.page import Action, Context, GoTo, Page, Screen
 from fleet.dashboard.rendering import Frame, Renderer
 from fleet.dashboard.screens import ALL
-from fleet.dashboard.shared import Shared
+from fleet.dashboard.shared import FRESH_SECONDS, Shared
 from fleet.dashboard.transport import AppTransport
 from fleet.errors import FleetError, UnknownTokenError
 from fleet.service.client import Client
@@ -39,9 +40,12 @@ PAGES_AT_ONCE = 8
 LIVE = "X-Tinyfleet-Live"
 VERSION = "X-Tinyfleet-Version"
 _MOST_FIELDS = 200
-_MOST_FIELD_BYTES = 1 << 20
+_MOST_FORM_BYTES = 1 << 20
 _ADDRESS = "http://dashboard"
 """Of the API as the client in this process names it; nothing listens there."""
+
+_PART = re.compile(r"(?!\.+$)[A-Za-z0-9_.:-]{1,128}")
+"""Of a path: names and ids of all kinds."""
 
 _Done = TypeVar("_Done")
 
@@ -67,9 +71,12 @@ class _Filled:
     """HTML and its ETag."""
 
 
-def mount(app: FastAPI) -> None:
-    """Serve the dashboard of this API at /ui, and lead / there."""
-    app.mount(session.ROOT, Dashboard(app, str(app.version)).app)
+def mount(app: FastAPI, keep_seconds: float = FRESH_SECONDS) -> None:
+    """Serve the dashboard of this API at /ui, and lead / there.
+
+    What the API says is kept for `keep_seconds`, for all who look at the same page.
+    """
+    app.mount(session.ROOT, Dashboard(app, str(app.version), keep_seconds).app)
 
     @app.get("/", include_in_schema=False)
     def to_dashboard() -> Response:
@@ -79,13 +86,13 @@ def mount(app: FastAPI) -> None:
 class Dashboard:
     """Pages over the API of an application."""
 
-    def __init__(self, api: FastAPI, version: str) -> None:
+    def __init__(self, api: FastAPI, version: str, keep_seconds: float = FRESH_SECONDS) -> None:
         """`version` is what the API says too: pages of another one are told to load anew."""
         self._transport = AppTransport(api)
         self._assets = Assets()
-        self._version = f"{version}+{self._assets.digest}"
-        self._renderer = Renderer(self._assets, version=version, build=self._version)
-        self._filled: Shared[_Filled] = Shared()
+        self.build = f"{version}+{self._assets.digest}"
+        self._renderer = Renderer(self._assets, version=version, build=self.build)
+        self._filled: Shared[_Filled] = Shared(keep_seconds)
         self._threads = anyio.CapacityLimiter(PAGES_AT_ONCE)
         routes = [
             Route("/", self._first_page),
@@ -100,7 +107,7 @@ class Dashboard:
         for action in actions:
             routes.append(Route(action.path, self._threaded(self._do, action), methods=["POST"]))
         self.app = Starlette(routes=routes, exception_handlers={HTTPException: self._not_there})
-        self.app.add_middleware(_Headers, build=self._version)
+        self.app.add_middleware(_Headers, build=self.build)
 
     # Who asks
 
@@ -111,10 +118,10 @@ class Dashboard:
         if request.method == "GET":
             go_on = request.query_params.get("next", "")
             return self._login_page(request, "", session.local(go_on), status=200)
-        form = await self._form(request)
-        go_on, token = session.local(form.get("next", "")), form.get("token", "").strip()
         if not session.is_from_us(request):
             return self._cross_site(request)
+        form = await self._form(request)
+        go_on, token = session.local(form.get("next", "")), form.get("token", "").strip()
         try:
             await self._in_thread(functools.partial(self._whoami, token))
         except FleetError as error:
@@ -140,9 +147,9 @@ class Dashboard:
         return response
 
     async def _theme(self, request: Request) -> Response:
-        form = await self._form(request)
         if not session.is_from_us(request):
             return self._cross_site(request)
+        form = await self._form(request)
         response = RedirectResponse(session.local(form.get("next", "")), 303)
         session.keep_theme(request, response, form.get("theme", ""))
         return response
@@ -165,6 +172,8 @@ class Dashboard:
         """A route that is answered in a thread of the dashboard's own, with its form read."""
 
         async def route(request: Request) -> Response:
+            if not all(_PART.fullmatch(one) for one in request.path_params.values()):
+                raise HTTPException(404)  # it would be another path of the API
             token = session.token_of(request)
             if not token:
                 return self._without_token(request)
@@ -288,15 +297,25 @@ class Dashboard:
         frame = self._frame(request, f"Error {status}", who, section)
         back = session.local(_path_of_referer(request))
         content = self._renderer.page(
-            "error.html", frame, {"status": status, "error": text, "back": back}
+            "error.html",
+            frame,
+            {
+                "status": status,
+                "error": text,
+                "back": back,
+                "comes_again": status == 503 and request.method == "GET",
+            },
         )
         return _html(content, status)
 
     # Parts
 
     async def _form(self, request: Request) -> dict[str, str]:
+        # The API's application lets none pass without its length.
+        if int(request.headers.get("Content-Length", "0")) > _MOST_FORM_BYTES:
+            raise HTTPException(413, f"a form has {_MOST_FORM_BYTES} bytes at most")
         async with request.form(
-            max_files=0, max_fields=_MOST_FIELDS, max_part_size=_MOST_FIELD_BYTES
+            max_files=0, max_fields=_MOST_FIELDS, max_part_size=_MOST_FORM_BYTES
         ) as form:
             return {name: value for name, value in form.items() if isinstance(value, str)}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 WIDTH, HEIGHT = 600.0, 220.0
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 592.0, 10.0, 190.0
@@ -17,9 +16,8 @@ LEFT, RIGHT, TOP, BOTTOM = 64.0, 592.0, 10.0, 190.0
 COLOURS = 3
 """Of series; more than that begin again, with dashes."""
 
-_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200)
-_DAYS = (1, 2, 7, 14, 28, 56, 91, 182, 365, 730)
-_DAY = 86_400
+_LETTER = 6.5
+"""Of a text below the plot: its width, rather too much."""
 
 
 @dataclass(frozen=True)
@@ -85,24 +83,6 @@ def steps(low: float, high: float, most: int = 5) -> tuple[float, ...]:
     return tuple(round(number * step, 12) for number in range(first, last + 1))
 
 
-def time_ticks(low: float, high: float, most: int = 6) -> tuple[tuple[float, str], ...]:
-    """Whole seconds, minutes, hours or days (UTC) within a range of Unix times, and their texts."""
-    span = max(high - low, 1e-9)
-    size: float = next((one for one in _SECONDS if span / one <= most), 0)
-    if not size:
-        size = _DAY * next((one for one in _DAYS if span / (one * _DAY) <= most), math.ceil(span))
-    shape = "%d %b" if size >= _DAY else "%H:%M" if size >= 60 else "%H:%M:%S"
-    if size < _DAY <= span:
-        shape = "%d %b %H:%M"
-    if size >= 365 * _DAY:
-        shape = "%b %Y"
-    first, last = math.ceil(low / size), math.floor(high / size)
-    return tuple(
-        (number * size, datetime.fromtimestamp(number * size, UTC).strftime(shape))
-        for number in range(first, last + 1)
-    )
-
-
 def lines(
     title: str,
     description: str,
@@ -111,13 +91,14 @@ def lines(
     over: str,
     x_text: Callable[[float], str],
     y_text: Callable[[float], str],
-    x_is_time: bool = False,
+    x_marks: Sequence[tuple[float, str]] | None = None,
     y_from: tuple[float, float] | None = None,
     limits: Mapping[str, float] | None = None,
 ) -> Chart | None:
     """Lines of points (x, y), x growing; None where there is no point.
 
-    `over` names x in the table; `y_from` is what the axis has at least; `limits` are drawn across.
+    `over` names x in the table; `x_marks` are told below the plot instead of round numbers, those
+    that have room; `y_from` is what the axis has at least; `limits` are drawn across.
     """
     xs = [x for points in series.values() for x, _ in points]
     held = dict(limits or {})
@@ -126,11 +107,11 @@ def lines(
         return None
     y_steps = steps(min([*ys, *(y_from or ())]), max([*ys, *(y_from or ())]))
     low, high = min(xs), max(xs)
-    if x_is_time:
-        ticks = time_ticks(low, high)
+    at_x = _scale(low, high, LEFT, RIGHT)
+    if x_marks is not None:
+        ticks = _with_room(x_marks, at_x)
     else:
         ticks = tuple((x, x_text(x)) for x in steps(low, high) if low <= x <= high)
-    at_x = _scale(low, high, LEFT, RIGHT)
     at_y = _scale(y_steps[0], y_steps[-1], BOTTOM, TOP)
     drawn = []
     for number, (name, points) in enumerate(series.items()):
@@ -197,6 +178,20 @@ def bars(
             for index, name in enumerate(categories)
         ),
     )
+
+
+def _with_room(
+    marks: Sequence[tuple[float, str]], at: Callable[[float], float]
+) -> tuple[tuple[float, str], ...]:
+    """The marks from left to right whose texts don't touch the one before."""
+    found: list[tuple[float, str]] = []
+    free = -math.inf
+    for x, text in marks:
+        half = _LETTER * len(text) / 2
+        if at(x) - half >= free:
+            found.append((x, text))
+            free = at(x) + half + _LETTER
+    return tuple(found)
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

@@ -63,7 +63,7 @@ def when(unix: float | None, never: str = "never") -> Markup:
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
         moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
         moment.strftime("%Y-%m-%d %H:%M:%S UTC"),
-        moment.strftime("%d %b %Y %H:%M"),
+        moment.strftime("%d %b %Y %H:%M UTC"),
     )
 
 

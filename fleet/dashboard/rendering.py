@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,29 +40,34 @@ class Frame:
     notice: str = ""
 
 
+@functools.cache
+def _environment() -> Environment:
+    """Compiled templates, the same for all dashboards of a process."""
+    environment = Environment(
+        loader=PackageLoader("fleet.dashboard"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.filters.update(FILTERS)
+    environment.globals.update(
+        sections=SECTIONS,
+        themes=session.THEMES,
+        url=session.url,
+        may=Permission,
+        remedies=REMEDIES,
+    )
+    return environment
+
+
 class Renderer:
     """Fills templates. What they print is escaped, what they don't know is an error."""
 
     def __init__(self, assets: Assets, *, version: str, build: str) -> None:
         """`build` is what a page compares with to notice an upgrade."""
-        self._environment = Environment(
-            loader=PackageLoader("fleet.dashboard"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._environment.filters.update(FILTERS)
-        self._environment.globals.update(
-            assets=assets,
-            version=version,
-            build=build,
-            sections=SECTIONS,
-            themes=session.THEMES,
-            url=session.url,
-            may=Permission,
-            remedies=REMEDIES,
-        )
+        self._common = {"assets": assets, "service_version": version, "build": build}
 
     def page(self, template: str, frame: Frame, context: Context) -> str:
         """A whole page."""
@@ -75,5 +81,5 @@ class Renderer:
         return self._render(template, "live.html", frame, context)
 
     def _render(self, template: str, layout: str, frame: Frame, context: Context) -> str:
-        found = self._environment.get_template(template)
-        return found.render(layout=layout, frame=frame, now=time.time(), **context)
+        found = _environment().get_template(template)
+        return found.render(layout=layout, frame=frame, now=time.time(), **self._common, **context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -32,8 +32,9 @@ def local(address: str) -> str:
     """An address to go on to, where it is a page of ours; else the first page."""
     parts = urlsplit(address)
     is_ours = not (parts.scheme or parts.netloc) and re.fullmatch(r"/ui/[!-\[\]-~]*", address)
-    # Browsers take dots away before they go there.
-    return address if is_ours and "/.." not in parts.path else f"{ROOT}/"
+    # Browsers take dots away before they go there, however they are written.
+    is_plain = not any(one in (".", "..") for one in unquote(parts.path).split("/"))
+    return address if is_ours and is_plain else f"{ROOT}/"
 
 
 def token_of(request: Request) -> str:

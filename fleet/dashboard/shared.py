@@ -22,19 +22,19 @@ class _Entry(Generic[_Found]):
 
 
 class Shared(Generic[_Found]):
-    """Keeps what was found for a key for a second; of several who ask at once, one finds it."""
+    """Keeps what was found for a key for a moment; of several who ask at once, one finds it."""
 
     def __init__(
         self, seconds: float = FRESH_SECONDS, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Nothing is kept yet."""
+        """Nothing is kept yet; later for `seconds`."""
         self._seconds = seconds
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, _Entry[_Found]] = OrderedDict()
 
     def get(self, key: str, find: Callable[[], _Found]) -> _Found:
-        """What `find` gives, or gave less than a second ago. What it raises isn't kept."""
+        """What `find` gives, or gave a moment ago. What it raises isn't kept."""
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
             self._entries.move_to_end(key)

@@ -86,16 +86,17 @@ class Gateway:
             if found.open:
                 log.info("%s goes on", key, extra=key.about)
         self._keep_access()
-        stop_metrics = self._serve_metrics()
-        self.server.start()
-        self.link.start()
-        log.info(
-            "gateway %s of fleet %s listens on %s",
-            self.settings.gateway,
-            self.settings.fleet,
-            self.settings.socket,
-        )
         try:
+            if self._metrics is not None:
+                self._metrics.serve(self.core, self.link, self._jobs.qsize)
+            self.server.start()
+            self.link.start()
+            log.info(
+                "gateway %s of fleet %s listens on %s",
+                self.settings.gateway,
+                self.settings.fleet,
+                self.settings.socket,
+            )
             while not self._stopping.is_set():
                 self.core.work(self._next_batch())
                 if self._traces is not None:
@@ -104,7 +105,8 @@ class Gateway:
             self._stopping.set()
             self.server.stop()
             self.link.stop()
-            stop_metrics()
+            if self._metrics is not None:
+                self._metrics.stop()
             if self._traces is not None:
                 self._traces.close()
             self.core.store.close()
@@ -112,12 +114,6 @@ class Gateway:
         if self._failure:
             raise self._failure
         log.info("gateway %s stopped", self.settings.gateway)
-
-    def _serve_metrics(self) -> Callable[[], None]:
-        """Returns what ends it."""
-        if self._metrics is None:
-            return lambda: None
-        return self._metrics.serve(self.core, self.link, self._jobs.qsize)
 
     def _keep_access(self) -> None:
         if self.access is None:

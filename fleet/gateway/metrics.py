@@ -11,6 +11,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -59,6 +61,7 @@ class GatewayMetrics(Collector):
         self._connections = 0
         self._broker: dict[str, float] = {}
         self._asked = clock.monotonic()
+        self._server: tuple[WSGIServer, Thread] | None = None
 
     # ---- what happens ----------------------------------------------------------------
 
@@ -102,8 +105,8 @@ class GatewayMetrics(Collector):
 
     # ---- what is told ----------------------------------------------------------------
 
-    def serve(self, core: Core, link: Link, batches: Callable[[], int]) -> Callable[[], None]:
-        """Answer from now on; returns what ends it. `batches`: how many wait for the logic.
+    def serve(self, core: Core, link: Link, batches: Callable[[], int]) -> None:
+        """Answer until `stop`; `batches`: how many wait for the logic.
 
         ConfigurationError where it can't listen.
         """
@@ -120,14 +123,16 @@ class GatewayMetrics(Collector):
                 f"metrics: can't listen on {where.host}:{where.port} ({error}); "
                 "choose another 'port' below [metrics]"
             ) from None
+        self._server = server, thread
         log.info("metrics are at http://%s:%d/metrics", where.host, where.port)
 
-        def stop() -> None:
+    def stop(self) -> None:
+        """Answer no more."""
+        if self._server is not None:
+            server, thread = self._server
             server.shutdown()
             server.server_close()
             thread.join()
-
-        return stop
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: else all would be collected to find their names."""

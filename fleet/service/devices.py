@@ -20,6 +20,11 @@ MOST_VERSIONS = 20
 """That are counted one by one."""
 
 
+def _by_count(of: Counter[str | None]) -> list[tuple[str | None, int]]:
+    """Most first, and in the same order whenever one looks."""
+    return sorted(of.items(), key=lambda one: (-one[1], one[0] or ""))
+
+
 class DeviceOperations(Base):
     """What can be done with devices and gateways."""
 
@@ -82,7 +87,7 @@ class DeviceOperations(Base):
             sites.setdefault(one.site, Counter())[one.state] += one.count
             boards[one.board] += one.count
             versions[one.current] += one.count
-        most = versions.most_common(MOST_VERSIONS)
+        most = _by_count(versions)[:MOST_VERSIONS]
         names = self.models.names([digest for digest, _ in most if digest])
         return schema.DeviceSummary(
             count=states.total(),
@@ -91,7 +96,7 @@ class DeviceOperations(Base):
                 schema.SiteCount(site=name, states=dict(of)) for name, of in sorted(sites.items())
             ],
             boards=[
-                schema.BoardCount(board=name, count=count) for name, count in boards.most_common()
+                schema.BoardCount(board=name, count=count) for name, count in _by_count(boards)
             ],
             versions=[
                 schema.VersionCount(current=digest, version=names.get(digest or ""), count=count)

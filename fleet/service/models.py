@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections import Counter
 
 from fleet.aggregation import changed_values
 from fleet.errors import ConflictError, ModelStoreError
@@ -115,7 +116,11 @@ class ModelOperations(Base):
             scores[1][name][0] * scores[0][name][1] - scores[0][name][0] * scores[1][name][1]
             for name in both
         ]
-        spread = [Distribution.of((*of[name], 1) for name in both) for of in scores]
+        counted = [Counter(of[name] for name in both) for of in scores]
+        spread = [
+            Distribution.of((right, samples, count) for (right, samples), count in of.items())
+            for of in counted
+        ]
         means = [None if one is None else one.mean for one in spread]
         views = [None if one is None else schema.Scores.model_validate(vars(one)) for one in spread]
         return schema.Comparison(

@@ -202,7 +202,10 @@ def of_a_kind(reasons: Iterable[str]) -> dict[str, int]:
 
     Without the figures of its device, so that those of a kind are counted together.
     """
-    return _most(Counter(_without_figures(one) for one in reasons))
+    kinds: Counter[str] = Counter()
+    for reason, count in Counter(reasons).items():
+        kinds[_without_figures(reason)] += count
+    return _most(kinds)
 
 
 def _most(counts: Mapping[str, int]) -> dict[str, int]:

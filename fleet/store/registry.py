@@ -199,17 +199,19 @@ class Registry:
     def scores_with(self, weights: str) -> dict[str, tuple[int, int]]:
         """The newest right answers and held-out samples of each device that scored a version's
         weights (digest), be it in a round that only scored or before it trained."""
-        query = (
-            sa.select(reports.c.device, reports.c.correct_before, reports.c.held_out)
-            .join(
-                rounds,
-                (rounds.c.campaign == reports.c.campaign) & (rounds.c.number == reports.c.round),
-            )
-            .where(rounds.c.weights == weights, reports.c.held_out > 0)
-            .order_by(rounds.c.ended)
-        )
+        found: dict[str, tuple[int, int]] = {}
+        of_rounds = sa.select(rounds.c.campaign, rounds.c.number).where(rounds.c.weights == weights)
+        columns = (reports.c.device, reports.c.correct_before, reports.c.held_out)
         with self._store.reading() as connection:
-            return {name: (right, of) for name, right, of in connection.execute(query)}
+            # Round by round: all reports sorted by time would be much slower.
+            for campaign, number in connection.execute(of_rounds.order_by(rounds.c.ended)).all():
+                query = sa.select(*columns).where(
+                    reports.c.campaign == campaign,
+                    reports.c.round == number,
+                    reports.c.held_out > 0,
+                )
+                found |= {name: (right, of) for name, right, of in connection.execute(query)}
+        return found
 
     def now(self) -> float:
         """The time that ages count to (Unix time)."""

@@ -24,6 +24,12 @@ def nothing_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.parametrize("endpoint", ["http://ada:secret@collector:4318", "ftp://collector", "c:1"])
+def test_an_address_has_no_password_in_it_and_is_one_of_http(endpoint: str) -> None:
+    with pytest.raises(ValueError, match="endpoint"):
+        TracingSettings(endpoint=endpoint)
+
+
 def test_places_follow_from_names() -> None:
     root = place_of_round("aa", 1)
     assert root == place_of_round("aa", 1)

@@ -103,6 +103,12 @@ function show(html) {
     const old = document.getElementById(part.id);
     if (old) swap(old, part);
   }
+  // Filters stay as they are typed; whether there is a mistake in one is told beside it.
+  for (const field of document.querySelectorAll("form[data-live-form] [aria-describedby]")) {
+    const told = document.getElementById(field.getAttribute("aria-describedby"));
+    if (told.querySelector(".mistake")) field.setAttribute("aria-invalid", "true");
+    else field.removeAttribute("aria-invalid");
+  }
   if (focused && focused !== document.activeElement && focused.isConnected) {
     focused.focus({ preventScroll: true });
   }
@@ -265,6 +271,16 @@ document.addEventListener("click", (event) => {
     field.focus();
   }
 });
+
+// ---- a campaign's text that was started needn't be kept any more ----------------------------
+
+if (document.getElementById("standing")) {
+  for (const key of Object.keys(sessionStorage)) {
+    if (key.startsWith("tinyfleet-campaign ") && JSON.parse(sessionStorage[key]).isStarted) {
+      sessionStorage.removeItem(key);
+    }
+  }
+}
 
 // ---- theme ---------------------------------------------------------------------------------
 

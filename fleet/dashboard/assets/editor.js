@@ -1,11 +1,9 @@
 // The editor of campaigns: line numbers, a dry run while one types, and a text that is never lost.
-"use strict";
-
 const form = document.querySelector("form[data-editor]");
 const field = document.getElementById("text");
 const numbers = form.querySelector(".line-numbers");
 const begun = field.value;
-const KEPT = "tinyfleet-campaign";
+const KEPT = `tinyfleet-campaign ${location.pathname}${location.search}`;
 
 function count() {
   const lines = field.value.split("\n").length;
@@ -17,18 +15,20 @@ function count() {
 
 // ---- what was typed stays in this tab until it was started ---------------------------------
 
-function keep() {
-  sessionStorage.setItem(KEPT, JSON.stringify({ text: field.value, why: form.why.value }));
+function keep(isStarted = false) {
+  const kept = { text: field.value, why: form.why.value, isStarted };
+  sessionStorage.setItem(KEPT, JSON.stringify(kept));
 }
 
 function restore() {
   const kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
-  if (!kept || kept.text === field.value) return;
   // What an answer to this form shows is what was typed.
-  if (document.querySelector("#mistakes .notice") && location.search === "") return;
+  if (!kept || kept.text === field.value || "answer" in form.dataset) return;
   field.value = kept.text;
   form.why.value = kept.why;
   document.getElementById("kept").hidden = false;
+  keep();
+  count();
   look();
 }
 
@@ -40,30 +40,31 @@ document.getElementById("begin-anew").addEventListener("click", () => {
   look();
   field.focus();
 });
-for (const link of document.querySelectorAll("[data-begins]")) {
-  link.addEventListener("click", () => sessionStorage.removeItem(KEPT));
-}
 
 // ---- the dry run ---------------------------------------------------------------------------
 
 let typing = 0;
-let asked = 0;
+let isAsking = false;
 
 async function look() {
-  const mine = (asked += 1);
+  // One at a time: of very many devices it takes seconds.
+  if (isAsking) return;
+  isAsking = true;
+  const asked = field.value;
   const content = new URLSearchParams(new FormData(form));
   content.set("do", "check");
   let text = "";
   let status = 0;
   try {
     const answer = await fetch(form.action, { method: "POST", body: content });
-    status = answer.status;
+    status = new URL(answer.url).pathname === "/ui/login" ? 401 : answer.status;
     text = await answer.text();
   } catch {
     status = 0;
   }
-  if (mine !== asked) return;
+  isAsking = false;
   const fresh = new DOMParser().parseFromString(text, "text/html");
+  if (asked !== field.value) look();
   const found = fresh.getElementById("checked");
   const place = document.getElementById("checked");
   if (found) {
@@ -94,7 +95,7 @@ form.addEventListener("input", (event) => {
   typing = setTimeout(look, 600);
 });
 field.addEventListener("scroll", () => (numbers.scrollTop = field.scrollTop));
-form.addEventListener("submit", keep);
+form.addEventListener("submit", (event) => keep(event.submitter?.value === "start"));
 
 form.addEventListener("click", (event) => {
   const place = event.target.closest("[data-line]");
@@ -110,3 +111,4 @@ form.addEventListener("click", (event) => {
 
 count();
 restore();
+if (!("answer" in form.dataset)) look();

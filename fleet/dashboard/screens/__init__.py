@@ -17,7 +17,8 @@ Its template says `{% extends layout %}` and fills the block `main`; parts of it
 somebody looks have an `id` and `data-live`, rows a `data-key`. `ui` is `macros.html`, with what
 pages share: buttons that know the role, badges, empty states; `icon(name)` draws one of
 `icons.html`. What the API refuses becomes an error page by itself; where it belongs beside a field,
-the function catches `FleetError`.
+the function catches `FleetError`. A browser looks at every page: a new one gets a line in
+tests/fleet/dashboard/browser/sights.py.
 
 Two people of one role are shown the same, fetched once a second for both: a page's function knows
 the role, the path and the query, and nothing of who asks.

@@ -54,16 +54,22 @@ def _context(page: Page, labels: str = "", wanted: dict[str, str] | None = None)
 
 
 def scores(history: Sequence[HistoryEntry]) -> Chart | None:
-    """What the device measured on its held-out samples, before it trained and afterwards."""
-    before, after = [], []
-    for one in reversed(history):
-        if one.ended is None or not one.held_out:
-            continue
+    """What the device measured on its held-out samples, before it trained and afterwards.
+
+    Rounds stand side by side in the order in which they ended: campaigns take minutes, and lie
+    weeks apart.
+    """
+    rounds = [one for one in reversed(history) if one.ended is not None and one.held_out]
+    before, after, campaigns = [], [], []
+    for at, one in enumerate(rounds):
+        assert one.held_out
         if one.correct_before is not None:
-            before.append((one.ended, one.correct_before / one.held_out))
+            before.append((float(at), one.correct_before / one.held_out))
         if one.correct_after is not None and one.train_steps:
-            after.append((one.ended, one.correct_after / one.held_out))
-    told = "No scores yet."
+            after.append((float(at), one.correct_after / one.held_out))
+        if at == 0 or rounds[at - 1].campaign != one.campaign:
+            campaigns.append((float(at), one.name or one.campaign))
+    told = ""
     if before:
         told = (
             f"{len(before)} scores: {percent(before[0][1])} of its held-out samples were right at "
@@ -71,14 +77,19 @@ def scores(history: Sequence[HistoryEntry]) -> Chart | None:
         )
     series = {"before training": before, "after training": after}
     return lines(
-        "Accuracy on its own held-out samples",
+        "Accuracy on its own held-out samples, round by round",
         told,
         {name: points for name, points in series.items() if points},
-        over="round's end",
-        x_text=lambda unix: datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        over="round",
+        x_text=lambda at: _round(rounds[round(at)]),
         y_text=lambda share: f"{100 * share:.0f} %",
-        x_is_time=True,
+        x_marks=campaigns,
     )
+
+
+def _round(one: HistoryEntry) -> str:
+    ended = datetime.fromtimestamp(one.ended or 0.0, UTC).strftime("%Y-%m-%d %H:%M")
+    return f"{one.name or one.campaign} {one.round}, {ended}"
 
 
 def versions(history: Sequence[HistoryEntry]) -> list[Had]:
@@ -134,3 +145,11 @@ def rotate(page: Page) -> GoTo | Show:
     """A new password, told once."""
     name = page.path["device"]
     return Show("password.html", name, {"password": page.api.rotate_device(name)})
+
+
+@screens.action("/devices/{device}/erase")
+def erase(page: Page) -> GoTo | Show:
+    """Forget it, once it is retired."""
+    name = page.path["device"]
+    page.api.erase_device(name)
+    return GoTo("/fleet", f"{name} and all that it reported is forgotten.")

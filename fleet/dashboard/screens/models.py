@@ -98,7 +98,7 @@ def _confirm(one: ModelView, action: str, number: int | None, mistake: str, reas
     return {
         "one": one,
         "action": action,
-        "version": version,
+        "chosen": version,
         "consequences": told,
         "key": secrets.token_hex(16),
         "mistake": mistake,
@@ -119,7 +119,7 @@ def act(page: Page) -> GoTo | Show:
         if action == "release":
             made = page.api.release(name, number, key)
             return GoTo(f"/models/{name}", f"{name}:{made.version} is released.")
-        if action == "roll-back":
+        if action == "roll-back" and number:
             made = page.api.rollback_model(name, number, key)
             said = f"{name}:{number} is withdrawn; the newest released one is {made.version}."
             return GoTo(f"/models/{name}", said)

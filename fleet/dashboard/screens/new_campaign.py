@@ -6,10 +6,11 @@ import secrets
 from importlib.resources import files
 
 import yaml
+from pydantic import ValidationError
 
 from fleet.dashboard.campaign_fields import parts_of
 from fleet.dashboard.campaign_words import key_of
-from fleet.dashboard.errors import status_of, told
+from fleet.dashboard.errors import first_mistake, status_of, told
 from fleet.dashboard.page import Context, GoTo, Page, Screens, Show
 from fleet.errors import (
     AccessError,
@@ -35,7 +36,8 @@ def new_campaign(page: Page) -> Context:
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     else:
         text = _start(page, kind if kind in STARTS else "adapt")
-    return _editor(page, text, *_look(page, text))
+    # What it would do takes seconds where there are very many devices: the script asks for it.
+    return {**_editor(page, text, _read(page, text), None, ""), "is_answer": False}
 
 
 @screens.action("/campaigns/new")
@@ -66,15 +68,17 @@ def _start(page: Page, kind: str) -> str:
     return text.replace("{{ version }}", str(version))
 
 
+def _read(page: Page, text: str) -> CampaignReading:
+    try:
+        return page.api.read_campaign(text)
+    except ValidationError as error:
+        mistake = MistakeView(field="", line=None, message=first_mistake(error))
+        return CampaignReading(campaign=None, mistakes=[mistake])
+
+
 def _look(page: Page, text: str) -> tuple[CampaignReading, CampaignPlan | None, str]:
     """What a text says, what it would do, and why that can't be told."""
-    try:
-        reading = page.api.read_campaign(text)
-    except ServiceError as error:
-        if error.status != 422:
-            raise
-        mistake = MistakeView(field="", line=None, message=str(error))
-        return CampaignReading(campaign=None, mistakes=[mistake]), None, ""
+    reading = _read(page, text)
     if reading.campaign is None:
         return reading, None, ""
     try:
@@ -108,5 +112,5 @@ def _show(
     problem: str,
     status: int,
 ) -> Show:
-    context = _editor(page, text, reading, plan, problem)
+    context = {**_editor(page, text, reading, plan, problem), "is_answer": True}
     return Show("campaign_new.html", "New campaign", context, status)

@@ -6,7 +6,10 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from pydantic import ValidationError
+
 from fleet.dashboard.campaign_words import key_of
+from fleet.dashboard.errors import first_mistake, told
 from fleet.dashboard.page import Context, GoTo, Page, Screens, Show
 from fleet.errors import ConflictError, ServiceError
 from fleet.service.roles import Permission, may
@@ -26,14 +29,13 @@ def settings(page: Page) -> Context:
 
 def _all(page: Page, mistakes: Mapping[str, str] | None = None) -> Context:
     administers = may(page.role, Permission.ADMINISTER)
-    told = page.api.settings() if administers else None
+    given = page.api.settings() if administers else None
     heard = {one.gateway: one.last_seen for one in page.api.gateways() if not one.retired}
     return {
         "ready": page.api.ready(),
         "fleet": page.fleet,
         "gateways": list(heard.items()),
-        "told": told,
-        "settings": _flat(told.settings) if told else [],
+        "settings": _flat(given.settings) if given else [],
         "tokens": list(reversed(page.api.tokens())) if administers else [],
         "webhooks": page.api.webhooks() if administers else [],
         "refusal": page.refusal(Permission.ADMINISTER),
@@ -46,9 +48,9 @@ def _all(page: Page, mistakes: Mapping[str, str] | None = None) -> Context:
     }
 
 
-def _flat(told: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+def _flat(given: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
-    for name, value in told.items():
+    for name, value in given.items():
         if isinstance(value, Mapping):
             found += _flat(value, f"{above}{name}.")
         elif value not in (None, ""):
@@ -72,10 +74,8 @@ def issue_token(page: Page) -> GoTo | Show:
     )
     try:
         made = page.api.issue_token(form.get("who", "").strip(), role, days, key)
-    except (ConflictError, ServiceError) as error:
-        if getattr(error, "status", 422) != 422:
-            raise
-        return _again(page, "token", str(error))
+    except ValidationError as error:
+        return _again(page, "token", first_mistake(error))
     return _secret(f"Token of {made.who}", made.secret, f"{made.who} is {made.role} with it.")
 
 
@@ -89,10 +89,12 @@ def add_webhook(page: Page) -> GoTo | Show:
     key = key_of(page.form.get("key", ""), address, *wanted, page.form.get("why", ""))
     try:
         made = page.api.add_webhook(address, wanted, key)
-    except (ConflictError, ServiceError) as error:
-        if getattr(error, "status", 422) != 422:
+    except ValidationError as error:
+        return _again(page, "webhook", first_mistake(error))
+    except ServiceError as error:
+        if error.status != 422:
             raise
-        return _again(page, "webhook", str(error))
+        return _again(page, "webhook", told(error))
     return _secret("Secret of the webhook", made.secret, "What it sends is signed with it.")
 
 
@@ -118,10 +120,10 @@ def confirm(page: Page) -> Context:
     if isinstance(found, TokenView):
         if found.revoked:
             raise ConflictError(f"the token {name} of {found.who} was revoked already")
-        told = f"{found.who} ({found.role}) can't log in with tf_{name}_… any more, at once."
+        said = f"{found.who} ({found.role}) can't log in with tf_{name}_… any more, at once."
     else:
-        told = f"Nothing is sent to {found.url} any more."
-    return {"kind": kind, "name": name, "told": told, "key": secrets.token_hex(16)}
+        said = f"Nothing is sent to {found.url} any more."
+    return {"kind": kind, "name": name, "said": said, "key": secrets.token_hex(16)}
 
 
 def _id(one: TokenView | WebhookView) -> str:

@@ -85,7 +85,7 @@ def _running(folder: Path, service: int, gateway: GatewaySite) -> Iterator[Prome
 def _here(ports: dict[str, int]) -> dict[str, Any]:
     """The example with the ports of this test, and quicker."""
     config: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text("utf-8"))
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["global"] = {"scrape_interval": "250ms", "evaluation_interval": "250ms"}
     config["rule_files"] = [str(EXAMPLE.parent / one) for one in config["rule_files"]]
     assert {one["job_name"] for one in config["scrape_configs"]} == set(ports)
     config["scrape_configs"] = [

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 
 from fleet.campaign import CampaignConfig, Operation
 from fleet.coordinator.creation import new_campaign
@@ -23,12 +24,14 @@ from fleet.protocol import Task
 from fleet.store import SqlStore
 from fleet.tracing import Traces, place_of_round
 from tests.fleet.coordinator import small_model
+from tests.fleet.coordinator.staged_fleet import StagedFleet
 from tests.fleet.gateway.bench import fast_store, settings
 from tests.fleet.gateway.deltas import GATEWAY
 from tests.fleet.gateway.virtual_site import VirtualDevice, VirtualLink, VirtualSite
 
 DEVICES = 8
 SAMPLED = 3
+STAGE: dict[str, Any] = {"name": "all", "share": 1.0}
 
 
 class PowerCutError(Exception):
@@ -302,4 +305,40 @@ def test_what_the_sampler_leaves_out_is_told_to_nobody(
     CampaignDriver(store, campaign, transport, clock=site.clock, traces=traces).run()
     assert transport.told == []
     assert spans.get_finished_spans() == ()
+    site.close()
+
+
+def test_a_gateway_that_is_lost_is_an_error_in_a_round_that_ends_without_it(tmp_path: Path) -> None:
+    spans = InMemorySpanExporter()
+    fleet = StagedFleet(tmp_path)
+    name = fleet.campaign(STAGE, deadline_seconds=60.0, gateway_grace_seconds=30.0)
+    transport = fleet.transport()
+
+    def falls_silent(gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
+        if (gateway, operation, fields.get("round")) == ("g2", Operation.COLLECT, 1):
+            transport.silent.add("g2")
+
+    transport.listens = falls_silent
+    traces = Traces("coordinator", spans, at_once=True)
+    CampaignDriver(fleet.store, name, transport, clock=fleet.clock, traces=traces).run()
+    found = tree(spans, name, 1)
+    said = {one.attributes["tinyfleet.gateway"]: one for one in found["gateway"]}  # type: ignore[index]
+    assert said["g1"].status.status_code is StatusCode.UNSET
+    assert said["g2"].status.status_code is StatusCode.ERROR
+    assert said["g2"].status.description == "away"
+    (whole,) = found["round"]
+    assert whole.end_time - whole.start_time >= 90e9
+    fleet.close()
+
+
+def test_a_round_that_an_operator_stops_is_written_as_cancelled(tmp_path: Path) -> None:
+    spans = InMemorySpanExporter()
+    site = TracedSite(tmp_path, spans)
+    store, campaign = begin(site, rounds=1)
+    site.clock.call_later(8.0, lambda: store.ask(campaign, "stop"))
+    assert drive(store, campaign, site, spans) == "cancelled"
+    found = tree(spans, campaign, 1)
+    states = [found[name][0].attributes["tinyfleet.state"] for name in ("round", "gateway.round")]  # type: ignore[index]
+    assert states == ["cancelled", "cancelled"]
+    assert "apply" not in found
     site.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -11,7 +13,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from fleet.dashboard import mount
+from fleet.service.operations import Operations
+from fleet.store import SqlStore, Tokens
+from tests.fleet.dashboard.story import Story, fill
 from tests.fleet.service.conftest import (
+    DAY,
     Site,
     new_database,
     new_site,
@@ -84,6 +90,24 @@ class Parsed(HTMLParser):
         return [values for name, values in self.elements if name == tag]
 
 
+def hidden(page: Parsed) -> dict[str, str]:
+    """What a form sends that nobody fills in."""
+    return {one["name"]: one["value"] for one in page.all("input") if one.get("type") == "hidden"}
+
+
+def links(page: Parsed, to: str) -> list[str]:
+    return [one["href"] for one in page.all("a") if to in one.get("href", "")]
+
+
+def check_form(page: Parsed) -> None:
+    """Whoever can't see a page is told as much: labels, one heading of all, heads of columns."""
+    labelled = {one["for"] for one in page.all("label") if "for" in one}
+    for one in [*page.all("input"), *page.all("textarea"), *page.all("select")]:
+        assert one.get("type") in ("hidden", "checkbox") or one.get("id") in labelled, one
+    assert len(page.all("h1")) == 1
+    assert all("scope" in one for one in page.all("th"))
+
+
 class Browser:
     """Somebody who has logged in with a token."""
 
@@ -116,10 +140,33 @@ class Browser:
 @pytest.fixture
 def site(new_site: Callable[..., Site]) -> Site:
     made = new_site("memory")
-    mount(made.app)
+    mount(made.app, keep_seconds=0.0)
     return made
 
 
 @pytest.fixture
 def browser(site: Site) -> Callable[[str], Browser]:
     return lambda role: Browser(site, site.tokens[role])
+
+
+@pytest.fixture(scope="session")
+def told() -> Iterator[Story]:
+    """A fleet in the middle of its life, told once."""
+    store = SqlStore()
+    yield fill(Operations(store, "fleet"), devices=24)
+    store.close()
+
+
+@pytest.fixture
+def story(told: Story, site: Site) -> Story:
+    """A copy of it, which is the site's own."""
+    _driver(told.operations.store).backup(_driver(site.store))
+    for role in site.tokens:
+        site.tokens[role] = Tokens(site.store).issue(f"{role}-ann", role, DAY)[1]
+    return replace(told, operations=site.operations)
+
+
+def _driver(store: SqlStore) -> sqlite3.Connection:
+    made: Any = store._engine.raw_connection().driver_connection
+    assert isinstance(made, sqlite3.Connection)
+    return made

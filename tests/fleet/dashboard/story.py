@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,8 +42,10 @@ OLE = Actor("ole", "operator", "new pens in the dairy")
 EVE = Actor("eve", "approver", "looked at the figures")
 HOSTILE = '<script>alert(1)</script> \N{LEFT-TO-RIGHT OVERRIDE}& "it\'s" {{ 7 * 7 }}'
 MODEL = "digits"
+BOARDS = ("stm32f746", "stm32f407")
 SITES = ("dairy", "north-barn", "south-barn")
 HELD_OUT = 20
+ROUND_SECONDS = 1500.0
 GATES: list[dict[str, Any]] = [
     {"gate": "score", "measure": "mean", "most_drop": 0.05},
     {"gate": "failures", "most": 0.3},
@@ -76,6 +79,8 @@ class Story:
 
     operations: Operations
     devices: int = 60
+    odd: str = HOSTILE
+    """What people and gateways say here and there."""
     campaigns: dict[str, str] = field(default_factory=dict)
     manifests: dict[str, Manifest] = field(default_factory=dict)
 
@@ -94,11 +99,14 @@ class Story:
         for site in SITES:
             ops.add_gateway(ADA, GatewayToAdd(gateway=f"{site}-gw", site=site))
             Gateways(ops.store).seen(f"{site}-gw")
-        for board, text in small_model.manifest_texts("stm32f746", "stm32f407").items():
+        for board in BOARDS:
+            manifest = small_model.manifest(board)
+            manifest["board"]["active_milliwatts"] = 180
+            text = json.dumps(manifest)
             weights = base64.b64encode(small_model.blob()).decode()
             wanted = BundleToImport(model=MODEL, manifest=text, weights=weights)
             ops.import_bundle(OLE, wanted)
-            self.manifests[small_model.manifest(board)["bundle_id"]] = Manifest.parse(text)
+            self.manifests[manifest["bundle_id"]] = Manifest.parse(text)
         for first in range(0, self.devices, 10_000):
             some = self.names[first : first + 10_000]
             to_add = [
@@ -113,7 +121,7 @@ class Story:
         ops.registry.observe({name: self.seen(number) for number, name in enumerate(self.names)})
 
     def seen(self, number: int) -> Observed:
-        board = ("stm32f746", "stm32f407")[number % 2]
+        board = BOARDS[number % 2]
         entry = small_model.device_entry("d", board, battery_percent=20 + number % 80)
         entry = {name: value for name, value in entry.items() if name in Observed.model_fields}
         entry["online"] = number % 11 != 3
@@ -292,7 +300,11 @@ class Story:
         for step, accuracy in zip(self.steps(name), accuracies, strict=False):
             if step.number > until:
                 return
-            self.end_round(name, self.begin_round(name, step), accuracy)
+            plan = self.begin_round(name, step)
+            clock = self.operations.store.clock
+            if isinstance(clock, _Past):
+                clock.back -= ROUND_SECONDS
+            self.end_round(name, plan, accuracy)
 
     def say(self, name: str, state: str, reason: str = "", waiting: str = "") -> None:
         """Where it stands, as its driver says it."""
@@ -316,9 +328,9 @@ class Story:
         self.say(name, "rolling-back", f"stage {stage}: a gate failed: {why}")
 
 
-def fill(operations: Operations, devices: int = 60) -> Story:
+def fill(operations: Operations, devices: int = 60, odd: str = HOSTILE) -> Story:
     """Everything that there is in the story; its clock is set back as it is told."""
-    story = Story(operations, devices)
+    story = Story(operations, devices, odd)
     store = operations.store
     clock = _Past(store.clock)
     store.clock = clock
@@ -358,7 +370,7 @@ def _tell(story: Story, clock: _Past) -> None:
     ops.add_version(OLE, MODEL, VersionToAdd(weights=weights, parent=2))
     ops.release(EVE, MODEL, 3)
     clock.back = 2 * 86_400
-    story.begin("bad-labels", description=HOSTILE)
+    story.begin("bad-labels", description=story.odd)
     story.run("bad-labels", 2, [0.8, 0.8, 0.6])
     step = story.steps("bad-labels")[3]
     story.end_round("bad-labels", story.begin_round("bad-labels", step), 0.4)
@@ -368,7 +380,7 @@ def _tell(story: Story, clock: _Past) -> None:
     weights = base64.b64encode(story.weights(4)).decode()
     ops.add_version(OLE, MODEL, VersionToAdd(weights=weights, parent=3))
     ops.release(EVE, MODEL, 4)
-    ops.withdraw_newest(Actor("eve", "approver", HOSTILE), MODEL)
+    ops.withdraw_newest(Actor("eve", "approver", story.odd), MODEL)
     clock.back = 86_400
     story.begin("few-cows", stages=[{**STAGES[0], "devices": 3}, STAGES[2]])
     story.run("few-cows", 3, [0.8, 0.8, 0.82, 0.8])
@@ -387,6 +399,7 @@ def _tell(story: Story, clock: _Past) -> None:
     story.say("feeders", "paused", "paused by the operator")
     clock.back = 3600
     story.begin("canary-2", deadline_seconds=7200)
+    story.say("canary-2", "running")
     failed = {"cow-00003": "no-report", "cow-00007": "battery"}
     for step, accuracy in zip(story.steps("canary-2")[:3], (0.8, 0.8, 0.82), strict=True):
         story.end_round("canary-2", story.begin_round("canary-2", step), accuracy, failed)
@@ -395,10 +408,16 @@ def _tell(story: Story, clock: _Past) -> None:
     plan = story.begin_round("canary-2", story.steps("canary-2")[3])
     story.progress("canary-2", plan, 5)
     ops.store.quarantine(
-        story.campaigns["canary-2"], "driver", "south-barn-gw", f"range: {HOSTILE}"
+        story.campaigns["canary-2"], "driver", "south-barn-gw", f"range: {story.odd}"
     )
     clock.back = 0
-    ops.registry.observe({name: story.seen(number) for number, name in enumerate(story.names)})
+    current = [ops.models.version(MODEL, version).sha256 for version in (1, 2, 2, 3)]
+    ops.registry.observe(
+        {
+            name: story.seen(number).model_copy(update={"current": current[number % 4]})
+            for number, name in enumerate(story.names)
+        }
+    )
     for site in SITES:
         Gateways(ops.store).seen(f"{site}-gw")
     ops.issue_token(ADA, TokenToIssue(who="bob", role="viewer", days=30))

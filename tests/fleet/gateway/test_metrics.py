@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import paho.mqtt.client as paho
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 from prometheus_client.parser import text_string_to_metric_families
 
 from fleet.gateway.refusals import KINDS
-from tests.fleet.gateway.deltas import delta_chunks
+from tests.fleet.gateway.deltas import GATEWAY, delta_chunks
 from tests.fleet.gateway.site import Site
 from tests.observed import gateway_with_metrics, text_at
 from tests.patience import PATIENCE_SECONDS
@@ -24,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    with gateway_with_metrics(["cow-0", "cow-1"]) as made:
+    with gateway_with_metrics(["cow-0", "cow-1", "spy"]) as made:
         yield made
 
 
@@ -46,7 +48,7 @@ def test_what_a_round_brings_is_counted(site: Site) -> None:
     site.add("cow-1")
     before = figures(site)
     assert before["tinyfleet_gateway_rounds"] == 0
-    site.start()
+    site.start(names=["cow-0", "cow-1"])
     task = site.devices["cow-1"].tasks.get(timeout=PATIENCE_SECONDS).task
     site.devices["cow-1"].send([replace(one, lease=9) for one in delta_chunks(task, values, 20)])
     count = "tinyfleet_gateway_deltas_refused_total/wrong-lease"
@@ -88,6 +90,27 @@ def test_a_broker_that_goes_and_comes_back_shows_with_what_it_says_of_itself(sit
         "it is back",
     )
     site.until(lambda: clients() >= 1, "and says of itself what it said before")
+
+
+def test_what_a_broker_says_of_itself_is_for_gateways_and_not_for_devices(site: Site) -> None:
+    heard: dict[str, list[str]] = {"spy": [], GATEWAY: []}
+    clients = []
+    site.kill_gateway()  # one connection for each name
+    for name, topics in heard.items():
+        client = paho.Client(CallbackAPIVersion.VERSION2, name, protocol=paho.MQTTv5)
+        client.username_pw_set(name, site.passwords[name])
+        client.on_message = lambda client, into, message: into.append(message.topic)
+        client.user_data_set(topics)
+        client.connect("127.0.0.1", site.config.port)
+        client.loop_start()
+        client.subscribe("$SYS/#")
+        clients.append(client)
+    site.until(lambda: "$SYS/broker/uptime" in heard[GATEWAY], "the gateway reads them")
+    for client in clients:
+        client.disconnect()
+        client.loop_stop()
+    assert heard["spy"] == []
+    site.start_gateway()
 
 
 def test_no_message_of_the_brokers_own_is_taken_for_one_of_the_fleet(site: Site) -> None:
