@@ -173,6 +173,8 @@ class Injection:
         def ask(campaign: str) -> None:
             try:
                 if wish == "roll-back" and store.campaign(campaign).state in ENDED_STATES:
+                    # Whoever looks once a second may have missed that it had ended.
+                    self._watch.ended.add(campaign)
                     store.reopen(campaign)
                 else:
                     store.ask(campaign, wish)
