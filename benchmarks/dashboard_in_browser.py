@@ -60,6 +60,8 @@ def of_pages(token: str, address: str, pages: Mapping[str, str]) -> dict[str, fl
                     sign = "&" if "?" in path else "?"
                     cold.append(_load(one, f"{path}{sign}cold={number}"))
                     warm.append(_load(one, f"{path}{sign}warm={number}"))
+                if "tried" in warm[0]:
+                    break  # which takes the service many seconds each time
             for kind, these in (("first", cold), ("again", warm)):
                 for what, unit, per in _FIGURES:
                     if what in these[0]:
