@@ -48,6 +48,9 @@ class DeviceEntry(_Answer):
     """None where the device can't tell."""
     charging: bool | None = None
     """Whether something feeds it from outside; None where it can't tell."""
+    reset_cause: Annotated[str, Field(max_length=32)] | None = None
+    fault_code: Annotated[int, Field(ge=0, le=255)] | None = None
+    """Of the last fault that it has a record of; 0: none."""
     link_bits_per_second: Uint32
     train_samples: Uint16
     held_out_samples: Uint16

@@ -111,9 +111,12 @@ def health(
     config: Annotated[Path, typer.Argument(help="TOML file of a service or a gateway.")],
 ) -> None:
     """Ask the service or gateway of this machine whether it works; exit code 1 if not."""
-    from fleet.cli._deployment import health as run
+    from fleet.service.health import problems
 
-    if not run(config):
+    found = problems(config)
+    for problem in found:
+        print(problem)
+    if found:
         raise typer.Exit(1)
 
 

@@ -107,16 +107,6 @@ def status(folder: Path, *, as_json: bool) -> bool:
     return all(found.values())
 
 
-def health(config: Path) -> bool:
-    """Whether what runs here with this configuration does its work; if not, what is wrong."""
-    from fleet.service.health import problems
-
-    found = problems(config)
-    for problem in found:
-        print(problem)
-    return not found
-
-
 def serve(config: Path) -> None:
     """Run a coordinator's service until it is told to stop."""
     from fleet.dashboard import mount

@@ -27,6 +27,7 @@ from typing import Self
 
 from fleet.coordinator.settings import LOOPBACK, CoordinatorSettings, LinkTls
 from fleet.errors import ConfigurationError, FlowerError
+from fleet.gateway.config import GatewaySettings
 from fleet.gateway.files import write_whole
 from fleet.ports import free_port
 
@@ -498,3 +499,17 @@ class SuperNode(ManagedProcess):
         command = super()._identity(command)
         at = command.index("--port") if "--port" in command else len(command)
         return [*command[:at], *command[at + 2 :]]
+
+
+def supernode_of(settings: GatewaySettings) -> SuperNode:
+    """The SuperNode beside a gateway; it outlives a gateway that is killed."""
+    work = settings.store.parent / f"{settings.gateway}-flower"
+    return SuperNode(
+        work,
+        settings.superlink,
+        settings.gateway,
+        settings.socket,
+        pid_file=work / "supernode.pid",
+        ca=settings.superlink_ca,
+        key=settings.superlink_key,
+    )

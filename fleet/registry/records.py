@@ -53,6 +53,9 @@ class Observed(_Record):
     free_sram_bytes: Annotated[int, fields.uint32.field()]
     battery_percent: Annotated[int, Field(ge=0, le=100)] | None = None
     charging: bool | None = None
+    reset_cause: Annotated[str, Field(max_length=32)] | None = None
+    fault_code: Annotated[int, fields.uint8.field()] | None = None
+    """Of the last fault that the device has a record of; 0: none."""
     link_bits_per_second: Annotated[int, fields.uint32.field()]
     train_samples: Annotated[int, fields.uint16.field()]
     held_out_samples: Annotated[int, fields.uint16.field()]

@@ -27,7 +27,7 @@ from fleet.coordinator.settings import (
     RetentionSettings,
     SuperLinkSettings,
 )
-from fleet.coordinator.superlink import ManagedProcess, SuperLink, superlink_of
+from fleet.coordinator.superlink import ManagedProcess, SuperLink, superlink_of, supernode_of
 from fleet.errors import ConfigurationError, ServiceError
 from fleet.gateway.broker import (
     BrokerConfig,
@@ -42,7 +42,6 @@ from fleet.ports import free_port
 from fleet.security.certificates import Authority
 from fleet.service.accounts import first_admin
 from fleet.service.client import Client
-from fleet.service.gateway_site import GatewaySite
 from fleet.store import Gateways, SqlStore
 
 SITE_FILE = "site.json"
@@ -306,7 +305,7 @@ def _left_behind(folder: Path) -> list[ManagedProcess]:
     settings = CoordinatorSettings.read(folder.absolute() / SETTINGS)
     superlink = superlink_of(settings)
     nodes = [
-        GatewaySite.node(GatewaySettings.read(folder.absolute() / "gateways" / f"{name}.toml"))
+        supernode_of(GatewaySettings.read(folder.absolute() / "gateways" / f"{name}.toml"))
         for name in deployment.gateways
     ]
     links = [superlink.superexec, superlink.link] if isinstance(superlink, SuperLink) else []

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from fleet.coordinator.gateway_keys import check_key
-from fleet.coordinator.superlink import SuperNode, trusting
+from fleet.coordinator.superlink import supernode_of, trusting
 from fleet.errors import ConfigurationError, FleetError
 from fleet.gateway.config import GatewaySettings
 from fleet.gateway.daemon import Gateway
@@ -37,22 +37,8 @@ class GatewaySite:
         if settings.superlink_key is not None:
             check_key(settings.superlink_key)
         self._gateway = Gateway(settings)
-        self._node = self.node(settings)
+        self._node = supernode_of(settings)
         self._stopping = threading.Event()
-
-    @staticmethod
-    def node(settings: GatewaySettings) -> SuperNode:
-        """The SuperNode beside a gateway; it outlives a gateway that is killed."""
-        work = settings.store.parent / f"{settings.gateway}-flower"
-        return SuperNode(
-            work,
-            settings.superlink,
-            settings.gateway,
-            settings.socket,
-            pid_file=work / "supernode.pid",
-            ca=settings.superlink_ca,
-            key=settings.superlink_key,
-        )
 
     def run(self) -> None:
         """Until `stop`; raises what makes it impossible to go on."""

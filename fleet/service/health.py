@@ -10,12 +10,12 @@ import urllib.request
 from pathlib import Path
 
 from fleet.coordinator.settings import ApiSettings, CoordinatorSettings
+from fleet.coordinator.superlink import supernode_of
 from fleet.errors import ConfigurationError, GatewayError
 from fleet.gateway.client import GatewayClient
 from fleet.gateway.config import GatewaySettings
-from fleet.service.gateway_site import GatewaySite
 
-SECONDS = 8.0
+SECONDS = 15.0
 """Within those that an image's HEALTHCHECK gives it, with what starting Python takes."""
 
 
@@ -35,7 +35,7 @@ def _of_gateway(settings: GatewaySettings) -> list[str]:
         GatewayClient(settings.socket, SECONDS).watch([("0" * 16, 0)], 0.0)
     except GatewayError as error:
         return [str(error)]
-    if settings.superlink and not GatewaySite.node(settings).adopt():
+    if settings.superlink and not supernode_of(settings).adopt():
         return [f"the SuperNode of gateway {settings.gateway} doesn't run"]
     return []
 

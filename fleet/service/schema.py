@@ -100,6 +100,9 @@ class DeviceView(Answer):
     free_sram_bytes: int | None = None
     battery_percent: int | None = None
     charging: bool | None = None
+    reset_cause: str | None = None
+    fault_code: int | None = None
+    """Of the last fault that it has a record of; 0: none."""
     link_bits_per_second: int | None = None
     train_samples: int | None = None
     held_out_samples: int | None = None

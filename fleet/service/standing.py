@@ -148,14 +148,20 @@ def _scored(
     """The stage's round that scored what its devices had, and its newest with other weights."""
     first: RoundGlance | None = None
     last: RoundGlance | None = None
-    numbers = [step for step in schedule(config) if step.stage == stage]
-    for step in numbers:
+    steps = [step for step in schedule(config) if step.stage == stage]
+    # What the first training round of all begins with is what devices had.
+    begins = (0, RoundKind.TRAIN, 1)
+    scoring = [
+        step
+        for step in steps
+        if step.kind in _SCORING and (step.stage, step.kind, step.training_round) != begins
+    ]
+    for step in steps:
         if step.kind is RoundKind.SCORE_FIRST:
             first = glances.one(campaign, step.number)
-    if numbers:
-        last = glances.last_of_kinds(
-            campaign, numbers[0].number, numbers[-1].number, [kind.value for kind in _SCORING]
-        )
+    if scoring:
+        kinds = [kind.value for kind in _SCORING]
+        last = glances.last_of_kinds(campaign, scoring[0].number, scoring[-1].number, kinds)
     return first, last
 
 

@@ -214,6 +214,8 @@ registry = Table(
     Column("free_sram_bytes", BigInteger),
     Column("battery_percent", Integer),
     Column("charging", Boolean),
+    Column("reset_cause", Text),
+    Column("fault_code", Integer),
     Column("link_bits_per_second", BigInteger),
     Column("train_samples", Integer),
     Column("held_out_samples", Integer),

@@ -197,6 +197,18 @@ def test_devices_that_nobody_registered_are_nobodys_until_they_are_added(world: 
     assert devices(inbox(channel)) == []
 
 
+def test_why_a_device_began_anew_and_its_last_fault_are_kept(world: World) -> None:
+    world.registers("cow", "hen")
+    world.transport.hears("g1", "cow", reset_cause="fault", fault_code=3)
+    world.transport.hears("g2", "hen")
+    world.hub.step()
+    cow, hen = (world.registry.get(name).observed for name in ("cow", "hen"))
+    assert cow is not None
+    assert (cow.reset_cause, cow.fault_code) == ("fault", 3)
+    assert hen is not None
+    assert (hen.reset_cause, hen.fault_code) == (None, None), "an older gateway doesn't tell"
+
+
 def test_a_stranger_that_was_not_heard_again_is_what_was_heard_last(world: World) -> None:
     channel = world.hub.channel(A)
     for battery in (80, 30):

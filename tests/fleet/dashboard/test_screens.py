@@ -186,6 +186,16 @@ def test_a_device_shows_what_it_has_done(site: Site, browser: Browsers) -> None:
     assert "test round 1 train" in page.text
 
 
+def test_a_fault_that_firmware_has_on_record_is_shown_and_can_be_filtered_by(
+    site: Site, browser: Browsers
+) -> None:
+    heard = seen(site.operations, 0, reset_cause="watchdog", fault_code=3)
+    site.operations.registry.observe({"d0": heard})
+    assert "watchdog, fault 3 on record" in browser("viewer").page("/devices/d0").text
+    found = site.client("viewer").devices('fault_code > 0 && reset_cause == "watchdog"')
+    assert [one.device for one in found.devices] == ["d0"]
+
+
 def test_labels_are_set_and_taken_away_with_a_reason(site: Site, browser: Browsers) -> None:
     someone = browser("operator")
     form = {"label.line": "", "new_name": "room", "new_value": " dairy ", "why": "moved"}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.coordinator.superlink import supernode_of
 from fleet.errors import ConfigurationError
 from fleet.gateway.config import GatewaySettings
 from fleet.security import Authority
@@ -32,7 +33,7 @@ def written(folder: Path, said: str) -> Path:
 
 
 def options(folder: Path, said: str) -> list[str]:
-    command = GatewaySite.node(GatewaySettings.read(written(folder, said))).command
+    command = supernode_of(GatewaySettings.read(written(folder, said))).command
     return command[1 : command.index("--port")]
 
 

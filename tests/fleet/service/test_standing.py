@@ -67,6 +67,7 @@ def test_a_standing_has_the_scores_of_before_and_now_and_they_are_those_of_the_r
     made = begun(site)
     run_round(site, made, 0, "score-first", 10)
     run_round(site, made, 1, "train", 12)
+    assert site.client("viewer").standing(made).scored_in is None  # it begins with the same weights
     run_round(site, made, 3, "score-last", 17)
     told = site.client("viewer").standing(made)
     for scores, number in ((told.scored_before, 0), (told.scored_now, 3)):
