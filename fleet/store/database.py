@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from importlib.resources import as_file, files
@@ -61,7 +62,7 @@ class Database:
         try:
             parsed = sa.make_url(url or "sqlite://")
             self._name = parsed.render_as_string(hide_password=True)
-            self._engine = _engine(parsed, survives_power_cuts)
+            self._engine = open_engine(parsed, survives_power_cuts)
             # In memory there is one connection, and one transaction at a time on it.
             self._alone = threading.RLock() if self._is_in_memory else contextlib.nullcontext()
         except (sa.exc.ArgumentError, ImportError, ValueError) as error:
@@ -223,10 +224,13 @@ class Database:
 
 
 _ROWS_AT_ONCE = 500
+_PATIENCE_SECONDS = 30.0
+"""For a file that another connection writes to."""
 _REVISION = "SELECT version_num FROM alembic_version"
 
 
-def _engine(url: sa.URL, survives_power_cuts: bool) -> sa.Engine:
+def open_engine(url: sa.URL, survives_power_cuts: bool = True) -> sa.Engine:
+    """Connections to a database, with what SQLite has to be told of each."""
     if url.get_backend_name() != "sqlite":
         return sa.create_engine(url, pool_pre_ping=True)
     if url.database in (None, "", ":memory:"):
@@ -235,7 +239,7 @@ def _engine(url: sa.URL, survives_power_cuts: bool) -> sa.Engine:
             url, poolclass=StaticPool, connect_args={"check_same_thread": False}
         )
     else:
-        engine = sa.create_engine(url, connect_args={"timeout": 30.0})
+        engine = sa.create_engine(url, connect_args={"timeout": _PATIENCE_SECONDS})
     # A commit has to survive a power cut: accepted deltas hang on it.
     synchronous = "FULL" if survives_power_cuts else "OFF"
     sa.event.listen(engine, "connect", partial(_set_up_sqlite, synchronous))
@@ -247,10 +251,24 @@ def _set_up_sqlite(synchronous: str, connection: Any, record: object) -> None:
     # Transactions begin where we say so, see below.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
+    _begin_log(cursor)
     cursor.execute(f"PRAGMA synchronous = {synchronous}")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _begin_log(cursor: sqlite3.Cursor) -> None:
+    """Of two that open a new file at once SQLite refuses one: for the change to a log it doesn't
+    wait, whatever time-out it was given."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -34,6 +34,7 @@ from fleet.store import (
     WeightsVersion,
     sqlite_url,
 )
+from fleet.store.database import open_engine
 from fleet.store.tables import metadata
 
 V0 = WeightsVersion(0, "00" * 32, b"blob-0", b"master-0")
@@ -339,6 +340,27 @@ def test_two_services_that_begin_at_once_make_the_tables_once(lasting: str) -> N
     for store in opened:
         assert store.campaigns() == ()
         store.close()
+
+
+def test_all_who_open_a_new_file_at_once_get_it(tmp_path: Path) -> None:
+    # SQLite refuses one in a hundred or so: often enough to be seen in fifty files.
+    for number in range(50):
+        start, opened = threading.Barrier(6), []
+
+        def get(url: str, start: threading.Barrier, opened: list[object]) -> None:
+            start.wait()
+            engine = open_engine(sa.make_url(url))
+            with engine.connect() as connection:
+                opened.append(connection.exec_driver_sql("PRAGMA journal_mode").scalar())
+            engine.dispose()
+
+        url = sqlite_url(tmp_path / f"{number}.sqlite")
+        threads = [threading.Thread(target=get, args=(url, start, opened)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert opened == ["wal"] * 6
 
 
 def test_campaigns_that_lease_at_once_never_get_the_same_device(lasting: str) -> None:
