@@ -42,7 +42,9 @@ def _load(one: Window, path: str) -> Mapping[str, float]:
     measured = dict(page.evaluate(_MEASURED))
     if page.locator("form[data-editor]").count():
         # Whoever goes on before its answer leaves the service at work.
-        page.get_by_role("heading", name="What it would do now").wait_for(timeout=PATIENCE_MILLISECONDS)
+        page.get_by_role("heading", name="What it would do now").wait_for(
+            timeout=PATIENCE_MILLISECONDS
+        )
         measured["tried"] = page.evaluate("performance.now()")
     return measured
 
