@@ -19,6 +19,7 @@ from tests.fleet.dashboard import story
 from tests.patience import wait_until
 
 DAY = 86_400.0
+FLEET = "valley-farms"
 PEOPLE = dict(zip(ROLES, ("vera", "ole", "eve", "ada"), strict=True))
 
 
@@ -34,19 +35,14 @@ class Told:
         """The same in a file of its own."""
         path = folder / "store.sqlite"
         shutil.copyfile(self.path, path)
-        return opened(path, self.story, self.tokens)
-
-
-def opened(path: Path, of: story.Story, tokens: dict[str, str]) -> Told:
-    """A story over the store in a file."""
-    operations = Operations(SqlStore(sqlite_url(path)), "valley-farms")
-    return Told(path, dataclasses.replace(of, operations=operations), tokens)
+        operations = Operations(SqlStore(sqlite_url(path)), FLEET)
+        return Told(path, dataclasses.replace(self.story, operations=operations), self.tokens)
 
 
 def told(path: Path, tell: Callable[[Operations], story.Story]) -> Told:
     """Tell a story into a new file, which is closed again: it may be copied."""
     store = SqlStore(sqlite_url(path))
-    made = tell(Operations(store, "valley-farms"))
+    made = tell(Operations(store, FLEET))
     tokens = {role: Tokens(store).issue(PEOPLE[role], role, DAY)[1] for role in ROLES}
     store.close()
     return Told(path, made, tokens)

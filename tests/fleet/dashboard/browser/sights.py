@@ -90,7 +90,6 @@ SIGHTS = (
     Sight("fleet-mistake", "/fleet", fleet("battery_percent >")),
     Sight("device", DEVICE, device(0)),
     Sight("device-may-not", DEVICE, device(3), role="viewer", act=_open_all),
-    Sight("device-gone", DEVICE, lambda story: "/devices/no-such-cow", status=404),
     Sight("campaigns", "/campaigns"),
     Sight("campaigns-of-a-state", "/campaigns", lambda story: "/campaigns?state=undecided"),
     Sight("campaign-live", CAMPAIGN, campaign("canary-2")),
