@@ -91,6 +91,12 @@ class Stack:
         wait_until(is_ready, lambda: self.log("coordinator")[-2000:], LOOK_SECONDS)
         return time.monotonic() - began
 
+    def heard(self) -> int:
+        """How many devices are online and have told of their samples; 0 while the API is away."""
+        with contextlib.suppress(ServiceError), self.client() as client:
+            return len(list(client.all_devices("online && train_samples > 0")))
+        return 0
+
     def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command of an operator on this machine."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TINYFLEET_SITE": str(self.folder)}
@@ -140,10 +146,7 @@ def devices(stack: Stack, bundle: Path, count: int, log: Path) -> Iterator[None]
 
     def are_heard() -> bool:
         assert process.poll() is None, log.read_text()
-        with contextlib.suppress(ServiceError), stack.client() as client:
-            heard = client.all_devices("online && train_samples > 0")
-            return len(list(heard)) == count
-        return False
+        return stack.heard() == count
 
     try:
         wait_until(are_heard, lambda: log.read_text()[-2000:], LOOK_SECONDS)
