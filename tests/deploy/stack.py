@@ -91,10 +91,11 @@ class Stack:
         wait_until(is_ready, lambda: self.log("coordinator")[-2000:], LOOK_SECONDS)
         return time.monotonic() - began
 
-    def heard(self) -> int:
-        """How many devices are online and have told of their samples; 0 while the API is away."""
+    def heard(self, since: float = 0.0) -> int:
+        """Devices online that have told of their samples, heard since then; 0 with the API away."""
         with contextlib.suppress(ServiceError), self.client() as client:
-            return len(list(client.all_devices("online && train_samples > 0")))
+            found = client.all_devices("online && train_samples > 0")
+            return sum(one.last_seen is not None and one.last_seen >= since for one in found)
         return 0
 
     def cli(self, *words: str) -> subprocess.CompletedProcess[str]:

@@ -327,14 +327,18 @@ def test_a_backup_is_restored_on_an_empty_machine_and_campaigns_go_on_there(
     attached.down()
     other = Stack(attached.engine, tmp_path / "elsewhere", "tfelsewhere")
     try:
+        began_there = time.time()
         other.up("database", tag="next")
         other.restore(tmp_path / "plant.tar")
         other.up(tag="next")
         other.wait_ready()
+        print(f"restored and ready on an empty machine: {time.time() - began_there:.0f} s")
         assert facts(other) == before
         assert "store.restore" in other.cli("audit", "--limit", "1000").stdout
         # Its devices dial where they have always dialled, and are let in as before.
-        wait_until(lambda: other.heard() == DEVICES, lambda: other.log("broker")[-2000:], 1.0)
+        wait_until(
+            lambda: other.heard(began_there) == DEVICES, lambda: other.log("broker")[-2000:], 1.0
+        )
         name = campaign(other, "campaign.yaml", "elsewhere", tmp_path)
         wait_for(other, name, "finished")
         with other.client() as client:
