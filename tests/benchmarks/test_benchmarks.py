@@ -13,7 +13,11 @@ FOLDER = Path(benchmarks.__file__).parent
 NEEDS_TORCH = {"networks"}
 
 
-NAMES = [*sorted(p.stem for p in FOLDER.glob("[a-z]*.py")), "simulator.__main__"]
+NAMES = [
+    *sorted(p.stem for p in FOLDER.glob("[a-z]*.py")),
+    "dashboard.__main__",
+    "simulator.__main__",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

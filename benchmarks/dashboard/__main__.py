@@ -32,7 +32,7 @@ import httpx
 import numpy as np
 import uvicorn
 
-from benchmarks import dashboard_in_browser as in_browser
+from benchmarks.dashboard import in_browser
 from benchmarks.gateway.site import Usage
 from benchmarks.registry import BOARDS, devices, heard
 from fleet.campaign import CampaignConfig, RoundMachine, RoundPlan, schedule

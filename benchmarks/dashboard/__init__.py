@@ -1,0 +1,1 @@
+"""The dashboard over a hundred thousand devices: pages, browsers, people who watch."""
