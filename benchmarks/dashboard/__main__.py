@@ -37,8 +37,8 @@ from benchmarks.gateway.site import Usage
 from benchmarks.registry import BOARDS, devices, heard
 from fleet.campaign import CampaignConfig, RoundMachine, RoundPlan, schedule
 from fleet.campaign.planning import Assignment
-from fleet.campaign.progress import progress_of
 from fleet.cli._output import console, table
+from fleet.coordinator.progress import progress_of
 from fleet.dashboard import mount
 from fleet.ports import free_port
 from fleet.service.api import make_app

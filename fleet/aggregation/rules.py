@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fleet.aggregation.master import FloatVector
 from fleet.aggregation.mean import MasterState, PlanSum, mean_change, moved
 from fleet.errors import AggregationError
+from fleet.protocol import fields
 
 # Of one part of a fold: the sums of all plans and gateways.
 Part = Sequence[PlanSum]
@@ -29,9 +30,7 @@ Part = Sequence[PlanSum]
 class AggregationRule(BaseModel, ABC):
     """What every rule has."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = fields.FORM
 
     learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
     """What the change of a round is multiplied by."""

@@ -10,7 +10,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -38,9 +37,7 @@ class Schedule(BaseModel):
     devices about once they are near.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = fields.FORM
 
     name: Literal["constant", "cosine"] = "constant"
     last_share: Share = 0.1
@@ -62,9 +59,7 @@ class Stage(BaseModel):
     their current weights.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = fields.FORM
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     """Letters, digits, - and _."""
@@ -99,9 +94,7 @@ class Window(BaseModel):
     One that ends at the hour at which it begins lasts a whole day.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = fields.FORM
 
     start: time
     """Time of day."""
@@ -146,9 +139,7 @@ _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 class Retry(BaseModel):
     """How often a device is asked again that failed, and after how long: doubled every time."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = fields.FORM
 
     attempts: Count = 3
     """In a row, the first included; then it has failed for this campaign."""
@@ -158,9 +149,7 @@ class Retry(BaseModel):
 class TaskPace(BaseModel):
     """How fast a round's tasks go out to devices."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = fields.FORM
 
     spread_seconds: Annotated[float, Field(ge=0.0, le=fields.MAX_DELAY_SECONDS)] = 0.0
     """At random moments of so many seconds, so that not all devices start at once."""
@@ -178,9 +167,7 @@ class Asynchronous(BaseModel):
     versions older counts (1 + staleness)^-staleness_exponent (FedAsync, arXiv 1903.03934).
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = fields.FORM
 
     buffer: Count
     """Deltas of a version; fewer where no device is at work any more."""

@@ -19,7 +19,9 @@ from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
+
+from fleet.protocol import fields
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 WORST_SHARE = 0.1
@@ -108,9 +110,7 @@ class Evidence:
 
 
 class _Gate(BaseModel, ABC):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = fields.FORM
 
     watches: ClassVar[bool] = False
     """Whether it is asked after every training round, and not only at the stage's end: a failure

@@ -16,11 +16,11 @@ from fleet.campaign import (
     RoundPlan,
     start_request,
 )
-from fleet.campaign.progress import progress_of
 from fleet.clock import Clock
 from fleet.coordinator.closing import parts_of_gateway
 from fleet.coordinator.listener import Listener
 from fleet.coordinator.pace import Pace
+from fleet.coordinator.progress import progress_of
 from fleet.coordinator.traces import CampaignTraces
 from fleet.coordinator.transport import Reply, Transport
 from fleet.errors import AnswerError

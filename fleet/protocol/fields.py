@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from fleet.errors import ProtocolError
 
@@ -28,6 +28,9 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,32}")
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN.pattern}$")]
 HexDigest = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * DIGEST_BYTES}}}$")]
 HexCampaign = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * CAMPAIGN_BYTES}}}$")]
+
+# Of what operators write, whose fields are explained by what stands below them.
+FORM = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 # Takes message name, field name and value; raises ProtocolError.
 FieldCheck: TypeAlias = Callable[[str, str, object], None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from fleet.protocol import fields
 from fleet.protocol.numbers import Action, Coding, Weighting, number_name
@@ -32,9 +32,7 @@ LEARNING_RATE = Field(ge=1 / fields.LEARNING_RATE_ONE, le=fields.MAX_LEARNING_RA
 class RoundParameters(BaseModel):
     """The same for every device of a round."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = fields.FORM
 
     epochs: Annotated[int, fields.EPOCHS.field(least=1)] = 1
     """Times over a device's samples, each round."""

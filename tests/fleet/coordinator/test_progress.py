@@ -6,8 +6,8 @@ import json
 
 from fleet.campaign.answers import CollectAnswer, Report, StartAnswer
 from fleet.campaign.planning import Assignment, RoundKind, RoundPlan
-from fleet.campaign.progress import progress_of
 from fleet.campaign.round_machine import RoundMachine
+from fleet.coordinator.progress import progress_of
 
 PLAN = "a" * 64
 
