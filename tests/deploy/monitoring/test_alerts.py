@@ -4,10 +4,12 @@ then, each is about figures that there are, and the page says what to do."""
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.deploy.monitoring.conftest import Prometheus
@@ -24,6 +26,8 @@ NAMES = [rule["alert"] for rule in RULES]
 
 
 def promtool(*arguments: str) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("Prometheus isn't installed (scripts/setup dev)")
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
