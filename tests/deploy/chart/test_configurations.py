@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -228,9 +229,22 @@ def test_a_backup_has_its_name_once_it_is_whole_and_old_ones_go(tmp_path: Path) 
     program.chmod(0o755)
     here = tmp_path / "backups"
     here.mkdir()
-    kept = [here / "others.tar", here / "barn-20260102T000000Z.tar"]
-    for one in (*kept, here / "barn-20260101T000000Z.tar", here / "broken.part"):
+    kept = [
+        here / name
+        for name in (
+            *("others.tar", "barn-20260102T000000Z.tar", "barn-2-20260101T000000Z.tar"),
+            # Somebody else's job is writing it.
+            "20260103T000000Z.part.new",
+        )
+    ]
+    for one in (*kept, here / "barn-20260101T000000Z.tar"):
         one.touch()
+    job = named(objects, "CronJob", "barn-backup")["spec"]["jobTemplate"]["spec"]
+    longest = job["activeDeadlineSeconds"]
+    for name in ("20260102T000000Z.part", "20260102T000000Z.part.new"):
+        (here / name).touch()
+        os.utime(here / name, (time.time() - longest - 60,) * 2)
+    os.utime(kept[-1], (time.time() - longest + 300,) * 2)
 
     def back_up(**more: str) -> int:
         path = f"{program.parent}:{os.environ['PATH']}"
@@ -238,6 +252,8 @@ def test_a_backup_has_its_name_once_it_is_whole_and_old_ones_go(tmp_path: Path) 
         return subprocess.run(command, env={"PATH": path, **more}).returncode
 
     assert back_up(FAILS="1") == 1
+    (begun,) = [one for one in here.iterdir() if one.stat().st_size]
+    begun.unlink()
     assert not [one for one in here.glob("*.tar") if one.stat().st_size]
     assert back_up() == 0
     (new,) = [one for one in here.iterdir() if one.stat().st_size]
