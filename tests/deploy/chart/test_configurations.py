@@ -234,14 +234,14 @@ def test_a_backup_has_its_name_once_it_is_whole_and_old_ones_go(tmp_path: Path) 
         for name in (
             *("others.tar", "barn-20260102T000000Z.tar", "barn-2-20260101T000000Z.tar"),
             # Somebody else's job is writing it.
-            "20260103T000000Z.part.new",
+            "20260103T000000Z.part.k4_2x.new",
         )
     ]
     for one in (*kept, here / "barn-20260101T000000Z.tar"):
         one.touch()
     job = named(objects, "CronJob", "barn-backup")["spec"]["jobTemplate"]["spec"]
     longest = job["activeDeadlineSeconds"]
-    for name in ("20260102T000000Z.part", "20260102T000000Z.part.new"):
+    for name in ("20260102T000000Z.part", "20260102T000000Z.part.x3_9k.new"):
         (here / name).touch()
         os.utime(here / name, (time.time() - longest - 60,) * 2)
     os.utime(kept[-1], (time.time() - longest + 300,) * 2)
