@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -102,6 +103,38 @@ def test_what_images_start_and_ask_are_commands_of_ours() -> None:
             command = command.commands[word]
         known = {option for one in command.params for option in one.opts}
         assert {word for word in words if word.startswith("-")} <= known
+
+
+def test_images_are_built_with_what_settings_may_ask_for_and_from_wheels_alone(
+    tmp_path: Path,
+) -> None:
+    # Whoever builds has no index, and programs that note what they are asked for.
+    told, wheels = tmp_path / "told", tmp_path / "wheels"
+    python, docker = tmp_path / "python", tmp_path / "docker"
+    python.write_text(
+        '#!/bin/sh\necho "$*" >>"$TOLD"\n'
+        'case "$*" in *--no-deps*) touch "$TINYFLEET_WHEELS"/own/tinyfleet-7-py3.whl;; esac\n'
+    )
+    docker.write_text('#!/bin/sh\necho "docker $*" >>"$TOLD"\n')
+    environment = {
+        "PATH": os.environ["PATH"],
+        "TOLD": str(told),
+        "TINYFLEET_WHEELS": str(tmp_path),
+        "TINYFLEET_PYTHON": str(python),
+        "DOCKER": str(docker),
+    }
+    for one in (python, docker):
+        one.chmod(0o755)
+    subprocess.run([DEPLOY / "images" / "build"], env=environment, check=True, capture_output=True)
+    lines = told.read_text("utf-8").splitlines()
+    gathers = [line for line in lines if " pip wheel " in line]
+    chosen = [line for line in lines if " pip install " in line]
+    assert len(gathers) == len(chosen) == 2
+    assert all(f"--find-links {wheels} " in line for line in [*gathers, *chosen])
+    roles = [set(re.findall(r"\w+", line.rpartition("[")[2])) for line in [*gathers[1:], *chosen]]
+    coordinator = {"service", "postgres", "tracing"}
+    assert roles == [coordinator, {"gateway", "tracing"}, coordinator]
+    assert [line.split()[0] for line in lines[-2:]] == ["docker", "docker"]
 
 
 def test_compose_reads_the_file(folder: Path) -> None:
