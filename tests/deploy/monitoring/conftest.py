@@ -43,7 +43,7 @@ class Prometheus:
         return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     if shutil.which("prometheus") is None:
         pytest.skip("Prometheus isn't installed (scripts/setup dev)")
