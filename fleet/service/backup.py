@@ -81,14 +81,14 @@ def back_up(
 
     `program` is the version of this program. Raises `FleetError` where the store can't be read.
     """
-    settings_path = _settings_of(settings_path, deployment)
+    settings_path = _plain(_settings_of(settings_path, deployment))
     settings = CoordinatorSettings.read(settings_path)
-    folder = (deployment or settings_path.parent).absolute()
+    folder = settings_path.parent if deployment is None else deployment.absolute()
     left_out: list[str] = []
     if deployment is not None:
         files = sorted(_files_of_deployment(folder))
     else:
-        files, left_out = _files_of_settings(settings_path.absolute(), settings)
+        files, left_out = _files_of_settings(settings_path, settings)
     source = SqlStore(settings.store_url(), migrates=False)
     try:
         with tempfile.TemporaryDirectory(dir=_room_for(settings)) as work:
@@ -106,7 +106,7 @@ def back_up(
                 fleet=settings.fleet,
                 made=made,
                 folder=str(folder),
-                settings=settings_path.absolute().relative_to(folder).as_posix(),
+                settings=settings_path.name if deployment is None else SETTINGS.as_posix(),
                 is_deployment=deployment is not None,
             )
             size = _write(out, about, copy, [(one, folder / one) for one in files])
@@ -121,6 +121,11 @@ def _settings_of(settings_path: Path | None, deployment: Path | None) -> Path:
     if settings_path is None:
         raise ConfigurationError("which store? Give a deployment's folder or a service's settings")
     return settings_path
+
+
+def _plain(path: Path) -> Path:
+    """Without .., which no name within an archive has; links stay what they are."""
+    return Path(os.path.abspath(path))
 
 
 def _room_for(settings: CoordinatorSettings) -> Path:
@@ -143,11 +148,11 @@ def _files_of_deployment(folder: Path) -> Iterator[str]:
 
 def _files_of_settings(path: Path, settings: CoordinatorSettings) -> tuple[list[str], list[str]]:
     """The settings and what they name, where that lies beside them; and what lies elsewhere."""
-    named: set[Path] = {path}
+    named = {path}
     for part in (settings.api, settings.superlink, settings.bootstrap):
-        named |= {value for _, value in part if isinstance(value, Path)}
+        named |= {_plain(value) for _, value in part if isinstance(value, Path)}
     if settings.store.startswith("file:"):
-        named.add(Path(settings.store.removeprefix("file:")))
+        named.add(_plain(Path(settings.store.removeprefix("file:"))))
     found = {file for one in named for file in (one.glob("*") if one.is_dir() else [one])}
     inside = [one for one in found if one.is_relative_to(path.parent) and one.is_file()]
     outside = [str(one) for one in found if not one.is_relative_to(path.parent)]
@@ -169,6 +174,8 @@ class _Summing(io.RawIOBase):
 
 def _write(out: IO[bytes], about: About, store: Path, files: Sequence[tuple[str, Path]]) -> int:
     """The archive, into a file or a pipe; gives its bytes."""
+    for name, _ in files:
+        _safe(_FILES + name)
     sums: dict[str, str] = {}
     written = _Counting(out)
     with tarfile.open(fileobj=written, mode="w|", format=tarfile.PAX_FORMAT) as archive:

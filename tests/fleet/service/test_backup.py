@@ -237,6 +237,27 @@ def test_a_service_is_backed_up_with_what_lies_beside_its_settings_and_says_what
         restore(io.BytesIO(out.getvalue()), None, tmp_path / "five")
 
 
+def test_what_settings_name_by_way_of_another_folder_is_taken_for_where_it_lies(
+    tmp_path: Path,
+) -> None:
+    settings = service(tmp_path / "one")
+    (tmp_path / "certs").mkdir()
+    for path in (tmp_path / "certs" / "a.crt", settings.with_name("a.key")):
+        path.write_text("private")
+    with settings.open("a") as file:
+        file.write('[api]\ncertificate = "../certs/a.crt"\nkey = "keys/../a.key"\n')
+    SqlStore(CoordinatorSettings.read(settings).store_url()).close()
+    out = io.BytesIO()
+    done = back_up(settings.parent / "keys" / ".." / settings.name, out, "0.1.0")
+    assert done.left_out == sorted(
+        [str(tmp_path / "certs" / "a.crt"), str(tmp_path / "one-secret")]
+    )
+    files = {name for name in members(out.getvalue()) if name.startswith("files/")}
+    assert files == {"files/coordinator.toml", "files/keys/gw.pub", "files/a.key"}
+    restore(io.BytesIO(out.getvalue()), tmp_path / "two" / "coordinator.toml")
+    assert (tmp_path / "two" / "a.key").read_text() == "private"
+
+
 def test_a_store_that_is_not_up_to_date_is_not_migrated_by_a_backup(tmp_path: Path) -> None:
     settings = service(tmp_path / "one")
     with pytest.raises(StoreError, match=r"of revision none, .* the version that its service has"):
