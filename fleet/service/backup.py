@@ -36,7 +36,16 @@ _PIECE = 1 << 20
 _MOST_TEXT = 1 << 24
 # What a deployment's folder holds besides configurations.
 _NOT_KEPT = ("run/", "logs/", "coordinator/flower/")
-_NOT_KEPT_ENDINGS = (".sqlite", ".sqlite-wal", ".sqlite-shm", ".lock", ".sock", ".pid", ".log")
+_NOT_KEPT_ENDINGS = (
+    ".sqlite",
+    ".sqlite-wal",
+    ".sqlite-shm",
+    ".lock",
+    ".sock",
+    ".pid",
+    ".log",
+    ".new",
+)
 # Files of a deployment that say where its folder is.
 _WITH_PATHS = ("mosquitto.conf", "own.json", ".toml")
 
@@ -79,7 +88,8 @@ def back_up(
 ) -> Done:
     """Write a backup of the service with these settings, or of a whole deployment.
 
-    `program` is the version of this program. Raises `FleetError` where the store can't be read.
+    `program` is the version of this program. Raises `FleetError` where the store can't be read,
+    `BackupError` where a file is gone before it is read, or `out` can't be written.
     """
     settings_path = _plain(_settings_of(settings_path, deployment))
     settings = CoordinatorSettings.read(settings_path)
@@ -139,11 +149,13 @@ def _files_of_deployment(folder: Path) -> Iterator[str]:
         raise ConfigurationError(
             f"{folder} runs in containers, and its store is there: docs/howto/back-up.md"
         )
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        inner = name.startswith(_NOT_KEPT) or "-flower/" in name
-        if path.is_file() and not inner and not name.endswith(_NOT_KEPT_ENDINGS):
-            yield name
+    # Folders that go meanwhile are nothing to os.walk.
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            name = path.relative_to(folder).as_posix()
+            inner = name.startswith(_NOT_KEPT) or "-flower/" in name
+            if path.is_file() and not inner and not name.endswith(_NOT_KEPT_ENDINGS):
+                yield name
 
 
 def _files_of_settings(path: Path, settings: CoordinatorSettings) -> tuple[list[str], list[str]]:
@@ -153,10 +165,14 @@ def _files_of_settings(path: Path, settings: CoordinatorSettings) -> tuple[list[
         named |= {_plain(value) for _, value in part if isinstance(value, Path)}
     if settings.store.startswith("file:"):
         named.add(_plain(Path(settings.store.removeprefix("file:"))))
-    found = {file for one in named for file in (one.glob("*") if one.is_dir() else [one])}
+    found = {file for one in named for file in (_kept_of(one) if one.is_dir() else [one])}
     inside = [one for one in found if one.is_relative_to(path.parent) and one.is_file()]
     outside = [str(one) for one in found if not one.is_relative_to(path.parent)]
     return sorted(one.relative_to(path.parent).as_posix() for one in inside), sorted(outside)
+
+
+def _kept_of(folder: Path) -> Iterator[Path]:
+    return (one for one in folder.iterdir() if not one.name.endswith(_NOT_KEPT_ENDINGS))
 
 
 class _Summing(io.RawIOBase):
@@ -176,6 +192,15 @@ def _write(out: IO[bytes], about: About, store: Path, files: Sequence[tuple[str,
     """The archive, into a file or a pipe; gives its bytes."""
     for name, _ in files:
         _safe(_FILES + name)
+    try:
+        return _write_members(out, about, store, files)
+    except OSError as error:
+        raise BackupError(f"the backup isn't whole ({error}); back up again") from None
+
+
+def _write_members(
+    out: IO[bytes], about: About, store: Path, files: Sequence[tuple[str, Path]]
+) -> int:
     sums: dict[str, str] = {}
     written = _Counting(out)
     with tarfile.open(fileobj=written, mode="w|", format=tarfile.PAX_FORMAT) as archive:

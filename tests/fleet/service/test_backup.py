@@ -258,6 +258,38 @@ def test_what_settings_name_by_way_of_another_folder_is_taken_for_where_it_lies(
     assert (tmp_path / "two" / "a.key").read_text() == "private"
 
 
+def test_a_file_that_goes_while_a_backup_is_made_is_named_and_one_being_written_is_none(
+    tmp_path: Path,
+) -> None:
+    made = tmp_path / "site"
+    init(made, "plant", ["north"], 1)
+    (made / "brokers" / "north" / "access.new").write_text("half")
+    out = io.BytesIO()
+    back_up(None, out, "0.1.0", made)
+    assert not [one for one in members(out.getvalue()) if one.endswith(".new")]
+    token = made / "admin.token"
+
+    def tell(what: str, done: int, of: int) -> None:
+        token.unlink(missing_ok=True)
+
+    # The files were listed before the store is copied, and are read after it.
+    with pytest.raises(BackupError, match=rf"{token}.*back up again"):
+        back_up(None, io.BytesIO(), "0.1.0", made, tell)
+    settings = service(tmp_path / "one")
+    (settings.parent / "keys" / "gw2.pub.new").write_text("half")
+    SqlStore(CoordinatorSettings.read(settings).store_url()).close()
+    back_up(settings, out := io.BytesIO(), "0.1.0")
+    assert not [one for one in members(out.getvalue()) if one.endswith(".new")]
+
+
+def test_a_backup_that_cannot_be_written_is_refused(site: Path) -> None:
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        pytest.raises(BackupError, match="No space left"),
+    ):
+        back_up(None, full, "0.1.0", site)
+
+
 def test_a_store_that_is_not_up_to_date_is_not_migrated_by_a_backup(tmp_path: Path) -> None:
     settings = service(tmp_path / "one")
     with pytest.raises(StoreError, match=r"of revision none, .* the version that its service has"):
