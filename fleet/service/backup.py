@@ -12,6 +12,7 @@ can be restored into PostgreSQL. Flower's state, gateways' stores and logs aren'
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -27,6 +28,7 @@ from fleet.coordinator.settings import CoordinatorSettings
 from fleet.errors import BackupError, ConfigurationError, ConflictError, StoreError
 from fleet.gateway.files import write_whole
 from fleet.service.deployment import SETTINGS, Deployment
+from fleet.service.folders import new_folder
 from fleet.store import SqlStore, copy_store, restore_store, sqlite_url
 from fleet.store.copying import Tell
 
@@ -249,7 +251,8 @@ def restore(
     With a `deployment`, a folder that has to be empty or not to be there, or where there are no
     settings yet, the archive's files are written as well. Raises `BackupError` where the archive
     is damaged, isn't one, or is another's or a newer program's, and then nothing was written;
-    `ConflictError` where something is there already.
+    `ConflictError` where something is there already. Where it fails after that, say of a full disk,
+    no file stays that it brought, so that it can be tried again.
     """
     settings_path = _settings_of(settings_path, deployment)
     brings_files = deployment is not None or not settings_path.exists()
@@ -261,23 +264,18 @@ def restore(
         room = _room_for(CoordinatorSettings.read(settings_path))
     with tempfile.TemporaryDirectory(dir=room) as work:
         about, files = _unpack(archive, Path(work), tell)
-        source = _open_copy(Path(work) / _STORE, about)
-        brought: list[Path] = []
-        try:
+        if not brings_files:
+            files = {}
+        with contextlib.ExitStack() as stack:
+            source = _open_copy(Path(work) / _STORE, about)
+            stack.callback(source.close)
             if brings_files:
                 _require_fitting(about, settings_path, deployment)
-                _require_free(folder, files, is_whole=deployment is not None)
-                brought = _bring(folder, files, about)
+                stack.enter_context(_brought(folder, files, about))
                 settings_path = folder / about.settings
             rows = _restore_store(source, about, settings_path, tell)
-        except BaseException:
-            for path in brought:
-                path.unlink(missing_ok=True)
-            raise
-        finally:
-            source.close()
         size = (Path(work) / _STORE).stat().st_size
-        return Done(about, rows, size, len(brought))
+        return Done(about, rows, size, len(files))
 
 
 def _restore_store(source: SqlStore, about: About, settings_path: Path, tell: Tell) -> int:
@@ -380,27 +378,44 @@ def _require_fitting(about: About, settings_path: Path, deployment: Path | None)
         )
 
 
-def _require_free(folder: Path, files: Mapping[str, Path], *, is_whole: bool) -> None:
+@contextlib.contextmanager
+def _brought(folder: Path, files: Mapping[str, Path], about: About) -> Iterator[None]:
+    """The archive's files where they belong, for good if the block ends well."""
+    if about.is_deployment:
+        with new_folder(folder):
+            for name in ("run", "logs"):
+                (folder / name).mkdir(mode=0o700)
+            _bring(folder, files, about, [])
+            yield
+        return
     there = [name for name in files if (folder / name).exists()]
-    if is_whole and folder.is_dir():
-        there += [one.name for one in folder.iterdir()]
     if there:
         raise ConflictError(f"{folder} has {there[0]} already: nothing is written over")
+    made: list[Path] = []
+    try:
+        _bring(folder, files, about, made)
+        yield
+    except BaseException:
+        for path in reversed(made):
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
+            elif not any(path.iterdir()):
+                path.rmdir()
+        raise
 
 
-def _bring(folder: Path, files: Mapping[str, Path], about: About) -> list[Path]:
-    """Write the files; those of a deployment that name its folder name the new one."""
-    brought = []
+def _bring(folder: Path, files: Mapping[str, Path], about: About, made: list[Path]) -> None:
+    """Write the files; those of a deployment that name its folder name the new one.
+
+    What is made is told in `made` before it is.
+    """
     old, new = f"{about.folder}/", f"{folder}/"
     for name, path in files.items():
         target = folder / name
+        made += reversed([one for one in target.parents if not one.exists()])
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         data = path.read_bytes()
         if about.is_deployment and name.endswith(_WITH_PATHS):
             data = data.replace(old.encode(), new.encode())
+        made.append(target)
         write_whole(target, data, mode=0o600)
-        brought.append(target)
-    if about.is_deployment:
-        for name in ("run", "logs"):
-            (folder / name).mkdir(exist_ok=True, mode=0o700)
-    return brought

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
 import shutil
 import sqlite3
 import stat
@@ -24,6 +26,7 @@ from fleet.gateway.config import GatewaySettings
 from fleet.service import containers
 from fleet.service.backup import back_up, restore
 from fleet.service.deployment import SETTINGS, init, token_of
+from fleet.service.folders import new_folder
 from fleet.store import Gateways, SqlStore, Tokens
 
 
@@ -193,6 +196,79 @@ def test_nothing_is_written_over(site: Path, archive: bytes, tmp_path: Path) -> 
     with pytest.raises(ConflictError, match=r"note\.txt already"):
         restore(io.BytesIO(archive), None, tmp_path / "site")
     assert content_of(tmp_path) == ["site", "site/note.txt"]
+
+
+FAILS = pytest.mark.parametrize("after_files", [3, None], ids=["a full disk", "no store"])
+
+
+def fail(patch: pytest.MonkeyPatch, after_files: int | None) -> type[Exception]:
+    """From now on the disk is full after so many files, or the store can't be written."""
+    if after_files is None:
+
+        def away(*_: object) -> int:
+            raise StoreError("it went away")
+
+        patch.setattr("fleet.service.backup.restore_store", away)
+        return StoreError
+    written = iter(range(after_files))
+    sync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if next(written, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    patch.setattr(os, "fsync", full)
+    return OSError
+
+
+@FAILS
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_restored_deployment_that_fails_leaves_nothing_behind_and_can_be_tried_again(
+    site: Path, archive: bytes, tmp_path: Path, after_files: int | None, is_there: bool
+) -> None:
+    target = tmp_path / "site"
+    if is_there:
+        target.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        error = fail(patch, after_files)
+        with pytest.raises(error):
+            restore(io.BytesIO(archive), None, target)
+    assert content_of(tmp_path) == (["site"] if is_there else [])
+    restore(io.BytesIO(archive), None, target)
+    assert token_of(target) == token_of(site)
+
+
+@FAILS
+def test_a_restored_service_that_fails_leaves_no_file_behind_and_can_be_tried_again(
+    tmp_path: Path, after_files: int | None
+) -> None:
+    settings = service(tmp_path / "one")
+    for number in range(4):
+        (settings.parent / "keys" / f"{number}.pub").write_text("public")
+    SqlStore(CoordinatorSettings.read(settings).store_url()).close()
+    back_up(settings, out := io.BytesIO(), "0.1.0")
+    target = tmp_path / "two" / settings.name
+    (target.parent / "mine").mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        error = fail(patch, after_files)
+        with pytest.raises(error):
+            restore(io.BytesIO(out.getvalue()), target)
+    # An empty store is nothing that a restore would write over.
+    left = [one for one in content_of(target.parent) if not one.startswith("coordinator.sqlite")]
+    assert left == ["mine"]
+    restore(io.BytesIO(out.getvalue()), target)
+    assert (target.parent / "keys" / "3.pub").read_text() == "public"
+
+
+def test_a_folder_that_another_process_fills_is_left_to_it(archive: bytes, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+
+    with new_folder(target):
+        (target / "theirs").write_text("x")
+        with pytest.raises(ConflictError, match="is being made by another"):
+            restore(io.BytesIO(archive), None, target)
+    assert content_of(tmp_path) == ["site", "site/theirs"]
 
 
 def service(folder: Path, fleet: str = "plant") -> Path:
