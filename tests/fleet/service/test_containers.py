@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 from fleet.cli import app
 from fleet.coordinator.gateway_keys import check_key, read_keys
 from fleet.coordinator.settings import BootstrapSettings, CoordinatorSettings
-from fleet.errors import ConfigurationError
+from fleet.errors import ConfigurationError, ConflictError, FleetError
 from fleet.gateway.config import GatewaySettings
 from fleet.gateway.server import SocketServer
 from fleet.service import containers, deployment
 from fleet.service.bootstrap import bootstrap
+from fleet.service.deployment import Deployment
 from fleet.service.health import problems
 from fleet.store import Audit, Gateways, SqlStore, Tokens, new_token
 
@@ -64,6 +65,55 @@ def test_the_containers_user_is_who_made_the_folder_or_that_of_the_images(folder
     assert f"TINYFLEET_USER={user}:0\n" in (folder / "compose.env").read_text()
     assert (folder / "secrets" / "store.url").stat().st_uid == user
     assert (folder / "ca" / "ca.key").stat().st_uid == os.geteuid()
+
+
+def test_a_folder_that_has_anything_of_others_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Path] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", lambda path, *_, **__: given.append(path))
+    other = tmp_path / "other"
+    other.write_text("somebody's")
+    (tmp_path / "boxes").mkdir()
+    (tmp_path / "boxes" / "link").symlink_to(other)
+    with pytest.raises(ConflictError, match="has link already"):
+        containers.init(tmp_path / "boxes", "plant", "home", [])
+    assert given == []
+    assert [one.name for one in (tmp_path / "boxes").iterdir()] == ["link"]
+
+
+def test_nothing_that_a_link_leads_to_is_given_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.write_text("somebody's")
+    given: dict[str, bool] = {}
+
+    def chown(path: Path, user: int, group: int, *, follow_symlinks: bool = True) -> None:
+        assert (user, group) == (containers.USER, 0)
+        given[path.name] = follow_symlinks
+
+    write = Deployment.write
+
+    def write_and_link(made: Deployment, folder: Path) -> None:
+        write(made, folder)
+        (folder / "link").symlink_to(other)
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", chown)
+    monkeypatch.setattr(Deployment, "write", write_and_link)
+    containers.init(tmp_path / "boxes", "plant", "home", [])
+    assert not any(given.values())
+    assert {"boxes", "link", "store.url"} <= given.keys()
+    assert not {"ca", "ca.key"} & given.keys()
+
+
+def test_a_folder_that_could_not_be_made_can_be_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match="fleet"):
+        containers.init(tmp_path / "boxes", "no fleet's name", "home", [])
+    assert list(tmp_path.iterdir()) == []
+    containers.init(tmp_path / "boxes", "plant", "home", [])
 
 
 def test_it_is_made_once_and_isnt_started_without_containers(folder: Path) -> None:
