@@ -12,6 +12,7 @@ import sqlite3
 import stat
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -374,6 +375,42 @@ def test_a_store_that_is_not_up_to_date_is_not_migrated_by_a_backup(tmp_path: Pa
     assert made.runs_in_containers
     with pytest.raises(ConfigurationError, match="runs in containers"):
         back_up(None, io.BytesIO(), "0.1.0", tmp_path / "boxes")
+
+
+def test_a_backup_is_its_owners_whatever_lies_beside_it(site: Path, tmp_path: Path) -> None:
+    out, stale, others = tmp_path / "b.tar", tmp_path / "b.tar.new", tmp_path / "others"
+    others.write_text("theirs")
+    for is_link in (False, True):
+        if is_link:
+            stale.symlink_to(others)
+        else:
+            stale.touch()
+            stale.chmod(0o666)
+        found = CliRunner().invoke(app, ["backup", str(out), "--site", str(site)])
+        assert found.exit_code == 0, found.output
+        assert stat.S_IMODE(out.stat().st_mode) == 0o600
+        assert not out.is_symlink()
+        assert others.read_text() == "theirs"
+        assert content_of(tmp_path) == ["b.tar", "b.tar.new", "others"]
+        out.unlink()
+        stale.unlink()
+
+
+def test_when_a_restored_backup_was_made_is_said_in_utc(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = CliRunner()
+    out = tmp_path / "b.tar"
+    made = json.loads(run.invoke(app, ["backup", str(out), "--site", str(site), "--json"]).stdout)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        found = run.invoke(app, ["restore", str(out), "--site", str(tmp_path / "new")])
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(made["made"]))
+    assert f"was at {when}. " in found.output
 
 
 def test_the_commands_say_what_they_did_and_fail_with_a_code(site: Path, tmp_path: Path) -> None:
