@@ -20,6 +20,7 @@ from fleet.service.schema import DeviceSummary
 from fleet.store import Tokens
 from tests.fleet.dashboard.conftest import Browser, Parsed
 from tests.fleet.service.conftest import DAY, Site, seen
+from tests.patience import PATIENCE_SECONDS
 
 Browsers = Callable[[str], Browser]
 
@@ -155,7 +156,7 @@ def test_more_pages_at_once_than_the_api_has_threads_are_all_answered(site: Site
             async def one(number: int) -> None:
                 found.append((await client.get(f"/ui/devices/d0?{number}")).status_code)
 
-            with anyio.fail_after(120):
+            with anyio.fail_after(PATIENCE_SECONDS):
                 async with anyio.create_task_group() as group:
                     for number in range(60):
                         group.start_soon(one, number)
