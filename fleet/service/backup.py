@@ -128,11 +128,13 @@ def back_up(
 
 
 def _settings_of(settings_path: Path | None, deployment: Path | None) -> Path:
-    if deployment is not None:
+    if deployment is not None and settings_path is None:
         return deployment / SETTINGS
-    if settings_path is None:
-        raise ConfigurationError("which store? Give a deployment's folder or a service's settings")
-    return settings_path
+    if settings_path is not None and deployment is None:
+        return settings_path
+    raise ConfigurationError(
+        "which store? Give a deployment's folder (--site) or a service's settings (--config)"
+    )
 
 
 def _plain(path: Path) -> Path:

@@ -11,9 +11,7 @@ import shutil
 import sqlite3
 import stat
 import tarfile
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,13 +70,6 @@ def packed(content: dict[str, bytes]) -> bytes:
 
 def content_of(folder: Path) -> list[str]:
     return sorted(str(one.relative_to(folder)) for one in folder.rglob("*"))
-
-
-@pytest.fixture
-def short_path() -> Iterator[Path]:
-    """A gateway's socket has a path of a hundred characters at most; pytest's may be longer."""
-    with tempfile.TemporaryDirectory(prefix="tinyfleet-") as folder:
-        yield Path(folder)
 
 
 def test_a_deployment_comes_back_elsewhere_with_its_keys_tokens_and_gateways(
@@ -397,15 +388,15 @@ def test_a_backup_is_its_owners_whatever_lies_beside_it(site: Path, tmp_path: Pa
 
 
 def test_when_a_restored_backup_was_made_is_said_in_utc(
-    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = CliRunner()
-    out = tmp_path / "b.tar"
+    out = short_path / "b.tar"
     made = json.loads(run.invoke(app, ["backup", str(out), "--site", str(site), "--json"]).stdout)
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:
-        found = run.invoke(app, ["restore", str(out), "--site", str(tmp_path / "new")])
+        found = run.invoke(app, ["restore", str(out), "--site", str(short_path / "new")])
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -413,21 +404,26 @@ def test_when_a_restored_backup_was_made_is_said_in_utc(
     assert f"was at {when}. " in found.output
 
 
-def test_the_commands_say_what_they_did_and_fail_with_a_code(site: Path, tmp_path: Path) -> None:
+def test_the_commands_say_what_they_did_and_fail_with_a_code(site: Path, short_path: Path) -> None:
     run = CliRunner()
-    out = tmp_path / "b.tar"
+    out = short_path / "b.tar"
     found = run.invoke(app, ["backup", str(out), "--site", str(site), "--json"])
     assert found.exit_code == 0, found.output
     facts = json.loads(found.stdout)
     assert (facts["fleet"], facts["file"], facts["left_out"]) == ("plant", str(out), [])
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     assert run.invoke(app, ["backup", str(out), "--site", str(site)]).exit_code != 0
-    again = run.invoke(app, ["restore", str(out), "--site", str(tmp_path / "new"), "--json"])
+    again = run.invoke(app, ["restore", str(out), "--site", str(short_path / "new"), "--json"])
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["rows"] == facts["rows"]
-    assert run.invoke(app, ["restore", str(out), "--site", str(tmp_path / "new")]).exit_code != 0
+    assert run.invoke(app, ["restore", str(out), "--site", str(short_path / "new")]).exit_code != 0
     assert run.invoke(app, ["restore", str(out)]).exit_code != 0
-    assert run.invoke(app, ["backup", str(tmp_path / "c.tar")]).exit_code != 0
-    assert content_of(tmp_path) == sorted(
-        ["b.tar", "new", *(f"new/{one}" for one in content_of(tmp_path / "new"))]
+    assert run.invoke(app, ["backup", str(short_path / "c.tar")]).exit_code != 0
+    settings = short_path / "new" / SETTINGS
+    for command, path in (("backup", short_path / "c.tar"), ("restore", out)):
+        both = [command, str(path), "--site", str(site), "--config", str(settings)]
+        with pytest.raises(ConfigurationError, match=r"which store\? .*--site.* or .*--config"):
+            run.invoke(app, both, catch_exceptions=False)
+    assert content_of(short_path) == sorted(
+        ["b.tar", "new", *(f"new/{one}" for one in content_of(short_path / "new"))]
     )

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fleet.cli import app
+from fleet.cli._errors import CommandError
 from fleet.coordinator.gateway_keys import check_key, read_keys
 from fleet.coordinator.settings import BootstrapSettings, CoordinatorSettings
 from fleet.errors import ConfigurationError, ConflictError, FleetError
@@ -127,6 +128,13 @@ def test_it_is_made_once_and_isnt_started_without_containers(folder: Path) -> No
     assert not folder.with_name("x").exists()
 
 
+def test_what_others_reach_it_under_is_of_a_deployment_in_containers(tmp_path: Path) -> None:
+    command = ["init", str(tmp_path / "site"), "--host", "barn.local"]
+    with pytest.raises(CommandError, match="--host goes with --containers"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---- what a store begins with ------------------------------------------------------------
 
 
@@ -171,15 +179,15 @@ def test_a_token_that_is_none_is_refused_and_nothing_is_added(
 # ---- health ------------------------------------------------------------------------------
 
 
-def test_a_gateway_is_asked_over_its_socket_and_a_service_over_its_api(tmp_path: Path) -> None:
-    gateway = tmp_path / "gateway.toml"
+def test_a_gateway_is_asked_over_its_socket_and_a_service_over_its_api(short_path: Path) -> None:
+    gateway = short_path / "gateway.toml"
     gateway.write_text(
         'fleet = "plant"\ngateway = "gw"\nstore = "s"\nsocket = "g.sock"\n'
         '[broker]\nuser = "gw"\npassword_file = "p"\n'
     )
     (found,) = problems(gateway)
     assert "no answer" in found
-    server = SocketServer(tmp_path / "g.sock", lambda operation, request: {"ended": 1})
+    server = SocketServer(short_path / "g.sock", lambda operation, request: {"ended": 1})
     server.start()
     try:
         assert problems(gateway) == []
@@ -187,7 +195,7 @@ def test_a_gateway_is_asked_over_its_socket_and_a_service_over_its_api(tmp_path:
         assert problems(gateway) == ["the SuperNode of gateway gw doesn't run"]
     finally:
         server.stop()
-    service = tmp_path / "coordinator.toml"
+    service = short_path / "coordinator.toml"
     service.write_text('fleet = "plant"\n[api]\nport = 9\n')
     (found,) = problems(service)
     assert "doesn't answer at 127.0.0.1:9" in found
