@@ -34,6 +34,7 @@ from fleet.gateway.config import BrokerSettings, GatewaySettings, MetricsSetting
 from fleet.gateway.files import write_whole
 from fleet.security.certificates import Authority
 from fleet.service.deployment import Deployment, SitePorts, require_none
+from fleet.service.folders import new_folder
 from fleet.store import new_token
 
 GATEWAYS = 2
@@ -47,13 +48,19 @@ _SECRETS, _STATE, _BROKER = Path("/run/secrets"), Path("/var/lib/tinyfleet"), Pa
 
 
 def init(folder: Path, fleet: str, site: str, hosts: Sequence[str]) -> Deployment:
-    """Make the folder. Nothing is started; ConfigurationError where there is a deployment already.
+    """Make the folder, which is absent or empty. Nothing is started.
 
-    `hosts` are names and addresses under which others than this machine reach it.
+    `hosts` are names and addresses under which others than this machine reach it. Raises
+    `ConfigurationError` where there is a deployment already, `ConflictError` where anything else
+    is: what is in the folder becomes the containers' user's.
     """
     require_none(folder)
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder):
+        return _fill(folder, fleet, site, hosts)
+
+
+def _fill(folder: Path, fleet: str, site: str, hosts: Sequence[str]) -> Deployment:
     for name in ("secrets", "coordinator", "coordinator/gateway-keys"):
         (folder / name).mkdir(exist_ok=True, mode=0o700)
     authority = Authority.create(folder / "ca", fleet)
@@ -86,7 +93,7 @@ def init(folder: Path, fleet: str, site: str, hosts: Sequence[str]) -> Deploymen
     if os.geteuid() == 0:
         for path in [folder, *folder.rglob("*")]:
             if not path.is_relative_to(folder / "ca"):
-                os.chown(path, USER, 0)
+                os.chown(path, USER, 0, follow_symlinks=False)
     return made
 
 
