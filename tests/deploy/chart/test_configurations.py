@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -328,13 +330,17 @@ def test_a_supernode_finds_the_one_coordinator_that_listens(
 
 
 def test_a_folder_of_ours_has_all_that_the_chart_goes_by(tmp_path: Path) -> None:
-    folder = tmp_path / "barn"
+    folder = tmp_path / "our barn"
     services = ("barn-api", "barn-superlink", "barn-broker-main")
     hosts = [f"{service}.{NAMESPACE}.svc" for service in services]
     containers_of_one_machine.init(folder, "barn", "main", hosts)
     command = [sys.executable, str(CHART / "from-folder"), str(folder)]
     done = subprocess.run([*command, "barn", NAMESPACE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    words = [word for line in done.stdout.splitlines() for word in shlex.split(line)]
+    assert [one for one in words if "barn" in one] == [
+        *(str(folder / "kubernetes.yaml"), "barn", str(folder / "values.yaml"))
+    ]
     brought = list(yaml.safe_load_all((folder / "kubernetes.yaml").read_text("utf-8")))
     assert (folder / "kubernetes.yaml").stat().st_mode & 0o077 == 0
     objects = render(None, "--values", str(folder / "values.yaml"))
@@ -356,4 +362,11 @@ def test_a_folder_of_ours_has_all_that_the_chart_goes_by(tmp_path: Path) -> None
     # Its certificates have the names of one release's Services.
     other = subprocess.run([*command, "other", NAMESPACE], capture_output=True, text=True)
     assert other.returncode == 1
-    assert "--host other-api.farm.svc" in other.stderr
+    (suggested,) = [one for one in other.stderr.splitlines() if one.startswith("tinyfleet init")]
+    again = tmp_path / "again"
+    words = ["init", str(again), *suggested.split()[3:]]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    command[-1] = str(again)
+    assert subprocess.run([*command, "other", NAMESPACE]).returncode == 0
+    made = [json.loads((one / "site.json").read_text("utf-8")) for one in (folder, again)]
+    assert made[0] == made[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,19 @@ def test_it_is_made_once_and_isnt_started_without_containers(folder: Path) -> No
     several = ["init", str(folder.with_name("x")), "--containers", "--sites", "a,b"]
     assert run.invoke(app, several).exit_code != 0
     assert not folder.with_name("x").exists()
+
+
+@pytest.mark.parametrize("more", [["--containers"], []])
+def test_what_is_to_be_done_next_is_told_as_a_shell_reads_it(
+    short_path: Path, more: list[str]
+) -> None:
+    folder = short_path / "our barn"
+    said = CliRunner().invoke(app, ["init", str(folder), "--fleet", "barn", *more]).stdout
+    words = shlex.split(said.partition("Start it all with: ")[2])
+    assert words[0] == ("docker" if more else "tinyfleet")
+    (there,) = [one for one in words if one.startswith(str(short_path))]
+    assert Path(there) in (folder, folder / "compose.env")
+    assert Path(there).exists()
 
 
 def test_what_others_reach_it_under_is_of_a_deployment_in_containers(tmp_path: Path) -> None:
