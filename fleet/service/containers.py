@@ -1,6 +1,7 @@
 """A deployment of one machine in containers: the folder that deploy/compose.yaml goes by.
 
-    DIR/compose.env          for `docker compose --env-file`: this folder, and as whom things run
+    DIR/compose.env          for `docker compose --env-file`: this folder, as whom things run, and
+                             the project, by whose name volumes are this fleet's
     DIR/site.json            where the service is
     DIR/admin.token          0600, as all secrets
     DIR/ca/                  the fleet's certificate authority, which no container sees
@@ -80,6 +81,8 @@ def _fill(folder: Path, fleet: str, site: str, hosts: Sequence[str]) -> Deployme
     write_whole(
         folder / ENV_FILE,
         f"# For deploy/compose.yaml, whose head says what else can be set here.\n"
+        # Compose wants small letters.
+        f"COMPOSE_PROJECT_NAME=tinyfleet-{fleet.lower()}\n"
         f"TINYFLEET_FOLDER={folder}\nTINYFLEET_USER={user}:0\n",
     )
     made = Deployment(
