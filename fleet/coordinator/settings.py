@@ -44,7 +44,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fleet.coordinator.pace import HELLO_SECONDS, FlowerPace
 from fleet.errors import ConfigurationError
-from fleet.gateway.files import write_whole
+from fleet.files import write_whole
 from fleet.protocol.fields import Name
 from fleet.tracing import TracingSettings
 

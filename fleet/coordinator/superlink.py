@@ -27,8 +27,8 @@ from typing import Self
 
 from fleet.coordinator.settings import LOOPBACK, CoordinatorSettings, LinkTls
 from fleet.errors import ConfigurationError, FlowerError
+from fleet.files import write_whole
 from fleet.gateway.config import GatewaySettings
-from fleet.gateway.files import write_whole
 from fleet.ports import free_port
 
 START_SECONDS = 60.0
