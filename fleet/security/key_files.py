@@ -64,6 +64,15 @@ TASK_SECRET = _kind("task key", SECRET_KEY_BYTES, is_secret=True, made_by="keys 
 TASK = _kind("task public key", KEY_BYTES, is_secret=False, made_by="keys task")
 UNMASKER_SECRET = _kind("unmasker key", KEY_BYTES, is_secret=True, made_by="unmasker init")
 UNMASKER = _kind("unmasker public key", KEY_BYTES, is_secret=False, made_by="unmasker init")
+KINDS = {
+    AUTHORITY_KEY: AUTHORITY_SECRET,
+    AUTHORITY_PUBLIC: AUTHORITY,
+    TASK_KEY: TASK_SECRET,
+    TASK_PUBLIC: TASK,
+    UNMASKER_KEY: UNMASKER_SECRET,
+    UNMASKER_PUBLIC: UNMASKER,
+}
+"""Of the files that keys are in, by name."""
 _KEYRING = KeyKind(
     "tinyfleet keyring", 0, fields.MAX_KEYRING_BYTES, False, "`tinyfleet keys ring` makes one"
 )
@@ -112,26 +121,22 @@ def make_signing_key(folder: Path, secret: str, public: str) -> SigningKey:
     `TASK_KEY` and `TASK_PUBLIC`.
     """
     key = SigningKey.generate()
-    write_new_key(folder / secret, _OF_FILE[secret], key.secret)
-    write_key(folder / public, _OF_FILE[public], key.public)
+    write_new_key(folder / secret, KINDS[secret], key.secret)
+    write_key(folder / public, KINDS[public], key.public)
     return key
 
 
-def make_unmasker_key(folder: Path) -> bytes:
-    """A new pair of an unmasker's in a folder, of which the public key is returned."""
+def make_unmasker_key(folder: Path, *, replace: bool = False) -> bytes:
+    """A new pair of an unmasker's in a folder, of which the public key is returned.
+
+    ``replace``: the one that is there is lost; else KeysError where there is one.
+    """
     private = X25519PrivateKey.generate().private_bytes_raw()
-    write_new_key(folder / UNMASKER_KEY, UNMASKER_SECRET, private)
+    write = write_key if replace else write_new_key
+    write(folder / UNMASKER_KEY, UNMASKER_SECRET, private)
     public = exchange_public(private)
     write_key(folder / UNMASKER_PUBLIC, UNMASKER, public)
     return public
-
-
-_OF_FILE = {
-    AUTHORITY_KEY: AUTHORITY_SECRET,
-    AUTHORITY_PUBLIC: AUTHORITY,
-    TASK_KEY: TASK_SECRET,
-    TASK_PUBLIC: TASK,
-}
 
 
 def write_keyring(path: Path, keyring: SignedKeyring) -> None:
