@@ -69,6 +69,11 @@ class SigningKey:
         """What checks its signatures."""
         return self.secret[KEY_BYTES:]
 
+    @property
+    def is_pair(self) -> bool:
+        """Whether the public key is the seed's."""
+        return is_signed(self.public, bytes(KEY_BYTES), self.sign(bytes(KEY_BYTES)))
+
     def sign(self, digest: bytes) -> bytes:
         """The signature of a digest."""
         return bytes(monocypher.signature_sign(self.secret, digest))
