@@ -358,6 +358,10 @@ class CampaignConfig(RoundParameters):
             return 1
         return self.aggregation.sets().least * self.masking.least_devices
 
+    def least_ready(self, trains: bool) -> int:
+        """Devices that have to be there before a round begins."""
+        return max(self.min_devices, self.least_at_once) if trains else self.min_devices
+
     def allows(self, plan: PlanEntry) -> bool:
         """Whether devices may train this update plan."""
         return not self.plans or plan.id in self.plans or plan.name in self.plans
