@@ -1,0 +1,1 @@
+"""Differential privacy, as logic: noise, what it costs, how deltas are clipped."""
