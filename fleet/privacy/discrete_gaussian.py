@@ -95,11 +95,11 @@ def _exponential(stream: Keystream, numerator: int, denominator: int) -> bool:
 
 
 def _exponential_of_one(stream: Keystream) -> bool:
-    """True with probability 1/e: a uniform number U lies between 1/3! and 1/2!, or 1/5! and 1/4! …"""
+    """True with probability 1/e: a uniform number is from 1/3! to 1/2!, or from 1/5! to 1/4!, …"""
     first = stream.byte()
     while first >= 240:
         first = stream.byte()
-    for trial, bound in ((2, 120), (3, 40), (4, 10), (5, 2)):  # U = first / 240
+    for trial, bound in ((2, 120), (3, 40), (4, 10), (5, 2)):  # first / 240 and 1 / trial!
         if first >= bound:
             return trial % 2 == 1
     trial = 6
