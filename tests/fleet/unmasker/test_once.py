@@ -275,7 +275,9 @@ def test_killed_at_any_statement_it_has_a_set_whole_or_not_at_all(tmp_path: Path
     snapshots: list[tuple[str, Path]] = []
     with fresh(path) as unmasker:
         db = unmasker.store._db
-        assert db.execute("PRAGMA synchronous").fetchone() == (2,), "FULL: a power cut loses nothing"
+        assert db.execute("PRAGMA synchronous").fetchone() == (2,), (
+            "FULL: a power cut loses nothing"
+        )
 
         def look(statement: str) -> None:
             snapshots.append((statement, crashed(path, tmp_path / f"killed-{len(snapshots)}")))
