@@ -175,6 +175,30 @@ def sign_task(key: SigningKey, fleet: str, device: str, task: Task) -> bytes:
 
 
 @dataclass(frozen=True)
+class TaskKeys:
+    """What whoever makes tasks signs them with, and the keyring that says to devices that it may.
+
+    Raises `KeysError` where the keyring names another key.
+    """
+
+    fleet: str
+    key: SigningKey
+    keyring: SignedKeyring
+
+    def __post_init__(self) -> None:
+        """Refuse keys that devices wouldn't believe."""
+        if self.keyring.keyring.task_key != self.key.public:
+            raise KeysError(
+                f"keyring {self.keyring.keyring.generation} names another task key than the one "
+                "that is to sign: devices would decline every task; sign a keyring with this key"
+            )
+
+    def sign(self, device: str, task: Task) -> bytes:
+        """The signature of a device's task."""
+        return sign_task(self.key, self.fleet, device, task)
+
+
+@dataclass(frozen=True)
 class Enrolment:
     """The public side of a device's keys, signed by itself: what unmaskers are given."""
 
