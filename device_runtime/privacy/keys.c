@@ -7,8 +7,8 @@
 #include "tinyfleet/identity_store.h"
 
 #define EXCHANGE_KEY 0u /* offsets in the record of the device's keys */
-#define SIGNING_KEY 32u
-#define DEVICE_BYTES (SIGNING_KEY + 64u)
+#define SIGNING_KEY 32u /* seed, and public key */
+#define DEVICE_BYTES (SIGNING_KEY + 2u * TF_KEY_BYTES)
 
 #define UNMASKERS_AT 4u /* offsets in a keyring */
 #define TASK_KEY_AT 5u
@@ -25,18 +25,37 @@ static const uint8_t *find(const tf_port *port, const tf_flash_region *region, u
     return payload;
 }
 
+/* The public half of the signing key of `seed`, as crypto_eddsa_key_pair has it. That takes 2 KB of
+ * tables which nothing else here needs; X25519 gives the same point but for its sign, and the equation of a
+ * signature, with the secret scalar for S, 1 for the hash and zero for R, holds for the right one only. */
+static bool find_public_key(const uint8_t *seed, uint8_t *public_key) {
+    static const uint8_t one[TF_KEY_BYTES] = {1};
+    uint8_t scalar[2u * TF_KEY_BYTES];
+    uint8_t equation[TF_SIGNATURE_BYTES] = {1}; /* R: the point zero */
+    crypto_blake2b(scalar, sizeof scalar, seed, TF_KEY_BYTES);
+    crypto_eddsa_trim_scalar(scalar, scalar);
+    memset(scalar + TF_KEY_BYTES, 0, TF_KEY_BYTES);
+    crypto_x25519_public_key(public_key, scalar);
+    crypto_x25519_to_eddsa(public_key, public_key);
+    crypto_eddsa_reduce(equation + TF_KEY_BYTES, scalar);
+    bool is_right = crypto_eddsa_check_equation(equation, public_key, one) == 0;
+    if (!is_right) {
+        public_key[TF_KEY_BYTES - 1u] ^= 0x80u;
+        is_right = crypto_eddsa_check_equation(equation, public_key, one) == 0;
+    }
+    crypto_wipe(scalar, sizeof scalar);
+    crypto_wipe(equation, sizeof equation);
+    return is_right;
+}
+
 /* The device's keys, from the port's secrets. */
 static void make_device_keys(const tf_port *port, const tf_flash_region *region) {
     uint8_t made[DEVICE_BYTES];
-    uint8_t seed[TF_KEY_BYTES];
-    uint8_t public_key[TF_KEY_BYTES];
-    if (port->secret != NULL && port->secret(port->context, made + EXCHANGE_KEY, TF_KEY_BYTES) &&
-        port->secret(port->context, seed, sizeof seed)) {
-        crypto_eddsa_key_pair(made + SIGNING_KEY, public_key, seed);
+    if (port->secret != NULL && port->secret(port->context, made, SIGNING_KEY + TF_KEY_BYTES) &&
+        find_public_key(made + SIGNING_KEY, made + SIGNING_KEY + TF_KEY_BYTES)) {
         (void)tf_identity_add(port->flash, region, TF_IDENTITY_KEYS, made, sizeof made);
     }
     crypto_wipe(made, sizeof made);
-    crypto_wipe(seed, sizeof seed);
 }
 
 static uint32_t generation_of(const uint8_t *keyring) {

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.privacy.discrete_gaussian import discrete_gaussian
 from fleet.protocol import Coding, Delta, Task, Weighting, masking
 from fleet.protocol.keys import (
     DeviceKeys,
@@ -39,11 +40,14 @@ class Keys:
     unmaskers: tuple[bytes, ...] = (bytes(range(33, 65)),)
     generation: int = 1
     fleet: str = "f"
+    name: str = "dev1"
     device: DeviceKeys = DEVICE_KEYS
 
     @property
     def keyring(self) -> Keyring:
-        return Keyring(self.generation, self.task.public, tuple(map(exchange_public, self.unmaskers)))
+        return Keyring(
+            self.generation, self.task.public, tuple(map(exchange_public, self.unmaskers))
+        )
 
     @property
     def signed_keyring(self) -> bytes:
@@ -55,8 +59,8 @@ class Keys:
             identity, self.device.encode(), self.authority.public, self.signed_keyring
         )
 
-    def sign(self, task: Task, device: str = "dev1", *, with_keyring: bool = False) -> Task:
-        task = replace(task, signature=sign_task(self.task, self.fleet, device, task))
+    def sign(self, task: Task, *, with_keyring: bool = False) -> Task:
+        task = replace(task, signature=sign_task(self.task, self.fleet, self.name, task))
         return replace(task, keyring=self.signed_keyring) if with_keyring else task
 
     def masked(self, task: Task, **changes: object) -> Task:
@@ -72,13 +76,26 @@ class Keys:
             )
         )
 
-    def binding(self, task: Task, values: int, device: str = "dev1") -> Binding:
+    def binding(self, task: Task, values: int) -> Binding:
         of = MaskParameters.of(task)
         return Binding(
-            *(self.fleet, device, task.campaign, task.round, task.plan, task.weights),
+            *(self.fleet, self.name, task.campaign, task.round, task.plan, task.weights),
             of.values(values),
             of,
         )
+
+    def mask(self, task: Task, nonce: bytes, values: Sequence[int]) -> bytes:
+        """What a device has to send: the oracle."""
+        x = np.array(clipped(values, task), np.int64)
+        if task.noise_variance:
+            key = masking.noise_key(self.device.exchange, nonce)
+            x += discrete_gaussian(key, task.noise_variance, len(x))
+        public = [exchange_public(private) for private in self.unmaskers]
+        delta = masking.mask_delta(
+            *(self.device.exchange, public, nonce, x.astype(np.int32)),
+            self.binding(task, len(values)),
+        )
+        return delta.encode(task.mask_bits)
 
     def unmask(self, task: Task, coded: bytes, values: int) -> NDArray[np.int64]:
         """What a set of this device alone adds up to; each seal has to be right."""
