@@ -23,6 +23,7 @@ from fleet.protocol.fields import Name
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.registry import Filter
 
+
 class RoundKind(StrEnum):
     """What a round is for."""
 

@@ -123,7 +123,8 @@ class Membership:
         """Whether a device waits to be asked again."""
         return any(
             one.reason not in SPOILS_SETS
-            and one.failures < self._config.retry_of(one.reason).attempts and self._is_early(one)
+            and one.failures < self._config.retry_of(one.reason).attempts
+            and self._is_early(one)
             for one in self._stages.members(self._campaign).values()
         )
 
