@@ -120,7 +120,7 @@ def test_masks_change_no_bit_whoever_drops_out_and_whatever_is_killed(
         result = masked.store.round(masked.id, number).result
         assert result["counted"] == wanted, result["sets"]
         assert all(one["counted"] for one in result["sets"])
-        assert sorted(one["devices"] for one in result["sets"]) == [7, 14]
+        assert sorted(one["devices"] for one in result["sets"]) == [6, 15]
         if number == 1:
             assert set(result["missing"]) == set(LEAVING)
     masked.store.close()
