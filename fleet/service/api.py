@@ -48,6 +48,17 @@ def _methods_of(request: Request) -> set[str]:
     return found
 
 
+def _path_in_figures(request: Request) -> str:
+    """Whose figures an answer counts among: a path of the API, the place of what is mounted beside
+    it, or `unknown`."""
+    route = request.scope.get("route")
+    if route is not None:
+        return str(route.path)
+    # A mount moves the root behind its place, and keeps where it was.
+    root = request.scope.get("root_path", "")
+    return root.removeprefix(request.scope.get("app_root_path", root)) or "unknown"
+
+
 def make_app(
     operations: Operations,
     *,
@@ -125,10 +136,9 @@ def make_app(
             return failure(413, f"a request has {MOST_BODY_BYTES} bytes at most", "ValueError")
         began = time.monotonic()
         response = await go_on(request)
-        route = request.scope.get("route")
         metrics.answered(
             request.method if request.method in _METHODS else "other",
-            getattr(route, "path", "unknown"),
+            _path_in_figures(request),
             response.status_code,
             time.monotonic() - began,
         )

@@ -40,8 +40,15 @@ CampaignId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 Number = Annotated[int, Path(ge=0, lt=1 << 31)]
 Limit = Annotated[int, Query(ge=1, le=MOST_ON_A_PAGE)]
 FilterText = Annotated[str, Query(max_length=MOST_CHARACTERS)]
+MOST_REASON_CHARACTERS = 500
 Why = Annotated[
-    str, Header(alias="X-Reason", max_length=500, description="Why; the audit log keeps it.")
+    str,
+    Header(
+        alias="X-Reason",
+        description="Why; the audit log keeps it.",
+        # Starlette reads a header's bytes as one character each: `_reason` counts those of UTF-8.
+        json_schema_extra={"maxLength": MOST_REASON_CHARACTERS},
+    ),
 ]
 
 
@@ -216,6 +223,9 @@ def _token(request: Request) -> Token:
 def _reason(request: Request) -> str:
     """Headers are bytes, which Starlette reads as Latin-1; people write UTF-8."""
     text = request.headers.get("X-Reason", "").encode("latin-1").decode(errors="replace")
+    if len(text) > MOST_REASON_CHARACTERS:
+        mistake = f"a reason has {MOST_REASON_CHARACTERS} characters at most"
+        raise RequestValidationError([{"loc": ("header", "X-Reason"), "msg": mistake}])
     return text if is_storable(text) else ""
 
 
