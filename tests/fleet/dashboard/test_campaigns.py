@@ -165,6 +165,17 @@ def test_a_page_of_before_does_nothing_and_says_how_things_stand(
     assert eve.post(f"/campaigns/{made}/confirm", old).status_code == 409
 
 
+@pytest.mark.parametrize("what", ["begin:7", "gate:9:soak", "begin:all"])
+def test_a_page_outlives_a_question_that_its_campaign_can_not_have(
+    browser: Callable[[str], Browser], story: Story, site: Site, what: str
+) -> None:
+    made = story.campaigns["few-cows"]
+    site.store.set_state(made, "driver", "waiting", "why", what)
+    page = browser("approver").page(f"/campaigns/{made}")
+    assert f"It waits for somebody to decide {what}" in page.text
+    assert browser("approver").get(f"/campaigns/{made}/confirm?do=approve").status_code == 409
+
+
 def test_an_author_does_not_approve_his_own(
     browser: Callable[[str], Browser], story: Story, site: Site
 ) -> None:
