@@ -19,7 +19,7 @@ from fleet.errors import (
     FleetError,
     StoreAwayError,
 )
-from fleet.service import schema
+from fleet.service import mistakes, schema
 from fleet.service.metrics import Metrics
 from fleet.service.operations import Operations
 from fleet.service.requests import (
@@ -27,7 +27,6 @@ from fleet.service.requests import (
     Limiter,
     TokenError,
     failure,
-    first_mistake,
     status_of,
 )
 from fleet.service.routes import router
@@ -108,7 +107,7 @@ def make_app(
 
     @app.exception_handler(RequestValidationError)
     def nonsense(request: Request, error: RequestValidationError) -> Response:
-        return failure(422, first_mistake(error), "ValidationError")
+        return failure(422, mistakes.told(error.errors()), "ValidationError")
 
     @app.exception_handler(HTTPException)
     def failed(request: Request, error: HTTPException) -> Response:

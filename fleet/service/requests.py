@@ -31,6 +31,7 @@ from fleet.errors import (
 )
 from fleet.protocol import fields
 from fleet.registry.filters import MOST_CHARACTERS, is_storable
+from fleet.service import mistakes
 from fleet.service.base import MOST_ON_A_PAGE
 from fleet.service.operations import Actor, Operations
 from fleet.store import Idempotency, Token, without_secrets
@@ -171,17 +172,8 @@ def told(error: Exception) -> JSONResponse | None:
     if isinstance(error, FleetError) and not isinstance(error, StoreAwayError):
         return failure(status_of(error), str(error), type(error).__name__)
     if isinstance(error, RequestValidationError):
-        return failure(422, first_mistake(error), "ValidationError")
+        return failure(422, mistakes.told(error.errors()), "ValidationError")
     return None
-
-
-def first_mistake(error: RequestValidationError) -> str:
-    """What is wrong with a request, a line for each mistake."""
-    lines = []
-    for one in error.errors()[:20]:
-        where = ".".join(str(part) for part in one["loc"] if part != "body") or "the body"
-        lines.append(f"{where}: {str(one['msg']).removeprefix('Value error, ')}")
-    return "\n".join(lines)
 
 
 _bearer = HTTPBearer(auto_error=False, description="A token of `tinyfleet tokens issue`.")
