@@ -5,7 +5,8 @@
 The gateway's core and store take all that a device sends in a round of its own (the fleet's
 announcements, task, a status that it trains, delta, a status that it rests), without broker and
 sockets, and in virtual time. Instructions of two numbers of devices are taken from each other, so
-that what a process takes to begin isn't in them. Spans go to an exporter that drops them.
+that what a process takes to begin isn't in them. The round doesn't end: the few spans that are
+written once for each round aren't in them either.
 """
 
 from __future__ import annotations

@@ -40,6 +40,13 @@ def examples(count: int, *suppressed: HealthCheck) -> settings:
     )
 
 
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs ask each other, whatever proxy this machine's shell is told of."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "*")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also what takes long, at random")
 

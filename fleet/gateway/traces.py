@@ -15,9 +15,8 @@ that was killed goes on with the round, and hears of that span with the next mes
 
 from __future__ import annotations
 
-import heapq
+import random
 import threading
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,11 +106,9 @@ class GatewayTraces:
                         self._rounds[key].state, self._rounds[key].end = str(state), now
 
     def _begin(self, spec: RoundSpec, begin: float, is_resumed: bool = False) -> None:
-        few = heapq.nsmallest(
-            self._sampled,
-            spec.tasks,
-            lambda name: zlib.crc32(f"{spec.key.campaign.hex()}/{spec.key.round}/{name}".encode()),
-        )
+        # The same whoever draws, so that a gateway that was killed goes on with them.
+        dice = random.Random(f"{spec.key.campaign.hex()}/{spec.key.round}")
+        few = dice.sample(sorted(spec.tasks), min(self._sampled, len(spec.tasks)))
         devices = {name: _Device(begin + spec.tasks[name].delay_seconds) for name in few}
         with self._lock:
             self._rounds[spec.key] = _Round(begin, len(spec.tasks), devices, is_resumed)

@@ -12,16 +12,20 @@ import fcntl
 import io
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import docker
 import pytest
 from docker.models.containers import Container
+
+from tests.patience import PATIENCE_SECONDS
 
 CACHE = Path(tempfile.gettempdir()) / "tinyfleet-deploy"
 BASE, OTHERS = "tinyfleet-test-base:bookworm", "tinyfleet-test-others:bookworm"
@@ -30,7 +34,6 @@ BROKER, DATABASE, PROMETHEUS = (
     "tinyfleet-test-postgres:bookworm",
     "tinyfleet-test-prometheus:bookworm",
 )
-START_SECONDS = 60.0
 NEEDED = ("dockerd", "docker", "docker-compose", "debootstrap", "iptables")
 # As the usual image of PostgreSQL starts it, by the same variables.
 START_POSTGRES = """\
@@ -56,7 +59,9 @@ class Engine:
     client: docker.DockerClient
     environment: dict[str, str]
 
-    def run(self, *command: str, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, stdin: IO[bytes] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """A program that speaks to the engine; fails the test with what it says."""
         found = subprocess.run(
             command,
@@ -64,10 +69,10 @@ class Engine:
             capture_output=True,
             text=True,
             check=False,
-            **options,  # type: ignore[call-overload]
+            stdin=stdin,
         )
         assert found.returncode == 0, f"{command}:\n{found.stdout}\n{found.stderr}"
-        return found  # type: ignore[no-any-return]
+        return found
 
     def build(self, name: str, *lines: str) -> None:
         """An image of a few lines."""
@@ -77,7 +82,9 @@ class Engine:
 def kill(container: Container) -> None:
     """As the kernel would: the engine isn't asked, so that it starts the container again."""
     container.reload()
-    os.kill(container.attrs["State"]["Pid"], 9)
+    pid = container.attrs["State"]["Pid"]
+    assert pid, f"{container.name} doesn't run"
+    os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -119,10 +126,11 @@ def _running() -> Iterator[Engine]:
         )
     client = None
     try:
-        end = time.monotonic() + START_SECONDS
+        end = time.monotonic() + PATIENCE_SECONDS
         while client is None:
             with contextlib.suppress(docker.errors.DockerException):
                 client = docker.DockerClient(f"unix://{socket}", timeout=600)
+                break
             if process.poll() is not None or time.monotonic() > end:
                 said = log.read_text(errors="replace").splitlines()[-1:]
                 pytest.skip(f"containers: no engine can be started here: {said}")
@@ -132,7 +140,7 @@ def _running() -> Iterator[Engine]:
         if client is not None:
             client.close()
         process.terminate()
-        process.wait(START_SECONDS)
+        process.wait(PATIENCE_SECONDS)
 
 
 def _archive(name: str, make: Callable[[Path], None]) -> Path:

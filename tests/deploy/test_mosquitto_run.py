@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -22,14 +24,17 @@ RUN = Path(__file__).parents[2] / "deploy" / "mosquitto" / "run"
 def broker(tmp_path: Path) -> Iterator[tuple[Path, int, subprocess.Popen[bytes]]]:
     folder, port = tmp_path / "broker", free_port()
     write_broker_config(folder, BrokerConfig("barn", {"gw": "secret"}, port=port))
-    process = subprocess.Popen(["sh", RUN, folder], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["sh", RUN, folder], stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         wait_until(lambda: Login("127.0.0.1", port, "gw", "secret").is_let_in(1.0))
         # To another container it leads to nobody, or to somebody else.
         (folder / PID_FILE).unlink()
         yield folder, port, process
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -54,3 +59,12 @@ def test_it_stops_when_it_is_told_to(
     _, _, process = broker
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE_SECONDS) == 0
+    wait_until(lambda: not _has_members(process.pid), "nobody looks after its folder any more")
+
+
+def _has_members(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

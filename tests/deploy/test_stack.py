@@ -5,8 +5,8 @@ One story, told by tests that follow each other; figures for the docs are printe
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import re
 import subprocess
 import time
@@ -200,6 +200,11 @@ def test_other_containers_get_at_what_supernodes_need_and_at_nothing_else(stack:
     assert stack.exec("gateway-2", "python", "-c", reach)[0] != 0
 
 
+def runs_again(stack: Stack, part: str, before: str) -> bool:
+    found = stack.part(part)
+    return found.attrs["State"]["StartedAt"] != before and found.status == "running"
+
+
 def test_a_campaign_ends_though_all_that_it_runs_on_is_killed(
     attached: Stack, tmp_path: Path
 ) -> None:
@@ -208,14 +213,7 @@ def test_a_campaign_ends_though_all_that_it_runs_on_is_killed(
     for part in ("gateway-1", "broker", "database", "coordinator"):
         before = attached.part(part).attrs["State"]["StartedAt"]
         kill(attached.part(part))
-        wait_until(
-            lambda part=part, before=before: (  # type: ignore[misc]
-                attached.part(part).attrs["State"]["StartedAt"] != before
-                and attached.part(part).status == "running"
-            ),
-            f"{part} runs again",
-            0.5,
-        )
+        wait_until(functools.partial(runs_again, attached, part, before), f"{part} runs again", 0.5)
         time.sleep(5.0)
     wait_for(attached, name, "finished")
 
@@ -321,7 +319,7 @@ def test_a_backup_is_restored_on_an_empty_machine_and_campaigns_go_on_there(
     size = (tmp_path / "plant.tar").stat().st_size
     print(f"a backup of {size / 1e6:.1f} MB took {time.monotonic() - began:.1f} s")
     before = facts(attached)
-    os.system(f"cp -a {attached.folder} {tmp_path / 'elsewhere'}")
+    subprocess.run(["cp", "-a", attached.folder, tmp_path / "elsewhere"], check=True)
     env = tmp_path / "elsewhere" / "compose.env"
     env.write_text(env.read_text().replace(str(attached.folder), str(tmp_path / "elsewhere")))
     attached.down()

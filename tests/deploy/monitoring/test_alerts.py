@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from tests.deploy.monitoring.conftest import Prometheus
+from tests.patience import wait_until
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "deploy" / "prometheus"
@@ -75,10 +76,16 @@ def test_each_rule_and_its_words_go_by_labels_that_the_real_series_have(
 
 
 def test_a_gate_that_a_real_service_tells_of_fires(prometheus: Prometheus) -> None:
-    rules = [one for group in prometheus.get("rules")["groups"] for one in group["rules"]]
-    assert {one["name"]: one["health"] for one in rules} == dict.fromkeys(NAMES, "ok")
-    firing = [one for one in prometheus.query("ALERTS") if one["metric"]["alertstate"] == "firing"]
-    (gate,) = [
-        one["metric"] for one in firing if one["metric"]["alertname"] == "TinyfleetGateTripped"
-    ]
+    def health() -> dict[str, str]:
+        rules = [one for group in prometheus.get("rules")["groups"] for one in group["rules"]]
+        return {one["name"]: one["health"] for one in rules}
+
+    def tripped() -> list[dict[str, str]]:
+        firing = 'ALERTS{alertname="TinyfleetGateTripped", alertstate="firing"}'
+        return [one["metric"] for one in prometheus.query(firing)]
+
+    wait_until(lambda: "unknown" not in health().values(), health)
+    assert health() == dict.fromkeys(NAMES, "ok")
+    wait_until(tripped, "the gate's alert to fire")
+    (gate,) = tripped()
     assert (gate["name"], gate["stage"]) == ("test", "all")

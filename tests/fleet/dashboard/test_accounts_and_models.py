@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from fleet.dashboard.screens.audit import changes
-from tests.fleet.dashboard.conftest import Browser, Parsed, hidden, links
+from tests.fleet.dashboard.conftest import Browser, Parsed, check_form, hidden, links
 from tests.fleet.dashboard.story import ADA, MODEL, Story
 from tests.fleet.service.conftest import Site
 
@@ -28,15 +28,7 @@ def test_every_screen_is_well_formed_for_every_role(
     browser: Callable[[str], Browser], story: Story, role: str
 ) -> None:
     for path in PAGES:
-        page = browser(role).page(path)
-        labelled = {one["for"] for one in page.all("label") if "for" in one}
-        for one in page.all("input") + page.all("select"):
-            assert one.get("type") in ("hidden", "checkbox") or one.get("id") in labelled, (
-                path,
-                one,
-            )
-        assert len(page.all("h1")) == 1, path
-        assert all("scope" in one for one in page.all("th")), path
+        check_form(browser(role).page(path))
 
 
 # ---- models ------------------------------------------------------------------------------

@@ -191,8 +191,8 @@ class FakeDevice:
         info = self.publish(topics.delta(FLEET, GATEWAY, self.name), payload)
         end = time.monotonic() + PATIENCE_SECONDS
         # paho sends it again after a reconnection
-        while info.mid not in self._acknowledged and not given_up():
-            assert time.monotonic() < end or self._closed, f"{self.name}: no acknowledgement"
+        while info.mid not in self._acknowledged and not (given_up() or self._closed):
+            assert time.monotonic() < end, f"{self.name}: no acknowledgement"
             time.sleep(0.002)
 
     def acknowledged(self, messages: int) -> bool:

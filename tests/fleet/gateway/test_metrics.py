@@ -94,23 +94,31 @@ def test_a_broker_that_goes_and_comes_back_shows_with_what_it_says_of_itself(sit
 
 def test_what_a_broker_says_of_itself_is_for_gateways_and_not_for_devices(site: Site) -> None:
     heard: dict[str, list[str]] = {"spy": [], GATEWAY: []}
+    let_in: set[str] = set()
     clients = []
     site.kill_gateway()  # one connection for each name
-    for name, topics in heard.items():
-        client = paho.Client(CallbackAPIVersion.VERSION2, name, protocol=paho.MQTTv5)
-        client.username_pw_set(name, site.passwords[name])
-        client.on_message = lambda client, into, message: into.append(message.topic)
-        client.user_data_set(topics)
-        client.connect("127.0.0.1", site.config.port)
-        client.loop_start()
-        client.subscribe("$SYS/#")
-        clients.append(client)
-    site.until(lambda: "$SYS/broker/uptime" in heard[GATEWAY], "the gateway reads them")
-    for client in clients:
-        client.disconnect()
-        client.loop_stop()
-    assert heard["spy"] == []
-    site.start_gateway()
+    try:
+        for name, topics in heard.items():
+            client = paho.Client(CallbackAPIVersion.VERSION2, name, protocol=paho.MQTTv5)
+            client.username_pw_set(name, site.passwords[name])
+            client.on_message = lambda client, into, message: into.append(message.topic)
+            client.on_subscribe = lambda *_, name=name: let_in.add(name)
+            client.user_data_set(topics)
+            client.connect("127.0.0.1", site.config.port)
+            client.loop_start()
+            client.subscribe("$SYS/#")
+            clients.append(client)
+        site.until(lambda: let_in == heard.keys(), "both are let in, and answered")
+        # Twice: what was told at once could have been on its way to the spy.
+        for _ in range(2):
+            heard[GATEWAY].clear()
+            site.until(lambda: "$SYS/broker/uptime" in heard[GATEWAY], "the gateway reads them")
+        assert heard["spy"] == []
+    finally:
+        for client in clients:
+            client.disconnect()
+            client.loop_stop()
+        site.start_gateway()
 
 
 def test_no_message_of_the_brokers_own_is_taken_for_one_of_the_fleet(site: Site) -> None:

@@ -17,7 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as Sent
 
 from fleet.errors import GatewayError
 from fleet.gateway.config import GatewayTracing
-from fleet.tracing import place_of_round, traceparent
+from fleet.tracing import ENDPOINTS, place_of_round, traceparent
 from tests.fleet.gateway.deltas import CAMPAIGN, GATEWAY
 from tests.fleet.gateway.site import Site
 
@@ -118,7 +118,11 @@ def test_spans_of_a_round_arrive_below_the_one_that_the_coordinator_named(
     assert spans["delta"].end_time_unix_nano > spans["delta"].start_time_unix_nano
 
 
-def test_a_gateway_without_tracing_says_that_it_keeps_nothing() -> None:
+def test_a_gateway_without_tracing_says_that_it_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ENDPOINTS:
+        monkeypatch.delenv(name, raising=False)
     with traced([], None) as site:
         place = {"campaign": CAMPAIGN, "round": 1, "traceparent": traceparent(ASKED)}
         assert site.client.request("trace", place) == {"is_kept": False}

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from fleet.coordinator.settings import CoordinatorSettings
 from fleet.errors import ConflictError, NotKnownError
-from fleet.service.campaign_schema import CampaignStanding, DecisionView
+from fleet.service.campaign_schema import CampaignStanding, CampaignState, DecisionView
 from fleet.service.schema import Seen
 from fleet.store import Distribution, Events, Member, SqlStore, Stages
 from tests.fleet.coordinator import small_model
@@ -145,6 +145,7 @@ def test_a_standing_stays_small_whatever_the_number_of_devices() -> None:
         assert found.events[0].data == {"version": 99}
         sizes.append(len(found.model_dump_json()))
         site.http.close()
+        site.store.close()
     assert sizes[1] - sizes[0] < 200
 
 
@@ -167,13 +168,14 @@ def test_a_list_shows_where_campaigns_are_and_takes_some_states_only(site: Site)
     assert (row.stage, row.stages, row.round, row.round_kind) == ("canary", 2, 0, "score-first")
     assert (row.asked, row.wanted, row.accepted, row.rounds) == (40, 40, 36, 9)
     assert (rows[second].stage, rows[second].round) == (None, None)
-    for state, wanted in (
-        ("live", [first]),
-        ("ended", [second]),
-        ("failed", [second]),
-        ("paused", []),
-    ):
-        found = client.campaigns(state=state).campaigns  # type: ignore[arg-type]
+    wanted_of: dict[CampaignState, list[str]] = {
+        "live": [first],
+        "ended": [second],
+        "failed": [second],
+        "paused": [],
+    }
+    for state, wanted in wanted_of.items():
+        found = client.campaigns(state=state).campaigns
         assert [one.campaign for one in found] == wanted
 
 

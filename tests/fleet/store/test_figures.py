@@ -69,7 +69,7 @@ def test_a_distribution_is_that_of_all_devices_one_by_one(scores: list[tuple[int
 def test_an_ended_round_tells_how_its_reports_are_spread_and_a_report_without_samples_is_none(
     made: SqlStore,
 ) -> None:
-    reports = [
+    reports: list[dict[str, Any]] = [
         {
             "device": f"d{number:05}",
             "held_out": number % 21,
@@ -84,7 +84,7 @@ def test_an_ended_round_tells_how_its_reports_are_spread_and_a_report_without_sa
     told = glance(made, 1).figures
     for name in ("before", "after"):
         answers = [(one[f"correct_{name}"], one["held_out"], 1) for one in reports]
-        expected = Distribution.of(answers)  # type: ignore[arg-type]
+        expected = Distribution.of(answers)
         assert expected is not None
         assert told[name].pop("mean") == pytest.approx(expected.mean)
         wanted = json.loads(json.dumps(vars(expected)))

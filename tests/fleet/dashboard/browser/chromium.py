@@ -17,6 +17,8 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from tests.patience import PATIENCE_SECONDS
+
 DESK: ViewportSize = {"width": 1280, "height": 800}
 PHONE: ViewportSize = {"width": 360, "height": 780}
 """The smallest that pages are made for."""
@@ -29,7 +31,7 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-_PATIENCE_MILLISECONDS = 60_000
+_PATIENCE_MILLISECONDS = 1000 * PATIENCE_SECONDS
 _ANSWERED_BADLY = "Failed to load resource"
 
 

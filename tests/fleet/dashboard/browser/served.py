@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from fleet.dashboard import mount
+from fleet.ports import free_port
 from fleet.service.api import make_app
 from fleet.service.operations import Operations
 from fleet.store import ROLES, SqlStore, Tokens, sqlite_url
@@ -56,7 +57,7 @@ class Service:
         self.told = what
         self.story = what.story
         self.store = what.story.operations.store
-        self._port = 0
+        self._port = free_port()
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self._app: FastAPI | None = None
@@ -82,7 +83,6 @@ class Service:
         thread.start()
         wait_until(lambda: server.started or not thread.is_alive(), "the service to answer")
         assert server.started
-        self._port = server.servers[0].sockets[0].getsockname()[1]
         self._app, self._server, self._thread = app, server, thread
 
     def stop(self) -> None:
