@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
+from fleet.campaign.config import CampaignConfig
+from fleet.service.campaign_schema import CampaignPlan
+from fleet.service.client import Client
 from fleet.service.operations import Actor
 from fleet.store import Stages
 from tests.fleet.dashboard.conftest import Browser, Parsed, check_form, hidden, links
@@ -273,6 +276,24 @@ def test_a_second_press_starts_nothing_twice_and_another_text_is_another_campaig
     third = ole.post("/campaigns/new", {**form, "text": GOOD + "seed: 3\n"})
     assert third.headers["Location"] != first.headers["Location"]
     assert site.operations.audit.newest(1, action="campaigns.start")[0].why == "because"
+
+
+def test_a_start_does_not_wait_for_a_plan_that_nobody_sees(
+    browser: Callable[[str], Browser], story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[CampaignConfig] = []
+    plan = Client.plan_campaign
+
+    def counted(client: Client, config: CampaignConfig) -> CampaignPlan:
+        planned.append(config)
+        return plan(client, config)
+
+    monkeypatch.setattr(Client, "plan_campaign", counted)
+    ole = browser("operator")
+    assert ole.post("/campaigns/new", {"text": GOOD, "do": "start", "key": "k"}).status_code == 303
+    assert planned == []
+    ole.post("/campaigns/new", {"text": GOOD, "do": "check"})
+    assert len(planned) == 1
 
 
 @pytest.mark.parametrize("role", ["viewer", "approver"])
