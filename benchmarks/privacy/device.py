@@ -30,7 +30,7 @@ from benchmarks.mcunet import MODEL, PLANS
 from codegen.firmware.bundle import Bundle
 from fleet.cli._output import console, table
 from fleet.firmware import compile_firmware
-from fleet.protocol import Delta, Task, topics
+from fleet.protocol import Delta, Message, topics
 from simulator.machines.counting import InclusiveCounter
 from simulator.machines.device_spec import DeviceSpec
 from simulator.machines.registry import build_machine
@@ -106,11 +106,10 @@ class Device:
             self.line.step()
         return Round(counter.by_function(), delta, self.machine.stack_high_water_bytes())
 
-    def _publish(self, topic: str, message: Task | object) -> None:
-        payload = message.encode()  # type: ignore[attr-defined]
+    def _publish(self, topic: str, message: Message) -> None:
         retained = topic.endswith("/task")
         answer = topics.delta("barn", "gw", "cow") if retained else ""
-        self.line.broker.send(Publication(topic, payload, retained, answer))
+        self.line.broker.send(Publication(topic, message.encode(), retained, answer))
 
     def _is_sent(self) -> bool:
         chunks = self._deltas()
@@ -210,8 +209,8 @@ SIZES = """
 import json, sys
 from pathlib import Path
 from fleet.firmware import compile_firmware
-samples = Path(sys.argv[1], "calibration.npz")
-bundle = compile_firmware(Path(sys.argv[1], "digits.onnx"), sys.argv[2], [], samples, Path(sys.argv[3]))
+model, samples = (Path(sys.argv[1], name) for name in ("digits.onnx", "calibration.npz"))
+bundle = compile_firmware(model, sys.argv[2], [], samples, Path(sys.argv[3]))
 sram = bundle.report.plans[0].sram_bytes
 print(json.dumps([bundle.report.flash_bytes.code, sram.total - sram.arena - sram.state]))
 """

@@ -108,7 +108,9 @@ def test_a_masked_delta_comes_in_chunks_and_again_as_the_same_bytes(
     assert coded == TWO.mask(task, coded[:12], values.tolist())
 
 
-def test_a_masked_delta_that_was_cut_off_comes_whole_over_the_next_connection(wide_library: ctypes.CDLL) -> None:
+def test_a_masked_delta_that_was_cut_off_comes_whole_over_the_next_connection(
+    wide_library: ctypes.CDLL,
+) -> None:
     world = online(make_world(wide_library, WIDE_DATA, WIDE, KEYS.region(IDENTITY)))
     world.give(KEYS.masked(task_for(ALL, WIDE.factory), clip=500, noise_variance=9))
     world.run_until(lambda: world.device.state == DeviceState.SENDING)
