@@ -19,6 +19,7 @@ from pydantic import (
 from fleet.aggregation.mean import staleness_scale
 from fleet.aggregation.rules import FedAvg, Rule
 from fleet.campaign.gates import Gate
+from fleet.campaign.privacy import Privacy, problem_of
 from fleet.errors import CampaignError, RegistryError
 from fleet.protocol import fields
 from fleet.protocol.round_parameters import RoundParameters
@@ -232,6 +233,9 @@ class CampaignConfig(RoundParameters):
     """Fold deltas when they come, instead of waiting for a round's end: `{"buffer": NUMBER, …}`.
     `rounds` are versions then, and a cohort is how many devices work at once."""
 
+    privacy: Privacy | None = None
+    """Differential privacy of its devices: `{"clip": …, "noise_multiplier": …, "delta": …}`."""
+
     gateway_grace_seconds: Annotated[float, Field(ge=0.0)] = 90.0
     """How long after the deadline a gateway that doesn't answer is waited for: it may hold
     accepted deltas. A SuperNode that was killed is let in again after about 67 s."""
@@ -312,6 +316,21 @@ class CampaignConfig(RoundParameters):
                 f"asynchronous: buffer is {self.asynchronous.buffer}, and cohort_size lets "
                 f"{self.cohort_size} devices work at once; make it smaller"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_has_what_it_takes(self) -> Self:
+        problem = self.privacy and problem_of(
+            self.privacy,
+            trains=self.kind == "adapt",
+            coding=self.coding,
+            weighting=self.weighting,
+            is_asynchronous=self.asynchronous is not None,
+            cohort_size=self.cohort_size,
+            sets=self.aggregation.fold().get("count", 1),
+        )
+        if problem:
+            raise ValueError(f"privacy: {problem}")
         return self
 
     def parameters(self, number: int) -> RoundParameters:

@@ -18,6 +18,7 @@ from fleet.campaign.answers import DeviceEntry
 from fleet.campaign.config import CampaignConfig
 from fleet.campaign.draws import draw
 from fleet.campaign.pacing import Load, delays, site_name, task_bytes
+from fleet.campaign.privacy import RoundPrivacy
 from fleet.errors import CampaignError, LeasedError
 from fleet.protocol import fields
 from fleet.protocol.fields import Name
@@ -104,6 +105,7 @@ class RoundPlan:
     stage: int = 0
     training_round: int = 0
     offset: int = 0
+    privacy: RoundPrivacy | None = None
 
     @property
     def on_wire(self) -> int:
@@ -120,6 +122,8 @@ class RoundPlan:
         fields = dict(data)
         fields["kind"] = RoundKind(fields["kind"])
         fields["assignments"] = tuple(Assignment(**one) for one in fields["assignments"])
+        if fields.get("privacy"):
+            fields["privacy"] = RoundPrivacy(**fields["privacy"])
         return cls(**fields)
 
     def gateways(self) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ from fleet.coordinator.listener import Listener
 from fleet.coordinator.membership import Membership
 from fleet.coordinator.open_training import OpenTraining
 from fleet.coordinator.pace import Pace
+from fleet.coordinator.private_rounds import PrivateRounds
 from fleet.coordinator.round_runner import Context, RoundRunner
 from fleet.coordinator.traces import CampaignTraces
 from fleet.coordinator.transport import Transport
@@ -122,7 +123,8 @@ class CampaignDriver:
             for bundle, text in store.manifests(campaign).items()
         }
         self._gates = GateKeeper(store, campaign, self._config, self._manifests, registry)
-        self._membership = Membership(store, campaign, self._config, registry, self._clock)
+        private = self._private = PrivateRounds(store, campaign, self._config, self._manifests)
+        self._membership = Membership(store, campaign, self._config, registry, self._clock, private)
         context = Context(
             store,
             campaign,
@@ -538,21 +540,20 @@ class CampaignDriver:
         seen = {one.device: one.lease for one in devices if one.device in ready}
         leases = self._store.take_leases(self._campaign, self._driver, seen)
         mine = {name: of.number for name, of in leases.items() if of.campaign == self._campaign}
-        return plan_round(
+        plan = plan_round(
             self._config,
-            step.number,
-            step.kind,
+            *(step.number, step.kind),
             devices,
             self._manifests,
             weights,
             mine,
             members,
-            step.stage,
-            step.training_round,
+            *(step.stage, step.training_round),
             Gateways(self._store).sites(),
             room,
             self._store.round_offset(),
         )
+        return self._private.laid_on(plan)
 
     # Devices
 

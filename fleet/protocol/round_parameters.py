@@ -38,8 +38,8 @@ class RoundParameters(BaseModel):
     """Times over a device's samples, each round."""
     learning_rate: Annotated[float, LEARNING_RATE] = 0.01
     """Of the devices' training."""
-    coding: Literal["rice"] = "rice"
-    """How delta values become bytes; `masked` has its place on the wire and no code yet."""
+    coding: Literal["rice", "masked"] = "rice"
+    """How delta values become bytes."""
     weighting: Literal["samples", "uniform"] = "samples"
     """Devices count by their training samples, or all alike."""
     max_score_drop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
