@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, Field
 
 from fleet.errors import CampaignError
@@ -14,6 +16,7 @@ from fleet.privacy import (
     MAX_DEVICE_VARIANCE,
     ClipState,
     Noise,
+    discrete_gaussian,
     next_clip,
     sensitivity_squared,
     share_variance,
@@ -70,12 +73,14 @@ class Privacy(BaseModel):
 class RoundPrivacy:
     """What a round's plan says of clip and noise, fixed before its first message.
 
-    `noise_variance` is that of each device's share, or what the coordinator adds to a sum. `rho` is
-    what the round costs each of its devices (zCDP): against the coordinator where devices add the
-    noise, else against those who get what is released.
+    `exact_clip` is the clip with its fraction, which later ones go on from. `noise_variance` is
+    that of each device's share, or what the coordinator adds to a sum. `rho` is what the round
+    costs each of its devices (zCDP): against the coordinator where devices add the noise, else
+    against those who get what is released.
     """
 
     clip: int
+    exact_clip: float
     norm_share: int
     noise: str
     noise_variance: int
@@ -117,8 +122,9 @@ def round_privacy(privacy: Privacy, clip: ClipState, value_bound: int, values: i
     shares = privacy.least_devices if privacy.noise == "devices" else 1
     whole, norm_share = clip.whole, 0
     if privacy.adaptive is not None:
-        if privacy.noise == "devices":
-            whole = min(whole, _largest_clip(privacy))
+        if privacy.noise == "devices" and whole > _largest_clip(privacy):
+            clip = ClipState(float(_largest_clip(privacy)), clip.share_within)
+            whole = clip.whole
         norm_share = max(1, min(value_bound, whole // _NORM_SHARE))
     squared = sensitivity_squared(whole, norm_share)
     variance = share_variance(privacy.noise_multiplier, squared, shares)
@@ -128,8 +134,15 @@ def round_privacy(privacy: Privacy, clip: ClipState, value_bound: int, values: i
             f"more than {MAX_DEVICE_VARIANCE}; make clip or noise_multiplier less, or "
             "least_devices more"
         )
-    rho = Noise(variance, shares).rho(squared, values + bool(norm_share))
-    return RoundPrivacy(whole, norm_share, privacy.noise, variance, privacy.least_devices, rho)
+    return RoundPrivacy(
+        clip=whole,
+        exact_clip=clip.clip,
+        norm_share=norm_share,
+        noise=privacy.noise,
+        noise_variance=variance,
+        least_devices=privacy.least_devices,
+        rho=Noise(variance, shares).rho(squared, values + bool(norm_share)),
+    )
 
 
 def _largest_clip(privacy: Privacy) -> int:
@@ -138,14 +151,36 @@ def _largest_clip(privacy: Privacy) -> int:
     return max(1, math.floor(math.sqrt(room) / privacy.noise_multiplier))
 
 
-def clip_after(
-    privacy: Privacy, of: RoundPrivacy, clip: ClipState, norm_sum: int, devices: int
-) -> ClipState:
+@dataclass(frozen=True)
+class Release:
+    """What becomes of a sum over devices: `values` of their deltas (int64), with all its noise, and
+    what their norm values came to."""
+
+    values: npt.NDArray[np.int64]
+    norm_sum: int
+
+
+def release(says: RoundPrivacy, total: npt.NDArray[np.int64], key: bytes) -> Release:
+    """What may go on from an unmasked sum: with the coordinator's noise where it adds it.
+
+    ``total`` (shape: the plan's values, one more with a norm share) is over all sets of an update
+    plan that go on as one sum; a rule that goes on with single sets has each of them pass here.
+    ``key``: 32 bytes that nobody keeps.
+    """
+    if says.coordinator_variance:
+        total = total + discrete_gaussian(key, says.coordinator_variance, total.size)
+    if not says.norm_share:
+        return Release(total, 0)
+    return Release(total[:-1], int(total[-1]))
+
+
+def clip_after(privacy: Privacy, says: RoundPrivacy, norm_sum: int, devices: int) -> ClipState:
     """The clip after a round whose ``devices``' norm values came to ``norm_sum``, with noise."""
+    clip = ClipState(says.exact_clip)
     if privacy.adaptive is None:
         return clip
     adaptive = privacy.adaptive
-    return next_clip(clip, norm_sum, of.norm_share, devices, adaptive.quantile, adaptive.rate)
+    return next_clip(clip, norm_sum, says.norm_share, devices, adaptive.quantile, adaptive.rate)
 
 
 def clip_from_json(privacy: Privacy, told: Mapping[str, Any] | None) -> ClipState:

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from fleet.campaign.privacy import (
     clip_from_json,
     clip_to_json,
     first_clip,
+    release,
     round_privacy,
 )
 from fleet.errors import CampaignError
@@ -123,12 +125,29 @@ def test_the_clip_goes_from_round_to_round_by_what_a_round_has_said() -> None:
     first = first_clip(of)
     says = round_privacy(of, first, 127, 2606)
     # All norms were within the clip: the next one is smaller.
-    second = clip_after(of, says, first, says.norm_share * 30, 30)
+    second = clip_after(of, says, says.norm_share * 30, 30)
     assert second.clip == pytest.approx(1000 * math.exp(-0.1))
     assert clip_from_json(of, json.loads(json.dumps(clip_to_json(second)))) == second
     assert clip_from_json(of, None) == first
     fixed = privacy()
-    assert clip_after(fixed, round_privacy(fixed, first, 127, 9), first, 0, 30) is first
+    assert clip_after(fixed, round_privacy(fixed, first, 127, 9), 0, 30) == first
+
+
+def test_the_coordinator_adds_its_noise_to_all_that_goes_on_from_a_sum() -> None:
+    total = np.full(5001, 1000)
+    for fields, deviation in (({"noise": "coordinator"}, 2000.0), ({"noise": "devices"}, 0.0)):
+        of = privacy(adaptive={}, **fields)
+        says = round_privacy(of, ClipState(1000.0), 300, 5000)
+        found = release(says, total, b"k" * 32)
+        assert found.values.size == 5000
+        # A multiplier of 2 over the clip and the norm's value together.
+        wanted = deviation * math.sqrt(1 + (says.norm_share / says.clip) ** 2)
+        assert float((found.values - 1000).std()) == pytest.approx(wanted, rel=0.05)
+        assert (found.norm_sum == 1000) == (deviation == 0.0)
+        again = release(says, total, b"l" * 32)
+        assert np.array_equal(found.values, again.values) == (deviation == 0.0)
+    fixed = round_privacy(privacy(), ClipState(1000.0), 300, 5000)
+    assert release(fixed, total, b"k" * 32).values.size == 5001
 
 
 def test_a_rounds_plan_keeps_what_it_says() -> None:
