@@ -20,7 +20,7 @@ from fleet.aggregation.mean import staleness_scale
 from fleet.aggregation.rules import FedAvg, Rule, SetMedian
 from fleet.campaign.gates import Gate
 from fleet.campaign.masking import Masking
-from fleet.campaign.privacy import Privacy, problem_of
+from fleet.campaign.privacy import Privacy
 from fleet.errors import CampaignError, RegistryError
 from fleet.protocol import fields
 from fleet.protocol.manifest import PlanEntry
@@ -324,21 +324,6 @@ class CampaignConfig(RoundParameters):
             )
         return self
 
-    @model_validator(mode="after")
-    def _privacy_has_what_it_takes(self) -> Self:
-        problem = self.privacy and problem_of(
-            self.privacy,
-            trains=self.kind == "adapt",
-            coding=self.coding,
-            weighting=self.weighting,
-            is_asynchronous=self.asynchronous is not None,
-            cohort_size=self.cohort_size,
-            sets=self.aggregation.fold().get("count", 1),
-        )
-        if problem:
-            raise ValueError(f"privacy: {problem}")
-        return self
-
     @model_validator(mode="before")
     @classmethod
     def _masked_campaigns_are_robust(cls, fields: Any) -> Any:
@@ -377,9 +362,28 @@ class CampaignConfig(RoundParameters):
             return 1
         return self.aggregation.sets().least * self.masking.least_devices
 
+    def least_ready(self, trains: bool) -> int:
+        """Devices that have to be there before a round begins."""
+        return max(self.min_devices, self.least_at_once) if trains else self.min_devices
+
     def allows(self, plan: PlanEntry) -> bool:
         """Whether devices may train this update plan."""
         return not self.plans or plan.id in self.plans or plan.name in self.plans
+
+    @model_validator(mode="after")
+    def _privacy_has_what_it_takes(self) -> Self:
+        if self.privacy is None:
+            return self
+        if self.kind in ("evaluate", "rollout"):
+            raise ValueError(
+                f"privacy: {self.kind} doesn't train, and scores aren't covered by it; leave it out"
+            )
+        if self.masking is None:
+            raise ValueError(
+                f"privacy: {self.coding} deltas are neither clipped nor do they get noise; "
+                "say coding masked"
+            )
+        return self
 
     def parameters(self, number: int) -> RoundParameters:
         """What training round `number` of a stage, 1 … `rounds`, asks of its devices."""

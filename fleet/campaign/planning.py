@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from fleet.campaign.answers import DeviceEntry
 from fleet.campaign.config import CampaignConfig
 from fleet.campaign.draws import draw
-from fleet.campaign.masking import MaskedRound
+from fleet.campaign.masking import MaskedRound, Protection
 from fleet.campaign.pacing import Load, delays, site_name, task_bytes
 from fleet.campaign.privacy import RoundPrivacy
 from fleet.errors import CampaignError, LeasedError
@@ -115,6 +115,11 @@ class RoundPlan:
     def to_json(self) -> dict[str, Any]:
         """As plain dictionaries and lists."""
         return asdict(self)
+
+    @property
+    def protection(self) -> Protection:
+        """What its devices do beside masking."""
+        return self.privacy.protection if self.privacy else Protection()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RoundPlan:

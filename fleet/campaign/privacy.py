@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, Field
 
+from fleet.aggregation.mean import PlanSum
+from fleet.campaign.masking import USUAL_BOUND, Masking, Protection
 from fleet.errors import CampaignError
 from fleet.privacy import (
+    KEY_BYTES,
     MAX_DEVICE_VARIANCE,
     ClipState,
     Noise,
@@ -22,7 +23,9 @@ from fleet.privacy import (
     share_variance,
 )
 from fleet.protocol import fields
-from fleet.protocol.masking import MOST_DEVICES
+
+Entropy: TypeAlias = Callable[[int], bytes]
+"""So many bytes that nobody else has: `os.urandom`."""
 
 SPENT = "privacy-budget-spent"
 """Why a device isn't asked."""
@@ -65,8 +68,6 @@ class Privacy(BaseModel):
     budget_epsilon: Annotated[float, Field(gt=0.0)] | None = None
     """A device that another round would take beyond it, at `delta` and over all of its campaigns,
     isn't asked any more; no limit where left out."""
-    least_devices: Annotated[int, Field(ge=2, le=MOST_DEVICES)] = 20
-    """Sets of fewer aren't unmasked; the devices' shares of the noise are sized for so many."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,10 @@ class RoundPrivacy:
     rho: float
 
     @property
-    def device_variance(self) -> int:
-        """The task's noise-variance."""
-        return self.noise_variance if self.noise == "devices" else 0
+    def protection(self) -> Protection:
+        """What devices are told."""
+        variance = self.noise_variance if self.noise == "devices" else 0
+        return Protection(self.clip, self.norm_share, variance, self.least_devices)
 
     @property
     def coordinator_variance(self) -> int:
@@ -113,26 +115,26 @@ def first_clip(privacy: Privacy) -> ClipState:
     return ClipState(float(privacy.clip))
 
 
-def round_privacy(privacy: Privacy, clip: ClipState, value_bound: int, values: int) -> RoundPrivacy:
+def round_privacy(privacy: Privacy, masking: Masking, clip: ClipState, values: int) -> RoundPrivacy:
     """What a training round says, with the clip that those before it have led to.
 
-    ``value_bound`` is the largest magnitude of a delta's value, ``values`` how many there are in
-    the largest of its plans. Raises `CampaignError` where devices can't draw so much noise.
+    ``values`` is how many there are in the largest of its plans. The devices' shares are sized for
+    the smallest set that is unmasked. Raises `CampaignError` where devices can't draw so much.
     """
-    shares = privacy.least_devices if privacy.noise == "devices" else 1
+    shares = masking.least_devices if privacy.noise == "devices" else 1
     whole, norm_share = clip.whole, 0
     if privacy.adaptive is not None:
-        if privacy.noise == "devices" and whole > _largest_clip(privacy):
-            clip = ClipState(float(_largest_clip(privacy)), clip.share_within)
+        if privacy.noise == "devices" and whole > (most := _largest_clip(privacy, shares)):
+            clip = ClipState(float(most), clip.share_within)
             whole = clip.whole
-        norm_share = max(1, min(value_bound, whole // _NORM_SHARE))
+        norm_share = max(1, min(masking.value_bound or USUAL_BOUND, whole // _NORM_SHARE))
     squared = sensitivity_squared(whole, norm_share)
     variance = share_variance(privacy.noise_multiplier, squared, shares)
     if privacy.noise == "devices" and variance > MAX_DEVICE_VARIANCE:
         raise CampaignError(
             f"privacy: each of {shares} devices would have to add noise of variance {variance}, "
             f"more than {MAX_DEVICE_VARIANCE}; make clip or noise_multiplier less, or "
-            "least_devices more"
+            "masking.least_devices more"
         )
     return RoundPrivacy(
         clip=whole,
@@ -140,38 +142,37 @@ def round_privacy(privacy: Privacy, clip: ClipState, value_bound: int, values: i
         norm_share=norm_share,
         noise=privacy.noise,
         noise_variance=variance,
-        least_devices=privacy.least_devices,
+        least_devices=masking.least_devices,
         rho=Noise(variance, shares).rho(squared, values + bool(norm_share)),
     )
 
 
-def _largest_clip(privacy: Privacy) -> int:
+def _largest_clip(privacy: Privacy, shares: int) -> int:
     """Beyond it devices can't draw the noise, the norm's value included."""
-    room = MAX_DEVICE_VARIANCE * privacy.least_devices / (1 + 1 / _NORM_SHARE**2)
+    room = MAX_DEVICE_VARIANCE * shares / (1 + 1 / _NORM_SHARE**2)
     return max(1, math.floor(math.sqrt(room) / privacy.noise_multiplier))
 
 
-@dataclass(frozen=True)
-class Release:
-    """What becomes of a sum over devices: `values` of their deltas (int64), with all its noise, and
-    what their norm values came to."""
+def with_noise(
+    parts: Sequence[Sequence[PlanSum]], variance: int, entropy: Entropy
+) -> list[list[PlanSum]]:
+    """What a rule may go on from: each plan's sum in each part with the coordinator's noise.
 
-    values: npt.NDArray[np.int64]
-    norm_sum: int
-
-
-def release(says: RoundPrivacy, total: npt.NDArray[np.int64], key: bytes) -> Release:
-    """What may go on from an unmasked sum: with the coordinator's noise where it adds it.
-
-    ``total`` (shape: the plan's values, one more with a norm share) is over all sets of an update
-    plan that go on as one sum; a rule that goes on with single sets has each of them pass here.
-    ``key``: 32 bytes that nobody keeps.
+    ``parts`` are those of `AggregationRule.of_sets`. A rule adds up the sums of a plan in a part,
+    so one of them has the noise of all.
     """
-    if says.coordinator_variance:
-        total = total + discrete_gaussian(key, says.coordinator_variance, total.size)
-    if not says.norm_share:
-        return Release(total, 0)
-    return Release(total[:-1], int(total[-1]))
+    return [_with_noise(part, variance, entropy) for part in parts]
+
+
+def _with_noise(part: Sequence[PlanSum], variance: int, entropy: Entropy) -> list[PlanSum]:
+    found: list[PlanSum] = []
+    for one in part:
+        if all(one.plan != other.plan for other in found):
+            noise = discrete_gaussian(entropy(KEY_BYTES), variance, one.values.size)
+            found.append(replace(one, values=one.values + noise))
+        else:
+            found.append(one)
+    return found
 
 
 def clip_after(privacy: Privacy, says: RoundPrivacy, norm_sum: int, devices: int) -> ClipState:
@@ -193,33 +194,3 @@ def clip_from_json(privacy: Privacy, told: Mapping[str, Any] | None) -> ClipStat
 def clip_to_json(clip: ClipState) -> dict[str, Any]:
     """What a round's result keeps."""
     return {"next_clip": clip.clip, "share_within": clip.share_within}
-
-
-def problem_of(
-    privacy: Privacy,
-    *,
-    trains: bool,
-    coding: str,
-    weighting: str,
-    is_asynchronous: bool,
-    cohort_size: int | None,
-    sets: int,
-) -> str:
-    """Why a campaign can't have it, and what to do; empty where it can.
-
-    ``sets`` are the parts into which the rule divides a cohort.
-    """
-    if not trains:
-        return "scores aren't covered by it, and nothing else is sent; leave it out"
-    if coding != "masked":
-        return f"{coding} deltas are neither clipped nor do they get noise; say coding: masked"
-    if weighting != "uniform":
-        return "a device that counts more has more to hide; say weighting: uniform"
-    if is_asynchronous:
-        return "noise hides a device among those of its round; leave asynchronous out"
-    if cohort_size is not None and cohort_size < sets * privacy.least_devices:
-        return (
-            f"least_devices: a cohort of {cohort_size} has no {sets} sets of "
-            f"{privacy.least_devices}; make cohort_size more or least_devices less"
-        )
-    return ""

@@ -7,7 +7,7 @@ sums of streams taken away, and what is left is read as numbers that such device
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ from fleet.campaign.masking import (
     set_sizes,
 )
 from fleet.campaign.planning import Assignment, DeviceInfo, RoundKind, RoundPlan, by_name, split
+from fleet.campaign.round_machine import RoundOutcome
 from fleet.errors import CampaignError, MaskError
 from fleet.protocol.manifest import Manifest, PlanEntry
+from fleet.protocol.mask_requests import BROKEN_SEAL, UNKNOWN_DEVICE
 from fleet.protocol.masking import (
     NONCE_BYTES,
     SEAL_BYTES,
@@ -239,6 +241,8 @@ def masked_sets(plan: RoundPlan, answers: Mapping[str, CollectAnswer]) -> list[M
 FEW_DELIVERED = "too-few"
 BEYOND_RANGE = "beyond-range"
 UNMASKER_AWAY = "unmasker-away"
+SPOILS_SETS = (BROKEN_SEAL, UNKNOWN_DEVICE)
+"""What devices are left out for from then on: every set that they are in counts nothing."""
 
 
 @dataclass(frozen=True)
@@ -310,6 +314,30 @@ def differences(
     return found
 
 
-def as_fields(parameters: MaskParameters) -> dict[str, int]:
-    """What a round's result says of its masks."""
-    return dict(asdict(parameters))
+@dataclass(frozen=True)
+class Unmasked:
+    """What came of a masked round: each set, and the outcome that they were made of.
+
+    `differs_by` has for each set what `differences` tells of the training round before.
+    """
+
+    outcome: RoundOutcome
+    sets: tuple[SetOutcome, ...]
+    differs_by: tuple[int | None, ...]
+
+    @property
+    def guilty(self) -> dict[str, str]:
+        """Devices whose sets count nothing because of them, with the reason."""
+        return {device: one.why for one in self.sets for device in one.guilty}
+
+    def figures(self, chosen: str) -> dict[str, Any]:
+        """What a round's result says of it; `chosen` is what the rule did with its sets."""
+        counted = [one for one in self.sets if one.values is not None]
+        return {
+            "sets": [
+                {**one.to_json(), "differs_by": differs}
+                for one, differs in zip(self.sets, self.differs_by, strict=True)
+            ],
+            "counted": sum(len(one.devices) for one in counted),
+            "rule": chosen if counted else "",
+        }

@@ -118,7 +118,7 @@ def round_tasks(campaign: str, plan: RoundPlan, parameters: RoundParameters) -> 
         plan.seed,
         parameters,
         plan.personal,
-        masks and masks.parameters,
+        masks.parameters if masks else None,
         unmaskers_digest(masks.keys) if masks else NO_UNMASKERS,
     )
 

@@ -20,6 +20,7 @@ from fleet.campaign import (
     RoundPlan,
     Step,
     eligible,
+    hide,
     is_open,
     most_at_once,
     plan_round,
@@ -27,11 +28,13 @@ from fleet.campaign import (
 )
 from fleet.campaign.config import Stage
 from fleet.campaign.gates import Outcome, Verdict
+from fleet.campaign.sets import Unmasked
 from fleet.campaign.stages import together
 from fleet.clock import Clock, SystemClock
 from fleet.coordinator.blobs import Blobs
 from fleet.coordinator.closing import check_for_empty_rounds, close_round
 from fleet.coordinator.gate_keeper import GateKeeper, decision_about
+from fleet.coordinator.key_holders import KeyHolders
 from fleet.coordinator.listener import Listener
 from fleet.coordinator.membership import Membership
 from fleet.coordinator.open_training import OpenTraining
@@ -40,6 +43,7 @@ from fleet.coordinator.private_rounds import PrivateRounds
 from fleet.coordinator.round_runner import Context, RoundRunner
 from fleet.coordinator.traces import CampaignTraces
 from fleet.coordinator.transport import Transport
+from fleet.coordinator.unmasking import Unmasking
 from fleet.errors import (
     AggregationError,
     CampaignError,
@@ -96,10 +100,12 @@ class CampaignDriver:
         clock: Clock | None = None,
         registry: Registry | None = None,
         traces: Traces | None = None,
+        protection: KeyHolders | None = None,
     ) -> None:
         """Nothing is claimed or sent before `run`; `driver` is the name to claim under.
 
         With a `registry` its devices are those that can be meant; without, whoever is at a gateway.
+        `protection` has what tasks are signed with, and who can unmask.
         """
         self._store = store
         self._stages = Stages(store)
@@ -122,6 +128,7 @@ class CampaignDriver:
             bundle: Manifest.parse(text, f"manifest of bundle {bundle[:16]}")
             for bundle, text in store.manifests(campaign).items()
         }
+        self._holders = protection or KeyHolders()
         self._gates = GateKeeper(store, campaign, self._config, self._manifests, registry)
         private = self._private = PrivateRounds(store, campaign, self._config, self._manifests)
         self._membership = Membership(store, campaign, self._config, registry, self._clock, private)
@@ -136,8 +143,10 @@ class CampaignDriver:
             self._clock,
             self._pace,
             self._traces,
+            self._holders.keys,
         )
         self._runner = RoundRunner(context)
+        self._unmasking = Unmasking(context, self._holders.unmaskers, self._stopped, self._idle)
         self._open_training = OpenTraining(
             context,
             self._runner,
@@ -463,7 +472,14 @@ class CampaignDriver:
         if outcome.cancelled:
             self._store_cancelled(plan)
             return False
-        self._close(plan, outcome, base)
+        unmasked = None
+        if plan.masks is not None:
+            unmasked = self._unmasking.run(plan, outcome)
+            if unmasked is None:
+                self._store_cancelled(plan)
+                return False
+            outcome = unmasked.outcome
+        self._close(plan, outcome, base, unmasked)
         return True
 
     def _begin(self, plan: RoundPlan) -> RoundPlan:
@@ -472,7 +488,13 @@ class CampaignDriver:
         )
         return RoundPlan.from_json(record.plan)
 
-    def _close(self, plan: RoundPlan, outcome: RoundOutcome, version: WeightsVersion) -> None:
+    def _close(
+        self,
+        plan: RoundPlan,
+        outcome: RoundOutcome,
+        version: WeightsVersion,
+        unmasked: Unmasked | None = None,
+    ) -> None:
         about: dict[str, int] = {}
         with self._traces.applying({plan.number}, about):
             result = close_round(
@@ -484,6 +506,8 @@ class CampaignDriver:
                 plan,
                 outcome,
                 version,
+                unmasked,
+                self._holders.entropy,
             )
             about["changed_values"] = result.get("changed_values", 0)
         self._traces.ended(plan, result)
@@ -553,7 +577,9 @@ class CampaignDriver:
             room,
             self._store.round_offset(),
         )
-        return self._private.laid_on(plan)
+        plan = self._private.laid_on(plan)
+        keys = self._holders.sealed_for(self._config)
+        return hide(self._config, plan, devices, self._manifests, keys, plan.protection)
 
     # Devices
 
@@ -575,7 +601,7 @@ class CampaignDriver:
                 ready, skipped = eligible(
                     self._config, targets.values(), self._manifests, everybody, step.kind
                 )
-                enough = len(ready) >= self._config.min_devices
+                enough = len(ready) >= self._config.least_ready(step.kind is RoundKind.TRAIN)
                 if enough:
                     members = self._membership.of(step, targets, devices, self._blobs.has)
                     if members.names & ready.keys() - members.waiting.keys():

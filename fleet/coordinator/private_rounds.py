@@ -1,21 +1,26 @@
-"""Privacy of a campaign's rounds: who has some left, and what the next round says."""
+"""Privacy of a campaign's rounds: who has some left, what the next says, what comes of its sums."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
+from fleet.aggregation import PlanSum
 from fleet.campaign import CampaignConfig, RoundKind, RoundPlan, Step
 from fleet.campaign.privacy import (
     SPENT,
+    Entropy,
     Privacy,
     RoundPrivacy,
+    clip_after,
     clip_from_json,
+    clip_to_json,
     round_privacy,
+    with_noise,
 )
-from fleet.errors import CampaignError
-from fleet.privacy import rho_within
-from fleet.protocol import fields
+from fleet.campaign.sets import SetOutcome
+from fleet.privacy import KEY_BYTES, NOT_COVERED, discrete_gaussian, rho_within
 from fleet.protocol.manifest import Manifest
 from fleet.store import Ledger, SqlStore
 
@@ -29,17 +34,12 @@ class PrivateRounds:
         campaign: str,
         config: CampaignConfig,
         manifests: Mapping[str, Manifest],
-        value_bound: int = fields.uint16.most,
     ) -> None:
-        """All that is known of earlier rounds is in the store.
-
-        ``value_bound`` is the largest magnitude of a masked value.
-        """
+        """All that is known of earlier rounds is in the store."""
         self._store = store
         self._ledger = Ledger(store)
         self._campaign = campaign
         self._config = config
-        self._value_bound = value_bound
         self._values = most_values(config, manifests)
 
     def spent(self, step: Step, names: Collection[str]) -> dict[str, str]:
@@ -53,17 +53,10 @@ class PrivateRounds:
         return {name: SPENT for name in names if spent.get(name, 0.0) + cost > most}
 
     def laid_on(self, plan: RoundPlan) -> RoundPlan:
-        """The plan with clip and noise; `CampaignError` where too few devices would take part."""
+        """The plan with clip and noise, where it trains."""
         privacy = self._config.privacy
         if privacy is None or plan.kind is not RoundKind.TRAIN:
             return plan
-        if len(plan.assignments) < privacy.least_devices:
-            spent = sum(1 for why in plan.skipped.values() if why == SPENT)
-            raise CampaignError(
-                f"round {plan.number}: {len(plan.assignments)} devices can take part, "
-                f"privacy.least_devices wants {privacy.least_devices}"
-                + (f"; {spent} have spent their budget" if spent else "")
-            )
         return replace(plan, privacy=self._round(privacy, plan.number))
 
     def _round(self, privacy: Privacy, number: int) -> RoundPrivacy:
@@ -78,7 +71,33 @@ class PrivateRounds:
             if trained:
                 told = self._store.round(self._campaign, max(trained)).result.get("privacy")
         clip = clip_from_json(privacy, told)
-        return round_privacy(privacy, clip, self._value_bound, self._values)
+        masking = self._config.masking
+        assert masking is not None, "privacy goes with masked deltas"
+        return round_privacy(privacy, masking, clip, self._values)
+
+
+def publish(
+    privacy: Privacy,
+    says: RoundPrivacy,
+    parts: Sequence[Sequence[PlanSum]],
+    sets: Iterable[SetOutcome],
+    entropy: Entropy,
+) -> tuple[list[list[PlanSum]], dict[str, Any]]:
+    """What a rule may go on from, and what a round's result tells of its privacy.
+
+    Whoever calls this stores what comes of it at once, and throws away what isn't stored: two
+    results of one round would have two noises, whose mean has less.
+    """
+    counted = [one for one in sets if one.values is not None]
+    norm_sum = sum(one.norm_sum for one in counted)
+    if says.coordinator_variance:
+        parts = with_noise(parts, says.coordinator_variance, entropy)
+        noise = discrete_gaussian(entropy(KEY_BYTES), says.coordinator_variance, 1)
+        norm_sum += int(noise[0])
+    devices = sum(len(one.devices) for one in counted)
+    clip = clip_after(privacy, says, norm_sum, devices)
+    told = {**asdict(says), **clip_to_json(clip), "not_covered": NOT_COVERED}
+    return [list(part) for part in parts], told
 
 
 def most_values(config: CampaignConfig, manifests: Mapping[str, Manifest]) -> int:
@@ -88,7 +107,7 @@ def most_values(config: CampaignConfig, manifests: Mapping[str, Manifest]) -> in
             plan.delta_values
             for manifest in manifests.values()
             for plan in manifest.plans
-            if not config.plans or plan.id in config.plans or plan.name in config.plans
+            if config.allows(plan)
         ),
         default=0,
     )

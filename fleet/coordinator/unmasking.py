@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fleet.campaign import RoundKind, RoundOutcome, RoundPlan
 from fleet.campaign.sets import (
@@ -16,6 +16,7 @@ from fleet.campaign.sets import (
     UNMASKER_AWAY,
     MaskedSet,
     SetOutcome,
+    Unmasked,
     differences,
     masked_sets,
     not_counted,
@@ -26,27 +27,12 @@ from fleet.errors import MaskRefusedError, StoreError, UnmaskerError
 from fleet.protocol.mask_requests import MaskMember, MaskRequest
 from fleet.protocol.masking import SEAL_BYTES, Words
 from fleet.store.answers import keep_answering
-from fleet.unmasker import Unmasker
+from fleet.unmasker.unmasker import Unmasker
 
 logger = logging.getLogger(__name__)
 
 _MOST_DOUBLINGS = 5
 LATE_ANSWER = "its answer came after the sets of the round were unmasked"
-
-
-@dataclass(frozen=True)
-class Unmasked:
-    """What came of a masked round: each set, and the outcome that they were made of."""
-
-    outcome: RoundOutcome
-    sets: tuple[SetOutcome, ...]
-    differs_by: tuple[int | None, ...] = ()
-    """By how many devices each set differs from the nearest one of the training round before."""
-
-    @property
-    def guilty(self) -> dict[str, str]:
-        """Devices whose sets count nothing because of them, with the reason."""
-        return {device: one.why for one in self.sets for device in one.guilty}
 
 
 class Unmasking:

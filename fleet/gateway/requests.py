@@ -126,6 +126,11 @@ class Masks(_Request):
             self.least_devices,
         )
 
+    @property
+    def spec(self) -> MaskSpec:
+        """As a round keeps it."""
+        return MaskSpec(self.parameters, self.unmaskers, self.unmaskers_digest)
+
     @model_validator(mode="after")
     def _devices_can(self) -> Masks:
         try:
@@ -239,8 +244,7 @@ class StartRequest(RoundParameters):
             ),
             fold=self.fold,
             target=self.target,
-            masks=self.masks
-            and MaskSpec(self.masks.parameters, self.masks.unmaskers, self.masks.unmaskers_digest),
+            masks=self.masks.spec if self.masks else None,
             personal=self.personal,
             keyring=self.keyring,
         )

@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from fleet.campaign.config import CampaignConfig
+from fleet.campaign.masking import set_sizes
 from fleet.campaign.planning import RoundKind, most_at_once, schedule
 from fleet.campaign.privacy import Privacy, RoundPrivacy, first_clip, round_privacy
 from fleet.coordinator.private_rounds import most_values
 from fleet.errors import ConflictError
 from fleet.privacy import NOT_COVERED, epsilon, promise, rho_within
-from fleet.protocol import fields
 from fleet.protocol.manifest import Manifest
-from fleet.protocol.masking import MOST_DEVICES
 from fleet.service.base import MOST_ON_A_PAGE, PAGE, Actor, Base
 from fleet.service.planning import could_take_part
 from fleet.service.privacy_schema import (
@@ -98,20 +97,19 @@ def plan_privacy(
 ) -> PrivacyPlan:
     """What the campaign would cost its devices; `ConflictError` where it has no `privacy`."""
     privacy = config.privacy
-    if privacy is None:
+    if privacy is None or config.masking is None:
         raise ConflictError(
             f"campaign {config.name} has no privacy: whoever has its sums or {version.model}'s "
             "versions may learn of each device whatever they show"
         )
     values = most_values(config, manifests)
-    says = round_privacy(privacy, first_clip(privacy), fields.uint16.most, values)
+    says = round_privacy(privacy, config.masking, first_clip(privacy), values)
     _, ready, _ = could_take_part(config, manifests, registry)
     rounds = sum(1 for one in schedule(config) if one.kind is RoundKind.TRAIN)
     cohort = min(len(ready), most_at_once(config, len(ready)))
     asked = min(len(ready), math.ceil(cohort * (1 + config.over_selection)))
-    by_plan = Counter(one.plan for one in ready.values())
-    smallest = min(by_plan.values(), default=0) * asked / max(1, len(ready))
-    sets = _sets(config, math.floor(smallest))
+    smallest = min(Counter(one.plan for one in ready.values()).values(), default=0)
+    sets = _sets(config, asked * smallest // max(1, len(ready)))
     spent = ledger.spent(ready)
     within = None
     short = out = 0
@@ -143,7 +141,7 @@ def plan_privacy(
         cohort=cohort,
         noise_to_clip=noise / (says.clip * max(1, cohort)),
         promise=promise(observers[0].epsilon, privacy.delta, privacy.noise, says.least_devices),
-        warnings=_warnings(privacy, len(ready), cohort, sets, rounds, within),
+        warnings=_warnings(config, privacy, len(ready), cohort, rounds, within),
     )
 
 
@@ -152,9 +150,12 @@ def _sets(config: CampaignConfig, devices: int) -> int:
 
     A median of sets isn't a sum: what it releases may be one set's.
     """
-    if config.aggregation.fold().get("count", 1) > 1:
+    assert config.masking is not None
+    rule, masking = config.aggregation.sets(), config.masking
+    if rule.most > 1:
         return 1
-    return max(1, math.ceil(devices / MOST_DEVICES))
+    sizes = set_sizes(devices, masking.least_devices, masking.wanted_devices, rule)
+    return max(1, len(sizes))
 
 
 def _observers(
@@ -177,7 +178,12 @@ def _observers(
 
 
 def _warnings(
-    privacy: Privacy, ready: int, cohort: int, sets: int, rounds: int, within: int | None
+    config: CampaignConfig,
+    privacy: Privacy,
+    ready: int,
+    cohort: int,
+    rounds: int,
+    within: int | None,
 ) -> list[str]:
     found = []
     if ready and privacy.delta >= 1 / ready:
@@ -185,10 +191,16 @@ def _warnings(
             f"delta {privacy.delta:g} is no less than one in {ready} devices: it would let one "
             f"device's data be published; {ready**-1.1:.1g} is usual"
         )
-    if cohort < sets * privacy.least_devices:
+    if cohort < config.least_at_once:
         found.append(
-            f"a cohort of {cohort} has no {sets} sets of {privacy.least_devices} devices "
-            "(least_devices): its rounds don't begin"
+            f"{cohort} devices are too few to hide in each other, {config.least_at_once} are "
+            "wanted (masking.least_devices): its rounds don't begin"
+        )
+    if config.aggregation.sets().most > 1 and privacy.noise == "devices":
+        found.append(
+            f"{config.aggregation.rule} takes several sets of a cohort, each with noise for "
+            f"{config.masking.least_devices if config.masking else 0} devices; fedavg and large "
+            "sets have the same privacy with less noise"
         )
     if privacy.budget_epsilon is None:
         found.append("without budget_epsilon nothing keeps a device from being asked for ever")

@@ -124,8 +124,13 @@ def campaign(**fields: Any) -> CampaignConfig:
 
 def private_campaign(**privacy: Any) -> CampaignConfig:
     """The same with noise, at a cost of 1/8 a round (zCDP)."""
-    said = {"clip": 100, "noise_multiplier": 2.0, "delta": 1e-3, "least_devices": 2, **privacy}
-    return campaign(coding="masked", weighting="uniform", privacy=said)
+    said = {"clip": 100, "noise_multiplier": 2.0, "delta": 1e-3, **privacy}
+    return campaign(
+        coding="masked",
+        masking={"least_devices": 2},
+        aggregation={"rule": "fedavg"},
+        privacy=said,
+    )
 
 
 def measured(site: Site, kind: str, seconds: dict[str, float], steps: int = 5) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fleet.campaign.masking import Masking
 from fleet.coordinator.creation import new_campaign
 from fleet.errors import ConflictError
 from fleet.privacy import epsilon
@@ -89,11 +90,12 @@ def test_a_plan_says_what_each_observer_may_learn(site: Site) -> None:
 def test_a_plan_counts_who_has_budget_left_and_warns(site: Site) -> None:
     spend(site, ["d0"], 3)
     spend(site, ["d1"], 2)
-    wanted = private_campaign(budget_epsilon=3.0, delta=0.3, least_devices=5)
+    wanted = private_campaign(budget_epsilon=3.0, delta=0.3)
+    wanted = wanted.model_copy(update={"masking": Masking(least_devices=5)})
     found = site.client().plan_privacy(wanted)
     said = "; ".join(found.warnings)
     assert "one in 4 devices" in said
-    assert "a cohort of 4 has no 1 sets of 5" in said
+    assert "4 devices are too few to hide in each other, 5 are wanted" in said
     found = site.client().plan_privacy(private_campaign(budget_epsilon=3.0))
     assert (found.ready, found.short, found.spent) == (4, 1, 1)
     found = site.client().plan_privacy(private_campaign(budget_epsilon=1.8))
