@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from codegen.firmware.bundle import FlashInfo
-from codegen.firmware.flash_record import IDENTITY_KIND, flash_record
+from codegen.firmware.flash_record import identity_records
 from codegen.firmware.intel_hex import intel_hex
 from fleet.errors import ConfigurationError
 from fleet.protocol import Identity
@@ -30,7 +30,7 @@ def identity_image(flash: FlashInfo, identity: Identity, format: ImageFormat) ->
     Raises: ProtocolError for an identity that no device would take, ConfigurationError for one
         that the region has no room for.
     """
-    record, region = flash_record(IDENTITY_KIND, identity.encode()), flash.identity
+    record, region = identity_records(identity.encode()), flash.identity
     if len(record) > region.bytes:
         raise ConfigurationError(
             f"the identity of {identity.device} has {len(record)} bytes, its region at "

@@ -23,7 +23,7 @@ from codegen.firmware.flash_record import (
     RECORD_GRAIN,
     RECORD_HEADER,
     RECORD_MAGIC,
-    flash_record,
+    identity_records,
 )
 from codegen.firmware.model_digest import slot_word
 from simulator.errors import ImageError
@@ -36,7 +36,7 @@ _HELD_OUT = 1
 _HEADER = struct.Struct("<HBBHHI")
 _HEADER_BYTES = 16
 _LENGTH_SHIFT = 4
-_PROTOCOL = 2
+_PROTOCOL = 3
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,9 @@ def provision(
     identity: Identity,
     samples: NDArray[np.int8],
     labels: NDArray[np.integer],
+    keys: bytes | None = None,
+    authority: bytes | None = None,
+    keyring: bytes | None = None,
 ) -> list[tuple[int, bytes]]:
     """(address, bytes) of what a new device gets besides its firmware.
 
@@ -77,6 +80,9 @@ def provision(
         identity: of the device.
         samples: int8 [N, ...] in the model's input scale, HWC.
         labels: [N], 0 … 65535.
+        keys: as ``identity_region``'s; so are
+        authority: and
+        keyring: of the device.
 
     Raises: ImageError naming the device when samples and labels don't match or don't fit.
     """
@@ -84,12 +90,23 @@ def provision(
         log = sample_region(samples, labels, flash.samples, sample_digest)
     except ImageError as error:
         raise ImageError(f"device {identity.device}: {error}") from None
-    return [(flash.identity.address, identity_region(identity)), (flash.samples.address, log)]
+    region = identity_region(identity, keys, authority, keyring)
+    return [(flash.identity.address, region), (flash.samples.address, log)]
 
 
-def identity_region(identity: Identity) -> bytes:
-    """The record for the start of the identity region; the rest of it is erased flash."""
-    return flash_record(IDENTITY_KIND, cbor2.dumps([_PROTOCOL, *astuple(identity)]))
+def identity_region(
+    identity: Identity,
+    keys: bytes | None = None,
+    authority: bytes | None = None,
+    keyring: bytes | None = None,
+) -> bytes:
+    """The records for the start of the identity region; the rest of it is erased flash.
+
+    ``keys`` are the device's own (``fleet.protocol.keys.DeviceKeys.encode()``), ``authority`` is a
+    public key, ``keyring`` a signed one (``SignedKeyring.encode()``); None leaves the record out.
+    """
+    message = cbor2.dumps([_PROTOCOL, *astuple(identity)])
+    return identity_records(message, keys, authority, keyring)
 
 
 def read_identity(content: bytes) -> Identity:

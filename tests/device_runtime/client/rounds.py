@@ -18,8 +18,10 @@ DELTA_TOPIC = "fleet/f/gw/gw/dev1/delta"
 TASK_TOPIC = "fleet/f/to/dev1/task"
 
 
-def make_world(library: ctypes.CDLL, data: Data = DATA, shape: Shape = SMALL) -> World:
-    device = HostDevice(library, data.region(shape.samples), shape=shape)
+def make_world(
+    library: ctypes.CDLL, data: Data = DATA, shape: Shape = SMALL, region: bytes = b""
+) -> World:
+    device = HostDevice(library, data.region(shape.samples), shape=shape, region=region)
     made = World(device, FakeBroker())
     assert made.boot() == 0
     return made

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import device_runtime
+from codegen.emit.monocypher import write_monocypher
 from codegen.emit.zcbor_codec import generate_codec
 from codegen.firmware.boards import Board as BoardDescription
 from codegen.firmware.boards import load_board
@@ -82,6 +83,7 @@ def firmware(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         [
             *(Source(source) for source in sources),
             *(Source(source, warnings=False) for source in generated),
+            write_monocypher(folder / "codec"),
         ],
         include_dirs=[*device_runtime.include_directories(), folder / "codec"],
         defines={"ZCBOR_CANONICAL": 1, **layout_defines(board, layout)},
