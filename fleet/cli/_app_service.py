@@ -368,6 +368,18 @@ def devices_image(
         Path | None,
         typer.Option(help="What `devices add --out` wrote. Default: the device gets a new one."),
     ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys",
+            help="Folder with authority.pub and keyring; the device's enrolment is kept there. "
+            "Default: that of --site, where it has one.",
+        ),
+    ] = None,
+    device_makes_keys: Annotated[
+        bool,
+        typer.Option("--device-makes-keys", help="At its first start, where its port has entropy."),
+    ] = False,
     site: Site = None,
     url: Url = None,
     token: Token = None,
@@ -377,7 +389,28 @@ def devices_image(
     """Write a device's identity, to be flashed beside the firmware."""
     from fleet.cli._simulate import image
 
-    image(client_of(site, url, token, why), name, bundle, passwords, out, as_json=json)
+    image(
+        client_of(site, url, token, why),
+        name,
+        bundle,
+        passwords,
+        out,
+        keys,
+        makes_own_keys=device_makes_keys,
+        as_json=json,
+    )
+
+
+@devices.command("enrolment")
+def devices_enrolment(
+    dump: Annotated[Path, typer.Argument(help="Bytes of the device's identity region.")],
+    keys: Annotated[Path, typer.Option("--keys", help="Folder whose enrolments.csv it goes into.")],
+    json: Json = False,
+) -> None:
+    """Enrol a device that has made its keys itself, from a dump of its flash."""
+    from fleet.cli._simulate import enrolment
+
+    enrolment(dump, keys, as_json=json)
 
 
 @gateways.command("add")
