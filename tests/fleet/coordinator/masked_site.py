@@ -193,7 +193,9 @@ class SiteTransport(Transport):
         answers = []
         if operation is not Operation.HELLO:
             name = {"campaign": fields["campaign"], "round": fields["round"]}
-            answer = self.meddles(operation, self._site.ask(operation.value, **fields))
+            # All reports each time: whoever meddles has them together.
+            asked = {**fields, "cursor": 0} if operation is Operation.COLLECT else fields
+            answer = self.meddles(operation, self._site.ask(operation.value, **asked))
             answers.append({"op": operation.value, **name, "answer": answer})
         hello = self._site.ask("hello", cursor=self._cursor)
         self._cursor = hello["cursor"]
