@@ -315,6 +315,13 @@ def demo(
             "the slowest devices are stragglers.",
         ),
     ] = 0.0,
+    private: Annotated[
+        bool,
+        typer.Option(
+            "--private",
+            help="Sign tasks and mask deltas: only sums of many devices can be read.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Let emulated microcontrollers learn together over a real broker and a real SuperLink."""
@@ -333,6 +340,7 @@ def demo(
             out=out,
             cohort_share=cohort,
             over_selection=over_selection,
+            private=private,
         ),
         as_json=json,
     )

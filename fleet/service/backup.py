@@ -165,7 +165,8 @@ def _files_of_deployment(folder: Path) -> Iterator[str]:
 def _files_of_settings(path: Path, settings: CoordinatorSettings) -> tuple[list[str], list[str]]:
     """The settings and what they name, where that lies beside them; and what lies elsewhere."""
     named = {path}
-    for part in (settings.api, settings.superlink, settings.bootstrap):
+    parts = (settings.api, settings.superlink, settings.bootstrap, *settings.unmaskers)
+    for part in (*parts, *([settings.signing] if settings.signing else [])):
         named |= {_plain(value) for _, value in part if isinstance(value, Path)}
     if settings.store.startswith("file:"):
         named.add(_plain(Path(settings.store.removeprefix("file:"))))

@@ -45,7 +45,9 @@ class Keys:
 
     @property
     def keyring(self) -> Keyring:
-        return Keyring(self.generation, self.task.public, tuple(map(exchange_public, self.unmaskers)))
+        return Keyring(
+            self.generation, self.task.public, tuple(map(exchange_public, self.unmaskers))
+        )
 
     @property
     def signed_keyring(self) -> bytes:

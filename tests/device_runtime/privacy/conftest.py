@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -62,6 +62,10 @@ class KeyedDevice:
     def boot(self, operations_to_cut: int = 0) -> None:
         self.flash.power_on(operations_to_cut)
         assert self.library.harness_open(self._harness, ctypes.byref(PLACES)) == OK
+
+    def set_secret(self, secret: int) -> None:
+        """What the port's secrets come from; 0: there are none."""
+        self.library.harness_set_secret(self._harness, secret)
 
     @property
     def keys(self) -> ctypes.c_void_p:
@@ -137,8 +141,3 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     loaded.tf_journal_highest.restype = ctypes.c_uint64
     loaded.harness_mask.restype = ctypes.c_uint32
     return loaded
-
-
-@pytest.fixture
-def device_of(library: ctypes.CDLL) -> Callable[..., KeyedDevice]:
-    return lambda *arguments, **named: KeyedDevice(library, *arguments, **named)

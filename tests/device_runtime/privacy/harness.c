@@ -32,6 +32,7 @@ int harness_signed(harness *device, const uint8_t *message, size_t length);
 uint32_t harness_mask(harness *device, const uint8_t *message, size_t length, const uint8_t *nonce,
                       const int32_t *values, uint32_t count, uint32_t piece, uint8_t *coded,
                       uint32_t *crc32);
+void harness_set_secret(harness *device, uint32_t first);
 void harness_noise(const uint8_t *key, uint32_t variance, int32_t *values, uint32_t count);
 
 uint32_t harness_bytes(void) {
@@ -62,13 +63,16 @@ void harness_start(harness *device, const char *fleet, const char *name, uint32_
 }
 
 tf_status harness_open(harness *device, const places *at) {
-    const tf_status status =
-        tf_journal_open(&device->journal, &device->flash.flash, &at->journal);
+    const tf_status status = tf_journal_open(&device->journal, &device->flash.flash, &at->journal);
     if (status == TF_OK) {
         tf_keys_open(&device->keys, &device->identity, &device->port, &at->identity,
                      &device->journal);
     }
     return status;
+}
+
+void harness_set_secret(harness *device, uint32_t first) {
+    device->secret = first;
 }
 
 tf_keys *harness_keys(harness *device) {

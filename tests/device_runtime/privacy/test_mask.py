@@ -2,7 +2,6 @@
 
 import ctypes
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,15 +23,10 @@ PAGE = (Path(__file__).parents[3] / "docs/specification/masking.md").read_text(e
 KEYS = Keys()
 TASK = task_for(PLANS[0], bytes(144))
 NONCE = bytes.fromhex("010000000102030405060708")
-DeviceOf = Callable[..., KeyedDevice]
 
 
 def keyed(library: ctypes.CDLL, keys: Keys = KEYS) -> KeyedDevice:
     return KeyedDevice(library, keys.region(IDENTITY), keys.fleet, keys.name)
-
-
-def masked_of(task: object = TASK, keys: Keys = KEYS, **changes: object) -> tuple:
-    return keys.masked(task, **changes)  # type: ignore[arg-type,return-value]
 
 
 def test_the_vectors_of_the_page_come_out(library: ctypes.CDLL) -> None:
