@@ -28,8 +28,10 @@ from fleet.demo.digits import PLANS, example_folder
 from fleet.protocol.manifest import PlanEntry
 from simulator.world import digits
 
+PEOPLE = 24
 HIDDEN = 32
 RATE = 0.015
+PUBLIC_SHARE = 20
 ATTACKED_PLANS = ("bias", *PLANS)
 DENSE_PLANS = ("dense-bias", "dense-full")
 _OWN_PLANS = Path(__file__).with_name("plans.json")
@@ -157,6 +159,20 @@ def people(victim: Victim, count: int, seed: int) -> list[Share]:
     """What the sensors of so many people have recorded to train with, each with its own drift."""
     dealt = digits.deal([f"person-{number}" for number in range(count)], seed)
     return [Share(victim.codes(one.x[~one.held_out]), one.y[~one.held_out]) for one in dealt]
+
+
+def public_shares(victim: Victim, count: int, seed: int) -> list[Share]:
+    """What other devices might have trained with, made of the lab's digits: a sensor each."""
+    random = np.random.default_rng([seed, 0x9C])
+    x, y = digits.load()
+    lab = digits.lab_split()[0]
+    shares = []
+    for _ in range(count):
+        likely = random.dirichlet(np.ones(digits.CLASSES))[y[lab]]
+        chosen = random.choice(lab, PUBLIC_SHARE, replace=False, p=likely / likely.sum())
+        seen = digits.draw_drift(random).apply(x[chosen])
+        shares.append(Share(victim.codes(seen), y[chosen]))
+    return shares
 
 
 def public_samples(victim: Victim, count: int, seed: int) -> Share:
