@@ -7,9 +7,9 @@ the person's samples.
 * *sum*: is that person's delta in the sum of a set?
 * *version*: has a released version been trained with that person, among others?
 
-For the first two the attacker makes the delta that the person would have sent, and asks how much
-likelier the observation is with it than without, Gaussian in each value, with moments of public
-samples: LiRA (arXiv 2112.03570) without shadow models. For the third it looks at how far the loss
+For the first two the attacker makes the delta that the person would have sent, and looks for it in
+the observation, Gaussian in each value, with moments of public samples: LiRA (arXiv 2112.03570)
+without shadow models. For the third it looks at how far the loss
 on the person's samples has fallen since the version that the campaign began with.
 """
 
@@ -71,15 +71,17 @@ class Suspicion:
         return clipped(made, self._parameters, seed)
 
     def score(self, seen: Values, share: Share, others: int) -> float:
-        """Logarithm of the likelihoods' quotient, where ``others`` more are in what was seen."""
-        own = self.delta(share, 0)
+        """What is seen along the person's delta, where ``others`` more are in it.
+
+        A matched filter, in its own standard deviations. For one person it puts observations in
+        the order of the likelihoods' quotient.
+        """
+        along = self.delta(share, 0) - self._mean
         noise = (others + 1) * self._parameters.noise_variance
-        # Two trainings of one person differ in order and rounding.
+        # A value that doesn't move in public may have moved by a step.
         variance = max(others, 1) * self._variance + noise + 1.0
-        expected = others * self._mean
-        without = seen - expected - self._mean
-        with_it = seen - expected - own
-        return float(((without**2 - with_it**2) / (2 * variance)).sum())
+        from_mean = seen - (others + 1) * self._mean
+        return float((from_mean * along / variance).sum() / np.sqrt((along**2 / variance).sum()))
 
 
 def in_messages_and_sums(
