@@ -14,7 +14,7 @@ from fleet.cli._errors import CommandError
 from fleet.cli._image import ImageFormat, identity_image
 from fleet.cli._output import console, print_json
 from fleet.cli._progress import stage_bars
-from fleet.gateway.files import write_whole
+from fleet.files import write_whole
 from fleet.protocol import Identity
 from fleet.service.client import Client
 from fleet.service.deployment import Deployment

@@ -44,38 +44,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fleet.coordinator.pace import HELLO_SECONDS, FlowerPace
 from fleet.errors import ConfigurationError
-from fleet.gateway.files import write_whole
+from fleet.files import write_whole
 from fleet.protocol.fields import Name
+from fleet.security.listening import LOOPBACK, ListenSettings, Port
 from fleet.tracing import TracingSettings
-
-Port = Annotated[int, Field(ge=1, le=65535)]
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ApiSettings(_Settings):
-    """Where the API listens; with certificate and key over TLS, else on loopback only."""
+class ApiSettings(ListenSettings):
+    """Where the API listens."""
 
-    host: str = "127.0.0.1"
-    port: Port = 8080
-    certificate: Path | None = None
-    key: Path | None = None
     requests_per_minute: Annotated[int, Field(ge=1)] = 1200
     """Of one token; more are answered with 429."""
-
-    @model_validator(mode="after")
-    def _is_private_without_tls(self) -> Self:
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key go together")
-        if self.certificate is None and self.host not in LOOPBACK:
-            raise ValueError(
-                f"host {self.host} is more than this machine: tokens would cross the network in "
-                "the clear. Give certificate and key, or listen on 127.0.0.1 behind a proxy"
-            )
-        return self
 
 
 @dataclass(frozen=True)
@@ -242,7 +225,7 @@ class CoordinatorSettings(_Settings):
         write_whole(path, tomli_w.dumps(self.model_dump(mode="json", exclude_none=True)))
 
 
-_Part = TypeVar("_Part", bound=_Settings)
+_Part = TypeVar("_Part", bound=BaseModel)
 
 
 def _within(folder: Path, part: _Part) -> _Part:

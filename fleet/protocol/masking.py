@@ -176,6 +176,14 @@ def stream(seed: bytes, values: int, bits: int) -> Words:
     return unpack(cipher.update(bytes(values * (bits // 8))), bits)
 
 
+def sum_of_streams(seeds: Sequence[bytes], values: int, bits: int) -> Words:
+    """The masks (shape [values]) of all seeds added, modulo 2^bits."""
+    total = np.zeros(values, np.uint32)
+    for seed in seeds:
+        total += stream(seed, values, bits)  # modulo 2^32, which 2^bits divides
+    return total & np.uint32((1 << bits) - 1)
+
+
 def add(left: Words, right: Words, bits: int) -> Words:
     """The sum modulo 2^bits."""
     return (left + right) & np.uint32((1 << bits) - 1)

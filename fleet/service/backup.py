@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from fleet.coordinator.settings import CoordinatorSettings
 from fleet.errors import BackupError, ConfigurationError, ConflictError, StoreError
-from fleet.gateway.files import write_whole
+from fleet.files import write_whole
 from fleet.service.deployment import SETTINGS, Deployment
 from fleet.service.folders import new_folder
 from fleet.store import SqlStore, copy_store, restore_store, sqlite_url

@@ -29,6 +29,7 @@ from fleet.coordinator.settings import (
 )
 from fleet.coordinator.superlink import ManagedProcess, SuperLink, superlink_of, supernode_of
 from fleet.errors import ConfigurationError, ServiceError
+from fleet.files import write_whole
 from fleet.gateway.broker import (
     BrokerConfig,
     Tls,
@@ -37,7 +38,6 @@ from fleet.gateway.broker import (
     write_broker_config,
 )
 from fleet.gateway.config import BrokerSettings, GatewaySettings
-from fleet.gateway.files import write_whole
 from fleet.ports import free_port
 from fleet.security.certificates import Authority
 from fleet.service.accounts import first_admin
