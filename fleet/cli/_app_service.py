@@ -66,11 +66,20 @@ def init(
             "be repeated."
         ),
     ] = None,
+    private: Annotated[
+        bool,
+        typer.Option("--private", help="With keys that sign tasks, and an unmasker for masks."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Make a deployment of one machine: authority, brokers, gateways, service, token."""
     from fleet.cli import _deployment as deployment
 
+    if containers and private:
+        raise CommandError(
+            "--private doesn't go with --containers yet: make keys and an unmasker by "
+            "docs/howto/keys.md, and add them to coordinator.toml"
+        )
     if containers:
         deployment.init_containers(
             folder, fleet, sites.split(","), gateways_per_site, host or [], as_json=json
@@ -80,7 +89,14 @@ def init(
             "--host goes with --containers: without them all is reached on this machine only"
         )
     else:
-        deployment.init(folder, fleet, sites.split(","), gateways_per_site, as_json=json)
+        deployment.init(
+            folder,
+            fleet,
+            sites.split(","),
+            gateways_per_site,
+            is_private=private,
+            as_json=json,
+        )
 
 
 def up(folder: Folder, json: Json = False) -> None:
@@ -388,6 +404,7 @@ def devices_image(
 ) -> None:
     """Write a device's identity, to be flashed beside the firmware."""
     from fleet.cli._simulate import image
+    from fleet.service.deployment_keys import keys_of
 
     image(
         client_of(site, url, token, why),
@@ -395,7 +412,7 @@ def devices_image(
         bundle,
         passwords,
         out,
-        keys,
+        keys or (keys_of(site) if site else None),
         makes_own_keys=device_makes_keys,
         as_json=json,
     )

@@ -17,10 +17,12 @@ from fleet.cli._progress import stage_bars
 from fleet.errors import KeysError, ProtocolError
 from fleet.files import write_whole
 from fleet.protocol import Identity
+from fleet.protocol.keys import DeviceKeys
 from fleet.security.key_files import ENROLMENTS, add_enrolments
 from fleet.security.provisioning import FleetKeys, new_devices
 from fleet.service.client import Client
 from fleet.service.deployment import Deployment
+from fleet.service.deployment_keys import enrol_devices, keys_of
 from fleet.service.schema import DeviceToAdd
 
 ONLINE_SECONDS = 300.0
@@ -145,6 +147,10 @@ def simulate(
     sites = list(deployment.sites)
     of_site = {name: sites[number % len(sites)] for number, name in enumerate(names)}
     passwords = _passwords(client, prefix, of_site)
+    fleet_keys: FleetKeys | None = None
+    device_keys: dict[str, DeviceKeys] = {}
+    if keys_of(site) is not None:
+        fleet_keys, device_keys = enrol_devices(site, deployment.fleet, names)
     specs = virtual_devices(
         names,
         passwords,
@@ -153,6 +159,8 @@ def simulate(
         machine=machine,
         data=data,
         seed=seed,
+        fleet_keys=fleet_keys,
+        device_keys=device_keys,
         shuffle_training_labels=_matching(client, names, shuffle_training_labels),
         shuffle_held_out_labels=_matching(client, names, shuffle_held_out_labels),
     )

@@ -27,6 +27,7 @@ from typing import IO, Any
 from fleet.coordinator.settings import CoordinatorSettings
 from fleet.errors import BackupError, ConfigurationError, ConflictError, StoreError
 from fleet.files import write_whole
+from fleet.security.key_files import UNMASKER_KEY
 from fleet.service.deployment import SETTINGS, Deployment
 from fleet.service.folders import new_folder
 from fleet.store import SqlStore, copy_store, restore_store, sqlite_url
@@ -47,6 +48,8 @@ _NOT_KEPT_ENDINGS = (
     ".pid",
     ".log",
     ".new",
+    # Its store isn't kept: a key without it would answer for sets that it has answered before.
+    UNMASKER_KEY,
 )
 # Files of a deployment that say where its folder is.
 _WITH_PATHS = ("mosquitto.conf", "own.json", ".toml")
