@@ -135,6 +135,7 @@ class _Regions(ctypes.Structure):
         ("journal", _Region),
         ("slots", _Region * 2),
         ("samples", _SampleRegion),
+        ("personal", _Region),
     )
 
 
@@ -214,6 +215,7 @@ def _firmware(bundle: Bundle) -> _Firmware:
             samples=_SampleRegion(
                 _region(layout.samples), layout.samples.units, KEEP_NUMBERS[layout.samples.keep]
             ),
+            personal=_Region() if layout.personal is None else _region(layout.personal),
         ),
         pool_bytes // 8 * 8,
         pool_address,
