@@ -140,6 +140,8 @@ def chunks(task: Task, deltas: Deltas, number: int) -> list[Delta]:
             correct_after=7,
             loss_before_thousandths=1500,
             loss_after_thousandths=800,
+            correct_local=0,
+            kept=0,
             coded=coded.data[chunk * size : (chunk + 1) * size],
         )
         for chunk in range(count)

@@ -108,6 +108,14 @@ class CertificateError(FleetError):
     """A certificate authority can't be used, or was asked for what it can't give."""
 
 
+class KeysError(FleetError):
+    """A key, a keyring or an enrolment can't be used."""
+
+
+class MaskError(FleetError):
+    """A masked delta or the request for its masks isn't what masking.md says."""
+
+
 class RegistryError(FleetError):
     """A device or a filter of devices is wrong, or isn't known."""
 

@@ -7,6 +7,10 @@ stays in the test as an ``@example``.
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
@@ -45,6 +49,13 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs ask each other, whatever proxy this machine's shell is told of."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "*")
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A gateway's socket has a path of a hundred characters at most; pytest's may be longer."""
+    with tempfile.TemporaryDirectory(prefix="tinyfleet-") as folder:
+        yield Path(folder)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -190,6 +190,8 @@ class Device(plain.Device):
                 correct_after=20 if trains else 12,
                 loss_before_thousandths=1500,
                 loss_after_thousandths=900 if trains else 1500,
+                correct_local=0,
+                kept=0,
                 coded=coded[chunk * size : (chunk + 1) * size],
             )
             self._publish(task.delta_topic, message.encode(), expiry=task.deadline_seconds)

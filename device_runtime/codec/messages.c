@@ -89,6 +89,7 @@ tf_status tf_encode_announce(const tf_announce *announce, uint8_t *bytes, size_t
     message.announce_reset_cause = announce->reset_cause;
     message.announce_fault_code = announce->fault_code;
     message.announce_fault_pc = announce->fault_pc;
+    message.announce_keyring = announce->keyring;
     return encode_result(cbor_encode_announce(bytes, capacity, &message, length));
 }
 
@@ -136,6 +137,8 @@ tf_status tf_encode_delta_head(const tf_delta *delta, uint8_t *bytes, size_t cap
     message.delta_correct_after = delta->correct_after;
     message.delta_loss_before_thousandths = delta->loss_before_thousandths;
     message.delta_loss_after_thousandths = delta->loss_after_thousandths;
+    message.delta_correct_local = delta->correct_local;
+    message.delta_kept = delta->kept;
     put_bytes(&message.delta_coded, nothing, 0);
     size_t used;
     const tf_status status = encode_result(cbor_encode_delta(bytes, capacity, &message, &used));
@@ -192,6 +195,14 @@ tf_status tf_decode_task(const uint8_t *bytes, size_t length, tf_task *task) {
     task->epochs = (uint8_t)message.task_epochs;
     task->coding = (uint8_t)message.task_coding;
     task->weighting = (uint8_t)message.task_weighting;
+    task->personal = (uint8_t)message.task_personal;
+    task->mask_bits = (uint8_t)message.task_mask_bits;
+    task->value_bound = (uint16_t)message.task_value_bound;
+    task->clip = message.task_clip;
+    task->norm_share = (uint16_t)message.task_norm_share;
+    task->noise_variance = message.task_noise_variance;
+    task->least_devices = (uint16_t)message.task_least_devices;
+    memcpy(task->unmaskers, message.task_unmaskers.value, TF_PREFIX_BYTES);
     return TF_OK;
 }
 

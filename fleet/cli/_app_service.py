@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fleet.cli._errors import CommandError
 from fleet.cli._options import (
     Config,
     Filter,
@@ -73,6 +74,10 @@ def init(
     if containers:
         deployment.init_containers(
             folder, fleet, sites.split(","), gateways_per_site, host or [], as_json=json
+        )
+    elif host:
+        raise CommandError(
+            "--host goes with --containers: without them all is reached on this machine only"
         )
     else:
         deployment.init(folder, fleet, sites.split(","), gateways_per_site, as_json=json)

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -53,11 +54,11 @@ def restore(archive: Path, config: Path | None, site: Path | None, *, as_json: b
     if as_json:
         print_json(_facts(done))
         return
-    made = datetime.datetime.fromtimestamp(done.about.made).isoformat(" ", "seconds")
+    made = datetime.datetime.fromtimestamp(done.about.made, datetime.UTC)
     console().print(
         f"Restored: {done.rows:,} rows and {done.files} files, as fleet {done.about.fleet} was at "
-        f"{made}. What was revoked, retired or given a new password since then has to be again: "
-        "docs/howto/back-up.md",
+        f"{made:%Y-%m-%d %H:%M:%S} UTC. What was revoked, retired or given a new password since "
+        "then has to be again: docs/howto/back-up.md",
         soft_wrap=True,
     )
 
@@ -94,11 +95,12 @@ def _writing(out: Path) -> Iterator[IO[bytes]]:
         return
     if out.exists():
         raise CommandError(f"{out} is there already; a backup gets a file of its own")
-    new = out.with_name(out.name + ".new")
     try:
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        # Never one that is there, whoever made it.
+        descriptor, name = tempfile.mkstemp(".new", f"{out.name}.", out.parent)
     except OSError as error:
         raise CommandError(f"{out}: can't be written ({error})") from None
+    new = Path(name)
     try:
         with open(descriptor, "wb") as file:
             yield file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ def init(
 ) -> None:
     """Make a deployment."""
     made = deployment.init(folder, fleet, sites, gateways_per_site)
-    _show_made(folder, made, f"tinyfleet up {folder}", as_json=as_json)
+    _show_made(folder, made, ["tinyfleet", "up", str(folder)], as_json=as_json)
 
 
 def init_containers(
@@ -41,11 +42,13 @@ def init_containers(
             "up beside it: docs/deploy.md"
         )
     made = containers.init(folder, fleet, sites[0], hosts)
-    start = f"docker compose --env-file {folder / containers.ENV_FILE} -f deploy/compose.yaml up -d"
-    _show_made(folder, made, start, as_json=as_json)
+    files = ["--env-file", str(folder / containers.ENV_FILE), "-f", "deploy/compose.yaml"]
+    _show_made(folder, made, ["docker", "compose", *files, "up", "-d"], as_json=as_json)
 
 
-def _show_made(folder: Path, made: deployment.Deployment, start: str, *, as_json: bool) -> None:
+def _show_made(
+    folder: Path, made: deployment.Deployment, start: Sequence[str], *, as_json: bool
+) -> None:
     if as_json:
         print_json(
             {
@@ -70,7 +73,7 @@ def _show_made(folder: Path, made: deployment.Deployment, start: str, *, as_json
     console().print(table(f"Fleet {made.fleet} in {folder}", columns, rows))
     console().print(
         f"The API will be at {made.url}, the administrator's token is in "
-        f"{folder / 'admin.token'}. Start it all with: {start}",
+        f"{folder / 'admin.token'}. Start it all with: {shlex.join(start)}",
         soft_wrap=True,
     )
 
@@ -83,7 +86,8 @@ def up(folder: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({"ready": True, "url": url})
     else:
-        console().print(f"Ready at {url}. Stop it with: tinyfleet down {folder}", soft_wrap=True)
+        stop = ["tinyfleet", "down", str(folder)]
+        console().print(f"Ready at {url}. Stop it with: {shlex.join(stop)}", soft_wrap=True)
 
 
 def down(folder: Path, *, as_json: bool) -> None:

@@ -16,11 +16,12 @@ from pydantic import ConfigDict, Field
 
 from fleet.errors import ProtocolError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 DIGEST_BYTES = 32
 CAMPAIGN_BYTES = 8
 PREFIX_BYTES = 8
 MAX_SIGNATURE_BYTES = 64
+MAX_KEYRING_BYTES = 256
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
@@ -149,5 +150,6 @@ digest = bytes_of(DIGEST_BYTES, DIGEST_BYTES)
 campaign_id = bytes_of(CAMPAIGN_BYTES, CAMPAIGN_BYTES)
 prefix = bytes_of(PREFIX_BYTES, PREFIX_BYTES)
 signature = bytes_of(0, MAX_SIGNATURE_BYTES)
+keyring = bytes_of(0, MAX_KEYRING_BYTES)
 coded = bytes_of(0, UPLINK_CHUNK_BYTES.most)
 version = constant(PROTOCOL_VERSION)

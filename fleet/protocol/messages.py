@@ -9,7 +9,7 @@ names message and field.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from typing import Any, ClassVar, Self
 
@@ -23,7 +23,7 @@ from fleet.protocol.numbers import Action
 # What MQTT packets to a device may have at most (wire.md); its messages are no larger either.
 MAX_PACKET_BYTES = 768
 # Of a delta without its coded bytes: every number as long as it can be.
-MAX_DELTA_HEAD_BYTES = 112
+MAX_DELTA_HEAD_BYTES = 117
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ class Announce(Message):
         check.uint8,
         check.uint8,
         check.uint32,
+        check.uint32,
     )
 
     board: str
@@ -128,9 +129,12 @@ class Announce(Message):
     reset_cause: int
     fault_code: int
     fault_pc: int
+    keyring: int = 0
+    """Generation of the keys that it follows; 0: none."""
 
 
 NO_DIGEST = bytes(check.DIGEST_BYTES)
+NO_UNMASKERS = bytes(check.PREFIX_BYTES)
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,15 @@ class Task(Message):
         check.DEADLINE_SECONDS,
         check.MAX_SCORE_DROP_PERMILLE,
         check.CHECK_IN_SECONDS,
+        check.uint8,
+        check.uint8,
+        check.uint16,
+        check.uint32,
+        check.uint16,
+        check.uint32,
+        check.uint16,
+        check.prefix,
+        check.keyring,
         check.signature,
     )
 
@@ -176,6 +189,15 @@ class Task(Message):
     deadline_seconds: int
     max_score_drop_permille: int
     check_in_seconds: int
+    personal: int = 0
+    mask_bits: int = 0
+    value_bound: int = 0
+    clip: int = 0
+    norm_share: int = 0
+    noise_variance: int = 0
+    least_devices: int = 0
+    unmaskers: bytes = NO_UNMASKERS
+    keyring: bytes = b""
     signature: bytes = b""
 
     def __post_init__(self) -> None:
@@ -185,6 +207,10 @@ class Task(Message):
             raise ProtocolError(self.KIND, "epochs", "training takes at least 1")
         if self.action in (Action.SCORE, Action.RELEASE) and self.epochs:
             raise ProtocolError(self.KIND, "epochs", f"must be 0 to score, not {self.epochs}")
+
+    def unsigned(self) -> bytes:
+        """As it is signed: encoded with neither keyring nor signature."""
+        return replace(self, keyring=b"", signature=b"").encode()
 
 
 @dataclass(frozen=True)
@@ -212,6 +238,8 @@ class Delta(Message):
         check.SAMPLES,
         check.uint32,
         check.uint32,
+        check.SAMPLES,
+        check.uint8,
         check.coded,
     )
 
@@ -233,6 +261,8 @@ class Delta(Message):
     correct_after: int
     loss_before_thousandths: int
     loss_after_thousandths: int
+    correct_local: int
+    kept: int
     coded: bytes
 
 

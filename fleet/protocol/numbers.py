@@ -37,6 +37,8 @@ class Reason(IntEnum):
     OLDER_LEASE = 13
     REFUSED_BY_GATEWAY = 14
     UNKNOWN_CODING = 15
+    NOT_SIGNED = 16
+    OTHER_UNMASKERS = 17
 
 
 class Action(IntEnum):

@@ -12,6 +12,7 @@ can be restored into PostgreSQL. Flower's state, gateways' stores and logs aren'
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -27,6 +28,7 @@ from fleet.coordinator.settings import CoordinatorSettings
 from fleet.errors import BackupError, ConfigurationError, ConflictError, StoreError
 from fleet.gateway.files import write_whole
 from fleet.service.deployment import SETTINGS, Deployment
+from fleet.service.folders import new_folder
 from fleet.store import SqlStore, copy_store, restore_store, sqlite_url
 from fleet.store.copying import Tell
 
@@ -36,7 +38,16 @@ _PIECE = 1 << 20
 _MOST_TEXT = 1 << 24
 # What a deployment's folder holds besides configurations.
 _NOT_KEPT = ("run/", "logs/", "coordinator/flower/")
-_NOT_KEPT_ENDINGS = (".sqlite", ".sqlite-wal", ".sqlite-shm", ".lock", ".sock", ".pid", ".log")
+_NOT_KEPT_ENDINGS = (
+    ".sqlite",
+    ".sqlite-wal",
+    ".sqlite-shm",
+    ".lock",
+    ".sock",
+    ".pid",
+    ".log",
+    ".new",
+)
 # Files of a deployment that say where its folder is.
 _WITH_PATHS = ("mosquitto.conf", "own.json", ".toml")
 
@@ -79,16 +90,17 @@ def back_up(
 ) -> Done:
     """Write a backup of the service with these settings, or of a whole deployment.
 
-    `program` is the version of this program. Raises `FleetError` where the store can't be read.
+    `program` is the version of this program. Raises `FleetError` where the store can't be read,
+    `BackupError` where a file is gone before it is read, or `out` can't be written.
     """
-    settings_path = _settings_of(settings_path, deployment)
+    settings_path = _plain(_settings_of(settings_path, deployment))
     settings = CoordinatorSettings.read(settings_path)
-    folder = (deployment or settings_path.parent).absolute()
+    folder = settings_path.parent if deployment is None else deployment.absolute()
     left_out: list[str] = []
     if deployment is not None:
         files = sorted(_files_of_deployment(folder))
     else:
-        files, left_out = _files_of_settings(settings_path.absolute(), settings)
+        files, left_out = _files_of_settings(settings_path, settings)
     source = SqlStore(settings.store_url(), migrates=False)
     try:
         with tempfile.TemporaryDirectory(dir=_room_for(settings)) as work:
@@ -106,7 +118,7 @@ def back_up(
                 fleet=settings.fleet,
                 made=made,
                 folder=str(folder),
-                settings=settings_path.absolute().relative_to(folder).as_posix(),
+                settings=settings_path.name if deployment is None else SETTINGS.as_posix(),
                 is_deployment=deployment is not None,
             )
             size = _write(out, about, copy, [(one, folder / one) for one in files])
@@ -116,11 +128,18 @@ def back_up(
 
 
 def _settings_of(settings_path: Path | None, deployment: Path | None) -> Path:
-    if deployment is not None:
+    if deployment is not None and settings_path is None:
         return deployment / SETTINGS
-    if settings_path is None:
-        raise ConfigurationError("which store? Give a deployment's folder or a service's settings")
-    return settings_path
+    if settings_path is not None and deployment is None:
+        return settings_path
+    raise ConfigurationError(
+        "which store? Give a deployment's folder (--site) or a service's settings (--config)"
+    )
+
+
+def _plain(path: Path) -> Path:
+    """Without .., which no name within an archive has; links stay what they are."""
+    return Path(os.path.abspath(path))
 
 
 def _room_for(settings: CoordinatorSettings) -> Path:
@@ -134,24 +153,30 @@ def _files_of_deployment(folder: Path) -> Iterator[str]:
         raise ConfigurationError(
             f"{folder} runs in containers, and its store is there: docs/howto/back-up.md"
         )
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        inner = name.startswith(_NOT_KEPT) or "-flower/" in name
-        if path.is_file() and not inner and not name.endswith(_NOT_KEPT_ENDINGS):
-            yield name
+    # Folders that go meanwhile are nothing to os.walk.
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            name = path.relative_to(folder).as_posix()
+            inner = name.startswith(_NOT_KEPT) or "-flower/" in name
+            if path.is_file() and not inner and not name.endswith(_NOT_KEPT_ENDINGS):
+                yield name
 
 
 def _files_of_settings(path: Path, settings: CoordinatorSettings) -> tuple[list[str], list[str]]:
     """The settings and what they name, where that lies beside them; and what lies elsewhere."""
-    named: set[Path] = {path}
+    named = {path}
     for part in (settings.api, settings.superlink, settings.bootstrap):
-        named |= {value for _, value in part if isinstance(value, Path)}
+        named |= {_plain(value) for _, value in part if isinstance(value, Path)}
     if settings.store.startswith("file:"):
-        named.add(Path(settings.store.removeprefix("file:")))
-    found = {file for one in named for file in (one.glob("*") if one.is_dir() else [one])}
+        named.add(_plain(Path(settings.store.removeprefix("file:"))))
+    found = {file for one in named for file in (_kept_of(one) if one.is_dir() else [one])}
     inside = [one for one in found if one.is_relative_to(path.parent) and one.is_file()]
     outside = [str(one) for one in found if not one.is_relative_to(path.parent)]
     return sorted(one.relative_to(path.parent).as_posix() for one in inside), sorted(outside)
+
+
+def _kept_of(folder: Path) -> Iterator[Path]:
+    return (one for one in folder.iterdir() if not one.name.endswith(_NOT_KEPT_ENDINGS))
 
 
 class _Summing(io.RawIOBase):
@@ -169,6 +194,17 @@ class _Summing(io.RawIOBase):
 
 def _write(out: IO[bytes], about: About, store: Path, files: Sequence[tuple[str, Path]]) -> int:
     """The archive, into a file or a pipe; gives its bytes."""
+    for name, _ in files:
+        _safe(_FILES + name)
+    try:
+        return _write_members(out, about, store, files)
+    except OSError as error:
+        raise BackupError(f"the backup isn't whole ({error}); back up again") from None
+
+
+def _write_members(
+    out: IO[bytes], about: About, store: Path, files: Sequence[tuple[str, Path]]
+) -> int:
     sums: dict[str, str] = {}
     written = _Counting(out)
     with tarfile.open(fileobj=written, mode="w|", format=tarfile.PAX_FORMAT) as archive:
@@ -217,7 +253,8 @@ def restore(
     With a `deployment`, a folder that has to be empty or not to be there, or where there are no
     settings yet, the archive's files are written as well. Raises `BackupError` where the archive
     is damaged, isn't one, or is another's or a newer program's, and then nothing was written;
-    `ConflictError` where something is there already.
+    `ConflictError` where something is there already. Where it fails after that, say of a full disk,
+    no file stays that it brought, so that it can be tried again.
     """
     settings_path = _settings_of(settings_path, deployment)
     brings_files = deployment is not None or not settings_path.exists()
@@ -229,23 +266,18 @@ def restore(
         room = _room_for(CoordinatorSettings.read(settings_path))
     with tempfile.TemporaryDirectory(dir=room) as work:
         about, files = _unpack(archive, Path(work), tell)
-        source = _open_copy(Path(work) / _STORE, about)
-        brought: list[Path] = []
-        try:
+        if not brings_files:
+            files = {}
+        with contextlib.ExitStack() as stack:
+            source = _open_copy(Path(work) / _STORE, about)
+            stack.callback(source.close)
             if brings_files:
                 _require_fitting(about, settings_path, deployment)
-                _require_free(folder, files, is_whole=deployment is not None)
-                brought = _bring(folder, files, about)
+                stack.enter_context(_brought(folder, files, about))
                 settings_path = folder / about.settings
             rows = _restore_store(source, about, settings_path, tell)
-        except BaseException:
-            for path in brought:
-                path.unlink(missing_ok=True)
-            raise
-        finally:
-            source.close()
         size = (Path(work) / _STORE).stat().st_size
-        return Done(about, rows, size, len(brought))
+        return Done(about, rows, size, len(files))
 
 
 def _restore_store(source: SqlStore, about: About, settings_path: Path, tell: Tell) -> int:
@@ -348,27 +380,44 @@ def _require_fitting(about: About, settings_path: Path, deployment: Path | None)
         )
 
 
-def _require_free(folder: Path, files: Mapping[str, Path], *, is_whole: bool) -> None:
+@contextlib.contextmanager
+def _brought(folder: Path, files: Mapping[str, Path], about: About) -> Iterator[None]:
+    """The archive's files where they belong, for good if the block ends well."""
+    if about.is_deployment:
+        with new_folder(folder):
+            for name in ("run", "logs"):
+                (folder / name).mkdir(mode=0o700)
+            _bring(folder, files, about, [])
+            yield
+        return
     there = [name for name in files if (folder / name).exists()]
-    if is_whole and folder.is_dir():
-        there += [one.name for one in folder.iterdir()]
     if there:
         raise ConflictError(f"{folder} has {there[0]} already: nothing is written over")
+    made: list[Path] = []
+    try:
+        _bring(folder, files, about, made)
+        yield
+    except BaseException:
+        for path in reversed(made):
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
+            elif not any(path.iterdir()):
+                path.rmdir()
+        raise
 
 
-def _bring(folder: Path, files: Mapping[str, Path], about: About) -> list[Path]:
-    """Write the files; those of a deployment that name its folder name the new one."""
-    brought = []
+def _bring(folder: Path, files: Mapping[str, Path], about: About, made: list[Path]) -> None:
+    """Write the files; those of a deployment that name its folder name the new one.
+
+    What is made is told in `made` before it is.
+    """
     old, new = f"{about.folder}/", f"{folder}/"
     for name, path in files.items():
         target = folder / name
+        made += reversed([one for one in target.parents if not one.exists()])
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         data = path.read_bytes()
         if about.is_deployment and name.endswith(_WITH_PATHS):
             data = data.replace(old.encode(), new.encode())
+        made.append(target)
         write_whole(target, data, mode=0o600)
-        brought.append(target)
-    if about.is_deployment:
-        for name in ("run", "logs"):
-            (folder / name).mkdir(exist_ok=True, mode=0o700)
-    return brought

@@ -1,6 +1,7 @@
 """A deployment of one machine in containers: the folder that deploy/compose.yaml goes by.
 
-    DIR/compose.env          for `docker compose --env-file`: this folder, and as whom things run
+    DIR/compose.env          for `docker compose --env-file`: this folder, as whom things run, and
+                             the project, by whose name volumes are this fleet's
     DIR/site.json            where the service is
     DIR/admin.token          0600, as all secrets
     DIR/ca/                  the fleet's certificate authority, which no container sees
@@ -34,6 +35,7 @@ from fleet.gateway.config import BrokerSettings, GatewaySettings, MetricsSetting
 from fleet.gateway.files import write_whole
 from fleet.security.certificates import Authority
 from fleet.service.deployment import Deployment, SitePorts, require_none
+from fleet.service.folders import new_folder
 from fleet.store import new_token
 
 GATEWAYS = 2
@@ -47,13 +49,19 @@ _SECRETS, _STATE, _BROKER = Path("/run/secrets"), Path("/var/lib/tinyfleet"), Pa
 
 
 def init(folder: Path, fleet: str, site: str, hosts: Sequence[str]) -> Deployment:
-    """Make the folder. Nothing is started; ConfigurationError where there is a deployment already.
+    """Make the folder, which is absent or empty. Nothing is started.
 
-    `hosts` are names and addresses under which others than this machine reach it.
+    `hosts` are names and addresses under which others than this machine reach it. Raises
+    `ConfigurationError` where there is a deployment already, `ConflictError` where anything else
+    is: what is in the folder becomes the containers' user's.
     """
     require_none(folder)
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder):
+        return _fill(folder, fleet, site, hosts)
+
+
+def _fill(folder: Path, fleet: str, site: str, hosts: Sequence[str]) -> Deployment:
     for name in ("secrets", "coordinator", "coordinator/gateway-keys"):
         (folder / name).mkdir(exist_ok=True, mode=0o700)
     authority = Authority.create(folder / "ca", fleet)
@@ -73,6 +81,8 @@ def init(folder: Path, fleet: str, site: str, hosts: Sequence[str]) -> Deploymen
     write_whole(
         folder / ENV_FILE,
         f"# For deploy/compose.yaml, whose head says what else can be set here.\n"
+        # Compose wants small letters.
+        f"COMPOSE_PROJECT_NAME=tinyfleet-{fleet.lower()}\n"
         f"TINYFLEET_FOLDER={folder}\nTINYFLEET_USER={user}:0\n",
     )
     made = Deployment(
@@ -86,7 +96,7 @@ def init(folder: Path, fleet: str, site: str, hosts: Sequence[str]) -> Deploymen
     if os.geteuid() == 0:
         for path in [folder, *folder.rglob("*")]:
             if not path.is_relative_to(folder / "ca"):
-                os.chown(path, USER, 0)
+                os.chown(path, USER, 0, follow_symlinks=False)
     return made
 
 

@@ -35,14 +35,17 @@ LOOK_SECONDS = 0.5
 class Stack:
     """A folder that `tinyfleet init --containers` has made, and what runs of it."""
 
-    def __init__(self, engine: Engine, folder: Path, name: str) -> None:
-        """`name` is that of the project; nothing is started yet."""
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        """Nothing is started yet."""
         self.engine = engine
         self.folder = folder
-        self.name = name
+        env = (folder / containers.ENV_FILE).read_text()
+        self.name = dict(one.split("=", 1) for one in env.splitlines() if "=" in one)[
+            "COMPOSE_PROJECT_NAME"
+        ]
 
     @classmethod
-    def init(cls, engine: Engine, folder: Path, name: str) -> Stack:
+    def init(cls, engine: Engine, folder: Path) -> Stack:
         """A new one, with the test's images."""
         containers.init(folder, "plant", "home", [])
         with (folder / containers.ENV_FILE).open("a") as file:
@@ -50,12 +53,15 @@ class Stack:
                 f"TINYFLEET_TAG=test\nMOSQUITTO_IMAGE={BROKER}\nPOSTGRES_IMAGE={DATABASE}\n"
                 f"PROMETHEUS_IMAGE={PROMETHEUS}\n"
             )
-        return cls(engine, folder, name)
+        return cls(engine, folder)
+
+    @property
+    def command(self) -> list[str]:
+        files = ["--env-file", str(self.folder / containers.ENV_FILE), "--file", str(COMPOSE)]
+        return ["docker-compose", *files]
 
     def compose(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        command = ["docker-compose", "--project-name", self.name]
-        files = ["--env-file", str(self.folder / containers.ENV_FILE), "--file", str(COMPOSE)]
-        return self.engine.run(*command, *files, *words, **options)
+        return self.engine.run(*self.command, *words, **options)
 
     def up(self, *parts: str, tag: str = "test") -> None:
         """Start what doesn't run, or runs another image."""

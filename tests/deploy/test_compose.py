@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
+import threading
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import typer.main
@@ -90,6 +95,20 @@ def test_only_what_has_tls_may_be_reached_from_elsewhere() -> None:
     assert ("broker", "database") not in shared
 
 
+def test_the_page_says_who_meets_in_which_network() -> None:
+    meet: dict[str, set[str]] = {}
+    for name, one in SERVICES.items():
+        for network in one["networks"]:
+            meet.setdefault(network, set()).add(name)
+    page = (DEPLOY.parent / "docs" / "deploy.md").read_text("utf-8")
+    said = page.partition("Containers meet in networks")[2].partition("leads out")[0].lower()
+    told = {
+        network: set(names.replace("gateways", "gateway-1, gateway-2").split(", "))
+        for network, names in re.findall(r"`(\w+)` \(([^)]*)\)", " ".join(said.split()))
+    }
+    assert told == meet
+
+
 def test_what_images_start_and_ask_are_commands_of_ours() -> None:
     lines = re.findall(r"^\s*CMD (\[.*\])$", RECIPE, flags=re.MULTILINE)
     assert len(lines) == 4
@@ -104,13 +123,94 @@ def test_what_images_start_and_ask_are_commands_of_ours() -> None:
         assert {word for word in words if word.startswith("-")} <= known
 
 
-def test_compose_reads_the_file(folder: Path) -> None:
+def test_images_are_built_with_what_settings_may_ask_for_and_from_wheels_alone(
+    tmp_path: Path,
+) -> None:
+    # Whoever builds has no index, and programs that note what they are asked for.
+    told, wheels = tmp_path / "told", tmp_path / "wheels"
+    python, docker = tmp_path / "python", tmp_path / "docker"
+    python.write_text(
+        '#!/bin/sh\necho "$*" >>"$TOLD"\n'
+        'case "$*" in *--no-deps*) touch "$TINYFLEET_WHEELS"/own/tinyfleet-7-py3.whl;; esac\n'
+    )
+    docker.write_text('#!/bin/sh\necho "docker $*" >>"$TOLD"\n')
+    environment = {
+        "PATH": os.environ["PATH"],
+        "TOLD": str(told),
+        "TINYFLEET_WHEELS": str(tmp_path),
+        "TINYFLEET_PYTHON": str(python),
+        "DOCKER": str(docker),
+    }
+    for one in (python, docker):
+        one.chmod(0o755)
+    subprocess.run([DEPLOY / "images" / "build"], env=environment, check=True, capture_output=True)
+    lines = told.read_text("utf-8").splitlines()
+    gathers = [line for line in lines if " pip wheel " in line]
+    chosen = [line for line in lines if " pip install " in line]
+    assert len(gathers) == len(chosen) == 2
+    assert all(f"--find-links {wheels} " in line for line in [*gathers, *chosen])
+    roles = [set(re.findall(r"\w+", line.rpartition("[")[2])) for line in [*gathers[1:], *chosen]]
+    coordinator = {"service", "postgres", "tracing"}
+    assert roles == [coordinator, {"gateway", "tracing"}, coordinator]
+    assert [line.split()[0] for line in lines[-2:]] == ["docker", "docker"]
+
+
+def compose(folder: Path, *words: str, **environment: str) -> str:
+    """What Compose says of the stack of this folder."""
     program = shutil.which("docker-compose")
     if program is None:
         pytest.skip("docker-compose isn't installed: the file was only read")
-    words = ["--env-file", str(folder / "compose.env"), "--file", str(DEPLOY / "compose.yaml")]
-    found = subprocess.run([program, *words, "config"], capture_output=True, text=True, check=False)
+    files = ["--env-file", str(folder / "compose.env"), "--file", str(DEPLOY / "compose.yaml")]
+    found = subprocess.run(
+        [program, *files, *words],
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert found.returncode == 0, found.stderr
-    read = yaml.safe_load(found.stdout)
+    return found.stdout
+
+
+def test_compose_reads_the_file(folder: Path) -> None:
+    read = yaml.safe_load(compose(folder, "config"))
     assert read["services"].keys() == SERVICES.keys()
     assert read["services"]["broker"]["user"] == f"{folder.stat().st_uid}:0"
+
+
+class NothingRuns(BaseHTTPRequestHandler):
+    """An engine that has no containers, and notes which ones it was asked for."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        url = urllib.parse.urlsplit(self.path)
+        filters = urllib.parse.parse_qs(url.query).get("filters", ["{}"])[0]
+        self.asked += json.loads(filters).get("label", [])
+        about = {"ApiVersion": "1.41", "MinAPIVersion": "1.12", "Version": "20.10"}
+        body = json.dumps(about if url.path.endswith("/version") else []).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_each_fleet_of_a_machine_has_containers_and_volumes_of_its_own(tmp_path: Path) -> None:
+    label, projects = "com.docker.compose.project=", []
+    for fleet in ("Barn", "dairy_2"):
+        containers.init(tmp_path / fleet, fleet, "home", [])
+        NothingRuns.asked.clear()
+        with ThreadingHTTPServer(("127.0.0.1", 0), NothingRuns) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            where = {"DOCKER_HOST": f"tcp://127.0.0.1:{server.server_port}", "NO_PROXY": "*"}
+            compose(tmp_path / fleet, "ps", **where)
+            server.shutdown()
+        projects.append({one for one in NothingRuns.asked if one.startswith(label)})
+    # 1.29 also looks for what it called otherwise once.
+    assert f"{label}tinyfleet-barn" in projects[0]
+    assert f"{label}tinyfleet-dairy_2" in projects[1]
+    assert not projects[0] & projects[1]

@@ -20,7 +20,7 @@ from fleet.demo.digits import example_folder
 from fleet.firmware import compile_firmware
 from fleet.store import ENDED_STATES
 from tests.deploy.engine import BASE, Engine, engine, kill
-from tests.deploy.stack import COMPOSE, PARTS, ROOT, Stack, devices, require_free_ports, targets
+from tests.deploy.stack import PARTS, ROOT, Stack, devices, require_free_ports, targets
 from tests.patience import wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(7200)]
@@ -60,7 +60,7 @@ def images(boxes: Engine) -> Engine:
 @pytest.fixture(scope="module")
 def stack(images: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     require_free_ports()
-    made = Stack.init(images, tmp_path_factory.mktemp("stack") / "plant", "tfplant")
+    made = Stack.init(images, tmp_path_factory.mktemp("stack") / "plant")
     try:
         yield made
     finally:
@@ -276,10 +276,8 @@ def test_a_newer_image_migrates_and_the_campaign_goes_on_and_older_ones_refuse(
     wait_for(attached, name, "finished")
     old = {**attached.engine.environment, "TINYFLEET_TAG": "test"}
     line = ["tokens", "first", "eve", "--config", "/etc/tinyfleet/coordinator.toml"]
-    files = ["--env-file", str(attached.folder / "compose.env"), "--file", str(COMPOSE)]
-    command = ["docker-compose", "--project-name", attached.name, *files, "run", "--rm", "-T"]
     found = subprocess.run(
-        [*command, "--no-deps", "coordinator", *line],
+        [*attached.command, "run", "--rm", "-T", "--no-deps", "coordinator", *line],
         env=old,
         capture_output=True,
         text=True,
@@ -321,9 +319,11 @@ def test_a_backup_is_restored_on_an_empty_machine_and_campaigns_go_on_there(
     before = facts(attached)
     subprocess.run(["cp", "-a", attached.folder, tmp_path / "elsewhere"], check=True)
     env = tmp_path / "elsewhere" / "compose.env"
-    env.write_text(env.read_text().replace(str(attached.folder), str(tmp_path / "elsewhere")))
+    text = env.read_text().replace(str(attached.folder), str(tmp_path / "elsewhere"))
+    # Its volumes are none that the first has: both are on one machine.
+    env.write_text(text.replace(f"={attached.name}\n", "=tinyfleet-elsewhere\n"))
     attached.down()
-    other = Stack(attached.engine, tmp_path / "elsewhere", "tfelsewhere")
+    other = Stack(attached.engine, tmp_path / "elsewhere")
     try:
         began_there = time.time()
         other.up("database", tag="next")

@@ -68,6 +68,22 @@ def test_what_a_unit_starts_is_a_command_of_ours(unit: Path) -> None:
     assert {word for word in words if word.startswith("-")} <= known
 
 
+def test_what_the_page_on_backups_does_as_root_fits_the_unit() -> None:
+    known = values(ROOT / "deploy" / "systemd" / "tinyfleet-coordinator.service")
+    page = (ROOT / "docs" / "howto" / "back-up.md").read_text("utf-8")
+    part = page.partition("With systemd")[2].partition("## What is in it")[0]
+    lines = [
+        line for block in re.findall(r"```sh\n(.*?)```", part, re.S) for line in block.split("\n")
+    ]
+    file, user = known["EnvironmentFile"].removeprefix("-"), known["User"]
+    settings = Path(known["ExecStart"].split()[-1]).parent
+    assert [one for one in lines if one] == [
+        f"set -a; . {file}; set +a",
+        f"chown -R {user}: {settings}",
+        f"chown root: {file}",
+    ]
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda one: one.name)
 def test_systemd_takes_a_unit(unit: Path, tmp_path: Path) -> None:
     program = shutil.which("systemd-analyze")

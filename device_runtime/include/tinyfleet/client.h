@@ -52,7 +52,9 @@ typedef enum {
     TF_REASON_RESTARTED_BY_WATCHDOG,
     TF_REASON_OLDER_LEASE,
     TF_REASON_REFUSED_BY_GATEWAY,
-    TF_REASON_UNKNOWN_CODING
+    TF_REASON_UNKNOWN_CODING,
+    TF_REASON_NOT_SIGNED,
+    TF_REASON_OTHER_UNMASKERS
 } tf_reason;
 
 /* Read for as long as the client is used; all memory is the caller's. */

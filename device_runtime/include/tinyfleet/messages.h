@@ -51,6 +51,7 @@ typedef struct {
     uint32_t free_sram_bytes;
     uint32_t link_bits_per_second;
     uint32_t fault_pc;
+    uint32_t keyring; /* generation of the keys that the device follows, 0: none */
     uint16_t train_samples;
     uint16_t held_out_samples;
     uint8_t battery;     /* 0 … 100, 128 more while it charges; 255: unknown */
@@ -69,10 +70,18 @@ typedef struct {
     uint32_t seed;              /* of this device */
     uint32_t deadline_seconds;  /* from the moment the task was published */
     uint32_t check_in_seconds;  /* wait this long before the next connection */
+    uint32_t clip;              /* of the values' Euclidean norm, 0: none */
+    uint32_t noise_variance;    /* of the device's share, 0: none */
     uint16_t chunk_bytes;       /* of the weights */
     uint16_t uplink_chunk_bytes;
     uint16_t max_score_drop_permille; /* 0 … 1000 */
-    uint8_t action;                   /* TF_ACTION_…, or one that this firmware doesn't know */
+    uint16_t value_bound;             /* largest magnitude of a value before noise */
+    uint16_t norm_share;    /* the value that says that the norm was within the clip, 0: none */
+    uint16_t least_devices; /* whose sum may be unmasked */
+    uint8_t unmaskers[TF_PREFIX_BYTES]; /* which keys seeds are sealed for */
+    uint8_t personal;                   /* wire.md: personal tensors */
+    uint8_t mask_bits;                  /* of a masked value: 8, 16, 24 or 32 */
+    uint8_t action;                     /* TF_ACTION_…, or one that this firmware doesn't know */
     uint8_t epochs;
     uint8_t coding;    /* TF_CODING_…, or an unknown one */
     uint8_t weighting; /* TF_WEIGHTING_…, or an unknown one */
@@ -96,9 +105,11 @@ typedef struct {
     uint16_t held_out_samples;
     uint16_t correct_before;
     uint16_t correct_after;
+    uint16_t correct_local;     /* with what was trained on this device alone */
     uint16_t coded_chunk_bytes; /* in this message: 0 … TF_UPLINK_CHUNK_LIMIT */
     uint8_t coding;
     uint8_t weighting;
+    uint8_t kept; /* wire.md: what the application works with */
 } tf_delta;
 
 typedef struct {

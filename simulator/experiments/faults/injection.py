@@ -258,6 +258,8 @@ class Injection:
             correct_after=1,
             loss_before_thousandths=1000,
             loss_after_thousandths=900,
+            correct_local=0,
+            kept=0,
             coded=coded,
         )
         match what:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -228,9 +231,25 @@ def test_a_backup_has_its_name_once_it_is_whole_and_old_ones_go(tmp_path: Path) 
     program.chmod(0o755)
     here = tmp_path / "backups"
     here.mkdir()
-    kept = [here / "others.tar", here / "barn-20010102T000000Z.tar"]
-    for one in (*kept, here / "barn-20010101T000000Z.tar", here / "broken.part"):
+    kept = [
+        here / name
+        for name in (
+            *("others.tar", "barn-20010102T000000Z.tar", "barn-2-20010101T000000Z.tar"),
+            "barn-2-20010102T000000Z.part",
+            # Another job is writing it.
+            "barn-20010103T000000Z.part.k4_2x.new",
+        )
+    ]
+    for one in (*kept, here / "barn-20010101T000000Z.tar"):
         one.touch()
+    job = named(objects, "CronJob", "barn-backup")["spec"]["jobTemplate"]["spec"]
+    longest = job["activeDeadlineSeconds"]
+    begun = [here / f"barn-20010102T000000Z.part{end}" for end in ("", ".x3_9k.new")]
+    for one in begun:
+        one.touch()
+    for one in (*begun, kept[-2]):
+        os.utime(one, (time.time() - longest - 60,) * 2)
+    os.utime(kept[-1], (time.time() - longest + 300,) * 2)
 
     def back_up(**more: str) -> int:
         path = f"{program.parent}:{os.environ['PATH']}"
@@ -238,6 +257,10 @@ def test_a_backup_has_its_name_once_it_is_whole_and_old_ones_go(tmp_path: Path) 
         return subprocess.run(command, env={"PATH": path, **more}).returncode
 
     assert back_up(FAILS="1") == 1
+    (failed,) = [one for one in here.iterdir() if one.stat().st_size]
+    # Two fleets' jobs may run at the same second.
+    assert failed.match("barn-*.part")
+    failed.unlink()
     assert not [one for one in here.glob("*.tar") if one.stat().st_size]
     assert back_up() == 0
     (new,) = [one for one in here.iterdir() if one.stat().st_size]
@@ -307,13 +330,17 @@ def test_a_supernode_finds_the_one_coordinator_that_listens(
 
 
 def test_a_folder_of_ours_has_all_that_the_chart_goes_by(tmp_path: Path) -> None:
-    folder = tmp_path / "barn"
+    folder = tmp_path / "our barn"
     services = ("barn-api", "barn-superlink", "barn-broker-main")
     hosts = [f"{service}.{NAMESPACE}.svc" for service in services]
     containers_of_one_machine.init(folder, "barn", "main", hosts)
     command = [sys.executable, str(CHART / "from-folder"), str(folder)]
     done = subprocess.run([*command, "barn", NAMESPACE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    words = [word for line in done.stdout.splitlines() for word in shlex.split(line)]
+    assert [one for one in words if "barn" in one] == [
+        *(str(folder / "kubernetes.yaml"), "barn", str(folder / "values.yaml"))
+    ]
     brought = list(yaml.safe_load_all((folder / "kubernetes.yaml").read_text("utf-8")))
     assert (folder / "kubernetes.yaml").stat().st_mode & 0o077 == 0
     objects = render(None, "--values", str(folder / "values.yaml"))
@@ -335,4 +362,11 @@ def test_a_folder_of_ours_has_all_that_the_chart_goes_by(tmp_path: Path) -> None
     # Its certificates have the names of one release's Services.
     other = subprocess.run([*command, "other", NAMESPACE], capture_output=True, text=True)
     assert other.returncode == 1
-    assert "--host other-api.farm.svc" in other.stderr
+    (suggested,) = [one for one in other.stderr.splitlines() if one.startswith("tinyfleet init")]
+    again = tmp_path / "again"
+    words = ["init", str(again), *suggested.split()[3:]]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    command[-1] = str(again)
+    assert subprocess.run([*command, "other", NAMESPACE]).returncode == 0
+    made = [json.loads((one / "site.json").read_text("utf-8")) for one in (folder, again)]
+    assert made[0] == made[1]

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from fleet.gateway.broker import MAX_PACKET_BYTES, access_list
-from tests.deploy.chart.rendered import CHART, ROOT
+from tests.deploy.chart.rendered import CHART, ROOT, named, render
 
 DEPLOY = (ROOT / "docs/deploy.md").read_text("utf-8")
 BROKERS = (ROOT / "docs/howto/cluster-broker.md").read_text("utf-8")
@@ -33,6 +33,20 @@ def test_the_table_has_every_value_with_its_default() -> None:
     }
     values = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
     assert rows == dict(leaves(values, rows))
+
+
+def test_a_backup_is_restored_before_a_coordinator_writes_to_the_database() -> None:
+    part = DEPLOY.partition("To restore one")[2].partition("```sh\n")[2].partition("```")[0]
+    lines = [line.split() for line in part.splitlines()]
+    assert [" ".join(one[:2]) for one in lines] == [
+        *("helm install", "tinyfleet restore", "helm upgrade")
+    ]
+    running = []
+    for line in lines[::2]:
+        options = line[line.index("barn/values.yaml") + 1 :]
+        coordinator = named(render(None, *options), "Deployment", "barn-coordinator")
+        running.append(coordinator["spec"]["replicas"])
+    assert running == [0, 2]
 
 
 def emqx_rules(text: str) -> set[tuple[str, str, str]]:

@@ -177,8 +177,9 @@ def test_several_coordinators_are_spread_and_one_is_always_left() -> None:
     assert budget["spec"]["minAvailable"] == 1
     assert budget["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
     # One alone would keep its node from being drained for ever.
-    alone = render(None, "--set", "coordinator.replicas=1")
-    assert not [one for one in alone if one["kind"] == "PodDisruptionBudget"]
+    for replicas in (0, 1):
+        few = render(None, "--set", f"coordinator.replicas={replicas}")
+        assert not [one for one in few if one["kind"] == "PodDisruptionBudget"]
 
 
 def test_a_gateway_is_one_pod_with_its_own_volume_and_secret() -> None:

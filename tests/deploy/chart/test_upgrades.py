@@ -87,7 +87,7 @@ def test_a_changed_configuration_starts_its_pods_anew_and_a_changed_key_none() -
     [
         (["fleet=a barn"], ["fleet", "does not match pattern"]),
         (["coordinater.replicas=2"], ["coordinater", "not allowed"]),
-        (["coordinator.replicas=0"], ["coordinator/replicas", "minimum"]),
+        (["coordinator.replicas=-1"], ["coordinator/replicas", "minimum"]),
         (["database.port=70000"], ["database/port", "maximum"]),
         (["sites[3].name=west"], ["sites/3", "gateways"]),
         (["sites[0].gateways[0].publicKey=ssh-ed25519 AAAA"], ["publicKey", "pattern"]),

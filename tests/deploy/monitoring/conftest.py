@@ -4,6 +4,7 @@ gateway."""
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import threading
 import urllib.parse
@@ -44,6 +45,8 @@ class Prometheus:
 
 @pytest.fixture(scope="package")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    if shutil.which("prometheus") is None:
+        pytest.skip("Prometheus isn't installed (scripts/setup dev)")
     folder = tmp_path_factory.mktemp("prometheus")
     with busy_service(folder) as service, gateway_with_metrics(["cow-0", "cow-1"]) as gateway:
         for name in gateway.names:

@@ -30,6 +30,7 @@ class CAnnounce(ctypes.Structure):
         ("free_sram_bytes", ctypes.c_uint32),
         ("link_bits_per_second", ctypes.c_uint32),
         ("fault_pc", ctypes.c_uint32),
+        ("keyring", ctypes.c_uint32),
         ("train_samples", ctypes.c_uint16),
         ("held_out_samples", ctypes.c_uint16),
         ("battery", ctypes.c_uint8),
@@ -50,9 +51,17 @@ class CTask(ctypes.Structure):
         ("seed", ctypes.c_uint32),
         ("deadline_seconds", ctypes.c_uint32),
         ("check_in_seconds", ctypes.c_uint32),
+        ("clip", ctypes.c_uint32),
+        ("noise_variance", ctypes.c_uint32),
         ("chunk_bytes", ctypes.c_uint16),
         ("uplink_chunk_bytes", ctypes.c_uint16),
         ("max_score_drop_permille", ctypes.c_uint16),
+        ("value_bound", ctypes.c_uint16),
+        ("norm_share", ctypes.c_uint16),
+        ("least_devices", ctypes.c_uint16),
+        ("unmaskers", ctypes.c_uint8 * 8),
+        ("personal", ctypes.c_uint8),
+        ("mask_bits", ctypes.c_uint8),
         ("action", ctypes.c_uint8),
         ("epochs", ctypes.c_uint8),
         ("coding", ctypes.c_uint8),
@@ -78,9 +87,11 @@ class CDelta(ctypes.Structure):
         ("held_out_samples", ctypes.c_uint16),
         ("correct_before", ctypes.c_uint16),
         ("correct_after", ctypes.c_uint16),
+        ("correct_local", ctypes.c_uint16),
         ("coded_chunk_bytes", ctypes.c_uint16),
         ("coding", ctypes.c_uint8),
         ("weighting", ctypes.c_uint8),
+        ("kept", ctypes.c_uint8),
     )
 
 
@@ -116,15 +127,15 @@ class CIdentity(ctypes.Structure):
 
 ANNOUNCE = messages.Announce(
     "stm32f746", DIGEST_A, DIGEST_B, DIGEST_A, 77, 200_000, 255, 115_200, 300, 65_535, 4, 3,
-    0x0800_1234,
+    0x0800_1234, 12,
 )  # fmt: skip
 TASK = messages.Task(
     7, CAMPAIGN, 3, 1, DIGEST_A, DIGEST_B, 40_960, 512, 2, 10_486, 2**32 - 1, 0, 1, 16_384, 600,
-    50, 30, bytes(64),
+    50, 30, 2, 16, 127, 4_000, 64, 9_000, 20, b"unmasker", bytes(200), bytes(64),
 )  # fmt: skip
 DELTA = messages.Delta(
     7, CAMPAIGN, 3, DIGEST_A[:8], DIGEST_B[:8], 0, 1, 1, 2, 700, 0xDEADBEEF, 60, 120, 30, 15, 25,
-    1800, 900, bytes(188),
+    1800, 900, 21, 2, bytes(188),
 )  # fmt: skip
 RECEIPT = messages.Receipt(7, CAMPAIGN, 3, 2, 0xDEADBEEF)
 STATUS = messages.Status(4, 0, CAMPAIGN, 3, 87)
@@ -241,12 +252,12 @@ def test_a_device_without_candidate_announces_zeros(library: ctypes.CDLL) -> Non
 def test_announced_buffer_sizes_hold_the_longest_messages(library: ctypes.CDLL) -> None:
     top = 2**32 - 1
     announce = messages.Announce(
-        "b" * 32, DIGEST_A, DIGEST_B, DIGEST_B, top, top, 255, top, 65535, 65535, 255, 255, top
+        "b" * 32, DIGEST_A, DIGEST_B, DIGEST_B, top, top, 255, top, 65535, 65535, 255, 255, top, top
     )
     status = messages.Status(255, 255, CAMPAIGN, top, 255)
     delta = messages.Delta(
         top, CAMPAIGN, top, DIGEST_A[:8], DIGEST_B[:8], 255, 255, 65535, 65535, top, top, 65535,
-        top, 65535, 65535, 65535, top, top, bytes(16384),
+        top, 65535, 65535, 65535, top, top, 65535, 255, bytes(16384),
     )  # fmt: skip
     header = (RUNTIME / "include" / "tinyfleet" / "messages.h").read_text()
     will = int(header.split("#define TF_STATUS_MESSAGE_BYTES ")[1].split("u")[0])
@@ -274,8 +285,12 @@ def test_more_coded_bytes_than_a_message_may_have_are_not_sent(library: ctypes.C
 
 
 def as_read(message: messages.Message) -> messages.Message:
-    """A task without its signature, which devices that have no key don't keep."""
-    return replace(message, signature=b"") if isinstance(message, messages.Task) else message
+    """A task without keys and signature, which are for whoever checks it."""
+    return (
+        replace(message, keyring=b"", signature=b"")
+        if isinstance(message, messages.Task)
+        else message
+    )
 
 
 @pytest.mark.parametrize("kind", DECODED)

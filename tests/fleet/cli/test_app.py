@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import typer.main
 from packaging.requirements import Requirement
 
 from codegen.firmware import boards
-from fleet.cli import _roles
+from fleet.cli import _roles, app
 from fleet.cli._doctor import TOOLS, check_package, check_tool
 from fleet.cli._errors import CommandError, is_expected, message_of
 from fleet.errors import CodingError
@@ -182,6 +184,18 @@ def test_a_role_has_what_the_roles_have_that_it_is_made_of() -> None:
     assert not names("gateway") & names("")
     assert names("compiler") | names("gateway") | names("service") <= names("demo")
     assert "onnx" not in names("gateway") | names("service") | names("")
+
+
+def test_the_page_on_roles_has_each_command_where_it_is() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "install.md").read_text("utf-8")
+    told = {
+        command.split()[0]: role
+        for role, commands in re.findall(r"^\| `tinyfleet\[(\w+)\]` \|.*\|(.*)\|$", page, re.M)
+        for command in re.findall(r"`(.*?)`", commands)
+    }
+    assert told.keys() <= typer.main.get_command(app).commands.keys()  # type: ignore[attr-defined]
+    # `devices` needs more than every installation has only for an image.
+    assert told == {**_roles._ROLE_OF_COMMAND, "devices": "simulator"}
 
 
 def test_our_exceptions_are_answers_and_others_are_defects() -> None:

@@ -104,6 +104,8 @@ def delta_chunks(
         "correct_after": 7,
         "loss_before_thousandths": 1500,
         "loss_after_thousandths": 800,
+        "correct_local": 0,
+        "kept": 0,
         **changes,
     }
     return [

@@ -27,7 +27,7 @@ from fleet.protocol import (
     reason_name,
     state_name,
 )
-from fleet.protocol.fields import CHUNK_BYTES, EPOCHS, NAME_PATTERN
+from fleet.protocol.fields import CHUNK_BYTES, EPOCHS, MAX_KEYRING_BYTES, NAME_PATTERN
 from fleet.protocol.messages import MAX_PACKET_BYTES, MESSAGES
 from fleet.protocol.schema import validate
 from tests.conftest import examples
@@ -50,16 +50,19 @@ chunk_sizes = st.integers(4, 128).map(lambda quarter: quarter * 4)
 VALUES: dict[str, tuple[st.SearchStrategy[Any], ...]] = {
     "announce": (
         *(names, digests, digests, digests, uint(32), uint(32), percents, uint(32)),
-        *(uint(16), uint(16), uint(8), uint(8), uint(32)),
+        *(uint(16), uint(16), uint(8), uint(8), uint(32), uint(32)),
     ),
     "task": (
         *(uint(32), ids, uint(32), st.just(Action.TRAIN.value), digests, digests, uint(32)),
         *(chunk_sizes, st.integers(1, 255), uint(32), uint(32), uint(8), uint(8)),
-        *(st.integers(64, 16384), weeks, st.integers(0, 1000), weeks, st.binary(max_size=64)),
+        *(st.integers(64, 16384), weeks, st.integers(0, 1000), weeks, uint(8), uint(8), uint(16)),
+        *(uint(32), uint(16), uint(32), uint(16), ids, st.binary(max_size=256)),
+        st.binary(max_size=64),
     ),
     "delta": (
         *(uint(32), ids, uint(32), ids, ids, uint(8), uint(8), uint(16), uint(16), uint(32)),
         *(uint(32), uint(16), uint(32), uint(16), uint(16), uint(16), uint(32), uint(32)),
+        *(uint(16), uint(8)),
         st.one_of(st.binary(max_size=512), st.integers(0, 16384).map(bytes)),
     ),
     "receipt": (uint(32), ids, uint(32), uint(8), uint(32)),
@@ -183,7 +186,7 @@ def sample() -> Status:
 
 
 def test_the_encoding_of_a_status_is_this_one() -> None:
-    assert sample().encode() == bytes.fromhex("8602040048" + "00" * 8 + "031837")
+    assert sample().encode() == bytes.fromhex("8603040048" + "00" * 8 + "031837")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +197,7 @@ def test_the_encoding_of_a_status_is_this_one() -> None:
         (lambda d: b"\x9f" + d[1:] + b"\xff", "shortest"),
         (lambda d: d.replace(b"\x18\x37", b"\x19\x00\x37"), "shortest"),
         (lambda d: b"\xc1" + d, "an array is wanted"),
-        (lambda d: b"\x86\x01" + d[2:], "status.protocol: must be 2"),
+        (lambda d: b"\x86\x01" + d[2:], "status.protocol: must be 3"),
         (lambda d: d[:-2] + b"\x19\x01\x65", "status.battery: 357 is outside"),
         (lambda d: d[:4] + b"\x47" + d[6:], "status.campaign: has 7 bytes"),
         (lambda d: bytes(2000), "2000 bytes, at most 768"),
@@ -256,7 +259,7 @@ def test_what_a_message_says_wrong_is_named() -> None:
 
 
 def test_a_message_of_version_1_is_refused_by_its_version() -> None:
-    with pytest.raises(ProtocolError, match=r"status\.protocol: must be 2, not 1"):
+    with pytest.raises(ProtocolError, match=r"status\.protocol: must be 3, not 1"):
         Status.decode(bytes.fromhex("870165636f772d37040048" + "00" * 8 + "031837"))
 
 
@@ -271,6 +274,14 @@ def test_a_task_with_its_topics_fits_the_packets_that_devices_take() -> None:
         deadline_seconds=604_800,
         check_in_seconds=604_800,
         max_score_drop_permille=1000,
+        mask_bits=32,
+        value_bound=2**16 - 1,
+        clip=top,
+        norm_share=2**16 - 1,
+        noise_variance=top,
+        least_devices=2**16 - 1,
+        personal=255,
+        keyring=bytes(MAX_KEYRING_BYTES),
         signature=bytes(64),
         epochs=255,
     )
@@ -282,7 +293,7 @@ def test_the_head_of_the_largest_delta_is_as_long_as_said() -> None:
     top, most = [2**16 - 1] * 2, 2**32 - 1
     delta = Delta(
         *(most, b"c" * 8, most, b"p" * 8, b"w" * 8, 255, 255, *top, most, most),
-        *(2**16 - 1, most, 2**16 - 1, *top, most, most, b"x" * 16384),
+        *(2**16 - 1, most, 2**16 - 1, *top, most, most, 2**16 - 1, 255, b"x" * 16384),
     )
     assert len(delta.encode()) <= Delta.MAX_BYTES
     assert Delta.decode(delta.encode()) == delta

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
 import shutil
 import sqlite3
 import stat
 import tarfile
-import tempfile
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from fleet.gateway.config import GatewaySettings
 from fleet.service import containers
 from fleet.service.backup import back_up, restore
 from fleet.service.deployment import SETTINGS, init, token_of
+from fleet.service.folders import new_folder
 from fleet.store import Gateways, SqlStore, Tokens
 
 
@@ -68,13 +70,6 @@ def packed(content: dict[str, bytes]) -> bytes:
 
 def content_of(folder: Path) -> list[str]:
     return sorted(str(one.relative_to(folder)) for one in folder.rglob("*"))
-
-
-@pytest.fixture
-def short_path() -> Iterator[Path]:
-    """A gateway's socket has a path of a hundred characters at most; pytest's may be longer."""
-    with tempfile.TemporaryDirectory(prefix="tinyfleet-") as folder:
-        yield Path(folder)
 
 
 def test_a_deployment_comes_back_elsewhere_with_its_keys_tokens_and_gateways(
@@ -195,6 +190,79 @@ def test_nothing_is_written_over(site: Path, archive: bytes, tmp_path: Path) -> 
     assert content_of(tmp_path) == ["site", "site/note.txt"]
 
 
+FAILS = pytest.mark.parametrize("after_files", [3, None], ids=["a full disk", "no store"])
+
+
+def fail(patch: pytest.MonkeyPatch, after_files: int | None) -> type[Exception]:
+    """From now on the disk is full after so many files, or the store can't be written."""
+    if after_files is None:
+
+        def away(*_: object) -> int:
+            raise StoreError("it went away")
+
+        patch.setattr("fleet.service.backup.restore_store", away)
+        return StoreError
+    written = iter(range(after_files))
+    sync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if next(written, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    patch.setattr(os, "fsync", full)
+    return OSError
+
+
+@FAILS
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_restored_deployment_that_fails_leaves_nothing_behind_and_can_be_tried_again(
+    site: Path, archive: bytes, tmp_path: Path, after_files: int | None, is_there: bool
+) -> None:
+    target = tmp_path / "site"
+    if is_there:
+        target.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        error = fail(patch, after_files)
+        with pytest.raises(error):
+            restore(io.BytesIO(archive), None, target)
+    assert content_of(tmp_path) == (["site"] if is_there else [])
+    restore(io.BytesIO(archive), None, target)
+    assert token_of(target) == token_of(site)
+
+
+@FAILS
+def test_a_restored_service_that_fails_leaves_no_file_behind_and_can_be_tried_again(
+    tmp_path: Path, after_files: int | None
+) -> None:
+    settings = service(tmp_path / "one")
+    for number in range(4):
+        (settings.parent / "keys" / f"{number}.pub").write_text("public")
+    SqlStore(CoordinatorSettings.read(settings).store_url()).close()
+    back_up(settings, out := io.BytesIO(), "0.1.0")
+    target = tmp_path / "two" / settings.name
+    (target.parent / "mine").mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        error = fail(patch, after_files)
+        with pytest.raises(error):
+            restore(io.BytesIO(out.getvalue()), target)
+    # An empty store is nothing that a restore would write over.
+    left = [one for one in content_of(target.parent) if not one.startswith("coordinator.sqlite")]
+    assert left == ["mine"]
+    restore(io.BytesIO(out.getvalue()), target)
+    assert (target.parent / "keys" / "3.pub").read_text() == "public"
+
+
+def test_a_folder_that_another_process_fills_is_left_to_it(archive: bytes, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+
+    with new_folder(target):
+        (target / "theirs").write_text("x")
+        with pytest.raises(ConflictError, match="is being made by another"):
+            restore(io.BytesIO(archive), None, target)
+    assert content_of(tmp_path) == ["site", "site/theirs"]
+
+
 def service(folder: Path, fleet: str = "plant") -> Path:
     """Settings of a service that names files beside them and elsewhere."""
     (folder / "keys").mkdir(parents=True)
@@ -237,6 +305,59 @@ def test_a_service_is_backed_up_with_what_lies_beside_its_settings_and_says_what
         restore(io.BytesIO(out.getvalue()), None, tmp_path / "five")
 
 
+def test_what_settings_name_by_way_of_another_folder_is_taken_for_where_it_lies(
+    tmp_path: Path,
+) -> None:
+    settings = service(tmp_path / "one")
+    (tmp_path / "certs").mkdir()
+    for path in (tmp_path / "certs" / "a.crt", settings.with_name("a.key")):
+        path.write_text("private")
+    with settings.open("a") as file:
+        file.write('[api]\ncertificate = "../certs/a.crt"\nkey = "keys/../a.key"\n')
+    SqlStore(CoordinatorSettings.read(settings).store_url()).close()
+    out = io.BytesIO()
+    done = back_up(settings.parent / "keys" / ".." / settings.name, out, "0.1.0")
+    assert done.left_out == sorted(
+        [str(tmp_path / "certs" / "a.crt"), str(tmp_path / "one-secret")]
+    )
+    files = {name for name in members(out.getvalue()) if name.startswith("files/")}
+    assert files == {"files/coordinator.toml", "files/keys/gw.pub", "files/a.key"}
+    restore(io.BytesIO(out.getvalue()), tmp_path / "two" / "coordinator.toml")
+    assert (tmp_path / "two" / "a.key").read_text() == "private"
+
+
+def test_a_file_that_goes_while_a_backup_is_made_is_named_and_one_being_written_is_none(
+    tmp_path: Path,
+) -> None:
+    made = tmp_path / "site"
+    init(made, "plant", ["north"], 1)
+    (made / "brokers" / "north" / "access.new").write_text("half")
+    out = io.BytesIO()
+    back_up(None, out, "0.1.0", made)
+    assert not [one for one in members(out.getvalue()) if one.endswith(".new")]
+    token = made / "admin.token"
+
+    def tell(what: str, done: int, of: int) -> None:
+        token.unlink(missing_ok=True)
+
+    # The files were listed before the store is copied, and are read after it.
+    with pytest.raises(BackupError, match=rf"{token}.*back up again"):
+        back_up(None, io.BytesIO(), "0.1.0", made, tell)
+    settings = service(tmp_path / "one")
+    (settings.parent / "keys" / "gw2.pub.new").write_text("half")
+    SqlStore(CoordinatorSettings.read(settings).store_url()).close()
+    back_up(settings, out := io.BytesIO(), "0.1.0")
+    assert not [one for one in members(out.getvalue()) if one.endswith(".new")]
+
+
+def test_a_backup_that_cannot_be_written_is_refused(site: Path) -> None:
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        pytest.raises(BackupError, match="No space left"),
+    ):
+        back_up(None, full, "0.1.0", site)
+
+
 def test_a_store_that_is_not_up_to_date_is_not_migrated_by_a_backup(tmp_path: Path) -> None:
     settings = service(tmp_path / "one")
     with pytest.raises(StoreError, match=r"of revision none, .* the version that its service has"):
@@ -247,21 +368,62 @@ def test_a_store_that_is_not_up_to_date_is_not_migrated_by_a_backup(tmp_path: Pa
         back_up(None, io.BytesIO(), "0.1.0", tmp_path / "boxes")
 
 
-def test_the_commands_say_what_they_did_and_fail_with_a_code(site: Path, tmp_path: Path) -> None:
+def test_a_backup_is_its_owners_whatever_lies_beside_it(site: Path, tmp_path: Path) -> None:
+    out, stale, others = tmp_path / "b.tar", tmp_path / "b.tar.new", tmp_path / "others"
+    others.write_text("theirs")
+    for is_link in (False, True):
+        if is_link:
+            stale.symlink_to(others)
+        else:
+            stale.touch()
+            stale.chmod(0o666)
+        found = CliRunner().invoke(app, ["backup", str(out), "--site", str(site)])
+        assert found.exit_code == 0, found.output
+        assert stat.S_IMODE(out.stat().st_mode) == 0o600
+        assert not out.is_symlink()
+        assert others.read_text() == "theirs"
+        assert content_of(tmp_path) == ["b.tar", "b.tar.new", "others"]
+        out.unlink()
+        stale.unlink()
+
+
+def test_when_a_restored_backup_was_made_is_said_in_utc(
+    site: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = CliRunner()
-    out = tmp_path / "b.tar"
+    out = short_path / "b.tar"
+    made = json.loads(run.invoke(app, ["backup", str(out), "--site", str(site), "--json"]).stdout)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        found = run.invoke(app, ["restore", str(out), "--site", str(short_path / "new")])
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(made["made"]))
+    assert f"was at {when}. " in found.output
+
+
+def test_the_commands_say_what_they_did_and_fail_with_a_code(site: Path, short_path: Path) -> None:
+    run = CliRunner()
+    out = short_path / "b.tar"
     found = run.invoke(app, ["backup", str(out), "--site", str(site), "--json"])
     assert found.exit_code == 0, found.output
     facts = json.loads(found.stdout)
     assert (facts["fleet"], facts["file"], facts["left_out"]) == ("plant", str(out), [])
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     assert run.invoke(app, ["backup", str(out), "--site", str(site)]).exit_code != 0
-    again = run.invoke(app, ["restore", str(out), "--site", str(tmp_path / "new"), "--json"])
+    again = run.invoke(app, ["restore", str(out), "--site", str(short_path / "new"), "--json"])
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["rows"] == facts["rows"]
-    assert run.invoke(app, ["restore", str(out), "--site", str(tmp_path / "new")]).exit_code != 0
+    assert run.invoke(app, ["restore", str(out), "--site", str(short_path / "new")]).exit_code != 0
     assert run.invoke(app, ["restore", str(out)]).exit_code != 0
-    assert run.invoke(app, ["backup", str(tmp_path / "c.tar")]).exit_code != 0
-    assert content_of(tmp_path) == sorted(
-        ["b.tar", "new", *(f"new/{one}" for one in content_of(tmp_path / "new"))]
+    assert run.invoke(app, ["backup", str(short_path / "c.tar")]).exit_code != 0
+    settings = short_path / "new" / SETTINGS
+    for command, path in (("backup", short_path / "c.tar"), ("restore", out)):
+        both = [command, str(path), "--site", str(site), "--config", str(settings)]
+        with pytest.raises(ConfigurationError, match=r"which store\? .*--site.* or .*--config"):
+            run.invoke(app, both, catch_exceptions=False)
+    assert content_of(short_path) == sorted(
+        ["b.tar", "new", *(f"new/{one}" for one in content_of(short_path / "new"))]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,15 @@ import pytest
 from typer.testing import CliRunner
 
 from fleet.cli import app
+from fleet.cli._errors import CommandError
 from fleet.coordinator.gateway_keys import check_key, read_keys
 from fleet.coordinator.settings import BootstrapSettings, CoordinatorSettings
-from fleet.errors import ConfigurationError
+from fleet.errors import ConfigurationError, ConflictError, FleetError
 from fleet.gateway.config import GatewaySettings
 from fleet.gateway.server import SocketServer
 from fleet.service import containers, deployment
 from fleet.service.bootstrap import bootstrap
+from fleet.service.deployment import Deployment
 from fleet.service.health import problems
 from fleet.store import Audit, Gateways, SqlStore, Tokens, new_token
 
@@ -66,6 +69,55 @@ def test_the_containers_user_is_who_made_the_folder_or_that_of_the_images(folder
     assert (folder / "ca" / "ca.key").stat().st_uid == os.geteuid()
 
 
+def test_a_folder_that_has_anything_of_others_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Path] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", lambda path, *_, **__: given.append(path))
+    other = tmp_path / "other"
+    other.write_text("somebody's")
+    (tmp_path / "boxes").mkdir()
+    (tmp_path / "boxes" / "link").symlink_to(other)
+    with pytest.raises(ConflictError, match="has link already"):
+        containers.init(tmp_path / "boxes", "plant", "home", [])
+    assert given == []
+    assert [one.name for one in (tmp_path / "boxes").iterdir()] == ["link"]
+
+
+def test_nothing_that_a_link_leads_to_is_given_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.write_text("somebody's")
+    given: dict[str, bool] = {}
+
+    def chown(path: Path, user: int, group: int, *, follow_symlinks: bool = True) -> None:
+        assert (user, group) == (containers.USER, 0)
+        given[path.name] = follow_symlinks
+
+    write = Deployment.write
+
+    def write_and_link(made: Deployment, folder: Path) -> None:
+        write(made, folder)
+        (folder / "link").symlink_to(other)
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", chown)
+    monkeypatch.setattr(Deployment, "write", write_and_link)
+    containers.init(tmp_path / "boxes", "plant", "home", [])
+    assert not any(given.values())
+    assert {"boxes", "link", "store.url"} <= given.keys()
+    assert not {"ca", "ca.key"} & given.keys()
+
+
+def test_a_folder_that_could_not_be_made_can_be_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match="fleet"):
+        containers.init(tmp_path / "boxes", "no fleet's name", "home", [])
+    assert list(tmp_path.iterdir()) == []
+    containers.init(tmp_path / "boxes", "plant", "home", [])
+
+
 def test_it_is_made_once_and_isnt_started_without_containers(folder: Path) -> None:
     with pytest.raises(ConfigurationError, match="has a deployment already"):
         containers.init(folder, "plant", "home", [])
@@ -75,6 +127,26 @@ def test_it_is_made_once_and_isnt_started_without_containers(folder: Path) -> No
     several = ["init", str(folder.with_name("x")), "--containers", "--sites", "a,b"]
     assert run.invoke(app, several).exit_code != 0
     assert not folder.with_name("x").exists()
+
+
+@pytest.mark.parametrize("more", [["--containers"], []])
+def test_what_is_to_be_done_next_is_told_as_a_shell_reads_it(
+    short_path: Path, more: list[str]
+) -> None:
+    folder = short_path / "our barn"
+    said = CliRunner().invoke(app, ["init", str(folder), "--fleet", "barn", *more]).stdout
+    words = shlex.split(said.partition("Start it all with: ")[2])
+    assert words[0] == ("docker" if more else "tinyfleet")
+    (there,) = [one for one in words if one.startswith(str(short_path))]
+    assert Path(there) in (folder, folder / "compose.env")
+    assert Path(there).exists()
+
+
+def test_what_others_reach_it_under_is_of_a_deployment_in_containers(tmp_path: Path) -> None:
+    command = ["init", str(tmp_path / "site"), "--host", "barn.local"]
+    with pytest.raises(CommandError, match="--host goes with --containers"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- what a store begins with ------------------------------------------------------------
@@ -121,15 +193,15 @@ def test_a_token_that_is_none_is_refused_and_nothing_is_added(
 # ---- health ------------------------------------------------------------------------------
 
 
-def test_a_gateway_is_asked_over_its_socket_and_a_service_over_its_api(tmp_path: Path) -> None:
-    gateway = tmp_path / "gateway.toml"
+def test_a_gateway_is_asked_over_its_socket_and_a_service_over_its_api(short_path: Path) -> None:
+    gateway = short_path / "gateway.toml"
     gateway.write_text(
         'fleet = "plant"\ngateway = "gw"\nstore = "s"\nsocket = "g.sock"\n'
         '[broker]\nuser = "gw"\npassword_file = "p"\n'
     )
     (found,) = problems(gateway)
     assert "no answer" in found
-    server = SocketServer(tmp_path / "g.sock", lambda operation, request: {"ended": 1})
+    server = SocketServer(short_path / "g.sock", lambda operation, request: {"ended": 1})
     server.start()
     try:
         assert problems(gateway) == []
@@ -137,7 +209,7 @@ def test_a_gateway_is_asked_over_its_socket_and_a_service_over_its_api(tmp_path:
         assert problems(gateway) == ["the SuperNode of gateway gw doesn't run"]
     finally:
         server.stop()
-    service = tmp_path / "coordinator.toml"
+    service = short_path / "coordinator.toml"
     service.write_text('fleet = "plant"\n[api]\nport = 9\n')
     (found,) = problems(service)
     assert "doesn't answer at 127.0.0.1:9" in found
