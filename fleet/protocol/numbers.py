@@ -39,6 +39,8 @@ class Reason(IntEnum):
     UNKNOWN_CODING = 15
     NOT_SIGNED = 16
     OTHER_UNMASKERS = 17
+    NO_PERSONAL_TENSORS = 18
+    PERSONAL_UNUSABLE = 19
 
 
 class Action(IntEnum):
@@ -61,6 +63,28 @@ class Weighting(IntEnum):
 
     SAMPLES = 0
     UNIFORM = 1
+
+
+class Personal(IntEnum):
+    """What a task does with the personal tensors of its plan."""
+
+    NOTHING = 0
+    BESIDE = 1
+    FROZEN = 2
+    ALONE = 3
+    LOCAL = 4
+
+
+class Kept(IntEnum):
+    """What a device's application works with."""
+
+    SHARED = 0
+    PERSONAL = 1
+    LOCAL = 2
+
+
+NOT_SCORED = 0xFFFF
+"""In place of a number of right answers."""
 
 
 class ReceiptResult(IntEnum):

@@ -36,7 +36,7 @@ _HELD_OUT = 1
 _HEADER = struct.Struct("<HBBHHI")
 _HEADER_BYTES = 16
 _LENGTH_SHIFT = 4
-_PROTOCOL = 2
+_PROTOCOL = 3
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,12 @@ RING_BYTES = 4096
 IDENTITY = Identity("dev1", "f", "secret", 0, 115200)
 PLANS = [
     name.ljust(31, ".").encode() + b"\0"
-    for name in ("plan 0: weights and biases", "plan 1: biases", "plan 2: far too large")
+    for name in (
+        "plan 0: weights and biases",
+        "plan 1: biases",
+        "plan 2: far too large",
+        "plan 3: biases are personal",
+    )
 ]
 
 
@@ -36,7 +41,7 @@ class Shape:
 
     inputs: int
     sectors: tuple[int, ...]
-    """Two slots, identity, two of the journal, two of the sample log."""
+    """Two slots, identity, two of the journal, two of the sample log, two for personal values."""
     pool_bytes: int
 
     @property
@@ -50,12 +55,14 @@ class Shape:
     @property
     def samples(self) -> SamplesInfo:
         return SamplesInfo(
-            address=self.address(5), bytes=sum(self.sectors[5:]), sectors=(5, 2), units=2
+            address=self.address(5), bytes=sum(self.sectors[5:7]), sectors=(5, 2), units=2
         )
 
 
-SMALL = Shape(16, (8192, 8192, 4096, 4096, 4096, 32_768, 32_768), 16_384)
-WIDE = Shape(2560, (32_768, 32_768, 4096, 4096, 4096, 131_072, 131_072), 65_536)
+SMALL = Shape(16, (8192, 8192, 4096, 4096, 4096, 32_768, 32_768, 4096, 4096), 16_384)
+WIDE = Shape(
+    2560, (32_768, 32_768, 4096, 4096, 4096, 131_072, 131_072, 32_768, 32_768), 65_536
+)
 """41 chunks of 512 bytes down; a delta of several kilobytes up."""
 SECTORS = list(SMALL.sectors)
 POOL_BYTES = SMALL.pool_bytes
@@ -70,9 +77,12 @@ def client_sources() -> list[Path]:
 
 
 def build_library(
-    folder: Path, shape: Shape = SMALL, sanitize: tuple[str, ...] = ("undefined",)
+    folder: Path,
+    shape: Shape = SMALL,
+    sanitize: tuple[str, ...] = ("undefined",),
+    defines: Mapping[str, str | int] | None = None,
 ) -> ctypes.CDLL:
-    """Compiles client, host port and tiny model."""
+    """Compiles client, host port and tiny model, which ``defines`` may change."""
     digest = ",".join(map(str, hashlib.sha256(shape.factory).digest()))
     generated = generate_codec(CDDL, folder / "codec")
     sources = [
@@ -87,7 +97,12 @@ def build_library(
         ],
         include_dirs=[RUNTIME / "include", folder / "codec"],
         output=folder / "libdevice.so",
-        defines={"ZCBOR_CANONICAL": 1, "INPUTS": shape.inputs, "FACTORY_SHA256": digest},
+        defines={
+            "ZCBOR_CANONICAL": 1,
+            "INPUTS": shape.inputs,
+            "FACTORY_SHA256": digest,
+            **(defines or {}),
+        },
         sanitize=sanitize,
     )
     library = ctypes.CDLL(str(built.output))
@@ -130,6 +145,7 @@ class Regions(ctypes.Structure):
         ("journal", Region),
         ("slots", Region * 2),
         ("samples", SampleRegion),
+        ("personal", Region),
     ]
 
 
@@ -194,6 +210,7 @@ class HostDevice:
                 journal=region(3, 2),
                 slots=(Region * 2)(region(0, 1), region(1, 1)),
                 samples=SampleRegion(region(5, 2), shape.samples.units, 0),
+                personal=region(7, 2),
             ),
             pool=ctypes.addressof(self._pool),
             pool_bytes=shape.pool_bytes,
@@ -244,6 +261,11 @@ class HostDevice:
     @property
     def state(self) -> int:
         return self._library.tf_host_device_state(self._device)
+
+    def infer(self, sample: bytes) -> int:
+        """What the application makes of a sample."""
+        pool = (ctypes.c_uint64 * 1024)()
+        return self._library.tf_host_device_infer(self._device, sample, pool, ctypes.sizeof(pool))
 
     @property
     def current_weights(self) -> bytes:

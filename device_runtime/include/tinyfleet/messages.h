@@ -37,6 +37,15 @@
 #define TF_WEIGHTING_SAMPLES 0u
 #define TF_WEIGHTING_UNIFORM 1u
 
+/* What a task does with the personal tensors of its plan. */
+#define TF_PERSONAL_NOTHING 0u /* they are trained and sent as the others are */
+#define TF_PERSONAL_BESIDE 1u  /* trained with the others, and kept; the others are sent */
+#define TF_PERSONAL_FROZEN 2u  /* as in the version; the others are trained and sent */
+#define TF_PERSONAL_ALONE 3u   /* trained while the others stay, and kept; scores are sent */
+#define TF_PERSONAL_LOCAL 4u   /* the whole plan, from the device's own values; scores are sent */
+
+#define TF_NOT_SCORED 0xFFFFu /* in place of a number of right answers */
+
 /* What became of a delta. */
 #define TF_RECEIPT_COUNTED 0u
 #define TF_RECEIPT_REFUSED 1u
@@ -105,7 +114,7 @@ typedef struct {
     uint16_t held_out_samples;
     uint16_t correct_before;
     uint16_t correct_after;
-    uint16_t correct_local;     /* with what was trained on this device alone */
+    uint16_t correct_local;     /* with what was trained on this device alone, or TF_NOT_SCORED */
     uint16_t coded_chunk_bytes; /* in this message: 0 … TF_UPLINK_CHUNK_LIMIT */
     uint8_t coding;
     uint8_t weighting;

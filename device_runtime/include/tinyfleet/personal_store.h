@@ -17,7 +17,7 @@
 /* What is kept of a plan's state (tinyfleet/engine.h). */
 typedef enum {
     TF_KEPT_PERSONAL = 0, /* personal tensors, trained beside what is shared */
-    TF_KEPT_LOCAL,        /* all that the plan trains, trained here alone from the factory's weights */
+    TF_KEPT_LOCAL, /* all that the plan trains, trained here alone from the factory's weights */
     TF_KEPT_PARTS
 } tf_kept_part;
 
