@@ -161,10 +161,12 @@ tf_status tf_personal_keep(tf_client *client) {
 
 /* --- what is best --------------------------------------------------------------------------- */
 
-/* After a release too: what is used may not go with the new version. */
+/* After any release too: what is used may not go with the new version, or what rests may. */
 bool tf_personal_judges(const tf_client *client) {
+    const tf_personal_store *store = &client->personal.store;
     if (client->task.action == TF_ACTION_RELEASE &&
-        tf_personal_choice(&client->personal.store).use != TF_USES_SHARED) {
+        (tf_personal_layout(store, TF_KEPT_PERSONAL) != 0u ||
+         tf_personal_layout(store, TF_KEPT_LOCAL) != 0u)) {
         return true;
     }
     return client->task.personal != TF_PERSONAL_NOTHING &&
@@ -203,16 +205,17 @@ static void end_trial(tf_client *client) {
         personal->correct_local = client->score.correct;
         if (is_better(&client->score, &personal->best_score)) {
             personal->best_score = client->score;
-            personal->best = (tf_kept_choice){TF_USES_LOCAL, TF_WHOLE_MIX};
+            personal->best.use = TF_USES_LOCAL;
         }
         return;
     }
     if (!personal->has_score || is_better(&client->score, &personal->score)) {
         personal->score = client->score;
         personal->has_score = true;
+        personal->best.mix = personal->mix;
         if (is_better(&client->score, &personal->best_score)) {
             personal->best_score = client->score;
-            personal->best = (tf_kept_choice){TF_USES_PERSONAL, personal->mix};
+            personal->best.use = TF_USES_PERSONAL;
         }
     }
     personal->mix =
@@ -226,10 +229,9 @@ void tf_personal_begin_judging(tf_client *client) {
     personal->was_judged = true;
     personal->has_score = false;
     personal->is_local = false;
-    personal->best = (tf_kept_choice){TF_USES_SHARED, 0};
+    personal->mix = chooses_mix || used.mix == 0u ? (uint16_t)TF_WHOLE_MIX : used.mix;
+    personal->best = (tf_kept_choice){TF_USES_SHARED, personal->mix};
     personal->best_score = client->before;
-    personal->mix =
-        used.use == TF_USES_PERSONAL && !chooses_mix ? used.mix : (uint16_t)TF_WHOLE_MIX;
     personal->in_trial = begin_trial(client);
 }
 

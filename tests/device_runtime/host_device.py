@@ -60,9 +60,7 @@ class Shape:
 
 
 SMALL = Shape(16, (8192, 8192, 4096, 4096, 4096, 32_768, 32_768, 4096, 4096), 16_384)
-WIDE = Shape(
-    2560, (32_768, 32_768, 4096, 4096, 4096, 131_072, 131_072, 32_768, 32_768), 65_536
-)
+WIDE = Shape(2560, (32_768, 32_768, 4096, 4096, 4096, 131_072, 131_072, 32_768, 32_768), 65_536)
 """41 chunks of 512 bytes down; a delta of several kilobytes up."""
 SECTORS = list(SMALL.sectors)
 POOL_BYTES = SMALL.pool_bytes
@@ -513,6 +511,8 @@ class World:
     """What the gateway says when the last chunk of a delta has come."""
     bytes_up: int = 0
     bytes_down: int = 0
+    line_up: bytearray = field(default_factory=bytearray)
+    """All that the device has said, byte by byte."""
     _answered: int = 0
 
     def boot(self) -> int:
@@ -541,6 +541,7 @@ class World:
         """What both sides have to say, at once and whole."""
         said = self.device.take()
         self.bytes_up += len(said)
+        self.line_up += said
         self.broker.receive(said)
         self._answer_deltas()
         data = self.broker.take()

@@ -30,7 +30,7 @@ typedef enum {
 
 typedef struct {
     tf_kept_use use;
-    uint16_t mix; /* of personal values: 0 … 256 (TF_WHOLE_MIX) */
+    uint16_t mix; /* of personal values, also where they rest: 0 (not chosen yet) … TF_WHOLE_MIX */
 } tf_kept_choice;
 
 /* All fields are the store's own; the caller keeps the struct. */
