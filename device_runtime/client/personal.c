@@ -94,7 +94,9 @@ static bool trains(const tf_client *client) {
 tf_reason tf_personal_take(tf_client *client) {
     const uint8_t asked = client->task.personal;
     client->personal.was_judged = false;
-    client->personal.correct_local = TF_NOT_SCORED;
+    client->personal.has_score = false;
+    client->personal.has_local = false;
+    client->personal.correct_local = 0;
     if (asked == TF_PERSONAL_NOTHING) {
         return TF_REASON_NONE;
     }
@@ -203,6 +205,7 @@ static void end_trial(tf_client *client) {
     tf_client_personal *personal = &client->personal;
     if (personal->is_local) {
         personal->correct_local = client->score.correct;
+        personal->has_local = true;
         if (is_better(&client->score, &personal->best_score)) {
             personal->best_score = client->score;
             personal->best.use = TF_USES_LOCAL;
@@ -227,7 +230,6 @@ void tf_personal_begin_judging(tf_client *client) {
     const tf_kept_choice used = tf_personal_choice(&personal->store);
     const bool chooses_mix = client->task.personal == TF_PERSONAL_ALONE;
     personal->was_judged = true;
-    personal->has_score = false;
     personal->is_local = false;
     personal->mix = chooses_mix || used.mix == 0u ? (uint16_t)TF_WHOLE_MIX : used.mix;
     personal->best = (tf_kept_choice){TF_USES_SHARED, personal->mix};
@@ -254,4 +256,12 @@ tf_status tf_personal_choose_best(tf_client *client) {
         return TF_OK; /* a candidate's: the application has another version */
     }
     return tf_personal_choose(&client->personal.store, client->personal.best);
+}
+
+uint8_t tf_personal_kept(const tf_client *client) {
+    const tf_client_personal *personal = &client->personal;
+    uint32_t kept = (uint32_t)tf_personal_choice(&personal->store).use;
+    kept |= personal->has_score ? TF_KEPT_WITH_PERSONAL : 0u;
+    kept |= personal->has_local ? TF_KEPT_WITH_LOCAL : 0u;
+    return (uint8_t)kept;
 }

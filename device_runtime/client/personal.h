@@ -31,5 +31,7 @@ void tf_personal_begin_judging(tf_client *client);
 bool tf_personal_judge_step(tf_client *client);
 /* Notes what is best for this device, where that is what the application would work with. */
 tf_status tf_personal_choose_best(tf_client *client);
+/* What of this stands in the delta's `kept`. */
+uint8_t tf_personal_kept(const tf_client *client);
 
 #endif

@@ -89,7 +89,7 @@ static tf_delta describe(const tf_client *client) {
         .coded_chunk_bytes = (uint16_t)(left < chunk_bytes ? left : chunk_bytes),
         .coding = client->task.coding,
         .weighting = client->task.weighting,
-        .kept = (uint8_t)tf_personal_choice(&client->personal.store).use,
+        .kept = tf_personal_kept(client),
     };
     memcpy(delta.campaign, client->task.campaign, TF_CAMPAIGN_BYTES);
     memcpy(delta.plan, client->task.plan, TF_PREFIX_BYTES);

@@ -83,8 +83,13 @@ class Kept(IntEnum):
     LOCAL = 2
 
 
-NOT_SCORED = 0xFFFF
-"""In place of a number of right answers."""
+KEPT_WITH_PERSONAL, KEPT_WITH_LOCAL = 0x40, 0x80
+"""Beside what is kept: `correct_after` is with personal tensors, `correct_local` was measured."""
+
+
+def kept_of(kept: int) -> str:
+    """Name of what a delta says that the application works with."""
+    return number_name(Kept, kept & 0x3F)
 
 
 class ReceiptResult(IntEnum):
@@ -133,6 +138,7 @@ _KIND_NAMES: dict[type[IntEnum], str] = {
     Weighting: "weighting",
     ReceiptResult: "result",
     ResetCause: "reset",
+    Kept: "kept",
 }
 
 

@@ -169,7 +169,8 @@ typedef struct {
     uint16_t mix;               /* that is tried, 0: none any more */
     uint16_t correct_local;
     bool was_judged;
-    bool has_score;
+    bool has_score; /* `score` and `correct_local` are this task's */
+    bool has_local;
     bool is_local; /* the trial is of what was trained here alone */
     bool in_trial;
 } tf_client_personal;

@@ -44,7 +44,9 @@
 #define TF_PERSONAL_ALONE 3u   /* trained while the others stay, and kept; scores are sent */
 #define TF_PERSONAL_LOCAL 4u   /* the whole plan, from the device's own values; scores are sent */
 
-#define TF_NOT_SCORED 0xFFFFu /* in place of a number of right answers */
+/* Beside what the application works with (tf_kept_use), in a delta. */
+#define TF_KEPT_WITH_PERSONAL 0x40u /* correct_after is with what the device has of them */
+#define TF_KEPT_WITH_LOCAL 0x80u    /* correct_local was measured */
 
 /* What became of a delta. */
 #define TF_RECEIPT_COUNTED 0u
@@ -114,11 +116,11 @@ typedef struct {
     uint16_t held_out_samples;
     uint16_t correct_before;
     uint16_t correct_after;
-    uint16_t correct_local;     /* with what was trained on this device alone, or TF_NOT_SCORED */
+    uint16_t correct_local;     /* with what was trained on this device alone */
     uint16_t coded_chunk_bytes; /* in this message: 0 … TF_UPLINK_CHUNK_LIMIT */
     uint8_t coding;
     uint8_t weighting;
-    uint8_t kept; /* wire.md: what the application works with */
+    uint8_t kept; /* what the application works with, and TF_KEPT_… */
 } tf_delta;
 
 typedef struct {

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fleet.protocol import Action, Delta, DeviceState, Reason, Status, Task
-from fleet.protocol.numbers import NOT_SCORED, Kept, Personal
+from fleet.protocol.numbers import KEPT_WITH_LOCAL, KEPT_WITH_PERSONAL, Kept, Personal
 
 from ..host_device import FLASH_ADDRESS, SMALL, World, build_library
 from ..tiny_round import CLASSES, INPUTS, Data, Weights, shuffled, task_for, values_of
@@ -122,6 +122,10 @@ def matrix_change(after: Weights, before: Weights) -> NDArray[np.int64]:
     return (after.matrix - before.matrix).ravel()
 
 
+def used(delta: Delta) -> Kept:
+    return Kept(delta.kept & 0x3F)
+
+
 # --- what is trained, kept and sent -------------------------------------------------------------
 
 
@@ -154,7 +158,7 @@ def test_a_task_that_asks_for_nothing_sends_personal_tensors_as_all_others(devic
     wanted = train(BASE, OWN, 4)
     values = values_of([delta], SHARED_VALUES + CLASSES)
     assert np.array_equal(values[SHARED_VALUES:], wanted.biases - BASE.biases)
-    assert delta.correct_local == NOT_SCORED
+    assert (delta.correct_local, delta.kept) == (0, Kept.SHARED)
 
 
 def test_personal_values_alone_are_trained_and_mixed_as_is_best_here(
@@ -169,7 +173,7 @@ def test_personal_values_alone_are_trained_and_mixed_as_is_best_here(
     assert delta.train_steps == 2 * len(OWN.part(held_out=False).labels)
     assert delta.correct_before == HELD_OUT.correct(BASE)
     assert delta.correct_after == HELD_OUT.correct(best) > delta.correct_before
-    assert delta.kept == Kept.PERSONAL
+    assert delta.kept == Kept.PERSONAL | KEPT_WITH_PERSONAL
     for sample in OWN.samples:
         assert device.world.device.infer(sample.tobytes()) == np.argmax(best.scores(sample))
 
@@ -204,10 +208,11 @@ def test_a_device_uses_what_is_best_on_its_held_out_samples(library: ctypes.CDLL
     assert best != Kept.SHARED  # labels have changed
     for action in (Action.SCORE, Action.RELEASE):
         delta = device.do(Personal.BESIDE, action)
-        assert delta.kept == best
+        assert used(delta) == best
         assert delta.correct_before == scores[Kept.SHARED][0]
         assert delta.correct_after == scores[Kept.PERSONAL][0]
         assert delta.correct_local == scores[Kept.LOCAL][0]
+        assert delta.kept == best | KEPT_WITH_PERSONAL | KEPT_WITH_LOCAL
     for _ in range(2):
         for sample in OWN.samples:
             found = device.world.device.infer(sample.tobytes())
@@ -220,7 +225,7 @@ def test_a_device_uses_what_is_best_on_its_held_out_samples(library: ctypes.CDLL
 def test_another_version_goes_with_the_personal_values_or_they_rest(device: Device) -> None:
     tuned = train(BASE, OWN, 7, updates="personal").biases
     mix = max(MIXES, key=lambda one: quality(mixed(BASE, tuned, one)))
-    assert device.do(Personal.ALONE).kept == Kept.PERSONAL
+    assert used(device.do(Personal.ALONE)) == Kept.PERSONAL
     # Ordinary releases of ordinary campaigns: the device looks for itself.
     learnt = train(BASE, OWN, 3, epochs=4)
     chosen = []
@@ -228,7 +233,7 @@ def test_another_version_goes_with_the_personal_values_or_they_rest(device: Devi
         delta = device.release(version.blob())
         ways = {Kept.SHARED: version, Kept.PERSONAL: mixed(version, tuned, mix)}
         best = max(ways, key=lambda kept, ways=ways: quality(ways[kept]))
-        assert delta.kept == best
+        assert used(delta) == best
         assert delta.correct_after == HELD_OUT.correct(ways[Kept.PERSONAL])
         for sample in OWN.samples:
             assert device.world.device.infer(sample.tobytes()) == np.argmax(
@@ -247,7 +252,7 @@ def test_a_candidates_scores_say_nothing_about_what_the_application_has(
     publish_blob(device.world, candidate.blob())
     device.blob = candidate.blob()
     before = device.world.device.current_weights
-    assert device.do(Personal.BESIDE, Action.SCORE).kept == Kept.PERSONAL
+    assert used(device.do(Personal.BESIDE, Action.SCORE)) == Kept.PERSONAL
     assert device.world.device.current_weights == before
 
 
@@ -364,7 +369,7 @@ def test_a_power_cut_in_a_round_costs_nothing_but_the_round(
         # What it had before or what it has trained; done again it goes on from there.
         again = finish_round(device.world)[-1]
         assert again.train_steps == wanted.train_steps
-        assert again.kept in (Kept.SHARED, wanted.kept, Kept.LOCAL, Kept.PERSONAL)
+        assert used(again) in Kept
     assert content == personal_bytes(whole)
 
 
@@ -381,7 +386,7 @@ def test_firmware_that_cannot_read_personal_values_says_so_and_works_without(
 ) -> None:
     other = build_library(tmp_path, defines={define: 77})
     device = make_device(library)
-    assert device.do(Personal.ALONE).kept == Kept.PERSONAL
+    assert used(device.do(Personal.ALONE)) == Kept.PERSONAL
     moved = make_world(other, OWN)
     moved.device.write_flash(SMALL.address(7), personal_bytes(device))
     moved.boot()
@@ -408,7 +413,7 @@ def test_firmware_of_another_build_with_the_same_layout_keeps_them(library: ctyp
     moved.world.boot()
     online(moved.world)
     found = moved.do(Personal.BESIDE, Action.SCORE)
-    assert (found.kept, found.correct_after) == (wanted.kept, wanted.correct_after)
+    assert (used(found), found.correct_after) == (used(wanted), wanted.correct_after)
     assert not [one for one in moved.world.of(Status) if one.reason == Reason.PERSONAL_UNUSABLE]
 
 
