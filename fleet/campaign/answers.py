@@ -114,13 +114,17 @@ class Report(_Answer):
     correct_after: Uint16
     loss_before: Seconds = 0.0
     loss_after: Seconds = 0.0
+    correct_local: Uint16 = 0
+    """With what the device has trained for itself alone."""
+    kept: Annotated[int, fields.uint8.field()] = 0
+    """What its application works with (wire.md)."""
     coded_bytes: Uint32
     payload_bytes: Uint32
     seconds: Seconds
 
     @model_validator(mode="after")
     def _has_no_more_right_answers_than_samples(self) -> Self:
-        if max(self.correct_before, self.correct_after) > self.held_out:
+        if max(self.correct_before, self.correct_after, self.correct_local) > self.held_out:
             raise ValueError(f"more right answers than its {self.held_out} samples")
         return self
 

@@ -29,7 +29,7 @@ from fleet.campaign import (
 from fleet.campaign.answers import CollectAnswer, FoldPart
 from fleet.campaign.planning import Assignment
 from fleet.campaign.stages import GATEWAY_LOST, NO_REPORT
-from fleet.coordinator.scores import add_counts, summarise
+from fleet.coordinator.scores import add_counts, of_its_own, summarise
 from fleet.errors import AggregationError, AnswerError, CampaignError
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.store import RoundSummary, Store, WeightsVersion
@@ -57,7 +57,12 @@ def close_round(
     """
     why = {one.device: one.plan_reason for one in plan.assignments}
     reports = [
-        {**dict(report), "gateway": gateway, "plan_reason": why.get(report.device, "")}
+        {
+            **dict(report),
+            **of_its_own(report),
+            "gateway": gateway,
+            "plan_reason": why.get(report.device, ""),
+        }
         for gateway, answer in sorted(outcome.answers.items())
         for report in answer.reports
     ]

@@ -118,7 +118,7 @@ class CampaignDriver:
         self._record = store.campaign(campaign)
         self._config = CampaignConfig.parse(self._record.config)
         self._manifests = {
-            bundle: Manifest.parse(text, f"manifest of bundle {bundle[:16]}")
+            bundle: self._config.manifest(Manifest.parse(text, f"manifest of bundle {bundle[:16]}"))
             for bundle, text in store.manifests(campaign).items()
         }
         self._gates = GateKeeper(store, campaign, self._config, self._manifests, registry)
@@ -195,6 +195,8 @@ class CampaignDriver:
                     )
             if step.kind is RoundKind.RELEASE and not self._gates.may_release(step, self._begun()):
                 continue
+            if step.kind is RoundKind.PERSONALIZE and not self._has_released(step):
+                continue
             if step.kind is RoundKind.SCORE_AGAIN:
                 if step.number - 1 not in self._begun():
                     continue  # nothing was released
@@ -207,10 +209,19 @@ class CampaignDriver:
         self._obey()
         self._end_well()
 
+    def _has_released(self, step: Step) -> bool:
+        """Whether the step's stage has got the candidate, for which its devices choose."""
+        release = next(
+            one.number
+            for one in schedule(self._config)
+            if one.stage == step.stage and one.kind is RoundKind.RELEASE
+        )
+        return release in self._begun()
+
     def _end_well(self) -> None:
         """All is done: what was trained and released is a version of the model from now on."""
         record, config = self._record, self._config
-        if config.kind == "adapt" and record.base:
+        if config.trains and record.base:
             model, _, number = record.base.rpartition(":")
             released = config.last_round == "release"
             made = self._models.add_version(

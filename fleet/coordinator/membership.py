@@ -86,7 +86,7 @@ class Membership:
         )
         waiting = {name: why for name in names if (why := self._holds_back(known[name]))}
         own: dict[str, str] = {}
-        if self._config.kind != "adapt" and step.kind is RoundKind.SCORE_FIRST:
+        if not self._config.trains and step.kind is RoundKind.SCORE_FIRST:
             own = {name: targets[name].current for name in names}
             strange = {one for one in set(own.values()) if not is_known(one)}
             waiting |= {

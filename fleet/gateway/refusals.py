@@ -59,7 +59,8 @@ def problem_with(spec: RoundSpec, device: str, announced: int, delta: Delta) -> 
         said, asked = getattr(delta, what), getattr(spec, what)
         if said != asked:
             return Refusal("coding", f"{what} {said}, the task says {asked}")
-    if max(delta.correct_before, delta.correct_after) > delta.held_out_samples:
+    right = max(delta.correct_before, delta.correct_after, delta.correct_local)
+    if right > delta.held_out_samples:
         return Refusal("range", f"more right answers than its {delta.held_out_samples} samples")
     # A round's own limit keeps a device from announcing more and more while the round runs.
     most = min(announced, task.most_samples) if spec.trains else 0

@@ -390,6 +390,8 @@ def _report(one: Report) -> dict[str, Any]:
         "held_out": one.held_out_samples,
         "correct_before": one.correct_before,
         "correct_after": one.correct_after,
+        "correct_local": one.correct_local,
+        "kept": one.kept,
         "loss_before": one.loss_before_thousandths / 1000,
         "loss_after": one.loss_after_thousandths / 1000,
         "coded_bytes": one.coded_bytes,

@@ -102,6 +102,7 @@ class StartRequest(RoundParameters):
     tasks: Annotated[tuple[Tasks, ...], Field(strict=False)]
     plans: dict[HexDigest, PlanSize]
     target: Annotated[int, Field(ge=1)]
+    personal: Annotated[int, fields.uint8.field()] = 0
 
     @model_validator(mode="after")
     def _parts_agree(self) -> StartRequest:
@@ -169,6 +170,7 @@ class StartRequest(RoundParameters):
             ),
             fold=self.fold,
             target=self.target,
+            personal=self.personal,
         )
 
     @cached_property

@@ -276,6 +276,8 @@ class RoundLogic:
             header.correct_after,
             header.loss_before_thousandths,
             header.loss_after_thousandths,
+            header.correct_local,
+            header.kept,
             header.coded_bytes,
             payload_bytes,
             now.monotonic - found.due(device),

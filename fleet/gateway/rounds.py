@@ -109,6 +109,7 @@ class RoundSpec:
     parameters: RoundParameters
     fold: AnyFold
     target: int
+    personal: int = 0
 
     @cached_property
     def weights(self) -> frozenset[bytes]:
@@ -152,13 +153,15 @@ class RoundSpec:
                 self.parameters.model_dump(),
                 self.fold.model_dump(),
                 self.target,
+                self.personal,
             ]
         )
 
     @classmethod
     def decode(cls, data: bytes) -> RoundSpec:
         """What ``encode`` wrote."""
-        campaign, number, action, seed, tasks, plans, parameters, fold, target = cbor2.loads(data)
+        campaign, number, action, seed, tasks, plans, parameters, fold, *rest = cbor2.loads(data)
+        target, personal = rest
         return cls(
             RoundKey(campaign, number),
             action,
@@ -171,6 +174,7 @@ class RoundSpec:
             RoundParameters.model_validate(parameters),
             FOLD.validate_python(fold),
             target,
+            personal,
         )
 
     def task(self, device: str, weights_bytes: int, seconds_left: float) -> Task:
@@ -194,6 +198,7 @@ class RoundSpec:
             deadline_seconds=max(1, math.ceil(seconds_left)),
             max_score_drop_permille=parameters.max_score_drop_permille,
             check_in_seconds=parameters.check_in_seconds,
+            personal=self.personal,
         )
 
 
@@ -210,6 +215,8 @@ class Report(NamedTuple):
     correct_after: int
     loss_before_thousandths: int
     loss_after_thousandths: int
+    correct_local: int
+    kept: int
     coded_bytes: int
     payload_bytes: int
     seconds: float

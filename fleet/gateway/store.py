@@ -55,6 +55,7 @@ CREATE TABLE accepted (
     held_out_samples INTEGER NOT NULL,
     correct_before INTEGER NOT NULL, correct_after INTEGER NOT NULL,
     loss_before_thousandths INTEGER NOT NULL, loss_after_thousandths INTEGER NOT NULL,
+    correct_local INTEGER NOT NULL, kept INTEGER NOT NULL,
     coded_bytes INTEGER NOT NULL, payload_bytes INTEGER NOT NULL, seconds REAL NOT NULL,
     PRIMARY KEY (round_id, number), UNIQUE (round_id, device)
 ) WITHOUT ROWID;
@@ -262,7 +263,7 @@ class RoundStore:
         round_id, report = self._round_ids[accept.key], accept.report
         # The table refuses a second delta of one device in one round.
         self._db.execute(
-            "INSERT INTO accepted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO accepted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (round_id, accept.number, *report),
         )
         self._db.execute(
