@@ -527,7 +527,7 @@ def _budget_error(error: LinkError, board: Board) -> ToolchainError | BudgetErro
 
 
 def _personal_bytes(program: Program) -> int:
-    """What a device may keep for itself of a plan: personal tensors, and all that it trained alone."""
+    """What a device may keep of a plan: personal tensors, and all that it trained alone."""
     personal = program.personal_segments
     if not personal:
         return 0
