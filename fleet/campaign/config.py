@@ -300,8 +300,8 @@ class CampaignConfig(RoundParameters):
     def _asynchronous_has_what_it_takes(self) -> Self:
         if self.asynchronous is None:
             return self
-        if self.kind != "adapt":
-            raise ValueError(f"asynchronous: is for campaigns that adapt, not {self.kind}")
+        if not self.trains:
+            raise ValueError(f"asynchronous: {self.kind} doesn't train; leave it out")
         if self.aggregation.fold() != FedAvg().fold():
             raise ValueError(
                 f"asynchronous: {self.aggregation.rule} needs all of a round's devices at once; "

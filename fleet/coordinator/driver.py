@@ -195,7 +195,7 @@ class CampaignDriver:
                     )
             if step.kind is RoundKind.RELEASE and not self._gates.may_release(step, self._begun()):
                 continue
-            if step.kind is RoundKind.PERSONALIZE and not self._has_released(step):
+            if not self._gates.may_personalize(step, self._begun()):
                 continue
             if step.kind is RoundKind.SCORE_AGAIN:
                 if step.number - 1 not in self._begun():
@@ -208,15 +208,6 @@ class CampaignDriver:
                 self._judge(step)
         self._obey()
         self._end_well()
-
-    def _has_released(self, step: Step) -> bool:
-        """Whether the step's stage has got the candidate, for which its devices choose."""
-        release = next(
-            one.number
-            for one in schedule(self._config)
-            if one.stage == step.stage and one.kind is RoundKind.RELEASE
-        )
-        return release in self._begun()
 
     def _end_well(self) -> None:
         """All is done: what was trained and released is a version of the model from now on."""

@@ -511,8 +511,7 @@ class World:
     """What the gateway says when the last chunk of a delta has come."""
     bytes_up: int = 0
     bytes_down: int = 0
-    line_up: bytearray = field(default_factory=bytearray)
-    """All that the device has said, byte by byte."""
+    line_up: bytearray = field(default_factory=bytearray)  # all that the device has said
     _answered: int = 0
 
     def boot(self) -> int:
