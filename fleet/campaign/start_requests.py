@@ -9,7 +9,7 @@ from typing import Any
 from fleet.aggregation.mean import EXACT_LIMIT, UNITS_PER_STEP
 from fleet.campaign.config import CampaignConfig
 from fleet.campaign.masking import MaskedRound
-from fleet.campaign.planning import Assignment, RoundKind, RoundPlan
+from fleet.campaign.planning import Assignment, RoundKind, RoundPlan, parameters_of
 from fleet.protocol import fields
 from fleet.protocol.keys import TaskKeys, unmaskers_digest
 from fleet.protocol.manifest import Manifest, PlanEntry
@@ -102,7 +102,7 @@ def start_request(
 
 def round_parameters(config: CampaignConfig, plan: RoundPlan) -> RoundParameters:
     """What a round asks of its devices; of what sends no values none are masked."""
-    parameters = config.parameters(plan.training_round)
+    parameters = parameters_of(config, plan)
     if plan.masks is None and parameters.coding == "masked":
         return parameters.model_copy(update={"coding": "rice"})
     return parameters

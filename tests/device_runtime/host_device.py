@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +27,12 @@ RING_BYTES = 4096
 IDENTITY = Identity("dev1", "f", "secret", 0, 115200)
 PLANS = [
     name.ljust(31, ".").encode() + b"\0"
-    for name in ("plan 0: weights and biases", "plan 1: biases", "plan 2: far too large")
+    for name in (
+        "plan 0: weights and biases",
+        "plan 1: biases",
+        "plan 2: far too large",
+        "plan 3: biases are personal",
+    )
 ]
 
 
@@ -37,7 +42,7 @@ class Shape:
 
     inputs: int
     sectors: tuple[int, ...]
-    """Two slots, identity, two of the journal, two of the sample log."""
+    """Two slots, identity, two of the journal, two of the sample log, two for personal values."""
     pool_bytes: int
 
     @property
@@ -51,12 +56,12 @@ class Shape:
     @property
     def samples(self) -> SamplesInfo:
         return SamplesInfo(
-            address=self.address(5), bytes=sum(self.sectors[5:]), sectors=(5, 2), units=2
+            address=self.address(5), bytes=sum(self.sectors[5:7]), sectors=(5, 2), units=2
         )
 
 
-SMALL = Shape(16, (8192, 8192, 4096, 4096, 4096, 32_768, 32_768), 16_384)
-WIDE = Shape(2560, (32_768, 32_768, 4096, 4096, 4096, 131_072, 131_072), 65_536)
+SMALL = Shape(16, (8192, 8192, 4096, 4096, 4096, 32_768, 32_768, 4096, 4096), 16_384)
+WIDE = Shape(2560, (32_768, 32_768, 4096, 4096, 4096, 131_072, 131_072, 32_768, 32_768), 65_536)
 """41 chunks of 512 bytes down; a delta of several kilobytes up."""
 SECTORS = list(SMALL.sectors)
 POOL_BYTES = SMALL.pool_bytes
@@ -71,9 +76,12 @@ def client_sources() -> list[Path]:
 
 
 def build_library(
-    folder: Path, shape: Shape = SMALL, sanitize: tuple[str, ...] = ("undefined",)
+    folder: Path,
+    shape: Shape = SMALL,
+    sanitize: tuple[str, ...] = ("undefined",),
+    defines: Mapping[str, str | int] | None = None,
 ) -> ctypes.CDLL:
-    """Compiles client, host port and tiny model."""
+    """Compiles client, host port and tiny model, which ``defines`` may change."""
     digest = ",".join(map(str, hashlib.sha256(shape.factory).digest()))
     generated = generate_codec(CDDL, folder / "codec")
     sources = [
@@ -89,7 +97,12 @@ def build_library(
         ],
         include_dirs=[RUNTIME / "include", folder / "codec"],
         output=folder / "libdevice.so",
-        defines={"ZCBOR_CANONICAL": 1, "INPUTS": shape.inputs, "FACTORY_SHA256": digest},
+        defines={
+            "ZCBOR_CANONICAL": 1,
+            "INPUTS": shape.inputs,
+            "FACTORY_SHA256": digest,
+            **(defines or {}),
+        },
         sanitize=sanitize,
     )
     library = ctypes.CDLL(str(built.output))
@@ -132,6 +145,7 @@ class Regions(ctypes.Structure):
         ("journal", Region),
         ("slots", Region * 2),
         ("samples", SampleRegion),
+        ("personal", Region),
     ]
 
 
@@ -198,6 +212,7 @@ class HostDevice:
                 journal=region(3, 2),
                 slots=(Region * 2)(region(0, 1), region(1, 1)),
                 samples=SampleRegion(region(5, 2), shape.samples.units, 0),
+                personal=region(7, 2),
             ),
             pool=ctypes.addressof(self._pool),
             pool_bytes=shape.pool_bytes,
@@ -248,6 +263,11 @@ class HostDevice:
     @property
     def state(self) -> int:
         return self._library.tf_host_device_state(self._device)
+
+    def infer(self, sample: bytes) -> int:
+        """What the application makes of a sample."""
+        pool = (ctypes.c_uint64 * 1024)()
+        return self._library.tf_host_device_infer(self._device, sample, pool, ctypes.sizeof(pool))
 
     @property
     def current_weights(self) -> bytes:
@@ -498,6 +518,7 @@ class World:
     """What the gateway says when the last chunk of a delta has come."""
     bytes_up: int = 0
     bytes_down: int = 0
+    line_up: bytearray = field(default_factory=bytearray)  # all that the device has said
     _answered: int = 0
 
     def boot(self) -> int:
@@ -526,6 +547,7 @@ class World:
         """What both sides have to say, at once and whole."""
         said = self.device.take()
         self.bytes_up += len(said)
+        self.line_up += said
         self.broker.receive(said)
         self._answer_deltas()
         data = self.broker.take()
