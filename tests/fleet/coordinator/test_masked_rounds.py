@@ -26,7 +26,6 @@ from tests.fleet.coordinator.masked_site import (
 )
 from tests.fleet.gateway.deltas import FLEET, GATEWAY, delta_chunks
 
-
 PLANS_BY_SIZE = [
     bytes.fromhex(one.id) for one in sorted(PLANS.values(), key=lambda one: one.delta_values)
 ]
