@@ -13,7 +13,7 @@ from codegen.emit.monocypher import write_monocypher
 from codegen.emit.zcbor_codec import generate_codec
 from codegen.firmware.bundle import SamplesInfo
 from codegen.host_toolchain import Source, host_toolchain
-from fleet.protocol import Announce, Delta, Receipt, ReceiptResult, Status, Task
+from fleet.protocol import Announce, Delta, Receipt, ReceiptResult, Status, Task, topics
 from simulator.devices.flash_image import Identity, identity_region
 
 TESTS = Path(__file__).parent
@@ -488,6 +488,9 @@ class World:
 
     device: HostDevice
     broker: FakeBroker
+    fleet: str = "f"
+    name: str = "dev1"
+    gateway: str = "gw"
     now: int = 1_000_000
     link_is_up: bool = True
     connected: bool = False
@@ -545,7 +548,7 @@ class World:
 
     def hand_over(self, receipt: Receipt | bytes) -> None:
         payload = receipt if isinstance(receipt, bytes) else receipt.encode()
-        self.broker.send(Publication("fleet/f/to/dev1/receipt", payload))
+        self.broker.send(Publication(topics.receipt(self.fleet, self.name), payload))
 
     def run_until(self, done: Callable[[], bool], seconds: float = 30.0) -> None:
         """Steps until ``done``; idle time passes faster."""
@@ -575,8 +578,6 @@ class World:
 
     def give(self, task: Task | bytes, expiry_seconds: int | None = None) -> None:
         payload = task if isinstance(task, bytes) else task.encode()
-        self.broker.send(
-            Publication(
-                "fleet/f/to/dev1/task", payload, True, "fleet/f/gw/gw/dev1/delta", expiry_seconds
-            )
-        )
+        topic = topics.task(self.fleet, self.name)
+        response = topics.delta(self.fleet, self.gateway, self.name)
+        self.broker.send(Publication(topic, payload, True, response, expiry_seconds))
