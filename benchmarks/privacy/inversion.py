@@ -5,8 +5,8 @@ and the label. Four ways:
 
 * *analytic*: the weights of a fully connected first layer move by multiples of the input;
 * *learned*: ridge regression from observations to pictures, over public samples whose observations
-  the attacker makes itself, protection included (Learning to Invert, arXiv 2210.10880). It works for
-  any plan;
+  the attacker makes itself, protection included (Learning to Invert, arXiv 2210.10880). It works
+  for any plan;
 * *matched*: from there on by Gauss-Newton steps to the picture whose delta is that which was seen
   (Deep Leakage from Gradients, arXiv 1906.08935), with the device's own C as the function and the
   learned estimate with its error as the prior;
@@ -80,7 +80,9 @@ class Learned:
     def __init__(self, observed: Values, public: Share, scales: Reals) -> None:
         """``observed`` (n, values) are observations of devices that trained one of the samples."""
         pictures = pixels(public)
-        self.means = np.stack([pictures[public.labels == label].mean(axis=0) for label in range(10)])
+        self.means = np.stack(
+            [pictures[public.labels == label].mean(axis=0) for label in range(10)]
+        )
         self._scales = scales.astype(np.float32)
         self._centre = observed.mean(axis=0).astype(np.float32)
         rows = self._features(observed)
@@ -190,8 +192,8 @@ def analytic(victim: Victim, plan: str, seen: Values, label: int, learned: Learn
     """The picture (pixels,) that a first fully connected layer gives away.
 
     Its weights move by u · inputᵀ, a matrix of rank one that is rounded to a delta's steps. Factors
-    and input are fitted in turn, with the class's mean and spread as the input's prior: where little
-    has moved, there is little to see.
+    and input are fitted in turn, with the class's mean and spread as the input's prior: where
+    little has moved, there is little to see.
     """
     segment = victim.programs[plan].segment_of("hidden.weight")
     assert segment is not None

@@ -178,9 +178,7 @@ def run(
     )
 
 
-def _unmasked(
-    members: dict[str, Values], parameters: MaskParameters, chance: int
-) -> Values | None:
+def _unmasked(members: dict[str, Values], parameters: MaskParameters, chance: int) -> Values | None:
     """A set's sum as the coordinator gets it; None where it can't be one of such devices."""
     random = np.random.default_rng([chance, 0x9D])
     bits, size = parameters.bits, len(next(iter(members.values())))

@@ -149,9 +149,7 @@ def member(seeds: int, tick: Tick) -> Iterator[Table]:
                     victim, plan, protection, numbers, PEOPLE_PER_SEED
                 )
                 tick()
-                found["version"] = membership.in_versions(
-                    victim, plan, protection, numbers, ROUNDS
-                )
+                found["version"] = membership.in_versions(victim, plan, protection, numbers, ROUNDS)
                 tick()
                 for what, one in found.items():
                     records.append(
@@ -260,8 +258,8 @@ def poison(seeds: int, tick: Tick) -> Iterator[Table]:
         mine = [one for one in found if one.masked is masked]
         masks = "masks" if masked else "no masks"
         yield Table(
-            f"{poisoning.DEVICES} devices, {poisoning.ROUNDS} rounds, {masks}: accuracy on held-out "
-            f"samples in the end, {before}",
+            f"{poisoning.DEVICES} devices, {poisoning.ROUNDS} rounds, {masks}: accuracy on "
+            f"held-out samples in the end, {before}",
             ("attack", "hostile", *(poisoning.rule_name(rule) for rule in RULES), "sets refused"),
             [_by_rule(mine, attack, hostile) for attack, hostile in _hostile()],
             records if masked else [],
