@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 from fleet.campaign.answers import DeviceEntry
 from fleet.campaign.config import CampaignConfig
 from fleet.campaign.draws import draw
-from fleet.campaign.masking import MaskedRound
+from fleet.campaign.masking import MaskedRound, Protection
 from fleet.campaign.pacing import Load, delays, site_name, task_bytes
+from fleet.campaign.privacy import RoundPrivacy
 from fleet.errors import CampaignError, LeasedError
 from fleet.protocol.fields import Name
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.registry import Filter
+
 
 class RoundKind(StrEnum):
     """What a round is for."""
@@ -103,6 +105,7 @@ class RoundPlan:
     offset: int = 0
     personal: int = 0
     masks: MaskedRound | None = None
+    privacy: RoundPrivacy | None = None
 
     @property
     def on_wire(self) -> int:
@@ -113,6 +116,11 @@ class RoundPlan:
         """As plain dictionaries and lists."""
         return asdict(self)
 
+    @property
+    def protection(self) -> Protection:
+        """What its devices do beside masking."""
+        return self.privacy.protection if self.privacy else Protection()
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RoundPlan:
         """The inverse of `to_json`."""
@@ -121,6 +129,8 @@ class RoundPlan:
         fields["assignments"] = tuple(Assignment(**one) for one in fields["assignments"])
         if fields.get("masks") is not None:
             fields["masks"] = MaskedRound.from_json(fields["masks"])
+        if fields.get("privacy"):
+            fields["privacy"] = RoundPrivacy(**fields["privacy"])
         return cls(**fields)
 
     def gateways(self) -> tuple[str, ...]:

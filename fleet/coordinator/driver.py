@@ -27,6 +27,7 @@ from fleet.campaign import (
     schedule,
 )
 from fleet.campaign.config import Stage
+from fleet.campaign.decisions import Decision
 from fleet.campaign.gates import Outcome, Verdict
 from fleet.campaign.sets import Unmasked
 from fleet.campaign.stages import together
@@ -39,6 +40,7 @@ from fleet.coordinator.listener import Listener
 from fleet.coordinator.membership import Membership
 from fleet.coordinator.open_training import OpenTraining
 from fleet.coordinator.pace import Pace
+from fleet.coordinator.private_rounds import PrivateRounds
 from fleet.coordinator.round_runner import Context, RoundRunner
 from fleet.coordinator.traces import CampaignTraces
 from fleet.coordinator.transport import Transport
@@ -129,7 +131,8 @@ class CampaignDriver:
         }
         self._holders = protection or KeyHolders()
         self._gates = GateKeeper(store, campaign, self._config, self._manifests, registry)
-        self._membership = Membership(store, campaign, self._config, registry, self._clock)
+        private = self._private = PrivateRounds(store, campaign, self._config, self._manifests)
+        self._membership = Membership(store, campaign, self._config, registry, self._clock, private)
         context = Context(
             store,
             campaign,
@@ -192,7 +195,7 @@ class CampaignDriver:
     def _run_steps(self) -> None:
         config = self._config
         if config.approval:
-            self._wait_for_decision("begin:0", "approval of the campaign")
+            self._wait_for_decision(Decision("begin", 0), "approval of the campaign")
         begun: set[int] = set()
         for step in schedule(config):
             stage = config.stages[step.stage]
@@ -200,7 +203,7 @@ class CampaignDriver:
                 begun.add(step.stage)
                 if stage.approval and not (config.approval and step.stage == 0):
                     self._wait_for_decision(
-                        f"begin:{step.stage}", f"approval of stage {stage.name}"
+                        Decision("begin", step.stage), f"approval of stage {stage.name}"
                     )
             if step.kind is RoundKind.RELEASE and not self._gates.may_release(step, self._begun()):
                 continue
@@ -296,11 +299,11 @@ class CampaignDriver:
                 told = True
             self._idle()
 
-    def _wait_for_decision(self, what: str, reason: str) -> None:
+    def _wait_for_decision(self, what: Decision, reason: str) -> None:
         told = False
-        while what not in self._stages.decisions(self._campaign):
+        while what.name not in self._stages.decisions(self._campaign):
             if not told:
-                self._set_state("waiting", reason, waiting=what)
+                self._set_state("waiting", reason, waiting=what.name)
                 told = True
             self._obey(pauses=False)
             self._idle()
@@ -505,6 +508,7 @@ class CampaignDriver:
                 outcome,
                 version,
                 unmasked,
+                self._holders.entropy,
             )
             about["changed_values"] = result.get("changed_values", 0)
         self._traces.ended(plan, result)
@@ -563,22 +567,20 @@ class CampaignDriver:
         mine = {name: of.number for name, of in leases.items() if of.campaign == self._campaign}
         plan = plan_round(
             self._config,
-            step.number,
-            step.kind,
+            *(step.number, step.kind),
             devices,
             self._manifests,
             weights,
             mine,
             members,
-            step.stage,
-            step.training_round,
+            *(step.stage, step.training_round),
             Gateways(self._store).sites(),
             room,
             self._store.round_offset(),
         )
-        return hide(
-            self._config, plan, devices, self._manifests, self._holders.sealed_for(self._config)
-        )
+        plan = self._private.laid_on(plan)
+        keys = self._holders.sealed_for(self._config)
+        return hide(self._config, plan, devices, self._manifests, keys, plan.protection)
 
     # Devices
 

@@ -165,6 +165,8 @@ def pack(values: Words, bits: int) -> bytes:
 def unpack(data: bytes, bits: int) -> Words:
     """What ``pack`` was given."""
     each = bits // 8
+    if each != 3:
+        return np.frombuffer(data, f"<u{each}").astype(np.uint32)
     rows = np.zeros((len(data) // each, 4), np.uint8)
     rows[:, :each] = np.frombuffer(data, np.uint8).reshape(-1, each)
     return rows.view("<u4").ravel().astype(np.uint32)

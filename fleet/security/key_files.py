@@ -62,7 +62,7 @@ AUTHORITY_SECRET = _kind(
 AUTHORITY = _kind("authority public key", KEY_BYTES, is_secret=False, made_by="keys authority")
 TASK_SECRET = _kind("task key", SECRET_KEY_BYTES, is_secret=True, made_by="keys task")
 TASK = _kind("task public key", KEY_BYTES, is_secret=False, made_by="keys task")
-UNMASKER_SECRET = _kind("unmasker key", KEY_BYTES, is_secret=True, made_by="unmasker init")
+UNMASKER_SECRET = _kind("unmasker key", KEY_BYTES, is_secret=True, made_by="unmasker rotate")
 UNMASKER = _kind("unmasker public key", KEY_BYTES, is_secret=False, made_by="unmasker init")
 KINDS = {
     AUTHORITY_KEY: AUTHORITY_SECRET,

@@ -19,7 +19,8 @@ from fleet.protocol.mask_requests import (
 )
 from fleet.protocol.masking import Words
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 20.0
+"""A driver that is silent for longer is taken for dead."""
 
 
 class RemoteUnmasker:
