@@ -22,7 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.privacy.protection import Protection, Values, clipped, devices_of, observe
-from benchmarks.privacy.victims import RATE, Share, Victim, people, public_samples, public_shares
+from benchmarks.privacy.victims import (
+    PEOPLE,
+    RATE,
+    Share,
+    Victim,
+    people,
+    public_samples,
+    public_shares,
+)
 
 SET = 16
 """Devices whose deltas are added up under masks."""
@@ -165,10 +173,10 @@ class Attacker:
         prior = np.linalg.inv(learned.error + np.eye(len(start)))
         found = start
         for deviation in _DEVIATIONS:
-            here = self._delta_of(found, label)
+            here = self.delta_of(found, label)
             slopes = np.stack(
                 [
-                    (self._delta_of(found + change, label) - here) / _STEP
+                    (self.delta_of(found + change, label) - here) / _STEP
                     for change in _STEP * np.eye(len(found))
                 ],
                 axis=1,
@@ -179,10 +187,11 @@ class Attacker:
                 weight * slopes.T @ (seen - here) - prior @ (found - start),
             )
             tried = [np.clip(found + part * step, -128, 127) for part in (1.0, 0.5, 0.2, 0.0)]
-            found = min(tried, key=lambda one: np.sum((seen - self._delta_of(one, label)) ** 2))
+            found = min(tried, key=lambda one: np.sum((seen - self.delta_of(one, label)) ** 2))
         return found
 
-    def _delta_of(self, picture: Reals, label: int) -> Reals:
+    def delta_of(self, picture: Reals, label: int) -> Reals:
+        """What a device would send that trained this picture, hardly rounded."""
         codes = np.clip(np.rint(picture), -128, 127).astype(np.int8)
         share = Share(codes.reshape(1, 8, 8, 1), np.array([label]))
         return self.victim.delta(self.plan, share, 0, rate=_LOUDER * RATE) / _LOUDER
@@ -224,7 +233,7 @@ def targets(victim: Victim, seeds: Sequence[int], each: int) -> Targets:
     """``each`` people of each campaign, the others of which fill the set."""
     samples, sets = [], []
     for seed in seeds:
-        everybody = people(victim, 24, seed)
+        everybody = people(victim, PEOPLE, seed)
         for at in range(each):
             one = everybody[at].only(0)
             samples.append(one)
