@@ -40,6 +40,7 @@ ROUNDS = 6
 LEAST_DEVICES = 4
 """Of a set: few, so that a fleet of this size has many."""
 GATE = ScoreGate()
+_NEARLY = 0.9
 _FAR = 0.8  # of the largest number that masks hold
 
 
@@ -86,8 +87,14 @@ def hostile_delta(
             return Malicious(attack="sign-flip", scale=10.0).poisoned(delta, random)
         case Attack.WITHIN_RANGE:
             # Room is left for what the honest ones add.
-            reach = parameters.largest_sum(devices) - devices * int(np.abs(delta).max())
-            return -np.where(delta < 0, -1, 1) * max(reach, 0)
+            reach = max(
+                0, parameters.largest_sum(devices) - devices * int(np.abs(delta).max(initial=0))
+            )
+            length = _NEARLY * parameters.longest_sum(devices, delta.size)
+            if np.isinf(length):
+                return -np.where(delta < 0, -1, 1) * reach
+            wanted = np.rint(-delta * length / max(1.0, np.linalg.norm(delta)))
+            return np.clip(wanted, -reach, reach).astype(np.int64)
         case Attack.OUT_OF_RANGE:
             # Where several of a set do so, that doesn't come round to where it is let through.
             return np.where(delta < 0, 1, -1) * int(_FAR * (1 << parameters.bits >> 1))

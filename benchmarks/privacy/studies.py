@@ -235,7 +235,7 @@ RULES: tuple[AggregationRule, ...] = (
     SetMedian(),
 )
 """The last is a median of eight sets, for so many devices."""
-HOSTILE = (2, 5, 8)
+HOSTILE = (1, 4, 8)
 
 
 def poison(seeds: int, tick: Tick) -> Iterator[Table]:
