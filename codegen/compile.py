@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from codegen.emit.monocypher import write_monocypher
 from codegen.emit.sources import emit
 from codegen.emit.zcbor_codec import CODEC_DEFINES, generate_codec
 from codegen.errors import BudgetError, ModelError, ToolchainError
@@ -344,7 +345,10 @@ def _build(
     with tempfile.TemporaryDirectory(prefix="tinyfleet-") as scratch:
         folder = Path(scratch) / "src"
         folder.mkdir()
-        foreign = generate_codec(protocol_cddl, folder)
+        foreign = [
+            *(Source(path, warnings=False) for path in generate_codec(protocol_cddl, folder)),
+            write_monocypher(folder),
+        ]
         emitted = emit(graph, programs, weights, str(manifest["bundle_id"]))
         for name, text in emitted.items():
             (folder / name).write_text(text)
@@ -356,7 +360,7 @@ def _build(
         sources = [
             *map(_runtime_source, runtime),
             *(Source(folder / name) for name in emitted if name.endswith(".c")),
-            *(Source(path, warnings=False) for path in foreign),
+            *foreign,
         ]
         elf = Path(scratch) / FIRMWARE
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-_CLIENT = ("codec", "hash", "link", "storage", "client")
+_CLIENT = ("codec", "hash", "link", "storage", "privacy", "client")
 _SHARED = "cortex_m"
 """What ports to boards share."""
 
@@ -40,9 +40,10 @@ def engine_core_sources() -> list[Path]:
 
 
 def client_sources() -> list[Path]:
-    """Codec, hashes, link, storage and client: all between the engine and a port.
+    """Codec, hashes, link, storage, privacy and client: all between the engine and a port.
 
-    ``codec`` needs the files that ``codegen.emit.zcbor_codec.generate_codec`` makes.
+    ``codec`` needs the files that ``codegen.emit.zcbor_codec.generate_codec`` makes, ``privacy``
+    those of ``codegen.emit.monocypher.write_monocypher``.
     """
     return _listed(*_CLIENT)
 

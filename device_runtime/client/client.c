@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "admission.h"
 #include "clock.h"
 #include "fetch.h"
 #include "personal.h"
@@ -188,7 +189,7 @@ tf_status tf_client_init(tf_client *client, const tf_client_config *config) {
     tf_fetch_init(client);
     tf_status status = open_flash(client);
     if (status == TF_OK) {
-        client->lease = tf_journal_lease(&client->journal);
+        tf_admission_open(client);
         status = open_link(client);
     }
     if (status == TF_OK) {

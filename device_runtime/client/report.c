@@ -88,6 +88,7 @@ static void publish_announce(tf_client *client) {
         .free_sram_bytes = client->pool_bytes,
         .link_bits_per_second = client->identity.link_bits_per_second,
         .fault_pc = client->config->fault_pc,
+        .keyring = tf_keys_generation(&client->keys),
         .train_samples = client->train_samples,
         .held_out_samples = client->held_out_samples,
         .battery = battery(client),

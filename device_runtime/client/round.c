@@ -4,7 +4,9 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "admission.h"
 #include "clock.h"
+#include "coding.h"
 #include "fetch.h"
 #include "personal.h"
 #include "report.h"
@@ -52,6 +54,11 @@ static void decline(tf_client *client, tf_reason reason) {
 /* --- messages ------------------------------------------------------------------------------- */
 
 static tf_status take_malformed(tf_client *client, const tf_task *task) {
+    if (tf_keys_has_authority(&client->keys)) {
+        /* Nobody who may task this device wrote it; what it works on goes on. */
+        tf_report_note_besides(client, task, TF_DEVICE_DECLINED, TF_REASON_MALFORMED_TASK);
+        return TF_BAD_INPUT;
+    }
     leave(client);
     client->task = *task;
     tf_report_note(client, task, TF_DEVICE_DECLINED, TF_REASON_MALFORMED_TASK, true);
@@ -60,6 +67,7 @@ static tf_status take_malformed(tf_client *client, const tf_task *task) {
 
 tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
     tf_task task;
+    tf_task_parts parts;
     memset(&task, 0, sizeof task);
     if (message->payload_bytes == 0u) {
         if (client->has_task) {
@@ -68,16 +76,17 @@ tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
         }
         return TF_OK;
     }
-    if (tf_decode_task(message->payload, message->payload_bytes, &task) != TF_OK) {
+    if (tf_decode_task(message->payload, message->payload_bytes, &task, &parts) != TF_OK) {
         memset(&task, 0, sizeof task);
         return take_malformed(client, &task);
     }
-    if (task.lease < client->lease) {
-        /* Whoever wrote it may not task this device any more; what it works on goes on. */
-        tf_report_note_besides(client, &task, TF_DEVICE_DECLINED, TF_REASON_OLDER_LEASE);
+    const tf_reason refusal = tf_admission_check(client, message->payload, &task, &parts);
+    if (refusal != TF_REASON_NONE) {
+        /* Whoever wrote it may not task this device, or not any more; what it works on goes on. */
+        tf_report_note_besides(client, &task, TF_DEVICE_DECLINED, refusal);
         return TF_OK;
     }
-    client->lease = task.lease;
+    tf_admission_note(client, &task);
     if (is_same_work(client, &task)) {
         client->task.lease = task.lease;
         return TF_OK;
@@ -362,13 +371,14 @@ static void judge(tf_client *client) {
 
 /* --- the whole ------------------------------------------------------------------------------ */
 
-/* Keeps the highest lease over a reset. The flash may erase for it, so no chunk may come. */
-static void keep_lease(tf_client *client) {
-    if (client->lease <= tf_journal_lease(&client->journal) || !tf_fetch_is_quiet(client) ||
-        tf_journal_raise_lease(&client->journal, client->lease) == TF_OK) {
+/* Keeps over a reset which tasks are older ones, and keys. The flash may erase for it, so no chunk
+ * may come. */
+static void keep_admission(tf_client *client) {
+    if (tf_admission_is_kept(client) || !tf_fetch_is_quiet(client) ||
+        tf_admission_keep(client) == TF_OK) {
         return;
     }
-    client->lease = tf_journal_lease(&client->journal);
+    tf_admission_open(client);
     if (client->has_task) {
         decline(client, TF_REASON_FLASH_FAILURE);
     }
@@ -376,7 +386,8 @@ static void keep_lease(tf_client *client) {
 
 /* Nothing of an earlier task is under way any more. */
 static bool is_ready_to_begin(tf_client *client) {
-    return tf_sending_drop(client) == TF_OK && tf_fetch_is_quiet(client);
+    return tf_sending_drop(client) == TF_OK && tf_admission_is_kept(client) &&
+           tf_fetch_is_quiet(client);
 }
 
 /* Weights can be released without any sample: then nothing is compared. */
@@ -398,8 +409,9 @@ static void begin_round(tf_client *client) {
     client->new_is_staged = false;
     client->plan = tf_engine_find_plan(model, task->plan);
     const tf_reason personal_problem = tf_personal_take(client);
-    if (task->coding != TF_CODING_RICE || task->weighting > TF_WEIGHTING_UNIFORM) {
-        decline(client, TF_REASON_UNKNOWN_CODING);
+    const tf_reason refusal = tf_coding_refusal(client);
+    if (refusal != TF_REASON_NONE) {
+        decline(client, refusal);
     } else if (task->action > TF_ACTION_RELEASE) {
         decline(client, TF_REASON_MALFORMED_TASK);
     } else if (client->plan == NULL) {
@@ -426,7 +438,11 @@ static void measure(tf_client *client) {
     if (client->task.action != TF_ACTION_TRAIN && !client->personal.was_judged) {
         client->score = client->before;
     }
-    tf_sending_begin(client, tf_personal_delta_values(client));
+    const tf_reason refusal = tf_sending_begin(client, tf_personal_delta_values(client));
+    if (refusal != TF_REASON_NONE) {
+        decline(client, refusal);
+        return;
+    }
     client->work = TF_WORK_SEND;
     tf_report_note(client, &client->task, TF_DEVICE_SENDING, TF_REASON_NONE, false);
 }
@@ -448,7 +464,7 @@ bool tf_round_step(tf_client *client) {
     if (client->has_task && (int32_t)(tf_client_now(client) - client->deadline_at) >= 0) {
         decline(client, TF_REASON_DEADLINE_PASSED);
     }
-    keep_lease(client);
+    keep_admission(client);
     switch (client->work) {
     case TF_WORK_NONE:
         return false;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "coding.h"
 #include "personal.h"
 #include "scoring.h"
 
@@ -11,37 +12,25 @@
 #define LONGEST_WAIT_MS 240000u
 #define NOBODY_LISTENS 6u /* a sixth of that where the broker knows that nobody took it */
 
-static int32_t next_value(void *context) {
-    tf_client *client = context;
-    return tf_delta_next(&client->sending.cursor);
-}
-
-static void begin_pass(tf_client *client) {
-    tf_client_sending *sending = &client->sending;
-    tf_delta_begin(&sending->cursor, &client->engine);
-    tf_delta_encoder_begin(&sending->encoder, next_value, client, sending->values);
-    sending->encoded = 0;
-}
-
 static void send_from_start(tf_client *client) {
     client->sending.chunk = 0;
     client->sending.nobody_listens = false;
 }
 
-void tf_sending_begin(tf_client *client, uint32_t values) {
+tf_reason tf_sending_begin(tf_client *client, uint32_t values) {
     tf_client_sending *sending = &client->sending;
     const uint32_t chunk_bytes = client->task.uplink_chunk_bytes;
-    sending->values = values;
-    tf_delta_begin(&sending->cursor, &client->engine);
-    tf_delta_measure(&sending->encoder, next_value, client, values, &sending->coded_bytes,
-                     &sending->coded_crc32);
-    begin_pass(client);
+    const tf_reason refusal = tf_coding_measure(client, values);
+    if (refusal != TF_REASON_NONE) {
+        return refusal;
+    }
     const uint32_t chunks = (sending->coded_bytes + chunk_bytes - 1u) / chunk_bytes;
     sending->chunks = (uint16_t)(chunks == 0u ? 1u : chunks);
     sending->wait_ms = FIRST_WAIT_MS;
     sending->is_held = true;
     sending->is_refused = false;
     send_from_start(client);
+    return TF_REASON_NONE;
 }
 
 /* Brings the encoder to the chunk that is sent next, from the start where it is beyond. */
@@ -51,20 +40,16 @@ static void seek_chunk(void *context) {
     const uint32_t start = (uint32_t)sending->chunk * client->task.uplink_chunk_bytes;
     uint8_t passed[32];
     if (sending->encoded > start) {
-        begin_pass(client);
+        tf_coding_begin(client);
     }
     while (sending->encoded < start) {
         const uint32_t left = start - sending->encoded;
-        const uint32_t count = left < sizeof passed ? left : (uint32_t)sizeof passed;
-        sending->encoded += count;
-        (void)tf_delta_encoder_read(&sending->encoder, passed, count);
+        tf_coding_read(client, passed, left < sizeof passed ? left : (uint32_t)sizeof passed);
     }
 }
 
 static void read_chunk(void *context, uint8_t *bytes, size_t count) {
-    tf_client *client = context;
-    (void)tf_delta_encoder_read(&client->sending.encoder, bytes, count);
-    client->sending.encoded += (uint32_t)count;
+    tf_coding_read(context, bytes, count);
 }
 
 static tf_delta describe(const tf_client *client) {

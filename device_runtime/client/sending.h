@@ -10,8 +10,9 @@ typedef enum {
     TF_SENDING_BAD_TOPIC /* it isn't one that can be published to */
 } tf_sending_result;
 
-/* Holds the delta of the engine's state: `values` of it (0: only scores). */
-void tf_sending_begin(tf_client *client, uint32_t values);
+/* Holds the delta of the engine's state: `values` of it (0: only scores). A reason to decline, or
+ * TF_REASON_NONE. */
+tf_reason tf_sending_begin(tf_client *client, uint32_t values);
 /* Sends what is due. */
 tf_sending_result tf_sending_step(tf_client *client);
 /* Lets go of the delta. TF_AGAIN: its bytes are still drawn from the engine. */

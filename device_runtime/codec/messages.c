@@ -93,9 +93,14 @@ tf_status tf_encode_announce(const tf_announce *announce, uint8_t *bytes, size_t
     return encode_result(cbor_encode_announce(bytes, capacity, &message, length));
 }
 
-/* Writes what CBOR has in front of `count` bytes; returns its length, 0 where it doesn't fit. */
+/* How long what CBOR has in front of `count` bytes is. */
+static size_t bytes_head_length(size_t count) {
+    return count < 24u ? 1u : count < 256u ? 2u : 3u;
+}
+
+/* Writes it; returns its length, 0 where it doesn't fit. */
 static size_t put_bytes_head(uint8_t *bytes, size_t capacity, uint16_t count) {
-    const size_t length = count < 24u ? 1u : count < 256u ? 2u : 3u;
+    const size_t length = bytes_head_length(count);
     if (length > capacity) {
         return 0;
     }
@@ -171,7 +176,19 @@ static bool is_consistent(const struct task *task) {
            !(scores && task->task_epochs != 0u);
 }
 
-tf_status tf_decode_task(const uint8_t *bytes, size_t length, tf_task *task) {
+static void take_parts(const uint8_t *bytes, const struct task *message, tf_task_parts *parts) {
+    const struct zcbor_string *keyring = &message->task_keyring;
+    const struct zcbor_string *signature = &message->task_signature;
+    *parts = (tf_task_parts){
+        .keyring = keyring->value,
+        .signature = signature->value,
+        .keyring_bytes = (uint16_t)keyring->len,
+        .signature_bytes = (uint16_t)signature->len,
+        .signed_bytes = (size_t)(keyring->value - bytes) - bytes_head_length(keyring->len),
+    };
+}
+
+tf_status tf_decode_task(const uint8_t *bytes, size_t length, tf_task *task, tf_task_parts *parts) {
     struct task message;
     size_t used = 0;
     if (cbor_decode_task(bytes, length, &message, &used) != ZCBOR_SUCCESS || used != length ||
@@ -203,6 +220,7 @@ tf_status tf_decode_task(const uint8_t *bytes, size_t length, tf_task *task) {
     task->noise_variance = message.task_noise_variance;
     task->least_devices = (uint16_t)message.task_least_devices;
     memcpy(task->unmaskers, message.task_unmaskers.value, TF_PREFIX_BYTES);
+    take_parts(bytes, &message, parts);
     return TF_OK;
 }
 

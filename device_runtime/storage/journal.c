@@ -37,21 +37,44 @@ static bool is_valid(const tf_journal *journal, int unit) {
            unit_word(journal, unit, AT_CRC) == header_crc(unit_word(journal, unit, AT_SEQUENCE));
 }
 
+/* Kind and bytes of each number. */
+static const struct {
+    uint8_t kind, bytes;
+} numbers[TF_JOURNAL_NUMBERS] = {{TF_JOURNAL_LEASE, 4}, {TF_JOURNAL_TASK, 8}, {TF_JOURNAL_MASK, 4}};
+
+/* TF_JOURNAL_NUMBERS where the kind is none of them. */
+static uint32_t number_of(uint8_t kind) {
+    uint32_t number = 0;
+    while (number < TF_JOURNAL_NUMBERS && numbers[number].kind != kind) {
+        number++;
+    }
+    return number;
+}
+
+static void note_number(tf_journal *journal, const tf_run_record *record) {
+    const uint32_t number = number_of(record->kind);
+    if (number == TF_JOURNAL_NUMBERS || record->bytes != numbers[number].bytes) {
+        return;
+    }
+    uint64_t value = tf_flash_word_of(record->payload, 4u);
+    if (record->bytes == 8u) {
+        value = value << 32 | tf_flash_word_of(record->payload + 4, 4u);
+    }
+    if (value > journal->highest[number]) {
+        journal->highest[number] = value;
+    }
+}
+
 /* The unit that isn't in use has nothing newer, but what a flash forgot in the other one. */
-static uint32_t highest_lease(const tf_journal *journal) {
-    uint32_t lease = 0;
+static void find_highest(tf_journal *journal) {
     for (int unit = 0; unit < 2; unit++) {
         const tf_run run = run_of(journal, unit);
         uint32_t cursor = 0;
         tf_run_record record;
         while (is_valid(journal, unit) && tf_run_next(&run, &cursor, &record)) {
-            if (record.kind == TF_JOURNAL_LEASE && record.bytes == 4u &&
-                tf_flash_word_of(record.payload, 4u) > lease) {
-                lease = tf_flash_word_of(record.payload, 4u);
-            }
+            note_number(journal, &record);
         }
     }
-    return lease;
 }
 
 tf_status tf_journal_open(tf_journal *journal, const tf_flash *flash,
@@ -87,7 +110,7 @@ tf_status tf_journal_open(tf_journal *journal, const tf_flash *flash,
         const tf_run run = run_of(journal, journal->active);
         journal->end = tf_run_end(&run);
     }
-    journal->lease = highest_lease(journal);
+    find_highest(journal);
     return TF_OK;
 }
 
@@ -189,19 +212,26 @@ tf_status tf_journal_write(tf_journal *journal, uint8_t kind, const void *payloa
     return tf_run_append(&run, &journal->end, kind, payload, bytes);
 }
 
-uint32_t tf_journal_lease(const tf_journal *journal) {
-    return journal->lease;
+uint64_t tf_journal_highest(const tf_journal *journal, uint8_t kind) {
+    const uint32_t number = number_of(kind);
+    return number < TF_JOURNAL_NUMBERS ? journal->highest[number] : 0u;
 }
 
-tf_status tf_journal_raise_lease(tf_journal *journal, uint32_t lease) {
-    if (lease <= journal->lease) {
+tf_status tf_journal_raise(tf_journal *journal, uint8_t kind, uint64_t value) {
+    const uint32_t number = number_of(kind);
+    if (number == TF_JOURNAL_NUMBERS) {
+        return TF_BAD_INPUT;
+    }
+    if (value <= journal->highest[number]) {
         return TF_OK;
     }
-    uint8_t payload[4];
-    tf_flash_put_word(payload, lease);
-    const tf_status status = tf_journal_write(journal, TF_JOURNAL_LEASE, payload, sizeof payload);
+    uint8_t payload[8];
+    const uint32_t bytes = numbers[number].bytes;
+    tf_flash_put_word(payload, (uint32_t)(bytes == 8u ? value >> 32 : value));
+    tf_flash_put_word(payload + 4, (uint32_t)value);
+    const tf_status status = tf_journal_write(journal, kind, payload, bytes);
     if (status == TF_OK) {
-        journal->lease = lease;
+        journal->highest[number] = value;
     }
     return status;
 }

@@ -17,12 +17,13 @@ from pydantic import (
 )
 
 from fleet.aggregation.mean import staleness_scale
-from fleet.aggregation.rules import FedAvg, Rule
+from fleet.aggregation.rules import FedAvg, Rule, SetMedian
 from fleet.campaign.gates import Gate
+from fleet.campaign.masking import Masking
 from fleet.campaign.personalize import Personalize
 from fleet.errors import CampaignError, RegistryError
 from fleet.protocol import fields
-from fleet.protocol.manifest import Manifest
+from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.protocol.round_parameters import RoundParameters
 from fleet.registry import Filter
 
@@ -230,8 +231,12 @@ class CampaignConfig(RoundParameters):
     over_selection: Annotated[float, Field(ge=0.0, le=4.0)] = 0.0
     """Share of the cohort that is asked on top, so that a round needn't wait for stragglers."""
 
+    masking: Masking | None = None
+    """How devices hide in each other: `{"least_devices": …}`. With `coding: masked` alone, which it
+    goes with and whose `weighting` is `uniform`, as by default."""
     aggregation: Rule = FedAvg()
-    """What becomes of the deltas of a round: `{"rule": NAME, …}`."""
+    """What becomes of the deltas of a round: `{"rule": NAME, …}`. With `coding: masked` it is
+    `set-median` where left out."""
     asynchronous: Asynchronous | None = None
     """Fold deltas when they come, instead of waiting for a round's end: `{"buffer": NUMBER, …}`.
     `rounds` are versions then, and a cohort is how many devices work at once."""
@@ -318,6 +323,52 @@ class CampaignConfig(RoundParameters):
             )
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _masked_campaigns_are_robust(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and fields.get("coding") == "masked":
+            chosen = {"masking": {}, "aggregation": {"rule": "set-median"}, "weighting": "uniform"}
+            # What is said, and be it null, is said.
+            return {**chosen, **fields, "masking": fields.get("masking") or {}}
+        return fields
+
+    @model_validator(mode="after")
+    def _masks_have_what_they_take(self) -> Self:
+        if self.masking is None:
+            if isinstance(self.aggregation, SetMedian):
+                raise ValueError(
+                    "aggregation: set-median is over the sets of masked rounds; say coding masked, "
+                    "or use bucket-median"
+                )
+            return self
+        if self.coding != "masked":
+            raise ValueError(f"masking: {self.coding} deltas have no masks; say coding masked")
+        if self.asynchronous is not None:
+            raise ValueError(
+                "asynchronous: a set is unmasked once, when a round has ended; leave it out"
+            )
+        if self.cohort_size is not None and self.cohort_size < self.least_at_once:
+            raise ValueError(
+                f"cohort_size: {self.cohort_size} devices are too few to hide in each other, "
+                f"{self.least_at_once} are wanted; make it more, or masking.least_devices less"
+            )
+        return self
+
+    @property
+    def least_at_once(self) -> int:
+        """Devices that a training round takes, so that each can hide in a set."""
+        if self.masking is None:
+            return 1
+        return self.aggregation.sets().least * self.masking.least_devices
+
+    def least_ready(self, trains: bool) -> int:
+        """Devices that have to be there before a round begins."""
+        return max(self.min_devices, self.least_at_once) if trains else self.min_devices
+
+    def allows(self, plan: PlanEntry) -> bool:
+        """Whether devices may train this update plan."""
+        return not self.plans or plan.id in self.plans or plan.name in self.plans
+
     def parameters(self, number: int) -> RoundParameters:
         """What training round `number` of a stage, 1 … `rounds`, asks of its devices."""
         values = self.model_dump(include=set(RoundParameters.model_fields))
@@ -347,6 +398,15 @@ class CampaignConfig(RoundParameters):
         if self.kind != "personalize":
             return manifest
         return self.personalize.manifest(manifest)
+
+    @property
+    def tuning(self) -> dict[str, Any]:
+        """What rounds in which devices train personal tensors alone have for themselves."""
+        own = self.personalize
+        return {
+            "epochs": own.tuning_epochs or self.epochs,
+            "learning_rate": own.tuning_learning_rate or self.learning_rate,
+        }
 
     def retry_of(self, reason: str) -> Retry:
         """What is done about a device that failed for this reason."""

@@ -13,21 +13,16 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from fleet.aggregation.mean import EXACT_LIMIT, UNITS_PER_STEP
 from fleet.campaign.answers import DeviceEntry
 from fleet.campaign.config import CampaignConfig
 from fleet.campaign.draws import draw
+from fleet.campaign.masking import MaskedRound
 from fleet.campaign.pacing import Load, delays, site_name, task_bytes
 from fleet.errors import CampaignError, LeasedError
-from fleet.protocol import fields
 from fleet.protocol.fields import Name
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.protocol.numbers import Personal
-from fleet.protocol.round_parameters import RoundParameters
 from fleet.registry import Filter
-
-# Samples may come to a device between its announcement and its training.
-SAMPLES_MAY_GROW = 2
 
 
 class RoundKind(StrEnum):
@@ -77,7 +72,8 @@ class Assignment:
 
     `train_samples` is what the device had announced, `lease` the number that its task carries,
     `weights` the version that it begins with, where that is another than the round's,
-    `delay_seconds` the time from the round's start until the task goes out.
+    `delay_seconds` the time from the round's start until the task goes out, `part` the set of its
+    plan that it hides in.
     """
 
     device: str
@@ -89,6 +85,7 @@ class Assignment:
     lease: int = 0
     weights: str = ""
     delay_seconds: float = 0.0
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,6 +106,8 @@ class RoundPlan:
     stage: int = 0
     training_round: int = 0
     offset: int = 0
+    personal: int = 0
+    masks: MaskedRound | None = None
 
     @property
     def on_wire(self) -> int:
@@ -125,6 +124,8 @@ class RoundPlan:
         fields = dict(data)
         fields["kind"] = RoundKind(fields["kind"])
         fields["assignments"] = tuple(Assignment(**one) for one in fields["assignments"])
+        if fields.get("masks") is not None:
+            fields["masks"] = MaskedRound.from_json(fields["masks"])
         return cls(**fields)
 
     def gateways(self) -> tuple[str, ...]:
@@ -182,22 +183,6 @@ def personal_of(config: CampaignConfig, kind: RoundKind) -> Personal:
             return Personal.NOTHING  # a release lets devices look at what they have anyway
         case _:
             return Personal.BESIDE
-
-
-def parameters_of(config: CampaignConfig, plan: RoundPlan) -> RoundParameters:
-    """What a round asks of its devices."""
-    if plan.kind is RoundKind.TRAIN_LOCAL:
-        return config.parameters(1)
-    parameters = config.parameters(plan.training_round)
-    if plan.kind is not RoundKind.PERSONALIZE:
-        return parameters
-    own = config.personalize
-    return parameters.model_copy(
-        update={
-            "epochs": own.tuning_epochs or config.epochs,
-            "learning_rate": own.tuning_learning_rate or config.learning_rate,
-        }
-    )
 
 
 def round_seed(seed: int, number: int) -> int:
@@ -386,11 +371,7 @@ def eligible(
         elif config.charging_only and device.charging is False:
             skipped[device.device] = "runs on its battery"
         else:
-            plans = [
-                plan
-                for plan in manifest.plans
-                if not config.plans or plan.id in config.plans or plan.name in config.plans
-            ]
+            plans = [plan for plan in manifest.plans if config.allows(plan)]
             plan, reason = choose_plan(device, plans, config)
             if plan is None:
                 skipped[device.device] = reason
@@ -406,11 +387,14 @@ def eligible(
     return assignments, skipped
 
 
-def _split(wanted: int, selected: Mapping[str, int]) -> dict[str, int]:
+def split(wanted: int, assignments: Iterable[Assignment]) -> dict[str, int]:
     """`wanted` deltas dealt to gateways by how many devices of theirs were selected.
 
     Largest remainders first, at least one each, never more than a gateway's devices.
     """
+    selected: dict[str, int] = {}
+    for one in assignments:
+        selected[one.gateway] = selected.get(one.gateway, 0) + 1
     total = sum(selected.values())
     exact = {gateway: wanted * count / total for gateway, count in selected.items()}
     targets = {gateway: max(1, math.floor(value)) for gateway, value in exact.items()}
@@ -473,9 +457,6 @@ def plan_round(
         )
         for name in cohort
     )
-    selected: dict[str, int] = {}
-    for one in chosen:
-        selected[one.gateway] = selected.get(one.gateway, 0) + 1
     return RoundPlan(
         number=number,
         kind=kind,
@@ -484,16 +465,22 @@ def plan_round(
         wanted=wanted,
         assignments=chosen,
         skipped=skipped,
-        targets=_split(wanted, selected),
+        targets=split(wanted, chosen),
         stage=stage,
         training_round=training_round,
         offset=offset,
+        personal=int(personal_of(config, kind)),
     )
 
 
 def most_at_once(config: CampaignConfig, ready: int) -> int:
-    """How many of so many devices a training round is for, or may work at once."""
-    return config.cohort_size or math.ceil(config.cohort_share * ready)
+    """How many of so many devices a training round is for, or may work at once.
+
+    Masked rounds are for so many at least that they can hide in each other.
+    """
+    if config.cohort_size:
+        return config.cohort_size
+    return max(math.ceil(config.cohort_share * ready), config.least_at_once)
 
 
 def loads_of(
@@ -512,86 +499,3 @@ def loads_of(
         )
         for one in assignments
     ]
-
-
-def bounds_for_cohort(manifest: Manifest, plan: PlanEntry, weight: int) -> list[list[int]]:
-    """[values, bound] per segment: the largest values that a gateway is to accept.
-
-    That is what a device can send, or less, so that a cohort of so much `weight` (the training
-    samples that it announced, or its devices) stays inside the aggregation's exact range whatever
-    it sends: an int32 bias may move by 2^32 steps by its limit, which a few thousand samples
-    already take beyond it.
-    """
-    # The aggregation's own check takes a plan's largest value times its largest unit.
-    unit = int(manifest.steps_per_unit(plan).max(initial=0) * UNITS_PER_STEP)
-    exact = (EXACT_LIMIT - 1) // max(1, unit * weight * SAMPLES_MAY_GROW)
-    return [[count, min(bound, exact)] for count, bound in manifest.value_bounds(plan)]
-
-
-def start_request(
-    config: CampaignConfig,
-    campaign: str,
-    plan: RoundPlan,
-    gateway: str,
-    manifests: Mapping[str, Manifest],
-    blobs: Mapping[str, bytes],
-) -> dict[str, Any]:
-    """The `start` request for one gateway (docs/specification/gateway.md).
-
-    `blobs` has the versions that the round's devices begin with, by digest. The same plan always
-    gives the same request, so that repeating it is harmless.
-    """
-    mine = [one for one in plan.assignments if one.gateway == gateway]
-    weight = cohort_weight(config, plan)
-    sizes: dict[str, dict[str, Any]] = {}
-    devices: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for one in mine:
-        begins_with = one.weights or plan.weights
-        of = devices.setdefault((one.plan, begins_with), {})
-        of[one.device] = [one.lease, most_samples(one)]
-        if one.delay_seconds:
-            of[one.device].append(one.delay_seconds)
-        if one.plan in sizes:
-            continue
-        manifest = manifests[one.bundle]
-        entry = manifest.plan(one.plan)
-        sizes[one.plan] = {
-            "values": entry.delta_values,
-            "bounds": bounds_for_cohort(manifest, entry, weight),
-        }
-    return {
-        "campaign": campaign,
-        "round": plan.on_wire,
-        "action": plan.kind.action,
-        "seed": plan.seed,
-        "fold": {"name": "arrivals"} if is_open(config, plan.kind) else config.aggregation.fold(),
-        "blobs": [
-            {"sha256": digest, "data": blobs[digest]}
-            for digest in sorted({digest for _, digest in devices})
-        ],
-        "tasks": [
-            {"plan": name, "weights": digest, "devices": of}
-            for (name, digest), of in devices.items()
-        ],
-        "plans": sizes,
-        "target": plan.targets[gateway],
-        "personal": int(personal_of(config, plan.kind)),
-        **parameters_of(config, plan).model_dump(),
-    }
-
-
-def is_open(config: CampaignConfig, kind: RoundKind) -> bool:
-    """Whether deltas leave such a round while it runs."""
-    return config.asynchronous is not None and kind is RoundKind.TRAIN
-
-
-def cohort_weight(config: CampaignConfig, plan: RoundPlan) -> int:
-    """What the devices of all gateways weigh together, since their sums are added up."""
-    if config.weighting == "uniform":
-        return len(plan.assignments)
-    return sum(one.train_samples for one in plan.assignments)
-
-
-def most_samples(assignment: Assignment) -> int:
-    """How many training samples a device may claim to have trained on."""
-    return min(fields.SAMPLES.most, SAMPLES_MAY_GROW * assignment.train_samples)

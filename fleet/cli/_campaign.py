@@ -14,7 +14,7 @@ from fleet.campaign.planning import RoundKind, schedule
 from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, table
 from fleet.errors import NotKnownError, ServiceError
-from fleet.gateway.files import write_whole
+from fleet.files import write_whole
 from fleet.service.campaign_schema import CampaignPlan
 from fleet.service.client import Client
 from fleet.service.schema import CampaignDetail, CampaignView

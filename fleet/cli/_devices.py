@@ -10,7 +10,7 @@ from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, table
 from fleet.cli._progress import stage_bars
 from fleet.cli._service import ago
-from fleet.gateway.files import write_whole
+from fleet.files import write_whole
 from fleet.service.client import Client
 from fleet.service.schema import DeviceToAdd, DeviceView, Password
 

@@ -20,6 +20,7 @@ from fleet.campaign import (
     RoundPlan,
     Step,
     eligible,
+    hide,
     is_open,
     most_at_once,
     plan_round,
@@ -27,11 +28,13 @@ from fleet.campaign import (
 )
 from fleet.campaign.config import Stage
 from fleet.campaign.gates import Outcome, Verdict
+from fleet.campaign.sets import Unmasked
 from fleet.campaign.stages import together
 from fleet.clock import Clock, SystemClock
 from fleet.coordinator.blobs import Blobs
 from fleet.coordinator.closing import check_for_empty_rounds, close_round
 from fleet.coordinator.gate_keeper import GateKeeper, decision_about
+from fleet.coordinator.key_holders import KeyHolders
 from fleet.coordinator.listener import Listener
 from fleet.coordinator.membership import Membership
 from fleet.coordinator.open_training import OpenTraining
@@ -39,6 +42,7 @@ from fleet.coordinator.pace import Pace
 from fleet.coordinator.round_runner import Context, RoundRunner
 from fleet.coordinator.traces import CampaignTraces
 from fleet.coordinator.transport import Transport
+from fleet.coordinator.unmasking import Unmasking
 from fleet.errors import (
     AggregationError,
     CampaignError,
@@ -95,10 +99,12 @@ class CampaignDriver:
         clock: Clock | None = None,
         registry: Registry | None = None,
         traces: Traces | None = None,
+        protection: KeyHolders | None = None,
     ) -> None:
         """Nothing is claimed or sent before `run`; `driver` is the name to claim under.
 
         With a `registry` its devices are those that can be meant; without, whoever is at a gateway.
+        `protection` has what tasks are signed with, and who can unmask.
         """
         self._store = store
         self._stages = Stages(store)
@@ -121,6 +127,7 @@ class CampaignDriver:
             bundle: self._config.manifest(Manifest.parse(text, f"manifest of bundle {bundle[:16]}"))
             for bundle, text in store.manifests(campaign).items()
         }
+        self._holders = protection or KeyHolders()
         self._gates = GateKeeper(store, campaign, self._config, self._manifests, registry)
         self._membership = Membership(store, campaign, self._config, registry, self._clock)
         context = Context(
@@ -134,8 +141,10 @@ class CampaignDriver:
             self._clock,
             self._pace,
             self._traces,
+            self._holders.keys,
         )
         self._runner = RoundRunner(context)
+        self._unmasking = Unmasking(context, self._holders.unmaskers, self._stopped, self._idle)
         self._open_training = OpenTraining(
             context,
             self._runner,
@@ -463,7 +472,14 @@ class CampaignDriver:
         if outcome.cancelled:
             self._store_cancelled(plan)
             return False
-        self._close(plan, outcome, base)
+        unmasked = None
+        if plan.masks is not None:
+            unmasked = self._unmasking.run(plan, outcome)
+            if unmasked is None:
+                self._store_cancelled(plan)
+                return False
+            outcome = unmasked.outcome
+        self._close(plan, outcome, base, unmasked)
         return True
 
     def _begin(self, plan: RoundPlan) -> RoundPlan:
@@ -472,7 +488,13 @@ class CampaignDriver:
         )
         return RoundPlan.from_json(record.plan)
 
-    def _close(self, plan: RoundPlan, outcome: RoundOutcome, version: WeightsVersion) -> None:
+    def _close(
+        self,
+        plan: RoundPlan,
+        outcome: RoundOutcome,
+        version: WeightsVersion,
+        unmasked: Unmasked | None = None,
+    ) -> None:
         about: dict[str, int] = {}
         with self._traces.applying({plan.number}, about):
             result = close_round(
@@ -484,6 +506,7 @@ class CampaignDriver:
                 plan,
                 outcome,
                 version,
+                unmasked,
             )
             about["changed_values"] = result.get("changed_values", 0)
         self._traces.ended(plan, result)
@@ -540,7 +563,7 @@ class CampaignDriver:
         seen = {one.device: one.lease for one in devices if one.device in ready}
         leases = self._store.take_leases(self._campaign, self._driver, seen)
         mine = {name: of.number for name, of in leases.items() if of.campaign == self._campaign}
-        return plan_round(
+        plan = plan_round(
             self._config,
             step.number,
             step.kind,
@@ -554,6 +577,9 @@ class CampaignDriver:
             Gateways(self._store).sites(),
             room,
             self._store.round_offset(),
+        )
+        return hide(
+            self._config, plan, devices, self._manifests, self._holders.sealed_for(self._config)
         )
 
     # Devices
@@ -576,7 +602,7 @@ class CampaignDriver:
                 ready, skipped = eligible(
                     self._config, targets.values(), self._manifests, everybody, step.kind
                 )
-                enough = len(ready) >= self._config.min_devices
+                enough = len(ready) >= self._config.least_ready(step.kind is RoundKind.TRAIN)
                 if enough:
                     members = self._membership.of(step, targets, devices, self._blobs.has)
                     if members.names & ready.keys() - members.waiting.keys():

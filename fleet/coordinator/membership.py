@@ -16,6 +16,7 @@ from fleet.campaign import (
     deal_stages,
     filter_values,
 )
+from fleet.campaign.sets import SPOILS_SETS
 from fleet.campaign.stages import GATEWAY_LOST
 from fleet.clock import Clock
 from fleet.registry import Filter
@@ -100,6 +101,8 @@ class Membership:
         """Why a device that failed isn't asked; empty where it is."""
         if not member.failures:
             return ""
+        if member.reason in SPOILS_SETS:
+            return f"{member.reason}: no set that it is in can be unmasked"
         if member.failures >= self._config.retry_of(member.reason).attempts:
             return f"failed {member.failures} times in a row: {member.reason}"
         if self._is_early(member):
@@ -119,7 +122,8 @@ class Membership:
     def backs_off(self) -> bool:
         """Whether a device waits to be asked again."""
         return any(
-            one.failures < self._config.retry_of(one.reason).attempts and self._is_early(one)
+            one.reason not in SPOILS_SETS
+            and one.failures < self._config.retry_of(one.reason).attempts and self._is_early(one)
             for one in self._stages.members(self._campaign).values()
         )
 
@@ -128,8 +132,9 @@ class Membership:
         reasons = {
             str(one): str(why) for one, why in result["failed"].items() if why != GATEWAY_LOST
         }
+        spoilers = {str(one): why for one, why in reasons.items() if why in SPOILS_SETS}
         if result["accepted"] >= plan.wanted:
-            reasons = {}  # the others were only asked in case that these don't answer
+            reasons = spoilers  # the others were only asked in case that these don't answer
         known = self._stages.members(self._campaign)
         failed = {}
         for device, reason in reasons.items():
@@ -137,7 +142,7 @@ class Membership:
             until = self._clock.wall() + self._backoff_seconds(reason, times)
             failed[device] = (reason, until)
         asked = [one.device for one in plan.assignments]
-        reported = set(asked) - set(result["missing"])
+        reported = set(asked) - set(result["missing"]) - spoilers.keys()
         changed = after_round(known, asked, reported, failed)
         if changed:
             self._stages.save_members(self._campaign, changed)

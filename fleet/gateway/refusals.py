@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fleet.gateway.rounds import RoundSpec
-from fleet.protocol import Delta, ReceiptResult, delta_coding
+from fleet.protocol import Delta, ReceiptResult
 from fleet.protocol.fields import PREFIX_BYTES
 
 LATE, DUPLICATE = "late", "duplicate"
@@ -69,7 +69,7 @@ def problem_with(spec: RoundSpec, device: str, announced: int, delta: Delta) -> 
             "range", f"claims {delta.train_samples} training samples, it may have {most}"
         )
     # Limits what a device can make the store keep, before anything of it is kept.
-    if delta.coded_bytes > delta_coding.max_coded_bytes(spec.plans[task.plan].values):
+    if delta.coded_bytes > spec.form.max_coded_bytes(spec.plans[task.plan].values):
         return Refusal("coding", f"{delta.coded_bytes} bytes are more than the plan's values take")
     return _problem_with_chunk(delta, spec.parameters.uplink_chunk_bytes)
 

@@ -274,6 +274,7 @@ def _device(view: DeviceView) -> dict[str, Any]:
         "held_out_samples": announce.held_out_samples,
         "reset_cause": number_name(ResetCause, announce.reset_cause),
         "fault_code": announce.fault_code,
+        "keyring": announce.keyring,
         "online": view.online,
         "state": state_name(view.state),
         "stale": view.stale,
@@ -397,6 +398,7 @@ def _report(one: Report) -> dict[str, Any]:
         "coded_bytes": one.coded_bytes,
         "payload_bytes": one.payload_bytes,
         "seconds": one.seconds,
+        **({"nonce": one.nonce, "seals": one.seals} if one.nonce else {}),
     }
 
 

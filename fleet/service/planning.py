@@ -15,11 +15,11 @@ from fleet.campaign.planning import (
     RoundKind,
     deal_stages,
     eligible,
-    is_open,
     loads_of,
     most_at_once,
     schedule,
 )
+from fleet.campaign.start_requests import is_open
 from fleet.protocol.manifest import Manifest
 from fleet.registry import Device, Filter
 from fleet.service import schema

@@ -1,5 +1,6 @@
 """Where campaigns are remembered: one interface, and a database behind it."""
 
+from fleet.security.tokens import new_token
 from fleet.store.accounts import (
     ROLES,
     Audit,
@@ -8,7 +9,6 @@ from fleet.store.accounts import (
     Remembered,
     Token,
     Tokens,
-    new_token,
     without_secrets,
 )
 from fleet.store.base import (

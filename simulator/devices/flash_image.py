@@ -20,10 +20,8 @@ from codegen.firmware.bundle import FlashInfo, SamplesInfo
 from codegen.firmware.flash_layout import UNIT_HEADER_BYTES, record_alignment
 from codegen.firmware.flash_record import (
     IDENTITY_KIND,
-    RECORD_GRAIN,
-    RECORD_HEADER,
-    RECORD_MAGIC,
-    flash_record,
+    identity_records,
+    newest_records,
 )
 from codegen.firmware.model_digest import slot_word
 from simulator.errors import ImageError
@@ -68,6 +66,9 @@ def provision(
     identity: Identity,
     samples: NDArray[np.int8],
     labels: NDArray[np.integer],
+    keys: bytes | None = None,
+    authority: bytes | None = None,
+    keyring: bytes | None = None,
 ) -> list[tuple[int, bytes]]:
     """(address, bytes) of what a new device gets besides its firmware.
 
@@ -77,6 +78,9 @@ def provision(
         identity: of the device.
         samples: int8 [N, ...] in the model's input scale, HWC.
         labels: [N], 0 … 65535.
+        keys: as ``identity_region``'s; so are
+        authority: and
+        keyring: of the device.
 
     Raises: ImageError naming the device when samples and labels don't match or don't fit.
     """
@@ -84,12 +88,23 @@ def provision(
         log = sample_region(samples, labels, flash.samples, sample_digest)
     except ImageError as error:
         raise ImageError(f"device {identity.device}: {error}") from None
-    return [(flash.identity.address, identity_region(identity)), (flash.samples.address, log)]
+    region = identity_region(identity, keys, authority, keyring)
+    return [(flash.identity.address, region), (flash.samples.address, log)]
 
 
-def identity_region(identity: Identity) -> bytes:
-    """The record for the start of the identity region; the rest of it is erased flash."""
-    return flash_record(IDENTITY_KIND, cbor2.dumps([_PROTOCOL, *astuple(identity)]))
+def identity_region(
+    identity: Identity,
+    keys: bytes | None = None,
+    authority: bytes | None = None,
+    keyring: bytes | None = None,
+) -> bytes:
+    """The records for the start of the identity region; the rest of it is erased flash.
+
+    ``keys`` are the device's own (``fleet.protocol.keys.DeviceKeys.encode()``), ``authority`` is a
+    public key, ``keyring`` a signed one (``SignedKeyring.encode()``); None leaves the record out.
+    """
+    message = cbor2.dumps([_PROTOCOL, *astuple(identity)])
+    return identity_records(message, keys, authority, keyring)
 
 
 def read_identity(content: bytes) -> Identity:
@@ -97,22 +112,10 @@ def read_identity(content: bytes) -> Identity:
 
     Raises: ImageError when there is no identity.
     """
-    found: Identity | None = None
-    at = 0
-    while at + RECORD_GRAIN <= len(content):
-        magic, kind, size = RECORD_HEADER.unpack_from(content, at)
-        payload = content[at + RECORD_GRAIN : at + RECORD_GRAIN + size]
-        crc = zlib.crc32(payload, zlib.crc32(content[at : at + RECORD_HEADER.size]))
-        (wanted,) = struct.unpack_from("<I", content, at + RECORD_HEADER.size)
-        if magic != RECORD_MAGIC or crc != wanted:
-            at += RECORD_GRAIN
-            continue
-        if kind == IDENTITY_KIND:
-            found = Identity(*cbor2.loads(payload)[1:])
-        at += RECORD_GRAIN + size + -size % RECORD_GRAIN
-    if found is None:
+    payload = newest_records(content).get(IDENTITY_KIND)
+    if payload is None:
         raise ImageError("the region holds no identity; write one with identity_region")
-    return found
+    return Identity(*cbor2.loads(payload)[1:])
 
 
 def held_out_mask(count: int) -> NDArray[np.bool_]:

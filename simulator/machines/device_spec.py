@@ -45,3 +45,10 @@ class DeviceSpec:
     """Where it dials in; None: where its fleet does."""
     flash: tuple[tuple[int, bytes], ...] = ()
     """(address, bytes) that firmware which was on the board before has left there."""
+    keys: bytes | None = None
+    """Its own, as its identity region has them (docs/specification/masking.md); None: none, or
+    those that it makes itself."""
+    authority: bytes | None = None
+    """Public key of its fleet's authority; None: it takes unsigned tasks."""
+    keyring: bytes | None = None
+    """A signed one, which it begins with."""

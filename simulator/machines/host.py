@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.emit.monocypher import SOURCE, monocypher_source
 from codegen.emit.zcbor_codec import CODEC_DEFINES
 from codegen.firmware.boards import Board
 from codegen.firmware.bundle import MANIFEST, Bundle, load_bundle
@@ -168,11 +169,13 @@ def build_host_library(
     generated = [
         Source(path, warnings="cbor" not in path.name, flags=codec)
         for path in sorted(folder.glob("*.c"))
+        if path.name != SOURCE
     ]
     (toolchain or host_toolchain()).build_host(
         [
             *host_engine_sources(generated),
             *(Source(path, flags=codec) for path in host_sources()),
+            monocypher_source(folder),
         ],
         include_dirs=[folder, *include_directories()],
         output=output,

@@ -334,5 +334,8 @@ def flash_content(spec: DeviceSpec) -> FlashContent:
         ),
         spec.samples,
         spec.labels,
+        spec.keys,
+        spec.authority,
+        spec.keyring,
     )
     return [*spec.flash, *written]

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from codegen.emit.monocypher import write_monocypher
 from codegen.emit.zcbor_codec import generate_codec
 from codegen.firmware.bundle import SamplesInfo
 from codegen.host_toolchain import Source, host_toolchain
-from fleet.protocol import Announce, Delta, Receipt, ReceiptResult, Status, Task
+from fleet.protocol import Announce, Delta, Receipt, ReceiptResult, Status, Task, topics
 from simulator.devices.flash_image import Identity, identity_region
 
 TESTS = Path(__file__).parent
@@ -69,7 +70,7 @@ SAMPLES = SMALL.samples
 
 def client_sources() -> list[Path]:
     """Everything of the runtime but kernels, ports and main."""
-    folders = ("storage", "client", "link", "hash", "engine", "codec")
+    folders = ("storage", "privacy", "client", "link", "hash", "engine", "codec")
     found = [path for name in folders for path in sorted((RUNTIME / name).glob("*.c"))]
     return [path for path in found if path.name != "delta_decode.c"]
 
@@ -92,6 +93,7 @@ def build_library(
         [
             *(Source(source) for source in sources),
             *(Source(source, warnings=False) for source in generated),
+            write_monocypher(folder / "codec"),
         ],
         include_dirs=[RUNTIME / "include", folder / "codec"],
         output=folder / "libdevice.so",
@@ -173,7 +175,9 @@ class HostDevice:
         seed: int = 1,
         identity: Identity | None = IDENTITY,
         shape: Shape = SMALL,
+        region: bytes = b"",
     ) -> None:
+        """``region``: all of its identity region, where there is more than ``identity`` to it."""
         self._library = library
         sectors = shape.sectors
         self._memory = ctypes.create_string_buffer(library.tf_host_device_bytes() + 16)
@@ -184,7 +188,7 @@ class HostDevice:
         self.flash = (ctypes.c_uint8 * sum(sectors))()
         ctypes.memset(self.flash, 0xFF, sum(sectors))
         if identity is not None:
-            self.write_flash(shape.address(2), identity_region(identity))
+            self.write_flash(shape.address(2), region or identity_region(identity))
         self.write_flash(shape.samples.address, sample_region)
         self._pool = (ctypes.c_uint64 * (shape.pool_bytes // 8))()
 
@@ -504,6 +508,9 @@ class World:
 
     device: HostDevice
     broker: FakeBroker
+    fleet: str = "f"
+    name: str = "dev1"
+    gateway: str = "gw"
     now: int = 1_000_000
     link_is_up: bool = True
     connected: bool = False
@@ -563,7 +570,7 @@ class World:
 
     def hand_over(self, receipt: Receipt | bytes) -> None:
         payload = receipt if isinstance(receipt, bytes) else receipt.encode()
-        self.broker.send(Publication("fleet/f/to/dev1/receipt", payload))
+        self.broker.send(Publication(topics.receipt(self.fleet, self.name), payload))
 
     def run_until(self, done: Callable[[], bool], seconds: float = 30.0) -> None:
         """Steps until ``done``; idle time passes faster."""
@@ -593,8 +600,6 @@ class World:
 
     def give(self, task: Task | bytes, expiry_seconds: int | None = None) -> None:
         payload = task if isinstance(task, bytes) else task.encode()
-        self.broker.send(
-            Publication(
-                "fleet/f/to/dev1/task", payload, True, "fleet/f/gw/gw/dev1/delta", expiry_seconds
-            )
-        )
+        topic = topics.task(self.fleet, self.name)
+        response = topics.delta(self.fleet, self.gateway, self.name)
+        self.broker.send(Publication(topic, payload, True, response, expiry_seconds))

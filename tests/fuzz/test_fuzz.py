@@ -65,8 +65,9 @@ def test_crash_is_reported_with_the_input_that_causes_it(
     planted = tmp_path / "planted.c"
     planted.write_text(
         '#include "tinyfleet/messages.h"\n'
-        "tf_status tf_decode_task(const uint8_t *bytes, size_t length, tf_task *task)\n"
-        "{ task->round = bytes[length]; return TF_BAD_INPUT; }\n"
+        "tf_status tf_decode_task(const uint8_t *bytes, size_t length, tf_task *task,\n"
+        "                         tf_task_parts *parts)\n"
+        "{ task->round = bytes[length]; (void)parts; return TF_BAD_INPUT; }\n"
     )
     monkeypatch.setitem(run.SOURCES, "cbor_task", [planted])
     program = run.build("cbor_task", tmp_path / "build", compiler)

@@ -15,6 +15,8 @@
 #include "tinyfleet/engine.h"
 #include "tinyfleet/flash_layout.h"
 #include "tinyfleet/journal.h"
+#include "tinyfleet/keys.h"
+#include "tinyfleet/mask.h"
 #include "tinyfleet/messages.h"
 #include "tinyfleet/mqtt.h"
 #include "tinyfleet/personal_store.h"
@@ -145,7 +147,11 @@ typedef struct {
 /* The delta on its way to the gateway. */
 typedef struct {
     tf_delta_cursor cursor;
-    tf_delta_encoder encoder;
+    union {
+        tf_delta_encoder rice;
+        tf_mask_encoder masked;
+    } encoder;
+    bool is_masked;   /* which of the two */
     uint32_t encoded; /* bytes that the encoder has given */
     uint32_t values;
     uint32_t coded_bytes;
@@ -185,8 +191,10 @@ typedef struct {
     tf_weights_store weights;
     tf_sample_log log;
     tf_client_personal personal;
+    tf_keys keys;
     uint32_t pool_bytes; /* without what the application keeps */
-    uint32_t lease;      /* highest that was seen */
+    uint32_t lease;      /* highest that was seen; with an authority: in a signed task */
+    uint32_t round;      /* highest in a signed task of that lease */
     uint16_t train_samples;
     uint16_t held_out_samples;
 

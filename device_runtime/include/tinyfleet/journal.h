@@ -1,4 +1,4 @@
-/* Small things that a device must not forget: the lease, its last fault, counters.
+/* Small things that a device must not forget: counters that never go back, keys, its last fault.
  *
  * docs/specification/flash.md has the format. Records are appended to one of two units; when that
  * is full, the newest of each kind move to the other one. The power may go at any operation: the
@@ -11,8 +11,14 @@
 
 #include "tinyfleet/flash.h"
 
-#define TF_JOURNAL_LEASE 1u
+/* Kinds of records. The marked ones are numbers that never go back. */
+#define TF_JOURNAL_LEASE 1u /* number */
 #define TF_JOURNAL_FAULT 2u
+#define TF_JOURNAL_TASK 3u /* number: lease of a signed task, times 2^32, and its round */
+#define TF_JOURNAL_MASK 4u /* number */
+#define TF_JOURNAL_KEYRING 5u
+
+#define TF_JOURNAL_NUMBERS 3u
 
 #define TF_JOURNAL_MAX_BYTES 1024u /* of a record */
 
@@ -22,7 +28,7 @@ typedef struct {
     tf_flash_region units[2];
     uint32_t sequence; /* of the unit in use */
     uint32_t end;      /* offset in it of the next record */
-    uint32_t lease;
+    uint64_t highest[TF_JOURNAL_NUMBERS];
     int8_t active; /* unit in use, -1: none yet */
 } tf_journal;
 
@@ -42,11 +48,11 @@ tf_status tf_journal_read(const tf_journal *journal, uint8_t kind, const uint8_t
  * ones of all other kinds; TF_FLASH_FAILED: the flash failed, and the record before still counts. */
 tf_status tf_journal_write(tf_journal *journal, uint8_t kind, const void *payload, uint32_t bytes);
 
-/* The highest lease that was ever raised to; 0: none. */
-uint32_t tf_journal_lease(const tf_journal *journal);
+/* The highest value that a number of this kind was ever raised to; 0: none. */
+uint64_t tf_journal_highest(const tf_journal *journal, uint8_t kind);
 
-/* Notes `lease` where it is higher than the one before; never lowers it. Status as
- * tf_journal_write: the new lease counts only with TF_OK. */
-tf_status tf_journal_raise_lease(tf_journal *journal, uint32_t lease);
+/* Notes `value` where it is higher than the one before; never lowers it. Status as
+ * tf_journal_write: the new value counts only with TF_OK. TF_BAD_INPUT: it is no number's kind. */
+tf_status tf_journal_raise(tf_journal *journal, uint8_t kind, uint64_t value);
 
 #endif

@@ -5,7 +5,8 @@
  * where a field is outside its range (a name not 1 … 32 characters of [A-Za-z0-9_-], more than
  * 16,384 coded bytes); *length is set on TF_OK only. Decoders give
  * TF_BAD_INPUT on anything the CDDL or wire.md doesn't allow, bytes after the message included, and then
- * leave the struct in an unspecified state. They keep no pointer into the bytes.
+ * leave the struct in an unspecified state. They keep no pointer into the bytes, but for
+ * tf_task_parts.
  */
 #ifndef TINYFLEET_MESSAGES_H
 #define TINYFLEET_MESSAGES_H
@@ -98,6 +99,15 @@ typedef struct {
     uint8_t weighting; /* TF_WEIGHTING_…, or an unknown one */
 } tf_task;
 
+/* Where a task's message, which has to stay, says what isn't for the round itself. */
+typedef struct {
+    const uint8_t *keyring;
+    const uint8_t *signature;
+    uint16_t keyring_bytes; /* 0: none */
+    uint16_t signature_bytes;
+    size_t signed_bytes; /* from the message's start: up to its keyring */
+} tf_task_parts;
+
 /* All of a delta's message but the coded bytes, which follow its head. */
 typedef struct {
     uint8_t campaign[TF_CAMPAIGN_BYTES];
@@ -155,7 +165,7 @@ tf_status tf_encode_delta_head(const tf_delta *delta, uint8_t *bytes, size_t cap
                                size_t *length);
 tf_status tf_encode_status(const tf_device_status *status, uint8_t *bytes, size_t capacity,
                            size_t *length);
-tf_status tf_decode_task(const uint8_t *bytes, size_t length, tf_task *task);
+tf_status tf_decode_task(const uint8_t *bytes, size_t length, tf_task *task, tf_task_parts *parts);
 tf_status tf_decode_receipt(const uint8_t *bytes, size_t length, tf_receipt *receipt);
 tf_status tf_decode_identity(const uint8_t *bytes, size_t length, tf_identity *identity);
 

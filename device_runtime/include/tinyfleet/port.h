@@ -6,6 +6,8 @@
 #ifndef TINYFLEET_PORT_H
 #define TINYFLEET_PORT_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "tinyfleet/flash.h"
@@ -29,15 +31,19 @@ typedef struct {
     const tf_stream *stream;
     const tf_flash *flash;
 
-    /* 32 random bits, for jitter and packet identifiers only. */
+    /* 32 random bits, for jitter, packet identifiers, and nonces that differ anyway. */
     uint32_t (*entropy)(void *context);
+
+    /* Random bytes that nobody can guess, for keys; false: the source failed. NULL: the board has
+     * none, and the device gets its keys from whoever provisions it. */
+    bool (*secret)(void *context, uint8_t *bytes, size_t count);
 
     /* Charge left, 0 … 100, with TF_CHARGING while a charger or mains feed the board;
      * TF_BATTERY_UNKNOWN where what measures it doesn't answer. A board on mains says
      * 100 | TF_CHARGING. */
     uint8_t (*battery)(void *context);
 
-    void *context; /* handed to both functions */
+    void *context; /* handed to these functions */
 } tf_port;
 
 #endif

@@ -199,7 +199,13 @@ tf_status tf_host_device_start(tf_host_device *device, const tf_host_setup *setu
     device->stream = (tf_stream){stream_open,  stream_close,        stream_is_open, stream_read,
                                  stream_write, stream_milliseconds, device};
     device->flash = (tf_flash){device, erase_sector, program_word, map};
-    device->port = (tf_port){&device->stream, &device->flash, entropy, battery, device};
+    device->port = (tf_port){
+        .stream = &device->stream,
+        .flash = &device->flash,
+        .entropy = entropy,
+        .battery = battery,
+        .context = device,
+    };
     device->config = (tf_client_config){
         .model = &tf_the_model,
         .board = setup->board,

@@ -9,8 +9,10 @@
 #define CONVERTER_ON (1u << 0)
 #define START_CONVERSION (1u << 30)
 #define CONVERSION_DONE (1u << 1)
-#define SYSTICK_ON_AND_PENDING 3u /* from AHB / 8 */
-#define SYSTICK_LIMIT_MS 500u     /* 24 bits at 21 MHz hold no more than 798 */
+#define RNG_READY (1u << 0)
+#define RNG_FAULTS (3u << 1 | 3u << 5) /* of seed and clock, now and since */
+#define SYSTICK_ON_AND_PENDING 3u      /* from AHB / 8 */
+#define SYSTICK_LIMIT_MS 500u          /* 24 bits at 21 MHz hold no more than 798 */
 
 /* Channel 0 behind a divider that gives full scale at full charge. */
 static void start_converter(void) {
@@ -38,11 +40,39 @@ static uint32_t entropy(void *context) {
     (void)context;
     /* Jitter needs no certified source: after an error in the generator the clock must do. */
     for (uint32_t tries = 0; tries < 1000u; tries++) {
-        if ((RNG_SR & 1u) != 0u) {
+        if ((RNG_SR & RNG_READY) != 0u) {
             return RNG_DR;
         }
     }
     return TIM2_CNT * 2654435761u;
+}
+
+/* A number of the generator that it found no fault with, and that isn't the one before. */
+static bool draw(uint32_t *number) {
+    const uint32_t before = *number;
+    for (uint32_t tries = 0; tries < 1000u; tries++) {
+        const uint32_t status = RNG_SR;
+        if ((status & RNG_FAULTS) != 0u) {
+            return false;
+        }
+        if ((status & RNG_READY) != 0u) {
+            *number = RNG_DR;
+            return *number != before;
+        }
+    }
+    return false;
+}
+
+static bool secret(void *context, uint8_t *bytes, size_t count) {
+    (void)context;
+    uint32_t number = 0;
+    /* The reference manual wants the first one thrown away. */
+    bool is_sound = draw(&number);
+    for (size_t i = 0; i < count && is_sound; i++) {
+        is_sound = i % sizeof number != 0u || draw(&number);
+        bytes[i] = (uint8_t)(number >> (8u * (i % sizeof number)));
+    }
+    return is_sound;
 }
 
 static const tf_port port = {
@@ -53,6 +83,7 @@ static const tf_port port = {
     .flash = &tf_stm32_internal_flash,
 #endif
     .entropy = entropy,
+    .secret = secret,
     .battery = battery,
     .context = NULL,
 };

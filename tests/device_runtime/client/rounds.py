@@ -8,7 +8,8 @@ import hashlib
 from fleet.protocol import Delta, DeviceState, Reason, Status, topics
 from fleet.protocol.chunks import chunks_of
 
-from ..host_device import PLANS, SMALL, FakeBroker, HostDevice, Publication, Shape, World
+from ..host_device import IDENTITY, PLANS, SMALL, FakeBroker, HostDevice, Publication, Shape, World
+from ..keyed import Keys
 from ..tiny_round import Data, Weights, clustered_data, train
 
 FACTORY = SMALL.factory
@@ -18,11 +19,18 @@ DELTA_TOPIC = "fleet/f/gw/gw/dev1/delta"
 TASK_TOPIC = "fleet/f/to/dev1/task"
 
 
-def make_world(library: ctypes.CDLL, data: Data = DATA, shape: Shape = SMALL) -> World:
-    device = HostDevice(library, data.region(shape.samples), shape=shape)
+def make_world(
+    library: ctypes.CDLL, data: Data = DATA, shape: Shape = SMALL, region: bytes = b""
+) -> World:
+    device = HostDevice(library, data.region(shape.samples), shape=shape, region=region)
     made = World(device, FakeBroker())
     assert made.boot() == 0
     return made
+
+
+def keyed_world(library: ctypes.CDLL, keys: Keys, region: bytes = b"") -> World:
+    """With these keys, unless its identity ``region`` says otherwise."""
+    return make_world(library, region=region or keys.region(IDENTITY))
 
 
 def online(world: World) -> World:

@@ -160,13 +160,15 @@ static tf_status open_journal(tf_journal *journal) {
 
 uint32_t lease(void) {
     tf_journal journal;
-    return open_journal(&journal) == TF_OK ? tf_journal_lease(&journal) : 0xFFFFFFFFu;
+    return open_journal(&journal) == TF_OK
+               ? (uint32_t)tf_journal_highest(&journal, TF_JOURNAL_LEASE)
+               : 0xFFFFFFFFu;
 }
 
 uint32_t raise_lease(uint32_t to) {
     tf_journal journal;
     const tf_status status = open_journal(&journal);
-    return status != TF_OK ? status : tf_journal_raise_lease(&journal, to);
+    return status != TF_OK ? status : tf_journal_raise(&journal, TF_JOURNAL_LEASE, to);
 }
 
 /* A record of 1,024 bytes that are made of `version`. */

@@ -3,12 +3,13 @@
 import ctypes
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 import device_runtime
+from codegen.emit.monocypher import write_monocypher
 from codegen.emit.zcbor_codec import generate_codec
 from codegen.firmware.boards import Board as BoardDescription
 from codegen.firmware.boards import load_board
@@ -23,7 +24,9 @@ from codegen.firmware.flash_layout import (
 from codegen.firmware.toolchain import find_toolchain
 from codegen.host_toolchain import BuildResult, Source
 from fleet.protocol import Announce, Delta, Status
+from fleet.protocol.keys import DeviceKeys
 from simulator.devices.flash_image import identity_region
+from simulator.devices.peripherals import Rng
 from simulator.machines.protocol import StopReason
 from simulator.machines.unicorn import UnicornMachine
 
@@ -39,7 +42,8 @@ from ..host_device import (
     World,
     build_library,
 )
-from ..tiny_round import Data, Weights, clustered_data, task_for, train
+from ..keyed import Keys, coded_of
+from ..tiny_round import Data, Weights, clustered_data, task_for, train, values_of
 
 FACTORY = bytes(144)
 DATA = clustered_data()
@@ -58,6 +62,10 @@ BOARDS = {
     "stm32f407": load_board("stm32f407"),
     "stm32f746-external": with_little_flash_inside(),
 }
+KEYS = Keys()
+WITHOUT_KEYS = identity_region(
+    IDENTITY, authority=KEYS.authority.public, keyring=KEYS.signed_keyring
+)
 STACK_PAINT = b"\xa5" * 4
 
 
@@ -82,6 +90,7 @@ def firmware(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         [
             *(Source(source) for source in sources),
             *(Source(source, warnings=False) for source in generated),
+            write_monocypher(folder / "codec"),
         ],
         include_dirs=[*device_runtime.include_directories(), folder / "codec"],
         defines={"ZCBOR_CANONICAL": 1, **layout_defines(board, layout)},
@@ -98,6 +107,7 @@ class Board:
 
     firmware: Firmware
     data: Data
+    region: bytes = identity_region(IDENTITY)
     now: int = 0
     operations: int = 0
     machine: UnicornMachine = field(init=False)
@@ -115,7 +125,7 @@ class Board:
             self.firmware.path,
             clock=lambda: self.now,
             flash_content=[
-                (layout.identity.address, identity_region(IDENTITY)),
+                (layout.identity.address, self.region),
                 (samples.address, self.data.region(samples)),
             ],
         )
@@ -149,8 +159,8 @@ class Board:
         return self.machine.data_terminal_ready
 
 
-def world_on(firmware: Firmware) -> World:
-    world = World(Board(firmware, DATA), FakeBroker())  # type: ignore[arg-type]
+def world_on(firmware: Firmware, region: bytes = identity_region(IDENTITY)) -> World:
+    world = World(Board(firmware, DATA, region), FakeBroker())  # type: ignore[arg-type]
     world.boot()
     return world
 
@@ -202,13 +212,88 @@ def test_a_round_on_the_board_gives_the_same_delta_as_on_the_host(
     assert host_deltas[0].coded
 
 
-def test_the_stack_stays_far_from_its_end(world: World, firmware: Firmware) -> None:
-    deltas_of_a_round(world)
+def untouched_stack(world: World, firmware: Firmware) -> int:
+    """Bytes of it that were never used."""
     stack = bytes(machine_of(world).sram[: firmware.board.stack_bytes])
     untouched = 0
     while stack[untouched : untouched + 4] == STACK_PAINT:
         untouched += 4
-    assert len(stack) // 2 < untouched < len(stack)
+    return untouched
+
+
+def test_the_stack_stays_far_from_its_end(world: World, firmware: Firmware) -> None:
+    deltas_of_a_round(world)
+    assert firmware.board.stack_bytes // 2 < untouched_stack(world, firmware)
+
+
+# --- Keys -----------------------------------------------------------------------------------------
+
+
+def keys_of(world: World, firmware: Firmware) -> DeviceKeys:
+    """Those that the board has made itself."""
+    start = firmware.layout.identity.address + len(WITHOUT_KEYS)
+    record = machine_of(world).read_memory(start, 104)
+    assert record[:4] == b"\x4a\x02\x60\x00"
+    return DeviceKeys.decode(record[8:])
+
+
+def masked_round(world: World, keys: Keys, number: int) -> None:
+    """What the board sends is what its keys, the nonce and the values say, bit for bit."""
+    world.forget_published()
+    task = task_for(PLANS[0], BLOB, epochs=3, round=number)
+    world.give(keys.sign(task))
+    world.run_until(lambda: bool(world.of(Delta)), seconds=120)
+    values = values_of(world.of(Delta), 68).tolist()
+    world.run_for(3)  # until its receipt
+    world.forget_published()
+    task = keys.masked(
+        replace(task, round=number + 1), clip=150, norm_share=30, noise_variance=70, mask_bits=24
+    )
+    world.give(task)
+    world.run_until(lambda: bool(world.of(Delta)), seconds=120)
+    coded = coded_of(world.of(Delta))
+    assert coded == keys.mask(task, coded[:12], values)
+
+
+def test_a_board_makes_its_keys_once_and_masks_with_them_on_a_stack_that_has_room(
+    firmware: Firmware,
+) -> None:
+    world = world_on(firmware, WITHOUT_KEYS)
+    world.run_until(lambda: bool(world.of(Status)))
+    publish_blob(world, BLOB)
+    made = keys_of(world, firmware)
+    assert made.enrol("f", "dev1").is_right
+    keys = replace(KEYS, device=made)
+    masked_round(world, keys, 1)
+    newer = replace(keys, generation=2, unmaskers=(bytes([9]) * 32, *keys.unmaskers))
+    world.give(newer.sign(task_for(PLANS[0], BLOB, action=0, round=3), with_keyring=True))
+    world.run_until(lambda: world.of(Announce)[-1:] and world.of(Announce)[-1].keyring == 2)
+    world.boot()
+    masked_round(world, newer, 4)
+    assert keys_of(world, firmware) == made
+    assert firmware.board.stack_bytes // 4 < untouched_stack(world, firmware)
+    machine_of(world).close()
+
+
+@pytest.mark.parametrize(
+    "registers",
+    [{Rng.DR: 7, 0x04: 1}, {Rng.DR: 7, 0x04: 1 | 1 << 6}, {0x04: 1 | 1 << 1}, {0x04: 0}],
+    ids=["stuck", "seed fault since", "clock fault", "never ready"],
+)
+def test_a_generator_that_fails_makes_no_keys(
+    firmware: Firmware, registers: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = Rng.read
+    monkeypatch.setattr(
+        Rng,
+        "read",
+        lambda rng, at: registers[at] if at in registers else sound(rng, at),
+    )
+    world = world_on(firmware, WITHOUT_KEYS)
+    world.run_until(lambda: bool(world.of(Status)))
+    start = firmware.layout.identity.address + len(WITHOUT_KEYS)
+    assert machine_of(world).read_memory(start, 104) == b"\xff" * 104
+    machine_of(world).close()
 
 
 def test_a_reset_while_training_does_the_round_again(world: World, library: ctypes.CDLL) -> None:

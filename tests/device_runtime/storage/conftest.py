@@ -78,7 +78,7 @@ class Journal(ctypes.Structure):
         ("units", Region * 2),
         ("sequence", ctypes.c_uint32),
         ("end", ctypes.c_uint32),
-        ("lease", ctypes.c_uint32),
+        ("highest", ctypes.c_uint64 * 3),
         ("active", ctypes.c_int8),
     ]
 
@@ -131,7 +131,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
     for name in ("current", "current_sha256", "candidate", "candidate_sha256", "staged"):
         getattr(loaded, f"tf_weights_{name}").restype = ctypes.c_void_p
-    loaded.tf_journal_lease.restype = ctypes.c_uint32
+    loaded.tf_journal_highest.restype = ctypes.c_uint64
     loaded.tf_weights_payload_offset.restype = ctypes.c_uint32
     loaded.tf_sample_log_count.restype = ctypes.c_uint32
     loaded.tf_weights_has_chunk.restype = ctypes.c_bool

@@ -58,11 +58,19 @@ class Device:
         return ctypes.string_at(place, size.value)
 
     def raise_lease(self, lease: int) -> int:
-        return self.library.tf_journal_raise_lease(ctypes.byref(self.journal), lease)
+        return self.raise_number(LEASE, lease)
+
+    def raise_number(self, kind: int, value: int) -> int:
+        return self.library.tf_journal_raise(
+            ctypes.byref(self.journal), kind, ctypes.c_uint64(value)
+        )
+
+    def highest(self, kind: int) -> int:
+        return self.library.tf_journal_highest(ctypes.byref(self.journal), kind)
 
     @property
     def lease(self) -> int:
-        return self.library.tf_journal_lease(ctypes.byref(self.journal))
+        return self.highest(LEASE)
 
     @property
     def content(self) -> bytes:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fleet.campaign import CampaignConfig, RoundKind, plan_round, schedule, start_request
-from fleet.campaign.planning import parameters_of, personal_of
+from fleet.campaign.planning import personal_of
+from fleet.campaign.start_requests import round_parameters
 from fleet.coordinator.creation import new_campaign
 from fleet.errors import CampaignError
 from fleet.protocol.manifest import Manifest
@@ -107,7 +108,7 @@ def test_tuning_has_a_rate_and_epochs_of_its_own() -> None:
             {"d1": 1},
             training_round=step.training_round,
         )
-        asked = parameters_of(of, plan)
+        asked = round_parameters(of, plan)
         request = start_request(
             of, "c" * 16, plan, "g1", {MANIFEST.bundle_id: of.manifest(MANIFEST)}, {WEIGHTS: b"w"}
         )

@@ -7,10 +7,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     tf_task task;
-    /* array 1, version 1, campaign 9, digests 34 each, chunk sizes 1 and 2, 13 numbers, signature */
-    if (tf_decode_task(data, size, &task) == TF_OK &&
-        (size < 94 || task.chunk_bytes % 4u != 0u || task.chunk_bytes > TF_WEIGHTS_CHUNK_LIMIT ||
-         task.uplink_chunk_bytes > TF_UPLINK_CHUNK_LIMIT)) {
+    tf_task_parts parts;
+    if (tf_decode_task(data, size, &task, &parts) != TF_OK) {
+        return 0;
+    }
+    /* head 2, version 1, campaign 9, digests 34 each, unmaskers 9, chunk sizes 1 and 2, 20 numbers,
+     * keyring and signature */
+    if (size < 114 || task.chunk_bytes % 4u != 0u || task.chunk_bytes > TF_WEIGHTS_CHUNK_LIMIT ||
+        task.uplink_chunk_bytes > TF_UPLINK_CHUNK_LIMIT) {
         abort();
     }
     return 0;

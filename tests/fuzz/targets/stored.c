@@ -59,11 +59,11 @@ static void use_journal(void) {
             must(payload >= content && payload + bytes <= content + 3u * SECTOR);
         }
     }
-    const uint32_t lease = tf_journal_lease(&journal);
-    const tf_status status = tf_journal_raise_lease(&journal, 0xFFFFFFFFu);
+    const uint64_t lease = tf_journal_highest(&journal, TF_JOURNAL_LEASE);
+    const tf_status status = tf_journal_raise(&journal, TF_JOURNAL_LEASE, 0xFFFFFFFFu);
     must(status == TF_OK || status == TF_NO_MEMORY); /* records of many kinds fill both units */
     must(tf_journal_open(&journal, &flash, &place) == TF_OK);
-    must(tf_journal_lease(&journal) == (status == TF_OK ? 0xFFFFFFFFu : lease));
+    must(tf_journal_highest(&journal, TF_JOURNAL_LEASE) == (status == TF_OK ? 0xFFFFFFFFu : lease));
 }
 
 static void use_log(uint16_t units, uint8_t keep) {

@@ -114,6 +114,19 @@ def test_a_device_gets_identity_and_samples_in_regions_of_their_own() -> None:
         provision(flash, DIGEST, IDENTITY, samples_of(3, 9), np.arange(2))
 
 
+def test_keys_authority_and_keyring_are_records_behind_the_identity() -> None:
+    plain = identity_region(IDENTITY)
+    region = identity_region(IDENTITY, keys=b"k" * 96, keyring=b"r" * 101)
+    assert region.startswith(plain)
+    assert read_identity(region) == IDENTITY
+    at = len(plain)
+    assert region[at + 1] == 2
+    assert region[at + 8 : at + 104] == b"k" * 96
+    assert region[at + 105] == 4
+    assert region[at + 112 : at + 213] == b"r" * 101
+    assert identity_region(IDENTITY, authority=b"a" * 32)[at + 1] == 3
+
+
 def test_a_label_for_each_sample_is_asked_for() -> None:
     with pytest.raises(ImageError, match="one label for each"):
         sample_region(np.zeros((3, 64), np.int8), np.zeros(2, np.int64), SINGLE, DIGEST)

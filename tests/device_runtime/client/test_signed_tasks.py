@@ -1,0 +1,212 @@
+"""A device with an authority does what its task key has signed for it, and nothing else."""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from fleet.protocol import Announce, Delta, DeviceState, Reason, Status, Task
+from fleet.protocol.keys import SigningKey
+from simulator.devices.flash_image import identity_region
+
+from ..host_device import IDENTITY, World
+from ..keyed import AUTHORITY, DEVICE_KEYS, Keys
+from ..tiny_round import task_for
+from .rounds import ALL, BIASES, FACTORY, finish_round, keyed_world, online
+
+KEYS = Keys()
+NEXT = replace(KEYS, generation=2, task=SigningKey.generate())
+TASK = task_for(ALL, FACTORY)
+LONG = KEYS.sign(task_for(ALL, FACTORY, epochs=200, lease=3, round=5))
+
+
+@pytest.fixture
+def world(library: ctypes.CDLL) -> World:
+    return online(keyed_world(library, KEYS))
+
+
+def refusal_beside_work(world: World, message: bytes | Task) -> Reason:
+    """What the device says of a message that comes while it trains, which goes on."""
+    world.give(LONG)
+    world.run_until(lambda: world.device.state == DeviceState.TRAINING)
+    world.forget_published()
+    world.give(message)
+    world.run_until(lambda: DeviceState.DECLINED in [state for state, _ in world.states()])
+    assert world.device.state == DeviceState.TRAINING
+    reason = Reason(world.states()[0][1])
+    (delta,) = finish_round(world)
+    assert (delta.round, delta.lease, delta.train_steps) == (5, 3, 200 * delta.train_samples)
+    return reason
+
+
+def announced(world: World) -> Announce:
+    """What the device says of itself over a new connection."""
+    world.forget_published()
+    world.link_is_up = False
+    world.run_for(1)
+    world.link_is_up = True
+    return online(world).of(Announce)[0]
+
+
+def test_a_signed_task_is_done_and_one_that_is_not_says_why(world: World) -> None:
+    world.give(TASK)
+    world.run_until(lambda: world.states()[-1][0] == DeviceState.DECLINED)
+    assert world.states()[-1] == (DeviceState.DECLINED, Reason.NOT_SIGNED)
+    assert not world.of(Delta)
+    world.give(KEYS.sign(TASK))
+    finish_round(world)
+
+
+FORGED: dict[str, Callable[[Task], Task | bytes]] = {
+    "unsigned": lambda task: replace(task, signature=b""),
+    "by another key": lambda task: NEXT.sign(task),
+    "by the authority": lambda task: replace(KEYS, task=AUTHORITY).sign(task),
+    "for another device": lambda task: replace(KEYS, name="dev2").sign(task),
+    "for another fleet": lambda task: replace(KEYS, fleet="g").sign(task),
+    "another plan": lambda task: replace(task, plan=BIASES),
+    "another lease": lambda task: replace(task, lease=9),
+    "a longer deadline": lambda task: replace(task, deadline_seconds=9999),
+    "unmasked": lambda task: replace(KEYS.masked(task), coding=0),
+    "less clip": lambda task: replace(KEYS.masked(task, clip=9), clip=0),
+    "a forged keyring with its own task key": lambda task: replace(
+        NEXT.sign(task), keyring=replace(NEXT, authority=NEXT.task).signed_keyring
+    ),
+}
+
+
+@pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED)
+def test_a_forged_task_disturbs_nothing(
+    world: World, forge: Callable[[Task], Task | bytes]
+) -> None:
+    task = KEYS.sign(task_for(ALL, FACTORY, lease=4, round=6))
+    assert refusal_beside_work(world, forge(task)) == Reason.NOT_SIGNED
+    assert announced(world).lease == 3, "an unsigned task raises no lease"
+
+
+@pytest.mark.parametrize(("lease", "round"), [(3, 4), (2, 5), (2, 900), (0, 2**32 - 1)])
+def test_a_replayed_older_task_disturbs_nothing(world: World, lease: int, round: int) -> None:
+    older = KEYS.sign(task_for(BIASES, FACTORY, lease=lease, round=round))
+    assert refusal_beside_work(world, older) == Reason.OLDER_LEASE
+
+
+@pytest.mark.parametrize("payload", [b"\x82\x03\x01", b"\xff" * 300, TASK.encode() + b"\0"])
+def test_a_malformed_task_disturbs_nothing(world: World, payload: bytes) -> None:
+    assert refusal_beside_work(world, payload) == Reason.MALFORMED_TASK
+
+
+def test_every_cut_of_a_signed_task_disturbs_nothing(world: World) -> None:
+    whole = KEYS.sign(task_for(BIASES, FACTORY, lease=4, round=6)).encode()
+    world.give(KEYS.sign(replace(LONG, epochs=255)))
+    world.run_until(lambda: world.device.state == DeviceState.TRAINING)
+    for length in range(1, len(whole)):
+        world.give(whole[:length])
+        world.run_for(0.002)
+        assert world.device.state == DeviceState.TRAINING
+    assert finish_round(world)[-1].round == 5
+
+
+def test_the_highest_task_outlives_a_reset(world: World) -> None:
+    world.give(KEYS.sign(task_for(ALL, FACTORY, lease=3, round=5)))
+    finish_round(world)
+    world.broker.retained.clear()
+    world.boot()
+    assert announced(world).lease == 3
+    world.forget_published()
+    world.give(KEYS.sign(task_for(BIASES, FACTORY, lease=3, round=4)))
+    world.run_until(lambda: (DeviceState.DECLINED, Reason.OLDER_LEASE) in world.states())
+    world.give(KEYS.sign(task_for(BIASES, FACTORY, lease=3, round=6)))
+    (delta,) = finish_round(world)
+    assert delta.round == 6
+
+
+def test_the_same_task_is_done_again_after_a_reset_only(world: World) -> None:
+    task = KEYS.sign(task_for(ALL, FACTORY, lease=3, round=5))
+    world.give(task)
+    first = finish_round(world)
+    world.give(task)
+    world.run_for(5)
+    assert world.of(Delta) == first
+    world.forget_published()
+    world.boot()
+    assert finish_round(world) == first
+
+
+def test_the_task_is_kept_before_the_work_begins(world: World) -> None:
+    world.give(LONG)
+    world.run_until(lambda: world.device.state == DeviceState.SCORING)
+    world.broker.retained.clear()
+    world.boot()
+    assert announced(world).lease == 3
+    world.give(KEYS.sign(task_for(ALL, FACTORY, lease=3, round=4)))
+    world.run_until(lambda: (DeviceState.DECLINED, Reason.OLDER_LEASE) in world.states())
+
+
+def test_a_device_that_cannot_keep_the_task_does_not_begin(world: World) -> None:
+    journal = world.device.setup.regions.journal
+    journal.first_sector = 1000  # where there is no flash
+    world.boot()
+    world.device.write_flash(journal.address, b"\0" * journal.bytes)
+    online(world)
+    world.forget_published()
+    world.give(KEYS.sign(TASK))
+    world.run_until(lambda: (DeviceState.DECLINED, Reason.FLASH_FAILURE) in world.states())
+    assert not world.of(Delta)
+
+
+def test_a_newer_keyring_comes_with_a_task_and_is_announced(world: World) -> None:
+    assert world.of(Announce)[0].keyring == 1
+    world.give(NEXT.sign(TASK, with_keyring=True))
+    finish_round(world)
+    assert world.of(Announce)[-1].keyring == 2
+    world.broker.retained.clear()
+    world.boot()
+    assert announced(world).keyring == 2
+    world.give(KEYS.sign(task_for(ALL, FACTORY, round=2), with_keyring=True))
+    world.run_until(lambda: world.states()[-1] == (DeviceState.DECLINED, Reason.NOT_SIGNED))
+
+
+def test_a_newer_keyring_counts_though_the_task_does_not(world: World) -> None:
+    """The old task key is revoked as soon as the device has heard of it."""
+    world.give(replace(KEYS.sign(TASK), keyring=NEXT.signed_keyring))
+    world.run_until(lambda: world.states()[-1] == (DeviceState.DECLINED, Reason.NOT_SIGNED))
+    world.run_until(lambda: world.of(Announce)[-1].keyring == 2)
+    world.boot()
+    assert announced(world).keyring == 2
+
+
+def test_an_empty_task_ends_the_round_unsigned(world: World) -> None:
+    world.give(LONG)
+    world.run_until(lambda: world.device.state == DeviceState.TRAINING)
+    world.give(b"")
+    world.run_until(lambda: world.device.state == DeviceState.IDLE)
+    assert not world.of(Delta)
+
+
+def test_a_device_without_authority_takes_tasks_of_any_signature(library: ctypes.CDLL) -> None:
+    region = identity_region(IDENTITY, DEVICE_KEYS.encode(), None, KEYS.signed_keyring)
+    world = online(keyed_world(library, KEYS, region))
+    assert world.of(Announce)[0].keyring == 0
+    world.give(replace(TASK, signature=b"?" * 64, keyring=NEXT.signed_keyring))
+    finish_round(world)
+    assert world.of(Announce)[-1].keyring == 0
+
+
+def test_the_longest_task_that_there_is_comes_through(library: ctypes.CDLL) -> None:
+    keys = replace(KEYS, fleet="f" * 32, name="d" * 32, unmaskers=(b"1" * 32, b"2" * 32, b"3" * 32))
+    identity = replace(IDENTITY, fleet=keys.fleet, device=keys.name)
+    world = keyed_world(library, keys, keys.region(identity))
+    world.fleet, world.name, world.gateway = keys.fleet, keys.name, "g" * 32
+    online(world)
+    newer = replace(keys, generation=2**32 - 1)
+    largest = dict.fromkeys(("lease", "round", "seed", "clip", "learning_rate_q20"), 2**32 - 1)
+    task = newer.sign(
+        newer.masked(replace(TASK, **largest), norm_share=1000, noise_variance=1 << 24),
+        with_keyring=True,
+    )
+    world.give(task)
+    world.run_until(lambda: world.of(Announce)[-1].keyring == 2**32 - 1)
+    deltas = finish_round(world)
+    assert deltas[-1].round == 2**32 - 1
+    assert {status.round for status in world.of(Status)} <= {0, 2**32 - 1}
+    assert len(task.encode()) > 400
