@@ -21,6 +21,7 @@ from fleet.aggregation.rules import FedAvg, Rule, SetMedian
 from fleet.campaign.gates import Gate
 from fleet.campaign.masking import Masking
 from fleet.campaign.personalize import Personalize
+from fleet.campaign.privacy import Privacy
 from fleet.errors import CampaignError, RegistryError
 from fleet.protocol import fields
 from fleet.protocol.manifest import Manifest, PlanEntry
@@ -241,6 +242,9 @@ class CampaignConfig(RoundParameters):
     """Fold deltas when they come, instead of waiting for a round's end: `{"buffer": NUMBER, …}`.
     `rounds` are versions then, and a cohort is how many devices work at once."""
 
+    privacy: Privacy | None = None
+    """Differential privacy of its devices: `{"clip": …, "noise_multiplier": …, "delta": …}`."""
+
     gateway_grace_seconds: Annotated[float, Field(ge=0.0)] = 90.0
     """How long after the deadline a gateway that doesn't answer is waited for: it may hold
     accepted deltas. A SuperNode that was killed is let in again after about 67 s."""
@@ -368,6 +372,21 @@ class CampaignConfig(RoundParameters):
     def allows(self, plan: PlanEntry) -> bool:
         """Whether devices may train this update plan."""
         return not self.plans or plan.id in self.plans or plan.name in self.plans
+
+    @model_validator(mode="after")
+    def _privacy_has_what_it_takes(self) -> Self:
+        if self.privacy is None:
+            return self
+        if self.kind in ("evaluate", "rollout"):
+            raise ValueError(
+                f"privacy: {self.kind} doesn't train, and scores aren't covered by it; leave it out"
+            )
+        if self.masking is None:
+            raise ValueError(
+                f"privacy: {self.coding} deltas are neither clipped nor do they get noise; "
+                "say coding masked"
+            )
+        return self
 
     def parameters(self, number: int) -> RoundParameters:
         """What training round `number` of a stage, 1 … `rounds`, asks of its devices."""

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from fleet.campaign.answers import DeviceEntry
 from fleet.campaign.config import CampaignConfig
 from fleet.campaign.draws import draw
-from fleet.campaign.masking import MaskedRound
+from fleet.campaign.masking import MaskedRound, Protection
 from fleet.campaign.pacing import Load, delays, site_name, task_bytes
+from fleet.campaign.privacy import RoundPrivacy
 from fleet.errors import CampaignError, LeasedError
 from fleet.protocol.fields import Name
 from fleet.protocol.manifest import Manifest, PlanEntry
@@ -108,6 +109,7 @@ class RoundPlan:
     offset: int = 0
     personal: int = 0
     masks: MaskedRound | None = None
+    privacy: RoundPrivacy | None = None
 
     @property
     def on_wire(self) -> int:
@@ -118,6 +120,11 @@ class RoundPlan:
         """As plain dictionaries and lists."""
         return asdict(self)
 
+    @property
+    def protection(self) -> Protection:
+        """What its devices do beside masking."""
+        return self.privacy.protection if self.privacy else Protection()
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RoundPlan:
         """The inverse of `to_json`."""
@@ -126,6 +133,8 @@ class RoundPlan:
         fields["assignments"] = tuple(Assignment(**one) for one in fields["assignments"])
         if fields.get("masks") is not None:
             fields["masks"] = MaskedRound.from_json(fields["masks"])
+        if fields.get("privacy"):
+            fields["privacy"] = RoundPrivacy(**fields["privacy"])
         return cls(**fields)
 
     def gateways(self) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ from fleet.coordinator.listener import Listener
 from fleet.coordinator.membership import Membership
 from fleet.coordinator.open_training import OpenTraining
 from fleet.coordinator.pace import Pace
+from fleet.coordinator.private_rounds import PrivateRounds
 from fleet.coordinator.round_runner import Context, RoundRunner
 from fleet.coordinator.traces import CampaignTraces
 from fleet.coordinator.transport import Transport
@@ -129,7 +130,8 @@ class CampaignDriver:
         }
         self._holders = protection or KeyHolders()
         self._gates = GateKeeper(store, campaign, self._config, self._manifests, registry)
-        self._membership = Membership(store, campaign, self._config, registry, self._clock)
+        private = self._private = PrivateRounds(store, campaign, self._config, self._manifests)
+        self._membership = Membership(store, campaign, self._config, registry, self._clock, private)
         context = Context(
             store,
             campaign,
@@ -507,6 +509,7 @@ class CampaignDriver:
                 outcome,
                 version,
                 unmasked,
+                self._holders.entropy,
             )
             about["changed_values"] = result.get("changed_values", 0)
         self._traces.ended(plan, result)
@@ -565,22 +568,20 @@ class CampaignDriver:
         mine = {name: of.number for name, of in leases.items() if of.campaign == self._campaign}
         plan = plan_round(
             self._config,
-            step.number,
-            step.kind,
+            *(step.number, step.kind),
             devices,
             self._manifests,
             weights,
             mine,
             members,
-            step.stage,
-            step.training_round,
+            *(step.stage, step.training_round),
             Gateways(self._store).sites(),
             room,
             self._store.round_offset(),
         )
-        return hide(
-            self._config, plan, devices, self._manifests, self._holders.sealed_for(self._config)
-        )
+        plan = self._private.laid_on(plan)
+        keys = self._holders.sealed_for(self._config)
+        return hide(self._config, plan, devices, self._manifests, keys, plan.protection)
 
     # Devices
 

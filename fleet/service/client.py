@@ -32,6 +32,7 @@ from fleet.service.campaign_schema import (
     CampaignText,
     RoundFigures,
 )
+from fleet.service.privacy_schema import PrivacyPage, PrivacyPlan
 
 Form = TypeVar("Form", bound=BaseModel)
 TIMEOUT_SECONDS = 30.0
@@ -280,6 +281,18 @@ class Client:
         """What it would do."""
         body = schema.CampaignToStart(campaign=config)
         return self._send(CampaignPlan, "POST", "/v1/campaigns-plan", body)
+
+    def plan_privacy(self, config: CampaignConfig) -> PrivacyPlan:
+        """What it would cost its devices of their privacy."""
+        body = schema.CampaignToStart(campaign=config)
+        return self._send(PrivacyPlan, "POST", "/v1/campaigns-privacy", body)
+
+    def privacy(
+        self, device: str = "", campaign: str = "", after: str = "", limit: int = 100
+    ) -> PrivacyPage:
+        """A page of what was spent of devices' privacy."""
+        wanted = {"device": device, "campaign": campaign, "after": after, "limit": limit}
+        return self._get(PrivacyPage, "/v1/privacy", **wanted)
 
     def start_campaign(self, config: CampaignConfig, key: str = "") -> schema.CampaignView:
         """Begin it; once, whoever asks again with the same `key`."""

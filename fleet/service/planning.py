@@ -54,14 +54,7 @@ def plan_campaign(
         bundle: config.manifest(Manifest.parse(text))
         for bundle, text in models.manifests(version.model).items()
     }
-    now = registry.now()
-    devices = [
-        info
-        for one in registry.export(Filter.parse(config.target))
-        if not one.retired and (info := _info(one, now)) is not None
-    ]
-    members = Members(frozenset(one.device for one in devices))
-    ready, skipped = eligible(config, devices, manifests, members, _MAIN[config.kind])
+    devices, ready, skipped = could_take_part(config, manifests, registry)
     dealt = deal_stages(config, {one.device: f"{one.gateway}/{one.board}" for one in devices}, {})
     held_out = {one.device: one.held_out_samples for one in devices}
     stages = []
@@ -127,6 +120,20 @@ def plan_campaign(
         costs=measured.costs(ready.values(), Counter(one.kind.action for one in steps)),
         flash_slot_writes_per_device=asked + (config.kind == "rollout"),
     )
+
+
+def could_take_part(
+    config: CampaignConfig, manifests: Mapping[str, Manifest], registry: Registry
+) -> tuple[list[DeviceInfo], dict[str, Assignment], dict[str, str]]:
+    """Devices that the campaign is for, those that could take part now, why the others can't."""
+    now = registry.now()
+    devices = [
+        info
+        for one in registry.export(Filter.parse(config.target))
+        if not one.retired and (info := _info(one, now)) is not None
+    ]
+    members = Members(frozenset(one.device for one in devices))
+    return devices, *eligible(config, devices, manifests, members, _MAIN[config.kind])
 
 
 def _tasks(config: CampaignConfig, cohort: int, rounds: int) -> int:

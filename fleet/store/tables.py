@@ -148,6 +148,19 @@ rounds = Table(
     ),
 )
 
+# What rounds have spent of their devices' privacy. Nothing is ever taken out of it.
+ledger = Table(
+    "ledger",
+    metadata,
+    _campaign(),
+    Column("round", Integer, primary_key=True),
+    Column("device", Text, primary_key=True),
+    # In zero-concentrated differential privacy, where costs add up.
+    Column("rho", Float, nullable=False),
+    Column("at", Float, nullable=False),
+    Index("ledger_by_device", "device", "campaign"),
+)
+
 figures = Table(
     "figures",
     metadata,

@@ -54,6 +54,11 @@ class Campaign(Strategy):
         return {"score_first": False, "last_round": "none", **given}
 
     @property
+    def needs_keys(self) -> bool:
+        """See `Strategy`."""
+        return bool(self._fields.get("coding") == "masked")
+
+    @property
     def has_common_plan(self) -> bool:
         """Whether all devices train the same."""
         return bool(self._fields.get("plans") == "common")
@@ -81,7 +86,7 @@ class Campaign(Strategy):
         common = (setting.common_plan(),) if self.has_common_plan else ()
         config = self.campaign(seed, common)
         population, store_folder = setting.population, setting.folder
-        with VirtualFleet(population, setting.pool, store_folder) as fleet:
+        with VirtualFleet(population, setting.pool, store_folder, setting.keys) as fleet:
             totals: dict[int, Figures] = {}
             begun: list[int] = []
             most = config.rounds * len(config.stages)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +42,7 @@ def plain_weights(
     config = CampaignConfig.parse(store.campaign(campaign).config)
     crcs = site.ask("collect", campaign=campaign, round=number)
     assert crcs["accepted"] == record.result["accepted"]
-    counted = {
-        (one["plan"], one["part"]) for one in record.result["sets"] if one["counted"]
-    }
+    counted = {(one["plan"], one["part"]) for one in record.result["sets"] if one["counted"]}
     parts: list[list[Any]] = [[] for _ in range(plan.masks.parts)]
     members: dict[tuple[str, int], dict[str, int]] = {}
     key = (bytes.fromhex(campaign), number)
