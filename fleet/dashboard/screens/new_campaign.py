@@ -23,7 +23,7 @@ from fleet.errors import (
 from fleet.service.campaign_schema import CampaignPlan, CampaignReading, MistakeView
 
 screens = Screens("campaigns")
-STARTS = ("adapt", "evaluate", "rollout")
+STARTS = ("adapt", "personalize", "evaluate", "rollout")
 
 
 @screens.page("/campaigns/new", "campaign_new.html", "New campaign")
