@@ -27,6 +27,7 @@ from fleet.campaign import (
     schedule,
 )
 from fleet.campaign.config import Stage
+from fleet.campaign.decisions import Decision
 from fleet.campaign.gates import Outcome, Verdict
 from fleet.campaign.sets import Unmasked
 from fleet.campaign.stages import together
@@ -194,7 +195,7 @@ class CampaignDriver:
     def _run_steps(self) -> None:
         config = self._config
         if config.approval:
-            self._wait_for_decision("begin:0", "approval of the campaign")
+            self._wait_for_decision(Decision("begin", 0), "approval of the campaign")
         begun: set[int] = set()
         for step in schedule(config):
             stage = config.stages[step.stage]
@@ -202,7 +203,7 @@ class CampaignDriver:
                 begun.add(step.stage)
                 if stage.approval and not (config.approval and step.stage == 0):
                     self._wait_for_decision(
-                        f"begin:{step.stage}", f"approval of stage {stage.name}"
+                        Decision("begin", step.stage), f"approval of stage {stage.name}"
                     )
             if step.kind is RoundKind.RELEASE and not self._gates.may_release(step, self._begun()):
                 continue
@@ -300,11 +301,11 @@ class CampaignDriver:
                 told = True
             self._idle()
 
-    def _wait_for_decision(self, what: str, reason: str) -> None:
+    def _wait_for_decision(self, what: Decision, reason: str) -> None:
         told = False
-        while what not in self._stages.decisions(self._campaign):
+        while what.name not in self._stages.decisions(self._campaign):
             if not told:
-                self._set_state("waiting", reason, waiting=what)
+                self._set_state("waiting", reason, waiting=what.name)
                 told = True
             self._obey(pauses=False)
             self._idle()

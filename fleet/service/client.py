@@ -55,7 +55,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         retries: int = MOST_RETRIES,
     ) -> None:
-        """`why` goes with every request into the audit log; `transport` is that of tests and of the
+        """`why` goes with every write into the audit log; `transport` is that of tests and of the
         dashboard. What the service has no time for is sent again, `retries` times at most.
         """
         verify: Any = True
@@ -63,14 +63,12 @@ class Client:
             import ssl
 
             verify = ssl.create_default_context(cafile=ca_file)
-        headers = {b"Authorization": f"Bearer {token}".encode()}
-        if why:
-            headers[b"X-Reason"] = " ".join(why.split()).encode()
         self.url = url
+        self._reason = {b"X-Reason": " ".join(why.split()).encode()} if why else {}
         self._retries = retries
         self._http = httpx.Client(
             base_url=url,
-            headers=headers,
+            headers={b"Authorization": f"Bearer {token}".encode()},
             timeout=TIMEOUT_SECONDS,
             verify=verify,
             transport=transport,
@@ -99,7 +97,8 @@ class Client:
     def _request(self, method: str, path: str, *, key: str = "", **options: Any) -> httpx.Response:
         if method != "GET":
             # Whatever happens on the way, it is done once.
-            options["headers"] = {"Idempotency-Key": key or uuid.uuid4().hex}
+            named = (key or uuid.uuid4().hex).encode()
+            options["headers"] = {b"Idempotency-Key": named, **self._reason}
         try:
             response = self._http.request(method, path, **options)
             for _ in range(self._retries):
@@ -371,9 +370,9 @@ class Client:
         body = schema.TokenToIssue(who=who, role=role, days=days)
         return self._send(schema.NewToken, "POST", "/v1/tokens", body, key)
 
-    def revoke_token(self, token: str) -> None:
+    def revoke_token(self, token: str, key: str = "") -> None:
         """It is no good any more."""
-        self._request("DELETE", f"/v1/tokens/{token}")
+        self._request("DELETE", f"/v1/tokens/{token}", key=key)
 
     def audit(
         self,
@@ -412,9 +411,9 @@ class Client:
         body = schema.WebhookToAdd(url=url, events=events)
         return self._send(schema.NewWebhook, "POST", "/v1/webhooks", body, key)
 
-    def remove_webhook(self, webhook: str) -> None:
+    def remove_webhook(self, webhook: str, key: str = "") -> None:
         """Send nothing there any more."""
-        self._request("DELETE", f"/v1/webhooks/{webhook}")
+        self._request("DELETE", f"/v1/webhooks/{webhook}", key=key)
 
 
 def _wait_before_retry(response: httpx.Response) -> float | None:
