@@ -418,6 +418,15 @@ class CampaignConfig(RoundParameters):
             return manifest
         return self.personalize.manifest(manifest)
 
+    @property
+    def tuning(self) -> dict[str, Any]:
+        """What rounds in which devices train personal tensors alone have for themselves."""
+        own = self.personalize
+        return {
+            "epochs": own.tuning_epochs or self.epochs,
+            "learning_rate": own.tuning_learning_rate or self.learning_rate,
+        }
+
     def retry_of(self, reason: str) -> Retry:
         """What is done about a device that failed for this reason."""
         return self.retries.get(reason, self.retry)

@@ -23,7 +23,6 @@ from fleet.errors import CampaignError, LeasedError
 from fleet.protocol.fields import Name
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.protocol.numbers import Personal
-from fleet.protocol.round_parameters import RoundParameters
 from fleet.registry import Filter
 
 
@@ -193,22 +192,6 @@ def personal_of(config: CampaignConfig, kind: RoundKind) -> Personal:
             return Personal.NOTHING  # a release lets devices look at what they have anyway
         case _:
             return Personal.BESIDE
-
-
-def parameters_of(config: CampaignConfig, plan: RoundPlan) -> RoundParameters:
-    """What a round asks of its devices."""
-    if plan.kind is RoundKind.TRAIN_LOCAL:
-        return config.parameters(1)
-    parameters = config.parameters(plan.training_round)
-    if plan.kind is not RoundKind.PERSONALIZE:
-        return parameters
-    own = config.personalize
-    return parameters.model_copy(
-        update={
-            "epochs": own.tuning_epochs or config.epochs,
-            "learning_rate": own.tuning_learning_rate or config.learning_rate,
-        }
-    )
 
 
 def round_seed(seed: int, number: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from fleet.aggregation.mean import EXACT_LIMIT, UNITS_PER_STEP
 from fleet.campaign.config import CampaignConfig
 from fleet.campaign.masking import MaskedRound
-from fleet.campaign.planning import Assignment, RoundKind, RoundPlan, parameters_of
+from fleet.campaign.planning import Assignment, RoundKind, RoundPlan
 from fleet.protocol import fields
 from fleet.protocol.keys import TaskKeys, unmaskers_digest
 from fleet.protocol.manifest import Manifest, PlanEntry
@@ -100,9 +100,19 @@ def start_request(
     }
 
 
+def parameters_of(config: CampaignConfig, kind: RoundKind, training_round: int) -> RoundParameters:
+    """What a round of a kind asks of its devices; training rounds are counted with it."""
+    if kind is RoundKind.TRAIN_LOCAL:
+        return config.parameters(1)
+    parameters = config.parameters(training_round)
+    if kind is RoundKind.PERSONALIZE:
+        return parameters.model_copy(update=config.tuning)
+    return parameters
+
+
 def round_parameters(config: CampaignConfig, plan: RoundPlan) -> RoundParameters:
     """What a round asks of its devices; of what sends no values none are masked."""
-    parameters = parameters_of(config, plan)
+    parameters = parameters_of(config, plan.kind, plan.training_round)
     if plan.masks is None and parameters.coding == "masked":
         return parameters.model_copy(update={"coding": "rice"})
     return parameters

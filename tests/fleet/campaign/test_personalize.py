@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from fleet.campaign import CampaignConfig, RoundKind, plan_round, schedule, start_request
-from fleet.campaign.planning import parameters_of, personal_of
+from fleet.campaign.planning import personal_of
+from fleet.campaign.stages import paired_scores
+from fleet.campaign.start_requests import round_parameters
 from fleet.coordinator.creation import new_campaign
 from fleet.errors import CampaignError
 from fleet.protocol.manifest import Manifest
@@ -107,7 +109,7 @@ def test_tuning_has_a_rate_and_epochs_of_its_own() -> None:
             {"d1": 1},
             training_round=step.training_round,
         )
-        asked = parameters_of(of, plan)
+        asked = round_parameters(of, plan)
         request = start_request(
             of, "c" * 16, plan, "g1", {MANIFEST.bundle_id: of.manifest(MANIFEST)}, {WEIGHTS: b"w"}
         )
@@ -151,3 +153,17 @@ def test_bundles_without_personal_tensors_are_refused(tmp_path: Any) -> None:
         assert new_campaign(store, config(), texts, small_model.blob())
     finally:
         store.close()
+
+
+def test_gates_judge_a_device_by_the_best_that_it_has() -> None:
+    def report(device: str, before: int, **own: Any) -> dict[str, Any]:
+        return {"device": device, "held_out": 10, "correct_before": before, **own}
+
+    first = [report("a", 6), report("b", 6, correct_after=6)]
+    last = [
+        report("a", 3, correct_after=8, correct_local=None, kept="shared"),
+        report("b", 5, correct_after=9),  # of an ordinary round: after training
+    ]
+    found = {one.device: one for one in paired_scores(first, last, {})}
+    assert (found["a"].correct_before, found["a"].correct_after) == (6, 8)
+    assert (found["b"].correct_before, found["b"].correct_after) == (6, 5)
