@@ -33,7 +33,7 @@ from fleet.campaign.privacy import Entropy
 from fleet.campaign.sets import SetOutcome, Unmasked, problem_with_masked
 from fleet.campaign.stages import GATEWAY_LOST, NO_REPORT
 from fleet.coordinator.private_rounds import publish
-from fleet.coordinator.scores import add_counts, summarise
+from fleet.coordinator.scores import add_counts, of_its_own, summarise
 from fleet.errors import AggregationError, AnswerError, CampaignError
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.store import RoundSummary, Store, WeightsVersion
@@ -67,7 +67,12 @@ def close_round(
     """
     why = {one.device: one.plan_reason for one in plan.assignments}
     reports = [
-        {**dict(report), "gateway": gateway, "plan_reason": why.get(report.device, "")}
+        {
+            **dict(report),
+            **of_its_own(report),
+            "gateway": gateway,
+            "plan_reason": why.get(report.device, ""),
+        }
         for gateway, answer in sorted(outcome.answers.items())
         for report in answer.reports
     ]

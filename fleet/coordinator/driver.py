@@ -121,7 +121,7 @@ class CampaignDriver:
         self._record = store.campaign(campaign)
         self._config = CampaignConfig.parse(self._record.config)
         self._manifests = {
-            bundle: Manifest.parse(text, f"manifest of bundle {bundle[:16]}")
+            bundle: self._config.manifest(Manifest.parse(text, f"manifest of bundle {bundle[:16]}"))
             for bundle, text in store.manifests(campaign).items()
         }
         self._holders = protection or KeyHolders()
@@ -213,6 +213,8 @@ class CampaignDriver:
                     )
             if step.kind is RoundKind.RELEASE and not self._gates.may_release(step, self._begun()):
                 continue
+            if not self._gates.may_personalize(step, self._begun()):
+                continue
             if step.kind is RoundKind.SCORE_AGAIN:
                 if step.number - 1 not in self._begun():
                     continue  # nothing was released
@@ -228,7 +230,7 @@ class CampaignDriver:
     def _end_well(self) -> None:
         """All is done: what was trained and released is a version of the model from now on."""
         record, config = self._record, self._config
-        if config.kind == "adapt" and record.base:
+        if config.trains and record.base:
             model, _, number = record.base.rpartition(":")
             released = config.last_round == "release"
             made = self._models.add_version(

@@ -42,6 +42,15 @@ class GateKeeper:
             return True
         return decision_about(step).name in self._stages.decisions(self._campaign)
 
+    def may_personalize(self, step: Step, begun: Collection[int]) -> bool:
+        """Whether a step's devices work with what it is for: they choose for a released version."""
+        if step.kind is not RoundKind.PERSONALIZE:
+            return True
+        return any(
+            one.stage == step.stage and one.kind is RoundKind.RELEASE and one.number in begun
+            for one in schedule(self._config)
+        )
+
     def judge(self, step: Step) -> list[Verdict]:
         """What the stage's gates say after a round that has ended; none where it isn't their turn.
 

@@ -91,7 +91,7 @@ class Membership:
         waiting = {name: why for name in names if (why := self._holds_back(known[name]))}
         waiting |= self._private.spent(step, names)
         own: dict[str, str] = {}
-        if self._config.kind != "adapt" and step.kind is RoundKind.SCORE_FIRST:
+        if not self._config.trains and step.kind is RoundKind.SCORE_FIRST:
             own = {name: targets[name].current for name in names}
             strange = {one for one in set(own.values()) if not is_known(one)}
             waiting |= {

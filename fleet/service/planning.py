@@ -29,6 +29,7 @@ from fleet.store.figures import of_a_kind
 
 _MAIN = {
     "adapt": RoundKind.TRAIN,
+    "personalize": RoundKind.TRAIN,
     "evaluate": RoundKind.SCORE_LAST,
     "rollout": RoundKind.RELEASE,
 }
@@ -50,7 +51,8 @@ def plan_campaign(
     `CampaignError` where its pace can't be kept to.
     """
     manifests = {
-        bundle: Manifest.parse(text) for bundle, text in models.manifests(version.model).items()
+        bundle: config.manifest(Manifest.parse(text))
+        for bundle, text in models.manifests(version.model).items()
     }
     devices, ready, skipped = could_take_part(config, manifests, registry)
     dealt = deal_stages(config, {one.device: f"{one.gateway}/{one.board}" for one in devices}, {})
@@ -89,7 +91,7 @@ def plan_campaign(
             )
             up += math.ceil(bits / 8 * tasks / max(1, len(taking_part)))
             asked += count
-        elif config.kind != "adapt" and kind is RoundKind.SCORE_LAST:
+        elif not config.trains and kind is RoundKind.SCORE_LAST:
             down += count * len(taking_part) * blob_bytes
         last = longest_delay(config.pace, loads, math.ceil(share * len(taking_part)))
         longest += count * (config.deadline_seconds + last)

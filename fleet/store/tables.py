@@ -206,6 +206,10 @@ reports = Table(
     Column("coded_bytes", BigInteger),
     Column("payload_bytes", BigInteger),
     Column("seconds", Float),
+    # With what the device has trained alone; and which of its models its application works with.
+    # Both are null where it has none of its own.
+    Column("correct_local", Integer),
+    Column("kept", Text),
     Index("reports_by_device", "device"),
 )
 

@@ -145,7 +145,12 @@ class Population:
         return Power(world.meter(number), world.battery(number), world.charging(number))
 
     def held_out_of_device(self, number: int) -> HeldSamples:
-        """What the device scores itself on: every third of all that it records."""
+        """What the device is scored on: what it never records, where the world has such samples;
+        else what it scores itself on, every third of all that it records."""
+        if number not in self._held_out and self.config.data.unseen_share:
+            log = self.world.data.unseen_log(number)
+            codes = self._codes(self.world.device(number).board, log)
+            self._held_out[number] = HeldSamples(codes, log.y)
         if number not in self._held_out:
             codes, labels = self._recorded(number)
             held_out = held_out_mask(len(labels))

@@ -15,7 +15,7 @@ from fleet.dashboard.session import url
 from fleet.service.campaign_schema import CampaignPlan, CampaignReading
 
 screens = Screens("campaigns")
-STARTS = ("adapt", "evaluate", "rollout")
+STARTS = ("adapt", "personalize", "evaluate", "rollout")
 NOTHING_READ = CampaignReading(campaign=None, mistakes=[])
 
 

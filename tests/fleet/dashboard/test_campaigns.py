@@ -213,7 +213,7 @@ def test_only_what_can_be_done_is_offered(
 # ---- a new one ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["adapt", "evaluate", "rollout"])
+@pytest.mark.parametrize("kind", ["adapt", "personalize", "evaluate", "rollout"])
 def test_each_kinds_template_is_a_campaign_without_mistakes(
     browser: Callable[[str], Browser], story: Story, kind: str
 ) -> None:
