@@ -17,6 +17,10 @@
     │   └── UnknownModelError       a ModelStoreError as well
     ├── BackupError         a backup is damaged, is none, or can't be restored here
     ├── CertificateError    a certificate authority can't be used, or asked for what it can't give
+    ├── KeysError           a key, a keyring or an enrolment can't be used
+    ├── MaskError           a masked delta or the request for its masks isn't what masking.md says
+    │   └── MaskRefusedError    an unmasker refuses a request, of whatever kind
+    ├── UnmaskerError       an unmasker can't be reached, or lets nobody in with this token
     ├── RegistryError       a device or a filter of devices is wrong, or isn't known
     ├── ModelStoreError     a model or a version of it isn't known, or doesn't fit
     ├── AccessError         a token isn't valid, or its role may not do this
@@ -31,6 +35,8 @@
 
 Every message names the thing and says what to do about it.
 """
+
+from collections.abc import Sequence
 
 
 class FleetError(Exception):
@@ -114,6 +120,21 @@ class KeysError(FleetError):
 
 class MaskError(FleetError):
     """A masked delta or the request for its masks isn't what masking.md says."""
+
+
+class MaskRefusedError(MaskError):
+    """An unmasker refuses a request, and will do so again; a device may be enrolled meanwhile."""
+
+    def __init__(self, kind: str, detail: str, devices: Sequence[str] = ()) -> None:
+        """``kind`` is one of masking.md's, ``devices`` are those that are the reason."""
+        self.kind = kind
+        self.detail = detail
+        self.devices = tuple(devices)
+        super().__init__(f"the unmasker refuses ({kind}): {detail}")
+
+
+class UnmaskerError(FleetError):
+    """An unmasker can't be reached, or lets nobody in with this token; ask again."""
 
 
 class RegistryError(FleetError):

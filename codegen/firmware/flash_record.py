@@ -41,3 +41,23 @@ def identity_records(
     return b"".join(
         flash_record(kind, payload) for kind, payload in payloads.items() if payload is not None
     )
+
+
+def newest_records(content: bytes) -> dict[int, bytes]:
+    """The payload of each kind of record in a region, the last of several, as devices read it.
+
+    What is damaged or no record is left out.
+    """
+    found: dict[int, bytes] = {}
+    at = 0
+    while at + RECORD_GRAIN <= len(content):
+        magic, kind, size = RECORD_HEADER.unpack_from(content, at)
+        payload = content[at + RECORD_GRAIN : at + RECORD_GRAIN + size]
+        crc = zlib.crc32(payload, zlib.crc32(content[at : at + RECORD_HEADER.size]))
+        (wanted,) = struct.unpack_from("<I", content, at + RECORD_HEADER.size)
+        if magic != RECORD_MAGIC or len(payload) != size or crc != wanted:
+            at += RECORD_GRAIN
+            continue
+        found[kind] = payload
+        at += RECORD_GRAIN + size + -size % RECORD_GRAIN
+    return found

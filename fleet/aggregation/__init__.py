@@ -21,6 +21,7 @@ from fleet.aggregation.rules import (
     ServerAdam,
     ServerMomentum,
     ServerYogi,
+    SetMedian,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ServerAdam",
     "ServerMomentum",
     "ServerYogi",
+    "SetMedian",
     "add_plan_sums",
     "blob_from_master",
     "changed_values",

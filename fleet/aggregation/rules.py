@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import BaseModel, Field
+import numpy.typing as npt
+from pydantic import BaseModel, Field, model_validator
 
 from fleet.aggregation.master import FloatVector
 from fleet.aggregation.mean import MasterState, PlanSum, mean_change, moved
@@ -25,6 +26,18 @@ from fleet.protocol import fields
 
 # Of one part of a fold: the sums of all plans and gateways.
 Part = Sequence[PlanSum]
+
+
+class WantedSets(NamedTuple):
+    """So many sets of devices that hide in each other, of each update plan.
+
+    `least` it can't do without; more are of use from `useful` on, up to `most`. There may be more
+    than that, since a set has no more than 256 devices.
+    """
+
+    least: int = 1
+    useful: int = 1
+    most: int = 1
 
 
 class AggregationRule(BaseModel, ABC):
@@ -45,6 +58,19 @@ class AggregationRule(BaseModel, ABC):
 
         `parts` are the fold's, each with the sums of all plans and gateways.
         """
+
+    def sets(self) -> WantedSets:
+        """How many sets of masked devices it wants of each update plan."""
+        return WantedSets()
+
+    def of_sets(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """What `apply` takes of the sets of a masked round: one sum of each plan, where it takes no
+        more."""
+        return [[one for part in parts for one in part]]
+
+    def chosen(self, parts: Sequence[Part]) -> str:
+        """What it does with these parts, in words; what its name says where that is empty."""
+        return ""
 
 
 class FedAvg(AggregationRule):
@@ -186,25 +212,92 @@ class BucketMedian(AggregationRule):
         """One sum per plan and bucket."""
         return {"name": "buckets", "count": self.buckets}
 
+    def sets(self) -> WantedSets:
+        """See `AggregationRule`."""
+        return WantedSets(self.buckets, self.buckets, self.buckets)
+
+    def of_sets(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """See `AggregationRule`; sets beyond the buckets' number join theirs."""
+        joined: list[list[PlanSum]] = [[] for _ in range(self.buckets)]
+        for number, part in enumerate(parts):
+            joined[number % self.buckets] += part
+        return joined
+
     def apply(self, state: MasterState, parts: Sequence[Part]) -> MasterState:
         """See `AggregationRule`."""
         if len(parts) != self.buckets:
             raise AggregationError(f"{len(parts)} buckets came where {self.buckets} were asked for")
         size = state.master.size
-        means = np.full((self.buckets, size), np.nan)
-        for row, part in zip(means, parts, strict=True):
-            change, touched = mean_change(part, size)
-            row[touched] = change[touched]
+        means = _means(parts, size)
         trained = ~np.all(np.isnan(means), axis=0)
         step = np.zeros(size)
         step[trained] = np.nanmedian(means[:, trained], axis=0)
         return moved(state, self.learning_rate * step, state.rule_state)
 
 
+class SetMedian(AggregationRule):
+    """Median of the means of a masked round's sets, where they are enough; else the mean.
+
+    As `BucketMedian`, coordinate by coordinate: over the sets that trained it if there are
+    `least_sets`, else the mean of FedAvg over all of them. It is what masked campaigns do where
+    nothing else is said, since nobody can look at a masked delta.
+    """
+
+    rule: Literal["set-median"] = "set-median"
+    least_sets: Annotated[int, Field(ge=3, le=64)] = 3
+    """For a median; one of three may have a hostile device in it."""
+    most_sets: Annotated[int, Field(ge=3, le=64)] = 8
+    """Devices are dealt to so many sets, where there are enough of them."""
+
+    @model_validator(mode="after")
+    def _most_are_more(self) -> Self:
+        if self.most_sets < self.least_sets:
+            raise ValueError(f"most_sets {self.most_sets} is below least_sets {self.least_sets}")
+        return self
+
+    def fold(self) -> dict[str, Any]:
+        """Sets are dealt by whoever plans a round; without masks there are none."""
+        return {"name": "sums"}
+
+    def sets(self) -> WantedSets:
+        """See `AggregationRule`."""
+        return WantedSets(1, self.least_sets, self.most_sets)
+
+    def of_sets(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """See `AggregationRule`."""
+        return parts
+
+    def apply(self, state: MasterState, parts: Sequence[Part]) -> MasterState:
+        """See `AggregationRule`."""
+        size = state.master.size
+        step, _ = mean_change([one for part in parts for one in part], size)
+        means = _means(parts, size)
+        enough = np.count_nonzero(~np.isnan(means), axis=0) >= self.least_sets
+        step[enough] = np.nanmedian(means[:, enough], axis=0)
+        return moved(state, self.learning_rate * step, state.rule_state)
+
+    def chosen(self, parts: Sequence[Part]) -> str:
+        """See `AggregationRule`."""
+        sets = sum(1 for part in parts if any(one.weight for one in part))
+        if sets >= self.least_sets:
+            return f"median over {sets} sets"
+        return f"mean, since {sets} sets are too few for a median (least_sets {self.least_sets})"
+
+
 Rule = Annotated[
-    FedAvg | ServerMomentum | ServerAdam | ServerYogi | BucketMedian, Field(discriminator="rule")
+    FedAvg | ServerMomentum | ServerAdam | ServerYogi | BucketMedian | SetMedian,
+    Field(discriminator="rule"),
 ]
 """A rule in a configuration: `{"rule": NAME, …}`."""
+
+
+def _means(parts: Sequence[Part], size: int) -> npt.NDArray[np.float64]:
+    """The mean change of each part (shape [parts, size]); NaN where it trained nothing."""
+    means = np.full((len(parts), size), np.nan)
+    for row, part in zip(means, parts, strict=True):
+        change, touched = mean_change(part, size)
+        row[touched] = change[touched]
+    return means
 
 
 def _only(parts: Sequence[Part]) -> Part:

@@ -18,7 +18,9 @@ from fleet.attach.samples import (
     takes_digits,
 )
 from fleet.errors import ConfigurationError
+from fleet.protocol.keys import DeviceKeys
 from fleet.protocol.manifest import Manifest
+from fleet.security.provisioning import FleetKeys
 from simulator.devices.flash_image import held_out_mask
 from simulator.machines.device_spec import DeviceSpec
 from simulator.machines.registry import machine_kind
@@ -33,6 +35,8 @@ def virtual_devices(
     machine: str = "unicorn",
     data: Path | None = None,
     seed: int = 0,
+    fleet_keys: FleetKeys | None = None,
+    device_keys: Mapping[str, DeviceKeys] | None = None,
     shuffle_training_labels: Collection[str] = (),
     shuffle_held_out_labels: Collection[str] = (),
 ) -> list[DeviceSpec]:
@@ -48,6 +52,8 @@ def virtual_devices(
         data: NPZ file of samples (``deal_file`` says what is in it). Without one the devices get
             digits, where that is what the model takes.
         seed: of all that is random.
+        fleet_keys: whom they believe; None: they take unsigned tasks, and mask nothing.
+        device_keys: name → its own keys, where they don't make them themselves.
         shuffle_training_labels: devices whose labels are shuffled among the samples that they train
             on; what they score themselves on is right.
         shuffle_held_out_labels: devices whose labels are shuffled among the samples that they score
@@ -82,6 +88,9 @@ def virtual_devices(
                 fleet=fleet,
                 machine=machine,
                 seed=_seed_of(name, seed, "machine"),
+                keys=device_keys[name].encode() if device_keys else None,
+                authority=fleet_keys.authority if fleet_keys else None,
+                keyring=fleet_keys.keyring.encode() if fleet_keys else None,
             )
         )
     return specs

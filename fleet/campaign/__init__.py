@@ -9,23 +9,26 @@ from fleet.campaign.planning import (
     RoundKind,
     RoundPlan,
     Step,
-    bounds_for_cohort,
     by_name,
     choose_plan,
-    cohort_weight,
     deal_stages,
     eligible,
     filter_values,
-    is_open,
     most_at_once,
-    most_samples,
     plan_round,
     round_seed,
     schedule,
     select_cohort,
-    start_request,
 )
 from fleet.campaign.round_machine import GatewayPhase, Operation, RoundMachine, RoundOutcome
+from fleet.campaign.sets import hide
+from fleet.campaign.start_requests import (
+    bounds_for_cohort,
+    cohort_weight,
+    is_open,
+    most_samples,
+    start_request,
+)
 
 __all__ = [
     "Assignment",
@@ -48,6 +51,7 @@ __all__ = [
     "deal_stages",
     "eligible",
     "filter_values",
+    "hide",
     "is_open",
     "most_at_once",
     "most_samples",

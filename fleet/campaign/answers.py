@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fleet.errors import AnswerError
 from fleet.protocol import fields
 from fleet.protocol.fields import HexDigest, Name
+from fleet.protocol.keys import MAX_UNMASKERS
+from fleet.protocol.masking import NONCE_BYTES, SEAL_BYTES
 
 Count = Annotated[int, Field(ge=0, le=(1 << 63) - 1)]
 Uint16 = Annotated[int, fields.uint16.field()]
@@ -51,6 +53,8 @@ class DeviceEntry(_Answer):
     reset_cause: Annotated[str, Field(max_length=32)] | None = None
     fault_code: Annotated[int, Field(ge=0, le=255)] | None = None
     """Of the last fault that it has a record of; 0: none."""
+    keyring: Uint32 = 0
+    """Generation of the fleet's keys that it follows; 0: none."""
     link_bits_per_second: Uint32
     train_samples: Uint16
     held_out_samples: Uint16
@@ -114,13 +118,21 @@ class Report(_Answer):
     correct_after: Uint16
     loss_before: Seconds = 0.0
     loss_after: Seconds = 0.0
+    correct_local: Uint16 = 0
+    """With what the device has trained for itself alone."""
+    kept: Annotated[int, fields.uint8.field()] = 0
+    """What its application works with (wire.md)."""
     coded_bytes: Uint32
     payload_bytes: Uint32
     seconds: Seconds
+    nonce: Annotated[bytes, Field(max_length=NONCE_BYTES)] = b""
+    """Of a masked delta…"""
+    seals: Annotated[bytes, Field(max_length=MAX_UNMASKERS * SEAL_BYTES)] = b""
+    """…with its seals, end to end."""
 
     @model_validator(mode="after")
     def _has_no_more_right_answers_than_samples(self) -> Self:
-        if max(self.correct_before, self.correct_after) > self.held_out:
+        if max(self.correct_before, self.correct_after, self.correct_local) > self.held_out:
             raise ValueError(f"more right answers than its {self.held_out} samples")
         return self
 

@@ -13,19 +13,17 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from fleet.aggregation.mean import EXACT_LIMIT, UNITS_PER_STEP
 from fleet.campaign.answers import DeviceEntry
 from fleet.campaign.config import CampaignConfig
 from fleet.campaign.draws import draw
+from fleet.campaign.masking import MaskedRound, Protection
 from fleet.campaign.pacing import Load, delays, site_name, task_bytes
+from fleet.campaign.privacy import RoundPrivacy
 from fleet.errors import CampaignError, LeasedError
-from fleet.protocol import fields
 from fleet.protocol.fields import Name
 from fleet.protocol.manifest import Manifest, PlanEntry
+from fleet.protocol.numbers import Personal
 from fleet.registry import Filter
-
-# Samples may come to a device between its announcement and its training.
-SAMPLES_MAY_GROW = 2
 
 
 class RoundKind(StrEnum):
@@ -33,8 +31,10 @@ class RoundKind(StrEnum):
 
     SCORE_FIRST = "score-first"
     TRAIN = "train"
+    TRAIN_LOCAL = "train-local"
     SCORE_LAST = "score-last"
     RELEASE = "release"
+    PERSONALIZE = "personalize"
     SCORE_AGAIN = "score-again"
     ROLL_BACK = "roll-back"
 
@@ -43,7 +43,8 @@ class RoundKind(StrEnum):
         """What devices are told to do."""
         if self in (RoundKind.RELEASE, RoundKind.ROLL_BACK):
             return "release"
-        return "train" if self is RoundKind.TRAIN else "score"
+        training = (RoundKind.TRAIN, RoundKind.TRAIN_LOCAL, RoundKind.PERSONALIZE)
+        return "train" if self in training else "score"
 
 
 class Step(NamedTuple):
@@ -72,7 +73,8 @@ class Assignment:
 
     `train_samples` is what the device had announced, `lease` the number that its task carries,
     `weights` the version that it begins with, where that is another than the round's,
-    `delay_seconds` the time from the round's start until the task goes out.
+    `delay_seconds` the time from the round's start until the task goes out, `part` the set of its
+    plan that it hides in.
     """
 
     device: str
@@ -84,6 +86,7 @@ class Assignment:
     lease: int = 0
     weights: str = ""
     delay_seconds: float = 0.0
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,9 @@ class RoundPlan:
     stage: int = 0
     training_round: int = 0
     offset: int = 0
+    personal: int = 0
+    masks: MaskedRound | None = None
+    privacy: RoundPrivacy | None = None
 
     @property
     def on_wire(self) -> int:
@@ -114,12 +120,21 @@ class RoundPlan:
         """As plain dictionaries and lists."""
         return asdict(self)
 
+    @property
+    def protection(self) -> Protection:
+        """What its devices do beside masking."""
+        return self.privacy.protection if self.privacy else Protection()
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RoundPlan:
         """The inverse of `to_json`."""
         fields = dict(data)
         fields["kind"] = RoundKind(fields["kind"])
         fields["assignments"] = tuple(Assignment(**one) for one in fields["assignments"])
+        if fields.get("masks") is not None:
+            fields["masks"] = MaskedRound.from_json(fields["masks"])
+        if fields.get("privacy"):
+            fields["privacy"] = RoundPrivacy(**fields["privacy"])
         return cls(**fields)
 
     def gateways(self) -> tuple[str, ...]:
@@ -133,21 +148,26 @@ class RoundPlan:
 
 def schedule(config: CampaignConfig) -> tuple[Step, ...]:
     """Every round, in order: per stage scores of the base, training, scores of the candidate, its
-    release, and scores once more after some time. Which of them there are is the campaign's."""
+    release, scores once more after some time, and what devices do with it for themselves. Which of
+    them there are is the campaign's."""
     steps: list[Step] = []
     for stage, of in enumerate(config.stages):
         kinds: list[RoundKind] = []
         is_gated = bool(of.gates)
-        if is_gated or (config.kind == "adapt" and config.score_first):
+        if is_gated or (config.trains and config.score_first):
             kinds.append(RoundKind.SCORE_FIRST)
-        if config.kind == "adapt":
+        if config.trains:
             kinds += [RoundKind.TRAIN] * config.rounds
+        if config.kind == "personalize":
+            kinds += [RoundKind.TRAIN_LOCAL] * config.personalize.local_rounds
         if is_gated or config.kind == "evaluate" or config.last_round == "score":
             kinds.append(RoundKind.SCORE_LAST)
         if config.kind != "evaluate" and config.last_round == "release":
             kinds.append(RoundKind.RELEASE)
             if is_gated and of.soak_seconds:
                 kinds.append(RoundKind.SCORE_AGAIN)
+        if config.kind == "personalize":
+            kinds += [RoundKind.PERSONALIZE] * config.personalize.tunings
         trained = 0
         for kind in kinds:
             trained += kind is RoundKind.TRAIN
@@ -155,6 +175,23 @@ def schedule(config: CampaignConfig) -> tuple[Step, ...]:
             number = len(steps) + (steps[0].number if steps else kind is not RoundKind.SCORE_FIRST)
             steps.append(Step(int(number), kind, stage, trained))
     return tuple(steps)
+
+
+def personal_of(config: CampaignConfig, kind: RoundKind) -> Personal:
+    """What a round of this kind does with personal tensors."""
+    if config.kind != "personalize":
+        return Personal.NOTHING
+    match kind:
+        case RoundKind.TRAIN:
+            return config.personalize.trains_with
+        case RoundKind.TRAIN_LOCAL:
+            return Personal.LOCAL
+        case RoundKind.PERSONALIZE:
+            return Personal.ALONE
+        case RoundKind.ROLL_BACK:
+            return Personal.NOTHING  # a release lets devices look at what they have anyway
+        case _:
+            return Personal.BESIDE
 
 
 def round_seed(seed: int, number: int) -> int:
@@ -343,11 +380,7 @@ def eligible(
         elif config.charging_only and device.charging is False:
             skipped[device.device] = "runs on its battery"
         else:
-            plans = [
-                plan
-                for plan in manifest.plans
-                if not config.plans or plan.id in config.plans or plan.name in config.plans
-            ]
+            plans = [plan for plan in manifest.plans if config.allows(plan)]
             plan, reason = choose_plan(device, plans, config)
             if plan is None:
                 skipped[device.device] = reason
@@ -363,11 +396,14 @@ def eligible(
     return assignments, skipped
 
 
-def _split(wanted: int, selected: Mapping[str, int]) -> dict[str, int]:
+def split(wanted: int, assignments: Iterable[Assignment]) -> dict[str, int]:
     """`wanted` deltas dealt to gateways by how many devices of theirs were selected.
 
     Largest remainders first, at least one each, never more than a gateway's devices.
     """
+    selected: dict[str, int] = {}
+    for one in assignments:
+        selected[one.gateway] = selected.get(one.gateway, 0) + 1
     total = sum(selected.values())
     exact = {gateway: wanted * count / total for gateway, count in selected.items()}
     targets = {gateway: max(1, math.floor(value)) for gateway, value in exact.items()}
@@ -430,9 +466,6 @@ def plan_round(
         )
         for name in cohort
     )
-    selected: dict[str, int] = {}
-    for one in chosen:
-        selected[one.gateway] = selected.get(one.gateway, 0) + 1
     return RoundPlan(
         number=number,
         kind=kind,
@@ -441,16 +474,22 @@ def plan_round(
         wanted=wanted,
         assignments=chosen,
         skipped=skipped,
-        targets=_split(wanted, selected),
+        targets=split(wanted, chosen),
         stage=stage,
         training_round=training_round,
         offset=offset,
+        personal=int(personal_of(config, kind)),
     )
 
 
 def most_at_once(config: CampaignConfig, ready: int) -> int:
-    """How many of so many devices a training round is for, or may work at once."""
-    return config.cohort_size or math.ceil(config.cohort_share * ready)
+    """How many of so many devices a training round is for, or may work at once.
+
+    Masked rounds are for so many at least that they can hide in each other.
+    """
+    if config.cohort_size:
+        return config.cohort_size
+    return max(math.ceil(config.cohort_share * ready), config.least_at_once)
 
 
 def loads_of(
@@ -469,85 +508,3 @@ def loads_of(
         )
         for one in assignments
     ]
-
-
-def bounds_for_cohort(manifest: Manifest, plan: PlanEntry, weight: int) -> list[list[int]]:
-    """[values, bound] per segment: the largest values that a gateway is to accept.
-
-    That is what a device can send, or less, so that a cohort of so much `weight` (the training
-    samples that it announced, or its devices) stays inside the aggregation's exact range whatever
-    it sends: an int32 bias may move by 2^32 steps by its limit, which a few thousand samples
-    already take beyond it.
-    """
-    # The aggregation's own check takes a plan's largest value times its largest unit.
-    unit = int(manifest.steps_per_unit(plan).max(initial=0) * UNITS_PER_STEP)
-    exact = (EXACT_LIMIT - 1) // max(1, unit * weight * SAMPLES_MAY_GROW)
-    return [[count, min(bound, exact)] for count, bound in manifest.value_bounds(plan)]
-
-
-def start_request(
-    config: CampaignConfig,
-    campaign: str,
-    plan: RoundPlan,
-    gateway: str,
-    manifests: Mapping[str, Manifest],
-    blobs: Mapping[str, bytes],
-) -> dict[str, Any]:
-    """The `start` request for one gateway (docs/specification/gateway.md).
-
-    `blobs` has the versions that the round's devices begin with, by digest. The same plan always
-    gives the same request, so that repeating it is harmless.
-    """
-    mine = [one for one in plan.assignments if one.gateway == gateway]
-    weight = cohort_weight(config, plan)
-    sizes: dict[str, dict[str, Any]] = {}
-    devices: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for one in mine:
-        begins_with = one.weights or plan.weights
-        of = devices.setdefault((one.plan, begins_with), {})
-        of[one.device] = [one.lease, most_samples(one)]
-        if one.delay_seconds:
-            of[one.device].append(one.delay_seconds)
-        if one.plan in sizes:
-            continue
-        manifest = manifests[one.bundle]
-        entry = manifest.plan(one.plan)
-        sizes[one.plan] = {
-            "values": entry.delta_values,
-            "bounds": bounds_for_cohort(manifest, entry, weight),
-        }
-    return {
-        "campaign": campaign,
-        "round": plan.on_wire,
-        "action": plan.kind.action,
-        "seed": plan.seed,
-        "fold": {"name": "arrivals"} if is_open(config, plan.kind) else config.aggregation.fold(),
-        "blobs": [
-            {"sha256": digest, "data": blobs[digest]}
-            for digest in sorted({digest for _, digest in devices})
-        ],
-        "tasks": [
-            {"plan": name, "weights": digest, "devices": of}
-            for (name, digest), of in devices.items()
-        ],
-        "plans": sizes,
-        "target": plan.targets[gateway],
-        **config.parameters(plan.training_round).model_dump(),
-    }
-
-
-def is_open(config: CampaignConfig, kind: RoundKind) -> bool:
-    """Whether deltas leave such a round while it runs."""
-    return config.asynchronous is not None and kind is RoundKind.TRAIN
-
-
-def cohort_weight(config: CampaignConfig, plan: RoundPlan) -> int:
-    """What the devices of all gateways weigh together, since their sums are added up."""
-    if config.weighting == "uniform":
-        return len(plan.assignments)
-    return sum(one.train_samples for one in plan.assignments)
-
-
-def most_samples(assignment: Assignment) -> int:
-    """How many training samples a device may claim to have trained on."""
-    return min(fields.SAMPLES.most, SAMPLES_MAY_GROW * assignment.train_samples)

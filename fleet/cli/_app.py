@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fleet.cli import _app_campaigns, _app_service
+from fleet.cli import _app_campaigns, _app_keys, _app_privacy, _app_service
 from fleet.cli._errors import is_expected, is_ours, message_of
 from fleet.command_options import Json
 
@@ -315,6 +315,13 @@ def demo(
             "the slowest devices are stragglers.",
         ),
     ] = 0.0,
+    private: Annotated[
+        bool,
+        typer.Option(
+            "--private",
+            help="Sign tasks and mask deltas: only sums of many devices can be read.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Let emulated microcontrollers learn together over a real broker and a real SuperLink."""
@@ -333,6 +340,7 @@ def demo(
             out=out,
             cohort_share=cohort,
             over_selection=over_selection,
+            private=private,
         ),
         as_json=json,
     )
@@ -445,8 +453,10 @@ def broker_config(
     )
 
 
+_app_keys.add_commands(app)
 _app_service.add_commands(app)
 _app_campaigns.add_commands(app)
+_app_privacy.add_commands(app)
 # Of parts that stand above this one, and of other packages.
 for _group in sorted(entry_points(group="tinyfleet.commands")):
     app.add_typer(_group.load(), name=_group.name)

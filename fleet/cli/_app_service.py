@@ -66,11 +66,20 @@ def init(
             "be repeated."
         ),
     ] = None,
+    private: Annotated[
+        bool,
+        typer.Option("--private", help="With keys that sign tasks, and an unmasker for masks."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Make a deployment of one machine: authority, brokers, gateways, service, token."""
     from fleet.cli import _deployment as deployment
 
+    if containers and private:
+        raise CommandError(
+            "--private doesn't go with --containers yet: make keys and an unmasker by "
+            "docs/howto/keys.md, and add them to coordinator.toml"
+        )
     if containers:
         deployment.init_containers(
             folder, fleet, sites.split(","), gateways_per_site, host or [], as_json=json
@@ -80,7 +89,14 @@ def init(
             "--host goes with --containers: without them all is reached on this machine only"
         )
     else:
-        deployment.init(folder, fleet, sites.split(","), gateways_per_site, as_json=json)
+        deployment.init(
+            folder,
+            fleet,
+            sites.split(","),
+            gateways_per_site,
+            is_private=private,
+            as_json=json,
+        )
 
 
 def up(folder: Folder, json: Json = False) -> None:
@@ -368,6 +384,18 @@ def devices_image(
         Path | None,
         typer.Option(help="What `devices add --out` wrote. Default: the device gets a new one."),
     ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys",
+            help="Folder with authority.pub and keyring; the device's enrolment is kept there. "
+            "Default: that of --site, where it has one.",
+        ),
+    ] = None,
+    device_makes_keys: Annotated[
+        bool,
+        typer.Option("--device-makes-keys", help="At its first start, where its port has entropy."),
+    ] = False,
     site: Site = None,
     url: Url = None,
     token: Token = None,
@@ -376,8 +404,30 @@ def devices_image(
 ) -> None:
     """Write a device's identity, to be flashed beside the firmware."""
     from fleet.cli._simulate import image
+    from fleet.service.deployment_keys import keys_of
 
-    image(client_of(site, url, token, why), name, bundle, passwords, out, as_json=json)
+    image(
+        client_of(site, url, token, why),
+        name,
+        bundle,
+        passwords,
+        out,
+        keys or (keys_of(site) if site else None),
+        makes_own_keys=device_makes_keys,
+        as_json=json,
+    )
+
+
+@devices.command("enrolment")
+def devices_enrolment(
+    dump: Annotated[Path, typer.Argument(help="Bytes of the device's identity region.")],
+    keys: Annotated[Path, typer.Option("--keys", help="Folder whose enrolments.csv it goes into.")],
+    json: Json = False,
+) -> None:
+    """Enrol a device that has made its keys itself, from a dump of its flash."""
+    from fleet.cli._simulate import enrolment
+
+    enrolment(dump, keys, as_json=json)
 
 
 @gateways.command("add")

@@ -101,6 +101,6 @@ def show_result(screen: Console, result: DemoResult, out: Path) -> None:
         f"{sum(deltas.refused.values())} refused.",
         soft_wrap=True,
     )
-    for line in headline(result):
+    for line in (*headline(result), *result.privacy):
         screen.print(line, soft_wrap=True)
     screen.print(f"Report: {out / 'report.html'}", soft_wrap=True)

@@ -14,16 +14,30 @@ from pathlib import Path
 from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, table
 from fleet.cli._progress import stage_bars
+from fleet.cli._unmasker import ONE_OWNER
 from fleet.gateway.__main__ import ALLOCATIONS
 from fleet.service import containers, deployment
+from fleet.service.deployment_keys import KEYS, UNMASKER
 
 
 def init(
-    folder: Path, fleet: str, sites: Sequence[str], gateways_per_site: int, *, as_json: bool
+    folder: Path,
+    fleet: str,
+    sites: Sequence[str],
+    gateways_per_site: int,
+    *,
+    is_private: bool,
+    as_json: bool,
 ) -> None:
     """Make a deployment."""
-    made = deployment.init(folder, fleet, sites, gateways_per_site)
+    made = deployment.init(folder, fleet, sites, gateways_per_site, is_private=is_private)
     _show_made(folder, made, ["tinyfleet", "up", str(folder)], as_json=as_json)
+    if is_private and not as_json:
+        console().print(
+            f"Its keys are in {folder / KEYS}, its unmasker in {folder / UNMASKER}. {ONE_OWNER} "
+            "docs/howto/keys.md says how another party runs it.",
+            soft_wrap=True,
+        )
 
 
 def init_containers(

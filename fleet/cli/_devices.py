@@ -10,7 +10,7 @@ from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, table
 from fleet.cli._progress import stage_bars
 from fleet.cli._service import ago
-from fleet.gateway.files import write_whole
+from fleet.files import write_whole
 from fleet.service.client import Client
 from fleet.service.schema import DeviceToAdd, DeviceView, Password
 
@@ -191,11 +191,13 @@ def show(client: Client, name: str, *, as_json: bool) -> None:
             one.kind,
             _share(one.correct_before, one.held_out),
             _share(one.correct_after, one.held_out),
+            _share(one.correct_local, one.held_out),
+            one.kept or "",
             one.coded_bytes or 0,
         ]
         for one in history
     ]
-    columns = ["campaign", "round", "kind", "before", "after", "bytes"]
+    columns = ["campaign", "round", "kind", "before", "after", "alone", "uses", "bytes"]
     console().print(table("Rounds, newest first", columns, rows))
 
 

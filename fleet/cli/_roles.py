@@ -10,7 +10,7 @@ from importlib import metadata
 from packaging.requirements import Requirement
 
 PACKAGE = "tinyfleet"
-ROLES = ("gateway", "service", "compiler", "simulator", "demo")
+ROLES = ("gateway", "unmasker", "service", "compiler", "simulator", "demo")
 _ROLE_OF_COMMAND = {
     "backup": "service",
     "boards": "compiler",
@@ -27,6 +27,7 @@ _ROLE_OF_COMMAND = {
     "restore": "service",
     "serve": "service",
     "simulate": "simulator",
+    "unmasker": "unmasker",
     "up": "service",
 }
 """Of the others none needs more than every installation has, but for `devices image`."""

@@ -11,13 +11,18 @@ from pathlib import Path
 from codegen.firmware.bundle import load_bundle
 from fleet.attach import Attached, Place, virtual_devices
 from fleet.cli._errors import CommandError
-from fleet.cli._image import ImageFormat, identity_image
+from fleet.cli._image import ImageFormat, enrolment_in, identity_image
 from fleet.cli._output import console, print_json
 from fleet.cli._progress import stage_bars
-from fleet.gateway.files import write_whole
+from fleet.errors import KeysError, ProtocolError
+from fleet.files import write_whole
 from fleet.protocol import Identity
+from fleet.protocol.keys import DeviceKeys
+from fleet.security.key_files import ENROLMENTS, add_enrolments
+from fleet.security.provisioning import FleetKeys, new_devices
 from fleet.service.client import Client
 from fleet.service.deployment import Deployment
+from fleet.service.deployment_keys import enrol_devices, keys_of
 from fleet.service.schema import DeviceToAdd
 
 ONLINE_SECONDS = 300.0
@@ -32,10 +37,20 @@ def image(
     bundle: Path,
     password_file: Path | None,
     out: Path,
+    keys: Path | None,
     *,
+    makes_own_keys: bool,
     as_json: bool,
 ) -> None:
-    """A device's identity record, with a new password unless a file has the device's own."""
+    """A device's identity record, with a new password unless a file has the device's own.
+
+    `keys`: folder with whom the device is to believe; its own keys are made and enrolled there,
+    unless it makes them itself.
+    """
+    if makes_own_keys and keys is None:
+        raise CommandError(
+            "--device-makes-keys goes with --keys: without an authority it makes none"
+        )
     kind: ImageFormat
     match out.suffix:
         case ".bin":
@@ -45,6 +60,7 @@ def image(
         case _:
             raise CommandError(f"{out}: its ending says what it is to be: .bin or .hex")
     manifest, fleet = load_bundle(bundle).manifest, client.whoami().fleet
+    fleet_keys = None if keys is None else FleetKeys.read(keys, fleet)
     if password_file is not None:
         password = read_passwords(password_file).get(name)
         if password is None:
@@ -53,14 +69,49 @@ def image(
     else:
         password = client.rotate_device(name).password
     identity = Identity(name, fleet, password, 0, LINK_BITS_PER_SECOND)
-    content = identity_image(manifest.flash, identity, kind)
+    device_keys, secrets, then = None, "password", ""
+    if keys is not None and not makes_own_keys:
+        device_keys = new_devices(keys, fleet, [name])[name]
+        secrets = "password and keys"
+        then = f" {keys / ENROLMENTS} is for unmaskers (`tinyfleet unmasker enrol`)."
+    region = manifest.flash.identity
+    content = identity_image(manifest.flash, identity, kind, fleet_keys, device_keys)
     write_whole(out, content, mode=0o600)
     if as_json:
-        print_json({"device": name, "file": str(out), "address": manifest.flash.identity.address})
+        print_json(
+            {"device": name, "file": str(out), "address": region.address, "bytes": region.bytes}
+        )
+        return
+    if makes_own_keys:
+        then = (
+            f" It makes its keys at its first start; then a dump of the {region.bytes} bytes there "
+            "is for `tinyfleet devices enrolment`."
+        )
+    console().print(
+        f"{out} is {name}'s identity, to be written to {region.address:#x} beside the firmware; it "
+        f"holds the device's {secrets}.{then}",
+        soft_wrap=True,
+    )
+
+
+def enrolment(dump: Path, keys: Path, *, as_json: bool) -> None:
+    """What a device that has made its keys itself is enrolled with."""
+    try:
+        content = dump.read_bytes()
+    except OSError as error:
+        raise CommandError(f"{dump}: can't be read ({error})") from None
+    try:
+        found = enrolment_in(content)
+    except (KeysError, ProtocolError) as error:
+        raise CommandError(f"{dump}: {error}") from None
+    file = keys / ENROLMENTS
+    add_enrolments(file, [found])
+    if as_json:
+        print_json({"device": found.device, "fleet": found.fleet, "file": str(file)})
         return
     console().print(
-        f"{out} is {name}'s identity, to be written to {manifest.flash.identity.address:#x} "
-        "beside the firmware; it holds the device's password.",
+        f"{found.device} of fleet {found.fleet} is in {file}, which is for unmaskers (`tinyfleet "
+        f"unmasker enrol`). {dump} has the device's secrets: delete it.",
         soft_wrap=True,
     )
 
@@ -96,6 +147,10 @@ def simulate(
     sites = list(deployment.sites)
     of_site = {name: sites[number % len(sites)] for number, name in enumerate(names)}
     passwords = _passwords(client, prefix, of_site)
+    fleet_keys: FleetKeys | None = None
+    device_keys: dict[str, DeviceKeys] = {}
+    if keys_of(site) is not None:
+        fleet_keys, device_keys = enrol_devices(site, deployment.fleet, names)
     specs = virtual_devices(
         names,
         passwords,
@@ -104,6 +159,8 @@ def simulate(
         machine=machine,
         data=data,
         seed=seed,
+        fleet_keys=fleet_keys,
+        device_keys=device_keys,
         shuffle_training_labels=_matching(client, names, shuffle_training_labels),
         shuffle_held_out_labels=_matching(client, names, shuffle_held_out_labels),
     )

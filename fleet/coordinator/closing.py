@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,8 +29,11 @@ from fleet.campaign import (
 )
 from fleet.campaign.answers import CollectAnswer, FoldPart
 from fleet.campaign.planning import Assignment
+from fleet.campaign.privacy import Entropy
+from fleet.campaign.sets import SetOutcome, Unmasked, problem_with_masked
 from fleet.campaign.stages import GATEWAY_LOST, NO_REPORT
-from fleet.coordinator.scores import add_counts, summarise
+from fleet.coordinator.private_rounds import publish
+from fleet.coordinator.scores import add_counts, of_its_own, summarise
 from fleet.errors import AggregationError, AnswerError, CampaignError
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.store import RoundSummary, Store, WeightsVersion
@@ -46,8 +50,14 @@ def close_round(
     plan: RoundPlan,
     outcome: RoundOutcome,
     version: WeightsVersion,
+    unmasked: Unmasked | None = None,
+    entropy: Entropy = os.urandom,
 ) -> dict[str, Any]:
     """Aggregate, store and return a round's result; `version` is what the round trained from.
+
+    Of a masked round the sums are those that were `unmasked`, and the result says what came of
+    each set (`sets`), and whether the rule had enough of them (`rule`). The coordinator's own noise
+    comes from `entropy`.
 
     The result has the counters of a collect answer added up, accuracies (`scores.summarise`),
     `asked`, `wanted`, `skipped`, `not_started` and `lost` with reasons, `missing` (who was asked
@@ -57,7 +67,12 @@ def close_round(
     """
     why = {one.device: one.plan_reason for one in plan.assignments}
     reports = [
-        {**dict(report), "gateway": gateway, "plan_reason": why.get(report.device, "")}
+        {
+            **dict(report),
+            **of_its_own(report),
+            "gateway": gateway,
+            "plan_reason": why.get(report.device, ""),
+        }
         for gateway, answer in sorted(outcome.answers.items())
         for report in answer.reports
     ]
@@ -80,19 +95,31 @@ def close_round(
         "weights_before": version.sha256,
     }
     new = None
+    parts: list[list[PlanSum]] = []
     if is_open(config, plan.kind):
         pass  # versions were made of it meanwhile
+    elif unmasked is not None:
+        parts = parts_of_sets(manifests, plan, unmasked.sets)
+        result |= unmasked.figures(config.aggregation.chosen(parts))
+        result["failed"] |= unmasked.guilty
+        parts = [list(part) for part in config.aggregation.of_sets(parts)] if any(parts) else []
+        if config.privacy and plan.privacy:
+            parts, told = publish(config.privacy, plan.privacy, parts, unmasked.sets, entropy)
+            result["privacy"] = told
     elif plan.kind is RoundKind.TRAIN and result["accepted"] > 0:
         of_gateways = [
             parts_of_gateway(config, manifests, plan, gateway, answer)
             for gateway, answer in sorted(outcome.answers.items())
         ]
         parts = [[one for sums in same for one in sums] for same in zip(*of_gateways, strict=True)]
+    if parts:
         new = next_weights(config, manifests, parts, version)
         layout = next(iter(manifests.values())).tensors
         result["weights_after"] = new.sha256
         result["changed_values"] = changed_values(version.blob, new.blob, layout)
-    store.finish_round(campaign, driver, plan.number, "done", result, reports, new)
+    if not store.finish_round(campaign, driver, plan.number, "done", result, reports, new):
+        # It has an end already, which is the one that counts: noise would be another in this one.
+        return store.round(campaign, plan.number).result
     logger.info(
         "round %d done: %d accepted, median accuracy %s, then %s",
         plan.number,
@@ -114,10 +141,21 @@ def check_for_empty_rounds(
         if one.kind == RoundKind.TRAIN.value and one.state == "done"
     ]
     last = trained[-config.max_empty_rounds :]
-    if len(last) == config.max_empty_rounds and not any(one.accepted for one in last):
+    if len(last) < config.max_empty_rounds:
+        return
+    if not any(one.accepted for one in last):
         result = store.round(campaign, last[-1].number).result
         why = {key: result.get(key) for key in ("refused", "declined", "lost", "not_started")}
         raise CampaignError(f"no delta was accepted in {len(last)} rounds; the last one says {why}")
+    if config.masking is None:
+        return
+    of_sets = [store.round(campaign, one.number).result.get("sets", ()) for one in last]
+    if not any(one["counted"] for sets in of_sets for one in sets):
+        whys = sorted({str(one["why"]) for one in of_sets[-1]})
+        raise CampaignError(
+            f"no set of devices was unmasked in {len(last)} rounds; of the last one's "
+            f"{len(of_sets[-1])} each counted nothing: {', '.join(whys)}"
+        )
 
 
 def _failed(plan: RoundPlan, outcome: RoundOutcome, missing: Sequence[str]) -> dict[str, str]:
@@ -175,6 +213,40 @@ def next_weights(
     )
 
 
+def check_answer(
+    config: CampaignConfig,
+    manifests: Mapping[str, Manifest],
+    plan: RoundPlan,
+    gateway: str,
+    answer: CollectAnswer,
+) -> None:
+    """Raise `AnswerError` where an answer can't be that of a gateway which did as it was asked."""
+    if plan.masks is None:
+        parts_of_gateway(config, manifests, plan, gateway, answer)
+        return
+    _check_reports(plan, gateway, answer)
+    problem = problem_with_masked(manifests, plan, gateway, answer)
+    if problem:
+        raise _refusal(plan, gateway, problem)
+
+
+def parts_of_sets(
+    manifests: Mapping[str, Manifest], plan: RoundPlan, sets: Iterable[SetOutcome]
+) -> list[list[PlanSum]]:
+    """The parts of a masked round, each with the sums of its sets that count."""
+    assert plan.masks is not None
+    bundles = {one.plan: one.bundle for one in plan.assignments}
+    parts: list[list[PlanSum]] = [[] for _ in range(plan.masks.parts)]
+    for one in sets:
+        if one.values is not None:
+            manifest = manifests[bundles[one.plan]]
+            values = one.values.astype("<i8").tobytes()
+            entry = manifest.plan(one.plan)
+            found = plan_sum_from_manifest(manifest, entry, values, len(one.devices))
+            parts[one.part].append(found)
+    return parts
+
+
 def parts_of_gateway(
     config: CampaignConfig,
     manifests: Mapping[str, Manifest],
@@ -188,16 +260,12 @@ def parts_of_gateway(
     device or a plan that it wasn't given, more weight than its devices have, a value beyond what
     they can send, another fold.
     """
+    _check_reports(plan, gateway, answer)
     mine = {one.device: one for one in plan.assignments if one.gateway == gateway}
 
     def refuse(what: str) -> AnswerError:
-        return AnswerError(f"gateway {gateway}, round {plan.number}: {what}")
+        return _refusal(plan, gateway, what)
 
-    strangers = [one.device for one in answer.reports if one.device not in mine]
-    if strangers:
-        raise refuse(f"reports of {strangers[0]}, which it has no task for")
-    if answer.accepted != len({one.device for one in answer.reports}):
-        raise refuse(f"{answer.accepted} deltas accepted, {len(answer.reports)} reported")
     summed = sum(one.devices for fold in (answer.sums or {}).values() for one in fold)
     if answer.part is not None and summed > answer.accepted:
         raise refuse(f"sums of {summed} devices, {answer.accepted} deltas accepted")
@@ -215,11 +283,28 @@ def parts_of_gateway(
         if problem:
             raise refuse(f"plan {entry.name}: {problem}")
         for part, one in zip(parts, fold, strict=True):
+            if not one.devices:
+                continue
             try:
                 part.append(plan_sum_from_manifest(manifest, entry, one.values, one.weight))
             except AggregationError as error:
                 raise refuse(str(error)) from None
     return parts
+
+
+def _refusal(plan: RoundPlan, gateway: str, what: str) -> AnswerError:
+    return AnswerError(f"gateway {gateway}, round {plan.number}: {what}")
+
+
+def _check_reports(plan: RoundPlan, gateway: str, answer: CollectAnswer) -> None:
+    mine = {one.device for one in plan.assignments if one.gateway == gateway}
+    strangers = [one.device for one in answer.reports if one.device not in mine]
+    if strangers:
+        raise _refusal(plan, gateway, f"reports of {strangers[0]}, which it has no task for")
+    if answer.accepted != len({one.device for one in answer.reports}):
+        raise _refusal(
+            plan, gateway, f"{answer.accepted} deltas accepted, {len(answer.reports)} reported"
+        )
 
 
 def _problem_with(
@@ -244,6 +329,8 @@ def _problem_with(
     )
     limits = np.repeat(np.array(bounds, np.float64), counts)
     for one in fold:
+        if not one.devices and not one.weight and not one.values:
+            continue  # nobody delivered for this part
         if len(one.values) != 8 * entry.delta_values:
             return f"{len(one.values)} bytes instead of 8 for each of {entry.delta_values} values"
         # As floats: a product of two limits may leave int64, and one part in 2^53 is no matter.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from fleet.clock import Clock, SystemClock
 from fleet.coordinator.driver import CampaignDriver
 from fleet.coordinator.hub import Hub
+from fleet.coordinator.key_holders import KeyHolders
 from fleet.coordinator.pace import HELLO_SECONDS, Pace
 from fleet.coordinator.transport import Transport
 from fleet.errors import FleetError
@@ -45,8 +46,10 @@ class FleetRun:
         hello_seconds: float = HELLO_SECONDS,
         clock: Clock | None = None,
         traces: Traces | None = None,
+        protection: KeyHolders | None = None,
     ) -> None:
         """Nothing is sent, and nobody is superseded, before `run`."""
+        self._protection = protection
         self._store = store
         self._clock = clock or SystemClock()
         self._traces = traces
@@ -110,6 +113,7 @@ class FleetRun:
                 self._clock,
                 self._registry,
                 self._traces,
+                self._protection,
             ).run()
             if state in ENDED_STATES:
                 record = self._store.campaign(campaign)

@@ -16,8 +16,10 @@ from fleet.campaign import (
     deal_stages,
     filter_values,
 )
+from fleet.campaign.sets import SPOILS_SETS
 from fleet.campaign.stages import GATEWAY_LOST
 from fleet.clock import Clock
+from fleet.coordinator.private_rounds import PrivateRounds
 from fleet.registry import Filter
 from fleet.store import Member, Registry, RoundRecord, SqlStore, Stages
 from fleet.store.stages import after_round
@@ -35,6 +37,7 @@ class Membership:
         config: CampaignConfig,
         registry: Registry | None,
         clock: Clock,
+        private: PrivateRounds,
     ) -> None:
         """With a `registry` its devices can be meant; without, whoever is at a gateway."""
         self._store = store
@@ -43,6 +46,7 @@ class Membership:
         self._config = config
         self._registry = registry
         self._clock = clock
+        self._private = private
 
     def targets(self, devices: Sequence[DeviceInfo]) -> dict[str, DeviceInfo]:
         """Known devices that the campaign is for, by name."""
@@ -85,8 +89,9 @@ class Membership:
             name for name, one in known.items() if name in targets and one.stage <= step.stage
         )
         waiting = {name: why for name in names if (why := self._holds_back(known[name]))}
+        waiting |= self._private.spent(step, names)
         own: dict[str, str] = {}
-        if self._config.kind != "adapt" and step.kind is RoundKind.SCORE_FIRST:
+        if not self._config.trains and step.kind is RoundKind.SCORE_FIRST:
             own = {name: targets[name].current for name in names}
             strange = {one for one in set(own.values()) if not is_known(one)}
             waiting |= {
@@ -100,6 +105,8 @@ class Membership:
         """Why a device that failed isn't asked; empty where it is."""
         if not member.failures:
             return ""
+        if member.reason in SPOILS_SETS:
+            return f"{member.reason}: no set that it is in can be unmasked"
         if member.failures >= self._config.retry_of(member.reason).attempts:
             return f"failed {member.failures} times in a row: {member.reason}"
         if self._is_early(member):
@@ -119,7 +126,9 @@ class Membership:
     def backs_off(self) -> bool:
         """Whether a device waits to be asked again."""
         return any(
-            one.failures < self._config.retry_of(one.reason).attempts and self._is_early(one)
+            one.reason not in SPOILS_SETS
+            and one.failures < self._config.retry_of(one.reason).attempts
+            and self._is_early(one)
             for one in self._stages.members(self._campaign).values()
         )
 
@@ -128,8 +137,9 @@ class Membership:
         reasons = {
             str(one): str(why) for one, why in result["failed"].items() if why != GATEWAY_LOST
         }
+        spoilers = {str(one): why for one, why in reasons.items() if why in SPOILS_SETS}
         if result["accepted"] >= plan.wanted:
-            reasons = {}  # the others were only asked in case that these don't answer
+            reasons = spoilers  # the others were only asked in case that these don't answer
         known = self._stages.members(self._campaign)
         failed = {}
         for device, reason in reasons.items():
@@ -137,7 +147,7 @@ class Membership:
             until = self._clock.wall() + self._backoff_seconds(reason, times)
             failed[device] = (reason, until)
         asked = [one.device for one in plan.assignments]
-        reported = set(asked) - set(result["missing"])
+        reported = set(asked) - set(result["missing"]) - spoilers.keys()
         changed = after_round(known, asked, reported, failed)
         if changed:
             self._stages.save_members(self._campaign, changed)

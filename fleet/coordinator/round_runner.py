@@ -17,13 +17,14 @@ from fleet.campaign import (
     start_request,
 )
 from fleet.clock import Clock
-from fleet.coordinator.closing import parts_of_gateway
+from fleet.coordinator.closing import check_answer
 from fleet.coordinator.listener import Listener
 from fleet.coordinator.pace import Pace
 from fleet.coordinator.progress import progress_of
 from fleet.coordinator.traces import CampaignTraces
 from fleet.coordinator.transport import Reply, Transport
 from fleet.errors import AnswerError
+from fleet.protocol.keys import TaskKeys
 from fleet.protocol.manifest import Manifest
 from fleet.store import SqlStore
 
@@ -44,6 +45,8 @@ class Context:
     clock: Clock
     pace: Pace
     traces: CampaignTraces
+    keys: TaskKeys | None = None
+    """What tasks are signed with."""
 
 
 class RoundRunner:
@@ -103,6 +106,7 @@ class RoundRunner:
                     gateway,
                     self._context.manifests,
                     blobs,
+                    self._context.keys,
                 )
             elif operation is Operation.COLLECT:
                 fields["cursor"] = machine.cursor(gateway)
@@ -156,7 +160,7 @@ class RoundRunner:
             )
             if answer is not None:
                 try:
-                    parts_of_gateway(
+                    check_answer(
                         self._context.config, self._context.manifests, plan, reply.gateway, answer
                     )
                 except AnswerError as error:

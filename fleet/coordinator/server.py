@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from fleet.coordinator.driver import CampaignDriver
 from fleet.coordinator.fleet_run import FleetRun
 from fleet.coordinator.flower_adapter import GridTransport
+from fleet.coordinator.key_holders import KeyHolders
 from fleet.coordinator.pace import FlowerPace
 from fleet.coordinator.settings import CoordinatorSettings
 from fleet.errors import ConfigurationError
@@ -53,8 +54,20 @@ def run_server(grid: Grid, config: Mapping[str, Any]) -> None:
     campaign = _required(config, "campaign")
     try:
         if mode == "campaign":
+            settings = config.get("settings")
+            holders = (
+                KeyHolders.of(CoordinatorSettings.read(Path(settings)))
+                if isinstance(settings, str) and settings
+                else None
+            )
             with _traces(None) as traces:
-                CampaignDriver(store, campaign, GridTransport(grid, pace), traces=traces).run()
+                CampaignDriver(
+                    store,
+                    campaign,
+                    GridTransport(grid, pace),
+                    traces=traces,
+                    protection=holders,
+                ).run()
         elif mode == "strategy":
             from fleet.coordinator.strategy import run_strategy
 
@@ -83,6 +96,7 @@ def _run_fleet(grid: Grid, path: Path) -> None:
                 f"{socket.gethostname()}/{uuid.uuid4().hex[:8]}",
                 hello_seconds=settings.pace.hello_seconds,
                 traces=traces,
+                protection=KeyHolders.of(settings),
             ).run()
     finally:
         store.close()

@@ -225,12 +225,14 @@ class Coordinator:
         restart_superlink: bool = True,
         clock: Clock | None = None,
         connect: Callable[[str], Control] = Control,
+        settings: Path | None = None,
     ) -> None:
         """`store_path` is the file of `store`, as ServerApps open it.
 
         `sync_wait_seconds` is `FlowerPace.sync_wait`, `patience` and
         `restart_superlink` above. The store is looked at every `poll_seconds`. `connect` opens
-        the SuperLink's control interface at an address.
+        the SuperLink's control interface at an address. `settings` is the file of a service's
+        settings whose keys tasks are signed with, and whose unmaskers unmask.
         """
         self._store = store
         self._path = store_path.resolve()
@@ -241,6 +243,7 @@ class Coordinator:
         self._restart = restart_superlink
         self._clock = clock or SystemClock()
         self._connect = connect
+        self._settings = settings
 
     def run(self, campaign: str, progress: Progress | None = None) -> CampaignRecord:
         """Run a campaign to its end and return it as it ended; look at `state` and `reason`.
@@ -255,6 +258,8 @@ class Coordinator:
             "campaign": campaign,
             "sync-wait-seconds": self._sync_wait,
         }
+        if self._settings is not None:
+            config["settings"] = str(self._settings.resolve())
         with self._connect(self._superlink.address) as control:
             keeper = RunKeeper(
                 self._superlink,

@@ -26,6 +26,17 @@ weights_days = 90
 token_file = "admin.token"               # the first administrator's
 gateways = { north-gw = "north" }        # gateway = "site"
 
+[signing]                                # of tasks, and of masked campaigns: `tinyfleet keys`
+key = "task.key"
+keyring = "keyring"
+
+[[unmaskers]]                            # each that the keyring names
+url = "https://10.0.0.3:8443"
+token_file = "unmasker.token"
+key = "unmasker.pub"
+ca = "unmasker-ca.crt"
+operated_by = "the vets' association"    # where it isn't whoever runs this service
+
 [tracing]                                # spans of rounds, over OTLP/HTTP: docs/howto/traces.md
 endpoint = "http://10.0.0.2:4318"
 """
@@ -37,6 +48,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 import tomli_w
@@ -44,38 +56,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fleet.coordinator.pace import HELLO_SECONDS, FlowerPace
 from fleet.errors import ConfigurationError
-from fleet.gateway.files import write_whole
+from fleet.files import write_whole
 from fleet.protocol.fields import Name
+from fleet.protocol.keys import MAX_UNMASKERS
+from fleet.security.listening import LOOPBACK, ListenSettings, Port
 from fleet.tracing import TracingSettings
-
-Port = Annotated[int, Field(ge=1, le=65535)]
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ApiSettings(_Settings):
-    """Where the API listens; with certificate and key over TLS, else on loopback only."""
+class ApiSettings(ListenSettings):
+    """Where the API listens."""
 
-    host: str = "127.0.0.1"
-    port: Port = 8080
-    certificate: Path | None = None
-    key: Path | None = None
     requests_per_minute: Annotated[int, Field(ge=1)] = 1200
     """Of one token; more are answered with 429."""
-
-    @model_validator(mode="after")
-    def _is_private_without_tls(self) -> Self:
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key go together")
-        if self.certificate is None and self.host not in LOOPBACK:
-            raise ValueError(
-                f"host {self.host} is more than this machine: tokens would cross the network in "
-                "the clear. Give certificate and key, or listen on 127.0.0.1 behind a proxy"
-            )
-        return self
 
 
 @dataclass(frozen=True)
@@ -171,6 +167,37 @@ class BootstrapSettings(_Settings):
     """Gateway → site."""
 
 
+class SigningSettings(_Settings):
+    """The key that tasks are signed with, and the keyring that tells devices to believe it."""
+
+    key: Path
+    keyring: Path
+
+
+class UnmaskerSettings(_Settings):
+    """An unmasker that the keyring names."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")]
+    token_file: Path
+    """Has the token that it lets us in with, in its first line."""
+    key: Path
+    """Its public key, as it has told it; it is known by that."""
+    ca: Path | None = None
+    """Of the authority that vouches for it, where the system's don't."""
+    operated_by: Annotated[str, Field(max_length=80)] = ""
+    """Who runs it, in words for people; empty: whoever runs this service."""
+
+    @model_validator(mode="after")
+    def _is_private(self) -> Self:
+        host = urlsplit(self.url).hostname
+        if self.url.startswith("http://") and host not in LOOPBACK:
+            raise ValueError(
+                f"url {self.url} is beyond this machine: the token would cross the network in the "
+                "clear; use https"
+            )
+        return self
+
+
 class CoordinatorSettings(_Settings):
     """All that a service is told."""
 
@@ -183,6 +210,8 @@ class CoordinatorSettings(_Settings):
     pace: PaceSettings = PaceSettings()
     retention: RetentionSettings = RetentionSettings()
     bootstrap: BootstrapSettings = BootstrapSettings()
+    signing: SigningSettings | None = None
+    unmaskers: Annotated[tuple[UnmaskerSettings, ...], Field(max_length=MAX_UNMASKERS)] = ()
     tracing: TracingSettings | None = None
 
     def store_url(self) -> str:
@@ -226,6 +255,8 @@ class CoordinatorSettings(_Settings):
                 "api": _within(folder, settings.api),
                 "superlink": _within(folder, settings.superlink),
                 "bootstrap": _within(folder, settings.bootstrap),
+                "signing": settings.signing and _within(folder, settings.signing),
+                "unmaskers": tuple(_within(folder, one) for one in settings.unmaskers),
                 "store": _at(folder, settings.store),
             }
         )
@@ -242,7 +273,7 @@ class CoordinatorSettings(_Settings):
         write_whole(path, tomli_w.dumps(self.model_dump(mode="json", exclude_none=True)))
 
 
-_Part = TypeVar("_Part", bound=_Settings)
+_Part = TypeVar("_Part", bound=BaseModel)
 
 
 def _within(folder: Path, part: _Part) -> _Part:

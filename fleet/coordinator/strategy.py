@@ -64,6 +64,10 @@ class TinyfleetStrategy(Strategy):
             raise CampaignError(
                 "asynchronous: a strategy of Flower has whole rounds; use `tinyfleet serve`"
             )
+        if self._config.masking is not None:
+            raise CampaignError(
+                "coding masked: a strategy of Flower asks no unmasker; use `tinyfleet serve`"
+            )
         self._plan: RoundPlan | None = None
         self._version: WeightsVersion = store.latest_weights(campaign)
 

@@ -25,11 +25,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fleet.coordinator.settings import LOOPBACK, CoordinatorSettings, LinkTls
+from fleet.coordinator.settings import CoordinatorSettings, LinkTls
 from fleet.errors import ConfigurationError, FlowerError
+from fleet.files import write_whole
 from fleet.gateway.config import GatewaySettings
-from fleet.gateway.files import write_whole
 from fleet.ports import free_port
+from fleet.security.listening import LOOPBACK
 
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0

@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 from codegen.firmware.bundle import Bundle
 from fleet.attach.samples import deal_digits
 from fleet.campaign.config import CampaignConfig, Schedule
+from fleet.campaign.who_sees import Setting, who_sees
 from fleet.coordinator.creation import new_campaign
 from fleet.coordinator.service import Coordinator, ProgressEvent
 from fleet.demo.digits import (
@@ -31,7 +32,7 @@ from fleet.demo.result import Deltas, DemoResult, DeviceRound, PlanFacts, RoundF
 from fleet.demo.site import Site
 from fleet.errors import CampaignError, ConfigurationError
 from fleet.firmware import compile_firmware
-from fleet.store import SqlStore, Store, sqlite_url
+from fleet.store import RoundRecord, SqlStore, Store, sqlite_url
 from simulator.errors import SimulatorError
 from simulator.machines.measure import Measurement, measure
 
@@ -56,6 +57,13 @@ class DemoSettings:
     over_selection: float = 0.0
     cohort_share: float = 1.0
     deadline_seconds: int = 180
+    private: bool = False
+    """Devices have keys, tasks are signed, and deltas are masked."""
+
+    @property
+    def least_devices(self) -> int:
+        """Of a set: there are three update plans, and some device may fail; 0 without masks."""
+        return max(2, self.devices // 4) if self.private else 0
 
 
 class Watcher(Protocol):
@@ -118,7 +126,8 @@ def run_demo(settings: DemoSettings, watcher: Watcher | None = None) -> DemoResu
             leftover.unlink()
         store = SqlStore(sqlite_url(store_path))
         try:
-            with Site(sites, settings.out / "logs") as site:
+            logs = settings.out / "logs"
+            with Site(sites, logs, least_devices=settings.least_devices) as site:
                 with clock("boot"):
                     folders = {board: bundle.path for board, bundle in bundles.items()}
                     site.boot(population(shares, folders, site.device_passwords, settings.seed))
@@ -245,19 +254,23 @@ def check_faults(site: Site) -> None:
 
 def campaign_config(settings: DemoSettings) -> CampaignConfig:
     """The campaign that the demo runs."""
-    return CampaignConfig(
-        name="digits",
-        seed=settings.seed,
-        rounds=settings.rounds,
-        epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        # At one rate an epoch makes devices worse in the last rounds.
-        schedule=Schedule(name="cosine"),
-        cohort_share=settings.cohort_share,
-        over_selection=settings.over_selection,
-        deadline_seconds=settings.deadline_seconds,
-        # All were online when the campaign began; a few may fail on the way.
-        min_devices=max(1, settings.devices * 3 // 4),
+    masks = {"coding": "masked", "masking": {"least_devices": settings.least_devices}}
+    return CampaignConfig.model_validate(
+        {
+            "name": "digits",
+            "seed": settings.seed,
+            "rounds": settings.rounds,
+            "epochs": settings.epochs,
+            "learning_rate": settings.learning_rate,
+            # At one rate an epoch makes devices worse in the last rounds.
+            "schedule": Schedule(name="cosine"),
+            "cohort_share": settings.cohort_share,
+            "over_selection": settings.over_selection,
+            "deadline_seconds": settings.deadline_seconds,
+            # All were online when the campaign began; a few may fail on the way.
+            "min_devices": max(1, settings.devices * 3 // 4),
+            **(masks if settings.private else {}),
+        }
     )
 
 
@@ -268,7 +281,11 @@ def run_campaign(
     accepted = partial(site.accepted, campaign)
     with RoundProgress(accepted, settings.rounds, tell) as rounds:
         coordinator = Coordinator(
-            store, store_path, site.superlink, sync_wait_seconds=ROUND_WAIT_SECONDS
+            store,
+            store_path,
+            site.superlink,
+            sync_wait_seconds=ROUND_WAIT_SECONDS,
+            settings=None if site.private is None else site.private.settings,
         )
         record = coordinator.run(campaign, rounds.note)
     if record.state != "finished":
@@ -388,6 +405,9 @@ def collect(
             )
     training = [row for number in range(1, settings.rounds + 1) for row in rows.get(number, [])]
     first = bundles[BOARDS[0]]
+    privacy: tuple[str, ...] = ()
+    if settings.private:
+        privacy = privacy_lines(campaign_config(settings), store.rounds(campaign))
     return DemoResult(
         devices=settings.devices,
         rounds=settings.rounds,
@@ -405,6 +425,21 @@ def collect(
         bytes_down=bytes_down,
         phases=dict(phases),
         fleet_memory_bytes=fleet_memory_bytes,
+        privacy=privacy,
+    )
+
+
+def privacy_lines(config: CampaignConfig, rounds: Sequence[RoundRecord]) -> tuple[str, ...]:
+    """What was masked, and who could see what: lines for people."""
+    sets = [one for record in rounds for one in record.result.get("sets", ())]
+    counted = [one for one in sets if one["counted"]]
+    smallest = min((int(one["devices"]) for one in counted), default=0)
+    whys = sorted({str(one["why"]) for one in sets if one["why"]})
+    lost = f"; others counted nothing: {', '.join(whys)}" if whys else ""
+    return (
+        f"Masked and signed: {len(counted)} of {len(sets)} sets were unmasked, the smallest of "
+        f"{smallest} devices{lost}.",
+        *(f"{one.who}: {one.sees}." for one in who_sees(config, Setting(True, ("",)))),
     )
 
 

@@ -128,6 +128,7 @@ def page(result: DemoResult, images: dict[str, bytes]) -> str:
 {sum(deltas.refused.values())} refused{f" ({_e(refused)})" if refused else ""},
 {sum(deltas.declined.values())} declined by the device{f" ({_e(declined)})" if declined else ""}.
 Firmware compiled with {_e(result.compiler)}.</p>
+{"".join(f"<p>{_e(line)}</p>" for line in result.privacy)}
 <p><small>Figures of single devices: <code>rounds.parquet</code>; for programs:
 <code>result.json</code>.</small></p>
 </body></html>

@@ -128,6 +128,8 @@ class DemoResult:
     bytes_down: Mapping[str, int] = field(default_factory=dict)
     phases: Mapping[str, float] = field(default_factory=dict)
     fleet_memory_bytes: int = 0
+    privacy: Sequence[str] = ()
+    """Of a private run: what was masked, and who could see what."""
 
     @property
     def dense_fp32_bytes(self) -> int:
@@ -281,6 +283,7 @@ def summary(result: DemoResult) -> dict[str, object]:
         "stragglers": sum(facts.stragglers for facts in result.round_facts),
         "phases_seconds": {name: round(value, 1) for name, value in result.phases.items()},
         "fleet_memory_bytes": result.fleet_memory_bytes,
+        "privacy": list(result.privacy),
     }
 
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from fleet.coordinator.superlink import ManagedProcess, SuperLink, SuperNode
+from fleet.demo.private import PrivateFleet
 from fleet.errors import GatewayError
 from fleet.gateway.broker import Broker, BrokerConfig, new_passwords
 from fleet.gateway.client import GatewayClient
@@ -81,7 +82,8 @@ class GatewayProcess(ManagedProcess):
 class Site:
     """The services and boards of a demo; ``with`` starts them and always stops them all.
 
-    Attributes: `broker`, `gateways` (by name), `superlink`, `nodes` (by gateway), `boards`.
+    Attributes: `broker`, `gateways` (by name), `superlink`, `nodes` (by gateway), `boards`, and
+    `private`, the keys and the unmasker of a site that has some.
     State that outlives nothing lies in a temporary folder; logs are kept in `logs`.
     """
 
@@ -92,8 +94,13 @@ class Site:
         *,
         passwords: Mapping[str, str] | None = None,
         broker_port: int | None = None,
+        least_devices: int = 0,
     ) -> None:
-        """`devices` are the device names of each gateway; nothing is started yet."""
+        """`devices` are the device names of each gateway; nothing is started yet.
+
+        With `least_devices` its devices have keys, and there is an unmasker that answers for sets
+        of so many.
+        """
         self.logs = logs
         # Short, because the path of a unix socket is limited to about 100 bytes.
         self.work = Path(tempfile.mkdtemp(prefix="tinyfleet-"))
@@ -119,6 +126,9 @@ class Site:
             name: SuperNode(self.work / "flower", self.superlink.address, name, gateway.socket)
             for name, gateway in self.gateways.items()
         }
+        self.private: PrivateFleet | None = None
+        if least_devices:
+            self.private = PrivateFleet(self.work, FLEET, everyone, least_devices)
         self.boards: Fleet | None = None
 
     def __enter__(self) -> Self:
@@ -131,6 +141,9 @@ class Site:
             self._stack.enter_context(self.superlink)
             for node in self.nodes.values():
                 self._stack.enter_context(node)
+            if self.private is not None:
+                self._stack.enter_context(self.private.unmasker)
+                self.private.wait_ready()
             for gateway in self.gateways.values():
                 gateway.wait_ready()
         except BaseException:
@@ -140,6 +153,8 @@ class Site:
 
     def boot(self, devices: Sequence[DeviceSpec]) -> Fleet:
         """Boot the boards; they run until the site is left."""
+        if self.private is not None:
+            devices = self.private.provisioned(devices)
         fleet = Fleet(devices, (self.broker.host, self.broker.port), workers=worker_count())
         self.boards = self._stack.enter_context(fleet)
         return self.boards

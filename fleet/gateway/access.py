@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from fleet.errors import BrokerError, ConfigurationError, GatewayError, StoreError
+from fleet.files import write_whole
 from fleet.gateway.broker import (
     ACCESS_FILE,
     CONFIG_FILE,
@@ -29,7 +30,6 @@ from fleet.gateway.broker import (
     password_hash,
 )
 from fleet.gateway.broker_reload import Login, reload_broker
-from fleet.gateway.files import write_whole
 from fleet.protocol.fields import NAME_PATTERN
 
 Role = Literal["device", "gateway"]

@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fleet.gateway.rounds import Report, RoundKey, RoundSpec, RoundState
+from fleet.gateway.value_forms import Values
 from fleet.protocol import Announce
 
 
@@ -130,7 +128,7 @@ class Accept:
     report: Report
     part: int
     weight: int
-    values: NDArray[np.int32]
+    values: Values
     coded: bytes
 
 

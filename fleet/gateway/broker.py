@@ -29,7 +29,7 @@ from typing import Self
 
 from fleet.clock import Clock, SystemClock
 from fleet.errors import BrokerError, ConfigurationError, ProtocolError
-from fleet.gateway.files import write_whole
+from fleet.files import write_whole
 from fleet.protocol import Delta, fields
 
 START_SECONDS = 60.0

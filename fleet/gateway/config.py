@@ -35,7 +35,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fleet.errors import ConfigurationError
-from fleet.gateway.files import write_whole
+from fleet.files import write_whole
 from fleet.protocol.fields import Name
 from fleet.tracing import TracingSettings
 

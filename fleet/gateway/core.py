@@ -7,6 +7,7 @@ and answers (group commit). The daemon drives this with threads, the tests in vi
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -212,14 +213,15 @@ class Core:
             return  # it has ended meanwhile
         left = found.seconds_left(device, self._clock.monotonic())
         size = self.logic.blobs[found.spec.tasks[device].weights]
-        task = found.spec.task(device, size, left)
+        announced = self.logic.devices.announced(device)
+        task = found.spec.task(device, size, announced.keyring if announced else 0)
         fleet, gateway = self.settings.fleet, self.settings.gateway
         self._link.publish(
             act.Publish(
                 topics.task(fleet, device),
                 task.encode(),
                 retain=True,
-                expiry_seconds=task.deadline_seconds,
+                expiry_seconds=max(1, math.ceil(left)),
                 response_topic=topics.delta(fleet, gateway, device),
             )
         )

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 MAX_BUCKETS = 64
+MAX_DEALT = 1024
 
 
 class _Dealing(BaseModel, ABC):
@@ -33,8 +34,11 @@ class _Dealing(BaseModel, ABC):
         """How many sums there are of each plan; where parts follow each other, at a time."""
 
     @abstractmethod
-    def part_of(self, round_seed: int, device: str) -> int:
-        """Which of them a device's delta is added to; the same at every gateway."""
+    def part_of(self, round_seed: int, device: str, dealt: int) -> int:
+        """Which of them a device's delta is added to; the same at every gateway.
+
+        ``dealt`` is the one that the start request deals it to.
+        """
 
 
 class Sums(_Dealing):
@@ -47,7 +51,7 @@ class Sums(_Dealing):
         """See `_Dealing`."""
         return 1
 
-    def part_of(self, round_seed: int, device: str) -> int:
+    def part_of(self, round_seed: int, device: str, dealt: int) -> int:
         """See `_Dealing`."""
         return 0
 
@@ -63,10 +67,26 @@ class Buckets(_Dealing):
         """See `_Dealing`."""
         return self.count
 
-    def part_of(self, round_seed: int, device: str) -> int:
+    def part_of(self, round_seed: int, device: str, dealt: int) -> int:
         """See `_Dealing`."""
         text = f"tinyfleet-bucket/{round_seed}/{device}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % self.count
+
+
+class Dealt(_Dealing):
+    """``count`` sums of each plan; the start request says which is a device's."""
+
+    name: Literal["dealt"]
+    count: Annotated[int, Field(ge=1, le=MAX_DEALT)]
+
+    @property
+    def parts(self) -> int:
+        """See `_Dealing`."""
+        return self.count
+
+    def part_of(self, round_seed: int, device: str, dealt: int) -> int:
+        """See `_Dealing`."""
+        return dealt
 
 
 class Arrivals(_Dealing):
@@ -84,12 +104,12 @@ class Arrivals(_Dealing):
         """See `_Dealing`."""
         return 1
 
-    def part_of(self, round_seed: int, device: str) -> int:
+    def part_of(self, round_seed: int, device: str, dealt: int) -> int:
         """See `_Dealing`; counted from the part that deltas go to now."""
         return 0
 
 
-AnyFold: TypeAlias = Sums | Buckets | Arrivals
+AnyFold: TypeAlias = Sums | Buckets | Dealt | Arrivals
 Fold = Annotated[AnyFold, Field(discriminator="name")]
 """A fold in a start request: ``{"name": NAME, …}``."""
 

@@ -10,7 +10,7 @@ import cbor2
 
 from fleet.errors import GatewayError
 
-SOCKET_VERSION = 4
+SOCKET_VERSION = 5
 """Of docs/specification/gateway.md; both ends have it."""
 MAX_WAIT_SECONDS = 5.0
 """Of one `watch`; longer waits are several."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fleet.gateway.rounds import RoundSpec
-from fleet.protocol import Delta, ReceiptResult, delta_coding
+from fleet.protocol import Delta, ReceiptResult
 from fleet.protocol.fields import PREFIX_BYTES
 
 LATE, DUPLICATE = "late", "duplicate"
@@ -59,7 +59,8 @@ def problem_with(spec: RoundSpec, device: str, announced: int, delta: Delta) -> 
         said, asked = getattr(delta, what), getattr(spec, what)
         if said != asked:
             return Refusal("coding", f"{what} {said}, the task says {asked}")
-    if max(delta.correct_before, delta.correct_after) > delta.held_out_samples:
+    right = max(delta.correct_before, delta.correct_after, delta.correct_local)
+    if right > delta.held_out_samples:
         return Refusal("range", f"more right answers than its {delta.held_out_samples} samples")
     # A round's own limit keeps a device from announcing more and more while the round runs.
     most = min(announced, task.most_samples) if spec.trains else 0
@@ -68,7 +69,7 @@ def problem_with(spec: RoundSpec, device: str, announced: int, delta: Delta) -> 
             "range", f"claims {delta.train_samples} training samples, it may have {most}"
         )
     # Limits what a device can make the store keep, before anything of it is kept.
-    if delta.coded_bytes > delta_coding.max_coded_bytes(spec.plans[task.plan].values):
+    if delta.coded_bytes > spec.form.max_coded_bytes(spec.plans[task.plan].values):
         return Refusal("coding", f"{delta.coded_bytes} bytes are more than the plan's values take")
     return _problem_with_chunk(delta, spec.parameters.uplink_chunk_bytes)
 

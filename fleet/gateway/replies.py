@@ -274,6 +274,7 @@ def _device(view: DeviceView) -> dict[str, Any]:
         "held_out_samples": announce.held_out_samples,
         "reset_cause": number_name(ResetCause, announce.reset_cause),
         "fault_code": announce.fault_code,
+        "keyring": announce.keyring,
         "online": view.online,
         "state": state_name(view.state),
         "stale": view.stale,
@@ -390,11 +391,14 @@ def _report(one: Report) -> dict[str, Any]:
         "held_out": one.held_out_samples,
         "correct_before": one.correct_before,
         "correct_after": one.correct_after,
+        "correct_local": one.correct_local,
+        "kept": one.kept,
         "loss_before": one.loss_before_thousandths / 1000,
         "loss_after": one.loss_after_thousandths / 1000,
         "coded_bytes": one.coded_bytes,
         "payload_bytes": one.payload_bytes,
         "seconds": one.seconds,
+        **({"nonce": one.nonce, "seals": one.seals} if one.nonce else {}),
     }
 
 

@@ -17,12 +17,14 @@ from pydantic import (
     model_validator,
 )
 
-from fleet.errors import GatewayError
-from fleet.gateway.folds import Fold, Sums
-from fleet.gateway.rounds import PlanSpec, RoundKey, RoundSpec, TaskSpec
+from fleet.errors import GatewayError, KeysError, MaskError
+from fleet.gateway.folds import Dealt, Fold, Sums
+from fleet.gateway.rounds import MaskSpec, PlanSpec, RoundKey, RoundSpec, TaskSpec
 from fleet.protocol import fields
 from fleet.protocol.chunks import chunk_count
 from fleet.protocol.fields import HexCampaign, HexDigest, Name
+from fleet.protocol.keys import MAX_UNMASKERS, SignedKeyring
+from fleet.protocol.masking import MaskParameters
 from fleet.protocol.round_parameters import RoundParameters
 
 # Σ weight · value stays inside int64: 2^16 devices · 2^16 samples · 2^31.
@@ -38,25 +40,37 @@ class _Request(BaseModel):
 
 Lease = Annotated[int, fields.LEASE.field()]
 Samples = Annotated[int, fields.SAMPLES.field()]
+Signature = Annotated[bytes, Field(max_length=fields.MAX_SIGNATURE_BYTES)]
+Uint16 = Annotated[int, fields.uint16.field()]
 Delay = Annotated[float, Field(ge=0.0, le=fields.MAX_DELAY_SECONDS, allow_inf_nan=False)]
 
 
-def _with_delay(task: object) -> object:
-    return [*task, 0.0] if isinstance(task, list | tuple) and len(task) == 2 else task
+_LEFT_OUT = (0.0, b"", 0)
+"""What a device's delay, signature and part are where they aren't said."""
+
+
+def _whole(task: object) -> object:
+    if not isinstance(task, list | tuple) or not 2 <= len(task) <= 5:
+        return task
+    return [*task, *_LEFT_OUT[len(task) - 2 :]]
 
 
 class Tasks(_Request):
     """What devices are to train and from which weights: a round has few pairs of these.
 
-    `devices`: for each its lease, on how many samples it may train at most, and for how long its
-    task is held back, which may be left out.
+    `devices`: for each its lease, on how many samples it may train at most, and what may be left
+    out: for how long its task is held back, its signature, its part of a fold that deals.
     """
 
     plan: HexDigest
     weights: HexDigest
     devices: dict[
         Name,
-        Annotated[tuple[Lease, Samples, Delay], Field(strict=False), BeforeValidator(_with_delay)],
+        Annotated[
+            tuple[Lease, Samples, Delay, Signature, Annotated[int, Field(ge=0)]],
+            Field(strict=False),
+            BeforeValidator(_whole),
+        ],
     ]
 
 
@@ -88,6 +102,44 @@ class Blob(_Request):
         return self
 
 
+class Masks(_Request):
+    """How devices mask their deltas (masking.md); `unmaskers` is their number."""
+
+    bits: int
+    value_bound: Annotated[int, Field(ge=1, le=fields.uint16.most)]
+    clip: Uint32 = 0
+    norm_share: Uint16 = 0
+    noise_variance: Uint32 = 0
+    least_devices: Annotated[int, Field(ge=2, le=fields.uint16.most)]
+    unmaskers: Annotated[int, Field(ge=1, le=MAX_UNMASKERS)]
+    unmaskers_digest: Annotated[bytes, Field(min_length=fields.PREFIX_BYTES, max_length=8)]
+
+    @property
+    def parameters(self) -> MaskParameters:
+        """As tasks have them; MaskError where no device can do that."""
+        return MaskParameters(
+            self.bits,
+            self.value_bound,
+            self.clip,
+            self.norm_share,
+            self.noise_variance,
+            self.least_devices,
+        )
+
+    @property
+    def spec(self) -> MaskSpec:
+        """As a round keeps it."""
+        return MaskSpec(self.parameters, self.unmaskers, self.unmaskers_digest)
+
+    @model_validator(mode="after")
+    def _devices_can(self) -> Masks:
+        try:
+            _ = self.parameters
+        except MaskError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
 class StartRequest(RoundParameters):
     """All that a round is asked for with."""
 
@@ -102,6 +154,29 @@ class StartRequest(RoundParameters):
     tasks: Annotated[tuple[Tasks, ...], Field(strict=False)]
     plans: dict[HexDigest, PlanSize]
     target: Annotated[int, Field(ge=1)]
+    masks: Masks | None = None
+    personal: Annotated[int, fields.uint8.field()] = 0
+    keyring: bytes = b""
+
+    @model_validator(mode="after")
+    def _keys_are_there(self) -> StartRequest:
+        if (self.coding == "masked") != (self.masks is not None):
+            raise ValueError("masks go with the coding masked, and with no other")
+        if self.keyring:
+            try:
+                SignedKeyring.decode(self.keyring)
+            except KeysError as error:
+                raise ValueError(f"keyring: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _devices_are_dealt_to_parts_that_there_are(self) -> StartRequest:
+        parts = self.fold.parts if isinstance(self.fold, Dealt) else 1
+        for of in self.tasks:
+            for device, (*_, part) in of.devices.items():
+                if part >= parts:
+                    raise ValueError(f"tasks has {device} in part {part}; the fold has {parts}")
+        return self
 
     @model_validator(mode="after")
     def _parts_agree(self) -> StartRequest:
@@ -169,12 +244,15 @@ class StartRequest(RoundParameters):
             ),
             fold=self.fold,
             target=self.target,
+            masks=self.masks.spec if self.masks else None,
+            personal=self.personal,
+            keyring=self.keyring,
         )
 
     @cached_property
     def content(self) -> bytes:
-        """Digest of all but the blobs, which the tasks name: two requests of one are the same."""
-        return hashlib.sha256(self.spec.encode()).digest()
+        """Digest of all but blobs, which the tasks name, and keys: two of one are the same."""
+        return hashlib.sha256(self.spec.content.encode()).digest()
 
     def blob_data(self) -> dict[bytes, bytes]:
         """The versions that came along, by digest."""

@@ -32,7 +32,6 @@ from fleet.protocol import (
     Receipt,
     ReceiptResult,
     Status,
-    delta_coding,
     reason_name,
     topics,
 )
@@ -258,11 +257,11 @@ class RoundLogic:
             return self._count(key, "crc", device, "the CRC-32 doesn't match", now)
         # A task that only scores has nothing to send but the scores (wire.md).
         try:
-            values = delta_coding.decode(coded, plan.values if header.train_samples else 0)
+            decoded = spec.form.decode(coded, plan.values if header.train_samples else 0)
         except CodingError as error:
             return self._refuse(device, header, Refusal("coding", error.problem), now)
         # An absurd value would make the whole round's sum useless, not just this delta.
-        problem = plan.beyond_bounds(values)
+        problem = plan.beyond_bounds(decoded.values)
         if problem:
             return self._refuse(device, header, Refusal("range", problem), now)
         report = Report(
@@ -276,18 +275,22 @@ class RoundLogic:
             header.correct_after,
             header.loss_before_thousandths,
             header.loss_after_thousandths,
+            header.correct_local,
+            header.kept,
             header.coded_bytes,
             payload_bytes,
             now.monotonic - found.due(device),
+            decoded.nonce,
+            decoded.seals,
         )
         actions: list[Action] = [
             act.Accept(
                 key,
                 len(found.accepted) + 1,
                 report,
-                found.part + spec.fold.part_of(spec.seed, device),
+                found.part + spec.part_of(device),
                 spec.weight(header.train_samples),
-                values,
+                decoded.values,
                 coded,
             ),
             self._receipt(device, header, ReceiptResult.COUNTED, header.coded_crc32),

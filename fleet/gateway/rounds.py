@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple
@@ -15,8 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.gateway.folds import FOLD, AnyFold
-from fleet.protocol import Action, Coding, Delta, Task, Weighting, device_seed
+from fleet.gateway.value_forms import ValueForm
+from fleet.protocol import Action, Coding, Delta, Task, Weighting
+from fleet.protocol.keys import SignedKeyring
+from fleet.protocol.masking import MaskParameters
+from fleet.protocol.messages import NO_UNMASKERS
 from fleet.protocol.round_parameters import ACTIONS, CODINGS, WEIGHTINGS, RoundParameters
+from fleet.protocol.tasks import RoundTasks
 
 
 class RoundState(StrEnum):
@@ -61,10 +65,19 @@ class TaskSpec(NamedTuple):
     most_samples: int
     delay_seconds: float = 0.0
     """From the round's start to its task."""
+    signature: bytes = b""
+    """Of the task, by the fleet's task key."""
+    part: int = 0
+    """Of a fold that deals devices to parts."""
 
-    def encode(self) -> list[bytes | int | float]:
-        """Without a delay as before there were any, so that rounds of then have their content."""
-        return list(self if self.delay_seconds else self[:-1])
+
+class MaskSpec(NamedTuple):
+    """How a round's deltas are masked, and for how many unmaskers their seeds are sealed."""
+
+    parameters: MaskParameters
+    unmaskers: int
+    digest: bytes
+    """Of the unmaskers' keys."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,7 @@ class PlanSpec:
         counts, bounds = zip(*self.bounds, strict=True)
         return np.repeat(np.array(bounds, np.int64), counts)
 
-    def beyond_bounds(self, values: NDArray[np.int32]) -> str | None:
+    def beyond_bounds(self, values: NDArray[np.int32] | NDArray[np.uint32]) -> str | None:
         """Which of a delta's ``values`` (shape: the plan's values) no device can send, if any."""
         limits = self._limits
         if limits is None or not values.size:
@@ -109,6 +122,10 @@ class RoundSpec:
     parameters: RoundParameters
     fold: AnyFold
     target: int
+    masks: MaskSpec | None = None
+    personal: int = 0
+    keyring: bytes = b""
+    """For devices that have announced a lower generation."""
 
     @cached_property
     def weights(self) -> frozenset[bytes]:
@@ -136,6 +153,17 @@ class RoundSpec:
         """As on the wire."""
         return Weighting(WEIGHTINGS.index(self.parameters.weighting))
 
+    @property
+    def form(self) -> ValueForm:
+        """Of the values of its deltas."""
+        if self.masks is None:
+            return ValueForm()
+        return ValueForm(self.masks.parameters.bits, self.masks.unmaskers)
+
+    def part_of(self, device: str) -> int:
+        """The part of its fold that a device's delta is added to."""
+        return self.fold.part_of(self.seed, device, self.tasks[device].part)
+
     def weight(self, train_samples: int) -> int:
         """How much a delta counts; scores alone don't."""
         return min(1, train_samples) if self.weighting == Weighting.UNIFORM else train_samples
@@ -147,18 +175,22 @@ class RoundSpec:
                 *self.key,
                 self.action,
                 self.seed,
-                {device: task.encode() for device, task in sorted(self.tasks.items())},
+                {device: list(task) for device, task in sorted(self.tasks.items())},
                 {plan: [of.values, of.bounds] for plan, of in sorted(self.plans.items())},
                 self.parameters.model_dump(),
                 self.fold.model_dump(),
                 self.target,
+                self.masks and [astuple(self.masks.parameters), *self.masks[1:]],
+                self.personal,
+                self.keyring,
             ]
         )
 
     @classmethod
     def decode(cls, data: bytes) -> RoundSpec:
         """What ``encode`` wrote."""
-        campaign, number, action, seed, tasks, plans, parameters, fold, target = cbor2.loads(data)
+        campaign, number, action, seed, tasks, plans, parameters, fold, *rest = cbor2.loads(data)
+        target, masks, personal, keyring = rest
         return cls(
             RoundKey(campaign, number),
             action,
@@ -171,29 +203,40 @@ class RoundSpec:
             RoundParameters.model_validate(parameters),
             FOLD.validate_python(fold),
             target,
+            masks and MaskSpec(MaskParameters(*masks[0]), *masks[1:]),
+            personal,
+            keyring,
         )
 
-    def task(self, device: str, weights_bytes: int, seconds_left: float) -> Task:
-        """The task message of ``device``."""
-        task, parameters = self.tasks[device], self.parameters
-        return Task(
-            lease=task.lease,
-            campaign=self.key.campaign,
-            round=self.key.round,
-            action=ACTIONS.index(self.action),
-            plan=task.plan,
-            weights=task.weights,
-            weights_bytes=weights_bytes,
-            chunk_bytes=parameters.chunk_bytes,
-            epochs=parameters.epochs if self.trains else 0,
-            learning_rate_q20=parameters.learning_rate_q20,
-            seed=device_seed(self.seed, device),
-            coding=self.coding,
-            weighting=self.weighting,
-            uplink_chunk_bytes=parameters.uplink_chunk_bytes,
-            deadline_seconds=max(1, math.ceil(seconds_left)),
-            max_score_drop_permille=parameters.max_score_drop_permille,
-            check_in_seconds=parameters.check_in_seconds,
+    @property
+    def content(self) -> RoundSpec:
+        """What makes it this round and no other: without keys, which may be newer another time."""
+        tasks = {device: task._replace(signature=b"") for device, task in self.tasks.items()}
+        return replace(self, tasks=tasks, keyring=b"")
+
+    @cached_property
+    def _tasks(self) -> RoundTasks:
+        return RoundTasks(
+            *self.key,
+            self.action,
+            self.seed,
+            self.parameters,
+            self.personal,
+            self.masks.parameters if self.masks else None,
+            self.masks.digest if self.masks else NO_UNMASKERS,
+        )
+
+    @cached_property
+    def _generation(self) -> int:
+        return SignedKeyring.decode(self.keyring).keyring.generation if self.keyring else 0
+
+    def task(self, device: str, weights_bytes: int, generation: int) -> Task:
+        """The task message of ``device``, which follows the keyring of this generation."""
+        of = self.tasks[device]
+        return replace(
+            self._tasks.task(device, of.lease, of.plan, of.weights, weights_bytes),
+            keyring=self.keyring if generation < self._generation else b"",
+            signature=of.signature,
         )
 
 
@@ -210,9 +253,15 @@ class Report(NamedTuple):
     correct_after: int
     loss_before_thousandths: int
     loss_after_thousandths: int
+    correct_local: int
+    kept: int
     coded_bytes: int
     payload_bytes: int
     seconds: float
+    nonce: bytes = b""
+    """Of a masked delta…"""
+    seals: bytes = b""
+    """…with its seals, end to end."""
 
 
 @dataclass

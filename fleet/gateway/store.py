@@ -24,19 +24,10 @@ from fleet.gateway.instant import Instant
 from fleet.gateway.rounds import Report, Round, RoundKey, RoundSpec, RoundState, Tally
 from fleet.protocol import Announce
 
-SCHEMA_VERSION = 3
-UPGRADED_VERSION = 2
-"""Read as well: what it lacks is added."""
+SCHEMA_VERSION = 4
 KEPT_EXPLANATIONS = 1000
 
-# Of folds by arrival, the last part that was closed. All that version 2 lacks.
-_PARTS = """
-CREATE TABLE parts (
-    round_id INTEGER PRIMARY KEY REFERENCES rounds ON DELETE CASCADE,
-    part INTEGER NOT NULL, through INTEGER NOT NULL
-);
-"""
-
+# `parts`: of folds by arrival, the last part that was closed.
 _SCHEMA = f"""
 CREATE TABLE devices (
     device TEXT PRIMARY KEY, announce BLOB NOT NULL, lease INTEGER NOT NULL,
@@ -55,7 +46,9 @@ CREATE TABLE accepted (
     held_out_samples INTEGER NOT NULL,
     correct_before INTEGER NOT NULL, correct_after INTEGER NOT NULL,
     loss_before_thousandths INTEGER NOT NULL, loss_after_thousandths INTEGER NOT NULL,
+    correct_local INTEGER NOT NULL, kept INTEGER NOT NULL,
     coded_bytes INTEGER NOT NULL, payload_bytes INTEGER NOT NULL, seconds REAL NOT NULL,
+    nonce BLOB NOT NULL, seals BLOB NOT NULL,
     PRIMARY KEY (round_id, number), UNIQUE (round_id, device)
 ) WITHOUT ROWID;
 CREATE TABLE declined (
@@ -64,7 +57,10 @@ CREATE TABLE declined (
     PRIMARY KEY (round_id, device)
 ) WITHOUT ROWID;
 {sums.SCHEMA}
-{_PARTS}
+CREATE TABLE parts (
+    round_id INTEGER PRIMARY KEY REFERENCES rounds ON DELETE CASCADE,
+    part INTEGER NOT NULL, through INTEGER NOT NULL
+);
 CREATE TABLE counters (
     round_id INTEGER NOT NULL, kind TEXT NOT NULL, n INTEGER NOT NULL,
     PRIMARY KEY (round_id, kind)
@@ -110,19 +106,18 @@ class RoundStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, UPGRADED_VERSION, SCHEMA_VERSION):
+            if version not in (0, SCHEMA_VERSION):
                 raise StoreError(
-                    f"{path}: is of version {version}, this gateway reads {UPGRADED_VERSION} and "
-                    f"{SCHEMA_VERSION}; let the version that wrote it finish its rounds, then "
-                    "move the file away: a new one is made, devices announce themselves again"
+                    f"{path}: is of version {version}, this gateway reads {SCHEMA_VERSION}; let "
+                    "the version that wrote it finish its rounds, then move the file away: a new "
+                    "one is made, devices announce themselves again"
                 )
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute(f"PRAGMA synchronous = {'FULL' if survives_power_cuts else 'OFF'}")
             self._db.execute("PRAGMA foreign_keys = ON")
             if version != SCHEMA_VERSION:
-                schema = _PARTS if version else _SCHEMA
                 self._db.executescript(
-                    f"BEGIN; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                    f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 )
             self._db.executescript(_CHUNKS)
             self._round_ids: dict[RoundKey, int] = {
@@ -256,13 +251,13 @@ class RoundStore:
         assert round_id is not None
         self._round_ids[spec.key] = round_id
         for plan, of in spec.plans.items():
-            self._sums.begin(round_id, plan, of.values, range(spec.fold.parts))
+            self._sums.begin(round_id, plan, of.values, spec.form, range(spec.fold.parts))
 
     def _accept(self, accept: act.Accept) -> None:
         round_id, report = self._round_ids[accept.key], accept.report
         # The table refuses a second delta of one device in one round.
         self._db.execute(
-            "INSERT INTO accepted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO accepted VALUES (?, ?{', ?' * len(report)})",
             (round_id, accept.number, *report),
         )
         self._db.execute(

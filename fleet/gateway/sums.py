@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.protocol import delta_coding
+from fleet.gateway.value_forms import ValueForm, Values
 
 SCHEMA = """
 CREATE TABLE sums (
     round_id INTEGER NOT NULL REFERENCES rounds ON DELETE CASCADE,
     plan BLOB NOT NULL, part INTEGER NOT NULL, size INTEGER NOT NULL,
     total BLOB, weight INTEGER NOT NULL DEFAULT 0, devices INTEGER NOT NULL DEFAULT 0,
+    mask_bits INTEGER NOT NULL, unmaskers INTEGER NOT NULL,
     PRIMARY KEY (round_id, plan, part)
 );
 CREATE TABLE unfolded (
@@ -43,14 +44,15 @@ class _Place(NamedTuple):
 class _Sum:
     """A sum as it stands; ``fresh`` are deltas that the database knows nothing of yet."""
 
+    form: ValueForm
     total: NDArray[np.int64]
     weight: int
     devices: int
     unfolded_bytes: int
     fresh: list[tuple[str, int, bytes]] = field(default_factory=list)
 
-    def add(self, values: NDArray[np.int32], weight: int) -> None:
-        self.total += np.multiply(values, weight, dtype=np.int64)
+    def add(self, values: Values, weight: int) -> None:
+        self.form.add(self.total, values, weight)
         self.weight += weight
         self.devices += 1
 
@@ -64,11 +66,14 @@ class Sums:
         self._live: dict[_Place, _Sum] = {}
         self._changed: dict[_Place, None] = {}
 
-    def begin(self, round_id: int, plan: bytes, values: int, parts: Iterable[int]) -> None:
+    def begin(
+        self, round_id: int, plan: bytes, values: int, form: ValueForm, parts: Iterable[int]
+    ) -> None:
         """Parts begin: all is zero."""
         self._db.executemany(
-            "INSERT INTO sums (round_id, plan, part, size) VALUES (?, ?, ?, ?)",
-            [(round_id, plan, part, values) for part in parts],
+            "INSERT INTO sums (round_id, plan, part, size, mask_bits, unmaskers) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            [(round_id, plan, part, values, *form) for part in parts],
         )
 
     def add(
@@ -78,7 +83,7 @@ class Sums:
         part: int,
         device: str,
         weight: int,
-        values: NDArray[np.int32],
+        values: Values,
         coded: bytes,
     ) -> None:
         """Add weight · values; on disk after ``write``."""
@@ -91,17 +96,17 @@ class Sums:
         self._changed.setdefault(place)
 
     def _load(self, place: _Place) -> _Sum:
-        size, total, weight, devices = self._db.execute(
-            "SELECT size, total, weight, devices FROM sums "
+        size, total, weight, devices, *form = self._db.execute(
+            "SELECT size, total, weight, devices, mask_bits, unmaskers FROM sums "
             "WHERE round_id = ? AND plan = ? AND part = ?",
             place,
         ).fetchone()
         values = np.zeros(size, np.int64) if total is None else np.frombuffer(total, "<i8")
-        found = _Sum(values.astype(np.int64), weight, devices, 0)
+        found = _Sum(ValueForm(*form), values.astype(np.int64), weight, devices, 0)
         for weight, coded in self._db.execute(
             "SELECT weight, coded FROM unfolded WHERE round_id = ? AND plan = ? AND part = ?", place
         ):
-            found.add(delta_coding.decode(coded, size), weight)
+            found.add(found.form.decode(coded, size).values, weight)
             found.unfolded_bytes += len(coded)
         return found
 
@@ -152,10 +157,11 @@ class Sums:
         self.end(round_id, part)
         self._db.execute("DELETE FROM sums WHERE round_id = ? AND part < ?", (round_id, part))
         sizes = self._db.execute(
-            "SELECT plan, size FROM sums WHERE round_id = ? AND part = ?", (round_id, part)
+            "SELECT plan, size, mask_bits, unmaskers FROM sums WHERE round_id = ? AND part = ?",
+            (round_id, part),
         )
-        for plan, size in sizes.fetchall():
-            self.begin(round_id, plan, size, [part + 1])
+        for plan, size, *form in sizes.fetchall():
+            self.begin(round_id, plan, size, ValueForm(*form), [part + 1])
 
     def forget_memory(self) -> None:
         """A transaction was rolled back: what memory has is not what the database has."""
@@ -176,18 +182,19 @@ class Sums:
         return found
 
     def of(self, round_id: int) -> dict[str, list[dict[str, Any]]]:
-        """Of a round that has ended: per plan id (hex) the parts, as ``collect`` tells them."""
+        """Of a round that has ended: per plan id (hex) the parts, as ``collect`` tells them.
+
+        Those that nobody delivered anything for have no values.
+        """
         found: dict[str, list[dict[str, Any]]] = {}
-        for plan, size, total, weight, devices in self._rows(round_id):
-            values = bytes(8 * size) if total is None else total
+        for plan, total, weight, devices in self._rows(round_id):
             found.setdefault(plan.hex(), []).append(
-                {"values": values, "weight": weight, "devices": devices}
+                {"values": total or b"", "weight": weight, "devices": devices}
             )
         return found
 
     def _rows(self, round_id: int) -> Iterator[Any]:
         return self._db.execute(
-            "SELECT plan, size, total, weight, devices FROM sums "
-            "WHERE round_id = ? ORDER BY plan, part",
+            "SELECT plan, total, weight, devices FROM sums WHERE round_id = ? ORDER BY plan, part",
             (round_id,),
         )

@@ -64,10 +64,20 @@ class SigningKey:
         secret, _ = monocypher.generate_signing_key_pair()
         return cls(bytes(secret))
 
+    @classmethod
+    def of_seed(cls, seed: bytes) -> SigningKey:
+        """The one that 32 bytes have."""
+        return cls(seed + monocypher.compute_signing_public_key(seed))
+
     @property
     def public(self) -> bytes:
         """What checks its signatures."""
         return self.secret[KEY_BYTES:]
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether the public key is the seed's."""
+        return is_signed(self.public, bytes(KEY_BYTES), self.sign(bytes(KEY_BYTES)))
 
     def sign(self, digest: bytes) -> bytes:
         """The signature of a digest."""
@@ -167,6 +177,30 @@ def task_digest(fleet: str, device: str, task: bytes) -> bytes:
 def sign_task(key: SigningKey, fleet: str, device: str, task: Task) -> bytes:
     """The signature of ``task``; its fields ``keyring`` and ``signature`` don't count."""
     return key.sign(task_digest(fleet, device, task.unsigned()))
+
+
+@dataclass(frozen=True)
+class TaskKeys:
+    """What whoever makes tasks signs them with, and the keyring that says to devices that it may.
+
+    Raises `KeysError` where the keyring names another key.
+    """
+
+    fleet: str
+    key: SigningKey
+    keyring: SignedKeyring
+
+    def __post_init__(self) -> None:
+        """Refuse keys that devices wouldn't believe."""
+        if self.keyring.keyring.task_key != self.key.public:
+            raise KeysError(
+                f"keyring {self.keyring.keyring.generation} names another task key than the one "
+                "that is to sign: devices would decline every task; sign a keyring with this key"
+            )
+
+    def sign(self, device: str, task: Task) -> bytes:
+        """The signature of a device's task."""
+        return sign_task(self.key, self.fleet, device, task)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,17 @@ class MaskParameters:
         noise = DEVIATIONS * math.isqrt(devices * self.noise_variance) + DEVIATIONS
         return devices * self.value_bound + (noise if self.noise_variance else 0)
 
+    def longest_sum(self, devices: int, values: int) -> float:
+        """The largest length that the sum over so many devices has, but for once in 10^13.
+
+        ``values``: of the sum, that for the norm included. Infinite without a clip. The length of
+        n Gaussians of variance 1 is above √n + t once in exp(t² / 2).
+        """
+        if not self.clip:
+            return math.inf
+        noise = math.sqrt(devices * self.noise_variance) * (math.sqrt(values) + DEVIATIONS)
+        return devices * math.hypot(self.clip, self.norm_share) + noise
+
 
 def bits_for(parameters: MaskParameters, devices: int) -> int:
     """The fewest bits that hold the sum over a set of so many devices with its sign."""
@@ -165,6 +176,8 @@ def pack(values: Words, bits: int) -> bytes:
 def unpack(data: bytes, bits: int) -> Words:
     """What ``pack`` was given."""
     each = bits // 8
+    if each != 3:
+        return np.frombuffer(data, f"<u{each}").astype(np.uint32)
     rows = np.zeros((len(data) // each, 4), np.uint8)
     rows[:, :each] = np.frombuffer(data, np.uint8).reshape(-1, each)
     return rows.view("<u4").ravel().astype(np.uint32)
@@ -174,6 +187,14 @@ def stream(seed: bytes, values: int, bits: int) -> Words:
     """The mask of a seed: ChaCha20 (RFC 8439, counter and nonce 0), bits / 8 bytes a value."""
     cipher = Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor()
     return unpack(cipher.update(bytes(values * (bits // 8))), bits)
+
+
+def sum_of_streams(seeds: Sequence[bytes], values: int, bits: int) -> Words:
+    """The masks (shape [values]) of all seeds added, modulo 2^bits."""
+    total = np.zeros(values, np.uint32)
+    for seed in seeds:
+        total += stream(seed, values, bits)  # modulo 2^32, which 2^bits divides
+    return total & np.uint32((1 << bits) - 1)
 
 
 def add(left: Words, right: Words, bits: int) -> Words:

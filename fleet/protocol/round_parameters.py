@@ -38,10 +38,11 @@ class RoundParameters(BaseModel):
     """Times over a device's samples, each round."""
     learning_rate: Annotated[float, LEARNING_RATE] = 0.01
     """Of the devices' training."""
-    coding: Literal["rice"] = "rice"
-    """How delta values become bytes; `masked` has its place on the wire and no code yet."""
+    coding: Literal["rice", "masked"] = "rice"
+    """How delta values become bytes: `masked` hides each device's behind a mask, so that only sums
+    of many devices can be read (docs/specification/masking.md)."""
     weighting: Literal["samples", "uniform"] = "samples"
-    """Devices count by their training samples, or all alike."""
+    """Devices count by their training samples, or all alike, as masked ones have to."""
     max_score_drop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     """Devices keep their own weights where the new ones score lower by more than this."""
     deadline_seconds: Annotated[int, fields.DEADLINE_SECONDS.field(least=1)] = 120
@@ -54,6 +55,15 @@ class RoundParameters(BaseModel):
         fields.UPLINK_CHUNK_BYTES.most
     )
     """Size of a message up from devices."""
+
+    @model_validator(mode="after")
+    def _masked_devices_count_alike(self) -> Self:
+        if self.coding == "masked" and self.weighting != "uniform":
+            raise ValueError(
+                "coding: nobody sees whose masked values are whose, so all count alike; "
+                "say weighting uniform as well"
+            )
+        return self
 
     @model_validator(mode="after")
     def _devices_are_back_in_time(self) -> Self:

@@ -26,7 +26,8 @@ from typing import IO, Any
 
 from fleet.coordinator.settings import CoordinatorSettings
 from fleet.errors import BackupError, ConfigurationError, ConflictError, StoreError
-from fleet.gateway.files import write_whole
+from fleet.files import write_whole
+from fleet.security.key_files import UNMASKER_KEY
 from fleet.service.deployment import SETTINGS, Deployment
 from fleet.service.folders import new_folder
 from fleet.store import SqlStore, copy_store, restore_store, sqlite_url
@@ -47,6 +48,8 @@ _NOT_KEPT_ENDINGS = (
     ".pid",
     ".log",
     ".new",
+    # Its store isn't kept: a key without it would answer for sets that it has answered before.
+    UNMASKER_KEY,
 )
 # Files of a deployment that say where its folder is.
 _WITH_PATHS = ("mosquitto.conf", "own.json", ".toml")
@@ -165,7 +168,8 @@ def _files_of_deployment(folder: Path) -> Iterator[str]:
 def _files_of_settings(path: Path, settings: CoordinatorSettings) -> tuple[list[str], list[str]]:
     """The settings and what they name, where that lies beside them; and what lies elsewhere."""
     named = {path}
-    for part in (settings.api, settings.superlink, settings.bootstrap):
+    parts = (settings.api, settings.superlink, settings.bootstrap, *settings.unmaskers)
+    for part in (*parts, *([settings.signing] if settings.signing else [])):
         named |= {_plain(value) for _, value in part if isinstance(value, Path)}
     if settings.store.startswith("file:"):
         named.add(_plain(Path(settings.store.removeprefix("file:"))))

@@ -30,9 +30,9 @@ from fleet.coordinator.settings import (
     RetentionSettings,
     SuperLinkSettings,
 )
+from fleet.files import write_whole
 from fleet.gateway.broker import BrokerConfig, Tls, new_passwords, write_broker_config
 from fleet.gateway.config import BrokerSettings, GatewaySettings, MetricsSettings
-from fleet.gateway.files import write_whole
 from fleet.security.certificates import Authority
 from fleet.service.deployment import Deployment, SitePorts, require_none
 from fleet.service.folders import new_folder

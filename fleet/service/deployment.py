@@ -6,6 +6,7 @@
     DIR/brokers/SITE/        Mosquitto's configuration, users and log
     DIR/gateways/NAME.toml   a gateway and what it keeps
     DIR/coordinator/         coordinator.toml, the store, Flower's state
+    DIR/keys/, DIR/unmasker/ where it signs tasks and masks deltas (`deployment_keys`)
     DIR/run/, DIR/logs/      process ids and logs
 
 For several machines the same parts are started by systemd or in containers (docs/operate.md).
@@ -29,6 +30,7 @@ from fleet.coordinator.settings import (
 )
 from fleet.coordinator.superlink import ManagedProcess, SuperLink, superlink_of, supernode_of
 from fleet.errors import ConfigurationError, ServiceError
+from fleet.files import write_whole
 from fleet.gateway.broker import (
     BrokerConfig,
     Tls,
@@ -37,11 +39,11 @@ from fleet.gateway.broker import (
     write_broker_config,
 )
 from fleet.gateway.config import BrokerSettings, GatewaySettings
-from fleet.gateway.files import write_whole
 from fleet.ports import free_port
 from fleet.security.certificates import Authority
 from fleet.service.accounts import first_admin
 from fleet.service.client import Client
+from fleet.service.deployment_keys import UNMASKER, has_unmasker, make_keys, unmasker_problem
 from fleet.store import Gateways, SqlStore
 
 SITE_FILE = "site.json"
@@ -117,8 +119,18 @@ def require_none(folder: Path) -> None:
         )
 
 
-def init(folder: Path, fleet: str, sites: Sequence[str], gateways_per_site: int) -> Deployment:
-    """Make a deployment. Nothing is started; ConfigurationError where there is one already."""
+def init(
+    folder: Path,
+    fleet: str,
+    sites: Sequence[str],
+    gateways_per_site: int,
+    *,
+    is_private: bool = False,
+) -> Deployment:
+    """Make a deployment. Nothing is started; ConfigurationError where there is one already.
+
+    ``is_private``: with keys, by which devices know its tasks, and an unmasker.
+    """
     require_none(folder)
     if len(set(sites)) != len(sites):
         raise ConfigurationError("two sites have one name")
@@ -133,6 +145,7 @@ def init(folder: Path, fleet: str, sites: Sequence[str], gateways_per_site: int)
         superlink=SuperLinkSettings(port=superlink_port),
         # What nothing is known to need after that; what devices reported is kept.
         retention=RetentionSettings(events_days=90, weights_days=90),
+        **(make_keys(folder, fleet, seen_as=Path("..")) if is_private else {}),
     )
     settings_path = folder / SETTINGS
     coordinator.write(settings_path)
@@ -240,6 +253,8 @@ def processes(folder: Path) -> dict[str, ManagedProcess]:
     for site in deployment.sites:
         config = folder / "brokers" / site / "mosquitto.conf"
         add(f"broker-{site}", [find_mosquitto(), "-c", str(config)])
+    if has_unmasker(folder):
+        add("unmasker", [*command, "unmasker", "run", str(folder / UNMASKER)])
     service = folder / SETTINGS
     # It has Flower's processes to stop.
     add("service", [*command, "serve", "--config", str(service)], 60.0)
@@ -270,6 +285,8 @@ def up(folder: Path, tell: Callable[[str, int, int], None] = lambda what, done, 
             # One that was retired since the deployment was made isn't waited for.
             wanted = gateways.keys() - {one.gateway for one in client.gateways() if one.retired}
             missing = [*ready.problems, *sorted(wanted - heard)]
+            if has_unmasker(folder) and (problem := unmasker_problem(folder)):
+                missing.append(problem)
             tell("waiting for gateways", len(wanted & heard), len(wanted))
         except ServiceError as error:
             missing = [str(error)]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import math
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from fleet.errors import AccessError, ConfigurationError, ConflictError, NotKnownError
+from fleet.security.tokens import new_token, secret_hash
 from fleet.store.appending import append
 from fleet.store.sql import SqlStore
 from fleet.store.tables import audit, idempotency, tokens
@@ -41,17 +40,8 @@ class Token:
 _KNOWN = tuple(column for column in tokens.c if column.name != "hash")
 
 
-def new_token() -> str:
-    """The text of a token, `tf_ID_SECRET`, that nobody has issued yet."""
-    return f"tf_{secrets.token_hex(8)}_{secrets.token_hex(32)}"
-
-
 class Tokens:
-    """The tokens of a store.
-
-    Only the SHA-256 of a secret is stored. Passwords need a slow hash since people choose them;
-    these are 256 random bits, which nobody guesses, however fast the hash is.
-    """
+    """The tokens of a store, which has hashes of their secrets only."""
 
     def __init__(self, store: SqlStore) -> None:
         """Those of the same database."""
@@ -108,7 +98,7 @@ class Tokens:
         now = self._store.clock.wall()
         _, name, secret = text.split("_")
         issued = Token(name, who, role, now, now + seconds)
-        connection.execute(sa.insert(tokens), {**vars(issued), "hash": _hash(secret)})
+        connection.execute(sa.insert(tokens), {**vars(issued), "hash": secret_hash(secret)})
         return issued, text
 
     def check(self, text: str) -> Token:
@@ -121,7 +111,7 @@ class Tokens:
         with self._store.reading() as connection:
             row = connection.execute(query).first()
         # Who only knows a token's id learns nothing of it, nor how far a guess is right.
-        if row is None or not hmac.compare_digest(row[0], _hash(secret)):
+        if row is None or not hmac.compare_digest(row[0], secret_hash(secret)):
             raise AccessError(f"nobody has issued this token (tf_{name}_…): {_REMEDY}")
         found = Token(*row[1:])
         if found.revoked:
@@ -155,10 +145,6 @@ def _one_by_one(connection: sa.Connection) -> None:
     """Of two that want to be the first at once, one is."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("LOCK TABLE tokens IN EXCLUSIVE MODE"))
-
-
-def _hash(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 # What was done

@@ -20,10 +20,8 @@ from codegen.firmware.bundle import FlashInfo, SamplesInfo
 from codegen.firmware.flash_layout import UNIT_HEADER_BYTES, record_alignment
 from codegen.firmware.flash_record import (
     IDENTITY_KIND,
-    RECORD_GRAIN,
-    RECORD_HEADER,
-    RECORD_MAGIC,
     identity_records,
+    newest_records,
 )
 from codegen.firmware.model_digest import slot_word
 from simulator.errors import ImageError
@@ -114,22 +112,10 @@ def read_identity(content: bytes) -> Identity:
 
     Raises: ImageError when there is no identity.
     """
-    found: Identity | None = None
-    at = 0
-    while at + RECORD_GRAIN <= len(content):
-        magic, kind, size = RECORD_HEADER.unpack_from(content, at)
-        payload = content[at + RECORD_GRAIN : at + RECORD_GRAIN + size]
-        crc = zlib.crc32(payload, zlib.crc32(content[at : at + RECORD_HEADER.size]))
-        (wanted,) = struct.unpack_from("<I", content, at + RECORD_HEADER.size)
-        if magic != RECORD_MAGIC or crc != wanted:
-            at += RECORD_GRAIN
-            continue
-        if kind == IDENTITY_KIND:
-            found = Identity(*cbor2.loads(payload)[1:])
-        at += RECORD_GRAIN + size + -size % RECORD_GRAIN
-    if found is None:
+    payload = newest_records(content).get(IDENTITY_KIND)
+    if payload is None:
         raise ImageError("the region holds no identity; write one with identity_region")
-    return found
+    return Identity(*cbor2.loads(payload)[1:])
 
 
 def held_out_mask(count: int) -> NDArray[np.bool_]:

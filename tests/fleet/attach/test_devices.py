@@ -14,7 +14,9 @@ import pytest
 from codegen.firmware.bundle import Bundle
 from fleet.attach import virtual_devices
 from fleet.errors import ConfigurationError
+from fleet.protocol.keys import DeviceKeys, Keyring, SignedKeyring, SigningKey
 from fleet.protocol.manifest import Manifest
+from fleet.security.provisioning import FleetKeys
 from simulator.devices.flash_image import held_out_mask
 from simulator.errors import FleetError
 from simulator.machines.device_spec import DeviceSpec
@@ -68,6 +70,21 @@ def test_devices_get_digits_without_a_file_and_the_same_ones_for_the_same_seed(m
         assert (one.seed, one.labels.tolist()) == (same.seed, same.labels.tolist())
     assert labels(first) != labels(other)
     assert len({spec.seed for spec in (*first, *other)}) == 6
+
+
+def test_devices_of_a_private_fleet_have_keys_of_their_own_and_believe_its_authority(
+    digits: Bundle,
+) -> None:
+    authority = SigningKey.generate()
+    ring = SignedKeyring.sign(authority, "barn", Keyring(1, bytes(range(32))))
+    keys = {name: DeviceKeys.generate() for name in NAMES}
+    specs = virtual_devices(
+        *(NAMES, PASSWORDS, {"stm32f407": digits.path}, "barn"),
+        fleet_keys=FleetKeys(authority.public, ring),
+        device_keys=keys,
+    )
+    assert [spec.keys for spec in specs] == [keys[name].encode() for name in NAMES]
+    assert {(spec.authority, spec.keyring) for spec in specs} == {(authority.public, ring.encode())}
 
 
 def test_boards_bundles_are_given_in_turn(digits: Bundle, tmp_path: Path) -> None:

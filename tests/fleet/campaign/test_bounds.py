@@ -48,7 +48,7 @@ def send(
     logic: RoundLogic, spec: RoundSpec, name: str, values: NDArray[np.int32], samples: int
 ) -> tuple[NDArray[np.int64], int]:
     """What the gateway folds into its sum of a device's delta: Σ n·v and n, or zeros."""
-    (delta,) = delta_chunks(spec.task(name, 1, 10.0), values, samples)
+    (delta,) = delta_chunks(spec.task(name, 1, 0), values, samples)
     for one in logic.delta(name, delta.encode(), False, NOW):
         if isinstance(one, act.Accept):
             return one.values.astype(np.int64) * one.weight, one.weight

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fleet.campaign.planning import SAMPLES_MAY_GROW
+from fleet.campaign.start_requests import SAMPLES_MAY_GROW
 from tests.fleet.coordinator.plain_gateway import PlainGateway, device_delta, train_samples
 
 Key = tuple[str, int]

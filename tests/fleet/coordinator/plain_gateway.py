@@ -98,7 +98,7 @@ class PlainGateway:
 
     def _hello(self, request: dict[str, Any]) -> dict[str, Any]:
         return {
-            "version": 4,
+            "version": 5,
             "gateway": self.name,
             "fleet": "test",
             "devices": self.devices,

@@ -72,7 +72,7 @@ class Grid:
         end = cursor + len(devices)
         more = end < len(self.devices.get(gateway, []))
         return {
-            "version": 4,
+            "version": 5,
             "gateway": gateway,
             "devices": devices,
             "rounds": [],
@@ -488,7 +488,7 @@ def test_an_answer_about_a_round_that_it_was_not_asked_for_reaches_nobody(
         {
             "ok": True,
             "answers": [],
-            "hello": {"version": 4, "gateway": "g2", "devices": [], "rounds": []},
+            "hello": {"version": 5, "gateway": "g2", "devices": [], "rounds": []},
         },
         {"ok": True, "answers": [{**started(A), "answer": {"state": "perhaps"}}]},
         b"\x00\xff",

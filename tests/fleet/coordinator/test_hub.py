@@ -50,7 +50,7 @@ class Scripted(Transport):
 
     def hears(self, gateway: str, *devices: str, **fields: Any) -> None:
         entries = [small_model.device_entry(name, "a", last_seen=1.0, **fields) for name in devices]
-        hello = {"version": 4, "gateway": gateway, "devices": entries, "rounds": []}
+        hello = {"version": 5, "gateway": gateway, "devices": entries, "rounds": []}
         self.replies += read_replies(gateway, {"hello": hello})
 
 
@@ -99,7 +99,7 @@ def test_a_round_that_the_store_has_never_begun_is_cancelled_at_its_gateway(worl
         (B, 1): "running",
     }
     rounds = [{"campaign": one, "round": at, "state": now} for (one, at), now in states.items()]
-    hello = {"version": 4, "gateway": "g1", "devices": [], "rounds": rounds}
+    hello = {"version": 5, "gateway": "g1", "devices": [], "rounds": rounds}
     world.transport.replies += read_replies("g1", {"hello": hello})
     world.hub.step()
     cancelled = [
@@ -370,7 +370,7 @@ def test_a_gateway_that_keeps_a_brokers_users_is_told_of_changes_until_it_has_th
         world.transport.replies = [
             Reply(
                 "g1",
-                hello=Hello(gateway="g1", version=4, devices=[], rounds=[], access_cursor=known),
+                hello=Hello(gateway="g1", version=5, devices=[], rounds=[], access_cursor=known),
             )
         ]
         world.hub.step()
@@ -399,7 +399,7 @@ def test_a_device_that_moved_is_taken_away_at_the_old_site_whenever_its_gateway_
     operations.add_devices(admin, DevicesToAdd(devices=[moved]))
     told: dict[str, Any] = {}
     for gateway, known in (("g2", 0), ("g1", 1)):
-        hello = Hello(gateway=gateway, version=4, devices=[], rounds=[], access_cursor=known)
+        hello = Hello(gateway=gateway, version=5, devices=[], rounds=[], access_cursor=known)
         world.transport.replies = [Reply(gateway, hello=hello)]
         world.hub.step()
         world.clock.sleep(2.0)
@@ -420,7 +420,7 @@ def test_a_gateway_is_told_hashes_and_never_a_password(world: World) -> None:
     }
     gateway = operations.add_gateway(admin, GatewayToAdd(gateway="g1", site="barn"))
     world.transport.replies = [
-        Reply("g1", hello=Hello(gateway="g1", version=4, devices=[], rounds=[], access_cursor=0))
+        Reply("g1", hello=Hello(gateway="g1", version=5, devices=[], rounds=[], access_cursor=0))
     ]
     world.hub.step()
     world.clock.sleep(2.0)

@@ -76,9 +76,15 @@ class Site(VirtualSite):
         super().__init__(folder, seed, devices)
 
     def make_device(self, name: str) -> BoardDevice:
+        clock = self.clock
+        library = self.firmware.library
+        machine = build_machine(self.spec(name), library, lambda: 1000.0 * clock.monotonic())
+        return BoardDevice(self, name, machine)
+
+    def spec(self, name: str) -> DeviceSpec:
         number = int(name.removeprefix("cow-"))
         share = self._shares[number % len(self._shares)]
-        spec = DeviceSpec(
+        return DeviceSpec(
             device=name,
             bundle=self.firmware.bundle.path,
             password="moo",
@@ -88,9 +94,6 @@ class Site(VirtualSite):
             machine="host",
             seed=number,
         )
-        clock = self.clock
-        machine = build_machine(spec, self.firmware.library, lambda: 1000.0 * clock.monotonic())
-        return BoardDevice(self, name, machine)
 
 
 class SiteTransport(Transport):

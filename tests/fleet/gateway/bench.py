@@ -166,7 +166,7 @@ class Bench:
         return self.logic.rounds[KEY]
 
     def task(self, device: str) -> Task:
-        return self.round.spec.task(device, len(BLOB), 100)
+        return self.round.spec.task(device, len(BLOB), 0)
 
     def collect(self, **fields: Any) -> dict[str, Any]:
         return self.ask("collect", campaign=CAMPAIGN, round=1, **fields)

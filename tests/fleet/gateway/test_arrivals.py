@@ -260,17 +260,3 @@ def test_only_the_last_part_is_kept_on_disk(bench: Bench) -> None:
     with sqlite3.connect(bench.folder / "store.sqlite") as database:
         rows = database.execute("SELECT part FROM sums ORDER BY part").fetchall()
     assert rows == [(4,), (5,)]
-
-
-def test_a_store_of_the_version_before_goes_on(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    bench.announce(*NAMES)
-    begin(bench, NAMES[:2], fold={"name": "sums"})
-    deliver(bench, NAMES[0])
-    bench.store.close()
-    with sqlite3.connect(tmp_path / "store.sqlite") as database:
-        database.executescript("DROP TABLE parts; PRAGMA user_version = 2;")
-    bench.open()
-    deliver(bench, NAMES[1])
-    assert bench.closed()["sums"][PLAN][0]["devices"] == 2
-    bench.store.close()

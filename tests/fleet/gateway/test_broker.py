@@ -185,7 +185,7 @@ def test_a_kill_while_files_are_written_leaves_the_old_ones_whole(
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fleet.gateway.files.os.fsync", killed)
+    monkeypatch.setattr("fleet.files.os.fsync", killed)
     with pytest.raises(KeyboardInterrupt):
         write_broker_config(tmp_path, BrokerConfig("barn", {"north": "a"}, {"pig": "c"}))
     assert {name: (tmp_path / name).read_bytes() for name in before} == before

@@ -110,6 +110,8 @@ def test_a_report_tells_the_bytes_that_came_over_the_air(bench: Bench) -> None:
         "held_out": 10,
         "correct_before": 4,
         "correct_after": 7,
+        "correct_local": 0,
+        "kept": 0,
         "loss_before": 1.5,
         "loss_after": 0.8,
         "coded_bytes": report["coded_bytes"],

@@ -299,8 +299,10 @@ def test_what_a_broker_forgot_is_published_again(make_site: MakeSite) -> None:
     site.until(lambda: len(device.blob) == BLOB_CHUNKS, "the weights are back")
     reply = site.collect_closed()
     assert_sum(reply, [0])
-    remaining = device.tasks.get(timeout=PATIENCE_SECONDS).task.deadline_seconds
-    assert remaining < 600, "the deadline is the round's, not a new one"
+    again = device.tasks.get(timeout=PATIENCE_SECONDS)
+    assert again.task.deadline_seconds == 600, "a task has one content"
+    assert again.expiry_seconds is not None
+    assert again.expiry_seconds < 600, "the deadline is the round's, not a new one"
 
 
 def test_weights_that_the_broker_lost_between_two_rounds_are_there_in_the_second(

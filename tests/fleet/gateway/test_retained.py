@@ -150,7 +150,9 @@ def test_after_a_connection_only_what_the_broker_lacks_is_published(bench: Bench
     tasks = [one for one in published if "/blob/" not in one.topic]
     assert [one.topic for one in tasks] == [topics.task(FLEET, name) for name in "bc"]
     assert {one.expiry_seconds for one in tasks} == {68}
-    assert {Task.decode(one.payload).deadline_seconds for one in tasks} == {68}
+    assert {Task.decode(one.payload).deadline_seconds for one in tasks} == {100}, (
+        "a task has one content, so that it can be signed"
+    )
     assert [one.response_topic for one in tasks] == [
         topics.delta(FLEET, GATEWAY, name) for name in "bc"
     ]

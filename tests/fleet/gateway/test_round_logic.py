@@ -446,7 +446,7 @@ def test_a_defect_in_dealing_with_one_message_does_not_touch_the_round(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start(bench)
-    monkeypatch.setattr("fleet.gateway.round_logic.delta_coding.decode", lambda *_: [][0])
+    monkeypatch.setattr("fleet.protocol.delta_coding.decode", lambda *_: [][0])
     assert bench.send("a", SHARED["a"]) is None
     monkeypatch.undo()
     receipt = bench.send("a", SHARED["a"])

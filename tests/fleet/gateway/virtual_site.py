@@ -21,7 +21,7 @@ from fleet.clock import VirtualClock
 from fleet.errors import StoreError
 from fleet.gateway.actions import Filter, Publish
 from fleet.gateway.core import Core, Job
-from fleet.protocol import Delta, DeviceState, Receipt, Status, Task, topics
+from fleet.protocol import Announce, Delta, DeviceState, Receipt, Status, Task, topics
 from fleet.protocol.chunks import GROUP_CHUNKS, chunk_count, decode_chunk
 from tests.fleet.gateway.bench import KEY, ask, fast_store, settings
 from tests.fleet.gateway.deltas import (
@@ -222,13 +222,17 @@ class VirtualDevice:
         self._connection = Connection(self.name, self._hears)
         broker.connections.append(self._connection)
         broker.subscribe(self._connection, Filter(topics.to_device(FLEET, self.name)))
-        said = announcement(lease=self.lease)
+        said = self.announcement()
         self._publish(topics.announce(FLEET, self.name), said.encode(), retain=True)
         self._say()
         if self.delta:
             self._send()
         elif self.task:
             self._fetch(self.task)
+
+    def announcement(self) -> Announce:
+        """What it says about itself."""
+        return announcement(lease=self.lease)
 
     def _publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
         if self._connection is not None and self.connected:
@@ -305,13 +309,18 @@ class VirtualDevice:
         if task is not self.task:
             return
         dice = np.random.default_rng([task.seed, self.boots])
-        values = dice.integers(-500, 500, self.values).astype(np.int32)
-        samples = int(dice.integers(1, 400))
-        self.delta = delta_chunks(task, values, samples)
-        self.deltas[self.delta[0].coded_crc32] = values, samples
+        self.delta = self.make_delta(task, dice)
         self._sent = 0
         self._say()
         self._send()
+
+    def make_delta(self, task: Task, dice: np.random.Generator) -> list[Delta]:
+        """What came of a task; which values and samples is kept."""
+        values = dice.integers(-500, 500, self.values).astype(np.int32)
+        samples = int(dice.integers(1, 400))
+        made = delta_chunks(task, values, samples)
+        self.deltas[made[0].coded_crc32] = values, samples
+        return made
 
     def _send(self) -> None:
         if not self.delta:
