@@ -230,7 +230,7 @@ def digits() -> Iterator[Task]:
     example = example_folder()
     source = example / "digits.onnx", example / "calibration.npz"
     specs = [f"{example / 'plans.json'}#{name}" for name in PLANS]
-    with _compiled(source[0], source[1], specs, rounds=6, learning_rate=0.015) as task:
+    with compiled(source[0], source[1], specs, rounds=6, learning_rate=0.015) as task:
         yield task
 
 
@@ -252,7 +252,7 @@ def flowers() -> Iterator[Task]:
     if not model.exists():
         raise SystemExit(f"{model} is missing; set TINYFLEET_SHARED to the folder that has models")
     specs = [f"{SHARED / 'models' / 'mcunet-5fps-plans.json'}#49kb"]
-    with _compiled(model, None, specs, rounds=6, learning_rate=0.1 / 32) as task:
+    with compiled(model, None, specs, rounds=6, learning_rate=0.1 / 32) as task:
         yield task
 
 
@@ -288,7 +288,7 @@ def _enlarged(images: NDArray[np.uint8]) -> NDArray[np.int8]:
 
 
 @contextmanager
-def _compiled(
+def compiled(
     model: Path, calibration: Path | None, specs: Sequence[str], rounds: int, learning_rate: float
 ) -> Iterator[Task]:
     graph = quantize_model(import_model(model, None, calibration), calibration).graph

@@ -102,11 +102,12 @@ class _FlashPlan:
     frozen_bytes: int
     log: tuple[LogNeeds, ...]
     keep: Keep
+    personal_bytes: int = 0
 
     def layout(self, firmware_bytes: int) -> FlashLayout:
         """With room for so much behind the boot sector, and for the weights built in at least."""
         least = max(firmware_bytes, self.weights_bytes + self.frozen_bytes)
-        return plan_flash(self.board, least, self.weights_bytes, self.log)
+        return plan_flash(self.board, least, self.weights_bytes, self.log, self.personal_bytes)
 
     def script(self, layout: FlashLayout, boot: BootSector) -> str:
         """The linker script for ``layout``."""
@@ -237,6 +238,7 @@ def compile_graph(
         tell("planning", index, len(wanted))
         programs.append(lower(graph, plan))
     tell("planning", len(wanted), len(wanted))
+    flash = replace(flash, personal_bytes=max(map(_personal_bytes, programs)))
 
     def build(chosen: Sequence[Program]) -> _Build:
         return _build(
@@ -466,6 +468,7 @@ def _manifest(
                     channels=tuple(runs_of(segment.channels)),
                     values=segment.values,
                     shift=segment.shift,
+                    personal=segment.personal,
                 )
                 for segment in program.segments
             ),
@@ -527,6 +530,14 @@ def _budget_error(error: LinkError, board: Board) -> ToolchainError | BudgetErro
     return error
 
 
+def _personal_bytes(program: Program) -> int:
+    """What a device may keep of a plan: personal tensors, and all that it trained alone."""
+    personal = program.personal_segments
+    if not personal:
+        return 0
+    return program.kept_bytes(personal) + program.kept_bytes(program.segments)
+
+
 def _log_fills(log: SamplesInfo, needs: LogNeeds) -> str:
     return (
         f"log fills: the flash leaves the sample log one unit of {log.bytes:,} bytes; with "
@@ -544,6 +555,7 @@ def _flash_info(layout: FlashLayout, keep: Keep) -> FlashInfo:
         slot_a=_region(layout.slot_a),
         slot_b=_region(layout.slot_b),
         samples=SamplesInfo(**dict(log), units=layout.samples.units, keep=keep),
+        personal=None if layout.personal is None else _region(layout.personal),
     )
 
 

@@ -1,6 +1,6 @@
 """How long an unmasker takes for a set: checks, record on disk, and the sum of streams.
 
-    python -m benchmarks.privacy.unmasker [--devices D] [--values V] [--sets S] [--disk DIR]
+python -m benchmarks.privacy.unmasker [--devices D] [--values V] [--sets S] [--disk DIR]
 """
 
 from __future__ import annotations

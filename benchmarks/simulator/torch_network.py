@@ -49,6 +49,8 @@ class Network(nn.Module):
                 raise NotImplementedError(f"{op.name}: {type(op).__name__} isn't compared")
         trained = {f"{layer}.bias" for layer in plan.biases}
         trained |= {f"{item.layer}.weight" for item in plan.weights}
+        # Names of modules have no dots: those of layers may have both, and are told apart without.
+        trained = {name.replace("/", ".") for name in trained}
         for name, parameter in self.named_parameters():
             if not name.startswith("head."):
                 parameter.requires_grad_(name.replace("/", ".") in trained)

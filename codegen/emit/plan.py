@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from codegen.emit.c_text import channels_name, comment, layer_name, rows
 from codegen.graph.ir import Add, Conv, DepthwiseConv, Head, Requantize, inputs_of
@@ -63,16 +63,45 @@ def plan_source(index: int, program: Program, weights: Weights) -> str:
     ]
     lines += [f"void plan_{index}_{phase}(tf_frame *frame);" for phase in PHASES]
     lines.append("")
-    names: dict[Phase, list[str]] = {phase: [] for phase in PHASES}
+    calls: dict[Phase, list[tuple[Step, str]]] = {phase: [] for phase in PHASES}
     for number, step in enumerate(program.steps):
         name = step_function(index, number, step)
-        names[step.phase].append(name)
+        calls[step.phase].append((step, f"{name}(frame);"))
         lines += [f"STEP void {name}(tf_frame *frame)", "{", *writer.body(step), "}", ""]
     for phase in PHASES:
         lines += [f"void plan_{index}_{phase}(tf_frame *frame)", "{"]
-        lines += [f"    {name}(frame);" for name in names[phase]] or ["    (void)frame;"]
+        if phase == "backward" and program.personal_segments:
+            lines += _backward_of_some(program, calls[phase])
+        else:
+            lines += [f"    {call}" for _, call in calls[phase]] or ["    (void)frame;"]
         lines += ["}", ""]
     return "\n".join(lines)
+
+
+def _backward_of_some(program: Program, calls: Sequence[tuple[Step, str]]) -> list[str]:
+    """Backward where personal tensors, or all others, may have to stay as they are.
+
+    Behind the last update of a personal tensor nothing is computed for those.
+    """
+    personal = [step for step, _ in calls if program.updates_personal(step)]
+    lines = []
+    for step, call in calls:
+        if not step.kernel.endswith("_update"):
+            lines.append(f"    {call}")
+            continue
+        which = "PERSONAL" if program.updates_personal(step) else "SHARED"
+        lines += [
+            f"    if ((frame->updates & TF_UPDATE_{which}) != 0u) {{",
+            f"        {call}",
+            "    }",
+        ]
+        if step is personal[-1]:
+            lines += [
+                "    if ((frame->updates & TF_UPDATE_SHARED) == 0u) {",
+                "        return;",
+                "    }",
+            ]
+    return lines
 
 
 def _frozen_weights(weights: Weights) -> list[str]:

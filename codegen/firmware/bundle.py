@@ -127,12 +127,21 @@ class TensorInfo(_Strict):
 
 
 class SegmentInfo(_Strict):
-    """The part of a plan's delta in one tensor: runs (start, count) of the tensor's last axis."""
+    """The part of a plan's delta in one tensor: runs (start, count) of the tensor's last axis.
+
+    ``personal`` isn't written where it is false: manifests of before it have a digest.
+    """
 
     tensor: str
     channels: tuple[tuple[Count, Count], ...]
     values: Count
     shift: Count
+    personal: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_far_as_marked(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        return fields if self.personal else {k: v for k, v in fields.items() if k != "personal"}
 
 
 class PlanInfo(_Strict):
@@ -163,7 +172,10 @@ class SamplesInfo(RegionInfo):
 
 
 class FlashInfo(_Strict):
-    """Where everything lies (flash.md); the firmware goes on where the boot sector ends."""
+    """Where everything lies (flash.md); the firmware goes on where the boot sector ends.
+
+    ``personal`` is there only where a plan has personal tensors.
+    """
 
     boot: RegionInfo
     identity: RegionInfo
@@ -172,11 +184,17 @@ class FlashInfo(_Strict):
     slot_a: RegionInfo
     slot_b: RegionInfo
     samples: SamplesInfo
+    personal: RegionInfo | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_far_as_there(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if value is not None}
 
     @property
     def regions(self) -> dict[str, RegionInfo]:
         """All of them by name."""
-        return {name: getattr(self, name) for name in type(self).model_fields}
+        found = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: region for name, region in found.items() if region is not None}
 
 
 class Manifest(_Strict):

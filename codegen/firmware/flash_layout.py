@@ -34,9 +34,13 @@ UNIT_HEADER_BYTES = 32
 _RECORD_HEADER_BYTES = 16
 _LOG_PLACES = 65536
 
+PERSONAL_HEADER_BYTES = 128
+"""Of a unit of the personal region before the values."""
+
 _SMALL = ("identity", "journal")
 _SLOTS = ("slot_a", "slot_b")
 _LOG = "samples"
+_PERSONAL = "personal"
 _OUTSIDE: tuple[tuple[str, ...], ...] = (
     (),
     (_LOG,),
@@ -45,7 +49,7 @@ _OUTSIDE: tuple[tuple[str, ...], ...] = (
     (*_SLOTS, _LOG, *_SMALL),
 )
 """Regions in the external flash: the first choice that fits is taken."""
-_JOURNAL_UNITS = 2
+_JOURNAL_UNITS = _PERSONAL_UNITS = 2
 KEEP_NUMBERS: dict[Keep, int] = {"newest": 0, "reservoir": 1}
 """tf_sample_keep of device_runtime/include/tinyfleet/sample_log.h."""
 
@@ -82,6 +86,8 @@ class FlashLayout:
     slot_a: Region
     slot_b: Region
     samples: SampleRegion
+    personal: Region | None = None
+    """Two units of one size; None where no plan has personal tensors."""
 
     @property
     def stores(self) -> dict[str, Region]:
@@ -92,6 +98,7 @@ class FlashLayout:
             "slot_a": self.slot_a,
             "slot_b": self.slot_b,
             "samples": self.samples,
+            **({} if self.personal is None else {_PERSONAL: self.personal}),
         }
 
     @property
@@ -155,27 +162,42 @@ def sample_log_needs(sample_bytes: int, log_bytes: int | None = None) -> tuple[L
 
 
 def plan_flash(
-    board: Board, firmware_bytes: int, weights_bytes: int, log: Sequence[LogNeeds]
+    board: Board,
+    firmware_bytes: int,
+    weights_bytes: int,
+    log: Sequence[LogNeeds],
+    personal_bytes: int = 0,
 ) -> FlashLayout:
     """Lays out the flash of ``board``.
 
     ``firmware_bytes`` is all that the image occupies in flash behind the boot sector (with the
     weights that are built in), ``weights_bytes`` the blob that a slot must hold, ``log`` what is
     wanted of the sample log; where there is no room for the first, the next does.
+    ``personal_bytes`` is what a device keeps of tensors of its own, 0 where no plan has any.
     Raises BudgetError with the table of needs if they don't fit.
     """
     slot_bytes = slot_header_bytes(weights_bytes) + weights_bytes
+    unit_bytes = PERSONAL_HEADER_BYTES + personal_bytes if personal_bytes else 0
     left_for_firmware: int | None = None
     for needs in log:
-        for outside in _OUTSIDE if board.external_flash is not None else _OUTSIDE[:1]:
+        for outside in _choices(board, personal=unit_bytes > 0):
             for ring in (True, False):
-                layout = _Placing(board, slot_bytes, needs, outside, ring).layout()
+                layout = _Placing(board, slot_bytes, unit_bytes, needs, outside, ring).layout()
                 if layout is None:
                     continue
                 if layout.firmware.bytes >= firmware_bytes:
                     return layout
                 left_for_firmware = max(left_for_firmware or 0, layout.firmware.bytes)
-    raise _too_small(board, firmware_bytes, slot_bytes, log[-1], left_for_firmware)
+    raise _too_small(board, firmware_bytes, slot_bytes, unit_bytes, log[-1], left_for_firmware)
+
+
+def _choices(board: Board, personal: bool) -> list[tuple[str, ...]]:
+    """Which regions may lie in the external flash, in the order in which that is tried."""
+    if board.external_flash is None:
+        return [()]
+    if not personal:
+        return list(_OUTSIDE)
+    return [(), *((*outside, _PERSONAL) for outside in _OUTSIDE)]
 
 
 class _NoRoom(Exception):
@@ -189,12 +211,14 @@ class _Placing:
         self,
         board: Board,
         slot_bytes: int,
+        personal_bytes: int,
         log: LogNeeds,
         outside: Sequence[str],
         ring: bool,
     ) -> None:
         self._board = board
         self._slot_bytes = slot_bytes
+        self._personal_bytes = personal_bytes  # of a unit
         self._log = log
         self._outside = outside
         self._ring = ring
@@ -216,12 +240,13 @@ class _Placing:
         samples = external.get(_LOG) or self._take_log()
         slot_b = external.get("slot_b") or self._take_last(self._slot_bytes)
         slot_a = external.get("slot_a") or self._take_last(self._slot_bytes)
+        personal = external.get(_PERSONAL) or self._take_personal()
         if self._first >= self._end:
             raise _NoRoom
         firmware = self._region_inside(self._first, self._end - self._first)
         assert isinstance(samples, SampleRegion)
         boot = self._region_inside(0, 1)
-        return FlashLayout(boot, identity, journal, firmware, slot_a, slot_b, samples)
+        return FlashLayout(boot, identity, journal, firmware, slot_a, slot_b, samples, personal)
 
     def _region_inside(self, first: int, count: int) -> Region:
         size = sum(self._inside[first : first + count])
@@ -253,6 +278,19 @@ class _Placing:
         region = self._region_inside(first, self._end - first)
         self._end = first
         return region
+
+    def _take_personal(self) -> Region | None:
+        """Two units of one size, of as many sectors as one takes."""
+        if not self._personal_bytes:
+            return None
+        if self._first >= self._end:
+            raise _NoRoom
+        sector = self._inside[self._end - 1]
+        count = _PERSONAL_UNITS * -(-self._personal_bytes // sector)
+        first = self._end - count
+        if first < self._first or any(of != sector for of in self._inside[first : self._end]):
+            raise _NoRoom
+        return self._take_last(count * sector)
 
     def _take_log(self) -> Region:
         if not self._ring:
@@ -296,6 +334,8 @@ class _Placing:
             count = 1
         elif name == "journal":
             count = _JOURNAL_UNITS
+        elif name == _PERSONAL:
+            count = _PERSONAL_UNITS * -(-self._personal_bytes // flash.sector_bytes)
         elif name in _SLOTS:
             count = max(1, -(-self._slot_bytes // flash.sector_bytes))
         elif self._ring:
@@ -355,7 +395,8 @@ def linker_script(
     besides the vectors.
     """
     symbols: list[str] = []
-    for name, region in layout.stores.items():
+    nowhere = Region("internal", 0, 0, 0, 0)
+    for name, region in {_PERSONAL: nowhere, **layout.stores}.items():
         symbols += [
             f"__{name}_start = {region.address:#010x};",
             f"__{name}_bytes = {region.bytes};",
@@ -383,7 +424,12 @@ def linker_script(
 
 
 def _too_small(
-    board: Board, firmware_bytes: int, slot_bytes: int, log: LogNeeds, app: int | None
+    board: Board,
+    firmware_bytes: int,
+    slot_bytes: int,
+    personal_bytes: int,
+    log: LogNeeds,
+    app: int | None,
 ) -> BudgetError:
     record = _RECORD_HEADER_BYTES + log.sample_bytes
     small = sum(board.flash.sectors[: 2 + _JOURNAL_UNITS])
@@ -394,6 +440,8 @@ def _too_small(
         ("weights slot B", slot_bytes),
         ("sample log", max(log.bytes, log.samples * record)),
     ]
+    if personal_bytes:
+        rows.append(("personal tensors", _PERSONAL_UNITS * personal_bytes))
     lines = [f"  {name:<30} {size:>10,} bytes" for name, size in rows]
     lines.append(f"  {'needed (before whole sectors)':<30} {sum(s for _, s in rows):>10,} bytes")
     lines.append(f"  {'flash of ' + board.name:<30} {board.flash.bytes:>10,} bytes")

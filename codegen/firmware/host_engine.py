@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from codegen.errors import PlanError
 from codegen.host_kernels import SETS
+from codegen.program.steps import Updates
 
 _Pointer = ctypes.c_void_p
 _Program = ctypes.CFUNCTYPE(None, _Pointer)
@@ -31,6 +32,7 @@ class _Frame(ctypes.Structure):
         ("seed", ctypes.c_uint32),
         ("step_index", ctypes.c_uint32),
         ("loss_q16", ctypes.c_uint32),
+        ("updates", ctypes.c_uint32),
     )
 
 
@@ -40,6 +42,9 @@ class _Plan(ctypes.Structure):
         ("arena_bytes", ctypes.c_uint32),
         ("state_bytes", ctypes.c_uint32),
         ("delta_values", ctypes.c_uint32),
+        ("shared_values", ctypes.c_uint32),
+        ("personal_layout", ctypes.c_uint32),
+        ("local_layout", ctypes.c_uint32),
         ("segment_count", ctypes.c_uint16),
         ("accumulate", ctypes.c_uint16),
         ("segments", _Pointer),
@@ -68,6 +73,7 @@ class _Engine(ctypes.Structure):
     _fields_ = (
         ("plan", ctypes.POINTER(_Plan)),
         ("classes", ctypes.c_uint16),
+        ("keeps_personal", ctypes.c_bool),
         ("frame", _Frame),
     )
 
@@ -101,6 +107,11 @@ def choose_kernels(library: Path, name: str) -> None:
     if not ctypes.CDLL(str(library)).tf_choose_kernels(name.encode()):
         known = ", ".join(kernel_sets(library))
         raise PlanError(f"this machine has no kernels {name!r}; it has {known}")
+
+
+WHOLE_MIX = 256
+"""TF_WHOLE_MIX of device_runtime/include/tinyfleet/engine.h."""
+UPDATES: dict[Updates, int] = {"shared": 1, "personal": 2, "all": 3}
 
 
 class HostEngine:
@@ -195,14 +206,44 @@ class HostEngine:
         """The plan's arena as the last step left it."""
         return ctypes.string_at(self._engine.frame.arena, self._plan.contents.arena_bytes)
 
-    def delta(self) -> NDArray[np.int32]:
-        """Delta against the loaded blob, in plan order and delta units."""
+    def set_updates(self, which: Updates) -> None:
+        """Which of the plan's tensors training steps change from here on."""
+        self._engine.frame.updates = UPDATES[which]
+
+    def kept(self, personal_only: bool) -> bytes:
+        """What a device keeps for itself of the state: personal tensors, or all."""
+        library, plan = self._library, self._plan
+        library.tf_engine_kept_bytes.restype = ctypes.c_uint32
+        library.tf_engine_kept_word.restype = ctypes.c_uint32
+        words = library.tf_engine_kept_bytes(plan, ctypes.c_bool(personal_only)) // 4
+        engine, which = ctypes.byref(self._engine), ctypes.c_bool(personal_only)
+        read = [
+            library.tf_engine_kept_word(engine, which, ctypes.c_uint32(i)) for i in range(words)
+        ]
+        return np.array(read, "<u4").tobytes()
+
+    def lay_over(self, kept: bytes, personal_only: bool, mix: int = WHOLE_MIX) -> None:
+        """Move the state towards what was kept, by ``mix`` 256ths; right after ``load``."""
+        self._library.tf_engine_lay_over(
+            ctypes.byref(self._engine),
+            ctypes.create_string_buffer(kept, len(kept)),
+            ctypes.c_bool(personal_only),
+            ctypes.c_uint32(mix),
+        )
+
+    def delta(self, *, keeps_personal: bool = False) -> NDArray[np.int32]:
+        """Delta against the loaded blob, in plan order and delta units.
+
+        Without personal tensors where the device keeps them.
+        """
+        plan = self._plan.contents
+        self._engine.keeps_personal = keeps_personal
         cursor = _Cursor()
         self._library.tf_delta_begin(ctypes.byref(cursor), ctypes.byref(self._engine))
         return np.array(
             [
                 self._library.tf_delta_next(ctypes.byref(cursor))
-                for _ in range(self._plan.contents.delta_values)
+                for _ in range(plan.shared_values if keeps_personal else plan.delta_values)
             ],
             np.int32,
         )

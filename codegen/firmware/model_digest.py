@@ -8,12 +8,15 @@ Samples in its log are if the samples' digests are.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, astuple, fields
 from typing import Any
 
 from codegen.firmware.bundle import canonical_json
 from codegen.graph.ir import Graph, Head, Op, Padding, inputs_of
 from codegen.program.blob import Weights
+from codegen.program.plans import runs_of
+from codegen.program.steps import Program, Segment
 
 _NO_OPTIONS = {"name", "input", "inputs", "output", "weight", "weight_scale", "bias"}
 """Fields of operations that the graph's edges and the blob's tensors tell."""
@@ -53,6 +56,15 @@ def sample_digest(graph: Graph) -> str:
     """
     meaning = {**_network(graph), "classes": graph.head.bias.size}
     return hashlib.sha256(canonical_json(meaning)).hexdigest()
+
+
+def kept_layout(program: Program, segments: Sequence[Segment]) -> str:
+    """SHA-256 (hex) of what the bytes mean that a device keeps of ``segments`` of a plan.
+
+    Of firmware with this model's digest, plans with the same layout read each other's values.
+    """
+    meaning = [[one.tensor, runs_of(one.channels)] for one in segments]
+    return hashlib.sha256(canonical_json([program.plan.state, meaning])).hexdigest()
 
 
 def operations(graph: Graph) -> list[list[Any]]:

@@ -261,6 +261,7 @@ def _segments(graph: Graph, plan: Plan) -> tuple[tuple[Segment, ...], int]:
                 fraction_offset=fraction,
                 velocity_offset=velocity,
                 shift=_delta_shift(graph, plan, tensor),
+                personal=tensor.name in plan.personal,
             )
         )
         first_value += values

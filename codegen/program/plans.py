@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +69,9 @@ class PlanSpec(_Strict):
     momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
     loss: str | None = None
     """The model's own where left out: no plan can have another."""
+    personal: list[str] = Field(default_factory=list)
+    """What stays on the device in a campaign that personalizes: ``head``, ``biases``, layers (all
+    that is trained of them), or tensors such as ``LAYER.bias``."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,8 @@ class Plan:
     accumulate: int = 1
     momentum_q8: int = 0
     loss: str = "cross-entropy"
+    personal: tuple[str, ...] = ()
+    """Names of the tensors that a personalizing campaign leaves on the device."""
 
     @property
     def keeps_velocity(self) -> bool:
@@ -119,7 +124,10 @@ class Plan:
         return self.accumulate > 1 or self.momentum_q8 > 0
 
     def canonical(self) -> dict[str, Any]:
-        """Everything but the name, spelt out: what the id stands for."""
+        """Everything but the name, spelt out: what the id stands for.
+
+        Without personal tensors it doesn't speak of them: ids of before there were any stay.
+        """
         return {
             "format": FORMAT,
             "biases": list(self.biases),
@@ -132,6 +140,7 @@ class Plan:
             "accumulate": self.accumulate,
             "momentum": self.momentum_q8 / 256,
             "loss": self.loss,
+            **({"personal": list(self.personal)} if self.personal else {}),
         }
 
     @property
@@ -277,7 +286,7 @@ def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
     _once([item.layer for item in weights], f"{name}: weights")
     if not biases and not weights and not plan_spec.head:
         raise PlanError(f"{name} trains nothing: name biases or weights, or set head to true")
-    return Plan(
+    plan = Plan(
         name=plan_spec.name,
         biases=tuple(biases),
         weights=tuple(weights),
@@ -287,6 +296,35 @@ def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
         momentum_q8=min(round(plan_spec.momentum * 256), 255),
         loss=loss,
     )
+    return replace(plan, personal=_personal(plan_spec.personal, graph, plan, name))
+
+
+def _personal(marks: Sequence[str], graph: Graph, plan: Plan, name: str) -> tuple[str, ...]:
+    """The tensors that ``marks`` name, in the order of the delta."""
+    trained = trained_tensors(graph, plan)
+    head = graph.head.name
+    of_head = (f"{head}.bias", f"{head}.weight")
+    chosen: set[str] = set()
+    for mark in marks:
+        if mark in ("head", head, *of_head):
+            # One step updates both.
+            found = [tensor for tensor in trained if tensor in of_head]
+        elif mark == "biases":
+            found = [f"{layer}.bias" for layer in plan.biases]
+        else:
+            found = [tensor for tensor in trained if mark in (tensor, tensor.rpartition(".")[0])]
+        if not found:
+            raise PlanError(
+                f"{name}: personal names {mark!r}, of which the plan trains nothing"
+                f"{_nearest(mark, trained)}; name head, biases, a layer or a tensor that it trains"
+            )
+        chosen |= set(found)
+    if chosen and len(chosen) == len(trained):
+        raise PlanError(
+            f"{name}: all that it trains is personal, nothing would be left to learn together; "
+            "name fewer under personal"
+        )
+    return tuple(tensor for tensor in trained if tensor in chosen)
 
 
 def _channels(item: WeightSpec, channels: int, plan: str) -> tuple[int, ...]:

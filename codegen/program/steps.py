@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias, get_args
@@ -23,6 +23,9 @@ SCALE_BYTES = 8
 
 Phase: TypeAlias = Literal["forward", "loss", "backward"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+
+Updates: TypeAlias = Literal["shared", "personal", "all"]
+"""Which of a plan's tensors a training step changes."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Segment:
     fraction_offset: int | None
     velocity_offset: int | None
     shift: int
+    personal: bool = False
+    """Whether a campaign that personalizes leaves it on the device."""
 
     @property
     def count(self) -> int:
@@ -136,6 +141,27 @@ class Program:
     def delta_values(self) -> int:
         """Number of values that the plan trains."""
         return sum(segment.values for segment in self.segments)
+
+    @property
+    def personal_segments(self) -> tuple[Segment, ...]:
+        """Those of the tensors that a campaign that personalizes leaves on the device."""
+        return tuple(segment for segment in self.segments if segment.personal)
+
+    def updates_personal(self, step: Step) -> bool:
+        """Whether ``step`` changes a personal tensor; of the head both are, or none."""
+        if not step.kernel.endswith("_update"):
+            return False
+        kind = "bias" if step.kernel == "bias_update" else "weight"
+        segment = self.segment_of(f"{step.op.name}.{kind}")
+        return segment is not None and segment.personal
+
+    def kept_bytes(self, segments: Iterable[Segment]) -> int:
+        """What a device keeps of ``segments`` between rounds: values and fractions, no velocity."""
+        ends = [segment.state_offset for segment in self.segments[1:]] + [self.state_bytes]
+        end_of = {one.tensor: end for one, end in zip(self.segments, ends, strict=True)}
+        return sum(
+            (one.velocity_offset or end_of[one.tensor]) - one.state_offset for one in segments
+        )
 
     @property
     def macs_forward(self) -> int:

@@ -52,7 +52,7 @@ from codegen.graph.ir import (
     Tensor,
 )
 from codegen.program import blob
-from codegen.program.steps import INPUT, Phase, Program, Step
+from codegen.program.steps import INPUT, Phase, Program, Step, Updates
 from codegen.reference import interpreter_pools
 
 EXP2_TABLE = np.array([round(2.0 ** (30 - i / 64)) for i in range(65)])
@@ -89,6 +89,7 @@ class Interpreter:
         self.learning_rate_q20 = 0
         self.seed = 0
         self.step_index = 0
+        self.updates: Updates = "all"
         self.gradients: dict[str, tuple[Ints, int]] = {}
         """Tensor → (integer gradient, exponent) of the last step: with respect to output steps,
         before scaling; `codegen.reference.float_autodiff.cosines` compares them with exact ones."""
@@ -143,10 +144,41 @@ class Interpreter:
         self._run("backward")
         self.step_index += 1
 
-    def delta(self) -> Ints:
-        """Values in plan order, in units of 2**shift state units."""
+    def kept(self, personal_only: bool) -> dict[str, tuple[Ints, Ints]]:
+        """What a device keeps for itself: tensor → trained values and fractions."""
+        segments = self.program.personal_segments if personal_only else self.program.segments
+        return {
+            one.tensor: (
+                self.tensors[one.tensor][..., list(one.channels)].copy(),
+                self.fractions.get(one.tensor, np.zeros(1, np.int64)).copy(),
+            )
+            for one in segments
+        }
+
+    def lay_over(self, kept: Mapping[str, tuple[Ints, Ints]], mix: int = 256) -> None:
+        """Move values that were just loaded towards those that were kept, by ``mix`` 256ths."""
+        for tensor, (values, fractions) in kept.items():
+            segment = self.program.segment_of(tensor)
+            assert segment is not None
+            trained = np.s_[..., list(segment.channels)]
+            unit = 256 if tensor in self.fractions else 1
+            before = self.tensors[tensor][trained] * unit
+            wanted = values * unit + (fractions if tensor in self.fractions else 0)
+            mixed = before + round_shift((wanted - before) * mix, 8)
+            whole = round_shift(mixed, 8) if tensor in self.fractions else mixed
+            self.tensors[tensor][trained] = whole
+            if tensor in self.fractions:
+                self.fractions[tensor] = mixed - whole * 256
+
+    def delta(self, *, keeps_personal: bool = False) -> Ints:
+        """Values in plan order, in units of 2**shift state units.
+
+        Without those of personal tensors where the device keeps them.
+        """
         parts = []
         for segment in self.program.segments:
+            if segment.personal and keeps_personal:
+                continue
             trained = np.s_[..., list(segment.channels)]
             change = self.tensors[segment.tensor][trained] - self.loaded[segment.tensor][trained]
             if self._is_int8(segment.tensor):
@@ -162,8 +194,16 @@ class Interpreter:
 
     def _run(self, phase: Phase) -> None:
         for step in self.program.phase(phase):
+            if self._stays(step):
+                continue
             for call in step.calls():
                 self._kernels[call.kernel](call)
+
+    def _stays(self, step: Step) -> bool:
+        """Whether a step would change what isn't to be changed now."""
+        if self.updates == "all" or not step.kernel.endswith("_update"):
+            return False
+        return self.program.updates_personal(step) != (self.updates == "personal")
 
     # Forward.
 

@@ -7,6 +7,7 @@
 #include "admission.h"
 #include "clock.h"
 #include "fetch.h"
+#include "personal.h"
 #include "report.h"
 #include "round.h"
 #include "sending.h"
@@ -150,6 +151,9 @@ static tf_status open_flash(tf_client *client) {
         status =
             tf_weights_open(&client->weights, flash, config->regions.slots, model->factory_weights,
                             model->weights_sha256, model->model_digest, model->weights_bytes);
+    }
+    if (status == TF_OK) {
+        status = tf_personal_init(client);
     }
     return status;
 }

@@ -8,6 +8,7 @@
 #include "clock.h"
 #include "coding.h"
 #include "fetch.h"
+#include "personal.h"
 #include "report.h"
 #include "scoring.h"
 #include "sending.h"
@@ -18,7 +19,7 @@ static bool is_round(const tf_task *task, const uint8_t *campaign, uint32_t roun
 
 static bool is_same_work(const tf_client *client, const tf_task *task) {
     return client->has_task && is_round(&client->task, task->campaign, task->round) &&
-           client->task.action == task->action &&
+           client->task.action == task->action && client->task.personal == task->personal &&
            memcmp(client->task.plan, task->plan, TF_DIGEST_BYTES) == 0 &&
            memcmp(client->task.weights, task->weights, TF_DIGEST_BYTES) == 0;
 }
@@ -264,10 +265,23 @@ static void verify(tf_client *client) {
 }
 
 static void begin_training(tf_client *client) {
+    if (tf_personal_begin_training(client) != TF_OK) {
+        decline(client, TF_REASON_NOT_ENOUGH_SRAM);
+        return;
+    }
     client->epoch = 0;
     tf_scoring_draw_order(client);
     client->work = TF_WORK_TRAIN;
     tf_report_note(client, &client->task, TF_DEVICE_TRAINING, TF_REASON_NONE, false);
+}
+
+/* Nothing is left to do but to say how it went, and perhaps to choose. */
+static void begin_end(tf_client *client) {
+    client->work = TF_WORK_MEASURE;
+    if (tf_personal_judges(client)) {
+        tf_personal_begin_judging(client);
+        client->work = TF_WORK_JUDGE;
+    }
 }
 
 /* With weights that are scored and kept. */
@@ -275,8 +289,10 @@ static void begin_action(tf_client *client) {
     client->train_steps = 0;
     if (client->task.action == TF_ACTION_TRAIN) {
         begin_training(client);
+    } else if (client->task.action == TF_ACTION_RELEASE) {
+        client->work = TF_WORK_RELEASE;
     } else {
-        client->work = client->task.action == TF_ACTION_RELEASE ? TF_WORK_RELEASE : TF_WORK_MEASURE;
+        begin_end(client);
     }
 }
 
@@ -316,7 +332,7 @@ static void release(tf_client *client) {
         return;
     }
     client->report.wants_announce = client->report.wants_announce || is_new;
-    client->work = TF_WORK_MEASURE;
+    begin_end(client);
 }
 
 static void train(tf_client *client) {
@@ -329,7 +345,28 @@ static void train(tf_client *client) {
         return;
     }
     client->score = (tf_client_score){0, 0, 0, 0};
-    client->work = TF_WORK_SCORE_AFTER;
+    client->work = tf_personal_keeps(client) ? TF_WORK_KEEP : TF_WORK_SCORE_AFTER;
+}
+
+static void keep(tf_client *client) {
+    if (tf_personal_keep(client) != TF_OK) {
+        decline(client, TF_REASON_FLASH_FAILURE);
+    } else if (tf_personal_judges(client)) {
+        begin_end(client);
+    } else {
+        client->work = TF_WORK_SCORE_AFTER;
+    }
+}
+
+static void judge(tf_client *client) {
+    if (tf_personal_judge_step(client)) {
+        return;
+    }
+    if (tf_personal_choose_best(client) != TF_OK) {
+        decline(client, TF_REASON_FLASH_FAILURE);
+    } else {
+        client->work = TF_WORK_MEASURE;
+    }
 }
 
 /* --- the whole ------------------------------------------------------------------------------ */
@@ -371,6 +408,7 @@ static void begin_round(tf_client *client) {
     tf_scoring_count_samples(client);
     client->new_is_staged = false;
     client->plan = tf_engine_find_plan(model, task->plan);
+    const tf_reason personal_problem = tf_personal_take(client);
     const tf_reason refusal = tf_coding_refusal(client);
     if (refusal != TF_REASON_NONE) {
         decline(client, refusal);
@@ -378,6 +416,8 @@ static void begin_round(tf_client *client) {
         decline(client, TF_REASON_MALFORMED_TASK);
     } else if (client->plan == NULL) {
         decline(client, TF_REASON_UNKNOWN_PLAN);
+    } else if (personal_problem != TF_REASON_NONE) {
+        decline(client, personal_problem);
     } else if (tf_engine_pool_bytes(model, client->plan) > client->pool_bytes) {
         decline(client, TF_REASON_NOT_ENOUGH_SRAM);
     } else if (task->weights_bytes != model->weights_bytes) {
@@ -395,11 +435,10 @@ static void begin_round(tf_client *client) {
 }
 
 static void measure(tf_client *client) {
-    if (client->task.action != TF_ACTION_TRAIN) {
+    if (client->task.action != TF_ACTION_TRAIN && !client->personal.was_judged) {
         client->score = client->before;
     }
-    const tf_reason refusal = tf_sending_begin(
-        client, client->task.action == TF_ACTION_TRAIN ? client->plan->delta_values : 0u);
+    const tf_reason refusal = tf_sending_begin(client, tf_personal_delta_values(client));
     if (refusal != TF_REASON_NONE) {
         decline(client, refusal);
         return;
@@ -467,6 +506,12 @@ bool tf_round_step(tf_client *client) {
         return true;
     case TF_WORK_TRAIN:
         train(client);
+        return true;
+    case TF_WORK_KEEP:
+        keep(client);
+        return true;
+    case TF_WORK_JUDGE:
+        judge(client);
         return true;
     case TF_WORK_SCORE_AFTER:
         if (!tf_scoring_step(client)) {

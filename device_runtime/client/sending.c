@@ -5,6 +5,7 @@
 
 #include "clock.h"
 #include "coding.h"
+#include "personal.h"
 #include "scoring.h"
 
 #define FIRST_WAIT_MS 30000u /* for the receipt; twice as long each time */
@@ -65,13 +66,15 @@ static tf_delta describe(const tf_client *client) {
         .loss_after_thousandths = tf_scoring_mean_loss_thousandths(&client->score),
         .chunk = sending->chunk,
         .chunks = sending->chunks,
-        .train_samples = client->task.action == TF_ACTION_TRAIN ? client->order_count : 0u,
+        .train_samples = tf_personal_sends(client) ? client->order_count : 0u,
         .held_out_samples = client->score.samples,
         .correct_before = client->before.correct,
         .correct_after = client->score.correct,
+        .correct_local = client->personal.correct_local,
         .coded_chunk_bytes = (uint16_t)(left < chunk_bytes ? left : chunk_bytes),
         .coding = client->task.coding,
         .weighting = client->task.weighting,
+        .kept = tf_personal_kept(client),
     };
     memcpy(delta.campaign, client->task.campaign, TF_CAMPAIGN_BYTES);
     memcpy(delta.plan, client->task.plan, TF_PREFIX_BYTES);

@@ -64,6 +64,7 @@ tf_status tf_engine_load(tf_engine *engine, const tf_model *model, const tf_plan
     engine->plan = plan;
     engine->classes = model->classes;
     engine->frame.weights = weights;
+    engine->frame.updates = TF_UPDATE_SHARED | TF_UPDATE_PERSONAL;
     engine->frame.arena = next;
     next += aligned(plan->arena_bytes);
     engine->frame.state = next;
@@ -132,6 +133,10 @@ static int32_t element(const uint8_t *tensor, uint32_t at, uint8_t bytes) {
 int32_t tf_delta_next(tf_delta_cursor *cursor) {
     const tf_plan *plan = cursor->engine->plan;
     const tf_frame *frame = &cursor->engine->frame;
+    while (cursor->engine->keeps_personal && plan->segments[cursor->segment].personal != 0u) {
+        cursor->value += plan->segments[cursor->segment].values;
+        cursor->segment++;
+    }
     const tf_segment *segment = &plan->segments[cursor->segment];
     const uint32_t line = cursor->within / segment->count;
     const uint32_t column = cursor->within % segment->count;
@@ -152,4 +157,93 @@ int32_t tf_delta_next(tf_delta_cursor *cursor) {
         cursor->segment++;
     }
     return change > INT32_MAX ? INT32_MAX : (change < -INT32_MAX ? -INT32_MAX : (int32_t)change);
+}
+
+/* --- what a device keeps for itself --------------------------------------------------------- */
+
+/* Bytes that the state has for the values of a segment. */
+static uint32_t copy_bytes(const tf_segment *segment) {
+    uint32_t places = segment->values;
+    if (segment->packed != 0u) {
+        const uint32_t row = segment->taps * segment->count;
+        places = tf_packed_bytes(segment->values / row, row);
+    }
+    return (places * segment->bytes + 3u) & ~3u;
+}
+
+/* Values and fractions lie behind each other. */
+static uint32_t kept_bytes(const tf_segment *segment) {
+    return copy_bytes(segment) * (segment->has_fraction != 0u ? 2u : 1u);
+}
+
+static bool is_kept(const tf_segment *segment, bool personal_only) {
+    return !personal_only || segment->personal != 0u;
+}
+
+uint32_t tf_engine_kept_bytes(const tf_plan *plan, bool personal_only) {
+    uint32_t bytes = 0;
+    for (uint16_t s = 0; s < plan->segment_count; s++) {
+        if (is_kept(&plan->segments[s], personal_only)) {
+            bytes += kept_bytes(&plan->segments[s]);
+        }
+    }
+    return bytes;
+}
+
+uint32_t tf_engine_kept_word(const tf_engine *engine, bool personal_only, uint32_t index) {
+    const tf_segment *segment = engine->plan->segments;
+    uint32_t offset = 4u * index;
+    while (!is_kept(segment, personal_only) || offset >= kept_bytes(segment)) {
+        offset -= is_kept(segment, personal_only) ? kept_bytes(segment) : 0u;
+        segment++;
+    }
+    uint32_t word;
+    memcpy(&word, engine->frame.state + segment->state_offset + offset, sizeof word);
+    return word;
+}
+
+static void put_element(uint8_t *tensor, uint32_t at, uint8_t bytes, int32_t value) {
+    if (bytes == 1u) {
+        tensor[at] = (uint8_t)value;
+    } else if (bytes == 2u) {
+        const int16_t narrow = (int16_t)value;
+        memcpy(tensor + 2u * at, &narrow, sizeof narrow);
+    } else {
+        memcpy(tensor + 4u * at, &value, sizeof value);
+    }
+}
+
+/* Moves the state from the version's values, which it has, towards the kept ones. */
+static void lay_over(tf_frame *frame, const tf_segment *segment, const uint8_t *kept,
+                     uint32_t mix) {
+    const uint8_t *fractions = kept + copy_bytes(segment);
+    uint8_t *state = frame->state + segment->state_offset;
+    for (uint32_t value = 0; value < segment->values; value++) {
+        const uint32_t line = value / segment->count;
+        const uint32_t at = place(segment, line, value % segment->count, segment->count);
+        const int64_t unit = segment->has_fraction != 0u ? 256 : 1;
+        const int64_t before = element(state, at, segment->bytes) * unit;
+        int64_t wanted = element(kept, at, segment->bytes) * unit;
+        if (segment->has_fraction != 0u) {
+            wanted += (int8_t)fractions[at];
+        }
+        const int64_t mixed = before + (((wanted - before) * mix + TF_WHOLE_MIX / 2u) >> 8);
+        if (segment->has_fraction != 0u) {
+            const int32_t whole = (int32_t)((mixed + 128) >> 8);
+            state[at] = (uint8_t)whole;
+            frame->state[segment->fraction_offset + at] = (uint8_t)(mixed - whole * 256);
+        } else {
+            put_element(state, at, segment->bytes, (int32_t)mixed);
+        }
+    }
+}
+
+void tf_engine_lay_over(tf_engine *engine, const uint8_t *kept, bool personal_only, uint32_t mix) {
+    for (uint16_t s = 0; s < engine->plan->segment_count; s++) {
+        const tf_segment *segment = &engine->plan->segments[s];
+        if (is_kept(segment, personal_only)) {
+            lay_over(&engine->frame, segment, kept, mix);
+            kept += kept_bytes(segment);
+        }
+    }
 }

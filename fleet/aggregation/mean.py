@@ -62,7 +62,7 @@ class PlanSum:
 
     `coordinates` and `units` (1/256 steps per delta value, powers of two) have one entry
     per delta value; `values` is that sum in delta values; `weight` is Σ n_i; `scale` (above 0) is
-    what all of it counts.
+    what all of it counts; `plan` its id.
     """
 
     coordinates: IndexVector
@@ -70,6 +70,7 @@ class PlanSum:
     values: IntVector
     weight: int
     scale: float = 1.0
+    plan: str = ""
 
 
 def init(layout: Sequence[TensorEntry], blob: bytes) -> MasterState:
@@ -93,6 +94,7 @@ def plan_sum_from_manifest(
         units,
         np.frombuffer(values, "<i8").astype(np.int64),
         weight,
+        plan=plan.id,
     )
 
 

@@ -20,9 +20,11 @@ from fleet.aggregation.mean import staleness_scale
 from fleet.aggregation.rules import FedAvg, Rule, SetMedian
 from fleet.campaign.gates import Gate
 from fleet.campaign.masking import Masking
+from fleet.campaign.personalize import Personalize
+from fleet.campaign.privacy import Privacy
 from fleet.errors import CampaignError, RegistryError
 from fleet.protocol import fields
-from fleet.protocol.manifest import PlanEntry
+from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.protocol.round_parameters import RoundParameters
 from fleet.registry import Filter
 
@@ -189,9 +191,11 @@ class Asynchronous(BaseModel):
 class CampaignConfig(RoundParameters):
     """Rounds, cohort, hyper-parameters and limits of a campaign."""
 
-    kind: Literal["adapt", "evaluate", "rollout"] = "adapt"
-    """`adapt` trains; `evaluate` only scores a version; `rollout` brings a released one to
-    devices."""
+    kind: Literal["adapt", "personalize", "evaluate", "rollout"] = "adapt"
+    """`adapt` trains; `personalize` trains and leaves some tensors to each device alone; `evaluate`
+    only scores a version; `rollout` brings a released one to devices."""
+    personalize: Personalize = Personalize()
+    """Of the kind `personalize`: `{"way": "fedper" | "fedbabu" | "fine-tune-last", …}`."""
     model: str = ""
     """The model in the coordinator's store, by name."""
     version: Count | None = None
@@ -237,6 +241,9 @@ class CampaignConfig(RoundParameters):
     asynchronous: Asynchronous | None = None
     """Fold deltas when they come, instead of waiting for a round's end: `{"buffer": NUMBER, …}`.
     `rounds` are versions then, and a cohort is how many devices work at once."""
+
+    privacy: Privacy | None = None
+    """Differential privacy of its devices: `{"clip": …, "noise_multiplier": …, "delta": …}`."""
 
     gateway_grace_seconds: Annotated[float, Field(ge=0.0)] = 90.0
     """How long after the deadline a gateway that doesn't answer is waited for: it may hold
@@ -302,7 +309,7 @@ class CampaignConfig(RoundParameters):
     def _asynchronous_has_what_it_takes(self) -> Self:
         if self.asynchronous is None:
             return self
-        if self.kind != "adapt":
+        if not self.trains:
             raise ValueError(f"asynchronous: {self.kind} doesn't train; leave it out")
         if self.aggregation.fold() != FedAvg().fold():
             raise ValueError(
@@ -366,6 +373,21 @@ class CampaignConfig(RoundParameters):
         """Whether devices may train this update plan."""
         return not self.plans or plan.id in self.plans or plan.name in self.plans
 
+    @model_validator(mode="after")
+    def _privacy_has_what_it_takes(self) -> Self:
+        if self.privacy is None:
+            return self
+        if self.kind in ("evaluate", "rollout"):
+            raise ValueError(
+                f"privacy: {self.kind} doesn't train, and scores aren't covered by it; leave it out"
+            )
+        if self.masking is None:
+            raise ValueError(
+                f"privacy: {self.coding} deltas are neither clipped nor do they get noise; "
+                "say coding masked"
+            )
+        return self
+
     def parameters(self, number: int) -> RoundParameters:
         """What training round `number` of a stage, 1 … `rounds`, asks of its devices."""
         values = self.model_dump(include=set(RoundParameters.model_fields))
@@ -373,6 +395,37 @@ class CampaignConfig(RoundParameters):
         return RoundParameters.model_validate(
             {**values, "learning_rate": share * self.learning_rate}
         )
+
+    @model_validator(mode="after")
+    def _what_is_personal_is_chosen_for_what_the_application_has(self) -> Self:
+        if self.kind == "personalize" and self.last_round != "release":
+            raise ValueError(
+                "last_round: devices choose between what they share and what is theirs when the "
+                "weights are released; personalize takes release"
+            )
+        if self.kind != "personalize" and self.personalize != Personalize():
+            raise ValueError(f"personalize: is for campaigns of that kind, not {self.kind}")
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether a new version comes of it."""
+        return self.kind in ("adapt", "personalize")
+
+    def manifest(self, manifest: Manifest) -> Manifest:
+        """A bundle as this campaign sees it: its plans, and what devices send of them."""
+        if self.kind != "personalize":
+            return manifest
+        return self.personalize.manifest(manifest)
+
+    @property
+    def tuning(self) -> dict[str, Any]:
+        """What rounds in which devices train personal tensors alone have for themselves."""
+        own = self.personalize
+        return {
+            "epochs": own.tuning_epochs or self.epochs,
+            "learning_rate": own.tuning_learning_rate or self.learning_rate,
+        }
 
     def retry_of(self, reason: str) -> Retry:
         """What is done about a device that failed for this reason."""

@@ -25,7 +25,8 @@ TOO_FEW = "too-few-to-hide"
 # of something else, which is anywhere, nearly always shows.
 _FILLED = 0.25
 _USUAL_BITS = 16
-_LEAST_AUTOMATIC_BOUND = 127
+USUAL_BOUND = 127
+"""Of a value where nobody says it, at least."""
 
 
 class Masking(BaseModel):
@@ -101,7 +102,7 @@ def mask_parameters(masking: Masking, devices: int, protection: Protection) -> M
     bound = masking.value_bound
     if bound is None:
         room = int(_FILLED * (1 << (_USUAL_BITS - 1))) // devices
-        bound = min(max(_LEAST_AUTOMATIC_BOUND, room, protection.norm_share), fields.uint16.most)
+        bound = min(max(USUAL_BOUND, room, protection.norm_share), fields.uint16.most)
     draft = MaskParameters(
         32,
         bound,

@@ -16,20 +16,25 @@ from typing import Any, NamedTuple
 from fleet.campaign.answers import DeviceEntry
 from fleet.campaign.config import CampaignConfig
 from fleet.campaign.draws import draw
-from fleet.campaign.masking import MaskedRound
+from fleet.campaign.masking import MaskedRound, Protection
 from fleet.campaign.pacing import Load, delays, site_name, task_bytes
+from fleet.campaign.privacy import RoundPrivacy
 from fleet.errors import CampaignError, LeasedError
 from fleet.protocol.fields import Name
 from fleet.protocol.manifest import Manifest, PlanEntry
+from fleet.protocol.numbers import Personal
 from fleet.registry import Filter
+
 
 class RoundKind(StrEnum):
     """What a round is for."""
 
     SCORE_FIRST = "score-first"
     TRAIN = "train"
+    TRAIN_LOCAL = "train-local"
     SCORE_LAST = "score-last"
     RELEASE = "release"
+    PERSONALIZE = "personalize"
     SCORE_AGAIN = "score-again"
     ROLL_BACK = "roll-back"
 
@@ -38,7 +43,8 @@ class RoundKind(StrEnum):
         """What devices are told to do."""
         if self in (RoundKind.RELEASE, RoundKind.ROLL_BACK):
             return "release"
-        return "train" if self is RoundKind.TRAIN else "score"
+        training = (RoundKind.TRAIN, RoundKind.TRAIN_LOCAL, RoundKind.PERSONALIZE)
+        return "train" if self in training else "score"
 
 
 class Step(NamedTuple):
@@ -103,6 +109,7 @@ class RoundPlan:
     offset: int = 0
     personal: int = 0
     masks: MaskedRound | None = None
+    privacy: RoundPrivacy | None = None
 
     @property
     def on_wire(self) -> int:
@@ -113,6 +120,11 @@ class RoundPlan:
         """As plain dictionaries and lists."""
         return asdict(self)
 
+    @property
+    def protection(self) -> Protection:
+        """What its devices do beside masking."""
+        return self.privacy.protection if self.privacy else Protection()
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RoundPlan:
         """The inverse of `to_json`."""
@@ -121,6 +133,8 @@ class RoundPlan:
         fields["assignments"] = tuple(Assignment(**one) for one in fields["assignments"])
         if fields.get("masks") is not None:
             fields["masks"] = MaskedRound.from_json(fields["masks"])
+        if fields.get("privacy"):
+            fields["privacy"] = RoundPrivacy(**fields["privacy"])
         return cls(**fields)
 
     def gateways(self) -> tuple[str, ...]:
@@ -134,21 +148,26 @@ class RoundPlan:
 
 def schedule(config: CampaignConfig) -> tuple[Step, ...]:
     """Every round, in order: per stage scores of the base, training, scores of the candidate, its
-    release, and scores once more after some time. Which of them there are is the campaign's."""
+    release, scores once more after some time, and what devices do with it for themselves. Which of
+    them there are is the campaign's."""
     steps: list[Step] = []
     for stage, of in enumerate(config.stages):
         kinds: list[RoundKind] = []
         is_gated = bool(of.gates)
-        if is_gated or (config.kind == "adapt" and config.score_first):
+        if is_gated or (config.trains and config.score_first):
             kinds.append(RoundKind.SCORE_FIRST)
-        if config.kind == "adapt":
+        if config.trains:
             kinds += [RoundKind.TRAIN] * config.rounds
+        if config.kind == "personalize":
+            kinds += [RoundKind.TRAIN_LOCAL] * config.personalize.local_rounds
         if is_gated or config.kind == "evaluate" or config.last_round == "score":
             kinds.append(RoundKind.SCORE_LAST)
         if config.kind != "evaluate" and config.last_round == "release":
             kinds.append(RoundKind.RELEASE)
             if is_gated and of.soak_seconds:
                 kinds.append(RoundKind.SCORE_AGAIN)
+        if config.kind == "personalize":
+            kinds += [RoundKind.PERSONALIZE] * config.personalize.tunings
         trained = 0
         for kind in kinds:
             trained += kind is RoundKind.TRAIN
@@ -156,6 +175,23 @@ def schedule(config: CampaignConfig) -> tuple[Step, ...]:
             number = len(steps) + (steps[0].number if steps else kind is not RoundKind.SCORE_FIRST)
             steps.append(Step(int(number), kind, stage, trained))
     return tuple(steps)
+
+
+def personal_of(config: CampaignConfig, kind: RoundKind) -> Personal:
+    """What a round of this kind does with personal tensors."""
+    if config.kind != "personalize":
+        return Personal.NOTHING
+    match kind:
+        case RoundKind.TRAIN:
+            return config.personalize.trains_with
+        case RoundKind.TRAIN_LOCAL:
+            return Personal.LOCAL
+        case RoundKind.PERSONALIZE:
+            return Personal.ALONE
+        case RoundKind.ROLL_BACK:
+            return Personal.NOTHING  # a release lets devices look at what they have anyway
+        case _:
+            return Personal.BESIDE
 
 
 def round_seed(seed: int, number: int) -> int:
@@ -442,6 +478,7 @@ def plan_round(
         stage=stage,
         training_round=training_round,
         offset=offset,
+        personal=int(personal_of(config, kind)),
     )
 
 

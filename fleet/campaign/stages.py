@@ -32,17 +32,26 @@ def paired_scores(
         if other is None or not one.get("held_out"):
             continue
         held_out = int(one["held_out"])
-        share = int(other["correct_before"]) / int(other["held_out"])
+        share = _best(other) / int(other["held_out"])
         scores.append(
             DeviceScore(
                 str(one["device"]),
                 held_out,
                 round(share * held_out),
-                int(one["correct_before"]),
+                _best(one),
                 groups.get(str(one["device"]), {}),
             )
         )
     return scores
+
+
+def _best(report: Mapping[str, Any]) -> int:
+    """Right answers with the weights of the round; of a device that has models of its own with the
+    best of them all, which it would work with."""
+    right = int(report["correct_before"])
+    if report.get("kept") is None:
+        return right
+    return max(right, int(report["correct_after"]), int(report.get("correct_local") or 0))
 
 
 def failures(result: Mapping[str, Any]) -> dict[str, int]:

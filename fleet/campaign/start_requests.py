@@ -100,9 +100,19 @@ def start_request(
     }
 
 
+def parameters_of(config: CampaignConfig, kind: RoundKind, training_round: int) -> RoundParameters:
+    """What a round of a kind asks of its devices; training rounds are counted with it."""
+    if kind is RoundKind.TRAIN_LOCAL:
+        return config.parameters(1)
+    parameters = config.parameters(training_round)
+    if kind is RoundKind.PERSONALIZE:
+        return parameters.model_copy(update=config.tuning)
+    return parameters
+
+
 def round_parameters(config: CampaignConfig, plan: RoundPlan) -> RoundParameters:
     """What a round asks of its devices; of what sends no values none are masked."""
-    parameters = config.parameters(plan.training_round)
+    parameters = parameters_of(config, plan.kind, plan.training_round)
     if plan.masks is None and parameters.coding == "masked":
         return parameters.model_copy(update={"coding": "rice"})
     return parameters

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fleet.cli import _app_campaigns, _app_keys, _app_service
+from fleet.cli import _app_campaigns, _app_keys, _app_privacy, _app_service
 from fleet.cli._errors import is_expected, is_ours, message_of
 from fleet.command_options import Json
 
@@ -456,6 +456,7 @@ def broker_config(
 _app_keys.add_commands(app)
 _app_service.add_commands(app)
 _app_campaigns.add_commands(app)
+_app_privacy.add_commands(app)
 # Of parts that stand above this one, and of other packages.
 for _group in sorted(entry_points(group="tinyfleet.commands")):
     app.add_typer(_group.load(), name=_group.name)

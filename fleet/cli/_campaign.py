@@ -10,7 +10,8 @@ from rich.live import Live
 from rich.table import Table
 
 from fleet.campaign.files import file_schema, read_campaign
-from fleet.campaign.planning import RoundKind, schedule
+from fleet.campaign.planning import schedule
+from fleet.campaign.start_requests import parameters_of
 from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, table
 from fleet.errors import NotKnownError, ServiceError
@@ -28,7 +29,12 @@ def validate(path: Path, *, as_json: bool) -> None:
     """Check a file, and show the rounds that it asks for."""
     config = read_campaign(path)
     rounds = [
-        (one.number, one.kind, config.stages[one.stage].name, config.parameters(one.training_round))
+        (
+            one.number,
+            one.kind,
+            config.stages[one.stage].name,
+            parameters_of(config, one.kind, one.training_round),
+        )
         for one in schedule(config)
     ]
     if as_json:
@@ -52,7 +58,7 @@ def validate(path: Path, *, as_json: bool) -> None:
             str(number),
             stage,
             kind.value,
-            f"{parameters.learning_rate:g}" if kind is RoundKind.TRAIN else "",
+            f"{parameters.learning_rate:g}" if kind.action == "train" else "",
         ]
         for number, kind, stage, parameters in rounds
     ]

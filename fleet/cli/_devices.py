@@ -191,11 +191,13 @@ def show(client: Client, name: str, *, as_json: bool) -> None:
             one.kind,
             _share(one.correct_before, one.held_out),
             _share(one.correct_after, one.held_out),
+            _share(one.correct_local, one.held_out),
+            one.kept or "",
             one.coded_bytes or 0,
         ]
         for one in history
     ]
-    columns = ["campaign", "round", "kind", "before", "after", "bytes"]
+    columns = ["campaign", "round", "kind", "before", "after", "alone", "uses", "bytes"]
     console().print(table("Rounds, newest first", columns, rows))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,9 +29,11 @@ from fleet.campaign import (
 )
 from fleet.campaign.answers import CollectAnswer, FoldPart
 from fleet.campaign.planning import Assignment
+from fleet.campaign.privacy import Entropy
 from fleet.campaign.sets import SetOutcome, Unmasked, problem_with_masked
 from fleet.campaign.stages import GATEWAY_LOST, NO_REPORT
-from fleet.coordinator.scores import add_counts, summarise
+from fleet.coordinator.private_rounds import publish
+from fleet.coordinator.scores import add_counts, of_its_own, summarise
 from fleet.errors import AggregationError, AnswerError, CampaignError
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.store import RoundSummary, Store, WeightsVersion
@@ -48,11 +51,13 @@ def close_round(
     outcome: RoundOutcome,
     version: WeightsVersion,
     unmasked: Unmasked | None = None,
+    entropy: Entropy = os.urandom,
 ) -> dict[str, Any]:
     """Aggregate, store and return a round's result; `version` is what the round trained from.
 
     Of a masked round the sums are those that were `unmasked`, and the result says what came of
-    each set (`sets`), and whether the rule had enough of them (`rule`).
+    each set (`sets`), and whether the rule had enough of them (`rule`). The coordinator's own noise
+    comes from `entropy`.
 
     The result has the counters of a collect answer added up, accuracies (`scores.summarise`),
     `asked`, `wanted`, `skipped`, `not_started` and `lost` with reasons, `missing` (who was asked
@@ -62,7 +67,12 @@ def close_round(
     """
     why = {one.device: one.plan_reason for one in plan.assignments}
     reports = [
-        {**dict(report), "gateway": gateway, "plan_reason": why.get(report.device, "")}
+        {
+            **dict(report),
+            **of_its_own(report),
+            "gateway": gateway,
+            "plan_reason": why.get(report.device, ""),
+        }
         for gateway, answer in sorted(outcome.answers.items())
         for report in answer.reports
     ]
@@ -93,6 +103,9 @@ def close_round(
         result |= unmasked.figures(config.aggregation.chosen(parts))
         result["failed"] |= unmasked.guilty
         parts = [list(part) for part in config.aggregation.of_sets(parts)] if any(parts) else []
+        if config.privacy and plan.privacy:
+            parts, told = publish(config.privacy, plan.privacy, parts, unmasked.sets, entropy)
+            result["privacy"] = told
     elif plan.kind is RoundKind.TRAIN and result["accepted"] > 0:
         of_gateways = [
             parts_of_gateway(config, manifests, plan, gateway, answer)
@@ -104,7 +117,9 @@ def close_round(
         layout = next(iter(manifests.values())).tensors
         result["weights_after"] = new.sha256
         result["changed_values"] = changed_values(version.blob, new.blob, layout)
-    store.finish_round(campaign, driver, plan.number, "done", result, reports, new)
+    if not store.finish_round(campaign, driver, plan.number, "done", result, reports, new):
+        # It has an end already, which is the one that counts: noise would be another in this one.
+        return store.round(campaign, plan.number).result
     logger.info(
         "round %d done: %d accepted, median accuracy %s, then %s",
         plan.number,

@@ -31,8 +31,8 @@ def new_campaign(
 
     `manifests` are the bundles' manifest.json texts in any keys, `blob` their weights, or those of
     the version `base` (MODEL:NUMBER) of their model.
-    Raises `CampaignError` where the bundles don't hold the same model and weights, or a
-    plan that the configuration names is in none of them.
+    Raises `CampaignError` where the bundles don't hold the same model and weights, a plan that the
+    configuration names is in none of them, or none has what a campaign that personalizes needs.
     """
     parsed = [Manifest.parse(text, f"manifest of {name}") for name, text in manifests.items()]
     if not parsed:
@@ -61,6 +61,11 @@ def new_campaign(
     for name in config.plans:
         if name not in known:
             raise CampaignError(f"no bundle has a plan {name}; they have {sorted(known)}")
+    if not any(config.manifest(one).plans for one in parsed):
+        raise CampaignError(
+            "no plan of the bundles has personal tensors; mark some in a plan's file with "
+            '"personal": ["head"] and compile the bundles with it (docs/howto/personalize.md)'
+        )
     campaign = identifier or uuid.uuid4().hex[:16]
     master = master_from_blob(parsed[0].tensors, blob)
     store.create_campaign(

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fleet.campaign import CampaignConfig, RoundKind, RoundPlan, Step, schedule
+from fleet.campaign.decisions import Decision
 from fleet.campaign.gates import DeviceScore, Finding, Outcome, Verdict
 from fleet.campaign.stages import evidence_of, failed_early, judge_stage, paired_scores, together
 from fleet.protocol.manifest import Manifest
@@ -39,7 +40,16 @@ class GateKeeper:
         judged = self._stages.judged(self._campaign).get(step.stage)
         if judged is None or judged.outcome != Outcome.TOO_LITTLE_EVIDENCE.value:
             return True
-        return decision_about(step) in self._stages.decisions(self._campaign)
+        return decision_about(step).name in self._stages.decisions(self._campaign)
+
+    def may_personalize(self, step: Step, begun: Collection[int]) -> bool:
+        """Whether a step's devices work with what it is for: they choose for a released version."""
+        if step.kind is not RoundKind.PERSONALIZE:
+            return True
+        return any(
+            one.stage == step.stage and one.kind is RoundKind.RELEASE and one.number in begun
+            for one in schedule(self._config)
+        )
 
     def judge(self, step: Step) -> list[Verdict]:
         """What the stage's gates say after a round that has ended; none where it isn't their turn.
@@ -114,10 +124,11 @@ class GateKeeper:
         return {name: {**labels.get(name, {}), **known.get(name, {})} for name in known | labels}
 
 
-def decision_about(step: Step) -> str:
+def decision_about(step: Step) -> Decision:
     """What is decided where a stage's gates don't pass: each time another thing."""
-    when = {RoundKind.TRAIN: ":training", RoundKind.SCORE_AGAIN: ":soak"}.get(step.kind, "")
-    return f"gate:{step.stage}{when}"
+    if step.kind is RoundKind.TRAIN:
+        return Decision("gate", step.stage, "training")
+    return Decision("gate", step.stage, "soak" if step.kind is RoundKind.SCORE_AGAIN else "")
 
 
 def _plain_finding(finding: Finding) -> dict[str, Any]:

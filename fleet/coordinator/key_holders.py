@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fleet.campaign import CampaignConfig
+from fleet.campaign.privacy import Entropy
 from fleet.coordinator.settings import CoordinatorSettings, first_line
 from fleet.errors import CampaignError
 from fleet.protocol.keys import TaskKeys
@@ -22,10 +24,12 @@ from fleet.unmasker.unmasker import Unmasker
 
 @dataclass(frozen=True)
 class KeyHolders:
-    """Without `keys` tasks aren't signed; `unmaskers` are known by their public keys."""
+    """Without `keys` tasks aren't signed; `unmaskers` are known by their public keys; `entropy` is
+    where the coordinator's own noise comes from."""
 
     keys: TaskKeys | None = None
     unmaskers: Mapping[bytes, Unmasker] = field(default_factory=dict)
+    entropy: Entropy = os.urandom
 
     @classmethod
     def of(cls, settings: CoordinatorSettings) -> KeyHolders:

@@ -19,6 +19,7 @@ from fleet.campaign import (
 from fleet.campaign.sets import SPOILS_SETS
 from fleet.campaign.stages import GATEWAY_LOST
 from fleet.clock import Clock
+from fleet.coordinator.private_rounds import PrivateRounds
 from fleet.registry import Filter
 from fleet.store import Member, Registry, RoundRecord, SqlStore, Stages
 from fleet.store.stages import after_round
@@ -36,6 +37,7 @@ class Membership:
         config: CampaignConfig,
         registry: Registry | None,
         clock: Clock,
+        private: PrivateRounds,
     ) -> None:
         """With a `registry` its devices can be meant; without, whoever is at a gateway."""
         self._store = store
@@ -44,6 +46,7 @@ class Membership:
         self._config = config
         self._registry = registry
         self._clock = clock
+        self._private = private
 
     def targets(self, devices: Sequence[DeviceInfo]) -> dict[str, DeviceInfo]:
         """Known devices that the campaign is for, by name."""
@@ -86,8 +89,9 @@ class Membership:
             name for name, one in known.items() if name in targets and one.stage <= step.stage
         )
         waiting = {name: why for name in names if (why := self._holds_back(known[name]))}
+        waiting |= self._private.spent(step, names)
         own: dict[str, str] = {}
-        if self._config.kind != "adapt" and step.kind is RoundKind.SCORE_FIRST:
+        if not self._config.trains and step.kind is RoundKind.SCORE_FIRST:
             own = {name: targets[name].current for name in names}
             strange = {one for one in set(own.values()) if not is_known(one)}
             waiting |= {
@@ -123,7 +127,8 @@ class Membership:
         """Whether a device waits to be asked again."""
         return any(
             one.reason not in SPOILS_SETS
-            and one.failures < self._config.retry_of(one.reason).attempts and self._is_early(one)
+            and one.failures < self._config.retry_of(one.reason).attempts
+            and self._is_early(one)
             for one in self._stages.members(self._campaign).values()
         )
 

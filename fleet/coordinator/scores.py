@@ -7,13 +7,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fleet.campaign.answers import Report
+from fleet.protocol.numbers import KEPT_WITH_LOCAL, kept_of
+
 
 def accuracies(reports: Iterable[Mapping[str, Any]], field: str) -> dict[str, float]:
-    """Accuracy per device on its own held-out samples; `field` is `correct_before` or `…after`."""
+    """Accuracy per device on its own held-out samples; `field` is `correct_before` and the like."""
     return {
         str(one["device"]): int(one[field]) / int(one["held_out"])
         for one in reports
         if int(one.get("held_out") or 0) > 0 and one.get(field) is not None
+    }
+
+
+def of_its_own(report: Report) -> dict[str, Any]:
+    """What a report says of models that its device has for itself; None where it has none."""
+    has_local = report.kept & KEPT_WITH_LOCAL
+    return {
+        "correct_local": report.correct_local if has_local else None,
+        "kept": kept_of(report.kept) if report.kept else None,
     }
 
 
@@ -24,12 +36,14 @@ def worst_tenth(values: Sequence[float]) -> float:
 
 
 def summarise(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Median and worst-tenth accuracy before and after training; None without reports."""
+    """Median and worst-tenth accuracy before and after training, and with what devices trained
+    alone; None without reports. `kept` counts devices by what they work with."""
     summary: dict[str, Any] = {}
-    for name in ("before", "after"):
+    for name in ("before", "after", "local"):
         values = list(accuracies(reports, f"correct_{name}").values())
         summary[f"median_accuracy_{name}"] = statistics.median(values) if values else None
         summary[f"worst_tenth_accuracy_{name}"] = worst_tenth(values) if values else None
+    summary["kept"] = dict(Counter(str(one["kept"]) for one in reports if one.get("kept")))
     summary["coded_bytes"] = sum(int(one.get("coded_bytes") or 0) for one in reports)
     summary["payload_bytes"] = sum(int(one.get("payload_bytes") or 0) for one in reports)
     return summary

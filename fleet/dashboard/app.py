@@ -7,10 +7,10 @@ import functools
 import hashlib
 import logging
 import re
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from fleet.dashboard import session
 from fleet.dashboard.assets import Assets
-from fleet.dashboard.errors import status_of, told
+from fleet.dashboard.errors import comes_again, status_of
 from fleet.dashboard.page import Action, Context, GoTo, Page, Screen
 from fleet.dashboard.rendering import Frame, Renderer
 from fleet.dashboard.screens import ALL
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 PAGES_AT_ONCE = 8
 """Each takes a thread of its own and one of the API's."""
+ASKED_WHO_AT_ONCE = 4
+"""Apart from pages: whoever logs in doesn't wait for slow ones."""
 LIVE = "X-Tinyfleet-Live"
 VERSION = "X-Tinyfleet-Version"
 _MOST_FIELDS = 200
@@ -94,6 +96,7 @@ class Dashboard:
         self._renderer = Renderer(self._assets, version=version, build=self.build)
         self._filled: Shared[_Filled] = Shared(keep_seconds)
         self._threads = anyio.CapacityLimiter(PAGES_AT_ONCE)
+        self._doors = anyio.CapacityLimiter(ASKED_WHO_AT_ONCE)
         routes = [
             Route("/", self._first_page),
             Route("/login", self._log_in, methods=["GET", "POST"]),
@@ -103,9 +106,9 @@ class Dashboard:
         ]
         pages, actions = ALL
         for screen in pages:
-            routes.append(Route(screen.path, self._threaded(self._look, screen)))
+            routes.append(Route(screen.path, self._answered(self._look, screen)))
         for action in actions:
-            routes.append(Route(action.path, self._threaded(self._do, action), methods=["POST"]))
+            routes.append(Route(action.path, self._answered(self._do, action), methods=["POST"]))
         self.app = Starlette(routes=routes, exception_handlers={HTTPException: self._not_there})
         self.app.add_middleware(_Headers, build=self.build)
 
@@ -123,9 +126,9 @@ class Dashboard:
         form = await self._form(request)
         go_on, token = session.local(form.get("next", "")), form.get("token", "").strip()
         try:
-            await self._in_thread(functools.partial(self._whoami, token))
+            await self._whoami(token)
         except FleetError as error:
-            return self._login_page(request, told(error), go_on, status=status_of(error))
+            return self._login_page(request, str(error), go_on, status=status_of(error))
         response = RedirectResponse(go_on, 303)
         session.log_in(request, response, token)
         return response
@@ -158,18 +161,22 @@ class Dashboard:
         # Whoever looks is told at once, and the script asks again.
         return Client(_ADDRESS, token, why=why, transport=self._transport, retries=0)
 
-    def _whoami(self, token: str) -> WhoAmI:
+    async def _whoami(self, token: str) -> WhoAmI:
         # What can't be a header is no token either.
         can_be_sent = token and token.isascii() and token.isprintable()
-        with self._client(token if can_be_sent else "-") as api:
-            return api.whoami()
+
+        def ask() -> WhoAmI:
+            with self._client(token if can_be_sent else "-") as api:
+                return api.whoami()
+
+        return await anyio.to_thread.run_sync(ask, limiter=self._doors)
 
     # Screens
 
-    def _threaded(
-        self, answer: Callable[..., Response], what: Screen | Action
+    def _answered(
+        self, answer: Callable[..., Awaitable[Response]], what: Screen | Action
     ) -> Callable[[Request], Awaitable[Response]]:
-        """A route that is answered in a thread of the dashboard's own, with its form read."""
+        """A route that knows who asks, with its form read; what goes wrong is a page as well."""
 
         async def route(request: Request) -> Response:
             if not all(_PART.fullmatch(one) for one in request.path_params.values()):
@@ -182,18 +189,17 @@ class Dashboard:
                 if not session.is_from_us(request):
                     return self._cross_site(request)
                 form = await self._form(request)
-            return await self._in_thread(
-                functools.partial(self._answer, answer, what, request, token, form)
-            )
+            return await self._answer(answer, what, request, token, form)
 
         return route
 
     async def _in_thread(self, work: Callable[[], _Done]) -> _Done:
+        """A page's work in a thread of the dashboard's own."""
         return await anyio.to_thread.run_sync(work, limiter=self._threads)
 
-    def _answer(
+    async def _answer(
         self,
-        answer: Callable[..., Response],
+        answer: Callable[..., Awaitable[Response]],
         what: Screen | Action,
         request: Request,
         token: str,
@@ -201,7 +207,7 @@ class Dashboard:
     ) -> Response:
         who: WhoAmI | None = None
         try:
-            who = self._whoami(token)
+            who = await self._whoami(token)
             with self._client(token, form.get("why", "")) as api:
                 page = Page(
                     api=api,
@@ -211,19 +217,28 @@ class Dashboard:
                     query=dict(request.query_params),
                     form=form,
                 )
-                return answer(request, what, page, who)
+                return await answer(request, what, page, who)
         except UnknownTokenError as error:
             return self._ended(request, error)
         except FleetError as error:
-            return self._failed(request, told(error), status_of(error), who, what.section)
+            return self._failed(request, str(error), status_of(error), who, what.section, form)
         except Exception:
             logger.exception("the page %s meets a defect", request.url.path)
             text = "the dashboard has met a defect; the service's log says which"
             return self._failed(request, text, 500, who, what.section)
 
-    def _look(self, request: Request, screen: Screen, page: Page, who: WhoAmI) -> Response:
-        key = f"{page.role} {request.url.path}?{request.url.query}"
-        filled = self._filled.get(key, lambda: _Filled(screen.fill(page)))
+    async def _look(self, request: Request, screen: Screen, page: Page, who: WhoAmI) -> Response:
+        async def fill() -> _Filled:
+            return _Filled(await self._in_thread(functools.partial(screen.fill, page)))
+
+        filled = await self._filled.get(f"{page.role} {_address(request)}", fill)
+        return await self._in_thread(
+            functools.partial(self._show, request, screen, page, who, filled)
+        )
+
+    def _show(
+        self, request: Request, screen: Screen, page: Page, who: WhoAmI, filled: _Filled
+    ) -> Response:
         title = screen.title.format_map(page.path)
         frame = self._frame(request, title, who, screen.section, page)
         if LIVE not in request.headers:
@@ -239,9 +254,9 @@ class Dashboard:
             return Response(status_code=304, headers={"ETag": tag})
         return _html(html, headers={"ETag": tag})
 
-    def _do(self, request: Request, action: Action, page: Page, who: WhoAmI) -> Response:
+    async def _do(self, request: Request, action: Action, page: Page, who: WhoAmI) -> Response:
         try:
-            end = action.act(page)
+            end = await self._in_thread(functools.partial(action.act, page))
         finally:
             self._filled.clear()
         if isinstance(end, GoTo):
@@ -250,6 +265,9 @@ class Dashboard:
                 session.notify(request, response, end.notice)
             return response
         frame = self._frame(request, end.title, who, action.section, page)
+        if comes_again(end.status):
+            # It may have been done after all: sent once more, it isn't done twice.
+            frame = replace(frame, key=page.form.get("key") or frame.key)
         return _html(self._renderer.page(end.template, frame, end.context), end.status)
 
     # What can't be shown
@@ -268,9 +286,9 @@ class Dashboard:
 
     def _ended(self, request: Request, error: UnknownTokenError) -> Response:
         if LIVE in request.headers:
-            return PlainTextResponse(told(error), 401)
+            return PlainTextResponse(str(error), 401)
         go_on = _page_to_go_on_to(request)
-        return self._login_page(request, told(error), go_on, status=401)
+        return self._login_page(request, str(error), go_on, status=401)
 
     def _cross_site(self, request: Request) -> Response:
         text = "this form doesn't come from a page of the dashboard; nothing was done"
@@ -286,12 +304,19 @@ class Dashboard:
         token = session.token_of(request)
         if token:
             with contextlib.suppress(FleetError):  # the page is without navigation then
-                who = await self._in_thread(functools.partial(self._whoami, token))
+                who = await self._whoami(token)
         return self._failed(request, text, status, who, "")
 
     def _failed(
-        self, request: Request, text: str, status: int, who: WhoAmI | None, section: str
+        self,
+        request: Request,
+        text: str,
+        status: int,
+        who: WhoAmI | None,
+        section: str,
+        form: Mapping[str, str] | None = None,
     ) -> Response:
+        """An error's page. A `form` that may be taken another time can be sent again from there."""
         if LIVE in request.headers:
             return PlainTextResponse(text, status)
         frame = self._frame(request, f"Error {status}", who, section)
@@ -304,6 +329,8 @@ class Dashboard:
                 "error": text,
                 "back": back,
                 "comes_again": status == 503 and request.method == "GET",
+                "form": form if form and comes_again(status) else {},
+                "to": _address(request),
             },
         )
         return _html(content, status)
@@ -335,6 +362,8 @@ class Dashboard:
             address=_address(request) if request.method == "GET" else f"{session.ROOT}/",
             theme=session.theme_of(request),
             notice=session.take_notice(request),
+            # What is live is the same for all of a role.
+            key="" if LIVE in request.headers else secrets.token_hex(16),
         )
 
 
@@ -381,5 +410,5 @@ def _page_to_go_on_to(request: Request) -> str:
 
 
 def _path_of_referer(request: Request) -> str:
-    parts = urlsplit(request.headers.get("Referer", ""))
+    parts = session.split(request.headers.get("Referer", ""))
     return parts.path + (f"?{parts.query}" if parts.query else "")

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from fleet.dashboard.formats import plural
-from fleet.service.campaign_schema import CampaignRow, CampaignStanding
+from fleet.service.campaign_schema import CampaignRow, CampaignStanding, DecisionView
 from fleet.service.roles import Permission
 from fleet.service.schema import CampaignView, EventView, Seen
 
@@ -37,14 +37,13 @@ def why(one: CampaignView) -> str:
 
 def waits_for(one: CampaignStanding) -> str:
     """What somebody has to decide."""
-    what, _, rest = one.waiting.partition(":")
-    number, _, when = rest.partition(":")
-    if not number.isdigit() or int(number) >= len(one.standing):
+    found = one.to_decide
+    if found is None:
         return one.waiting
-    stage = one.standing[int(number)].stage
-    if what == "begin":
+    stage = one.standing[found.stage].stage
+    if found.what == "begin":
         return f"whether stage {stage} may begin"
-    after = {"training": " during its training", "soak": " after its soak"}.get(when, "")
+    after = {"training": " during its training", "soak": " after its soak"}.get(found.when, "")
     return f"what to do about stage {stage}, whose gates didn't pass{after}"
 
 
@@ -83,8 +82,8 @@ def deeds(one: CampaignStanding) -> list[Deed]:
     """What can be done with a campaign as it stands."""
     found: list[Deed] = []
     if not one.has_ended and one.state != "rolling-back":
-        if one.waiting:
-            found.append(_approve(one))
+        if one.to_decide is not None:
+            found.append(_approve(one, one.to_decide))
         if one.wish == "":
             found.append(_pause(one))
         if one.wish == "pause":
@@ -120,14 +119,12 @@ def _running(one: CampaignStanding) -> bool:
     return one.current is not None and one.current.state == "running"
 
 
-def _approve(one: CampaignStanding) -> Deed:
-    what, _, rest = one.waiting.partition(":")
-    number = rest.partition(":")[0]
-    count = plural(one.standing[int(number)].devices if number.isdigit() else 0, "device")
-    if what == "begin":
-        stage = one.standing[int(number)].stage if number.isdigit() else one.stage
+def _approve(one: CampaignStanding, decision: DecisionView) -> Deed:
+    stage = one.standing[decision.stage]
+    count = plural(stage.devices, "device")
+    if decision.what == "begin":
         told = (
-            f"Stage {stage} begins, with {count} that have joined so far.",
+            f"Stage {stage.stage} begins, with {count} that have joined so far.",
             f"{one.author} made it and may not approve it: two people stand behind it.",
         )
     else:

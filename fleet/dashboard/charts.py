@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-WIDTH, HEIGHT = 600.0, 220.0
-LEFT, RIGHT, TOP, BOTTOM = 64.0, 592.0, 10.0, 190.0
+WIDTH, HEIGHT = 600, 220
+LEFT, RIGHT, TOP, BOTTOM = 64, 592, 10, 190
 """Where the plot is in the drawing."""
 
 COLOURS = 3
@@ -64,8 +64,6 @@ class Chart:
     y_ticks: tuple[Tick, ...]
     lines: tuple[Series, ...] = ()
     bars: tuple[Series, ...] = ()
-    limits: tuple[Tick, ...] = ()
-    """Lines across the plot that figures are held against."""
     header: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
 
@@ -92,20 +90,17 @@ def lines(
     x_text: Callable[[float], str],
     y_text: Callable[[float], str],
     x_marks: Sequence[tuple[float, str]] | None = None,
-    y_from: tuple[float, float] | None = None,
-    limits: Mapping[str, float] | None = None,
 ) -> Chart | None:
     """Lines of points (x, y), x growing; None where there is no point.
 
     `over` names x in the table; `x_marks` are told below the plot instead of round numbers, those
-    that have room; `y_from` is what the axis has at least; `limits` are drawn across.
+    that have room.
     """
     xs = [x for points in series.values() for x, _ in points]
-    held = dict(limits or {})
-    ys = [y for points in series.values() for _, y in points] + list(held.values())
+    ys = [y for points in series.values() for _, y in points]
     if not xs:
         return None
-    y_steps = steps(min([*ys, *(y_from or ())]), max([*ys, *(y_from or ())]))
+    y_steps = steps(min(ys), max(ys))
     low, high = min(xs), max(xs)
     at_x = _scale(low, high, LEFT, RIGHT)
     if x_marks is not None:
@@ -128,7 +123,6 @@ def lines(
         x_ticks=tuple(Tick(at_x(x), label) for x, label in ticks),
         y_ticks=tuple(Tick(at_y(y), y_text(y)) for y in y_steps),
         lines=tuple(drawn),
-        limits=tuple(Tick(at_y(y), name) for name, y in held.items()),
         header=(over, *series),
         rows=_table(series, x_text, y_text),
     )

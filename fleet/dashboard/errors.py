@@ -12,6 +12,10 @@ from fleet.errors import (
     ServiceError,
     UnknownTokenError,
 )
+from fleet.service.mistakes import told
+
+REFUSALS = (FleetError, ValidationError)
+"""What a form can be refused with, before it is sent or by the API; for `beside_form`."""
 
 REMEDIES = {
     400: "Go back and look at what the address or the form says.",
@@ -42,13 +46,20 @@ def status_of(error: FleetError) -> int:
     return 422
 
 
-def first_mistake(error: ValidationError) -> str:
-    """What is wrong with a form, before it is sent."""
-    one = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in one["loc"])
-    return f"{where}: {one['msg'].removeprefix('Value error, ')}"
+def comes_again(status: int) -> bool:
+    """Whether the same may be taken another time."""
+    return status in (429, 503)
 
 
-def told(error: FleetError) -> str:
-    """In the API's own words."""
-    return str(error)
+def beside_form(error: FleetError | ValidationError) -> tuple[str, int]:
+    """What is told beside the form that was refused, and the page's status.
+
+    Raises the error again where it is about who asks: then there is the log-in page.
+    """
+    if isinstance(error, UnknownTokenError):
+        raise error
+    if isinstance(error, ValidationError):
+        return told(error.errors()), 422
+    status = status_of(error)
+    remedy = f"\n{REMEDIES[status]}" if status == 403 or comes_again(status) else ""
+    return f"{error}{remedy}", status

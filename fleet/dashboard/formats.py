@@ -27,22 +27,23 @@ def points(change: float | None) -> str:
 
 def size(count: float | None) -> str:
     """Bytes, in the unit that fits."""
-    return UNKNOWN if count is None else _scaled(count, ("B", "kB", "MB", "GB", "TB"), 1000)
+    return UNKNOWN if count is None else _scaled(count, ("B", "kB", "MB", "GB", "TB"))
 
 
 def energy(millijoules: float | None) -> str:
     """In the unit that fits."""
     if millijoules is None:
         return UNKNOWN
-    return _scaled(millijoules, ("mJ", "J", "kJ", "MJ"), 1000)
+    return _scaled(millijoules, ("mJ", "J", "kJ", "MJ"))
 
 
-def _scaled(value: float, units: Sequence[str], step: int) -> str:
+def _scaled(value: float, units: Sequence[str]) -> str:
     for unit in units[:-1]:
-        if abs(value) < step:
-            return f"{value:.3g} {unit}" if value % 1 else f"{value:.0f} {unit}"
-        value /= step
-    return f"{value:,.3g} {units[-1]}"
+        text = f"{value:.3g}" if value % 1 else f"{value:.0f}"
+        if abs(float(text)) < 1000:
+            return f"{text} {unit}"
+        value /= 1000
+    return f"{value:,.1f} {units[-1]}"
 
 
 def duration(seconds: float | None) -> str:
@@ -59,11 +60,9 @@ def when(unix: float | None, never: str = "never") -> Markup:
     """A point in time. How long ago that is the script says, so that pages don't change by it."""
     if not unix:  # 0 is how gateways say that a device has said nothing yet
         return Markup('<span class="muted">{}</span>').format(never)
-    moment = datetime.fromtimestamp(unix, UTC)
+    exactly = datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
-        moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        moment.strftime("%Y-%m-%d %H:%M:%S UTC"),
-        moment.strftime("%d %b %Y %H:%M UTC"),
+        moment(unix), exactly, clock(unix)
     )
 
 

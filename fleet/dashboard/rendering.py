@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fleet.dashboard import session
+from fleet.dashboard import charts, session
 from fleet.dashboard.assets import Assets
 from fleet.dashboard.errors import REMEDIES
 from fleet.dashboard.formats import FILTERS
@@ -38,6 +38,8 @@ class Frame:
     address: str
     theme: str
     notice: str = ""
+    key: str = ""
+    """Of this page's forms, for `key_of`: another one each time that it is asked for."""
 
 
 @functools.cache
@@ -58,6 +60,7 @@ def _environment() -> Environment:
         url=session.url,
         may=Permission,
         remedies=REMEDIES,
+        plot=charts,
     )
     return environment
 

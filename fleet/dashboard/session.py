@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,9 +28,17 @@ def url(path: str, /, **query: object) -> str:
     return ROOT + quote(path, safe="/:") + ("?" + "&".join(wanted) if wanted else "")
 
 
+def split(address: str) -> SplitResult:
+    """The parts of an address that somebody has sent; all empty where it is none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
+
+
 def local(address: str) -> str:
     """An address to go on to, where it is a page of ours; else the first page."""
-    parts = urlsplit(address)
+    parts = split(address)
     is_ours = not (parts.scheme or parts.netloc) and re.fullmatch(r"/ui/[!-\[\]-~]*", address)
     # Browsers take dots away before they go there, however they are written.
     is_plain = not any(one in (".", "..") for one in unquote(parts.path).split("/"))
@@ -118,7 +126,7 @@ def is_from_us(request: Request) -> bool:
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         return site == "same-origin"
-    host = urlsplit(request.headers.get("Origin", "")).netloc
+    host = split(request.headers.get("Origin", "")).netloc
     # A form elsewhere can't set headers; a proxy may have changed Host.
     return bool(host) and host in (
         request.headers.get("Host"),

@@ -195,7 +195,6 @@ class Sums:
 
     def _rows(self, round_id: int) -> Iterator[Any]:
         return self._db.execute(
-            "SELECT plan, total, weight, devices FROM sums "
-            "WHERE round_id = ? ORDER BY plan, part",
+            "SELECT plan, total, weight, devices FROM sums WHERE round_id = ? ORDER BY plan, part",
             (round_id,),
         )

@@ -117,6 +117,6 @@ def rho_within(wanted: float, delta: float) -> float:
 
 
 def noise_multiplier(wanted: float, delta: float, rounds: int) -> float:
-    """The noise's deviation over Δ with which so many rounds cost a device (``wanted``, ``delta``)."""
+    """The noise's deviation over Δ so that so many rounds cost a device (``wanted``, ``delta``)."""
     rho = rho_within(wanted, delta)
     return math.sqrt(rounds / (2 * rho)) if rho else math.inf

@@ -12,7 +12,7 @@ def promise(epsilon: float, delta: float, noise: str, least_devices: int) -> str
     Whoever shows an ε shows this beside it.
     """
     if noise == "devices":
-        who = f"who has the sums of sets of at least {least_devices} devices, the coordinator included"
+        who = f"who has sums of sets of {least_devices} devices or more, as the coordinator has"
         trust = (
             "Devices that tell the coordinator their own noise take it out of the sum: with m of "
             f"them a cost counts {least_devices} / ({least_devices} - m) times."

@@ -64,6 +64,11 @@ class SigningKey:
         secret, _ = monocypher.generate_signing_key_pair()
         return cls(bytes(secret))
 
+    @classmethod
+    def of_seed(cls, seed: bytes) -> SigningKey:
+        """The one that 32 bytes have."""
+        return cls(seed + monocypher.compute_signing_public_key(seed))
+
     @property
     def public(self) -> bytes:
         """What checks its signatures."""

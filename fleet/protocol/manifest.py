@@ -83,6 +83,8 @@ class Segment(_Model):
     channels: Annotated[tuple[tuple[Count, Annotated[int, Field(ge=1)]], ...], Field(min_length=1)]
     values: Annotated[int, Field(ge=1)]
     shift: Annotated[int, Field(ge=0, le=31)]
+    personal: bool = False
+    """Whether it stays on the device in a campaign that personalizes."""
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -98,6 +100,17 @@ class PlanEntry(_Model):
     delta_values: Count
     pool_bytes: Count
     segments: tuple[Segment, ...]
+
+    @property
+    def personal_values(self) -> int:
+        """Number of values that stay on the device in a campaign that personalizes."""
+        return sum(one.values for one in self.segments if one.personal)
+
+    def shared(self) -> PlanEntry:
+        """What of it is sent then: a delta of the other values, in the same order."""
+        segments = tuple(one for one in self.segments if not one.personal)
+        values = sum(one.values for one in segments)
+        return self.model_copy(update={"segments": segments, "delta_values": values})
 
 
 class WeightsEntry(_Model):

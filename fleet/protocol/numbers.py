@@ -39,6 +39,8 @@ class Reason(IntEnum):
     UNKNOWN_CODING = 15
     NOT_SIGNED = 16
     OTHER_UNMASKERS = 17
+    NO_PERSONAL_TENSORS = 18
+    PERSONAL_UNUSABLE = 19
 
 
 class Action(IntEnum):
@@ -61,6 +63,33 @@ class Weighting(IntEnum):
 
     SAMPLES = 0
     UNIFORM = 1
+
+
+class Personal(IntEnum):
+    """What a task does with the personal tensors of its plan."""
+
+    NOTHING = 0
+    BESIDE = 1
+    FROZEN = 2
+    ALONE = 3
+    LOCAL = 4
+
+
+class Kept(IntEnum):
+    """What a device's application works with."""
+
+    SHARED = 0
+    PERSONAL = 1
+    LOCAL = 2
+
+
+KEPT_WITH_PERSONAL, KEPT_WITH_LOCAL = 0x40, 0x80
+"""Beside what is kept: `correct_after` is with personal tensors, `correct_local` was measured."""
+
+
+def kept_of(kept: int) -> str:
+    """Name of what a delta says that the application works with."""
+    return number_name(Kept, kept & 0x3F)
 
 
 class ReceiptResult(IntEnum):
@@ -109,6 +138,7 @@ _KIND_NAMES: dict[type[IntEnum], str] = {
     Weighting: "weighting",
     ReceiptResult: "result",
     ResetCause: "reset",
+    Kept: "kept",
 }
 
 

@@ -19,7 +19,7 @@ from fleet.errors import (
     FleetError,
     StoreAwayError,
 )
-from fleet.service import schema
+from fleet.service import mistakes, schema
 from fleet.service.metrics import Metrics
 from fleet.service.operations import Operations
 from fleet.service.requests import (
@@ -27,7 +27,6 @@ from fleet.service.requests import (
     Limiter,
     TokenError,
     failure,
-    first_mistake,
     status_of,
 )
 from fleet.service.routes import router
@@ -46,6 +45,17 @@ def _methods_of(request: Request) -> set[str]:
         if any(one.matches(scope)[0] is Match.FULL for one in request.app.router.routes):
             found.add(method)
     return found
+
+
+def _path_in_figures(request: Request) -> str:
+    """Whose figures an answer counts among: a path of the API, the place of what is mounted beside
+    it, or `unknown`."""
+    route = request.scope.get("route")
+    if route is not None:
+        return str(route.path)
+    # A mount moves the root behind its place, and keeps where it was.
+    root = request.scope.get("root_path", "")
+    return root.removeprefix(request.scope.get("app_root_path", root)) or "unknown"
 
 
 def make_app(
@@ -97,7 +107,7 @@ def make_app(
 
     @app.exception_handler(RequestValidationError)
     def nonsense(request: Request, error: RequestValidationError) -> Response:
-        return failure(422, first_mistake(error), "ValidationError")
+        return failure(422, mistakes.told(error.errors()), "ValidationError")
 
     @app.exception_handler(HTTPException)
     def failed(request: Request, error: HTTPException) -> Response:
@@ -125,10 +135,9 @@ def make_app(
             return failure(413, f"a request has {MOST_BODY_BYTES} bytes at most", "ValueError")
         began = time.monotonic()
         response = await go_on(request)
-        route = request.scope.get("route")
         metrics.answered(
             request.method if request.method in _METHODS else "other",
-            getattr(route, "path", "unknown"),
+            _path_in_figures(request),
             response.status_code,
             time.monotonic() - began,
         )

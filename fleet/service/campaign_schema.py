@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from fleet.campaign.config import CampaignConfig
+from fleet.campaign.decisions import What, When
 from fleet.campaign.files import MOST_BYTES
 from fleet.service.schema import (
     Answer,
@@ -225,6 +226,15 @@ class StageStanding(Answer):
     gates: list[GateView]
 
 
+class DecisionView(Answer):
+    """What somebody has to decide: whether stage number `stage` may `begin`, or what to do about
+    one whose `gate`s didn't pass `when` it trained, after its soak, or (empty) had scored."""
+
+    what: What
+    stage: int
+    when: When
+
+
 class CampaignStanding(CampaignRow):
     """A campaign as it stands, of bounded size whatever the number of devices."""
 
@@ -243,9 +253,9 @@ class CampaignStanding(CampaignRow):
     """The number of that round."""
     quarantined: dict[str, str]
     decisions: dict[str, str]
+    to_decide: DecisionView | None = None
+    """What `waiting` means, where it means something that can be decided now."""
     failing: dict[str, int]
     """Devices that failed when they were last asked, by reason."""
-    failing_devices: dict[str, str]
-    """Some of them."""
     events: list[EventView]
     """The last, newest first."""

@@ -6,6 +6,7 @@ from fleet.campaign.config import CampaignConfig
 from fleet.campaign.files import CampaignTextError, file_schema, read_text
 from fleet.coordinator.creation import new_campaign
 from fleet.errors import ConflictError, ModelStoreError, UnknownCampaignError
+from fleet.protocol.manifest import Manifest
 from fleet.service import schema
 from fleet.service.base import MOST_ON_A_PAGE, PAGE, Actor, changing
 from fleet.service.campaign_schema import (
@@ -21,19 +22,22 @@ from fleet.service.campaign_schema import (
 )
 from fleet.service.devices import DeviceOperations
 from fleet.service.planning import plan_campaign
+from fleet.service.privacy import PrivacyOperations, plan_privacy
+from fleet.service.privacy_schema import PrivacyPlan
 from fleet.service.roles import Permission
 from fleet.service.standing import campaign_row, campaign_standing, campaign_view, round_figures
 from fleet.store import (
     ENDED_STATES,
     LIVE_STATES,
     CampaignRecord,
+    Ledger,
     RoundGlances,
     Version,
 )
 from fleet.store.models import RELEASED, WITHDRAWN
 
 
-class CampaignOperations(DeviceOperations):
+class CampaignOperations(DeviceOperations, PrivacyOperations):
     """What can be done with campaigns."""
 
     def plan_campaign(self, actor: Actor, wanted: schema.CampaignToStart) -> CampaignPlan:
@@ -50,6 +54,16 @@ class CampaignOperations(DeviceOperations):
             self.timings.of_model(version.model),
             self.gateways.sites(),
         )
+
+    def plan_privacy(self, actor: Actor, wanted: schema.CampaignToStart) -> PrivacyPlan:
+        """What a campaign would cost its devices of their privacy, as things stand."""
+        self._allow(actor, Permission.READ)
+        version = self._base(wanted.campaign)
+        manifests = {
+            bundle: Manifest.parse(text)
+            for bundle, text in self.models.manifests(version.model).items()
+        }
+        return plan_privacy(wanted.campaign, version, manifests, self.registry, Ledger(self.store))
 
     @changing(Permission.OPERATE)
     def start_campaign(self, actor: Actor, wanted: schema.CampaignToStart) -> schema.CampaignView:

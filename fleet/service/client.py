@@ -32,6 +32,7 @@ from fleet.service.campaign_schema import (
     CampaignText,
     RoundFigures,
 )
+from fleet.service.privacy_schema import PrivacyPage, PrivacyPlan
 
 Form = TypeVar("Form", bound=BaseModel)
 TIMEOUT_SECONDS = 30.0
@@ -54,7 +55,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         retries: int = MOST_RETRIES,
     ) -> None:
-        """`why` goes with every request into the audit log; `transport` is that of tests and of the
+        """`why` goes with every write into the audit log; `transport` is that of tests and of the
         dashboard. What the service has no time for is sent again, `retries` times at most.
         """
         verify: Any = True
@@ -62,14 +63,12 @@ class Client:
             import ssl
 
             verify = ssl.create_default_context(cafile=ca_file)
-        headers = {b"Authorization": f"Bearer {token}".encode()}
-        if why:
-            headers[b"X-Reason"] = " ".join(why.split()).encode()
         self.url = url
+        self._reason = {b"X-Reason": " ".join(why.split()).encode()} if why else {}
         self._retries = retries
         self._http = httpx.Client(
             base_url=url,
-            headers=headers,
+            headers={b"Authorization": f"Bearer {token}".encode()},
             timeout=TIMEOUT_SECONDS,
             verify=verify,
             transport=transport,
@@ -98,7 +97,8 @@ class Client:
     def _request(self, method: str, path: str, *, key: str = "", **options: Any) -> httpx.Response:
         if method != "GET":
             # Whatever happens on the way, it is done once.
-            options["headers"] = {"Idempotency-Key": key or uuid.uuid4().hex}
+            named = (key or uuid.uuid4().hex).encode()
+            options["headers"] = {b"Idempotency-Key": named, **self._reason}
         try:
             response = self._http.request(method, path, **options)
             for _ in range(self._retries):
@@ -281,6 +281,18 @@ class Client:
         body = schema.CampaignToStart(campaign=config)
         return self._send(CampaignPlan, "POST", "/v1/campaigns-plan", body)
 
+    def plan_privacy(self, config: CampaignConfig) -> PrivacyPlan:
+        """What it would cost its devices of their privacy."""
+        body = schema.CampaignToStart(campaign=config)
+        return self._send(PrivacyPlan, "POST", "/v1/campaigns-privacy", body)
+
+    def privacy(
+        self, device: str = "", campaign: str = "", after: str = "", limit: int = 100
+    ) -> PrivacyPage:
+        """A page of what was spent of devices' privacy."""
+        wanted = {"device": device, "campaign": campaign, "after": after, "limit": limit}
+        return self._get(PrivacyPage, "/v1/privacy", **wanted)
+
     def start_campaign(self, config: CampaignConfig, key: str = "") -> schema.CampaignView:
         """Begin it; once, whoever asks again with the same `key`."""
         body = schema.CampaignToStart(campaign=config)
@@ -358,9 +370,9 @@ class Client:
         body = schema.TokenToIssue(who=who, role=role, days=days)
         return self._send(schema.NewToken, "POST", "/v1/tokens", body, key)
 
-    def revoke_token(self, token: str) -> None:
+    def revoke_token(self, token: str, key: str = "") -> None:
         """It is no good any more."""
-        self._request("DELETE", f"/v1/tokens/{token}")
+        self._request("DELETE", f"/v1/tokens/{token}", key=key)
 
     def audit(
         self,
@@ -399,9 +411,9 @@ class Client:
         body = schema.WebhookToAdd(url=url, events=events)
         return self._send(schema.NewWebhook, "POST", "/v1/webhooks", body, key)
 
-    def remove_webhook(self, webhook: str) -> None:
+    def remove_webhook(self, webhook: str, key: str = "") -> None:
         """Send nothing there any more."""
-        self._request("DELETE", f"/v1/webhooks/{webhook}")
+        self._request("DELETE", f"/v1/webhooks/{webhook}", key=key)
 
 
 def _wait_before_retry(response: httpx.Response) -> float | None:

@@ -29,6 +29,7 @@ from fleet.store.figures import of_a_kind
 
 _MAIN = {
     "adapt": RoundKind.TRAIN,
+    "personalize": RoundKind.TRAIN,
     "evaluate": RoundKind.SCORE_LAST,
     "rollout": RoundKind.RELEASE,
 }
@@ -50,16 +51,10 @@ def plan_campaign(
     `CampaignError` where its pace can't be kept to.
     """
     manifests = {
-        bundle: Manifest.parse(text) for bundle, text in models.manifests(version.model).items()
+        bundle: config.manifest(Manifest.parse(text))
+        for bundle, text in models.manifests(version.model).items()
     }
-    now = registry.now()
-    devices = [
-        info
-        for one in registry.export(Filter.parse(config.target))
-        if not one.retired and (info := _info(one, now)) is not None
-    ]
-    members = Members(frozenset(one.device for one in devices))
-    ready, skipped = eligible(config, devices, manifests, members, _MAIN[config.kind])
+    devices, ready, skipped = could_take_part(config, manifests, registry)
     dealt = deal_stages(config, {one.device: f"{one.gateway}/{one.board}" for one in devices}, {})
     held_out = {one.device: one.held_out_samples for one in devices}
     stages = []
@@ -96,7 +91,7 @@ def plan_campaign(
             )
             up += math.ceil(bits / 8 * tasks / max(1, len(taking_part)))
             asked += count
-        elif config.kind != "adapt" and kind is RoundKind.SCORE_LAST:
+        elif not config.trains and kind is RoundKind.SCORE_LAST:
             down += count * len(taking_part) * blob_bytes
         last = longest_delay(config.pace, loads, math.ceil(share * len(taking_part)))
         longest += count * (config.deadline_seconds + last)
@@ -125,6 +120,20 @@ def plan_campaign(
         costs=measured.costs(ready.values(), Counter(one.kind.action for one in steps)),
         flash_slot_writes_per_device=asked + (config.kind == "rollout"),
     )
+
+
+def could_take_part(
+    config: CampaignConfig, manifests: Mapping[str, Manifest], registry: Registry
+) -> tuple[list[DeviceInfo], dict[str, Assignment], dict[str, str]]:
+    """Devices that the campaign is for, those that could take part now, why the others can't."""
+    now = registry.now()
+    devices = [
+        info
+        for one in registry.export(Filter.parse(config.target))
+        if not one.retired and (info := _info(one, now)) is not None
+    ]
+    members = Members(frozenset(one.device for one in devices))
+    return devices, *eligible(config, devices, manifests, members, _MAIN[config.kind])
 
 
 def _tasks(config: CampaignConfig, cohort: int, rounds: int) -> int:

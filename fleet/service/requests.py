@@ -31,6 +31,7 @@ from fleet.errors import (
 )
 from fleet.protocol import fields
 from fleet.registry.filters import MOST_CHARACTERS, is_storable
+from fleet.service import mistakes
 from fleet.service.base import MOST_ON_A_PAGE
 from fleet.service.operations import Actor, Operations
 from fleet.store import Idempotency, Token, without_secrets
@@ -40,8 +41,15 @@ CampaignId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 Number = Annotated[int, Path(ge=0, lt=1 << 31)]
 Limit = Annotated[int, Query(ge=1, le=MOST_ON_A_PAGE)]
 FilterText = Annotated[str, Query(max_length=MOST_CHARACTERS)]
+MOST_REASON_CHARACTERS = 500
 Why = Annotated[
-    str, Header(alias="X-Reason", max_length=500, description="Why; the audit log keeps it.")
+    str,
+    Header(
+        alias="X-Reason",
+        description="Why; the audit log keeps it.",
+        # Starlette reads a header's bytes as one character each: `_reason` counts those of UTF-8.
+        json_schema_extra={"maxLength": MOST_REASON_CHARACTERS},
+    ),
 ]
 
 
@@ -164,17 +172,8 @@ def told(error: Exception) -> JSONResponse | None:
     if isinstance(error, FleetError) and not isinstance(error, StoreAwayError):
         return failure(status_of(error), str(error), type(error).__name__)
     if isinstance(error, RequestValidationError):
-        return failure(422, first_mistake(error), "ValidationError")
+        return failure(422, mistakes.told(error.errors()), "ValidationError")
     return None
-
-
-def first_mistake(error: RequestValidationError) -> str:
-    """What is wrong with a request, a line for each mistake."""
-    lines = []
-    for one in error.errors()[:20]:
-        where = ".".join(str(part) for part in one["loc"] if part != "body") or "the body"
-        lines.append(f"{where}: {str(one['msg']).removeprefix('Value error, ')}")
-    return "\n".join(lines)
 
 
 _bearer = HTTPBearer(auto_error=False, description="A token of `tinyfleet tokens issue`.")
@@ -216,6 +215,9 @@ def _token(request: Request) -> Token:
 def _reason(request: Request) -> str:
     """Headers are bytes, which Starlette reads as Latin-1; people write UTF-8."""
     text = request.headers.get("X-Reason", "").encode("latin-1").decode(errors="replace")
+    if len(text) > MOST_REASON_CHARACTERS:
+        mistake = f"a reason has {MOST_REASON_CHARACTERS} characters at most"
+        raise RequestValidationError([{"loc": ("header", "X-Reason"), "msg": mistake}])
     return text if is_storable(text) else ""
 
 

@@ -23,6 +23,7 @@ from fleet.service.campaign_schema import (
     CampaignText,
     RoundFigures,
 )
+from fleet.service.privacy_schema import PrivacyPage, PrivacyPlan
 from fleet.service.requests import (
     MOST_BODY_BYTES,
     Asking,
@@ -270,6 +271,25 @@ def start_campaign(actor: Asking, ops: Ops, body: schema.CampaignToStart) -> sch
 def plan_campaign(actor: Asking, ops: Ops, body: schema.CampaignToStart) -> CampaignPlan:
     """What a campaign would do, as things stand; nothing is done."""
     return ops.plan_campaign(actor, body)
+
+
+@router.post("/campaigns-privacy", tags=["privacy"])
+def plan_privacy(actor: Asking, ops: Ops, body: schema.CampaignToStart) -> PrivacyPlan:
+    """What a campaign would cost its devices of their privacy, as things stand."""
+    return ops.plan_privacy(actor, body)
+
+
+@router.get("/privacy", tags=["privacy"])
+def privacy_page(
+    actor: Asking,
+    ops: Ops,
+    device: Annotated[str, Query(pattern="^[A-Za-z0-9_-]{0,32}$")] = "",
+    campaign: Annotated[str, Query(pattern="^([0-9a-f]{16})?$")] = "",
+    after: Annotated[str, Query(pattern="^[A-Za-z0-9_-]{0,32}$")] = "",
+    limit: Limit = 100,
+) -> PrivacyPage:
+    """What rounds have spent of devices' privacy: of all, of one, or of those of a campaign."""
+    return ops.privacy_page(actor, device, campaign, after, limit)
 
 
 @router.get("/campaigns-schema", tags=["campaigns"])

@@ -195,6 +195,11 @@ class HistoryEntry(Answer):
     held_out: int | None = None
     correct_before: int | None = None
     correct_after: int | None = None
+    """After training; or, where the round asked for it, with its personal tensors."""
+    correct_local: int | None = None
+    """With what it has trained alone."""
+    kept: str | None = None
+    """What its application works with since: `shared`, `personal` or `local`."""
     loss_before: float | None = None
     loss_after: float | None = None
     coded_bytes: int | None = None

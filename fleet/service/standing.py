@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleet.campaign.config import CampaignConfig
+from fleet.campaign.decisions import Decision
 from fleet.campaign.gates import DriftGate, FailureGate, Gate
 from fleet.campaign.planning import RoundKind, schedule
 from fleet.service import schema
 from fleet.service.campaign_schema import (
     CampaignRow,
     CampaignStanding,
+    DecisionView,
     GateView,
     OpenDevice,
     RoundFigures,
@@ -120,7 +122,6 @@ def campaign_standing(store: SqlStore, campaign: str) -> CampaignStanding:
     if newest is not None:
         current = round_figures(newest, config, store.blob_bytes(campaign))
     first, last = _scored(glances, campaign, config, at)
-    failing, some = stages.failing(campaign, MOST_NAMED)
     return CampaignStanding(
         **row.model_dump(),
         description=config.description,
@@ -133,13 +134,20 @@ def campaign_standing(store: SqlStore, campaign: str) -> CampaignStanding:
         scored_in=None if last is None else last.number,
         quarantined=dict(list(store.quarantined(campaign).items())[:MOST_NAMED]),
         decisions={what: one.who for what, one in stages.decisions(campaign).items()},
-        failing=failing,
-        failing_devices={one.device: one.reason for one in some},
+        to_decide=_to_decide(record, config),
+        failing=stages.failing(campaign),
         events=[
             schema.EventView.model_validate(one, from_attributes=True)
             for one in Events(store).newest(campaign)
         ],
     )
+
+
+def _to_decide(record: CampaignRecord, config: CampaignConfig) -> DecisionView | None:
+    found = Decision.parse(record.waiting)
+    if found is None or found.stage >= len(config.stages):
+        return None
+    return DecisionView(what=found.what, stage=found.stage, when=found.when)
 
 
 def _scored(

@@ -29,6 +29,7 @@ from fleet.store.device_work import DeviceWork
 from fleet.store.events import Event, Events
 from fleet.store.figures import Distribution, RoundGlance, RoundGlances
 from fleet.store.gateways import GatewayRecord, Gateways, Login, Logins
+from fleet.store.ledger import Gap, Ledger, Spent
 from fleet.store.models import BundleRecord, ModelRecord, Models, Version
 from fleet.store.registry import Preview, Registry, Tally
 from fleet.store.retention import Retention
@@ -52,10 +53,12 @@ __all__ = [
     "Distribution",
     "Event",
     "Events",
+    "Gap",
     "GatewayRecord",
     "Gateways",
     "Idempotency",
     "Lease",
+    "Ledger",
     "Login",
     "Logins",
     "Member",
@@ -70,6 +73,7 @@ __all__ = [
     "RoundGlances",
     "RoundRecord",
     "RoundSummary",
+    "Spent",
     "SqlStore",
     "StageRecord",
     "Stages",

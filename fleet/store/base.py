@@ -214,7 +214,11 @@ class Store(ABC):
     def begin_round(
         self, campaign: str, driver: str, number: int, kind: str, plan: Mapping[str, Any]
     ) -> RoundRecord:
-        """Store a round's plan; where the round exists, return it as it was stored first."""
+        """Store a round's plan; where the round exists, return it as it was stored first.
+
+        What it spends of its devices' privacy (`rho` of the plan's `privacy`) is in the ledger with
+        it, all or nothing, and nothing of a plan whose round existed.
+        """
 
     @abstractmethod
     def note_progress(

@@ -373,8 +373,9 @@ class SqlStore(Database, Store):
         """See `Store`."""
         with self.writing() as connection:
             self._check(connection, campaign, driver)
-            connection.execute(
-                self.inserting_new(tables.rounds),
+            now = self.clock.wall()
+            is_new = connection.execute(
+                self.inserting_new(tables.rounds).returning(tables.rounds.c.number),
                 {
                     "campaign": campaign,
                     "number": number,
@@ -386,11 +387,17 @@ class SqlStore(Database, Store):
                     "wanted": int(plan.get("wanted", 0)),
                     "accepted": 0,
                     "revision": self._next_revision(connection, campaign),
-                    "began": self.clock.wall(),
+                    "began": now,
                     "weights": _weights_of(plan),
                     "on_wire": number + int(plan.get("offset", 0)),
                 },
-            )
+            ).first()
+            if is_new and plan.get("privacy"):
+                spent = {"campaign": campaign, "round": number, "rho": plan["privacy"]["rho"]}
+                rows = [
+                    {**spent, "device": one["device"], "at": now} for one in plan["assignments"]
+                ]
+                connection.execute(sa.insert(tables.ledger), rows)
             if not figures.kept(connection, campaign, number):
                 self._keep_figures(connection, campaign, number, figures.planned(plan))
             return self._round(connection, campaign, number)

@@ -85,19 +85,13 @@ class Stages:
             rows = connection.execute(query.group_by(members.c.stage))
             return {stage: int(count) for stage, count in rows}
 
-    def failing(self, campaign: str, limit: int) -> tuple[dict[str, int], tuple[Member, ...]]:
-        """How many devices failed the last time that they were asked, by reason, and some of them,
-        those with most failures in a row first."""
+    def failing(self, campaign: str) -> dict[str, int]:
+        """How many devices failed the last time that they were asked, by reason."""
         failed = (members.c.campaign == campaign) & (members.c.failures > 0)
         counted = sa.select(members.c.reason, sa.func.count()).where(failed)
-        named = sa.select(*(column for column in members.c if column.name != "campaign"))
-        named = named.where(failed).order_by(members.c.failures.desc(), members.c.device)
         with self._store.reading() as connection:
             rows = connection.execute(counted.group_by(members.c.reason))
-            return (
-                {reason: int(count) for reason, count in rows},
-                tuple(Member(*row) for row in connection.execute(named.limit(limit))),
-            )
+            return {reason: int(count) for reason, count in rows}
 
     def save_members(self, campaign: str, changed: Iterable[Member]) -> None:
         """Add them, or replace what is known of them."""

@@ -148,6 +148,19 @@ rounds = Table(
     ),
 )
 
+# What rounds have spent of their devices' privacy. Nothing is ever taken out of it.
+ledger = Table(
+    "ledger",
+    metadata,
+    _campaign(),
+    Column("round", Integer, primary_key=True),
+    Column("device", Text, primary_key=True),
+    # In zero-concentrated differential privacy, where costs add up.
+    Column("rho", Float, nullable=False),
+    Column("at", Float, nullable=False),
+    Index("ledger_by_device", "device", "campaign"),
+)
+
 figures = Table(
     "figures",
     metadata,
@@ -193,6 +206,10 @@ reports = Table(
     Column("coded_bytes", BigInteger),
     Column("payload_bytes", BigInteger),
     Column("seconds", Float),
+    # With what the device has trained alone; and which of its models its application works with.
+    # Both are null where it has none of its own.
+    Column("correct_local", Integer),
+    Column("kept", Text),
     Index("reports_by_device", "device"),
 )
 

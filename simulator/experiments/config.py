@@ -66,6 +66,11 @@ class Strategy(Section, ABC):
 
     kind: str
 
+    @property
+    def needs_keys(self) -> bool:
+        """Whether its devices sign, mask, and believe signed tasks only."""
+        return False
+
     @abstractmethod
     def run(self, setting: Any, seed: int) -> StrategyResult:
         """Learn in a `simulator.experiments.setting.Setting`."""

@@ -10,9 +10,11 @@ from typing import Self
 from fleet.campaign import CampaignConfig
 from fleet.coordinator.creation import new_campaign
 from fleet.coordinator.driver import CampaignDriver
+from fleet.coordinator.key_holders import KeyHolders
 from fleet.store import sqlite_url
 from simulator.experiments.brokers import VirtualBroker
 from simulator.experiments.gateways import DirectTransport, VirtualGateway, Way
+from simulator.experiments.keys import VirtualKeys
 from simulator.experiments.meddling import Meddler
 from simulator.experiments.processes import Process, Processes, SharedStore, WaitingClock
 from simulator.experiments.window_clock import WindowClock
@@ -25,9 +27,16 @@ from simulator.virtual.population import Population
 class VirtualFleet:
     """For one owner; ends with ``close`` or its context."""
 
-    def __init__(self, population: Population, pool: DevicePool, folder: Path) -> None:
+    def __init__(
+        self,
+        population: Population,
+        pool: DevicePool,
+        folder: Path,
+        keys: VirtualKeys | None = None,
+    ) -> None:
         """``pool`` has the population's devices; ``folder`` is for what gateways and the
-        coordinator keep, which grows with each round."""
+        coordinator keep, which grows with each round. ``keys`` are those that the devices believe,
+        where they were given any."""
         self.pool = pool
         world = population.world
         self.clock = WindowClock(pool, self._hears, population.least_line_nanoseconds)
@@ -54,6 +63,7 @@ class VirtualFleet:
         self.store = SharedStore(
             sqlite_url(folder / "coordinator.sqlite"), self.clock, survives_power_cuts=False
         )
+        self.protection = keys.holders(self.clock) if keys else KeyHolders()
         self.processes = Processes(self.clock)
         self.store.on_commit = self.processes.step
 
@@ -89,7 +99,12 @@ class VirtualFleet:
         campaign = new_campaign(self.store, config, manifests, weights, identifier=identifier)
         self.transport.on_start, self.transport.told = on_start, told
         driver = CampaignDriver(
-            self.store, campaign, self.transport, driver="experiment", clock=self.clock
+            self.store,
+            campaign,
+            self.transport,
+            driver="experiment",
+            clock=self.clock,
+            protection=self.protection,
         )
         return driver.run()
 

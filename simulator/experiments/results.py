@@ -122,6 +122,8 @@ class Cell:
         points = []
         for version in self.result.versions:
             ended = ends.get(version.training_round)
+            if version.training_round > max(ends, default=version.training_round):
+                ended = self.result.rounds[-1]  # what devices have made of the last version
             totals = ended.totals if ended else Figures()
             accuracy, never = version.accuracy, version.never_trained
             points.append(

@@ -141,10 +141,19 @@ def _run_cell(
 ) -> StrategyResult:
     work = Path(tempfile.mkdtemp(prefix="tinyfleet-"))
     try:
+        way = source.config.strategies[strategy]
         with setting_for(
-            source.config, seed, source.folder, firmware, work, tables, make_pool, tell
+            source.config,
+            seed,
+            source.folder,
+            firmware,
+            work,
+            tables,
+            make_pool,
+            tell,
+            way.needs_keys,
         ) as setting:
-            return source.config.strategies[strategy].run(setting, seed)
+            return way.run(setting, seed)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

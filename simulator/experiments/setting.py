@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import device_runtime
@@ -15,6 +15,7 @@ from codegen.firmware.bundle import MANIFEST, WEIGHTS, Bundle
 from fleet.firmware import compile_firmware
 from simulator.errors import ExperimentError
 from simulator.experiments.config import Evaluation, ExperimentConfig
+from simulator.experiments.keys import VirtualKeys
 from simulator.experiments.results import Accuracy, VersionScores
 from simulator.experiments.tables import CellTables
 from simulator.machines.elf_image import load_elf
@@ -46,6 +47,8 @@ class Setting:
     tables: CellTables
     """For what there is of each device."""
     tell: Tell
+    keys: VirtualKeys | None = None
+    """Those that devices were given, where the strategy needs any."""
 
     @property
     def evaluate(self) -> Evaluation:
@@ -120,9 +123,15 @@ def setting_for(
     tables: CellTables,
     make_pool: MakePool,
     tell: Tell,
+    needs_keys: bool = False,
 ) -> Iterator[Setting]:
     """The setting of one seed, with all devices powered on; ``source_folder`` has the file."""
     population = Population(config.world, seed, source_folder, firmware, FLEET)
+    keys = None
+    if needs_keys:
+        names = {number: population.world.device(number).name for number in population.numbers}
+        keys = VirtualKeys.draw(seed, FLEET, names)
+        population = replace(population, provisioned=keys.provisioned)
     tell("devices", 0, len(population.numbers))
     pool = make_pool(population)
     keep_from_collector()
@@ -130,7 +139,7 @@ def setting_for(
         tell("devices", len(population.numbers), len(population.numbers))
         manifests = {board: (one.bundle / MANIFEST).read_text() for board, one in firmware.items()}
         weights = (next(iter(firmware.values())).bundle / WEIGHTS).read_bytes()
-        yield Setting(config, population, pool, manifests, weights, folder, tables, tell)
+        yield Setting(config, population, pool, manifests, weights, folder, tables, tell, keys)
     finally:
         gc.unfreeze()
         pool.close()

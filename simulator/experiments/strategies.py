@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -21,7 +23,7 @@ from simulator.experiments.results import (
     VersionScores,
 )
 from simulator.experiments.setting import Setting
-from simulator.virtual.offline import TrainAlone, pooled_samples, trained_delta
+from simulator.virtual.offline import Score, TrainAlone, pooled_samples, trained_delta
 from simulator.virtual.pool import Figures
 from simulator.world.draws import generator
 from simulator.world.fields import problem
@@ -35,7 +37,9 @@ class Campaign(Strategy):
 
     It takes the fields of a campaign's file (docs/howto/write-a-campaign.md), but those that say
     which model and which devices; and ``plans: common`` for the largest update plan that all
-    devices have room for, as FTTE gives all of them the same (arXiv 2510.03165).
+    devices have room for, as FTTE gives all of them the same (arXiv 2510.03165). With the field
+    ``personalize`` it is one that personalizes, and what devices work with in the end is scored
+    besides, as if it were one version more.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
@@ -44,7 +48,15 @@ class Campaign(Strategy):
 
     @cached_property
     def _fields(self) -> Mapping[str, Any]:
-        return {"score_first": False, "last_round": "none", **(self.model_extra or {})}
+        given = self.model_extra or {}
+        if "personalize" in given:
+            return {"score_first": False, "kind": "personalize", "last_round": "release", **given}
+        return {"score_first": False, "last_round": "none", **given}
+
+    @property
+    def needs_keys(self) -> bool:
+        """See `Strategy`."""
+        return bool(self._fields.get("coding") == "masked")
 
     @property
     def has_common_plan(self) -> bool:
@@ -53,7 +65,7 @@ class Campaign(Strategy):
 
     @model_validator(mode="after")
     def _is_a_campaign(self) -> Self:
-        wrong = sorted(set(_NOT_HERE) & set(self._fields))
+        wrong = sorted(set(_NOT_HERE) & set(self.model_extra or {}))
         if wrong:
             raise ValueError(f"{wrong[0]}: that is the experiment's; leave it out")
         try:
@@ -74,7 +86,7 @@ class Campaign(Strategy):
         common = (setting.common_plan(),) if self.has_common_plan else ()
         config = self.campaign(seed, common)
         population, store_folder = setting.population, setting.folder
-        with VirtualFleet(population, setting.pool, store_folder) as fleet:
+        with VirtualFleet(population, setting.pool, store_folder, setting.keys) as fleet:
             totals: dict[int, Figures] = {}
             begun: list[int] = []
             most = config.rounds * len(config.stages)
@@ -89,11 +101,13 @@ class Campaign(Strategy):
                 config, setting.manifests, setting.weights, IDENTIFIER, starts
             )
             spent = fleet.pool.figures(fleet.clock.now)
+            has_own = config.kind == "personalize" and setting.evaluate.every
+            own = fleet.pool.infer(setting.scored_devices) if has_own else {}
             if begun:
                 totals[begun[-1]] = Figures.of_all(list(spent.values()))
             setting.tell("rounds", len(begun), most)
             setting.tables.add_spent(spent)
-            return _result(fleet, setting, config, state, totals, common)
+            return _result(fleet, setting, config, state, totals, common, own)
 
 
 def _result(
@@ -103,6 +117,7 @@ def _result(
     state: str,
     totals: Mapping[int, Figures],
     common: tuple[str, ...],
+    own: Mapping[int, Score],
 ) -> StrategyResult:
     store = fleet.store
     names = {
@@ -138,15 +153,31 @@ def _result(
             weights = store.weights(IDENTIFIER, record.number).blob
             seconds = round(made.get(plan.training_round, one.ends_seconds), 6)
             versions.append(setting.scores(plan.training_round, seconds, weights))
+    facts: dict[str, Any] = {"common_plan": common[0]} if common else {}
+    if own:
+        facts["kept"] = _kept(store.reports(IDENTIFIER, rounds[-1].number))
+        # Whoever never trains has what all share.
+        versions.append(
+            replace(
+                setting.scored(training_rounds + 1, rounds[-1].ends_seconds, own),
+                never_trained=versions[-1].never_trained,
+            )
+        )
     return StrategyResult(
         state,
         store.campaign(IDENTIFIER).reason,
         tuple(rounds),
         tuple(versions),
         store.latest_weights(IDENTIFIER).sha256,
-        {"common_plan": common[0]} if common else {},
+        facts,
         has_fleet=True,
     )
+
+
+def _kept(reports: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many devices work with what, by what they said last."""
+    said = sorted(str(one.get("kept")) for one in reports)
+    return dict(Counter(said))
 
 
 def _boards(setting: Setting) -> dict[str, str]:
@@ -195,6 +226,8 @@ def _report(
         "held_out": report["held_out"],
         "correct_before": report["correct_before"],
         "correct_after": report["correct_after"],
+        "correct_local": report.get("correct_local"),
+        "kept": report.get("kept"),
         "loss_before": report["loss_before"],
         "loss_after": report["loss_after"],
         "coded_bytes": report["coded_bytes"],

@@ -65,6 +65,8 @@ REPORTS = Table(
         "held_out": "int64",
         "correct_before": "int64",
         "correct_after": "int64",
+        "correct_local": "int64",
+        "kept": "string",
         "loss_before": "double",
         "loss_after": "double",
         "coded_bytes": "int64",

@@ -136,6 +136,7 @@ class _Regions(ctypes.Structure):
         ("journal", _Region),
         ("slots", _Region * 2),
         ("samples", _SampleRegion),
+        ("personal", _Region),
     )
 
 
@@ -217,6 +218,7 @@ def _firmware(bundle: Bundle) -> _Firmware:
             samples=_SampleRegion(
                 _region(layout.samples), layout.samples.units, KEEP_NUMBERS[layout.samples.keep]
             ),
+            personal=_Region() if layout.personal is None else _region(layout.personal),
         ),
         pool_bytes // 8 * 8,
         pool_address,
@@ -252,6 +254,7 @@ def _library(path: str) -> ctypes.CDLL:
         ("state", ctypes.c_int32, (pointer,)),
         ("current_weights", None, (pointer, ctypes.c_char_p)),
         ("candidate_weights", None, (pointer, ctypes.c_char_p)),
+        ("infer", ctypes.c_int32, (pointer, pointer, pointer, word)),
     ):
         function = getattr(library, f"tf_host_device_{name}")
         function.restype, function.argtypes = result, arguments
@@ -339,6 +342,18 @@ class HostMachine:
     def record(self, label: int, payload: bytes) -> bool:
         """The application adds a sample of its sensor to the log; False where that can't be."""
         return bool(self._call("record", label, payload, len(payload)) == 0)
+
+    def infer(self, samples: NDArray[np.int8]) -> NDArray[np.int32]:
+        """What the application infers from samples (n, H, W, C), between two runs: classes (n,).
+
+        Raises: ImageError while the client doesn't run.
+        """
+        pool = LazyMemory(self._pool.size, ZEROS)
+        codes = np.ascontiguousarray(samples, np.int8)
+        found = [self._call("infer", one.ctypes.data, pool.start, pool.size) for one in codes]
+        if any(one < 0 for one in found):
+            raise ImageError("the device has no power, or its client didn't start")
+        return np.array(found, np.int32)
 
     def flip(self, address: int, bit: int) -> bool:
         """Turn over a bit at an address of the board: of its flash, or of the pool in its SRAM.

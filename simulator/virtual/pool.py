@@ -23,6 +23,7 @@ from simulator.errors import FleetError
 from simulator.machines.host import HostMachine
 from simulator.machines.registry import flash_content
 from simulator.virtual.device import NEVER, Arrival, Clockwork, Said, VirtualDevice, Watch
+from simulator.virtual.offline import Score
 from simulator.virtual.population import Population
 from simulator.world.energy import FlashWear
 
@@ -138,6 +139,16 @@ class DeviceHost:
         mine = [number for number in numbers if number in self._devices]
         return {number: job(self._population, number) for number in mine}
 
+    def infer(self, numbers: Sequence[int]) -> dict[int, Score]:
+        """How the applications of those that are here do on what their devices are scored on."""
+        found = {}
+        for number in numbers:
+            if number in self._devices:
+                held = self._population.held_out_of_device(number)
+                right = self._devices[number].machine.infer(held.codes) == held.labels
+                found[number] = Score(len(held.labels), int(right.sum()))
+        return found
+
 
 def _order(one: Said) -> tuple[int, int]:
     return one.at, one.device
@@ -210,6 +221,10 @@ class DevicePool(ABC):
         """What a job gives for devices, by number and in that order."""
 
     @abstractmethod
+    def infer(self, numbers: Sequence[int]) -> dict[int, Score]:
+        """How devices' applications do on what they are scored on, by number and in that order."""
+
+    @abstractmethod
     def close(self) -> None:
         """End it; nothing is left."""
 
@@ -251,6 +266,10 @@ class LocalPool(DevicePool):
     def each(self, job: Job[Result], numbers: Sequence[int]) -> dict[int, Result]:
         """See `DevicePool`."""
         return self._host.each(job, sorted(numbers))
+
+    def infer(self, numbers: Sequence[int]) -> dict[int, Score]:
+        """See `DevicePool`."""
+        return self._host.infer(sorted(numbers))
 
     def close(self) -> None:
         """See `DevicePool`. Devices' memory goes now, not when somebody looks for garbage."""
@@ -306,6 +325,10 @@ class DistributedPool(DevicePool):
     def each(self, job: Job[Result], numbers: Sequence[int]) -> dict[int, Result]:
         """See `DevicePool`."""
         return self._of_all("each", job, numbers)
+
+    def infer(self, numbers: Sequence[int]) -> dict[int, Score]:
+        """See `DevicePool`."""
+        return self._of_all("infer", numbers)
 
     def _of_all(self, name: str, *arguments: Any) -> dict[int, Any]:
         for worker in range(self._workers):

@@ -34,6 +34,18 @@ class Firmware:
     costs: WorkCosts
 
 
+@dataclass(frozen=True)
+class Provisioned:
+    """What devices have been given of keys; without it they take unsigned tasks."""
+
+    authority: bytes
+    """Public key of the fleet's authority."""
+    keyring: bytes
+    """A signed one."""
+    keys: Mapping[int, bytes]
+    """Each device's own, by its number, as its identity region has them."""
+
+
 @dataclass(frozen=True, eq=False)
 class HeldSamples:
     """Samples on which somebody is scored."""
@@ -55,12 +67,14 @@ class Population:
     firmware: Mapping[str, Firmware]
     """By board."""
     fleet: str = "experiment"
+    provisioned: Provisioned | None = None
     _bundles: dict[str, Bundle] = field(default_factory=dict, init=False, repr=False)
     _held_out: dict[int, HeldSamples] = field(default_factory=dict, init=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Without what is made of it where it is needed."""
-        return type(self), (self.config, self.seed, self.folder, self.firmware, self.fleet)
+        made_of = (self.config, self.seed, self.folder, self.firmware, self.fleet)
+        return type(self), (*made_of, self.provisioned)
 
     @cached_property
     def world(self) -> World:
@@ -89,6 +103,7 @@ class Population:
         """Who the device is, with what it has recorded in the beginning."""
         facts = self.world.device(number)
         log = self.world.data.log(number).until(0.0)
+        given = self.provisioned
         return DeviceSpec(
             device=facts.name,
             bundle=self.firmware[facts.board].bundle,
@@ -100,6 +115,9 @@ class Population:
             reserved_sram_bytes=facts.reserved_sram_bytes,
             link_bits_per_second=min(int(8 * self.world.link(number).up_bytes_per_second), 2**31),
             seed=int(generator(self.seed, "device entropy", number).integers(2**32)),
+            keys=given.keys[number] if given else None,
+            authority=given.authority if given else None,
+            keyring=given.keyring if given else None,
         )
 
     def events(self, number: int) -> Iterator[Event]:
@@ -127,7 +145,12 @@ class Population:
         return Power(world.meter(number), world.battery(number), world.charging(number))
 
     def held_out_of_device(self, number: int) -> HeldSamples:
-        """What the device scores itself on: every third of all that it records."""
+        """What the device is scored on: what it never records, where the world has such samples;
+        else what it scores itself on, every third of all that it records."""
+        if number not in self._held_out and self.config.data.unseen_share:
+            log = self.world.data.unseen_log(number)
+            codes = self._codes(self.world.device(number).board, log)
+            self._held_out[number] = HeldSamples(codes, log.y)
         if number not in self._held_out:
             codes, labels = self._recorded(number)
             held_out = held_out_mask(len(labels))

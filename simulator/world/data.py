@@ -61,6 +61,9 @@ class Data(Section):
     sensor: Sensor | None = None
     """How devices see samples; left out: as the lab does."""
     stuck: Stuck = Stuck()
+    unseen_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Of what a device's sensor sees that is never recorded: what it has learnt is scored on that.
+    A device that chooses between models by its own held-out samples is fooled by those."""
     shuffled_labels: Share = 0.0
     """Of the devices: labels are right in number, but each may stand at any of their samples."""
 
@@ -96,6 +99,12 @@ class SensorLog:
         """What it has recorded by that instant, itself included."""
         end = int(np.searchsorted(self.seconds, at, side="right"))
         return SensorLog(self.x[:end], self.y[:end], self.seconds[:end], self.positions[:end])
+
+    def take(self, chosen: NDArray[np.bool_]) -> SensorLog:
+        """Some of its samples; ``chosen`` has shape (n,)."""
+        return SensorLog(
+            self.x[chosen], self.y[chosen], self.seconds[chosen], self.positions[chosen]
+        )
 
 
 class FleetData:
@@ -155,7 +164,22 @@ class FleetData:
 
     def log(self, device: int) -> SensorLog:
         """What the fleet's device of that number, from 0, has recorded in the end."""
-        return self._log(FLEET, device, self.devices)
+        log = self._log(FLEET, device, self.devices)
+        return log.take(~self._unseen(device, len(log)))
+
+    def unseen_log(self, device: int) -> SensorLog:
+        """What its sensor has seen that it never records (`Data.unseen_share`)."""
+        log = self._log(FLEET, device, self.devices)
+        return log.take(self._unseen(device, len(log)))
+
+    def _unseen(self, device: int, samples: int) -> NDArray[np.bool_]:
+        """Which of so many samples these are; shape (samples,)."""
+        count = round(self._data.unseen_share * samples)
+        chosen = np.zeros(samples, np.bool_)
+        if count:
+            random = generator(self._seed, f"{FLEET}/unseen", device)
+            chosen[random.permutation(samples)[:count]] = True
+        return chosen
 
     def held_out_log(self, device: int) -> SensorLog:
         """The same of a device that never trains, 0 … `held_out_devices` - 1."""

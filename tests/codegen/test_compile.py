@@ -130,6 +130,8 @@ def test_the_manifest_describes_the_blob_and_the_plans(bundle: Bundle) -> None:
     assert flash.slot_a.address + flash.slot_a.bytes == flash.slot_b.address
     assert flash.slot_b.address + flash.slot_b.bytes == flash.samples.address
     assert flash.samples.keep == "newest"
+    # Where nothing is personal nothing is said of it: such bundles are those of before.
+    assert b"personal" not in (bundle.path / "manifest.json").read_bytes()
 
 
 def test_the_bundle_id_is_the_same_for_both_compilers_and_follows_the_specification(

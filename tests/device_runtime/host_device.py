@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from codegen.firmware.bundle import SamplesInfo
 from codegen.host_toolchain import Source, host_toolchain
 from fleet.protocol import Announce, Delta, Receipt, ReceiptResult, Status, Task, topics
 from simulator.devices.flash_image import Identity, identity_region
+
+from .host_structs import Flash, Region, Regions, SampleRegion, Setup
 
 TESTS = Path(__file__).parent
 RUNTIME = TESTS.parents[1] / "device_runtime"
@@ -27,7 +29,12 @@ RING_BYTES = 4096
 IDENTITY = Identity("dev1", "f", "secret", 0, 115200)
 PLANS = [
     name.ljust(31, ".").encode() + b"\0"
-    for name in ("plan 0: weights and biases", "plan 1: biases", "plan 2: far too large")
+    for name in (
+        "plan 0: weights and biases",
+        "plan 1: biases",
+        "plan 2: far too large",
+        "plan 3: biases are personal",
+    )
 ]
 
 
@@ -37,7 +44,7 @@ class Shape:
 
     inputs: int
     sectors: tuple[int, ...]
-    """Two slots, identity, two of the journal, two of the sample log."""
+    """Two slots, identity, two of the journal, two of the sample log, two for personal values."""
     pool_bytes: int
 
     @property
@@ -51,12 +58,12 @@ class Shape:
     @property
     def samples(self) -> SamplesInfo:
         return SamplesInfo(
-            address=self.address(5), bytes=sum(self.sectors[5:]), sectors=(5, 2), units=2
+            address=self.address(5), bytes=sum(self.sectors[5:7]), sectors=(5, 2), units=2
         )
 
 
-SMALL = Shape(16, (8192, 8192, 4096, 4096, 4096, 32_768, 32_768), 16_384)
-WIDE = Shape(2560, (32_768, 32_768, 4096, 4096, 4096, 131_072, 131_072), 65_536)
+SMALL = Shape(16, (8192, 8192, 4096, 4096, 4096, 32_768, 32_768, 4096, 4096), 16_384)
+WIDE = Shape(2560, (32_768, 32_768, 4096, 4096, 4096, 131_072, 131_072, 32_768, 32_768), 65_536)
 """41 chunks of 512 bytes down; a delta of several kilobytes up."""
 SECTORS = list(SMALL.sectors)
 POOL_BYTES = SMALL.pool_bytes
@@ -71,9 +78,12 @@ def client_sources() -> list[Path]:
 
 
 def build_library(
-    folder: Path, shape: Shape = SMALL, sanitize: tuple[str, ...] = ("undefined",)
+    folder: Path,
+    shape: Shape = SMALL,
+    sanitize: tuple[str, ...] = ("undefined",),
+    defines: Mapping[str, str | int] | None = None,
 ) -> ctypes.CDLL:
-    """Compiles client, host port and tiny model."""
+    """Compiles client, host port and tiny model, which ``defines`` may change."""
     digest = ",".join(map(str, hashlib.sha256(shape.factory).digest()))
     generated = generate_codec(CDDL, folder / "codec")
     sources = [
@@ -89,66 +99,18 @@ def build_library(
         ],
         include_dirs=[RUNTIME / "include", folder / "codec"],
         output=folder / "libdevice.so",
-        defines={"ZCBOR_CANONICAL": 1, "INPUTS": shape.inputs, "FACTORY_SHA256": digest},
+        defines={
+            "ZCBOR_CANONICAL": 1,
+            "INPUTS": shape.inputs,
+            "FACTORY_SHA256": digest,
+            **(defines or {}),
+        },
         sanitize=sanitize,
     )
     library = ctypes.CDLL(str(built.output))
     for name in ("run", "dials", "has_power"):
         getattr(library, f"tf_host_device_{name}").restype = ctypes.c_bool
     return library
-
-
-class Region(ctypes.Structure):
-    _fields_ = [
-        ("address", ctypes.c_uint32),
-        ("bytes", ctypes.c_uint32),
-        ("first_sector", ctypes.c_uint16),
-        ("sector_count", ctypes.c_uint16),
-    ]
-
-
-class Flash(ctypes.Structure):
-    """``tf_host_flash``."""
-
-    _fields_ = [
-        ("content", ctypes.c_void_p),
-        ("sector_bytes", ctypes.c_void_p),
-        ("address", ctypes.c_uint32),
-        ("bytes", ctypes.c_uint32),
-        ("sector_count", ctypes.c_uint32),
-        ("erases", ctypes.c_void_p),
-    ]
-
-
-class SampleRegion(ctypes.Structure):
-    _fields_ = [("region", Region), ("units", ctypes.c_uint16), ("keep", ctypes.c_uint8)]
-
-
-class Regions(ctypes.Structure):
-    """``tf_flash_layout``."""
-
-    _fields_ = [
-        ("identity", Region),
-        ("journal", Region),
-        ("slots", Region * 2),
-        ("samples", SampleRegion),
-    ]
-
-
-class Setup(ctypes.Structure):
-    """``tf_host_setup``."""
-
-    _fields_ = [
-        ("board", ctypes.c_char_p),
-        ("flashes", Flash * 2),
-        ("regions", Regions),
-        ("pool", ctypes.c_void_p),
-        ("pool_bytes", ctypes.c_uint32),
-        ("seed", ctypes.c_uint32),
-        ("fault_pc", ctypes.c_uint32),
-        ("reset_cause", ctypes.c_uint8),
-        ("fault_code", ctypes.c_uint8),
-    ]
 
 
 class HostDevice:
@@ -198,6 +160,7 @@ class HostDevice:
                 journal=region(3, 2),
                 slots=(Region * 2)(region(0, 1), region(1, 1)),
                 samples=SampleRegion(region(5, 2), shape.samples.units, 0),
+                personal=region(7, 2),
             ),
             pool=ctypes.addressof(self._pool),
             pool_bytes=shape.pool_bytes,
@@ -248,6 +211,11 @@ class HostDevice:
     @property
     def state(self) -> int:
         return self._library.tf_host_device_state(self._device)
+
+    def infer(self, sample: bytes) -> int:
+        """What the application makes of a sample."""
+        pool = (ctypes.c_uint64 * 1024)()
+        return self._library.tf_host_device_infer(self._device, sample, pool, ctypes.sizeof(pool))
 
     @property
     def current_weights(self) -> bytes:
@@ -498,6 +466,7 @@ class World:
     """What the gateway says when the last chunk of a delta has come."""
     bytes_up: int = 0
     bytes_down: int = 0
+    line_up: bytearray = field(default_factory=bytearray)  # all that the device has said
     _answered: int = 0
 
     def boot(self) -> int:
@@ -526,6 +495,7 @@ class World:
         """What both sides have to say, at once and whole."""
         said = self.device.take()
         self.bytes_up += len(said)
+        self.line_up += said
         self.broker.receive(said)
         self._answer_deltas()
         data = self.broker.take()

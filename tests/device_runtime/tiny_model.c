@@ -3,7 +3,7 @@
  * 16 inputs (or more: -DINPUTS), 4 classes: logits are integer dot products, training is the multiclass perceptron
  * (on a mistake the right class' row gains the input, the predicted one loses it). Weights blob:
  * int16 [4][inputs], then int32 [4] biases. Plan 0 trains both, plan 1 the biases only, plan 2 asks
- * for more memory than any board has.
+ * for more memory than any board has, plan 3 is plan 0 with personal biases.
  */
 #include <stddef.h>
 #include <string.h>
@@ -18,7 +18,14 @@
         0x75, 0x97, 0xa6, 0x61, 0xa5, 0xc5, 0x49, 0x63, 0x35, 0x41, 0xc6, 0x2b, 0xdc, 0x8a, 0xf1, \
         0x61, 0x3f
 #endif
+#ifndef MODEL_DIGEST
+#define MODEL_DIGEST 0x796E6974u
+#endif
+#ifndef PERSONAL_LAYOUT
+#define PERSONAL_LAYOUT 0x42494153u
+#endif
 #define CLASSES 4
+#define BIAS_STEP 4000 /* of a personal bias: so large that it decides something */
 #define WEIGHTS_BYTES (CLASSES * INPUTS * 2 + CLASSES * 4)
 #define BIASES_AT (CLASSES * INPUTS * 2)
 
@@ -86,6 +93,21 @@ static void backward_all(tf_frame *frame) {
     }
 }
 
+static void backward_personal(tf_frame *frame) {
+    const int best = best_class(frame);
+    if (best == frame->label) {
+        return;
+    }
+    if ((frame->updates & TF_UPDATE_SHARED) != 0u) {
+        add_to_row(frame->state, frame->label, frame->input, 1);
+        add_to_row(frame->state, best, frame->input, -1);
+    }
+    if ((frame->updates & TF_UPDATE_PERSONAL) != 0u) {
+        add_to_bias(frame->state + BIASES_AT, frame->label, BIAS_STEP);
+        add_to_bias(frame->state + BIASES_AT, best, -BIAS_STEP);
+    }
+}
+
 static void backward_biases(tf_frame *frame) {
     const int best = best_class(frame);
     if (best != frame->label) {
@@ -102,6 +124,17 @@ static const tf_segment all_segments[] = {
      .row = CLASSES,
      .count = CLASSES,
      .bytes = 4},
+};
+
+static const tf_segment personal_segments[] = {
+    {.values = CLASSES * INPUTS, .row = INPUTS, .count = INPUTS, .bytes = 2},
+    {.values = CLASSES,
+     .blob_offset = BIASES_AT,
+     .state_offset = BIASES_AT,
+     .row = CLASSES,
+     .count = CLASSES,
+     .bytes = 4,
+     .personal = 1},
 };
 
 static const tf_segment bias_segments[] = {
@@ -139,17 +172,30 @@ static const tf_plan plans[] = {
      .forward = forward_biases,
      .loss = loss,
      .backward = backward_biases},
+    {.id = "plan 3: biases are personal....",
+     .arena_bytes = 8,
+     .state_bytes = WEIGHTS_BYTES,
+     .delta_values = CLASSES * INPUTS + CLASSES,
+     .shared_values = CLASSES * INPUTS,
+     .personal_layout = PERSONAL_LAYOUT,
+     .local_layout = 0x4C41434Fu,
+     .segment_count = 2,
+     .accumulate = 1,
+     .segments = personal_segments,
+     .forward = forward_all,
+     .loss = loss,
+     .backward = backward_personal},
 };
 
 const tf_model tf_the_model = {
     .bundle_id = "bundle of the tiny model.......",
     .weights_sha256 = {FACTORY_SHA256},
     .factory_weights = factory_weights,
-    .model_digest = 0x796E6974u,
+    .model_digest = MODEL_DIGEST,
     .sample_digest = 0x74696E79u,
     .weights_bytes = WEIGHTS_BYTES,
     .input_bytes = INPUTS,
     .classes = CLASSES,
-    .plan_count = 3,
+    .plan_count = sizeof plans / sizeof plans[0],
     .plans = plans,
 };

@@ -19,6 +19,7 @@
 #include "tinyfleet/mask.h"
 #include "tinyfleet/messages.h"
 #include "tinyfleet/mqtt.h"
+#include "tinyfleet/personal_store.h"
 #include "tinyfleet/port.h"
 #include "tinyfleet/sample_log.h"
 #include "tinyfleet/weights_store.h"
@@ -56,7 +57,9 @@ typedef enum {
     TF_REASON_REFUSED_BY_GATEWAY,
     TF_REASON_UNKNOWN_CODING,
     TF_REASON_NOT_SIGNED,
-    TF_REASON_OTHER_UNMASKERS
+    TF_REASON_OTHER_UNMASKERS,
+    TF_REASON_NO_PERSONAL_TENSORS,
+    TF_REASON_PERSONAL_UNUSABLE
 } tf_reason;
 
 /* Read for as long as the client is used; all memory is the caller's. */
@@ -90,8 +93,10 @@ typedef enum {
     TF_WORK_SCORE_NEW,
     TF_WORK_COMMIT,
     TF_WORK_TRAIN,
+    TF_WORK_KEEP, /* what was trained for this device alone */
     TF_WORK_SCORE_AFTER,
     TF_WORK_RELEASE,
+    TF_WORK_JUDGE,   /* which of what it could use is best for this device */
     TF_WORK_MEASURE, /* length and CRC of the coded delta */
     TF_WORK_SEND     /* until its receipt */
 } tf_client_work;
@@ -161,6 +166,21 @@ typedef struct {
     bool nobody_listens;     /* to the delta topic, says the broker */
 } tf_client_sending;
 
+/* What the device has for itself, and how it does with that on its held-out samples. */
+typedef struct {
+    tf_personal_store store;
+    tf_client_score score;      /* with personal tensors, in the best mix */
+    tf_client_score best_score; /* of `best` */
+    tf_kept_choice best;        /* of what was compared so far */
+    uint16_t mix;               /* that is tried, 0: none any more */
+    uint16_t correct_local;
+    bool was_judged;
+    bool has_score; /* `score` and `correct_local` are this task's */
+    bool has_local;
+    bool is_local; /* the trial is of what was trained here alone */
+    bool in_trial;
+} tf_client_personal;
+
 /* Fields are private to device_runtime/client. */
 typedef struct {
     const tf_client_config *config;
@@ -170,6 +190,7 @@ typedef struct {
     tf_journal journal;
     tf_weights_store weights;
     tf_sample_log log;
+    tf_client_personal personal;
     tf_keys keys;
     uint32_t pool_bytes; /* without what the application keeps */
     uint32_t lease;      /* highest that was seen; with an authority: in a signed task */
@@ -230,6 +251,14 @@ uint32_t tf_client_next_poll_ms(const tf_client *client);
 
 /* wire.md: the state that the device is in; TF_DEVICE_OFFLINE while not connected and idle. */
 tf_device_state tf_client_state(const tf_client *client);
+
+/* Prepares `engine` with what the application infers with (tf_engine_predict): the current version,
+ * and what the device has for itself where that is better on its held-out samples. `pool` is the
+ * application's own, tf_engine_pool_bytes of a plan, and engine and pool are good until the next
+ * poll: a round may bring other weights.
+ * TF_NO_MEMORY: it is too small for all plans. */
+tf_status tf_client_load_model(const tf_client *client, tf_engine *engine, void *pool,
+                               uint32_t pool_bytes);
 
 /* The log that the application adds its samples to, at any time between two polls: a round that is
  * under way goes on with what is left of those that it has seen. */

@@ -15,6 +15,12 @@
 
 #define TF_DIGEST_BYTES 32u
 
+/* What a training step changes of what its plan trains. */
+#define TF_UPDATE_SHARED 1u
+#define TF_UPDATE_PERSONAL 2u /* tensors that the plan marks as personal */
+
+#define TF_WHOLE_MIX 256u /* of kept values: they themselves, nothing of the version's */
+
 /* What a step of a program works on. Generated code reads it, the client doesn't. */
 typedef struct {
     const uint8_t *weights; /* weights blob (flash), 4-byte aligned */
@@ -27,6 +33,7 @@ typedef struct {
     uint32_t seed;              /* of the task: stochastic rounding */
     uint32_t step_index;        /* counts training steps since tf_engine_load */
     uint32_t loss_q16;          /* times 2^16: nats, or squared units of the input */
+    uint32_t updates;           /* TF_UPDATE_…; both after tf_engine_load */
 } tf_frame;
 
 /* The values of one tensor that a plan trains, in delta order: lines of `count` values each. The
@@ -44,6 +51,7 @@ typedef struct {
     uint8_t packed;           /* 1: rows in pairs, see row_pairs.h */
     uint8_t has_fraction;     /* 1: q8.8 */
     uint8_t shift;            /* delta unit = 2^shift units of the state */
+    uint8_t personal;         /* 1: may stay on the device */
 } tf_segment;
 
 typedef struct {
@@ -51,6 +59,9 @@ typedef struct {
     uint32_t arena_bytes;
     uint32_t state_bytes;
     uint32_t delta_values;
+    uint32_t shared_values;   /* without those of personal tensors */
+    uint32_t personal_layout; /* of what is kept of personal tensors; 0: the plan has none */
+    uint32_t local_layout;    /* of what is kept of all its tensors; 0: likewise */
     uint16_t segment_count;
     uint16_t accumulate; /* samples of a batch: the update is that of their mean gradient */
     const tf_segment *segments;
@@ -78,6 +89,7 @@ extern const tf_model tf_the_model;
 typedef struct {
     const tf_plan *plan;
     uint16_t classes;
+    bool keeps_personal; /* the delta is without personal tensors */
     tf_frame frame;
 } tf_engine;
 
@@ -106,8 +118,8 @@ int32_t tf_engine_score(tf_engine *engine, const int8_t *sample, int32_t label);
 void tf_engine_train_step(tf_engine *engine, const int8_t *sample, int32_t label,
                           uint32_t learning_rate_q20, uint32_t seed);
 
-/* The values of the delta against the blob that was loaded, in plan order, in units of
- * 2^shift state units, rounded stochastically with the seed of the last training step: the
+/* The values of the delta against the blob that was loaded, in plan order (without those of personal
+ * tensors where the engine keeps them), in units of 2^shift state units, rounded stochastically with the seed of the last training step: the
  * same values whenever they are asked for again, and right on average over devices. */
 typedef struct {
     const tf_engine *engine;
@@ -117,5 +129,15 @@ typedef struct {
 } tf_delta_cursor;
 void tf_delta_begin(tf_delta_cursor *cursor, const tf_engine *engine);
 int32_t tf_delta_next(tf_delta_cursor *cursor); /* plan->delta_values calls at most */
+
+/* What a device keeps for itself of a plan's state, as it is after training: of each tensor its
+ * trained values and their fractions, in plan order, words of four bytes. Either of the personal
+ * tensors or of all; velocities aren't kept. */
+uint32_t tf_engine_kept_bytes(const tf_plan *plan, bool personal_only);
+/* Word `index` of it (little endian). */
+uint32_t tf_engine_kept_word(const tf_engine *engine, bool personal_only, uint32_t index);
+/* Lays `kept` (tf_engine_kept_bytes, 4-byte aligned) over what was loaded: the state becomes
+ * version + (kept - version) * mix / 2^8, rounded, with `mix` 0 … TF_WHOLE_MIX. */
+void tf_engine_lay_over(tf_engine *engine, const uint8_t *kept, bool personal_only, uint32_t mix);
 
 #endif

@@ -10,6 +10,7 @@ typedef struct {
     tf_flash_region journal;  /* two units of one size */
     tf_flash_region slots[2]; /* of the weights store */
     tf_sample_region samples;
+    tf_flash_region personal; /* two units of one size; no bytes where no plan is personal */
 } tf_flash_layout;
 
 #endif

@@ -38,6 +38,17 @@
 #define TF_WEIGHTING_SAMPLES 0u
 #define TF_WEIGHTING_UNIFORM 1u
 
+/* What a task does with the personal tensors of its plan. */
+#define TF_PERSONAL_NOTHING 0u /* they are trained and sent as the others are */
+#define TF_PERSONAL_BESIDE 1u  /* trained with the others, and kept; the others are sent */
+#define TF_PERSONAL_FROZEN 2u  /* as in the version; the others are trained and sent */
+#define TF_PERSONAL_ALONE 3u   /* trained while the others stay, and kept; scores are sent */
+#define TF_PERSONAL_LOCAL 4u   /* the whole plan, from the device's own values; scores are sent */
+
+/* Beside what the application works with (tf_kept_use), in a delta. */
+#define TF_KEPT_WITH_PERSONAL 0x40u /* correct_after is with what the device has of them */
+#define TF_KEPT_WITH_LOCAL 0x80u    /* correct_local was measured */
+
 /* What became of a delta. */
 #define TF_RECEIPT_COUNTED 0u
 #define TF_RECEIPT_REFUSED 1u
@@ -119,7 +130,7 @@ typedef struct {
     uint16_t coded_chunk_bytes; /* in this message: 0 … TF_UPLINK_CHUNK_LIMIT */
     uint8_t coding;
     uint8_t weighting;
-    uint8_t kept; /* wire.md: what the application works with */
+    uint8_t kept; /* what the application works with, and TF_KEPT_… */
 } tf_delta;
 
 typedef struct {

@@ -8,6 +8,7 @@ extern char __slot_a_start[], __slot_a_bytes[], __slot_a_sector[], __slot_a_sect
 extern char __slot_b_start[], __slot_b_bytes[], __slot_b_sector[], __slot_b_sector_count[];
 extern char __samples_start[], __samples_bytes[], __samples_sector[], __samples_sector_count[];
 extern char __samples_units[], __samples_keep[];
+extern char __personal_start[], __personal_bytes[], __personal_sector[], __personal_sector_count[];
 extern uint8_t __pool_start[], __pool_end[];
 
 #define NUMBER(symbol) ((uint32_t)(uintptr_t)(symbol))
@@ -24,6 +25,7 @@ tf_board_layout tf_board_get_layout(void) {
                 .slots = {REGION(slot_a), REGION(slot_b)},
                 .samples = {REGION(samples), (uint16_t)NUMBER(__samples_units),
                             (uint8_t)NUMBER(__samples_keep)},
+                .personal = REGION(personal),
             },
         .pool = __pool_start,
         .pool_bytes = NUMBER(__pool_end) - NUMBER(__pool_start),

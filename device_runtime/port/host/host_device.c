@@ -358,6 +358,16 @@ void tf_host_device_candidate_weights(const tf_host_device *device, uint8_t *sha
     }
 }
 
+int32_t tf_host_device_infer(const tf_host_device *device, const int8_t *sample, void *pool,
+                             uint32_t pool_bytes) {
+    tf_engine engine;
+    if (!device->is_ready || !device->has_power ||
+        tf_client_load_model(&device->client, &engine, pool, pool_bytes) != TF_OK) {
+        return -1;
+    }
+    return tf_engine_predict(&engine, sample);
+}
+
 const tf_model *tf_host_model(void) {
     return &tf_the_model;
 }

@@ -119,6 +119,11 @@ int32_t tf_host_device_state(const tf_host_device *device);
 void tf_host_device_current_weights(const tf_host_device *device, uint8_t *sha256);
 void tf_host_device_candidate_weights(const tf_host_device *device, uint8_t *sha256);
 
+/* What the application does with a sample of its sensor between two calls of the above, in a pool of
+ * its own (16-byte aligned): the class that it infers, negative where that can't be. */
+int32_t tf_host_device_infer(const tf_host_device *device, const int8_t *sample, void *pool,
+                             uint32_t pool_bytes);
+
 /* Of the model that is linked in. */
 const tf_model *tf_host_model(void);
 

@@ -45,8 +45,7 @@ const keyOf = (node) => node.id || node.dataset?.key || "";
 // What the person who looks has changed stays.
 function isTheirs(node, name) {
   if (name === "open") return node.matches("details, dialog");
-  if (name === "value" || name === "checked") return node.matches("input, textarea, option");
-  return name === "data-theirs";
+  return (name === "value" || name === "checked") && node.matches("input, textarea, option");
 }
 
 function swap(old, fresh) {
@@ -59,7 +58,7 @@ function swap(old, fresh) {
     return;
   }
   const isSameTime = old.nodeName === "TIME" && old.dateTime === fresh.dateTime;
-  if (isSameTime || old.hasAttribute("data-theirs")) return;
+  if (isSameTime) return;
   for (const { name, value } of fresh.attributes) {
     if (!isTheirs(old, name) && old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
@@ -273,13 +272,14 @@ document.addEventListener("click", (event) => {
 });
 
 // ---- a campaign's text that was started needn't be kept any more ----------------------------
+// A start leads to the campaign's page. Any other page that comes instead means that there was none.
 
-if (document.getElementById("standing")) {
-  for (const key of Object.keys(sessionStorage)) {
-    if (key.startsWith("tinyfleet-campaign ") && JSON.parse(sessionStorage[key]).isStarted) {
-      sessionStorage.removeItem(key);
-    }
-  }
+for (const key of Object.keys(sessionStorage)) {
+  if (!key.startsWith("tinyfleet-campaign ")) continue;
+  const kept = JSON.parse(sessionStorage[key]);
+  if (!kept.isStarted) continue;
+  if (document.getElementById("standing")) sessionStorage.removeItem(key);
+  else sessionStorage.setItem(key, JSON.stringify({ ...kept, isStarted: false }));
 }
 
 // ---- theme ---------------------------------------------------------------------------------

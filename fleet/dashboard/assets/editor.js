@@ -3,7 +3,8 @@ const form = document.querySelector("form[data-editor]");
 const field = document.getElementById("text");
 const numbers = form.querySelector(".line-numbers");
 const begun = field.value;
-const KEPT = `tinyfleet-campaign ${location.pathname}${location.search}`;
+// Of the page that it was begun on: its answers have the same address.
+const KEPT = `tinyfleet-campaign ${form.getAttribute("action")}`;
 
 function count() {
   const lines = field.value.split("\n").length;

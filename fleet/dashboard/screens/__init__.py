@@ -16,12 +16,12 @@ A screen is a function that asks the API and gives what its template is filled w
 Its template says `{% extends layout %}` and fills the block `main`; parts of it that change while
 somebody looks have an `id` and `data-live`, rows a `data-key`. `ui` is `macros.html`, with what
 pages share: buttons that know the role, badges, empty states; `icon(name)` draws one of
-`icons.html`. What the API refuses becomes an error page by itself; where it belongs beside a field,
-the function catches `FleetError`. A browser looks at every page: a new one gets a line in
-tests/fleet/dashboard/browser/sights.py.
+`icons.html`. What the API refuses becomes an error page by itself; what was typed must not be lost,
+so a form catches `REFUSALS` and comes back with `beside_form`. A browser looks at every page: a new
+one gets a line in tests/fleet/dashboard/browser/sights.py.
 
 Two people of one role are shown the same, fetched once a second for both: a page's function knows
-the role, the path and the query, and nothing of who asks.
+the role, the path and the query, and nothing of who asks. A form's key is the frame's.
 """
 
 from fleet.dashboard.page import Action, Screen

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import get_args
 
 from fleet.dashboard import campaign_charts, campaign_words
+from fleet.dashboard.errors import REFUSALS, beside_form
 from fleet.dashboard.page import Context, GoTo, Page, Screens, Show
 from fleet.errors import ConflictError, NotKnownError, ServiceError
 from fleet.service.campaign_schema import CampaignStanding, CampaignState
@@ -88,7 +88,6 @@ def _confirm(
         "one": one,
         "deed": deed,
         "seen": campaign_words.seen(one),
-        "key": secrets.token_hex(16),
         "mistake": mistake,
         "why": why,
         "words": campaign_words,
@@ -106,13 +105,14 @@ def act(page: Page) -> GoTo | Show:
     key = campaign_words.key_of(form.get("key", ""), campaign, action, form.get("why", ""))
     try:
         page.api.act(campaign, action, shown, key)
-    except ConflictError as error:
+    except REFUSALS as error:
+        mistake, status = beside_form(error)
         one = page.api.standing(campaign)
         deed = campaign_words.deed(one, action)
         if deed is None:
             raise
-        context = _confirm(one, deed, str(error), form.get("why", ""))
-        return Show("campaign_confirm.html", "Are you sure?", context, 409)
+        context = _confirm(one, deed, mistake, form.get("why", ""))
+        return Show("campaign_confirm.html", "Are you sure?", context, status)
     one = page.api.standing(campaign)
     done = {
         "approve": "It was approved.",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from fleet.dashboard.charts import Chart, lines
-from fleet.dashboard.formats import percent
+from fleet.dashboard.errors import REFUSALS, beside_form
+from fleet.dashboard.formats import clock, percent
 from fleet.dashboard.page import Context, GoTo, Page, Screens, Show
 from fleet.dashboard.screens.fleet import STATES, state_of
-from fleet.errors import ServiceError
 from fleet.service.schema import HistoryEntry
 
 screens = Screens("fleet")
@@ -36,8 +35,9 @@ def device(page: Page) -> Context:
     return _context(page)
 
 
-def _context(page: Page, labels: str = "", wanted: dict[str, str] | None = None) -> Context:
-    name = page.path["device"]
+def _context(page: Page, mistake: str = "") -> Context:
+    """With what the form of labels was filled with, where it was refused."""
+    name, form = page.path["device"], page.form
     found = page.api.device(name)
     history = page.api.device_history(name)
     return {
@@ -48,8 +48,20 @@ def _context(page: Page, labels: str = "", wanted: dict[str, str] | None = None)
         "rounds_at_once": ROUNDS_AT_ONCE,
         "scores": scores(history),
         "versions": versions(history),
-        "labels": found.labels if wanted is None else wanted,
-        "mistake": labels,
+        "labels": {**found.labels, **_labels(form)},
+        "new_name": form.get("new_name", ""),
+        "new_value": form.get("new_value", ""),
+        "why": form.get("why", ""),
+        "mistake": mistake,
+    }
+
+
+def _labels(form: Mapping[str, str]) -> dict[str, str]:
+    """As they were typed into their fields."""
+    return {
+        field.removeprefix(_LABEL): value.strip()
+        for field, value in form.items()
+        if field.startswith(_LABEL)
     }
 
 
@@ -88,8 +100,7 @@ def scores(history: Sequence[HistoryEntry]) -> Chart | None:
 
 
 def _round(one: HistoryEntry) -> str:
-    ended = datetime.fromtimestamp(one.ended or 0.0, UTC).strftime("%Y-%m-%d %H:%M")
-    return f"{one.name or one.campaign} {one.round}, {ended}"
+    return f"{one.name or one.campaign} {one.round}, {clock(one.ended or 0.0)}"
 
 
 def versions(history: Sequence[HistoryEntry]) -> list[Had]:
@@ -112,11 +123,7 @@ def versions(history: Sequence[HistoryEntry]) -> list[Had]:
 def label(page: Page) -> GoTo | Show:
     """Set labels; what is left empty is taken away."""
     name = page.path["device"]
-    wanted = {
-        field.removeprefix(_LABEL): value.strip()
-        for field, value in page.form.items()
-        if field.startswith(_LABEL)
-    }
+    wanted = _labels(page.form)
     new = page.form.get("new_name", "").strip()
     if new:
         wanted[new] = page.form.get("new_value", "").strip()
@@ -124,11 +131,9 @@ def label(page: Page) -> GoTo | Show:
         return GoTo(f"/devices/{name}", "Nothing was changed.")
     try:
         page.api.label_device(name, {key: value or None for key, value in wanted.items()})
-    except ServiceError as error:
-        if error.status != 422:
-            raise
-        known = {key: value for key, value in wanted.items() if key != new}
-        return Show("device.html", name, _context(page, str(error), known), 422)
+    except REFUSALS as error:
+        mistake, status = beside_form(error)
+        return Show("device.html", name, _context(page, mistake), status)
     return GoTo(f"/devices/{name}", "The labels are changed.")
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
-
 from fleet.dashboard import campaign_charts
 from fleet.dashboard.campaign_words import key_of
+from fleet.dashboard.errors import REFUSALS, beside_form
 from fleet.dashboard.page import Context, GoTo, Page, Screens, Show
 from fleet.errors import ConflictError, NotKnownError, ServiceError
 from fleet.service.roles import Permission
@@ -100,7 +99,6 @@ def _confirm(one: ModelView, action: str, number: int | None, mistake: str, reas
         "action": action,
         "chosen": version,
         "consequences": told,
-        "key": secrets.token_hex(16),
         "mistake": mistake,
         "why": reason,
         "may_release": Permission.APPROVE,
@@ -123,7 +121,8 @@ def act(page: Page) -> GoTo | Show:
             made = page.api.rollback_model(name, number, key)
             said = f"{name}:{number} is withdrawn; the newest released one is {made.version}."
             return GoTo(f"/models/{name}", said)
-    except ConflictError as error:
-        context = _confirm(page.api.model(name), action, number, str(error), reason)
-        return Show("model_confirm.html", "Are you sure?", context, 409)
+    except REFUSALS as error:
+        mistake, status = beside_form(error)
+        context = _confirm(page.api.model(name), action, number, mistake, reason)
+        return Show("model_confirm.html", "Are you sure?", context, status)
     raise ConflictError(f"there is nothing to do that is called {action!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from importlib.resources import files
 
 import yaml
@@ -10,20 +9,14 @@ from pydantic import ValidationError
 
 from fleet.dashboard.campaign_fields import parts_of
 from fleet.dashboard.campaign_words import key_of
-from fleet.dashboard.errors import first_mistake, status_of, told
+from fleet.dashboard.errors import REFUSALS, beside_form
 from fleet.dashboard.page import Context, GoTo, Page, Screens, Show
-from fleet.errors import (
-    AccessError,
-    ConflictError,
-    FleetError,
-    NotKnownError,
-    ServiceError,
-    UnknownTokenError,
-)
-from fleet.service.campaign_schema import CampaignPlan, CampaignReading, MistakeView
+from fleet.dashboard.session import url
+from fleet.service.campaign_schema import CampaignPlan, CampaignReading
 
 screens = Screens("campaigns")
-STARTS = ("adapt", "evaluate", "rollout")
+STARTS = ("adapt", "personalize", "evaluate", "rollout")
+NOTHING_READ = CampaignReading(campaign=None, mistakes=[])
 
 
 @screens.page("/campaigns/new", "campaign_new.html", "New campaign")
@@ -37,7 +30,12 @@ def new_campaign(page: Page) -> Context:
     else:
         text = _start(page, kind if kind in STARTS else "adapt")
     # What it would do takes seconds where there are very many devices: the script asks for it.
-    return {**_editor(page, text, _read(page, text), None, ""), "is_answer": False}
+    reading, problem = NOTHING_READ, ""
+    try:
+        reading = page.api.read_campaign(text)
+    except ValidationError as error:
+        problem, _ = beside_form(error)
+    return {**_editor(page, text, reading, None, problem), "is_answer": False}
 
 
 @screens.action("/campaigns/new")
@@ -45,17 +43,16 @@ def start(page: Page) -> GoTo | Show:
     """Try it, or start it; the text stays where it is wrong."""
     form = page.form
     text = form.get("text", "").replace("\r\n", "\n")
-    reading, plan, problem = _look(page, text)
-    if form.get("do") != "start" or reading.campaign is None:
-        status = 422 if form.get("do") == "start" else 200
-        return _show(page, text, reading, plan, problem, status)
+    reading = NOTHING_READ
     try:
+        reading = page.api.read_campaign(text)
+        if form.get("do") != "start" or reading.campaign is None:
+            status = 422 if form.get("do") == "start" else 200
+            return _show(page, text, reading, "", status)
         key = key_of(form.get("key", ""), text, form.get("why", ""))
         made = page.api.start_campaign(reading.campaign, key)
-    except UnknownTokenError:
-        raise
-    except (AccessError, ConflictError, NotKnownError, ServiceError) as error:
-        return _show(page, text, reading, plan, told(error), status_of(error))
+    except REFUSALS as error:
+        return _show(page, text, reading, *beside_form(error))
     return GoTo(f"/campaigns/{made.campaign}", f"{made.name} was started.")
 
 
@@ -68,27 +65,6 @@ def _start(page: Page, kind: str) -> str:
     return text.replace("{{ version }}", str(version))
 
 
-def _read(page: Page, text: str) -> CampaignReading:
-    try:
-        return page.api.read_campaign(text)
-    except ValidationError as error:
-        mistake = MistakeView(field="", line=None, message=first_mistake(error))
-        return CampaignReading(campaign=None, mistakes=[mistake])
-
-
-def _look(page: Page, text: str) -> tuple[CampaignReading, CampaignPlan | None, str]:
-    """What a text says, what it would do, and why that can't be told."""
-    reading = _read(page, text)
-    if reading.campaign is None:
-        return reading, None, ""
-    try:
-        return reading, page.api.plan_campaign(reading.campaign), ""
-    except UnknownTokenError:
-        raise
-    except FleetError as error:
-        return reading, None, str(error)
-
-
 def _editor(
     page: Page, text: str, reading: CampaignReading, plan: CampaignPlan | None, problem: str
 ) -> Context:
@@ -97,20 +73,23 @@ def _editor(
         "mistakes": reading.mistakes,
         "plan": plan,
         "problem": problem,
-        "key": secrets.token_hex(16),
         "why": page.form.get("why", ""),
         "parts": parts_of(page.api.campaign_schema()),
         "starts": STARTS,
+        # Answers have the address of the page that they come from: what was typed is kept under it.
+        "address": url(
+            "/campaigns/new", clone=page.query.get("clone"), kind=page.query.get("kind")
+        ),
     }
 
 
-def _show(
-    page: Page,
-    text: str,
-    reading: CampaignReading,
-    plan: CampaignPlan | None,
-    problem: str,
-    status: int,
-) -> Show:
+def _show(page: Page, text: str, reading: CampaignReading, problem: str, status: int) -> Show:
+    """The editor with what is wrong, and what the text would do, as far as that can be told."""
+    plan: CampaignPlan | None = None
+    if reading.campaign is not None:
+        try:
+            plan = page.api.plan_campaign(reading.campaign)
+        except REFUSALS as error:
+            problem = problem or beside_form(error)[0]
     context = {**_editor(page, text, reading, plan, problem), "is_answer": True}
     return Show("campaign_new.html", "New campaign", context, status)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from pydantic import ValidationError
-
 from fleet.dashboard.campaign_words import key_of
-from fleet.dashboard.errors import first_mistake, told
+from fleet.dashboard.errors import REFUSALS, beside_form
 from fleet.dashboard.page import Context, GoTo, Page, Screens, Show
-from fleet.errors import ConflictError, ServiceError
+from fleet.errors import ConflictError
 from fleet.service.roles import Permission, may
 from fleet.service.schema import Role, TokenView, WebhookView
 
@@ -41,7 +38,6 @@ def _all(page: Page, mistakes: Mapping[str, str] | None = None) -> Context:
         "refusal": page.refusal(Permission.ADMINISTER),
         "roles": get_args(Role),
         "kinds": EVENTS,
-        "key": secrets.token_hex(16),
         "form": page.form,
         "days": DEFAULT_DAYS,
         "mistakes": {"token": "", "webhook": "", **(mistakes or {})},
@@ -74,8 +70,8 @@ def issue_token(page: Page) -> GoTo | Show:
     )
     try:
         made = page.api.issue_token(form.get("who", "").strip(), role, days, key)
-    except ValidationError as error:
-        return _again(page, "token", first_mistake(error))
+    except REFUSALS as error:
+        return _again(page, "token", *beside_form(error))
     return _secret(f"Token of {made.who}", made.secret, f"{made.who} is {made.role} with it.")
 
 
@@ -89,17 +85,13 @@ def add_webhook(page: Page) -> GoTo | Show:
     key = key_of(page.form.get("key", ""), address, *wanted, page.form.get("why", ""))
     try:
         made = page.api.add_webhook(address, wanted, key)
-    except ValidationError as error:
-        return _again(page, "webhook", first_mistake(error))
-    except ServiceError as error:
-        if error.status != 422:
-            raise
-        return _again(page, "webhook", told(error))
+    except REFUSALS as error:
+        return _again(page, "webhook", *beside_form(error))
     return _secret("Secret of the webhook", made.secret, "What it sends is signed with it.")
 
 
-def _again(page: Page, part: str, mistake: str) -> Show:
-    return Show("settings.html", "Settings", _all(page, {part: mistake}), 422)
+def _again(page: Page, part: str, mistake: str, status: int = 422) -> Show:
+    return Show("settings.html", "Settings", _all(page, {part: mistake}), status)
 
 
 def _secret(what: str, secret: str, text: str) -> Show:
@@ -123,7 +115,7 @@ def confirm(page: Page) -> Context:
         said = f"{found.who} ({found.role}) can't log in with tf_{name}_… any more, at once."
     else:
         said = f"Nothing is sent to {found.url} any more."
-    return {"kind": kind, "name": name, "said": said, "key": secrets.token_hex(16)}
+    return {"kind": kind, "name": name, "said": said}
 
 
 def _id(one: TokenView | WebhookView) -> str:
@@ -134,10 +126,11 @@ def _id(one: TokenView | WebhookView) -> str:
 def remove(page: Page) -> GoTo | Show:
     """Revoke the token, or remove the webhook."""
     kind, name = page.path["kind"], page.path["name"]
+    key = key_of(page.form.get("key", ""), kind, name, page.form.get("why", ""))
     if kind == "tokens":
-        page.api.revoke_token(name)
+        page.api.revoke_token(name, key)
         return GoTo("/settings", f"The token tf_{name}_… is revoked.")
     if kind == "webhooks":
-        page.api.remove_webhook(name)
+        page.api.remove_webhook(name, key)
         return GoTo("/settings", "The webhook is removed.")
     raise ConflictError(f"there are no {kind} to remove")

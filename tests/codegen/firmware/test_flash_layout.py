@@ -12,6 +12,7 @@ from codegen.errors import BudgetError
 from codegen.firmware.boards import Board, list_boards, load_board
 from codegen.firmware.flash_layout import (
     LEAST_SAMPLES,
+    PERSONAL_HEADER_BYTES,
     SAMPLE_LOG_BYTES,
     WANTED_SAMPLES,
     FlashLayout,
@@ -68,12 +69,13 @@ logs = st.lists(
     firmware=st.integers(0, 600 * KIB),
     weights=st.integers(0, 500 * KIB),
     log=logs,
+    personal=st.one_of(st.just(0), st.integers(1, 200 * KIB)),
 )
 def test_regions_are_whole_sectors_of_one_flash_that_never_overlap_and_are_large_enough(
-    board: Board, firmware: int, weights: int, log: list[LogNeeds]
+    board: Board, firmware: int, weights: int, log: list[LogNeeds], personal: int
 ) -> None:
     try:
-        layout = plan_flash(board, firmware, weights, log)
+        layout = plan_flash(board, firmware, weights, log, personal)
     except BudgetError:
         return  # other tests find the exact limit
     sizes = [size for flash in board.flashes.values() for size in flash.sectors]
@@ -97,6 +99,13 @@ def test_regions_are_whole_sectors_of_one_flash_that_never_overlap_and_are_large
     assert layout.firmware.bytes >= firmware
     slots = (layout.slot_a.bytes, layout.slot_b.bytes)
     assert min(slots) >= slot_header_bytes(weights) + weights
+    assert (layout.personal is not None) == (personal > 0)
+    if layout.personal is not None:
+        own = layout.personal
+        assert own.sector_count % 2 == 0
+        assert own.bytes // 2 >= PERSONAL_HEADER_BYTES + personal
+        of_it = range(own.first_sector, own.first_sector + own.sector_count)
+        assert len({sizes[sector] for sector in of_it}) == 1, "units of one size"
     samples = layout.samples
     assert samples.bytes % samples.units == samples.sector_count % samples.units == 0
     inside = range(samples.first_sector, samples.first_sector + samples.sector_count)
@@ -156,6 +165,26 @@ def test_digits_on_the_f407_lies_where_the_page_says() -> None:
         "samples": (0x080C0000, 256 * KIB),
     }
     assert layout.samples.units == 2
+
+
+def test_personal_tensors_lie_where_the_page_says_and_move_nothing_else() -> None:
+    f407 = load_board("stm32f407")
+    without = plan_flash(f407, 137_464, 41_428, sample_log_needs(64))
+    layout = plan_flash(f407, 137_464, 41_428, sample_log_needs(64), 80_000)
+    moved = {"firmware": (0x08010000, 192 * KIB), "personal": (0x08040000, 256 * KIB)}
+    assert places(layout) == {**places(without), **moved}
+    f746 = load_board("stm32f746")
+    without = plan_flash(f746, 138_016 - 32 * KIB, 41_428, sample_log_needs(64))
+    layout = plan_flash(f746, 138_016 - 32 * KIB, 41_428, sample_log_needs(64), 80_000)
+    outside = {"personal": (0x90000000, 256 * KIB)}
+    assert places(layout) == {**places(without), **outside}
+    log = sample_log_needs(128 * 128 * 3)
+    without = plan_flash(f746, 620_352, 49_256, log)
+    layout = plan_flash(f746, 620_352, 49_256, log, 60_000)
+    behind = {"personal": (0x90020000 + 65 * 64 * KIB, 128 * KIB)}
+    assert places(layout) == {**places(without), **behind}
+    with pytest.raises(BudgetError, match=r"personal tensors +600,256 bytes"):
+        plan_flash(f407, 137_464, 41_428, sample_log_needs(64), 300_000)
 
 
 def test_mcunet_on_the_f746_lies_where_the_page_says() -> None:

@@ -258,3 +258,45 @@ def test_momentum_and_accumulation_are_part_of_the_plan(graph: Graph) -> None:
     assert batch.keeps_velocity
     assert not plain.keeps_velocity
     assert batch.id != plain.id
+
+
+def test_personal_marks_become_tensors_in_the_order_of_the_delta(graph: Graph) -> None:
+    order = [op.name for op in graph.convolutions]
+    head = graph.head.name
+    fields = {"biases": {"last": 3}, "weights": [{"layer": order[-1]}]}
+    marks = {
+        "head": (f"{head}.bias", f"{head}.weight"),
+        f"{head}.weight": (f"{head}.bias", f"{head}.weight"),
+        "biases": tuple(f"{layer}.bias" for layer in order[-3:]),
+        order[-1]: (f"{order[-1]}.bias", f"{order[-1]}.weight"),
+        f"{order[-2]}.bias": (f"{order[-2]}.bias",),
+    }
+    for mark, tensors in marks.items():
+        assert resolve(spec(**fields, personal=[mark]), graph).personal == tensors
+    both = resolve(spec(**fields, personal=[order[-1], "head", "head"]), graph)
+    assert both.personal == resolve(spec(**fields, personal=["head", order[-1]]), graph).personal
+    assert both.canonical()["personal"] == list(both.personal)
+    again = resolve(PlanSpec.model_validate(both.canonical()), graph)
+    assert again.id == both.id
+
+
+def test_a_plan_without_personal_tensors_has_the_id_that_it_had(graph: Graph) -> None:
+    plain = resolve(spec(biases={"last": 3}), graph)
+    assert "personal" not in plain.canonical()
+    assert resolve(spec(biases={"last": 3}, personal=["head"]), graph).id != plain.id
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"personal": ["last"]}, "personal names 'last', of which the plan trains nothing"),
+        ({"head": False, "biases": ["last"], "personal": ["head"]}, "personal names 'head'"),
+        ({"personal": ["head"]}, "nothing would be left to learn together"),
+        ({"biases": ["last"], "personal": ["last.weight"]}, "personal names 'last.weight'"),
+    ],
+)
+def test_marks_that_make_no_sense_are_refused(
+    graph: Graph, fields: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(PlanError, match=why):
+        resolve(spec(**fields), graph)

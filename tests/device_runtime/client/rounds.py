@@ -14,7 +14,7 @@ from ..tiny_round import Data, Weights, clustered_data, train
 
 FACTORY = SMALL.factory
 DATA = clustered_data()
-ALL, BIASES, LARGE = PLANS
+ALL, BIASES, LARGE, PERSONAL = PLANS
 DELTA_TOPIC = "fleet/f/gw/gw/dev1/delta"
 TASK_TOPIC = "fleet/f/to/dev1/task"
 

@@ -19,6 +19,7 @@ from fleet.coordinator.driver import CampaignDriver
 from fleet.coordinator.key_holders import KeyHolders
 from fleet.coordinator.transport import Reply, Transport, read_replies
 from fleet.errors import UnmaskerError
+from fleet.privacy import discrete_gaussian
 from fleet.protocol import Announce, Delta, Task
 from fleet.protocol.keys import (
     DeviceKeys,
@@ -32,7 +33,14 @@ from fleet.protocol.keys import (
 )
 from fleet.protocol.manifest import Manifest
 from fleet.protocol.mask_requests import MaskRequest, UnmaskerFacts
-from fleet.protocol.masking import NONCE_BYTES, Binding, MaskParameters, Words, mask_delta
+from fleet.protocol.masking import (
+    NONCE_BYTES,
+    Binding,
+    MaskParameters,
+    Words,
+    mask_delta,
+    noise_key,
+)
 from fleet.store import SqlStore, sqlite_url
 from fleet.unmasker import LocalUnmasker, UnmaskerStore
 from tests.fleet.coordinator import small_model
@@ -96,6 +104,10 @@ class MaskedDevice(VirtualDevice):
         if parameters.norm_share:
             values = np.append(values, np.int32(parameters.norm_share))
         nonce = dice.bytes(NONCE_BYTES)
+        if parameters.noise_variance:
+            key = noise_key(self.keys.exchange, nonce)
+            noise = discrete_gaussian(key, parameters.noise_variance, values.size)
+            values = values + noise.astype(np.int32)
         made = mask_delta(self.keys.exchange, self.site.unmasker_keys, nonce, values, binding)
         coded = made.encode(parameters.bits)
         if self.spoils_seals:

@@ -26,7 +26,6 @@ from tests.fleet.coordinator.masked_site import (
 )
 from tests.fleet.gateway.deltas import FLEET, GATEWAY, delta_chunks
 
-
 PLANS_BY_SIZE = [
     bytes.fromhex(one.id) for one in sorted(PLANS.values(), key=lambda one: one.delta_values)
 ]
@@ -43,9 +42,7 @@ def plain_weights(
     config = CampaignConfig.parse(store.campaign(campaign).config)
     crcs = site.ask("collect", campaign=campaign, round=number)
     assert crcs["accepted"] == record.result["accepted"]
-    counted = {
-        (one["plan"], one["part"]) for one in record.result["sets"] if one["counted"]
-    }
+    counted = {(one["plan"], one["part"]) for one in record.result["sets"] if one["counted"]}
     parts: list[list[Any]] = [[] for _ in range(plan.masks.parts)]
     members: dict[tuple[str, int], dict[str, int]] = {}
     key = (bytes.fromhex(campaign), number)

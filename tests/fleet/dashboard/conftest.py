@@ -113,6 +113,7 @@ class Browser:
 
     def __init__(self, site: Site, token: str) -> None:
         self.site = site
+        self.token = token
         self.http = TestClient(
             site.app, base_url="http://service", follow_redirects=False, cookies={}
         )

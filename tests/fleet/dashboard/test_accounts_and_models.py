@@ -46,6 +46,12 @@ def test_a_models_lineage_and_two_versions_on_the_same_devices_are_shown(
     assert told.devices == 24
     assert f"24 devices have scored both: {told.better} better with 2" in page.text
     assert not links(page, "/confirm")
+    refused = [one for one in page.all("button") if "disabled" in one]
+    assert {one["aria-describedby"] for one in refused} == {
+        "refused-roll-back",
+        "refused-release-4",
+    }
+    assert page.text.count("viewer may not approve or release") == 2
     wrong = browser("viewer").page(f"/models/{MODEL}?first=1&second=77")
     assert "has no version 77" in wrong.text
 

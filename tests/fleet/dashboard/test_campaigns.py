@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
+from fleet.campaign.config import CampaignConfig
+from fleet.service.campaign_schema import CampaignPlan
+from fleet.service.client import Client
 from fleet.service.operations import Actor
 from fleet.store import Stages
 from tests.fleet.dashboard.conftest import Browser, Parsed, check_form, hidden, links
@@ -160,6 +163,17 @@ def test_a_page_of_before_does_nothing_and_says_how_things_stand(
     assert eve.post(f"/campaigns/{made}/confirm", old).status_code == 409
 
 
+@pytest.mark.parametrize("what", ["begin:7", "gate:9:soak", "begin:all"])
+def test_a_page_outlives_a_question_that_its_campaign_can_not_have(
+    browser: Callable[[str], Browser], story: Story, site: Site, what: str
+) -> None:
+    made = story.campaigns["few-cows"]
+    site.store.set_state(made, "driver", "waiting", "why", what)
+    page = browser("approver").page(f"/campaigns/{made}")
+    assert f"It waits for somebody to decide {what}" in page.text
+    assert browser("approver").get(f"/campaigns/{made}/confirm?do=approve").status_code == 409
+
+
 def test_an_author_does_not_approve_his_own(
     browser: Callable[[str], Browser], story: Story, site: Site
 ) -> None:
@@ -199,7 +213,7 @@ def test_only_what_can_be_done_is_offered(
 # ---- a new one ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["adapt", "evaluate", "rollout"])
+@pytest.mark.parametrize("kind", ["adapt", "personalize", "evaluate", "rollout"])
 def test_each_kinds_template_is_a_campaign_without_mistakes(
     browser: Callable[[str], Browser], story: Story, kind: str
 ) -> None:
@@ -262,6 +276,24 @@ def test_a_second_press_starts_nothing_twice_and_another_text_is_another_campaig
     third = ole.post("/campaigns/new", {**form, "text": GOOD + "seed: 3\n"})
     assert third.headers["Location"] != first.headers["Location"]
     assert site.operations.audit.newest(1, action="campaigns.start")[0].why == "because"
+
+
+def test_a_start_does_not_wait_for_a_plan_that_nobody_sees(
+    browser: Callable[[str], Browser], story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[CampaignConfig] = []
+    plan = Client.plan_campaign
+
+    def counted(client: Client, config: CampaignConfig) -> CampaignPlan:
+        planned.append(config)
+        return plan(client, config)
+
+    monkeypatch.setattr(Client, "plan_campaign", counted)
+    ole = browser("operator")
+    assert ole.post("/campaigns/new", {"text": GOOD, "do": "start", "key": "k"}).status_code == 303
+    assert planned == []
+    ole.post("/campaigns/new", {"text": GOOD, "do": "check"})
+    assert len(planned) == 1
 
 
 @pytest.mark.parametrize("role", ["viewer", "approver"])

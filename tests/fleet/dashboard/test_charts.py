@@ -48,9 +48,9 @@ def test_steps_of_one_value_are_around_it() -> None:
 
 
 @examples(100)
-@given(first=PAIRS, second=PAIRS, limit=FIGURES)
+@given(first=PAIRS, second=PAIRS)
 def test_lines_stay_within_the_plot(
-    first: list[tuple[float, float]], second: list[tuple[float, float]], limit: float
+    first: list[tuple[float, float]], second: list[tuple[float, float]]
 ) -> None:
     chart = lines(
         "t",
@@ -59,7 +59,6 @@ def test_lines_stay_within_the_plot(
         over="x",
         x_text=plain,
         y_text=plain,
-        limits={"limit": limit},
     )
     assert chart is not None
     marks = [mark for one in chart.lines for mark in one.marks]
@@ -70,7 +69,6 @@ def test_lines_stay_within_the_plot(
     for ticks, low, high in (
         (chart.x_ticks, LEFT, RIGHT),
         (chart.y_ticks, TOP, BOTTOM),
-        (chart.limits, TOP, BOTTOM),
     ):
         assert all(low - 0.01 <= tick.at <= high + 0.01 for tick in ticks)
     for one in chart.lines:

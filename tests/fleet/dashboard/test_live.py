@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
@@ -12,17 +12,43 @@ import httpx
 import pytest
 
 from fleet.dashboard import mount
-from fleet.dashboard.app import Dashboard
+from fleet.dashboard.app import PAGES_AT_ONCE, Dashboard
 from fleet.dashboard.shared import MOST_PAGES, Shared
 from fleet.errors import StoreAwayError
 from fleet.service.operations import Actor
 from fleet.service.schema import DeviceSummary
 from fleet.store import Tokens
-from tests.fleet.dashboard.conftest import Browser, Parsed
+from tests.fleet.dashboard.conftest import FROM_US, Browser, Parsed
 from tests.fleet.service.conftest import DAY, Site, seen
 from tests.patience import PATIENCE_SECONDS
 
 Browsers = Callable[[str], Browser]
+
+
+def service_of(site: Site) -> httpx.AsyncClient:
+    """For many requests at once: all of them are answered on this event loop, as in a service."""
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(site.app), base_url="http://service", timeout=None
+    )
+
+
+async def look(client: httpx.AsyncClient, token: str, path: str) -> httpx.Response:
+    return await client.get(f"/ui{path}", headers={"Cookie": f"tinyfleet_token={token}"})
+
+
+async def at_once(site: Site, wanted: Sequence[tuple[str, str]]) -> list[httpx.Response]:
+    """The answers to those who look, each with a token at a path."""
+    found: list[httpx.Response] = []
+    async with service_of(site) as client:
+
+        async def one(token: str, path: str) -> None:
+            found.append(await look(client, token, path))
+
+        with anyio.fail_after(PATIENCE_SECONDS):
+            async with anyio.create_task_group() as group:
+                for token, path in wanted:
+                    group.start_soon(one, token, path)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -126,11 +152,8 @@ def test_the_api_is_asked_once_for_all_who_look_at_a_page(
 
     monkeypatch.setattr(site.operations, "summarize_devices", counted)
     people = [Browser(site, Tokens(site.store).issue(f"p{n}", "viewer", DAY)[1]) for n in range(5)]
-    threads = [threading.Thread(target=one.live, args=("/fleet",)) for one in people]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    answers = anyio.run(at_once, site, [(one.token, "/fleet") for one in people])
+    assert [one.status_code for one in answers] == [200] * 5
     assert people[0].get("/fleet").status_code == 200
     assert asked == [""]
     people[0].live("/fleet?filter=online")
@@ -144,34 +167,64 @@ def test_the_api_is_asked_once_for_all_who_look_at_a_page(
 
 def test_more_pages_at_once_than_the_api_has_threads_are_all_answered(site: Site) -> None:
     """Pages wait for the API: were its threads theirs, all would wait for ever."""
-    cookies = {"tinyfleet_token": site.tokens["viewer"]}
-
-    async def ask() -> list[int]:
-        found: list[int] = []
-        transport = httpx.ASGITransport(site.app)
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://service", cookies=cookies
-        ) as client:
-
-            async def one(number: int) -> None:
-                found.append((await client.get(f"/ui/devices/d0?{number}")).status_code)
-
-            with anyio.fail_after(PATIENCE_SECONDS):
-                async with anyio.create_task_group() as group:
-                    for number in range(60):
-                        group.start_soon(one, number)
-        return found
-
-    assert anyio.run(ask) == [200] * 60
+    wanted = [(site.tokens["viewer"], f"/devices/d0?{number}") for number in range(60)]
+    assert [one.status_code for one in anyio.run(at_once, site, wanted)] == [200] * 60
 
 
-def test_what_is_kept_grows_old_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_for_a_page_that_another_fetches_keeps_nobody_out(
+    new_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a page that is slow keep anybody from logging in."""
+    site = new_site("memory")
+    mount(site.app, keep_seconds=3600)
+    goes_on = threading.Event()
+    asked: list[str] = []
+    summarize = site.operations.summarize_devices
+
+    def slow(actor: Actor, of: str) -> DeviceSummary:
+        asked.append(of)
+        assert goes_on.wait(PATIENCE_SECONDS)
+        return summarize(actor, of)
+
+    monkeypatch.setattr(site.operations, "summarize_devices", slow)
+    token = site.tokens["viewer"]
+    others = [f"/fleet?{number}" for number in range(PAGES_AT_ONCE - 2)]
+
+    async def ask() -> None:
+        async with service_of(site) as client, anyio.create_task_group() as group:
+            for path in ["/fleet"] * 2 * PAGES_AT_ONCE + others:
+                group.start_soon(look, client, token, path)
+            try:
+                with anyio.fail_after(PATIENCE_SECONDS):
+                    while len(asked) < len(others) + 1:
+                        await anyio.sleep(0.01)
+                    # All slots but one are taken by pages that are slow, none by those who wait.
+                    assert (await look(client, token, "/audit")).status_code == 200
+                    group.start_soon(look, client, token, "/fleet?last")
+                    while len(asked) < PAGES_AT_ONCE:
+                        await anyio.sleep(0.01)
+                    answer = await client.post(
+                        "/ui/login", data={"token": token, "next": "/ui/fleet"}, headers=FROM_US
+                    )
+                    assert answer.headers["Location"] == "/ui/fleet"
+                    assert (await look(client, token, "/nowhere")).status_code == 404
+            finally:
+                goes_on.set()
+
+    anyio.run(ask)
+    assert len(asked) == PAGES_AT_ONCE
+
+
+def test_what_is_kept_grows_old_and_is_bounded() -> None:
     now = [0.0]
     shared: Shared[int] = Shared(1.0, lambda: now[0])
     numbers = itertools.count()
 
+    async def find() -> int:
+        return next(numbers)
+
     def get(key: str) -> int:
-        return shared.get(key, lambda: next(numbers))
+        return anyio.run(shared.get, key, find)
 
     assert [get("a"), get("a"), get("b")] == [0, 0, 1]
     now[0] = 0.99
@@ -185,6 +238,11 @@ def test_what_is_kept_grows_old_and_is_bounded(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_fails_is_tried_again() -> None:
     shared: Shared[int] = Shared()
+    found = iter([0, 2])
+
+    async def find() -> int:
+        return 4 // next(found)
+
     with pytest.raises(ZeroDivisionError):
-        shared.get("a", lambda: 1 // 0)
-    assert shared.get("a", lambda: 2) == 2
+        anyio.run(shared.get, "a", find)
+    assert anyio.run(shared.get, "a", find) == 2

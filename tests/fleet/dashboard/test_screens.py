@@ -5,10 +5,13 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from fleet.dashboard.screens.fleet import SILENT_SECONDS
 from fleet.errors import AccessError, ConflictError, NotKnownError, ServiceError
 from fleet.registry import NewDevice
 from fleet.service.schema import DevicesToAdd, DeviceToAdd
@@ -16,6 +19,7 @@ from tests.fleet.dashboard.conftest import LIVE, Browser, Parsed
 from tests.fleet.service.conftest import SETUP, Site, measured, seen
 
 Browsers = Callable[[str], Browser]
+ALERTS = Path(__file__).parents[3] / "deploy" / "prometheus" / "alerts.yaml"
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror='a' & {{ 7*7 }}"
 
 
@@ -162,6 +166,12 @@ def test_a_site_in_trouble_comes_first_and_says_why(site: Site, browser: Browser
     assert "gw1: it speaks an older language" in browser("viewer").page("/fleet").text
 
 
+def test_a_gateway_is_away_when_the_alert_says_so() -> None:
+    groups = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
+    rules = {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
+    assert float(rules["TinyfleetGatewayAway"].rpartition(" > ")[2]) == SILENT_SECONDS
+
+
 def test_an_empty_fleet_says_how_to_begin(site: Site, browser: Browsers) -> None:
     ops = site.operations
     for number in range(6):
@@ -206,6 +216,15 @@ def test_labels_are_set_and_taken_away_with_a_reason(site: Site, browser: Browse
     page = someone.page("/devices/d0")
     assert "The labels are changed." in page.text
     assert "The labels are changed." not in someone.page("/devices/d0").text, "it is told once"
+
+
+def test_a_reason_in_whatever_alphabet_goes_with_a_form(site: Site, browser: Browsers) -> None:
+    form = {"label.line": "c", "why": 500 * "\N{CYRILLIC SMALL LETTER ZHE}"}
+    assert browser("operator").post("/devices/d0/labels", form).status_code == 303
+    assert site.operations.audit.newest(1)[0].why == form["why"]
+    answer = browser("operator").post("/devices/d0/labels", {**form, "why": 501 * "x"})
+    assert answer.status_code == 422
+    assert "a reason has 500 characters at most" in Parsed(answer.text).text
 
 
 def test_a_label_that_is_wrong_is_told_in_the_form(site: Site, browser: Browsers) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from fleet.store import Tokens
-from tests.fleet.dashboard.conftest import FROM_US, Browser, Parsed
+from tests.fleet.dashboard.conftest import FROM_US, Browser, Parsed, hidden
 from tests.fleet.service.conftest import DAY, Site
 
 
@@ -102,9 +102,25 @@ def test_nobody_is_led_elsewhere_after_logging_in(site: Site) -> None:
         "ui/",
         "",
         "/ui/\r\nSet-Cookie: a=b",
+        "//[",
+        "http://[x",
+        "/ui/\u2100",
     ):
         form = {"token": site.tokens["viewer"], "next": address}
         assert Browser(site, "").post("/login", form).headers["Location"] == "/ui/", address
+
+
+@pytest.mark.parametrize("address", ["//[", "http://[x", "//a]b", "http://\u2100/"])
+def test_an_address_that_is_none_leads_to_the_first_page(site: Site, address: str) -> None:
+    someone = Browser(site, site.tokens["viewer"])
+    login = someone.http.get("/ui/login", params={"next": address})
+    assert hidden(Parsed(login.text))["next"] == "/ui/"
+    sent = address.encode()
+    lost = someone.http.get("/ui/nowhere", headers={b"Referer": sent})
+    assert lost.status_code == 404
+    assert "/ui/" in [one.get("href") for one in Parsed(lost.text).all("a") if one.get("class")]
+    forged = someone.http.post("/ui/logout", headers={b"Origin": sent})
+    assert forged.status_code == 403
 
 
 def test_a_form_of_another_site_does_nothing(site: Site) -> None:

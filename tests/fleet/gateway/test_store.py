@@ -88,9 +88,7 @@ def test_a_store_of_another_version_is_refused_with_what_to_do(tmp_path: Path) -
         database.execute("CREATE TABLE rounds (id INTEGER PRIMARY KEY)")
         database.execute("PRAGMA user_version = 1")
     before = path.read_bytes()
-    with pytest.raises(
-        StoreError, match=r"version 1, this gateway reads 4; let.*move the file"
-    ):
+    with pytest.raises(StoreError, match=r"version 1, this gateway reads 4; let.*move the file"):
         RoundStore(path)
     assert path.read_bytes() == before
 

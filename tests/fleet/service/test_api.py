@@ -15,9 +15,10 @@ import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 
-from fleet.errors import ConflictError, StoreAwayError
+from fleet.errors import ConflictError, ServiceError, StoreAwayError
 from fleet.service import routes
 from fleet.service.operations import Operations
+from fleet.service.requests import MOST_REASON_CHARACTERS
 from fleet.service.schema import DeviceToAdd
 from fleet.store import Events, Idempotency, Tokens
 from tests.fleet.service.conftest import DAY, Site, campaign
@@ -142,6 +143,16 @@ def test_texts_and_numbers_that_no_database_keeps_are_refused(
         assert answer.json().keys() == {"error", "kind"}
     no_number = site.ask("admin", "GET", "/v1/events?follow=false", headers={"Last-Event-ID": "2e"})
     assert no_number.status_code == 422
+
+
+@pytest.mark.parametrize("letter", ["x", "ж", "\N{HONEYBEE}"])
+def test_a_reason_has_so_many_letters_whatever_the_bytes_of_one(site: Site, letter: str) -> None:
+    why = letter * MOST_REASON_CHARACTERS
+    assert site.client(why=why).label_device("d0", {"line": "c"}).labels == {"line": "c"}
+    assert site.operations.audit.newest(1)[0].why == why
+    with pytest.raises(ServiceError, match="X-Reason: a reason has 500 characters at most"):
+        site.client(why=why + letter).label_device("d0", {"line": "d"})
+    assert site.client().device("d0").labels == {"line": "c"}
 
 
 # ---- what is done once -------------------------------------------------------------------

@@ -51,6 +51,23 @@ def test_a_write_that_is_sent_again_has_the_same_key(waited: list[float]) -> Non
     assert (len(asked), len(keys), waited) == (2, 1, [0.5])
 
 
+def test_a_reason_goes_with_writes_and_with_nothing_else() -> None:
+    asked: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, json=WHO)
+
+    one = Client(
+        "http://h", "t", why="\N{HONEYBEE}\n it was  time", transport=httpx.MockTransport(handle)
+    )
+    one.whoami()
+    one.erase_device("d0")
+    assert "X-Reason" not in asked[0].headers
+    reasons = dict(asked[1].headers.raw)
+    assert reasons[b"X-Reason"] == "\N{HONEYBEE} it was time".encode()
+
+
 def test_a_service_that_stays_busy_is_given_up_with_its_own_words(waited: list[float]) -> None:
     busy = httpx.Response(429, headers={"Retry-After": "nonsense"}, json={"error": "too many"})
     one, asked = client(lambda n: busy)

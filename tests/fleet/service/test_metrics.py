@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fleet.campaign import RoundKind, RoundPlan
 from fleet.campaign.planning import Assignment
 from fleet.clock import VirtualClock
+from fleet.dashboard import mount
 from fleet.errors import StoreAwayError
 from fleet.service.metrics import STATES
 from fleet.store import ENDED_STATES, SqlStore
@@ -144,6 +145,21 @@ def test_a_campaign_that_waits_is_told_until_it_goes_on(site: Site) -> None:
     assert {key[1] for key in found if key[0] == "tinyfleet_campaigns"} == set(STATES)
     assert found["tinyfleet_campaigns", "running"] == 1
     assert set(ENDED_STATES) < set(STATES)
+
+
+def test_pages_are_counted_apart_from_the_api_and_from_what_is_not_there(site: Site) -> None:
+    mount(site.app)
+    site.http.get("/ui/login")
+    site.http.get("/ui/nowhere")
+    site.http.get("/wp-login.php")
+    site.ask("viewer", "GET", "/v1/devices/d0")
+    counted = {key[1:] for key in figures(site) if key[0] == "tinyfleet_api_requests_total"}
+    assert counted == {
+        ("GET", "/ui", "200"),
+        ("GET", "/ui", "404"),
+        ("GET", "unknown", "404"),
+        ("GET", "/v1/devices/{device}", "200"),
+    }
 
 
 def test_a_gateway_that_makes_no_sense_is_told(site: Site) -> None:

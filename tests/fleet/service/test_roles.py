@@ -11,13 +11,14 @@ import pytest
 from fleet.service.roles import Permission, may
 from fleet.store import ROLES
 from tests.fleet.coordinator import small_model
-from tests.fleet.service.conftest import Site, campaign
+from tests.fleet.service.conftest import Site, campaign, private_campaign
 
 EVERYBODY = frozenset(ROLES)
 OPERATORS = frozenset({"operator", "admin"})
 APPROVERS = frozenset({"approver", "admin"})
 ADMINS = frozenset({"admin"})
 CAMPAIGN = {"campaign": campaign().model_dump(mode="json", exclude_unset=True)}
+PRIVATE = {"campaign": private_campaign().model_dump(mode="json", exclude_unset=True)}
 WEIGHTS = base64.b64encode(small_model.blob()).decode()
 
 
@@ -71,6 +72,7 @@ TABLE = {
     "GET /v1/campaigns": Cell(EVERYBODY),
     "POST /v1/campaigns": Cell(OPERATORS, CAMPAIGN),
     "POST /v1/campaigns-plan": Cell(EVERYBODY, CAMPAIGN),
+    "POST /v1/campaigns-privacy": Cell(EVERYBODY, PRIVATE),
     "POST /v1/campaigns-read": Cell(EVERYBODY, {"text": "name: x"}),
     "GET /v1/campaigns-schema": Cell(EVERYBODY),
     "GET /v1/campaigns/{campaign}": Cell(EVERYBODY),
@@ -78,6 +80,7 @@ TABLE = {
     "GET /v1/campaigns/{campaign}/rounds/{round}/figures": Cell(EVERYBODY, values={"round": "0"}),
     "GET /v1/campaigns/{campaign}/rounds/{round}": Cell(EVERYBODY, values={"round": "0"}),
     "POST /v1/campaigns/{campaign}/actions": Cell(OPERATORS, {"action": "pause"}),
+    "GET /v1/privacy": Cell(EVERYBODY),
     "GET /v1/tokens": Cell(ADMINS),
     "POST /v1/tokens": Cell(ADMINS, {"who": "bob", "role": "viewer"}),
     "DELETE /v1/tokens/{token}": Cell(ADMINS, values={"token": "0" * 16}),

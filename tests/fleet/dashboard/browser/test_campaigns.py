@@ -91,6 +91,28 @@ def test_what_was_typed_outlives_a_session_that_ends(service: Service, windows: 
     expect(page.get_by_label(TEXT)).to_have_value(RIGHT)
 
 
+def test_what_was_typed_outlives_a_start_that_fails_and_goes_with_one_that_does_not(
+    service: Service, windows: Windows
+) -> None:
+    one = windows(service, "operator")
+    page = one.open("/campaigns/new?kind=evaluate")
+    field, start = page.get_by_label(TEXT), page.get_by_role("button", name="Start it")
+    field.fill(WRONG)
+    start.click()
+    expect(page.locator(".mistakes li").first).to_be_visible()
+    one.open(f"/campaigns/{service.story.campaigns['pens']}")
+    one.open("/campaigns/new?kind=evaluate")
+    expect(field).to_have_value(WRONG)
+    field.fill(RIGHT)
+    page.get_by_role("button", name="Try it").click()
+    expect(page.locator("#checked")).to_contain_text("What it would do now")
+    start.click()
+    _heading(page, "hooves")
+    one.open("/campaigns/new?kind=evaluate")
+    expect(field).to_have_value(re.compile("kind: evaluate"))
+    expect(page.locator("#kept")).to_be_hidden()
+
+
 def test_a_gate_trips_before_ones_eyes_and_the_devices_are_rolled_back(
     service: Service, windows: Windows
 ) -> None:

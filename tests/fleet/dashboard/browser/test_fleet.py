@@ -50,7 +50,7 @@ def test_a_page_that_is_looked_at_follows_and_leaves_what_one_does_alone(
     expect(herd).to_have_value("half a wo")
     expect(page.get_by_role("button", name="Retire cow-00000")).to_be_visible()
     herd.fill("bulls")
-    page.get_by_label("Why").first.fill("moved")
+    page.get_by_label("Reason").first.fill("moved")
     page.get_by_role("button", name="Save labels").click()
     expect(page.get_by_text("The labels are changed.")).to_be_visible()
     expect(herd).to_have_value("bulls")

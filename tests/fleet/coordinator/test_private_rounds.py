@@ -1,0 +1,182 @@
+"""Private campaigns through the driver, the gateway and the unmasker that ship."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fleet.aggregation import init
+from fleet.campaign import CampaignConfig, Operation, RoundOutcome, RoundPlan
+from fleet.campaign.privacy import SPENT
+from fleet.coordinator.closing import close_round
+from fleet.privacy import epsilon
+from fleet.store import Ledger, SqlStore
+from tests.fleet.coordinator.direct_transport import PowerCutError
+from tests.fleet.coordinator.masked_site import (
+    BLOB,
+    MANIFEST,
+    MaskedSite,
+    SiteTransport,
+    drive,
+    masked_campaign,
+)
+from tests.fleet.coordinator.test_masked_rounds import assert_bit_equal_to_plain, plain_weights
+
+RHO = 0.125
+"""Of a round with a multiplier of 2."""
+
+
+def said(**privacy: Any) -> dict[str, Any]:
+    """A campaign's fields."""
+    return {
+        "aggregation": {"rule": "fedavg"},
+        "privacy": {"clip": 40, "noise_multiplier": 2.0, "delta": 1e-2, **privacy},
+    }
+
+
+def plan_of(store: SqlStore, campaign: str, number: int) -> RoundPlan:
+    return RoundPlan.from_json(store.round(campaign, number).plan)
+
+
+class CutTransport(SiteTransport):
+    """The power goes when so many messages that begin rounds have gone out."""
+
+    def __init__(self, site: MaskedSite, dies_at: int) -> None:
+        self.left = dies_at
+        super().__init__(site)
+
+    def send(self, gateway: str, operation: Operation, fields: Mapping[str, Any]) -> None:
+        if operation is Operation.START:
+            if self.left == 0:
+                raise PowerCutError
+            self.left -= 1
+        super().send(gateway, operation, fields)
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_what_a_round_costs_is_in_the_ledger_before_a_task_goes_out_and_once(
+    tmp_path: Path, cut: int
+) -> None:
+    site = MaskedSite(tmp_path, seed=1, devices=6)
+    everybody = set(site.devices)
+    with masked_campaign(site, rounds=2, **said()) as (store, campaign):
+        with pytest.raises(PowerCutError):
+            drive(site, store, campaign, CutTransport(site, cut))
+        ledger = Ledger(store)
+        begun = dict.fromkeys(everybody, (cut + 1) * RHO)
+        assert ledger.spent(everybody) == pytest.approx(begun, rel=1e-3)
+        assert drive(site, store, campaign, SiteTransport(site)) == "finished"
+        assert ledger.spent(everybody) == pytest.approx(dict.fromkeys(everybody, 2 * RHO), rel=1e-3)
+        assert_bit_equal_to_plain(site, store, campaign)
+        told = store.round(campaign, 2).result["privacy"]
+        assert told["rho"] == plan_of(store, campaign, 2).privacy.rho  # type: ignore[union-attr]
+        assert "scores" in told["not_covered"]
+    site.close()
+
+
+def test_devices_hear_of_clip_and_noise_in_their_signed_tasks(tmp_path: Path) -> None:
+    site = MaskedSite(tmp_path, seed=1, devices=6)
+    with masked_campaign(site, **said()) as (store, campaign):
+        assert drive(site, store, campaign, SiteTransport(site)) == "finished"
+        plan = plan_of(store, campaign, 1)
+        assert plan.masks is not None
+        assert plan.masks.parameters.clip == 40
+        assert plan.masks.parameters.noise_variance == math.ceil((2 * 40) ** 2 / 3)
+        assert plan.masks.parameters.least_devices == 3
+        # What left the devices had their noise: a bound alone has no such values.
+        values = np.concatenate([v for one in site.devices.values() for v in one.masked.values()])
+        assert np.abs(values).max() > plan.masks.parameters.value_bound
+    site.close()
+
+
+def test_a_device_that_has_spent_its_budget_isnt_asked(tmp_path: Path) -> None:
+    site = MaskedSite(tmp_path, seed=1, devices=8)
+    names = sorted(site.devices)
+    budget = epsilon(2 * RHO, 1e-2) + 1e-3
+    with masked_campaign(site, rounds=2, **said(budget_epsilon=budget)) as (store, campaign):
+        # Another campaign has had two of them.
+        store.create_campaign(
+            "b" * 16, store.campaign(campaign).config, {}, store.weights(campaign, 0)
+        )
+        plan = {"assignments": [{"device": one} for one in names[:2]], "privacy": {"rho": RHO}}
+        store.begin_round("b" * 16, "", 1, "train", plan)
+        assert drive(site, store, campaign, SiteTransport(site)) == "finished"
+        first, second = plan_of(store, campaign, 1), plan_of(store, campaign, 2)
+        assert {one.device for one in first.assignments} == set(names)
+        assert {one.device for one in second.assignments} == set(names[2:])
+        assert second.skipped == dict.fromkeys(names[:2], SPENT)
+        assert max(Ledger(store).spent(names).values()) <= 2 * RHO * (1 + 1e-6)
+    site.close()
+
+
+def test_a_campaign_whose_devices_have_all_spent_their_budget_ends_with_that_reason(
+    tmp_path: Path,
+) -> None:
+    site = MaskedSite(tmp_path, seed=1, devices=4)
+    fields = said(budget_epsilon=epsilon(RHO, 1e-2) + 1e-3)
+    with masked_campaign(site, rounds=2, wait_for_devices_seconds=30, **fields) as (
+        store,
+        campaign,
+    ):
+        assert drive(site, store, campaign, SiteTransport(site)) == "failed"
+        assert SPENT in store.campaign(campaign).reason
+        assert set(Ledger(store).spent(site.devices).values()) == {
+            plan_of(store, campaign, 1).privacy.rho  # type: ignore[union-attr]
+        }
+    site.close()
+
+
+def test_the_coordinators_noise_is_in_what_is_stored_and_not_drawn_anew(tmp_path: Path) -> None:
+    site = MaskedSite(tmp_path, seed=1, devices=6)
+    keys: list[bytes] = []
+
+    def entropy(size: int) -> bytes:
+        keys.append(bytes([len(keys) + 1]) * size)
+        return keys[-1]
+
+    site.holders = replace(site.holders, entropy=entropy)
+    fields = said(noise="coordinator", clip=3000)
+    with masked_campaign(site, **fields) as (store, campaign):
+        assert drive(site, store, campaign, SiteTransport(site)) == "finished"
+        plan = plan_of(store, campaign, 1)
+        assert plan.masks is not None
+        assert plan.masks.parameters.noise_variance == 0, "devices add none"
+        state = init(MANIFEST.tensors, BLOB)
+        plain = plain_weights(site, store, campaign, 1, state).master
+        stored = store.latest_weights(campaign)
+        difference = np.frombuffer(stored.master, "<f8") - plain
+        assert np.count_nonzero(difference) > difference.size / 2
+        drawn = len(keys)
+        assert drawn >= 1
+        # Whoever closes it once more gets what is stored, whatever noise they have drawn.
+        config = CampaignConfig.parse(store.campaign(campaign).config)
+        record = store.claim(campaign, "late")
+        manifests = {MANIFEST.bundle_id: MANIFEST}
+        nothing = RoundOutcome({}, {}, False)
+        base = store.weights(campaign, 0)
+        again = close_round(store, campaign, record.driver, config, manifests, plan, nothing, base)
+        assert again == store.round(campaign, 1).result
+        assert store.latest_weights(campaign) == stored
+    site.close()
+
+
+def test_the_clip_follows_what_devices_say_of_their_norms(tmp_path: Path) -> None:
+    site = MaskedSite(tmp_path, seed=1, devices=12)
+    # These devices all say that their norm is within the clip; there is next to no noise.
+    fields = said(noise_multiplier=0.01, clip=400, adaptive={"quantile": 0.5, "rate": 0.2})
+    with masked_campaign(site, rounds=3, **fields) as (store, campaign):
+        assert drive(site, store, campaign, SiteTransport(site)) == "finished"
+        clips = [plan_of(store, campaign, number).privacy.clip for number in (1, 2, 3)]  # type: ignore[union-attr]
+        assert clips == pytest.approx([400 * math.exp(-0.1 * number) for number in range(3)], abs=2)
+        assert store.round(campaign, 3).result["privacy"]["share_within"] == pytest.approx(
+            1, abs=0.1
+        )
+        shares = [plan_of(store, campaign, number).privacy.norm_share for number in (1, 2, 3)]  # type: ignore[union-attr]
+        assert shares == [clip // 4 for clip in clips]
+    site.close()
