@@ -16,7 +16,8 @@ from fleet.security.listening import ListenSettings
 from fleet.unmasker import folder as unmaskers
 from fleet.unmasker.folder import UnmaskerSettings
 
-SHOWN_SETS = 20
+SHOWN_SETS, COMPARED_SETS = 20, 1000
+SHOWN_DEVICES = 20
 ONE_OWNER = (
     "Whoever has both the unmasker and the gateways can unmask each delta. Run by one owner, masks "
     "are separation of duty alone: nobody sees a delta by accident or with one machine's disk; "
@@ -83,7 +84,12 @@ def enrol(folder: Path, file: Path, *, replace: bool, as_json: bool) -> None:
     if as_json:
         print_json({"enrolled": changed, "devices": good})
         return
-    console().print(f"{changed} devices are new or have new keys; {good} are enrolled.")
+    named = ", ".join(changed[:SHOWN_DEVICES]) + ("…" if len(changed) > SHOWN_DEVICES else "")
+    console().print(
+        f"{len(changed)} devices are new or have new keys{': ' if changed else ''}{named}. "
+        f"{good} are enrolled.",
+        soft_wrap=True,
+    )
 
 
 def revoke(folder: Path, device: str, *, as_json: bool) -> None:
@@ -136,11 +142,12 @@ def show(folder: Path, *, as_json: bool) -> None:
     unmasker = unmaskers.open_unmasker(folder)
     try:
         facts, devices = unmasker.facts(), unmasker.store.devices()
-        sets, count = unmasker.store.sets(SHOWN_SETS), unmasker.store.count_sets()
+        sets, count = unmasker.store.sets(COMPARED_SETS), unmasker.store.count_sets()
         refusals = unmasker.store.refusals()
     finally:
         unmasker.store.close()
     near = unmaskers.near_sets(sets, settings.least_devices)
+    newest = sets[-SHOWN_SETS:]
     if as_json:
         print_json(
             {
@@ -165,7 +172,7 @@ def show(folder: Path, *, as_json: bool) -> None:
                         "devices": list(one.devices),
                         "at": one.at,
                     }
-                    for one in sets
+                    for one in newest
                 ],
                 "near_sets": [
                     {
@@ -185,7 +192,9 @@ def show(folder: Path, *, as_json: bool) -> None:
         f"enrolled, {revoked} revoked. Sets of {facts.least_devices} and more: {count} answered.",
         soft_wrap=True,
     )
-    rows = [[one.campaign.hex(), one.round, one.plan.hex()[:12], len(one.devices)] for one in sets]
+    rows = [
+        [one.campaign.hex(), one.round, one.plan.hex()[:12], len(one.devices)] for one in newest
+    ]
     if rows:
         columns = ["campaign", "round", "plan begins with", "devices"]
         console().print(table("Newest sets", columns, rows))

@@ -14,7 +14,6 @@ from dataclasses import replace
 from fleet.campaign import (
     CampaignConfig,
     Members,
-    Operation,
     RoundKind,
     RoundOutcome,
     RoundPlan,
@@ -41,6 +40,7 @@ from fleet.coordinator.membership import Membership
 from fleet.coordinator.open_training import OpenTraining
 from fleet.coordinator.pace import Pace
 from fleet.coordinator.private_rounds import PrivateRounds
+from fleet.coordinator.rolling_back import RollingBack, RoundSteps
 from fleet.coordinator.round_runner import Context, RoundRunner
 from fleet.coordinator.traces import CampaignTraces
 from fleet.coordinator.transport import Transport
@@ -68,11 +68,6 @@ from fleet.store.models import CANDIDATE, RELEASED
 from fleet.tracing import Traces
 
 logger = logging.getLogger(__name__)
-
-ROLL_BACK_ROUNDS = 3
-"""So often devices are asked to go back; each time waits for a round's deadline."""
-MOST_NAMED = 5
-"""Devices in a reason; of more there is the number."""
 
 
 class _EndedError(Exception):
@@ -147,6 +142,17 @@ class CampaignDriver:
             self._holders.keys,
         )
         self._runner = RoundRunner(context)
+        self._rolling_back = RollingBack(
+            context,
+            self._runner,
+            self._membership,
+            self._blobs,
+            RoundSteps(
+                self._begun, self.plan_round, self._begin, self._close, self._store_cancelled
+            ),
+            self._stopped,
+            self._idle,
+        )
         self._unmasking = Unmasking(context, self._holders.unmaskers, self._stopped, self._idle)
         self._open_training = OpenTraining(
             context,
@@ -344,79 +350,12 @@ class CampaignDriver:
         if told:
             self._set_state("running")
 
-    # Rolling back
-
     def _roll_back(self, reason: str) -> None:
         """Bring all devices back to the weights that they had before the campaign."""
         self._rolls_back = True
         self._set_state("rolling-back", reason)
-        self._wait_for_released()
-        for _ in range(ROLL_BACK_ROUNDS):
-            if not self._roll_back_round():
-                break
-        missing = sorted(self._membership.to_roll_back(self._listener.devices()))
-        if missing:
-            named = ", ".join(missing[:MOST_NAMED]) + (", …" if len(missing) > MOST_NAMED else "")
-            reason += f"; {len(missing)} devices couldn't be reached to go back: {named}"
-        self._end("rolled-back", reason)
-
-    def _wait_for_released(self) -> None:
-        """A driver that has just begun doesn't know yet what devices have."""
-        end = self._clock.monotonic() + self._config.wait_for_devices_seconds
-        released, asked = self._membership.released(), set(self._listener.quarantined)
-        while not self._stopped() and self._clock.monotonic() < end:
-            if released <= {one.device for one in self._listener.devices()}:
-                return
-            for gateway in self._transport.gateways() - asked:
-                asked.add(gateway)
-                self._transport.send(gateway, Operation.HELLO, {})
-            self._listener.receive()
-
-    def _roll_back_round(self) -> bool:
-        """One round of it; False where nobody is left, or nobody can be reached."""
-        version = self._store.weights(self._campaign, 0)
-        plan = next(
-            (
-                self._stored_plan(one.number)
-                for one in self._begun().values()
-                if one.state == "running" and one.kind == RoundKind.ROLL_BACK.value
-            ),
-            None,
-        )
-        if plan is None:
-            plan = self._plan_to_roll_back(version.sha256)
-            if plan is None:
-                return False
-            plan = self._begin(plan)
-        outcome = self._runner.run(plan, self._blobs.of(plan), self._stopped)
-        if outcome.cancelled:
-            self._store_cancelled(plan)
-            return False
-        self._close(plan, outcome, version)
-        self._listener.hear_news(self._pace.news)
-        return True
-
-    def _plan_to_roll_back(self, weights: str) -> RoundPlan | None:
-        """Who goes back next; those that other campaigns have, or that are away, are waited for."""
-        deadline = self._clock.monotonic() + self._config.wait_for_devices_seconds
-        self._listener.hear_news(self._pace.news)
-        step = Step(
-            1 + max(self._begun(), default=0), RoundKind.ROLL_BACK, len(self._config.stages) - 1
-        )
-        while True:
-            back = self._membership.to_roll_back(self._listener.devices())
-            there = {one for one in set(back.values()) if self._blobs.has(one)}
-            back = {name: before for name, before in back.items() if before in there}
-            if not back:
-                return None
-            try:
-                return self.plan_round(step, weights, Members(frozenset(back), back))
-            except CampaignError as error:
-                if self._stopped() or self._clock.monotonic() > deadline:
-                    about = {"campaign": self._campaign, "round": step.number}
-                    logger.warning("campaign %s: %s", self._campaign, error, extra=about)
-                    return None
-            self._idle()
+        left = self._rolling_back.run()
+        self._end("rolled-back", reason + left)
 
     def _stored_plan(self, number: int) -> RoundPlan:
         return RoundPlan.from_json(self._store.round(self._campaign, number).plan)

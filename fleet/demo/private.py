@@ -9,21 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
-
-from fleet.coordinator.settings import (
-    CoordinatorSettings,
-    SigningSettings,
-    SuperLinkSettings,
-    UnmaskerSettings,
-)
+from fleet.coordinator.settings import CoordinatorSettings, SuperLinkSettings
 from fleet.coordinator.superlink import ManagedProcess
 from fleet.errors import UnmaskerError
 from fleet.ports import free_port
-from fleet.protocol.keys import DeviceKeys, Keyring, SignedKeyring, SigningKey
-from fleet.security import key_files
-from fleet.security.listening import ListenSettings
-from fleet.unmasker import UnmaskerStore, folder
+from fleet.service.deployment_keys import UNMASKER, enrol_devices, make_keys, unmasker_problem
 from simulator.machines.device_spec import DeviceSpec
 
 START_SECONDS = 60.0
@@ -37,44 +27,17 @@ class PrivateFleet:
 
     def __init__(self, work: Path, fleet: str, devices: Sequence[str], least_devices: int) -> None:
         """Make all keys in the folder ``work``; nothing runs yet."""
-        self.authority = SigningKey.generate()
-        task_key = SigningKey.generate()
-        key_files.write_key(work / key_files.TASK_KEY, key_files.TASK_SECRET, task_key.secret)
-        self._keys = {name: DeviceKeys.generate() for name in devices}
-        self._folder = work / "unmasker"
-        port = free_port()
-        public = folder.make(
-            self._folder,
-            folder.UnmaskerSettings(
-                fleet=fleet, least_devices=least_devices, listen=ListenSettings(port=port)
-            ),
-        )
-        store = UnmaskerStore(self._folder / folder.STORE)
-        store.enrol([of.enrol(fleet, name) for name, of in self._keys.items()], fleet, time.time())
-        store.close()
-        self._keyring = SignedKeyring.sign(
-            self.authority, fleet, Keyring(1, task_key.public, (public,))
-        )
-        key_files.write_keyring(work / key_files.KEYRING, self._keyring)
-        self._url = f"http://127.0.0.1:{port}"
+        self._work = work
         self.settings = work / "coordinator.toml"
         CoordinatorSettings(
             fleet=fleet,
             superlink=SuperLinkSettings(port=free_port()),
-            signing=SigningSettings(
-                key=work / key_files.TASK_KEY, keyring=work / key_files.KEYRING
-            ),
-            unmaskers=(
-                UnmaskerSettings(
-                    url=self._url,
-                    token_file=self._folder / folder.TOKEN,
-                    key=self._folder / key_files.UNMASKER_PUBLIC,
-                ),
-            ),
+            **make_keys(work, fleet, least_devices=least_devices),
         ).write(self.settings)
+        self._fleet_keys, self._keys = enrol_devices(work, fleet, devices)
         self.unmasker = ManagedProcess(
             "unmasker",
-            [sys.executable, "-m", "fleet.cli", "unmasker", "run", str(self._folder)],
+            [sys.executable, "-m", "fleet.cli", "unmasker", "run", str(work / UNMASKER)],
             work / "logs" / "unmasker.log",
             os.environ,
         )
@@ -85,8 +48,8 @@ class PrivateFleet:
             replace(
                 one,
                 keys=self._keys[one.device].encode(),
-                authority=self.authority.public,
-                keyring=self._keyring.encode(),
+                authority=self._fleet_keys.authority,
+                keyring=self._fleet_keys.keyring.encode(),
             )
             for one in devices
         ]
@@ -94,13 +57,8 @@ class PrivateFleet:
     def wait_ready(self) -> None:
         """Wait until the unmasker answers. Raises `FlowerError` or `UnmaskerError` otherwise."""
         end = time.monotonic() + START_SECONDS
-        while True:
+        while problem := unmasker_problem(self._work):
             self.unmasker.require_alive()
-            try:
-                if httpx.get(f"{self._url}/healthz", trust_env=False).is_success:
-                    return
-            except httpx.HTTPError:
-                pass
             if time.monotonic() > end:
-                raise UnmaskerError(f"the unmasker doesn't answer within {START_SECONDS:.0f} s")
+                raise UnmaskerError(problem)
             time.sleep(0.1)

@@ -145,7 +145,7 @@ def init(
         superlink=SuperLinkSettings(port=superlink_port),
         # What nothing is known to need after that; what devices reported is kept.
         retention=RetentionSettings(events_days=90, weights_days=90),
-        **(make_keys(folder, fleet) if is_private else {}),
+        **(make_keys(folder, fleet, seen_as=Path("..")) if is_private else {}),
     )
     settings_path = folder / SETTINGS
     coordinator.write(settings_path)

@@ -25,26 +25,40 @@ from fleet.security.listening import ListenSettings
 from fleet.security.provisioning import FleetKeys, new_devices
 from fleet.unmasker import UnmaskerStore
 from fleet.unmasker import folder as unmaskers
+from fleet.unmasker.unmasker import LEAST_DEVICES
 
 KEYS, UNMASKER = "keys", "unmasker"
 
 
-def make_keys(folder: Path, fleet: str) -> dict[str, Any]:
-    """Keys and an unmasker in a deployment's folder; what `CoordinatorSettings` say of them.
+def make_keys(
+    folder: Path,
+    fleet: str,
+    *,
+    seen_as: Path | None = None,
+    least_devices: int = LEAST_DEVICES,
+) -> dict[str, Any]:
+    """Keys and an unmasker in a folder; what `CoordinatorSettings` say of them.
 
-    Paths are relative to the coordinator's folder beside them.
+    Args:
+        folder: of a deployment.
+        fleet: its name.
+        seen_as: what the folder is called in the settings; None: as it is called here.
+        least_devices: of a set, as the unmasker has it.
     """
     keys, unmasker = folder / KEYS, folder / UNMASKER
     keys.mkdir(mode=0o700)
     listen = ListenSettings(port=free_port())
-    public = unmaskers.make(unmasker, unmaskers.UnmaskerSettings(fleet=fleet, listen=listen))
+    public = unmaskers.make(
+        unmasker,
+        unmaskers.UnmaskerSettings(fleet=fleet, least_devices=least_devices, listen=listen),
+    )
     authority = key_files.make_signing_key(
         keys, key_files.AUTHORITY_KEY, key_files.AUTHORITY_PUBLIC
     )
     task = key_files.make_signing_key(keys, key_files.TASK_KEY, key_files.TASK_PUBLIC)
     ring = SignedKeyring.sign(authority, fleet, Keyring(1, task.public, (public,)))
     key_files.write_keyring(keys / key_files.KEYRING, ring)
-    here = Path("..")
+    here = folder if seen_as is None else seen_as
     return {
         "signing": SigningSettings(
             key=here / KEYS / key_files.TASK_KEY, keyring=here / KEYS / key_files.KEYRING

@@ -41,7 +41,7 @@ class UnmaskerMetrics(Collector):
         devices = GaugeMetricFamily(
             "tinyfleet_unmasker_devices", "Devices that are enrolled and not revoked."
         )
-        devices.add_metric([], self._unmasker.facts().devices)
+        devices.add_metric([], store.count_devices())
         yield devices
         refused = CounterMetricFamily(
             "tinyfleet_unmasker_refused", "Requests that were refused.", labels=["kind"]

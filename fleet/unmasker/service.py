@@ -98,10 +98,12 @@ def _answer(unmasker: LocalUnmasker, body: bytes) -> Response:
     try:
         request = _decoded(unmasker, body)
         told = encode_masks(unmasker.masks(request), request.parameters.bits)
-        return Response(told, media_type=CONTENT_TYPE)
     except MaskRefusedError as error:
         logger.warning("%s", error)
         return Response(encode_refusal(error), _STATUS[error.kind], media_type=CONTENT_TYPE)
+    about = {"campaign": request.campaign.hex(), "round": request.round}
+    logger.info("masks of %d devices are told", len(request.members), extra=about)
+    return Response(told, media_type=CONTENT_TYPE)
 
 
 def _decoded(unmasker: LocalUnmasker, body: bytes) -> MaskRequest:

@@ -202,6 +202,11 @@ class UnmaskerStore:
         )
         return dict(rows)
 
+    def count_devices(self) -> int:
+        """How many are enrolled and not revoked."""
+        ((count,),) = self._rows("SELECT count(*) FROM devices WHERE revoked IS NULL")
+        return int(count)
+
     def devices(self) -> list[EnrolledDevice]:
         """All that were enrolled, in order of their names."""
         rows = self._rows(
@@ -211,13 +216,13 @@ class UnmaskerStore:
 
     def enrol(
         self, enrolments: Iterable[Enrolment], fleet: str, now: float, *, replace: bool = False
-    ) -> int:
-        """Take over devices' keys, all or none; returns how many are new or changed.
+    ) -> list[str]:
+        """Take over devices' keys, all or none; returns who is new or has other keys now.
 
         Raises: KeysError for a device of another fleet, one that hasn't signed its enrolment, and,
             unless ``replace``, one that is enrolled with other keys or was revoked.
         """
-        changed = 0
+        changed: list[str] = []
         with self.transaction():
             for one in enrolments:
                 if one.fleet != fleet:
@@ -240,7 +245,7 @@ class UnmaskerStore:
                     "INSERT OR REPLACE INTO devices VALUES (?, ?, ?, ?, NULL)",
                     (one.device, one.exchange_key, one.signing_key, now),
                 )
-                changed += 1
+                changed.append(one.device)
         return changed
 
     def revoke(self, device: str, now: float) -> None:

@@ -73,5 +73,5 @@ class LocalUnmasker:
 
     def facts(self) -> UnmaskerFacts:
         """See `Unmasker`."""
-        good = sum(one.revoked is None for one in self.store.devices())
-        return UnmaskerFacts(exchange_public(self._private), self._fleet, self._least, good)
+        devices = self.store.count_devices()
+        return UnmaskerFacts(exchange_public(self._private), self._fleet, self._least, devices)

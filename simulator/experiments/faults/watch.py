@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from fleet.aggregation.mean import STALENESS_STEPS
 from fleet.campaign import RoundPlan, Taken
-from fleet.coordinator.driver import MOST_NAMED
+from fleet.coordinator.rolling_back import MOST_NAMED
 from fleet.errors import FleetError
 from fleet.gateway.actions import Publish
 from fleet.gateway.link import Message

@@ -21,7 +21,7 @@ from codegen.firmware.flash_layout import (
     linker_script,
     plan_flash,
 )
-from codegen.firmware.toolchain import find_toolchain
+from codegen.firmware.toolchain import Toolchain, find_toolchain
 from codegen.host_toolchain import BuildResult, Source
 from fleet.protocol import Announce, Delta, Status
 from fleet.protocol.keys import DeviceKeys
@@ -79,14 +79,17 @@ class Firmware:
 
 @pytest.fixture(scope="session", params=list(BOARDS))
 def firmware(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Firmware:
-    folder = tmp_path_factory.mktemp(request.param)
-    board = BOARDS[request.param]
+    return built_firmware(request.param, tmp_path_factory.mktemp(request.param), find_toolchain())
+
+
+def built_firmware(name: str, folder: Path, toolchain: Toolchain) -> Firmware:
+    board = BOARDS[name]
     layout = plan_flash(board, 60_000, len(FACTORY), [LogNeeds(16, 3, 8192)])
-    assert layout.uses_external_flash == request.param.endswith("external")
+    assert layout.uses_external_flash == name.endswith("external")
     (folder / "firmware.ld").write_text(linker_script(board, layout))
     generated = generate_codec(CDDL, folder / "codec")
     sources = [*device_runtime.firmware_sources("stm32"), TESTS / "tiny_model.c"]
-    built = find_toolchain().build(
+    built = toolchain.build(
         [
             *(Source(source) for source in sources),
             *(Source(source, warnings=False) for source in generated),
@@ -253,6 +256,12 @@ def masked_round(world: World, keys: Keys, number: int) -> None:
     world.run_until(lambda: bool(world.of(Delta)), seconds=120)
     coded = coded_of(world.of(Delta))
     assert coded == keys.mask(task, coded[:12], values)
+
+
+@pytest.mark.slow
+def test_with_zig_too_a_board_makes_keys_and_masks_on_its_stack(tmp_path: Path) -> None:
+    built = built_firmware("stm32f407", tmp_path, find_toolchain("zig"))
+    test_a_board_makes_its_keys_once_and_masks_with_them_on_a_stack_that_has_room(built)
 
 
 def test_a_board_makes_its_keys_once_and_masks_with_them_on_a_stack_that_has_room(

@@ -34,9 +34,7 @@ def test_a_minority_of_hostile_buckets_stays_within_the_honest_ones(
     honest = [part(deltas(HONEST)) for _ in range(3)]
     hostile = [part(deltas(ANYTHING)) for _ in range(2)]
     state = init(MANIFEST.tensors, small_model.blob())
-    alone = [
-        BucketMedian(buckets=1).apply(state, [one]).master - state.master for one in honest
-    ]
+    alone = [BucketMedian(buckets=1).apply(state, [one]).master - state.master for one in honest]
     parts = data.draw(st.permutations([*honest, *hostile]))
     moved = rule.apply(state, parts).master - state.master
     assert np.all(moved >= np.min(alone, axis=0) - 1e-9)

@@ -109,6 +109,25 @@ def test_an_image_has_the_devices_keys_and_whom_it_is_to_believe(bundle: Bundle)
     assert enrolment_in(image) == device.enrol("barn", "cow-7")
 
 
+def test_a_board_that_made_its_keys_itself_is_enrolled_from_its_flash(
+    bundle: Bundle, world: WorldClock
+) -> None:
+    fleet, flash = fleet_keys(), bundle.manifest.flash
+    image = read_intel_hex(identity_image(flash, COW, "hex", fleet))
+    machine = UnicornMachine(
+        bundle.board, bundle.firmware, clock=world, flash_content=pieces_of(image)
+    )
+    line = Line(machine, world)
+    try:
+        line.until(lambda: bool(line.broker.published))
+        dump = machine.read_memory(flash.identity.address, flash.identity.bytes)
+    finally:
+        machine.close()
+    assert Announce.decode(line.broker.published[0].payload).keyring == 4
+    found = enrolment_in(dump)
+    assert (found.fleet, found.device, found.is_right) == ("barn", "cow-7", True)
+
+
 def test_a_device_is_enrolled_with_the_newest_keys_of_its_flash() -> None:
     first, second = DeviceKeys.generate(), DeviceKeys.generate()
     region = identity_records(COW.encode(), first.encode()) + flash_record(2, second.encode())

@@ -112,7 +112,7 @@ def test_another_party_runs_an_unmasker_over_tls_and_decides_who_is_enrolled(
     cows = [Cow(f"cow-{number}") for number in range(4)]
     key_files.write_enrolments(tmp_path / "enrolments.csv", [cow.enrolment() for cow in cows])
     enrolled = made(tinyfleet, "unmasker", "enrol", home, tmp_path / "enrolments.csv")
-    assert enrolled == {"enrolled": 4, "devices": 4}
+    assert enrolled == {"enrolled": [cow.name for cow in cows], "devices": 4}
     process = subprocess.Popen([sys.executable, "-m", "fleet.cli", "unmasker", "run", str(home)])
     try:
         url, token = f"https://127.0.0.1:{port}", (home / "token").read_text().strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from tests.fleet.coordinator.masked_site import (
     masked_campaign,
 )
 from tests.fleet.gateway.deltas import FLEET, GATEWAY, delta_chunks
-
 
 PLANS_BY_SIZE = [
     bytes.fromhex(one.id) for one in sorted(PLANS.values(), key=lambda one: one.delta_values)

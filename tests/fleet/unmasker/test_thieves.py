@@ -13,6 +13,7 @@ from fleet.protocol import masking
 from fleet.protocol.keys import DeviceKeys
 from fleet.protocol.mask_requests import MaskMember
 from fleet.unmasker import LocalUnmasker, UnmaskerStore
+from fleet.unmasker.folder import near_sets
 from tests.fleet.unmasker.herd import FLEET, PRIVATE, PUBLIC, Cow, asked, blank, digest, unmasked
 
 COWS = [Cow(f"cow-{number}") for number in range(5)]
@@ -101,6 +102,32 @@ def test_a_devices_key_makes_masked_deltas_of_that_device_alone() -> None:
     members[1] = MaskMember("cow-1", forged.nonce, forged.seals[0])
     with pytest.raises(MaskRefusedError, match=r"broken-seal.*cow-1"):
         unmasker_of(store).masks(replace(request, members=tuple(members)))
+
+
+def test_a_round_repeated_without_one_device_gives_it_away_and_unmaskers_see_it() -> None:
+    """Masks hide nobody from who may say what is trained: that takes noise of the devices."""
+    store = UnmaskerStore()
+    store.enrol([cow.enrolment() for cow in COWS], FLEET, 0.0)
+    unmasker = unmasker_of(store)
+    learnt = {cow.name: cow.values(blank()) for cow in COWS}  # from the same weights and samples
+    sums = []
+    for number, cows in ((1, COWS), (2, COWS[1:])):
+        of, total, members = blank(round=number), np.zeros(blank().values, np.uint32), []
+        for cow in cows:
+            delta = masking.mask_delta(
+                cow.keys.exchange,
+                [PUBLIC],
+                digest(cow.name, number)[:12],
+                learnt[cow.name],
+                of.binding(FLEET, cow.name),
+            )
+            total = masking.add(total, delta.values, of.parameters.bits)
+            members.append(MaskMember(cow.name, delta.nonce, delta.seals[0]))
+        request = replace(of, members=tuple(members))
+        sums.append(unmasked(total, unmasker.masks(request), of.parameters.bits))
+    assert (sums[0] - sums[1]).tolist() == learnt["cow-0"].tolist()
+    (near,) = near_sets(store.sets(), LEAST)
+    assert near.devices == ("cow-0",)
 
 
 def test_a_coordinator_gets_sums_of_whole_sets_whatever_it_asks() -> None:

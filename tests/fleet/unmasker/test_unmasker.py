@@ -209,8 +209,8 @@ def test_an_enrolment_is_for_this_fleet_signed_and_never_replaced_by_accident(
         store.enrol([Cow("calf").enrolment("stable")], FLEET, 1.0)
     with pytest.raises(KeysError, match="hasn't signed"):
         store.enrol([replace(mine, device="calf")], FLEET, 1.0)
-    assert store.enrol([mine], FLEET, 1.0, replace=True) == 1
-    assert store.enrol([mine], FLEET, 1.0) == 0
+    assert store.enrol([mine], FLEET, 1.0, replace=True) == ["cow-0"]
+    assert store.enrol([mine], FLEET, 1.0) == []
     store.revoke("cow-0", 2.0)
     with pytest.raises(KeysError, match="was revoked here"):
         store.enrol([mine], FLEET, 3.0)

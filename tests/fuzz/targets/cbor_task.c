@@ -17,5 +17,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         task.uplink_chunk_bytes > TF_UPLINK_CHUNK_LIMIT) {
         abort();
     }
+    /* Keyring and signature lie behind what is signed, the signature at the end. */
+    if (parts.keyring_bytes > 256u || parts.signature_bytes > 64u ||
+        parts.keyring <= data + parts.signed_bytes ||
+        parts.signature <= parts.keyring + parts.keyring_bytes ||
+        parts.signature + parts.signature_bytes != data + size) {
+        abort();
+    }
     return 0;
 }
