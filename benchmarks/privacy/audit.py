@@ -3,11 +3,11 @@
 Each canary is in or out by the toss of a fair coin of its own. An attacker who sees the run guesses
 for some of them. With differential privacy few guesses can be right (Steinke, Nasr, Jagielski 2023,
 arXiv 2305.08846), whatever the attacker does and however the canaries' traces depend on each
-other. The test here is that of Mahloujifar, Melis, Chaudhuri 2024 (arXiv 2410.22235), which asks the
-same of a whole trade-off curve. Ours is the curve of Gaussian noise, since that is what a ledger
-claims: a mechanism of sensitivity Δ with noise of standard deviation σ is μ-GDP with μ = Δ/σ, and
-ρ = μ²/2 is what the ledger adds up. The one-shot estimate of Andrew et al. 2023 (arXiv 2302.03098)
-stands beside it: it is near the truth, but bounds nothing.
+other. The test here is that of Mahloujifar, Melis, Chaudhuri 2024 (arXiv 2410.22235), which asks
+the same of a whole trade-off curve. Ours is the curve of Gaussian noise, since that is what a
+ledger claims: a mechanism of sensitivity Δ with noise of variance V is μ-GDP with μ² = Δ²/V, and
+rho = μ²/2 is what the ledger adds up. The one-shot estimate of Andrew et al. 2023 (arXiv
+2302.03098) stands beside it: it is near the truth, but bounds nothing.
 """
 
 from __future__ import annotations

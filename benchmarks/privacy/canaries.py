@@ -1,11 +1,10 @@
 """Canaries: devices whose vectors an attacker has chosen, and what a run shows of which took part.
 
-A canary's vector is one value, far beyond the clip, at a coordinate of its own, with another sign in
-every round: clipped, it is as long as a vector may be, and no other device is in its way. Half of
-the canaries, by chance, send zeros instead, which is what (ε, δ) is about here. The attacker knows
-everything but those coins. It looks for a canary in two places: in the sums, and in
-the differences of what one device has sent in two rounds, from which masks vanish that are used
-twice.
+A canary's vector is one value, far beyond the clip, at a coordinate of its own, with another sign
+in every round: clipped, it is as long as a vector may be, and no other device is in its way. Half
+of the canaries, by chance, send zeros instead, which is what (ε, δ) is about here. The attacker
+knows everything but those coins. It looks for a canary in two places: in the sums, and in the
+differences of what one device has sent in two rounds, from which masks vanish that are used twice.
 """
 
 from __future__ import annotations
@@ -133,7 +132,7 @@ class Game:
 def audit_campaign(
     victim: Victim, plan: str, protection: Protection, rounds: int, seed: int
 ) -> Audit:
-    """A campaign of the digits' fleet: one set of people and of as many canaries as it has room for.
+    """A campaign of the digits' fleet: one set of people, and canaries where it has room.
 
     What the round's sum does to the weights is what FedAvg makes of it.
     """

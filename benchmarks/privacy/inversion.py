@@ -5,8 +5,8 @@ and the label. Four ways:
 
 * *analytic*: the weights of a fully connected first layer move by multiples of the input;
 * *learned*: ridge regression from observations to pictures, over public samples whose observations
-  the attacker makes itself, protection included (Learning to Invert, arXiv 2210.10880). It works for
-  any plan;
+  the attacker makes itself, protection included (Learning to Invert, arXiv 2210.10880). It works
+  for any plan;
 * *matched*: from there on by Gauss-Newton steps to the picture whose delta is that which was seen
   (Deep Leakage from Gradients, arXiv 1906.08935), with the device's own C as the function and the
   learned estimate with its error as the prior;
@@ -22,7 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.privacy.protection import Protection, Values, clipped, devices_of, observe
-from benchmarks.privacy.victims import RATE, Share, Victim, people, public_samples, public_shares
+from benchmarks.privacy.victims import (
+    PEOPLE,
+    RATE,
+    Share,
+    Victim,
+    people,
+    public_samples,
+    public_shares,
+)
 
 SET = 16
 """Devices whose deltas are added up under masks."""
@@ -80,7 +88,9 @@ class Learned:
     def __init__(self, observed: Values, public: Share, scales: Reals) -> None:
         """``observed`` (n, values) are observations of devices that trained one of the samples."""
         pictures = pixels(public)
-        self.means = np.stack([pictures[public.labels == label].mean(axis=0) for label in range(10)])
+        self.means = np.stack(
+            [pictures[public.labels == label].mean(axis=0) for label in range(10)]
+        )
         self._scales = scales.astype(np.float32)
         self._centre = observed.mean(axis=0).astype(np.float32)
         rows = self._features(observed)
@@ -163,10 +173,10 @@ class Attacker:
         prior = np.linalg.inv(learned.error + np.eye(len(start)))
         found = start
         for deviation in _DEVIATIONS:
-            here = self._delta_of(found, label)
+            here = self.delta_of(found, label)
             slopes = np.stack(
                 [
-                    (self._delta_of(found + change, label) - here) / _STEP
+                    (self.delta_of(found + change, label) - here) / _STEP
                     for change in _STEP * np.eye(len(found))
                 ],
                 axis=1,
@@ -177,10 +187,11 @@ class Attacker:
                 weight * slopes.T @ (seen - here) - prior @ (found - start),
             )
             tried = [np.clip(found + part * step, -128, 127) for part in (1.0, 0.5, 0.2, 0.0)]
-            found = min(tried, key=lambda one: np.sum((seen - self._delta_of(one, label)) ** 2))
+            found = min(tried, key=lambda one: np.sum((seen - self.delta_of(one, label)) ** 2))
         return found
 
-    def _delta_of(self, picture: Reals, label: int) -> Reals:
+    def delta_of(self, picture: Reals, label: int) -> Reals:
+        """What a device would send that trained this picture, hardly rounded."""
         codes = np.clip(np.rint(picture), -128, 127).astype(np.int8)
         share = Share(codes.reshape(1, 8, 8, 1), np.array([label]))
         return self.victim.delta(self.plan, share, 0, rate=_LOUDER * RATE) / _LOUDER
@@ -190,8 +201,8 @@ def analytic(victim: Victim, plan: str, seen: Values, label: int, learned: Learn
     """The picture (pixels,) that a first fully connected layer gives away.
 
     Its weights move by u · inputᵀ, a matrix of rank one that is rounded to a delta's steps. Factors
-    and input are fitted in turn, with the class's mean and spread as the input's prior: where little
-    has moved, there is little to see.
+    and input are fitted in turn, with the class's mean and spread as the input's prior: where
+    little has moved, there is little to see.
     """
     segment = victim.programs[plan].segment_of("hidden.weight")
     assert segment is not None
@@ -222,7 +233,7 @@ def targets(victim: Victim, seeds: Sequence[int], each: int) -> Targets:
     """``each`` people of each campaign, the others of which fill the set."""
     samples, sets = [], []
     for seed in seeds:
-        everybody = people(victim, 24, seed)
+        everybody = people(victim, PEOPLE, seed)
         for at in range(each):
             one = everybody[at].only(0)
             samples.append(one)

@@ -111,9 +111,7 @@ def in_messages_and_sums(
                 of_sum = suspicion.score(view.total, person, SET - 1)
                 scores.setdefault(("delta", is_in), []).append(of_delta)
                 scores.setdefault(("sum", is_in), []).append(of_sum)
-    return {
-        what: membership(scores[what, True], scores[what, False]) for what in ("delta", "sum")
-    }
+    return {what: membership(scores[what, True], scores[what, False]) for what in ("delta", "sum")}
 
 
 def in_versions(

@@ -40,6 +40,7 @@ ROUNDS = 6
 LEAST_DEVICES = 4
 """Of a set: few, so that a fleet of this size has many."""
 GATE = ScoreGate()
+_NEARLY = 0.9
 _FAR = 0.8  # of the largest number that masks hold
 
 
@@ -61,25 +62,6 @@ class Person:
     name: str
     train: Share
     held_out: Share
-
-
-@dataclass(frozen=True)
-class Poisoned:
-    """What came of a fleet with hostile devices; accuracies on everybody's held-out samples."""
-
-    rule: str
-    attack: str
-    masked: bool
-    hostile: int
-    seed: int
-    before: float
-    next_version: float
-    end: float
-    refused_sets: int
-    """That the range check has left out, of all rounds."""
-    gate: str
-    """What `GATE` says of the last version, where hostile devices say that all their answers are
-    right."""
 
 
 def fleet_of(victim: Victim, count: int, seed: int) -> list[Person]:
@@ -105,61 +87,99 @@ def hostile_delta(
             return Malicious(attack="sign-flip", scale=10.0).poisoned(delta, random)
         case Attack.WITHIN_RANGE:
             # Room is left for what the honest ones add.
-            reach = parameters.largest_sum(devices) - devices * int(np.abs(delta).max())
-            return -np.where(delta < 0, -1, 1) * max(reach, 0)
+            reach = max(
+                0, parameters.largest_sum(devices) - devices * int(np.abs(delta).max(initial=0))
+            )
+            length = _NEARLY * parameters.longest_sum(devices, delta.size)
+            if np.isinf(length):
+                return -np.where(delta < 0, -1, 1) * reach
+            wanted = np.rint(-delta * length / max(1.0, np.linalg.norm(delta)))
+            return np.clip(wanted, -reach, reach).astype(np.int64)
         case Attack.OUT_OF_RANGE:
             # Where several of a set do so, that doesn't come round to where it is let through.
             return np.where(delta < 0, 1, -1) * int(_FAR * (1 << parameters.bits >> 1))
     return delta
 
 
+@dataclass(frozen=True)
+class Threat:
+    """So many hostile devices, the last of a fleet; what they do; whether anybody masks."""
+
+    attack: Attack
+    hostile: int
+    masked: bool
+
+    def sent(self, delta: Values, parameters: MaskParameters, devices: int, seed: int) -> Values:
+        """What a hostile device sends, in a set of so many."""
+        if self.attack is not Attack.SHUFFLED:
+            return hostile_delta(self.attack, delta, parameters, devices, seed)
+        # Its firmware is honest: it is the samples that aren't.
+        return clipped(delta, parameters, seed) if self.masked else delta
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """What came of a fleet with hostile devices; accuracies on everybody's held-out samples."""
+
+    rule: str
+    threat: Threat
+    seed: int
+    before: float
+    next_version: float
+    end: float
+    refused_sets: int
+    """That the range check has left out, of all rounds."""
+    gate: str
+    """What `GATE` says of the last version, where hostile devices say that all their answers are
+    right."""
+
+
 def run(
     victim: Victim,
     people: Sequence[Person],
     rule: AggregationRule,
-    attack: Attack,
-    hostile: int,
+    threat: Threat,
     clip: int,
-    masked: bool,
     seed: int,
     rounds: int = ROUNDS,
 ) -> Poisoned:
-    """Trains ``rounds`` rounds; the last ``hostile`` people are hostile."""
+    """Trains ``rounds`` rounds; devices that mask clip their deltas too."""
     manifest, entry = victim.task.manifest, victim.entry(PLAN)
     state, size = init(manifest.tensors, victim.task.weights), len(victim.task.weights)
     names = [one.name for one in people]
-    bad = set(names[len(names) - hostile :]) if attack is not Attack.NOTHING else set()
+    bad = set(names[len(names) - threat.hostile :])
     masking = Masking(least_devices=LEAST_DEVICES)
     sizes = set_sizes(len(people), LEAST_DEVICES, masking.wanted_devices, rule.sets())
     parameters = mask_parameters(masking, max(sizes), Protection(clip=clip))
     answers, refused = [right_answers(victim, people, victim.task.weights)], 0
     for number in range(1, rounds + 1):
-        shared = round_seed(seed, number)
-        parts_of = deal(shared, names, sizes)
+        parts_of = deal(round_seed(seed, number), names, sizes)
         weights = blob_from_master(manifest.tensors, state.master, size)
-        sent: dict[str, Values] = {}
+        members: list[list[Values]] = [[] for _ in sizes]
         for at, one in enumerate(people):
-            chance, share = (seed * rounds + number) * 1000 + at, one.train
-            if one.name in bad and attack is Attack.SHUFFLED:
+            chance, share, part = (
+                (seed * rounds + number) * 1000 + at,
+                one.train,
+                parts_of[one.name],
+            )
+            if one.name in bad and threat.attack is Attack.SHUFFLED:
                 shuffled = np.random.default_rng([seed, at]).permutation(share.labels)
                 share = Share(share.codes, shuffled)
             delta = victim.delta(PLAN, share, chance, weights)
-            if masked and not (one.name in bad and attack is not Attack.SHUFFLED):
-                delta = clipped(delta, parameters, chance)
             if one.name in bad:
-                devices = sizes[parts_of[one.name]]
-                delta = hostile_delta(attack, delta, parameters, devices, chance)
-            sent[one.name] = delta
+                delta = threat.sent(delta, parameters, sizes[part], chance)
+            elif threat.masked:
+                delta = clipped(delta, parameters, chance)
+            members[part].append(delta)
         parts: list[list[PlanSum]] = []
-        for part in range(len(sizes)):
-            members = {name: sent[name] for name in names if parts_of[name] == part}
-            total = _unmasked(members, parameters, chance) if masked else sum(members.values())
+        for deltas in members:
+            total = _unmasked(deltas, parameters, chance) if threat.masked else np.sum(deltas, 0)
             if total is None:
                 refused += 1
                 parts.append([])
                 continue
-            values = np.asarray(total).astype("<i8").tobytes()
-            parts.append([plan_sum_from_manifest(manifest, entry, values, len(members))])
+            values = total.astype("<i8").tobytes()
+            parts.append([plan_sum_from_manifest(manifest, entry, values, len(deltas))])
         if any(parts):
             state = rule.apply(state, rule.of_sets(parts))
         made = blob_from_master(manifest.tensors, state.master, size)
@@ -173,24 +193,20 @@ def run(
         )
     ]
     gate = GATE.judge(Evidence(scores, len(people))).outcome
-    return Poisoned(
-        rule_name(rule), attack, masked, len(bad), seed, before, then, end, refused, gate
-    )
+    return Poisoned(rule_name(rule), threat, seed, before, then, end, refused, gate)
 
 
-def _unmasked(
-    members: dict[str, Values], parameters: MaskParameters, chance: int
-) -> Values | None:
+def _unmasked(deltas: Sequence[Values], parameters: MaskParameters, chance: int) -> Values | None:
     """A set's sum as the coordinator gets it; None where it can't be one of such devices."""
     random = np.random.default_rng([chance, 0x9D])
-    bits, size = parameters.bits, len(next(iter(members.values())))
+    bits, size = parameters.bits, deltas[0].size
     total: Words = np.zeros(size, np.uint32)
     streams: Words = np.zeros(size, np.uint32)
-    for values in members.values():
+    for values in deltas:
         seed = random.bytes(32)
         total = add(total, mask(values.astype(np.int32), [seed], bits), bits)
         streams = add(streams, stream(seed, size, bits), bits)
-    reports = tuple(_report(name) for name in members)
+    reports = tuple(_report(f"device-{at}") for at in range(len(deltas)))
     outcome = unmasked(MaskedSet("", 0, reports, total), [streams], parameters)
     assert outcome.values is not None or outcome.why == BEYOND_RANGE
     return outcome.values

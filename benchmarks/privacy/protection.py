@@ -1,9 +1,9 @@
 """What devices send with and without protection, and what the coordinator sees of it.
 
-Devices are those of docs/specification/masking.md: they bound and clip their values, add their share
-of the noise, and a mask. `View` is what an attacker has who owns the coordinator and every gateway,
-but no unmasker. Each of the `Fault`s takes one protection away without a word, as a mistake in
-firmware might: a harness that doesn't notice measures nothing.
+Devices are those of docs/specification/masking.md: they bound and clip their values, add their
+share of the noise, and a mask. `View` is what an attacker has who owns the coordinator and every
+gateway, but no unmasker. Each of the `Fault`s takes one protection away without a word, as a
+mistake in firmware might: a harness that doesn't notice measures nothing.
 """
 
 from __future__ import annotations

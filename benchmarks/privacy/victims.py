@@ -131,7 +131,7 @@ def _victim(model: Path, calibration: Path, plans: Sequence[str]) -> Iterator[Vi
 
 def _dense_network(x: NDArray[np.float32], y: Labels) -> onnx.ModelProto:
     pixels = x.reshape(len(x), -1)
-    network = MLPClassifier((HIDDEN,), max_iter=400, random_state=1).fit(pixels, y)
+    network = MLPClassifier((HIDDEN,), max_iter=1000, random_state=1).fit(pixels, y)
     constants = {
         "hidden.weight": network.coefs_[0],
         "hidden.bias": network.intercepts_[0],

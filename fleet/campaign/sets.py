@@ -281,16 +281,19 @@ def not_counted(of: MaskedSet, why: str, guilty: Iterable[str] = ()) -> SetOutco
 def unmasked(of: MaskedSet, masks: Sequence[Words], parameters: MaskParameters) -> SetOutcome:
     """The sum of a set, `masks` being each unmasker's sum of streams of exactly its devices.
 
-    One that these devices can't have (a gateway that counted others, or changed values) counts
-    nothing.
+    One that these devices can't have (a gateway that counted others, or changed values; a device
+    that doesn't clip) counts nothing.
     """
     bits = parameters.bits
     total = of.values
     for one in masks:
         total = (total - one) & np.uint32((1 << bits) - 1)
     values = centred(total, bits)
-    limit = parameters.largest_sum(len(of.members))
-    if values.size and int(np.abs(values).max()) > limit:
+    devices = len(of.members)
+    length = float(np.linalg.norm(values.astype(np.float64)))
+    if length > parameters.longest_sum(devices, values.size) or (
+        values.size and int(np.abs(values).max()) > parameters.largest_sum(devices)
+    ):
         return not_counted(of, BEYOND_RANGE)
     names = tuple(one.device for one in of.members)
     if parameters.norm_share:

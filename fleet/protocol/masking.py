@@ -82,6 +82,17 @@ class MaskParameters:
         noise = DEVIATIONS * math.isqrt(devices * self.noise_variance) + DEVIATIONS
         return devices * self.value_bound + (noise if self.noise_variance else 0)
 
+    def longest_sum(self, devices: int, values: int) -> float:
+        """The largest length that the sum over so many devices has, but for once in 10^13.
+
+        ``values``: of the sum, that for the norm included. Infinite without a clip. The length of
+        n Gaussians of variance 1 is above √n + t once in exp(t² / 2).
+        """
+        if not self.clip:
+            return math.inf
+        noise = math.sqrt(devices * self.noise_variance) * (math.sqrt(values) + DEVIATIONS)
+        return devices * math.hypot(self.clip, self.norm_share) + noise
+
 
 def bits_for(parameters: MaskParameters, devices: int) -> int:
     """The fewest bits that hold the sum over a set of so many devices with its sign."""

@@ -16,6 +16,7 @@ NEEDS_TORCH = {"networks"}
 NAMES = [
     *sorted(p.stem for p in FOLDER.glob("[a-z]*.py")),
     "dashboard.__main__",
+    "privacy.__main__",
     "simulator.__main__",
 ]
 

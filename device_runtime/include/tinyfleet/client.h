@@ -190,8 +190,8 @@ typedef struct {
     tf_journal journal;
     tf_weights_store weights;
     tf_sample_log log;
-    tf_keys keys;
     tf_client_personal personal;
+    tf_keys keys;
     uint32_t pool_bytes; /* without what the application keeps */
     uint32_t lease;      /* highest that was seen; with an authority: in a signed task */
     uint32_t round;      /* highest in a signed task of that lease */

@@ -60,7 +60,7 @@ def test_matching_deltas_comes_nearer_to_the_picture_than_its_beginning(demo: Vi
     begun = learned.pictures(deltas, share.labels)
     for delta, label, start in zip(deltas, share.labels.tolist(), begun, strict=True):
         found = attacker.matched(delta, label, learned)
-        apart = [np.sum((attacker._delta_of(one, label) - delta) ** 2) for one in (found, start)]
+        apart = [np.sum((attacker.delta_of(one, label) - delta) ** 2) for one in (found, start)]
         assert apart[0] <= apart[1]
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks.privacy.protection import Fault, Protection, clipped, devices_of, observe, private
 from fleet.protocol.masking import MaskParameters
+from tests.device_runtime import keyed
+from tests.device_runtime.tiny_round import task_for
 
 MASKS = Protection("masks", masked=True)
 
@@ -16,30 +18,13 @@ def deltas(count: int, values: int, seed: int) -> list[np.ndarray]:
     return [random.integers(-90, 91, values) for _ in range(count)]
 
 
-@pytest.mark.parametrize("clip", [1, 7, 40, 300])
-def test_a_clipped_delta_is_never_longer_than_the_clip_and_points_the_same_way(clip: int) -> None:
-    parameters = MaskParameters(32, 1000, clip)
-    for seed, one in enumerate(deltas(20, 200, seed=1)):
-        found = clipped(one, parameters, seed)
-        assert int(found @ found) <= clip**2
-        if clip >= 40:
-            cosine = found @ one / np.linalg.norm(found) / np.linalg.norm(one)
-            assert cosine > 0.9
-
-
-def test_a_delta_within_clip_and_bound_is_sent_as_it_is() -> None:
-    (one,) = deltas(1, 50, seed=2)
-    assert np.array_equal(clipped(one, MaskParameters(32, 90, clip=10_000), 1), one)
-    assert np.abs(clipped(one, MaskParameters(32, 5), 1)).max() == 5
-
-
-def test_clipping_is_right_in_the_mean() -> None:
-    (one,) = deltas(1, 200, seed=3)
-    parameters = MaskParameters(32, 1000, clip=100)
-    mean = np.mean([clipped(one, parameters, seed) for seed in range(2000)], axis=0)
-    wanted = one * ((mean @ one) / (one @ one))
-    # 2,000 roundings to whole numbers: the mean's deviation is 0.011 at most.
-    assert np.abs(mean - wanted).max() < 0.06
+@pytest.mark.parametrize("clip", [0, 1, 40, 300, 100_000])
+def test_deltas_are_bounded_and_clipped_as_devices_do_it(clip: int) -> None:
+    """The other one is the oracle that the device's C is compared with."""
+    parameters = MaskParameters(32, value_bound=80, clip=clip)
+    for seed, one in enumerate(deltas(5, 200, seed=1)):
+        task = task_for(bytes(32), bytes(4), value_bound=80, clip=clip, seed=seed)
+        assert clipped(one, parameters, seed).tolist() == keyed.clipped(one.tolist(), task)
 
 
 def test_the_sum_of_masked_deltas_is_that_of_the_plain_ones() -> None:
