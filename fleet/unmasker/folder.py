@@ -1,10 +1,13 @@
 """An unmasker's folder: what `tinyfleet unmasker init` makes and the other commands use.
 
-DIR/unmasker.toml    fleet, least devices of a set, where it listens
-DIR/unmasker.key     its secret key, 0600
-DIR/unmasker.pub     its public key: for keyrings
-DIR/unmasker.sqlite  who is enrolled, which sets it has answered
-DIR/token            what the coordinator asks with, 0600; only its hash is used here
+    DIR/unmasker.toml    fleet, least devices of a set, where it listens
+    DIR/unmasker.key     its secret key, 0600
+    DIR/unmasker.pub     its public key: for keyrings
+    DIR/unmasker.sqlite  who is enrolled, which sets it has answered
+    DIR/token            what the coordinator asks with, 0600; only its hash is used here
+
+The key goes with the store: a copy of an older store would answer for devices twice
+(docs/howto/keys.md).
 """
 
 from __future__ import annotations
