@@ -13,7 +13,7 @@ from fleet.coordinator.settings import CoordinatorSettings, SuperLinkSettings
 from fleet.coordinator.superlink import ManagedProcess
 from fleet.errors import UnmaskerError
 from fleet.ports import free_port
-from fleet.service.deployment_keys import UNMASKER, enrol_devices, make_keys, unmasker_problem
+from fleet.service.deployment_keys import UNMASKER, enrol_devices, make_keys, unmasker_problems
 from simulator.machines.device_spec import DeviceSpec
 
 START_SECONDS = 60.0
@@ -56,8 +56,8 @@ class PrivateFleet:
     def wait_ready(self) -> None:
         """Wait until the unmasker answers. Raises `FlowerError` or `UnmaskerError` otherwise."""
         end = time.monotonic() + START_SECONDS
-        while problem := unmasker_problem(self._work):
+        while problems := unmasker_problems(self._work):
             self.unmasker.require_alive()
             if time.monotonic() > end:
-                raise UnmaskerError(problem)
+                raise UnmaskerError("; ".join(problems))
             time.sleep(0.1)
