@@ -155,7 +155,7 @@ static uint32_t masked(tf_mask_encoder *encoder, int32_t value) {
     return sum;
 }
 
-size_t tf_mask_encoder_read(tf_mask_encoder *encoder, uint8_t *bytes, size_t capacity) {
+static size_t read_bytes(tf_mask_encoder *encoder, uint8_t *bytes, size_t capacity) {
     size_t count = 0;
     while (count < capacity) {
         if (encoder->position < encoder->head_bytes) {
@@ -174,6 +174,10 @@ size_t tf_mask_encoder_read(tf_mask_encoder *encoder, uint8_t *bytes, size_t cap
         encoder->value_left--;
     }
     return count;
+}
+
+size_t tf_mask_encoder_read(tf_mask_encoder *encoder, uint8_t *bytes, size_t capacity) {
+    return read_bytes(encoder, bytes, capacity);
 }
 
 /* --- what comes before the first ------------------------------------------------------------ */
@@ -220,7 +224,7 @@ void tf_mask_measure(tf_mask_encoder *encoder, const tf_task *task, uint32_t *co
     tf_mask_encoder_begin(encoder);
     *coded_bytes = 0;
     *coded_crc32 = 0;
-    while ((count = tf_mask_encoder_read(encoder, bytes, sizeof bytes)) > 0u) {
+    while ((count = read_bytes(encoder, bytes, sizeof bytes)) > 0u) {
         *coded_bytes += (uint32_t)count;
         *coded_crc32 = tf_crc32(*coded_crc32, bytes, count);
     }
