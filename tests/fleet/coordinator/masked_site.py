@@ -101,8 +101,11 @@ class MaskedDevice(VirtualDevice):
             parameters.values(plan.delta_values),
             parameters,
         )
+        clip, norm = parameters.clip, float(np.linalg.norm(values))
+        if clip and norm > clip:
+            values = (values * (clip / norm)).astype(np.int32)  # towards 0, so it isn't longer
         if parameters.norm_share:
-            values = np.append(values, np.int32(parameters.norm_share))
+            values = np.append(values, np.int32(parameters.norm_share if norm <= clip else 0))
         nonce = dice.bytes(NONCE_BYTES)
         if parameters.noise_variance:
             key = noise_key(self.keys.exchange, nonce)
