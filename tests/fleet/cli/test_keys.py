@@ -140,6 +140,7 @@ def test_another_party_runs_an_unmasker_over_tls_and_decides_who_is_enrolled(
             )
             wait_until(answers)
             assert np.array_equal(client.masks(request), masks)
+        assert tinyfleet("health", home / "unmasker.toml").returncode == 0
         shown = made(tinyfleet, "unmasker", "show", home)
         assert shown["refusals"] == {"unknown-device": 1}
         assert (shown["sets"], shown["key"]) == (1, public.hex())
@@ -151,6 +152,7 @@ def test_another_party_runs_an_unmasker_over_tls_and_decides_who_is_enrolled(
             client.facts()
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
+        assert "doesn't answer" in tinyfleet("health", home / "unmasker.toml").stdout
     finally:
         process.kill()
         process.wait()

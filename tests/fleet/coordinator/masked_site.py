@@ -96,16 +96,17 @@ class MaskedDevice(VirtualDevice):
         plan = PLANS[task.plan.hex()]
         bound = parameters.value_bound
         values = dice.integers(-bound, bound + 1, plan.delta_values).astype(np.int32)
+        if parameters.clip:
+            # What it has learnt is within the clip, so that nothing is cut off.
+            length = max(1.0, float(np.linalg.norm(values)))
+            values = np.trunc(values * min(1.0, parameters.clip / length)).astype(np.int32)
         binding = Binding(
             *(FLEET, self.name, task.campaign, task.round, task.plan, task.weights),
             parameters.values(plan.delta_values),
             parameters,
         )
-        clip, norm = parameters.clip, float(np.linalg.norm(values))
-        if clip and norm > clip:
-            values = (values * (clip / norm)).astype(np.int32)  # towards 0, so it isn't longer
         if parameters.norm_share:
-            values = np.append(values, np.int32(parameters.norm_share if norm <= clip else 0))
+            values = np.append(values, np.int32(parameters.norm_share))
         nonce = dice.bytes(NONCE_BYTES)
         if parameters.noise_variance:
             key = noise_key(self.keys.exchange, nonce)
