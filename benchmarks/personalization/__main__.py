@@ -54,8 +54,8 @@ def _told(values: Sequence[float]) -> str:
 def _table(cells: dict[str, list[Cell]], floats: list[Any], shared: str) -> list[str]:
     lines = [
         "| strategy | mean % | worst tenth % | more than shared: mean | worst tenth | "
-        "the shared version itself, mean % | worst tenth % | devices use | MB up | mWh |",
-        "|" + "---|" * 10,
+        "what all share, mean % | devices use | MB up | mWh |",
+        "|" + "---|" * 9,
     ]
     base = {cell["seed"]: cell for cell in cells[shared]}
     for name, of in cells.items():
@@ -66,8 +66,8 @@ def _table(cells: dict[str, list[Cell]], floats: list[Any], shared: str) -> list
             more = [measure(cell) - measure(base[cell["seed"]]) for cell in of]
             row.append("" if name == shared else _told(more))
         has_own = all("kept" in cell["facts"] for cell in of)
-        for measure in (_accuracy("mean", back=2), _accuracy("worst_tenth", back=2)):
-            row.append(_told([measure(cell) for cell in of]) if has_own else "")
+        shared_version = _accuracy("mean", back=2)
+        row.append(_told([shared_version(cell) for cell in of]) if has_own else "")
         row.append(_kept(of) if has_own else "")
         for field, unit in (("bytes_up", 1e6), ("milliwatt_hours", 1.0)):
             spent = [cell["curve"][-1][field] / unit for cell in of]
@@ -78,7 +78,7 @@ def _table(cells: dict[str, list[Cell]], floats: list[Any], shared: str) -> list
             row = [
                 _told([100 * one[name][what] for one in floats]) for what in ("mean", "worst_tenth")
             ]
-            lines.append(f"| float, {name} | {' | '.join(row)} |" + " |" * 7)
+            lines.append(f"| float, {name} | {' | '.join(row)} |" + " |" * 6)
     return lines
 
 
@@ -118,7 +118,7 @@ def _picture(cells: dict[str, list[Cell]]) -> Figure:
 
 def _svg(figure: Figure) -> str:
     made = io.StringIO()
-    style = {
+    style: dict[Any, Any] = {
         "svg.hashsalt": "own",
         "svg.fonttype": "none",
         "font.size": 9,

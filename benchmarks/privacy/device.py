@@ -53,16 +53,17 @@ VARIANTS: Mapping[str, Mapping[str, int]] = {
 }
 WORK = ("tf_engine_train_step", "tf_engine_score")
 RICE = ("tf_delta_measure", "tf_delta_encoder_read")
+START = "tf_keys_open"
+"""Once at each start of a device: it checks a keyring's signature."""
 PRIVACY = (
-    "tf_keys_open",
     "tf_keys_signed",
     "tf_keys_make_seal_keys",
     "tf_mask_open",
     "tf_mask_measure",
     "tf_mask_encoder_read",
 )
-ONCE = ("tf_keys_open", "tf_keys_make_seal_keys")
-"""At a device's start, and with its first masked delta."""
+ONCE = "tf_keys_make_seal_keys"
+"""Once after each start, with the first masked delta."""
 MOST = {"digits": 6.0, "mcunet": 1.0}
 """Percent of a round that are allowed, the signature's check included."""
 
@@ -84,6 +85,9 @@ class Device:
         self.machine, self.bundle = machine, bundle
         self.line = Line(machine, world)
         self.round = 0
+        with InclusiveCounter(machine, [START]) as counter:
+            self.line.until(lambda: bool(self.line.broker.published))
+        self.start = counter.by_function()[START]
 
     def run(self, plan: str, changes: Mapping[str, int] | None) -> Round:
         """One round: with rice where ``changes`` are None, else masked with these parameters."""
@@ -135,9 +139,7 @@ def device_with(bundle: Bundle, samples: int) -> Iterator[Device]:
     machine = build_machine(spec, bundle.path, world)
     assert isinstance(machine, UnicornMachine)
     try:
-        device = Device(machine, bundle, world)
-        device.line.until(lambda: bool(device.line.broker.published))
-        yield device
+        yield Device(machine, bundle, world)
     finally:
         machine.close()
 
@@ -147,7 +149,7 @@ def cost(found: Round, *, first: bool) -> int:
     return sum(
         count
         for name, count in found.instructions.items()
-        if name in PRIVACY and (first or name not in ONCE)
+        if name in PRIVACY and (first or name != ONCE)
     )
 
 
@@ -167,8 +169,9 @@ def report(name: str, bundle: Bundle, plan_name: str, samples: int) -> bool:
     work = train // trained * TRAINED + score // scored * 2 * SCORED + rice
     first = rounds["masked"]
     rows.append(["a round without privacy", work, ""])
-    for function in PRIVACY:
-        counts = first.instructions[function] or plain.instructions[function]
+    for function, counts in {START: device.start, **first.instructions}.items():
+        if function not in (START, *PRIVACY):
+            continue
         rows.append([function, counts, f"{100 * counts / work:.2f} %"])
     kept = True
     for variant, found in rounds.items():

@@ -21,6 +21,8 @@ Address = Annotated[int, BeforeValidator(_address), Field(ge=0, lt=2**32)]
 Positive = Annotated[int, Field(gt=0)]
 _QUADSPI_ADDRESS = 0x90000000
 _LARGEST_EXTERNAL_FLASH = 2**24
+LEAST_STACK_BYTES = 3072
+"""tests/device_runtime/port holds the firmware to it, with GCC and with zig."""
 
 
 FlashName = Literal["internal", "external"]
@@ -120,6 +122,11 @@ class Board(_Frozen):
             raise ValueError(
                 f"sram_limit_bytes {self.sram_limit_bytes} is more than the board's "
                 f"{self.sram.bytes} bytes of SRAM"
+            )
+        if self.stack_bytes < LEAST_STACK_BYTES:
+            raise ValueError(
+                f"stack_bytes {self.stack_bytes}: the check of a task's signature needs up to "
+                f"{LEAST_STACK_BYTES} bytes"
             )
         if self.stack_bytes >= self.sram_limit_bytes:
             raise ValueError("stack_bytes leaves nothing of sram_limit_bytes")

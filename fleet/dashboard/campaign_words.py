@@ -6,9 +6,10 @@ import hashlib
 from dataclasses import dataclass
 
 from fleet.dashboard.formats import plural
-from fleet.service.campaign_schema import CampaignRow, CampaignStanding, DecisionView
+from fleet.service.campaign_schema import CampaignRow, CampaignStanding, DecisionView, SetFigures
 from fleet.service.roles import Permission
 from fleet.service.schema import CampaignView, EventView, Seen
+from fleet.service.set_words import in_words
 
 KINDS = {
     "pending": "quiet",
@@ -45,6 +46,11 @@ def waits_for(one: CampaignStanding) -> str:
         return f"whether stage {stage} may begin"
     after = {"training": " during its training", "soak": " after its soak"}.get(found.when, "")
     return f"what to do about stage {stage}, whose gates didn't pass{after}"
+
+
+def sets(of: SetFigures) -> str:
+    """What came of a masked round's sets."""
+    return in_words(of)
 
 
 def where(one: CampaignRow) -> str:

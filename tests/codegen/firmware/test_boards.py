@@ -89,6 +89,7 @@ def test_an_unknown_board_is_refused_with_the_known_names() -> None:
         ({"sram": {"address": "0x2000zzzz", "bytes": 1024}}, r"sram\.address"),
         ({"sram": {"address": "0x20000000", "bytes": -1}}, r"sram\.bytes"),
         ({"sram_limit_bytes": 999999}, "more than the board's 131072 bytes"),
+        ({"stack_bytes": 2048}, "signature needs up to 3072 bytes"),
         ({"stack_bytes": 131072}, "stack_bytes leaves nothing"),
         ({"flash": {"address": "0x0", "sectors": [], "controller": "x"}}, r"flash\.sectors"),
         ({"cpu": "avr"}, "cpu"),

@@ -25,8 +25,10 @@ from .conftest import (
 
 REGION = Region.of_sectors(4, 2)
 START = 4 * SECTOR_BYTES
-LEASE, FAULT, LATER, LARGE = 1, 2, 77, 200
+LEASE, FAULT, TASK, MASK, LATER, LARGE = 1, 2, 3, 4, 77, 200
 """The last two are kinds that this firmware knows nothing of."""
+NUMBERS = {LEASE: 1, TASK: (5 << 32) + 1, MASK: 1}
+"""Kinds of numbers that never go back, and steps in which each is raised."""
 
 
 class Device:
@@ -210,23 +212,42 @@ def test_a_power_cut_at_every_operation_leaves_old_or_new_of_everything(device: 
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_many_cuts_in_a_row_never_take_a_lease_back(device: Device, seed: int) -> None:
+def test_many_cuts_in_a_row_never_take_a_number_back(device: Device, seed: int) -> None:
     dice = random.Random(seed)
     device.flash.random = seed
-    acknowledged = attempted = 0
+    acknowledged, attempted = dict.fromkeys(NUMBERS, 0), dict.fromkeys(NUMBERS, 0)
     for turn in range(600):
         device.flash.power_on(operations_to_cut=dice.choice([0, dice.randint(1, 400)]))
         for _ in range(dice.randint(1, 3)):
-            attempted = max(attempted, acknowledged + dice.randint(0, 3))
-            if device.raise_lease(attempted) == OK:
-                acknowledged = attempted
+            kind = dice.choice(list(NUMBERS))
+            wanted = acknowledged[kind] + dice.randint(0, 3) * NUMBERS[kind]
+            attempted[kind] = max(attempted[kind], wanted)
+            if device.raise_number(kind, attempted[kind]) == OK:
+                acknowledged[kind] = attempted[kind]
             if dice.random() < 0.3:
                 device.write(LARGE, bytes_of(turn, 800))
         device.boot()
-        assert acknowledged <= device.lease <= attempted
-        acknowledged = device.lease
+        for kind in NUMBERS:
+            assert acknowledged[kind] <= device.highest(kind) <= attempted[kind]
+            acknowledged[kind] = device.highest(kind)
     assert device.journal.sequence > 5
-    assert acknowledged > 300
+    assert all(acknowledged[kind] > 100 * step for kind, step in NUMBERS.items())
+
+
+@pytest.mark.parametrize(("kind", "value"), [(TASK, (7 << 32) + 9), (MASK, 2**32 - 1)])
+def test_numbers_have_the_bytes_of_the_page(device: Device, kind: int, value: int) -> None:
+    assert device.raise_number(kind, value) == OK
+    assert device.raise_number(kind, value - 1) == OK
+    words = [value >> 32, value & 0xFFFFFFFF] if kind == TASK else [value]
+    assert device.read(kind) == b"".join(word.to_bytes(4, "little") for word in words)
+    device.boot()
+    assert device.highest(kind) == value
+
+
+def test_what_is_no_number_cannot_be_raised(device: Device) -> None:
+    assert device.raise_number(FAULT, 5) == BAD_INPUT
+    assert device.highest(FAULT) == 0
+    assert device.flash.operations == 0
 
 
 def test_a_flash_that_fails_loses_nothing_and_the_next_write_goes_through(device: Device) -> None:
