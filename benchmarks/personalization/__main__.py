@@ -54,8 +54,9 @@ def _told(values: Sequence[float]) -> str:
 def _table(cells: dict[str, list[Cell]], floats: list[Any], shared: str) -> list[str]:
     lines = [
         "| strategy | mean % | worst tenth % | more than shared: mean | worst tenth | "
-        "what all share, mean % | on people who never train, mean % | devices use | MB up | mWh |",
-        "|" + "---|" * 10,
+        "what all share, mean % | who joins later, mean % | once tuned | devices use | MB up | "
+        "mWh |",
+        "|" + "---|" * 11,
     ]
     base = {cell["seed"]: cell for cell in cells[shared]}
     for name, of in cells.items():
@@ -71,6 +72,8 @@ def _table(cells: dict[str, list[Cell]], floats: list[Any], shared: str) -> list
         never = all(cell["curve"][-1]["never_trained"] for cell in of)
         on_others = _accuracy("mean", "never_trained")
         row.append(_told([on_others(cell) for cell in of]) if never else "")
+        tuned = [cell["facts"].get("newcomers", {}).get("tuned") for cell in of]
+        row.append(_told([100 * one["mean"] for one in tuned]) if all(tuned) else "")
         row.append(_kept(of) if has_own else "")
         for field, unit in (("bytes_up", 1e6), ("milliwatt_hours", 1.0)):
             spent = [cell["curve"][-1][field] / unit for cell in of]
@@ -81,7 +84,7 @@ def _table(cells: dict[str, list[Cell]], floats: list[Any], shared: str) -> list
             row = [
                 _told([100 * one[name][what] for one in floats]) for what in ("mean", "worst_tenth")
             ]
-            lines.append(f"| float, {name} | {' | '.join(row)} |" + " |" * 7)
+            lines.append(f"| float, {name} | {' | '.join(row)} |" + " |" * 8)
     return lines
 
 
