@@ -90,7 +90,8 @@ Suggest: TypeAlias = Callable[[Program, PlanReport], str]
 """What to train instead of a program that its report shows not to fit."""
 
 LINKER_SCRIPT = "firmware.ld"
-_KERNELS = "kernels"
+_OPTIMIZE = {"kernels": "-O3", "engine": "-O2", "privacy": "-O2"}
+"""By folder of the runtime."""
 
 
 @dataclass(frozen=True)
@@ -569,8 +570,9 @@ def _region(region: Region) -> RegionInfo:
 
 
 def _runtime_source(path: Path) -> Source:
-    """Kernels are where the time goes: they are optimized for speed, the rest for size."""
-    return Source(path, optimize="-O3" if path.parent.name == _KERNELS else "-Os")
+    """Kernels are where the time goes, then what draws and masks the values of a delta: these are
+    optimized for speed, the rest for size."""
+    return Source(path, optimize=_OPTIMIZE.get(path.parent.name, "-Os"))
 
 
 def _distinct(plans: Sequence[Plan]) -> None:

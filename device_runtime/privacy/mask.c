@@ -155,7 +155,7 @@ static uint32_t masked(tf_mask_encoder *encoder, int32_t value) {
     return sum;
 }
 
-size_t tf_mask_encoder_read(tf_mask_encoder *encoder, uint8_t *bytes, size_t capacity) {
+static size_t read_bytes(tf_mask_encoder *encoder, uint8_t *bytes, size_t capacity) {
     size_t count = 0;
     while (count < capacity) {
         if (encoder->position < encoder->head_bytes) {
@@ -176,41 +176,56 @@ size_t tf_mask_encoder_read(tf_mask_encoder *encoder, uint8_t *bytes, size_t cap
     return count;
 }
 
+size_t tf_mask_encoder_read(tf_mask_encoder *encoder, uint8_t *bytes, size_t capacity) {
+    return read_bytes(encoder, bytes, capacity);
+}
+
 /* --- what comes before the first ------------------------------------------------------------ */
 
-/* A pass with the clip as it is: the sum of the squares before noise, without the appended value,
- * and where that is within `limit`, the CRC of the coded bytes. */
-static uint64_t run_pass(tf_mask_encoder *encoder, uint64_t limit, int32_t share, uint32_t *crc32) {
+/* The sum of the squares of what was learned, with the clip as it is; at least as soon as it is
+ * beyond `limit`. Neither noise nor masks are drawn for it. */
+static uint64_t sum_of_squares(tf_mask_encoder *encoder, uint64_t limit) {
     uint64_t squares = 0;
-    tf_mask_encoder_begin(encoder);
-    encoder->share = encoder->clip.is_needed ? 0 : share;
-    *crc32 = tf_crc32(0, encoder->head, encoder->head_bytes);
-    while (encoder->index < encoder->values) {
-        const bool is_learned = encoder->index < encoder->source.values;
-        const int32_t value = clipped(encoder);
-        squares += is_learned ? (uint64_t)((int64_t)value * value) : 0u;
-        if (squares > limit) {
-            encoder->index++; /* of this pass only the squares are wanted */
-            continue;
-        }
-        const uint32_t sum = masked(encoder, value);
-        const uint8_t bytes[4] = {(uint8_t)sum, (uint8_t)(sum >> 8), (uint8_t)(sum >> 16),
-                                  (uint8_t)(sum >> 24)};
-        *crc32 = tf_crc32(*crc32, bytes, encoder->width);
+    encoder->source.rewind(encoder->source.context);
+    for (encoder->index = 0; encoder->index < encoder->source.values && squares <= limit;
+         encoder->index++) {
+        const int64_t value = clipped(encoder);
+        squares += (uint64_t)(value * value);
     }
     return squares;
 }
 
+/* Finds the clip with which the values are within the task's. */
+static void choose_clip(tf_mask_encoder *encoder, const tf_task *task) {
+    const uint64_t limit = (uint64_t)task->clip * task->clip;
+    const tf_clip none = {false, false, 0, 0};
+    encoder->clip = none;
+    encoder->share = task->norm_share;
+    if (task->clip == 0u) {
+        return;
+    }
+    const uint64_t squares = sum_of_squares(encoder, UINT64_MAX);
+    if (squares <= limit) {
+        return;
+    }
+    const tf_clip first = tf_clip_first(task->clip, squares);
+    encoder->clip = first;
+    encoder->share = 0;
+    for (uint32_t attempt = 1; sum_of_squares(encoder, limit) > limit; attempt++) {
+        encoder->clip = tf_clip_next(encoder->clip, first, attempt);
+    }
+}
+
 void tf_mask_measure(tf_mask_encoder *encoder, const tf_task *task, uint32_t *coded_bytes,
                      uint32_t *coded_crc32) {
-    const uint64_t limit = task->clip == 0u ? UINT64_MAX : (uint64_t)task->clip * task->clip;
-    const tf_clip none = {false, false, 0, 0};
-    *coded_bytes = encoder->head_bytes + encoder->values * encoder->width;
-    encoder->clip = none;
-    uint64_t squares = run_pass(encoder, limit, task->norm_share, coded_crc32);
-    const tf_clip first = tf_clip_first(task->clip, squares);
-    for (uint32_t attempt = 0; squares > limit; attempt++) {
-        encoder->clip = attempt == 0u ? first : tf_clip_next(encoder->clip, first, attempt);
-        squares = run_pass(encoder, limit, 0, coded_crc32);
+    uint8_t bytes[32];
+    size_t count;
+    choose_clip(encoder, task);
+    tf_mask_encoder_begin(encoder);
+    *coded_bytes = 0;
+    *coded_crc32 = 0;
+    while ((count = read_bytes(encoder, bytes, sizeof bytes)) > 0u) {
+        *coded_bytes += (uint32_t)count;
+        *coded_crc32 = tf_crc32(*coded_crc32, bytes, count);
     }
 }

@@ -272,6 +272,11 @@ class SetOutcome:
         }
 
 
+def has_too_few(of: MaskedSet, parameters: MaskParameters) -> bool:
+    """Whether nobody may be asked for a set's sum."""
+    return len(of.members) < parameters.least_devices
+
+
 def not_counted(of: MaskedSet, why: str, guilty: Iterable[str] = ()) -> SetOutcome:
     """A set that counts nothing."""
     names = tuple(one.device for one in of.members)

@@ -18,6 +18,7 @@ from fleet.campaign.sets import (
     SetOutcome,
     Unmasked,
     differences,
+    has_too_few,
     masked_sets,
     not_counted,
     unmasked,
@@ -116,7 +117,7 @@ class Unmasking:
         """What came of a set; None where an unmasker has to be asked again."""
         assert plan.masks is not None
         parameters = plan.masks.parameters
-        if len(of.members) < parameters.least_devices:
+        if has_too_few(of, parameters):
             return not_counted(of, FEW_DELIVERED)
         for index, key in enumerate(plan.masks.keys):
             if (number, index) in masks:

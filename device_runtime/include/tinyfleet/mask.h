@@ -1,8 +1,7 @@
 /* Masked coding of a delta (docs/specification/masking.md, "Masked coding").
  *
- * Like the entropy coding, it never has the coded bytes as a whole: a first pass over the values
- * decides how they are clipped, counts the bytes and takes their CRC-32, later ones give the same
- * bytes piece by piece.
+ * Like the entropy coding, it never has the coded bytes as a whole: they are counted in a pass of
+ * their own, and later ones give the same bytes piece by piece.
  */
 #ifndef TINYFLEET_MASK_H
 #define TINYFLEET_MASK_H
@@ -71,7 +70,8 @@ bool tf_mask_is_sound(const tf_task *task);
 void tf_mask_open(tf_mask_encoder *encoder, const tf_mask_source *source, const tf_task *task,
                   const tf_keys *keys, const uint8_t nonce[TF_NONCE_BYTES]);
 
-/* The pass, or passes, that come first. */
+/* What comes first: passes over the values that choose how they are clipped, and one that counts the
+ * coded bytes and takes their CRC-32. */
 void tf_mask_measure(tf_mask_encoder *encoder, const tf_task *task, uint32_t *coded_bytes,
                      uint32_t *coded_crc32);
 

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from fleet.protocol import Action, Delta, DeviceState, Reason, Task
+from fleet.protocol.numbers import Personal
 from simulator.devices.flash_image import identity_region
 
 from ..host_device import IDENTITY, WIDE, World
 from ..keyed import AUTHORITY, DEVICE_KEYS, Keys, clipped, coded_of
-from ..tiny_round import Weights, clustered_data, expected_values, task_for, train
+from ..tiny_round import Weights, clustered_data, expected_values, task_for, train, values_of
 from .rounds import (
     ALL,
     BIASES,
     DATA,
     FACTORY,
+    PERSONAL,
     finish_round,
     has_whole_delta,
     keyed_world,
@@ -248,6 +250,17 @@ def test_the_round_after_a_masked_one_may_be_plain_and_the_other_way_round(world
         task = replace(task_for(BIASES, FACTORY), round=round)
         coded = coded_in_rounds(world, KEYS.masked(task) if masked else KEYS.sign(task))
         assert len(coded) == 12 + 48 + 8 if masked else len(coded) < 12
+
+
+def test_personal_tensors_stay_out_of_a_masked_delta(library: ctypes.CDLL) -> None:
+    task = replace(task_for(PERSONAL, FACTORY), personal=Personal.BESIDE)
+    plain = online(keyed_world(library, KEYS))
+    plain.give(KEYS.sign(task))
+    shared = values_of(finish_round(plain), VALUES - 4).tolist()
+    masked = KEYS.masked(task)
+    coded = coded_in_rounds(online(keyed_world(library, KEYS)), masked)
+    assert len(coded) == 12 + 48 + 2 * len(shared)
+    assert KEYS.unmask(masked, coded, len(shared)).tolist() == shared
 
 
 def test_nothing_of_what_was_learned_is_on_the_line(world: World) -> None:

@@ -52,6 +52,9 @@ def test_each_way_ends_with_what_devices_work_with(out: Path) -> None:
     for name, cell in cells.items():
         assert (cell["state"], cell["reason"]) == ("finished", "")
         assert sum(cell["facts"]["kept"].values()) == 4
+        newcomers = cell["facts"]["newcomers"]
+        assert sorted(newcomers) == ([] if name == "per" else ["shared", "tuned"])
+        assert all(one["devices"] == 2 for one in newcomers.values())
         shared, own = cell["curve"][-2:]
         assert own["training_round"] == shared["training_round"] + 1
         assert own["never_trained"] == shared["never_trained"]
