@@ -54,8 +54,9 @@ def _told(values: Sequence[float]) -> str:
 def _table(cells: dict[str, list[Cell]], floats: list[Any], shared: str) -> list[str]:
     lines = [
         "| strategy | mean % | worst tenth % | more than shared: mean | worst tenth | "
-        "the shared version itself, mean % | worst tenth % | devices use | MB up | mWh |",
-        "|" + "---|" * 10,
+        "what all share, mean % | who joins later, mean % | once tuned | devices use | MB up | "
+        "mWh |",
+        "|" + "---|" * 11,
     ]
     base = {cell["seed"]: cell for cell in cells[shared]}
     for name, of in cells.items():
@@ -66,8 +67,13 @@ def _table(cells: dict[str, list[Cell]], floats: list[Any], shared: str) -> list
             more = [measure(cell) - measure(base[cell["seed"]]) for cell in of]
             row.append("" if name == shared else _told(more))
         has_own = all("kept" in cell["facts"] for cell in of)
-        for measure in (_accuracy("mean", back=2), _accuracy("worst_tenth", back=2)):
-            row.append(_told([measure(cell) for cell in of]) if has_own else "")
+        shared_version = _accuracy("mean", back=2)
+        row.append(_told([shared_version(cell) for cell in of]) if has_own else "")
+        never = all(cell["curve"][-1]["never_trained"] for cell in of)
+        on_others = _accuracy("mean", "never_trained")
+        row.append(_told([on_others(cell) for cell in of]) if never else "")
+        tuned = [cell["facts"].get("newcomers", {}).get("tuned") for cell in of]
+        row.append(_told([100 * one["mean"] for one in tuned]) if all(tuned) else "")
         row.append(_kept(of) if has_own else "")
         for field, unit in (("bytes_up", 1e6), ("milliwatt_hours", 1.0)):
             spent = [cell["curve"][-1][field] / unit for cell in of]
@@ -78,7 +84,7 @@ def _table(cells: dict[str, list[Cell]], floats: list[Any], shared: str) -> list
             row = [
                 _told([100 * one[name][what] for one in floats]) for what in ("mean", "worst_tenth")
             ]
-            lines.append(f"| float, {name} | {' | '.join(row)} |" + " |" * 7)
+            lines.append(f"| float, {name} | {' | '.join(row)} |" + " |" * 8)
     return lines
 
 
@@ -94,7 +100,7 @@ def _kept(cells: Sequence[Cell]) -> str:
 def _picture(cells: dict[str, list[Cell]]) -> Figure:
     """A line for each strategy: worst tenth and mean, and each seed's as a small dot."""
     figure = Figure(figsize=(7.2, 0.34 * len(cells) + 1.1))
-    axes = figure.add_axes((0.2, 0.16, 0.77, 0.76))
+    axes = figure.add_axes((0.2, 0.14, 0.77, 0.76))
     measures = (("worst tenth", _accuracy("worst_tenth")), ("mean", _accuracy("mean")))
     for place, of in enumerate(cells.values()):
         ends = []
@@ -110,7 +116,7 @@ def _picture(cells: dict[str, list[Cell]]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("accuracy on samples that devices never had, % (small: each seed)")
     axes.grid(axis="x", alpha=0.25)
-    axes.legend(loc="lower left", frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     return figure
@@ -118,7 +124,7 @@ def _picture(cells: dict[str, list[Cell]]) -> Figure:
 
 def _svg(figure: Figure) -> str:
     made = io.StringIO()
-    style = {
+    style: dict[Any, Any] = {
         "svg.hashsalt": "own",
         "svg.fonttype": "none",
         "font.size": 9,

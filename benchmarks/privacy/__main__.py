@@ -3,8 +3,9 @@
     python -m benchmarks.privacy [STUDY ...] [--seeds 20] [--json FILE]
 
 `inversion`: pictures from deltas; `crafted`: pictures from sums, by weights made for it;
-`membership`: who took part; `canaries`: how much a run shows at 99.9 % confidence, beside the
-ledger; `poisoning`: hostile devices, by aggregation rule. The same seeds give the same figures.
+`membership`: who took part; `canaries`, `campaigns`: how much a run shows at 99.9 % confidence,
+beside the ledger; `faults`: the same with devices that do something wrong; `poisoning`: hostile
+devices, by aggregation rule. The same seeds give the same figures.
 """
 
 from __future__ import annotations

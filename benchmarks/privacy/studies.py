@@ -179,30 +179,50 @@ CANARY_ROUNDS = 2
 CANARY_CLIP = 200
 CANARY_BOUND = 30_000
 EPSILONS = (8.0, 4.0, 2.0)
-FAULTY_SEEDS = 3
+CAMPAIGN_EPSILON, CAMPAIGN_ROUNDS = 4.0, 3
 
 
 def canary(seeds: int, tick: Tick) -> Iterator[Table]:
-    """Empirical ε, of sums alone and of campaigns; with faults it has to show."""
-    found: list[Audit] = []
-    for wanted in EPSILONS:
-        protection = private(wanted, CANARY_ROUNDS, CANARY_CLIP, CANARY_BOUND)
-        for fault in Fault:
-            for seed in range(1, 1 + (seeds if fault is Fault.NONE else min(seeds, FAULTY_SEEDS))):
-                found.append(
-                    audit_sums(protection, SETS, DEVICES_OF_A_SET, CANARY_ROUNDS, seed, fault)
-                )
-                tick()
-    title = f"Sums: {CANARY_ROUNDS} rounds of {SETS} sets of {DEVICES_OF_A_SET} canaries"
-    yield _audits(title, found)
+    """Empirical ε of sums alone, with as many canaries as it takes to see much of it."""
+    runs = [(wanted, Fault.NONE, seed) for wanted in EPSILONS for seed in range(1, seeds + 1)]
+    yield _sums(runs, tick)
+
+
+def faulty(seeds: int, tick: Tick) -> Iterator[Table]:
+    """The same with devices that have a fault, which has to show."""
+    runs = [
+        (wanted, fault, seed)
+        for wanted in EPSILONS
+        for fault in Fault
+        if fault is not Fault.NONE
+        for seed in range(1, _faulty_seeds(seeds) + 1)
+    ]
+    yield _sums(runs, tick)
+
+
+def _faulty_seeds(seeds: int) -> int:
+    return min(seeds, 3)
+
+
+def _sums(runs: Sequence[tuple[float, Fault, int]], tick: Tick) -> Table:
     found = []
+    for wanted, fault, seed in runs:
+        protection = private(wanted, CANARY_ROUNDS, CANARY_CLIP, CANARY_BOUND)
+        found.append(audit_sums(protection, SETS, DEVICES_OF_A_SET, CANARY_ROUNDS, seed, fault))
+        tick()
+    title = f"Sums: {CANARY_ROUNDS} rounds of {SETS} sets of {DEVICES_OF_A_SET} canaries"
+    return _audits(title, found)
+
+
+def campaign(seeds: int, tick: Tick) -> Iterator[Table]:
+    """Empirical ε of campaigns, as large as a set may be."""
+    found: list[Audit] = []
+    protection = private(CAMPAIGN_EPSILON, CAMPAIGN_ROUNDS, CLIPS["small"])
     with convolutional() as victim:
-        for wanted in EPSILONS:
-            protection = private(wanted, ROUNDS // 2, CLIPS["small"])
-            for seed in range(1, seeds + 1):
-                found.append(audit_campaign(victim, "small", protection, ROUNDS // 2, seed))
-                tick()
-    yield _audits(f"Campaigns: {ROUNDS // 2} rounds, plan small", found)
+        for seed in range(1, seeds + 1):
+            found.append(audit_campaign(victim, "small", protection, CAMPAIGN_ROUNDS, seed))
+            tick()
+    yield _audits(f"Campaigns: {CAMPAIGN_ROUNDS} rounds, plan small", found)
 
 
 def _audits(title: str, found: Sequence[Audit]) -> Table:
@@ -300,10 +320,9 @@ STUDIES: dict[str, tuple[Study, Callable[[int], int]]] = {
     "inversion": (invert, lambda seeds: 3 * (len(ATTACKED_PLANS) + 1)),
     "crafted": (craft, lambda seeds: 3 * seeds),
     "membership": (member, lambda seeds: 6 * len(ATTACKED_PLANS)),
-    "canaries": (
-        canary,
-        lambda seeds: len(EPSILONS) * (2 * seeds + 3 * min(seeds, FAULTY_SEEDS)),
-    ),
+    "canaries": (canary, lambda seeds: len(EPSILONS) * seeds),
+    "faults": (faulty, lambda seeds: len(EPSILONS) * (len(Fault) - 1) * _faulty_seeds(seeds)),
+    "campaigns": (campaign, lambda seeds: seeds),
     "poisoning": (poison, lambda seeds: seeds * len(RULES) * len(_threats())),
 }
 """Study → function, and how often it ticks by number of seeds."""

@@ -252,8 +252,9 @@ bool tf_personal_judge_step(tf_client *client) {
 
 tf_status tf_personal_choose_best(tf_client *client) {
     const uint8_t *current = tf_weights_current_sha256(&client->weights);
-    if (memcmp(current, client->task.weights, TF_DIGEST_BYTES) != 0) {
-        return TF_OK; /* a candidate's: the application has another version */
+    if (client->before.samples == 0u ||
+        memcmp(current, client->task.weights, TF_DIGEST_BYTES) != 0) {
+        return TF_OK; /* nobody knows; or it is a candidate, and the application has another one */
     }
     return tf_personal_choose(&client->personal.store, client->personal.best);
 }

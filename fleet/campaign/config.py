@@ -21,7 +21,7 @@ from fleet.aggregation.rules import FedAvg, Rule, SetMedian
 from fleet.campaign.gates import Gate
 from fleet.campaign.masking import Masking
 from fleet.campaign.personalize import Personalize
-from fleet.campaign.privacy import Privacy
+from fleet.campaign.privacy import Privacy, first_clip, round_privacy
 from fleet.errors import CampaignError, RegistryError
 from fleet.protocol import fields
 from fleet.protocol.manifest import Manifest, PlanEntry
@@ -331,7 +331,12 @@ class CampaignConfig(RoundParameters):
     @classmethod
     def _masked_campaigns_are_robust(cls, fields: Any) -> Any:
         if isinstance(fields, Mapping) and fields.get("coding") == "masked":
-            chosen = {"masking": {}, "aggregation": {"rule": "set-median"}, "weighting": "uniform"}
+            chosen = {
+                "aggregation": {"rule": "set-median"},
+                "weighting": "uniform",
+                # Masked values can't be told from chance, so they don't get shorter.
+                "delta_bits_per_value": 16.0,
+            }
             # What is said, and be it null, is said.
             return {**chosen, **fields, "masking": fields.get("masking") or {}}
         return fields
@@ -386,6 +391,10 @@ class CampaignConfig(RoundParameters):
                 f"privacy: {self.coding} deltas are neither clipped nor do they get noise; "
                 "say coding masked"
             )
+        try:
+            round_privacy(self.privacy, self.masking, first_clip(self.privacy), 0)
+        except CampaignError as error:
+            raise ValueError(str(error)) from None
         return self
 
     def parameters(self, number: int) -> RoundParameters:

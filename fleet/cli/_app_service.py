@@ -75,14 +75,15 @@ def init(
     """Make a deployment of one machine: authority, brokers, gateways, service, token."""
     from fleet.cli import _deployment as deployment
 
-    if containers and private:
-        raise CommandError(
-            "--private doesn't go with --containers yet: make keys and an unmasker by "
-            "docs/howto/keys.md, and add them to coordinator.toml"
-        )
     if containers:
         deployment.init_containers(
-            folder, fleet, sites.split(","), gateways_per_site, host or [], as_json=json
+            folder,
+            fleet,
+            sites.split(","),
+            gateways_per_site,
+            host or [],
+            is_private=private,
+            as_json=json,
         )
     elif host:
         raise CommandError(
@@ -131,7 +132,7 @@ def serve(config: Config = Path("coordinator.toml")) -> None:
 def health(
     config: Annotated[Path, typer.Argument(help="TOML file of a service or a gateway.")],
 ) -> None:
-    """Ask the service or gateway of this machine whether it works; exit code 1 if not."""
+    """Ask the service, gateway or unmasker here whether it works; exit code 1 if not."""
     from fleet.service.health import problems
 
     found = problems(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Group
@@ -18,7 +19,8 @@ from fleet.errors import NotKnownError, ServiceError
 from fleet.files import write_whole
 from fleet.service.campaign_schema import CampaignPlan
 from fleet.service.client import Client
-from fleet.service.schema import CampaignDetail, CampaignView
+from fleet.service.schema import CampaignDetail, CampaignView, SightView
+from fleet.service.set_words import in_words
 
 EXIT_NOT_FINISHED = 3
 """Of `watch` and `start --watch`, where a campaign ended in another way than well."""
@@ -132,6 +134,17 @@ def _print_plan(found: CampaignPlan) -> None:
         f"all; {found.flash_slot_writes_per_device} versions written to a device's flash.",
         soft_wrap=True,
     )
+    rows = [[one.name, one.devices, one.sets, one.smallest] for one in found.sets]
+    if rows:
+        columns = ["plan", "devices", "sets", "smallest set"]
+        screen.print(table("Who hides in whom, if all took part", columns, rows))
+    if found.too_few_to_hide:
+        screen.print(
+            f"{found.too_few_to_hide} devices that are ready wouldn't be asked: too few others "
+            "train an update plan that they can carry.",
+            soft_wrap=True,
+        )
+    _print_sights(found.who_sees)
 
 
 def _cost(seconds: float | None, millijoules: float | None) -> str:
@@ -205,6 +218,17 @@ def show(client: Client, campaign: str, *, as_json: bool) -> None:
         console().print(f"gateway {gateway} is left out: {why}", soft_wrap=True)
     for device, why in list(detail.failed_devices.items())[:20]:
         console().print(f"device {device}: {why}", soft_wrap=True)
+    if detail.config.masking is not None:
+        trained = [one.round for one in detail.rounds if one.kind == "train"]
+        sets = client.figures(detail.campaign, trained[-1]).sets if trained else None
+        if sets is not None:
+            console().print(f"Round {trained[-1]}: {in_words(sets)}", soft_wrap=True)
+    _print_sights(detail.who_sees)
+
+
+def _print_sights(sights: Iterable[SightView]) -> None:
+    rows = [[one.who, one.sees] for one in sights]
+    console().print(table("Who could see what", ["who", "sees"], rows))
 
 
 def _picture(detail: CampaignDetail) -> list[Table | str]:

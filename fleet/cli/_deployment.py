@@ -32,12 +32,7 @@ def init(
     """Make a deployment."""
     made = deployment.init(folder, fleet, sites, gateways_per_site, is_private=is_private)
     _show_made(folder, made, ["tinyfleet", "up", str(folder)], as_json=as_json)
-    if is_private and not as_json:
-        console().print(
-            f"Its keys are in {folder / KEYS}, its unmasker in {folder / UNMASKER}. {ONE_OWNER} "
-            "docs/howto/keys.md says how another party runs it.",
-            soft_wrap=True,
-        )
+    _show_keys(folder, is_private=is_private and not as_json)
 
 
 def init_containers(
@@ -47,6 +42,7 @@ def init_containers(
     gateways_per_site: int,
     hosts: Sequence[str],
     *,
+    is_private: bool,
     as_json: bool,
 ) -> None:
     """Make a deployment for deploy/compose.yaml."""
@@ -55,9 +51,19 @@ def init_containers(
             f"deploy/compose.yaml has one site with {containers.GATEWAYS} gateways; others are set "
             "up beside it: docs/deploy.md"
         )
-    made = containers.init(folder, fleet, sites[0], hosts)
+    made = containers.init(folder, fleet, sites[0], hosts, is_private=is_private)
     files = ["--env-file", str(folder / containers.ENV_FILE), "-f", "deploy/compose.yaml"]
     _show_made(folder, made, ["docker", "compose", *files, "up", "-d"], as_json=as_json)
+    _show_keys(folder, is_private=is_private and not as_json)
+
+
+def _show_keys(folder: Path, *, is_private: bool) -> None:
+    if is_private:
+        console().print(
+            f"Its keys are in {folder / KEYS}, its unmasker in {folder / UNMASKER}. {ONE_OWNER} "
+            "docs/howto/keys.md says how another party runs it.",
+            soft_wrap=True,
+        )
 
 
 def _show_made(

@@ -15,6 +15,7 @@ from fleet.security import key_files
 from fleet.security.listening import ListenSettings
 from fleet.unmasker import folder as unmaskers
 from fleet.unmasker.folder import UnmaskerSettings
+from fleet.unmasker.logic import near_sets
 
 SHOWN_SETS, COMPARED_SETS = 20, 1000
 SHOWN_DEVICES = 20
@@ -146,7 +147,7 @@ def show(folder: Path, *, as_json: bool) -> None:
         refusals = unmasker.store.refusals()
     finally:
         unmasker.store.close()
-    near = unmaskers.near_sets(sets, settings.least_devices)
+    near = near_sets(sets, settings.least_devices)
     newest = sets[-SHOWN_SETS:]
     if as_json:
         print_json(

@@ -18,6 +18,7 @@ from fleet.campaign.sets import (
     SetOutcome,
     Unmasked,
     differences,
+    has_too_few,
     masked_sets,
     not_counted,
     unmasked,
@@ -93,10 +94,12 @@ class Unmasking:
         failures = 0
         while True:
             for number, one in enumerate(sets):
-                if number not in done:
-                    outcome = self._unmask(plan, one, number, masks)
-                    if outcome is not None:
-                        done[number] = outcome
+                if self._is_stopped():
+                    return None
+                outcome = done.get(number) or self._unmask(plan, one, number, masks)
+                if outcome is None:
+                    break  # the next one would wait for the same unmasker
+                done[number] = outcome
             if len(done) == len(sets):
                 return [done[number] for number in range(len(sets))]
             wait = clock.monotonic() + pace.retry * 2 ** min(failures, _MOST_DOUBLINGS)
@@ -116,7 +119,7 @@ class Unmasking:
         """What came of a set; None where an unmasker has to be asked again."""
         assert plan.masks is not None
         parameters = plan.masks.parameters
-        if len(of.members) < parameters.least_devices:
+        if has_too_few(of, parameters):
             return not_counted(of, FEW_DELIVERED)
         for index, key in enumerate(plan.masks.keys):
             if (number, index) in masks:

@@ -6,9 +6,10 @@ import hashlib
 from dataclasses import dataclass
 
 from fleet.dashboard.formats import plural
-from fleet.service.campaign_schema import CampaignRow, CampaignStanding, DecisionView
+from fleet.service.campaign_schema import CampaignRow, CampaignStanding, DecisionView, SetFigures
 from fleet.service.roles import Permission
 from fleet.service.schema import CampaignView, EventView, Seen
+from fleet.service.set_words import in_words
 
 KINDS = {
     "pending": "quiet",
@@ -47,6 +48,11 @@ def waits_for(one: CampaignStanding) -> str:
     return f"what to do about stage {stage}, whose gates didn't pass{after}"
 
 
+def sets(of: SetFigures) -> str:
+    """What came of a masked round's sets."""
+    return in_words(of)
+
+
 def where(one: CampaignRow) -> str:
     """Stage and round, as far as it has come."""
     if one.round is None:
@@ -61,6 +67,9 @@ def event(one: EventView) -> str:
     if one.kind == "gate":
         reasons = "; ".join(told.get("reasons", ()))
         return f"stage {told.get('stage')}: {told.get('outcome')}: {reasons}"
+    if one.kind == "sets":
+        rule = f"; {told['rule']}" if told.get("rule") else ""
+        return f"round {told.get('round')}: {told.get('counted')} of {told.get('sets')}{rule}"
     if one.kind == "version":
         return f"{told.get('version')}, of {told.get('deltas')} deltas"
     reason = f": {told['reason']}" if told.get("reason") else ""

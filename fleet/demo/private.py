@@ -13,7 +13,7 @@ from fleet.coordinator.settings import CoordinatorSettings, SuperLinkSettings
 from fleet.coordinator.superlink import ManagedProcess
 from fleet.errors import UnmaskerError
 from fleet.ports import free_port
-from fleet.service.deployment_keys import UNMASKER, enrol_devices, make_keys, unmasker_problem
+from fleet.service.deployment_keys import UNMASKER, enrol_devices, make_keys, unmasker_problems
 from simulator.machines.device_spec import DeviceSpec
 
 START_SECONDS = 60.0
@@ -28,13 +28,12 @@ class PrivateFleet:
     def __init__(self, work: Path, fleet: str, devices: Sequence[str], least_devices: int) -> None:
         """Make all keys in the folder ``work``; nothing runs yet."""
         self._work = work
+        keys = make_keys(work, fleet, least_devices=least_devices)
+        self._fleet_keys, self._device_keys = enrol_devices(work, fleet, devices)
         self.settings = work / "coordinator.toml"
         CoordinatorSettings(
-            fleet=fleet,
-            superlink=SuperLinkSettings(port=free_port()),
-            **make_keys(work, fleet, least_devices=least_devices),
+            fleet=fleet, superlink=SuperLinkSettings(port=free_port()), **keys
         ).write(self.settings)
-        self._fleet_keys, self._keys = enrol_devices(work, fleet, devices)
         self.unmasker = ManagedProcess(
             "unmasker",
             [sys.executable, "-m", "fleet.cli", "unmasker", "run", str(work / UNMASKER)],
@@ -47,7 +46,7 @@ class PrivateFleet:
         return [
             replace(
                 one,
-                keys=self._keys[one.device].encode(),
+                keys=self._device_keys[one.device].encode(),
                 authority=self._fleet_keys.authority,
                 keyring=self._fleet_keys.keyring.encode(),
             )
@@ -57,8 +56,8 @@ class PrivateFleet:
     def wait_ready(self) -> None:
         """Wait until the unmasker answers. Raises `FlowerError` or `UnmaskerError` otherwise."""
         end = time.monotonic() + START_SECONDS
-        while problem := unmasker_problem(self._work):
+        while problems := unmasker_problems(self._work):
             self.unmasker.require_alive()
             if time.monotonic() > end:
-                raise UnmaskerError(problem)
+                raise UnmaskerError("; ".join(problems))
             time.sleep(0.1)

@@ -33,7 +33,8 @@ MALFORMED, TOO_FEW, UNKNOWN_DEVICE, BROKEN_SEAL, OVERLAP = REFUSALS = (
 """Kinds of refusals."""
 MOST_REQUEST_BYTES = 64 << 10
 MOST_VALUES = 1 << 24
-"""Of a delta whose masks are asked for, so that an answer stays below 64 MiB."""
+"""Of a delta whose masks are asked for, so that an answer is bounded."""
+MOST_ANSWER_BYTES = (MOST_VALUES << 2) + 64
 
 _KIND = "mask-request"
 _LEAST_NOISE_VARIANCE = 4

@@ -9,8 +9,10 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
-from fleet.campaign import RoundKind
+from fleet.campaign import CampaignConfig, RoundKind
+from fleet.campaign.who_sees import Setting, who_sees
 from fleet.errors import AccessError
+from fleet.service import schema
 from fleet.service.roles import Permission, may
 from fleet.store import (
     Audit,
@@ -95,6 +97,15 @@ class Base:
         self.tokens = Tokens(store)
         self.audit = Audit(store)
         self.webhooks = Webhooks(store)
+
+    def sights(self, config: CampaignConfig) -> list[schema.SightView]:
+        """Who could see what in a campaign, as the service is set up."""
+        unmaskers = self.settings.get("unmaskers") or ()
+        setting = Setting(
+            is_signed=bool(self.settings.get("signing")),
+            operators=tuple(str(one.get("operated_by", "")) for one in unmaskers),
+        )
+        return [schema.SightView(who=one.who, sees=one.sees) for one in who_sees(config, setting)]
 
     def _allow(self, actor: Actor, permission: Permission) -> None:
         if not may(actor.role, permission):

@@ -17,6 +17,7 @@ from fleet.service.schema import (
     Form,
     RoundView,
     Scores,
+    SightView,
     VerdictView,
 )
 
@@ -93,6 +94,16 @@ class DeviceCost(Answer):
     millijoules: float | None
 
 
+class SetPlan(Answer):
+    """How devices of an update plan would hide in each other, if all that are ready took part."""
+
+    plan: str
+    name: str
+    devices: int
+    sets: int
+    smallest: int
+
+
 class CampaignPlan(Answer):
     """What a campaign would do, as things stand: nothing is done."""
 
@@ -115,6 +126,11 @@ class CampaignPlan(Answer):
     their shares of each cohort; null where one hasn't been measured yet."""
     costs: list[DeviceCost]
     flash_slot_writes_per_device: int
+    sets: list[SetPlan]
+    """Of masked campaigns."""
+    too_few_to_hide: int
+    """Devices that are ready and wouldn't be asked, since too few others train their plan."""
+    who_sees: list[SightView]
 
 
 # How it stands
@@ -170,6 +186,24 @@ class OpenDevice(Answer):
     reason: str = ""
 
 
+class SetFigures(Answer):
+    """The sets of a masked round that has ended, whose sums were to be unmasked."""
+
+    sets: int
+    counted: int
+    devices: int
+    """In sets that counted."""
+    smallest: int
+    """Devices of the smallest of them."""
+    not_counted: dict[str, int]
+    """Reason → sets that counted nothing."""
+    differs_by: int | None
+    """By how many devices some set differs from the nearest one of the training round before: the
+    fewer, the more both sums say of these. Null where there is none to compare with."""
+    rule: str
+    """What the rule did with so many sets."""
+
+
 class RoundFigures(RoundView):
     """A round in figures, of bounded size: at most twenty of whatever is named, those that matter
     most first. Reasons are counted without the figures that are in them."""
@@ -202,6 +236,8 @@ class RoundFigures(RoundView):
     """With what devices were given in this round…"""
     after: Scores | None = None
     """…and when they had done it: those that trained have other weights then."""
+    sets: SetFigures | None = None
+    """Of a masked round that has ended."""
 
 
 class GateView(Answer):
@@ -259,3 +295,4 @@ class CampaignStanding(CampaignRow):
     """Devices that failed when they were last asked, by reason."""
     events: list[EventView]
     """The last, newest first."""
+    who_sees: list[SightView]

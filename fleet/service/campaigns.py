@@ -53,6 +53,7 @@ class CampaignOperations(DeviceOperations, PrivacyOperations):
             preview,
             self.timings.of_model(version.model),
             self.gateways.sites(),
+            self.sights(wanted.campaign),
         )
 
     def plan_privacy(self, actor: Actor, wanted: schema.CampaignToStart) -> PrivacyPlan:
@@ -139,7 +140,8 @@ class CampaignOperations(DeviceOperations, PrivacyOperations):
     def standing(self, actor: Actor, campaign: str) -> CampaignStanding:
         """A campaign as it stands, of bounded size."""
         self._allow(actor, Permission.READ)
-        return campaign_standing(self.store, campaign)
+        config = CampaignConfig.parse(self.store.campaign(campaign).config)
+        return campaign_standing(self.store, campaign, self.sights(config))
 
     def figures(self, actor: Actor, campaign: str, number: int) -> RoundFigures:
         """A round in figures."""
@@ -161,6 +163,7 @@ class CampaignOperations(DeviceOperations, PrivacyOperations):
         return schema.CampaignDetail(
             **_view(record).model_dump(),
             config=config,
+            who_sees=self.sights(config),
             stages=[
                 schema.StageView(
                     stage=stage.name,

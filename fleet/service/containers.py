@@ -9,6 +9,8 @@
     DIR/coordinator/         coordinator.toml, certificates, public keys of gateways
     DIR/gateway-N/           gateway.toml, ca.crt
     DIR/broker/              Mosquitto's configuration and users, which gateway 1 keeps
+    DIR/keys/, DIR/unmasker/ with `is_private`: the keys' authority, which no container sees, and
+                             the unmasker's own
 
 What is written while it runs lies in volumes.
 """
@@ -17,8 +19,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -28,15 +32,21 @@ from fleet.coordinator.settings import (
     BootstrapSettings,
     CoordinatorSettings,
     RetentionSettings,
+    SigningSettings,
     SuperLinkSettings,
+    UnmaskerSettings,
 )
 from fleet.files import write_whole
 from fleet.gateway.broker import BrokerConfig, Tls, new_passwords, write_broker_config
 from fleet.gateway.config import BrokerSettings, GatewaySettings, MetricsSettings
+from fleet.security import key_files
 from fleet.security.certificates import Authority
+from fleet.security.listening import ListenSettings
 from fleet.service.deployment import Deployment, SitePorts, require_none
+from fleet.service.deployment_keys import KEYS, UNMASKER, make_keys
 from fleet.service.folders import new_folder
 from fleet.store import new_token
+from fleet.unmasker.folder import TOKEN
 
 GATEWAYS = 2
 ENV_FILE = "compose.env"
@@ -45,23 +55,29 @@ USER = 10001
 
 # Names and ports within the containers, as compose.yaml has them.
 _API_PORT, _LINK_PORT, _PLAIN_PORT, _TLS_PORT, _METRICS_PORT = 8443, 9092, 1883, 8883, 9464
+_UNMASKER_PORT = 8091
 _SECRETS, _STATE, _BROKER = Path("/run/secrets"), Path("/var/lib/tinyfleet"), Path("/broker")
 
 
-def init(folder: Path, fleet: str, site: str, hosts: Sequence[str]) -> Deployment:
+def init(
+    folder: Path, fleet: str, site: str, hosts: Sequence[str], *, is_private: bool = False
+) -> Deployment:
     """Make the folder, which is absent or empty. Nothing is started.
 
-    `hosts` are names and addresses under which others than this machine reach it. Raises
+    `hosts` are names and addresses under which others than this machine reach it; `is_private`:
+    with keys, by which devices know its tasks, and an unmasker. Raises
     `ConfigurationError` where there is a deployment already, `ConflictError` where anything else
     is: what is in the folder becomes the containers' user's.
     """
     require_none(folder)
     folder = folder.absolute()
     with new_folder(folder):
-        return _fill(folder, fleet, site, hosts)
+        return _fill(folder, fleet, site, hosts, is_private=is_private)
 
 
-def _fill(folder: Path, fleet: str, site: str, hosts: Sequence[str]) -> Deployment:
+def _fill(
+    folder: Path, fleet: str, site: str, hosts: Sequence[str], *, is_private: bool
+) -> Deployment:
     for name in ("secrets", "coordinator", "coordinator/gateway-keys"):
         (folder / name).mkdir(exist_ok=True, mode=0o700)
     authority = Authority.create(folder / "ca", fleet)
@@ -71,7 +87,9 @@ def _fill(folder: Path, fleet: str, site: str, hosts: Sequence[str]) -> Deployme
     _write_broker(folder, authority, fleet, passwords, here)
     for number, name in names.items():
         _write_gateway(folder, authority, fleet, number, name, passwords[name])
-    _write_coordinator(folder, authority, fleet, dict.fromkeys(names.values(), site), here)
+    protection = _write_unmasker(folder, authority, fleet) if is_private else {}
+    of_gateways = dict.fromkeys(names.values(), site)
+    _write_coordinator(folder, authority, fleet, of_gateways, here, protection)
     _write_secret(folder, "database.password", password := secrets.token_urlsafe(24))
     _write_secret(
         folder, "store.url", f"postgresql+psycopg://tinyfleet:{password}@database/tinyfleet"
@@ -83,7 +101,8 @@ def _fill(folder: Path, fleet: str, site: str, hosts: Sequence[str]) -> Deployme
         f"# For deploy/compose.yaml, whose head says what else can be set here.\n"
         # Compose wants small letters.
         f"COMPOSE_PROJECT_NAME=tinyfleet-{fleet.lower()}\n"
-        f"TINYFLEET_FOLDER={folder}\nTINYFLEET_USER={user}:0\n",
+        f"TINYFLEET_FOLDER={folder}\nTINYFLEET_USER={user}:0\n"
+        + ("COMPOSE_PROFILES=private\n" if is_private else ""),
     )
     made = Deployment(
         fleet,
@@ -95,7 +114,7 @@ def _fill(folder: Path, fleet: str, site: str, hosts: Sequence[str]) -> Deployme
     made.write(folder)
     if os.geteuid() == 0:
         for path in [folder, *folder.rglob("*")]:
-            if not path.is_relative_to(folder / "ca"):
+            if not any(path.is_relative_to(folder / name) for name in ("ca", KEYS)):
                 os.chown(path, USER, 0, follow_symlinks=False)
     return made
 
@@ -167,12 +186,43 @@ def _write_gateway(
     ).write(folder / label / "gateway.toml")
 
 
+def _write_unmasker(folder: Path, authority: Authority, fleet: str) -> dict[str, Any]:
+    """Keys and an unmasker; what the coordinator's settings say of them."""
+    certificate, key = Path("unmasker.crt"), Path("unmasker-tls.key")
+    listen = ListenSettings(host="0.0.0.0", port=_UNMASKER_PORT, certificate=certificate, key=key)
+    make_keys(folder, fleet, listen=listen)
+    unmasker, issued = folder / UNMASKER, authority.issue("unmasker", ("unmasker",))
+    write_whole(unmasker / certificate, issued.certificate.read_bytes())
+    write_whole(unmasker / key, issued.key.read_bytes(), mode=0o600)
+    target = folder / "coordinator"
+    for source, name in (
+        (folder / KEYS / key_files.TASK_KEY, key_files.TASK_KEY),
+        (folder / KEYS / key_files.KEYRING, key_files.KEYRING),
+        (unmasker / key_files.UNMASKER_PUBLIC, key_files.UNMASKER_PUBLIC),
+        (unmasker / TOKEN, "unmasker.token"),
+    ):
+        source.replace(target / name)
+    shutil.copyfile(target / key_files.KEYRING, folder / KEYS / key_files.KEYRING)
+    return {
+        "signing": SigningSettings(key=Path(key_files.TASK_KEY), keyring=Path(key_files.KEYRING)),
+        "unmaskers": (
+            UnmaskerSettings(
+                url=f"https://unmasker:{_UNMASKER_PORT}",
+                token_file=Path("unmasker.token"),
+                key=Path(key_files.UNMASKER_PUBLIC),
+                ca=Path("ca.crt"),
+            ),
+        ),
+    }
+
+
 def _write_coordinator(
     folder: Path,
     authority: Authority,
     fleet: str,
     gateways: dict[str, str],
     here: Sequence[str],
+    protection: dict[str, Any],
 ) -> None:
     certificate = authority.issue("coordinator", ("coordinator", *here))
     target = folder / "coordinator"
@@ -195,4 +245,5 @@ def _write_coordinator(
         ),
         retention=RetentionSettings(events_days=90, weights_days=90),
         bootstrap=BootstrapSettings(token_file=_SECRETS / "admin.token", gateways=gateways),
+        **protection,
     ).write(target / "coordinator.toml")

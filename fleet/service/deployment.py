@@ -43,7 +43,7 @@ from fleet.ports import free_port
 from fleet.security.certificates import Authority
 from fleet.service.accounts import first_admin
 from fleet.service.client import Client
-from fleet.service.deployment_keys import UNMASKER, has_unmasker, make_keys, unmasker_problem
+from fleet.service.deployment_keys import UNMASKER, has_unmasker, make_keys, unmasker_problems
 from fleet.store import Gateways, SqlStore
 
 SITE_FILE = "site.json"
@@ -285,8 +285,8 @@ def up(folder: Path, tell: Callable[[str, int, int], None] = lambda what, done, 
             # One that was retired since the deployment was made isn't waited for.
             wanted = gateways.keys() - {one.gateway for one in client.gateways() if one.retired}
             missing = [*ready.problems, *sorted(wanted - heard)]
-            if has_unmasker(folder) and (problem := unmasker_problem(folder)):
-                missing.append(problem)
+            if has_unmasker(folder):
+                missing += unmasker_problems(folder)
             tell("waiting for gateways", len(wanted & heard), len(wanted))
         except ServiceError as error:
             missing = [str(error)]

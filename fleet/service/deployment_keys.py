@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from fleet.coordinator.settings import SigningSettings, UnmaskerSettings
 from fleet.errors import KeysError
 from fleet.ports import free_port
@@ -23,6 +21,7 @@ from fleet.protocol.keys import DeviceKeys, Keyring, SignedKeyring
 from fleet.security import key_files
 from fleet.security.listening import ListenSettings
 from fleet.security.provisioning import FleetKeys, new_devices
+from fleet.service.health import problems
 from fleet.unmasker import UnmaskerStore
 from fleet.unmasker import folder as unmaskers
 from fleet.unmasker.unmasker import LEAST_DEVICES
@@ -36,6 +35,7 @@ def make_keys(
     *,
     seen_as: Path | None = None,
     least_devices: int = LEAST_DEVICES,
+    listen: ListenSettings | None = None,
 ) -> dict[str, Any]:
     """Keys and an unmasker in a folder; what `CoordinatorSettings` say of them.
 
@@ -44,10 +44,11 @@ def make_keys(
         fleet: its name.
         seen_as: what the folder is called in the settings; None: as it is called here.
         least_devices: of a set, as the unmasker has it.
+        listen: where that is reached; None: at any port of this machine.
     """
     keys, unmasker = folder / KEYS, folder / UNMASKER
     keys.mkdir(mode=0o700)
-    listen = ListenSettings(port=free_port())
+    listen = listen or ListenSettings(port=free_port())
     public = unmaskers.make(
         unmasker,
         unmaskers.UnmaskerSettings(fleet=fleet, least_devices=least_devices, listen=listen),
@@ -84,14 +85,10 @@ def has_unmasker(folder: Path) -> bool:
     return (folder / UNMASKER / unmaskers.SETTINGS).exists()
 
 
-def unmasker_problem(folder: Path) -> str:
-    """What keeps a deployment's unmasker from its work; empty where nothing does."""
-    url = unmaskers.UnmaskerSettings.read(folder / UNMASKER).listen.url
-    try:
-        answer = httpx.get(f"{url}/healthz", trust_env=False, verify=False)  # of this machine
-    except httpx.HTTPError as error:
-        return f"the unmasker at {url} doesn't answer ({error})"
-    return "" if answer.status_code == 200 else f"the unmasker: {answer.text.strip()}"
+def unmasker_problems(folder: Path) -> list[str]:
+    """What keeps a deployment's unmasker from its work."""
+    found = problems(folder / UNMASKER / unmaskers.SETTINGS)
+    return [f"unmasker: {problem}" for problem in found]
 
 
 def enrol_devices(

@@ -1,4 +1,4 @@
-"""Whether a service or a gateway does its work, asked beside it: for containers' health checks."""
+"""Whether a service, a gateway or an unmasker works, asked beside it: for containers' checks."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from fleet.coordinator.settings import ApiSettings, CoordinatorSettings
+from fleet.coordinator.settings import CoordinatorSettings
 from fleet.coordinator.superlink import supernode_of
 from fleet.errors import ConfigurationError, GatewayError
 from fleet.gateway.client import GatewayClient
 from fleet.gateway.config import GatewaySettings
+from fleet.security.listening import ListenSettings
+from fleet.unmasker.folder import SETTINGS as UNMASKER_SETTINGS
+from fleet.unmasker.folder import UnmaskerSettings
 
 SECONDS = 15.0
 """Within those that an image's HEALTHCHECK gives it, with what starting Python takes."""
 
 
 def problems(path: Path) -> list[str]:
-    """What keeps the service or the gateway with this configuration from its work."""
+    """What keeps the service, gateway or unmasker with this configuration from its work."""
+    if path.name == UNMASKER_SETTINGS:
+        return _of_service(UnmaskerSettings.read(path.parent).listen, "/healthz")
     try:
         is_gateway = "gateway" in tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path}: can't be read ({error})") from None
     if is_gateway:
         return _of_gateway(GatewaySettings.read(path))
-    return _of_service(CoordinatorSettings.read(path).api)
+    return _of_service(CoordinatorSettings.read(path).api, "/readyz")
 
 
 def _of_gateway(settings: GatewaySettings) -> list[str]:
@@ -40,7 +45,7 @@ def _of_gateway(settings: GatewaySettings) -> list[str]:
     return []
 
 
-def _of_service(api: ApiSettings) -> list[str]:
+def _of_service(api: ListenSettings, page: str) -> list[str]:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(api.host, api.host)
     where = f"[{host}]:{api.port}" if ":" in host else f"{host}:{api.port}"
     scheme, trust = "http", None
@@ -54,7 +59,7 @@ def _of_service(api: ApiSettings) -> list[str]:
         handlers.append(urllib.request.HTTPSHandler(context=trust))
     opener = urllib.request.build_opener(*handlers)
     try:
-        with opener.open(f"{scheme}://{where}/readyz", timeout=SECONDS):
+        with opener.open(f"{scheme}://{where}{page}", timeout=SECONDS):
             return []
     except urllib.error.HTTPError as error:
         try:

@@ -13,17 +13,26 @@ from fleet.campaign.planning import (
     DeviceInfo,
     Members,
     RoundKind,
+    RoundPlan,
     deal_stages,
     eligible,
     loads_of,
     most_at_once,
     schedule,
 )
+from fleet.campaign.sets import hide
 from fleet.campaign.start_requests import is_open
+from fleet.errors import CampaignError
 from fleet.protocol.manifest import Manifest
 from fleet.registry import Device, Filter
 from fleet.service import schema
-from fleet.service.campaign_schema import CampaignPlan, DeviceCost, PlanUse, StagePlan
+from fleet.service.campaign_schema import (
+    CampaignPlan,
+    DeviceCost,
+    PlanUse,
+    SetPlan,
+    StagePlan,
+)
 from fleet.store import Models, Registry, Timing, Version
 from fleet.store.figures import of_a_kind
 
@@ -44,10 +53,12 @@ def plan_campaign(
     preview: schema.DevicePreview,
     timings: Iterable[Timing],
     sites: Mapping[str, str],
+    sights: list[schema.SightView],
 ) -> CampaignPlan:
     """What the campaign would do from `version` on; nothing is done.
 
-    `timings` are those of past campaigns of the model, `sites` those of gateways. Raises
+    `timings` are those of past campaigns of the model, `sites` those of gateways, `sights` who
+    could see what. Raises
     `CampaignError` where its pace can't be kept to.
     """
     manifests = {
@@ -104,7 +115,11 @@ def plan_campaign(
             expected += count * (likely + min(slowest, config.deadline_seconds))
         else:
             expected = None
+    sets, too_few = _sets(config, ready, devices, manifests)
     return CampaignPlan(
+        sets=sets,
+        too_few_to_hide=too_few,
+        who_sees=sights,
         version=version.name,
         target=preview,
         ready=len(ready),
@@ -134,6 +149,39 @@ def could_take_part(
     ]
     members = Members(frozenset(one.device for one in devices))
     return devices, *eligible(config, devices, manifests, members, _MAIN[config.kind])
+
+
+def _sets(
+    config: CampaignConfig,
+    ready: Mapping[str, Assignment],
+    devices: Iterable[DeviceInfo],
+    manifests: Mapping[str, Manifest],
+) -> tuple[list[SetPlan], int]:
+    """The sets of a training round of all that are ready, and how many have no place in one."""
+    if config.masking is None or not ready:
+        return [], 0
+    whole = RoundPlan(
+        0, RoundKind.TRAIN, config.seed, "", len(ready), tuple(ready.values()), {}, {}
+    )
+    try:
+        hidden = hide(config, whole, devices, manifests, ())
+    except CampaignError:
+        return [], len(ready)
+    members = Counter((one.plan, one.part) for one in hidden.assignments)
+    names = {plan.id: plan.name for one in manifests.values() for plan in one.plans}
+    found = []
+    for plan in sorted({plan for plan, _ in members}, key=lambda one: names[one]):
+        sizes = [size for (of, _), size in members.items() if of == plan]
+        found.append(
+            SetPlan(
+                plan=plan,
+                name=names[plan],
+                devices=sum(sizes),
+                sets=len(sizes),
+                smallest=min(sizes),
+            )
+        )
+    return found, len(hidden.skipped)
 
 
 def _tasks(config: CampaignConfig, cohort: int, rounds: int) -> int:

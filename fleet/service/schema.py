@@ -446,10 +446,18 @@ class CampaignView(Answer):
     made: str
 
 
+class SightView(Answer):
+    """What somebody could see of a campaign's devices, or do to them, in words."""
+
+    who: str
+    sees: str
+
+
 class CampaignDetail(CampaignView):
     """All of it."""
 
     config: CampaignConfig
+    who_sees: list[SightView]
     stages: list[StageView]
     rounds: list[RoundView]
     quarantined: dict[str, str]

@@ -107,8 +107,10 @@ def _round_view(one: RoundGlance) -> schema.RoundView:
     )
 
 
-def campaign_standing(store: SqlStore, campaign: str) -> CampaignStanding:
-    """A campaign as it stands."""
+def campaign_standing(
+    store: SqlStore, campaign: str, sights: list[schema.SightView]
+) -> CampaignStanding:
+    """A campaign as it stands; `sights`: who could see what."""
     record = store.campaign(campaign)
     config = CampaignConfig.parse(record.config)
     glances, stages = RoundGlances(store), Stages(store)
@@ -140,6 +142,7 @@ def campaign_standing(store: SqlStore, campaign: str) -> CampaignStanding:
             schema.EventView.model_validate(one, from_attributes=True)
             for one in Events(store).newest(campaign)
         ],
+        who_sees=sights,
     )
 
 

@@ -192,8 +192,27 @@ def ended(
         "missing": len(missing),
         "open": [{"device": one, "reason": failed.get(one, "")} for one in missing[:MOST_NAMED]],
         "bytes_up": int(result.get("payload_bytes", 0)),
+        "sets": _sets(result),
         "before": _scores(connection, campaign, number, "correct_before"),
         "after": _scores(connection, campaign, number, "correct_after"),
+    }
+
+
+def _sets(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The sets of a masked round; None of others."""
+    sets = result.get("sets")
+    if sets is None:
+        return None
+    counted = [one for one in sets if one["counted"]]
+    differ = [one["differs_by"] for one in counted if one["differs_by"] is not None]
+    return {
+        "sets": len(sets),
+        "counted": len(counted),
+        "devices": sum(int(one["devices"]) for one in counted),
+        "smallest": min((int(one["devices"]) for one in counted), default=0),
+        "not_counted": _most(Counter(str(one["why"]) for one in sets if one["why"])),
+        "differs_by": min(differ, default=None),
+        "rule": str(result.get("rule", "")),
     }
 
 

@@ -12,6 +12,7 @@ import httpx
 from fleet.errors import MaskRefusedError, ProtocolError, UnmaskerError
 from fleet.protocol.mask_requests import (
     CONTENT_TYPE,
+    MOST_ANSWER_BYTES,
     MaskRequest,
     UnmaskerFacts,
     decode_masks,
@@ -81,26 +82,37 @@ class RemoteUnmasker:
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
         headers = {"Content-Type": CONTENT_TYPE} if body is not None else {}
         try:
-            response = self._http.request(method, path, content=body, headers=headers)
+            with self._http.stream(method, path, content=body, headers=headers) as response:
+                answer = self._bounded(response)
         except httpx.HTTPError as error:
             raise UnmaskerError(
                 f"the unmasker at {self.url} doesn't answer ({error}); does it run? "
                 "`tinyfleet unmasker run`"
             ) from None
         if response.status_code == 200:
-            return response.content
+            return answer
         if response.status_code == 401:
             raise UnmaskerError(
                 f"the unmasker at {self.url} doesn't know the token; `tinyfleet unmasker token` "
                 "there makes another one"
             )
-        raise self._refusal(response)
+        raise self._refusal(response.status_code, answer)
 
-    def _refusal(self, response: httpx.Response) -> MaskRefusedError | UnmaskerError:
+    def _bounded(self, response: httpx.Response) -> bytes:
+        """The whole body: it may be another party's, and isn't let fill this machine's memory."""
+        found = bytearray()
+        for piece in response.iter_bytes():
+            found += piece
+            if len(found) > MOST_ANSWER_BYTES:
+                raise UnmaskerError(
+                    f"the unmasker at {self.url} answers with more than {MOST_ANSWER_BYTES} bytes"
+                )
+        return bytes(found)
+
+    def _refusal(self, status: int, answer: bytes) -> MaskRefusedError | UnmaskerError:
         try:
-            return decode_refusal(response.content)
+            return decode_refusal(answer)
         except ProtocolError:
             return UnmaskerError(
-                f"the unmasker at {self.url} fails with HTTP status {response.status_code}; "
-                "its log says why"
+                f"the unmasker at {self.url} fails with HTTP status {status}; its log says why"
             )

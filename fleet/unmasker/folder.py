@@ -1,17 +1,18 @@
 """An unmasker's folder: what `tinyfleet unmasker init` makes and the other commands use.
 
-DIR/unmasker.toml    fleet, least devices of a set, where it listens
-DIR/unmasker.key     its secret key, 0600
-DIR/unmasker.pub     its public key: for keyrings
-DIR/unmasker.sqlite  who is enrolled, which sets it has answered
-DIR/token            what the coordinator asks with, 0600; only its hash is used here
+    DIR/unmasker.toml    fleet, least devices of a set, where it listens
+    DIR/unmasker.key     its secret key, 0600
+    DIR/unmasker.pub     its public key: for keyrings
+    DIR/unmasker.sqlite  who is enrolled, which sets it has answered
+    DIR/token            what the coordinator asks with, 0600; only its hash is used here
+
+The key goes with the store: a copy of an older store would answer for devices twice
+(docs/howto/keys.md).
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ from fleet.protocol.masking import MOST_DEVICES
 from fleet.security import key_files
 from fleet.security.listening import ListenSettings
 from fleet.security.tokens import new_token, secret_hash
-from fleet.unmasker.store import AnsweredSet, UnmaskerStore
+from fleet.unmasker.store import UnmaskerStore
 from fleet.unmasker.unmasker import LEAST_DEVICES, LocalUnmasker
 
 SETTINGS, STORE, TOKEN = "unmasker.toml", "unmasker.sqlite", "token"
@@ -90,37 +91,3 @@ def open_unmasker(folder: Path) -> LocalUnmasker:
     private = key_files.read_key(folder / key_files.UNMASKER_KEY, key_files.UNMASKER_SECRET)
     store = UnmaskerStore(folder / STORE)
     return LocalUnmasker(private, settings.fleet, store, settings.least_devices)
-
-
-@dataclass(frozen=True)
-class NearSet:
-    """Two sets of a campaign that differ by few devices, in rounds that follow each other.
-
-    Where weights move little from one to the other, what their sums differ by is near to what
-    those few devices taught.
-    """
-
-    earlier: AnsweredSet
-    later: AnsweredSet
-    devices: tuple[str, ...]
-    """That are in one of them only."""
-
-
-def near_sets(sets: Sequence[AnsweredSet], fewer_than: int) -> list[NearSet]:
-    """Sets of one campaign and plan whose members differ, but by fewer devices than that.
-
-    Each is compared with those of the last round before it that has any.
-    """
-    found: list[NearSet] = []
-    before: dict[tuple[bytes, bytes], list[AnsweredSet]] = {}
-    ordered = sorted(sets, key=lambda one: one.round)
-    for later in ordered:
-        key = (later.campaign, later.plan)
-        past = [one for one in before.get(key, []) if one.round < later.round]
-        last = max((one.round for one in past), default=0)
-        for earlier in (one for one in past if one.round == last):
-            devices = sorted(set(earlier.devices) ^ set(later.devices))
-            if 0 < len(devices) < fewer_than:
-                found.append(NearSet(earlier, later, tuple(devices)))
-        before.setdefault(key, []).append(later)
-    return found

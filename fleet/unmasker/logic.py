@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from fleet.errors import MaskError, MaskRefusedError
 from fleet.protocol import masking
@@ -14,6 +15,7 @@ from fleet.protocol.mask_requests import (
     UNKNOWN_DEVICE,
     MaskRequest,
 )
+from fleet.unmasker.store import AnsweredSet
 
 NAMED = 8
 """So many devices a refusal's text names; its list has them all."""
@@ -82,6 +84,40 @@ def open_seals(
             BROKEN_SEAL, f"of another key, or for something else: {_some(broken)}", broken
         )
     return seeds
+
+
+@dataclass(frozen=True)
+class NearSet:
+    """Two sets of a campaign that differ by few devices, in rounds that follow each other.
+
+    Where weights move little from one to the other, what their sums differ by is near to what
+    those few devices taught.
+    """
+
+    earlier: AnsweredSet
+    later: AnsweredSet
+    devices: tuple[str, ...]
+    """That are in one of them only."""
+
+
+def near_sets(sets: Sequence[AnsweredSet], fewer_than: int) -> list[NearSet]:
+    """Sets of one campaign and plan whose members differ, but by fewer devices than that.
+
+    Each is compared with those of the last round before it that has any.
+    """
+    found: list[NearSet] = []
+    before: dict[tuple[bytes, bytes], list[AnsweredSet]] = {}
+    ordered = sorted(sets, key=lambda one: one.round)
+    for later in ordered:
+        key = (later.campaign, later.plan)
+        past = [one for one in before.get(key, []) if one.round < later.round]
+        last = max((one.round for one in past), default=0)
+        for earlier in (one for one in past if one.round == last):
+            devices = sorted(set(earlier.devices) ^ set(later.devices))
+            if 0 < len(devices) < fewer_than:
+                found.append(NearSet(earlier, later, tuple(devices)))
+        before.setdefault(key, []).append(later)
+    return found
 
 
 def _some(devices: Sequence[str]) -> str:

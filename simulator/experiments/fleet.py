@@ -118,7 +118,14 @@ class VirtualFleet:
 
         def run(clock: WaitingClock) -> None:
             transport = DirectTransport(self.gateways, clock, way=way)
-            CampaignDriver(self.store, campaign, transport, driver=name, clock=clock).run()
+            CampaignDriver(
+                self.store,
+                campaign,
+                transport,
+                driver=name,
+                clock=clock,
+                protection=self.protection,
+            ).run()
 
         return self.processes.start(name, run)
 

@@ -18,12 +18,20 @@ from fleet.store import Events, RoundRecord
 from simulator.experiments.config import Count, Strategy
 from simulator.experiments.fleet import VirtualFleet
 from simulator.experiments.results import (
+    Accuracy,
     RoundResult,
     StrategyResult,
     VersionScores,
 )
 from simulator.experiments.setting import Setting
-from simulator.virtual.offline import Score, TrainAlone, pooled_samples, trained_delta
+from simulator.virtual.offline import (
+    Score,
+    TrainAlone,
+    Tuning,
+    pooled_samples,
+    trained_delta,
+    tuned_newcomers,
+)
 from simulator.virtual.pool import Figures
 from simulator.world.draws import generator
 from simulator.world.fields import problem
@@ -156,6 +164,7 @@ def _result(
     facts: dict[str, Any] = {"common_plan": common[0]} if common else {}
     if own:
         facts["kept"] = _kept(store.reports(IDENTIFIER, rounds[-1].number))
+        facts["newcomers"] = _newcomers(setting, config, store.latest_weights(IDENTIFIER).blob)
         # Whoever never trains has what all share.
         versions.append(
             replace(
@@ -172,6 +181,23 @@ def _result(
         facts,
         has_fleet=True,
     )
+
+
+def _newcomers(setting: Setting, config: CampaignConfig, weights: bytes) -> dict[str, Any]:
+    """How devices that never train do with what all share, and after they have tuned it."""
+    if not setting.evaluate.never_trained or not config.personalize.tunings:
+        return {}
+    manifest = config.manifest(Manifest.parse(next(iter(setting.manifests.values()))))
+    plan = next(
+        one for one in manifest.plans if not config.plans or {one.id, one.name} & {*config.plans}
+    )
+    epochs = config.personalize.tunings * int(config.tuning["epochs"])
+    tuning = Tuning(plan.name, epochs, float(config.tuning["learning_rate"]), config.seed)
+    found = zip(
+        ("shared", "tuned"), tuned_newcomers(setting.population, weights, tuning), strict=True
+    )
+    accuracies = {name: Accuracy.of(scores) for name, scores in found}
+    return {name: one._asdict() for name, one in accuracies.items() if one is not None}
 
 
 def _kept(reports: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -71,6 +71,53 @@ def score_never_trained(population: Population, weights: bytes) -> list[Score]:
     return [score(engine, held) for held in population.never_trained()]
 
 
+MIXES = (256, 192, 128, 64)
+"""Of personal values, in 256ths, that a device tries (docs/specification/wire.md)."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How newcomers train their personal tensors, with which of the bundle's plans."""
+
+    plan: str
+    epochs: int
+    learning_rate: float
+    seed: int
+
+
+def tuned_newcomers(
+    population: Population, weights: bytes, tuning: Tuning
+) -> tuple[list[Score], list[Score]]:
+    """Of each device that never trains: with a version, and once it has tuned and chosen."""
+    board = next(iter(population.firmware))
+    engine = _trainer(population, board, tuning.plan, weights)
+    before, after = [], []
+    for number, one in enumerate(population.newcomers()):
+        engine.load(weights)
+        engine.set_updates("personal")
+        for epoch in range(tuning.epochs):
+            random = generator(tuning.seed, "newcomer", number, epoch)
+            _train(engine, one.trained, tuning.learning_rate, random)
+        kept = engine.kept(personal_only=True)
+        scores = {}
+        for mix in (0, *MIXES):
+            engine.load(weights)
+            engine.lay_over(kept, personal_only=True, mix=mix)
+            scores[mix] = (_quality(engine, one.held_out), score(engine, one.scored))
+        before.append(scores[0][1])
+        after.append(max(scores.values(), key=lambda found: found[0])[1])
+    return before, after
+
+
+def _quality(engine: HostEngine, held: HeldSamples) -> tuple[int, int]:
+    """What a device compares: right answers, then loss, whose sign is turned."""
+    right, loss = 0, 0
+    for sample, label in zip(held.codes, held.labels, strict=True):
+        right += engine.score(sample, int(label)) == label
+        loss += engine.loss_q16
+    return right, -loss
+
+
 @dataclass(frozen=True)
 class TrainAlone:
     """A job: a device trains by itself, and is scored after each of so many rounds."""

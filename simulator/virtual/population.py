@@ -56,6 +56,15 @@ class HeldSamples:
     """(n,)"""
 
 
+@dataclass(frozen=True, eq=False)
+class Newcomer:
+    """A device that joins when all is learnt."""
+
+    trained: HeldSamples
+    held_out: HeldSamples
+    scored: HeldSamples
+
+
 @dataclass
 class Population:
     """All devices of a world. It is small on its way to another process."""
@@ -174,6 +183,19 @@ class Population:
         board = next(iter(self.firmware))
         logs = [data.held_out_log(number) for number in range(data.held_out_devices)]
         return [HeldSamples(self._codes(board, log), log.y) for log in logs]
+
+    def newcomers(self) -> list[Newcomer]:
+        """The same devices, if they joined: what they would train on, choose by, be scored on."""
+        found = []
+        for number, held in enumerate(self.never_trained()):
+            count = len(held.labels)
+            order = generator(self.seed, "newcomer", number).permutation(count)
+            unseen = order[: round(self.config.data.unseen_share * count)]
+            rest = np.setdiff1d(order, unseen)
+            held_out = held_out_mask(len(rest))
+            parts = [rest[~held_out], rest[held_out], unseen if len(unseen) else rest[held_out]]
+            found.append(Newcomer(*(HeldSamples(held.codes[p], held.labels[p]) for p in parts)))
+        return found
 
     def _codes(self, board: str, log: SensorLog) -> NDArray[np.int8]:
         return self.bundle(board).manifest.model.input.codes(log.x)

@@ -29,7 +29,7 @@ RECIPE = (DEPLOY / "images" / "Dockerfile").read_text("utf-8")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("boxes") / "plant"
-    containers.init(made, "plant", "home", [])
+    containers.init(made, "plant", "home", [], is_private=True)
     return made
 
 
@@ -70,7 +70,7 @@ def test_what_is_mounted_is_there_and_the_authority_is_in_no_container(folder: P
             source = re.sub(r"\$\{TINYFLEET_FOLDER[^}]*\}", str(folder), volume).partition(":")[0]
             path = DEPLOY / source if source.startswith(".") else Path(source)
             assert source in STACK["volumes"] or path.exists(), (name, volume)
-            assert not source.startswith(f"{folder}/ca"), (name, volume)
+            assert not source.startswith((f"{folder}/ca", f"{folder}/keys")), (name, volume)
 
 
 def test_only_what_has_tls_may_be_reached_from_elsewhere() -> None:

@@ -1,4 +1,4 @@
-"""A private deployment up to released weights, its unmasker killed on the way."""
+"""A private deployment up to released weights, its unmasker killed, its keys exchanged."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from codegen.firmware.bundle import Bundle
 from fleet.attach import Attached, Place, virtual_devices
 from fleet.campaign import CampaignConfig
+from fleet.coordinator.key_holders import KeyHolders
+from fleet.coordinator.settings import CoordinatorSettings
 from fleet.demo.digits import example_folder
 from fleet.firmware import compile_firmware
 from fleet.service import deployment
-from fleet.service.client import Client
 from fleet.service.deployment_keys import UNMASKER, enrol_devices
 from fleet.service.schema import DeviceToAdd
 from fleet.store import ENDED_STATES
 from fleet.unmasker import folder as unmaskers
 from tests import deployments, processes
+from tests.fleet.cli.conftest import Run, tinyfleet
 from tests.patience import wait_for_service
+
+__all__ = ["tinyfleet"]
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -39,35 +44,31 @@ def folder() -> Iterator[Path]:
             deployment.down(path)
 
 
-def finished(client: Client, campaign: str) -> str:
-    wait_for_service(
-        lambda: client.campaign(campaign).state in ENDED_STATES,
-        lambda: client.campaign(campaign),
-    )
-    return client.campaign(campaign).state
+class Fleet:
+    """Devices that run, and campaigns of theirs."""
 
+    def __init__(self, folder: Path, bundle: Bundle) -> None:
+        self.folder = folder
+        self.client = deployment.connect(folder)
+        text = (bundle.path / "manifest.json").read_text("utf-8")
+        self.client.import_bundle("digits", text, (bundle.path / "weights.bin").read_bytes())
+        told = self.client.add_devices([DeviceToAdd(device=name, site="home") for name in DEVICES])
+        fleet_keys, device_keys = enrol_devices(folder, "barn", DEVICES)
+        self.specs = virtual_devices(
+            *(DEVICES, {one.device: one.password for one in told}, {"stm32f407": bundle.path}),
+            "barn",
+            machine="host",
+            fleet_keys=fleet_keys,
+            device_keys=device_keys,
+        )
+        self.place = Place("127.0.0.1", deployment.Deployment.read(folder).sites["home"].plain)
+        self.store = unmaskers.open_unmasker(folder / UNMASKER).store
 
-def test_masked_rounds_go_on_where_an_unmasker_was_killed(folder: Path, tmp_path: Path) -> None:
-    example = example_folder()
-    bundle = compile_firmware(
-        example / "digits.onnx", "stm32f407", [], example / "calibration.npz", tmp_path / "digits"
-    )
-    client = deployment.connect(folder)
-    text = (bundle.path / "manifest.json").read_text("utf-8")
-    client.import_bundle("digits", text, (bundle.path / "weights.bin").read_bytes())
-    told = client.add_devices([DeviceToAdd(device=name, site="home") for name in DEVICES])
-    passwords = {one.device: one.password for one in told}
-    fleet_keys, device_keys = enrol_devices(folder, "barn", DEVICES)
-    specs = virtual_devices(
-        *(DEVICES, passwords, {"stm32f407": bundle.path}, "barn"),
-        machine="host",
-        fleet_keys=fleet_keys,
-        device_keys=device_keys,
-    )
-    ports = deployment.Deployment.read(folder).sites["home"]
-    config = CampaignConfig.model_validate(
-        {
-            "name": "hidden",
+    def begin(self, name: str) -> str:
+        """A masked campaign of one round."""
+        wait_for_service(lambda: len(list(self.client.all_devices("online"))) == len(DEVICES))
+        config = {
+            "name": name,
             "model": "digits",
             "seed": 3,
             "rounds": 1,
@@ -80,26 +81,83 @@ def test_masked_rounds_go_on_where_an_unmasker_was_killed(folder: Path, tmp_path
             "masking": {"least_devices": LEAST},
             "aggregation": {"rule": "fedavg"},
         }
+        return self.client.start_campaign(CampaignConfig.model_validate(config)).campaign
+
+    def end(self, campaign: str) -> str:
+        """Its state, once it has ended."""
+        wait_for_service(
+            lambda: self.client.campaign(campaign).state in ENDED_STATES,
+            lambda: self.client.campaign(campaign),
+        )
+        return self.client.campaign(campaign).state
+
+    def sets(self) -> list[tuple[str, int, tuple[str, ...]]]:
+        """Campaign, round and devices of each set whose masks were told."""
+        return [(one.campaign.hex(), one.round, one.devices) for one in self.store.sets()]
+
+
+@pytest.fixture
+def fleet(folder: Path, tmp_path: Path) -> Iterator[Fleet]:
+    example = example_folder()
+    bundle = compile_firmware(
+        example / "digits.onnx", "stm32f407", [], example / "calibration.npz", tmp_path / "digits"
     )
-    store = unmaskers.open_unmasker(folder / UNMASKER).store
-    with Attached({Place("127.0.0.1", ports.plain): specs}) as attached:
-        wait_for_service(
-            lambda: len(list(client.all_devices("online"))) == len(DEVICES), attached.stats
-        )
-        processes.kill("unmasker", "run", str(folder / UNMASKER))
-        campaign = client.start_campaign(config).campaign
-        # The round has ended, and its sums can't be read without the unmasker.
-        wait_for_service(
-            lambda: any(
-                one.round == 1 and one.accepted == len(DEVICES)
-                for one in client.campaign(campaign).rounds
-            ),
-            lambda: client.campaign(campaign),
-        )
-        assert store.count_sets() == 0
-        deployments.start(folder)
-        assert finished(client, campaign) == "finished"
-    assert [(one.round, one.devices) for one in store.sets()] == [(1, tuple(DEVICES))]
-    assert store.refusals() == {}
-    store.close()
-    client.close()
+    made = Fleet(folder, bundle)
+    with Attached({made.place: made.specs}):
+        yield made
+    made.store.close()
+    made.client.close()
+
+
+def test_a_masked_round_waits_for_an_unmasker_that_was_killed(fleet: Fleet) -> None:
+    processes.kill("unmasker", "run", str(fleet.folder / UNMASKER))
+    campaign = fleet.begin("hidden")
+    # All have sent, and their sum can't be read without the unmasker.
+    wait_for_service(
+        lambda: any(
+            one.round == 1 and one.accepted == len(DEVICES)
+            for one in fleet.client.campaign(campaign).rounds
+        ),
+        lambda: fleet.client.campaign(campaign),
+    )
+    assert fleet.sets() == []
+    deployments.start(fleet.folder)
+    assert fleet.end(campaign) == "finished"
+    assert fleet.sets() == [(campaign, 1, tuple(DEVICES))]
+    assert fleet.store.refusals() == {}
+
+
+def test_devices_follow_a_new_task_key_and_a_new_unmaskers_key(
+    fleet: Fleet, tinyfleet: Run
+) -> None:
+    """What docs/howto/keys.md says to run."""
+    first = fleet.begin("before")
+    assert fleet.end(first) == "finished"
+    keys, unmasker = fleet.folder / "keys", fleet.folder / UNMASKER
+    old = KeyHolders.of(CoordinatorSettings.read(fleet.folder / deployment.SETTINGS)).keys
+    assert old is not None
+    for command in (
+        ("keys", "task", fleet.folder / "new"),
+        ("unmasker", "rotate", unmasker),
+        (
+            *("keys", "ring", keys, "--fleet", "barn"),
+            *("--task-key", fleet.folder / "new" / "task.pub"),
+            *("--unmasker", unmasker / "unmasker.pub"),
+        ),
+    ):
+        assert tinyfleet(*command).returncode == 0
+    (fleet.folder / "new" / "task.key").replace(keys / "task.key")
+    parts = deployment.processes(fleet.folder)
+    for name in ("service", "unmasker"):
+        assert parts[name].adopt()
+        parts[name].stop()
+    deployments.start(fleet.folder)
+    second = fleet.begin("after")
+    assert fleet.end(second) == "finished"
+    assert fleet.sets() == [(first, 1, tuple(DEVICES)), (second, 1, tuple(DEVICES))]
+    assert fleet.store.refusals() == {}
+    # The keyring went into the journals of devices: the first one's task key is nobody's now.
+    new = KeyHolders.of(CoordinatorSettings.read(fleet.folder / deployment.SETTINGS)).keys
+    assert new is not None
+    assert new.keyring.keyring.generation == old.keyring.keyring.generation + 1
+    assert new.key.public != old.key.public

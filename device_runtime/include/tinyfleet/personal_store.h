@@ -65,7 +65,7 @@ tf_kept_choice tf_personal_choice(const tf_personal_store *store);
 typedef uint32_t (*tf_personal_source)(void *context, uint32_t index);
 
 /* Replaces a part, whose values are `bytes` (a multiple of 4) from `source`. The other part and the
- * choice stay; a part that nothing is left room for by this one goes.
+ * choice stay; where this one leaves the other no room, that goes, and the choice with it.
  * TF_NO_MEMORY: the region is too small. TF_FLASH_FAILED: the flash failed, and the values are what
  * they were. */
 tf_status tf_personal_write(tf_personal_store *store, tf_kept_part part, uint32_t layout,

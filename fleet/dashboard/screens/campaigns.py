@@ -64,6 +64,7 @@ def one_round(page: Page) -> Context:
     return {
         "campaign": page.path["campaign"],
         "one": found,
+        "words": campaign_words,
         "scored": scored,
         "chart": campaign_charts.scores(SCORES, scored),
     }

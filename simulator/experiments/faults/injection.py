@@ -8,10 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from fleet.errors import FleetError
-from fleet.protocol import Delta, Task, delta_coding, topics
+from fleet.errors import FleetError, UnmaskerError
+from fleet.gateway.value_forms import ValueForm
+from fleet.protocol import Coding, Delta, Task, delta_coding, topics
 from fleet.protocol.manifest import Manifest
+from fleet.protocol.mask_requests import MaskRequest, UnmaskerFacts
+from fleet.protocol.masking import Words
 from fleet.store import ENDED_STATES
+from fleet.unmasker import Unmasker
 from simulator.experiments.brokers import VirtualBroker
 from simulator.experiments.faults.scene import BEFALLS_DEVICES, SITE, Scene
 from simulator.experiments.faults.schedule import Fault
@@ -72,6 +76,32 @@ class Coordinator:
                 self.start(campaign)
 
 
+class MortalUnmasker:
+    """An unmasker that is killed at some requests, before or after it has recorded their sets."""
+
+    def __init__(self, inner: Unmasker) -> None:
+        """It lives."""
+        self._inner = inner
+        self._requests, self._has_recorded = 0, False
+
+    def dies(self, requests: int, has_recorded: bool) -> None:
+        """At each of the next so many requests."""
+        self._requests, self._has_recorded = requests, has_recorded
+
+    def masks(self, request: MaskRequest) -> Words:
+        """See `Unmasker`."""
+        if self._requests:
+            self._requests -= 1
+            if self._has_recorded:
+                self._inner.masks(request)
+            raise UnmaskerError("the unmasker was killed")
+        return self._inner.masks(request)
+
+    def facts(self) -> UnmaskerFacts:
+        """See `Unmasker`."""
+        return self._inner.facts()
+
+
 class Injection:
     """The faults of one seed."""
 
@@ -89,6 +119,11 @@ class Injection:
         self._broker: VirtualBroker = fleet.brokers[SITE]
         self._names = [population.world.device(one).name for one in population.numbers]
         self._manifest = Manifest.parse(scene.manifest)
+        self._unmaskers = [MortalUnmasker(one) for one in fleet.protection.unmaskers.values()]
+        keys = fleet.protection.unmaskers.keys()
+        fleet.protection = replace(
+            fleet.protection, unmaskers=dict(zip(keys, self._unmaskers, strict=True))
+        )
         self._acts: dict[str, Callable[[Fault], None]] = {
             "flash bit flip": self._flash_bit_flip,
             "gateway killed": self._gateway_killed,
@@ -96,6 +131,7 @@ class Injection:
             "driver killed": self._driver_killed,
             "second driver": lambda fault: self._on_campaign(fault, coordinator.start),
             "requests": self._requests,
+            "unmasker killed": self._unmasker_killed,
             "wall clock": self._wall_clock,
             "forged": self._forged,
             "operator": self._operator,
@@ -159,6 +195,10 @@ class Injection:
                 del ways[gateway]
 
         self._fleet.clock.call_later(fault.values["seconds"], over)
+
+    def _unmasker_killed(self, fault: Fault) -> None:
+        for one in self._unmaskers:
+            one.dies(fault.values["requests"], fault.values["has_recorded"])
 
     def _wall_clock(self, fault: Fault) -> None:
         whose, seconds = fault.values["whose"], fault.values["seconds"]
@@ -239,6 +279,10 @@ class Injection:
         if not task.epochs:
             values, samples = values[:0], 0
         coded = delta_coding.encode(values)
+        if task.coding == Coding.MASKED and samples:
+            # Nobody but the device can seal for the unmasker.
+            form = ValueForm(task.mask_bits, len(self._unmaskers))
+            coded = random.bytes(form.max_coded_bytes(plan.delta_values))
         made = Delta(
             lease=task.lease,
             campaign=task.campaign,

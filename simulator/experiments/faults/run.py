@@ -80,7 +80,7 @@ def _run(
     faults = faults_of(scene, most, only)
     population = scene.population(faults)
     pool = LocalPool(population)
-    with VirtualFleet(population, pool, work) as fleet:
+    with VirtualFleet(population, pool, work, scene.keys) as fleet:
         watch = Watch(fleet, pool, population, scene, SITE)
         coordinator = Coordinator(fleet, watch)
 

@@ -14,6 +14,7 @@ from codegen.firmware.bundle import MANIFEST, WEIGHTS, Bundle
 from fleet.campaign import CampaignConfig
 from simulator.experiments.config import ExperimentConfig
 from simulator.experiments.faults.schedule import Fault, Targets
+from simulator.experiments.keys import VirtualKeys
 from simulator.experiments.setting import FLEET, build_firmware
 from simulator.machines.elf_image import load_elf
 from simulator.virtual.events import BitFlip, BrownOut, Event, Reach, Reset
@@ -26,6 +27,8 @@ PLANS = ("small", "middle")
 SITE, GATEWAYS = "site", 2
 RESERVED_SRAM_BYTES = 106_000
 """Of every other device: what is left is enough for the smaller plan only."""
+MASKED_SEEDS = 7
+"""Of so many seeds that follow each other one is masked; what others tell stays what it was."""
 _SECOND = 1_000_000_000
 
 
@@ -109,6 +112,12 @@ class Scene:
             _campaign(seed, number) for number in range(1 + int(random.random() < 0.6))
         ]
         self._world = WorldConfig.model_validate(_world(self.devices))
+        self.keys: VirtualKeys | None = None
+        """Of a scene with a masked campaign: then all tasks are signed."""
+        if any(one.config.masking for one in self.campaigns):
+            population = self._population({})
+            names = {one: population.world.device(one).name for one in population.numbers}
+            self.keys = VirtualKeys.draw(seed, FLEET, names)
 
     @property
     def manifest(self) -> str:
@@ -128,8 +137,18 @@ class Scene:
                 befalls.setdefault(fault.values["device"], []).append(event)
         for events in befalls.values():
             events.sort(key=lambda event: event.at)
-        firmware = {BOARD: self.firmware}
-        return FaultyPopulation(self._world, self.seed, Path(), firmware, FLEET, befalls=befalls)
+        return self._population(befalls)
+
+    def _population(self, befalls: Mapping[int, Sequence[Event]]) -> Population:
+        return FaultyPopulation(
+            self._world,
+            self.seed,
+            Path(),
+            {BOARD: self.firmware},
+            FLEET,
+            provisioned=self.keys.provisioned if self.keys else None,
+            befalls=befalls,
+        )
 
     def targets(self) -> Targets:
         """What there is to go wrong."""
@@ -144,6 +163,7 @@ class Scene:
             len(self.campaigns),
             bundle,
             (start, tuple(end - start - one for one in reserved)),
+            has_unmasker=self.keys is not None,
         )
 
 
@@ -172,6 +192,8 @@ def _campaign(seed: int, number: int) -> PlannedCampaign:
     arrivals = generator(seed, "arrivals", number)
     if arrivals.random() < 0.35:
         fields |= _asynchronous(arrivals)
+    if seed % MASKED_SEEDS == 4 and "asynchronous" not in fields:
+        fields |= _masked(generator(seed, "masks", number))
     follows = bool(random.random() < 0.5)
     begins_at = 0.0 if number == 0 else float(random.uniform(0.0, 15.0))
     return PlannedCampaign(
@@ -188,6 +210,20 @@ def _asynchronous(random: np.random.Generator) -> dict[str, Any]:
             "buffer": int(random.integers(1, 4)),
             "staleness_exponent": (0.0, 0.5, 1.0)[int(random.integers(3))],
             "most_stale": (0, 1, 2, 20)[int(random.integers(4))],
+        },
+    }
+
+
+def _masked(random: np.random.Generator) -> dict[str, Any]:
+    """Sets that are barely large enough, so that drop-outs leave some with too few."""
+    return {
+        "coding": "masked",
+        "weighting": "uniform",
+        "aggregation": {"rule": "fedavg"},
+        "masking": {
+            "least_devices": int(random.integers(2, 4)),
+            "spare": 0.0,
+            "patience_seconds": float(random.choice([0.0, 30.0])),
         },
     }
 

@@ -51,6 +51,7 @@ class Targets:
     bundle: Bundle
     pool: tuple[int, tuple[int, ...]]
     """Address of the pool, and how much of it each device may use."""
+    has_unmasker: bool = False
 
 
 Draw = Callable[[np.random.Generator, Targets], dict[str, Any]]
@@ -161,6 +162,14 @@ def _operator(random: np.random.Generator, of: Targets) -> dict[str, Any]:
     return {**_campaign(random, of), "wish": wish, **seconds}
 
 
+def _unmasker_killed(random: np.random.Generator, of: Targets) -> dict[str, Any]:
+    """Before it has recorded a set, or between that and its answer; for so many requests."""
+    return {
+        "requests": int(random.integers(1, 5)),
+        "has_recorded": bool(random.random() < 0.5),
+    }
+
+
 KINDS: Mapping[str, tuple[float, Draw]] = {
     "reset": (3.0, _device),
     "brown-out": (4.0, _brown_out),
@@ -177,6 +186,8 @@ KINDS: Mapping[str, tuple[float, Draw]] = {
     "operator": (2.5, _operator),
 }
 """How often each is drawn beside the others, and what about it."""
+OF_MASKED: Mapping[str, tuple[float, Draw]] = {"unmasker killed": (4.0, _unmasker_killed)}
+"""The same where devices mask their deltas."""
 
 
 def draw_faults(seed: int, of: Targets, most: int = MOST) -> list[Fault]:
@@ -187,8 +198,9 @@ def draw_faults(seed: int, of: Targets, most: int = MOST) -> list[Fault]:
     """
     random = generator(seed, "faults")
     count = int(random.integers(min(LEAST, most), most + 1))
-    some = [name for name in KINDS if random.random() < 0.6] or list(KINDS)
-    weights = np.array([KINDS[name][0] for name in some])
+    kinds = {**KINDS, **OF_MASKED} if of.has_unmasker else KINDS
+    some = [name for name in kinds if random.random() < 0.6] or list(kinds)
+    weights = np.array([kinds[name][0] for name in some])
     made = []
     for number in range(count):
         own = generator(seed, "fault", number)
@@ -196,5 +208,5 @@ def draw_faults(seed: int, of: Targets, most: int = MOST) -> list[Fault]:
         # Early, while most is under way; an operator has second thoughts later as well.
         early = 1 if kind == "operator" else 2
         at = round(1.0 + (HORIZON_SECONDS - 1.0) * float(own.random()) ** early, 3)
-        made.append(Fault(number, at, kind, KINDS[kind][1](own, of)))
+        made.append(Fault(number, at, kind, kinds[kind][1](own, of)))
     return made

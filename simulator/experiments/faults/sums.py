@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet.aggregation.mean import UNITS_PER_STEP
+from fleet.campaign.masking import MaskedRound
 from fleet.errors import FleetError
 from fleet.gateway.link import Message
 from fleet.gateway.rounds import RoundKey
-from fleet.protocol import Delta, delta_coding, topics
+from fleet.protocol import Delta, delta_coding, masking, topics
+from fleet.protocol.keys import DeviceKeys
 from fleet.protocol.manifest import Manifest
+from fleet.protocol.masking import MaskedDelta
 
 
 class DeltaName(NamedTuple):
@@ -47,8 +50,11 @@ class Share(NamedTuple):
 class SentDeltas:
     """All deltas that devices, or somebody in their name, have sent."""
 
-    def __init__(self) -> None:
-        """None yet."""
+    def __init__(self, keys: Mapping[str, DeviceKeys] | None = None) -> None:
+        """None yet; `keys` of devices that mask theirs."""
+        self._keys = keys or {}
+        self.masks: dict[RoundKey, MaskedRound] = {}
+        """Of rounds whose deltas are masked."""
         self._whole: dict[DeltaName, bytes] = {}
         self._parts: dict[DeltaName, dict[int, bytes]] = {}
         self.messages: dict[str, list[Message]] = {}
@@ -76,7 +82,18 @@ class SentDeltas:
     def values(self, name: DeltaName, count: int) -> NDArray[np.int32] | None:
         """Of one delta; None where nobody has sent it."""
         coded = self._whole.get(name)
-        return None if coded is None else delta_coding.decode(coded, count)
+        if coded is None:
+            return None
+        masks = self.masks.get(name.key)
+        if masks is None or not count:
+            return delta_coding.decode(coded, count)
+        bits = masks.parameters.bits
+        delta = MaskedDelta.decode(coded, count, bits, len(masks.keys))
+        exchange = self._keys[name.device].exchange
+        seeds = [masking.seed_of(exchange, delta.nonce, key) for key in masks.keys]
+        streams = masking.sum_of_streams(seeds, count, bits)
+        left = (delta.values - streams) & np.uint32((1 << bits) - 1)
+        return masking.centred(left, bits).astype(np.int32)
 
 
 class Accepted:

@@ -10,8 +10,9 @@ import hashlib
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -24,6 +25,7 @@ from fleet.gateway.actions import Publish
 from fleet.gateway.link import Message
 from fleet.gateway.rounds import RoundKey
 from fleet.protocol import Action, Announce, Receipt, ReceiptResult, Task, topics
+from fleet.protocol.keys import DeviceKeys
 from fleet.protocol.manifest import Manifest
 from fleet.protocol.messages import NO_DIGEST
 from fleet.store import (
@@ -100,7 +102,14 @@ class Watch:
         """From now on."""
         self.violation: Violation | None = None
         self.story: list[str] = []
-        self.sent = SentDeltas()
+        self.sent = SentDeltas(
+            {
+                population.world.device(number).name: DeviceKeys.decode(keys)
+                for number, keys in population.provisioned.keys.items()
+            }
+            if population.provisioned
+            else {}
+        )
         self.tasks: dict[str, Task] = {}
         """The newest of each device."""
         self.altered: set[str] = set()
@@ -376,6 +385,8 @@ class Watch:
                 name = (driver.name, campaign, one.number)
                 since = self._running.setdefault(name, self._now)
                 most = config.deadline_seconds + config.gateway_grace_seconds
+                if config.masking is not None:
+                    most += config.masking.patience_seconds
                 if config.asynchronous is not None:
                     most *= 2  # its last deltas are taken with those of the round after it
                 most += SLACK_SECONDS
@@ -404,9 +415,38 @@ class Watch:
         if why or result["accepted"] != len(reported):
             why = why or f"{result['accepted']} accepted, {len(reported)} reported"
             self.broken("a delta counts once", f"{key}: {why}")
+        shares = [Share(row, key) for of in rows.values() for row in of]
+        if plan.masks is not None:
+            self.sent.masks[key] = plan.masks
+            shares = self._unmasked(plan, result["sets"], shares)
         if "weights_after" in result:
             self._began_with(campaign, plan, self._versions[campaign], str(key))
-            self._look_at_version(campaign, [Share(row, key) for of in rows.values() for row in of])
+            self._look_at_version(campaign, shares)
+
+    def _unmasked(
+        self, plan: RoundPlan, sets: Sequence[Mapping[str, Any]], shares: Sequence[Share]
+    ) -> list[Share]:
+        """Those of sets that were unmasked: of enough devices, and of all that were counted."""
+        assert plan.masks is not None
+        part_of = {one.device: one.part for one in plan.assignments}
+        members: dict[tuple[str, int], list[Share]] = defaultdict(list)
+        for one in shares:
+            if one.row.train_samples:
+                members[one.row.plan, part_of[one.row.device]].append(one)
+        found: list[Share] = []
+        for one_set in sets:
+            mine = members[one_set["plan"], one_set["part"]]
+            self.tell(f"coordinator: a set of {one_set['devices']}: {one_set['why'] or 'unmasked'}")
+            if len(mine) != one_set["devices"]:
+                self.broken(
+                    "a set is whom gateways counted",
+                    f"round {plan.number}: {one_set['devices']} devices, counted {len(mine)}",
+                )
+            if one_set["counted"]:
+                if len(mine) < plan.masks.parameters.least_devices:
+                    self.broken("nobody stands alone", f"a set of {len(mine)} was unmasked")
+                found += mine
+        return found
 
     # ---- versions ----------------------------------------------------------------------
 

@@ -427,3 +427,16 @@ def test_the_same_round_with_another_use_is_another_task(device: Device) -> None
     (delta,) = finish_round(device.world)
     assert (delta.train_samples, delta.train_steps) == (0, len(OWN.part(False).labels))
     assert digest_of(BLOB)[:8] == delta.weights
+
+
+def test_a_device_without_samples_stays_with_what_it_has_chosen(library: ctypes.CDLL) -> None:
+    device = make_device(library)
+    assert used(device.do(Personal.ALONE)) == Kept.PERSONAL
+    empty = Device(make_world(library, Data(OWN.samples[:0], OWN.labels[:0])), BLOB)
+    empty.world.device.flash[:] = device.world.device.flash[:]
+    samples = SMALL.samples
+    empty.world.device.write_flash(samples.address, b"\xff" * samples.bytes)
+    empty.world.boot()
+    online(empty.world)
+    delta = empty.release(trained(seed=4).blob())
+    assert (delta.held_out_samples, used(delta)) == (0, Kept.PERSONAL)

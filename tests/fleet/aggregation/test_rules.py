@@ -16,6 +16,7 @@ from fleet.aggregation import (
     ServerAdam,
     ServerMomentum,
     ServerYogi,
+    SetMedian,
     init,
 )
 from fleet.errors import AggregationError
@@ -147,3 +148,48 @@ def test_folds_that_do_not_fit_the_rule_are_refused() -> None:
         BucketMedian(buckets=3).apply(start(), [[], []])
     with pytest.raises(AggregationError, match="2 parts came where one"):
         FedAvg().apply(start(), [[], []])
+
+
+def of_devices(plan: str, *values: int) -> list[PlanSum]:
+    return gateway_sums([(plan, 1, [one] * PLANS[plan].delta_values) for one in values])
+
+
+def test_a_median_over_sets_leaves_a_hostile_one_alone() -> None:
+    rule = SetMedian()
+    honest = rule.apply(start(), [of_devices("small", 4, 6), of_devices("small", 5), []])
+    sets = [of_devices("small", 5, 5), of_devices("small", 5), of_devices("small", 20_000)]
+    moved = rule.apply(start(), sets)
+    assert np.array_equal(moved.master, honest.master)
+    assert rule.chosen(sets) == "median over 3 sets"
+
+
+def test_too_few_sets_are_averaged_over_their_devices() -> None:
+    rule = SetMedian()
+    sets = [of_devices("small", 1, 2, 3), of_devices("small", 10)]
+    wanted = FedAvg().apply(start(), [[one for part in sets for one in part]])
+    assert np.array_equal(rule.apply(start(), sets).master, wanted.master)
+    assert rule.chosen(sets) == "mean, since 2 sets are too few for a median (least_sets 3)"
+
+
+def test_each_coordinate_has_the_median_of_the_sets_that_trained_it() -> None:
+    """Where a large plan has one set and a small one three, only what they share has a median."""
+    sets = [
+        [*of_devices("small", 2), *of_devices("large", 2)],
+        of_devices("small", 2),
+        of_devices("small", 500),
+    ]
+    found = SetMedian().apply(start(), sets).master - start().master
+    wanted = FedAvg().apply(start(), [of_devices("large", 2)]).master - start().master
+    alone = FedAvg().apply(start(), [of_devices("small", 2)]).master - start().master
+    only_large = (wanted != 0) & (alone == 0)
+    assert np.array_equal(found[only_large], wanted[only_large])
+    small = (alone != 0) & (wanted == 0)
+    assert np.array_equal(found[small], alone[small])
+
+
+def test_sets_beyond_the_buckets_join_them() -> None:
+    rule = BucketMedian(buckets=2)
+    sets = [of_devices("small", value) for value in (1, 2, 3)]
+    joined = rule.of_sets(sets)
+    assert [len(part) for part in joined] == [2, 1]
+    assert FedAvg().of_sets(sets) == [[one for part in sets for one in part]]

@@ -15,6 +15,7 @@ from fleet.aggregation.rules import (
     ServerAdam,
     ServerMomentum,
     ServerYogi,
+    SetMedian,
 )
 from fleet.campaign import CampaignConfig
 from fleet.campaign.config import Asynchronous, Retry, Schedule, Stage, TaskPace, Window
@@ -26,6 +27,7 @@ from fleet.campaign.gates import (
     judge_failures,
     smallest_detectable_drop,
 )
+from fleet.campaign.masking import Masking
 from fleet.campaign.privacy import AdaptiveClip, Privacy
 
 ROOT = Path(__file__).parents[3]
@@ -34,7 +36,7 @@ IN_CODE = frozenset(re.findall(r"[a-z]\w*", " ".join(re.findall(r"`([^`\n]+)`", 
 PRIVATE_PAGE = (ROOT / "docs" / "howto" / "private-campaign.md").read_text("utf-8")
 MODELS = [
     *(CampaignConfig, Stage, ScoreGate, FailureGate, Window, Retry, Schedule, TaskPace),
-    *(Asynchronous, FedAvg, ServerMomentum, ServerAdam, ServerYogi, BucketMedian),
+    *(Asynchronous, FedAvg, ServerMomentum, ServerAdam, ServerYogi, BucketMedian, SetMedian),
 ]
 
 
@@ -43,7 +45,7 @@ def test_no_field_is_missing_in_the_page(model: type[BaseModel]) -> None:
     assert set(model.model_fields) - IN_CODE == set()
 
 
-@pytest.mark.parametrize("model", [Privacy, AdaptiveClip], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("model", [Masking, Privacy, AdaptiveClip], ids=lambda one: one.__name__)
 def test_no_field_of_privacy_is_missing_in_its_page(model: type[BaseModel]) -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ?([^|]*)\|", PRIVATE_PAGE, re.MULTILINE))
     assert set(model.model_fields) - rows.keys() == set()

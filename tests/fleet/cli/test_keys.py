@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +22,8 @@ from fleet.unmasker import RemoteUnmasker
 from tests.fleet.cli.conftest import Run
 from tests.fleet.unmasker.herd import FLEET, Cow, asked, blank
 from tests.patience import wait_until
+
+PATH = os.pathsep.join(sys.path)  # as this process has it, wherever a command begins
 
 
 def made(tinyfleet: Run, *arguments: object) -> dict[str, object]:
@@ -58,6 +62,27 @@ def test_an_authority_signs_keyrings_whose_generations_go_up(
     assert public in shown.stdout
     for secret in (authority / "authority.key", task / "task.key"):
         assert secret.read_text().splitlines()[1][:64] not in shown.stdout
+
+
+def test_the_pages_first_commands_run_as_they_stand_and_give_a_keyring(
+    tinyfleet: Run, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "howto" / "keys.md").read_text("utf-8")
+    block = page.partition("```sh\n")[2].partition("```")[0]
+    lines = [shlex.split(line) for line in block.splitlines()]
+    assert [words[:3] for words in lines] == [
+        ["tinyfleet", "keys", "authority"],
+        ["tinyfleet", "keys", "task"],
+        ["tinyfleet", "unmasker", "init"],
+        ["tinyfleet", "keys", "ring"],
+    ]
+    for words in lines:
+        done = tinyfleet(*words[1:], cwd=tmp_path, env={**os.environ, "PYTHONPATH": PATH})
+        assert done.returncode == 0, done.stderr
+    signed = key_files.read_keyring(tmp_path / "offline" / "keyring")
+    authority = key_files.read_key(tmp_path / "offline" / "authority.pub", key_files.AUTHORITY)
+    assert signed.is_of(authority, "barn")
+    assert len(signed.keyring.unmaskers) == 1
 
 
 def test_keys_of_another_kind_or_nobodys_end_with_one_line(tinyfleet: Run, tmp_path: Path) -> None:
@@ -140,6 +165,7 @@ def test_another_party_runs_an_unmasker_over_tls_and_decides_who_is_enrolled(
             )
             wait_until(answers)
             assert np.array_equal(client.masks(request), masks)
+        assert tinyfleet("health", home / "unmasker.toml").returncode == 0
         shown = made(tinyfleet, "unmasker", "show", home)
         assert shown["refusals"] == {"unknown-device": 1}
         assert (shown["sets"], shown["key"]) == (1, public.hex())
@@ -151,6 +177,7 @@ def test_another_party_runs_an_unmasker_over_tls_and_decides_who_is_enrolled(
             client.facts()
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
+        assert "doesn't answer" in tinyfleet("health", home / "unmasker.toml").stdout
     finally:
         process.kill()
         process.wait()

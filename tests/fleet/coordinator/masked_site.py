@@ -96,6 +96,10 @@ class MaskedDevice(VirtualDevice):
         plan = PLANS[task.plan.hex()]
         bound = parameters.value_bound
         values = dice.integers(-bound, bound + 1, plan.delta_values).astype(np.int32)
+        if parameters.clip:
+            # What it has learnt is within the clip, so that nothing is cut off.
+            length = max(1.0, float(np.linalg.norm(values)))
+            values = np.trunc(values * min(1.0, parameters.clip / length)).astype(np.int32)
         binding = Binding(
             *(FLEET, self.name, task.campaign, task.round, task.plan, task.weights),
             parameters.values(plan.delta_values),

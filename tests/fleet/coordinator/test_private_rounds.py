@@ -89,9 +89,9 @@ def test_devices_hear_of_clip_and_noise_in_their_signed_tasks(tmp_path: Path) ->
         assert plan.masks.parameters.clip == 40
         assert plan.masks.parameters.noise_variance == math.ceil((2 * 40) ** 2 / 3)
         assert plan.masks.parameters.least_devices == 3
-        # What left the devices had their noise: a bound alone has no such values.
+        # What left the devices had their noise: what is clipped alone has no such values.
         values = np.concatenate([v for one in site.devices.values() for v in one.masked.values()])
-        assert np.abs(values).max() > plan.masks.parameters.value_bound
+        assert np.abs(values).max() > 2 * plan.masks.parameters.clip
     site.close()
 
 

@@ -74,3 +74,37 @@ def test_a_superlink_that_others_could_use_is_refused_with_what_to_do(
 ) -> None:
     with pytest.raises(ConfigurationError, match=problem):
         read(tmp_path, said)
+
+
+UNMASKER = """fleet = "barn"
+[signing]
+key = "keys/task.key"
+keyring = "keys/keyring"
+[[unmaskers]]
+url = "URL"
+token_file = "vets.token"
+key = "vets.pub"
+operated_by = "the vets"
+"""
+
+
+def test_keys_and_unmaskers_are_relative_to_the_settings_and_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "coordinator.toml"
+    path.write_text(UNMASKER.replace("URL", "https://10.0.0.3:8091"))
+    settings = CoordinatorSettings.read(path)
+    assert settings.signing is not None
+    assert settings.signing.key == tmp_path / "keys" / "task.key"
+    (one,) = settings.unmaskers
+    assert (one.key, one.token_file) == (tmp_path / "vets.pub", tmp_path / "vets.token")
+    assert settings.shown()["unmaskers"][0]["operated_by"] == "the vets"
+    again = tmp_path / "again.toml"
+    settings.write(again)
+    assert CoordinatorSettings.read(again) == settings
+
+
+@pytest.mark.parametrize("url", ["http://10.0.0.3:8091", "ftp://10.0.0.3", "https://host/path"])
+def test_an_unmasker_whose_token_others_could_read_is_refused(tmp_path: Path, url: str) -> None:
+    path = tmp_path / "coordinator.toml"
+    path.write_text(UNMASKER.replace("URL", url))
+    with pytest.raises(ConfigurationError, match="url"):
+        CoordinatorSettings.read(path)

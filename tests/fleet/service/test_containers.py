@@ -14,15 +14,19 @@ from typer.testing import CliRunner
 from fleet.cli import app
 from fleet.cli._errors import CommandError
 from fleet.coordinator.gateway_keys import check_key, read_keys
+from fleet.coordinator.key_holders import KeyHolders
 from fleet.coordinator.settings import BootstrapSettings, CoordinatorSettings
 from fleet.errors import ConfigurationError, ConflictError, FleetError
 from fleet.gateway.config import GatewaySettings
 from fleet.gateway.server import SocketServer
+from fleet.security import key_files
+from fleet.security.tokens import secret_hash
 from fleet.service import containers, deployment
 from fleet.service.bootstrap import bootstrap
 from fleet.service.deployment import Deployment
 from fleet.service.health import problems
 from fleet.store import Audit, Gateways, SqlStore, Tokens, new_token
+from fleet.unmasker.folder import UnmaskerSettings, open_unmasker
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,32 @@ def test_a_secret_is_for_its_owner_and_in_no_other_file(folder: Path) -> None:
             assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
         else:
             assert not [one for one in hidden if one in path.read_text()], path
+
+
+def test_with_an_unmasker_it_has_keys_that_fit_and_each_container_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "plant"
+    containers.init(folder, "plant", "home", [], is_private=True)
+    assert "COMPOSE_PROFILES=private\n" in (folder / "compose.env").read_text()
+    settings = CoordinatorSettings.read(folder / "coordinator" / "coordinator.toml")
+    holders = KeyHolders.of(settings)
+    assert holders.keys is not None
+    authority = key_files.read_key(folder / "keys" / "authority.pub", key_files.AUTHORITY)
+    assert holders.keys.keyring.is_of(authority, "plant")
+    unmasker = open_unmasker(folder / "unmasker")
+    assert list(holders.unmaskers) == [unmasker.facts().key]
+    token = (folder / "coordinator" / "unmasker.token").read_text().strip()
+    assert unmasker.store.token_hash() == secret_hash(token)
+    listen = UnmaskerSettings.read(folder / "unmasker").listen
+    assert listen.certificate is not None
+    assert settings.unmaskers[0].url == f"https://unmasker:{listen.port}"
+    assert not {"authority.key", "task.key", "token"} & {
+        one.name for one in (folder / "unmasker").iterdir()
+    }
+    for path in folder.rglob("*"):
+        if path.suffix in (".key", ".token"):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    (problem,) = problems(folder / "unmasker" / "unmasker.toml")
+    assert "doesn't answer" in problem
 
 
 def test_the_containers_user_is_who_made_the_folder_or_that_of_the_images(folder: Path) -> None:

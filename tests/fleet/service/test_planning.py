@@ -133,3 +133,16 @@ def test_a_pace_that_no_round_can_keep_to_is_refused_before_the_campaign(site: S
     answer = site.ask("viewer", "POST", "/v1/campaigns-plan", json={"campaign": config})
     assert answer.status_code == 422
     assert "raise site_bytes_per_hour" in answer.text
+
+
+def test_a_masked_plan_says_who_hides_in_whom_and_who_could_see_what(site: Site) -> None:
+    plain = plan(site)
+    assert (plain.sets, plain.too_few_to_hide) == ([], 0)
+    assert any("each device's changes" in one.sees for one in plain.who_sees)
+    found = plan(site, coding="masked", masking={"least_devices": 2, "spare": 0.0})
+    assert [(one.name, one.devices, one.sets, one.smallest) for one in found.sets] == [
+        ("large", 4, 1, 4)
+    ]
+    assert any("sums of sets of 2 devices" in one.sees for one in found.who_sees)
+    few = plan(site, coding="masked", masking={"least_devices": 5})
+    assert (few.sets, few.too_few_to_hide) == ([], 4)

@@ -14,7 +14,8 @@ from fleet.security import key_files
 from fleet.security.listening import ListenSettings
 from fleet.security.tokens import secret_hash
 from fleet.unmasker import folder as unmaskers
-from fleet.unmasker.folder import UnmaskerSettings, near_sets
+from fleet.unmasker.folder import UnmaskerSettings
+from fleet.unmasker.logic import near_sets
 from fleet.unmasker.store import AnsweredSet
 from tests.fleet.unmasker.herd import FLEET, Cow, asked, blank
 

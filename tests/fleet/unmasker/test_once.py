@@ -216,7 +216,7 @@ class AskedInAnyOrder(RuleBasedStateMachine):
 
 
 def test_no_order_of_requests_gets_two_answers_about_one_device_of_a_round() -> None:
-    run_state_machine_as_test(AskedInAnyOrder, settings=examples(30))
+    run_state_machine_as_test(AskedInAnyOrder, settings=examples(20))
 
 
 def test_of_overlapping_sets_asked_at_once_of_two_processes_one_is_answered(tmp_path: Path) -> None:

@@ -136,6 +136,26 @@ def test_answers_that_are_none_are_told_from_refusals() -> None:
                     ask()
 
 
+def test_an_answer_without_end_is_left_after_the_largest_that_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fleet.unmasker.client.MOST_ANSWER_BYTES", 1000)
+    sent = []
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            sent.append(100)
+            yield bytes(100)
+
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=endless()))
+    with (
+        RemoteUnmasker("http://u", TOKEN, transport=transport) as client,
+        pytest.raises(UnmaskerError, match="more than 1000 bytes"),
+    ):
+        client.facts()
+    assert sum(sent) == 1100
+
+
 def test_prometheus_is_told_of_sets_and_refusals_without_names(service: Service) -> None:
     service.post(asked(COWS[:4], blank(), PUBLIC)[0].encode())
     service.post(asked(COWS[1:], blank(), PUBLIC)[0].encode())

@@ -13,7 +13,7 @@ from fleet.protocol import masking
 from fleet.protocol.keys import DeviceKeys
 from fleet.protocol.mask_requests import MaskMember
 from fleet.unmasker import LocalUnmasker, UnmaskerStore
-from fleet.unmasker.folder import near_sets
+from fleet.unmasker.logic import near_sets
 from tests.fleet.unmasker.herd import FLEET, PRIVATE, PUBLIC, Cow, asked, blank, digest, unmasked
 
 COWS = [Cow(f"cow-{number}") for number in range(5)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import parquet
@@ -16,6 +17,11 @@ WAYS = {
     "per": {"way": "fedper", "local_rounds": 1},
     "babu": {"way": "fedbabu"},
     "last": {"way": "fine-tune-last", "tuning_epochs": 3},
+}
+MASKED = {
+    "coding": "masked",
+    "aggregation": {"rule": "fedavg"},
+    "masking": {"least_devices": 3, "value_bound": 30_000},
 }
 
 
@@ -31,20 +37,24 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model={**whole["model"], "plans": [str(folder / "plan.json")]},
         world=world,
         seeds=[7],
-        strategies={name: {"personalize": way} for name, way in WAYS.items()},
+        strategies={
+            **{name: {"personalize": way, "weighting": "uniform"} for name, way in WAYS.items()},
+            "masked": {"personalize": WAYS["babu"], **MASKED},
+        },
     )
     run_experiment(source, folder / "out", pool_with(1))
     return folder / "out"
 
 
 def test_each_way_ends_with_what_devices_work_with(out: Path) -> None:
-    cells = {
-        cell["strategy"]: cell for cell in json.loads((out / "result.json").read_text())["cells"]
-    }
+    cells = {cell["strategy"]: cell for cell in _result(out)["cells"] if cell["strategy"] in WAYS}
     reports = parquet.read_table(out / "reports.parquet").to_pylist()
     for name, cell in cells.items():
         assert (cell["state"], cell["reason"]) == ("finished", "")
         assert sum(cell["facts"]["kept"].values()) == 4
+        newcomers = cell["facts"]["newcomers"]
+        assert sorted(newcomers) == ([] if name == "per" else ["shared", "tuned"])
+        assert all(one["devices"] == 2 for one in newcomers.values())
         shared, own = cell["curve"][-2:]
         assert own["training_round"] == shared["training_round"] + 1
         assert own["never_trained"] == shared["never_trained"]
@@ -68,6 +78,19 @@ def test_each_way_ends_with_what_devices_work_with(out: Path) -> None:
         for one in mine:
             if one["kind"] in ("personalize", "train-local"):
                 assert (one["train_samples"], one["coded_bytes"]) == (0, 0)
+
+
+def test_masks_over_what_is_shared_change_no_bit(out: Path) -> None:
+    cells = {cell["strategy"]: cell for cell in _result(out)["cells"]}
+    masked, plain = cells["masked"], cells["babu"]
+    assert masked["weights_sha256"] == plain["weights_sha256"]
+    assert masked["facts"] == plain["facts"]
+    assert masked["last"]["accuracy"] == plain["last"]["accuracy"]
+
+
+def _result(out: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((out / "result.json").read_text())
+    return read
 
 
 def test_what_nobody_shares_costs_no_bytes(out: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fleet.campaign.config import Asynchronous
-from fleet.coordinator import closing
+from fleet.coordinator import closing, unmasking
 from fleet.coordinator.driver import CampaignDriver
 from fleet.coordinator.membership import Membership
 from fleet.coordinator.round_runner import RoundRunner
@@ -21,6 +21,7 @@ from fleet.gateway.core import Core
 from fleet.gateway.round_logic import RoundLogic
 from fleet.gateway.sums import Sums
 from fleet.store import Lease, SqlStore
+from fleet.unmasker import logic
 from simulator.experiments.faults import run
 from simulator.machines.host import HostMachine
 from simulator.virtual.population import Population
@@ -241,6 +242,33 @@ def rounds_begin_with_the_first_version(patch: pytest.MonkeyPatch) -> None:
         return plan_round(self, step, weights, *about)
 
     patch.setattr(CampaignDriver, "plan_round", with_the_first)
+
+
+# ---- masked campaigns ----------------------------------------------------------------------
+
+
+def an_unmaskers_sum_is_off_by_one(patch: pytest.MonkeyPatch) -> None:
+    made = unmasking.unmasked
+
+    def off_by_one(of: Any, masks: Any, parameters: Any) -> Any:
+        # A whole stream too much would be beyond what devices can have, which is noticed.
+        return made(of, [*masks, np.ones_like(masks[0])], parameters)
+
+    patch.setattr(unmasking, "unmasked", off_by_one)
+
+
+def sets_of_few_are_unmasked(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(unmasking, "has_too_few", lambda of, parameters: not of.members)
+    patch.setattr(logic, "require_enough", lambda request, least: None)
+
+
+def a_set_forgets_a_member(patch: pytest.MonkeyPatch) -> None:
+    masked_sets = unmasking.masked_sets
+
+    def with_fewer(plan: Any, answers: Any) -> Any:
+        return [replace(one, members=one.members[1:]) for one in masked_sets(plan, answers)]
+
+    patch.setattr(unmasking, "masked_sets", with_fewer)
 
 
 # ---- stories without an end --------------------------------------------------------------

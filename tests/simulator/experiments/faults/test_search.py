@@ -18,7 +18,7 @@ from simulator.experiments.faults import command
 from simulator.experiments.faults.command import numbers_of, seeds_of
 from simulator.experiments.faults.run import Outcome, faults_of, run_seed
 from simulator.experiments.faults.scene import Scene
-from simulator.experiments.faults.schedule import KINDS, MOST
+from simulator.experiments.faults.schedule import KINDS, MOST, OF_MASKED
 from simulator.experiments.faults.search import CRASH, HANG, Finding, search, shrunk
 from simulator.virtual.population import Firmware
 from tests.simulator.experiments.faults import planted
@@ -85,7 +85,7 @@ def test_a_fault_that_is_left_out_changes_no_other(firmware: Firmware) -> None:
 
 def test_every_kind_of_fault_is_drawn_in_some_seed(firmware: Firmware) -> None:
     drawn = (faults_of(Scene(seed, firmware), MOST, None) for seed in range(1, 100))
-    assert {one.kind for faults in drawn for one in faults} == set(KINDS)
+    assert {one.kind for faults in drawn for one in faults} == {*KINDS, *OF_MASKED}
 
 
 PLANTED = [
@@ -110,6 +110,9 @@ PLANTED = [
     (planted.what_is_too_stale_counts, 12, "the sum is exact"),
     (planted.rounds_begin_with_the_first_version, 2, "versions in order"),
     (planted.a_driver_goes_round_in_circles, 9, "every round ends"),
+    (planted.an_unmaskers_sum_is_off_by_one, 4, "the sum is exact"),
+    (planted.sets_of_few_are_unmasked, 11, "nobody stands alone"),
+    (planted.a_set_forgets_a_member, 4, "a set is whom gateways counted"),
 ]
 
 
