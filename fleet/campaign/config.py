@@ -331,7 +331,12 @@ class CampaignConfig(RoundParameters):
     @classmethod
     def _masked_campaigns_are_robust(cls, fields: Any) -> Any:
         if isinstance(fields, Mapping) and fields.get("coding") == "masked":
-            chosen = {"masking": {}, "aggregation": {"rule": "set-median"}, "weighting": "uniform"}
+            chosen = {
+                "aggregation": {"rule": "set-median"},
+                "weighting": "uniform",
+                # Masked values can't be told from chance, so they don't get shorter.
+                "delta_bits_per_value": 16.0,
+            }
             # What is said, and be it null, is said.
             return {**chosen, **fields, "masking": fields.get("masking") or {}}
         return fields

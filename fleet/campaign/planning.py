@@ -25,6 +25,9 @@ from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.protocol.numbers import Personal
 from fleet.registry import Filter
 
+LEASED = "leased by another campaign"
+"""Why a device isn't asked."""
+
 
 class RoundKind(StrEnum):
     """What a round is for."""
@@ -442,7 +445,7 @@ def plan_round(
     ready = len(assignments)
     for name in assignments.keys() - leases.keys():
         del assignments[name]
-        skipped[name] = "leased by another campaign"
+        skipped[name] = LEASED
     if not assignments:
         error = LeasedError if ready else CampaignError
         why = "; ".join(f"{device}: {reason}" for device, reason in list(skipped.items())[:5])

@@ -6,6 +6,7 @@ sums of streams taken away, and what is left is read as numbers that such device
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,9 +24,17 @@ from fleet.campaign.masking import (
     mask_parameters,
     set_sizes,
 )
-from fleet.campaign.planning import Assignment, DeviceInfo, RoundKind, RoundPlan, by_name, split
+from fleet.campaign.planning import (
+    LEASED,
+    Assignment,
+    DeviceInfo,
+    RoundKind,
+    RoundPlan,
+    by_name,
+    split,
+)
 from fleet.campaign.round_machine import RoundOutcome
-from fleet.errors import CampaignError, MaskError
+from fleet.errors import CampaignError, LeasedError, MaskError
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.protocol.mask_requests import BROKEN_SEAL, UNKNOWN_DEVICE
 from fleet.protocol.masking import (
@@ -58,7 +67,8 @@ def hide(
         return plan
     protection = protection or Protection()
     least = max(config.masking.least_devices, protection.least_devices)
-    wanted = max(config.masking.wanted_devices, least)
+    # Of those that are asked on top some deliver too late, of whatever set.
+    wanted = max(math.ceil(config.masking.wanted_devices * (1 + config.over_selection)), least)
     rule = config.aggregation.sets()
     known = by_name(devices)
     groups: dict[str, list[Assignment]] = {}
@@ -90,7 +100,9 @@ def hide(
             )
             waiting.setdefault(smaller.id, smaller)
     if not kept:
-        raise CampaignError(
+        # Those that others have may come back, and then they are enough.
+        error = LeasedError if LEASED in plan.skipped.values() else CampaignError
+        raise error(
             f"round {plan.number}: {len(plan.assignments)} devices are too few to hide in each "
             f"other: a set of one update plan has {least} at least (masking.least_devices), and "
             f"{config.aggregation.rule} wants {rule.least} of them"

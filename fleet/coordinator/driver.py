@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -452,6 +453,16 @@ class CampaignDriver:
                 self._holders.entropy,
             )
             about["changed_values"] = result.get("changed_values", 0)
+        if unmasked is not None:
+            counts = Counter(one.why for one in unmasked.sets if one.why)
+            self._tell(
+                "sets",
+                round=plan.number,
+                sets=len(unmasked.sets),
+                counted=len(unmasked.sets) - counts.total(),
+                rule=result.get("rule", ""),
+                not_counted=dict(counts),
+            )
         self._traces.ended(plan, result)
         self._membership.note_failures(plan, result)
 

@@ -94,10 +94,12 @@ class Unmasking:
         failures = 0
         while True:
             for number, one in enumerate(sets):
-                if number not in done:
-                    outcome = self._unmask(plan, one, number, masks)
-                    if outcome is not None:
-                        done[number] = outcome
+                if self._is_stopped():
+                    return None
+                outcome = done.get(number) or self._unmask(plan, one, number, masks)
+                if outcome is None:
+                    break  # the next one would wait for the same unmasker
+                done[number] = outcome
             if len(done) == len(sets):
                 return [done[number] for number in range(len(sets))]
             wait = clock.monotonic() + pace.retry * 2 ** min(failures, _MOST_DOUBLINGS)

@@ -67,6 +67,9 @@ def event(one: EventView) -> str:
     if one.kind == "gate":
         reasons = "; ".join(told.get("reasons", ()))
         return f"stage {told.get('stage')}: {told.get('outcome')}: {reasons}"
+    if one.kind == "sets":
+        rule = f"; {told['rule']}" if told.get("rule") else ""
+        return f"round {told.get('round')}: {told.get('counted')} of {told.get('sets')}{rule}"
     if one.kind == "version":
         return f"{told.get('version')}, of {told.get('deltas')} deltas"
     reason = f": {told['reason']}" if told.get("reason") else ""

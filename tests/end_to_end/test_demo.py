@@ -97,6 +97,23 @@ def test_a_small_demo_learns_and_leaves_nothing_but_its_result_folder(
     assert not list(scratch.glob("tinyfleet-*"))
 
 
+@pytest.mark.long
+def test_a_private_demo_learns_from_sums_that_nobody_could_take_apart(
+    tmp_path: Path, scratch: Path
+) -> None:
+    out = tmp_path / "demo"
+    demo = start_demo(out, scratch, "--devices", "6", "--rounds", "1", "--private", "--json")
+    said, errors = demo.communicate(timeout=3000)
+    assert demo.returncode == 0, errors
+    result = json.loads(said)
+    assert result["accuracy"]["median_after"] > result["accuracy"]["median_before"]
+    assert result["privacy"][0].startswith("Masked and signed: 3 of 3 sets were unmasked")
+    assert any("one owner" in line for line in result["privacy"])
+    middle = [plan for plan in result["plans"] if plan["name"] == "middle" and plan["devices"]]
+    assert all(plan["uplink"]["ratio"] <= 1 / 10 for plan in middle)
+    assert processes_of(scratch) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_no_process_behind(
     tmp_path: Path, scratch: Path, number: signal.Signals

@@ -14,7 +14,7 @@ from fleet.aggregation.rules import BucketMedian, FedAvg, SetMedian, WantedSets
 from fleet.campaign import CampaignConfig, DeviceInfo, RoundKind, RoundPlan, hide, plan_round
 from fleet.campaign.masking import Masking, Protection, deal, mask_parameters, set_sizes
 from fleet.campaign.sets import MaskedSet, SetOutcome, differences, unmasked
-from fleet.errors import CampaignError
+from fleet.errors import CampaignError, LeasedError
 from fleet.protocol.manifest import Manifest
 from fleet.protocol.masking import MOST_DEVICES, MaskParameters
 from tests.fleet.coordinator import small_model
@@ -106,6 +106,13 @@ def test_who_finds_nobody_to_hide_in_is_not_asked() -> None:
     assert (plan.wanted, sum(plan.targets.values())) == (5, 5)
     with pytest.raises(CampaignError, match=r"3 devices are too few to hide.*has 4 at least"):
         hidden(config(least=4), devices(small=2, large=1))
+
+
+def test_devices_that_another_campaign_has_may_come_back_and_then_be_enough() -> None:
+    herd, of = devices(small=4), config(least=4)
+    plan = plan_round(of, 1, RoundKind.TRAIN, herd, MANIFESTS, "0" * 64, {"small-1": 1})
+    with pytest.raises(LeasedError):
+        hide(of, plan, herd, MANIFESTS, [KEY])
 
 
 def test_a_smaller_plan_that_the_campaign_does_not_allow_hides_nobody() -> None:

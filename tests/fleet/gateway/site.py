@@ -64,6 +64,7 @@ class FakeDevice:
     def __init__(self, name: str, port: int, password: str, train: Train | None = None) -> None:
         self.name = name
         self.train = train
+        self.code: Callable[[Task, NDArray[np.int32]], bytes] | None = None
         self.tasks: queue.Queue[Received] = queue.Queue()
         self.receipts: queue.Queue[Receipt] = queue.Queue()
         self.cleared = threading.Event()
@@ -163,7 +164,8 @@ class FakeDevice:
         assert self.train
         self.say(DeviceState.TRAINING, task=task)
         values, samples = self.train(task)
-        chunks = delta_chunks(task, values, samples)
+        coded = {} if self.code is None else {"coded_all": self.code(task, values)}
+        chunks = delta_chunks(task, values, samples, **coded)
         while not self._is_over(task):
             connection = self._connections
             self.send(chunks, lambda seen=connection: self._connections != seen)
