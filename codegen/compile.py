@@ -90,8 +90,8 @@ Suggest: TypeAlias = Callable[[Program, PlanReport], str]
 """What to train instead of a program that its report shows not to fit."""
 
 LINKER_SCRIPT = "firmware.ld"
-_OPTIMIZE = {"kernels": "-O3", "engine": "-O2", "privacy": "-O2"}
-"""By folder of the runtime."""
+_OPTIMIZE = {"kernels": "-O3", "engine": "-O2", "clip.c": "-O2", "mask.c": "-O2"}
+"""By folder or file of the runtime."""
 
 
 @dataclass(frozen=True)
@@ -572,7 +572,8 @@ def _region(region: Region) -> RegionInfo:
 def _runtime_source(path: Path) -> Source:
     """Kernels are where the time goes, then what draws and masks the values of a delta: these are
     optimized for speed, the rest for size."""
-    return Source(path, optimize=_OPTIMIZE.get(path.parent.name, "-Os"))
+    found = _OPTIMIZE.get(path.parent.name, _OPTIMIZE.get(path.name, "-Os"))
+    return Source(path, optimize=found)
 
 
 def _distinct(plans: Sequence[Plan]) -> None:

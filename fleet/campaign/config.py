@@ -21,7 +21,7 @@ from fleet.aggregation.rules import FedAvg, Rule, SetMedian
 from fleet.campaign.gates import Gate
 from fleet.campaign.masking import Masking
 from fleet.campaign.personalize import Personalize
-from fleet.campaign.privacy import Privacy
+from fleet.campaign.privacy import Privacy, first_clip, round_privacy
 from fleet.errors import CampaignError, RegistryError
 from fleet.protocol import fields
 from fleet.protocol.manifest import Manifest, PlanEntry
@@ -391,6 +391,10 @@ class CampaignConfig(RoundParameters):
                 f"privacy: {self.coding} deltas are neither clipped nor do they get noise; "
                 "say coding masked"
             )
+        try:
+            round_privacy(self.privacy, self.masking, first_clip(self.privacy), 0)
+        except CampaignError as error:
+            raise ValueError(str(error)) from None
         return self
 
     def parameters(self, number: int) -> RoundParameters:

@@ -64,6 +64,11 @@ class TinyfleetStrategy(Strategy):
             raise CampaignError(
                 "asynchronous: a strategy of Flower has whole rounds; use `tinyfleet serve`"
             )
+        if self._config.kind == "personalize":
+            raise CampaignError(
+                "personalize: a strategy of Flower has no rounds in which devices choose; use "
+                "`tinyfleet serve`"
+            )
         if self._config.masking is not None:
             raise CampaignError(
                 "coding masked: a strategy of Flower asks no unmasker; use `tinyfleet serve`"

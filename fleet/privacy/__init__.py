@@ -3,7 +3,6 @@
 from fleet.privacy.accounting import (
     LEAST_VARIANCE,
     Noise,
-    Observer,
     epsilon,
     noise_multiplier,
     rho_within,
@@ -25,7 +24,6 @@ __all__ = [
     "NOT_COVERED",
     "ClipState",
     "Noise",
-    "Observer",
     "discrete_gaussian",
     "epsilon",
     "next_clip",

@@ -15,9 +15,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
-
-Observer = Literal["coordinator", "public"]
 
 LEAST_VARIANCE = 4
 """Of a device's share: from there on a sum of shares is as good as one discrete Gaussian."""

@@ -236,6 +236,11 @@ class RoundFigures(RoundView):
     """With what devices were given in this round…"""
     after: Scores | None = None
     """…and when they had done it: those that trained have other weights then."""
+    alone: Scores | None = None
+    """With what each has trained by itself, in rounds that asked for it."""
+    kept: dict[str, int] = Field(default_factory=dict)
+    """Devices by what they work with since: `shared`, `personal`, `local`; where some have models
+    of their own."""
     sets: SetFigures | None = None
     """Of a masked round that has ended."""
 

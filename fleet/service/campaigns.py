@@ -61,7 +61,7 @@ class CampaignOperations(DeviceOperations, PrivacyOperations):
         self._allow(actor, Permission.READ)
         version = self._base(wanted.campaign)
         manifests = {
-            bundle: Manifest.parse(text)
+            bundle: wanted.campaign.manifest(Manifest.parse(text))
             for bundle, text in self.models.manifests(version.model).items()
         }
         return plan_privacy(wanted.campaign, version, manifests, self.registry, Ledger(self.store))

@@ -27,8 +27,6 @@ from fleet.service.privacy_schema import (
 from fleet.service.roles import Permission
 from fleet.store import Ledger, Registry, Spent, Version
 
-_BUILT_UP = "what is made of the sums of all sets"
-
 
 class PrivacyOperations(Base):
     """What can be asked about privacy."""
@@ -170,7 +168,9 @@ def _observers(
             epsilon=epsilon(rounds * rho, privacy.delta),
         )
 
-    public = cost("public", f"released weights: {_BUILT_UP}", says.public_rho(sets, values))
+    public = cost(
+        "public", "released weights, made of the sums of all sets", says.public_rho(sets, values)
+    )
     if privacy.noise == "coordinator":
         return [public]
     own = f"each set's sum, with the noise of at least {says.least_devices} devices"

@@ -195,6 +195,8 @@ def ended(
         "sets": _sets(result),
         "before": _scores(connection, campaign, number, "correct_before"),
         "after": _scores(connection, campaign, number, "correct_after"),
+        "alone": _scores(connection, campaign, number, "correct_local"),
+        "kept": dict(result.get("kept", {})),
     }
 
 

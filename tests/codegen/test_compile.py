@@ -463,7 +463,7 @@ def test_a_model_too_big_for_the_flash_gives_the_table_of_needs(
 
 
 @pytest.mark.parametrize("kind", COMPILERS)
-@pytest.mark.parametrize("sectors", [[32768] * 4 + [131072], [16384] * 10])
+@pytest.mark.parametrize("sectors", [[32768] * 4 + [131072], [16384] * 12])
 def test_what_the_linked_firmware_leaves_no_room_for_goes_to_the_external_flash(
     kind: Any, sectors: list[int], tmp_path: Path
 ) -> None:

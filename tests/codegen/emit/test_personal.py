@@ -31,7 +31,7 @@ def personalized(graph: Graph, plan: Plan, seed: int) -> Plan:
 
 
 @given(seed=st.integers(0, 10_000))
-@examples(6, HealthCheck.function_scoped_fixture)
+@examples(3, HealthCheck.function_scoped_fixture)
 def test_shared_and_personal_tensors_train_to_the_same_bits_as_the_interpreter(
     seed: int, tmp_path: Path
 ) -> None:
@@ -76,7 +76,7 @@ def trains_to_the_same_bits(
 
 
 @given(seed=st.integers(0, 10_000))
-@examples(4, HealthCheck.function_scoped_fixture)
+@examples(2, HealthCheck.function_scoped_fixture)
 def test_what_was_kept_is_laid_over_a_version_to_the_same_bits(seed: int, tmp_path: Path) -> None:
     graph, samples = random_graph(seed)
     plans = [

@@ -94,6 +94,8 @@ def test_noise_that_devices_cant_draw_is_refused_with_a_remedy() -> None:
     with pytest.raises(CampaignError, match="make clip or noise_multiplier less"):
         round_privacy(privacy(clip=100_000), MASKING, ClipState(100_000.0), 10)
     round_privacy(privacy(clip=100_000, noise="coordinator"), MASKING, ClipState(100_000.0), 10)
+    with pytest.raises(ValidationError, match="make clip or noise_multiplier less"):
+        CampaignConfig.model_validate({**BASE, "privacy": {**SAID, "clip": 100_000}})
 
 
 @examples(60)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from simulator.experiments.runner import run_experiment
 from simulator.experiments.workers import pool_with
 from tests.simulator.experiments import tiny
@@ -36,6 +38,7 @@ def run(out: Path, build: Path, workers: int = 1, **strategies: dict[str, Any]) 
     return {cell["strategy"]: cell for cell in cells}
 
 
+@pytest.mark.slow
 def test_masks_change_no_bit_and_noise_does(build: Path, tmp_path: Path) -> None:
     cells = run(tmp_path / "run", build, **STRATEGIES)
     made = {name: cell["weights_sha256"] for name, cell in cells.items()}
@@ -47,6 +50,7 @@ def test_masks_change_no_bit_and_noise_does(build: Path, tmp_path: Path) -> None
     assert abs(plain - quiet) < 0.1, "a deviation of a tenth of a step is no matter"
 
 
+@pytest.mark.slow
 def test_a_private_run_replays_on_any_number_of_processes(build: Path, tmp_path: Path) -> None:
     noisy = {name: STRATEGIES[name] for name in ("by-devices", "by-coordinator")}
     once = run(tmp_path / "once", build, **noisy)

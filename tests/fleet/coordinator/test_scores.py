@@ -1,0 +1,44 @@
+"""What reports say of models that devices have for themselves."""
+
+from __future__ import annotations
+
+from fleet.campaign.answers import Report
+from fleet.coordinator.scores import of_its_own, summarise
+from fleet.protocol.numbers import KEPT_WITH_LOCAL, KEPT_WITH_PERSONAL, Kept
+
+
+def report(device: str, kept: int, before: int, after: int, local: int = 0) -> Report:
+    return Report(
+        device=device,
+        plan="ab" * 32,
+        train_samples=0,
+        held_out=10,
+        correct_before=before,
+        correct_after=after,
+        correct_local=local,
+        kept=kept,
+        coded_bytes=0,
+        payload_bytes=100,
+        seconds=1.0,
+    )
+
+
+def test_scores_that_were_not_measured_are_none_and_not_nought() -> None:
+    reports = [
+        report("plain", 0, 5, 6),
+        report("chose-shared", Kept.SHARED | KEPT_WITH_PERSONAL, 5, 4),
+        report("chose-own", Kept.LOCAL | KEPT_WITH_PERSONAL | KEPT_WITH_LOCAL, 5, 6, 9),
+        report("none-right", Kept.PERSONAL | KEPT_WITH_PERSONAL | KEPT_WITH_LOCAL, 1, 2, 0),
+    ]
+    rows = [{**dict(one), **of_its_own(one)} for one in reports]
+    told = {row["device"]: (row["kept"], row["correct_local"]) for row in rows}
+    assert told == {
+        "plain": (None, None),
+        "chose-shared": ("shared", None),
+        "chose-own": ("local", 9),
+        "none-right": ("personal", 0),
+    }
+    summary = summarise(rows)
+    assert summary["kept"] == {"shared": 1, "local": 1, "personal": 1}
+    assert summary["median_accuracy_local"] == 0.45
+    assert summarise(rows[:1])["median_accuracy_local"] is None
