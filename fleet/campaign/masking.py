@@ -125,7 +125,7 @@ def set_sizes(devices: int, least: int, wanted: int, rule: WantedSets) -> list[i
         return []
     sets = min(rule.most, devices // wanted)
     sets = rule.least if sets < rule.useful else max(rule.least, sets)
-    sets = max(sets, min(math.ceil(devices / MOST_DEVICES), devices // least))
+    sets = max(sets, min(math.ceil(devices / MOST_DEVICES), devices // wanted))
     placed = min(devices, sets * MOST_DEVICES)
     return [placed // sets + (number < placed % sets) for number in range(sets)]
 

@@ -15,6 +15,7 @@ from fleet.errors import CampaignError
 from fleet.privacy import (
     KEY_BYTES,
     MAX_DEVICE_VARIANCE,
+    MAX_VARIANCE,
     ClipState,
     Noise,
     discrete_gaussian,
@@ -100,9 +101,10 @@ class RoundPrivacy:
         return self.noise_variance if self.noise == "coordinator" else 0
 
     def public_rho(self, sets: int, values: int) -> float:
-        """What the round costs at most against those who see what is released of it.
+        """What the round costs against those who see what is released of it.
 
-        That is made of the sum of so many ``sets`` where the rule adds them up.
+        That is made of the sum of so many ``sets`` where the rule adds them up. One that counts
+        nothing takes its noise with it.
         """
         if self.noise == "coordinator":
             return self.rho
@@ -124,7 +126,7 @@ def round_privacy(privacy: Privacy, masking: Masking, clip: ClipState, values: i
     shares = masking.least_devices if privacy.noise == "devices" else 1
     whole, norm_share = clip.whole, 0
     if privacy.adaptive is not None:
-        if privacy.noise == "devices" and whole > (most := _largest_clip(privacy, shares)):
+        if whole > (most := _largest_clip(privacy, shares)):
             clip = ClipState(float(most), clip.share_within)
             whole = clip.whole
         norm_share = max(1, min(masking.value_bound or USUAL_BOUND, whole // _NORM_SHARE))
@@ -135,6 +137,11 @@ def round_privacy(privacy: Privacy, masking: Masking, clip: ClipState, values: i
             f"privacy: each of {shares} devices would have to add noise of variance {variance}, "
             f"more than {MAX_DEVICE_VARIANCE}; make clip or noise_multiplier less, or "
             "masking.least_devices more"
+        )
+    if variance >= MAX_VARIANCE:
+        raise CampaignError(
+            f"privacy: the coordinator would have to add noise of variance {variance}, which is "
+            "2^60 or more; make clip or noise_multiplier less"
         )
     return RoundPrivacy(
         clip=whole,
@@ -148,8 +155,9 @@ def round_privacy(privacy: Privacy, masking: Masking, clip: ClipState, values: i
 
 
 def _largest_clip(privacy: Privacy, shares: int) -> int:
-    """Beyond it devices can't draw the noise, the norm's value included."""
-    room = MAX_DEVICE_VARIANCE * shares / (1 + 1 / _NORM_SHARE**2)
+    """Beyond it the noise can't be drawn, the norm's value included."""
+    most = MAX_DEVICE_VARIANCE * shares if privacy.noise == "devices" else MAX_VARIANCE // 2
+    room = most / (1 + 1 / _NORM_SHARE**2)
     return max(1, math.floor(math.sqrt(room) / privacy.noise_multiplier))
 
 

@@ -517,6 +517,9 @@ class CampaignDriver:
         seen = {one.device: one.lease for one in devices if one.device in ready}
         leases = self._store.take_leases(self._campaign, self._driver, seen)
         mine = {name: of.number for name, of in leases.items() if of.campaign == self._campaign}
+        # While they were waited for, whoever had them may have spent what they had left.
+        spent = self._private.spent(step, mine)
+        members = replace(members, waiting={**members.waiting, **spent})
         plan = plan_round(
             self._config,
             *(step.number, step.kind),
@@ -531,7 +534,8 @@ class CampaignDriver:
             self._store.round_offset(),
         )
         plan = self._private.laid_on(plan)
-        keys = self._holders.sealed_for(self._config)
+        trains = step.kind is RoundKind.TRAIN
+        keys = self._holders.sealed_for(self._config) if trains else ()
         return hide(self._config, plan, devices, self._manifests, keys, plan.protection)
 
     # Devices

@@ -59,7 +59,9 @@ class Unmasking:
         """
         assert plan.masks is not None
         context = self._context
-        counted = keep_answering(context.store, context.campaign, plan.number, outcome.answers)
+        counted = keep_answering(
+            context.store, context.campaign, context.driver, plan.number, outcome.answers
+        )
         late = outcome.answers.keys() - set(counted)
         outcome = replace(
             outcome,

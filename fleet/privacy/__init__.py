@@ -13,6 +13,7 @@ from fleet.privacy.clipping import ClipState, next_clip
 from fleet.privacy.discrete_gaussian import (
     KEY_BYTES,
     MAX_DEVICE_VARIANCE,
+    MAX_VARIANCE,
     discrete_gaussian,
 )
 from fleet.privacy.words import NOT_COVERED, promise
@@ -21,6 +22,7 @@ __all__ = [
     "KEY_BYTES",
     "LEAST_VARIANCE",
     "MAX_DEVICE_VARIANCE",
+    "MAX_VARIANCE",
     "NOT_COVERED",
     "ClipState",
     "Noise",

@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
 KEY_BYTES = 32
-# What devices can do in 64 bits. Here there is no limit.
+# What devices can do in 64 bits.
 MAX_DEVICE_VARIANCE = 1 << 24
+MAX_VARIANCE = 1 << 60
 # A proposal of so many scales is refused: 45 deviations at least, accepted once in 2^1470 values.
 MAX_SCALES = 64
 _COUNTER_AND_NONCE = bytes(16)
@@ -49,7 +50,7 @@ def discrete_gaussian(key: bytes, variance: int, count: int) -> npt.NDArray[np.i
 
     A key draws once: what two calls with one key give begins alike.
     """
-    if not 1 <= variance < 1 << 60:
+    if not 1 <= variance < MAX_VARIANCE:
         raise ValueError(f"a variance of {variance} isn't between 1 and 2^60 - 1")
     stream = Keystream(key)
     return np.fromiter((_value(stream, variance) for _ in range(count)), np.int64, count)

@@ -168,9 +168,10 @@ def _observers(
             epsilon=epsilon(rounds * rho, privacy.delta),
         )
 
-    public = cost(
-        "public", "released weights, made of the sums of all sets", says.public_rho(sets, values)
-    )
+    made = "released weights, made of the sums of all sets"
+    if sets > 1 and privacy.noise == "devices":
+        made = f"released weights, if all {sets} sets count; as the coordinator where one does"
+    public = cost("public", made, says.public_rho(sets, values))
     if privacy.noise == "coordinator":
         return [public]
     own = f"each set's sum, with the noise of at least {says.least_devices} devices"

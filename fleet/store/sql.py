@@ -70,7 +70,8 @@ class SqlStore(Database, Store):
         """The record within a transaction that writes; others' writes of it wait for the end."""
         return self._campaign(connection, campaign, is_locked=True)
 
-    def _check(self, connection: sa.Connection, campaign: str, driver: str) -> CampaignRecord:
+    def check_driver(self, connection: sa.Connection, campaign: str, driver: str) -> CampaignRecord:
+        """The record within a transaction that writes; SupersededError where another drives it."""
         record = self.locked(connection, campaign)
         if driver and record.driver != driver:
             raise SupersededError(
@@ -204,7 +205,7 @@ class SqlStore(Database, Store):
     def driver_lives(self, campaign: str, driver: str, now: float) -> CampaignRecord:
         """See `Store`."""
         with self.writing() as connection:
-            self._check(connection, campaign, driver)
+            self.check_driver(connection, campaign, driver)
             self._change(connection, campaign, driver_seen=now)
             return self._campaign(connection, campaign)
 
@@ -213,7 +214,7 @@ class SqlStore(Database, Store):
         if state not in ENDED_STATES:
             raise StoreError(f"{state} isn't a state in which a campaign ends")
         with self.writing() as connection:
-            if self._check(connection, campaign, driver).state not in ENDED_STATES:
+            if self.check_driver(connection, campaign, driver).state not in ENDED_STATES:
                 self._change(connection, campaign, state=state, reason=reason, waiting="")
 
     def set_state(
@@ -221,7 +222,7 @@ class SqlStore(Database, Store):
     ) -> None:
         """See `Store`."""
         with self.writing() as connection:
-            before = self._check(connection, campaign, driver)
+            before = self.check_driver(connection, campaign, driver)
             if before.state in ENDED_STATES:
                 raise StoreError(f"campaign {campaign} has ended ({before.state}) already")
             self._change(connection, campaign, state=state, reason=reason, waiting=waiting)
@@ -285,7 +286,7 @@ class SqlStore(Database, Store):
     def note_made(self, campaign: str, driver: str, version: str) -> None:
         """See `Store`."""
         with self.writing() as connection:
-            self._check(connection, campaign, driver)
+            self.check_driver(connection, campaign, driver)
             self._change(connection, campaign, made=version)
 
     def reopen(self, campaign: str) -> None:
@@ -311,7 +312,7 @@ class SqlStore(Database, Store):
         taken: dict[str, Lease] = {}
         changed = []
         with self.writing() as connection:
-            self._check(connection, campaign, driver)
+            self.check_driver(connection, campaign, driver)
             known = self._known_leases(connection, devices)
             floor = self.floor(connection)
             for device, seen in devices.items():
@@ -350,7 +351,7 @@ class SqlStore(Database, Store):
     def quarantine(self, campaign: str, driver: str, gateway: str, reason: str) -> None:
         """See `Store`."""
         with self.writing() as connection:
-            self._check(connection, campaign, driver)
+            self.check_driver(connection, campaign, driver)
             connection.execute(
                 self.inserting_new(tables.quarantines),
                 {"campaign": campaign, "gateway": gateway, "reason": reason},
@@ -372,7 +373,7 @@ class SqlStore(Database, Store):
     ) -> RoundRecord:
         """See `Store`."""
         with self.writing() as connection:
-            self._check(connection, campaign, driver)
+            self.check_driver(connection, campaign, driver)
             now = self.clock.wall()
             is_new = connection.execute(
                 self.inserting_new(tables.rounds).returning(tables.rounds.c.number),
@@ -412,7 +413,7 @@ class SqlStore(Database, Store):
     ) -> None:
         """See `Store`."""
         with self.writing() as connection:
-            self._check(connection, campaign, driver)
+            self.check_driver(connection, campaign, driver)
             revision = self._next_revision(connection, campaign)
             self._change_round(connection, campaign, number, accepted=accepted, revision=revision)
             if told:
@@ -452,7 +453,7 @@ class SqlStore(Database, Store):
             for one in reports
         ]
         with self.writing() as connection:
-            self._check(connection, campaign, driver)
+            self.check_driver(connection, campaign, driver)
             if self._round(connection, campaign, number).state != "running":
                 return False
             if weights is not None:
@@ -479,7 +480,7 @@ class SqlStore(Database, Store):
         """See `Store`."""
         rows = [{"campaign": campaign, "version": weights.version, **asdict(one)} for one in parts]
         with self.writing() as connection:
-            self._check(connection, campaign, driver)
+            self.check_driver(connection, campaign, driver)
             self._insert_weights(connection, campaign, weights)
             if rows:
                 connection.execute(sa.insert(tables.parts), rows)
@@ -503,7 +504,7 @@ class SqlStore(Database, Store):
             table.c.campaign == campaign, table.c.on_wire == on_wire, table.c.state == "done"
         )
         with self.writing() as connection:
-            self._check(connection, campaign, driver)
+            self.check_driver(connection, campaign, driver)
             row = connection.execute(query).first()
             if row is None:
                 return False

@@ -165,7 +165,7 @@ def test_a_gateway_whose_answer_comes_after_the_sets_were_fixed_changes_none(
         plan = RoundPlan.from_json(record.plan)
         assert plan.masks is not None
         assert plan.masks.gateways == (GATEWAY,)
-        keep = keep_answering(store, campaign, 1, ["late", GATEWAY])
+        keep = keep_answering(store, campaign, "", 1, ["late", GATEWAY])
         assert keep == (GATEWAY,)
         assert drive(site, store, campaign, SiteTransport(site)) == "finished"
         assert_bit_equal_to_plain(site, store, campaign)
