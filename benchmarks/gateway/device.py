@@ -237,6 +237,7 @@ class Device:
             message = [PROTOCOL_VERSION, task.lease, task.campaign, task.round]
             message += [PLAN[:PREFIX_BYTES], WEIGHTS[:PREFIX_BYTES], task.coding, task.weighting]
             message += [chunk, chunks, len(coded), crc32, samples, samples, 30, 12, 20, 1500, 900]
+            message += [0, 0]  # correct-local, kept
             message.append(coded[chunk * size : (chunk + 1) * size])
             self._publish(task.delta_topic, cbor2.dumps(message), expiry=task.deadline_seconds)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from simulator.experiments.window_clock import OwnWall, WindowClock
 from simulator.virtual.device import NEVER, Said
+from simulator.virtual.offline import Score
 from simulator.virtual.pool import Arrivals, DevicePool, Figures
 
 
@@ -22,6 +23,9 @@ class NoDevices(DevicePool):
         return []
 
     def figures(self, now: int) -> dict[int, Figures]:
+        return {}
+
+    def infer(self, numbers: Sequence[int]) -> dict[int, Score]:
         return {}
 
     def each(self, job: Any, numbers: Sequence[int]) -> dict[int, Any]:
