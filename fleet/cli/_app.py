@@ -260,7 +260,9 @@ def plan_command(
 def measure(
     bundle: BundleFolder = None,
     plan: OnePlan = None,
-    machine: Annotated[str, typer.Option(help="What runs the image: unicorn.")] = "unicorn",
+    machine: Annotated[
+        str | None, typer.Option(help="What runs the image: unicorn or qemu, as the board is.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run a bundle's image and report the instructions, stack and SRAM that it really uses."""

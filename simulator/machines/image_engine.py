@@ -8,16 +8,23 @@ functions of the image are called by symbol. The counterpart on the host is
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.firmware.boards import Board
 from codegen.firmware.bundle import Bundle, PlanInfo
 from simulator.errors import MeasureError
+from simulator.machines import unicorn_board
+from simulator.machines.counting import InstructionCounter
+from simulator.machines.elf_image import ElfImage
 from simulator.machines.protocol import StopReason
+from simulator.machines.qemu import machine as qemu_machine
+from simulator.machines.qemu.image_board import ImageBoard
 from simulator.machines.unicorn import UnicornMachine
 
 # Structs of device_runtime/include/tinyfleet/engine.h on a 32-bit core.
@@ -31,6 +38,68 @@ _PLAN_SIZES = struct.Struct("<32xII")  # arena_bytes, state_bytes
 _BOOT_MILLISECONDS = 10_000
 
 
+class Counts(Protocol):
+    """Instructions executed since counting began."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+
+    def clear(self) -> None:
+        """Count from zero."""
+
+    def by_function(self) -> dict[str, int]:
+        """Per function symbol of the image, most first."""
+
+
+class ImageMachine(Protocol):
+    """A machine whose firmware's functions can be called: Unicorn's, or a board in QEMU."""
+
+    image: ElfImage
+    stack_pointer: int
+    fault: Exception | None
+
+    @property
+    def pc(self) -> int:
+        """Address of the next instruction."""
+
+    def run(self, max_milliseconds: float) -> StopReason:
+        """Let the firmware go on to its next sleep."""
+
+    def call(self, function: str, *arguments: int) -> int:
+        """Call a function on the present stack and return R0."""
+
+    def registers_kept(self) -> AbstractContextManager[None]:
+        """Puts all registers back at the end."""
+
+    def read_memory(self, address: int, size: int) -> bytes:
+        """What the core would read there."""
+
+    def write_flash(self, address: int, data: bytes) -> None:
+        """As a debug probe does."""
+
+    def stack_high_water_bytes(self) -> int:
+        """Deepest stack use so far."""
+
+    def close(self) -> None:
+        """Give back all memory."""
+
+
+def machine_for(board: Board) -> str:
+    """Name of the machine that this board's image is called in.
+
+    Raises: MeasureError where there is none.
+    """
+    if unicorn_board.can_run(board):
+        return "unicorn"
+    if qemu_machine.can_run(board):
+        return "qemu"
+    raise MeasureError(
+        f"no machine that counts instructions is a board like {board.name} (port {board.port}, "
+        f"{board.cpu}); measure on one with a core of its kind (`tinyfleet machines`)"
+    )
+
+
 class ImageEngine:
     """One plan of a bundle, loaded with the factory weights on an emulated board.
 
@@ -38,16 +107,13 @@ class ImageEngine:
     ...     engine.train_step(sample, 3, 2**20 // 100, seed=5)
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        plan_id: str,
-        *,
-        before_boot: Callable[[UnicornMachine], None] = lambda _: None,
-    ) -> None:
-        """``before_boot`` is given the machine at its reset vector, to install hooks.
+    machine: ImageMachine
 
-        Raises: MeasureError when the bundle has no such plan.
+    def __init__(self, bundle: Bundle, plan_id: str, *, paint: int | None = None) -> None:
+        """``paint``: a word that the SRAM is full of before the firmware starts.
+
+        Raises: MeasureError when the bundle has no such plan, or no machine is its board; QemuError
+            where that is QEMU, which is missing.
         """
         self._bundle = bundle
         self.plan = find_plan(bundle, plan_id)
@@ -58,15 +124,15 @@ class ImageEngine:
         self._input_bytes = int(np.prod(bundle.manifest.model.input.shape))
         if 32 + self._input_bytes > region.bytes:
             raise MeasureError(f"a sample of {self._input_bytes} bytes doesn't fit the sample log")
-        self.machine = UnicornMachine(
-            bundle.board,
-            bundle.firmware,
-            clock=lambda: 0,
-            flash_content=[(region.address, bytes.fromhex(self.plan.id))],
-        )
+        content = [(region.address, bytes.fromhex(self.plan.id))]
+        if machine_for(bundle.board) == "unicorn":
+            self.machine = _unicorn(bundle, content, paint)
+        else:
+            self.machine = ImageBoard(
+                bundle.board, bundle.firmware, flash_content=content, paint=paint
+            )
         self._stack = ExitStack()
         self._engine = 0
-        before_boot(self.machine)
 
     def __enter__(self) -> ImageEngine:
         """Boot and load the plan.
@@ -91,6 +157,25 @@ class ImageEngine:
     ) -> None:
         """Give back the machine."""
         self._stack.close()
+
+    @property
+    def core(self) -> UnicornMachine:
+        """The machine, where it is Unicorn's: what it executes can be watched.
+
+        Raises: MeasureError where it isn't.
+        """
+        if not isinstance(self.machine, UnicornMachine):
+            raise MeasureError(
+                f"board {self._bundle.board.name} runs in QEMU, which counts instructions by "
+                "function of the image only; compile the model for a board of Unicorn's"
+            )
+        return self.machine
+
+    def counting(self) -> AbstractContextManager[Counts]:
+        """Count the instructions of what is called from now on."""
+        if isinstance(self.machine, ImageBoard):
+            return self.machine.counting()
+        return InstructionCounter(self.core)
 
     def score(self, sample: NDArray[np.int8], label: int) -> int:
         """Forward pass and loss of an int8 sample (H, W, C); returns the predicted class."""
@@ -188,6 +273,15 @@ class ImageEngine:
         fields = self._fields()
         if (fields[_PLAN], fields[_WEIGHTS]) != (plan, weights):
             raise MeasureError("tf_engine of this image isn't laid out as the simulator knows it")
+
+
+def _unicorn(
+    bundle: Bundle, content: Iterable[tuple[int, bytes]], paint: int | None
+) -> UnicornMachine:
+    machine = UnicornMachine(bundle.board, bundle.firmware, clock=lambda: 0, flash_content=content)
+    if paint is not None:
+        machine.sram[:] = paint.to_bytes(4, "little") * (bundle.board.sram.bytes // 4)
+    return machine
 
 
 def find_plan(bundle: Bundle, wanted: str | None) -> PlanInfo:

@@ -344,7 +344,8 @@ class QemuMachine:
         ours, debugged = socket.socketpair()
         vectors = os.memfd_create("tinyfleet-vectors")
         os.write(vectors, self.read_memory(self.board.flash.address, _VECTOR_BYTES))
-        handed_on = (self._ram, vectors, debugged.fileno(), self._line.boards_end.fileno())
+        options, files = self._options()
+        handed_on = (self._ram, vectors, debugged.fileno(), self._line.boards_end.fileno(), *files)
         command = [
             *(self._program, "-M", f"{model.name},memory-backend=ram"),
             *("-nodefaults", "-display", "none", "-S"),
@@ -357,6 +358,7 @@ class QemuMachine:
             *("-chardev", f"socket,id=debugger,fd={debugged.fileno()}", "-gdb", "chardev:debugger"),
             *("-chardev", f"socket,id=line,fd={self._line.boards_end.fileno()}"),
             *("-serial", "chardev:line"),
+            *options,
         ]
         try:
             self._process = subprocess.Popen(
@@ -381,6 +383,10 @@ class QemuMachine:
         self._watch_flash()
         if not self._runs_alone:
             self._debugger.set_breakpoint(self._idle)
+
+    def _options(self) -> tuple[list[str], tuple[int, ...]]:
+        """What else QEMU is started with, and files that it inherits for that."""
+        return [], ()
 
     def _starts(self) -> None:
         """The core is about to execute its first instruction."""
