@@ -8,6 +8,8 @@
 
 #if TF_DSP
 
+#if !TF_MVE
+
 TF_AT(tf_forward_block, output, 96);
 TF_AT(tf_forward_block, weights, 116);
 TF_AT(tf_forward_block, columns_end, 128);
@@ -378,6 +380,8 @@ void tf_block_set_stream(tf_gradient_block *block, const int16_t *stream, uint32
     block->stream_end = stream + TF_STREAM_STEP * count;
     block->loop = address_of(tf_block_gradient_loop) + ((0u - count) & 15u) * 64u;
 }
+
+#endif
 
 /* 16 instructions of 4 bytes for two pixels: their errors of two channels, then the inputs. */
 #define CORRELATE_STEP              \

@@ -35,7 +35,8 @@ static void add_products(const int16_t *columns, const int8_t *weights, uint32_t
 
 void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, const int16_t *columns,
                       uint32_t length, uint32_t with_mask) {
-    (void)with_mask; /* mask_end says it */
+    (void)with_mask;        /* mask_end says it, */
+    block->mask_end = NULL; /* which whoever has a mask sets for every block */
     block->columns = columns;
     block->columns_end = columns + TF_BLOCK_PIXELS * length;
     tf_fill_offsets(block->offsets, layer->out_zero);

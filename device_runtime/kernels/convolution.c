@@ -5,6 +5,18 @@
 
 #ifdef TF_VECTOR
 #include "../vector/panels.h"
+#elif TF_MVE
+/* Codes stay what they are. */
+static void tf_codes_less(const int8_t *from, uint32_t count, int32_t zero, tf_column *to) {
+    (void)zero;
+    for (; count >= 16u; count -= 16u, from += 16, to += 16) {
+        vstrbq_s8(to, vldrbq_s8(from));
+    }
+    if (count > 0u) {
+        const mve_pred16_t some = vctp8q(count);
+        vstrbq_p_s8(to, vldrbq_z_s8(from, some), some);
+    }
+}
 #elif !TF_DSP
 /* to[i] = from[i] - zero. */
 static void tf_codes_less(const int8_t *from, uint32_t count, int32_t zero, int16_t *to) {
@@ -26,7 +38,7 @@ typedef struct {
     const int32_t *bias;
     uint8_t *mask;
     uint32_t in_height, in_width, in_ring, out_width;
-    int16_t *columns;
+    tf_column *columns;
     uint32_t length;                 /* of a column */
     uint32_t line;                   /* values that one kernel row sees */
     uint32_t step;                   /* from what a pixel sees to what the next one sees */
@@ -39,7 +51,7 @@ typedef struct {
 /* Values at … at + count - 1 of one pixel's column: src[i] - zero. */
 static void widen(const job *job, uint32_t pixel, uint32_t at, const int8_t *src, uint32_t count) {
     const int32_t zero = job->layer->in_zero;
-#if TF_DSP
+#if TF_DSP && !TF_MVE
     uint32_t i = 0;
     const uint32_t minus = tf_minus(zero);
     if (at % 2u == 1u && count > 0) {
@@ -61,8 +73,9 @@ static void widen(const job *job, uint32_t pixel, uint32_t at, const int8_t *src
 }
 
 static void clear(const job *job, uint32_t pixel, uint32_t at, uint32_t count) {
+    const tf_column nothing = (tf_column)(TF_MVE ? job->layer->in_zero : 0);
     for (uint32_t i = at; i < at + count; i++) {
-        job->columns[tf_column_index(job->length, pixel, i)] = 0;
+        job->columns[tf_column_index(job->length, pixel, i)] = nothing;
     }
 }
 
@@ -74,7 +87,7 @@ static const int8_t *row_of(const job *job, uint32_t y) {
 /* A kernel row's values for all four pixels. */
 static inline void widen_four(const job *job, uint32_t at, const int8_t *src) {
     const uint32_t count = job->line, step = job->step;
-#if TF_DSP
+#if TF_DSP && !TF_MVE
     const int32_t zero = job->layer->in_zero;
     for (uint32_t i = 0; i < count;) {
         int16_t *to = job->columns + tf_column_index(job->length, 0, at + i);
@@ -184,7 +197,7 @@ static inline void gather(const job *job, uint32_t y, uint32_t x, uint32_t count
 }
 
 /* Zeros behind the values of columns. */
-static void fill_up(int16_t *columns, uint32_t used, uint32_t length) {
+static void fill_up(tf_column *columns, uint32_t used, uint32_t length) {
     for (uint32_t at = used; at < length; at++) {
         for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
             columns[tf_column_index(length, p, at)] = 0;
@@ -392,7 +405,9 @@ static void run_rows(job *job, tf_forward_block *block, uint32_t first, uint32_t
 static __attribute__((noinline)) uint32_t run_whole_blocks(const job *job, tf_forward_block *block,
                                                            uint32_t pixels, int8_t *output) {
     const uint32_t inputs = job->layer->in_channels, channels = job->layer->out_channels;
+#if !TF_MVE
     const uint32_t minus = tf_minus(job->layer->in_zero);
+#endif
     if (inputs % 4u != 0 || channels % (job->mask == NULL ? 2u : MASK_CHANNELS) != 0) {
         return 0;
     }
@@ -401,7 +416,11 @@ static __attribute__((noinline)) uint32_t run_whole_blocks(const job *job, tf_fo
     const int8_t *input = job->input;
     uint32_t done = 0;
     for (; done + TF_BLOCK_PIXELS <= pixels; done += TF_BLOCK_PIXELS) {
+#if TF_MVE
+        tf_codes_less(input, TF_BLOCK_PIXELS * inputs, 0, job->columns);
+#else
         tf_block_widen(job->columns, input, inputs, inputs / 4u, minus);
+#endif
         move_to(job, block, output, done * channels);
         tf_block_forward(block);
         input += TF_BLOCK_PIXELS * inputs;
@@ -516,11 +535,11 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
                .weights = weights->fixed,
                .end_channel = outputs,
                .bias = bias,
-               .columns = scratch,
+               .columns = (tf_column *)scratch,
                .length = length,
                .line = (uint32_t)layer->kernel_width * layer->in_channels,
                .step = (uint32_t)layer->stride_width * layer->in_channels};
-    fill_up(scratch, values, length);
+    fill_up(job.columns, values, length);
     if (mask != NULL) {
         const uint32_t size = (uint32_t)layer->out_height * layer->out_width * outputs;
         memset(mask, 0, (size + 7u) / 8u);

@@ -33,7 +33,7 @@ static meeting meet(uint32_t at, uint32_t pad, uint32_t stride, uint32_t kernel)
     return m;
 }
 
-#if TF_DSP
+#if TF_DSP && !TF_MVE
 static inline uint32_t scale_two(const int16_t *error, int16x2_t multiplier, int32_t half,
                                  int32_t shift) {
     const int16x2_t e = (int16x2_t)tf_load32(error);
@@ -49,6 +49,10 @@ static void scale_pixel(const job *job, const int16_t *error, int16_t *to) {
     const uint32_t channels = job->layer->out_channels;
     const int16_t *multiplier = job->layer->error_multiplier;
     const int32_t shift = job->shift, half = shift > 0 ? 1 << (shift - 1) : 0;
+#if TF_MVE
+    tf_block_scale(error, multiplier, channels & ~1u, shift, to);
+    to += channels & ~1u;
+#else
     for (uint32_t o = 0; o + 2u <= channels; o += 2u, to += TF_STREAM_STEP) {
 #if TF_DSP
         const int16x2_t m = (int16x2_t)tf_load32(multiplier + o);
@@ -58,13 +62,14 @@ static void scale_pixel(const job *job, const int16_t *error, int16_t *to) {
         to[1] = (int16_t)((error[o + 1u] * multiplier[o + 1u] + half) >> shift);
 #endif
     }
+#endif
     if (channels % 2u == 1u) {
         to[0] = (int16_t)((error[channels - 1u] * multiplier[channels - 1u] + half) >> shift);
         to[1] = 0;
     }
 }
 
-#if TF_DSP
+#if TF_DSP && !TF_MVE
 /* The same for four pixels next to each other. */
 static void scale_four(const job *job, const int16_t *error, int16_t *to) {
     const uint32_t channels = job->layer->out_channels;
@@ -85,7 +90,7 @@ static void scale_four(const job *job, const int16_t *error, int16_t *to) {
 /* `count` input positions a stride apart, for a tap through which the first of them sees output
  * position (y, x). Zero where there is none; the last is repeated up to four. */
 static void gather_tap(const job *job, int32_t y, int32_t x, uint32_t count, int16_t *to) {
-#if TF_DSP
+#if TF_DSP && !TF_MVE
     const uint32_t channels = job->layer->out_channels;
     if (channels % 2u == 0 && count == TF_BLOCK_PIXELS && x >= 0 &&
         x + 4 <= (int32_t)job->out_width) {
@@ -95,10 +100,16 @@ static void gather_tap(const job *job, int32_t y, int32_t x, uint32_t count, int
     }
 #endif
     for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+#if TF_MVE
+        int16_t *pixel = to + 2u * job->pairs * p;
+        const uint32_t step = 2u;
+#else
         int16_t *pixel = to + 2u + 2u * p;
+        const uint32_t step = TF_STREAM_STEP;
+#endif
         if (x < 0 || x >= (int32_t)job->out_width) {
             for (uint32_t i = 0; i < job->pairs; i++) {
-                tf_store32(pixel + i * TF_STREAM_STEP, 0);
+                tf_store32(pixel + i * step, 0);
             }
         } else {
             const uint32_t at = (uint32_t)y * job->out_width + (uint32_t)x;
@@ -132,11 +143,20 @@ static uint32_t gather(const job *job, const meeting *rows, const meeting *cols,
     return taps;
 }
 
-/* Where the weights of the stream's errors begin. */
-static void put_offsets(const job *job, uint32_t taps) {
+/* Points the block at the stream, and says where the weights of its errors begin. */
+static void set_stream(const job *job, tf_gradient_block *block, uint32_t taps) {
     const uint32_t all_taps = (uint32_t)job->layer->kernel_height * job->layer->kernel_width;
     const uint32_t row_bytes = 2u * tf_packed_length(all_taps * job->channels);
+#if TF_MVE
+    block->stream = job->stream;
+    block->stream_end = job->stream + taps * job->pairs * TF_STREAM_STEP;
+    block->taps = job->taps;
+    block->tap_bytes = 2u * job->channels;
+    block->outputs = 2u * job->pairs;
+    block->row_bytes = row_bytes;
+#else
     int16_t *to = job->stream;
+    tf_block_set_stream(block, to, taps * job->pairs);
     for (uint32_t i = 0; i < taps; i++) {
         uint32_t offset = 2u * job->taps[i] * job->channels;
         for (uint32_t pair = 0; pair < job->pairs; pair++) {
@@ -145,6 +165,7 @@ static void put_offsets(const job *job, uint32_t taps) {
             to += TF_STREAM_STEP;
         }
     }
+#endif
 }
 
 /* The last of an odd number of channels: blocks make two, so it is made with the one before it,
@@ -181,8 +202,7 @@ static void run_block(const job *job, tf_gradient_block *block, uint32_t taps, u
         return;
     }
     if (block->stream_end == NULL || !job->pointwise) {
-        tf_block_set_stream(block, job->stream, taps * job->pairs);
-        put_offsets(job, taps);
+        set_stream(job, block, taps);
     }
     if (even > 0) {
         block->output = output;
