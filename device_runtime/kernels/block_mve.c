@@ -28,80 +28,99 @@ void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer,
     block->out_zero = layer->out_zero;
 }
 
-/* What two columns have with two rows of weights, and the sums of these rows. */
+/* Two columns, two rows of weights, and what they have in common: values in whole vectors, and those
+ * that are left over. */
 typedef struct {
-    int32_t first[2], second[2], rows[2];
-} products;
+    const int8_t *first, *second, *weights;
+    uint32_t vectors, rest;
+} operands;
 
-static inline __attribute__((always_inline)) void
-add_eight(products *to, const int8_t *first, const int8_t *second, const int8_t *weights,
-          uint32_t left, const uint32_t with_rows, const uint32_t whole) {
-    const mve_pred16_t some = vctp16q(left);
-    /* Pairs of bytes: the lower ones are of row 0, the upper ones of row 1. */
-    const int8x16_t both = whole ? vldrbq_s8(weights) : vldrbq_z_s8(weights, vctp8q(2u * left));
-    const int16x8_t row0 = vmovlbq_s8(both), row1 = vmovltq_s8(both);
-    const int16x8_t x = whole ? vldrbq_s16(first) : vldrbq_z_s16(first, some);
-    const int16x8_t y = whole ? vldrbq_s16(second) : vldrbq_z_s16(second, some);
-    to->first[0] = vmladavaq_s16(to->first[0], x, row0);
-    to->first[1] = vmladavaq_s16(to->first[1], x, row1);
-    to->second[0] = vmladavaq_s16(to->second[0], y, row0);
-    to->second[1] = vmladavaq_s16(to->second[1], y, row1);
-    if (with_rows) {
-        to->rows[0] = vaddvaq_s16(to->rows[0], row0);
-        to->rows[1] = vaddvaq_s16(to->rows[1], row1);
-    }
+/* Sums of row 0 and 1 with the first column, then with the second. */
+typedef struct {
+    int32_t a, b, c, d;
+} four_sums;
+
+/* Loops in assembly, since compilers spend more instructions around them than there are in them.
+ * Sixteen values of two rows and two columns, then eight of 16 bits, in which the lower bytes of
+ * pairs of weights are of row 0 and the upper ones of row 1. */
+#define LOAD_SIXTEEN                  \
+    "vld20.8 {q0, q1}, [%[w]]\n\t"    \
+    "vld21.8 {q0, q1}, [%[w]]!\n\t"   \
+    "vldrb.u8 q2, [%[x]], #16\n\t"    \
+    "vldrb.u8 q3, [%[y]], #16\n\t"    \
+    "vmladava.s8 %[a], q2, q0\n\t"    \
+    "vmladava.s8 %[b], q2, q1\n\t"    \
+    "vmladava.s8 %[c], q3, q0\n\t"    \
+    "vmladava.s8 %[d], q3, q1\n\t"
+#define LOAD_EIGHT                    \
+    "vldrb.u8 q0, [%[w]], #16\n\t"    \
+    "vldrb.s16 q2, [%[x]], #8\n\t"    \
+    "vldrb.s16 q3, [%[y]], #8\n\t"    \
+    "vmovlt.s8 q1, q0\n\t"            \
+    "vmovlb.s8 q0, q0\n\t"            \
+    "vmladava.s16 %[a], q2, q0\n\t"   \
+    "vmladava.s16 %[b], q2, q1\n\t"   \
+    "vmladava.s16 %[c], q3, q0\n\t"   \
+    "vmladava.s16 %[d], q3, q1\n\t"
+#define BOTH_LOOPS(sixteen, eight)      \
+    "wls lr, %[vectors], 2f\n"          \
+    "1:\n\t" sixteen "le lr, 1b\n"      \
+    "2:\n\t"                            \
+    "wlstp.16 lr, %[rest], 4f\n"        \
+    "3:\n\t" eight "letp lr, 3b\n"      \
+    "4:\n\t"
+
+static inline __attribute__((always_inline)) void multiply(operands of, four_sums *to) {
+    int32_t a = to->a, b = to->b, c = to->c, d = to->d;
+    __asm volatile(BOTH_LOOPS(LOAD_SIXTEEN, LOAD_EIGHT)
+                   : [a] "+Te"(a), [b] "+Te"(b), [c] "+Te"(c), [d] "+Te"(d), [x] "+l"(of.first),
+                     [y] "+l"(of.second), [w] "+r"(of.weights)
+                   : [vectors] "r"(of.vectors), [rest] "r"(of.rest)
+                   : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
+    to->a = a, to->b = b, to->c = c, to->d = d;
 }
 
-static inline __attribute__((always_inline)) products multiply(const int8_t *first,
-                                                               const int8_t *second,
-                                                               const int8_t *weights,
-                                                               uint32_t values,
-                                                               const uint32_t with_rows) {
-    products to = {{0, 0}, {0, 0}, {0, 0}};
-    for (uint32_t vectors = values / 16u; vectors > 0u; vectors--) {
-        const int8x16x2_t rows = vld2q_s8(weights);
-        const int8x16_t x = vldrbq_s8(first), y = vldrbq_s8(second);
-        to.first[0] = vmladavaq_s8(to.first[0], x, rows.val[0]);
-        to.first[1] = vmladavaq_s8(to.first[1], x, rows.val[1]);
-        to.second[0] = vmladavaq_s8(to.second[0], y, rows.val[0]);
-        to.second[1] = vmladavaq_s8(to.second[1], y, rows.val[1]);
-        if (with_rows) {
-            to.rows[0] = vaddvaq_s8(to.rows[0], rows.val[0]);
-            to.rows[1] = vaddvaq_s8(to.rows[1], rows.val[1]);
-        }
-        first += 16;
-        second += 16;
-        weights += 32;
-    }
-    if ((values & 8u) != 0u) {
-        add_eight(&to, first, second, weights, 8u, with_rows, 1u);
-        first += 8;
-        second += 8;
-        weights += 16;
-    }
-    if ((values & 7u) != 0u) {
-        add_eight(&to, first, second, weights, values & 7u, with_rows, 0u);
-    }
-    return to;
+/* The same, and the sums of the rows to `rows`. */
+static inline __attribute__((always_inline)) void multiply_and_sum(operands of, four_sums *to,
+                                                                   int32_t rows[2]) {
+    int32_t a = to->a, b = to->b, c = to->c, d = to->d, row0 = 0, row1 = 0;
+    __asm volatile(BOTH_LOOPS(LOAD_SIXTEEN "vaddva.s8 %[row0], q0\n\t"
+                                           "vaddva.s8 %[row1], q1\n\t",
+                              LOAD_EIGHT "vaddva.s16 %[row0], q0\n\t"
+                                         "vaddva.s16 %[row1], q1\n\t")
+                   : [a] "+Te"(a), [b] "+Te"(b), [c] "+Te"(c), [d] "+Te"(d), [row0] "+Te"(row0),
+                     [row1] "+Te"(row1), [x] "+l"(of.first), [y] "+l"(of.second),
+                     [w] "+r"(of.weights)
+                   : [vectors] "r"(of.vectors), [rest] "r"(of.rest)
+                   : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
+    to->a = a, to->b = b, to->c = c, to->d = d;
+    rows[0] = row0, rows[1] = row1;
 }
 
-/* Sums of two channels, which are `at` and the next one of the chunk. */
+/* Sums of two channels: sums[0] and [1] of the first pixel, CHUNK later those of the next. */
 static inline void sum_pair(const tf_forward_block *block, const int8_t *weights,
-                            const int32_t *bias, uint32_t at, chunk_sums *sums) {
-    const tf_column *columns = block->columns;
-    const uint32_t step = block->step, values = block->values;
-    const products a = multiply(columns, columns + step, weights, values, 1u);
-    const int32_t zero = block->in_zero;
-    const int32_t start0 = bias[0] - zero * a.rows[0], start1 = bias[1] - zero * a.rows[1];
-    sums->of[0][at] = start0 + a.first[0];
-    sums->of[0][at + 1u] = start1 + a.first[1];
-    sums->of[1][at] = start0 + a.second[0];
-    sums->of[1][at + 1u] = start1 + a.second[1];
-    const products b = multiply(columns + 2u * step, columns + 3u * step, weights, values, 0u);
-    sums->of[2][at] = start0 + b.first[0];
-    sums->of[2][at + 1u] = start1 + b.first[1];
-    sums->of[3][at] = start0 + b.second[0];
-    sums->of[3][at + 1u] = start1 + b.second[1];
+                            const int32_t *bias, int32_t *sums) {
+    const uint32_t step = block->step;
+    int32_t rows[2];
+    operands of = {block->columns, block->columns + step, weights, block->values / 16u,
+                   block->values % 16u};
+    four_sums to = {bias[0], bias[1], bias[0], bias[1]};
+    multiply_and_sum(of, &to, rows);
+    rows[0] *= block->in_zero;
+    rows[1] *= block->in_zero;
+    sums[0] = to.a - rows[0];
+    sums[1] = to.b - rows[1];
+    sums[CHUNK] = to.c - rows[0];
+    sums[CHUNK + 1u] = to.d - rows[1];
+    to.a = to.c = bias[0] - rows[0];
+    to.b = to.d = bias[1] - rows[1];
+    of.first += 2u * step;
+    of.second += 2u * step;
+    multiply(of, &to);
+    sums[2u * CHUNK] = to.a;
+    sums[2u * CHUNK + 1u] = to.b;
+    sums[3u * CHUNK] = to.c;
+    sums[3u * CHUNK + 1u] = to.d;
 }
 
 /* Codes of up to four channels from `at` of the chunk on; ORs to `bits`, by pixel, those of
@@ -167,7 +186,7 @@ void tf_block_forward(const tf_forward_block *block) {
         const uint32_t count = rest < CHUNK ? rest : CHUNK;
         chunk_sums sums;
         for (uint32_t at = 0; at < count; at += 2u) {
-            sum_pair(block, weights, bias, at, &sums);
+            sum_pair(block, weights, bias, &sums.of[0][at]);
             weights += 2u * block->length;
             bias += 2;
         }
