@@ -1,5 +1,6 @@
 /* Depthwise convolution, forward: two channels are gathered into planes, then each is made by
  * itself, row by row. */
+#include "depthwise_mve.h"
 #include "fixed_point.h"
 #include "planes.h"
 
@@ -306,6 +307,17 @@ void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, cons
     job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->out_width));
     job.planes = job.table + elements_of_table(layer);
     job.plane = (uint32_t)(job.high - job.low) * job.slide.line;
+#if TF_MVE
+    if (tf_depthwise_has_vectors(layer)) {
+        const tf_four_channels room = {job.low, job.high, job.slide.line, (int8_t *)job.table,
+                                       (int8_t *)job.planes};
+        if (mask != NULL) {
+            set_bits(mask, (uint32_t)layer->out_height * layer->out_width * channels);
+        }
+        tf_depthwise_forward_in_vectors(layer, span, input, weights, bias, output, mask, &room);
+        return;
+    }
+#endif
     memset(job.planes, 0, sizeof(int16_t) * elements_of_planes(layer, job.plane));
     job.most = tf_rows_at_once(layer->out_width);
     job.first_slot = span->first % span->out_ring;
