@@ -1,6 +1,5 @@
 /* Depthwise convolution, forward, with vectors of 16 bytes: four neighbouring columns of four
- * channels each. Products of bytes fit 16 bits, and so does the sum of two of them; then they are
- * added to sums of 32 bits, a vector of four columns for each channel.
+ * channels each. Products of 16 bits are added to a vector of four columns for each channel.
  *
  * Codes are multiplied as they are. The zero point times the sum of the taps is taken out of what
  * sums start with, which therefore depends on the rows of the kernel that a window has. */
@@ -88,19 +87,10 @@ static void gather(const group *of, const tf_span *span, const int8_t *input) {
     }
 }
 
-/* A vector of sums for each channel. */
+/* A vector of sums for each channel. Names, as GCC keeps arrays of vectors in memory. */
 typedef struct {
-    int32x4_t of[CHANNELS];
+    int32x4_t a, b, c, d;
 } four_sums;
-
-/* to += 16 products of 16 bits, or sums of two: those of even channels, and of odd ones. */
-static inline __attribute__((always_inline)) void add_wide(four_sums *to, int16x8_t even,
-                                                           int16x8_t odd) {
-    to->of[0] = vaddq_s32(to->of[0], vmovlbq_s16(even));
-    to->of[2] = vaddq_s32(to->of[2], vmovltq_s16(even));
-    to->of[1] = vaddq_s32(to->of[1], vmovlbq_s16(odd));
-    to->of[3] = vaddq_s32(to->of[3], vmovltq_s16(odd));
-}
 
 static inline __attribute__((always_inline)) int8x16_t load_columns(const int8_t *from,
                                                                     uint32x4_t places,
@@ -110,8 +100,24 @@ static inline __attribute__((always_inline)) int8x16_t load_columns(const int8_t
                               (const uint32_t *)(const void *)from, places));
 }
 
-static inline __attribute__((always_inline)) int8x16_t load_tap(const int8_t *tap) {
-    return vreinterpretq_s8_u32(vdupq_n_u32(tf_load32(tap)));
+/* to += 16 products: those of even channels, then of odd ones. In assembly, or GCC loads more than
+ * there are registers for. */
+static inline __attribute__((always_inline)) void add_tap(four_sums *to, int8x16_t columns,
+                                                          const int8_t *tap) {
+    int8x16_t t = vreinterpretq_s8_u32(vdupq_n_u32(tf_load32(tap)));
+    int16x8_t even;
+    __asm("vmullb.s8 %q[even], %q[x], %q[t]\n\t"
+          "vmullt.s8 %q[x], %q[x], %q[t]\n\t"
+          "vmovlb.s16 %q[t], %q[even]\n\t"
+          "vadd.i32 %q[a], %q[a], %q[t]\n\t"
+          "vmovlt.s16 %q[t], %q[even]\n\t"
+          "vadd.i32 %q[c], %q[c], %q[t]\n\t"
+          "vmovlb.s16 %q[t], %q[x]\n\t"
+          "vadd.i32 %q[b], %q[b], %q[t]\n\t"
+          "vmovlt.s16 %q[t], %q[x]\n\t"
+          "vadd.i32 %q[d], %q[d], %q[t]"
+          : [a] "+w"(to->a), [b] "+w"(to->b), [c] "+w"(to->c), [d] "+w"(to->d), [x] "+w"(columns),
+            [t] "+w"(t), [even] "=&w"(even));
 }
 
 /* Rows of `width` taps over four columns each. */
@@ -120,16 +126,8 @@ slide(four_sums *to, const int8_t *columns, const int8_t *taps, uint32_t rows, u
       const uint32_t width, const uint32_t stride) {
     const uint32x4_t places = vidupq_n_u32(0u, 8);
     for (; rows > 0u; rows--, columns += line_bytes, taps += CHANNELS * width) {
-        const int8_t *x = columns, *t = taps;
-        for (uint32_t pairs = width / 2u; pairs > 0u; pairs--, x += 8, t += 8) {
-            const int8x16_t x0 = load_columns(x, places, stride), t0 = load_tap(t);
-            const int8x16_t x1 = load_columns(x + 4, places, stride), t1 = load_tap(t + 4);
-            add_wide(to, vaddq_s16(vmullbq_int_s8(x0, t0), vmullbq_int_s8(x1, t1)),
-                     vaddq_s16(vmulltq_int_s8(x0, t0), vmulltq_int_s8(x1, t1)));
-        }
-        if (width % 2u != 0u) {
-            const int8x16_t x0 = load_columns(x, places, stride), t0 = load_tap(t);
-            add_wide(to, vmullbq_int_s8(x0, t0), vmulltq_int_s8(x0, t0));
+        for (uint32_t i = 0; i < width; i++) {
+            add_tap(to, load_columns(columns + CHANNELS * i, places, stride), taps + CHANNELS * i);
         }
     }
 }
@@ -152,22 +150,25 @@ static void mark(uint8_t *mask, uint32_t index, uint32_t channels, uint32_t chan
     }
 }
 
+/* Codes before the clamp, of the channel `lane`. */
+static inline __attribute__((always_inline)) int32x4_t requantize(const group *of, int32x4_t sums,
+                                                                  uint32_t lane) {
+    const tf_requantizer *by = &of->by[lane];
+    if (of->layer->pre_shift != NULL) {
+        sums = vqshlq_r_s32(sums, of->pre_shift[lane]);
+    }
+    const int32x4_t high = vmulhq_s32(sums, vdupq_n_s32(by->word));
+    return vshlq_r_s32(vaddq_n_s32(high, by->offset), -by->shift);
+}
+
 /* Codes of `count` columns to `output`; returns four bits for each column, of those that the clamp
  * has changed. */
 static inline __attribute__((always_inline)) uint32_t
-store(const group *of, four_sums *sums, int8_t *output, uint32x4_t places, uint32_t count) {
-    for (uint32_t lane = 0; lane < CHANNELS; lane++) {
-        const tf_requantizer *by = &of->by[lane];
-        if (of->layer->pre_shift != NULL) {
-            sums->of[lane] = vqshlq_r_s32(sums->of[lane], of->pre_shift[lane]);
-        }
-        const int32x4_t high = vmulhq_s32(sums->of[lane], vdupq_n_s32(by->word));
-        sums->of[lane] = vshlq_r_s32(vaddq_n_s32(high, by->offset), -by->shift);
-    }
-    const int16x8_t even = vqmovntq_s32(
-        vqmovnbq_s32(vdupq_n_s16(0), sums->of[0]), sums->of[2]);
-    const int16x8_t odd = vqmovntq_s32(
-        vqmovnbq_s32(vdupq_n_s16(0), sums->of[1]), sums->of[3]);
+store(const group *of, four_sums sums, int8_t *output, uint32x4_t places, uint32_t count) {
+    const int32x4_t a = requantize(of, sums.a, 0), c = requantize(of, sums.c, 2);
+    const int16x8_t even = vqmovntq_s32(vqmovnbq_s32(vdupq_n_s16(0), a), c);
+    const int32x4_t b = requantize(of, sums.b, 1), d = requantize(of, sums.d, 3);
+    const int16x8_t odd = vqmovntq_s32(vqmovnbq_s32(vdupq_n_s16(0), b), d);
     const int8x16_t codes = vqmovntq_s16(vqmovnbq_s16(vdupq_n_s8(0), even), odd);
     vstrwq_scatter_offset_p_u32((uint32_t *)(void *)output, places, vreinterpretq_u32_s8(codes),
                                 vctp32q(count));
@@ -202,10 +203,8 @@ static void one_row(const group *of, uint32_t y, int8_t *output, uint8_t *mask) 
     find_start(of, (uint32_t)(first - top), rows, start);
     for (uint32_t left = layer->out_width; left > 0u;) {
         const uint32_t count = left < COLUMNS ? left : COLUMNS;
-        four_sums sums;
-        for (uint32_t lane = 0; lane < CHANNELS; lane++) {
-            sums.of[lane] = vdupq_n_s32(start[lane]);
-        }
+        four_sums sums = {vdupq_n_s32(start[0]), vdupq_n_s32(start[1]), vdupq_n_s32(start[2]),
+                          vdupq_n_s32(start[3])};
         if (layer->stride_width == 1u) {
             slide_any(&sums, columns, taps, rows, line_bytes, width, 1u);
             columns += CHANNELS * COLUMNS;
@@ -213,7 +212,7 @@ static void one_row(const group *of, uint32_t y, int8_t *output, uint8_t *mask) 
             slide_any(&sums, columns, taps, rows, line_bytes, width, 2u);
             columns += 2u * CHANNELS * COLUMNS;
         }
-        const uint32_t changed = store(of, &sums, output, places, count);
+        const uint32_t changed = store(of, sums, output, places, count);
         if (mask != NULL && changed != 0u) {
             mark(mask, index, channels, changed);
         }
