@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import shutil
 import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,8 @@ from simulator.machines.kernel_call import (
     arm_kernels,
     host_kernels,
 )
+from simulator.machines.qemu.kernels import QemuKernels, qemu_kernels
+from simulator.machines.registry import machine_kind
 
 Ints = NDArray[np.int64]
 
@@ -71,13 +75,35 @@ def on_cortex_m4() -> ArmKernels:
     return arm_kernels(kernel_sources(), include_directories(), cpu="cortex-m4", compiler="zig")
 
 
+@cache
+def on_cortex_m0plus() -> ArmKernels:
+    """The portable twins on a core that has neither long instructions nor unaligned accesses."""
+    return arm_kernels(kernel_sources(), include_directories(), cpu="cortex-m0plus")
+
+
+@cache
+def on_cortex_m55() -> list[QemuKernels]:
+    """The kernels with vectors, by all compilers that there are; none without QEMU."""
+    if machine_kind("qemu").why_absent():
+        return []
+    compilers: list[Literal["gcc", "zig"]] = ["zig"]
+    if shutil.which("arm-none-eabi-gcc") is not None:
+        compilers.append("gcc")
+    sources = kernel_sources()
+    made = [qemu_kernels(sources, include_directories(), compiler=one) for one in compilers]
+    for one in made:
+        atexit.register(one.close)
+    return made
+
+
 def call_all(function: str, arguments: Sequence[Any]) -> Call:
-    """Calls ``function`` on this machine, in every way, and on both cores, which have to leave the
+    """Calls ``function`` on this machine, in every way, and on all cores, which have to leave the
     same bits everywhere but in ``Scratch``; returns what the Cortex-M7 said, whose result means
     nothing where the function has none."""
     call = on_cortex_m7().call(function, *(for_m7 := copy.deepcopy(list(arguments))))
     others = [for_m7]
-    for engine in (on_cortex_m4(), *on_vector_units()):
+    emulated = (on_cortex_m4(), on_cortex_m0plus(), *on_cortex_m55())
+    for engine in (*emulated, *on_vector_units()):
         others.append(copy.deepcopy(list(arguments)))
         engine.call(function, *others[-1])
     on_host().call(function, *arguments)
