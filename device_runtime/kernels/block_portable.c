@@ -4,6 +4,33 @@
 
 #if !TF_DSP
 
+#if defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M'
+#define TF_SMALL_CORE 1 /* no vectors, few registers, little stack */
+#else
+#define TF_SMALL_CORE 0
+#endif
+
+#if TF_SMALL_CORE
+
+/* sums[r][p] += inner product of row r and column p, two columns at a time. */
+static void add_products(const int16_t *columns, const int8_t *weights, uint32_t length,
+                         int32_t sums[2][TF_BLOCK_PIXELS]) {
+    for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p += 2u, columns += 2u * length) {
+        const int16_t *x = columns, *y = columns + length, *end = y;
+        const int8_t *w = weights;
+        int32_t a = sums[0][p], b = sums[0][p + 1u], c = sums[1][p], d = sums[1][p + 1u];
+        for (; x != end; x += 2, y += 2, w += 4) {
+            a += x[0] * w[0] + x[1] * w[2];
+            b += y[0] * w[0] + y[1] * w[2];
+            c += x[0] * w[1] + x[1] * w[3];
+            d += y[0] * w[1] + y[1] * w[3];
+        }
+        sums[0][p] = a, sums[0][p + 1u] = b, sums[1][p] = c, sums[1][p + 1u] = d;
+    }
+}
+
+#else
+
 /* Values of a row that are widened at a time. */
 #define PIECE 128u
 
@@ -32,6 +59,8 @@ static void add_products(const int16_t *columns, const int8_t *weights, uint32_t
         }
     }
 }
+
+#endif
 
 void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, const int16_t *columns,
                       uint32_t length, uint32_t with_mask) {
@@ -96,6 +125,51 @@ void tf_block_forward(const tf_forward_block *block) {
 
 #if !defined(TF_VECTOR)
 
+void tf_block_set_stream(tf_gradient_block *block, const int16_t *stream, uint32_t count) {
+    block->stream = stream;
+    block->stream_end = stream + TF_STREAM_STEP * count;
+}
+
+#if TF_SMALL_CORE
+
+/* Keeps the errors of two channels, of which `largest` takes note. */
+static void store_two(const tf_gradient_block *block, const int32_t sums[2], int16_t *out,
+                      int32_t *largest) {
+    for (uint32_t i = 0; i < 2u; i++) {
+        const int32_t value = tf_clamp(sums[i] >> block->shift, -32767, 32767);
+        tf_note_magnitude(largest, value);
+        out[i] = (int16_t)value;
+    }
+}
+
+/* Two input channels of two pixels at a time. */
+void tf_block_gradient(tf_gradient_block *block) {
+    int32_t largest = (int32_t)block->largest;
+    int16_t *output = block->output;
+    for (const int8_t *at = block->weights; at != block->weights_end; at += 4, output += 2) {
+        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p += 2u) {
+            int32_t first[2] = {block->half, block->half}, second[2] = {block->half, block->half};
+            for (const int16_t *from = block->stream; from != block->stream_end;
+                 from += TF_STREAM_STEP) {
+                const int16_t *e = from + 2u + 2u * p;
+                /* By halves: cores without unaligned accesses load words byte by byte. */
+                const uint32_t high = (uint16_t)from[1];
+                const int8_t *w = at + (high << 16 | (uint16_t)from[0]);
+                first[0] += e[0] * w[0] + e[1] * w[1];
+                first[1] += e[0] * w[2] + e[1] * w[3];
+                second[0] += e[2] * w[0] + e[3] * w[1];
+                second[1] += e[2] * w[2] + e[3] * w[3];
+            }
+            int16_t *out = output + (p == 0 ? 0 : block->steps[p - 1u] / 2);
+            store_two(block, first, out, &largest);
+            store_two(block, second, output + block->steps[p] / 2, &largest);
+        }
+    }
+    block->largest = (uint32_t)largest;
+}
+
+#else
+
 /* sums[p][i] += errors of two output channels at pixel p * their weights for input channel i. */
 static void add_scaled(const int16_t *errors, const int8_t *weights, uint32_t count,
                        int32_t sums[TF_BLOCK_PIXELS][PIECE]) {
@@ -127,11 +201,6 @@ static void store_errors(tf_gradient_block *block, uint32_t at, uint32_t count,
     block->largest = (uint32_t)largest;
 }
 
-void tf_block_set_stream(tf_gradient_block *block, const int16_t *stream, uint32_t count) {
-    block->stream = stream;
-    block->stream_end = stream + TF_STREAM_STEP * count;
-}
-
 void tf_block_gradient(tf_gradient_block *block) {
     const uint32_t channels = (uint32_t)(block->weights_end - block->weights) / 2u;
     for (uint32_t at = 0; at < channels; at += PIECE) {
@@ -149,6 +218,8 @@ void tf_block_gradient(tf_gradient_block *block) {
         store_errors(block, at, count, sums);
     }
 }
+
+#endif
 
 #endif
 

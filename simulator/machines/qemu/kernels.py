@@ -1,5 +1,6 @@
-"""Calls single C functions on a Cortex-M55 in QEMU, as ``kernel_call`` does in Unicorn, which has no
-core with vectors.
+"""Calls single C functions on a Cortex-M55 in QEMU, as ``kernel_call`` does in Unicorn.
+
+Unicorn has no core with vectors.
 
 Code, stack and arguments lie in the board's largest memory, which this process shares; the debugger
 is asked for no more than registers.
