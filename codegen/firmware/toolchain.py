@@ -109,12 +109,10 @@ def _gcc_extensions(board: Board) -> str:
 
 
 def _zig_extensions(board: Board) -> str:
-    """zig takes the pairs of a core for granted, but not its vectors."""
+    """What zig doesn't take for granted of a core."""
     if board.mve:
         return "+mve"
-    if board.cpu == "cortex-m33" and not board.dsp:
-        return "-dsp"
-    return ""
+    return "+dsp" if board.cpu == "cortex-m33" and board.dsp else ""
 
 
 def find_toolchain(prefer: Literal["gcc", "zig"] | None = None) -> Toolchain:

@@ -21,7 +21,6 @@ from simulator.errors import ImageError
 
 _TRANSLATION_BYTES = 4 << 20
 MODELS: dict[Cpu, int] = {
-    "cortex-m0plus": arm_const.UC_CPU_ARM_CORTEX_M0,  # which has the same instructions
     "cortex-m3": arm_const.UC_CPU_ARM_CORTEX_M3,
     "cortex-m4": arm_const.UC_CPU_ARM_CORTEX_M4,
     "cortex-m7": arm_const.UC_CPU_ARM_CORTEX_M7,

@@ -1,9 +1,8 @@
-"""Calls single C functions on a Cortex-M55 in QEMU, as ``kernel_call`` does in Unicorn.
+"""Calls single C functions on a core in QEMU, as ``kernel_call`` does in Unicorn.
 
-Unicorn has no core with vectors.
-
-Code, stack and arguments lie in the board's largest memory, which this process shares; the debugger
-is asked for no more than registers.
+QEMU has the vectors of a Cortex-M55, and faults where a Cortex-M0+ has no unaligned access. Code,
+stack and arguments lie in the board's largest memory, which this process shares; the debugger is
+asked for no more than registers.
 """
 
 from __future__ import annotations
@@ -14,24 +13,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from codegen.firmware.boards import load_board
+from codegen.firmware.boards import Cpu, load_board
 from simulator.errors import MachineFault
 from simulator.machines.elf_image import load_elf
 from simulator.machines.kernel_call import BOARDS, Call, Frame, build_kernels
 from simulator.machines.qemu.debugger import LR, PC, SP, Debugger
-from simulator.machines.qemu.process import MODELS, find_qemu, start
+from simulator.machines.qemu.process import MODELS, Model, find_qemu, start
 
 _STACK_BYTES, _ARGUMENT_BYTES = 16 << 10, 4 << 20
 _CODE_BYTES = 1 << 20
 _TRAP_BYTES = 16
+_VECTORS, _STACKED_PC = 16, 24
 _SECONDS = 60.0
 _IN_REGISTERS = 4
 _START = """
 #include <stdint.h>
+#define CCR (*(volatile uint32_t *)0xE000ED14u)
 #define CPACR (*(volatile uint32_t *)0xE000ED88u)
-void tf_start_vectors(void);
-void tf_start_vectors(void) {
-    CPACR |= 0xFu << 20;
+void tf_start_core(void);
+void tf_start_core(void) {
+#if __ARM_ARCH == 6
+    CCR |= 1u << 3; /* the larger core that stands in for it has unaligned accesses, too */
+#else
+    CPACR |= 0xFu << 20; /* floats and vectors */
+#endif
     __asm volatile("dsb\\n\\tisb" ::: "memory");
 }
 """
@@ -42,34 +47,36 @@ class QemuKernels:
 
     pointer_bytes = 4
 
-    def __init__(self, elf: Path) -> None:
+    def __init__(self, elf: Path, cpu: Cpu) -> None:
         """``elf``: an image of ``build_kernels`` from the start of the memory on.
 
         Raises: QemuError where QEMU is missing.
         """
-        model = MODELS[load_board(BOARDS["cortex-m55"]).defines["TF_BOARD_AN"]]
+        model = _model_of(cpu)
         self.image = load_elf(elf)
         self._base = model.ram_address
         self._trap = self._base + _CODE_BYTES - _TRAP_BYTES
+        self._fault = self._trap + _TRAP_BYTES // 2
         self._stack = self._base + _CODE_BYTES + _STACK_BYTES
         self._ram = os.memfd_create("tinyfleet-kernels")
         self._words = os.memfd_create("tinyfleet-words")
         os.ftruncate(self._ram, model.ram_bytes)
         for address, data in self.image.segments:
             self.write(address, data)
-        begin = self.image.address_of("tf_start_vectors")
-        vectors = self._stack.to_bytes(4, "little") + (begin | 1).to_bytes(4, "little")
+        begin = self.image.address_of("tf_start_core")
+        vectors = [self._stack, begin | 1, *[self._fault | 1] * (_VECTORS - 2)]
         self._process, self._connection = start(
             find_qemu(),
             model,
             ram=self._ram,
-            vectors=vectors,
+            vectors=b"".join(word.to_bytes(4, "little") for word in vectors),
             words=self._words,
             sleeps=False,
         )
         self._debugger = Debugger(self._connection)
         self._debugger.set_breakpoint(self._trap)
-        self.call("tf_start_vectors")
+        self._debugger.set_breakpoint(self._fault)
+        self.call("tf_start_core")
 
     def call(self, function: str, *arguments: Any) -> Call:
         """Calls ``function`` by the AAPCS; arrays are copied in, and back after it.
@@ -93,6 +100,9 @@ class QemuKernels:
             debugger.halt()
             at = debugger.register(PC)
             raise MachineFault(f"{function} doesn't return ({self.image.locate(at)})", pc=at)
+        if debugger.register(PC) == self._fault:
+            at = int.from_bytes(self.read_memory(debugger.register(SP) + _STACKED_PC, 4), "little")
+            raise MachineFault(f"{function} faults ({self.image.locate(at)})", pc=at)
         frame.take_back()
         return Call(debugger.register(0))
 
@@ -117,18 +127,22 @@ def qemu_kernels(
     sources: Sequence[Path],
     include_dirs: Sequence[Path],
     *,
+    cpu: Cpu,
     compiler: Literal["gcc", "zig"] | None = None,
 ) -> QemuKernels:
-    """Compiles ``sources`` as firmware compiles its kernels, for calls on a Cortex-M55.
+    """Compiles ``sources`` as firmware compiles its kernels, for calls in QEMU.
+
+    ``cpu``: one that a board of Arm's in QEMU has, or stands in for.
 
     Raises ToolchainError where that fails; QemuError where QEMU is missing.
     """
     with tempfile.TemporaryDirectory() as folder:
-        start_vectors = Path(folder) / "start_vectors.c"
-        start_vectors.write_text(_START)
-        base = MODELS[load_board(BOARDS["cortex-m55"]).defines["TF_BOARD_AN"]].ram_address
-        return QemuKernels(
-            build_kernels(
-                [*sources, start_vectors], include_dirs, "cortex-m55", compiler, base, Path(folder)
-            )
-        )
+        start_core = Path(folder) / "start_core.c"
+        start_core.write_text(_START)
+        sources, base = [*sources, start_core], _model_of(cpu).ram_address
+        image = build_kernels(sources, include_dirs, cpu, compiler, base, Path(folder))
+        return QemuKernels(image, cpu)
+
+
+def _model_of(cpu: Cpu) -> Model:
+    return MODELS[load_board(BOARDS[cpu]).defines["TF_BOARD_AN"]]

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,21 +76,16 @@ def on_cortex_m4() -> ArmKernels:
 
 
 @cache
-def on_cortex_m0plus() -> ArmKernels:
-    """The portable twins on a core that has neither long instructions nor unaligned accesses."""
-    return arm_kernels(kernel_sources(), include_directories(), cpu="cortex-m0plus")
-
-
-@cache
-def on_cortex_m55() -> list[QemuKernels]:
-    """The kernels with vectors, by all compilers that there are; none without QEMU."""
+def in_qemu() -> list[QemuKernels]:
+    """The portable twins on a Cortex-M0+ and the kernels with vectors on a Cortex-M55, these by all
+    compilers that there are; nothing without QEMU."""
     if machine_kind("qemu").why_absent():
         return []
-    compilers: list[Literal["gcc", "zig"]] = ["zig"]
+    sources, folders = kernel_sources(), include_directories()
+    made = [qemu_kernels(sources, folders, cpu="cortex-m0plus")]
+    made.append(qemu_kernels(sources, folders, cpu="cortex-m55", compiler="zig"))
     if shutil.which("arm-none-eabi-gcc") is not None:
-        compilers.append("gcc")
-    sources = kernel_sources()
-    made = [qemu_kernels(sources, include_directories(), compiler=one) for one in compilers]
+        made.append(qemu_kernels(sources, folders, cpu="cortex-m55", compiler="gcc"))
     for one in made:
         atexit.register(one.close)
     return made
@@ -102,8 +97,7 @@ def call_all(function: str, arguments: Sequence[Any]) -> Call:
     nothing where the function has none."""
     call = on_cortex_m7().call(function, *(for_m7 := copy.deepcopy(list(arguments))))
     others = [for_m7]
-    emulated = (on_cortex_m4(), on_cortex_m0plus(), *on_cortex_m55())
-    for engine in (*emulated, *on_vector_units()):
+    for engine in (on_cortex_m4(), *in_qemu(), *on_vector_units()):
         others.append(copy.deepcopy(list(arguments)))
         engine.call(function, *others[-1])
     on_host().call(function, *arguments)
