@@ -1,8 +1,8 @@
 """What a training step takes on each core: digits, and MCUNet-5FPS with the published plan 49kb.
 
-Compiles both for Arm's own boards, runs a step of every image in QEMU, which counts the instructions
-of each function exactly, and holds the bits of all of them against each other. The Cortex-M55 is
-there twice, without its vectors and with them, and so is the Cortex-M33 for its DSP instructions.
+Compiles both for Arm's own boards and runs a step of every image in QEMU, which counts the
+instructions of each function exactly; the bits of all of them are compared. The Cortex-M55 is there
+twice, without its vectors and with them, and so is the Cortex-M33 for its DSP instructions.
 
     python -m benchmarks.cores [--compiler zig] [--model digits]
 """
@@ -73,7 +73,7 @@ BACKWARD = {
         "tf_convolution_input_gradient",
     ),
 }
-"""Loops by the beginnings of the functions that they consist of, in the forward pass, and behind."""
+"""Loops by the beginnings of their functions' names, in the forward pass, and behind it."""
 
 
 @dataclass(frozen=True)

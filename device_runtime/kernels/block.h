@@ -59,8 +59,8 @@ typedef struct {
     const tf_column *columns;
     const int32_t *bias;
     const tf_column *columns_end; /* with DSP instructions: of those that the loop takes */
-    const int8_t *output_end;   /* an even number of channels */
-    const uint8_t *pre_shift;   /* NULL: no sum goes left */
+    const int8_t *output_end;     /* an even number of channels */
+    const uint8_t *pre_shift;     /* NULL: no sum goes left */
     /* The mask: every eight channels, and at the end, a byte per pixel is written at mask and
      * mask + mask_steps; the last channel's bit is the highest. */
     const int8_t *mask_end; /* output of the first pixel where the first byte is full, or NULL */

@@ -43,31 +43,31 @@ typedef struct {
 /* Loops in assembly, since compilers spend more instructions around them than there are in them.
  * Sixteen values of two rows and two columns, then eight of 16 bits, in which the lower bytes of
  * pairs of weights are of row 0 and the upper ones of row 1. */
-#define LOAD_SIXTEEN                  \
-    "vld20.8 {q0, q1}, [%[w]]\n\t"    \
-    "vld21.8 {q0, q1}, [%[w]]!\n\t"   \
-    "vldrb.u8 q2, [%[x]], #16\n\t"    \
-    "vldrb.u8 q3, [%[y]], #16\n\t"    \
-    "vmladava.s8 %[a], q2, q0\n\t"    \
-    "vmladava.s8 %[b], q2, q1\n\t"    \
-    "vmladava.s8 %[c], q3, q0\n\t"    \
+#define LOAD_SIXTEEN                \
+    "vld20.8 {q0, q1}, [%[w]]\n\t"  \
+    "vld21.8 {q0, q1}, [%[w]]!\n\t" \
+    "vldrb.u8 q2, [%[x]], #16\n\t"  \
+    "vldrb.u8 q3, [%[y]], #16\n\t"  \
+    "vmladava.s8 %[a], q2, q0\n\t"  \
+    "vmladava.s8 %[b], q2, q1\n\t"  \
+    "vmladava.s8 %[c], q3, q0\n\t"  \
     "vmladava.s8 %[d], q3, q1\n\t"
-#define LOAD_EIGHT                    \
-    "vldrb.u8 q0, [%[w]], #16\n\t"    \
-    "vldrb.s16 q2, [%[x]], #8\n\t"    \
-    "vldrb.s16 q3, [%[y]], #8\n\t"    \
-    "vmovlt.s8 q1, q0\n\t"            \
-    "vmovlb.s8 q0, q0\n\t"            \
-    "vmladava.s16 %[a], q2, q0\n\t"   \
-    "vmladava.s16 %[b], q2, q1\n\t"   \
-    "vmladava.s16 %[c], q3, q0\n\t"   \
+#define LOAD_EIGHT                  \
+    "vldrb.u8 q0, [%[w]], #16\n\t"  \
+    "vldrb.s16 q2, [%[x]], #8\n\t"  \
+    "vldrb.s16 q3, [%[y]], #8\n\t"  \
+    "vmovlt.s8 q1, q0\n\t"          \
+    "vmovlb.s8 q0, q0\n\t"          \
+    "vmladava.s16 %[a], q2, q0\n\t" \
+    "vmladava.s16 %[b], q2, q1\n\t" \
+    "vmladava.s16 %[c], q3, q0\n\t" \
     "vmladava.s16 %[d], q3, q1\n\t"
-#define BOTH_LOOPS(sixteen, eight)      \
-    "wls lr, %[vectors], 2f\n"          \
-    "1:\n\t" sixteen "le lr, 1b\n"      \
-    "2:\n\t"                            \
-    "wlstp.16 lr, %[rest], 4f\n"        \
-    "3:\n\t" eight "letp lr, 3b\n"      \
+#define BOTH_LOOPS(sixteen, eight) \
+    "wls lr, %[vectors], 2f\n"     \
+    "1:\n\t" sixteen "le lr, 1b\n" \
+    "2:\n\t"                       \
+    "wlstp.16 lr, %[rest], 4f\n"   \
+    "3:\n\t" eight "letp lr, 3b\n" \
     "4:\n\t"
 
 static inline __attribute__((always_inline)) void multiply(operands of, four_sums *to) {
@@ -84,15 +84,15 @@ static inline __attribute__((always_inline)) void multiply(operands of, four_sum
 static inline __attribute__((always_inline)) void multiply_and_sum(operands of, four_sums *to,
                                                                    int32_t rows[2]) {
     int32_t a = to->a, b = to->b, c = to->c, d = to->d, row0 = 0, row1 = 0;
-    __asm volatile(BOTH_LOOPS(LOAD_SIXTEEN "vaddva.s8 %[row0], q0\n\t"
-                                           "vaddva.s8 %[row1], q1\n\t",
-                              LOAD_EIGHT "vaddva.s16 %[row0], q0\n\t"
-                                         "vaddva.s16 %[row1], q1\n\t")
-                   : [a] "+Te"(a), [b] "+Te"(b), [c] "+Te"(c), [d] "+Te"(d), [row0] "+Te"(row0),
-                     [row1] "+Te"(row1), [x] "+l"(of.first), [y] "+l"(of.second),
-                     [w] "+r"(of.weights)
-                   : [vectors] "r"(of.vectors), [rest] "r"(of.rest)
-                   : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
+    __asm volatile(
+        BOTH_LOOPS(LOAD_SIXTEEN "vaddva.s8 %[row0], q0\n\t"
+                                "vaddva.s8 %[row1], q1\n\t",
+                   LOAD_EIGHT "vaddva.s16 %[row0], q0\n\t"
+                              "vaddva.s16 %[row1], q1\n\t")
+        : [a] "+Te"(a), [b] "+Te"(b), [c] "+Te"(c), [d] "+Te"(d), [row0] "+Te"(row0),
+          [row1] "+Te"(row1), [x] "+l"(of.first), [y] "+l"(of.second), [w] "+r"(of.weights)
+        : [vectors] "r"(of.vectors), [rest] "r"(of.rest)
+        : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
     to->a = a, to->b = b, to->c = c, to->d = d;
     rows[0] = row0, rows[1] = row1;
 }
@@ -133,8 +133,7 @@ make_codes(const tf_forward_block *block, const chunk_sums *sums, int8_t *output
     const int32_t *words = block->requantize + channel;
     const int32x4_t word = whole ? vldrwq_s32(words) : vldrwq_z_s32(words, some);
     const int32x4_t shift = vandq_s32(word, vdupq_n_s32(31));
-    const int32x4_t offset =
-        vshlq_s32(vdupq_n_s32(2 * block->out_zero + 1), vsubq_n_s32(shift, 1));
+    const int32x4_t offset = vshlq_s32(vdupq_n_s32(2 * block->out_zero + 1), vsubq_n_s32(shift, 1));
     const int32x4_t right = vnegq_s32(shift);
     const int32x4_t lowest = vdupq_n_s32(-128), highest = vdupq_n_s32(127);
     int32x4_t raise = vdupq_n_s32(0);
@@ -162,9 +161,10 @@ make_codes(const tf_forward_block *block, const chunk_sums *sums, int8_t *output
 }
 
 /* All codes of a chunk of `count` (an even number) channels, and their bytes of the mask. */
-static inline __attribute__((always_inline)) void
-finish_chunk(const tf_forward_block *block, const chunk_sums *sums, int8_t *output, uint32_t count,
-             uint32_t *bits) {
+static inline __attribute__((always_inline)) void finish_chunk(const tf_forward_block *block,
+                                                               const chunk_sums *sums,
+                                                               int8_t *output, uint32_t count,
+                                                               uint32_t *bits) {
     const uint32_t first_bit = CHUNK - count; /* the last channel's bit is the highest */
     if (count == CHUNK) {
         make_codes(block, sums, output, 0, LANES, 0, bits, 1u);

@@ -121,9 +121,10 @@ static inline __attribute__((always_inline)) void add_tap(four_sums *to, int8x16
 }
 
 /* Rows of `width` taps over four columns each. */
-static inline __attribute__((always_inline)) void
-slide(four_sums *to, const int8_t *columns, const int8_t *taps, uint32_t rows, uint32_t line_bytes,
-      const uint32_t width, const uint32_t stride) {
+static inline __attribute__((always_inline)) void slide(four_sums *to, const int8_t *columns,
+                                                        const int8_t *taps, uint32_t rows,
+                                                        uint32_t line_bytes, const uint32_t width,
+                                                        const uint32_t stride) {
     const uint32x4_t places = vidupq_n_u32(0u, 8);
     for (; rows > 0u; rows--, columns += line_bytes, taps += CHANNELS * width) {
         for (uint32_t i = 0; i < width; i++) {
@@ -163,8 +164,9 @@ static inline __attribute__((always_inline)) int32x4_t requantize(const group *o
 
 /* Codes of `count` columns to `output`; returns four bits for each column, of those that the clamp
  * has changed. */
-static inline __attribute__((always_inline)) uint32_t
-store(const group *of, four_sums sums, int8_t *output, uint32x4_t places, uint32_t count) {
+static inline __attribute__((always_inline)) uint32_t store(const group *of, four_sums sums,
+                                                            int8_t *output, uint32x4_t places,
+                                                            uint32_t count) {
     const int32x4_t a = requantize(of, sums.a, 0), c = requantize(of, sums.c, 2);
     const int16x8_t even = vqmovntq_s32(vqmovnbq_s32(vdupq_n_s16(0), a), c);
     const int32x4_t b = requantize(of, sums.b, 1), d = requantize(of, sums.d, 3);

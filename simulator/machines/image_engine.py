@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,9 @@ from codegen.firmware.bundle import Bundle, PlanInfo
 from simulator.errors import MeasureError
 from simulator.machines import unicorn_board
 from simulator.machines.counting import InstructionCounter
-from simulator.machines.elf_image import ElfImage
 from simulator.machines.protocol import StopReason
 from simulator.machines.qemu import machine as qemu_machine
-from simulator.machines.qemu.image_board import ImageBoard
+from simulator.machines.qemu.image_board import CountedBlocks, ImageBoard
 from simulator.machines.unicorn import UnicornMachine
 
 # Structs of device_runtime/include/tinyfleet/engine.h on a 32-bit core.
@@ -38,51 +37,8 @@ _PLAN_SIZES = struct.Struct("<32xII")  # arena_bytes, state_bytes
 _BOOT_MILLISECONDS = 10_000
 
 
-class Counts(Protocol):
-    """Instructions executed since counting began."""
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-
-    def clear(self) -> None:
-        """Count from zero."""
-
-    def by_function(self) -> dict[str, int]:
-        """Per function symbol of the image, most first."""
-
-
-class ImageMachine(Protocol):
-    """A machine whose firmware's functions can be called: Unicorn's, or a board in QEMU."""
-
-    image: ElfImage
-    stack_pointer: int
-    fault: Exception | None
-
-    @property
-    def pc(self) -> int:
-        """Address of the next instruction."""
-
-    def run(self, max_milliseconds: float) -> StopReason:
-        """Let the firmware go on to its next sleep."""
-
-    def call(self, function: str, *arguments: int) -> int:
-        """Call a function on the present stack and return R0."""
-
-    def registers_kept(self) -> AbstractContextManager[None]:
-        """Puts all registers back at the end."""
-
-    def read_memory(self, address: int, size: int) -> bytes:
-        """What the core would read there."""
-
-    def write_flash(self, address: int, data: bytes) -> None:
-        """As a debug probe does."""
-
-    def stack_high_water_bytes(self) -> int:
-        """Deepest stack use so far."""
-
-    def close(self) -> None:
-        """Give back all memory."""
+ImageMachine: TypeAlias = UnicornMachine | ImageBoard
+"""A machine whose firmware's functions can be called."""
 
 
 def machine_for(board: Board) -> str:
@@ -171,7 +127,7 @@ class ImageEngine:
             )
         return self.machine
 
-    def counting(self) -> AbstractContextManager[Counts]:
+    def counting(self) -> AbstractContextManager[InstructionCounter | CountedBlocks]:
         """Count the instructions of what is called from now on."""
         if isinstance(self.machine, ImageBoard):
             return self.machine.counting()

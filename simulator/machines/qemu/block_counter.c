@@ -72,8 +72,7 @@ int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info_t *info, int
     if (file < 0 || fstat(file, &about) != 0) {
         return -1;
     }
-    void *mapped =
-        mmap(NULL, (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    void *mapped = mmap(NULL, (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     (void)close(file);
     if (mapped == MAP_FAILED) {
         return -1;
