@@ -73,8 +73,8 @@ typedef struct {
 static inline __attribute__((always_inline)) void multiply(operands of, four_sums *to) {
     int32_t a = to->a, b = to->b, c = to->c, d = to->d;
     __asm volatile(BOTH_LOOPS(LOAD_SIXTEEN, LOAD_EIGHT)
-                   : [a] "+Te"(a), [b] "+Te"(b), [c] "+Te"(c), [d] "+Te"(d), [x] "+l"(of.first),
-                     [y] "+l"(of.second), [w] "+r"(of.weights)
+                   : [a] "+&Te"(a), [b] "+&Te"(b), [c] "+&Te"(c), [d] "+&Te"(d),
+                     [x] "+&l"(of.first), [y] "+&l"(of.second), [w] "+&r"(of.weights)
                    : [vectors] "r"(of.vectors), [rest] "r"(of.rest)
                    : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
     to->a = a, to->b = b, to->c = c, to->d = d;
@@ -89,8 +89,8 @@ static inline __attribute__((always_inline)) void multiply_and_sum(operands of, 
                                 "vaddva.s8 %[row1], q1\n\t",
                    LOAD_EIGHT "vaddva.s16 %[row0], q0\n\t"
                               "vaddva.s16 %[row1], q1\n\t")
-        : [a] "+Te"(a), [b] "+Te"(b), [c] "+Te"(c), [d] "+Te"(d), [row0] "+Te"(row0),
-          [row1] "+Te"(row1), [x] "+l"(of.first), [y] "+l"(of.second), [w] "+r"(of.weights)
+        : [a] "+&Te"(a), [b] "+&Te"(b), [c] "+&Te"(c), [d] "+&Te"(d), [row0] "+&Te"(row0),
+          [row1] "+&Te"(row1), [x] "+&l"(of.first), [y] "+&l"(of.second), [w] "+&r"(of.weights)
         : [vectors] "r"(of.vectors), [rest] "r"(of.rest)
         : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
     to->a = a, to->b = b, to->c = c, to->d = d;

@@ -308,7 +308,7 @@ void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, cons
     job.planes = job.table + elements_of_table(layer);
     job.plane = (uint32_t)(job.high - job.low) * job.slide.line;
 #if TF_MVE
-    if (tf_depthwise_has_vectors(layer)) {
+    if (tf_depthwise_has_vectors(layer, input, output)) {
         const tf_four_channels room = {job.low, job.high, job.slide.line, (int8_t *)job.table,
                                        (int8_t *)job.planes};
         if (mask != NULL) {

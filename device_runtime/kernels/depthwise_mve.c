@@ -24,8 +24,11 @@ typedef struct {
     uint8_t pre_shift[CHANNELS];
 } group;
 
-uint32_t tf_depthwise_has_vectors(const tf_convolution *layer) {
-    return layer->out_channels % CHANNELS == 0u && layer->stride_width <= 2u &&
+uint32_t tf_depthwise_has_vectors(const tf_convolution *layer, const int8_t *input,
+                                  const int8_t *output) {
+    /* Four channels are loaded and stored as a word. */
+    return (((uintptr_t)input | (uintptr_t)output) & 3u) == 0u &&
+           layer->out_channels % CHANNELS == 0u && layer->stride_width <= 2u &&
            layer->kernel_height <= MOST_ROWS;
 }
 

@@ -15,8 +15,9 @@ typedef struct {
     int8_t *taps, *columns;
 } tf_four_channels;
 
-/* Whether the function below makes this layer. */
-uint32_t tf_depthwise_has_vectors(const tf_convolution *layer);
+/* Whether the function below makes this layer of these tensors. */
+uint32_t tf_depthwise_has_vectors(const tf_convolution *layer, const int8_t *input,
+                                  const int8_t *output);
 
 /* What tf_depthwise_forward does; all bits of the mask are set before. */
 void tf_depthwise_forward_in_vectors(const tf_convolution *layer, const tf_span *span,

@@ -58,6 +58,11 @@ def test_errors_of_the_padding_around_a_kernel_of_one_tap_are_left_out(
     check(engines, case, case.error())
 
 
+def test_rows_of_weights_may_lie_further_apart_than_16_bits_count(engines: Engines) -> None:
+    case = Case(1, 2, 11_000, 6, (1, 1), (1, 1), (0, 0, 0, 0), (), seed=4)
+    check(engines, case, case.error())
+
+
 def test_an_error_of_zeros_stays_one(engines: Engines) -> None:
     case = Case(5, 4, 6, 4, (3, 3), (2, 2), (1, 1, 1, 1), (1,), seed=1)
     check(engines, case, np.zeros(case.out_shape, np.int16))
