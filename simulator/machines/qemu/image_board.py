@@ -23,6 +23,7 @@ from simulator.machines.elf_image import ElfImage
 from simulator.machines.protocol import StopReason
 from simulator.machines.qemu.debugger import LR, PC, SP, QemuError
 from simulator.machines.qemu.machine import QemuMachine
+from simulator.machines.qemu.process import find_qemu
 
 _BLOCK = np.dtype([("address", "<u4"), ("instructions", "<u4"), ("executions", "<u8")])
 _HEAD_BYTES = 16
@@ -50,6 +51,7 @@ class ImageBoard(QemuMachine):
 
         Raises: QemuError; ImageError when content lies outside the flash.
         """
+        find_qemu()  # before there is anything to be given back
         self._paint = paint
         self._counts = os.memfd_create("tinyfleet-counts")
         os.ftruncate(self._counts, _HEAD_BYTES + _MOST_BLOCKS * _BLOCK.itemsize)
