@@ -27,6 +27,7 @@ typedef struct {
     const tf_identity *identity;
     const uint8_t *device;    /* in flash: exchange key, signing key; NULL: none */
     const uint8_t *authority; /* in flash; NULL: none */
+    bool has_authority;       /* also where its key is lost */
     uint16_t keyring_bytes;   /* 0: none */
     bool is_kept;             /* the keyring is in flash */
     bool has_seal_keys;       /* of the unmaskers of this keyring */
@@ -39,6 +40,8 @@ typedef struct {
 void tf_keys_open(tf_keys *keys, const tf_identity *identity, const tf_port *port,
                   const tf_flash_region *region, const tf_journal *journal);
 
+/* Whether tasks have to be signed. So they do where the authority's key is missing or damaged and
+ * anything else in flash shows that the device was given one; then no signature is right. */
 bool tf_keys_has_authority(const tf_keys *keys);
 
 /* Of the keyring that is followed; 0: none. */

@@ -226,10 +226,9 @@ def test_a_device_with_other_unmaskers_declines(world: World) -> None:
 
 
 def test_a_device_without_authority_or_without_keys_declines_masks(library: ctypes.CDLL) -> None:
-    keyring = KEYS.signed_keyring
     for region in (
-        identity_region(IDENTITY, DEVICE_KEYS.encode(), None, keyring),
-        identity_region(IDENTITY, None, AUTHORITY.public, keyring),
+        identity_region(IDENTITY, DEVICE_KEYS.encode()),
+        identity_region(IDENTITY, None, AUTHORITY.public, KEYS.signed_keyring),
     ):
         world = online(keyed_world(library, KEYS, region))
         assert declined(world, KEYS.masked(TASK)) == Reason.OTHER_UNMASKERS

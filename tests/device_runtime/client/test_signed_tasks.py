@@ -13,7 +13,7 @@ from simulator.devices.flash_image import identity_region
 from ..host_device import IDENTITY, World
 from ..keyed import AUTHORITY, DEVICE_KEYS, Keys
 from ..tiny_round import task_for
-from .rounds import ALL, BIASES, FACTORY, finish_round, keyed_world, online
+from .rounds import ALL, BIASES, FACTORY, decline_of, finish_round, keyed_world, online
 
 KEYS = Keys()
 NEXT = replace(KEYS, generation=2, task=SigningKey.generate())
@@ -184,12 +184,51 @@ def test_an_empty_task_ends_the_round_unsigned(world: World) -> None:
 
 
 def test_a_device_without_authority_takes_tasks_of_any_signature(library: ctypes.CDLL) -> None:
-    region = identity_region(IDENTITY, DEVICE_KEYS.encode(), None, KEYS.signed_keyring)
+    region = identity_region(IDENTITY, DEVICE_KEYS.encode())
     world = online(keyed_world(library, KEYS, region))
     assert world.of(Announce)[0].keyring == 0
     world.give(replace(TASK, signature=b"?" * 64, keyring=NEXT.signed_keyring))
     finish_round(world)
     assert world.of(Announce)[-1].keyring == 0
+
+
+LOST = {
+    "missing": identity_region(IDENTITY, DEVICE_KEYS.encode(), keyring=KEYS.signed_keyring),
+    "damaged": KEYS.region(IDENTITY).replace(AUTHORITY.public[-4:], bytes(4)),
+    "too short": identity_region(IDENTITY, DEVICE_KEYS.encode(), AUTHORITY.public[:-1]),
+    "too long": identity_region(IDENTITY, DEVICE_KEYS.encode(), AUTHORITY.public + bytes(1)),
+}
+
+
+@pytest.mark.parametrize("region", LOST.values(), ids=LOST)
+def test_a_device_that_lost_its_authority_takes_no_task_at_all(
+    library: ctypes.CDLL, region: bytes
+) -> None:
+    world = online(keyed_world(library, KEYS, region))
+    for task in (TASK, KEYS.sign(TASK), NEXT.sign(TASK, with_keyring=True)):
+        world.forget_published()
+        world.give(task)
+        assert decline_of(world) == Reason.NOT_SIGNED
+
+
+@pytest.mark.parametrize(
+    "told",
+    [KEYS.sign(TASK), replace(TASK, keyring=NEXT.signed_keyring)],
+    ids=["a signed task", "a keyring"],
+)
+def test_what_the_journal_has_of_an_authority_is_enough_to_decline_all_tasks(
+    world: World, told: Task
+) -> None:
+    world.give(told)
+    world.run_for(10)
+    world.broker.retained.clear()
+    identity = world.device.setup.regions.identity
+    world.device.write_flash(identity.address, b"\xff" * identity.bytes)
+    world.device.write_flash(identity.address, identity_region(IDENTITY, DEVICE_KEYS.encode()))
+    world.boot()
+    online(world).forget_published()
+    world.give(replace(TASK, lease=9, round=9))
+    assert decline_of(world) == Reason.NOT_SIGNED
 
 
 def test_the_longest_task_that_there_is_comes_through(library: ctypes.CDLL) -> None:
