@@ -65,6 +65,11 @@ static tf_status take_malformed(tf_client *client, const tf_task *task) {
     return TF_BAD_INPUT;
 }
 
+static void take_response_topic(tf_client *client, const tf_mqtt_message *message) {
+    memcpy(client->delta_topic, message->response_topic, message->response_topic_bytes);
+    client->delta_topic[message->response_topic_bytes] = '\0';
+}
+
 tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
     tf_task task;
     tf_task_parts parts;
@@ -80,23 +85,24 @@ tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
         memset(&task, 0, sizeof task);
         return take_malformed(client, &task);
     }
-    const tf_reason refusal = tf_admission_check(client, message->payload, &task, &parts);
+    const tf_reason refusal = tf_admission_check(client, message, &task, &parts);
     if (refusal != TF_REASON_NONE) {
         /* Whoever wrote it may not task this device, or not any more; what it works on goes on. */
         tf_report_note_besides(client, &task, TF_DEVICE_DECLINED, refusal);
         return TF_OK;
     }
+    if (message->response_topic == NULL || message->response_topic_bytes > TF_MQTT_TOPIC_LIMIT) {
+        return take_malformed(client, &task);
+    }
     tf_admission_note(client, &task);
     if (is_same_work(client, &task)) {
         client->task.lease = task.lease;
+        take_response_topic(client, message);
         return TF_OK;
     }
     if (is_finished(client, &task)) {
         client->check_in_seconds = task.check_in_seconds;
         return TF_OK; /* the broker has the status that says so */
-    }
-    if (message->response_topic == NULL || message->response_topic_bytes > TF_MQTT_TOPIC_LIMIT) {
-        return take_malformed(client, &task);
     }
     leave(client);
     uint32_t seconds = task.deadline_seconds;
@@ -104,8 +110,7 @@ tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
         seconds = message->expiry_seconds; /* the broker counts down while it keeps the task */
     }
     client->deadline_at = tf_client_now(client) + seconds * 1000u;
-    memcpy(client->delta_topic, message->response_topic, message->response_topic_bytes);
-    client->delta_topic[message->response_topic_bytes] = '\0';
+    take_response_topic(client, message);
     client->task = task;
     client->has_task = true;
     client->restarted = false;

@@ -148,9 +148,11 @@ tf_status tf_keys_keep(tf_keys *keys, tf_journal *journal) {
     return status;
 }
 
-bool tf_keys_signed(const tf_keys *keys, const uint8_t *bytes, const tf_task_parts *parts) {
+bool tf_keys_signed(const tf_keys *keys, const char *response_topic, size_t topic_bytes,
+                    const uint8_t *bytes, const tf_task_parts *parts) {
     static const uint8_t empty[2] = {0x40, 0x40}; /* of keyring and signature */
-    if (keys->keyring_bytes == 0u || parts->signature_bytes != TF_SIGNATURE_BYTES) {
+    if (keys->keyring_bytes == 0u || parts->signature_bytes != TF_SIGNATURE_BYTES ||
+        topic_bytes > UINT8_MAX) {
         return false;
     }
     tf_digest digest;
@@ -158,6 +160,8 @@ bool tf_keys_signed(const tf_keys *keys, const uint8_t *bytes, const tf_task_par
     tf_digest_begin(&digest, "tinyfleet-task/1");
     tf_digest_add_name(&digest, keys->identity->fleet);
     tf_digest_add_name(&digest, keys->identity->device);
+    tf_digest_add_number(&digest, (uint32_t)topic_bytes, 1u);
+    tf_digest_add(&digest, response_topic, topic_bytes);
     tf_digest_add(&digest, bytes, parts->signed_bytes);
     tf_digest_add(&digest, empty, sizeof empty);
     tf_digest_end(&digest, result);

@@ -41,6 +41,7 @@ class Keys:
     generation: int = 1
     fleet: str = "f"
     name: str = "dev1"
+    gateway: str = "gw"
     device: DeviceKeys = DEVICE_KEYS
 
     @property
@@ -60,7 +61,8 @@ class Keys:
         )
 
     def sign(self, task: Task, *, with_keyring: bool = False) -> Task:
-        task = replace(task, signature=sign_task(self.task, self.fleet, self.name, task))
+        signature = sign_task(self.task, self.fleet, self.gateway, self.name, task)
+        task = replace(task, signature=signature)
         return replace(task, keyring=self.signed_keyring) if with_keyring else task
 
     def masked(self, task: Task, **changes: object) -> Task:

@@ -54,9 +54,10 @@ bool tf_keys_take(tf_keys *keys, const uint8_t *keyring, size_t length);
 /* Writes the keyring to flash, unless it is there. Status as tf_journal_write. */
 tf_status tf_keys_keep(tf_keys *keys, tf_journal *journal);
 
-/* Whether the keyring's task key signed the task for this device; `bytes` are those of the whole
- * message, whose parts `parts` names. */
-bool tf_keys_signed(const tf_keys *keys, const uint8_t *bytes, const tf_task_parts *parts);
+/* Whether the keyring's task key signed the task for this device, to be answered at that topic (may
+ * be NULL without bytes); `bytes` are those of the whole message, whose parts `parts` names. */
+bool tf_keys_signed(const tf_keys *keys, const char *response_topic, size_t topic_bytes,
+                    const uint8_t *bytes, const tf_task_parts *parts);
 
 /* Whether the device can mask for the unmaskers with this prefix of their digest: they are those of
  * its keyring, at least one, and it has keys of its own. */

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fleet.protocol import Announce, Delta, DeviceState, Reason, Status, Task
+from fleet.protocol import Announce, Delta, DeviceState, Reason, Status, Task, topics
 from fleet.protocol.keys import SigningKey
 from simulator.devices.flash_image import identity_region
 
@@ -17,6 +17,7 @@ from .rounds import ALL, BIASES, FACTORY, decline_of, finish_round, keyed_world,
 
 KEYS = Keys()
 NEXT = replace(KEYS, generation=2, task=SigningKey.generate())
+ELSEWHERE = replace(KEYS, gateway="north")
 TASK = task_for(ALL, FACTORY)
 LONG = KEYS.sign(task_for(ALL, FACTORY, epochs=200, lease=3, round=5))
 
@@ -38,6 +39,10 @@ def refusal_beside_work(world: World, message: bytes | Task) -> Reason:
     (delta,) = finish_round(world)
     assert (delta.round, delta.lease, delta.train_steps) == (5, 3, 200 * delta.train_samples)
     return reason
+
+
+def delta_topics(world: World) -> set[str]:
+    return {one.topic for one in world.broker.published if one.topic.endswith("/delta")}
 
 
 def announced(world: World) -> Announce:
@@ -64,6 +69,7 @@ FORGED: dict[str, Callable[[Task], Task | bytes]] = {
     "by the authority": lambda task: replace(KEYS, task=AUTHORITY).sign(task),
     "for another device": lambda task: replace(KEYS, name="dev2").sign(task),
     "for another fleet": lambda task: replace(KEYS, fleet="g").sign(task),
+    "to answer another gateway": lambda task: ELSEWHERE.sign(task),
     "another plan": lambda task: replace(task, plan=BIASES),
     "another lease": lambda task: replace(task, lease=9),
     "a longer deadline": lambda task: replace(task, deadline_seconds=9999),
@@ -82,6 +88,26 @@ def test_a_forged_task_disturbs_nothing(
     task = KEYS.sign(task_for(ALL, FACTORY, lease=4, round=6))
     assert refusal_beside_work(world, forge(task)) == Reason.NOT_SIGNED
     assert announced(world).lease == 3, "an unsigned task raises no lease"
+
+
+def test_a_gateway_cannot_have_the_delta_of_anothers_task(world: World) -> None:
+    """Not by telling the device the same task with its own response topic."""
+    world.gateway = ELSEWHERE.gateway
+    world.give(KEYS.sign(TASK))
+    assert decline_of(world) == Reason.NOT_SIGNED
+    world.give(ELSEWHERE.sign(TASK))
+    finish_round(world)
+    assert delta_topics(world) == {topics.delta("f", "north", "dev1")}
+
+
+def test_the_same_work_is_answered_to_the_gateway_that_has_its_highest_lease(world: World) -> None:
+    world.give(LONG)
+    world.run_until(lambda: world.device.state == DeviceState.TRAINING)
+    world.gateway = ELSEWHERE.gateway
+    world.give(ELSEWHERE.sign(replace(LONG, lease=4)))
+    (delta,) = finish_round(world)
+    assert (delta.lease, delta.train_steps) == (4, 200 * delta.train_samples)
+    assert delta_topics(world) == {topics.delta("f", "north", "dev1")}
 
 
 @pytest.mark.parametrize(("lease", "round"), [(3, 4), (2, 5), (2, 900), (0, 2**32 - 1)])
@@ -232,10 +258,11 @@ def test_what_the_journal_has_of_an_authority_is_enough_to_decline_all_tasks(
 
 
 def test_the_longest_task_that_there_is_comes_through(library: ctypes.CDLL) -> None:
-    keys = replace(KEYS, fleet="f" * 32, name="d" * 32, unmaskers=(b"1" * 32, b"2" * 32, b"3" * 32))
+    keys = replace(KEYS, fleet="f" * 32, name="d" * 32, gateway="g" * 32)
+    keys = replace(keys, unmaskers=(b"1" * 32, b"2" * 32, b"3" * 32))
     identity = replace(IDENTITY, fleet=keys.fleet, device=keys.name)
     world = keyed_world(library, keys, keys.region(identity))
-    world.fleet, world.name, world.gateway = keys.fleet, keys.name, "g" * 32
+    world.fleet, world.name, world.gateway = keys.fleet, keys.name, keys.gateway
     online(world)
     newer = replace(keys, generation=2**32 - 1)
     largest = dict.fromkeys(("lease", "round", "seed", "clip", "learning_rate_q20"), 2**32 - 1)
