@@ -53,10 +53,19 @@ static void decline(tf_client *client, tf_reason reason) {
 
 /* --- messages ------------------------------------------------------------------------------- */
 
-static tf_status take_malformed(tf_client *client, const tf_task *task) {
+/* Says so once; what the device works on goes on. The notice names a round only where an older lease
+ * does, and another one: with what anybody may have written the real round would be declined. */
+static void refuse(tf_client *client, tf_task *task, tf_reason reason) {
+    if (reason != TF_REASON_OLDER_LEASE ||
+        (client->has_task && is_round(&client->task, task->campaign, task->round))) {
+        memset(task, 0, sizeof *task);
+    }
+    tf_report_note_besides(client, task, TF_DEVICE_DECLINED, reason);
+}
+
+static tf_status take_malformed(tf_client *client, tf_task *task) {
     if (tf_keys_has_authority(&client->keys)) {
-        /* Nobody who may task this device wrote it; what it works on goes on. */
-        tf_report_note_besides(client, task, TF_DEVICE_DECLINED, TF_REASON_MALFORMED_TASK);
+        refuse(client, task, TF_REASON_MALFORMED_TASK);
         return TF_BAD_INPUT;
     }
     leave(client);
@@ -87,8 +96,7 @@ tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
     }
     const tf_reason refusal = tf_admission_check(client, message, &task, &parts);
     if (refusal != TF_REASON_NONE) {
-        /* Whoever wrote it may not task this device, or not any more; what it works on goes on. */
-        tf_report_note_besides(client, &task, TF_DEVICE_DECLINED, refusal);
+        refuse(client, &task, refusal);
         return TF_OK;
     }
     if (message->response_topic == NULL || message->response_topic_bytes > TF_MQTT_TOPIC_LIMIT) {

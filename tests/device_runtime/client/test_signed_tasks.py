@@ -7,13 +7,22 @@ from dataclasses import replace
 import pytest
 
 from fleet.protocol import Announce, Delta, DeviceState, Reason, Status, Task, topics
-from fleet.protocol.keys import SigningKey
+from fleet.protocol.keys import SigningKey, digest_of, named
 from simulator.devices.flash_image import identity_region
 
-from ..host_device import IDENTITY, World
+from ..host_device import IDENTITY, Publication, World
 from ..keyed import AUTHORITY, DEVICE_KEYS, Keys
 from ..tiny_round import task_for
-from .rounds import ALL, BIASES, FACTORY, decline_of, finish_round, keyed_world, online
+from .rounds import (
+    ALL,
+    BIASES,
+    FACTORY,
+    TASK_TOPIC,
+    decline_of,
+    finish_round,
+    keyed_world,
+    online,
+)
 
 KEYS = Keys()
 NEXT = replace(KEYS, generation=2, task=SigningKey.generate())
@@ -27,17 +36,25 @@ def world(library: ctypes.CDLL) -> World:
     return online(keyed_world(library, KEYS))
 
 
-def refusal_beside_work(world: World, message: bytes | Task) -> Reason:
-    """What the device says of a message that comes while it trains, which goes on."""
+def refusal_beside_work(world: World, message: bytes | Task | Publication) -> Reason:
+    """What the device says of a message that comes while it trains, which goes on.
+
+    That it declines is never said of the round that it works on.
+    """
     world.give(LONG)
     world.run_until(lambda: world.device.state == DeviceState.TRAINING)
     world.forget_published()
-    world.give(message)
+    if isinstance(message, Publication):
+        world.broker.send(message)
+    else:
+        world.give(message)
     world.run_until(lambda: DeviceState.DECLINED in [state for state, _ in world.states()])
     assert world.device.state == DeviceState.TRAINING
     reason = Reason(world.states()[0][1])
     (delta,) = finish_round(world)
     assert (delta.round, delta.lease, delta.train_steps) == (5, 3, 200 * delta.train_samples)
+    for status in world.of(Status):
+        assert status.state != DeviceState.DECLINED or status.round != LONG.round
     return reason
 
 
@@ -81,11 +98,12 @@ FORGED: dict[str, Callable[[Task], Task | bytes]] = {
 }
 
 
+@pytest.mark.parametrize("round", [5, 6], ids=["of the same round", "of another"])
 @pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED)
 def test_a_forged_task_disturbs_nothing(
-    world: World, forge: Callable[[Task], Task | bytes]
+    world: World, forge: Callable[[Task], Task | bytes], round: int
 ) -> None:
-    task = KEYS.sign(task_for(ALL, FACTORY, lease=4, round=6))
+    task = KEYS.sign(task_for(ALL, FACTORY, lease=4, round=round))
     assert refusal_beside_work(world, forge(task)) == Reason.NOT_SIGNED
     assert announced(world).lease == 3, "an unsigned task raises no lease"
 
@@ -119,6 +137,20 @@ def test_a_replayed_older_task_disturbs_nothing(world: World, lease: int, round:
 @pytest.mark.parametrize("payload", [b"\x82\x03\x01", b"\xff" * 300, TASK.encode() + b"\0"])
 def test_a_malformed_task_disturbs_nothing(world: World, payload: bytes) -> None:
     assert refusal_beside_work(world, payload) == Reason.MALFORMED_TASK
+
+
+def test_a_signed_task_without_response_topic_disturbs_nothing(world: World) -> None:
+    task = task_for(ALL, FACTORY, lease=3, round=5)
+    stripped = Publication(TASK_TOPIC, KEYS.sign(task).encode())
+    assert refusal_beside_work(world, stripped) == Reason.NOT_SIGNED
+
+
+def test_a_task_that_was_signed_without_response_topic_disturbs_nothing(world: World) -> None:
+    task = task_for(ALL, FACTORY, lease=3, round=5, epochs=1)
+    parts = named("f"), named("dev1"), named(""), task.unsigned()
+    signature = KEYS.task.sign(digest_of(b"tinyfleet-task/1", *parts))
+    message = Publication(TASK_TOPIC, replace(task, signature=signature).encode())
+    assert refusal_beside_work(world, message) == Reason.MALFORMED_TASK
 
 
 def test_every_cut_of_a_signed_task_disturbs_nothing(world: World) -> None:
