@@ -17,11 +17,24 @@ static bool is_round(const tf_task *task, const uint8_t *campaign, uint32_t roun
     return task->round == round && memcmp(task->campaign, campaign, TF_CAMPAIGN_BYTES) == 0;
 }
 
+/* Whether a task differs from the one that is worked on in lease and times alone. */
 static bool is_same_work(const tf_client *client, const tf_task *task) {
-    return client->has_task && is_round(&client->task, task->campaign, task->round) &&
-           client->task.action == task->action && client->task.personal == task->personal &&
-           memcmp(client->task.plan, task->plan, TF_DIGEST_BYTES) == 0 &&
-           memcmp(client->task.weights, task->weights, TF_DIGEST_BYTES) == 0;
+    const tf_task *mine = &client->task;
+    return client->has_task && is_round(mine, task->campaign, task->round) &&
+           memcmp(mine->plan, task->plan, TF_DIGEST_BYTES) == 0 &&
+           memcmp(mine->weights, task->weights, TF_DIGEST_BYTES) == 0 &&
+           memcmp(mine->unmaskers, task->unmaskers, TF_PREFIX_BYTES) == 0 &&
+           mine->weights_bytes == task->weights_bytes &&
+           mine->learning_rate_q20 == task->learning_rate_q20 && mine->seed == task->seed &&
+           mine->clip == task->clip && mine->noise_variance == task->noise_variance &&
+           mine->chunk_bytes == task->chunk_bytes &&
+           mine->uplink_chunk_bytes == task->uplink_chunk_bytes &&
+           mine->max_score_drop_permille == task->max_score_drop_permille &&
+           mine->value_bound == task->value_bound && mine->norm_share == task->norm_share &&
+           mine->least_devices == task->least_devices && mine->personal == task->personal &&
+           mine->mask_bits == task->mask_bits && mine->action == task->action &&
+           mine->epochs == task->epochs && mine->coding == task->coding &&
+           mine->weighting == task->weighting;
 }
 
 static bool is_finished(const tf_client *client, const tf_task *task) {
@@ -74,6 +87,12 @@ static tf_status take_malformed(tf_client *client, tf_task *task) {
     return TF_BAD_INPUT;
 }
 
+/* Whether a delta waits for its receipt that is sealed for others than the keyring's unmaskers. */
+static bool holds_sealed_for_others(const tf_client *client) {
+    return client->sending.is_held && client->sending.is_masked &&
+           !tf_keys_can_mask(&client->keys, client->task.unmaskers);
+}
+
 static void take_response_topic(tf_client *client, const tf_mqtt_message *message) {
     memcpy(client->delta_topic, message->response_topic, message->response_topic_bytes);
     client->delta_topic[message->response_topic_bytes] = '\0';
@@ -95,6 +114,9 @@ tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
         return take_malformed(client, &task);
     }
     const tf_reason refusal = tf_admission_check(client, message, &task, &parts);
+    if (holds_sealed_for_others(client)) {
+        decline(client, TF_REASON_OTHER_UNMASKERS); /* a newer keyring came */
+    }
     if (refusal != TF_REASON_NONE) {
         refuse(client, &task, refusal);
         return TF_OK;

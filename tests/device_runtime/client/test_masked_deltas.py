@@ -244,6 +244,36 @@ def test_keys_that_change_while_a_device_trains_end_the_round(world: World) -> N
     assert not world.of(Delta)
 
 
+def test_a_newer_keyring_ends_a_delta_that_waits_for_its_receipt(world: World) -> None:
+    """Nobody is to have it whose unmasker isn't trusted any more, whatever becomes of the task that
+    brought the keyring."""
+    world.receipt = lambda delta: None
+    world.give(KEYS.masked(TASK))
+    world.run_until(lambda: has_whole_delta(world))
+    same = replace(KEYS, generation=2)
+    world.give(replace(KEYS.sign(replace(TASK, round=0)), keyring=same.signed_keyring))
+    world.run_for(120)
+    assert world.device.state == DeviceState.SENDING, "it has the same unmaskers"
+    newer = replace(TWO, generation=3)
+    world.forget_published()
+    world.give(replace(KEYS.sign(replace(TASK, round=0)), keyring=newer.signed_keyring))
+    world.run_until(lambda: (DeviceState.DECLINED, Reason.OTHER_UNMASKERS) in world.states())
+    world.forget_published()
+    world.run_for(600)
+    assert not world.of(Delta)
+    world.give(newer.sign(replace(TASK, round=2)))
+    world.run_until(lambda: has_whole_delta(world))
+
+
+def test_a_delta_in_the_clear_outlives_a_newer_keyring(world: World) -> None:
+    world.receipt = lambda delta: None
+    world.give(KEYS.sign(TASK))
+    world.run_until(lambda: has_whole_delta(world))
+    world.give(replace(TASK, keyring=replace(TWO, generation=2).signed_keyring))
+    world.run_for(120)
+    assert world.device.state == DeviceState.SENDING
+
+
 def test_the_round_after_a_masked_one_may_be_plain_and_the_other_way_round(world: World) -> None:
     for round, masked in enumerate([True, False, True, False], start=1):
         task = replace(task_for(BIASES, FACTORY), round=round)

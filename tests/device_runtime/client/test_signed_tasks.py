@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -126,6 +126,36 @@ def test_the_same_work_is_answered_to_the_gateway_that_has_its_highest_lease(wor
     (delta,) = finish_round(world)
     assert (delta.lease, delta.train_steps) == (4, 200 * delta.train_samples)
     assert delta_topics(world) == {topics.delta("f", "north", "dev1")}
+
+
+LEASE_AND_TIMES = ("lease", "deadline_seconds", "check_in_seconds")
+OTHER_VALUES = {
+    "round": {"round": 6},
+    "chunk_bytes": {"chunk_bytes": 20},
+    "personal": {"personal": 1},
+    "action": {"action": 0, "epochs": 0},
+}
+FIELDS = [one.name for one in fields(Task) if one.name not in ("keyring", "signature")]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_only_a_task_with_another_lease_and_other_times_is_the_same_work(
+    world: World, name: str
+) -> None:
+    task = replace(LONG, check_in_seconds=60)
+    task = KEYS.masked(task, clip=900, norm_share=30, noise_variance=9)
+    world.give(task)
+    world.run_until(lambda: world.device.state == DeviceState.TRAINING)
+    value = getattr(task, name)
+    if isinstance(value, bytes):
+        changes = {name: value[:-1] + bytes([value[-1] ^ 1])}
+    elif name in LEASE_AND_TIMES:
+        changes = {name: value + 1}
+    else:
+        changes = OTHER_VALUES.get(name, {name: max(value, 1) - 1})
+    world.give(KEYS.sign(replace(task, **changes)))
+    world.run_until(lambda: world.device.state != DeviceState.TRAINING)
+    assert (world.device.state == DeviceState.SENDING) == (name in LEASE_AND_TIMES)
 
 
 @pytest.mark.parametrize(("lease", "round"), [(3, 4), (2, 5), (2, 900), (0, 2**32 - 1)])
