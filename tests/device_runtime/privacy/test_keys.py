@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.protocol import masking
-from fleet.protocol.keys import DeviceKeys, SigningKey, digest_of, exchange_public, named
+from fleet.protocol.keys import DeviceKeys, SigningKey, exchange_public
 from simulator.devices.flash_image import identity_region
 
 from ..host_device import IDENTITY, PLANS
@@ -234,21 +234,16 @@ def test_a_task_is_signed_for_one_device_and_gateway_of_one_fleet_by_the_keyring
 
 def test_the_response_topic_is_signed_with_the_task(library: ctypes.CDLL) -> None:
     device = keyed(library)
-
-    def signed_for(topic: bytes) -> bytes:
-        topic_in_digest = bytes([len(topic) % 256]) + topic
-        parts = named("f"), named("dev1"), topic_in_digest, TASK.unsigned()
-        digest = digest_of(b"tinyfleet-task/1", *parts)
-        return replace(TASK, signature=KEYS.task.sign(digest)).encode()
-
-    assert signed_for(DELTA_TOPIC) == TASK.encode()
+    assert KEYS.sign_for(DELTA_TOPIC, TASK) == TASK
     for topic in (b"", b"x", b"x" * 255):
-        assert device.is_signed(signed_for(topic), topic)
-        assert not device.is_signed(signed_for(topic), DELTA_TOPIC)
+        told = KEYS.sign_for(topic, TASK).encode()
+        assert device.is_signed(told, topic)
+        assert not device.is_signed(told, DELTA_TOPIC)
         assert not device.is_signed(TASK.encode(), topic)
     for length in (256, 256 + len(DELTA_TOPIC)):
         topic = DELTA_TOPIC.ljust(length, b"x")
-        assert not device.is_signed(signed_for(topic), topic), "its length has no byte"
+        told = KEYS.sign_for(topic, TASK).encode()
+        assert not device.is_signed(told, topic), "its length has no byte"
 
 
 @given(st.data())
