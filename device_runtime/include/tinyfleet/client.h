@@ -212,9 +212,10 @@ typedef struct {
     /* round */
     tf_client_work work;
     bool has_task;
-    bool has_finished;  /* `finished_*` name a round that is over for this device */
-    bool restarted;     /* the download was begun anew once already */
-    bool new_is_staged; /* the weights of the task wait for their commit */
+    bool has_finished;   /* `finished_*` name a round that is over for this device */
+    bool was_called_off; /* that one, by an empty task */
+    bool restarted;      /* the download was begun anew once already */
+    bool new_is_staged;  /* the weights of the task wait for their commit */
     bool discards_for_good;
     tf_reason discard_reason;
     tf_task task;

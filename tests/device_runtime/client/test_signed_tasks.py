@@ -19,9 +19,12 @@ from .rounds import (
     FACTORY,
     TASK_TOPIC,
     decline_of,
+    digest_of,
     finish_round,
     keyed_world,
     online,
+    publish_blob,
+    trained,
 )
 
 KEYS = Keys()
@@ -267,6 +270,67 @@ def test_an_empty_task_ends_the_round_unsigned(world: World) -> None:
     world.give(b"")
     world.run_until(lambda: world.device.state == DeviceState.IDLE)
     assert not world.of(Delta)
+
+
+def test_a_round_that_an_empty_task_ended_is_begun_again_under_a_higher_lease_only(
+    world: World,
+) -> None:
+    world.give(LONG)
+    world.run_until(lambda: world.device.state == DeviceState.TRAINING)
+    for _ in range(3):
+        world.give(b"")
+        world.run_until(lambda: world.device.state == DeviceState.IDLE)
+        world.forget_published()
+        world.give(LONG)
+        world.run_until(lambda: bool(world.of(Status)))
+        status = world.of(Status)[0]
+        assert (status.state, status.reason) == (DeviceState.DECLINED, Reason.OLDER_LEASE)
+        assert status.round == 5
+        world.run_for(1)
+        assert world.device.state == DeviceState.IDLE
+    higher = KEYS.sign(replace(LONG, lease=4, epochs=1))
+    world.give(higher)
+    (delta,) = finish_round(world)
+    assert (delta.round, delta.lease) == (5, 4)
+
+
+def test_a_signed_task_and_empty_ones_in_turn_get_one_noise_in_a_boot(world: World) -> None:
+    task = KEYS.masked(TASK, clip=60, noise_variance=90_000)
+    world.receipt = lambda _: None
+    world.give(task)
+    world.run_until(lambda: bool(world.of(Delta)))
+    (delta,) = world.of(Delta)
+    operations = world.device.flash_operations
+    for _ in range(5):
+        world.give(b"")
+        world.run_for(1)
+        world.give(task)
+        world.run_for(1)
+    assert world.of(Delta) == [delta]
+    assert world.device.flash_operations == operations
+
+
+def test_wrong_chunks_and_empty_tasks_erase_a_slot_twice_at_most(world: World) -> None:
+    """A download that was begun before is tried twice; whoever ends it in between gets no third."""
+    blob = trained().blob()
+    wrong = bytes(len(blob))
+    task = KEYS.sign(task_for(ALL, blob))
+    publish_blob(world, wrong, digest_of(blob), lacking=3)
+    world.give(task)
+    world.run_for(0.3)
+    world.boot()
+    for lacking in [None, 3] * 4:
+        world.broker.retained.clear()
+        publish_blob(world, wrong, digest_of(blob), lacking=lacking)
+        erases = sum(world.device.erases[:2])
+        world.give(task)
+        for _ in range(300):
+            if sum(world.device.erases[:2]) == erases:
+                world.step()
+        world.give(b"")
+        world.run_for(0.1)
+    assert 0 < sum(world.device.erases[:2]) <= 2
+    assert world.device.base_weights == digest_of(FACTORY)
 
 
 def test_a_device_without_authority_takes_tasks_of_any_signature(library: ctypes.CDLL) -> None:
