@@ -257,6 +257,12 @@ static void copy_factory_chunk(tf_client *client) {
 }
 
 static void fetch(tf_client *client) {
+    if (!tf_admission_is_kept(client)) {
+        /* A lease or keys that have come since: what is there stays, the rest is asked for again. */
+        tf_fetch_stop(client);
+        client->work = TF_WORK_BEGIN;
+        return;
+    }
     switch (tf_fetch_step(client)) {
     case TF_FETCH_GOES_ON:
         break;

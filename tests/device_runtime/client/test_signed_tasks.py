@@ -231,6 +231,28 @@ def test_the_task_is_kept_before_the_work_begins(world: World) -> None:
     world.run_until(lambda: (DeviceState.DECLINED, Reason.OLDER_LEASE) in world.states())
 
 
+def test_a_higher_lease_and_a_newer_keyring_are_kept_while_chunks_come(world: World) -> None:
+    blob = trained().blob()
+    task = task_for(ALL, blob, lease=3, round=5)
+    publish_blob(world, blob, lacking=3)
+    world.give(KEYS.sign(task))
+    world.run_until(lambda: world.device.state == DeviceState.FETCHING)
+    world.run_for(1)
+    world.give(NEXT.sign(replace(task, lease=9), with_keyring=True))
+    world.run_for(5)
+    assert world.device.state == DeviceState.FETCHING
+    retained = dict(world.broker.retained)
+    world.broker.retained.clear()
+    world.boot()
+    told = announced(world)
+    assert (told.lease, told.keyring) == (9, 2)
+    world.broker.retained.update(retained)
+    publish_blob(world, blob)
+    world.give(NEXT.sign(replace(task, lease=9)))
+    (delta,) = finish_round(world)
+    assert (delta.lease, sum(world.device.erases[:2])) == (9, 0)
+
+
 def test_a_device_that_cannot_keep_the_task_does_not_begin(world: World) -> None:
     journal = world.device.setup.regions.journal
     journal.first_sector = 1000  # where there is no flash
