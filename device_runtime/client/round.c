@@ -158,6 +158,7 @@ tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
     client->task = task;
     client->has_task = true;
     client->restarted = false;
+    client->journal_failed = false;
     client->check_in_seconds = 0;
     client->work = TF_WORK_BEGIN;
     return TF_OK;
@@ -427,13 +428,13 @@ static void judge(tf_client *client) {
 /* --- the whole ------------------------------------------------------------------------------ */
 
 /* Keeps over a reset which tasks are older ones, and keys. The flash may erase for it, so no chunk
- * may come. */
+ * may come. Until that reset they count, also where the flash fails. */
 static void keep_admission(tf_client *client) {
-    if (tf_admission_is_kept(client) || !tf_fetch_is_quiet(client) ||
+    if (client->journal_failed || tf_admission_is_kept(client) || !tf_fetch_is_quiet(client) ||
         tf_admission_keep(client) == TF_OK) {
         return;
     }
-    tf_admission_open(client);
+    client->journal_failed = true;
     if (client->has_task) {
         decline(client, TF_REASON_FLASH_FAILURE);
     }

@@ -195,6 +195,7 @@ typedef struct {
     uint32_t pool_bytes; /* without what the application keeps */
     uint32_t lease;      /* highest that was seen; with an authority: in a signed task */
     uint32_t round;      /* highest in a signed task of that lease */
+    bool journal_failed; /* with these, or keys: not tried again before the next task or keyring */
     uint16_t train_samples;
     uint16_t held_out_samples;
 

@@ -265,6 +265,29 @@ def test_a_device_that_cannot_keep_the_task_does_not_begin(world: World) -> None
     assert not world.of(Delta)
 
 
+def test_what_the_journal_cannot_keep_counts_until_the_next_reset(world: World) -> None:
+    journal = world.device.setup.regions.journal
+    journal.first_sector = elsewhere = 7  # so that erasing doesn't help
+    world.boot()
+    world.device.write_flash(journal.address, b"\0" * journal.bytes)
+    online(world)
+    world.give(NEXT.sign(task_for(ALL, FACTORY, lease=9, round=2), with_keyring=True))
+    world.run_until(lambda: world.states()[-1] == (DeviceState.DECLINED, Reason.FLASH_FAILURE))
+    for task, reason in (
+        (KEYS.sign(task_for(ALL, FACTORY, lease=10)), Reason.NOT_SIGNED),
+        (NEXT.sign(task_for(ALL, FACTORY, lease=8, round=9)), Reason.OLDER_LEASE),
+        (NEXT.sign(task_for(ALL, FACTORY, lease=9, round=1)), Reason.OLDER_LEASE),
+        (NEXT.sign(task_for(ALL, FACTORY, lease=9, round=3)), Reason.FLASH_FAILURE),
+    ):
+        world.forget_published()
+        world.give(task)
+        world.run_until(lambda reason=reason: (DeviceState.DECLINED, reason) in world.states())
+    assert not world.of(Delta)
+    assert announced(world).keyring == 2
+    world.run_for(60)
+    assert world.device.erases[elsewhere] + world.device.erases[elsewhere + 1] == 2, "once a task"
+
+
 def test_a_newer_keyring_comes_with_a_task_and_is_announced(world: World) -> None:
     assert world.of(Announce)[0].keyring == 1
     world.give(NEXT.sign(TASK, with_keyring=True))
