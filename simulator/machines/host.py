@@ -153,6 +153,7 @@ class _Setup(ctypes.Structure):
         ("fault_pc", ctypes.c_uint32),
         ("reset_cause", ctypes.c_uint8),
         ("fault_code", ctypes.c_uint8),
+        ("secret", ctypes.c_void_p),
     )
 
 

@@ -43,6 +43,12 @@ class Regions(ctypes.Structure):
     ]
 
 
+Secret = ctypes.CFUNCTYPE(
+    ctypes.c_bool, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint8), ctypes.c_size_t
+)
+"""``tf_port.secret``."""
+
+
 class Setup(ctypes.Structure):
     """``tf_host_setup``."""
 
@@ -56,4 +62,5 @@ class Setup(ctypes.Structure):
         ("fault_pc", ctypes.c_uint32),
         ("reset_cause", ctypes.c_uint8),
         ("fault_code", ctypes.c_uint8),
+        ("secret", Secret),
     ]

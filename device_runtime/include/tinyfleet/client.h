@@ -59,7 +59,8 @@ typedef enum {
     TF_REASON_NOT_SIGNED,
     TF_REASON_OTHER_UNMASKERS,
     TF_REASON_NO_PERSONAL_TENSORS,
-    TF_REASON_PERSONAL_UNUSABLE
+    TF_REASON_PERSONAL_UNUSABLE,
+    TF_REASON_NO_RANDOM_NUMBERS
 } tf_reason;
 
 /* Read for as long as the client is used; all memory is the caller's. */
