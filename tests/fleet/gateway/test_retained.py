@@ -222,7 +222,7 @@ def test_a_task_that_takes_the_place_of_one_that_is_over_is_not_taken_away_with_
     begin(bench, names=["a"], round=2)
     new = bench.logic.rounds[KEY._replace(round=2)].spec.task("a", len(BLOB), 0).encode()
     connect(bench)
-    # The broker has the task before back, from its disk; the device may work on the new one already.
+    # The broker has the old one back from its disk; the device may be at work on the new one.
     bench.arrives(topics.task(FLEET, "a"), old.encode(), retained=True)
     published = bench.pass_time(QUIET_SECONDS)
     tasks = [one.payload for one in published if one.topic == topics.task(FLEET, "a")]
