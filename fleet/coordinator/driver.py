@@ -154,7 +154,9 @@ class CampaignDriver:
             self._stopped,
             self._idle,
         )
-        self._unmasking = Unmasking(context, self._holders.unmaskers, self._stopped, self._idle)
+        self._unmasking = Unmasking(
+            context, self._holders.unmaskers, self._stopped, self._idle, self._set_state
+        )
         self._open_training = OpenTraining(
             context,
             self._runner,
@@ -402,6 +404,10 @@ class CampaignDriver:
             check_for_empty_rounds(
                 self._store, self._campaign, self._config, self._begun().values()
             )
+            if step.kind is RoundKind.TRAIN:
+                keys = self._holders.sealed_for(self._config)
+                if not self._unmasking.wait_until_ready(keys):
+                    return False
             members = self.wait_for_devices(step)
             if members is None:
                 return False

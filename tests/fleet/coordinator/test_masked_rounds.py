@@ -15,6 +15,7 @@ from fleet.protocol import Task, topics
 from fleet.protocol.masking import SEAL_BYTES
 from fleet.store import SqlStore, Stages
 from fleet.store.answers import keep_answering
+from fleet.unmasker import LocalUnmasker, UnmaskerStore
 from tests.fleet.coordinator.masked_site import (
     BLOB,
     MANIFEST,
@@ -181,6 +182,91 @@ def test_an_unmasker_that_stays_away_costs_the_rounds_sets_and_says_so(tmp_path:
         assert [one["why"] for one in sets_of(store, campaign)] == ["unmasker-away"]
         assert "no set of devices was unmasked in 3 rounds" in store.campaign(campaign).reason
         assert store.latest_weights(campaign).version == 0
+    site.close()
+
+
+def _other(
+    site: MaskedSite, key: int = 1, fleet: str = FLEET, least: int = 2, knows: bool = True
+) -> LocalUnmasker:
+    """In the place of the site's unmasker; with the defaults as good as that."""
+    store = site.unmaskers[0].inner.store if knows else UnmaskerStore()
+    return LocalUnmasker(bytes([key]) * 32, fleet, store, least, site.clock)
+
+
+@pytest.mark.parametrize("other", [{"key": 9}, {"fleet": "bergen"}])
+def test_no_device_is_to_blame_that_another_unmasker_cant_open_its_seal(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    site = MaskedSite(tmp_path, seed=2, devices=6)
+    (unmasker,) = site.unmaskers
+
+    def is_away(number: int) -> bool:
+        unmasker.inner = _other(site, **(other if number <= 3 else {}))
+        return False
+
+    unmasker.is_away = is_away
+    with masked_campaign(site, rounds=2) as (store, campaign):
+        assert drive(site, store, campaign, SiteTransport(site)) == "finished"
+        assert_bit_equal_to_plain(site, store, campaign)
+        assert unmasker.asked > 3
+        for number in (1, 2):
+            result = store.round(campaign, number).result
+            assert (result["failed"], result["counted"]) == ({}, 6)
+    site.close()
+
+
+UNFIT = [
+    ({"key": 9}, "sign a keyring with its new key"),
+    ({"fleet": "bergen"}, "is of fleet bergen, not barn"),
+    ({"least": 4}, "answers for sets of 4 devices and more"),
+    ({"knows": False}, "knows 0 devices"),
+]
+
+
+@pytest.mark.parametrize(("other", "why"), UNFIT)
+def test_no_round_begins_that_its_unmaskers_could_not_unmask(
+    tmp_path: Path, other: dict[str, Any], why: str
+) -> None:
+    site = MaskedSite(tmp_path, seed=2, devices=6)
+    (unmasker,) = site.unmaskers
+    unmasker.inner = _other(site, **other)
+    masking = {"least_devices": 3, "spare": 0.0, "patience_seconds": 60.0}
+    with masked_campaign(site, masking=masking) as (store, campaign):
+        assert drive(site, store, campaign, SiteTransport(site)) == "failed"
+        assert why in store.campaign(campaign).reason
+        assert not list(store.rounds(campaign))
+    site.close()
+
+
+def test_a_campaign_says_what_keeps_its_unmaskers_and_goes_on_once_that_is_mended(
+    tmp_path: Path,
+) -> None:
+    site = MaskedSite(tmp_path, seed=2, devices=6)
+    (unmasker,) = site.unmaskers
+    unmasker.inner = _other(site, key=9)
+    with masked_campaign(site) as (store, campaign):
+        said: list[str] = []
+
+        def mend() -> None:
+            said.append(store.campaign(campaign).reason)
+            unmasker.inner = _other(site)
+
+        site.clock.call_later(20, mend)
+        assert drive(site, store, campaign, SiteTransport(site)) == "finished"
+        assert said[0].startswith("waits: the unmasker that should have the key")
+        assert store.round(campaign, 1).result["counted"] == 6
+    site.close()
+
+
+def test_an_operator_can_stop_a_campaign_whose_round_waits_for_its_unmaskers(
+    tmp_path: Path,
+) -> None:
+    site = MaskedSite(tmp_path, seed=2, devices=6)
+    site.unmaskers[0].inner = _other(site, key=9)
+    with masked_campaign(site) as (store, campaign):
+        site.clock.call_later(20, lambda: store.ask(campaign, "stop"))
+        assert drive(site, store, campaign, SiteTransport(site)) == "cancelled"
+        assert not list(store.rounds(campaign))
     site.close()
 
 
