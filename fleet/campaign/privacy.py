@@ -68,7 +68,7 @@ class Privacy(BaseModel):
     """For every (ε, δ): below one in the number of devices."""
     budget_epsilon: Annotated[float, Field(gt=0.0)] | None = None
     """A device that another round would take beyond it, at `delta` and over all of its campaigns,
-    isn't asked any more; no limit where left out."""
+    isn't asked any more, and where too few are left training ends; no limit where left out."""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ from fleet.coordinator.transport import Transport
 from fleet.coordinator.unmasking import Unmasking
 from fleet.errors import (
     AggregationError,
+    BudgetSpentError,
     CampaignError,
     LeasedError,
     ModelStoreError,
@@ -216,13 +217,19 @@ class CampaignDriver:
                     )
             if step.kind is RoundKind.RELEASE and not self._gates.may_release(step, self._begun()):
                 continue
-            if not self._gates.may_personalize(step, self._begun()):
+            there = self._begun()
+            if self._private.is_over(step, there) or not self._gates.may_personalize(step, there):
                 continue
             if step.kind is RoundKind.SCORE_AGAIN:
                 if step.number - 1 not in self._begun():
                     continue  # nothing was released
                 self._soak(step)
-            if not self._run_round(step):
+            try:
+                has_run = self._run_round(step)
+            except BudgetSpentError as error:
+                self._private.end_training(step, error)
+                continue
+            if not has_run:
                 self._obey()
                 raise _EndedError("cancelled", "stopped by the operator")
             if not is_open(config, step.kind):
@@ -244,7 +251,7 @@ class CampaignDriver:
                 RELEASED if released else CANDIDATE,
             )
             self._store.note_made(self._campaign, self._driver, made.name)
-        self._end("finished", "")
+        self._end("finished", self._private.cut_short(self._begun()))
 
     # Gates
 
@@ -550,7 +557,8 @@ class CampaignDriver:
         """Who may take part in a step's round, when enough devices can; None where the user stops.
 
         One of its stage's can, too; where all of them wait to be asked again, that is waited for.
-        Raises `CampaignError` where they aren't there in time.
+        Raises `CampaignError` where they aren't there in time, `BudgetSpentError` where they are,
+        and too few have privacy left to spend.
         """
         deadline = self._clock.monotonic() + self._config.wait_for_devices_seconds
         looked, is_news = float("-inf"), True
@@ -564,15 +572,18 @@ class CampaignDriver:
                 ready, skipped = eligible(
                     self._config, targets.values(), self._manifests, everybody, step.kind
                 )
-                enough = len(ready) >= self._config.least_ready(step.kind is RoundKind.TRAIN)
-                if enough:
+                spent = self._private.spent(step, ready)
+                least = self._config.least_ready(step.kind is RoundKind.TRAIN)
+                if len(ready) >= least and self._private.are_enough(len(ready), len(spent)):
                     members = self._membership.of(step, targets, devices, self._blobs.has)
                     if members.names & ready.keys() - members.waiting.keys():
                         return members
                     if now > deadline and not self._membership.backs_off():
                         return members
                 elif now > deadline:
-                    raise self._listener.too_few(self._config, len(ready), skipped)
+                    if len(ready) >= least:
+                        raise BudgetSpentError(step.number, len(ready) - len(spent), len(spent))
+                    raise self._listener.too_few(self._config, least, len(ready), skipped)
             if self._stopped():
                 return None
             self._listener.ask_for_news(self._pace.hello)

@@ -118,13 +118,13 @@ class Listener:
             self.receive()
 
     def too_few(
-        self, config: CampaignConfig, ready: int, skipped: Mapping[str, str]
+        self, config: CampaignConfig, least: int, ready: int, skipped: Mapping[str, str]
     ) -> CampaignError:
         """What to say where not enough devices come."""
         whys = [f"{name}: {why}" for name, why in list(skipped.items())[:5]]
         whys += [f"gateway {name}: {why}" for name, why in self.quarantined.items()]
         return CampaignError(
-            f"{ready} of at least {config.min_devices} devices are ready "
+            f"{ready} of at least {least} devices are ready "
             f"after {config.wait_for_devices_seconds:.0f} s, at gateways "
             f"{sorted(self._transport.gateways()) or 'none'} "
             f"({'; '.join(whys) or 'none announced'})"

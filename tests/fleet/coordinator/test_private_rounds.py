@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from fleet.aggregation import init
 from fleet.campaign import CampaignConfig, Operation, RoundOutcome, RoundPlan
 from fleet.campaign.privacy import SPENT
 from fleet.coordinator.closing import close_round
 from fleet.privacy import epsilon
-from fleet.store import Ledger, SqlStore
+from fleet.store import Ledger, SqlStore, tables
 from tests.fleet.coordinator.direct_transport import PowerCutError
 from tests.fleet.coordinator.masked_site import (
     BLOB,
@@ -115,20 +116,56 @@ def test_a_device_that_has_spent_its_budget_isnt_asked(tmp_path: Path) -> None:
     site.close()
 
 
-def test_a_campaign_whose_devices_have_all_spent_their_budget_ends_with_that_reason(
-    tmp_path: Path,
+ONE_ROUND = said(budget_epsilon=epsilon(RHO, 1e-2) + 1e-3)
+"""Devices that have trained once are asked no more."""
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_where_budgets_are_spent_training_ends_and_what_was_trained_is_released(
+    tmp_path: Path, is_killed: bool
 ) -> None:
+    """What was left out isn't trained later, when a release has begun: not even by another driver
+    that finds devices with budget left."""
     site = MaskedSite(tmp_path, seed=1, devices=4)
-    fields = said(budget_epsilon=epsilon(RHO, 1e-2) + 1e-3)
-    with masked_campaign(site, rounds=2, wait_for_devices_seconds=30, **fields) as (
+    changes = {**ONE_ROUND, "score_first": True, "last_round": "release"}
+    with masked_campaign(site, rounds=3, wait_for_devices_seconds=30, **changes) as (
         store,
         campaign,
     ):
+        if is_killed:
+            with pytest.raises(PowerCutError):
+                drive(site, store, campaign, CutTransport(site, dies_at=2))
+            with store.writing() as connection:
+                connection.execute(sa.delete(tables.ledger))
+        assert drive(site, store, campaign, SiteTransport(site)) == "finished"
+        kinds = [one.kind for one in store.rounds(campaign)]
+        assert kinds == ["score-first", "train", "release"]
+        assert store.campaign(campaign).reason == f"trained 1 of 3 rounds: {SPENT}"
+        assert store.latest_weights(campaign).version == 1
+        released = plan_of(store, campaign, 4)
+        assert released.weights == store.latest_weights(campaign).sha256
+        assert {one.device for one in released.assignments} == set(site.devices)
+        if not is_killed:
+            spent = plan_of(store, campaign, 1).privacy.rho  # type: ignore[union-attr]
+            assert Ledger(store).spent(site.devices) == dict.fromkeys(site.devices, spent)
+    site.close()
+
+
+def test_a_campaign_that_could_train_nothing_for_its_devices_budget_fails_and_says_so(
+    tmp_path: Path,
+) -> None:
+    site = MaskedSite(tmp_path, seed=1, devices=4)
+    with masked_campaign(site, wait_for_devices_seconds=30, **ONE_ROUND) as (store, campaign):
+        store.create_campaign(
+            "b" * 16, store.campaign(campaign).config, {}, store.weights(campaign, 0)
+        )
+        plan = {"assignments": [{"device": one} for one in site.devices], "privacy": {"rho": RHO}}
+        store.begin_round("b" * 16, "", 1, "train", plan)
         assert drive(site, store, campaign, SiteTransport(site)) == "failed"
-        assert SPENT in store.campaign(campaign).reason
-        assert set(Ledger(store).spent(site.devices).values()) == {
-            plan_of(store, campaign, 1).privacy.rho  # type: ignore[union-attr]
-        }
+        reason = store.campaign(campaign).reason
+        assert SPENT in reason
+        assert "privacy.budget_epsilon" in reason
+        assert not list(store.rounds(campaign))
     site.close()
 
 
