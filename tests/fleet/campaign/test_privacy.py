@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -153,6 +155,13 @@ def test_each_plans_sum_in_each_part_has_the_coordinators_noise_once() -> None:
     assert abs(np.corrcoef(*totals)[0, 1]) < 0.1
     assert np.any(found[0][2].values != 1000)
     assert all(np.all(one.values == 1000) for part in parts for one in part), "nothing is changed"
+
+
+def test_a_set_that_counts_nothing_takes_no_noise_and_leaves_it_to_the_next() -> None:
+    nothing = replace(plan_sum("a", 9), values=np.zeros(9, np.int64), weight=0)
+    ((first, second),) = with_noise([[nothing, plan_sum("a", 9)]], 90_000, os.urandom)
+    assert not np.any(first.values)
+    assert np.any(second.values != 1000)
 
 
 def test_a_rounds_plan_keeps_what_it_says() -> None:

@@ -45,6 +45,11 @@ def plain_weights(
     assert crcs["accepted"] == record.result["accepted"]
     counted = {(one["plan"], one["part"]) for one in record.result["sets"] if one["counted"]}
     parts: list[list[Any]] = [[] for _ in range(plan.masks.parts)]
+    for one in record.result["sets"]:
+        if not one["counted"]:
+            entry = PLANS[one["plan"]]
+            nothing = plan_sum_from_manifest(MANIFEST, entry, bytes(8 * entry.delta_values), 0)
+            parts[one["part"]].append(nothing)
     members: dict[tuple[str, int], dict[str, int]] = {}
     key = (bytes.fromhex(campaign), number)
     for one in plan.assignments:
@@ -312,6 +317,25 @@ def test_a_device_that_nobody_enrolled_is_named_and_left_out(tmp_path: Path) -> 
         assert store.round(campaign, 1).result["failed"] == {"cow-1": "unknown-device"}
         assert all(one["counted"] for one in sets_of(store, campaign, 2))
         assert_bit_equal_to_plain(site, store, campaign)
+    site.close()
+
+
+def test_who_spoils_a_set_makes_no_mean_of_a_median(tmp_path: Path) -> None:
+    site = MaskedSite(tmp_path, seed=2, devices=9)
+    site.devices["cow-4"].spoils_seals = True
+    with masked_campaign(site, rounds=2) as (store, campaign):
+        assert drive(site, store, campaign, SiteTransport(site)) == "finished"
+        assert_bit_equal_to_plain(site, store, campaign)
+        first = store.round(campaign, 1).result
+        assert (first["counted"], len(first["sets"]), first["changed_values"]) == (6, 3, 0)
+        assert first["weights_after"] == first["weights_before"]
+        assert first["rule"] == (
+            "no change, since 2 of 3 sets are too few for a median (least_sets 3)"
+        )
+        # Without it there are too few for three sets, and nobody has spoilt one.
+        second = store.round(campaign, 2).result
+        assert second["rule"].startswith("mean, since 1 sets")
+        assert second["changed_values"] > 0
     site.close()
 
 
