@@ -115,7 +115,9 @@ class CampaignDriver:
         self._driver = driver or uuid.uuid4().hex
         self._clock = clock or SystemClock()
         self._traces = CampaignTraces(traces, campaign, store, self._clock)
-        self._listener = Listener(store, campaign, self._driver, transport, self._clock)
+        self._holders = protection or KeyHolders()
+        keys = self._holders.keys
+        self._listener = Listener(store, campaign, self._driver, transport, self._clock, keys)
         self._stop_checked = float("-inf")
         self._rolls_back = False
         self._rounds: dict[int, RoundSummary] = {}
@@ -126,7 +128,6 @@ class CampaignDriver:
             bundle: self._config.manifest(Manifest.parse(text, f"manifest of bundle {bundle[:16]}"))
             for bundle, text in store.manifests(campaign).items()
         }
-        self._holders = protection or KeyHolders()
         self._gates = GateKeeper(store, campaign, self._config, self._manifests, registry)
         private = self._private = PrivateRounds(store, campaign, self._config, self._manifests)
         self._membership = Membership(store, campaign, self._config, registry, self._clock, private)
@@ -141,7 +142,7 @@ class CampaignDriver:
             self._clock,
             self._pace,
             self._traces,
-            self._holders.keys,
+            keys,
         )
         self._runner = RoundRunner(context)
         self._rolling_back = RollingBack(
