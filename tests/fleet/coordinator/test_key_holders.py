@@ -5,15 +5,21 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import cbor2
 import pytest
+from flwr.app import ConfigRecord
+from flwr.supercore.task_identity import TaskIdentity
 
+from fleet.coordinator import strategy as strategies
 from fleet.coordinator.key_holders import task_keys
 from fleet.coordinator.listener import Listener
 from fleet.coordinator.settings import CoordinatorSettings, SigningSettings
+from fleet.coordinator.strategy import TinyfleetStrategy
 from fleet.errors import KeysError
-from fleet.protocol.keys import Keyring, SignedKeyring, TaskKeys
+from fleet.protocol.keys import SIGNATURE_BYTES, Keyring, SignedKeyring, TaskKeys
 from fleet.security import key_files
 from tests.fleet.coordinator.masked_site import MaskedSite, SiteTransport, masked_campaign
+from tests.fleet.gateway.deltas import GATEWAY
 
 
 @pytest.fixture
@@ -81,4 +87,34 @@ def test_it_is_said_once_that_devices_follow_a_newer_keyring_than_tasks_go_out_w
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == bool(said)
     assert all(said in one for one in told)
+    site.close()
+
+
+class _NodesTransport(SiteTransport):
+    def nodes(self) -> dict[str, int]:
+        return {GATEWAY: 1}
+
+
+def test_the_tasks_of_a_flower_strategy_are_signed_where_there_are_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = MaskedSite(tmp_path, seed=1, devices=4)
+    site.clock.sleep(30)
+    # Messages are made in a process that Flower has started.
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    monkeypatch.setattr(strategies, "GridTransport", lambda grid: _NodesTransport(site))
+    keys = site.holders.keys
+    assert keys is not None
+    plain = {"coding": "rice", "masking": None, "aggregation": {"rule": "fedavg"}}
+    with masked_campaign(site, **plain) as (store, campaign):
+        strategy = TinyfleetStrategy(store, campaign, site.holders)
+        arrays = strategy.initial_arrays()
+        (message,) = strategy.configure_train(1, arrays, ConfigRecord(), site)  # type: ignore[arg-type]
+        payload = message.content.config_records["tinyfleet"]["payload"]
+        assert isinstance(payload, bytes)
+        (start,) = cbor2.loads(payload)["starts"]
+        assert start["keyring"] == keys.keyring.encode()
+        signatures = [of[3] for task in start["tasks"] for of in task["devices"].values()]
+        assert [len(one) for one in signatures] == [SIGNATURE_BYTES] * 4
     site.close()
