@@ -90,6 +90,12 @@ def test_sets_have_from_the_least_to_the_most_that_masks_have_room_for(
     assert len(sizes) <= most
 
 
+def test_a_further_set_is_dealt_only_where_each_keeps_its_spare() -> None:
+    """Two sets of 160 would count nothing as soon as a device of each stays away."""
+    assert set_sizes(320, 160, 200, FedAvg().sets()) == [MOST_DEVICES]
+    assert set_sizes(400, 160, 200, FedAvg().sets()) == [200, 200]
+
+
 def test_devices_are_dealt_by_the_rounds_seed_whatever_their_order() -> None:
     names = [f"cow-{number}" for number in range(12)]
     first = deal(7, names, [4, 4, 4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from fleet.aggregation import MasterState, init, plan_sum_from_manifest
 from fleet.campaign import CampaignConfig, Operation, RoundPlan
 from fleet.protocol import Task, topics
+from fleet.protocol.keys import Keyring, SignedKeyring, TaskKeys
 from fleet.protocol.masking import SEAL_BYTES
 from fleet.store import SqlStore, Stages
 from fleet.store.answers import keep_answering
@@ -240,6 +242,20 @@ def test_no_round_begins_that_its_unmaskers_could_not_unmask(
         assert drive(site, store, campaign, SiteTransport(site)) == "failed"
         assert why in store.campaign(campaign).reason
         assert not list(store.rounds(campaign))
+    site.close()
+
+
+def test_a_round_that_only_scores_needs_no_unmasker(tmp_path: Path) -> None:
+    site = MaskedSite(tmp_path, seed=2, devices=6)
+    held = site.holders.keys
+    assert held is not None
+    ring = SignedKeyring.sign(site.authority, FLEET, Keyring(1, site.task_key.public))
+    site.holders = replace(site.holders, keys=TaskKeys(FLEET, held.key, ring), unmaskers={})
+    with masked_campaign(site, score_first=True) as (store, campaign):
+        assert drive(site, store, campaign, SiteTransport(site)) == "failed"
+        assert "keyring 1 names no unmasker" in store.campaign(campaign).reason
+        (scored,) = store.rounds(campaign)
+        assert (scored.kind, scored.result["accepted"]) == ("score-first", 6)
     site.close()
 
 

@@ -45,6 +45,17 @@ def plan_of(store: SqlStore, campaign: str, number: int) -> RoundPlan:
     return RoundPlan.from_json(store.round(campaign, number).plan)
 
 
+ONE_ROUND = said(budget_epsilon=epsilon(RHO, 1e-2) + 1e-3)
+"""Devices that have trained once are asked no more."""
+
+
+def spend_elsewhere(store: SqlStore, like: str, names: list[str]) -> None:
+    """Another campaign has a round with these devices."""
+    store.create_campaign("b" * 16, store.campaign(like).config, {}, store.weights(like, 0))
+    plan = {"assignments": [{"device": one} for one in names], "privacy": {"rho": RHO}}
+    store.begin_round("b" * 16, "", 1, "train", plan)
+
+
 class CutTransport(SiteTransport):
     """The power goes when so many messages that begin rounds have gone out."""
 
@@ -101,12 +112,7 @@ def test_a_device_that_has_spent_its_budget_isnt_asked(tmp_path: Path) -> None:
     names = sorted(site.devices)
     budget = epsilon(2 * RHO, 1e-2) + 1e-3
     with masked_campaign(site, rounds=2, **said(budget_epsilon=budget)) as (store, campaign):
-        # Another campaign has had two of them.
-        store.create_campaign(
-            "b" * 16, store.campaign(campaign).config, {}, store.weights(campaign, 0)
-        )
-        plan = {"assignments": [{"device": one} for one in names[:2]], "privacy": {"rho": RHO}}
-        store.begin_round("b" * 16, "", 1, "train", plan)
+        spend_elsewhere(store, campaign, names[:2])
         assert drive(site, store, campaign, SiteTransport(site)) == "finished"
         first, second = plan_of(store, campaign, 1), plan_of(store, campaign, 2)
         assert {one.device for one in first.assignments} == set(names)
@@ -116,8 +122,25 @@ def test_a_device_that_has_spent_its_budget_isnt_asked(tmp_path: Path) -> None:
     site.close()
 
 
-ONE_ROUND = said(budget_epsilon=epsilon(RHO, 1e-2) + 1e-3)
-"""Devices that have trained once are asked no more."""
+def test_budgets_are_looked_at_again_when_devices_that_another_campaign_had_are_leased(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = MaskedSite(tmp_path, seed=1, devices=8)
+    names = sorted(site.devices)
+    with masked_campaign(site, **ONE_ROUND) as (store, campaign):
+        take = store.take_leases
+
+        def spends_first(*asked: Any) -> Any:
+            if "b" * 16 not in {one.id for one in store.campaigns()}:
+                spend_elsewhere(store, campaign, names[:2])
+            return take(*asked)
+
+        monkeypatch.setattr(store, "take_leases", spends_first)
+        assert drive(site, store, campaign, SiteTransport(site)) == "finished"
+        plan = plan_of(store, campaign, 1)
+        assert plan.skipped == dict.fromkeys(names[:2], SPENT)
+        assert max(Ledger(store).spent(names).values()) <= RHO * (1 + 1e-6)
+    site.close()
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
@@ -156,11 +179,7 @@ def test_a_campaign_that_could_train_nothing_for_its_devices_budget_fails_and_sa
 ) -> None:
     site = MaskedSite(tmp_path, seed=1, devices=4)
     with masked_campaign(site, wait_for_devices_seconds=30, **ONE_ROUND) as (store, campaign):
-        store.create_campaign(
-            "b" * 16, store.campaign(campaign).config, {}, store.weights(campaign, 0)
-        )
-        plan = {"assignments": [{"device": one} for one in site.devices], "privacy": {"rho": RHO}}
-        store.begin_round("b" * 16, "", 1, "train", plan)
+        spend_elsewhere(store, campaign, list(site.devices))
         assert drive(site, store, campaign, SiteTransport(site)) == "failed"
         reason = store.campaign(campaign).reason
         assert SPENT in reason
