@@ -1,4 +1,4 @@
-"""Before a masked round it is seen to that unmaskers are there; when it has ended they are asked.
+"""Before a masked round unmaskers have to be those that are meant; after it they are asked.
 
 That may be done again at any time: which sets there are is in the store before the first question,
 and an unmasker answers the same question alike.
@@ -57,10 +57,12 @@ class Unmasking:
         self._set_state = set_state
 
     def wait_until_ready(self, keys: Sequence[bytes]) -> bool:
-        """Until the unmaskers with these keys can unmask a round; False where the operator stops.
+        """Until no unmasker of these keys says that it couldn't unmask a round; False where the
+        operator stops.
 
-        Raises `CampaignError` where they can't within `patience_seconds`: devices would spend
-        energy, and their privacy's budget, for nothing.
+        Raises `CampaignError` where one still does after `patience_seconds`: devices would spend
+        energy, and their privacy's budget, for nothing. One that is away may be back when they have
+        sent, and holds no round back.
         """
         context, masking = self._context, self._context.config.masking
         if masking is None:
@@ -83,12 +85,17 @@ class Unmasking:
         return True
 
     def _problem(self, keys: Sequence[bytes], least_devices: int) -> str:
-        """Why a round couldn't be unmasked now; empty where it could."""
+        """Why a round couldn't be unmasked, as things stand; empty where nobody says so."""
         for key in keys:
+            unmasker = self._unmaskers.get(key)
+            if unmasker is None:
+                return _no_unmasker(key)
             try:
-                facts = self._checked_facts(key)
-            except (UnmaskerError, StoreError) as error:
-                return str(error)
+                facts = unmasker.facts()
+            except (UnmaskerError, StoreError):
+                continue
+            if problem := self._is_another(key, facts):
+                return problem
             if facts.least_devices > least_devices:
                 return (
                     f"the unmasker {key.hex()[:16]}… answers for sets of {facts.least_devices} "
@@ -198,39 +205,36 @@ class Unmasking:
         found = [masks[number, index] for index in range(len(plan.masks.keys))]
         return unmasked(of, found, parameters)
 
-    def _unmasker(self, key: bytes) -> Unmasker:
-        unmasker = self._unmaskers.get(key)
-        if unmasker is None:
-            raise UnmaskerError(f"the settings have no unmasker with the key {key.hex()}")
-        return unmasker
-
     def _masks(self, key: bytes, request: MaskRequest) -> Words:
         """What an unmasker answers; devices are to blame only where it is the one that was meant.
 
         To one with another key, or of another fleet, all seals are broken.
         """
+        unmasker = self._unmaskers.get(key)
+        if unmasker is None:
+            raise UnmaskerError(_no_unmasker(key))
         try:
-            return self._unmasker(key).masks(request)
+            return unmasker.masks(request)
         except MaskRefusedError as error:
-            if error.kind in SPOILS_SETS:
-                self._checked_facts(key)
+            if error.kind in SPOILS_SETS and (problem := self._is_another(key, unmasker.facts())):
+                raise UnmaskerError(problem) from None
             raise
 
-    def _checked_facts(self, key: bytes) -> UnmaskerFacts:
-        """What an unmasker says of itself; UnmaskerError where it isn't the one that was meant."""
-        facts, keys = self._unmasker(key).facts(), self._context.keys
+    def _is_another(self, key: bytes, facts: UnmaskerFacts) -> str:
+        """Why an unmasker isn't the one that is meant by a key; empty where it is."""
+        keys = self._context.keys
         if facts.key != key:
-            raise UnmaskerError(
+            return (
                 f"the unmasker that should have the key {key.hex()[:16]}… has "
                 f"{facts.key.hex()[:16]}…; look at its url and key in [[unmaskers]], and after "
                 "`tinyfleet unmasker rotate` sign a keyring with its new key"
             )
         if keys is not None and facts.fleet != keys.fleet:
-            raise UnmaskerError(
+            return (
                 f"the unmasker {key.hex()[:16]}… is of fleet {facts.fleet}, not {keys.fleet}; "
                 "look at fleet in its unmasker.toml"
             )
-        return facts
+        return ""
 
     def _request(self, plan: RoundPlan, of: MaskedSet, index: int) -> MaskRequest:
         assert plan.masks is not None
@@ -273,3 +277,7 @@ class Unmasking:
             if one["counted"]
         ]
         return [(place[0], members.get(place, [])) for place in counted]
+
+
+def _no_unmasker(key: bytes) -> str:
+    return f"the settings have no unmasker with the key {key.hex()}; add it to [[unmaskers]]"

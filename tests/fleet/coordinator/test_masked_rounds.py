@@ -12,8 +12,10 @@ import pytest
 
 from fleet.aggregation import MasterState, init, plan_sum_from_manifest
 from fleet.campaign import CampaignConfig, Operation, RoundPlan
+from fleet.errors import UnmaskerError
 from fleet.protocol import Task, topics
 from fleet.protocol.keys import Keyring, SignedKeyring, TaskKeys
+from fleet.protocol.mask_requests import UnmaskerFacts
 from fleet.protocol.masking import SEAL_BYTES
 from fleet.store import SqlStore, Stages
 from fleet.store.answers import keep_answering
@@ -242,6 +244,35 @@ def test_no_round_begins_that_its_unmaskers_could_not_unmask(
         assert drive(site, store, campaign, SiteTransport(site)) == "failed"
         assert why in store.campaign(campaign).reason
         assert not list(store.rounds(campaign))
+    site.close()
+
+
+def test_no_round_begins_whose_unmasker_the_settings_lack(tmp_path: Path) -> None:
+    site = MaskedSite(tmp_path, seed=2, devices=6, unmaskers=2)
+    first, _ = site.unmasker_keys
+    site.holders = replace(site.holders, unmaskers={first: site.unmaskers[0]})
+    masking = {"least_devices": 3, "spare": 0.0, "patience_seconds": 60.0}
+    with masked_campaign(site, masking=masking) as (store, campaign):
+        assert drive(site, store, campaign, SiteTransport(site)) == "failed"
+        assert site.unmasker_keys[1].hex() in store.campaign(campaign).reason
+        assert not list(store.rounds(campaign))
+    site.close()
+
+
+def test_an_unmasker_that_is_away_holds_no_round_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = MaskedSite(tmp_path, seed=2, devices=6)
+    (unmasker,) = site.unmaskers
+
+    def away() -> UnmaskerFacts:
+        raise UnmaskerError("away")
+
+    monkeypatch.setattr(unmasker, "facts", away)
+    unmasker.is_away = lambda number: number <= 2
+    with masked_campaign(site) as (store, campaign):
+        assert drive(site, store, campaign, SiteTransport(site)) == "finished"
+        assert store.round(campaign, 1).result["counted"] == 6
     site.close()
 
 
