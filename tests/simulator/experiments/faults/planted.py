@@ -162,7 +162,9 @@ def nobody_is_rolled_back(patch: pytest.MonkeyPatch) -> None:
 
 def an_old_driver_goes_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        SqlStore, "_check", lambda self, connection, campaign, _: self.locked(connection, campaign)
+        SqlStore,
+        "check_driver",
+        lambda self, connection, campaign, _: self.locked(connection, campaign),
     )
 
 
