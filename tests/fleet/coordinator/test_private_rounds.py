@@ -13,7 +13,7 @@ import pytest
 
 from fleet.aggregation import init
 from fleet.campaign import CampaignConfig, Operation, RoundOutcome, RoundPlan
-from fleet.campaign.privacy import SPENT
+from fleet.campaign.privacy import SPENT, RoundPrivacy
 from fleet.coordinator.closing import close_round
 from fleet.privacy import epsilon
 from fleet.store import Ledger, SqlStore
@@ -42,6 +42,12 @@ def said(**privacy: Any) -> dict[str, Any]:
 
 def plan_of(store: SqlStore, campaign: str, number: int) -> RoundPlan:
     return RoundPlan.from_json(store.round(campaign, number).plan)
+
+
+def privacy_of(store: SqlStore, campaign: str, number: int) -> RoundPrivacy:
+    says = plan_of(store, campaign, number).privacy
+    assert says is not None
+    return says
 
 
 class CutTransport(SiteTransport):
@@ -75,7 +81,7 @@ def test_what_a_round_costs_is_in_the_ledger_before_a_task_goes_out_and_once(
         assert ledger.spent(everybody) == pytest.approx(dict.fromkeys(everybody, 2 * RHO), rel=1e-3)
         assert_bit_equal_to_plain(site, store, campaign)
         told = store.round(campaign, 2).result["privacy"]
-        assert told["rho"] == plan_of(store, campaign, 2).privacy.rho  # type: ignore[union-attr]
+        assert told["rho"] == privacy_of(store, campaign, 2).rho
         assert "scores" in told["not_covered"]
     site.close()
 
@@ -127,7 +133,7 @@ def test_a_campaign_whose_devices_have_all_spent_their_budget_ends_with_that_rea
         assert drive(site, store, campaign, SiteTransport(site)) == "failed"
         assert SPENT in store.campaign(campaign).reason
         assert set(Ledger(store).spent(site.devices).values()) == {
-            plan_of(store, campaign, 1).privacy.rho  # type: ignore[union-attr]
+            privacy_of(store, campaign, 1).rho
         }
     site.close()
 
@@ -172,11 +178,11 @@ def test_the_clip_follows_what_devices_say_of_their_norms(tmp_path: Path) -> Non
     fields = said(noise_multiplier=0.01, clip=400, adaptive={"quantile": 0.5, "rate": 0.2})
     with masked_campaign(site, rounds=3, **fields) as (store, campaign):
         assert drive(site, store, campaign, SiteTransport(site)) == "finished"
-        clips = [plan_of(store, campaign, number).privacy.clip for number in (1, 2, 3)]  # type: ignore[union-attr]
+        says = [privacy_of(store, campaign, number) for number in (1, 2, 3)]
+        clips = [one.clip for one in says]
         assert clips == pytest.approx([400 * math.exp(-0.1 * number) for number in range(3)], abs=2)
         assert store.round(campaign, 3).result["privacy"]["share_within"] == pytest.approx(
             1, abs=0.1
         )
-        shares = [plan_of(store, campaign, number).privacy.norm_share for number in (1, 2, 3)]  # type: ignore[union-attr]
-        assert shares == [clip // 4 for clip in clips]
+        assert [one.norm_share for one in says] == [clip // 4 for clip in clips]
     site.close()
