@@ -72,7 +72,9 @@ def test_no_bytes_are_a_keyring_with_another_encoding(data: bytes) -> None:
         (lambda: DeviceKeys.decode(bytes(95)), "96 bytes, not 95"),
     ],
 )
-def test_what_is_no_key_is_refused_with_its_reason(make: Callable[[], object], problem: str) -> None:
+def test_what_is_no_key_is_refused_with_its_reason(
+    make: Callable[[], object], problem: str
+) -> None:
     with pytest.raises(KeysError, match=problem):
         make()
 
