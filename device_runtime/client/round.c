@@ -17,11 +17,24 @@ static bool is_round(const tf_task *task, const uint8_t *campaign, uint32_t roun
     return task->round == round && memcmp(task->campaign, campaign, TF_CAMPAIGN_BYTES) == 0;
 }
 
+/* Whether a task differs from the one that is worked on in lease and times alone. */
 static bool is_same_work(const tf_client *client, const tf_task *task) {
-    return client->has_task && is_round(&client->task, task->campaign, task->round) &&
-           client->task.action == task->action && client->task.personal == task->personal &&
-           memcmp(client->task.plan, task->plan, TF_DIGEST_BYTES) == 0 &&
-           memcmp(client->task.weights, task->weights, TF_DIGEST_BYTES) == 0;
+    const tf_task *mine = &client->task;
+    return client->has_task && is_round(mine, task->campaign, task->round) &&
+           memcmp(mine->plan, task->plan, TF_DIGEST_BYTES) == 0 &&
+           memcmp(mine->weights, task->weights, TF_DIGEST_BYTES) == 0 &&
+           memcmp(mine->unmaskers, task->unmaskers, TF_PREFIX_BYTES) == 0 &&
+           mine->weights_bytes == task->weights_bytes &&
+           mine->learning_rate_q20 == task->learning_rate_q20 && mine->seed == task->seed &&
+           mine->clip == task->clip && mine->noise_variance == task->noise_variance &&
+           mine->chunk_bytes == task->chunk_bytes &&
+           mine->uplink_chunk_bytes == task->uplink_chunk_bytes &&
+           mine->max_score_drop_permille == task->max_score_drop_permille &&
+           mine->value_bound == task->value_bound && mine->norm_share == task->norm_share &&
+           mine->least_devices == task->least_devices && mine->personal == task->personal &&
+           mine->mask_bits == task->mask_bits && mine->action == task->action &&
+           mine->epochs == task->epochs && mine->coding == task->coding &&
+           mine->weighting == task->weighting;
 }
 
 static bool is_finished(const tf_client *client, const tf_task *task) {
@@ -53,16 +66,36 @@ static void decline(tf_client *client, tf_reason reason) {
 
 /* --- messages ------------------------------------------------------------------------------- */
 
-static tf_status take_malformed(tf_client *client, const tf_task *task) {
+/* Says so once; what the device works on goes on. The notice names a round only where an older lease
+ * does, and another one: with what anybody may have written the real round would be declined. */
+static void refuse(tf_client *client, tf_task *task, tf_reason reason) {
+    if (reason != TF_REASON_OLDER_LEASE ||
+        (client->has_task && is_round(&client->task, task->campaign, task->round))) {
+        memset(task, 0, sizeof *task);
+    }
+    tf_report_note_besides(client, task, TF_DEVICE_DECLINED, reason);
+}
+
+static tf_status take_malformed(tf_client *client, tf_task *task) {
     if (tf_keys_has_authority(&client->keys)) {
-        /* Nobody who may task this device wrote it; what it works on goes on. */
-        tf_report_note_besides(client, task, TF_DEVICE_DECLINED, TF_REASON_MALFORMED_TASK);
+        refuse(client, task, TF_REASON_MALFORMED_TASK);
         return TF_BAD_INPUT;
     }
     leave(client);
     client->task = *task;
     tf_report_note(client, task, TF_DEVICE_DECLINED, TF_REASON_MALFORMED_TASK, true);
     return TF_BAD_INPUT;
+}
+
+/* Whether a delta waits for its receipt that is sealed for others than the keyring's unmaskers. */
+static bool holds_sealed_for_others(const tf_client *client) {
+    return client->sending.is_held && client->sending.is_masked &&
+           !tf_keys_can_mask(&client->keys, client->task.unmaskers);
+}
+
+static void take_response_topic(tf_client *client, const tf_mqtt_message *message) {
+    memcpy(client->delta_topic, message->response_topic, message->response_topic_bytes);
+    client->delta_topic[message->response_topic_bytes] = '\0';
 }
 
 tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
@@ -80,23 +113,26 @@ tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
         memset(&task, 0, sizeof task);
         return take_malformed(client, &task);
     }
-    const tf_reason refusal = tf_admission_check(client, message->payload, &task, &parts);
+    const tf_reason refusal = tf_admission_check(client, message, &task, &parts);
+    if (holds_sealed_for_others(client)) {
+        decline(client, TF_REASON_OTHER_UNMASKERS); /* a newer keyring came */
+    }
     if (refusal != TF_REASON_NONE) {
-        /* Whoever wrote it may not task this device, or not any more; what it works on goes on. */
-        tf_report_note_besides(client, &task, TF_DEVICE_DECLINED, refusal);
+        refuse(client, &task, refusal);
         return TF_OK;
+    }
+    if (message->response_topic == NULL || message->response_topic_bytes > TF_MQTT_TOPIC_LIMIT) {
+        return take_malformed(client, &task);
     }
     tf_admission_note(client, &task);
     if (is_same_work(client, &task)) {
         client->task.lease = task.lease;
+        take_response_topic(client, message);
         return TF_OK;
     }
     if (is_finished(client, &task)) {
         client->check_in_seconds = task.check_in_seconds;
         return TF_OK; /* the broker has the status that says so */
-    }
-    if (message->response_topic == NULL || message->response_topic_bytes > TF_MQTT_TOPIC_LIMIT) {
-        return take_malformed(client, &task);
     }
     leave(client);
     uint32_t seconds = task.deadline_seconds;
@@ -104,8 +140,7 @@ tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
         seconds = message->expiry_seconds; /* the broker counts down while it keeps the task */
     }
     client->deadline_at = tf_client_now(client) + seconds * 1000u;
-    memcpy(client->delta_topic, message->response_topic, message->response_topic_bytes);
-    client->delta_topic[message->response_topic_bytes] = '\0';
+    take_response_topic(client, message);
     client->task = task;
     client->has_task = true;
     client->restarted = false;

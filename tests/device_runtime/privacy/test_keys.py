@@ -16,7 +16,7 @@ from ..host_device import IDENTITY, PLANS
 from ..keyed import AUTHORITY, DEVICE_KEYS, TASK_KEY, Keys
 from ..storage.conftest import FLASH_FAILED, OK
 from ..tiny_round import task_for
-from .conftest import IDENTITY_AT, KeyedDevice
+from .conftest import DELTA_TOPIC, IDENTITY_AT, KeyedDevice
 
 KEYS = Keys()
 SECOND = replace(KEYS, generation=2, unmaskers=(bytes([5]) * 32, bytes([6]) * 32))
@@ -211,7 +211,7 @@ def test_a_power_cut_while_a_keyring_is_written_leaves_the_one_before_or_it(
 # --- Signed tasks ---------------------------------------------------------------------------------
 
 
-def test_a_task_is_signed_for_one_device_of_one_fleet_by_the_keyrings_task_key(
+def test_a_task_is_signed_for_one_device_and_gateway_of_one_fleet_by_the_keyrings_task_key(
     library: ctypes.CDLL,
 ) -> None:
     assert keyed(library).is_signed(TASK.encode())
@@ -220,6 +220,7 @@ def test_a_task_is_signed_for_one_device_of_one_fleet_by_the_keyrings_task_key(
     for other in (
         replace(KEYS, name="dev2"),
         replace(KEYS, fleet="g"),
+        replace(KEYS, gateway="north"),
         replace(KEYS, task=STRANGER),
         replace(KEYS, task=AUTHORITY),
     ):
@@ -228,6 +229,20 @@ def test_a_task_is_signed_for_one_device_of_one_fleet_by_the_keyrings_task_key(
     assert not KeyedDevice(
         library, identity_region(IDENTITY, authority=AUTHORITY.public)
     ).is_signed(TASK.encode())
+
+
+def test_the_response_topic_is_signed_with_the_task(library: ctypes.CDLL) -> None:
+    device = keyed(library)
+    assert KEYS.sign_for(DELTA_TOPIC, TASK) == TASK
+    for topic in (b"", b"x", b"x" * 255):
+        told = KEYS.sign_for(topic, TASK).encode()
+        assert device.is_signed(told, topic)
+        assert not device.is_signed(told, DELTA_TOPIC)
+        assert not device.is_signed(TASK.encode(), topic)
+    for length in (256, 256 + len(DELTA_TOPIC)):
+        topic = DELTA_TOPIC.ljust(length, b"x")
+        told = KEYS.sign_for(topic, TASK).encode()
+        assert not device.is_signed(told, topic), "its length has no byte"
 
 
 @given(st.data())

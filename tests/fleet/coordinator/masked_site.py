@@ -82,7 +82,7 @@ class MaskedDevice(VirtualDevice):
     def _hears(self, topic: str, payload: bytes, retained: bool) -> None:
         if topic.endswith("/task") and payload:
             task = Task.decode(payload)
-            digest = task_digest(FLEET, self.name, task.unsigned())
+            digest = task_digest(FLEET, GATEWAY, self.name, task.unsigned())
             if not is_signed(self.site.task_key.public, digest, task.signature):
                 self.forgeries += 1
                 return

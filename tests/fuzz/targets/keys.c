@@ -71,7 +71,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const uint32_t before = tf_keys_generation(&keys);
     const bool is_newer = tf_keys_take(&keys, parts.keyring, parts.keyring_bytes);
     must(is_newer ? tf_keys_generation(&keys) > before : tf_keys_generation(&keys) == before);
-    (void)tf_keys_signed(&keys, message, &parts);
+    (void)tf_keys_signed(&keys, (const char *)message, length, message, &parts);
     mask(&keys, &task);
     if (tf_keys_keep(&keys, &journal) == TF_OK) {
         const uint32_t kept = tf_keys_generation(&keys);
