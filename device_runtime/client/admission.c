@@ -22,6 +22,7 @@ tf_reason tf_admission_check(tf_client *client, const tf_mqtt_message *message, 
     }
     if (tf_keys_take(&client->keys, parts->keyring, parts->keyring_bytes)) {
         client->report.wants_announce = true;
+        client->journal_failed = false;
     }
     if (!tf_keys_signed(&client->keys, message->response_topic, message->response_topic_bytes,
                         message->payload, parts)) {

@@ -50,14 +50,22 @@ static void leave(tf_client *client) {
     client->has_task = false;
 }
 
-/* Ends the round for this device. */
-static void finish(tf_client *client, tf_device_state state, tf_reason reason, bool urgent) {
+/* Leaves the task, and begins its round no more in this boot; only one that was `called_off` it does
+ * again, under a higher lease. */
+static void end(tf_client *client, bool called_off, tf_device_state state, tf_reason reason,
+                bool urgent) {
     leave(client);
     client->has_finished = true;
+    client->was_called_off = called_off;
     client->finished_round = client->task.round;
     memcpy(client->finished_campaign, client->task.campaign, TF_CAMPAIGN_BYTES);
-    client->check_in_seconds = client->task.check_in_seconds;
     tf_report_note(client, &client->task, state, reason, urgent);
+}
+
+/* Ends the round for this device. */
+static void finish(tf_client *client, tf_device_state state, tf_reason reason, bool urgent) {
+    end(client, false, state, reason, urgent);
+    client->check_in_seconds = client->task.check_in_seconds;
 }
 
 static void decline(tf_client *client, tf_reason reason) {
@@ -104,8 +112,7 @@ tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
     memset(&task, 0, sizeof task);
     if (message->payload_bytes == 0u) {
         if (client->has_task) {
-            leave(client);
-            tf_report_note(client, &client->task, TF_DEVICE_IDLE, TF_REASON_NONE, false);
+            end(client, true, TF_DEVICE_IDLE, TF_REASON_NONE, false);
         }
         return TF_OK;
     }
@@ -124,15 +131,22 @@ tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
     if (message->response_topic == NULL || message->response_topic_bytes > TF_MQTT_TOPIC_LIMIT) {
         return take_malformed(client, &task);
     }
+    const bool is_raised = task.lease > client->lease;
     tf_admission_note(client, &task);
     if (is_same_work(client, &task)) {
         client->task.lease = task.lease;
         take_response_topic(client, message);
         return TF_OK;
     }
-    if (is_finished(client, &task)) {
+    if (is_finished(client, &task) && !client->was_called_off) {
         client->check_in_seconds = task.check_in_seconds;
         return TF_OK; /* the broker has the status that says so */
+    }
+    if (is_finished(client, &task) && !is_raised) {
+        /* Nobody has to sign an empty task: whoever repeats it and the task that it ends would wear
+         * out the flash, and have a masked delta with other noise each time. */
+        refuse(client, &task, TF_REASON_OLDER_LEASE);
+        return TF_OK;
     }
     leave(client);
     uint32_t seconds = task.deadline_seconds;
@@ -144,6 +158,7 @@ tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
     client->task = task;
     client->has_task = true;
     client->restarted = false;
+    client->journal_failed = false;
     client->check_in_seconds = 0;
     client->work = TF_WORK_BEGIN;
     return TF_OK;
@@ -243,6 +258,12 @@ static void copy_factory_chunk(tf_client *client) {
 }
 
 static void fetch(tf_client *client) {
+    if (!tf_admission_is_kept(client)) {
+        /* A lease or keys that have come since: what is there stays, the rest is asked for again. */
+        tf_fetch_stop(client);
+        client->work = TF_WORK_BEGIN;
+        return;
+    }
     switch (tf_fetch_step(client)) {
     case TF_FETCH_GOES_ON:
         break;
@@ -407,13 +428,13 @@ static void judge(tf_client *client) {
 /* --- the whole ------------------------------------------------------------------------------ */
 
 /* Keeps over a reset which tasks are older ones, and keys. The flash may erase for it, so no chunk
- * may come. */
+ * may come. Until that reset they count, also where the flash fails. */
 static void keep_admission(tf_client *client) {
-    if (tf_admission_is_kept(client) || !tf_fetch_is_quiet(client) ||
+    if (client->journal_failed || tf_admission_is_kept(client) || !tf_fetch_is_quiet(client) ||
         tf_admission_keep(client) == TF_OK) {
         return;
     }
-    tf_admission_open(client);
+    client->journal_failed = true;
     if (client->has_task) {
         decline(client, TF_REASON_FLASH_FAILURE);
     }

@@ -119,15 +119,16 @@ void tf_keys_open(tf_keys *keys, const tf_identity *identity, const tf_port *por
     }
     keys->device = find(port, region, TF_IDENTITY_KEYS, DEVICE_BYTES);
     /* The journal's is the newer one as a rule: then the other one needn't be checked. Where the
-     * device has come to another fleet, it is that fleet's no more. */
+     * device has come to another fleet, it is that fleet's no more. Perhaps only the unit that the
+     * next rotation erases still has it: it counts as kept once it was written again. */
     if (tf_journal_read(journal, TF_JOURNAL_KEYRING, &stored[0], &bytes[0]) == TF_OK) {
         (void)tf_keys_take(keys, stored[0], bytes[0]);
     }
     if (tf_identity_read(port->flash, region, TF_IDENTITY_KEYRING, &stored[1], &bytes[1]) ==
-        TF_OK) {
-        (void)tf_keys_take(keys, stored[1], bytes[1]);
+            TF_OK &&
+        tf_keys_take(keys, stored[1], bytes[1])) {
+        keys->is_kept = true;
     }
-    keys->is_kept = true;
 }
 
 bool tf_keys_has_authority(const tf_keys *keys) {

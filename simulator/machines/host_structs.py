@@ -47,6 +47,12 @@ class Regions(ctypes.Structure):
     )
 
 
+Secret = ctypes.CFUNCTYPE(
+    ctypes.c_bool, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint8), ctypes.c_size_t
+)
+"""tf_port.secret of device_runtime/include/tinyfleet/port.h."""
+
+
 class Setup(ctypes.Structure):
     """tf_host_setup."""
 
@@ -60,6 +66,7 @@ class Setup(ctypes.Structure):
         ("fault_pc", ctypes.c_uint32),
         ("reset_cause", ctypes.c_uint8),
         ("fault_code", ctypes.c_uint8),
+        ("secret", Secret),
     )
 
 

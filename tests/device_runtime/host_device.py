@@ -131,7 +131,7 @@ class HostDevice:
         start = ctypes.addressof(self._memory)
         self._device = ctypes.c_void_p(start + -start % 16)
         self._sectors = (ctypes.c_uint32 * len(sectors))(*sectors)
-        self._erases = (ctypes.c_uint32 * len(sectors))()
+        self.erases = (ctypes.c_uint32 * len(sectors))()
         self.flash = (ctypes.c_uint8 * sum(sectors))()
         ctypes.memset(self.flash, 0xFF, sum(sectors))
         if identity is not None:
@@ -151,7 +151,7 @@ class HostDevice:
                     FLASH_ADDRESS,
                     sum(sectors),
                     len(sectors),
-                    self._erases,
+                    self.erases,
                 )
             ),
             regions=Regions(

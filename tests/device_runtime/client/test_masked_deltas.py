@@ -10,6 +10,7 @@ import pytest
 from fleet.protocol import Action, Delta, DeviceState, Reason, Task
 from fleet.protocol.numbers import Personal
 from simulator.devices.flash_image import identity_region
+from simulator.machines.host_structs import Secret
 
 from ..host_device import IDENTITY, WIDE, World
 from ..keyed import AUTHORITY, DEVICE_KEYS, Keys, clipped, coded_of
@@ -167,6 +168,35 @@ def test_a_nonce_is_spent_before_anything_of_it_is_sent(world: World) -> None:
         assert nonce not in spent
         spent.add(nonce)
     assert cuts > 2
+
+
+def test_a_nonce_is_of_the_boards_secrets_also_where_the_journal_was_erased(world: World) -> None:
+    asked: list[int] = []
+
+    @Secret
+    def secret(_: int, place: "ctypes._Pointer[ctypes.c_uint8]", count: int) -> bool:
+        asked.append(count)
+        ctypes.memmove(place, bytes([len(asked)]) * count, count)
+        return True
+
+    world.device.setup.secret = secret
+    task = KEYS.masked(TASK)
+    journal = world.device.setup.regions.journal
+    sent = []
+    for _ in range(3):
+        world.device.write_flash(journal.address, b"\xff" * journal.bytes)
+        sent += nonces_over(world, task, 1)
+    counted = (1).to_bytes(4, "little")
+    assert [coded[:12] for coded in sent] == [counted + bytes([n]) * 8 for n in (1, 2, 3)]
+    assert asked == [8, 8, 8]
+
+
+def test_without_random_numbers_nothing_is_masked_and_a_plain_round_goes_on(world: World) -> None:
+    world.device.setup.secret = Secret(lambda *_: False)
+    world.boot()
+    assert declined(online(world), KEYS.masked(TASK)) == Reason.NO_RANDOM_NUMBERS
+    world.give(KEYS.sign(replace(TASK, round=2)))
+    assert finish_round(world)
 
 
 def test_a_device_that_cannot_advance_its_counter_sends_nothing(world: World) -> None:

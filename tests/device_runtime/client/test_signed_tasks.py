@@ -19,9 +19,12 @@ from .rounds import (
     FACTORY,
     TASK_TOPIC,
     decline_of,
+    digest_of,
     finish_round,
     keyed_world,
     online,
+    publish_blob,
+    trained,
 )
 
 KEYS = Keys()
@@ -228,6 +231,28 @@ def test_the_task_is_kept_before_the_work_begins(world: World) -> None:
     world.run_until(lambda: (DeviceState.DECLINED, Reason.OLDER_LEASE) in world.states())
 
 
+def test_a_higher_lease_and_a_newer_keyring_are_kept_while_chunks_come(world: World) -> None:
+    blob = trained().blob()
+    task = task_for(ALL, blob, lease=3, round=5)
+    publish_blob(world, blob, lacking=3)
+    world.give(KEYS.sign(task))
+    world.run_until(lambda: world.device.state == DeviceState.FETCHING)
+    world.run_for(1)
+    world.give(NEXT.sign(replace(task, lease=9), with_keyring=True))
+    world.run_for(5)
+    assert world.device.state == DeviceState.FETCHING
+    retained = dict(world.broker.retained)
+    world.broker.retained.clear()
+    world.boot()
+    told = announced(world)
+    assert (told.lease, told.keyring) == (9, 2)
+    world.broker.retained.update(retained)
+    publish_blob(world, blob)
+    world.give(NEXT.sign(replace(task, lease=9)))
+    (delta,) = finish_round(world)
+    assert (delta.lease, sum(world.device.erases[:2])) == (9, 0)
+
+
 def test_a_device_that_cannot_keep_the_task_does_not_begin(world: World) -> None:
     journal = world.device.setup.regions.journal
     journal.first_sector = 1000  # where there is no flash
@@ -238,6 +263,29 @@ def test_a_device_that_cannot_keep_the_task_does_not_begin(world: World) -> None
     world.give(KEYS.sign(TASK))
     world.run_until(lambda: (DeviceState.DECLINED, Reason.FLASH_FAILURE) in world.states())
     assert not world.of(Delta)
+
+
+def test_what_the_journal_cannot_keep_counts_until_the_next_reset(world: World) -> None:
+    journal = world.device.setup.regions.journal
+    journal.first_sector = elsewhere = 7  # so that erasing doesn't help
+    world.boot()
+    world.device.write_flash(journal.address, b"\0" * journal.bytes)
+    online(world)
+    world.give(NEXT.sign(task_for(ALL, FACTORY, lease=9, round=2), with_keyring=True))
+    world.run_until(lambda: world.states()[-1] == (DeviceState.DECLINED, Reason.FLASH_FAILURE))
+    for task, reason in (
+        (KEYS.sign(task_for(ALL, FACTORY, lease=10)), Reason.NOT_SIGNED),
+        (NEXT.sign(task_for(ALL, FACTORY, lease=8, round=9)), Reason.OLDER_LEASE),
+        (NEXT.sign(task_for(ALL, FACTORY, lease=9, round=1)), Reason.OLDER_LEASE),
+        (NEXT.sign(task_for(ALL, FACTORY, lease=9, round=3)), Reason.FLASH_FAILURE),
+    ):
+        world.forget_published()
+        world.give(task)
+        world.run_until(lambda reason=reason: (DeviceState.DECLINED, reason) in world.states())
+    assert not world.of(Delta)
+    assert announced(world).keyring == 2
+    world.run_for(60)
+    assert world.device.erases[elsewhere] + world.device.erases[elsewhere + 1] == 2, "once a task"
 
 
 def test_a_newer_keyring_comes_with_a_task_and_is_announced(world: World) -> None:
@@ -267,6 +315,67 @@ def test_an_empty_task_ends_the_round_unsigned(world: World) -> None:
     world.give(b"")
     world.run_until(lambda: world.device.state == DeviceState.IDLE)
     assert not world.of(Delta)
+
+
+def test_a_round_that_an_empty_task_ended_is_begun_again_under_a_higher_lease_only(
+    world: World,
+) -> None:
+    world.give(LONG)
+    world.run_until(lambda: world.device.state == DeviceState.TRAINING)
+    for _ in range(3):
+        world.give(b"")
+        world.run_until(lambda: world.device.state == DeviceState.IDLE)
+        world.forget_published()
+        world.give(LONG)
+        world.run_until(lambda: bool(world.of(Status)))
+        status = world.of(Status)[0]
+        assert (status.state, status.reason) == (DeviceState.DECLINED, Reason.OLDER_LEASE)
+        assert status.round == 5
+        world.run_for(1)
+        assert world.device.state == DeviceState.IDLE
+    higher = KEYS.sign(replace(LONG, lease=4, epochs=1))
+    world.give(higher)
+    (delta,) = finish_round(world)
+    assert (delta.round, delta.lease) == (5, 4)
+
+
+def test_a_signed_task_and_empty_ones_in_turn_get_one_noise_in_a_boot(world: World) -> None:
+    task = KEYS.masked(TASK, clip=60, noise_variance=90_000)
+    world.receipt = lambda _: None
+    world.give(task)
+    world.run_until(lambda: bool(world.of(Delta)))
+    (delta,) = world.of(Delta)
+    operations = world.device.flash_operations
+    for _ in range(5):
+        world.give(b"")
+        world.run_for(1)
+        world.give(task)
+        world.run_for(1)
+    assert world.of(Delta) == [delta]
+    assert world.device.flash_operations == operations
+
+
+def test_wrong_chunks_and_empty_tasks_erase_a_slot_twice_at_most(world: World) -> None:
+    """A download that was begun before is tried twice; whoever ends it in between gets no third."""
+    blob = trained().blob()
+    wrong = bytes(len(blob))
+    task = KEYS.sign(task_for(ALL, blob))
+    publish_blob(world, wrong, digest_of(blob), lacking=3)
+    world.give(task)
+    world.run_for(0.3)
+    world.boot()
+    for lacking in [None, 3] * 4:
+        world.broker.retained.clear()
+        publish_blob(world, wrong, digest_of(blob), lacking=lacking)
+        erases = sum(world.device.erases[:2])
+        world.give(task)
+        for _ in range(300):
+            if sum(world.device.erases[:2]) == erases:
+                world.step()
+        world.give(b"")
+        world.run_for(0.1)
+    assert 0 < sum(world.device.erases[:2]) <= 2
+    assert world.device.base_weights == digest_of(FACTORY)
 
 
 def test_a_device_without_authority_takes_tasks_of_any_signature(library: ctypes.CDLL) -> None:

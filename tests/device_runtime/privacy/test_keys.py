@@ -178,6 +178,26 @@ def test_a_device_that_comes_to_another_fleet_forgets_the_keyring_of_the_first(
     assert device.take(replace(other, generation=2).signed_keyring)
 
 
+def test_a_keyring_that_faded_in_the_journal_is_written_again(library: ctypes.CDLL) -> None:
+    device = keyed(library)
+    assert device.take(SECOND.signed_keyring)
+    assert device.keep() == OK
+    device.rotate_journal()
+    content, at = device.content
+    assert content.count(SECOND.signed_keyring) == 2
+    device.content = b"\0", at + content.rindex(SECOND.signed_keyring)  # what was carried along
+    device.boot()
+    assert device.generation == 2
+    assert device.keep() == OK
+    assert device.flash.operations > 0
+    device.boot()
+    assert device.keep() == OK
+    assert device.flash.operations == 0, "it is there"
+    device.rotate_journal()
+    device.boot()
+    assert device.generation == 2
+
+
 def test_a_power_cut_while_a_keyring_is_written_leaves_the_one_before_or_it(
     library: ctypes.CDLL,
 ) -> None:
