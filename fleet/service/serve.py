@@ -21,6 +21,7 @@ from fleet.clock import Clock, SystemClock
 from fleet.coordinator.control import Control
 from fleet.coordinator.fleet_run import DRIVER
 from fleet.coordinator.gateway_keys import GatewayKeys, read_keys
+from fleet.coordinator.key_holders import task_keys
 from fleet.coordinator.service import Patience, ProgressEvent, RunKeeper
 from fleet.coordinator.settings import CoordinatorSettings
 from fleet.coordinator.superlink import superlink_of
@@ -97,8 +98,10 @@ class Leader:
     def _lead(self, is_stopping: threading.Event) -> None:
         settings = self._settings
         folder = settings.superlink.gateway_keys
+        # What is wrong with keys is said before anything is started.
+        task_keys(settings)
         if folder is not None:
-            read_keys(folder)  # what is wrong with it is said before anything is started
+            read_keys(folder)
         superlink = superlink_of(settings)
         owns = settings.superlink.port is not None
         superlink.start()
