@@ -295,7 +295,9 @@ class SetMedian(AggregationRule):
             said = f"mean, since {sets} sets are {too_few}"
         else:
             return f"no change, since {sets} of {sum(map(bool, parts))} sets are {too_few}"
-        return f"{said}; no change where more sets were dealt than count" if stays else said
+        if stays:
+            said += f"; no change where fewer than {self.least_sets} of the sets dealt count"
+        return said
 
 
 Rule = Annotated[

@@ -221,7 +221,7 @@ def test_spoilt_sets_of_one_plan_keep_no_other_from_its_mean() -> None:
     assert np.array_equal(found, np.where(is_small, 0.0, large))
     assert SetMedian().chosen(sets) == (
         "mean, since 1 sets are too few for a median (least_sets 3); "
-        "no change where more sets were dealt than count"
+        "no change where fewer than 3 of the sets dealt count"
     )
 
 
