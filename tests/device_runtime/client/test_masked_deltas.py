@@ -10,9 +10,9 @@ import pytest
 from fleet.protocol import Action, Delta, DeviceState, Reason, Task
 from fleet.protocol.numbers import Personal
 from simulator.devices.flash_image import identity_region
+from simulator.machines.host_structs import Secret
 
 from ..host_device import IDENTITY, WIDE, World
-from ..host_structs import Secret
 from ..keyed import AUTHORITY, DEVICE_KEYS, Keys, clipped, coded_of
 from ..tiny_round import Weights, clustered_data, expected_values, task_for, train, values_of
 from .rounds import (

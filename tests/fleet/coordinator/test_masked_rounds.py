@@ -570,6 +570,6 @@ def test_masked_values_of_another_length_are_refused_by_the_gateway(tmp_path: Pa
     with masked_campaign(site, deadline_seconds=300) as (store, campaign):
         assert drive(site, store, campaign, SiteTransport(site)) == "finished"
         result = store.round(campaign, 1).result
-        assert result["refused"] == {"coding": result["refused"]["coding"]}
+        assert result["refused"].keys() == {"coding"}
         assert result["failed"] == {"cow-5": "coding"}
     site.close()

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from fleet.aggregation import init
 from fleet.campaign import CampaignConfig, Operation, RoundOutcome, RoundPlan
-from fleet.campaign.privacy import SPENT
+from fleet.campaign.privacy import SPENT, RoundPrivacy
 from fleet.coordinator.closing import close_round
 from fleet.privacy import epsilon
 from fleet.store import Ledger, SqlStore, tables
@@ -43,6 +43,12 @@ def said(**privacy: Any) -> dict[str, Any]:
 
 def plan_of(store: SqlStore, campaign: str, number: int) -> RoundPlan:
     return RoundPlan.from_json(store.round(campaign, number).plan)
+
+
+def privacy_of(store: SqlStore, campaign: str, number: int) -> RoundPrivacy:
+    says = plan_of(store, campaign, number).privacy
+    assert says is not None
+    return says
 
 
 ONE_ROUND = said(budget_epsilon=epsilon(RHO, 1e-2) + 1e-3)
@@ -87,7 +93,7 @@ def test_what_a_round_costs_is_in_the_ledger_before_a_task_goes_out_and_once(
         assert ledger.spent(everybody) == pytest.approx(dict.fromkeys(everybody, 2 * RHO), rel=1e-3)
         assert_bit_equal_to_plain(site, store, campaign)
         told = store.round(campaign, 2).result["privacy"]
-        assert told["rho"] == plan_of(store, campaign, 2).privacy.rho  # type: ignore[union-attr]
+        assert told["rho"] == privacy_of(store, campaign, 2).rho
         assert "scores" in told["not_covered"]
     site.close()
 
@@ -169,7 +175,7 @@ def test_where_budgets_are_spent_training_ends_and_what_was_trained_is_released(
         assert released.weights == store.latest_weights(campaign).sha256
         assert {one.device for one in released.assignments} == set(site.devices)
         if not is_killed:
-            spent = plan_of(store, campaign, 1).privacy.rho  # type: ignore[union-attr]
+            spent = privacy_of(store, campaign, 1).rho
             assert Ledger(store).spent(site.devices) == dict.fromkeys(site.devices, spent)
     site.close()
 
@@ -228,11 +234,11 @@ def test_the_clip_follows_what_devices_say_of_their_norms(tmp_path: Path) -> Non
     fields = said(noise_multiplier=0.01, clip=400, adaptive={"quantile": 0.5, "rate": 0.2})
     with masked_campaign(site, rounds=3, **fields) as (store, campaign):
         assert drive(site, store, campaign, SiteTransport(site)) == "finished"
-        clips = [plan_of(store, campaign, number).privacy.clip for number in (1, 2, 3)]  # type: ignore[union-attr]
+        says = [privacy_of(store, campaign, number) for number in (1, 2, 3)]
+        clips = [one.clip for one in says]
         assert clips == pytest.approx([400 * math.exp(-0.1 * number) for number in range(3)], abs=2)
         assert store.round(campaign, 3).result["privacy"]["share_within"] == pytest.approx(
             1, abs=0.1
         )
-        shares = [plan_of(store, campaign, number).privacy.norm_share for number in (1, 2, 3)]  # type: ignore[union-attr]
-        assert shares == [clip // 4 for clip in clips]
+        assert [one.norm_share for one in says] == [clip // 4 for clip in clips]
     site.close()

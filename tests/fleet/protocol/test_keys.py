@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,9 +72,11 @@ def test_no_bytes_are_a_keyring_with_another_encoding(data: bytes) -> None:
         (lambda: DeviceKeys.decode(bytes(95)), "96 bytes, not 95"),
     ],
 )
-def test_what_is_no_key_is_refused_with_its_reason(make: object, problem: str) -> None:
+def test_what_is_no_key_is_refused_with_its_reason(
+    make: Callable[[], object], problem: str
+) -> None:
     with pytest.raises(KeysError, match=problem):
-        make()  # type: ignore[operator]
+        make()
 
 
 def test_a_signature_is_for_one_task_of_one_device_of_one_fleet_and_one_gateway() -> None:
