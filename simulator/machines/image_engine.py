@@ -46,7 +46,7 @@ def machine_for(board: Board) -> str:
 
     Raises: MeasureError where there is none.
     """
-    if unicorn_board.can_run(board):
+    if unicorn_board.can_call(board):
         return "unicorn"
     if qemu_machine.can_run(board):
         return "qemu"

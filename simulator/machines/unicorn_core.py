@@ -21,6 +21,8 @@ from simulator.errors import ImageError
 
 _TRANSLATION_BYTES = 4 << 20
 MODELS: dict[Cpu, int] = {
+    # Unicorn has no core that refuses what this one lacks: its images run on a larger one.
+    "cortex-m0plus": arm_const.UC_CPU_ARM_CORTEX_M3,
     "cortex-m3": arm_const.UC_CPU_ARM_CORTEX_M3,
     "cortex-m4": arm_const.UC_CPU_ARM_CORTEX_M4,
     "cortex-m7": arm_const.UC_CPU_ARM_CORTEX_M7,
