@@ -157,6 +157,11 @@ class Board(_Frozen):
         return self
 
     @property
+    def engine_only(self) -> bool:
+        """Whether there is no port to its peripherals: its firmware can be measured, and no more."""
+        return self.port == "bare"
+
+    @property
     def flashes(self) -> dict[FlashName, Flash | ExternalFlash]:
         """Every flash of the board by its name, the microcontroller's own first.
 

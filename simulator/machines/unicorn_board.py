@@ -61,7 +61,7 @@ def can_run(board: Board) -> bool:
 
 def can_call(board: Board) -> bool:
     """Whether functions of its image can be called: also of a port that touches no peripherals."""
-    return board.port in ("stm32", "bare") and board.cpu in MODELS
+    return (board.port == "stm32" or board.engine_only) and board.cpu in MODELS
 
 
 class UnicornBoard(CoreRegisters, ABC):
