@@ -158,7 +158,7 @@ class Board(_Frozen):
 
     @property
     def engine_only(self) -> bool:
-        """Whether there is no port to its peripherals: its firmware can be measured, and no more."""
+        """Whether no port knows its peripherals: its firmware can be measured, and no more."""
         return self.port == "bare"
 
     @property
