@@ -37,6 +37,8 @@ _PLAN_SIZES = struct.Struct("<32xII")  # arena_bytes, state_bytes
 _BOOT_MILLISECONDS = 10_000
 
 
+COUNTING = ("unicorn", "qemu")
+"""Machines whose firmware's functions can be called, and are counted."""
 ImageMachine: TypeAlias = UnicornMachine | ImageBoard
 """A machine whose firmware's functions can be called."""
 

@@ -19,7 +19,7 @@ from codegen.firmware.bundle import Bundle, load_bundle
 from codegen.graph.ir import LOSS_UNITS
 from simulator.errors import ImageError, MachineFault, MeasureError
 from simulator.machines.counting import InclusiveCounter
-from simulator.machines.image_engine import ImageEngine, find_plan, machine_for
+from simulator.machines.image_engine import COUNTING, ImageEngine, find_plan, machine_for
 from simulator.machines.qemu.debugger import QemuError
 
 __all__ = ["ImageEngine", "Instructions", "Measurement", "StepProfile", "measure", "profile_step"]
@@ -102,6 +102,8 @@ def measure(
     Raises: BundleError for a damaged bundle; MeasureError for an unknown plan or machine, a
         wrong sample, or an image that faults.
     """
+    if machine not in (None, *COUNTING):
+        raise MeasureError(f"no machine {machine!r} can measure; use {' or '.join(COUNTING)}")
     bundle = load_bundle(bundle_dir)
     plan = find_plan(bundle, plan_id)
     found = machine_for(bundle.board)
