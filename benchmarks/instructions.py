@@ -26,9 +26,14 @@ from codegen.compile import compile_graph
 from codegen.firmware.boards import load_board
 from codegen.firmware.program_file import load_programs
 from codegen.firmware.toolchain import find_toolchain
-from codegen.graph.floats import Clamp, FloatAdd, FloatClamp, FloatConv, FloatGraph, FloatHead
-from codegen.graph.ir import AveragePool, Concat, Graph, Loss, MaxPool, Padding
+from codegen.graph.floats import Clamp, FloatConv, FloatGraph, FloatHead
+from codegen.graph.ir import Graph, Loss, Padding
 from codegen.importer.model import import_model
+from codegen.operators.add import FloatAdd
+from codegen.operators.average_pool import AveragePool
+from codegen.operators.concat import Concat
+from codegen.operators.max_pool import MaxPool
+from codegen.operators.requantize import FloatClamp
 from codegen.program.instructions import Rates, estimated_instructions, work_of
 from codegen.program.lowering import lower
 from codegen.program.plans import (

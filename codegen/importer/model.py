@@ -24,7 +24,7 @@ from onnx.reference import ReferenceEvaluator
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatGraph, FloatHead, LossChoice
 from codegen.graph.ir import Loss
-from codegen.importer.handlers import HANDLERS, RENAMING, SUPPORTED_OPERATORS, unsupported
+from codegen.importer.handlers import HANDLERS, SUPPORTED_OPERATORS, unsupported
 from codegen.importer.loss import Outputs, choose_loss
 from codegen.importer.passes import PASSES, DraftGraph
 from codegen.importer.quantized import transpose_integers
@@ -116,12 +116,12 @@ def _run(state: ImportState, opset: int) -> tuple[DraftGraph, View]:
         handler = HANDLERS.get(node.operator)
         if handler is None:
             node.refuse(unsupported(node.operator))
-        if state.is_behind_softmax(node) and node.operator not in RENAMING:
+        if state.is_behind_softmax(node) and not handler.renames:
             node.refuse(
                 "reads the output of a Softmax, behind which only reshapes are supported; export "
                 "the model without what follows"
             )
-        handler(state, node)
+        handler.read(state, node)
     result = state.views.get(state.outputs[0])
     if result is None:
         raise ModelError(

@@ -20,17 +20,22 @@ from codegen.graph.floats import (
     NO_CLAMP,
     ChannelsFirst,
     Clamp,
+    Clamped,
     Coding,
-    FloatAdd,
-    FloatClamp,
     FloatConv,
     FloatHead,
+    FloatOp,
     StoredIntegers,
+    inputs_of,
 )
-from codegen.graph.ir import AveragePool, Concat, GlobalAveragePool, MaxPool, Padding
-from codegen.importer.state import Affine, Array, Draft, reads
+from codegen.graph.ir import Padding, Variadic
+from codegen.importer.state import Affine, Array
+from codegen.operators.average_pool import AveragePool
+from codegen.operators.global_average_pool import GlobalAveragePool
+from codegen.operators.max_pool import MaxPool
+from codegen.operators.requantize import FloatClamp
 
-_Op = TypeVar("_Op", bound=Draft)
+_Op = TypeVar("_Op", bound=FloatOp)
 
 
 @dataclasses.dataclass
@@ -39,13 +44,13 @@ class DraftGraph:
 
     input: str
     output: str
-    ops: dict[str, Draft]
+    ops: dict[str, FloatOp]
     shapes: dict[str, ChannelsFirst]
     codings: dict[str, Coding]
 
     def readers(self) -> Counter[str]:
         """How many operations read each tensor; the graph's output is read once more."""
-        counts = Counter(name for op in self.ops.values() for name in reads(op))
+        counts = Counter(name for op in self.ops.values() for name in inputs_of(op))
         counts[self.output] += 1
         return counts
 
@@ -60,25 +65,21 @@ class DraftGraph:
             return new if name == old else name
 
         for output, op in self.ops.items():
-            match op:
-                case FloatAdd(inputs=(one, other)):
-                    inputs = renamed(one), renamed(other)
-                    self.ops[output] = dataclasses.replace(op, inputs=inputs)
-                case Concat():
-                    parts = tuple(renamed(name) for name in op.inputs)
-                    self.ops[output] = dataclasses.replace(op, inputs=parts)
-                case _:
-                    self.ops[output] = dataclasses.replace(op, input=renamed(op.input))
+            if isinstance(op, Variadic):
+                inputs = tuple(renamed(name) for name in op.inputs)
+                self.ops[output] = dataclasses.replace(op, inputs=inputs)
+            else:
+                self.ops[output] = dataclasses.replace(op, input=renamed(op.input))
         if self.output == old:
             self.output = new
 
-    def remove(self, op: Draft, keep: str) -> None:
+    def remove(self, op: FloatOp, keep: str) -> None:
         """Takes ``op`` out; its readers read tensor ``keep``."""
         del self.ops[op.output]
         self.codings.pop(op.output, None)
         self.rename(op.output, keep)
 
-    def split(self, first: Draft, second: Draft) -> None:
+    def split(self, first: FloatOp, second: FloatOp) -> None:
         """Two operations, one behind the other, in the place of the one that makes the same."""
         before = dict(self.ops)
         self.ops.clear()
@@ -100,7 +101,7 @@ def remove_unused(draft: DraftGraph) -> None:
     needed = {draft.output}
     for output, op in reversed(draft.ops.items()):
         if output in needed:
-            needed.update(reads(op))
+            needed.update(inputs_of(op))
     for output in [name for name in draft.ops if name not in needed]:
         del draft.ops[output]
 
@@ -180,7 +181,8 @@ def raise_clamps_over_max_pools(draft: DraftGraph) -> None:
         while isinstance(pool, MaxPool) and pool.output not in draft.codings:
             if not draft.only_reader(pool.output) or not draft.only_reader(pool.input):
                 break
-            if not isinstance(draft.ops.get(pool.input), (FloatConv, FloatAdd, MaxPool)):
+            maker = draft.ops.get(pool.input)
+            if isinstance(maker, FloatClamp) or not isinstance(maker, (Clamped, MaxPool)):
                 break
             op = _swapped(draft, pool, op)
             pool = draft.ops.get(op.input)
@@ -199,7 +201,7 @@ def fold_clamps(draft: DraftGraph) -> None:
     """An activation becomes the clamp of the operation that makes its input."""
     for op in draft.each(FloatClamp):
         maker = draft.ops.get(op.input)
-        if not isinstance(maker, (FloatConv, FloatAdd, FloatClamp)):
+        if not isinstance(maker, Clamped):
             continue
         if maker.output in draft.codings or not draft.only_reader(maker.output):
             continue
@@ -258,11 +260,9 @@ def separate_clamps(draft: DraftGraph) -> None:
     """
     for op in list(draft.ops.values()):
         coding = draft.codings.get(op.output)
-        if (
-            not isinstance(op, (FloatConv, FloatAdd))
-            or coding is None
-            or _implied(op.clamp, coding)
-        ):
+        if not isinstance(op, Clamped) or isinstance(op, FloatClamp):
+            continue
+        if coding is None or _implied(op.clamp, coding):
             continue
         unclamped = f"{op.output}_unclamped"
         draft.split(
@@ -283,7 +283,7 @@ def clamp_to_codes(draft: DraftGraph) -> None:
     """In quantized models the range of the codes is the activation: Relu nodes are left out."""
     for op in draft.ops.values():
         coding = draft.codings.get(op.output)
-        if isinstance(op, (FloatConv, FloatAdd, FloatClamp)) and coding is not None:
+        if isinstance(op, Clamped) and coding is not None:
             clamp = op.clamp.then(coding.range)
             draft.ops[op.output] = dataclasses.replace(op, clamp=clamp)
 

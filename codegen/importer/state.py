@@ -25,11 +25,11 @@ from codegen.graph.floats import (
     Coding,
     FloatOp,
     SampleLayout,
-    inputs_of,
     window_output_shape,
 )
-from codegen.graph.ir import AveragePool, Padding
+from codegen.graph.ir import Padding, Unary
 from codegen.graph.names import identifier
+from codegen.operators.average_pool import AveragePool
 
 Array = NDArray[np.float64]
 
@@ -70,22 +70,11 @@ class Integers:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Affine:
+class Affine(Unary):
     """gain * x + shift per channel (or one for all): never survives the importer's passes."""
 
-    name: str
-    input: str
-    output: str
     gain: Array
     shift: Array
-
-
-Draft: TypeAlias = FloatOp | Affine
-
-
-def reads(op: Draft) -> tuple[str, ...]:
-    """Names of the tensors that ``op`` reads."""
-    return (op.input,) if isinstance(op, Affine) else inputs_of(op)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,7 +137,7 @@ class ImportState:
             entry.name: numpy_helper.to_array(entry) for entry in graph.initializer
         }
         self.integers: dict[str, Integers] = {}  # by the name of their real values
-        self.ops: dict[str, Draft] = {}  # by output tensor, in execution order
+        self.ops: dict[str, FloatOp] = {}  # by output tensor, in execution order
         self.views: dict[str, View] = {}  # by ONNX name
         self.codings: dict[str, Coding] = {}  # by tensor, in quantized models
         self.codes: dict[str, np.dtype[Any]] = {}  # types by ONNX name of QuantizeLinear's outputs
@@ -309,16 +298,16 @@ class ImportState:
         self._taken.add(identifier(candidate))
         return candidate
 
-    def _add(self, op: Draft, roles: Roles) -> None:
+    def _add(self, op: FloatOp, roles: Roles) -> None:
         self.ops[op.output] = op
         self._roles[op.output] = roles
 
-    def append(self, node: Node, op: Draft, roles: Roles, dims: tuple[Group, ...]) -> None:
+    def append(self, node: Node, op: FloatOp, roles: Roles, dims: tuple[Group, ...]) -> None:
         """Adds ``op`` as the maker of the node's output, a view with ``dims``."""
         self._add(op, roles)
         self.views[node.outputs[0]] = View(op.output, dims)
 
-    def append_elementwise(self, node: Node, op: Draft, view: View) -> None:
+    def append_elementwise(self, node: Node, op: FloatOp, view: View) -> None:
         """Adds an operation whose output has the axes of its input ``view``."""
         self.ops[op.output] = op
         if view.tensor in self._roles:

@@ -15,14 +15,14 @@ from types import MappingProxyType
 
 import numpy as np
 
-from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Requantize, inputs_of
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, inputs_of
 from codegen.program import memory_plan, scratch, streaming
 from codegen.program.blob import Parameter, parameters
 from codegen.program.plans import Plan, trained_tensors
 from codegen.program.row_pairs import stored_bytes
 from codegen.program.scheduling import scheduled
 from codegen.program.scratch import round_up
-from codegen.program.step_builder import Parameterized, Part, StepBuilder, activation_buffer
+from codegen.program.step_builder import Part, StepBuilder, activation_buffer
 from codegen.program.steps import CHAIN, SCALES, Program, Rows, Segment, Step, bytes_beside_arena
 
 VELOCITY_BYTES = 4
@@ -80,7 +80,7 @@ def _streamable(builder: StepBuilder) -> list[str]:
     readers = Counter(name for op in ops for name in inputs_of(op))
     found = []
     for op, after in itertools.pairwise(ops):
-        if not isinstance(op, Parameterized | Requantize) or not isinstance(after, streaming.Stage):
+        if not streaming.passes_rows_on(op) or not streaming.is_stage(after):
             continue
         once = op.output in inputs_of(after) and readers[op.output] == 1
         # A layer that keeps a mask makes all its rows in one go.
@@ -128,7 +128,7 @@ class _Draft:
 def _chain(graph: Graph, parts: Sequence[Part], band: int) -> Part:
     """One step that executes those of ``parts`` row by row, ``band`` rows of its output a time."""
     steps = [step for part in parts for step in part.steps]
-    ops = [step.op for step in steps if isinstance(step.op, streaming.Stage)]
+    ops = [step.op for step in steps if streaming.is_stage(step.op)]
     rows = streaming.schedule(graph, ops, band)
     rings = streaming.ring_rows(graph, ops, rows)
     chain = Part()

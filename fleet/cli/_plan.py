@@ -19,6 +19,7 @@ from codegen.plan_search import pictures
 from codegen.plan_search.planning import PlanningResult, Settings, find_plans
 from codegen.plan_search.proof import Bench
 from codegen.plan_search.samples import load_samples
+from codegen.quantization.calibration import uncoded
 from codegen.quantization.model import QuantizationOptions, quantize_model
 from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, readable, table
@@ -45,7 +46,7 @@ def make_plans(
     target = load_board(board)
     imported = import_model(model, loss, data)
     # Without a file of its own, a float model is calibrated with the samples themselves.
-    samples_file = calibration or (data if imported.uncoded else None)
+    samples_file = calibration or (data if uncoded(imported) else None)
     quantized = quantize_model(imported, samples_file, quantization)
     graph = quantized.graph
     samples = load_samples(data, graph, imported)

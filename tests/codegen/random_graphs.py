@@ -5,8 +5,6 @@ import numpy as np
 from codegen.graph.floats import (
     Clamp,
     Coding,
-    FloatAdd,
-    FloatClamp,
     FloatConv,
     FloatGraph,
     FloatHead,
@@ -14,7 +12,13 @@ from codegen.graph.floats import (
     conv_output_shape,
     window_output_shape,
 )
-from codegen.graph.ir import AveragePool, Concat, GlobalAveragePool, Graph, Loss, MaxPool, Padding
+from codegen.graph.ir import Graph, Loss, Padding
+from codegen.operators.add import FloatAdd
+from codegen.operators.average_pool import AveragePool
+from codegen.operators.concat import Concat
+from codegen.operators.global_average_pool import GlobalAveragePool
+from codegen.operators.max_pool import MaxPool
+from codegen.operators.requantize import FloatClamp
 from codegen.program.plans import Plan, WeightUpdate
 from codegen.quantization.quantize import quantize, quantize_input
 

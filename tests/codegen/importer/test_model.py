@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from codegen.errors import ModelError
-from codegen.graph.floats import FloatConv, evaluate, parameter_count
+from codegen.graph.floats import FloatConv, parameter_count
 from codegen.importer.model import import_model, import_proto
+from codegen.operators.execution import evaluate
 from tests.codegen import onnxruntime_oracle
 from tests.conftest import examples
 

@@ -7,17 +7,11 @@ import sys
 
 import numpy as np
 
-from codegen.graph.ir import (
-    Add,
-    Conv,
-    GlobalAveragePool,
-    Graph,
-    Head,
-    MaxPool,
-    Requantize,
-    Tensor,
-    inputs_of,
-)
+from codegen.graph.ir import Conv, Graph, Head, Tensor, inputs_of
+from codegen.operators.add import Add
+from codegen.operators.global_average_pool import GlobalAveragePool
+from codegen.operators.max_pool import MaxPool
+from codegen.operators.requantize import Requantize
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan, WeightUpdate
 from codegen.program.steps import Program

@@ -9,15 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.arithmetic.layers import logit_scale
-from codegen.graph.ir import (
-    Add,
-    AveragePool,
-    Conv,
-    DepthwiseConv,
-    GlobalAveragePool,
-    Graph,
-    inputs_of,
-)
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, inputs_of
+from codegen.operators.add import Add
+from codegen.operators.average_pool import AveragePool
+from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.program.lowering import lower
 from codegen.reference.float_autodiff import cosines, forward_integers
 from codegen.reference.interpreter import Interpreter
