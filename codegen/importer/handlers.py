@@ -30,7 +30,7 @@ from codegen.operators.base import Handler
 
 _SMOOTH = "use Relu or Clip, and train with it"
 _QDQ = "export in QDQ format (quant_format=QuantFormat.QDQ)"
-_REMEDIES = {
+REMEDIES = {
     "QLinearConv": _QDQ,
     "QLinearAdd": _QDQ,
     "QLinearMatMul": _QDQ,
@@ -59,7 +59,7 @@ _REMEDIES = {
 
 def unsupported(operator: str) -> str:
     """What to say of an operator that has no handler."""
-    remedy = _REMEDIES.get(operator, "change the model to use only these")
+    remedy = REMEDIES.get(operator, "change the model to use only these")
     return f"operator not supported; {remedy}. Supported: {', '.join(SUPPORTED_OPERATORS)}"
 
 

@@ -1,10 +1,10 @@
 """ONNX file → float graph.
 
 Every node of the file goes through one small handler, in the table `HANDLERS` of
-`codegen.importer.handlers`; a new operator is one more row. Operations of the file become
-operations of a draft, or other views of the same tensor where they only move or rename values;
-what depends on constants and shapes alone is computed. Then the passes of
-`codegen.importer.passes` bring the draft into the float graph's normal form. In quantized models
+`codegen.importer.handlers`; an operation's own handlers stand in its row of `codegen.operators`.
+Operations of the file become operations of a draft, or other views of the same tensor where they
+only move or rename values; what depends on constants and shapes alone is computed. Then the passes
+of `codegen.importer.passes` bring the draft into the float graph's normal form. In quantized models
 (QuantizeLinear and DequantizeLinear around every operation) these two only rename tensors, but
 scales, zero points and stored integers are kept. What can't be imported is refused with the node,
 the operator, the attribute and the remedy.

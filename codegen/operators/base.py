@@ -123,6 +123,8 @@ class Operator(ABC, Generic[Real, Kind]):
     """Kernels are named by it: ``KERNEL_forward``, ``KERNEL_input_gradient``."""
     operands: ClassVar[tuple[str, ...]] = ("input",)
     """The forward kernel's names for its inputs."""
+    one_step_per_input: ClassVar[bool] = False
+    """Whether the forward kernel is called for one input after the other."""
     elementwise: ClassVar[bool] = False
     """Whether an element of the output needs just those in its place: rows can be made one by one,
     in the place of the inputs."""

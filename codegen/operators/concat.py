@@ -36,9 +36,8 @@ def _slices(graph: Graph, op: Concat) -> list[slice]:
 
 
 class _ConcatOperator(Operator[Concat, Concat]):
-    """One step for each input, whose place the operand says."""
-
     real = kind = Concat
+    one_step_per_input = True
     kernel = "concat"
     struct = "tf_slice"
 
