@@ -48,7 +48,7 @@ def layers_source(graph: Graph, programs: Sequence[Program]) -> str:
             case Head():
                 lines += _head(graph, op)
             case _:
-                lines += _operation(graph, op)
+                lines += _operation(graph, op, {kernel for name, kernel in used if name == op.name})
         lines.append("")
     return "\n".join(lines)
 
@@ -66,14 +66,17 @@ def _declaration(op: Op) -> str:
             return f"const {operator.struct} {name}" + ("" if count is None else f"[{count}]")
 
 
-def _operation(graph: Graph, op: Operation) -> list[str]:
+def _operation(graph: Graph, op: Operation, kernels: set[str]) -> list[str]:
     """The struct of an operation without weights, after the tables to which it points."""
-    operator, name = operator_of(op), layer_name(op)
-    lines = []
+    operator = operator_of(op)
+    lines, tables = [], {}
     for suffix, table in operator.tables(graph, op).items():
-        values = rows(table.values, table.per_line)
-        lines += [f"static const {table.c_type} {name}_{suffix}[] = {{", values, "};"]
-    fields = [f"    {line}" for line in operator.fields(graph, op, name)]
+        tables[suffix] = "0"
+        if table.kernel is None or table.kernel in kernels:
+            tables[suffix] = f"{layer_name(op)}_{suffix}"
+            values = rows(table.values, table.per_line)
+            lines += [f"static const {table.c_type} {tables[suffix]}[] = {{", values, "};"]
+    fields = [f"    {line}" for line in operator.fields(graph, op, tables)]
     return [*lines, f"{_declaration(op)} = {{", *fields, "};"]
 
 

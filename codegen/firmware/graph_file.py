@@ -98,13 +98,13 @@ def _described(op: Op) -> dict[str, Any]:
     return entry
 
 
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def _operation(entry: Mapping[str, Any]) -> Op:
     """The operation of an entry, with zeros for weights and biases."""
-    options = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in entry.items()
-        if name != "kind"
-    }
+    options = {name: _tuples(value) for name, value in entry.items() if name != "kind"}
     for name in _PADDINGS:
         if name in options:
             options[name] = Padding(*options[name])

@@ -23,12 +23,21 @@ from codegen.importer.layers import (
     reduce_mean,
 )
 from codegen.importer.quantized import dequantize_linear, quantize_linear
-from codegen.importer.state import Affine, Array, Group, ImportState, Node, Roles, View, size_of
+from codegen.importer.state import (
+    Affine,
+    Array,
+    Group,
+    ImportState,
+    Node,
+    Product,
+    Roles,
+    View,
+    size_of,
+)
 from codegen.operators import OPERATORS
 from codegen.operators.add import FloatAdd
 from codegen.operators.base import Handler
 
-_SMOOTH = "use Relu or Clip, and train with it"
 _QDQ = "export in QDQ format (quant_format=QuantFormat.QDQ)"
 REMEDIES = {
     "QLinearConv": _QDQ,
@@ -37,11 +46,6 @@ REMEDIES = {
     "ConvInteger": "quantize statically (quantize_static), in QDQ format",
     "DynamicQuantizeLinear": "quantize statically (quantize_static), in QDQ format",
     "ConvTranspose": "end the network in a fully connected layer",
-    **dict.fromkeys(
-        ("Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Erf", "Gelu", "Elu", "Selu", "Mish",
-         "LeakyRelu", "PRelu", "Softplus", "Swish"),
-        _SMOOTH,
-    ),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "use convolutions over time"),
     **dict.fromkeys(("Slice", "Split"), "pool, or convolve with a stride, in its place"),
     "InstanceNormalization": "use BatchNormalization",
@@ -122,9 +126,8 @@ def _sum(state: ImportState, node: Node, sign: float) -> None:
         return
     if sign < 0:
         node.refuse("subtracts one tensor from another; negate the weights before it and use Add")
-    views = [state.view(node, index) for index in range(len(node.inputs))]
-    pictures = [_arrangement(view, state.roles(node, view)) for view in views]
-    if any(picture != pictures[0] for picture in pictures):
+    views, alike = _two_tensors(state, node)
+    if not alike:
         shown = " and ".join(str(list(view.sizes)) for view in views)
         node.refuse(
             f"adds tensors of shapes {shown}; broadcasting is not supported, both must be alike"
@@ -133,6 +136,13 @@ def _sum(state: ImportState, node: Node, sign: float) -> None:
     tensors = (views[0].tensor, views[1].tensor)
     roles = state.roles(node, views[0])
     state.append(node, FloatAdd(name, tensors, name), roles, views[0].dims)
+
+
+def _two_tensors(state: ImportState, node: Node) -> tuple[list[View], bool]:
+    """Both inputs, and whether they have one shape."""
+    views = [state.view(node, index) for index in range(len(node.inputs))]
+    pictures = [_arrangement(view, state.roles(node, view)) for view in views]
+    return views, all(picture == pictures[0] for picture in pictures)
 
 
 def _flipped(node: Node, index: int) -> Node:
@@ -172,10 +182,17 @@ def _sum_of_all(state: ImportState, node: Node) -> None:
 def _mul(state: ImportState, node: Node) -> None:
     constants = [index for index in (0, 1) if node.input(index) in state.constants]
     if not constants:
-        node.refuse(
-            "multiplies two tensors (attention, squeeze-and-excite or a smooth activation); only "
-            "products with constants are supported, remove that part of the model"
-        )
+        views, alike = _two_tensors(state, node)
+        if not alike:
+            shown = " and ".join(str(list(view.sizes)) for view in views)
+            node.refuse(
+                f"multiplies tensors of shapes {shown} (attention or squeeze-and-excite), which "
+                "is not supported; remove that part of the model"
+            )
+        name = state.unique(node.name)
+        product = Product(name, (views[0].tensor, views[1].tensor), name)
+        state.append(node, product, state.roles(node, views[0]), views[0].dims)
+        return
     flipped = _flipped(node, constants[0])
     view = state.view(flipped)
     gain = _per_channel(state, node, constants[0], view)
@@ -376,7 +393,12 @@ _OWN: Mapping[str, Handler] = {
     "MaxPool": Handler(
         max_pool, "MaxPool", "dilations; its second output; more than two spatial dimensions"
     ),
-    "Mul": Handler(_mul, "by a constant: " + _ONE_LAYER, "products of two tensors"),
+    "Mul": Handler(
+        _mul,
+        "by a constant: " + _ONE_LAYER + "; of functions of one tensor, as x · sigmoid(x): a table "
+        "by code",
+        "products of two tensors (attention, squeeze-and-excite)",
+    ),
     "Pad": Handler(
         pad,
         "the padding of what follows",

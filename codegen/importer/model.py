@@ -24,9 +24,10 @@ from onnx.reference import ReferenceEvaluator
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatGraph, FloatHead, LossChoice
 from codegen.graph.ir import Loss
+from codegen.importer.draft import DraftGraph
 from codegen.importer.handlers import HANDLERS, SUPPORTED_OPERATORS, unsupported
 from codegen.importer.loss import Outputs, choose_loss
-from codegen.importer.passes import PASSES, DraftGraph
+from codegen.importer.passes import PASSES
 from codegen.importer.quantized import transpose_integers
 from codegen.importer.state import Affine, ImportState, Node, View
 

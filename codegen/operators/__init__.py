@@ -11,6 +11,7 @@ from codegen.operators.average_pool import AVERAGE_POOL
 from codegen.operators.base import Operator
 from codegen.operators.concat import CONCAT
 from codegen.operators.global_average_pool import GLOBAL_AVERAGE_POOL
+from codegen.operators.lookup import LOOKUP
 from codegen.operators.max_pool import MAX_POOL
 from codegen.operators.requantize import REQUANTIZE
 
@@ -19,6 +20,7 @@ OPERATORS: tuple[Operator[Any, Any], ...] = (
     AVERAGE_POOL,
     CONCAT,
     GLOBAL_AVERAGE_POOL,
+    LOOKUP,
     MAX_POOL,
     REQUANTIZE,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -104,7 +104,7 @@ class _AddOperator(Linear[FloatAdd, Add]):
     def error_field(self, operand: int) -> str:
         return "ab"[operand] + "_"
 
-    def fields(self, graph: Graph, op: Add, name: str) -> list[str]:
+    def fields(self, graph: Graph, op: Add, tables: Mapping[str, str]) -> list[str]:
         constants = addition_arithmetic(graph, op)
         a, b = (graph.tensors[name] for name in op.inputs)
         out = graph.tensors[op.output]

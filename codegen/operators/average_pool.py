@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -179,9 +179,9 @@ class _AveragePoolOperator(Operator[AveragePool, AveragePool]):
             tables = {"requantize": Table("tf_multiplier", words, 8), **tables}
         return tables
 
-    def fields(self, graph: Graph, op: AveragePool, name: str) -> list[str]:
+    def fields(self, graph: Graph, op: AveragePool, tables: Mapping[str, str]) -> list[str]:
         constants, counted = average_pool_arithmetic(graph, op), op.counted
-        requantize = f"{name}_requantize" if constants.requantize else "0"
+        requantize = tables.get("requantize", "0")
         return [
             "{",
             *(f"    {line}" for line in window_fields(graph, op)),
@@ -189,7 +189,7 @@ class _AveragePoolOperator(Operator[AveragePool, AveragePool]):
             f"{counted.top}, {counted.left}, {counted.bottom}, {counted.right},",
             f"{graph.tensors[op.input].zero_point}, {graph.tensors[op.output].zero_point},",
             f"{constants.least_count}, {requantize}, {constants.pre_shift},",
-            f"{name}_error_multiplier, {constants.error_exponent},",
+            f"{tables['error_multiplier']}, {constants.error_exponent},",
         ]
 
     def forward_arguments(self, writer: StepWriter, step: Step) -> list[str]:

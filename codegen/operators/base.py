@@ -51,11 +51,15 @@ class Handler:
 
 @dataclass(frozen=True)
 class Table:
-    """A constant array beside an operation's struct, with so many values per line."""
+    """A constant array beside an operation's struct, with so many values per line.
+
+    One that serves a ``kernel`` alone is left out where no plan calls that.
+    """
 
     c_type: str
     values: Sequence[object]
     per_line: int
+    kernel: str | None = None
 
 
 class Operator(ABC, Generic[Real, Kind]):
@@ -182,8 +186,8 @@ class Operator(ABC, Generic[Real, Kind]):
     """The C type of its constants."""
 
     @abstractmethod
-    def fields(self, graph: Graph, op: Kind, name: str) -> list[str]:
-        """Lines of the struct's initializer; its tables are called ``name_TABLE``."""
+    def fields(self, graph: Graph, op: Kind, tables: Mapping[str, str]) -> list[str]:
+        """Lines of the struct's initializer; ``tables`` has those that there are in C, others 0."""
 
     def tables(self, graph: Graph, op: Kind) -> dict[str, Table]:
         """Arrays to which the struct points, by name."""

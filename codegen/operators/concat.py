@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,7 +97,7 @@ class _ConcatOperator(Operator[Concat, Concat]):
     def struct_count(self, op: Concat) -> int | None:
         return len(op.inputs)
 
-    def fields(self, graph: Graph, op: Concat, name: str) -> list[str]:
+    def fields(self, graph: Graph, op: Concat, tables: Mapping[str, str]) -> list[str]:
         height, width, whole = graph.tensors[op.output].shape
         return [
             f"{{{height * width}u, {whole}, {part.start}, {part.stop - part.start}}},"

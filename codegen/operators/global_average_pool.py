@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,7 +88,7 @@ class _GlobalAveragePoolOperator(Operator[GlobalAveragePool, GlobalAveragePool])
         exponent = error.exponent + constants.error_exponent
         interpreter.errors[step.buffers["out"]] = Error(spread, exponent)
 
-    def fields(self, graph: Graph, op: GlobalAveragePool, name: str) -> list[str]:
+    def fields(self, graph: Graph, op: GlobalAveragePool, tables: Mapping[str, str]) -> list[str]:
         constants = pooling_arithmetic(graph, op)
         height, width, channels = graph.tensors[op.input].shape
         return [

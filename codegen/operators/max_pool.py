@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -132,7 +132,7 @@ class _MaxPoolOperator(Operator[MaxPool, MaxPool]):
         )
         interpreter.errors[step.buffers["out"]] = Error(codes, error.exponent + shift)
 
-    def fields(self, graph: Graph, op: MaxPool, name: str) -> list[str]:
+    def fields(self, graph: Graph, op: MaxPool, tables: Mapping[str, str]) -> list[str]:
         return window_fields(graph, op)
 
     def forward_arguments(self, writer: StepWriter, step: Step) -> list[str]:

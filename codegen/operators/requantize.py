@@ -153,7 +153,7 @@ class _RequantizeOperator(Linear[FloatClamp, Requantize]):
         constants = requantize_arithmetic(graph, op)
         return constants.error_multiplier, constants.error_exponent
 
-    def fields(self, graph: Graph, op: Requantize, name: str) -> list[str]:
+    def fields(self, graph: Graph, op: Requantize, tables: Mapping[str, str]) -> list[str]:
         constants = requantize_arithmetic(graph, op)
         source, output = graph.tensors[op.input], graph.tensors[op.output]
         return [

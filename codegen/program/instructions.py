@@ -71,6 +71,8 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "head_forward": Rates(macs=2.5, elements=33.88),
         "head_input_gradient": Rates(macs=5, elements=104.69),
         "head_update": Rates(macs=74, elements=109.74),
+        "lookup_forward": Rates(elements=2.25),
+        "lookup_input_gradient": Rates(elements=4.26),
         "max_pool_forward": Rates(elements=16.82),
         "max_pool_input_gradient": Rates(elements=14.1),
         "mean_squared_error": Rates(elements=112.19),

@@ -105,6 +105,13 @@ typedef struct {
     int8_t error_exponent;
 } tf_requantization;
 
+/* A function of each element. Tables have an entry for each code of the input, from -128 on. */
+typedef struct {
+    const int8_t *codes;
+    const int16_t *slopes; /* Q15, relative to 2^slope_exponent; NULL where no plan needs them */
+    int8_t slope_exponent;
+} tf_lookup;
+
 /* Squared error of a head against the model's input, which has as many elements. */
 typedef struct {
     uint16_t size;
@@ -193,6 +200,8 @@ void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *inpu
 /* Copies one input of a concatenation to its channels of the output. */
 void tf_concat_forward(const tf_slice *slice, const int8_t *input, int8_t *output);
 /* output may be the input itself. */
+void tf_lookup_forward(const tf_lookup *layer, const int8_t *input, int8_t *output, uint32_t size);
+/* output may be the input itself. */
 void tf_requantize_forward(const tf_requantization *layer, const int8_t *input, int8_t *output,
                            uint8_t *mask, uint32_t size);
 void tf_head_forward(const tf_head *layer, const int8_t *input, const int16_t *weights,
@@ -218,6 +227,10 @@ void tf_error_sum(int16_t *a, tf_scale *a_scale, const int16_t *b, const tf_scal
 /* out = error * multiplier * 2^(exponent - 15); out may be error itself. */
 void tf_error_scale(const int16_t *error, const tf_scale *scale, int16_t multiplier,
                     int32_t exponent, uint32_t size, int16_t *out, tf_scale *out_scale);
+/* input: the codes that the forward kernel has seen; out may be error itself. */
+void tf_lookup_input_gradient(const tf_lookup *layer, const int16_t *error, const tf_scale *scale,
+                              const int8_t *input, uint32_t size, int16_t *out,
+                              tf_scale *out_scale);
 void tf_pool_input_gradient(const tf_pooling *layer, const int16_t *error, const tf_scale *scale,
                             int16_t *out, tf_scale *out_scale);
 void tf_max_pool_input_gradient(const tf_pool_window *window, const int16_t *error,

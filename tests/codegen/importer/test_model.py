@@ -263,8 +263,8 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
 @pytest.mark.parametrize(
     ("proto", "message"),
     [
-        (with_head([helper.make_node("Sigmoid", ["x"], ["y"], "bend")], {}, "y", 3),
-         r"'bend' \(Sigmoid\).*not supported; use Relu or Clip"),
+        (with_head([helper.make_node("LpPool", ["x"], ["y"], "norm", kernel_shape=[2, 2])], {}, "y",
+                   3), r"'norm' \(LpPool\).*not supported; change the model"),
         (with_head([helper.make_node("MaxPool", ["x"], ["y"], "mp", kernel_shape=[9, 2])], {}, "y",
                    3), r"'mp' \(MaxPool\).*9x2 window is larger"),
         (with_head([helper.make_node("Conv", ["x", "w"], ["y"], "wide", dilations=[2, 2])],
@@ -272,7 +272,8 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
         (with_head([helper.make_node("Conv", ["x", "w"], ["y"], "grouped", group=2)],
                    {"w": normal(8, 2, 3, 3)}, "y", 8, shape=(1, 4, 8, 8)),
          r"'grouped'.*group = 2.*depthwise"),
-        (with_head([CONV, helper.make_node("Mul", ["y", "y"], ["r"], "gate")], {"w": W}, "r", 4),
+        (with_head([CONV, helper.make_node("GlobalAveragePool", ["y"], ["g"]),
+                    helper.make_node("Mul", ["y", "g"], ["r"], "gate")], {"w": W}, "r", 4),
          "'gate'.*squeeze-and-excite"),
         (with_head([CONV, helper.make_node("Mul", ["y", "c"], ["r"], "rows")],
                    {"w": W, "c": normal(5, 1)}, "r", 4), "'rows'.*one per channel"),
