@@ -57,6 +57,7 @@ from codegen.firmware.flash_layout import (
     LogNeeds,
     Region,
     layout_defines,
+    layout_without_stores,
     linker_script,
     plan_flash,
     sample_log_needs,
@@ -106,9 +107,37 @@ class _FlashPlan:
     personal_bytes: int = 0
 
     def layout(self, firmware_bytes: int) -> FlashLayout:
-        """With room for so much behind the boot sector, and for the weights built in at least."""
-        least = max(firmware_bytes, self.weights_bytes + self.frozen_bytes)
-        return plan_flash(self.board, least, self.weights_bytes, self.log, self.personal_bytes)
+        """With room for so much behind the boot sector, and for the weights built in at least.
+
+        0: how much isn't known yet.
+        """
+        return plan_flash(
+            self.board,
+            max(firmware_bytes, self.built_in_bytes),
+            self.weights_bytes,
+            self.log,
+            self.personal_bytes,
+            linked=firmware_bytes > 0,
+        )
+
+    @property
+    def built_in_bytes(self) -> int:
+        """Bytes of all weights, which the image has in it."""
+        return self.weights_bytes + self.frozen_bytes
+
+    def check_weights(self) -> None:
+        """Raises BudgetError where the weights alone are more than the flash: early, and without a
+        compiler, which takes long over large ones."""
+        if self.built_in_bytes > self.board.flash.bytes:
+            self.layout(0)
+
+    def first_layout(self) -> FlashLayout:
+        """With room for the weights; where there is none, one that an image only overflows, so that
+        the table of needs will have the code in it as well."""
+        try:
+            return self.layout(0)
+        except BudgetError:
+            return layout_without_stores(self.board)
 
     def script(self, layout: FlashLayout, boot: BootSector) -> str:
         """The linker script for ``layout``."""
@@ -233,7 +262,7 @@ def compile_graph(
     weights = blob.published_by(graph, [*wanted, *publish])
     log = sample_log_needs(math.prod(graph.tensors[graph.input].shape), sample_log_bytes)
     flash = _FlashPlan(board, weights.published.size, weights.frozen.size, log, samples)
-    flash.layout(0)
+    flash.check_weights()
     programs = []
     for index, plan in enumerate(wanted):
         tell("planning", index, len(wanted))
@@ -396,7 +425,7 @@ def _link_where_it_fits(
     flash: _FlashPlan, link: Callable[[FlashLayout, str], None], elf: Path
 ) -> FlashLayout:
     """Links ``elf``; only then one knows how much room the slots and the log may leave it."""
-    layout, boot = flash.layout(0), BootSector()
+    layout, boot = flash.first_layout(), BootSector()
 
     def overflow(room: FlashLayout) -> int:
         try:
@@ -407,6 +436,12 @@ def _link_where_it_fits(
             if over == 0:
                 raise _budget_error(error, flash.board) from error
             return over
+        except ToolchainError as error:
+            try:
+                flash.layout(0)
+            except BudgetError as budget:
+                raise BudgetError(f"{budget}\nHow large the code is isn't known: {error}") from error
+            raise
 
     while over := overflow(layout):
         needed = layout.firmware.bytes + over

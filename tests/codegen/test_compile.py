@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -458,8 +459,29 @@ def test_a_model_too_big_for_the_flash_gives_the_table_of_needs(
     board = load_board("stm32f746").model_copy(update={"external_flash": None})
     with pytest.raises(BudgetError, match=r"doesn't fit the flash of stm32f746") as caught:
         compiled_heavy(tmp_path / "out", weight_bytes, board, kind)
-    assert "firmware with factory weights" in str(caught.value)
-    assert "smaller model" in str(caught.value)
+    text = str(caught.value)
+    assert "smaller model" in text
+    # The code is in the row of the firmware, also where no layout had room to link it in.
+    shown = re.search(r"firmware with factory weights +([\d,]+) bytes", text)
+    assert shown is not None
+    external = load_board("stm32f746").external_flash
+    sram = board.sram.model_copy(update={"bytes": 500_000})
+    room = {"external_flash": external, "sram": sram, "sram_limit_bytes": sram.bytes}
+    roomy = board.model_copy(update=room)
+    sizes = compiled_heavy(tmp_path / "roomy", weight_bytes, roomy, kind).report.flash_bytes
+    assert int(shown[1].replace(",", "")) == pytest.approx(sizes.total, abs=40_000)
+
+
+def test_where_the_code_cannot_be_compiled_either_both_reasons_are_given(tmp_path: Path) -> None:
+    board = load_board("stm32f746").model_copy(update={"external_flash": None, "clock_hz": 1_000})
+    with pytest.raises(BudgetError, match=r"(?s)weights, without code .* can't compile clocks.c"):
+        compiled_heavy(tmp_path / "out", 300_000, board, "gcc")
+
+
+def test_weights_beyond_any_flash_are_refused_without_being_compiled(tmp_path: Path) -> None:
+    board = load_board("stm32f746").model_copy(update={"external_flash": None})
+    with pytest.raises(BudgetError, match=r"factory weights, without code +1,[12]\d\d,"):
+        compiled_heavy(tmp_path / "out", 1_200_000, board, "gcc")
 
 
 @pytest.mark.parametrize("kind", COMPILERS)
