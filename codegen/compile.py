@@ -440,7 +440,8 @@ def _link_where_it_fits(
             try:
                 flash.layout(0)
             except BudgetError as budget:
-                raise BudgetError(f"{budget}\nHow large the code is isn't known: {error}") from error
+                unknown = f"How large the code is isn't known: {error}"
+                raise BudgetError(f"{budget}\n{unknown}") from error
             raise
 
     while over := overflow(layout):
