@@ -146,11 +146,13 @@ def _show(result: PlanningResult) -> None:
 
 def _additivity(result: PlanningResult) -> str:
     plan = result.highest_sum
-    gain = readable(result.head_only.loss - plan.measured.loss)
+    gained = result.head_only.loss - plan.measured.loss
+    gain = readable(gained)
     if result.contributions.method == "fisher":
         return (
             f"Plan {plan.name}: {readable(plan.predicted)} nats predicted for a first step; all "
-            f"steps lowered the loss by {gain} nats."
+            f"steps {'raised' if gained < 0 else 'lowered'} the loss by {readable(abs(gained))} "
+            "nats."
         )
     return (
         f"That gains add up is an assumption: for plan {plan.name} {readable(plan.predicted)} nats "
