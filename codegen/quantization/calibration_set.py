@@ -94,7 +94,7 @@ def fit_to_input(
     doesn't fit the model's input, or it can't tell a range.
     """
     expected = graph.shapes[graph.input]
-    needed = shapes_taken(expected, graph.sample_layout and graph.sample_shape)
+    needed = shapes_taken(expected, graph.sample_shape if graph.sample_layout else None)
     if calibration is None:
         raise CalibrationError(f"a float model needs a calibration set, {needed}: {_HOW_TO_GIVE}")
     if calibration.shape[1:] == graph.sample_shape:

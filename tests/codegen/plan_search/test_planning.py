@@ -75,8 +75,10 @@ def comparable(result: PlanningResult) -> Any:
     return (
         result.contributions,
         result.head_only,
-        [(p.name, p.plan, p.predicted, p.costs, p.measured) for p in result.proposals],
-        result.linked,
+        [
+            (p.name, p.plan, p.predicted, p.costs, p.linked.rounds, p.measured)
+            for p in result.proposals
+        ],
     )
 
 
@@ -97,15 +99,11 @@ def test_the_best_plan_is_within_all_limits_as_linked_and_trained(
         channel_choice="contribution",
     )
     result = plans(settings)
-    linked = result.linked
-    assert linked.report.sram_bytes.total == linked.costs.sram_bytes <= sram
-    assert linked.costs.delta_bytes <= uplink
-    assert linked.costs.instructions <= instructions
-    assert result.best.costs == linked.costs
-    # Another state has the same kernels.
-    predicted = {v.option: v.costs.instructions for v in result.variants if v.costs}
-    assert linked.costs.instructions == pytest.approx(predicted["state int8-stochastic"], rel=0.2)
-    assert all(p.costs.instructions <= instructions for p in result.proposals)
+    for proposal in result.proposals:
+        costs = proposal.costs
+        assert proposal.linked.report.sram_bytes.total == costs.sram_bytes <= sram
+        assert max(proposal.linked.rounds) <= costs.delta_bytes <= uplink
+        assert costs.instructions <= instructions
     assert {weight.chosen_by for weight in result.best.spec.weights} <= {None, "fisher"}
 
 
@@ -134,8 +132,7 @@ def test_a_sum_that_does_not_add_up_is_not_chosen(monkeypatch: pytest.MonkeyPatc
     assert len(result.best.plan.weights) <= 1
     assert result.best.predicted < result.highest_sum.predicted
     assert HIGHEST_SUM in result.plan_file()["plans"]
-    report = result.linked.report
-    assert report.id == result.best.plan.id
+    assert result.best.linked.report.id == result.best.plan.id
 
 
 def test_smaller_plans_promise_less(unlimited: PlanningResult) -> None:
