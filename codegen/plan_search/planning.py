@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ from codegen.plan_search.training import (
     with_trained_head,
 )
 from codegen.program import blob
-from codegen.program.plans import Plan, PlanSpec, State, default_plans, resolve
+from codegen.program.plans import LastLayers, Plan, PlanSpec, State, default_plans, resolve
 from device_runtime import engine_sources
 
 HEAD_EPOCHS = 10
@@ -321,13 +322,36 @@ class _Planning:
     def _head_alone(self, limits: Limits) -> Linked:
         """The plan that is part of every other, which must be within the limits."""
         head = resolve(PlanSpec(name=HEAD_ONLY, state=self.settings.state), self.graph)
-        linked = self.proof.of(head)
-        if limits.allow(linked.costs):
-            return linked
+        try:
+            linked = self.proof.of(head)
+        except BudgetError:
+            needs = f"more than the {self.board.sram.bytes:,} bytes of SRAM that are there"
+        else:
+            if limits.allow(linked.costs):
+                return linked
+            needs = str(linked.costs)
         raise BudgetError(
-            f"no plan fits {limits} on board {self.board.name}: the head alone needs "
-            f"{linked.costs}; use a smaller model, a larger board, or raise the limits"
+            f"no plan fits {limits} on board {self.board.name}: the head alone needs {needs}; "
+            f"use a smaller model, a larger board, or raise the limits{self._without_head(limits)}"
         )
+
+    def _without_head(self, limits: Limits) -> str:
+        """What can be trained within ``limits`` where the head can't be: biases, if any."""
+        depth = self.last
+        while depth > 0:
+            spec = PlanSpec(biases=LastLayers(last=depth), head=False, state=self.settings.state)
+            try:
+                costs = self.proof.of(resolve(spec, self.graph)).costs
+            except BudgetError:
+                costs = None
+            if costs is not None and limits.allow(costs):
+                plan = json.dumps(spec.model_dump(mode="json", exclude_defaults=True))
+                return (
+                    f". Without the head a plan of biases fits, whose gain isn't measured: {plan} "
+                    f"needs {costs}"
+                )
+            depth //= 2
+        return ""
 
     # Contributions.
 

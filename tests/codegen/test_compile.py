@@ -31,7 +31,7 @@ from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Graph
 from codegen.importer.model import import_model
 from codegen.plan_search.nearest import suggestion
-from codegen.program.plans import PlanSpec, WeightSpec
+from codegen.program.plans import Plan, PlanSpec, WeightSpec, resolve
 from codegen.program.row_pairs import stored_bytes
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize
@@ -476,6 +476,32 @@ def test_where_the_code_cannot_be_compiled_either_both_reasons_are_given(tmp_pat
     board = load_board("stm32f746").model_copy(update={"external_flash": None, "clock_hz": 1_000})
     with pytest.raises(BudgetError, match=r"(?s)weights, without code .* can't compile clocks.c"):
         compiled_heavy(tmp_path / "out", 300_000, board, "gcc")
+
+
+def test_a_head_that_is_too_large_is_left_out_of_the_plan_that_is_named(tmp_path: Path) -> None:
+    graph, board = heavy_graph(300_000), load_board("stm32f746")
+
+    def compiled_with(plans: list[Plan] | None) -> Bundle:
+        return compile_graph(
+            graph,
+            board,
+            plans,
+            onnx_sha256="0" * 64,
+            out=tmp_path / "out",
+            protocol_cddl=CDDL,
+            toolchain=find_toolchain("gcc"),
+            suggest=suggestion,
+        )
+
+    with pytest.raises(BudgetError, match=r"None of them fits") as caught:
+        compiled_with(None)
+    suggested = [line for line in str(caught.value).splitlines() if line.startswith("The nearest")]
+    assert len(suggested) == 3
+    spec = PlanSpec.model_validate_json(suggested[0].partition(": ")[2])
+    assert not spec.head
+    (report,) = compiled_with([resolve(spec, graph)]).report.plans
+    assert report.fits
+    assert f"({report.sram_bytes.total:,} bytes of SRAM)" in suggested[0]
 
 
 def test_weights_beyond_any_flash_are_refused_without_being_compiled(tmp_path: Path) -> None:

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from codegen.compile import compile_graph
+from codegen.compile import build_host_engine, compile_graph
 from codegen.errors import BudgetError, PlanError
 from codegen.firmware.boards import load_board
+from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Graph
 from codegen.plan_search import finetune, pictures, planning
+from codegen.plan_search.costs import Round
 from codegen.plan_search.planning import (
     HIGHEST_SUM,
     PlanningResult,
     Settings,
     find_plans,
 )
-from codegen.plan_search.proof import Bench
+from codegen.plan_search.proof import Bench, Linked, Proof
 from codegen.plan_search.samples import Samples
 from codegen.plan_search.training import Schedule
-from codegen.program.plans import load_plan, resolve
+from codegen.program.plans import Plan, PlanSpec, load_plan, resolve
 from fleet.protocol.delta_coding import encode
 from simulator.machines.measure import measure
 from tests.codegen.random_graphs import random_graph
@@ -64,6 +67,23 @@ def plans(settings: Settings, **options: Any) -> PlanningResult:
         ),
         **options,
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _images_are_measured_once() -> Iterator[None]:
+    """All searches here are for one model, board and set of samples, and link the same images."""
+    known: dict[Any, Linked] = {}
+    measure_image = Proof._measure
+
+    def once(self: Proof, plan: Plan) -> Linked:
+        key = (plan.id, self.round, self.schedule)
+        if key not in known:
+            known[key] = measure_image(self, plan)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Proof, "_measure", once)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +164,95 @@ def test_smaller_plans_promise_less(unlimited: PlanningResult) -> None:
     assert gains[-1] < unlimited.highest_sum.predicted
 
 
-def test_options_are_costed_beside_the_best_plan(unlimited: PlanningResult) -> None:
-    sram = {v.option: v.costs.sram_bytes for v in unlimited.variants if v.costs}
-    assert set(sram) == {"state int8-stochastic", "accumulate 8", "accumulate 32", "momentum 0.9"}
-    assert len(sram) == len(unlimited.variants)
-    best = unlimited.best.costs.sram_bytes
-    assert sram["state int8-stochastic"] <= best < sram["momentum 0.9"]
+def test_options_are_measured_beside_the_best_plan(unlimited: PlanningResult) -> None:
+    costs = {v.option: v.costs for v in unlimited.variants if v.costs}
+    assert set(costs) == {"state int8-stochastic", "accumulate 8", "accumulate 32", "momentum 0.9"}
+    assert len(costs) == len(unlimited.variants)
+    best = unlimited.best.costs
+    assert costs["state int8-stochastic"].sram_bytes <= best.sram_bytes
+    assert best.sram_bytes < costs["momentum 0.9"].sram_bytes
+    # Each has kernels of its own; an update by more samples is paid more seldom.
+    assert len({best.instructions, *(of.instructions for of in costs.values())}) == 5
+    assert costs["accumulate 32"].instructions < costs["accumulate 8"].instructions
+
+
+def round_of_a_device(engine: HostEngine, samples: Samples, of: Round, seed: int) -> int:
+    """Bytes of the delta of a round on samples that were drawn otherwise than by the search."""
+    rng = np.random.default_rng([99, seed])
+    chosen = rng.choice(len(samples), of.samples, replace=of.samples > len(samples))
+    engine.load()
+    for _ in range(of.epochs):
+        for index in rng.permutation(chosen):
+            rate = round(SETTINGS.schedule.learning_rate * 2**20)
+            engine.train_step(samples.codes[index], int(samples.labels[index]), rate, 1_000 + seed)
+    return len(encode(engine.delta()))
+
+
+@pytest.mark.parametrize("of", [Round(), Round(150, 3)])
+def test_deltas_of_first_rounds_of_the_compiled_plan_keep_to_the_limit(
+    of: Round, tmp_path: Path
+) -> None:
+    graph, samples = case()
+    free = plans(dataclasses.replace(SETTINGS, round=of, last=3))
+    smallest, largest = free.proposals[0].costs.delta_bytes, free.highest_sum.costs.delta_bytes
+    limit = smallest + (largest - smallest) * 2 // 3
+    result = plans(dataclasses.replace(SETTINGS, round=of, last=3, uplink_bytes=limit))
+    bundle = compile_graph(
+        graph,
+        BOARD,
+        [p.plan for p in result.proposals],
+        onnx_sha256="00" * 32,
+        out=tmp_path / "bundle",
+        protocol_cddl=CDDL,
+        toolchain=find_toolchain(),
+    )
+    library = build_host_engine(bundle, tmp_path / "engine.so")
+    for proposal in result.proposals:
+        engine = HostEngine(library, proposal.plan.id)
+        rounds = [round_of_a_device(engine, samples, of, seed) for seed in range(8)]
+        assert max(rounds) <= limit
+        # The bound isn't far above what rounds take.
+        assert proposal.costs.delta_bytes < 1.15 * max(rounds)
+
+
+def test_every_plan_shown_takes_what_it_takes_compiled_alone(
+    unlimited: PlanningResult, tmp_path: Path
+) -> None:
+    graph, _ = case()
+    for number, proposal in enumerate(unlimited.proposals[1::3]):
+        bundle = compile_graph(
+            graph,
+            BOARD,
+            [proposal.plan],
+            onnx_sha256="00" * 32,
+            out=tmp_path / str(number),
+            protocol_cddl=CDDL,
+            toolchain=find_toolchain(),
+        )
+        assert measure(bundle.path).instructions.step == proposal.costs.instructions
+        assert bundle.report.plans[0].sram_bytes.total == proposal.costs.sram_bytes
+
+
+def test_where_the_head_is_too_much_a_plan_without_it_is_named_that_compiles(
+    unlimited: PlanningResult, tmp_path: Path
+) -> None:
+    graph, _ = case()
+    limit = unlimited.proposals[0].costs.sram_bytes - 8
+    with pytest.raises(BudgetError, match=r"head alone needs .* bytes of SRAM, .* instr") as caught:
+        plans(dataclasses.replace(SETTINGS, sram_bytes=limit))
+    shown = str(caught.value).partition("isn't measured: ")[2].partition(" needs ")[0]
+    spec = PlanSpec.model_validate_json(shown)
+    assert not spec.head
+    bundle = compile_graph(
+        graph,
+        BOARD.model_copy(update={"sram_limit_bytes": limit}),
+        [resolve(spec, graph)],
+        onnx_sha256="00" * 32,
+        out=tmp_path / "bundle",
+        protocol_cddl=CDDL,
+        toolchain=find_toolchain(),
+    )
+    assert bundle.report.plans[0].fits
 
 
 def test_the_plan_file_compiles_and_gives_the_plans_found(
