@@ -49,7 +49,7 @@ from codegen.plan_search.finetune import (
     measure,
 )
 from codegen.plan_search.fisher import channel_traces, fisher_contributions
-from codegen.plan_search.proof import Bench, Linked, Proof
+from codegen.plan_search.proof import Bench, Linked, Proof, SramExceeded
 from codegen.plan_search.samples import Samples, hold_out
 from codegen.plan_search.search import Found, search
 from codegen.plan_search.training import (
@@ -324,8 +324,8 @@ class _Planning:
         head = resolve(PlanSpec(name=HEAD_ONLY, state=self.settings.state), self.graph)
         try:
             linked = self.proof.of(head)
-        except BudgetError:
-            needs = f"more than the {self.board.sram.bytes:,} bytes of SRAM that are there"
+        except SramExceeded as error:
+            needs = str(error)
         else:
             if limits.allow(linked.costs):
                 return linked
@@ -342,7 +342,7 @@ class _Planning:
             spec = PlanSpec(biases=LastLayers(last=depth), head=False, state=self.settings.state)
             try:
                 costs = self.proof.of(resolve(spec, self.graph)).costs
-            except BudgetError:
+            except SramExceeded:
                 costs = None
             if costs is not None and limits.allow(costs):
                 plan = json.dumps(spec.model_dump(mode="json", exclude_defaults=True))
@@ -529,8 +529,8 @@ class _Planning:
     def _variant(self, option: str, plan: Plan) -> Variant:
         try:
             return Variant(option, self.proof.of(plan).costs)
-        except BudgetError as error:
-            return Variant(option, None, str(error).partition("\n")[0])
+        except SramExceeded as error:
+            return Variant(option, None, f"needs {error}")
 
 
 def _distinct(found: Mapping[str, Found]) -> dict[str, Found]:

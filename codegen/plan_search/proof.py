@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.compile import build_host_engine, compile_graph
+from codegen.errors import BudgetError
 from codegen.firmware.boards import Board
-from codegen.firmware.bundle import PlanReport
+from codegen.firmware.bundle import Bundle, PlanReport
 from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import Toolchain
 from codegen.graph.ir import Graph
@@ -25,6 +26,13 @@ from codegen.program.plans import Plan
 
 ROUNDS = 4
 """Rounds on different samples whose deltas are measured."""
+
+
+_UNLIMITED = 1 << 30
+
+
+class SramExceeded(BudgetError):
+    """A plan needs more SRAM than there is on the board; the message is how much."""
 
 
 @dataclass(frozen=True)
@@ -72,25 +80,15 @@ class Proof:
     def of(self, plan: Plan) -> Linked:
         """What ``plan`` costs, whether or not it is within the limits. Each is measured once.
 
-        Raises BudgetError for a plan that the board can't hold.
+        Raises SramExceeded for a plan that the board's SRAM can't hold, and what compiling raises.
         """
         if plan.id not in self._known:
             self._known[plan.id] = self._measure(plan)
         return self._known[plan.id]
 
     def _measure(self, plan: Plan) -> Linked:
-        board = self.board.model_copy(update={"sram_limit_bytes": self.board.sram.bytes})
         with tempfile.TemporaryDirectory(prefix="tinyfleet-plan-") as folder:
-            bundle = compile_graph(
-                self.graph,
-                board,
-                [plan],
-                onnx_sha256="00" * 32,
-                out=Path(folder) / "bundle",
-                protocol_cddl=self.bench.protocol_cddl,
-                toolchain=self.bench.toolchain,
-                progress=self.tell,
-            )
+            bundle = self._compiled(plan, self.board.sram.bytes, Path(folder) / "bundle")
             library = build_host_engine(bundle, Path(folder) / "engine.so")
             deltas = list(self._deltas(HostEngine(library, plan.id)))
             instructions = self.bench.step_instructions(bundle.path)
@@ -99,6 +97,29 @@ class Proof:
         delta_bytes = max(rounds) + (max(rounds) - min(rounds))
         costs = Costs(report.sram_bytes.total, delta_bytes, instructions)
         return Linked(report, costs, rounds, deltas[int(np.argmax(rounds))])
+
+    def _compiled(self, plan: Plan, sram_limit_bytes: int, out: Path) -> Bundle:
+        board = self.board.model_copy(update={"sram_limit_bytes": sram_limit_bytes})
+        try:
+            return compile_graph(
+                self.graph,
+                board,
+                [plan],
+                onnx_sha256="00" * 32,
+                out=out,
+                protocol_cddl=self.bench.protocol_cddl,
+                toolchain=self.bench.toolchain,
+                progress=self.tell,
+            )
+        except BudgetError as error:
+            if sram_limit_bytes == _UNLIMITED:
+                raise
+            # An image that no memory limits tells how much it needs; if flash is short, it can't.
+            (report,) = self._compiled(plan, _UNLIMITED, out).report.plans
+            raise SramExceeded(
+                f"{report.sram_bytes.total:,} bytes of SRAM, of which {self.board.name} has "
+                f"{self.board.sram.bytes:,}"
+            ) from error
 
     def _deltas(self, engine: HostEngine) -> Iterator[NDArray[np.int32]]:
         """The delta of each of the rounds, from the factory weights on."""

@@ -13,7 +13,7 @@ import pytest
 
 from codegen.compile import build_host_engine, compile_graph
 from codegen.errors import BudgetError, PlanError
-from codegen.firmware.boards import load_board
+from codegen.firmware.boards import Board, load_board
 from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import find_toolchain
 from codegen.graph.ir import Graph
@@ -72,11 +72,13 @@ def fresh_case() -> tuple[Graph, Samples]:
     return dataclasses.replace(graph, ops=(*graph.ops[:-1], head)), Samples(codes, labels)
 
 
-def plans(settings: Settings, made: Any = case, **options: Any) -> PlanningResult:
+def plans(
+    settings: Settings, made: Any = case, board: Board = BOARD, **options: Any
+) -> PlanningResult:
     graph, samples = made()
     return find_plans(
         graph,
-        BOARD,
+        board,
         samples,
         settings,
         Bench(
@@ -96,7 +98,7 @@ def _images_are_measured_once() -> Iterator[None]:
     measure_image = Proof._measure
 
     def once(self: Proof, plan: Plan) -> Linked:
-        key = (plan.id, self.round, self.schedule, self.training.digest)
+        key = (plan.id, self.board.sram.bytes, self.round, self.schedule, self.training.digest)
         if key not in known:
             known[key] = measure_image(self, plan)
         return known[key]
@@ -270,6 +272,15 @@ def test_where_the_head_is_too_much_a_plan_without_it_is_named_that_compiles(
         toolchain=find_toolchain(),
     )
     assert bundle.report.plans[0].fits
+
+
+def test_what_a_head_larger_than_the_boards_sram_needs_is_said(unlimited: PlanningResult) -> None:
+    needed = unlimited.proposals[0].costs.sram_bytes
+    sram = BOARD.sram.model_copy(update={"bytes": needed - 8})
+    small = BOARD.model_copy(update={"sram": sram, "sram_limit_bytes": 9_000})
+    needs = rf"fits 9,000 bytes of SRAM .* needs {needed:,} bytes of SRAM, of which stm32f746 has"
+    with pytest.raises(BudgetError, match=needs):
+        plans(dataclasses.replace(SETTINGS, last=0), board=small)
 
 
 def test_the_plan_file_compiles_and_gives_the_plans_found(
