@@ -273,7 +273,8 @@ class ImportState:
         """Refuses what keeps ``reader`` from reading ``name`` as a picture, rather than it."""
         view, settled = self.views[name], self._settled_by
         who = f"node '{reader.name}' ({reader.operator})"
-        if view.tensor in self._like_input and settled not in (None, reader):
+        made_of_input = view.tensor in self._like_input and view.tensor != self.input
+        if made_of_input and settled is not None:
             settled.refuse(
                 "works along another dimension of the model's input than those that "
                 f"{who} behind it takes for (batch, channels, height, width); do its work on the "

@@ -105,6 +105,8 @@ def _images_are_measured_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Proof, "_measure", once)
+        patch.setattr(planning, "FRONT_POINTS", 5)
+        patch.setattr(planning, "LEFT_OUT", 2)
         yield
 
 
