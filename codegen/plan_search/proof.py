@@ -24,7 +24,7 @@ from codegen.plan_search.training import LEARNING_RATE_ONE, Schedule
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan
 
-ROUNDS = 4
+ROUNDS = 6
 """Rounds on different samples whose deltas are measured."""
 
 
