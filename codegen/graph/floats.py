@@ -161,7 +161,8 @@ class FloatGraph:
     ``codings`` says how a quantized model codes its tensors; a float model has none, and one that
     is quantized in parts has those of the parts.
     ``sample_layout`` is that of the input in the model file, where it differs from ``shapes``.
-    ``loss_choice`` is why the head has its loss, where the importer chose it.
+    ``loss_choice`` is why the head has its loss, where the importer chose it. ``notes`` are what
+    the importer did that should be known.
     """
 
     name: str
@@ -171,6 +172,7 @@ class FloatGraph:
     codings: Mapping[str, Coding] = field(default_factory=dict)
     sample_layout: SampleLayout | None = None
     loss_choice: LossChoice | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def head(self) -> FloatHead:

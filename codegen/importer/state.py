@@ -150,6 +150,8 @@ class ImportState:
         self._taken: set[str] = set()
         self._roles: dict[str, Roles] = {}  # by tensor; of the input once they are settled
         self._like_input: set[str] = set()  # tensors with the input's axes
+        self._settled_by: Node | None = None  # what first needed to know these
+        self._rearranged_by: dict[str, Node] = {}  # by ONNX name: what moved its dimensions last
         self.outputs = [output.name for output in graph.output]
         self.input = self._read_input(graph)
 
@@ -247,14 +249,39 @@ class ImportState:
             dims[1], dims[2] if len(dims) == 4 else (), dims[-1] if len(dims) > 2 else ()
         )
         if view.tensor not in self._roles and dims[0] == ():
-            self._settle_input(wanted)
+            self._settle_input(wanted, node)
         if dims[0] != () or self._roles[view.tensor] != wanted:
-            node.refuse(
-                f"its input of shape {list(view.sizes)} isn't (batch, channels, height, width) of "
-                "one tensor, but mixes its dimensions; reshape or transpose the model's input "
-                "only, or in ways that change nothing"
-            )
+            self._refuse_mixed(node, node.input(index))
         return view, wanted
+
+    def note_rearranged(self, node: Node) -> None:
+        """Remembers ``node`` where it moves dimensions. A Transpose is kept before a Reshape, which
+        doesn't change the order of elements."""
+        last = next((o for n in node.inputs if (o := self._rearranged_by.get(n)) is not None), None)
+        if node.operator == "Transpose" or (node.operator == "Reshape" and last is None):
+            last = node
+        if last is not None:
+            self._rearranged_by.update((name, last) for name in node.outputs)
+
+    def _refuse_mixed(self, reader: Node, name: str) -> NoReturn:
+        """Refuses what keeps ``reader`` from reading ``name`` as a picture, rather than it."""
+        view, settled = self.views[name], self._settled_by
+        who = f"node '{reader.name}' ({reader.operator})"
+        made_of_input = view.tensor in self._like_input and view.tensor != self.input
+        if made_of_input and settled is not None:
+            settled.refuse(
+                "works along another dimension of the model's input than those that "
+                f"{who} behind it takes for (batch, channels, height, width); do its work on the "
+                "samples before they are given to the model, and export the model without it"
+            )
+        moved = self._rearranged_by.get(name)
+        shown = f"its input of shape {list(view.sizes)} isn't (batch, channels, height, width) of "
+        if moved is None:
+            reader.refuse(f"{shown}one tensor, but mixes its dimensions; export the model again")
+        moved.refuse(
+            f"mixes the dimensions of what {who} reads: {shown}one tensor; leave it out, or "
+            "reshape or transpose the model's input only"
+        )
 
     def roles(self, node: Node, view: View, *, channels_last: bool = False) -> Roles:
         """The axes of the view's tensor; settles the input's as its dimensions stand."""
@@ -266,11 +293,15 @@ class ImportState:
                 node.refuse(f"works on the model's input in shape {list(view.sizes)}; needed is "
                             "(batch, channels, height, width)")  # fmt: skip
             self._settle_input(
-                Roles(dims[0], dims[1] if len(dims) == 3 else (), dims[-1] if len(dims) > 1 else ())
+                Roles(
+                    dims[0], dims[1] if len(dims) == 3 else (), dims[-1] if len(dims) > 1 else ()
+                ),
+                node,
             )
         return self._roles[view.tensor]
 
-    def _settle_input(self, roles: Roles) -> None:
+    def _settle_input(self, roles: Roles, node: Node) -> None:
+        self._settled_by = node
         for tensor in self._like_input:
             self._roles[tensor] = roles
 

@@ -15,7 +15,7 @@ from itertools import accumulate
 from types import MappingProxyType
 
 ALIGNMENT = 8
-TRIALS = 400
+TRIALS = 800
 """Orders that are tried when the simple ones miss the lower bound."""
 
 
@@ -161,12 +161,15 @@ def _first_fit(placer: _Placer, orders: Sequence[list[int]], trials: int, wanted
     for _ in range(trials):
         if size <= wanted:
             break
-        # The buffers at the top are in the way: one of them goes earlier.
+        # A buffer at the top is in the way, or one that lies below it and keeps it there.
         ends = placer.ends(best)
-        top = [index for index in order if ends[index] == size]
-        moved = chance.choice(top if chance.random() < 0.5 else order)
+        top = chance.choice([index for index in order if ends[index] == size])
+        below = [other for other, _, _ in placer.forbidden[top] if best[other] < best[top]]
+        kind = chance.random()
+        moved = chance.choice(order if kind < 0.2 else below if below and kind < 0.6 else [top])
         trial = [index for index in order if index != moved]
-        trial.insert(chance.randrange(len(order)), moved)
+        # To the front, or anywhere.
+        trial.insert(0 if chance.random() < 0.3 else chance.randrange(len(order)), moved)
         offsets = placer.place(trial, size, best, [moved])
         if offsets is not None:
             order, best, size = trial, offsets, max(placer.ends(offsets))
