@@ -272,6 +272,9 @@ class _StepWriter:
     # One method per kernel: the arguments after the layer.
 
     def _convolution_forward(self, step: Step) -> list[str]:
+        return [*self._depthwise_forward(step), f"{step.at_once}u"]
+
+    def _depthwise_forward(self, step: Step) -> list[str]:
         return [
             "&span",
             self._arena(step, "input", "int8_t"),
@@ -281,8 +284,6 @@ class _StepWriter:
             self._arena(step, "mask", "uint8_t"),
             self._arena(step, "scratch", "int16_t"),
         ]
-
-    _depthwise_forward = _convolution_forward
 
     def _add_forward(self, step: Step) -> list[str]:
         op = step.op

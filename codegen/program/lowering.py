@@ -23,7 +23,16 @@ from codegen.program.row_pairs import stored_bytes
 from codegen.program.scheduling import scheduled
 from codegen.program.scratch import round_up
 from codegen.program.step_builder import Parameterized, Part, StepBuilder, activation_buffer
-from codegen.program.steps import CHAIN, SCALES, Program, Rows, Segment, Step, bytes_beside_arena
+from codegen.program.steps import (
+    CHAIN,
+    LEAST_AT_ONCE,
+    SCALES,
+    Program,
+    Rows,
+    Segment,
+    Step,
+    bytes_beside_arena,
+)
 
 VELOCITY_BYTES = 4
 BANDS = (8, 4, 2)
@@ -56,7 +65,7 @@ def lower(graph: Graph, plan: Plan, most_pool_bytes: int | None = None) -> Progr
             if draft.lower_bound(streamed, {**bands, run: band}) <= bound:
                 bands[run] = band
                 break
-    parts = draft.parts(streamed, bands)
+    parts = _at_once(graph, draft.parts(streamed, bands))
     buffers = _buffers(parts)
     enough = None
     if most_pool_bytes is not None:
@@ -166,6 +175,52 @@ def _chain(graph: Graph, parts: Sequence[Part], band: int) -> Part:
         )
     )
     return chain
+
+
+def _at_once(graph: Graph, parts: Sequence[Part]) -> list[Part]:
+    """``parts`` in which convolutions work on as many pixels at a time as the arena has room for.
+
+    The lower bound stays: scratch takes what a step leaves of it.
+    """
+    live = memory_plan.live_bytes(_buffers(parts))
+    room = max(live, default=0)
+    found, index = [], 0
+    for part in parts:
+        steps, sizes = list(part.steps), dict(part.sizes)
+        for place, step in enumerate(steps):
+            for name in {call.buffers["scratch"] for call in step.calls() if call.at_once}:
+                most = room - live[index] + memory_plan.aligned(sizes[name])
+                steps[place], needed = _with_room(graph, step, most)
+                sizes[name] = max(sizes[name], needed)
+            index += 1
+        found.append(replace(part, steps=steps, sizes=sizes))
+    return found
+
+
+def _with_room(graph: Graph, step: Step, most: int) -> tuple[Step, int]:
+    """``step`` with scratch of at most ``most`` bytes for its convolutions, and what they need."""
+    if step.stages:
+        rows = {
+            stage: max(item.end - item.first for item in step.schedule if item.stage == stage)
+            for stage in range(len(step.stages))
+        }
+        made = [_call_with_room(graph, c, rows[i], most) for i, c in enumerate(step.stages)]
+        return replace(step, stages=tuple(call for call, _ in made)), max(size for _, size in made)
+    return _call_with_room(graph, step, graph.tensors[step.op.output].shape[0], most)
+
+
+def _call_with_room(graph: Graph, call: Step, rows: int, most: int) -> tuple[Step, int]:
+    """The same for one kernel, which makes so many rows."""
+    if not call.at_once:
+        return call, 0
+    assert isinstance(call.op, Conv)
+    source, output = graph.tensors[call.op.input], graph.tensors[call.op.output]
+    pixels = round_up(rows * output.shape[1], LEAST_AT_ONCE)
+    while True:
+        size = scratch.convolution_forward_bytes(call.op, source, output, pixels)
+        if size <= most or pixels == LEAST_AT_ONCE:
+            return replace(call, at_once=pixels), size
+        pixels = round_up(pixels // 2, LEAST_AT_ONCE)
 
 
 def _stage_scratch(graph: Graph, part: Part, rows: Sequence[Rows], stage: int) -> int:

@@ -29,7 +29,7 @@ from codegen.graph.ir import (
 from codegen.program import scratch, streaming
 from codegen.program.memory_plan import Overlap
 from codegen.program.plans import Plan
-from codegen.program.steps import INPUT, SCALE_BYTES, SCALES, Phase, Step
+from codegen.program.steps import INPUT, LEAST_AT_ONCE, SCALE_BYTES, SCALES, Phase, Step
 
 Parameterized = Conv | DepthwiseConv
 OfOne: TypeAlias = Parameterized | GlobalAveragePool | MaxPool | AveragePool | Requantize
@@ -120,6 +120,7 @@ class StepBuilder:
         *,
         macs: int = 0,
         operand: int = 0,
+        at_once: int = 0,
     ) -> None:
         self._part.steps.append(
             Step(
@@ -130,6 +131,7 @@ class StepBuilder:
                 buffers=MappingProxyType(buffers),
                 operand=operand,
                 macs=macs,
+                at_once=at_once,
             )
         )
 
@@ -174,13 +176,12 @@ class StepBuilder:
         source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
         match op:
             case Conv():
-                trained = self._partly_trained(op)
-                size = scratch.convolution_forward_bytes(op, source, output, trained)
+                size = scratch.convolution_forward_bytes(op, source, output, LEAST_AT_ONCE)
                 buffers["scratch"] = self._part.buffer(f"columns {op.name}", size)
-                if not trained:
-                    lead = streaming.convolution_lead(self.graph, op)
-                    self._part.may_overlap(buffers["output"], buffers["input"], lead)
-                self._step("forward", "convolution_forward", op, buffers, macs=self._macs(op))
+                lead = streaming.convolution_lead(self.graph, op)
+                self._part.may_overlap(buffers["output"], buffers["input"], lead)
+                kernel, macs = "convolution_forward", self._macs(op)
+                self._step("forward", kernel, op, buffers, macs=macs, at_once=LEAST_AT_ONCE)
             case DepthwiseConv():
                 size = scratch.depthwise_forward_bytes(op, source, output, output.shape[0])
                 buffers["scratch"] = self._part.buffer(f"plane {op.name}", size)

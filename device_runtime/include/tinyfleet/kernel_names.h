@@ -14,7 +14,10 @@
 /* What kernels share with each other and nobody else calls. */
 #define tf_merge_weights TF_KERNEL(merge_weights)
 #define tf_block_prepare TF_KERNEL(block_prepare)
-#define tf_block_forward TF_KERNEL(block_forward)
+#define tf_block_run_all TF_KERNEL(block_run_all)
+#define tf_block_single TF_KERNEL(block_single)
+#define tf_block_widen_pair TF_KERNEL(block_widen_pair)
+#define tf_block_widen_columns TF_KERNEL(block_widen_columns)
 #define tf_block_set_stream TF_KERNEL(block_set_stream)
 #define tf_block_gradient TF_KERNEL(block_gradient)
 #define tf_make_slide TF_KERNEL(make_slide)

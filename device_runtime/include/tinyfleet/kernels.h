@@ -165,15 +165,14 @@ typedef struct {
 /* ---- forward. `mask` (size/8 bytes, rounded up) gets a 1 where the clamp lets gradients
  * through; NULL where nothing needs it. ---- */
 
-/* Rows span->first … span->end - 1 of the output; a mask only with all of them. Pixels are taken in
- * blocks of four, whose inputs are read before their outputs are written: the output of a pointwise
- * layer (1 x 1, stride 1, no padding) may lie in its input's place, or up to any amount before it
- * so long as no later input is overwritten. The same goes for rows of other layers. Not so where
- * some channels are trained (weights->count > 0): then every part of the output channels reads all
- * inputs. */
+/* Rows span->first … span->end - 1 of the output; a mask only with all of them. `at_once` pixels (a
+ * multiple of four) are taken at a time, whose inputs are read before their outputs are written: the
+ * output of a pointwise layer (1 x 1, stride 1, no padding) may lie in its input's place, or up to
+ * any amount before it so long as no later input is overwritten. The same goes for rows of other
+ * layers. */
 void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
                             const tf_weights *weights, const int32_t *bias, int8_t *output,
-                            uint8_t *mask, int16_t *scratch);
+                            uint8_t *mask, int16_t *scratch, uint32_t at_once);
 /* Channel by channel, each as a plane of its own: where all rows are asked for and input and output
  * have the same size, the output may be the input itself. */
 void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
@@ -263,7 +262,7 @@ void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *erro
  * on all machines. The compiler asks these functions; they are in no firmware. `trained`: trained
  * channels of the weights (tf_weights' count); `rows`: the most that a span has. ---- */
 
-uint32_t tf_convolution_forward_scratch_bytes(const tf_convolution *layer, uint32_t trained);
+uint32_t tf_convolution_forward_scratch_bytes(const tf_convolution *layer, uint32_t at_once);
 uint32_t tf_convolution_input_gradient_scratch_bytes(const tf_convolution *layer, uint32_t trained);
 uint32_t tf_convolution_weight_update_scratch_bytes(const tf_convolution *layer);
 uint32_t tf_depthwise_forward_scratch_bytes(const tf_convolution *layer, uint32_t rows);

@@ -77,11 +77,12 @@ def status_of(engine: HostKernels, function: str, arguments: Arguments) -> int:
 
 
 def convolution_forward(case: Case) -> Arguments:
-    size = convolution_forward_bytes(case.op, case.source, case.target, case.count)
+    size = convolution_forward_bytes(case.op, case.source, case.target, case.at_once)
     codes, mask = np.zeros(case.out_shape, np.int8), np.zeros(-(-case.output.size // 8), np.uint8)
     span = case.span(0, case.out_shape[0])
     return [
         case.layer, span, case.input, case.tf_weights, case.bias, codes, mask, Scratch(size),
+        case.at_once,
     ]  # fmt: skip
 
 
