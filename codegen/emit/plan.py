@@ -355,7 +355,8 @@ class _StepWriter:
             self._arena(step, "scratch", "int16_t"),
         ]
 
-    _convolution_input_gradient = _depthwise_input_gradient
+    def _convolution_input_gradient(self, step: Step) -> list[str]:
+        return [*self._depthwise_input_gradient(step), f"{step.at_once}u"]
 
     def _error_mask(self, step: Step) -> list[str]:
         op = step.op

@@ -188,13 +188,20 @@ def _at_once(graph: Graph, parts: Sequence[Part]) -> list[Part]:
     for part in parts:
         steps, sizes = list(part.steps), dict(part.sizes)
         for place, step in enumerate(steps):
-            for name in {call.buffers["scratch"] for call in step.calls() if call.at_once}:
+            for name in {call.buffers["scratch"] for call in step.calls() if _grows(call)}:
                 most = room - live[index] + memory_plan.aligned(sizes[name])
                 steps[place], needed = _with_room(graph, step, most)
                 sizes[name] = max(sizes[name], needed)
             index += 1
         found.append(replace(part, steps=steps, sizes=sizes))
     return found
+
+
+def _grows(call: Step) -> bool:
+    """Whether more pixels at once make ``call`` quicker."""
+    if call.kernel == "convolution_input_gradient":
+        return isinstance(call.op, Conv) and streaming.is_pointwise(call.op)
+    return call.at_once > 0
 
 
 def _with_room(graph: Graph, step: Step, most: int) -> tuple[Step, int]:
@@ -211,13 +218,16 @@ def _with_room(graph: Graph, step: Step, most: int) -> tuple[Step, int]:
 
 def _call_with_room(graph: Graph, call: Step, rows: int, most: int) -> tuple[Step, int]:
     """The same for one kernel, which makes so many rows."""
-    if not call.at_once:
+    if not _grows(call):
         return call, 0
     assert isinstance(call.op, Conv)
     source, output = graph.tensors[call.op.input], graph.tensors[call.op.output]
     pixels = round_up(rows * output.shape[1], LEAST_AT_ONCE)
     while True:
-        size = scratch.convolution_forward_bytes(call.op, source, output, pixels)
+        if call.phase == "forward":
+            size = scratch.convolution_forward_bytes(call.op, source, output, pixels)
+        else:
+            size = scratch.convolution_input_gradient_bytes(call.op, source, output, 0, pixels)
         if size <= most or pixels == LEAST_AT_ONCE:
             return replace(call, at_once=pixels), size
         pixels = round_up(pixels // 2, LEAST_AT_ONCE)

@@ -45,10 +45,14 @@ def convolution_forward_bytes(op: Conv, source: Tensor, output: Tensor, at_once:
 
 
 def convolution_input_gradient_bytes(
-    op: Conv, source: Tensor, output: Tensor, trained_channels: int
+    op: Conv, source: Tensor, output: Tensor, trained_channels: int, at_once: int
 ) -> int:
-    """For the error of the input; ``trained_channels`` as in the forward step."""
-    return _ask("tf_convolution_input_gradient_scratch_bytes", op, source, output, trained_channels)
+    """For the error of the input; ``trained_channels`` is 0 where none are trained, or all.
+
+    Pointwise layers take ``at_once`` pixels at a time.
+    """
+    counts = trained_channels, at_once
+    return _ask("tf_convolution_input_gradient_scratch_bytes", op, source, output, *counts)
 
 
 def convolution_weight_update_bytes(op: Conv, source: Tensor, output: Tensor) -> int:

@@ -249,6 +249,7 @@ class StepBuilder:
         *,
         macs: int = 0,
         operand: int = 0,
+        at_once: int = 0,
         over_error: Overlap | None = None,
     ) -> None:
         """A step that sends an error to ``tensor``, added to what other consumers have sent.
@@ -261,7 +262,8 @@ class StepBuilder:
         operands = {**buffers, "out": target}
         if over_error is not None:
             self._part.may_overlap(target, buffers["error"], over_error.lead)
-        self._step("backward", kernel, op, operands, macs=macs, operand=operand)
+        counts = {"macs": macs, "operand": operand, "at_once": at_once}
+        self._step("backward", kernel, op, operands, **counts)
         if first:
             self._errors[tensor] = target
         else:
@@ -333,11 +335,12 @@ class StepBuilder:
 
     def _input_gradient(self, op: Parameterized, kind: str, error: dict[str, str]) -> None:
         source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
-        over = None
+        over, at_once = None, 0
         if isinstance(op, Conv):
+            at_once = LEAST_AT_ONCE
             trained = self._partly_trained(op)
-            size = scratch.convolution_input_gradient_bytes(op, source, output, trained)
-            if streaming.is_pointwise(op) and not trained:
+            size = scratch.convolution_input_gradient_bytes(op, source, output, trained, at_once)
+            if streaming.is_pointwise(op):
                 pixels = output.shape[0] * output.shape[1]
                 over = Overlap(2 * max(0, source.shape[2] - output.shape[2]) * pixels)
         else:
@@ -345,5 +348,6 @@ class StepBuilder:
             over = Overlap(None) if source.shape == output.shape else None
         name = self._part.buffer(f"error columns {op.name}", size)
         buffers = {**error, "scratch": name}
-        macs = self._macs(op)
-        self._propagate(f"{kind}_input_gradient", op, op.input, buffers, macs=macs, over_error=over)
+        counts = {"macs": self._macs(op), "at_once": at_once}
+        kernel = f"{kind}_input_gradient"
+        self._propagate(kernel, op, op.input, buffers, over_error=over, **counts)

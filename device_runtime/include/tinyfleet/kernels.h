@@ -238,11 +238,12 @@ void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *
                     const int8_t *input, int16_t *weights, const tf_whole *of_weights,
                     int32_t *bias, const tf_whole *of_bias, const tf_update *update);
 
-/* Pointwise: out may lie over the error like a forward output over its input (weights->count == 0).
- * With a single input channel, two bytes behind the weights are read, too. */
+/* Pointwise: `at_once` pixels (a multiple of four) are taken at a time, and out may lie over the error
+ * like a forward output over its input; other layers have no use for it. With a single input channel,
+ * two bytes behind the weights are read, too. */
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const tf_weights *weights, int16_t *out,
-                                   tf_scale *out_scale, int16_t *scratch);
+                                   tf_scale *out_scale, int16_t *scratch, uint32_t at_once);
 /* out may be the error itself where both have one size. */
 void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
                                  const tf_scale *scale, const tf_weights *weights, int16_t *out,
@@ -263,7 +264,8 @@ void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *erro
  * channels of the weights (tf_weights' count); `rows`: the most that a span has. ---- */
 
 uint32_t tf_convolution_forward_scratch_bytes(const tf_convolution *layer, uint32_t at_once);
-uint32_t tf_convolution_input_gradient_scratch_bytes(const tf_convolution *layer, uint32_t trained);
+uint32_t tf_convolution_input_gradient_scratch_bytes(const tf_convolution *layer, uint32_t trained,
+                                                     uint32_t at_once);
 uint32_t tf_convolution_weight_update_scratch_bytes(const tf_convolution *layer);
 uint32_t tf_depthwise_forward_scratch_bytes(const tf_convolution *layer, uint32_t rows);
 uint32_t tf_depthwise_input_gradient_scratch_bytes(const tf_convolution *layer);

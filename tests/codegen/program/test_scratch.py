@@ -31,8 +31,9 @@ def test_full_convolutions_get_what_their_kernels_say(case: Case, trained: int) 
     op, source, target, layer = case.op, case.source, case.target, case.layer
     forward = scratch.convolution_forward_bytes(op, source, target, case.at_once)
     assert forward == said("tf_convolution_forward_scratch_bytes", layer, case.at_once)
-    error = scratch.convolution_input_gradient_bytes(op, source, target, trained)
-    assert error == said("tf_convolution_input_gradient_scratch_bytes", layer, trained)
+    counts = trained, case.at_once
+    error = scratch.convolution_input_gradient_bytes(op, source, target, *counts)
+    assert error == said("tf_convolution_input_gradient_scratch_bytes", layer, *counts)
     update = scratch.convolution_weight_update_bytes(op, source, target)
     assert update == said("tf_convolution_weight_update_scratch_bytes", layer)
 
@@ -60,9 +61,9 @@ def test_sizes_are_those_that_memory_plans_of_earlier_versions_had() -> None:
     full = Conv("c", "a", "b", weight, ones, zeros, (2, 2), same)
     pair, bits = 4 * 144, 12
     assert scratch.convolution_forward_bytes(full, square, halved, 12) == 24 * 144 + pair + bits
-    assert scratch.convolution_input_gradient_bytes(full, square, halved, 0) == 4 * 240 + 8
+    assert scratch.convolution_input_gradient_bytes(full, square, halved, 0, 4) == 4 * 240 + 8
     merged = 24 * 144
-    assert scratch.convolution_input_gradient_bytes(full, square, halved, 3) == 968 + merged
+    assert scratch.convolution_input_gradient_bytes(full, square, halved, 3, 4) == 968 + merged
     assert scratch.convolution_weight_update_bytes(full, square, halved) == 8 * 36
     plane = DepthwiseConv("d", "a", "e", np.zeros((3, 3, 16), np.int8), ones, zeros, (1, 1), same)
     after = Tensor("e", (12, 12, 16), 1.0, 0)

@@ -87,10 +87,14 @@ def convolution_forward(case: Case) -> Arguments:
 
 
 def convolution_input_gradient(case: Case) -> Arguments:
-    size = convolution_input_gradient_bytes(case.op, case.source, case.target, case.count)
+    counts = case.count, case.at_once
+    size = convolution_input_gradient_bytes(case.op, case.source, case.target, *counts)
     out = np.zeros(case.input.shape, np.int16)
     scales = Struct(*SCALE), Struct(*SCALE)
-    return [case.layer, case.error(), scales[0], case.tf_weights, out, scales[1], Scratch(size)]
+    return [
+        case.layer, case.error(), scales[0], case.tf_weights, out, scales[1], Scratch(size),
+        case.at_once,
+    ]  # fmt: skip
 
 
 def convolution_weight_update(case: Case) -> Arguments:
