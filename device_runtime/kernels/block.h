@@ -37,9 +37,10 @@ static inline uint32_t tf_column_index(uint32_t length, uint32_t pixel, uint32_t
 }
 
 #if TF_DSP
-/* src[i] + minus (twice -zero) for 4 * `quads` values of four pixels, `step` apart, to columns. */
+/* src[i] + minus (twice -zero) for 4 * `quads` values of four pixels, `step` apart, to columns; of
+ * so many `blocks`, of which the next begins where the last pixel of one ends. */
 void tf_block_widen(int16_t *columns, const int8_t *src, uint32_t step, uint32_t quads,
-                    uint32_t minus);
+                    uint32_t minus, uint32_t blocks);
 #endif
 
 /* Place of value `at` of the first (0) or second (1) row of a widened pair of this packed length. */
@@ -91,7 +92,15 @@ typedef struct {
 /* Sets what follows from the kind and from the fields that stay for a whole layer: pair, columns. */
 void tf_block_prepare(tf_block_run *run, tf_run_kind kind, uint32_t length, uint32_t raised);
 
-/* Outputs of both rows for all blocks. Errors: where the largest becomes 32768, those that are
+static inline void tf_block_aim(tf_block_run *run, void *output, uint32_t step) {
+    run->output = output;
+    run->step = step;
+#if TF_DSP
+    run->output_end = (const int8_t *)output + TF_BLOCK_PIXELS * run->blocks * step;
+#endif
+}
+
+/* Outputs of both rows for all blocks, which it has been aimed at. Errors: where the largest becomes 32768, those that are
  * -32768 have still to be saturated to -32767. */
 void tf_block_run_all(tf_block_run *run);
 

@@ -30,18 +30,23 @@ __attribute__((naked)) void tf_block_widen(int16_t *columns __attribute__((unuse
                                            const int8_t *src __attribute__((unused)),
                                            uint32_t step __attribute__((unused)),
                                            uint32_t quads __attribute__((unused)),
-                                           uint32_t minus __attribute__((unused))) {
+                                           uint32_t minus __attribute__((unused)),
+                                           uint32_t blocks __attribute__((unused))) {
     __asm volatile("push {r4-r11, lr}\n\t"
                    "ldr r12, [sp, #36]\n\t"
-                   "add r10, r1, r3, lsl #2\n\t"
-                   "sub sp, sp, #8\n\t"
-                   "strd r10, r12, [sp]\n\t" /* where the first pixel's values end; minus */
-                   "mov lr, r2\n\t"
-                   "mov r2, r1\n\t"
+                   "sub sp, sp, #20\n\t"
+                   "strd r2, r3, [sp, #8]\n\t" /* step, quads */
+                   "str r12, [sp, #4]\n\t"     /* minus */
+                   "mov r5, r1\n\t"
+                   "2:\n\t"
+                   "ldrd lr, r3, [sp, #8]\n\t"
+                   "mov r2, r5\n\t"
+                   "add r10, r2, r3, lsl #2\n\t"
+                   "str r10, [sp]\n\t" /* where the first pixel's values end */
                    "add r3, r2, lr\n\t"
                    "add r4, r3, lr\n\t"
                    "add r5, r4, lr\n\t"
-                   "mov r1, r12\n\t"
+                   "ldr r1, [sp, #4]\n\t"
                    "1:\n\t" WIDEN(r5, r6, r9, lr) WIDEN(r4, r6, r8, r12) WIDEN(r3, r6, r7, r11)
                        WIDEN(r2, r1, r6, r10) /* the last one takes the place of minus */
                    "stmia r0!, {r6-r9}\n\t"
@@ -49,7 +54,11 @@ __attribute__((naked)) void tf_block_widen(int16_t *columns __attribute__((unuse
                    "ldrd r6, r1, [sp]\n\t"
                    "cmp r2, r6\n\t"
                    "bne 1b\n\t"
-                   "add sp, sp, #8\n\t"
+                   "ldr r6, [sp, #60]\n\t"
+                   "subs r6, r6, #1\n\t"
+                   "str r6, [sp, #60]\n\t"
+                   "bgt 2b\n\t"
+                   "add sp, sp, #20\n\t"
                    "pop {r4-r11, pc}\n\t");
 }
 
@@ -199,7 +208,7 @@ __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((
     "bne 1b\n\t"
 
 /* clang-format off */
-static __attribute__((naked)) void run(tf_block_run *run __attribute__((unused))) {
+__attribute__((naked)) void tf_block_run_all(tf_block_run *run __attribute__((unused))) {
     __asm volatile(
         "push {r0, r4-r11, lr}\n\t"
         "sub sp, sp, #88\n\t"
@@ -342,11 +351,6 @@ void tf_block_prepare(tf_block_run *by, tf_run_kind kind, uint32_t length, uint3
     by->after = raised ? address_of(tf_block_raise) : by->each;
     by->loop = looped > 0u ? address_of(tf_block_loop) + ((0u - looped) & 15u) * STEP_BYTES
                            : address_of(tf_block_tail) + (TAIL_STEPS - steps) * STEP_BYTES;
-}
-
-void tf_block_run_all(tf_block_run *by) {
-    by->output_end = (const int8_t *)by->output + TF_BLOCK_PIXELS * by->blocks * by->step;
-    run(by);
 }
 
 void tf_block_single(const tf_block_run *by, const int16_t *columns, uint32_t pixel,

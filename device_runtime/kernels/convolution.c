@@ -21,6 +21,11 @@ static void tf_codes_less(const int8_t *from, uint32_t count, int32_t zero, int1
 typedef struct {
     const tf_convolution *layer;
     const tf_weights *weights;
+    const int8_t *packed; /* the weights', of which some are trained elsewhere: */
+    uint32_t with_trained;
+    const tf_multiplier *requantize;
+    const uint8_t *pre_shift;
+    int32_t out_zero;
     const int8_t *input;
     const int32_t *bias;
     uint8_t *mask;
@@ -83,7 +88,7 @@ static inline void widen_four(const job *job, uint32_t at, const int8_t *src) {
         int16_t *to = job->columns + tf_column_index(job->length, 0, at + i);
         const uint32_t quads = (count - i) / 4u;
         if ((at + i) % 2u == 0 && quads > 0) {
-            tf_block_widen(to, src + i, step, quads, tf_minus(zero));
+            tf_block_widen(to, src + i, step, quads, tf_minus(zero), 1u);
             i += 4u * quads;
             continue;
         }
@@ -188,6 +193,20 @@ static inline void gather(const job *job, uint32_t y, uint32_t x, uint32_t count
 
 /* The same for any number of pixels: block by block. */
 static void gather_all(job *job, uint32_t y, uint32_t x, uint32_t count) {
+#if TF_DSP
+    const uint32_t inputs = job->layer->in_channels, in_blocks = count & ~(TF_BLOCK_PIXELS - 1u);
+    if (job->in_height == 1u && tf_is_pointwise(job->layer) && inputs % 4u == 0) {
+        /* One row: pixels lie one behind the other, as their columns do. */
+        const int8_t *from = job->input + x * inputs;
+        tf_block_widen(job->all_columns, from, inputs, inputs / 4u, tf_minus(job->layer->in_zero),
+                       in_blocks / TF_BLOCK_PIXELS);
+        if (in_blocks < count) {
+            job->columns = job->all_columns + in_blocks * job->length;
+            gather_each(job, y, x + in_blocks, count - in_blocks);
+        }
+        return;
+    }
+#endif
     for (uint32_t done = 0; done < count; done += TF_BLOCK_PIXELS) {
         const uint32_t left = count - done;
         job->columns = job->all_columns + done * job->length;
@@ -212,38 +231,41 @@ static uint32_t values_of_column(const tf_convolution *layer) {
     return (uint32_t)layer->kernel_height * layer->kernel_width * layer->in_channels;
 }
 
-/* Rows `o` and `o` + 1 of the weights, with what is trained. */
-static void widen_pair(const job *job, uint32_t o) {
+/* The trained ones of rows `o` and `o` + 1 of the weights take their places. */
+static __attribute__((noinline)) void put_trained(const job *job, uint32_t o) {
     const tf_convolution *layer = job->layer;
     const tf_weights *weights = job->weights;
-    const uint32_t inputs = layer->in_channels, count = weights->count;
     const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
-    tf_block_widen_pair(job->pair, weights->fixed + o * job->length, job->length);
-    if (count == 0) {
-        return;
-    }
-    const int8_t *from = weights->trained + o * tf_packed_length(taps * count);
+    const uint16_t *channels = weights->channels, *end = channels + weights->count;
+    const int8_t *from = weights->trained + o * tf_packed_length(taps * weights->count);
+    const uint32_t length = job->length, inputs = layer->in_channels;
     for (uint32_t first = 0; first < taps * inputs; first += inputs) {
-        for (uint32_t j = 0; j < count; j++, from += 2) {
-            const uint32_t at = first + weights->channels[j];
-            job->pair[tf_pair_index(job->length, 0, at)] = from[0];
-            job->pair[tf_pair_index(job->length, 1, at)] = from[1];
+        for (const uint16_t *next = channels; next != end; next++, from += 2) {
+            int16_t *to = job->pair + tf_pair_index(length, 0, first + *next);
+            to[0] = from[0];
+            to[tf_pair_index(length, 1, 0)] = from[1];
         }
     }
 }
 
-/* What a run makes of the sums of channels `o` and `o` + 1; of an odd number of channels, the last
- * is its own partner. */
-static void aim(const job *job, tf_block_run *run, uint32_t o) {
-    const tf_convolution *layer = job->layer;
-    const uint32_t next = o + 1u < layer->out_channels ? o + 1u : o;
-    run->first = tf_make_requantizer(layer->requantize[o], layer->out_zero);
-    run->second = tf_make_requantizer(layer->requantize[next], layer->out_zero);
+/* All blocks for channels `o` and `next`. */
+static inline void run_two(const job *job, tf_block_run *run, uint32_t o, uint32_t next,
+                           int8_t *output, uint32_t step) {
+    tf_block_widen_pair(job->pair, job->packed + o * job->length, job->length);
+    if (job->with_trained) {
+        put_trained(job, o);
+    }
+    tf_block_aim(run, output, step);
+    run->first = tf_make_requantizer(job->requantize[o], job->out_zero);
+    run->second = tf_make_requantizer(job->requantize[next], job->out_zero);
     run->start[0] = job->bias[o];
     run->start[1] = job->bias[next];
-    if (layer->pre_shift != NULL) {
-        run->pre_shift[0] = layer->pre_shift[o];
-        run->pre_shift[1] = layer->pre_shift[next];
+    if (job->pre_shift != NULL) {
+        run->pre_shift[0] = job->pre_shift[o];
+        run->pre_shift[1] = job->pre_shift[next];
+    }
+    if (run->blocks > 0u) {
+        tf_block_run_all(run);
     }
 }
 
@@ -267,19 +289,23 @@ static __attribute__((noinline)) void run_single(const job *job, tf_block_run *r
     }
 }
 
-/* `count` bits of each pixel, of which `made` have been made, go to the mask from bit `index` on. */
-static void put_mask(const job *job, const uint32_t *bits, uint32_t pixels, uint32_t made,
-                     uint32_t count, uint32_t index) {
-    const uint8_t *next = (const uint8_t *)bits;
-    const uint32_t step = job->layer->out_channels;
+/* Bits of channels `first` … `first` + count - 1 of each pixel, of which so many have been made, go
+ * to the mask; element `index` of the output is the first pixel's first. */
+static __attribute__((noinline)) void put_mask(const job *job, const uint32_t *bits,
+                                               uint32_t pixels, uint32_t first, uint32_t made,
+                                               uint32_t index) {
+    const uint8_t *next = (const uint8_t *)bits, *end = next + pixels;
+    const uint32_t step = job->layer->out_channels, left = step - first;
+    const uint32_t count = left < made ? left : made;
+    index += first;
     if (count == MASK_CHANNELS && (step | index) % MASK_CHANNELS == 0) {
         uint8_t *to = job->mask + index / MASK_CHANNELS;
-        for (const uint8_t *end = next + pixels; next != end; to += step / MASK_CHANNELS) {
+        for (; next != end; to += step / MASK_CHANNELS) {
             *to = *next++;
         }
         return;
     }
-    for (const uint8_t *end = next + pixels; next != end; next++, index += step) {
+    for (; next != end; next++, index += step) {
         const uint32_t all = (uint32_t)*next >> (MASK_CHANNELS - made);
         tf_put_bits(job->mask, index, all & ((1u << count) - 1u), count);
     }
@@ -287,33 +313,34 @@ static void put_mask(const job *job, const uint32_t *bits, uint32_t pixels, uint
 
 /* All channels of `pixels` pixels whose columns are ready; the first one's lie at `output`, and are
  * elements `index` … of the layer's output. */
-static void run_pixels(const job *job, tf_block_run *run, uint32_t pixels, int8_t *output,
+static void run_pixels(const job *by, tf_block_run *run, uint32_t pixels, int8_t *output,
                        uint32_t index) {
-    const uint32_t channels = job->layer->out_channels;
+    const job job = *by; /* where no call can change it */
+    const uint32_t channels = job.layer->out_channels;
     const uint32_t in_blocks = pixels & ~(TF_BLOCK_PIXELS - 1u);
-    uint32_t *bits = run->bits;
+    uint32_t *bits = run->bits, made = 0;
     run->blocks = in_blocks / TF_BLOCK_PIXELS;
-    for (uint32_t o = 0, first = 0; o < channels; o += 2u) {
-        const uint32_t alone = o + 1u == channels;
-        int8_t *to = alone ? job->codes : output + o;
-        run->step = alone ? 2u : channels;
-        run->output = to;
+    for (uint32_t o = 0; o < channels; o += 2u) {
+        const uint32_t next = o + 1u < channels ? o + 1u : o;
+        int8_t *to = output + o;
+        uint32_t step = channels;
+        if (next == o) {
+            /* The last of an odd number of channels, which is its own partner. */
+            to = job.codes;
+            step = 2u;
+        }
         run->bits = bits;
-        widen_pair(job, o);
-        aim(job, run, o);
-        if (in_blocks > 0u) {
-            tf_block_run_all(run);
-        }
+        run_two(&job, run, o, next, to, step);
         for (uint32_t p = in_blocks; p < pixels; p++) {
-            run_single(job, run, p, to + p * run->step);
+            run_single(&job, run, p, to + p * step);
         }
-        for (uint32_t p = 0; p < pixels && alone; p++) {
+        for (uint32_t p = 0; p < pixels && next == o; p++) {
             output[p * channels + o] = to[2u * p];
         }
-        if (job->mask != NULL && (o + 2u - first == MASK_CHANNELS || o + 2u >= channels)) {
-            const uint32_t count = channels - first < MASK_CHANNELS ? channels - first : MASK_CHANNELS;
-            put_mask(job, bits, pixels, o + 2u - first, count, index + first);
-            first = o + 2u;
+        made += 2u;
+        if (job.mask != NULL && (made == MASK_CHANNELS || o + 2u >= channels)) {
+            put_mask(&job, bits, pixels, o + 2u - made, made, index);
+            made = 0;
         }
     }
     run->bits = bits;
@@ -478,6 +505,11 @@ void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, co
     const uint32_t values = values_of_column(layer), length = tf_packed_length(values);
     job job = {.layer = layer,
                .weights = weights,
+               .packed = weights->fixed,
+               .with_trained = weights->count > 0,
+               .requantize = layer->requantize,
+               .pre_shift = layer->pre_shift,
+               .out_zero = layer->out_zero,
                .bias = bias,
                .at_once = at_once,
                .all_columns = scratch,

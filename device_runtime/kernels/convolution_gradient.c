@@ -295,8 +295,7 @@ static void run_two(const job *job, tf_block_run *run, uint32_t i, uint32_t coun
     const uint32_t length = tf_packed_length(job->layer->out_channels), alone = i + 1u == inputs;
     int16_t *last = (int16_t *)(void *)job->taps;
     int16_t *to = alone ? last : out + i;
-    run->step = sizeof(int16_t) * (alone ? 2u : inputs);
-    run->output = to;
+    tf_block_aim(run, to, sizeof(int16_t) * (alone ? 2u : inputs));
     if (in_blocks > 0u) {
         tf_block_run_all(run);
     }
