@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from codegen.emit.c_text import channels_name, comment, layer_name, rows
 from codegen.graph.ir import Add, Conv, DepthwiseConv, Head, Requantize, inputs_of
 from codegen.program.blob import FROZEN_WEIGHTS, Weights
+from codegen.program.step_builder import activation_buffer
 from codegen.program.steps import (
     CHAIN,
     INPUT,
+    KEEP,
     PHASES,
     SCALES,
     Phase,
@@ -21,7 +23,7 @@ from codegen.program.steps import (
 from codegen.program.streaming import Elementwise
 
 _WITH_SPAN = {"convolution_forward", "depthwise_forward"}
-_WITHOUT_LAYER = {"error_mask", "error_sum", "error_scale"}
+_WITHOUT_LAYER = {"error_mask", "error_sum", "error_scale", KEEP}
 _OF_SLICES = {"concat_forward", "concat_input_gradient"}
 _WITH_WEIGHTS = _WITH_SPAN | {"convolution_input_gradient", "depthwise_input_gradient"}
 
@@ -259,13 +261,17 @@ class _StepWriter:
         segment = self.program.segment_of(f"{step.op.name}.weight")
         assert segment is not None
         fraction = segment.fraction_offset
+        op = step.op
+        assert isinstance(op, (Conv, DepthwiseConv))
+        whole = step.buffers["input"] in (INPUT, activation_buffer(self.program.graph, op.input))
+        in_channels = self.program.graph.tensors[op.input].shape[2] if whole else segment.count
         return [
             "    const tf_trained trained = {",
             f"        STATE(int8_t, {segment.state_offset}),",
             f"        {'0' if fraction is None else f'STATE(int8_t, {fraction})'},",
             f"        {self._velocity(segment)},",
             f"        {segment.first_value}, {channels_name(self.index, step.op.name)}, "
-            f"{segment.count},",
+            f"{segment.count}, {in_channels},",
             "    };",
         ]
 
@@ -283,6 +289,21 @@ class _StepWriter:
             self._arena(step, "output", "int8_t"),
             self._arena(step, "mask", "uint8_t"),
             self._arena(step, "scratch", "int16_t"),
+        ]
+
+    def _keep_channels(self, step: Step) -> list[str]:
+        op = step.op
+        assert isinstance(op, (Conv, DepthwiseConv))
+        height, width, channels = self.program.graph.tensors[op.input].shape
+        segment = self.program.segment_of(f"{op.name}.weight")
+        assert segment is not None
+        return [
+            channels_name(self.index, op.name),
+            f"{segment.count}u",
+            self._arena(step, "input", "int8_t"),
+            f"{channels}u",
+            f"{height * width}u",
+            self._arena(step, "output", "int8_t"),
         ]
 
     def _add_forward(self, step: Step) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Requantize, inputs_of
 from codegen.program import memory_plan, scratch, streaming
 from codegen.program.blob import Parameter, parameters
+from codegen.program.memory_plan import Overlap
 from codegen.program.plans import Plan, trained_tensors
 from codegen.program.row_pairs import stored_bytes
 from codegen.program.scheduling import scheduled
@@ -25,6 +26,7 @@ from codegen.program.scratch import round_up
 from codegen.program.step_builder import Parameterized, Part, StepBuilder, activation_buffer
 from codegen.program.steps import (
     CHAIN,
+    KEEP,
     LEAST_AT_ONCE,
     SCALES,
     Program,
@@ -50,10 +52,15 @@ def lower(graph: Graph, plan: Plan, most_pool_bytes: int | None = None) -> Progr
     """
     segments, state_bytes = _segments(graph, plan)
     ordered = replace(graph, ops=scheduled(graph))
-    builder = StepBuilder(ordered, plan, {s.tensor: s.count for s in segments})
-    draft = _Draft(ordered, builder.forward(), builder.loss_and_backward())
+    trained = {s.tensor: s.count for s in segments}
+    bound = None
+    for keeps_part in (False, True):
+        trial = StepBuilder(ordered, plan, trained, keeps_part=keeps_part)
+        all_of = _Draft(ordered, trial.forward(), trial.loss_and_backward())
+        bytes_at_least = all_of.lower_bound(_streamable(trial), {})
+        if bound is None or bytes_at_least < bound:
+            builder, draft, bound = trial, all_of, bytes_at_least
     streamed = _streamable(builder)
-    bound = draft.lower_bound(streamed, {})
     for tensor in sorted(streamed, key=lambda name: graph.tensors[name].size):
         fewer = [name for name in streamed if name != tensor]
         trial = draft.lower_bound(fewer, {})
@@ -136,22 +143,26 @@ class _Draft:
 
 def _chain(graph: Graph, parts: Sequence[Part], band: int) -> Part:
     """One step that executes those of ``parts`` row by row, ``band`` rows of its output a time."""
-    steps = [step for part in parts for step in part.steps]
+    # Only the first stage reads a tensor that is there as a whole, and of which a part is kept.
+    before = [step for step in parts[0].steps if step.kernel == KEEP]
+    steps = [step for part in parts for step in part.steps if step.kernel != KEEP]
     ops = [step.op for step in steps if isinstance(step.op, streaming.Stage)]
     rows = streaming.schedule(graph, ops, band)
     rings = streaming.ring_rows(graph, ops, rows)
-    chain = Part()
+    chain = Part(steps=before)
+    for step in before:
+        chain.buffer(step.buffers["output"], parts[0].sizes[step.buffers["output"]])
     for op, ring in zip(ops, rings, strict=False):
         _, width, channels = graph.tensors[op.output].shape
         chain.buffer(activation_buffer(graph, op.output), ring * width * channels)
-    names = list(chain.sizes)
+    names = [activation_buffer(graph, op.output) for op in ops[:-1]]
     output = graph.tensors[ops[-1].output]
     target = chain.buffer(activation_buffer(graph, output.name), output.size)
     inside = {op.output for op in ops}
     for source in dict.fromkeys(name for op in ops for name in inputs_of(op)):
         if source not in inside:
             lead = streaming.chain_lead(graph, ops, rows, source)
-            chain.may_overlap(target, activation_buffer(graph, source), lead)
+            chain.may_overlap(target, activation_buffer(graph, source), Overlap(lead))
     size = max(_stage_scratch(graph, part, rows, stage) for stage, part in enumerate(parts))
     if size > 0:
         shared = chain.buffer(f"scratch of chain to {ops[-1].name}", size)
@@ -235,7 +246,7 @@ def _call_with_room(graph: Graph, call: Step, rows: int, most: int) -> tuple[Ste
 
 def _stage_scratch(graph: Graph, part: Part, rows: Sequence[Rows], stage: int) -> int:
     """Bytes of scratch that a stage needs for the most rows that it makes at a time."""
-    (step,) = part.steps
+    step = part.steps[-1]
     if isinstance(step.op, DepthwiseConv):
         most = max(item.end - item.first for item in rows if item.stage == stage)
         source, output = graph.tensors[step.op.input], graph.tensors[step.op.output]

@@ -24,12 +24,13 @@ from codegen.graph.ir import (
     MaxPool,
     Op,
     Requantize,
+    Tensor,
     inputs_of,
 )
 from codegen.program import scratch, streaming
-from codegen.program.memory_plan import Overlap
+from codegen.program.memory_plan import ALIGNMENT, Overlap
 from codegen.program.plans import Plan
-from codegen.program.steps import INPUT, LEAST_AT_ONCE, SCALE_BYTES, SCALES, Phase, Step
+from codegen.program.steps import INPUT, KEEP, LEAST_AT_ONCE, SCALE_BYTES, SCALES, Phase, Step
 
 Parameterized = Conv | DepthwiseConv
 OfOne: TypeAlias = Parameterized | GlobalAveragePool | MaxPool | AveragePool | Requantize
@@ -53,15 +54,24 @@ class Part:
         self.sizes[name] = size
         return name
 
-    def may_overlap(self, new: str, old: str, lead: int | None) -> None:
+    def may_overlap(self, new: str, old: str, overlap: Overlap) -> None:
         """Allows ``new`` to lie over ``old``, unless that is the sample: others read it as well."""
         if old != INPUT:
-            self.over.setdefault(new, {})[old] = Overlap(lead)
+            self.over.setdefault(new, {})[old] = overlap
+
+
+IN_PLACE = Overlap(0, exact=True)
 
 
 def activation_buffer(graph: Graph, tensor: str) -> str:
     """Name of the buffer that holds ``tensor``."""
     return INPUT if tensor == graph.input else f"activation {tensor}"
+
+
+def _over_error_of_depthwise(source: Tensor, output: Tensor) -> Overlap | None:
+    """Both end in the same place, or begin there: a channel lies on itself."""
+    lead = 2 * max(0, source.size - output.size)
+    return None if lead % ALIGNMENT else Overlap(lead, exact=True)
 
 
 def _tensors_that_need_errors(graph: Graph, trained: Iterable[str]) -> set[str]:
@@ -80,8 +90,20 @@ def _tensors_that_need_errors(graph: Graph, trained: Iterable[str]) -> set[str]:
 class StepBuilder:
     """Makes the parts of the program that trains ``graph`` by ``plan``, only what it needs."""
 
-    def __init__(self, graph: Graph, plan: Plan, trained_channels: Mapping[str, int]) -> None:
-        """``trained_channels`` has the number of trained channels by the tensor's name."""
+    def __init__(
+        self,
+        graph: Graph,
+        plan: Plan,
+        trained_channels: Mapping[str, int],
+        *,
+        keeps_part: bool = False,
+    ) -> None:
+        """``trained_channels`` has the number of trained channels by the tensor's name.
+
+        ``keeps_part``: of a layer's input, only the channels whose weights are trained wait for
+        their update, in a copy.
+        """
+        self.keeps_part = keeps_part
         self.graph = graph
         self.plan = plan
         self.trained_channels = trained_channels
@@ -162,7 +184,7 @@ class StepBuilder:
             case Add():
                 buffers["a"], buffers["b"] = map(self._activation, op.inputs)
                 for side in ("a", "b"):
-                    self._part.may_overlap(buffers["output"], buffers[side], 0)
+                    self._part.may_overlap(buffers["output"], buffers[side], Overlap(0))
                 self._step("forward", "add_forward", op, buffers)
             case Concat():
                 for operand, name in enumerate(op.inputs):
@@ -172,21 +194,31 @@ class StepBuilder:
                 buffers["input"] = self._activation(op.input)
                 self._forward_of_one(op, buffers)
 
+    def _kept(self, op: Parameterized) -> str | None:
+        """The buffer of the trained channels of the input, where no more of it is kept."""
+        part = self.keeps_part and self._partly_trained(op) and op.input != self.graph.input
+        return f"kept {op.name}" if part else None
+
     def _forward_of_one(self, op: OfOne, buffers: dict[str, str]) -> None:
         source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
+        kept = self._kept(op) if isinstance(op, Parameterized) else None
+        if kept is not None:
+            count = self.trained_channels[f"{op.name}.weight"]
+            size = source.size // source.shape[2] * count
+            operands = {"input": buffers["input"], "output": self._part.buffer(kept, size)}
+            self._step("forward", KEEP, op, operands)
         match op:
             case Conv():
                 size = scratch.convolution_forward_bytes(op, source, output, LEAST_AT_ONCE)
                 buffers["scratch"] = self._part.buffer(f"columns {op.name}", size)
                 lead = streaming.convolution_lead(self.graph, op)
-                self._part.may_overlap(buffers["output"], buffers["input"], lead)
+                self._part.may_overlap(buffers["output"], buffers["input"], Overlap(lead))
                 kernel, macs = "convolution_forward", self._macs(op)
                 self._step("forward", kernel, op, buffers, macs=macs, at_once=LEAST_AT_ONCE)
             case DepthwiseConv():
                 size = scratch.depthwise_forward_bytes(op, source, output, output.shape[0])
                 buffers["scratch"] = self._part.buffer(f"plane {op.name}", size)
-                if source.shape == output.shape:
-                    self._part.may_overlap(buffers["output"], buffers["input"], None)
+                self._part.may_overlap(buffers["output"], buffers["input"], IN_PLACE)
                 self._step("forward", "depthwise_forward", op, buffers, macs=self._macs(op))
             case GlobalAveragePool():
                 self._step("forward", "pool_forward", op, buffers)
@@ -201,7 +233,7 @@ class StepBuilder:
                 self._pool_overlap(op, buffers)
                 self._step("forward", "average_pool_forward", op, buffers)
             case Requantize():
-                self._part.may_overlap(buffers["output"], buffers["input"], 0)
+                self._part.may_overlap(buffers["output"], buffers["input"], Overlap(0))
                 self._step("forward", "requantize_forward", op, buffers)
 
     def _saturates(self, op: Op) -> bool:
@@ -213,7 +245,7 @@ class StepBuilder:
 
     def _pool_overlap(self, op: MaxPool | AveragePool, buffers: dict[str, str]) -> None:
         lead = streaming.pool_lead(self.graph, op)
-        self._part.may_overlap(buffers["output"], buffers["input"], lead)
+        self._part.may_overlap(buffers["output"], buffers["input"], Overlap(lead))
 
     def _loss(self) -> None:
         head = self.graph.head
@@ -261,7 +293,7 @@ class StepBuilder:
         target = self._error(name, tensor)
         operands = {**buffers, "out": target}
         if over_error is not None:
-            self._part.may_overlap(target, buffers["error"], over_error.lead)
+            self._part.may_overlap(target, buffers["error"], over_error)
         counts = {"macs": macs, "operand": operand, "at_once": at_once}
         self._step("backward", kernel, op, operands, **counts)
         if first:
@@ -298,7 +330,7 @@ class StepBuilder:
 
     def _requantize_backward(self, op: Requantize) -> None:
         error = self._mask(op)
-        self._propagate("error_scale", op, op.input, error, over_error=Overlap(None))
+        self._propagate("error_scale", op, op.input, error, over_error=IN_PLACE)
 
     def _mask(self, op: Add | Parameterized | AveragePool | Requantize) -> dict[str, str]:
         error = {"error": self._errors[op.output]}
@@ -310,7 +342,7 @@ class StepBuilder:
         for operand, tensor in enumerate(op.inputs):
             if tensor in self.needs_error:
                 self._propagate(
-                    "error_scale", op, tensor, error, operand=operand, over_error=Overlap(None)
+                    "error_scale", op, tensor, error, operand=operand, over_error=IN_PLACE
                 )
 
     def _convolution_backward(self, op: Parameterized) -> None:
@@ -328,7 +360,7 @@ class StepBuilder:
                 size = scratch.convolution_weight_update_bytes(op, source, output)
             else:
                 size = scratch.depthwise_weight_update_bytes(op, source, output)
-            buffers = {**error, "input": self._activation(op.input)}
+            buffers = {**error, "input": self._kept(op) or self._activation(op.input)}
             buffers["scratch"] = self._part.buffer(f"gradient columns {op.name}", size)
             macs = self._macs(op) * count // op.weight.shape[-1]
             self._step("backward", f"{kind}_weight_update", op, buffers, macs=macs)
@@ -345,7 +377,7 @@ class StepBuilder:
                 over = Overlap(2 * max(0, source.shape[2] - output.shape[2]) * pixels)
         else:
             size = scratch.depthwise_input_gradient_bytes(op, source, output)
-            over = Overlap(None) if source.shape == output.shape else None
+            over = _over_error_of_depthwise(source, output)
         name = self._part.buffer(f"error columns {op.name}", size)
         buffers = {**error, "scratch": name}
         counts = {"macs": self._macs(op), "at_once": at_once}

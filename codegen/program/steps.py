@@ -63,6 +63,7 @@ class Rows(NamedTuple):
 
 
 CHAIN = "chain_forward"
+KEEP = "keep_channels"
 LEAST_AT_ONCE = 4
 
 

@@ -52,7 +52,7 @@ from codegen.graph.ir import (
     Tensor,
 )
 from codegen.program import blob
-from codegen.program.steps import INPUT, Phase, Program, Step, Updates
+from codegen.program.steps import INPUT, KEEP, Phase, Program, Step, Updates
 from codegen.reference import interpreter_pools
 
 EXP2_TABLE = np.array([round(2.0 ** (30 - i / 64)) for i in range(65)])
@@ -94,6 +94,7 @@ class Interpreter:
         """Tensor → (integer gradient, exponent) of the last step: with respect to output steps,
         before scaling; `codegen.reference.float_autodiff.cosines` compares them with exact ones."""
         self._kernels: dict[str, Callable[[Step], None]] = {
+            KEEP: self._keep_channels,
             "convolution_forward": self._convolution_forward,
             "depthwise_forward": self._convolution_forward,
             "add_forward": self._add_forward,
@@ -221,6 +222,10 @@ class Interpreter:
 
     def _input(self, step: Step) -> Ints:
         return self.arrays[step.buffers["input"]]
+
+    def _keep_channels(self, step: Step) -> None:
+        """Keeps the others as well: gradients of all channels are for tests to see."""
+        self.arrays[step.buffers["output"]] = self._input(step)
 
     def _convolution_forward(self, step: Step) -> None:
         op = step.op

@@ -26,20 +26,23 @@ typedef struct {
 static __attribute__((noinline)) void gather(const job *job, uint32_t tap, uint32_t j,
                                              uint32_t lanes) {
     const tf_convolution *layer = job->layer;
-    const uint16_t *channels = job->trained->channels + j;
+    const tf_trained *trained = job->trained;
     const uint32_t width = layer->out_width;
     const int32_t row = (int32_t)(tap / layer->kernel_width) - layer->pad_top;
     const int32_t col = (int32_t)(tap % layer->kernel_width) - layer->pad_left;
     const int32_t zero = layer->in_zero;
     /* Lanes that are not wanted repeat the last. */
-    const uint32_t c0 = channels[0], c1 = channels[lanes > 1u ? 1 : lanes - 1u];
-    const uint32_t c2 = channels[lanes > 2u ? 2 : lanes - 1u], c3 = channels[lanes - 1u];
+    const uint32_t last = j + lanes - 1u;
+    const uint32_t c0 = tf_place_in_input(trained, j);
+    const uint32_t c1 = tf_place_in_input(trained, lanes > 1u ? j + 1u : last);
+    const uint32_t c2 = tf_place_in_input(trained, lanes > 2u ? j + 2u : last);
+    const uint32_t c3 = tf_place_in_input(trained, last);
     uint32_t at = 0;
     for (uint32_t y = 0; y < layer->out_height; y++) {
         const int32_t in_y = (int32_t)(y * layer->stride_height) + row;
         const uint32_t inside = in_y >= 0 && in_y < layer->in_height;
         const int8_t *line =
-            job->input + (inside ? (uint32_t)in_y : 0u) * layer->in_width * layer->in_channels;
+            job->input + (inside ? (uint32_t)in_y : 0u) * layer->in_width * trained->in_channels;
         int32_t in_x = col;
         for (uint32_t x = 0; x < width; x++, at++, in_x += layer->stride_width) {
             int16_t *to = job->planes + tf_plane_index(job->even, 0, at);
@@ -49,7 +52,7 @@ static __attribute__((noinline)) void gather(const job *job, uint32_t tap, uint3
                 }
                 continue;
             }
-            const int8_t *pixel = line + (uint32_t)in_x * layer->in_channels;
+            const int8_t *pixel = line + (uint32_t)in_x * trained->in_channels;
             to[0] = (int16_t)(pixel[c0] - zero);
             to[tf_plane_index(job->even, 1, 0)] = (int16_t)(pixel[c1] - zero);
             to[tf_plane_index(job->even, 2, 0)] = (int16_t)(pixel[c2] - zero);

@@ -309,9 +309,10 @@ typedef struct {
     uint32_t line, error_line; /* elements */
 } update_planes;
 
-static void gather_channel(const update_planes *planes, const int8_t *input, const int16_t *error) {
+static void gather_channel(const update_planes *planes, const int8_t *input, int32_t channels,
+                           const int16_t *error) {
     const tf_convolution *layer = planes->layer;
-    const int32_t stride = layer->stride_width, channels = layer->in_channels;
+    const int32_t stride = layer->stride_width;
     for (int32_t phase = 0; phase < stride; phase++) {
         /* Element i lies under column i * stride + phase - pad_left. */
         const int32_t offset = layer->pad_left - phase;
@@ -322,7 +323,7 @@ static void gather_channel(const update_planes *planes, const int8_t *input, con
         const tf_gathering by = {layer->in_height,
                                  (uint32_t)(end - first),
                                  (uint32_t)(stride * channels),
-                                 (uint32_t)layer->in_width * layer->in_channels,
+                                 (uint32_t)layer->in_width * (uint32_t)channels,
                                  1u,
                                  (uint32_t)stride * planes->line,
                                  0u};
@@ -413,7 +414,8 @@ void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *erro
         const uint32_t channel = trained->channels[t];
         const tf_step step =
             tf_make_step(layer->weight_gain[channel], update->learning_rate_q20, exponent);
-        gather_channel(&planes, input + channel, error + channel);
+        gather_channel(&planes, input + tf_place_in_input(trained, t), trained->in_channels,
+                       error + channel);
         for (int32_t row = 0; row < layer->kernel_height; row++) {
             for (int32_t phase = 0; phase < stride; phase++) {
                 int32_t left = phase_taps(layer->kernel_width, stride, phase);

@@ -51,6 +51,11 @@ static inline int32_t tf_weight_bits(const tf_trained *trained) {
     return trained->fractions != NULL ? 8 + TF_STATE_BITS : TF_STEP_BITS;
 }
 
+/* Place of trained channel `j` among the channels of the input (tf_trained's in_channels). */
+static inline uint32_t tf_place_in_input(const tf_trained *trained, uint32_t j) {
+    return trained->in_channels == trained->count ? j : trained->channels[j];
+}
+
 /* A q8.8 weight goes `move` states of 1/256 step up. */
 static inline void tf_move_state(int8_t *weight, int8_t *fraction, int32_t move) {
     const int32_t state = tf_clamp(*weight * 256 + *fraction + move, -TF_Q88_LIMIT, TF_Q88_LIMIT);

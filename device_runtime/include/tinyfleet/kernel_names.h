@@ -56,6 +56,7 @@
 #define tf_max_pool_forward TF_KERNEL(max_pool_forward)
 #define tf_average_pool_forward TF_KERNEL(average_pool_forward)
 #define tf_concat_forward TF_KERNEL(concat_forward)
+#define tf_keep_channels TF_KERNEL(keep_channels)
 #define tf_requantize_forward TF_KERNEL(requantize_forward)
 #define tf_head_forward TF_KERNEL(head_forward)
 #define tf_cross_entropy TF_KERNEL(cross_entropy)

@@ -149,6 +149,8 @@ typedef struct {
     uint32_t first_value; /* index in the delta of the first value: counter of random bits */
     const uint16_t *channels; /* trained positions of the last axis, ascending */
     uint16_t count;
+    uint16_t in_channels; /* of the layer's input as the update gets it: all of them or, `count`, the
+                             trained ones, as tf_keep_channels leaves them */
 } tf_trained;
 
 /* One step of SGD. With velocities (gradients added up over several samples, or momentum), a step
@@ -173,8 +175,8 @@ typedef struct {
 void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
                             const tf_weights *weights, const int32_t *bias, int8_t *output,
                             uint8_t *mask, int16_t *scratch, uint32_t at_once);
-/* Channel by channel, each as a plane of its own: where all rows are asked for and input and output
- * have the same size, the output may be the input itself. */
+/* Channel by channel, each as a plane of its own: where all rows are asked for, the output may begin
+ * where the input does. */
 void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
                           const tf_weights *weights, const int32_t *bias, int8_t *output,
                           uint8_t *mask, int16_t *scratch);
@@ -191,6 +193,9 @@ void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *inpu
                              uint8_t *mask);
 /* Copies one input of a concatenation to its channels of the output. */
 void tf_concat_forward(const tf_slice *slice, const int8_t *input, int8_t *output);
+/* Copies `count` channels, ascending, of an input of `all`, for a later update of their weights. */
+void tf_keep_channels(const uint16_t *channels, uint32_t count, const int8_t *input, uint32_t all,
+                      uint32_t pixels, int8_t *kept);
 /* output may be the input itself. */
 void tf_requantize_forward(const tf_requantization *layer, const int8_t *input, int8_t *output,
                            uint8_t *mask, uint32_t size);
@@ -244,7 +249,7 @@ void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                    tf_scale *out_scale, int16_t *scratch, uint32_t at_once);
-/* out may be the error itself where both have one size. */
+/* Channel by channel, too: out may begin some pixels before the error, or at it. */
 void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
                                  const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                  tf_scale *out_scale, int16_t *scratch);
