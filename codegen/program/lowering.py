@@ -18,7 +18,7 @@ import numpy as np
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Requantize, inputs_of
 from codegen.program import memory_plan, scratch, streaming
 from codegen.program.blob import Parameter, parameters
-from codegen.program.memory_plan import Overlap
+from codegen.program.memory_plan import Buffer, Overlap
 from codegen.program.plans import Plan, trained_tensors
 from codegen.program.row_pairs import stored_bytes
 from codegen.program.scheduling import scheduled
@@ -77,12 +77,18 @@ def lower(graph: Graph, plan: Plan, most_pool_bytes: int | None = None) -> Progr
     enough = None
     if most_pool_bytes is not None:
         enough = most_pool_bytes - bytes_beside_arena(graph, state_bytes)
+    steps, buffers, offsets = _widened(
+        graph,
+        [step for part in parts for step in part.steps],
+        buffers,
+        memory_plan.plan_offsets(buffers, enough),
+    )
     return Program(
         graph=graph,
         plan=plan,
-        steps=tuple(step for part in parts for step in part.steps),
+        steps=steps,
         buffers=buffers,
-        offsets=MappingProxyType(memory_plan.plan_offsets(buffers, enough)),
+        offsets=MappingProxyType(offsets),
         error_index=MappingProxyType(builder.error_index),
         segments=segments,
         state_bytes=state_bytes,
@@ -189,9 +195,10 @@ def _chain(graph: Graph, parts: Sequence[Part], band: int) -> Part:
 
 
 def _at_once(graph: Graph, parts: Sequence[Part]) -> list[Part]:
-    """``parts`` in which convolutions work on as many pixels at a time as the arena has room for.
+    """``parts`` in which convolutions work on many pixels at a time.
 
-    The lower bound stays: scratch takes what a step leaves of it.
+    The lower bound stays: scratch takes half of what a step leaves of it. With all of it, the
+    buffers would be hard to place.
     """
     live = memory_plan.live_bytes(_buffers(parts))
     room = max(live, default=0)
@@ -200,12 +207,32 @@ def _at_once(graph: Graph, parts: Sequence[Part]) -> list[Part]:
         steps, sizes = list(part.steps), dict(part.sizes)
         for place, step in enumerate(steps):
             for name in {call.buffers["scratch"] for call in step.calls() if _grows(call)}:
-                most = room - live[index] + memory_plan.aligned(sizes[name])
+                most = memory_plan.aligned(sizes[name]) + (room - live[index]) // 2
                 steps[place], needed = _with_room(graph, step, most)
                 sizes[name] = max(sizes[name], needed)
             index += 1
         found.append(replace(part, steps=steps, sizes=sizes))
     return found
+
+
+def _widened(
+    graph: Graph, steps: Sequence[Step], buffers: Sequence[Buffer], offsets: Mapping[str, int]
+) -> tuple[tuple[Step, ...], tuple[Buffer, ...], dict[str, int]]:
+    """The same with convolutions that work on as many pixels as the placed buffers leave room for.
+
+    Nothing else moves: their scratch goes to the widest gap of its step.
+    """
+    size = memory_plan.arena_bytes(buffers, offsets)
+    made, placed, where = list(steps), {b.name: b for b in buffers}, dict(offsets)
+    for index, step in enumerate(steps):
+        for name in {call.buffers["scratch"] for call in step.calls() if _grows(call)}:
+            others = [b for b in buffers if b.first <= index <= b.last and b.name != name]
+            start, room = memory_plan.widest_gap(others, offsets, size)
+            wider, needed = _with_room(graph, step, room)
+            if needed > placed[name].bytes:
+                made[index], where[name] = wider, start
+                placed[name] = replace(placed[name], bytes=needed)
+    return tuple(made), tuple(placed.values()), where
 
 
 def _grows(call: Step) -> bool:
@@ -216,7 +243,7 @@ def _grows(call: Step) -> bool:
 
 
 def _with_room(graph: Graph, step: Step, most: int) -> tuple[Step, int]:
-    """``step`` with scratch of at most ``most`` bytes for its convolutions, and what they need."""
+    """``step`` with at most ``most`` bytes of scratch for its convolutions, and what they need."""
     if step.stages:
         rows = {
             stage: max(item.end - item.first for item in step.schedule if item.stage == stage)
@@ -233,15 +260,16 @@ def _call_with_room(graph: Graph, call: Step, rows: int, most: int) -> tuple[Ste
         return call, 0
     assert isinstance(call.op, Conv)
     source, output = graph.tensors[call.op.input], graph.tensors[call.op.output]
-    pixels = round_up(rows * output.shape[1], LEAST_AT_ONCE)
-    while True:
+    pixels = rows * output.shape[1]
+    for groups in itertools.count(1):
+        at_once = max(call.at_once, round_up(-(-pixels // groups), LEAST_AT_ONCE))
         if call.phase == "forward":
-            size = scratch.convolution_forward_bytes(call.op, source, output, pixels)
+            size = scratch.convolution_forward_bytes(call.op, source, output, at_once)
         else:
-            size = scratch.convolution_input_gradient_bytes(call.op, source, output, 0, pixels)
-        if size <= most or pixels == LEAST_AT_ONCE:
-            return replace(call, at_once=pixels), size
-        pixels = round_up(pixels // 2, LEAST_AT_ONCE)
+            size = scratch.convolution_input_gradient_bytes(call.op, source, output, 0, at_once)
+        if size <= most or at_once == call.at_once:
+            break
+    return replace(call, at_once=at_once), size
 
 
 def _stage_scratch(graph: Graph, part: Part, rows: Sequence[Rows], stage: int) -> int:

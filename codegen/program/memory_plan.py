@@ -145,6 +145,18 @@ def arena_bytes(buffers: Iterable[Buffer], offsets: Mapping[str, int]) -> int:
     return max((offsets[b.name] + aligned(b.bytes) for b in buffers), default=0)
 
 
+def widest_gap(
+    buffers: Iterable[Buffer], offsets: Mapping[str, int], size: int
+) -> tuple[int, int]:
+    """Start and bytes of the widest gap that ``buffers`` leave in an arena of ``size`` bytes."""
+    end, gaps = 0, [(0, 0)]
+    taken = [(offsets[b.name], offsets[b.name] + aligned(b.bytes)) for b in buffers]
+    for start, behind in sorted([*taken, (size, size)]):
+        gaps.append((end, start - end))
+        end = max(end, behind)
+    return max(gaps, key=lambda gap: gap[1])
+
+
 def _order(buffers: Sequence[Buffer], key: Callable[[Buffer], tuple[int | str, ...]]) -> list[int]:
     """Indices of ``buffers``, those of the least ``key`` first."""
     return sorted(range(len(buffers)), key=lambda index: key(buffers[index]))

@@ -30,6 +30,7 @@ from codegen.graph.ir import (
 from codegen.program import scratch, streaming
 from codegen.program.memory_plan import ALIGNMENT, Overlap
 from codegen.program.plans import Plan
+from codegen.program.scratch import round_up
 from codegen.program.steps import INPUT, KEEP, LEAST_AT_ONCE, SCALE_BYTES, SCALES, Phase, Step
 
 Parameterized = Conv | DepthwiseConv
@@ -367,13 +368,13 @@ class StepBuilder:
 
     def _input_gradient(self, op: Parameterized, kind: str, error: dict[str, str]) -> None:
         source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
-        over, at_once = None, 0
+        over, at_once, pixels = None, 0, output.shape[0] * output.shape[1]
         if isinstance(op, Conv):
-            at_once = LEAST_AT_ONCE
+            # With less than two blocks it would take longer to widen the weights than they save.
+            at_once = min(2 * LEAST_AT_ONCE, round_up(pixels, LEAST_AT_ONCE))
             trained = self._partly_trained(op)
             size = scratch.convolution_input_gradient_bytes(op, source, output, trained, at_once)
             if streaming.is_pointwise(op):
-                pixels = output.shape[0] * output.shape[1]
                 over = Overlap(2 * max(0, source.shape[2] - output.shape[2]) * pixels)
         else:
             size = scratch.depthwise_input_gradient_bytes(op, source, output)
