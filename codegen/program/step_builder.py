@@ -69,6 +69,12 @@ def activation_buffer(graph: Graph, tensor: str) -> str:
     return INPUT if tensor == graph.input else f"activation {tensor}"
 
 
+def _at_once(output: Tensor) -> int:
+    """The fewest pixels for which weights are widened: it takes as long as one block gains."""
+    pixels = output.shape[0] * output.shape[1]
+    return min(2 * LEAST_AT_ONCE, round_up(pixels, LEAST_AT_ONCE))
+
+
 def _over_error_of_depthwise(source: Tensor, output: Tensor) -> Overlap | None:
     """Both end in the same place, or begin there: a channel lies on itself."""
     lead = 2 * max(0, source.size - output.size)
@@ -210,12 +216,13 @@ class StepBuilder:
             self._step("forward", KEEP, op, operands)
         match op:
             case Conv():
-                size = scratch.convolution_forward_bytes(op, source, output, LEAST_AT_ONCE)
+                at_once = _at_once(output)
+                size = scratch.convolution_forward_bytes(op, source, output, at_once)
                 buffers["scratch"] = self._part.buffer(f"columns {op.name}", size)
                 lead = streaming.convolution_lead(self.graph, op)
                 self._part.may_overlap(buffers["output"], buffers["input"], Overlap(lead))
                 kernel, macs = "convolution_forward", self._macs(op)
-                self._step("forward", kernel, op, buffers, macs=macs, at_once=LEAST_AT_ONCE)
+                self._step("forward", kernel, op, buffers, macs=macs, at_once=at_once)
             case DepthwiseConv():
                 size = scratch.depthwise_forward_bytes(op, source, output, output.shape[0])
                 buffers["scratch"] = self._part.buffer(f"plane {op.name}", size)
@@ -368,13 +375,13 @@ class StepBuilder:
 
     def _input_gradient(self, op: Parameterized, kind: str, error: dict[str, str]) -> None:
         source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
-        over, at_once, pixels = None, 0, output.shape[0] * output.shape[1]
+        over, at_once = None, 0
         if isinstance(op, Conv):
-            # With less than two blocks it would take longer to widen the weights than they save.
-            at_once = min(2 * LEAST_AT_ONCE, round_up(pixels, LEAST_AT_ONCE))
+            at_once = _at_once(output)
             trained = self._partly_trained(op)
             size = scratch.convolution_input_gradient_bytes(op, source, output, trained, at_once)
             if streaming.is_pointwise(op):
+                pixels = output.shape[0] * output.shape[1]
                 over = Overlap(2 * max(0, source.shape[2] - output.shape[2]) * pixels)
         else:
             size = scratch.depthwise_input_gradient_bytes(op, source, output)

@@ -11,7 +11,7 @@ static void sum_lanes(const int16_t *error, uint32_t pixels, uint32_t channels, 
 #if TF_DSP
         for (uint32_t i = 0; i < LANES; i += 2u) {
             const uint32_t pair = tf_load32(error + i);
-            s[i] += (int16_t)pair;
+            __asm("sxtah %0, %0, %1" : "+r"(s[i]) : "r"(pair));
             s[i + 1u] += (int32_t)pair >> 16;
         }
 #else
@@ -31,11 +31,23 @@ static int32_t sum_one(const int16_t *error, uint32_t pixels, uint32_t channels)
     return sum;
 }
 
+/* bias + move, within the limit. */
+static inline int32_t moved_bias(int32_t bias, int32_t move, int32_t limit) {
+#if TF_DSP
+    int32_t moved;
+    __asm("qadd %0, %1, %2" : "=r"(moved) : "r"(bias), "r"(move));
+    return tf_clamp(moved, -limit, limit);
+#else
+    const int64_t moved = (int64_t)bias + move;
+    return (int32_t)(moved > limit ? limit : (moved < -limit ? -limit : moved));
+#endif
+}
+
 void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_scale *scale,
                     int32_t *bias, const tf_whole *of_bias, const tf_update *update) {
     const uint32_t pixels = (uint32_t)layer->out_height * layer->out_width;
     const uint32_t channels = layer->out_channels;
-    const int64_t limit = layer->bias_limit;
+    const int32_t limit = layer->bias_limit;
     const uint32_t stream = tf_update_stream(update);
     const int32_t exponent = scale->exponent + TF_BIAS_BITS;
     uint32_t lanes;
@@ -51,12 +63,18 @@ void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_
             const uint32_t at = o + i;
             const tf_step step =
                 tf_make_step(layer->bias_gain[at], update->learning_rate_q20, exponent);
+            if (of_bias->velocity == NULL && step.shift > 32 && step.shift <= 62) {
+                const int32_t change = tf_apply_narrow(gradients[i], step);
+                const uint32_t random = stream + of_bias->first_value + at;
+                bias[at] =
+                    moved_bias(bias[at], tf_round_bounded(change, TF_BIAS_BITS, random), limit);
+                continue;
+            }
             int32_t *velocity = of_bias->velocity == NULL ? NULL : &of_bias->velocity[at];
             const int32_t change = tf_apply_step(gradients[i], step);
-            const int64_t moved =
-                (int64_t)bias[at] +
+            const int32_t move =
                 tf_move(change, velocity, update, TF_BIAS_BITS, stream, of_bias->first_value + at);
-            bias[at] = (int32_t)(moved > limit ? limit : (moved < -limit ? -limit : moved));
+            bias[at] = moved_bias(bias[at], move, limit);
         }
     }
 }

@@ -53,11 +53,21 @@ static inline uint32_t tf_pair_index(uint32_t length, uint32_t row, uint32_t at)
 #endif
 }
 
+/* For DSP instructions, of four rows those that lie in one word of packed weights are apart in columns:
+ * 0, 2, 1, 3. */
+static inline uint32_t tf_crossed(uint32_t at) {
+#if TF_DSP
+    return (at & ~3u) | (at & 1u) << 1 | (at & 2u) >> 1;
+#else
+    return at;
+#endif
+}
+
 /* Two rows of packed weights, widened. */
 void tf_block_widen_pair(int16_t *pair, const int8_t *packed, uint32_t length);
 
-/* Values `2 * column` and `2 * column + 1` of `count` rows of packed weights, `step` bytes from two
- * rows to the next two: a pair of two such columns. */
+/* Values 0 and 1 of `count` (even) rows of packed weights, `step` bytes from two rows to the next two:
+ * a pair of two such columns, in which row `o` is value tf_crossed(o). */
 void tf_block_widen_columns(int16_t *pair, const int8_t *packed, uint32_t step, uint32_t count);
 
 /* What becomes of the sums of a run. */
@@ -83,10 +93,9 @@ typedef struct {
 #if TF_DSP
     const int8_t *output_end;
     const int16_t *loop_end;
-    uint32_t loop, after, each; /* addresses of code */
-#else
-    tf_run_kind kind;
+    uint32_t loop, after, each, second_codes; /* addresses of code */
 #endif
+    tf_run_kind kind;
 } tf_block_run;
 
 /* Sets what follows from the kind and from the fields that stay for a whole layer: pair, columns. */
@@ -103,6 +112,16 @@ static inline void tf_block_aim(tf_block_run *run, void *output, uint32_t step) 
 /* Outputs of both rows for all blocks, which it has been aimed at. Errors: where the largest becomes 32768, those that are
  * -32768 have still to be saturated to -32767. */
 void tf_block_run_all(tf_block_run *run);
+
+#if TF_DSP
+/* The same for codes, after `first` and `second` have been set. */
+void tf_block_run_codes(tf_block_run *run, uint32_t raised);
+#else
+static inline void tf_block_run_codes(tf_block_run *run, uint32_t raised) {
+    (void)raised;
+    tf_block_run_all(run);
+}
+#endif
 
 /* Sums of both rows for pixel `pixel` of the block at `columns`. */
 void tf_block_single(const tf_block_run *run, const int16_t *columns, uint32_t pixel,

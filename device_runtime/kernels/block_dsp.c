@@ -98,37 +98,49 @@ __attribute__((naked)) void tf_block_widen_pair(int16_t *pair __attribute__((unu
                    "bx lr\n\t");
 }
 
-/* A word of packed weights: two values of two rows, whose first ones go to `first`. */
-#define WIDEN_ACROSS(first, second)                               \
-    "sxtb16 r8, " #first "\n\t"                                   \
-    "sxtb16 r9, " #first ", ror #8\n\t"                           \
-    "pkhbt " #first ", r8, r9, lsl #16\n\t"                       \
-    "pkhtb " #second ", r9, r8, asr #16\n\t"
+/* Two words of packed weights, two values of rows 0, 1 and of rows 2, 3, to the first values of rows
+ * 0, 2, the second ones, the first ones of rows 1, 3 and the second ones. */
+#define WIDEN_ACROSS(word, next, a, b, c, d)       \
+    "pkhbt " #a ", " #word ", " #next ", lsl #16\n\t" \
+    "pkhtb " #b ", " #next ", " #word ", asr #16\n\t" \
+    "sxtb16 " #c ", " #a ", ror #8\n\t"          \
+    "sxtb16 " #d ", " #b ", ror #8\n\t"          \
+    "sxtb16 " #a ", " #a "\n\t"                  \
+    "sxtb16 " #b ", " #b "\n\t"
 
 __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((unused)),
                                                    const int8_t *packed __attribute__((unused)),
                                                    uint32_t step __attribute__((unused)),
                                                    uint32_t count __attribute__((unused))) {
-    __asm volatile("push {r4-r9}\n\t"
-                   "lsrs r12, r3, #2\n\t" /* rows come in twos; C: two are left over */
+    __asm volatile("push {r4-r11, lr}\n\t"
+                   "add r12, r2, r2, lsl #1\n\t"
+                   "lsrs lr, r3, #3\n\t"
                    "beq 2f\n\t"
-                   "1:\n\t"
-                   "ldr r4, [r1]\n\t"
-                   "ldr r6, [r1, r2]\n\t"
-                   "add r1, r1, r2, lsl #1\n\t" WIDEN_ACROSS(r4, r5) WIDEN_ACROSS(r6, r7)
+                   "1:\n\t" /* eight rows */
+                   "ldr r8, [r1]\n\t"
+                   "ldr r9, [r1, r2]\n\t"
+                   "ldr r10, [r1, r2, lsl #1]\n\t"
+                   "ldr r11, [r1, r12]\n\t"
+                   "add r1, r1, r2, lsl #2\n\t" WIDEN_ACROSS(r8, r9, r4, r5, r6, r7)
+                   "stmia r0!, {r4-r7}\n\t" WIDEN_ACROSS(r10, r11, r4, r5, r6, r7)
                    "stmia r0!, {r4-r7}\n\t"
-                   "subs r12, r12, #1\n\t"
+                   "subs lr, lr, #1\n\t"
                    "bne 1b\n\t"
                    "2:\n\t"
-                   "tst r3, #2\n\t"
-                   "beq 3f\n\t"
-                   "ldr r4, [r1]\n\t" WIDEN_ACROSS(r4, r5)
-                   "mov r6, #0\n\t"
-                   "mov r7, #0\n\t"
+                   "ands r3, r3, #7\n\t"
+                   "beq 4f\n\t"
+                   "3:\n\t" /* four rows, or two and zeros */
+                   "ldr r8, [r1]\n\t"
+                   "mov r9, #0\n\t"
+                   "cmp r3, #2\n\t"
+                   "it ne\n\t"
+                   "ldrne r9, [r1, r2]\n\t"
+                   "add r1, r1, r2, lsl #1\n\t" WIDEN_ACROSS(r8, r9, r4, r5, r6, r7)
                    "stmia r0!, {r4-r7}\n\t"
-                   "3:\n\t"
-                   "pop {r4-r9}\n\t"
-                   "bx lr\n\t");
+                   "subs r3, r3, #4\n\t"
+                   "bgt 3b\n\t"
+                   "4:\n\t"
+                   "pop {r4-r11, pc}\n\t");
 }
 
 /* The last steps of every block, behind the loop: nothing is counted there. */
@@ -166,6 +178,31 @@ __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((
     "ssat " #b ", #8, " #b "\n\t"      \
     "ssat " #c ", #8, " #c "\n\t"      \
     "ssat " #d ", #8, " #d "\n\t"
+
+/* Both at once, by a shift that the code knows: most are between these. */
+#define FIRST_SHIFT 3
+#define LAST_SHIFT 8
+#define MAKE_CODES(a, b, c, d, shift)               \
+    "smmla " #a ", " #a ", r1, r2\n\t"              \
+    "smmla " #b ", " #b ", r1, r2\n\t"              \
+    "smmla " #c ", " #c ", r1, r2\n\t"              \
+    "smmla " #d ", " #d ", r1, r2\n\t"              \
+    "ssat " #a ", #8, " #a ", asr #" #shift "\n\t"  \
+    "ssat " #b ", #8, " #b ", asr #" #shift "\n\t"  \
+    "ssat " #c ", #8, " #c ", asr #" #shift "\n\t"  \
+    "ssat " #d ", #8, " #d ", asr #" #shift "\n\t"
+
+/* Instructions of four bytes each: those of the first row end at the code of the second one's. */
+#define FIRST_CODES(shift)                \
+    "ldm.w sp, {r1, r2, r3, r12, lr}\n\t" \
+    MAKE_CODES(r4, r5, r6, r7, shift)     \
+    "ldrd r1, r2, [sp, #20]\n\t"          \
+    "ldr.w pc, [sp, #88]\n\t"
+#define FIRST_BYTES 44u
+#define SECOND_CODES(shift)               \
+    MAKE_CODES(r8, r9, r10, r11, shift)   \
+    "b.w tf_block_store_codes\n\t"
+#define SECOND_BYTES 36u
 
 /* The codes of a pixel to r2; bits of r1 where the clamp leaves them alone. */
 #define MASK_CODES(a, b, bit_a, bit_b)   \
@@ -211,14 +248,14 @@ __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((
 __attribute__((naked)) void tf_block_run_all(tf_block_run *run __attribute__((unused))) {
     __asm volatile(
         "push {r0, r4-r11, lr}\n\t"
-        "sub sp, sp, #88\n\t"
+        "sub sp, sp, #96\n\t"
         "mov r12, sp\n\t"
         "ldmia r0!, {r1-r8}\n\t"
         "stmia r12!, {r1-r8}\n\t" /* 0: first, output, step, second */
         "ldmia r0!, {r1-r8}\n\t"
         "stmia r12!, {r1-r8}\n\t" /* 32: start, pair, its end, columns, blocks, bits, pre_shift */
-        "ldmia r0, {r1-r6}\n\t"
-        "stmia r12, {r1-r6}\n\t" /* 64: the same, output_end, loop_end, loop, after, each */
+        "ldmia r0, {r1-r7}\n\t"
+        "stmia r12, {r1-r7}\n\t" /* 64: the same, output_end, loop_end, loop, after, each, second */
         "ldr r0, [sp, #48]\n\t"
 
         "1:\n\t" /* a block: all sums start from the same */
@@ -269,14 +306,23 @@ __attribute__((naked)) void tf_block_run_all(tf_block_run *run __attribute__((un
         "bpl 4b\n\t"
         "ldr pc, [sp, #84]\n\t"
 
-        "tf_block_codes:\n\t"
+        "tf_block_first_by_shift:\n\t"
+        FIRST_CODES(3) FIRST_CODES(4) FIRST_CODES(5) FIRST_CODES(6) FIRST_CODES(7) FIRST_CODES(8)
+        "tf_block_second_by_shift:\n\t"
+        SECOND_CODES(3) SECOND_CODES(4) SECOND_CODES(5) SECOND_CODES(6) SECOND_CODES(7)
+        SECOND_CODES(8)
+
+        "tf_block_first_codes:\n\t"
         "ldm sp, {r1, r2, r3, r12, lr}\n\t"
         REQUANTIZE(r4, r5, r6, r7)
         CLAMP(r4, r5, r6, r7)
         "ldrd r1, r2, [sp, #20]\n\t"
+        "ldr pc, [sp, #88]\n\t"
+        "tf_block_second_codes:\n\t"
         "ldr r3, [sp, #28]\n\t"
         REQUANTIZE(r8, r9, r10, r11)
         CLAMP(r8, r9, r10, r11)
+        "tf_block_store_codes:\n\t"
         "bfi r4, r8, #8, #8\n\t"
         "bfi r5, r9, #8, #8\n\t"
         "bfi r6, r10, #8, #8\n\t"
@@ -324,15 +370,16 @@ __attribute__((naked)) void tf_block_run_all(tf_block_run *run __attribute__((un
         "add r6, lr, lr, lsl #1\n\t"
         "str r7, [r12, r6]\n\t"
         NEXT_BLOCK
-        "ldr r0, [sp, #88]\n\t"
+        "ldr r0, [sp, #96]\n\t"
         "str r1, [r0]\n\t"
         "9:\n\t"
-        "add sp, sp, #88\n\t"
+        "add sp, sp, #96\n\t"
         "pop {r0, r4-r11, pc}\n\t");
 }
 /* clang-format on */
 
-extern const uint8_t tf_block_loop[], tf_block_tail[], tf_block_raise[], tf_block_codes[],
+extern const uint8_t tf_block_loop[], tf_block_tail[], tf_block_raise[], tf_block_first_codes[],
+    tf_block_second_codes[], tf_block_first_by_shift[], tf_block_second_by_shift[],
     tf_block_codes_and_mask[], tf_block_errors[];
 
 /* The address of code, as branches to a register want it. */
@@ -345,12 +392,30 @@ void tf_block_prepare(tf_block_run *by, tf_run_kind kind, uint32_t length, uint3
     const uint32_t looped = steps > TAIL_STEPS ? steps - TAIL_STEPS : 0u;
     by->pair_end = by->pair + 2u * length;
     by->loop_end = by->pair + 4u * (looped + 1u);
-    by->each = address_of(kind == TF_RUN_CODES    ? tf_block_codes
-                          : kind == TF_RUN_ERRORS ? tf_block_errors
-                                                  : tf_block_codes_and_mask);
+    by->each = address_of(kind == TF_RUN_ERRORS ? tf_block_errors : tf_block_codes_and_mask);
     by->after = raised ? address_of(tf_block_raise) : by->each;
+    by->kind = kind;
     by->loop = looped > 0u ? address_of(tf_block_loop) + ((0u - looped) & 15u) * STEP_BYTES
                            : address_of(tf_block_tail) + (TAIL_STEPS - steps) * STEP_BYTES;
+}
+
+/* The code for a shift, of pieces of so many bytes from `by_shift` on. */
+static uint32_t code_for(int32_t shift, const uint8_t *by_shift, uint32_t bytes,
+                         const uint8_t *any_shift) {
+    const uint32_t at = (uint32_t)shift - FIRST_SHIFT;
+    return at <= LAST_SHIFT - FIRST_SHIFT ? address_of(by_shift) + at * bytes
+                                          : address_of(any_shift);
+}
+
+void tf_block_run_codes(tf_block_run *by, uint32_t raised) {
+    if (by->kind == TF_RUN_CODES) {
+        by->each = code_for(by->first.shift, tf_block_first_by_shift, FIRST_BYTES,
+                            tf_block_first_codes);
+        by->second_codes = code_for(by->second.shift, tf_block_second_by_shift, SECOND_BYTES,
+                                    tf_block_second_codes);
+        by->after = raised ? by->after : by->each;
+    }
+    tf_block_run_all(by);
 }
 
 void tf_block_single(const tf_block_run *by, const int16_t *columns, uint32_t pixel,

@@ -157,6 +157,32 @@ static void find_inner(job *job) {
     job->inner_end = end < whole ? end : whole;
 }
 
+#if TF_DSP
+
+/* Colours under a kernel of 3 x 3: 27 values, and one that is filled up. */
+#define STEM_LINE 9u
+#define STEM_LENGTH 28u
+
+/* The columns of four pixels of such a layer, whose rows don't begin at words, by way of bytes. */
+static __attribute__((noinline)) void gather_stem(const job *job, uint32_t top, uint32_t left) {
+    uint32_t bytes[TF_BLOCK_PIXELS * STEM_LENGTH / 4u];
+    const int8_t *a = row_of(job, top) + left, *b = row_of(job, top + 1u) + left;
+    const int8_t *c = row_of(job, top + 2u) + left;
+    const int32_t zero = job->layer->in_zero;
+    int8_t *to = (int8_t *)bytes;
+    for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++, to += STEM_LENGTH) {
+        memcpy(to, a, STEM_LINE);
+        memcpy(to + STEM_LINE, b, STEM_LINE);
+        memcpy(to + 2u * STEM_LINE, c, STEM_LINE);
+        to[3u * STEM_LINE] = (int8_t)zero;
+        a += job->step, b += job->step, c += job->step;
+    }
+    tf_block_widen(job->columns, (const int8_t *)bytes, STEM_LENGTH, STEM_LENGTH / 4u,
+                   tf_minus(zero), 1u);
+}
+
+#endif
+
 /* Columns of output pixels (y, x) to (y, x + 3), if they see no border. */
 static uint32_t gather_four(const job *job, uint32_t y, uint32_t x) {
     const tf_convolution *layer = job->layer;
@@ -167,6 +193,12 @@ static uint32_t gather_four(const job *job, uint32_t y, uint32_t x) {
         return 0;
     }
     const uint32_t left = x * job->step - (uint32_t)layer->pad_left * layer->in_channels;
+#if TF_DSP
+    if (job->line == STEM_LINE && job->length == STEM_LENGTH) {
+        gather_stem(job, (uint32_t)top, left);
+        return 1;
+    }
+#endif
     for (uint32_t row = 0, at = 0; row < rows; row++, at += job->line) {
         widen_four(job, at, row_of(job, (uint32_t)top + row) + left);
     }
@@ -265,7 +297,7 @@ static inline void run_two(const job *job, tf_block_run *run, uint32_t o, uint32
         run->pre_shift[1] = job->pre_shift[next];
     }
     if (run->blocks > 0u) {
-        tf_block_run_all(run);
+        tf_block_run_codes(run, job->pre_shift != NULL);
     }
 }
 

@@ -236,6 +236,37 @@ static int32_t saturate(int16_t *error, uint32_t size) {
     return largest;
 }
 
+#if TF_DSP
+
+/* Four channels of a pixel, crossed (tf_crossed), to columns. */
+static inline __attribute__((always_inline)) void scale_crossed(const int16_t *error, int16x2_t m01, int16x2_t m23, int32_t half,
+                                 int32_t shift, int16_t *to) {
+    const int16x2_t e01 = (int16x2_t)tf_load32(error), e23 = (int16x2_t)tf_load32(error + 2);
+    const int32_t a = __smlabb(e01, m01, half) >> shift, b = __smlatt(e01, m01, half) >> shift;
+    const int32_t c = __smlabb(e23, m23, half) >> shift, d = __smlatt(e23, m23, half) >> shift;
+    tf_store32(to, tf_pack_lower((uint32_t)a, (uint32_t)c));
+    tf_store32(to + 2u * TF_BLOCK_PIXELS, tf_pack_lower((uint32_t)b, (uint32_t)d));
+}
+
+/* Columns of the scaled errors of four pixels, of a multiple of four channels. */
+static void scale_block(const job *job, const int16_t *error, int16_t *to) {
+    const uint32_t channels = job->layer->out_channels;
+    const int16_t *multiplier = job->layer->error_multiplier;
+    const int32_t shift = job->shift, half = shift > 0 ? 1 << (shift - 1) : 0;
+    const int16_t *e0 = error, *e1 = e0 + channels, *e2 = e1 + channels, *e3 = e2 + channels;
+    for (const int16_t *end = e0 + (channels & ~3u); e0 != end; to += 4u * TF_BLOCK_PIXELS) {
+        const int16x2_t m01 = (int16x2_t)tf_load32(multiplier);
+        const int16x2_t m23 = (int16x2_t)tf_load32(multiplier + 2);
+        scale_crossed(e0, m01, m23, half, shift, to);
+        scale_crossed(e1, m01, m23, half, shift, to + 2);
+        scale_crossed(e2, m01, m23, half, shift, to + 4);
+        scale_crossed(e3, m01, m23, half, shift, to + 6);
+        multiplier += 4, e0 += 4, e1 += 4, e2 += 4, e3 += 4;
+    }
+}
+
+#endif
+
 /* Columns of the scaled errors of `count` pixels from `first` on. */
 static void scale_all(const job *job, uint32_t first, uint32_t count) {
     const uint32_t channels = job->layer->out_channels, length = tf_packed_length(channels);
@@ -248,16 +279,16 @@ static void scale_all(const job *job, uint32_t first, uint32_t count) {
         const uint32_t pixels = left < TF_BLOCK_PIXELS ? left : TF_BLOCK_PIXELS;
         uint32_t o = 0;
 #if TF_DSP
-        if (channels % 2u == 0 && pixels == TF_BLOCK_PIXELS) {
-            scale_four(job, error, columns, 2u * TF_BLOCK_PIXELS);
-            o = channels;
+        if (pixels == TF_BLOCK_PIXELS) {
+            scale_block(job, error, columns);
+            o = channels & ~3u;
         }
 #endif
         for (; o < length; o++) {
             for (uint32_t p = 0; p < pixels; p++) {
                 const int32_t scaled =
                     o < channels ? (error[p * channels + o] * multiplier[o] + half) >> shift : 0;
-                columns[tf_column_index(length, p, o)] = (int16_t)scaled;
+                columns[tf_column_index(length, p, tf_crossed(o))] = (int16_t)scaled;
             }
         }
     }
@@ -271,8 +302,8 @@ static void put_trained(const job *job, const tf_weights *weights, uint32_t trai
     const int8_t *from = weights->trained + 2u * trained;
     int16_t *to = pair + tf_pair_index(length, weights->channels[trained] - i, 0);
     for (uint32_t at = 0; at < 2u * job->pairs; at += 2u, from += row_bytes) {
-        to[tf_pair_index(length, 0, at)] = from[0];
-        to[tf_pair_index(length, 0, at) + 1u] = from[1];
+        to[tf_pair_index(length, 0, tf_crossed(at))] = from[0];
+        to[tf_pair_index(length, 0, tf_crossed(at + 1u))] = from[1];
     }
 }
 

@@ -127,28 +127,6 @@ static __attribute__((noinline)) void sum_wide(const job *job, const int16_t *er
     }
 }
 
-/* tf_apply_step for a shift of 3 … 32 (wide) or 33 … 62, bounded to TF_LARGEST_CHANGE: the former
- * needs both words of the product, the latter only the high one. */
-static inline int32_t apply_wide(int32_t gradient, tf_step step) {
-    const int64_t half = (int64_t)(1u << (step.shift - 1));
-    const int64_t product = (int64_t)gradient * step.mantissa + half;
-    const int32_t high = (int32_t)(product >> 32);
-    const int32_t limit = TF_LARGEST_CHANGE >> (32 - step.shift);
-    if (high >= limit) {
-        return TF_LARGEST_CHANGE;
-    }
-    if (high < -limit) {
-        return -TF_LARGEST_CHANGE;
-    }
-    const uint32_t low = (uint32_t)product >> 1 >> (step.shift - 1);
-    return (int32_t)((uint32_t)high << (32 - step.shift) | low);
-}
-
-static inline int32_t apply_narrow(int32_t gradient, tf_step step) {
-    const int32_t high = (int32_t)(((int64_t)gradient * step.mantissa) >> 32);
-    return (high + (1 << (step.shift - 33))) >> (step.shift - 32);
-}
-
 /* What tf_update_weight does where there is no velocity, for weights two places apart. */
 static void move_weights(const job *job, uint32_t at, uint32_t counter, uint32_t count,
                          const int32_t *changes) {
@@ -156,16 +134,14 @@ static void move_weights(const job *job, uint32_t at, uint32_t counter, uint32_t
     uint32_t random = job->stream + counter;
     if (job->trained->fractions == NULL) {
         for (uint32_t i = 0; i < count; i++, weight += 2) {
-            const uint32_t bits = tf_random_mix(random++) & ((1u << TF_STEP_BITS) - 1u);
-            const int32_t move = ((int32_t)bits - changes[i]) >> TF_STEP_BITS;
+            const int32_t move = tf_round_bounded(changes[i], TF_STEP_BITS, random++);
             *weight = (int8_t)tf_clamp(*weight + move, -127, 127);
         }
         return;
     }
     int8_t *fraction = &job->trained->fractions[at];
     for (uint32_t i = 0; i < count; i++, weight += 2, fraction += 2) {
-        const uint32_t bits = tf_random_mix(random++) & ((1u << TF_STATE_BITS) - 1u);
-        tf_move_state(weight, fraction, ((int32_t)bits - changes[i]) >> TF_STATE_BITS);
+        tf_move_state(weight, fraction, tf_round_bounded(changes[i], TF_STATE_BITS, random++));
     }
 }
 
@@ -177,11 +153,11 @@ static __attribute__((noinline)) void update_row(const job *job, uint32_t o, uin
         tf_make_step(job->layer->weight_gain[o], job->update->learning_rate_q20, job->exponent);
     const uint32_t at = tf_packed_place(o, l, job->packed);
     const uint32_t value = o * job->length + l;
-    if (trained->velocity == NULL && step.shift >= 3 && step.shift <= 62) {
+    if (trained->velocity == NULL && tf_is_bounded(step)) {
         int32_t changes[TF_BLOCK_LANES];
         for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
-            changes[lane] = step.shift > 32 ? apply_narrow(gradients[lane], step)
-                                            : apply_wide(gradients[lane], step);
+            changes[lane] = step.shift > 32 ? tf_apply_narrow(gradients[lane], step)
+                                            : tf_apply_wide(gradients[lane], step);
         }
         move_weights(job, at, trained->first_value + value, lanes, changes);
         return;

@@ -109,6 +109,33 @@ void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf
     out_scale->magnitude = magnitude;
 }
 
+/* One row of the weights where there are no velocities; `narrow` is a constant. */
+static inline __attribute__((always_inline)) void
+update_row(const tf_head *layer, int32_t error, tf_step step, const int8_t *input, int16_t *weights,
+           uint32_t random, const int narrow) {
+    const int32_t zero = layer->in_zero;
+    for (const int8_t *end = input + layer->in_channels; input != end; input++, weights++) {
+        const int32_t gradient = error * (*input - zero);
+        const int32_t change =
+            narrow ? tf_apply_narrow(gradient, step) : tf_apply_wide(gradient, step);
+        const int32_t moved = *weights + tf_round_bounded(change, TF_STATE_BITS, random++);
+        *weights = (int16_t)tf_clamp(moved, -TF_Q88_LIMIT, TF_Q88_LIMIT);
+    }
+}
+
+static void update_rows(const tf_head *layer, const int16_t *error, tf_step step,
+                        const int8_t *input, int16_t *weights, uint32_t random) {
+    for (uint32_t o = 0; o < layer->classes; o++) {
+        if (step.shift > 32) {
+            update_row(layer, error[o], step, input, weights, random, 1);
+        } else {
+            update_row(layer, error[o], step, input, weights, random, 0);
+        }
+        weights += layer->in_channels;
+        random += layer->in_channels;
+    }
+}
+
 void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *scale,
                     const int8_t *input, int16_t *weights, const tf_whole *of_weights,
                     int32_t *bias, const tf_whole *of_bias, const tf_update *update) {
@@ -121,6 +148,10 @@ void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *
     weights_are_done =
         tf_head_update_in_lanes(layer, error, step, input, weights, of_weights, update);
 #endif
+    if (!weights_are_done && of_weights->velocity == NULL && tf_is_bounded(step)) {
+        update_rows(layer, error, step, input, weights, stream + of_weights->first_value);
+        weights_are_done = 1;
+    }
     for (uint32_t o = 0; o < layer->classes; o++) {
         for (uint32_t i = 0; i < layer->in_channels && !weights_are_done; i++, at++) {
             const int32_t gradient = error[o] * (input[i] - layer->in_zero);

@@ -51,6 +51,37 @@ static inline int32_t tf_weight_bits(const tf_trained *trained) {
     return trained->fractions != NULL ? 8 + TF_STATE_BITS : TF_STEP_BITS;
 }
 
+/* tf_apply_step for a shift of 3 … 32 (wide) or 33 … 62 (narrow), bounded to TF_LARGEST_CHANGE: the
+ * former needs both words of the product, the latter only the high one. */
+static inline uint32_t tf_is_bounded(tf_step step) {
+    return step.shift >= 3 && step.shift <= 62;
+}
+
+static inline int32_t tf_apply_wide(int32_t gradient, tf_step step) {
+    const int64_t half = (int64_t)(1u << (step.shift - 1));
+    const int64_t product = (int64_t)gradient * step.mantissa + half;
+    const int32_t high = (int32_t)(product >> 32);
+    const int32_t limit = TF_LARGEST_CHANGE >> (32 - step.shift);
+    if (high >= limit) {
+        return TF_LARGEST_CHANGE;
+    }
+    if (high < -limit) {
+        return -TF_LARGEST_CHANGE;
+    }
+    const uint32_t low = (uint32_t)product >> 1 >> (step.shift - 1);
+    return (int32_t)((uint32_t)high << (32 - step.shift) | low);
+}
+
+static inline int32_t tf_apply_narrow(int32_t gradient, tf_step step) {
+    const int32_t high = (int32_t)(((int64_t)gradient * step.mantissa) >> 32);
+    return (high + (1 << (step.shift - 33))) >> (step.shift - 32);
+}
+
+/* -change / 2^bits, up or down with the right odds, for a change that is bounded. */
+static inline int32_t tf_round_bounded(int32_t change, uint32_t bits, uint32_t random) {
+    return ((int32_t)(tf_random_mix(random) & ((1u << bits) - 1u)) - change) >> bits;
+}
+
 /* Place of trained channel `j` among the channels of the input (tf_trained's in_channels). */
 static inline uint32_t tf_place_in_input(const tf_trained *trained, uint32_t j) {
     return trained->in_channels == trained->count ? j : trained->channels[j];
