@@ -80,7 +80,7 @@ void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_
         for (uint32_t i = 0; i < lanes; i++) {
             const uint32_t at = o + i;
             const tf_step step = tf_make_step(layer->bias_gain[at], rate, exponent);
-            if (of_bias->velocity == NULL && step.shift > 32 && step.shift <= 62) {
+            if (of_bias->velocity == NULL && tf_is_narrow(step)) {
                 const int32_t change = tf_apply_narrow(gradients[i], step);
                 const uint32_t random = stream + of_bias->first_value + at;
                 bias[at] =

@@ -144,7 +144,7 @@ __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((
 }
 
 /* The last steps of every block, behind the loop: nothing is counted there. */
-#define TAIL_STEPS 16u
+#define TAIL_STEPS 8u
 
 #define STEP_BYTES 44u
 
@@ -281,7 +281,7 @@ __attribute__((naked)) void tf_block_run_all(tf_block_run *run __attribute__((un
         "bne tf_block_loop\n\t"
 
         "tf_block_tail:\n\t"
-        ".rept 16\n\t" RUN_STEP ".endr\n\t"
+        ".rept 8\n\t" RUN_STEP ".endr\n\t"
         "ldr pc, [sp, #80]\n\t"
 
         "tf_block_raise:\n\t" /* doubled as often as the rows' pre_shift says */
@@ -494,7 +494,7 @@ __attribute__((naked)) void tf_block_gradient(tf_gradient_block *block __attribu
         "ldr pc, [sp, #44]\n\t"
 
         "tf_block_gradient_loop:\n\t"
-        ".rept 16\n\t" GRADIENT_STEP ".endr\n\t"
+        ".rept 8\n\t" GRADIENT_STEP ".endr\n\t"
         "ldr r2, [sp, #20]\n\t"
         "cmp r0, r2\n\t"
         "bne tf_block_gradient_loop\n\t"
@@ -531,7 +531,7 @@ extern const uint8_t tf_block_gradient_loop[];
 void tf_block_set_stream(tf_gradient_block *block, const int16_t *stream, uint32_t count) {
     block->stream = stream;
     block->stream_end = stream + TF_STREAM_STEP * count;
-    block->loop = address_of(tf_block_gradient_loop) + ((0u - count) & 15u) * 64u;
+    block->loop = address_of(tf_block_gradient_loop) + ((0u - count) & 7u) * 64u;
 }
 
 /* 16 instructions of 4 bytes for two pixels: their errors of two channels, then the inputs. */

@@ -51,7 +51,7 @@ static inline uint32_t scale_two(const int16_t *error, int16x2_t multiplier, int
 
 /* The errors of an output pixel times their channels' multipliers; the shift is chosen so that
  * they use all bits of int16 but `error_headroom`. */
-static void scale_pixel(const job *job, const int16_t *error, int16_t *to) {
+static __attribute__((noinline)) void scale_pixel(const job *job, const int16_t *error, int16_t *to) {
     const uint32_t channels = job->layer->out_channels;
     const int16_t *multiplier = job->layer->error_multiplier;
     const int32_t shift = job->shift, half = shift > 0 ? 1 << (shift - 1) : 0;
@@ -295,20 +295,32 @@ static void scale_all(const job *job, uint32_t first, uint32_t count) {
 }
 
 /* The trained one among input channels `i` and `i` + 1 takes its place in a pair of them. */
-static void put_trained(const job *job, const tf_weights *weights, uint32_t trained, uint32_t i,
+static __attribute__((noinline)) void put_trained(const job *job, const tf_weights *weights, uint32_t trained, uint32_t i,
                         int16_t *pair) {
     const uint32_t row_bytes = 2u * tf_packed_length(weights->count);
     const uint32_t length = tf_packed_length(job->layer->out_channels);
     const int8_t *from = weights->trained + 2u * trained;
     int16_t *to = pair + tf_pair_index(length, weights->channels[trained] - i, 0);
-    for (uint32_t at = 0; at < 2u * job->pairs; at += 2u, from += row_bytes) {
+    uint32_t at = 0;
+#if TF_DSP
+    for (; at + 4u <= 2u * job->pairs; at += 4u, from += 2u * row_bytes, to += 8) {
+        uint16_t rows01, rows23;
+        memcpy(&rows01, from, sizeof rows01);
+        memcpy(&rows23, from + row_bytes, sizeof rows23);
+        const uint32_t rows = tf_pack_lower(rows01, rows23);
+        tf_store32(to, tf_even_plus(0, rows));
+        tf_store32(to + 4, tf_odd_plus(0, rows));
+    }
+    to -= 2u * at;
+#endif
+    for (; at < 2u * job->pairs; at += 2u, from += row_bytes) {
         to[tf_pair_index(length, 0, tf_crossed(at))] = from[0];
         to[tf_pair_index(length, 0, tf_crossed(at + 1u))] = from[1];
     }
 }
 
 /* Both errors of the last pixels of a group, which are in no whole block. */
-static void run_single(const tf_block_run *run, const int16_t *columns, uint32_t pixel,
+static __attribute__((noinline)) void run_single(const tf_block_run *run, const int16_t *columns, uint32_t pixel,
                        int16_t *out, int32_t *largest) {
     int32_t sums[2];
     tf_block_single(run, columns, pixel, sums);

@@ -109,30 +109,20 @@ void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf
     out_scale->magnitude = magnitude;
 }
 
-/* One row of the weights where there are no velocities; `narrow` is a constant. */
-static inline __attribute__((always_inline)) void
-update_row(const tf_head *layer, int32_t error, tf_step step, const int8_t *input, int16_t *weights,
-           uint32_t random, const int narrow) {
+/* All weights where there are no velocities. */
+static void update_weights(const tf_head *layer, const int16_t *error, tf_step step,
+                           const int8_t *input, int16_t *weights, uint32_t random) {
     const int32_t zero = layer->in_zero;
-    for (const int8_t *end = input + layer->in_channels; input != end; input++, weights++) {
-        const int32_t gradient = error * (*input - zero);
-        const int32_t change =
-            narrow ? tf_apply_narrow(gradient, step) : tf_apply_wide(gradient, step);
-        const int32_t moved = *weights + tf_round_bounded(change, TF_STATE_BITS, random++);
-        *weights = (int16_t)tf_clamp(moved, -TF_Q88_LIMIT, TF_Q88_LIMIT);
-    }
-}
-
-static void update_rows(const tf_head *layer, const int16_t *error, tf_step step,
-                        const int8_t *input, int16_t *weights, uint32_t random) {
+    const int8_t *end = input + layer->in_channels;
     for (uint32_t o = 0; o < layer->classes; o++) {
-        if (step.shift > 32) {
-            update_row(layer, error[o], step, input, weights, random, 1);
-        } else {
-            update_row(layer, error[o], step, input, weights, random, 0);
+        const int32_t by = error[o];
+        for (const int8_t *next = input; next != end; next++, weights++) {
+            const int32_t gradient = by * (*next - zero);
+            const int32_t change = step.shift > 32 ? tf_apply_narrow(gradient, step)
+                                                   : tf_apply_wide(gradient, step);
+            const int32_t moved = *weights + tf_round_bounded(change, TF_STATE_BITS, random++);
+            *weights = (int16_t)tf_clamp(moved, -TF_Q88_LIMIT, TF_Q88_LIMIT);
         }
-        weights += layer->in_channels;
-        random += layer->in_channels;
     }
 }
 
@@ -149,7 +139,7 @@ void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *
         tf_head_update_in_lanes(layer, error, step, input, weights, of_weights, update);
 #endif
     if (!weights_are_done && of_weights->velocity == NULL && tf_is_bounded(step)) {
-        update_rows(layer, error, step, input, weights, stream + of_weights->first_value);
+        update_weights(layer, error, step, input, weights, stream + of_weights->first_value);
         weights_are_done = 1;
     }
     for (uint32_t o = 0; o < layer->classes; o++) {

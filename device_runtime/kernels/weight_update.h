@@ -57,6 +57,10 @@ static inline uint32_t tf_is_bounded(tf_step step) {
     return step.shift >= 3 && step.shift <= 62;
 }
 
+static inline uint32_t tf_is_narrow(tf_step step) {
+    return step.shift > 32 && step.shift <= 62;
+}
+
 static inline int32_t tf_apply_wide(int32_t gradient, tf_step step) {
     const int64_t half = (int64_t)(1u << (step.shift - 1));
     const int64_t product = (int64_t)gradient * step.mantissa + half;
