@@ -80,17 +80,10 @@ void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_
         for (uint32_t i = 0; i < lanes; i++) {
             const uint32_t at = o + i;
             const tf_step step = tf_make_step(layer->bias_gain[at], rate, exponent);
-            if (of_bias->velocity == NULL && tf_is_narrow(step)) {
-                const int32_t change = tf_apply_narrow(gradients[i], step);
-                const uint32_t random = stream + of_bias->first_value + at;
-                bias[at] =
-                    moved_bias(bias[at], tf_round_bounded(change, TF_BIAS_BITS, random), limit);
-                continue;
-            }
             int32_t *velocity = of_bias->velocity == NULL ? NULL : &of_bias->velocity[at];
-            const int32_t change = tf_apply_step(gradients[i], step);
             const int32_t move =
-                tf_move(change, velocity, update, TF_BIAS_BITS, stream, of_bias->first_value + at);
+                tf_move_quickly(gradients[i], step, velocity, update, TF_BIAS_BITS, stream,
+                                of_bias->first_value + at);
             bias[at] = moved_bias(bias[at], move, limit);
         }
     }

@@ -156,8 +156,7 @@ static __attribute__((noinline)) void update_row(const job *job, uint32_t o, uin
     if (trained->velocity == NULL && tf_is_bounded(step)) {
         int32_t changes[TF_BLOCK_LANES];
         for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
-            changes[lane] = step.shift > 32 ? tf_apply_narrow(gradients[lane], step)
-                                            : tf_apply_wide(gradients[lane], step);
+            changes[lane] = tf_apply_bounded(gradients[lane], step);
         }
         move_weights(job, at, trained->first_value + value, lanes, changes);
         return;

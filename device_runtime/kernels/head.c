@@ -117,9 +117,7 @@ static void update_weights(const tf_head *layer, const int16_t *error, tf_step s
     for (uint32_t o = 0; o < layer->classes; o++) {
         const int32_t by = error[o];
         for (const int8_t *next = input; next != end; next++, weights++) {
-            const int32_t gradient = by * (*next - zero);
-            const int32_t change = step.shift > 32 ? tf_apply_narrow(gradient, step)
-                                                   : tf_apply_wide(gradient, step);
+            const int32_t change = tf_apply_bounded(by * (*next - zero), step);
             const int32_t moved = *weights + tf_round_bounded(change, TF_STATE_BITS, random++);
             *weights = (int16_t)tf_clamp(moved, -TF_Q88_LIMIT, TF_Q88_LIMIT);
         }
@@ -146,13 +144,13 @@ void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *
         for (uint32_t i = 0; i < layer->in_channels && !weights_are_done; i++, at++) {
             const int32_t gradient = error[o] * (input[i] - layer->in_zero);
             int32_t *velocity = of_weights->velocity == NULL ? NULL : &of_weights->velocity[at];
-            const int32_t move = tf_move(tf_apply_step(gradient, step), velocity, update,
-                                         TF_STATE_BITS, stream, of_weights->first_value + at);
+            const int32_t move = tf_move_by(gradient, step, velocity, update, TF_STATE_BITS, stream,
+                                            of_weights->first_value + at);
             weights[at] = (int16_t)tf_clamp(weights[at] + move, -TF_Q88_LIMIT, TF_Q88_LIMIT);
         }
         int32_t *velocity = of_bias->velocity == NULL ? NULL : &of_bias->velocity[o];
-        const int32_t move = tf_move(tf_apply_step(error[o], bias_step), velocity, update,
-                                     TF_BIAS_BITS, stream, of_bias->first_value + o);
+        const int32_t move = tf_move_by(error[o], bias_step, velocity, update, TF_BIAS_BITS, stream,
+                                        of_bias->first_value + o);
         bias[o] = tf_saturate32((int64_t)bias[o] + move);
     }
 }

@@ -12,6 +12,7 @@
 #define TF_KERNEL(name) TF_JOIN_EXPANDED(name, TF_KERNEL_SET)
 
 /* What kernels share with each other and nobody else calls. */
+#define tf_move_by TF_KERNEL(move_by)
 #define tf_merge_weights TF_KERNEL(merge_weights)
 #define tf_block_prepare TF_KERNEL(block_prepare)
 #define tf_block_run_all TF_KERNEL(block_run_all)
