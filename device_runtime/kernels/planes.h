@@ -21,7 +21,7 @@
 #define TF_SLIDE_BLOCK 8u
 
 /* Sums that are made before they are stored, unless a row has more. */
-#define TF_SUMS_AT_ONCE 64u
+#define TF_SUMS_AT_ONCE 128u
 
 /* Where the window of an output row begins, in elements of the plane and of the table of taps, and
  * how many rows it has. */
