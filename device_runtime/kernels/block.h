@@ -84,7 +84,7 @@ typedef struct {
     uint32_t step;        /* bytes from a pixel's output to the next one's */
     tf_requantizer second;
     int32_t start[2];    /* of the sums */
-    const int16_t *pair; /* widened */
+    int16_t *pair; /* widened */
     const int16_t *pair_end;
     const int16_t *columns;
     uint32_t blocks;
@@ -96,10 +96,21 @@ typedef struct {
     uint32_t loop, after, each, second_codes; /* addresses of code */
 #endif
     tf_run_kind kind;
+    /* Of the pair that tf_block_run_pairs takes next: */
+    const int8_t *packed;
+    const tf_multiplier *requantize;
+    const int32_t *bias;
+    const uint8_t *raised; /* pre_shift, or NULL */
+    int32_t twice_zero;    /* twice the output's zero point, and one */
+    uint32_t length;
+#if TF_DSP
+    uint32_t first_by_shift, second_by_shift, first_any, second_any; /* addresses of code */
+#endif
 } tf_block_run;
 
-/* Sets what follows from the kind and from the fields that stay for a whole layer: pair, columns. */
-void tf_block_prepare(tf_block_run *run, tf_run_kind kind, uint32_t length, uint32_t raised);
+/* Sets what follows from the kind and from the fields that stay for a whole layer: pair, columns,
+ * raised. */
+void tf_block_prepare(tf_block_run *run, tf_run_kind kind, uint32_t length);
 
 static inline void tf_block_aim(tf_block_run *run, void *output, uint32_t step) {
     run->output = output;
@@ -113,15 +124,22 @@ static inline void tf_block_aim(tf_block_run *run, void *output, uint32_t step) 
  * -32768 have still to be saturated to -32767. */
 void tf_block_run_all(tf_block_run *run);
 
+/* Codes of the next `count` pairs of rows, which it widens; the run's output is the first one's. */
+void tf_block_run_pairs(tf_block_run *run, uint32_t count);
+
+/* Sets what becomes of the sums of channels whose words are these. */
+static inline void tf_block_set_codes(tf_block_run *run, tf_multiplier first, tf_multiplier second,
+                                      int32_t zero) {
+    run->first = tf_make_requantizer(first, zero);
+    run->second = tf_make_requantizer(second, zero);
 #if TF_DSP
-/* The same for codes, after `first` and `second` have been set. */
-void tf_block_run_codes(tf_block_run *run, uint32_t raised);
-#else
-static inline void tf_block_run_codes(tf_block_run *run, uint32_t raised) {
-    (void)raised;
-    tf_block_run_all(run);
-}
+    if (run->kind == TF_RUN_CODES) {
+        run->each = run->first_any;
+        run->second_codes = run->second_any;
+        run->after = run->raised == NULL ? run->each : run->after;
+    }
 #endif
+}
 
 /* Sums of both rows for pixel `pixel` of the block at `columns`. */
 void tf_block_single(const tf_block_run *run, const int16_t *columns, uint32_t pixel,

@@ -14,6 +14,9 @@ TF_AT(tf_block_run, pair, 40);
 TF_AT(tf_block_run, bits, 56);
 TF_AT(tf_block_run, output_end, 68);
 TF_AT(tf_block_run, each, 84);
+TF_AT(tf_block_run, packed, 96);
+TF_AT(tf_block_run, twice_zero, 112);
+TF_AT(tf_block_run, second_any, 132);
 TF_AT(tf_gradient_block, stream, 16);
 TF_AT(tf_gradient_block, half, 32);
 TF_AT(tf_gradient_block, loop, 44);
@@ -179,9 +182,7 @@ __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((
     "ssat " #c ", #8, " #c "\n\t"      \
     "ssat " #d ", #8, " #d "\n\t"
 
-/* Both at once, by a shift that the code knows: most are between these. */
-#define FIRST_SHIFT 3
-#define LAST_SHIFT 8
+/* Both at once, by a shift that the code knows: most are between 3 and 8. */
 #define MAKE_CODES(a, b, c, d, shift)               \
     "smmla " #a ", " #a ", r1, r2\n\t"              \
     "smmla " #b ", " #b ", r1, r2\n\t"              \
@@ -198,11 +199,9 @@ __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((
     MAKE_CODES(r4, r5, r6, r7, shift)     \
     "ldrd r1, r2, [sp, #20]\n\t"          \
     "ldr.w pc, [sp, #88]\n\t"
-#define FIRST_BYTES 44u
 #define SECOND_CODES(shift)               \
     MAKE_CODES(r8, r9, r10, r11, shift)   \
     "b.w tf_block_store_codes\n\t"
-#define SECOND_BYTES 36u
 
 /* The codes of a pixel to r2; bits of r1 where the clamp leaves them alone. */
 #define MASK_CODES(a, b, bit_a, bit_b)   \
@@ -245,10 +244,16 @@ __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((
     "bne 1b\n\t"
 
 /* clang-format off */
+/* Takes as many pairs as r1 says; without any, the run's own one. */
 __attribute__((naked)) void tf_block_run_all(tf_block_run *run __attribute__((unused))) {
     __asm volatile(
-        "push {r0, r4-r11, lr}\n\t"
+        "movs r1, #0\n\t"
+        ".global tf_block_run_pairs\n\t"
+        ".thumb_func\n\t"
+        "tf_block_run_pairs:\n\t"
+        "push {r0, r1, r4-r11, lr}\n\t"
         "sub sp, sp, #96\n\t"
+        "mov r9, r1\n\t"
         "mov r12, sp\n\t"
         "ldmia r0!, {r1-r8}\n\t"
         "stmia r12!, {r1-r8}\n\t" /* 0: first, output, step, second */
@@ -256,6 +261,8 @@ __attribute__((naked)) void tf_block_run_all(tf_block_run *run __attribute__((un
         "stmia r12!, {r1-r8}\n\t" /* 32: start, pair, its end, columns, blocks, bits, pre_shift */
         "ldmia r0, {r1-r7}\n\t"
         "stmia r12, {r1-r7}\n\t" /* 64: the same, output_end, loop_end, loop, after, each, second */
+        "cmp r9, #0\n\t"
+        "bne 7f\n\t"
         "ldr r0, [sp, #48]\n\t"
 
         "1:\n\t" /* a block: all sums start from the same */
@@ -373,8 +380,79 @@ __attribute__((naked)) void tf_block_run_all(tf_block_run *run __attribute__((un
         "ldr r0, [sp, #96]\n\t"
         "str r1, [r0]\n\t"
         "9:\n\t"
+        "ldr r1, [sp, #100]\n\t"
+        "subs r1, r1, #1\n\t"
+        "str r1, [sp, #100]\n\t"
+        "bgt 7f\n\t"
         "add sp, sp, #96\n\t"
-        "pop {r0, r4-r11, pc}\n\t");
+        "pop {r0, r1, r4-r11, pc}\n\t"
+
+        "7:\n\t" /* the next pair of the run at lr is widened */
+        "ldr lr, [sp, #96]\n\t"
+        "ldr r0, [sp, #40]\n\t"
+        "ldr r1, [lr, #96]\n\t"
+        "ldr r12, [lr, #116]\n\t"
+        "lsrs r12, r12, #3\n\t"
+        "bcc 8f\n\t" WIDEN_TWO
+        "cmp r12, #0\n\t"
+        "beq 2f\n\t"
+        "8:\n\t" WIDEN_FOUR
+        "subs r12, r12, #1\n\t"
+        "bne 8b\n\t"
+        "2:\n\t"
+        "str r1, [lr, #96]\n\t"
+        "ldrd r0, r1, [lr, #100]\n\t" /* requantize, bias */
+        "ldrd r2, r3, [r0], #8\n\t"
+        "ldrd r4, r5, [r1], #8\n\t"
+        "strd r0, r1, [lr, #100]\n\t"
+        "ldrd r0, r6, [lr, #108]\n\t" /* raised, twice_zero */
+        "and r7, r2, #31\n\t"
+        "and r9, r3, #31\n\t"
+        "sub r8, r7, #1\n\t"
+        "sub r10, r9, #1\n\t"
+        "lsl r8, r6, r8\n\t"
+        "lsl r10, r6, r10\n\t"
+        "str r2, [sp]\n\t"
+        "strd r8, r7, [sp, #4]\n\t"
+        "strd r3, r10, [sp, #20]\n\t"
+        "str r9, [sp, #28]\n\t"
+        "strd r4, r5, [sp, #32]\n\t"
+        "ldrb r4, [lr, #92]\n\t" /* an enumeration may have one byte */
+        "cbnz r4, 4f\n\t" /* codes: pieces for both shifts, of 44 and of 36 bytes */
+        "ldrd r1, r2, [lr, #120]\n\t"
+        "ldrd r3, r4, [lr, #128]\n\t"
+        "movs r5, #44\n\t"
+        "movs r6, #36\n\t"
+        "sub r7, r7, #3\n\t"
+        "sub r9, r9, #3\n\t"
+        "cmp r7, #5\n\t"
+        "it ls\n\t"
+        "mlals r3, r7, r5, r1\n\t"
+        "cmp r9, #5\n\t"
+        "it ls\n\t"
+        "mlals r4, r9, r6, r2\n\t"
+        "strd r3, r4, [sp, #84]\n\t"
+        "cbnz r0, 4f\n\t"
+        "str r3, [sp, #80]\n\t"
+        "4:\n\t"
+        "cbz r0, 5f\n\t"
+        "ldrb r1, [r0], #1\n\t"
+        "ldrb r2, [r0], #1\n\t"
+        "str r0, [lr, #108]\n\t"
+        "strd r1, r2, [sp, #60]\n\t"
+        "5:\n\t"
+        "ldr r1, [lr, #12]\n\t"
+        "ldr r2, [lr, #68]\n\t"
+        "ldr r3, [lr, #56]\n\t"
+        "str r1, [sp, #12]\n\t"
+        "str r2, [sp, #68]\n\t"
+        "str r3, [sp, #56]\n\t"
+        "adds r1, r1, #2\n\t"
+        "adds r2, r2, #2\n\t"
+        "str r1, [lr, #12]\n\t"
+        "str r2, [lr, #68]\n\t"
+        "ldr r0, [sp, #48]\n\t"
+        "b.w 1b\n\t");
 }
 /* clang-format on */
 
@@ -387,35 +465,21 @@ static uint32_t address_of(const uint8_t *label) {
     return (uint32_t)label | 1u;
 }
 
-void tf_block_prepare(tf_block_run *by, tf_run_kind kind, uint32_t length, uint32_t raised) {
+void tf_block_prepare(tf_block_run *run, tf_run_kind kind, uint32_t length) {
     const uint32_t steps = length / 2u - 1u; /* one step goes before the loop */
     const uint32_t looped = steps > TAIL_STEPS ? steps - TAIL_STEPS : 0u;
-    by->pair_end = by->pair + 2u * length;
-    by->loop_end = by->pair + 4u * (looped + 1u);
-    by->each = address_of(kind == TF_RUN_ERRORS ? tf_block_errors : tf_block_codes_and_mask);
-    by->after = raised ? address_of(tf_block_raise) : by->each;
-    by->kind = kind;
-    by->loop = looped > 0u ? address_of(tf_block_loop) + ((0u - looped) & 15u) * STEP_BYTES
-                           : address_of(tf_block_tail) + (TAIL_STEPS - steps) * STEP_BYTES;
-}
-
-/* The code for a shift, of pieces of so many bytes from `by_shift` on. */
-static uint32_t code_for(int32_t shift, const uint8_t *by_shift, uint32_t bytes,
-                         const uint8_t *any_shift) {
-    const uint32_t at = (uint32_t)shift - FIRST_SHIFT;
-    return at <= LAST_SHIFT - FIRST_SHIFT ? address_of(by_shift) + at * bytes
-                                          : address_of(any_shift);
-}
-
-void tf_block_run_codes(tf_block_run *by, uint32_t raised) {
-    if (by->kind == TF_RUN_CODES) {
-        by->each = code_for(by->first.shift, tf_block_first_by_shift, FIRST_BYTES,
-                            tf_block_first_codes);
-        by->second_codes = code_for(by->second.shift, tf_block_second_by_shift, SECOND_BYTES,
-                                    tf_block_second_codes);
-        by->after = raised ? by->after : by->each;
-    }
-    tf_block_run_all(by);
+    run->pair_end = run->pair + 2u * length;
+    run->loop_end = run->pair + 4u * (looped + 1u);
+    run->each = address_of(kind == TF_RUN_ERRORS ? tf_block_errors : tf_block_codes_and_mask);
+    run->after = run->raised != NULL ? address_of(tf_block_raise) : run->each;
+    run->loop = looped > 0u ? address_of(tf_block_loop) + ((0u - looped) & 15u) * STEP_BYTES
+                            : address_of(tf_block_tail) + (TAIL_STEPS - steps) * STEP_BYTES;
+    run->kind = kind;
+    run->length = length;
+    run->first_by_shift = address_of(tf_block_first_by_shift);
+    run->second_by_shift = address_of(tf_block_second_by_shift);
+    run->first_any = address_of(tf_block_first_codes);
+    run->second_any = address_of(tf_block_second_codes);
 }
 
 void tf_block_single(const tf_block_run *by, const int16_t *columns, uint32_t pixel,

@@ -40,10 +40,10 @@ void tf_block_single(const tf_block_run *run, const int16_t *columns, uint32_t p
     sums[1] = run->start[1] + dot(columns, run->pair + length, length);
 }
 
-void tf_block_prepare(tf_block_run *run, tf_run_kind kind, uint32_t length, uint32_t raised) {
-    (void)raised; /* pre_shift says it */
+void tf_block_prepare(tf_block_run *run, tf_run_kind kind, uint32_t length) {
     run->pair_end = run->pair + 2u * length;
     run->kind = kind;
+    run->length = length;
 }
 
 static void make_errors(tf_block_run *run, const int32_t sums[2], uint8_t *to) {
@@ -87,6 +87,25 @@ void tf_block_run_all(tf_block_run *run) {
         if (run->kind == TF_RUN_CODES_AND_MASK) {
             run->bits[block] = (run->bits[block] >> 2 & 0x3f3f3f3fu) | bits;
         }
+    }
+}
+
+void tf_block_run_pairs(tf_block_run *run, uint32_t count) {
+    for (; count > 0u; count--) {
+        tf_block_widen_pair(run->pair, run->packed, run->length);
+        tf_block_set_codes(run, run->requantize[0], run->requantize[1], run->twice_zero >> 1);
+        run->start[0] = run->bias[0];
+        run->start[1] = run->bias[1];
+        if (run->raised != NULL) {
+            run->pre_shift[0] = run->raised[0];
+            run->pre_shift[1] = run->raised[1];
+            run->raised += 2;
+        }
+        tf_block_run_all(run);
+        run->packed += 2u * run->length;
+        run->requantize += 2;
+        run->bias += 2;
+        run->output = (int8_t *)run->output + 2;
     }
 }
 

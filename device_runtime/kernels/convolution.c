@@ -288,8 +288,7 @@ static inline void run_two(const job *job, tf_block_run *run, uint32_t o, uint32
         put_trained(job, o);
     }
     tf_block_aim(run, output, step);
-    run->first = tf_make_requantizer(job->requantize[o], job->out_zero);
-    run->second = tf_make_requantizer(job->requantize[next], job->out_zero);
+    tf_block_set_codes(run, job->requantize[o], job->requantize[next], job->out_zero);
     run->start[0] = job->bias[o];
     run->start[1] = job->bias[next];
     if (job->pre_shift != NULL) {
@@ -297,7 +296,7 @@ static inline void run_two(const job *job, tf_block_run *run, uint32_t o, uint32
         run->pre_shift[1] = job->pre_shift[next];
     }
     if (run->blocks > 0u) {
-        tf_block_run_codes(run, job->pre_shift != NULL);
+        tf_block_run_all(run);
     }
 }
 
@@ -343,6 +342,27 @@ static __attribute__((noinline)) void put_mask(const job *job, const uint32_t *b
     }
 }
 
+/* All channels but the last of an odd number, of so many whole blocks that they have no more pixels,
+ * by the layer's own weights; returns the number of channels. */
+static inline uint32_t run_pairs(const job *job, tf_block_run *run, uint32_t pixels,
+                                 int8_t *output, uint32_t index) {
+    const uint32_t channels = job->layer->out_channels, even = channels & ~1u;
+    const uint32_t most = job->mask == NULL ? even : MASK_CHANNELS;
+    run->packed = job->packed;
+    run->requantize = job->requantize;
+    run->bias = job->bias;
+    run->raised = job->pre_shift;
+    tf_block_aim(run, output, channels);
+    for (uint32_t o = 0, made; o < even; o += made) {
+        made = even - o < most ? even - o : most;
+        tf_block_run_pairs(run, made / 2u);
+        if (job->mask != NULL) {
+            put_mask(job, run->bits, pixels, o, made, index);
+        }
+    }
+    return even;
+}
+
 /* All channels of `pixels` pixels whose columns are ready; the first one's lie at `output`, and are
  * elements `index` … of the layer's output. */
 static void run_pixels(const job *by, tf_block_run *run, uint32_t pixels, int8_t *output,
@@ -350,9 +370,12 @@ static void run_pixels(const job *by, tf_block_run *run, uint32_t pixels, int8_t
     const job job = *by; /* where no call can change it */
     const uint32_t channels = job.layer->out_channels;
     const uint32_t in_blocks = pixels & ~(TF_BLOCK_PIXELS - 1u);
-    uint32_t *bits = run->bits, made = 0;
+    uint32_t *bits = run->bits, made = 0, o = 0;
     run->blocks = in_blocks / TF_BLOCK_PIXELS;
-    for (uint32_t o = 0; o < channels; o += 2u) {
+    if (!job.with_trained && in_blocks == pixels) {
+        o = run_pairs(&job, run, pixels, output, index);
+    }
+    for (; o < channels; o += 2u) {
         const uint32_t next = o + 1u < channels ? o + 1u : o;
         int8_t *to = output + o;
         uint32_t step = channels;
@@ -457,8 +480,9 @@ static void run_span(job *job, const tf_span *span, const int8_t *input, int8_t 
     run.columns = job->all_columns;
     run.bits = (uint32_t *)(void *)(job->pair + 2u * job->length);
     run.pre_shift[0] = run.pre_shift[1] = 0;
-    tf_block_prepare(&run, mask == NULL ? TF_RUN_CODES : TF_RUN_CODES_AND_MASK, job->length,
-                     layer->pre_shift != NULL);
+    run.raised = layer->pre_shift;
+    run.twice_zero = 2 * layer->out_zero + 1;
+    tf_block_prepare(&run, mask == NULL ? TF_RUN_CODES : TF_RUN_CODES_AND_MASK, job->length);
     job->input = input;
     job->mask = mask;
     job->in_height = layer->in_height;

@@ -362,7 +362,7 @@ static int32_t run_pointwise(const job *job, const tf_weights *weights, uint32_t
     tf_block_run run = {.first = {0, 0, layer->error_shift}, .pair = pair, .columns = job->stream};
     int32_t largest = 0;
     run.start[0] = run.start[1] = layer->error_shift > 0 ? 1 << (layer->error_shift - 1) : 0;
-    tf_block_prepare(&run, TF_RUN_ERRORS, length, 0);
+    tf_block_prepare(&run, TF_RUN_ERRORS, length);
     for (uint32_t first = 0, count; first < pixels; first += count) {
         count = pixels - first < at_once ? pixels - first : at_once;
         run.blocks = count / TF_BLOCK_PIXELS;

@@ -321,7 +321,7 @@ uint32_t tf_depthwise_forward_scratch_bytes(const tf_convolution *layer, uint32_
     const uint32_t seen = (rows - 1u) * layer->stride_height + layer->kernel_height;
     const uint32_t lines = seen < layer->in_height ? seen : layer->in_height;
     const uint32_t planes = elements_of_planes(layer, lines * line_of(layer));
-    return sizeof(tf_window) * rows + sizeof(int32_t) * tf_room_for_sums(layer->out_width) +
+    return sizeof(tf_window) * rows + sizeof(int32_t) * tf_room_for_sums(layer->out_width, rows) +
            sizeof(int16_t) * (elements_of_table(layer) + planes);
 }
 
@@ -344,9 +344,10 @@ void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, cons
     job.high =
         tf_clamp((span->end - 1) * layer->stride_height - layer->pad_top + layer->kernel_height, 0,
                  layer->in_height);
+    const uint32_t rows = (uint32_t)(span->end - span->first);
     job.windows = (tf_window *)(void *)scratch;
-    job.sums = (int32_t *)(void *)(job.windows + (span->end - span->first));
-    job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->out_width));
+    job.sums = (int32_t *)(void *)(job.windows + rows);
+    job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->out_width, rows));
     job.planes = job.table + elements_of_table(layer);
     job.plane = (uint32_t)(job.high - job.low) * job.slide.line;
     memset(job.planes, 0, sizeof(int16_t) * elements_of_planes(layer, job.plane));

@@ -231,7 +231,7 @@ uint32_t tf_depthwise_input_gradient_scratch_bytes(const tf_convolution *layer) 
     const uint32_t zeros = (layer->kernel_width - 1u) / layer->stride_width;
     const uint32_t planes = elements_of_planes(layer->out_height * line_of(layer, zeros));
     return sizeof(tf_window) * column_phases(layer) * layer->in_height +
-           sizeof(int32_t) * tf_room_for_sums(layer->in_width) +
+           sizeof(int32_t) * tf_room_for_sums(layer->in_width, layer->in_height) +
            sizeof(int16_t) * (elements_of_table(layer) + planes);
 }
 
@@ -264,7 +264,7 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
     job.magnitude = 0;
     job.windows = (tf_window *)(void *)scratch;
     job.sums = (int32_t *)(void *)(job.windows + phases * layer->in_height);
-    job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->in_width));
+    job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->in_width, layer->in_height));
     job.planes = job.table + elements_of_table(layer);
     for (uint32_t x = 0; x < phases; x++) {
         const column_phase columns = columns_from(&job, (int32_t)x);

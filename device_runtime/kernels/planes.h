@@ -90,8 +90,10 @@ static inline uint32_t tf_rows_at_once(uint32_t width) {
     return width < TF_SUMS_AT_ONCE ? TF_SUMS_AT_ONCE / width : 1u;
 }
 
-static inline uint32_t tf_room_for_sums(uint32_t width) {
-    return (width < TF_SUMS_AT_ONCE ? TF_SUMS_AT_ONCE : width) + TF_SLIDE_BLOCK;
+/* Of `rows` rows, that may be made in parts. */
+static inline uint32_t tf_room_for_sums(uint32_t width, uint32_t rows) {
+    const uint32_t most = width < TF_SUMS_AT_ONCE ? TF_SUMS_AT_ONCE : width;
+    return (width * rows < most ? width * rows : most) + TF_SLIDE_BLOCK;
 }
 
 static inline uint32_t tf_even_up(uint32_t value) {

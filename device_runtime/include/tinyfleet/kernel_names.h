@@ -16,6 +16,7 @@
 #define tf_merge_weights TF_KERNEL(merge_weights)
 #define tf_block_prepare TF_KERNEL(block_prepare)
 #define tf_block_run_all TF_KERNEL(block_run_all)
+#define tf_block_run_pairs TF_KERNEL(block_run_pairs)
 #define tf_block_single TF_KERNEL(block_single)
 #define tf_block_widen_pair TF_KERNEL(block_widen_pair)
 #define tf_block_widen_columns TF_KERNEL(block_widen_columns)
