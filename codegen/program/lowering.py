@@ -37,7 +37,7 @@ from codegen.program.steps import (
 )
 
 VELOCITY_BYTES = 4
-BANDS = (8, 4, 2)
+BANDS = (8, 6, 5, 4, 3, 2)
 """Rows of a chain's output made at a time, if not one: more are quicker and need more memory."""
 
 

@@ -47,7 +47,7 @@ void tf_block_widen(int16_t *columns, const int8_t *src, uint32_t step, uint32_t
 static inline uint32_t tf_pair_index(uint32_t length, uint32_t row, uint32_t at) {
 #if TF_DSP
     (void)length;
-    return (at >> 1) * 4u + row * 2u + (at & 1u);
+    return 2u * at - (at & 1u) + 2u * row;
 #else
     return row * length + at;
 #endif

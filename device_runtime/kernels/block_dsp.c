@@ -193,6 +193,30 @@ __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((
     "ssat " #c ", #8, " #c ", asr #" #shift "\n\t"  \
     "ssat " #d ", #8, " #d ", asr #" #shift "\n\t"
 
+/* r12, the output of a block, goes to the next one's, r6 being three steps: out of the function at
+ * label 9 behind the last. */
+#define STORE_FOUR(op, a, b, c, d)              \
+    op " " #a ", [r12]\n\t"                     \
+    op " " #b ", [r12, lr]\n\t"                 \
+    op " " #c ", [r12, lr, lsl #1]\n\t"         \
+    "add r6, lr, lr, lsl #1\n\t"                \
+    op " " #d ", [r12, r6]\n\t"
+
+/* A block's codes, from r4-r7 and r8-r11. */
+#define STORE_CODES                       \
+    "bfi r4, r8, #8, #8\n\t"              \
+    "bfi r5, r9, #8, #8\n\t"              \
+    "bfi r6, r10, #8, #8\n\t"             \
+    "bfi r7, r11, #8, #8\n\t"             \
+    STORE_FOUR("strh", r4, r5, r6, r7)
+
+#define NEXT_BLOCK                  \
+    "add r12, r12, lr, lsl #2\n\t"  \
+    "ldr.w r2, [sp, #68]\n\t"         \
+    "str r12, [sp, #12]\n\t"        \
+    "cmp.w r12, r2\n\t"               \
+    "bne.w 1b\n\t"
+
 /* Instructions of four bytes each: those of the first row end at the code of the second one's. */
 #define FIRST_CODES(shift)                \
     "ldm.w sp, {r1, r2, r3, r12, lr}\n\t" \
@@ -201,7 +225,8 @@ __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((
     "ldr.w pc, [sp, #88]\n\t"
 #define SECOND_CODES(shift)               \
     MAKE_CODES(r8, r9, r10, r11, shift)   \
-    "b.w tf_block_store_codes\n\t"
+    STORE_CODES NEXT_BLOCK                \
+    "b.w 9f\n\t"
 
 /* The codes of a pixel to r2; bits of r1 where the clamp leaves them alone. */
 #define MASK_CODES(a, b, bit_a, bit_b)   \
@@ -226,22 +251,6 @@ __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((
     "sel " #b ", " #b ", " #a "\n\t"            \
     "usub16 lr, " #b ", r1\n\t"                 \
     "sel r1, " #b ", r1\n\t"
-
-/* r12, the output of a block, goes to the next one's, r6 being three steps: out of the function at
- * label 9 behind the last. */
-#define STORE_FOUR(op, a, b, c, d)              \
-    op " " #a ", [r12]\n\t"                     \
-    op " " #b ", [r12, lr]\n\t"                 \
-    op " " #c ", [r12, lr, lsl #1]\n\t"         \
-    "add r6, lr, lr, lsl #1\n\t"                \
-    op " " #d ", [r12, r6]\n\t"
-
-#define NEXT_BLOCK                  \
-    "add r12, r12, lr, lsl #2\n\t"  \
-    "ldr r2, [sp, #68]\n\t"         \
-    "str r12, [sp, #12]\n\t"        \
-    "cmp r12, r2\n\t"               \
-    "bne 1b\n\t"
 
 /* clang-format off */
 /* Takes as many pairs as r1 says; without any, the run's own one. */
@@ -329,13 +338,7 @@ __attribute__((naked)) void tf_block_run_all(tf_block_run *run __attribute__((un
         "ldr r3, [sp, #28]\n\t"
         REQUANTIZE(r8, r9, r10, r11)
         CLAMP(r8, r9, r10, r11)
-        "tf_block_store_codes:\n\t"
-        "bfi r4, r8, #8, #8\n\t"
-        "bfi r5, r9, #8, #8\n\t"
-        "bfi r6, r10, #8, #8\n\t"
-        "bfi r7, r11, #8, #8\n\t"
-        STORE_FOUR("strh", r4, r5, r6, r7)
-        NEXT_BLOCK
+        STORE_CODES NEXT_BLOCK
         "b 9f\n\t"
 
         "tf_block_codes_and_mask:\n\t"
@@ -418,11 +421,11 @@ __attribute__((naked)) void tf_block_run_all(tf_block_run *run __attribute__((un
         "str r9, [sp, #28]\n\t"
         "strd r4, r5, [sp, #32]\n\t"
         "ldrb r4, [lr, #92]\n\t" /* an enumeration may have one byte */
-        "cbnz r4, 4f\n\t" /* codes: pieces for both shifts, of 44 and of 36 bytes */
+        "cbnz r4, 4f\n\t" /* codes: pieces for both shifts, of 44 and of 92 bytes */
         "ldrd r1, r2, [lr, #120]\n\t"
         "ldrd r3, r4, [lr, #128]\n\t"
         "movs r5, #44\n\t"
-        "movs r6, #36\n\t"
+        "movs r6, #92\n\t"
         "sub r7, r7, #3\n\t"
         "sub r9, r9, #3\n\t"
         "cmp r7, #5\n\t"
@@ -627,7 +630,7 @@ __attribute__((naked)) void tf_block_correlate(const int16_t *planes __attribute
                    "add r12, r0, r3, lsl #4\n\t"
                    "strd r2, r12, [sp]\n\t" /* step; end of the planes */
                    "rsb r2, r3, #0\n\t"
-                   "and r2, r2, #7\n\t"
+                   "and r2, r2, #3\n\t"
                    "adr r3, 1f\n\t"
                    "add r3, r3, r2, lsl #6\n\t"
                    "mov r4, #0\n\t"
@@ -642,7 +645,7 @@ __attribute__((naked)) void tf_block_correlate(const int16_t *planes __attribute
                    "bx r3\n\t"
                    ".balign 4\n\t"
                    "1:\n\t"
-                   ".rept 8\n\t" CORRELATE_STEP ".endr\n\t"
+                   ".rept 4\n\t" CORRELATE_STEP ".endr\n\t"
                    "ldr r2, [sp, #4]\n\t"
                    "cmp r0, r2\n\t"
                    "bne 1b\n\t"

@@ -163,14 +163,30 @@ static void find_inner(job *job) {
 #define STEM_LINE 9u
 #define STEM_LENGTH 28u
 
-/* The columns of four pixels of such a layer, whose rows don't begin at words, by way of bytes. */
-static __attribute__((noinline)) void gather_stem(const job *job, uint32_t top, uint32_t left) {
+static uint32_t is_stem(const tf_convolution *layer) {
+    return layer->in_channels == 3u && layer->kernel_height == 3u && layer->kernel_width == 3u;
+}
+
+/* The columns of four pixels of such a layer, whose rows don't begin at words, by way of bytes. The
+ * first pixel's `before` (0 or 3) values of every row lie outside. */
+static __attribute__((noinline)) void gather_stem(const job *job, uint32_t top, uint32_t left,
+                                                  uint32_t before) {
     uint32_t bytes[TF_BLOCK_PIXELS * STEM_LENGTH / 4u];
     const int8_t *a = row_of(job, top) + left, *b = row_of(job, top + 1u) + left;
     const int8_t *c = row_of(job, top + 2u) + left;
     const int32_t zero = job->layer->in_zero;
     int8_t *to = (int8_t *)bytes;
-    for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++, to += STEM_LENGTH) {
+    uint32_t p = 0;
+    if (before > 0u) {
+        memset(to, zero, STEM_LENGTH);
+        memcpy(to + 3, a, STEM_LINE - 3u);
+        memcpy(to + STEM_LINE + 3u, b, STEM_LINE - 3u);
+        memcpy(to + 2u * STEM_LINE + 3u, c, STEM_LINE - 3u);
+        a += job->step - 3u, b += job->step - 3u, c += job->step - 3u;
+        to += STEM_LENGTH;
+        p = 1;
+    }
+    for (; p < TF_BLOCK_PIXELS; p++, to += STEM_LENGTH) {
         memcpy(to, a, STEM_LINE);
         memcpy(to + STEM_LINE, b, STEM_LINE);
         memcpy(to + 2u * STEM_LINE, c, STEM_LINE);
@@ -183,22 +199,25 @@ static __attribute__((noinline)) void gather_stem(const job *job, uint32_t top, 
 
 #endif
 
-/* Columns of output pixels (y, x) to (y, x + 3), if they see no border. */
+/* Columns of output pixels (y, x) to (y, x + 3), if they see no border, or one that is no trouble. */
 static uint32_t gather_four(const job *job, uint32_t y, uint32_t x) {
     const tf_convolution *layer = job->layer;
     const uint32_t rows = layer->kernel_height;
     const int32_t top = (int32_t)(y * layer->stride_height) - layer->pad_top;
-    if (x < job->inner_first || x >= job->inner_end || top < 0 ||
-        (uint32_t)top + rows > job->in_height) {
+    if (x >= job->inner_end || top < 0 || (uint32_t)top + rows > job->in_height) {
         return 0;
     }
     const uint32_t left = x * job->step - (uint32_t)layer->pad_left * layer->in_channels;
 #if TF_DSP
-    if (job->line == STEM_LINE && job->length == STEM_LENGTH) {
-        gather_stem(job, (uint32_t)top, left);
+    const uint32_t all_inside = x >= job->inner_first;
+    if (is_stem(layer) && (all_inside || (x == 0 && layer->pad_left == 1))) {
+        gather_stem(job, (uint32_t)top, all_inside ? left : 0, all_inside ? 0 : 3u);
         return 1;
     }
 #endif
+    if (x < job->inner_first) {
+        return 0;
+    }
     for (uint32_t row = 0, at = 0; row < rows; row++, at += job->line) {
         widen_four(job, at, row_of(job, (uint32_t)top + row) + left);
     }
@@ -270,12 +289,15 @@ static __attribute__((noinline)) void put_trained(const job *job, uint32_t o) {
     const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
     const uint16_t *channels = weights->channels, *end = channels + weights->count;
     const int8_t *from = weights->trained + o * tf_packed_length(taps * weights->count);
-    const uint32_t length = job->length, inputs = layer->in_channels;
-    for (uint32_t first = 0; first < taps * inputs; first += inputs) {
-        for (const uint16_t *next = channels; next != end; next++, from += 2) {
-            int16_t *to = job->pair + tf_pair_index(length, 0, first + *next);
-            to[0] = from[0];
-            to[tf_pair_index(length, 1, 0)] = from[1];
+    const uint32_t inputs = layer->in_channels, behind = taps * inputs;
+    const uint32_t second = tf_pair_index(job->length, 1, 0);
+    int16_t *pair = job->pair;
+    for (uint32_t first = 0; first < behind; first += inputs) {
+        for (const uint16_t *next = channels; next != end; from += 2) {
+            int16_t *to = pair + tf_pair_index(job->length, 0, first + *next++);
+            const int16_t a = from[0], b = from[1];
+            to[0] = a;
+            to[second] = b;
         }
     }
 }
@@ -330,8 +352,16 @@ static __attribute__((noinline)) void put_mask(const job *job, const uint32_t *b
     const uint32_t count = left < made ? left : made;
     index += first;
     if (count == MASK_CHANNELS && (step | index) % MASK_CHANNELS == 0) {
+        const uint32_t apart = step / MASK_CHANNELS;
         uint8_t *to = job->mask + index / MASK_CHANNELS;
-        for (; next != end; to += step / MASK_CHANNELS) {
+        for (; end - next >= 4; next += 4, to += 4u * apart) {
+            const uint32_t four = tf_load32(next);
+            to[0] = (uint8_t)four;
+            to[apart] = (uint8_t)(four >> 8);
+            to[2u * apart] = (uint8_t)(four >> 16);
+            to[3u * apart] = (uint8_t)(four >> 24);
+        }
+        for (; next != end; to += apart) {
             *to = *next++;
         }
         return;

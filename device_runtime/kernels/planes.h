@@ -21,7 +21,7 @@
 #define TF_SLIDE_BLOCK 8u
 
 /* Sums that are made before they are stored, unless a row has more. */
-#define TF_SUMS_AT_ONCE 128u
+#define TF_SUMS_AT_ONCE 256u
 
 /* Where the window of an output row begins, in elements of the plane and of the table of taps, and
  * how many rows it has. */
@@ -59,7 +59,15 @@ void tf_widen_taps(const tf_slide *slide, const int8_t *from, int32_t step, int3
 /* sum x of a row = start + the products of the window's rows of taps, where the first tap lies at
  * column x * stride. Reads, and writes behind the last row, as far as a whole number of blocks
  * needs. */
-void tf_slide_rows_of(const tf_slide *slide, const tf_slide_rows *by);
+void tf_slide_slowly(const tf_slide *slide, const tf_slide_rows *by);
+
+static inline void tf_slide_rows_of(const tf_slide *slide, const tf_slide_rows *by) {
+    if (slide->run != NULL) {
+        slide->run(by);
+    } else {
+        tf_slide_slowly(slide, by);
+    }
+}
 
 /* Where planes are gathered from: `rows` rows of `count` columns of one channel in a tensor of many,
  * and where they go: the next channel, with two lanes, `plane` elements later. */

@@ -24,7 +24,7 @@
 #define tf_block_gradient TF_KERNEL(block_gradient)
 #define tf_make_slide TF_KERNEL(make_slide)
 #define tf_widen_taps TF_KERNEL(widen_taps)
-#define tf_slide_rows_of TF_KERNEL(slide_rows_of)
+#define tf_slide_slowly TF_KERNEL(slide_slowly)
 #define tf_gather_codes TF_KERNEL(gather_codes)
 #define tf_gather_errors TF_KERNEL(gather_errors)
 #define tf_correlate TF_KERNEL(correlate)
