@@ -225,7 +225,7 @@ static uint32_t gather_four(const job *job, uint32_t y, uint32_t x) {
 }
 
 /* Columns of output pixels (y, x) and the `count` - 1 that follow. */
-static __attribute__((noinline)) void gather_each(const job *job, uint32_t y, uint32_t x,
+static __attribute__((noinline, cold)) void gather_each(const job *job, uint32_t y, uint32_t x,
                                                   uint32_t count) {
     for (uint32_t p = 0; p < count; p++) {
         gather_pixel(job, p, y, x);
@@ -283,7 +283,7 @@ static uint32_t values_of_column(const tf_convolution *layer) {
 }
 
 /* The trained ones of rows `o` and `o` + 1 of the weights take their places. */
-static __attribute__((noinline)) void put_trained(const job *job, uint32_t o) {
+static __attribute__((noinline, cold)) void put_trained(const job *job, uint32_t o) {
     const tf_convolution *layer = job->layer;
     const tf_weights *weights = job->weights;
     const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
@@ -323,7 +323,7 @@ static inline void run_two(const job *job, tf_block_run *run, uint32_t o, uint32
 }
 
 /* Pixel `pixel` of those whose columns are ready, which is in no whole block. */
-static __attribute__((noinline)) void run_single(const job *job, tf_block_run *run, uint32_t pixel,
+static __attribute__((noinline, cold)) void run_single(const job *job, tf_block_run *run, uint32_t pixel,
                                                  int8_t *output) {
     const uint32_t in_block = pixel % TF_BLOCK_PIXELS;
     int32_t sums[2];
