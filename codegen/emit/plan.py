@@ -8,9 +8,11 @@ from codegen.emit.c_text import channels_name, comment, layer_name, rows
 from codegen.graph.ir import Conv, DepthwiseConv, Head, Operation, inputs_of
 from codegen.operators import operator_of
 from codegen.program.blob import FROZEN_WEIGHTS, Weights
+from codegen.program.step_builder import activation_buffer
 from codegen.program.steps import (
     CHAIN,
     INPUT,
+    KEEP,
     PHASES,
     SCALES,
     Phase,
@@ -22,7 +24,7 @@ from codegen.program.steps import (
 from codegen.program.streaming import is_elementwise
 
 _WITH_SPAN = {"convolution_forward", "depthwise_forward"}
-_WITHOUT_LAYER = {"error_mask", "error_sum"}
+_WITHOUT_LAYER = {"error_mask", "error_sum", KEEP}
 _WITH_WEIGHTS = _WITH_SPAN | {"convolution_input_gradient", "depthwise_input_gradient"}
 
 
@@ -265,19 +267,26 @@ class StepWriter:
         segment = self.program.segment_of(f"{step.op.name}.weight")
         assert segment is not None
         fraction = segment.fraction_offset
+        op = step.op
+        assert isinstance(op, (Conv, DepthwiseConv))
+        whole = step.buffers["input"] in (INPUT, activation_buffer(self.program.graph, op.input))
+        in_channels = self.program.graph.tensors[op.input].shape[2] if whole else segment.count
         return [
             "    const tf_trained trained = {",
             f"        STATE(int8_t, {segment.state_offset}),",
             f"        {'0' if fraction is None else f'STATE(int8_t, {fraction})'},",
             f"        {self._velocity(segment)},",
             f"        {segment.first_value}, {channels_name(self.index, step.op.name)}, "
-            f"{segment.count},",
+            f"{segment.count}, {in_channels},",
             "    };",
         ]
 
     # One method per kernel: the arguments after the layer.
 
     def _convolution_forward(self, step: Step) -> list[str]:
+        return [*self._depthwise_forward(step), f"{step.at_once}u"]
+
+    def _depthwise_forward(self, step: Step) -> list[str]:
         return [
             "&span",
             self.arena(step, "input", "int8_t"),
@@ -288,7 +297,20 @@ class StepWriter:
             self.arena(step, "scratch", "int16_t"),
         ]
 
-    _depthwise_forward = _convolution_forward
+    def _keep_channels(self, step: Step) -> list[str]:
+        op = step.op
+        assert isinstance(op, (Conv, DepthwiseConv))
+        height, width, channels = self.program.graph.tensors[op.input].shape
+        segment = self.program.segment_of(f"{op.name}.weight")
+        assert segment is not None
+        return [
+            channels_name(self.index, op.name),
+            f"{segment.count}u",
+            self.arena(step, "input", "int8_t"),
+            f"{channels}u",
+            f"{height * width}u",
+            self.arena(step, "output", "int8_t"),
+        ]
 
     def _head_forward(self, step: Step) -> list[str]:
         return [
@@ -324,7 +346,8 @@ class StepWriter:
             self.arena(step, "scratch", "int16_t"),
         ]
 
-    _convolution_input_gradient = _depthwise_input_gradient
+    def _convolution_input_gradient(self, step: Step) -> list[str]:
+        return [*self._depthwise_input_gradient(step), f"{step.at_once}u"]
 
     def _error_mask(self, step: Step) -> list[str]:
         return [*self.error_in(step), self.arena(step, "mask", "uint8_t"), self.elements(step)]

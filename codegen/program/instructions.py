@@ -71,6 +71,7 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "head_forward": Rates(macs=2.5, elements=33.88),
         "head_input_gradient": Rates(macs=5, elements=104.69),
         "head_update": Rates(macs=74, elements=109.74),
+        "keep_channels": Rates(elements=5.0),
         "lookup_forward": Rates(elements=2.25),
         "lookup_input_gradient": Rates(elements=4.26),
         "max_pool_forward": Rates(elements=16.82),
@@ -93,6 +94,10 @@ def work_of(program: Program, call: Step) -> Work:
     source = graph.tensors[inputs_of(op)[call.operand]].size
     output = graph.tensors[op.output].size
     match call.kernel:
+        case "keep_channels":
+            segment = program.segment_of(f"{op.name}.weight")
+            assert segment is not None
+            return Work(elements=source // graph.tensors[inputs_of(op)[0]].shape[2] * segment.count)
         case "error_mask":
             return Work(elements=output)
         case "bias_update":

@@ -11,12 +11,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Op, Operation, inputs_of
+from codegen.graph.ir import (
+    Conv,
+    DepthwiseConv,
+    Graph,
+    Head,
+    Op,
+    Operation,
+    Tensor,
+    inputs_of,
+)
 from codegen.operators import operator_of
 from codegen.program import scratch, streaming
-from codegen.program.memory_plan import Overlap
+from codegen.program.memory_plan import ALIGNMENT, Overlap
 from codegen.program.plans import Plan
-from codegen.program.steps import INPUT, SCALE_BYTES, SCALES, Phase, Step
+from codegen.program.scratch import round_up
+from codegen.program.steps import INPUT, KEEP, LEAST_AT_ONCE, SCALE_BYTES, SCALES, Phase, Step
 
 Parameterized = Conv | DepthwiseConv
 
@@ -38,15 +48,30 @@ class Part:
         self.sizes[name] = size
         return name
 
-    def may_overlap(self, new: str, old: str, lead: int | None) -> None:
+    def may_overlap(self, new: str, old: str, overlap: Overlap) -> None:
         """Allows ``new`` to lie over ``old``, unless that is the sample: others read it as well."""
         if old != INPUT:
-            self.over.setdefault(new, {})[old] = Overlap(lead)
+            self.over.setdefault(new, {})[old] = overlap
+
+
+IN_PLACE = Overlap(0, exact=True)
 
 
 def activation_buffer(graph: Graph, tensor: str) -> str:
     """Name of the buffer that holds ``tensor``."""
     return INPUT if tensor == graph.input else f"activation {tensor}"
+
+
+def _at_once(output: Tensor) -> int:
+    """The fewest pixels for which weights are widened: it takes as long as one block gains."""
+    pixels = output.shape[0] * output.shape[1]
+    return min(2 * LEAST_AT_ONCE, round_up(pixels, LEAST_AT_ONCE))
+
+
+def _over_error_of_depthwise(source: Tensor, output: Tensor) -> Overlap | None:
+    """Both end in the same place, or begin there: a channel lies on itself."""
+    lead = 2 * max(0, source.size - output.size)
+    return None if lead % ALIGNMENT else Overlap(lead, exact=True)
 
 
 def _tensors_that_need_errors(graph: Graph, trained: Iterable[str]) -> set[str]:
@@ -65,8 +90,20 @@ def _tensors_that_need_errors(graph: Graph, trained: Iterable[str]) -> set[str]:
 class StepBuilder:
     """Makes the parts of the program that trains ``graph`` by ``plan``, only what it needs."""
 
-    def __init__(self, graph: Graph, plan: Plan, trained_channels: Mapping[str, int]) -> None:
-        """``trained_channels`` has the number of trained channels by the tensor's name."""
+    def __init__(
+        self,
+        graph: Graph,
+        plan: Plan,
+        trained_channels: Mapping[str, int],
+        *,
+        keeps_part: bool = False,
+    ) -> None:
+        """``trained_channels`` has the number of trained channels by the tensor's name.
+
+        ``keeps_part``: of a layer's input, only the channels whose weights are trained wait for
+        their update, in a copy.
+        """
+        self.keeps_part = keeps_part
         self.graph = graph
         self.plan = plan
         self.trained_channels = trained_channels
@@ -98,9 +135,9 @@ class StepBuilder:
         """Makes a buffer of ``size`` bytes; returns its name."""
         return self._part.buffer(name, size)
 
-    def may_overlap(self, new: str, old: str, lead: int | None) -> None:
+    def may_overlap(self, new: str, old: str, lead: int) -> None:
         """Allows ``new`` to lie over ``old`` where that ends: see `Overlap`."""
-        self._part.may_overlap(new, old, lead)
+        self._part.may_overlap(new, old, Overlap(lead))
 
     def error(self, op: Parameterized | Operation) -> dict[str, str]:
         """The operand that is the error of the output of ``op``."""
@@ -121,6 +158,7 @@ class StepBuilder:
         *,
         macs: int = 0,
         operand: int = 0,
+        at_once: int = 0,
     ) -> None:
         """Adds a step of ``kernel`` with its operands in ``buffers``."""
         self._part.steps.append(
@@ -132,6 +170,7 @@ class StepBuilder:
                 buffers=MappingProxyType(buffers),
                 operand=operand,
                 macs=macs,
+                at_once=at_once,
             )
         )
 
@@ -167,24 +206,39 @@ class StepBuilder:
             case _:
                 operator_of(op).build_forward(self, op, buffers)
 
+    def _read(self, op: Parameterized, buffers: dict[str, str]) -> None:
+        """Puts the input into ``buffers``; copies what the update needs of it, if not all waits."""
+        buffers["input"] = self.activation(op.input)
+        kept = self._kept(op)
+        if kept is not None:
+            source = self.graph.tensors[op.input]
+            count = self.trained_channels[f"{op.name}.weight"]
+            size = source.size // source.shape[2] * count
+            operands = {"input": buffers["input"], "output": self.buffer(kept, size)}
+            self.step("forward", KEEP, op, operands)
+
+    def _kept(self, op: Parameterized) -> str | None:
+        """The buffer of the trained channels of the input, where no more of it is kept."""
+        part = self.keeps_part and self._partly_trained(op) and op.input != self.graph.input
+        return f"kept {op.name}" if part else None
+
     def _convolution_forward(self, op: Conv, buffers: dict[str, str]) -> None:
         source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
-        trained = self._partly_trained(op)
-        buffers["input"] = self.activation(op.input)
-        size = scratch.convolution_forward_bytes(op, source, output, trained)
+        self._read(op, buffers)
+        at_once = _at_once(output)
+        size = scratch.convolution_forward_bytes(op, source, output, at_once)
         buffers["scratch"] = self.buffer(f"columns {op.name}", size)
-        if not trained:
-            lead = streaming.convolution_lead(self.graph, op)
-            self.may_overlap(buffers["output"], buffers["input"], lead)
-        self.step("forward", "convolution_forward", op, buffers, macs=self._macs(op))
+        lead = streaming.convolution_lead(self.graph, op)
+        self.may_overlap(buffers["output"], buffers["input"], lead)
+        kernel, macs = "convolution_forward", self._macs(op)
+        self.step("forward", kernel, op, buffers, macs=macs, at_once=at_once)
 
     def _depthwise_forward(self, op: DepthwiseConv, buffers: dict[str, str]) -> None:
         source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
-        buffers["input"] = self.activation(op.input)
+        self._read(op, buffers)
         size = scratch.depthwise_forward_bytes(op, source, output, output.shape[0])
         buffers["scratch"] = self.buffer(f"plane {op.name}", size)
-        if source.shape == output.shape:
-            self.may_overlap(buffers["output"], buffers["input"], None)
+        self._part.may_overlap(buffers["output"], buffers["input"], IN_PLACE)
         self.step("forward", "depthwise_forward", op, buffers, macs=self._macs(op))
 
     def _saturates(self, op: Parameterized | Operation) -> bool:
@@ -220,22 +274,26 @@ class StepBuilder:
         *,
         macs: int = 0,
         operand: int = 0,
+        at_once: int = 0,
         in_place: bool = False,
-        lead: int | None = None,
+        over_error: Overlap | None = None,
     ) -> None:
         """A step that sends an error to ``tensor``, added to what other consumers have sent.
 
         The new error may lie over the one that it is made from: exactly on it where it is made
-        ``in_place``, and up to ``lead`` bytes before it.
+        ``in_place``, else as ``over_error`` says.
         """
         first = tensor not in self._errors
         name = f"error {tensor}" if first else f"error {tensor} from {op.name}"
         self.error_index[name] = len(self.error_index)
         target = self.buffer(name, 2 * self.graph.tensors[tensor].size)
         operands = {**buffers, "out": target}
-        if in_place or lead is not None:
-            self.may_overlap(target, buffers["error"], lead)
-        self.step("backward", kernel, op, operands, macs=macs, operand=operand)
+        if in_place:
+            over_error = IN_PLACE
+        if over_error is not None:
+            self._part.may_overlap(target, buffers["error"], over_error)
+        counts = {"macs": macs, "operand": operand, "at_once": at_once}
+        self.step("backward", kernel, op, operands, **counts)
         if first:
             self._errors[tensor] = target
         else:
@@ -266,23 +324,24 @@ class StepBuilder:
                 size = scratch.convolution_weight_update_bytes(op, source, output)
             else:
                 size = scratch.depthwise_weight_update_bytes(op, source, output)
-            buffers = {**error, "input": self.activation(op.input)}
+            buffers = {**error, "input": self._kept(op) or self.activation(op.input)}
             buffers["scratch"] = self.buffer(f"gradient columns {op.name}", size)
             macs = self._macs(op) * count // op.weight.shape[-1]
             self.step("backward", f"{kind}_weight_update", op, buffers, macs=macs)
 
     def _input_gradient(self, op: Parameterized, kind: str, error: dict[str, str]) -> None:
         source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
-        in_place, lead = False, None
+        over, at_once = None, 0
         if isinstance(op, Conv):
+            at_once = _at_once(output)
             trained = self._partly_trained(op)
-            size = scratch.convolution_input_gradient_bytes(op, source, output, trained)
-            if streaming.is_pointwise(op) and not trained:
+            size = scratch.convolution_input_gradient_bytes(op, source, output, trained, at_once)
+            if streaming.is_pointwise(op):
                 pixels = output.shape[0] * output.shape[1]
-                lead = 2 * max(0, source.shape[2] - output.shape[2]) * pixels
+                over = Overlap(2 * max(0, source.shape[2] - output.shape[2]) * pixels)
         else:
             size = scratch.depthwise_input_gradient_bytes(op, source, output)
-            in_place = source.shape == output.shape
+            over = _over_error_of_depthwise(source, output)
         name = self.buffer(f"error columns {op.name}", size)
         buffers = {**error, "scratch": name}
         self.propagate(
@@ -291,6 +350,6 @@ class StepBuilder:
             op.input,
             buffers,
             macs=self._macs(op),
-            in_place=in_place,
-            lead=lead,
+            at_once=at_once,
+            over_error=over,
         )

@@ -37,7 +37,7 @@ from codegen.graph.ir import Conv, DepthwiseConv, Head, Operation, Tensor
 from codegen.operators import operator_of
 from codegen.operators.execution import clamped
 from codegen.program import blob
-from codegen.program.steps import INPUT, Phase, Program, Step, Updates
+from codegen.program.steps import INPUT, KEEP, Phase, Program, Step, Updates
 
 EXP2_TABLE = np.array([round(2.0 ** (30 - i / 64)) for i in range(65)])
 LOG2_TABLE = np.rint(2**16 * np.log2(1 + np.arange(65) / 64)).astype(np.int64)
@@ -99,6 +99,7 @@ class Interpreter:
         """Tensor → (integer gradient, exponent) of the last step: with respect to output steps,
         before scaling; `codegen.reference.float_autodiff.cosines` compares them with exact ones."""
         self._kernels: dict[str, Callable[[Step], None]] = {
+            KEEP: self._keep_channels,
             "convolution_forward": self._convolution_forward,
             "depthwise_forward": self._convolution_forward,
             "head_forward": self._head_forward,
@@ -229,6 +230,10 @@ class Interpreter:
 
     def _input(self, step: Step) -> Ints:
         return self.arrays[step.buffers["input"]]
+
+    def _keep_channels(self, step: Step) -> None:
+        """Keeps the others as well: gradients of all channels are for tests to see."""
+        self.arrays[step.buffers["output"]] = self._input(step)
 
     def _convolution_forward(self, step: Step) -> None:
         op = step.op
