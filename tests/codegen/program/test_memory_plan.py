@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from codegen.graph.floats import (
     ChannelsFirst,
     Clamp,
-    FloatAdd,
     FloatConv,
     FloatGraph,
     FloatHead,
     FloatOp,
     conv_output_shape,
 )
-from codegen.graph.ir import GlobalAveragePool, Graph, Padding
+from codegen.graph.ir import Graph, Padding
+from codegen.operators.add import FloatAdd
+from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.program.lowering import lower
 from codegen.program.memory_plan import (
     ALIGNMENT,
