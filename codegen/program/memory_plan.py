@@ -145,9 +145,7 @@ def arena_bytes(buffers: Iterable[Buffer], offsets: Mapping[str, int]) -> int:
     return max((offsets[b.name] + aligned(b.bytes) for b in buffers), default=0)
 
 
-def widest_gap(
-    buffers: Iterable[Buffer], offsets: Mapping[str, int], size: int
-) -> tuple[int, int]:
+def widest_gap(buffers: Iterable[Buffer], offsets: Mapping[str, int], size: int) -> tuple[int, int]:
     """Start and bytes of the widest gap that ``buffers`` leave in an arena of ``size`` bytes."""
     end, gaps = 0, [(0, 0)]
     taken = [(offsets[b.name], offsets[b.name] + aligned(b.bytes)) for b in buffers]
