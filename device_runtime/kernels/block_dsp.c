@@ -482,13 +482,19 @@ void tf_block_single(const tf_block_run *by, const int16_t *columns, uint32_t pi
     const int16_t *pair = by->pair, *end = by->pair_end;
     int32_t a = by->start[0], b = by->start[1];
     columns += tf_column_index(0, pixel, 0);
-    for (; pair != end; pair += 8, columns += 16) {
-        const int16x2_t low = (int16x2_t)tf_load32(columns);
-        const int16x2_t high = (int16x2_t)tf_load32(columns + 8);
-        a = __smlad(low, (int16x2_t)tf_load32(pair), a);
-        b = __smlad(low, (int16x2_t)tf_load32(pair + 2), b);
-        a = __smlad(high, (int16x2_t)tf_load32(pair + 4), a);
-        b = __smlad(high, (int16x2_t)tf_load32(pair + 6), b);
+    while (pair != end) {
+        uint32_t low, high;
+        __asm volatile("ldmia %[pair]!, {r4, r5, r6, r8}\n\t"
+                       "ldr %[low], [%[columns]], #16\n\t"
+                       "ldr %[high], [%[columns]], #16\n\t"
+                       "smlad %[a], %[low], r4, %[a]\n\t"
+                       "smlad %[b], %[low], r5, %[b]\n\t"
+                       "smlad %[a], %[high], r6, %[a]\n\t"
+                       "smlad %[b], %[high], r8, %[b]"
+                       : [pair] "+&r"(pair), [columns] "+&r"(columns), [a] "+&r"(a), [b] "+&r"(b),
+                         [low] "=&r"(low), [high] "=&r"(high)
+                       :
+                       : "r4", "r5", "r6", "r8", "memory");
     }
     sums[0] = a;
     sums[1] = b;
