@@ -73,8 +73,8 @@ static int32_t input_at(const dense_layer *l, int32_t y, int32_t x, int32_t row,
     return (in_y * l->in_width + in_x) * l->in_channels;
 }
 
-void tf_dense_convolution_forward(const dense_layer *l, const float *x, const float *w, const float *b,
-                               float *out) {
+void tf_dense_convolution_forward(const dense_layer *l, const float *x, const float *w,
+                                  const float *b, float *out) {
     const int32_t pixels = l->out_height * l->out_width, inputs = l->in_channels;
     const int32_t outputs = l->out_channels;
     for (int32_t p = 0; p < pixels; p++) {
@@ -103,7 +103,7 @@ void tf_dense_convolution_forward(const dense_layer *l, const float *x, const fl
 
 /* dx, which is zero before, and dw and db, too. dx may be NULL. */
 void tf_dense_convolution_backward(const dense_layer *l, const float *x, const float *w,
-                                const float *dy, float *dx, float *dw, float *db) {
+                                   const float *dy, float *dx, float *dw, float *db) {
     const int32_t pixels = l->out_height * l->out_width, inputs = l->in_channels;
     const int32_t outputs = l->out_channels;
     for (int32_t p = 0; p < pixels; p++) {
@@ -136,8 +136,8 @@ void tf_dense_convolution_backward(const dense_layer *l, const float *x, const f
     }
 }
 
-void tf_dense_depthwise_forward(const dense_layer *l, const float *x, const float *w, const float *b,
-                             float *out) {
+void tf_dense_depthwise_forward(const dense_layer *l, const float *x, const float *w,
+                                const float *b, float *out) {
     const int32_t channels = l->out_channels;
     for (int32_t p = 0; p < l->out_height * l->out_width; p++, out += channels) {
         memcpy(out, b, sizeof *b * (uint32_t)channels);
@@ -155,7 +155,7 @@ void tf_dense_depthwise_forward(const dense_layer *l, const float *x, const floa
 }
 
 void tf_dense_depthwise_backward(const dense_layer *l, const float *x, const float *w,
-                              const float *dy, float *dx, float *dw, float *db) {
+                                 const float *dy, float *dx, float *dw, float *db) {
     const int32_t channels = l->out_channels;
     for (int32_t p = 0; p < l->out_height * l->out_width; p++, dy += channels) {
         for (int32_t tap = 0; tap < l->kernel_height * l->kernel_width; tap++) {
@@ -180,7 +180,7 @@ void tf_dense_clamp_backward(const dense_layer *l, const float *y, float *dy, in
 }
 
 void tf_dense_add_forward(const dense_layer *l, const float *a, const float *b, float *out,
-                       int32_t size) {
+                          int32_t size) {
     for (int32_t i = 0; i < size; i++) {
         out[i] = clamped(l, a[i] + b[i]);
     }

@@ -53,13 +53,11 @@ def lower(graph: Graph, plan: Plan, most_pool_bytes: int | None = None) -> Progr
     segments, state_bytes = _segments(graph, plan)
     ordered = replace(graph, ops=scheduled(graph))
     trained = {s.tensor: s.count for s in segments}
-    bound = None
-    for keeps_part in (False, True):
-        trial = StepBuilder(ordered, plan, trained, keeps_part=keeps_part)
-        all_of = _Draft(ordered, trial.forward(), trial.loss_and_backward())
-        bytes_at_least = all_of.lower_bound(_streamable(trial), {})
-        if bound is None or bytes_at_least < bound:
-            builder, draft, bound = trial, all_of, bytes_at_least
+    # Parts of inputs are kept only where that lowers the peak, since copies take time.
+    builder, draft, bound = min(
+        (_drafted(ordered, plan, trained, keeps_part=keeps_part) for keeps_part in (False, True)),
+        key=lambda drafted: drafted[2],
+    )
     streamed = _streamable(builder)
     for tensor in sorted(streamed, key=lambda name: graph.tensors[name].size):
         fewer = [name for name in streamed if name != tensor]
@@ -93,6 +91,15 @@ def lower(graph: Graph, plan: Plan, most_pool_bytes: int | None = None) -> Progr
         segments=segments,
         state_bytes=state_bytes,
     )
+
+
+def _drafted(
+    graph: Graph, plan: Plan, trained: Mapping[str, int], *, keeps_part: bool
+) -> tuple[StepBuilder, _Draft, int]:
+    """A draft, and the bytes that its arena needs at least where all is streamed that can be."""
+    builder = StepBuilder(graph, plan, trained, keeps_part=keeps_part)
+    draft = _Draft(graph, builder.forward(), builder.loss_and_backward())
+    return builder, draft, draft.lower_bound(_streamable(builder), {})
 
 
 def _streamable(builder: StepBuilder) -> list[str]:
@@ -251,6 +258,7 @@ def _with_room(graph: Graph, step: Step, most: int) -> tuple[Step, int]:
         }
         made = [_call_with_room(graph, c, rows[i], most) for i, c in enumerate(step.stages)]
         return replace(step, stages=tuple(call for call, _ in made)), max(size for _, size in made)
+    assert isinstance(step.op, Conv)
     return _call_with_room(graph, step, graph.tensors[step.op.output].shape[0], most)
 
 

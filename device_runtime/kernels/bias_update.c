@@ -81,9 +81,8 @@ void tf_bias_update(const tf_convolution *layer, const int16_t *error, const tf_
             const uint32_t at = o + i;
             const tf_step step = tf_make_step(layer->bias_gain[at], rate, exponent);
             int32_t *velocity = of_bias->velocity == NULL ? NULL : &of_bias->velocity[at];
-            const int32_t move =
-                tf_move_quickly(gradients[i], step, velocity, update, TF_BIAS_BITS, stream,
-                                of_bias->first_value + at);
+            const int32_t move = tf_move_quickly(gradients[i], step, velocity, update, TF_BIAS_BITS,
+                                                 stream, of_bias->first_value + at);
             bias[at] = moved_bias(bias[at], move, limit);
         }
     }

@@ -83,8 +83,8 @@ typedef struct {
     void *output;         /* of the first pixel and row */
     uint32_t step;        /* bytes from a pixel's output to the next one's */
     tf_requantizer second;
-    int32_t start[2];    /* of the sums */
-    int16_t *pair; /* widened */
+    int32_t start[2]; /* of the sums */
+    int16_t *pair;    /* widened */
     const int16_t *pair_end;
     const int16_t *columns;
     uint32_t blocks;

@@ -17,9 +17,6 @@ TF_AT(tf_block_run, each, 84);
 TF_AT(tf_block_run, packed, 96);
 TF_AT(tf_block_run, twice_zero, 112);
 TF_AT(tf_block_run, second_any, 132);
-TF_AT(tf_gradient_block, stream, 16);
-TF_AT(tf_gradient_block, half, 32);
-TF_AT(tf_gradient_block, loop, 44);
 
 /* Four bytes at `src` to two words: low and high, by way of `even`. */
 #define WIDEN(src, even, low, high)                     \
@@ -29,12 +26,10 @@ TF_AT(tf_gradient_block, loop, 44);
     "pkhbt " #low ", " #even ", " #high ", lsl #16\n\t" \
     "pkhtb " #high ", " #high ", " #even ", asr #16\n\t"
 
-__attribute__((naked)) void tf_block_widen(int16_t *columns __attribute__((unused)),
-                                           const int8_t *src __attribute__((unused)),
-                                           uint32_t step __attribute__((unused)),
-                                           uint32_t quads __attribute__((unused)),
-                                           uint32_t minus __attribute__((unused)),
-                                           uint32_t blocks __attribute__((unused))) {
+__attribute__((naked)) void
+tf_block_widen(int16_t *columns __attribute__((unused)), const int8_t *src __attribute__((unused)),
+               uint32_t step __attribute__((unused)), uint32_t quads __attribute__((unused)),
+               uint32_t minus __attribute__((unused)), uint32_t blocks __attribute__((unused))) {
     __asm volatile("push {r4-r11, lr}\n\t"
                    "ldr r12, [sp, #36]\n\t"
                    "sub sp, sp, #20\n\t"
@@ -66,12 +61,12 @@ __attribute__((naked)) void tf_block_widen(int16_t *columns __attribute__((unuse
 }
 
 /* Two words of packed weights to four of a pair, by way of r8 and r9. */
-#define WIDEN_TWO                \
-    "ldm r1!, {r8, r9}\n\t"      \
-    "sxtb16 r4, r8\n\t"          \
-    "sxtb16 r5, r8, ror #8\n\t"  \
-    "sxtb16 r6, r9\n\t"          \
-    "sxtb16 r7, r9, ror #8\n\t"  \
+#define WIDEN_TWO               \
+    "ldm r1!, {r8, r9}\n\t"     \
+    "sxtb16 r4, r8\n\t"         \
+    "sxtb16 r5, r8, ror #8\n\t" \
+    "sxtb16 r6, r9\n\t"         \
+    "sxtb16 r7, r9, ror #8\n\t" \
     "stmia r0!, {r4-r7}\n\t"
 
 /* Four words to eight. */
@@ -103,47 +98,50 @@ __attribute__((naked)) void tf_block_widen_pair(int16_t *pair __attribute__((unu
 
 /* Two words of packed weights, two values of rows 0, 1 and of rows 2, 3, to the first values of rows
  * 0, 2, the second ones, the first ones of rows 1, 3 and the second ones. */
-#define WIDEN_ACROSS(word, next, a, b, c, d)       \
+#define WIDEN_ACROSS(word, next, a, b, c, d)          \
     "pkhbt " #a ", " #word ", " #next ", lsl #16\n\t" \
     "pkhtb " #b ", " #next ", " #word ", asr #16\n\t" \
-    "sxtb16 " #c ", " #a ", ror #8\n\t"          \
-    "sxtb16 " #d ", " #b ", ror #8\n\t"          \
-    "sxtb16 " #a ", " #a "\n\t"                  \
+    "sxtb16 " #c ", " #a ", ror #8\n\t"               \
+    "sxtb16 " #d ", " #b ", ror #8\n\t"               \
+    "sxtb16 " #a ", " #a "\n\t"                       \
     "sxtb16 " #b ", " #b "\n\t"
 
 __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((unused)),
                                                    const int8_t *packed __attribute__((unused)),
                                                    uint32_t step __attribute__((unused)),
                                                    uint32_t count __attribute__((unused))) {
-    __asm volatile("push {r4-r11, lr}\n\t"
-                   "add r12, r2, r2, lsl #1\n\t"
-                   "lsrs lr, r3, #3\n\t"
-                   "beq 2f\n\t"
-                   "1:\n\t" /* eight rows */
-                   "ldr r8, [r1]\n\t"
-                   "ldr r9, [r1, r2]\n\t"
-                   "ldr r10, [r1, r2, lsl #1]\n\t"
-                   "ldr r11, [r1, r12]\n\t"
-                   "add r1, r1, r2, lsl #2\n\t" WIDEN_ACROSS(r8, r9, r4, r5, r6, r7)
-                   "stmia r0!, {r4-r7}\n\t" WIDEN_ACROSS(r10, r11, r4, r5, r6, r7)
-                   "stmia r0!, {r4-r7}\n\t"
-                   "subs lr, lr, #1\n\t"
-                   "bne 1b\n\t"
-                   "2:\n\t"
-                   "ands r3, r3, #7\n\t"
-                   "beq 4f\n\t"
-                   "3:\n\t" /* four rows, or two and zeros */
-                   "ldr r8, [r1]\n\t"
-                   "mov r9, #0\n\t"
-                   "cmp r3, #2\n\t"
-                   "it ne\n\t"
-                   "ldrne r9, [r1, r2]\n\t"
-                   "add r1, r1, r2, lsl #1\n\t" WIDEN_ACROSS(r8, r9, r4, r5, r6, r7)
-                   "stmia r0!, {r4-r7}\n\t"
-                   "subs r3, r3, #4\n\t"
-                   "bgt 3b\n\t"
-                   "4:\n\t"
-                   "pop {r4-r11, pc}\n\t");
+    __asm volatile(
+        "push {r4-r11, lr}\n\t"
+        "add r12, r2, r2, lsl #1\n\t"
+        "lsrs lr, r3, #3\n\t"
+        "beq 2f\n\t"
+        "1:\n\t" /* eight rows */
+        "ldr r8, [r1]\n\t"
+        "ldr r9, [r1, r2]\n\t"
+        "ldr r10, [r1, r2, lsl #1]\n\t"
+        "ldr r11, [r1, r12]\n\t"
+        "add r1, r1, r2, lsl #2\n\t" WIDEN_ACROSS(
+            r8, r9, r4, r5, r6,
+            r7) "stmia r0!, {r4-r7}\n\t" WIDEN_ACROSS(r10, r11, r4, r5, r6,
+                                                      r7) "stmia r0!, {r4-r7}\n\t"
+                                                          "subs lr, lr, #1\n\t"
+                                                          "bne 1b\n\t"
+                                                          "2:\n\t"
+                                                          "ands r3, r3, #7\n\t"
+                                                          "beq 4f\n\t"
+                                                          "3:\n\t" /* four rows, or two and zeros */
+                                                          "ldr r8, [r1]\n\t"
+                                                          "mov r9, #0\n\t"
+                                                          "cmp r3, #2\n\t"
+                                                          "it ne\n\t"
+                                                          "ldrne r9, [r1, r2]\n\t"
+                                                          "add r1, r1, r2, lsl #1\n\t" WIDEN_ACROSS(
+                                                              r8, r9, r4, r5, r6,
+                                                              r7) "stmia r0!, {r4-r7}\n\t"
+                                                                  "subs r3, r3, #4\n\t"
+                                                                  "bgt 3b\n\t"
+                                                                  "4:\n\t"
+                                                                  "pop {r4-r11, pc}\n\t");
 }
 
 /* The last steps of every block, behind the loop: nothing is counted there. */
@@ -152,92 +150,86 @@ __attribute__((naked)) void tf_block_widen_columns(int16_t *pair __attribute__((
 #define STEP_BYTES 44u
 
 /* 11 instructions of 4 bytes for two values; r4-r7 and r8-r11: sums of two rows. */
-#define RUN_STEP                   \
-    "ldrd r2, r3, [r1], #8\n\t"    \
-    "ldrd r12, lr, [r0], #8\n\t"   \
-    "smlad r4, r12, r2, r4\n\t"    \
-    "smlad r5, lr, r2, r5\n\t"     \
-    "smlad r8, r12, r3, r8\n\t"    \
-    "smlad r9, lr, r3, r9\n\t"     \
-    "ldrd r12, lr, [r0], #8\n\t"   \
-    "smlad r6, r12, r2, r6\n\t"    \
-    "smlad r7, lr, r2, r7\n\t"     \
-    "smlad r10, r12, r3, r10\n\t"  \
+#define RUN_STEP                  \
+    "ldrd r2, r3, [r1], #8\n\t"   \
+    "ldrd r12, lr, [r0], #8\n\t"  \
+    "smlad r4, r12, r2, r4\n\t"   \
+    "smlad r5, lr, r2, r5\n\t"    \
+    "smlad r8, r12, r3, r8\n\t"   \
+    "smlad r9, lr, r3, r9\n\t"    \
+    "ldrd r12, lr, [r0], #8\n\t"  \
+    "smlad r6, r12, r2, r6\n\t"   \
+    "smlad r7, lr, r2, r7\n\t"    \
+    "smlad r10, r12, r3, r10\n\t" \
     "smlad r11, lr, r3, r11\n\t"
 
 /* Four sums to what codes are before the clamp; r1, r2, r3: word, offset, shift of their row. */
-#define REQUANTIZE(a, b, c, d)            \
-    "smmla " #a ", " #a ", r1, r2\n\t"    \
-    "smmla " #b ", " #b ", r1, r2\n\t"    \
-    "smmla " #c ", " #c ", r1, r2\n\t"    \
-    "smmla " #d ", " #d ", r1, r2\n\t"    \
-    "asr " #a ", " #a ", r3\n\t"          \
-    "asr " #b ", " #b ", r3\n\t"          \
-    "asr " #c ", " #c ", r3\n\t"          \
+#define REQUANTIZE(a, b, c, d)         \
+    "smmla " #a ", " #a ", r1, r2\n\t" \
+    "smmla " #b ", " #b ", r1, r2\n\t" \
+    "smmla " #c ", " #c ", r1, r2\n\t" \
+    "smmla " #d ", " #d ", r1, r2\n\t" \
+    "asr " #a ", " #a ", r3\n\t"       \
+    "asr " #b ", " #b ", r3\n\t"       \
+    "asr " #c ", " #c ", r3\n\t"       \
     "asr " #d ", " #d ", r3\n\t"
 
-#define CLAMP(a, b, c, d)              \
-    "ssat " #a ", #8, " #a "\n\t"      \
-    "ssat " #b ", #8, " #b "\n\t"      \
-    "ssat " #c ", #8, " #c "\n\t"      \
+#define CLAMP(a, b, c, d)         \
+    "ssat " #a ", #8, " #a "\n\t" \
+    "ssat " #b ", #8, " #b "\n\t" \
+    "ssat " #c ", #8, " #c "\n\t" \
     "ssat " #d ", #8, " #d "\n\t"
 
 /* Both at once, by a shift that the code knows: most are between 3 and 8. */
-#define MAKE_CODES(a, b, c, d, shift)               \
-    "smmla " #a ", " #a ", r1, r2\n\t"              \
-    "smmla " #b ", " #b ", r1, r2\n\t"              \
-    "smmla " #c ", " #c ", r1, r2\n\t"              \
-    "smmla " #d ", " #d ", r1, r2\n\t"              \
-    "ssat " #a ", #8, " #a ", asr #" #shift "\n\t"  \
-    "ssat " #b ", #8, " #b ", asr #" #shift "\n\t"  \
-    "ssat " #c ", #8, " #c ", asr #" #shift "\n\t"  \
+#define MAKE_CODES(a, b, c, d, shift)              \
+    "smmla " #a ", " #a ", r1, r2\n\t"             \
+    "smmla " #b ", " #b ", r1, r2\n\t"             \
+    "smmla " #c ", " #c ", r1, r2\n\t"             \
+    "smmla " #d ", " #d ", r1, r2\n\t"             \
+    "ssat " #a ", #8, " #a ", asr #" #shift "\n\t" \
+    "ssat " #b ", #8, " #b ", asr #" #shift "\n\t" \
+    "ssat " #c ", #8, " #c ", asr #" #shift "\n\t" \
     "ssat " #d ", #8, " #d ", asr #" #shift "\n\t"
 
 /* r12, the output of a block, goes to the next one's, r6 being three steps: out of the function at
  * label 9 behind the last. */
-#define STORE_FOUR(op, a, b, c, d)              \
-    op " " #a ", [r12]\n\t"                     \
-    op " " #b ", [r12, lr]\n\t"                 \
-    op " " #c ", [r12, lr, lsl #1]\n\t"         \
-    "add r6, lr, lr, lsl #1\n\t"                \
-    op " " #d ", [r12, r6]\n\t"
+#define STORE_FOUR(op, a, b, c, d)                                                          \
+    op " " #a ", [r12]\n\t" op " " #b ", [r12, lr]\n\t" op " " #c ", [r12, lr, lsl #1]\n\t" \
+       "add r6, lr, lr, lsl #1\n\t" op " " #d ", [r12, r6]\n\t"
 
 /* A block's codes, from r4-r7 and r8-r11. */
-#define STORE_CODES                       \
-    "bfi r4, r8, #8, #8\n\t"              \
-    "bfi r5, r9, #8, #8\n\t"              \
-    "bfi r6, r10, #8, #8\n\t"             \
-    "bfi r7, r11, #8, #8\n\t"             \
-    STORE_FOUR("strh", r4, r5, r6, r7)
+#define STORE_CODES           \
+    "bfi r4, r8, #8, #8\n\t"  \
+    "bfi r5, r9, #8, #8\n\t"  \
+    "bfi r6, r10, #8, #8\n\t" \
+    "bfi r7, r11, #8, #8\n\t" STORE_FOUR("strh", r4, r5, r6, r7)
 
-#define NEXT_BLOCK                  \
-    "add r12, r12, lr, lsl #2\n\t"  \
-    "ldr.w r2, [sp, #68]\n\t"         \
-    "str r12, [sp, #12]\n\t"        \
-    "cmp.w r12, r2\n\t"               \
+#define NEXT_BLOCK                 \
+    "add r12, r12, lr, lsl #2\n\t" \
+    "ldr.w r2, [sp, #68]\n\t"      \
+    "str r12, [sp, #12]\n\t"       \
+    "cmp.w r12, r2\n\t"            \
     "bne.w 1b\n\t"
 
 /* Instructions of four bytes each: those of the first row end at the code of the second one's. */
-#define FIRST_CODES(shift)                \
-    "ldm.w sp, {r1, r2, r3, r12, lr}\n\t" \
-    MAKE_CODES(r4, r5, r6, r7, shift)     \
-    "ldrd r1, r2, [sp, #20]\n\t"          \
-    "ldr.w pc, [sp, #88]\n\t"
-#define SECOND_CODES(shift)               \
-    MAKE_CODES(r8, r9, r10, r11, shift)   \
-    STORE_CODES NEXT_BLOCK                \
-    "b.w 9f\n\t"
+#define FIRST_CODES(shift)                                                               \
+    "ldm.w sp, {r1, r2, r3, r12, lr}\n\t" MAKE_CODES(r4, r5, r6, r7,                     \
+                                                     shift) "ldrd r1, r2, [sp, #20]\n\t" \
+                                                            "ldr.w pc, [sp, #88]\n\t"
+#define SECOND_CODES(shift)             \
+    MAKE_CODES(r8, r9, r10, r11, shift) \
+    STORE_CODES NEXT_BLOCK "b.w 9f\n\t"
 
 /* The codes of a pixel to r2; bits of r1 where the clamp leaves them alone. */
-#define MASK_CODES(a, b, bit_a, bit_b)   \
-    "ssat r2, #8, " #a "\n\t"            \
-    "ssat r3, #8, " #b "\n\t"            \
-    "cmp r2, " #a "\n\t"                 \
-    "it eq\n\t"                          \
-    "orreq r1, r1, #" #bit_a "\n\t"      \
-    "cmp r3, " #b "\n\t"                 \
-    "it eq\n\t"                          \
-    "orreq r1, r1, #" #bit_b "\n\t"      \
+#define MASK_CODES(a, b, bit_a, bit_b) \
+    "ssat r2, #8, " #a "\n\t"          \
+    "ssat r3, #8, " #b "\n\t"          \
+    "cmp r2, " #a "\n\t"               \
+    "it eq\n\t"                        \
+    "orreq r1, r1, #" #bit_a "\n\t"    \
+    "cmp r3, " #b "\n\t"               \
+    "it eq\n\t"                        \
+    "orreq r1, r1, #" #bit_b "\n\t"    \
     "bfi r2, r3, #8, #8\n\t"
 
 /* The sums of a pixel to a word of errors in `a`; r1: largest |error| so far, r2: 0, r3: shift. */
@@ -490,169 +482,22 @@ void tf_block_single(const tf_block_run *by, const int16_t *columns, uint32_t pi
     const int16_t *pair = by->pair, *end = by->pair_end;
     int32_t a = by->start[0], b = by->start[1];
     columns += tf_column_index(0, pixel, 0);
-    for (; pair != end; pair += 8, columns += 16) {
-        const int16x2_t low = (int16x2_t)tf_load32(columns);
-        const int16x2_t high = (int16x2_t)tf_load32(columns + 8);
-        a = __smlad(low, (int16x2_t)tf_load32(pair), a);
-        b = __smlad(low, (int16x2_t)tf_load32(pair + 2), b);
-        a = __smlad(high, (int16x2_t)tf_load32(pair + 4), a);
-        b = __smlad(high, (int16x2_t)tf_load32(pair + 6), b);
+    while (pair != end) {
+        uint32_t low, high;
+        __asm volatile("ldmia %[pair]!, {r4, r5, r6, r8}\n\t"
+                       "ldr %[low], [%[columns]], #16\n\t"
+                       "ldr %[high], [%[columns]], #16\n\t"
+                       "smlad %[a], %[low], r4, %[a]\n\t"
+                       "smlad %[b], %[low], r5, %[b]\n\t"
+                       "smlad %[a], %[high], r6, %[a]\n\t"
+                       "smlad %[b], %[high], r8, %[b]"
+                       : [pair] "+&r"(pair), [columns] "+&r"(columns), [a] "+&r"(a), [b] "+&r"(b),
+                         [low] "=&r"(low), [high] "=&r"(high)
+                       :
+                       : "r4", "r5", "r6", "r8", "memory");
     }
     sums[0] = a;
     sums[1] = b;
-}
-
-/* 16 instructions of 4 bytes for one word of weights: what lies side by side in it are two input
- * channels of one output channel; the products want two output channels side by side. */
-#define GRADIENT_STEP                \
-    "ldr.w r2, [r0], #4\n\t"         \
-    "ldr.w r12, [r1, r2]\n\t"        \
-    "sxtb16 lr, r12\n\t"             \
-    "sxtb16 r12, r12, ror #8\n\t"    \
-    "pkhbt r3, lr, r12, lsl #16\n\t" \
-    "pkhtb lr, r12, lr, asr #16\n\t" \
-    "ldrd r2, r12, [r0], #8\n\t"     \
-    "smlad r4, r2, r3, r4\n\t"       \
-    "smlad r5, r12, r3, r5\n\t"      \
-    "smlad r8, r2, lr, r8\n\t"       \
-    "smlad r9, r12, lr, r9\n\t"      \
-    "ldrd r2, r12, [r0], #8\n\t"     \
-    "smlad r6, r2, r3, r6\n\t"       \
-    "smlad r7, r12, r3, r7\n\t"      \
-    "smlad r10, r2, lr, r10\n\t"     \
-    "smlad r11, r12, lr, r11\n\t"
-
-/* The sums of two channels of a pixel to a word of errors in `a`; r2: largest |error| so far. */
-#define MAKE_TAP_ERRORS(a, b)                   \
-    "asr " #a ", " #a ", r0\n\t"                \
-    "asr " #b ", " #b ", r0\n\t"                \
-    "ssat " #a ", #16, " #a "\n\t"              \
-    "ssat " #b ", #16, " #b "\n\t"              \
-    "pkhbt " #a ", " #a ", " #b ", lsl #16\n\t" \
-    "ssub16 " #b ", r3, " #a "\n\t"             \
-    "sel " #b ", " #b ", " #a "\n\t"            \
-    "usub16 lr, " #b ", r2\n\t"                 \
-    "sel r2, " #b ", r2\n\t"
-
-/* clang-format off */
-__attribute__((naked)) void tf_block_gradient(tf_gradient_block *block __attribute__((unused))) {
-    __asm volatile(
-        "push {r0, r4-r11, lr}\n\t"
-        "sub sp, sp, #84\n\t"
-        "mov r12, sp\n\t"
-        "ldmia r0!, {r1-r8}\n\t"
-        "stmia r12!, {r1-r8}\n\t" /* 0: output, steps, stream, its end, weights, their end */
-        "ldmia r0, {r1-r4}\n\t"
-        "stmia r12!, {r1-r4}\n\t" /* 32: half, shift, largest, loop */
-        "mov r2, r1\n\t"
-        "mov r3, r1\n\t"
-        "mov r4, r1\n\t"
-        "mov r5, r1\n\t"
-        "mov r6, r1\n\t"
-        "mov r7, r1\n\t"
-        "mov r8, r1\n\t"
-        "stmia r12, {r1-r8}\n\t" /* 48: half, eight times */
-        "ldr r1, [sp, #24]\n\t"
-
-        "1:\n\t" /* two input channels */
-        "add r0, sp, #48\n\t"
-        "ldmia r0, {r4-r11}\n\t"
-        "ldr r0, [sp, #16]\n\t"
-        "ldr pc, [sp, #44]\n\t"
-
-        "tf_block_gradient_loop:\n\t"
-        ".rept 8\n\t" GRADIENT_STEP ".endr\n\t"
-        "ldr r2, [sp, #20]\n\t"
-        "cmp r0, r2\n\t"
-        "bne tf_block_gradient_loop\n\t"
-
-        "ldrd r0, r2, [sp, #36]\n\t" /* shift, largest */
-        "mov r3, #0\n\t"
-        "ldr r12, [sp]\n\t"
-        MAKE_TAP_ERRORS(r4, r8)
-        "str r4, [r12]\n\t"
-        MAKE_TAP_ERRORS(r5, r9)
-        "ldrd r4, r8, [sp, #4]\n\t"
-        "str r5, [r12, r4]\n\t"
-        MAKE_TAP_ERRORS(r6, r10)
-        "ldr r5, [sp, #12]\n\t"
-        "str r6, [r12, r8]\n\t"
-        MAKE_TAP_ERRORS(r7, r11)
-        "str r7, [r12, r5]\n\t"
-        "ldr r0, [sp, #28]\n\t"
-        "add r1, r1, #4\n\t"
-        "add r12, r12, #4\n\t"
-        "str r2, [sp, #40]\n\t"
-        "str r12, [sp]\n\t"
-        "cmp r1, r0\n\t"
-        "bne 1b\n\t"
-        "add sp, sp, #84\n\t"
-        "pop {r0, r4-r11, lr}\n\t"
-        "str r2, [r0, #40]\n\t"
-        "bx lr\n\t");
-}
-/* clang-format on */
-
-extern const uint8_t tf_block_gradient_loop[];
-
-void tf_block_set_stream(tf_gradient_block *block, const int16_t *stream, uint32_t count) {
-    block->stream = stream;
-    block->stream_end = stream + TF_STREAM_STEP * count;
-    block->loop = address_of(tf_block_gradient_loop) + ((0u - count) & 7u) * 64u;
-}
-
-/* 16 instructions of 4 bytes for two pixels: their errors of two channels, then the inputs. */
-#define CORRELATE_STEP              \
-    "ldr.w r12, [sp]\n\t"           \
-    "ldr.w r2, [r1]\n\t"            \
-    "ldr.w r3, [r1, r12]\n\t"       \
-    "add.w r1, r1, r12, lsl #1\n\t" \
-    "pkhbt lr, r2, r3, lsl #16\n\t" \
-    "pkhtb r2, r3, r2, asr #16\n\t" \
-    "ldrd r3, r12, [r0], #8\n\t"    \
-    "smlad r4, lr, r3, r4\n\t"      \
-    "smlad r5, lr, r12, r5\n\t"     \
-    "smlad r8, r2, r3, r8\n\t"      \
-    "smlad r9, r2, r12, r9\n\t"     \
-    "ldrd r3, r12, [r0], #8\n\t"    \
-    "smlad r6, lr, r3, r6\n\t"      \
-    "smlad r7, lr, r12, r7\n\t"     \
-    "smlad r10, r2, r3, r10\n\t"    \
-    "smlad r11, r2, r12, r11\n\t"
-
-__attribute__((naked)) void tf_block_correlate(const int16_t *planes __attribute__((unused)),
-                                               const int16_t *error __attribute__((unused)),
-                                               uint32_t step __attribute__((unused)),
-                                               uint32_t pairs __attribute__((unused)),
-                                               tf_gradients *sums __attribute__((unused))) {
-    __asm volatile("push {r4-r11, lr}\n\t"
-                   "sub sp, sp, #8\n\t"
-                   "add r12, r0, r3, lsl #4\n\t"
-                   "strd r2, r12, [sp]\n\t" /* step; end of the planes */
-                   "rsb r2, r3, #0\n\t"
-                   "and r2, r2, #3\n\t"
-                   "adr r3, 1f\n\t"
-                   "add r3, r3, r2, lsl #6\n\t"
-                   "mov r4, #0\n\t"
-                   "mov r5, #0\n\t"
-                   "mov r6, #0\n\t"
-                   "mov r7, #0\n\t"
-                   "mov r8, #0\n\t"
-                   "mov r9, #0\n\t"
-                   "mov r10, #0\n\t"
-                   "mov r11, #0\n\t"
-                   "add r3, r3, #1\n\t"
-                   "bx r3\n\t"
-                   ".balign 4\n\t"
-                   "1:\n\t"
-                   ".rept 4\n\t" CORRELATE_STEP ".endr\n\t"
-                   "ldr r2, [sp, #4]\n\t"
-                   "cmp r0, r2\n\t"
-                   "bne 1b\n\t"
-                   "ldr lr, [sp, #44]\n\t"
-                   "stmia lr, {r4-r11}\n\t"
-                   "add sp, sp, #8\n\t"
-                   "pop {r4-r11, pc}\n\t");
 }
 
 #endif

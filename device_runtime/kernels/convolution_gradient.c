@@ -51,7 +51,8 @@ static inline uint32_t scale_two(const int16_t *error, int16x2_t multiplier, int
 
 /* The errors of an output pixel times their channels' multipliers; the shift is chosen so that
  * they use all bits of int16 but `error_headroom`. */
-static __attribute__((noinline)) void scale_pixel(const job *job, const int16_t *error, int16_t *to) {
+static __attribute__((noinline)) void scale_pixel(const job *job, const int16_t *error,
+                                                  int16_t *to) {
     const uint32_t channels = job->layer->out_channels;
     const int16_t *multiplier = job->layer->error_multiplier;
     const int32_t shift = job->shift, half = shift > 0 ? 1 << (shift - 1) : 0;
@@ -239,8 +240,9 @@ static int32_t saturate(int16_t *error, uint32_t size) {
 #if TF_DSP
 
 /* Four channels of a pixel, crossed (tf_crossed), to columns. */
-static inline __attribute__((always_inline)) void scale_crossed(const int16_t *error, int16x2_t m01, int16x2_t m23, int32_t half,
-                                 int32_t shift, int16_t *to) {
+static inline __attribute__((always_inline)) void scale_crossed(const int16_t *error, int16x2_t m01,
+                                                                int16x2_t m23, int32_t half,
+                                                                int32_t shift, int16_t *to) {
     const int16x2_t e01 = (int16x2_t)tf_load32(error), e23 = (int16x2_t)tf_load32(error + 2);
     const int32_t a = __smlabb(e01, m01, half) >> shift, b = __smlatt(e01, m01, half) >> shift;
     const int32_t c = __smlabb(e23, m23, half) >> shift, d = __smlatt(e23, m23, half) >> shift;
@@ -295,8 +297,8 @@ static void scale_all(const job *job, uint32_t first, uint32_t count) {
 }
 
 /* The trained one among input channels `i` and `i` + 1 takes its place in a pair of them. */
-static __attribute__((noinline)) void put_trained(const job *job, const tf_weights *weights, uint32_t trained, uint32_t i,
-                        int16_t *pair) {
+static __attribute__((noinline)) void put_trained(const job *job, const tf_weights *weights,
+                                                  uint32_t trained, uint32_t i, int16_t *pair) {
     const uint32_t row_bytes = 2u * tf_packed_length(weights->count);
     const uint32_t length = tf_packed_length(job->layer->out_channels);
     const int8_t *from = weights->trained + 2u * trained;
@@ -320,8 +322,8 @@ static __attribute__((noinline)) void put_trained(const job *job, const tf_weigh
 }
 
 /* Both errors of the last pixels of a group, which are in no whole block. */
-static __attribute__((noinline)) void run_single(const tf_block_run *run, const int16_t *columns, uint32_t pixel,
-                       int16_t *out, int32_t *largest) {
+static __attribute__((noinline)) void run_single(const tf_block_run *run, const int16_t *columns,
+                                                 uint32_t pixel, int16_t *out, int32_t *largest) {
     int32_t sums[2];
     tf_block_single(run, columns, pixel, sums);
     for (uint32_t row = 0; row < 2u; row++) {

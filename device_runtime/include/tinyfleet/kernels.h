@@ -156,7 +156,8 @@ typedef struct {
     uint32_t first_value; /* index in the delta of the first value: counter of random bits */
     const uint16_t *channels; /* trained positions of the last axis, ascending */
     uint16_t count;
-    uint16_t in_channels; /* of the layer's input as the update gets it: all of them or, `count`, the
+    uint16_t
+        in_channels; /* of the layer's input as the update gets it: all of them or, `count`, the
                              trained ones, as tf_keep_channels leaves them */
 } tf_trained;
 

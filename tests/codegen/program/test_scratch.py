@@ -67,7 +67,7 @@ def test_sizes_are_those_that_memory_plans_of_earlier_versions_had() -> None:
     assert scratch.convolution_weight_update_bytes(full, square, halved) == 8 * 36
     plane = DepthwiseConv("d", "a", "e", np.zeros((3, 3, 16), np.int8), ones, zeros, (1, 1), same)
     after = Tensor("e", (12, 12, 16), 1.0, 0)
-    table, sums = 2 * 3 * 10, 4 * (64 + 8)
+    table, sums = 2 * 3 * 10, 4 * (12 * 12 + 8)
     assert scratch.depthwise_forward_bytes(plane, square, after, 12) == (
         12 * 12 + sums + table + 2 * (2 * 12 * 14 + 8 * 2)
     )
