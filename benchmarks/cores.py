@@ -44,14 +44,21 @@ WITHOUT, WITH = "Cortex-M55, no vectors", "Cortex-M55"
 
 FORWARD = {
     "full convolutions, forward": (
-        "tf_block_forward",
-        "tf_block_widen",
+        "tf_block_",
         "tf_convolution_forward",
-        "run_rows",
-        "run_span",
-        "run_whole_blocks",
+        "tf_fill_up",
+        "tf_find_inner",
+        "tf_gather_block",
+        "tf_gather_columns",
         "gather_each",
         "gather_pixel",
+        "gather_stem",
+        "put_mask",
+        "put_trained",
+        "run_pixels",
+        "run_rows",
+        "run_single",
+        "run_span",
     ),
     "depthwise convolutions, forward": (
         "tf_depthwise_forward",
@@ -69,11 +76,20 @@ FORWARD = {
 BACKWARD = {
     "full convolutions, input gradient": (
         "tf_block_gradient",
+        "tf_block_run",
         "tf_block_scale",
+        "tf_block_set_stream",
+        "tf_block_single",
+        "tf_block_widen",
         "tf_convolution_input_gradient",
+        "gather_tap",
+        "put_trained",
+        "run_single",
+        "scale_",
     ),
 }
-"""Loops by the beginnings of their functions' names, in the forward pass, and behind it."""
+"""Loops by the beginnings of their functions' names, in the forward pass, and in what a step does
+beyond it."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +105,13 @@ class Counted:
 
     def loop(self, name: str) -> int:
         """Instructions of one of the loops above."""
-        where, names = (
-            (self.forward, FORWARD[name]) if name in FORWARD else (self.step, BACKWARD[name])
-        )
-        return sum(count for function, count in where.items() if function.startswith(names))
+        if name in FORWARD:
+            return _sum(self.forward, FORWARD[name])
+        return _sum(self.step, BACKWARD[name]) - _sum(self.forward, BACKWARD[name])
+
+
+def _sum(by_function: dict[str, int], names: tuple[str, ...]) -> int:
+    return sum(count for function, count in by_function.items() if function.startswith(names))
 
 
 def board_of(name: str, changes: dict[str, object]) -> Board:

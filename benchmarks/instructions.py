@@ -26,9 +26,16 @@ from codegen.compile import compile_graph
 from codegen.firmware.boards import load_board
 from codegen.firmware.program_file import load_programs
 from codegen.firmware.toolchain import find_toolchain
-from codegen.graph.floats import Clamp, FloatAdd, FloatClamp, FloatConv, FloatGraph, FloatHead
-from codegen.graph.ir import AveragePool, Concat, Graph, Loss, MaxPool, Padding
+from codegen.graph.floats import Clamp, FloatConv, FloatGraph, FloatHead
+from codegen.graph.ir import Graph, Loss, Padding
 from codegen.importer.model import import_model
+from codegen.operators.add import FloatAdd
+from codegen.operators.average_pool import AveragePool
+from codegen.operators.concat import Concat
+from codegen.operators.functions import X
+from codegen.operators.lookup import Lookup
+from codegen.operators.max_pool import MaxPool
+from codegen.operators.requantize import FloatClamp
 from codegen.program.instructions import Rates, estimated_instructions, work_of
 from codegen.program.lowering import lower
 from codegen.program.plans import (
@@ -77,7 +84,8 @@ def mixed(size: int, loss: Loss) -> Graph:
         conv("wide", "stem", (16, 16, 3, 3)),
         FloatAdd("sum", ("wide", "stem"), "sum"),
         FloatClamp("bend", "sum", "bend", Clamp(0.0, 3.0)),
-        conv("down", "bend", (32, 16, 3, 3), 2),
+        Lookup("smooth", "bend", "smooth", ("tanh", X)),
+        conv("down", "smooth", (32, 16, 3, 3), 2),
         conv("side", "down", (16, 32, 1, 1)),
         Concat("both", ("down", "side"), "both"),
         MaxPool("most", "both", "most", (2, 2), (2, 2)),
@@ -88,7 +96,7 @@ def mixed(size: int, loss: Loss) -> Graph:
     )  # fmt: skip
     shapes = {
         "x": (3, size, size),
-        **dict.fromkeys(("stem", "wide", "sum", "bend"), (16, size, size)),
+        **dict.fromkeys(("stem", "wide", "sum", "bend", "smooth"), (16, size, size)),
         "down": (32, half, half), "side": (16, half, half), "both": (48, half, half),
         "most": (48, size // 4, size // 4), "mean": (48, eighth, eighth),
         "late": (48, eighth, eighth),

@@ -22,8 +22,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from codegen.graph import ir
-from codegen.graph.floats import Clamp, FloatConv, FloatGraph, FloatHead, execute
+from codegen.graph.floats import Clamp, FloatConv, FloatGraph, FloatHead
 from codegen.importer.model import import_model
+from codegen.operators.execution import execute
 from codegen.quantization.calibration import RangeRule, batches, observe
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.cross_layer import equalize, pairs

@@ -17,10 +17,9 @@ from typing import TypeAlias
 from codegen.emit.monocypher import write_monocypher
 from codegen.emit.sources import emit
 from codegen.emit.zcbor_codec import CODEC_DEFINES, generate_codec
-from codegen.errors import BudgetError, ModelError, ToolchainError
+from codegen.errors import ModelError, ToolchainError
 from codegen.firmware import graph_file, program_file
 from codegen.firmware.boards import Board, load_board
-from codegen.firmware.boot_sector import ROOMY_BYTES, BootSector, fill_boot_sector
 from codegen.firmware.bundle import (
     BOARD,
     FIRMWARE,
@@ -51,14 +50,13 @@ from codegen.firmware.bundle import (
     measure_image,
     write_bundle,
 )
+from codegen.firmware.flash_fit import FlashPlan, link_where_it_fits
 from codegen.firmware.flash_layout import (
     FlashLayout,
     Keep,
     LogNeeds,
     Region,
     layout_defines,
-    linker_script,
-    plan_flash,
     sample_log_needs,
 )
 from codegen.firmware.model_digest import model_digest, sample_digest
@@ -66,7 +64,7 @@ from codegen.firmware.toolchain import Toolchain, find_toolchain
 from codegen.graph.floats import LossChoice
 from codegen.graph.ir import Graph, Loss
 from codegen.host_kernels import host_engine_sources
-from codegen.host_toolchain import HostToolchain, LinkError, Progress, Source, host_toolchain
+from codegen.host_toolchain import HostToolchain, Progress, Source, host_toolchain
 from codegen.importer.model import import_model
 from codegen.program import blob
 from codegen.program.blob import Weights
@@ -92,27 +90,6 @@ Suggest: TypeAlias = Callable[[Program, PlanReport], str]
 LINKER_SCRIPT = "firmware.ld"
 _OPTIMIZE = {"kernels": "-O3", "engine": "-O2", "clip.c": "-O2", "mask.c": "-O2"}
 """By folder or file of the runtime."""
-
-
-@dataclass(frozen=True)
-class _FlashPlan:
-    """What has to find its place in the flash of a board besides the firmware."""
-
-    board: Board
-    weights_bytes: int
-    frozen_bytes: int
-    log: tuple[LogNeeds, ...]
-    keep: Keep
-    personal_bytes: int = 0
-
-    def layout(self, firmware_bytes: int) -> FlashLayout:
-        """With room for so much behind the boot sector, and for the weights built in at least."""
-        least = max(firmware_bytes, self.weights_bytes + self.frozen_bytes)
-        return plan_flash(self.board, least, self.weights_bytes, self.log, self.personal_bytes)
-
-    def script(self, layout: FlashLayout, boot: BootSector) -> str:
-        """The linker script for ``layout``."""
-        return linker_script(self.board, layout, self.keep, boot.functions)
 
 
 @dataclass(frozen=True)
@@ -232,8 +209,8 @@ def compile_graph(
     _distinct(wanted)
     weights = blob.published_by(graph, [*wanted, *publish])
     log = sample_log_needs(math.prod(graph.tensors[graph.input].shape), sample_log_bytes)
-    flash = _FlashPlan(board, weights.published.size, weights.frozen.size, log, samples)
-    flash.layout(0)
+    flash = FlashPlan(board, weights.published.size, weights.frozen.size, log, samples)
+    flash.check_weights()
     programs = []
     for index, plan in enumerate(wanted):
         tell("planning", index, len(wanted))
@@ -338,7 +315,7 @@ def build_host_engine(
 
 def _build(
     graph: Graph,
-    flash: _FlashPlan,
+    flash: FlashPlan,
     programs: Sequence[Program],
     weights: Weights,
     onnx_sha256: str,
@@ -382,7 +359,7 @@ def _build(
                 progress=progress,
             )
 
-        layout = _link_where_it_fits(flash, link, elf)
+        layout = link_where_it_fits(flash, link, elf)
         manifest["flash"] = _flash_info(layout, flash.keep)
         sizes = measure_image(elf)
         files = {f"src/{item.name}": item.read_bytes() for item in sorted(folder.iterdir())}
@@ -395,32 +372,6 @@ def _build(
     files[BOARD] = (board.model_dump_json(indent=1) + "\n").encode()
     reports = tuple(_plan_report(program, sizes, board) for program in programs)
     return _Build(tuple(programs), manifest, files, sizes, reports)
-
-
-def _link_where_it_fits(
-    flash: _FlashPlan, link: Callable[[FlashLayout, str], None], elf: Path
-) -> FlashLayout:
-    """Links ``elf``; only then one knows how much room the slots and the log may leave it."""
-    layout, boot = flash.layout(0), BootSector()
-
-    def overflow(room: FlashLayout) -> int:
-        try:
-            link(layout, flash.script(room, boot))
-            return 0
-        except LinkError as error:
-            over = _overflow(error, "FLASH")
-            if over == 0:
-                raise _budget_error(error, flash.board) from error
-            return over
-
-    while over := overflow(layout):
-        needed = layout.firmware.bytes + over
-        if not boot.functions:
-            overflow(replace(layout, firmware=replace(layout.firmware, bytes=ROOMY_BYTES)))
-            boot = fill_boot_sector(elf, layout.boot.bytes)
-            needed -= boot.bytes
-        layout = flash.layout(needed)
-    return layout
 
 
 def _manifest(
@@ -515,25 +466,6 @@ def _sram_and_limit(plan: PlanReport, board: Board) -> str:
 def _check_budget(made: _Build, board: Board, suggest: Suggest | None) -> None:
     program_of = {program.plan.id: program for program in made.programs}
     check_budget(made.reports, board, suggest and (lambda plan: suggest(program_of[plan.id], plan)))
-
-
-def _overflow(error: LinkError, region: str) -> int:
-    """Bytes by which the linker overran a memory region of the script; 0 where it didn't say."""
-    excess = re.findall(rf"region [`']{region}'.*? overflowed by (\d+) bytes", error.output)
-    return max(map(int, excess), default=0)
-
-
-def _budget_error(error: LinkError, board: Board) -> ToolchainError | BudgetError:
-    """A budget error where the linker ran out of SRAM, else ``error`` itself."""
-    over = _overflow(error, "SRAM")
-    if over or "SRAM overflowed" in error.output:
-        excess = f" by {over:,} bytes" if over else ""
-        return BudgetError(
-            f"the firmware's own data and stack exceed the SRAM of {board.name} "
-            f"({board.sram_limit_bytes:,} bytes){excess}, before any plan; raise "
-            "sram_limit_bytes or use a board with more SRAM"
-        )
-    return error
 
 
 def _personal_bytes(program: Program) -> int:

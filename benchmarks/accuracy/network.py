@@ -17,16 +17,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from codegen.graph.ir import (
-    INT8_MAX,
-    INT8_MIN,
-    Add,
-    Conv,
-    DepthwiseConv,
-    GlobalAveragePool,
-    Graph,
-    Head,
-)
+from codegen.graph.ir import INT8_MAX, INT8_MIN, Conv, DepthwiseConv, Graph, Head
+from codegen.operators.add import Add
+from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.program.plans import Plan
 
 STEPS_PER_HEAD_SCALE = {16: 256, 8: 1}

@@ -14,15 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from codegen.graph.ir import (
-    INT8_MIN,
-    Add,
-    Conv,
-    DepthwiseConv,
-    GlobalAveragePool,
-    Graph,
-    Head,
-)
+from codegen.graph.ir import INT8_MIN, Conv, DepthwiseConv, Graph, Head
+from codegen.operators.add import Add
+from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.program.plans import Plan
 
 CODES = 255

@@ -59,6 +59,15 @@ def requantized(sums: Ints, pre_shift: int | Ints, words: Ints) -> Ints:
     return scaled
 
 
+def mean_codes(total: Ints, count: Ints, zero: int) -> Ints:
+    """Means of codes, halves to even; ``total`` is the sum of the codes less ``zero``."""
+    raised = total + (zero + 128) * count
+    mean = raised // count
+    rest = 2 * (raised - mean * count)
+    up = (rest > count) | ((rest == count) & (mean % 2 == 1))
+    return np.asarray(mean + up - 128)
+
+
 def random_move(change: Ints, bits: int, seed: int, step: int, first_value: int) -> Ints:
     """-change / 2**bits, up or down at random with the right odds; values in delta order."""
     counter = first_value + np.arange(change.size).reshape(change.shape)

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.errors import ModelError
-from codegen.graph.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Tensor
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Tensor
 
 INT32_MAX = 2**31 - 1
 WEIGHT_MAX = 127
 LARGEST_SHIFT = 22
+LARGEST_PRE_SHIFT = 22  # 255 << 22 fits 31 bits
 # From here on a sum of 1 is far outside of the output's codes, as it is with any larger factor.
 LARGEST_FACTOR = 2.0**20
 # Sums of |error| <= 32767 times |input - zero| <= 255 over this many pixels fit 32 bits.
@@ -109,27 +110,6 @@ class ConvolutionArithmetic:
 
 
 @dataclass(frozen=True)
-class AdditionArithmetic:
-    """What ``tf_addition`` holds."""
-
-    a_multiplier: int
-    b_multiplier: int
-    shift: int
-    a_error_multiplier: int
-    a_error_exponent: int
-    b_error_multiplier: int
-    b_error_exponent: int
-
-
-@dataclass(frozen=True)
-class PoolingArithmetic:
-    """What ``tf_pooling`` holds: 1/pixels as a Q14 integer and a power of two."""
-
-    error_multiplier: int
-    error_exponent: int
-
-
-@dataclass(frozen=True)
 class HeadArithmetic:
     """What ``tf_head`` holds."""
 
@@ -138,6 +118,14 @@ class HeadArithmetic:
     error_exponent: int
     weight_gain: Gain
     bias_gain: Gain
+
+
+@dataclass(frozen=True)
+class ReconstructionArithmetic:
+    """What ``tf_reconstruction`` holds: steps of the input, and of the error, in output units."""
+
+    input_scale: Gain
+    error_scale: Gain
 
 
 def terms_per_output(op: Conv | DepthwiseConv) -> int:
@@ -185,6 +173,18 @@ def bias_limit(name: str, terms: int) -> int:
 
 def _bits(value: int) -> int:
     return int(value).bit_length()
+
+
+def pre_shift_of(name: str, factor: float) -> int:
+    """Bits by which sums go left first, so that the factor is below one quarter."""
+    _, exponent = math.frexp(factor)
+    left = max(0, exponent + 2)
+    if left > LARGEST_PRE_SHIFT:
+        raise ModelError(
+            f"layer {name}: one step of its input is {factor:.3g} steps of its output; calibrate "
+            "or quantize the model again"
+        )
+    return left
 
 
 def _error_sum_limits(op: Conv | DepthwiseConv, factors: NDArray[np.int64]) -> tuple[int, int]:
@@ -263,42 +263,6 @@ def convolution_arithmetic(graph: Graph, op: Conv | DepthwiseConv) -> Convolutio
     )
 
 
-def addition_arithmetic(graph: Graph, op: Add) -> AdditionArithmetic:
-    """Constants of one addition."""
-    a, b = (graph.tensors[name].scale for name in op.inputs)
-    out = graph.tensors[op.output].scale
-    ratios = np.array([a / out, b / out])
-    _, exponent = math.frexp(float(ratios.max()))
-    # Factors up to 2^22 and a rounding bit of 2^22 at most: 255 * 2^23 + 2^22 fits 32 bits.
-    shift = min(22 - exponent, 23)
-    if shift < 1:
-        raise ModelError(f"addition {op.name}: its output scale is too small for its inputs")
-    a_error, a_exponent = relative_q15(ratios[:1])
-    b_error, b_exponent = relative_q15(ratios[1:])
-    return AdditionArithmetic(
-        round(a / out * 2**shift),
-        round(b / out * 2**shift),
-        shift,
-        int(a_error[0]),
-        a_exponent,
-        int(b_error[0]),
-        b_exponent,
-    )
-
-
-def pooling_arithmetic(graph: Graph, op: GlobalAveragePool) -> PoolingArithmetic:
-    """Constants of one pooling; exact where the number of pixels is a power of two."""
-    height, width, _ = graph.tensors[op.input].shape
-    if height * width > 65535:
-        raise ModelError(
-            f"layer {op.name}: {height * width} pixels are more than 65535; use a smaller input"
-        )
-    fraction, exponent = math.frexp(1 / (height * width))
-    if fraction == 0.5:
-        return PoolingArithmetic(2**14, exponent - 1)
-    return PoolingArithmetic(round(fraction * 2**14), exponent)
-
-
 def logit_scale(graph: Graph) -> float:
     """Real value of one unit of the int32 logits."""
     return graph.tensors[graph.head.input].scale * graph.head.weight_scale / 256
@@ -316,3 +280,15 @@ def head_arithmetic(graph: Graph) -> HeadArithmetic:
         weight_gain=gain(unit / weight_step**2),
         bias_gain=gain(1 / unit),
     )
+
+
+def reconstruction_arithmetic(graph: Graph, op: Head) -> ReconstructionArithmetic:
+    """Constants of the mean squared error of ``op`` against the graph's input."""
+    unit = logit_scale(graph)
+    steps = graph.tensors[graph.input].scale / unit
+    if not 2.0**-8 <= steps < 2.0**22:
+        raise ModelError(
+            f"layer {op.name}: one step of the model's input is {steps:.3g} units of its output; "
+            "calibrate with typical inputs"
+        )
+    return ReconstructionArithmetic(gain(steps), gain(2 * unit / op.bias.size))

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from codegen.emit.c_text import channels_name, comment, layer_name, rows
-from codegen.graph.ir import Add, Conv, DepthwiseConv, Head, Requantize, inputs_of
+from codegen.graph.ir import Conv, DepthwiseConv, Head, Operation, inputs_of
+from codegen.operators import operator_of
 from codegen.program.blob import FROZEN_WEIGHTS, Weights
+from codegen.program.step_builder import activation_buffer
 from codegen.program.steps import (
     CHAIN,
     INPUT,
+    KEEP,
     PHASES,
     SCALES,
     Phase,
@@ -18,17 +21,16 @@ from codegen.program.steps import (
     Step,
     step_function,
 )
-from codegen.program.streaming import Elementwise
+from codegen.program.streaming import is_elementwise
 
 _WITH_SPAN = {"convolution_forward", "depthwise_forward"}
-_WITHOUT_LAYER = {"error_mask", "error_sum", "error_scale"}
-_OF_SLICES = {"concat_forward", "concat_input_gradient"}
+_WITHOUT_LAYER = {"error_mask", "error_sum", KEEP}
 _WITH_WEIGHTS = _WITH_SPAN | {"convolution_input_gradient", "depthwise_input_gradient"}
 
 
 def plan_source(index: int, program: Program, weights: Weights) -> str:
     """The C file of ``program``, which is the bundle's plan number ``index``."""
-    writer = _StepWriter(index, program, weights)
+    writer = StepWriter(index, program, weights)
     lines = [
         f"/* Plan {comment(program.plan.name)}, {program.plan.id}. */",
         '#include "layers.h"',
@@ -114,25 +116,17 @@ def _frozen_weights(weights: Weights) -> list[str]:
     ]
 
 
-def _layer(step: Step) -> list[str]:
-    """The kernel's first argument, where it needs the layer's constants as a whole."""
-    name = f"&{layer_name(step.op)}"
-    if step.kernel in _WITHOUT_LAYER:
-        return []
-    if step.kernel in _OF_SLICES:
-        return [f"{name}[{step.operand}]"]
-    return [f"{name}_loss" if step.kernel == "mean_squared_error" else name]
-
-
-class _StepWriter:
+class StepWriter:
     """Writes the kernel call of a step with the addresses of its operands."""
 
     def __init__(self, index: int, program: Program, weights: Weights) -> None:
+        """``index`` is the plan's number in the bundle."""
         self.index = index
         self.program = program
         self.weights = weights
 
     def body(self, step: Step) -> list[str]:
+        """The lines of the step's function."""
         if step.kernel == CHAIN:
             return self._chain(step)
         lines = []
@@ -141,7 +135,7 @@ class _StepWriter:
         return [*lines, *self._call(step)]
 
     def _call(self, step: Step) -> list[str]:
-        arguments = [*_layer(step), *getattr(self, f"_{step.kernel}")(step)]
+        arguments = self._arguments(step)
         lines = []
         if step.kernel in _WITH_WEIGHTS:
             lines += self._weights(step)
@@ -153,6 +147,14 @@ class _StepWriter:
         call = f"    {target}tf_{step.kernel}("
         joined = ",\n        ".join(arguments)
         return [*lines, f"{call}{joined});"]
+
+    def _arguments(self, step: Step) -> list[str]:
+        if isinstance(step.op, Operation):
+            own = operator_of(step.op).arguments.get(step.kernel)
+            if own is not None:
+                return own(self, step)
+        layer = [] if step.kernel in _WITHOUT_LAYER else [self.layer(step)]
+        return [*layer, *getattr(self, f"_{step.kernel}")(step)]
 
     # Chains: a table of rows, and a branch for each stage.
 
@@ -170,7 +172,7 @@ class _StepWriter:
         ]
         for number, stage in enumerate(step.stages):
             lines.append(f"        case {number}: {{")
-            if isinstance(stage.op, Elementwise):
+            if is_elementwise(stage.op):
                 body = self._elementwise_rows(step, stage)
             else:
                 rings = self._rings(stage, step.rings)
@@ -189,18 +191,9 @@ class _StepWriter:
         return source, rings.get(step.buffers["output"], tensors[op.output].shape[0])
 
     def _elementwise_rows(self, chain: Step, step: Step) -> list[str]:
-        """An addition's or requantization's rows, one call each: rings may wrap between them."""
-        op = step.op
-        assert isinstance(op, Elementwise)
-        height, width, channels = self.program.graph.tensors[op.output].shape
-        row = width * channels
-        operands = ("a", "b", "output") if isinstance(op, Add) else ("input", "output")
-        arguments = []
-        for operand in operands:
-            ring = chain.rings.get(step.buffers[operand], height)
-            at = "y" if ring == height else f"y % {ring}u"
-            arguments.append(f"{self._arena(step, operand, 'int8_t')} + {at} * {row}u")
-        joined = ",\n            ".join([f"&{layer_name(op)}", *arguments, "0", f"{row}u"])
+        """An elementwise operation's rows, one call each: rings may wrap between them."""
+        writer = _RowWriter(self, chain)
+        joined = ",\n            ".join(writer._arguments(step))
         return [
             "    for (uint32_t y = first; y < end; y++) {",
             f"        tf_{step.kernel}({joined});",
@@ -209,7 +202,22 @@ class _StepWriter:
 
     # Operands.
 
-    def _arena(self, step: Step, operand: str, kind: str) -> str:
+    def layer_name(self, step: Step) -> str:
+        """The constants of the step's operation; of the squared error, those of the loss."""
+        name = layer_name(step.op)
+        return f"{name}_loss" if step.kernel == "mean_squared_error" else name
+
+    def layer(self, step: Step) -> str:
+        """Their address."""
+        return f"&{self.layer_name(step)}"
+
+    def elements(self, step: Step) -> str:
+        """How many elements an elementwise step goes through: those of its operation's output."""
+        assert not isinstance(step.op, Head)
+        return f"{self.program.graph.tensors[step.op.output].size}u"
+
+    def arena(self, step: Step, operand: str, kind: str) -> str:
+        """The address of an operand, elements of C type ``kind``; 0 where the step has none."""
         name = step.buffers.get(operand)
         if name is None:
             return "0"
@@ -259,130 +267,99 @@ class _StepWriter:
         segment = self.program.segment_of(f"{step.op.name}.weight")
         assert segment is not None
         fraction = segment.fraction_offset
+        op = step.op
+        assert isinstance(op, (Conv, DepthwiseConv))
+        whole = step.buffers["input"] in (INPUT, activation_buffer(self.program.graph, op.input))
+        in_channels = self.program.graph.tensors[op.input].shape[2] if whole else segment.count
         return [
             "    const tf_trained trained = {",
             f"        STATE(int8_t, {segment.state_offset}),",
             f"        {'0' if fraction is None else f'STATE(int8_t, {fraction})'},",
             f"        {self._velocity(segment)},",
             f"        {segment.first_value}, {channels_name(self.index, step.op.name)}, "
-            f"{segment.count},",
+            f"{segment.count}, {in_channels},",
             "    };",
         ]
 
     # One method per kernel: the arguments after the layer.
 
     def _convolution_forward(self, step: Step) -> list[str]:
+        return [*self._depthwise_forward(step), f"{step.at_once}u"]
+
+    def _depthwise_forward(self, step: Step) -> list[str]:
         return [
             "&span",
-            self._arena(step, "input", "int8_t"),
+            self.arena(step, "input", "int8_t"),
             "&weights",
             self._parameter(step, "bias", "int32_t"),
-            self._arena(step, "output", "int8_t"),
-            self._arena(step, "mask", "uint8_t"),
-            self._arena(step, "scratch", "int16_t"),
+            self.arena(step, "output", "int8_t"),
+            self.arena(step, "mask", "uint8_t"),
+            self.arena(step, "scratch", "int16_t"),
         ]
 
-    _depthwise_forward = _convolution_forward
-
-    def _add_forward(self, step: Step) -> list[str]:
+    def _keep_channels(self, step: Step) -> list[str]:
         op = step.op
-        assert isinstance(op, Add)
+        assert isinstance(op, (Conv, DepthwiseConv))
+        height, width, channels = self.program.graph.tensors[op.input].shape
+        segment = self.program.segment_of(f"{op.name}.weight")
+        assert segment is not None
         return [
-            self._arena(step, "a", "int8_t"),
-            self._arena(step, "b", "int8_t"),
-            self._arena(step, "output", "int8_t"),
-            self._arena(step, "mask", "uint8_t"),
-            f"{self.program.graph.tensors[op.output].size}u",
+            channels_name(self.index, op.name),
+            f"{segment.count}u",
+            self.arena(step, "input", "int8_t"),
+            f"{channels}u",
+            f"{height * width}u",
+            self.arena(step, "output", "int8_t"),
         ]
-
-    def _pool_forward(self, step: Step) -> list[str]:
-        return [self._arena(step, "input", "int8_t"), self._arena(step, "output", "int8_t")]
-
-    def _max_pool_forward(self, step: Step) -> list[str]:
-        return [*self._pool_forward(step), self._arena(step, "places", "uint8_t")]
-
-    def _average_pool_forward(self, step: Step) -> list[str]:
-        return [*self._pool_forward(step), self._arena(step, "mask", "uint8_t")]
-
-    _concat_forward = _pool_forward
-
-    def _requantize_forward(self, step: Step) -> list[str]:
-        op = step.op
-        assert isinstance(op, Requantize)
-        size = self.program.graph.tensors[op.output].size
-        return [*self._average_pool_forward(step), f"{size}u"]
 
     def _head_forward(self, step: Step) -> list[str]:
         return [
-            self._arena(step, "input", "int8_t"),
+            self.arena(step, "input", "int8_t"),
             self._parameter(step, "weight", "int16_t"),
             self._parameter(step, "bias", "int32_t"),
             "frame->logits",
         ]
 
     def _cross_entropy(self, step: Step) -> list[str]:
-        return ["frame->logits", "frame->label", *self._error_in(step)]
+        return ["frame->logits", "frame->label", *self.error_in(step)]
 
     def _mean_squared_error(self, step: Step) -> list[str]:
-        return ["frame->logits", "frame->input", *self._error_in(step)]
+        return ["frame->logits", "frame->input", *self.error_in(step)]
 
-    def _error_in(self, step: Step) -> list[str]:
-        return [self._arena(step, "error", "int16_t"), self._scale(step, "error")]
+    def error_in(self, step: Step) -> list[str]:
+        """The error that the step reads, or the loss makes: codes and scale."""
+        return [self.arena(step, "error", "int16_t"), self._scale(step, "error")]
 
-    def _error_out(self, step: Step) -> list[str]:
-        return [self._arena(step, "out", "int16_t"), self._scale(step, "out")]
+    def error_out(self, step: Step) -> list[str]:
+        """The error that the step makes: codes and scale."""
+        return [self.arena(step, "out", "int16_t"), self._scale(step, "out")]
 
     def _head_input_gradient(self, step: Step) -> list[str]:
         weights = self._parameter(step, "weight", "int16_t")
-        return [*self._error_in(step), weights, *self._error_out(step)]
-
-    def _pool_input_gradient(self, step: Step) -> list[str]:
-        return [*self._error_in(step), *self._error_out(step)]
-
-    _average_pool_input_gradient = _pool_input_gradient
-    _concat_input_gradient = _pool_input_gradient
-
-    def _max_pool_input_gradient(self, step: Step) -> list[str]:
-        places = self._arena(step, "places", "uint8_t")
-        return [*self._error_in(step), places, *self._error_out(step)]
+        return [*self.error_in(step), weights, *self.error_out(step)]
 
     def _depthwise_input_gradient(self, step: Step) -> list[str]:
         return [
-            *self._error_in(step),
+            *self.error_in(step),
             "&weights",
-            *self._error_out(step),
-            self._arena(step, "scratch", "int16_t"),
+            *self.error_out(step),
+            self.arena(step, "scratch", "int16_t"),
         ]
 
-    _convolution_input_gradient = _depthwise_input_gradient
+    def _convolution_input_gradient(self, step: Step) -> list[str]:
+        return [*self._depthwise_input_gradient(step), f"{step.at_once}u"]
 
     def _error_mask(self, step: Step) -> list[str]:
-        op = step.op
-        assert not isinstance(op, Head)
-        size = self.program.graph.tensors[op.output].size
-        return [*self._error_in(step), self._arena(step, "mask", "uint8_t"), f"{size}u"]
+        return [*self.error_in(step), self.arena(step, "mask", "uint8_t"), self.elements(step)]
 
     def _error_sum(self, step: Step) -> list[str]:
         size = self.program.graph.tensors[inputs_of(step.op)[step.operand]].size
         return [
-            self._arena(step, "a", "int16_t"),
+            self.arena(step, "a", "int16_t"),
             self._scale(step, "a"),
-            self._arena(step, "b", "int16_t"),
+            self.arena(step, "b", "int16_t"),
             self._scale(step, "b"),
             f"{size}u",
-        ]
-
-    def _error_scale(self, step: Step) -> list[str]:
-        op = step.op
-        assert isinstance(op, (Add, Requantize))
-        side = "ab"[step.operand] + "_" if isinstance(op, Add) else ""
-        layer = layer_name(op)
-        return [
-            *self._error_in(step),
-            f"{layer}.{side}error_multiplier",
-            f"{layer}.{side}error_exponent",
-            f"{self.program.graph.tensors[op.output].size}u",
-            *self._error_out(step),
         ]
 
     def _whole(self, step: Step, kind: str) -> str:
@@ -396,12 +373,12 @@ class _StepWriter:
 
     def _bias_update(self, step: Step) -> list[str]:
         bias = self._parameter(step, "bias", "int32_t")
-        return [*self._error_in(step), bias, self._whole(step, "bias"), "&update"]
+        return [*self.error_in(step), bias, self._whole(step, "bias"), "&update"]
 
     def _head_update(self, step: Step) -> list[str]:
         return [
-            *self._error_in(step),
-            self._arena(step, "input", "int8_t"),
+            *self.error_in(step),
+            self.arena(step, "input", "int8_t"),
             self._parameter(step, "weight", "int16_t"),
             self._whole(step, "weight"),
             self._parameter(step, "bias", "int32_t"),
@@ -411,11 +388,37 @@ class _StepWriter:
 
     def _convolution_weight_update(self, step: Step) -> list[str]:
         return [
-            *self._error_in(step),
-            self._arena(step, "input", "int8_t"),
+            *self.error_in(step),
+            self.arena(step, "input", "int8_t"),
             "&trained",
             "&update",
-            self._arena(step, "scratch", "int16_t"),
+            self.arena(step, "scratch", "int16_t"),
         ]
 
     _depthwise_weight_update = _convolution_weight_update
+
+
+class _RowWriter(StepWriter):
+    """Writes calls of one stage of a chain for row ``y`` of its tensors alone."""
+
+    def __init__(self, writer: StepWriter, chain: Step) -> None:
+        super().__init__(writer.index, writer.program, writer.weights)
+        self._rings_of_chain = chain.rings
+
+    def _row(self, step: Step) -> tuple[int, int]:
+        """Rows of the output, and elements of each."""
+        assert not isinstance(step.op, Head)
+        height, width, channels = self.program.graph.tensors[step.op.output].shape
+        return height, width * channels
+
+    def arena(self, step: Step, operand: str, kind: str) -> str:
+        address = super().arena(step, operand, kind)
+        if operand not in step.buffers:
+            return address
+        height, row = self._row(step)
+        ring = self._rings_of_chain.get(step.buffers[operand], height)
+        at = "y" if ring == height else f"y % {ring}u"
+        return f"{address} + {at} * {row}u"
+
+    def elements(self, step: Step) -> str:
+        return f"{self._row(step)[1]}u"

@@ -21,31 +21,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from codegen.arithmetic.forward import window_counts
 from codegen.arithmetic.integers import Ints
-from codegen.arithmetic.layers import (
-    INT32_MAX,
-    SHIFT_BITS,
-    addition_arithmetic,
-    convolution_arithmetic,
-)
-from codegen.arithmetic.pools import average_pool_arithmetic, requantize_arithmetic
-from codegen.graph.ir import (
-    INT8_MAX,
-    INT8_MIN,
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    DepthwiseConv,
-    GlobalAveragePool,
-    Graph,
-    Head,
-    MaxPool,
-    Op,
-    Padding,
-    Requantize,
-)
+from codegen.arithmetic.layers import INT32_MAX, SHIFT_BITS, convolution_arithmetic
+from codegen.graph.ir import INT8_MAX, INT8_MIN, Conv, DepthwiseConv, Graph, Head, Op, Operation
+from codegen.operators import operator_of
+from codegen.operators.windows import window_attributes
 
 INPUT, OUTPUT = "input", "outputs"
 """Codes (N, height, width, channels) as devices take them; the head's int32 outputs (N, O)."""
@@ -80,7 +60,7 @@ def device_layout(op: Conv | DepthwiseConv | Head, weight: NDArray[Any]) -> NDAr
 def integer_model(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
     """``graph`` with its weights and biases as initializers named ``LAYER.weight`` and
     ``LAYER.bias``, int8 and int32 (the head's weight: int16)."""
-    writer = _Writer(graph)
+    writer = ModelWriter(graph)
     for op in graph.ops:
         writer.write(op)
     height, width, channels = graph.tensors[graph.input].shape
@@ -98,115 +78,60 @@ def integer_model(graph: Graph, metadata: Mapping[str, str] | None = None) -> on
     return model
 
 
-class _Writer:
+class ModelWriter:
     """The nodes and constants of a graph; codes of activations are int8 (N, C, H, W)."""
 
     def __init__(self, graph: Graph) -> None:
+        """Begins with the graph's input, of which operations see (N, C, H, W)."""
         self.graph = graph
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, NDArray[Any]] = {}
-        first = _Layer(self, INPUT)
+        first = Layer(self, INPUT)
         self.codes = {graph.input: first.node("Transpose", "codes", INPUT, perm=[0, 3, 1, 2])}
 
     def write(self, op: Op) -> None:
         """Appends ``op``."""
-        layer = _Layer(self, op.name)
+        layer = Layer(self, op.name)
         if isinstance(op, Head):
             self._head(op, layer)
         elif op.output not in self.codes:  # a tensor that a Concat reads twice is recoded twice
             self.codes[op.output] = self._codes(op, layer)
 
-    def _codes(self, op: Op, layer: _Layer) -> str:
-        match op:
-            case Conv() | DepthwiseConv():
-                return self._convolution(op, layer)
-            case Add():
-                return self._addition(op, layer)
-            case GlobalAveragePool():
-                return self._global_average(op, layer)
-            case MaxPool():
-                around = _steps(op.stride, op.padding)
-                source = self.codes[op.input]
-                return layer.node("MaxPool", "codes", source, kernel_shape=op.window, **around)
-            case AveragePool():
-                return self._average_pool(op, layer)
-            case Concat():
-                parts = [self.codes[name] for name in op.inputs]
-                return layer.node("Concat", "codes", *parts, axis=1)
-            case Requantize():
-                return self._requantize(op, layer)
-            case Head():
-                raise AssertionError("the head makes no codes")
+    def _codes(self, op: Conv | DepthwiseConv | Operation, layer: Layer) -> str:
+        if isinstance(op, Conv | DepthwiseConv):
+            return self._convolution(op, layer)
+        return operator_of(op).export(self, op, layer)
 
-    def _zero(self, tensor: str) -> int:
+    def zero(self, tensor: str) -> int:
+        """The zero point of ``tensor``."""
         return self.graph.tensors[tensor].zero_point
 
-    def _convolution(self, op: Conv | DepthwiseConv, layer: _Layer) -> str:
+    def _convolution(self, op: Conv | DepthwiseConv, layer: Layer) -> str:
         constants = convolution_arithmetic(self.graph, op)
         weight = self._constant(f"{op.name}.weight", stored_layout(op, op.weight))
         bias = self._constant(f"{op.name}.bias", op.bias)
         group = op.weight.shape[-1] if isinstance(op, DepthwiseConv) else 1
-        around = _steps(op.stride, op.padding)
+        around = window_attributes(op.stride, op.padding)
         taps = (layer.unsigned("weight", weight), _UNSIGNED)
-        source = (self.codes[op.input], self._zero(op.input))
+        source = (self.codes[op.input], self.zero(op.input))
         sums = layer.convolved(*source, *taps, group=group, **around)
-        wide = layer.cast("bias", bias, TensorProto.INT64)
+        wide = layer.wide("bias", bias)
         shape = layer.constant("bias.shape", [1, -1, 1, 1])
         total = layer.node("Add", "total", sums, layer.node("Reshape", "bias.each", wide, shape))
         words, left = (a.reshape(1, -1, 1, 1) for a in (constants.requantize, constants.pre_shift))
-        return layer.requantized(total, left, words, self._zero(op.output))
+        return layer.requantized(total, left, words, self.zero(op.output))
 
-    def _addition(self, op: Add, layer: _Layer) -> str:
-        constants = addition_arithmetic(self.graph, op)
-        factors = (constants.a_multiplier, constants.b_multiplier)
-        parts = []
-        for side, name, factor in zip("ab", op.inputs, factors, strict=True):
-            centred = layer.centred(side, self.codes[name], self._zero(name))
-            parts.append(layer.by("Mul", f"{side}.scaled", centred, factor))
-        total = layer.node("Add", "total", *parts)
-        shift = np.array(constants.shift)
-        return layer.clamped(layer.rounded(total, shift, self._zero(op.output), lift=33))
-
-    def _global_average(self, op: GlobalAveragePool, layer: _Layer) -> str:
-        height, width, _ = self.graph.tensors[op.input].shape
-        pixels = np.array(height * width)
-        wide = layer.cast("wide", self.codes[op.input], TensorProto.INT64)
-        axes = layer.constant("axes", [2, 3])
-        return layer.mean(layer.node("ReduceSum", "sums", wide, axes, keepdims=1), pixels, 0)
-
-    def _average_pool(self, op: AveragePool, layer: _Layer) -> str:
-        source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
-        constants = average_pool_arithmetic(self.graph, op)
-        counts = window_counts(self.graph, op)[:, :, 0][np.newaxis, np.newaxis]
-        channels, around = source.shape[2], _steps(op.stride, op.padding)
-        ones = layer.constant("ones", np.ones((channels, 1, *op.window)), np.uint8)
-        codes = self.codes[op.input]
-        sums = layer.convolved(codes, source.zero_point, ones, 0, group=channels, **around)
-        if not constants.requantize:
-            return layer.mean(sums, counts, source.zero_point)
-        words = np.array([each.word for each in constants.requantize])
-        left = np.array(constants.pre_shift)
-        return layer.requantized(
-            sums, left, words[counts - constants.least_count], output.zero_point
-        )
-
-    def _requantize(self, op: Requantize, layer: _Layer) -> str:
-        constants = requantize_arithmetic(self.graph, op)
-        centred = layer.centred("input", self.codes[op.input], self._zero(op.input))
-        left, word = np.array(constants.pre_shift), np.array(constants.requantize.word)
-        return layer.requantized(centred, left, word, self._zero(op.output), (op.low, op.high))
-
-    def _head(self, op: Head, layer: _Layer) -> None:
+    def _head(self, op: Head, layer: Layer) -> None:
         last = layer.node("Transpose", "channels_last", self.codes[op.input], perm=[0, 2, 3, 1])
-        centred = layer.centred("input", last, self._zero(op.input))
+        centred = layer.centred("input", last, self.zero(op.input))
         shape = layer.constant("input.shape", [-1, op.weight.shape[1]])
         flat = layer.node("Reshape", "flat", centred, shape)
         weight = self._constant(f"{op.name}.weight", stored_layout(op, op.weight))
         bias = self._constant(f"{op.name}.bias", op.bias)
-        wide = layer.cast("weight", weight, TensorProto.INT64)
+        wide = layer.wide("weight", weight)
         columns = layer.node("Transpose", "columns", wide, perm=[1, 0])
         sums = layer.node("MatMul", "sums", flat, columns)
-        total = layer.node("Add", "total", sums, layer.cast("bias", bias, TensorProto.INT64))
+        total = layer.node("Add", "total", sums, layer.wide("bias", bias))
         held = layer.clipped(total, -INT32_MAX, INT32_MAX, "held")
         self.nodes.append(
             helper.make_node("Cast", [held], [OUTPUT], f"{op.name}/{OUTPUT}", to=TensorProto.INT32)
@@ -217,15 +142,11 @@ class _Writer:
         return name
 
 
-def _steps(stride: tuple[int, int], padding: Padding) -> dict[str, Any]:
-    pad = [padding.top, padding.left, padding.bottom, padding.right]
-    return {"strides": stride, "pads": pad}
-
-
-class _Layer:
+class Layer:
     """Nodes of one operation, named ``LAYER/STEP``, with sums and all that follows in int64."""
 
-    def __init__(self, writer: _Writer, name: str) -> None:
+    def __init__(self, writer: ModelWriter, name: str) -> None:
+        """``name`` is that of the operation."""
         self._writer, self._name = writer, name
 
     def node(self, operator: str, step: str, *inputs: str, **attributes: Any) -> str:
@@ -246,9 +167,9 @@ class _Layer:
         """``value`` with a constant of int64 at its right."""
         return self.node(operator, step, value, self.constant(f"{step}.by", constant))
 
-    def cast(self, step: str, value: str, kind: int) -> str:
-        """``value`` in another type."""
-        return self.node("Cast", f"{step}.wide", value, to=kind)
+    def wide(self, step: str, value: str) -> str:
+        """``value`` in int64."""
+        return self.node("Cast", f"{step}.wide", value, to=TensorProto.INT64)
 
     def unsigned(self, step: str, codes: str) -> str:
         """Signed codes plus 128, as uint8."""
@@ -259,7 +180,7 @@ class _Layer:
 
     def centred(self, step: str, codes: str, zero: int) -> str:
         """Codes less their zero point."""
-        wide = self.cast(step, codes, TensorProto.INT64)
+        wide = self.wide(step, codes)
         return self.by("Sub", f"{step}.centred", wide, zero)
 
     def convolved(
@@ -272,7 +193,7 @@ class _Layer:
             self.constant("weight.zero", weight_zero, np.uint8),
         ]
         sums = self.node("ConvInteger", "sums", source, weight, *zeros, **attributes)
-        return self.cast("sums", sums, TensorProto.INT64)
+        return self.wide("sums", sums)
 
     def requantized(
         self,
@@ -301,7 +222,7 @@ class _Layer:
         return self.by("Add", "rounded", floor, zero - np.left_shift(1, lift - shift))
 
     def mean(self, sums: str, counts: Ints, zero: int) -> str:
-        """Codes of means, halves to even: `codegen.arithmetic.forward.mean_codes`."""
+        """Codes of means, halves to even: `codegen.arithmetic.integers.mean_codes`."""
         raised = self.by("Add", "raised", sums, (zero - INT8_MIN) * counts)  # not negative
         floor = self.by("Div", "floor", raised, counts)
         odd = self.by("Mod", "odd", floor, 2)

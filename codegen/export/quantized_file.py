@@ -19,7 +19,7 @@ from codegen.firmware.model_digest import operations
 from codegen.graph.floats import FloatConv, FloatGraph
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Tensor
 from codegen.importer.model import import_proto
-from codegen.quantization.calibration import RangeRule
+from codegen.quantization.calibration import RangeRule, uncoded
 from codegen.quantization.quantize import assemble, codings_of, head_values
 
 _TOLERANCE = 1e-6
@@ -34,9 +34,10 @@ def values_of_quantized(model: onnx.ModelProto, graph: Graph, of: str) -> dict[s
     file's name.
     """
     read = import_proto(model, graph.name, graph.head.loss)
-    if read.uncoded:
+    missing = uncoded(read)
+    if missing:
         raise VersionError(
-            f"{of}: tensor '{read.uncoded[0]}' has no QuantizeLinear ({len(read.uncoded)} of its "
+            f"{of}: tensor '{missing[0]}' has no QuantizeLinear ({len(missing)} of its "
             "tensors have none), and a version of the weights is in integers; quantize every "
             "activation with the bundle's scales (int8, QDQ), or write trained integers into an "
             "export of the bundle"

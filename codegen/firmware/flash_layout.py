@@ -167,6 +167,8 @@ def plan_flash(
     weights_bytes: int,
     log: Sequence[LogNeeds],
     personal_bytes: int = 0,
+    *,
+    linked: bool = True,
 ) -> FlashLayout:
     """Lays out the flash of ``board``.
 
@@ -174,6 +176,7 @@ def plan_flash(
     weights that are built in), ``weights_bytes`` the blob that a slot must hold, ``log`` what is
     wanted of the sample log; where there is no room for the first, the next does.
     ``personal_bytes`` is what a device keeps of tensors of its own, 0 where no plan has any.
+    ``linked``: whether the size of the code is known and part of ``firmware_bytes``.
     Raises BudgetError with the table of needs if they don't fit.
     """
     slot_bytes = slot_header_bytes(weights_bytes) + weights_bytes
@@ -188,7 +191,21 @@ def plan_flash(
                 if layout.firmware.bytes >= firmware_bytes:
                     return layout
                 left_for_firmware = max(left_for_firmware or 0, layout.firmware.bytes)
-    raise _too_small(board, firmware_bytes, slot_bytes, unit_bytes, log[-1], left_for_firmware)
+    firmware = (
+        "firmware with factory weights" if linked else "factory weights, without code",
+        firmware_bytes,
+    )
+    raise _too_small(board, firmware, slot_bytes, unit_bytes, log[-1], left_for_firmware)
+
+
+def layout_without_stores(board: Board) -> FlashLayout:
+    """A firmware region of no bytes, and stores that are nowhere: by what an image overflows it
+    is what the image takes behind the boot sector."""
+    first = Region("internal", board.flash.sector_address(1), 0, 1, 0)
+    boot = Region("internal", board.flash.address, board.flash.sectors[0], 0, 1)
+    nowhere = Region("internal" if board.external_flash is None else "external", 0, 0, 0, 0)
+    log = _in_units(nowhere, 1)
+    return FlashLayout(boot, nowhere, nowhere, first, nowhere, nowhere, log)
 
 
 def _choices(board: Board, personal: bool) -> list[tuple[str, ...]]:
@@ -425,7 +442,7 @@ def linker_script(
 
 def _too_small(
     board: Board,
-    firmware_bytes: int,
+    firmware: tuple[str, int],
     slot_bytes: int,
     personal_bytes: int,
     log: LogNeeds,
@@ -434,7 +451,7 @@ def _too_small(
     record = _RECORD_HEADER_BYTES + log.sample_bytes
     small = sum(board.flash.sectors[: 2 + _JOURNAL_UNITS])
     rows = [
-        ("firmware with factory weights", firmware_bytes),
+        firmware,
         ("boot, identity, journal", small),
         ("weights slot A", slot_bytes),
         ("weights slot B", slot_bytes),

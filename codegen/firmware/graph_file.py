@@ -9,20 +9,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import astuple, fields
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from codegen.errors import BundleError
 from codegen.firmware.bundle import FROZEN, GRAPH, Bundle
 from codegen.firmware.model_digest import model_digest
-from codegen.graph.ir import Graph, Head, Op, Padding, Tensor
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Op, Padding, Tensor
+from codegen.operators import OPERATORS
 from codegen.program import blob
 from codegen.program.blob import Weights
 
 GRAPH_FORMAT = "tinyfleet-graph/1"
 
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Op)}
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (Conv, DepthwiseConv, Head, *(operator.kind for operator in OPERATORS))
+}
 _PADDINGS = ("padding", "counted")
 
 
@@ -94,13 +98,13 @@ def _described(op: Op) -> dict[str, Any]:
     return entry
 
 
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def _operation(entry: Mapping[str, Any]) -> Op:
     """The operation of an entry, with zeros for weights and biases."""
-    options = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in entry.items()
-        if name != "kind"
-    }
+    options = {name: _tuples(value) for name, value in entry.items() if name != "kind"}
     for name in _PADDINGS:
         if name in options:
             options[name] = Padding(*options[name])

@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from codegen.errors import BundleError
 from codegen.firmware.bundle import PROGRAM, Bundle, Count, Digest
-from codegen.graph.ir import Graph, Head, Op, inputs_of
+from codegen.graph.ir import Graph, Head, Op, Operation, inputs_of
+from codegen.operators import operator_of
 from codegen.program import memory_plan
-from codegen.program.steps import CHAIN, SCALES, Phase, Program, Step, step_function
+from codegen.program.steps import CHAIN, KEEP, SCALES, Phase, Program, Step, step_function
 
 PROGRAM_FORMAT: Literal["tinyfleet-program/1"] = "tinyfleet-program/1"
 
@@ -215,9 +216,12 @@ def _shapes(program: Program, step: Step) -> tuple[tuple[Shape, ...], tuple[Shap
     graph, op = program.graph, step.op
     sources = tuple(graph.tensors[name].shape for name in inputs_of(op))
     result = _output_shape(graph, op)
-    if step.kernel == "concat_forward":  # one step for each part
-        return (sources[step.operand],), (result,)
+    if step.kernel == KEEP:
+        count = _trained_shape(program, f"{op.name}.weight")[-1]
+        return sources, ((*sources[0][:-1], count),)
     if step.kernel.endswith("_forward"):
+        if isinstance(op, Operation) and operator_of(op).one_step_per_input:
+            sources = (sources[step.operand],)
         return sources, (result,)
     if step.kernel.endswith("_input_gradient"):
         return (result,), (sources[step.operand],)

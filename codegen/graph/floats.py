@@ -5,32 +5,21 @@ into the convolution before it, an activation is a clamp on the operation that m
 fully connected layers are convolutions whose kernel covers the whole picture, and the output is
 made by one matrix at the end. Weights keep ONNX's layouts (``[O, I/groups, Kh, Kw]``) and tensors
 are ``(channels, height, width)`` (1-D signals have height 1, vectors 1x1); quantization turns both
-into the device's. Pools and concatenations, which have no numbers of their own, are those of
-`codegen.graph.ir`.
-
-`evaluate` is the reference for everything after it: plain numpy in float64.
+into the device's. Operations without weights are those of `codegen.operators`, whose
+`execution.evaluate` is the reference for everything after it: plain numpy in float64.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.graph.ir import (
-    INT8_MAX,
-    INT8_MIN,
-    AveragePool,
-    Concat,
-    GlobalAveragePool,
-    Loss,
-    MaxPool,
-    Padding,
-)
+from codegen.graph.ir import INT8_MAX, INT8_MIN, Loss, Operation, Padding, Variadic
 
 ChannelsFirst: TypeAlias = tuple[int, int, int]
 """(channels, height, width) of one sample."""
@@ -51,6 +40,15 @@ class Clamp:
 
 
 NO_CLAMP = Clamp()
+
+
+@runtime_checkable
+class Clamped(Protocol):
+    """An operation that ends in an activation."""
+
+    @property
+    def clamp(self) -> Clamp:
+        """What its result is clamped to."""
 
 
 @dataclass(frozen=True)
@@ -106,30 +104,6 @@ class FloatConv:
         return self.groups > 1
 
 
-@dataclass(frozen=True)
-class FloatAdd:
-    """Elementwise sum of two tensors of one shape."""
-
-    name: str
-    inputs: tuple[str, str]
-    output: str
-    clamp: Clamp = NO_CLAMP
-
-
-@dataclass(frozen=True)
-class FloatClamp:
-    """An activation that can't be part of the operation before it.
-
-    Either other operations read that one's output as well, or a quantized model codes it in
-    between; without bounds it is a change of coding and nothing else.
-    """
-
-    name: str
-    input: str
-    output: str
-    clamp: Clamp
-
-
 @dataclass(frozen=True, eq=False)
 class FloatHead:
     """The last layer: weight [O, I], bias [O]; its output, named ``output``, is the graph's.
@@ -147,16 +121,7 @@ class FloatHead:
     loss: Loss = "cross-entropy"
 
 
-FloatOp: TypeAlias = (
-    FloatConv
-    | FloatAdd
-    | GlobalAveragePool
-    | MaxPool
-    | AveragePool
-    | Concat
-    | FloatClamp
-    | FloatHead
-)
+FloatOp: TypeAlias = FloatConv | Operation | FloatHead
 
 
 @dataclass(frozen=True)
@@ -196,7 +161,8 @@ class FloatGraph:
     ``codings`` says how a quantized model codes its tensors; a float model has none, and one that
     is quantized in parts has those of the parts.
     ``sample_layout`` is that of the input in the model file, where it differs from ``shapes``.
-    ``loss_choice`` is why the head has its loss, where the importer chose it.
+    ``loss_choice`` is why the head has its loss, where the importer chose it. ``notes`` are what
+    the importer did that should be known.
     """
 
     name: str
@@ -206,6 +172,7 @@ class FloatGraph:
     codings: Mapping[str, Coding] = field(default_factory=dict)
     sample_layout: SampleLayout | None = None
     loss_choice: LossChoice | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def head(self) -> FloatHead:
@@ -213,13 +180,6 @@ class FloatGraph:
         last = self.ops[-1]
         assert isinstance(last, FloatHead)
         return last
-
-    @property
-    def uncoded(self) -> list[str]:
-        """Tensors whose coding must be measured, in execution order."""
-        free = {op.output for op in self.ops if keeps_coding(op)} | {self.head.output}
-        names = [self.input, *(op.output for op in self.ops)]
-        return [name for name in names if name not in self.codings and name not in free]
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -235,7 +195,7 @@ class FloatGraph:
 
 def inputs_of(op: FloatOp) -> tuple[str, ...]:
     """Names of the tensors that ``op`` reads."""
-    return op.inputs if isinstance(op, (FloatAdd, Concat)) else (op.input,)
+    return op.inputs if isinstance(op, Variadic) else (op.input,)
 
 
 def channels_last(shape: ChannelsFirst) -> NDArray[np.intp]:
@@ -245,11 +205,6 @@ def channels_last(shape: ChannelsFirst) -> NDArray[np.intp]:
     """
     places: NDArray[np.intp] = np.arange(math.prod(shape), dtype=np.intp).reshape(shape)
     return places.transpose(1, 2, 0).reshape(-1)
-
-
-def keeps_coding(op: FloatOp) -> bool:
-    """Whether ``op`` makes codes of its input's scale where nothing else is asked for."""
-    return isinstance(op, (GlobalAveragePool, MaxPool, AveragePool))
 
 
 def window_output_shape(
@@ -274,136 +229,3 @@ def parameter_count(graph: FloatGraph) -> int:
     return sum(
         op.weight.size + op.bias.size for op in graph.ops if isinstance(op, (FloatConv, FloatHead))
     )
-
-
-def evaluate(graph: FloatGraph, x: NDArray[np.floating]) -> dict[str, Values]:
-    """All tensors of a batch ``x`` (N, C, H, W): name → (N, C, H, W), head's output (N, O)."""
-    values = {graph.input: np.asarray(x, dtype=np.float64)}
-    values.update({op.output: result for op, _, result in execute(graph, x)})
-    return values
-
-
-def execute(
-    graph: FloatGraph, x: NDArray[np.floating]
-) -> Iterator[tuple[FloatOp, list[Values], Values]]:
-    """Each operation with its inputs and its output for a batch ``x`` (N, C, H, W), in order.
-
-    Holds no tensor longer than until its last reader, for callers that don't either.
-    """
-    last_reader = {name: op.output for op in graph.ops for name in inputs_of(op)}
-    values: dict[str, Values] = {graph.input: np.asarray(x, dtype=np.float64)}
-    for op in graph.ops:
-        inputs = [values[name] for name in inputs_of(op)]
-        values[op.output] = evaluate_op(op, inputs)
-        yield op, inputs, values[op.output]
-        for name in set(inputs_of(op)):
-            if last_reader[name] == op.output:
-                del values[name]
-
-
-def evaluate_op(op: FloatOp, inputs: list[Values]) -> Values:
-    """What ``op`` makes of its inputs (N, C, H, W), in the order of `inputs_of`."""
-    first = inputs[0]
-    match op:
-        case FloatConv():
-            result = convolve(first, op.weight, op.groups, op.stride, op.padding)
-            return _clamped(result + op.bias[:, np.newaxis, np.newaxis], op.clamp)
-        case FloatAdd():
-            return _clamped(first + inputs[1], op.clamp)
-        case FloatClamp():
-            return _clamped(first, op.clamp)
-        case Concat():
-            return np.concatenate(inputs, axis=1)
-        case GlobalAveragePool():
-            pooled: Values = first.mean(axis=(2, 3), keepdims=True)
-            return pooled
-        case MaxPool():
-            return max_pool(first, op.window, op.stride, op.padding)
-        case AveragePool():
-            return average_pool(first, op.window, op.stride, op.padding, op.counted)
-        case FloatHead():
-            flat = first.reshape(len(first), -1)
-            return np.asarray(flat @ op.weight.T + op.bias, dtype=np.float64)
-
-
-def _clamped(values: Values, clamp: Clamp) -> Values:
-    return np.minimum(np.maximum(values, clamp.low), clamp.high)
-
-
-def _windows(
-    x: Values,
-    window: tuple[int, ...],
-    stride: tuple[int, int],
-    pad: Padding,
-    value: float = 0.0,
-) -> Values:
-    """(N, C, H, W) → (N, C, out rows, out columns, window rows, window columns)."""
-    around = ((0, 0), (0, 0), (pad.top, pad.bottom), (pad.left, pad.right))
-    padded = np.pad(x, around, constant_values=value)
-    views = np.lib.stride_tricks.sliding_window_view(padded, window, axis=(2, 3))
-    strided: Values = views[:, :, :: stride[0], :: stride[1]]
-    return strided
-
-
-def max_pool(
-    x: Values, window: tuple[int, int], stride: tuple[int, int], padding: Padding
-) -> Values:
-    """Largest value under each window of x (N, C, H, W); padding never wins."""
-    largest: Values = _windows(x, window, stride, padding, -np.inf).max(axis=(4, 5))
-    return largest
-
-
-def average_pool(
-    x: Values,
-    window: tuple[int, int],
-    stride: tuple[int, int],
-    padding: Padding,
-    counted: Padding,
-) -> Values:
-    """Mean under each window of x (N, C, H, W); see `AveragePool`."""
-    sums = _windows(x, window, stride, padding).sum(axis=(4, 5))
-    counts = np.outer(
-        counted_positions(
-            x.shape[2], window[0], stride[0], padding.top, (counted.top, counted.bottom),
-            sums.shape[2],
-        ),
-        counted_positions(
-            x.shape[3], window[1], stride[1], padding.left, (counted.left, counted.right),
-            sums.shape[3],
-        ),
-    )  # fmt: skip
-    mean: Values = sums / counts
-    return mean
-
-
-def counted_positions(
-    size: int, window: int, stride: int, before: int, counted: tuple[int, int], outputs: int
-) -> NDArray[np.int64]:
-    """How many positions along one axis each of the windows averages over."""
-    start = np.arange(outputs) * stride - before
-    end = np.minimum(start + window, size + counted[1])
-    return end - np.maximum(start, -counted[0])
-
-
-def convolve(
-    x: Values,
-    weight: Values,
-    groups: int,
-    stride: tuple[int, int],
-    padding: Padding,
-) -> Values:
-    """Cross-correlation of x (N, C, H, W) with weight [O, C/groups, Kh, Kw], zeros around x."""
-    windows = _windows(x, weight.shape[2:], stride, padding)
-    count, channels, height, width = windows.shape[:4]
-    outputs = weight.shape[0]
-    result = np.empty((count, outputs, height, width))
-    inputs_each, outputs_each = channels // groups, outputs // groups
-    if inputs_each == 1 and outputs_each == 1:
-        return np.asarray(np.einsum("nchwij,cij->nchw", windows, weight[:, 0]))
-    for group in range(groups):
-        part = windows[:, group * inputs_each : (group + 1) * inputs_each]
-        rows = slice(group * outputs_each, (group + 1) * outputs_each)
-        columns = part.transpose(0, 2, 3, 1, 4, 5).reshape(count, height, width, -1)
-        filters = weight[rows].reshape(outputs_each, -1)
-        result[:, rows] = (columns @ filters.T).transpose(0, 3, 1, 2)
-    return result

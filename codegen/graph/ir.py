@@ -7,10 +7,9 @@ sample. Weight layouts are those of the device: ``[O, Kh, Kw, I]`` for convoluti
 ``[Kh, Kw, C]`` for depthwise ones, ``[O, I]`` for the head.
 
 Real values: activation = scale * (code - zero_point), weight = weight_scale[o] * code,
-bias = input scale * weight_scale[o] * code. The output of every convolution and addition is
-clamped to [-128, 127]; that clamp *is* the activation function. Pools over the largest value,
-global means and concatenations leave codes as they are; where a model asks for another scale,
-a Requantize stands behind or before them.
+bias = input scale * weight_scale[o] * code. The output of every convolution is clamped to
+[-128, 127]; that clamp *is* the activation function. Operations without weights are those of
+`codegen.operators`.
 """
 
 from __future__ import annotations
@@ -83,17 +82,8 @@ class DepthwiseConv:
 
 
 @dataclass(frozen=True)
-class Add:
-    """Elementwise sum of two tensors of one shape, each with its own scale."""
-
-    name: str
-    inputs: tuple[str, str]
-    output: str
-
-
-@dataclass(frozen=True)
-class GlobalAveragePool:
-    """Mean over height and width; on the device of its input's scale and zero point."""
+class Unary:
+    """An operation without weights that reads one tensor: base of those in `codegen.operators`."""
 
     name: str
     input: str
@@ -101,54 +91,15 @@ class GlobalAveragePool:
 
 
 @dataclass(frozen=True)
-class MaxPool:
-    """Largest value under each window (rows, columns); keeps scale and zero point.
-
-    Padding never wins; no window lies in it altogether.
-    """
-
-    name: str
-    input: str
-    output: str
-    window: tuple[int, int]
-    stride: tuple[int, int]
-    padding: Padding = field(default_factory=Padding)
-
-
-@dataclass(frozen=True)
-class AveragePool:
-    """Mean under each window (rows, columns); the output may have a scale of its own.
-
-    Padding counts as real zeros as far as ``counted`` goes, and beyond that not at all.
-    """
-
-    name: str
-    input: str
-    output: str
-    window: tuple[int, int]
-    stride: tuple[int, int]
-    padding: Padding = field(default_factory=Padding)
-    counted: Padding = field(default_factory=Padding)
-
-
-@dataclass(frozen=True)
-class Concat:
-    """Channels of several tensors one after another, all of one scale and zero point."""
+class Variadic:
+    """An operation without weights that reads several tensors, as `Unary` reads one."""
 
     name: str
     inputs: tuple[str, ...]
     output: str
 
 
-@dataclass(frozen=True)
-class Requantize:
-    """The same real values in another scale, then clamped to the codes ``low`` … ``high``."""
-
-    name: str
-    input: str
-    output: str
-    low: int = INT8_MIN
-    high: int = INT8_MAX
+Operation: TypeAlias = Unary | Variadic
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,17 +124,7 @@ class Head:
     loss: Loss = "cross-entropy"
 
 
-Op: TypeAlias = (
-    Conv
-    | DepthwiseConv
-    | Add
-    | GlobalAveragePool
-    | MaxPool
-    | AveragePool
-    | Concat
-    | Requantize
-    | Head
-)
+Op: TypeAlias = Conv | DepthwiseConv | Operation | Head
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,4 +151,4 @@ class Graph:
 
 def inputs_of(op: Op) -> tuple[str, ...]:
     """Names of the tensors that ``op`` reads."""
-    return op.inputs if isinstance(op, (Add, Concat)) else (op.input,)
+    return op.inputs if isinstance(op, Variadic) else (op.input,)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import numpy as np
 from onnx import numpy_helper
 
-from codegen.graph.floats import Clamp, FloatAdd, FloatClamp
 from codegen.importer.layers import (
     average_pool,
     concat,
@@ -24,22 +23,29 @@ from codegen.importer.layers import (
     reduce_mean,
 )
 from codegen.importer.quantized import dequantize_linear, quantize_linear
-from codegen.importer.state import Affine, Array, Group, ImportState, Node, Roles, View, size_of
+from codegen.importer.state import (
+    Affine,
+    Array,
+    Group,
+    ImportState,
+    Node,
+    Product,
+    Roles,
+    View,
+    size_of,
+)
+from codegen.operators import OPERATORS
+from codegen.operators.add import FloatAdd
+from codegen.operators.base import Handler
 
-_SMOOTH = "use Relu or Clip, and train with it"
 _QDQ = "export in QDQ format (quant_format=QuantFormat.QDQ)"
-_REMEDIES = {
+REMEDIES = {
     "QLinearConv": _QDQ,
     "QLinearAdd": _QDQ,
     "QLinearMatMul": _QDQ,
     "ConvInteger": "quantize statically (quantize_static), in QDQ format",
     "DynamicQuantizeLinear": "quantize statically (quantize_static), in QDQ format",
     "ConvTranspose": "end the network in a fully connected layer",
-    **dict.fromkeys(
-        ("Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Erf", "Gelu", "Elu", "Selu", "Mish",
-         "LeakyRelu", "PRelu", "Softplus", "Swish"),
-        _SMOOTH,
-    ),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "use convolutions over time"),
     **dict.fromkeys(("Slice", "Split"), "pool, or convolve with a stride, in its place"),
     "InstanceNormalization": "use BatchNormalization",
@@ -57,7 +63,7 @@ _REMEDIES = {
 
 def unsupported(operator: str) -> str:
     """What to say of an operator that has no handler."""
-    remedy = _REMEDIES.get(operator, "change the model to use only these")
+    remedy = REMEDIES.get(operator, "change the model to use only these")
     return f"operator not supported; {remedy}. Supported: {', '.join(SUPPORTED_OPERATORS)}"
 
 
@@ -69,58 +75,6 @@ def _constant(state: ImportState, node: Node) -> None:
             state.constants[node.outputs[0]] = np.asarray(value)
         else:
             node.refuse(f"attribute '{key}' not supported; use a dense tensor as 'value'")
-
-
-# Activations.
-
-
-def _relu(state: ImportState, node: Node) -> None:
-    _clamp(state, node, Clamp(low=0.0))
-
-
-def _clip(state: ImportState, node: Node) -> None:
-    limits = [
-        float(state.constant(node, index, role, finite=False).reshape(-1)[0])
-        if node.input(index)
-        else default
-        for index, role, default in ((1, "min", -np.inf), (2, "max", np.inf))
-    ]
-    if not limits[0] <= 0.0 <= limits[1] or limits[0] == limits[1]:
-        node.refuse(f"clips to {limits[0]} … {limits[1]}; the range must hold 0 and more than it")
-    _clamp(state, node, Clamp(*limits))
-
-
-def _maximum(state: ImportState, node: Node) -> None:
-    _bound(state, node, Clamp(low=_other_constant(state, node)), "above")
-
-
-def _minimum(state: ImportState, node: Node) -> None:
-    _bound(state, node, Clamp(high=_other_constant(state, node)), "below")
-
-
-def _other_constant(state: ImportState, node: Node) -> float:
-    """The one number that a Max or Min compares with."""
-    constants = [index for index, name in enumerate(node.inputs) if name in state.constants]
-    if len(node.inputs) != 2 or len(constants) != 1:
-        node.refuse("compares tensors; only the comparison with one number is supported")
-    value = state.constant(node, constants[0], "constant")
-    if value.size != 1:
-        node.refuse(f"compares with {value.size} numbers; only one for all elements is supported")
-    return float(value.reshape(-1)[0])
-
-
-def _bound(state: ImportState, node: Node, clamp: Clamp, side: str) -> None:
-    if not clamp.low <= 0.0 <= clamp.high:
-        node.refuse(f"keeps values {side} {clamp.low if side == 'above' else clamp.high:g}; the "
-                    "range that is left must hold 0")  # fmt: skip
-    tensor = next(name for name in node.inputs if name not in state.constants)
-    _clamp(state, dataclasses.replace(node, inputs=(tensor,)), clamp)
-
-
-def _clamp(state: ImportState, node: Node, clamp: Clamp) -> None:
-    view = state.view(node)
-    name = state.unique(node.name)
-    state.append_elementwise(node, FloatClamp(name, view.tensor, name, clamp), view)
 
 
 # Sums and products with constants; sums of tensors.
@@ -172,9 +126,8 @@ def _sum(state: ImportState, node: Node, sign: float) -> None:
         return
     if sign < 0:
         node.refuse("subtracts one tensor from another; negate the weights before it and use Add")
-    views = [state.view(node, index) for index in range(len(node.inputs))]
-    pictures = [_arrangement(view, state.roles(node, view)) for view in views]
-    if any(picture != pictures[0] for picture in pictures):
+    views, alike = _two_tensors(state, node)
+    if not alike:
         shown = " and ".join(str(list(view.sizes)) for view in views)
         node.refuse(
             f"adds tensors of shapes {shown}; broadcasting is not supported, both must be alike"
@@ -183,6 +136,13 @@ def _sum(state: ImportState, node: Node, sign: float) -> None:
     tensors = (views[0].tensor, views[1].tensor)
     roles = state.roles(node, views[0])
     state.append(node, FloatAdd(name, tensors, name), roles, views[0].dims)
+
+
+def _two_tensors(state: ImportState, node: Node) -> tuple[list[View], bool]:
+    """Both inputs, and whether they have one shape."""
+    views = [state.view(node, index) for index in range(len(node.inputs))]
+    pictures = [_arrangement(view, state.roles(node, view)) for view in views]
+    return views, all(picture == pictures[0] for picture in pictures)
 
 
 def _flipped(node: Node, index: int) -> Node:
@@ -222,10 +182,17 @@ def _sum_of_all(state: ImportState, node: Node) -> None:
 def _mul(state: ImportState, node: Node) -> None:
     constants = [index for index in (0, 1) if node.input(index) in state.constants]
     if not constants:
-        node.refuse(
-            "multiplies two tensors (attention, squeeze-and-excite or a smooth activation); only "
-            "products with constants are supported, remove that part of the model"
-        )
+        views, alike = _two_tensors(state, node)
+        if not alike:
+            shown = " and ".join(str(list(view.sizes)) for view in views)
+            node.refuse(
+                f"multiplies tensors of shapes {shown} (attention or squeeze-and-excite), which "
+                "is not supported; remove that part of the model"
+            )
+        name = state.unique(node.name)
+        product = Product(name, (views[0].tensor, views[1].tensor), name)
+        state.append(node, product, state.roles(node, views[0]), views[0].dims)
+        return
     flipped = _flipped(node, constants[0])
     view = state.view(flipped)
     gain = _per_channel(state, node, constants[0], view)
@@ -374,50 +341,100 @@ def _softmax(state: ImportState, node: Node) -> None:
     state.views[node.outputs[0]] = dataclasses.replace(view, after_softmax=True)
 
 
-HANDLERS: dict[str, Callable[[ImportState, Node], None]] = {
-    "Add": _add,
-    "AveragePool": average_pool,
-    "BatchNormalization": _batch_normalization,
-    "Cast": _cast,
-    "CastLike": _cast_like,
-    "Clip": _clip,
-    "Concat": concat,
-    "Constant": _constant,
-    "Conv": conv,
-    "DequantizeLinear": dequantize_linear,
-    "Div": _div,
-    "Dropout": ImportState.rename,
-    "Flatten": _flatten,
-    "Gather": _gather,
-    "Gemm": gemm,
-    "GlobalAveragePool": global_average_pool,
-    "GlobalMaxPool": global_max_pool,
-    "Identity": ImportState.rename,
-    "LogSoftmax": _softmax,
-    "MatMul": matmul,
-    "Max": _maximum,
-    "MaxPool": max_pool,
-    "Min": _minimum,
-    "Mul": _mul,
-    "Pad": pad,
-    "QuantizeLinear": quantize_linear,
-    "ReduceMax": reduce_max,
-    "ReduceMean": reduce_mean,
-    "Relu": _relu,
-    "Reshape": _reshape,
-    "Shape": _shape,
-    "Softmax": _softmax,
-    "Squeeze": _squeeze,
-    "Sub": _sub,
-    "Sum": _sum_of_all,
-    "Transpose": _transpose,
-    "Unsqueeze": _unsqueeze,
+_FREE = "the same values in other dimensions: it costs nothing"
+_ONE_LAYER = "part of the layer before it, or a depthwise 1x1 layer of its own"
+
+_OWN: Mapping[str, Handler] = {
+    "Add": Handler(
+        _add,
+        "with a constant: " + _ONE_LAYER + "; of two tensors: Add",
+        "tensors of different shapes; constants but one number, or one per channel",
+    ),
+    "AveragePool": Handler(
+        average_pool, "AveragePool", "dilations; more than two spatial dimensions"
+    ),
+    "BatchNormalization": Handler(
+        _batch_normalization, _ONE_LAYER, "training mode; normalization over another axis than 1"
+    ),
+    "Cast": Handler(_cast, "nothing", "casts of activations to integers", renames=True),
+    "CastLike": Handler(_cast_like, "nothing", renames=True),
+    "Concat": Handler(concat, "Concat", "other axes than the channels; pictures of unlike size"),
+    "Constant": Handler(_constant, "a constant", "sparse tensors and strings"),
+    "Conv": Handler(
+        conv,
+        "a convolution, full or depthwise",
+        "dilations; groups but 1 and one channel each; weights that aren't constant; "
+        "three spatial dimensions",
+    ),
+    "DequantizeLinear": Handler(
+        dequantize_linear,
+        "the real values of constants, or nothing",
+        "another scale than the tensor was written with; scales per channel of an activation",
+        renames=True,
+    ),
+    "Div": Handler(_div, "by a constant: " + _ONE_LAYER, "division by a tensor"),
+    "Dropout": Handler(ImportState.rename, "nothing", renames=True),
+    "Flatten": Handler(_flatten, _FREE, renames=True),
+    "Gather": Handler(_gather, _FREE, "all but index 0 of a dimension of size 1", renames=True),
+    "Gemm": Handler(
+        gemm,
+        "a fully connected layer: a convolution as large as the picture",
+        "transA; weights that aren't constant",
+    ),
+    "GlobalAveragePool": Handler(global_average_pool, "GlobalAveragePool"),
+    "GlobalMaxPool": Handler(global_max_pool, "MaxPool over the picture"),
+    "Identity": Handler(ImportState.rename, "nothing", renames=True),
+    "LogSoftmax": Handler(_softmax, "the loss, at the end", "anywhere else than at the end"),
+    "MatMul": Handler(
+        matmul,
+        "a fully connected layer, or a 1x1 convolution along the last dimension",
+        "products of two activations; weights of other than two dimensions",
+    ),
+    "MaxPool": Handler(
+        max_pool, "MaxPool", "dilations; its second output; more than two spatial dimensions"
+    ),
+    "Mul": Handler(
+        _mul,
+        "by a constant: " + _ONE_LAYER + "; of functions of one tensor, as x · sigmoid(x): a table "
+        "by code",
+        "products of two tensors (attention, squeeze-and-excite)",
+    ),
+    "Pad": Handler(
+        pad,
+        "the padding of what follows",
+        "other values than 0; dimensions but height and width; negative pads",
+    ),
+    "QuantizeLinear": Handler(
+        quantize_linear,
+        "the scale of a tensor; a second, different one: Requantize",
+        "scales per channel of an activation; other types than int8 and uint8",
+        renames=True,
+    ),
+    "ReduceMax": Handler(reduce_max, "MaxPool over rows, columns or both", "the channels"),
+    "ReduceMean": Handler(
+        reduce_mean, "GlobalAveragePool, or AveragePool over rows or columns", "the channels"
+    ),
+    "Reshape": Handler(
+        _reshape, _FREE, "what neither merges whole dimensions nor splits them", renames=True
+    ),
+    "Shape": Handler(_shape, "a constant", renames=True),
+    "Softmax": Handler(_softmax, "the loss, at the end", "anywhere else than at the end"),
+    "Squeeze": Handler(_squeeze, _FREE, renames=True),
+    "Sub": Handler(_sub, "with a constant: " + _ONE_LAYER, "differences of two tensors"),
+    "Sum": Handler(_sum_of_all, "Add, one after the other", "as of Add"),
+    "Transpose": Handler(
+        _transpose,
+        "the same values in another order, which what follows takes into account",
+        "orders that what follows can't take into account",
+        renames=True,
+    ),
+    "Unsqueeze": Handler(_unsqueeze, _FREE, renames=True),
 }
 
-SUPPORTED_OPERATORS = tuple(sorted(HANDLERS))
+HANDLERS: Mapping[str, Handler] = {
+    **_OWN,
+    **{name: handler for row in OPERATORS for name, handler in row.handlers.items()},
+}
+"""By ONNX operator: spellings of several operations are told here, the rest by `OPERATORS`."""
 
-RENAMING = frozenset(
-    ("Cast", "CastLike", "DequantizeLinear", "Dropout", "Flatten", "Gather", "Identity",
-     "QuantizeLinear", "Reshape", "Shape", "Squeeze", "Transpose", "Unsqueeze")
-)  # fmt: skip
-"""Operators that leave values as they are: they may follow the Softmax at the end."""
+SUPPORTED_OPERATORS = tuple(sorted(HANDLERS))

@@ -8,12 +8,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.graph.floats import FloatConv, conv_output_shape, window_output_shape
-from codegen.graph.ir import AveragePool, Concat, GlobalAveragePool, MaxPool, Padding
+from codegen.graph.floats import FloatConv, FloatOp, conv_output_shape, window_output_shape
+from codegen.graph.ir import Padding
 from codegen.importer.quantized import stored_integers
 from codegen.importer.state import (
     Array,
-    Draft,
     Group,
     ImportState,
     Node,
@@ -23,6 +22,10 @@ from codegen.importer.state import (
     picture_dims,
     size_of,
 )
+from codegen.operators.average_pool import AveragePool
+from codegen.operators.concat import Concat
+from codegen.operators.global_average_pool import GlobalAveragePool
+from codegen.operators.max_pool import MaxPool
 
 # Attributes: one entry per spatial dimension in the file, two here; 1-D layers get height 1.
 
@@ -304,7 +307,7 @@ def _append_pool(
     _inherit_coding(state, op)
 
 
-def _inherit_coding(state: ImportState, op: Draft) -> None:
+def _inherit_coding(state: ImportState, op: FloatOp) -> None:
     """The largest of some codes is one of them: quantized models need not say how it is coded."""
     if isinstance(op, MaxPool) and op.input in state.codings:
         state.codings[op.output] = state.codings[op.input]

@@ -1,10 +1,10 @@
 """ONNX file → float graph.
 
 Every node of the file goes through one small handler, in the table `HANDLERS` of
-`codegen.importer.handlers`; a new operator is one more row. Operations of the file become
-operations of a draft, or other views of the same tensor where they only move or rename values;
-what depends on constants and shapes alone is computed. Then the passes of
-`codegen.importer.passes` bring the draft into the float graph's normal form. In quantized models
+`codegen.importer.handlers`; an operation's own handlers stand in its row of `codegen.operators`.
+Operations of the file become operations of a draft, or other views of the same tensor where they
+only move or rename values; what depends on constants and shapes alone is computed. Then the passes
+of `codegen.importer.passes` bring the draft into the float graph's normal form. In quantized models
 (QuantizeLinear and DequantizeLinear around every operation) these two only rename tensors, but
 scales, zero points and stored integers are kept. What can't be imported is refused with the node,
 the operator, the attribute and the remedy.
@@ -13,10 +13,12 @@ the operator, the attribute and the remedy.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.version_converter
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
@@ -24,9 +26,10 @@ from onnx.reference import ReferenceEvaluator
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatGraph, FloatHead, LossChoice
 from codegen.graph.ir import Loss
-from codegen.importer.handlers import HANDLERS, RENAMING, SUPPORTED_OPERATORS, unsupported
+from codegen.importer.draft import DraftGraph
+from codegen.importer.handlers import HANDLERS, SUPPORTED_OPERATORS, unsupported
 from codegen.importer.loss import Outputs, choose_loss
-from codegen.importer.passes import PASSES, DraftGraph
+from codegen.importer.passes import PASSES
 from codegen.importer.quantized import transpose_integers
 from codegen.importer.state import Affine, ImportState, Node, View
 
@@ -62,8 +65,28 @@ def load_file(path: Path | str) -> onnx.ModelProto:
         return onnx.load(str(path), format="protobuf")
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file; give the path of an ONNX model") from error
-    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
+    except onnx.checker.ValidationError as error:
+        raise _unreadable_data(path, error) from error
+    except (DecodeError, OSError, ValueError) as error:
         raise ModelError(f"{path}: not a readable ONNX file ({error}); export it again") from error
+
+
+def _unreadable_data(path: Path, error: Exception) -> ModelError:
+    """What to do about weights that a file says are in another one."""
+    model = onnx.load(str(path), format="protobuf", load_external_data=False)
+    named = dict.fromkeys(
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    )
+    missing = [name for name in named if not (path.parent / name).is_file()]
+    if not missing:
+        return ModelError(f"{path}: not a readable ONNX file ({error}); export it again")
+    return ModelError(
+        f"{path}: its weights are in {', '.join(missing)}, which isn't beside it in {path.parent}; "
+        "put it there under that name"
+    )
 
 
 def import_proto(
@@ -73,7 +96,7 @@ def import_proto(
     samples: Path | str | None = None,
 ) -> FloatGraph:
     """Turns a loaded ONNX model into a float graph; options and errors are `import_model`'s."""
-    opset = _checked_opset(model)
+    opset = _opset_of(model)
     try:
         onnx.checker.check_model(model)
         if model.functions:
@@ -81,6 +104,11 @@ def import_proto(
     except (onnx.checker.ValidationError, UnicodeDecodeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"the model breaks the ONNX rules: {reason}; export it again") from error
+    notes = []
+    if opset < OLDEST_OPSET:
+        model = _converted(model, opset)
+        notes.append(f"the model's ONNX opset {opset} was converted to opset {OLDEST_OPSET}")
+        opset = OLDEST_OPSET
     try:
         state = ImportState(model.graph, name or model.graph.name or "model")
         draft, result = _run(state, opset)
@@ -89,22 +117,29 @@ def import_proto(
     choice = choose_loss(_outputs(state, result), loss, samples)
     if choice.loss == "mse":
         _to_reconstruction(state, draft, result)
-    return _finished(state, draft, choice)
+    return _finished(state, draft, choice, notes)
 
 
-def _checked_opset(model: onnx.ModelProto) -> int:
+def _opset_of(model: onnx.ModelProto) -> int:
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if not versions:
         raise ModelError(
             "the file names no ONNX opset (empty or not an ONNX model); "
             f"export it with opset {OLDEST_OPSET} or later"
         )
-    if versions[0] < OLDEST_OPSET:
-        raise ModelError(
-            f"the model uses ONNX opset {versions[0]}; export it with opset {OLDEST_OPSET} or "
-            "later (or convert it with onnx.version_converter)"
-        )
     return int(versions[0])
+
+
+def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """``model``, which is valid, with the operators of `OLDEST_OPSET`."""
+    try:
+        return onnx.version_converter.convert_version(model, OLDEST_OPSET)
+    except (onnx.version_converter.ConvertError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ModelError(
+            f"the model uses ONNX opset {opset}, which can't be converted ({reason}); export it "
+            f"with opset {OLDEST_OPSET} or later"
+        ) from error
 
 
 def _run(state: ImportState, opset: int) -> tuple[DraftGraph, View]:
@@ -116,12 +151,13 @@ def _run(state: ImportState, opset: int) -> tuple[DraftGraph, View]:
         handler = HANDLERS.get(node.operator)
         if handler is None:
             node.refuse(unsupported(node.operator))
-        if state.is_behind_softmax(node) and node.operator not in RENAMING:
+        if state.is_behind_softmax(node) and not handler.renames:
             node.refuse(
                 "reads the output of a Softmax, behind which only reshapes are supported; export "
                 "the model without what follows"
             )
-        handler(state, node)
+        handler.read(state, node)
+        state.note_rearranged(node)
     result = state.views.get(state.outputs[0])
     if result is None:
         raise ModelError(
@@ -190,11 +226,20 @@ def _to_reconstruction(state: ImportState, draft: DraftGraph, result: View) -> N
     )
 
 
-def _finished(state: ImportState, draft: DraftGraph, choice: LossChoice) -> FloatGraph:
+def _finished(
+    state: ImportState, draft: DraftGraph, choice: LossChoice, notes: Sequence[str]
+) -> FloatGraph:
     ops = [op for op in draft.ops.values() if not isinstance(op, Affine)]
     tensors = {draft.input} | {op.output for op in ops} - {draft.output}
     codings = {name: coding for name, coding in draft.codings.items() if name in tensors}
     shapes = {name: shape for name, shape in draft.shapes.items() if name in tensors}
     return FloatGraph(
-        state.name, state.input, shapes, tuple(ops), codings, state.sample_layout, choice
+        state.name,
+        state.input,
+        shapes,
+        tuple(ops),
+        codings,
+        state.sample_layout,
+        choice,
+        tuple(notes),
     )

@@ -9,100 +9,28 @@ the last layer becomes the head.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable
 
 import numpy as np
 
 from codegen.errors import ModelError
 from codegen.graph.floats import (
     NO_CLAMP,
-    ChannelsFirst,
     Clamp,
+    Clamped,
     Coding,
-    FloatAdd,
-    FloatClamp,
     FloatConv,
     FloatHead,
     StoredIntegers,
 )
-from codegen.graph.ir import AveragePool, Concat, GlobalAveragePool, MaxPool, Padding
-from codegen.importer.state import Affine, Array, Draft, reads
-
-_Op = TypeVar("_Op", bound=Draft)
-
-
-@dataclasses.dataclass
-class DraftGraph:
-    """Operations by output tensor in execution order, and what is known of their tensors."""
-
-    input: str
-    output: str
-    ops: dict[str, Draft]
-    shapes: dict[str, ChannelsFirst]
-    codings: dict[str, Coding]
-
-    def readers(self) -> Counter[str]:
-        """How many operations read each tensor; the graph's output is read once more."""
-        counts = Counter(name for op in self.ops.values() for name in reads(op))
-        counts[self.output] += 1
-        return counts
-
-    def only_reader(self, tensor: str) -> bool:
-        """Whether one operation reads ``tensor`` and nothing else."""
-        return self.readers()[tensor] == 1
-
-    def rename(self, old: str, new: str) -> None:
-        """Lets every reader of ``old`` read ``new``."""
-
-        def renamed(name: str) -> str:
-            return new if name == old else name
-
-        for output, op in self.ops.items():
-            match op:
-                case FloatAdd(inputs=(one, other)):
-                    inputs = renamed(one), renamed(other)
-                    self.ops[output] = dataclasses.replace(op, inputs=inputs)
-                case Concat():
-                    parts = tuple(renamed(name) for name in op.inputs)
-                    self.ops[output] = dataclasses.replace(op, inputs=parts)
-                case _:
-                    self.ops[output] = dataclasses.replace(op, input=renamed(op.input))
-        if self.output == old:
-            self.output = new
-
-    def remove(self, op: Draft, keep: str) -> None:
-        """Takes ``op`` out; its readers read tensor ``keep``."""
-        del self.ops[op.output]
-        self.codings.pop(op.output, None)
-        self.rename(op.output, keep)
-
-    def split(self, first: Draft, second: Draft) -> None:
-        """Two operations, one behind the other, in the place of the one that makes the same."""
-        before = dict(self.ops)
-        self.ops.clear()
-        for name, op in before.items():
-            if name == second.output:
-                self.ops[first.output] = first
-            self.ops[name] = second if name == second.output else op
-
-    def each(self, kind: type[_Op]) -> Iterator[_Op]:
-        """The operations of one kind as they stood at the start, less those removed since."""
-        for output in [name for name, op in self.ops.items() if isinstance(op, kind)]:
-            op = self.ops.get(output)
-            if isinstance(op, kind):
-                yield op
-
-
-def remove_unused(draft: DraftGraph) -> None:
-    """Operations that the output doesn't depend on, as auxiliary branches leave behind."""
-    needed = {draft.output}
-    for output, op in reversed(draft.ops.items()):
-        if output in needed:
-            needed.update(reads(op))
-    for output in [name for name in draft.ops if name not in needed]:
-        del draft.ops[output]
+from codegen.graph.ir import Padding
+from codegen.importer.draft import DraftGraph, remove_unused
+from codegen.importer.functions import fuse_products, merge_functions
+from codegen.importer.state import Affine, Array
+from codegen.operators.average_pool import AveragePool
+from codegen.operators.global_average_pool import GlobalAveragePool
+from codegen.operators.max_pool import MaxPool
+from codegen.operators.requantize import FloatClamp
 
 
 def merge_affines(draft: DraftGraph) -> None:
@@ -180,7 +108,8 @@ def raise_clamps_over_max_pools(draft: DraftGraph) -> None:
         while isinstance(pool, MaxPool) and pool.output not in draft.codings:
             if not draft.only_reader(pool.output) or not draft.only_reader(pool.input):
                 break
-            if not isinstance(draft.ops.get(pool.input), (FloatConv, FloatAdd, MaxPool)):
+            maker = draft.ops.get(pool.input)
+            if isinstance(maker, FloatClamp) or not isinstance(maker, (Clamped, MaxPool)):
                 break
             op = _swapped(draft, pool, op)
             pool = draft.ops.get(op.input)
@@ -199,7 +128,7 @@ def fold_clamps(draft: DraftGraph) -> None:
     """An activation becomes the clamp of the operation that makes its input."""
     for op in draft.each(FloatClamp):
         maker = draft.ops.get(op.input)
-        if not isinstance(maker, (FloatConv, FloatAdd, FloatClamp)):
+        if not isinstance(maker, Clamped):
             continue
         if maker.output in draft.codings or not draft.only_reader(maker.output):
             continue
@@ -258,11 +187,9 @@ def separate_clamps(draft: DraftGraph) -> None:
     """
     for op in list(draft.ops.values()):
         coding = draft.codings.get(op.output)
-        if (
-            not isinstance(op, (FloatConv, FloatAdd))
-            or coding is None
-            or _implied(op.clamp, coding)
-        ):
+        if not isinstance(op, Clamped) or isinstance(op, FloatClamp):
+            continue
+        if coding is None or _implied(op.clamp, coding):
             continue
         unclamped = f"{op.output}_unclamped"
         draft.split(
@@ -283,7 +210,7 @@ def clamp_to_codes(draft: DraftGraph) -> None:
     """In quantized models the range of the codes is the activation: Relu nodes are left out."""
     for op in draft.ops.values():
         coding = draft.codings.get(op.output)
-        if isinstance(op, (FloatConv, FloatAdd, FloatClamp)) and coding is not None:
+        if isinstance(op, Clamped) and coding is not None:
             clamp = op.clamp.then(coding.range)
             draft.ops[op.output] = dataclasses.replace(op, clamp=clamp)
 
@@ -344,6 +271,8 @@ def last_layer_to_head(draft: DraftGraph) -> None:
 
 PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     remove_unused,
+    fuse_products,
+    merge_functions,
     merge_affines,
     fold_affines,
     affines_to_layers,

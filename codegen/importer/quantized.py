@@ -15,9 +15,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from codegen.graph.floats import NO_CLAMP, Coding, FloatClamp, StoredIntegers
+from codegen.graph.floats import NO_CLAMP, Coding, StoredIntegers
 from codegen.graph.ir import Padding
 from codegen.importer.state import Array, ImportState, Integers, Node
+from codegen.operators.requantize import FloatClamp
 
 
 def dequantize_linear(state: ImportState, node: Node) -> None:

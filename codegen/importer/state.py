@@ -25,11 +25,11 @@ from codegen.graph.floats import (
     Coding,
     FloatOp,
     SampleLayout,
-    inputs_of,
     window_output_shape,
 )
-from codegen.graph.ir import AveragePool, Padding
+from codegen.graph.ir import Padding, Unary, Variadic
 from codegen.graph.names import identifier
+from codegen.operators.average_pool import AveragePool
 
 Array = NDArray[np.float64]
 
@@ -70,22 +70,16 @@ class Integers:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Affine:
+class Affine(Unary):
     """gain * x + shift per channel (or one for all): never survives the importer's passes."""
 
-    name: str
-    input: str
-    output: str
     gain: Array
     shift: Array
 
 
-Draft: TypeAlias = FloatOp | Affine
-
-
-def reads(op: Draft) -> tuple[str, ...]:
-    """Names of the tensors that ``op`` reads."""
-    return (op.input,) if isinstance(op, Affine) else inputs_of(op)
+@dataclasses.dataclass(frozen=True)
+class Product(Variadic):
+    """Elementwise product of two tensors of one shape: never survives the importer's passes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,7 +142,7 @@ class ImportState:
             entry.name: numpy_helper.to_array(entry) for entry in graph.initializer
         }
         self.integers: dict[str, Integers] = {}  # by the name of their real values
-        self.ops: dict[str, Draft] = {}  # by output tensor, in execution order
+        self.ops: dict[str, FloatOp] = {}  # by output tensor, in execution order
         self.views: dict[str, View] = {}  # by ONNX name
         self.codings: dict[str, Coding] = {}  # by tensor, in quantized models
         self.codes: dict[str, np.dtype[Any]] = {}  # types by ONNX name of QuantizeLinear's outputs
@@ -156,6 +150,8 @@ class ImportState:
         self._taken: set[str] = set()
         self._roles: dict[str, Roles] = {}  # by tensor; of the input once they are settled
         self._like_input: set[str] = set()  # tensors with the input's axes
+        self._settled_by: Node | None = None  # what first needed to know these
+        self._rearranged_by: dict[str, Node] = {}  # by ONNX name: what moved its dimensions last
         self.outputs = [output.name for output in graph.output]
         self.input = self._read_input(graph)
 
@@ -253,14 +249,39 @@ class ImportState:
             dims[1], dims[2] if len(dims) == 4 else (), dims[-1] if len(dims) > 2 else ()
         )
         if view.tensor not in self._roles and dims[0] == ():
-            self._settle_input(wanted)
+            self._settle_input(wanted, node)
         if dims[0] != () or self._roles[view.tensor] != wanted:
-            node.refuse(
-                f"its input of shape {list(view.sizes)} isn't (batch, channels, height, width) of "
-                "one tensor, but mixes its dimensions; reshape or transpose the model's input "
-                "only, or in ways that change nothing"
-            )
+            self._refuse_mixed(node, node.input(index))
         return view, wanted
+
+    def note_rearranged(self, node: Node) -> None:
+        """Remembers ``node`` where it moves dimensions. A Transpose is kept before a Reshape, which
+        doesn't change the order of elements."""
+        last = next((o for n in node.inputs if (o := self._rearranged_by.get(n)) is not None), None)
+        if node.operator == "Transpose" or (node.operator == "Reshape" and last is None):
+            last = node
+        if last is not None:
+            self._rearranged_by.update((name, last) for name in node.outputs)
+
+    def _refuse_mixed(self, reader: Node, name: str) -> NoReturn:
+        """Refuses what keeps ``reader`` from reading ``name`` as a picture, rather than it."""
+        view, settled = self.views[name], self._settled_by
+        who = f"node '{reader.name}' ({reader.operator})"
+        made_of_input = view.tensor in self._like_input and view.tensor != self.input
+        if made_of_input and settled is not None:
+            settled.refuse(
+                "works along another dimension of the model's input than those that "
+                f"{who} behind it takes for (batch, channels, height, width); do its work on the "
+                "samples before they are given to the model, and export the model without it"
+            )
+        moved = self._rearranged_by.get(name)
+        shown = f"its input of shape {list(view.sizes)} isn't (batch, channels, height, width) of "
+        if moved is None:
+            reader.refuse(f"{shown}one tensor, but mixes its dimensions; export the model again")
+        moved.refuse(
+            f"mixes the dimensions of what {who} reads: {shown}one tensor; leave it out, or "
+            "reshape or transpose the model's input only"
+        )
 
     def roles(self, node: Node, view: View, *, channels_last: bool = False) -> Roles:
         """The axes of the view's tensor; settles the input's as its dimensions stand."""
@@ -272,11 +293,15 @@ class ImportState:
                 node.refuse(f"works on the model's input in shape {list(view.sizes)}; needed is "
                             "(batch, channels, height, width)")  # fmt: skip
             self._settle_input(
-                Roles(dims[0], dims[1] if len(dims) == 3 else (), dims[-1] if len(dims) > 1 else ())
+                Roles(
+                    dims[0], dims[1] if len(dims) == 3 else (), dims[-1] if len(dims) > 1 else ()
+                ),
+                node,
             )
         return self._roles[view.tensor]
 
-    def _settle_input(self, roles: Roles) -> None:
+    def _settle_input(self, roles: Roles, node: Node) -> None:
+        self._settled_by = node
         for tensor in self._like_input:
             self._roles[tensor] = roles
 
@@ -309,16 +334,16 @@ class ImportState:
         self._taken.add(identifier(candidate))
         return candidate
 
-    def _add(self, op: Draft, roles: Roles) -> None:
+    def _add(self, op: FloatOp, roles: Roles) -> None:
         self.ops[op.output] = op
         self._roles[op.output] = roles
 
-    def append(self, node: Node, op: Draft, roles: Roles, dims: tuple[Group, ...]) -> None:
+    def append(self, node: Node, op: FloatOp, roles: Roles, dims: tuple[Group, ...]) -> None:
         """Adds ``op`` as the maker of the node's output, a view with ``dims``."""
         self._add(op, roles)
         self.views[node.outputs[0]] = View(op.output, dims)
 
-    def append_elementwise(self, node: Node, op: Draft, view: View) -> None:
+    def append_elementwise(self, node: Node, op: FloatOp, view: View) -> None:
         """Adds an operation whose output has the axes of its input ``view``."""
         self.ops[op.output] = op
         if view.tensor in self._roles:

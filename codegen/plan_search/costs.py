@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,18 @@ CodedBytes = Callable[[NDArray[np.int32]], int]
 
 
 @dataclass(frozen=True)
+class Round:
+    """What a device trains on before it sends a delta: so many samples, so many times over."""
+
+    samples: int = 64
+    epochs: int = 1
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.samples:,} samples, {self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+
+
+@dataclass(frozen=True)
 class Costs:
     """Costs of one plan: SRAM of the firmware, coded delta of one round, one step of training."""
 
@@ -37,7 +49,10 @@ class Costs:
 
     def __str__(self) -> str:
         """For people."""
-        return str(Limits(self.sram_bytes, self.delta_bytes, self.instructions))
+        return (
+            f"{self.sram_bytes:,} bytes of SRAM, {self.delta_bytes:,} bytes of delta, "
+            f"{self.instructions:,} instructions per step"
+        )
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,8 @@ class Limits:
     sram_bytes: int
     delta_bytes: int | None = None
     instructions: int | None = None
+    round: Round = field(default_factory=Round)
+    """That ``delta_bytes`` are of."""
 
     def allow(self, costs: Costs) -> bool:
         """Whether ``costs`` are within all limits."""
@@ -73,7 +90,7 @@ class Limits:
         """For people."""
         text = f"{self.sram_bytes:,} bytes of SRAM"
         if self.delta_bytes is not None:
-            text += f", {self.delta_bytes:,} bytes of delta per round"
+            text += f", {self.delta_bytes:,} bytes of delta per round of {self.round}"
         if self.instructions is not None:
             text += f", {self.instructions:,} instructions per step"
         return text
@@ -156,27 +173,31 @@ class CostModel:
     ) -> None:
         """``rest_bytes`` is the SRAM beside arena, state and logits, measured (``rest_of``).
 
-        It, ``bits`` and ``rest_instructions``, by which estimates of a step fall short, may be set
-        anew when better is known.
+        It and ``bits`` may be set anew when better is known.
         """
         self.graph = graph
         self.order = order
         self.rest_bytes = rest_bytes
         self.bits = bits
-        self.rest_instructions = 0
         self.state = state
+        self.measured: dict[Selection, Costs] = {}
+        """What is known for certain; it goes before estimates."""
+        self._more_per_instruction = 1.0
         self._known: dict[Selection, ProgramSizes] = {}
         self._added: dict[tuple[str, int], tuple[int, int, float]] = {}
 
     def of(self, selection: Selection) -> Costs:
-        """Costs of ``selection``."""
+        """Costs of ``selection``: measured where they were, else estimated."""
+        return self.measured.get(selection) or self._costs(self._sizes(selection))
+
+    def estimated(self, selection: Selection) -> Costs:
+        """Estimated costs of ``selection``, whether or not better is known."""
+        return self._costs(self._sizes(selection))
+
+    def _sizes(self, selection: Selection) -> ProgramSizes:
         if selection not in self._known:
             self._known[selection] = sizes_of(lower(self.graph, self.plan(selection)))
-        return self._costs(self._known[selection])
-
-    def of_plan(self, plan: Plan) -> Costs:
-        """Costs of any plan of the graph."""
-        return self._costs(sizes_of(lower(self.graph, plan)))
+        return self._known[selection]
 
     def plan(self, selection: Selection) -> Plan:
         """The plan that ``selection`` stands for."""
@@ -191,8 +212,24 @@ class CostModel:
         return Costs(
             sram_bytes=self.rest_bytes + sizes.pool_bytes,
             delta_bytes=math.ceil(bits / 8),
-            instructions=sizes.instructions + self.rest_instructions,
+            instructions=self._instructions(sizes.instructions),
         )
+
+    def _instructions(self, estimate: int) -> int:
+        """All plans have the forward pass in common, and the head's part: of these the count for
+        the head alone is taken, once it is known. What comes on top is scaled."""
+        head = self.measured.get(Selection())
+        if head is None:
+            return estimate
+        on_top = estimate - self._sizes(Selection()).instructions
+        return head.instructions + round(on_top * self._more_per_instruction)
+
+    def learn_instructions(self, selection: Selection) -> None:
+        """Scales estimates so that that of ``selection``, which was measured, is right."""
+        on_top = self._sizes(selection).instructions - self._sizes(Selection()).instructions
+        counted = self.measured[selection].instructions - self.measured[Selection()].instructions
+        if on_top > 0 and counted > 0:
+            self._more_per_instruction = counted / on_top
 
     def increments(self, layers: Sequence[str]) -> dict[tuple[str, int], Increment]:
         """What each (layer, channels) adds, by layer and number of channels.
@@ -217,7 +254,7 @@ class CostModel:
             (layer, count): Increment(
                 state,
                 int(values * self.bits.weight / 8),
-                int(update),
+                int(update * self._more_per_instruction),
             )
             for (layer, count), (state, values, update) in self._added.items()
             if layer in layers

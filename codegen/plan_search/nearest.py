@@ -28,7 +28,8 @@ def nearest_fitting(program: Program, most_pool_bytes: int) -> Plan | None:
 
     What is trained is counted in weights. Biases are cheap and move whole outputs: those of a layer
     count as much as all its weights. They go from the earliest layer on, channels of a layer in
-    eighths, those of the smallest weights (L2 norm) first. None where nothing is left that fits.
+    eighths, those of the smallest weights (L2 norm) first. The head stays, unless it alone is too
+    much. None where nothing is left that fits.
     """
     graph, plan = program.graph, program.plan
     layers = {op.name: op for op in graph.convolutions}
@@ -81,9 +82,14 @@ def nearest_fitting(program: Program, most_pool_bytes: int) -> Plan | None:
         for count in gains
     }
     found = search(values, cost, increments, Limits(most_pool_bytes), MOST_COSTED)
-    if found is None or _trains_nothing(part(found.selection)):
+    if found is not None and not _trains_nothing(part(found.selection)):
+        return part(found.selection)
+    if not plan.head or not (plan.biases or plan.weights):
         return None
-    return part(found.selection)
+    of_head = (f"{graph.head.name}.weight", f"{graph.head.name}.bias")
+    personal = tuple(name for name in plan.personal if name not in of_head)
+    headless = dataclasses.replace(plan, head=False, personal=personal)
+    return nearest_fitting(lower(graph, headless), most_pool_bytes)
 
 
 def _eighths(channels: int) -> list[int]:

@@ -1,14 +1,15 @@
 """From a model and labelled samples to update plans: what `tinyfleet plan` does.
 
 Measure the image, analyse contributions, search, then check what was assumed: plans are linked for
-the board, run, and their deltas coded. That contributions add up is an assumption too: the best sum
-is trained beside other plans, and the one that measures best is chosen.
+the board, run, and their deltas of rounds coded. That contributions add up is an assumption too:
+the best sum is trained beside other plans, and the one that measures best is chosen.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from codegen.plan_search.costs import (
     Costs,
     DeltaBits,
     Limits,
+    Round,
     rest_of,
 )
 from codegen.plan_search.finetune import (
@@ -47,7 +49,7 @@ from codegen.plan_search.finetune import (
     measure,
 )
 from codegen.plan_search.fisher import channel_traces, fisher_contributions
-from codegen.plan_search.proof import Bench, Linked, Proof
+from codegen.plan_search.proof import Bench, Linked, Proof, SramExceeded
 from codegen.plan_search.samples import Samples, hold_out
 from codegen.plan_search.search import Found, search
 from codegen.plan_search.training import (
@@ -56,7 +58,7 @@ from codegen.plan_search.training import (
     with_trained_head,
 )
 from codegen.program import blob
-from codegen.program.plans import Plan, PlanSpec, State, default_plans, resolve
+from codegen.program.plans import LastLayers, Plan, PlanSpec, State, default_plans, resolve
 from device_runtime import engine_sources
 
 HEAD_EPOCHS = 10
@@ -86,6 +88,8 @@ class Settings:
     uplink_bytes: int | None = None
     instructions: int | None = None
     """Of a training step."""
+    round: Round = field(default_factory=Round)
+    """The round that ``uplink_bytes`` are of, the first one from the model's own weights."""
     last: int | None = None
     """Layers analysed, counted from the end; None for all."""
     schedule: Schedule = field(default_factory=Schedule)
@@ -96,8 +100,8 @@ class Settings:
 class Proposal:
     """A plan that was found. ``predicted`` is its summed contribution, in the method's unit.
 
-    ``optimal``: no other plan within the limits that it was searched for has a higher sum. The
-    costs of the chosen plan are measured, those of the others predicted.
+    ``optimal``: no other plan within the limits that it was searched for has a higher sum.
+    ``linked`` has what it costs, measured on its image.
     """
 
     name: str
@@ -105,13 +109,18 @@ class Proposal:
     plan: Plan
     predicted: float
     optimal: bool
-    costs: Costs
+    linked: Linked
     measured: Score
+
+    @property
+    def costs(self) -> Costs:
+        """What it costs on the board, and on the link."""
+        return self.linked.costs
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The chosen plan with another option: what it would cost, or why it can't be."""
+    """The chosen plan with another option: what it costs, measured, or why it can't be."""
 
     option: str
     costs: Costs | None
@@ -120,14 +129,19 @@ class Variant:
 
 @dataclass(frozen=True)
 class PlanningResult:
-    """Everything that the command shows. ``proposals`` by SRAM; ``linked`` is plan ``best``."""
+    """Everything that the command shows. ``proposals`` by SRAM, those within the limits.
+
+    ``left_out`` has the names of plans that were found and exceed them, once measured.
+    ``samples`` is the number of samples that rounds were drawn from.
+    """
 
     board: str
     limits: Limits
+    samples: int
     contributions: Contributions
     head_only: Score
     proposals: tuple[Proposal, ...]
-    linked: Linked
+    left_out: tuple[str, ...]
     bits: DeltaBits
     variants: tuple[Variant, ...]
 
@@ -201,7 +215,10 @@ class _Planning:
         self.journal = Journal(journal, _identity(graph, samples, settings))
         self.training, self.held_out = hold_out(samples, settings.schedule.seed)
         self.graph = self._with_warm_head(graph)
-        self.proof = Proof(self.graph, board, self.training, settings.schedule, bench, tell)
+        # A fleet begins with the weights that are built in: its first deltas are the largest.
+        self.proof = Proof(
+            graph, board, self.training, settings.schedule, settings.round, bench, tell
+        )
 
     def _with_warm_head(self, graph: Graph) -> Graph:
         schedule = dataclasses.replace(self.settings.schedule, epochs=HEAD_EPOCHS)
@@ -224,14 +241,14 @@ class _Planning:
             sram_bytes=min(settings.sram_bytes or most, most),
             delta_bytes=settings.uplink_bytes,
             instructions=settings.instructions,
+            round=settings.round,
         )
-        report, instructions = self.proof.link(resolve(PlanSpec(name=HEAD_ONLY), graph))
+        head = self._head_alone(limits)
         traces = self._traces()
         order = self._order(traces)
-        model = CostModel(graph, order, rest_of(report), self._reference_bits(), settings.state)
-        # Plans have the forward pass in common, which is most of it for the head alone.
-        model.rest_instructions = instructions - model.of(Selection()).instructions
-        self._check_head(model.of(Selection()), limits)
+        bits = self._reference_bits()
+        model = CostModel(graph, order, rest_of(head.report), bits, settings.state)
+        model.measured[Selection()] = head.costs
         trial = Trial(
             graph,
             order,
@@ -245,7 +262,7 @@ class _Planning:
             contributions = self._within(fisher_contributions(graph, traces, order), model, limits)
         else:
             contributions = self._finetuned(trial, model, limits)
-        found, linked = self._checked(contributions, model, limits)
+        found = self._checked(contributions, model, limits)
         selected = _distinct(
             {
                 HIGHEST_SUM: found,
@@ -255,53 +272,86 @@ class _Planning:
         )
         finalists = [item.selection for item in selected.values()]
         scores = measure(trial, finalists, self.journal, self.tell)
-        chosen, linked = self._best_measured(selected, scores, linked, model, limits)
-        selected = {CHOSEN if name == chosen else name: item for name, item in selected.items()}
+        linked = self._linked(selected, model, limits)
+        chosen = min(
+            linked,
+            key=lambda name: (scores[selected[name].selection].loss, -selected[name].value),
+        )
         proposals = [
             Proposal(
-                name=name,
+                name=shown,
                 spec=plan_spec(
                     item.selection,
                     order,
-                    name=name,
+                    name=shown,
                     state=settings.state,
                     choice=settings.channel_choice,
                 ),
                 plan=model.plan(item.selection),
                 predicted=item.value,
                 optimal=item.optimal,
-                costs=linked.costs if name == CHOSEN else model.of(item.selection),
+                linked=linked[name],
                 measured=scores[item.selection],
             )
             for name, item in selected.items()
+            if name in linked
+            for shown in [CHOSEN if name == chosen else name]
         ]
         return PlanningResult(
             board=self.board.name,
             limits=limits,
+            samples=len(self.training),
             contributions=contributions,
             head_only=scores[Selection()],
             proposals=tuple(sorted(proposals, key=lambda item: item.costs.sram_bytes)),
-            linked=linked,
+            left_out=tuple(name for name in selected if name not in linked),
             bits=model.bits,
-            variants=tuple(self._variants(model, selected[CHOSEN].selection)),
+            variants=tuple(self._variants(model, selected[chosen].selection)),
         )
 
     def _reference_bits(self) -> DeltaBits:
         """Bits per value of the delta of a plan of middle size."""
-        if "delta bits" not in self.journal:
+        key = f"delta bits, round of {self.settings.round}"
+        if key not in self.journal:
             plans = default_plans(self.graph)
             middle = dataclasses.replace(plans[min(1, len(plans) - 1)], state=self.settings.state)
             bits = self.proof.delta_bits(middle)
-            self.journal.add("delta bits", dataclasses.asdict(bits))
-        return DeltaBits(**self.journal["delta bits"])
+            self.journal.add(key, dataclasses.asdict(bits))
+        return DeltaBits(**self.journal[key])
 
-    def _check_head(self, costs: Costs, limits: Limits) -> None:
-        if limits.allow(costs):
-            return
+    def _head_alone(self, limits: Limits) -> Linked:
+        """The plan that is part of every other, which must be within the limits."""
+        head = resolve(PlanSpec(name=HEAD_ONLY, state=self.settings.state), self.graph)
+        try:
+            linked = self.proof.of(head)
+        except SramExceeded as error:
+            needs = str(error)
+        else:
+            if limits.allow(linked.costs):
+                return linked
+            needs = str(linked.costs)
         raise BudgetError(
-            f"no plan fits {limits} on board {self.board.name}: the head alone needs {costs}; "
-            "use a smaller model, a larger board, or raise the limits"
+            f"no plan fits {limits} on board {self.board.name}: the head alone needs {needs}; "
+            f"use a smaller model, a larger board, or raise the limits{self._without_head(limits)}"
         )
+
+    def _without_head(self, limits: Limits) -> str:
+        """What can be trained within ``limits`` where the head can't be: biases, if any."""
+        depth = self.last
+        while depth > 0:
+            spec = PlanSpec(biases=LastLayers(last=depth), head=False, state=self.settings.state)
+            try:
+                costs = self.proof.of(resolve(spec, self.graph)).costs
+            except SramExceeded:
+                costs = None
+            if costs is not None and limits.allow(costs):
+                plan = json.dumps(spec.model_dump(mode="json", exclude_defaults=True))
+                return (
+                    f". Without the head a plan of biases fits, whose gain isn't measured: {plan} "
+                    f"needs {costs}"
+                )
+            depth //= 2
+        return ""
 
     # Contributions.
 
@@ -364,12 +414,10 @@ class _Planning:
 
     # Search, and what follows from it.
 
-    def _checked(
-        self, contributions: Contributions, model: CostModel, limits: Limits
-    ) -> tuple[Found, Linked]:
-        """The plan of highest sum, linked, run and trained, all within the limits.
+    def _checked(self, contributions: Contributions, model: CostModel, limits: Limits) -> Found:
+        """The plan of highest sum whose image, run and trained, is within the limits.
 
-        Where it turns out to cost more than predicted, the model learns it.
+        Where one turns out to cost more than predicted, the model learns it.
         """
         layers = [*contributions.weights]
         for _ in range(CORRECTIONS):
@@ -377,14 +425,41 @@ class _Planning:
             found = search(contributions, model.of, model.increments(layers), limits)
             assert found is not None, "the head alone was checked"
             self.tell("searching", 1, 1)
-            linked = self.proof.within(found.selection, model, limits)
-            if isinstance(linked, Linked):
-                return found, linked
-            self._check_head(model.of(Selection()), limits)
-        raise BudgetError(
-            f"the best plans for {limits} take more once linked, run and trained: {linked}; "
-            "ask for a few percent less"
-        )
+            if self._measured(found.selection, model, limits) is not None:
+                return dataclasses.replace(found, costs=model.of(found.selection))
+        head = Selection()
+        return Found(head, contributions.biases[0], model.of(head), optimal=False)
+
+    def _measured(self, selection: Selection, model: CostModel, limits: Limits) -> Linked | None:
+        """The image of ``selection``, None where it exceeds the limits; ``model`` learns of it."""
+        plan, predicted = model.plan(selection), model.estimated(selection)
+        linked = self.proof.of(plan)
+        costs = linked.costs
+        model.measured[selection] = costs
+        if limits.allow(costs):
+            return linked
+        if costs.sram_bytes > limits.sram_bytes:
+            model.rest_bytes += costs.sram_bytes - predicted.sram_bytes
+        if limits.delta_bytes is not None and costs.delta_bytes > limits.delta_bytes:
+            model.bits = model.bits.at_least(self.proof.bits_of(plan))
+            short = costs.delta_bytes / model.estimated(selection).delta_bytes
+            model.bits = model.bits.times(max(1.0, short))
+        if limits.instructions is not None and costs.instructions > limits.instructions:
+            model.learn_instructions(selection)
+        return None
+
+    def _linked(
+        self, selected: Mapping[str, Found], model: CostModel, limits: Limits
+    ) -> dict[str, Linked]:
+        """Images by name, of those of ``selected`` that are within the limits."""
+        linked = {}
+        for done, (name, item) in enumerate(selected.items()):
+            self.tell("measuring plans", done, len(selected))
+            image = self._measured(item.selection, model, limits)
+            if image is not None:
+                linked[name] = image
+        self.tell("measuring plans", len(selected), len(selected))
+        return linked
 
     def _front(
         self, contributions: Contributions, model: CostModel, limits: Limits, best: Found
@@ -435,27 +510,6 @@ class _Planning:
         self.tell("searching other plans", len(ranked), len(ranked))
         return others
 
-    def _best_measured(
-        self,
-        selected: Mapping[str, Found],
-        scores: Mapping[Selection, Score],
-        highest_sum: Linked,
-        model: CostModel,
-        limits: Limits,
-    ) -> tuple[str, Linked]:
-        """Name and image of the plan that measures best; of equals the one of higher sum."""
-        ranked = sorted(
-            selected,
-            key=lambda name: (scores[selected[name].selection].loss, -selected[name].value),
-        )
-        for name in ranked:
-            if name == HIGHEST_SUM:
-                break
-            linked = self.proof.within(selected[name].selection, model, limits)
-            if isinstance(linked, Linked):
-                return name, linked
-        return HIGHEST_SUM, highest_sum
-
     def _variants(self, model: CostModel, chosen: Selection) -> Iterator[Variant]:
         spec = plan_spec(chosen, model.order, state=model.state)
         changes: list[dict[str, Any]] = [
@@ -470,7 +524,13 @@ class _Planning:
             except PlanError as error:
                 yield Variant(option, None, str(error))
             else:
-                yield Variant(option, model.of_plan(plan))
+                yield self._variant(option, plan)
+
+    def _variant(self, option: str, plan: Plan) -> Variant:
+        try:
+            return Variant(option, self.proof.of(plan).costs)
+        except SramExceeded as error:
+            return Variant(option, None, f"needs {error}")
 
 
 def _distinct(found: Mapping[str, Found]) -> dict[str, Found]:

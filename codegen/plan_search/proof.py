@@ -1,40 +1,38 @@
-"""What plans cost in fact: linked for the board, run, trained for a round, their deltas coded."""
+"""What plans cost in fact: linked for the board, run, trained for rounds, their deltas coded."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.compile import compile_graph
+from codegen.compile import build_host_engine, compile_graph
+from codegen.errors import BudgetError
 from codegen.firmware.boards import Board
-from codegen.firmware.bundle import PlanReport
+from codegen.firmware.bundle import Bundle, PlanReport
 from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import Toolchain
 from codegen.graph.ir import Graph
 from codegen.host_toolchain import Progress
-from codegen.plan_search.candidates import Selection
-from codegen.plan_search.costs import (
-    CodedBytes,
-    CostModel,
-    Costs,
-    DeltaBits,
-    Limits,
-    measured_delta_bits,
-)
+from codegen.plan_search.costs import CodedBytes, Costs, DeltaBits, Round, measured_delta_bits
 from codegen.plan_search.samples import Samples
-from codegen.plan_search.training import LEARNING_RATE_ONE, Features, Schedule, cut_for, engines
+from codegen.plan_search.training import LEARNING_RATE_ONE, Schedule
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan
-from codegen.program.steps import Program
-from codegen.program.subgraph import cut_graph
 
-ROUND_SAMPLES = 64
-"""Samples that a device trains on in the round whose delta is measured."""
+ROUNDS = 6
+"""Rounds on different samples whose deltas are measured."""
+
+
+_UNLIMITED = 1 << 30
+
+
+class SramExceeded(BudgetError):
+    """A plan needs more SRAM than there is on the board; the message is how much."""
 
 
 @dataclass(frozen=True)
@@ -45,83 +43,120 @@ class Bench:
     toolchain: Toolchain
     coded_bytes: CodedBytes
     step_instructions: Callable[[Path], int]
-    """Instructions of a training step of the first plan of the bundle in a folder."""
+    """Instructions of a training step of the only plan of the bundle in a folder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linked:
-    """A plan's image as it was linked and run, and its delta as it was coded."""
+    """A plan's image as it was linked and run, and its deltas as they were coded.
+
+    ``rounds`` has the bytes of the delta of each round that was measured. ``costs`` take the
+    largest, and as much more as they differ by: devices have other samples yet. ``largest`` is
+    that delta, in plan order.
+    """
 
     report: PlanReport
     costs: Costs
+    rounds: tuple[int, ...]
+    largest: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Links, runs and trains plans of one graph for one board."""
+    """Links, runs and trains plans of ``graph``, whose weights are the factory's, for one board.
+
+    A plan's image is the one that ``tinyfleet compile`` makes of it alone.
+    """
 
     graph: Graph
     board: Board
     training: Samples
     schedule: Schedule
+    round: Round
     bench: Bench
     tell: Progress
+    _known: dict[str, Linked] = field(default_factory=dict)
 
-    def link(self, plan: Plan) -> tuple[PlanReport, int]:
-        """The linked image's report for ``plan``, whether or not it is within the limits.
+    def of(self, plan: Plan) -> Linked:
+        """What ``plan`` costs, whether or not it is within the limits. Each is measured once.
 
-        And the instructions of a training step.
+        Raises SramExceeded for a plan that the board's SRAM can't hold, and what compiling raises.
         """
-        board = self.board.model_copy(update={"sram_limit_bytes": self.board.sram.bytes})
+        if plan.id not in self._known:
+            self._known[plan.id] = self._measure(plan)
+        return self._known[plan.id]
+
+    def _measure(self, plan: Plan) -> Linked:
         with tempfile.TemporaryDirectory(prefix="tinyfleet-plan-") as folder:
-            bundle = compile_graph(
+            bundle = self._compiled(plan, self.board.sram.bytes, Path(folder) / "bundle")
+            library = build_host_engine(bundle, Path(folder) / "engine.so")
+            deltas = list(self._deltas(HostEngine(library, plan.id)))
+            instructions = self.bench.step_instructions(bundle.path)
+        (report,) = bundle.report.plans
+        rounds = tuple(map(self.bench.coded_bytes, deltas))
+        delta_bytes = max(rounds) + (max(rounds) - min(rounds))
+        costs = Costs(report.sram_bytes.total, delta_bytes, instructions)
+        return Linked(report, costs, rounds, deltas[int(np.argmax(rounds))])
+
+    def _compiled(self, plan: Plan, sram_limit_bytes: int, out: Path) -> Bundle:
+        board = self.board.model_copy(update={"sram_limit_bytes": sram_limit_bytes})
+        try:
+            return compile_graph(
                 self.graph,
                 board,
                 [plan],
                 onnx_sha256="00" * 32,
-                out=Path(folder) / "bundle",
+                out=out,
                 protocol_cddl=self.bench.protocol_cddl,
                 toolchain=self.bench.toolchain,
                 progress=self.tell,
             )
-            return bundle.report.plans[0], self.bench.step_instructions(bundle.path)
+        except BudgetError as error:
+            if sram_limit_bytes == _UNLIMITED:
+                raise
+            # An image that no memory limits tells how much it needs; if flash is short, it can't.
+            (report,) = self._compiled(plan, _UNLIMITED, out).report.plans
+            raise SramExceeded(
+                f"{report.sram_bytes.total:,} bytes of SRAM, of which {self.board.name} has "
+                f"{self.board.sram.bytes:,}"
+            ) from error
 
-    def _round_delta(self, plan: Plan) -> tuple[Program, NDArray[np.int32]]:
-        """``plan``'s program and the delta of a round on ``ROUND_SAMPLES`` samples."""
-        cut = cut_for(self.graph, plan)
-        some = self.training.take(np.arange(min(ROUND_SAMPLES, len(self.training))))
-        features = Features(self.graph, some, [cut], self.tell).at(cut)
-        with engines(self.graph, cut, [plan]) as (engine,):
-            train_round(engine, features, self.schedule)
-            return lower(cut_graph(self.graph, cut), plan), engine.delta()
+    def _deltas(self, engine: HostEngine) -> Iterator[NDArray[np.int32]]:
+        """The delta of each of the rounds, from the factory weights on."""
+        for number in range(ROUNDS):
+            self.tell("training rounds", number, ROUNDS)
+            engine.load()
+            train_round(engine, self.training, self.round, self.schedule, number)
+            yield engine.delta()
+        self.tell("training rounds", ROUNDS, ROUNDS)
 
     def delta_bits(self, plan: Plan) -> DeltaBits:
-        """Bits per value of ``plan``'s coded delta of a round."""
-        return measured_delta_bits(*self._round_delta(plan), self.bench.coded_bytes)
+        """Bits per value of ``plan``'s coded delta of a round; no image is linked."""
+        program = lower(self.graph, plan)
+        with tempfile.TemporaryDirectory(prefix="tinyfleet-plan-") as folder:
+            library = build_host_engine((self.graph, [program]), Path(folder) / "engine.so")
+            delta = next(self._deltas(HostEngine(library, plan.id)))
+        return measured_delta_bits(program, delta, self.bench.coded_bytes)
 
-    def within(self, selection: Selection, model: CostModel, limits: Limits) -> Linked | Costs:
-        """The image of ``selection``; its costs, which ``model`` learns, if they are too high."""
-        plan, predicted = model.plan(selection), model.of(selection)
-        report, instructions = self.link(plan)
-        program, delta = self._round_delta(plan)
-        delta_bytes = self.bench.coded_bytes(delta)
-        costs = Costs(report.sram_bytes.total, delta_bytes, instructions)
-        if limits.allow(costs):
-            return Linked(report, costs)
-        if costs.sram_bytes > limits.sram_bytes:
-            model.rest_bytes += costs.sram_bytes - predicted.sram_bytes
-        if limits.delta_bytes is not None and delta_bytes > limits.delta_bytes:
-            bits = measured_delta_bits(program, delta, self.bench.coded_bytes)
-            model.bits = model.bits.at_least(bits)
-            short = delta_bytes / model.of(selection).delta_bytes
-            model.bits = model.bits.times(max(1.0, short))
-        if limits.instructions is not None and instructions > limits.instructions:
-            model.rest_instructions += instructions - predicted.instructions
-        return costs
+    def bits_of(self, plan: Plan) -> DeltaBits:
+        """Bits per value, by kind, with which the values of ``plan`` make what its delta costs."""
+        linked, program = self.of(plan), lower(self.graph, plan)
+        bits = measured_delta_bits(program, linked.largest, self.bench.coded_bytes)
+        return bits.times(linked.costs.delta_bytes / max(linked.rounds))
 
 
-def train_round(engine: HostEngine, samples: Samples, schedule: Schedule) -> None:
-    """One epoch over ``samples`` at the full learning rate, as a device does in a round."""
+def train_round(
+    engine: HostEngine, training: Samples, of: Round, schedule: Schedule, number: int = 0
+) -> None:
+    """Trains ``engine`` at the full learning rate on samples of ``training``, drawn by ``number``.
+
+    The order of each epoch is drawn, as on a device. Where there are fewer than a round has, they
+    are repeated.
+    """
     rate = round(schedule.learning_rate * LEARNING_RATE_ONE)
-    for codes, label in zip(samples.codes, samples.labels.tolist(), strict=True):
-        engine.train_step(codes, label, rate, schedule.seed)
+    rng = np.random.default_rng([schedule.seed, len(training), number])
+    drawn = np.resize(rng.permutation(len(training)), of.samples)
+    for _ in range(of.epochs):
+        for index in rng.permutation(drawn).tolist():
+            label = int(training.labels[index])
+            engine.train_step(training.codes[index], label, rate, schedule.seed + number)

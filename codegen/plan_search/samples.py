@@ -12,19 +12,22 @@ from numpy.typing import NDArray
 from codegen.errors import CalibrationError
 from codegen.graph.floats import FloatGraph
 from codegen.graph.ir import Graph
-from codegen.quantization.calibration_set import open_npz
+from codegen.quantization.calibration_set import open_npz, shapes_taken
 from codegen.quantization.quantize import quantize_input
 
 HELD_OUT_SHARE = 1 / 3
 """As on the devices, which hold out every third sample."""
 
+MOST_OF_A_CLASS = 1 / 2
+"""That a group may have which is held out since none keeps to ``HELD_OUT_SHARE``."""
+
 LEAST_SAMPLES = 6
 
 _HOW_TO_GIVE = (
-    "save labelled samples with numpy.savez(FILE, x=inputs, y=labels): x (samples, channels, "
-    "height, width), floats as the model takes them, or the device's codes as int8, or those plus "
-    "128 as uint8; y the class of each, an integer from 0; group, if known: what each comes "
-    "from; and pass --data FILE"
+    "save labelled samples with numpy.savez(FILE, x=inputs, y=labels): x shaped as the model's "
+    "input with the samples first, floats as the model takes them, or the device's codes as int8, "
+    "or those plus 128 as uint8; y the class of each, an integer from 0; group, if known: what "
+    "each comes from; and pass --data FILE"
 )
 
 
@@ -76,13 +79,13 @@ def load_samples(path: Path | str, graph: Graph, source: FloatGraph | None = Non
     if source is not None and x.shape[1:] == source.sample_shape:
         x = source.arrange(x)
     if x.ndim != 4 or x.shape[1:] != expected:
-        shown = ", ".join(str(size) for size in expected)
+        in_file = source.sample_shape if source and source.sample_layout else None
         turned = ""
         if x.ndim == 4 and x.shape[1:] == (height, width, channels):
             turned = "; the channels come last: give x.transpose(0, 3, 1, 2)"
         raise CalibrationError(
-            f"{path}: x of shape {x.shape}; the model's input '{graph.input}' needs (samples, "
-            f"{shown}) = (samples, channels, height, width){turned}"
+            f"{path}: x of shape {x.shape}; the model's input '{graph.input}' needs "
+            f"{shapes_taken(expected, in_file)}{turned}"
         )
     classes = graph.head.bias.size
     if y.shape != (len(x),):
@@ -150,9 +153,10 @@ def hold_out(samples: Samples, seed: int) -> tuple[Samples, Samples]:
 
     A third of each class (rounded, of a class's first one on the training side) is held out.
     Where samples have groups, each group is on one side: scores then are of people, places or
-    devices that weren't trained on. Whole groups seldom make a third; it may be less.
+    devices that weren't trained on. Whole groups seldom make a third; it may be less. Where each
+    is larger than that, the one whose largest share of a class is least is held out.
 
-    Raises CalibrationError where groups are so large that none can be held out.
+    Raises CalibrationError where that would be more than half of a class.
     """
     rng = np.random.default_rng([seed, len(samples)])
     sizes = np.bincount(samples.labels)
@@ -165,17 +169,21 @@ def hold_out(samples: Samples, seed: int) -> tuple[Samples, Samples]:
         if not scored:  # one sample per class: score on one of them all the same
             scored = [int(rng.integers(len(samples)))]
     else:
+        shares: list[tuple[float, list[int]]] = []
         for group in rng.permutation(np.unique(samples.groups)):
             of_group = np.flatnonzero(samples.groups == group)
             wanted = np.bincount(samples.labels[of_group], minlength=len(room))
+            shares.append((float((wanted / np.maximum(sizes, 1)).max()), of_group.tolist()))
             if (wanted <= room).all():
                 room -= wanted
                 scored += of_group.tolist()
         if not scored:
-            raise CalibrationError(
-                f"each of the {len(np.unique(samples.groups))} groups has more than a third of a "
-                "class, so none can be held out; give samples of more groups, or leave `group` out"
-            )
+            share, scored = min(shares, key=lambda entry: entry[0])
+            if share > MOST_OF_A_CLASS:
+                raise CalibrationError(
+                    f"each of the {len(shares)} groups has more than half of a class, so none can "
+                    "be held out; give samples of more groups, or leave `group` out"
+                )
     held = np.array(sorted(scored), np.int64)
     rest = np.setdiff1d(np.arange(len(samples)), held)
     return samples.take(rest), samples.take(held)

@@ -15,18 +15,29 @@ from types import MappingProxyType
 
 import numpy as np
 
-from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Requantize, inputs_of
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, inputs_of
 from codegen.program import memory_plan, scratch, streaming
 from codegen.program.blob import Parameter, parameters
+from codegen.program.memory_plan import Buffer, Overlap
 from codegen.program.plans import Plan, trained_tensors
 from codegen.program.row_pairs import stored_bytes
 from codegen.program.scheduling import scheduled
 from codegen.program.scratch import round_up
-from codegen.program.step_builder import Parameterized, Part, StepBuilder, activation_buffer
-from codegen.program.steps import CHAIN, SCALES, Program, Rows, Segment, Step, bytes_beside_arena
+from codegen.program.step_builder import Part, StepBuilder, activation_buffer
+from codegen.program.steps import (
+    CHAIN,
+    KEEP,
+    LEAST_AT_ONCE,
+    SCALES,
+    Program,
+    Rows,
+    Segment,
+    Step,
+    bytes_beside_arena,
+)
 
 VELOCITY_BYTES = 4
-BANDS = (8, 4, 2)
+BANDS = (8, 6, 5, 4, 3, 2)
 """Rows of a chain's output made at a time, if not one: more are quicker and need more memory."""
 
 
@@ -41,10 +52,13 @@ def lower(graph: Graph, plan: Plan, most_pool_bytes: int | None = None) -> Progr
     """
     segments, state_bytes = _segments(graph, plan)
     ordered = replace(graph, ops=scheduled(graph))
-    builder = StepBuilder(ordered, plan, {s.tensor: s.count for s in segments})
-    draft = _Draft(ordered, builder.forward(), builder.loss_and_backward())
+    trained = {s.tensor: s.count for s in segments}
+    # Parts of inputs are kept only where that lowers the peak, since copies take time.
+    builder, draft, bound = min(
+        (_drafted(ordered, plan, trained, keeps_part=keeps_part) for keeps_part in (False, True)),
+        key=lambda drafted: drafted[2],
+    )
     streamed = _streamable(builder)
-    bound = draft.lower_bound(streamed, {})
     for tensor in sorted(streamed, key=lambda name: graph.tensors[name].size):
         fewer = [name for name in streamed if name != tensor]
         trial = draft.lower_bound(fewer, {})
@@ -56,21 +70,36 @@ def lower(graph: Graph, plan: Plan, most_pool_bytes: int | None = None) -> Progr
             if draft.lower_bound(streamed, {**bands, run: band}) <= bound:
                 bands[run] = band
                 break
-    parts = draft.parts(streamed, bands)
+    parts = _at_once(graph, draft.parts(streamed, bands))
     buffers = _buffers(parts)
     enough = None
     if most_pool_bytes is not None:
         enough = most_pool_bytes - bytes_beside_arena(graph, state_bytes)
+    steps, buffers, offsets = _widened(
+        graph,
+        [step for part in parts for step in part.steps],
+        buffers,
+        memory_plan.plan_offsets(buffers, enough),
+    )
     return Program(
         graph=graph,
         plan=plan,
-        steps=tuple(step for part in parts for step in part.steps),
+        steps=steps,
         buffers=buffers,
-        offsets=MappingProxyType(memory_plan.plan_offsets(buffers, enough)),
+        offsets=MappingProxyType(offsets),
         error_index=MappingProxyType(builder.error_index),
         segments=segments,
         state_bytes=state_bytes,
     )
+
+
+def _drafted(
+    graph: Graph, plan: Plan, trained: Mapping[str, int], *, keeps_part: bool
+) -> tuple[StepBuilder, _Draft, int]:
+    """A draft, and the bytes that its arena needs at least where all is streamed that can be."""
+    builder = StepBuilder(graph, plan, trained, keeps_part=keeps_part)
+    draft = _Draft(graph, builder.forward(), builder.loss_and_backward())
+    return builder, draft, draft.lower_bound(_streamable(builder), {})
 
 
 def _streamable(builder: StepBuilder) -> list[str]:
@@ -80,7 +109,7 @@ def _streamable(builder: StepBuilder) -> list[str]:
     readers = Counter(name for op in ops for name in inputs_of(op))
     found = []
     for op, after in itertools.pairwise(ops):
-        if not isinstance(op, Parameterized | Requantize) or not isinstance(after, streaming.Stage):
+        if not streaming.passes_rows_on(op) or not streaming.is_stage(after):
             continue
         once = op.output in inputs_of(after) and readers[op.output] == 1
         # A layer that keeps a mask makes all its rows in one go.
@@ -127,22 +156,26 @@ class _Draft:
 
 def _chain(graph: Graph, parts: Sequence[Part], band: int) -> Part:
     """One step that executes those of ``parts`` row by row, ``band`` rows of its output a time."""
-    steps = [step for part in parts for step in part.steps]
-    ops = [step.op for step in steps if isinstance(step.op, streaming.Stage)]
+    # Only the first stage reads a tensor that is there as a whole, and of which a part is kept.
+    before = [step for step in parts[0].steps if step.kernel == KEEP]
+    steps = [step for part in parts for step in part.steps if step.kernel != KEEP]
+    ops = [step.op for step in steps if streaming.is_stage(step.op)]
     rows = streaming.schedule(graph, ops, band)
     rings = streaming.ring_rows(graph, ops, rows)
-    chain = Part()
+    chain = Part(steps=before)
+    for step in before:
+        chain.buffer(step.buffers["output"], parts[0].sizes[step.buffers["output"]])
     for op, ring in zip(ops, rings, strict=False):
         _, width, channels = graph.tensors[op.output].shape
         chain.buffer(activation_buffer(graph, op.output), ring * width * channels)
-    names = list(chain.sizes)
+    names = [activation_buffer(graph, op.output) for op in ops[:-1]]
     output = graph.tensors[ops[-1].output]
     target = chain.buffer(activation_buffer(graph, output.name), output.size)
     inside = {op.output for op in ops}
     for source in dict.fromkeys(name for op in ops for name in inputs_of(op)):
         if source not in inside:
             lead = streaming.chain_lead(graph, ops, rows, source)
-            chain.may_overlap(target, activation_buffer(graph, source), lead)
+            chain.may_overlap(target, activation_buffer(graph, source), Overlap(lead))
     size = max(_stage_scratch(graph, part, rows, stage) for stage, part in enumerate(parts))
     if size > 0:
         shared = chain.buffer(f"scratch of chain to {ops[-1].name}", size)
@@ -168,9 +201,88 @@ def _chain(graph: Graph, parts: Sequence[Part], band: int) -> Part:
     return chain
 
 
+def _at_once(graph: Graph, parts: Sequence[Part]) -> list[Part]:
+    """``parts`` in which convolutions work on many pixels at a time.
+
+    The lower bound stays: scratch takes half of what a step leaves of it. With all of it, the
+    buffers would be hard to place.
+    """
+    live = memory_plan.live_bytes(_buffers(parts))
+    room = max(live, default=0)
+    found, index = [], 0
+    for part in parts:
+        steps, sizes = list(part.steps), dict(part.sizes)
+        for place, step in enumerate(steps):
+            for name in {call.buffers["scratch"] for call in step.calls() if _grows(call)}:
+                most = memory_plan.aligned(sizes[name]) + (room - live[index]) // 2
+                steps[place], needed = _with_room(graph, step, most)
+                sizes[name] = max(sizes[name], needed)
+            index += 1
+        found.append(replace(part, steps=steps, sizes=sizes))
+    return found
+
+
+def _widened(
+    graph: Graph, steps: Sequence[Step], buffers: Sequence[Buffer], offsets: Mapping[str, int]
+) -> tuple[tuple[Step, ...], tuple[Buffer, ...], dict[str, int]]:
+    """The same with convolutions that work on as many pixels as the placed buffers leave room for.
+
+    Nothing else moves: their scratch goes to the widest gap of its step.
+    """
+    size = memory_plan.arena_bytes(buffers, offsets)
+    made, placed, where = list(steps), {b.name: b for b in buffers}, dict(offsets)
+    for index, step in enumerate(steps):
+        for name in {call.buffers["scratch"] for call in step.calls() if _grows(call)}:
+            others = [b for b in buffers if b.first <= index <= b.last and b.name != name]
+            start, room = memory_plan.widest_gap(others, offsets, size)
+            wider, needed = _with_room(graph, step, room)
+            if needed > placed[name].bytes:
+                made[index], where[name] = wider, start
+                placed[name] = replace(placed[name], bytes=needed)
+    return tuple(made), tuple(placed.values()), where
+
+
+def _grows(call: Step) -> bool:
+    """Whether more pixels at once make ``call`` quicker."""
+    if call.kernel == "convolution_input_gradient":
+        return isinstance(call.op, Conv) and streaming.is_pointwise(call.op)
+    return call.at_once > 0
+
+
+def _with_room(graph: Graph, step: Step, most: int) -> tuple[Step, int]:
+    """``step`` with at most ``most`` bytes of scratch for its convolutions, and what they need."""
+    if step.stages:
+        rows = {
+            stage: max(item.end - item.first for item in step.schedule if item.stage == stage)
+            for stage in range(len(step.stages))
+        }
+        made = [_call_with_room(graph, c, rows[i], most) for i, c in enumerate(step.stages)]
+        return replace(step, stages=tuple(call for call, _ in made)), max(size for _, size in made)
+    assert isinstance(step.op, Conv)
+    return _call_with_room(graph, step, graph.tensors[step.op.output].shape[0], most)
+
+
+def _call_with_room(graph: Graph, call: Step, rows: int, most: int) -> tuple[Step, int]:
+    """The same for one kernel, which makes so many rows."""
+    if not _grows(call):
+        return call, 0
+    assert isinstance(call.op, Conv)
+    source, output = graph.tensors[call.op.input], graph.tensors[call.op.output]
+    pixels = rows * output.shape[1]
+    for groups in itertools.count(1):
+        at_once = max(call.at_once, round_up(-(-pixels // groups), LEAST_AT_ONCE))
+        if call.phase == "forward":
+            size = scratch.convolution_forward_bytes(call.op, source, output, at_once)
+        else:
+            size = scratch.convolution_input_gradient_bytes(call.op, source, output, 0, at_once)
+        if size <= most or at_once == call.at_once:
+            break
+    return replace(call, at_once=at_once), size
+
+
 def _stage_scratch(graph: Graph, part: Part, rows: Sequence[Rows], stage: int) -> int:
     """Bytes of scratch that a stage needs for the most rows that it makes at a time."""
-    (step,) = part.steps
+    step = part.steps[-1]
     if isinstance(step.op, DepthwiseConv):
         most = max(item.end - item.first for item in rows if item.stage == stage)
         source, output = graph.tensors[step.op.input], graph.tensors[step.op.output]

@@ -15,7 +15,7 @@ from itertools import accumulate
 from types import MappingProxyType
 
 ALIGNMENT = 8
-TRIALS = 400
+TRIALS = 800
 """Orders that are tried when the simple ones miss the lower bound."""
 
 
@@ -23,10 +23,11 @@ TRIALS = 400
 class Overlap:
     """Where a new buffer may lie over an old one that dies as it is made.
 
-    ``lead`` bytes before the old one's start, or anywhere before that; None: only exactly on it.
+    ``lead`` bytes before the old one's start, or anywhere before that; ``exact``: only there.
     """
 
-    lead: int | None
+    lead: int
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def live_bytes(buffers: Iterable[Buffer]) -> list[int]:
         change[new.first] += size[new.name]
         change[new.last + 1] -= size[new.name]
         shared = (
-            min(size[old], size[new.name] - aligned(overlap.lead or 0))
+            min(size[old], size[new.name] - aligned(overlap.lead))
             for old, overlap in new.over.items()
         )
         saved[new.first] += max(0, *shared, 0)
@@ -78,11 +79,13 @@ def _forbidden(buffer: Buffer, other: Buffer) -> tuple[tuple[int, int], ...]:
     """Open intervals, relative to the start of ``other``, in which ``buffer`` can't start."""
     below, above = -aligned(buffer.bytes), aligned(other.bytes)
     if other.name in buffer.over:
-        lead = buffer.over[other.name].lead
-        return ((below, 0), (0, above)) if lead is None else ((max(-aligned(lead), below), above),)
+        overlap = buffer.over[other.name]
+        at = max(-aligned(overlap.lead), below)
+        return ((below, at), (at, above)) if overlap.exact else ((at, above),)
     if buffer.name in other.over:
-        lead = other.over[buffer.name].lead
-        return ((below, 0), (0, above)) if lead is None else ((below, min(aligned(lead), above)),)
+        overlap = other.over[buffer.name]
+        at = min(aligned(overlap.lead), above)
+        return ((below, at), (at, above)) if overlap.exact else ((below, at),)
     return ((below, above),)
 
 
@@ -142,6 +145,16 @@ def arena_bytes(buffers: Iterable[Buffer], offsets: Mapping[str, int]) -> int:
     return max((offsets[b.name] + aligned(b.bytes) for b in buffers), default=0)
 
 
+def widest_gap(buffers: Iterable[Buffer], offsets: Mapping[str, int], size: int) -> tuple[int, int]:
+    """Start and bytes of the widest gap that ``buffers`` leave in an arena of ``size`` bytes."""
+    end, gaps = 0, [(0, 0)]
+    taken = [(offsets[b.name], offsets[b.name] + aligned(b.bytes)) for b in buffers]
+    for start, behind in sorted([*taken, (size, size)]):
+        gaps.append((end, start - end))
+        end = max(end, behind)
+    return max(gaps, key=lambda gap: gap[1])
+
+
 def _order(buffers: Sequence[Buffer], key: Callable[[Buffer], tuple[int | str, ...]]) -> list[int]:
     """Indices of ``buffers``, those of the least ``key`` first."""
     return sorted(range(len(buffers)), key=lambda index: key(buffers[index]))
@@ -161,12 +174,15 @@ def _first_fit(placer: _Placer, orders: Sequence[list[int]], trials: int, wanted
     for _ in range(trials):
         if size <= wanted:
             break
-        # The buffers at the top are in the way: one of them goes earlier.
+        # A buffer at the top is in the way, or one that lies below it and keeps it there.
         ends = placer.ends(best)
-        top = [index for index in order if ends[index] == size]
-        moved = chance.choice(top if chance.random() < 0.5 else order)
+        top = chance.choice([index for index in order if ends[index] == size])
+        below = [other for other, _, _ in placer.forbidden[top] if best[other] < best[top]]
+        kind = chance.random()
+        moved = chance.choice(order if kind < 0.2 else below if below and kind < 0.6 else [top])
         trial = [index for index in order if index != moved]
-        trial.insert(chance.randrange(len(order)), moved)
+        # To the front, or anywhere.
+        trial.insert(0 if chance.random() < 0.3 else chance.randrange(len(order)), moved)
         offsets = placer.place(trial, size, best, [moved])
         if offsets is not None:
             order, best, size = trial, offsets, max(placer.ends(offsets))

@@ -39,18 +39,20 @@ class _Layer(ctypes.Structure):
     )
 
 
-def convolution_forward_bytes(
-    op: Conv, source: Tensor, output: Tensor, trained_channels: int
-) -> int:
-    """For the forward step; ``trained_channels`` is 0 where none are trained, or all."""
-    return _ask("tf_convolution_forward_scratch_bytes", op, source, output, trained_channels)
+def convolution_forward_bytes(op: Conv, source: Tensor, output: Tensor, at_once: int) -> int:
+    """For the forward step, ``at_once`` pixels at a time."""
+    return _ask("tf_convolution_forward_scratch_bytes", op, source, output, at_once)
 
 
 def convolution_input_gradient_bytes(
-    op: Conv, source: Tensor, output: Tensor, trained_channels: int
+    op: Conv, source: Tensor, output: Tensor, trained_channels: int, at_once: int
 ) -> int:
-    """For the error of the input; ``trained_channels`` as in the forward step."""
-    return _ask("tf_convolution_input_gradient_scratch_bytes", op, source, output, trained_channels)
+    """For the error of the input; ``trained_channels`` is 0 where none are trained, or all.
+
+    Pointwise layers take ``at_once`` pixels at a time.
+    """
+    counts = trained_channels, at_once
+    return _ask("tf_convolution_input_gradient_scratch_bytes", op, source, output, *counts)
 
 
 def convolution_weight_update_bytes(op: Conv, source: Tensor, output: Tensor) -> int:

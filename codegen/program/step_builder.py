@@ -1,39 +1,34 @@
-"""The steps of a program, operation by operation: forward calls, the loss, gradients as a table.
+"""The steps of a program, operation by operation: forward calls, the loss, gradients.
 
-Nothing is decided here about memory: each part of a program says which buffers it makes, of what
-size, and which older ones they may overlap. ``codegen.program.lowering`` puts the parts together.
+Operations without weights add theirs themselves (`codegen.operators`). Nothing is decided here
+about memory: each part of a program says which buffers it makes, of what size, and which older ones
+they may overlap. ``codegen.program.lowering`` puts the parts together.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeAlias
 
 from codegen.graph.ir import (
-    Add,
-    AveragePool,
-    Concat,
     Conv,
     DepthwiseConv,
-    GlobalAveragePool,
     Graph,
     Head,
-    MaxPool,
     Op,
-    Requantize,
+    Operation,
+    Tensor,
     inputs_of,
 )
+from codegen.operators import operator_of
 from codegen.program import scratch, streaming
-from codegen.program.memory_plan import Overlap
+from codegen.program.memory_plan import ALIGNMENT, Overlap
 from codegen.program.plans import Plan
-from codegen.program.steps import INPUT, SCALE_BYTES, SCALES, Phase, Step
+from codegen.program.scratch import round_up
+from codegen.program.steps import INPUT, KEEP, LEAST_AT_ONCE, SCALE_BYTES, SCALES, Phase, Step
 
 Parameterized = Conv | DepthwiseConv
-OfOne: TypeAlias = Parameterized | GlobalAveragePool | MaxPool | AveragePool | Requantize
-"""Operations that read one tensor and make another."""
 
 
 @dataclass
@@ -53,15 +48,30 @@ class Part:
         self.sizes[name] = size
         return name
 
-    def may_overlap(self, new: str, old: str, lead: int | None) -> None:
+    def may_overlap(self, new: str, old: str, overlap: Overlap) -> None:
         """Allows ``new`` to lie over ``old``, unless that is the sample: others read it as well."""
         if old != INPUT:
-            self.over.setdefault(new, {})[old] = Overlap(lead)
+            self.over.setdefault(new, {})[old] = overlap
+
+
+IN_PLACE = Overlap(0, exact=True)
 
 
 def activation_buffer(graph: Graph, tensor: str) -> str:
     """Name of the buffer that holds ``tensor``."""
     return INPUT if tensor == graph.input else f"activation {tensor}"
+
+
+def _at_once(output: Tensor) -> int:
+    """The fewest pixels for which weights are widened: it takes as long as one block gains."""
+    pixels = output.shape[0] * output.shape[1]
+    return min(2 * LEAST_AT_ONCE, round_up(pixels, LEAST_AT_ONCE))
+
+
+def _over_error_of_depthwise(source: Tensor, output: Tensor) -> Overlap | None:
+    """Both end in the same place, or begin there: a channel lies on itself."""
+    lead = 2 * max(0, source.size - output.size)
+    return None if lead % ALIGNMENT else Overlap(lead, exact=True)
 
 
 def _tensors_that_need_errors(graph: Graph, trained: Iterable[str]) -> set[str]:
@@ -80,8 +90,20 @@ def _tensors_that_need_errors(graph: Graph, trained: Iterable[str]) -> set[str]:
 class StepBuilder:
     """Makes the parts of the program that trains ``graph`` by ``plan``, only what it needs."""
 
-    def __init__(self, graph: Graph, plan: Plan, trained_channels: Mapping[str, int]) -> None:
-        """``trained_channels`` has the number of trained channels by the tensor's name."""
+    def __init__(
+        self,
+        graph: Graph,
+        plan: Plan,
+        trained_channels: Mapping[str, int],
+        *,
+        keeps_part: bool = False,
+    ) -> None:
+        """``trained_channels`` has the number of trained channels by the tensor's name.
+
+        ``keeps_part``: of a layer's input, only the channels whose weights are trained wait for
+        their update, in a copy.
+        """
+        self.keeps_part = keeps_part
         self.graph = graph
         self.plan = plan
         self.trained_channels = trained_channels
@@ -104,14 +126,30 @@ class StepBuilder:
         self._part = Part()
         self._loss()
         self._backward()
-        self._part.buffer(SCALES, SCALE_BYTES * len(self.error_index))
+        self.buffer(SCALES, SCALE_BYTES * len(self.error_index))
         return self._part
 
-    def _error(self, name: str, tensor: str) -> str:
-        self.error_index[name] = len(self.error_index)
-        return self._part.buffer(name, 2 * self.graph.tensors[tensor].size)
+    # What operations make their steps with.
 
-    def _step(
+    def buffer(self, name: str, size: int) -> str:
+        """Makes a buffer of ``size`` bytes; returns its name."""
+        return self._part.buffer(name, size)
+
+    def may_overlap(self, new: str, old: str, lead: int) -> None:
+        """Allows ``new`` to lie over ``old`` where that ends: see `Overlap`."""
+        self._part.may_overlap(new, old, Overlap(lead))
+
+    def error(self, op: Parameterized | Operation) -> dict[str, str]:
+        """The operand that is the error of the output of ``op``."""
+        return {"error": self._errors[op.output]}
+
+    def masked(self, op: Parameterized | Operation) -> dict[str, str]:
+        """The same after a step that clears it where the clamp has changed a code."""
+        error = self.error(op)
+        self.step("backward", "error_mask", op, {**error, "mask": f"mask {op.output}"})
+        return error
+
+    def step(
         self,
         phase: Phase,
         kernel: str,
@@ -120,7 +158,9 @@ class StepBuilder:
         *,
         macs: int = 0,
         operand: int = 0,
+        at_once: int = 0,
     ) -> None:
+        """Adds a step of ``kernel`` with its operands in ``buffers``."""
         self._part.steps.append(
             Step(
                 name=f"{kernel}_{op.name}",
@@ -130,10 +170,12 @@ class StepBuilder:
                 buffers=MappingProxyType(buffers),
                 operand=operand,
                 macs=macs,
+                at_once=at_once,
             )
         )
 
-    def _activation(self, tensor: str) -> str:
+    def activation(self, tensor: str) -> str:
+        """The buffer that holds ``tensor``."""
         return activation_buffer(self.graph, tensor)
 
     def _macs(self, op: Parameterized) -> int:
@@ -149,97 +191,81 @@ class StepBuilder:
 
     def _forward_op(self, op: Op) -> None:
         if isinstance(op, Head):
-            buffers = {"input": self._activation(op.input)}
-            self._step("forward", "head_forward", op, buffers, macs=op.weight.size)
+            buffers = {"input": self.activation(op.input)}
+            self.step("forward", "head_forward", op, buffers, macs=op.weight.size)
             return
         output = self.graph.tensors[op.output]
-        buffers = {"output": self._part.buffer(self._activation(op.output), output.size)}
+        buffers = {"output": self.buffer(self.activation(op.output), output.size)}
         if op.output in self.needs_error and self._saturates(op):
-            buffers["mask"] = self._part.buffer(f"mask {op.output}", -(-output.size // 8))
-        match op:
-            case Add():
-                buffers["a"], buffers["b"] = map(self._activation, op.inputs)
-                for side in ("a", "b"):
-                    self._part.may_overlap(buffers["output"], buffers[side], 0)
-                self._step("forward", "add_forward", op, buffers)
-            case Concat():
-                for operand, name in enumerate(op.inputs):
-                    part = {**buffers, "input": self._activation(name)}
-                    self._step("forward", "concat_forward", op, part, operand=operand)
-            case _:
-                buffers["input"] = self._activation(op.input)
-                self._forward_of_one(op, buffers)
-
-    def _forward_of_one(self, op: OfOne, buffers: dict[str, str]) -> None:
-        source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
+            buffers["mask"] = self.buffer(f"mask {op.output}", -(-output.size // 8))
         match op:
             case Conv():
-                trained = self._partly_trained(op)
-                size = scratch.convolution_forward_bytes(op, source, output, trained)
-                buffers["scratch"] = self._part.buffer(f"columns {op.name}", size)
-                if not trained:
-                    lead = streaming.convolution_lead(self.graph, op)
-                    self._part.may_overlap(buffers["output"], buffers["input"], lead)
-                self._step("forward", "convolution_forward", op, buffers, macs=self._macs(op))
+                self._convolution_forward(op, buffers)
             case DepthwiseConv():
-                size = scratch.depthwise_forward_bytes(op, source, output, output.shape[0])
-                buffers["scratch"] = self._part.buffer(f"plane {op.name}", size)
-                if source.shape == output.shape:
-                    self._part.may_overlap(buffers["output"], buffers["input"], None)
-                self._step("forward", "depthwise_forward", op, buffers, macs=self._macs(op))
-            case GlobalAveragePool():
-                self._step("forward", "pool_forward", op, buffers)
-            case MaxPool():
-                if op.output in self.needs_error:
-                    width = 2 if math.prod(op.window) > 256 else 1
-                    places = self._part.buffer(f"places {op.output}", width * output.size)
-                    buffers["places"] = places
-                self._pool_overlap(op, buffers)
-                self._step("forward", "max_pool_forward", op, buffers)
-            case AveragePool():
-                self._pool_overlap(op, buffers)
-                self._step("forward", "average_pool_forward", op, buffers)
-            case Requantize():
-                self._part.may_overlap(buffers["output"], buffers["input"], 0)
-                self._step("forward", "requantize_forward", op, buffers)
+                self._depthwise_forward(op, buffers)
+            case _:
+                operator_of(op).build_forward(self, op, buffers)
 
-    def _saturates(self, op: Op) -> bool:
+    def _read(self, op: Parameterized, buffers: dict[str, str]) -> None:
+        """Puts the input into ``buffers``; copies what the update needs of it, if not all waits."""
+        buffers["input"] = self.activation(op.input)
+        kept = self._kept(op)
+        if kept is not None:
+            source = self.graph.tensors[op.input]
+            count = self.trained_channels[f"{op.name}.weight"]
+            size = source.size // source.shape[2] * count
+            operands = {"input": buffers["input"], "output": self.buffer(kept, size)}
+            self.step("forward", KEEP, op, operands)
+
+    def _kept(self, op: Parameterized) -> str | None:
+        """The buffer of the trained channels of the input, where no more of it is kept."""
+        part = self.keeps_part and self._partly_trained(op) and op.input != self.graph.input
+        return f"kept {op.name}" if part else None
+
+    def _convolution_forward(self, op: Conv, buffers: dict[str, str]) -> None:
+        source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
+        self._read(op, buffers)
+        at_once = _at_once(output)
+        size = scratch.convolution_forward_bytes(op, source, output, at_once)
+        buffers["scratch"] = self.buffer(f"columns {op.name}", size)
+        lead = streaming.convolution_lead(self.graph, op)
+        self.may_overlap(buffers["output"], buffers["input"], lead)
+        kernel, macs = "convolution_forward", self._macs(op)
+        self.step("forward", kernel, op, buffers, macs=macs, at_once=at_once)
+
+    def _depthwise_forward(self, op: DepthwiseConv, buffers: dict[str, str]) -> None:
+        source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
+        self._read(op, buffers)
+        size = scratch.depthwise_forward_bytes(op, source, output, output.shape[0])
+        buffers["scratch"] = self.buffer(f"plane {op.name}", size)
+        self._part.may_overlap(buffers["output"], buffers["input"], IN_PLACE)
+        self.step("forward", "depthwise_forward", op, buffers, macs=self._macs(op))
+
+    def _saturates(self, op: Parameterized | Operation) -> bool:
         """Whether codes of the output may be clamped, so that errors pass through a mask."""
-        if isinstance(op, AveragePool):
-            source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
-            return (source.scale, source.zero_point) != (output.scale, output.zero_point)
-        return isinstance(op, (Conv, DepthwiseConv, Add, Requantize))
-
-    def _pool_overlap(self, op: MaxPool | AveragePool, buffers: dict[str, str]) -> None:
-        lead = streaming.pool_lead(self.graph, op)
-        self._part.may_overlap(buffers["output"], buffers["input"], lead)
+        return isinstance(op, Parameterized) or operator_of(op).saturates(self.graph, op)
 
     def _loss(self) -> None:
         head = self.graph.head
         self.error_index["error logits"] = len(self.error_index)
-        error = self._part.buffer("error logits", 2 * head.bias.size)
+        error = self.buffer("error logits", 2 * head.bias.size)
         kernel = "mean_squared_error" if head.loss == "mse" else "cross_entropy"
-        self._step("loss", kernel, head, {"error": error})
+        self.step("loss", kernel, head, {"error": error})
 
-    # Backward: gradients as a table, one method per op.
+    # Backward.
 
     def _backward(self) -> None:
-        rules: dict[type, Callable[[Any], None]] = {
-            Head: self._head_backward,
-            GlobalAveragePool: self._pool_backward,
-            MaxPool: self._max_pool_backward,
-            AveragePool: self._average_pool_backward,
-            Concat: self._concat_backward,
-            Requantize: self._requantize_backward,
-            Add: self._add_backward,
-            Conv: self._convolution_backward,
-            DepthwiseConv: self._convolution_backward,
-        }
         for op in reversed(self.graph.ops):
-            if isinstance(op, Head) or op.output in self.needs_error:
-                rules[type(op)](op)
+            if isinstance(op, Head):
+                self._head_backward(op)
+            elif op.output not in self.needs_error:
+                continue
+            elif isinstance(op, Parameterized):
+                self._convolution_backward(op)
+            else:
+                operator_of(op).build_backward(self, op)
 
-    def _propagate(
+    def propagate(
         self,
         kernel: str,
         op: Op,
@@ -248,73 +274,46 @@ class StepBuilder:
         *,
         macs: int = 0,
         operand: int = 0,
+        at_once: int = 0,
+        in_place: bool = False,
         over_error: Overlap | None = None,
     ) -> None:
         """A step that sends an error to ``tensor``, added to what other consumers have sent.
 
-        ``over_error`` tells where the new error may lie over the one that it is made from.
+        The new error may lie over the one that it is made from: exactly on it where it is made
+        ``in_place``, else as ``over_error`` says.
         """
         first = tensor not in self._errors
         name = f"error {tensor}" if first else f"error {tensor} from {op.name}"
-        target = self._error(name, tensor)
+        self.error_index[name] = len(self.error_index)
+        target = self.buffer(name, 2 * self.graph.tensors[tensor].size)
         operands = {**buffers, "out": target}
+        if in_place:
+            over_error = IN_PLACE
         if over_error is not None:
-            self._part.may_overlap(target, buffers["error"], over_error.lead)
-        self._step("backward", kernel, op, operands, macs=macs, operand=operand)
+            self._part.may_overlap(target, buffers["error"], over_error)
+        counts = {"macs": macs, "operand": operand, "at_once": at_once}
+        self.step("backward", kernel, op, operands, **counts)
         if first:
             self._errors[tensor] = target
         else:
             both = {"a": self._errors[tensor], "b": target}
-            self._step("backward", "error_sum", op, both, operand=operand)
+            self.step("backward", "error_sum", op, both, operand=operand)
 
     def _head_backward(self, op: Head) -> None:
         error = {"error": "error logits"}
         macs = op.weight.size
         if op.input in self.needs_error:
-            self._propagate("head_input_gradient", op, op.input, error, macs=macs)
+            self.propagate("head_input_gradient", op, op.input, error, macs=macs)
         if self.plan.head:
-            buffers = {**error, "input": self._activation(op.input)}
-            self._step("backward", "head_update", op, buffers, macs=macs)
-
-    def _pool_backward(self, op: GlobalAveragePool) -> None:
-        self._propagate("pool_input_gradient", op, op.input, {"error": self._errors[op.output]})
-
-    def _max_pool_backward(self, op: MaxPool) -> None:
-        buffers = {"error": self._errors[op.output], "places": f"places {op.output}"}
-        self._propagate("max_pool_input_gradient", op, op.input, buffers)
-
-    def _average_pool_backward(self, op: AveragePool) -> None:
-        error = self._mask(op) if self._saturates(op) else {"error": self._errors[op.output]}
-        self._propagate("average_pool_input_gradient", op, op.input, error)
-
-    def _concat_backward(self, op: Concat) -> None:
-        error = {"error": self._errors[op.output]}
-        for operand, tensor in enumerate(op.inputs):
-            if tensor in self.needs_error:
-                self._propagate("concat_input_gradient", op, tensor, error, operand=operand)
-
-    def _requantize_backward(self, op: Requantize) -> None:
-        error = self._mask(op)
-        self._propagate("error_scale", op, op.input, error, over_error=Overlap(None))
-
-    def _mask(self, op: Add | Parameterized | AveragePool | Requantize) -> dict[str, str]:
-        error = {"error": self._errors[op.output]}
-        self._step("backward", "error_mask", op, {**error, "mask": f"mask {op.output}"})
-        return error
-
-    def _add_backward(self, op: Add) -> None:
-        error = self._mask(op)
-        for operand, tensor in enumerate(op.inputs):
-            if tensor in self.needs_error:
-                self._propagate(
-                    "error_scale", op, tensor, error, operand=operand, over_error=Overlap(None)
-                )
+            buffers = {**error, "input": self.activation(op.input)}
+            self.step("backward", "head_update", op, buffers, macs=macs)
 
     def _convolution_backward(self, op: Parameterized) -> None:
-        error = self._mask(op)
+        error = self.masked(op)
         kind = "convolution" if isinstance(op, Conv) else "depthwise"
         if f"{op.name}.bias" in self.trained_channels:
-            self._step("backward", "bias_update", op, error)
+            self.step("backward", "bias_update", op, error)
         # The input's error is due to the weights of the forward pass: it comes before their update.
         if op.input in self.needs_error:
             self._input_gradient(op, kind, error)
@@ -325,24 +324,32 @@ class StepBuilder:
                 size = scratch.convolution_weight_update_bytes(op, source, output)
             else:
                 size = scratch.depthwise_weight_update_bytes(op, source, output)
-            buffers = {**error, "input": self._activation(op.input)}
-            buffers["scratch"] = self._part.buffer(f"gradient columns {op.name}", size)
+            buffers = {**error, "input": self._kept(op) or self.activation(op.input)}
+            buffers["scratch"] = self.buffer(f"gradient columns {op.name}", size)
             macs = self._macs(op) * count // op.weight.shape[-1]
-            self._step("backward", f"{kind}_weight_update", op, buffers, macs=macs)
+            self.step("backward", f"{kind}_weight_update", op, buffers, macs=macs)
 
     def _input_gradient(self, op: Parameterized, kind: str, error: dict[str, str]) -> None:
         source, output = self.graph.tensors[op.input], self.graph.tensors[op.output]
-        over = None
+        over, at_once = None, 0
         if isinstance(op, Conv):
+            at_once = _at_once(output)
             trained = self._partly_trained(op)
-            size = scratch.convolution_input_gradient_bytes(op, source, output, trained)
-            if streaming.is_pointwise(op) and not trained:
+            size = scratch.convolution_input_gradient_bytes(op, source, output, trained, at_once)
+            if streaming.is_pointwise(op):
                 pixels = output.shape[0] * output.shape[1]
                 over = Overlap(2 * max(0, source.shape[2] - output.shape[2]) * pixels)
         else:
             size = scratch.depthwise_input_gradient_bytes(op, source, output)
-            over = Overlap(None) if source.shape == output.shape else None
-        name = self._part.buffer(f"error columns {op.name}", size)
+            over = _over_error_of_depthwise(source, output)
+        name = self.buffer(f"error columns {op.name}", size)
         buffers = {**error, "scratch": name}
-        macs = self._macs(op)
-        self._propagate(f"{kind}_input_gradient", op, op.input, buffers, macs=macs, over_error=over)
+        self.propagate(
+            f"{kind}_input_gradient",
+            op,
+            op.input,
+            buffers,
+            macs=self._macs(op),
+            at_once=at_once,
+            over_error=over,
+        )

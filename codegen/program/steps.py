@@ -63,6 +63,8 @@ class Rows(NamedTuple):
 
 
 CHAIN = "chain_forward"
+KEEP = "keep_channels"
+LEAST_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Step:
     operand: int = 0
     """Which input of an addition or concatenation the call is about."""
     macs: int = 0
+    at_once: int = 0
+    """Pixels that a full convolution works on at a time, a multiple of ``LEAST_AT_ONCE``."""
     stages: tuple[Step, ...] = ()
     schedule: tuple[Rows, ...] = ()
     rings: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))

@@ -9,22 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
-from codegen.graph.ir import (
-    Add,
-    AveragePool,
-    Conv,
-    DepthwiseConv,
-    Graph,
-    MaxPool,
-    Requantize,
-    inputs_of,
-)
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Op, Operation, Unary, inputs_of
+from codegen.operators import operator_of
 from codegen.program.steps import Rows
 
-Elementwise: TypeAlias = Add | Requantize
-Stage: TypeAlias = Conv | DepthwiseConv | Elementwise
+Stage: TypeAlias = Conv | DepthwiseConv | Operation
+"""A layer, or an operation that works elementwise."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +37,24 @@ class Window:
         return min(max(0, (end - 1) * self.stride - self.before + self.height), self.input_rows)
 
 
+def is_stage(op: Op) -> TypeGuard[Stage]:
+    """Whether ``op`` can be part of a chain."""
+    return isinstance(op, (Conv, DepthwiseConv)) or is_elementwise(op)
+
+
+def is_elementwise(op: Op) -> TypeGuard[Operation]:
+    """Whether an element of the output needs just those in its place."""
+    return isinstance(op, Operation) and operator_of(op).elementwise
+
+
+def passes_rows_on(op: Op) -> TypeGuard[Stage]:
+    """Whether ``op`` can be a stage before others: those read one tensor."""
+    return is_stage(op) and isinstance(op, (Conv, DepthwiseConv, Unary))
+
+
 def window_of(graph: Graph, op: Stage) -> Window:
     """The window of ``op`` over the rows of its input."""
-    if isinstance(op, Elementwise):
+    if isinstance(op, Operation):
         return Window(1, 1, 0, graph.tensors[op.output].shape[0])
     kernel = op.weight.shape[1] if isinstance(op, Conv) else op.weight.shape[0]
     rows = graph.tensors[op.input].shape[0]
@@ -114,28 +121,6 @@ def convolution_lead(graph: Graph, op: Conv) -> int:
     window = window_of(graph, op)
     leads = [(y + 1) * output_row - window.low(y) * source_row for y in range(output.shape[0])]
     return max(0, *leads)
-
-
-def pool_lead(graph: Graph, op: MaxPool | AveragePool) -> int:
-    """The same for a pool, whose pixels read while they are written."""
-    source, output = graph.tensors[op.input].shape, graph.tensors[op.output].shape
-
-    def first(row: int, column: int) -> int:
-        """The first input pixel under a window."""
-        top = max(0, row * op.stride[0] - op.padding.top)
-        return top * source[1] + max(0, column * op.stride[1] - op.padding.left)
-
-    lead = 0
-    for y in range(output[0]):
-        next_row = first(y + 1, 0) if y + 1 < output[0] else source[0] * source[1]
-        for x in range(output[1]):
-            written = y * output[1] + x
-            lead = max(lead, written - min(first(y, x), next_row))
-            if x + 1 < output[1]:
-                lead = max(lead, written + 1 - min(first(y, x + 1), next_row))
-            else:
-                lead = max(lead, written + 1 - next_row)
-    return lead * source[2]
 
 
 def is_pointwise(op: Conv) -> bool:

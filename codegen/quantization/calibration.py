@@ -25,7 +25,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from codegen.errors import CalibrationError, ModelError
 from codegen.graph import ir
-from codegen.graph.floats import FloatAdd, FloatClamp, FloatConv, FloatGraph, execute, inputs_of
+from codegen.graph.floats import Clamped, FloatConv, FloatGraph, inputs_of
+from codegen.graph.ir import Operation
+from codegen.operators import operator_of
+from codegen.operators.execution import execute
 
 Method: TypeAlias = Literal["min-max", "percentile", "mse"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -250,13 +253,22 @@ class TensorStatistics:
                 return self.histogram.least_error_range(low, high)
 
 
+def uncoded(graph: FloatGraph) -> list[str]:
+    """Tensors of ``graph`` whose coding must be measured, in execution order."""
+    free = {graph.head.output}
+    for op in graph.ops:
+        if isinstance(op, Operation) and operator_of(op).keeps_coding:
+            free.add(op.output)
+    names = [graph.input, *(op.output for op in graph.ops)]
+    return [name for name in names if name not in graph.codings and name not in free]
+
+
 def observe(graph: FloatGraph, samples: NDArray[np.floating]) -> dict[str, TensorStatistics]:
     """Statistics of every tensor but the logits over samples (N, C, H, W).
 
     Raises ModelError for a tensor that overflows.
     """
-    clamped = (FloatConv, FloatAdd, FloatClamp)
-    caps = {op.output: op.clamp.high for op in graph.ops if isinstance(op, clamped)}
+    caps = {op.output: op.clamp.high for op in graph.ops if isinstance(op, Clamped)}
     statistics = {
         name: TensorStatistics(shape[0], caps.get(name, math.inf))
         for name, shape in graph.shapes.items()

@@ -22,9 +22,8 @@ FEWEST_SAMPLES = 8
 """A file with fewer is refused: ranges of so few samples clip much of what comes later."""
 
 _HOW_TO_GIVE = (
-    "save about 100 typical inputs, preprocessed as for the model, as float32 "
-    "(samples, channels, height, width) with numpy.savez(FILE, x=inputs) and pass "
-    "--calibration FILE"
+    "save about 100 typical inputs, preprocessed as for the model and shaped as its input with the "
+    "samples first, as float32 with numpy.savez(FILE, x=inputs) and pass --calibration FILE"
 )
 
 
@@ -94,17 +93,16 @@ def fit_to_input(
     elsewhere or be left out: that moves no value. Raises CalibrationError when there is no set, it
     doesn't fit the model's input, or it can't tell a range.
     """
-    if calibration is None:
-        raise CalibrationError(f"a float model needs a calibration set: {_HOW_TO_GIVE}")
     expected = graph.shapes[graph.input]
+    needed = shapes_taken(expected, graph.sample_shape if graph.sample_layout else None)
+    if calibration is None:
+        raise CalibrationError(f"a float model needs a calibration set, {needed}: {_HOW_TO_GIVE}")
     if calibration.shape[1:] == graph.sample_shape:
         calibration = graph.arrange(calibration)
     if calibration.ndim < 2 or len(calibration) == 0 or not _same_but_ones(calibration, expected):
-        shown = ", ".join(str(size) for size in expected)
         raise CalibrationError(
             f"calibration set of shape {calibration.shape}; the model's input '{graph.input}' "
-            f"needs (samples, {shown}) = (samples, channels, height, width), with 1 or more "
-            f"samples{_as_in_file(graph)}{_remedy(calibration.shape, expected)}"
+            f"needs {needed}, with 1 or more samples{_remedy(calibration.shape, expected)}"
         )
     samples = calibration.reshape(len(calibration), *expected)
     unclean = int((~np.isfinite(samples)).any(axis=(1, 2, 3)).sum())
@@ -120,11 +118,15 @@ def fit_to_input(
     return samples
 
 
-def _as_in_file(graph: FloatGraph) -> str:
-    if graph.sample_layout is None:
-        return ""
-    shown = ", ".join(str(size) for size in graph.sample_shape)
-    return f", or as the model file has it: (samples, {shown})"
+def shapes_taken(shape: ChannelsFirst, in_file: tuple[int, ...] | None) -> str:
+    """In words: how samples for an input of ``shape`` may be shaped, or as the model file has it
+    where that differs."""
+    channels, height, width = shape
+    own = f"(samples, {channels}, {height}, {width}) = (samples, channels, height, width)"
+    if in_file is None:
+        return own
+    shown = ", ".join(str(size) for size in in_file)
+    return f"(samples, {shown}), as the model file has it, or {own}"
 
 
 def _same_but_ones(samples: NDArray[np.floating], expected: ChannelsFirst) -> bool:

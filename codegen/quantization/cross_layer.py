@@ -32,8 +32,9 @@ from codegen.graph.floats import (
     FloatHead,
     FloatOp,
     inputs_of,
-    keeps_coding,
 )
+from codegen.graph.ir import Operation
+from codegen.operators import operator_of
 from codegen.quantization.calibration import TensorStatistics, round_bits
 
 Channels = NDArray[np.float64]
@@ -101,7 +102,7 @@ def _only_reader(name: str, readers: Mapping[str, list[FloatOp]]) -> FloatOp | N
     """The layer that reads ``name`` alone; pooling of any kind scales with its input: passed."""
     while len(readers.get(name, ())) == 1:
         reader = readers[name][0]
-        if not keeps_coding(reader):
+        if not isinstance(reader, Operation) or not operator_of(reader).scales_by_channel:
             return reader
         name = reader.output
     return None

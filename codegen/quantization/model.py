@@ -70,7 +70,8 @@ def quantize_model(
                 "--equalize and --quantization-report, or give the float model"
             )
         graph = assemble(float_graph, codings_of(float_graph, {}, RangeRule()))
-        return QuantizedModel(graph, notes(check_integers(graph, float_graph)), None)
+        told = (*float_graph.notes, *notes(check_integers(graph, float_graph)))
+        return QuantizedModel(graph, told, None)
     statistics = observe(float_graph, samples)
     findings = check_samples(float_graph, samples, statistics)
     equalized: tuple[Equalization, ...] | None = None
@@ -96,4 +97,4 @@ def quantize_model(
             findings=tuple(findings),
             comparison=compare(float_graph, graph, samples),
         )
-    return QuantizedModel(graph, notes(findings), report)
+    return QuantizedModel(graph, (*float_graph.notes, *notes(findings)), report)

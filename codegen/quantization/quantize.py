@@ -8,7 +8,6 @@ range ends at the clamp, so that the clamp to int8 *is* the activation function.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,20 +18,22 @@ from codegen.errors import CalibrationError, ModelError
 from codegen.graph import ir
 from codegen.graph.floats import (
     Clamp,
+    Clamped,
     Coding,
-    FloatAdd,
-    FloatClamp,
     FloatConv,
     FloatGraph,
     FloatHead,
     channels_last,
 )
+from codegen.operators import operator_of
+from codegen.operators.requantize import FloatClamp
 from codegen.quantization.calibration import (
     MIN_MAX,
     RangeRule,
     TensorStatistics,
     activation_code,
     observe,
+    uncoded,
 )
 from codegen.quantization.calibration_set import fit_to_input
 from codegen.quantization.channel_scales import BIAS_MAX, quantize_channels
@@ -65,7 +66,7 @@ def samples_for(
     Raises CalibrationError for a set that is missing, doesn't fit the model's input or holds values
     that aren't finite, and for one that is given to a model that codes everything.
     """
-    missing = graph.uncoded
+    missing = uncoded(graph)
     if not missing and calibration is not None:
         raise CalibrationError(
             f"model {graph.name} is quantized already and keeps its own scales; leave out the "
@@ -88,8 +89,10 @@ def codings_of(
     Raises ModelError for codings of the model that aren't those of the device's arithmetic.
     """
     for op in graph.ops:
-        if isinstance(op, (FloatConv, FloatAdd)) and op.output in graph.codings:
-            _check_clamp(op, graph.codings[op.output])
+        if not isinstance(op, Clamped) or isinstance(op, FloatClamp):
+            continue
+        if op.output in graph.codings:
+            _check_clamp(op.name, op.clamp, graph.codings[op.output])
     measured = {
         name: Coding(*activation_code(*tensor.range(rule))) for name, tensor in statistics.items()
     }
@@ -98,66 +101,56 @@ def codings_of(
 
 def assemble(graph: FloatGraph, codings: Mapping[str, Coding]) -> ir.Graph:
     """The quantized graph whose activations are coded as ``codings`` says."""
-    tensors: dict[str, ir.Tensor] = {}
-
-    def add_tensor(name: str) -> ir.Tensor:
-        channels, height, width = graph.shapes[name]
-        scale, zero_point = codings[name].scale, codings[name].zero_point
-        tensors[name] = ir.Tensor(name, (height, width, channels), scale, zero_point)
-        return tensors[name]
-
-    def keep_coding(source: str, name: str) -> None:
-        channels, height, width = graph.shapes[name]
-        known = tensors[source]
-        tensors[name] = ir.Tensor(name, (height, width, channels), known.scale, known.zero_point)
-
-    def recoded(source: str, op: ir.Concat) -> str:
-        """The tensor ``source`` with the scale and zero point of the output of ``op``."""
-        known, wanted = tensors[source], tensors[op.output]
-        if (known.scale, known.zero_point) == (wanted.scale, wanted.zero_point):
-            return source
-        name = f"{source}_for_{op.name}"
-        tensors[name] = ir.Tensor(name, known.shape, wanted.scale, wanted.zero_point)
-        ops.append(ir.Requantize(name, source, name))
-        return name
-
-    add_tensor(graph.input)
-    ops: list[ir.Op] = []
+    assembly = Assembly(graph, codings)
+    assembly.add_tensor(graph.input)
     for op in graph.ops:
-        match op:
-            case FloatConv():
-                ops.append(_convolution(op, tensors[op.input], add_tensor(op.output)))
-            case FloatAdd():
-                add_tensor(op.output)
-                ops.append(ir.Add(op.name, op.inputs, op.output))
-            case ir.GlobalAveragePool() | ir.AveragePool():
-                if op.output in graph.codings:
-                    add_tensor(op.output)
-                else:  # a mean of codes is one of the same scale
-                    keep_coding(op.input, op.output)
-                ops.append(_average_pool(op, tensors[op.input], tensors[op.output]))
-            case ir.MaxPool():
-                keep_coding(op.input, op.output)
-                ops.append(op)
-            case ir.Concat():
-                add_tensor(op.output)
-                inputs = tuple(recoded(name, op) for name in op.inputs)
-                ops.append(dataclasses.replace(op, inputs=inputs))
-            case FloatClamp():
-                ends = _clamp_codes(op.clamp, add_tensor(op.output))
-                ops.append(ir.Requantize(op.name, op.input, op.output, *ends))
-            case FloatHead():
-                ops.append(_head(graph, op, tensors[op.input]))
-    return ir.Graph(graph.name, graph.input, tensors, tuple(ops))
+        if isinstance(op, FloatConv):
+            source, result = assembly.tensors[op.input], assembly.add_tensor(op.output)
+            assembly.ops.append(_convolution(op, source, result))
+        elif isinstance(op, FloatHead):
+            assembly.ops.append(_head(graph, op, assembly.tensors[op.input]))
+        else:
+            operator_of(op).quantize(op, assembly)
+    return ir.Graph(graph.name, graph.input, assembly.tensors, tuple(assembly.ops))
 
 
-def _check_clamp(op: FloatConv | FloatAdd, coding: Coding) -> None:
+class Assembly:
+    """A quantized graph that grows, operation by operation."""
+
+    def __init__(self, graph: FloatGraph, codings: Mapping[str, Coding]) -> None:
+        """``codings`` are those of all tensors that aren't told by others."""
+        self.tensors: dict[str, ir.Tensor] = {}
+        self.ops: list[ir.Op] = []
+        self._graph = graph
+        self._codings = codings
+
+    def is_coded(self, name: str) -> bool:
+        """Whether the model itself says how tensor ``name`` is coded."""
+        return name in self._graph.codings
+
+    def add_tensor(self, name: str) -> ir.Tensor:
+        """The tensor ``name`` of the float graph, with its coding."""
+        coding = self._codings[name]
+        return self._add(name, coding.scale, coding.zero_point)
+
+    def keep_coding(self, source: str, name: str) -> ir.Tensor:
+        """The same with the coding of tensor ``source``."""
+        known = self.tensors[source]
+        return self._add(name, known.scale, known.zero_point)
+
+    def _add(self, name: str, scale: float, zero_point: int) -> ir.Tensor:
+        channels, height, width = self._graph.shapes[name]
+        self.tensors[name] = ir.Tensor(name, (height, width, channels), scale, zero_point)
+        return self.tensors[name]
+
+
+def _check_clamp(layer: str, clamp: Clamp, coding: Coding) -> None:
     """On the device, saturation of the codes is the activation function: both must agree."""
     low, high = coding.range.low, coding.range.high
-    if op.clamp.low > low + coding.scale / 2 or op.clamp.high < high - coding.scale / 2:
+    if clamp.low > low + coding.scale / 2 or clamp.high < high - coding.scale / 2:
         raise ModelError(
-            f"layer '{op.name}' is clamped to {op.clamp.low:g} … {op.clamp.high:g}, but its output "
-            f"is coded from {low:g} to {high:g}; quantize with the activation's range (for Relu: "
+            f"layer '{layer}' is clamped to {clamp.low:g} … {clamp.high:g}, but its output is "
+            f"coded from {low:g} to {high:g}; quantize with the activation's range (for Relu: "
             "zero point at the lowest code)"
         )
 
@@ -180,23 +173,6 @@ def nearest_codes(tensor: ir.Tensor, values: NDArray[np.float64]) -> NDArray[np.
     steps = np.rint(values / tensor.scale) + tensor.zero_point
     codes: NDArray[np.int8] = np.clip(steps, ir.INT8_MIN, ir.INT8_MAX).astype(np.int8)
     return codes
-
-
-def _average_pool(
-    op: ir.GlobalAveragePool | ir.AveragePool, source: ir.Tensor, result: ir.Tensor
-) -> ir.GlobalAveragePool | ir.AveragePool:
-    same_code = (source.scale, source.zero_point) == (result.scale, result.zero_point)
-    if isinstance(op, ir.AveragePool) or same_code:
-        return op
-    height, width, _ = source.shape
-    return ir.AveragePool(op.name, op.input, op.output, (height, width), (height, width))
-
-
-def _clamp_codes(clamp: Clamp, tensor: ir.Tensor) -> tuple[int, int]:
-    """The codes of ``tensor`` that a clamp lets through."""
-    ends = np.array([clamp.low, clamp.high]) / tensor.scale + tensor.zero_point
-    low, high = np.clip(np.rint(ends), ir.INT8_MIN, ir.INT8_MAX).astype(int).tolist()
-    return low, high
 
 
 def _convolution(op: FloatConv, source: ir.Tensor, result: ir.Tensor) -> ir.Conv | ir.DepthwiseConv:

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from codegen.arithmetic.forward import output_of
 from codegen.arithmetic.integers import Ints
 from codegen.arithmetic.layers import logit_scale
 from codegen.errors import BundleError
 from codegen.graph import ir
-from codegen.graph.floats import FloatGraph, Values, channels_last, evaluate_op, execute
+from codegen.graph.floats import FloatGraph, Values, channels_last
+from codegen.operators.execution import evaluate_op, execute, output_of
 from codegen.quantization.calibration import Method, batches
 from codegen.quantization.checks import Finding
 from codegen.quantization.cross_layer import Equalization

@@ -6,25 +6,14 @@ nothing with the interpreter but the forward integers that it is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from codegen.arithmetic.layers import logit_scale
-from codegen.graph.ir import (
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    DepthwiseConv,
-    GlobalAveragePool,
-    Graph,
-    Head,
-    MaxPool,
-    Padding,
-    Requantize,
-)
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, inputs_of
+from codegen.operators import operator_of
 from codegen.program import blob
 from codegen.program.steps import INPUT
 from codegen.reference.interpreter import Interpreter
@@ -65,12 +54,16 @@ def real_gradients(
         if isinstance(op, Head):
             continue
         error = errors[op.output]
-        if isinstance(op, (Conv, DepthwiseConv, Add, Requantize)) or op.output in masks:
-            error = error * masks[op.output]
         if not isinstance(op, (Conv, DepthwiseConv)):
-            for name, part in _without_weights(graph, op, activations, error):
+            operator = operator_of(op)
+            if operator.saturates(graph, op):
+                error = error * masks[op.output]
+            inputs = [activations[name] for name in inputs_of(op)]
+            parts = operator.gradients(graph, op, inputs, error)
+            for name, part in zip(inputs_of(op), parts, strict=True):
                 send(name, part)
             continue
+        error = error * masks[op.output]
         error = error * (tensors[op.input].scale * op.weight_scale / tensors[op.output].scale)
         weight, pad = weights[f"{op.name}.weight"], op.padding
         source = np.pad(
@@ -110,61 +103,6 @@ def _loss_gradient(
     probability /= probability.sum()
     probability[label] -= 1
     return np.asarray(probability)
-
-
-def _without_weights(
-    graph: Graph,
-    op: Add | GlobalAveragePool | MaxPool | AveragePool | Concat | Requantize,
-    activations: Mapping[str, Values],
-    error: NDArray[np.float64],
-) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """What each input of ``op`` gets of the error of its output."""
-    tensors = graph.tensors
-    match op:
-        case Add():
-            for name in op.inputs:
-                yield name, error * tensors[name].scale / tensors[op.output].scale
-        case Requantize():
-            yield op.input, error * tensors[op.input].scale / tensors[op.output].scale
-        case Concat():
-            first = 0
-            for name in op.inputs:
-                end = first + tensors[name].shape[2]
-                yield name, error[:, :, first:end]
-                first = end
-        case GlobalAveragePool():
-            shape = tensors[op.input].shape
-            yield op.input, np.broadcast_to(error / (shape[0] * shape[1]), shape)
-        case MaxPool() | AveragePool():
-            yield op.input, _through_windows(graph, op, activations[op.input], error)
-
-
-def _through_windows(
-    graph: Graph, op: MaxPool | AveragePool, codes: Values, error: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Input error of a pool: one window after the other, over an input with its padding."""
-    height, width, channels = codes.shape
-    pad, counted = op.padding, op.counted if isinstance(op, AveragePool) else Padding()
-    around = ((pad.top, pad.bottom), (pad.left, pad.right), (0, 0))
-    padded = np.pad(codes, around, constant_values=-1000)
-    into = np.zeros(padded.shape)
-    is_counted = np.zeros(padded.shape[:2])
-    is_counted[
-        pad.top - counted.top : pad.top + height + counted.bottom,
-        pad.left - counted.left : pad.left + width + counted.right,
-    ] = 1
-    scale = graph.tensors[op.input].scale / graph.tensors[op.output].scale
-    for y, x in np.ndindex(error.shape[0], error.shape[1]):
-        top, left = y * op.stride[0], x * op.stride[1]
-        window = np.s_[top : top + op.window[0], left : left + op.window[1]]
-        if isinstance(op, AveragePool):
-            into[window] += error[y, x] * scale / is_counted[window].sum()
-            continue
-        part = padded[window]
-        for channel in range(channels):
-            row, column = np.unravel_index(part[:, :, channel].argmax(), part.shape[:2])
-            into[top + row, left + column, channel] += error[y, x, channel]
-    return into[pad.top : pad.top + height, pad.left : pad.left + width]
 
 
 def forward_integers(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.arithmetic import forward as integer_forward
-from codegen.arithmetic.forward import Parameters, padded, taps, window_counts
+from codegen.arithmetic.forward import Parameters, padded, taps
 from codegen.arithmetic.integers import (
     BIAS_BITS,
     STATE_BITS,
@@ -28,42 +28,47 @@ from codegen.arithmetic.integers import (
 )
 from codegen.arithmetic.layers import (
     INT32_MAX,
-    addition_arithmetic,
+    ReconstructionArithmetic,
     convolution_arithmetic,
     head_arithmetic,
-    pooling_arithmetic,
-)
-from codegen.arithmetic.pools import (
-    average_pool_arithmetic,
-    overlap_bits,
     reconstruction_arithmetic,
-    requantize_arithmetic,
 )
-from codegen.graph.ir import (
-    Add,
-    AveragePool,
-    Concat,
-    Conv,
-    DepthwiseConv,
-    GlobalAveragePool,
-    Head,
-    MaxPool,
-    Requantize,
-    Tensor,
-)
+from codegen.graph.ir import Conv, DepthwiseConv, Head, Operation, Tensor
+from codegen.operators import operator_of
+from codegen.operators.execution import clamped
 from codegen.program import blob
-from codegen.program.steps import INPUT, Phase, Program, Step, Updates
-from codegen.reference import interpreter_pools
+from codegen.program.steps import INPUT, KEEP, Phase, Program, Step, Updates
 
 EXP2_TABLE = np.array([round(2.0 ** (30 - i / 64)) for i in range(65)])
 LOG2_TABLE = np.rint(2**16 * np.log2(1 + np.arange(65) / 64)).astype(np.int64)
 LARGEST_DISTANCE = 31 << 16
 LN2_Q16 = 45426
+UINT32_MAX = 2**32 - 1
 DELTA_STREAM = 0xFFFFFFFF
 
 
 def _saturate_error(values: Ints) -> Ints:
     return np.clip(values, -32767, 32767)
+
+
+def squared_error(
+    constants: ReconstructionArithmetic, values: Ints, wanted: Ints
+) -> tuple[Ints, int, int]:
+    """Error codes, their exponent, and the loss times 2^16.
+
+    ``values`` are the head's outputs, ``wanted`` the input's codes less its zero point.
+    """
+    exact = [int(w) * constants.input_scale.mantissa for w in wanted]
+    in_units = [round_shift(value, -constants.input_scale.exponent) for value in exact]
+    difference = np.clip(values - np.array(in_units), -INT32_MAX, INT32_MAX)
+    scaled = [int(d) * constants.error_scale.mantissa for d in difference]
+    shift = max(abs(value) for value in scaled).bit_length() - 15
+    codes = np.clip([round_shift(value, shift) for value in scaled], -32767, 32767)
+    exponent = constants.error_scale.exponent + shift
+    total = int((codes**2).sum()) * len(codes)
+    left = 2 * exponent - 2 + 16
+    loss = total << left if left > 0 else total >> -left
+    return codes.astype(np.int64), exponent, min(loss, UINT32_MAX)
 
 
 class Interpreter:
@@ -94,25 +99,15 @@ class Interpreter:
         """Tensor → (integer gradient, exponent) of the last step: with respect to output steps,
         before scaling; `codegen.reference.float_autodiff.cosines` compares them with exact ones."""
         self._kernels: dict[str, Callable[[Step], None]] = {
+            KEEP: self._keep_channels,
             "convolution_forward": self._convolution_forward,
             "depthwise_forward": self._convolution_forward,
-            "add_forward": self._add_forward,
-            "pool_forward": self._pool_forward,
-            "max_pool_forward": self._max_pool_forward,
-            "average_pool_forward": self._average_pool_forward,
-            "concat_forward": self._concat_forward,
-            "requantize_forward": self._requantize_forward,
             "head_forward": self._head_forward,
             "cross_entropy": self._cross_entropy,
             "mean_squared_error": self._mean_squared_error,
             "head_input_gradient": self._head_input_gradient,
             "head_update": self._head_update,
-            "pool_input_gradient": self._pool_input_gradient,
-            "max_pool_input_gradient": self._max_pool_input_gradient,
-            "average_pool_input_gradient": self._average_pool_input_gradient,
-            "concat_input_gradient": self._concat_input_gradient,
             "error_mask": self._error_mask,
-            "error_scale": self._error_scale,
             "error_sum": self._error_sum,
             "convolution_input_gradient": self._convolution_input_gradient,
             "depthwise_input_gradient": self._depthwise_input_gradient,
@@ -197,7 +192,14 @@ class Interpreter:
             if self._stays(step):
                 continue
             for call in step.calls():
-                self._kernels[call.kernel](call)
+                self._call(call)
+
+    def _call(self, step: Step) -> None:
+        own = operator_of(step.op).kernels if isinstance(step.op, Operation) else {}
+        if step.kernel in own:
+            own[step.kernel](self, step)
+        else:
+            self._kernels[step.kernel](step)
 
     def _stays(self, step: Step) -> bool:
         """Whether a step would change what isn't to be changed now."""
@@ -205,16 +207,23 @@ class Interpreter:
             return False
         return self.program.updates_personal(step) != (self.updates == "personal")
 
+    # What kernels of operations work with, beside arrays and errors.
+
+    def error_in(self, step: Step) -> Error:
+        """The error that ``step`` reads."""
+        return self.errors[step.buffers["error"]]
+
+    def store(self, step: Step, values: Ints) -> None:
+        """Keeps ``values`` as codes, and where they were in range if the step has a mask."""
+        codes = clamped(step.op, values)
+        self.arrays[step.buffers["output"]] = codes
+        if "mask" in step.buffers:
+            self.arrays[step.buffers["mask"]] = (codes == values).astype(np.int64)
+
     # Forward.
 
     def _tensor(self, name: str) -> Tensor:
         return self.graph.tensors[name]
-
-    def _store(self, step: Step, values: Ints) -> None:
-        clamped = integer_forward.clamped(step.op, values)
-        self.arrays[step.buffers["output"]] = clamped
-        if "mask" in step.buffers:
-            self.arrays[step.buffers["mask"]] = (clamped == values).astype(np.int64)
 
     def _parameters(self, op: Conv | DepthwiseConv | Head) -> Parameters:
         return Parameters(self.tensors[f"{op.name}.weight"], self.tensors[f"{op.name}.bias"])
@@ -222,55 +231,15 @@ class Interpreter:
     def _input(self, step: Step) -> Ints:
         return self.arrays[step.buffers["input"]]
 
+    def _keep_channels(self, step: Step) -> None:
+        """Keeps the others as well: gradients of all channels are for tests to see."""
+        self.arrays[step.buffers["output"]] = self._input(step)
+
     def _convolution_forward(self, step: Step) -> None:
         op = step.op
         assert isinstance(op, (Conv, DepthwiseConv))
         parameters = self._parameters(op)
-        self._store(
-            step, integer_forward.convolution(self.graph, op, self._input(step), parameters)
-        )
-
-    def _add_forward(self, step: Step) -> None:
-        op = step.op
-        assert isinstance(op, Add)
-        a, b = self.arrays[step.buffers["a"]], self.arrays[step.buffers["b"]]
-        self._store(step, integer_forward.addition(self.graph, op, a, b))
-
-    def _pool_forward(self, step: Step) -> None:
-        self.arrays[step.buffers["output"]] = integer_forward.global_average(self._input(step))
-
-    def _max_pool_forward(self, step: Step) -> None:
-        op = step.op
-        assert isinstance(op, MaxPool)
-        largest, places = integer_forward.max_pool(self.graph, op, self._input(step))
-        self.arrays[step.buffers["output"]] = largest
-        if "places" in step.buffers:
-            self.arrays[step.buffers["places"]] = places
-
-    def _average_pool_forward(self, step: Step) -> None:
-        op = step.op
-        assert isinstance(op, AveragePool)
-        self._store(step, integer_forward.average_pool(self.graph, op, self._input(step)))
-
-    def _slice(self, step: Step) -> slice:
-        """Channels of a concatenation that come from the step's input."""
-        op = step.op
-        assert isinstance(op, Concat)
-        sizes = [self._tensor(name).shape[2] for name in op.inputs]
-        first = sum(sizes[: step.operand])
-        return slice(first, first + sizes[step.operand])
-
-    def _concat_forward(self, step: Step) -> None:
-        op = step.op
-        assert isinstance(op, Concat)
-        empty = np.zeros(self._tensor(op.output).shape, np.int64)
-        output = self.arrays.setdefault(step.buffers["output"], empty)
-        output[:, :, self._slice(step)] = self.arrays[step.buffers["input"]]
-
-    def _requantize_forward(self, step: Step) -> None:
-        op = step.op
-        assert isinstance(op, Requantize)
-        self._store(step, integer_forward.requantization(self.graph, op, self._input(step)))
+        self.store(step, integer_forward.convolution(self.graph, op, self._input(step), parameters))
 
     def _head_forward(self, step: Step) -> None:
         op = step.op
@@ -315,7 +284,7 @@ class Interpreter:
         op = step.op
         assert isinstance(op, Head)
         wanted = self.arrays[INPUT].ravel() - self._tensor(self.graph.input).zero_point
-        codes, exponent, self.loss_q16 = interpreter_pools.squared_error(
+        codes, exponent, self.loss_q16 = squared_error(
             reconstruction_arithmetic(self.graph, op), self.logits, wanted
         )
         self.errors = {step.buffers["error"]: Error(codes, exponent)}
@@ -326,7 +295,7 @@ class Interpreter:
         op = step.op
         assert isinstance(op, Head)
         constants = head_arithmetic(self.graph)
-        error = self.errors[step.buffers["error"]]
+        error = self.error_in(step)
         sums = error.codes @ self.tensors[f"{op.name}.weight"] * constants.error_multiplier
         shift = int(np.abs(sums).max()).bit_length() - 15
         exponent = error.exponent + constants.error_exponent - 15 + shift
@@ -334,69 +303,9 @@ class Interpreter:
         shaped = codes.reshape(self._tensor(op.input).shape)
         self.errors[step.buffers["out"]] = Error(shaped, exponent)
 
-    def _pool_input_gradient(self, step: Step) -> None:
-        op = step.op
-        assert isinstance(op, GlobalAveragePool)
-        constants = pooling_arithmetic(self.graph, op)
-        error = self.errors[step.buffers["error"]]
-        codes = round_shift(error.codes * constants.error_multiplier, 14)
-        spread = np.broadcast_to(codes, self._tensor(op.input).shape).copy()
-        exponent = error.exponent + constants.error_exponent
-        self.errors[step.buffers["out"]] = Error(spread, exponent)
-
-    def _max_pool_input_gradient(self, step: Step) -> None:
-        op = step.op
-        assert isinstance(op, MaxPool)
-        error = self.errors[step.buffers["error"]]
-        shift = max(0, overlap_bits(op) - error.headroom)
-        codes = interpreter_pools.max_pool_errors(
-            self._tensor(op.input),
-            round_shift(error.codes, shift),
-            self.arrays[step.buffers["places"]],
-        )
-        self.errors[step.buffers["out"]] = Error(codes, error.exponent + shift)
-
-    def _average_pool_input_gradient(self, step: Step) -> None:
-        op = step.op
-        assert isinstance(op, AveragePool)
-        constants = average_pool_arithmetic(self.graph, op)
-        error = self.errors[step.buffers["error"]]
-        left = error.headroom - overlap_bits(op)
-        counted = window_counts(self.graph, op)
-        factor = constants.error_multiplier[counted - constants.least_count]
-        codes = interpreter_pools.average_pool_errors(
-            op,
-            self._tensor(op.input),
-            self._tensor(op.output),
-            round_shift(error.codes * factor, 15 - left),
-        )
-        exponent = error.exponent + constants.error_exponent - left
-        self.errors[step.buffers["out"]] = Error(codes, exponent)
-
-    def _concat_input_gradient(self, step: Step) -> None:
-        error = self.errors[step.buffers["error"]]
-        part = error.codes[:, :, self._slice(step)].copy()
-        self.errors[step.buffers["out"]] = Error(part, error.exponent)
-
     def _error_mask(self, step: Step) -> None:
-        error = self.errors[step.buffers["error"]]
+        error = self.error_in(step)
         error.codes = error.codes * self.arrays[step.buffers["mask"]]
-
-    def _error_scale(self, step: Step) -> None:
-        op = step.op
-        if isinstance(op, Requantize):
-            change = requantize_arithmetic(self.graph, op)
-            factor, power = change.error_multiplier, change.error_exponent
-        else:
-            assert isinstance(op, Add)
-            sum_ = addition_arithmetic(self.graph, op)
-            first = step.operand == 0
-            factor = sum_.a_error_multiplier if first else sum_.b_error_multiplier
-            power = sum_.a_error_exponent if first else sum_.b_error_exponent
-        error = self.errors[step.buffers["error"]]
-        codes = round_shift(error.codes * factor, 15 - error.headroom)
-        exponent = error.exponent + power - error.headroom
-        self.errors[step.buffers["out"]] = Error(codes, exponent)
 
     def _error_sum(self, step: Step) -> None:
         a, b = self.errors[step.buffers["a"]], self.errors[step.buffers["b"]]
@@ -428,7 +337,7 @@ class Interpreter:
         op = step.op
         assert isinstance(op, Conv)
         constants = convolution_arithmetic(self.graph, op)
-        error = self.errors[step.buffers["error"]]
+        error = self.error_in(step)
         left = error.headroom - constants.error_headroom
         scaled = round_shift(error.codes * constants.error_multiplier, 15 - left)
         weight = self.tensors[f"{op.name}.weight"]
@@ -443,7 +352,7 @@ class Interpreter:
         op = step.op
         assert isinstance(op, DepthwiseConv)
         constants = convolution_arithmetic(self.graph, op)
-        error = self.errors[step.buffers["error"]]
+        error = self.error_in(step)
         left = error.headroom
         weight = self.tensors[f"{op.name}.weight"]
         parts = [error.codes * weight[row, col] for row, col, _ in taps(self.graph, op)]
@@ -458,7 +367,7 @@ class Interpreter:
         op = step.op
         assert isinstance(op, Head)
         constants = head_arithmetic(self.graph)
-        error = self.errors[step.buffers["error"]]
+        error = self.error_in(step)
         source = self.arrays[step.buffers["input"]].ravel() - self._tensor(op.input).zero_point
         gradient = np.outer(error.codes, source)
         self.gradients[f"{op.name}.weight"] = (gradient, error.exponent)
@@ -495,7 +404,7 @@ class Interpreter:
         op = step.op
         assert isinstance(op, (Conv, DepthwiseConv))
         constants = convolution_arithmetic(self.graph, op)
-        error = self.errors[step.buffers["error"]]
+        error = self.error_in(step)
         gradient = error.codes.sum(axis=(0, 1))
         self.gradients[f"{op.name}.bias"] = (gradient, error.exponent)
         name = f"{op.name}.bias"
@@ -510,7 +419,7 @@ class Interpreter:
     def _convolution_weight_update(self, step: Step) -> None:
         op = step.op
         assert isinstance(op, Conv)
-        error = self.errors[step.buffers["error"]].codes
+        error = self.error_in(step).codes
         source = padded(self.graph, op, self._input(step))
         parts = [
             np.tensordot(error, source[window], axes=((0, 1), (0, 1)))
@@ -522,7 +431,7 @@ class Interpreter:
     def _depthwise_weight_update(self, step: Step) -> None:
         op = step.op
         assert isinstance(op, DepthwiseConv)
-        error = self.errors[step.buffers["error"]].codes
+        error = self.error_in(step).codes
         source = padded(self.graph, op, self._input(step))
         parts = [(error * source[window]).sum(axis=(0, 1)) for _, _, window in taps(self.graph, op)]
         self._update(step, op, np.stack(parts).reshape(op.weight.shape), channel_axis=2)
@@ -535,7 +444,7 @@ class Interpreter:
         segment = self.program.segment_of(name)
         assert segment is not None
         trained = np.s_[..., list(segment.channels)]
-        exponent = self.errors[step.buffers["error"]].exponent + constants.gradient_shift
+        exponent = self.error_in(step).exponent + constants.gradient_shift
         if constants.gradient_shift > 0:
             gradient = round_shift(gradient, constants.gradient_shift)
         self.gradients[name] = (gradient, exponent)

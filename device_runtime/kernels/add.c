@@ -11,8 +11,17 @@ typedef struct {
 /* The code before the clamp. */
 static inline __attribute__((always_inline)) int32_t value_of(const constants *by, int32_t a,
                                                               int32_t b) {
+#if defined(__ARM_FEATURE_DSP)
+    /* Compilers make three instructions of it. */
+    int32_t sum;
+    __asm("mla %0, %1, %2, %3\n\tmla %0, %4, %5, %0"
+          : "=&r"(sum)
+          : "r"(a), "r"(by->a_multiplier), "r"(by->offset), "r"(b), "r"(by->b_multiplier));
+    return (sum >> by->shift) + by->out_zero;
+#else
     const uint32_t first = (uint32_t)by->offset + (uint32_t)(a * by->a_multiplier);
     return ((int32_t)(first + (uint32_t)(b * by->b_multiplier)) >> by->shift) + by->out_zero;
+#endif
 }
 
 static inline __attribute__((always_inline)) void sum_all(const tf_addition *layer, const int8_t *a,

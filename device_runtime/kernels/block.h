@@ -1,25 +1,38 @@
-/* Blocks: the inner products of four pixels with all rows of packed weights, and what follows.
+/* Blocks: the inner products of two rows of weights with what four pixels see, and what follows.
  *
  * *Columns* hold what four output pixels see, or the scaled errors of four pixels. For DSP
  * instructions they are interleaved: two values of pixel 0, the same two of pixels 1, 2, 3, then
- * the next two of pixel 0. Every word of weights (two values of two rows) then meets the next four
- * words of columns: 16 products of 13 instructions, and all registers of the core in use. The
- * portable twins keep four plain columns, and so do vectors, for which they hold codes as they are:
- * 16 bytes of a column meet 16 of a row.
+ * the next two of pixel 0. Two rows of weights are widened once for many blocks: two values of the
+ * one, the same two of the other. Every four words of columns then meet two of weights: 16 products
+ * of 11 instructions, and all registers of the core in use. The portable twins keep four plain
+ * columns and two plain rows, and so do vectors, for which codes stay what they are: 16 bytes of a
+ * column meet 16 of a row.
  */
 #ifndef TINYFLEET_BLOCK_H
 #define TINYFLEET_BLOCK_H
 
+#include "fixed_point.h"
 #include "pairs.h"
 #include "tinyfleet/kernels.h"
 #include "tinyfleet/row_pairs.h"
 
 #define TF_BLOCK_PIXELS 4u
 
-#if TF_MVE
-typedef int8_t tf_column; /* a code; sums have the zero point taken out of them afterwards */
+/* Vectors take the place of DSP instructions. */
+#define TF_DSP_BLOCKS (TF_DSP && !TF_MVE)
+
+/* A core with neither, few registers and little stack. */
+#if !TF_DSP && defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M'
+#define TF_SMALL_CORE 1
 #else
-typedef int16_t tf_column; /* a code less the zero point, or a scaled error */
+#define TF_SMALL_CORE 0
+#endif
+
+/* What a forward pass sees, and the weights that it meets. */
+#if TF_MVE
+typedef int8_t tf_column; /* codes: sums have the zero point taken out of them beforehand */
+#else
+typedef int16_t tf_column; /* codes less the zero point */
 #endif
 
 /* Output pixels see one input pixel each, in the same order: blocks may go on from row to row.
@@ -33,7 +46,7 @@ static inline uint32_t tf_is_pointwise(const tf_convolution *layer) {
 /* Place of value `at` of `pixel` in columns of `length` values each: a packed length, like that of
  * the rows that they meet. */
 static inline uint32_t tf_column_index(uint32_t length, uint32_t pixel, uint32_t at) {
-#if TF_DSP && !TF_MVE
+#if TF_DSP_BLOCKS
     (void)length;
     return (at >> 1) * 8u + pixel * 2u + (at & 1u);
 #else
@@ -41,54 +54,118 @@ static inline uint32_t tf_column_index(uint32_t length, uint32_t pixel, uint32_t
 #endif
 }
 
-#if TF_DSP && !TF_MVE
-/* src[i] + minus (twice -zero) for 4 * `quads` values of four pixels, `step` apart, to columns. */
+#if TF_DSP_BLOCKS
+/* src[i] + minus (twice -zero) for 4 * `quads` values of four pixels, `step` apart, to columns; of
+ * so many `blocks`, of which the next begins where the last pixel of one ends. */
 void tf_block_widen(int16_t *columns, const int8_t *src, uint32_t step, uint32_t quads,
-                    uint32_t minus);
+                    uint32_t minus, uint32_t blocks);
 #endif
 
-/* What tf_block_forward works on, made by tf_block_prepare for a layer; whoever calls sets output,
- * requantize, pre_shift, steps, weights, bias and output_end for every block, and what belongs to
- * the mask where there is one. block_dsp.c knows the place of every field. */
-typedef struct {
-    int32_t offsets[24]; /* by shift: half a step and the output's zero point */
-    int8_t *output;
-    const tf_multiplier *requantize;
-    int32_t steps[3]; /* from the first pixel's output to the others': without a mask s, 2 s, 3 s */
-    const int8_t *weights;
-    const tf_column *columns;
-    const int32_t *bias;
-    const tf_column *columns_end; /* with DSP instructions: of those that the loop takes */
-    const int8_t *output_end;     /* an even number of channels */
-    const uint8_t *pre_shift;     /* NULL: no sum goes left */
-    /* The mask: every eight channels, and at the end, a byte per pixel is written at mask and
-     * mask + mask_steps; the last channel's bit is the highest. */
-    const int8_t *mask_end; /* output of the first pixel where the first byte is full, or NULL */
-    uint8_t *mask;
-    int32_t mask_steps[3];
-#if TF_MVE
-    uint32_t values, step; /* of a column; from one to the next */
-    uint32_t length;       /* of a row of weights, packed */
-    int32_t in_zero, out_zero;
-#elif TF_DSP
-    uint32_t bits;              /* on the way */
-    uint32_t loop, after, each; /* addresses of code */
+/* Place of value `at` of the first (0) or second (1) row of a widened pair of this packed length. */
+static inline uint32_t tf_pair_index(uint32_t length, uint32_t row, uint32_t at) {
+#if TF_DSP_BLOCKS
+    (void)length;
+    return 2u * at - (at & 1u) + 2u * row;
+#elif TF_SMALL_CORE
+    (void)length;
+    return 2u * at + row; /* one register points at both */
+#else
+    return row * length + at;
 #endif
-} tf_forward_block;
-
-static inline void tf_fill_offsets(int32_t offsets[24], int32_t zero) {
-    offsets[0] = 0;
-    for (int32_t shift = 1; shift < 24; shift++) {
-        offsets[shift] = tf_requantize_offset(zero, shift);
-    }
 }
 
-/* Sets the fields that a whole layer shares; `length` is a packed length. */
-void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer,
-                      const tf_column *columns, uint32_t length, uint32_t with_mask);
+/* For DSP instructions, of four rows those that lie in one word of packed weights are apart in columns:
+ * 0, 2, 1, 3. */
+static inline uint32_t tf_crossed(uint32_t at) {
+#if TF_DSP_BLOCKS
+    return (at & ~3u) | (at & 1u) << 1 | (at & 2u) >> 1;
+#else
+    return at;
+#endif
+}
 
-/* Codes, and mask bits, of all channels of four pixels. */
-void tf_block_forward(const tf_forward_block *block);
+/* Two rows of packed weights, widened. */
+void tf_block_widen_pair(int16_t *pair, const int8_t *packed, uint32_t length);
+
+/* Values 0 and 1 of `count` (even) rows of packed weights, `step` bytes from two rows to the next two:
+ * a pair of two such columns, in which row `o` is value tf_crossed(o). */
+void tf_block_widen_columns(int16_t *pair, const int8_t *packed, uint32_t step, uint32_t count);
+
+/* What becomes of the sums of a run. */
+typedef enum {
+    TF_RUN_CODES,          /* output codes */
+    TF_RUN_CODES_AND_MASK, /* the same, and a bit for each that the clamp leaves alone */
+    TF_RUN_ERRORS,         /* int16 errors */
+} tf_run_kind;
+
+/* A widened pair of rows with some blocks. block_dsp.c knows the place of every field. */
+typedef struct {
+    tf_requantizer first; /* errors: largest |error| so far, 16 bits for each row; 0; shift */
+    void *output;         /* of the first pixel and row */
+    uint32_t step;        /* bytes from a pixel's output to the next one's */
+    tf_requantizer second;
+    int32_t start[2]; /* of the sums */
+    int16_t *pair;    /* widened; with vectors, of a forward pass tf_column */
+    const int16_t *pair_end;
+    const void *columns; /* tf_column, or int16 errors */
+    uint32_t blocks;
+    uint32_t *bits; /* mask: a word per block, a byte per pixel: goes right, new bits are highest */
+    uint32_t pre_shift[2]; /* sums go left before they become codes, saturating */
+#if TF_DSP_BLOCKS
+    const int8_t *output_end;
+    const int16_t *loop_end;
+    uint32_t loop, after, each, second_codes; /* addresses of code */
+#endif
+    tf_run_kind kind;
+    /* Of the pair that tf_block_run_pairs takes next: */
+    const int8_t *packed;
+    const tf_multiplier *requantize;
+    const int32_t *bias;
+    const uint8_t *raised; /* pre_shift, or NULL */
+    int32_t twice_zero;    /* twice the output's zero point, and one */
+    uint32_t length;
+#if TF_MVE
+    int32_t in_zero;
+#elif TF_DSP
+    uint32_t first_by_shift, second_by_shift, first_any, second_any; /* addresses of code */
+#endif
+} tf_block_run;
+
+/* Sets what follows from the kind and from the fields that stay for a whole layer: pair, columns,
+ * raised. */
+void tf_block_prepare(tf_block_run *run, tf_run_kind kind, uint32_t length);
+
+static inline void tf_block_aim(tf_block_run *run, void *output, uint32_t step) {
+    run->output = output;
+    run->step = step;
+#if TF_DSP_BLOCKS
+    run->output_end = (const int8_t *)output + TF_BLOCK_PIXELS * run->blocks * step;
+#endif
+}
+
+/* Outputs of both rows for all blocks, which it has been aimed at. Errors: where the largest becomes 32768, those that are
+ * -32768 have still to be saturated to -32767. */
+void tf_block_run_all(tf_block_run *run);
+
+/* Codes of the next `count` pairs of rows, which it widens; the run's output is the first one's. */
+void tf_block_run_pairs(tf_block_run *run, uint32_t count);
+
+/* Sets what becomes of the sums of channels whose words are these. */
+static inline void tf_block_set_codes(tf_block_run *run, tf_multiplier first, tf_multiplier second,
+                                      int32_t zero) {
+    run->first = tf_make_requantizer(first, zero);
+    run->second = tf_make_requantizer(second, zero);
+#if TF_DSP_BLOCKS
+    if (run->kind == TF_RUN_CODES) {
+        run->each = run->first_any;
+        run->second_codes = run->second_any;
+        run->after = run->raised == NULL ? run->each : run->after;
+    }
+#endif
+}
+
+/* Sums of both rows for pixel `pixel` of the block at `columns`. */
+void tf_block_single(const tf_block_run *run, const void *columns, uint32_t pixel, int32_t sums[2]);
 
 /* Gradients of weights are made of four input channels and two output channels at a time. */
 #define TF_BLOCK_LANES 4u
@@ -116,11 +193,9 @@ void tf_block_correlate(const int16_t *planes, const int16_t *error, uint32_t st
 #endif
 
 #if TF_MVE
-
 /* Errors of `count` channels times their multipliers, rounded, `shift` bits down. */
 void tf_block_scale(const int16_t *error, const int16_t *multiplier, uint32_t count, int32_t shift,
                     int16_t *to);
-
 #endif
 
 /* A *stream* is what tf_block_gradient reads: for every two output channels of every tap, where

@@ -1,207 +1,232 @@
 /* Blocks with vectors: 16 products of bytes, or eight of 16 bits, to an instruction.
  *
- * Columns hold codes as they are, so that bytes of a column meet bytes of a row; the zero point times
- * the sum of the row is taken out of the sums. Sums wrap around, so their order doesn't matter. The
- * core adds up into general registers: no more than six sums at a time find room.
+ * Columns of a forward pass hold codes as they are, so that bytes of a column meet bytes of a row; the
+ * zero point times the sum of the row is taken out of what sums start with. Sums wrap around, so their
+ * order doesn't matter. The core adds up into general registers: no more than six sums at a time find
+ * room.
  */
 #include "block.h"
 
 #if TF_MVE
 
-#define CHUNK 8u /* channels whose sums are made before their codes: as many as a byte of a mask */
 #define LANES 4u
 
-static const uint32_t bit_of_lane[LANES] = {1, 2, 4, 8};
-
-typedef struct {
-    int32_t of[TF_BLOCK_PIXELS][CHUNK];
-} chunk_sums;
-
-void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer,
-                      const tf_column *columns, uint32_t length, uint32_t with_mask) {
-    (void)with_mask;        /* mask_end says it, */
-    block->mask_end = NULL; /* which whoever has a mask sets for every block */
-    block->columns = columns;
-    block->values = (uint32_t)layer->kernel_height * layer->kernel_width * layer->in_channels;
-    block->step = block->length = length;
-    block->in_zero = layer->in_zero;
-    block->out_zero = layer->out_zero;
+void tf_block_widen_pair(int16_t *pair, const int8_t *packed, uint32_t length) {
+    int8_t *first = (int8_t *)pair, *second = first + length;
+    for (; length >= 16u; length -= 16u, packed += 32, first += 16, second += 16) {
+        const int8x16x2_t rows = vld2q_s8(packed);
+        vstrbq_s8(first, rows.val[0]);
+        vstrbq_s8(second, rows.val[1]);
+    }
+    for (; length > 0u; length -= 4u, packed += 8, first += 4, second += 4) {
+        const uint32x4_t both = vldrhq_u32((const uint16_t *)(const void *)packed);
+        vstrbq_u32((uint8_t *)first, both);
+        vstrbq_u32((uint8_t *)second, vshrq_n_u32(both, 8));
+    }
 }
 
-/* Two columns, two rows of weights, and what they have in common: values in whole vectors, and those
- * that are left over. */
+void tf_block_widen_columns(int16_t *pair, const int8_t *packed, uint32_t step, uint32_t count) {
+    const uint32_t length = tf_packed_length(count);
+    int16_t *second = pair + length;
+    if (3u * step < UINT16_MAX) {
+        /* Places of a value in eight rows. */
+        const uint16x8_t lane = vidupq_n_u16(0u, 1);
+        const uint16x8_t places = vaddq_u16(vandq_u16(lane, vdupq_n_u16(1u)),
+                                            vmulq_n_u16(vshrq_n_u16(lane, 1), (uint16_t)step));
+        for (uint32_t i = 0; i < length; i += 8u, packed += 4u * step) {
+            const mve_pred16_t some = vctp16q(count - i), room = vctp16q(length - i);
+            vstrhq_p_s16(pair + i, vldrbq_gather_offset_z_s16(packed, places, some), room);
+            vstrhq_p_s16(second + i, vldrbq_gather_offset_z_s16(packed + 2, places, some), room);
+        }
+        return;
+    }
+    /* They lie too far apart for offsets of 16 bits. */
+    for (uint32_t i = 0; i < length; i += 2u, packed += step) {
+        for (uint32_t at = 0; at < 2u; at++) {
+            pair[i + at] = i < count ? packed[at] : 0;
+            second[i + at] = i < count ? packed[2u + at] : 0;
+        }
+    }
+}
+
+/* Two columns and two rows, of `count` values each. In bytes or in 16 bits. */
 typedef struct {
-    const int8_t *first, *second, *weights;
-    uint32_t vectors, rest;
+    const void *x, *y, *first, *second;
+    uint32_t count;
 } operands;
 
-/* Sums of row 0 and 1 with the first column, then with the second. */
+/* Sums of both rows with the first column, then with the second. */
 typedef struct {
     int32_t a, b, c, d;
 } four_sums;
 
-/* Loops in assembly, since compilers spend more instructions around them than there are in them.
- * Sixteen values of two rows and two columns, then eight of 16 bits, in which the lower bytes of
- * pairs of weights are of row 0 and the upper ones of row 1. */
-#define LOAD_SIXTEEN                \
-    "vld20.8 {q0, q1}, [%[w]]\n\t"  \
-    "vld21.8 {q0, q1}, [%[w]]!\n\t" \
-    "vldrb.u8 q2, [%[x]], #16\n\t"  \
-    "vldrb.u8 q3, [%[y]], #16\n\t"  \
-    "vmladava.s8 %[a], q2, q0\n\t"  \
-    "vmladava.s8 %[b], q2, q1\n\t"  \
-    "vmladava.s8 %[c], q3, q0\n\t"  \
-    "vmladava.s8 %[d], q3, q1\n\t"
-#define LOAD_EIGHT                  \
-    "vldrb.u8 q0, [%[w]], #16\n\t"  \
-    "vldrb.s16 q2, [%[x]], #8\n\t"  \
-    "vldrb.s16 q3, [%[y]], #8\n\t"  \
-    "vmovlt.s8 q1, q0\n\t"          \
-    "vmovlb.s8 q0, q0\n\t"          \
-    "vmladava.s16 %[a], q2, q0\n\t" \
-    "vmladava.s16 %[b], q2, q1\n\t" \
-    "vmladava.s16 %[c], q3, q0\n\t" \
-    "vmladava.s16 %[d], q3, q1\n\t"
-#define BOTH_LOOPS(sixteen, eight) \
-    "wls lr, %[vectors], 2f\n"     \
-    "1:\n\t" sixteen "le lr, 1b\n" \
-    "2:\n\t"                       \
-    "wlstp.16 lr, %[rest], 4f\n"   \
-    "3:\n\t" eight "letp lr, 3b\n" \
-    "4:\n\t"
+/* A loop in assembly, since compilers spend more instructions around it than there are in it. */
+#define ADD_PRODUCTS(bits, load)                                                   \
+    "dlstp." bits " lr, %[count]\n"                                                \
+    "1:\n\t" load " q0, [%[first]], #16\n\t" load " q1, [%[second]], #16\n\t" load \
+    " q2, [%[x]], #16\n\t" load " q3, [%[y]], #16\n\t"                             \
+    "vmladava.s" bits " %[a], q2, q0\n\t"                                          \
+    "vmladava.s" bits " %[b], q2, q1\n\t"                                          \
+    "vmladava.s" bits " %[c], q3, q0\n\t"                                          \
+    "vmladava.s" bits " %[d], q3, q1\n\t"                                          \
+    "letp lr, 1b"
 
-static inline __attribute__((always_inline)) void multiply(operands of, four_sums *to) {
+static inline __attribute__((always_inline)) void add_products(operands of, four_sums *to,
+                                                               const uint32_t bytes) {
     int32_t a = to->a, b = to->b, c = to->c, d = to->d;
-    __asm volatile(BOTH_LOOPS(LOAD_SIXTEEN, LOAD_EIGHT)
-                   : [a] "+&Te"(a), [b] "+&Te"(b), [c] "+&Te"(c), [d] "+&Te"(d),
-                     [x] "+&l"(of.first), [y] "+&l"(of.second), [w] "+&r"(of.weights)
-                   : [vectors] "r"(of.vectors), [rest] "r"(of.rest)
-                   : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
+    if (bytes) {
+        __asm volatile(
+            ADD_PRODUCTS("8", "vldrb.u8")
+            : [a] "+&Te"(a), [b] "+&Te"(b), [c] "+&Te"(c), [d] "+&Te"(d), [x] "+&r"(of.x),
+              [y] "+&r"(of.y), [first] "+&r"(of.first), [second] "+&r"(of.second)
+            : [count] "r"(of.count)
+            : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
+    } else {
+        __asm volatile(
+            ADD_PRODUCTS("16", "vldrh.u16")
+            : [a] "+&Te"(a), [b] "+&Te"(b), [c] "+&Te"(c), [d] "+&Te"(d), [x] "+&r"(of.x),
+              [y] "+&r"(of.y), [first] "+&r"(of.first), [second] "+&r"(of.second)
+            : [count] "r"(of.count)
+            : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
+    }
     to->a = a, to->b = b, to->c = c, to->d = d;
 }
 
-/* The same, and the sums of the rows to `rows`. */
-static inline __attribute__((always_inline)) void multiply_and_sum(operands of, four_sums *to,
-                                                                   int32_t rows[2]) {
-    int32_t a = to->a, b = to->b, c = to->c, d = to->d, row0 = 0, row1 = 0;
-    __asm volatile(
-        BOTH_LOOPS(LOAD_SIXTEEN "vaddva.s8 %[row0], q0\n\t"
-                                "vaddva.s8 %[row1], q1\n\t",
-                   LOAD_EIGHT "vaddva.s16 %[row0], q0\n\t"
-                              "vaddva.s16 %[row1], q1\n\t")
-        : [a] "+&Te"(a), [b] "+&Te"(b), [c] "+&Te"(c), [d] "+&Te"(d), [row0] "+&Te"(row0),
-          [row1] "+&Te"(row1), [x] "+&l"(of.first), [y] "+&l"(of.second), [w] "+&r"(of.weights)
-        : [vectors] "r"(of.vectors), [rest] "r"(of.rest)
-        : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
-    to->a = a, to->b = b, to->c = c, to->d = d;
-    rows[0] = row0, rows[1] = row1;
+/* Sums of four pixels with each row. */
+typedef struct {
+    int32x4_t first, second;
+} row_sums;
+
+/* What the sums of both rows start with. */
+typedef struct {
+    int32_t first, second;
+} start;
+
+static inline __attribute__((always_inline)) row_sums sum_block(const tf_block_run *run,
+                                                                const int8_t *columns, start from,
+                                                                const uint32_t bytes) {
+    const uint32_t row = bytes ? run->length : 2u * run->length;
+    const int8_t *pair = (const int8_t *)run->pair;
+    four_sums even = {from.first, from.second, from.first, from.second}, odd = even;
+    operands of = {columns, columns + 2u * row, pair, pair + row, run->length};
+    add_products(of, &even, bytes);
+    of.x = columns + row;
+    of.y = columns + 3u * row;
+    add_products(of, &odd, bytes);
+    row_sums sums;
+    __asm("vmov %q0[2], %q0[0], %1, %2\n\t"
+          "vmov %q0[3], %q0[1], %3, %4"
+          : "=&w"(sums.first)
+          : "r"(even.a), "r"(even.c), "r"(odd.a), "r"(odd.c));
+    __asm("vmov %q0[2], %q0[0], %1, %2\n\t"
+          "vmov %q0[3], %q0[1], %3, %4"
+          : "=&w"(sums.second)
+          : "r"(even.b), "r"(even.d), "r"(odd.b), "r"(odd.d));
+    return sums;
 }
 
-/* Sums of two channels: sums[0] and [1] of the first pixel, CHUNK later those of the next. */
-static inline void sum_pair(const tf_forward_block *block, const int8_t *weights,
-                            const int32_t *bias, int32_t *sums) {
-    const uint32_t step = block->step;
-    int32_t rows[2];
-    operands of = {block->columns, block->columns + step, weights, block->values / 16u,
-                   block->values % 16u};
-    four_sums to = {bias[0], bias[1], bias[0], bias[1]};
-    multiply_and_sum(of, &to, rows);
-    rows[0] *= block->in_zero;
-    rows[1] *= block->in_zero;
-    sums[0] = to.a - rows[0];
-    sums[1] = to.b - rows[1];
-    sums[CHUNK] = to.c - rows[0];
-    sums[CHUNK + 1u] = to.d - rows[1];
-    to.a = to.c = bias[0] - rows[0];
-    to.b = to.d = bias[1] - rows[1];
-    of.first += 2u * step;
-    of.second += 2u * step;
-    multiply(of, &to);
-    sums[2u * CHUNK] = to.a;
-    sums[2u * CHUNK + 1u] = to.b;
-    sums[3u * CHUNK] = to.c;
-    sums[3u * CHUNK + 1u] = to.d;
+/* The zero point times the sums of the rows is taken out. */
+static inline start start_codes(const tf_block_run *run) {
+    const int8_t *first = (const int8_t *)run->pair, *second = first + run->length;
+    int32_t sums[2] = {0, 0};
+    for (uint32_t left = run->length; left > 0u;) {
+        const uint32_t count = left < 16u ? left : 16u;
+        const mve_pred16_t some = vctp8q(count);
+        sums[0] = vaddvaq_s8(sums[0], vldrbq_z_s8(first, some));
+        sums[1] = vaddvaq_s8(sums[1], vldrbq_z_s8(second, some));
+        first += count, second += count, left -= count;
+    }
+    return (start){run->start[0] - run->in_zero * sums[0], run->start[1] - run->in_zero * sums[1]};
 }
 
-/* Codes of up to four channels from `at` of the chunk on; ORs to `bits`, by pixel, those of
- * `first_bit` … whose channels the clamp leaves alone. */
-static inline __attribute__((always_inline)) void
-make_codes(const tf_forward_block *block, const chunk_sums *sums, int8_t *output, uint32_t at,
-           uint32_t count, uint32_t first_bit, uint32_t *bits, const uint32_t whole) {
-    const uint32_t channel = (uint32_t)(output - block->output) + at;
-    const mve_pred16_t some = vctp32q(count);
-    const int32_t *words = block->requantize + channel;
-    const int32x4_t word = whole ? vldrwq_s32(words) : vldrwq_z_s32(words, some);
-    const int32x4_t shift = vandq_s32(word, vdupq_n_s32(31));
-    const int32x4_t offset = vshlq_s32(vdupq_n_s32(2 * block->out_zero + 1), vsubq_n_s32(shift, 1));
-    const int32x4_t right = vnegq_s32(shift);
+/* The output codes before the clamp. */
+static inline __attribute__((always_inline)) int32x4_t requantize(const tf_requantizer *by,
+                                                                  int32x4_t sums) {
+    const int32x4_t high = vmulhq_s32(sums, vdupq_n_s32(by->word));
+    return vshlq_r_s32(vaddq_n_s32(high, by->offset), -by->shift);
+}
+
+static inline __attribute__((always_inline)) void run_codes(tf_block_run *run,
+                                                            const uint32_t with_mask) {
+    const int8_t *columns = run->columns;
+    const start from = start_codes(run);
+    const tf_requantizer first = run->first, second = run->second;
+    const uint32_t step = run->step;
+    const uint32x4_t places = vmulq_n_u32(vidupq_n_u32(0u, 1), step);
+    const uint32x4_t pixel =
+        vshlq_u32(vdupq_n_u32(0x40u), vreinterpretq_s32_u32(vidupq_n_u32(0u, 8)));
     const int32x4_t lowest = vdupq_n_s32(-128), highest = vdupq_n_s32(127);
-    int32x4_t raise = vdupq_n_s32(0);
-    if (block->pre_shift != NULL) {
-        raise = vreinterpretq_s32_u32(vldrbq_z_u32(block->pre_shift + channel, some));
-    }
-    const uint32x4_t each = vshlq_r_u32(vldrwq_u32(bit_of_lane), (int32_t)first_bit);
-    for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
-        int8_t *to = output + at + (p == 0 ? 0 : block->steps[p - 1u]);
-        int32x4_t sum = vldrwq_s32(&sums->of[p][at]);
-        if (block->pre_shift != NULL) {
-            sum = vqshlq_s32(sum, raise);
+    int8_t *to = run->output;
+    for (uint32_t block = 0; block < run->blocks; block++) {
+        row_sums sums = sum_block(run, columns, from, 1u);
+        if (run->raised != NULL) {
+            sums.first = vqshlq_r_s32(sums.first, (int32_t)run->pre_shift[0]);
+            sums.second = vqshlq_r_s32(sums.second, (int32_t)run->pre_shift[1]);
         }
-        const int32x4_t value = vshlq_s32(vaddq_s32(vmulhq_s32(sum, word), offset), right);
-        const int32x4_t code = vminq_s32(vmaxq_s32(value, lowest), highest);
-        if (whole) {
-            vstrbq_s32(to, code);
-        } else {
-            vstrbq_p_s32(to, code, some);
+        const int32x4_t a = requantize(&first, sums.first), b = requantize(&second, sums.second);
+        const int32x4_t code_a = vminq_s32(vmaxq_s32(a, lowest), highest);
+        const int32x4_t code_b = vminq_s32(vmaxq_s32(b, lowest), highest);
+        vstrbq_scatter_offset_s32(to, places, code_a);
+        vstrbq_scatter_offset_s32(to + 1, places, code_b);
+        if (with_mask) {
+            uint32_t bits = run->bits[block] >> 2 & 0x3f3f3f3fu;
+            bits = vaddvaq_p_u32(bits, pixel, vcmpeqq_s32(a, code_a));
+            run->bits[block] = vaddvaq_p_u32(bits, vaddq_u32(pixel, pixel), vcmpeqq_s32(b, code_b));
         }
-        if (bits != NULL) {
-            bits[p] = vaddvaq_p_u32(bits[p], each, vcmpeqq_m_s32(code, value, some));
-        }
+        to += TF_BLOCK_PIXELS * step;
+        columns += TF_BLOCK_PIXELS * run->length;
     }
 }
 
-/* All codes of a chunk of `count` (an even number) channels, and their bytes of the mask. */
-static inline __attribute__((always_inline)) void finish_chunk(const tf_forward_block *block,
-                                                               const chunk_sums *sums,
-                                                               int8_t *output, uint32_t count,
-                                                               uint32_t *bits) {
-    const uint32_t first_bit = CHUNK - count; /* the last channel's bit is the highest */
-    if (count == CHUNK) {
-        make_codes(block, sums, output, 0, LANES, 0, bits, 1u);
-        make_codes(block, sums, output, LANES, LANES, LANES, bits, 1u);
-        return;
+static void run_errors(tf_block_run *run) {
+    const int8_t *columns = run->columns;
+    const start from = {run->start[0], run->start[1]};
+    const uint32_t step = run->step;
+    const uint32x4_t places = vmulq_n_u32(vidupq_n_u32(0u, 1), step);
+    const int32x4_t lowest = vdupq_n_s32(-INT16_MAX), highest = vdupq_n_s32(INT16_MAX);
+    uint32_t largest = (uint32_t)run->first.word;
+    int8_t *to = run->output;
+    for (uint32_t block = 0; block < run->blocks; block++) {
+        const row_sums sums = sum_block(run, columns, from, 0u);
+        const int32x4_t a = vshlq_r_s32(sums.first, -run->first.shift);
+        const int32x4_t b = vshlq_r_s32(sums.second, -run->first.shift);
+        const int32x4_t error_a = vminq_s32(vmaxq_s32(a, lowest), highest);
+        const int32x4_t error_b = vminq_s32(vmaxq_s32(b, lowest), highest);
+        int16_t *pixel = (int16_t *)(void *)to;
+        vstrhq_scatter_offset_s32(pixel, places, error_a);
+        vstrhq_scatter_offset_s32(pixel + 1, places, error_b);
+        largest = vmaxavq_s32(vmaxavq_s32(largest, error_a), error_b);
+        to += TF_BLOCK_PIXELS * step;
+        columns += sizeof(int16_t) * TF_BLOCK_PIXELS * run->length;
     }
-    make_codes(block, sums, output, 0, count, first_bit, bits, 0u);
-    if (count > LANES) {
-        make_codes(block, sums, output, LANES, count - LANES, first_bit + LANES, bits, 0u);
+    run->first.word = (int32_t)largest;
+}
+
+void tf_block_run_all(tf_block_run *run) {
+    if (run->kind == TF_RUN_ERRORS) {
+        run_errors(run);
+    } else if (run->kind == TF_RUN_CODES) {
+        run_codes(run, 0u);
+    } else {
+        run_codes(run, 1u);
     }
 }
 
-void tf_block_forward(const tf_forward_block *block) {
-    const int8_t *weights = block->weights, *mask_end = block->mask_end;
-    const int32_t *bias = block->bias;
-    uint8_t *mask = block->mask;
-    for (int8_t *output = block->output; output != block->output_end;) {
-        const uint32_t rest = (uint32_t)(block->output_end - output);
-        const uint32_t count = rest < CHUNK ? rest : CHUNK;
-        chunk_sums sums;
-        for (uint32_t at = 0; at < count; at += 2u) {
-            sum_pair(block, weights, bias, &sums.of[0][at]);
-            weights += 2u * block->length;
-            bias += 2;
-        }
-        if (mask_end == NULL) {
-            finish_chunk(block, &sums, output, count, NULL);
-        } else {
-            uint32_t bits[TF_BLOCK_PIXELS] = {0, 0, 0, 0};
-            finish_chunk(block, &sums, output, count, bits);
-            for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
-                mask[p == 0 ? 0 : block->mask_steps[p - 1u]] = (uint8_t)bits[p];
-            }
-            mask++;
-        }
-        output += count;
+void tf_block_single(const tf_block_run *run, const void *columns, uint32_t pixel,
+                     int32_t sums[2]) {
+    const uint32_t bytes = run->kind != TF_RUN_ERRORS;
+    const uint32_t row = bytes ? run->length : 2u * run->length;
+    const int8_t *pair = (const int8_t *)run->pair, *x = (const int8_t *)columns + pixel * row;
+    const start from = bytes ? start_codes(run) : (start){run->start[0], run->start[1]};
+    four_sums to = {from.first, from.second, 0, 0};
+    const operands of = {x, x, pair, pair + row, run->length};
+    if (bytes) {
+        add_products(of, &to, 1u);
+    } else {
+        add_products(of, &to, 0u);
     }
+    sums[0] = to.a;
+    sums[1] = to.b;
 }
 
 void tf_block_scale(const int16_t *error, const int16_t *multiplier, uint32_t count, int32_t shift,

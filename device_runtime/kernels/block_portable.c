@@ -2,37 +2,87 @@
 #include "block.h"
 #include "fixed_point.h"
 
+#if !TF_DSP_BLOCKS
+
+void tf_block_prepare(tf_block_run *run, tf_run_kind kind, uint32_t length) {
+    run->pair_end = run->pair + 2u * length;
+    run->kind = kind;
+    run->length = length;
+}
+
+void tf_block_run_pairs(tf_block_run *run, uint32_t count) {
+    for (; count > 0u; count--) {
+        tf_block_widen_pair(run->pair, run->packed, run->length);
+        tf_block_set_codes(run, run->requantize[0], run->requantize[1], run->twice_zero >> 1);
+        run->start[0] = run->bias[0];
+        run->start[1] = run->bias[1];
+        if (run->raised != NULL) {
+            run->pre_shift[0] = run->raised[0];
+            run->pre_shift[1] = run->raised[1];
+            run->raised += 2;
+        }
+        tf_block_run_all(run);
+        run->packed += 2u * run->length;
+        run->requantize += 2;
+        run->bias += 2;
+        run->output = (int8_t *)run->output + 2;
+    }
+}
+
+#endif
+
 #if !TF_DSP
 
-#if defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M'
-#define TF_SMALL_CORE 1 /* no vectors, few registers, little stack */
-#else
-#define TF_SMALL_CORE 0
-#endif
+void tf_block_widen_pair(int16_t *pair, const int8_t *packed, uint32_t length) {
+    for (uint32_t i = 0; i < length; i++) {
+        pair[tf_pair_index(length, 0, i)] = packed[2u * i];
+        pair[tf_pair_index(length, 1, i)] = packed[2u * i + 1u];
+    }
+}
+
+void tf_block_widen_columns(int16_t *pair, const int8_t *packed, uint32_t step, uint32_t count) {
+    const uint32_t length = tf_packed_length(count);
+    for (uint32_t i = 0; i < length; i += 2u, packed += step) {
+        for (uint32_t row = 0; row < 2u; row++) {
+            pair[tf_pair_index(length, row, i)] = i < count ? packed[2u * row] : 0;
+            pair[tf_pair_index(length, row, i + 1u)] = i < count ? packed[2u * row + 1u] : 0;
+        }
+    }
+}
 
 #if TF_SMALL_CORE
 
-/* sums[r][p] += inner product of row r and column p, two columns at a time. */
-static void add_products(const int16_t *columns, const int8_t *weights, uint32_t length,
-                         int32_t sums[2][TF_BLOCK_PIXELS]) {
+void tf_block_single(const tf_block_run *run, const void *columns, uint32_t pixel,
+                     int32_t sums[2]) {
+    const int16_t *x = (const int16_t *)columns + pixel * run->length, *end = x + run->length;
+    const int16_t *w = run->pair;
+    int32_t first = run->start[0], second = run->start[1];
+    for (; x != end; x++, w += 2) {
+        first += x[0] * w[0];
+        second += x[0] * w[1];
+    }
+    sums[0] = first;
+    sums[1] = second;
+}
+
+/* Sums of both rows for a block, two pixels at a time. */
+static void sum_block(const tf_block_run *run, const int16_t *columns,
+                      int32_t sums[TF_BLOCK_PIXELS][2]) {
+    const uint32_t length = run->length;
     for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p += 2u, columns += 2u * length) {
-        const int16_t *x = columns, *y = columns + length, *end = y;
-        const int8_t *w = weights;
-        int32_t a = sums[0][p], b = sums[0][p + 1u], c = sums[1][p], d = sums[1][p + 1u];
+        const int16_t *x = columns, *y = columns + length, *end = y, *w = run->pair;
+        int32_t a = run->start[0], b = a, c = run->start[1], d = c;
         for (; x != end; x += 2, y += 2, w += 4) {
             a += x[0] * w[0] + x[1] * w[2];
             b += y[0] * w[0] + y[1] * w[2];
             c += x[0] * w[1] + x[1] * w[3];
             d += y[0] * w[1] + y[1] * w[3];
         }
-        sums[0][p] = a, sums[0][p + 1u] = b, sums[1][p] = c, sums[1][p + 1u] = d;
+        sums[p][0] = a, sums[p][1] = c, sums[p + 1u][0] = b, sums[p + 1u][1] = d;
     }
 }
 
 #else
-
-/* Values of a row that are widened at a time. */
-#define PIECE 128u
 
 static int32_t dot(const int16_t *column, const int16_t *row, uint32_t count) {
     int32_t sum = 0;
@@ -42,83 +92,62 @@ static int32_t dot(const int16_t *column, const int16_t *row, uint32_t count) {
     return sum;
 }
 
-/* sums[r][p] += inner product of row r and column p. */
-static void add_products(const int16_t *columns, const int8_t *weights, uint32_t length,
-                         int32_t sums[2][TF_BLOCK_PIXELS]) {
-    int16_t rows[2][PIECE];
-    for (uint32_t first = 0; first < length; first += PIECE) {
-        const uint32_t count = length - first < PIECE ? length - first : PIECE;
-        for (uint32_t i = 0; i < count; i++) {
-            rows[0][i] = weights[2u * (first + i)];
-            rows[1][i] = weights[2u * (first + i) + 1u];
-        }
-        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
-            const int16_t *column = columns + p * length + first;
-            sums[0][p] += dot(column, rows[0], count);
-            sums[1][p] += dot(column, rows[1], count);
-        }
+void tf_block_single(const tf_block_run *run, const void *columns, uint32_t pixel,
+                     int32_t sums[2]) {
+    const uint32_t length = run->length;
+    const int16_t *column = (const int16_t *)columns + pixel * length;
+    sums[0] = run->start[0] + dot(column, run->pair, length);
+    sums[1] = run->start[1] + dot(column, run->pair + length, length);
+}
+
+/* Sums of both rows for a block. */
+static void sum_block(const tf_block_run *run, const int16_t *columns,
+                      int32_t sums[TF_BLOCK_PIXELS][2]) {
+    for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
+        tf_block_single(run, columns, p, sums[p]);
     }
 }
 
 #endif
 
-void tf_block_prepare(tf_forward_block *block, const tf_convolution *layer, const int16_t *columns,
-                      uint32_t length, uint32_t with_mask) {
-    (void)with_mask;        /* mask_end says it, */
-    block->mask_end = NULL; /* which whoever has a mask sets for every block */
-    block->columns = columns;
-    block->columns_end = columns + TF_BLOCK_PIXELS * length;
-    tf_fill_offsets(block->offsets, layer->out_zero);
-}
-
-/* Two sums to codes at output; returns a bit for each that the clamp leaves alone: of the first
- * channel bit 6, of the second bit 7. */
-static uint32_t make_codes(const tf_requantizer by[2], int32_t sum0, int32_t sum1, int8_t *output) {
-    const int32_t value0 = tf_requantize(&by[0], sum0);
-    const int32_t value1 = tf_requantize(&by[1], sum1);
-    const int32_t code0 = tf_clamp8(value0), code1 = tf_clamp8(value1);
-    output[0] = (int8_t)code0;
-    output[1] = (int8_t)code1;
-    return (uint32_t)(code0 == value0) << 6 | (uint32_t)(code1 == value1) << 7;
-}
-
-/* The sums of one channel go left by its pre_shift. */
-static void raise_sums(int32_t sums[TF_BLOCK_PIXELS], int32_t pre_shift) {
-    for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
-        sums[p] = tf_raise_saturating(sums[p], pre_shift);
+static void make_errors(tf_block_run *run, const int32_t sums[2], int16_t *to) {
+    int32_t largest = run->first.word;
+    for (uint32_t row = 0; row < 2u; row++) {
+        const int32_t value = tf_clamp(sums[row] >> run->first.shift, -32767, 32767);
+        to[row] = (int16_t)value;
+        tf_note_magnitude(&largest, value);
     }
+    run->first.word = largest;
 }
 
-void tf_block_forward(const tf_forward_block *block) {
-    const uint32_t length = (uint32_t)(block->columns_end - block->columns) / TF_BLOCK_PIXELS;
-    const uint32_t channels = (uint32_t)(block->output_end - block->output);
-    const int8_t *mask_end = block->mask_end;
-    uint8_t *mask = block->mask;
-    uint32_t bits[TF_BLOCK_PIXELS] = {0, 0, 0, 0};
-    for (uint32_t o = 0; o < channels; o += 2u) {
-        const int32_t word0 = block->requantize[o], word1 = block->requantize[o + 1u];
-        const tf_requantizer by[2] = {{word0, block->offsets[word0 & 31], word0 & 31},
-                                      {word1, block->offsets[word1 & 31], word1 & 31}};
-        int32_t sums[2][TF_BLOCK_PIXELS];
-        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
-            sums[0][p] = block->bias[o];
-            sums[1][p] = block->bias[o + 1u];
-        }
-        add_products(block->columns, block->weights + o * length, length, sums);
-        if (block->pre_shift != NULL) {
-            raise_sums(sums[0], block->pre_shift[o]);
-            raise_sums(sums[1], block->pre_shift[o + 1u]);
-        }
-        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
-            int8_t *output = block->output + (p == 0 ? 0 : block->steps[p - 1u]) + o;
-            bits[p] = bits[p] >> 2 | make_codes(by, sums[0][p], sums[1][p], output);
-        }
-        if (block->output + o + 2u == mask_end) {
-            for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++) {
-                mask[p == 0 ? 0 : block->mask_steps[p - 1u]] = (uint8_t)bits[p];
+/* Two codes; returns a bit for each that the clamp leaves alone: bits 6 and 7. */
+static uint32_t make_codes(const tf_block_run *run, const int32_t sums[2], int8_t *to) {
+    const int32_t first =
+        tf_requantize(&run->first, tf_raise_saturating(sums[0], (int32_t)run->pre_shift[0]));
+    const int32_t second =
+        tf_requantize(&run->second, tf_raise_saturating(sums[1], (int32_t)run->pre_shift[1]));
+    to[0] = (int8_t)tf_clamp8(first);
+    to[1] = (int8_t)tf_clamp8(second);
+    return (uint32_t)(to[0] == first) << 6 | (uint32_t)(to[1] == second) << 7;
+}
+
+void tf_block_run_all(tf_block_run *run) {
+    const int16_t *columns = run->columns;
+    uint8_t *to = run->output;
+    for (uint32_t block = 0; block < run->blocks; block++) {
+        int32_t sums[TF_BLOCK_PIXELS][2];
+        uint32_t bits = 0;
+        sum_block(run, columns, sums);
+        columns += TF_BLOCK_PIXELS * run->length;
+        for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++, to += run->step) {
+            if (run->kind == TF_RUN_ERRORS) {
+                make_errors(run, sums[p], (int16_t *)(void *)to);
+            } else {
+                bits |= make_codes(run, sums[p], (int8_t *)to) << 8u * p;
             }
-            mask_end += 8;
-            mask++;
+        }
+        if (run->kind == TF_RUN_CODES_AND_MASK) {
+            run->bits[block] = (run->bits[block] >> 2 & 0x3f3f3f3fu) | bits;
         }
     }
 }
@@ -169,6 +198,9 @@ void tf_block_gradient(tf_gradient_block *block) {
 }
 
 #else
+
+/* Input channels whose errors are made at a time. */
+#define PIECE 128u
 
 /* sums[p][i] += errors of two output channels at pixel p * their weights for input channel i. */
 static void add_scaled(const int16_t *errors, const int8_t *weights, uint32_t count,

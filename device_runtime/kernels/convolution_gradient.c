@@ -1,8 +1,14 @@
 /* Full convolution, backward: the error of its input. Input positions are taken four at a time, a
- * stride apart, so that one tap of the kernel joins them with four neighbours of the output. */
+ * stride apart, so that one tap of the kernel joins them with four neighbours of the output.
+ * Pointwise layers are the forward pass turned around: columns of scaled errors meet two columns of
+ * the weights. */
 #include "block.h"
 #include "fixed_point.h"
 #include "merge.h"
+
+#ifdef TF_VECTOR
+#include "../vector/panels.h"
+#endif
 
 /* What does not change between the blocks of a layer. */
 typedef struct {
@@ -33,7 +39,7 @@ static meeting meet(uint32_t at, uint32_t pad, uint32_t stride, uint32_t kernel)
     return m;
 }
 
-#if TF_DSP && !TF_MVE
+#if TF_DSP_BLOCKS
 static inline uint32_t scale_two(const int16_t *error, int16x2_t multiplier, int32_t half,
                                  int32_t shift) {
     const int16x2_t e = (int16x2_t)tf_load32(error);
@@ -45,7 +51,8 @@ static inline uint32_t scale_two(const int16_t *error, int16x2_t multiplier, int
 
 /* The errors of an output pixel times their channels' multipliers; the shift is chosen so that
  * they use all bits of int16 but `error_headroom`. */
-static void scale_pixel(const job *job, const int16_t *error, int16_t *to) {
+static __attribute__((noinline)) void scale_pixel(const job *job, const int16_t *error,
+                                                  int16_t *to) {
     const uint32_t channels = job->layer->out_channels;
     const int16_t *multiplier = job->layer->error_multiplier;
     const int32_t shift = job->shift, half = shift > 0 ? 1 << (shift - 1) : 0;
@@ -69,14 +76,14 @@ static void scale_pixel(const job *job, const int16_t *error, int16_t *to) {
     }
 }
 
-#if TF_DSP && !TF_MVE
-/* The same for four pixels next to each other. */
-static void scale_four(const job *job, const int16_t *error, int16_t *to) {
+#if TF_DSP_BLOCKS
+/* The same for four pixels next to each other, `step` elements from two channels to the next two. */
+static void scale_four(const job *job, const int16_t *error, int16_t *to, const uint32_t step) {
     const uint32_t channels = job->layer->out_channels;
     const int16_t *multiplier = job->layer->error_multiplier;
     const int16_t *e0 = error, *e1 = e0 + channels, *e2 = e1 + channels, *e3 = e2 + channels;
     const int32_t shift = job->shift, half = shift > 0 ? 1 << (shift - 1) : 0;
-    for (const int16_t *end = e0 + (channels & ~1u); e0 < end; to += TF_STREAM_STEP) {
+    for (const int16_t *end = e0 + (channels & ~1u); e0 < end; to += step) {
         const int16x2_t m = (int16x2_t)tf_load32(multiplier);
         tf_store32(to, scale_two(e0, m, half, shift));
         tf_store32(to + 2, scale_two(e1, m, half, shift));
@@ -90,12 +97,12 @@ static void scale_four(const job *job, const int16_t *error, int16_t *to) {
 /* `count` input positions a stride apart, for a tap through which the first of them sees output
  * position (y, x). Zero where there is none; the last is repeated up to four. */
 static void gather_tap(const job *job, int32_t y, int32_t x, uint32_t count, int16_t *to) {
-#if TF_DSP && !TF_MVE
+#if TF_DSP_BLOCKS
     const uint32_t channels = job->layer->out_channels;
     if (channels % 2u == 0 && count == TF_BLOCK_PIXELS && x >= 0 &&
         x + 4 <= (int32_t)job->out_width) {
         const uint32_t at = (uint32_t)y * job->out_width + (uint32_t)x;
-        scale_four(job, job->error + at * channels, to + 2);
+        scale_four(job, job->error + at * channels, to + 2, TF_STREAM_STEP);
         return;
     }
 #endif
@@ -250,6 +257,157 @@ static int32_t saturate(int16_t *error, uint32_t size) {
     return largest;
 }
 
+#if TF_DSP_BLOCKS
+
+/* Four channels of a pixel, crossed (tf_crossed), to columns. */
+static inline __attribute__((always_inline)) void scale_crossed(const int16_t *error, int16x2_t m01,
+                                                                int16x2_t m23, int32_t half,
+                                                                int32_t shift, int16_t *to) {
+    const int16x2_t e01 = (int16x2_t)tf_load32(error), e23 = (int16x2_t)tf_load32(error + 2);
+    const int32_t a = __smlabb(e01, m01, half) >> shift, b = __smlatt(e01, m01, half) >> shift;
+    const int32_t c = __smlabb(e23, m23, half) >> shift, d = __smlatt(e23, m23, half) >> shift;
+    tf_store32(to, tf_pack_lower((uint32_t)a, (uint32_t)c));
+    tf_store32(to + 2u * TF_BLOCK_PIXELS, tf_pack_lower((uint32_t)b, (uint32_t)d));
+}
+
+/* Columns of the scaled errors of four pixels, of a multiple of four channels. */
+static void scale_block(const job *job, const int16_t *error, int16_t *to) {
+    const uint32_t channels = job->layer->out_channels;
+    const int16_t *multiplier = job->layer->error_multiplier;
+    const int32_t shift = job->shift, half = shift > 0 ? 1 << (shift - 1) : 0;
+    const int16_t *e0 = error, *e1 = e0 + channels, *e2 = e1 + channels, *e3 = e2 + channels;
+    for (const int16_t *end = e0 + (channels & ~3u); e0 != end; to += 4u * TF_BLOCK_PIXELS) {
+        const int16x2_t m01 = (int16x2_t)tf_load32(multiplier);
+        const int16x2_t m23 = (int16x2_t)tf_load32(multiplier + 2);
+        scale_crossed(e0, m01, m23, half, shift, to);
+        scale_crossed(e1, m01, m23, half, shift, to + 2);
+        scale_crossed(e2, m01, m23, half, shift, to + 4);
+        scale_crossed(e3, m01, m23, half, shift, to + 6);
+        multiplier += 4, e0 += 4, e1 += 4, e2 += 4, e3 += 4;
+    }
+}
+
+#endif
+
+/* Columns of the scaled errors of `count` pixels from `first` on. */
+static void scale_all(const job *job, uint32_t first, uint32_t count) {
+    const uint32_t channels = job->layer->out_channels, length = tf_packed_length(channels);
+    const int16_t *multiplier = job->layer->error_multiplier;
+    const int32_t shift = job->shift, half = shift > 0 ? 1 << (shift - 1) : 0;
+    for (uint32_t done = 0; done < count; done += TF_BLOCK_PIXELS) {
+        const int16_t *error = job->error + (first + done) * channels;
+        int16_t *columns = job->stream + done * length;
+        const uint32_t left = count - done;
+        const uint32_t pixels = left < TF_BLOCK_PIXELS ? left : TF_BLOCK_PIXELS;
+        uint32_t o = 0;
+#if TF_MVE
+        for (uint32_t p = 0; p < pixels; p++) {
+            tf_block_scale(error + p * channels, multiplier, channels, shift, columns + p * length);
+        }
+        o = channels;
+#elif TF_DSP
+        if (pixels == TF_BLOCK_PIXELS) {
+            scale_block(job, error, columns);
+            o = channels & ~3u;
+        }
+#endif
+        for (; o < length; o++) {
+            for (uint32_t p = 0; p < pixels; p++) {
+                const int32_t scaled =
+                    o < channels ? (error[p * channels + o] * multiplier[o] + half) >> shift : 0;
+                columns[tf_column_index(length, p, tf_crossed(o))] = (int16_t)scaled;
+            }
+        }
+    }
+}
+
+/* The trained one among input channels `i` and `i` + 1 takes its place in a pair of them. */
+static __attribute__((noinline)) void put_trained(const job *job, const tf_weights *weights,
+                                                  uint32_t trained, uint32_t i, int16_t *pair) {
+    const uint32_t row_bytes = 2u * tf_packed_length(weights->count);
+    const uint32_t length = tf_packed_length(job->layer->out_channels);
+    const int8_t *from = weights->trained + 2u * trained;
+    int16_t *to = pair + tf_pair_index(length, weights->channels[trained] - i, 0);
+    uint32_t at = 0;
+#if TF_DSP_BLOCKS
+    for (; at + 4u <= 2u * job->pairs; at += 4u, from += 2u * row_bytes, to += 8) {
+        uint16_t rows01, rows23;
+        memcpy(&rows01, from, sizeof rows01);
+        memcpy(&rows23, from + row_bytes, sizeof rows23);
+        const uint32_t rows = tf_pack_lower(rows01, rows23);
+        tf_store32(to, tf_even_plus(0, rows));
+        tf_store32(to + 4, tf_odd_plus(0, rows));
+    }
+    to -= 2u * at;
+#endif
+    for (; at < 2u * job->pairs; at += 2u, from += row_bytes) {
+        to[tf_pair_index(length, 0, tf_crossed(at))] = from[0];
+        to[tf_pair_index(length, 0, tf_crossed(at + 1u))] = from[1];
+    }
+}
+
+/* Both errors of the last pixels of a group, which are in no whole block. */
+static __attribute__((noinline)) void run_single(const tf_block_run *run, const int16_t *columns,
+                                                 uint32_t pixel, int16_t *out, int32_t *largest) {
+    int32_t sums[2];
+    tf_block_single(run, columns, pixel, sums);
+    for (uint32_t row = 0; row < 2u; row++) {
+        const int32_t value = tf_clamp(sums[row] >> run->first.shift, -INT16_MAX, INT16_MAX);
+        out[row] = (int16_t)value;
+        tf_note_magnitude(largest, value);
+    }
+}
+
+/* Input channels `i` and, unless it is the last, `i` + 1 of `count` pixels. */
+static void run_two(const job *job, tf_block_run *run, uint32_t i, uint32_t count, int16_t *out,
+                    int32_t *largest) {
+    const uint32_t inputs = job->layer->in_channels, in_blocks = count & ~(TF_BLOCK_PIXELS - 1u);
+    const uint32_t length = tf_packed_length(job->layer->out_channels), alone = i + 1u == inputs;
+    int16_t *last = (int16_t *)(void *)job->taps;
+    int16_t *to = alone ? last : out + i;
+    tf_block_aim(run, to, sizeof(int16_t) * (alone ? 2u : inputs));
+    if (in_blocks > 0u) {
+        tf_block_run_all(run);
+    }
+    for (uint32_t p = in_blocks; p < count; p++) {
+        run_single(run, job->stream + in_blocks * length, p - in_blocks,
+                   to + p * run->step / sizeof(int16_t), largest);
+    }
+    for (uint32_t p = 0; p < count && alone; p++) {
+        out[p * inputs + i] = last[2u * p];
+    }
+}
+
+/* All of a pointwise layer, `at_once` pixels at a time; returns the largest |error|, 32768 where some
+ * have still to be saturated. */
+static int32_t run_pointwise(const job *job, const tf_weights *weights, uint32_t at_once) {
+    const tf_convolution *layer = job->layer;
+    const uint32_t inputs = layer->in_channels, outputs = layer->out_channels;
+    const uint32_t length = tf_packed_length(outputs), row_bytes = 2u * tf_packed_length(inputs);
+    const uint32_t pixels = (uint32_t)layer->in_height * layer->in_width;
+    int16_t *pair = job->stream + at_once * length;
+    tf_block_run run = {.first = {0, 0, layer->error_shift}, .pair = pair, .columns = job->stream};
+    int32_t largest = 0;
+    run.start[0] = run.start[1] = layer->error_shift > 0 ? 1 << (layer->error_shift - 1) : 0;
+    tf_block_prepare(&run, TF_RUN_ERRORS, length);
+    for (uint32_t first = 0, count; first < pixels; first += count) {
+        count = pixels - first < at_once ? pixels - first : at_once;
+        run.blocks = count / TF_BLOCK_PIXELS;
+        scale_all(job, first, count);
+        uint32_t trained = 0;
+        for (uint32_t i = 0; i < inputs; i += 2u) {
+            tf_block_widen_columns(pair, weights->fixed + 2u * i, row_bytes, 2u * job->pairs);
+            for (; trained < weights->count && weights->channels[trained] < i + 2u; trained++) {
+                put_trained(job, weights, trained, i, pair);
+            }
+            run_two(job, &run, i, count, job->out + first * inputs, &largest);
+        }
+    }
+    tf_note_magnitude(&largest, (int32_t)((uint32_t)run.first.word & 0xffffu));
+    tf_note_magnitude(&largest, (int32_t)((uint32_t)run.first.word >> 16));
+    return largest;
+}
+
 /* So many input channels of all rows are merged at a time. */
 static uint32_t merged_channels(const tf_convolution *layer) {
     const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
@@ -274,17 +432,36 @@ static uint32_t tap_elements(const tf_convolution *layer) {
     return (most_taps_of(layer) + 1u) & ~1u;
 }
 
-uint32_t tf_convolution_input_gradient_scratch_bytes(const tf_convolution *layer,
-                                                     uint32_t trained) {
+/* Scratch of pointwise layers: columns of scaled errors, two columns of the weights, and errors of
+ * the last of an odd number of channels. */
+static uint32_t pointwise_bytes(const tf_convolution *layer, uint32_t at_once) {
+    const uint32_t length = tf_packed_length(layer->out_channels);
+    const uint32_t last = layer->in_channels % 2u == 1u ? 2u * at_once : 0u;
+    return sizeof(int16_t) * ((at_once + 2u) * length + last);
+}
+
+uint32_t tf_convolution_input_gradient_scratch_bytes(const tf_convolution *layer, uint32_t trained,
+                                                     uint32_t at_once) {
+    if (tf_is_pointwise(layer)) {
+        return pointwise_bytes(layer, at_once);
+    }
     const uint32_t taps = (uint32_t)layer->kernel_height * layer->kernel_width;
     const uint32_t merged = tf_packed_bytes(layer->out_channels, taps * merged_channels(layer));
     return sizeof(int16_t) * stream_elements(layer) + sizeof(uint16_t) * tap_elements(layer) +
            (trained > 0 ? merged : 0u);
 }
 
+static void set_scale(const job *job, const tf_scale *scale, int32_t left, int32_t largest,
+                      tf_scale *out_scale) {
+    const tf_convolution *layer = job->layer;
+    const uint32_t size = (uint32_t)layer->in_height * layer->in_width * layer->in_channels;
+    out_scale->magnitude = largest > INT16_MAX ? saturate(job->out, size) : largest;
+    out_scale->exponent = scale->exponent + layer->error_exponent - left + layer->error_shift;
+}
+
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const tf_weights *weights, int16_t *out,
-                                   tf_scale *out_scale, int16_t *scratch) {
+                                   tf_scale *out_scale, int16_t *scratch, uint32_t at_once) {
     const int32_t left = tf_headroom(scale) - layer->error_headroom;
     const uint32_t pairs = (layer->out_channels + 1u) / 2u, inputs = layer->in_channels;
     job job = {.layer = layer,
@@ -300,19 +477,34 @@ void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *e
                .taps = (uint16_t *)(scratch + stream_elements(layer)),
                .pointwise = tf_is_pointwise(layer)};
     int8_t *merged = (int8_t *)(job.taps + tap_elements(layer));
+    uint32_t at_a_time = weights->count > 0 ? merged_channels(layer) : inputs;
+    uint32_t in_blocks = job.pointwise;
+#ifdef TF_VECTOR
+    /* Pointwise layers go the long way where all of their weights find room, since out may lie over
+     * the error. */
+    int8_t all_weights[TF_PANEL_BYTES];
+    if (job.pointwise && (weights->count == 0 ||
+                          tf_packed_bytes(layer->out_channels, inputs) <= sizeof all_weights)) {
+        merged = all_weights;
+        at_a_time = inputs;
+        in_blocks = 0;
+        job.out_width *= job.out_height;
+        job.out_height = 1;
+    }
+#endif
+    if (in_blocks) {
+        job.taps = (uint16_t *)(scratch + (at_once + 2u) * tf_packed_length(layer->out_channels));
+        set_scale(&job, scale, left, run_pointwise(&job, weights, at_once), out_scale);
+        return;
+    }
     tf_gradient_block block;
     block.shift = layer->error_shift;
     block.half = layer->error_shift > 0 ? 1 << (layer->error_shift - 1) : 0;
     block.largest = 0;
-    if (job.pointwise) {
-        job.out_width *= job.out_height;
-        job.out_height = 1;
-    }
-    const uint32_t at_once = weights->count > 0 ? merged_channels(layer) : inputs;
-    for (; job.first_channel < inputs; job.first_channel += at_once) {
+    for (; job.first_channel < inputs; job.first_channel += at_a_time) {
         if (weights->count > 0) {
             const uint32_t rest = inputs - job.first_channel;
-            job.channels = rest < at_once ? rest : at_once;
+            job.channels = rest < at_a_time ? rest : at_a_time;
             const tf_weight_part part = {0, pairs, job.first_channel, job.channels};
             tf_merge_weights(layer, weights, &part, merged);
             job.weights = merged;
@@ -323,9 +515,5 @@ void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *e
     const uint32_t low = block.largest & 0xffffu, high = block.largest >> 16;
     const uint32_t largest = low > high ? low : high;
     /* The last of an odd number of channels is not among what blocks have noted. */
-    out_scale->magnitude =
-        largest > INT16_MAX || inputs % 2u == 1u
-            ? saturate(out, (uint32_t)layer->in_height * layer->in_width * inputs)
-            : (int32_t)largest;
-    out_scale->exponent = scale->exponent + layer->error_exponent - left + layer->error_shift;
+    set_scale(&job, scale, left, inputs % 2u == 1u ? INT16_MAX + 1 : (int32_t)largest, out_scale);
 }

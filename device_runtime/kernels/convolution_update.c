@@ -26,20 +26,23 @@ typedef struct {
 static __attribute__((noinline)) void gather(const job *job, uint32_t tap, uint32_t j,
                                              uint32_t lanes) {
     const tf_convolution *layer = job->layer;
-    const uint16_t *channels = job->trained->channels + j;
+    const tf_trained *trained = job->trained;
     const uint32_t width = layer->out_width;
     const int32_t row = (int32_t)(tap / layer->kernel_width) - layer->pad_top;
     const int32_t col = (int32_t)(tap % layer->kernel_width) - layer->pad_left;
     const int32_t zero = layer->in_zero;
     /* Lanes that are not wanted repeat the last. */
-    const uint32_t c0 = channels[0], c1 = channels[lanes > 1u ? 1 : lanes - 1u];
-    const uint32_t c2 = channels[lanes > 2u ? 2 : lanes - 1u], c3 = channels[lanes - 1u];
+    const uint32_t last = j + lanes - 1u;
+    const uint32_t c0 = tf_place_in_input(trained, j);
+    const uint32_t c1 = tf_place_in_input(trained, lanes > 1u ? j + 1u : last);
+    const uint32_t c2 = tf_place_in_input(trained, lanes > 2u ? j + 2u : last);
+    const uint32_t c3 = tf_place_in_input(trained, last);
     uint32_t at = 0;
     for (uint32_t y = 0; y < layer->out_height; y++) {
         const int32_t in_y = (int32_t)(y * layer->stride_height) + row;
         const uint32_t inside = in_y >= 0 && in_y < layer->in_height;
         const int8_t *line =
-            job->input + (inside ? (uint32_t)in_y : 0u) * layer->in_width * layer->in_channels;
+            job->input + (inside ? (uint32_t)in_y : 0u) * layer->in_width * trained->in_channels;
         int32_t in_x = col;
         for (uint32_t x = 0; x < width; x++, at++, in_x += layer->stride_width) {
             int16_t *to = job->planes + tf_plane_index(job->even, 0, at);
@@ -49,7 +52,7 @@ static __attribute__((noinline)) void gather(const job *job, uint32_t tap, uint3
                 }
                 continue;
             }
-            const int8_t *pixel = line + (uint32_t)in_x * layer->in_channels;
+            const int8_t *pixel = line + (uint32_t)in_x * trained->in_channels;
             to[0] = (int16_t)(pixel[c0] - zero);
             to[tf_plane_index(job->even, 1, 0)] = (int16_t)(pixel[c1] - zero);
             to[tf_plane_index(job->even, 2, 0)] = (int16_t)(pixel[c2] - zero);
@@ -124,28 +127,6 @@ static __attribute__((noinline)) void sum_wide(const job *job, const int16_t *er
     }
 }
 
-/* tf_apply_step for a shift of 3 … 32 (wide) or 33 … 62, bounded to TF_LARGEST_CHANGE: the former
- * needs both words of the product, the latter only the high one. */
-static inline int32_t apply_wide(int32_t gradient, tf_step step) {
-    const int64_t half = (int64_t)(1u << (step.shift - 1));
-    const int64_t product = (int64_t)gradient * step.mantissa + half;
-    const int32_t high = (int32_t)(product >> 32);
-    const int32_t limit = TF_LARGEST_CHANGE >> (32 - step.shift);
-    if (high >= limit) {
-        return TF_LARGEST_CHANGE;
-    }
-    if (high < -limit) {
-        return -TF_LARGEST_CHANGE;
-    }
-    const uint32_t low = (uint32_t)product >> 1 >> (step.shift - 1);
-    return (int32_t)((uint32_t)high << (32 - step.shift) | low);
-}
-
-static inline int32_t apply_narrow(int32_t gradient, tf_step step) {
-    const int32_t high = (int32_t)(((int64_t)gradient * step.mantissa) >> 32);
-    return (high + (1 << (step.shift - 33))) >> (step.shift - 32);
-}
-
 /* What tf_update_weight does where there is no velocity, for weights two places apart. */
 static void move_weights(const job *job, uint32_t at, uint32_t counter, uint32_t count,
                          const int32_t *changes) {
@@ -153,16 +134,14 @@ static void move_weights(const job *job, uint32_t at, uint32_t counter, uint32_t
     uint32_t random = job->stream + counter;
     if (job->trained->fractions == NULL) {
         for (uint32_t i = 0; i < count; i++, weight += 2) {
-            const uint32_t bits = tf_random_mix(random++) & ((1u << TF_STEP_BITS) - 1u);
-            const int32_t move = ((int32_t)bits - changes[i]) >> TF_STEP_BITS;
+            const int32_t move = tf_round_bounded(changes[i], TF_STEP_BITS, random++);
             *weight = (int8_t)tf_clamp(*weight + move, -127, 127);
         }
         return;
     }
     int8_t *fraction = &job->trained->fractions[at];
     for (uint32_t i = 0; i < count; i++, weight += 2, fraction += 2) {
-        const uint32_t bits = tf_random_mix(random++) & ((1u << TF_STATE_BITS) - 1u);
-        tf_move_state(weight, fraction, ((int32_t)bits - changes[i]) >> TF_STATE_BITS);
+        tf_move_state(weight, fraction, tf_round_bounded(changes[i], TF_STATE_BITS, random++));
     }
 }
 
@@ -174,11 +153,10 @@ static __attribute__((noinline)) void update_row(const job *job, uint32_t o, uin
         tf_make_step(job->layer->weight_gain[o], job->update->learning_rate_q20, job->exponent);
     const uint32_t at = tf_packed_place(o, l, job->packed);
     const uint32_t value = o * job->length + l;
-    if (trained->velocity == NULL && step.shift >= 3 && step.shift <= 62) {
+    if (trained->velocity == NULL && tf_is_bounded(step)) {
         int32_t changes[TF_BLOCK_LANES];
         for (uint32_t lane = 0; lane < TF_BLOCK_LANES; lane++) {
-            changes[lane] = step.shift > 32 ? apply_narrow(gradients[lane], step)
-                                            : apply_wide(gradients[lane], step);
+            changes[lane] = tf_apply_bounded(gradients[lane], step);
         }
         move_weights(job, at, trained->first_value + value, lanes, changes);
         return;

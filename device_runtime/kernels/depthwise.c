@@ -71,11 +71,54 @@ static inline __attribute__((always_inline)) void store_four(const tf_requantize
 #endif
 }
 
+#if TF_DSP
+
+/* The same for sums up to `end`, with a shift that the code knows. */
+static inline __attribute__((always_inline)) int8_t *
+store_by_shift(const tf_requantizer *by, const int32_t *sums, const int32_t *end, int8_t *output,
+               uint32_t step, const int shift) {
+    const uint32_t thrice = 3u * step;
+    while (sums != end) {
+        __asm volatile("ldmia %[sums]!, {r4, r5, r6, r8}\n\t"
+                       "smmla r4, r4, %[word], %[offset]\n\t"
+                       "smmla r5, r5, %[word], %[offset]\n\t"
+                       "smmla r6, r6, %[word], %[offset]\n\t"
+                       "smmla r8, r8, %[word], %[offset]\n\t"
+                       "ssat r4, #8, r4, asr %[shift]\n\t"
+                       "ssat r5, #8, r5, asr %[shift]\n\t"
+                       "ssat r6, #8, r6, asr %[shift]\n\t"
+                       "ssat r8, #8, r8, asr %[shift]\n\t"
+                       "strb r4, [%[output]]\n\t"
+                       "strb r5, [%[output], %[step]]\n\t"
+                       "strb r6, [%[output], %[step], lsl #1]\n\t"
+                       "strb r8, [%[output], %[thrice]]\n\t"
+                       "add %[output], %[output], %[step], lsl #2"
+                       : [sums] "+&r"(sums), [output] "+&r"(output)
+                       : [word] "r"(by->word), [offset] "r"(by->offset), [shift] "i"(shift),
+                         [step] "r"(step), [thrice] "r"(thrice)
+                       : "r4", "r5", "r6", "r8", "memory");
+    }
+    return output;
+}
+
+#endif
+
 /* Codes of sums, `step` apart. */
 static __attribute__((noinline)) void store_row(const tf_requantizer *channel, const int32_t *sums,
                                                 uint32_t count, int8_t *output, uint32_t step) {
     const tf_requantizer by = *channel;
-    for (const int32_t *end = sums + (count & ~3u); sums != end;) {
+    const int32_t *end = sums + (count & ~3u);
+#if TF_DSP
+    /* Most shifts are these. */
+    if (by.shift >= 4 && by.shift <= 7) {
+        output = by.shift == 4   ? store_by_shift(&by, sums, end, output, step, 4)
+                 : by.shift == 5 ? store_by_shift(&by, sums, end, output, step, 5)
+                 : by.shift == 6 ? store_by_shift(&by, sums, end, output, step, 6)
+                                 : store_by_shift(&by, sums, end, output, step, 7);
+        sums = end;
+    }
+#endif
+    while (sums != end) {
         store_four(&by, &sums, &output, step, 3u * step);
     }
     for (count &= 3u; count > 0u; count--, sums++, output += step) {
@@ -279,7 +322,7 @@ uint32_t tf_depthwise_forward_scratch_bytes(const tf_convolution *layer, uint32_
     const uint32_t seen = (rows - 1u) * layer->stride_height + layer->kernel_height;
     const uint32_t lines = seen < layer->in_height ? seen : layer->in_height;
     const uint32_t planes = elements_of_planes(layer, lines * line_of(layer));
-    return sizeof(tf_window) * rows + sizeof(int32_t) * tf_room_for_sums(layer->out_width) +
+    return sizeof(tf_window) * rows + sizeof(int32_t) * tf_room_for_sums(layer->out_width, rows) +
            sizeof(int16_t) * (elements_of_table(layer) + planes);
 }
 
@@ -302,9 +345,10 @@ void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, cons
     job.high =
         tf_clamp((span->end - 1) * layer->stride_height - layer->pad_top + layer->kernel_height, 0,
                  layer->in_height);
+    const uint32_t rows = (uint32_t)(span->end - span->first);
     job.windows = (tf_window *)(void *)scratch;
-    job.sums = (int32_t *)(void *)(job.windows + (span->end - span->first));
-    job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->out_width));
+    job.sums = (int32_t *)(void *)(job.windows + rows);
+    job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->out_width, rows));
     job.planes = job.table + elements_of_table(layer);
     job.plane = (uint32_t)(job.high - job.low) * job.slide.line;
 #if TF_MVE

@@ -231,7 +231,7 @@ uint32_t tf_depthwise_input_gradient_scratch_bytes(const tf_convolution *layer) 
     const uint32_t zeros = (layer->kernel_width - 1u) / layer->stride_width;
     const uint32_t planes = elements_of_planes(layer->out_height * line_of(layer, zeros));
     return sizeof(tf_window) * column_phases(layer) * layer->in_height +
-           sizeof(int32_t) * tf_room_for_sums(layer->in_width) +
+           sizeof(int32_t) * tf_room_for_sums(layer->in_width, layer->in_height) +
            sizeof(int16_t) * (elements_of_table(layer) + planes);
 }
 
@@ -264,7 +264,7 @@ void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *err
     job.magnitude = 0;
     job.windows = (tf_window *)(void *)scratch;
     job.sums = (int32_t *)(void *)(job.windows + phases * layer->in_height);
-    job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->in_width));
+    job.table = (int16_t *)(void *)(job.sums + tf_room_for_sums(layer->in_width, layer->in_height));
     job.planes = job.table + elements_of_table(layer);
     for (uint32_t x = 0; x < phases; x++) {
         const column_phase columns = columns_from(&job, (int32_t)x);
@@ -309,9 +309,10 @@ typedef struct {
     uint32_t line, error_line; /* elements */
 } update_planes;
 
-static void gather_channel(const update_planes *planes, const int8_t *input, const int16_t *error) {
+static void gather_channel(const update_planes *planes, const int8_t *input, int32_t channels,
+                           const int16_t *error) {
     const tf_convolution *layer = planes->layer;
-    const int32_t stride = layer->stride_width, channels = layer->in_channels;
+    const int32_t stride = layer->stride_width;
     for (int32_t phase = 0; phase < stride; phase++) {
         /* Element i lies under column i * stride + phase - pad_left. */
         const int32_t offset = layer->pad_left - phase;
@@ -322,7 +323,7 @@ static void gather_channel(const update_planes *planes, const int8_t *input, con
         const tf_gathering by = {layer->in_height,
                                  (uint32_t)(end - first),
                                  (uint32_t)(stride * channels),
-                                 (uint32_t)layer->in_width * layer->in_channels,
+                                 (uint32_t)layer->in_width * (uint32_t)channels,
                                  1u,
                                  (uint32_t)stride * planes->line,
                                  0u};
@@ -413,7 +414,8 @@ void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *erro
         const uint32_t channel = trained->channels[t];
         const tf_step step =
             tf_make_step(layer->weight_gain[channel], update->learning_rate_q20, exponent);
-        gather_channel(&planes, input + channel, error + channel);
+        gather_channel(&planes, input + tf_place_in_input(trained, t), trained->in_channels,
+                       error + channel);
         for (int32_t row = 0; row < layer->kernel_height; row++) {
             for (int32_t phase = 0; phase < stride; phase++) {
                 int32_t left = phase_taps(layer->kernel_width, stride, phase);

@@ -127,9 +127,11 @@ typedef struct {
 static inline tf_step tf_make_step(tf_gain gain, uint32_t learning_rate_q20, int32_t exponent) {
     const uint64_t product = (uint64_t)(gain >> 8) * learning_rate_q20;
     const int32_t gain_exponent = (int8_t)(gain & 0xffu);
-    const int32_t excess = tf_bit_length64(product) - 31;
-    const int32_t cut = excess > 0 ? excess : 0;
-    const tf_step step = {(int32_t)(product >> cut), -(gain_exponent - 20 + cut + exponent)};
+    /* Word by word: variable shifts of 64 bits are long on 32-bit cores. */
+    const uint32_t high = (uint32_t)(product >> 32), low = (uint32_t)product;
+    const int32_t cut = high != 0 ? tf_bit_length(high) + 1 : (int32_t)(low >> 31);
+    const uint32_t mantissa = high << (32 - cut) % 32 | low >> cut;
+    const tf_step step = {(int32_t)mantissa, -(gain_exponent - 20 + cut + exponent)};
     return step;
 }
 

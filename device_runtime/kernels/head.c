@@ -109,6 +109,21 @@ void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf
     out_scale->magnitude = magnitude;
 }
 
+/* All weights where there are no velocities. */
+static void update_weights(const tf_head *layer, const int16_t *error, tf_step step,
+                           const int8_t *input, int16_t *weights, uint32_t random) {
+    const int32_t zero = layer->in_zero;
+    const int8_t *end = input + layer->in_channels;
+    for (uint32_t o = 0; o < layer->classes; o++) {
+        const int32_t by = error[o];
+        for (const int8_t *next = input; next != end; next++, weights++) {
+            const int32_t change = tf_apply_bounded(by * (*next - zero), step);
+            const int32_t moved = *weights + tf_round_bounded(change, TF_STATE_BITS, random++);
+            *weights = (int16_t)tf_clamp(moved, -TF_Q88_LIMIT, TF_Q88_LIMIT);
+        }
+    }
+}
+
 void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *scale,
                     const int8_t *input, int16_t *weights, const tf_whole *of_weights,
                     int32_t *bias, const tf_whole *of_bias, const tf_update *update) {
@@ -121,17 +136,21 @@ void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *
     weights_are_done =
         tf_head_update_in_lanes(layer, error, step, input, weights, of_weights, update);
 #endif
+    if (!weights_are_done && of_weights->velocity == NULL && tf_is_bounded(step)) {
+        update_weights(layer, error, step, input, weights, stream + of_weights->first_value);
+        weights_are_done = 1;
+    }
     for (uint32_t o = 0; o < layer->classes; o++) {
         for (uint32_t i = 0; i < layer->in_channels && !weights_are_done; i++, at++) {
             const int32_t gradient = error[o] * (input[i] - layer->in_zero);
             int32_t *velocity = of_weights->velocity == NULL ? NULL : &of_weights->velocity[at];
-            const int32_t move = tf_move(tf_apply_step(gradient, step), velocity, update,
-                                         TF_STATE_BITS, stream, of_weights->first_value + at);
+            const int32_t move = tf_move_by(gradient, step, velocity, update, TF_STATE_BITS, stream,
+                                            of_weights->first_value + at);
             weights[at] = (int16_t)tf_clamp(weights[at] + move, -TF_Q88_LIMIT, TF_Q88_LIMIT);
         }
         int32_t *velocity = of_bias->velocity == NULL ? NULL : &of_bias->velocity[o];
-        const int32_t move = tf_move(tf_apply_step(error[o], bias_step), velocity, update,
-                                     TF_BIAS_BITS, stream, of_bias->first_value + o);
+        const int32_t move = tf_move_by(error[o], bias_step, velocity, update, TF_BIAS_BITS, stream,
+                                        of_bias->first_value + o);
         bias[o] = tf_saturate32((int64_t)bias[o] + move);
     }
 }

@@ -21,7 +21,7 @@
 #define TF_SLIDE_BLOCK 8u
 
 /* Sums that are made before they are stored, unless a row has more. */
-#define TF_SUMS_AT_ONCE 64u
+#define TF_SUMS_AT_ONCE 256u
 
 /* Where the window of an output row begins, in elements of the plane and of the table of taps, and
  * how many rows it has. */
@@ -59,7 +59,15 @@ void tf_widen_taps(const tf_slide *slide, const int8_t *from, int32_t step, int3
 /* sum x of a row = start + the products of the window's rows of taps, where the first tap lies at
  * column x * stride. Reads, and writes behind the last row, as far as a whole number of blocks
  * needs. */
-void tf_slide_rows_of(const tf_slide *slide, const tf_slide_rows *by);
+void tf_slide_slowly(const tf_slide *slide, const tf_slide_rows *by);
+
+static inline void tf_slide_rows_of(const tf_slide *slide, const tf_slide_rows *by) {
+    if (slide->run != NULL) {
+        slide->run(by);
+    } else {
+        tf_slide_slowly(slide, by);
+    }
+}
 
 /* Where planes are gathered from: `rows` rows of `count` columns of one channel in a tensor of many,
  * and where they go: the next channel, with two lanes, `plane` elements later. */
@@ -90,8 +98,10 @@ static inline uint32_t tf_rows_at_once(uint32_t width) {
     return width < TF_SUMS_AT_ONCE ? TF_SUMS_AT_ONCE / width : 1u;
 }
 
-static inline uint32_t tf_room_for_sums(uint32_t width) {
-    return (width < TF_SUMS_AT_ONCE ? TF_SUMS_AT_ONCE : width) + TF_SLIDE_BLOCK;
+/* Of `rows` rows, that may be made in parts. */
+static inline uint32_t tf_room_for_sums(uint32_t width, uint32_t rows) {
+    const uint32_t most = width < TF_SUMS_AT_ONCE ? TF_SUMS_AT_ONCE : width;
+    return (width * rows < most ? width * rows : most) + TF_SLIDE_BLOCK;
 }
 
 static inline uint32_t tf_even_up(uint32_t value) {

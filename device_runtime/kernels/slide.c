@@ -292,11 +292,7 @@ tf_slide tf_make_slide(uint32_t taps, uint32_t stride, uint32_t line) {
     return slide;
 }
 
-void tf_slide_rows_of(const tf_slide *slide, const tf_slide_rows *by) {
-    if (slide->run != NULL) {
-        slide->run(by);
-        return;
-    }
+void tf_slide_slowly(const tf_slide *slide, const tf_slide_rows *by) {
     const uint32_t count = by->row_bytes / sizeof *by->sums;
     int32_t *sums = by->sums;
     for (const tf_window *window = by->window; window != by->end; window++, sums += count) {

@@ -51,6 +51,59 @@ static inline int32_t tf_weight_bits(const tf_trained *trained) {
     return trained->fractions != NULL ? 8 + TF_STATE_BITS : TF_STEP_BITS;
 }
 
+/* tf_apply_step for a shift of 3 … 32 (wide) or 33 … 62 (narrow), bounded to TF_LARGEST_CHANGE: the
+ * former needs both words of the product, the latter only the high one. */
+static inline uint32_t tf_is_bounded(tf_step step) {
+    return step.shift >= 3 && step.shift <= 62;
+}
+
+static inline int32_t tf_apply_wide(int32_t gradient, tf_step step) {
+    const int64_t half = (int64_t)(1u << (step.shift - 1));
+    const int64_t product = (int64_t)gradient * step.mantissa + half;
+    const int32_t high = (int32_t)(product >> 32);
+    const int32_t limit = TF_LARGEST_CHANGE >> (32 - step.shift);
+    if (high >= limit) {
+        return TF_LARGEST_CHANGE;
+    }
+    if (high < -limit) {
+        return -TF_LARGEST_CHANGE;
+    }
+    const uint32_t low = (uint32_t)product >> 1 >> (step.shift - 1);
+    return (int32_t)((uint32_t)high << (32 - step.shift) | low);
+}
+
+static inline int32_t tf_apply_narrow(int32_t gradient, tf_step step) {
+    const int32_t high = (int32_t)(((int64_t)gradient * step.mantissa) >> 32);
+    return (high + (1 << (step.shift - 33))) >> (step.shift - 32);
+}
+
+/* -change / 2^bits, up or down with the right odds, for a change that is bounded. */
+static inline int32_t tf_round_bounded(int32_t change, uint32_t bits, uint32_t random) {
+    return ((int32_t)(tf_random_mix(random) & ((1u << bits) - 1u)) - change) >> bits;
+}
+
+static inline int32_t tf_apply_bounded(int32_t gradient, tf_step step) {
+    return step.shift > 32 ? tf_apply_narrow(gradient, step) : tf_apply_wide(gradient, step);
+}
+
+/* tf_move for a gradient and any step. */
+int32_t tf_move_by(int32_t gradient, tf_step step, int32_t *velocity, const tf_update *update,
+                   uint32_t bits, uint32_t stream, uint32_t counter);
+
+/* The same, in a few instructions where they do. */
+static inline int32_t tf_move_quickly(int32_t gradient, tf_step step, int32_t *velocity,
+                                      const tf_update *update, uint32_t bits, uint32_t stream,
+                                      uint32_t counter) {
+    return velocity == NULL && tf_is_bounded(step)
+               ? tf_round_bounded(tf_apply_bounded(gradient, step), bits, stream + counter)
+               : tf_move_by(gradient, step, velocity, update, bits, stream, counter);
+}
+
+/* Place of trained channel `j` among the channels of the input (tf_trained's in_channels). */
+static inline uint32_t tf_place_in_input(const tf_trained *trained, uint32_t j) {
+    return trained->in_channels == trained->count ? j : trained->channels[j];
+}
+
 /* A q8.8 weight goes `move` states of 1/256 step up. */
 static inline void tf_move_state(int8_t *weight, int8_t *fraction, int32_t move) {
     const int32_t state = tf_clamp(*weight * 256 + *fraction + move, -TF_Q88_LIMIT, TF_Q88_LIMIT);
@@ -64,16 +117,17 @@ static inline void tf_move_state(int8_t *weight, int8_t *fraction, int32_t move)
 static inline void tf_update_weight(const tf_trained *trained, const tf_update *update,
                                     uint32_t stream, uint32_t at, uint32_t value, int32_t gradient,
                                     tf_step step) {
-    const int32_t change = tf_apply_step(gradient, step);
     int32_t *velocity = trained->velocity == NULL ? NULL : &trained->velocity[at];
     const uint32_t counter = trained->first_value + value;
     int8_t *weight = &trained->weights[at];
     if (trained->fractions == NULL) {
-        const int32_t move = tf_move(change, velocity, update, TF_STEP_BITS, stream, counter);
+        const int32_t move =
+            tf_move_quickly(gradient, step, velocity, update, TF_STEP_BITS, stream, counter);
         *weight = (int8_t)tf_clamp(*weight + move, -127, 127);
         return;
     }
-    const int32_t move = tf_move(change, velocity, update, TF_STATE_BITS, stream, counter);
+    const int32_t move =
+        tf_move_quickly(gradient, step, velocity, update, TF_STATE_BITS, stream, counter);
     tf_move_state(weight, &trained->fractions[at], move);
 }
 

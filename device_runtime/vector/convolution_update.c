@@ -24,28 +24,29 @@ typedef struct {
 static tf_lanes input_at(const job *job, uint32_t tap, uint32_t j, uint32_t lanes,
                          uint32_t in_a_row, uint32_t y, uint32_t x) {
     const tf_convolution *layer = job->layer;
-    const uint16_t *channels = job->trained->channels + j;
+    const tf_trained *trained = job->trained;
     const uint32_t in_y = y * layer->stride_height + tap / layer->kernel_width - layer->pad_top;
     const uint32_t in_x = x * layer->stride_width + tap % layer->kernel_width - layer->pad_left;
     if (in_y >= layer->in_height || in_x >= layer->in_width) {
         return tf_lanes_all(0);
     }
-    const int8_t *pixel = job->input + (in_y * layer->in_width + in_x) * layer->in_channels;
+    const int8_t *pixel = job->input + (in_y * layer->in_width + in_x) * trained->in_channels;
     const tf_lanes minus = tf_lanes_all(-layer->in_zero);
     if (in_a_row) {
-        return tf_lanes_add(tf_lanes_widen8(pixel + channels[0], lanes), minus);
+        return tf_lanes_add(tf_lanes_widen8(pixel + tf_place_in_input(trained, j), lanes), minus);
     }
     int8_t codes[TF_LANES] = {0};
     for (uint32_t i = 0; i < lanes; i++) {
-        codes[i] = pixel[channels[i]];
+        codes[i] = pixel[tf_place_in_input(trained, j + i)];
     }
     return tf_lanes_add(tf_lanes_widen8(codes, TF_LANES), minus);
 }
 
 /* The same at all pixels, by pairs of them. */
 static void gather(const job *job, uint32_t tap, uint32_t j, uint32_t lanes, tf_lanes *to) {
-    const uint16_t *channels = job->trained->channels + j;
-    const uint32_t in_a_row = channels[lanes - 1u] == channels[0] + lanes - 1u;
+    const tf_trained *trained = job->trained;
+    const uint32_t in_a_row =
+        tf_place_in_input(trained, j + lanes - 1u) == tf_place_in_input(trained, j) + lanes - 1u;
     const uint32_t height = job->layer->out_height, width = job->layer->out_width;
     uint32_t y = 0, x = 0;
     for (uint32_t pair = 0; pair < job->pairs; pair++) {

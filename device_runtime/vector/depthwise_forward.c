@@ -102,6 +102,23 @@ static void run_tile(const forward_job *job, const int8_t *input, const int32_t 
     }
 }
 
+/* Rows of the output may lie over those of the input where these are in the ring by then. Parts of a
+ * layer, whose tensors are rings themselves, lie beside each other. */
+static uint32_t rows_may_replace(const tf_convolution *layer, const tf_span *span,
+                                 const int8_t *input, const int8_t *output) {
+    const uint32_t whole = span->in_ring == layer->in_height && span->out_ring == layer->out_height;
+    for (uint32_t y = 0; y < layer->out_height && whole; y++) {
+        const int32_t seen =
+            (int32_t)(y * layer->stride_height) - layer->pad_top + layer->kernel_height;
+        const uint32_t channels = layer->out_channels, kept = seen < 0 ? 0u : (uint32_t)seen;
+        if (!tf_row_spares(output, y, layer->out_width * channels, input, kept, layer->in_height,
+                           layer->in_width * channels)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
 uint32_t tf_depthwise_forward_in_lanes(const tf_convolution *layer, const tf_span *span,
                                        const int8_t *input, const tf_weights *weights,
                                        const int32_t *bias, int8_t *output, uint8_t *mask) {
@@ -113,7 +130,7 @@ uint32_t tf_depthwise_forward_in_lanes(const tf_convolution *layer, const tf_spa
     job.line = (seen + job.step - 1u) / job.step;
     const uint32_t taps = layer->kernel_height * job.pairs;
     if (taps + layer->kernel_height * job.line > TF_RING_BYTES / sizeof(tf_lanes) ||
-        (output == input && !tf_rows_may_replace(layer))) {
+        !rows_may_replace(layer, span, input, output)) {
         return 0;
     }
     job.ring = memory + taps;

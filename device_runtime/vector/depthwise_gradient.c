@@ -146,6 +146,20 @@ static tf_lanes run_tile(const gradient_job *job, const int16_t *error, int16_t 
     return largest;
 }
 
+/* Rows of the input's error may lie over those of the output's where these are in the ring by then. */
+static uint32_t rows_may_replace(const tf_convolution *layer, const int16_t *error,
+                                 const int16_t *out) {
+    const uint32_t pixel = sizeof(int16_t) * layer->in_channels;
+    for (uint32_t y = 0; y < layer->in_height; y++) {
+        const uint32_t kept = (y + layer->pad_top) / layer->stride_height + 1u;
+        if (!tf_row_spares(out, y, layer->in_width * pixel, error, kept, layer->out_height,
+                           layer->out_width * pixel)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
 uint32_t tf_depthwise_gradient_in_lanes(const tf_convolution *layer, const int16_t *error,
                                         const tf_weights *weights, int16_t *out, int32_t shift,
                                         int32_t *magnitude) {
@@ -160,7 +174,7 @@ uint32_t tf_depthwise_gradient_in_lanes(const tf_convolution *layer, const int16
     const uint32_t phases = (uint32_t)layer->stride_height * stride;
     const uint32_t taps = phases * job.rows * (job.most / 2u);
     if (taps + job.rows * job.line > TF_RING_BYTES / sizeof(tf_lanes) ||
-        (out == error && !tf_rows_may_replace(layer))) {
+        !rows_may_replace(layer, error, out)) {
         return 0;
     }
     job.ring = memory + taps;

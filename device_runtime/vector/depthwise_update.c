@@ -6,8 +6,8 @@
 typedef struct {
     const tf_convolution *layer;
     const int8_t *input; /* at the first channel */
-    const tf_lanes
-        *error; /* rows of pairs of columns; the last one of an odd number has no error */
+    uint32_t in_channels;
+    const tf_lanes *error; /* rows of pairs of columns; the last of an odd number has no error */
     uint32_t pairs, lanes;
 } tile;
 
@@ -16,7 +16,7 @@ static inline tf_lanes input_at(const tile *tile, const int8_t *row, uint32_t co
     if (column >= layer->in_width) {
         return tf_lanes_all(0);
     }
-    const int8_t *from = row + column * layer->in_channels;
+    const int8_t *from = row + column * tile->in_channels;
     return tf_lanes_add(tf_lanes_widen8(from, tile->lanes), tf_lanes_all(-layer->in_zero));
 }
 
@@ -28,7 +28,7 @@ static tf_lanes gradients_of_tap(const tile *tile, uint32_t row, uint32_t col) {
         if (in_y >= layer->in_height) {
             continue;
         }
-        const int8_t *from = tile->input + in_y * layer->in_width * layer->in_channels;
+        const int8_t *from = tile->input + in_y * layer->in_width * tile->in_channels;
         const tf_lanes *error = tile->error + y * tile->pairs;
         uint32_t column = col - layer->pad_left;
         for (uint32_t pair = 0; pair < tile->pairs; pair++) {
@@ -120,7 +120,12 @@ uint32_t tf_depthwise_update_in_lanes(const tf_convolution *layer, const int16_t
                 break;
             }
         }
-        const tile tile = {layer, input + channels[0], errors, pairs, lanes};
+        const tile tile = {.layer = layer,
+                           .input = input + tf_place_in_input(trained, t),
+                           .in_channels = trained->in_channels,
+                           .error = errors,
+                           .pairs = pairs,
+                           .lanes = lanes};
         keep_error(&tile, error + channels[0], errors);
         run_tile(&tile, trained, update, t, exponent);
     }

@@ -87,11 +87,14 @@ static inline tf_lanes tf_tile_tap(const tf_tile_taps *tile, uint32_t tap) {
     return tf_lanes_widen8(codes, TF_LANES);
 }
 
-/* Rows of an output, of this stride and padding before the first, may take the place of those of an
- * input as soon as they are made: by then the input's are in the ring. */
-static inline uint32_t tf_rows_may_replace(const tf_convolution *layer) {
-    return layer->stride_height == 1 && layer->pad_top < layer->kernel_height &&
-           layer->in_width == layer->out_width;
+/* Whether row `y` of what is made, of rows of so many bytes from `to` on, leaves the rows of `from`
+ * (`all` of them) alone that are not in the ring yet, those from `kept` on. */
+static inline uint32_t tf_row_spares(const void *to, uint32_t y, uint32_t to_bytes,
+                                     const void *from, uint32_t kept, uint32_t all,
+                                     uint32_t from_bytes) {
+    const uintptr_t begin = (uintptr_t)to + y * to_bytes, end = begin + to_bytes;
+    const uintptr_t left = (uintptr_t)from + kept * from_bytes;
+    return kept >= all || end <= left || begin >= (uintptr_t)from + all * from_bytes;
 }
 
 /* tf_depthwise_forward and the errors of tf_depthwise_input_gradient, without their scratch; return

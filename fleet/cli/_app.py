@@ -189,6 +189,12 @@ def plan_command(
     uplink_bytes: Annotated[
         int | None, typer.Option(min=1, help="Most bytes of coded delta per device and round.")
     ] = None,
+    round_samples: Annotated[
+        int, typer.Option(min=1, help="Samples that a device trains on in a round.")
+    ] = 64,
+    round_epochs: Annotated[
+        int, typer.Option(min=1, help="Times that it trains on each of them.")
+    ] = 1,
     sram_bytes: Annotated[
         int | None, typer.Option(min=1, help="Most SRAM of the firmware. Default: the board's.")
     ] = None,
@@ -223,6 +229,7 @@ def plan_command(
     json: Json = False,
 ) -> None:
     """Find the update plans that learn most from your samples within a board's limits."""
+    from codegen.plan_search.costs import Round
     from codegen.plan_search.planning import Settings
     from codegen.plan_search.training import Schedule
     from fleet.cli._plan import make_plans
@@ -245,6 +252,7 @@ def plan_command(
             sram_bytes=sram_bytes,
             uplink_bytes=uplink_bytes,
             instructions=instructions,
+            round=Round(round_samples, round_epochs),
             last=last,
             schedule=Schedule(epochs=epochs, learning_rate=learning_rate, seed=seed),
             repeats=repeats,

@@ -19,6 +19,7 @@ from codegen.plan_search import pictures
 from codegen.plan_search.planning import PlanningResult, Settings, find_plans
 from codegen.plan_search.proof import Bench
 from codegen.plan_search.samples import load_samples
+from codegen.quantization.calibration import uncoded
 from codegen.quantization.model import QuantizationOptions, quantize_model
 from fleet.cli._errors import CommandError
 from fleet.cli._output import console, print_json, readable, table
@@ -45,7 +46,7 @@ def make_plans(
     target = load_board(board)
     imported = import_model(model, loss, data)
     # Without a file of its own, a float model is calibrated with the samples themselves.
-    samples_file = calibration or (data if imported.uncoded else None)
+    samples_file = calibration or (data if uncoded(imported) else None)
     quantized = quantize_model(imported, samples_file, quantization)
     graph = quantized.graph
     samples = load_samples(data, graph, imported)
@@ -119,9 +120,15 @@ def _show(result: PlanningResult) -> None:
         f"Gains are predicted by the method '{result.contributions.method}' in "
         f"{result.contributions.unit}; loss (nats) and accuracy are measured by training each "
         "plan with the device's arithmetic, on samples held out. Plan best is the one of lowest "
-        "loss; its costs are measured, those of the others predicted.",
+        "loss. SRAM, delta and instructions are measured on the image of each.",
         soft_wrap=True,
     )
+    screen.print(_round(result), soft_wrap=True)
+    if result.left_out:
+        screen.print(
+            f"Left out, since they take more than the limit once measured: "
+            f"{', '.join(result.left_out)}."
+        )
     screen.print(_additivity(result), soft_wrap=True)
     highest = result.highest_sum
     found = (
@@ -144,13 +151,27 @@ def _show(result: PlanningResult) -> None:
     )
 
 
+def _round(result: PlanningResult) -> str:
+    deltas = result.best.linked.rounds
+    of = result.limits.round
+    repeated = f" ({result.samples:,} of yours, repeated)" if of.samples > result.samples else ""
+    return (
+        f"A delta is that of a first round, from the model's own weights on, of {of}{repeated}: "
+        f"the largest of {len(deltas)} on different samples, and as much more as they differ by "
+        f"(plan best: {', '.join(f'{size:,}' for size in deltas)} bytes). "
+        "--round-samples and --round-epochs say what your rounds are."
+    )
+
+
 def _additivity(result: PlanningResult) -> str:
     plan = result.highest_sum
-    gain = readable(result.head_only.loss - plan.measured.loss)
+    gained = result.head_only.loss - plan.measured.loss
+    gain = readable(gained)
     if result.contributions.method == "fisher":
         return (
             f"Plan {plan.name}: {readable(plan.predicted)} nats predicted for a first step; all "
-            f"steps lowered the loss by {gain} nats."
+            f"steps {'raised' if gained < 0 else 'lowered'} the loss by {readable(abs(gained))} "
+            "nats."
         )
     return (
         f"That gains add up is an assumption: for plan {plan.name} {readable(plan.predicted)} nats "
@@ -172,14 +193,17 @@ def _facts(result: PlanningResult) -> dict[str, Any]:
                 "predicted_gain": item.predicted,
                 "optimal": item.optimal,
                 "costs": asdict(item.costs),
+                "rounds_delta_bytes": item.linked.rounds,
                 "measured": item.measured.to_json(),
             }
             for item in result.proposals
         ],
+        "left_out": result.left_out,
+        "round_drawn_from": result.samples,
         "best": {
-            "linked_sram_bytes": result.linked.report.sram_bytes.model_dump(mode="json"),
-            "measured_delta_bytes": result.linked.costs.delta_bytes,
-            "measured_instructions": result.linked.costs.instructions,
+            "linked_sram_bytes": result.best.linked.report.sram_bytes.model_dump(mode="json"),
+            "measured_delta_bytes": result.best.costs.delta_bytes,
+            "measured_instructions": result.best.costs.instructions,
             "measured_gain": result.head_only.loss - result.best.measured.loss,
             "predicted_gain": result.best.predicted,
         },

@@ -34,7 +34,10 @@ class Instructions:
     forward: int
     """Forward pass and loss of one sample (tf_engine_score)."""
     step: int
-    """One step of training on one sample (tf_engine_train_step)."""
+    """One step of training on one sample (tf_engine_train_step).
+
+    Where a plan accumulates, the mean over as many samples as an update takes.
+    """
     by_kernel: dict[str, int]
     """Of the step, per function of the image, most first."""
 
@@ -122,8 +125,14 @@ def measure(
                 forward = counter.total
                 logits, loss_q16 = engine.logits, engine.loss_q16
                 counter.clear()
-                engine.train_step(*step)
-                by_kernel = counter.by_function()
+                batch = int(plan.plan["accumulate"])
+                for _ in range(batch):
+                    engine.train_step(*step)
+                instructions = Instructions(
+                    forward,
+                    counter.total // batch,
+                    {name: count // batch for name, count in counter.by_function().items()},
+                )
             stack_bytes = engine.machine.stack_high_water_bytes()
         touched = _touched_bytes(bundle, plan.id, step)
     except (ImageError, MachineFault, QemuError) as error:
@@ -133,7 +142,7 @@ def measure(
         machine=found,
         plan=plan.id,
         plan_name=plan.name,
-        instructions=Instructions(forward, sum(by_kernel.values()), by_kernel),
+        instructions=instructions,
         stack_high_water_bytes=stack_bytes,
         sram_touched_bytes=touched,
         sram_limit_bytes=board.sram_limit_bytes,

@@ -5,8 +5,6 @@ import numpy as np
 from codegen.graph.floats import (
     Clamp,
     Coding,
-    FloatAdd,
-    FloatClamp,
     FloatConv,
     FloatGraph,
     FloatHead,
@@ -14,11 +12,27 @@ from codegen.graph.floats import (
     conv_output_shape,
     window_output_shape,
 )
-from codegen.graph.ir import AveragePool, Concat, GlobalAveragePool, Graph, Loss, MaxPool, Padding
+from codegen.graph.ir import Graph, Loss, Padding
+from codegen.operators.add import FloatAdd
+from codegen.operators.average_pool import AveragePool
+from codegen.operators.concat import Concat
+from codegen.operators.functions import Function, X
+from codegen.operators.global_average_pool import GlobalAveragePool
+from codegen.operators.lookup import Lookup
+from codegen.operators.max_pool import MaxPool
+from codegen.operators.requantize import FloatClamp
 from codegen.program.plans import Plan, WeightUpdate
 from codegen.quantization.quantize import quantize, quantize_input
 
 RELU6 = Clamp(0.0, 6.0)
+FUNCTIONS: tuple[Function, ...] = (
+    ("mul", X, ("clip", ("affine", X, 1 / 6, 0.5), 0.0, 1.0)),  # HardSwish
+    ("mul", X, ("sigmoid", X)),
+    ("mul", X, ("affine", ("erf", ("affine", X, 0.5**0.5, 0.0)), 0.5, 0.5)),  # GELU
+    ("leaky", X, 0.1),
+    ("elu", X, 1.0),
+    ("tanh", X),
+)
 
 
 class _Network:
@@ -67,6 +81,10 @@ class _Network:
 
     def clamp(self, name: str, clamp: Clamp) -> None:
         self._append(FloatClamp(name, self.last, f"{name}.y", clamp), self.shapes[self.last])
+
+    def function(self, name: str, function: Function) -> None:
+        """A table by code."""
+        self._append(Lookup(name, self.last, f"{name}.y", function), self.shapes[self.last])
 
     def concat(self, name: str, other: str) -> None:
         channels = self.shapes[self.last][0] + self.shapes[other][0]
@@ -127,10 +145,11 @@ class _Network:
         return FloatGraph("random", "x", self.shapes, tuple(self.ops))
 
 
-def random_graph(seed: int, size: int = 6) -> tuple[Graph, np.ndarray]:
+def random_graph(seed: int, size: int = 6, smooth: bool = True) -> tuple[Graph, np.ndarray]:
     """A quantized network and int8 samples (n, H, W, C) for it.
 
-    Channel counts are odd and even, kernels 1 to 5, strides 1 and 2, one residual addition.
+    Channel counts are odd and even, kernels 1 to 5, strides 1 and 2, one residual addition, and
+    ``smooth`` activations.
     """
     rng = np.random.default_rng(seed)
     network = _Network(rng, (size, size), int(rng.choice([1, 3, 4])))
@@ -139,7 +158,13 @@ def random_graph(seed: int, size: int = 6) -> tuple[Graph, np.ndarray]:
     network.conv("squeeze", width, 1, clamp=Clamp())
     skip = network.last
     hidden = int(rng.integers(5, 14))
-    network.conv("expand", hidden, 1)
+    # Of a generator of its own, so that the rest of the graph stays as it is.
+    draw = np.random.default_rng([seed, 3])
+    first, last = (FUNCTIONS[int(index)] for index in draw.integers(len(FUNCTIONS), size=2))
+    bends = smooth and draw.random() < 0.6
+    network.conv("expand", hidden, 1, clamp=Clamp() if bends else RELU6)
+    if bends:
+        network.function("bend", first)
     # The residual needs the same size again, so its depthwise layer pads evenly.
     state = rng.bit_generator.state
     network.conv("mix", hidden, 1, depthwise=hidden > 1)
@@ -147,7 +172,10 @@ def random_graph(seed: int, size: int = 6) -> tuple[Graph, np.ndarray]:
     network.conv("project", width, 1, clamp=Clamp())
     network.add("join", skip)
     network.conv("down", width, int(rng.choice([3, 5])), int(rng.integers(1, 3)), depthwise=True)
-    network.conv("last", int(rng.integers(4, 12)), int(rng.choice([1, 3])))
+    clamp = Clamp() if smooth else RELU6
+    network.conv("last", int(rng.integers(4, 12)), int(rng.choice([1, 3])), clamp=clamp)
+    if smooth:
+        network.function("end", last)
     return _quantized(network.finish(int(rng.integers(2, 8))), rng)
 
 

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from codegen.graph import ir
-from codegen.graph.floats import Values, average_pool, convolve, max_pool
+from codegen.graph.floats import Values
+from codegen.operators import operator_of
+from codegen.operators.add import Add
+from codegen.operators.execution import convolve
+from codegen.operators.requantize import Requantize
 
 
 def real_output(graph: ir.Graph, op: ir.Op, inputs: Sequence[Values]) -> Values:
@@ -18,26 +22,18 @@ def real_output(graph: ir.Graph, op: ir.Op, inputs: Sequence[Values]) -> Values:
             weight, groups = _real_weight(op)
             result = convolve(inputs[0], weight, groups, op.stride, op.padding)
             return _rounded(result + bias[:, np.newaxis, np.newaxis], graph.tensors[op.output])
-        case ir.Add():
-            return _rounded(inputs[0] + inputs[1], graph.tensors[op.output])
-        case ir.GlobalAveragePool():
-            mean = inputs[0].mean(axis=(2, 3), keepdims=True)
-            return _rounded(mean, graph.tensors[op.output])
-        case ir.MaxPool():
-            return max_pool(inputs[0], op.window, op.stride, op.padding)
-        case ir.AveragePool():
-            mean = average_pool(inputs[0], op.window, op.stride, op.padding, op.counted)
-            return _rounded(mean, graph.tensors[op.output])
-        case ir.Concat():
-            return np.concatenate(inputs, axis=1)
-        case ir.Requantize():
+        case Requantize():
             target = graph.tensors[op.output]
             ends = np.array([op.low, op.high]) - target.zero_point
             return np.clip(_rounded(inputs[0], target), *(target.scale * ends))
+        case Add():
+            return _rounded(inputs[0] + inputs[1], graph.tensors[op.output])
         case ir.Head():
             flat = inputs[0].transpose(0, 2, 3, 1).reshape(len(inputs[0]), -1)
             sums = flat @ op.weight.T.astype(np.float64) + graph.tensors[op.input].scale * op.bias
             return np.asarray(op.weight_scale / 256 * sums)
+        case _:
+            return _rounded(operator_of(op).evaluate(op, inputs), graph.tensors[op.output])
 
 
 def _real_weight(op: ir.Conv | ir.DepthwiseConv) -> tuple[Values, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -27,7 +26,6 @@ from codegen.firmware.bundle import (
 )
 from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import find_toolchain
-from codegen.graph.ir import Graph
 from codegen.importer.model import import_model
 from codegen.plan_search.nearest import suggestion
 from codegen.program.plans import PlanSpec, WeightSpec
@@ -424,42 +422,6 @@ def test_a_board_with_no_room_for_the_firmwares_own_data_is_a_budget_error(
 ) -> None:
     with pytest.raises(BudgetError, match=r"own data and stack exceed the SRAM"):
         compiled(tmp_path / "out", small_board(6_000), toolchain=find_toolchain(kind))
-
-
-def heavy_graph(weight_bytes: int) -> Graph:
-    """The digits' network with a stretched head, so that the blob has about that many bytes."""
-    graph = quantize(import_model(MODEL), load_calibration(CALIBRATION))
-    classes = weight_bytes // (2 * graph.head.weight.shape[1])
-    head = dataclasses.replace(
-        graph.head,
-        weight=np.resize(graph.head.weight, (classes, graph.head.weight.shape[1])),
-        bias=np.resize(graph.head.bias, classes),
-    )
-    return dataclasses.replace(graph, ops=(*graph.ops[:-1], head))
-
-
-def compiled_heavy(out: Path, weight_bytes: int, board: Board, kind: Any) -> Bundle:
-    return compile_graph(
-        heavy_graph(weight_bytes),
-        board,
-        None,
-        onnx_sha256="0" * 64,
-        out=out,
-        protocol_cddl=CDDL,
-        toolchain=find_toolchain(kind),
-    )
-
-
-@pytest.mark.parametrize("kind", COMPILERS)
-@pytest.mark.parametrize("weight_bytes", [170_000, 300_000])
-def test_a_model_too_big_for_the_flash_gives_the_table_of_needs(
-    kind: Any, weight_bytes: int, tmp_path: Path
-) -> None:
-    board = load_board("stm32f746").model_copy(update={"external_flash": None})
-    with pytest.raises(BudgetError, match=r"doesn't fit the flash of stm32f746") as caught:
-        compiled_heavy(tmp_path / "out", weight_bytes, board, kind)
-    assert "firmware with factory weights" in str(caught.value)
-    assert "smaller model" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", COMPILERS)

@@ -25,8 +25,10 @@ from codegen.firmware.bundle import Bundle
 from codegen.firmware.graph_file import load_graph
 from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import find_toolchain
-from codegen.graph.ir import Concat, Graph, Op, Padding, Requantize
+from codegen.graph.ir import Graph, Op, Padding
 from codegen.importer.model import import_proto
+from codegen.operators.concat import Concat
+from codegen.operators.requantize import Requantize
 from codegen.program.blob import Blob, all_published, with_values
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan, WeightUpdate, default_plans

@@ -104,7 +104,7 @@ def test_a_plan_that_names_a_missing_layer_is_refused(tmp_path: Path) -> None:
         # One activation of 8·8·4500 bytes alone is more than the 256 KiB that the board may use.
         (4500, ("SRAM", "head-only", "262,144")),
         # The weights in the image are more than the 1 MiB of internal flash.
-        (40_000, ("flash", "firmware with factory weights", "1,048,576")),
+        (40_000, ("flash", "factory weights, without code", "1,048,576")),
     ],
 )
 def test_a_model_that_is_too_big_for_the_board_is_refused_with_the_table(

@@ -105,6 +105,13 @@ typedef struct {
     int8_t error_exponent;
 } tf_requantization;
 
+/* A function of each element. Tables have an entry for each code of the input, from -128 on. */
+typedef struct {
+    const int8_t *codes;
+    const int16_t *slopes; /* Q15, relative to 2^slope_exponent; NULL where no plan needs them */
+    int8_t slope_exponent;
+} tf_lookup;
+
 /* Squared error of a head against the model's input, which has as many elements. */
 typedef struct {
     uint16_t size;
@@ -149,6 +156,9 @@ typedef struct {
     uint32_t first_value; /* index in the delta of the first value: counter of random bits */
     const uint16_t *channels; /* trained positions of the last axis, ascending */
     uint16_t count;
+    uint16_t
+        in_channels; /* of the layer's input as the update gets it: all of them or, `count`, the
+                             trained ones, as tf_keep_channels leaves them */
 } tf_trained;
 
 /* One step of SGD. With velocities (gradients added up over several samples, or momentum), a step
@@ -165,17 +175,16 @@ typedef struct {
 /* ---- forward. `mask` (size/8 bytes, rounded up) gets a 1 where the clamp lets gradients
  * through; NULL where nothing needs it. ---- */
 
-/* Rows span->first … span->end - 1 of the output; a mask only with all of them. Pixels are taken in
- * blocks of four, whose inputs are read before their outputs are written: the output of a pointwise
- * layer (1 x 1, stride 1, no padding) may lie in its input's place, or up to any amount before it
- * so long as no later input is overwritten. The same goes for rows of other layers. Not so where
- * some channels are trained (weights->count > 0): then every part of the output channels reads all
- * inputs. */
+/* Rows span->first … span->end - 1 of the output; a mask only with all of them. `at_once` pixels (a
+ * multiple of four) are taken at a time, whose inputs are read before their outputs are written: the
+ * output of a pointwise layer (1 x 1, stride 1, no padding) may lie in its input's place, or up to
+ * any amount before it so long as no later input is overwritten. The same goes for rows of other
+ * layers. */
 void tf_convolution_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
                             const tf_weights *weights, const int32_t *bias, int8_t *output,
-                            uint8_t *mask, int16_t *scratch);
-/* Channel by channel, each as a plane of its own: where all rows are asked for and input and output
- * have the same size, the output may be the input itself. */
+                            uint8_t *mask, int16_t *scratch, uint32_t at_once);
+/* Channel by channel, each as a plane of its own: where all rows are asked for, the output may begin
+ * where the input does. */
 void tf_depthwise_forward(const tf_convolution *layer, const tf_span *span, const int8_t *input,
                           const tf_weights *weights, const int32_t *bias, int8_t *output,
                           uint8_t *mask, int16_t *scratch);
@@ -192,6 +201,11 @@ void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *inpu
                              uint8_t *mask);
 /* Copies one input of a concatenation to its channels of the output. */
 void tf_concat_forward(const tf_slice *slice, const int8_t *input, int8_t *output);
+/* Copies `count` channels, ascending, of an input of `all`, for a later update of their weights. */
+void tf_keep_channels(const uint16_t *channels, uint32_t count, const int8_t *input, uint32_t all,
+                      uint32_t pixels, int8_t *kept);
+/* output may be the input itself. */
+void tf_lookup_forward(const tf_lookup *layer, const int8_t *input, int8_t *output, uint32_t size);
 /* output may be the input itself. */
 void tf_requantize_forward(const tf_requantization *layer, const int8_t *input, int8_t *output,
                            uint8_t *mask, uint32_t size);
@@ -218,6 +232,10 @@ void tf_error_sum(int16_t *a, tf_scale *a_scale, const int16_t *b, const tf_scal
 /* out = error * multiplier * 2^(exponent - 15); out may be error itself. */
 void tf_error_scale(const int16_t *error, const tf_scale *scale, int16_t multiplier,
                     int32_t exponent, uint32_t size, int16_t *out, tf_scale *out_scale);
+/* input: the codes that the forward kernel has seen; out may be error itself. */
+void tf_lookup_input_gradient(const tf_lookup *layer, const int16_t *error, const tf_scale *scale,
+                              const int8_t *input, uint32_t size, int16_t *out,
+                              tf_scale *out_scale);
 void tf_pool_input_gradient(const tf_pooling *layer, const int16_t *error, const tf_scale *scale,
                             int16_t *out, tf_scale *out_scale);
 void tf_max_pool_input_gradient(const tf_pool_window *window, const int16_t *error,
@@ -239,12 +257,13 @@ void tf_head_update(const tf_head *layer, const int16_t *error, const tf_scale *
                     const int8_t *input, int16_t *weights, const tf_whole *of_weights,
                     int32_t *bias, const tf_whole *of_bias, const tf_update *update);
 
-/* Pointwise: out may lie over the error like a forward output over its input (weights->count == 0).
- * With a single input channel, two bytes behind the weights are read, too. */
+/* Pointwise: `at_once` pixels (a multiple of four) are taken at a time, and out may lie over the error
+ * like a forward output over its input; other layers have no use for it. With a single input channel,
+ * two bytes behind the weights are read, too. */
 void tf_convolution_input_gradient(const tf_convolution *layer, const int16_t *error,
                                    const tf_scale *scale, const tf_weights *weights, int16_t *out,
-                                   tf_scale *out_scale, int16_t *scratch);
-/* out may be the error itself where both have one size. */
+                                   tf_scale *out_scale, int16_t *scratch, uint32_t at_once);
+/* Channel by channel, too: out may begin some pixels before the error, or at it. */
 void tf_depthwise_input_gradient(const tf_convolution *layer, const int16_t *error,
                                  const tf_scale *scale, const tf_weights *weights, int16_t *out,
                                  tf_scale *out_scale, int16_t *scratch);
@@ -263,8 +282,9 @@ void tf_depthwise_weight_update(const tf_convolution *layer, const int16_t *erro
  * on all machines. The compiler asks these functions; they are in no firmware. `trained`: trained
  * channels of the weights (tf_weights' count); `rows`: the most that a span has. ---- */
 
-uint32_t tf_convolution_forward_scratch_bytes(const tf_convolution *layer, uint32_t trained);
-uint32_t tf_convolution_input_gradient_scratch_bytes(const tf_convolution *layer, uint32_t trained);
+uint32_t tf_convolution_forward_scratch_bytes(const tf_convolution *layer, uint32_t at_once);
+uint32_t tf_convolution_input_gradient_scratch_bytes(const tf_convolution *layer, uint32_t trained,
+                                                     uint32_t at_once);
 uint32_t tf_convolution_weight_update_scratch_bytes(const tf_convolution *layer);
 uint32_t tf_depthwise_forward_scratch_bytes(const tf_convolution *layer, uint32_t rows);
 uint32_t tf_depthwise_input_gradient_scratch_bytes(const tf_convolution *layer);

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from codegen.emit.sources import emit
 from codegen.errors import ModelError
 from codegen.firmware.host_engine import HostEngine
-from codegen.graph.floats import Clamp, FloatClamp, FloatConv, FloatGraph, FloatHead, FloatOp
-from codegen.graph.ir import GlobalAveragePool, Graph, MaxPool, Padding
+from codegen.graph.floats import Clamp, FloatConv, FloatGraph, FloatHead, FloatOp
+from codegen.graph.ir import Graph, Padding
 from codegen.host_toolchain import host_toolchain
+from codegen.operators.global_average_pool import GlobalAveragePool
+from codegen.operators.max_pool import MaxPool
+from codegen.operators.requantize import FloatClamp
 from codegen.program.blob import Blob, all_published, published_by
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan

@@ -10,20 +10,12 @@ import numpy as np
 import pytest
 
 from codegen.firmware.model_digest import model_digest, sample_digest, slot_word
-from codegen.graph.ir import (
-    Add,
-    Concat,
-    Conv,
-    DepthwiseConv,
-    GlobalAveragePool,
-    Graph,
-    Head,
-    MaxPool,
-    Op,
-    Padding,
-    Requantize,
-    Tensor,
-)
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Op, Padding, Tensor
+from codegen.operators.add import Add
+from codegen.operators.concat import Concat
+from codegen.operators.global_average_pool import GlobalAveragePool
+from codegen.operators.max_pool import MaxPool
+from codegen.operators.requantize import Requantize
 from codegen.program.blob import all_published, published_by
 from codegen.program.plans import Plan, WeightUpdate
 from tests.codegen.random_graphs import random_graph

@@ -8,7 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from codegen.firmware.program_file import BufferInfo, ProgramInfo, Programs, describe, pack
-from codegen.graph.ir import Add, Concat, Conv, GlobalAveragePool, Graph, Head, Tensor
+from codegen.graph.ir import Conv, Graph, Head, Tensor
+from codegen.operators.add import Add
+from codegen.operators.concat import Concat
+from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.program.lowering import lower
 from codegen.program.memory_plan import aligned
 from codegen.program.steps import CHAIN, Program

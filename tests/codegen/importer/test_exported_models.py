@@ -6,8 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from codegen.graph.floats import FloatConv, FloatGraph, evaluate
-from codegen.graph.ir import Concat, GlobalAveragePool, MaxPool
+from codegen.graph.floats import FloatConv, FloatGraph
+from codegen.operators.concat import Concat
+from codegen.operators.execution import evaluate
+from codegen.operators.global_average_pool import GlobalAveragePool
+from codegen.operators.max_pool import MaxPool
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.quantization.report import simulate
 from tests.codegen.exported import MODELS, exported

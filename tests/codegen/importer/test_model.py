@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from codegen.errors import ModelError
-from codegen.graph.floats import FloatConv, evaluate, parameter_count
+from codegen.graph.floats import FloatConv, parameter_count
 from codegen.importer.model import import_model, import_proto
+from codegen.operators.execution import evaluate
 from tests.codegen import onnxruntime_oracle
 from tests.conftest import examples
 
@@ -262,8 +263,8 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
 @pytest.mark.parametrize(
     ("proto", "message"),
     [
-        (with_head([helper.make_node("Sigmoid", ["x"], ["y"], "bend")], {}, "y", 3),
-         r"'bend' \(Sigmoid\).*not supported; use Relu or Clip"),
+        (with_head([helper.make_node("LpPool", ["x"], ["y"], "norm", kernel_shape=[2, 2])], {}, "y",
+                   3), r"'norm' \(LpPool\).*not supported; change the model"),
         (with_head([helper.make_node("MaxPool", ["x"], ["y"], "mp", kernel_shape=[9, 2])], {}, "y",
                    3), r"'mp' \(MaxPool\).*9x2 window is larger"),
         (with_head([helper.make_node("Conv", ["x", "w"], ["y"], "wide", dilations=[2, 2])],
@@ -271,21 +272,26 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
         (with_head([helper.make_node("Conv", ["x", "w"], ["y"], "grouped", group=2)],
                    {"w": normal(8, 2, 3, 3)}, "y", 8, shape=(1, 4, 8, 8)),
          r"'grouped'.*group = 2.*depthwise"),
-        (with_head([CONV, helper.make_node("Mul", ["y", "y"], ["r"], "gate")], {"w": W}, "r", 4),
+        (with_head([CONV, helper.make_node("GlobalAveragePool", ["y"], ["g"]),
+                    helper.make_node("Mul", ["y", "g"], ["r"], "gate")], {"w": W}, "r", 4),
          "'gate'.*squeeze-and-excite"),
         (with_head([CONV, helper.make_node("Mul", ["y", "c"], ["r"], "rows")],
                    {"w": W, "c": normal(5, 1)}, "r", 4), "'rows'.*one per channel"),
         (with_head([CONV, helper.make_node("Transpose", ["y"], ["r"], "turn", perm=[0, 2, 1, 3]),
                     helper.make_node("Conv", ["r", "w2"], ["z"], "second")],
-                   {"w": W, "w2": normal(4, 5, 1, 1)}, "z", 4), "'second'.*mixes its dimensions"),
+                   {"w": W, "w2": normal(4, 5, 1, 1)}, "z", 4),
+         r"^node 'turn' \(Transpose\): mixes the dimensions of what node 'second' \(Conv\) reads"),
+        (with_head([CONV, helper.make_node("Transpose", ["x"], ["r"], "turn", perm=[0, 3, 2, 1]),
+                    helper.make_node("Conv", ["r", "w2"], ["z"], "second")],
+                   {"w": W, "w2": normal(4, 6, 1, 1)}, "z", 4), "^node 'turn'.* node 'second'"),
         (with_head([CONV, helper.make_node("Reshape", ["y", "s"], ["r"], "cut")],
                    {"w": W, "s": np.array([1, 8, 10, 1])}, "r", 8), "'cut'.*whole dimensions"),
         (with_head([CONV, helper.make_node("Reshape", ["y", "s"], ["r"]),
-                    helper.make_node("Transpose", ["r"], ["t"], perm=[0, 2, 1, 3, 4]),
+                    helper.make_node("Transpose", ["r"], ["t"], "mix", perm=[0, 2, 1, 3, 4]),
                     helper.make_node("Reshape", ["t", "s2"], ["z"]),
                     helper.make_node("Conv", ["z", "w2"], ["q"], "shuffled")],
                    {"w": W, "s": np.array([1, 2, 2, 5, 4]), "s2": np.array([1, 4, 5, 4]),
-                    "w2": normal(4, 4, 1, 1)}, "q", 4), "'shuffled'.*mixes its dimensions"),
+                    "w2": normal(4, 4, 1, 1)}, "q", 4), "^node 'mix'.*mixes .* node 'shuffled'"),
         (with_head([CONV, helper.make_node("Pad", ["y", "p"], ["r"], "widen")],
                    {"w": W, "p": np.array([0, 0, 0, 0, 0, 4, 0, 0])}, "r", 8), "'widen'.*1x1 Conv"),
         (with_head([CONV, helper.make_node("ReduceMean", ["y"], ["r"], "squash", axes=[1])],
@@ -299,7 +305,6 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
         (with_head([CONV], {"w": normal(4, 5, 3, 3)}, "y", 4), "'conv'.*doesn't fit.*3 channels"),
         (with_head([CONV], {"w": W}, "y", 4, shape=(8, 3, 7, 6)), "batch size 8"),
         (with_head([CONV], {"w": W}, "y", 4, shape=("n", 3, "h", 6)), "all but the batch fixed"),
-        (with_head([CONV], {"w": W}, "y", 4, opset=12), "opset 12; export it with opset 13"),
         (model([CONV], {"w": W}, output="y"), "must end in a Gemm"),
         (model([CONV, helper.make_node("Flatten", ["y"], ["f"], "flat"),
                 helper.make_node("MatMul", ["f", "m"], ["logits"], "head")],
@@ -311,6 +316,44 @@ def test_what_cannot_be_imported_is_refused_with_node_and_remedy(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         import_proto(proto)
+
+
+def test_what_reads_the_input_along_another_dimension_is_named_and_can_be_left_out() -> None:
+    constants = {name: np.abs(normal(6, seed=seed)) for seed, name in enumerate("sbmv")}
+    before = [
+        helper.make_node("Transpose", ["x"], ["t"], "there", perm=[0, 3, 2, 1]),
+        helper.make_node("BatchNormalization", ["t", *"sbmv"], ["n"], "by_column"),
+        helper.make_node("Transpose", ["n"], ["u"], "back", perm=[0, 3, 2, 1]),
+    ]
+    conv = helper.make_node("Conv", ["u", "w"], ["y"], "conv")
+    asked = with_head([*before, conv], {"w": W, **constants}, "y", 4)
+    with pytest.raises(
+        ModelError,
+        match=r"^node 'by_column' \(BatchNormalization\): .* node 'conv' \(Conv\) behind it "
+        r".*; do its work on the samples .* export the model without it",
+    ):
+        import_proto(asked)
+    conv.input[0] = "x"
+    assert_equals_onnxruntime(with_head([conv], {"w": W}, "y", 4))
+
+
+def test_a_transpose_that_stands_in_the_way_can_be_left_out_as_the_message_says() -> None:
+    second = helper.make_node("Conv", ["y", "w2"], ["z"], "second")
+    assert_equals_onnxruntime(with_head([CONV, second], {"w": W, "w2": normal(4, 4, 1, 1)}, "z", 4))
+
+
+def test_weights_in_a_file_that_is_gone_are_asked_for_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    proto = with_head([CONV], {"w": W}, "y", 4)
+    onnx.save(proto, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    wanted = import_model(path)
+    moved = tmp_path / "elsewhere" / "model.onnx"
+    moved.parent.mkdir()
+    path.rename(moved)
+    with pytest.raises(ModelError, match=r"in model.onnx.data, which isn't beside .* put it there"):
+        import_model(moved)
+    (tmp_path / "model.onnx.data").rename(moved.parent / "model.onnx.data")
+    assert parameter_count(import_model(moved)) == parameter_count(wanted)
 
 
 def test_an_activation_behind_the_classifier_is_refused_with_the_remedy() -> None:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from codegen.errors import ModelError
-from codegen.graph.ir import Graph, Requantize
+from codegen.graph.ir import Graph
 from codegen.importer.model import import_proto
+from codegen.operators.requantize import Requantize
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.quantization.report import simulate
 from tests.codegen.onnxruntime_oracle import outputs

@@ -12,8 +12,11 @@ from onnxruntime.quantization import QuantType
 
 from codegen.arithmetic.layers import logit_scale
 from codegen.graph.floats import Coding, FloatGraph
-from codegen.graph.ir import AveragePool, GlobalAveragePool, Graph, Requantize
+from codegen.graph.ir import Graph
 from codegen.importer.model import import_model
+from codegen.operators.average_pool import AveragePool
+from codegen.operators.global_average_pool import GlobalAveragePool
+from codegen.operators.requantize import Requantize
 from codegen.program.lowering import lower
 from codegen.program.plans import default_plans
 from codegen.quantization.quantize import quantize, quantize_input

@@ -10,11 +10,12 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from codegen.arithmetic.layers import logit_scale
 from codegen.errors import CalibrationError, ModelError
-from codegen.graph.floats import evaluate
 from codegen.graph.ir import Conv, DepthwiseConv
 from codegen.importer.model import import_model, import_proto
+from codegen.operators.execution import evaluate
 from codegen.program.lowering import lower
 from codegen.program.plans import default_plans
+from codegen.quantization.calibration import uncoded
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.reference.float_autodiff import forward_integers
@@ -141,7 +142,7 @@ def test_a_half_quantized_model_needs_a_calibration_set_for_the_rest(
         quantize(half, None)
     whole = quantize(import_model(path), None)
     mixed = quantize(half, samples)
-    left_out = half.uncoded
+    left_out = uncoded(half)
     assert len(left_out) == 1
     for name, tensor in mixed.tensors.items():
         if name not in left_out:

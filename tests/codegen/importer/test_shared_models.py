@@ -9,9 +9,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from codegen.graph.floats import Clamp, FloatConv, evaluate
+from codegen.graph.floats import Clamp, FloatConv
 from codegen.graph.ir import Conv, DepthwiseConv
 from codegen.importer.model import import_model
+from codegen.operators.execution import evaluate
 from codegen.quantization.quantize import quantize
 from tests.codegen.mcunet import SHARED
 

@@ -99,9 +99,27 @@ def test_a_program_is_lowered_once_and_new_rates_apply_to_what_is_known(
     assert after.sram_bytes == before.sram_bytes + 100
     assert abs(after.delta_bytes - 2 * before.delta_bytes) <= 1
     assert after.instructions == before.instructions
-    model.rest_instructions = 1_000
-    assert model.of(Selection(1)).instructions == before.instructions + 1_000
     assert len(lowered) == 1
+
+
+def test_what_was_measured_goes_before_estimates_and_improves_them() -> None:
+    graph, _ = random_graph(4)
+    model = CostModel(graph, order_by_norm(graph), 0, BITS)
+    head, one, two = Selection(), Selection(1), Selection(2)
+    before = {selection: model.of(selection) for selection in (head, one, two)}
+    model.measured[head] = Costs(1, 2, before[head].instructions + 5_000)
+    assert model.of(head) == model.measured[head]
+    assert model.estimated(head).instructions == model.of(head).instructions
+    # All have the forward pass in common, so that they are off by the same at first.
+    assert model.of(one).instructions == before[one].instructions + 5_000
+    on_top = before[one].instructions - before[head].instructions
+    model.measured[one] = Costs(1, 2, model.of(head).instructions + 2 * on_top)
+    model.learn_instructions(one)
+    assert model.estimated(one).instructions == model.of(one).instructions
+    assert model.of(two).instructions == pytest.approx(
+        model.of(head).instructions + 2 * (before[two].instructions - before[head].instructions),
+        abs=1,
+    )
 
 
 @pytest.mark.parametrize(

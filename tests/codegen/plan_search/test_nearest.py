@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 from codegen.graph.ir import Graph
@@ -41,7 +44,21 @@ def test_it_fits_and_is_part_of_the_plan(seed: int) -> None:
         assert before is None or worth(plan, graph) >= before
         before = worth(plan, graph)
     assert nearest_fitting(whole, whole.pool_bytes) == whole.plan
-    assert nearest_fitting(whole, head - 64) is None
+    assert nearest_fitting(whole, 0) is None
+
+
+def test_a_head_that_is_too_much_by_itself_is_left_out() -> None:
+    graph, _ = random_graph(4)
+    few = graph.head
+    weight, bias = np.resize(few.weight, (2_000, few.weight.shape[1])), np.resize(few.bias, 2_000)
+    many = dataclasses.replace(few, weight=weight, bias=bias)
+    graph = dataclasses.replace(graph, ops=(*graph.ops[:-1], many))
+    room = lower(graph, resolve(PlanSpec(name="head"), graph)).pool_bytes - 64
+    plan = nearest_fitting(lower(graph, full_plan(graph)), room)
+    assert plan is not None
+    assert not plan.head
+    assert lower(graph, plan).pool_bytes <= room
+    assert plan.biases == full_plan(graph).biases
 
 
 def test_the_room_is_used() -> None:

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from codegen.errors import CalibrationError
 from codegen.graph.ir import Graph
+from codegen.importer.model import import_proto
 from codegen.plan_search.samples import Samples, hold_out, load_samples
-from codegen.quantization.quantize import quantize_input
+from codegen.quantization.calibration_set import fit_to_input
+from codegen.quantization.quantize import quantize, quantize_input
+from tests.codegen.importer.test_model import model, normal
 from tests.codegen.random_graphs import random_graph
 
 
@@ -136,8 +140,45 @@ def test_groups_are_held_out_whole(graph: Graph, tmp_path: Path) -> None:
         assert set(training.labels) == set(samples.labels)
 
 
-def test_samples_of_one_group_cannot_be_held_out_whole() -> None:
+@pytest.mark.parametrize("sizes", [(40, 40, 40), (41, 39, 40), (60, 60)])
+def test_one_of_two_or_three_large_groups_is_held_out(sizes: tuple[int, ...]) -> None:
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    samples = Samples(np.zeros((120, 1, 1, 1), np.int8), np.arange(120) % 4, groups)
+    for seed in range(3):
+        training, held = hold_out(samples, seed)
+        assert training.groups is not None
+        assert held.groups is not None
+        assert len(set(held.groups)) == 1
+        assert not set(held.groups) & set(training.groups)
+        assert set(training.labels) == set(held.labels) == {0, 1, 2, 3}
+
+
+def test_a_group_with_most_of_a_class_cannot_be_held_out_whole() -> None:
     codes = np.zeros((12, 1, 1, 1), np.int8)
-    samples = Samples(codes, np.arange(12) % 2, np.zeros(12, np.int64))
-    with pytest.raises(CalibrationError, match=r"each of the 1 groups has more than a third"):
-        hold_out(samples, 1)
+    one = Samples(codes, np.arange(12) % 2, np.zeros(12, np.int64))
+    with pytest.raises(CalibrationError, match=r"each of the 1 groups has more than half of a"):
+        hold_out(one, 1)
+    # Each speaker says a word of its own.
+    words = Samples(codes, np.arange(12) % 3, np.arange(12) % 3)
+    with pytest.raises(CalibrationError, match=r"each of the 3 groups has more than half of a"):
+        hold_out(words, 1)
+
+
+def test_shapes_of_the_model_file_and_of_the_device_are_both_named(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "conv"),
+        helper.make_node("Flatten", ["a"], ["f"]),
+        helper.make_node("Gemm", ["f", "hw", "hb"], ["logits"], "head", transB=1),
+    ]
+    constants = {"w": normal(8, 4, 3), "hw": normal(3, 8 * 22), "hb": normal(3)}
+    source = import_proto(model(nodes, constants, shape=("n", 4, 24)))
+    x, y = normal(12, 4, 24), np.arange(12) % 3
+    graph = quantize(source, source.arrange(x))
+    assert load_samples(save(tmp_path, x=x, y=y), graph, source).codes.shape == (12, 1, 24, 4)
+    both = r"\(samples, 4, 24\), as the model file has it, or \(samples, 4, 1, 24\) = \(samples, ch"
+    with pytest.raises(CalibrationError, match=both):
+        load_samples(save(tmp_path, x=x[:, :3], y=y), graph, source)
+    with pytest.raises(CalibrationError, match=both):
+        fit_to_input(source, x[:, :3])
+    with pytest.raises(CalibrationError, match=rf"a float model needs a calibration set, {both}"):
+        fit_to_input(source, None)

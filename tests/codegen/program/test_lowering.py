@@ -7,17 +7,12 @@ import sys
 
 import numpy as np
 
-from codegen.graph.ir import (
-    Add,
-    Conv,
-    GlobalAveragePool,
-    Graph,
-    Head,
-    MaxPool,
-    Requantize,
-    Tensor,
-    inputs_of,
-)
+from codegen.graph.ir import Conv, Graph, Head, Tensor, inputs_of
+from codegen.operators.add import Add
+from codegen.operators.global_average_pool import GlobalAveragePool
+from codegen.operators.lookup import Lookup
+from codegen.operators.max_pool import MaxPool
+from codegen.operators.requantize import Requantize
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan, WeightUpdate
 from codegen.program.steps import Program
@@ -36,10 +31,10 @@ def test_backward_stops_at_the_first_layer_that_is_trained() -> None:
     plan = dataclasses.replace(full_plan(graph), biases=("last",), weights=())
     program = lower(graph, plan)
     touched = {step.op.name for step in program.phase("backward")}
-    assert touched == {"head", "pool", "last"}
+    assert touched == {"head", "pool", "end", "last"}
 
 
-def test_inputs_are_kept_only_for_layers_whose_weights_train() -> None:
+def test_inputs_are_kept_only_for_layers_whose_weights_train_and_for_slopes() -> None:
     graph, _ = random_graph(2)
     biases_only = lower(graph, dataclasses.replace(full_plan(graph), weights=()))
     loss = next(i for i, step in enumerate(biases_only.steps) if step.phase == "loss")
@@ -48,7 +43,9 @@ def test_inputs_are_kept_only_for_layers_whose_weights_train() -> None:
         for buffer in biases_only.buffers
         if buffer.name.startswith("activation") and buffer.last > loss
     ]
-    assert kept == ["activation pool.y"]  # for the head
+    looked_up = [f"activation {op.input}" for op in graph.ops if isinstance(op, Lookup)]
+    assert len(looked_up) == 2
+    assert kept == [*looked_up, "activation pool.y"]  # the last for the head
 
 
 def test_every_convolution_trained_costs_about_twice_the_forward_macs_again() -> None:

@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.graph.ir import Add, Conv, Graph, Head, Op, Tensor, inputs_of
+from codegen.graph.ir import Conv, Graph, Head, Op, Tensor, inputs_of
+from codegen.operators.add import Add
 from codegen.program.scheduling import peak_bytes, scheduled
 from tests.codegen.random_graphs import random_graph
 

@@ -29,10 +29,11 @@ def said(function: str, layer: Struct, *counts: int) -> int:
 @given(cases(), st.integers(0, 3))
 def test_full_convolutions_get_what_their_kernels_say(case: Case, trained: int) -> None:
     op, source, target, layer = case.op, case.source, case.target, case.layer
-    forward = scratch.convolution_forward_bytes(op, source, target, trained)
-    assert forward == said("tf_convolution_forward_scratch_bytes", layer, trained)
-    error = scratch.convolution_input_gradient_bytes(op, source, target, trained)
-    assert error == said("tf_convolution_input_gradient_scratch_bytes", layer, trained)
+    forward = scratch.convolution_forward_bytes(op, source, target, case.at_once)
+    assert forward == said("tf_convolution_forward_scratch_bytes", layer, case.at_once)
+    counts = trained, case.at_once
+    error = scratch.convolution_input_gradient_bytes(op, source, target, *counts)
+    assert error == said("tf_convolution_input_gradient_scratch_bytes", layer, *counts)
     update = scratch.convolution_weight_update_bytes(op, source, target)
     assert update == said("tf_convolution_weight_update_scratch_bytes", layer)
 
@@ -58,15 +59,15 @@ def test_sizes_are_those_that_memory_plans_of_earlier_versions_had() -> None:
     ones, zeros = np.ones(24), np.zeros(24, np.int32)
     weight = np.zeros((24, 3, 3, 16), np.int8)
     full = Conv("c", "a", "b", weight, ones, zeros, (2, 2), same)
-    assert scratch.convolution_forward_bytes(full, square, halved, 0) == 8 * 144
-    assert scratch.convolution_forward_bytes(full, square, halved, 3) == 8 * 144 + 24 * 144
-    assert scratch.convolution_input_gradient_bytes(full, square, halved, 0) == 4 * 240 + 8
+    pair, bits = 4 * 144, 12
+    assert scratch.convolution_forward_bytes(full, square, halved, 12) == 24 * 144 + pair + bits
+    assert scratch.convolution_input_gradient_bytes(full, square, halved, 0, 4) == 4 * 240 + 8
     merged = 24 * 144
-    assert scratch.convolution_input_gradient_bytes(full, square, halved, 3) == 968 + merged
+    assert scratch.convolution_input_gradient_bytes(full, square, halved, 3, 4) == 968 + merged
     assert scratch.convolution_weight_update_bytes(full, square, halved) == 8 * 36
     plane = DepthwiseConv("d", "a", "e", np.zeros((3, 3, 16), np.int8), ones, zeros, (1, 1), same)
     after = Tensor("e", (12, 12, 16), 1.0, 0)
-    table, sums = 2 * 3 * 10, 4 * (64 + 8)
+    table, sums = 2 * 3 * 10, 4 * (12 * 12 + 8)
     assert scratch.depthwise_forward_bytes(plane, square, after, 12) == (
         12 * 12 + sums + table + 2 * (2 * 12 * 14 + 8 * 2)
     )

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from codegen.compile import build_host_engine
 from codegen.errors import ModelError
 from codegen.firmware.host_engine import HostEngine
-from codegen.graph.ir import Add, Graph
+from codegen.graph.ir import Graph
+from codegen.operators.add import Add
 from codegen.program.lowering import lower
 from codegen.program.plans import Plan, WeightUpdate
 from codegen.program.subgraph import cut_graph, cut_tensors, frozen_cut

@@ -10,8 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from codegen.errors import CalibrationError, ModelError
-from codegen.graph.floats import FloatConv, FloatGraph, FloatHead, evaluate
-from codegen.graph.ir import GlobalAveragePool, Padding
+from codegen.graph.floats import FloatConv, FloatGraph, FloatHead
+from codegen.graph.ir import Padding
+from codegen.operators.execution import evaluate
+from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.quantization import calibration
 from codegen.quantization.calibration import (
     METHODS,

@@ -12,14 +12,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from codegen.arithmetic.forward import output_of
 from codegen.arithmetic.layers import bias_limit, convolution_arithmetic, logit_scale
 from codegen.compile import build_host_engine
 from codegen.errors import ModelError
 from codegen.firmware.host_engine import HostEngine
 from codegen.graph.floats import FloatConv, StoredIntegers
-from codegen.graph.ir import Add, Conv, DepthwiseConv, Graph, Tensor, inputs_of
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Tensor, inputs_of
 from codegen.importer.model import import_proto
+from codegen.operators.add import Add
+from codegen.operators.execution import output_of
 from codegen.program.lowering import lower
 from codegen.quantization.channel_scales import quantize_channels
 from codegen.quantization.checks import check_integers

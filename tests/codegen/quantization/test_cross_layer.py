@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen.graph.floats import (
-    NO_CLAMP,
-    Clamp,
-    FloatAdd,
-    FloatGraph,
-    evaluate,
-)
+from codegen.graph.floats import NO_CLAMP, Clamp, FloatGraph
 from codegen.importer.model import import_model
+from codegen.operators.add import FloatAdd
+from codegen.operators.execution import evaluate
 from codegen.quantization import cross_layer
 from codegen.quantization.calibration import RangeRule, observe
 from codegen.quantization.cross_layer import HEADROOM, LARGEST_FACTOR, equalize, imbalance, pairs

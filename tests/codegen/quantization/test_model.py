@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from codegen.errors import CalibrationError
 from codegen.firmware.model_digest import model_digest
-from codegen.graph.floats import Coding, FloatGraph, FloatOp, execute
+from codegen.graph.floats import Coding, FloatGraph, FloatOp
 from codegen.importer.model import import_model
+from codegen.operators.execution import execute
 from codegen.program.blob import all_published
 from codegen.quantization.calibration import RangeRule
 from codegen.quantization.model import QuantizationOptions, quantize_model

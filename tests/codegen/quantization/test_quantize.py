@@ -12,16 +12,11 @@ from numpy.typing import NDArray
 
 from codegen.errors import CalibrationError
 from codegen.graph import ir
-from codegen.graph.floats import (
-    NO_CLAMP,
-    Clamp,
-    FloatAdd,
-    FloatConv,
-    FloatGraph,
-    FloatHead,
-    evaluate,
-)
+from codegen.graph.floats import NO_CLAMP, Clamp, FloatConv, FloatGraph, FloatHead
 from codegen.importer.model import import_model
+from codegen.operators.add import FloatAdd
+from codegen.operators.execution import evaluate
+from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.quantization.calibration import Method, RangeRule, activation_code
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
@@ -56,7 +51,7 @@ def small_graph(seed: int = 0, clamp: Clamp = NO_CLAMP) -> FloatGraph:
         conv,
         depthwise,
         FloatAdd("sum", ("conv", "dw"), "sum"),
-        ir.GlobalAveragePool("pool", "sum", "pool"),
+        GlobalAveragePool("pool", "sum", "pool"),
         head,
     )
     shapes = dict.fromkeys(("conv", "dw", "sum"), (6, 5, 4))

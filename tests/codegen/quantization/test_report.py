@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen.arithmetic.forward import output_of
 from codegen.arithmetic.layers import logit_scale
 from codegen.errors import BundleError
 from codegen.graph import ir
-from codegen.graph.floats import FloatGraph, evaluate, evaluate_op
+from codegen.graph.floats import FloatGraph
 from codegen.importer.model import import_model
+from codegen.operators.add import Add
+from codegen.operators.execution import evaluate, evaluate_op, output_of
 from codegen.quantization import calibration
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
@@ -102,7 +103,7 @@ def test_own_errors_are_those_of_one_layer_with_the_float_networks_inputs_in_int
 def test_own_errors_of_sums_are_half_a_step_at_most(digits: Digits) -> None:
     """An addition only rounds, but where its inputs were rounded up beyond its range."""
     rows = {row.layer: row for row in digits.comparison.layers}
-    sums = [op for op in digits.quantized.ops if isinstance(op, ir.Add)]
+    sums = [op for op in digits.quantized.ops if isinstance(op, Add)]
     assert sums
     for op in sums:
         step, own = rows[op.name].step, rows[op.name].own.max_abs_error

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.graph.floats import Clamp, FloatConv, FloatGraph, FloatHead, FloatOp
-from codegen.graph.ir import GlobalAveragePool, Padding
+from codegen.graph.ir import Padding
+from codegen.operators.global_average_pool import GlobalAveragePool
 
 RELU, RELU6 = Clamp(low=0.0), Clamp(0.0, 6.0)
 AROUND = Padding(1, 1, 1, 1)

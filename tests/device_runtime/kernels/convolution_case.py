@@ -60,6 +60,8 @@ class Case:
     """All values at the ends of their ranges."""
     raised: bool = False
     """Some channels have sums that go left before they are requantized."""
+    at_once: int = 4
+    """Pixels that a full convolution works on at a time."""
 
     @cached_property
     def random(self) -> np.random.Generator:
@@ -338,4 +340,5 @@ def cases(draw: st.DrawFn, *, pointwise: bool | None = None, most_outputs: int =
         seed=draw(st.integers(0, 2**16)),
         extreme=draw(st.sampled_from([False, False, False, True])),
         raised=draw(st.sampled_from([False, False, False, True])),
+        at_once=draw(st.sampled_from([4, 8, 12, 48])),
     )

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codegen.arithmetic.pools import overlap_bits
 from codegen.graph.floats import window_output_shape
-from codegen.graph.ir import AveragePool, Graph, MaxPool, Padding, Tensor
+from codegen.graph.ir import Graph, Padding, Tensor
+from codegen.operators.average_pool import AveragePool
+from codegen.operators.max_pool import MaxPool
+from codegen.operators.windows import overlap_bits
 from simulator.machines.kernel_call import Struct
 
 Fields = list[tuple[str, int]]

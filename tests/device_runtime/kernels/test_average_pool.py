@@ -6,12 +6,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.arithmetic import forward as integer_forward
-from codegen.arithmetic.forward import window_counts
 from codegen.arithmetic.integers import round_shift
-from codegen.arithmetic.pools import average_pool_arithmetic, overlap_bits
-from codegen.graph.ir import AveragePool
-from codegen.reference import interpreter_pools
+from codegen.operators.average_pool import (
+    AVERAGE_POOL,
+    AveragePool,
+    average_pool_arithmetic,
+    average_pool_errors,
+    window_counts,
+)
+from codegen.operators.windows import overlap_bits
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
@@ -51,7 +54,7 @@ def test_means_and_their_errors_are_those_of_the_specification(seed: int) -> Non
     counted = window_counts(case.graph, op)
     found, mask = np.zeros(output.shape, np.int8), np.zeros(-(-output.size // 8), np.uint8)
     call_all("tf_average_pool_forward", [layer, codes, found, mask])
-    exact = integer_forward.average_pool(case.graph, op, codes.astype(np.int64))
+    exact = AVERAGE_POOL.forward(case.graph, op, [codes.astype(np.int64)])
     clamped = np.clip(exact, -128, 127)
     np.testing.assert_array_equal(found, clamped)
     bits = np.unpackbits(mask, bitorder="little")[: output.size]
@@ -64,7 +67,7 @@ def test_means_and_their_errors_are_those_of_the_specification(seed: int) -> Non
     left = headroom - overlap_bits(op)
     factor = constants.error_multiplier[counted - constants.least_count]
     parts = round_shift(errors.astype(np.int64) * factor, 15 - left)
-    expected = interpreter_pools.average_pool_errors(op, source, output, parts)
+    expected = average_pool_errors(op, source, output, parts)
     np.testing.assert_array_equal(out, expected)
     assert np.abs(expected).max() <= 32767
     exponent = 2 + constants.error_exponent - left

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,7 +18,9 @@ def scale_of(error: np.ndarray, exponent: int) -> Struct:
 
 
 def scratch_of(case: Case) -> np.ndarray:
-    size = convolution_input_gradient_bytes(case.op, case.source, case.target, case.count)
+    size = convolution_input_gradient_bytes(
+        case.op, case.source, case.target, case.count, case.at_once
+    )
     return np.full(size // 2, 0x5A5A, np.int16)
 
 
@@ -38,6 +38,7 @@ def check(engines: Engines, case: Case, error: np.ndarray) -> None:
             out,
             out_scale,
             scratch_of(case),
+            case.at_once,
         )
         np.testing.assert_array_equal(out, wanted)
         assert out_scale.values == [exponent, int(np.abs(wanted).max())]
@@ -83,7 +84,6 @@ def test_the_smallest_code_is_never_made(engines: Engines) -> None:
 def test_a_pointwise_gradient_may_lie_over_the_error(
     engines: Engines, case: Case, before: int
 ) -> None:
-    case = replace(case, trained=())
     error = case.error()
     wanted, _ = case.input_gradient(error, 0)
     if case.channels > case.outputs:
@@ -100,6 +100,7 @@ def test_a_pointwise_gradient_may_lie_over_the_error(
             memory,
             Struct(("i", 0), ("i", 0)),
             scratch_of(case),
+            case.at_once,
         )
         np.testing.assert_array_equal(memory[: wanted.size].reshape(wanted.shape), wanted)
 

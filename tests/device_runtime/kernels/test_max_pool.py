@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.arithmetic import forward as integer_forward
 from codegen.arithmetic.integers import round_shift
-from codegen.arithmetic.pools import overlap_bits
 from codegen.graph.floats import window_output_shape
-from codegen.graph.ir import Graph, MaxPool, Padding, Tensor
-from codegen.reference import interpreter_pools
+from codegen.graph.ir import Graph, Padding, Tensor
+from codegen.operators.max_pool import MaxPool, max_pool, max_pool_errors
+from codegen.operators.windows import overlap_bits
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
@@ -49,7 +48,7 @@ def check(case: PoolCase, seed: int) -> None:
     found = np.zeros(output.shape, np.int8)
     places = np.zeros(output.size * (2 if np.prod(op.window) > 256 else 1), np.uint8)
     call_all("tf_max_pool_forward", [window, codes, found, places])
-    largest, expected_places = integer_forward.max_pool(case.graph, op, codes.astype(np.int64))
+    largest, expected_places = max_pool(case.graph, op, codes.astype(np.int64))
     np.testing.assert_array_equal(found, largest)
 
     errors = error_codes(output.shape, seed)
@@ -60,7 +59,7 @@ def check(case: PoolCase, seed: int) -> None:
     headroom = 15 - int(np.abs(errors.astype(int)).max()).bit_length()
     shift = max(0, overlap_bits(op) - headroom)
     moved = round_shift(errors.astype(np.int64), shift)
-    expected = interpreter_pools.max_pool_errors(source, moved, expected_places)
+    expected = max_pool_errors(source, moved, expected_places)
     np.testing.assert_array_equal(out, expected)
     assert scale.values == [-3 + shift, int(np.abs(expected).max())]
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.arithmetic.pools import requantize_arithmetic
 from codegen.errors import ModelError
-from codegen.graph.ir import Graph, Requantize, Tensor
+from codegen.graph.ir import Graph, Tensor
+from codegen.operators.requantize import Requantize, requantize_arithmetic
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.arithmetic.layers import gain
-from codegen.arithmetic.pools import ReconstructionArithmetic
-from codegen.reference.interpreter_pools import squared_error
+from codegen.arithmetic.layers import ReconstructionArithmetic, gain
+from codegen.reference.interpreter import squared_error
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all

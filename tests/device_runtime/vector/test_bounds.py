@@ -77,35 +77,42 @@ def status_of(engine: HostKernels, function: str, arguments: Arguments) -> int:
 
 
 def convolution_forward(case: Case) -> Arguments:
-    size = convolution_forward_bytes(case.op, case.source, case.target, case.count)
+    size = convolution_forward_bytes(case.op, case.source, case.target, case.at_once)
     codes, mask = np.zeros(case.out_shape, np.int8), np.zeros(-(-case.output.size // 8), np.uint8)
     span = case.span(0, case.out_shape[0])
     return [
         case.layer, span, case.input, case.tf_weights, case.bias, codes, mask, Scratch(size),
+        case.at_once,
     ]  # fmt: skip
 
 
 def convolution_input_gradient(case: Case) -> Arguments:
-    size = convolution_input_gradient_bytes(case.op, case.source, case.target, case.count)
+    counts = case.count, case.at_once
+    size = convolution_input_gradient_bytes(case.op, case.source, case.target, *counts)
     out = np.zeros(case.input.shape, np.int16)
     scales = Struct(*SCALE), Struct(*SCALE)
-    return [case.layer, case.error(), scales[0], case.tf_weights, out, scales[1], Scratch(size)]
+    return [
+        case.layer, case.error(), scales[0], case.tf_weights, out, scales[1], Scratch(size),
+        case.at_once,
+    ]  # fmt: skip
 
 
 def convolution_weight_update(case: Case) -> Arguments:
     size = convolution_weight_update_bytes(case.op, case.source, case.target)
     channels = case.trained or tuple(range(case.channels))
     state = [packed(case.weights[..., list(channels)]) for _ in range(2)]
-    trained = trained_of(state, np.array(channels, np.uint16))
+    trained = trained_of(state, np.array(channels, np.uint16), case.channels)
     return [
         case.layer, case.error(), Struct(*SCALE), case.input, trained, update(RATE), Scratch(size),
     ]  # fmt: skip
 
 
-def trained_of(state: list[NDArray[np.int8]], channels: NDArray[np.uint16]) -> Struct:
+def trained_of(
+    state: list[NDArray[np.int8]], channels: NDArray[np.uint16], in_channels: int
+) -> Struct:
     """A tf_trained of weights with fractions."""
     parts = [("P", state[0]), ("P", state[1]), ("P", None), ("I", FIRST_VALUE)]
-    return Struct(*parts, ("P", channels), ("H", len(channels)))
+    return Struct(*parts, ("P", channels), ("H", len(channels)), ("H", in_channels))
 
 
 def depthwise_forward(layer: Depthwise) -> Arguments:
@@ -132,7 +139,7 @@ def depthwise_input_gradient(layer: Depthwise) -> Arguments:
 def depthwise_weight_update(layer: Depthwise) -> Arguments:
     size = depthwise_weight_update_bytes(layer.op, layer.source, layer.target)
     state = [layer.weights().astype(np.int8) for _ in range(2)]
-    trained = trained_of(state, np.arange(layer.channels, dtype=np.uint16))
+    trained = trained_of(state, np.arange(layer.channels, dtype=np.uint16), layer.channels)
     codes = layer.codes(layer.height, layer.width).astype(np.int8)
     errors = layer.errors().astype(np.int16)
     return [

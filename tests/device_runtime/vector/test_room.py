@@ -30,7 +30,7 @@ def test_such_codes_may_lie_over_their_input() -> None:
     for engine in on_vector_units():
         place = case.input.copy()
         span, weights = case.span(0, 3), case.tf_weights
-        arguments = [place, weights, case.bias, View(place, 0), None, scratch_of(case)]
+        arguments = [place, weights, case.bias, View(place, 0), None, scratch_of(case), 4]
         engine.call("tf_convolution_forward", case.layer, span, *arguments)
         np.testing.assert_array_equal(place, case.output)
 

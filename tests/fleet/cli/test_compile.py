@@ -13,6 +13,8 @@ from codegen.firmware.boards import load_board
 from codegen.firmware.bundle import QUANTIZATION, Bundle, load_bundle
 from codegen.quantization.report import load_report
 from tests.codegen.dense_network import dense_network
+from tests.codegen.importer.test_model import normal
+from tests.codegen.importer.test_old_opsets import old_model
 from tests.fleet.cli.conftest import Run
 
 CLASSES = np.arange(24) % 3
@@ -65,6 +67,19 @@ def test_what_a_full_log_keeps_is_chosen_and_the_note_on_one_that_fills_is_shown
     refused = tinyfleet(*call, "--samples", "oldest")
     assert refused.returncode == 2
     assert "reservoir" in refused.stderr
+
+
+def test_a_file_of_an_old_opset_compiles_and_the_output_says_that_it_was_converted(
+    tinyfleet: Run, tmp_path: Path
+) -> None:
+    onnx.save(old_model(9), tmp_path / "old.onnx")
+    np.savez(tmp_path / "x.npz", x=normal(16, 3, 7, 6))
+    shown = tinyfleet(
+        *("compile", tmp_path / "old.onnx", "--board", "stm32f746", "--out", tmp_path / "out"),
+        *("--calibration", tmp_path / "x.npz"),
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "Note: the model's ONNX opset 9 was converted to opset 13" in shown.stdout
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from codegen.firmware.bundle import load_bundle
+from simulator.machines.measure import measure
 from simulator.world.digits import deal
 from tests.fleet.cli.conftest import Run
 
@@ -48,6 +49,9 @@ def test_the_plan_that_is_written_compiles_within_the_limit(
     assert facts["best"]["measured_delta_bytes"] <= 1_500
     assert facts["best"]["measured_instructions"] <= instructions
     assert all(plan["costs"]["instructions"] <= instructions for plan in facts["plans"])
+    assert facts["limits"]["round"] == {"samples": 64, "epochs": 1}
+    for plan in facts["plans"]:
+        assert max(plan["rounds_delta_bytes"]) <= plan["costs"]["delta_bytes"] <= 1_500
     assert set(json.loads(out.read_text())["plans"]) == {plan["name"] for plan in facts["plans"]}
     for picture in ("plans.contributions.svg", "plans.accuracy.svg"):
         assert "<svg" in (tmp_path / picture).read_text()
@@ -61,10 +65,16 @@ def test_the_plan_that_is_written_compiles_within_the_limit(
     (plan,) = bundle.manifest.plans
     assert plan.id == next(p["id"] for p in facts["plans"] if p["name"] == "best")
     assert bundle.report.plans[0].sram_bytes.total <= sram
+    counted = measure(bundle.path).instructions.step
+    assert counted == facts["best"]["measured_instructions"]
 
-    shown = tinyfleet(*arguments(data, out), *limits, "--method", "fisher")
+    rounds = ["--round-samples", 20, "--round-epochs", 2]
+    shown = tinyfleet(*arguments(data, out), *limits, "--method", "fisher", *rounds)
     assert shown.returncode == 0, shown.stderr
     assert "nats per step" in shown.stdout
+    assert "of a first round, from the model's own weights on, of 20 samples, 2 epochs" in (
+        shown.stdout
+    )
     assert f"--plan {out}#best" in shown.stdout
 
 

@@ -1,0 +1,35 @@
+"""Operations without weights: one module each, with its dataclass and its row in `OPERATORS`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from codegen.graph.ir import Operation
+from codegen.operators.add import ADD
+from codegen.operators.average_pool import AVERAGE_POOL
+from codegen.operators.base import Operator
+from codegen.operators.concat import CONCAT
+from codegen.operators.global_average_pool import GLOBAL_AVERAGE_POOL
+from codegen.operators.lookup import LOOKUP
+from codegen.operators.max_pool import MAX_POOL
+from codegen.operators.requantize import REQUANTIZE
+
+OPERATORS: tuple[Operator[Any, Any], ...] = (
+    ADD,
+    AVERAGE_POOL,
+    CONCAT,
+    GLOBAL_AVERAGE_POOL,
+    LOOKUP,
+    MAX_POOL,
+    REQUANTIZE,
+)
+
+_BY_CLASS: Mapping[type[Operation], Operator[Any, Any]] = {
+    each: row for row in OPERATORS for each in (row.real, row.kind)
+}
+
+
+def operator_of(op: Operation) -> Operator[Any, Any]:
+    """The row of ``op``, of a float graph or a quantized one."""
+    return _BY_CLASS[type(op)]

@@ -1,0 +1,172 @@
+"""Requantize: the same real values in another scale, clamped; activations that stand alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from codegen.arithmetic.integers import Ints, requantized
+from codegen.arithmetic.layers import Multiplier, multiplier, pre_shift_of, relative_q15
+from codegen.graph.floats import Clamp, Values
+from codegen.graph.ir import INT8_MAX, INT8_MIN, Graph, Tensor, Unary
+from codegen.operators.base import Handler, Linear, activated
+
+if TYPE_CHECKING:
+    from codegen.export.integer_model import Layer, ModelWriter
+    from codegen.importer.state import ImportState, Node
+    from codegen.quantization.quantize import Assembly
+
+
+@dataclass(frozen=True)
+class FloatClamp(Unary):
+    """An activation that can't be part of the operation before it.
+
+    Either other operations read that one's output as well, or a quantized model codes it in
+    between; without bounds it is a change of coding and nothing else.
+    """
+
+    clamp: Clamp
+
+
+@dataclass(frozen=True)
+class Requantize(Unary):
+    """The same real values in another scale, then clamped to the codes ``low`` … ``high``."""
+
+    low: int = INT8_MIN
+    high: int = INT8_MAX
+
+
+@dataclass(frozen=True)
+class RequantizeArithmetic:
+    """What ``tf_requantization`` holds."""
+
+    requantize: Multiplier
+    pre_shift: int
+    error_multiplier: int
+    error_exponent: int
+
+
+def requantize_arithmetic(graph: Graph, op: Requantize) -> RequantizeArithmetic:
+    """Constants of one change of scale."""
+    factor = graph.tensors[op.input].scale / graph.tensors[op.output].scale
+    left = pre_shift_of(op.name, factor)
+    error, exponent = relative_q15(np.array([factor]))
+    return RequantizeArithmetic(multiplier(factor / 2**left), left, int(error[0]), exponent)
+
+
+def _clamp_codes(clamp: Clamp, tensor: Tensor) -> tuple[int, int]:
+    """The codes of ``tensor`` that a clamp lets through."""
+    ends = np.array([clamp.low, clamp.high]) / tensor.scale + tensor.zero_point
+    low, high = np.clip(np.rint(ends), INT8_MIN, INT8_MAX).astype(int).tolist()
+    return low, high
+
+
+# Import.
+
+
+def _relu(state: ImportState, node: Node) -> None:
+    _append(state, node, Clamp(low=0.0))
+
+
+def _clip(state: ImportState, node: Node) -> None:
+    limits = [
+        float(state.constant(node, index, role, finite=False).reshape(-1)[0])
+        if node.input(index)
+        else default
+        for index, role, default in ((1, "min", -np.inf), (2, "max", np.inf))
+    ]
+    if not limits[0] <= 0.0 <= limits[1] or limits[0] == limits[1]:
+        node.refuse(f"clips to {limits[0]} … {limits[1]}; the range must hold 0 and more than it")
+    _append(state, node, Clamp(*limits))
+
+
+def _maximum(state: ImportState, node: Node) -> None:
+    _bound(state, node, Clamp(low=_other_constant(state, node)), "above")
+
+
+def _minimum(state: ImportState, node: Node) -> None:
+    _bound(state, node, Clamp(high=_other_constant(state, node)), "below")
+
+
+def _other_constant(state: ImportState, node: Node) -> float:
+    """The one number that a Max or Min compares with."""
+    constants = [index for index, name in enumerate(node.inputs) if name in state.constants]
+    if len(node.inputs) != 2 or len(constants) != 1:
+        node.refuse("compares tensors; only the comparison with one number is supported")
+    value = state.constant(node, constants[0], "constant")
+    if value.size != 1:
+        node.refuse(f"compares with {value.size} numbers; only one for all elements is supported")
+    return float(value.reshape(-1)[0])
+
+
+def _bound(state: ImportState, node: Node, clamp: Clamp, side: str) -> None:
+    if not clamp.low <= 0.0 <= clamp.high:
+        node.refuse(f"keeps values {side} {clamp.low if side == 'above' else clamp.high:g}; the "
+                    "range that is left must hold 0")  # fmt: skip
+    tensor = next(name for name in node.inputs if name not in state.constants)
+    _append(state, dataclasses.replace(node, inputs=(tensor,)), clamp)
+
+
+def _append(state: ImportState, node: Node, clamp: Clamp) -> None:
+    view = state.view(node)
+    name = state.unique(node.name)
+    state.append_elementwise(node, FloatClamp(name, view.tensor, name, clamp), view)
+
+
+class _RequantizeOperator(Linear[FloatClamp, Requantize]):
+    real = FloatClamp
+    kind = Requantize
+    kernel = "requantize"
+    struct = "tf_requantization"
+    handlers: ClassVar[Mapping[str, Handler]] = {
+        "Clip": Handler(_clip, "an activation: part of the layer before it where nothing else "
+                        "reads that one", "a range without 0"),
+        "Max": Handler(_maximum, "an activation, of a tensor and one number",
+                       "two tensors; a number above 0"),
+        "Min": Handler(_minimum, "an activation, of a tensor and one number",
+                       "two tensors; a number below 0"),
+        "Relu": Handler(_relu, "an activation: part of the layer before it where nothing else "
+                        "reads that one"),
+    }  # fmt: skip
+
+    def evaluate(self, op: FloatClamp, inputs: Sequence[Values]) -> Values:
+        return activated(inputs[0], op.clamp)
+
+    def quantize(self, op: FloatClamp, assembly: Assembly) -> None:
+        ends = _clamp_codes(op.clamp, assembly.add_tensor(op.output))
+        assembly.ops.append(Requantize(op.name, op.input, op.output, *ends))
+
+    def forward(self, graph: Graph, op: Requantize, inputs: Sequence[Ints]) -> Ints:
+        constants = requantize_arithmetic(graph, op)
+        shifted = inputs[0] - graph.tensors[op.input].zero_point
+        values = requantized(shifted, constants.pre_shift, np.array(constants.requantize.word))
+        return values + graph.tensors[op.output].zero_point
+
+    def ends(self, op: Requantize) -> tuple[int, int]:
+        return op.low, op.high
+
+    def error_factor(self, graph: Graph, op: Requantize, operand: int) -> tuple[int, int]:
+        constants = requantize_arithmetic(graph, op)
+        return constants.error_multiplier, constants.error_exponent
+
+    def fields(self, graph: Graph, op: Requantize, tables: Mapping[str, str]) -> list[str]:
+        constants = requantize_arithmetic(graph, op)
+        source, output = graph.tensors[op.input], graph.tensors[op.output]
+        return [
+            f"{source.zero_point}, {output.zero_point}, {op.low}, {op.high},",
+            f"{constants.requantize.word}, {constants.pre_shift},",
+            f"{constants.error_multiplier}, {constants.error_exponent},",
+        ]
+
+    def export(self, writer: ModelWriter, op: Requantize, layer: Layer) -> str:
+        constants = requantize_arithmetic(writer.graph, op)
+        centred = layer.centred("input", writer.codes[op.input], writer.zero(op.input))
+        left, word = np.array(constants.pre_shift), np.array(constants.requantize.word)
+        return layer.requantized(centred, left, word, writer.zero(op.output), self.ends(op))
+
+
+REQUANTIZE = _RequantizeOperator()
