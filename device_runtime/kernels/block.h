@@ -28,11 +28,21 @@
 #define TF_SMALL_CORE 0
 #endif
 
-/* What a forward pass sees, and the weights that it meets. */
+/* What a forward pass sees. */
 #if TF_MVE
 typedef int8_t tf_column; /* codes: sums have the zero point taken out of them beforehand */
 #else
 typedef int16_t tf_column; /* codes less the zero point */
+#endif
+
+/* A pair's values: what codes meet, and what errors meet. */
+#if TF_SMALL_CORE
+typedef int8_t tf_forward_weight, tf_backward_weight; /* no instruction is saved by wider ones */
+#elif TF_MVE
+typedef int8_t tf_forward_weight;
+typedef int16_t tf_backward_weight;
+#else
+typedef int16_t tf_forward_weight, tf_backward_weight;
 #endif
 
 /* Output pixels see one input pixel each, in the same order: blocks may go on from row to row.
@@ -105,7 +115,7 @@ typedef struct {
     uint32_t step;        /* bytes from a pixel's output to the next one's */
     tf_requantizer second;
     int32_t start[2]; /* of the sums */
-    int16_t *pair;    /* widened; with vectors, of a forward pass tf_column */
+    int16_t *pair;    /* widened: tf_forward_weight or tf_backward_weight */
     const int16_t *pair_end;
     const void *columns; /* tf_column, or int16 errors */
     uint32_t blocks;

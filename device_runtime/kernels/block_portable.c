@@ -33,6 +33,14 @@ void tf_block_run_pairs(tf_block_run *run, uint32_t count) {
 
 #if !TF_DSP
 
+#if TF_SMALL_CORE
+
+void tf_block_widen_pair(int16_t *pair, const int8_t *packed, uint32_t length) {
+    memcpy(pair, packed, 2u * length);
+}
+
+#else
+
 void tf_block_widen_pair(int16_t *pair, const int8_t *packed, uint32_t length) {
     for (uint32_t i = 0; i < length; i++) {
         pair[tf_pair_index(length, 0, i)] = packed[2u * i];
@@ -40,7 +48,10 @@ void tf_block_widen_pair(int16_t *pair, const int8_t *packed, uint32_t length) {
     }
 }
 
-void tf_block_widen_columns(int16_t *pair, const int8_t *packed, uint32_t step, uint32_t count) {
+#endif
+
+void tf_block_widen_columns(int16_t *widened, const int8_t *packed, uint32_t step, uint32_t count) {
+    tf_backward_weight *pair = (tf_backward_weight *)widened;
     const uint32_t length = tf_packed_length(count);
     for (uint32_t i = 0; i < length; i += 2u, packed += step) {
         for (uint32_t row = 0; row < 2u; row++) {
@@ -55,7 +66,7 @@ void tf_block_widen_columns(int16_t *pair, const int8_t *packed, uint32_t step, 
 void tf_block_single(const tf_block_run *run, const void *columns, uint32_t pixel,
                      int32_t sums[2]) {
     const int16_t *x = (const int16_t *)columns + pixel * run->length, *end = x + run->length;
-    const int16_t *w = run->pair;
+    const int8_t *w = (const int8_t *)run->pair;
     int32_t first = run->start[0], second = run->start[1];
     for (; x != end; x++, w += 2) {
         first += x[0] * w[0];
@@ -70,13 +81,18 @@ static void sum_block(const tf_block_run *run, const int16_t *columns,
                       int32_t sums[TF_BLOCK_PIXELS][2]) {
     const uint32_t length = run->length;
     for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p += 2u, columns += 2u * length) {
-        const int16_t *x = columns, *y = columns + length, *end = y, *w = run->pair;
+        const int16_t *x = columns, *y = columns + length, *end = y;
+        const int8_t *w = (const int8_t *)run->pair;
         int32_t a = run->start[0], b = a, c = run->start[1], d = c;
         for (; x != end; x += 2, y += 2, w += 4) {
-            a += x[0] * w[0] + x[1] * w[2];
-            b += y[0] * w[0] + y[1] * w[2];
-            c += x[0] * w[1] + x[1] * w[3];
-            d += y[0] * w[1] + y[1] * w[3];
+            a += x[0] * w[0];
+            a += x[1] * w[2];
+            b += y[0] * w[0];
+            b += y[1] * w[2];
+            c += x[0] * w[1];
+            c += x[1] * w[3];
+            d += y[0] * w[1];
+            d += y[1] * w[3];
         }
         sums[p][0] = a, sums[p][1] = c, sums[p + 1u][0] = b, sums[p + 1u][1] = d;
     }
@@ -122,10 +138,8 @@ static void make_errors(tf_block_run *run, const int32_t sums[2], int16_t *to) {
 
 /* Two codes; returns a bit for each that the clamp leaves alone: bits 6 and 7. */
 static uint32_t make_codes(const tf_block_run *run, const int32_t sums[2], int8_t *to) {
-    const int32_t first =
-        tf_requantize(&run->first, tf_raise_saturating(sums[0], (int32_t)run->pre_shift[0]));
-    const int32_t second =
-        tf_requantize(&run->second, tf_raise_saturating(sums[1], (int32_t)run->pre_shift[1]));
+    const int32_t first = tf_requantize(&run->first, sums[0]);
+    const int32_t second = tf_requantize(&run->second, sums[1]);
     to[0] = (int8_t)tf_clamp8(first);
     to[1] = (int8_t)tf_clamp8(second);
     return (uint32_t)(to[0] == first) << 6 | (uint32_t)(to[1] == second) << 7;
@@ -138,6 +152,10 @@ void tf_block_run_all(tf_block_run *run) {
         int32_t sums[TF_BLOCK_PIXELS][2];
         uint32_t bits = 0;
         sum_block(run, columns, sums);
+        for (uint32_t p = 0; p < TF_BLOCK_PIXELS && run->raised != NULL; p++) {
+            sums[p][0] = tf_raise_saturating(sums[p][0], (int32_t)run->pre_shift[0]);
+            sums[p][1] = tf_raise_saturating(sums[p][1], (int32_t)run->pre_shift[1]);
+        }
         columns += TF_BLOCK_PIXELS * run->length;
         for (uint32_t p = 0; p < TF_BLOCK_PIXELS; p++, to += run->step) {
             if (run->kind == TF_RUN_ERRORS) {

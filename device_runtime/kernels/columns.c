@@ -7,13 +7,15 @@
 /* Codes stay what they are. */
 static void tf_codes_less(const int8_t *from, uint32_t count, int32_t zero, tf_column *to) {
     (void)zero;
-    for (; count >= 16u; count -= 16u, from += 16, to += 16) {
-        vstrbq_s8(to, vldrbq_s8(from));
-    }
-    if (count > 0u) {
-        const mve_pred16_t some = vctp8q(count);
-        vstrbq_p_s8(to, vldrbq_z_s8(from, some), some);
-    }
+    __asm volatile("wlstp.8 lr, %[count], 2f\n"
+                   "1:\n\t"
+                   "vldrb.u8 q0, [%[from]], #16\n\t"
+                   "vstrb.8 q0, [%[to]], #16\n\t"
+                   "letp lr, 1b\n"
+                   "2:"
+                   : [from] "+&r"(from), [to] "+&r"(to)
+                   : [count] "r"(count)
+                   : "q0", "lr", "cc", "memory");
 }
 #elif !TF_DSP
 /* to[i] = from[i] - zero. */

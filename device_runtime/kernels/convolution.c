@@ -45,11 +45,11 @@ static __attribute__((noinline, cold)) void put_trained(const job *job, uint32_t
     const int8_t *from = weights->trained + o * tf_packed_length(taps * weights->count);
     const uint32_t inputs = layer->in_channels, behind = taps * inputs;
     const uint32_t second = tf_pair_index(job->from.length, 1, 0);
-    tf_column *pair = (tf_column *)job->pair;
+    tf_forward_weight *pair = (tf_forward_weight *)job->pair;
     for (uint32_t first = 0; first < behind; first += inputs) {
         for (const uint16_t *next = channels; next != end; from += 2) {
-            tf_column *to = pair + tf_pair_index(job->from.length, 0, first + *next++);
-            const tf_column a = from[0], b = from[1];
+            tf_forward_weight *to = pair + tf_pair_index(job->from.length, 0, first + *next++);
+            const int8_t a = from[0], b = from[1];
             to[0] = a;
             to[second] = b;
         }

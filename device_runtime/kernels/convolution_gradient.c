@@ -323,11 +323,12 @@ static void scale_all(const job *job, uint32_t first, uint32_t count) {
 
 /* The trained one among input channels `i` and `i` + 1 takes its place in a pair of them. */
 static __attribute__((noinline)) void put_trained(const job *job, const tf_weights *weights,
-                                                  uint32_t trained, uint32_t i, int16_t *pair) {
+                                                  uint32_t trained, uint32_t i, int16_t *widened) {
     const uint32_t row_bytes = 2u * tf_packed_length(weights->count);
     const uint32_t length = tf_packed_length(job->layer->out_channels);
     const int8_t *from = weights->trained + 2u * trained;
-    int16_t *to = pair + tf_pair_index(length, weights->channels[trained] - i, 0);
+    tf_backward_weight *pair = (tf_backward_weight *)widened;
+    tf_backward_weight *to = pair + tf_pair_index(length, weights->channels[trained] - i, 0);
     uint32_t at = 0;
 #if TF_DSP_BLOCKS
     for (; at + 4u <= 2u * job->pairs; at += 4u, from += 2u * row_bytes, to += 8) {
