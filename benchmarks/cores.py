@@ -76,6 +76,7 @@ FORWARD = {
 BACKWARD = {
     "full convolutions, input gradient": (
         "tf_block_gradient",
+        "tf_block_loop",
         "tf_block_run",
         "tf_block_scale",
         "tf_block_set_stream",

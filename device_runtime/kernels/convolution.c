@@ -49,7 +49,7 @@ static __attribute__((noinline, cold)) void put_trained(const job *job, uint32_t
     for (uint32_t first = 0; first < behind; first += inputs) {
         for (const uint16_t *next = channels; next != end; from += 2) {
             tf_forward_weight *to = pair + tf_pair_index(job->from.length, 0, first + *next++);
-            const int8_t a = from[0], b = from[1];
+            const tf_forward_weight a = from[0], b = from[1];
             to[0] = a;
             to[second] = b;
         }

@@ -59,8 +59,11 @@ def test_errors_of_the_padding_around_a_kernel_of_one_tap_are_left_out(
     check(engines, case, case.error())
 
 
-def test_rows_of_weights_may_lie_further_apart_than_16_bits_count(engines: Engines) -> None:
-    case = Case(1, 2, 11_000, 6, (1, 1), (1, 1), (0, 0, 0, 0), (), seed=4)
+@pytest.mark.parametrize("kernel", [(1, 1), (1, 2)])
+def test_rows_of_weights_may_lie_further_apart_than_16_bits_count(
+    engines: Engines, kernel: tuple[int, int]
+) -> None:
+    case = Case(1, 2, 11_000 // kernel[1], 6, kernel, (1, 1), (0, 0, 0, 0), (), seed=4)
     check(engines, case, case.error())
 
 
