@@ -24,6 +24,7 @@ from codegen.graph.floats import (
     StoredIntegers,
 )
 from codegen.graph.ir import Padding
+from codegen.importer.dilation import undilate
 from codegen.importer.draft import DraftGraph, remove_unused
 from codegen.importer.functions import fuse_products, merge_functions
 from codegen.importer.state import Affine, Array
@@ -281,6 +282,7 @@ PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     merge_means,
     pool_before_classifier,
     code_before_max_pools,
+    undilate,
     separate_clamps,
     remove_idle_clamps,
     last_layer_to_head,

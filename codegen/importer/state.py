@@ -23,6 +23,7 @@ from codegen.errors import ModelError
 from codegen.graph.floats import (
     ChannelsFirst,
     Coding,
+    FloatConv,
     FloatOp,
     SampleLayout,
     window_output_shape,
@@ -75,6 +76,23 @@ class Affine(Unary):
 
     gain: Array
     shift: Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DilatedConv(FloatConv):
+    """A convolution with ``dilation`` (rows, columns) from one tap to the next: never survives the
+    importer's passes."""
+
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """(rows, columns) that its kernel sees, with those between the taps."""
+        height, width = (
+            (size - 1) * step + 1
+            for size, step in zip(self.weight.shape[2:], self.dilation, strict=True)
+        )
+        return height, width
 
 
 @dataclasses.dataclass(frozen=True)

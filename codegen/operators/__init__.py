@@ -13,6 +13,7 @@ from codegen.operators.concat import CONCAT
 from codegen.operators.global_average_pool import GLOBAL_AVERAGE_POOL
 from codegen.operators.lookup import LOOKUP
 from codegen.operators.max_pool import MAX_POOL
+from codegen.operators.rearrange import REARRANGE
 from codegen.operators.requantize import REQUANTIZE
 
 OPERATORS: tuple[Operator[Any, Any], ...] = (
@@ -22,6 +23,7 @@ OPERATORS: tuple[Operator[Any, Any], ...] = (
     GLOBAL_AVERAGE_POOL,
     LOOKUP,
     MAX_POOL,
+    REARRANGE,
     REQUANTIZE,
 )
 

@@ -78,6 +78,8 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "mean_squared_error": Rates(elements=112.19),
         "pool_forward": Rates(elements=6.82),
         "pool_input_gradient": Rates(elements=7.44),
+        "rearrange_forward": Rates(elements=1.83),
+        "rearrange_input_gradient": Rates(elements=7.2),
         "requantize_forward": Rates(elements=13.68),
     }
 )

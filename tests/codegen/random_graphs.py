@@ -20,6 +20,7 @@ from codegen.operators.functions import Function, X
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.lookup import Lookup
 from codegen.operators.max_pool import MaxPool
+from codegen.operators.rearrange import OUTSIDE, Rearrange, by_axis
 from codegen.operators.requantize import FloatClamp
 from codegen.program.plans import Plan, WeightUpdate
 from codegen.quantization.quantize import quantize, quantize_input
@@ -85,6 +86,23 @@ class _Network:
     def function(self, name: str, function: Function) -> None:
         """A table by code."""
         self._append(Lookup(name, self.last, f"{name}.y", function), self.shapes[self.last])
+
+    def rearrange(self, name: str, draw: np.random.Generator) -> None:
+        """Pixels twice, apart, or in rows by their column's remainder; some cut off."""
+        channels, height, width = self.shapes[self.last]
+        kind = int(draw.integers(3))
+        rows, columns = (list(range(-1, 2 * size)) for size in (height, width))
+        if kind == 0:
+            places = by_axis([row // 2 for row in rows], [column // 2 for column in columns[2:]])
+        elif kind == 1:
+            apart = [[i // 2 if i % 2 == 0 else OUTSIDE for i in line] for line in (rows, columns)]
+            places = by_axis(*apart)
+        else:
+            by_y = tuple(range(height)), tuple(index % 2 for index in range(height))
+            by_x = (0,) * ((width + 1) // 2), tuple(range(0, width, 2))
+            places = (by_y[0], by_x[0]), (by_y[1], by_x[1])
+        op = Rearrange(name, self.last, f"{name}.y", *places)
+        self._append(op, (channels, *op.size))
 
     def concat(self, name: str, other: str) -> None:
         channels = self.shapes[self.last][0] + self.shapes[other][0]
@@ -171,6 +189,9 @@ def random_graph(seed: int, size: int = 6, smooth: bool = True) -> tuple[Graph, 
     rng.bit_generator.state = state
     network.conv("project", width, 1, clamp=Clamp())
     network.add("join", skip)
+    move = np.random.default_rng([seed, 4])
+    if smooth and move.random() < 0.5:
+        network.rearrange("move", move)
     network.conv("down", width, int(rng.choice([3, 5])), int(rng.integers(1, 3)), depthwise=True)
     clamp = Clamp() if smooth else RELU6
     network.conv("last", int(rng.integers(4, 12)), int(rng.choice([1, 3])), clamp=clamp)

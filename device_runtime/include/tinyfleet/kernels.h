@@ -112,6 +112,17 @@ typedef struct {
     int8_t slope_exponent;
 } tf_lookup;
 
+/* The output's pixel (y, x) is the input's in row row_by_y[y] + row_by_x[x] and column
+ * column_by_y[y] + column_by_x[x], or real zeros where the input has none. `repeat_bits` are kept
+ * free in an error, so that the sum over all copies of a pixel fits 15 bits and a sign. */
+typedef struct {
+    uint16_t in_height, in_width, channels;
+    uint16_t out_height, out_width;
+    int8_t zero;
+    uint8_t repeat_bits;
+    const int16_t *row_by_y, *row_by_x, *column_by_y, *column_by_x;
+} tf_rearrangement;
+
 /* Squared error of a head against the model's input, which has as many elements. */
 typedef struct {
     uint16_t size;
@@ -199,6 +210,7 @@ void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *inpu
                              uint8_t *mask);
 /* Copies one input of a concatenation to its channels of the output. */
 void tf_concat_forward(const tf_slice *slice, const int8_t *input, int8_t *output);
+void tf_rearrange_forward(const tf_rearrangement *layer, const int8_t *input, int8_t *output);
 /* output may be the input itself. */
 void tf_lookup_forward(const tf_lookup *layer, const int8_t *input, int8_t *output, uint32_t size);
 /* output may be the input itself. */
@@ -240,6 +252,8 @@ void tf_average_pool_input_gradient(const tf_average_pooling *layer, const int16
                                     const tf_scale *scale, int16_t *out, tf_scale *out_scale);
 void tf_concat_input_gradient(const tf_slice *slice, const int16_t *error, const tf_scale *scale,
                               int16_t *out, tf_scale *out_scale);
+void tf_rearrange_input_gradient(const tf_rearrangement *layer, const int16_t *error,
+                                 const tf_scale *scale, int16_t *out, tf_scale *out_scale);
 void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf_scale *scale,
                             const int16_t *weights, int16_t *out, tf_scale *out_scale);
 /* Working copies of a tensor that trains as a whole. */

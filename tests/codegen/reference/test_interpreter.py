@@ -15,6 +15,7 @@ from codegen.operators.average_pool import AveragePool
 from codegen.operators.functions import evaluated
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.lookup import Lookup
+from codegen.operators.rearrange import REARRANGE, Rearrange
 from codegen.program.lowering import lower
 from codegen.reference.float_autodiff import cosines, forward_integers
 from codegen.reference.interpreter import Interpreter
@@ -36,6 +37,12 @@ def exact_output(graph: Graph, op: object, known: dict[str, np.ndarray]) -> np.n
         value, name = real(op.inputs[0]) + real(op.inputs[1]), op.output
     elif isinstance(op, Lookup):
         value, name = evaluated(op.function, real(op.input))[0], op.output
+    elif isinstance(op, Rearrange):
+        value, name = (
+            REARRANGE.evaluate(op, [real(op.input).transpose(2, 0, 1)[None]])[0],
+            op.output,
+        )
+        value = value.transpose(1, 2, 0)
     elif isinstance(op, GlobalAveragePool):
         return known[op.input].mean(axis=(0, 1))[None, None, :]
     else:
