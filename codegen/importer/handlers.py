@@ -34,6 +34,7 @@ from codegen.importer.state import (
     View,
     size_of,
 )
+from codegen.importer.upsampling import conv_transpose, resize
 from codegen.operators import OPERATORS
 from codegen.operators.add import FloatAdd
 from codegen.operators.base import Handler
@@ -45,7 +46,6 @@ REMEDIES = {
     "QLinearMatMul": _QDQ,
     "ConvInteger": "quantize statically (quantize_static), in QDQ format",
     "DynamicQuantizeLinear": "quantize statically (quantize_static), in QDQ format",
-    "ConvTranspose": "end the network in a fully connected layer",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "use convolutions over time"),
     **dict.fromkeys(("Slice", "Split"), "pool, or convolve with a stride, in its place"),
     "InstanceNormalization": "use BatchNormalization",
@@ -363,8 +363,12 @@ _OWN: Mapping[str, Handler] = {
     "Conv": Handler(
         conv,
         "a convolution, full or depthwise",
-        "dilations; groups but 1 and one channel each; weights that aren't constant; "
-        "three spatial dimensions",
+        "groups but 1 and one channel each; weights that aren't constant; three spatial dimensions",
+    ),
+    "ConvTranspose": Handler(
+        conv_transpose,
+        "zeros between the pixels (Rearrange), and a convolution with its taps in reverse",
+        "groups but 1 and one channel each; weights that aren't constant; three spatial dimensions",
     ),
     "DequantizeLinear": Handler(
         dequantize_linear,
@@ -416,6 +420,11 @@ _OWN: Mapping[str, Handler] = {
     ),
     "Reshape": Handler(
         _reshape, _FREE, "what neither merges whole dimensions nor splits them", renames=True
+    ),
+    "Resize": Handler(
+        resize,
+        "to the nearest pixel, by any factor: Rearrange",
+        "linear and cubic interpolation; the channels; sizes that aren't constant",
     ),
     "Shape": Handler(_shape, "a constant", renames=True),
     "Softmax": Handler(_softmax, "the loss, at the end", "anywhere else than at the end"),
