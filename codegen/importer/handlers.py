@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import numpy_helper
@@ -23,9 +23,11 @@ from codegen.importer.layers import (
     reduce_mean,
 )
 from codegen.importer.quantized import dequantize_linear, quantize_linear
+from codegen.importer.selections import gather, slice_, split
 from codegen.importer.state import (
     Affine,
     Array,
+    Axis,
     Group,
     ImportState,
     Node,
@@ -47,7 +49,6 @@ REMEDIES = {
     "ConvInteger": "quantize statically (quantize_static), in QDQ format",
     "DynamicQuantizeLinear": "quantize statically (quantize_static), in QDQ format",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "use convolutions over time"),
-    **dict.fromkeys(("Slice", "Split"), "pool, or convolve with a stride, in its place"),
     "InstanceNormalization": "use BatchNormalization",
     "LayerNormalization": "use BatchNormalization",
     "GroupNormalization": "use BatchNormalization",
@@ -141,8 +142,14 @@ def _sum(state: ImportState, node: Node, sign: float) -> None:
 def _two_tensors(state: ImportState, node: Node) -> tuple[list[View], bool]:
     """Both inputs, and whether they have one shape."""
     views = [state.view(node, index) for index in range(len(node.inputs))]
+    if not _alike(state, node, views):
+        views = [state.in_order(node, index, view) for index, view in enumerate(views)]
+    return views, _alike(state, node, views)
+
+
+def _alike(state: ImportState, node: Node, views: Sequence[View]) -> bool:
     pictures = [_arrangement(view, state.roles(node, view)) for view in views]
-    return views, all(picture == pictures[0] for picture in pictures)
+    return all(picture == pictures[0] for picture in pictures)
 
 
 def _flipped(node: Node, index: int) -> Node:
@@ -150,17 +157,24 @@ def _flipped(node: Node, index: int) -> Node:
     return dataclasses.replace(node, inputs=(node.input(1 - index), node.input(index)))
 
 
-def _arrangement(view: View, roles: Roles) -> list[list[tuple[str, int]]]:
-    """Dimensions as runs of channels, height and width, to compare two tensors."""
+def _arrangement(view: View, roles: Roles) -> list[list[tuple[str, int, int]]]:
+    """Dimensions as runs of channels, height and width, to compare two tensors.
 
-    def runs(group: Group) -> list[tuple[str, int]]:
-        result: list[tuple[str, int]] = []
+    Of each run: whose it is, how far apart its entries are there, and how many there are.
+    """
+    distances: dict[Axis, tuple[str, int]] = {}
+    for role, side in (("C", roles.channels), ("H", roles.height), ("W", roles.width)):
+        for place, axis in enumerate(side):
+            distances[axis] = role, size_of(side[place + 1 :])
+
+    def runs(group: Group) -> list[tuple[str, int, int]]:
+        result: list[tuple[str, int, int]] = []
         for axis in group:
-            role = "C" if axis in roles.channels else "H" if axis in roles.height else "W"
-            if result and result[-1][0] == role:
-                result[-1] = role, result[-1][1] * axis.size
+            role, distance = distances[axis]
+            if result and result[-1][:2] == (role, distance * axis.size):
+                result[-1] = role, distance, result[-1][2] * axis.size
             else:
-                result.append((role, axis.size))
+                result.append((role, distance, axis.size))
         return result
 
     return [runs(group) for group in view.dims]
@@ -315,20 +329,6 @@ def _cast_like(state: ImportState, node: Node) -> None:
         state.rename(node)
 
 
-def _gather(state: ImportState, node: Node) -> None:
-    """Indexing a dimension of size 1 with 0, as x[:, :, 0] does."""
-    sizes = list(state.view(node).sizes)
-    index = state.constant(node, 1, "indices")
-    axis = int(node.attributes.get("axis", 0))
-    if not -len(sizes) <= axis < len(sizes) or sizes[axis] != 1 or index.ndim > 0:
-        node.refuse(
-            f"picks part of a tensor of shape {sizes}; only index 0 of a dimension of size 1 is "
-            "supported, pool or convolve instead"
-        )
-    del sizes[axis]
-    state.reshape(node, sizes)
-
-
 def _softmax(state: ImportState, node: Node) -> None:
     view = state.view(node)
     axis = int(node.attributes.get("axis", -1))
@@ -379,7 +379,12 @@ _OWN: Mapping[str, Handler] = {
     "Div": Handler(_div, "by a constant: " + _ONE_LAYER, "division by a tensor"),
     "Dropout": Handler(ImportState.rename, "nothing", renames=True),
     "Flatten": Handler(_flatten, _FREE, renames=True),
-    "Gather": Handler(_gather, _FREE, "all but index 0 of a dimension of size 1", renames=True),
+    "Gather": Handler(
+        gather,
+        "Gather of channels, rows or columns; nothing where it picks all there is",
+        "indices that aren't constant, or of two and more dimensions",
+        renames=True,
+    ),
     "Gemm": Handler(
         gemm,
         "a fully connected layer: a convolution as large as the picture",
@@ -427,7 +432,13 @@ _OWN: Mapping[str, Handler] = {
         "linear and cubic interpolation; the channels; sizes that aren't constant",
     ),
     "Shape": Handler(_shape, "a constant", renames=True),
+    "Slice": Handler(
+        slice_,
+        "Gather of channels, rows or columns, with any step",
+        "starts and ends that aren't constant",
+    ),
     "Softmax": Handler(_softmax, "the loss, at the end", "anywhere else than at the end"),
+    "Split": Handler(split, "Gather, one for each part that is used", "sizes that aren't constant"),
     "Squeeze": Handler(_squeeze, _FREE, renames=True),
     "Sub": Handler(_sub, "with a constant: " + _ONE_LAYER, "differences of two tensors"),
     "Sum": Handler(_sum_of_all, "Add, one after the other", "as of Add"),

@@ -407,7 +407,9 @@ def _reduce(
 
 def concat(state: ImportState, node: Node) -> None:
     """Concat of channels."""
-    views = [state.view(node, index) for index in range(len(node.inputs))]
+    views = [
+        state.in_order(node, index, state.view(node, index)) for index in range(len(node.inputs))
+    ]
     roles = [state.roles(node, view) for view in views]
     rank = len(views[0].dims)
     axis = int(node.attributes.get("axis", 1))

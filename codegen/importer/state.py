@@ -31,6 +31,7 @@ from codegen.graph.floats import (
 from codegen.graph.ir import Padding, Unary, Variadic
 from codegen.graph.names import identifier
 from codegen.operators.average_pool import AveragePool
+from codegen.operators.gather import Gather, PictureAxis
 
 Array = NDArray[np.float64]
 
@@ -261,11 +262,10 @@ class ImportState:
                 f"its input has {len(dims)} dimensions; supported are (batch, channels), "
                 "(batch, channels, length) and (batch, channels, height, width)"
             )
-        wanted = Roles(
-            dims[1], dims[2] if len(dims) == 4 else (), dims[-1] if len(dims) > 2 else ()
-        )
         if view.tensor not in self._roles and dims[0] == ():
-            self._settle_input(wanted)
+            self._settle_input(_picture(dims))
+        view = self.in_order(node, index, view)
+        wanted = _picture(view.dims)
         if dims[0] != () or self._roles[view.tensor] != wanted:
             node.refuse(
                 f"its input of shape {list(view.sizes)} isn't (batch, channels, height, width) of "
@@ -273,6 +273,51 @@ class ImportState:
                 "only, or in ways that change nothing"
             )
         return view, wanted
+
+    def in_order(self, node: Node, index: int, view: View) -> View:
+        """Input ``index`` of a tensor whose channels (rows, columns) lie as the view has them."""
+        if view.tensor in self._roles:
+            roles = self._roles[view.tensor]
+            sides = (roles.channels, roles.height, roles.width)
+            for place, group in enumerate(view.dims):
+                if any(group != side and set(group) == set(side) for side in sides):
+                    view = self.take(node, view, place, range(size_of(group)))
+            self.views[node.input(index)] = view
+        return view
+
+    def take(self, node: Node, view: View, place: int, indices: Sequence[int]) -> View:
+        """``view`` with the entries ``indices`` of dimension ``place``, in their order."""
+        group, sizes = view.dims[place], list(view.sizes)
+        if group == () and list(indices) == [0]:
+            return view
+        roles = self.roles(node, view)
+        sides: dict[PictureAxis, Group] = {
+            "channels": roles.channels, "height": roles.height, "width": roles.width
+        }  # fmt: skip
+        side = next((name for name, axes in sides.items() if set(group) <= set(axes)), None)
+        if group == () or side is None or view.after_softmax or len(indices) == 0:
+            node.refuse(
+                f"picks {len(indices)} of dimension {place} of a tensor of shape {sizes}; entries "
+                "of channels, height or width can be picked, of each by itself: reshape behind it"
+            )
+        axes = sides[side]
+        first = min(axes.index(axis) for axis in group)
+        before = axes[:first]
+        after = tuple(axis for axis in axes[first:] if axis not in group)
+        order = [axes.index(axis) for axis in (*before, *group, *after)]
+        whole = np.arange(size_of(axes))
+        places = whole.reshape([axis.size for axis in axes]).transpose(order)
+        chosen = places.reshape(size_of(before), size_of(group), -1)[:, list(indices)].reshape(-1)
+        if np.array_equal(chosen, whole):
+            return view
+        made = axes_of(len(indices))
+        name = self.unique(node.name)
+        op = Gather(name, view.tensor, name, side, tuple(chosen.tolist()))
+        self._add(op, dataclasses.replace(roles, **{side: (*before, *made, *after)}))
+        if view.tensor in self.codings:
+            self.codings[name] = self.codings[view.tensor]
+        dims = (*view.dims[:place], made, *view.dims[place + 1 :])
+        return dataclasses.replace(view, tensor=name, dims=dims)
 
     def roles(self, node: Node, view: View, *, channels_last: bool = False) -> Roles:
         """The axes of the view's tensor; settles the input's as its dimensions stand."""
@@ -390,6 +435,11 @@ class ImportState:
             groups = (roles.channels, roles.height, roles.width)
             self._roles[name] = Roles(*(divided(group) for group in groups))
         return parts
+
+
+def _picture(dims: tuple[Group, ...]) -> Roles:
+    """Dimensions (batch, channels, [height,] [width]) as what they are."""
+    return Roles(dims[1], dims[2] if len(dims) == 4 else (), dims[-1] if len(dims) > 2 else ())
 
 
 def picture_dims(roles: Roles, rank: int) -> tuple[Group, ...]:

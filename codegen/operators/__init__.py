@@ -10,6 +10,7 @@ from codegen.operators.add import ADD
 from codegen.operators.average_pool import AVERAGE_POOL
 from codegen.operators.base import Operator
 from codegen.operators.concat import CONCAT
+from codegen.operators.gather import GATHER
 from codegen.operators.global_average_pool import GLOBAL_AVERAGE_POOL
 from codegen.operators.lookup import LOOKUP
 from codegen.operators.max_pool import MAX_POOL
@@ -20,6 +21,7 @@ OPERATORS: tuple[Operator[Any, Any], ...] = (
     ADD,
     AVERAGE_POOL,
     CONCAT,
+    GATHER,
     GLOBAL_AVERAGE_POOL,
     LOOKUP,
     MAX_POOL,

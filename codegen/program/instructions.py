@@ -68,6 +68,8 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "error_mask": Rates(elements=4.97),
         "error_scale": Rates(elements=3.14),
         "error_sum": Rates(elements=7.93),
+        "gather_forward": Rates(elements=2.2),
+        "gather_input_gradient": Rates(elements=6.0),
         "head_forward": Rates(macs=2.5, elements=33.88),
         "head_input_gradient": Rates(macs=5, elements=104.69),
         "head_update": Rates(macs=74, elements=109.74),

@@ -17,6 +17,7 @@ from codegen.operators.add import FloatAdd
 from codegen.operators.average_pool import AveragePool
 from codegen.operators.concat import Concat
 from codegen.operators.functions import Function, X
+from codegen.operators.gather import Gather, PictureAxis
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.lookup import Lookup
 from codegen.operators.max_pool import MaxPool
@@ -108,6 +109,24 @@ class _Network:
         channels = self.shapes[self.last][0] + self.shapes[other][0]
         shape = (channels, *self.shapes[self.last][1:])
         self._append(Concat(name, (self.last, other), f"{name}.y"), shape)
+
+    def gather(self, name: str, axis: PictureAxis, indices: np.ndarray) -> None:
+        shape = list(self.shapes[self.last])
+        shape[("channels", "height", "width").index(axis)] = len(indices)
+        op = Gather(name, self.last, f"{name}.y", axis, tuple(indices.tolist()))
+        self._append(op, tuple(shape))
+
+    def choice(self, name: str, axis: PictureAxis) -> None:
+        """Entries of an axis in one of the ways in which models choose them."""
+        size = self.shapes[self.last][("channels", "height", "width").index(axis)]
+        every, half = np.arange(size), -(-size // 2)
+        ways = (
+            self.rng.permutation(size),
+            every[int(self.rng.integers(0, half)) :][:half],
+            every[:: int(self.rng.choice([-1, 2]))],
+            self.rng.integers(0, size, size + 1),
+        )
+        self.gather(name, axis, ways[int(self.rng.integers(len(ways)))])
 
     def pool(self, name: str, largest: bool) -> None:
         channels, *size = self.shapes[self.last]
@@ -231,6 +250,21 @@ def random_pooled_graph(seed: int, loss: Loss | None = None) -> tuple[Graph, np.
         network.dense("hidden", int(rng.integers(4, 20)))
     chosen = loss or ("mse" if rng.random() < 0.3 else "cross-entropy")
     return _quantized(network.finish_flat(chosen), rng)
+
+
+def random_gated_graph(seed: int) -> tuple[Graph, np.ndarray]:
+    """A network whose branches are chosen channels, rows and columns, and int8 samples."""
+    rng = np.random.default_rng([seed, 4])
+    network = _Network(rng, (int(rng.integers(4, 8)), 6), int(rng.choice([1, 3])))
+    network.conv("stem", int(rng.integers(4, 9)), 3, clamp=Clamp())
+    fork = network.last
+    network.choice("part", "channels")
+    network.conv("own", int(rng.integers(3, 7)), 1)
+    network.concat("both", fork)
+    network.choice("shuffled", "channels")
+    network.choice("crop", "height" if rng.random() < 0.5 else "width")
+    network.conv("last", int(rng.integers(4, 9)), 3)
+    return _quantized(network.finish_flat("cross-entropy"), rng)
 
 
 def padded_graph(padding: Padding, seed: int = 0) -> tuple[Graph, np.ndarray]:

@@ -95,6 +95,15 @@ typedef struct {
     uint16_t all_channels, first, channels;
 } tf_slice;
 
+/* Entries of an axis: `runs` times `run` of them that lie side by side, from first[i] on. */
+typedef struct {
+    uint32_t outer, inner; /* places before the axis, elements behind it */
+    uint16_t size;         /* of the axis in the input */
+    uint16_t run, runs;
+    const uint16_t *first;
+    uint8_t overlap_bits; /* kept free in an error, so that the sum of an entry's copies fits */
+} tf_selection;
+
 /* The same real values in another scale, clamped to the codes low … high. */
 typedef struct {
     int16_t in_zero, out_zero;
@@ -211,6 +220,7 @@ void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *inpu
 /* Copies one input of a concatenation to its channels of the output. */
 void tf_concat_forward(const tf_slice *slice, const int8_t *input, int8_t *output);
 void tf_rearrange_forward(const tf_rearrangement *layer, const int8_t *input, int8_t *output);
+void tf_gather_forward(const tf_selection *layer, const int8_t *input, int8_t *output);
 /* output may be the input itself. */
 void tf_lookup_forward(const tf_lookup *layer, const int8_t *input, int8_t *output, uint32_t size);
 /* output may be the input itself. */
@@ -254,6 +264,9 @@ void tf_concat_input_gradient(const tf_slice *slice, const int16_t *error, const
                               int16_t *out, tf_scale *out_scale);
 void tf_rearrange_input_gradient(const tf_rearrangement *layer, const int16_t *error,
                                  const tf_scale *scale, int16_t *out, tf_scale *out_scale);
+/* An entry's error is the sum of those of its copies, 0 where it has none. */
+void tf_gather_input_gradient(const tf_selection *layer, const int16_t *error,
+                              const tf_scale *scale, int16_t *out, tf_scale *out_scale);
 void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf_scale *scale,
                             const int16_t *weights, int16_t *out, tf_scale *out_scale);
 /* Working copies of a tensor that trains as a whole. */
