@@ -362,13 +362,13 @@ _OWN: Mapping[str, Handler] = {
     "Constant": Handler(_constant, "a constant", "sparse tensors and strings"),
     "Conv": Handler(
         conv,
-        "a convolution, full or depthwise",
-        "groups but 1 and one channel each; weights that aren't constant; three spatial dimensions",
+        "a convolution, full or depthwise; in groups: one for each, and Concat",
+        "weights that aren't constant; three spatial dimensions",
     ),
     "ConvTranspose": Handler(
         conv_transpose,
         "zeros between the pixels (Rearrange), and a convolution with its taps in reverse",
-        "groups but 1 and one channel each; weights that aren't constant; three spatial dimensions",
+        "weights that aren't constant; three spatial dimensions",
     ),
     "DequantizeLinear": Handler(
         dequantize_linear,

@@ -102,16 +102,15 @@ def conv(state: ImportState, node: Node) -> None:
     outputs, shape = weight.shape[0], roles.shape
     bias = state.constant(node, 2, "bias") if node.input(2) else np.zeros(outputs)
     groups = int(node.attributes.get("group", 1))
-    if groups < 1 or weight.shape[1] * groups != shape[0] or bias.shape != (outputs,):
+    if (
+        groups < 1
+        or weight.shape[1] * groups != shape[0]
+        or outputs % groups
+        or bias.shape != (outputs,)
+    ):
         node.refuse(
             f"weight {list(weight.shape)} with group {groups} doesn't fit an input of {shape[0]} "
             "channels; the model is inconsistent, export it again"
-        )
-    if groups > 1 and not groups == shape[0] == outputs:
-        node.refuse(
-            f"attribute group = {groups} with {shape[0]} input and {outputs} output channels; "
-            "supported are group 1 and depthwise (group = inputs = outputs); use a depthwise and "
-            "a 1x1 Conv in its place"
         )
     if list(node.attributes.get("kernel_shape", weight.shape[2:])) != list(weight.shape[2:]):
         node.refuse(f"attribute kernel_shape contradicts the weight's {list(weight.shape[2:])}")

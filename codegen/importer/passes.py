@@ -27,6 +27,7 @@ from codegen.graph.ir import Padding
 from codegen.importer.dilation import undilate
 from codegen.importer.draft import DraftGraph, remove_unused
 from codegen.importer.functions import fuse_products, merge_functions
+from codegen.importer.groups import split_groups
 from codegen.importer.state import Affine, Array
 from codegen.operators.average_pool import AveragePool
 from codegen.operators.gather import Gather
@@ -286,6 +287,7 @@ PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     pool_before_classifier,
     code_before_choices,
     undilate,
+    split_groups,
     separate_clamps,
     remove_idle_clamps,
     last_layer_to_head,

@@ -60,11 +60,6 @@ def conv_transpose(state: ImportState, node: Node) -> None:
     bias = state.constant(node, 2, "bias") if node.input(2) else np.zeros(outputs)
     if bias.shape != (outputs,):
         node.refuse(f"bias {list(bias.shape)} for {outputs} channels; export the model again")
-    if groups > 1 and not groups == channels == outputs:
-        node.refuse(
-            f"attribute group = {groups} with {channels} input and {outputs} output channels; "
-            "supported are group 1 and depthwise (group = inputs = outputs)"
-        )
 
     def turned(values: NDArray[np.generic]) -> NDArray[np.generic]:
         """[I, O/groups, ...] → [O, I/groups, Kh, Kw] with the taps in reverse."""
@@ -76,7 +71,7 @@ def conv_transpose(state: ImportState, node: Node) -> None:
     taps = np.ascontiguousarray(turned(weight).astype(np.float64))
     kernel = (taps.shape[2], taps.shape[3])
     stored = stored_integers(
-        state, node, view.tensor, 1 if groups == 1 else 0,
+        state, node, view.tensor, 1 if groups == 1 else -1,  # groups share scales
         lambda codes: np.ascontiguousarray(turned(codes).astype(np.int16)),
     )  # fmt: skip
     stride, dilation = pair(node, "strides", rank), dilation_of(node, kernel, rank)
