@@ -10,13 +10,16 @@ each other instead and need none.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+
+import numpy as np
 
 from codegen.graph.floats import FloatConv, conv_output_shape
 from codegen.graph.ir import Padding
 from codegen.importer.draft import DraftGraph
 from codegen.importer.state import DilatedConv
-from codegen.operators.rearrange import OUTSIDE, Places, Rearrange, by_axis
+from codegen.operators.gather import Gather
+from codegen.operators.rearrange import OUTSIDE, Places, Rearrange, by_axis, pixels
 
 
 @dataclass(frozen=True)
@@ -193,3 +196,52 @@ def _replace(draft: DraftGraph, conv: FloatConv, split: _Split) -> None:
         if like in draft.codings:
             draft.codings[made] = draft.codings[like]
     draft.split(before, between, after)
+
+
+def crop_to_padding(draft: DraftGraph) -> None:
+    """What is cut off behind a convolution isn't made: causal layers pad both ends, then cut one.
+
+    So long as the convolution pads by as much as is cut, it pads by less instead.
+    """
+    for op in draft.each(Gather):
+        conv = draft.ops.get(op.input)
+        if not isinstance(conv, FloatConv) or not draft.only_reader(conv.output):
+            continue
+        indices = op.indices
+        if op.axis == "channels" or indices != tuple(range(indices[0], indices[-1] + 1)):
+            continue
+        channels, height, width = draft.shapes[conv.output]
+        size = height if op.axis == "height" else width
+        stride = conv.stride[0 if op.axis == "height" else 1]
+        first, last = indices[0] * stride, (size - 1 - indices[-1]) * stride
+        if op.axis == "height":
+            fewer = Padding(first, 0, last, 0)
+            height = len(indices)
+        else:
+            fewer = Padding(0, first, 0, last)
+            width = len(indices)
+        left = [a - b for a, b in zip(astuple(conv.padding), astuple(fewer), strict=True)]
+        if min(left) < 0:
+            continue
+        draft.ops[conv.output] = dataclasses.replace(conv, padding=Padding(*left))
+        draft.shapes[conv.output] = (channels, height, width)
+        draft.remove(op, conv.output)
+
+
+def drop_returns(draft: DraftGraph) -> None:
+    """Two rearrangements one behind the other of which the second undoes the first."""
+    for second in draft.each(Rearrange):
+        first = draft.ops.get(second.input)
+        if not isinstance(first, Rearrange):
+            continue
+        _, *start = draft.shapes[first.input]
+        _, *middle = draft.shapes[first.output]
+        if second.size != tuple(start):
+            continue
+        outside = start[0] * start[1]
+        of_first = np.append(pixels(first, start[0], start[1]).reshape(-1), outside)
+        whole = of_first[pixels(second, middle[0], middle[1]).reshape(-1)]
+        if np.array_equal(whole, np.arange(outside)):
+            draft.remove(second, first.input)
+            if not draft.readers()[first.output]:
+                draft.remove(first, first.input)

@@ -24,7 +24,7 @@ from codegen.graph.floats import (
     StoredIntegers,
 )
 from codegen.graph.ir import Padding
-from codegen.importer.dilation import undilate
+from codegen.importer.dilation import crop_to_padding, drop_returns, undilate
 from codegen.importer.draft import DraftGraph, remove_unused
 from codegen.importer.functions import fuse_products, merge_functions
 from codegen.importer.groups import split_groups
@@ -276,6 +276,7 @@ def last_layer_to_head(draft: DraftGraph) -> None:
 
 PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     remove_unused,
+    crop_to_padding,
     fuse_products,
     merge_functions,
     merge_affines,
@@ -287,6 +288,7 @@ PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     pool_before_classifier,
     code_before_choices,
     undilate,
+    drop_returns,
     split_groups,
     separate_clamps,
     remove_idle_clamps,

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import helper
 
-from codegen.graph.floats import FloatConv, FloatGraph
+from codegen.graph.floats import FloatConv, FloatGraph, FloatHead
 from codegen.graph.ir import Conv, DepthwiseConv, Graph
 from codegen.importer.model import import_model, import_proto
 from codegen.operators.execution import evaluate
@@ -105,6 +105,44 @@ def test_phases_beside_each_other_need_no_zeros_between_them() -> None:
     first = graph.ops[0]
     assert isinstance(first, Rearrange)
     assert first.size == (4, 16)
+
+
+def causal(steps: int, cut: int = 4) -> onnx.ModelProto:
+    """Two layers that are padded on both sides and cut at the end, as TCN has them."""
+    nodes = []
+    source = "x"
+    for name in ("a", "b"):
+        nodes += [
+            helper.make_node("Conv", [source, "w"], [f"{name}c"], name, dilations=[2], pads=[4, 4]),
+            helper.make_node("Slice", [f"{name}c", "first", "end", "axis"], [f"{name}s"]),
+            helper.make_node("Relu", [f"{name}s"], [f"{name}r"]),
+        ]
+        source = f"{name}r"
+    constants = {
+        "w": normal(3, 3, 3) / 2,
+        "first": np.array([0]),
+        "end": np.array([-cut]),
+        "axis": np.array([2]),
+    }
+    return ending(nodes, constants, (3, steps), source, 3 * (steps + 2 * (4 - cut)))
+
+
+def test_causal_layers_make_nothing_that_is_cut_off() -> None:
+    graph = same_as_onnxruntime(causal(13))
+    kinds = [type(op) for op in graph.ops]
+    assert kinds == 2 * [Rearrange, FloatConv, Rearrange] + [FloatHead]
+    assert all(op.clamp.low == 0.0 for op in graph.ops if isinstance(op, FloatConv))
+
+
+def test_layers_of_one_dilation_follow_each_other_without_sorting() -> None:
+    graph = same_as_onnxruntime(causal(12))
+    kinds = [type(op) for op in graph.ops]
+    assert kinds == [Rearrange, FloatConv, FloatConv, Rearrange, FloatHead]
+
+
+@pytest.mark.parametrize("cut", [3, 5, 7])
+def test_any_number_of_steps_may_be_cut_off(cut: int) -> None:
+    same_as_onnxruntime(causal(24, cut))
 
 
 def block(source: str, name: str, channels: int, dilation: int) -> tuple[
