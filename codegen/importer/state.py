@@ -27,7 +27,7 @@ from codegen.graph.floats import (
     SampleLayout,
     window_output_shape,
 )
-from codegen.graph.ir import Padding, Unary, Variadic
+from codegen.graph.ir import Padding, Unary
 from codegen.graph.names import identifier
 from codegen.operators.average_pool import AveragePool
 from codegen.operators.gather import Gather, PictureAxis
@@ -76,11 +76,6 @@ class Affine(Unary):
 
     gain: Array
     shift: Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Product(Variadic):
-    """Elementwise product of two tensors of one shape: never survives the importer's passes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

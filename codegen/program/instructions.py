@@ -68,6 +68,8 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "error_mask": Rates(elements=4.97),
         "error_scale": Rates(elements=3.14),
         "error_sum": Rates(elements=7.93),
+        "expand_forward": Rates(elements=2.2),
+        "expand_input_gradient": Rates(elements=6.0),
         "gather_forward": Rates(elements=2.2),
         "gather_input_gradient": Rates(elements=6.0),
         "head_forward": Rates(macs=2.5, elements=33.88),
@@ -80,6 +82,9 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "mean_squared_error": Rates(elements=112.19),
         "pool_forward": Rates(elements=6.82),
         "pool_input_gradient": Rates(elements=7.44),
+        "product_forward": Rates(elements=8.0),
+        "product_input_gradient": Rates(elements=8.0),
+        "product_reduced_gradient": Rates(elements=8.0),
         "requantize_forward": Rates(elements=13.68),
     }
 )
