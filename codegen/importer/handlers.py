@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from onnx import numpy_helper
@@ -22,23 +22,19 @@ from codegen.importer.layers import (
     reduce_max,
     reduce_mean,
 )
+from codegen.importer.pairs import expand, product_of_two, sum_of_two, tile
 from codegen.importer.quantized import dequantize_linear, quantize_linear
 from codegen.importer.selections import gather, slice_, split
 from codegen.importer.state import (
     Affine,
     Array,
-    Axis,
-    Group,
     ImportState,
     Node,
-    Product,
-    Roles,
     View,
     size_of,
 )
 from codegen.importer.upsampling import conv_transpose, resize
 from codegen.operators import OPERATORS
-from codegen.operators.add import FloatAdd
 from codegen.operators.base import Handler
 
 _QDQ = "export in QDQ format (quant_format=QuantFormat.QDQ)"
@@ -125,59 +121,12 @@ def _sum(state: ImportState, node: Node, sign: float) -> None:
         else:
             _affine(state, flipped, view, np.array(1.0), sign * value)
         return
-    if sign < 0:
-        node.refuse("subtracts one tensor from another; negate the weights before it and use Add")
-    views, alike = _two_tensors(state, node)
-    if not alike:
-        shown = " and ".join(str(list(view.sizes)) for view in views)
-        node.refuse(
-            f"adds tensors of shapes {shown}; broadcasting is not supported, both must be alike"
-        )
-    name = state.unique(node.name)
-    tensors = (views[0].tensor, views[1].tensor)
-    roles = state.roles(node, views[0])
-    state.append(node, FloatAdd(name, tensors, name), roles, views[0].dims)
-
-
-def _two_tensors(state: ImportState, node: Node) -> tuple[list[View], bool]:
-    """Both inputs, and whether they have one shape."""
-    views = [state.view(node, index) for index in range(len(node.inputs))]
-    if not _alike(state, node, views):
-        views = [state.in_order(node, index, view) for index, view in enumerate(views)]
-    return views, _alike(state, node, views)
-
-
-def _alike(state: ImportState, node: Node, views: Sequence[View]) -> bool:
-    pictures = [_arrangement(view, state.roles(node, view)) for view in views]
-    return all(picture == pictures[0] for picture in pictures)
+    sum_of_two(state, node, subtracts=sign < 0)
 
 
 def _flipped(node: Node, index: int) -> Node:
     """The node with its input ``index`` (0 or 1) last."""
     return dataclasses.replace(node, inputs=(node.input(1 - index), node.input(index)))
-
-
-def _arrangement(view: View, roles: Roles) -> list[list[tuple[str, int, int]]]:
-    """Dimensions as runs of channels, height and width, to compare two tensors.
-
-    Of each run: whose it is, how far apart its entries are there, and how many there are.
-    """
-    distances: dict[Axis, tuple[str, int]] = {}
-    for role, side in (("C", roles.channels), ("H", roles.height), ("W", roles.width)):
-        for place, axis in enumerate(side):
-            distances[axis] = role, size_of(side[place + 1 :])
-
-    def runs(group: Group) -> list[tuple[str, int, int]]:
-        result: list[tuple[str, int, int]] = []
-        for axis in group:
-            role, distance = distances[axis]
-            if result and result[-1][:2] == (role, distance * axis.size):
-                result[-1] = role, distance, result[-1][2] * axis.size
-            else:
-                result.append((role, distance, axis.size))
-        return result
-
-    return [runs(group) for group in view.dims]
 
 
 def _sum_of_all(state: ImportState, node: Node) -> None:
@@ -196,16 +145,7 @@ def _sum_of_all(state: ImportState, node: Node) -> None:
 def _mul(state: ImportState, node: Node) -> None:
     constants = [index for index in (0, 1) if node.input(index) in state.constants]
     if not constants:
-        views, alike = _two_tensors(state, node)
-        if not alike:
-            shown = " and ".join(str(list(view.sizes)) for view in views)
-            node.refuse(
-                f"multiplies tensors of shapes {shown} (attention or squeeze-and-excite), which "
-                "is not supported; remove that part of the model"
-            )
-        name = state.unique(node.name)
-        product = Product(name, (views[0].tensor, views[1].tensor), name)
-        state.append(node, product, state.roles(node, views[0]), views[0].dims)
+        product_of_two(state, node)
         return
     flipped = _flipped(node, constants[0])
     view = state.view(flipped)
@@ -347,8 +287,9 @@ _ONE_LAYER = "part of the layer before it, or a depthwise 1x1 layer of its own"
 _OWN: Mapping[str, Handler] = {
     "Add": Handler(
         _add,
-        "with a constant: " + _ONE_LAYER + "; of two tensors: Add",
-        "tensors of different shapes; constants but one number, or one per channel",
+        "with a constant: " + _ONE_LAYER + "; of two tensors: Add, of one that is repeated where "
+        "it has size 1: behind an Expand",
+        "constants but one number, or one per channel",
     ),
     "AveragePool": Handler(
         average_pool, "AveragePool", "dilations; more than two spatial dimensions"
@@ -378,6 +319,7 @@ _OWN: Mapping[str, Handler] = {
     ),
     "Div": Handler(_div, "by a constant: " + _ONE_LAYER, "division by a tensor"),
     "Dropout": Handler(ImportState.rename, "nothing", renames=True),
+    "Expand": Handler(expand, "Expand", "shapes that aren't constant"),
     "Flatten": Handler(_flatten, _FREE, renames=True),
     "Gather": Handler(
         gather,
@@ -405,8 +347,8 @@ _OWN: Mapping[str, Handler] = {
     "Mul": Handler(
         _mul,
         "by a constant: " + _ONE_LAYER + "; of functions of one tensor, as x · sigmoid(x): a table "
-        "by code",
-        "products of two tensors (attention, squeeze-and-excite)",
+        "by code; of two tensors: Product, of which one may have size 1 along any axis",
+        "products of a part of the channels only (groups of them)",
     ),
     "Pad": Handler(
         pad,
@@ -440,8 +382,9 @@ _OWN: Mapping[str, Handler] = {
     "Softmax": Handler(_softmax, "the loss, at the end", "anywhere else than at the end"),
     "Split": Handler(split, "Gather, one for each part that is used", "sizes that aren't constant"),
     "Squeeze": Handler(_squeeze, _FREE, renames=True),
-    "Sub": Handler(_sub, "with a constant: " + _ONE_LAYER, "differences of two tensors"),
+    "Sub": Handler(_sub, "as Add"),
     "Sum": Handler(_sum_of_all, "Add, one after the other", "as of Add"),
+    "Tile": Handler(tile, "Expand, or Gather along axes larger than 1", "repeats of the batch"),
     "Transpose": Handler(
         _transpose,
         "the same values in another order, which what follows takes into account",

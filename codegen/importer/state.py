@@ -28,7 +28,7 @@ from codegen.graph.floats import (
     SampleLayout,
     window_output_shape,
 )
-from codegen.graph.ir import Padding, Unary, Variadic
+from codegen.graph.ir import Padding, Unary
 from codegen.graph.names import identifier
 from codegen.operators.average_pool import AveragePool
 from codegen.operators.gather import Gather, PictureAxis
@@ -94,11 +94,6 @@ class DilatedConv(FloatConv):
             for size, step in zip(self.weight.shape[2:], self.dilation, strict=True)
         )
         return height, width
-
-
-@dataclasses.dataclass(frozen=True)
-class Product(Variadic):
-    """Elementwise product of two tensors of one shape: never survives the importer's passes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -104,6 +104,25 @@ typedef struct {
     uint8_t overlap_bits; /* kept free in an error, so that the sum of an entry's copies fits */
 } tf_selection;
 
+/* A tensor that stands for a larger one: steps to its next row, column and channel, 0 where it has
+ * one for all. Sums of all that an element stands for go right by `sum_shift` before they are added,
+ * so that they fit 32 bits. */
+typedef struct {
+    uint16_t height, width, channels; /* of the larger one */
+    uint32_t row, column;
+    uint16_t channel, sum_shift;
+} tf_broadcast;
+
+/* Elementwise product; `b` may be a smaller tensor. */
+typedef struct {
+    tf_broadcast b;
+    int16_t a_zero, b_zero, out_zero;
+    tf_multiplier requantize;
+    uint8_t pre_shift;        /* products go left by this first, saturating */
+    int16_t error_multiplier; /* Q15 */
+    int8_t error_exponent;
+} tf_product;
+
 /* The same real values in another scale, clamped to the codes low … high. */
 typedef struct {
     int16_t in_zero, out_zero;
@@ -219,6 +238,10 @@ void tf_average_pool_forward(const tf_average_pooling *layer, const int8_t *inpu
                              uint8_t *mask);
 /* Copies one input of a concatenation to its channels of the output. */
 void tf_concat_forward(const tf_slice *slice, const int8_t *input, int8_t *output);
+void tf_expand_forward(const tf_broadcast *layer, const int8_t *input, int8_t *output);
+/* output may be a; b as well, where both are of one size. */
+void tf_product_forward(const tf_product *layer, const int8_t *a, const int8_t *b, int8_t *output,
+                        uint8_t *mask);
 void tf_rearrange_forward(const tf_rearrangement *layer, const int8_t *input, int8_t *output);
 void tf_gather_forward(const tf_selection *layer, const int8_t *input, int8_t *output);
 /* output may be the input itself. */
@@ -262,6 +285,19 @@ void tf_average_pool_input_gradient(const tf_average_pooling *layer, const int16
                                     const tf_scale *scale, int16_t *out, tf_scale *out_scale);
 void tf_concat_input_gradient(const tf_slice *slice, const int16_t *error, const tf_scale *scale,
                               int16_t *out, tf_scale *out_scale);
+/* scratch: 4 bytes for each element of out. */
+void tf_expand_input_gradient(const tf_broadcast *layer, const int16_t *error,
+                              const tf_scale *scale, int16_t *out, tf_scale *out_scale,
+                              int32_t *scratch);
+/* Of the input that is as large as the output; `other` are the codes of the other one, `zero` its
+ * zero point. out may be error itself. */
+void tf_product_input_gradient(const tf_product *layer, const int16_t *error, const tf_scale *scale,
+                               const int8_t *other, int32_t zero, int16_t *out,
+                               tf_scale *out_scale);
+/* Of `b` where it is smaller. scratch: 4 bytes for each of its elements. */
+void tf_product_reduced_gradient(const tf_product *layer, const int16_t *error,
+                                 const tf_scale *scale, const int8_t *a, int16_t *out,
+                                 tf_scale *out_scale, int32_t *scratch);
 void tf_rearrange_input_gradient(const tf_rearrangement *layer, const int16_t *error,
                                  const tf_scale *scale, int16_t *out, tf_scale *out_scale);
 /* An entry's error is the sum of those of its copies, 0 where it has none. */
