@@ -12,7 +12,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.parametrizations import weight_norm
 
 
 def conv_bn(
@@ -350,8 +349,8 @@ class TemporalBlock(nn.Module):
         super().__init__()
         self.padding = 2 * dilation
         shape = {"kernel_size": 3, "padding": self.padding, "dilation": dilation}
-        self.first = weight_norm(nn.Conv1d(inputs, outputs, **shape))
-        self.second = weight_norm(nn.Conv1d(outputs, outputs, **shape))
+        self.first = nn.Conv1d(inputs, outputs, **shape)
+        self.second = nn.Conv1d(outputs, outputs, **shape)
         self.shortcut = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.dropout = nn.Dropout(0.2)
 
