@@ -370,8 +370,10 @@ _OWN: Mapping[str, Handler] = {
     ),
     "Resize": Handler(
         resize,
-        "to the nearest pixel, by any factor: Rearrange",
-        "linear and cubic interpolation; the channels; sizes that aren't constant",
+        "to the nearest pixel, by any factor: Rearrange; linear, by a whole number: with a "
+        "depthwise layer behind it",
+        "cubic interpolation; aligned corners with linear; the channels; sizes that aren't "
+        "constant",
     ),
     "Shape": Handler(_shape, "a constant", renames=True),
     "Slice": Handler(

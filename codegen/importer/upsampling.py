@@ -137,30 +137,80 @@ def _made(
     return result
 
 
-# Resize: the nearest pixel.
+# Resize: the nearest pixel, or zeros between pixels and a depthwise layer that fills them.
 
 
 def resize(state: ImportState, node: Node) -> None:
-    """Resize of a picture to the nearest pixel."""
+    """Resize of a picture to the nearest pixel, or linear by a whole number."""
     mode = node.attributes.get("mode", "nearest")
-    if mode != "nearest":
+    if mode not in ("nearest", "linear"):
         node.refuse(
-            f"attribute mode = {mode}; only nearest is supported, in PyTorch "
-            'Upsample(mode="nearest"), or a ConvTranspose that learns to interpolate'
+            f"attribute mode = {mode}; supported are nearest, in PyTorch "
+            'Upsample(mode="nearest"), and linear'
         )
     view, roles = state.picture(node)
     rank = spatial_rank(node, view)
     size = roles.shape
     factors, sizes = _factors(state, node, rank)
-    lines = []
+    lengths = []
     for axis in (1, 2):
-        factor = factors[axis]
-        length = sizes[axis] if sizes else math.floor(size[axis] * factor)
-        factor = length / size[axis] if sizes else factor
+        length = sizes[axis] if sizes else math.floor(size[axis] * factors[axis])
         if length < 1:
             node.refuse(f"makes {length} rows or columns of {list(size)}; use a larger scale")
-        lines.append(_nearest(node, size[axis], length, factor))
-    _rearranged(state, node, view, *lines)
+        lengths.append(length)
+        factors[axis] = length / size[axis] if sizes else factors[axis]
+    if mode == "linear":
+        _interpolate(state, node, view, roles, lengths)
+        return
+    axes = zip(size[1:], lengths, factors[1:], strict=True)
+    _rearranged(state, node, view, *(_nearest(node, *axis) for axis in axes))
+
+
+def _interpolate(
+    state: ImportState, node: Node, view: View, roles: Roles, lengths: list[int]
+) -> None:
+    """Pixels apart, the outermost ones once more beside them, and weights for each distance."""
+    kind = node.attributes.get("coordinate_transformation_mode", "half_pixel")
+    if kind not in ("half_pixel", "pytorch_half_pixel", "asymmetric"):
+        node.refuse(
+            f"attribute coordinate_transformation_mode = {kind}; supported with mode = linear are "
+            "half_pixel and asymmetric, in PyTorch align_corners=False"
+        )
+    channels, *size = roles.shape
+    lines, taps, pads = [], [], []
+    for pixels, length in zip(size, lengths, strict=True):
+        if length % pixels:
+            node.refuse(
+                f"makes {length} rows or columns of {pixels}; with mode = linear only whole "
+                "factors are supported, use mode = nearest"
+            )
+        factor = length // pixels
+        if factor == 1:
+            lines.append(list(range(pixels)))
+            taps.append(np.ones(1))
+            pads.append((0, 0))
+            continue
+        # Output o lies at o + centre, where pixel i of those apart lies at factor * (i + 1).
+        centre = float(factor) if kind == "asymmetric" else (1 + factor) / 2
+        first, end = math.floor(centre - factor) + 1, math.ceil(centre + factor)
+        taps.append(1 - np.abs(np.arange(first, end) - centre) / factor)
+        last = length + end - 1  # behind what the last output sees
+        lines.append(
+            [
+                min(max(place // factor - 1, 0), pixels - 1) if place % factor == 0 else OUTSIDE
+                for place in range(max(first, 0), last)
+            ]
+        )
+        pads.append((max(-first, 0), 0))
+    rank = len(view.dims)
+    tensor, wide = _rearranged(state, node, view, *lines)
+    name = state.unique(node.name)
+    weight = np.broadcast_to(np.outer(*taps), (channels, 1, len(taps[0]), len(taps[1])))
+    op = DilatedConv(
+        name, tensor, name, weight.copy(), np.zeros(channels), groups=channels,
+        padding=Padding(pads[0][0], pads[1][0]),
+    )  # fmt: skip
+    append_conv(state, node, op, wide.shape, rank)
 
 
 def _factors(state: ImportState, node: Node, rank: int) -> tuple[list[float], list[int]]:

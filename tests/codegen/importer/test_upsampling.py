@@ -84,6 +84,18 @@ def test_pictures_are_resized_to_the_nearest_pixel(kind: str, rounding: str, by_
     same_as_onnxruntime(ending([node], constants, (2, 5, 3), "y", size))
 
 
+@pytest.mark.parametrize("kind", ["asymmetric", "half_pixel", "pytorch_half_pixel"])
+@pytest.mark.parametrize("factors", [(2, 2), (1, 3), (4, 2), (5, 1)])
+def test_pictures_are_resized_linearly_by_whole_numbers(
+    kind: str, factors: tuple[int, int]
+) -> None:
+    node = helper.make_node(
+        "Resize", ["x", "", "s"], ["y"], "up", mode="linear", coordinate_transformation_mode=kind
+    )
+    constants = {"s": np.float32([1, 1, *factors])}
+    same_as_onnxruntime(ending([node], constants, (2, 5, 3), "y", 2 * 15 * factors[0] * factors[1]))
+
+
 def up_and_down() -> onnx.ModelProto:
     """A network that makes its picture smaller and larger again, by both operators."""
     nodes = [
@@ -138,8 +150,10 @@ UP = helper.make_node("ConvTranspose", ["x", "w"], ["y"], "up", pads=[1, 1, 1, 1
     ("proto", "message"),
     [
         (with_head([UP], {"w": normal(5, 4, 3, 3)}, "y", 4), r"'up'.*doesn't fit an input of 3"),
+        (with_head([helper.make_node("Resize", ["x", "", "s"], ["y"], "up", mode="cubic")],
+                   {"s": np.float32([1, 1, 2, 2])}, "y", 3), r"'up'.*mode = cubic.*nearest"),
         (with_head([helper.make_node("Resize", ["x", "", "s"], ["y"], "up", mode="linear")],
-                   {"s": np.float32([1, 1, 2, 2])}, "y", 3), r"'up'.*mode = linear.*ConvTranspose"),
+                   {"s": np.float32([1, 1, 1.5, 2])}, "y", 3), r"'up'.*10 rows or columns of 7"),
         (with_head([helper.make_node("Resize", ["x", "", "s"], ["y"], "up")],
                    {"s": np.float32([1, 2, 2, 2])}, "y", 6), r"'up'.*only height and width"),
     ],
