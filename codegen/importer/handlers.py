@@ -22,20 +22,19 @@ from codegen.importer.layers import (
     reduce_max,
     reduce_mean,
 )
+from codegen.importer.pairs import expand, product_of_two, sum_of_two, tile
 from codegen.importer.quantized import dequantize_linear, quantize_linear
+from codegen.importer.selections import gather, slice_, split
 from codegen.importer.state import (
     Affine,
     Array,
-    Group,
     ImportState,
     Node,
-    Product,
-    Roles,
     View,
     size_of,
 )
+from codegen.importer.upsampling import conv_transpose, resize
 from codegen.operators import OPERATORS
-from codegen.operators.add import FloatAdd
 from codegen.operators.base import Handler
 
 _QDQ = "export in QDQ format (quant_format=QuantFormat.QDQ)"
@@ -45,9 +44,7 @@ REMEDIES = {
     "QLinearMatMul": _QDQ,
     "ConvInteger": "quantize statically (quantize_static), in QDQ format",
     "DynamicQuantizeLinear": "quantize statically (quantize_static), in QDQ format",
-    "ConvTranspose": "end the network in a fully connected layer",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "use convolutions over time"),
-    **dict.fromkeys(("Slice", "Split"), "pool, or convolve with a stride, in its place"),
     "InstanceNormalization": "use BatchNormalization",
     "LayerNormalization": "use BatchNormalization",
     "GroupNormalization": "use BatchNormalization",
@@ -124,46 +121,12 @@ def _sum(state: ImportState, node: Node, sign: float) -> None:
         else:
             _affine(state, flipped, view, np.array(1.0), sign * value)
         return
-    if sign < 0:
-        node.refuse("subtracts one tensor from another; negate the weights before it and use Add")
-    views, alike = _two_tensors(state, node)
-    if not alike:
-        shown = " and ".join(str(list(view.sizes)) for view in views)
-        node.refuse(
-            f"adds tensors of shapes {shown}; broadcasting is not supported, both must be alike"
-        )
-    name = state.unique(node.name)
-    tensors = (views[0].tensor, views[1].tensor)
-    roles = state.roles(node, views[0])
-    state.append(node, FloatAdd(name, tensors, name), roles, views[0].dims)
-
-
-def _two_tensors(state: ImportState, node: Node) -> tuple[list[View], bool]:
-    """Both inputs, and whether they have one shape."""
-    views = [state.view(node, index) for index in range(len(node.inputs))]
-    pictures = [_arrangement(view, state.roles(node, view)) for view in views]
-    return views, all(picture == pictures[0] for picture in pictures)
+    sum_of_two(state, node, subtracts=sign < 0)
 
 
 def _flipped(node: Node, index: int) -> Node:
     """The node with its input ``index`` (0 or 1) last."""
     return dataclasses.replace(node, inputs=(node.input(1 - index), node.input(index)))
-
-
-def _arrangement(view: View, roles: Roles) -> list[list[tuple[str, int]]]:
-    """Dimensions as runs of channels, height and width, to compare two tensors."""
-
-    def runs(group: Group) -> list[tuple[str, int]]:
-        result: list[tuple[str, int]] = []
-        for axis in group:
-            role = "C" if axis in roles.channels else "H" if axis in roles.height else "W"
-            if result and result[-1][0] == role:
-                result[-1] = role, result[-1][1] * axis.size
-            else:
-                result.append((role, axis.size))
-        return result
-
-    return [runs(group) for group in view.dims]
 
 
 def _sum_of_all(state: ImportState, node: Node) -> None:
@@ -182,16 +145,7 @@ def _sum_of_all(state: ImportState, node: Node) -> None:
 def _mul(state: ImportState, node: Node) -> None:
     constants = [index for index in (0, 1) if node.input(index) in state.constants]
     if not constants:
-        views, alike = _two_tensors(state, node)
-        if not alike:
-            shown = " and ".join(str(list(view.sizes)) for view in views)
-            node.refuse(
-                f"multiplies tensors of shapes {shown} (attention or squeeze-and-excite), which "
-                "is not supported; remove that part of the model"
-            )
-        name = state.unique(node.name)
-        product = Product(name, (views[0].tensor, views[1].tensor), name)
-        state.append(node, product, state.roles(node, views[0]), views[0].dims)
+        product_of_two(state, node)
         return
     flipped = _flipped(node, constants[0])
     view = state.view(flipped)
@@ -315,20 +269,6 @@ def _cast_like(state: ImportState, node: Node) -> None:
         state.rename(node)
 
 
-def _gather(state: ImportState, node: Node) -> None:
-    """Indexing a dimension of size 1 with 0, as x[:, :, 0] does."""
-    sizes = list(state.view(node).sizes)
-    index = state.constant(node, 1, "indices")
-    axis = int(node.attributes.get("axis", 0))
-    if not -len(sizes) <= axis < len(sizes) or sizes[axis] != 1 or index.ndim > 0:
-        node.refuse(
-            f"picks part of a tensor of shape {sizes}; only index 0 of a dimension of size 1 is "
-            "supported, pool or convolve instead"
-        )
-    del sizes[axis]
-    state.reshape(node, sizes)
-
-
 def _softmax(state: ImportState, node: Node) -> None:
     view = state.view(node)
     axis = int(node.attributes.get("axis", -1))
@@ -347,8 +287,9 @@ _ONE_LAYER = "part of the layer before it, or a depthwise 1x1 layer of its own"
 _OWN: Mapping[str, Handler] = {
     "Add": Handler(
         _add,
-        "with a constant: " + _ONE_LAYER + "; of two tensors: Add",
-        "tensors of different shapes; constants but one number, or one per channel",
+        "with a constant: " + _ONE_LAYER + "; of two tensors: Add, of one that is repeated where "
+        "it has size 1: behind an Expand",
+        "constants but one number, or one per channel",
     ),
     "AveragePool": Handler(
         average_pool, "AveragePool", "dilations; more than two spatial dimensions"
@@ -362,9 +303,13 @@ _OWN: Mapping[str, Handler] = {
     "Constant": Handler(_constant, "a constant", "sparse tensors and strings"),
     "Conv": Handler(
         conv,
-        "a convolution, full or depthwise",
-        "dilations; groups but 1 and one channel each; weights that aren't constant; "
-        "three spatial dimensions",
+        "a convolution, full or depthwise; in groups: one for each, and Concat",
+        "weights that aren't constant; three spatial dimensions",
+    ),
+    "ConvTranspose": Handler(
+        conv_transpose,
+        "zeros between the pixels (Rearrange), and a convolution with its taps in reverse",
+        "weights that aren't constant; three spatial dimensions",
     ),
     "DequantizeLinear": Handler(
         dequantize_linear,
@@ -374,8 +319,14 @@ _OWN: Mapping[str, Handler] = {
     ),
     "Div": Handler(_div, "by a constant: " + _ONE_LAYER, "division by a tensor"),
     "Dropout": Handler(ImportState.rename, "nothing", renames=True),
+    "Expand": Handler(expand, "Expand", "shapes that aren't constant"),
     "Flatten": Handler(_flatten, _FREE, renames=True),
-    "Gather": Handler(_gather, _FREE, "all but index 0 of a dimension of size 1", renames=True),
+    "Gather": Handler(
+        gather,
+        "Gather of channels, rows or columns; nothing where it picks all there is",
+        "indices that aren't constant, or of two and more dimensions",
+        renames=True,
+    ),
     "Gemm": Handler(
         gemm,
         "a fully connected layer: a convolution as large as the picture",
@@ -396,8 +347,8 @@ _OWN: Mapping[str, Handler] = {
     "Mul": Handler(
         _mul,
         "by a constant: " + _ONE_LAYER + "; of functions of one tensor, as x · sigmoid(x): a table "
-        "by code",
-        "products of two tensors (attention, squeeze-and-excite)",
+        "by code; of two tensors: Product, of which one may have size 1 along any axis",
+        "products of a part of the channels only (groups of them)",
     ),
     "Pad": Handler(
         pad,
@@ -417,11 +368,25 @@ _OWN: Mapping[str, Handler] = {
     "Reshape": Handler(
         _reshape, _FREE, "what neither merges whole dimensions nor splits them", renames=True
     ),
+    "Resize": Handler(
+        resize,
+        "to the nearest pixel, by any factor: Rearrange; linear, by a whole number: with a "
+        "depthwise layer behind it",
+        "cubic interpolation; aligned corners with linear; the channels; sizes that aren't "
+        "constant",
+    ),
     "Shape": Handler(_shape, "a constant", renames=True),
+    "Slice": Handler(
+        slice_,
+        "Gather of channels, rows or columns, with any step",
+        "starts and ends that aren't constant",
+    ),
     "Softmax": Handler(_softmax, "the loss, at the end", "anywhere else than at the end"),
+    "Split": Handler(split, "Gather, one for each part that is used", "sizes that aren't constant"),
     "Squeeze": Handler(_squeeze, _FREE, renames=True),
-    "Sub": Handler(_sub, "with a constant: " + _ONE_LAYER, "differences of two tensors"),
+    "Sub": Handler(_sub, "as Add"),
     "Sum": Handler(_sum_of_all, "Add, one after the other", "as of Add"),
+    "Tile": Handler(tile, "Expand, or Gather along axes larger than 1", "repeats of the batch"),
     "Transpose": Handler(
         _transpose,
         "the same values in another order, which what follows takes into account",

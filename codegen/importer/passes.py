@@ -24,10 +24,13 @@ from codegen.graph.floats import (
     StoredIntegers,
 )
 from codegen.graph.ir import Padding
+from codegen.importer.dilation import crop_to_padding, drop_returns, undilate
 from codegen.importer.draft import DraftGraph, remove_unused
 from codegen.importer.functions import fuse_products, merge_functions
+from codegen.importer.groups import split_groups
 from codegen.importer.state import Affine, Array
 from codegen.operators.average_pool import AveragePool
+from codegen.operators.gather import Gather
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.max_pool import MaxPool
 from codegen.operators.requantize import FloatClamp
@@ -157,27 +160,29 @@ def merge_means(draft: DraftGraph) -> None:
             del draft.ops[first.output]
 
 
-def code_before_max_pools(draft: DraftGraph) -> None:
-    """In quantized models a max pool's output is coded as its input is: it takes one of the codes.
+def code_before_choices(draft: DraftGraph) -> None:
+    """In quantized models the output of a max pool or Gather is coded as its input is: it takes
+    some of the codes.
 
     A model that codes the output alone may as well code the input, since the largest code is that
     of the largest value; one that codes both, differently, gets an operation for the change.
     """
-    for op in reversed(list(draft.each(MaxPool))):
+    choices = [op for op in draft.ops.values() if isinstance(op, MaxPool | Gather)]
+    for op in reversed(choices):
         wanted, coding = draft.codings.get(op.output), draft.codings.get(op.input)
         if wanted is None or wanted == coding:
             continue
         if coding is None and draft.only_reader(op.input):
             draft.codings[op.input] = wanted
             continue
-        pooled = f"{op.output}_pooled"
+        chosen = f"{op.output}_chosen"
         draft.split(
-            dataclasses.replace(op, output=pooled),
-            FloatClamp(f"{op.name}_recoded", pooled, op.output, NO_CLAMP),
+            dataclasses.replace(op, output=chosen),
+            FloatClamp(f"{op.name}_recoded", chosen, op.output, NO_CLAMP),
         )
-        draft.shapes[pooled] = draft.shapes[op.output]
+        draft.shapes[chosen] = draft.shapes[op.output]
         if coding is not None:
-            draft.codings[pooled] = coding
+            draft.codings[chosen] = coding
 
 
 def separate_clamps(draft: DraftGraph) -> None:
@@ -271,6 +276,7 @@ def last_layer_to_head(draft: DraftGraph) -> None:
 
 PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     remove_unused,
+    crop_to_padding,
     fuse_products,
     merge_functions,
     merge_affines,
@@ -280,7 +286,10 @@ PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     fold_clamps,
     merge_means,
     pool_before_classifier,
-    code_before_max_pools,
+    code_before_choices,
+    undilate,
+    drop_returns,
+    split_groups,
     separate_clamps,
     remove_idle_clamps,
     last_layer_to_head,

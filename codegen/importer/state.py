@@ -23,13 +23,15 @@ from codegen.errors import ModelError
 from codegen.graph.floats import (
     ChannelsFirst,
     Coding,
+    FloatConv,
     FloatOp,
     SampleLayout,
     window_output_shape,
 )
-from codegen.graph.ir import Padding, Unary, Variadic
+from codegen.graph.ir import Padding, Unary
 from codegen.graph.names import identifier
 from codegen.operators.average_pool import AveragePool
+from codegen.operators.gather import Gather, PictureAxis
 
 Array = NDArray[np.float64]
 
@@ -77,9 +79,21 @@ class Affine(Unary):
     shift: Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Product(Variadic):
-    """Elementwise product of two tensors of one shape: never survives the importer's passes."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class DilatedConv(FloatConv):
+    """A convolution with ``dilation`` (rows, columns) from one tap to the next: never survives the
+    importer's passes."""
+
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """(rows, columns) that its kernel sees, with those between the taps."""
+        height, width = (
+            (size - 1) * step + 1
+            for size, step in zip(self.weight.shape[2:], self.dilation, strict=True)
+        )
+        return height, width
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -245,11 +259,10 @@ class ImportState:
                 f"its input has {len(dims)} dimensions; supported are (batch, channels), "
                 "(batch, channels, length) and (batch, channels, height, width)"
             )
-        wanted = Roles(
-            dims[1], dims[2] if len(dims) == 4 else (), dims[-1] if len(dims) > 2 else ()
-        )
         if view.tensor not in self._roles and dims[0] == ():
-            self._settle_input(wanted, node)
+            self._settle_input(_picture(dims), node)
+        view = self.in_order(node, index, view)
+        wanted = _picture(view.dims)
         if dims[0] != () or self._roles[view.tensor] != wanted:
             self._refuse_mixed(node, node.input(index))
         return view, wanted
@@ -282,6 +295,51 @@ class ImportState:
             f"mixes the dimensions of what {who} reads: {shown}one tensor; leave it out, or "
             "reshape or transpose the model's input only"
         )
+
+    def in_order(self, node: Node, index: int, view: View) -> View:
+        """Input ``index`` of a tensor whose channels (rows, columns) lie as the view has them."""
+        if view.tensor in self._roles:
+            roles = self._roles[view.tensor]
+            sides = (roles.channels, roles.height, roles.width)
+            for place, group in enumerate(view.dims):
+                if any(group != side and set(group) == set(side) for side in sides):
+                    view = self.take(node, view, place, range(size_of(group)))
+            self.views[node.input(index)] = view
+        return view
+
+    def take(self, node: Node, view: View, place: int, indices: Sequence[int]) -> View:
+        """``view`` with the entries ``indices`` of dimension ``place``, in their order."""
+        group, sizes = view.dims[place], list(view.sizes)
+        if group == () and list(indices) == [0]:
+            return view
+        roles = self.roles(node, view)
+        sides: dict[PictureAxis, Group] = {
+            "channels": roles.channels, "height": roles.height, "width": roles.width
+        }  # fmt: skip
+        side = next((name for name, axes in sides.items() if set(group) <= set(axes)), None)
+        if group == () or side is None or view.after_softmax or len(indices) == 0:
+            node.refuse(
+                f"picks {len(indices)} of dimension {place} of a tensor of shape {sizes}; entries "
+                "of channels, height or width can be picked, of each by itself: reshape behind it"
+            )
+        axes = sides[side]
+        first = min(axes.index(axis) for axis in group)
+        before = axes[:first]
+        after = tuple(axis for axis in axes[first:] if axis not in group)
+        order = [axes.index(axis) for axis in (*before, *group, *after)]
+        whole = np.arange(size_of(axes))
+        places = whole.reshape([axis.size for axis in axes]).transpose(order)
+        chosen = places.reshape(size_of(before), size_of(group), -1)[:, list(indices)].reshape(-1)
+        if np.array_equal(chosen, whole):
+            return view
+        made = axes_of(len(indices))
+        name = self.unique(node.name)
+        op = Gather(name, view.tensor, name, side, tuple(chosen.tolist()))
+        self._add(op, dataclasses.replace(roles, **{side: (*before, *made, *after)}))
+        if view.tensor in self.codings:
+            self.codings[name] = self.codings[view.tensor]
+        dims = (*view.dims[:place], made, *view.dims[place + 1 :])
+        return dataclasses.replace(view, tensor=name, dims=dims)
 
     def roles(self, node: Node, view: View, *, channels_last: bool = False) -> Roles:
         """The axes of the view's tensor; settles the input's as its dimensions stand."""
@@ -403,6 +461,11 @@ class ImportState:
             groups = (roles.channels, roles.height, roles.width)
             self._roles[name] = Roles(*(divided(group) for group in groups))
         return parts
+
+
+def _picture(dims: tuple[Group, ...]) -> Roles:
+    """Dimensions (batch, channels, [height,] [width]) as what they are."""
+    return Roles(dims[1], dims[2] if len(dims) == 4 else (), dims[-1] if len(dims) > 2 else ())
 
 
 def picture_dims(roles: Roles, rank: int) -> tuple[Group, ...]:

@@ -68,6 +68,10 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "error_mask": Rates(elements=4.97),
         "error_scale": Rates(elements=3.14),
         "error_sum": Rates(elements=7.93),
+        "expand_forward": Rates(elements=2.2),
+        "expand_input_gradient": Rates(elements=6.0),
+        "gather_forward": Rates(elements=2.2),
+        "gather_input_gradient": Rates(elements=6.0),
         "head_forward": Rates(macs=2.5, elements=33.89),
         "head_input_gradient": Rates(macs=5, elements=104.69),
         "head_update": Rates(macs=37, elements=143.01),
@@ -79,6 +83,11 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "mean_squared_error": Rates(elements=112.19),
         "pool_forward": Rates(elements=6.82),
         "pool_input_gradient": Rates(elements=7.44),
+        "product_forward": Rates(elements=8.0),
+        "product_input_gradient": Rates(elements=8.0),
+        "product_reduced_gradient": Rates(elements=8.0),
+        "rearrange_forward": Rates(elements=1.83),
+        "rearrange_input_gradient": Rates(elements=7.2),
         "requantize_forward": Rates(elements=13.68),
     }
 )

@@ -26,6 +26,7 @@ from codegen.graph.floats import (
     channels_last,
 )
 from codegen.operators import operator_of
+from codegen.operators.concat import Concat
 from codegen.operators.requantize import FloatClamp
 from codegen.quantization.calibration import (
     MIN_MAX,
@@ -96,6 +97,9 @@ def codings_of(
     measured = {
         name: Coding(*activation_code(*tensor.range(rule))) for name, tensor in statistics.items()
     }
+    for op in graph.ops:
+        if isinstance(op, Concat) and op.one_coding and op.output in measured:
+            measured |= dict.fromkeys(op.inputs, measured[op.output])
     return {**measured, **graph.codings}
 
 

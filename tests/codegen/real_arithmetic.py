@@ -11,6 +11,7 @@ from codegen.graph.floats import Values
 from codegen.operators import operator_of
 from codegen.operators.add import Add
 from codegen.operators.execution import convolve
+from codegen.operators.product import Product
 from codegen.operators.requantize import Requantize
 
 
@@ -27,7 +28,10 @@ def real_output(graph: ir.Graph, op: ir.Op, inputs: Sequence[Values]) -> Values:
             ends = np.array([op.low, op.high]) - target.zero_point
             return np.clip(_rounded(inputs[0], target), *(target.scale * ends))
         case Add():
-            return _rounded(inputs[0] + inputs[1], graph.tensors[op.output])
+            second = -inputs[1] if op.subtracts else inputs[1]
+            return _rounded(inputs[0] + second, graph.tensors[op.output])
+        case Product():
+            return _rounded(inputs[0] * inputs[1], graph.tensors[op.output])
         case ir.Head():
             flat = inputs[0].transpose(0, 2, 3, 1).reshape(len(inputs[0]), -1)
             sums = flat @ op.weight.T.astype(np.float64) + graph.tensors[op.input].scale * op.bias

@@ -41,6 +41,7 @@ from tests.codegen.quantized_network import Channels, Code, QuantizedNetwork, ra
 from tests.codegen.random_graphs import (
     full_plan,
     padded_graph,
+    random_gated_graph,
     random_graph,
     random_plan,
     random_pooled_graph,
@@ -103,6 +104,12 @@ def test_onnxruntime_has_the_integers_of_random_networks(seed: int) -> None:
 @examples(40)
 def test_onnxruntime_has_the_integers_of_pools_and_branches(seed: int) -> None:
     assert_same_integers(random_pooled_graph(seed)[0], seed)
+
+
+@given(seed=st.integers(0, 10_000))
+@examples(40)
+def test_onnxruntime_has_the_integers_of_gates_and_choices(seed: int) -> None:
+    assert_same_integers(random_gated_graph(seed)[0], seed)
 
 
 @given(seed=st.integers(0, 10_000))

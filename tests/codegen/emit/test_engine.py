@@ -2,7 +2,7 @@
 
 import ctypes
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from device_runtime import engine_sources, include_directories
 from tests.codegen.random_graphs import (
     full_plan,
     padded_graph,
+    random_gated_graph,
     random_graph,
     random_plan,
     random_pooled_graph,
@@ -80,10 +81,13 @@ def test_random_graphs_train_to_the_same_bits_as_the_interpreter(seed: int, tmp_
         assert_same_bits(Interpreter(program), engine, samples, steps=6)
 
 
+@pytest.mark.parametrize("make", [random_pooled_graph, random_gated_graph])
 @given(seed=st.integers(0, 10_000))
 @examples(10, HealthCheck.function_scoped_fixture)
-def test_graphs_of_pools_and_branches_train_to_the_same_bits(seed: int, tmp_path: Path) -> None:
-    graph, samples = random_pooled_graph(seed)
+def test_graphs_of_pools_and_branches_train_to_the_same_bits(
+    make: Callable[[int], tuple[Graph, np.ndarray]], seed: int, tmp_path: Path
+) -> None:
+    graph, samples = make(seed)
     programs = [lower(graph, full_plan(graph)), lower(graph, random_plan(graph, seed))]
     library = build(graph, programs, tmp_path / str(seed), sanitize=["undefined"])
     for program in programs:

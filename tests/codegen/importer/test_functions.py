@@ -142,12 +142,6 @@ def test_what_else_reads_a_part_of_an_activation_still_can() -> None:
     np.testing.assert_allclose(logits, run(proto, x)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_product_of_two_tensors_is_refused_by_its_node() -> None:
-    lines: list[Line] = [("Sigmoid", ["other"], "s", {}), ("Mul", ["y", "s"], "a", {})]
-    with pytest.raises(ModelError, match=r"'Mul_a' \(Mul\): multiplies two tensors .*remove that"):
-        import_proto(model(lines))
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [

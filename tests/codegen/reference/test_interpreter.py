@@ -15,10 +15,16 @@ from codegen.operators.average_pool import AveragePool
 from codegen.operators.functions import evaluated
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.lookup import Lookup
+from codegen.operators.rearrange import REARRANGE, Rearrange
 from codegen.program.lowering import lower
 from codegen.reference.float_autodiff import cosines, forward_integers
 from codegen.reference.interpreter import Interpreter
-from tests.codegen.random_graphs import full_plan, random_graph, random_pooled_graph
+from tests.codegen.random_graphs import (
+    full_plan,
+    random_gated_graph,
+    random_graph,
+    random_pooled_graph,
+)
 from tests.codegen.real_arithmetic import real_output
 from tests.conftest import examples
 
@@ -36,6 +42,12 @@ def exact_output(graph: Graph, op: object, known: dict[str, np.ndarray]) -> np.n
         value, name = real(op.inputs[0]) + real(op.inputs[1]), op.output
     elif isinstance(op, Lookup):
         value, name = evaluated(op.function, real(op.input))[0], op.output
+    elif isinstance(op, Rearrange):
+        value, name = (
+            REARRANGE.evaluate(op, [real(op.input).transpose(2, 0, 1)[None]])[0],
+            op.output,
+        )
+        value = value.transpose(1, 2, 0)
     elif isinstance(op, GlobalAveragePool):
         return known[op.input].mean(axis=(0, 1))[None, None, :]
     else:
@@ -71,7 +83,7 @@ def test_forward_differs_from_exact_arithmetic_by_rounding_only(seed: int) -> No
         assert np.abs(got - inside).max() <= 0.5 + 1e-3, op.name
 
 
-@pytest.mark.parametrize("make", [random_graph, random_pooled_graph])
+@pytest.mark.parametrize("make", [random_graph, random_pooled_graph, random_gated_graph])
 @given(seed=st.integers(0, 10_000))
 @examples(15)
 def test_gradients_have_cosine_above_0_999_to_float_autodiff(
@@ -85,10 +97,13 @@ def test_gradients_have_cosine_above_0_999_to_float_autodiff(
         assert cosine >= 0.999, name
 
 
+@pytest.mark.parametrize("make", [random_pooled_graph, random_gated_graph])
 @given(seed=st.integers(0, 10_000))
 @examples(20)
-def test_pools_and_branches_differ_from_exact_arithmetic_by_one_rounding(seed: int) -> None:
-    graph, samples = random_pooled_graph(seed)
+def test_pools_and_branches_differ_from_exact_arithmetic_by_one_rounding(
+    make: Callable[[int], tuple[Graph, np.ndarray]], seed: int
+) -> None:
+    graph, samples = make(seed)
     interpreter = Interpreter(lower(graph, full_plan(graph)))
     interpreter.score(samples[0], 0)
     known, _ = forward_integers(interpreter)
