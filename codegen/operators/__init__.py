@@ -17,6 +17,7 @@ from codegen.operators.lookup import LOOKUP
 from codegen.operators.max_pool import MAX_POOL
 from codegen.operators.product import PRODUCT
 from codegen.operators.requantize import REQUANTIZE
+from codegen.operators.scaling import SCALING
 
 OPERATORS: tuple[Operator[Any, Any], ...] = (
     ADD,
@@ -29,6 +30,7 @@ OPERATORS: tuple[Operator[Any, Any], ...] = (
     MAX_POOL,
     PRODUCT,
     REQUANTIZE,
+    SCALING,
 )
 
 _BY_CLASS: Mapping[type[Operation], Operator[Any, Any]] = {

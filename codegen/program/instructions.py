@@ -86,6 +86,8 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "product_input_gradient": Rates(elements=8.0),
         "product_reduced_gradient": Rates(elements=8.0),
         "requantize_forward": Rates(elements=13.68),
+        "scaling_forward": Rates(elements=9.0),
+        "scaling_input_gradient": Rates(elements=7.0),
     }
 )
 """By kernel."""
