@@ -175,7 +175,6 @@ class ImportState:
         self._taken: set[str] = set()
         self._roles: dict[str, Roles] = {}  # by tensor; of the input once they are settled
         self._like_input: set[str] = set()  # tensors with the input's axes
-        self._settled_by: Node | None = None  # what first needed to know these
         self._rearranged_by: dict[str, Node] = {}  # by ONNX name: what moved its dimensions last
         self.outputs = [output.name for output in graph.output]
         self.input = self._read_input(graph)
@@ -271,7 +270,7 @@ class ImportState:
                 "(batch, channels, length) and (batch, channels, height, width)"
             )
         if view.tensor not in self._roles and dims[0] == ():
-            self._settle_input(_picture(dims), node)
+            self._settle_input(_picture(dims))
         view = self.in_order(node, index, view)
         wanted = _picture(view.dims)
         if dims[0] != () or self._roles[view.tensor] != wanted:
@@ -289,15 +288,8 @@ class ImportState:
 
     def _refuse_mixed(self, reader: Node, name: str) -> NoReturn:
         """Refuses what keeps ``reader`` from reading ``name`` as a picture, rather than it."""
-        view, settled = self.views[name], self._settled_by
+        view = self.views[name]
         who = f"node '{reader.name}' ({reader.operator})"
-        made_of_input = view.tensor in self._like_input and view.tensor != self.input
-        if made_of_input and settled is not None:
-            settled.refuse(
-                "works along another dimension of the model's input than those that "
-                f"{who} behind it takes for (batch, channels, height, width); do its work on the "
-                "samples before they are given to the model, and export the model without it"
-            )
         moved = self._rearranged_by.get(name)
         shown = f"its input of shape {list(view.sizes)} isn't (batch, channels, height, width) of "
         if moved is None:
@@ -362,15 +354,11 @@ class ImportState:
                 node.refuse(f"works on the model's input in shape {list(view.sizes)}; needed is "
                             "(batch, channels, height, width)")  # fmt: skip
             self._settle_input(
-                Roles(
-                    dims[0], dims[1] if len(dims) == 3 else (), dims[-1] if len(dims) > 1 else ()
-                ),
-                node,
+                Roles(dims[0], dims[1] if len(dims) == 3 else (), dims[-1] if len(dims) > 1 else ())
             )
         return self._roles[view.tensor]
 
-    def _settle_input(self, roles: Roles, node: Node) -> None:
-        self._settled_by = node
+    def _settle_input(self, roles: Roles) -> None:
         for tensor in self._like_input:
             self._roles[tensor] = roles
 
