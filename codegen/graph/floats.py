@@ -162,6 +162,7 @@ class FloatGraph:
     is quantized in parts has those of the parts.
     ``sample_layout`` is that of the input in the model file, where it differs from ``shapes``.
     ``loss_choice`` is why the head has its loss, where the importer chose it.
+    ``integer_input``: the model file takes codes, int8 or uint8, not real numbers.
     """
 
     name: str
@@ -171,6 +172,7 @@ class FloatGraph:
     codings: Mapping[str, Coding] = field(default_factory=dict)
     sample_layout: SampleLayout | None = None
     loss_choice: LossChoice | None = None
+    integer_input: bool = False
 
     @property
     def head(self) -> FloatHead:

@@ -28,7 +28,8 @@ from codegen.importer.draft import DraftGraph
 from codegen.importer.handlers import HANDLERS, SUPPORTED_OPERATORS, unsupported
 from codegen.importer.loss import Outputs, choose_loss
 from codegen.importer.passes import PASSES
-from codegen.importer.quantized import transpose_integers
+from codegen.importer.qoperator import to_qdq
+from codegen.importer.quantized import ON_CODES, follow_integers
 from codegen.importer.state import Affine, ImportState, Node, View
 
 __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto", "load_file"]
@@ -110,6 +111,7 @@ def _checked_opset(model: onnx.ModelProto) -> int:
 
 def _run(state: ImportState, opset: int) -> tuple[DraftGraph, View]:
     """The draft in its normal form, and the model's output."""
+    to_qdq(state)
     for node in state.nodes:
         if _is_constant(state, node):
             _compute(state, node, opset)
@@ -122,7 +124,15 @@ def _run(state: ImportState, opset: int) -> tuple[DraftGraph, View]:
                 "reads the output of a Softmax, behind which only reshapes are supported; export "
                 "the model without what follows"
             )
+        on_codes = state.reads_codes(node)
+        if on_codes and node.operator not in ON_CODES:
+            node.refuse(
+                "computes with an activation in integers, which it takes for real numbers; put "
+                "DequantizeLinear before it"
+            )
         handler.read(state, node)
+        if on_codes and ON_CODES[node.operator]:
+            state.codes[node.outputs[0]] = state.codes[node.input(0)]
     result = state.views.get(state.outputs[0])
     if result is None:
         raise ModelError(
@@ -159,9 +169,7 @@ def _compute(state: ImportState, node: Node, opset: int) -> None:
         node.refuse(f"can't be computed from its constants ({error}); export the model again")
     for result, value in zip(results, outputs, strict=True):
         state.constants[result.name] = value
-    if node.operator == "Transpose":
-        order = node.attributes.get("perm", range(outputs[0].ndim - 1, -1, -1))
-        transpose_integers(state, node, tuple(order))
+    follow_integers(state, node)
 
 
 def _outputs(state: ImportState, result: View) -> Outputs:
@@ -197,5 +205,12 @@ def _finished(state: ImportState, draft: DraftGraph, choice: LossChoice) -> Floa
     codings = {name: coding for name, coding in draft.codings.items() if name in tensors}
     shapes = {name: shape for name, shape in draft.shapes.items() if name in tensors}
     return FloatGraph(
-        state.name, state.input, shapes, tuple(ops), codings, state.sample_layout, choice
+        state.name,
+        state.input,
+        shapes,
+        tuple(ops),
+        codings,
+        state.sample_layout,
+        choice,
+        integer_input=state.input in state.codes,
     )
