@@ -39,8 +39,9 @@ from codegen.operators.add import FloatAdd
 from codegen.operators.base import Handler
 
 REMEDIES = {
-    "ConvInteger": "quantize statically (quantize_static), in QDQ format",
-    "DynamicQuantizeLinear": "quantize statically (quantize_static), in QDQ format",
+    "ConvInteger": "quantize statically (quantize_static)",
+    "MatMulInteger": "quantize statically (quantize_static)",
+    "DynamicQuantizeLinear": "quantize statically (quantize_static)",
     "ConvTranspose": "end the network in a fully connected layer",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "use convolutions over time"),
     **dict.fromkeys(("Slice", "Split"), "pool, or convolve with a stride, in its place"),

@@ -36,6 +36,8 @@ __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto"
 
 OLDEST_OPSET = 13
 
+_ONNXRUNTIME, _FOUR_BITS = "com.microsoft", 21
+
 # What onnx and numpy raise for tensors and attributes whose parts don't agree.
 _DAMAGE = (ValueError, TypeError, KeyError, IndexError, OverflowError)
 
@@ -160,7 +162,11 @@ def _compute(state: ImportState, node: Node, opset: int) -> None:
               for name in inputs]  # fmt: skip
     results = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
                for name in node.outputs if name]  # fmt: skip
-    graph = onnx.helper.make_graph([node.proto], node.name, values, results)
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    if proto.domain == _ONNXRUNTIME:  # the same as ONNX's own, but it came before that took 4 bits
+        proto.domain, opset = "", max(opset, _FOUR_BITS)
+    graph = onnx.helper.make_graph([proto], node.name, values, results)
     opsets = [onnx.helper.make_opsetid("", opset)]
     try:
         evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))

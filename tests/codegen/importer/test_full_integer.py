@@ -19,6 +19,7 @@ from codegen.operators.requantize import Requantize
 from codegen.quantization.model import quantize_model
 from codegen.quantization.quantize import quantize
 from codegen.quantization.report import simulate
+from tests.codegen.exported import MODELS
 from tests.codegen.mcunet import SHARED
 from tests.codegen.onnxruntime_oracle import run
 
@@ -158,6 +159,22 @@ def test_a_full_integer_model_gives_onnxruntimes_classes(dtype: type, end: list[
     assert np.abs(np.clip(got, real.min(), real.max()) - real).max() < 0.15  # one code
     assert agreement(got, y) >= 0.99
     assert float_graph.loss_choice.guessed == (end is LOGITS)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_a_keras_model_through_tflite_and_tf2onnx_gives_onnxruntimes_classes(dtype: type) -> None:
+    proto = onnx.load(MODELS / f"full_integer_{np.dtype(dtype)}.onnx")
+    float_graph = import_proto(proto)
+    graph = quantize(float_graph, None)
+    stored = [numpy_helper.to_array(entry) for entry in proto.graph.initializer]
+    kernels = [np.sort(array.ravel()) for array in stored if array.dtype == np.int8]
+    for op in graph.convolutions:
+        weight = np.sort(op.weight.ravel())
+        assert any(np.array_equal(weight, kernel) for kernel in kernels), op.name
+    x = pictures(dtype, 120, *float_graph.sample_shape)
+    (expected,) = run(proto, x)
+    assert (np.bincount(expected.argmax(axis=1)) >= 10).sum() >= 2
+    assert agreement(device_logits(float_graph, graph, x), expected) >= 0.95
 
 
 def test_weights_turned_behind_their_dequantization_keep_their_integers() -> None:
@@ -323,6 +340,17 @@ def test_codes_clipped_by_the_model_are_clipped_on_the_device(
     assert np.abs(codes - expected).max() <= 1
     assert (codes != expected).mean() < 0.01
     assert agreement(made[graph.head.name], run(proto, x)[0]) >= 0.95
+
+
+def test_constants_coded_by_onnxruntimes_own_operator_are_those_that_onnx_s_own_makes() -> None:
+    weight = np.random.default_rng(13).integers(-127, 128, (6, 3, 3, 3))
+    proto = clipped_network(weight, 0, 255, np.uint8)
+    for made in proto.graph.node:
+        if made.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            made.domain = "com.microsoft"
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    (conv,) = quantize(import_proto(proto), None).convolutions
+    assert np.array_equal(conv.weight, weight.transpose(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])

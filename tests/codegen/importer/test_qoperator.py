@@ -9,7 +9,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantFormat, QuantType
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic
 
 from codegen.errors import ModelError
 from codegen.graph.ir import Graph
@@ -191,6 +191,19 @@ def test_channels_last_is_refused_and_taken_as_it_was_before() -> None:
         import_proto(linear(nodes, constants))
     pool.attribute[-1].i = 0
     import_proto(linear(nodes, constants))
+
+
+def test_a_dynamically_quantized_model_is_refused_and_taken_as_the_remedy_says(
+    tmp_path: Path,
+) -> None:
+    source, target = MODELS / "lenet_script.onnx", tmp_path / "quantized.onnx"
+    quantize_dynamic(str(source), str(target))
+    with pytest.raises(ModelError, match=r"DynamicQuantizeLinear\).*\(quantize_static\)"):
+        import_model(target)
+    shape = exported(source.name).sample_shape
+    samples = np.random.default_rng(3).normal(size=(8, *shape)).astype(np.float32)
+    quantize_file(source, target, samples, quant_format=QuantFormat.QOperator)
+    import_model(target)
 
 
 # Weights that aren't symmetric int8.
