@@ -236,7 +236,9 @@ def test_pixels_calibrate_a_model_that_takes_them_as_codes_or_as_real_numbers(
     graphs = []
     for name, samples in {"codes": x, "real": x.astype(np.float32)}.items():
         np.savez(tmp_path / f"{name}.npz", x=samples)
-        graphs.append(quantize_model(float_graph, tmp_path / f"{name}.npz").graph)
+        made = quantize_model(float_graph, tmp_path / f"{name}.npz")
+        assert not any("not scaled" in note for note in made.notes)
+        graphs.append(made.graph)
     assert graphs[0].tensors == graphs[1].tensors
     source = graphs[0].tensors["x"]
     assert (source.scale, source.zero_point) == (1.0, -128)
