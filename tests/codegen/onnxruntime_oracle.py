@@ -57,6 +57,12 @@ def outputs(model: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float3
     return np.concatenate([made.run(None, {source: sample[None]})[-1] for sample in x])
 
 
+def agreement(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Share of samples (n, classes) whose best class in ``got`` is one of the best expected."""
+    best = expected == expected.max(axis=1, keepdims=True)
+    return float(best[np.arange(len(got)), got.argmax(axis=1)].mean())
+
+
 def codes_of(model: onnx.ModelProto, x: NDArray[np.float32]) -> dict[str, NDArray[np.int64]]:
     """What every QuantizeLinear makes of the batch ``x``, as int8 codes, by its input's name."""
     coded = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}

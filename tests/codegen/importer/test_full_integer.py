@@ -21,7 +21,7 @@ from codegen.quantization.quantize import quantize
 from codegen.quantization.report import simulate
 from tests.codegen.exported import MODELS
 from tests.codegen.mcunet import SHARED
-from tests.codegen.onnxruntime_oracle import run
+from tests.codegen.onnxruntime_oracle import agreement, run
 
 CASES = SHARED / "cases"
 
@@ -135,12 +135,6 @@ def device_logits(float_graph: FloatGraph, graph: Graph, codes: NDArray) -> NDAr
     picture = float_graph.arrange(on_device)
     picture = picture.reshape(len(codes), *float_graph.shapes[float_graph.input])
     return simulate(graph, np.moveaxis(picture, 1, -1).astype(np.int8))[graph.head.name]
-
-
-def agreement(got: NDArray, expected: NDArray) -> float:
-    """Share of samples with the same best class, those aside whose best classes are equal."""
-    best = expected == expected.max(axis=1, keepdims=True)
-    return float(best[np.arange(len(got)), got.argmax(axis=1)].mean())
 
 
 @pytest.mark.parametrize("end", [LOGITS, PROBABILITIES], ids=["logits", "probabilities"])
