@@ -163,6 +163,7 @@ class FloatGraph:
     ``sample_layout`` is that of the input in the model file, where it differs from ``shapes``.
     ``loss_choice`` is why the head has its loss, where the importer chose it. ``notes`` are what
     the importer did that should be known.
+    ``integer_input``: the model file takes codes, int8 or uint8, not real numbers.
     """
 
     name: str
@@ -173,6 +174,7 @@ class FloatGraph:
     sample_layout: SampleLayout | None = None
     loss_choice: LossChoice | None = None
     notes: tuple[str, ...] = ()
+    integer_input: bool = False
 
     @property
     def head(self) -> FloatHead:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from codegen.importer.layers import (
     average_pool,
@@ -23,7 +23,7 @@ from codegen.importer.layers import (
     reduce_mean,
 )
 from codegen.importer.pairs import expand, tile
-from codegen.importer.quantized import dequantize_linear, quantize_linear
+from codegen.importer.quantized import cast_codes, dequantize_linear, quantize_linear
 from codegen.importer.scaling import (
     add,
     batch_normalization,
@@ -42,13 +42,10 @@ from codegen.importer.upsampling import conv_transpose, resize
 from codegen.operators import OPERATORS
 from codegen.operators.base import Handler
 
-_QDQ = "export in QDQ format (quant_format=QuantFormat.QDQ)"
 REMEDIES = {
-    "QLinearConv": _QDQ,
-    "QLinearAdd": _QDQ,
-    "QLinearMatMul": _QDQ,
-    "ConvInteger": "quantize statically (quantize_static), in QDQ format",
-    "DynamicQuantizeLinear": "quantize statically (quantize_static), in QDQ format",
+    "ConvInteger": "quantize statically (quantize_static)",
+    "MatMulInteger": "quantize statically (quantize_static)",
+    "DynamicQuantizeLinear": "quantize statically (quantize_static)",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "use convolutions over time"),
     "InstanceNormalization": "use BatchNormalization",
     "LayerNormalization": "use BatchNormalization",
@@ -153,9 +150,14 @@ def _shape(state: ImportState, node: Node) -> None:
     state.constants[node.outputs[0]] = np.array(part, dtype=np.int64)
 
 
+_REAL_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+
+
 def _cast(state: ImportState, node: Node) -> None:
-    codes = node.input(0) in state.codes  # PyTorch's exporter casts them to the type they have
-    if not codes and int(node.attributes.get("to", 1)) not in (1, 10, 11):
+    to = int(node.attributes.get("to", 1))
+    if state.reads_codes(node):
+        cast_codes(state, node, to)
+    elif to not in _REAL_TYPES:
         node.refuse("makes integers of an activation; export the model in float32")
     state.rename(node)
 

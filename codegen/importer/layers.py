@@ -439,6 +439,7 @@ def pad(state: ImportState, node: Node) -> None:
     """Pad with zeros around height and width."""
     mode = node.attributes.get("mode", "constant")
     value = float(state.constant(node, 2, "value").reshape(-1)[0]) if node.input(2) else 0.0
+    value = state.real_value(node, value)
     if mode != "constant" or value != 0.0:
         node.refuse(f"pads with mode {mode} and value {value:g}; only constant zeros are supported")
     pads = state.constant(node, 1, "pads").astype(int).reshape(-1).tolist()

@@ -30,12 +30,15 @@ from codegen.importer.draft import DraftGraph
 from codegen.importer.handlers import HANDLERS, SUPPORTED_OPERATORS, unsupported
 from codegen.importer.loss import Outputs, choose_loss
 from codegen.importer.passes import PASSES
-from codegen.importer.quantized import transpose_integers
+from codegen.importer.qoperator import to_qdq
+from codegen.importer.quantized import ON_CODES, follow_integers
 from codegen.importer.state import Affine, ImportState, Node, View
 
 __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto", "load_file"]
 
 OLDEST_OPSET = 13
+
+_ONNXRUNTIME, _FOUR_BITS = "com.microsoft", 21
 
 # What onnx and numpy raise for tensors and attributes whose parts don't agree.
 _DAMAGE = (ValueError, TypeError, KeyError, IndexError, OverflowError)
@@ -144,6 +147,7 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 def _run(state: ImportState, opset: int) -> tuple[DraftGraph, View]:
     """The draft in its normal form, and the model's output."""
+    to_qdq(state)
     for node in state.nodes:
         if _is_constant(state, node):
             _compute(state, node, opset)
@@ -156,8 +160,16 @@ def _run(state: ImportState, opset: int) -> tuple[DraftGraph, View]:
                 "reads the output of a Softmax, behind which only reshapes are supported; export "
                 "the model without what follows"
             )
+        on_codes = state.reads_codes(node)
+        if on_codes and node.operator not in ON_CODES:
+            node.refuse(
+                "computes with an activation in integers, which it takes for real numbers; put "
+                "DequantizeLinear before it"
+            )
         handler.read(state, node)
         state.note_rearranged(node)
+        if on_codes and ON_CODES[node.operator]:
+            state.codes[node.outputs[0]] = state.codes[node.input(0)]
     result = state.views.get(state.outputs[0])
     if result is None:
         raise ModelError(
@@ -186,7 +198,11 @@ def _compute(state: ImportState, node: Node, opset: int) -> None:
               for name in inputs]  # fmt: skip
     results = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
                for name in node.outputs if name]  # fmt: skip
-    graph = onnx.helper.make_graph([node.proto], node.name, values, results)
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    if proto.domain == _ONNXRUNTIME:  # the same as ONNX's own, but it came before that took 4 bits
+        proto.domain, opset = "", max(opset, _FOUR_BITS)
+    graph = onnx.helper.make_graph([proto], node.name, values, results)
     opsets = [onnx.helper.make_opsetid("", opset)]
     try:
         evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))
@@ -195,9 +211,7 @@ def _compute(state: ImportState, node: Node, opset: int) -> None:
         node.refuse(f"can't be computed from its constants ({error}); export the model again")
     for result, value in zip(results, outputs, strict=True):
         state.constants[result.name] = value
-    if node.operator == "Transpose":
-        order = node.attributes.get("perm", range(outputs[0].ndim - 1, -1, -1))
-        transpose_integers(state, node, tuple(order))
+    follow_integers(state, node)
 
 
 def _outputs(state: ImportState, result: View) -> Outputs:
@@ -243,4 +257,5 @@ def _finished(
         state.sample_layout,
         choice,
         tuple(notes),
+        integer_input=state.input in state.codes,
     )

@@ -35,6 +35,8 @@ from codegen.operators.gather import Gather, PictureAxis
 
 Array = NDArray[np.float64]
 
+_INPUT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+
 
 @dataclasses.dataclass(frozen=True)
 class Node:
@@ -63,12 +65,15 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Integers:
-    """A constant that is stored as integers with one scale, or one per entry of ``axis``."""
+    """A constant that is stored as integers with one scale, or one per entry of ``axis``.
 
-    codes: NDArray[Any]
+    ``steps`` are the codes less their zero point, ``dtype`` is that of the codes.
+    """
+
+    steps: NDArray[np.int64]
     scale: Array
-    zero_point: NDArray[Any]
     axis: int
+    dtype: np.dtype[Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,7 +175,7 @@ class ImportState:
         self.ops: dict[str, FloatOp] = {}  # by output tensor, in execution order
         self.views: dict[str, View] = {}  # by ONNX name
         self.codings: dict[str, Coding] = {}  # by tensor, in quantized models
-        self.codes: dict[str, np.dtype[Any]] = {}  # types by ONNX name of QuantizeLinear's outputs
+        self.codes: dict[str, np.dtype[Any]] = {}  # types by ONNX name of activations in integers
         self.nodes = named_nodes(graph)
         self._taken: set[str] = set()
         self._roles: dict[str, Roles] = {}  # by tensor; of the input once they are settled
@@ -187,9 +192,15 @@ class ImportState:
                 "export a network with one input and one output"
             )
         entry = inputs[0]
-        if entry.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-            kind = onnx.TensorProto.DataType.Name(entry.type.tensor_type.elem_type)
-            raise ModelError(f"input '{entry.name}' is {kind}; export the model with float32 input")
+        kind = entry.type.tensor_type.elem_type
+        if kind not in _INPUT_TYPES:
+            shown = onnx.TensorProto.DataType.Name(kind)
+            raise ModelError(
+                f"input '{entry.name}' is {shown}; export the model with an input of float32, int8 "
+                "or uint8"
+            )
+        if kind != onnx.TensorProto.FLOAT:
+            self.codes[entry.name] = onnx.helper.tensor_dtype_to_np_dtype(kind)
         dims = [
             dim.dim_value if dim.HasField("dim_value") else None
             for dim in entry.type.tensor_type.shape.dim
@@ -255,6 +266,24 @@ class ImportState:
                 "exporting"
             )
         return self.views[name]
+
+    def reads_codes(self, node: Node) -> bool:
+        """Whether the node reads an activation in integers, as QuantizeLinear makes them."""
+        return any(name in self.codes for name in node.inputs)
+
+    def real_value(self, node: Node, number: float) -> float:
+        """A parameter of the node in real numbers; where it reads codes, it is one of these."""
+        written = self.codes.get(node.input(0))
+        if written is None:
+            return number
+        coding = self.codings.get(self.padded_view(node).tensor)
+        if coding is None:
+            node.refuse(
+                "works with the integers of the model's input before it is said what they stand "
+                "for; put DequantizeLinear before it"
+            )
+        code = number - (128 if written == np.uint8 else 0)
+        return coding.scale * (code - coding.zero_point)
 
     def is_behind_softmax(self, node: Node) -> bool:
         """Whether the node reads class probabilities."""
@@ -512,17 +541,15 @@ def named_nodes(graph: onnx.GraphProto) -> list[Node]:
             "DequantizeLinear",
         )
         domain = "" if proto.domain in ("", "ai.onnx") or same else f"{proto.domain}."
-        nodes.append(
-            Node(
-                proto.name or f"{proto.op_type.lower()}_{index}",
-                domain + proto.op_type,
-                tuple(proto.input),
-                tuple(proto.output),
-                {entry.name: _attribute(entry) for entry in proto.attribute},
-                proto,
-            )
-        )
+        name = proto.name or f"{proto.op_type.lower()}_{index}"
+        nodes.append(read_node(proto, name, domain + proto.op_type))
     return nodes
+
+
+def read_node(proto: onnx.NodeProto, name: str, operator: str) -> Node:
+    """The node of the file under a name of its own."""
+    attributes = {entry.name: _attribute(entry) for entry in proto.attribute}
+    return Node(name, operator, tuple(proto.input), tuple(proto.output), attributes, proto)
 
 
 def _attribute(entry: onnx.AttributeProto) -> Any:

@@ -60,7 +60,8 @@ def quantize_model(
     Raises CalibrationError where the file or the options don't fit the model, ModelError where the
     model can't be quantized.
     """
-    given = None if calibration is None else load_calibration(calibration)
+    codes = float_graph.codings.get(float_graph.input) if float_graph.integer_input else None
+    given = None if calibration is None else load_calibration(calibration, codes)
     samples = samples_for(float_graph, given)
     if samples is None:
         if options != DEFAULT_OPTIONS:

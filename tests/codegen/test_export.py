@@ -467,6 +467,16 @@ def test_the_quantized_file_of_a_bundle_is_its_first_version(
     assert imported_from(quantized, tmp_path, quantized_model()) == quantized.weights
 
 
+def test_a_full_integer_file_is_the_first_version_of_its_bundle_and_not_taken_for_an_export(
+    tmp_path: Path,
+) -> None:
+    path = MODELS / "full_integer_int8.onnx"
+    made = compile_model(path, "stm32f746", None, None, tmp_path / "bundle", CDDL)
+    assert import_weights(made, path) == made.weights
+    export_onnx(made, None, tmp_path / "version.onnx")
+    assert import_weights(made, tmp_path / "version.onnx") == made.weights
+
+
 def test_a_quantized_model_trained_elsewhere_is_a_new_version(
     quantized: Bundle, tmp_path: Path
 ) -> None:

@@ -454,18 +454,6 @@ def test_an_output_that_is_neither_classes_nor_the_input_is_refused() -> None:
         import_proto(proto)
 
 
-def test_the_other_quantized_format_is_refused_with_the_remedy() -> None:
-    inputs = ["x", "s", "z", "w", "s", "z", "s", "z"]
-    nodes = [helper.make_node("QLinearConv", inputs, ["q"], "q")]
-    constants = {
-        "s": np.array(0.1, np.float32),
-        "z": np.array(0, np.int8),
-        "w": np.zeros((1, 1, 1, 1), np.int8),
-    }
-    with pytest.raises(ModelError, match="QDQ format"):
-        import_proto(model(nodes, constants, output="q"))
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
