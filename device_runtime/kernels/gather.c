@@ -29,6 +29,20 @@ void tf_gather_input_gradient(const tf_selection *layer, const int16_t *error,
     const int32_t shift = missing > 0 ? missing : 0;
     memset(out, 0, layer->outer * whole * sizeof *out);
     int16_t *into = out;
+    if (layer->overlap_bits == 0u) { /* each error goes to a place of its own */
+        for (uint32_t place = 0; place < layer->outer; place++, into += whole) {
+            for (uint32_t i = 0; i < runs; i++, error += length) {
+                int16_t *target = into + first[i] * inner;
+                if (length == 1u) {
+                    *target = *error;
+                } else {
+                    memcpy(target, error, length * sizeof *target);
+                }
+            }
+        }
+        *out_scale = *scale;
+        return;
+    }
     for (uint32_t place = 0; place < layer->outer; place++, into += whole) {
         for (uint32_t i = 0; i < runs; i++) {
             int16_t *target = into + first[i] * inner;
