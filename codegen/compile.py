@@ -64,7 +64,7 @@ from codegen.firmware.flash_layout import (
 from codegen.firmware.model_digest import model_digest, sample_digest
 from codegen.firmware.toolchain import Toolchain, find_toolchain
 from codegen.graph.floats import LossChoice
-from codegen.graph.ir import Graph, Loss
+from codegen.graph.ir import Graph, Loss, sample_bytes
 from codegen.host_kernels import host_engine_sources
 from codegen.host_toolchain import HostToolchain, LinkError, Progress, Source, host_toolchain
 from codegen.importer.model import import_model
@@ -231,7 +231,7 @@ def compile_graph(
     wanted = list(plans) if plans else default_plans(graph)
     _distinct(wanted)
     weights = blob.published_by(graph, [*wanted, *publish])
-    log = sample_log_needs(math.prod(graph.tensors[graph.input].shape), sample_log_bytes)
+    log = sample_log_needs(sample_bytes(graph), sample_log_bytes)
     flash = _FlashPlan(board, weights.published.size, weights.frozen.size, log, samples)
     flash.layout(0)
     programs = []
@@ -453,6 +453,8 @@ def _manifest(
         classes=head.bias.size,
         parameters=parameter_count(graph),
         logit_scale=graph.tensors[head.input].scale * head.weight_scale / 256,
+        loss=head.loss,
+        target_scale=head.target_scale,
     )
     factory = WeightsInfo(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), file=WEIGHTS)
     info = BoardInfo(name=board.name, active_milliwatts=board.active_milliwatts)

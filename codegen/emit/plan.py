@@ -301,6 +301,8 @@ class StepWriter:
     def _cross_entropy(self, step: Step) -> list[str]:
         return ["frame->logits", "frame->label", *self.error_in(step)]
 
+    _binary_cross_entropy = _cross_entropy
+
     def _mean_squared_error(self, step: Step) -> list[str]:
         return ["frame->logits", "frame->input", *self.error_in(step)]
 

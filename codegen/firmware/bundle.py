@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,7 @@ from pydantic import (
 from codegen.errors import BudgetError, BundleError
 from codegen.firmware.boards import Board, FlashName, load_board
 from codegen.firmware.flash_layout import Keep
-from codegen.graph.ir import Loss
+from codegen.graph.ir import Loss, label_count
 from codegen.program import blob
 from codegen.program.row_pairs import Order
 
@@ -75,6 +76,9 @@ class InputInfo(_Strict):
 class ModelInfo(_Strict):
     """The model that the bundle was made from; ``logit_scale`` is the real value of one step.
 
+    ``classes`` counts its outputs, whatever its ``loss``. ``target_scale`` is the real value of one
+    step of a sample's targets, where the loss has any. Neither is written at its default.
+
     ``digest`` says what the bytes of the weights mean, ``sample_digest`` what those of samples
     (``codegen.firmware.model_digest``). ``parameters`` counts all weights and biases, the frozen
     ones as well.
@@ -88,6 +92,38 @@ class ModelInfo(_Strict):
     classes: int
     parameters: Count
     logit_scale: float
+    loss: Loss = "cross-entropy"
+    target_scale: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_far_as_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        defaults = {"loss": "cross-entropy", "target_scale": None}
+        return {k: v for k, v in fields.items() if k not in defaults or v != defaults[k]}
+
+    @property
+    def labels(self) -> int:
+        """Labels of samples are below it."""
+        return label_count(self.loss, self.classes)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of a sample in a device's log."""
+        targets = 0 if self.target_scale is None else self.classes
+        return math.prod(self.input.shape) + 2 * targets
+
+    def payloads(self, codes: NDArray[np.int8], targets: NDArray[Any]) -> NDArray[np.int8]:
+        """Samples (n, sample_bytes) as a device logs them.
+
+        ``codes`` are inputs (n, H, W, C), ``targets`` real values (n, outputs), which count only
+        where the loss has targets.
+        """
+        flat = codes.reshape(len(codes), -1)
+        if self.target_scale is None:
+            return flat
+        steps = np.rint(targets.reshape(len(codes), self.classes) / self.target_scale)
+        behind = np.clip(steps, -32768, 32767).astype("<i2")
+        return np.concatenate([flat, behind.view(np.int8)], axis=1)
 
 
 class BoardInfo(_Strict):

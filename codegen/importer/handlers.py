@@ -338,7 +338,7 @@ def _softmax(state: ImportState, node: Node) -> None:
             f"attribute axis = {axis} on shape {list(view.sizes)}; it is only supported over the "
             "classes of the classifier, at the end"
         )
-    state.views[node.outputs[0]] = dataclasses.replace(view, after_softmax=True)
+    state.views[node.outputs[0]] = dataclasses.replace(view, after="Softmax")
 
 
 _FREE = "the same values in other dimensions: it costs nothing"

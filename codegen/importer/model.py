@@ -27,6 +27,7 @@ from codegen.graph.ir import Loss
 from codegen.importer.draft import DraftGraph
 from codegen.importer.handlers import HANDLERS, SUPPORTED_OPERATORS, unsupported
 from codegen.importer.loss import Outputs, choose_loss
+from codegen.importer.outputs import Choice, choose_output
 from codegen.importer.passes import PASSES
 from codegen.importer.quantized import transpose_integers
 from codegen.importer.state import Affine, ImportState, Node, View
@@ -43,16 +44,20 @@ _NEVER_COMPUTED = ("Constant", "DequantizeLinear", "If", "Loop", "Scan")
 
 
 def import_model(
-    path: Path | str, loss: Loss | None = None, samples: Path | str | None = None
+    path: Path | str,
+    loss: Loss | None = None,
+    samples: Path | str | None = None,
+    output: str | None = None,
 ) -> FloatGraph:
     """Reads an ONNX file.
 
     ``loss`` says what the model is trained with; without it the model says so, or the labels of
-    ``samples`` (see `choose_loss`). Raises ModelError for a file that is missing, damaged or
+    ``samples`` (see `choose_loss`). ``output`` is which of several outputs is the network's, where
+    the others aren't made of it (see `choose_output`). Raises ModelError for a file that is missing, damaged or
     unsupported, and where the loss can't be known; CalibrationError for ``samples`` that can't be
     read.
     """
-    return import_proto(load_file(path), Path(path).stem, loss, samples)
+    return import_proto(load_file(path), Path(path).stem, loss, samples, output)
 
 
 def load_file(path: Path | str) -> onnx.ModelProto:
@@ -72,6 +77,7 @@ def import_proto(
     name: str | None = None,
     loss: Loss | None = None,
     samples: Path | str | None = None,
+    output: str | None = None,
 ) -> FloatGraph:
     """Turns a loaded ONNX model into a float graph; options and errors are `import_model`'s."""
     opset = _checked_opset(model)
@@ -84,12 +90,13 @@ def import_proto(
         raise ModelError(f"the model breaks the ONNX rules: {reason}; export it again") from error
     try:
         state = ImportState(model.graph, name or model.graph.name or "model")
-        draft, result = _run(state, opset)
+        chosen = choose_output(state.nodes, state.outputs, output, state.constants)
+        draft, result = _run(state, chosen, opset)
     except _DAMAGE as error:
         raise ModelError(f"the model contradicts itself ({error}); export it again") from error
-    choice = choose_loss(_outputs(state, result), loss, samples)
-    if choice.loss == "mse":
-        _to_reconstruction(state, draft, result)
+    choice = choose_loss(_outputs(state, chosen, result), loss, samples)
+    _set_loss(state, draft, result, choice)
+    choice = dataclasses.replace(choice, output=chosen.tensor, output_because=chosen.because)
     return _finished(state, draft, choice)
 
 
@@ -108,25 +115,30 @@ def _checked_opset(model: onnx.ModelProto) -> int:
     return int(versions[0])
 
 
-def _run(state: ImportState, opset: int) -> tuple[DraftGraph, View]:
+def _run(state: ImportState, chosen: Choice, opset: int) -> tuple[DraftGraph, View]:
     """The draft in its normal form, and the model's output."""
-    for node in state.nodes:
+    for node in chosen.nodes:
         if _is_constant(state, node):
             _compute(state, node, opset)
+            continue
+        if node.outputs[0] == chosen.sigmoid:
+            view = dataclasses.replace(state.view(node), after="Sigmoid")
+            state.views[chosen.sigmoid] = view
             continue
         handler = HANDLERS.get(node.operator)
         if handler is None:
             node.refuse(unsupported(node.operator))
-        if state.is_behind_softmax(node) and not handler.renames:
+        end = state.end_before(node)
+        if end and not handler.renames:
             node.refuse(
-                "reads the output of a Softmax, behind which only reshapes are supported; export "
+                f"reads the output of a {end}, behind which only reshapes are supported; export "
                 "the model without what follows"
             )
         handler.read(state, node)
-    result = state.views.get(state.outputs[0])
+    result = state.views.get(chosen.tensor)
     if result is None:
         raise ModelError(
-            f"output '{state.outputs[0]}' isn't computed from the model's input; export it again"
+            f"output '{chosen.tensor}' isn't computed from the model's input; export it again"
         )
     draft = DraftGraph(state.input, result.tensor, state.ops, state.shapes, state.codings)
     for run_pass in PASSES:
@@ -164,30 +176,36 @@ def _compute(state: ImportState, node: Node, opset: int) -> None:
         transpose_integers(state, node, tuple(order))
 
 
-def _outputs(state: ImportState, result: View) -> Outputs:
+def _outputs(state: ImportState, chosen: Choice, result: View) -> Outputs:
     return Outputs(
         state.name,
-        state.outputs[0],
+        chosen.tensor,
         tuple(size for size in result.sizes if size > 1),
         tuple(size for size in state.sample_shape if size > 1),
-        result.after_softmax,
+        result.after,
     )
 
 
-def _to_reconstruction(state: ImportState, draft: DraftGraph, result: View) -> None:
-    """Puts the head's rows in the order of the input's elements; its loss is the squared error."""
+def _set_loss(
+    state: ImportState, draft: DraftGraph, result: View, choice: LossChoice
+) -> None:
+    """Gives the head its loss, and its rows the order of the file's outputs, or of the input."""
     head = draft.ops[draft.output]
     assert isinstance(head, FloatHead)
     rows = state.roles_of(result.tensor).channels
     order = [rows.index(axis) for group in result.dims for axis in group]
     place = np.arange(len(head.bias)).reshape([axis.size for axis in rows]).transpose(order)
-    place = place.reshape(1, *state.sample_shape)
     layout = state.sample_layout
-    if layout is not None:
+    if choice.loss == "mse" and choice.target_scale is None and layout is not None:
+        place = place.reshape(1, *state.sample_shape)
         place = layout.arrange(place, state.shapes[state.input])
     chosen = place.reshape(-1)
     draft.ops[draft.output] = dataclasses.replace(
-        head, weight=head.weight[chosen], bias=head.bias[chosen], loss="mse"
+        head,
+        weight=head.weight[chosen],
+        bias=head.bias[chosen],
+        loss=choice.loss,
+        target_scale=choice.target_scale,
     )
 
 

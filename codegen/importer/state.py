@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 import onnx
@@ -105,7 +105,7 @@ class View:
     tensor: str
     dims: tuple[Group, ...]
     padding: Padding = dataclasses.field(default_factory=Padding)
-    after_softmax: bool = False
+    after: Literal["", "Softmax", "Sigmoid"] = ""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -155,10 +155,9 @@ class ImportState:
 
     def _read_input(self, graph: onnx.GraphProto) -> str:
         inputs = [entry for entry in graph.input if entry.name not in self.constants]
-        if len(inputs) != 1 or len(self.outputs) != 1:
+        if len(inputs) != 1:
             raise ModelError(
-                f"the model has {len(inputs)} inputs and {len(self.outputs)} outputs; "
-                "export a network with one input and one output"
+                f"the model has {len(inputs)} inputs; export a network with one input"
             )
         entry = inputs[0]
         if entry.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
@@ -230,9 +229,9 @@ class ImportState:
             )
         return self.views[name]
 
-    def is_behind_softmax(self, node: Node) -> bool:
-        """Whether the node reads class probabilities."""
-        return any(self.views[name].after_softmax for name in node.inputs if name in self.views)
+    def end_before(self, node: Node) -> str:
+        """What has made the probabilities that the node reads; '' where these are none."""
+        return next((end for n in node.inputs if n in self.views and (end := self.views[n].after)), "")
 
     def picture(self, node: Node, index: int = 0, *, padded: bool = False) -> tuple[View, Roles]:
         """Input ``index`` as (batch, channels, [height,] [width]), and the axes of its tensor."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Op, Operation, inputs_of
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Loss, Op, Operation, inputs_of
 from codegen.operators import operator_of
 from codegen.program import scratch, streaming
 from codegen.program.memory_plan import Overlap
@@ -19,6 +19,14 @@ from codegen.program.plans import Plan
 from codegen.program.steps import INPUT, SCALE_BYTES, SCALES, Phase, Step
 
 Parameterized = Conv | DepthwiseConv
+
+_LOSS_KERNELS: Mapping[Loss, str] = MappingProxyType(
+    {
+        "cross-entropy": "cross_entropy",
+        "binary": "binary_cross_entropy",
+        "mse": "mean_squared_error",
+    }
+)
 
 
 @dataclass
@@ -195,8 +203,7 @@ class StepBuilder:
         head = self.graph.head
         self.error_index["error logits"] = len(self.error_index)
         error = self.buffer("error logits", 2 * head.bias.size)
-        kernel = "mean_squared_error" if head.loss == "mse" else "cross_entropy"
-        self.step("loss", kernel, head, {"error": error})
+        self.step("loss", _LOSS_KERNELS[head.loss], head, {"error": error})
 
     # Backward.
 

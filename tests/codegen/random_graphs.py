@@ -1,5 +1,8 @@
 """Small random networks with every operation, for tests that compare implementations."""
 
+import dataclasses
+from typing import Literal
+
 import numpy as np
 
 from codegen.graph.floats import (
@@ -208,6 +211,26 @@ def random_pooled_graph(seed: int, loss: Loss | None = None) -> tuple[Graph, np.
         network.dense("hidden", int(rng.integers(4, 20)))
     chosen = loss or ("mse" if rng.random() < 0.3 else "cross-entropy")
     return _quantized(network.finish_flat(chosen), rng)
+
+
+def random_target_graph(seed: int, loss: Literal["binary", "mse"]) -> tuple[Graph, np.ndarray]:
+    """A `random_graph` of one output or several that are each a yes or no, or that stand for targets,
+    and flat samples for it, the bytes of their targets behind the input."""
+    graph, samples = random_graph(seed)
+    rng = np.random.default_rng([seed, 4])
+    outputs = int(rng.integers(1, graph.head.bias.size + 1))
+    head = dataclasses.replace(
+        graph.head,
+        weight=graph.head.weight[:outputs],
+        bias=graph.head.bias[:outputs],
+        loss=loss,
+        target_scale=float(rng.choice([1e-5, 3e-4, 0.02])) if loss == "mse" else None,
+    )
+    flat = samples.reshape(len(samples), -1)
+    if loss == "mse":
+        targets = rng.integers(-(2**15), 2**15, (len(samples), outputs)).astype("<i2")
+        flat = np.concatenate([flat, targets.view(np.int8)], axis=1)
+    return dataclasses.replace(graph, ops=(*graph.ops[:-1], head)), flat
 
 
 def padded_graph(padding: Padding, seed: int = 0) -> tuple[Graph, np.ndarray]:

@@ -9,7 +9,7 @@
     member(convolution_forward) member(depthwise_forward) member(add_forward) \
     member(pool_forward) member(max_pool_forward) member(average_pool_forward) \
     member(concat_forward) member(requantize_forward) member(lookup_forward) member(head_forward) \
-    member(cross_entropy) \
+    member(cross_entropy) member(binary_cross_entropy) \
     member(mean_squared_error) member(error_mask) member(error_sum) member(error_scale) \
     member(lookup_input_gradient) member(pool_input_gradient) member(max_pool_input_gradient) \
     member(average_pool_input_gradient) member(concat_input_gradient) \
