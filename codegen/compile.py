@@ -67,6 +67,7 @@ from codegen.graph.floats import LossChoice
 from codegen.graph.ir import Graph, Loss, sample_bytes
 from codegen.host_kernels import host_engine_sources
 from codegen.host_toolchain import HostToolchain, LinkError, Progress, Source, host_toolchain
+from codegen.importer.loss import check_known
 from codegen.importer.model import import_model
 from codegen.program import blob
 from codegen.program.blob import Weights
@@ -141,6 +142,8 @@ def compile_model(
     suggest: Suggest | None = None,
     publish: Sequence[str | PlanSpec] = (),
     loss: Loss | None = None,
+    output: str | None = None,
+    guess: bool = True,
 ) -> Bundle:
     """Compiles ``model`` (ONNX, float or QDQ) for ``board`` into the bundle folder ``out``.
 
@@ -155,7 +158,8 @@ def compile_model(
     dozen samples where the flash has it. ``samples`` says which of them stay when it is full.
     ``suggest`` adds to the error for a plan that doesn't fit what could be trained instead
     (`codegen.plan_search.nearest.suggestion`). ``loss`` says what the model is trained with, where
-    neither the model nor labels `y` beside the samples do.
+    neither the model nor labels `y` beside the samples do, ``output`` which of several outputs is
+    trained. Where the loss is still a guess, without ``guess`` it is asked for instead.
 
     Raises a CodegenError whose message names the thing and the remedy.
     """
@@ -169,7 +173,9 @@ def compile_model(
 
     tell("importing", 0, 1)
     path = Path(model)
-    float_graph = import_model(path, loss, calibration)
+    float_graph = import_model(path, loss, calibration, output)
+    if not guess and float_graph.loss_choice is not None:
+        check_known(float_graph.loss_choice)
     tell("importing", 1, 1)
     tell("quantizing", 0, 1)
     quantized = quantize_model(float_graph, calibration, quantization)
@@ -284,7 +290,13 @@ def compile_graph(
         notes.append(_log_fills(regions.samples, log[0]))
     report = Report(
         board=board.name,
-        loss=LossInfo(name=choice.loss, because=choice.because, guessed=choice.guessed),
+        loss=LossInfo(
+            name=choice.loss,
+            because=choice.because,
+            guessed=choice.guessed,
+            output=choice.output,
+            output_because=choice.output_because,
+        ),
         plans=made.reports,
         flash_bytes=made.sizes.flash,
         flash_regions=regions,

@@ -40,9 +40,12 @@ def plan_source(index: int, program: Program, weights: Weights) -> str:
         "#define STATE(type, offset) ((type *)(void *)(frame->state + (offset)))",
         "#define WEIGHTS(type, offset) ((const type *)(const void *)(frame->weights + (offset)))",
         *_frozen_weights(weights),
-        f"#define SCALE(index) (ARENA(tf_scale, {program.offsets[SCALES]}) + (index))",
-        "",
     ]
+    if SCALES in program.offsets:
+        lines.append(
+            f"#define SCALE(index) (ARENA(tf_scale, {program.offsets[SCALES]}) + (index))"
+        )
+    lines.append("")
     if any(step.kernel.endswith("_update") for step in program.steps):
         lines += [
             "static tf_update update_of(const tf_frame *frame)",

@@ -69,7 +69,8 @@ def _model_source(
             f"        {program.delta_values - _values(program.personal_segments)}, "
             f"{_layout(program, program.personal_segments)}, "
             f"{_layout(program, program.segments if program.personal_segments else ())},",
-            f"        {len(program.segments)}, {program.plan.accumulate}, plan_{index}_segments,",
+            f"        {len(program.segments)}, {program.plan.accumulate}, "
+            f"{f'plan_{index}_segments' if program.segments else 0},",
             f"        {', '.join(f'plan_{index}_{phase}' for phase in PHASES)},",
             "    },",
         ]
@@ -116,6 +117,8 @@ def _words(name: str, data: bytes) -> list[str]:
 def _segments(index: int, program: Program, published: Blob) -> list[str]:
     tensors = {tensor.name: tensor for tensor in published.tensors}
     lines = _channel_tables(index, program)
+    if not program.segments:
+        return lines
     lines.append(f"static const tf_segment plan_{index}_segments[] = {{")
     for segment in program.segments:
         tensor = tensors[segment.tensor]

@@ -305,11 +305,13 @@ class FlashBytes(_Strict):
 
 
 class LossInfo(_Strict):
-    """What the model is trained with, why, and whether that is a guess."""
+    """What the model is trained with, why, and whether that is a guess; see `LossChoice`."""
 
     name: Loss
     because: str
     guessed: bool
+    output: str = ""
+    output_because: str = ""
 
 
 class Report(_Strict):

@@ -33,7 +33,8 @@ _MEANING: Mapping[Loss, str] = {
 class Outputs:
     """What the file tells of a model's outputs; sizes are those of axes above 1, without batch.
 
-    ``after`` is the function behind them, "Softmax" or "Sigmoid", or ''.
+    ``after`` is the function behind them, "Softmax" or "Sigmoid", or ''. ``largest`` is an output
+    of the file that tells which of them is the largest, or ''.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Outputs:
     sizes: tuple[int, ...]
     input_sizes: tuple[int, ...]
     after: str
+    largest: str
 
     @property
     def count(self) -> int:
@@ -91,13 +93,23 @@ def choose_loss(outputs: Outputs, wanted: Loss | None, samples: Path | str | Non
     if outputs.after == "Sigmoid":
         if "binary" not in outputs.losses:
             raise ModelError(
-                f"{outputs.what} ends in a Sigmoid and has {_shown(outputs)} values: a label has "
+                f"{outputs.what} ends in a Sigmoid and has {_shown(outputs)}: a label has "
                 f"bits for {MOST_BINARY_OUTPUTS} of yes and no at most, and pictures are "
                 "reconstructed without an activation at the end; export the model without the "
                 "Sigmoid, with fewer outputs, or say --loss none"
             )
         return LossChoice("binary", "the model ends in a Sigmoid")
     return _told_by_shape(outputs) if labels is None else _told_by_labels(outputs, labels)
+
+
+def check_known(choice: LossChoice) -> None:
+    """Raises ModelError for a loss that is a guess, with what may be said instead."""
+    if choice.guessed:
+        said = [f"--loss {loss} says that {_MEANING[loss]}." for loss in _MEANING]
+        raise ModelError(
+            f"output '{choice.output}': what is it trained for? {choice.because[0].upper()}"
+            f"{choice.because[1:]}. {' '.join(said)} Labels '{LABELS}' tell as well"
+        )
 
 
 def _told_by_shape(outputs: Outputs) -> LossChoice:
@@ -112,12 +124,13 @@ def _told_by_shape(outputs: Outputs) -> LossChoice:
             "as well",
         )
     if outputs.count == 1 or outputs.are_a_picture:
-        what = f"has {_shown(outputs)} values" if outputs.count > 1 else "is one value"
         raise _asked(
             outputs,
-            f"{what}, and there are no labels '{LABELS}' beside samples that say what for.",
+            f"has {_shown(outputs)}, and there are no labels '{LABELS}' beside samples that say what for.",
             f"Labels '{LABELS}' tell as well",
         )
+    if outputs.largest:
+        return LossChoice("cross-entropy", f"output '{outputs.largest}' tells the largest of them")
     return LossChoice(
         "cross-entropy",
         f"the model has no Softmax, and there are no labels '{LABELS}' beside samples",
@@ -142,7 +155,7 @@ def _told_by_labels(outputs: Outputs, labels: Labels) -> LossChoice:
         return _targets(outputs, labels, f"the labels '{LABELS}' of the samples are real numbers")
     raise _asked(
         outputs,
-        f"has {count} values, and the samples' labels '{LABELS}' are {labels.description}: neither "
+        f"has {_shown(outputs)}, and the samples' labels '{LABELS}' are {labels.description}: neither "
         f"numbers of classes 0 … {count - 1}, nor zeros and ones, nor real numbers for each value.",
         f"Or mend the labels '{LABELS}'",
     )
@@ -171,7 +184,7 @@ def _as_wanted(outputs: Outputs, wanted: Loss, labels: Labels | None) -> LossCho
     if wanted not in outputs.losses:
         made = f", made by a {outputs.after}" if outputs.after else ""
         raise ModelError(
-            f"{outputs.what} has {_shown(outputs)} values{made}, and --loss {wanted} is not for "
+            f"{outputs.what} has {_shown(outputs)}{made}, and --loss {wanted} is not for "
             f"such; it takes {', '.join(f'--loss {loss}' for loss in outputs.losses)}, or export "
             "the model with another end"
         )
@@ -185,11 +198,11 @@ def _as_wanted(outputs: Outputs, wanted: Loss, labels: Labels | None) -> LossCho
     if outputs.can_be_the_input:
         return LossChoice("mse", because)
     raise ModelError(
-        f"{outputs.what} has {_shown(outputs)} values, and the input {list(outputs.input_sizes)}: "
+        f"{outputs.what} has {_shown(outputs)}, and the input {list(outputs.input_sizes)}: "
         "--loss mse is against the model's own input, or against targets; give these beside the "
         f"samples, as floats '{LABELS}' (samples, {outputs.count}) in the archive of --calibration"
     )
 
 
 def _shown(outputs: Outputs) -> str:
-    return " x ".join(map(str, outputs.sizes or (1,)))
+    return " x ".join(map(str, outputs.sizes)) + " values" if outputs.count > 1 else "one value"

@@ -183,6 +183,7 @@ def _outputs(state: ImportState, chosen: Choice, result: View) -> Outputs:
         tuple(size for size in result.sizes if size > 1),
         tuple(size for size in state.sample_shape if size > 1),
         result.after,
+        chosen.largest,
     )
 
 

@@ -9,7 +9,7 @@ place than outputs that weren't chosen is never looked at.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,15 @@ _ENDS = ("Softmax", "LogSoftmax", "Sigmoid")
 class Choice:
     """The ONNX tensor that is the network's output, the nodes that lead to it, and a word on why.
 
-    ``sigmoid`` is the output of a Sigmoid that nothing but renaming follows, or ''.
+    ``sigmoid`` is the output of a Sigmoid that nothing but renaming follows, or ''. ``largest`` is
+    the file's output that tells which score is the largest, or ''.
     """
 
     tensor: str
     nodes: tuple[Node, ...]
     because: str = ""
     sigmoid: str = ""
+    largest: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,14 @@ class _Traced:
     """Where an output comes from.
 
     ``scores`` are what decisions were taken of, or the output itself; ``origin`` what is left
-    without renames and the end. ``decided`` says that there were decisions.
+    without renames and the end. ``decided`` says that there were decisions, ``largest`` that one
+    took the largest.
     """
 
     scores: str
     origin: str
     decided: bool
+    largest: bool
     ends: bool
 
 
@@ -89,7 +93,9 @@ def choose_output(
     best = min(traced, key=lambda name: (traced[name].decided, not traced[name].ends))
     chosen = traced[best].scores
     others = [name for name in outputs if name != chosen]
-    return trace.choice(chosen, f"{_named(others)} {_made(others)} of it" if others else "")
+    because = f"{_named(others)} {_made(others)} of it" if others else ""
+    largest = next((name for name in outputs if traced[name].largest), "")
+    return replace(trace.choice(chosen, because), largest=largest)
 
 
 def _named(names: Sequence[str]) -> str:
@@ -110,12 +116,14 @@ class _Trace:
 
     def traced(self, output: str) -> _Traced:
         """Where ``output`` comes from."""
-        at, scores, decided, ends = output, output, False, False
+        at, scores = output, output
+        decided = largest = ends = False
         while (node := self.makers.get(at)) is not None:
             source = self._yes_of_both(node)
             if source or node.operator in _DECISIONS:
                 source = source or self._data_of(node)
                 scores, decided, ends = source, True, False
+                largest = largest or node.operator in ("ArgMax", "TopK")
             elif node.operator in _RENAMES:
                 source = self._data_of(node)
             elif node.operator in _ENDS and not ends:
@@ -123,7 +131,7 @@ class _Trace:
             else:
                 break
             at = source
-        return _Traced(scores, at, decided, ends)
+        return _Traced(scores, at, decided, largest, ends)
 
     def choice(self, tensor: str, because: str) -> Choice:
         """``tensor`` as the network's output."""

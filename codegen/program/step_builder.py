@@ -95,9 +95,10 @@ class StepBuilder:
     def loss_and_backward(self) -> Part:
         """The rest of the program; fills ``error_index``."""
         self._part = Part()
-        self._loss()
-        self._backward()
-        self.buffer(SCALES, SCALE_BYTES * len(self.error_index))
+        if self.graph.head.loss != "none":
+            self._loss()
+            self._backward()
+            self.buffer(SCALES, SCALE_BYTES * len(self.error_index))
         return self._part
 
     # What operations make their steps with.

@@ -86,12 +86,20 @@ Equalize = Annotated[
 ]
 
 TrainedLoss = Annotated[
-    Literal["cross-entropy", "mse"] | None,
+    Literal["cross-entropy", "binary", "mse", "none"] | None,
     typer.Option(
         "--loss",
-        help="What the model is trained with: cross-entropy (its outputs are logits of classes) or "
-        "mse (they reconstruct its input). Default: what the model, or labels `y` beside the "
+        help="What the model is trained with: cross-entropy (its outputs are logits of classes), "
+        "binary (each is the logit of a yes or no), mse (they reconstruct its input, or stand for "
+        "targets `y`) or none (it only infers). Default: what the model, or labels `y` beside the "
         "samples, say.",
+    ),
+]
+TrainedOutput = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        help="Which of several outputs is trained. Default: the one that the others are made of.",
     ),
 ]
 
@@ -141,6 +149,7 @@ def compile_command(
         ),
     ] = "newest",
     loss: TrainedLoss = None,
+    output: TrainedOutput = None,
     compiler: Compiler = None,
     json: Json = False,
 ) -> None:
@@ -162,6 +171,7 @@ def compile_command(
         samples=samples,
         compiler=compiler,
         loss=loss,
+        output=output,
         as_json=json,
     )
 
@@ -219,6 +229,7 @@ def plan_command(
         Path, typer.Option(help="Plan file; pictures and what a run resumes from lie beside it.")
     ] = Path("plans.json"),
     loss: TrainedLoss = None,
+    output: TrainedOutput = None,
     compiler: Compiler = None,
     json: Json = False,
 ) -> None:
@@ -252,6 +263,7 @@ def plan_command(
         out=out,
         compiler=compiler,
         loss=loss,
+        output=output,
         as_json=json,
     )
 
