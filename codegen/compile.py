@@ -259,7 +259,7 @@ def compile_graph(
     notes += [
         f"plan {name} is left out: it would train the same values as a smaller one"
         for name in DEFAULT_NAMES
-        if not plans and name not in names
+        if not plans and graph.head.loss != "none" and name not in names
     ]
     swapped = [plan for plan in made.reports if not plan.fits and plan.id in (coarser or {})]
     if coarser and swapped:

@@ -112,19 +112,6 @@ class ModelInfo(_Strict):
         targets = 0 if self.target_scale is None else self.classes
         return math.prod(self.input.shape) + 2 * targets
 
-    def payloads(self, codes: NDArray[np.int8], targets: NDArray[Any]) -> NDArray[np.int8]:
-        """Samples (n, sample_bytes) as a device logs them.
-
-        ``codes`` are inputs (n, H, W, C), ``targets`` real values (n, outputs), which count only
-        where the loss has targets.
-        """
-        flat = codes.reshape(len(codes), -1)
-        if self.target_scale is None:
-            return flat
-        steps = np.rint(targets.reshape(len(codes), self.classes) / self.target_scale)
-        behind = np.clip(steps, -32768, 32767).astype("<i2")
-        return np.concatenate([flat, behind.view(np.int8)], axis=1)
-
 
 class BoardInfo(_Strict):
     """The board that the bundle was made for.

@@ -185,3 +185,13 @@ def label_count(loss: Loss, outputs: int) -> int:
             return 1 << outputs
         case "mse" | "none":
             return 1 << 16
+
+
+def with_targets(
+    codes: NDArray[np.int8], targets: NDArray[np.floating], scale: float
+) -> NDArray[np.int8]:
+    """Samples (n, sample_bytes) as a device logs them: flat ``codes`` (n, …), and behind them
+    real ``targets`` (n, outputs) as int16 of ``scale``, little-endian; beyond its ends saturate."""
+    steps = np.rint(targets.astype(np.float64) / scale)
+    behind = np.clip(steps, -32768, 32767).astype("<i2")
+    return np.concatenate([codes.reshape(len(codes), -1), behind.view(np.int8)], axis=1)

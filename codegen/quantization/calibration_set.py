@@ -99,7 +99,7 @@ def fit_to_input(
     expected = graph.shapes[graph.input]
     if calibration.shape[1:] == graph.sample_shape:
         calibration = graph.arrange(calibration)
-    if calibration.ndim < 2 or len(calibration) == 0 or not _same_but_ones(calibration, expected):
+    if calibration.ndim < 2 or len(calibration) == 0 or not same_but_ones(calibration, expected):
         shown = ", ".join(str(size) for size in expected)
         raise CalibrationError(
             f"calibration set of shape {calibration.shape}; the model's input '{graph.input}' "
@@ -127,7 +127,8 @@ def _as_in_file(graph: FloatGraph) -> str:
     return f", or as the model file has it: (samples, {shown})"
 
 
-def _same_but_ones(samples: NDArray[np.floating], expected: ChannelsFirst) -> bool:
+def same_but_ones(samples: NDArray[np.generic], expected: ChannelsFirst) -> bool:
+    """Whether ``samples`` have the axes of ``expected``, but for those of size 1."""
     found = [size for size in samples.shape[1:] if size != 1]
     return found == [size for size in expected if size != 1]
 

@@ -239,10 +239,7 @@ def plan_command(
     from fleet.cli._plan import make_plans
     from fleet.cli._quantization import quantization_options
 
-    if not 0.0 < learning_rate < 4096.0:
-        raise typer.BadParameter(
-            f"{learning_rate:g} is not between 0 and 4096", param_hint="--learning-rate"
-        )
+    _check_rate(learning_rate)
     make_plans(
         model=model,
         board=board,
@@ -268,17 +265,69 @@ def plan_command(
     )
 
 
+def _check_rate(learning_rate: float) -> None:
+    if not 0.0 < learning_rate < 4096.0:
+        raise typer.BadParameter(
+            f"{learning_rate:g} is not between 0 and 4096", param_hint="--learning-rate"
+        )
+
+
 @app.command()
 def measure(
     bundle: BundleFolder = None,
     plan: OnePlan = None,
     machine: Annotated[str, typer.Option(help="What runs the image: unicorn.")] = "unicorn",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="NPZ of your labelled samples, `x` and `y` as for plan: say how good the bundle is "
+            "on them instead."
+        ),
+    ] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option("--model", help="With --data: the ONNX file, to compare the bundle with."),
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="With --data: train so long, and measure again.")
+    ] = 0,
+    learning_rate: Annotated[
+        float, typer.Option(help="With --epochs: learning rate at the beginning.")
+    ] = 0.01,
+    held_out: Annotated[
+        float, typer.Option(help="With --epochs: share of the samples that is measured on.")
+    ] = 1 / 3,
+    seed: Annotated[int, typer.Option(help="With --epochs: same seed, same samples held out.")] = 1,
     json: Json = False,
 ) -> None:
-    """Run a bundle's image and report the instructions, stack and SRAM that it really uses."""
+    """Run a bundle's image and report the instructions, stack and SRAM that it really uses.
+
+    With --data: run its engine on your samples, and report how often it is right.
+    """
     from fleet.cli._bundles import named_or_newest
     from fleet.cli._measure import measure_bundle
 
+    if data is not None:
+        from codegen.plan_search.training import Schedule
+        from fleet.cli._measure_data import measure_data
+
+        _check_rate(learning_rate)
+        if not 0.0 < held_out < 1.0:
+            raise typer.BadParameter(
+                f"{held_out:g} is not between 0 and 1", param_hint="--held-out"
+            )
+        measure_data(
+            bundle=named_or_newest(bundle),
+            plan=plan,
+            data=data,
+            model=onnx,
+            schedule=Schedule(epochs=epochs, learning_rate=learning_rate, seed=seed),
+            held_out=held_out,
+            as_json=json,
+        )
+        return
+    if onnx is not None or epochs:
+        raise typer.BadParameter("--model and --epochs need samples", param_hint="--data")
     measure_bundle(bundle=named_or_newest(bundle), plan=plan, machine=machine, as_json=json)
 
 
