@@ -30,7 +30,8 @@
     ├── ServiceError        the coordinator's service can't be reached, or refuses
     ├── AggregationError    sums of a round don't fit the model or each other
     ├── CampaignError       a campaign's description or a step of it is wrong
-    │   └── LeasedError     other campaigns have all devices that a round could ask
+    │   ├── LeasedError     other campaigns have all devices that a round could ask
+    │   └── BudgetSpentError    too few devices have privacy left to spend on a round
     └── FlowerError         Flower's processes can't be started or reached
 
 Every message names the thing and says what to do about it.
@@ -188,6 +189,18 @@ class CampaignError(FleetError):
 
 class LeasedError(CampaignError):
     """Other campaigns have all devices that a round could ask."""
+
+
+class BudgetSpentError(CampaignError):
+    """Too few devices have privacy left to spend on a round; no later one will have more."""
+
+    def __init__(self, number: int, left: int, spent: int) -> None:
+        """So many have some ``left`` for round ``number``, and so many don't."""
+        super().__init__(
+            f"round {number}: {left} devices with privacy budget left are too few to hide in each "
+            f"other, and {spent} have spent theirs (privacy-budget-spent); a campaign with more "
+            "privacy.budget_epsilon, or with other devices, could go on"
+        )
 
 
 class FlowerError(FleetError):

@@ -174,13 +174,13 @@ def run(
         parts: list[list[PlanSum]] = []
         for deltas in members:
             total = _unmasked(deltas, parameters, chance) if threat.masked else np.sum(deltas, 0)
+            values, weight = bytes(8 * entry.delta_values), 0
             if total is None:
                 refused += 1
-                parts.append([])
-                continue
-            values = total.astype("<i8").tobytes()
-            parts.append([plan_sum_from_manifest(manifest, entry, values, len(deltas))])
-        if any(parts):
+            else:
+                values, weight = total.astype("<i8").tobytes(), len(deltas)
+            parts.append([plan_sum_from_manifest(manifest, entry, values, weight)])
+        if any(one.weight for part in parts for one in part):
             state = rule.apply(state, rule.of_sets(parts))
         made = blob_from_master(manifest.tensors, state.master, size)
         answers.append(right_answers(victim, people, made))

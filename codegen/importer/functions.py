@@ -2,7 +2,8 @@
 
 x · sigmoid(x), GELU by Erf or Tanh, a HardSwish of sums and clips: products of what is computed
 from one tensor, element by element, are functions of that tensor. Products of two tensors have
-no other form in the float graph.
+no other form in the float graph. What a quantized model codes in between is rounded in the
+function, so that its codes are those of the model.
 """
 
 from __future__ import annotations
@@ -20,14 +21,11 @@ from codegen.operators.requantize import FloatClamp
 
 
 def fuse_products(draft: DraftGraph) -> None:
-    """A product of two functions of one tensor is a function of it.
-
-    Tensors that a quantized model codes stay: what it computes from codes is rounded there.
-    """
+    """A product of two functions of one tensor is a function of it."""
     sources: dict[str, dict[str, Function]] = {}
     for output, op in list(draft.ops.items()):
         if isinstance(op, Product):
-            found = _common(sources, draft, op)
+            found = _common(sources, op)
             if not found:
                 raise ModelError(
                     f"node '{op.name}' (Mul): multiplies two tensors (attention, "
@@ -45,22 +43,24 @@ def _sources(
     sources: dict[str, dict[str, Function]], draft: DraftGraph, op: FloatOp
 ) -> dict[str, Function]:
     """Tensors of which the output is a function, the nearest first, with that function."""
-    found: dict[str, Function] = {op.output: X}
-    if op.output in draft.codings:
-        return found
-    if isinstance(op, FloatAdd) and op.clamp == NO_CLAMP:
-        return {**found, **_common(sources, draft, op)}
+    found: dict[str, Function] = {}
     read = _function(op)
-    if read is not None:
+    if isinstance(op, FloatAdd) and op.clamp == NO_CLAMP:
+        found = _common(sources, op)
+    elif read is not None:
         source, own = read
         before = sources.get(source, {source: X})
-        found.update({name: composed(own, inner) for name, inner in before.items()})
-    return found
+        found = {name: composed(own, inner) for name, inner in before.items()}
+    return {op.output: X, **{name: _coded(draft, op, function) for name, function in found.items()}}
 
 
-def _common(
-    sources: dict[str, dict[str, Function]], draft: DraftGraph, op: FloatAdd | Product
-) -> dict[str, Function]:
+def _coded(draft: DraftGraph, op: FloatOp, function: Function) -> Function:
+    """``function``, which makes the output of ``op``, as what reads that sees it."""
+    coding = draft.codings.get(op.output)
+    return function if coding is None else ("coded", function, coding.scale, coding.zero_point)
+
+
+def _common(sources: dict[str, dict[str, Function]], op: FloatAdd | Product) -> dict[str, Function]:
     """The same for a sum or product of two tensors."""
     one, other = (sources.get(name, {name: X}) for name in op.inputs)
     kind = "add" if isinstance(op, FloatAdd) else "mul"
@@ -89,9 +89,9 @@ def merge_functions(draft: DraftGraph) -> None:
     for output, op in list(draft.ops.items()):
         read = _function(op)
         first = None if read is None else draft.ops.get(read[0])
-        if read is None or not isinstance(first, Lookup) or first.output in draft.codings:
+        if read is None or not isinstance(first, Lookup):
             continue
         if draft.only_reader(first.output):
-            whole = composed(read[1], first.function)
+            whole = composed(read[1], _coded(draft, first, first.function))
             draft.ops[output] = Lookup(first.name, first.input, output, whole)
             del draft.ops[first.output]

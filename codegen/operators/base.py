@@ -124,7 +124,7 @@ class Operator(ABC, Generic[Real, Kind]):
     # Program.
 
     kernel: ClassVar[str]
-    """Kernels are named by it: ``KERNEL_forward``, ``KERNEL_input_gradient``."""
+    """Kernels are named by it: ``KERNEL_forward`` and, as a rule, ``KERNEL_input_gradient``."""
     operands: ClassVar[tuple[str, ...]] = ("input",)
     """The forward kernel's names for its inputs."""
     one_step_per_input: ClassVar[bool] = False
@@ -132,6 +132,11 @@ class Operator(ABC, Generic[Real, Kind]):
     elementwise: ClassVar[bool] = False
     """Whether an element of the output needs just those in its place: rows can be made one by one,
     in the place of the inputs."""
+
+    @property
+    def gradient_kernel(self) -> str:
+        """The kernel that makes an input's error."""
+        return f"{self.kernel}_input_gradient"
 
     def build_forward(self, builder: StepBuilder, op: Kind, buffers: dict[str, str]) -> None:
         """Adds the forward steps; ``buffers`` has the output, and a mask where one is needed."""
@@ -148,12 +153,22 @@ class Operator(ABC, Generic[Real, Kind]):
         return 0 if self.elementwise else None
 
     def build_backward(self, builder: StepBuilder, op: Kind) -> None:
-        """Adds the steps that send the error of the output to the inputs that need one."""
-        (source,) = inputs_of(op)
-        builder.propagate(f"{self.kernel}_input_gradient", op, source, self.error(builder, op))
+        """Adds a step for each input that needs an error: if elementwise, in the place of the
+        output's."""
+        error = self.error(builder, op)
+        for operand, tensor in enumerate(inputs_of(op)):
+            if tensor in builder.needs_error:
+                builder.propagate(
+                    self.gradient_kernel,
+                    op,
+                    tensor,
+                    error,
+                    operand=operand,
+                    in_place=self.elementwise,
+                )
 
     def error(self, builder: StepBuilder, op: Kind) -> dict[str, str]:
-        """The output's error as an operand, after the mask where there is one."""
+        """What the gradient's kernel reads: the output's error, after the mask if there is one."""
         return builder.masked(op) if self.saturates(builder.graph, op) else builder.error(op)
 
     # Interpreter.
@@ -168,7 +183,7 @@ class Operator(ABC, Generic[Real, Kind]):
         """The kernels of its steps in numpy."""
         return {
             f"{self.kernel}_forward": self.run_forward,
-            f"{self.kernel}_input_gradient": self.run_input_gradient,
+            self.gradient_kernel: self.run_input_gradient,
         }
 
     def run_forward(self, interpreter: Interpreter, step: Step) -> None:
@@ -176,9 +191,9 @@ class Operator(ABC, Generic[Real, Kind]):
         inputs = [interpreter.arrays[step.buffers[operand]] for operand in self.operands]
         interpreter.store(step, self.forward(interpreter.graph, self.op_of(step), inputs))
 
+    @abstractmethod
     def run_input_gradient(self, interpreter: Interpreter, step: Step) -> None:
-        """Stores the error of the input in `Interpreter.errors`."""
-        raise NotImplementedError(f"{self.kernel}_input_gradient")
+        """Stores the error of an input in `Interpreter.errors`."""
 
     # Emission.
 
@@ -202,7 +217,7 @@ class Operator(ABC, Generic[Real, Kind]):
         """What each kernel is called with."""
         return {
             f"{self.kernel}_forward": self.forward_arguments,
-            f"{self.kernel}_input_gradient": self.input_gradient_arguments,
+            self.gradient_kernel: self.input_gradient_arguments,
         }
 
     def forward_arguments(self, writer: StepWriter, step: Step) -> list[str]:
@@ -243,19 +258,13 @@ class Linear(Operator[Real, Kind]):
         scale = graph.tensors[op.output].scale
         return [error * graph.tensors[name].scale / scale for name in inputs_of(op)]
 
-    def build_backward(self, builder: StepBuilder, op: Kind) -> None:
-        """One ``error_scale`` for each input, in the place of the error where that ends."""
-        error = self.error(builder, op)
-        for operand, tensor in enumerate(inputs_of(op)):
-            if tensor in builder.needs_error:
-                builder.propagate("error_scale", op, tensor, error, operand=operand, in_place=True)
-
     @property
-    def kernels(self) -> Mapping[str, Kernel]:
-        """Its own forward kernel, and ``error_scale``."""
-        return {f"{self.kernel}_forward": self.run_forward, "error_scale": self._run_error_scale}
+    def gradient_kernel(self) -> str:
+        """One for all of them."""
+        return "error_scale"
 
-    def _run_error_scale(self, interpreter: Interpreter, step: Step) -> None:
+    def run_input_gradient(self, interpreter: Interpreter, step: Step) -> None:
+        """The error in the steps of the step's operand."""
         factor, power = self.error_factor(interpreter.graph, self.op_of(step), step.operand)
         error = interpreter.error_in(step)
         codes = round_shift(error.codes * factor, 15 - error.headroom)
@@ -263,15 +272,8 @@ class Linear(Operator[Real, Kind]):
             codes, error.exponent + power - error.headroom
         )
 
-    @property
-    def arguments(self) -> Mapping[str, Arguments]:
-        """Those of the forward kernel and of ``error_scale``."""
-        return {
-            f"{self.kernel}_forward": self.forward_arguments,
-            "error_scale": self._error_scale_arguments,
-        }
-
-    def _error_scale_arguments(self, writer: StepWriter, step: Step) -> list[str]:
+    def input_gradient_arguments(self, writer: StepWriter, step: Step) -> list[str]:
+        """Error of the output, the operand's factor, number of elements, error of the input."""
         layer = f"{writer.layer_name(step)}.{self.error_field(step.operand)}"
         return [
             *writer.error_in(step),

@@ -75,12 +75,6 @@ class _ConcatOperator(Operator[Concat, Concat]):
             part = {**buffers, "input": builder.activation(name)}
             builder.step("forward", "concat_forward", op, part, operand=operand)
 
-    def build_backward(self, builder: StepBuilder, op: Concat) -> None:
-        for operand, tensor in enumerate(op.inputs):
-            if tensor in builder.needs_error:
-                error = builder.error(op)
-                builder.propagate("concat_input_gradient", op, tensor, error, operand=operand)
-
     def run_forward(self, interpreter: Interpreter, step: Step) -> None:
         op = self.op_of(step)
         empty = np.zeros(interpreter.graph.tensors[op.output].shape, np.int64)

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from codegen.graph.floats import Values
+from codegen.graph.ir import INT8_MAX, INT8_MIN
 
 Function: TypeAlias = tuple[Any, ...]
 Dual: TypeAlias = tuple[Values, Values]
@@ -82,6 +83,13 @@ def _leaky(f: Dual, slope: float) -> Dual:
     return np.where(f[0] < 0, slope * f[0], f[0]), np.where(f[0] < 0, slope, 1.0) * f[1]
 
 
+def _coded(f: Dual, scale: float, zero_point: int) -> Dual:
+    """What is left of values that are stored as codes in between."""
+    steps = np.rint(f[0] / scale) + zero_point
+    codes = np.clip(steps, INT8_MIN, INT8_MAX)
+    return scale * (codes - zero_point), np.where(codes == steps, f[1], 0.0)
+
+
 def _elu(f: Dual, alpha: float) -> Dual:
     below = np.exp(np.minimum(f[0], 0.0))
     return (
@@ -94,6 +102,7 @@ KNOWN: Mapping[str, Callable[..., Dual]] = {
     "add": _add,
     "affine": _affine,
     "clip": _clip,
+    "coded": _coded,
     "elu": _elu,
     "erf": _erf,
     "leaky": _leaky,

@@ -177,9 +177,8 @@ class _LookupOperator(Operator[Lookup, Lookup]):
         inside = (steps >= INT8_MIN - 0.5) & (steps < INT8_MAX + 0.5)
         return [error * inside * slopes * source.scale / output.scale]
 
-    def build_backward(self, builder: StepBuilder, op: Lookup) -> None:
-        buffers = {**builder.error(op), "input": builder.activation(op.input)}
-        builder.propagate("lookup_input_gradient", op, op.input, buffers, in_place=True)
+    def error(self, builder: StepBuilder, op: Lookup) -> dict[str, str]:
+        return {**builder.error(op), "input": builder.activation(op.input)}
 
     def run_input_gradient(self, interpreter: Interpreter, step: Step) -> None:
         constants = lookup_arithmetic(interpreter.graph, self.op_of(step))

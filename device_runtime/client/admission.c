@@ -15,15 +15,17 @@ void tf_admission_open(tf_client *client) {
     client->round = (uint32_t)highest;
 }
 
-tf_reason tf_admission_check(tf_client *client, const uint8_t *bytes, const tf_task *task,
+tf_reason tf_admission_check(tf_client *client, const tf_mqtt_message *message, const tf_task *task,
                              const tf_task_parts *parts) {
     if (!tf_keys_has_authority(&client->keys)) {
         return task->lease < client->lease ? TF_REASON_OLDER_LEASE : TF_REASON_NONE;
     }
     if (tf_keys_take(&client->keys, parts->keyring, parts->keyring_bytes)) {
         client->report.wants_announce = true;
+        client->journal_failed = false;
     }
-    if (!tf_keys_signed(&client->keys, bytes, parts)) {
+    if (!tf_keys_signed(&client->keys, message->response_topic, message->response_topic_bytes,
+                        message->payload, parts)) {
         return TF_REASON_NOT_SIGNED;
     }
     return pair(task->lease, task->round) < pair(client->lease, client->round)

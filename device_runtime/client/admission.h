@@ -8,8 +8,8 @@
 void tf_admission_open(tf_client *client);
 
 /* Takes over a task's keyring where it is newer; then whether the task may be told to this device:
- * the reason why not, or TF_REASON_NONE. `bytes` are the whole message's. */
-tf_reason tf_admission_check(tf_client *client, const uint8_t *bytes, const tf_task *task,
+ * the reason why not, or TF_REASON_NONE. `task` and `parts` are the message's. */
+tf_reason tf_admission_check(tf_client *client, const tf_mqtt_message *message, const tf_task *task,
                              const tf_task_parts *parts);
 
 /* A task is taken: older ones aren't any more. */

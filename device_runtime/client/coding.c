@@ -31,17 +31,22 @@ tf_reason tf_coding_refusal(const tf_client *client) {
                                                             : TF_REASON_OTHER_UNMASKERS;
 }
 
-/* A nonce that no other delta of this device has, whatever resets come between. */
-static tf_status draw_nonce(tf_client *client, uint8_t nonce[TF_NONCE_BYTES]) {
+/* A nonce that no other delta of this device has, whatever resets come between: by its counter, and
+ * where somebody has erased the journal, by its other bytes. */
+static tf_reason draw_nonce(tf_client *client, uint8_t nonce[TF_NONCE_BYTES]) {
     const tf_port *port = client->config->port;
     const uint64_t counter = tf_journal_highest(&client->journal, TF_JOURNAL_MASK) + 1u;
-    if (counter > UINT32_MAX) {
-        return TF_NO_MEMORY;
-    }
     tf_flash_put_word(nonce, (uint32_t)counter);
-    tf_flash_put_word(nonce + 4, port->entropy(port->context));
-    tf_flash_put_word(nonce + 8, port->entropy(port->context));
-    return tf_journal_raise(&client->journal, TF_JOURNAL_MASK, counter);
+    if (port->secret == NULL) {
+        tf_flash_put_word(nonce + 4, port->entropy(port->context));
+        tf_flash_put_word(nonce + 8, port->entropy(port->context));
+    } else if (!port->secret(port->context, nonce + 4, TF_NONCE_BYTES - 4u)) {
+        return TF_REASON_NO_RANDOM_NUMBERS;
+    }
+    return counter <= UINT32_MAX &&
+                   tf_journal_raise(&client->journal, TF_JOURNAL_MASK, counter) == TF_OK
+               ? TF_REASON_NONE
+               : TF_REASON_FLASH_FAILURE;
 }
 
 static tf_reason open_mask(tf_client *client, uint32_t values) {
@@ -52,8 +57,9 @@ static tf_reason open_mask(tf_client *client, uint32_t values) {
         !tf_keys_make_seal_keys(&client->keys)) {
         return TF_REASON_OTHER_UNMASKERS;
     }
-    if (draw_nonce(client, nonce) != TF_OK) {
-        return TF_REASON_FLASH_FAILURE;
+    const tf_reason refusal = draw_nonce(client, nonce);
+    if (refusal != TF_REASON_NONE) {
+        return refusal;
     }
     tf_mask_open(&client->sending.encoder.masked, &source, &client->task, &client->keys, nonce);
     return TF_REASON_NONE;

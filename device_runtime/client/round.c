@@ -17,11 +17,24 @@ static bool is_round(const tf_task *task, const uint8_t *campaign, uint32_t roun
     return task->round == round && memcmp(task->campaign, campaign, TF_CAMPAIGN_BYTES) == 0;
 }
 
+/* Whether a task differs from the one that is worked on in lease and times alone. */
 static bool is_same_work(const tf_client *client, const tf_task *task) {
-    return client->has_task && is_round(&client->task, task->campaign, task->round) &&
-           client->task.action == task->action && client->task.personal == task->personal &&
-           memcmp(client->task.plan, task->plan, TF_DIGEST_BYTES) == 0 &&
-           memcmp(client->task.weights, task->weights, TF_DIGEST_BYTES) == 0;
+    const tf_task *mine = &client->task;
+    return client->has_task && is_round(mine, task->campaign, task->round) &&
+           memcmp(mine->plan, task->plan, TF_DIGEST_BYTES) == 0 &&
+           memcmp(mine->weights, task->weights, TF_DIGEST_BYTES) == 0 &&
+           memcmp(mine->unmaskers, task->unmaskers, TF_PREFIX_BYTES) == 0 &&
+           mine->weights_bytes == task->weights_bytes &&
+           mine->learning_rate_q20 == task->learning_rate_q20 && mine->seed == task->seed &&
+           mine->clip == task->clip && mine->noise_variance == task->noise_variance &&
+           mine->chunk_bytes == task->chunk_bytes &&
+           mine->uplink_chunk_bytes == task->uplink_chunk_bytes &&
+           mine->max_score_drop_permille == task->max_score_drop_permille &&
+           mine->value_bound == task->value_bound && mine->norm_share == task->norm_share &&
+           mine->least_devices == task->least_devices && mine->personal == task->personal &&
+           mine->mask_bits == task->mask_bits && mine->action == task->action &&
+           mine->epochs == task->epochs && mine->coding == task->coding &&
+           mine->weighting == task->weighting;
 }
 
 static bool is_finished(const tf_client *client, const tf_task *task) {
@@ -37,14 +50,22 @@ static void leave(tf_client *client) {
     client->has_task = false;
 }
 
-/* Ends the round for this device. */
-static void finish(tf_client *client, tf_device_state state, tf_reason reason, bool urgent) {
+/* Leaves the task, and begins its round no more in this boot; only one that was `called_off` it does
+ * again, under a higher lease. */
+static void end(tf_client *client, bool called_off, tf_device_state state, tf_reason reason,
+                bool urgent) {
     leave(client);
     client->has_finished = true;
+    client->was_called_off = called_off;
     client->finished_round = client->task.round;
     memcpy(client->finished_campaign, client->task.campaign, TF_CAMPAIGN_BYTES);
-    client->check_in_seconds = client->task.check_in_seconds;
     tf_report_note(client, &client->task, state, reason, urgent);
+}
+
+/* Ends the round for this device. */
+static void finish(tf_client *client, tf_device_state state, tf_reason reason, bool urgent) {
+    end(client, false, state, reason, urgent);
+    client->check_in_seconds = client->task.check_in_seconds;
 }
 
 static void decline(tf_client *client, tf_reason reason) {
@@ -53,10 +74,19 @@ static void decline(tf_client *client, tf_reason reason) {
 
 /* --- messages ------------------------------------------------------------------------------- */
 
-static tf_status take_malformed(tf_client *client, const tf_task *task) {
+/* Says so once; what the device works on goes on. The notice names a round only where an older lease
+ * does, and another one: with what anybody may have written the real round would be declined. */
+static void refuse(tf_client *client, tf_task *task, tf_reason reason) {
+    if (reason != TF_REASON_OLDER_LEASE ||
+        (client->has_task && is_round(&client->task, task->campaign, task->round))) {
+        memset(task, 0, sizeof *task);
+    }
+    tf_report_note_besides(client, task, TF_DEVICE_DECLINED, reason);
+}
+
+static tf_status take_malformed(tf_client *client, tf_task *task) {
     if (tf_keys_has_authority(&client->keys)) {
-        /* Nobody who may task this device wrote it; what it works on goes on. */
-        tf_report_note_besides(client, task, TF_DEVICE_DECLINED, TF_REASON_MALFORMED_TASK);
+        refuse(client, task, TF_REASON_MALFORMED_TASK);
         return TF_BAD_INPUT;
     }
     leave(client);
@@ -65,14 +95,24 @@ static tf_status take_malformed(tf_client *client, const tf_task *task) {
     return TF_BAD_INPUT;
 }
 
+/* Whether a delta waits for its receipt that is sealed for others than the keyring's unmaskers. */
+static bool holds_sealed_for_others(const tf_client *client) {
+    return client->sending.is_held && client->sending.is_masked &&
+           !tf_keys_can_mask(&client->keys, client->task.unmaskers);
+}
+
+static void take_response_topic(tf_client *client, const tf_mqtt_message *message) {
+    memcpy(client->delta_topic, message->response_topic, message->response_topic_bytes);
+    client->delta_topic[message->response_topic_bytes] = '\0';
+}
+
 tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
     tf_task task;
     tf_task_parts parts;
     memset(&task, 0, sizeof task);
     if (message->payload_bytes == 0u) {
         if (client->has_task) {
-            leave(client);
-            tf_report_note(client, &client->task, TF_DEVICE_IDLE, TF_REASON_NONE, false);
+            end(client, true, TF_DEVICE_IDLE, TF_REASON_NONE, false);
         }
         return TF_OK;
     }
@@ -80,23 +120,33 @@ tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
         memset(&task, 0, sizeof task);
         return take_malformed(client, &task);
     }
-    const tf_reason refusal = tf_admission_check(client, message->payload, &task, &parts);
+    const tf_reason refusal = tf_admission_check(client, message, &task, &parts);
+    if (holds_sealed_for_others(client)) {
+        decline(client, TF_REASON_OTHER_UNMASKERS); /* a newer keyring came */
+    }
     if (refusal != TF_REASON_NONE) {
-        /* Whoever wrote it may not task this device, or not any more; what it works on goes on. */
-        tf_report_note_besides(client, &task, TF_DEVICE_DECLINED, refusal);
+        refuse(client, &task, refusal);
         return TF_OK;
-    }
-    tf_admission_note(client, &task);
-    if (is_same_work(client, &task)) {
-        client->task.lease = task.lease;
-        return TF_OK;
-    }
-    if (is_finished(client, &task)) {
-        client->check_in_seconds = task.check_in_seconds;
-        return TF_OK; /* the broker has the status that says so */
     }
     if (message->response_topic == NULL || message->response_topic_bytes > TF_MQTT_TOPIC_LIMIT) {
         return take_malformed(client, &task);
+    }
+    const bool is_raised = task.lease > client->lease;
+    tf_admission_note(client, &task);
+    if (is_same_work(client, &task)) {
+        client->task.lease = task.lease;
+        take_response_topic(client, message);
+        return TF_OK;
+    }
+    if (is_finished(client, &task) && !client->was_called_off) {
+        client->check_in_seconds = task.check_in_seconds;
+        return TF_OK; /* the broker has the status that says so */
+    }
+    if (is_finished(client, &task) && !is_raised) {
+        /* Nobody has to sign an empty task: whoever repeats it and the task that it ends would wear
+         * out the flash, and have a masked delta with other noise each time. */
+        refuse(client, &task, TF_REASON_OLDER_LEASE);
+        return TF_OK;
     }
     leave(client);
     uint32_t seconds = task.deadline_seconds;
@@ -104,11 +154,11 @@ tf_status tf_round_on_task(tf_client *client, const tf_mqtt_message *message) {
         seconds = message->expiry_seconds; /* the broker counts down while it keeps the task */
     }
     client->deadline_at = tf_client_now(client) + seconds * 1000u;
-    memcpy(client->delta_topic, message->response_topic, message->response_topic_bytes);
-    client->delta_topic[message->response_topic_bytes] = '\0';
+    take_response_topic(client, message);
     client->task = task;
     client->has_task = true;
     client->restarted = false;
+    client->journal_failed = false;
     client->check_in_seconds = 0;
     client->work = TF_WORK_BEGIN;
     return TF_OK;
@@ -208,6 +258,12 @@ static void copy_factory_chunk(tf_client *client) {
 }
 
 static void fetch(tf_client *client) {
+    if (!tf_admission_is_kept(client)) {
+        /* A lease or keys that have come since: what is there stays, the rest is asked for again. */
+        tf_fetch_stop(client);
+        client->work = TF_WORK_BEGIN;
+        return;
+    }
     switch (tf_fetch_step(client)) {
     case TF_FETCH_GOES_ON:
         break;
@@ -372,13 +428,13 @@ static void judge(tf_client *client) {
 /* --- the whole ------------------------------------------------------------------------------ */
 
 /* Keeps over a reset which tasks are older ones, and keys. The flash may erase for it, so no chunk
- * may come. */
+ * may come. Until that reset they count, also where the flash fails. */
 static void keep_admission(tf_client *client) {
-    if (tf_admission_is_kept(client) || !tf_fetch_is_quiet(client) ||
+    if (client->journal_failed || tf_admission_is_kept(client) || !tf_fetch_is_quiet(client) ||
         tf_admission_keep(client) == TF_OK) {
         return;
     }
-    tf_admission_open(client);
+    client->journal_failed = true;
     if (client->has_task) {
         decline(client, TF_REASON_FLASH_FAILURE);
     }

@@ -90,6 +90,18 @@ bool tf_keys_take(tf_keys *keys, const uint8_t *keyring, size_t length) {
     return true;
 }
 
+/* Whether anything in flash shows that the device was given an authority's key. */
+static bool had_authority(const tf_port *port, const tf_flash_region *region,
+                          const tf_journal *journal) {
+    const uint8_t *payload;
+    uint32_t bytes;
+    return tf_identity_read(port->flash, region, TF_IDENTITY_AUTHORITY, &payload, &bytes) ==
+               TF_OK ||
+           tf_identity_read(port->flash, region, TF_IDENTITY_KEYRING, &payload, &bytes) == TF_OK ||
+           tf_journal_read(journal, TF_JOURNAL_KEYRING, &payload, &bytes) == TF_OK ||
+           tf_journal_highest(journal, TF_JOURNAL_TASK) != 0u;
+}
+
 void tf_keys_open(tf_keys *keys, const tf_identity *identity, const tf_port *port,
                   const tf_flash_region *region, const tf_journal *journal) {
     const uint8_t *stored[2];
@@ -98,6 +110,7 @@ void tf_keys_open(tf_keys *keys, const tf_identity *identity, const tf_port *por
     keys->identity = identity;
     keys->is_kept = true;
     keys->authority = find(port, region, TF_IDENTITY_AUTHORITY, TF_KEY_BYTES);
+    keys->has_authority = keys->authority != NULL || had_authority(port, region, journal);
     if (keys->authority == NULL) {
         return;
     }
@@ -106,19 +119,20 @@ void tf_keys_open(tf_keys *keys, const tf_identity *identity, const tf_port *por
     }
     keys->device = find(port, region, TF_IDENTITY_KEYS, DEVICE_BYTES);
     /* The journal's is the newer one as a rule: then the other one needn't be checked. Where the
-     * device has come to another fleet, it is that fleet's no more. */
+     * device has come to another fleet, it is that fleet's no more. Perhaps only the unit that the
+     * next rotation erases still has it: it counts as kept once it was written again. */
     if (tf_journal_read(journal, TF_JOURNAL_KEYRING, &stored[0], &bytes[0]) == TF_OK) {
         (void)tf_keys_take(keys, stored[0], bytes[0]);
     }
     if (tf_identity_read(port->flash, region, TF_IDENTITY_KEYRING, &stored[1], &bytes[1]) ==
-        TF_OK) {
-        (void)tf_keys_take(keys, stored[1], bytes[1]);
+            TF_OK &&
+        tf_keys_take(keys, stored[1], bytes[1])) {
+        keys->is_kept = true;
     }
-    keys->is_kept = true;
 }
 
 bool tf_keys_has_authority(const tf_keys *keys) {
-    return keys->authority != NULL;
+    return keys->has_authority;
 }
 
 uint32_t tf_keys_generation(const tf_keys *keys) {
@@ -135,9 +149,11 @@ tf_status tf_keys_keep(tf_keys *keys, tf_journal *journal) {
     return status;
 }
 
-bool tf_keys_signed(const tf_keys *keys, const uint8_t *bytes, const tf_task_parts *parts) {
+bool tf_keys_signed(const tf_keys *keys, const char *response_topic, size_t topic_bytes,
+                    const uint8_t *bytes, const tf_task_parts *parts) {
     static const uint8_t empty[2] = {0x40, 0x40}; /* of keyring and signature */
-    if (keys->keyring_bytes == 0u || parts->signature_bytes != TF_SIGNATURE_BYTES) {
+    if (keys->keyring_bytes == 0u || parts->signature_bytes != TF_SIGNATURE_BYTES ||
+        topic_bytes > UINT8_MAX) {
         return false;
     }
     tf_digest digest;
@@ -145,6 +161,8 @@ bool tf_keys_signed(const tf_keys *keys, const uint8_t *bytes, const tf_task_par
     tf_digest_begin(&digest, "tinyfleet-task/1");
     tf_digest_add_name(&digest, keys->identity->fleet);
     tf_digest_add_name(&digest, keys->identity->device);
+    tf_digest_add_number(&digest, (uint32_t)topic_bytes, 1u);
+    tf_digest_add(&digest, response_topic, topic_bytes);
     tf_digest_add(&digest, bytes, parts->signed_bytes);
     tf_digest_add(&digest, empty, sizeof empty);
     tf_digest_end(&digest, result);

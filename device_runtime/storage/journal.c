@@ -114,14 +114,18 @@ tf_status tf_journal_open(tf_journal *journal, const tf_flash *flash,
     return TF_OK;
 }
 
-/* In the unit in use, else what the other one still has of it. */
-static bool newest(const tf_journal *journal, uint8_t kind, tf_run_record *record) {
+static bool newest_in_use(const tf_journal *journal, uint8_t kind, tf_run_record *record) {
     if (journal->active < 0) {
         return false;
     }
     const tf_run run = run_of(journal, journal->active);
-    if (tf_run_newest(&run, kind, record)) {
-        return true;
+    return tf_run_newest(&run, kind, record);
+}
+
+/* In the unit in use, else what the other one still has of it. */
+static bool newest(const tf_journal *journal, uint8_t kind, tf_run_record *record) {
+    if (journal->active < 0 || newest_in_use(journal, kind, record)) {
+        return journal->active >= 0;
     }
     const int other = 1 - journal->active;
     const tf_run old = run_of(journal, other);
@@ -139,12 +143,42 @@ tf_status tf_journal_read(const tf_journal *journal, uint8_t kind, const uint8_t
     return TF_OK;
 }
 
-static void note_kinds(const tf_run *run, uint8_t kinds[KINDS / 8u]) {
+static uint32_t encode_number(uint32_t number, uint64_t value, uint8_t payload[8]) {
+    const uint32_t bytes = numbers[number].bytes;
+    tf_flash_put_word(payload, (uint32_t)(bytes == 8u ? value >> 32 : value));
+    tf_flash_put_word(payload + 4, (uint32_t)value);
+    return bytes;
+}
+
+static void note_kind(uint8_t kinds[KINDS / 8u], uint8_t kind) {
+    kinds[kind / 8u] |= (uint8_t)(1u << (kind % 8u));
+}
+
+/* Those that the unit in use has, and numbers that only the other one may have still. */
+static void note_kinds(const tf_journal *journal, const tf_run *run, uint8_t kinds[KINDS / 8u]) {
     uint32_t cursor = 0;
     tf_run_record record;
     while (tf_run_next(run, &cursor, &record)) {
-        kinds[record.kind / 8u] |= (uint8_t)(1u << (record.kind % 8u));
+        note_kind(kinds, record.kind);
     }
+    for (uint32_t number = 0; number < TF_JOURNAL_NUMBERS; number++) {
+        if (journal->highest[number] > 0u) {
+            note_kind(kinds, numbers[number].kind);
+        }
+    }
+}
+
+/* What a rotation takes along: the newest record, of a number the highest value in `payload`. */
+static bool find_carried(const tf_journal *journal, const tf_run *run, uint8_t kind,
+                         uint8_t payload[8], tf_run_record *record) {
+    const uint32_t number = number_of(kind);
+    if (number == TF_JOURNAL_NUMBERS || journal->highest[number] == 0u) {
+        return tf_run_newest(run, kind, record);
+    }
+    record->kind = kind;
+    record->bytes = (uint16_t)encode_number(number, journal->highest[number], payload);
+    record->payload = payload;
+    return true;
 }
 
 /* Moves to the other unit, which has room for `bytes` more afterwards, or nothing is changed. */
@@ -155,14 +189,15 @@ static tf_status rotate(tf_journal *journal, uint32_t bytes) {
     const tf_run target = run_of(journal, to);
     const uint32_t sequence = journal->sequence + 1u;
     uint8_t kinds[KINDS / 8u] = {0};
+    uint8_t payload[8];
     tf_run_record record;
     if (journal->active >= 0) {
-        note_kinds(&source, kinds);
+        note_kinds(journal, &source, kinds);
     }
     uint32_t needed = HEADER_BYTES + tf_run_record_bytes(bytes);
     for (uint32_t kind = 0; kind < KINDS; kind++) {
         if ((kinds[kind / 8u] >> (kind % 8u)) & 1u) {
-            (void)tf_run_newest(&source, (uint8_t)kind, &record);
+            (void)find_carried(journal, &source, (uint8_t)kind, payload, &record);
             needed += tf_run_record_bytes(record.bytes);
         }
     }
@@ -177,7 +212,7 @@ static tf_status rotate(tf_journal *journal, uint32_t bytes) {
     uint32_t end = HEADER_BYTES;
     for (uint32_t kind = 0; kind < KINDS; kind++) {
         if (((kinds[kind / 8u] >> (kind % 8u)) & 1u) &&
-            (!tf_run_newest(&source, (uint8_t)kind, &record) ||
+            (!find_carried(journal, &source, (uint8_t)kind, payload, &record) ||
              tf_run_append(&target, &end, record.kind, record.payload, record.bytes) != TF_OK)) {
             return TF_FLASH_FAILED;
         }
@@ -197,7 +232,7 @@ tf_status tf_journal_write(tf_journal *journal, uint8_t kind, const void *payloa
         return TF_BAD_INPUT;
     }
     tf_run_record record;
-    if (newest(journal, kind, &record) && record.bytes == bytes &&
+    if (newest_in_use(journal, kind, &record) && record.bytes == bytes &&
         memcmp(record.payload, payload, bytes) == 0) {
         return TF_OK;
     }
@@ -226,9 +261,7 @@ tf_status tf_journal_raise(tf_journal *journal, uint8_t kind, uint64_t value) {
         return TF_OK;
     }
     uint8_t payload[8];
-    const uint32_t bytes = numbers[number].bytes;
-    tf_flash_put_word(payload, (uint32_t)(bytes == 8u ? value >> 32 : value));
-    tf_flash_put_word(payload + 4, (uint32_t)value);
+    const uint32_t bytes = encode_number(number, value, payload);
     const tf_status status = tf_journal_write(journal, kind, payload, bytes);
     if (status == TF_OK) {
         journal->highest[number] = value;

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, model_validator
 
 from fleet.aggregation.master import FloatVector
-from fleet.aggregation.mean import MasterState, PlanSum, mean_change, moved
+from fleet.aggregation.mean import IntVector, MasterState, PlanSum, mean_change, moved
 from fleet.errors import AggregationError
 from fleet.protocol import fields
 
@@ -56,7 +56,8 @@ class AggregationRule(BaseModel, ABC):
     def apply(self, state: MasterState, parts: Sequence[Part]) -> MasterState:
         """The state after a round; coordinates that nobody trained stay as they are.
 
-        `parts` are the fold's, each with the sums of all plans and gateways.
+        `parts` are the fold's, each with the sums of all plans and gateways; a masked set that
+        counts nothing is a sum of weight 0.
         """
 
     def sets(self) -> WantedSets:
@@ -236,11 +237,13 @@ class BucketMedian(AggregationRule):
 
 
 class SetMedian(AggregationRule):
-    """Median of the means of a masked round's sets, where they are enough; else the mean.
+    """Median of the means of a masked round's sets, where enough were dealt; else the mean.
 
-    As `BucketMedian`, coordinate by coordinate: over the sets that trained it if there are
-    `least_sets`, else the mean of FedAvg over all of them. It is what masked campaigns do where
-    nothing else is said, since nobody can look at a masked delta.
+    As `BucketMedian`, coordinate by coordinate: over the sets that trained it if `least_sets` were
+    dealt, else the mean of FedAvg over all of them. Where so many were dealt and fewer count, a
+    coordinate stays as it is: else whoever spoils a set could make a mean of a median, and pull at
+    that. It is what masked campaigns do where nothing else is said, since nobody can look at a
+    masked delta.
     """
 
     rule: Literal["set-median"] = "set-median"
@@ -272,16 +275,29 @@ class SetMedian(AggregationRule):
         size = state.master.size
         step, _ = mean_change([one for part in parts for one in part], size)
         means = _means(parts, size)
-        enough = np.count_nonzero(~np.isnan(means), axis=0) >= self.least_sets
+        dealt, counted = _sets_of_each(parts, size)
+        enough = counted >= self.least_sets
         step[enough] = np.nanmedian(means[:, enough], axis=0)
+        step[(dealt >= self.least_sets) & ~enough] = 0.0
         return moved(state, self.learning_rate * step, state.rule_state)
 
     def chosen(self, parts: Sequence[Part]) -> str:
         """See `AggregationRule`."""
+        ends = [one.coordinates.max(initial=-1) for part in parts for one in part]
+        size = 1 + int(max(ends, default=-1))
+        dealt, counted = _sets_of_each(parts, size)
+        stays = np.any((dealt >= self.least_sets) & (counted < self.least_sets))
         sets = sum(1 for part in parts if any(one.weight for one in part))
-        if sets >= self.least_sets:
-            return f"median over {sets} sets"
-        return f"mean, since {sets} sets are too few for a median (least_sets {self.least_sets})"
+        too_few = f"too few for a median (least_sets {self.least_sets})"
+        if np.any(counted >= self.least_sets):
+            said = f"median over {sets} sets"
+        elif np.any((dealt < self.least_sets) & (counted > 0)):
+            said = f"mean, since {sets} sets are {too_few}"
+        else:
+            return f"no change, since {sets} of {sum(map(bool, parts))} sets are {too_few}"
+        if stays:
+            said += f"; no change where fewer than {self.least_sets} of the sets dealt count"
+        return said
 
 
 Rule = Annotated[
@@ -298,6 +314,18 @@ def _means(parts: Sequence[Part], size: int) -> npt.NDArray[np.float64]:
         change, touched = mean_change(part, size)
         row[touched] = change[touched]
     return means
+
+
+def _sets_of_each(parts: Sequence[Part], size: int) -> tuple[IntVector, IntVector]:
+    """How many parts were to train each coordinate, and how many count (both of shape [size])."""
+    dealt, counted = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    for part in parts:
+        for found, sums in ((dealt, part), (counted, [one for one in part if one.weight])):
+            trained = np.zeros(size, np.bool_)
+            for one in sums:
+                trained[one.coordinates] = True
+            found += trained
+    return dealt, counted
 
 
 def _only(parts: Sequence[Part]) -> Part:

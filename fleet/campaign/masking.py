@@ -43,7 +43,8 @@ class Masking(BaseModel):
     """Larger values of a delta are cut off there. Where left out, a quarter of what 16 bits hold is
     shared by the devices of the largest set, and it is 127 at least."""
     patience_seconds: Annotated[float, Field(ge=0.0)] = 3600.0
-    """How long an unmasker that can't be reached is waited for; then the sets count nothing."""
+    """How long an unmasker that can't be reached is waited for; then the sets count nothing. Before
+    a round: one that couldn't unmask it; then the campaign fails."""
 
     @property
     def wanted_devices(self) -> int:

@@ -18,8 +18,8 @@ from fleet.campaign.config import CampaignConfig
 from fleet.campaign.draws import draw
 from fleet.campaign.masking import MaskedRound, Protection
 from fleet.campaign.pacing import Load, delays, site_name, task_bytes
-from fleet.campaign.privacy import RoundPrivacy
-from fleet.errors import CampaignError, LeasedError
+from fleet.campaign.privacy import SPENT, RoundPrivacy
+from fleet.errors import BudgetSpentError, CampaignError, LeasedError
 from fleet.protocol.fields import Name
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.protocol.numbers import Personal
@@ -438,7 +438,8 @@ def plan_round(
     may take part at all (all that match the target where None). `training_round`
     counts those of the stage; `sites` are those of gateways, as far as they are known; `room` is
     for how many devices there is some, where others are at work; `offset` that of
-    `RoundPlan`. Raises `CampaignError` where no device is eligible, or tasks would be held back
+    `RoundPlan`. Raises `CampaignError` where no device is eligible (`LeasedError` where others have
+    them, `BudgetSpentError` where those left have no privacy to spend), or tasks would be held back
     for too long.
     """
     assignments, skipped = eligible(config, devices, manifests, members, kind)
@@ -447,6 +448,9 @@ def plan_round(
         del assignments[name]
         skipped[name] = LEASED
     if not assignments:
+        spent = list(skipped.values()).count(SPENT)
+        if spent and not ready:
+            raise BudgetSpentError(number, 0, spent)
         error = LeasedError if ready else CampaignError
         why = "; ".join(f"{device}: {reason}" for device, reason in list(skipped.items())[:5])
         raise error(f"round {number}: no device can take part ({why or 'none matches the target'})")

@@ -68,7 +68,7 @@ class Privacy(BaseModel):
     """For every (ε, δ): below one in the number of devices."""
     budget_epsilon: Annotated[float, Field(gt=0.0)] | None = None
     """A device that another round would take beyond it, at `delta` and over all of its campaigns,
-    isn't asked any more; no limit where left out."""
+    isn't asked any more, and where too few are left training ends; no limit where left out."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def with_noise(
     """What a rule may go on from: each plan's sum in each part with the coordinator's noise.
 
     ``parts`` are those of `AggregationRule.of_sets`. A rule adds up the sums of a plan in a part,
-    so one of them has the noise of all.
+    so one of them that counts has the noise of all.
     """
     return [_with_noise(part, variance, entropy) for part in parts]
 
@@ -175,7 +175,7 @@ def with_noise(
 def _with_noise(part: Sequence[PlanSum], variance: int, entropy: Entropy) -> list[PlanSum]:
     found: list[PlanSum] = []
     for one in part:
-        if all(one.plan != other.plan for other in found):
+        if one.weight and all(one.plan != other.plan for other in found if other.weight):
             noise = discrete_gaussian(entropy(KEY_BYTES), variance, one.values.size)
             found.append(replace(one, values=one.values + noise))
         else:

@@ -7,6 +7,7 @@ sums of streams taken away, and what is left is read as numbers that such device
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,8 +34,9 @@ from fleet.campaign.planning import (
     by_name,
     split,
 )
+from fleet.campaign.privacy import SPENT
 from fleet.campaign.round_machine import RoundOutcome
-from fleet.errors import CampaignError, LeasedError, MaskError
+from fleet.errors import BudgetSpentError, CampaignError, LeasedError, MaskError
 from fleet.protocol.manifest import Manifest, PlanEntry
 from fleet.protocol.mask_requests import BROKEN_SEAL, UNKNOWN_DEVICE
 from fleet.protocol.masking import (
@@ -45,6 +47,9 @@ from fleet.protocol.masking import (
     add,
     centred,
 )
+
+_TOLD = 5
+"""So many reasons why devices aren't asked a message has."""
 
 # ---- before a round ------------------------------------------------------------------
 
@@ -61,7 +66,8 @@ def hide(
 
     A device whose update plan too few others train gets the next smaller one that it can carry and
     enough train; where there is none it isn't asked. `unmaskers` are the public keys that seeds
-    are sealed for. Raises `CampaignError` where nobody can hide.
+    are sealed for. Raises `CampaignError` where nobody can hide: `LeasedError` where others have
+    devices of it, `BudgetSpentError` where those would be enough that have spent their privacy.
     """
     if config.masking is None or plan.kind is not RoundKind.TRAIN:
         return plan
@@ -100,12 +106,17 @@ def hide(
             )
             waiting.setdefault(smaller.id, smaller)
     if not kept:
+        asked, whys = len(plan.assignments), Counter(plan.skipped.values())
+        if LEASED not in whys and whys[SPENT] and asked + whys[SPENT] >= rule.least * least:
+            raise BudgetSpentError(plan.number, asked, whys[SPENT])
         # Those that others have may come back, and then they are enough.
-        error = LeasedError if LEASED in plan.skipped.values() else CampaignError
+        error = LeasedError if LEASED in whys else CampaignError
+        others = "; ".join(f"{count}: {why}" for why, count in whys.most_common(_TOLD))
         raise error(
-            f"round {plan.number}: {len(plan.assignments)} devices are too few to hide in each "
-            f"other: a set of one update plan has {least} at least (masking.least_devices), and "
-            f"{config.aggregation.rule} wants {rule.least} of them"
+            f"round {plan.number}: {asked} devices are too few to hide in each other: a set of one "
+            f"update plan has {least} at least (masking.least_devices), and "
+            f"{config.aggregation.rule} wants {rule.least} of them; of the others that are meant "
+            f"can't take part {others or 'none'}"
         )
     kept.sort(key=lambda one: one.device)
     try:

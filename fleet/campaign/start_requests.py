@@ -65,7 +65,7 @@ def start_request(
             if keys is not None:
                 ids = bytes.fromhex(one.plan), bytes.fromhex(begins_with)
                 task = tasks.task(one.device, one.lease, *ids, len(blobs[begins_with]))
-                signature = keys.sign(one.device, task)
+                signature = keys.sign(gateway, one.device, task)
             of[one.device] += [one.delay_seconds, signature, one.part]
         if one.plan in sizes:
             continue

@@ -102,7 +102,8 @@ def close_round(
         parts = parts_of_sets(manifests, plan, unmasked.sets)
         result |= unmasked.figures(config.aggregation.chosen(parts))
         result["failed"] |= unmasked.guilty
-        parts = [list(part) for part in config.aggregation.of_sets(parts)] if any(parts) else []
+        counts = any(one.values is not None for one in unmasked.sets)
+        parts = [list(part) for part in config.aggregation.of_sets(parts)] if counts else []
         if config.privacy and plan.privacy:
             parts, told = publish(config.privacy, plan.privacy, parts, unmasked.sets, entropy)
             result["privacy"] = told
@@ -233,17 +234,18 @@ def check_answer(
 def parts_of_sets(
     manifests: Mapping[str, Manifest], plan: RoundPlan, sets: Iterable[SetOutcome]
 ) -> list[list[PlanSum]]:
-    """The parts of a masked round, each with the sums of its sets that count."""
+    """The parts of a masked round, each with the sums of its sets; 0, of weight 0, where one counts
+    nothing, since a rule may want to know that it was dealt."""
     assert plan.masks is not None
     bundles = {one.plan: one.bundle for one in plan.assignments}
     parts: list[list[PlanSum]] = [[] for _ in range(plan.masks.parts)]
     for one in sets:
+        manifest = manifests[bundles[one.plan]]
+        entry = manifest.plan(one.plan)
+        values, weight = bytes(8 * entry.delta_values), 0
         if one.values is not None:
-            manifest = manifests[bundles[one.plan]]
-            values = one.values.astype("<i8").tobytes()
-            entry = manifest.plan(one.plan)
-            found = plan_sum_from_manifest(manifest, entry, values, len(one.devices))
-            parts[one.part].append(found)
+            values, weight = one.values.astype("<i8").tobytes(), len(one.devices)
+        parts[one.part].append(plan_sum_from_manifest(manifest, entry, values, weight))
     return parts
 
 

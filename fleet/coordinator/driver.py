@@ -48,6 +48,7 @@ from fleet.coordinator.transport import Transport
 from fleet.coordinator.unmasking import Unmasking
 from fleet.errors import (
     AggregationError,
+    BudgetSpentError,
     CampaignError,
     LeasedError,
     ModelStoreError,
@@ -114,7 +115,9 @@ class CampaignDriver:
         self._driver = driver or uuid.uuid4().hex
         self._clock = clock or SystemClock()
         self._traces = CampaignTraces(traces, campaign, store, self._clock)
-        self._listener = Listener(store, campaign, self._driver, transport, self._clock)
+        self._holders = protection or KeyHolders()
+        keys = self._holders.keys
+        self._listener = Listener(store, campaign, self._driver, transport, self._clock, keys)
         self._stop_checked = float("-inf")
         self._rolls_back = False
         self._rounds: dict[int, RoundSummary] = {}
@@ -125,7 +128,6 @@ class CampaignDriver:
             bundle: self._config.manifest(Manifest.parse(text, f"manifest of bundle {bundle[:16]}"))
             for bundle, text in store.manifests(campaign).items()
         }
-        self._holders = protection or KeyHolders()
         self._gates = GateKeeper(store, campaign, self._config, self._manifests, registry)
         private = self._private = PrivateRounds(store, campaign, self._config, self._manifests)
         self._membership = Membership(store, campaign, self._config, registry, self._clock, private)
@@ -140,7 +142,7 @@ class CampaignDriver:
             self._clock,
             self._pace,
             self._traces,
-            self._holders.keys,
+            keys,
         )
         self._runner = RoundRunner(context)
         self._rolling_back = RollingBack(
@@ -154,7 +156,9 @@ class CampaignDriver:
             self._stopped,
             self._idle,
         )
-        self._unmasking = Unmasking(context, self._holders.unmaskers, self._stopped, self._idle)
+        self._unmasking = Unmasking(
+            context, self._holders.unmaskers, self._stopped, self._idle, self._set_state
+        )
         self._open_training = OpenTraining(
             context,
             self._runner,
@@ -214,13 +218,19 @@ class CampaignDriver:
                     )
             if step.kind is RoundKind.RELEASE and not self._gates.may_release(step, self._begun()):
                 continue
-            if not self._gates.may_personalize(step, self._begun()):
+            there = self._begun()
+            if self._private.is_over(step, there) or not self._gates.may_personalize(step, there):
                 continue
             if step.kind is RoundKind.SCORE_AGAIN:
                 if step.number - 1 not in self._begun():
                     continue  # nothing was released
                 self._soak(step)
-            if not self._run_round(step):
+            try:
+                has_run = self._run_round(step)
+            except BudgetSpentError as error:
+                self._private.end_training(step, error)
+                continue
+            if not has_run:
                 self._obey()
                 raise _EndedError("cancelled", "stopped by the operator")
             if not is_open(config, step.kind):
@@ -242,7 +252,7 @@ class CampaignDriver:
                 RELEASED if released else CANDIDATE,
             )
             self._store.note_made(self._campaign, self._driver, made.name)
-        self._end("finished", "")
+        self._end("finished", self._private.cut_short(self._begun()))
 
     # Gates
 
@@ -402,6 +412,10 @@ class CampaignDriver:
             check_for_empty_rounds(
                 self._store, self._campaign, self._config, self._begun().values()
             )
+            if step.kind is RoundKind.TRAIN:
+                keys = self._holders.sealed_for(self._config)
+                if not self._unmasking.wait_until_ready(keys):
+                    return False
             members = self.wait_for_devices(step)
             if members is None:
                 return False
@@ -544,7 +558,8 @@ class CampaignDriver:
         """Who may take part in a step's round, when enough devices can; None where the user stops.
 
         One of its stage's can, too; where all of them wait to be asked again, that is waited for.
-        Raises `CampaignError` where they aren't there in time.
+        Raises `CampaignError` where they aren't there in time, `BudgetSpentError` where they are,
+        and too few have privacy left to spend.
         """
         deadline = self._clock.monotonic() + self._config.wait_for_devices_seconds
         looked, is_news = float("-inf"), True
@@ -558,15 +573,18 @@ class CampaignDriver:
                 ready, skipped = eligible(
                     self._config, targets.values(), self._manifests, everybody, step.kind
                 )
-                enough = len(ready) >= self._config.least_ready(step.kind is RoundKind.TRAIN)
-                if enough:
+                spent = self._private.spent(step, ready)
+                least = self._config.least_ready(step.kind is RoundKind.TRAIN)
+                if len(ready) >= least and self._private.are_enough(len(ready), len(spent)):
                     members = self._membership.of(step, targets, devices, self._blobs.has)
                     if members.names & ready.keys() - members.waiting.keys():
                         return members
                     if now > deadline and not self._membership.backs_off():
                         return members
                 elif now > deadline:
-                    raise self._listener.too_few(self._config, len(ready), skipped)
+                    if len(ready) >= least:
+                        raise BudgetSpentError(step.number, len(ready) - len(spent), len(spent))
+                    raise self._listener.too_few(self._config, least, len(ready), skipped)
             if self._stopped():
                 return None
             self._listener.ask_for_news(self._pace.hello)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from fleet.campaign import CampaignConfig
 from fleet.campaign.privacy import Entropy
 from fleet.coordinator.settings import CoordinatorSettings, first_line
-from fleet.errors import CampaignError
+from fleet.errors import CampaignError, KeysError
 from fleet.protocol.keys import TaskKeys
 from fleet.security.key_files import (
+    AUTHORITY,
     TASK_SECRET,
     UNMASKER,
     read_key,
@@ -20,6 +21,26 @@ from fleet.security.key_files import (
 )
 from fleet.unmasker.client import RemoteUnmasker
 from fleet.unmasker.unmasker import Unmasker
+
+
+def task_keys(settings: CoordinatorSettings) -> TaskKeys | None:
+    """What a service signs tasks with; None where it signs none.
+
+    `KeysError` where a file can't be used, or devices wouldn't believe the keyring.
+    """
+    signing = settings.signing
+    if signing is None:
+        return None
+    keyring = read_keyring(signing.keyring)
+    if signing.authority is not None:
+        authority = read_key(signing.authority, AUTHORITY)
+        if not keyring.is_of(authority, settings.fleet):
+            raise KeysError(
+                f"{signing.keyring} isn't signed for fleet {settings.fleet} by the authority of "
+                f"{signing.authority}: devices would decline every task; sign one with "
+                f"`tinyfleet keys ring --fleet {settings.fleet}`, or give the authority's own file"
+            )
+    return TaskKeys(settings.fleet, read_signing_key(signing.key, TASK_SECRET), keyring)
 
 
 @dataclass(frozen=True)
@@ -37,15 +58,8 @@ class KeyHolders:
 
         Files are read once: after a rotation the service is started again.
         """
-        keys = None
-        if settings.signing is not None:
-            keys = TaskKeys(
-                settings.fleet,
-                read_signing_key(settings.signing.key, TASK_SECRET),
-                read_keyring(settings.signing.keyring),
-            )
         return cls(
-            keys,
+            task_keys(settings),
             {
                 read_key(one.key, UNMASKER): RemoteUnmasker(
                     one.url, first_line(one.token_file, "token_file"), ca=one.ca

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fleet.campaign import CampaignConfig, DeviceInfo, Operation
 from fleet.campaign.answers import RoundCounters
@@ -12,6 +12,7 @@ from fleet.clock import Clock
 from fleet.coordinator.scores import add_counts
 from fleet.coordinator.transport import Reply, Transport
 from fleet.errors import CampaignError
+from fleet.protocol.keys import TaskKeys
 from fleet.store import Store
 
 logger = logging.getLogger(__name__)
@@ -25,14 +26,21 @@ class Listener:
     """
 
     def __init__(
-        self, store: Store, campaign: str, driver: str, transport: Transport, clock: Clock
+        self,
+        store: Store,
+        campaign: str,
+        driver: str,
+        transport: Transport,
+        clock: Clock,
+        keys: TaskKeys | None = None,
     ) -> None:
-        """`driver` is the name that the campaign was claimed under."""
+        """`driver` is the name that the campaign was claimed under; `keys` sign its tasks."""
         self._store = store
         self._campaign = campaign
         self._driver = driver
         self._transport = transport
         self._clock = clock
+        self._generation = keys.keyring.keyring.generation if keys else 0
         self._devices: dict[str, dict[str, DeviceInfo]] = {}
         self._heard: dict[str, float] = {}
         self._hellos: Counter[str] = Counter()
@@ -64,6 +72,7 @@ class Listener:
                     for one in reply.hello.devices
                 }
                 known.update(changed)
+                self._note_keyrings(changed.values())
                 self._note_counters(reply.gateway, reply.hello.rounds)
         return usable
 
@@ -77,6 +86,22 @@ class Listener:
             self._store.quarantine(self._campaign, self._driver, gateway, reason)
             self.quarantined[gateway] = reason
             self._devices.pop(gateway, None)
+
+    def _note_keyrings(self, devices: Iterable[DeviceInfo]) -> None:
+        """Say that devices follow a newer keyring than ours: they decline what it doesn't allow."""
+        newest = max(devices, key=lambda one: one.keyring, default=None)
+        if newest is None or newest.keyring <= self._generation:
+            return
+        ours = f"keyring {self._generation}" if self._generation else "none"
+        logger.warning(
+            "device %s follows keyring %d of its authority, and tasks go out with %s: give the "
+            "coordinator's [signing] the newest one (docs/howto/keys.md)",
+            newest.device,
+            newest.keyring,
+            ours,
+            extra={"campaign": self._campaign, "gateway": newest.gateway},
+        )
+        self._generation = newest.keyring
 
     def _note_counters(self, gateway: str, rounds: Sequence[RoundCounters]) -> None:
         """Bring the results of rounds that are over up to date with what came late."""
@@ -118,13 +143,13 @@ class Listener:
             self.receive()
 
     def too_few(
-        self, config: CampaignConfig, ready: int, skipped: Mapping[str, str]
+        self, config: CampaignConfig, least: int, ready: int, skipped: Mapping[str, str]
     ) -> CampaignError:
         """What to say where not enough devices come."""
         whys = [f"{name}: {why}" for name, why in list(skipped.items())[:5]]
         whys += [f"gateway {name}: {why}" for name, why in self.quarantined.items()]
         return CampaignError(
-            f"{ready} of at least {config.min_devices} devices are ready "
+            f"{ready} of at least {least} devices are ready "
             f"after {config.wait_for_devices_seconds:.0f} s, at gateways "
             f"{sorted(self._transport.gateways()) or 'none'} "
             f"({'; '.join(whys) or 'none announced'})"

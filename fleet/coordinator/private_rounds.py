@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from fleet.aggregation import PlanSum
-from fleet.campaign import CampaignConfig, RoundKind, RoundPlan, Step
+from fleet.campaign import CampaignConfig, RoundKind, RoundPlan, Step, schedule
 from fleet.campaign.privacy import (
     SPENT,
     Entropy,
@@ -20,9 +21,12 @@ from fleet.campaign.privacy import (
     with_noise,
 )
 from fleet.campaign.sets import SetOutcome
+from fleet.errors import BudgetSpentError
 from fleet.privacy import KEY_BYTES, NOT_COVERED, discrete_gaussian, rho_within
 from fleet.protocol.manifest import Manifest
 from fleet.store import Ledger, SqlStore
+
+logger = logging.getLogger(__name__)
 
 
 class PrivateRounds:
@@ -41,6 +45,7 @@ class PrivateRounds:
         self._campaign = campaign
         self._config = config
         self._values = most_values(config, manifests)
+        self._over: set[int] = set()
 
     def spent(self, step: Step, names: Collection[str]) -> dict[str, str]:
         """Which of these devices a step's round would take beyond their budget, with the reason."""
@@ -51,6 +56,40 @@ class PrivateRounds:
         cost = self._round(privacy, step.number).rho
         spent = self._ledger.spent(names)
         return {name: SPENT for name in names if spent.get(name, 0.0) + cost > most}
+
+    def are_enough(self, ready: int, spent: int) -> bool:
+        """Whether a round can do without those of its devices that have spent their budget."""
+        return not spent or ready - spent >= self._config.least_at_once
+
+    def end_training(self, step: Step, why: BudgetSpentError) -> None:
+        """A step's stage trains no more: what there is goes on to be scored and released.
+
+        Raises `why` where nothing has been trained.
+        """
+        if self._store.latest_weights(self._campaign).version == 0:
+            raise why
+        self._over.add(step.stage)
+        logger.warning("training ends: %s", why, extra={"campaign": self._campaign})
+
+    def is_over(self, step: Step, begun: Collection[int]) -> bool:
+        """Whether a step would train although training has ended, maybe under an earlier driver:
+        `begun` are the rounds that there are, and one that is later ends it."""
+        if self._config.privacy is None or step.kind is not RoundKind.TRAIN:
+            return False
+        if step.number in begun:
+            return False
+        return step.stage in self._over or step.number < max(begun, default=0)
+
+    def cut_short(self, begun: Collection[int]) -> str:
+        """Of a campaign that has come to its end, why it has trained less than it was to; else
+        empty."""
+        if self._config.privacy is None:
+            return ""
+        rounds = [one.number for one in schedule(self._config) if one.kind is RoundKind.TRAIN]
+        trained = len([one for one in rounds if one in begun])
+        if trained == len(rounds):
+            return ""
+        return f"trained {trained} of {len(rounds)} rounds: {SPENT}"
 
     def laid_on(self, plan: RoundPlan) -> RoundPlan:
         """The plan with clip and noise, where it trains."""

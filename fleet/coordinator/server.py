@@ -52,14 +52,10 @@ def run_server(grid: Grid, config: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"the campaign store {path} does not exist on this machine")
     store = SqlStore(sqlite_url(path))
     campaign = _required(config, "campaign")
+    settings = str(config.get("settings", ""))
     try:
+        holders = KeyHolders.of(CoordinatorSettings.read(Path(settings))) if settings else None
         if mode == "campaign":
-            settings = config.get("settings")
-            holders = (
-                KeyHolders.of(CoordinatorSettings.read(Path(settings)))
-                if isinstance(settings, str) and settings
-                else None
-            )
             with _traces(None) as traces:
                 CampaignDriver(
                     store,
@@ -71,7 +67,8 @@ def run_server(grid: Grid, config: Mapping[str, Any]) -> None:
         elif mode == "strategy":
             from fleet.coordinator.strategy import run_strategy
 
-            run_strategy(grid, store, campaign, int(config.get("num-server-rounds", 3)))
+            rounds = int(config.get("num-server-rounds", 3))
+            run_strategy(grid, store, campaign, rounds, holders)
         else:
             raise ConfigurationError(
                 f'mode {mode!r} is unknown; use "fleet", "campaign" or "strategy"'

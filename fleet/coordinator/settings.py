@@ -29,6 +29,7 @@ gateways = { north-gw = "north" }        # gateway = "site"
 [signing]                                # of tasks, and of masked campaigns: `tinyfleet keys`
 key = "task.key"
 keyring = "keyring"
+authority = "authority.pub"              # whose keyring it has to be; unchecked where left out
 
 [[unmaskers]]                            # each that the keyring names
 url = "https://10.0.0.3:8443"
@@ -172,6 +173,9 @@ class SigningSettings(_Settings):
 
     key: Path
     keyring: Path
+    authority: Path | None = None
+    """The public key that devices have been given, by which the keyring has to be signed. Where
+    left out nobody notices another's keyring before devices decline its tasks."""
 
 
 class UnmaskerSettings(_Settings):

@@ -33,6 +33,7 @@ from fleet.coordinator.creation import new_campaign
 from fleet.coordinator.driver import CampaignDriver
 from fleet.coordinator.flower_adapter import GridTransport
 from fleet.coordinator.gateway_call import RECORD
+from fleet.coordinator.key_holders import KeyHolders
 from fleet.coordinator.transport import read_replies
 from fleet.errors import AnswerError, CampaignError
 from fleet.protocol.manifest import Manifest
@@ -50,9 +51,13 @@ class TinyfleetStrategy(Strategy):
     steps. Rounds, reports and versions go into the store, as those of a campaign do.
     """
 
-    def __init__(self, store: SqlStore, campaign: str) -> None:
-        """`campaign` is in the store and belongs to this strategy from now on."""
+    def __init__(
+        self, store: SqlStore, campaign: str, protection: KeyHolders | None = None
+    ) -> None:
+        """`campaign` is in the store and belongs to this strategy from now on; `protection` has
+        what tasks are signed with."""
         self._store = store
+        self._holders = protection or KeyHolders()
         self._campaign = campaign
         self._driver = f"strategy-{uuid.uuid4().hex}"
         record = store.claim(campaign, self._driver)
@@ -99,7 +104,13 @@ class TinyfleetStrategy(Strategy):
     ) -> Iterable[Message]:
         """One `train.sync` per gateway, which answers when its round is closed."""
         transport = GridTransport(grid)
-        listener = CampaignDriver(self._store, self._campaign, transport, driver=self._driver)
+        listener = CampaignDriver(
+            self._store,
+            self._campaign,
+            transport,
+            driver=self._driver,
+            protection=self._holders,
+        )
         step = Step(server_round, RoundKind.TRAIN, 0, server_round)
         members = listener.wait_for_devices(step)
         if members is None:
@@ -119,6 +130,7 @@ class TinyfleetStrategy(Strategy):
                 gateway,
                 self._manifests,
                 {self._version.sha256: self._version.blob},
+                self._holders.keys,
             )
             wait = plan.seconds(self._config.deadline_seconds) + 5.0
             # One message is all of a gateway's round here.
@@ -211,11 +223,17 @@ def _figures(result: Mapping[str, Any]) -> dict[str, int | float | list[int] | l
     return {name: result[name] for name in names if isinstance(result.get(name), int | float)}
 
 
-def run_strategy(grid: Grid, store: SqlStore, campaign: str, rounds: int) -> Result:
+def run_strategy(
+    grid: Grid,
+    store: SqlStore,
+    campaign: str,
+    rounds: int,
+    protection: KeyHolders | None = None,
+) -> Result:
     """Run `Strategy.start` over the bundles and configuration of a stored campaign.
 
-    The rounds go into a campaign of their own, a copy of the one named, so that a campaign
-    can be tried in both ways.
+    `protection` has what tasks are signed with. The rounds go into a campaign of their own, a copy
+    of the one named, so that a campaign can be tried in both ways.
     """
     config = CampaignConfig.parse(store.campaign(campaign).config)
     copy = new_campaign(
@@ -224,7 +242,7 @@ def run_strategy(grid: Grid, store: SqlStore, campaign: str, rounds: int) -> Res
         store.manifests(campaign),
         store.weights(campaign, 0).blob,
     )
-    strategy = TinyfleetStrategy(store, copy)
+    strategy = TinyfleetStrategy(store, copy, protection)
     result = strategy.start(grid, strategy.initial_arrays(), num_rounds=rounds)
     strategy.finish()
     logger.info("the rounds are in the store as campaign %s", copy, extra={"campaign": copy})

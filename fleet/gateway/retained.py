@@ -262,6 +262,10 @@ class Retained:
                 and found.seconds_left(name, now.monotonic) > 0
             ]
             actions += [act.PublishTask(key, device) for device in missing]
+            for device in missing:
+                # Takes the place of what lies there. Were that taken away, the device would leave
+                # the round, which it doesn't begin again (wire.md).
+                look.tasks.pop(device, None)
             if missing:
                 actions.append(act.Log(f"{key}: {len(missing)} tasks put back", key=key))
         return actions

@@ -18,7 +18,7 @@ import monocypher
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fleet.errors import KeysError
-from fleet.protocol import fields
+from fleet.protocol import fields, topics
 from fleet.protocol.messages import Task
 
 KEY_BYTES = 32
@@ -169,14 +169,18 @@ class SignedKeyring:
         return is_signed(authority, self.keyring.digest(fleet), self.signature)
 
 
-def task_digest(fleet: str, device: str, task: bytes) -> bytes:
-    """What is signed of a task for a device; ``task``: encoded, without keyring and signature."""
-    return digest_of(_TASK_DOMAIN, named(fleet), named(device), task)
+def task_digest(fleet: str, gateway: str, device: str, task: bytes) -> bytes:
+    """What is signed of a task for a device that is to answer this gateway.
+
+    ``task``: encoded, without keyring and signature.
+    """
+    answer = topics.delta(fleet, gateway, device)
+    return digest_of(_TASK_DOMAIN, named(fleet), named(device), named(answer), task)
 
 
-def sign_task(key: SigningKey, fleet: str, device: str, task: Task) -> bytes:
+def sign_task(key: SigningKey, fleet: str, gateway: str, device: str, task: Task) -> bytes:
     """The signature of ``task``; its fields ``keyring`` and ``signature`` don't count."""
-    return key.sign(task_digest(fleet, device, task.unsigned()))
+    return key.sign(task_digest(fleet, gateway, device, task.unsigned()))
 
 
 @dataclass(frozen=True)
@@ -198,9 +202,9 @@ class TaskKeys:
                 "that is to sign: devices would decline every task; sign a keyring with this key"
             )
 
-    def sign(self, device: str, task: Task) -> bytes:
-        """The signature of a device's task."""
-        return sign_task(self.key, self.fleet, device, task)
+    def sign(self, gateway: str, device: str, task: Task) -> bytes:
+        """The signature of the task that this gateway gives a device."""
+        return sign_task(self.key, self.fleet, gateway, device, task)
 
 
 @dataclass(frozen=True)

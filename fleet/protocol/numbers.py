@@ -41,6 +41,7 @@ class Reason(IntEnum):
     OTHER_UNMASKERS = 17
     NO_PERSONAL_TENSORS = 18
     PERSONAL_UNUSABLE = 19
+    NO_RANDOM_NUMBERS = 20
 
 
 class Action(IntEnum):

@@ -203,8 +203,13 @@ def _write_unmasker(folder: Path, authority: Authority, fleet: str) -> dict[str,
     ):
         source.replace(target / name)
     shutil.copyfile(target / key_files.KEYRING, folder / KEYS / key_files.KEYRING)
+    shutil.copyfile(folder / KEYS / key_files.AUTHORITY_PUBLIC, target / key_files.AUTHORITY_PUBLIC)
     return {
-        "signing": SigningSettings(key=Path(key_files.TASK_KEY), keyring=Path(key_files.KEYRING)),
+        "signing": SigningSettings(
+            key=Path(key_files.TASK_KEY),
+            keyring=Path(key_files.KEYRING),
+            authority=Path(key_files.AUTHORITY_PUBLIC),
+        ),
         "unmaskers": (
             UnmaskerSettings(
                 url=f"https://unmasker:{_UNMASKER_PORT}",

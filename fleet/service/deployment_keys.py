@@ -62,7 +62,9 @@ def make_keys(
     here = folder if seen_as is None else seen_as
     return {
         "signing": SigningSettings(
-            key=here / KEYS / key_files.TASK_KEY, keyring=here / KEYS / key_files.KEYRING
+            key=here / KEYS / key_files.TASK_KEY,
+            keyring=here / KEYS / key_files.KEYRING,
+            authority=here / KEYS / key_files.AUTHORITY_PUBLIC,
         ),
         "unmaskers": (
             UnmaskerSettings(

@@ -208,6 +208,6 @@ def _warnings(
     elif within is not None and within < rounds:
         found.append(
             f"the budget is spent after {within} of {rounds} rounds: devices that were in each of "
-            "them aren't asked any more"
+            "them aren't asked any more, and where too few others are left training ends"
         )
     return found

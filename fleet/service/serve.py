@@ -15,18 +15,20 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import uvicorn
 from fastapi import FastAPI
 
 from fleet.clock import Clock, SystemClock
 from fleet.coordinator.control import Control
 from fleet.coordinator.fleet_run import DRIVER
 from fleet.coordinator.gateway_keys import GatewayKeys, read_keys
+from fleet.coordinator.key_holders import task_keys
 from fleet.coordinator.service import Patience, ProgressEvent, RunKeeper
 from fleet.coordinator.settings import CoordinatorSettings
 from fleet.coordinator.superlink import superlink_of
 from fleet.coordinator.webhooks import Deliveries
 from fleet.errors import FleetError, StoreError
+from fleet.security.listening import ListenSettings
+from fleet.security.serving import Server
 from fleet.service.api import make_app
 from fleet.service.bootstrap import bootstrap
 from fleet.service.operations import Operations
@@ -96,8 +98,10 @@ class Leader:
     def _lead(self, is_stopping: threading.Event) -> None:
         settings = self._settings
         folder = settings.superlink.gateway_keys
+        # What is wrong with keys is said before anything is started.
+        task_keys(settings)
         if folder is not None:
-            read_keys(folder)  # what is wrong with it is said before anything is started
+            read_keys(folder)
         superlink = superlink_of(settings)
         owns = settings.superlink.port is not None
         superlink.start()
@@ -235,25 +239,9 @@ def serve(
     )
     mount(app)
     is_stopping: threading.Event = app.state.stopping
-    server = _Server(
-        uvicorn.Config(
-            app,
-            host=settings.api.host,
-            port=settings.api.port,
-            ssl_certfile=settings.api.certificate,
-            ssl_keyfile=settings.api.key,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=3,
-        ),
-        is_stopping,
-        lambda: ready(
-            f"{'https' if settings.api.certificate else 'http'}://"
-            f"{settings.api.host}:{settings.api.port}"
-        ),
-    )
-    # When it has stopped, uvicorn raises the signal once more: with the usual handler that would be
-    # the end, before the leader has stopped what it runs.
+    server = _Server(app, settings.api, lambda: ready(settings.api.url), is_stopping)
+    # With the usual handlers the server's end would be that of this process, before the leader has
+    # stopped what it runs.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: is_stopping.set())
     thread = threading.Thread(target=leader.run, args=(is_stopping,), name="leader")
@@ -266,20 +254,18 @@ def serve(
         store.close()
 
 
-class _Server(uvicorn.Server):
-    """Says when it answers, and tells streams to end when it stops."""
+class _Server(Server):
+    """Tells streams to end when it stops."""
 
     def __init__(
-        self, config: uvicorn.Config, is_stopping: threading.Event, ready: Callable[[], None]
+        self,
+        app: FastAPI,
+        listen: ListenSettings,
+        ready: Callable[[], None],
+        is_stopping: threading.Event,
     ) -> None:
-        super().__init__(config)
+        super().__init__(app, listen, ready)
         self._is_stopping = is_stopping
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._ready()
 
     def handle_exit(self, sig: int, frame: object) -> None:
         self._is_stopping.set()

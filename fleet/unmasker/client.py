@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
@@ -50,19 +49,6 @@ class RemoteUnmasker:
     def close(self) -> None:
         """Close connections."""
         self._http.close()
-
-    def __enter__(self) -> Self:
-        """The client itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close connections."""
-        self.close()
 
     def masks(self, request: MaskRequest) -> Words:
         """See `Unmasker`."""

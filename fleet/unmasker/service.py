@@ -5,10 +5,8 @@ from __future__ import annotations
 import hmac
 import logging
 import signal
-import socket
 from collections.abc import Awaitable, Callable
 
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
@@ -27,6 +25,7 @@ from fleet.protocol.mask_requests import (
     encode_refusal,
 )
 from fleet.security.listening import ListenSettings
+from fleet.security.serving import Server
 from fleet.security.tokens import secret_hash
 from fleet.unmasker.metrics import METRICS_TYPE, UnmaskerMetrics
 from fleet.unmasker.unmasker import LocalUnmasker
@@ -118,33 +117,10 @@ def serve(
     unmasker: LocalUnmasker, listen: ListenSettings, ready: Callable[[], None] = lambda: None
 ) -> None:
     """Answer until SIGTERM or SIGINT; ``ready`` is called when it does."""
-    config = uvicorn.Config(
-        make_app(unmasker),
-        host=listen.host,
-        port=listen.port,
-        ssl_certfile=listen.certificate,
-        ssl_keyfile=listen.key,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=3,
-    )
-    # When it has stopped, uvicorn raises the signal once more: that isn't to be an error.
+    # That it was told to stop isn't to be an error.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     try:
-        _Server(config, ready).run()
+        Server(make_app(unmasker), listen, ready).run()
     finally:
         unmasker.store.close()
-
-
-class _Server(uvicorn.Server):
-    """Says when it answers."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._ready()

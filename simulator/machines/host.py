@@ -28,6 +28,16 @@ from device_runtime import host_sources, include_directories
 from simulator.clock import Milliseconds, host_milliseconds
 from simulator.errors import ImageError
 from simulator.machines.elf_image import load_elf
+from simulator.machines.host_structs import (
+    Costs,
+    Done,
+    Flash,
+    Region,
+    Regions,
+    SampleRegion,
+    Setup,
+    Standing,
+)
 from simulator.machines.lazy_memory import ERASED, ZEROS, LazyMemory
 from simulator.machines.protocol import CHARGING_FLAG, StopReason, TrafficCount
 
@@ -35,69 +45,6 @@ _STEPS_BETWEEN_LOOKS = 4
 NEVER_AGAIN = 0xFFFFFFFF
 """tf_host_device_next_run_ms: nothing but bytes gives it something to do."""
 _DIGEST_BYTES = 32
-
-
-class _Region(ctypes.Structure):
-    _fields_ = (
-        ("address", ctypes.c_uint32),
-        ("bytes", ctypes.c_uint32),
-        ("first_sector", ctypes.c_uint16),
-        ("sector_count", ctypes.c_uint16),
-    )
-
-
-class _Flash(ctypes.Structure):
-    """tf_host_flash of device_runtime/port/host/host_device.h."""
-
-    _fields_ = (
-        ("content", ctypes.c_void_p),
-        ("sector_bytes", ctypes.POINTER(ctypes.c_uint32)),
-        ("address", ctypes.c_uint32),
-        ("bytes", ctypes.c_uint32),
-        ("sector_count", ctypes.c_uint32),
-        ("erases", ctypes.POINTER(ctypes.c_uint32)),
-    )
-
-
-class Costs(ctypes.Structure):
-    """tf_host_costs of host_device.h: nanoseconds; the arrays are by plan, as in the bundle."""
-
-    _fields_ = (
-        ("forward", ctypes.POINTER(ctypes.c_uint64)),
-        ("step", ctypes.POINTER(ctypes.c_uint64)),
-        ("poll", ctypes.c_uint64),
-        ("flash_word", ctypes.c_uint64),
-        ("flash_erase", ctypes.c_uint64),
-        ("flash_erase_byte", ctypes.c_uint64),
-    )
-
-
-class Done(ctypes.Structure):
-    """tf_host_done of host_device.h: what a device has done since its machine was made."""
-
-    _fields_ = (
-        ("forward_passes", ctypes.c_uint64),
-        ("train_steps", ctypes.c_uint64),
-        ("forward_nanoseconds", ctypes.c_uint64),
-        ("train_nanoseconds", ctypes.c_uint64),
-        ("flash_words", ctypes.c_uint64),
-        ("flash_erases", ctypes.c_uint64),
-        ("flash_bytes_erased", ctypes.c_uint64),
-    )
-
-
-class Standing(ctypes.Structure):
-    """tf_host_standing of host_device.h; one serves all devices of a process."""
-
-    _fields_ = (
-        ("now", ctypes.c_uint64),
-        ("next_run_ms", ctypes.c_uint32),
-        ("taken", ctypes.c_uint32),
-        ("is_busy", ctypes.c_bool),
-        ("dials", ctypes.c_bool),
-        ("has_power", ctypes.c_bool),
-        ("bytes", ctypes.c_uint8 * 2048),
-    )
 
 
 class _FlashMemory:
@@ -109,10 +56,10 @@ class _FlashMemory:
         self._content = LazyMemory(sum(sector_bytes), ERASED)
         self.erases = (ctypes.c_uint32 * len(sector_bytes))()
 
-    def descriptor(self) -> _Flash:
+    def descriptor(self) -> Flash:
         """For C, which keeps no reference to it."""
         memory, count = self._content, len(self._sectors)
-        return _Flash(memory.start, self._sectors, self.address, memory.size, count, self.erases)
+        return Flash(memory.start, self._sectors, self.address, memory.size, count, self.erases)
 
     def place_of(self, address: int, size: int) -> int | None:
         """Where this process has the bytes at an address of the board's; None outside."""
@@ -120,40 +67,6 @@ class _FlashMemory:
         if first < 0 or first + size > self._content.size:
             return None
         return self._content.start + first
-
-
-class _SampleRegion(ctypes.Structure):
-    """tf_sample_region of device_runtime/include/tinyfleet/sample_log.h."""
-
-    _fields_ = (("region", _Region), ("units", ctypes.c_uint16), ("keep", ctypes.c_uint8))
-
-
-class _Regions(ctypes.Structure):
-    """tf_flash_layout of device_runtime/include/tinyfleet/flash_layout.h."""
-
-    _fields_ = (
-        ("identity", _Region),
-        ("journal", _Region),
-        ("slots", _Region * 2),
-        ("samples", _SampleRegion),
-        ("personal", _Region),
-    )
-
-
-class _Setup(ctypes.Structure):
-    """tf_host_setup of host_device.h."""
-
-    _fields_ = (
-        ("board", ctypes.c_char_p),
-        ("flashes", _Flash * 2),
-        ("regions", _Regions),
-        ("pool", ctypes.c_void_p),
-        ("pool_bytes", ctypes.c_uint32),
-        ("seed", ctypes.c_uint32),
-        ("fault_pc", ctypes.c_uint32),
-        ("reset_cause", ctypes.c_uint8),
-        ("fault_code", ctypes.c_uint8),
-    )
 
 
 def build_host_library(
@@ -190,7 +103,7 @@ class _Firmware:
     board: Board
     flashes: tuple[tuple[int, ctypes.Array[ctypes.c_uint32]], ...]
     """The internal flash, and as much of the external one as is used: address, sector sizes."""
-    regions: _Regions
+    regions: Regions
     pool_bytes: int
     pool_address: int
     """On the board."""
@@ -211,14 +124,14 @@ def _firmware(bundle: Bundle) -> _Firmware:
     return _Firmware(
         board,
         tuple((address, (ctypes.c_uint32 * len(of))(*of)) for address, of in flashes),
-        _Regions(
+        Regions(
             identity=_region(layout.identity),
             journal=_region(layout.journal),
-            slots=(_Region * 2)(_region(layout.slot_a), _region(layout.slot_b)),
-            samples=_SampleRegion(
+            slots=(Region * 2)(_region(layout.slot_a), _region(layout.slot_b)),
+            samples=SampleRegion(
                 _region(layout.samples), layout.samples.units, KEEP_NUMBERS[layout.samples.keep]
             ),
-            personal=_Region() if layout.personal is None else _region(layout.personal),
+            personal=Region() if layout.personal is None else _region(layout.personal),
         ),
         pool_bytes // 8 * 8,
         pool_address,
@@ -297,9 +210,9 @@ class HostMachine:
             ctypes.memmove(self._place_of(address, len(data)), data, len(data))
         self._pool = LazyMemory(firmware.pool_bytes, ZEROS)
         self._pool_address = firmware.pool_address
-        self._setup = _Setup(
+        self._setup = Setup(
             board=self.board.name.encode(),
-            flashes=(_Flash * 2)(*(flash.descriptor() for flash in self._flashes)),
+            flashes=(Flash * 2)(*(flash.descriptor() for flash in self._flashes)),
             regions=firmware.regions,
             pool=self._pool.start,
             pool_bytes=firmware.pool_bytes,
@@ -508,6 +421,6 @@ class HostMachine:
         self._line_was_up = is_up
 
 
-def _region(region: Any) -> _Region:
+def _region(region: Any) -> Region:
     first, count = region.sectors
-    return _Region(region.address, region.bytes, first, count)
+    return Region(region.address, region.bytes, first, count)

@@ -15,7 +15,7 @@ import numpy as np
 
 from codegen.firmware.bundle import Bundle
 from simulator.machines.counting import InstructionCounter
-from simulator.machines.host import Costs
+from simulator.machines.host_structs import Costs
 from simulator.machines.image_engine import ImageEngine
 
 FLASH_WORD_NANOSECONDS = 16_000

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from simulator.clock import MILLISECOND
-from simulator.machines.host import NEVER_AGAIN, HostMachine, Standing
+from simulator.machines.host import NEVER_AGAIN, HostMachine
+from simulator.machines.host_structs import Standing
 from simulator.machines.protocol import CHARGING_FLAG
 from simulator.virtual.costs import WorkCosts
 from simulator.virtual.events import (

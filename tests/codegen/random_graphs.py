@@ -148,11 +148,11 @@ class _Network:
         return FloatGraph("random", "x", self.shapes, tuple(self.ops))
 
 
-def random_graph(seed: int, size: int = 6) -> tuple[Graph, np.ndarray]:
+def random_graph(seed: int, size: int = 6, smooth: bool = True) -> tuple[Graph, np.ndarray]:
     """A quantized network and int8 samples (n, H, W, C) for it.
 
-    Channel counts are odd and even, kernels 1 to 5, strides 1 and 2, one residual addition, smooth
-    activations.
+    Channel counts are odd and even, kernels 1 to 5, strides 1 and 2, one residual addition, and
+    ``smooth`` activations.
     """
     rng = np.random.default_rng(seed)
     network = _Network(rng, (size, size), int(rng.choice([1, 3, 4])))
@@ -164,7 +164,7 @@ def random_graph(seed: int, size: int = 6) -> tuple[Graph, np.ndarray]:
     # Of a generator of its own, so that the rest of the graph stays as it is.
     draw = np.random.default_rng([seed, 3])
     first, last = (FUNCTIONS[int(index)] for index in draw.integers(len(FUNCTIONS), size=2))
-    bends = draw.random() < 0.6
+    bends = smooth and draw.random() < 0.6
     network.conv("expand", hidden, 1, clamp=Clamp() if bends else RELU6)
     if bends:
         network.function("bend", first)
@@ -175,8 +175,10 @@ def random_graph(seed: int, size: int = 6) -> tuple[Graph, np.ndarray]:
     network.conv("project", width, 1, clamp=Clamp())
     network.add("join", skip)
     network.conv("down", width, int(rng.choice([3, 5])), int(rng.integers(1, 3)), depthwise=True)
-    network.conv("last", int(rng.integers(4, 12)), int(rng.choice([1, 3])), clamp=Clamp())
-    network.function("end", last)
+    clamp = Clamp() if smooth else RELU6
+    network.conv("last", int(rng.integers(4, 12)), int(rng.choice([1, 3])), clamp=clamp)
+    if smooth:
+        network.function("end", last)
     return _quantized(network.finish(int(rng.integers(2, 8))), rng)
 
 

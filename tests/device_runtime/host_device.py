@@ -15,8 +15,7 @@ from codegen.firmware.bundle import SamplesInfo
 from codegen.host_toolchain import Source, host_toolchain
 from fleet.protocol import Announce, Delta, Receipt, ReceiptResult, Status, Task, topics
 from simulator.devices.flash_image import Identity, identity_region
-
-from .host_structs import Flash, Region, Regions, SampleRegion, Setup
+from simulator.machines.host_structs import Flash, Region, Regions, SampleRegion, Setup
 
 TESTS = Path(__file__).parent
 RUNTIME = TESTS.parents[1] / "device_runtime"
@@ -132,7 +131,7 @@ class HostDevice:
         start = ctypes.addressof(self._memory)
         self._device = ctypes.c_void_p(start + -start % 16)
         self._sectors = (ctypes.c_uint32 * len(sectors))(*sectors)
-        self._erases = (ctypes.c_uint32 * len(sectors))()
+        self.erases = (ctypes.c_uint32 * len(sectors))()
         self.flash = (ctypes.c_uint8 * sum(sectors))()
         ctypes.memset(self.flash, 0xFF, sum(sectors))
         if identity is not None:
@@ -148,11 +147,11 @@ class HostDevice:
             flashes=(Flash * 2)(
                 Flash(
                     ctypes.addressof(self.flash),
-                    ctypes.addressof(self._sectors),
+                    self._sectors,
                     FLASH_ADDRESS,
                     sum(sectors),
                     len(sectors),
-                    ctypes.addressof(self._erases),
+                    self.erases,
                 )
             ),
             regions=Regions(

@@ -16,7 +16,9 @@ from fleet.protocol.keys import (
     Keyring,
     SignedKeyring,
     SigningKey,
+    digest_of,
     exchange_public,
+    named,
     sign_task,
 )
 from fleet.protocol.masking import Binding, MaskedDelta, MaskParameters
@@ -27,8 +29,9 @@ from .tiny_round import tf_random
 CLIP_STREAM = 0x636C6970
 
 
-AUTHORITY, TASK_KEY = SigningKey.generate(), SigningKey.generate()
-DEVICE_KEYS = DeviceKeys(bytes(range(1, 33)), SigningKey.generate())
+# The same each time: how many instructions and how much stack a signature takes follows from them.
+AUTHORITY, TASK_KEY, DEVICE_KEY = (SigningKey.of_seed(bytes([one]) * 32) for one in (1, 2, 3))
+DEVICE_KEYS = DeviceKeys(bytes(range(1, 33)), DEVICE_KEY)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Keys:
     generation: int = 1
     fleet: str = "f"
     name: str = "dev1"
+    gateway: str = "gw"
     device: DeviceKeys = DEVICE_KEYS
 
     @property
@@ -60,8 +64,15 @@ class Keys:
         )
 
     def sign(self, task: Task, *, with_keyring: bool = False) -> Task:
-        task = replace(task, signature=sign_task(self.task, self.fleet, self.name, task))
+        signature = sign_task(self.task, self.fleet, self.gateway, self.name, task)
+        task = replace(task, signature=signature)
         return replace(task, keyring=self.signed_keyring) if with_keyring else task
+
+    def sign_for(self, response_topic: bytes, task: Task) -> Task:
+        """The task, signed as masking.md has it for any topic; of a length its lowest byte."""
+        topic = bytes([len(response_topic) % 256]) + response_topic
+        parts = named(self.fleet), named(self.name), topic, task.unsigned()
+        return replace(task, signature=self.task.sign(digest_of(b"tinyfleet-task/1", *parts)))
 
     def masked(self, task: Task, **changes: object) -> Task:
         """The task, signed, with a masked delta of 16 bits unless ``changes`` say otherwise."""

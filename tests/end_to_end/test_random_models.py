@@ -67,11 +67,18 @@ class _Maker:
             self.last = self.node("BatchNormalization", [self.last, *map(self.constant, parts)])
 
     def activation(self) -> None:
-        if self.random.random() < 0.5:
-            self.last = self.node("Relu", [self.last])
-        else:
-            ends = [self.constant(np.array(value)) for value in (0.0, 6.0)]
-            self.last = self.node("Clip", [self.last, *ends])
+        match self.random.choice(["relu", "clip", "swish", "hard swish", "leaky"]):
+            case "relu":
+                self.last = self.node("Relu", [self.last])
+            case "clip":
+                ends = [self.constant(np.array(value)) for value in (0.0, 6.0)]
+                self.last = self.node("Clip", [self.last, *ends])
+            case "swish":
+                self.last = self.node("Mul", [self.last, self.node("Sigmoid", [self.last])])
+            case "hard swish":
+                self.last = self.node("HardSwish", [self.last])
+            case "leaky":
+                self.last = self.node("LeakyRelu", [self.last], alpha=0.1)
 
     def block(self) -> None:
         """An inverted bottleneck, with a shortcut where its shape allows one."""

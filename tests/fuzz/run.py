@@ -107,10 +107,11 @@ def build(target: str, folder: Path, compiler: str) -> Path:
         generated += generate_codec(CDDL, folder / "codec")
     if target == "keys":
         generated.append(write_monocypher(folder / "codec").path)
+    if generated:
+        flags += ["-isystem", str(folder / "codec")]
     foreign: list[str] = []
     for source in generated:
         built = folder / f"{source.stem}.o"
-        flags += [] if foreign else ["-isystem", str(folder / "codec")]
         command = [compiler, *flags, "-w", "-c", str(source), "-o", str(built)]
         subprocess.run(command, check=True)
         foreign.append(str(built))

@@ -59,7 +59,8 @@ typedef enum {
     TF_REASON_NOT_SIGNED,
     TF_REASON_OTHER_UNMASKERS,
     TF_REASON_NO_PERSONAL_TENSORS,
-    TF_REASON_PERSONAL_UNUSABLE
+    TF_REASON_PERSONAL_UNUSABLE,
+    TF_REASON_NO_RANDOM_NUMBERS
 } tf_reason;
 
 /* Read for as long as the client is used; all memory is the caller's. */
@@ -195,6 +196,7 @@ typedef struct {
     uint32_t pool_bytes; /* without what the application keeps */
     uint32_t lease;      /* highest that was seen; with an authority: in a signed task */
     uint32_t round;      /* highest in a signed task of that lease */
+    bool journal_failed; /* with these, or keys: not tried again before the next task or keyring */
     uint16_t train_samples;
     uint16_t held_out_samples;
 
@@ -212,9 +214,10 @@ typedef struct {
     /* round */
     tf_client_work work;
     bool has_task;
-    bool has_finished;  /* `finished_*` name a round that is over for this device */
-    bool restarted;     /* the download was begun anew once already */
-    bool new_is_staged; /* the weights of the task wait for their commit */
+    bool has_finished;   /* `finished_*` name a round that is over for this device */
+    bool was_called_off; /* that one, by an empty task */
+    bool restarted;      /* the download was begun anew once already */
+    bool new_is_staged;  /* the weights of the task wait for their commit */
     bool discards_for_good;
     tf_reason discard_reason;
     tf_task task;

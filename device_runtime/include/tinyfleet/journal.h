@@ -42,8 +42,8 @@ tf_status tf_journal_open(tf_journal *journal, const tf_flash *flash,
 tf_status tf_journal_read(const tf_journal *journal, uint8_t kind, const uint8_t **payload,
                           uint32_t *bytes);
 
-/* Adds a record; nothing is written where the newest of its kind says the same. Erases a unit
- * now and then, which takes as long as its sectors need.
+/* Adds a record; nothing is written where the newest of its kind in the unit in use says the same.
+ * Erases a unit now and then, which takes as long as its sectors need.
  * TF_BAD_INPUT: more than TF_JOURNAL_MAX_BYTES; TF_NO_MEMORY: no room for it beside the newest
  * ones of all other kinds; TF_FLASH_FAILED: the flash failed, and the record before still counts. */
 tf_status tf_journal_write(tf_journal *journal, uint8_t kind, const void *payload, uint32_t bytes);

@@ -27,6 +27,7 @@ typedef struct {
     const tf_identity *identity;
     const uint8_t *device;    /* in flash: exchange key, signing key; NULL: none */
     const uint8_t *authority; /* in flash; NULL: none */
+    bool has_authority;       /* also where its key is lost */
     uint16_t keyring_bytes;   /* 0: none */
     bool is_kept;             /* the keyring is in flash */
     bool has_seal_keys;       /* of the unmaskers of this keyring */
@@ -39,6 +40,8 @@ typedef struct {
 void tf_keys_open(tf_keys *keys, const tf_identity *identity, const tf_port *port,
                   const tf_flash_region *region, const tf_journal *journal);
 
+/* Whether tasks have to be signed. So they do where the authority's key is missing or damaged and
+ * anything else in flash shows that the device was given one; then no signature is right. */
 bool tf_keys_has_authority(const tf_keys *keys);
 
 /* Of the keyring that is followed; 0: none. */
@@ -51,9 +54,10 @@ bool tf_keys_take(tf_keys *keys, const uint8_t *keyring, size_t length);
 /* Writes the keyring to flash, unless it is there. Status as tf_journal_write. */
 tf_status tf_keys_keep(tf_keys *keys, tf_journal *journal);
 
-/* Whether the keyring's task key signed the task for this device; `bytes` are those of the whole
- * message, whose parts `parts` names. */
-bool tf_keys_signed(const tf_keys *keys, const uint8_t *bytes, const tf_task_parts *parts);
+/* Whether the keyring's task key signed the task for this device, to be answered at that topic (may
+ * be NULL without bytes); `bytes` are those of the whole message, whose parts `parts` names. */
+bool tf_keys_signed(const tf_keys *keys, const char *response_topic, size_t topic_bytes,
+                    const uint8_t *bytes, const tf_task_parts *parts);
 
 /* Whether the device can mask for the unmaskers with this prefix of their digest: they are those of
  * its keyring, at least one, and it has keys of its own. */

@@ -31,11 +31,11 @@ typedef struct {
     const tf_stream *stream;
     const tf_flash *flash;
 
-    /* 32 random bits, for jitter, packet identifiers, and nonces that differ anyway. */
+    /* 32 random bits, for jitter, packet identifiers, and where there are no secrets for nonces. */
     uint32_t (*entropy)(void *context);
 
-    /* Random bytes that nobody can guess, for keys; false: the source failed. NULL: the board has
-     * none, and the device gets its keys from whoever provisions it. */
+    /* Random bytes that nobody can guess, for keys and nonces; false: the source failed. NULL: the
+     * board has none, and the device gets its keys from whoever provisions it. */
     bool (*secret)(void *context, uint8_t *bytes, size_t count);
 
     /* Charge left, 0 … 100, with TF_CHARGING while a charger or mains feed the board;

@@ -203,6 +203,7 @@ tf_status tf_host_device_start(tf_host_device *device, const tf_host_setup *setu
         .stream = &device->stream,
         .flash = &device->flash,
         .entropy = entropy,
+        .secret = setup->secret,
         .battery = battery,
         .context = device,
     };

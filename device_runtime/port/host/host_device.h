@@ -38,6 +38,7 @@ typedef struct {
     uint32_t fault_pc;
     uint8_t reset_cause; /* tf_reset_cause of the next start */
     uint8_t fault_code;
+    bool (*secret)(void *context, uint8_t *bytes, size_t count); /* tf_port; NULL: there are none */
 } tf_host_setup;
 
 /* What a device has done; the caller's, so that it outlives the device's power. */

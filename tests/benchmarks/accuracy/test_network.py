@@ -19,7 +19,7 @@ from tests.codegen.random_graphs import full_plan, random_graph, random_plan
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_rounded_network_has_the_logits_of_the_device(seed: int) -> None:
-    graph, samples = random_graph(seed)
+    graph, samples = random_graph(seed, smooth=False)
     network = Network(graph, full_plan(graph), rounded=True)
     interpreter = Interpreter(lower(graph, full_plan(graph)))
     logits = network.forward(channels_first(samples[:8])).detach().numpy()
@@ -41,7 +41,7 @@ def gradients(graph: Graph, network: Network, sample: np.ndarray) -> dict[str, n
 
 @pytest.mark.parametrize("seed", range(4))
 def test_gradients_per_step_are_those_of_exact_backpropagation(seed: int) -> None:
-    graph, samples = random_graph(seed)
+    graph, samples = random_graph(seed, smooth=False)
     interpreter = Interpreter(lower(graph, full_plan(graph)))
     interpreter.train_step(samples[0], 1, 0, 0)
     activations, masks = forward_integers(interpreter)
@@ -60,7 +60,7 @@ def test_gradients_per_step_are_those_of_exact_backpropagation(seed: int) -> Non
 
 @pytest.mark.parametrize("seed", range(4))
 def test_only_what_the_plan_names_is_marked_as_trained(seed: int) -> None:
-    graph, _ = random_graph(seed)
+    graph, _ = random_graph(seed, smooth=False)
     plan = random_plan(graph, seed)
     network = Network(graph, plan, rounded=False)
     marked = sum(int(mask.sum()) for mask in network.trained.values())
@@ -68,7 +68,7 @@ def test_only_what_the_plan_names_is_marked_as_trained(seed: int) -> None:
 
 
 def test_forgetting_the_zero_point_changes_weight_gradients_and_nothing_else() -> None:
-    graph, samples = random_graph(2)
+    graph, samples = random_graph(2, smooth=False)
     plan = full_plan(graph)
     right = Network(graph, plan, rounded=True)
     forgetful = Network(graph, plan, rounded=True, codes_in_gradient=True)
@@ -81,7 +81,7 @@ def test_forgetting_the_zero_point_changes_weight_gradients_and_nothing_else() -
 
 
 def test_an_int8_head_has_the_same_range_with_fewer_steps() -> None:
-    graph, _ = random_graph(2)
+    graph, _ = random_graph(2, smooth=False)
     plan = Plan("head", (), (), True, "q8.8")
     wide = Network(graph, plan, rounded=True)
     narrow = Network(graph, plan, rounded=True, head_bits=8)

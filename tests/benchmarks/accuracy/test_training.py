@@ -28,7 +28,7 @@ SHORT = Schedule(epochs=4, rate=0.05, batch=8)
 
 def separable(seed: int) -> tuple[Graph, Samples]:
     """A random network, and two classes of samples that differ in one channel."""
-    graph, _ = random_graph(seed)
+    graph, _ = random_graph(seed, smooth=False)
     random = np.random.default_rng(seed)
     shape = graph.tensors[graph.input].shape
     labels = np.arange(48) % 2
@@ -79,7 +79,7 @@ def test_frozen_layers_are_left_out_without_changing_a_bit_of_training() -> None
 
 
 def test_truncated_updates_cut_towards_zero_and_wrap() -> None:
-    graph, _ = random_graph(2)
+    graph, _ = random_graph(2, smooth=False)
     network = Network(graph, full_plan(graph), rounded=True, head_bits=8)
     name = f"{graph.head.name}.weight"
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from codegen.graph.floats import FloatConv, FloatHead
 from codegen.importer.model import import_proto
 from codegen.operators.execution import evaluate
 from codegen.operators.global_average_pool import GlobalAveragePool
-from codegen.operators.lookup import Lookup
-from tests.codegen.onnxruntime_oracle import run
+from codegen.operators.lookup import Lookup, lookup_arithmetic
+from codegen.quantization.quantize import quantize
+from tests.codegen.onnxruntime_oracle import codes_of, quantize_file, run
 
 Line = tuple[Any, ...]
 """Operator, inputs, output, attributes."""
@@ -109,6 +111,23 @@ def test_every_spelling_of_an_activation_is_one_function(name: str) -> None:
     x = (3 * np.random.default_rng(1).normal(size=(4, 3, 6, 5))).astype(np.float32)
     logits = evaluate(graph, x)[graph.head.output]
     np.testing.assert_allclose(logits, run(proto, x)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["hard swish", "silu of pytorch", "gelu of pytorch", "hard swish of tf2onnx"]
+)
+def test_quantized_models_keep_the_codes_of_every_step(name: str, tmp_path: Path) -> None:
+    x = (2 * np.random.default_rng(1).normal(size=(16, 3, 6, 5))).astype(np.float32)
+    onnx.save(model(SPELLINGS[name]), tmp_path / "float.onnx")
+    quantize_file(tmp_path / "float.onnx", tmp_path / "int8.onnx", x)
+    proto = onnx.load(tmp_path / "int8.onnx")
+    graph = quantize(import_proto(proto), None)
+    (lookup,) = (op for op in graph.ops if isinstance(op, Lookup))
+    known = codes_of(proto, x)
+    made = lookup_arithmetic(graph, lookup).codes[known["y"] + 128]
+    # Of codes that stand between two, float32 may take the other one.
+    assert np.abs(made - known["a"]).max() <= 1
+    assert (made != known["a"]).mean() < 0.01
 
 
 def test_what_else_reads_a_part_of_an_activation_still_can() -> None:

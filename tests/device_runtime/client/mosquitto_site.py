@@ -192,6 +192,19 @@ class Line:
         self.device, self.port = device, port
         self.socket: socket.socket | None = None
         self.waiting = b""
+        self.waits_on_line = True
+        """Whether time passes for a device that is connected: where none does, a machine that is
+        slow makes it send nothing twice."""
+        self._now = 0.0
+        self._looked = time.monotonic()
+
+    def _milliseconds(self) -> int:
+        """The device's clock."""
+        looked = time.monotonic()
+        if self.socket is None or self.waits_on_line:
+            self._now += 1000 * DEVICE_SPEED * (looked - self._looked)
+        self._looked = looked
+        return int(self._now) & 0xFFFFFFFF
 
     def hang_up(self) -> None:
         if self.socket is not None:
@@ -200,7 +213,7 @@ class Line:
         self.device.set_carrier(False)
 
     def step(self, polls: int = 20) -> None:
-        busy = self.device.run(int(time.monotonic() * 1000 * DEVICE_SPEED) & 0xFFFFFFFF, polls)
+        busy = self.device.run(self._milliseconds(), polls)
         try:
             if self.socket is None and self.device.dials:
                 self.socket = socket.create_connection(("127.0.0.1", self.port), 5)

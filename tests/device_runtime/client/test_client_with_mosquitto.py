@@ -32,6 +32,7 @@ class Site:
     def __post_init__(self) -> None:
         assert self.device.power_on(0) == 0
         self.line = Line(self.device, self.broker.port)
+        self.line.waits_on_line = False
 
     def look(self) -> list[Announce | Status | Delta]:
         while not self.gateway.received.empty():
@@ -160,7 +161,10 @@ def test_a_lost_receipt_is_given_again_when_the_delta_comes_again(site: Site) ->
     task = begin(site)
     site.run_until(lambda: KEY in site.gateway.counted)
     site.gateway.gives_receipts = True
-    site.run_until(lambda: site.device.state == DeviceState.IDLE)  # after 30 s of its own
+    site.line.waits_on_line = True
+    site.run_until(lambda: site.gateway.duplicates)  # after 30 s of its own
+    site.line.waits_on_line = False
+    site.run_until(lambda: site.device.state == DeviceState.IDLE)
     check(site, task)
     assert site.gateway.duplicates == 1
 

@@ -10,6 +10,7 @@ import pytest
 from fleet.protocol import Action, Delta, DeviceState, Reason, Task
 from fleet.protocol.numbers import Personal
 from simulator.devices.flash_image import identity_region
+from simulator.machines.host_structs import Secret
 
 from ..host_device import IDENTITY, WIDE, World
 from ..keyed import AUTHORITY, DEVICE_KEYS, Keys, clipped, coded_of
@@ -169,6 +170,35 @@ def test_a_nonce_is_spent_before_anything_of_it_is_sent(world: World) -> None:
     assert cuts > 2
 
 
+def test_a_nonce_is_of_the_boards_secrets_also_where_the_journal_was_erased(world: World) -> None:
+    asked: list[int] = []
+
+    @Secret
+    def secret(_: int, place: "ctypes._Pointer[ctypes.c_uint8]", count: int) -> bool:
+        asked.append(count)
+        ctypes.memmove(place, bytes([len(asked)]) * count, count)
+        return True
+
+    world.device.setup.secret = secret
+    task = KEYS.masked(TASK)
+    journal = world.device.setup.regions.journal
+    sent = []
+    for _ in range(3):
+        world.device.write_flash(journal.address, b"\xff" * journal.bytes)
+        sent += nonces_over(world, task, 1)
+    counted = (1).to_bytes(4, "little")
+    assert [coded[:12] for coded in sent] == [counted + bytes([n]) * 8 for n in (1, 2, 3)]
+    assert asked == [8, 8, 8]
+
+
+def test_without_random_numbers_nothing_is_masked_and_a_plain_round_goes_on(world: World) -> None:
+    world.device.setup.secret = Secret(lambda *_: False)
+    world.boot()
+    assert declined(online(world), KEYS.masked(TASK)) == Reason.NO_RANDOM_NUMBERS
+    world.give(KEYS.sign(replace(TASK, round=2)))
+    assert finish_round(world)
+
+
 def test_a_device_that_cannot_advance_its_counter_sends_nothing(world: World) -> None:
     world.give(KEYS.masked(TASK))
     world.run_until(lambda: world.device.state == DeviceState.TRAINING)
@@ -226,10 +256,9 @@ def test_a_device_with_other_unmaskers_declines(world: World) -> None:
 
 
 def test_a_device_without_authority_or_without_keys_declines_masks(library: ctypes.CDLL) -> None:
-    keyring = KEYS.signed_keyring
     for region in (
-        identity_region(IDENTITY, DEVICE_KEYS.encode(), None, keyring),
-        identity_region(IDENTITY, None, AUTHORITY.public, keyring),
+        identity_region(IDENTITY, DEVICE_KEYS.encode()),
+        identity_region(IDENTITY, None, AUTHORITY.public, KEYS.signed_keyring),
     ):
         world = online(keyed_world(library, KEYS, region))
         assert declined(world, KEYS.masked(TASK)) == Reason.OTHER_UNMASKERS
@@ -243,6 +272,36 @@ def test_keys_that_change_while_a_device_trains_end_the_round(world: World) -> N
     world.give(replace(KEYS.sign(replace(TASK, round=0)), keyring=newer.signed_keyring))
     world.run_until(lambda: (DeviceState.DECLINED, Reason.OTHER_UNMASKERS) in world.states())
     assert not world.of(Delta)
+
+
+def test_a_newer_keyring_ends_a_delta_that_waits_for_its_receipt(world: World) -> None:
+    """Nobody is to have it whose unmasker isn't trusted any more, whatever becomes of the task that
+    brought the keyring."""
+    world.receipt = lambda delta: None
+    world.give(KEYS.masked(TASK))
+    world.run_until(lambda: has_whole_delta(world))
+    same = replace(KEYS, generation=2)
+    world.give(replace(KEYS.sign(replace(TASK, round=0)), keyring=same.signed_keyring))
+    world.run_for(120)
+    assert world.device.state == DeviceState.SENDING, "it has the same unmaskers"
+    newer = replace(TWO, generation=3)
+    world.forget_published()
+    world.give(replace(KEYS.sign(replace(TASK, round=0)), keyring=newer.signed_keyring))
+    world.run_until(lambda: (DeviceState.DECLINED, Reason.OTHER_UNMASKERS) in world.states())
+    world.forget_published()
+    world.run_for(600)
+    assert not world.of(Delta)
+    world.give(newer.sign(replace(TASK, round=2)))
+    world.run_until(lambda: has_whole_delta(world))
+
+
+def test_a_delta_in_the_clear_outlives_a_newer_keyring(world: World) -> None:
+    world.receipt = lambda delta: None
+    world.give(KEYS.sign(TASK))
+    world.run_until(lambda: has_whole_delta(world))
+    world.give(replace(TASK, keyring=replace(TWO, generation=2).signed_keyring))
+    world.run_for(120)
+    assert world.device.state == DeviceState.SENDING
 
 
 def test_the_round_after_a_masked_one_may_be_plain_and_the_other_way_round(world: World) -> None:

@@ -221,6 +221,7 @@ def untouched_stack(world: World, firmware: Firmware) -> int:
     untouched = 0
     while stack[untouched : untouched + 4] == STACK_PAINT:
         untouched += 4
+    assert untouched < len(stack), "it is painted, and was used"
     return untouched
 
 

@@ -11,14 +11,15 @@ import pytest
 from codegen.emit.monocypher import write_monocypher
 from codegen.emit.zcbor_codec import CODEC_DEFINES, generate_codec
 from codegen.host_toolchain import Source, host_toolchain
-from fleet.protocol import Task
+from fleet.protocol import Task, topics
 
 from ..host_device import CDDL, RUNTIME
-from ..storage.conftest import OK, SECTOR_BYTES, Flash, Region
+from ..storage.conftest import OK, SECTOR_BYTES, Flash, Journal, Region
 
 HERE = Path(__file__).parent
 IDENTITY_SECTOR, JOURNAL_SECTOR = 3, 4
 IDENTITY_AT = IDENTITY_SECTOR * SECTOR_BYTES
+DELTA_TOPIC = topics.delta("f", "gw", "dev1").encode()
 
 
 class Places(ctypes.Structure):
@@ -86,8 +87,20 @@ class KeyedDevice:
     def keep(self) -> int:
         return self.library.tf_keys_keep(self.keys, self.journal)
 
-    def is_signed(self, message: bytes) -> bool:
-        told = self.library.harness_signed(self._harness, message, ctypes.c_size_t(len(message)))
+    def rotate_journal(self) -> None:
+        """Fills the unit of the journal that is in use with records of another kind."""
+        journal = Journal.from_address(self.journal.value or 0)
+        sequence, turn = journal.sequence, 0
+        while journal.sequence == sequence:
+            turn += 1
+            payload = turn.to_bytes(4, "little") * 100
+            assert self.library.tf_journal_write(self.journal, 200, payload, len(payload)) == OK
+
+    def is_signed(self, message: bytes, response_topic: bytes = DELTA_TOPIC) -> bool:
+        told = self.library.harness_signed(
+            *(self._harness, response_topic, ctypes.c_size_t(len(response_topic))),
+            *(message, ctypes.c_size_t(len(message))),
+        )
         assert told in (0, 1), "not a task"
         return bool(told)
 

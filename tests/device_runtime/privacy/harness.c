@@ -28,7 +28,8 @@ tf_status harness_open(harness *device, const places *at);
 tf_keys *harness_keys(harness *device);
 tf_journal *harness_journal(harness *device);
 const uint8_t *harness_seal_keys(harness *device);
-int harness_signed(harness *device, const uint8_t *message, size_t length);
+int harness_signed(harness *device, const char *topic, size_t topic_bytes, const uint8_t *message,
+                   size_t length);
 uint32_t harness_mask(harness *device, const uint8_t *message, size_t length, const uint8_t *nonce,
                       const int32_t *values, uint32_t count, uint32_t piece, uint8_t *coded,
                       uint32_t *crc32);
@@ -87,13 +88,14 @@ const uint8_t *harness_seal_keys(harness *device) {
     return tf_keys_make_seal_keys(&device->keys) ? device->keys.seal_keys[0] : NULL;
 }
 
-int harness_signed(harness *device, const uint8_t *message, size_t length) {
+int harness_signed(harness *device, const char *topic, size_t topic_bytes, const uint8_t *message,
+                   size_t length) {
     tf_task task;
     tf_task_parts parts;
     if (tf_decode_task(message, length, &task, &parts) != TF_OK) {
         return -1;
     }
-    return tf_keys_signed(&device->keys, message, &parts);
+    return tf_keys_signed(&device->keys, topic, topic_bytes, message, &parts);
 }
 
 static const int32_t *next;

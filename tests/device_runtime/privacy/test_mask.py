@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fleet.privacy.discrete_gaussian import discrete_gaussian
 from fleet.protocol import masking
-from fleet.protocol.keys import exchange_public
+from fleet.protocol.keys import Keyring, exchange_public
 
 from ..host_device import IDENTITY, PLANS
 from ..keyed import Keys, clipped
@@ -171,7 +171,7 @@ def test_an_unmaskers_key_that_is_none_gets_no_seal(library: ctypes.CDLL) -> Non
 
     class Crafted(Keys):
         @property
-        def keyring(self):  # type: ignore[no-untyped-def]
+        def keyring(self) -> Keyring:
             return replace(super().keyring, unmaskers=(exchange_public(bytes([5]) * 32), bytes(32)))
 
     assert keyed(library, Crafted()).seal_keys(2) == []

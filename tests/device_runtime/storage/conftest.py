@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from simulator.machines import host_structs
+
 HERE = Path(__file__).parent
 RUNTIME = HERE.parents[2] / "device_runtime"
 FLASH_ADDRESS = 0x08000000
@@ -15,14 +17,7 @@ SECTORS = 272  # so many that two slots of more chunks than 4,096 bytes have mar
 OK, AGAIN, NO_MEMORY, NOT_FOUND, BAD_INPUT, FLASH_FAILED, LINK_LOST = range(7)
 
 
-class Region(ctypes.Structure):
-    _fields_ = [
-        ("address", ctypes.c_uint32),
-        ("bytes", ctypes.c_uint32),
-        ("first_sector", ctypes.c_uint16),
-        ("sector_count", ctypes.c_uint16),
-    ]
-
+class Region(host_structs.Region):
     @classmethod
     def of_sectors(cls, first: int, count: int) -> "Region":
         return cls(FLASH_ADDRESS + first * SECTOR_BYTES, count * SECTOR_BYTES, first, count)
@@ -83,14 +78,10 @@ class Journal(ctypes.Structure):
     ]
 
 
-class SampleRegion(ctypes.Structure):
-    _fields_ = [("region", Region), ("units", ctypes.c_uint16), ("keep", ctypes.c_uint8)]
-
-
 class SampleLog(ctypes.Structure):
     _fields_ = [
         ("flash", ctypes.c_void_p),
-        ("place", SampleRegion),
+        ("place", host_structs.SampleRegion),
         ("unit_bytes", ctypes.c_uint32),
         ("place_bytes", ctypes.c_uint32),
         ("digest", ctypes.c_uint32),

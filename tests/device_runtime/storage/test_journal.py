@@ -287,18 +287,40 @@ def test_a_damaged_record_gives_way_to_the_one_before(device: Device, byte: int)
     assert device.lease == 9
 
 
-def test_a_lease_that_faded_is_found_in_the_unit_before(device: Device) -> None:
-    assert device.raise_lease(9) == OK
+def rotate(device: Device) -> None:
     sequence = device.journal.sequence
     turn = 0
     while device.journal.sequence == sequence:
         assert device.write(LARGE, bytes_of(turn, 1000)) == OK
         turn += 1
+
+
+def test_a_lease_that_faded_is_found_in_the_unit_before(device: Device) -> None:
+    assert device.raise_lease(9) == OK
+    rotate(device)
     unit = START + device.journal.active * SECTOR_BYTES
     device.flash.content[unit + 16 + 9] ^= 0x80  # carried along as the first record
     device.boot()
     assert device.lease == 9
     assert device.read(LEASE) == (9).to_bytes(4, "little")
+
+
+def test_every_number_that_faded_goes_along_when_the_unit_that_has_it_is_erased(
+    device: Device,
+) -> None:
+    values = {kind: 7 * step for kind, step in NUMBERS.items()}
+    for kind, value in values.items():
+        assert device.raise_number(kind, value) == OK
+    rotate(device)
+    unit = START + device.journal.active * SECTOR_BYTES
+    for at in range(unit + 16, unit + SECTOR_BYTES, 8):
+        if device.flash.content[at] == 0x4A and device.flash.content[at + 1] in values:
+            device.flash.content[at + 8] ^= 0x80
+    for _ in range(3):
+        device.boot()
+        assert {kind: device.highest(kind) for kind in values} == values
+        rotate(device)
+    assert {kind: device.read(kind) is None for kind in values} == dict.fromkeys(values, False)
 
 
 def test_what_is_too_long_or_finds_no_room_is_refused_and_changes_nothing(device: Device) -> None:

@@ -10,6 +10,7 @@ from codegen.firmware.bundle import SamplesInfo
 from codegen.firmware.flash_layout import LogNeeds
 from codegen.firmware.model_digest import slot_word
 from simulator.devices.flash_image import read_sample_region, sample_region
+from simulator.machines.host_structs import SampleRegion
 
 from .conftest import (
     BAD_INPUT,
@@ -23,7 +24,6 @@ from .conftest import (
     Record,
     Region,
     SampleLog,
-    SampleRegion,
 )
 
 FIRST = 4

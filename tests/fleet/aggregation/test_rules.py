@@ -187,6 +187,55 @@ def test_each_coordinate_has_the_median_of_the_sets_that_trained_it() -> None:
     assert np.array_equal(found[small], alone[small])
 
 
+def spoilt(plan: str) -> list[PlanSum]:
+    """A set that was dealt, and counts nothing."""
+    return gateway_sums([(plan, 0, [0] * PLANS[plan].delta_values)])
+
+
+def test_where_enough_sets_were_dealt_and_too_few_count_nothing_changes() -> None:
+    rule = SetMedian()
+    sets = [of_devices("small", 1), of_devices("small", 900), spoilt("small")]
+    assert np.array_equal(rule.apply(start(), sets).master, start().master)
+    assert rule.chosen(sets) == (
+        "no change, since 2 of 3 sets are too few for a median (least_sets 3)"
+    )
+    fourth = [*sets, of_devices("small", 2)]
+    wanted = FedAvg().apply(start(), [of_devices("small", 2)]).master
+    assert np.array_equal(rule.apply(start(), fourth).master, wanted)
+    assert rule.chosen(fourth) == "median over 3 sets"
+    two = [of_devices("small", 2), spoilt("small")]
+    assert np.array_equal(rule.apply(start(), two).master, wanted)
+    assert rule.chosen(two) == "mean, since 1 sets are too few for a median (least_sets 3)"
+
+
+def test_spoilt_sets_of_one_plan_keep_no_other_from_its_mean() -> None:
+    """Two of three small sets are spoilt; the large one is the only one of its kind."""
+    sets = [
+        [*of_devices("small", 800), *of_devices("large", 2)],
+        spoilt("small"),
+        spoilt("small"),
+    ]
+    found = SetMedian().apply(start(), sets).master - start().master
+    large = FedAvg().apply(start(), [of_devices("large", 2)]).master - start().master
+    is_small = FedAvg().apply(start(), [of_devices("small", 2)]).master != start().master
+    assert np.array_equal(found, np.where(is_small, 0.0, large))
+    assert SetMedian().chosen(sets) == (
+        "mean, since 1 sets are too few for a median (least_sets 3); "
+        "no change where fewer than 3 of the sets dealt count"
+    )
+
+
+@pytest.mark.parametrize(
+    "rule", [FedAvg(), ServerMomentum(), ServerAdam(), BucketMedian(buckets=3)]
+)
+def test_a_set_that_counts_nothing_is_nothing_to_the_other_rules(rule: AggregationRule) -> None:
+    without = [of_devices("small", 4), [], of_devices("small", 9)]
+    dealt = [without[0], spoilt("small"), without[2]]
+    moved, wanted = (rule.apply(start(), rule.of_sets(one)) for one in (dealt, without))
+    assert np.array_equal(moved.master, wanted.master)
+    assert moved.rule_state == wanted.rule_state
+
+
 def test_sets_beyond_the_buckets_join_them() -> None:
     rule = BucketMedian(buckets=2)
     sets = [of_devices("small", value) for value in (1, 2, 3)]

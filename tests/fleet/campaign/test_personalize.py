@@ -126,7 +126,7 @@ def test_tuning_has_a_rate_and_epochs_of_its_own() -> None:
 
 @pytest.mark.parametrize("kind", ["adapt", "evaluate", "rollout"])
 def test_other_campaigns_ask_for_nothing_personal(kind: str) -> None:
-    of = CampaignConfig(name="plain", kind=kind)  # type: ignore[arg-type]
+    of = CampaignConfig.model_validate({"name": "plain", "kind": kind})
     assert of.manifest(MANIFEST) is MANIFEST
     assert {personal_of(of, one) for one in RoundKind} == {Personal.NOTHING}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,13 @@ from fleet.campaign.privacy import (
     with_noise,
 )
 from fleet.errors import CampaignError
-from fleet.privacy import ClipState, Noise, epsilon, sensitivity_squared
+from fleet.privacy import (
+    ClipState,
+    Noise,
+    discrete_gaussian,
+    epsilon,
+    sensitivity_squared,
+)
 from tests.conftest import examples
 
 SAID: dict[str, Any] = {"clip": 1000, "noise_multiplier": 2.0, "delta": 1e-5}
@@ -93,7 +101,10 @@ def test_the_public_sees_the_noise_of_all_sets_where_devices_add_it() -> None:
 def test_noise_that_devices_cant_draw_is_refused_with_a_remedy() -> None:
     with pytest.raises(CampaignError, match="make clip or noise_multiplier less"):
         round_privacy(privacy(clip=100_000), MASKING, ClipState(100_000.0), 10)
-    round_privacy(privacy(clip=100_000, noise="coordinator"), MASKING, ClipState(100_000.0), 10)
+    trusted = privacy(clip=100_000, noise="coordinator")
+    round_privacy(trusted, MASKING, ClipState(100_000.0), 10)
+    with pytest.raises(CampaignError, match=r"2\^60 or more; make clip or noise_multiplier less"):
+        round_privacy(trusted, MASKING, ClipState(2.0**29), 10)
     with pytest.raises(ValidationError, match="make clip or noise_multiplier less"):
         CampaignConfig.model_validate({**BASE, "privacy": {**SAID, "clip": 100_000}})
 
@@ -112,6 +123,7 @@ def test_an_adaptive_clip_never_asks_for_more_noise_than_there_is_nor_costs_more
     says = round_privacy(of, Masking(least_devices=least), ClipState(clip), 2606)
     assert 1 <= says.norm_share <= 127
     assert says.protection.noise_variance <= 1 << 24
+    assert discrete_gaussian(bytes(32), says.noise_variance, 1).size == 1
     assert says.rho <= 1 / (2 * multiplier**2) * (1 + 1e-6)
     shares = least if noise == "devices" else 1
     squared = sensitivity_squared(says.clip, says.norm_share)
@@ -153,6 +165,13 @@ def test_each_plans_sum_in_each_part_has_the_coordinators_noise_once() -> None:
     assert abs(np.corrcoef(*totals)[0, 1]) < 0.1
     assert np.any(found[0][2].values != 1000)
     assert all(np.all(one.values == 1000) for part in parts for one in part), "nothing is changed"
+
+
+def test_a_set_that_counts_nothing_takes_no_noise_and_leaves_it_to_the_next() -> None:
+    nothing = replace(plan_sum("a", 9), values=np.zeros(9, np.int64), weight=0)
+    ((first, second),) = with_noise([[nothing, plan_sum("a", 9)]], 90_000, os.urandom)
+    assert not np.any(first.values)
+    assert np.any(second.values != 1000)
 
 
 def test_a_rounds_plan_keeps_what_it_says() -> None:

@@ -11,10 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.aggregation.rules import BucketMedian, FedAvg, SetMedian, WantedSets
-from fleet.campaign import CampaignConfig, DeviceInfo, RoundKind, RoundPlan, hide, plan_round
+from fleet.campaign import (
+    CampaignConfig,
+    DeviceInfo,
+    Members,
+    RoundKind,
+    RoundPlan,
+    hide,
+    plan_round,
+)
 from fleet.campaign.masking import Masking, Protection, deal, mask_parameters, set_sizes
+from fleet.campaign.privacy import SPENT
 from fleet.campaign.sets import MaskedSet, SetOutcome, differences, unmasked
-from fleet.errors import CampaignError, LeasedError
+from fleet.errors import BudgetSpentError, CampaignError, LeasedError
 from fleet.protocol.manifest import Manifest
 from fleet.protocol.masking import MOST_DEVICES, MaskParameters
 from tests.fleet.coordinator import small_model
@@ -81,6 +90,12 @@ def test_sets_have_from_the_least_to_the_most_that_masks_have_room_for(
     assert len(sizes) <= most
 
 
+def test_a_further_set_is_dealt_only_where_each_keeps_its_spare() -> None:
+    """Two sets of 160 would count nothing as soon as a device of each stays away."""
+    assert set_sizes(320, 160, 200, FedAvg().sets()) == [MOST_DEVICES]
+    assert set_sizes(400, 160, 200, FedAvg().sets()) == [200, 200]
+
+
 def test_devices_are_dealt_by_the_rounds_seed_whatever_their_order() -> None:
     names = [f"cow-{number}" for number in range(12)]
     first = deal(7, names, [4, 4, 4])
@@ -113,6 +128,27 @@ def test_devices_that_another_campaign_has_may_come_back_and_then_be_enough() ->
     plan = plan_round(of, 1, RoundKind.TRAIN, herd, MANIFESTS, "0" * 64, {"small-1": 1})
     with pytest.raises(LeasedError):
         hide(of, plan, herd, MANIFESTS, [KEY])
+
+
+@pytest.mark.parametrize(
+    ("spent", "wanted"), [(1, BudgetSpentError), (2, BudgetSpentError), (0, CampaignError)]
+)
+def test_where_too_few_are_left_to_hide_it_is_said_what_keeps_the_others(
+    spent: int, wanted: type[CampaignError]
+) -> None:
+    """Spent budgets are why only where with those devices there would be enough."""
+    herd = devices(small=6)
+    names = [one.device for one in herd]
+    waiting = {**dict.fromkeys(names[:spent], SPENT), **dict.fromkeys(names[spent:3], "ill")}
+    members = Members(frozenset(names), waiting=waiting)
+    leases = dict.fromkeys(names, 1)
+    of = config(least=4)
+    plan = plan_round(of, 1, RoundKind.TRAIN, herd, MANIFESTS, "0" * 64, leases, members)
+    with pytest.raises(CampaignError) as raised:
+        hide(of, plan, herd, MANIFESTS, [KEY])
+    assert type(raised.value) is wanted
+    said = f"{spent} have spent theirs ({SPENT})" if spent else "3: ill"
+    assert said in str(raised.value)
 
 
 def test_a_smaller_plan_that_the_campaign_does_not_allow_hides_nobody() -> None:

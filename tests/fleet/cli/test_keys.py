@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,7 @@ def test_another_party_runs_an_unmasker_over_tls_and_decides_who_is_enrolled(
     process = subprocess.Popen([sys.executable, "-m", "fleet.cli", "unmasker", "run", str(home)])
     try:
         url, token = f"https://127.0.0.1:{port}", (home / "token").read_text().strip()
-        with RemoteUnmasker(url, token, ca=ca.certificate) as client:
+        with closing(RemoteUnmasker(url, token, ca=ca.certificate)) as client:
 
             def answers() -> bool:
                 try:
@@ -171,7 +172,7 @@ def test_another_party_runs_an_unmasker_over_tls_and_decides_who_is_enrolled(
         assert (shown["sets"], shown["key"]) == (1, public.hex())
         made(tinyfleet, "unmasker", "token", home)
         with (
-            RemoteUnmasker(url, token, ca=ca.certificate) as client,
+            closing(RemoteUnmasker(url, token, ca=ca.certificate)) as client,
             pytest.raises(UnmaskerError, match="doesn't know the token"),
         ):
             client.facts()

@@ -58,7 +58,9 @@ class MaskedDevice(VirtualDevice):
     site: MaskedSite
 
     def __init__(self, site: MaskedSite, name: str, values: int) -> None:
-        self.keys = DeviceKeys.generate()
+        # The noise of private campaigns follows from it: the same in each run.
+        exchange = hashlib.sha256(name.encode()).digest()
+        self.keys = DeviceKeys(exchange, SigningKey.generate())
         self.free_sram_bytes = 20_000
         self.masked: dict[int, NDArray[np.int32]] = {}
         """Values before their masks, by the CRC-32 of the delta."""
@@ -80,7 +82,7 @@ class MaskedDevice(VirtualDevice):
     def _hears(self, topic: str, payload: bytes, retained: bool) -> None:
         if topic.endswith("/task") and payload:
             task = Task.decode(payload)
-            digest = task_digest(FLEET, self.name, task.unsigned())
+            digest = task_digest(FLEET, GATEWAY, self.name, task.unsigned())
             if not is_signed(self.site.task_key.public, digest, task.signature):
                 self.forgeries += 1
                 return

@@ -80,6 +80,7 @@ UNMASKER = """fleet = "barn"
 [signing]
 key = "keys/task.key"
 keyring = "keys/keyring"
+authority = "keys/authority.pub"
 [[unmaskers]]
 url = "URL"
 token_file = "vets.token"
@@ -94,6 +95,7 @@ def test_keys_and_unmaskers_are_relative_to_the_settings_and_come_back(tmp_path:
     settings = CoordinatorSettings.read(path)
     assert settings.signing is not None
     assert settings.signing.key == tmp_path / "keys" / "task.key"
+    assert settings.signing.authority == tmp_path / "keys" / "authority.pub"
     (one,) = settings.unmaskers
     assert (one.key, one.token_file) == (tmp_path / "vets.pub", tmp_path / "vets.token")
     assert settings.shown()["unmaskers"][0]["operated_by"] == "the vets"

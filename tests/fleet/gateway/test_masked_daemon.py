@@ -15,7 +15,7 @@ from fleet.protocol.mask_requests import MaskMember, MaskRequest
 from fleet.protocol.masking import NONCE_BYTES, Binding, MaskParameters, mask_delta
 from fleet.unmasker import LocalUnmasker, UnmaskerStore
 from tests.fleet.gateway.deltas import CAMPAIGN, FLEET, GATEWAY, PLAN, WEIGHTS
-from tests.fleet.gateway.site import Site
+from tests.fleet.gateway.site import Site, Train
 
 VALUES = 2606
 PRIVATE = bytes(range(32))
@@ -27,6 +27,10 @@ KEYS = {name: DeviceKeys.generate() for name in NAMES}
 
 def values_of(name: str) -> NDArray[np.int32]:
     return np.random.default_rng(len(name) + ord(name[-1])).integers(-300, 301, VALUES, np.int32)
+
+
+def trains(name: str) -> Train:
+    return lambda task: (values_of(name), 9)
 
 
 def masks(name: str) -> Callable[[Task, NDArray[np.int32]], bytes]:
@@ -46,7 +50,7 @@ def test_what_is_unmasked_is_the_sum_of_who_was_counted_though_the_gateway_was_k
 ) -> None:
     site = make_site(NAMES)
     for name in NAMES[:-1]:
-        device = site.add(name, lambda task, name=name: (values_of(name), 9))  # type: ignore[misc]
+        device = site.add(name, trains(name))
         device.code = masks(name)
     late = site.add(NAMES[-1])
     fields = {

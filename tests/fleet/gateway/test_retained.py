@@ -213,6 +213,22 @@ def test_what_a_killed_gateway_left_behind_is_taken_away(bench: Bench) -> None:
     assert bench.arrives(FIRST_CHUNK, CHUNKS[FIRST_CHUNK], retained=True) == []
 
 
+def test_a_task_that_takes_the_place_of_one_that_is_over_is_not_taken_away_with_it(
+    bench: Bench,
+) -> None:
+    begin(bench)
+    old = bench.task("a")
+    end(bench)
+    begin(bench, names=["a"], round=2)
+    new = bench.logic.rounds[KEY._replace(round=2)].spec.task("a", len(BLOB), 0).encode()
+    connect(bench)
+    # The broker has the old one back from its disk; the device may be at work on the new one.
+    bench.arrives(topics.task(FLEET, "a"), old.encode(), retained=True)
+    published = bench.pass_time(QUIET_SECONDS)
+    tasks = [one.payload for one in published if one.topic == topics.task(FLEET, "a")]
+    assert tasks == [new]
+
+
 def test_tasks_of_another_gateway_in_the_same_round_are_left_alone(bench: Bench) -> None:
     bench.announce("d")
     begin(bench)

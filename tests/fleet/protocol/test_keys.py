@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,27 +72,30 @@ def test_no_bytes_are_a_keyring_with_another_encoding(data: bytes) -> None:
         (lambda: DeviceKeys.decode(bytes(95)), "96 bytes, not 95"),
     ],
 )
-def test_what_is_no_key_is_refused_with_its_reason(make: object, problem: str) -> None:
+def test_what_is_no_key_is_refused_with_its_reason(
+    make: Callable[[], object], problem: str
+) -> None:
     with pytest.raises(KeysError, match=problem):
-        make()  # type: ignore[operator]
+        make()
 
 
-def test_a_signature_is_for_one_task_of_one_device_of_one_fleet() -> None:
+def test_a_signature_is_for_one_task_of_one_device_of_one_fleet_and_one_gateway() -> None:
     task = a_task()
-    signature = keys.sign_task(AUTHORITY, "barn", "cow", task)
+    signature = keys.sign_task(AUTHORITY, "barn", "east", "cow", task)
     told = replace(task, keyring=b"k" * 100, signature=signature)
 
-    def is_right(fleet: str, device: str, task: Task) -> bool:
-        digest = keys.task_digest(fleet, device, task.unsigned())
+    def is_right(fleet: str, gateway: str, device: str, task: Task) -> bool:
+        digest = keys.task_digest(fleet, gateway, device, task.unsigned())
         return keys.is_signed(AUTHORITY.public, digest, task.signature)
 
-    assert is_right("barn", "cow", told)
+    assert is_right("barn", "east", "cow", told)
     assert told.encode().startswith(task.unsigned()[:-2])
     assert task.unsigned().endswith(b"\x40\x40")
-    assert not is_right("barn", "calf", told)
-    assert not is_right("bar", "ncow", told)
+    assert not is_right("barn", "east", "calf", told)
+    assert not is_right("bar", "east", "ncow", told)
+    assert not is_right("barn", "west", "cow", told)
     for change in ({"lease": 6}, {"round": 4}, {"action": 2, "epochs": 0}, {"noise_variance": 9}):
-        assert not is_right("barn", "cow", replace(told, **change))
+        assert not is_right("barn", "east", "cow", replace(told, **change))
 
 
 def test_a_devices_keys_come_back_and_its_enrolment_is_its_own() -> None:

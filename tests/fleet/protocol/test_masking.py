@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_a_seal_opens_for_what_it_binds_and_for_nothing_else() -> None:
     (sealed,) = delta.seals
     key, seed = key_between(), masking.seed_of(DEVICE, NONCE, unmasker)
     assert masking.unseal(key, NONCE, sealed, BINDING) == seed
-    others = [
+    others: list[dict[str, Any]] = [
         *({"fleet": "bar"}, {"device": "cow-2"}, {"campaign": bytes(8)}, {"round": 4}),
         *({"plan": bytes(32)}, {"weights": bytes(32)}, {"values": 5}),
         *(
@@ -86,7 +87,7 @@ def test_a_seal_opens_for_what_it_binds_and_for_nothing_else() -> None:
         ),
     ]
     for change in others:
-        other = replace(BINDING, **change)  # type: ignore[arg-type]
+        other = replace(BINDING, **change)
         assert masking.unseal(key, NONCE, sealed, other) is None, change
     assert masking.unseal(key, NONCE[:-1] + b"\0", sealed, BINDING) is None
     assert masking.unseal(bytes(32), NONCE, sealed, BINDING) is None

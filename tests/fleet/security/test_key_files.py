@@ -93,11 +93,11 @@ def test_enrolments_come_back_and_a_device_that_is_enrolled_again_has_its_new_ke
     ],
 )
 def test_an_enrolment_that_isnt_right_is_named_with_its_line(
-    tmp_path: Path, change: object, problem: str
+    tmp_path: Path, change: Callable[[str], str], problem: str
 ) -> None:
     path = tmp_path / "enrolments.csv"
     key_files.write_enrolments(path, [DeviceKeys.generate().enrol("barn", "cow")])
-    path.write_text(change(path.read_text()))  # type: ignore[operator]
+    path.write_text(change(path.read_text()))
     with pytest.raises(KeysError, match=problem):
         key_files.read_enrolments(path)
 

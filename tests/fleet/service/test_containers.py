@@ -73,6 +73,8 @@ def test_with_an_unmasker_it_has_keys_that_fit_and_each_container_its_own(tmp_pa
     settings = CoordinatorSettings.read(folder / "coordinator" / "coordinator.toml")
     holders = KeyHolders.of(settings)
     assert holders.keys is not None
+    assert settings.signing is not None
+    assert settings.signing.authority == folder / "coordinator" / "authority.pub"
     authority = key_files.read_key(folder / "keys" / "authority.pub", key_files.AUTHORITY)
     assert holders.keys.keyring.is_of(authority, "plant")
     unmasker = open_unmasker(folder / "unmasker")

@@ -29,8 +29,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_coordinator_signs_with_a_key_that_devices_believe_and_knows_the_unmasker(
     site: Path,
 ) -> None:
-    holders = KeyHolders.of(CoordinatorSettings.read(site / SETTINGS))
+    settings = CoordinatorSettings.read(site / SETTINGS)
+    holders = KeyHolders.of(settings)
     assert holders.keys is not None
+    assert settings.signing is not None
+    assert settings.signing.authority is not None
+    assert settings.signing.authority.samefile(site / "keys" / "authority.pub")
     authority = key_files.read_key(site / "keys" / "authority.pub", key_files.AUTHORITY)
     assert holders.keys.keyring.is_of(authority, "plant")
     unmasker = unmaskers.open_unmasker(site / "unmasker")

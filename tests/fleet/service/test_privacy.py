@@ -8,9 +8,9 @@ from fleet.campaign.masking import Masking
 from fleet.coordinator.creation import new_campaign
 from fleet.errors import ConflictError
 from fleet.privacy import epsilon
-from fleet.service.schema import CampaignToStart
+from fleet.service.schema import CampaignToStart, DevicesToAdd, DeviceToAdd
 from tests.fleet.coordinator import small_model
-from tests.fleet.service.conftest import SETUP, Site, campaign, private_campaign
+from tests.fleet.service.conftest import SETUP, Site, campaign, private_campaign, seen
 
 RHO = 0.125
 """Of a round of `private_campaign`: 1 / (2 · 2²)."""
@@ -85,6 +85,27 @@ def test_a_plan_says_what_each_observer_may_learn(site: Site) -> None:
     assert "scores" in found.promise
     trusted = site.client().plan_privacy(private_campaign(noise="coordinator"))
     assert [one.observer for one in trusted.observers] == ["public"]
+
+
+def test_a_plan_promises_the_public_all_sets_noise_only_if_all_of_them_count(site: Site) -> None:
+    numbers = range(100, 700, 2)  # of one board
+    devices = [DeviceToAdd(device=f"d{number}", site="home") for number in numbers]
+    site.operations.add_devices(SETUP, DevicesToAdd(devices=devices))
+    site.operations.registry.observe(
+        {f"d{number}": seen(site.operations, number) for number in numbers}
+    )
+    board = small_model.manifest("a")["board"]["name"]
+    changes = {"target": f'board == "{board}"', "masking": Masking(least_devices=100)}
+    coordinator, public = (
+        site.client().plan_privacy(private_campaign().model_copy(update=changes)).observers
+    )
+    assert public.round_rho == pytest.approx(coordinator.round_rho / 2)
+    assert public.sees == (
+        "released weights, if all 2 sets count; as the coordinator where one does"
+    )
+    trusted = private_campaign(noise="coordinator").model_copy(update=changes)
+    (public,) = site.client().plan_privacy(trusted).observers
+    assert public.sees == "released weights, made of the sums of all sets"
 
 
 def test_a_plan_counts_who_has_budget_left_and_warns(site: Site) -> None:

@@ -14,7 +14,9 @@ import sqlalchemy as sa
 from fleet.clock import SystemClock
 from fleet.coordinator.fleet_run import DRIVER
 from fleet.coordinator.service import ProgressEvent
-from fleet.coordinator.settings import CoordinatorSettings, RetentionSettings
+from fleet.coordinator.settings import CoordinatorSettings, RetentionSettings, SigningSettings
+from fleet.protocol.keys import Keyring, SignedKeyring, SigningKey
+from fleet.security import key_files
 from fleet.service import serve
 from fleet.service.serve import STARTING, Leader
 from fleet.store import Events, SqlStore, SupersededError, Term
@@ -94,6 +96,36 @@ def test_a_leader_beats_however_long_its_superlink_takes_to_start(
     monkeypatch.setattr(serve, "superlink_of", lambda _: Slow())
     leader.run(is_stopping)
     assert beats
+
+
+def test_a_service_whose_keyring_is_anothers_says_so_and_starts_nothing(
+    leader: Leader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "BEAT_SECONDS", 0.001)
+    key_files.make_signing_key(tmp_path, key_files.AUTHORITY_KEY, key_files.AUTHORITY_PUBLIC)
+    task = key_files.make_signing_key(tmp_path, key_files.TASK_KEY, key_files.TASK_PUBLIC)
+    ring = SignedKeyring.sign(SigningKey.generate(), "barn", Keyring(1, task.public))
+    key_files.write_keyring(tmp_path / key_files.KEYRING, ring)
+    signing = SigningSettings(
+        key=tmp_path / key_files.TASK_KEY,
+        keyring=tmp_path / key_files.KEYRING,
+        authority=tmp_path / key_files.AUTHORITY_PUBLIC,
+    )
+    leader._settings = leader._settings.model_copy(update={"signing": signing})
+
+    def start(_: object) -> None:
+        raise serve.StoreError("it is started")
+
+    monkeypatch.setattr(serve, "superlink_of", start)
+    is_stopping = threading.Event()
+    thread = threading.Thread(target=leader.run, args=(is_stopping,))
+    thread.start()
+    try:
+        wait_until(lambda: leader.problems() not in ([], [STARTING]), "a word")
+        assert "isn't signed for fleet barn" in leader.problems()[0]
+    finally:
+        is_stopping.set()
+        thread.join()
 
 
 def test_a_leader_whose_term_was_taken_while_a_superlink_started_does_not_lead(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,13 +57,13 @@ class Cow:
         return masking.mask_delta(exchange, unmaskers, nonce, self.values(of), binding)
 
 
-def blank(**changes: object) -> MaskRequest:
+def blank(**changes: Any) -> MaskRequest:
     """A request of one device, to be filled by `asked`."""
     request = MaskRequest(
         *(CAMPAIGN, 1, PLAN, WEIGHTS, VALUES, PARAMETERS),
         (MaskMember("nobody", bytes(12), bytes(48)),),
     )
-    return replace(request, **changes)  # type: ignore[arg-type]
+    return replace(request, **changes)
 
 
 def asked(

@@ -17,7 +17,7 @@ from fleet.unmasker import folder as unmaskers
 from fleet.unmasker.folder import UnmaskerSettings
 from fleet.unmasker.logic import near_sets
 from fleet.unmasker.store import AnsweredSet
-from tests.fleet.unmasker.herd import FLEET, Cow, asked, blank
+from tests.fleet.unmasker.herd import FLEET, Cow, asked, blank, unmasked
 
 COWS = [Cow(f"cow-{number}") for number in range(5)]
 SETTINGS = UnmaskerSettings(fleet=FLEET, least_devices=3, listen=ListenSettings(port=18_091))
@@ -89,11 +89,12 @@ def test_a_device_with_new_keys_is_answered_for_after_it_was_enrolled_again(tmp_
     others = [replace(cow, name=f"old-{cow.name}").keys for cow in COWS]
     stale = [keys.enrol(FLEET, cow.name) for keys, cow in zip(others, COWS, strict=True)]
     unmasker.store.enrol(stale, FLEET, 0.0)
-    request, _ = asked(COWS, blank(), public)
+    request, total = asked(COWS, blank(), public)
     with pytest.raises(MaskRefusedError, match="broken-seal"):
         unmasker.masks(request)
     unmasker.store.enrol([cow.enrolment() for cow in COWS], FLEET, 1.0, replace=True)
-    assert np.array_equal(unmasker.masks(request), unmasker.masks(request))
+    found = unmasked(total, unmasker.masks(request), request.parameters.bits)
+    assert found.tolist() == sum(cow.values(request).astype(np.int64) for cow in COWS).tolist()
 
 
 @pytest.mark.parametrize(

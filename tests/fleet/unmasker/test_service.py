@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,8 @@ class Service:
     unmasker: LocalUnmasker
     http: TestClient
 
-    def client(self, token: str = TOKEN) -> RemoteUnmasker:
-        return RemoteUnmasker("http://unmasker", token, transport=self.http._transport)
+    def client(self, token: str = TOKEN) -> closing[RemoteUnmasker]:
+        return closing(RemoteUnmasker("http://unmasker", token, transport=self.http._transport))
 
     def post(self, body: bytes, **headers: str) -> httpx.Response:
         given = {"Authorization": f"Bearer {TOKEN}", **headers}
@@ -83,7 +84,8 @@ def test_a_new_token_ends_the_one_before_at_the_next_request(service: Service) -
 
 
 def test_no_text_of_a_token_is_on_disk(service: Service, tmp_path: Path) -> None:
-    service.client().facts()
+    with service.client() as client:
+        client.facts()
     for path in tmp_path.iterdir():
         assert TOKEN.rpartition("_")[2].encode() not in path.read_bytes()
 
@@ -130,7 +132,7 @@ def test_answers_that_are_none_are_told_from_refusals() -> None:
         httpx.Response(409, content=cbor2.dumps({"error": "x", "detail": "", "devices": []})),
     ):
         transport = httpx.MockTransport(lambda _, answer=answer: answer)
-        with RemoteUnmasker("http://u", TOKEN, transport=transport) as client:
+        with closing(RemoteUnmasker("http://u", TOKEN, transport=transport)) as client:
             for ask in (lambda client=client: client.masks(request), client.facts):
                 with pytest.raises(UnmaskerError):
                     ask()
@@ -149,7 +151,7 @@ def test_an_answer_without_end_is_left_after_the_largest_that_there_is(
 
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content=endless()))
     with (
-        RemoteUnmasker("http://u", TOKEN, transport=transport) as client,
+        closing(RemoteUnmasker("http://u", TOKEN, transport=transport)) as client,
         pytest.raises(UnmaskerError, match="more than 1000 bytes"),
     ):
         client.facts()

@@ -1,37 +1,13 @@
 /* Whatever identity, journal and a task say of keys: nothing is read that isn't there, a keyring never
  * goes back, and a delta that can be masked is masked as it was measured. */
-#include <stdlib.h>
-#include <string.h>
-
-#include "tinyfleet/crc32.h"
 #include "tinyfleet/keys.h"
+#include "tinyfleet/crc32.h"
 #include "tinyfleet/mask.h"
 
-#define SECTOR 512u
 #define FLASH_BYTES (5u * SECTOR) /* one for the identity, two for each unit of the journal */
+#include "ram_flash.h"
+
 #define VALUES 70u
-
-static uint8_t content[FLASH_BYTES];
-
-static tf_status erase_sector(void *context, uint16_t sector) {
-    (void)context;
-    memset(content + sector * SECTOR, 0xFF, SECTOR);
-    return TF_OK;
-}
-
-static tf_status program_word(void *context, uint32_t address, uint32_t word) {
-    (void)context;
-    for (uint32_t i = 0; i < 4u; i++) {
-        content[address + i] &= (uint8_t)(word >> (8u * i));
-    }
-    return TF_OK;
-}
-
-static const uint8_t *map(void *context, uint32_t address, uint32_t bytes) {
-    (void)context;
-    return address <= sizeof content && bytes <= sizeof content - address ? content + address
-                                                                          : NULL;
-}
 
 static bool secret(void *context, uint8_t *bytes, size_t count) {
     (void)context;
@@ -39,18 +15,11 @@ static bool secret(void *context, uint8_t *bytes, size_t count) {
     return true;
 }
 
-static const tf_flash flash = {NULL, erase_sector, program_word, map};
 static const tf_port port = {.flash = &flash, .secret = secret};
 static const tf_flash_region identity_region = {0, SECTOR, 0, 1};
 static const tf_flash_region journal_region = {SECTOR, 4u * SECTOR, 1, 4};
 static const tf_identity identity = {.fleet = "f", .device = "dev1"};
 static int32_t next;
-
-static void must(int holds) {
-    if (!holds) {
-        abort();
-    }
-}
 
 static void rewind(void *context) {
     (void)context;
@@ -102,7 +71,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const uint32_t before = tf_keys_generation(&keys);
     const bool is_newer = tf_keys_take(&keys, parts.keyring, parts.keyring_bytes);
     must(is_newer ? tf_keys_generation(&keys) > before : tf_keys_generation(&keys) == before);
-    (void)tf_keys_signed(&keys, message, &parts);
+    (void)tf_keys_signed(&keys, (const char *)message, length, message, &parts);
     mask(&keys, &task);
     if (tf_keys_keep(&keys, &journal) == TF_OK) {
         const uint32_t kept = tf_keys_generation(&keys);

@@ -1,51 +1,19 @@
 /* Whatever a flash holds, it is read without harm, and what is stored then is found again. */
-#include <stdlib.h>
-#include <string.h>
-
 #include "tinyfleet/identity_store.h"
 #include "tinyfleet/journal.h"
 #include "tinyfleet/sample_log.h"
 #include "tinyfleet/weights_store.h"
 
-#define SECTOR 512u
-#define SECTORS 28u
+#define FLASH_BYTES (28u * SECTOR)
+#include "ram_flash.h"
+
 #define SLOT_SECTORS 9u /* a header of 4,096 bytes, and one more */
 #define SLOTS_AT 10u
 #define WEIGHTS_BYTES 100u
 
-static uint8_t content[SECTOR * SECTORS];
-
-static tf_status erase_sector(void *context, uint16_t sector) {
-    (void)context;
-    memset(content + sector * SECTOR, 0xFF, SECTOR);
-    return TF_OK;
-}
-
-static tf_status program_word(void *context, uint32_t address, uint32_t word) {
-    (void)context;
-    for (uint32_t i = 0; i < 4u; i++) {
-        content[address + i] &= (uint8_t)(word >> (8u * i));
-    }
-    return TF_OK;
-}
-
-static const uint8_t *map(void *context, uint32_t address, uint32_t bytes) {
-    (void)context;
-    return address <= sizeof content && bytes <= sizeof content - address ? content + address
-                                                                          : NULL;
-}
-
-static const tf_flash flash = {NULL, erase_sector, program_word, map};
-
 static tf_flash_region region(uint16_t first, uint16_t count) {
     const tf_flash_region made = {first * SECTOR, count * SECTOR, first, count};
     return made;
-}
-
-static void must(int holds) {
-    if (!holds) {
-        abort();
-    }
 }
 
 static void use_journal(void) {
