@@ -6,6 +6,7 @@ and names layers, figures and the remedy. None of them changes anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -17,7 +18,7 @@ from codegen.arithmetic.layers import WEIGHT_MAX
 from codegen.errors import CalibrationError
 from codegen.graph import ir
 from codegen.graph.floats import FloatConv, FloatGraph
-from codegen.quantization.calibration import TensorStatistics
+from codegen.quantization.calibration import HeadStatistics, TensorStatistics
 from codegen.quantization.channel_scales import BIAS_MAX
 from codegen.quantization.cross_layer import imbalance, pairs
 
@@ -30,6 +31,7 @@ Check = Literal[
     "bias-limit",
     "tiny-scale",
     "lowest-weights",
+    "logits-scale",
 ]
 _COUNTS: tuple[Check, ...] = ("dead-channels", "bias-limit", "tiny-scale", "lowest-weights")
 
@@ -42,6 +44,17 @@ IMBALANCE_LIMIT = 16.0
 OUTLIER_LIMIT = 4.0
 """Ratio of the range to that of 99.9 % of the values from which on these lose 2 bits."""
 
+RESOLVED_NATS = 31.0 * math.log(2.0)
+"""Beyond so much a probability is 0 on the device (arithmetic.md): errors are all or nothing."""
+
+USUAL_RATE = 0.01
+STEP_SHARE = 1 / 10
+"""Part of the outputs' distance that a step of full error moves one of them by, where a learning
+rate suits; with less a network hardly learns, with more it forgets (tests/codegen/quantization)."""
+
+WIDTH = 20.0
+"""Rates so many times larger or smaller than the one that suits do nearly as well."""
+
 TINY_SCALE = 1e-6
 _BIAS_LIMIT = BIAS_MAX * (1.0 - 1e-6)  # in float scales a bias grows just to it, less rounding
 _FEWEST_FOR_OUTLIERS = 10_000  # values below which 99.9 % of them says little
@@ -52,7 +65,7 @@ class Finding(BaseModel):
     """Something about one layer that costs accuracy or hints at a mistake.
 
     ``value`` is what the check is about: a count of channels, weights or samples, a ratio, a
-    largest pixel.
+    largest pixel, a learning rate.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -80,6 +93,9 @@ _MEANING: dict[Check, str] = {
     "can wake them",
     "lowest-weights": "weights of -128, in {layers}, became -127, the device's lowest; quantize "
     "weights to -127 … 127 to keep them",
+    "logits-scale": f"outputs further apart than the {RESOLVED_NATS:.1f} nats that the loss tells "
+    f"apart, on most samples, and the usual learning rate of {USUAL_RATE:g} moves them by more than "
+    "that distance at once, or by next to nothing; begin with that of {layers}",
 }
 
 
@@ -142,6 +158,19 @@ def check_integers(graph: ir.Graph, float_graph: FloatGraph) -> list[Finding]:
     return found
 
 
+def check_logits(graph: FloatGraph, head: HeadStatistics) -> list[Finding]:
+    """Whether outputs of classes, or of yes and no, are too far apart for the usual rate."""
+    if graph.head.loss not in ("cross-entropy", "binary") or not head.margins:
+        return []
+    margin = float(np.median(head.margins))
+    if margin <= RESOLVED_NATS:
+        return []
+    rate = STEP_SHARE * margin / float(np.median(head.squares))
+    if rate / WIDTH < USUAL_RATE < rate * WIDTH:
+        return []
+    return [Finding(check="logits-scale", layer=graph.head.name, value=rate)]
+
+
 def notes(findings: Sequence[Finding]) -> tuple[str, ...]:
     """One sentence per check that found something."""
     told = []
@@ -159,6 +188,8 @@ def notes(findings: Sequence[Finding]) -> tuple[str, ...]:
 
 
 def _figure(value: float) -> str:
+    if value < 1:
+        return f"{value:.2g}"
     return f"{value:.0f}" if value == int(value) or value >= 100 else f"{value:.1f}"
 
 
