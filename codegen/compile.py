@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -290,13 +289,7 @@ def compile_graph(
         notes.append(_log_fills(regions.samples, log[0]))
     report = Report(
         board=board.name,
-        loss=LossInfo(
-            name=choice.loss,
-            because=choice.because,
-            guessed=choice.guessed,
-            output=choice.output,
-            output_because=choice.output_because,
-        ),
+        loss=LossInfo.of(choice),
         plans=made.reports,
         flash_bytes=made.sizes.flash,
         flash_regions=regions,

@@ -42,9 +42,7 @@ def plan_source(index: int, program: Program, weights: Weights) -> str:
         *_frozen_weights(weights),
     ]
     if SCALES in program.offsets:
-        lines.append(
-            f"#define SCALE(index) (ARENA(tf_scale, {program.offsets[SCALES]}) + (index))"
-        )
+        lines.append(f"#define SCALE(index) (ARENA(tf_scale, {program.offsets[SCALES]}) + (index))")
     lines.append("")
     if any(step.kernel.endswith("_update") for step in program.steps):
         lines += [

@@ -32,6 +32,7 @@ from pydantic import (
 from codegen.errors import BudgetError, BundleError
 from codegen.firmware.boards import Board, FlashName, load_board
 from codegen.firmware.flash_layout import Keep
+from codegen.graph.floats import LossChoice
 from codegen.graph.ir import Loss, label_count
 from codegen.program import blob
 from codegen.program.row_pairs import Order
@@ -98,8 +99,7 @@ class ModelInfo(_Strict):
     @model_serializer(mode="wrap")
     def _as_far_as_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
-        defaults = {"loss": "cross-entropy", "target_scale": None}
-        return {k: v for k, v in fields.items() if k not in defaults or v != defaults[k]}
+        return {k: v for k, v in fields.items() if v not in ("cross-entropy", None)}
 
     @property
     def labels(self) -> int:
@@ -109,8 +109,7 @@ class ModelInfo(_Strict):
     @property
     def sample_bytes(self) -> int:
         """Of a sample in a device's log."""
-        targets = 0 if self.target_scale is None else self.classes
-        return math.prod(self.input.shape) + 2 * targets
+        return math.prod(self.input.shape) + (2 * self.classes if self.target_scale else 0)
 
 
 class BoardInfo(_Strict):
@@ -299,6 +298,12 @@ class LossInfo(_Strict):
     guessed: bool
     output: str = ""
     output_because: str = ""
+
+    @classmethod
+    def of(cls, choice: LossChoice) -> LossInfo:
+        """What the importer chose."""
+        same = {name: getattr(choice, name) for name in cls.model_fields if name != "name"}
+        return cls(name=choice.loss, **same)
 
 
 class Report(_Strict):

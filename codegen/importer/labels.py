@@ -73,9 +73,15 @@ class Labels:
             return False
         return self.values.size == len(self.values) * count
 
+    def bits(self, count: int) -> NDArray[np.int64] | None:
+        """Zeros and ones (n, count); None where these are no such."""
+        if not self._has_one_for_each(count) or not self._zeros_and_ones:
+            return None
+        return self.values.reshape(-1, count).astype(np.int64)
+
     def could_be_bits(self, count: int) -> bool:
         """Whether these are zeros and ones for each of ``count`` outputs, and no classes."""
-        return self._has_one_for_each(count) and self._zeros_and_ones and not self._one_hot
+        return self.bits(count) is not None and not self._one_hot
 
     def could_be_classes(self, count: int) -> bool:
         """Whether these are numbers, or rows, of ``count`` classes."""

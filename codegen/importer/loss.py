@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from codegen.errors import ModelError
 from codegen.graph.floats import LossChoice
@@ -126,7 +125,7 @@ def _told_by_shape(outputs: Outputs) -> LossChoice:
     if outputs.count == 1 or outputs.are_a_picture:
         raise _asked(
             outputs,
-            f"has {_shown(outputs)}, and there are no labels '{LABELS}' beside samples that say what for.",
+            f"has {_shown(outputs)}, and no labels '{LABELS}' beside samples say what for.",
             f"Labels '{LABELS}' tell as well",
         )
     if outputs.largest:
@@ -155,8 +154,9 @@ def _told_by_labels(outputs: Outputs, labels: Labels) -> LossChoice:
         return _targets(outputs, labels, f"the labels '{LABELS}' of the samples are real numbers")
     raise _asked(
         outputs,
-        f"has {_shown(outputs)}, and the samples' labels '{LABELS}' are {labels.description}: neither "
-        f"numbers of classes 0 … {count - 1}, nor zeros and ones, nor real numbers for each value.",
+        f"has {_shown(outputs)}, and the samples' labels '{LABELS}' are {labels.description}: "
+        f"neither numbers of classes 0 … {count - 1}, nor zeros and ones, nor real numbers for "
+        "each value.",
         f"Or mend the labels '{LABELS}'",
     )
 

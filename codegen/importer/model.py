@@ -53,9 +53,10 @@ def import_model(
 
     ``loss`` says what the model is trained with; without it the model says so, or the labels of
     ``samples`` (see `choose_loss`). ``output`` is which of several outputs is the network's, where
-    the others aren't made of it (see `choose_output`). Raises ModelError for a file that is missing, damaged or
-    unsupported, and where the loss can't be known; CalibrationError for ``samples`` that can't be
-    read.
+    the others aren't made of it (see `choose_output`).
+
+    Raises ModelError for a file that is missing, damaged or unsupported, and where the loss can't
+    be known; CalibrationError for ``samples`` that can't be read.
     """
     return import_proto(load_file(path), Path(path).stem, loss, samples, output)
 
@@ -187,9 +188,7 @@ def _outputs(state: ImportState, chosen: Choice, result: View) -> Outputs:
     )
 
 
-def _set_loss(
-    state: ImportState, draft: DraftGraph, result: View, choice: LossChoice
-) -> None:
+def _set_loss(state: ImportState, draft: DraftGraph, result: View, choice: LossChoice) -> None:
     """Gives the head its loss, and its rows the order of the file's outputs, or of the input."""
     head = draft.ops[draft.output]
     assert isinstance(head, FloatHead)

@@ -18,16 +18,26 @@ from numpy.typing import NDArray
 from codegen.errors import ModelError
 from codegen.importer.state import Node
 
-_DECISIONS = frozenset(
-    ("ArgMax", "TopK", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Where", "Round")
-    + tuple(f"ai.onnx.ml.{name}" for name in ("ArrayFeatureExtractor", "LabelEncoder", "ZipMap",
-                                              "Binarizer"))
-)  # fmt: skip
+_DECISIONS = {
+    *(
+        "ArgMax",
+        "TopK",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Not",
+        "Where",
+        "Round",
+    ),
+    *("ai.onnx.ml.ArrayFeatureExtractor", "ai.onnx.ml.Binarizer", "ai.onnx.ml.LabelEncoder"),
+    "ai.onnx.ml.ZipMap",
+}
 """They tell of scores what a user wants to know."""
-_RENAMES = frozenset(
-    ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Transpose")
-    + ("QuantizeLinear", "DequantizeLinear")
-)
+_RENAMES = {
+    *("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Transpose"),
+    *("QuantizeLinear", "DequantizeLinear"),
+}
 """Scores stay what they are."""
 _ENDS = ("Softmax", "LogSoftmax", "Sigmoid")
 

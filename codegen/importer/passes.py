@@ -246,7 +246,9 @@ def last_layer_to_head(draft: DraftGraph) -> None:
     """The matrix that makes the output; its output is wide on the device, coded or not."""
     last = draft.ops.get(draft.output)
     ends = f"output '{draft.output}' is made by '{last.name}'" if last else "the model is empty"
-    needed = "must end in a Gemm, or MatMul and Add, or 1x1 Conv, with an optional Softmax or Sigmoid"
+    needed = (
+        "must end in a Gemm, or MatMul and Add, or 1x1 Conv, with an optional Softmax or Sigmoid"
+    )
     if not isinstance(last, FloatConv):
         raise ModelError(f"{ends}; a model {needed}")
     if last.clamp != NO_CLAMP:

@@ -156,9 +156,7 @@ class ImportState:
     def _read_input(self, graph: onnx.GraphProto) -> str:
         inputs = [entry for entry in graph.input if entry.name not in self.constants]
         if len(inputs) != 1:
-            raise ModelError(
-                f"the model has {len(inputs)} inputs; export a network with one input"
-            )
+            raise ModelError(f"the model has {len(inputs)} inputs; export a network with one input")
         entry = inputs[0]
         if entry.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
             kind = onnx.TensorProto.DataType.Name(entry.type.tensor_type.elem_type)
@@ -231,7 +229,9 @@ class ImportState:
 
     def end_before(self, node: Node) -> str:
         """What has made the probabilities that the node reads; '' where these are none."""
-        return next((end for n in node.inputs if n in self.views and (end := self.views[n].after)), "")
+        return next(
+            (end for n in node.inputs if n in self.views and (end := self.views[n].after)), ""
+        )
 
     def picture(self, node: Node, index: int = 0, *, padded: bool = False) -> tuple[View, Roles]:
         """Input ``index`` as (batch, channels, [height,] [width]), and the axes of its tensor."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.compile import build_host_engine
-from codegen.errors import CalibrationError, ModelError, PlanError
+from codegen.errors import ModelError, PlanError
 from codegen.firmware.bundle import Bundle, PlanInfo
 from codegen.firmware.graph_file import load_graph
 from codegen.firmware.host_engine import HostEngine
@@ -37,8 +37,8 @@ class Figures:
     ``loss`` is the mean, in the unit of `codegen.graph.ir.LOSS_UNITS`. ``accuracy`` is the share of
     samples that are right, with several answers of yes or no in all of them. ``confusion`` counts
     samples by what they are (rows) and what the model takes them for (columns): one table of
-    classes, or one of no and yes for each output. ``mean_absolute_error`` is that of the targets, in
-    their unit, ``explained`` the part of their variance that the outputs tell (1 is all of it).
+    classes, or one of no and yes for each output. ``mean_absolute_error`` is that of the targets,
+    in their unit, ``explained`` the part of their variance that the outputs tell (1 is all of it).
     ``agreement`` is the share of samples on which the float model says the same.
     """
 
@@ -53,7 +53,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate_bundle` finds on held-out samples (on all of them where nothing is trained)."""
+    """What `evaluate_bundle` finds on held-out samples, or on all where nothing is trained."""
 
     bundle: str
     plan: str
@@ -81,8 +81,8 @@ def evaluate_bundle(
 ) -> Evaluation:
     """Scores ``bundle`` on the samples of the .npz ``data``, and again after training ``plan``.
 
-    With 0 epochs nothing is trained or held out. ``model`` is the ONNX file that the bundle was made
-    from: it is compared with, and tells how the file shapes its samples.
+    With 0 epochs nothing is trained or held out. ``model`` is the ONNX file that the bundle was
+    made from: it is compared with, and tells how the file shapes its samples.
 
     Raises CalibrationError for samples that don't fit, ModelError for another file than the
     bundle's, PlanError where there is nothing to train.
@@ -91,8 +91,8 @@ def evaluate_bundle(
     graph, _ = load_graph(bundle)
     if schedule.epochs and not plan.delta_values:
         raise PlanError(
-            f"plan {plan.name} of {bundle.path} trains nothing: the bundle was compiled with --loss "
-            "none; leave out --epochs, or compile it with another loss"
+            f"plan {plan.name} of {bundle.path} trains nothing: the bundle was compiled with "
+            "--loss none; leave out --epochs, or compile it with another loss"
         )
     source = None if model is None else _float_model(bundle, graph, model)
     samples = load_samples(data, graph, source)

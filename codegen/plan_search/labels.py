@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from codegen.errors import CalibrationError
 from codegen.graph.ir import Head
+from codegen.importer.labels import Labels
 
 
 def labels_of(
@@ -26,28 +27,26 @@ def labels_of(
     wanted = "class" if head.loss == "cross-entropy" else "row of zeros and ones"
     if y is None:
         raise CalibrationError(f"{path}: no array 'y'; give one {wanted} per sample")
-    if y.dtype.kind == "b" or (
-        y.dtype.kind in "iuf" and y.size > 0 and np.isin(y.astype(np.float64), (0.0, 1.0)).all()
-    ):
-        rows = y.astype(np.int64).reshape(y.shape[0], -1) if y.ndim > 0 else y
-        if rows.shape == (count, outputs) and head.loss == "binary":
-            return np.asarray((rows << np.arange(outputs)).sum(axis=1), np.int64)
-        if rows.shape == (count, outputs) and outputs > 1 and (rows.sum(axis=1) == 1).all():
-            return np.asarray(rows.argmax(axis=1), np.int64)
-    if head.loss == "binary" or y.shape not in ((count,), (count, 1)):
-        raise CalibrationError(
-            f"{path}: y of shape {y.shape} for {count} samples; give one {wanted} per sample"
-            + (f", {outputs} values each" if head.loss == "binary" else "")
-        )
-    if y.dtype.kind not in "iu":
+    given = Labels(y, None)
+    shown = f"{path}: y of shape {y.shape} for {count} samples; give one {wanted} per sample"
+    if y.ndim == 0 or len(y) != count:
+        raise CalibrationError(shown)
+    if head.loss == "binary":
+        bits = given.bits(outputs)
+        if bits is None:
+            raise CalibrationError(f"{shown}, of {outputs} values")
+        return np.asarray((bits << np.arange(outputs)).sum(axis=1), np.int64)
+    if given.could_be_classes(outputs):
+        return given.classes
+    if y.shape not in ((count,), (count, 1)):
+        raise CalibrationError(shown)
+    if not given.are_integers:
         raise CalibrationError(f"{path}: y of {y.dtype}; classes are integers from 0")
-    labels = y.reshape(count).astype(np.int64)
-    if count and (labels.min() < 0 or labels.max() >= outputs):
-        wrong = int(labels.min()) if labels.min() < 0 else int(labels.max())
-        raise CalibrationError(
-            f"{path}: y has class {wrong}; the model's {outputs} classes are 0 … {outputs - 1}"
-        )
-    return labels
+    labels = given.classes
+    wrong = int(labels.min()) if labels.min() < 0 else int(labels.max())
+    raise CalibrationError(
+        f"{path}: y has class {wrong}; the model's {outputs} classes are 0 … {outputs - 1}"
+    )
 
 
 def targets_of(

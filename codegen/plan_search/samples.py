@@ -74,7 +74,9 @@ def load_samples(path: Path | str, graph: Graph, source: FloatGraph | None = Non
 
     Raises CalibrationError for a file that is missing or damaged, or doesn't fit the model.
     """
-    x, y, group = _arrays(path, needs_labels=not graph.head.reconstructs and graph.head.loss != "none")
+    x, y, group = _arrays(
+        path, needs_labels=not graph.head.reconstructs and graph.head.loss != "none"
+    )
     height, width, channels = graph.tensors[graph.input].shape
     expected = (channels, height, width)
     if source is not None and x.shape[1:] == source.sample_shape:
@@ -145,9 +147,7 @@ def _codes(x: NDArray[np.generic], graph: Graph, path: Path | str) -> NDArray[np
     return quantize_input(graph, reals)
 
 
-def hold_out(
-    samples: Samples, seed: int, share: float = HELD_OUT_SHARE
-) -> tuple[Samples, Samples]:
+def hold_out(samples: Samples, seed: int, share: float = HELD_OUT_SHARE) -> tuple[Samples, Samples]:
     """Samples to train on and samples to score on; which are which follows from ``seed``.
 
     ``share`` of each class (rounded, of a class's first one on the training side) is held out.

@@ -276,7 +276,9 @@ class HeadStatistics:
     margins: list[float] = field(default_factory=list)
     squares: list[float] = field(default_factory=list)
 
-    def add(self, head: FloatHead, inputs: NDArray[np.float64], outputs: NDArray[np.float64]) -> None:
+    def add(
+        self, head: FloatHead, inputs: NDArray[np.float64], outputs: NDArray[np.float64]
+    ) -> None:
         """Adds a batch: inputs (N, C, H, W), outputs (N, O)."""
         if head.loss == "binary" or outputs.shape[1] == 1:
             margins = np.abs(outputs).min(axis=1)

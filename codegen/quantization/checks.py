@@ -94,8 +94,8 @@ _MEANING: dict[Check, str] = {
     "lowest-weights": "weights of -128, in {layers}, became -127, the device's lowest; quantize "
     "weights to -127 … 127 to keep them",
     "logits-scale": f"outputs further apart than the {RESOLVED_NATS:.1f} nats that the loss tells "
-    f"apart, on most samples, and the usual learning rate of {USUAL_RATE:g} moves them by more than "
-    "that distance at once, or by next to nothing; begin with that of {layers}",
+    f"apart, on most samples, and the usual learning rate of {USUAL_RATE:g} moves them by more "
+    "than that distance at once, or by next to nothing; begin with that of {layers}",
 }
 
 

@@ -139,7 +139,9 @@ def cosines(interpreter: Interpreter, label: int) -> dict[str, float]:
     """
     graph = interpreter.graph
     activations, masks = forward_integers(interpreter)
-    exact = real_gradients(graph, activations, masks, interpreter.logits, label, interpreter.targets)
+    exact = real_gradients(
+        graph, activations, masks, interpreter.logits, label, interpreter.targets
+    )
     result = {}
     for name, (codes, exponent) in interpreter.gradients.items():
         layer, kind = name.rsplit(".", 1)

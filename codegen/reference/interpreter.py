@@ -64,7 +64,8 @@ def _powers(distances: Ints) -> Ints:
     fraction = distances & 0xFFFF
     entry = fraction >> 10
     drop = EXP2_TABLE[entry] - EXP2_TABLE[entry + 1]
-    return (EXP2_TABLE[entry] - ((drop * (fraction & 1023)) >> 10)) >> (distances >> 16)
+    powers: Ints = (EXP2_TABLE[entry] - ((drop * (fraction & 1023)) >> 10)) >> (distances >> 16)
+    return powers
 
 
 def _log2(value: int) -> int:
@@ -93,9 +94,7 @@ def binary_error(gain: Gain, logits: Ints, label: int) -> tuple[Ints, int, int]:
     return _saturate_error(round_shift(exact, shift)), shift - 50, loss
 
 
-def squared_error(
-    constants: TargetArithmetic, values: Ints, wanted: Ints
-) -> tuple[Ints, int, int]:
+def squared_error(constants: TargetArithmetic, values: Ints, wanted: Ints) -> tuple[Ints, int, int]:
     """Error codes, their exponent, and the loss times 2^16.
 
     ``values`` are the head's outputs, ``wanted`` the target's codes less their zero point.

@@ -33,8 +33,8 @@ static inline int32_t difference(const tf_target *target, const int32_t *values,
     return tf_saturate32(values[i] - wanted);
 }
 
-uint32_t tf_mean_squared_error(const tf_target *target, const int32_t *values,
-                               const int8_t *sample, int16_t *error, tf_scale *scale) {
+uint32_t tf_mean_squared_error(const tf_target *target, const int32_t *values, const int8_t *sample,
+                               int16_t *error, tf_scale *scale) {
     uint64_t largest = 0;
     for (uint32_t i = 0; i < target->size; i++) {
         const int64_t d = difference(target, values, sample, i);

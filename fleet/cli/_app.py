@@ -280,8 +280,8 @@ def measure(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="NPZ of your labelled samples, `x` and `y` as for plan: say how good the bundle is "
-            "on them instead."
+            help="NPZ of your labelled samples, `x` and `y` as for plan: say how good the bundle "
+            "is on them instead."
         ),
     ] = None,
     onnx: Annotated[

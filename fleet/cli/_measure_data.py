@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.table import Table
@@ -50,7 +51,7 @@ def _show(found: Evaluation) -> None:
     what = f"{found.before.samples} samples"
     if found.after is not None:
         what += f" held out of {found.before.samples + found.trained_samples}"
-    rows = {
+    rows: dict[str, Callable[[Figures], float | str | None]] = {
         f"loss, {LOSS_UNITS[found.loss]}": lambda f: f.loss,
         "right": lambda f: _share(f.accuracy),
         "mean absolute error": lambda f: f.mean_absolute_error,

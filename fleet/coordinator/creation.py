@@ -69,8 +69,8 @@ def new_campaign(
         )
     if config.trains and not any(plan.delta_values for one in parsed for plan in one.plans):
         raise CampaignError(
-            "the bundles only infer: they were compiled with --loss none; compile them with another "
-            "loss, or make a campaign of kind evaluate"
+            "the bundles only infer: they were compiled with --loss none; compile them with "
+            "another loss, or make a campaign of kind evaluate"
         )
     campaign = identifier or uuid.uuid4().hex[:16]
     master = master_from_blob(parsed[0].tensors, blob)

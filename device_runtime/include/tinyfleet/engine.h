@@ -23,12 +23,12 @@
 
 /* What a step of a program works on. Generated code reads it, the client doesn't. */
 typedef struct {
-    const uint8_t *weights; /* weights blob (flash), 4-byte aligned */
-    uint8_t *arena;         /* activations, masks, errors, scratch of one step */
-    uint8_t *state;         /* working copies and fractions of what the plan trains */
-    const int8_t *input;    /* sample, HWC; behind it, int16 targets where the loss has them */
-    int32_t *logits;        /* the manifest's model.logit_scale gives their unit */
-    int32_t label;          /* class, or one bit for each output of a binary loss */
+    const uint8_t *weights;     /* weights blob (flash), 4-byte aligned */
+    uint8_t *arena;             /* activations, masks, errors, scratch of one step */
+    uint8_t *state;             /* working copies and fractions of what the plan trains */
+    const int8_t *input;        /* sample, HWC; behind it, int16 targets where the loss has them */
+    int32_t *logits;            /* the manifest's model.logit_scale gives their unit */
+    int32_t label;              /* class, or one bit for each output of a binary loss */
     uint32_t learning_rate_q20; /* of one sample: that of the batch over its size */
     uint32_t seed;              /* of the task: stochastic rounding */
     uint32_t step_index;        /* counts training steps since tf_engine_load */

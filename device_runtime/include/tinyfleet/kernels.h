@@ -221,8 +221,8 @@ uint32_t tf_binary_cross_entropy(const tf_head *layer, const int32_t *logits, in
 
 /* Mean of (values - target)^2 in real units: returns it times 2^16 (at most 2^32 - 1) and writes the
  * error of the values (in real units, not steps). `sample` is the input, and what follows it. */
-uint32_t tf_mean_squared_error(const tf_target *target, const int32_t *values,
-                               const int8_t *sample, int16_t *error, tf_scale *scale);
+uint32_t tf_mean_squared_error(const tf_target *target, const int32_t *values, const int8_t *sample,
+                               int16_t *error, tf_scale *scale);
 
 /* ---- backward. Errors come with their scale and leave with one. ---- */
 

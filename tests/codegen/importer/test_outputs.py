@@ -56,9 +56,7 @@ ZIP_MAP = {"domain": ML, "classlabels_int64s": [7, 8, 9]}
 @pytest.mark.parametrize("first", ["label", "Softmax"])
 def test_a_label_beside_probabilities_is_left_out(first: str) -> None:
     outputs = [first, "Softmax" if first == "label" else "label"]
-    model = with_outputs(
-        dense_network((3,), 3, "Softmax"), label_of("Softmax"), outputs, **NAMES
-    )
+    model = with_outputs(dense_network((3,), 3, "Softmax"), label_of("Softmax"), outputs, **NAMES)
     choice = imported(model).loss_choice
     assert choice is not None
     assert (choice.loss, choice.output) == ("cross-entropy", "Softmax")
@@ -68,7 +66,10 @@ def test_a_label_beside_probabilities_is_left_out(first: str) -> None:
 def test_a_dictionary_of_probabilities_is_read_where_it_comes_from() -> None:
     zip_map = helper.make_node("ZipMap", ["Softmax"], ["map"], **ZIP_MAP)
     model = with_outputs(
-        dense_network((3,), 3, "Softmax"), [*label_of("Softmax"), zip_map], ["label", "map"], **NAMES
+        dense_network((3,), 3, "Softmax"),
+        [*label_of("Softmax"), zip_map],
+        ["label", "map"],
+        **NAMES,
     )
     choice = imported(model).loss_choice
     assert choice is not None
@@ -107,7 +108,7 @@ def test_two_networks_in_a_file_are_asked_about() -> None:
         imported(model())
     assert imported(model(), "other").head.bias.size == 2
     assert imported(model(), "scores").head.bias.size == 3
-    with pytest.raises(ModelError, match="no output 'none'.*'scores', 'other'"):
+    with pytest.raises(ModelError, match=r"no output 'none'.*'scores', 'other'"):
         imported(model(), "none")
 
 

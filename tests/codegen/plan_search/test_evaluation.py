@@ -1,4 +1,4 @@
-"""A bundle on the user's own samples: figures against plain definitions, and training that helps."""
+"""A bundle on the user's own samples: figures by their definitions, and training that helps."""
 
 from __future__ import annotations
 

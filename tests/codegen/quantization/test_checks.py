@@ -169,7 +169,9 @@ def test_logits_too_far_apart_are_named_with_a_rate_that_trains_them(
             train(engine, training, Schedule(epochs=8, learning_rate=rate))
             hits.append(score(engine, held).hits)
     assert hits[1] > 0.75
-    if spread > 1:  # through weights of that size, steps of the usual rate put the layers before out
+    if (
+        spread > 1
+    ):  # through weights of that size, steps of the usual rate put the layers before out
         assert hits[0] < 0.3
 
 

@@ -91,4 +91,6 @@ def test_binary_loss_and_error_are_those_of_sigmoids(
         np.logaddexp(0, np.where(targets == 1, -real, real)).mean(), abs=2e-3
     )
     wanted = (1 / (1 + np.exp(-real)) - targets) / outputs
-    np.testing.assert_allclose(error * 2.0**exponent, wanted, atol=1e-4 * np.abs(wanted).max() + 2**-29)
+    np.testing.assert_allclose(
+        error * 2.0**exponent, wanted, atol=1e-4 * np.abs(wanted).max() + 2**-29
+    )

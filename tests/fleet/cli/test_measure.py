@@ -30,8 +30,10 @@ def test_a_bundle_is_measured_on_samples_before_and_after_training(
     for line in ("Output: 'Sigmoid', one value.", "Loss: binary cross entropy",
                  "Labels: 0 … 1, one number a sample."):  # fmt: skip
         assert line in done.stdout
-    call = ("measure", out, "--data", tmp_path / "own.npz", "--model", tmp_path / "net.onnx",
-            "--epochs", 8, "--plan", "full", "--held-out", 0.4, "--learning-rate", 0.03)  # fmt: skip
+    call = (
+        *("measure", out, "--data", tmp_path / "own.npz", "--model", tmp_path / "net.onnx"),
+        *("--epochs", 8, "--plan", "full", "--held-out", 0.4, "--learning-rate", 0.03),
+    )
     shown = tinyfleet(*call)
     assert shown.returncode == 0, shown.stderr
     for word in ("60 samples held out of 150", "same as the float model", "Confusion after", "yes"):

@@ -401,7 +401,7 @@ def test_bundles_of_different_models_make_no_campaign() -> None:
     inferring = small_model.manifest("a")
     for plan in inferring["plans"]:
         plan |= {"segments": [], "delta_values": 0}
-    with pytest.raises(CampaignError, match="only infer.*--loss none.*kind evaluate"):
+    with pytest.raises(CampaignError, match=r"only infer.*--loss none.*kind evaluate"):
         new_campaign(
             SqlStore(),
             CampaignConfig(name="x"),
