@@ -56,7 +56,7 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "average_pool_forward": Rates(elements=15.84),
         "average_pool_input_gradient": Rates(elements=21.86),
         "bias_update": Rates(elements=1.87, values=101.65),
-        "binary_cross_entropy": Rates(elements=450.0),
+        "binary_cross_entropy": Rates(elements=361.5),
         "concat_forward": Rates(elements=0.69),
         "concat_input_gradient": Rates(elements=4.54),
         "convolution_forward": Rates(macs=0.85, elements=4.44, gathered=3.72, values=3.66),

@@ -1,4 +1,4 @@
-"""The squared error against the input and against targets, on this machine and on emulated cores."""
+"""The squared error against inputs and targets, on this machine and on emulated cores."""
 
 from __future__ import annotations
 
