@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.graph.ir import INT8_MAX, INT8_MIN, Loss, Operation, Padding, Variadic
+from codegen.graph.ir import INT8_MAX, INT8_MIN, Head, Loss, Operation, Padding, Variadic
 
 ChannelsFirst: TypeAlias = tuple[int, int, int]
 """(channels, height, width) of one sample."""
@@ -166,6 +166,11 @@ class LossChoice:
     target_scale: float | None = None
     output: str = ""
     output_because: str = ""
+
+
+def loss_of(head: Head) -> LossChoice:
+    """The loss of a compiled model, for another file of its network."""
+    return LossChoice(head.loss, "the bundle says so", target_scale=head.target_scale)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ nothing tells them apart, the importer asks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,14 +77,20 @@ class Outputs:
         return [*found, "none"]
 
 
-def choose_loss(outputs: Outputs, wanted: Loss | None, samples: Path | str | None) -> LossChoice:
+def choose_loss(
+    outputs: Outputs, wanted: Loss | LossChoice | None, samples: Path | str | None
+) -> LossChoice:
     """The loss of a model with ``outputs``.
 
-    ``wanted`` is what the user said. ``samples`` is an .npz whose labels `y`, if it has any, are
-    looked at where the model itself leaves it open. Raises ModelError where nobody can know, and
-    where the device has no such loss; CalibrationError where ``samples`` can't be read.
+    ``wanted`` is what the user said, or what was chosen for another file of the network.
+    ``samples`` is an .npz whose labels `y`, if it has any, are looked at where the model itself
+    leaves it open. Raises ModelError where nobody can know, and where the device has no such loss;
+    CalibrationError where ``samples`` can't be read.
     """
     labels = Labels.read(samples)
+    if isinstance(wanted, LossChoice):
+        said = _as_wanted(outputs, wanted.loss, labels) if wanted.target_scale is None else wanted
+        return replace(said, because=wanted.because)
     if wanted is not None:
         return _as_wanted(outputs, wanted, labels)
     if outputs.after == "Softmax":

@@ -45,7 +45,7 @@ _NEVER_COMPUTED = ("Constant", "DequantizeLinear", "If", "Loop", "Scan")
 
 def import_model(
     path: Path | str,
-    loss: Loss | None = None,
+    loss: Loss | LossChoice | None = None,
     samples: Path | str | None = None,
     output: str | None = None,
 ) -> FloatGraph:
@@ -76,7 +76,7 @@ def load_file(path: Path | str) -> onnx.ModelProto:
 def import_proto(
     model: onnx.ModelProto,
     name: str | None = None,
-    loss: Loss | None = None,
+    loss: Loss | LossChoice | None = None,
     samples: Path | str | None = None,
     output: str | None = None,
 ) -> FloatGraph:

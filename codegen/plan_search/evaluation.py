@@ -19,7 +19,7 @@ from codegen.errors import ModelError, PlanError
 from codegen.firmware.bundle import Bundle, PlanInfo
 from codegen.firmware.graph_file import load_graph
 from codegen.firmware.host_engine import HostEngine
-from codegen.graph.floats import FloatGraph, channels_last
+from codegen.graph.floats import FloatGraph, channels_last, loss_of
 from codegen.graph.ir import Graph
 from codegen.host_toolchain import Progress
 from codegen.importer.model import import_model
@@ -204,9 +204,8 @@ def _float_model(bundle: Bundle, graph: Graph, model: Path | str) -> FloatGraph:
             f"{model} isn't the file that {bundle.path} was compiled from; give that one, or "
             "compile this one"
         )
-    # With targets, or no loss, the outputs keep the order of the file.
-    loss = graph.head.loss if graph.head.target_scale is None else "none"
-    return import_model(model, loss, output=bundle.report.loss.output or None)
+    output = bundle.report.loss.output or None
+    return import_model(model, loss_of(graph.head), output=output)
 
 
 def _float_outputs(source: FloatGraph, graph: Graph, samples: Samples) -> NDArray[np.float64]:

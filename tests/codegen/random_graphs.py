@@ -216,8 +216,10 @@ def random_pooled_graph(seed: int, loss: Loss | None = None) -> tuple[Graph, np.
 
 
 def random_target_graph(seed: int, loss: Literal["binary", "mse"]) -> tuple[Graph, np.ndarray]:
-    """A `random_graph` of one output or several that are each a yes or no, or stand for targets, and flat
-    samples for it, the bytes of their targets behind the input."""
+    """A `random_graph` whose outputs are each a yes or no, or stand for targets.
+
+    With flat samples for it, the bytes of their targets behind the input.
+    """
     graph, samples = random_graph(seed)
     rng = np.random.default_rng([seed, 4])
     outputs = int(rng.integers(1, graph.head.bias.size + 1))
