@@ -51,6 +51,11 @@ REMEDIES = {
     "InstanceNormalization": "use BatchNormalization",
     "LayerNormalization": "use BatchNormalization",
     "GroupNormalization": "use BatchNormalization",
+    **dict.fromkeys(
+        ("ai.onnx.ml.LinearClassifier", "ai.onnx.ml.LinearRegressor"),
+        "export the model as a Gemm, or train a network of one hidden layer (MLPClassifier, "
+        "MLPRegressor)",
+    ),
     "ReduceSum": "use the mean (ReduceMean)",
     "ArgMax": "end the network in the scores of its classes",
     **dict.fromkeys(
@@ -329,6 +334,22 @@ def _gather(state: ImportState, node: Node) -> None:
     state.reshape(node, sizes)
 
 
+def _scaler(state: ImportState, node: Node) -> None:
+    view = state.view(node)
+    features = size_of(state.roles(node, view).channels)
+    offset, scale = (
+        np.asarray(node.attributes.get(name, default), np.float64).reshape(-1)
+        for name, default in (("offset", 0.0), ("scale", 1.0))
+    )
+    if len(view.dims) != 2 or {offset.size, scale.size} - {1, features}:
+        node.refuse(
+            f"scales an input of shape {list(view.sizes)}, with {offset.size} offsets and "
+            f"{scale.size} scales; it is only supported for (batch, features), with one of each "
+            "per feature, or for all"
+        )
+    _affine(state, node, view, scale, -offset * scale)
+
+
 def _softmax(state: ImportState, node: Node) -> None:
     view = state.view(node)
     axis = int(node.attributes.get("axis", -1))
@@ -418,6 +439,9 @@ _OWN: Mapping[str, Handler] = {
         _reshape, _FREE, "what neither merges whole dimensions nor splits them", renames=True
     ),
     "Shape": Handler(_shape, "a constant", renames=True),
+    "ai.onnx.ml.Scaler": Handler(
+        _scaler, "of features: " + _ONE_LAYER, "more dimensions than (batch, features)"
+    ),
     "Softmax": Handler(_softmax, "the loss, at the end", "anywhere else than at the end"),
     "Squeeze": Handler(_squeeze, _FREE, renames=True),
     "Sub": Handler(_sub, "with a constant: " + _ONE_LAYER, "differences of two tensors"),

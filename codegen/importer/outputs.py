@@ -31,7 +31,7 @@ _DECISIONS = {
         "Round",
     ),
     *("ai.onnx.ml.ArrayFeatureExtractor", "ai.onnx.ml.Binarizer", "ai.onnx.ml.LabelEncoder"),
-    "ai.onnx.ml.ZipMap",
+    *("ai.onnx.ml.Normalizer", "ai.onnx.ml.ZipMap"),
 }
 """They tell of scores what a user wants to know."""
 _RENAMES = {
@@ -134,6 +134,9 @@ class _Trace:
                 source = source or self._data_of(node)
                 scores, decided, ends = source, True, False
                 largest = largest or node.operator in ("ArgMax", "TopK")
+            elif node.operator == "ai.onnx.ml.LinearClassifier" and at == node.outputs[0]:
+                scores = source = node.outputs[1]
+                decided = True
             elif node.operator in _RENAMES:
                 source = self._data_of(node)
             elif node.operator in _ENDS and not ends:

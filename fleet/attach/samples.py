@@ -93,9 +93,10 @@ def check_samples(path: Path, recording: Recording, manifest: Manifest, bundle: 
             "measure it with tinyfleet measure --data, or attach boards"
         )
     if not 0 <= recording.y.min() <= recording.y.max() < model.labels:
+        kind = "classes" if model.loss == "cross-entropy" else "labels"
         raise ConfigurationError(
             f"{path}: labels of y are {recording.y.min()} … {recording.y.max()}, the model of "
-            f"{bundle} has the labels 0 … {model.labels - 1}"
+            f"{bundle} has the {kind} 0 … {model.labels - 1}"
         )
 
 

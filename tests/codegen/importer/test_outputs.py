@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from codegen.errors import ModelError
 from codegen.graph.floats import FloatGraph
 from codegen.importer.model import import_proto
+from codegen.operators.execution import evaluate
 from tests.codegen.dense_network import dense_network
 
 ML = "ai.onnx.ml"
@@ -119,3 +120,34 @@ def test_what_leads_nowhere_is_not_looked_at() -> None:
     ]
     model = with_outputs(dense_network((4,), 3), nodes, ["scores"], **NAMES)
     assert len(imported(model).ops) == 2
+
+
+def test_a_scaler_of_features_goes_into_the_network() -> None:
+    model = dense_network((4,), 3, "Softmax")
+    flat = model.graph.node[0]
+    offset, scale = [0.5, -1.0, 2.0, 0.0], [2.0, 0.5, 1.0, 3.0]
+    scaler = helper.make_node(
+        "Scaler", ["x"], ["scaled"], "scaler", domain=ML, offset=offset, scale=scale
+    )
+    flat.input[0] = "scaled"
+    model.graph.node.insert(0, scaler)
+    graph = imported(with_outputs(model, [], ["Softmax"]))
+    x = np.random.default_rng(2).normal(size=(5, 4))
+    plain = imported(dense_network((4,), 3, "Softmax"))
+    scaled = ((x - offset) * scale).reshape(5, 4, 1, 1)
+    expected = evaluate(plain, scaled)[plain.head.output]
+    got = evaluate(graph, x.reshape(5, 4, 1, 1))[graph.head.output]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_a_linear_classifier_is_refused_by_its_own_name() -> None:
+    nodes = [
+        helper.make_node(
+            "LinearClassifier", ["r"], ["label", "raw"], "linear", domain=ML,
+            coefficients=[0.5] * 24, intercepts=[0.0] * 3, classlabels_ints=[0, 1, 2],
+        ),
+        helper.make_node("Normalizer", ["raw"], ["probabilities"], domain=ML, norm="L1"),
+    ]  # fmt: skip
+    model = with_outputs(dense_network((4,), 3), nodes, ["label", "probabilities"])
+    with pytest.raises(ModelError, match=r"node 'linear' \(ai.onnx.ml.LinearClassifier\): .*Gemm"):
+        imported(model)
