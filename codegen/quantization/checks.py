@@ -25,6 +25,7 @@ from codegen.quantization.cross_layer import imbalance, pairs
 Check = Literal[
     "few-samples",
     "raw-pixels",
+    "unlike-inputs",
     "dead-channels",
     "imbalance",
     "outliers",
@@ -33,7 +34,13 @@ Check = Literal[
     "lowest-weights",
     "logits-scale",
 ]
-_COUNTS: tuple[Check, ...] = ("dead-channels", "bias-limit", "tiny-scale", "lowest-weights")
+_COUNTS: tuple[Check, ...] = (
+    "unlike-inputs",
+    "dead-channels",
+    "bias-limit",
+    "tiny-scale",
+    "lowest-weights",
+)
 
 GOOD_SAMPLES = 32
 """Fewer get a note: of ranges over n samples, about one new sample in n + 1 reaches beyond each."""
@@ -43,6 +50,9 @@ IMBALANCE_LIMIT = 16.0
 
 OUTLIER_LIMIT = 4.0
 """Ratio of the range to that of 99.9 % of the values from which on these lose 2 bits."""
+
+FEWEST_CODES = 16.0
+"""That a channel of the input should have: with less, 4 bits are left of its values."""
 
 RESOLVED_NATS = 31.0 * math.log(2.0)
 """Beyond so much a probability is 0 on the device (arithmetic.md): errors are all or nothing."""
@@ -80,6 +90,9 @@ _MEANING: dict[Check, str] = {
     "about 100 are good",
     "raw-pixels": "whole numbers from 0 to 255 in {layers}: right only if the model was trained on "
     "pixels that were not scaled",
+    "unlike-inputs": "channels of the input {layers} have less than 16 of its 256 codes, since all "
+    "have one scale; bring them to one size before they are given to the model, and export it "
+    "without its own scaling",
     "dead-channels": "channels that are constant on the calibration set, in {layers}; they cost "
     "time and memory and tell nothing, unless the set lacks the inputs that wake them",
     "imbalance": "widest channel over the median one: {layers}; the narrow channels have few of "
@@ -104,6 +117,7 @@ def check_statistics(
 ) -> list[Finding]:
     """Dead channels, imbalance between channels and outliers, by layer in execution order."""
     found = list(_outliers(graph.input, statistics[graph.input]))
+    found += _unlike(graph.input, statistics[graph.input])
     paired = {pair.first.output for pair in pairs(graph)}
     for op in graph.ops:
         tensor = statistics.get(op.output)
@@ -118,6 +132,14 @@ def check_statistics(
                 found.append(Finding(check="imbalance", layer=op.name, value=ratio))
         found += _outliers(op.name, tensor)
     return found
+
+
+def _unlike(layer: str, tensor: TensorStatistics) -> Iterator[Finding]:
+    low, high = tensor.limits
+    codes = 256.0 * (tensor.high - tensor.low) / max(max(high, 0.0) - min(low, 0.0), 1e-30)
+    few = int(((codes < FEWEST_CODES) & (tensor.high > tensor.low)).sum())
+    if few:
+        yield Finding(check="unlike-inputs", layer=layer, value=few)
 
 
 def _outliers(layer: str, tensor: TensorStatistics) -> Iterator[Finding]:

@@ -181,3 +181,17 @@ def test_logits_of_usual_distances_are_no_finding() -> None:
         head = HeadStatistics()
         observe(graph, x, head)
         assert check_logits(graph, head) == []
+
+
+def test_features_of_unlike_size_are_counted() -> None:
+    draw = np.random.default_rng(3)
+    shapes = {"x": (4, 1, 1), "h": (6, 1, 1)}
+    ops = (
+        FloatConv("hidden", "x", "h", draw.normal(size=(6, 4, 1, 1)), np.zeros(6)),
+        FloatHead("head", "h", "y", draw.normal(size=(3, 6)), np.zeros(3)),
+    )
+    graph = FloatGraph("features", "x", shapes, ops)
+    x = draw.normal(size=(64, 4, 1, 1)).astype(np.float32)
+    assert "unlike-inputs" not in {check for check, _ in findings_of(graph, x)}
+    x *= np.array([1000.0, 1.0, 0.01, 500.0], np.float32).reshape(4, 1, 1)
+    assert findings_of(graph, x)[("unlike-inputs", "x")] == 2
