@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import onnx
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
@@ -17,6 +17,7 @@ from codegen.importer.model import import_model
 from codegen.program.lowering import lower
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.reference.interpreter import Interpreter
+from tests.codegen.onnxruntime_oracle import run
 from tests.codegen.random_graphs import full_plan
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -24,8 +25,8 @@ DIGITS = load_digits(return_X_y=True)[0][:400].astype(np.float32)
 
 
 def said_by_onnxruntime(name: str, x: NDArray) -> NDArray:
-    session = onnxruntime.InferenceSession(MODELS / f"{name}.onnx")
-    return np.asarray(session.run([session.get_outputs()[0].name], {"X": x})[0])
+    model = onnx.load(MODELS / f"{name}.onnx")
+    return np.asarray(run(model, x, [model.graph.output[0].name])[0])
 
 
 def said_by_the_device(graph: FloatGraph, x: NDArray) -> NDArray:
