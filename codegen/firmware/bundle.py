@@ -98,8 +98,8 @@ class ModelInfo(_Strict):
 
     @model_serializer(mode="wrap")
     def _as_far_as_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = serialize(self)
-        return {k: v for k, v in fields.items() if v not in ("cross-entropy", None)}
+        unsaid = (("loss", "cross-entropy"), ("target_scale", None))
+        return {k: v for k, v in serialize(self).items() if (k, v) not in unsaid}
 
     @property
     def labels(self) -> int:

@@ -122,7 +122,7 @@ def _run(state: ImportState, chosen: Choice, opset: int) -> tuple[DraftGraph, Vi
         if _is_constant(state, node):
             _compute(state, node, opset)
             continue
-        if node.outputs[0] == chosen.sigmoid:
+        if chosen.sigmoid and node.outputs[0] == chosen.sigmoid:
             view = dataclasses.replace(state.view(node), after="Sigmoid")
             state.views[chosen.sigmoid] = view
             continue
