@@ -9,6 +9,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
+from codegen.arithmetic.layers import logit_scale
 from codegen.errors import CalibrationError, ModelError
 from codegen.graph.floats import LossChoice
 from codegen.importer.model import import_proto
@@ -16,6 +17,7 @@ from codegen.program.lowering import lower
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.reference.interpreter import Interpreter
 from tests.codegen.dense_network import dense_network
+from tests.codegen.onnxruntime_oracle import quantize_file, run
 from tests.codegen.random_graphs import full_plan
 
 CLASSES = np.arange(24) % 3
@@ -230,3 +232,20 @@ def test_a_classifier_of_as_many_classes_as_inputs_learns_its_labels(tmp_path: P
         interpreter.train_step(sample, int(label), 2**20 // 50, 1)
     assert before < 0.6
     assert accuracy() > 0.95
+
+
+def test_a_sigmoid_at_the_end_of_a_quantized_model_belongs_to_the_loss(tmp_path: Path) -> None:
+    onnx.save(dense_network((1, 4, 3), 2, "Sigmoid"), tmp_path / "float.onnx")
+    quantize_file(tmp_path / "float.onnx", tmp_path / "net.onnx", IMAGES)
+    model = onnx.load(tmp_path / "net.onnx")
+    graph = import_proto(model, "net")
+    assert (graph.head.loss, len(graph.ops)) == ("binary", 2)
+    quantized = quantize(graph, None)
+    interpreter = Interpreter(lower(quantized, full_plan(quantized)))
+    logits = []
+    for codes in quantize_input(quantized, IMAGES.reshape(24, 1, 1, 12)):
+        interpreter.score(codes, 0)
+        logits.append(interpreter.logits)
+    chances = np.concatenate([run(model, image[None])[0] for image in IMAGES])
+    found = 1 / (1 + np.exp(-np.array(logits) * logit_scale(quantized)))
+    np.testing.assert_allclose(found, chances, atol=0.02)
