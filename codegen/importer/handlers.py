@@ -30,6 +30,7 @@ from codegen.importer.scaling import (
     div,
     mul,
     p_relu,
+    scaler,
     sub,
     sum_of_all,
 )
@@ -50,6 +51,11 @@ REMEDIES = {
     "InstanceNormalization": "use BatchNormalization",
     "LayerNormalization": "use BatchNormalization",
     "GroupNormalization": "use BatchNormalization",
+    **dict.fromkeys(
+        ("ai.onnx.ml.LinearClassifier", "ai.onnx.ml.LinearRegressor"),
+        "export the model as a Gemm, or train a network of one hidden layer (MLPClassifier, "
+        "MLPRegressor)",
+    ),
     "ReduceSum": "use the mean (ReduceMean)",
     "ArgMax": "end the network in the scores of its classes",
     **dict.fromkeys(
@@ -179,7 +185,7 @@ def _softmax(state: ImportState, node: Node) -> None:
             f"attribute axis = {axis} on shape {list(view.sizes)}; it is only supported over the "
             "classes of the classifier, at the end"
         )
-    state.views[node.outputs[0]] = dataclasses.replace(view, after_softmax=True)
+    state.views[node.outputs[0]] = dataclasses.replace(view, after="Softmax")
 
 
 _FREE = "the same values in other dimensions: it costs nothing"
@@ -281,6 +287,11 @@ _OWN: Mapping[str, Handler] = {
         "constant",
     ),
     "Shape": Handler(_shape, "a constant", renames=True),
+    "ai.onnx.ml.Scaler": Handler(
+        scaler,
+        "as BatchNormalization, of the features",
+        "more dimensions than (batch, features)",
+    ),
     "Slice": Handler(
         slice_,
         "Gather of channels, rows or columns, with any step",

@@ -274,7 +274,9 @@ def last_layer_to_head(draft: DraftGraph) -> None:
     """The matrix that makes the output; its output is wide on the device, coded or not."""
     last = draft.ops.get(draft.output)
     ends = f"output '{draft.output}' is made by '{last.name}'" if last else "the model is empty"
-    needed = "must end in a Gemm, or MatMul and Add, or 1x1 Conv, with an optional Softmax"
+    needed = (
+        "must end in a Gemm, or MatMul and Add, or 1x1 Conv, with an optional Softmax or Sigmoid"
+    )
     if not isinstance(last, FloatConv):
         raise ModelError(f"{ends}; a model {needed}")
     if last.clamp != NO_CLAMP:
@@ -284,12 +286,6 @@ def last_layer_to_head(draft: DraftGraph) -> None:
         raise ModelError(
             f"{ends}, which isn't fully connected: it makes {[outputs, height, width]}; a model "
             f"{needed}"
-        )
-    if outputs < 2:
-        raise ModelError(
-            f"{ends}, which has one output: a device trains classifiers, of at least 2 classes "
-            "with an output each, and autoencoders; regression isn't supported, and a yes or no "
-            "needs two outputs"
         )
     draft.ops[last.output] = FloatHead(
         last.name, last.input, last.output, last.weight.reshape(outputs, -1), last.bias

@@ -115,7 +115,7 @@ def quantize_linear(state: ImportState, node: Node) -> None:
     state.codes[node.outputs[0]] = _zero_point(state, node).dtype
     name = node.input(0)
     coding = _coding(state, node, _scale(state, node))
-    if name in state.views and state.views[name].after_softmax:
+    if name in state.views and state.views[name].after:
         state.rename(node)  # what comes after the head is not computed on the device
         return
     view = state.padded_view(node)
@@ -147,7 +147,7 @@ def cast_codes(state: ImportState, node: Node, to: int) -> None:
 
 def _check_coding(state: ImportState, node: Node, scale: Array) -> None:
     name = node.input(0)
-    if name in state.views and state.views[name].after_softmax:
+    if name in state.views and state.views[name].after:
         return
     tensor = state.padded_view(node).tensor
     coding = _coding(state, node, scale)

@@ -33,6 +33,23 @@ def batch_normalization(state: ImportState, node: Node) -> None:
     _append(state, node, view, factor, shift - mean * factor, view.dims[1])
 
 
+def scaler(state: ImportState, node: Node) -> None:
+    """scikit-learn's Scaler: (x - offset) * scale, one of each per feature, or for all."""
+    view = state.view(node)
+    offset, scale = (
+        np.asarray(node.attributes.get(name, default), np.float64).reshape(-1)
+        for name, default in (("offset", 0.0), ("scale", 1.0))
+    )
+    if len(view.dims) != 2 or {offset.size, scale.size} - {1, size_of(view.dims[-1])}:
+        node.refuse(
+            f"scales an input of shape {list(view.sizes)}, with {offset.size} offsets and "
+            f"{scale.size} scales; it is only supported for (batch, features), with one of each "
+            "per feature, or for all"
+        )
+    features = np.ones(size_of(view.dims[1]))
+    _append(state, node, view, scale * features, -offset * scale * features, view.dims[1])
+
+
 def add(state: ImportState, node: Node) -> None:
     """Add with a constant, or of two tensors."""
     _sum(state, node, 1.0)

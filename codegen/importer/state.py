@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 import onnx
@@ -135,7 +135,7 @@ class View:
     tensor: str
     dims: tuple[Group, ...]
     padding: Padding = dataclasses.field(default_factory=Padding)
-    after_softmax: bool = False
+    after: Literal["", "Softmax", "Sigmoid"] = ""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -186,11 +186,8 @@ class ImportState:
 
     def _read_input(self, graph: onnx.GraphProto) -> str:
         inputs = [entry for entry in graph.input if entry.name not in self.constants]
-        if len(inputs) != 1 or len(self.outputs) != 1:
-            raise ModelError(
-                f"the model has {len(inputs)} inputs and {len(self.outputs)} outputs; "
-                "export a network with one input and one output"
-            )
+        if len(inputs) != 1:
+            raise ModelError(f"the model has {len(inputs)} inputs; export a network with one input")
         entry = inputs[0]
         kind = entry.type.tensor_type.elem_type
         if kind not in _INPUT_TYPES:
@@ -285,9 +282,11 @@ class ImportState:
         code = number - (128 if written == np.uint8 else 0)
         return coding.scale * (code - coding.zero_point)
 
-    def is_behind_softmax(self, node: Node) -> bool:
-        """Whether the node reads class probabilities."""
-        return any(self.views[name].after_softmax for name in node.inputs if name in self.views)
+    def end_before(self, node: Node) -> str:
+        """What has made the probabilities that the node reads; '' where these are none."""
+        return next(
+            (end for n in node.inputs if n in self.views and (end := self.views[n].after)), ""
+        )
 
     def picture(self, node: Node, index: int = 0, *, padded: bool = False) -> tuple[View, Roles]:
         """Input ``index`` as (batch, channels, [height,] [width]), and the axes of its tensor."""
@@ -349,7 +348,7 @@ class ImportState:
             "channels": roles.channels, "height": roles.height, "width": roles.width
         }  # fmt: skip
         side = next((name for name, axes in sides.items() if set(group) <= set(axes)), None)
-        if group == () or side is None or view.after_softmax or len(indices) == 0:
+        if group == () or side is None or view.after or len(indices) == 0:
             node.refuse(
                 f"picks {len(indices)} of dimension {place} of a tensor of shape {sizes}; entries "
                 "of channels, height or width can be picked, of each by itself: reshape behind it"

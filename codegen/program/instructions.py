@@ -56,6 +56,7 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "average_pool_forward": Rates(elements=15.85),
         "average_pool_input_gradient": Rates(elements=21.86),
         "bias_update": Rates(elements=1.88, values=84.55),
+        "binary_cross_entropy": Rates(elements=361.5),
         "concat_forward": Rates(elements=0.69),
         "concat_input_gradient": Rates(elements=4.54),
         "convolution_forward": Rates(macs=0.74, elements=2.8, gathered=3.12, values=2.5),

@@ -124,7 +124,7 @@ def fit_to_input(
         raise CalibrationError(f"a float model needs a calibration set, {needed}: {_HOW_TO_GIVE}")
     if calibration.shape[1:] == graph.sample_shape:
         calibration = graph.arrange(calibration)
-    if calibration.ndim < 2 or len(calibration) == 0 or not _same_but_ones(calibration, expected):
+    if calibration.ndim < 2 or len(calibration) == 0 or not same_but_ones(calibration, expected):
         raise CalibrationError(
             f"calibration set of shape {calibration.shape}; the model's input '{graph.input}' "
             f"needs {needed}, with 1 or more samples{_remedy(calibration.shape, expected)}"
@@ -154,7 +154,8 @@ def shapes_taken(shape: ChannelsFirst, in_file: tuple[int, ...] | None) -> str:
     return f"(samples, {shown}), as the model file has it, or {own}"
 
 
-def _same_but_ones(samples: NDArray[np.floating], expected: ChannelsFirst) -> bool:
+def same_but_ones(samples: NDArray[np.generic], expected: ChannelsFirst) -> bool:
+    """Whether ``samples`` have the axes of ``expected``, but for those of size 1."""
     found = [size for size in samples.shape[1:] if size != 1]
     return found == [size for size in expected if size != 1]
 

@@ -202,7 +202,7 @@ def head_values(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weight and bias of the head, real numbers in the order of the device."""
     weight = op.weight[:, channels_last(graph.shapes[op.input])]
-    if op.loss != "mse":
+    if not op.reconstructs:
         return weight, op.bias
     rows = channels_last(graph.shapes[graph.input])  # outputs in the order of the device's input
     return weight[rows], op.bias[rows]
@@ -222,4 +222,5 @@ def _head(graph: FloatGraph, op: FloatHead, source: ir.Tensor) -> ir.Head:
         weight_scale=scale,
         bias=codes.astype(np.int32),
         loss=op.loss,
+        target_scale=op.target_scale,
     )

@@ -1,5 +1,8 @@
 """Small random networks with every operation, for tests that compare implementations."""
 
+import dataclasses
+from typing import Literal
+
 import numpy as np
 
 from codegen.graph.floats import (
@@ -315,6 +318,28 @@ def random_gated_graph(seed: int) -> tuple[Graph, np.ndarray]:
     network.add("met", whole, subtracts=bool(rng.random() < 0.5))
     network.conv("last", int(rng.integers(4, 9)), 3)
     return _quantized(network.finish_flat("cross-entropy"), rng)
+
+
+def random_target_graph(seed: int, loss: Literal["binary", "mse"]) -> tuple[Graph, np.ndarray]:
+    """A `random_graph` whose outputs are each a yes or no, or stand for targets.
+
+    With flat samples for it, the bytes of their targets behind the input.
+    """
+    graph, samples = random_graph(seed)
+    rng = np.random.default_rng([seed, 4])
+    outputs = int(rng.integers(1, graph.head.bias.size + 1))
+    head = dataclasses.replace(
+        graph.head,
+        weight=graph.head.weight[:outputs],
+        bias=graph.head.bias[:outputs],
+        loss=loss,
+        target_scale=float(rng.choice([1e-5, 3e-4, 0.02])) if loss == "mse" else None,
+    )
+    flat = samples.reshape(len(samples), -1)
+    if loss == "mse":
+        targets = rng.integers(-(2**15), 2**15, (len(samples), outputs)).astype("<i2")
+        flat = np.concatenate([flat, targets.view(np.int8)], axis=1)
+    return dataclasses.replace(graph, ops=(*graph.ops[:-1], head)), flat
 
 
 def padded_graph(padding: Padding, seed: int = 0) -> tuple[Graph, np.ndarray]:

@@ -25,6 +25,7 @@ from codegen.firmware.bundle import Bundle
 from codegen.firmware.graph_file import load_graph
 from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import find_toolchain
+from codegen.graph.floats import LossChoice
 from codegen.graph.ir import Graph, Op, Padding
 from codegen.importer.model import import_proto
 from codegen.operators.concat import Concat
@@ -475,6 +476,14 @@ def test_a_full_integer_file_is_the_first_version_of_its_bundle_and_not_taken_fo
     assert import_weights(made, path) == made.weights
     export_onnx(made, None, tmp_path / "version.onnx")
     assert import_weights(made, tmp_path / "version.onnx") == made.weights
+
+
+def test_the_quantized_file_of_a_bundle_for_targets_is_its_first_version(tmp_path: Path) -> None:
+    choice = LossChoice("mse", "said so", target_scale=0.01)
+    graph = quantize(import_proto(quantized_model(), "net", choice), None)
+    assert graph.head.target_scale == 0.01
+    bundle = compiled(graph, [full_plan(graph)], tmp_path / "bundle")
+    assert imported_from(bundle, tmp_path, quantized_model()) == bundle.weights
 
 
 def test_a_quantized_model_trained_elsewhere_is_a_new_version(

@@ -72,6 +72,7 @@
 #define tf_lookup_forward TF_KERNEL(lookup_forward)
 #define tf_head_forward TF_KERNEL(head_forward)
 #define tf_cross_entropy TF_KERNEL(cross_entropy)
+#define tf_binary_cross_entropy TF_KERNEL(binary_cross_entropy)
 #define tf_mean_squared_error TF_KERNEL(mean_squared_error)
 #define tf_error_mask TF_KERNEL(error_mask)
 #define tf_error_sum TF_KERNEL(error_sum)

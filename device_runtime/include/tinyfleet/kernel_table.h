@@ -14,7 +14,7 @@
     member(product_input_gradient) member(product_reduced_gradient) \
     member(scaling_forward) member(scaling_input_gradient) \
     member(gather_forward) member(gather_input_gradient) \
-    member(rearrange_forward) member(cross_entropy) \
+    member(rearrange_forward) member(cross_entropy) member(binary_cross_entropy) \
     member(mean_squared_error) member(error_mask) member(error_sum) member(error_scale) \
     member(rearrange_input_gradient) \
     member(lookup_input_gradient) member(pool_input_gradient) member(max_pool_input_gradient) \

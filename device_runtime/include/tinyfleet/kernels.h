@@ -166,13 +166,15 @@ typedef struct {
     const int16_t *row_by_y, *row_by_x, *column_by_y, *column_by_x;
 } tf_rearrangement;
 
-/* Squared error of a head against the model's input, which has as many elements. */
+/* What a head's outputs should be: the model's input, which has as many elements, or the sample's
+ * targets, int16, little-endian, behind the input. */
 typedef struct {
     uint16_t size;
-    int16_t input_zero;
-    tf_gain input_scale; /* one step of the input in units of the head's output */
-    tf_gain error_scale; /* 2 * unit / size: real derivative per unit of difference */
-} tf_reconstruction;
+    int16_t zero_point;   /* of the codes; targets have 0 */
+    uint32_t targets_at;  /* bytes of the input before the targets; 0: it is the target itself */
+    tf_gain target_scale; /* one step of a target in units of the head's output */
+    tf_gain error_scale;  /* 2 * unit / size: real derivative per unit of difference */
+} tf_target;
 
 typedef struct {
     uint16_t in_channels, classes;
@@ -280,10 +282,15 @@ void tf_head_forward(const tf_head *layer, const int8_t *input, const int16_t *w
 uint32_t tf_cross_entropy(const tf_head *layer, const int32_t *logits, int32_t label,
                           int16_t *error, tf_scale *scale);
 
-/* Mean of (values - input)^2 in real units: returns it times 2^16 (at most 2^32 - 1) and writes the
- * error of the values (in real units, not steps). */
-uint32_t tf_mean_squared_error(const tf_reconstruction *layer, const int32_t *values,
-                               const int8_t *input, int16_t *error, tf_scale *scale);
+/* Mean over the outputs, at most 16, of the binary cross entropy of sigmoid(logit) against their
+ * bits of `label` (output 0: the lowest): as above. */
+uint32_t tf_binary_cross_entropy(const tf_head *layer, const int32_t *logits, int32_t label,
+                                 int16_t *error, tf_scale *scale);
+
+/* Mean of (values - target)^2 in real units: returns it times 2^16 (at most 2^32 - 1) and writes the
+ * error of the values (in real units, not steps). `sample` is the input, and what follows it. */
+uint32_t tf_mean_squared_error(const tf_target *target, const int32_t *values, const int8_t *sample,
+                               int16_t *error, tf_scale *scale);
 
 /* ---- backward. Errors come with their scale and leave with one. ---- */
 

@@ -450,7 +450,10 @@ def test_an_output_with_the_values_of_the_input_reconstructs_it_in_its_order(
 
 def test_an_output_that_is_neither_classes_nor_the_input_is_refused() -> None:
     proto = autoencoder(helper.make_node("Reshape", ["values", "s"], ["y"]), s=np.array([1, 3, 2]))
-    with pytest.raises(ModelError, match=r"output 'y' has shape \[batch, 3, 2\]; needed are"):
+    with pytest.raises(
+        ModelError,
+        match=r"output 'y' has 3 x 2 values, and no labels 'y' beside samples say what for",
+    ):
         import_proto(proto)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from tests.codegen.random_graphs import (
     random_gated_graph,
     random_graph,
     random_pooled_graph,
+    random_target_graph,
 )
 from tests.codegen.real_arithmetic import real_output
 from tests.conftest import examples
@@ -153,6 +155,41 @@ def test_loss_is_the_cross_entropy_of_the_logits() -> None:
             logits = interpreter.logits * logit_scale(graph)
             expected = np.log(np.exp(logits - logits[label]).sum())
             assert interpreter.loss_q16 / 2**16 == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("loss", ["binary", "mse"])
+def test_losses_of_yes_or_no_and_of_targets_have_the_gradients_of_real_arithmetic(
+    loss: Literal["binary", "mse"],
+) -> None:
+    for seed in range(16):
+        graph, samples = random_target_graph(seed, loss)
+        outputs = graph.head.bias.size
+        interpreter = Interpreter(lower(graph, full_plan(graph)))
+        label = seed % (1 << outputs) if loss == "binary" else 0
+        interpreter.train_step(samples[seed % 3], label, 0, 5)
+        got = interpreter.logits * logit_scale(graph)
+        if loss == "binary":
+            signs = 1 - 2 * (label >> np.arange(outputs) & 1)
+            expected = np.logaddexp(0, signs * got).mean()
+        else:
+            expected = np.mean((got - graph.head.target_scale * interpreter.targets) ** 2)
+        assert interpreter.loss_q16 / 2**16 == pytest.approx(expected, rel=3e-3, abs=1e-3)
+        assert min(cosines(interpreter, label).values()) >= 0.999
+
+
+@pytest.mark.parametrize("loss", ["binary", "mse"])
+def test_training_for_yes_or_no_and_for_targets_lowers_the_loss(
+    loss: Literal["binary", "mse"],
+) -> None:
+    graph, samples = random_target_graph(5, loss)
+    interpreter = Interpreter(lower(graph, full_plan(graph)))
+    interpreter.score(samples[0], 1)
+    before = interpreter.loss_q16
+    for _ in range(40):
+        interpreter.train_step(samples[0], 1, LEARNING_RATE, 11)
+    predicted = interpreter.score(samples[0], 1)
+    assert interpreter.loss_q16 < before / 4
+    assert loss == "mse" or predicted == 1
 
 
 @pytest.mark.parametrize("state", ["q8.8", "int8-stochastic"])
