@@ -72,7 +72,7 @@ def _function(op: FloatOp) -> tuple[str, Function] | None:
             return op.input, op.function
         case FloatClamp():
             return op.input, _clip(op.clamp)
-        case Affine() if op.gain.size == op.shift.size == 1:
+        case Affine() if op.below is None and op.gain.size == op.shift.size == 1:
             return op.input, ("affine", X, float(op.gain.item()), float(op.shift.item()))
         case _:
             return None

@@ -22,16 +22,21 @@ from codegen.importer.layers import (
     reduce_max,
     reduce_mean,
 )
-from codegen.importer.pairs import expand, product_of_two, sum_of_two, tile
+from codegen.importer.pairs import expand, tile
 from codegen.importer.quantized import dequantize_linear, quantize_linear
+from codegen.importer.scaling import (
+    add,
+    batch_normalization,
+    div,
+    mul,
+    p_relu,
+    sub,
+    sum_of_all,
+)
 from codegen.importer.selections import gather, slice_, split
 from codegen.importer.state import (
-    Affine,
-    Array,
     ImportState,
     Node,
-    View,
-    size_of,
 )
 from codegen.importer.upsampling import conv_transpose, resize
 from codegen.operators import OPERATORS
@@ -72,112 +77,6 @@ def _constant(state: ImportState, node: Node) -> None:
             state.constants[node.outputs[0]] = np.asarray(value)
         else:
             node.refuse(f"attribute '{key}' not supported; use a dense tensor as 'value'")
-
-
-# Sums and products with constants; sums of tensors.
-
-
-def _batch_normalization(state: ImportState, node: Node) -> None:
-    if node.attributes.get("training_mode", 0):
-        node.refuse("attribute training_mode = 1; export the model in inference mode")
-    gain, shift, mean, variance = (
-        state.constant(node, index, role)
-        for index, role in ((1, "scale"), (2, "bias"), (3, "mean"), (4, "variance"))
-    )
-    view, roles = state.picture(node)
-    channels = roles.shape[0]
-    if any(array.shape != (channels,) for array in (gain, shift, mean, variance)):
-        node.refuse(f"its parameters don't have the {channels} channels of its input")
-    spread = variance + float(node.attributes.get("epsilon", 1e-5))
-    if (spread <= 0).any():
-        node.refuse("variance plus epsilon is not positive; train or export the model again")
-    factor = gain / np.sqrt(spread)
-    _affine(state, node, view, factor, shift - mean * factor)
-
-
-def _affine(state: ImportState, node: Node, view: View, gain: Array, shift: Array) -> None:
-    name = state.unique(node.name)
-    op = Affine(name, view.tensor, name, gain, shift)
-    state.append_elementwise(node, op, view)
-
-
-def _add(state: ImportState, node: Node) -> None:
-    _sum(state, node, 1.0)
-
-
-def _sub(state: ImportState, node: Node) -> None:
-    _sum(state, node, -1.0)
-
-
-def _sum(state: ImportState, node: Node, sign: float) -> None:
-    constants = [index for index in (0, 1) if node.input(index) in state.constants]
-    if constants:
-        index = constants[0]
-        flipped = _flipped(node, index)
-        view = state.view(flipped)
-        value = _per_channel(state, node, index, view)
-        if index == 0:  # constant minus tensor
-            _affine(state, flipped, view, np.array(sign), value)
-        else:
-            _affine(state, flipped, view, np.array(1.0), sign * value)
-        return
-    sum_of_two(state, node, subtracts=sign < 0)
-
-
-def _flipped(node: Node, index: int) -> Node:
-    """The node with its input ``index`` (0 or 1) last."""
-    return dataclasses.replace(node, inputs=(node.input(1 - index), node.input(index)))
-
-
-def _sum_of_all(state: ImportState, node: Node) -> None:
-    """Sum: additions one after another."""
-    if len(node.inputs) == 1:
-        state.rename(node)
-        return
-    if len(node.inputs) > 2:
-        partial = f"{node.outputs[0]}@{len(node.inputs) - 1}"
-        first = dataclasses.replace(node, inputs=node.inputs[:-1], outputs=(partial,))
-        _sum_of_all(state, first)
-        node = dataclasses.replace(node, inputs=(partial, node.inputs[-1]))
-    _add(state, node)
-
-
-def _mul(state: ImportState, node: Node) -> None:
-    constants = [index for index in (0, 1) if node.input(index) in state.constants]
-    if not constants:
-        product_of_two(state, node)
-        return
-    flipped = _flipped(node, constants[0])
-    view = state.view(flipped)
-    gain = _per_channel(state, node, constants[0], view)
-    _affine(state, flipped, view, gain, np.array(0.0))
-
-
-def _div(state: ImportState, node: Node) -> None:
-    if node.input(1) not in state.constants:
-        node.refuse("divides by a tensor; only division by constants is supported")
-    view = state.view(node)
-    divisor = _per_channel(state, node, 1, view)
-    if (divisor == 0).any():
-        node.refuse("divides by zero; train or export the model again")
-    _affine(state, node, view, 1.0 / divisor, np.array(0.0))
-
-
-def _per_channel(state: ImportState, node: Node, index: int, view: View) -> Array:
-    """A constant as one number, or one per channel of ``view``'s tensor."""
-    value = state.constant(node, index, "constant")
-    if value.size == 1:
-        return value.reshape(())
-    sizes = [1] * (len(view.dims) - value.ndim) + list(value.shape)
-    varying = [place for place, size in enumerate(sizes) if size > 1]
-    if len(sizes) == len(view.dims) and len(varying) == 1:
-        group = view.dims[varying[0]]
-        if size_of(group) == value.size and group == state.roles(node, view).channels:
-            return value.reshape(-1)
-    return node.refuse(
-        f"combines a tensor of shape {list(view.sizes)} with a constant of shape "
-        f"{list(value.shape)}; one number, or one per channel, is needed"
-    )
 
 
 # Other views of the same values.
@@ -282,21 +181,22 @@ def _softmax(state: ImportState, node: Node) -> None:
 
 
 _FREE = "the same values in other dimensions: it costs nothing"
-_ONE_LAYER = "part of the layer before it, or a depthwise 1x1 layer of its own"
+_CONSTANTS = (
+    "part of the layer before it, or a depthwise 1x1 layer of its own; where the constant varies "
+    "along rows or columns, Scaling"
+)
 
 _OWN: Mapping[str, Handler] = {
     "Add": Handler(
-        _add,
-        "with a constant: " + _ONE_LAYER + "; of two tensors: Add, of one that is repeated where "
+        add,
+        "with a constant: " + _CONSTANTS + "; of two tensors: Add, of one that is repeated where "
         "it has size 1: behind an Expand",
-        "constants but one number, or one per channel",
+        "constants that are larger than the tensor",
     ),
     "AveragePool": Handler(
         average_pool, "AveragePool", "dilations; more than two spatial dimensions"
     ),
-    "BatchNormalization": Handler(
-        _batch_normalization, _ONE_LAYER, "training mode; normalization over another axis than 1"
-    ),
+    "BatchNormalization": Handler(batch_normalization, _CONSTANTS, "training mode"),
     "Cast": Handler(_cast, "nothing", "casts of activations to integers", renames=True),
     "CastLike": Handler(_cast_like, "nothing", renames=True),
     "Concat": Handler(concat, "Concat", "other axes than the channels; pictures of unlike size"),
@@ -317,7 +217,7 @@ _OWN: Mapping[str, Handler] = {
         "another scale than the tensor was written with; scales per channel of an activation",
         renames=True,
     ),
-    "Div": Handler(_div, "by a constant: " + _ONE_LAYER, "division by a tensor"),
+    "Div": Handler(div, "by a constant: " + _CONSTANTS, "division by a tensor"),
     "Dropout": Handler(ImportState.rename, "nothing", renames=True),
     "Expand": Handler(expand, "Expand", "shapes that aren't constant"),
     "Flatten": Handler(_flatten, _FREE, renames=True),
@@ -345,10 +245,13 @@ _OWN: Mapping[str, Handler] = {
         max_pool, "MaxPool", "dilations; its second output; more than two spatial dimensions"
     ),
     "Mul": Handler(
-        _mul,
-        "by a constant: " + _ONE_LAYER + "; of functions of one tensor, as x · sigmoid(x): a table "
+        mul,
+        "by a constant: " + _CONSTANTS + "; of functions of one tensor, as x · sigmoid(x): a table "
         "by code; of two tensors: Product, of which one may have size 1 along any axis",
         "products of a part of the channels only (groups of them)",
+    ),
+    "PRelu": Handler(
+        p_relu, "with one slope a table by code, as LeakyRelu; else Scaling with two gains"
     ),
     "Pad": Handler(
         pad,
@@ -384,8 +287,8 @@ _OWN: Mapping[str, Handler] = {
     "Softmax": Handler(_softmax, "the loss, at the end", "anywhere else than at the end"),
     "Split": Handler(split, "Gather, one for each part that is used", "sizes that aren't constant"),
     "Squeeze": Handler(_squeeze, _FREE, renames=True),
-    "Sub": Handler(_sub, "as Add"),
-    "Sum": Handler(_sum_of_all, "Add, one after the other", "as of Add"),
+    "Sub": Handler(sub, "as Add"),
+    "Sum": Handler(sum_of_all, "Add, one after the other", "as of Add"),
     "Tile": Handler(tile, "Expand, or Gather along axes larger than 1", "repeats of the batch"),
     "Transpose": Handler(
         _transpose,

@@ -128,6 +128,7 @@ def _run(state: ImportState, opset: int) -> tuple[DraftGraph, View]:
         raise ModelError(
             f"output '{state.outputs[0]}' isn't computed from the model's input; export it again"
         )
+    state.lay_out_constants()
     draft = DraftGraph(state.input, result.tensor, state.ops, state.shapes, state.codings)
     for run_pass in PASSES:
         run_pass(draft)

@@ -34,6 +34,7 @@ from codegen.operators.gather import Gather
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.max_pool import MaxPool
 from codegen.operators.requantize import FloatClamp
+from codegen.operators.scaling import FloatScaling
 
 
 def merge_affines(draft: DraftGraph) -> None:
@@ -42,9 +43,11 @@ def merge_affines(draft: DraftGraph) -> None:
         first = draft.ops.get(op.input)
         if not isinstance(first, Affine) or first.output in draft.codings:
             continue
-        if not draft.only_reader(first.output):
+        if not draft.only_reader(first.output) or first.below is not None or op.below is not None:
             continue
         gain, shift = first.gain * op.gain, first.shift * op.gain + op.shift
+        if shift.size > max(each.size for part in (first, op) for each in (part.gain, part.shift)):
+            continue  # one for each row and one for each channel: tables of their product
         draft.ops[op.output] = dataclasses.replace(op, input=first.input, gain=gain, shift=shift)
         del draft.ops[first.output]
 
@@ -57,7 +60,7 @@ def fold_affines(draft: DraftGraph) -> None:
     """
     for op in draft.each(Affine):
         conv = draft.ops.get(op.input)
-        if not isinstance(conv, FloatConv) or conv.clamp != NO_CLAMP:
+        if not isinstance(conv, FloatConv) or conv.clamp != NO_CLAMP or not op.is_per_channel:
             continue
         coded = conv.output in draft.codings and op.output != draft.output
         if coded or not draft.only_reader(conv.output):
@@ -73,7 +76,7 @@ def fold_affines(draft: DraftGraph) -> None:
 
 def _folded(conv: FloatConv, op: Affine) -> FloatConv | None:
     outputs = len(conv.bias)
-    gain, shift = np.broadcast_to(op.gain, outputs), np.broadcast_to(op.shift, outputs)
+    gain, shift = (np.broadcast_to(each.reshape(-1), outputs) for each in (op.gain, op.shift))
     stored = conv.stored
     if stored is not None:
         if (gain == 0).any():
@@ -94,14 +97,28 @@ def _folded(conv: FloatConv, op: Affine) -> FloatConv | None:
 
 
 def affines_to_layers(draft: DraftGraph) -> None:
-    """What is left of sums and products with constants: depthwise 1x1 convolutions."""
+    """What is left of sums and products with constants: depthwise 1x1 convolutions, or Scaling."""
     for op in draft.each(Affine):
+        if not op.is_per_channel:
+            gain, shift, below = _of_one_shape(op)
+            draft.ops[op.output] = FloatScaling(op.name, op.input, op.output, gain, shift, below)
+            continue
         channels = draft.shapes[op.input][0]
-        weight: Array = np.broadcast_to(op.gain, channels).reshape(channels, 1, 1, 1).copy()
-        bias: Array = np.broadcast_to(op.shift, channels).copy()
+        gain, shift = (np.broadcast_to(each.reshape(-1), channels) for each in (op.gain, op.shift))
+        weight: Array = gain.reshape(channels, 1, 1, 1).copy()
+        bias: Array = shift.copy()
         draft.ops[op.output] = FloatConv(
             op.name, op.input, op.output, weight, bias, groups=channels
         )
+
+
+def _of_one_shape(op: Affine) -> tuple[Array, Array, Array | None]:
+    """Gain, shift and the gain below 0, all in the shape of the largest."""
+    if op.below is None:
+        gain, shift = np.broadcast_arrays(op.gain, op.shift)
+        return gain, shift, None
+    gain, shift, below = np.broadcast_arrays(op.gain, op.shift, op.below)
+    return gain, shift, below
 
 
 def raise_clamps_over_max_pools(draft: DraftGraph) -> None:

@@ -72,14 +72,6 @@ class Integers:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Affine(Unary):
-    """gain * x + shift per channel (or one for all): never survives the importer's passes."""
-
-    gain: Array
-    shift: Array
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class DilatedConv(FloatConv):
     """A convolution with ``dilation`` (rows, columns) from one tap to the next: never survives the
     importer's passes."""
@@ -105,6 +97,25 @@ class Axis:
 
 Group: TypeAlias = tuple[Axis, ...]
 """Axes that make one dimension together, the last one fastest; () is a dimension of size 1."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Affine(Unary):
+    """gain · x + shift, where x < 0 below · x + shift: never survives the importer's passes.
+
+    Constants are one number or one for each entry of ``axes``. Passes see (channels, height, width)
+    instead, with size 1 where a constant doesn't vary.
+    """
+
+    gain: Array
+    shift: Array
+    below: Array | None = None
+    axes: Group = ()
+
+    @property
+    def is_per_channel(self) -> bool:
+        """For passes: whether it is one affine function for each channel."""
+        return self.below is None and self.gain.shape[1:] == self.shift.shape[1:] == (1, 1)
 
 
 def size_of(group: Group) -> int:
@@ -411,6 +422,15 @@ class ImportState:
             node.refuse(f"makes {list(target)} of {list(view.sizes)}, which has more elements")
         self.views[node.outputs[0]] = dataclasses.replace(view, dims=tuple(groups))
 
+    def lay_out_constants(self) -> None:
+        """Gives constants of sums and products the shape (channels, height, width)."""
+        for name, op in self.ops.items():
+            if isinstance(op, Affine) and name in self._roles:
+                roles = self._roles[name]
+                below = None if op.below is None else _laid_out(op.below, op.axes, roles)
+                gain, shift = (_laid_out(each, op.axes, roles) for each in (op.gain, op.shift))
+                self.ops[name] = Affine(op.name, op.input, op.output, gain, shift, below)
+
     def _only_ones(self, node: Node, target: Sequence[int]) -> bool:
         old = [size for size in self.padded_view(node).sizes if size != 1]
         return old == [size for size in target if size != 1]
@@ -426,10 +446,29 @@ class ImportState:
         for name, view in self.views.items():
             dims = tuple(divided(group) for group in view.dims)
             self.views[name] = dataclasses.replace(view, dims=dims)
+        for name, op in self.ops.items():
+            if isinstance(op, Affine):
+                self.ops[name] = dataclasses.replace(op, axes=divided(op.axes))
         for name, roles in self._roles.items():
             groups = (roles.channels, roles.height, roles.width)
             self._roles[name] = Roles(*(divided(group) for group in groups))
         return parts
+
+
+def _laid_out(values: Array, axes: Group, roles: Roles) -> Array:
+    """One value, or one for each entry of ``axes``, as (channels, height, width)."""
+    if values.ndim == 0:
+        return values.reshape(1, 1, 1)
+    sides = [
+        side if any(axis in axes for axis in side) else ()
+        for side in (roles.channels, roles.height, roles.width)
+    ]
+    every = [axis for side in sides for axis in side]
+    order = [axes.index(axis) for axis in every if axis in axes]
+    table = values.reshape([axis.size for axis in axes]).transpose(order)
+    table = table.reshape([axis.size if axis in axes else 1 for axis in every])
+    table = np.broadcast_to(table, [axis.size for axis in every])
+    return table.reshape([size_of(side) for side in sides])
 
 
 def _picture(dims: tuple[Group, ...]) -> Roles:

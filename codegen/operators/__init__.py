@@ -18,6 +18,7 @@ from codegen.operators.max_pool import MAX_POOL
 from codegen.operators.product import PRODUCT
 from codegen.operators.rearrange import REARRANGE
 from codegen.operators.requantize import REQUANTIZE
+from codegen.operators.scaling import SCALING
 
 OPERATORS: tuple[Operator[Any, Any], ...] = (
     ADD,
@@ -31,6 +32,7 @@ OPERATORS: tuple[Operator[Any, Any], ...] = (
     PRODUCT,
     REARRANGE,
     REQUANTIZE,
+    SCALING,
 )
 
 _BY_CLASS: Mapping[type[Operation], Operator[Any, Any]] = {

@@ -88,6 +88,8 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "rearrange_forward": Rates(elements=1.83),
         "rearrange_input_gradient": Rates(elements=7.2),
         "requantize_forward": Rates(elements=13.68),
+        "scaling_forward": Rates(elements=9.0),
+        "scaling_input_gradient": Rates(elements=7.0),
     }
 )
 """By kernel."""

@@ -25,6 +25,7 @@ from codegen.operators.max_pool import MaxPool
 from codegen.operators.product import FloatProduct
 from codegen.operators.rearrange import OUTSIDE, Rearrange, by_axis
 from codegen.operators.requantize import FloatClamp
+from codegen.operators.scaling import FloatScaling
 from codegen.program.plans import Plan, WeightUpdate
 from codegen.quantization.quantize import quantize, quantize_input
 
@@ -145,6 +146,17 @@ class _Network:
         """``large`` times the last tensor, which may be smaller."""
         op = FloatProduct(name, (large, self.last), f"{name}.y", RELU6)
         self._append(op, self.shapes[large])
+
+    def scaling(self, name: str) -> None:
+        """Constants along some axes, with or without gains of their own below 0."""
+        shape = self.shapes[self.last]
+        varies = self.rng.random(3) < 0.5
+        size = [n if varying else 1 for n, varying in zip(shape, varies, strict=True)]
+        gain, shift = self.rng.normal(1, 0.7, size), self.rng.normal(0, 0.3, size)
+        below = self.rng.normal(0, 0.4, size) if self.rng.random() < 0.5 else None
+        clamp = RELU6 if self.rng.random() < 0.5 else Clamp()
+        op = FloatScaling(name, self.last, f"{name}.y", gain, shift, below, clamp)
+        self._append(op, shape)
 
     def gate(self, name: str) -> None:
         """The last tensor times one of its size, or of one channel, row, column or pixel."""
@@ -287,12 +299,14 @@ def random_gated_graph(seed: int) -> tuple[Graph, np.ndarray]:
     rng = np.random.default_rng([seed, 4])
     network = _Network(rng, (int(rng.integers(4, 8)), 6), int(rng.choice([1, 3])))
     network.conv("stem", int(rng.integers(4, 9)), 3, clamp=Clamp())
+    network.scaling("scaled")
     fork = network.last
     network.choice("some", "channels")
     network.conv("own", int(rng.integers(3, 7)), 1)
     network.concat("both", fork)
     network.choice("shuffled", "channels")
     network.choice("crop", "height" if rng.random() < 0.5 else "width")
+    network.scaling("bent")
     network.gate("excite")
     whole = network.last
     network.mean("part", bool(rng.random() < 0.5), True)

@@ -113,6 +113,21 @@ typedef struct {
     uint16_t channel, sum_shift;
 } tf_broadcast;
 
+/* Constants that stand for all elements: output code = (steps of the input * multiplier + offset),
+ * rounded, >> shift; tables by the smaller tensor's place. What lies below zero has factors of its
+ * own, or NULL. */
+typedef struct {
+    tf_broadcast by;
+    const int32_t *multiplier; /* at most 2^22 */
+    const int32_t *offset;     /* at most 2^29 */
+    const int32_t *below;
+    const int16_t *errors; /* Q15, relative to 2^error_exponent; NULL where no plan needs them */
+    const int16_t *errors_below;
+    int16_t in_zero, out_zero;
+    uint8_t shift;
+    int8_t error_exponent;
+} tf_scaling;
+
 /* Elementwise product; `b` may be a smaller tensor. */
 typedef struct {
     tf_broadcast b;
@@ -242,6 +257,9 @@ void tf_expand_forward(const tf_broadcast *layer, const int8_t *input, int8_t *o
 /* output may be a; b as well, where both are of one size. */
 void tf_product_forward(const tf_product *layer, const int8_t *a, const int8_t *b, int8_t *output,
                         uint8_t *mask);
+/* output may be the input itself. */
+void tf_scaling_forward(const tf_scaling *layer, const int8_t *input, int8_t *output,
+                        uint8_t *mask);
 void tf_rearrange_forward(const tf_rearrangement *layer, const int8_t *input, int8_t *output);
 void tf_gather_forward(const tf_selection *layer, const int8_t *input, int8_t *output);
 /* output may be the input itself. */
@@ -298,6 +316,10 @@ void tf_product_input_gradient(const tf_product *layer, const int16_t *error, co
 void tf_product_reduced_gradient(const tf_product *layer, const int16_t *error,
                                  const tf_scale *scale, const int8_t *a, int16_t *out,
                                  tf_scale *out_scale, int32_t *scratch);
+/* input: the codes that the forward kernel has seen, read where there are factors below zero. out may
+ * be error itself. */
+void tf_scaling_input_gradient(const tf_scaling *layer, const int16_t *error, const tf_scale *scale,
+                               const int8_t *input, int16_t *out, tf_scale *out_scale);
 void tf_rearrange_input_gradient(const tf_rearrangement *layer, const int16_t *error,
                                  const tf_scale *scale, int16_t *out, tf_scale *out_scale);
 /* An entry's error is the sum of those of its copies, 0 where it has none. */

@@ -274,7 +274,7 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
                    {"w": normal(7, 2, 3, 3)}, "y", 7, shape=(1, 4, 8, 8)),
          r"'grouped'.*group 2 doesn't fit"),
         (with_head([CONV, helper.make_node("Mul", ["y", "c"], ["r"], "rows")],
-                   {"w": W, "c": normal(5, 1)}, "r", 4), "'rows'.*one per channel"),
+                   {"w": W, "c": normal(6, 1)}, "r", 4), "'rows'.*size 1 or the tensor's"),
         (with_head([CONV, helper.make_node("Transpose", ["y"], ["r"], "turn", perm=[0, 2, 1, 3]),
                     helper.make_node("Conv", ["r", "w2"], ["z"], "second")],
                    {"w": W, "w2": normal(4, 5, 1, 1)}, "z", 4), "'second'.*mixes its dimensions"),
