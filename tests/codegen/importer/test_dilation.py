@@ -191,6 +191,36 @@ def test_a_temporal_network_trains_on_devices_as_it_does_in_real_numbers() -> No
     trained_gradients_are_exact(graph, codes)
 
 
+def broadcasted() -> onnx.ModelProto:
+    """A block of BC-ResNet: along frequency, then dilated along time on the mean over frequency."""
+    nodes = [
+        helper.make_node("Conv", ["x", "wf"], ["f"], "frequency", pads=[1, 0, 1, 0], group=6),
+        helper.make_node("ReduceMean", ["f"], ["m"], "mean", axes=[2]),
+        helper.make_node("Conv", ["m", "wt", "bt"], ["t"], "time", pads=[0, 4, 0, 4],
+                         dilations=[1, 4], group=6),
+        helper.make_node("Relu", ["t"], ["r"], "bend"),
+        helper.make_node("Conv", ["r", "wp"], ["p"], "mix"),
+        helper.make_node("Add", ["f", "p"], ["s"], "spread"),
+        helper.make_node("Add", ["s", "x"], ["y"], "join"),
+    ]  # fmt: skip
+    constants = {
+        "wf": normal(6, 1, 3, 1) / 2, "wt": normal(6, 1, 1, 3), "bt": normal(6) / 4,
+        "wp": normal(6, 6, 1, 1) / 2,
+    }  # fmt: skip
+    return ending(nodes, constants, (6, 5, 19), "y", 6 * 5 * 19)
+
+
+def test_a_broadcasted_residual_block_trains_on_devices_as_it_does_in_real_numbers() -> None:
+    float_graph = same_as_onnxruntime(broadcasted())
+    samples = normal(40, 6, 5, 19, seed=6)
+    graph = quantize(float_graph, samples)
+    codes = quantize_input(graph, samples.transpose(0, 2, 3, 1))
+    scores = simulate(graph, codes)[graph.head.name]
+    exact = evaluate(float_graph, samples)[float_graph.head.output]
+    assert (scores.argmax(axis=1) == exact.argmax(axis=1)).mean() >= 0.95
+    trained_gradients_are_exact(graph, codes)
+
+
 def test_a_quantized_temporal_network_gives_the_classes_of_onnxruntime(tmp_path: Path) -> None:
     proto = temporal_network()
     samples = normal(40, 6, 50, seed=6)
