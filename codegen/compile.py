@@ -150,11 +150,11 @@ def compile_model(
     tell("importing", 0, 1)
     path = Path(model)
     float_graph = import_model(path, loss, calibration, output)
-    if not guess and float_graph.loss_choice is not None:
-        check_known(float_graph.loss_choice)
     tell("importing", 1, 1)
     tell("quantizing", 0, 1)
     quantized = quantize_model(float_graph, calibration, quantization)
+    if not guess and float_graph.loss_choice is not None:
+        check_known(float_graph.loss_choice)
     graph = quantized.graph
     tell("quantizing", 1, 1)
     wanted = [resolve(spec, graph) for spec in specs]

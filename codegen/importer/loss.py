@@ -19,6 +19,9 @@ from codegen.graph.floats import LossChoice
 from codegen.graph.ir import MOST_BINARY_OUTPUTS, Loss
 from codegen.importer.labels import LABELS, Labels
 
+TARGET_ROOM = 2.0
+"""A device's targets may be so many times larger than those of the samples."""
+
 _MEANING: Mapping[Loss, str] = {
     "cross-entropy": "the outputs are logits, one per class",
     "binary": "each output is the logit of a yes or no",
@@ -175,10 +178,6 @@ def _targets(outputs: Outputs, labels: Labels, because: str) -> LossChoice:
             f"{outputs.what}: the targets '{LABELS}' of the samples are {found}; give typical ones"
         )
     return LossChoice("mse", because, target_scale=TARGET_ROOM * largest / 32767)
-
-
-TARGET_ROOM = 2.0
-"""A device's targets may be so many times larger than those of the samples."""
 
 
 def _asked(outputs: Outputs, why: str, more: str) -> ModelError:

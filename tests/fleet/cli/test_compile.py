@@ -148,11 +148,11 @@ def test_a_model_that_could_be_a_classifier_or_an_autoencoder_is_asked_about(
 ) -> None:
     onnx.save(dense_network((3,), 3), tmp_path / "twofold.onnx")
     np.savez(tmp_path / "x.npz", x=ROWS)
-    np.savez(tmp_path / "targets.npz", x=ROWS, y=2 * ROWS)
+    np.savez(tmp_path / "ids.npz", x=ROWS, y=1000 + np.arange(len(ROWS)))
     model = (str(tmp_path / "twofold.onnx"), "--board", "stm32f746", "--out", str(tmp_path / "o"))
     for command, samples, words in (
         (("compile", *model, "--calibration"), "x.npz", "classifier or an autoencoder"),
-        (("compile", *model, "--calibration"), "targets.npz", "regression to other targets"),
+        (("compile", *model, "--calibration"), "ids.npz", "neither numbers of classes 0 … 2"),
         (("plan", *model, "--data"), "x.npz", "classifier or an autoencoder"),
     ):
         failed = tinyfleet(*command, str(tmp_path / samples))
