@@ -88,8 +88,16 @@ Suggest: TypeAlias = Callable[[Program, PlanReport], str]
 """What to train instead of a program that its report shows not to fit."""
 
 LINKER_SCRIPT = "firmware.ld"
-_OPTIMIZE = {"kernels": "-O3", "engine": "-O2", "clip.c": "-O2", "mask.c": "-O2"}
-"""By folder or file of the runtime."""
+_OPTIMIZE = {
+    "kernels": "-O3",
+    "engine": "-O2",
+    "clip.c": "-O2",
+    "mask.c": "-O2",
+    "loss.c": "-Os",
+    "convolution_gradient.c": "-O2",
+}
+"""By file or folder of the runtime; a loss takes a thousandth of a step, and errors of inputs what
+they take with -O3, in two kilobytes less."""
 
 
 @dataclass(frozen=True)
@@ -511,7 +519,7 @@ def _region(region: Region) -> RegionInfo:
 def _runtime_source(path: Path) -> Source:
     """Kernels are where the time goes, then what draws and masks the values of a delta: these are
     optimized for speed, the rest for size."""
-    found = _OPTIMIZE.get(path.parent.name, _OPTIMIZE.get(path.name, "-Os"))
+    found = _OPTIMIZE.get(path.name, _OPTIMIZE.get(path.parent.name, "-Os"))
     return Source(path, optimize=found)
 
 
