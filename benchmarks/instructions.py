@@ -77,7 +77,7 @@ def mixed(size: int, loss: Loss) -> Graph:
         )  # fmt: skip
 
     half, eighth = size // 2, size // 8
-    outputs = 10 if loss == "cross-entropy" else 3 * size * size
+    outputs = {"cross-entropy": 10, "binary": 16}.get(loss, 3 * size * size)
     features = 48 * eighth * eighth
     ops = (
         conv("stem", "x", (16, 3, 3, 3)),
@@ -129,7 +129,8 @@ def programs() -> Iterator[Program]:
         yield lower(mcunet, spread(mcunet, first, depth))
     digits = import_model(DIGITS / "digits.onnx")
     small = quantize_model(digits, DIGITS / "calibration.npz").graph
-    for graph, plans in ((small, 3), (mixed(32, "cross-entropy"), 3), (mixed(16, "mse"), 2)):
+    others = [(mixed(32, "cross-entropy"), 3), (mixed(16, "binary"), 1), (mixed(16, "mse"), 2)]
+    for graph, plans in ((small, 3), *others):
         # The head of the last network is too large to be trained on the board.
         yield from (lower(graph, plan) for plan in default_plans(graph)[:plans])
 

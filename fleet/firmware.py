@@ -33,13 +33,16 @@ def compile_firmware(
     quantization: QuantizationOptions = DEFAULT_OPTIONS,
     publish: Sequence[str] = (),
     loss: Loss | None = None,
+    output: str | None = None,
+    guess: bool = True,
 ) -> Bundle:
     """Compile ``model`` for ``board`` into the bundle folder ``out``.
 
     ``plans`` are FILE or FILE#NAME; none at all takes the three that codegen makes for the model.
     Without ``compiler`` it is gcc where that is installed, else zig. ``samples`` says which of them
     stay when a device's log is full. ``quantization`` is for float models, ``loss`` for those that
-    don't say theirs. What the plans of ``publish`` train is published as well: other boards of a
+    don't say theirs, ``output`` for those of several; without ``guess`` a loss that isn't known is
+    asked for. What the plans of ``publish`` train is published as well: other boards of a
     campaign have them. Raises `CodegenError`.
     """
     return compile_model(
@@ -56,4 +59,6 @@ def compile_firmware(
         suggest=suggestion,
         publish=publish,
         loss=loss,
+        output=output,
+        guess=guess,
     )

@@ -121,10 +121,10 @@ class HeadArithmetic:
 
 
 @dataclass(frozen=True)
-class ReconstructionArithmetic:
-    """What ``tf_reconstruction`` holds: steps of the input, and of the error, in output units."""
+class TargetArithmetic:
+    """What ``tf_target`` holds: steps of the target, and of the error, in output units."""
 
-    input_scale: Gain
+    target_scale: Gain
     error_scale: Gain
 
 
@@ -282,13 +282,18 @@ def head_arithmetic(graph: Graph) -> HeadArithmetic:
     )
 
 
-def reconstruction_arithmetic(graph: Graph, op: Head) -> ReconstructionArithmetic:
-    """Constants of the mean squared error of ``op`` against the graph's input."""
+def target_arithmetic(graph: Graph, op: Head) -> TargetArithmetic:
+    """Constants of the mean squared error of ``op`` against the input, or a sample's targets."""
     unit = logit_scale(graph)
-    steps = graph.tensors[graph.input].scale / unit
-    if not 2.0**-8 <= steps < 2.0**22:
+    if op.target_scale is None:
+        what, remedy, least = "the model's input", "calibrate with typical inputs", 2.0**-8
+        steps = graph.tensors[graph.input].scale / unit
+    else:
+        what, least = "the targets", 2.0**-12  # they have 8 bits more
+        remedy = "give targets of the size of the model's outputs"
+        steps = op.target_scale / unit
+    if not least <= steps < 2.0**22:
         raise ModelError(
-            f"layer {op.name}: one step of the model's input is {steps:.3g} units of its output; "
-            "calibrate with typical inputs"
+            f"layer {op.name}: one step of {what} is {steps:.3g} units of its output; {remedy}"
         )
-    return ReconstructionArithmetic(gain(steps), gain(2 * unit / op.bias.size))
+    return TargetArithmetic(gain(steps), gain(2 * unit / op.bias.size))

@@ -8,7 +8,7 @@ from codegen.arithmetic.layers import (
     Gain,
     convolution_arithmetic,
     head_arithmetic,
-    reconstruction_arithmetic,
+    target_arithmetic,
 )
 from codegen.emit.c_text import layer_name, rows
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Op, Operation
@@ -27,7 +27,7 @@ def layers_header(graph: Graph) -> str:
     ]
     lines += [f"extern {_declaration(op)};" for op in graph.ops]
     if graph.head.loss == "mse":
-        lines.append(f"extern const tf_reconstruction {layer_name(graph.head)}_loss;")
+        lines.append(f"extern const tf_target {layer_name(graph.head)}_loss;")
     return "\n".join([*lines, "", "#endif", ""])
 
 
@@ -126,12 +126,13 @@ def _convolution(graph: Graph, op: Conv | DepthwiseConv, kernels: set[str]) -> l
     ]
 
 
-def _reconstruction(graph: Graph, op: Head) -> list[str]:
-    constants = reconstruction_arithmetic(graph, op)
+def _target(graph: Graph, op: Head) -> list[str]:
+    constants, source = target_arithmetic(graph, op), graph.tensors[graph.input]
+    zero_point, targets_at = (source.zero_point, 0) if op.reconstructs else (0, source.size)
     return [
-        f"const tf_reconstruction {layer_name(op)}_loss = {{",
-        f"    {op.bias.size}, {graph.tensors[graph.input].zero_point},",
-        f"    {_gain(constants.input_scale)}, {_gain(constants.error_scale)},",
+        f"const tf_target {layer_name(op)}_loss = {{",
+        f"    {op.bias.size}, {zero_point}, {targets_at},",
+        f"    {_gain(constants.target_scale)}, {_gain(constants.error_scale)},",
         "};",
     ]
 
@@ -146,5 +147,5 @@ def _head(graph: Graph, op: Head) -> list[str]:
         f"    {constants.error_multiplier}, {constants.error_exponent},",
         f"    {_gain(constants.weight_gain)}, {_gain(constants.bias_gain)},",
         "};",
-        *(_reconstruction(graph, op) if op.loss == "mse" else []),
+        *(_target(graph, op) if op.loss == "mse" else []),
     ]

@@ -42,9 +42,10 @@ def plan_source(index: int, program: Program, weights: Weights) -> str:
         "#define STATE(type, offset) ((type *)(void *)(frame->state + (offset)))",
         "#define WEIGHTS(type, offset) ((const type *)(const void *)(frame->weights + (offset)))",
         *_frozen_weights(weights),
-        f"#define SCALE(index) (ARENA(tf_scale, {program.offsets[SCALES]}) + (index))",
-        "",
     ]
+    if SCALES in program.offsets:
+        lines.append(f"#define SCALE(index) (ARENA(tf_scale, {program.offsets[SCALES]}) + (index))")
+    lines.append("")
     if any(step.kernel.endswith("_update") for step in program.steps):
         lines += [
             "static tf_update update_of(const tf_frame *frame)",
@@ -322,6 +323,8 @@ class StepWriter:
 
     def _cross_entropy(self, step: Step) -> list[str]:
         return ["frame->logits", "frame->label", *self.error_in(step)]
+
+    _binary_cross_entropy = _cross_entropy
 
     def _mean_squared_error(self, step: Step) -> list[str]:
         return ["frame->logits", "frame->input", *self.error_in(step)]

@@ -16,7 +16,7 @@ from codegen.emit.c_text import channels_name, comment, rows
 from codegen.emit.layers import layers_header, layers_source
 from codegen.emit.plan import plan_source
 from codegen.firmware.model_digest import kept_layout, model_digest, sample_digest, slot_word
-from codegen.graph.ir import Graph
+from codegen.graph.ir import Graph, label_count, sample_bytes
 from codegen.program.blob import FACTORY_WEIGHTS, FROZEN_WEIGHTS, Blob, Weights
 from codegen.program.steps import PHASES, Program, Segment
 
@@ -69,11 +69,12 @@ def _model_source(
             f"        {program.delta_values - _values(program.personal_segments)}, "
             f"{_layout(program, program.personal_segments)}, "
             f"{_layout(program, program.segments if program.personal_segments else ())},",
-            f"        {len(program.segments)}, {program.plan.accumulate}, plan_{index}_segments,",
+            f"        {len(program.segments)}, {program.plan.accumulate}, "
+            f"{f'plan_{index}_segments' if program.segments else 0},",
             f"        {', '.join(f'plan_{index}_{phase}' for phase in PHASES)},",
             "    },",
         ]
-    height, width, channels = graph.tensors[graph.input].shape
+    head = graph.head
     lines += [
         "};",
         "",
@@ -83,8 +84,8 @@ def _model_source(
         f"    (const uint8_t *){FACTORY_WEIGHTS},",
         f"    0x{slot_word(model_digest(graph, weights)):08x},",
         f"    0x{slot_word(sample_digest(graph)):08x},",
-        f"    {len(data)}, {height * width * channels}, {graph.head.bias.size},",
-        f"    {len(programs)}, plans,",
+        f"    {len(data)}, {sample_bytes(graph)}, {label_count(head.loss, head.bias.size)},",
+        f"    {head.bias.size}, {int(head.loss == 'binary')}, {len(programs)}, plans,",
         "};",
         "",
     ]
@@ -116,6 +117,8 @@ def _words(name: str, data: bytes) -> list[str]:
 def _segments(index: int, program: Program, published: Blob) -> list[str]:
     tensors = {tensor.name: tensor for tensor in published.tensors}
     lines = _channel_tables(index, program)
+    if not program.segments:
+        return lines
     lines.append(f"static const tf_segment plan_{index}_segments[] = {{")
     for segment in program.segments:
         tensor = tensors[segment.tensor]

@@ -18,6 +18,7 @@ from codegen.export.version_blob import values_of_blob
 from codegen.firmware.bundle import Bundle
 from codegen.firmware.graph_file import load_graph
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head
+from codegen.importer.qoperator import QOPERATORS
 from codegen.program.blob import Weights, with_values
 
 ONNX_FORMAT = "tinyfleet-onnx/1"
@@ -67,9 +68,15 @@ def _metadata(bundle: Bundle, graph: Graph, weights: Weights) -> dict[str, str]:
 
 
 def is_export(model: onnx.ModelProto) -> bool:
-    """Whether a file takes codes, as exports do; quantized models take real numbers."""
+    """Whether a file takes codes and computes with them as integers, as exports do.
+
+    Quantized models that take codes say what they stand for.
+    """
     inputs = [entry.type.tensor_type.elem_type for entry in model.graph.input]
-    return onnx.TensorProto.INT8 in inputs
+    scaled = ("DequantizeLinear", *QOPERATORS)
+    return onnx.TensorProto.INT8 in inputs and not any(
+        node.op_type in scaled for node in model.graph.node
+    )
 
 
 def values_of_export(model: onnx.ModelProto, graph: Graph, of: str) -> dict[str, Ints]:

@@ -16,7 +16,7 @@ from codegen.arithmetic.integers import Ints
 from codegen.errors import VersionError
 from codegen.export.integer_model import device_layout, stored_layout
 from codegen.firmware.model_digest import operations
-from codegen.graph.floats import FloatConv, FloatGraph
+from codegen.graph.floats import FloatConv, FloatGraph, loss_of
 from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head, Tensor
 from codegen.importer.model import import_proto
 from codegen.quantization.calibration import RangeRule, uncoded
@@ -33,7 +33,7 @@ def values_of_quantized(model: onnx.ModelProto, graph: Graph, of: str) -> dict[s
     the network or its scales are others, ModelError for what the importer refuses. ``of`` is the
     file's name.
     """
-    read = import_proto(model, graph.name, graph.head.loss)
+    read = import_proto(model, graph.name, loss_of(graph.head))
     missing = uncoded(read)
     if missing:
         raise VersionError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,8 @@ from pydantic import (
 from codegen.errors import BudgetError, BundleError
 from codegen.firmware.boards import Board, FlashName, load_board
 from codegen.firmware.flash_layout import Keep
-from codegen.graph.ir import Loss
+from codegen.graph.floats import LossChoice
+from codegen.graph.ir import Loss, label_count
 from codegen.program import blob
 from codegen.program.row_pairs import Order
 
@@ -75,6 +77,9 @@ class InputInfo(_Strict):
 class ModelInfo(_Strict):
     """The model that the bundle was made from; ``logit_scale`` is the real value of one step.
 
+    ``classes`` counts its outputs, whatever its ``loss``. ``target_scale`` is the real value of one
+    step of a sample's targets, where the loss has any. Neither is written at its default.
+
     ``digest`` says what the bytes of the weights mean, ``sample_digest`` what those of samples
     (``codegen.firmware.model_digest``). ``parameters`` counts all weights and biases, the frozen
     ones as well.
@@ -88,6 +93,23 @@ class ModelInfo(_Strict):
     classes: int
     parameters: Count
     logit_scale: float
+    loss: Loss = "cross-entropy"
+    target_scale: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_far_as_said(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unsaid = (("loss", "cross-entropy"), ("target_scale", None))
+        return {k: v for k, v in serialize(self).items() if (k, v) not in unsaid}
+
+    @property
+    def labels(self) -> int:
+        """Labels of samples are below it."""
+        return label_count(self.loss, self.classes)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of a sample in a device's log."""
+        return math.prod(self.input.shape) + (2 * self.classes if self.target_scale else 0)
 
 
 class BoardInfo(_Strict):
@@ -269,11 +291,19 @@ class FlashBytes(_Strict):
 
 
 class LossInfo(_Strict):
-    """What the model is trained with, why, and whether that is a guess."""
+    """What the model is trained with, why, and whether that is a guess; see `LossChoice`."""
 
     name: Loss
     because: str
     guessed: bool
+    output: str = ""
+    output_because: str = ""
+
+    @classmethod
+    def of(cls, choice: LossChoice) -> LossInfo:
+        """What the importer chose."""
+        same = {name: getattr(choice, name) for name in cls.model_fields if name != "name"}
+        return cls(name=choice.loss, **same)
 
 
 class Report(_Strict):

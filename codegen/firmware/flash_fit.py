@@ -98,7 +98,8 @@ def link_where_it_fits(
         if not boot.functions:
             overflow(replace(layout, firmware=replace(layout.firmware, bytes=ROOMY_BYTES)))
             boot = fill_boot_sector(elf, layout.boot.bytes)
-            needed -= boot.bytes
+            if boot.functions:
+                continue
         layout = flash.layout(needed)
     return layout
 

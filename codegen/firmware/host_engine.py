@@ -62,8 +62,10 @@ class _Model(ctypes.Structure):
         ("model_digest", ctypes.c_uint32),
         ("sample_digest", ctypes.c_uint32),
         ("weights_bytes", ctypes.c_uint32),
-        ("input_bytes", ctypes.c_uint32),
+        ("sample_bytes", ctypes.c_uint32),
+        ("labels", ctypes.c_uint32),
         ("classes", ctypes.c_uint16),
+        ("binary", ctypes.c_uint8),
         ("plan_count", ctypes.c_uint16),
         ("plans", ctypes.POINTER(_Plan)),
     )
@@ -74,6 +76,7 @@ class _Engine(ctypes.Structure):
         ("plan", ctypes.POINTER(_Plan)),
         ("classes", ctypes.c_uint16),
         ("keeps_personal", ctypes.c_bool),
+        ("binary", ctypes.c_bool),
         ("frame", _Frame),
     )
 
@@ -159,7 +162,11 @@ class HostEngine:
         assert status == 0, "the pool was sized by tf_engine_pool_bytes"
 
     def score(self, sample: NDArray[np.int8], label: int) -> int:
-        """Forward pass and loss of an int8 sample (H, W, C); returns the predicted class."""
+        """Forward pass and loss of a sample; returns the predicted class.
+
+        ``sample`` is int8 (H, W, C), or flat with the bytes of its targets behind, where the loss
+        has any. With the binary loss the result has a bit for each output, and so has ``label``.
+        """
         data = self._checked(sample, label)
         return int(
             self._library.tf_engine_score(
@@ -182,8 +189,8 @@ class HostEngine:
 
     def _checked(self, sample: NDArray[np.int8], label: int) -> NDArray[np.int8]:
         """The sample as C reads it: from memory that nothing there guards."""
-        assert sample.size == self._model.input_bytes, "the sample has another shape"
-        assert 0 <= label < self._model.classes, f"label {label} of {self._model.classes} classes"
+        assert sample.size == self._model.sample_bytes, "the sample has another shape"
+        assert 0 <= label < self._model.labels, f"label {label} of {self._model.labels}"
         return np.ascontiguousarray(sample, np.int8)
 
     @property

@@ -275,7 +275,7 @@ _KIND_OF_OPERAND: dict[str, Kind] = {"scratch": "scratch", "mask": "mask", "plac
 
 def _kinds(program: Program) -> dict[str, Kind]:
     """What each buffer is for, by the operands that it is of the steps."""
-    loss = next(i for i, step in enumerate(program.steps) if step.phase == "loss")
+    forward = len(program.phase("forward"))
     kinds: dict[str, Kind] = {SCALES: "error"}
     for step in program.steps:
         for call in step.calls():
@@ -288,6 +288,6 @@ def _kinds(program: Program) -> dict[str, Kind]:
                     # A forward pass has made it, or else it is an error.
                     kinds.setdefault(name, "error")
     for buffer in program.buffers:
-        if kinds[buffer.name] == "activation" and buffer.last > loss:
+        if kinds[buffer.name] == "activation" and buffer.last > forward:
             kinds[buffer.name] = "kept"
     return kinds

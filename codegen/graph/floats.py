@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.graph.ir import INT8_MAX, INT8_MIN, Loss, Operation, Padding, Variadic
+from codegen.graph.ir import INT8_MAX, INT8_MIN, Head, Loss, Operation, Padding, Variadic
 
 ChannelsFirst: TypeAlias = tuple[int, int, int]
 """(channels, height, width) of one sample."""
@@ -108,9 +108,9 @@ class FloatConv:
 class FloatHead:
     """The last layer: weight [O, I], bias [O]; its output, named ``output``, is the graph's.
 
-    The inputs are the elements (channels, height, width) of its input tensor in that order. With
-    cross entropy the outputs are logits of classes; with the mean squared error they stand for
-    the elements of the graph's input, in the same order.
+    The inputs are the elements (channels, height, width) of its input tensor in that order. What
+    the outputs are with each loss, `codegen.graph.ir.Head` says; those that reconstruct the
+    graph's input have its elements in the order (channels, height, width).
     """
 
     name: str
@@ -119,6 +119,12 @@ class FloatHead:
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
     loss: Loss = "cross-entropy"
+    target_scale: float | None = None
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the outputs stand for the graph's input."""
+        return self.loss == "mse" and self.target_scale is None
 
 
 FloatOp: TypeAlias = FloatConv | Operation | FloatHead
@@ -147,11 +153,24 @@ class SampleLayout:
 
 @dataclass(frozen=True)
 class LossChoice:
-    """The loss that a model is trained with, why, and whether that is a guess."""
+    """The loss that a model is trained with, why, and whether that is a guess.
+
+    ``target_scale`` is the real value of one step of the targets, where the loss has any.
+    ``output`` is the file's name for what is trained, ``output_because`` why it is that one, where
+    there were others.
+    """
 
     loss: Loss
     because: str
     guessed: bool = False
+    target_scale: float | None = None
+    output: str = ""
+    output_because: str = ""
+
+
+def loss_of(head: Head) -> LossChoice:
+    """The loss of a compiled model, for another file of its network."""
+    return LossChoice(head.loss, "the bundle says so", target_scale=head.target_scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +182,7 @@ class FloatGraph:
     ``sample_layout`` is that of the input in the model file, where it differs from ``shapes``.
     ``loss_choice`` is why the head has its loss, where the importer chose it. ``notes`` are what
     the importer did that should be known.
+    ``integer_input``: the model file takes codes, int8 or uint8, not real numbers.
     """
 
     name: str
@@ -173,6 +193,7 @@ class FloatGraph:
     sample_layout: SampleLayout | None = None
     loss_choice: LossChoice | None = None
     notes: tuple[str, ...] = ()
+    integer_input: bool = False
 
     @property
     def head(self) -> FloatHead:

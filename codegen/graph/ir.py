@@ -23,8 +23,15 @@ from numpy.typing import NDArray
 INT8_MIN, INT8_MAX = -128, 127
 
 Shape: TypeAlias = tuple[int, int, int]
-Loss: TypeAlias = Literal["cross-entropy", "mse"]
-LOSS_UNITS: dict[str, str] = {"cross-entropy": "nats", "mse": "squared units of the input"}
+Loss: TypeAlias = Literal["cross-entropy", "binary", "mse", "none"]
+LOSS_UNITS: dict[str, str] = {
+    "cross-entropy": "nats",
+    "binary": "nats",
+    "mse": "squared units of the target",
+    "none": "nothing",
+}
+MOST_BINARY_OUTPUTS = 16
+"""A sample's label has a bit for each."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +118,11 @@ class Head:
     input scale * weight_scale / 256 per step. I counts the elements of the input in the order
     (height, width, channels).
 
-    With cross entropy the outputs are the logits of a classifier. With the mean squared error
-    they reconstruct the graph's input, element by element in the order (height, width, channels),
-    and the loss is the mean of the squared differences in real units.
+    With cross entropy the outputs are the logits of a classifier. With the binary loss each of
+    them is the logit of a yes or no, and the loss is the mean of their cross entropies. With the
+    mean squared error they stand for a sample's targets, int16 codes of ``target_scale`` each and
+    zero point 0; where that is None, for the graph's input, element by element in the order
+    (height, width, channels). The loss is the mean of the squared differences in real units.
     """
 
     name: str
@@ -122,6 +131,12 @@ class Head:
     weight_scale: float
     bias: NDArray[np.int32]
     loss: Loss = "cross-entropy"
+    target_scale: float | None = None
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the outputs stand for the graph's input."""
+        return self.loss == "mse" and self.target_scale is None
 
 
 Op: TypeAlias = Conv | DepthwiseConv | Operation | Head
@@ -152,3 +167,31 @@ class Graph:
 def inputs_of(op: Op) -> tuple[str, ...]:
     """Names of the tensors that ``op`` reads."""
     return op.inputs if isinstance(op, Variadic) else (op.input,)
+
+
+def sample_bytes(graph: Graph) -> int:
+    """Of a sample on a device: the input's codes, and int16 targets where the loss has them."""
+    head = graph.head
+    targets = 0 if head.target_scale is None else head.bias.size
+    return graph.tensors[graph.input].size + 2 * targets
+
+
+def label_count(loss: Loss, outputs: int) -> int:
+    """Labels of samples are below it; where they play no part, they may be any 16 bits."""
+    match loss:
+        case "cross-entropy":
+            return outputs
+        case "binary":
+            return 1 << outputs
+        case "mse" | "none":
+            return 1 << 16
+
+
+def with_targets(
+    codes: NDArray[np.int8], targets: NDArray[np.floating], scale: float
+) -> NDArray[np.int8]:
+    """Samples (n, sample_bytes) as a device logs them: flat ``codes`` (n, …), and behind them
+    real ``targets`` (n, outputs) as int16 of ``scale``, little-endian; beyond its ends saturate."""
+    steps = np.rint(targets.astype(np.float64) / scale)
+    behind = np.clip(steps, -32768, 32767).astype("<i2")
+    return np.concatenate([codes.reshape(len(codes), -1), behind.view(np.int8)], axis=1)

@@ -54,14 +54,15 @@ class DraftGraph:
         self.codings.pop(op.output, None)
         self.rename(op.output, keep)
 
-    def split(self, first: FloatOp, second: FloatOp) -> None:
-        """Two operations, one behind the other, in the place of the one that makes the same."""
+    def split(self, *ops: FloatOp) -> None:
+        """Operations one behind the other in the place of the one that makes what the last does."""
         before = dict(self.ops)
         self.ops.clear()
         for name, op in before.items():
-            if name == second.output:
-                self.ops[first.output] = first
-            self.ops[name] = second if name == second.output else op
+            if name == ops[-1].output:
+                self.ops.update((part.output, part) for part in ops)
+            else:
+                self.ops[name] = op
 
     def each(self, kind: type[_Op]) -> Iterator[_Op]:
         """The operations of one kind as they stood at the start, less those removed since."""

@@ -1,8 +1,8 @@
 """Passes that bring what a model file spells in many operations into one function of a tensor.
 
 x · sigmoid(x), GELU by Erf or Tanh, a HardSwish of sums and clips: products of what is computed
-from one tensor, element by element, are functions of that tensor. Products of two tensors have
-no other form in the float graph. What a quantized model codes in between is rounded in the
+from one tensor, element by element, are functions of that tensor. Other products
+stay what they are. What a quantized model codes in between is rounded in the
 function, so that its codes are those of the model.
 """
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 
-from codegen.errors import ModelError
 from codegen.graph.floats import NO_CLAMP, Clamp, FloatOp
 from codegen.importer.draft import DraftGraph, remove_unused
-from codegen.importer.state import Affine, Product
+from codegen.importer.state import Affine
 from codegen.operators.add import FloatAdd
 from codegen.operators.functions import Function, X, composed
 from codegen.operators.lookup import Lookup
+from codegen.operators.product import FloatProduct
 from codegen.operators.requantize import FloatClamp
 
 
@@ -24,17 +24,11 @@ def fuse_products(draft: DraftGraph) -> None:
     """A product of two functions of one tensor is a function of it."""
     sources: dict[str, dict[str, Function]] = {}
     for output, op in list(draft.ops.items()):
-        if isinstance(op, Product):
+        if isinstance(op, FloatProduct):
             found = _common(sources, op)
-            if not found:
-                raise ModelError(
-                    f"node '{op.name}' (Mul): multiplies two tensors (attention, "
-                    "squeeze-and-excite); only products with constants, or of what is computed "
-                    "from one tensor element by element, are supported: remove that part of the "
-                    "model"
-                )
-            base, function = next(iter(found.items()))
-            op = draft.ops[output] = Lookup(op.name, base, output, function)
+            if found:
+                base, function = next(iter(found.items()))
+                op = draft.ops[output] = Lookup(op.name, base, output, function)
         sources[output] = _sources(sources, draft, op)
     remove_unused(draft)
 
@@ -60,10 +54,14 @@ def _coded(draft: DraftGraph, op: FloatOp, function: Function) -> Function:
     return function if coding is None else ("coded", function, coding.scale, coding.zero_point)
 
 
-def _common(sources: dict[str, dict[str, Function]], op: FloatAdd | Product) -> dict[str, Function]:
+def _common(
+    sources: dict[str, dict[str, Function]], op: FloatAdd | FloatProduct
+) -> dict[str, Function]:
     """The same for a sum or product of two tensors."""
     one, other = (sources.get(name, {name: X}) for name in op.inputs)
     kind = "add" if isinstance(op, FloatAdd) else "mul"
+    if isinstance(op, FloatAdd) and op.subtracts:
+        other = {name: ("affine", function, -1.0, 0.0) for name, function in other.items()}
     return {name: (kind, one[name], other[name]) for name in one if name in other}
 
 
@@ -74,7 +72,7 @@ def _function(op: FloatOp) -> tuple[str, Function] | None:
             return op.input, op.function
         case FloatClamp():
             return op.input, _clip(op.clamp)
-        case Affine() if op.gain.size == op.shift.size == 1:
+        case Affine() if op.below is None and op.gain.size == op.shift.size == 1:
             return op.input, ("affine", X, float(op.gain.item()), float(op.shift.item()))
         case _:
             return None

@@ -8,11 +8,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.graph.floats import FloatConv, FloatOp, conv_output_shape, window_output_shape
+from codegen.graph.floats import ChannelsFirst, FloatConv, FloatOp, window_output_shape
 from codegen.graph.ir import Padding
 from codegen.importer.quantized import stored_integers
 from codegen.importer.state import (
     Array,
+    DilatedConv,
     Group,
     ImportState,
     Node,
@@ -30,14 +31,16 @@ from codegen.operators.max_pool import MaxPool
 # Attributes: one entry per spatial dimension in the file, two here; 1-D layers get height 1.
 
 
-def _pair(node: Node, attribute: str, rank: int, default: int = 1) -> tuple[int, int]:
+def pair(node: Node, attribute: str, rank: int, default: int = 1) -> tuple[int, int]:
+    """An attribute of one number per spatial dimension, as (rows, columns)."""
     value = list(node.attributes.get(attribute, (default,) * (rank - 2)))
     if len(value) != rank - 2 or min(value) < 1:
         node.refuse(f"attribute {attribute} = {value}; {rank - 2} positive numbers are needed")
     return (1, int(value[0])) if rank == 3 else (int(value[0]), int(value[1]))
 
 
-def _spatial(node: Node, view: View) -> int:
+def spatial_rank(node: Node, view: View) -> int:
+    """How many dimensions the input has: 3 or 4."""
     rank = len(view.dims)
     if rank not in (3, 4):
         node.refuse(
@@ -48,7 +51,7 @@ def _spatial(node: Node, view: View) -> int:
 
 
 def _check_dilations(node: Node, kernel: tuple[int, int], rank: int) -> None:
-    pairs = zip(_pair(node, "dilations", rank), kernel, strict=True)
+    pairs = zip(pair(node, "dilations", rank), kernel, strict=True)
     if any(dilation != 1 and size > 1 for dilation, size in pairs):
         value = list(node.attributes["dilations"])
         node.refuse(f"attribute dilations = {value}; only 1 is supported, use a larger kernel")
@@ -92,34 +95,33 @@ def sum_of(a: Padding, b: Padding) -> Padding:
 def conv(state: ImportState, node: Node) -> None:
     """Conv of one or two spatial dimensions, full or depthwise."""
     view, roles = state.picture(node, padded=True)
-    rank = _spatial(node, view)
+    rank = spatial_rank(node, view)
     weight = state.constant(node, 1, "weight")
     if weight.ndim != rank:
         node.refuse(f"weight has {weight.ndim} dimensions on an input of {rank}; both must agree")
     outputs, shape = weight.shape[0], roles.shape
     bias = state.constant(node, 2, "bias") if node.input(2) else np.zeros(outputs)
     groups = int(node.attributes.get("group", 1))
-    if groups < 1 or weight.shape[1] * groups != shape[0] or bias.shape != (outputs,):
+    if (
+        groups < 1
+        or weight.shape[1] * groups != shape[0]
+        or outputs % groups
+        or bias.shape != (outputs,)
+    ):
         node.refuse(
             f"weight {list(weight.shape)} with group {groups} doesn't fit an input of {shape[0]} "
             "channels; the model is inconsistent, export it again"
-        )
-    if groups > 1 and not groups == shape[0] == outputs:
-        node.refuse(
-            f"attribute group = {groups} with {shape[0]} input and {outputs} output channels; "
-            "supported are group 1 and depthwise (group = inputs = outputs); use a depthwise and "
-            "a 1x1 Conv in its place"
         )
     if list(node.attributes.get("kernel_shape", weight.shape[2:])) != list(weight.shape[2:]):
         node.refuse(f"attribute kernel_shape contradicts the weight's {list(weight.shape[2:])}")
     four = (*weight.shape[:2], *((1,) if rank == 3 else ()), *weight.shape[2:])
     kernel = (four[2], four[3])
-    _check_dilations(node, kernel, rank)
-    stride = _pair(node, "strides", rank)
+    stride = pair(node, "strides", rank)
     around = view.padding
     size = (shape[1] + around.top + around.bottom, shape[2] + around.left + around.right)
+    dilation = dilation_of(node, kernel, rank)
     name = state.unique(node.name)
-    op = FloatConv(
+    op = DilatedConv(
         name=name,
         input=view.tensor,
         output=name,
@@ -127,16 +129,31 @@ def conv(state: ImportState, node: Node) -> None:
         bias=bias,
         groups=groups,
         stride=stride,
-        padding=sum_of(_padding(node, size, kernel, stride, rank), around),
         stored=stored_integers(state, node, view.tensor, 0, lambda codes: codes.reshape(four)),
+        dilation=dilation,
     )
-    result = conv_output_shape(op, shape)
-    if min(result) < 1:
+    padding = sum_of(_padding(node, size, op.extent, stride, rank), around)
+    append_conv(state, node, dataclasses.replace(op, padding=padding), shape, rank)
+
+
+def dilation_of(node: Node, kernel: tuple[int, int], rank: int) -> tuple[int, int]:
+    """Attribute dilations, 1 where a kernel has a single tap."""
+    pairs = zip(pair(node, "dilations", rank), kernel, strict=True)
+    height, width = (dilation if size > 1 else 1 for dilation, size in pairs)
+    return height, width
+
+
+def append_conv(
+    state: ImportState, node: Node, op: DilatedConv, shape: ChannelsFirst, rank: int
+) -> None:
+    """Adds ``op`` on a picture of ``shape`` as the maker of the node's output."""
+    size = window_output_shape(op.extent, op.stride, op.padding, shape[1:])
+    if min(size) < 1:
         node.refuse(
-            f"its {kernel[0]}x{kernel[1]} kernel is larger than the padded input {list(shape)}; "
-            "use a larger input or fewer strides"
+            f"its {op.extent[0]}x{op.extent[1]} kernel is larger than the padded input "
+            f"{list(shape)}; use a larger input or fewer strides"
         )
-    made = Roles(*(axes_of(length) for length in result))
+    made = Roles(*(axes_of(length) for length in (len(op.bias), *size)))
     state.append(node, op, made, picture_dims(made, rank))
 
 
@@ -255,12 +272,12 @@ def _window(
     node: Node, view: View, roles: Roles, around: Padding
 ) -> tuple[tuple[int, int], tuple[int, int], Padding, Padding]:
     """Window, stride, padding with what ceil_mode and ``around`` add to it, padding as given."""
-    rank = _spatial(node, view)
+    rank = spatial_rank(node, view)
     if "kernel_shape" not in node.attributes:
         node.refuse("has no kernel_shape; export the model again")
-    window = _pair(node, "kernel_shape", rank)
+    window = pair(node, "kernel_shape", rank)
     _check_dilations(node, window, rank)
-    stride = _pair(node, "strides", rank)
+    stride = pair(node, "strides", rank)
     _, height, width = roles.shape
     size = (height + around.top + around.bottom, width + around.left + around.right)
     given = _padding(node, size, window, stride, rank)
@@ -389,7 +406,9 @@ def _reduce(
 
 def concat(state: ImportState, node: Node) -> None:
     """Concat of channels."""
-    views = [state.view(node, index) for index in range(len(node.inputs))]
+    views = [
+        state.in_order(node, index, state.view(node, index)) for index in range(len(node.inputs))
+    ]
     roles = [state.roles(node, view) for view in views]
     rank = len(views[0].dims)
     axis = int(node.attributes.get("axis", 1))
@@ -420,6 +439,7 @@ def pad(state: ImportState, node: Node) -> None:
     """Pad with zeros around height and width."""
     mode = node.attributes.get("mode", "constant")
     value = float(state.constant(node, 2, "value").reshape(-1)[0]) if node.input(2) else 0.0
+    value = state.real_value(node, value)
     if mode != "constant" or value != 0.0:
         node.refuse(f"pads with mode {mode} and value {value:g}; only constant zeros are supported")
     pads = state.constant(node, 1, "pads").astype(int).reshape(-1).tolist()

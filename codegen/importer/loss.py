@@ -1,36 +1,50 @@
 """Which loss a model is trained with: what model and labels say, what the user said, or a guess.
 
-A device trains classifiers, whose labels are class numbers, by cross entropy, and reconstructions
-of the input by the mean squared error. A file of a network seldom says which of the two it is, nor
-that it is something else: where nothing tells them apart, the importer asks.
+A device trains classifiers, whose labels are class numbers, by cross entropy; answers of yes or no,
+one or several, by the binary cross entropy of each; and what stands for targets, or for the input
+itself, by the mean squared error. A file of a network seldom says which of these it is: where
+nothing tells them apart, the importer asks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from codegen.errors import ModelError
 from codegen.graph.floats import LossChoice
-from codegen.graph.ir import Loss
-from codegen.quantization.calibration_set import open_npz
+from codegen.graph.ir import MOST_BINARY_OUTPUTS, Loss
+from codegen.importer.labels import LABELS, Labels
 
-LABELS = "y"
-"""The array of labels in an archive of samples."""
+TARGET_ROOM = 2.0
+"""A device's targets may be so many times larger than those of the samples."""
+
+_MEANING: Mapping[Loss, str] = {
+    "cross-entropy": "the outputs are logits, one per class",
+    "binary": "each output is the logit of a yes or no",
+    "mse": "they reconstruct the input, or stand for targets that are in the samples as floats "
+    f"'{LABELS}' (samples, outputs)",
+    "none": "nothing is trained",
+}
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the file tells of a model's outputs; sizes are those of axes above 1, without batch."""
+    """What the file tells of a model's outputs; sizes are those of axes above 1, without batch.
+
+    ``after`` is the function behind them, "Softmax" or "Sigmoid", or ''. ``largest`` is an output
+    of the file that tells which of them is the largest, or ''.
+    """
 
     model: str
     name: str
     sizes: tuple[int, ...]
     input_sizes: tuple[int, ...]
-    after_softmax: bool
+    after: str
+    largest: str
 
     @property
     def count(self) -> int:
@@ -41,51 +55,90 @@ class Outputs:
     def can_be_the_input(self) -> bool:
         """Whether they have the input's shape, or that flattened, and aren't probabilities."""
         flat = (int(np.prod(self.input_sizes, dtype=np.int64)),)
-        return not self.after_softmax and self.sizes in (self.input_sizes, flat)
+        return not self.after and self.sizes in (self.input_sizes, flat)
 
     @property
     def are_a_picture(self) -> bool:
         """Whether they have several axes, as logits never have."""
         return len(self.sizes) > 1
 
+    @property
+    def what(self) -> str:
+        """For the beginning of a sentence about them."""
+        return f"model '{self.model}': output '{self.name}'"
 
-def choose_loss(outputs: Outputs, wanted: Loss | None, samples: Path | str | None) -> LossChoice:
+    @property
+    def losses(self) -> list[Loss]:
+        """What they can be trained with."""
+        found: list[Loss] = []
+        if self.count > 1 and not self.are_a_picture and self.after != "Sigmoid":
+            found.append("cross-entropy")
+        if self.count <= MOST_BINARY_OUTPUTS and not self.are_a_picture and self.after != "Softmax":
+            found.append("binary")
+        if not self.after:
+            found.append("mse")
+        return [*found, "none"]
+
+
+def choose_loss(
+    outputs: Outputs, wanted: Loss | LossChoice | None, samples: Path | str | None
+) -> LossChoice:
     """The loss of a model with ``outputs``.
 
-    ``wanted`` is what the user said. ``samples`` is an .npz whose labels `y`, if it has any, are
-    looked at where the model itself leaves it open. Raises ModelError where nobody can know, and
-    where the device has no such loss; CalibrationError where ``samples`` can't be read.
+    ``wanted`` is what the user said, or what was chosen for another file of the network.
+    ``samples`` is an .npz whose labels `y`, if it has any, are looked at where the model itself
+    leaves it open. Raises ModelError where nobody can know, and where the device has no such loss;
+    CalibrationError where ``samples`` can't be read.
     """
-    what = f"model '{outputs.model}': output '{outputs.name}'"
-    if outputs.are_a_picture and not outputs.can_be_the_input:
-        raise ModelError(
-            f"{what} has shape {_shown(outputs.sizes)}; needed are (batch, classes), or for an "
-            f"autoencoder the input's {_shown(outputs.input_sizes)}"
-        )
+    labels = Labels.read(samples)
+    if isinstance(wanted, LossChoice):
+        said = _as_wanted(outputs, wanted.loss, labels) if wanted.target_scale is None else wanted
+        return replace(said, because=wanted.because)
     if wanted is not None:
-        return _as_wanted(what, outputs, wanted)
-    if outputs.after_softmax:
+        return _as_wanted(outputs, wanted, labels)
+    if outputs.after == "Softmax":
         return LossChoice("cross-entropy", "the model ends in a Softmax")
-    labels = _Labels.read(samples)
-    if labels is not None and labels.are_the_input and outputs.can_be_the_input:
-        return LossChoice("mse", f"the labels '{LABELS}' of the samples are the inputs themselves")
-    if outputs.are_a_picture and (labels is None or labels.are_integers):
+    if outputs.after == "Sigmoid":
+        if "binary" not in outputs.losses:
+            raise ModelError(
+                f"{outputs.what} ends in a Sigmoid and has {_shown(outputs)}: a label has "
+                f"bits for {MOST_BINARY_OUTPUTS} of yes and no at most, and pictures are "
+                "reconstructed without an activation at the end; export the model without the "
+                "Sigmoid, with fewer outputs, or say --loss none"
+            )
+        return LossChoice("binary", "the model ends in a Sigmoid")
+    return _told_by_shape(outputs) if labels is None else _told_by_labels(outputs, labels)
+
+
+def check_known(choice: LossChoice) -> None:
+    """Raises ModelError for a loss that is a guess, with what may be said instead."""
+    if choice.guessed:
+        said = [f"--loss {loss} says that {_MEANING[loss]}." for loss in _MEANING]
+        raise ModelError(
+            f"output '{choice.output}': what is it trained for? {choice.because[0].upper()}"
+            f"{choice.because[1:]}. {' '.join(said)} Labels '{LABELS}' tell as well"
+        )
+
+
+def _told_by_shape(outputs: Outputs) -> LossChoice:
+    if outputs.are_a_picture and outputs.can_be_the_input:
         return LossChoice("mse", "its output has the shape of its input")
-    if labels is not None and not labels.could_be_classes(outputs.count):
-        raise ModelError(
-            f"{what} has {outputs.count} values, and the samples' labels '{LABELS}' are "
-            f"{labels.description}: no numbers of classes 0 … {outputs.count - 1}. A device trains "
-            "classifiers, and autoencoders by the mean squared error against their own input; "
-            f"regression to other targets isn't supported. {_remedy(outputs)}"
-        )
-    if labels is not None and (labels.cover(outputs.count) or not outputs.can_be_the_input):
-        return LossChoice("cross-entropy", f"the labels '{LABELS}' of the samples are classes")
     if outputs.can_be_the_input:
-        raise ModelError(
-            f"{what} has as many values ({outputs.count}) as the input, and no Softmax: is this a "
-            f"classifier or an autoencoder? {_remedy(outputs)} Integer labels '{LABELS}' beside "
-            "the samples, of at least half of the classes, tell as well"
+        raise _asked(
+            outputs,
+            f"has as many values ({outputs.count}) as the input, and no Softmax: is this a "
+            "classifier or an autoencoder?",
+            f"Integer labels '{LABELS}' beside the samples, of at least half of the classes, tell "
+            "as well",
         )
+    if outputs.count == 1 or outputs.are_a_picture:
+        raise _asked(
+            outputs,
+            f"has {_shown(outputs)}, and no labels '{LABELS}' beside samples say what for.",
+            f"Labels '{LABELS}' tell as well",
+        )
+    if outputs.largest:
+        return LossChoice("cross-entropy", f"output '{outputs.largest}' tells the largest of them")
     return LossChoice(
         "cross-entropy",
         f"the model has no Softmax, and there are no labels '{LABELS}' beside samples",
@@ -93,100 +146,68 @@ def choose_loss(outputs: Outputs, wanted: Loss | None, samples: Path | str | Non
     )
 
 
-def _remedy(outputs: Outputs) -> str:
-    said = []
-    if not outputs.are_a_picture:
-        said.append("--loss cross-entropy says that the outputs are logits, one per class.")
+def _told_by_labels(outputs: Outputs, labels: Labels) -> LossChoice:
+    possible, count = outputs.losses, outputs.count
+    if outputs.can_be_the_input and labels.are_the_input:
+        return LossChoice("mse", f"the labels '{LABELS}' of the samples are the inputs themselves")
+    if outputs.are_a_picture and outputs.can_be_the_input and labels.are_integers:
+        return LossChoice("mse", "its output has the shape of its input")
+    if "binary" in possible and labels.could_be_bits(count):
+        kind = "are 0 and 1" if count == 1 else "are rows of zeros and ones"
+        return LossChoice("binary", f"the labels '{LABELS}' of the samples {kind}")
+    if "cross-entropy" in possible and labels.could_be_classes(count):
+        if labels.cover(count) or not outputs.can_be_the_input:
+            return LossChoice("cross-entropy", f"the labels '{LABELS}' of the samples are classes")
+        return _told_by_shape(outputs)
+    if labels.could_be_targets(count) and not labels.are_integers:
+        return _targets(outputs, labels, f"the labels '{LABELS}' of the samples are real numbers")
+    raise _asked(
+        outputs,
+        f"has {_shown(outputs)}, and the samples' labels '{LABELS}' are {labels.description}: "
+        f"neither numbers of classes 0 … {count - 1}, nor zeros and ones, nor real numbers for "
+        "each value.",
+        f"Or mend the labels '{LABELS}'",
+    )
+
+
+def _targets(outputs: Outputs, labels: Labels, because: str) -> LossChoice:
+    largest = labels.largest
+    if not np.isfinite(largest) or largest == 0.0:
+        found = "all 0" if largest == 0.0 else "not all finite"
+        raise ModelError(
+            f"{outputs.what}: the targets '{LABELS}' of the samples are {found}; give typical ones"
+        )
+    return LossChoice("mse", because, target_scale=TARGET_ROOM * largest / 32767)
+
+
+def _asked(outputs: Outputs, why: str, more: str) -> ModelError:
+    said = [f"--loss {loss} says that {_MEANING[loss]}." for loss in outputs.losses]
+    return ModelError(f"{outputs.what} {why} {' '.join(said)} {more}")
+
+
+def _as_wanted(outputs: Outputs, wanted: Loss, labels: Labels | None) -> LossChoice:
+    if wanted not in outputs.losses:
+        made = f", made by a {outputs.after}" if outputs.after else ""
+        raise ModelError(
+            f"{outputs.what} has {_shown(outputs)}{made}, and --loss {wanted} is not for "
+            f"such; it takes {', '.join(f'--loss {loss}' for loss in outputs.losses)}, or export "
+            "the model with another end"
+        )
+    because = f"--loss {wanted} says so"
+    if wanted != "mse":
+        return LossChoice(wanted, because)
+    if labels is not None and labels.could_be_targets(outputs.count) and not (
+        outputs.can_be_the_input and labels.are_the_input
+    ):  # fmt: skip
+        return _targets(outputs, labels, because)
     if outputs.can_be_the_input:
-        said.append("--loss mse says that they reconstruct the input.")
-    return " ".join(said)
+        return LossChoice("mse", because)
+    raise ModelError(
+        f"{outputs.what} has {_shown(outputs)}, and the input {list(outputs.input_sizes)}: "
+        "--loss mse is against the model's own input, or against targets; give these beside the "
+        f"samples, as floats '{LABELS}' (samples, {outputs.count}) in the archive of --calibration"
+    )
 
 
-def _as_wanted(what: str, outputs: Outputs, wanted: Loss) -> LossChoice:
-    if wanted == "cross-entropy" and outputs.are_a_picture:
-        raise ModelError(
-            f"{what} has shape {_shown(outputs.sizes)}, and --loss cross-entropy needs (batch, "
-            "classes); leave the option out, or export the logits"
-        )
-    if wanted == "mse" and outputs.after_softmax:
-        raise ModelError(
-            f"{what} is made by a Softmax, and --loss mse is for outputs that reconstruct the "
-            "model's input; leave the option out, or export the model without the Softmax"
-        )
-    if wanted == "mse" and not outputs.can_be_the_input:
-        raise ModelError(
-            f"{what} has {outputs.count} values, and the input {_shown(outputs.input_sizes)}: "
-            "--loss mse is against the model's own input. Regression to other targets isn't "
-            "supported on a device; --loss cross-entropy trains the outputs as logits of classes"
-        )
-    return LossChoice(wanted, f"--loss {wanted} says so")
-
-
-def _shown(sizes: tuple[int, ...]) -> str:
-    return str(["batch", *sizes]).replace("'", "")
-
-
-@dataclass(frozen=True, eq=False)
-class _Labels:
-    """The labels of an archive of samples, and its samples."""
-
-    values: NDArray[np.generic]
-    x: NDArray[np.generic] | None
-
-    @classmethod
-    def read(cls, samples: Path | str | None) -> _Labels | None:
-        """None where there is no archive, or no labels in it."""
-        if samples is None:
-            return None
-        with open_npz(samples, "give the samples as an .npz file") as archive:
-            if LABELS not in archive.files:
-                return None
-            return cls(archive[LABELS], archive["x"] if "x" in archive.files else None)
-
-    @property
-    def are_integers(self) -> bool:
-        return self.values.dtype.kind in "biu"
-
-    @property
-    def are_the_input(self) -> bool:
-        if self.x is None or self.values.dtype.kind != "f" or self.values.size != self.x.size:
-            return False
-        return bool(np.array_equal(self.values.ravel(), self.x.ravel()))
-
-    @property
-    def classes(self) -> NDArray[np.int64]:
-        """A number for each sample, also where classes are written as rows of zeros and a one."""
-        if self._one_hot:
-            return np.asarray(self.values.argmax(axis=1), dtype=np.int64)
-        return self.values.reshape(-1).astype(np.int64)
-
-    @property
-    def _one_hot(self) -> bool:
-        if (
-            self.values.ndim != 2
-            or self.values.shape[1] < 2
-            or self.values.dtype.kind not in "biuf"
-        ):
-            return False
-        rows = self.values.astype(np.float64)
-        return bool(np.isin(rows, (0.0, 1.0)).all() and (rows.sum(axis=1) == 1.0).all())
-
-    def could_be_classes(self, count: int) -> bool:
-        """Whether these are numbers, or rows, of ``count`` classes."""
-        if self._one_hot:
-            return int(self.values.shape[1]) == count
-        one_each = self.values.ndim == 1 or self.values.shape[1:] == (1,)
-        if not self.are_integers or not one_each or self.values.size == 0:
-            return False
-        return bool(self.classes.min() >= 0 and self.classes.max() < count)
-
-    def cover(self, count: int) -> bool:
-        """Whether half of ``count`` classes occur: marks of other kinds, as of anomalies, don't."""
-        return 2 * len(np.unique(self.classes)) >= count
-
-    @property
-    def description(self) -> str:
-        shape = list(self.values.shape)
-        if not self.are_integers or self.values.size == 0:
-            return f"{self.values.dtype} of shape {shape}"
-        return f"integers from {self.values.min()} to {self.values.max()} of shape {shape}"
+def _shown(outputs: Outputs) -> str:
+    return " x ".join(map(str, outputs.sizes)) + " values" if outputs.count > 1 else "one value"

@@ -29,13 +29,17 @@ from codegen.graph.ir import Loss
 from codegen.importer.draft import DraftGraph
 from codegen.importer.handlers import HANDLERS, SUPPORTED_OPERATORS, unsupported
 from codegen.importer.loss import Outputs, choose_loss
+from codegen.importer.outputs import Choice, choose_output
 from codegen.importer.passes import PASSES
-from codegen.importer.quantized import transpose_integers
+from codegen.importer.qoperator import to_qdq
+from codegen.importer.quantized import ON_CODES, follow_integers
 from codegen.importer.state import Affine, ImportState, Node, View
 
 __all__ = ["OLDEST_OPSET", "SUPPORTED_OPERATORS", "import_model", "import_proto", "load_file"]
 
 OLDEST_OPSET = 13
+
+_ONNXRUNTIME, _FOUR_BITS = "com.microsoft", 21
 
 # What onnx and numpy raise for tensors and attributes whose parts don't agree.
 _DAMAGE = (ValueError, TypeError, KeyError, IndexError, OverflowError)
@@ -45,16 +49,21 @@ _NEVER_COMPUTED = ("Constant", "DequantizeLinear", "If", "Loop", "Scan")
 
 
 def import_model(
-    path: Path | str, loss: Loss | None = None, samples: Path | str | None = None
+    path: Path | str,
+    loss: Loss | LossChoice | None = None,
+    samples: Path | str | None = None,
+    output: str | None = None,
 ) -> FloatGraph:
     """Reads an ONNX file.
 
     ``loss`` says what the model is trained with; without it the model says so, or the labels of
-    ``samples`` (see `choose_loss`). Raises ModelError for a file that is missing, damaged or
-    unsupported, and where the loss can't be known; CalibrationError for ``samples`` that can't be
-    read.
+    ``samples`` (see `choose_loss`). ``output`` is which of several outputs is the network's, where
+    the others aren't made of it (see `choose_output`).
+
+    Raises ModelError for a file that is missing, damaged or unsupported, and where the loss can't
+    be known; CalibrationError for ``samples`` that can't be read.
     """
-    return import_proto(load_file(path), Path(path).stem, loss, samples)
+    return import_proto(load_file(path), Path(path).stem, loss, samples, output)
 
 
 def load_file(path: Path | str) -> onnx.ModelProto:
@@ -92,8 +101,9 @@ def _unreadable_data(path: Path, error: Exception) -> ModelError:
 def import_proto(
     model: onnx.ModelProto,
     name: str | None = None,
-    loss: Loss | None = None,
+    loss: Loss | LossChoice | None = None,
     samples: Path | str | None = None,
+    output: str | None = None,
 ) -> FloatGraph:
     """Turns a loaded ONNX model into a float graph; options and errors are `import_model`'s."""
     opset = _opset_of(model)
@@ -111,12 +121,14 @@ def import_proto(
         opset = OLDEST_OPSET
     try:
         state = ImportState(model.graph, name or model.graph.name or "model")
-        draft, result = _run(state, opset)
+        to_qdq(state)
+        chosen = choose_output(state.nodes, state.outputs, output, state.constants)
+        draft, result = _run(state, chosen, opset)
     except _DAMAGE as error:
         raise ModelError(f"the model contradicts itself ({error}); export it again") from error
-    choice = choose_loss(_outputs(state, result), loss, samples)
-    if choice.loss == "mse":
-        _to_reconstruction(state, draft, result)
+    choice = choose_loss(_outputs(state, chosen, result), loss, samples)
+    _set_loss(state, draft, result, choice)
+    choice = dataclasses.replace(choice, output=chosen.tensor, output_because=chosen.because)
     return _finished(state, draft, choice, notes)
 
 
@@ -142,27 +154,41 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         ) from error
 
 
-def _run(state: ImportState, opset: int) -> tuple[DraftGraph, View]:
+def _run(state: ImportState, chosen: Choice, opset: int) -> tuple[DraftGraph, View]:
     """The draft in its normal form, and the model's output."""
-    for node in state.nodes:
+    for node in chosen.nodes:
         if _is_constant(state, node):
             _compute(state, node, opset)
+            continue
+        if chosen.sigmoid and node.outputs[0] == chosen.sigmoid:
+            view = dataclasses.replace(state.view(node), after="Sigmoid")
+            state.views[chosen.sigmoid] = view
             continue
         handler = HANDLERS.get(node.operator)
         if handler is None:
             node.refuse(unsupported(node.operator))
-        if state.is_behind_softmax(node) and not handler.renames:
+        end = state.end_before(node)
+        if end and not handler.renames:
             node.refuse(
-                "reads the output of a Softmax, behind which only reshapes are supported; export "
+                f"reads the output of a {end}, behind which only reshapes are supported; export "
                 "the model without what follows"
+            )
+        on_codes = state.reads_codes(node)
+        if on_codes and node.operator not in ON_CODES:
+            node.refuse(
+                "computes with an activation in integers, which it takes for real numbers; put "
+                "DequantizeLinear before it"
             )
         handler.read(state, node)
         state.note_rearranged(node)
-    result = state.views.get(state.outputs[0])
+        if on_codes and ON_CODES[node.operator]:
+            state.codes[node.outputs[0]] = state.codes[node.input(0)]
+    result = state.views.get(chosen.tensor)
     if result is None:
         raise ModelError(
-            f"output '{state.outputs[0]}' isn't computed from the model's input; export it again"
+            f"output '{chosen.tensor}' isn't computed from the model's input; export it again"
         )
+    state.lay_out_constants()
     draft = DraftGraph(state.input, result.tensor, state.ops, state.shapes, state.codings)
     for run_pass in PASSES:
         run_pass(draft)
@@ -185,7 +211,11 @@ def _compute(state: ImportState, node: Node, opset: int) -> None:
               for name in inputs]  # fmt: skip
     results = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
                for name in node.outputs if name]  # fmt: skip
-    graph = onnx.helper.make_graph([node.proto], node.name, values, results)
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    if proto.domain == _ONNXRUNTIME:  # the same as ONNX's own, but it came before that took 4 bits
+        proto.domain, opset = "", max(opset, _FOUR_BITS)
+    graph = onnx.helper.make_graph([proto], node.name, values, results)
     opsets = [onnx.helper.make_opsetid("", opset)]
     try:
         evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))
@@ -194,35 +224,38 @@ def _compute(state: ImportState, node: Node, opset: int) -> None:
         node.refuse(f"can't be computed from its constants ({error}); export the model again")
     for result, value in zip(results, outputs, strict=True):
         state.constants[result.name] = value
-    if node.operator == "Transpose":
-        order = node.attributes.get("perm", range(outputs[0].ndim - 1, -1, -1))
-        transpose_integers(state, node, tuple(order))
+    follow_integers(state, node)
 
 
-def _outputs(state: ImportState, result: View) -> Outputs:
+def _outputs(state: ImportState, chosen: Choice, result: View) -> Outputs:
     return Outputs(
         state.name,
-        state.outputs[0],
+        chosen.tensor,
         tuple(size for size in result.sizes if size > 1),
         tuple(size for size in state.sample_shape if size > 1),
-        result.after_softmax,
+        result.after,
+        chosen.largest,
     )
 
 
-def _to_reconstruction(state: ImportState, draft: DraftGraph, result: View) -> None:
-    """Puts the head's rows in the order of the input's elements; its loss is the squared error."""
+def _set_loss(state: ImportState, draft: DraftGraph, result: View, choice: LossChoice) -> None:
+    """Gives the head its loss, and its rows the order of the file's outputs, or of the input."""
     head = draft.ops[draft.output]
     assert isinstance(head, FloatHead)
     rows = state.roles_of(result.tensor).channels
     order = [rows.index(axis) for group in result.dims for axis in group]
     place = np.arange(len(head.bias)).reshape([axis.size for axis in rows]).transpose(order)
-    place = place.reshape(1, *state.sample_shape)
     layout = state.sample_layout
-    if layout is not None:
+    if choice.loss == "mse" and choice.target_scale is None and layout is not None:
+        place = place.reshape(1, *state.sample_shape)
         place = layout.arrange(place, state.shapes[state.input])
     chosen = place.reshape(-1)
     draft.ops[draft.output] = dataclasses.replace(
-        head, weight=head.weight[chosen], bias=head.bias[chosen], loss="mse"
+        head,
+        weight=head.weight[chosen],
+        bias=head.bias[chosen],
+        loss=choice.loss,
+        target_scale=choice.target_scale,
     )
 
 
@@ -242,4 +275,5 @@ def _finished(
         state.sample_layout,
         choice,
         tuple(notes),
+        integer_input=state.input in state.codes,
     )

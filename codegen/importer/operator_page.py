@@ -9,6 +9,7 @@ from pathlib import Path
 
 from codegen.importer.handlers import HANDLERS, REMEDIES
 from codegen.importer.model import OLDEST_OPSET
+from codegen.importer.qoperator import QOPERATORS
 
 PAGE = Path("docs") / "specification" / "operators.md"
 
@@ -33,6 +34,14 @@ def page() -> str:
             "| operator | becomes | not taken |",
             "|---|---|---|",
             *rows,
+            "",
+            "## Integer operators",
+            "",
+            "What computes with codes and their scales is read as what it stands for: "
+            "DequantizeLinear, the operator in",
+            "real numbers, QuantizeLinear. With the limits of that operator, and not with "
+            "`channels_last`, these are:",
+            ", ".join(f"`{name}`" for name in QOPERATORS) + ".",
             "",
             "## What is refused with a remedy",
             "",

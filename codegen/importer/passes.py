@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from codegen.arithmetic.layers import WEIGHT_MAX
 from codegen.errors import ModelError
 from codegen.graph.floats import (
     NO_CLAMP,
@@ -24,13 +25,17 @@ from codegen.graph.floats import (
     StoredIntegers,
 )
 from codegen.graph.ir import Padding
+from codegen.importer.dilation import crop_to_padding, drop_returns, undilate
 from codegen.importer.draft import DraftGraph, remove_unused
 from codegen.importer.functions import fuse_products, merge_functions
+from codegen.importer.groups import split_groups
 from codegen.importer.state import Affine, Array
 from codegen.operators.average_pool import AveragePool
+from codegen.operators.gather import Gather
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.max_pool import MaxPool
 from codegen.operators.requantize import FloatClamp
+from codegen.operators.scaling import FloatScaling
 
 
 def merge_affines(draft: DraftGraph) -> None:
@@ -39,9 +44,11 @@ def merge_affines(draft: DraftGraph) -> None:
         first = draft.ops.get(op.input)
         if not isinstance(first, Affine) or first.output in draft.codings:
             continue
-        if not draft.only_reader(first.output):
+        if not draft.only_reader(first.output) or first.below is not None or op.below is not None:
             continue
         gain, shift = first.gain * op.gain, first.shift * op.gain + op.shift
+        if shift.size > max(each.size for part in (first, op) for each in (part.gain, part.shift)):
+            continue  # one for each row and one for each channel: tables of their product
         draft.ops[op.output] = dataclasses.replace(op, input=first.input, gain=gain, shift=shift)
         del draft.ops[first.output]
 
@@ -54,7 +61,7 @@ def fold_affines(draft: DraftGraph) -> None:
     """
     for op in draft.each(Affine):
         conv = draft.ops.get(op.input)
-        if not isinstance(conv, FloatConv) or conv.clamp != NO_CLAMP:
+        if not isinstance(conv, FloatConv) or conv.clamp != NO_CLAMP or not op.is_per_channel:
             continue
         coded = conv.output in draft.codings and op.output != draft.output
         if coded or not draft.only_reader(conv.output):
@@ -70,7 +77,7 @@ def fold_affines(draft: DraftGraph) -> None:
 
 def _folded(conv: FloatConv, op: Affine) -> FloatConv | None:
     outputs = len(conv.bias)
-    gain, shift = np.broadcast_to(op.gain, outputs), np.broadcast_to(op.shift, outputs)
+    gain, shift = (np.broadcast_to(each.reshape(-1), outputs) for each in (op.gain, op.shift))
     stored = conv.stored
     if stored is not None:
         if (gain == 0).any():
@@ -91,14 +98,28 @@ def _folded(conv: FloatConv, op: Affine) -> FloatConv | None:
 
 
 def affines_to_layers(draft: DraftGraph) -> None:
-    """What is left of sums and products with constants: depthwise 1x1 convolutions."""
+    """What is left of sums and products with constants: depthwise 1x1 convolutions, or Scaling."""
     for op in draft.each(Affine):
+        if not op.is_per_channel:
+            gain, shift, below = _of_one_shape(op)
+            draft.ops[op.output] = FloatScaling(op.name, op.input, op.output, gain, shift, below)
+            continue
         channels = draft.shapes[op.input][0]
-        weight: Array = np.broadcast_to(op.gain, channels).reshape(channels, 1, 1, 1).copy()
-        bias: Array = np.broadcast_to(op.shift, channels).copy()
+        gain, shift = (np.broadcast_to(each.reshape(-1), channels) for each in (op.gain, op.shift))
+        weight: Array = gain.reshape(channels, 1, 1, 1).copy()
+        bias: Array = shift.copy()
         draft.ops[op.output] = FloatConv(
             op.name, op.input, op.output, weight, bias, groups=channels
         )
+
+
+def _of_one_shape(op: Affine) -> tuple[Array, Array, Array | None]:
+    """Gain, shift and the gain below 0, all in the shape of the largest."""
+    if op.below is None:
+        gain, shift = np.broadcast_arrays(op.gain, op.shift)
+        return gain, shift, None
+    gain, shift, below = np.broadcast_arrays(op.gain, op.shift, op.below)
+    return gain, shift, below
 
 
 def raise_clamps_over_max_pools(draft: DraftGraph) -> None:
@@ -125,12 +146,17 @@ def _swapped(draft: DraftGraph, first: MaxPool, second: FloatClamp) -> FloatClam
 
 
 def fold_clamps(draft: DraftGraph) -> None:
-    """An activation becomes the clamp of the operation that makes its input."""
+    """An activation becomes the clamp of the operation that makes its input.
+
+    Also where that one's output is coded, if the activation's output has the same code: rounding
+    and clamping may change places.
+    """
     for op in draft.each(FloatClamp):
         maker = draft.ops.get(op.input)
         if not isinstance(maker, Clamped):
             continue
-        if maker.output in draft.codings or not draft.only_reader(maker.output):
+        known = draft.codings.get(maker.output)
+        if known not in (None, draft.codings.get(op.output)) or not draft.only_reader(maker.output):
             continue
         clamp = maker.clamp.then(op.clamp)
         draft.ops[maker.output] = dataclasses.replace(maker, clamp=clamp)
@@ -157,27 +183,29 @@ def merge_means(draft: DraftGraph) -> None:
             del draft.ops[first.output]
 
 
-def code_before_max_pools(draft: DraftGraph) -> None:
-    """In quantized models a max pool's output is coded as its input is: it takes one of the codes.
+def code_before_choices(draft: DraftGraph) -> None:
+    """In quantized models the output of a max pool or Gather is coded as its input is: it takes
+    some of the codes.
 
     A model that codes the output alone may as well code the input, since the largest code is that
     of the largest value; one that codes both, differently, gets an operation for the change.
     """
-    for op in reversed(list(draft.each(MaxPool))):
+    choices = [op for op in draft.ops.values() if isinstance(op, MaxPool | Gather)]
+    for op in reversed(choices):
         wanted, coding = draft.codings.get(op.output), draft.codings.get(op.input)
         if wanted is None or wanted == coding:
             continue
         if coding is None and draft.only_reader(op.input):
             draft.codings[op.input] = wanted
             continue
-        pooled = f"{op.output}_pooled"
+        chosen = f"{op.output}_chosen"
         draft.split(
-            dataclasses.replace(op, output=pooled),
-            FloatClamp(f"{op.name}_recoded", pooled, op.output, NO_CLAMP),
+            dataclasses.replace(op, output=chosen),
+            FloatClamp(f"{op.name}_recoded", chosen, op.output, NO_CLAMP),
         )
-        draft.shapes[pooled] = draft.shapes[op.output]
+        draft.shapes[chosen] = draft.shapes[op.output]
         if coding is not None:
-            draft.codings[pooled] = coding
+            draft.codings[chosen] = coding
 
 
 def separate_clamps(draft: DraftGraph) -> None:
@@ -246,7 +274,9 @@ def last_layer_to_head(draft: DraftGraph) -> None:
     """The matrix that makes the output; its output is wide on the device, coded or not."""
     last = draft.ops.get(draft.output)
     ends = f"output '{draft.output}' is made by '{last.name}'" if last else "the model is empty"
-    needed = "must end in a Gemm, or MatMul and Add, or 1x1 Conv, with an optional Softmax"
+    needed = (
+        "must end in a Gemm, or MatMul and Add, or 1x1 Conv, with an optional Softmax or Sigmoid"
+    )
     if not isinstance(last, FloatConv):
         raise ModelError(f"{ends}; a model {needed}")
     if last.clamp != NO_CLAMP:
@@ -257,20 +287,42 @@ def last_layer_to_head(draft: DraftGraph) -> None:
             f"{ends}, which isn't fully connected: it makes {[outputs, height, width]}; a model "
             f"{needed}"
         )
-    if outputs < 2:
-        raise ModelError(
-            f"{ends}, which has one output: a device trains classifiers, of at least 2 classes "
-            "with an output each, and autoencoders; regression isn't supported, and a yes or no "
-            "needs two outputs"
-        )
     draft.ops[last.output] = FloatHead(
         last.name, last.input, last.output, last.weight.reshape(outputs, -1), last.bias
     )
     draft.codings.pop(last.output, None)
 
 
+def check_stored_weights(draft: DraftGraph) -> None:
+    """Stored weights must be codes of the device, which are symmetric about zero.
+
+    The last layer's, of 16 bits, hold any; of the others those that reach beyond are refused.
+    """
+    for op in draft.each(FloatConv):
+        if op.stored is None:
+            continue
+        steps = op.stored.weight.astype(np.float64)
+        largest = np.abs(steps).max(axis=(1, 2, 3))
+        beyond = largest > _LARGEST_STORED
+        if not beyond.any():
+            continue
+        ratio = np.maximum(largest / WEIGHT_MAX, 1.0)[:, np.newaxis, np.newaxis, np.newaxis]
+        lost = np.abs(steps - np.rint(steps / ratio) * ratio).max(axis=(1, 2, 3))
+        raise ModelError(
+            f"layer '{op.name}': its weights reach {largest.max():.0f} steps from their zero "
+            f"point, and the device's, symmetric int8, {WEIGHT_MAX}; in coarser steps "
+            f"{beyond.sum()} of its {len(steps)} channels would be off by up to "
+            f"{(lost / np.maximum(largest, 1)).max():.2%} of their largest weight. Quantize "
+            "weights as symmetric int8 (in onnxruntime weight_type=QuantType.QInt8), or give the "
+            "float model"
+        )
+
+
+_LARGEST_STORED = 128  # -128 becomes -127, which a note tells
+
 PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     remove_unused,
+    crop_to_padding,
     fuse_products,
     merge_functions,
     merge_affines,
@@ -280,9 +332,13 @@ PASSES: tuple[Callable[[DraftGraph], None], ...] = (
     fold_clamps,
     merge_means,
     pool_before_classifier,
-    code_before_max_pools,
+    code_before_choices,
+    undilate,
+    drop_returns,
+    split_groups,
     separate_clamps,
     remove_idle_clamps,
     last_layer_to_head,
     clamp_to_codes,
+    check_stored_weights,
 )

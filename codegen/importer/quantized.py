@@ -1,20 +1,23 @@
 """How the importer reads quantized models: QuantizeLinear and DequantizeLinear around operations.
 
 Between activations both only rename tensors and say how they are coded; where a model codes a
-tensor a second time, differently, that is an operation of its own. Of constants the stored
-integers are kept beside their real values.
+tensor a second time, differently, that is an operation of its own. A model whose input is integers
+says by its first DequantizeLinear what they stand for. Of constants the stored integers are kept
+beside their real values.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from codegen.arithmetic.layers import INT32_MAX
 from codegen.graph.floats import NO_CLAMP, Coding, StoredIntegers
 from codegen.graph.ir import Padding
 from codegen.importer.state import Array, ImportState, Integers, Node
@@ -32,15 +35,52 @@ def dequantize_linear(state: ImportState, node: Node) -> None:
     zero = state.constants[node.input(2)] if node.input(2) else np.zeros(1, codes.dtype)
     axis = int(node.attributes.get("axis", 1)) % max(codes.ndim, 1)
     per_channel = scale.size > 1
-    if codes.dtype.kind not in "iu" or (per_channel and scale.size != codes.shape[axis]):
+    if int(node.attributes.get("block_size", 0)):
+        node.refuse("has a scale for each block of weights; use one per output channel")
+    if not _holds_integers(codes) or (per_channel and scale.size != codes.shape[axis]):
         node.refuse(
             f"turns {codes.dtype} constants of shape {list(codes.shape)} with {scale.size} scales "
             f"along axis {axis} into real ones; supported are one scale, or one per channel"
         )
     along = [-1 if dimension == axis else 1 for dimension in range(codes.ndim)]
-    centred = codes.astype(np.int64) - zero.astype(np.int64).reshape(along)
-    state.constants[node.outputs[0]] = centred * scale.reshape(along)
-    state.integers[node.outputs[0]] = Integers(codes, scale, zero.reshape(-1), axis)
+    steps = codes.astype(np.int64) - zero.astype(np.int64).reshape(along)
+    state.constants[node.outputs[0]] = steps * scale.reshape(along)
+    state.integers[node.outputs[0]] = Integers(steps, scale, axis, codes.dtype)
+
+
+def _holds_integers(codes: NDArray[Any]) -> bool:
+    """Whether these are integers, also those of 4 bits and 2, which aren't numpy's own."""
+    return codes.dtype.kind in "iu" or codes.dtype.name in _SMALL_INTEGERS
+
+
+_SMALL_INTEGERS = ("int4", "uint4", "int2", "uint2")
+
+
+ON_CODES: Mapping[str, bool] = {
+    **dict.fromkeys(
+        (
+            "Clip",
+            "Dropout",
+            "Flatten",
+            "Gather",
+            "GlobalMaxPool",
+            "Identity",
+            "MaxPool",
+            "Pad",
+            "ReduceMax",
+            "Relu",
+            "Reshape",
+            "Slice",
+            "Split",
+            "Squeeze",
+            "Transpose",
+            "Unsqueeze",
+        ),
+        True,
+    ),
+    **dict.fromkeys(("Cast", "DequantizeLinear", "Shape"), False),
+}
+"""Operators that may read an activation in integers, and whether what they make is, too."""
 
 
 def _scale(state: ImportState, node: Node) -> Array:
@@ -75,7 +115,7 @@ def quantize_linear(state: ImportState, node: Node) -> None:
     state.codes[node.outputs[0]] = _zero_point(state, node).dtype
     name = node.input(0)
     coding = _coding(state, node, _scale(state, node))
-    if name in state.views and state.views[name].after_softmax:
+    if name in state.views and state.views[name].after:
         state.rename(node)  # what comes after the head is not computed on the device
         return
     view = state.padded_view(node)
@@ -90,12 +130,30 @@ def quantize_linear(state: ImportState, node: Node) -> None:
     state.codings[name] = coding
 
 
-def _check_coding(state: ImportState, node: Node, scale: Array) -> None:
-    name = node.input(0)
-    if name in state.views and state.views[name].after_softmax:
+def cast_codes(state: ImportState, node: Node, to: int) -> None:
+    """Codes under the type that they have, or the model's input from integers to real numbers."""
+    written, wanted = state.codes[node.input(0)], onnx.helper.tensor_dtype_to_np_dtype(to)
+    if wanted == written:  # as PyTorch's exporter writes models of torch.ao.quantization
+        state.codes[node.outputs[0]] = written
         return
     tensor = state.padded_view(node).tensor
-    if state.codings.get(tensor) != _coding(state, node, scale):
+    numbers = Coding(1.0, -128 if written == np.uint8 else 0)
+    if wanted.kind != "f" or state.codings.setdefault(tensor, numbers) != numbers:
+        node.refuse(
+            f"turns codes of type {written} into {wanted} as they stand; put DequantizeLinear in "
+            "its place"
+        )
+
+
+def _check_coding(state: ImportState, node: Node, scale: Array) -> None:
+    name = node.input(0)
+    if name in state.views and state.views[name].after:
+        return
+    tensor = state.padded_view(node).tensor
+    coding = _coding(state, node, scale)
+    if tensor not in state.codings and node.input(0) in state.codes:
+        state.codings[tensor] = coding  # the model's input came in integers
+    if state.codings.get(tensor) != coding:
         node.refuse(
             f"reads tensor '{tensor}' with another scale or zero point than it was written with; "
             "quantize the model again"
@@ -111,23 +169,19 @@ def stored_integers(
 ) -> StoredIntegers | None:
     """The integers behind input 1 of a layer, None where it is stored as real numbers.
 
-    ``output_axis`` is the axis of the output channels as stored, ``arrange`` brings the codes into
-    the layout [O, I/groups, Kh, Kw]; ``source`` is the layer's input tensor.
+    They are less their zero point, and may reach beyond what the device holds, which
+    `codegen.importer.passes.check_stored_weights` looks at. ``output_axis`` is the axis of the
+    output channels as stored, ``arrange`` brings the codes into the layout [O, I/groups, Kh, Kw];
+    ``source`` is the layer's input tensor.
     """
     stored = state.integers.get(node.input(1))
     if stored is None:
         return None
-    codes, zero = stored.codes.astype(np.int64), stored.zero_point.astype(np.int64)
-    if stored.codes.dtype == np.uint8:
-        codes, zero = codes - 128, zero - 128
-    if stored.codes.dtype not in (np.dtype(np.int8), np.dtype(np.uint8)) or zero.any():
-        node.refuse(
-            f"its weight is stored as {stored.codes.dtype} with zero point "
-            f"{int(stored.zero_point[0])}; quantize weights as symmetric int8"
-        )
+    if stored.dtype.kind in "iu" and stored.dtype.itemsize > 1:
+        node.refuse(f"its weight is stored as {stored.dtype}; quantize weights as symmetric int8")
     if stored.scale.size > 1 and stored.axis != output_axis:
         return None  # one scale per input: real values, quantized again per output
-    weight = arrange(codes.astype(np.int16))
+    weight = arrange(stored.steps.astype(np.int16))
     scale = np.broadcast_to(stored.scale, len(weight)).astype(np.float64)
     return StoredIntegers(weight, scale, _stored_bias(state, node, source, scale))
 
@@ -136,18 +190,42 @@ def _stored_bias(
     state: ImportState, node: Node, source: str, weight_scale: Array
 ) -> NDArray[np.int32] | None:
     bias = state.integers.get(node.input(2))
-    if bias is None or source not in state.codings or bias.zero_point.any():
+    if bias is None or source not in state.codings:
+        return None
+    if bias.steps.min() < -INT32_MAX - 1 or bias.steps.max() > INT32_MAX:
         return None
     wanted = state.codings[source].scale * weight_scale
-    if bias.codes.size != len(wanted) or not np.allclose(bias.scale, wanted, rtol=1e-5, atol=0.0):
+    if bias.steps.size != len(wanted) or not np.allclose(bias.scale, wanted, rtol=1e-5, atol=0.0):
         return None
-    return bias.codes.reshape(-1).astype(np.int32)
+    return bias.steps.reshape(-1).astype(np.int32)
 
 
-def transpose_integers(state: ImportState, node: Node, order: tuple[int, ...]) -> None:
-    """Keeps the integers of a constant that a Transpose node turns."""
+def follow_integers(state: ImportState, node: Node) -> None:
+    """Keeps the integers of a constant of which a node makes another view of the same values."""
     stored = state.integers.get(node.input(0))
-    if stored is not None:
-        state.integers[node.outputs[0]] = dataclasses.replace(
-            stored, codes=stored.codes.transpose(order), axis=order.index(stored.axis)
+    if stored is None or node.operator not in _VIEWS:
+        return
+    shape = state.constants[node.outputs[0]].shape
+    axis: int | None
+    if node.operator == "Transpose":
+        order = list(node.attributes.get("perm", range(len(shape) - 1, -1, -1)))
+        steps, axis = stored.steps.transpose(order), order.index(stored.axis)
+    else:
+        steps, axis = (
+            stored.steps.reshape(shape),
+            _same_axis(stored.steps.shape, stored.axis, shape),
         )
+    if axis is None and stored.scale.size > 1:
+        return
+    state.integers[node.outputs[0]] = dataclasses.replace(stored, steps=steps, axis=axis or 0)
+
+
+_VIEWS = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+
+
+def _same_axis(before: tuple[int, ...], axis: int, after: tuple[int, ...]) -> int | None:
+    """Where ``axis`` is after a reshape, None where it is split or merged with others."""
+    for place, size in enumerate(after):
+        if size == before[axis] and math.prod(after[:place]) == math.prod(before[:axis]):
+            return place
+    return None

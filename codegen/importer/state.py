@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 import onnx
@@ -23,15 +23,19 @@ from codegen.errors import ModelError
 from codegen.graph.floats import (
     ChannelsFirst,
     Coding,
+    FloatConv,
     FloatOp,
     SampleLayout,
     window_output_shape,
 )
-from codegen.graph.ir import Padding, Unary, Variadic
+from codegen.graph.ir import Padding, Unary
 from codegen.graph.names import identifier
 from codegen.operators.average_pool import AveragePool
+from codegen.operators.gather import Gather, PictureAxis
 
 Array = NDArray[np.float64]
+
+_INPUT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,25 +65,32 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Integers:
-    """A constant that is stored as integers with one scale, or one per entry of ``axis``."""
+    """A constant that is stored as integers with one scale, or one per entry of ``axis``.
 
-    codes: NDArray[Any]
+    ``steps`` are the codes less their zero point, ``dtype`` is that of the codes.
+    """
+
+    steps: NDArray[np.int64]
     scale: Array
-    zero_point: NDArray[Any]
     axis: int
+    dtype: np.dtype[Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Affine(Unary):
-    """gain * x + shift per channel (or one for all): never survives the importer's passes."""
+class DilatedConv(FloatConv):
+    """A convolution with ``dilation`` (rows, columns) from one tap to the next: never survives the
+    importer's passes."""
 
-    gain: Array
-    shift: Array
+    dilation: tuple[int, int] = (1, 1)
 
-
-@dataclasses.dataclass(frozen=True)
-class Product(Variadic):
-    """Elementwise product of two tensors of one shape: never survives the importer's passes."""
+    @property
+    def extent(self) -> tuple[int, int]:
+        """(rows, columns) that its kernel sees, with those between the taps."""
+        height, width = (
+            (size - 1) * step + 1
+            for size, step in zip(self.weight.shape[2:], self.dilation, strict=True)
+        )
+        return height, width
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,6 +102,25 @@ class Axis:
 
 Group: TypeAlias = tuple[Axis, ...]
 """Axes that make one dimension together, the last one fastest; () is a dimension of size 1."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Affine(Unary):
+    """gain · x + shift, where x < 0 below · x + shift: never survives the importer's passes.
+
+    Constants are one number or one for each entry of ``axes``. Passes see (channels, height, width)
+    instead, with size 1 where a constant doesn't vary.
+    """
+
+    gain: Array
+    shift: Array
+    below: Array | None = None
+    axes: Group = ()
+
+    @property
+    def is_per_channel(self) -> bool:
+        """For passes: whether it is one affine function for each channel."""
+        return self.below is None and self.gain.shape[1:] == self.shift.shape[1:] == (1, 1)
 
 
 def size_of(group: Group) -> int:
@@ -105,7 +135,7 @@ class View:
     tensor: str
     dims: tuple[Group, ...]
     padding: Padding = dataclasses.field(default_factory=Padding)
-    after_softmax: bool = False
+    after: Literal["", "Softmax", "Sigmoid"] = ""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -145,27 +175,29 @@ class ImportState:
         self.ops: dict[str, FloatOp] = {}  # by output tensor, in execution order
         self.views: dict[str, View] = {}  # by ONNX name
         self.codings: dict[str, Coding] = {}  # by tensor, in quantized models
-        self.codes: dict[str, np.dtype[Any]] = {}  # types by ONNX name of QuantizeLinear's outputs
+        self.codes: dict[str, np.dtype[Any]] = {}  # types by ONNX name of activations in integers
         self.nodes = named_nodes(graph)
         self._taken: set[str] = set()
         self._roles: dict[str, Roles] = {}  # by tensor; of the input once they are settled
         self._like_input: set[str] = set()  # tensors with the input's axes
-        self._settled_by: Node | None = None  # what first needed to know these
         self._rearranged_by: dict[str, Node] = {}  # by ONNX name: what moved its dimensions last
         self.outputs = [output.name for output in graph.output]
         self.input = self._read_input(graph)
 
     def _read_input(self, graph: onnx.GraphProto) -> str:
         inputs = [entry for entry in graph.input if entry.name not in self.constants]
-        if len(inputs) != 1 or len(self.outputs) != 1:
-            raise ModelError(
-                f"the model has {len(inputs)} inputs and {len(self.outputs)} outputs; "
-                "export a network with one input and one output"
-            )
+        if len(inputs) != 1:
+            raise ModelError(f"the model has {len(inputs)} inputs; export a network with one input")
         entry = inputs[0]
-        if entry.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-            kind = onnx.TensorProto.DataType.Name(entry.type.tensor_type.elem_type)
-            raise ModelError(f"input '{entry.name}' is {kind}; export the model with float32 input")
+        kind = entry.type.tensor_type.elem_type
+        if kind not in _INPUT_TYPES:
+            shown = onnx.TensorProto.DataType.Name(kind)
+            raise ModelError(
+                f"input '{entry.name}' is {shown}; export the model with an input of float32, int8 "
+                "or uint8"
+            )
+        if kind != onnx.TensorProto.FLOAT:
+            self.codes[entry.name] = onnx.helper.tensor_dtype_to_np_dtype(kind)
         dims = [
             dim.dim_value if dim.HasField("dim_value") else None
             for dim in entry.type.tensor_type.shape.dim
@@ -232,9 +264,29 @@ class ImportState:
             )
         return self.views[name]
 
-    def is_behind_softmax(self, node: Node) -> bool:
-        """Whether the node reads class probabilities."""
-        return any(self.views[name].after_softmax for name in node.inputs if name in self.views)
+    def reads_codes(self, node: Node) -> bool:
+        """Whether the node reads an activation in integers, as QuantizeLinear makes them."""
+        return any(name in self.codes for name in node.inputs)
+
+    def real_value(self, node: Node, number: float) -> float:
+        """A parameter of the node in real numbers; where it reads codes, it is one of these."""
+        written = self.codes.get(node.input(0))
+        if written is None:
+            return number
+        coding = self.codings.get(self.padded_view(node).tensor)
+        if coding is None:
+            node.refuse(
+                "works with the integers of the model's input before it is said what they stand "
+                "for; put DequantizeLinear before it"
+            )
+        code = number - (128 if written == np.uint8 else 0)
+        return coding.scale * (code - coding.zero_point)
+
+    def end_before(self, node: Node) -> str:
+        """What has made the probabilities that the node reads; '' where these are none."""
+        return next(
+            (end for n in node.inputs if n in self.views and (end := self.views[n].after)), ""
+        )
 
     def picture(self, node: Node, index: int = 0, *, padded: bool = False) -> tuple[View, Roles]:
         """Input ``index`` as (batch, channels, [height,] [width]), and the axes of its tensor."""
@@ -245,11 +297,10 @@ class ImportState:
                 f"its input has {len(dims)} dimensions; supported are (batch, channels), "
                 "(batch, channels, length) and (batch, channels, height, width)"
             )
-        wanted = Roles(
-            dims[1], dims[2] if len(dims) == 4 else (), dims[-1] if len(dims) > 2 else ()
-        )
         if view.tensor not in self._roles and dims[0] == ():
-            self._settle_input(wanted, node)
+            self._settle_input(_picture(dims))
+        view = self.in_order(node, index, view)
+        wanted = _picture(view.dims)
         if dims[0] != () or self._roles[view.tensor] != wanted:
             self._refuse_mixed(node, node.input(index))
         return view, wanted
@@ -265,15 +316,8 @@ class ImportState:
 
     def _refuse_mixed(self, reader: Node, name: str) -> NoReturn:
         """Refuses what keeps ``reader`` from reading ``name`` as a picture, rather than it."""
-        view, settled = self.views[name], self._settled_by
+        view = self.views[name]
         who = f"node '{reader.name}' ({reader.operator})"
-        made_of_input = view.tensor in self._like_input and view.tensor != self.input
-        if made_of_input and settled is not None:
-            settled.refuse(
-                "works along another dimension of the model's input than those that "
-                f"{who} behind it takes for (batch, channels, height, width); do its work on the "
-                "samples before they are given to the model, and export the model without it"
-            )
         moved = self._rearranged_by.get(name)
         shown = f"its input of shape {list(view.sizes)} isn't (batch, channels, height, width) of "
         if moved is None:
@@ -282,6 +326,51 @@ class ImportState:
             f"mixes the dimensions of what {who} reads: {shown}one tensor; leave it out, or "
             "reshape or transpose the model's input only"
         )
+
+    def in_order(self, node: Node, index: int, view: View) -> View:
+        """Input ``index`` of a tensor whose channels (rows, columns) lie as the view has them."""
+        if view.tensor in self._roles:
+            roles = self._roles[view.tensor]
+            sides = (roles.channels, roles.height, roles.width)
+            for place, group in enumerate(view.dims):
+                if any(group != side and set(group) == set(side) for side in sides):
+                    view = self.take(node, view, place, range(size_of(group)))
+            self.views[node.input(index)] = view
+        return view
+
+    def take(self, node: Node, view: View, place: int, indices: Sequence[int]) -> View:
+        """``view`` with the entries ``indices`` of dimension ``place``, in their order."""
+        group, sizes = view.dims[place], list(view.sizes)
+        if group == () and list(indices) == [0]:
+            return view
+        roles = self.roles(node, view)
+        sides: dict[PictureAxis, Group] = {
+            "channels": roles.channels, "height": roles.height, "width": roles.width
+        }  # fmt: skip
+        side = next((name for name, axes in sides.items() if set(group) <= set(axes)), None)
+        if group == () or side is None or view.after or len(indices) == 0:
+            node.refuse(
+                f"picks {len(indices)} of dimension {place} of a tensor of shape {sizes}; entries "
+                "of channels, height or width can be picked, of each by itself: reshape behind it"
+            )
+        axes = sides[side]
+        first = min(axes.index(axis) for axis in group)
+        before = axes[:first]
+        after = tuple(axis for axis in axes[first:] if axis not in group)
+        order = [axes.index(axis) for axis in (*before, *group, *after)]
+        whole = np.arange(size_of(axes))
+        places = whole.reshape([axis.size for axis in axes]).transpose(order)
+        chosen = places.reshape(size_of(before), size_of(group), -1)[:, list(indices)].reshape(-1)
+        if np.array_equal(chosen, whole):
+            return view
+        made = axes_of(len(indices))
+        name = self.unique(node.name)
+        op = Gather(name, view.tensor, name, side, tuple(chosen.tolist()))
+        self._add(op, dataclasses.replace(roles, **{side: (*before, *made, *after)}))
+        if view.tensor in self.codings:
+            self.codings[name] = self.codings[view.tensor]
+        dims = (*view.dims[:place], made, *view.dims[place + 1 :])
+        return dataclasses.replace(view, tensor=name, dims=dims)
 
     def roles(self, node: Node, view: View, *, channels_last: bool = False) -> Roles:
         """The axes of the view's tensor; settles the input's as its dimensions stand."""
@@ -293,15 +382,11 @@ class ImportState:
                 node.refuse(f"works on the model's input in shape {list(view.sizes)}; needed is "
                             "(batch, channels, height, width)")  # fmt: skip
             self._settle_input(
-                Roles(
-                    dims[0], dims[1] if len(dims) == 3 else (), dims[-1] if len(dims) > 1 else ()
-                ),
-                node,
+                Roles(dims[0], dims[1] if len(dims) == 3 else (), dims[-1] if len(dims) > 1 else ())
             )
         return self._roles[view.tensor]
 
-    def _settle_input(self, roles: Roles, node: Node) -> None:
-        self._settled_by = node
+    def _settle_input(self, roles: Roles) -> None:
         for tensor in self._like_input:
             self._roles[tensor] = roles
 
@@ -384,6 +469,15 @@ class ImportState:
             node.refuse(f"makes {list(target)} of {list(view.sizes)}, which has more elements")
         self.views[node.outputs[0]] = dataclasses.replace(view, dims=tuple(groups))
 
+    def lay_out_constants(self) -> None:
+        """Gives constants of sums and products the shape (channels, height, width)."""
+        for name, op in self.ops.items():
+            if isinstance(op, Affine) and name in self._roles:
+                roles = self._roles[name]
+                below = None if op.below is None else _laid_out(op.below, op.axes, roles)
+                gain, shift = (_laid_out(each, op.axes, roles) for each in (op.gain, op.shift))
+                self.ops[name] = Affine(op.name, op.input, op.output, gain, shift, below)
+
     def _only_ones(self, node: Node, target: Sequence[int]) -> bool:
         old = [size for size in self.padded_view(node).sizes if size != 1]
         return old == [size for size in target if size != 1]
@@ -399,10 +493,34 @@ class ImportState:
         for name, view in self.views.items():
             dims = tuple(divided(group) for group in view.dims)
             self.views[name] = dataclasses.replace(view, dims=dims)
+        for name, op in self.ops.items():
+            if isinstance(op, Affine):
+                self.ops[name] = dataclasses.replace(op, axes=divided(op.axes))
         for name, roles in self._roles.items():
             groups = (roles.channels, roles.height, roles.width)
             self._roles[name] = Roles(*(divided(group) for group in groups))
         return parts
+
+
+def _laid_out(values: Array, axes: Group, roles: Roles) -> Array:
+    """One value, or one for each entry of ``axes``, as (channels, height, width)."""
+    if values.ndim == 0:
+        return values.reshape(1, 1, 1)
+    sides = [
+        side if any(axis in axes for axis in side) else ()
+        for side in (roles.channels, roles.height, roles.width)
+    ]
+    every = [axis for side in sides for axis in side]
+    order = [axes.index(axis) for axis in every if axis in axes]
+    table = values.reshape([axis.size for axis in axes]).transpose(order)
+    table = table.reshape([axis.size if axis in axes else 1 for axis in every])
+    table = np.broadcast_to(table, [axis.size for axis in every])
+    return table.reshape([size_of(side) for side in sides])
+
+
+def _picture(dims: tuple[Group, ...]) -> Roles:
+    """Dimensions (batch, channels, [height,] [width]) as what they are."""
+    return Roles(dims[1], dims[2] if len(dims) == 4 else (), dims[-1] if len(dims) > 2 else ())
 
 
 def picture_dims(roles: Roles, rank: int) -> tuple[Group, ...]:
@@ -422,17 +540,15 @@ def named_nodes(graph: onnx.GraphProto) -> list[Node]:
             "DequantizeLinear",
         )
         domain = "" if proto.domain in ("", "ai.onnx") or same else f"{proto.domain}."
-        nodes.append(
-            Node(
-                proto.name or f"{proto.op_type.lower()}_{index}",
-                domain + proto.op_type,
-                tuple(proto.input),
-                tuple(proto.output),
-                {entry.name: _attribute(entry) for entry in proto.attribute},
-                proto,
-            )
-        )
+        name = proto.name or f"{proto.op_type.lower()}_{index}"
+        nodes.append(read_node(proto, name, domain + proto.op_type))
     return nodes
+
+
+def read_node(proto: onnx.NodeProto, name: str, operator: str) -> Node:
+    """The node of the file under a name of its own."""
+    attributes = {entry.name: _attribute(entry) for entry in proto.attribute}
+    return Node(name, operator, tuple(proto.input), tuple(proto.output), attributes, proto)
 
 
 def _attribute(entry: onnx.AttributeProto) -> Any:

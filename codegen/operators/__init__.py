@@ -10,19 +10,29 @@ from codegen.operators.add import ADD
 from codegen.operators.average_pool import AVERAGE_POOL
 from codegen.operators.base import Operator
 from codegen.operators.concat import CONCAT
+from codegen.operators.expand import EXPAND
+from codegen.operators.gather import GATHER
 from codegen.operators.global_average_pool import GLOBAL_AVERAGE_POOL
 from codegen.operators.lookup import LOOKUP
 from codegen.operators.max_pool import MAX_POOL
+from codegen.operators.product import PRODUCT
+from codegen.operators.rearrange import REARRANGE
 from codegen.operators.requantize import REQUANTIZE
+from codegen.operators.scaling import SCALING
 
 OPERATORS: tuple[Operator[Any, Any], ...] = (
     ADD,
     AVERAGE_POOL,
     CONCAT,
+    EXPAND,
+    GATHER,
     GLOBAL_AVERAGE_POOL,
     LOOKUP,
     MAX_POOL,
+    PRODUCT,
+    REARRANGE,
     REQUANTIZE,
+    SCALING,
 )
 
 _BY_CLASS: Mapping[type[Operation], Operator[Any, Any]] = {

@@ -1,4 +1,4 @@
-"""Add: the elementwise sum of two tensors."""
+"""Add: the elementwise sum of two tensors, or their difference."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FloatAdd(Variadic):
-    """Elementwise sum of two tensors of one shape."""
+    """Elementwise sum of two tensors of one shape, or the first less the second."""
 
     clamp: Clamp = NO_CLAMP
+    subtracts: bool = False
 
 
 @dataclass(frozen=True)
 class Add(Variadic):
-    """Elementwise sum of two tensors of one shape, each with its own scale.
+    """Elementwise sum (or difference) of two tensors of one shape, each with its own scale.
 
     Its output is clamped to [-128, 127]; that clamp *is* the activation function.
     """
+
+    subtracts: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,14 @@ def addition_arithmetic(graph: Graph, op: Add) -> AdditionArithmetic:
         raise ModelError(f"addition {op.name}: its output scale is too small for its inputs")
     a_error, a_exponent = relative_q15(ratios[:1])
     b_error, b_exponent = relative_q15(ratios[1:])
+    sign = -1 if op.subtracts else 1
     return AdditionArithmetic(
         round(a / out * 2**shift),
-        round(b / out * 2**shift),
+        sign * round(b / out * 2**shift),
         shift,
         int(a_error[0]),
         a_exponent,
-        int(b_error[0]),
+        sign * int(b_error[0]),
         b_exponent,
     )
 
@@ -80,11 +84,12 @@ class _AddOperator(Linear[FloatAdd, Add]):
     struct = "tf_addition"
 
     def evaluate(self, op: FloatAdd, inputs: Sequence[Values]) -> Values:
-        return activated(inputs[0] + inputs[1], op.clamp)
+        second = -inputs[1] if op.subtracts else inputs[1]
+        return activated(inputs[0] + second, op.clamp)
 
     def quantize(self, op: FloatAdd, assembly: Assembly) -> None:
         assembly.add_tensor(op.output)
-        assembly.ops.append(Add(op.name, op.inputs, op.output))
+        assembly.ops.append(Add(op.name, op.inputs, op.output, op.subtracts))
 
     def forward(self, graph: Graph, op: Add, inputs: Sequence[Ints]) -> Ints:
         constants = addition_arithmetic(graph, op)
@@ -94,6 +99,12 @@ class _AddOperator(Linear[FloatAdd, Add]):
         )
         total = first * constants.a_multiplier + second * constants.b_multiplier
         return round_shift(total, constants.shift) + graph.tensors[op.output].zero_point
+
+    def gradients(
+        self, graph: Graph, op: Add, inputs: Sequence[Ints], error: Values
+    ) -> list[Values]:
+        first, second = super().gradients(graph, op, inputs, error)
+        return [first, -second if op.subtracts else second]
 
     def error_factor(self, graph: Graph, op: Add, operand: int) -> tuple[int, int]:
         constants = addition_arithmetic(graph, op)

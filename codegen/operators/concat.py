@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Concat(Variadic):
-    """Channels of several tensors one after another; on the device all of one scale and zero."""
+    """Channels of several tensors one after another; on the device all of one scale and zero.
+
+    ``one_coding``: its inputs are parts of one layer and nobody else's, coded as the output is.
+    """
+
+    one_coding: bool = False
 
 
 def _slices(graph: Graph, op: Concat) -> list[slice]:

@@ -72,12 +72,13 @@ def lookup_arithmetic(graph: Graph, op: Lookup) -> LookupArithmetic:
 
 def _of(make: Callable[[Node], Function], about: str, limits: str = "") -> Handler:
     def read(state: ImportState, node: Node) -> None:
-        _append(state, node, make(node))
+        append_function(state, node, make(node))
 
     return Handler(read, f"a table by code: {about}", limits)
 
 
-def _append(state: ImportState, node: Node, function: Function) -> None:
+def append_function(state: ImportState, node: Node, function: Function) -> None:
+    """Adds a table of ``function`` of the node's first input as the maker of its output."""
     view = state.view(node)
     name = state.unique(node.name)
     state.append_elementwise(node, Lookup(name, view.tensor, name, function), view)
@@ -113,18 +114,11 @@ def _swish(node: Node) -> Function:
     return ("mul", X, ("sigmoid", ("affine", X, _number(node, "alpha", 1.0), 0.0)))
 
 
-def _p_relu(state: ImportState, node: Node) -> None:
-    slope = state.constant(node, 1, "slope")
-    if slope.size != 1:
-        node.refuse(f"has {slope.size} slopes; only one for all channels is supported (LeakyRelu)")
-    _append(state, node, ("leaky", X, float(slope.reshape(-1)[0])))
-
-
 def _power(state: ImportState, node: Node) -> None:
     exponent = state.constant(node, 1, "exponent")
     if exponent.size != 1 or float(exponent.reshape(-1)[0]) not in (2.0, 3.0):
         node.refuse("raises to another power than 2 or 3; train the model without it")
-    _append(state, node, ("power", X, int(exponent.reshape(-1)[0])))
+    append_function(state, node, ("power", X, int(exponent.reshape(-1)[0])))
 
 
 _HANDLERS: Mapping[str, Handler] = {
@@ -140,7 +134,6 @@ _HANDLERS: Mapping[str, Handler] = {
         lambda node: ("leaky", X, _number(node, "alpha", 0.01)), "exact to one rounding"
     ),
     "Mish": _of(lambda node: ("mul", X, ("tanh", ("softplus", X))), "exact to one rounding"),
-    "PRelu": Handler(_p_relu, "a table by code: LeakyRelu", "a slope for each channel"),
     "Pow": Handler(_power, "a table by code, one with what follows", "exponents but 2 and 3"),
     "Selu": _of(_selu, "exact to one rounding"),
     "Sigmoid": _of(lambda node: ("sigmoid", X), "exact to one rounding; with Mul, Swish",

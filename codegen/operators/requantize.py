@@ -69,12 +69,14 @@ def _clamp_codes(clamp: Clamp, tensor: Tensor) -> tuple[int, int]:
 
 
 def _relu(state: ImportState, node: Node) -> None:
-    _append(state, node, Clamp(low=0.0))
+    _append(state, node, Clamp(low=state.real_value(node, 0.0)))
 
 
 def _clip(state: ImportState, node: Node) -> None:
     limits = [
-        float(state.constant(node, index, role, finite=False).reshape(-1)[0])
+        state.real_value(
+            node, float(state.constant(node, index, role, finite=False).reshape(-1)[0])
+        )
         if node.input(index)
         else default
         for index, role, default in ((1, "min", -np.inf), (2, "max", np.inf))
@@ -114,6 +116,14 @@ def _bound(state: ImportState, node: Node, clamp: Clamp, side: str) -> None:
 def _append(state: ImportState, node: Node, clamp: Clamp) -> None:
     view = state.view(node)
     name = state.unique(node.name)
+    if not state.reads_codes(node):
+        state.append_elementwise(node, FloatClamp(name, view.tensor, name, clamp), view)
+        return
+    coding = state.codings[name] = state.codings[view.tensor]
+    # Values that saturate at the lowest code may as well saturate at the one above it, as in models
+    # that keep codes symmetric: it isn't worth a step of its own.
+    low = -np.inf if clamp.low < coding.range.low + 1.5 * coding.scale else clamp.low
+    clamp = Clamp(low, clamp.high)
     state.append_elementwise(node, FloatClamp(name, view.tensor, name, clamp), view)
 
 

@@ -206,8 +206,9 @@ class _Planning:
             )
         if graph.head.loss != "cross-entropy":
             raise PlanError(
-                f"model {graph.name} reconstructs its input; plans are searched for classifiers "
-                "only, by their accuracy. Write a plan by hand, or take the default ones"
+                f"model {graph.name} has the loss {graph.head.loss}; plans are searched for "
+                "classifiers only, by their accuracy. Write a plan by hand, or take the default "
+                "ones"
             )
         self.board = board
         self.settings = settings

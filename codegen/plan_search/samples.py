@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from codegen.errors import CalibrationError
 from codegen.graph.floats import FloatGraph
-from codegen.graph.ir import Graph
-from codegen.quantization.calibration_set import open_npz, shapes_taken
+from codegen.graph.ir import Graph, with_targets
+from codegen.plan_search.labels import labels_of, targets_of
+from codegen.quantization.calibration_set import open_npz, same_but_ones, shapes_taken
 from codegen.quantization.quantize import quantize_input
 
 HELD_OUT_SHARE = 1 / 3
@@ -34,6 +35,8 @@ _HOW_TO_GIVE = (
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Codes (n, height, width, channels) int8, labels (n,) int64, and where each comes from.
+
+    Where the loss has targets, codes are flat (n, bytes), with the targets behind the input.
 
     ``groups`` (n,) int64 numbers people, places or devices; None where nothing is known of them.
     """
@@ -68,16 +71,21 @@ def load_samples(path: Path | str, graph: Graph, source: FloatGraph | None = Non
     ``x`` is (samples, channels, height, width): floats in the model's units, which are coded as a
     device's sensor driver would; int8 as codes; uint8 as codes plus 128 (pixels of a model whose
     codes are pixels minus 128). Samples shaped as the model file has its input will do as well
-    where ``source``, the model as imported, is given. ``y`` has one class per sample, ``group`` a
-    number or a name of whom it comes from.
+    where ``source``, the model as imported, is given. ``y`` has one class per sample, or what the
+    model's loss has for labels (`labels_of`) or targets; ``group`` a number or a name of whom each
+    comes from.
 
     Raises CalibrationError for a file that is missing or damaged, or doesn't fit the model.
     """
-    x, y, group = _arrays(path)
+    x, y, group = _arrays(
+        path, needs_labels=not graph.head.reconstructs and graph.head.loss != "none"
+    )
     height, width, channels = graph.tensors[graph.input].shape
     expected = (channels, height, width)
     if source is not None and x.shape[1:] == source.sample_shape:
         x = source.arrange(x)
+    if x.ndim > 1 and same_but_ones(x, expected):
+        x = x.reshape(len(x), *expected)
     if x.ndim != 4 or x.shape[1:] != expected:
         in_file = source.sample_shape if source and source.sample_layout else None
         turned = ""
@@ -87,23 +95,16 @@ def load_samples(path: Path | str, graph: Graph, source: FloatGraph | None = Non
             f"{path}: x of shape {x.shape}; the model's input '{graph.input}' needs "
             f"{shapes_taken(expected, in_file)}{turned}"
         )
-    classes = graph.head.bias.size
-    if y.shape != (len(x),):
+    labels = labels_of(graph.head, y, len(x), path)
+    if len(x) < LEAST_SAMPLES:
         raise CalibrationError(
-            f"{path}: y of shape {y.shape} for {len(x)} samples; give one class per sample"
+            f"{path}: {len(x)} samples; at least {LEAST_SAMPLES} are needed, hundreds are better"
         )
-    if y.dtype.kind not in "iu":
-        raise CalibrationError(f"{path}: y of {y.dtype}; classes are integers from 0")
-    if len(y) < LEAST_SAMPLES:
-        raise CalibrationError(
-            f"{path}: {len(y)} samples; at least {LEAST_SAMPLES} are needed, hundreds are better"
-        )
-    if y.min() < 0 or y.max() >= classes:
-        wrong = int(y.min()) if y.min() < 0 else int(y.max())
-        raise CalibrationError(
-            f"{path}: y has class {wrong}; the model's {classes} classes are 0 … {classes - 1}"
-        )
-    return Samples(_codes(x, graph, path), y.astype(np.int64), _groups(group, len(x), path))
+    codes = _codes(x, graph, path)
+    if graph.head.target_scale is not None:
+        targets = targets_of(graph.head, y, len(x), path)
+        codes = with_targets(codes, targets, graph.head.target_scale)
+    return Samples(codes, labels, _groups(group, len(x), path))
 
 
 def _groups(
@@ -121,17 +122,18 @@ def _groups(
 
 
 def _arrays(
-    path: Path | str,
-) -> tuple[NDArray[np.generic], NDArray[np.generic], NDArray[np.generic] | None]:
+    path: Path | str, needs_labels: bool
+) -> tuple[NDArray[np.generic], NDArray[np.generic] | None, NDArray[np.generic] | None]:
     with open_npz(path, _HOW_TO_GIVE) as archive:
-        missing = [name for name in ("x", "y") if name not in archive.files]
+        needed = ("x", "y") if needs_labels else ("x",)
+        missing = [name for name in needed if name not in archive.files]
         if missing:
             raise CalibrationError(
                 f"{path}: no array {missing[0]!r} (it holds {', '.join(archive.files)}); "
                 f"{_HOW_TO_GIVE}"
             )
-        group = archive["group"] if "group" in archive.files else None
-        return archive["x"], archive["y"], group
+        y, group = (archive[name] if name in archive.files else None for name in ("y", "group"))
+        return archive["x"], y, group
 
 
 def _codes(x: NDArray[np.generic], graph: Graph, path: Path | str) -> NDArray[np.int8]:
@@ -148,19 +150,19 @@ def _codes(x: NDArray[np.generic], graph: Graph, path: Path | str) -> NDArray[np
     return quantize_input(graph, reals)
 
 
-def hold_out(samples: Samples, seed: int) -> tuple[Samples, Samples]:
+def hold_out(samples: Samples, seed: int, share: float = HELD_OUT_SHARE) -> tuple[Samples, Samples]:
     """Samples to train on and samples to score on; which are which follows from ``seed``.
 
-    A third of each class (rounded, of a class's first one on the training side) is held out.
+    ``share`` of each class (rounded, of a class's first one on the training side) is held out.
     Where samples have groups, each group is on one side: scores then are of people, places or
-    devices that weren't trained on. Whole groups seldom make a third; it may be less. Where each
+    devices that weren't trained on. Whole groups seldom make just that; it may be less. Where each
     is larger than that, the one whose largest share of a class is least is held out.
 
     Raises CalibrationError where that would be more than half of a class.
     """
     rng = np.random.default_rng([seed, len(samples)])
     sizes = np.bincount(samples.labels)
-    room = np.minimum(np.round(HELD_OUT_SHARE * sizes).astype(int), np.maximum(sizes - 1, 0))
+    room = np.minimum(np.round(share * sizes).astype(int), np.maximum(sizes - 1, 0))
     scored: list[int] = []
     if samples.groups is None:
         for label in np.unique(samples.labels):

@@ -123,7 +123,12 @@ class Weights:
 
 
 def published_by(graph: Graph, plans: Iterable[Plan]) -> Weights:
-    """The weights of ``graph`` for a bundle that ``plans`` were asked for: their union."""
+    """The weights of ``graph`` for a bundle that ``plans`` were asked for: their union.
+
+    Without a loss nothing is trained, and all of it may be replaced.
+    """
+    if graph.head.loss == "none":
+        return all_published(graph)
     trained = {name for plan in plans for name in trained_tensors(graph, plan)}
     return split(graph, trained)
 

@@ -56,6 +56,7 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "average_pool_forward": Rates(elements=15.85),
         "average_pool_input_gradient": Rates(elements=21.86),
         "bias_update": Rates(elements=1.88, values=84.55),
+        "binary_cross_entropy": Rates(elements=361.5),
         "concat_forward": Rates(elements=0.69),
         "concat_input_gradient": Rates(elements=4.54),
         "convolution_forward": Rates(macs=0.74, elements=2.8, gathered=3.12, values=2.5),
@@ -68,6 +69,10 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "error_mask": Rates(elements=4.97),
         "error_scale": Rates(elements=3.14),
         "error_sum": Rates(elements=7.93),
+        "expand_forward": Rates(elements=1.9),
+        "expand_input_gradient": Rates(elements=12.1),
+        "gather_forward": Rates(elements=2.0),
+        "gather_input_gradient": Rates(elements=3.0),
         "head_forward": Rates(macs=2.5, elements=33.89),
         "head_input_gradient": Rates(macs=5, elements=104.69),
         "head_update": Rates(macs=37, elements=143.01),
@@ -79,7 +84,14 @@ RATES: Mapping[str, Rates] = MappingProxyType(
         "mean_squared_error": Rates(elements=112.19),
         "pool_forward": Rates(elements=6.82),
         "pool_input_gradient": Rates(elements=7.44),
+        "product_forward": Rates(elements=16.4),
+        "product_input_gradient": Rates(elements=10.5),
+        "product_reduced_gradient": Rates(elements=13.0),
+        "rearrange_forward": Rates(elements=1.83),
+        "rearrange_input_gradient": Rates(elements=7.2),
         "requantize_forward": Rates(elements=13.68),
+        "scaling_forward": Rates(elements=14.3),
+        "scaling_input_gradient": Rates(elements=9.6),
     }
 )
 """By kernel."""

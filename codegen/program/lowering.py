@@ -306,8 +306,8 @@ def _buffers(parts: Sequence[Part]) -> tuple[memory_plan.Buffer, ...]:
         for name in step.buffers.values():
             first.setdefault(name, index)
             last[name] = index
-    first[SCALES] = next(index for index, step in enumerate(steps) if step.phase == "loss")
-    last[SCALES] = len(steps) - 1
+    behind = [index for index, step in enumerate(steps) if step.phase == "loss"]
+    first[SCALES], last[SCALES] = next(iter(behind), len(steps)), len(steps) - 1
     return tuple(
         memory_plan.Buffer(
             name,

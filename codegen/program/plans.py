@@ -256,6 +256,8 @@ def resolve(plan_spec: PlanSpec, graph: Graph) -> Plan:
     a layer named twice, settings that aren't supported, and a plan that trains nothing.
     """
     name = f"plan {plan_spec.name!r}"
+    if graph.head.loss == "none":
+        raise PlanError(f"{name}: a model without a loss isn't trained; leave out the plan")
     layers = {op.name: op for op in graph.convolutions}
     order = list(layers)
     loss = graph.head.loss
@@ -361,12 +363,15 @@ def default_plans(graph: Graph) -> list[Plan]:
     last two thirds, the head, and input channels of the last pointwise weights until about 6.5 %
     of the parameters are trained. Full: every layer. In very small models two of them can train
     the same values; then only the smaller one is returned. The head of an autoencoder is as
-    large as a layer gets: only the full plan trains it.
+    large as a layer gets: only the full plan trains it. Without a loss there is one plan, which
+    trains nothing.
     """
+    if graph.head.loss == "none":
+        return [Plan("infer", (), (), False, "q8.8", loss="none")]
     order = [op.name for op in graph.convolutions]
     third = -(-len(order) // 3)
     loss = graph.head.loss
-    head = loss == "cross-entropy"
+    head = not graph.head.reconstructs
     small = Plan("small", tuple(order[len(order) - third :]), (), head, "q8.8", loss=loss)
     middle_biases = tuple(order[max(0, len(order) - 2 * third) :])
     middle_weights = _middle_weights(graph, middle_biases, head)

@@ -16,6 +16,7 @@ from codegen.graph.ir import (
     DepthwiseConv,
     Graph,
     Head,
+    Loss,
     Op,
     Operation,
     Tensor,
@@ -29,6 +30,14 @@ from codegen.program.scratch import round_up
 from codegen.program.steps import INPUT, KEEP, LEAST_AT_ONCE, SCALE_BYTES, SCALES, Phase, Step
 
 Parameterized = Conv | DepthwiseConv
+
+_LOSS_KERNELS: Mapping[Loss, str] = MappingProxyType(
+    {
+        "cross-entropy": "cross_entropy",
+        "binary": "binary_cross_entropy",
+        "mse": "mean_squared_error",
+    }
+)
 
 
 @dataclass
@@ -124,9 +133,10 @@ class StepBuilder:
     def loss_and_backward(self) -> Part:
         """The rest of the program; fills ``error_index``."""
         self._part = Part()
-        self._loss()
-        self._backward()
-        self.buffer(SCALES, SCALE_BYTES * len(self.error_index))
+        if self.graph.head.loss != "none":
+            self._loss()
+            self._backward()
+            self.buffer(SCALES, SCALE_BYTES * len(self.error_index))
         return self._part
 
     # What operations make their steps with.
@@ -249,8 +259,7 @@ class StepBuilder:
         head = self.graph.head
         self.error_index["error logits"] = len(self.error_index)
         error = self.buffer("error logits", 2 * head.bias.size)
-        kernel = "mean_squared_error" if head.loss == "mse" else "cross_entropy"
-        self.step("loss", kernel, head, {"error": error})
+        self.step("loss", _LOSS_KERNELS[head.loss], head, {"error": error})
 
     # Backward.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
@@ -137,9 +138,9 @@ class Program:
     def tensor_state_bytes(self) -> dict[str, int]:
         """State of each trained tensor: values, fractions and velocities, with their padding."""
         starts = [segment.state_offset for segment in self.segments]
-        ends = [*starts[1:], self.state_bytes]
-        spans = zip(self.segments, starts, ends, strict=True)
-        return {segment.tensor: end - start for segment, start, end in spans}
+        spans = pairwise([*starts, self.state_bytes])
+        sizes = [end - start for start, end in spans]
+        return {one.tensor: size for one, size in zip(self.segments, sizes, strict=True)}
 
     @property
     def delta_values(self) -> int:

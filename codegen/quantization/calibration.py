@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from codegen.errors import CalibrationError, ModelError
 from codegen.graph import ir
-from codegen.graph.floats import Clamped, FloatConv, FloatGraph, inputs_of
+from codegen.graph.floats import Clamped, FloatConv, FloatGraph, FloatHead, inputs_of
 from codegen.graph.ir import Operation
 from codegen.operators import operator_of
 from codegen.operators.execution import execute
@@ -263,8 +263,37 @@ def uncoded(graph: FloatGraph) -> list[str]:
     return [name for name in names if name not in graph.codings and name not in free]
 
 
-def observe(graph: FloatGraph, samples: NDArray[np.floating]) -> dict[str, TensorStatistics]:
-    """Statistics of every tensor but the logits over samples (N, C, H, W).
+@dataclass
+class HeadStatistics:
+    """How far apart the outputs lie, and how large what they are made of is, of each sample.
+
+    ``margins`` are distances of the largest output to the next, of one output or of answers of yes
+    or no those to 0, the nearest. ``squares`` are the squared norms of an output's gradient by the
+    head's weights and bias, and by a value before it: a step of SGD moves the output by learning
+    rate times error times that.
+    """
+
+    margins: list[float] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
+
+    def add(
+        self, head: FloatHead, inputs: NDArray[np.float64], outputs: NDArray[np.float64]
+    ) -> None:
+        """Adds a batch: inputs (N, C, H, W), outputs (N, O)."""
+        if head.loss == "binary" or outputs.shape[1] == 1:
+            margins = np.abs(outputs).min(axis=1)
+        else:
+            ordered = np.sort(outputs, axis=1)
+            margins = ordered[:, -1] - ordered[:, -2]
+        self.margins += margins.tolist()
+        of_input = 1.0 + float((head.weight**2).sum(axis=1).mean())
+        self.squares += (of_input + (inputs**2).reshape(len(inputs), -1).sum(axis=1)).tolist()
+
+
+def observe(
+    graph: FloatGraph, samples: NDArray[np.floating], head: HeadStatistics | None = None
+) -> dict[str, TensorStatistics]:
+    """Statistics of every tensor but the logits over samples (N, C, H, W); of these in ``head``.
 
     Raises ModelError for a tensor that overflows.
     """
@@ -275,7 +304,7 @@ def observe(graph: FloatGraph, samples: NDArray[np.floating]) -> dict[str, Tenso
     }
     for batch in batches(graph, samples):
         statistics[graph.input].add(batch.astype(np.float64))
-        for op, _, values in execute(graph, batch):
+        for op, inputs, values in execute(graph, batch):
             if not np.isfinite(values).all():
                 raise ModelError(
                     f"tensor '{op.output}' overflows on the calibration set; the model's weights "
@@ -283,6 +312,8 @@ def observe(graph: FloatGraph, samples: NDArray[np.floating]) -> dict[str, Tenso
                 )
             if op.output in statistics:
                 statistics[op.output].add(values)
+            elif head is not None and isinstance(op, FloatHead):
+                head.add(op, inputs[0], values)
     return statistics
 
 

@@ -16,7 +16,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from codegen.errors import CalibrationError
-from codegen.graph.floats import ChannelsFirst, FloatGraph
+from codegen.graph.floats import ChannelsFirst, Coding, FloatGraph
 
 FEWEST_SAMPLES = 8
 """A file with fewer is refused: ranges of so few samples clip much of what comes later."""
@@ -49,11 +49,15 @@ def open_npz(path: Path | str, remedy: str) -> Iterator[NpzFile]:
         raise CalibrationError(f"{path}: not a readable .npz file ({error}); {remedy}") from error
 
 
-def load_calibration(path: Path | str) -> NDArray[np.float32]:
+def load_calibration(path: Path | str, codes: Coding | None = None) -> NDArray[np.float32]:
     """Reads array `x` (or the only array) of an .npz: float32 (samples, channels, height, width).
 
+    For a model that takes integers, ``codes`` is what these stand for. Samples then may be codes,
+    int8, or uint8 that are those plus 128; floats are real numbers, as for any model.
+
     Raises CalibrationError for a file that is missing, damaged, has no such array, too few samples
-    in it, or integers, of which nobody knows whether they are preprocessed.
+    in it, for integers without ``codes``, of which nobody knows whether they are preprocessed, and
+    for floats that are ``codes`` themselves.
     """
     with open_npz(path, _HOW_TO_GIVE) as archive:
         names = archive.files
@@ -62,6 +66,8 @@ def load_calibration(path: Path | str) -> NDArray[np.float32]:
                 f"{path}: holds arrays {names}; the calibration samples must be named 'x'"
             )
         array = archive["x" if "x" in names else names[0]]
+    if codes is not None:
+        array = _real_numbers(path, array, codes)
     _check_numbers(path, array)
     if array.ndim == 0 or len(array) < FEWEST_SAMPLES:
         found = "one number" if array.ndim == 0 else f"{len(array)} samples"
@@ -69,6 +75,25 @@ def load_calibration(path: Path | str) -> NDArray[np.float32]:
             f"{path}: {found}; at least {FEWEST_SAMPLES} are needed, about 100 are good"
         )
     return np.asarray(array, dtype=np.float32)
+
+
+def _real_numbers(
+    path: Path | str, array: NDArray[np.generic], codes: Coding
+) -> NDArray[np.generic]:
+    """What codes stand for; other arrays stay as they are."""
+    if array.dtype in (np.int8, np.uint8):
+        offset = 128 if array.dtype == np.uint8 else 0
+        return codes.scale * (array.astype(np.float32) - np.float32(offset + codes.zero_point))
+    # Real numbers hardly ever are whole, and beyond what has codes.
+    low, high = codes.range.low - codes.scale, codes.range.high + codes.scale
+    whole = array.dtype.kind == "f" and array.size > 0 and np.array_equal(array, np.rint(array))
+    if whole and (array.min() < low or array.max() > high):
+        raise CalibrationError(
+            f"{path}: whole numbers from {array.min():g} to {array.max():g}, where the model's "
+            f"codes stand for {codes.range.low:g} to {codes.range.high:g}; save codes with the "
+            "type of the model's input (int8 or uint8), or the real numbers as float32"
+        )
+    return array
 
 
 def _check_numbers(path: Path | str, array: NDArray[np.generic]) -> None:
@@ -99,7 +124,7 @@ def fit_to_input(
         raise CalibrationError(f"a float model needs a calibration set, {needed}: {_HOW_TO_GIVE}")
     if calibration.shape[1:] == graph.sample_shape:
         calibration = graph.arrange(calibration)
-    if calibration.ndim < 2 or len(calibration) == 0 or not _same_but_ones(calibration, expected):
+    if calibration.ndim < 2 or len(calibration) == 0 or not same_but_ones(calibration, expected):
         raise CalibrationError(
             f"calibration set of shape {calibration.shape}; the model's input '{graph.input}' "
             f"needs {needed}, with 1 or more samples{_remedy(calibration.shape, expected)}"
@@ -129,7 +154,8 @@ def shapes_taken(shape: ChannelsFirst, in_file: tuple[int, ...] | None) -> str:
     return f"(samples, {shown}), as the model file has it, or {own}"
 
 
-def _same_but_ones(samples: NDArray[np.floating], expected: ChannelsFirst) -> bool:
+def same_but_ones(samples: NDArray[np.generic], expected: ChannelsFirst) -> bool:
+    """Whether ``samples`` have the axes of ``expected``, but for those of size 1."""
     found = [size for size in samples.shape[1:] if size != 1]
     return found == [size for size in expected if size != 1]
 

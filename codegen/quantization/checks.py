@@ -6,6 +6,7 @@ and names layers, figures and the remedy. None of them changes anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -17,21 +18,29 @@ from codegen.arithmetic.layers import WEIGHT_MAX
 from codegen.errors import CalibrationError
 from codegen.graph import ir
 from codegen.graph.floats import FloatConv, FloatGraph
-from codegen.quantization.calibration import TensorStatistics
+from codegen.quantization.calibration import HeadStatistics, TensorStatistics
 from codegen.quantization.channel_scales import BIAS_MAX
 from codegen.quantization.cross_layer import imbalance, pairs
 
 Check = Literal[
     "few-samples",
     "raw-pixels",
+    "unlike-inputs",
     "dead-channels",
     "imbalance",
     "outliers",
     "bias-limit",
     "tiny-scale",
     "lowest-weights",
+    "logits-scale",
 ]
-_COUNTS: tuple[Check, ...] = ("dead-channels", "bias-limit", "tiny-scale", "lowest-weights")
+_COUNTS: tuple[Check, ...] = (
+    "unlike-inputs",
+    "dead-channels",
+    "bias-limit",
+    "tiny-scale",
+    "lowest-weights",
+)
 
 GOOD_SAMPLES = 32
 """Fewer get a note: of ranges over n samples, about one new sample in n + 1 reaches beyond each."""
@@ -41,6 +50,20 @@ IMBALANCE_LIMIT = 16.0
 
 OUTLIER_LIMIT = 4.0
 """Ratio of the range to that of 99.9 % of the values from which on these lose 2 bits."""
+
+FEWEST_CODES = 16.0
+"""That a channel of the input should have: with less, 4 bits are left of its values."""
+
+RESOLVED_NATS = 31.0 * math.log(2.0)
+"""Beyond so much a probability is 0 on the device (arithmetic.md): errors are all or nothing."""
+
+USUAL_RATE = 0.01
+STEP_SHARE = 1 / 10
+"""Part of the outputs' distance that a step of full error moves one of them by, where a learning
+rate suits; with less a network hardly learns, with more it forgets (tests/codegen/quantization)."""
+
+WIDTH = 20.0
+"""Rates so many times larger or smaller than the one that suits do nearly as well."""
 
 TINY_SCALE = 1e-6
 _BIAS_LIMIT = BIAS_MAX * (1.0 - 1e-6)  # in float scales a bias grows just to it, less rounding
@@ -52,7 +75,7 @@ class Finding(BaseModel):
     """Something about one layer that costs accuracy or hints at a mistake.
 
     ``value`` is what the check is about: a count of channels, weights or samples, a ratio, a
-    largest pixel.
+    largest pixel, a learning rate.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -67,6 +90,9 @@ _MEANING: dict[Check, str] = {
     "about 100 are good",
     "raw-pixels": "whole numbers from 0 to 255 in {layers}: right only if the model was trained on "
     "pixels that were not scaled",
+    "unlike-inputs": "channels of the input {layers} have less than 16 of its 256 codes, since all "
+    "have one scale; bring them to one size before they are given to the model, and export it "
+    "without its own scaling",
     "dead-channels": "channels that are constant on the calibration set, in {layers}; they cost "
     "time and memory and tell nothing, unless the set lacks the inputs that wake them",
     "imbalance": "widest channel over the median one: {layers}; the narrow channels have few of "
@@ -80,6 +106,9 @@ _MEANING: dict[Check, str] = {
     "can wake them",
     "lowest-weights": "weights of -128, in {layers}, became -127, the device's lowest; quantize "
     "weights to -127 … 127 to keep them",
+    "logits-scale": f"outputs further apart than the {RESOLVED_NATS:.1f} nats that the loss tells "
+    f"apart, on most samples, and the usual learning rate of {USUAL_RATE:g} moves them by more "
+    "than that distance at once, or by next to nothing; begin with that of {layers}",
 }
 
 
@@ -88,6 +117,7 @@ def check_statistics(
 ) -> list[Finding]:
     """Dead channels, imbalance between channels and outliers, by layer in execution order."""
     found = list(_outliers(graph.input, statistics[graph.input]))
+    found += _unlike(graph.input, statistics[graph.input])
     paired = {pair.first.output for pair in pairs(graph)}
     for op in graph.ops:
         tensor = statistics.get(op.output)
@@ -102,6 +132,14 @@ def check_statistics(
                 found.append(Finding(check="imbalance", layer=op.name, value=ratio))
         found += _outliers(op.name, tensor)
     return found
+
+
+def _unlike(layer: str, tensor: TensorStatistics) -> Iterator[Finding]:
+    low, high = tensor.limits
+    codes = 256.0 * (tensor.high - tensor.low) / max(max(high, 0.0) - min(low, 0.0), 1e-30)
+    few = int(((codes < FEWEST_CODES) & (tensor.high > tensor.low)).sum())
+    if few:
+        yield Finding(check="unlike-inputs", layer=layer, value=few)
 
 
 def _outliers(layer: str, tensor: TensorStatistics) -> Iterator[Finding]:
@@ -142,6 +180,19 @@ def check_integers(graph: ir.Graph, float_graph: FloatGraph) -> list[Finding]:
     return found
 
 
+def check_logits(graph: FloatGraph, head: HeadStatistics) -> list[Finding]:
+    """Whether outputs of classes, or of yes and no, are too far apart for the usual rate."""
+    if graph.head.loss not in ("cross-entropy", "binary") or not head.margins:
+        return []
+    margin = float(np.median(head.margins))
+    if margin <= RESOLVED_NATS:
+        return []
+    rate = STEP_SHARE * margin / float(np.median(head.squares))
+    if rate / WIDTH < USUAL_RATE < rate * WIDTH:
+        return []
+    return [Finding(check="logits-scale", layer=graph.head.name, value=rate)]
+
+
 def notes(findings: Sequence[Finding]) -> tuple[str, ...]:
     """One sentence per check that found something."""
     told = []
@@ -159,6 +210,8 @@ def notes(findings: Sequence[Finding]) -> tuple[str, ...]:
 
 
 def _figure(value: float) -> str:
+    if value < 1:
+        return f"{value:.2g}"
     return f"{value:.0f}" if value == int(value) or value >= 100 else f"{value:.1f}"
 
 
@@ -174,6 +227,8 @@ def check_samples(
     found = []
     if len(samples) < GOOD_SAMPLES:
         found.append(Finding(check="few-samples", layer=graph.input, value=len(samples)))
+    if graph.integer_input:  # the model scales them itself
+        return found
     low, high = statistics[graph.input].limits
     if low < 0.0 or not 64.0 < high <= 255.0 or not np.array_equal(samples, np.rint(samples)):
         return found

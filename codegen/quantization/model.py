@@ -12,10 +12,11 @@ from pathlib import Path
 from codegen.errors import CalibrationError
 from codegen.graph import ir
 from codegen.graph.floats import FloatGraph
-from codegen.quantization.calibration import RangeRule, observe
+from codegen.quantization.calibration import HeadStatistics, RangeRule, observe
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.checks import (
     check_integers,
+    check_logits,
     check_samples,
     check_statistics,
     notes,
@@ -60,7 +61,8 @@ def quantize_model(
     Raises CalibrationError where the file or the options don't fit the model, ModelError where the
     model can't be quantized.
     """
-    given = None if calibration is None else load_calibration(calibration)
+    codes = float_graph.codings.get(float_graph.input) if float_graph.integer_input else None
+    given = None if calibration is None else load_calibration(calibration, codes)
     samples = samples_for(float_graph, given)
     if samples is None:
         if options != DEFAULT_OPTIONS:
@@ -72,7 +74,8 @@ def quantize_model(
         graph = assemble(float_graph, codings_of(float_graph, {}, RangeRule()))
         told = (*float_graph.notes, *notes(check_integers(graph, float_graph)))
         return QuantizedModel(graph, told, None)
-    statistics = observe(float_graph, samples)
+    head = HeadStatistics()
+    statistics = observe(float_graph, samples, head)
     findings = check_samples(float_graph, samples, statistics)
     equalized: tuple[Equalization, ...] | None = None
     if options.equalize:
@@ -87,6 +90,7 @@ def quantize_model(
     graph = assemble(float_graph, codings_of(float_graph, statistics, rule))
     findings += check_statistics(float_graph, statistics)
     findings += check_integers(graph, float_graph)
+    findings += check_logits(float_graph, head)
     report = None
     if options.report:
         report = QuantizationReport(

@@ -26,6 +26,7 @@ from codegen.graph.floats import (
     channels_last,
 )
 from codegen.operators import operator_of
+from codegen.operators.concat import Concat
 from codegen.operators.requantize import FloatClamp
 from codegen.quantization.calibration import (
     MIN_MAX,
@@ -96,6 +97,9 @@ def codings_of(
     measured = {
         name: Coding(*activation_code(*tensor.range(rule))) for name, tensor in statistics.items()
     }
+    for op in graph.ops:
+        if isinstance(op, Concat) and op.one_coding and op.output in measured:
+            measured |= dict.fromkeys(op.inputs, measured[op.output])
     return {**measured, **graph.codings}
 
 
@@ -198,7 +202,7 @@ def head_values(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weight and bias of the head, real numbers in the order of the device."""
     weight = op.weight[:, channels_last(graph.shapes[op.input])]
-    if op.loss != "mse":
+    if not op.reconstructs:
         return weight, op.bias
     rows = channels_last(graph.shapes[graph.input])  # outputs in the order of the device's input
     return weight[rows], op.bias[rows]
@@ -218,4 +222,5 @@ def _head(graph: FloatGraph, op: FloatHead, source: ir.Tensor) -> ir.Head:
         weight_scale=scale,
         bias=codes.astype(np.int32),
         loss=op.loss,
+        target_scale=op.target_scale,
     )

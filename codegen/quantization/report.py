@@ -212,7 +212,7 @@ def _executed_side_by_side(
 
 def _output_order(float_graph: FloatGraph) -> NDArray[np.intp]:
     """The head's outputs of the float graph in the device's order."""
-    if float_graph.head.loss == "mse":
+    if float_graph.head.reconstructs:
         return channels_last(float_graph.shapes[float_graph.input])
     return np.arange(len(float_graph.head.bias))
 

@@ -27,17 +27,18 @@ def real_gradients(
     masks: Mapping[str, Values],
     logits: Values,
     label: int,
+    targets: Values | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Tensor name → dL/d(one integer step of it), float64, in the tensor's shape.
 
     ``activations`` has the int8 codes of every tensor, ``masks`` 1 where the clamp changed
     nothing, ``logits`` the head's integer outputs; ``label`` is the sample's class (for cross
-    entropy).
+    entropy) or the bits of its outputs (for the binary loss), ``targets`` the codes of its targets.
     """
     tensors = graph.tensors
     weights = blob.values_of(graph)
     unit = logit_scale(graph)
-    of_outputs = _loss_gradient(graph, activations, np.asarray(logits * unit), label)
+    of_outputs = _loss_gradient(graph, activations, np.asarray(logits * unit), label, targets)
     errors: dict[str, NDArray[np.float64]] = {}
     gradients: dict[str, NDArray[np.float64]] = {}
 
@@ -92,13 +93,24 @@ def real_gradients(
 
 
 def _loss_gradient(
-    graph: Graph, activations: Mapping[str, Values], outputs: NDArray[np.float64], label: int
+    graph: Graph,
+    activations: Mapping[str, Values],
+    outputs: NDArray[np.float64],
+    label: int,
+    targets: Values | None,
 ) -> NDArray[np.float64]:
     """dL/d(each output of the head), in real units on both sides."""
-    if graph.head.loss == "mse":
+    head = graph.head
+    if head.loss == "mse":
         source = graph.tensors[graph.input]
         wanted = source.scale * (activations[graph.input].ravel() - source.zero_point)
+        if head.target_scale is not None:
+            assert targets is not None
+            wanted = head.target_scale * targets
         return np.asarray(2 * (outputs - wanted) / wanted.size)
+    if head.loss == "binary":
+        bits = label >> np.arange(outputs.size) & 1
+        return np.asarray((1 / (1 + np.exp(-outputs)) - bits) / outputs.size)
     probability = np.exp(outputs - outputs.max())
     probability /= probability.sum()
     probability[label] -= 1
@@ -127,7 +139,9 @@ def cosines(interpreter: Interpreter, label: int) -> dict[str, float]:
     """
     graph = interpreter.graph
     activations, masks = forward_integers(interpreter)
-    exact = real_gradients(graph, activations, masks, interpreter.logits, label)
+    exact = real_gradients(
+        graph, activations, masks, interpreter.logits, label, interpreter.targets
+    )
     result = {}
     for name, (codes, exponent) in interpreter.gradients.items():
         layer, kind = name.rsplit(".", 1)

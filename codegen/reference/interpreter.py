@@ -28,10 +28,11 @@ from codegen.arithmetic.integers import (
 )
 from codegen.arithmetic.layers import (
     INT32_MAX,
-    ReconstructionArithmetic,
+    Gain,
+    TargetArithmetic,
     convolution_arithmetic,
     head_arithmetic,
-    reconstruction_arithmetic,
+    target_arithmetic,
 )
 from codegen.graph.ir import Conv, DepthwiseConv, Head, Operation, Tensor
 from codegen.operators import operator_of
@@ -51,15 +52,55 @@ def _saturate_error(values: Ints) -> Ints:
     return np.clip(values, -32767, 32767)
 
 
-def squared_error(
-    constants: ReconstructionArithmetic, values: Ints, wanted: Ints
-) -> tuple[Ints, int, int]:
+def _distances(values: Ints, gain: Gain) -> Ints:
+    """Of logits, in powers of two, Q16."""
+    left, right = max(gain.exponent, 0), max(-gain.exponent, 0)
+    exact = [int(d) * gain.mantissa << left >> right for d in values]
+    return np.array([min(distance, LARGEST_DISTANCE) for distance in exact], np.int64)
+
+
+def _powers(distances: Ints) -> Ints:
+    """2^-distance in Q30."""
+    fraction = distances & 0xFFFF
+    entry = fraction >> 10
+    drop = EXP2_TABLE[entry] - EXP2_TABLE[entry + 1]
+    powers: Ints = (EXP2_TABLE[entry] - ((drop * (fraction & 1023)) >> 10)) >> (distances >> 16)
+    return powers
+
+
+def _log2(value: int) -> int:
+    """In Q16."""
+    length = value.bit_length()
+    mantissa = value >> (length - 31) if length > 31 else value << (31 - length)
+    rest = mantissa & ((1 << 30) - 1)
+    entry = rest >> 24
+    slope = int(LOG2_TABLE[entry + 1] - LOG2_TABLE[entry])
+    return ((length - 1) << 16) + int(LOG2_TABLE[entry]) + (slope * (rest >> 8 & 0xFFFF) >> 16)
+
+
+def binary_error(gain: Gain, logits: Ints, label: int) -> tuple[Ints, int, int]:
+    """Error codes, their exponent, and the loss times 2^16; ``label`` has a bit per logit."""
+    targets = label >> np.arange(len(logits)) & 1
+    distance = _distances(np.abs(logits), gain)
+    powers = _powers(distance)
+    unlikely = (powers << 30) // ((1 << 30) + powers)
+    probability = np.where(logits < 0, unlikely, (1 << 30) - unlikely)
+    part = (2**20 + len(logits) // 2) // len(logits)
+    exact = (probability - (targets << 30)) * part
+    shift = int(np.abs(exact).max()).bit_length() - 15
+    bits = sum(_log2((1 << 30) + int(power)) - (30 << 16) for power in powers)
+    bits += int(distance[(logits < 0) == (targets == 1)].sum())
+    loss = (bits * LN2_Q16 >> 16) // len(logits)
+    return _saturate_error(round_shift(exact, shift)), shift - 50, loss
+
+
+def squared_error(constants: TargetArithmetic, values: Ints, wanted: Ints) -> tuple[Ints, int, int]:
     """Error codes, their exponent, and the loss times 2^16.
 
-    ``values`` are the head's outputs, ``wanted`` the input's codes less its zero point.
+    ``values`` are the head's outputs, ``wanted`` the target's codes less their zero point.
     """
-    exact = [int(w) * constants.input_scale.mantissa for w in wanted]
-    in_units = [round_shift(value, -constants.input_scale.exponent) for value in exact]
+    exact = [int(w) * constants.target_scale.mantissa for w in wanted]
+    in_units = [round_shift(value, -constants.target_scale.exponent) for value in exact]
     difference = np.clip(values - np.array(in_units), -INT32_MAX, INT32_MAX)
     scaled = [int(d) * constants.error_scale.mantissa for d in difference]
     shift = max(abs(value) for value in scaled).bit_length() - 15
@@ -91,6 +132,7 @@ class Interpreter:
         self.logits = np.zeros(self.graph.head.bias.size, np.int64)
         self.loss_q16 = 0
         self.label = 0
+        self.targets = np.zeros(0, np.int64)
         self.learning_rate_q20 = 0
         self.seed = 0
         self.step_index = 0
@@ -104,6 +146,7 @@ class Interpreter:
             "depthwise_forward": self._convolution_forward,
             "head_forward": self._head_forward,
             "cross_entropy": self._cross_entropy,
+            "binary_cross_entropy": self._binary_cross_entropy,
             "mean_squared_error": self._mean_squared_error,
             "head_input_gradient": self._head_input_gradient,
             "head_update": self._head_update,
@@ -122,11 +165,20 @@ class Interpreter:
     # The engine's interface.
 
     def score(self, sample: NDArray[np.int8], label: int) -> int:
-        """Forward and loss; returns the predicted class."""
-        self.arrays = {INPUT: sample.astype(np.int64)}
+        """Forward and loss; returns the predicted class, or the bits of all outputs from 0 on.
+
+        ``sample`` has the input's codes, and the bytes of targets behind them where the loss has
+        any.
+        """
+        source, head = self._tensor(self.graph.input), self.graph.head
+        codes, targets = np.split(sample.ravel(), [source.size])
+        self.targets = np.frombuffer(targets.tobytes(), "<i2").astype(np.int64)
+        self.arrays = {INPUT: codes.reshape(source.shape).astype(np.int64)}
         self.label = label
         self._run("forward")
         self._run("loss")
+        if head.loss == "binary":
+            return int(((self.logits >= 0) << np.arange(self.logits.size)).sum())
         return int(np.argmax(self.logits))
 
     def train_step(
@@ -249,43 +301,31 @@ class Interpreter:
 
     def _cross_entropy(self, step: Step) -> None:
         gain = head_arithmetic(self.graph).loss
-        below = [int(d) for d in self.logits.max() - self.logits]
-        distance = np.array(
-            [
-                min(
-                    d * gain.mantissa >> -gain.exponent
-                    if gain.exponent <= 0
-                    else d * gain.mantissa << gain.exponent,
-                    LARGEST_DISTANCE,
-                )
-                for d in below
-            ]
-        )
-        fraction = distance & 0xFFFF
-        entry = fraction >> 10
-        drop = EXP2_TABLE[entry] - EXP2_TABLE[entry + 1]
-        powers = (EXP2_TABLE[entry] - ((drop * (fraction & 1023)) >> 10)) >> (distance >> 16)
+        distance = _distances(self.logits.max() - self.logits, gain)
+        powers = _powers(distance)
         total = int(powers.sum())
         values = np.array([(int(p) << 30) // total for p in powers])
         values[self.label] -= 1 << 30
         shift = int(np.abs(values).max()).bit_length() - 15
         error = Error(_saturate_error(round_shift(values, shift)), shift - 30)
         self.errors = {step.buffers["error"]: error}
-        length = total.bit_length()
-        mantissa = total >> (length - 31) if length > 31 else total << (31 - length)
-        rest = mantissa & ((1 << 30) - 1)
-        entry0 = rest >> 24
-        slope = int(LOG2_TABLE[entry0 + 1] - LOG2_TABLE[entry0])
-        log2 = ((length - 1) << 16) + int(LOG2_TABLE[entry0]) + (slope * (rest >> 8 & 0xFFFF) >> 16)
-        bits = int(distance[self.label]) + log2 - (30 << 16)
+        bits = int(distance[self.label]) + _log2(total) - (30 << 16)
         self.loss_q16 = 0 if bits <= 0 else bits * LN2_Q16 >> 16
+
+    def _binary_cross_entropy(self, step: Step) -> None:
+        codes, exponent, self.loss_q16 = binary_error(
+            head_arithmetic(self.graph).loss, self.logits, self.label
+        )
+        self.errors = {step.buffers["error"]: Error(codes, exponent)}
 
     def _mean_squared_error(self, step: Step) -> None:
         op = step.op
         assert isinstance(op, Head)
-        wanted = self.arrays[INPUT].ravel() - self._tensor(self.graph.input).zero_point
+        wanted = self.targets
+        if op.reconstructs:
+            wanted = self.arrays[INPUT].ravel() - self._tensor(self.graph.input).zero_point
         codes, exponent, self.loss_q16 = squared_error(
-            reconstruction_arithmetic(self.graph, op), self.logits, wanted
+            target_arithmetic(self.graph, op), self.logits, wanted
         )
         self.errors = {step.buffers["error"]: Error(codes, exponent)}
 

@@ -7,16 +7,16 @@
 
 static bool is_usable(const tf_client *client, const tf_record *record, bool held_out) {
     const tf_model *model = client->config->model;
-    return record->held_out == held_out && record->payload_bytes == model->input_bytes &&
-           record->label < model->classes;
+    return record->held_out == held_out && record->payload_bytes == model->sample_bytes &&
+           record->label < model->labels;
 }
 
 void tf_scoring_count_samples(tf_client *client) {
     const tf_model *model = client->config->model;
     const uint32_t train =
-        tf_sample_log_count(&client->log, false, model->input_bytes, model->classes);
+        tf_sample_log_count(&client->log, false, model->sample_bytes, model->labels);
     const uint32_t held_out =
-        tf_sample_log_count(&client->log, true, model->input_bytes, model->classes);
+        tf_sample_log_count(&client->log, true, model->sample_bytes, model->labels);
     const uint32_t room = client->config->sample_order_size;
     client->train_samples = (uint16_t)(train < room ? train : room);
     client->held_out_samples = (uint16_t)(held_out < UINT16_MAX ? held_out : UINT16_MAX);

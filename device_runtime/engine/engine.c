@@ -63,6 +63,7 @@ tf_status tf_engine_load(tf_engine *engine, const tf_model *model, const tf_plan
     memset(engine, 0, sizeof *engine);
     engine->plan = plan;
     engine->classes = model->classes;
+    engine->binary = model->binary != 0u;
     engine->frame.weights = weights;
     engine->frame.updates = TF_UPDATE_SHARED | TF_UPDATE_PERSONAL;
     engine->frame.arena = next;
@@ -81,6 +82,13 @@ int32_t tf_engine_predict(tf_engine *engine, const int8_t *sample) {
     tf_frame *frame = &engine->frame;
     frame->input = sample;
     engine->plan->forward(frame);
+    if (engine->binary) {
+        int32_t bits = 0;
+        for (int32_t i = 0; i < engine->classes; i++) {
+            bits |= (int32_t)(frame->logits[i] >= 0) << i;
+        }
+        return bits;
+    }
     int32_t best = 0;
     for (int32_t i = 1; i < engine->classes; i++) {
         if (frame->logits[i] > frame->logits[best]) {

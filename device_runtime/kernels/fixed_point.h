@@ -180,6 +180,15 @@ static inline void tf_note_magnitude(int32_t *magnitude, int32_t value) {
     }
 }
 
+/* Of an error that grew in `out` piece by piece, once it is whole. */
+static inline int32_t tf_largest_error(const int16_t *out, uint32_t size) {
+    int32_t magnitude = 0;
+    for (uint32_t i = 0; i < size; i++) {
+        tf_note_magnitude(&magnitude, out[i]);
+    }
+    return magnitude;
+}
+
 /* Bits by which an error tensor can go left and still fit 15 bits and a sign. */
 static inline int32_t tf_headroom(const tf_scale *scale) {
     return 15 - tf_bit_length((uint32_t)scale->magnitude);

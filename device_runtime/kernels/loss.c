@@ -1,4 +1,4 @@
-/* Softmax and cross entropy in fixed point, base 2: tables with linear interpolation. */
+/* Cross entropies of softmax and sigmoid in fixed point, base 2: tables with linear interpolation. */
 #include "fixed_point.h"
 
 #define ONE_Q30 (1 << 30)
@@ -51,8 +51,8 @@ static int32_t log2_q16(uint64_t value) {
 }
 
 /* How far `logit` lies below the largest, in powers of two, Q16. */
-static uint32_t distance_below(int32_t largest, int32_t logit, tf_gain gain) {
-    const uint64_t difference = (uint64_t)((int64_t)largest - logit);
+static uint32_t distance_below(int64_t largest, int64_t logit, tf_gain gain) {
+    const uint64_t difference = (uint64_t)(largest - logit);
     const uint64_t product = difference * (gain >> 8); /* 32 and 24 bits */
     const int32_t shift = -(int8_t)(gain & 0xffu);
     uint64_t distance;
@@ -100,4 +100,46 @@ uint32_t tf_cross_entropy(const tf_head *layer, const int32_t *logits, int32_t l
     const uint32_t below = distance_below(largest, logits[label], layer->loss);
     const int64_t bits = (int64_t)below + log2_q16(total) - (30 << 16);
     return bits <= 0 ? 0u : (uint32_t)((bits * LN2_Q16) >> 16);
+}
+
+/* How far a logit lies from 0, in powers of two, Q16. */
+static uint32_t distance_from_zero(int32_t logit, tf_gain gain) {
+    return logit < 0 ? distance_below(0, logit, gain) : distance_below(logit, 0, gain);
+}
+
+/* Probability less target in Q30. */
+static int32_t binary_error(int32_t logit, uint32_t target, tf_gain gain) {
+    const uint64_t power = exp2_negative(distance_from_zero(logit, gain));
+    const int32_t unlikely = (int32_t)((power << 30) / (ONE_Q30 + power));
+    if (target != 0u) {
+        return logit < 0 ? unlikely - ONE_Q30 : -unlikely;
+    }
+    return logit < 0 ? unlikely : ONE_Q30 - unlikely;
+}
+
+uint32_t tf_binary_cross_entropy(const tf_head *layer, const int32_t *logits, int32_t label,
+                                 int16_t *error, tf_scale *scale) {
+    const uint32_t outputs = layer->classes;
+    const int32_t part_q20 = (int32_t)(((1u << 20) + outputs / 2u) / outputs);
+    int32_t largest = 0;
+    uint64_t bits = 0;
+    for (uint32_t o = 0; o < outputs; o++) {
+        const uint32_t target = (uint32_t)label >> o & 1u;
+        const uint32_t distance = distance_from_zero(logits[o], layer->loss);
+        tf_note_magnitude(&largest, binary_error(logits[o], target, layer->loss));
+        bits += (uint32_t)log2_q16((uint64_t)ONE_Q30 + exp2_negative(distance)) - (30u << 16);
+        bits += (logits[o] < 0) == (target != 0u) ? distance : 0u;
+    }
+    const int32_t shift = tf_bit_length64((uint64_t)largest * (uint64_t)part_q20) - 15;
+    int32_t magnitude = 0;
+    for (uint32_t o = 0; o < outputs; o++) {
+        const int64_t exact =
+            (int64_t)binary_error(logits[o], (uint32_t)label >> o & 1u, layer->loss) * part_q20;
+        const int32_t kept = tf_clamp((int32_t)tf_round_shift(exact, shift), -32767, 32767);
+        error[o] = (int16_t)kept;
+        tf_note_magnitude(&magnitude, kept);
+    }
+    scale->exponent = -50 + shift;
+    scale->magnitude = magnitude;
+    return (uint32_t)((bits * LN2_Q16 >> 16) / outputs);
 }

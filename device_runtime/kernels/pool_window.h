@@ -33,13 +33,4 @@ static inline uint32_t tf_window_input(const tf_pool_window *window) {
     return (uint32_t)window->in_height * window->in_width * window->channels;
 }
 
-/* What `out` has become, once all windows have added to it. */
-static inline int32_t tf_largest_error(const int16_t *out, uint32_t size) {
-    int32_t magnitude = 0;
-    for (uint32_t i = 0; i < size; i++) {
-        tf_note_magnitude(&magnitude, out[i]);
-    }
-    return magnitude;
-}
-
 #endif

@@ -234,13 +234,13 @@ tf_status tf_sample_log_next(const tf_sample_log *log, uint32_t *cursor, tf_reco
 }
 
 uint32_t tf_sample_log_count(const tf_sample_log *log, bool held_out, uint32_t payload_bytes,
-                             uint32_t classes) {
+                             uint32_t labels) {
     uint32_t cursor = 0;
     uint32_t count = 0;
     tf_record record;
     while (tf_sample_log_next(log, &cursor, &record) == TF_OK) {
         count += record.held_out == held_out && record.payload_bytes == payload_bytes &&
-                 record.label < classes;
+                 record.label < labels;
     }
     return count;
 }

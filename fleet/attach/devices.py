@@ -122,7 +122,7 @@ def _recordings(
             raise ConfigurationError(
                 f"virtual devices with the model {manifest.model.name} of {bundles[board]} need "
                 f"samples: give an NPZ file with --data, with x (n, {height}, {width}, {channels}) "
-                f"and y (n,) of 0 … {manifest.model.classes - 1}"
+                f"and y (n,) of 0 … {manifest.model.labels - 1}"
             )
     return [Recording(share.x, share.y) for share in deal_digits(names, seed)]
 

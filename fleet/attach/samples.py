@@ -47,9 +47,10 @@ def deal_digits(names: Sequence[str], seed: int) -> list[digits.DeviceSamples]:
 
 
 def takes_digits(manifest: Manifest) -> bool:
-    """Whether the model has the digits' input and as many classes."""
+    """Whether the model has the digits' input and their classes."""
     model = manifest.model
-    return model.input.shape == (digits.SIDE, digits.SIDE, 1) and model.classes == digits.CLASSES
+    takes = (model.input.shape, model.loss, model.classes)
+    return takes == ((digits.SIDE, digits.SIDE, 1), "cross-entropy", digits.CLASSES)
 
 
 def deal_file(path: Path, names: Sequence[str], seed: int) -> list[Recording]:
@@ -86,10 +87,16 @@ def check_samples(path: Path, recording: Recording, manifest: Manifest, bundle: 
             f"{path}: samples of x have shape {recording.x.shape[1:]}, the model of {bundle} takes "
             f"{model.input.shape} (height, width, channels)"
         )
-    if not 0 <= recording.y.min() <= recording.y.max() < model.classes:
+    if model.target_scale is not None:
+        raise ConfigurationError(
+            f"the model of {bundle} is trained for targets, which virtual devices don't record; "
+            "measure it with tinyfleet measure --data, or attach boards"
+        )
+    if not 0 <= recording.y.min() <= recording.y.max() < model.labels:
+        kind = "classes" if model.loss == "cross-entropy" else "labels"
         raise ConfigurationError(
             f"{path}: labels of y are {recording.y.min()} … {recording.y.max()}, the model of "
-            f"{bundle} has the classes 0 … {model.classes - 1}"
+            f"{bundle} has the {kind} 0 … {model.labels - 1}"
         )
 
 

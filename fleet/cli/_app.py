@@ -86,12 +86,20 @@ Equalize = Annotated[
 ]
 
 TrainedLoss = Annotated[
-    Literal["cross-entropy", "mse"] | None,
+    Literal["cross-entropy", "binary", "mse", "none"] | None,
     typer.Option(
         "--loss",
-        help="What the model is trained with: cross-entropy (its outputs are logits of classes) or "
-        "mse (they reconstruct its input). Default: what the model, or labels `y` beside the "
+        help="What the model is trained with: cross-entropy (its outputs are logits of classes), "
+        "binary (each is the logit of a yes or no), mse (they reconstruct its input, or stand for "
+        "targets `y`) or none (it only infers). Default: what the model, or labels `y` beside the "
         "samples, say.",
+    ),
+]
+TrainedOutput = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        help="Which of several outputs is trained. Default: the one that the others are made of.",
     ),
 ]
 
@@ -141,6 +149,7 @@ def compile_command(
         ),
     ] = "newest",
     loss: TrainedLoss = None,
+    output: TrainedOutput = None,
     compiler: Compiler = None,
     json: Json = False,
 ) -> None:
@@ -162,6 +171,7 @@ def compile_command(
         samples=samples,
         compiler=compiler,
         loss=loss,
+        output=output,
         as_json=json,
     )
 
@@ -225,6 +235,7 @@ def plan_command(
         Path, typer.Option(help="Plan file; pictures and what a run resumes from lie beside it.")
     ] = Path("plans.json"),
     loss: TrainedLoss = None,
+    output: TrainedOutput = None,
     compiler: Compiler = None,
     json: Json = False,
 ) -> None:
@@ -235,10 +246,7 @@ def plan_command(
     from fleet.cli._plan import make_plans
     from fleet.cli._quantization import quantization_options
 
-    if not 0.0 < learning_rate < 4096.0:
-        raise typer.BadParameter(
-            f"{learning_rate:g} is not between 0 and 4096", param_hint="--learning-rate"
-        )
+    _check_rate(learning_rate)
     make_plans(
         model=model,
         board=board,
@@ -260,8 +268,16 @@ def plan_command(
         out=out,
         compiler=compiler,
         loss=loss,
+        output=output,
         as_json=json,
     )
+
+
+def _check_rate(learning_rate: float) -> None:
+    if not 0.0 < learning_rate < 4096.0:
+        raise typer.BadParameter(
+            f"{learning_rate:g} is not between 0 and 4096", param_hint="--learning-rate"
+        )
 
 
 @app.command()
@@ -271,12 +287,57 @@ def measure(
     machine: Annotated[
         str | None, typer.Option(help="What runs the image: unicorn or qemu, as the board is.")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="NPZ of your labelled samples, `x` and `y` as for plan: say how good the bundle "
+            "is on them instead."
+        ),
+    ] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option("--model", help="With --data: the ONNX file, to compare the bundle with."),
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="With --data: train so long, and measure again.")
+    ] = 0,
+    learning_rate: Annotated[
+        float, typer.Option(help="With --epochs: learning rate at the beginning.")
+    ] = 0.01,
+    held_out: Annotated[
+        float, typer.Option(help="With --epochs: share of the samples that is measured on.")
+    ] = 1 / 3,
+    seed: Annotated[int, typer.Option(help="With --epochs: same seed, same samples held out.")] = 1,
     json: Json = False,
 ) -> None:
-    """Run a bundle's image and report the instructions, stack and SRAM that it really uses."""
+    """Run a bundle's image and report the instructions, stack and SRAM that it really uses.
+
+    With --data: run its engine on your samples, and report how often it is right.
+    """
     from fleet.cli._bundles import named_or_newest
     from fleet.cli._measure import measure_bundle
 
+    if data is not None:
+        from codegen.plan_search.training import Schedule
+        from fleet.cli._measure_data import measure_data
+
+        _check_rate(learning_rate)
+        if not 0.0 < held_out < 1.0:
+            raise typer.BadParameter(
+                f"{held_out:g} is not between 0 and 1", param_hint="--held-out"
+            )
+        measure_data(
+            bundle=named_or_newest(bundle),
+            plan=plan,
+            data=data,
+            model=onnx,
+            schedule=Schedule(epochs=epochs, learning_rate=learning_rate, seed=seed),
+            held_out=held_out,
+            as_json=json,
+        )
+        return
+    if onnx is not None or epochs:
+        raise typer.BadParameter("--model and --epochs need samples", param_hint="--data")
     measure_bundle(bundle=named_or_newest(bundle), plan=plan, machine=machine, as_json=json)
 
 

@@ -36,6 +36,7 @@ def compile_bundle(
     samples: Keep,
     compiler: Literal["gcc", "zig"] | None,
     loss: Loss | None,
+    output: str | None,
     as_json: bool,
 ) -> None:
     """Compile and say what it costs; every refusal is an exception of `codegen`."""
@@ -52,6 +53,8 @@ def compile_bundle(
             quantization=quantization,
             publish=publish,
             loss=loss,
+            output=output,
+            guess=False,
         )
     report = load_report(bundle.path / QUANTIZATION) if quantization.report else None
     if as_json:
@@ -63,18 +66,34 @@ def compile_bundle(
     _show(bundle, out)
 
 
-def _loss(bundle: Bundle) -> str:
-    loss = bundle.report.loss
+def _trained(bundle: Bundle) -> list[str]:
+    """What is trained, for what, and how a sample is labelled: a line each."""
+    loss, model = bundle.report.loss, bundle.manifest.model
+    outputs = f"{model.classes} values" if model.classes > 1 else "one value"
+    why = f" ({loss.output_because})" if loss.output_because else ""
     kinds = {
-        "cross-entropy": f"cross entropy over {bundle.manifest.model.classes} classes",
-        "mse": "mean squared error against the model's own input; labels play no part",
+        "cross-entropy": f"cross entropy over {model.classes} classes",
+        "binary": "binary cross entropy of each output",
+        "mse": "mean squared error against "
+        + ("targets" if model.target_scale else "the model's own input"),
+        "none": "none: the bundle only infers, no plan trains anything",
     }
-    if not loss.guessed:
-        return f"Loss: {kinds[loss.name]} ({loss.because})."
-    return (
-        f"Loss: {kinds[loss.name]}. That is a guess: {loss.because}. Are the outputs logits of "
-        "classes? Then say --loss cross-entropy; regression isn't supported."
-    )
+    if loss.name == "binary" and model.classes > 1:
+        labels = f"0 … {model.labels - 1}, a bit for each output, the first the lowest"
+    elif loss.name == "mse" and model.target_scale:
+        labels = (
+            f"{outputs} a sample behind its input, int16 codes of {model.target_scale:.3g} each; "
+            "the label itself plays no part"
+        )
+    elif loss.name in ("mse", "none"):
+        labels = "play no part"
+    else:
+        labels = f"0 … {model.labels - 1}, one number a sample"
+    return [
+        f"Output: '{loss.output}', {outputs}{why}.",
+        f"Loss: {kinds[loss.name]} ({loss.because}).",
+        f"Labels: {labels}.",
+    ]
 
 
 def _show_quantization(report: QuantizationReport) -> None:
@@ -155,7 +174,8 @@ def _show(bundle: Bundle, out: Path) -> None:
     ]
     if outside:
         screen.print(f"In the external flash: {', '.join(outside)}.", soft_wrap=True)
-    screen.print(_loss(bundle), soft_wrap=True)
+    for line in _trained(bundle):
+        screen.print(line, soft_wrap=True)
     for note in report.notes:
         screen.print(f"Note: {note}", soft_wrap=True)
     screen.print(f"The bundle is in {out}.", soft_wrap=True)

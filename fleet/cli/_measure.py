@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from codegen.graph.ir import LOSS_UNITS
 from fleet.cli._output import console, print_json, table
 from simulator.machines.measure import Measurement, measure
 
@@ -32,7 +33,11 @@ def _show(found: Measurement) -> None:
                 ["stack high water, bytes", found.stack_high_water_bytes],
                 ["SRAM touched, bytes", found.sram_touched_bytes],
                 ["SRAM limit, bytes", found.sram_limit_bytes],
-                [f"loss of the sample, {found.loss_unit}", found.loss],
+                *(
+                    [[f"loss of the sample, {found.loss_unit}", found.loss]]
+                    if found.loss_unit != LOSS_UNITS["none"]
+                    else []
+                ),
             ],
         )
     )

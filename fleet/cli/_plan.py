@@ -38,13 +38,14 @@ def make_plans(
     out: Path,
     compiler: Literal["gcc", "zig"] | None,
     loss: Loss | None,
+    output: str | None,
     as_json: bool,
 ) -> None:
     """Search, write the plan file and the pictures, and say what was found."""
     if out.is_dir():
         raise CommandError(f"{out} is a folder; give the plan file's name with --out FILE")
     target = load_board(board)
-    imported = import_model(model, loss, data)
+    imported = import_model(model, loss, data, output)
     # Without a file of its own, a float model is calibrated with the samples themselves.
     samples_file = calibration or (data if uncoded(imported) else None)
     quantized = quantize_model(imported, samples_file, quantization)

@@ -32,7 +32,8 @@ def new_campaign(
     `manifests` are the bundles' manifest.json texts in any keys, `blob` their weights, or those of
     the version `base` (MODEL:NUMBER) of their model.
     Raises `CampaignError` where the bundles don't hold the same model and weights, a plan that the
-    configuration names is in none of them, or none has what a campaign that personalizes needs.
+    configuration names is in none of them, none trains anything in a campaign that does, or none
+    has what a campaign that personalizes needs.
     """
     parsed = [Manifest.parse(text, f"manifest of {name}") for name, text in manifests.items()]
     if not parsed:
@@ -65,6 +66,11 @@ def new_campaign(
         raise CampaignError(
             "no plan of the bundles has personal tensors; mark some in a plan's file with "
             '"personal": ["head"] and compile the bundles with it (docs/howto/personalize.md)'
+        )
+    if config.trains and not any(plan.delta_values for one in parsed for plan in one.plans):
+        raise CampaignError(
+            "the bundles only infer: they were compiled with --loss none; compile them with "
+            "another loss, or make a campaign of kind evaluate"
         )
     campaign = identifier or uuid.uuid4().hex[:16]
     master = master_from_blob(parsed[0].tensors, blob)

@@ -132,7 +132,8 @@ class InputEntry(_Model):
 class ModelEntry(_Model):
     """The model that the bundle was compiled from; ``digest`` says what weights' bytes mean.
 
-    ``parameters`` counts all weights and biases, also those that no version brings.
+    ``parameters`` counts all weights and biases, also those that no version brings. ``classes``
+    are its outputs, whatever the ``loss``; ``target_scale`` is there where samples have targets.
     """
 
     name: str
@@ -141,6 +142,15 @@ class ModelEntry(_Model):
     input: InputEntry
     classes: int
     parameters: Count
+    loss: str = "cross-entropy"
+    target_scale: float | None = None
+
+    @property
+    def labels(self) -> int:
+        """Labels of samples are below it."""
+        if self.loss == "binary":
+            return 1 << self.classes
+        return self.classes if self.loss == "cross-entropy" else 1 << 16
 
 
 class BoardEntry(_Model):

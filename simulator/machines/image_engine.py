@@ -79,9 +79,9 @@ class ImageEngine:
         # No identity record there: the firmware waits to be commissioned and leaves the pool.
         self._plan_id_address = region.address
         self._sample_address = region.address + 32
-        self._input_bytes = int(np.prod(bundle.manifest.model.input.shape))
-        if 32 + self._input_bytes > region.bytes:
-            raise MeasureError(f"a sample of {self._input_bytes} bytes doesn't fit the sample log")
+        self._sample_bytes = bundle.manifest.model.sample_bytes
+        if 32 + self._sample_bytes > region.bytes:
+            raise MeasureError(f"a sample of {self._sample_bytes} bytes doesn't fit the sample log")
         content = [(region.address, bytes.fromhex(self.plan.id))]
         if machine_for(bundle.board) == "unicorn":
             self.machine = _unicorn(bundle, content, paint)
@@ -179,15 +179,15 @@ class ImageEngine:
         return self.machine.read_memory(fields[_ARENA], self._plan_sizes(fields[_PLAN])[0])
 
     def _put_sample(self, sample: NDArray[np.int8], label: int) -> None:
-        classes = self._bundle.manifest.model.classes
-        if sample.dtype != np.int8 or sample.size != self._input_bytes:
+        labels = self._bundle.manifest.model.labels
+        if sample.dtype != np.int8 or sample.size != self._sample_bytes:
             shape = tuple(self._bundle.manifest.model.input.shape)
             raise MeasureError(
                 f"the sample has {sample.size} values of {sample.dtype}, the model's input is"
-                f" int8 {shape}"
+                f" int8 {shape}, with targets {self._sample_bytes} bytes"
             )
-        if not 0 <= label < classes:
-            raise MeasureError(f"label {label} is none of 0 … {classes - 1}")
+        if not 0 <= label < labels:
+            raise MeasureError(f"label {label} is none of 0 … {labels - 1}")
         self.machine.write_flash(self._sample_address, sample.tobytes())
 
     def _fields(self) -> tuple[int, ...]:

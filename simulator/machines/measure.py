@@ -97,7 +97,8 @@ def measure(
         bundle_dir: folder of the bundle.
         plan_id: id of the plan, its name, or a prefix of its id; the first plan where None.
         machine: "unicorn" or "qemu"; where None, the one that has the bundle's board.
-        sample: int8 [H, W, C] in the model's input scale; random from ``seed`` where None.
+        sample: int8 [H, W, C] in the model's input scale, with targets flat as a device logs it;
+            random from ``seed`` where None.
         label: of the sample.
         learning_rate: of the step, a real number.
         seed: of the step's stochastic rounding, and of the random sample.
@@ -178,8 +179,8 @@ def profile_step(
 
 
 def _random_sample(bundle: Bundle, seed: int) -> NDArray[np.int8]:
-    random = np.random.default_rng(seed)
-    return random.integers(-128, 128, bundle.manifest.model.input.shape).astype(np.int8)
+    random, model = np.random.default_rng(seed), bundle.manifest.model
+    return random.integers(-128, 128, model.sample_bytes).astype(np.int8)
 
 
 def _touched_bytes(bundle: Bundle, plan: str, step: tuple[NDArray[np.int8], int, int, int]) -> int:

@@ -26,7 +26,8 @@ def dense_network(shape: tuple[int, ...], outputs: int, *tail: str, form: tuple[
     if form:
         tensors["form"] = np.array([1, *form])
         nodes.append(helper.make_node("Reshape", ["scores", "form"], ["formed"]))
-    nodes += [helper.make_node(kind, [nodes[-1].output[0]], [kind]) for kind in tail]
+    for kind in tail:
+        nodes.append(helper.make_node(kind, [nodes[-1].output[0]], [kind]))
     last = nodes[-1].output[0]
     graph = helper.make_graph(
         nodes,

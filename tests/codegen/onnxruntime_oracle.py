@@ -36,7 +36,11 @@ def run(
     model: onnx.ModelProto, x: NDArray[Any], names: Sequence[str] | None = None
 ) -> list[NDArray[Any]]:
     """The tensors ``names`` of ``model`` for the batch ``x``; its outputs where none are given."""
-    made = session(model)
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    known = {output.name for output in model.graph.output}
+    asked.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names or () if n not in known)
+    made = session(asked)
     tensors: list[NDArray[Any]] = made.run(names, {made.get_inputs()[0].name: x})
     return tensors
 
@@ -53,13 +57,16 @@ def outputs(model: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float3
     return np.concatenate([made.run(None, {source: sample[None]})[-1] for sample in x])
 
 
+def agreement(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Share of samples (n, classes) whose best class in ``got`` is one of the best expected."""
+    best = expected == expected.max(axis=1, keepdims=True)
+    return float(best[np.arange(len(got)), got.argmax(axis=1)].mean())
+
+
 def codes_of(model: onnx.ModelProto, x: NDArray[np.float32]) -> dict[str, NDArray[np.int64]]:
     """What every QuantizeLinear makes of the batch ``x``, as int8 codes, by its input's name."""
-    asked = onnx.ModelProto()
-    asked.CopyFrom(model)
     coded = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
-    asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in coded)
-    made = run(asked, x, list(coded))
+    made = run(model, x, list(coded))
     return {
         name: codes.astype(np.int64) - (128 if codes.dtype == np.uint8 else 0)
         for name, codes in zip(coded.values(), made, strict=True)
@@ -80,18 +87,20 @@ def quantize_file(
     samples: NDArray[np.float32],
     *,
     activation: QuantType = QuantType.QInt8,
+    weight: QuantType = QuantType.QInt8,
+    quant_format: QuantFormat = QuantFormat.QDQ,
     per_channel: bool = True,
     symmetric: bool = False,
 ) -> None:
-    """Writes the model ``source`` to ``target`` in QDQ form, calibrated with ``samples``."""
+    """Writes the model ``source`` to ``target`` quantized, calibrated with ``samples``."""
     logging.disable(logging.WARNING)  # that a model wasn't preprocessed
     quantize_static(
         str(source),
         str(target),
         _Samples(samples, onnx.load(source).graph.input[0].name),
-        quant_format=QuantFormat.QDQ,
+        quant_format=quant_format,
         activation_type=activation,
-        weight_type=QuantType.QInt8,
+        weight_type=weight,
         per_channel=per_channel,
         extra_options={"ActivationSymmetric": symmetric},
     )

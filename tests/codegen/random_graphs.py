@@ -1,5 +1,8 @@
 """Small random networks with every operation, for tests that compare implementations."""
 
+import dataclasses
+from typing import Literal
+
 import numpy as np
 
 from codegen.graph.floats import (
@@ -16,11 +19,16 @@ from codegen.graph.ir import Graph, Loss, Padding
 from codegen.operators.add import FloatAdd
 from codegen.operators.average_pool import AveragePool
 from codegen.operators.concat import Concat
+from codegen.operators.expand import Expand
 from codegen.operators.functions import Function, X
+from codegen.operators.gather import Gather, PictureAxis
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.lookup import Lookup
 from codegen.operators.max_pool import MaxPool
+from codegen.operators.product import FloatProduct
+from codegen.operators.rearrange import OUTSIDE, Rearrange, by_axis
 from codegen.operators.requantize import FloatClamp
+from codegen.operators.scaling import FloatScaling
 from codegen.program.plans import Plan, WeightUpdate
 from codegen.quantization.quantize import quantize, quantize_input
 
@@ -74,8 +82,8 @@ class _Network:
         self.ops.append(op)
         self.last = op.output
 
-    def add(self, name: str, other: str) -> None:
-        self.ops.append(FloatAdd(name, (self.last, other), f"{name}.y"))
+    def add(self, name: str, other: str, subtracts: bool = False) -> None:
+        self.ops.append(FloatAdd(name, (self.last, other), f"{name}.y", subtracts=subtracts))
         self.shapes[f"{name}.y"] = self.shapes[self.last]
         self.last = f"{name}.y"
 
@@ -86,10 +94,83 @@ class _Network:
         """A table by code."""
         self._append(Lookup(name, self.last, f"{name}.y", function), self.shapes[self.last])
 
+    def rearrange(self, name: str, draw: np.random.Generator) -> None:
+        """Pixels twice, apart, or in rows by their column's remainder; some cut off."""
+        channels, height, width = self.shapes[self.last]
+        kind = int(draw.integers(3))
+        rows, columns = (list(range(-1, 2 * size)) for size in (height, width))
+        if kind == 0:
+            places = by_axis([row // 2 for row in rows], [column // 2 for column in columns[2:]])
+        elif kind == 1:
+            apart = [[i // 2 if i % 2 == 0 else OUTSIDE for i in line] for line in (rows, columns)]
+            places = by_axis(*apart)
+        else:
+            by_y = tuple(range(height)), tuple(index % 2 for index in range(height))
+            by_x = (0,) * ((width + 1) // 2), tuple(range(0, width, 2))
+            places = (by_y[0], by_x[0]), (by_y[1], by_x[1])
+        op = Rearrange(name, self.last, f"{name}.y", *places)
+        self._append(op, (channels, *op.size))
+
     def concat(self, name: str, other: str) -> None:
         channels = self.shapes[self.last][0] + self.shapes[other][0]
         shape = (channels, *self.shapes[self.last][1:])
         self._append(Concat(name, (self.last, other), f"{name}.y"), shape)
+
+    def gather(self, name: str, axis: PictureAxis, indices: np.ndarray) -> None:
+        shape = list(self.shapes[self.last])
+        shape[("channels", "height", "width").index(axis)] = len(indices)
+        op = Gather(name, self.last, f"{name}.y", axis, tuple(indices.tolist()))
+        self._append(op, tuple(shape))
+
+    def choice(self, name: str, axis: PictureAxis) -> None:
+        """Entries of an axis in one of the ways in which models choose them."""
+        size = self.shapes[self.last][("channels", "height", "width").index(axis)]
+        every, half = np.arange(size), -(-size // 2)
+        ways = (
+            self.rng.permutation(size),
+            every[int(self.rng.integers(0, half)) :][:half],
+            every[:: int(self.rng.choice([-1, 2]))],
+            self.rng.integers(0, size, size + 1),
+        )
+        self.gather(name, axis, ways[int(self.rng.integers(len(ways)))])
+
+    def mean(self, name: str, rows: bool, columns: bool) -> None:
+        """Over whole rows, whole columns or both."""
+        channels, height, width = self.shapes[self.last]
+        window = (height if columns else 1, width if rows else 1)
+        op = AveragePool(name, self.last, f"{name}.y", window, window)
+        self._append(op, (channels, height // window[0], width // window[1]))
+
+    def expand(self, name: str, shape: tuple[int, ...]) -> None:
+        channels, height, width = shape
+        self._append(Expand(name, self.last, f"{name}.y", (channels, height, width)), shape)
+
+    def product(self, name: str, large: str) -> None:
+        """``large`` times the last tensor, which may be smaller."""
+        op = FloatProduct(name, (large, self.last), f"{name}.y", RELU6)
+        self._append(op, self.shapes[large])
+
+    def scaling(self, name: str) -> None:
+        """Constants along some axes, with or without gains of their own below 0."""
+        shape = self.shapes[self.last]
+        varies = self.rng.random(3) < 0.5
+        size = [n if varying else 1 for n, varying in zip(shape, varies, strict=True)]
+        gain, shift = self.rng.normal(1, 0.7, size), self.rng.normal(0, 0.3, size)
+        below = self.rng.normal(0, 0.4, size) if self.rng.random() < 0.5 else None
+        clamp = RELU6 if self.rng.random() < 0.5 else Clamp()
+        op = FloatScaling(name, self.last, f"{name}.y", gain, shift, below, clamp)
+        self._append(op, shape)
+
+    def gate(self, name: str) -> None:
+        """The last tensor times one of its size, or of one channel, row, column or pixel."""
+        large = self.last
+        channels = self.shapes[large][0] if self.rng.random() < 0.6 else 1
+        if self.rng.random() < 0.7:
+            rows, columns = (bool(self.rng.random() < 0.6) for _ in range(2))
+            self.mean(f"{name}.mean", rows, columns)
+        self.conv(f"{name}.gate", channels, 1, clamp=Clamp())
+        self.function(f"{name}.bend", ("sigmoid", X))
+        self.product(name, large)
 
     def pool(self, name: str, largest: bool) -> None:
         channels, *size = self.shapes[self.last]
@@ -171,6 +252,9 @@ def random_graph(seed: int, size: int = 6, smooth: bool = True) -> tuple[Graph, 
     rng.bit_generator.state = state
     network.conv("project", width, 1, clamp=Clamp())
     network.add("join", skip)
+    move = np.random.default_rng([seed, 4])
+    if smooth and move.random() < 0.5:
+        network.rearrange("move", move)
     network.conv("down", width, int(rng.choice([3, 5])), int(rng.integers(1, 3)), depthwise=True)
     clamp = Clamp() if smooth else RELU6
     network.conv("last", int(rng.integers(4, 12)), int(rng.choice([1, 3])), clamp=clamp)
@@ -210,6 +294,52 @@ def random_pooled_graph(seed: int, loss: Loss | None = None) -> tuple[Graph, np.
         network.dense("hidden", int(rng.integers(4, 20)))
     chosen = loss or ("mse" if rng.random() < 0.3 else "cross-entropy")
     return _quantized(network.finish_flat(chosen), rng)
+
+
+def random_gated_graph(seed: int) -> tuple[Graph, np.ndarray]:
+    """A network of chosen channels, rows and columns, gates, and what is repeated, and int8 samples
+    (n, H, W, C)."""
+    rng = np.random.default_rng([seed, 4])
+    network = _Network(rng, (int(rng.integers(4, 8)), 6), int(rng.choice([1, 3])))
+    network.conv("stem", int(rng.integers(4, 9)), 3, clamp=Clamp())
+    network.scaling("scaled")
+    fork = network.last
+    network.choice("some", "channels")
+    network.conv("own", int(rng.integers(3, 7)), 1)
+    network.concat("both", fork)
+    network.choice("shuffled", "channels")
+    network.choice("crop", "height" if rng.random() < 0.5 else "width")
+    network.scaling("bent")
+    network.gate("excite")
+    whole = network.last
+    network.mean("part", bool(rng.random() < 0.5), True)
+    network.conv("context", int(rng.choice([1, network.shapes[whole][0]])), 1, clamp=Clamp())
+    network.expand("around", network.shapes[whole])
+    network.add("met", whole, subtracts=bool(rng.random() < 0.5))
+    network.conv("last", int(rng.integers(4, 9)), 3)
+    return _quantized(network.finish_flat("cross-entropy"), rng)
+
+
+def random_target_graph(seed: int, loss: Literal["binary", "mse"]) -> tuple[Graph, np.ndarray]:
+    """A `random_graph` whose outputs are each a yes or no, or stand for targets.
+
+    With flat samples for it, the bytes of their targets behind the input.
+    """
+    graph, samples = random_graph(seed)
+    rng = np.random.default_rng([seed, 4])
+    outputs = int(rng.integers(1, graph.head.bias.size + 1))
+    head = dataclasses.replace(
+        graph.head,
+        weight=graph.head.weight[:outputs],
+        bias=graph.head.bias[:outputs],
+        loss=loss,
+        target_scale=float(rng.choice([1e-5, 3e-4, 0.02])) if loss == "mse" else None,
+    )
+    flat = samples.reshape(len(samples), -1)
+    if loss == "mse":
+        targets = rng.integers(-(2**15), 2**15, (len(samples), outputs)).astype("<i2")
+        flat = np.concatenate([flat, targets.view(np.int8)], axis=1)
+    return dataclasses.replace(graph, ops=(*graph.ops[:-1], head)), flat
 
 
 def padded_graph(padding: Padding, seed: int = 0) -> tuple[Graph, np.ndarray]:

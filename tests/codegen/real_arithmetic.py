@@ -11,7 +11,9 @@ from codegen.graph.floats import Values
 from codegen.operators import operator_of
 from codegen.operators.add import Add
 from codegen.operators.execution import convolve
+from codegen.operators.product import Product
 from codegen.operators.requantize import Requantize
+from codegen.operators.scaling import Scaling
 
 
 def real_output(graph: ir.Graph, op: ir.Op, inputs: Sequence[Values]) -> Values:
@@ -27,7 +29,17 @@ def real_output(graph: ir.Graph, op: ir.Op, inputs: Sequence[Values]) -> Values:
             ends = np.array([op.low, op.high]) - target.zero_point
             return np.clip(_rounded(inputs[0], target), *(target.scale * ends))
         case Add():
-            return _rounded(inputs[0] + inputs[1], graph.tensors[op.output])
+            second = -inputs[1] if op.subtracts else inputs[1]
+            return _rounded(inputs[0] + second, graph.tensors[op.output])
+        case Product():
+            return _rounded(inputs[0] * inputs[1], graph.tensors[op.output])
+        case Scaling():
+            gain, shift, below = (
+                np.moveaxis(np.array(each).reshape(op.shape), -1, 0)
+                for each in (op.gain, op.shift, op.below or op.gain)
+            )
+            factor = np.where(inputs[0] < 0, below, gain)
+            return _rounded(factor * inputs[0] + shift, graph.tensors[op.output])
         case ir.Head():
             flat = inputs[0].transpose(0, 2, 3, 1).reshape(len(inputs[0]), -1)
             sums = flat @ op.weight.T.astype(np.float64) + graph.tensors[op.input].scale * op.bias

@@ -25,6 +25,7 @@ from codegen.firmware.bundle import Bundle
 from codegen.firmware.graph_file import load_graph
 from codegen.firmware.host_engine import HostEngine
 from codegen.firmware.toolchain import find_toolchain
+from codegen.graph.floats import LossChoice
 from codegen.graph.ir import Graph, Op, Padding
 from codegen.importer.model import import_proto
 from codegen.operators.concat import Concat
@@ -41,6 +42,7 @@ from tests.codegen.quantized_network import Channels, Code, QuantizedNetwork, ra
 from tests.codegen.random_graphs import (
     full_plan,
     padded_graph,
+    random_gated_graph,
     random_graph,
     random_plan,
     random_pooled_graph,
@@ -103,6 +105,12 @@ def test_onnxruntime_has_the_integers_of_random_networks(seed: int) -> None:
 @examples(40)
 def test_onnxruntime_has_the_integers_of_pools_and_branches(seed: int) -> None:
     assert_same_integers(random_pooled_graph(seed)[0], seed)
+
+
+@given(seed=st.integers(0, 10_000))
+@examples(40)
+def test_onnxruntime_has_the_integers_of_gates_and_choices(seed: int) -> None:
+    assert_same_integers(random_gated_graph(seed)[0], seed)
 
 
 @given(seed=st.integers(0, 10_000))
@@ -458,6 +466,24 @@ def test_the_quantized_file_of_a_bundle_is_its_first_version(
     quantized: Bundle, tmp_path: Path
 ) -> None:
     assert imported_from(quantized, tmp_path, quantized_model()) == quantized.weights
+
+
+def test_a_full_integer_file_is_the_first_version_of_its_bundle_and_not_taken_for_an_export(
+    tmp_path: Path,
+) -> None:
+    path = MODELS / "full_integer_int8.onnx"
+    made = compile_model(path, "stm32f746", None, None, tmp_path / "bundle", CDDL)
+    assert import_weights(made, path) == made.weights
+    export_onnx(made, None, tmp_path / "version.onnx")
+    assert import_weights(made, tmp_path / "version.onnx") == made.weights
+
+
+def test_the_quantized_file_of_a_bundle_for_targets_is_its_first_version(tmp_path: Path) -> None:
+    choice = LossChoice("mse", "said so", target_scale=0.01)
+    graph = quantize(import_proto(quantized_model(), "net", choice), None)
+    assert graph.head.target_scale == 0.01
+    bundle = compiled(graph, [full_plan(graph)], tmp_path / "bundle")
+    assert imported_from(bundle, tmp_path, quantized_model()) == bundle.weights
 
 
 def test_a_quantized_model_trained_elsewhere_is_a_new_version(

@@ -14,7 +14,8 @@ from tests.end_to_end.engines import assert_trains_to_the_same_bits, toolchain_o
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["fire_dynamo", "inertial_script", "autoencoder_dynamo", "ds_cnn_flat_script",
-             "preactivation_dynamo"],
+             "preactivation_dynamo", "temporal_script", "shufflenet_dynamo",
+             "autoencoder_upsampling_dynamo"],
 )  # fmt: skip
 def test_an_exported_model_trains_to_the_same_bits_everywhere(name: str, tmp_path: Path) -> None:
     toolchain = toolchain_or_skip("gcc")

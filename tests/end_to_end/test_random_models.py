@@ -15,7 +15,7 @@ from codegen.program.plans import Plan
 from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
 from tests.codegen.quantized_network import random_quantized
-from tests.codegen.random_graphs import full_plan, padded_graph, random_plan
+from tests.codegen.random_graphs import full_plan, padded_graph, random_gated_graph, random_plan
 from tests.end_to_end.engines import assert_trains_to_the_same_bits, toolchain_or_skip
 
 CLASSES = 5
@@ -198,6 +198,25 @@ def test_a_quantized_model_with_channels_of_any_scales_trains_to_the_same_bits_e
         graph,
         [full_plan(graph), random_plan(graph, seed)],
         quantize_input(graph, np.moveaxis(x, 1, -1)),
+        range(4),
+        board=board,
+        toolchain=toolchain_or_skip(compiler),
+        folder=tmp_path,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seed", "board", "compiler"), [(3, "stm32f746", "gcc"), (8, "stm32f407", "zig")]
+)
+def test_gates_choices_and_constants_train_to_the_same_bits_everywhere(
+    seed: int, board: str, compiler: Literal["gcc", "zig"], tmp_path: Path
+) -> None:
+    graph, samples = random_gated_graph(seed)
+    assert_trains_to_the_same_bits(
+        graph,
+        [full_plan(graph), random_plan(graph, seed)],
+        samples,
         range(4),
         board=board,
         toolchain=toolchain_or_skip(compiler),

@@ -22,14 +22,17 @@ def commands() -> list[list[str]]:
 
 def test_readme_commands_do_what_they_say(tmp_path: Path) -> None:
     found = commands()
-    assert [words[1] for words in found] == ["compile", "measure"]
+    assert [words[1] for words in found] == ["compile", "measure", "measure"]
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    shown = []
     for words in found:
         finished = subprocess.run(
             [str(TOOL), *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
         )
         assert finished.returncode == 0, finished.stderr
-    assert "instructions, training step" in finished.stdout
+        shown.append(finished.stdout)
+    assert "instructions, training step" in shown[1]
+    assert "66 samples held out of 200" in shown[2]
 
 
 def test_what_operators_are_shown_is_of_the_page_that_is_run() -> None:

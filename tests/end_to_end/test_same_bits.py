@@ -22,7 +22,7 @@ from codegen.quantization.calibration_set import load_calibration
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.reference.interpreter import Interpreter
 from simulator.machines.image_engine import ImageEngine
-from tests.codegen.random_graphs import full_plan
+from tests.codegen.random_graphs import full_plan, random_plan, random_target_graph
 from tests.end_to_end.engines import assert_trains_to_the_same_bits, toolchain_or_skip
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -92,6 +92,23 @@ def test_a_hundred_steps_leave_the_same_state_everywhere(
             assert kept > 0, plan.name
             assert [image.arena[i] for i in errors] == [host.arena[i] for i in errors], plan.name
         assert np.array_equal(interpreter.delta(), host.delta()), plan.name
+
+
+@pytest.mark.parametrize(("loss", "compiler"), [("binary", "gcc"), ("mse", "zig")])
+def test_yes_or_no_and_targets_leave_the_same_state_everywhere(
+    loss: Literal["binary", "mse"], compiler: Literal["gcc", "zig"], tmp_path: Path
+) -> None:
+    graph, samples = random_target_graph(5, loss)
+    assert graph.head.bias.size > 1
+    assert_trains_to_the_same_bits(
+        graph,
+        [full_plan(graph), random_plan(graph, 3)],
+        samples,
+        [step % 4 for step in range(12)],
+        board="stm32f746",
+        toolchain=toolchain_or_skip(compiler),
+        folder=tmp_path,
+    )
 
 
 @pytest.mark.parametrize("board", ["stm32f746", "stm32f407"])

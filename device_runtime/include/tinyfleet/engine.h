@@ -23,16 +23,16 @@
 
 /* What a step of a program works on. Generated code reads it, the client doesn't. */
 typedef struct {
-    const uint8_t *weights; /* weights blob (flash), 4-byte aligned */
-    uint8_t *arena;         /* activations, masks, errors, scratch of one step */
-    uint8_t *state;         /* working copies and fractions of what the plan trains */
-    const int8_t *input;    /* sample, HWC */
-    int32_t *logits;        /* the manifest's model.logit_scale gives their unit */
-    int32_t label;
+    const uint8_t *weights;     /* weights blob (flash), 4-byte aligned */
+    uint8_t *arena;             /* activations, masks, errors, scratch of one step */
+    uint8_t *state;             /* working copies and fractions of what the plan trains */
+    const int8_t *input;        /* sample, HWC; behind it, int16 targets where the loss has them */
+    int32_t *logits;            /* the manifest's model.logit_scale gives their unit */
+    int32_t label;              /* class, or one bit for each output of a binary loss */
     uint32_t learning_rate_q20; /* of one sample: that of the batch over its size */
     uint32_t seed;              /* of the task: stochastic rounding */
     uint32_t step_index;        /* counts training steps since tf_engine_load */
-    uint32_t loss_q16;          /* times 2^16: nats, or squared units of the input */
+    uint32_t loss_q16;          /* times 2^16: nats, or squared units of the target */
     uint32_t updates;           /* TF_UPDATE_…; both after tf_engine_load */
 } tf_frame;
 
@@ -77,8 +77,10 @@ typedef struct {
     uint32_t model_digest; /* of what the weights mean: the manifest's model.digest, bytes 0 … 3 */
     uint32_t sample_digest; /* and of what samples mean: model.sample_digest */
     uint32_t weights_bytes;
-    uint32_t input_bytes;
-    uint16_t classes;
+    uint32_t sample_bytes; /* input, and targets where the loss has them */
+    uint32_t labels;       /* those of samples are below it */
+    uint16_t classes;      /* or other outputs */
+    uint8_t binary;        /* 1: outputs are yes or no, each for itself */
     uint16_t plan_count;
     const tf_plan *plans;
 } tf_model;
@@ -90,6 +92,7 @@ typedef struct {
     const tf_plan *plan;
     uint16_t classes;
     bool keeps_personal; /* the delta is without personal tensors */
+    bool binary;
     tf_frame frame;
 } tf_engine;
 
@@ -105,11 +108,12 @@ uint32_t tf_engine_pool_bytes(const tf_model *model, const tf_plan *plan);
 tf_status tf_engine_load(tf_engine *engine, const tf_model *model, const tf_plan *plan,
                          const uint8_t *weights, void *pool, uint32_t pool_bytes);
 
-/* Runs the forward pass on one sample; returns the class with the largest logit. */
+/* Runs the forward pass on one sample; returns the class with the largest logit, for a binary loss
+ * the bits of all outputs that are at least 0 (a probability of one half). */
 int32_t tf_engine_predict(tf_engine *engine, const int8_t *sample);
 
-/* Forward pass and loss for a labelled sample, nothing is updated. Returns the predicted
- * class; the loss is in engine->frame.loss_q16. */
+/* Forward pass and loss for a labelled sample, nothing is updated. Returns what
+ * tf_engine_predict does; the loss is in engine->frame.loss_q16. */
 int32_t tf_engine_score(tf_engine *engine, const int8_t *sample, int32_t label);
 
 /* One step of SGD on one sample: forward, backward, update in place. Plans that accumulate move

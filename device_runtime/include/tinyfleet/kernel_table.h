@@ -9,8 +9,14 @@
     member(convolution_forward) member(depthwise_forward) member(add_forward) \
     member(pool_forward) member(max_pool_forward) member(average_pool_forward) \
     member(concat_forward) member(keep_channels) member(requantize_forward) member(lookup_forward) \
-    member(head_forward) member(cross_entropy) \
+    member(head_forward) \
+    member(expand_forward) member(expand_input_gradient) member(product_forward) \
+    member(product_input_gradient) member(product_reduced_gradient) \
+    member(scaling_forward) member(scaling_input_gradient) \
+    member(gather_forward) member(gather_input_gradient) \
+    member(rearrange_forward) member(cross_entropy) member(binary_cross_entropy) \
     member(mean_squared_error) member(error_mask) member(error_sum) member(error_scale) \
+    member(rearrange_input_gradient) \
     member(lookup_input_gradient) member(pool_input_gradient) member(max_pool_input_gradient) \
     member(average_pool_input_gradient) member(concat_input_gradient) \
     member(head_input_gradient) member(head_update) member(convolution_input_gradient) \

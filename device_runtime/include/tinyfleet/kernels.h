@@ -95,6 +95,49 @@ typedef struct {
     uint16_t all_channels, first, channels;
 } tf_slice;
 
+/* Entries of an axis: `runs` times `run` of them that lie side by side, from first[i] on. */
+typedef struct {
+    uint32_t outer, inner; /* places before the axis, elements behind it */
+    uint16_t size;         /* of the axis in the input */
+    uint16_t run, runs;
+    const uint16_t *first;
+    uint8_t overlap_bits; /* kept free in an error, so that the sum of an entry's copies fits */
+} tf_selection;
+
+/* A tensor that stands for a larger one: steps to its next row, column and channel, 0 where it has
+ * one for all. Sums of all that an element stands for go right by `sum_shift` before they are added,
+ * so that they fit 32 bits. */
+typedef struct {
+    uint16_t height, width, channels; /* of the larger one */
+    uint32_t row, column;
+    uint16_t channel, sum_shift;
+} tf_broadcast;
+
+/* Constants that stand for all elements: output code = (steps of the input * multiplier + offset),
+ * rounded, >> shift; tables by the smaller tensor's place. What lies below zero has factors of its
+ * own, or NULL. */
+typedef struct {
+    tf_broadcast by;
+    const int32_t *multiplier; /* at most 2^22 */
+    const int32_t *offset;     /* at most 2^29 */
+    const int32_t *below;
+    const int16_t *errors; /* Q15, relative to 2^error_exponent; NULL where no plan needs them */
+    const int16_t *errors_below;
+    int16_t in_zero, out_zero;
+    uint8_t shift;
+    int8_t error_exponent;
+} tf_scaling;
+
+/* Elementwise product; `b` may be a smaller tensor. */
+typedef struct {
+    tf_broadcast b;
+    int16_t a_zero, b_zero, out_zero;
+    tf_multiplier requantize;
+    uint8_t pre_shift;        /* products go left by this first, saturating */
+    int16_t error_multiplier; /* Q15 */
+    int8_t error_exponent;
+} tf_product;
+
 /* The same real values in another scale, clamped to the codes low … high. */
 typedef struct {
     int16_t in_zero, out_zero;
@@ -112,13 +155,26 @@ typedef struct {
     int8_t slope_exponent;
 } tf_lookup;
 
-/* Squared error of a head against the model's input, which has as many elements. */
+/* The output's pixel (y, x) is the input's in row row_by_y[y] + row_by_x[x] and column
+ * column_by_y[y] + column_by_x[x], or real zeros where the input has none. `repeat_bits` are kept
+ * free in an error, so that the sum over all copies of a pixel fits 15 bits and a sign. */
+typedef struct {
+    uint16_t in_height, in_width, channels;
+    uint16_t out_height, out_width;
+    int8_t zero;
+    uint8_t repeat_bits;
+    const int16_t *row_by_y, *row_by_x, *column_by_y, *column_by_x;
+} tf_rearrangement;
+
+/* What a head's outputs should be: the model's input, which has as many elements, or the sample's
+ * targets, int16, little-endian, behind the input. */
 typedef struct {
     uint16_t size;
-    int16_t input_zero;
-    tf_gain input_scale; /* one step of the input in units of the head's output */
-    tf_gain error_scale; /* 2 * unit / size: real derivative per unit of difference */
-} tf_reconstruction;
+    int16_t zero_point;   /* of the codes; targets have 0 */
+    uint32_t targets_at;  /* bytes of the input before the targets; 0: it is the target itself */
+    tf_gain target_scale; /* one step of a target in units of the head's output */
+    tf_gain error_scale;  /* 2 * unit / size: real derivative per unit of difference */
+} tf_target;
 
 typedef struct {
     uint16_t in_channels, classes;
@@ -204,6 +260,15 @@ void tf_concat_forward(const tf_slice *slice, const int8_t *input, int8_t *outpu
 /* Copies `count` channels, ascending, of an input of `all`, for a later update of their weights. */
 void tf_keep_channels(const uint16_t *channels, uint32_t count, const int8_t *input, uint32_t all,
                       uint32_t pixels, int8_t *kept);
+void tf_expand_forward(const tf_broadcast *layer, const int8_t *input, int8_t *output);
+/* output may be a; b as well, where both are of one size. */
+void tf_product_forward(const tf_product *layer, const int8_t *a, const int8_t *b, int8_t *output,
+                        uint8_t *mask);
+void tf_rearrange_forward(const tf_rearrangement *layer, const int8_t *input, int8_t *output);
+/* output may be the input itself. */
+void tf_scaling_forward(const tf_scaling *layer, const int8_t *input, int8_t *output,
+                        uint8_t *mask);
+void tf_gather_forward(const tf_selection *layer, const int8_t *input, int8_t *output);
 /* output may be the input itself. */
 void tf_lookup_forward(const tf_lookup *layer, const int8_t *input, int8_t *output, uint32_t size);
 /* output may be the input itself. */
@@ -217,10 +282,15 @@ void tf_head_forward(const tf_head *layer, const int8_t *input, const int16_t *w
 uint32_t tf_cross_entropy(const tf_head *layer, const int32_t *logits, int32_t label,
                           int16_t *error, tf_scale *scale);
 
-/* Mean of (values - input)^2 in real units: returns it times 2^16 (at most 2^32 - 1) and writes the
- * error of the values (in real units, not steps). */
-uint32_t tf_mean_squared_error(const tf_reconstruction *layer, const int32_t *values,
-                               const int8_t *input, int16_t *error, tf_scale *scale);
+/* Mean over the outputs, at most 16, of the binary cross entropy of sigmoid(logit) against their
+ * bits of `label` (output 0: the lowest): as above. */
+uint32_t tf_binary_cross_entropy(const tf_head *layer, const int32_t *logits, int32_t label,
+                                 int16_t *error, tf_scale *scale);
+
+/* Mean of (values - target)^2 in real units: returns it times 2^16 (at most 2^32 - 1) and writes the
+ * error of the values (in real units, not steps). `sample` is the input, and what follows it. */
+uint32_t tf_mean_squared_error(const tf_target *target, const int32_t *values, const int8_t *sample,
+                               int16_t *error, tf_scale *scale);
 
 /* ---- backward. Errors come with their scale and leave with one. ---- */
 
@@ -245,6 +315,28 @@ void tf_average_pool_input_gradient(const tf_average_pooling *layer, const int16
                                     const tf_scale *scale, int16_t *out, tf_scale *out_scale);
 void tf_concat_input_gradient(const tf_slice *slice, const int16_t *error, const tf_scale *scale,
                               int16_t *out, tf_scale *out_scale);
+/* scratch: 4 bytes for each element of out. */
+void tf_expand_input_gradient(const tf_broadcast *layer, const int16_t *error,
+                              const tf_scale *scale, int16_t *out, tf_scale *out_scale,
+                              int32_t *scratch);
+/* Of the input that is as large as the output; `other` are the codes of the other one, `zero` its
+ * zero point. out may be error itself. */
+void tf_product_input_gradient(const tf_product *layer, const int16_t *error, const tf_scale *scale,
+                               const int8_t *other, int32_t zero, int16_t *out,
+                               tf_scale *out_scale);
+/* Of `b` where it is smaller. scratch: 4 bytes for each of its elements. */
+void tf_product_reduced_gradient(const tf_product *layer, const int16_t *error,
+                                 const tf_scale *scale, const int8_t *a, int16_t *out,
+                                 tf_scale *out_scale, int32_t *scratch);
+void tf_rearrange_input_gradient(const tf_rearrangement *layer, const int16_t *error,
+                                 const tf_scale *scale, int16_t *out, tf_scale *out_scale);
+/* input: the codes that the forward kernel has seen, read where there are factors below zero. out may
+ * be error itself. */
+void tf_scaling_input_gradient(const tf_scaling *layer, const int16_t *error, const tf_scale *scale,
+                               const int8_t *input, int16_t *out, tf_scale *out_scale);
+/* An entry's error is the sum of those of its copies, 0 where it has none. */
+void tf_gather_input_gradient(const tf_selection *layer, const int16_t *error,
+                              const tf_scale *scale, int16_t *out, tf_scale *out_scale);
 void tf_head_input_gradient(const tf_head *layer, const int16_t *error, const tf_scale *scale,
                             const int16_t *weights, int16_t *out, tf_scale *out_scale);
 /* Working copies of a tensor that trains as a whole. */

@@ -67,9 +67,9 @@ tf_status tf_sample_log_next(const tf_sample_log *log, uint32_t *cursor, tf_reco
 /* The intact sample at that place. TF_NOT_FOUND: there is none (any more). */
 tf_status tf_sample_log_at(const tf_sample_log *log, uint16_t place, tf_record *record);
 
-/* Intact samples of `payload_bytes` bytes with a label below `classes`, held out or not. */
+/* Intact samples of `payload_bytes` bytes with a label below `labels`, held out or not. */
 uint32_t tf_sample_log_count(const tf_sample_log *log, bool held_out, uint32_t payload_bytes,
-                             uint32_t classes);
+                             uint32_t labels);
 
 /* Adds a sample, or lets it go where a reservoir wasn't drawn to store it; every third one that is
  * stored is held out. Erases a unit now and then, which takes as long as its sectors need.

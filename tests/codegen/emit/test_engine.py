@@ -2,8 +2,9 @@
 
 import ctypes
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from codegen.emit.sources import emit
 from codegen.errors import ModelError
 from codegen.firmware.host_engine import HostEngine
 from codegen.graph.floats import Clamp, FloatConv, FloatGraph, FloatHead, FloatOp
-from codegen.graph.ir import Graph, Padding
+from codegen.graph.ir import Graph, Padding, label_count
 from codegen.host_toolchain import host_toolchain
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.max_pool import MaxPool
@@ -30,9 +31,11 @@ from device_runtime import engine_sources, include_directories
 from tests.codegen.random_graphs import (
     full_plan,
     padded_graph,
+    random_gated_graph,
     random_graph,
     random_plan,
     random_pooled_graph,
+    random_target_graph,
 )
 from tests.conftest import examples
 
@@ -58,9 +61,10 @@ def build(
 def assert_same_bits(
     interpreter: Interpreter, engine: HostEngine, samples: np.ndarray, steps: int
 ) -> None:
-    classes = interpreter.graph.head.bias.size
+    head = interpreter.graph.head
+    labels = label_count(head.loss, head.bias.size)
     for step in range(steps):
-        sample, label = samples[step % len(samples)], step % classes
+        sample, label = samples[step % len(samples)], step % labels
         interpreter.train_step(sample, label, LEARNING_RATE, 99)
         engine.train_step(sample, label, LEARNING_RATE, 99)
         assert np.array_equal(interpreter.logits, engine.logits), step
@@ -80,10 +84,13 @@ def test_random_graphs_train_to_the_same_bits_as_the_interpreter(seed: int, tmp_
         assert_same_bits(Interpreter(program), engine, samples, steps=6)
 
 
+@pytest.mark.parametrize("make", [random_pooled_graph, random_gated_graph])
 @given(seed=st.integers(0, 10_000))
 @examples(10, HealthCheck.function_scoped_fixture)
-def test_graphs_of_pools_and_branches_train_to_the_same_bits(seed: int, tmp_path: Path) -> None:
-    graph, samples = random_pooled_graph(seed)
+def test_graphs_of_pools_and_branches_train_to_the_same_bits(
+    make: Callable[[int], tuple[Graph, np.ndarray]], seed: int, tmp_path: Path
+) -> None:
+    graph, samples = make(seed)
     programs = [lower(graph, full_plan(graph)), lower(graph, random_plan(graph, seed))]
     library = build(graph, programs, tmp_path / str(seed), sanitize=["undefined"])
     for program in programs:
@@ -125,6 +132,21 @@ def test_kernels_of_one_tap_with_padding_train_to_the_same_bits(
     for program in programs:
         engine = HostEngine(library, program.plan.id)
         assert_same_bits(Interpreter(program), engine, samples, steps=4)
+
+
+@pytest.mark.parametrize("loss", ["binary", "mse"])
+@given(seed=st.integers(0, 10_000))
+@examples(4, HealthCheck.function_scoped_fixture)
+def test_yes_or_no_and_targets_are_trained_to_the_same_bits(
+    loss: Literal["binary", "mse"], seed: int, tmp_path: Path
+) -> None:
+    graph, samples = random_target_graph(seed, loss)
+    programs = [lower(graph, full_plan(graph)), lower(graph, random_plan(graph, seed))]
+    library = build(graph, programs, tmp_path / f"{loss}{seed}", sanitize=["undefined"])
+    for program in programs:
+        interpreter, engine = Interpreter(program), HostEngine(library, program.plan.id)
+        assert_same_bits(interpreter, engine, samples, steps=6)
+        assert interpreter.score(samples[0], 0) == engine.score(samples[0], 0)
 
 
 def test_a_reconstruction_trains_to_the_same_bits(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from codegen.quantization.report import simulate
 from tests.codegen.exported import MODELS, exported
 from tests.codegen.onnxruntime_oracle import outputs
 
-FILES = sorted(path.name for path in MODELS.glob("*.onnx"))
+FILES = sorted(path.name for kind in ("dynamo", "script") for path in MODELS.glob(f"*_{kind}.onnx"))
 
 
 def inputs(graph: FloatGraph, count: int, seed: int = 5) -> np.ndarray:

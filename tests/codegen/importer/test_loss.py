@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
+from codegen.arithmetic.layers import logit_scale
 from codegen.errors import CalibrationError, ModelError
 from codegen.graph.floats import LossChoice
 from codegen.importer.model import import_proto
@@ -17,6 +17,7 @@ from codegen.program.lowering import lower
 from codegen.quantization.quantize import quantize, quantize_input
 from codegen.reference.interpreter import Interpreter
 from tests.codegen.dense_network import dense_network
+from tests.codegen.onnxruntime_oracle import quantize_file, run
 from tests.codegen.random_graphs import full_plan
 
 CLASSES = np.arange(24) % 3
@@ -43,7 +44,8 @@ def test_a_softmax_makes_a_classifier_whatever_the_sizes_and_labels(
     tail: str, tmp_path: Path
 ) -> None:
     made = choice(dense_network((3,), 3, tail), tmp_path, x=ROWS, y=ROWS[:, 0])
-    assert made == LossChoice("cross-entropy", "the model ends in a Softmax")
+    assert (made.loss, made.because) == ("cross-entropy", "the model ends in a Softmax")
+    assert not made.guessed
 
 
 @pytest.mark.parametrize("labels", [
@@ -100,31 +102,72 @@ def test_labels_equal_to_the_inputs_make_an_autoencoder(tmp_path: Path) -> None:
     assert choice(dense_network((3,), 3), tmp_path, x=ROWS, y=ROWS).loss == "mse"
 
 
+@pytest.mark.parametrize("y", [
+    IMAGES[:, 0, 0, 0], CLASSES.astype(np.float32), CLASSES + 1, CLASSES - 1,
+    np.stack([CLASSES] * 3, axis=1), IMAGES,
+], ids=["one target", "whole floats", "from 1", "below 0", "rows", "too many"])  # fmt: skip
+def test_labels_that_are_neither_classes_nor_targets_are_asked_about(
+    y: NDArray, tmp_path: Path
+) -> None:
+    model = dense_network((1, 4, 3), 3)
+    with pytest.raises(ModelError) as refused:
+        choice(model, tmp_path, x=IMAGES, y=y)
+    for word in ("model 'net'", "labels 'y'", str(list(y.shape)), "--loss cross-entropy",
+                 "--loss binary", "--loss mse", "--loss none"):  # fmt: skip
+        assert word in str(refused.value)
+    # Said outright, the labels of the archive don't matter.
+    for loss in ("cross-entropy", "binary", "none"):
+        assert choice(model, tmp_path, loss, x=IMAGES, y=y).loss == loss
+
+
 @pytest.mark.parametrize(("shape", "outputs", "form", "x", "y"), [
     ((1, 4, 3), 2, (), IMAGES, IMAGES[:, 0, 0, :2]),
-    ((1, 4, 3), 3, (), IMAGES, IMAGES[:, 0, 0, 0]),
-    ((1, 4, 3), 3, (), IMAGES, CLASSES.astype(np.float32)),
-    ((1, 4, 3), 3, (), IMAGES, CLASSES + 1),
-    ((1, 4, 3), 3, (), IMAGES, CLASSES - 1),
-    ((1, 4, 3), 3, (), IMAGES, np.stack([CLASSES] * 3, axis=1)),
+    ((1, 4, 3), 1, (), IMAGES, IMAGES[:, 0, 0, 0]),
+    ((1, 4, 3), 1, (), IMAGES, IMAGES[:, 0, 0, :1]),
     ((3,), 3, (), ROWS, 2 * ROWS),
     ((1, 4, 3), 12, (1, 4, 3), IMAGES, 2 * IMAGES),
-], ids=["two targets", "one target", "whole floats", "from 1", "below 0", "rows", "as many",
-        "denoiser"])  # fmt: skip
-def test_targets_that_a_device_cannot_train_for_are_refused_by_name(
+], ids=["two", "one", "a column", "as many as inputs", "denoiser"])  # fmt: skip
+def test_real_numbers_for_each_output_are_targets_with_room_above_the_largest(
     shape: tuple[int, ...], outputs: int, form: tuple[int, ...], x: NDArray, y: NDArray,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    model = dense_network(shape, outputs, form=form)
-    with pytest.raises(ModelError) as refused:
-        choice(model, tmp_path, x=x, y=y)
-    message = str(refused.value)
-    for word in ("model 'net'", "labels 'y'", str(list(y.shape)), "isn't supported", "--loss"):
-        assert word in message
-    # Said outright, the labels of the archive don't matter.
-    loss = "mse" if form else "cross-entropy"
-    assert f"--loss {loss}" in message
-    assert choice(model, tmp_path, loss, x=x, y=y).loss == loss
+    for loss in (None, "mse"):
+        made = choice(dense_network(shape, outputs, form=form), tmp_path, loss, x=x, y=y)
+        assert made.loss == "mse"
+        assert made.target_scale == pytest.approx(2 * np.abs(y).max() / 32767)
+
+
+@pytest.mark.parametrize("y", [np.zeros((24, 2)), np.full((24, 2), np.nan)])
+def test_targets_without_a_size_are_refused(y: NDArray, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="targets 'y' of the samples are"):
+        choice(dense_network((1, 4, 3), 2), tmp_path, "mse", x=IMAGES, y=y)
+
+
+@pytest.mark.parametrize(("outputs", "y"), [
+    (1, CLASSES % 2), (1, CLASSES[:, None] == 1), (1, (CLASSES % 2).astype(np.float32)),
+    (3, np.stack([CLASSES == 0, CLASSES > 0, CLASSES == 2], axis=1)),
+])  # fmt: skip
+def test_zeros_and_ones_for_each_output_are_answers_of_yes_or_no(
+    outputs: int, y: NDArray, tmp_path: Path
+) -> None:
+    made = choice(dense_network((1, 4, 3), outputs), tmp_path, x=IMAGES, y=y)
+    assert (made.loss, made.guessed) == ("binary", False)
+
+
+@pytest.mark.parametrize("outputs", [1, 5])
+def test_a_sigmoid_at_the_end_belongs_to_the_loss(outputs: int, tmp_path: Path) -> None:
+    model = dense_network((1, 4, 3), outputs, "Sigmoid", "Identity")
+    assert choice(model, tmp_path).because == "the model ends in a Sigmoid"
+    graph = import_proto(model, "net")
+    assert len(graph.ops) == 2  # hidden and head
+    with pytest.raises(ModelError, match="made by a Sigmoid, and --loss mse is not for such"):
+        import_proto(model, "net", "mse")
+
+
+def test_seventeen_answers_are_more_than_a_label_has_bits_for(tmp_path: Path) -> None:
+    assert choice(dense_network((3,), 16, "Sigmoid"), tmp_path).loss == "binary"
+    with pytest.raises(ModelError, match="bits for 16"):
+        choice(dense_network((3,), 17, "Sigmoid"), tmp_path)
 
 
 def test_a_classifier_that_nothing_speaks_against_is_a_guess(tmp_path: Path) -> None:
@@ -141,9 +184,9 @@ def test_a_classifier_that_nothing_speaks_against_is_a_guess(tmp_path: Path) -> 
         (
             dense_network((1, 4, 3), 3),
             "mse",
-            "has 3 values.*the model's own input.*isn't supported",
+            r"has 3 values.*the model's own input.*as floats 'y' \(samples, 3\)",
         ),
-        (dense_network((1, 4, 3), 12, form=(1, 4, 3)), "cross-entropy", r"\[batch, 4, 3\]"),
+        (dense_network((1, 4, 3), 12, form=(1, 4, 3)), "cross-entropy", "4 x 3 values"),
     ],
     ids=["probabilities", "other size", "picture"],
 )
@@ -154,9 +197,13 @@ def test_a_loss_that_does_not_fit_the_outputs_is_refused(
         choice(model, tmp_path, loss)
 
 
-def test_one_output_is_refused_with_what_a_device_can_train(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=re.escape("regression isn't supported")):
+def test_one_output_without_labels_is_asked_about(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as refused:
         choice(dense_network((1, 4, 3), 1), tmp_path)
+    assert "--loss binary" in str(refused.value)
+    assert "--loss mse" in str(refused.value)
+    assert "--loss cross-entropy" not in str(refused.value)
+    assert choice(dense_network((1, 4, 3), 1), tmp_path, "binary").loss == "binary"
 
 
 def test_an_archive_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
@@ -185,3 +232,20 @@ def test_a_classifier_of_as_many_classes_as_inputs_learns_its_labels(tmp_path: P
         interpreter.train_step(sample, int(label), 2**20 // 50, 1)
     assert before < 0.6
     assert accuracy() > 0.95
+
+
+def test_a_sigmoid_at_the_end_of_a_quantized_model_belongs_to_the_loss(tmp_path: Path) -> None:
+    onnx.save(dense_network((1, 4, 3), 2, "Sigmoid"), tmp_path / "float.onnx")
+    quantize_file(tmp_path / "float.onnx", tmp_path / "net.onnx", IMAGES)
+    model = onnx.load(tmp_path / "net.onnx")
+    graph = import_proto(model, "net")
+    assert (graph.head.loss, len(graph.ops)) == ("binary", 2)
+    quantized = quantize(graph, None)
+    interpreter = Interpreter(lower(quantized, full_plan(quantized)))
+    logits = []
+    for codes in quantize_input(quantized, IMAGES.reshape(24, 1, 1, 12)):
+        interpreter.score(codes, 0)
+        logits.append(interpreter.logits)
+    chances = np.concatenate([run(model, image[None])[0] for image in IMAGES])
+    found = 1 / (1 + np.exp(-np.array(logits) * logit_scale(quantized)))
+    np.testing.assert_allclose(found, chances, atol=0.02)

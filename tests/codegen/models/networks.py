@@ -13,6 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.codegen.models.convolution_networks import (
+    ConvolutionalAutoencoder,
+    MatchboxNet,
+    ResNext,
+    ShuffleNet,
+    TemporalNetwork,
+)
+
 
 def conv_bn(
     inputs: int,
@@ -342,6 +350,165 @@ class PreActivation(nn.Module):
         return self.fc(functional.max_pool2d(x, kernel_size=8).squeeze(3).squeeze(2))
 
 
+class SqueezeExcite(nn.Module):
+    """Channels times what two fully connected layers make of their means."""
+
+    def __init__(self, channels: int, less: int, act: nn.Module, gate: nn.Module) -> None:
+        super().__init__()
+        self.reduce, self.expand = nn.Conv2d(channels, less, 1), nn.Conv2d(less, channels, 1)
+        self.act, self.gate = act, gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = functional.adaptive_avg_pool2d(x, 1)
+        return x * self.gate(self.expand(self.act(self.reduce(mean))))
+
+
+class Excited(nn.Module):
+    """An inverted bottleneck with squeeze-and-excite between depthwise and pointwise layer."""
+
+    def __init__(
+        self, inputs: int, hidden: int, outputs: int, stride: int, act: type[nn.Module],
+        excite: SqueezeExcite,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.body = nn.Sequential(
+            conv_bn(inputs, hidden, 1, act=act),
+            conv_bn(hidden, hidden, 3, stride, groups=hidden, act=act),
+            excite,
+            conv_bn(hidden, outputs, 1, act=None),
+        )
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return x + y if self.shortcut else y
+
+
+class MobileNetV3(nn.Module):
+    """The first blocks of MobileNetV3-small: HardSwish, squeeze-and-excite with HardSigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def excite(channels: int, less: int) -> SqueezeExcite:
+            return SqueezeExcite(channels, less, nn.ReLU(), nn.Hardsigmoid())
+
+        self.features = nn.Sequential(
+            conv_bn(3, 8, 3, 2, act=nn.Hardswish),
+            Excited(8, 8, 8, 1, nn.ReLU, excite(8, 4)),
+            Excited(8, 16, 12, 2, nn.Hardswish, excite(16, 4)),
+            Excited(12, 24, 12, 1, nn.Hardswish, excite(24, 6)),
+            conv_bn(12, 24, 1, act=nn.Hardswish),
+        )
+        self.classifier = nn.Sequential(nn.Linear(24, 16), nn.Hardswish(), nn.Linear(16, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.adaptive_avg_pool2d(self.features(x), 1)
+        return self.classifier(torch.flatten(x, 1))
+
+
+class EfficientNet(nn.Module):
+    """Blocks of EfficientNet: SiLU, squeeze-and-excite with Sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            conv_bn(3, 8, 3, 2, act=nn.SiLU),
+            Excited(8, 16, 8, 1, nn.SiLU, SqueezeExcite(16, 2, nn.SiLU(), nn.Sigmoid())),
+            Excited(8, 24, 12, 2, nn.SiLU, SqueezeExcite(24, 3, nn.SiLU(), nn.Sigmoid())),
+            conv_bn(12, 32, 1, act=nn.SiLU),
+        )
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(32, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.adaptive_avg_pool2d(self.features(x), 1)
+        return self.classifier(torch.flatten(x, 1))
+
+
+class ShuffleUnit(nn.Module):
+    """ShuffleNetV2: one half of the channels goes past the convolutions, then both are mixed."""
+
+    def __init__(self, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stride, half = stride, channels // 2
+        inputs = half if stride == 1 else half // 2 * 2
+        self.right = nn.Sequential(
+            conv_bn(inputs, half, 1, act=nn.ReLU),
+            conv_bn(half, half, 3, stride, groups=half, act=None),
+            conv_bn(half, half, 1, act=nn.ReLU),
+        )
+        self.left = nn.Sequential(
+            conv_bn(inputs, inputs, 3, stride, groups=inputs, act=None),
+            conv_bn(inputs, half, 1, act=nn.ReLU),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 1:
+            left, right = x.chunk(2, dim=1)
+            x = torch.cat((left, self.right(right)), dim=1)
+        else:
+            x = torch.cat((self.left(x), self.right(x)), dim=1)
+        batch, channels, height, width = x.shape
+        x = x.view(batch, 2, channels // 2, height, width)
+        return torch.transpose(x, 1, 2).contiguous().view(batch, channels, height, width)
+
+
+class ShuffleNetV2(nn.Module):
+    """A unit that halves the picture, and two that don't."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8, 3, 1, act=nn.ReLU)
+        self.units = nn.Sequential(ShuffleUnit(16, 2), ShuffleUnit(16), ShuffleUnit(16))
+        self.last = conv_bn(16, 20, 1, act=nn.ReLU)
+        self.fc = nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.last(self.units(self.stem(x))).mean([2, 3]))
+
+
+class SubSpectralNorm(nn.Module):
+    """Batch normalization by channel and band of frequencies."""
+
+    def __init__(self, channels: int, bands: int) -> None:
+        super().__init__()
+        self.bands, self.bn = bands, nn.BatchNorm2d(channels * bands)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        x = self.bn(x.view(batch, channels * self.bands, height // self.bands, width))
+        return x.view(batch, channels, height, width)
+
+
+class BroadcastBlock(nn.Module):
+    """BC-ResNet: what is learned over time is added at every frequency."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.frequency = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0), groups=channels)
+        self.bands = SubSpectralNorm(channels, 4)
+        self.time = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1), groups=channels)
+        self.bn, self.mix = nn.BatchNorm2d(channels), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.bands(self.frequency(x))
+        over_time = functional.silu(self.bn(self.time(kept.mean(2, keepdim=True))))
+        return functional.relu(x + kept + self.mix(over_time))
+
+
+class BcResNet(nn.Module):
+    """Broadcasted residuals on a spectrogram."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 5, (2, 2), 2), nn.BatchNorm2d(8), nn.ReLU())
+        self.blocks = nn.Sequential(BroadcastBlock(8), BroadcastBlock(8))
+        self.fc = nn.Linear(8 * 10, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(self.stem(x)).mean(2).flatten(1))
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mobilenet_v1": (MobileNetV1, (3, 24, 24)),
     "mobilenet_v2": (MobileNetV2, (3, 20, 20)),
@@ -356,6 +523,15 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "lenet": (LeNet, (1, 24, 20)),
     "fire": (Fire, (3, 22, 22)),
     "preactivation": (PreActivation, (3, 8, 8)),
+    "mobilenet_v3": (MobileNetV3, (3, 20, 20)),
+    "efficientnet": (EfficientNet, (3, 20, 20)),
+    "shufflenet_v2": (ShuffleNetV2, (3, 16, 16)),
+    "bc_resnet": (BcResNet, (1, 16, 20)),
+    "temporal": (TemporalNetwork, (3, 45)),
+    "matchbox": (MatchboxNet, (16, 64)),
+    "shufflenet": (ShuffleNet, (3, 16, 16)),
+    "resnext": (ResNext, (3, 12, 12)),
+    "autoencoder_upsampling": (ConvolutionalAutoencoder, (1, 8, 8)),
 }
 
 FULL_SIZE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

@@ -21,7 +21,12 @@ from codegen.quantization.report import simulate
 from codegen.reference.float_autodiff import forward_integers
 from codegen.reference.interpreter import Interpreter
 from tests.codegen.quantized_network import random_quantized
-from tests.codegen.random_graphs import full_plan, random_graph, random_pooled_graph
+from tests.codegen.random_graphs import (
+    full_plan,
+    random_gated_graph,
+    random_graph,
+    random_pooled_graph,
+)
 from tests.conftest import examples
 
 
@@ -31,7 +36,10 @@ def quantized_file(seed: int) -> tuple[Graph, np.ndarray]:
     return graph, quantize_input(graph, np.moveaxis(x, 1, -1))
 
 
-@pytest.mark.parametrize("make", [random_graph, random_pooled_graph, quantized_file])
+MAKERS = [random_graph, random_pooled_graph, random_gated_graph, quantized_file]
+
+
+@pytest.mark.parametrize("make", MAKERS)
 @given(seed=st.integers(0, 10_000))
 @examples(6, HealthCheck.function_scoped_fixture)
 def test_simulation_interpreter_and_engine_give_the_same_integers(

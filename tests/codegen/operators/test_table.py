@@ -12,7 +12,12 @@ from codegen.operators import OPERATORS
 from codegen.operators.base import Operator
 from codegen.program.instructions import RATES
 from codegen.program.lowering import lower
-from tests.codegen.random_graphs import full_plan, random_graph, random_pooled_graph
+from tests.codegen.random_graphs import (
+    full_plan,
+    random_gated_graph,
+    random_graph,
+    random_pooled_graph,
+)
 
 HEADER = Path(__file__).parents[3] / "device_runtime" / "include" / "tinyfleet" / "kernels.h"
 EACH = pytest.mark.parametrize("operator", OPERATORS, ids=lambda row: row.kind.__name__)
@@ -31,7 +36,8 @@ def test_every_kernel_of_a_row_is_in_numpy_in_c_and_in_the_estimates(
 
 
 def test_random_graphs_go_through_every_kernel_of_every_row() -> None:
-    graphs = [make(seed)[0] for make in (random_graph, random_pooled_graph) for seed in range(12)]
+    makers = (random_graph, random_pooled_graph, random_gated_graph)
+    graphs = [make(seed)[0] for make in makers for seed in range(12)]
     programs = [lower(graph, full_plan(graph)) for graph in graphs]
     calls = [call for one in programs for step in one.steps for call in step.calls()]
     seen = {(type(call.op), call.kernel) for call in calls}

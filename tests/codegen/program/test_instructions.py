@@ -21,7 +21,13 @@ from codegen.quantization.model import quantize_model
 from simulator.machines.measure import measure
 from tests.codegen import mcunet
 from tests.codegen.mcunet import needs_mcunet
-from tests.codegen.random_graphs import full_plan, random_graph, random_plan, random_pooled_graph
+from tests.codegen.random_graphs import (
+    full_plan,
+    random_gated_graph,
+    random_graph,
+    random_plan,
+    random_pooled_graph,
+)
 
 ROOT = Path(__file__).parents[3]
 CDDL = ROOT / "fleet" / "protocol" / "tinyfleet.cddl"
@@ -33,7 +39,7 @@ needs_gcc = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("make", [random_graph, random_pooled_graph])
+@pytest.mark.parametrize("make", [random_graph, random_pooled_graph, random_gated_graph])
 def test_every_step_of_every_program_takes_instructions(
     make: Callable[[int], tuple[Graph, object]], seed: int
 ) -> None:

@@ -9,16 +9,21 @@ import pytest
 from numpy.typing import NDArray
 
 from codegen.errors import CalibrationError
-from codegen.graph.floats import FloatConv, FloatGraph, StoredIntegers
-from codegen.quantization.calibration import observe
+from codegen.graph.floats import Clamp, FloatConv, FloatGraph, FloatHead, StoredIntegers
+from codegen.plan_search.samples import Samples
+from codegen.plan_search.training import Schedule, engines, score, train
+from codegen.program.plans import default_plans
+from codegen.quantization.calibration import HeadStatistics, observe
 from codegen.quantization.checks import (
+    USUAL_RATE,
     Finding,
     check_integers,
+    check_logits,
     check_samples,
     check_statistics,
     notes,
 )
-from codegen.quantization.quantize import quantize
+from codegen.quantization.quantize import quantize, quantize_input
 from tests.codegen.quantization.uneven_network import RELU6, conv, network, samples
 
 
@@ -127,3 +132,66 @@ def test_few_samples_are_noted() -> None:
     found = check_samples(network(), samples(12), observe(network(), samples(12)))
     assert [(f.check, f.layer, f.value) for f in found] == [("few-samples", "x", 12)]
     assert notes(found)[0].startswith("few samples of the input x (12)")
+
+
+def far_apart(scale: float, spread: float) -> tuple[FloatGraph, NDArray, NDArray]:
+    """A fresh classifier with pixels ``scale`` and a head ``spread`` times as large as usual, and
+    samples of five classes that it can learn."""
+    draw = np.random.default_rng(1)
+    labels = draw.integers(0, 5, 450)
+    x = draw.normal(size=(5, 2, 6, 6))[labels] + draw.normal(0, 1.2, (450, 2, 6, 6))
+    shapes = {"x": (2, 6, 6), "c": (8, 1, 1)}
+    hidden = draw.normal(0, 0.12, (8, 2, 6, 6))
+    ops = (
+        FloatConv("hidden", "x", "c", hidden, np.zeros(8), clamp=Clamp(0.0)),
+        FloatHead("head", "c", "y", spread * draw.normal(0, 0.5, (5, 8)), np.zeros(5)),
+    )
+    return FloatGraph("far", "x", shapes, ops), (scale * x).astype(np.float32), labels
+
+
+@pytest.mark.parametrize(("scale", "spread"), [(1, 300), (1, 3000), (255, 1)])
+def test_logits_too_far_apart_are_named_with_a_rate_that_trains_them(
+    scale: float, spread: float
+) -> None:
+    graph, x, labels = far_apart(scale, spread)
+    head = HeadStatistics()
+    observe(graph, x, head)
+    (finding,) = check_logits(graph, head)
+    assert finding.layer == "head"
+    assert f"head ({finding.value:.2g})" in notes([finding])[0]
+    quantized = quantize(graph, x)
+    codes = quantize_input(quantized, x.transpose(0, 2, 3, 1))
+    training, held = Samples(codes[:300], labels[:300]), Samples(codes[300:], labels[300:])
+    plan = default_plans(quantized)[-1]
+    hits = []
+    for rate in (USUAL_RATE, finding.value):
+        with engines(quantized, quantized.input, [plan]) as (engine,):
+            train(engine, training, Schedule(epochs=8, learning_rate=rate))
+            hits.append(score(engine, held).hits)
+    assert hits[1] > 0.75
+    if (
+        spread > 1
+    ):  # through weights of that size, steps of the usual rate put the layers before out
+        assert hits[0] < 0.3
+
+
+def test_logits_of_usual_distances_are_no_finding() -> None:
+    for scale, spread in ((1, 1), (1, 10), (255, 20)):
+        graph, x, _ = far_apart(scale, spread)
+        head = HeadStatistics()
+        observe(graph, x, head)
+        assert check_logits(graph, head) == []
+
+
+def test_features_of_unlike_size_are_counted() -> None:
+    draw = np.random.default_rng(3)
+    shapes = {"x": (4, 1, 1), "h": (6, 1, 1)}
+    ops = (
+        FloatConv("hidden", "x", "h", draw.normal(size=(6, 4, 1, 1)), np.zeros(6)),
+        FloatHead("head", "h", "y", draw.normal(size=(3, 6)), np.zeros(3)),
+    )
+    graph = FloatGraph("features", "x", shapes, ops)
+    x = draw.normal(size=(64, 4, 1, 1)).astype(np.float32)
+    assert "unlike-inputs" not in {check for check, _ in findings_of(graph, x)}
+    x *= np.array([1000.0, 1.0, 0.01, 500.0], np.float32).reshape(4, 1, 1)
+    assert findings_of(graph, x)[("unlike-inputs", "x")] == 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,10 +16,17 @@ from codegen.operators.average_pool import AveragePool
 from codegen.operators.functions import evaluated
 from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.operators.lookup import Lookup
+from codegen.operators.rearrange import REARRANGE, Rearrange
 from codegen.program.lowering import lower
 from codegen.reference.float_autodiff import cosines, forward_integers
 from codegen.reference.interpreter import Interpreter
-from tests.codegen.random_graphs import full_plan, random_graph, random_pooled_graph
+from tests.codegen.random_graphs import (
+    full_plan,
+    random_gated_graph,
+    random_graph,
+    random_pooled_graph,
+    random_target_graph,
+)
 from tests.codegen.real_arithmetic import real_output
 from tests.conftest import examples
 
@@ -36,6 +44,12 @@ def exact_output(graph: Graph, op: object, known: dict[str, np.ndarray]) -> np.n
         value, name = real(op.inputs[0]) + real(op.inputs[1]), op.output
     elif isinstance(op, Lookup):
         value, name = evaluated(op.function, real(op.input))[0], op.output
+    elif isinstance(op, Rearrange):
+        value, name = (
+            REARRANGE.evaluate(op, [real(op.input).transpose(2, 0, 1)[None]])[0],
+            op.output,
+        )
+        value = value.transpose(1, 2, 0)
     elif isinstance(op, GlobalAveragePool):
         return known[op.input].mean(axis=(0, 1))[None, None, :]
     else:
@@ -71,7 +85,7 @@ def test_forward_differs_from_exact_arithmetic_by_rounding_only(seed: int) -> No
         assert np.abs(got - inside).max() <= 0.5 + 1e-3, op.name
 
 
-@pytest.mark.parametrize("make", [random_graph, random_pooled_graph])
+@pytest.mark.parametrize("make", [random_graph, random_pooled_graph, random_gated_graph])
 @given(seed=st.integers(0, 10_000))
 @examples(15)
 def test_gradients_have_cosine_above_0_999_to_float_autodiff(
@@ -85,10 +99,13 @@ def test_gradients_have_cosine_above_0_999_to_float_autodiff(
         assert cosine >= 0.999, name
 
 
+@pytest.mark.parametrize("make", [random_pooled_graph, random_gated_graph])
 @given(seed=st.integers(0, 10_000))
 @examples(20)
-def test_pools_and_branches_differ_from_exact_arithmetic_by_one_rounding(seed: int) -> None:
-    graph, samples = random_pooled_graph(seed)
+def test_pools_and_branches_differ_from_exact_arithmetic_by_one_rounding(
+    make: Callable[[int], tuple[Graph, np.ndarray]], seed: int
+) -> None:
+    graph, samples = make(seed)
     interpreter = Interpreter(lower(graph, full_plan(graph)))
     interpreter.score(samples[0], 0)
     known, _ = forward_integers(interpreter)
@@ -138,6 +155,41 @@ def test_loss_is_the_cross_entropy_of_the_logits() -> None:
             logits = interpreter.logits * logit_scale(graph)
             expected = np.log(np.exp(logits - logits[label]).sum())
             assert interpreter.loss_q16 / 2**16 == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("loss", ["binary", "mse"])
+def test_losses_of_yes_or_no_and_of_targets_have_the_gradients_of_real_arithmetic(
+    loss: Literal["binary", "mse"],
+) -> None:
+    for seed in range(16):
+        graph, samples = random_target_graph(seed, loss)
+        outputs = graph.head.bias.size
+        interpreter = Interpreter(lower(graph, full_plan(graph)))
+        label = seed % (1 << outputs) if loss == "binary" else 0
+        interpreter.train_step(samples[seed % 3], label, 0, 5)
+        got = interpreter.logits * logit_scale(graph)
+        if loss == "binary":
+            signs = 1 - 2 * (label >> np.arange(outputs) & 1)
+            expected = np.logaddexp(0, signs * got).mean()
+        else:
+            expected = np.mean((got - graph.head.target_scale * interpreter.targets) ** 2)
+        assert interpreter.loss_q16 / 2**16 == pytest.approx(expected, rel=3e-3, abs=1e-3)
+        assert min(cosines(interpreter, label).values()) >= 0.999
+
+
+@pytest.mark.parametrize("loss", ["binary", "mse"])
+def test_training_for_yes_or_no_and_for_targets_lowers_the_loss(
+    loss: Literal["binary", "mse"],
+) -> None:
+    graph, samples = random_target_graph(5, loss)
+    interpreter = Interpreter(lower(graph, full_plan(graph)))
+    interpreter.score(samples[0], 1)
+    before = interpreter.loss_q16
+    for _ in range(40):
+        interpreter.train_step(samples[0], 1, LEARNING_RATE, 11)
+    predicted = interpreter.score(samples[0], 1)
+    assert interpreter.loss_q16 < before / 4
+    assert loss == "mse" or predicted == 1
 
 
 @pytest.mark.parametrize("state", ["q8.8", "int8-stochastic"])

@@ -14,10 +14,10 @@ extern const tf_model tf_the_model;
 
 static uint32_t train(tf_engine *engine, const tf_plan *plan, int8_t *sample) {
     for (uint32_t step = 0; step < STEPS; step++) {
-        for (uint32_t i = 0; i < tf_the_model.input_bytes; i++) {
+        for (uint32_t i = 0; i < tf_the_model.sample_bytes; i++) {
             sample[i] = (int8_t)((step * 7919u + i * 104729u) * 2654435761u >> 24);
         }
-        tf_engine_train_step(engine, sample, (int32_t)(step % tf_the_model.classes), RATE_Q20, 3);
+        tf_engine_train_step(engine, sample, (int32_t)(step % tf_the_model.labels), RATE_Q20, 3);
     }
     uint32_t sum = 2166136261u;
     for (uint32_t i = 0; i < plan->state_bytes; i++) {
@@ -30,7 +30,7 @@ int main(int count, char **names) {
     const tf_plan *plan = &tf_the_model.plans[0];
     const uint32_t bytes = tf_engine_pool_bytes(&tf_the_model, plan);
     void *pool = malloc(bytes);
-    int8_t *sample = malloc(tf_the_model.input_bytes);
+    int8_t *sample = malloc(tf_the_model.sample_bytes);
     for (int i = 1; i < count; i++) {
         tf_engine engine;
         if (tf_choose_kernels(names[i]) == 0 ||

@@ -1,4 +1,4 @@
-"""The squared error of reconstructions, on this machine and on emulated cores."""
+"""The squared error against inputs and targets, on this machine and on emulated cores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codegen.arithmetic.layers import ReconstructionArithmetic, gain
+from codegen.arithmetic.layers import TargetArithmetic, gain
 from codegen.reference.interpreter import squared_error
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
@@ -23,15 +23,15 @@ def test_loss_and_error_are_those_of_real_arithmetic(
     size: int, seed: int, unit: float, step: float, distance: float
 ) -> None:
     draw = np.random.default_rng(seed)
-    constants = ReconstructionArithmetic(gain(step / unit), gain(2 * unit / size))
+    constants = TargetArithmetic(gain(step / unit), gain(2 * unit / size))
     zero = int(draw.integers(-128, 128))
     codes = draw.integers(-128, 128, size).astype(np.int8)
     wanted = step * (codes.astype(float) - zero)
     values = np.rint((wanted + distance * draw.normal(size=size)) / unit)
     values = np.clip(values, -(2**31) + 1, 2**31 - 1).astype(np.int32)
     layer = Struct(
-        ("H", size), ("h", zero),
-        ("I", constants.input_scale.word), ("I", constants.error_scale.word),
+        ("H", size), ("h", zero), ("I", 0),
+        ("I", constants.target_scale.word), ("I", constants.error_scale.word),
     )  # fmt: skip
     error, scale = np.zeros(size, np.int16), Struct(("i", 0), ("i", 0))
     call = call_all("tf_mean_squared_error", [layer, values, codes, error, scale])
@@ -48,3 +48,37 @@ def test_loss_and_error_are_those_of_real_arithmetic(
         )
         if 2.0**-10 < np.mean(real**2) < 2.0**15:
             assert loss / 2**16 == pytest.approx(np.mean(real**2), rel=5e-3)
+
+
+@examples(40)
+@given(
+    st.integers(1, 20), st.integers(1, 9), st.integers(0, 9999), st.floats(1e-5, 1e-3),
+    st.sampled_from([0.01, 1.0, 300.0]),
+)  # fmt: skip
+def test_targets_lie_behind_an_input_of_any_size(
+    size: int, inputs: int, seed: int, unit: float, largest: float
+) -> None:
+    draw = np.random.default_rng(seed)
+    step = largest / 2**14
+    constants = TargetArithmetic(gain(step / unit), gain(2 * unit / size))
+    targets = draw.integers(-(2**15), 2**15, size).astype("<i2")
+    sample = np.concatenate([draw.integers(-128, 128, inputs).astype(np.int8), targets.view("i1")])
+    wanted = step * targets.astype(float)
+    values = np.rint((wanted + largest * draw.normal(size=size)) / unit).astype(np.int32)
+    target = Struct(
+        ("H", size), ("h", 0), ("I", inputs),
+        ("I", constants.target_scale.word), ("I", constants.error_scale.word),
+    )  # fmt: skip
+    error, scale = np.zeros(size, np.int16), Struct(("i", 0), ("i", 0))
+    call = call_all("tf_mean_squared_error", [target, values, sample, error, scale])
+    expected, exponent, loss = squared_error(
+        constants, values.astype(np.int64), targets.astype(np.int64)
+    )
+    np.testing.assert_array_equal(error, expected)
+    assert scale.values == [exponent, int(np.abs(expected).max())]
+    assert call.result & 0xFFFFFFFF == loss
+    real = values * unit - wanted
+    if np.abs(real).max() > 2000 * unit:
+        np.testing.assert_allclose(
+            error * 2.0**exponent, 2 / size * real, atol=np.abs(real).max() / size * 2e-3
+        )

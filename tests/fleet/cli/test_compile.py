@@ -148,11 +148,11 @@ def test_a_model_that_could_be_a_classifier_or_an_autoencoder_is_asked_about(
 ) -> None:
     onnx.save(dense_network((3,), 3), tmp_path / "twofold.onnx")
     np.savez(tmp_path / "x.npz", x=ROWS)
-    np.savez(tmp_path / "targets.npz", x=ROWS, y=2 * ROWS)
+    np.savez(tmp_path / "ids.npz", x=ROWS, y=1000 + np.arange(len(ROWS)))
     model = (str(tmp_path / "twofold.onnx"), "--board", "stm32f746", "--out", str(tmp_path / "o"))
     for command, samples, words in (
         (("compile", *model, "--calibration"), "x.npz", "classifier or an autoencoder"),
-        (("compile", *model, "--calibration"), "targets.npz", "regression to other targets"),
+        (("compile", *model, "--calibration"), "ids.npz", "neither numbers of classes 0 … 2"),
         (("plan", *model, "--data"), "x.npz", "classifier or an autoencoder"),
     ):
         failed = tinyfleet(*command, str(tmp_path / samples))
@@ -196,15 +196,23 @@ def test_the_loss_is_shown_and_stands_in_report_and_manifest(
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_a_guess_is_shown_as_one(tinyfleet: Run, tmp_path: Path) -> None:
+def test_a_loss_that_would_be_a_guess_is_asked_for(tinyfleet: Run, tmp_path: Path) -> None:
     onnx.save(dense_network((5,), 3), tmp_path / "logits.onnx")
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(2).normal(size=(24, 5)).astype("f4"))
     call = (
         *("compile", str(tmp_path / "logits.onnx"), "--board", "stm32f746"),
         *("--calibration", str(tmp_path / "x.npz"), "--out", str(tmp_path / "out")),
     )
-    shown = tinyfleet(*call).stdout
-    assert "Loss: cross entropy over 3 classes. That is a guess" in shown
-    assert "--loss cross-entropy" in shown
-    assert json.loads(tinyfleet(*call, "--json").stdout)["loss"]["guessed"]
-    assert "That is a guess" not in tinyfleet(*call, "--loss", "cross-entropy").stdout
+    refused = tinyfleet(*call)
+    assert refused.returncode != 0
+    for loss in ("cross-entropy", "binary", "mse", "none"):
+        assert f"--loss {loss}" in refused.stderr
+    done = tinyfleet(*call, "--loss", "none")
+    for line in ("Output: 'scores', 3 values.", "the bundle only infers", "Labels: play no part."):
+        assert line in done.stdout
+    (plan,) = load_bundle(tmp_path / "out").manifest.plans
+    assert (plan.delta_values, plan.segments) == (0, ())
+    np.savez(tmp_path / "own.npz", x=np.ones((9, 5), "f4"))
+    measure = ("measure", str(tmp_path / "out"), "--data", str(tmp_path / "own.npz"))
+    assert "trains nothing" in tinyfleet(*measure, "--epochs", "1").stderr
+    assert "9 samples" in tinyfleet(*measure).stdout

@@ -398,6 +398,16 @@ def test_bundles_of_different_models_make_no_campaign() -> None:
             small_model.manifest_texts("a"),
             small_model.blob(),
         )
+    inferring = small_model.manifest("a")
+    for plan in inferring["plans"]:
+        plan |= {"segments": [], "delta_values": 0}
+    with pytest.raises(CampaignError, match=r"only infer.*--loss none.*kind evaluate"):
+        new_campaign(
+            SqlStore(),
+            CampaignConfig(name="x"),
+            {"a": json.dumps(inferring)},
+            small_model.blob(),
+        )
 
 
 def test_new_campaigns_begin_with_the_bundles_weights() -> None:

@@ -7,17 +7,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from codegen.compile import compile_model
+from codegen.compile import compile_graph, compile_model
 from codegen.firmware.boards import Board, load_board
 from codegen.firmware.bundle import Bundle
+from codegen.firmware.toolchain import find_toolchain
+from codegen.program.lowering import lower
 from codegen.program.plans import PlanSpec
 from codegen.quantization.calibration_set import load_calibration
+from codegen.reference.interpreter import Interpreter
 from fleet.demo.site import GatewayProcess
 from fleet.gateway.broker import Broker, BrokerConfig, new_passwords
 from fleet.gateway.client import GatewayClient
@@ -25,6 +28,7 @@ from fleet.ports import free_port
 from fleet.protocol import device_seed
 from simulator.fleet.fleet import Fleet
 from simulator.machines.device_spec import DeviceSpec
+from tests.codegen.random_graphs import full_plan, random_target_graph
 from tests.patience import PATIENCE_SECONDS
 from tests.simulator.conftest import skip_without
 
@@ -76,6 +80,7 @@ class World:
         samples: NDArray[np.int8] = SAMPLES,
         flash: Mapping[str, tuple[tuple[int, bytes], ...]] = MappingProxyType({}),
         machine: str = "unicorn",
+        labels: NDArray[np.int64] = LABELS,
     ) -> None:
         (folder / "logs").mkdir()
         passwords = new_passwords([BOARDED, HOSTED])
@@ -95,7 +100,7 @@ class World:
                     bundle.path,
                     passwords[name],
                     samples,
-                    LABELS,
+                    labels,
                     machine=machine,
                     seed=3,
                     flash=flash.get(name, ()),
@@ -256,6 +261,40 @@ def test_slots_that_outlast_their_firmware_count_for_the_same_model_only(
     same, active = reflashed("same", DIGITS / "calibration.npz")
     assert same.manifest.model.digest == bundle.manifest.model.digest
     assert active == {hashlib.sha256(learnt).hexdigest()}
+
+
+@pytest.mark.parametrize("loss", ["binary", "mse"])
+def test_a_round_of_yes_or_no_and_one_of_targets(
+    loss: Literal["binary", "mse"], tmp_path: Path
+) -> None:
+    graph, samples = random_target_graph(5, loss)
+    bundle = compile_graph(
+        graph,
+        load_board("stm32f746"),
+        [full_plan(graph)],
+        onnx_sha256="00" * 32,
+        out=tmp_path / "bundle",
+        protocol_cddl=ROOT / "fleet" / "protocol" / "tinyfleet.cddl",
+        toolchain=find_toolchain(),
+    )
+    # Bits of the outputs: where they count, more than there are classes.
+    labels = np.arange(9) * 100 if loss == "mse" else np.arange(9) % bundle.manifest.model.labels
+    interpreter = Interpreter(lower(graph, full_plan(graph)))
+    held_out = [index for index in range(9) if index % 3 == 2]
+    right = [interpreter.score(samples[i], int(labels[i])) == labels[i] for i in held_out]
+    with running(World(tmp_path, bundle, samples[:9], labels=labels)) as world:
+        sums = []
+        for number, name in enumerate((BOARDED, HOSTED), 1):
+            assert world.announced()[name]["train_samples"] == 6
+            world.start(number, name, bundle.weights, plan=0)
+            result = world.collect(number)
+            assert result["accepted"] == 1, result["declined"]
+            report = result["reports"][0]
+            assert report["correct_before"] == sum(right)
+            assert report["loss_before"] > 0
+            sums.append(result["sums"][bundle.manifest.plans[0].id][0]["values"])
+        assert sums[0] == sums[1]
+        assert any(np.frombuffer(sums[0], "<i8"))
 
 
 @pytest.mark.slow

@@ -1,0 +1,182 @@
+"""Which of a file's outputs is what the network computes, and which nodes lead to it.
+
+Exporters of classifiers like to add what a user reads: the largest class (ArgMax), its name
+(ArrayFeatureExtractor of ai.onnx.ml), a dictionary of probabilities (ZipMap), the probability of
+"no" beside that of "yes". A device needs the scores that these are made of. What leads to no other
+place than outputs that weren't chosen is never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen.errors import ModelError
+from codegen.importer.state import Node
+
+_DECISIONS = {
+    *(
+        "ArgMax",
+        "TopK",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Not",
+        "Where",
+        "Round",
+    ),
+    *("ai.onnx.ml.ArrayFeatureExtractor", "ai.onnx.ml.Binarizer", "ai.onnx.ml.LabelEncoder"),
+    *("ai.onnx.ml.Normalizer", "ai.onnx.ml.ZipMap"),
+}
+"""They tell of scores what a user wants to know."""
+_RENAMES = {
+    *("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Transpose"),
+    *("QuantizeLinear", "DequantizeLinear"),
+}
+"""Scores stay what they are."""
+_ENDS = ("Softmax", "LogSoftmax", "Sigmoid")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The ONNX tensor that is the network's output, the nodes that lead to it, and a word on why.
+
+    ``sigmoid`` is the output of a Sigmoid that nothing but renaming follows, or ''. ``largest`` is
+    the file's output that tells which score is the largest, or ''.
+    """
+
+    tensor: str
+    nodes: tuple[Node, ...]
+    because: str = ""
+    sigmoid: str = ""
+    largest: str = ""
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """Where an output comes from.
+
+    ``scores`` are what decisions were taken of, or the output itself; ``origin`` what is left
+    without renames and the end. ``decided`` says that there were decisions, ``largest`` that one
+    took the largest.
+    """
+
+    scores: str
+    origin: str
+    decided: bool
+    largest: bool
+    ends: bool
+
+
+def choose_output(
+    nodes: Sequence[Node],
+    outputs: Sequence[str],
+    wanted: str | None,
+    constants: Mapping[str, NDArray[Any]],
+) -> Choice:
+    """The output among ``outputs`` that the others are made of, or that of ``wanted``.
+
+    Raises ModelError where several networks end, with what may be asked for.
+    """
+    trace = _Trace(nodes, constants)
+    if wanted is not None:
+        if wanted not in outputs and wanted not in trace.makers:
+            raise ModelError(
+                f"the model has no output '{wanted}'; --output takes {_named(outputs)}, or another "
+                "tensor of the file"
+            )
+        return trace.choice(trace.traced(wanted).scores, "--output says so")
+    if not outputs:
+        raise ModelError("the model has no output; export it again")
+    traced = {name: trace.traced(name) for name in outputs}
+    if len({one.origin for one in traced.values()}) > 1:
+        raise ModelError(
+            f"the model has {len(outputs)} outputs, none of which the others are made of; choose "
+            f"the one to train: --output {' or --output '.join(traced)}"
+        )
+    # Of logits and their probabilities, these tell the loss as well.
+    best = min(traced, key=lambda name: (traced[name].decided, not traced[name].ends))
+    chosen = traced[best].scores
+    others = [name for name in outputs if name != chosen]
+    because = f"{_named(others)} {_made(others)} of it" if others else ""
+    largest = next((name for name in outputs if traced[name].largest), "")
+    return replace(trace.choice(chosen, because), largest=largest)
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _made(names: Sequence[str]) -> str:
+    return "is made" if len(names) == 1 else "are made"
+
+
+class _Trace:
+    """Nodes by what they make."""
+
+    def __init__(self, nodes: Sequence[Node], constants: Mapping[str, NDArray[Any]]) -> None:
+        self.makers = {name: node for node in nodes for name in node.outputs if name}
+        self._nodes = nodes
+        self._constants = constants
+
+    def traced(self, output: str) -> _Traced:
+        """Where ``output`` comes from."""
+        at, scores = output, output
+        decided = largest = ends = False
+        while (node := self.makers.get(at)) is not None:
+            source = self._yes_of_both(node)
+            if source or node.operator in _DECISIONS:
+                source = source or self._data_of(node)
+                scores, decided, ends = source, True, False
+                largest = largest or node.operator in ("ArgMax", "TopK")
+            elif node.operator == "ai.onnx.ml.LinearClassifier" and at == node.outputs[0]:
+                scores = source = node.outputs[1]
+                decided = True
+            elif node.operator in _RENAMES:
+                source = self._data_of(node)
+            elif node.operator in _ENDS and not ends:
+                source, ends = node.input(0), True
+            else:
+                break
+            at = source
+        return _Traced(scores, at, decided, largest, ends)
+
+    def choice(self, tensor: str, because: str) -> Choice:
+        """``tensor`` as the network's output."""
+        at = tensor
+        while (node := self.makers.get(at)) is not None and node.operator in _RENAMES:
+            at = self._data_of(node)
+        sigmoid = at if node is not None and node.operator == "Sigmoid" else ""
+        needed = {tensor}
+        kept = []
+        for node in reversed(self._nodes):
+            if needed.intersection(node.outputs):
+                needed.update(name for name in node.inputs if name)
+                kept.append(node)
+        return Choice(tensor, tuple(reversed(kept)), because, sigmoid)
+
+    def _data_of(self, node: Node) -> str:
+        """The first input that isn't a constant."""
+        return next((name for name in node.inputs if name and not self._is_fixed(name)), "")
+
+    def _is_fixed(self, name: str) -> bool:
+        if name in self._constants:
+            return True
+        node = self.makers.get(name)
+        return node is not None and node.operator == "Constant"
+
+    def _yes_of_both(self, node: Node) -> str:
+        """p where ``node`` makes [1 - p, p], or ''."""
+        if node.operator != "Concat" or len(node.inputs) != 2:
+            return ""
+        first, second = (self.makers.get(name) for name in node.inputs)
+        if first is None or second is None or first.operator != "Sub":
+            return ""
+        one = self._constants.get(first.input(0))
+        is_one = one is not None and one.dtype.kind == "f" and bool(np.all(one == 1.0))
+        return node.inputs[1] if is_one and first.input(1) == node.inputs[1] else ""

@@ -1,0 +1,149 @@
+"""What the importer does with sums and products with constants, along any axes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from codegen.importer.pairs import product_of_two, sum_of_two
+from codegen.importer.state import Affine, Array, Group, ImportState, Node, View, size_of
+from codegen.operators.functions import X
+from codegen.operators.lookup import append_function
+
+
+def batch_normalization(state: ImportState, node: Node) -> None:
+    """BatchNormalization in inference mode, over dimension 1 whatever that is."""
+    if node.attributes.get("training_mode", 0):
+        node.refuse("attribute training_mode = 1; export the model in inference mode")
+    gain, shift, mean, variance = (
+        state.constant(node, index, role)
+        for index, role in ((1, "scale"), (2, "bias"), (3, "mean"), (4, "variance"))
+    )
+    view = state.view(node)
+    if len(view.dims) < 2:
+        node.refuse(f"its input has shape {list(view.sizes)}; needed is (batch, channels, ...)")
+    channels = size_of(view.dims[1])
+    if any(array.shape != (channels,) for array in (gain, shift, mean, variance)):
+        node.refuse(f"its parameters don't have the {channels} channels of its input")
+    spread = variance + float(node.attributes.get("epsilon", 1e-5))
+    if (spread <= 0).any():
+        node.refuse("variance plus epsilon is not positive; train or export the model again")
+    factor = gain / np.sqrt(spread)
+    _append(state, node, view, factor, shift - mean * factor, view.dims[1])
+
+
+def scaler(state: ImportState, node: Node) -> None:
+    """scikit-learn's Scaler: (x - offset) * scale, one of each per feature, or for all."""
+    view = state.view(node)
+    offset, scale = (
+        np.asarray(node.attributes.get(name, default), np.float64).reshape(-1)
+        for name, default in (("offset", 0.0), ("scale", 1.0))
+    )
+    if len(view.dims) != 2 or {offset.size, scale.size} - {1, size_of(view.dims[-1])}:
+        node.refuse(
+            f"scales an input of shape {list(view.sizes)}, with {offset.size} offsets and "
+            f"{scale.size} scales; it is only supported for (batch, features), with one of each "
+            "per feature, or for all"
+        )
+    features = np.ones(size_of(view.dims[1]))
+    _append(state, node, view, scale * features, -offset * scale * features, view.dims[1])
+
+
+def add(state: ImportState, node: Node) -> None:
+    """Add with a constant, or of two tensors."""
+    _sum(state, node, 1.0)
+
+
+def sub(state: ImportState, node: Node) -> None:
+    """Sub with a constant, or of two tensors."""
+    _sum(state, node, -1.0)
+
+
+def _sum(state: ImportState, node: Node, sign: float) -> None:
+    index = _place_of_constant(state, node)
+    if index is None:
+        sum_of_two(state, node, subtracts=sign < 0)
+        return
+    view, value, axes = _with_constant(state, node, index)
+    gain, shift = (sign, value) if index == 0 else (1.0, sign * value)
+    _append(state, node, view, np.array(gain), shift, axes)
+
+
+def sum_of_all(state: ImportState, node: Node) -> None:
+    """Sum: additions one after another."""
+    if len(node.inputs) == 1:
+        state.rename(node)
+        return
+    if len(node.inputs) > 2:
+        partial = f"{node.outputs[0]}@{len(node.inputs) - 1}"
+        first = dataclasses.replace(node, inputs=node.inputs[:-1], outputs=(partial,))
+        sum_of_all(state, first)
+        node = dataclasses.replace(node, inputs=(partial, node.inputs[-1]))
+    add(state, node)
+
+
+def mul(state: ImportState, node: Node) -> None:
+    """Mul by a constant, or of two tensors."""
+    index = _place_of_constant(state, node)
+    if index is None:
+        product_of_two(state, node)
+        return
+    view, value, axes = _with_constant(state, node, index)
+    _append(state, node, view, value, np.array(0.0), axes)
+
+
+def div(state: ImportState, node: Node) -> None:
+    """Div by a constant."""
+    if node.input(1) not in state.constants:
+        node.refuse("divides by a tensor; only division by constants is supported")
+    view, divisor, axes = _with_constant(state, node, 1)
+    if (divisor == 0).any():
+        node.refuse("divides by zero; train or export the model again")
+    _append(state, node, view, 1.0 / divisor, np.array(0.0), axes)
+
+
+def p_relu(state: ImportState, node: Node) -> None:
+    """PRelu with one slope: a function; with one for each channel, row or column: constants."""
+    view, slope, axes = _with_constant(state, node, 1)
+    if np.ptp(slope) == 0:
+        append_function(state, node, ("leaky", X, float(slope.reshape(-1)[0])))
+    else:
+        _append(state, node, view, np.array(1.0), np.array(0.0), axes, slope)
+
+
+def _place_of_constant(state: ImportState, node: Node) -> int | None:
+    return next((index for index in (0, 1) if node.input(index) in state.constants), None)
+
+
+def _with_constant(state: ImportState, node: Node, index: int) -> tuple[View, Array, Group]:
+    """The tensor, and the constant that is input ``index``: one number, or one for each entry of
+    some axes."""
+    view = state.view(node, 1 - index)
+    value = state.constant(node, index, "constant")
+    if value.size == 1:
+        return view, value.reshape(()), ()
+    sizes = [1] * (len(view.dims) - value.ndim) + list(value.shape)
+    varying = [place for place, size in enumerate(sizes) if size > 1]
+    if len(sizes) > len(view.dims) or any(sizes[p] != view.sizes[p] for p in varying):
+        node.refuse(
+            f"combines a tensor of shape {list(view.sizes)} with a constant of shape "
+            f"{list(value.shape)}; along each dimension the constant must have size 1 or the "
+            "tensor's: repeat the tensor before it (Expand)"
+        )
+    axes = tuple(axis for place in varying for axis in view.dims[place])
+    return view, value.reshape(-1), axes
+
+
+def _append(
+    state: ImportState,
+    node: Node,
+    view: View,
+    gain: Array,
+    shift: Array,
+    axes: Group,
+    below: Array | None = None,
+) -> None:
+    name = state.unique(node.name)
+    op = Affine(name, view.tensor, name, gain, shift, below, axes)
+    state.append_elementwise(node, op, view)

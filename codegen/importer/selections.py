@@ -1,0 +1,89 @@
+"""What the importer does with parts of a tensor: Gather, Slice, Split."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from codegen.importer.state import ImportState, Node, View
+
+
+def gather(state: ImportState, node: Node) -> None:
+    """Gather with constant indices: one as x[:, 3] does, or a row of them."""
+    view = state.view(node)
+    sizes = list(view.sizes)
+    index = state.constant(node, 1, "indices").astype(int)
+    axis = _axis(node, int(node.attributes.get("axis", 0)), len(sizes))
+    chosen = index.reshape(-1).tolist()
+    if index.ndim > 1 or any(not -sizes[axis] <= entry < sizes[axis] for entry in chosen):
+        node.refuse(
+            f"picks entries by indices {list(index.shape)} of a dimension of {sizes[axis]}; one "
+            "row of indices within it is supported"
+        )
+    _choose(state, node, view, axis, [entry % sizes[axis] for entry in chosen])
+    if index.ndim == 0:
+        del sizes[axis]
+        whole = dataclasses.replace(node, inputs=node.outputs)
+        state.reshape(whole, sizes)
+
+
+def slice_(state: ImportState, node: Node) -> None:
+    """Slice with constant starts and ends, one dimension after the other."""
+    view = state.view(node)
+    starts, ends = (
+        state.constant(node, index, role).astype(object).reshape(-1).tolist()
+        for index, role in ((1, "starts"), (2, "ends"))
+    )
+    rank = len(view.dims)
+    axes, steps = list(range(len(starts))), [1] * len(starts)
+    if node.input(3):
+        axes = state.constant(node, 3, "axes").astype(int).reshape(-1).tolist()
+    if node.input(4):
+        steps = state.constant(node, 4, "steps").astype(int).reshape(-1).tolist()
+    if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
+        node.refuse(
+            f"has {len(starts)} starts, {len(ends)} ends, {len(axes)} axes and steps {steps}; the "
+            "model is inconsistent, export it again"
+        )
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        place = _axis(node, axis, rank)
+        view = state.take(node, view, place, _range(start, end, step, view.sizes[place]))
+    state.views[node.outputs[0]] = view
+
+
+def _range(start: float, end: float, step: int, size: int) -> range:
+    """The entries of a dimension of ``size`` that a Slice picks; ends are cut to what there is."""
+    start, end = (place + size if place < 0 else place for place in (start, end))
+    low, high = (0, size) if step > 0 else (-1, size - 1)
+    first, stop = (int(min(max(place, low), high)) for place in (start, end))
+    return range(max(first, 0), stop, step)
+
+
+def split(state: ImportState, node: Node) -> None:
+    """Split into parts of given sizes, or of equal ones."""
+    view = state.view(node)
+    axis = _axis(node, int(node.attributes.get("axis", 0)), len(view.dims))
+    size, count = view.sizes[axis], len(node.outputs)
+    if node.input(1):
+        parts = state.constant(node, 1, "split").astype(int).reshape(-1).tolist()
+    else:
+        each = -(-size // count)
+        parts = [min(each, size - each * index) for index in range(count)]
+    if len(parts) != count or sum(parts) != size or min(parts) < 1:
+        node.refuse(f"splits {size} entries into {parts}; the model is inconsistent")
+    ends = list(itertools.accumulate(parts, initial=0))
+    for output, first, end in zip(node.outputs, ends, ends[1:], strict=False):
+        if output:
+            one = dataclasses.replace(node, outputs=(output,))
+            _choose(state, one, view, axis, range(first, end))
+
+
+def _choose(state: ImportState, node: Node, view: View, place: int, indices: Sequence[int]) -> None:
+    state.views[node.outputs[0]] = state.take(node, view, place, indices)
+
+
+def _axis(node: Node, axis: int, rank: int) -> int:
+    if not -rank <= axis < rank:
+        node.refuse(f"attribute axis = {axis} of {rank}; the model is inconsistent")
+    return axis % rank

@@ -1,0 +1,267 @@
+"""What the importer does with operators that make pictures larger, or cut pieces out of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen.graph.ir import Padding
+from codegen.importer.layers import append_conv, dilation_of, pair, spatial_rank
+from codegen.importer.quantized import stored_integers
+from codegen.importer.state import (
+    DilatedConv,
+    ImportState,
+    Node,
+    Roles,
+    View,
+    axes_of,
+    picture_dims,
+)
+from codegen.operators.rearrange import LARGEST, OUTSIDE, Rearrange, by_axis
+
+
+def _rearranged(
+    state: ImportState, node: Node, view: View, rows: list[int], columns: list[int]
+) -> tuple[str, Roles]:
+    """A tensor of these rows and columns of ``view``, a picture, as the node's output; its axes."""
+    if max(len(rows), len(columns)) > LARGEST:
+        node.refuse(
+            f"makes {len(rows)} by {len(columns)} pixels; at most {LARGEST:,} rows and columns "
+            "are supported, use a smaller picture"
+        )
+    name = state.unique(f"{node.name}_pixels")
+    op = Rearrange(name, view.tensor, name, *by_axis(rows, columns))
+    made = Roles(state.roles_of(view.tensor).channels, axes_of(len(rows)), axes_of(len(columns)))
+    state.append(node, op, made, picture_dims(made, len(view.dims)))
+    if view.tensor in state.codings:
+        state.codings[name] = state.codings[view.tensor]
+    return name, made
+
+
+# ConvTranspose: zeros between the pixels, then a convolution with the taps in reverse.
+
+
+def conv_transpose(state: ImportState, node: Node) -> None:
+    """ConvTranspose of one or two spatial dimensions."""
+    view, roles = state.picture(node)
+    rank = spatial_rank(node, view)
+    weight = state.constant(node, 1, "weight")
+    groups = int(node.attributes.get("group", 1))
+    channels, *size = roles.shape
+    if weight.ndim != rank or weight.shape[0] != channels or groups < 1 or channels % groups:
+        node.refuse(
+            f"weight {list(weight.shape)} with group {groups} doesn't fit an input of {channels} "
+            "channels; the model is inconsistent, export it again"
+        )
+    outputs = weight.shape[1] * groups
+    bias = state.constant(node, 2, "bias") if node.input(2) else np.zeros(outputs)
+    if bias.shape != (outputs,):
+        node.refuse(f"bias {list(bias.shape)} for {outputs} channels; export the model again")
+
+    def turned(values: NDArray[np.generic]) -> NDArray[np.generic]:
+        """[I, O/groups, ...] → [O, I/groups, Kh, Kw] with the taps in reverse."""
+        four = (*values.shape[:2], *((1,) if rank == 3 else ()), *values.shape[2:])
+        each = values.reshape(groups, channels // groups, *four[1:])
+        swapped = each.transpose(0, 2, 1, 3, 4).reshape(outputs, channels // groups, *four[2:])
+        return swapped[:, :, ::-1, ::-1]
+
+    taps = np.ascontiguousarray(turned(weight).astype(np.float64))
+    kernel = (taps.shape[2], taps.shape[3])
+    stored = stored_integers(
+        state, node, view.tensor, 1 if groups == 1 else -1,  # groups share scales
+        lambda codes: np.ascontiguousarray(turned(codes).astype(np.int16)),
+    )  # fmt: skip
+    stride, dilation = pair(node, "strides", rank), dilation_of(node, kernel, rank)
+    op = DilatedConv(
+        name=state.unique(node.name), input="", output="", weight=taps, bias=bias,
+        groups=groups, stored=stored, dilation=dilation,
+    )  # fmt: skip
+    made = _made(node, rank, (size[0], size[1]), op.extent, stride)
+    lines, pads = [], []
+    for length, step, extent, (cut, wanted) in zip(size, stride, op.extent, made, strict=True):
+        # The first `cut` outputs of the whole are left out: zeros before it, or pixels less.
+        before = extent - 1 - cut
+        spread = (length - 1) * step + 1
+        first, end = max(0, -before), min(spread, wanted + extent - 1 - before)
+        if end <= first:
+            node.refuse(
+                f"its pads leave nothing of an input of {list(roles.shape)}; use smaller pads"
+            )
+        lines.append([i // step if i % step == 0 else OUTSIDE for i in range(first, end)])
+        pads.append((max(0, before), max(0, wanted + extent - 1 - before - end)))
+    (top, bottom), (left, right) = pads
+    tensor, wide = _rearranged(state, node, view, *lines)
+    op = dataclasses.replace(
+        op, input=tensor, output=op.name, padding=Padding(top, left, bottom, right)
+    )
+    append_conv(state, node, op, wide.shape, rank)
+
+
+def _made(
+    node: Node, rank: int, size: tuple[int, int], extent: tuple[int, int], stride: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """By axis: how many of the outputs of the whole are left out before, and how many are made."""
+    spatial = rank - 2
+
+    def numbers(name: str, count: int) -> list[int] | None:
+        if name not in node.attributes:
+            return None
+        value = [int(entry) for entry in node.attributes[name]]
+        if len(value) not in (count, count + 2 * (name == "output_shape")):
+            node.refuse(f"attribute {name} = {value}; {count} numbers are needed")
+        return value[-count:]
+
+    mode = node.attributes.get("auto_pad", "NOTSET")
+    if mode not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        node.refuse(f"attribute auto_pad = {mode} is unknown; use explicit pads")
+    pads = numbers("pads", 2 * spatial) or [0] * (2 * spatial)
+    more = numbers("output_padding", spatial) or [0] * spatial
+    shape = numbers("output_shape", spatial)
+    result = [(0, 1)] if rank == 3 else []
+    for axis in range(spatial):
+        at = axis + 2 - spatial
+        whole = (size[at] - 1) * stride[at] + extent[at] + more[axis]
+        if shape is not None or mode.startswith("SAME"):
+            wanted = shape[axis] if shape is not None else size[at] * stride[at]
+            total = whole - wanted
+            if total < 0:
+                node.refuse(f"makes {wanted} pixels of {whole}; use explicit pads")
+            result.append((total // 2 if mode == "SAME_UPPER" else total - total // 2, wanted))
+        else:
+            result.append((pads[axis], whole - pads[axis] - pads[axis + spatial]))
+    if any(cut < 0 or wanted < 1 for cut, wanted in result):
+        node.refuse(f"makes {[wanted for _, wanted in result]} pixels; use smaller pads")
+    return result
+
+
+# Resize: the nearest pixel, or zeros between pixels and a depthwise layer that fills them.
+
+
+def resize(state: ImportState, node: Node) -> None:
+    """Resize of a picture to the nearest pixel, or linear by a whole number."""
+    mode = node.attributes.get("mode", "nearest")
+    if mode not in ("nearest", "linear"):
+        node.refuse(
+            f"attribute mode = {mode}; supported are nearest, in PyTorch "
+            'Upsample(mode="nearest"), and linear'
+        )
+    view, roles = state.picture(node)
+    rank = spatial_rank(node, view)
+    size = roles.shape
+    factors, sizes = _factors(state, node, rank)
+    lengths = []
+    for axis in (1, 2):
+        length = sizes[axis] if sizes else math.floor(size[axis] * factors[axis])
+        if length < 1:
+            node.refuse(f"makes {length} rows or columns of {list(size)}; use a larger scale")
+        lengths.append(length)
+        factors[axis] = length / size[axis] if sizes else factors[axis]
+    if mode == "linear":
+        _interpolate(state, node, view, roles, lengths)
+        return
+    axes = zip(size[1:], lengths, factors[1:], strict=True)
+    _rearranged(state, node, view, *(_nearest(node, *axis) for axis in axes))
+
+
+def _interpolate(
+    state: ImportState, node: Node, view: View, roles: Roles, lengths: list[int]
+) -> None:
+    """Pixels apart, the outermost ones once more beside them, and weights for each distance."""
+    kind = node.attributes.get("coordinate_transformation_mode", "half_pixel")
+    if kind not in ("half_pixel", "pytorch_half_pixel", "asymmetric"):
+        node.refuse(
+            f"attribute coordinate_transformation_mode = {kind}; supported with mode = linear are "
+            "half_pixel and asymmetric, in PyTorch align_corners=False"
+        )
+    channels, *size = roles.shape
+    lines, taps, pads = [], [], []
+    for pixels, length in zip(size, lengths, strict=True):
+        if length % pixels:
+            node.refuse(
+                f"makes {length} rows or columns of {pixels}; with mode = linear only whole "
+                "factors are supported, use mode = nearest"
+            )
+        factor = length // pixels
+        if factor == 1:
+            lines.append(list(range(pixels)))
+            taps.append(np.ones(1))
+            pads.append((0, 0))
+            continue
+        # Output o lies at o + centre, where pixel i of those apart lies at factor * (i + 1).
+        centre = float(factor) if kind == "asymmetric" else (1 + factor) / 2
+        first, end = math.floor(centre - factor) + 1, math.ceil(centre + factor)
+        taps.append(1 - np.abs(np.arange(first, end) - centre) / factor)
+        last = length + end - 1  # behind what the last output sees
+        lines.append(
+            [
+                min(max(place // factor - 1, 0), pixels - 1) if place % factor == 0 else OUTSIDE
+                for place in range(max(first, 0), last)
+            ]
+        )
+        pads.append((max(-first, 0), 0))
+    rank = len(view.dims)
+    tensor, wide = _rearranged(state, node, view, *lines)
+    name = state.unique(node.name)
+    weight = np.broadcast_to(np.outer(*taps), (channels, 1, len(taps[0]), len(taps[1])))
+    op = DilatedConv(
+        name, tensor, name, weight.copy(), np.zeros(channels), groups=channels,
+        padding=Padding(pads[0][0], pads[1][0]),
+    )  # fmt: skip
+    append_conv(state, node, op, wide.shape, rank)
+
+
+def _factors(state: ImportState, node: Node, rank: int) -> tuple[list[float], list[int]]:
+    """Scales, or sizes, of channels, rows and columns."""
+    named = node.attributes.get("axes")
+    axes = [int(axis) % rank for axis in named] if named is not None else list(range(rank))
+    scales, sizes = [1.0] * rank, list(state.view(node).sizes)
+    by_size = bool(node.input(3))
+    given = state.constant(node, 3 if by_size else 2, "sizes" if by_size else "scales").reshape(-1)
+    if len(given) != len(axes):
+        node.refuse(f"has {len(given)} numbers for {len(axes)} dimensions; export the model again")
+    if node.attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        node.refuse("keeps the aspect ratio; give it the sizes that it makes")
+    for axis, value in zip(axes, given.tolist(), strict=True):
+        if by_size:
+            scales[axis] = 1.0 if int(value) == sizes[axis] else math.inf
+            sizes[axis] = int(value)
+        else:
+            scales[axis] = float(value)
+    if scales[0] != 1.0 or scales[1] != 1.0:
+        node.refuse("resizes batch or channels; only height and width can be resized")
+    if rank == 3:
+        return [1.0, 1.0, scales[2]], [sizes[1], 1, sizes[2]] if by_size else []
+    return scales[1:], sizes[1:] if by_size else []
+
+
+def _nearest(node: Node, size: int, length: int, factor: float) -> list[int]:
+    """Which of ``size`` pixels each of ``length`` is."""
+    x, by = np.arange(length, dtype=np.float32), np.float32(factor)  # as runtimes count
+    kind = node.attributes.get("coordinate_transformation_mode", "half_pixel")
+    match kind:
+        case "asymmetric":
+            at = x / by
+        case "half_pixel":
+            at = (x + 0.5) / by - 0.5
+        case "pytorch_half_pixel":
+            at = (x + 0.5) / by - 0.5 if length > 1 else np.zeros(1)
+        case "align_corners":
+            at = x * (size - 1) / (length - 1) if length > 1 else np.zeros(1)
+        case _:
+            node.refuse(
+                f"attribute coordinate_transformation_mode = {kind}; supported are asymmetric, "
+                "half_pixel, pytorch_half_pixel and align_corners"
+            )
+    rounding = node.attributes.get("nearest_mode", "round_prefer_floor")
+    rounded = {
+        "round_prefer_floor": np.ceil(at - 0.5),
+        "round_prefer_ceil": np.floor(at + 0.5),
+        "floor": np.floor(at),
+        "ceil": np.ceil(at),
+    }.get(rounding)
+    if rounded is None:
+        node.refuse(f"attribute nearest_mode = {rounding} is unknown; use floor")
+    return [int(place) for place in np.clip(rounded, 0, size - 1)]

@@ -1,0 +1,66 @@
+"""Labels of samples as a device has them: numbers, and for some losses targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen.errors import CalibrationError
+from codegen.graph.ir import Head
+from codegen.importer.labels import Labels
+
+
+def labels_of(
+    head: Head, y: NDArray[np.generic] | None, count: int, path: Path | str
+) -> NDArray[np.int64]:
+    """A label (n,) for each of ``count`` samples: classes, or bits of a binary loss.
+
+    ``y`` has a class per sample, or a row of zeros and ones per sample with a value for each output
+    (of one output a number each will do). Losses of other kinds have labels 0, whatever ``y`` is.
+    Raises CalibrationError for what isn't such.
+    """
+    if head.loss not in ("cross-entropy", "binary"):
+        return np.zeros(count, np.int64)
+    outputs = head.bias.size
+    wanted = "class" if head.loss == "cross-entropy" else "row of zeros and ones"
+    if y is None:
+        raise CalibrationError(f"{path}: no array 'y'; give one {wanted} per sample")
+    given = Labels(y, None)
+    shown = f"{path}: y of shape {y.shape} for {count} samples; give one {wanted} per sample"
+    if y.ndim == 0 or len(y) != count:
+        raise CalibrationError(shown)
+    if head.loss == "binary":
+        bits = given.bits(outputs)
+        if bits is None:
+            raise CalibrationError(f"{shown}, of {outputs} values")
+        return np.asarray((bits << np.arange(outputs)).sum(axis=1), np.int64)
+    if given.could_be_classes(outputs):
+        return given.classes
+    if y.shape not in ((count,), (count, 1)):
+        raise CalibrationError(shown)
+    if not given.are_integers:
+        raise CalibrationError(f"{path}: y of {y.dtype}; classes are integers from 0")
+    labels = given.classes
+    wrong = int(labels.min()) if labels.min() < 0 else int(labels.max())
+    raise CalibrationError(
+        f"{path}: y has class {wrong}; the model's {outputs} classes are 0 … {outputs - 1}"
+    )
+
+
+def targets_of(
+    head: Head, y: NDArray[np.generic] | None, count: int, path: Path | str
+) -> NDArray[np.float64]:
+    """Targets (n, outputs). Raises CalibrationError where ``y`` isn't that."""
+    outputs = head.bias.size
+    if y is None or y.dtype.kind not in "iuf" or y.ndim == 0 or len(y) != count:
+        raise CalibrationError(f"{path}: give targets as floats y (samples, {outputs})")
+    if y.size != count * outputs:
+        raise CalibrationError(
+            f"{path}: y of shape {y.shape}; targets have shape (samples, {outputs})"
+        )
+    targets = y.reshape(count, outputs).astype(np.float64)
+    if not np.isfinite(targets).all():
+        raise CalibrationError(f"{path}: y holds NaN or infinity; clean it")
+    return targets

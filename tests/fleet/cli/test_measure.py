@@ -1,0 +1,45 @@
+"""`tinyfleet measure --data` as users call it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.codegen.dense_network import dense_network
+from tests.fleet.cli.conftest import Run
+
+
+@pytest.mark.slow
+def test_a_bundle_is_measured_on_samples_before_and_after_training(
+    tinyfleet: Run, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(3)
+    x = random.normal(size=(150, 5)).astype(np.float32)
+    np.savez(tmp_path / "own.npz", x=x, y=(x[:, 0] + x[:, 1] > 0).astype(np.int64))
+    onnx.save(dense_network((5,), 1, "Sigmoid"), tmp_path / "net.onnx")
+    out = str(tmp_path / "bundle")
+    done = tinyfleet(
+        *("compile", tmp_path / "net.onnx", "--board", "stm32f746", "--out", out),
+        *("--calibration", tmp_path / "own.npz"),
+    )
+    assert done.returncode == 0, done.stderr
+    for line in ("Output: 'Sigmoid', one value.", "Loss: binary cross entropy",
+                 "Labels: 0 … 1, one number a sample."):  # fmt: skip
+        assert line in done.stdout
+    call = (
+        *("measure", out, "--data", tmp_path / "own.npz", "--model", tmp_path / "net.onnx"),
+        *("--epochs", 8, "--plan", "full", "--held-out", 0.4, "--learning-rate", 0.03),
+    )
+    shown = tinyfleet(*call)
+    assert shown.returncode == 0, shown.stderr
+    for word in ("60 samples held out of 150", "same as the float model", "Confusion after", "yes"):
+        assert word in shown.stdout
+    facts = json.loads(tinyfleet(*call, "--json").stdout)
+    assert facts["after"]["accuracy"] > max(0.85, facts["before"]["accuracy"])
+    assert facts["before"]["agreement"] > 0.95
+    assert facts["trained_samples"] == 90
+    assert "need samples" in tinyfleet("measure", out, "--epochs", 2).stderr
