@@ -28,8 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.mcunet import MODEL, PLANS
-from codegen.graph.ir import Add, Conv, DepthwiseConv, GlobalAveragePool, Graph, Head
+from codegen.graph.ir import Conv, DepthwiseConv, Graph, Head
 from codegen.importer.model import import_model
+from codegen.operators.add import Add
+from codegen.operators.global_average_pool import GlobalAveragePool
 from codegen.quantization.model import quantize_model
 from fleet.cli._output import console, table
 from fleet.firmware import compile_firmware
