@@ -129,11 +129,6 @@ void tf_panels_forward(const tf_panel_block *block, uint32_t pixels, int8_t *out
     }
 }
 
-void tf_block_set_stream(tf_gradient_block *block, const int16_t *stream, uint32_t count) {
-    block->stream = stream;
-    block->stream_end = stream + TF_STREAM_STEP * count;
-}
-
 /* Errors of TF_LANES input channels of four pixels, of which the first `count` are kept. */
 static inline __attribute__((always_inline)) tf_lanes sum_errors(const tf_gradient_block *block,
                                                                  uint32_t at, uint32_t count,

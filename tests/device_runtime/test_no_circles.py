@@ -28,10 +28,9 @@ def calls(port: str) -> dict[str, set[str]]:
     same = {name: name for name in texts}
     for name, text in texts.items():
         for function in DEFINITION.findall(text):
-            # Implementations of one interface are as one, also where one file (block_portable) has
-            # what others (block_dsp, block_backward_dsp) have between them.
-            one, other = same[owners.setdefault(function, name)], same[name]
-            same = {file: one if group == other else group for file, group in same.items()}
+            # Two implementations of one interface (block_dsp, block_portable) are as one.
+            if owners.setdefault(function, name) != name:
+                same[name] = owners[function]
     graph: dict[str, set[str]] = {}
     for name, text in texts.items():
         used = {same[owners[word]] for word in USE.findall(text) if word in owners}
