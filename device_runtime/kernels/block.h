@@ -70,6 +70,21 @@ void tf_block_widen_pair(int16_t *pair, const int8_t *packed, uint32_t length);
  * a pair of two such columns, in which row `o` is value tf_crossed(o). */
 void tf_block_widen_columns(int16_t *pair, const int8_t *packed, uint32_t step, uint32_t count);
 
+#if TF_DSP
+/* Assembler: two sums of a pixel to a word of errors in `a`, by way of `b` and lr. Registers: shift;
+ * zero, which is 0; largest |error| so far, 16 bits for each of the two. */
+#define TF_MAKE_ERRORS(a, b, shift, zero, largest) \
+    "asr " #a ", " #a ", " #shift "\n\t"           \
+    "asr " #b ", " #b ", " #shift "\n\t"           \
+    "ssat " #a ", #16, " #a "\n\t"                 \
+    "ssat " #b ", #16, " #b "\n\t"                 \
+    "pkhbt " #a ", " #a ", " #b ", lsl #16\n\t"    \
+    "ssub16 " #b ", " #zero ", " #a "\n\t"         \
+    "sel " #b ", " #b ", " #a "\n\t"               \
+    "usub16 lr, " #b ", " #largest "\n\t"          \
+    "sel " #largest ", " #b ", " #largest "\n\t"
+#endif
+
 /* What becomes of the sums of a run. */
 typedef enum {
     TF_RUN_CODES,          /* output codes */
