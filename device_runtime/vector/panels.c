@@ -1,4 +1,4 @@
-/* Blocks on the host: the same results as block_portable.c, a channel in every lane. */
+/* Blocks on the host: the same results as in portable C, a channel in every lane. */
 #include "panels.h"
 
 #if defined(__SSE4_1__)
