@@ -135,8 +135,8 @@ static inline void tf_block_aim(tf_block_run *run, void *output, uint32_t step) 
 #endif
 }
 
-/* Outputs of both rows for all blocks, which it has been aimed at. Errors: where the largest becomes 32768, those that are
- * -32768 have still to be saturated to -32767. */
+/* Outputs of both rows for all blocks, which it has been aimed at. Errors: where the largest becomes
+ * 32768, those that are -32768 have still to be saturated to -32767. */
 void tf_block_run_all(tf_block_run *run);
 
 /* Codes of the next `count` pairs of rows, which it widens; the run's output is the first one's. */

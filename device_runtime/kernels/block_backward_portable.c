@@ -1,5 +1,5 @@
-/* Blocks of the backward pass in portable C: input errors of layers with several taps, the same results
- * as those of block_backward_dsp.c. */
+/* Blocks of the backward pass in portable C: input errors of layers with several taps, the same
+ * results as those of block_backward_dsp.c. */
 #include "block.h"
 
 #if !TF_DSP
