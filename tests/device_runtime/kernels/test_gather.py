@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from codegen.arithmetic.integers import round_shift
 from codegen.graph.ir import Graph, Tensor
-from codegen.operators.gather import Gather, gather_arithmetic
+from codegen.operators.gather import Gather, PictureAxis, gather_arithmetic
 from simulator.machines.kernel_call import Struct
 from tests.conftest import examples
 from tests.device_runtime.kernels.calls import call_all
@@ -30,8 +30,8 @@ def test_entries_are_chosen_and_their_errors_go_back(
     runs = st.builds(lambda a, b: list(range(min(a, b), max(a, b) + 1)),
                      st.integers(0, size - 1), st.integers(0, size - 1))  # fmt: skip
     chosen = data.draw(st.one_of(some, runs, st.permutations(range(size))))
-    axis = ("height", "width", "channels")[place]
-    op = Gather("choice", "x", "y", axis, tuple(chosen))  # type: ignore[arg-type]
+    axes: tuple[PictureAxis, ...] = ("height", "width", "channels")
+    op = Gather("choice", "x", "y", axes[place], tuple(chosen))
     graph = Graph("case", "x", {"x": Tensor("x", shape, 0.1, 0)}, (op,))
     by = gather_arithmetic(graph, op)
     layer = Struct(
