@@ -73,7 +73,7 @@ class _ExpandOperator(Copying[Expand]):
 
     def fields(self, graph: Graph, op: Expand, tables: Mapping[str, str]) -> list[str]:
         shapes = (graph.tensors[op.input].shape, graph.tensors[op.output].shape)
-        return [broadcast_fields(*shapes, self._sum_shift(graph, op)).strip("{},") + ","]
+        return [f"{broadcast_fields(*shapes, self._sum_shift(graph, op))},"]
 
     def input_gradient_arguments(self, writer: StepWriter, step: Step) -> list[str]:
         scratch = writer.arena(step, "scratch", "int32_t")
