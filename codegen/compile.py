@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from codegen.arithmetic.layers import logit_scale
 from codegen.emit.monocypher import write_monocypher
 from codegen.emit.sources import emit
 from codegen.emit.zcbor_codec import CODEC_DEFINES, generate_codec
@@ -416,7 +417,7 @@ def _manifest(
         input=InputInfo(shape=source.shape, scale=source.scale, zero_point=source.zero_point),
         classes=head.bias.size,
         parameters=parameter_count(graph),
-        logit_scale=graph.tensors[head.input].scale * head.weight_scale / 256,
+        logit_scale=logit_scale(graph),
         loss=head.loss,
         target_scale=head.target_scale,
     )
