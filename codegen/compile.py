@@ -97,8 +97,8 @@ _OPTIMIZE = {
     "loss.c": "-Os",
     "convolution_gradient.c": "-O2",
 }
-"""By file or folder of the runtime; a loss takes a thousandth of a step, and errors of inputs what
-they take with -O3, in two kilobytes less."""
+"""By file or folder of the runtime. For the digits a loss takes less than half a percent of a step,
+and errors of inputs no more than with -O3: both save 1.2 kilobytes."""
 
 
 @dataclass(frozen=True)
