@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from benchmarks.mcunet import MODEL, PLANS
+from benchmarks.mcunet import MODEL, PLANS, require_model
 from codegen.compile import compile_graph
 from codegen.firmware.boards import load_board
 from codegen.firmware.program_file import load_programs
@@ -241,9 +241,7 @@ def fitted(cases: list[tuple[Program, list[int]]]) -> dict[str, Rates]:
 
 
 def main() -> int:
-    if not MODEL.exists():
-        print(f"{MODEL} isn't there; set TINYFLEET_SHARED to the shared folder", file=sys.stderr)
-        return 1
+    require_model()
     cases, rows, screen = [], [], console()
     for program in programs():
         with screen.status(f"{program.graph.name}, plan {program.plan.name}"):
