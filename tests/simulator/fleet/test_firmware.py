@@ -330,6 +330,7 @@ def test_power_cuts_while_weights_are_staged_only_delay_the_delta(
     )
 
 
+@needs_mcunet
 @pytest.mark.slow
 @needs_mcunet
 @pytest.mark.parametrize("machine", ["unicorn", "renode"])
